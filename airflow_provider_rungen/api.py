@@ -1,0 +1,436 @@
+"""The REST API, described once and without I/O: every endpoint, the retry rule and the wait loop.
+
+An endpoint is a *flow*: a generator that yields a `Request` or a `Sleep` and returns a model. A driver
+(`transport.drive` or `transport.adrive`) performs what it yields and sends back the `Response` or the time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import re
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
+    RunGenBadRequestError,
+    RunGenConflictError,
+    RunGenConnectionError,
+    RunGenError,
+    RunGenForbiddenError,
+    RunGenInputError,
+    RunGenJobTimeoutError,
+    RunGenNotFoundError,
+    RunGenRateLimitedError,
+    RunGenResponseError,
+    RunGenServerError,
+    RunGenSubmissionUnknownError,
+)
+from airflow_provider_rungen.models import App, Job, JobStatus, clean_text, error_text
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 5
+PATIENCE = 120.0
+RETRY_AFTER_CAP = 60.0
+BACKOFF = 0.5
+BACKOFF_CAP = 30.0
+_MAX_DEPTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """
+    What is to be sent.
+
+    :param method: the HTTP method.
+    :param path: the path below the base URL, its segments already quoted.
+    :param purpose: what the request is for, as an infinitive for log and error.
+    :param body: the JSON text to send, if any.
+    :param as_user: whether to send the connection's ``user_id`` (the reference asks for it on cancel).
+    """
+
+    method: str
+    path: str
+    purpose: str
+    body: bytes | None = field(default=None, repr=False)
+    as_user: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait so many seconds; the driver answers with the time (seconds since 1970) after it."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What came back: the status, the headers (names in lower case) and the whole body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+
+T = TypeVar("T")
+Flow = Generator[Request | Sleep, Any, T]
+
+
+# --- endpoints ---------------------------------------------------------------------------------------------
+
+
+def run_job(app_id: str, input: Any) -> Flow[Job]:
+    """
+    Submit a job.
+
+    :raises RunGenInputError: the input is not a JSON object; nothing was sent.
+    :raises RunGenSubmissionUnknownError: the answer does not tell whether a job was created.
+    """
+    body = b'{"input":' + encode_input(input) + b"}"
+    request = Request("POST", f"app/{seg(app_id)}/run_async", f"run a job of app {app_id}", body)
+    try:
+        answer = yield from call(request)
+        return Job.from_json(answer, app_id=app_id, status=JobStatus.QUEUED)
+    except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
+        if not _may_have_been_taken(error):
+            raise
+        reason = str(error)
+    raise RunGenSubmissionUnknownError(
+        f"It is not known whether RunGen created the job of app {app_id}: {reason}. "
+        "Sending it again may run and bill it twice; look at the app's jobs first."
+    )
+
+
+def get_job(app_id: str, job_id: str, *, attempts: int = ATTEMPTS) -> Flow[Job]:
+    """Ask for one job."""
+    path = f"app/{seg(app_id)}/job/{seg(job_id, 'job_id')}"
+    request = Request("GET", path, f"get job {job_id} of app {app_id}")
+    return Job.from_json((yield from call(request, attempts=attempts)), app_id=app_id, job_id=job_id)
+
+
+def cancel_job(app_id: str, job_id: str, *, patience: float = PATIENCE) -> Flow[Job]:
+    """
+    Cancel a queued or running job.
+
+    :param patience: the seconds after which no further attempt is made.
+    :raises RunGenConflictError: the job is over, and it was not canceled.
+    """
+    path = f"app/{seg(app_id)}/job/{seg(job_id, 'job_id')}"
+    request = Request("PUT", path, f"cancel job {job_id} of app {app_id}", as_user=True)
+    try:
+        answer = yield from call(request, patience=patience)
+    except RunGenConflictError:
+        # it may have been canceled by an attempt whose answer was lost
+        job = yield from get_job(app_id, job_id)
+        if job.status is not JobStatus.CANCELED:
+            raise
+        return job
+    return Job.from_json(answer, app_id=app_id, job_id=job_id, status=JobStatus.CANCELED)
+
+
+def list_apps() -> Flow[list[App]]:
+    """Ask for all apps the key may see."""
+    return App.list_from_json((yield from call(Request("GET", "app", "list the apps"))))
+
+
+def get_app(app_id: str) -> Flow[App]:
+    """Ask for one app."""
+    request = Request("GET", f"app/{seg(app_id)}", f"get app {app_id}")
+    return App.from_json((yield from call(request)), app_id=app_id)
+
+
+def create_app(body: Mapping[str, Any]) -> Flow[App]:
+    """Create an app from the API's own create body."""
+    request = Request("POST", "app", "create an app", encode(body, "app"))
+    return App.from_json((yield from call(request)))
+
+
+def update_app(app_id: str, body: Mapping[str, Any]) -> Flow[App]:
+    """Change the fields of an app that ``body`` names."""
+    request = Request("PUT", f"app/{seg(app_id)}", f"update app {app_id}", encode(body, "app"))
+    return App.from_json((yield from call(request)), app_id=app_id)
+
+
+def delete_app(app_id: str) -> Flow[None]:
+    """Delete an app for good; it must have no workers."""
+    yield from call(Request("DELETE", f"app/{seg(app_id)}", f"delete app {app_id}"))
+
+
+def wait_for_jobs(
+    app_id: str, job_ids: Iterable[str], *, poll_interval: float, deadline: float | None = None
+) -> Flow[list[Job]]:
+    """
+    Wait until every job is over, however it ended; return the jobs in the order given.
+
+    A poll that fails but may pass does not end the waiting; it is said once per outage.
+
+    :param poll_interval: seconds between two looks at a job.
+    :param deadline: the time (seconds since 1970) to stop waiting at.
+    :raises RunGenJobTimeoutError: the deadline passed; names the first job that is not over.
+    """
+    order = list(job_ids)
+    waiting: dict[str, Job | None] = dict.fromkeys(order)
+    over: dict[str, Job] = {}
+    failures = 0
+    while waiting:
+        pause = poll_interval
+        for job_id, before in list(waiting.items()):
+            try:
+                job = yield from get_job(app_id, job_id, attempts=1)
+            except RunGenError as error:
+                if not _may_pass(error):
+                    raise
+                if not failures:
+                    log.warning("%s; waiting goes on", error)
+                failures += 1
+                pause = max(poll_interval, _pause(failures - 1, error))
+                break
+            if failures:
+                log.info("RunGen answers again")
+                failures = 0
+            _log_change(before, job)
+            if job.is_terminal:
+                over[job_id] = job
+                del waiting[job_id]
+            else:
+                waiting[job_id] = job
+        now = yield Sleep(0)
+        if waiting and deadline is not None and now >= deadline:
+            job_id = next(iter(waiting))
+            more = f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
+            message = f"RunGen job {job_id} of app {app_id}{more} was not over in time"
+            raise RunGenJobTimeoutError(message, app_id=app_id, job_id=job_id)
+        if waiting:
+            yield Sleep(pause if deadline is None else min(pause, deadline - now))
+    return [over[job_id] for job_id in order]
+
+
+def _log_change(before: Job | None, job: Job) -> None:
+    if before is not None and before.status_word == job.status_word:
+        return
+    if not job.is_word_known:
+        word = clean_text(job.status_word, 50)
+        log.warning("RunGen job %s has the unknown status %s; it counts as still running", job.id, word)
+    elif before is None or before.status is not job.status:
+        log.info("RunGen job %s is %s", job.id, job.status)
+
+
+# --- one call, with the retry rule -------------------------------------------------------------------------
+
+
+def call(request: Request, *, attempts: int = ATTEMPTS, patience: float = PATIENCE) -> Flow[Any]:
+    """
+    Send a request, again where that is safe and may help, and return the decoded answer.
+
+    GET, PUT and DELETE are repeated on everything that may pass. A POST is repeated only when the service
+    certainly did not take it: the connection was never made, 429, 503.
+
+    :param attempts: how often to send it at most.
+    :param patience: the seconds after which no further attempt is begun.
+    """
+    give_up_at = (yield Sleep(0)) + patience
+    for attempt in range(1, attempts + 1):
+        failure: RunGenError
+        try:
+            return decode((yield request), request)
+        except RunGenError as error:
+            failure = error
+        repeatable = _was_not_taken(failure) if request.method == "POST" else _may_pass(failure)
+        if not repeatable or attempt == attempts:
+            break
+        pause = _pause(attempt - 1, failure)
+        if (yield Sleep(0)) + pause > give_up_at:
+            break
+        log.warning("%s; trying again in %.1f s (attempt %d of %d)", failure, pause, attempt, attempts)
+        yield Sleep(pause)
+    raise failure
+
+
+def _may_pass(error: RunGenError) -> bool:
+    return (
+        isinstance(error, (RunGenConnectionError, RunGenResponseError, RunGenAPIError)) and not error.hopeless
+    )
+
+
+def _was_not_taken(error: RunGenError) -> bool:
+    if isinstance(error, RunGenConnectionError):
+        return not error.sent
+    return isinstance(error, RunGenAPIError) and error.status_code in (429, 503)
+
+
+def _may_have_been_taken(error: RunGenError) -> bool:
+    return _may_pass(error) and not _was_not_taken(error)
+
+
+def _pause(failures: int, error: RunGenError) -> float:
+    """Give the seconds to wait after so many failures in a row: never less than the service asked for."""
+    backoff = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures, 10)) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+    asked: float | None = getattr(error, "retry_after", None)
+    return max(backoff, asked or 0.0)
+
+
+def _retry_after(response: Response) -> float | None:
+    value = response.headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value[:9]), RETRY_AFTER_CAP)
+    try:
+        # against the service's own clock, since ours may be wrong
+        until, now = (parsedate_to_datetime(text) for text in (value, response.headers.get("date", "")))
+        # both times are cut to the second
+        seconds = (until - now).total_seconds() + 1
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), RETRY_AFTER_CAP)
+
+
+# --- answers -----------------------------------------------------------------------------------------------
+
+
+def decode(response: Response, request: Request) -> Any:
+    """
+    Give the JSON value of an answer; ``None`` for a deletion.
+
+    :raises RunGenAPIError: the status is not 2xx.
+    :raises RunGenResponseError: the body is not JSON.
+    """
+    if not 200 <= response.status < 300:
+        raise error_for(response, request)
+    if request.method == "DELETE":
+        return None
+    try:
+        # NaN is no JSON, but some servers write it, and a paid result must not be lost for it
+        return json.loads(response.body, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        pass
+    shown = _plain(response.body) or "nothing"
+    raise RunGenResponseError(f"Could not {request.purpose}: RunGen's answer is not JSON, but: {shown}")
+
+
+_HINTS = {
+    RunGenBadRequestError: "Correct the input; sending it again as it is cannot help",
+    RunGenForbiddenError: "Check the API key (password) and team_id of the Airflow connection",
+    RunGenNotFoundError: "Check app_id and job_id, and that the connection's team_id owns them",
+    RunGenRateLimitedError: "Send fewer requests at a time",
+    RunGenServerError: "Try again later",
+}
+
+
+def error_for(response: Response, request: Request) -> RunGenAPIError:
+    """Give the error that a refusing answer means, with the service's own words and what to do next."""
+    code = response.status
+    if 300 <= code < 400:
+        target = urlsplit(response.headers.get("location", ""))
+        host = clean_text(target.hostname or "nowhere", 100)
+        said = (
+            f"it answered with a redirect to {host}, which is not followed, so that the key goes nowhere else"
+        )
+        hint = "If that is where the API lives, put its address into the connection's host"
+        return RunGenAPIError(f"Could not {request.purpose} ({code}): {said}. {hint}.", status_code=code)
+    try:
+        body = json.loads(response.body)
+    except (ValueError, RecursionError):
+        body = None
+    kind = _kind(code)
+    said = error_text(body) or _plain(response.body) or "the service gave no reason"
+    hint = _HINTS.get(kind, "")
+    message = f"Could not {request.purpose} ({code}): {said.rstrip('.')}." + (f" {hint}." if hint else "")
+    return kind(message, status_code=code, retry_after=_retry_after(response))
+
+
+def _kind(code: int) -> type[RunGenAPIError]:
+    if code >= 500:
+        return RunGenServerError
+    return {
+        400: RunGenBadRequestError,
+        413: RunGenBadRequestError,
+        422: RunGenBadRequestError,
+        401: RunGenForbiddenError,
+        403: RunGenForbiddenError,
+        404: RunGenNotFoundError,
+        409: RunGenConflictError,
+        429: RunGenRateLimitedError,
+    }.get(code, RunGenAPIError)
+
+
+def _plain(body: bytes) -> str:
+    """Give the readable words of a body that may be HTML, cut short."""
+    text = body[:4000].decode("utf-8", "replace")
+    text = re.sub(r"(?is)<(script|style|head)\b.*?(</\1>|$)|<[^>]*>", " ", text)
+    return clean_text(" ".join(text.split()), 200)
+
+
+# --- what is sent ------------------------------------------------------------------------------------------
+
+
+def seg(value: Any, name: str = "app_id") -> str:
+    """
+    Quote an id for use as one segment of a path.
+
+    :raises RunGenInputError: it is empty, no text, or could reach another address than the one meant.
+    """
+    if value is None or value == "":
+        reason = "it is empty; did the task before push nothing?"
+    elif not isinstance(value, str):
+        reason = f"it is a {type(value).__name__}, not text"
+    elif len(value) > 256:
+        reason = f"it has {len(value)} characters"
+    elif value in (".", "..") or not value.isprintable() or re.search(r"[/\\?#%\s]", value):
+        reason = "an id is no path: it has no slash, dots alone, '?', '#', '%', space or control character"
+    else:
+        return quote(value, safe="")
+    raise RunGenInputError(f"{name} {clean_text(repr(value), 80)} cannot be used: {reason}")
+
+
+def encode_input(input: Any) -> bytes:
+    """
+    Give the JSON text of a job's input.
+
+    :raises RunGenInputError: it is not a JSON object; the message names the path inside it.
+    """
+    if not isinstance(input, dict):
+        raise RunGenInputError(
+            f"input must be a JSON object (a dict), but it is a {type(input).__name__}; nothing was sent"
+        )
+    return encode(input, "input")
+
+
+def encode(value: Mapping[str, Any], name: str) -> bytes:
+    """Give JSON text in its one canonical form, so that equal values give equal bytes."""
+    _check(value, name, 0)
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError as error:
+        raise RunGenInputError(f"{name} cannot be encoded: {error}; nothing was sent") from None
+
+
+def _check(value: Any, path: str, depth: int) -> None:
+    reason = ""
+    if value is None or isinstance(value, (bool, int)):
+        return
+    if isinstance(value, str):
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            reason = "holds half a surrogate pair, which cannot be encoded"
+    elif isinstance(value, float):
+        reason = "" if math.isfinite(value) else f"is {value}, which JSON cannot say"
+    elif depth > _MAX_DEPTH:
+        reason = f"is nested deeper than {_MAX_DEPTH} levels, or holds itself"
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise RunGenInputError(f"{path} has the key {key!r}, which is not text; nothing was sent")
+            _check(key, f"a key of {path}", depth + 1)
+            _check(item, f"{path}.{key}", depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check(item, f"{path}[{index}]", depth + 1)
+    else:
+        reason = f"is a {type(value).__name__}, which JSON cannot say"
+    if reason:
+        raise RunGenInputError(f"{clean_text(path, 200)} {reason}; nothing was sent")

@@ -1,0 +1,190 @@
+"""Reads an Airflow connection into settings; every mistake in it gets an error that names the field."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from airflow_provider_rungen.exceptions import RunGenConfigError
+from airflow_provider_rungen.transport import Settings
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Connection
+
+DEFAULT_HOST = "https://api.rungen.ai"
+
+
+def read_connection(conn: Connection, conn_id: str) -> tuple[Settings, str | None]:
+    """
+    Read the settings, and the default app, from an Airflow connection.
+
+    :raises RunGenConfigError: a field is missing, unknown or mistyped; the message names it.
+    """
+
+    def wrong(name: str, reason: str) -> RunGenConfigError:
+        return RunGenConfigError(f"Airflow connection {conn_id!r}: {name} {reason}")
+
+    extra = _extra(conn, wrong)
+    key = (conn.password or "").strip()
+    if not key:
+        also = "; login is set, but RunGen knows no login" if conn.login else ""
+        raise wrong("password", f"is empty; it must hold the RunGen API key{also}")
+    if not key.isascii() or not key.isprintable():
+        raise wrong("password", "holds characters that no API key has")
+    connect_timeout, read_timeout = extra.pop("timeout", (10.0, 60.0))
+    allow_http = extra.pop("allow_http", False)
+    app_id = extra.pop("app_id", None)
+    settings = Settings(
+        base_url=_base_url(conn, wrong, allow_http=allow_http),
+        api_key=key,
+        connect_timeout=connect_timeout,
+        read_timeout=read_timeout,
+        **extra,
+    )
+    return settings, app_id
+
+
+def _extra(conn: Connection, wrong: Callable[[str, str], RunGenConfigError]) -> dict[str, Any]:
+    # not conn.extra_dejson: it speaks to the supervisor, which a trigger or a dying task must not do
+    try:
+        raw = json.loads(conn.extra or "{}")
+    except ValueError:
+        raise wrong("extra", "is not JSON") from None
+    if not isinstance(raw, dict):
+        raise wrong("extra", "must be a JSON object")
+    extra: dict[str, Any] = {}
+    for prefixed, value in raw.items():
+        name = prefixed.removeprefix("extra__rungen__")
+        if name not in _EXTRAS:
+            raise wrong(f"extra field {name!r}", f"is unknown; known are {', '.join(sorted(_EXTRAS))}")
+        if value is None or value == "":
+            continue  # an empty field of the form
+        try:
+            extra[name] = _EXTRAS[name](value)
+        except (ValueError, TypeError) as error:
+            raise wrong(f"extra field {name!r}", str(error)) from None
+    return extra
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, not {type(value).__name__}")
+    if not value.isascii() or not value.isprintable() or value != value.strip():
+        raise ValueError("holds spaces at an end or characters that cannot be sent")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    raise ValueError("must be true or false")
+
+
+def _verify(value: Any) -> bool | str:
+    try:
+        return _flag(value)
+    except ValueError:
+        if isinstance(value, str) and os.path.exists(value):
+            return value
+    raise ValueError("must be true, false or the path of a CA bundle that exists")
+
+
+def _duration(value: Any) -> float:
+    try:
+        return seconds(value if isinstance(value, (int, float)) else float(value), "")
+    except (ValueError, TypeError):
+        raise ValueError("must be seconds (a positive number), or an object with connect and read") from None
+
+
+def _timeout(value: Any) -> tuple[float, float]:
+    if isinstance(value, str) and value.strip().startswith("{"):
+        value = json.loads(value)
+    if isinstance(value, dict):
+        if unknown := set(value) - {"connect", "read"}:
+            raise ValueError(f"has the unknown part {sorted(unknown)[0]!r}; known are connect and read")
+        return _duration(value.get("connect", 10.0)), _duration(value.get("read", 60.0))
+    read = _duration(value)
+    return min(read, 10.0), read
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"[1-9]\d{0,12}", str(value)):
+        raise ValueError("must be a positive whole number of bytes")
+    return int(value)
+
+
+def _proxy(value: Any) -> str:
+    parts = urlsplit(_string(value))
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be the URL of an http or https proxy")
+    return _string(value)
+
+
+_EXTRAS: dict[str, Callable[[Any], Any]] = {
+    "team_id": _string,
+    "app_id": _string,
+    "user_id": _string,
+    "timeout": _timeout,
+    "verify": _verify,
+    "proxy": _proxy,
+    "allow_http": _flag,
+    "max_response_bytes": _size,
+}
+
+
+def _base_url(conn: Connection, wrong: Callable[[str, str], RunGenConfigError], *, allow_http: bool) -> str:
+    host = (conn.host or "").strip()
+    prefix = (conn.schema or "").strip()
+    scheme = ""
+    if prefix in ("http", "https"):  # where Airflow's HTTP connections keep the scheme
+        scheme, prefix = prefix, ""
+    if not host:
+        host = DEFAULT_HOST
+    elif "://" not in host:
+        host = f"{scheme or 'https'}://{host}"
+    try:
+        parts = urlsplit(host)
+        port = conn.port or parts.port
+    except ValueError:
+        raise wrong("host", "is not an address; it must look like https://api.rungen.ai") from None
+    name = parts.hostname or ""
+    if parts.scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9._:-]+", name):
+        raise wrong("host", "is not an address; it must look like https://api.rungen.ai")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise wrong("host", "may hold a scheme, a name, a port and a path, and nothing else")
+    if parts.scheme == "http" and not allow_http and not _is_loopback(name):
+        raise wrong(
+            "host", "is plain http, which would show the API key to the network; use https, or set allow_http"
+        )
+    path = "/".join(piece.strip("/") for piece in (parts.path, prefix) if piece.strip("/"))
+    if not re.fullmatch(r"[A-Za-z0-9._~/%-]*", path) or ".." in path.split("/"):
+        raise wrong("host", "has a path that cannot be used")
+    netloc = (f"[{name}]" if ":" in name else name) + (f":{port}" if port else "")
+    return f"{parts.scheme}://{netloc}" + (f"/{path}" if path else "")
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+
+
+def seconds(value: float | timedelta, name: str) -> float:
+    """
+    Give a duration in seconds.
+
+    :raises ValueError: it is not a positive number; the message names the parameter.
+    """
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
+        raise ValueError(f"{name} must be a positive number of seconds or a timedelta, not {value!r}")
+    return float(number)

@@ -1,0 +1,297 @@
+"""The methods a DAG author calls, performed with the settings of an Airflow connection."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+from airflow.providers.common.compat.sdk import BaseHook
+
+from airflow_provider_rungen import api, get_provider_info
+from airflow_provider_rungen.connection import read_connection, seconds
+from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
+from airflow_provider_rungen.models import App, Job
+from airflow_provider_rungen.transport import AsyncSender, Sender, Settings, adrive, drive
+
+if TYPE_CHECKING:
+    import requests  # noqa: TID251 - for the type of get_conn() only
+    from airflow.providers.common.compat.sdk import Connection
+
+
+class RunGenHook(BaseHook):
+    """
+    Talks to RunGen.AI with the settings of an Airflow connection.
+
+    The connection is looked up once, at the first call. The methods block; ``aperform`` performs any flow of
+    `airflow_provider_rungen.api` in an event loop. Both ways end with ``close`` / ``aclose``, or with the
+    end of a ``with`` / ``async with`` block.
+
+    :param rungen_conn_id: the Airflow connection of type ``rungen``.
+    """
+
+    conn_name_attr = "rungen_conn_id"
+    default_conn_name = "rungen_default"
+    conn_type = "rungen"
+    hook_name = "RunGen.AI"
+
+    def __init__(self, rungen_conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.rungen_conn_id = rungen_conn_id
+        self._settings: Settings | None = None
+        self._default_app_id: str | None = None
+        self._sender: Sender | None = None
+        self._async_sender: AsyncSender | None = None
+
+    # --- jobs ---
+
+    def run_job(self, *, input: dict[str, Any], app_id: str | None = None) -> Job:
+        """
+        Submit a job and return it at once.
+
+        :param input: a JSON object, as the app's model wants it.
+        :param app_id: the app to run; the connection's ``app_id`` when left out.
+        :raises RunGenInputError: the input cannot be sent; nothing was.
+        :raises RunGenSubmissionUnknownError: the answer does not tell whether the job was created.
+        :raises RunGenError: the service refused, or could not be reached.
+        """
+        return self.perform(api.run_job(self.app_id_or_default(app_id), input))
+
+    def get_job(self, *, job_id: str, app_id: str | None = None) -> Job:
+        """
+        Ask for one job.
+
+        :param job_id: the job.
+        :param app_id: its app; the connection's ``app_id`` when left out.
+        :raises RunGenNotFoundError: the app has no such job.
+        :raises RunGenError: the service refused, or could not be reached.
+        """
+        return self.perform(api.get_job(self.app_id_or_default(app_id), job_id))
+
+    def cancel_job(self, *, job_id: str, app_id: str | None = None) -> Job:
+        """
+        Cancel a queued or running job.
+
+        :param job_id: the job.
+        :param app_id: its app; the connection's ``app_id`` when left out.
+        :raises RunGenConflictError: the job is already over.
+        :raises RunGenError: the service refused, or could not be reached.
+        """
+        return self.perform(api.cancel_job(self.app_id_or_default(app_id), job_id))
+
+    def wait_for_job(
+        self,
+        *,
+        job_id: str,
+        app_id: str | None = None,
+        poll_interval: float | timedelta = 5,
+        timeout: float | timedelta | None = 86400,
+    ) -> Job:
+        """
+        Wait until a job is over, however it ends; ``Job.raise_for_status`` tells a failed one.
+
+        :param job_id: the job.
+        :param app_id: its app; the connection's ``app_id`` when left out.
+        :param poll_interval: seconds between two looks at the job.
+        :param timeout: seconds to wait at most; ``None`` waits for ever.
+        :raises RunGenJobTimeoutError: it was not over in time; it is left running.
+        :raises RunGenError: the service refused.
+        """
+        deadline = None if timeout is None else time.time() + seconds(timeout, "timeout")
+        flow = api.wait_for_jobs(
+            self.app_id_or_default(app_id),
+            [job_id],
+            poll_interval=seconds(poll_interval, "poll_interval"),
+            deadline=deadline,
+        )
+        return self.perform(flow)[0]
+
+    # --- apps ---
+
+    def list_apps(self) -> list[App]:
+        """Ask for all apps that the key (and the connection's ``team_id``) may see."""
+        return self.perform(api.list_apps())
+
+    def get_app(self, *, app_id: str | None = None) -> App:
+        """Ask for one app; the connection's ``app_id`` when left out."""
+        return self.perform(api.get_app(self.app_id_or_default(app_id)))
+
+    def create_app(
+        self,
+        *,
+        name: str,
+        configuration: Mapping[str, Any],
+        workflow: Mapping[str, Any],
+        description: str | None = None,
+    ) -> App:
+        """
+        Create an app.
+
+        :param name: its name.
+        :param configuration: ``gpu_tier`` (``BASIC``, ``STANDARD``, ``PERFORMANCE``), optionally
+            ``active_workers`` and ``location``.
+        :param workflow: ``model_url``, optionally ``tools``.
+        :param description: what it is for.
+        """
+        body = {"name": name, "configuration": dict(configuration), "workflow": dict(workflow)}
+        return self.perform(api.create_app(body | ({"description": description} if description else {})))
+
+    def update_app(self, *, app_id: str | None = None, **fields: Any) -> App:
+        """
+        Change an app.
+
+        :param app_id: the app; the connection's ``app_id`` when left out.
+        :param fields: the fields to change, named as in the API: ``name``, ``description``,
+            ``configuration``, ``workflow``.
+        """
+        return self.perform(api.update_app(self.app_id_or_default(app_id), fields))
+
+    def scale_app(self, *, active_workers: int, app_id: str | None = None) -> App:
+        """
+        Set the number of an app's workers; 0 stops it and its bill.
+
+        :param active_workers: the number to have.
+        :param app_id: the app; the connection's ``app_id`` when left out.
+        """
+        return self.update_app(app_id=app_id, configuration={"active_workers": active_workers})
+
+    def delete_app(self, *, app_id: str) -> None:
+        """
+        Delete an app for good; it must have no workers.
+
+        :param app_id: the app, always to be named.
+        """
+        self.perform(api.delete_app(app_id))
+
+    # --- the connection ---
+
+    @property
+    def settings(self) -> Settings:
+        """
+        The settings of the Airflow connection, looked up once.
+
+        :raises RunGenConfigError: the connection cannot be used; the message names the field.
+        """
+        if self._settings is None:
+            self._read(self.get_connection(self.rungen_conn_id))
+        assert self._settings is not None  # noqa: S101 - for the type checker; _read sets it or raises
+        return self._settings
+
+    def _read(self, conn: Connection) -> None:
+        self._settings, self._default_app_id = read_connection(conn, self.rungen_conn_id)
+
+    def app_id_or_default(self, app_id: str | None = None) -> str:
+        """
+        Give the app to use: the one named, or else the connection's.
+
+        :raises RunGenConfigError: neither names one.
+        """
+        if app_id:
+            return app_id
+        _ = self.settings
+        if not self._default_app_id:
+            raise RunGenConfigError(
+                f"No app_id: give one to the task, or put app_id into the extra of the Airflow connection "
+                f"{self.rungen_conn_id!r}"
+            )
+        return self._default_app_id
+
+    def get_conn(self) -> requests.Session:
+        """Give the session of the blocking calls; it carries the API key, so keep it to RunGen's own host."""
+        if self._sender is None:
+            self._sender = Sender(self.settings)
+        return self._sender.session
+
+    def perform(self, flow: api.Flow[api.T]) -> api.T:
+        """Perform a flow, blocking."""
+        self.get_conn()
+        assert self._sender is not None  # noqa: S101 - for the type checker; get_conn made it
+        return drive(flow, self._sender)
+
+    async def aperform(self, flow: api.Flow[api.T]) -> api.T:
+        """Perform a flow in the running event loop."""
+        if self._async_sender is None:
+            if self._settings is None:
+                from airflow.providers.common.compat.connection import get_async_connection
+
+                self._read(await get_async_connection(self.rungen_conn_id, type(self)))
+            self._async_sender = AsyncSender(self.settings)
+        return await adrive(flow, self._async_sender)
+
+    def cancel_quickly(self, app_id: str, job_id: str, within: float) -> Job:
+        """
+        Cancel a job in a bounded time, on a connection of its own, asking nothing of Airflow.
+
+        For the moment a task is killed: the usual session may be in the middle of a request then.
+
+        :param within: about how many seconds it may take.
+        """
+        settings = replace(self.settings, connect_timeout=within / 3, read_timeout=within / 3)
+        sender = Sender(settings)
+        try:
+            return drive(api.cancel_job(app_id, job_id, patience=within / 3), sender)
+        finally:
+            sender.close()
+
+    def close(self) -> None:
+        """Close the blocking session."""
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+
+    async def aclose(self) -> None:
+        """Close the asynchronous session."""
+        if self._async_sender is not None:
+            await self._async_sender.close()
+            self._async_sender = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    # --- the UI ---
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask for the apps, and say in words how it went."""
+        try:
+            with self:
+                apps = self.list_apps()
+        except RunGenError as error:
+            return False, str(error)
+        names = ", ".join(app.name or app.id for app in apps[:5]) + (", …" if len(apps) > 5 else "")
+        return True, f"Connected to {self.settings.base_url}: {len(apps)} apps" + (
+            f" ({names})" if names else ""
+        )
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Give the fields of Airflow 2's connection form, from the same data that Airflow 3 reads."""
+        from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget, BS3TextFieldWidget
+        from wtforms import BooleanField, PasswordField, StringField
+
+        widgets: dict[str, Any] = {}
+        for name, spec in get_provider_info()["connection-types"][0]["conn-fields"].items():
+            label, text = spec["label"], spec["description"]
+            if "boolean" in spec["schema"]["type"]:
+                widgets[name] = BooleanField(label, description=text, default=spec["schema"].get("default"))
+            elif spec["schema"].get("format") == "password":
+                widgets[name] = PasswordField(label, description=text, widget=BS3PasswordFieldWidget())
+            else:
+                widgets[name] = StringField(label, description=text, widget=BS3TextFieldWidget())
+        return widgets
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Give labels and hidden fields of Airflow 2's form, from the same data that Airflow 3 reads."""
+        behaviour = get_provider_info()["connection-types"][0]["ui-field-behaviour"]
+        return {name.replace("-", "_"): value for name, value in behaviour.items()}

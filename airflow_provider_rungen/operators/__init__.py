@@ -1,0 +1,6 @@
+"""The operators of the provider."""
+
+from airflow_provider_rungen.operators.collect import RunGenCollectResultsOperator
+from airflow_provider_rungen.operators.job import RunGenCancelJobOperator, RunGenRunJobOperator
+
+__all__ = ["RunGenCancelJobOperator", "RunGenCollectResultsOperator", "RunGenRunJobOperator"]

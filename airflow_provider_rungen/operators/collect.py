@@ -1,0 +1,112 @@
+"""The operator that collects what jobs made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import conf
+
+from airflow_provider_rungen.connection import seconds
+from airflow_provider_rungen.exceptions import RunGenJobCanceledError, RunGenJobFailedError
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.waiting import (
+    JobWaiter,
+    deadline_in,
+    failing_for_good,
+    job_ids_of,
+    raise_for_jobs,
+    read_event,
+)
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_rungen.models import Job
+
+
+class RunGenCollectResultsOperator(JobWaiter):
+    """
+    Return the results of jobs: one id gives one result, a list gives a list in the same order.
+
+    The result of an image model holds signed URLs, which whoever can read the XCom can open for seven days.
+
+    :param job_id: one id, a list, or the ``.output`` of a task (templated).
+    :param app_id: the app of the jobs; the connection's ``app_id`` when left out (templated).
+    :param rungen_conn_id: the Airflow connection (templated).
+    :param wait_for_completion: wait until the jobs are over; without it a job that is not over is an error.
+    :param deferrable: wait in the triggerer, without a worker slot.
+    :param poll_interval: seconds between two looks at a job.
+    :param timeout: seconds to wait at most.
+    :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
+        again would find them canceled.
+    """
+
+    template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
+    ui_color = "#e8e4ff"
+
+    def __init__(
+        self,
+        *,
+        job_id: Any,
+        app_id: str | None = None,
+        rungen_conn_id: str = RunGenHook.default_conn_name,
+        wait_for_completion: bool = True,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poll_interval: float | timedelta = 5,
+        timeout: float | timedelta = 86400,
+        cancel_on_kill: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.job_id = job_id
+        self.app_id = app_id
+        self.rungen_conn_id = rungen_conn_id
+        self.wait_for_completion = wait_for_completion
+        self.deferrable = deferrable
+        self.poll_interval = seconds(poll_interval, "poll_interval")
+        self.timeout = seconds(timeout, "timeout")
+        self.cancel_on_kill = cancel_on_kill
+
+    def execute(self, context: Context) -> Any:
+        """
+        Collect the results, waiting for them first unless told not to.
+
+        :return: the result, or the list of results.
+        """
+        with self._failing(), self._working() as hook:
+            app_id = hook.app_id_or_default(self.app_id)
+            job_ids = job_ids_of(self.job_id)
+            if self.wait_for_completion:
+                deadline = deadline_in(self, self.timeout)
+                jobs = self._wait(hook, app_id, job_ids, poll_interval=self.poll_interval, deadline=deadline)
+            else:
+                jobs = self._get_all(hook, app_id, job_ids)
+            return self._finish(jobs)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """
+        Collect the results after the wait in the triggerer.
+
+        :return: the result, or the list of results.
+        """
+        with self._failing(), self._working() as hook:
+            raise_for_jobs(read_event(event, event["app_id"]))
+            return self._finish(self._get_all(hook, event["app_id"], job_ids_of(self.job_id)))
+
+    @staticmethod
+    def _get_all(hook: RunGenHook, app_id: str, job_ids: list[str]) -> list[Job]:
+        return [hook.get_job(app_id=app_id, job_id=job_id) for job_id in job_ids]
+
+    @staticmethod
+    def _failing() -> AbstractContextManager[None]:
+        # another try would find the same job as it is
+        return failing_for_good(RunGenJobFailedError, RunGenJobCanceledError)
+
+    def _finish(self, jobs: list[Job]) -> Any:
+        raise_for_jobs(jobs)
+        results = [job.result for job in jobs]
+        self.log.info("Collected the results of %d RunGen jobs", len(results))
+        return results[0] if isinstance(self.job_id, str) else results

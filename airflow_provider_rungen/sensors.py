@@ -1,0 +1,121 @@
+"""The sensor that waits for jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    BaseSensorOperator,
+    conf,
+)
+
+from airflow_provider_rungen import api
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenJobCanceledError,
+    RunGenJobFailedError,
+    RunGenJobTimeoutError,
+)
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.waiting import (
+    JobWaiter,
+    deadline_in,
+    failing_for_good,
+    job_ids_of,
+    raise_for_jobs,
+    read_event,
+)
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+class RunGenJobSensor(JobWaiter, BaseSensorOperator):
+    """
+    Wait until jobs are over; fail when one failed or was canceled.
+
+    ``poke_interval``, ``timeout``, ``mode``, ``soft_fail`` and the rest are Airflow's own, and hold when
+    deferred, too.
+
+    :param job_id: one id, a list, or the ``.output`` of a task (templated).
+    :param app_id: the app of the jobs; the connection's ``app_id`` when left out (templated).
+    :param rungen_conn_id: the Airflow connection (templated).
+    :param deferrable: wait in the triggerer, without a worker slot.
+    :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
+        again would find them canceled.
+    """
+
+    template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
+    ui_color = "#e8e4ff"
+
+    def __init__(
+        self,
+        *,
+        job_id: Any,
+        app_id: str | None = None,
+        rungen_conn_id: str = RunGenHook.default_conn_name,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        cancel_on_kill: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.job_id = job_id
+        self.app_id = app_id
+        self.rungen_conn_id = rungen_conn_id
+        self.deferrable = deferrable
+        self.cancel_on_kill = cancel_on_kill
+
+    def execute(self, context: Context) -> Any:
+        if not self.deferrable:
+            with self._executing():
+                return BaseSensorOperator.execute(self, context)
+        with self._skipping(), self._failing(), self._working() as hook:
+            app_id, job_ids = hook.app_id_or_default(self.app_id), job_ids_of(self.job_id)
+            deadline = deadline_in(self, self.timeout)
+            interval = max(self.poke_interval, 0.1)
+            raise_for_jobs(self._wait(hook, app_id, job_ids, poll_interval=interval, deadline=deadline))
+        return None
+
+    def poke(self, context: Context) -> bool:
+        with self._failing(), self._working() as hook:
+            app_id, job_ids = hook.app_id_or_default(self.app_id), job_ids_of(self.job_id)
+            self._jobs = (app_id, job_ids)
+            try:
+                # one look: the deadline is now
+                jobs = hook.perform(api.wait_for_jobs(app_id, job_ids, poll_interval=1, deadline=0))
+            except RunGenJobTimeoutError:
+                return False
+            raise_for_jobs(jobs)
+            return True
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
+        """Go on after the wait in the triggerer."""
+        with self._skipping(), self._failing():
+            try:
+                raise_for_jobs(read_event(event, event["app_id"]))
+            except RunGenJobTimeoutError as error:
+                raise AirflowSensorTimeout(f"{error}: the sensor had {self.timeout:g} s") from error
+
+    @staticmethod
+    def _failing() -> AbstractContextManager[None]:
+        # another try would find the same job as it is
+        return failing_for_good(RunGenJobFailedError, RunGenJobCanceledError)
+
+    @contextmanager
+    def _skipping(self) -> Iterator[None]:
+        """Apply ``soft_fail`` and ``never_fail`` where Airflow's own loop, which does it, is not run."""
+        try:
+            yield
+        except (AirflowSensorTimeout, AirflowFailException) as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(f"Skipping: {error}") from error
+            raise
+        except RunGenError as error:
+            if self.never_fail:
+                raise AirflowSkipException(f"Skipping: {error}") from error
+            raise

@@ -1,0 +1,307 @@
+"""Performs flows: a blocking driver and sender (`requests`), an asynchronous driver and sender (`aiohttp`).
+
+The only room that talks HTTP. Both libraries are imported when a sender is made, so that DAG files parse
+fast.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen import __version__
+from airflow_provider_rungen.api import Flow, Request, Response, Sleep, T
+from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError, RunGenResponseError
+
+if TYPE_CHECKING:
+    import aiohttp
+    import requests
+
+Send = Callable[[Request], Response]
+AsyncSend = Callable[[Request], Awaitable[Response]]
+_CHUNK = 64 * 1024
+_SHORTEST_SECRET = 8
+_TLS_NEVER_BEGAN = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "HANDSHAKE")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """
+    How to reach the service.
+
+    :param base_url: scheme, host, port and path prefix, without a slash at the end.
+    :param api_key: sent as ``x-api-key``.
+    :param team_id: sent as ``x-team-id``, where given.
+    :param user_id: sent as ``X-Authenticated-User-Id`` on cancel, where given.
+    :param connect_timeout: seconds to make a connection.
+    :param read_timeout: seconds for the whole answer, once connected.
+    :param verify: whether to verify TLS, or the path of a CA bundle.
+    :param proxy: the URL of a proxy.
+    :param max_response_bytes: the size over which an answer is refused.
+    """
+
+    base_url: str
+    api_key: str = field(repr=False)
+    team_id: str | None = None
+    user_id: str | None = None
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+    verify: bool | str = True
+    proxy: str | None = field(default=None, repr=False)
+    max_response_bytes: int = 32 * 1024 * 1024
+
+    def headers(self) -> dict[str, str]:
+        """Give the headers every request carries."""
+        headers = {
+            "Accept": "application/json",
+            "User-Agent": f"airflow-provider-rungen/{__version__}",
+            "x-api-key": self.api_key,
+        }
+        return headers | ({"x-team-id": self.team_id} if self.team_id else {})
+
+    def headers_for(self, request: Request) -> dict[str, str]:
+        """Give the headers of this request alone."""
+        headers = {} if request.body is None else {"Content-Type": "application/json"}
+        return headers | (
+            {"X-Authenticated-User-Id": self.user_id} if request.as_user and self.user_id else {}
+        )
+
+    def response(self, status: int, headers: Mapping[str, str], chunks: list[bytes]) -> Response:
+        """Make the response; a service that repeats the key in its answer does not get it into our logs."""
+        body = b"".join(chunks)
+        if len(self.api_key) >= _SHORTEST_SECRET:
+            body = body.replace(self.api_key.encode(), b"***")
+        return Response(status, {name.lower(): value for name, value in headers.items()}, body)
+
+    def check_size(self, size: int, request: Request) -> None:
+        """
+        Refuse an answer that is too large.
+
+        :raises RunGenResponseError: it is larger than ``max_response_bytes``.
+        """
+        if size > self.max_response_bytes:
+            raise RunGenResponseError(
+                f"Could not {request.purpose}: RunGen's answer is over {self.max_response_bytes} bytes; "
+                "raise max_response_bytes in the connection's extra if that is right"
+            )
+
+
+def drive(
+    flow: Flow[T],
+    send: Send,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.time,
+) -> T:
+    """Perform a flow, blocking."""
+    step: Callable[[Any], Request | Sleep] = flow.send
+    value: Any = None
+    while True:
+        try:
+            action = step(value)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]  # a generator's value is typed by its own annotation
+        try:
+            if isinstance(action, Sleep):
+                if action.seconds > 0:
+                    sleep(action.seconds)
+                value = clock()
+            else:
+                value = send(action)
+            step = flow.send
+        except RunGenError as error:
+            step, value = flow.throw, error
+
+
+async def adrive(
+    flow: Flow[T],
+    send: AsyncSend,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    clock: Callable[[], float] = time.time,
+) -> T:
+    """Perform a flow in an event loop."""
+    step: Callable[[Any], Request | Sleep] = flow.send
+    value: Any = None
+    while True:
+        try:
+            action = step(value)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]  # a generator's value is typed by its own annotation
+        try:
+            if isinstance(action, Sleep):
+                if action.seconds > 0:
+                    await sleep(action.seconds)
+                value = clock()
+            else:
+                value = await send(action)
+            step = flow.send
+        except RunGenError as error:
+            step, value = flow.throw, error
+
+
+class Sender:
+    """Sends requests over one `requests.Session`, blocking."""
+
+    def __init__(self, settings: Settings) -> None:
+        import requests
+        from requests.cookies import RequestsCookieJar
+
+        class NoCookies(RequestsCookieJar):
+            def set_cookie(self, cookie: Any, *args: Any, **kwargs: Any) -> None: ...
+
+        self.settings = settings
+        self.session: requests.Session = requests.Session()
+        self.session.headers.update(settings.headers())
+        self.session.cookies = NoCookies()
+        self.session.max_redirects = 0
+        self.session.verify = settings.verify
+        if settings.proxy:
+            self.session.proxies.update({"http": settings.proxy, "https": settings.proxy})
+
+    def __call__(self, request: Request) -> Response:
+        """
+        Send a request and read the whole answer.
+
+        :raises RunGenConnectionError: there was no whole answer.
+        :raises RunGenResponseError: the answer is too large.
+        """
+        import requests
+        from urllib3.exceptions import HTTPError
+
+        try:
+            return self._send(request)
+        except (requests.RequestException, HTTPError, OSError) as error:
+            failure = _unreachable(request, error, sent=_requests_sent(error))
+        # raised out here, so that the library's error, which holds the headers, is not its context
+        raise failure
+
+    def _send(self, request: Request) -> Response:
+        settings = self.settings
+        with self.session.request(
+            request.method,
+            f"{settings.base_url}/{request.path}",
+            data=request.body,
+            headers=settings.headers_for(request),
+            timeout=(settings.connect_timeout, settings.read_timeout),
+            verify=settings.verify,
+            allow_redirects=False,
+            stream=True,
+        ) as answer:
+            give_up_at = time.monotonic() + settings.read_timeout
+            chunks: list[bytes] = []
+            size = 0
+            while chunk := answer.raw.read1(_CHUNK, decode_content=True):
+                chunks.append(chunk)
+                size += len(chunk)
+                settings.check_size(size, request)
+                if time.monotonic() > give_up_at:
+                    raise TimeoutError("the answer took too long")
+            return settings.response(answer.status_code, answer.headers, chunks)
+
+    def close(self) -> None:
+        self.session.close()
+
+
+class AsyncSender:
+    """Sends requests over one `aiohttp.ClientSession`; made and closed inside the event loop that uses it."""
+
+    def __init__(self, settings: Settings) -> None:
+        import aiohttp
+
+        self.settings = settings
+        tls: bool | ssl.SSLContext = bool(settings.verify)
+        if isinstance(settings.verify, str):
+            tls = ssl.create_default_context(cafile=settings.verify)
+        self.session: aiohttp.ClientSession = aiohttp.ClientSession(
+            headers=settings.headers(),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            connector=aiohttp.TCPConnector(ssl=tls),
+            timeout=aiohttp.ClientTimeout(
+                total=settings.connect_timeout + settings.read_timeout,
+                connect=settings.connect_timeout,
+                sock_read=settings.read_timeout,
+            ),
+            trust_env=True,
+        )
+
+    async def __call__(self, request: Request) -> Response:
+        """
+        Send a request and read the whole answer.
+
+        :raises RunGenConnectionError: there was no whole answer.
+        :raises RunGenResponseError: the answer is too large.
+        """
+        import aiohttp
+
+        try:
+            return await self._send(request)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            sent = not isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
+            failure = _unreachable(request, error, sent=sent)
+        # raised out here, so that the library's error, which holds the headers, is not its context
+        raise failure
+
+    async def _send(self, request: Request) -> Response:
+        from yarl import URL
+
+        settings = self.settings
+        async with self.session.request(
+            request.method,
+            URL(f"{settings.base_url}/{request.path}", encoded=True),
+            data=request.body,
+            headers=settings.headers_for(request),
+            allow_redirects=False,
+            proxy=settings.proxy,
+        ) as answer:
+            chunks: list[bytes] = []
+            size = 0
+            async for chunk in answer.content.iter_any():
+                chunks.append(chunk)
+                size += len(chunk)
+                settings.check_size(size, request)
+            return settings.response(answer.status, answer.headers, chunks)
+
+    async def close(self) -> None:
+        await self.session.close()
+
+
+def _requests_sent(error: Exception) -> bool:
+    """Tell whether the request may have reached the service: not if the connection was never made."""
+    import requests
+    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError, SSLError
+
+    if isinstance(error, (requests.ConnectTimeout, requests.exceptions.InvalidURL)):
+        return False
+    reason = getattr(_first(error.args), "reason", None)
+    if isinstance(reason, SSLError):
+        return not any(word in str(reason) for word in _TLS_NEVER_BEGAN)
+    return not isinstance(reason, (NewConnectionError, ConnectTimeoutError, ProxyError))
+
+
+def _unreachable(request: Request, error: BaseException, *, sent: bool) -> RunGenConnectionError:
+    """Say in own words what went wrong: those of the libraries may hold a URL or a proxy's password."""
+    what = (
+        "lost the connection to RunGen before the whole answer came"
+        if sent
+        else "RunGen could not be reached"
+    )
+    return RunGenConnectionError(f"Could not {request.purpose}: {what} ({_cause(error)})", sent=sent)
+
+
+def _cause(error: BaseException) -> str:
+    seen = error
+    for _ in range(8):
+        inner = getattr(seen, "reason", None) or seen.__cause__ or seen.__context__ or _first(seen.args)
+        if isinstance(seen, OSError) and seen.strerror and not isinstance(inner, BaseException):
+            return seen.strerror
+        if not isinstance(inner, BaseException):
+            break
+        seen = inner
+    return type(seen).__name__
+
+
+def _first(args: tuple[Any, ...]) -> Any:
+    return args[0] if args else None
