@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.waiting import (
     JobWaiter,
-    deadline_in,
+    deadline_of,
     failing_for_good,
     job_ids_of,
     raise_for_jobs,
@@ -76,7 +77,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
                 return BaseSensorOperator.execute(self, context)
         with self._skipping(), self._failing(), self._working() as hook:
             app_id, job_ids = hook.app_id_or_default(self.app_id), job_ids_of(self.job_id)
-            deadline = deadline_in(self, self.timeout)
+            deadline = deadline_of(self, time.time() + self.timeout)
             interval = max(self.poke_interval, 0.1)
             raise_for_jobs(self._wait(hook, app_id, job_ids, poll_interval=interval, deadline=deadline))
         return None

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from airflow.providers.common.compat.sdk import TaskInstanceState
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_rungen import api
@@ -17,6 +18,8 @@ from airflow_provider_rungen.models import JobStatus
 # Airflow loses a deferred task whose trigger fires while the deferring process is still going down
 # (apache/airflow #72716, #71580).
 SETTLING_TIME = 6.0
+# Airflow gives on_kill 30 s.
+CANCEL_TIME = 20.0
 
 
 class RunGenJobTrigger(BaseTrigger):
@@ -32,6 +35,7 @@ class RunGenJobTrigger(BaseTrigger):
     :param poll_interval: seconds between two looks at a job.
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral.
+    :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class RunGenJobTrigger(BaseTrigger):
         poll_interval: float,
         deadline: float,
         deferred_at: float,
+        cancel_on_kill: bool,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
         self.rungen_conn_id = rungen_conn_id
@@ -51,19 +56,56 @@ class RunGenJobTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.deadline = deadline
         self.deferred_at = deferred_at
+        self.cancel_on_kill = cancel_on_kill
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        names = ("rungen_conn_id", "app_id", "job_ids", "poll_interval", "deadline", "deferred_at")
         return f"{type(self).__module__}.{type(self).__qualname__}", {
-            name: getattr(self, name) for name in names
+            "rungen_conn_id": self.rungen_conn_id,
+            "app_id": self.app_id,
+            "job_ids": self.job_ids,
+            "poll_interval": self.poll_interval,
+            "deadline": self.deadline,
+            "deferred_at": self.deferred_at,
+            "cancel_on_kill": self.cancel_on_kill,
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        event = {"app_id": self.app_id, **await self._event()}
-        if len(self.job_ids) == 1:
-            event["job_id"] = self.job_ids[0]
-        await asyncio.sleep(self.deferred_at + SETTLING_TIME - time.time())
+        try:
+            event = {"app_id": self.app_id, **await self._event()}
+            if len(self.job_ids) == 1:
+                event["job_id"] = self.job_ids[0]
+            await asyncio.sleep(self.deferred_at + SETTLING_TIME - time.time())
+        except asyncio.CancelledError:
+            if not hasattr(BaseTrigger, "on_kill"):  # before Airflow 3.3 nobody else would call it
+                await self.on_kill()
+            raise
         yield TriggerEvent(event)
+
+    async def on_kill(self) -> None:
+        """
+        Cancel the jobs, if the task is really no longer deferred.
+
+        A trigger that ends because the triggerer stops, or because it moved to another one, leaves its task
+        deferred, and the jobs are still waited for.
+        """
+        if not self.cancel_on_kill:
+            return
+        try:
+            state = await _state_of(self.task_instance)
+        except Exception:
+            self.log.exception("The state of the task is not known: its RunGen jobs are left running")
+            return
+        if state == TaskInstanceState.DEFERRED:
+            return
+        async with RunGenHook(self.rungen_conn_id) as hook:
+            await asyncio.gather(*(self._cancel(hook, job_id) for job_id in self.job_ids))
+
+    async def _cancel(self, hook: RunGenHook, job_id: str) -> None:
+        try:
+            await hook.aperform(api.cancel_job(self.app_id, job_id, patience=CANCEL_TIME))
+            self.log.info("Canceled RunGen job %s", job_id)
+        except RunGenError as error:
+            self.log.warning("RunGen job %s was not canceled: %s", job_id, error)
 
     async def _event(self) -> dict[str, Any]:
         flow = api.wait_for_jobs(
@@ -90,3 +132,34 @@ class RunGenJobTrigger(BaseTrigger):
             if job.status is not JobStatus.COMPLETED
         ]
         return {"outcome": "over", "unsuccessful": unsuccessful}
+
+
+async def _state_of(ti: Any) -> str | None:
+    """Ask Airflow for the present state of a task instance."""
+    return await asyncio.to_thread(_read_state, ti)
+
+
+def _read_state(ti: Any) -> str | None:
+    try:
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+    except ImportError:
+        return _read_state_from_database(ti)
+    states = RuntimeTaskInstance.get_task_states(
+        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+    )
+    state: str | None = next(iter(states.get(ti.run_id, {}).values()), None)
+    return state
+
+
+def _read_state_from_database(ti: Any) -> str | None:
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        key = (ti.dag_id, ti.task_id, ti.run_id, ti.map_index)
+        fields = (TaskInstance.dag_id, TaskInstance.task_id, TaskInstance.run_id, TaskInstance.map_index)
+        query = session.query(TaskInstance.state).filter(
+            *(field == value for field, value in zip(fields, key, strict=True))
+        )
+        state: str | None = query.scalar()
+        return state

@@ -126,6 +126,7 @@ class JobWaiter(BaseOperator):
                 poll_interval=poll_interval,
                 deadline=deadline,
                 deferred_at=now,
+                cancel_on_kill=self.cancel_on_kill,
             ),
             method_name="execute_complete",
             timeout=timedelta(seconds=max(deadline - now, 0)) + GRACE,
@@ -136,11 +137,12 @@ class JobWaiter(BaseOperator):
         raise NotImplementedError
 
 
-def deadline_in(task: BaseOperator, timeout: float) -> float:
-    """Give the time (seconds since 1970) at which a task that may wait so long has to stop."""
-    if task.execution_timeout is not None:  # Airflow does not apply it to a deferred task
-        timeout = min(timeout, task.execution_timeout.total_seconds())
-    return time.time() + timeout
+def deadline_of(task: BaseOperator, deadline: float) -> float:
+    """Give the time (seconds since 1970) to stop waiting at: the task's execution_timeout counts, too."""
+    if task.execution_timeout is None:
+        return deadline
+    # Airflow does not apply it to a deferred task
+    return min(deadline, time.time() + task.execution_timeout.total_seconds())
 
 
 def read_event(event: dict[str, Any], app_id: str) -> list[Job]:

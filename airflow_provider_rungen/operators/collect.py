@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -14,7 +15,7 @@ from airflow_provider_rungen.exceptions import RunGenJobCanceledError, RunGenJob
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.waiting import (
     JobWaiter,
-    deadline_in,
+    deadline_of,
     failing_for_good,
     job_ids_of,
     raise_for_jobs,
@@ -80,7 +81,7 @@ class RunGenCollectResultsOperator(JobWaiter):
             app_id = hook.app_id_or_default(self.app_id)
             job_ids = job_ids_of(self.job_id)
             if self.wait_for_completion:
-                deadline = deadline_in(self, self.timeout)
+                deadline = deadline_of(self, time.time() + self.timeout)
                 jobs = self._wait(hook, app_id, job_ids, poll_interval=self.poll_interval, deadline=deadline)
             else:
                 jobs = self._get_all(hook, app_id, job_ids)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
-from airflow_provider_rungen import api
 from airflow_provider_rungen.connection import seconds
-from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import (
+    RunGenConflictError,
+    RunGenError,
+    RunGenJobError,
+    RunGenJobTimeoutError,
+)
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.submission import DurableSubmission, Submission
 from airflow_provider_rungen.waiting import (
     JobWaiter,
-    deadline_in,
+    deadline_of,
     failing_for_good,
     job_ids_of,
     raise_for_jobs,
@@ -39,6 +45,10 @@ class RunGenRunJobOperator(JobWaiter):
     :param poll_interval: seconds between two looks at the job.
     :param timeout: seconds the job may take; after that it is canceled and the task fails.
     :param cancel_on_kill: cancel the job when the task is killed.
+    :param durable: keep the job's id in Airflow's task state store (Airflow 3.3 and later), so that a retry
+        takes up the job of the attempt before, and none is bought twice.
+    :param on_unknown_submission: what a retry does when it is not known whether the last attempt's job was
+        created: ``resubmit`` it, with a warning, or ``fail``.
     """
 
     template_fields: Sequence[str] = ("app_id", "input", "rungen_conn_id")
@@ -56,9 +66,15 @@ class RunGenRunJobOperator(JobWaiter):
         poll_interval: float | timedelta = 5,
         timeout: float | timedelta = 86400,
         cancel_on_kill: bool = True,
+        durable: bool = True,
+        on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if on_unknown_submission not in ("resubmit", "fail"):
+            raise ValueError(
+                f"on_unknown_submission must be 'resubmit' or 'fail', not {on_unknown_submission!r}"
+            )
         self.input = input
         self.app_id = app_id
         self.rungen_conn_id = rungen_conn_id
@@ -67,28 +83,24 @@ class RunGenRunJobOperator(JobWaiter):
         self.poll_interval = seconds(poll_interval, "poll_interval")
         self.timeout = seconds(timeout, "timeout")
         self.cancel_on_kill = cancel_on_kill
+        self.durable = durable
+        self.on_unknown_submission = on_unknown_submission
 
     def execute(self, context: Context) -> str:
         """
-        Submit the job, and wait for it when asked to.
+        Submit the job, or take up the one an earlier attempt submitted, and wait for it when asked to.
 
         :return: the job's id.
         """
         with failing_for_good(), self._working() as hook:
             app_id = hook.app_id_or_default(self.app_id)
-            deadline = deadline_in(self, self.timeout)
-            with self._unbreakable():
-                job = hook.perform(api.run_job(app_id, self.input))
-                self._jobs = (app_id, [job.id])
-                self.log.info("Submitted RunGen job %s to app %s", job.id, app_id)
-                context["ti"].xcom_push(key="job_id", value=job.id)
+            job, deadline = self._submit(context, hook, app_id)
             if not self.wait_for_completion:
                 return job.id
-            try:
+            deadline = deadline_of(self, deadline)
+            with self._not_abandoning(context, hook):
                 jobs = self._wait(hook, app_id, [job.id], poll_interval=self.poll_interval, deadline=deadline)
-            except RunGenJobTimeoutError as error:
-                raise self._canceled(hook, error) from None
-            return self._finish(job.id, jobs)
+                return self._finish(job.id, jobs)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """
@@ -98,22 +110,73 @@ class RunGenRunJobOperator(JobWaiter):
         """
         app_id, job_id = event["app_id"], event["job_id"]
         self._jobs = (app_id, [job_id])
-        with failing_for_good(), self._working() as hook:
-            try:
-                jobs = read_event(event, app_id)
-            except RunGenJobTimeoutError as error:
-                raise self._canceled(hook, error) from None
-            return self._finish(job_id, jobs)
+        with failing_for_good(), self._working() as hook, self._not_abandoning(context, hook):
+            return self._finish(job_id, read_event(event, app_id))
 
-    def _finish(self, job_id: str, jobs: list[Job]) -> str:
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after a deferral; when Airflow ended it without an event, the job is not left behind."""
+        if next_method == "__fail__":
+            ti = context["ti"]
+            job_id = ti.xcom_pull(task_ids=ti.task_id, key="job_id", map_indexes=ti.map_index)
+            with failing_for_good(), self._working() as hook, self._not_abandoning(context, hook):
+                self._jobs = (hook.app_id_or_default(self.app_id), [job_id] if job_id else [])
+                reason = (next_kwargs or {}).get("error", "unknown")
+                raise RunGenError(
+                    f"Airflow ended the wait for RunGen job {job_id} in the triggerer: {reason}"
+                )
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def _submit(self, context: Context, hook: RunGenHook, app_id: str) -> Submission:
+        ti, store = context["ti"], self._store(context)
+        if self.durable and store is None:
+            self.log.info(
+                "This Airflow keeps no state of a task (3.3 and later do): should this attempt die, the next "
+                "one cannot take up its RunGen job, and submits a new one"
+            )
+        submission = DurableSubmission(
+            store,
+            max_tries=0 if store is None else ti.max_tries,
+            resubmit_unknown=self.on_unknown_submission == "resubmit",
+        )
+        found = submission.find(hook, app_id, self.input)
+        with self._unbreakable():
+            if found is None:
+                found = submission.submit(hook, app_id, self.input, self.timeout)
+                self.log.info("Submitted RunGen job %s to app %s", found.job.id, app_id)
+            self._jobs = (app_id, [found.job.id])
+            ti.xcom_push(key="job_id", value=found.job.id)
+        return found
+
+    def _store(self, context: Context) -> Any:
+        return context.get("task_state_store") if self.durable else None
+
+    @staticmethod
+    def _finish(job_id: str, jobs: list[Job]) -> str:
         raise_for_jobs(jobs)
         return job_id
 
-    def _canceled(self, hook: RunGenHook, error: RunGenJobTimeoutError) -> RunGenJobTimeoutError:
-        app_id, job_ids = self._jobs
-        self._cancel_all(hook, app_id, job_ids)
-        message = f"{error}: it had {self.timeout:g} s. Raise timeout if that was too short."
-        return RunGenJobTimeoutError(message, app_id=app_id, job_id=job_ids[0])
+    @contextmanager
+    def _not_abandoning(self, context: Context, hook: RunGenHook) -> Iterator[None]:
+        """Cancel the job when the wait ends before it does, unless the next attempt takes it up."""
+        try:
+            yield
+        except RunGenJobTimeoutError as error:
+            app_id, job_ids = self._jobs
+            self._cancel_all(hook, app_id, job_ids)
+            message = (
+                f"{error}. Raise timeout (now {self.timeout:g} s) or execution_timeout if it needs longer."
+            )
+            raise RunGenJobTimeoutError(message, app_id=app_id, job_id=job_ids[0]) from None
+        except RunGenJobError:
+            raise  # it is over
+        except RunGenError as error:
+            ti = context["ti"]
+            is_taken_up = (
+                self._store(context) is not None and not error.hopeless and ti.try_number <= ti.max_tries
+            )
+            if self.cancel_on_kill and not is_taken_up:
+                self._cancel_all(hook, *self._jobs)
+            raise
 
 
 class RunGenCancelJobOperator(BaseOperator):
