@@ -163,8 +163,45 @@ def delete_app(app_id: str) -> Flow[None]:
     yield from call(Request("DELETE", f"app/{seg(app_id)}", f"delete app {app_id}"))
 
 
+@dataclass
+class Watch:
+    """What a wait has seen so far: the jobs that are over, the last look at each, the failures in a row."""
+
+    over: dict[str, Job] = field(default_factory=dict)
+    seen: dict[str, Job] = field(default_factory=dict)
+    failures: int = 0
+
+    def note(self, job: Job) -> None:
+        """Take in an answer, and log what is new in it."""
+        if self.failures:
+            log.info("RunGen answers again")
+            self.failures = 0
+        before = self.seen.get(job.id)
+        self.seen[job.id] = job
+        if job.is_terminal:
+            self.over[job.id] = job
+        if before and before.status_word == job.status_word:
+            return
+        if not job.is_word_known:
+            word = clean_text(job.status_word, 50)
+            log.warning("RunGen job %s has the unknown status %s; it counts as still running", job.id, word)
+        elif not before or before.status is not job.status:
+            log.info("RunGen job %s is %s", job.id, job.status)
+
+    def note_failure(self, error: RunGenError) -> None:
+        """Take in a failure, and log the first of an outage."""
+        if not self.failures:
+            log.warning("%s; waiting goes on", str(error).rstrip("."))
+        self.failures += 1
+
+
 def wait_for_jobs(
-    app_id: str, job_ids: Iterable[str], *, poll_interval: float, deadline: float | None = None
+    app_id: str,
+    job_ids: Iterable[str],
+    *,
+    poll_interval: float,
+    deadline: float | None = None,
+    watch: Watch | None = None,
 ) -> Flow[list[Job]]:
     """
     Wait until every job is over, however it ended; return the jobs in the order given.
@@ -172,54 +209,33 @@ def wait_for_jobs(
     A poll that fails but may pass does not end the waiting; it is said once per outage.
 
     :param poll_interval: seconds between two looks at a job.
-    :param deadline: the time (seconds since 1970) to stop waiting at.
+    :param deadline: the time (seconds since 1970) to stop waiting at; in the past, it allows one look.
+    :param watch: what an earlier wait for the same jobs has seen.
     :raises RunGenJobTimeoutError: the deadline passed; names the first job that is not over.
     """
-    order = list(job_ids)
-    waiting: dict[str, Job | None] = dict.fromkeys(order)
-    over: dict[str, Job] = {}
-    failures = 0
-    while waiting:
+    job_ids = list(job_ids)
+    watch = watch or Watch()
+    while True:
         pause = poll_interval
-        for job_id, before in list(waiting.items()):
+        waiting = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in watch.over]
+        for job_id in waiting:
             try:
-                job = yield from get_job(app_id, job_id, attempts=1)
+                watch.note((yield from get_job(app_id, job_id, attempts=1)))
             except RunGenError as error:
                 if not _may_pass(error):
                     raise
-                if not failures:
-                    log.warning("%s; waiting goes on", error)
-                failures += 1
-                pause = max(poll_interval, _pause(failures - 1, error))
+                watch.note_failure(error)
+                pause = max(poll_interval, _pause(watch.failures - 1, error))
                 break
-            if failures:
-                log.info("RunGen answers again")
-                failures = 0
-            _log_change(before, job)
-            if job.is_terminal:
-                over[job_id] = job
-                del waiting[job_id]
-            else:
-                waiting[job_id] = job
+        waiting = [job_id for job_id in waiting if job_id not in watch.over]
+        if not waiting:
+            return [watch.over[job_id] for job_id in job_ids]
         now = yield Sleep(0)
-        if waiting and deadline is not None and now >= deadline:
-            job_id = next(iter(waiting))
+        if deadline is not None and now >= deadline:
             more = f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
-            message = f"RunGen job {job_id} of app {app_id}{more} was not over in time"
-            raise RunGenJobTimeoutError(message, app_id=app_id, job_id=job_id)
-        if waiting:
-            yield Sleep(pause if deadline is None else min(pause, deadline - now))
-    return [over[job_id] for job_id in order]
-
-
-def _log_change(before: Job | None, job: Job) -> None:
-    if before is not None and before.status_word == job.status_word:
-        return
-    if not job.is_word_known:
-        word = clean_text(job.status_word, 50)
-        log.warning("RunGen job %s has the unknown status %s; it counts as still running", job.id, word)
-    elif before is None or before.status is not job.status:
-        log.info("RunGen job %s is %s", job.id, job.status)
+            message = f"RunGen job {waiting[0]} of app {app_id}{more} was not over in time"
+            raise RunGenJobTimeoutError(message, app_id=app_id, job_id=waiting[0])
+        yield Sleep(pause if deadline is None else min(pause, deadline - now))
 
 
 # --- one call, with the retry rule -------------------------------------------------------------------------
@@ -248,7 +264,8 @@ def call(request: Request, *, attempts: int = ATTEMPTS, patience: float = PATIEN
         pause = _pause(attempt - 1, failure)
         if (yield Sleep(0)) + pause > give_up_at:
             break
-        log.warning("%s; trying again in %.1f s (attempt %d of %d)", failure, pause, attempt, attempts)
+        said = str(failure).rstrip(".")
+        log.warning("%s; trying again in %.1f s (attempt %d of %d)", said, pause, attempt, attempts)
         yield Sleep(pause)
     raise failure
 

@@ -70,6 +70,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         self.rungen_conn_id = rungen_conn_id
         self.deferrable = deferrable
         self.cancel_on_kill = cancel_on_kill
+        self._watch = api.Watch()
 
     def execute(self, context: Context) -> Any:
         if not self.deferrable:
@@ -88,7 +89,9 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
             self._jobs = (app_id, job_ids)
             try:
                 # one look: the deadline is now
-                jobs = hook.perform(api.wait_for_jobs(app_id, job_ids, poll_interval=1, deadline=0))
+                jobs = hook.perform(
+                    api.wait_for_jobs(app_id, job_ids, poll_interval=1, deadline=0, watch=self._watch)
+                )
             except RunGenJobTimeoutError:
                 return False
             raise_for_jobs(jobs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,11 +17,14 @@ from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutErro
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.models import JobStatus
 
+log = logging.getLogger(__name__)
+
 # Airflow loses a deferred task whose trigger fires while the deferring process is still going down
 # (apache/airflow #72716, #71580).
 SETTLING_TIME = 6.0
 # Airflow gives on_kill 30 s.
 CANCEL_TIME = 20.0
+_kills: set[asyncio.Task[None]] = set()
 
 
 class RunGenJobTrigger(BaseTrigger):
@@ -90,22 +95,32 @@ class RunGenJobTrigger(BaseTrigger):
         """
         if not self.cancel_on_kill:
             return
+        work = asyncio.create_task(self._cancel_all())
+        _kills.add(work)
+        work.add_done_callback(_kills.discard)
+        while not work.done():
+            # Airflow cancels an ending trigger anew each second, on_kill included (seen on 3.3.2)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(work)
+
+    async def _cancel_all(self) -> None:
         try:
-            state = await _state_of(self.task_instance)
+            state = await asyncio.to_thread(_read_state, self.task_instance)
         except Exception:
-            self.log.exception("The state of the task is not known: its RunGen jobs are left running")
+            log.exception("The state of the task is not known: its RunGen jobs are left running")
             return
         if state == TaskInstanceState.DEFERRED:
+            log.info("The task is still deferred: its RunGen jobs are left running")
             return
-        async with RunGenHook(self.rungen_conn_id) as hook:
+        async with asyncio.timeout(CANCEL_TIME), RunGenHook(self.rungen_conn_id) as hook:
             await asyncio.gather(*(self._cancel(hook, job_id) for job_id in self.job_ids))
 
     async def _cancel(self, hook: RunGenHook, job_id: str) -> None:
         try:
             await hook.aperform(api.cancel_job(self.app_id, job_id, patience=CANCEL_TIME))
-            self.log.info("Canceled RunGen job %s", job_id)
+            log.info("Canceled RunGen job %s", job_id)
         except RunGenError as error:
-            self.log.warning("RunGen job %s was not canceled: %s", job_id, error)
+            log.warning("RunGen job %s was not canceled: %s", job_id, error)
 
     async def _event(self) -> dict[str, Any]:
         flow = api.wait_for_jobs(
@@ -120,7 +135,7 @@ class RunGenJobTrigger(BaseTrigger):
             return {"outcome": "error", "message": str(error), "hopeless": error.hopeless}
         except Exception as error:
             # a trigger that raises reaches the task as a bare TaskDeferralError
-            self.log.exception("Waiting for RunGen jobs failed")
+            log.exception("Waiting for RunGen jobs failed")
             return {
                 "outcome": "error",
                 "message": f"{type(error).__name__} in the triggerer",
@@ -132,11 +147,6 @@ class RunGenJobTrigger(BaseTrigger):
             if job.status is not JobStatus.COMPLETED
         ]
         return {"outcome": "over", "unsuccessful": unsuccessful}
-
-
-async def _state_of(ti: Any) -> str | None:
-    """Ask Airflow for the present state of a task instance."""
-    return await asyncio.to_thread(_read_state, ti)
 
 
 def _read_state(ti: Any) -> str | None:
