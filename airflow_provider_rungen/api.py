@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 5
 PATIENCE = 120.0
-RETRY_AFTER_CAP = 60.0
+RETRY_AFTER_CAP = 3600.0
 BACKOFF = 0.5
 BACKOFF_CAP = 30.0
 _MAX_DEPTH = 64
@@ -127,11 +127,13 @@ def cancel_job(app_id: str, job_id: str, *, patience: float = PATIENCE) -> Flow[
     try:
         answer = yield from call(request, patience=patience)
     except RunGenConflictError:
-        # it may have been canceled by an attempt whose answer was lost
-        job = yield from get_job(app_id, job_id)
-        if job.status is not JobStatus.CANCELED:
-            raise
-        return job
+        try:
+            job = yield from get_job(app_id, job_id, attempts=1)
+        except RunGenError:
+            job = None
+        if job and job.status is JobStatus.CANCELED:
+            return job  # perhaps by an attempt whose answer was lost
+        raise
     return Job.from_json(answer, app_id=app_id, job_id=job_id, status=JobStatus.CANCELED)
 
 
@@ -214,6 +216,8 @@ def wait_for_jobs(
     :raises RunGenJobTimeoutError: the deadline passed; names the first job that is not over.
     """
     job_ids = list(job_ids)
+    for job_id in job_ids:
+        seg(job_id, "job_id")
     watch = watch or Watch()
     while True:
         pause = poll_interval
@@ -251,22 +255,28 @@ def call(request: Request, *, attempts: int = ATTEMPTS, patience: float = PATIEN
     :param attempts: how often to send it at most.
     :param patience: the seconds after which no further attempt is begun.
     """
-    give_up_at = (yield Sleep(0)) + patience
+    now = yield Sleep(0)
+    give_up_at = now + patience
     for attempt in range(1, attempts + 1):
         failure: RunGenError
         try:
-            return decode((yield request), request)
+            return decode((yield request), request, now)
+        except RunGenNotFoundError as error:
+            if request.method == "DELETE" and attempt > 1:
+                return None  # the attempt before did it
+            failure = error
         except RunGenError as error:
             failure = error
         repeatable = _was_not_taken(failure) if request.method == "POST" else _may_pass(failure)
         if not repeatable or attempt == attempts:
             break
         pause = _pause(attempt - 1, failure)
-        if (yield Sleep(0)) + pause > give_up_at:
+        now = yield Sleep(0)
+        if now + pause > give_up_at:
             break
         said = str(failure).rstrip(".")
         log.warning("%s; trying again in %.1f s (attempt %d of %d)", said, pause, attempt, attempts)
-        yield Sleep(pause)
+        now = yield Sleep(pause)
     raise failure
 
 
@@ -283,7 +293,8 @@ def _was_not_taken(error: RunGenError) -> bool:
 
 
 def _may_have_been_taken(error: RunGenError) -> bool:
-    return _may_pass(error) and not _was_not_taken(error)
+    is_refused = isinstance(error, RunGenAPIError) and error.hopeless
+    return not is_refused and not _was_not_taken(error)
 
 
 def _pause(failures: int, error: RunGenError) -> float:
@@ -293,32 +304,38 @@ def _pause(failures: int, error: RunGenError) -> float:
     return max(backoff, asked or 0.0)
 
 
-def _retry_after(response: Response) -> float | None:
+def _retry_after(response: Response, now: float) -> float | None:
     value = response.headers.get("retry-after", "").strip()
-    if value.isascii() and value.isdigit():
-        return min(float(value[:9]), RETRY_AFTER_CAP)
+    if value.isascii() and value.isdigit() and len(value) < 10:
+        return min(float(value), RETRY_AFTER_CAP)
+    until = _timestamp(value)
+    if until is None:
+        return None
+    # against the service's own clock, where it tells it, since ours may be wrong; times are cut to the second
+    seconds = until - (_timestamp(response.headers.get("date", "")) or now) + 1
+    return min(max(seconds, 0.0), RETRY_AFTER_CAP)
+
+
+def _timestamp(http_date: str) -> float | None:
     try:
-        # against the service's own clock, since ours may be wrong
-        until, now = (parsedate_to_datetime(text) for text in (value, response.headers.get("date", "")))
-        # both times are cut to the second
-        seconds = (until - now).total_seconds() + 1
+        return parsedate_to_datetime(http_date).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
-    return min(max(seconds, 0.0), RETRY_AFTER_CAP)
 
 
 # --- answers -----------------------------------------------------------------------------------------------
 
 
-def decode(response: Response, request: Request) -> Any:
+def decode(response: Response, request: Request, now: float) -> Any:
     """
     Give the JSON value of an answer; ``None`` for a deletion.
 
+    :param now: the time (seconds since 1970), for a ``Retry-After`` that is a date.
     :raises RunGenAPIError: the status is not 2xx.
     :raises RunGenResponseError: the body is not JSON.
     """
     if not 200 <= response.status < 300:
-        raise error_for(response, request)
+        raise error_for(response, request, now)
     if request.method == "DELETE":
         return None
     try:
@@ -339,12 +356,14 @@ _HINTS = {
 }
 
 
-def error_for(response: Response, request: Request) -> RunGenAPIError:
+def error_for(response: Response, request: Request, now: float) -> RunGenAPIError:
     """Give the error that a refusing answer means, with the service's own words and what to do next."""
     code = response.status
     if 300 <= code < 400:
-        target = urlsplit(response.headers.get("location", ""))
-        host = clean_text(target.hostname or "nowhere", 100)
+        try:
+            host = clean_text(urlsplit(response.headers.get("location", "")).hostname or "nowhere", 100)
+        except ValueError:
+            host = "nowhere"
         said = (
             f"it answered with a redirect to {host}, which is not followed, so that the key goes nowhere else"
         )
@@ -358,7 +377,7 @@ def error_for(response: Response, request: Request) -> RunGenAPIError:
     said = error_text(body) or _plain(response.body) or "the service gave no reason"
     hint = _HINTS.get(kind, "")
     message = f"Could not {request.purpose} ({code}): {said.rstrip('.')}." + (f" {hint}." if hint else "")
-    return kind(message, status_code=code, retry_after=_retry_after(response))
+    return kind(message, status_code=code, retry_after=_retry_after(response, now))
 
 
 def _kind(code: int) -> type[RunGenAPIError]:
@@ -441,7 +460,8 @@ def _check(value: Any, path: str, depth: int) -> None:
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise RunGenInputError(f"{path} has the key {key!r}, which is not text; nothing was sent")
+                where = clean_text(f"{path} has the key {key!r}", 200)
+                raise RunGenInputError(f"{where}, which is not text; nothing was sent")
             _check(key, f"a key of {path}", depth + 1)
             _check(item, f"{path}.{key}", depth + 1)
     elif isinstance(value, (list, tuple)):

@@ -84,10 +84,12 @@ class Settings:
         :raises RunGenResponseError: it is larger than ``max_response_bytes``.
         """
         if size > self.max_response_bytes:
-            raise RunGenResponseError(
+            failure = RunGenResponseError(
                 f"Could not {request.purpose}: RunGen's answer is over {self.max_response_bytes} bytes; "
                 "raise max_response_bytes in the connection's extra if that is right"
             )
+            failure.hopeless = True
+            raise failure
 
 
 def drive(
@@ -152,11 +154,14 @@ class Sender:
         class NoCookies(RequestsCookieJar):
             def set_cookie(self, cookie: Any, *args: Any, **kwargs: Any) -> None: ...
 
+        class Session(requests.Session):
+            def get_redirect_target(self, resp: requests.Response) -> None:
+                """Keep requests from preparing a redirect, for which it reads the whole body first."""
+
         self.settings = settings
-        self.session: requests.Session = requests.Session()
+        self.session: requests.Session = Session()
         self.session.headers.update(settings.headers())
         self.session.cookies = NoCookies()
-        self.session.max_redirects = 0
         self.session.verify = settings.verify
         if settings.proxy:
             self.session.proxies.update({"http": settings.proxy, "https": settings.proxy})

@@ -1,0 +1,25 @@
+"""A stand-in for the RunGen.AI REST API, for tests and for trying things out without a key.
+
+The names are resolved on first use, because pytest loads this package in every run for its fixture.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.emulator.faults import Fault
+    from airflow_provider_rungen.emulator.messages import Reply
+    from airflow_provider_rungen.emulator.server import Emulator
+    from airflow_provider_rungen.emulator.service import Service
+
+__all__ = ["Emulator", "Fault", "Reply", "Service"]
+
+_ROOMS = {"Emulator": "server", "Fault": "faults", "Reply": "messages", "Service": "service"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)

@@ -1,0 +1,213 @@
+"""What each operation of the service does, given a request that has come through."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_rungen.emulator import answers, checks, png
+from airflow_provider_rungen.emulator.apps import App, Job, State
+from airflow_provider_rungen.emulator.messages import Refusal, Reply, Request, json_reply
+from airflow_provider_rungen.emulator.options import Options
+from airflow_provider_rungen.emulator.outputs import Signer, storage_error
+
+TEXT_APP_ID = "llama-text"
+
+
+@dataclass(kw_only=True, eq=False)
+class Operations(Options):
+    """Apps and jobs, and one method an operation, named after it."""
+
+    clock: Callable[[], float] = time.time
+    outputs_url: str = "http://127.0.0.1"
+
+    def __post_init__(self) -> None:
+        self._lock = threading.RLock()
+        self._apps: dict[str, App] = {}
+        self._jobs: dict[str, Job] = {}
+        self._signer = Signer()
+        self._counts: Counter[str] = Counter()
+        self._inputs: set[tuple[str, str]] = set()
+        self._past_bills: dict[str, float] = {}
+        self._flat_next = False
+        self.add_app(self.app_id, name="FLUX Schnell", workers=self.workers)
+        self.add_app(TEXT_APP_ID, name="Llama", kind="text", workers=self.workers)
+
+    def add_app(
+        self,
+        app_id: str,
+        *,
+        name: str | None = None,
+        kind: str = "flux",
+        workers: int = 0,
+        owner_team_id: str | None = None,
+        init_seconds: float | None = None,
+        model_url: str | None = None,
+        tools: dict[str, Any] | None = None,
+    ) -> App:
+        """Add an app whose workers are ready at once; ``kind`` is "flux" or "text"."""
+        with self._lock:
+            now = self.clock()
+            app = App(
+                app_id, name or app_id, kind, now, model_url or f"https://models.example/{app_id}.safetensors"
+            )
+            app.owner_team_id, app.init_seconds, app.tools = owner_team_id, init_seconds, tools or {}
+            app.scale(workers, now, 0.0)
+            self._apps[app_id] = app
+            return app
+
+    def scale(self, app_id: str, workers: int) -> None:
+        with self._lock:
+            app = self._apps[app_id]
+            seconds = self.init_seconds if app.init_seconds is None else app.init_seconds
+            app.scale(workers, self.clock(), seconds)
+
+    # Jobs.
+
+    def _run(self, request: Request, team: str | None, now: float) -> Reply:
+        app = self._app(request, team, now)
+        given = checks.check_input(app.kind, request.object())
+        steering = given.get("emulator", {})
+        prompt = given.get("prompt")
+        error = steering.get("fail")
+        if error is None and isinstance(prompt, str) and prompt.startswith("fail:"):
+            error = prompt.removeprefix("fail:").strip()
+        job = Job(
+            str(uuid.uuid4()), app.id, given, now, float(steering.get("seconds", self.job_seconds)), error
+        )
+        seen = (app.id, json.dumps(given, sort_keys=True))
+        self._counts["duplicate_inputs"] += seen in self._inputs
+        self._inputs.add(seen)
+        self._jobs[job.id] = job
+        app.submit(job, now)
+        wrapped = self._wrapped()
+        answer = answers.run_answer(self, job, wrapped)
+        return json_reply(self.run_status, {"data": answer} if wrapped else answer)
+
+    def _get(self, request: Request, team: str | None, now: float) -> Reply:
+        app = self._app(request, team, now)
+        job = self._job(request, app)
+        return self._reply(200, answers.job_answer(self, job, now, self._result(app, job, now)))
+
+    def _cancel(self, request: Request, team: str | None, now: float) -> Reply:
+        app = self._app(request, team, now)
+        job = self._job(request, app)
+        if self.require_user_id and not request.headers.get("x-authenticated-user-id"):
+            raise Refusal(400, "X-Authenticated-User-Id is missing")
+        if not app.cancel(job, now):
+            raise Refusal(409, f"the job is already over ({job.state.value})")
+        return self._reply(200, answers.cancel_answer(self, job))
+
+    def _result(self, app: App, job: Job, now: float) -> Any:
+        if job.state is not State.COMPLETED:
+            return None
+        steering = job.input.get("emulator", {})
+        if "result" in steering:
+            return steering["result"]
+        padding = "x" * steering.get("result_bytes", 0)
+        if app.kind != "flux":
+            return padding or f"You said: {job.input.get('prompt', json.dumps(job.input))}"
+        paths = [f"/outputs/{job.id}/{number}.png" for number in range(steering.get("images", 1))]
+        images = [
+            {"image": self._signer.sign(self.outputs_url, path, now, self.url_seconds)} for path in paths
+        ]
+        return {"images": images, "padding": padding} if padding else {"images": images}
+
+    def _output(self, request: Request, now: float) -> Reply:
+        if "x-api-key" in request.headers or any(self.api_key in text for text in request.headers.values()):
+            self._counts["keys_leaked"] += 1
+        refusal = self._signer.refuse(request.path.partition("?")[0], request.query, now)
+        if refusal:
+            return refusal
+        job, number = self._jobs.get(request.segments[1]), request.segments[2].removesuffix(".png")
+        if job is None:
+            return storage_error(404, "NoSuchKey", "The specified key does not exist.")
+        prompt = str(job.input.get("prompt", "")) + (f" #{number}" if number != "0" else "")
+        picture = png.draw(prompt, job.input.get("width", 1024), job.input.get("height", 1024))
+        return Reply(200, {"Content-Type": "image/png"}, picture)
+
+    # Apps.
+
+    def _list_apps(self, _request: Request, team: str | None, _now: float) -> Reply:
+        self._advance()
+        apps = [app for app in self._apps.values() if app.owner_team_id == team]
+        return self._reply(200, [answers.app_answer(self, app) for app in apps])
+
+    def _get_app(self, request: Request, team: str | None, now: float) -> Reply:
+        return self._reply(200, answers.app_answer(self, self._app(request, team, now)))
+
+    def _create_app(self, request: Request, team: str | None, now: float) -> Reply:
+        body = request.object()
+        checks.check_new_app(body)
+        workflow, configuration = body["workflow"], body["configuration"]
+        kind = "flux" if "flux" in workflow["model_url"].lower() else "text"
+        app = self.add_app(
+            str(uuid.uuid4()),
+            name=body["name"],
+            kind=kind,
+            owner_team_id=team,
+            model_url=workflow["model_url"],
+            tools=workflow.get("tools"),
+        )
+        app.description = body.get("description", "")
+        app.gpu_tier, app.location = configuration["gpu_tier"], configuration.get("location")
+        app.scale(configuration.get("active_workers", 0), now, self.init_seconds)
+        return self._reply(self.create_status, answers.app_answer(self, app, just_created=True))
+
+    def _update_app(self, request: Request, team: str | None, now: float) -> Reply:
+        app = self._app(request, team, now)
+        body = request.object()
+        checks.check_update(app, body)
+        configuration = body.get("configuration", {})
+        app.name, app.description = body.get("name", app.name), body.get("description", app.description)
+        app.gpu_tier = configuration.get("gpu_tier", app.gpu_tier)
+        app.location = configuration.get("location", app.location)
+        app.tools = body.get("workflow", {}).get("tools", app.tools)
+        app.updated = now
+        if "active_workers" in configuration:
+            self.scale(app.id, configuration["active_workers"])
+        return self._reply(200, answers.app_answer(self, app))
+
+    def _delete_app(self, request: Request, team: str | None, now: float) -> Reply:
+        app = self._app(request, team, now)
+        if app.active_workers:
+            raise Refusal(409, "the app has active workers: scale to 0 workers first")
+        self._past_bills[app.id] = self._past_bills.get(app.id, 0.0) + app.worker_seconds(now)
+        del self._apps[app.id]
+        return Reply(204)
+
+    # What they share.
+
+    def _app(self, request: Request, team: str | None, now: float) -> App:
+        app = self._apps.get(request.segments[1])
+        if app is None or app.owner_team_id != team:
+            raise Refusal(404, "no such app")
+        app.advance(now)
+        return app
+
+    def _job(self, request: Request, app: App) -> Job:
+        job = self._jobs.get(request.segments[3])
+        if job is None or job.app_id != app.id:
+            raise Refusal(404, "no such job for that app")
+        return job
+
+    def _advance(self) -> float:
+        now = self.clock()
+        for app in self._apps.values():
+            app.advance(now)
+        return now
+
+    def _wrapped(self) -> bool:
+        if self.shape == "mixed":
+            self._flat_next = not self._flat_next
+            return self._flat_next
+        return self.shape == "wrapped"
+
+    def _reply(self, status: int, answer: Any) -> Reply:
+        return json_reply(status, {"data": answer} if self._wrapped() else answer)

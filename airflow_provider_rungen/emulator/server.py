@@ -1,0 +1,197 @@
+"""Serves a ``Service`` over real HTTP on the loopback interface, in a thread or in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import Any, Self
+
+from aiohttp import web
+
+from airflow_provider_rungen.emulator.messages import Reply
+from airflow_provider_rungen.emulator.service import Service
+
+_PATIENCE = 120.0
+_CHUNK = 64 * 1024
+
+
+class Emulator:
+    """The emulator with an address.
+
+    :param service: the service to show; without it, one is made of ``options``.
+    :param port: 0 takes a free one, which ``url`` tells after the start.
+    :param options: what ``Service`` takes, such as ``job_seconds=0.05``.
+    """
+
+    def __init__(self, service: Service | None = None, *, port: int = 0, **options: Any) -> None:
+        self.port = port
+        self.service = service or Service(**options)
+        self.drip_seconds = 1.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def service(self) -> Service:
+        """What is shown; another service may be put in its place while the emulator runs."""
+        return self._service
+
+    @service.setter
+    def service(self, service: Service) -> None:
+        self._service = service
+        service.outputs_url = self.url
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def airflow_connection(self, **extra: Any) -> str:
+        """Return the connection as JSON, for ``AIRFLOW_CONN_RUNGEN_DEFAULT``, with ``extra`` in its extra."""
+        return json.dumps(
+            {
+                "conn_type": "rungen",
+                "password": self.service.api_key,
+                "host": self.url,
+                "extra": {"app_id": self.service.app_id, **extra},
+            }
+        )
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> Self:
+        """Serve from a thread of its own; returns when requests are answered."""
+        if self._thread is not None:
+            raise RuntimeError("the emulator is running already")
+        started = threading.Event()
+        failure: list[BaseException] = []
+
+        def serve() -> None:
+            try:
+                asyncio.run(self.serve(started.set))
+            except BaseException as error:
+                failure.append(error)
+            finally:
+                started.set()
+
+        self._thread = threading.Thread(target=serve, name="rungen-emulator", daemon=True)
+        self._thread.start()
+        started.wait()
+        if failure:
+            self._thread.join()
+            self._thread = None
+            raise failure[0]
+        return self
+
+    def stop(self) -> None:
+        """Stop serving; requests that hang are released."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        if self._loop is not None and self._stopping is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+                self._loop.call_soon_threadsafe(self._stopping.set)
+        thread.join()
+
+    def run(self, started: Callable[[], None] = lambda: None) -> None:
+        """Serve in the foreground until SIGINT or SIGTERM."""
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self._stop_soon)
+            await self.serve(started)
+
+        asyncio.run(main())
+
+    def _stop_soon(self) -> None:
+        if self._stopping is not None:
+            self._stopping.set()
+
+    async def serve(self, started: Callable[[], None] = lambda: None) -> None:
+        """Serve in this event loop until stopped; ``started`` is called when requests are answered."""
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        http = _Counted(self._answer, handler_cancellation=True, access_log=None)
+        http.emulator = self
+        listener = await self._loop.create_server(http, "127.0.0.1", self.port, backlog=1024)
+        try:
+            self.port = listener.sockets[0].getsockname()[1]
+            self.service.outputs_url = self.url
+            started()
+            await self._stopping.wait()
+        finally:
+            listener.close()
+            await http.shutdown(timeout=0.5)
+            await listener.wait_closed()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        # Read past aiohttp's own limit of 1 MiB: the emulator takes an input of any size.
+        body = await request.content.read() if request.body_exists else b""
+        reply = self.service.handle(request.method, request.raw_path, dict(request.headers), body)
+        if reply.fault is None:
+            return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+        return await self._misbehave(request, reply)
+
+    async def _misbehave(self, request: web.BaseRequest, reply: Reply) -> web.StreamResponse:
+        if reply.fault in ("reset", "hang"):
+            if reply.fault == "hang":
+                await self._pause(_PATIENCE)
+            _reset(request)
+            return web.Response()
+        response = web.StreamResponse(status=reply.status, headers=reply.headers)
+        if reply.fault != "stream":
+            response.content_length = len(reply.body)
+        await response.prepare(request)
+        if reply.fault == "truncate":
+            await response.write(reply.body[: len(reply.body) // 2])
+            if request.transport is not None:
+                request.transport.close()
+        step = 1 if reply.fault == "drip" else _CHUNK
+        for start in range(0, 0 if reply.fault == "truncate" else len(reply.body), step):
+            await response.write(reply.body[start : start + step])
+            if reply.fault == "drip" and await self._pause(self.drip_seconds):
+                break
+        return response
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait, but not beyond the end of the emulator; true when it has come."""
+        assert self._stopping is not None  # noqa: S101 - for the type checker
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+
+class _Counted(web.Server):
+    """Tells the service about its connections."""
+
+    emulator: Emulator
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        self.emulator.service.connection(+1)
+        super().connection_made(handler, transport)
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        self.emulator.service.connection(-1)
+        super().connection_lost(handler, exc)
+
+
+def _reset(request: web.BaseRequest) -> None:
+    transport = request.transport
+    if transport is None:
+        return
+    # With a linger time of zero, closing sends RST where it would else send FIN.
+    transport.get_extra_info("socket").setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+    )
+    transport.abort()

@@ -1,0 +1,219 @@
+"""The service without sockets: whom it lets in, what goes wrong, and what it remembers."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from airflow_provider_rungen.emulator import control
+from airflow_provider_rungen.emulator.apps import State
+from airflow_provider_rungen.emulator.faults import Fault, Faults
+from airflow_provider_rungen.emulator.messages import Refusal, Reply, Request, error_reply, json_reply
+from airflow_provider_rungen.emulator.operations import Operations
+from airflow_provider_rungen.emulator.options import Options
+
+_LOGGED_BODY = 4096
+
+
+@dataclass(frozen=True)
+class Record:
+    """One request as it arrived; status 0 stands for a request that was not answered."""
+
+    time: float
+    operation: str
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    status: int
+    fault: str | None
+
+
+@dataclass(kw_only=True, eq=False)
+class Service(Operations):
+    """The state and the rules of the emulated service; any thread may call it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.requests: deque[Record] = deque(maxlen=200_000)
+        self.connections_opened = self.connections_open = self.max_open_connections = 0
+        self._faults = Faults()
+        self._operations: Counter[str] = Counter()
+        self._not_before: dict[tuple[str, str, bytes], float] = {}
+
+    # What a test calls.
+
+    def inject(self, fault: Fault) -> None:
+        """Let this go wrong, after what was injected before."""
+        with self._lock:
+            self._faults.inject(fault)
+
+    def clear_faults(self) -> None:
+        with self._lock:
+            self._faults.clear()
+
+    def expire_urls(self) -> None:
+        """Let every URL of an output that was given out until now be expired."""
+        with self._lock:
+            self._signer.expire_all()
+
+    def configure(self, changes: Mapping[str, Any]) -> None:
+        """Change options by name."""
+        known = {option.name for option in fields(Options)}
+        if unknown := sorted(set(changes) - known):
+            raise ValueError(f"no such option: {', '.join(unknown)}")
+        with self._lock:
+            for name, value in changes.items():
+                setattr(self, name, value)
+
+    def count(self, operation: str) -> int:
+        """How many requests for this operation have arrived."""
+        with self._lock:
+            return self._operations[operation]
+
+    def records(self) -> list[Record]:
+        """Return a copy of the log, safe to walk through while requests arrive."""
+        with self._lock:
+            return list(self.requests)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Every job in the order in which they were created."""
+        with self._lock:
+            self._advance()
+            return [
+                {
+                    "id": job.id,
+                    "app_id": job.app_id,
+                    "status": job.state.value,
+                    "input": job.input,
+                    "created": job.created,
+                    "started": job.started,
+                    "finished": job.finished,
+                }
+                for job in self._jobs.values()
+            ]
+
+    def stats(self) -> dict[str, Any]:
+        with self._lock:
+            now = self._advance()
+            states = Counter(job.state for job in self._jobs.values())
+            bills = dict(self._past_bills)
+            for app in self._apps.values():
+                bills[app.id] = bills.get(app.id, 0.0) + app.worker_seconds(now)
+            return {
+                "jobs_created": len(self._jobs),
+                "jobs_completed": states[State.COMPLETED],
+                "jobs_failed": states[State.FAILED],
+                "jobs_cancelled": states[State.CANCELED],
+                "cancels_received": self._operations["cancel"],
+                "requests": dict(self._operations),
+                "keys_leaked": self._counts["keys_leaked"],
+                "early_retries": self._counts["early_retries"],
+                "duplicate_inputs": self._counts["duplicate_inputs"],
+                "worker_seconds": bills,
+                "connections_opened": self.connections_opened,
+                "max_open_connections": self.max_open_connections,
+            }
+
+    def connection(self, change: int) -> None:
+        """Hear from the HTTP layer that a connection was opened (+1) or closed (-1)."""
+        with self._lock:
+            # A connection may have been opened while another service was shown.
+            self.connections_open = max(0, self.connections_open + change)
+            self.connections_opened += max(0, change)
+            self.max_open_connections = max(self.max_open_connections, self.connections_open)
+
+    # The way of a request.
+
+    def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
+        """Answer one request; ``path`` is as it came over the wire, with its query string."""
+        request = Request.parse(method, path, headers, body)
+        if request.segments[:1] == ("_emulator",):
+            return control.answer(self, request)
+        with self._lock:
+            now = self.clock()
+            operation = _operation(request)
+            self._operations[operation] += 1
+            retry_key = (operation, path, body if operation == "run" else b"")
+            self._counts["early_retries"] += now < self._not_before.get(retry_key, now)
+            fault = self._faults.take(operation, _job_id(operation, request))
+            if fault is None:
+                reply = self._perform(operation, request, now)
+                status = reply.status
+            else:
+                performed = fault.performs
+                reply = self._perform(operation, request, now) if performed else json_reply(200, {})
+                reply = fault.spoil(reply)
+                status = 0 if reply.fault in ("reset", "hang") and not performed else reply.status
+            if "Retry-After" in reply.headers:
+                self._not_before[retry_key] = _retry_time(reply.headers["Retry-After"], now)
+            kind = None if fault is None else fault.kind
+            self.requests.append(
+                Record(now, operation, method, path, request.headers, body[:_LOGGED_BODY], status, kind)
+            )
+            return reply
+
+    def _perform(self, operation: str, request: Request, now: float) -> Reply:
+        try:
+            if operation == "output":
+                return self._output(request, now)
+            team = self._authorise(request)
+            if operation == "unknown":
+                raise _no_operation(request)
+            perform: Callable[[Request, str | None, float], Reply] = getattr(self, f"_{operation}")
+            return perform(request, team, now)
+        except Refusal as refusal:
+            return error_reply(refusal.status, str(refusal), refusal.headers)
+
+    def _authorise(self, request: Request) -> str | None:
+        if request.headers.get("x-api-key") != self.api_key:
+            raise Refusal(403, "the API key is missing or wrong")
+        team = request.headers.get("x-team-id")
+        if team is not None and self.teams is not None and team not in self.teams:
+            raise Refusal(403, "the API key may not be used for this team")
+        return team
+
+
+def _methods(request: Request) -> dict[str, str]:
+    """Return the operations on this path, by their HTTP method."""
+    match request.segments:
+        case ("app",):
+            return {"GET": "list_apps", "POST": "create_app"}
+        case ("app", _):
+            return {"GET": "get_app", "PUT": "update_app", "DELETE": "delete_app"}
+        case ("app", _, "run_async"):
+            return {"POST": "run"}
+        case ("app", _, "job", _):
+            return {"GET": "get", "PUT": "cancel"}
+        case ("outputs", _, _):
+            return {"GET": "output"}
+    return {}
+
+
+def _operation(request: Request) -> str:
+    return _methods(request).get(request.method, "unknown")
+
+
+def _no_operation(request: Request) -> Refusal:
+    if methods := _methods(request):
+        return Refusal(405, f"{request.method} is not allowed here", Allow=", ".join(methods))
+    return Refusal(404, "no such path")
+
+
+def _job_id(operation: str, request: Request) -> str | None:
+    place = {"get": 3, "cancel": 3, "output": 1}.get(operation)
+    return None if place is None else request.segments[place]
+
+
+def _retry_time(text: str, now: float) -> float:
+    try:
+        return now + float(text)
+    except ValueError:
+        pass
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except ValueError:
+        return now

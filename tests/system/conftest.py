@@ -1,0 +1,40 @@
+"""One real Airflow and one emulator for all system tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_rungen.emulator import Emulator
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from airflow_instance import AirflowInstance
+
+# A dead supervisor is noticed after 15 s, not after 5 minutes.
+IMPATIENT = {
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+    "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "3",
+    "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",
+    "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
+}
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[Emulator]:
+    with Emulator(workers=100, api_key="a-key-that-must-appear-nowhere") as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def airflow(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowInstance]:
+    environment = {"AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(), **IMPATIENT}
+    home, dags = tmp_path_factory.mktemp("airflow"), Path(__file__).parent / "dags"
+    with AirflowInstance(home, dags, environment=environment) as instance:
+        yield instance

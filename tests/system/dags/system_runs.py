@@ -1,0 +1,68 @@
+"""One DAG for every way to run a job; the input comes from the run's conf."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.common.compat.sdk import DAG, task
+
+from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunJobOperator
+from airflow_provider_rungen.sensors import RunGenJobSensor
+
+INPUT = "{{ dag_run.conf['input'] }}"
+DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=1), "poll_interval": 1}
+
+
+class RaisesOnce(RunGenRunJobOperator):
+    """Comes back from the triggerer and raises, in the first attempt."""
+
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> str:
+        if context["ti"].try_number == 1:
+            raise RuntimeError("raised by the test")
+        return super().execute_complete(context, event)
+
+
+def dag(dag_id: str, **defaults: Any) -> DAG:
+    return DAG(
+        dag_id, schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS | defaults
+    )
+
+
+def hold_first_attempt(context: Any, result: Any = None) -> None:
+    if context["ti"].try_number == 1:
+        time.sleep(300)
+
+
+with dag("no_wait"):
+    RunGenRunJobOperator(task_id="run", input=INPUT, deferrable=False, post_execute=hold_first_attempt)
+
+with dag("blocking", wait_for_completion=True, deferrable=False):
+    RunGenRunJobOperator(task_id="run", input=INPUT)
+
+with dag("deferred", wait_for_completion=True, deferrable=True):
+    RunGenRunJobOperator(task_id="run", input=INPUT)
+
+with dag("raising", wait_for_completion=True, deferrable=True):
+    RaisesOnce(task_id="run", input=INPUT)
+
+with dag("deferred_timeout", wait_for_completion=True, deferrable=True, timeout=12, retries=0):
+    RunGenRunJobOperator(task_id="run", input=INPUT)
+
+with dag("blocking_execution_timeout", wait_for_completion=True, deferrable=False, retries=0):
+    RunGenRunJobOperator(task_id="run", input=INPUT, execution_timeout=timedelta(seconds=8))
+
+with dag("many", wait_for_completion=True, deferrable=True):
+
+    @task
+    def inputs(**context: Any) -> list[dict[str, Any]]:
+        conf = context["dag_run"].conf
+        return [conf["input"] | {"prompt": f"{conf['input']['prompt']} {n}"} for n in range(conf["count"])]
+
+    RunGenRunJobOperator.partial(task_id="run").expand(input=inputs())
+
+with dag("chain", deferrable=False):
+    run = RunGenRunJobOperator(task_id="run", input=INPUT)
+    wait = RunGenJobSensor(task_id="wait", job_id=run.output, mode="reschedule", poke_interval=2)
+    wait >> RunGenCollectResultsOperator(task_id="collect", job_id=run.output)

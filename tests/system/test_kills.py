@@ -1,0 +1,204 @@
+"""Kill, clear and mark real tasks of a real Airflow; what counts is what the server saw.
+
+Every test gives its jobs a prompt of their own, and looks at those jobs alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow_instance import AirflowInstance
+
+from airflow_provider_rungen.emulator import Emulator
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+
+class Run:
+    """One run of a system test's DAG, and the jobs that it made."""
+
+    def __init__(
+        self, airflow: AirflowInstance, emulator: Emulator, dag_id: str, *, seconds: float, count: int = 1
+    ) -> None:
+        self.airflow, self.emulator, self.dag_id = airflow, emulator, dag_id
+        self.prompt = f"system test {uuid.uuid4()}"
+        job_input = {"prompt": self.prompt, "emulator": {"seconds": seconds}}
+        self.id = airflow.trigger(dag_id, {"input": job_input, "count": count})
+
+    def jobs(self) -> list[dict[str, Any]]:
+        return [job for job in self.emulator.service.jobs() if job["input"]["prompt"].startswith(self.prompt)]
+
+    def jobs_by_status(self) -> dict[str, int]:
+        return dict(Counter(job["status"] for job in self.jobs()))
+
+    def tasks(self, task_id: str = "run") -> list[dict[str, Any]]:
+        instances = self.airflow.task_instances(self.dag_id, self.id)
+        return [instance for instance in instances if instance["task_id"] == task_id]
+
+    def task(self, task_id: str = "run") -> dict[str, Any]:
+        [task] = self.tasks(task_id)
+        return task
+
+    def log(self, try_number: int = 1) -> str:
+        return self.airflow.log(self.dag_id, self.id, "run", try_number)
+
+    def mark(self, state: str) -> None:
+        self.airflow.set_task_state(self.dag_id, self.id, "run", state)
+
+    def clear(self) -> None:
+        self.airflow.clear(self.dag_id, self.id, ["run"])
+
+    def wait_for_jobs(self, count: int, status: str = "RUNNING", timeout: float = 90) -> None:
+        until(lambda: self.jobs_by_status().get(status, 0) >= count, timeout, lambda: str(self.jobs()))
+
+    def wait_for_state(self, state: str, timeout: float = 90) -> None:
+        until(
+            lambda: {task["state"] for task in self.tasks()} == {state}, timeout, lambda: str(self.tasks())
+        )
+
+    def wait_for_end(self, timeout: float = 150) -> str:
+        return self.airflow.wait_for_run(self.dag_id, self.id, timeout)
+
+
+def until(is_true: Callable[[], bool], timeout: float, tell: Callable[[], str]) -> None:
+    give_up_at = time.monotonic() + timeout
+    while not is_true():
+        if time.monotonic() > give_up_at:
+            pytest.fail(f"not so after {timeout} s: {tell()}")
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def start(airflow: AirflowInstance, emulator: Emulator) -> Callable[..., Run]:
+    def start(dag_id: str, **options: Any) -> Run:
+        return Run(airflow, emulator, dag_id, **options)
+
+    return start
+
+
+def task_processes(airflow: AirflowInstance, run: Run) -> dict[str, int]:
+    """Give the pids of a running task's supervisor and of the task itself."""
+    found = {
+        "supervisor" if "LocalExecutor" in title else "task": pid
+        for pid, title in airflow.processes(run.task()["id"]).items()
+    }
+    assert set(found) == {"supervisor", "task"}
+    return found
+
+
+@pytest.mark.parametrize("dag_id", ["blocking", "no_wait"])
+@pytest.mark.parametrize("victim", ["task", "supervisor"])
+def test_a_killed_worker_loses_no_job_and_buys_none_twice(
+    airflow: AirflowInstance, start: Callable[..., Run], dag_id: str, victim: str
+) -> None:
+    run = start(dag_id, seconds=40)
+    run.wait_for_jobs(1)
+    until(lambda: "Submitted RunGen job" in run.log(), 30, run.log)
+    job_id = run.jobs()[0]["id"]
+    processes = task_processes(airflow, run)
+    if victim == "supervisor":  # or the orphan would go on
+        os.kill(processes["task"], signal.SIGSTOP)
+    os.kill(processes[victim], signal.SIGKILL)
+    try:
+        assert run.wait_for_end() == "success"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(processes["task"], signal.SIGKILL)
+    assert [job["id"] for job in run.jobs()] == [job_id]
+    assert airflow.xcom(dag_id, run.id, "run") == airflow.xcom(dag_id, run.id, "run", "job_id") == job_id
+    assert run.task()["try_number"] == 2
+    assert f"RunGen job {job_id} of an earlier attempt is RUNNING: taking it up again" in run.log(2)
+
+
+def test_a_killed_triggerer_loses_none_of_its_jobs(
+    airflow: AirflowInstance, start: Callable[..., Run]
+) -> None:
+    run = start("many", seconds=75, count=20)
+    run.wait_for_jobs(20, timeout=120)
+    run.wait_for_state("deferred", 60)
+    for pid in airflow.processes("airflow triggerer"):
+        os.kill(pid, signal.SIGKILL)
+    airflow.start_component("triggerer")
+    assert run.wait_for_end(200) == "success"
+    assert run.jobs_by_status() == {"COMPLETED": 20}
+    assert {task["try_number"] for task in run.tasks()} == {1}
+
+
+def test_a_task_that_raises_after_the_wait_uses_its_job_again(start: Callable[..., Run]) -> None:
+    run = start("raising", seconds=10)
+    assert run.wait_for_end() == "success"
+    assert run.jobs_by_status() == {"COMPLETED": 1}
+    assert "completed: using it" in run.log(2)
+
+
+def test_a_clear_after_success_runs_a_new_job(start: Callable[..., Run]) -> None:
+    run = start("blocking", seconds=2)
+    assert run.wait_for_end() == "success"
+    run.clear()
+    run.wait_for_jobs(2, "COMPLETED")
+    assert run.wait_for_end() == "success"
+    assert run.jobs_by_status() == {"COMPLETED": 2}
+    assert "The task was cleared" in run.log(2)
+
+
+def test_a_clear_while_deferred_cancels_the_job_and_runs_a_new_one(start: Callable[..., Run]) -> None:
+    run = start("deferred", seconds=30)
+    run.wait_for_jobs(1)
+    run.wait_for_state("deferred")
+    run.clear()
+    run.wait_for_jobs(1, "CANCELED")
+    assert run.wait_for_end() == "success"
+    assert run.jobs_by_status() == {"CANCELED": 1, "COMPLETED": 1}
+
+
+@pytest.mark.parametrize("dag_id", ["deferred", "blocking"])
+@pytest.mark.parametrize("state", ["failed", "success", "skipped"])
+def test_a_task_marked_by_a_user_cancels_its_job(
+    start: Callable[..., Run], dag_id: str, state: str
+) -> None:
+    run = start(dag_id, seconds=100)
+    run.wait_for_jobs(1)
+    run.wait_for_state("deferred" if dag_id == "deferred" else "running")
+    run.mark(state)
+    run.wait_for_jobs(1, "CANCELED", timeout=45)
+    run.wait_for_end()
+    assert run.task()["state"] == state
+    assert run.jobs_by_status() == {"CANCELED": 1}
+
+
+@pytest.mark.parametrize("dag_id", ["deferred_timeout", "blocking_execution_timeout"])
+def test_a_job_that_takes_too_long_is_canceled(start: Callable[..., Run], dag_id: str) -> None:
+    run = start(dag_id, seconds=100)
+    assert run.wait_for_end() == "failed"
+    assert run.jobs_by_status() == {"CANCELED": 1}
+    if dag_id == "deferred_timeout":
+        assert "RunGenJobTimeoutError" in run.log()
+        assert "Raise timeout (now 12 s)" in run.log()
+
+
+def test_the_chain_of_run_sensor_and_collect_makes_one_job(
+    airflow: AirflowInstance, start: Callable[..., Run]
+) -> None:
+    run = start("chain", seconds=4)
+    assert run.wait_for_end() == "success"
+    assert run.jobs_by_status() == {"COMPLETED": 1}
+    assert airflow.xcom("chain", run.id, "collect")["images"]
+
+
+def test_the_key_is_nowhere(airflow: AirflowInstance, emulator: Emulator) -> None:
+    """Runs last: looks through all that the others left in logs (at DEBUG) and in the database."""
+    key = emulator.service.api_key.encode()
+    files = [path for path in Path(airflow.home).rglob("*") if path.is_file()]
+    assert any(path.suffix == ".db" for path in files)
+    assert [path for path in files if key in path.read_bytes()] == []
+    assert emulator.service.stats()["keys_leaked"] == 0
+    assert emulator.service.stats()["early_retries"] == 0
