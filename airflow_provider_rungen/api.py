@@ -11,9 +11,10 @@ import logging
 import math
 import random
 import re
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -96,8 +97,11 @@ def run_job(app_id: str, input: Any) -> Flow[Job]:
     body = b'{"input":' + encode_input(input) + b"}"
     request = Request("POST", f"app/{seg(app_id)}/run_async", f"run a job of app {app_id}", body)
     try:
-        answer = yield from call(request)
-        return Job.from_json(answer, app_id=app_id, status=JobStatus.QUEUED)
+        return (
+            yield from call(
+                request, lambda answer: Job.from_json(answer, app_id=app_id, status=JobStatus.QUEUED)
+            )
+        )
     except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
         if not _may_have_been_taken(error):
             raise
@@ -112,7 +116,8 @@ def get_job(app_id: str, job_id: str, *, attempts: int = ATTEMPTS) -> Flow[Job]:
     """Ask for one job."""
     path = f"app/{seg(app_id)}/job/{seg(job_id, 'job_id')}"
     request = Request("GET", path, f"get job {job_id} of app {app_id}")
-    return Job.from_json((yield from call(request, attempts=attempts)), app_id=app_id, job_id=job_id)
+    read = partial(Job.from_json, app_id=app_id, job_id=job_id)
+    return (yield from call(request, read, attempts=attempts))
 
 
 def cancel_job(app_id: str, job_id: str, *, patience: float = PATIENCE) -> Flow[Job]:
@@ -124,8 +129,9 @@ def cancel_job(app_id: str, job_id: str, *, patience: float = PATIENCE) -> Flow[
     """
     path = f"app/{seg(app_id)}/job/{seg(job_id, 'job_id')}"
     request = Request("PUT", path, f"cancel job {job_id} of app {app_id}", as_user=True)
+    read = partial(Job.from_json, app_id=app_id, job_id=job_id, status=JobStatus.CANCELED)
     try:
-        answer = yield from call(request, patience=patience)
+        return (yield from call(request, read, patience=patience))
     except RunGenConflictError:
         try:
             job = yield from get_job(app_id, job_id, attempts=1)
@@ -134,35 +140,34 @@ def cancel_job(app_id: str, job_id: str, *, patience: float = PATIENCE) -> Flow[
         if job and job.status is JobStatus.CANCELED:
             return job  # perhaps by an attempt whose answer was lost
         raise
-    return Job.from_json(answer, app_id=app_id, job_id=job_id, status=JobStatus.CANCELED)
 
 
 def list_apps() -> Flow[list[App]]:
     """Ask for all apps the key may see."""
-    return App.list_from_json((yield from call(Request("GET", "app", "list the apps"))))
+    return (yield from call(Request("GET", "app", "list the apps"), App.list_from_json))
 
 
 def get_app(app_id: str) -> Flow[App]:
     """Ask for one app."""
     request = Request("GET", f"app/{seg(app_id)}", f"get app {app_id}")
-    return App.from_json((yield from call(request)), app_id=app_id)
+    return (yield from call(request, partial(App.from_json, app_id=app_id)))
 
 
 def create_app(body: Mapping[str, Any]) -> Flow[App]:
     """Create an app from the API's own create body."""
     request = Request("POST", "app", "create an app", encode(body, "app"))
-    return App.from_json((yield from call(request)))
+    return (yield from call(request, App.from_json))
 
 
 def update_app(app_id: str, body: Mapping[str, Any]) -> Flow[App]:
     """Change the fields of an app that ``body`` names."""
     request = Request("PUT", f"app/{seg(app_id)}", f"update app {app_id}", encode(body, "app"))
-    return App.from_json((yield from call(request)), app_id=app_id)
+    return (yield from call(request, partial(App.from_json, app_id=app_id)))
 
 
 def delete_app(app_id: str) -> Flow[None]:
     """Delete an app for good; it must have no workers."""
-    yield from call(Request("DELETE", f"app/{seg(app_id)}", f"delete app {app_id}"))
+    yield from call(Request("DELETE", f"app/{seg(app_id)}", f"delete app {app_id}"), lambda _: None)
 
 
 @dataclass
@@ -245,9 +250,11 @@ def wait_for_jobs(
 # --- one call, with the retry rule -------------------------------------------------------------------------
 
 
-def call(request: Request, *, attempts: int = ATTEMPTS, patience: float = PATIENCE) -> Flow[Any]:
+def call(
+    request: Request, read: Callable[[Any], T], *, attempts: int = ATTEMPTS, patience: float = PATIENCE
+) -> Flow[T]:
     """
-    Send a request, again where that is safe and may help, and return the decoded answer.
+    Send a request, again where that is safe and may help, and return what ``read`` makes of the answer.
 
     GET, PUT and DELETE are repeated on everything that may pass. A POST is repeated only when the service
     certainly did not take it: the connection was never made, 429, 503.
@@ -260,10 +267,10 @@ def call(request: Request, *, attempts: int = ATTEMPTS, patience: float = PATIEN
     for attempt in range(1, attempts + 1):
         failure: RunGenError
         try:
-            return decode((yield request), request, now)
+            return read(decode((yield request), request, now))
         except RunGenNotFoundError as error:
             if request.method == "DELETE" and attempt > 1:
-                return None  # the attempt before did it
+                return read(None)  # the attempt before did it
             failure = error
         except RunGenError as error:
             failure = error

@@ -149,12 +149,14 @@ def _base_url(conn: Connection, wrong: Callable[[str, str], RunGenConfigError], 
     if not host:
         host = DEFAULT_HOST
     elif "://" not in host:
-        host = f"{scheme or 'https'}://{host}"
+        host = f"{scheme or 'https'}://{_bracketed(host)}"
     try:
         parts = urlsplit(host)
-        port = conn.port or parts.port
+        port = parts.port if conn.port is None else conn.port
     except ValueError:
         raise wrong("host", "is not an address; it must look like https://api.rungen.ai") from None
+    if port is not None and not 0 < port < 65536:
+        raise wrong("port", "is no port number")
     name = parts.hostname or ""
     if parts.scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9._:-]+", name):
         raise wrong("host", "is not an address; it must look like https://api.rungen.ai")
@@ -167,8 +169,15 @@ def _base_url(conn: Connection, wrong: Callable[[str, str], RunGenConfigError], 
     path = "/".join(piece.strip("/") for piece in (parts.path, prefix) if piece.strip("/"))
     if not re.fullmatch(r"[A-Za-z0-9._~/%-]*", path) or ".." in path.split("/"):
         raise wrong("host", "has a path that cannot be used")
-    netloc = (f"[{name}]" if ":" in name else name) + (f":{port}" if port else "")
+    netloc = _bracketed(name) + (f":{port}" if port else "")
     return f"{parts.scheme}://{netloc}" + (f"/{path}" if path else "")
+
+
+def _bracketed(name: str) -> str:
+    try:
+        return f"[{ipaddress.IPv6Address(name)}]"
+    except ValueError:
+        return name
 
 
 def _is_loopback(name: str) -> bool:

@@ -228,10 +228,10 @@ class RunGenHook(BaseHook):
 
         :param within: about how many seconds it may take.
         """
-        settings = replace(self.settings, connect_timeout=within / 3, read_timeout=within / 3)
-        sender = Sender(settings)
+        part = within / 4
+        sender = Sender(replace(self.settings, connect_timeout=part, read_timeout=part))
         try:
-            return drive(api.cancel_job(app_id, job_id, patience=within / 3), sender)
+            return drive(api.cancel_job(app_id, job_id, patience=part), sender)
         finally:
             sender.close()
 

@@ -20,7 +20,7 @@ from airflow_provider_rungen.exceptions import (
 )
 
 MAX_TEXT = 500
-_URL_QUERY = re.compile(r"(https?://[^\s\"'<>?#]+)[?#][^\s\"'<>]*", re.IGNORECASE)
+_URL_QUERY = re.compile(r"(https?://[^\s\"'<>?#]+)[?#][^\s\"<>]*", re.IGNORECASE)
 _SIGNATURE = re.compile(r"(X-Amz-[A-Za-z-]+|Signature|AWSAccessKeyId)=[^\s&\"'<>]+", re.IGNORECASE)
 
 
@@ -264,8 +264,6 @@ def _normal(word: str) -> str:
 
 
 def _id(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
     return value.strip() if isinstance(value, str) else ""
 
 

@@ -43,6 +43,11 @@ class DurableSubmission:
     """
 
     def __init__(self, store: Any, *, max_tries: int, resubmit_unknown: bool) -> None:
+        if store is None:
+            log.info(
+                "No state of this task is kept (Airflow 3.3 and later can): should this attempt die, the next "
+                "one cannot take up its RunGen job, and submits a new one"
+            )
         self._store: Any = _Nowhere() if store is None else store
         self._max_tries = max_tries
         self._resubmit_unknown = resubmit_unknown

@@ -128,11 +128,6 @@ class RunGenRunJobOperator(JobWaiter):
 
     def _submit(self, context: Context, hook: RunGenHook, app_id: str) -> Submission:
         ti, store = context["ti"], self._store(context)
-        if self.durable and store is None:
-            self.log.info(
-                "This Airflow keeps no state of a task (3.3 and later do): should this attempt die, the next "
-                "one cannot take up its RunGen job, and submits a new one"
-            )
         submission = DurableSubmission(
             store,
             max_tries=0 if store is None else ti.max_tries,

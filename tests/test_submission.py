@@ -1,0 +1,289 @@
+"""A retry finds the job of the attempt before it: what the store holds, and what the server saw."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import APP, FakeTaskInstance, Outcome, run_task
+
+from airflow_provider_rungen import triggers
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import RunGenError, RunGenSubmissionUnknownError
+from airflow_provider_rungen.operators import RunGenRunJobOperator
+
+INPUT = {"prompt": "a lighthouse"}
+MODES: dict[str, dict[str, Any]] = {
+    "no wait": {},
+    "blocking": {"wait_for_completion": True, "deferrable": False},
+    "deferred": {"wait_for_completion": True, "deferrable": True},
+}
+
+
+class Store:
+    """Airflow's task state store: keeps JSON, and outlives an attempt."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.on_set: Callable[[Any], None] = lambda value: None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return json.loads(self.values[key]) if key in self.values else default
+
+    def set(self, key: str, value: Any) -> None:
+        self.on_set(value)
+        self.values[key] = json.dumps(value)
+
+    def delete(self, key: str) -> None:
+        self.values.pop(key, None)
+
+
+class Task:
+    """A task that is attempted again and again."""
+
+    def __init__(self, emulator: Emulator, **options: Any) -> None:
+        self.emulator, self.options = emulator, {"input": INPUT, "poll_interval": 0.02} | options
+        self.store: Store | None = Store()
+        self.max_tries, self.tries = 2, 0
+
+    def attempt(self, **changes: Any) -> Outcome:
+        ti = FakeTaskInstance()
+        self.tries += 1
+        ti.try_number, ti.max_tries = self.tries, self.max_tries
+        context: Any = {"ti": ti, "task_state_store": self.store}
+        return run_task(RunGenRunJobOperator(task_id="task", **self.options | changes), context)
+
+    def clear(self) -> None:
+        self.max_tries += 1
+
+    def job_ids(self) -> list[str]:
+        return [job["id"] for job in self.emulator.service.jobs()]
+
+    def statuses(self) -> list[str]:
+        return [job["status"] for job in self.emulator.service.jobs()]
+
+
+@pytest.fixture
+def emulator(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    monkeypatch.setattr(triggers, "SETTLING_TIME", 0)  # no real deferring process has to go down first
+    return rungen_emulator
+
+
+@pytest.fixture(params=MODES)
+def task(request: pytest.FixtureRequest, emulator: Emulator) -> Task:
+    return Task(emulator, **MODES[request.param])
+
+
+class Died(BaseException):
+    """Ends an attempt as abruptly as a test can."""
+
+
+def die_after_submission(task: Task) -> str:
+    def die(value: Any) -> None:
+        if value["job_id"]:
+            assert task.store is not None
+            task.store.values["rungen_submission"] = json.dumps(value)
+            raise Died
+
+    assert task.store is not None
+    task.store.on_set = die
+    with pytest.raises(Died):
+        task.attempt()
+    task.store.on_set = lambda value: None
+    return task.job_ids()[-1]
+
+
+def test_a_running_job_is_taken_up_again(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    task.emulator.service.configure({"job_seconds": 0.5})
+    job_id = die_after_submission(task)
+    with caplog.at_level(logging.INFO):
+        outcome = task.attempt()
+    assert outcome.value == job_id
+    assert task.job_ids() == [job_id]
+    [decision] = [line for line in caplog.messages if "earlier attempt" in line]
+    assert decision.endswith("taking it up again")
+
+
+def test_a_completed_job_is_used(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    task.emulator.service.configure({"job_seconds": 0})
+    job_id = die_after_submission(task)
+    with caplog.at_level(logging.INFO):
+        assert task.attempt().value == job_id
+    assert task.job_ids() == [job_id]
+    assert f"RunGen job {job_id} of an earlier attempt completed: using it" in caplog.messages
+
+
+@pytest.mark.parametrize("end", ["failed", "canceled"])
+def test_a_job_that_did_not_complete_is_run_again(task: Task, end: str) -> None:
+    how = {"seconds": 0, "fail": "CUDA out of memory"} if end == "failed" else {"seconds": 600}
+    task.options["input"] = INPUT | {"emulator": how}
+    job_id = die_after_submission(task)
+    if end == "canceled":
+        service = task.emulator.service
+        path = f"/app/{APP}/job/{job_id}"
+        assert service.handle("PUT", path, {"x-api-key": service.api_key}).status == 200
+        task.emulator.service.inject(
+            Fault(on="get", status=200, body={"data": {"status": "COMPLETED"}}, skip=1)
+        )
+    outcome = task.attempt()
+    assert len(task.job_ids()) == 2
+    if end == "canceled":
+        assert outcome.value == task.job_ids()[1]
+
+
+def test_a_forgotten_job_is_run_again(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    job_id = die_after_submission(task)
+    task.emulator.service.inject(Fault(on="get", status=404))
+    with caplog.at_level(logging.INFO):
+        outcome = task.attempt()
+    assert outcome.value == task.job_ids()[1]
+    assert (
+        f"RunGen no longer knows job {job_id} of an earlier attempt: submitting a new one" in caplog.messages
+    )
+
+
+def test_a_changed_input_is_run_anew(task: Task) -> None:
+    die_after_submission(task)
+    assert task.attempt(input={"prompt": "a windmill"}).value == task.job_ids()[1]
+
+
+def test_another_app_is_run_anew(task: Task) -> None:
+    die_after_submission(task)
+    task.emulator.service.add_app("another", workers=1)
+    assert task.attempt(app_id="another").value == task.job_ids()[1]
+
+
+def test_a_cleared_task_is_run_anew(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    die_after_submission(task)
+    task.clear()
+    with caplog.at_level(logging.INFO):
+        assert task.attempt().value == task.job_ids()[1]
+    assert any(line.startswith("The task was cleared since it submitted") for line in caplog.messages)
+    # and the attempt after the clear is found by the one after it
+    assert task.attempt().value == task.job_ids()[1]
+
+
+def test_without_durable_every_attempt_submits(emulator: Emulator) -> None:
+    task = Task(emulator, durable=False)
+    task.attempt()
+    task.attempt()
+    assert len(task.job_ids()) == 2
+    assert task.store is not None
+    assert task.store.values == {}
+
+
+def test_an_airflow_without_a_store_says_so_and_works(
+    emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task(emulator)
+    task.store = None
+    with caplog.at_level(logging.INFO):
+        assert task.attempt().value == task.job_ids()[0]
+    assert len([line for line in caplog.messages if "cannot take up its RunGen job" in line]) == 1
+
+
+@pytest.mark.parametrize("kind", ["reset_after", "empty", "truncate", "no_id"])
+def test_an_unknown_fate_is_its_own_error_and_resubmitted_with_a_warning(
+    emulator: Emulator, kind: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task(emulator)
+    emulator.service.inject(Fault(on="run", kind=kind))
+    assert type(task.attempt().error) is RunGenSubmissionUnknownError
+    assert len(task.job_ids()) == 1
+    with caplog.at_level(logging.WARNING):
+        assert task.attempt().value == task.job_ids()[1]
+    assert any("which may run and bill it twice" in line for line in caplog.messages)
+    assert task.attempt().value == task.job_ids()[1]
+
+
+def test_an_unknown_fate_can_fail_the_task_for_good(emulator: Emulator) -> None:
+    from airflow.providers.common.compat.sdk import AirflowFailException
+
+    task = Task(emulator, on_unknown_submission="fail")
+    emulator.service.inject(Fault(on="run", kind="reset_after"))
+    first, second = task.attempt(), task.attempt()
+    assert isinstance(first.error, AirflowFailException)
+    assert isinstance(second.error, AirflowFailException)
+    assert isinstance(second.error.__cause__, RunGenSubmissionUnknownError)
+    assert len(task.job_ids()) == 1
+    task.clear()
+    assert task.attempt().value == task.job_ids()[1]
+
+
+def test_a_refused_submission_leaves_no_intent(emulator: Emulator) -> None:
+    task = Task(emulator, on_unknown_submission="fail")
+    emulator.service.inject(Fault(on="run", status=403))
+    assert task.attempt().error is not None
+    assert task.job_ids() == []
+    assert task.attempt().value == task.job_ids()[0]
+
+
+def test_a_store_that_fails_after_the_submission_does_not_give_the_job_up(emulator: Emulator) -> None:
+    def fail(value: Any) -> None:
+        if value["job_id"]:
+            raise OSError("disk full")
+
+    task = Task(emulator, **MODES["blocking"])
+    assert task.store is not None
+    task.store.on_set = fail
+    assert task.attempt().value == task.job_ids()[0]
+    assert task.statuses() == ["COMPLETED"]
+
+
+def test_nothing_is_sent_when_the_intent_cannot_be_kept(emulator: Emulator) -> None:
+    def fail(value: Any) -> None:
+        raise OSError("disk full")
+
+    task = Task(emulator)
+    assert task.store is not None
+    task.store.on_set = fail
+    assert isinstance(task.attempt().error, OSError)
+    assert task.job_ids() == []
+
+
+@pytest.mark.parametrize("garbage", ["text", 7, [], {}, {"max_tries": 2}, {"job_id": None, "max_tries": 2}])
+def test_garbage_in_the_store_is_no_job(emulator: Emulator, garbage: Any) -> None:
+    task = Task(emulator)
+    assert task.store is not None
+    task.store.values["rungen_submission"] = json.dumps(garbage)
+    assert task.attempt().value == task.job_ids()[0]
+
+
+def test_the_clock_of_a_job_that_is_taken_up_again_does_not_start_anew(emulator: Emulator) -> None:
+    task = Task(emulator, timeout=0.2, **MODES["blocking"])
+    task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    die_after_submission(task)
+    assert task.store is not None
+    record = task.store.get("rungen_submission")
+    outcome = task.attempt(timeout=600)  # the deadline is that of the submission
+    assert "not over in time" in str(outcome.error)
+    assert task.store.get("rungen_submission") == record
+    assert task.statuses() == ["CANCELED"]
+
+
+@pytest.mark.parametrize("mode", ["blocking", "deferred"])
+def test_a_wait_that_ends_early_leaves_no_job_behind(emulator: Emulator, mode: str) -> None:
+    task = Task(emulator, **MODES[mode], input=INPUT | {"emulator": {"seconds": 600}})
+    emulator.service.inject(Fault(on="get", status=403, skip=1 if mode == "deferred" else 0))
+    outcome = task.attempt()
+    assert "403" in str(outcome.error)
+    assert task.statuses() == ["CANCELED"]
+
+
+@pytest.mark.parametrize(("tries", "statuses"), [(0, ["RUNNING"]), (2, ["CANCELED"])])
+def test_a_deferral_that_airflow_ended_keeps_the_job_only_for_a_next_attempt(
+    emulator: Emulator, tries: int, statuses: list[str]
+) -> None:
+    task = Task(emulator, **MODES["deferred"], input=INPUT | {"emulator": {"seconds": 600}})
+    die_after_submission(task)
+    ti = FakeTaskInstance()
+    ti.try_number, ti.max_tries = tries + 1, 2
+    ti.xcom_pull = lambda **_: task.job_ids()[0]  # type: ignore[attr-defined]
+    op = RunGenRunJobOperator(task_id="task", **task.options)
+    context: Any = {"ti": ti, "task_state_store": task.store}
+    with pytest.raises(RunGenError, match="Trigger timeout"):
+        op.resume_execution("__fail__", {"error": "Trigger timeout"}, context)
+    assert task.statuses() == statuses
