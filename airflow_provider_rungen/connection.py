@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_rungen.exceptions import RunGenConfigError
-from airflow_provider_rungen.transport import Settings
+from airflow_provider_rungen.transport import Settings, tls_context
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
@@ -92,9 +91,12 @@ def _verify(value: Any) -> bool | str:
     try:
         return _flag(value)
     except ValueError:
-        if isinstance(value, str) and os.path.exists(value):
-            return value
-    raise ValueError("must be true, false or the path of a CA bundle that exists")
+        pass
+    try:
+        tls_context(_string(value))
+        return str(value)
+    except (RunGenConfigError, ValueError):
+        raise ValueError("must be true, false or the path of a CA bundle that can be read") from None
 
 
 def _duration(value: Any) -> float:
@@ -158,7 +160,9 @@ def _base_url(conn: Connection, wrong: Callable[[str, str], RunGenConfigError], 
     if port is not None and not 0 < port < 65536:
         raise wrong("port", "is no port number")
     name = parts.hostname or ""
-    if parts.scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9._:-]+", name):
+    labels = name.removesuffix(".").split(".")
+    is_name = re.fullmatch(r"[A-Za-z0-9._:-]+", name) and all(0 < len(label) < 64 for label in labels)
+    if parts.scheme not in ("http", "https") or not is_name:
         raise wrong("host", "is not an address; it must look like https://api.rungen.ai")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise wrong("host", "may hold a scheme, a name, a port and a path, and nothing else")

@@ -212,11 +212,11 @@ class RunGenHook(BaseHook):
 
     async def aperform(self, flow: api.Flow[api.T]) -> api.T:
         """Perform a flow in the running event loop."""
-        if self._async_sender is None:
-            if self._settings is None:
-                from airflow.providers.common.compat.connection import get_async_connection
+        if self._settings is None:
+            from airflow.providers.common.compat.connection import get_async_connection
 
-                self._read(await get_async_connection(self.rungen_conn_id, type(self)))
+            self._read(await get_async_connection(self.rungen_conn_id, type(self)))
+        if self._async_sender is None:
             self._async_sender = AsyncSender(self.settings)
         return await adrive(flow, self._async_sender)
 

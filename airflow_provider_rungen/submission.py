@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_rungen import api
 from airflow_provider_rungen.exceptions import (
+    RunGenConflictError,
+    RunGenError,
     RunGenNotFoundError,
     RunGenSubmissionUnknownError,
 )
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEY = "rungen_submission"
+CANCEL_TIME = 10.0
 
 
 class Submission(NamedTuple):
@@ -40,17 +43,14 @@ class DurableSubmission:
     :param store: the ``task_state_store`` of the context; without one nothing is found again.
     :param max_tries: the task instance's ``max_tries``.
     :param resubmit_unknown: whether to submit again when the fate of the last submission is not known.
+    :param cancel_stale: whether to cancel a job that is replaced by a new one while it runs.
     """
 
-    def __init__(self, store: Any, *, max_tries: int, resubmit_unknown: bool) -> None:
-        if store is None:
-            log.info(
-                "No state of this task is kept (Airflow 3.3 and later can): should this attempt die, the next "
-                "one cannot take up its RunGen job, and submits a new one"
-            )
+    def __init__(self, store: Any, *, max_tries: int, resubmit_unknown: bool, cancel_stale: bool) -> None:
         self._store: Any = _Nowhere() if store is None else store
         self._max_tries = max_tries
         self._resubmit_unknown = resubmit_unknown
+        self._cancel_stale = cancel_stale
 
     def find(self, hook: RunGenHook, app_id: str, input: Any) -> Submission | None:
         """
@@ -65,8 +65,10 @@ class DurableSubmission:
         name = f"RunGen job {job_id}" if job_id else "a RunGen job"
         if record.get("max_tries") != self._max_tries:
             log.info("The task was cleared since it submitted %s: submitting a new one", name)
+            self._abandon(hook, record)
         elif record.get("app_id") != app_id or record.get("digest") != digest(input):
             log.info("The input or the app changed since %s was submitted: submitting a new one", name)
+            self._abandon(hook, record)
         elif job_id:
             job = self._look(hook, app_id, job_id)
             return Submission(job, record["deadline"]) if job else None
@@ -84,6 +86,19 @@ class DurableSubmission:
             error.hopeless = True
             raise error
         return None
+
+    def _abandon(self, hook: RunGenHook, record: Mapping[str, Any]) -> None:
+        """Cancel the job of a record that is no longer valid: nobody waits for it any more."""
+        app_id, job_id = record.get("app_id"), record.get("job_id")
+        if not (self._cancel_stale and app_id and job_id):
+            return
+        try:
+            hook.perform(api.cancel_job(app_id, job_id, patience=CANCEL_TIME))
+            log.info("Canceled RunGen job %s, which nobody waits for any more", job_id)
+        except (RunGenConflictError, RunGenNotFoundError):
+            pass  # it is over
+        except RunGenError as error:
+            log.warning("RunGen job %s was not canceled: %s", job_id, error)
 
     @staticmethod
     def _look(hook: RunGenHook, app_id: str, job_id: str) -> Job | None:

@@ -7,6 +7,7 @@ fast.
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen import __version__
 from airflow_provider_rungen.api import Flow, Request, Response, Sleep, T
-from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError, RunGenResponseError
+from airflow_provider_rungen.exceptions import (
+    RunGenConfigError,
+    RunGenConnectionError,
+    RunGenError,
+    RunGenResponseError,
+)
 
 if TYPE_CHECKING:
     import aiohttp
@@ -163,8 +169,8 @@ class Sender:
         self.session.headers.update(settings.headers())
         self.session.cookies = NoCookies()
         self.session.verify = settings.verify
-        if settings.proxy:
-            self.session.proxies.update({"http": settings.proxy, "https": settings.proxy})
+        self.session.auth = lambda request: request  # or ~/.netrc would be sent
+        self._proxies = {"http": settings.proxy, "https": settings.proxy} if settings.proxy else None
 
     def __call__(self, request: Request) -> Response:
         """
@@ -191,7 +197,9 @@ class Sender:
             data=request.body,
             headers=settings.headers_for(request),
             timeout=(settings.connect_timeout, settings.read_timeout),
+            # both again, or the environment would overrule the session
             verify=settings.verify,
+            proxies=self._proxies,
             allow_redirects=False,
             stream=True,
         ) as answer:
@@ -215,21 +223,23 @@ class AsyncSender:
 
     def __init__(self, settings: Settings) -> None:
         import aiohttp
+        from requests.utils import get_environ_proxies, select_proxy
 
         self.settings = settings
-        tls: bool | ssl.SSLContext = bool(settings.verify)
-        if isinstance(settings.verify, str):
-            tls = ssl.create_default_context(cafile=settings.verify)
+        # as requests reads the environment; aiohttp's trust_env would send ~/.netrc, too
+        self._proxy = settings.proxy or select_proxy(
+            settings.base_url, get_environ_proxies(settings.base_url, no_proxy=None)
+        )
+        verify = settings.verify
+        # no headers here: aiohttp sends those of the session to a proxy, in the clear
         self.session: aiohttp.ClientSession = aiohttp.ClientSession(
-            headers=settings.headers(),
             cookie_jar=aiohttp.DummyCookieJar(),
-            connector=aiohttp.TCPConnector(ssl=tls),
+            connector=aiohttp.TCPConnector(ssl=tls_context(verify) if isinstance(verify, str) else verify),
             timeout=aiohttp.ClientTimeout(
                 total=settings.connect_timeout + settings.read_timeout,
                 connect=settings.connect_timeout,
                 sock_read=settings.read_timeout,
             ),
-            trust_env=True,
         )
 
     async def __call__(self, request: Request) -> Response:
@@ -244,8 +254,12 @@ class AsyncSender:
         try:
             return await self._send(request)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            sent = not isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
-            failure = _unreachable(request, error, sent=sent)
+            never_made = (
+                aiohttp.ClientConnectorError,
+                aiohttp.ClientHttpProxyError,
+                aiohttp.ConnectionTimeoutError,
+            )
+            failure = _unreachable(request, error, sent=not isinstance(error, never_made))
         # raised out here, so that the library's error, which holds the headers, is not its context
         raise failure
 
@@ -257,9 +271,9 @@ class AsyncSender:
             request.method,
             URL(f"{settings.base_url}/{request.path}", encoded=True),
             data=request.body,
-            headers=settings.headers_for(request),
+            headers=settings.headers() | settings.headers_for(request),
             allow_redirects=False,
-            proxy=settings.proxy,
+            proxy=self._proxy,
         ) as answer:
             chunks: list[bytes] = []
             size = 0
@@ -271,6 +285,20 @@ class AsyncSender:
 
     async def close(self) -> None:
         await self.session.close()
+
+
+def tls_context(path: str) -> ssl.SSLContext:
+    """
+    Give a context that trusts the CA bundle, or the folder of CAs, at ``path``.
+
+    :raises RunGenConfigError: it is none.
+    """
+    try:
+        if os.path.isdir(path):
+            return ssl.create_default_context(capath=path)
+        return ssl.create_default_context(cafile=path)
+    except OSError:
+        raise RunGenConfigError(f"verify: {path} is no CA bundle that can be read") from None
 
 
 def _requests_sent(error: Exception) -> bool:
@@ -288,24 +316,25 @@ def _requests_sent(error: Exception) -> bool:
 
 def _unreachable(request: Request, error: BaseException, *, sent: bool) -> RunGenConnectionError:
     """Say in own words what went wrong: those of the libraries may hold a URL or a proxy's password."""
+    root = _root(error)
+    if isinstance(root, UnicodeError):  # the host's name cannot even be looked up
+        sent = False
     what = (
         "lost the connection to RunGen before the whole answer came"
         if sent
         else "RunGen could not be reached"
     )
-    return RunGenConnectionError(f"Could not {request.purpose}: {what} ({_cause(error)})", sent=sent)
+    reason = root.strerror if isinstance(root, OSError) and root.strerror else type(root).__name__
+    return RunGenConnectionError(f"Could not {request.purpose}: {what} ({reason})", sent=sent)
 
 
-def _cause(error: BaseException) -> str:
-    seen = error
+def _root(error: BaseException) -> BaseException:
     for _ in range(8):
-        inner = getattr(seen, "reason", None) or seen.__cause__ or seen.__context__ or _first(seen.args)
-        if isinstance(seen, OSError) and seen.strerror and not isinstance(inner, BaseException):
-            return seen.strerror
+        inner = getattr(error, "reason", None) or error.__cause__ or error.__context__ or _first(error.args)
         if not isinstance(inner, BaseException):
             break
-        seen = inner
-    return type(seen).__name__
+        error = inner
+    return error
 
 
 def _first(args: tuple[Any, ...]) -> Any:

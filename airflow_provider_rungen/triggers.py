@@ -162,14 +162,20 @@ def _read_state(ti: Any) -> str | None:
 
 
 def _read_state_from_database(ti: Any) -> str | None:
+    """Do the same on Airflow 2, whose triggerer may read the database; another try is another task here."""
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
 
     with create_session() as session:
-        key = (ti.dag_id, ti.task_id, ti.run_id, ti.map_index)
-        fields = (TaskInstance.dag_id, TaskInstance.task_id, TaskInstance.run_id, TaskInstance.map_index)
-        query = session.query(TaskInstance.state).filter(
-            *(field == value for field, value in zip(fields, key, strict=True))
+        state: str | None = (
+            session.query(TaskInstance.state)
+            .filter(
+                TaskInstance.dag_id == ti.dag_id,
+                TaskInstance.task_id == ti.task_id,
+                TaskInstance.run_id == ti.run_id,
+                TaskInstance.map_index == ti.map_index,
+                TaskInstance.try_number == ti.try_number,
+            )
+            .scalar()
         )
-        state: str | None = query.scalar()
         return state

@@ -150,6 +150,13 @@ def test_a_changed_input_is_run_anew(task: Task) -> None:
     assert task.attempt(input={"prompt": "a windmill"}).value == task.job_ids()[1]
 
 
+def test_a_job_that_is_replaced_is_left_alone_where_kills_do_not_cancel(task: Task) -> None:
+    die_after_submission(task)
+    task.clear()
+    assert task.attempt(cancel_on_kill=False).value == task.job_ids()[1]
+    assert "CANCELED" not in task.statuses()
+
+
 def test_another_app_is_run_anew(task: Task) -> None:
     die_after_submission(task)
     task.emulator.service.add_app("another", workers=1)
@@ -157,11 +164,13 @@ def test_another_app_is_run_anew(task: Task) -> None:
 
 
 def test_a_cleared_task_is_run_anew(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    task.options["input"] = INPUT | {"emulator": {"seconds": 0.3}}
     die_after_submission(task)
     task.clear()
     with caplog.at_level(logging.INFO):
         assert task.attempt().value == task.job_ids()[1]
     assert any(line.startswith("The task was cleared since it submitted") for line in caplog.messages)
+    assert task.statuses()[0] == "CANCELED"
     # and the attempt after the clear is found by the one after it
     assert task.attempt().value == task.job_ids()[1]
 

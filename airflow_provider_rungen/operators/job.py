@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen.models import Job
 
+log = logging.getLogger(__name__)
+
 
 class RunGenRunJobOperator(JobWaiter):
     """
@@ -44,7 +47,7 @@ class RunGenRunJobOperator(JobWaiter):
     :param deferrable: wait in the triggerer, without a worker slot. Only with ``wait_for_completion``.
     :param poll_interval: seconds between two looks at the job.
     :param timeout: seconds the job may take; after that it is canceled and the task fails.
-    :param cancel_on_kill: cancel the job when the task is killed.
+    :param cancel_on_kill: cancel the job when the task is killed, or cleared while the job runs.
     :param durable: keep the job's id in Airflow's task state store (Airflow 3.3 and later), so that a retry
         takes up the job of the attempt before, and none is bought twice.
     :param on_unknown_submission: what a retry does when it is not known whether the last attempt's job was
@@ -128,16 +131,22 @@ class RunGenRunJobOperator(JobWaiter):
 
     def _submit(self, context: Context, hook: RunGenHook, app_id: str) -> Submission:
         ti, store = context["ti"], self._store(context)
+        if self.durable and store is None:
+            log.info(
+                "This Airflow keeps no state of a task (3.3 and later do): should this attempt die, the next "
+                "one cannot take up its RunGen job, and submits a new one"
+            )
         submission = DurableSubmission(
             store,
             max_tries=0 if store is None else ti.max_tries,
             resubmit_unknown=self.on_unknown_submission == "resubmit",
+            cancel_stale=self.cancel_on_kill,
         )
         found = submission.find(hook, app_id, self.input)
         with self._unbreakable():
             if found is None:
                 found = submission.submit(hook, app_id, self.input, self.timeout)
-                self.log.info("Submitted RunGen job %s to app %s", found.job.id, app_id)
+                log.info("Submitted RunGen job %s to app %s", found.job.id, app_id)
             self._jobs = (app_id, [found.job.id])
             ti.xcom_push(key="job_id", value=found.job.id)
         return found
@@ -216,8 +225,8 @@ class RunGenCancelJobOperator(BaseOperator):
                 except RunGenConflictError:
                     if self.fail_if_over:
                         raise
-                    self.log.info("RunGen job %s is already over", job_id)
+                    log.info("RunGen job %s is already over", job_id)
                 else:
-                    self.log.info("Canceled RunGen job %s", job_id)
+                    log.info("Canceled RunGen job %s", job_id)
                     canceled.append(job_id)
         return canceled

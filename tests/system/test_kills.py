@@ -8,19 +8,48 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow_instance import AirflowInstance
 
 from airflow_provider_rungen.emulator import Emulator
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from airflow_instance import AirflowInstance
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+# A dead supervisor is noticed after 15 s, not after 5 minutes.
+IMPATIENT = {
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+    "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "3",
+    "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",
+    "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
+}
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[Emulator]:
+    with Emulator(workers=100, api_key="a-key-that-must-appear-nowhere") as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def airflow(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowInstance]:
+    environment = {"AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(), **IMPATIENT}
+    home, dags = tmp_path_factory.mktemp("airflow"), Path(__file__).parent / "dags"
+    with AirflowInstance(home, dags, environment=environment) as instance:
+        yield instance
 
 
 class Run:
@@ -61,9 +90,12 @@ class Run:
         until(lambda: self.jobs_by_status().get(status, 0) >= count, timeout, lambda: str(self.jobs()))
 
     def wait_for_state(self, state: str, timeout: float = 90) -> None:
-        until(
-            lambda: {task["state"] for task in self.tasks()} == {state}, timeout, lambda: str(self.tasks())
-        )
+        until(lambda: {task["state"] for task in self.tasks()} == {state}, timeout, lambda: str(self.tasks()))
+
+    def wait_for_trigger(self) -> None:
+        """Wait until the triggerer has taken the task over; before, Airflow tells nobody of a kill."""
+        self.wait_for_state("deferred")
+        until(lambda: "(ID" in self.log() and " starting" in self.log(), 30, self.log)
 
     def wait_for_end(self, timeout: float = 150) -> str:
         return self.airflow.wait_for_run(self.dag_id, self.id, timeout)
@@ -162,12 +194,10 @@ def test_a_clear_while_deferred_cancels_the_job_and_runs_a_new_one(start: Callab
 
 @pytest.mark.parametrize("dag_id", ["deferred", "blocking"])
 @pytest.mark.parametrize("state", ["failed", "success", "skipped"])
-def test_a_task_marked_by_a_user_cancels_its_job(
-    start: Callable[..., Run], dag_id: str, state: str
-) -> None:
+def test_a_task_marked_by_a_user_cancels_its_job(start: Callable[..., Run], dag_id: str, state: str) -> None:
     run = start(dag_id, seconds=100)
     run.wait_for_jobs(1)
-    run.wait_for_state("deferred" if dag_id == "deferred" else "running")
+    run.wait_for_trigger() if dag_id == "deferred" else run.wait_for_state("running")
     run.mark(state)
     run.wait_for_jobs(1, "CANCELED", timeout=45)
     run.wait_for_end()

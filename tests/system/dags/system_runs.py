@@ -25,9 +25,7 @@ class RaisesOnce(RunGenRunJobOperator):
 
 
 def dag(dag_id: str, **defaults: Any) -> DAG:
-    return DAG(
-        dag_id, schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS | defaults
-    )
+    return DAG(dag_id, schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS | defaults)
 
 
 def hold_first_attempt(context: Any, result: Any = None) -> None:
