@@ -80,6 +80,11 @@ def get_provider_info() -> dict[str, Any]:
                         "description": "Bytes over which an answer is refused. Default: 33554432 (32 MiB).",
                         "schema": text,
                     },
+                    "max_requests_per_second": {
+                        "label": "Requests per second",
+                        "description": "How many requests a process sends in a second. Default: no limit.",
+                        "schema": text,
+                    },
                 },
             }
         ],

@@ -1,7 +1,8 @@
-"""The REST API, described once and without I/O: every endpoint, the retry rule and the wait loop.
+"""The REST API, described once and without I/O: every endpoint, and the retry rule.
 
-An endpoint is a *flow*: a generator that yields a `Request` or a `Sleep` and returns a model. A driver
-(`transport.drive` or `transport.adrive`) performs what it yields and sends back the `Response` or the time.
+An endpoint is a *flow*: a generator that yields a `Request`, a `Sleep` or `Together`, and returns a model. A
+driver (`transport.drive` or `transport.adrive`) performs what it yields, and sends back the `Response`, the
+time, or the outcomes.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import logging
 import math
 import random
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 from urllib.parse import quote, urlsplit
 
 from airflow_provider_rungen.exceptions import (
@@ -26,7 +27,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenForbiddenError,
     RunGenInputError,
-    RunGenJobTimeoutError,
     RunGenNotFoundError,
     RunGenRateLimitedError,
     RunGenResponseError,
@@ -81,7 +81,16 @@ class Response:
 
 
 T = TypeVar("T")
-Flow = Generator[Request | Sleep, Any, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Together(Generic[T]):
+    """Perform flows side by side where the driver can; it answers with a result or a `RunGenError` each."""
+
+    flows: Sequence[Flow[T]]
+
+
+Flow: TypeAlias = Generator[Request | Sleep | Together[Any], Any, T]
 
 
 # --- endpoints ---------------------------------------------------------------------------------------------
@@ -147,10 +156,10 @@ def list_apps() -> Flow[list[App]]:
     return (yield from call(Request("GET", "app", "list the apps"), App.list_from_json))
 
 
-def get_app(app_id: str) -> Flow[App]:
+def get_app(app_id: str, *, attempts: int = ATTEMPTS) -> Flow[App]:
     """Ask for one app."""
     request = Request("GET", f"app/{seg(app_id)}", f"get app {app_id}")
-    return (yield from call(request, partial(App.from_json, app_id=app_id)))
+    return (yield from call(request, partial(App.from_json, app_id=app_id), attempts=attempts))
 
 
 def create_app(body: Mapping[str, Any]) -> Flow[App]:
@@ -168,83 +177,6 @@ def update_app(app_id: str, body: Mapping[str, Any]) -> Flow[App]:
 def delete_app(app_id: str) -> Flow[None]:
     """Delete an app for good; it must have no workers."""
     yield from call(Request("DELETE", f"app/{seg(app_id)}", f"delete app {app_id}"), lambda _: None)
-
-
-@dataclass
-class Watch:
-    """What a wait has seen so far: the jobs that are over, the last look at each, the failures in a row."""
-
-    over: dict[str, Job] = field(default_factory=dict)
-    seen: dict[str, Job] = field(default_factory=dict)
-    failures: int = 0
-
-    def note(self, job: Job) -> None:
-        """Take in an answer, and log what is new in it."""
-        if self.failures:
-            log.info("RunGen answers again")
-            self.failures = 0
-        before = self.seen.get(job.id)
-        self.seen[job.id] = job
-        if job.is_terminal:
-            self.over[job.id] = job
-        if before and before.status_word == job.status_word:
-            return
-        if not job.is_word_known:
-            word = clean_text(job.status_word, 50)
-            log.warning("RunGen job %s has the unknown status %s; it counts as still running", job.id, word)
-        elif not before or before.status is not job.status:
-            log.info("RunGen job %s is %s", job.id, job.status)
-
-    def note_failure(self, error: RunGenError) -> None:
-        """Take in a failure, and log the first of an outage."""
-        if not self.failures:
-            log.warning("%s; waiting goes on", str(error).rstrip("."))
-        self.failures += 1
-
-
-def wait_for_jobs(
-    app_id: str,
-    job_ids: Iterable[str],
-    *,
-    poll_interval: float,
-    deadline: float | None = None,
-    watch: Watch | None = None,
-) -> Flow[list[Job]]:
-    """
-    Wait until every job is over, however it ended; return the jobs in the order given.
-
-    A poll that fails but may pass does not end the waiting; it is said once per outage.
-
-    :param poll_interval: seconds between two looks at a job.
-    :param deadline: the time (seconds since 1970) to stop waiting at; in the past, it allows one look.
-    :param watch: what an earlier wait for the same jobs has seen.
-    :raises RunGenJobTimeoutError: the deadline passed; names the first job that is not over.
-    """
-    job_ids = list(job_ids)
-    for job_id in job_ids:
-        seg(job_id, "job_id")
-    watch = watch or Watch()
-    while True:
-        pause = poll_interval
-        waiting = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in watch.over]
-        for job_id in waiting:
-            try:
-                watch.note((yield from get_job(app_id, job_id, attempts=1)))
-            except RunGenError as error:
-                if not _may_pass(error):
-                    raise
-                watch.note_failure(error)
-                pause = max(poll_interval, _pause(watch.failures - 1, error))
-                break
-        waiting = [job_id for job_id in waiting if job_id not in watch.over]
-        if not waiting:
-            return [watch.over[job_id] for job_id in job_ids]
-        now = yield Sleep(0)
-        if deadline is not None and now >= deadline:
-            more = f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
-            message = f"RunGen job {waiting[0]} of app {app_id}{more} was not over in time"
-            raise RunGenJobTimeoutError(message, app_id=app_id, job_id=waiting[0])
-        yield Sleep(pause if deadline is None else min(pause, deadline - now))
 
 
 # --- one call, with the retry rule -------------------------------------------------------------------------
@@ -274,10 +206,10 @@ def call(
             failure = error
         except RunGenError as error:
             failure = error
-        repeatable = _was_not_taken(failure) if request.method == "POST" else _may_pass(failure)
+        repeatable = _was_not_taken(failure) if request.method == "POST" else may_pass(failure)
         if not repeatable or attempt == attempts:
             break
-        pause = _pause(attempt - 1, failure)
+        pause = pause_after(attempt - 1, failure)
         now = yield Sleep(0)
         if now + pause > give_up_at:
             break
@@ -287,7 +219,8 @@ def call(
     raise failure
 
 
-def _may_pass(error: RunGenError) -> bool:
+def may_pass(error: RunGenError) -> bool:
+    """Tell whether the same request may be answered the next time."""
     return (
         isinstance(error, (RunGenConnectionError, RunGenResponseError, RunGenAPIError)) and not error.hopeless
     )
@@ -304,7 +237,7 @@ def _may_have_been_taken(error: RunGenError) -> bool:
     return not is_refused and not _was_not_taken(error)
 
 
-def _pause(failures: int, error: RunGenError) -> float:
+def pause_after(failures: int, error: RunGenError) -> float:
     """Give the seconds to wait after so many failures in a row: never less than the service asked for."""
     backoff = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures, 10)) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
     asked: float | None = getattr(error, "retry_after", None)

@@ -123,6 +123,13 @@ def _size(value: Any) -> int:
     return int(value)
 
 
+def _rate(value: Any) -> float:
+    try:
+        return seconds(value if isinstance(value, (int, float)) else float(value), "")
+    except (ValueError, TypeError):
+        raise ValueError("must be a positive number") from None
+
+
 def _proxy(value: Any) -> str:
     parts = urlsplit(_string(value))
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -139,6 +146,7 @@ _EXTRAS: dict[str, Callable[[Any], Any]] = {
     "proxy": _proxy,
     "allow_http": _flag,
     "max_response_bytes": _size,
+    "max_requests_per_second": _rate,
 }
 
 

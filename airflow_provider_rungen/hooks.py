@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +17,7 @@ from airflow_provider_rungen.connection import read_connection, seconds
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
 from airflow_provider_rungen.models import App, Job
 from airflow_provider_rungen.transport import AsyncSender, Sender, Settings, adrive, drive
+from airflow_provider_rungen.watch import wait_for_jobs
 
 if TYPE_CHECKING:
     import requests  # noqa: TID251 - for the type of get_conn() only
@@ -44,6 +47,8 @@ class RunGenHook(BaseHook):
         self._default_app_id: str | None = None
         self._sender: Sender | None = None
         self._async_sender: AsyncSender | None = None
+        #: Called before every request and every wait; what it raises ends the call.
+        self.before_step: Callable[[], None] = lambda: None
 
     # --- jobs ---
 
@@ -100,7 +105,7 @@ class RunGenHook(BaseHook):
         :raises RunGenError: the service refused.
         """
         deadline = None if timeout is None else time.time() + seconds(timeout, "timeout")
-        flow = api.wait_for_jobs(
+        flow = wait_for_jobs(
             self.app_id_or_default(app_id),
             [job_id],
             poll_interval=seconds(poll_interval, "poll_interval"),
@@ -207,8 +212,29 @@ class RunGenHook(BaseHook):
     def perform(self, flow: api.Flow[api.T]) -> api.T:
         """Perform a flow, blocking."""
         self.get_conn()
-        assert self._sender is not None  # noqa: S101 - for the type checker; get_conn made it
-        return drive(flow, self._sender)
+        sender = self._sender
+        assert sender is not None  # noqa: S101 - for the type checker; get_conn made it
+
+        def send(request: api.Request) -> api.Response:
+            self.before_step()
+            return sender(request)
+
+        def sleep(seconds: float) -> None:
+            self.before_step()
+            time.sleep(seconds)
+
+        return drive(flow, send, sleep)
+
+    def perform_wide(self, flow: api.Flow[api.T]) -> api.T:
+        """Perform a flow, blocking, with as many requests at a time as it allows."""
+
+        async def run() -> api.T:
+            try:
+                return await self.aperform(flow)
+            finally:
+                await self.aclose()
+
+        return asyncio.run(run())
 
     async def aperform(self, flow: api.Flow[api.T]) -> api.T:
         """Perform a flow in the running event loop."""
@@ -218,22 +244,49 @@ class RunGenHook(BaseHook):
             self._read(await get_async_connection(self.rungen_conn_id, type(self)))
         if self._async_sender is None:
             self._async_sender = AsyncSender(self.settings)
-        return await adrive(flow, self._async_sender)
+        sender = self._async_sender
 
-    def cancel_quickly(self, app_id: str, job_id: str, within: float) -> Job:
+        async def send(request: api.Request) -> api.Response:
+            self.before_step()
+            return await sender(request)
+
+        return await adrive(flow, send)
+
+    def cancel_jobs(
+        self, app_id: str, job_ids: Sequence[str], *, within: float
+    ) -> dict[str, RunGenError | None]:
         """
-        Cancel a job in a bounded time, on a connection of its own, asking nothing of Airflow.
+        Cancel jobs in a bounded time, on connections of their own, asking nothing of Airflow.
 
         For the moment a task is killed: the usual session may be in the middle of a request then.
 
-        :param within: about how many seconds it may take.
+        :param within: how many seconds it may take.
+        :return: the jobs, each with the error that kept it from being canceled.
         """
         part = within / 4
-        sender = Sender(replace(self.settings, connect_timeout=part, read_timeout=part))
-        try:
-            return drive(api.cancel_job(app_id, job_id, patience=part), sender)
-        finally:
-            sender.close()
+        settings = replace(self.settings, connect_timeout=part, read_timeout=part)
+        outcomes: dict[str, RunGenError | None] = {}
+
+        def note(job_id: str, outcome: Job | RunGenError) -> None:
+            outcomes[job_id] = outcome if isinstance(outcome, RunGenError) else None
+
+        if len(job_ids) == 1:
+            sender = Sender(settings)
+            try:
+                note(job_ids[0], drive(api.cancel_job(app_id, job_ids[0], patience=part), sender))
+            except RunGenError as error:
+                note(job_ids[0], error)
+            finally:
+                sender.close()
+        elif job_ids:
+            # in a thread: an event loop may be running in this one
+            worker = threading.Thread(
+                target=lambda: asyncio.run(_cancel_jobs(settings, app_id, job_ids, within, note)), daemon=True
+            )
+            worker.start()
+            worker.join(within + 0.5)
+        late = RunGenError("there was no time left")
+        return {job_id: outcomes.get(job_id, late) for job_id in job_ids}
 
     def close(self) -> None:
         """Close the blocking session."""
@@ -295,3 +348,27 @@ class RunGenHook(BaseHook):
         """Give labels and hidden fields of Airflow 2's form, from the same data that Airflow 3 reads."""
         behaviour = get_provider_info()["connection-types"][0]["ui-field-behaviour"]
         return {name.replace("-", "_"): value for name, value in behaviour.items()}
+
+
+async def _cancel_jobs(
+    settings: Settings,
+    app_id: str,
+    job_ids: Sequence[str],
+    within: float,
+    note: Callable[[str, Job | RunGenError], None],
+) -> None:
+    sender = AsyncSender(settings)
+
+    async def cancel(job_id: str) -> None:
+        try:
+            note(job_id, await adrive(api.cancel_job(app_id, job_id, patience=within / 4), sender))
+        except RunGenError as error:
+            note(job_id, error)
+
+    try:
+        async with asyncio.timeout(within):
+            await asyncio.gather(*map(cancel, job_ids))
+    except TimeoutError:
+        pass  # what was not noted was too late
+    finally:
+        await sender.close()

@@ -15,7 +15,6 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_rungen import api
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobCanceledError,
@@ -31,6 +30,7 @@ from airflow_provider_rungen.waiting import (
     raise_for_jobs,
     read_event,
 )
+from airflow_provider_rungen.watch import Watch, wait_for_jobs
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -70,7 +70,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         self.rungen_conn_id = rungen_conn_id
         self.deferrable = deferrable
         self.cancel_on_kill = cancel_on_kill
-        self._watch = api.Watch()
+        self._watch: Watch | None = None
 
     def execute(self, context: Context) -> Any:
         if not self.deferrable:
@@ -87,10 +87,11 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         with self._failing(), self._working() as hook:
             app_id, job_ids = hook.app_id_or_default(self.app_id), job_ids_of(self.job_id)
             self._jobs = (app_id, job_ids)
+            self._watch = self._watch or Watch(app_id)
             try:
                 # one look: the deadline is now
                 jobs = hook.perform(
-                    api.wait_for_jobs(app_id, job_ids, poll_interval=1, deadline=0, watch=self._watch)
+                    wait_for_jobs(app_id, job_ids, poll_interval=1, deadline=0, watch=self._watch)
                 )
             except RunGenJobTimeoutError:
                 return False

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen import __version__
-from airflow_provider_rungen.api import Flow, Request, Response, Sleep, T
+from airflow_provider_rungen.api import Flow, Request, Response, Sleep, T, Together
 from airflow_provider_rungen.exceptions import (
     RunGenConfigError,
     RunGenConnectionError,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Send = Callable[[Request], Response]
 AsyncSend = Callable[[Request], Awaitable[Response]]
+MAX_IN_FLIGHT = 32
 _CHUNK = 64 * 1024
 _SHORTEST_SECRET = 8
 _TLS_NEVER_BEGAN = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "HANDSHAKE")
@@ -48,6 +49,7 @@ class Settings:
     :param verify: whether to verify TLS, or the path of a CA bundle.
     :param proxy: the URL of a proxy.
     :param max_response_bytes: the size over which an answer is refused.
+    :param max_requests_per_second: how many requests a sender begins in a second at most.
     """
 
     base_url: str
@@ -59,6 +61,7 @@ class Settings:
     verify: bool | str = True
     proxy: str | None = field(default=None, repr=False)
     max_response_bytes: int = 32 * 1024 * 1024
+    max_requests_per_second: float | None = None
 
     def headers(self) -> dict[str, str]:
         """Give the headers every request carries."""
@@ -105,7 +108,7 @@ def drive(
     clock: Callable[[], float] = time.time,
 ) -> T:
     """Perform a flow, blocking."""
-    step: Callable[[Any], Request | Sleep] = flow.send
+    step: Callable[[Any], Request | Sleep | Together[Any]] = flow.send
     value: Any = None
     while True:
         try:
@@ -117,11 +120,22 @@ def drive(
                 if action.seconds > 0:
                     sleep(action.seconds)
                 value = clock()
+            elif isinstance(action, Together):
+                value = [_outcome(each, send, sleep, clock) for each in action.flows]
             else:
                 value = send(action)
             step = flow.send
         except RunGenError as error:
             step, value = flow.throw, error
+
+
+def _outcome(
+    flow: Flow[T], send: Send, sleep: Callable[[float], None], clock: Callable[[], float]
+) -> T | RunGenError:
+    try:
+        return drive(flow, send, sleep, clock)
+    except RunGenError as error:
+        return error
 
 
 async def adrive(
@@ -131,7 +145,7 @@ async def adrive(
     clock: Callable[[], float] = time.time,
 ) -> T:
     """Perform a flow in an event loop."""
-    step: Callable[[Any], Request | Sleep] = flow.send
+    step: Callable[[Any], Request | Sleep | Together[Any]] = flow.send
     value: Any = None
     while True:
         try:
@@ -143,11 +157,37 @@ async def adrive(
                 if action.seconds > 0:
                     await sleep(action.seconds)
                 value = clock()
+            elif isinstance(action, Together):
+                value = await asyncio.gather(*(_aoutcome(each, send, sleep, clock) for each in action.flows))
             else:
                 value = await send(action)
             step = flow.send
         except RunGenError as error:
             step, value = flow.throw, error
+
+
+async def _aoutcome(
+    flow: Flow[T], send: AsyncSend, sleep: Callable[[float], Awaitable[None]], clock: Callable[[], float]
+) -> T | RunGenError:
+    try:
+        return await adrive(flow, send, sleep, clock)
+    except RunGenError as error:
+        return error
+
+
+class _Pace:
+    """Spreads requests so that no more than so many begin in a second."""
+
+    def __init__(self, per_second: float | None) -> None:
+        self._gap = 1 / per_second if per_second else 0.0
+        self._next = 0.0
+
+    def turn(self) -> float:
+        """Take a turn, and give the seconds until it comes."""
+        now = time.monotonic()
+        begin = max(now, self._next)
+        self._next = begin + self._gap
+        return begin - now
 
 
 class Sender:
@@ -170,6 +210,7 @@ class Sender:
         self.session.cookies = NoCookies()
         self.session.verify = settings.verify
         self.session.auth = lambda request: request  # or ~/.netrc would be sent
+        self._pace = _Pace(settings.max_requests_per_second)
         self._proxies = {"http": settings.proxy, "https": settings.proxy} if settings.proxy else None
 
     def __call__(self, request: Request) -> Response:
@@ -182,6 +223,8 @@ class Sender:
         import requests
         from urllib3.exceptions import HTTPError
 
+        if wait := self._pace.turn():
+            time.sleep(wait)
         try:
             return self._send(request)
         except (requests.RequestException, HTTPError, OSError) as error:
@@ -206,7 +249,9 @@ class Sender:
             give_up_at = time.monotonic() + settings.read_timeout
             chunks: list[bytes] = []
             size = 0
-            while chunk := answer.raw.read1(_CHUNK, decode_content=True):
+            # urllib3 1 has no read1, which returns what is there instead of waiting for all of it
+            read = getattr(answer.raw, "read1", answer.raw.read)
+            while chunk := read(_CHUNK, decode_content=True):
                 chunks.append(chunk)
                 size += len(chunk)
                 settings.check_size(size, request)
@@ -230,11 +275,17 @@ class AsyncSender:
         self._proxy = settings.proxy or select_proxy(
             settings.base_url, get_environ_proxies(settings.base_url, no_proxy=None)
         )
+        self._pace = _Pace(settings.max_requests_per_second)
+        self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         verify = settings.verify
+        if verify is True:
+            verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
         # no headers here: aiohttp sends those of the session to a proxy, in the clear
         self.session: aiohttp.ClientSession = aiohttp.ClientSession(
             cookie_jar=aiohttp.DummyCookieJar(),
-            connector=aiohttp.TCPConnector(ssl=tls_context(verify) if isinstance(verify, str) else verify),
+            connector=aiohttp.TCPConnector(
+                limit=MAX_IN_FLIGHT, ssl=tls_context(verify) if isinstance(verify, str) else verify
+            ),
             timeout=aiohttp.ClientTimeout(
                 total=settings.connect_timeout + settings.read_timeout,
                 connect=settings.connect_timeout,
@@ -252,7 +303,10 @@ class AsyncSender:
         import aiohttp
 
         try:
-            return await self._send(request)
+            async with self._in_flight:
+                if wait := self._pace.turn():
+                    await asyncio.sleep(wait)
+                return await self._send(request)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             never_made = (
                 aiohttp.ClientConnectorError,

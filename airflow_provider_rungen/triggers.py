@@ -15,7 +15,8 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_rungen import api
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.models import JobStatus
+from airflow_provider_rungen.models import JobStatus, clean_text
+from airflow_provider_rungen.watcher import watcher_of
 
 log = logging.getLogger(__name__)
 
@@ -123,12 +124,9 @@ class RunGenJobTrigger(BaseTrigger):
             log.warning("RunGen job %s was not canceled: %s", job_id, error)
 
     async def _event(self) -> dict[str, Any]:
-        flow = api.wait_for_jobs(
-            self.app_id, self.job_ids, poll_interval=self.poll_interval, deadline=self.deadline
-        )
+        watcher = watcher_of(self.rungen_conn_id, self.app_id)
         try:
-            async with RunGenHook(self.rungen_conn_id) as hook:
-                jobs = await hook.aperform(flow)
+            jobs = await watcher.wait(self.job_ids, poll_interval=self.poll_interval, deadline=self.deadline)
         except RunGenJobTimeoutError as error:
             return {"outcome": "timeout", "message": str(error)}
         except RunGenError as error:
@@ -138,7 +136,7 @@ class RunGenJobTrigger(BaseTrigger):
             log.exception("Waiting for RunGen jobs failed")
             return {
                 "outcome": "error",
-                "message": f"{type(error).__name__} in the triggerer",
+                "message": f"{type(error).__name__} in the triggerer: {clean_text(str(error))}",
                 "hopeless": False,
             }
         unsuccessful = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,11 +16,14 @@ from airflow_provider_rungen import api
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenInputError,
+    RunGenJobCanceledError,
     RunGenJobError,
+    RunGenJobFailedError,
     RunGenJobTimeoutError,
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.models import Job, JobStatus
+from airflow_provider_rungen.watch import HANDFUL, wait_for_jobs
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -45,7 +49,6 @@ class JobWaiter(BaseOperator):
     _hook: RunGenHook | None = None
     _jobs: tuple[str, Sequence[str]] = ("", ())
     _thread: int | None = None
-    _is_unbreakable = False
     _is_killed = False
 
     @contextmanager
@@ -62,40 +65,41 @@ class JobWaiter(BaseOperator):
         """Open the hook for one stretch of work on the worker."""
         if self._hook is None or self._hook.rungen_conn_id != self.rungen_conn_id:
             self._hook = RunGenHook(self.rungen_conn_id)
+            self._hook.before_step = self._check_killed
         with self._executing(), self._hook as hook:
             _ = hook.settings  # on_kill must not have to ask Airflow for them
             yield hook
 
     @contextmanager
     def _unbreakable(self) -> Iterator[None]:
-        """Put a kill off until the end of the block, so that the id of a job that was paid for is kept."""
-        self._is_unbreakable = True
-        try:
+        """Put kills and time limits off until the end, so that the id of a job that was paid for is kept."""
+        with _signals:
             yield
-        finally:
-            self._is_unbreakable = False
         if self._is_killed:
             self.on_kill()
+
+    def _check_killed(self) -> None:
+        """Let what was put off come now, between requests; a kill may have been swallowed, too."""
+        _signals.let_through()
+        if self._is_killed and self._thread == threading.get_ident():
+            raise AirflowException("The task was killed")
 
     def on_kill(self) -> None:
         """Cancel the jobs (``cancel_on_kill``) and end the task, within 5 s, asking nothing of Airflow."""
         self._is_killed = True
-        if self._is_unbreakable:
-            return
         app_id, job_ids = self._jobs
         if self.cancel_on_kill and self._hook is not None:
             self._cancel_all(self._hook, app_id, job_ids)
-        if self._thread == threading.get_ident():
-            # this is a signal handler in the middle of execute(), which would go on if it returned
-            raise AirflowException("The task was killed")
+        # this may be a signal handler in the middle of execute(), which would go on if it returned
+        self._check_killed()
 
-    def _cancel_all(self, hook: RunGenHook, app_id: str, job_ids: Iterable[str]) -> None:
-        give_up_at = time.monotonic() + KILL_TIME
-        for job_id in job_ids:
-            try:
-                hook.cancel_quickly(app_id, job_id, max(give_up_at - time.monotonic(), 0.1))
+    def _cancel_all(
+        self, hook: RunGenHook, app_id: str, job_ids: Sequence[str], within: float = KILL_TIME
+    ) -> None:
+        for job_id, error in hook.cancel_jobs(app_id, job_ids, within=within).items():
+            if error is None:
                 self.log.info("Canceled RunGen job %s", job_id)
-            except RunGenError as error:
+            else:
                 self.log.warning("RunGen job %s was not canceled: %s", job_id, error)
 
     def _wait(
@@ -103,13 +107,12 @@ class JobWaiter(BaseOperator):
     ) -> list[Job]:
         """Wait for the jobs here, or defer unless they are over already."""
         self._jobs = (app_id, job_ids)
+        perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
         if not self.deferrable:
-            return hook.perform(
-                api.wait_for_jobs(app_id, job_ids, poll_interval=poll_interval, deadline=deadline)
-            )
+            return perform(wait_for_jobs(app_id, job_ids, poll_interval=poll_interval, deadline=deadline))
         try:
             # one look: the deadline is now
-            return hook.perform(api.wait_for_jobs(app_id, job_ids, poll_interval=poll_interval, deadline=0))
+            return perform(wait_for_jobs(app_id, job_ids, poll_interval=poll_interval, deadline=0))
         except RunGenJobTimeoutError:
             self._defer(app_id, job_ids, poll_interval, deadline)
 
@@ -117,7 +120,7 @@ class JobWaiter(BaseOperator):
         from airflow_provider_rungen.triggers import RunGenJobTrigger
 
         now = time.time()
-        self.log.info("Waiting for %s in the triggerer", _names(job_ids))
+        self.log.info("Waiting for %s in the triggerer", names_of(job_ids))
         self.defer(
             trigger=RunGenJobTrigger(
                 rungen_conn_id=self.rungen_conn_id,
@@ -135,6 +138,40 @@ class JobWaiter(BaseOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on, on a worker, after the trigger's event."""
         raise NotImplementedError
+
+
+class _Signals:
+    """Puts off the signals that Airflow ends a task with (its handlers raise, wherever the task is)."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Any] = {}
+        self._put_off: list[tuple[int, Any]] = []
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGALRM):
+                if callable(signal.getsignal(number)):
+                    self._handlers[number] = signal.signal(number, self._put_it_off)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        try:
+            self.let_through()
+        finally:
+            self._handlers.clear()
+
+    def _put_it_off(self, number: int, frame: Any) -> None:
+        self._put_off.append((number, frame))
+
+    def let_through(self) -> None:
+        """Hand what came to the handlers it was meant for."""
+        while self._put_off:
+            number, frame = self._put_off.pop(0)
+            self._handlers[number](number, frame)
+
+
+_signals = _Signals()
 
 
 def deadline_of(task: BaseOperator, deadline: float) -> float:
@@ -171,11 +208,13 @@ def raise_for_jobs(jobs: Iterable[Job]) -> None:
     :raises RunGenJobError: as said.
     """
     errors: list[RunGenJobError] = []
-    for job in jobs:
+    for job in {job.id: job for job in jobs}.values():
         try:
             job.raise_for_status()
         except RunGenJobError as error:
             errors.append(error)
+    # those that are over come first: they decide whether trying again can help
+    errors.sort(key=lambda error: not isinstance(error, RunGenJobFailedError | RunGenJobCanceledError))
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -205,6 +244,10 @@ def job_ids_of(job_id: Any) -> list[str]:
 
     :raises RunGenInputError: something in it is no id.
     """
+    if isinstance(job_id, Iterator):
+        raise RunGenInputError(
+            "job_id must be an id or a list of ids, not an iterator, which is used up by one look"
+        )
     try:
         ids: list[Any] = [job_id] if job_id is None or isinstance(job_id, str) else list(job_id)
     except TypeError:
@@ -216,5 +259,6 @@ def job_ids_of(job_id: Any) -> list[str]:
     return ids
 
 
-def _names(job_ids: Sequence[str]) -> str:
+def names_of(job_ids: Sequence[str]) -> str:
+    """Name one job by its id, more by their number."""
     return f"RunGen job {job_ids[0]}" if len(job_ids) == 1 else f"{len(job_ids)} RunGen jobs"

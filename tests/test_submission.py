@@ -45,7 +45,8 @@ class Task:
     """A task that is attempted again and again."""
 
     def __init__(self, emulator: Emulator, **options: Any) -> None:
-        self.emulator, self.options = emulator, {"input": INPUT, "poll_interval": 0.02} | options
+        self.emulator = emulator
+        self.options: dict[str, Any] = {"input": INPUT, "poll_interval": 0.02} | options
         self.store: Store | None = Store()
         self.max_tries, self.tries = 2, 0
 

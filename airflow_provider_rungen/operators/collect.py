@@ -18,6 +18,7 @@ from airflow_provider_rungen.waiting import (
     deadline_of,
     failing_for_good,
     job_ids_of,
+    names_of,
     raise_for_jobs,
     read_event,
 )
@@ -109,5 +110,5 @@ class RunGenCollectResultsOperator(JobWaiter):
     def _finish(self, jobs: list[Job]) -> Any:
         raise_for_jobs(jobs)
         results = [job.result for job in jobs]
-        self.log.info("Collected the results of %d RunGen jobs", len(results))
+        self.log.info("Collected the results of %s", names_of([job.id for job in jobs]))
         return results[0] if isinstance(self.job_id, str) else results

@@ -61,7 +61,7 @@ class RunGenRunJobOperator(JobWaiter):
     def __init__(
         self,
         *,
-        input: dict[str, Any],
+        input: Any,
         app_id: str | None = None,
         rungen_conn_id: str = RunGenHook.default_conn_name,
         wait_for_completion: bool = False,

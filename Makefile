@@ -1,0 +1,56 @@
+# The interpreter that .venv is made with: 3.11 or newer.
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-system standalone lint types format clean
+
+help:
+	@echo "make demo         paint a picture: real Airflow, emulated RunGen service, no key needed (a minute)"
+	@echo "make test         run the tests"
+	@echo "make test-system  run the tests that start a real Airflow and kill parts of it (minutes)"
+	@echo "make standalone   Airflow with the example DAGs and the emulator, until Ctrl-C (PORT=8080 sets the UI's port)"
+	@echo "make lint         check style and formatting"
+	@echo "make types        check types"
+	@echo "make format       format the code"
+	@echo "make clean        remove what the other targets made"
+	@echo
+	@echo "They install what they need into $(VENV). PYTHON=python3.12 chooses another interpreter than python3."
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, and $(PYTHON) is not: try  make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Setting up $(VENV), once; this takes a minute or two ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/python scripts/demo.py
+
+standalone: $(READY)
+	@$(BIN)/python scripts/standalone.py
+
+test: $(READY)
+	@$(BIN)/python -m pytest
+
+test-system: $(READY)
+	@$(BIN)/python -m pytest -m system
+
+lint: $(READY)
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+
+types: $(READY)
+	@$(BIN)/python -m mypy
+
+format: $(READY)
+	@$(BIN)/python -m ruff check --fix .
+	@$(BIN)/python -m ruff format .
+
+clean:
+	rm -rf $(VENV) .demo .standalone dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

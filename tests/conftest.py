@@ -1,0 +1,311 @@
+"""What the tests share: a private Airflow home, a clock that costs no time, three ways to perform a flow."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import email.utils
+import json
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hypothesis
+import pytest
+
+# Before anything imports airflow, which reads its settings then.
+HOME = Path(tempfile.mkdtemp(prefix="rungen-airflow-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+for _name in [name for name in os.environ if name.startswith(("AIRFLOW_", "RUNGEN_"))]:
+    del os.environ[_name]
+for _name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    del os.environ[_name]
+os.environ |= {
+    "AIRFLOW_HOME": str(HOME),
+    "AIRFLOW_CONFIG": str(HOME / "airflow.cfg"),
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__CORE__DAGS_FOLDER": str(HOME / "dags"),
+    "AIRFLOW__CORE__UNIT_TEST_MODE": "True",
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
+    "NO_PROXY": "",
+    "NETRC": os.devnull,
+}
+
+from airflow_provider_rungen.api import Flow, Request, Response  # noqa: E402
+from airflow_provider_rungen.emulator import Emulator, Service  # noqa: E402
+from airflow_provider_rungen.exceptions import RunGenConnectionError  # noqa: E402
+from airflow_provider_rungen.transport import AsyncSender, Sender, Settings, adrive, drive  # noqa: E402
+from airflow_provider_rungen.watch import wait_for_jobs  # noqa: E402
+
+hypothesis.settings.register_profile("steady", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("steady")
+
+__all__ = ["wait_for_jobs"]
+
+T = TypeVar("T")
+KEY = "rungen-emulator-key"
+APP = "flux-schnell"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-asyncio, where some other project brought it along, warns about an unset option of its own
+    warnings.filterwarnings("ignore", ".*asyncio_default_fixture_loop_scope", DeprecationWarning)
+    warnings.filterwarnings("ignore", ".*asyncio_default_fixture_loop_scope", pytest.PytestWarning)
+    with warnings.catch_warnings():
+        # Airflow warns about itself and its dependencies while it is imported.
+        warnings.simplefilter("ignore")
+        import airflow.providers.common.compat.sdk
+        import airflow.triggers.base  # noqa: F401
+
+
+class FakeTime:
+    """Time that passes only where somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+        self.slept: list[float] = []
+        self.on_sleep: Callable[[float], None] | None = None
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.slept.append(seconds)
+        self.now += seconds
+        if self.on_sleep is not None:
+            self.on_sleep(seconds)
+
+    async def asleep(self, seconds: float) -> None:
+        self.sleep(seconds)
+
+
+@dataclass
+class Via:
+    """Performs flows against a service: in process, through `requests` or through `aiohttp`."""
+
+    kind: str
+    emulator: Emulator
+    clock: FakeTime = field(default_factory=FakeTime)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    sent: list[Request] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.emulator.service = Service(clock=self.clock.time, job_seconds=2.0)
+
+    @property
+    def service(self) -> Service:
+        return self.emulator.service
+
+    @property
+    def slept(self) -> list[float]:
+        return self.clock.slept
+
+    def settings(self) -> Settings:
+        return replace(Settings(base_url=self.emulator.url, api_key=KEY), **self.overrides)
+
+    def __call__(self, flow: Flow[T]) -> T:
+        if self.kind == "aiohttp":
+            return asyncio.run(self._aperform(flow))
+        if self.kind == "direct":
+            return drive(flow, self._noting(self._handle), self.clock.sleep, self.clock.time)
+        sender = Sender(self.settings())
+        try:
+            return drive(flow, self._noting(sender), self.clock.sleep, self.clock.time)
+        finally:
+            sender.close()
+
+    def posts(self) -> int:
+        """How many requests to run a job the service saw."""
+        return self.service.count("run")
+
+    def _noting(self, send: Callable[[Request], T]) -> Callable[[Request], T]:
+        def noting(request: Request) -> T:
+            self.sent.append(request)
+            return send(request)
+
+        return noting
+
+    async def _aperform(self, flow: Flow[T]) -> T:
+        sender = AsyncSender(self.settings())
+        send: Callable[[Request], Awaitable[Response]] = self._noting(sender)
+        try:
+            return await adrive(flow, send, self.clock.asleep, self.clock.time)
+        finally:
+            await sender.close()
+
+    def _handle(self, request: Request) -> Response:
+        """Do what a sender and a server do, without sockets."""
+        settings = self.settings()
+        if settings.base_url != self.emulator.url:
+            raise RunGenConnectionError(f"Could not {request.purpose}: nobody is there", sent=False)
+        headers = settings.headers() | settings.headers_for(request)
+        reply = self.service.handle(request.method, f"/{request.path}", headers, request.body or b"")
+        if reply.fault == "stream":
+            settings.check_size(len(reply.body), request)
+        elif reply.fault is not None:
+            raise RunGenConnectionError(f"Could not {request.purpose}: {reply.fault}", sent=True)
+        settings.check_size(len(reply.body), request)
+        date = email.utils.formatdate(self.clock.now, usegmt=True)
+        return settings.response(reply.status, {"Date": date, **reply.headers}, [reply.body])
+
+
+@pytest.fixture(scope="session")
+def _emulator() -> Iterator[Emulator]:
+    with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture(params=["direct", "requests", "aiohttp"])
+def via(request: pytest.FixtureRequest, _emulator: Emulator) -> Via:
+    """Each way to perform a flow, against a fresh service whose clock is the fake one."""
+    return Via(request.param, _emulator)
+
+
+@pytest.fixture
+def direct(_emulator: Emulator) -> Via:
+    """Perform flows in process only, for what does not touch the wire."""
+    return Via("direct", _emulator)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+class FakeTaskInstance:
+    """As much of a task instance as an operator may use without a database."""
+
+    dag_id = "dag"
+    task_id = "task"
+    run_id = "run"
+    map_index = -1
+    try_number = 1
+    max_tries = 0
+
+    def __init__(self) -> None:
+        self.pushed: list[tuple[str, Any]] = []
+        self.on_push: Callable[[str, Any], None] | None = None
+
+    def xcom_push(self, key: str, value: Any, **_: Any) -> None:
+        self.pushed.append((key, value))
+        if self.on_push is not None:
+            self.on_push(key, value)
+
+    @property
+    def xcoms(self) -> dict[str, Any]:
+        return dict(self.pushed)
+
+
+class FakeStore:
+    """Airflow 3.3's task state store, as JSON would bring it back."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, str] = {}
+
+    def get(self, key: str) -> Any:
+        return json.loads(self.kept[key]) if key in self.kept else None
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        self.kept[key] = json.dumps(value)
+
+    def delete(self, key: str) -> None:
+        self.kept.pop(key, None)
+
+
+@pytest.fixture
+def ti() -> FakeTaskInstance:
+    return FakeTaskInstance()
+
+
+@pytest.fixture
+def context(ti: FakeTaskInstance) -> Any:
+    """A context for ``execute``, without a database behind it."""
+    return {"ti": ti, "task_instance": ti}
+
+
+@pytest.fixture
+def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a trigger fire at once, where the wait for the deferring process is not what is tested."""
+    monkeypatch.setattr("airflow_provider_rungen.triggers.SETTLING_TIME", 0.0)
+
+
+@contextlib.contextmanager
+def signal_when(
+    number: signal.Signals, condition: Callable[[], bool], handler: Callable[[], None]
+) -> Iterator[list[float]]:
+    """Send this process a signal as soon as a condition holds; gives the list of the times it was sent."""
+    sent: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            if condition():
+                sent.append(time.monotonic())
+                os.kill(os.getpid(), number)
+                return
+
+    before = signal.signal(number, lambda *_: handler())
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield sent
+    finally:
+        over.set()
+        watcher.join()
+        signal.signal(number, before)
+
+
+@dataclass
+class Outcome:
+    """What came of a task: its value or its error, and how often it was deferred."""
+
+    value: Any = None
+    error: BaseException | None = None
+    events: list[dict[str, Any]] = field(default_factory=list)
+    timeouts: list[Any] = field(default_factory=list)
+
+
+def run_task(op: Any, context: Any) -> Outcome:
+    """Run a task as Airflow does: execute, and through the triggerer as often as it defers."""
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    outcome = Outcome()
+
+    async def first_event(trigger: Any) -> Any:
+        kind = type(trigger)
+        path, kwargs = trigger.serialize()
+        assert path == f"{kind.__module__}.{kind.__qualname__}"
+        stream = kind(**kwargs).run()
+        try:
+            return await anext(stream)
+        finally:
+            await stream.aclose()
+
+    step = partial(op.execute, context)
+    while True:
+        try:
+            outcome.value = step()
+        except TaskDeferred as deferral:
+            event = asyncio.run(first_event(deferral.trigger)).payload
+            outcome.events.append(event)
+            outcome.timeouts.append(deferral.timeout)
+            step = partial(getattr(op, deferral.method_name), context, event=event)
+            continue
+        except Exception as error:
+            outcome.error = error
+        return outcome

@@ -1,0 +1,75 @@
+"""The DAGs that tests/test_dags.py runs in a real Airflow."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.common.compat.sdk import DAG, task
+
+from airflow_provider_rungen.operators import (
+    RunGenCancelJobOperator,
+    RunGenCollectResultsOperator,
+    RunGenRunJobOperator,
+)
+from airflow_provider_rungen.sensors import RunGenJobSensor
+
+FAST: dict[str, Any] = {"poll_interval": 0.05}
+START = datetime(2025, 1, 1)
+
+
+@task
+def report(name: str, value: Any) -> None:
+    path = Path(os.environ["RUNGEN_TEST_REPORT"])
+    known = json.loads(path.read_text()) if path.exists() else {}
+    # the output of a mapped task comes as a lazy sequence
+    path.write_text(json.dumps(known | {name: value}, default=list))
+
+
+with DAG("rungen_ways", schedule=None, start_date=START) as ways:
+    run = RunGenRunJobOperator(task_id="run", input={"prompt": "a fox for {{ dag.dag_id }}", "width": 64})
+    wait = RunGenJobSensor(task_id="wait", job_id=run.output, poke_interval=0.05)
+    one = RunGenCollectResultsOperator(task_id="one", job_id=run.output, **FAST)
+    run >> wait >> one
+
+    mapped = RunGenRunJobOperator.partial(
+        task_id="mapped", app_id="llama-text", wait_for_completion=True, **FAST
+    ).expand(input=[{"prompt": word} for word in ("one", "two", "three")])
+    wait_mapped = RunGenJobSensor(
+        task_id="wait_mapped", job_id=mapped.output, app_id="llama-text", deferrable=True
+    )
+    many = RunGenCollectResultsOperator(task_id="many", job_id=mapped.output, app_id="llama-text", **FAST)
+    mapped >> wait_mapped >> many
+
+    each = RunGenCollectResultsOperator.partial(task_id="each", app_id="llama-text", **FAST).expand(
+        job_id=mapped.output
+    )
+    cancel = RunGenCancelJobOperator(task_id="cancel", job_id=mapped.output, app_id="llama-text")
+    many >> cancel
+
+    (
+        report.override(task_id="tell_one")("one", one.output)
+        >> report.override(task_id="tell_many")("many", many.output)
+        >> report.override(task_id="tell_each")("each", each.output)
+        >> report.override(task_id="tell_canceled")("canceled", cancel.output)
+    )
+
+with DAG("rungen_deferred", schedule=None, start_date=START) as deferred:
+    good = RunGenRunJobOperator(
+        task_id="good",
+        input={"prompt": "x", "emulator": {"seconds": 1, "result": "well done"}},
+        wait_for_completion=True,
+        deferrable=True,
+        **FAST,
+    )
+    collected = RunGenCollectResultsOperator(task_id="collected", job_id=good.output, **FAST)
+    report.override(task_id="tell")("collected", collected.output)
+
+with DAG("rungen_failing", schedule=None, start_date=START) as failing:
+    bad = RunGenRunJobOperator(
+        task_id="bad", input={"prompt": "fail: out of memory"}, wait_for_completion=True, **FAST
+    )
+    collected_bad = RunGenCollectResultsOperator(task_id="collected_bad", job_id=bad.output, **FAST)

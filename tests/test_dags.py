@@ -1,0 +1,119 @@
+"""DAGs in a real Airflow (SQLite, ``dag.test()``): templates, mapping, ``.output``, every shape of answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import HOME
+
+from airflow_provider_rungen.emulator import Emulator
+
+DAGS = Path(__file__).parent / "dags"
+WAYS: dict[str, dict[str, Any]] = {
+    "wrapped upper": {"shape": "wrapped", "words": "upper"},
+    "flat lower": {"shape": "flat", "words": "lower", "time_format": "space", "execution_time_as": "number"},
+    "mixed title": {"shape": "mixed", "words": "title", "id_field": "id", "extra_fields": True},
+    "flat alternate": {"shape": "flat", "words": "alternate", "id_field": "both", "run_status": 200},
+}
+TASKS = {
+    *("run[-1]", "wait[-1]", "one[-1]", "mapped[0]", "mapped[1]", "mapped[2]", "wait_mapped[-1]", "many[-1]"),
+    *("each[0]", "each[1]", "each[2]", "cancel[-1]", "tell_one[-1]", "tell_many[-1]", "tell_each[-1]"),
+    "tell_canceled[-1]",
+}
+
+
+class Runs:
+    """The DAG runs, all made by one process, since starting Airflow takes longest."""
+
+    def __init__(self, folder: Path, emulator: Emulator) -> None:
+        self.emulator = emulator
+        names = [*WAYS, "deferred", "failing"]
+        self.reports = {name: folder / f"{number}.json" for number, name in enumerate(names)}
+        plan = [("rungen_ways", options, str(self.reports[name])) for name, options in WAYS.items()]
+        plan.append(
+            ("rungen_deferred", {"shape": "wrapped", "words": "upper"}, str(self.reports["deferred"]))
+        )
+        plan.append(("rungen_failing", {}, str(self.reports["failing"])))
+        environment = {
+            **os.environ,
+            "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
+            "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+            "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
+        }
+        for arguments in (
+            ["-m", "airflow", "db", "migrate"],
+            ["-m", "airflow", "dags", "reserialize"],
+            [str(DAGS / "perform.py"), emulator.url, json.dumps(plan)],
+        ):
+            done = subprocess.run(
+                [sys.executable, *arguments],
+                env=environment,
+                cwd=HOME,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=200,
+            )
+            self.log = done.stdout + done.stderr
+            assert done.returncode == 0, self.log[-5000:]
+        told = [
+            json.loads(line.removeprefix("STATES "))
+            for line in done.stdout.splitlines()
+            if line.startswith("STATES ")
+        ]
+        self.states: dict[str, dict[str, str]] = dict(zip(names, told, strict=True))
+
+    def report(self, name: str) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads(self.reports[name].read_text())
+        return report
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    with Emulator(job_seconds=0.1) as emulator:
+        yield Runs(tmp_path_factory.mktemp("reports"), emulator)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_dag_of_every_operator_succeeds_in_every_shape(runs: Runs, way: str) -> None:
+    assert set(runs.states[way]) == TASKS
+    assert set(runs.states[way].values()) == {"success"}, runs.states[way]
+    report = runs.report(way)
+    [image] = report["one"]["images"]
+    assert "X-Amz-Signature" in image["image"]
+    assert report["many"] == ["You said: one", "You said: two", "You said: three"]
+    assert report["each"] == report["many"]
+    assert report["canceled"] == []
+
+
+def test_the_template_was_rendered(runs: Runs) -> None:
+    prompts = [job["input"]["prompt"] for job in runs.emulator.service.jobs()]
+    assert prompts.count("a fox for rungen_ways") == len(WAYS)
+
+
+def test_no_job_was_made_twice(runs: Runs) -> None:
+    assert runs.emulator.service.stats()["jobs_created"] == 4 * len(WAYS) + 2
+    assert runs.emulator.service.count("run") == 4 * len(WAYS) + 2
+
+
+def test_a_deferred_task_comes_back(runs: Runs) -> None:
+    assert set(runs.states["deferred"].values()) == {"success"}
+    assert runs.report("deferred") == {"collected": "well done"}
+
+
+def test_a_failed_job_fails_its_dag_run(runs: Runs) -> None:
+    assert runs.states["failing"] == {"bad[-1]": "failed", "collected_bad[-1]": "upstream_failed"}
+    assert "out of memory" in runs.log
+
+
+def test_neither_key_nor_signed_url_is_in_the_log(runs: Runs) -> None:
+    assert "RunGen job" in runs.log
+    assert runs.emulator.service.api_key not in runs.log
+    assert "X-Amz-Signature" not in runs.log
