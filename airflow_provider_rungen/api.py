@@ -96,7 +96,7 @@ Flow: TypeAlias = Generator[Request | Sleep | Together[Any], Any, T]
 # --- endpoints ---------------------------------------------------------------------------------------------
 
 
-def run_job(app_id: str, input: Any) -> Flow[Job]:
+def run_job(app_id: str, input: Any, *, attempts: int = ATTEMPTS) -> Flow[Job]:
     """
     Submit a job.
 
@@ -108,11 +108,14 @@ def run_job(app_id: str, input: Any) -> Flow[Job]:
     try:
         return (
             yield from call(
-                request, lambda answer: Job.from_json(answer, app_id=app_id, status=JobStatus.QUEUED)
+                request,
+                lambda answer: Job.from_json(answer, app_id=app_id, status=JobStatus.QUEUED),
+                attempts=attempts,
             )
         )
     except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
-        if not _may_have_been_taken(error):
+        is_refused = isinstance(error, RunGenAPIError) and error.hopeless
+        if is_refused or was_not_taken(error):
             raise
         reason = str(error)
     raise RunGenSubmissionUnknownError(
@@ -206,7 +209,7 @@ def call(
             failure = error
         except RunGenError as error:
             failure = error
-        repeatable = _was_not_taken(failure) if request.method == "POST" else may_pass(failure)
+        repeatable = was_not_taken(failure) if request.method == "POST" else may_pass(failure)
         if not repeatable or attempt == attempts:
             break
         pause = pause_after(attempt - 1, failure)
@@ -226,15 +229,11 @@ def may_pass(error: RunGenError) -> bool:
     )
 
 
-def _was_not_taken(error: RunGenError) -> bool:
+def was_not_taken(error: RunGenError) -> bool:
+    """Tell whether the service certainly did not do what it was asked to, and may do it the next time."""
     if isinstance(error, RunGenConnectionError):
         return not error.sent
     return isinstance(error, RunGenAPIError) and error.status_code in (429, 503)
-
-
-def _may_have_been_taken(error: RunGenError) -> bool:
-    is_refused = isinstance(error, RunGenAPIError) and error.hopeless
-    return not is_refused and not _was_not_taken(error)
 
 
 def pause_after(failures: int, error: RunGenError) -> float:

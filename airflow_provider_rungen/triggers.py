@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 SETTLING_TIME = 6.0
 # Airflow gives on_kill 30 s.
 CANCEL_TIME = 20.0
+# Airflow logs events: of more jobs, ids and errors are left out, and fetched again on the worker.
+FEW = 100
 _kills: set[asyncio.Task[None]] = set()
 
 
@@ -32,8 +34,8 @@ class RunGenJobTrigger(BaseTrigger):
     """
     Waits until jobs are over, however they end.
 
-    The event is ``{"outcome": "over", "unsuccessful": [{"id", "status", "error"}, …]}``, or
-    ``{"outcome": "timeout" | "error", "message", …}``, with the ``app_id``, and the ``job_id`` if it is one.
+    The event is ``{"outcome": "over", "unsuccessful": [{"id", "status", "error"}, …], "count"}``, or
+    ``{"outcome": "timeout" | "error", "message", …}``, with the ``app_id``, and a few ``job_ids``, not many.
 
     :param rungen_conn_id: the Airflow connection.
     :param app_id: the app of the jobs.
@@ -78,8 +80,8 @@ class RunGenJobTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         try:
             event = {"app_id": self.app_id, **await self._event()}
-            if len(self.job_ids) == 1:
-                event["job_id"] = self.job_ids[0]
+            if len(self.job_ids) <= FEW:
+                event["job_ids"] = self.job_ids
             await asyncio.sleep(self.deferred_at + SETTLING_TIME - time.time())
         except asyncio.CancelledError:
             if not hasattr(BaseTrigger, "on_kill"):  # before Airflow 3.3 nobody else would call it
@@ -144,7 +146,7 @@ class RunGenJobTrigger(BaseTrigger):
             for job in jobs
             if job.status is not JobStatus.COMPLETED
         ]
-        return {"outcome": "over", "unsuccessful": unsuccessful}
+        return {"outcome": "over", "unsuccessful": unsuccessful[:FEW], "count": len(unsuccessful)}
 
 
 def _read_state(ti: Any) -> str | None:

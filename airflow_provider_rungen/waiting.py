@@ -164,6 +164,10 @@ class _Signals:
     def _put_it_off(self, number: int, frame: Any) -> None:
         self._put_off.append((number, frame))
 
+    @property
+    def is_pending(self) -> bool:
+        return bool(self._put_off)
+
     def let_through(self) -> None:
         """Hand what came to the handlers it was meant for."""
         while self._put_off:
@@ -174,6 +178,11 @@ class _Signals:
 _signals = _Signals()
 
 
+def is_killed() -> bool:
+    """Tell whether a kill or a time limit waits for the end of an unbreakable block."""
+    return _signals.is_pending
+
+
 def deadline_of(task: BaseOperator, deadline: float) -> float:
     """Give the time (seconds since 1970) to stop waiting at: the task's execution_timeout counts, too."""
     if task.execution_timeout is None:
@@ -182,20 +191,22 @@ def deadline_of(task: BaseOperator, deadline: float) -> float:
     return min(deadline, time.time() + task.execution_timeout.total_seconds())
 
 
-def read_event(event: dict[str, Any], app_id: str) -> list[Job]:
+def read_event(event: dict[str, Any]) -> list[Job]:
     """
     Give the jobs that did not complete.
 
     :raises RunGenJobTimeoutError: the deadline passed.
     :raises RunGenError: the trigger could not go on.
     """
+    app_id = event["app_id"]
     if event["outcome"] == "over":
         return [
             Job(id=job["id"], app_id=app_id, status=JobStatus(job["status"]), error=job["error"])
             for job in event["unsuccessful"]
         ]
     if event["outcome"] == "timeout":
-        raise RunGenJobTimeoutError(event["message"], app_id=app_id)
+        job_id = next(iter(event.get("job_ids", ())), "")
+        raise RunGenJobTimeoutError(event["message"], app_id=app_id, job_id=job_id)
     failure = RunGenError(event["message"])
     failure.hopeless = event["hopeless"]
     raise failure

@@ -206,6 +206,9 @@ class FakeTaskInstance:
         if self.on_push is not None:
             self.on_push(key, value)
 
+    def xcom_pull(self, key: str, **_: Any) -> Any:
+        return self.xcoms.get(key)
+
     @property
     def xcoms(self) -> dict[str, Any]:
         return dict(self.pushed)

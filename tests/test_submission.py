@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import APP, FakeTaskInstance, Outcome, run_task
+from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task
 
 from airflow_provider_rungen import triggers
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -23,22 +23,16 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-class Store:
-    """Airflow's task state store: keeps JSON, and outlives an attempt."""
+class Store(FakeStore):
+    """A store that something can happen to."""
 
     def __init__(self) -> None:
-        self.values: dict[str, str] = {}
+        super().__init__()
         self.on_set: Callable[[Any], None] = lambda value: None
 
-    def get(self, key: str, default: Any = None) -> Any:
-        return json.loads(self.values[key]) if key in self.values else default
-
-    def set(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: Any, **_: Any) -> None:
         self.on_set(value)
-        self.values[key] = json.dumps(value)
-
-    def delete(self, key: str) -> None:
-        self.values.pop(key, None)
+        super().set(key, value)
 
 
 class Task:
@@ -86,7 +80,7 @@ def die_after_submission(task: Task) -> str:
     def die(value: Any) -> None:
         if value["job_id"]:
             assert task.store is not None
-            task.store.values["rungen_submission"] = json.dumps(value)
+            task.store.kept["rungen_submission"] = json.dumps(value)
             raise Died
 
     assert task.store is not None
@@ -182,7 +176,7 @@ def test_without_durable_every_attempt_submits(emulator: Emulator) -> None:
     task.attempt()
     assert len(task.job_ids()) == 2
     assert task.store is not None
-    assert task.store.values == {}
+    assert task.store.kept == {}
 
 
 def test_an_airflow_without_a_store_says_so_and_works(
@@ -192,7 +186,7 @@ def test_an_airflow_without_a_store_says_so_and_works(
     task.store = None
     with caplog.at_level(logging.INFO):
         assert task.attempt().value == task.job_ids()[0]
-    assert len([line for line in caplog.messages if "cannot take up its RunGen job" in line]) == 1
+    assert len([line for line in caplog.messages if "cannot take up what it submitted" in line]) == 1
 
 
 @pytest.mark.parametrize("kind", ["reset_after", "empty", "truncate", "no_id"])
@@ -258,7 +252,7 @@ def test_nothing_is_sent_when_the_intent_cannot_be_kept(emulator: Emulator) -> N
 def test_garbage_in_the_store_is_no_job(emulator: Emulator, garbage: Any) -> None:
     task = Task(emulator)
     assert task.store is not None
-    task.store.values["rungen_submission"] = json.dumps(garbage)
+    task.store.kept["rungen_submission"] = json.dumps(garbage)
     assert task.attempt().value == task.job_ids()[0]
 
 
@@ -291,7 +285,7 @@ def test_a_deferral_that_airflow_ended_keeps_the_job_only_for_a_next_attempt(
     die_after_submission(task)
     ti = FakeTaskInstance()
     ti.try_number, ti.max_tries = tries + 1, 2
-    ti.xcom_pull = lambda **_: task.job_ids()[0]  # type: ignore[attr-defined]
+    ti.xcom_push("job_id", task.job_ids()[0])
     op = RunGenRunJobOperator(task_id="task", **task.options)
     context: Any = {"ti": ti, "task_state_store": task.store}
     with pytest.raises(RunGenError, match="Trigger timeout"):

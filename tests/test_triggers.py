@@ -71,9 +71,11 @@ def test_a_trigger_is_the_same_after_the_way_through_the_database() -> None:
 
 def test_jobs_that_completed_are_a_short_event(rungen_emulator: Emulator) -> None:
     ids = submitted(0.1, 0)
-    assert fire(trigger(ids)) == [{"app_id": APP, "outcome": "over", "unsuccessful": []}]
+    assert fire(trigger(ids)) == [
+        {"app_id": APP, "job_ids": ids, "outcome": "over", "unsuccessful": [], "count": 0}
+    ]
     assert fire(trigger(ids[:1])) == [
-        {"app_id": APP, "job_id": ids[0], "outcome": "over", "unsuccessful": []}
+        {"app_id": APP, "job_ids": ids[:1], "outcome": "over", "unsuccessful": [], "count": 0}
     ]
 
 
@@ -161,7 +163,7 @@ def test_many_triggers_wait_side_by_side(rungen_emulator: Emulator) -> None:
     started = time.monotonic()
     events = fire(*[trigger([job_id], poll_interval=0.2) for job_id in ids])
     assert time.monotonic() - started < 5
-    assert [event["job_id"] for event in events] == ids
+    assert [event["job_ids"] for event in events] == [[job_id] for job_id in ids]
     assert {event["outcome"] for event in events} == {"over"}
 
 

@@ -24,6 +24,7 @@ from airflow_provider_rungen.waiting import (
     deadline_of,
     failing_for_good,
     job_ids_of,
+    names_of,
     raise_for_jobs,
     read_event,
 )
@@ -35,8 +36,94 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Seconds to cancel jobs in when nobody is about to kill the task.
+CANCEL_TIME = 60.0
 
-class RunGenRunJobOperator(JobWaiter):
+
+class JobSubmitter(JobWaiter):
+    """What the operators that run jobs have in common: the jobs are theirs, to keep and to cancel."""
+
+    template_fields: Sequence[str] = ("app_id", "rungen_conn_id")
+    ui_color = "#e8e4ff"
+
+    def __init__(
+        self,
+        *,
+        app_id: str | None = None,
+        rungen_conn_id: str = RunGenHook.default_conn_name,
+        wait_for_completion: bool = False,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poll_interval: float | timedelta = 5,
+        timeout: float | timedelta = 86400,
+        cancel_on_kill: bool = True,
+        durable: bool = True,
+        on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if on_unknown_submission not in ("resubmit", "fail"):
+            raise ValueError(
+                f"on_unknown_submission must be 'resubmit' or 'fail', not {on_unknown_submission!r}"
+            )
+        self.app_id = app_id
+        self.rungen_conn_id = rungen_conn_id
+        self.wait_for_completion = wait_for_completion
+        self.deferrable = deferrable
+        self.poll_interval = seconds(poll_interval, "poll_interval")
+        self.timeout = seconds(timeout, "timeout")
+        self.cancel_on_kill = cancel_on_kill
+        self.durable = durable
+        self.on_unknown_submission = on_unknown_submission
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after a deferral; when Airflow ended it without an event, no job is left behind."""
+        if next_method == "__fail__":
+            with failing_for_good(), self._working() as hook, self._not_abandoning(context, hook):
+                job_ids = self._pushed_job_ids(context)
+                self._jobs = (hook.app_id_or_default(self.app_id), job_ids)
+                reason = (next_kwargs or {}).get("error", "unknown")
+                raise RunGenError(
+                    f"Airflow ended the wait for {names_of(job_ids)} in the triggerer: {reason}"
+                )
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def _pushed_job_ids(self, context: Context) -> list[str]:
+        """Give the ids that this attempt pushed before it deferred."""
+        raise NotImplementedError
+
+    def _store(self, context: Context) -> Any:
+        store = context.get("task_state_store") if self.durable else None
+        if self.durable and store is None:
+            log.info(
+                "This Airflow keeps no state of a task (3.3 and later do): should this attempt die, the next "
+                "one cannot take up what it submitted, and submits anew"
+            )
+        return store
+
+    @contextmanager
+    def _not_abandoning(self, context: Context, hook: RunGenHook) -> Iterator[None]:
+        """Cancel the jobs when the wait ends before they do, unless the next attempt takes them up."""
+        try:
+            yield
+        except RunGenJobTimeoutError as error:
+            app_id, job_ids = self._jobs
+            self._cancel_all(hook, app_id, job_ids, within=CANCEL_TIME)
+            message = (
+                f"{error}. Raise timeout (now {self.timeout:g} s) or execution_timeout if it needs longer."
+            )
+            raise RunGenJobTimeoutError(message, app_id=app_id, job_id=error.job_id) from None
+        except RunGenJobError:
+            raise  # it is over
+        except RunGenError as error:
+            ti = context["ti"]
+            is_kept = self.durable and context.get("task_state_store") is not None
+            is_taken_up = is_kept and not error.hopeless and ti.try_number <= ti.max_tries
+            if self.cancel_on_kill and not is_taken_up:
+                self._cancel_all(hook, *self._jobs, within=CANCEL_TIME)
+            raise
+
+
+class RunGenRunJobOperator(JobSubmitter):
     """
     Run a RunGen job: submit it, push its id under the XCom key ``job_id`` at once, and return the id.
 
@@ -56,38 +143,10 @@ class RunGenRunJobOperator(JobWaiter):
 
     template_fields: Sequence[str] = ("app_id", "input", "rungen_conn_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {"input": "json"}
-    ui_color = "#e8e4ff"
 
-    def __init__(
-        self,
-        *,
-        input: Any,
-        app_id: str | None = None,
-        rungen_conn_id: str = RunGenHook.default_conn_name,
-        wait_for_completion: bool = False,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        poll_interval: float | timedelta = 5,
-        timeout: float | timedelta = 86400,
-        cancel_on_kill: bool = True,
-        durable: bool = True,
-        on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *, input: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if on_unknown_submission not in ("resubmit", "fail"):
-            raise ValueError(
-                f"on_unknown_submission must be 'resubmit' or 'fail', not {on_unknown_submission!r}"
-            )
         self.input = input
-        self.app_id = app_id
-        self.rungen_conn_id = rungen_conn_id
-        self.wait_for_completion = wait_for_completion
-        self.deferrable = deferrable
-        self.poll_interval = seconds(poll_interval, "poll_interval")
-        self.timeout = seconds(timeout, "timeout")
-        self.cancel_on_kill = cancel_on_kill
-        self.durable = durable
-        self.on_unknown_submission = on_unknown_submission
 
     def execute(self, context: Context) -> str:
         """
@@ -111,31 +170,18 @@ class RunGenRunJobOperator(JobWaiter):
 
         :return: the job's id.
         """
-        app_id, job_id = event["app_id"], event["job_id"]
+        app_id, [job_id] = event["app_id"], event["job_ids"]
         self._jobs = (app_id, [job_id])
         with failing_for_good(), self._working() as hook, self._not_abandoning(context, hook):
-            return self._finish(job_id, read_event(event, app_id))
+            return self._finish(job_id, read_event(event))
 
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after a deferral; when Airflow ended it without an event, the job is not left behind."""
-        if next_method == "__fail__":
-            ti = context["ti"]
-            job_id = ti.xcom_pull(task_ids=ti.task_id, key="job_id", map_indexes=ti.map_index)
-            with failing_for_good(), self._working() as hook, self._not_abandoning(context, hook):
-                self._jobs = (hook.app_id_or_default(self.app_id), [job_id] if job_id else [])
-                reason = (next_kwargs or {}).get("error", "unknown")
-                raise RunGenError(
-                    f"Airflow ended the wait for RunGen job {job_id} in the triggerer: {reason}"
-                )
-        return super().resume_execution(next_method, next_kwargs, context)
+    def _pushed_job_ids(self, context: Context) -> list[str]:
+        ti = context["ti"]
+        job_id = ti.xcom_pull(task_ids=ti.task_id, key="job_id", map_indexes=ti.map_index)
+        return [job_id] if job_id else []
 
     def _submit(self, context: Context, hook: RunGenHook, app_id: str) -> Submission:
         ti, store = context["ti"], self._store(context)
-        if self.durable and store is None:
-            log.info(
-                "This Airflow keeps no state of a task (3.3 and later do): should this attempt die, the next "
-                "one cannot take up its RunGen job, and submits a new one"
-            )
         submission = DurableSubmission(
             store,
             max_tries=0 if store is None else ti.max_tries,
@@ -151,36 +197,10 @@ class RunGenRunJobOperator(JobWaiter):
             ti.xcom_push(key="job_id", value=found.job.id)
         return found
 
-    def _store(self, context: Context) -> Any:
-        return context.get("task_state_store") if self.durable else None
-
     @staticmethod
     def _finish(job_id: str, jobs: list[Job]) -> str:
         raise_for_jobs(jobs)
         return job_id
-
-    @contextmanager
-    def _not_abandoning(self, context: Context, hook: RunGenHook) -> Iterator[None]:
-        """Cancel the job when the wait ends before it does, unless the next attempt takes it up."""
-        try:
-            yield
-        except RunGenJobTimeoutError as error:
-            app_id, job_ids = self._jobs
-            self._cancel_all(hook, app_id, job_ids)
-            message = (
-                f"{error}. Raise timeout (now {self.timeout:g} s) or execution_timeout if it needs longer."
-            )
-            raise RunGenJobTimeoutError(message, app_id=app_id, job_id=job_ids[0]) from None
-        except RunGenJobError:
-            raise  # it is over
-        except RunGenError as error:
-            ti = context["ti"]
-            is_taken_up = (
-                self._store(context) is not None and not error.hopeless and ti.try_number <= ti.max_tries
-            )
-            if self.cancel_on_kill and not is_taken_up:
-                self._cancel_all(hook, *self._jobs)
-            raise
 
 
 class RunGenCancelJobOperator(BaseOperator):

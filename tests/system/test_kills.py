@@ -205,6 +205,17 @@ def test_a_task_marked_by_a_user_cancels_its_job(start: Callable[..., Run], dag_
     assert run.jobs_by_status() == {"CANCELED": 1}
 
 
+def test_a_terminated_worker_cancels_its_job_and_the_retry_runs_a_new_one(
+    airflow: AirflowInstance, start: Callable[..., Run]
+) -> None:
+    run = start("blocking", seconds=15)
+    run.wait_for_jobs(1)
+    os.kill(task_processes(airflow, run)["task"], signal.SIGTERM)
+    run.wait_for_jobs(1, "CANCELED", timeout=10)
+    assert run.wait_for_end() == "success"
+    assert run.jobs_by_status() == {"CANCELED": 1, "COMPLETED": 1}
+
+
 @pytest.mark.parametrize("dag_id", ["deferred_timeout", "blocking_execution_timeout"])
 def test_a_job_that_takes_too_long_is_canceled(start: Callable[..., Run], dag_id: str) -> None:
     run = start(dag_id, seconds=100)
@@ -213,6 +224,29 @@ def test_a_job_that_takes_too_long_is_canceled(start: Callable[..., Run], dag_id
     if dag_id == "deferred_timeout":
         assert "RunGenJobTimeoutError" in run.log()
         assert "Raise timeout (now 12 s)" in run.log()
+
+
+def test_a_killed_batch_goes_on_where_it_stopped(
+    airflow: AirflowInstance, emulator: Emulator, start: Callable[..., Run]
+) -> None:
+    run = start("batch", seconds=1, count=400)
+    until(lambda: len(run.jobs()) >= 100, 90, run.log)
+    os.kill(task_processes(airflow, run)["task"], signal.SIGKILL)
+    assert run.wait_for_end(200) == "success"
+    ids = airflow.xcom("batch", run.id, "run")
+    assert len(set(ids)) == 400
+    assert set(ids) <= {job["id"] for job in run.jobs()}
+    # those whose answers were under way, or not yet written down, when it was killed
+    assert len(run.jobs()) <= 400 + 12
+    assert "Going on where an earlier attempt stopped" in run.log(2)
+
+
+def test_a_batch_marked_by_a_user_cancels_all_its_jobs(start: Callable[..., Run]) -> None:
+    run = start("batch", seconds=200, count=60)
+    run.wait_for_trigger()
+    run.mark("failed")
+    run.wait_for_jobs(60, "CANCELED", timeout=45)
+    run.wait_for_end()
 
 
 def test_the_chain_of_run_sensor_and_collect_makes_one_job(

@@ -8,7 +8,11 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, task
 
-from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunJobOperator
+from airflow_provider_rungen.operators import (
+    RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
+    RunGenRunJobOperator,
+)
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
 INPUT = "{{ dag_run.conf['input'] }}"
@@ -59,6 +63,14 @@ with dag("many", wait_for_completion=True, deferrable=True):
         return [conf["input"] | {"prompt": f"{conf['input']['prompt']} {n}"} for n in range(conf["count"])]
 
     RunGenRunJobOperator.partial(task_id="run").expand(input=inputs())
+
+with dag("batch"):
+    RunGenRunBatchOperator(
+        task_id="run",
+        inputs="{{ [dag_run.conf['input']] * dag_run.conf['count'] }}",
+        deferrable=True,
+        max_concurrency=4,
+    )
 
 with dag("chain", deferrable=False):
     run = RunGenRunJobOperator(task_id="run", input=INPUT)

@@ -1,0 +1,289 @@
+"""Submits many inputs, so many at a time, and keeps every id as it comes, so that a killed task goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from airflow_provider_rungen import api
+from airflow_provider_rungen.exceptions import (
+    RunGenBadRequestError,
+    RunGenError,
+    RunGenInputError,
+    RunGenSubmissionUnknownError,
+)
+from airflow_provider_rungen.models import Job, clean_text
+
+log = logging.getLogger(__name__)
+
+KEY = "rungen_batch"
+# Ids in one value of the state store: some 4 KB, where 64 KB are allowed.
+CHUNK = 100
+# Inputs that count as sent before they are, so that sending never waits for the store.
+AHEAD = 64
+PROGRESS_EVERY = 10.0
+# Seconds to let requests under way end in when the task is killed.
+LAST_ANSWERS = 1.0
+
+
+class Inputs:
+    """
+    The inputs of a batch, from a list or from a JSON Lines file, which is read as a stream, each time anew.
+
+    :param source: a list of objects, or a URI that `ObjectStoragePath` can open.
+    :raises RunGenInputError: it is neither.
+    """
+
+    def __init__(self, source: Any) -> None:
+        if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
+            raise RunGenInputError(f"inputs must be a list or a URI, not a {type(source).__name__}")
+        self._source: Any = source if isinstance(source, str) else list(source)
+        digest, self.count = hashlib.sha256(), 0
+        for index, item in enumerate(self):
+            if not isinstance(item, dict):
+                kind = type(item).__name__
+                raise RunGenInputError(f"{self.name(index)} is a {kind}, not an object; nothing was sent")
+            digest.update(hashlib.sha256(api.encode(item, self.name(index))).digest())
+            self.count += 1
+        self.digest = digest.hexdigest()
+
+    def name(self, index: int) -> str:
+        """Name an input in an error."""
+        return f"input {index} of {self._source}" if isinstance(self._source, str) else f"inputs[{index}]"
+
+    def __iter__(self) -> Iterator[Any]:
+        if not isinstance(self._source, str):
+            yield from self._source
+            return
+        from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+        try:
+            with ObjectStoragePath(self._source).open("rb") as lines:
+                yield from self._parsed(lines)
+        except (OSError, ImportError, ValueError) as error:
+            if isinstance(error, RunGenInputError):
+                raise
+            raise RunGenInputError(f"inputs: {clean_text(f'{self._source}: {error}')}") from error
+
+    def _parsed(self, lines: Iterable[bytes]) -> Iterator[Any]:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    raise RunGenInputError(f"inputs: line {number} of {self._source} is not JSON") from None
+
+
+class Checkpoint:
+    """
+    The ids of a batch in Airflow's task state store, which are kept as they come.
+
+    What stands for an input is its job's id, ``REFUSED``, or nothing; with nothing, an input before ``mark``
+    may have been sent, and its fate is unknown.
+
+    :param store: the ``task_state_store`` of the context; without one nothing is kept.
+    :param header: what makes it valid: app, digest and number of the inputs, ``max_tries``; and the deadline.
+    """
+
+    REFUSED = "-"
+
+    def __init__(self, store: Any, header: dict[str, Any]) -> None:
+        self._store = store
+        self.header = header | {"mark": 0}
+        self.ids = [""] * header["count"]
+        self.kept_mark = 0
+        self._changed: set[int] = set()
+
+    @classmethod
+    def found(cls, store: Any) -> Checkpoint | None:
+        """Read what an earlier attempt kept."""
+        header = store.get(KEY) if store is not None else None
+        if not isinstance(header, Mapping) or not isinstance(header.get("count"), int):
+            return None
+        kept = cls(store, dict(header))
+        kept.header["mark"] = kept.kept_mark = header.get("mark", 0)
+        for start in range(0, len(kept.ids), CHUNK):
+            chunk = store.get(f"{KEY}_{start // CHUNK}")
+            if isinstance(chunk, list):
+                kept.ids[start : start + len(chunk)] = map(str, chunk)
+        return kept
+
+    @property
+    def job_ids(self) -> list[str]:
+        """The jobs that are known."""
+        return [job_id for job_id in self.ids if job_id and job_id != self.REFUSED]
+
+    @property
+    def mark(self) -> int:
+        return int(self.header["mark"])
+
+    def is_of(self, header: Mapping[str, Any]) -> bool:
+        """Tell whether this is of the same inputs, app and try as ``header``."""
+        return all(
+            self.header.get(name) == header[name] for name in ("app_id", "digest", "count", "max_tries")
+        )
+
+    def note(self, index: int, job_id: str) -> None:
+        """Keep what stands for an input, at the next flush."""
+        self.ids[index] = job_id
+        self._changed.add(index // CHUNK)
+
+    def raise_mark(self, index: int) -> None:
+        """Let the inputs before this one count as sent, from the next flush on."""
+        self.header["mark"] = max(self.mark, min(index, len(self.ids)))
+
+    def flush(self) -> None:
+        """Write what has changed."""
+        mark, changed = self.mark, sorted(self._changed)
+        self._changed.clear()
+        if self._store is not None:
+            for chunk in changed:
+                self._store.set(f"{KEY}_{chunk}", self.ids[chunk * CHUNK : (chunk + 1) * CHUNK])
+            if self.kept_mark != mark or not changed:
+                self._store.set(KEY, dict(self.header))
+        self.kept_mark = mark
+
+
+class BatchSubmission:
+    """
+    Submits inputs, so many at a time, slower when the service is busy.
+
+    :param perform: performs a flow in the running event loop.
+    :param app_id: the app to run.
+    :param checkpoint: where to keep the ids.
+    :param max_concurrency: how many submissions are under way at a time at most.
+    :param is_stopping: tells when to begin no more of them.
+    """
+
+    def __init__(
+        self,
+        perform: Callable[[api.Flow[Job]], Awaitable[Job]],
+        app_id: str,
+        checkpoint: Checkpoint,
+        *,
+        max_concurrency: int,
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        self._perform = perform
+        self._app_id = app_id
+        self._checkpoint = checkpoint
+        self._is_stopping = is_stopping
+        self._most = self._limit = max_concurrency
+        self._not_before = 0.0
+        self._busy_since: float | None = None
+        self._busy = 0
+        self._under_way: dict[asyncio.Task[Job], tuple[int, Any]] = {}
+        self._again: deque[tuple[int, Any]] = deque()
+        self._abort: RunGenError | None = None
+        self._submitted = 0
+        self._news = asyncio.Event()
+        self._is_over = False
+        self.refused: dict[int, RunGenError] = {}
+
+    async def run(self, todo: Iterable[tuple[int, Any]], total: int) -> None:
+        """
+        Submit the inputs; those that are refused one by one go to ``refused``.
+
+        :param todo: the inputs, with their indexes.
+        :param total: how many they are.
+        :raises RunGenError: no input can be submitted.
+        """
+        self._keeping = asyncio.create_task(self._keep())
+        begun_at = said_at = time.monotonic()
+        rest = iter(todo)
+        try:
+            while not self._is_stopping() and self._abort is None:
+                await self._begin(rest)
+                if not self._under_way and not self._again:
+                    break
+                await self._take_answers(0.1)
+                if (now := time.monotonic()) - said_at >= PROGRESS_EVERY:
+                    said_at, rate = now, self._submitted / (now - begun_at)
+                    log.info("Submitted %d of %d inputs, %.1f a second", self._submitted, total, rate)
+            give_up_at = time.monotonic() + (LAST_ANSWERS if self._is_stopping() else api.PATIENCE)
+            while self._under_way and time.monotonic() < give_up_at:
+                await self._take_answers(0.1)
+        finally:
+            for task in self._under_way:
+                task.cancel()
+            self._is_over = True
+            self._news.set()
+            await self._keeping
+        if self._abort is not None:
+            raise self._abort
+
+    async def _begin(self, rest: Iterator[tuple[int, Any]]) -> None:
+        """Begin as many submissions as may be under way."""
+        while len(self._under_way) < self._limit and time.monotonic() >= self._not_before:
+            item = self._again.popleft() if self._again else next(rest, None)
+            if item is None:
+                return
+            index, job_input = item
+            if index + AHEAD // 2 >= self._checkpoint.mark:
+                self._checkpoint.raise_mark(index + AHEAD)
+                self._news.set()
+            while self._checkpoint.kept_mark <= index:  # nothing is sent before it counts as sent
+                if self._keeping.done():
+                    await self._keeping
+                await asyncio.sleep(0.002)
+            task = asyncio.ensure_future(self._perform(api.run_job(self._app_id, job_input, attempts=1)))
+            self._under_way[task] = item
+
+    async def _take_answers(self, within: float) -> None:
+        """Take the answers that came."""
+        if not self._under_way:
+            await asyncio.sleep(within)
+            return
+        done, _ = await asyncio.wait(self._under_way, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            self._take(*self._under_way.pop(task), task)
+        if done:
+            self._news.set()
+
+    def _take(self, index: int, input: Any, task: asyncio.Task[Job]) -> None:
+        try:
+            job = task.result()
+        except RunGenError as error:
+            if api.was_not_taken(error):
+                self._again.append((index, input))
+                self._slow_down(error)
+            elif isinstance(error, RunGenSubmissionUnknownError):
+                self.refused[index] = error
+            elif isinstance(error, RunGenBadRequestError):
+                self.refused[index] = error
+                self._checkpoint.note(index, Checkpoint.REFUSED)
+            else:
+                self._checkpoint.note(index, Checkpoint.REFUSED)
+                self._abort = error
+        else:
+            self._checkpoint.note(index, job.id)
+            self._submitted += 1
+            self._busy, self._busy_since = 0, None
+            if self._submitted % self._limit == 0:
+                self._limit = min(self._limit + 1, self._most)
+
+    def _slow_down(self, error: RunGenError) -> None:
+        now = time.monotonic()
+        if now >= self._not_before:  # once for all that were under way together
+            self._busy += 1
+            self._limit = max(1, self._limit // 2)
+            said = str(error).rstrip(".")
+            log.warning("%s; going on with %d at a time", said, self._limit)
+        self._not_before = max(self._not_before, now + api.pause_after(self._busy - 1, error))
+        self._busy_since = self._busy_since or now
+        if now - self._busy_since > api.PATIENCE:
+            self._abort = error
+
+    async def _keep(self) -> None:
+        """Write ids to the store as they come."""
+        while not self._is_over:
+            await self._news.wait()
+            self._news.clear()
+            await asyncio.to_thread(self._checkpoint.flush)
+        await asyncio.to_thread(self._checkpoint.flush)

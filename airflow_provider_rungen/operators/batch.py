@@ -1,0 +1,271 @@
+"""The operator that runs many jobs in one task."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow_provider_rungen import api
+from airflow_provider_rungen.batch import BatchSubmission, Checkpoint, Inputs
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenJobError,
+    RunGenJobFailedError,
+    RunGenNotFoundError,
+    RunGenSubmissionUnknownError,
+)
+from airflow_provider_rungen.models import Job, JobStatus
+from airflow_provider_rungen.operators.job import CANCEL_TIME, JobSubmitter
+from airflow_provider_rungen.waiting import deadline_of, failing_for_good, is_killed, read_event
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_rungen.hooks import RunGenHook
+
+log = logging.getLogger(__name__)
+
+
+class RunGenRunBatchOperator(JobSubmitter):
+    """
+    Run many RunGen jobs in one task, and return their ids in the order of the inputs.
+
+    Every input is checked before the first is sent. The id of an input that the service refused is ``None``.
+    The ids are pushed under the XCom key ``job_ids`` when all are submitted, the indexes of the inputs that
+    did not complete under ``failed`` at the end. A retry submits only what failed or was never sent.
+
+    :param inputs: a list of JSON objects, or the URI of a JSON Lines file that ``ObjectStoragePath`` can read
+        (templated).
+    :param max_concurrency: how many submissions are under way at a time at most.
+    :param max_failed: how many inputs may fail without failing the task: a number, or a share below 1.
+    :param app_id: the app to run; the connection's ``app_id`` when left out (templated).
+    :param rungen_conn_id: the Airflow connection (templated).
+    :param wait_for_completion: wait until all jobs are over.
+    :param deferrable: wait in the triggerer, without a worker slot. Only with ``wait_for_completion``.
+    :param poll_interval: seconds between two looks at the app.
+    :param timeout: seconds the jobs may take together; after that they are canceled and the task fails.
+    :param cancel_on_kill: cancel the jobs when the task is killed, or cleared while they run.
+    :param durable: keep the ids in Airflow's task state store (Airflow 3.3 and later) as they come.
+    :param on_unknown_submission: what a retry does with inputs of which it is not known whether a job was
+        created: ``resubmit`` them, with a warning, or ``fail``.
+    """
+
+    template_fields: Sequence[str] = ("app_id", "inputs", "rungen_conn_id")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json"}
+
+    def __init__(
+        self,
+        *,
+        inputs: Any,
+        max_concurrency: int = 16,
+        max_failed: float = 0,
+        wait_for_completion: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(wait_for_completion=wait_for_completion, **kwargs)
+        if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
+            raise ValueError(f"max_concurrency must be a positive number, not {max_concurrency!r}")
+        is_count = isinstance(max_failed, int) and not isinstance(max_failed, bool) and max_failed >= 0
+        if not is_count and not (isinstance(max_failed, float) and 0 <= max_failed < 1):
+            raise ValueError(f"max_failed must be a number, or a share below 1, not {max_failed!r}")
+        self.inputs = inputs
+        self.max_concurrency = max_concurrency
+        self.max_failed = max_failed
+
+    def execute(self, context: Context) -> list[str | None]:
+        """
+        Submit what is not submitted yet, and wait for all of it when asked to.
+
+        :return: the ids of the jobs, in the order of the inputs.
+        """
+        with failing_for_good(), self._working() as hook:
+            inputs = Inputs(self.inputs)
+            app_id = hook.app_id_or_default(self.app_id)
+            with self._not_abandoning(context, hook):
+                kept, over = self._prepare(context, hook, app_id, inputs)
+                refused = self._submit(context, hook, inputs, kept, over)
+                ids = _job_ids(kept)
+                if not self.wait_for_completion:
+                    return self._finish(context, ids, refused, [])
+                waiting = [job_id for job_id in kept.job_ids if job_id not in over]
+                deadline = deadline_of(self, kept.header["deadline"])
+                jobs = self._wait(hook, app_id, waiting, poll_interval=self.poll_interval, deadline=deadline)
+                return self._finish(context, ids, refused, jobs)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> list[str | None]:
+        """
+        Go on after the wait in the triggerer.
+
+        :return: the ids of the jobs, in the order of the inputs.
+        """
+        with failing_for_good(), self._working() as hook, self._not_abandoning(context, hook):
+            ids = self._pushed(context)
+            self._jobs = (event["app_id"], [job_id for job_id in ids if job_id])
+            jobs = read_event(event)
+            if event["count"] > len(jobs):  # more failed than the event holds
+                looks = self._look_at(hook, *self._jobs).values()
+                jobs = [look for look in looks if isinstance(look, Job)]
+            return self._finish(context, ids, {}, jobs)
+
+    def _prepare(
+        self, context: Context, hook: RunGenHook, app_id: str, inputs: Inputs
+    ) -> tuple[Checkpoint, set[str]]:
+        """Give what is to be kept of this attempt, and the jobs of an earlier one that have completed."""
+        store = self._store(context)
+        header = {
+            "app_id": app_id,
+            "digest": inputs.digest,
+            "count": inputs.count,
+            "max_tries": 0 if store is None else context["ti"].max_tries,
+            "deadline": time.time() + self.timeout,
+        }
+        kept = Checkpoint.found(store)
+        if kept is not None and kept.is_of(header):
+            self._jobs = (app_id, kept.job_ids)
+            return kept, self._take_up(hook, app_id, kept)
+        if kept is not None and kept.job_ids:
+            log.info("The task was cleared, or its inputs or app changed: submitting all of them anew")
+            if self.cancel_on_kill:
+                hook.cancel_jobs(kept.header["app_id"], kept.job_ids, within=CANCEL_TIME)
+        return Checkpoint(store, header), set()
+
+    def _take_up(self, hook: RunGenHook, app_id: str, kept: Checkpoint) -> set[str]:
+        """Look at the jobs of an earlier attempt; those that failed are run again."""
+        unknown = [index for index, job_id in enumerate(kept.ids[: kept.mark]) if not job_id]
+        if unknown and self.on_unknown_submission == "fail":
+            error = RunGenSubmissionUnknownError(
+                f"An earlier attempt submitted up to {len(unknown)} inputs (the first is {unknown[0]}) to "
+                f"app {app_id}, and it is not known whether their jobs were created. Look at the app's "
+                "jobs, then clear the task to submit all inputs again."
+            )
+            error.hopeless = True
+            raise error
+        looks = self._look_at(hook, app_id, kept.job_ids)
+        completed, again = set(), 0
+        for index, job_id in enumerate(kept.ids):
+            look = looks.get(job_id)
+            if isinstance(look, RunGenNotFoundError) or (
+                isinstance(look, Job) and look.status in (JobStatus.FAILED, JobStatus.CANCELED)
+            ):
+                kept.note(index, "")
+                again += 1
+            elif isinstance(look, RunGenError):
+                raise look
+            elif look is not None and look.status is JobStatus.COMPLETED:
+                completed.add(job_id)
+        running = len(kept.job_ids) - len(completed)
+        log.info(
+            "Going on where an earlier attempt stopped: %d jobs completed, %d are taken up again, %d failed "
+            "and are run again, the rest of %d inputs is submitted now",
+            *(len(completed), running, again, len(kept.ids)),
+        )
+        if unknown:
+            log.warning(
+                "Of %d inputs it is not known whether their jobs were created: submitting them again, which "
+                "may run and bill them twice",
+                len(unknown),
+            )
+        return completed
+
+    @staticmethod
+    def _look_at(hook: RunGenHook, app_id: str, job_ids: Sequence[str]) -> dict[str, Job | RunGenError]:
+        def looks() -> api.Flow[dict[str, Job | RunGenError]]:
+            outcomes = yield api.Together([api.get_job(app_id, job_id) for job_id in job_ids])
+            return dict(zip(job_ids, outcomes, strict=True))
+
+        return hook.perform_wide(looks())
+
+    def _submit(
+        self,
+        context: Context,
+        hook: RunGenHook,
+        inputs: Inputs,
+        kept: Checkpoint,
+        over: set[str],
+    ) -> dict[int, RunGenError]:
+        """Submit what has no job yet; give the inputs that were refused, with the reason."""
+        app_id = kept.header["app_id"]
+        total = sum(1 for job_id in kept.ids if not job_id or job_id == Checkpoint.REFUSED)
+        todo = (
+            (index, item) for index, item in enumerate(inputs) if kept.ids[index] in ("", Checkpoint.REFUSED)
+        )
+
+        async def submit() -> dict[int, RunGenError]:
+            submission = BatchSubmission(
+                hook.aperform,
+                app_id,
+                kept,
+                max_concurrency=self.max_concurrency,
+                is_stopping=is_killed,
+            )
+            try:
+                await submission.run(todo, total)
+            finally:
+                await hook.aclose()
+                self._jobs = (app_id, [job_id for job_id in kept.job_ids if job_id not in over])
+            return submission.refused
+
+        refused: dict[int, RunGenError] = {}
+        with self._unbreakable():
+            if total:
+                before_step, hook.before_step = hook.before_step, lambda: None
+                try:
+                    refused = asyncio.run(submit())
+                finally:
+                    hook.before_step = before_step
+                log.info("Submitted %d of %d inputs to app %s", total - len(refused), len(kept.ids), app_id)
+            context["ti"].xcom_push(key="job_ids", value=_job_ids(kept))
+        return refused
+
+    def _pushed(self, context: Context) -> list[str | None]:
+        ti = context["ti"]
+        return ti.xcom_pull(task_ids=ti.task_id, key="job_ids", map_indexes=ti.map_index) or []
+
+    def _pushed_job_ids(self, context: Context) -> list[str]:
+        return [job_id for job_id in self._pushed(context) if job_id]
+
+    def _finish(
+        self, context: Context, ids: list[str | None], refused: Mapping[int, RunGenError], jobs: Sequence[Job]
+    ) -> list[str | None]:
+        """Tell which inputs failed, and fail when they are too many."""
+        reasons = {index: "it was not submitted" for index, job_id in enumerate(ids) if job_id is None}
+        reasons |= {index: str(error) for index, error in refused.items()}
+        index_of = {job_id: index for index, job_id in enumerate(ids)}
+        for job in jobs:
+            try:
+                job.raise_for_status()
+            except RunGenJobError as error:
+                reasons[index_of[job.id]] = str(error)
+        failed = sorted(reasons)
+        context["ti"].xcom_push(key="failed", value=failed)
+        if not failed:
+            log.info(
+                "All %d RunGen jobs %s",
+                len(ids),
+                "completed" if self.wait_for_completion else "were submitted",
+            )
+            return ids
+        allowed = (
+            math.floor(self.max_failed * len(ids)) if isinstance(self.max_failed, float) else self.max_failed
+        )
+        more = f"; and {len(failed) - 10} more" if len(failed) > 10 else ""
+        told = "; ".join(f"input {index}: {reasons[index]}" for index in failed[:10]) + more
+        if len(failed) <= allowed:
+            log.warning("%d of %d inputs failed, as max_failed allows: %s", len(failed), len(ids), told)
+            return ids
+        failure = RunGenJobFailedError(
+            f"{len(failed)} of {len(ids)} inputs failed, {allowed} may (max_failed): {told}. "
+            "A retry runs only these again.",
+            app_id=self._jobs[0],
+        )
+        # a retry would be refused in the same way
+        failure.hopeless = len(failed) == len(refused) and all(error.hopeless for error in refused.values())
+        raise failure
+
+
+def _job_ids(kept: Checkpoint) -> list[str | None]:
+    return [job_id if job_id and job_id != Checkpoint.REFUSED else None for job_id in kept.ids]

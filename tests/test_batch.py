@@ -1,0 +1,311 @@
+"""Many jobs in one task: what the operator returns, what the store keeps, what the server saw."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
+
+from airflow_provider_rungen import batch
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunBatchOperator
+from airflow_provider_rungen.sensors import RunGenJobSensor
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+MODES = {"blocking": False, "deferred": True}
+
+
+class Task:
+    """A batch task that is attempted again and again."""
+
+    def __init__(self, emulator: Emulator, **options: Any) -> None:
+        emulator.service.scale("flux-schnell", 1000)
+        self.emulator = emulator
+        self.options: dict[str, Any] = {"poll_interval": 0.02} | options
+        self.store: Any = FakeStore()
+        self.max_tries, self.tries = 2, 0
+        self.ti = FakeTaskInstance()
+
+    def attempt(self, **changes: Any) -> Outcome:
+        self.tries += 1
+        self.ti = FakeTaskInstance()
+        self.ti.try_number, self.ti.max_tries = self.tries, self.max_tries
+        self.op = RunGenRunBatchOperator(task_id="task", **self.options | changes)
+        context: Any = {"ti": self.ti, "task_state_store": self.store}
+        return run_task(self.op, context)
+
+    @property
+    def created(self) -> int:
+        return int(self.emulator.service.stats()["jobs_created"])
+
+    def statuses(self) -> list[str]:
+        return [job["status"] for job in self.emulator.service.jobs()]
+
+    def prompts(self) -> dict[str, str]:
+        return {job["id"]: job["input"]["prompt"] for job in self.emulator.service.jobs()}
+
+
+def prompts(count: int, **emulator: Any) -> list[dict[str, Any]]:
+    return [{"prompt": f"picture {n}", **({"emulator": emulator} if emulator else {})} for n in range(count)]
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> bool:
+    return MODES[request.param]
+
+
+@pytest.mark.parametrize("count", [1, 3, 40, 250])
+def test_ids_come_in_the_order_of_the_inputs(rungen_emulator: Emulator, mode: bool, count: int) -> None:
+    task = Task(rungen_emulator, inputs=prompts(count), deferrable=mode)
+    ids = task.attempt().value
+    assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(count)]
+    assert task.created == count
+    assert task.ti.xcoms == {"job_ids": ids, "failed": []}
+
+
+def test_no_inputs_are_no_jobs(rungen_emulator: Emulator, mode: bool) -> None:
+    task = Task(rungen_emulator, inputs=[], deferrable=mode)
+    assert task.attempt().value == []
+    assert rungen_emulator.service.count("run") == 0
+
+
+def test_without_waiting_the_jobs_run_on(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(20, seconds=60), wait_for_completion=False)
+    assert len(task.attempt().value) == 20
+    assert task.statuses() == ["RUNNING"] * 20
+    assert rungen_emulator.service.count("get") == 0
+
+
+def test_a_json_lines_file_is_read(rungen_emulator: Emulator, tmp_path: Path) -> None:
+    path = tmp_path / "inputs.jsonl"
+    path.write_text("\n".join(json.dumps(item) for item in prompts(30)) + "\n\n")
+    task = Task(rungen_emulator, inputs=f"file://{path}")
+    ids = task.attempt().value
+    assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(30)]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ([{"prompt": "a"}, {"prompt": float("nan")}], r"inputs\[1\]\.prompt"),
+        ([{"prompt": "a"}, "b"], r"inputs\[1\] is a str"),
+        ({"prompt": "a"}, "not a dict"),
+        (7, "not a int"),
+        ("file:///no/such/file.jsonl", "no/such/file"),
+        ("nosuchscheme://x/y", "nosuchscheme"),
+    ],
+)
+def test_nothing_is_sent_when_an_input_is_wrong(rungen_emulator: Emulator, inputs: Any, told: str) -> None:
+    outcome = Task(rungen_emulator, inputs=inputs).attempt()
+    with pytest.raises(Exception, match=told):
+        raise outcome.error or AssertionError("no error")
+    assert rungen_emulator.service.count("run") == 0
+
+
+def test_a_line_that_is_no_json_is_named(rungen_emulator: Emulator, tmp_path: Path) -> None:
+    path = tmp_path / "inputs.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"prompt": \n')
+    outcome = Task(rungen_emulator, inputs=str(path)).attempt()
+    assert "line 3" in str(outcome.error)
+    assert rungen_emulator.service.count("run") == 0
+
+
+def test_no_more_are_under_way_than_allowed(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(60), max_concurrency=3, wait_for_completion=False)
+    assert len(task.attempt().value) == 60
+    assert rungen_emulator.service.stats()["max_open_connections"] <= 3
+
+
+def mixed(count: int) -> list[dict[str, Any]]:
+    """Every fifth fails, every seventh is refused."""
+    inputs = prompts(count)
+    for n in range(0, count, 5):
+        inputs[n] = {"prompt": f"fail: out of memory {n}"}
+    for n in range(0, count, 7):
+        inputs[n] = {"prompt": ""}
+    return inputs
+
+
+FAILED_OF_40 = sorted(set(range(0, 40, 5)) | set(range(0, 40, 7)))
+
+
+def test_too_many_failures_fail_the_task_and_are_named(rungen_emulator: Emulator, mode: bool) -> None:
+    task = Task(rungen_emulator, inputs=mixed(40), deferrable=mode)
+    outcome = task.attempt()
+    told = str(outcome.error)
+    assert f"{len(FAILED_OF_40)} of 40 inputs failed" in told
+    assert "out of memory 5" in told
+    assert f"and {len(FAILED_OF_40) - 10} more" in told
+    assert task.ti.xcoms["failed"] == FAILED_OF_40
+
+
+@pytest.mark.parametrize("max_failed", [len(FAILED_OF_40), len(FAILED_OF_40) / 40, 0.9])
+def test_failures_that_are_allowed_are_told(rungen_emulator: Emulator, mode: bool, max_failed: float) -> None:
+    task = Task(rungen_emulator, inputs=mixed(40), deferrable=mode, max_failed=max_failed)
+    ids = task.attempt().value
+    assert [index for index, job_id in enumerate(ids) if job_id is None] == list(range(0, 40, 7))
+    assert task.ti.xcoms["failed"] == FAILED_OF_40
+
+
+@pytest.mark.parametrize("max_failed", [-1, 1.0, 1.5, True, "1", float("nan")])
+def test_a_max_failed_that_is_none_is_told_when_the_dag_is_parsed(max_failed: Any) -> None:
+    with pytest.raises(ValueError, match="max_failed"):
+        RunGenRunBatchOperator(task_id="t", inputs=[], max_failed=max_failed)
+
+
+def test_more_failures_than_an_event_holds_are_all_told(rungen_emulator: Emulator) -> None:
+    inputs = [{"prompt": f"fail: {n}"} for n in range(130)]
+    task = Task(rungen_emulator, inputs=inputs, deferrable=True, max_failed=130)
+    outcome = task.attempt()
+    assert len(json.dumps(outcome.events)) < 64_000
+    assert task.ti.xcoms["failed"] == list(range(130))
+
+
+def test_a_retry_runs_only_what_failed(rungen_emulator: Emulator, mode: bool) -> None:
+    task = Task(rungen_emulator, inputs=mixed(40), deferrable=mode)
+    task.attempt()
+    jobs = task.created
+    again = len(FAILED_OF_40) - len(range(0, 40, 7))  # those refused make no job
+    task.attempt()
+    assert task.created == jobs + again
+    assert task.ti.xcoms["failed"] == FAILED_OF_40
+
+
+def test_inputs_that_are_all_refused_are_not_tried_again(rungen_emulator: Emulator) -> None:
+    from airflow.providers.common.compat.sdk import AirflowFailException
+
+    outcome = Task(rungen_emulator, inputs=[{"prompt": ""}] * 3).attempt()
+    assert isinstance(outcome.error, AirflowFailException)
+
+
+def test_a_busy_service_is_given_time(rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
+    rungen_emulator.service.inject(
+        Fault(on="run", status=429, headers={"Retry-After": "1"}, times=10, skip=20)
+    )
+    task = Task(rungen_emulator, inputs=prompts(80))
+    with caplog.at_level(logging.WARNING):
+        assert len(set(task.attempt().value)) == 80
+    assert task.created == 80
+    assert rungen_emulator.service.stats()["early_retries"] == 0
+    assert [line for line in caplog.messages if "going on with 8 at a time" in line]
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
+def test_a_refusal_that_means_all_of_them_ends_the_batch_and_leaves_no_job(
+    rungen_emulator: Emulator, status: int
+) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=status, times=None, skip=25))
+    task = Task(rungen_emulator, inputs=prompts(200, seconds=60))
+    outcome = task.attempt()
+    assert str(status) in str(outcome.error)
+    assert rungen_emulator.service.count("run") < 25 + 3 * 16
+    assert task.statuses() == ["CANCELED"] * 25
+
+
+def test_an_unknown_fate_is_a_failure_of_its_input_alone(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=10))
+    task = Task(rungen_emulator, inputs=prompts(30))
+    outcome = task.attempt()
+    assert "1 of 30 inputs failed" in str(outcome.error)
+    [index] = task.ti.xcoms["failed"]
+    assert task.created == 30
+    ids = task.attempt().value
+    assert task.created == 31
+    assert task.prompts()[ids[index]] == f"picture {index}"
+
+
+class Died(BaseException):
+    """Ends an attempt as abruptly as a test can."""
+
+
+class DyingStore(FakeStore):
+    """Ends the attempt at the n-th write."""
+
+    def __init__(self, writes: int) -> None:
+        super().__init__()
+        self.writes = writes
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        assert len(json.dumps(value)) < 64 * 1024
+        self.writes -= 1
+        if self.writes == 0:
+            raise Died
+        super().set(key, value)
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3, 4, 6, 9])
+def test_an_attempt_that_died_is_gone_on_with(rungen_emulator: Emulator, writes: int, mode: bool) -> None:
+    task = Task(rungen_emulator, inputs=prompts(150), deferrable=mode)
+    task.store = DyingStore(writes)
+    died = False
+    try:
+        task.attempt()
+    except Died:
+        died = True
+    kept = batch.Checkpoint.found(task.store)
+    known = set(kept.job_ids) if kept else set()
+    before = task.created
+    ids = task.attempt().value
+    assert died or before == 150
+    assert known <= set(ids)
+    assert len(set(ids)) == 150
+    assert task.created - before == 150 - len(known)  # nothing that was known is bought again
+    assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(150)]
+
+
+def test_an_unknown_fate_can_fail_the_task_for_good(rungen_emulator: Emulator) -> None:
+    from airflow.providers.common.compat.sdk import AirflowFailException
+
+    task = Task(rungen_emulator, inputs=prompts(20), on_unknown_submission="fail")
+    rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=10))
+    task.attempt()
+    before = task.created
+    outcome = task.attempt()
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "clear the task" in str(outcome.error)
+    assert task.created == before
+    task.max_tries += 1
+    assert len(task.attempt().value) == 20
+
+
+def test_a_clear_cancels_what_runs_and_submits_anew(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(20, seconds=60), wait_for_completion=False)
+    first = task.attempt().value
+    task.max_tries += 1
+    second = task.attempt().value
+    assert not set(first) & set(second)
+    assert task.statuses() == ["CANCELED"] * 20 + ["RUNNING"] * 20
+
+
+def test_too_late_cancels_all_of_them(rungen_emulator: Emulator, mode: bool) -> None:
+    task = Task(rungen_emulator, inputs=prompts(30, seconds=60), timeout=0.5, deferrable=mode)
+    outcome = task.attempt()
+    assert "(and 29 more) was not over in time" in str(outcome.error)
+    assert task.statuses() == ["CANCELED"] * 30
+
+
+@pytest.mark.parametrize("operation", ["run", "get_app"])
+def test_a_kill_cancels_every_job_that_was_submitted(rungen_emulator: Emulator, operation: str) -> None:
+    count = 400
+    task = Task(rungen_emulator, inputs=prompts(count, seconds=60), timeout=20)
+    at = 100 if operation == "run" else 1
+    is_there = lambda: rungen_emulator.service.count(operation) >= at  # noqa: E731 - reads best beside its use
+    kill = lambda: task.op.on_kill()  # noqa: E731, PLW0108 - there is no operator yet
+    with signal_when(signal.SIGTERM, is_there, kill):
+        outcome = task.attempt()
+    assert "killed" in str(outcome.error)
+    assert set(task.statuses()) == {"CANCELED"}
+    if operation == "run":
+        assert task.created < count
+
+
+def test_sensor_and_collect_take_its_output(rungen_emulator: Emulator, context: Any) -> None:
+    ids = Task(rungen_emulator, inputs=prompts(12)).attempt().value
+    assert run_task(RunGenJobSensor(task_id="s", job_id=ids, poke_interval=0.1), context).error is None
+    results = run_task(RunGenCollectResultsOperator(task_id="c", job_id=ids), context).value
+    assert [result["images"][0]["image"].split("/")[4] for result in results] == ids
