@@ -64,8 +64,9 @@ class Inputs:
         from airflow.providers.common.compat.sdk import ObjectStoragePath
 
         try:
-            with ObjectStoragePath(self._source).open("rb") as lines:
-                yield from self._parsed(lines)
+            with ObjectStoragePath(self._source).open("rb") as file:
+                # not every file system's files can be iterated over
+                yield from self._parsed(iter(file.readline, b""))
         except (OSError, ImportError, ValueError) as error:
             if isinstance(error, RunGenInputError):
                 raise
