@@ -117,7 +117,7 @@ def run_job(app_id: str, input: Any, *, attempts: int = ATTEMPTS) -> Flow[Job]:
         is_refused = isinstance(error, RunGenAPIError) and error.hopeless
         if is_refused or was_not_taken(error):
             raise
-        reason = str(error)
+        reason = str(error).rstrip(".")
     raise RunGenSubmissionUnknownError(
         f"It is not known whether RunGen created the job of app {app_id}: {reason}. "
         "Sending it again may run and bill it twice; look at the app's jobs first."

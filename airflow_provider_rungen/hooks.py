@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import BaseHook
@@ -243,7 +244,9 @@ class RunGenHook(BaseHook):
 
             self._read(await get_async_connection(self.rungen_conn_id, type(self)))
         if self._async_sender is None:
-            self._async_sender = AsyncSender(self.settings)
+            # in a thread: importing it holds up the event loop for a third of a second
+            await asyncio.to_thread(import_module, "aiohttp")
+            self._async_sender = self._async_sender or AsyncSender(self.settings)
         sender = self._async_sender
 
         async def send(request: api.Request) -> api.Response:

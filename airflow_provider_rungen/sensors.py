@@ -102,7 +102,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         """Go on after the wait in the triggerer."""
         with self._skipping(), self._failing():
             try:
-                raise_for_jobs(read_event(event))
+                raise_for_jobs(read_event(event), event.get("count", 0))
             except RunGenJobTimeoutError as error:
                 raise AirflowSensorTimeout(f"{error}: the sensor had {self.timeout:g} s") from error
 

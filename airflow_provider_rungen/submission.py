@@ -136,7 +136,7 @@ class DurableSubmission:
         except RunGenSubmissionUnknownError as error:
             error.hopeless = not self._resubmit_unknown
             raise
-        except Exception:
+        except RunGenError:
             self._store.delete(KEY)  # it was certainly not taken
             raise
         try:

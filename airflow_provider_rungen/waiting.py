@@ -88,7 +88,7 @@ class JobWaiter(BaseOperator):
         """Cancel the jobs (``cancel_on_kill``) and end the task, within 5 s, asking nothing of Airflow."""
         self._is_killed = True
         app_id, job_ids = self._jobs
-        if self.cancel_on_kill and self._hook is not None:
+        if self.cancel_on_kill and job_ids and self._hook is not None:
             self._cancel_all(self._hook, app_id, job_ids)
         # this may be a signal handler in the middle of execute(), which would go on if it returned
         self._check_killed()
@@ -96,11 +96,18 @@ class JobWaiter(BaseOperator):
     def _cancel_all(
         self, hook: RunGenHook, app_id: str, job_ids: Sequence[str], within: float = KILL_TIME
     ) -> None:
-        for job_id, error in hook.cancel_jobs(app_id, job_ids, within=within).items():
-            if error is None:
-                self.log.info("Canceled RunGen job %s", job_id)
-            else:
-                self.log.warning("RunGen job %s was not canceled: %s", job_id, error)
+        failures = [
+            (job_id, error)
+            for job_id, error in hook.cancel_jobs(app_id, job_ids, within=within).items()
+            if error is not None
+        ]
+        if len(failures) < len(job_ids):
+            canceled = set(job_ids) - {job_id for job_id, _ in failures}
+            self.log.info("Canceled %s", names_of(list(canceled)))
+        for job_id, error in failures[:10]:
+            self.log.warning("RunGen job %s was not canceled: %s", job_id, error)
+        if len(failures) > 10:
+            self.log.warning("%d more RunGen jobs were not canceled", len(failures) - 10)
 
     def _wait(
         self, hook: RunGenHook, app_id: str, job_ids: list[str], *, poll_interval: float, deadline: float
@@ -212,10 +219,11 @@ def read_event(event: dict[str, Any]) -> list[Job]:
     raise failure
 
 
-def raise_for_jobs(jobs: Iterable[Job]) -> None:
+def raise_for_jobs(jobs: Iterable[Job], count: int = 0) -> None:
     """
     Raise if a job did not complete: its own error for one, an error that names the first ten for more.
 
+    :param count: how many did not complete, when ``jobs`` does not hold all of them.
     :raises RunGenJobError: as said.
     """
     errors: list[RunGenJobError] = []
@@ -229,10 +237,11 @@ def raise_for_jobs(jobs: Iterable[Job]) -> None:
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        more = f"; and {len(errors) - 10} more" if len(errors) > 10 else ""
+        count = max(count, len(errors))
+        more = f"; and {count - 10} more" if count > 10 else ""
         told = "; ".join(str(error) for error in errors[:10])
         raise type(errors[0])(
-            f"{len(errors)} RunGen jobs did not complete: {told}{more}",
+            f"{count} RunGen jobs did not complete: {told}{more}",
             app_id=errors[0].app_id,
             job_id=errors[0].job_id,
         )

@@ -95,7 +95,7 @@ class RunGenCollectResultsOperator(JobWaiter):
         :return: the result, or the list of results.
         """
         with self._failing(), self._working() as hook:
-            raise_for_jobs(read_event(event))
+            raise_for_jobs(read_event(event), event.get("count", 0))
             return self._finish(self._get_all(hook, event["app_id"], job_ids_of(self.job_id)))
 
     @staticmethod
