@@ -199,13 +199,15 @@ def _is_loopback(name: str) -> bool:
         return name == "localhost" or name.endswith(".localhost")
 
 
-def seconds(value: float | timedelta, name: str) -> float:
+def seconds(value: float | timedelta, name: str, *, or_none: bool = False) -> float:
     """
     Give a duration in seconds.
 
+    :param or_none: whether it may be 0.
     :raises ValueError: it is not a positive number; the message names the parameter.
     """
     number = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+    if not is_number or not 0 <= number < float("inf") or (number == 0 and not or_none):
         raise ValueError(f"{name} must be a positive number of seconds or a timedelta, not {value!r}")
     return float(number)

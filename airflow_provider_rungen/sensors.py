@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
@@ -15,6 +16,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
+from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobCanceledError,
@@ -47,6 +49,9 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
     :param app_id: the app of the jobs; the connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
     :param deferrable: wait in the triggerer, without a worker slot.
+    :param defer_after: seconds to look for the end on the worker first; a deferral takes longer than that.
+    :param end_from_trigger: let a success end in the triggerer, with no second start of a worker, where
+        Airflow can (3.3 and later; not with ``outlets``).
     :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
         again would find them canceled.
     """
@@ -61,6 +66,8 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         app_id: str | None = None,
         rungen_conn_id: str = RunGenHook.default_conn_name,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        defer_after: float | timedelta = 5,
+        end_from_trigger: bool = False,
         cancel_on_kill: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -69,6 +76,8 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         self.app_id = app_id
         self.rungen_conn_id = rungen_conn_id
         self.deferrable = deferrable
+        self.defer_after = seconds(defer_after, "defer_after", or_none=True)
+        self.end_from_trigger = end_from_trigger
         self.cancel_on_kill = cancel_on_kill
         self._watch: Watch | None = None
 

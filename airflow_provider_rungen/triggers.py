@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from airflow.providers.common.compat.sdk import TaskInstanceState
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
 from airflow_provider_rungen import api
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
@@ -44,6 +44,7 @@ class RunGenJobTrigger(BaseTrigger):
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral.
     :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
+    :param end_from_trigger: end the task here when all jobs completed.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class RunGenJobTrigger(BaseTrigger):
         deadline: float,
         deferred_at: float,
         cancel_on_kill: bool,
+        end_from_trigger: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
         self.rungen_conn_id = rungen_conn_id
@@ -65,6 +67,7 @@ class RunGenJobTrigger(BaseTrigger):
         self.deadline = deadline
         self.deferred_at = deferred_at
         self.cancel_on_kill = cancel_on_kill
+        self.end_from_trigger = end_from_trigger
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return f"{type(self).__module__}.{type(self).__qualname__}", {
@@ -75,6 +78,7 @@ class RunGenJobTrigger(BaseTrigger):
             "deadline": self.deadline,
             "deferred_at": self.deferred_at,
             "cancel_on_kill": self.cancel_on_kill,
+            "end_from_trigger": self.end_from_trigger,
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -87,7 +91,10 @@ class RunGenJobTrigger(BaseTrigger):
             if not hasattr(BaseTrigger, "on_kill"):  # before Airflow 3.3 nobody else would call it
                 await self.on_kill()
             raise
-        yield TriggerEvent(event)
+        if self.end_from_trigger and event["outcome"] == "over" and not event["count"]:
+            yield TaskSuccessEvent()
+        else:
+            yield TriggerEvent(event)
 
     async def on_kill(self) -> None:
         """

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
 from airflow_provider_rungen import api
 from airflow_provider_rungen.exceptions import (
@@ -23,7 +24,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.models import Job, JobStatus
-from airflow_provider_rungen.watch import HANDFUL, wait_for_jobs
+from airflow_provider_rungen.watch import HANDFUL, Watch, wait_for_jobs
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -32,18 +33,22 @@ if TYPE_CHECKING:
 KILL_TIME = 4.0
 # Airflow's own time limit of a deferral tells the task too little, so it only comes when ours did not.
 GRACE = timedelta(minutes=10)
+# Seconds to the second look at a job that may be over before a deferral is worth it.
+BRISKLY = 0.3
 
 
 class JobWaiter(BaseOperator):
     """
     Waits for jobs, and cancels them when it is killed.
 
-    Subclasses set ``rungen_conn_id``, ``app_id``, ``deferrable`` and ``cancel_on_kill``.
+    Subclasses set these attributes.
     """
 
     rungen_conn_id: str
     app_id: str | None
     deferrable: bool
+    defer_after: float
+    end_from_trigger: bool = False
     cancel_on_kill: bool
 
     _hook: RunGenHook | None = None
@@ -110,20 +115,51 @@ class JobWaiter(BaseOperator):
             self.log.warning("%d more RunGen jobs were not canceled", len(failures) - 10)
 
     def _wait(
-        self, hook: RunGenHook, app_id: str, job_ids: list[str], *, poll_interval: float, deadline: float
+        self,
+        hook: RunGenHook,
+        app_id: str,
+        job_ids: list[str],
+        *,
+        poll_interval: float,
+        deadline: float,
+        hand_over: Callable[[], None] = lambda: None,
     ) -> list[Job]:
-        """Wait for the jobs here, or defer unless they are over already."""
+        """
+        Wait for the jobs here, or defer when they are not over soon.
+
+        :param hand_over: called before a deferral whose trigger may end the task.
+        """
         self._jobs = (app_id, job_ids)
         perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
         if not self.deferrable:
             return perform(wait_for_jobs(app_id, job_ids, poll_interval=poll_interval, deadline=deadline))
-        try:
-            # one look: the deadline is now
-            return perform(wait_for_jobs(app_id, job_ids, poll_interval=poll_interval, deadline=0))
-        except RunGenJobTimeoutError:
-            self._defer(app_id, job_ids, poll_interval, deadline)
+        defer_at = min(time.time() + self.defer_after, deadline)
+        watch, pause = Watch(app_id), BRISKLY
+        while True:
+            try:
+                # one look: the deadline is in the past
+                return perform(wait_for_jobs(app_id, job_ids, poll_interval=pause, deadline=0, watch=watch))
+            except RunGenJobTimeoutError:
+                if time.time() >= deadline:
+                    raise
+                left = defer_at - time.time()
+            if left <= 0:
+                if end := self._can_end_from_trigger():
+                    hand_over()
+                self._defer(app_id, job_ids, poll_interval, deadline, end=end)
+            self._check_killed()
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, poll_interval)
 
-    def _defer(self, app_id: str, job_ids: list[str], poll_interval: float, deadline: float) -> NoReturn:
+    def _can_end_from_trigger(self) -> bool:
+        """Tell whether a success needs no worker: asset events and lengths to map over are made there."""
+        if not self.end_from_trigger or not AIRFLOW_V_3_3_PLUS or self.outlets:
+            return False
+        return next(iter(self.iter_mapped_dependants()), None) is None
+
+    def _defer(
+        self, app_id: str, job_ids: list[str], poll_interval: float, deadline: float, *, end: bool
+    ) -> NoReturn:
         from airflow_provider_rungen.triggers import RunGenJobTrigger
 
         now = time.time()
@@ -137,6 +173,7 @@ class JobWaiter(BaseOperator):
                 deadline=deadline,
                 deferred_at=now,
                 cancel_on_kill=self.cancel_on_kill,
+                end_from_trigger=end,
             ),
             method_name="execute_complete",
             timeout=timedelta(seconds=max(deadline - now, 0)) + GRACE,

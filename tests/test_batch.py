@@ -27,7 +27,7 @@ class Task:
     def __init__(self, emulator: Emulator, **options: Any) -> None:
         emulator.service.scale("flux-schnell", 1000)
         self.emulator = emulator
-        self.options: dict[str, Any] = {"poll_interval": 0.02} | options
+        self.options: dict[str, Any] = {"poll_interval": 0.02, "defer_after": 0} | options
         self.store: Any = FakeStore()
         self.max_tries, self.tries = 2, 0
         self.ti = FakeTaskInstance()

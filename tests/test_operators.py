@@ -46,13 +46,13 @@ def taking(seconds: float, **more: Any) -> dict[str, Any]:
 
 
 def run_op(**options: Any) -> RunGenRunJobOperator:
-    options = {"task_id": "run", "input": INPUT, "poll_interval": 0.02, **options}
+    options = {"task_id": "run", "input": INPUT, "poll_interval": 0.02, "defer_after": 0, **options}
     return RunGenRunJobOperator(**options)
 
 
 def collect_op(job_id: Any, **options: Any) -> RunGenCollectResultsOperator:
     return RunGenCollectResultsOperator(
-        **{"task_id": "collect", "job_id": job_id, "poll_interval": 0.02, **options}
+        **{"task_id": "collect", "job_id": job_id, "poll_interval": 0.02, "defer_after": 0, **options}
     )
 
 

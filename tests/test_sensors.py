@@ -29,7 +29,7 @@ KILLED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWar
 
 
 def sensor(job_id: Any, **options: Any) -> RunGenJobSensor:
-    options = {"task_id": "wait", "poke_interval": 0.02, "timeout": 20, **options}
+    options = {"task_id": "wait", "poke_interval": 0.02, "timeout": 20, "defer_after": 0, **options}
     return RunGenJobSensor(job_id=job_id, **options)
 
 

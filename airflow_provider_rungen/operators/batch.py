@@ -46,6 +46,9 @@ class RunGenRunBatchOperator(JobSubmitter):
     :param rungen_conn_id: the Airflow connection (templated).
     :param wait_for_completion: wait until all jobs are over.
     :param deferrable: wait in the triggerer, without a worker slot. Only with ``wait_for_completion``.
+    :param defer_after: seconds to look for the end on the worker first; a deferral takes longer than that.
+    :param end_from_trigger: let a success end in the triggerer, with no second start of a worker, where
+        Airflow can (3.3 and later; not with ``outlets``, nor when a task is mapped over the ids).
     :param poll_interval: seconds between two looks at the app.
     :param timeout: seconds the jobs may take together; after that they are canceled and the task fails.
     :param cancel_on_kill: cancel the jobs when the task is killed, or cleared while they run.
@@ -72,6 +75,7 @@ class RunGenRunBatchOperator(JobSubmitter):
         is_count = isinstance(max_failed, int) and not isinstance(max_failed, bool) and max_failed >= 0
         if not is_count and not (isinstance(max_failed, float) and 0 <= max_failed < 1):
             raise ValueError(f"max_failed must be a number, or a share below 1, not {max_failed!r}")
+        self._is_incomplete = False
         self.inputs = inputs
         self.max_concurrency = max_concurrency
         self.max_failed = max_failed
@@ -93,7 +97,14 @@ class RunGenRunBatchOperator(JobSubmitter):
                     return self._finish(context, ids, refused, [])
                 waiting = [job_id for job_id in kept.job_ids if job_id not in over]
                 deadline = deadline_of(self, kept.header["deadline"])
-                jobs = self._wait(hook, app_id, waiting, poll_interval=self.poll_interval, deadline=deadline)
+                jobs = self._wait(
+                    hook,
+                    app_id,
+                    waiting,
+                    poll_interval=self.poll_interval,
+                    deadline=deadline,
+                    hand_over=lambda: self._hand_over(context, ids),
+                )
                 return self._finish(context, ids, refused, jobs)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> list[str | None]:
@@ -219,7 +230,15 @@ class RunGenRunBatchOperator(JobSubmitter):
                     hook.before_step = before_step
                 log.info("Submitted %d of %d inputs to app %s", total - len(refused), len(kept.ids), app_id)
             context["ti"].xcom_push(key="job_ids", value=_job_ids(kept))
+        self._is_incomplete = any(job_id == Checkpoint.REFUSED or not job_id for job_id in kept.ids)
         return refused
+
+    def _can_end_from_trigger(self) -> bool:
+        return super()._can_end_from_trigger() and not self._is_incomplete
+
+    def _hand_over(self, context: Context, ids: list[str | None]) -> None:
+        context["ti"].xcom_push(key="failed", value=[])
+        self._push_result(context, ids)
 
     def _pushed(self, context: Context) -> list[str | None]:
         ti = context["ti"]

@@ -40,6 +40,7 @@ class RunGenCollectResultsOperator(JobWaiter):
     :param rungen_conn_id: the Airflow connection (templated).
     :param wait_for_completion: wait until the jobs are over; without it a job that is not over is an error.
     :param deferrable: wait in the triggerer, without a worker slot.
+    :param defer_after: seconds to look for the end on the worker first; a deferral takes longer than that.
     :param poll_interval: seconds between two looks at a job.
     :param timeout: seconds to wait at most.
     :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
@@ -57,6 +58,7 @@ class RunGenCollectResultsOperator(JobWaiter):
         rungen_conn_id: str = RunGenHook.default_conn_name,
         wait_for_completion: bool = True,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        defer_after: float | timedelta = 5,
         poll_interval: float | timedelta = 5,
         timeout: float | timedelta = 86400,
         cancel_on_kill: bool = False,
@@ -68,6 +70,7 @@ class RunGenCollectResultsOperator(JobWaiter):
         self.rungen_conn_id = rungen_conn_id
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
+        self.defer_after = seconds(defer_after, "defer_after", or_none=True)
         self.poll_interval = seconds(poll_interval, "poll_interval")
         self.timeout = seconds(timeout, "timeout")
         self.cancel_on_kill = cancel_on_kill

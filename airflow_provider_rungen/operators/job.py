@@ -53,6 +53,8 @@ class JobSubmitter(JobWaiter):
         rungen_conn_id: str = RunGenHook.default_conn_name,
         wait_for_completion: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        defer_after: float | timedelta = 5,
+        end_from_trigger: bool = False,
         poll_interval: float | timedelta = 5,
         timeout: float | timedelta = 86400,
         cancel_on_kill: bool = True,
@@ -69,6 +71,8 @@ class JobSubmitter(JobWaiter):
         self.rungen_conn_id = rungen_conn_id
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
+        self.defer_after = seconds(defer_after, "defer_after", or_none=True)
+        self.end_from_trigger = end_from_trigger
         self.poll_interval = seconds(poll_interval, "poll_interval")
         self.timeout = seconds(timeout, "timeout")
         self.cancel_on_kill = cancel_on_kill
@@ -90,6 +94,11 @@ class JobSubmitter(JobWaiter):
     def _pushed_job_ids(self, context: Context) -> list[str]:
         """Give the ids that this attempt pushed before it deferred."""
         raise NotImplementedError
+
+    def _push_result(self, context: Context, result: Any) -> None:
+        """Push what the task returns when it ends in the triggerer, which cannot."""
+        if self.do_xcom_push:
+            context["ti"].xcom_push(key="return_value", value=result)
 
     def _store(self, context: Context) -> Any:
         store = context.get("task_state_store") if self.durable else None
@@ -132,6 +141,9 @@ class RunGenRunJobOperator(JobSubmitter):
     :param rungen_conn_id: the Airflow connection (templated).
     :param wait_for_completion: wait until the job is over, and fail when it failed or was canceled.
     :param deferrable: wait in the triggerer, without a worker slot. Only with ``wait_for_completion``.
+    :param defer_after: seconds to look for the end on the worker first; a deferral takes longer than that.
+    :param end_from_trigger: let a success end in the triggerer, with no second start of a worker, where
+        Airflow can (3.3 and later; not with ``outlets``).
     :param poll_interval: seconds between two looks at the job.
     :param timeout: seconds the job may take; after that it is canceled and the task fails.
     :param cancel_on_kill: cancel the job when the task is killed, or cleared while the job runs.
@@ -161,7 +173,14 @@ class RunGenRunJobOperator(JobSubmitter):
                 return job.id
             deadline = deadline_of(self, deadline)
             with self._not_abandoning(context, hook):
-                jobs = self._wait(hook, app_id, [job.id], poll_interval=self.poll_interval, deadline=deadline)
+                jobs = self._wait(
+                    hook,
+                    app_id,
+                    [job.id],
+                    poll_interval=self.poll_interval,
+                    deadline=deadline,
+                    hand_over=lambda: self._push_result(context, job.id),
+                )
                 return self._finish(job.id, jobs)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:

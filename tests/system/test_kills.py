@@ -249,6 +249,17 @@ def test_a_batch_marked_by_a_user_cancels_all_its_jobs(start: Callable[..., Run]
     run.wait_for_end()
 
 
+def test_a_success_ends_in_the_triggerer_without_a_second_worker(
+    airflow: AirflowInstance, start: Callable[..., Run]
+) -> None:
+    run = start("ending", seconds=8)
+    assert run.wait_for_end() == "success"
+    [job] = run.jobs()
+    assert airflow.xcom("ending", run.id, "run") == job["id"]
+    assert run.log().count("Pre Execute") == 1
+    assert "Waiting for RunGen job" in run.log()
+
+
 def test_the_chain_of_run_sensor_and_collect_makes_one_job(
     airflow: AirflowInstance, start: Callable[..., Run]
 ) -> None:

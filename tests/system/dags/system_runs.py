@@ -72,6 +72,10 @@ with dag("batch"):
         max_concurrency=4,
     )
 
+with dag("ending", deferrable=True, defer_after=1, end_from_trigger=True):
+    submit = RunGenRunJobOperator(task_id="run", input=INPUT, wait_for_completion=True)
+    RunGenJobSensor(task_id="wait", job_id=submit.output, poke_interval=1)
+
 with dag("chain", deferrable=False):
     run = RunGenRunJobOperator(task_id="run", input=INPUT)
     wait = RunGenJobSensor(task_id="wait", job_id=run.output, mode="reschedule", poke_interval=2)

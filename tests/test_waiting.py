@@ -1,0 +1,134 @@
+"""No worker for waiting, and no waiting for a worker: when a task defers, and where it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, Asset, BaseOperator, TaskDeferred
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
+from airflow.triggers.base import TaskSuccessEvent
+from conftest import FakeTaskInstance, run_task
+
+from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
+from airflow_provider_rungen.sensors import RunGenJobSensor
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+WAITING: dict[str, Any] = {"wait_for_completion": True, "deferrable": True, "poll_interval": 0.1}
+
+
+def job_input(seconds: float, **more: Any) -> dict[str, Any]:
+    return {"prompt": "a lighthouse", "emulator": {"seconds": seconds, **more}}
+
+
+def deferral(op: BaseOperator, context: Any) -> TaskDeferred:
+    with pytest.raises(TaskDeferred) as caught:
+        op.execute(context)
+    return caught.value
+
+
+def first_event(deferred: TaskDeferred) -> Any:
+    async def first() -> Any:
+        stream = deferred.trigger.run()
+        try:
+            return await anext(stream)
+        finally:
+            await stream.aclose()
+
+    return asyncio.run(first())
+
+
+def test_what_is_over_soon_is_not_deferred(rungen_emulator: Emulator, context: Any) -> None:
+    op = RunGenRunJobOperator(task_id="run", input=job_input(0.7), **WAITING)
+    outcome = run_task(op, context)
+    assert outcome.value
+    assert outcome.events == []
+    assert 2 < rungen_emulator.service.count("get") < 12
+
+
+def test_what_is_not_over_soon_is_deferred(rungen_emulator: Emulator, context: Any) -> None:
+    op = RunGenRunJobOperator(task_id="run", input=job_input(60), defer_after=0.5, **WAITING)
+    deferral(op, context)
+    assert rungen_emulator.service.count("get") > 1
+
+
+def test_a_batch_that_is_over_soon_is_not_deferred(rungen_emulator: Emulator, context: Any) -> None:
+    rungen_emulator.service.scale("flux-schnell", 50)
+    op = RunGenRunBatchOperator(task_id="run", inputs=[job_input(0.5)] * 30, **WAITING)
+    outcome = run_task(op, context)
+    assert len(outcome.value) == 30
+    assert outcome.events == []
+
+
+@pytest.mark.parametrize("defer_after", [-1, True, "5", float("inf")])
+def test_a_defer_after_that_is_no_time_is_told(defer_after: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="defer_after"):
+        RunGenRunJobOperator(task_id="run", input={}, defer_after=defer_after)
+
+
+ENDING: dict[str, Any] = WAITING | {"defer_after": 0, "end_from_trigger": True}
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="before Airflow 3.3 every end goes through a worker")
+def test_a_success_ends_in_the_triggerer(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
+) -> None:
+    with DAG("d", schedule=None):
+        op = RunGenRunJobOperator(task_id="run", input=job_input(0.3), **ENDING)
+    deferred = deferral(op, context)
+    [job] = rungen_emulator.service.jobs()
+    assert ti.xcoms == {"job_id": job["id"], "return_value": job["id"]}
+    assert isinstance(first_event(deferred), TaskSuccessEvent)
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="before Airflow 3.3 every end goes through a worker")
+def test_a_batch_ends_in_the_triggerer(rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance) -> None:
+    rungen_emulator.service.scale("flux-schnell", 50)
+    with DAG("d", schedule=None):
+        op = RunGenRunBatchOperator(task_id="run", inputs=[job_input(0.3)] * 10, **ENDING)
+    deferred = deferral(op, context)
+    assert ti.xcoms["return_value"] == ti.xcoms["job_ids"]
+    assert ti.xcoms["failed"] == []
+    assert isinstance(first_event(deferred), TaskSuccessEvent)
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="before Airflow 3.3 every end goes through a worker")
+def test_a_sensor_ends_in_the_triggerer(rungen_emulator: Emulator, context: Any) -> None:
+    with RunGenHook() as hook:
+        job = hook.run_job(input=job_input(0.3))
+    with DAG("d", schedule=None):
+        op = RunGenJobSensor(
+            task_id="s",
+            job_id=job.id,
+            deferrable=True,
+            poke_interval=0.1,
+            defer_after=0,
+            end_from_trigger=True,
+        )
+    assert isinstance(first_event(deferral(op, context)), TaskSuccessEvent)
+
+
+def test_a_failure_goes_through_a_worker(rungen_emulator: Emulator, context: Any) -> None:
+    with DAG("d", schedule=None):
+        op = RunGenRunJobOperator(task_id="run", input=job_input(0.3, fail="out of memory"), **ENDING)
+    outcome = run_task(op, context)
+    assert "out of memory" in str(outcome.error)
+    assert len(outcome.events) == 1
+
+
+def test_outlets_and_mapped_tasks_need_the_worker(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
+) -> None:
+    with DAG("d", schedule=None):
+        with_outlet = RunGenRunJobOperator(
+            task_id="outlet", input=job_input(0.3), outlets=[Asset("x")], **ENDING
+        )
+        mapped_over = RunGenRunBatchOperator(task_id="mapped", inputs=[job_input(0.3)] * 2, **ENDING)
+        RunGenJobSensor.partial(task_id="wait").expand(job_id=mapped_over.output)
+    for op in (with_outlet, mapped_over):
+        deferred = deferral(op, context)
+        assert "return_value" not in ti.xcoms
+        assert first_event(deferred).payload["outcome"] == "over"
