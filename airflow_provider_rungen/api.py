@@ -277,6 +277,8 @@ def decode(response: Response, request: Request, now: float) -> Any:
         raise error_for(response, request, now)
     if request.method == "DELETE":
         return None
+    if response.status == 204:
+        return {}
     try:
         # NaN is no JSON, but some servers write it, and a paid result must not be lost for it
         return json.loads(response.body, parse_constant=lambda _: None)

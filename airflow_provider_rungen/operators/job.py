@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +17,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobError,
     RunGenJobTimeoutError,
+    RunGenNotFoundError,
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.submission import DurableSubmission, Submission
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 
 # Seconds to cancel jobs in when nobody is about to kill the task.
 CANCEL_TIME = 60.0
+# Seconds within which the service has to know a job that it has just created.
+KNOWN_WITHIN = 10.0
 
 
 class JobSubmitter(JobWaiter):
@@ -173,15 +177,25 @@ class RunGenRunJobOperator(JobSubmitter):
                 return job.id
             deadline = deadline_of(self, deadline)
             with self._not_abandoning(context, hook):
-                jobs = self._wait(
+                return self._finish(job.id, self._wait_for(context, hook, job, deadline))
+
+    def _wait_for(self, context: Context, hook: RunGenHook, job: Job, deadline: float) -> list[Job]:
+        give_up_at = time.monotonic() + KNOWN_WITHIN
+        while True:
+            try:
+                return self._wait(
                     hook,
-                    app_id,
+                    job.app_id,
                     [job.id],
                     poll_interval=self.poll_interval,
                     deadline=deadline,
                     hand_over=lambda: self._push_result(context, job.id),
                 )
-                return self._finish(job.id, jobs)
+            except RunGenNotFoundError:
+                if time.monotonic() > give_up_at:
+                    raise
+            log.info("RunGen does not know job %s yet; waiting goes on", job.id)
+            time.sleep(KNOWN_WITHIN / 5)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """
