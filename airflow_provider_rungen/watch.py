@@ -2,14 +2,16 @@
 
 There is no list of jobs to ask for, but an app counts its jobs by state. The counters tell how many have
 ended, and looks at single jobs, oldest first, find out which. The counters are a hint and never the truth:
-whatever they say, each job is also looked at by itself now and then, and counters that do not add up are
-given up.
+now and then some jobs are looked at whatever they say, and all of them when that finds an end that was not
+told; counters that are wrong are given up. No job is looked at twice in a round, so that the worst counters
+cost one request a round more than polling each job.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from airflow_provider_rungen.api import Flow, Sleep, Together, get_app, get_job, may_pass, pause_after, seg
@@ -20,11 +22,18 @@ log = logging.getLogger(__name__)
 
 # As few jobs are simply polled: asking for the counters first would cost as much.
 HANDFUL = 4
-# Seconds between two looks at a job of which the counters say nothing.
+# Seconds between two checks of the counters, and between two looks at a job while they have failed the last.
 SLOW_PACE = 60.0
-SLOWEST_PACE = 1800.0
+# Seconds between two looks at a job at most, however often the counters have passed.
+SLOWEST_PACE = 6 * 3600.0
+# A check looks at 1/2**n of the jobs; n begins with this, and grows with every check that is passed.
+FIRST_SHARE = 4
+FEW = 64
+# Seconds after which the counters must know that a job has ended.
+LAG = 15.0
 STRIKES = 3
 PROGRESS_EVERY = 30.0
+_COUNTERS = "the counters"
 
 
 # Takes a log level, a line, and the job it is about, if it is about one.
@@ -44,6 +53,97 @@ class _Waiting:
     job: Job | None = None
 
 
+@dataclass(slots=True)
+class _Books:
+    """
+    What the counters tell, held against what is found.
+
+    :param owed: the ends told of and not found yet; below 0, those found and not told of yet.
+    :param overdue: the ends found some time ago and not told of yet.
+    :param others: queued and running jobs that nobody waits for here.
+    :param strikes: how often in a row the counters were wrong.
+    """
+
+    owed: int = 0
+    overdue: int = 0
+    others: int = 0
+    strikes: int = 0
+    _ended: int | None = None
+    _active: int = 0
+    # Jobs that are not active any more, and did not end: canceled, or over before they came. Believed when
+    # told twice, since a job may be on its way between two states; but at once at first.
+    _gone: float = math.inf
+    _explained: int = 0
+    # since the last settlement: jobs that came (and before it), whether an end that was told of was found
+    _came: int = 0
+    _came_before: int = 0
+    _has_proved: bool = False
+    _is_struck: bool = False
+    _settle_at: float = 0.0
+
+    def add(self) -> None:
+        """Note that a job is waited for here from now on."""
+        self.others = max(0, self.others - 1)
+        self._came += 1
+
+    def find(self) -> None:
+        """Note that a job has ended: one that was told of, one that is gone, or one that will be told of."""
+        if self.owed <= 0 and self._explained > 0:
+            self._explained -= 1
+        else:
+            self._has_proved |= self.owed > 0
+            self.owed -= 1
+
+    def open(self, ended: int, active: int, waiting: int, now: float, lag: float) -> int:
+        """Take what the counters tell, and give how many of the waiting jobs seem to be over."""
+        if self._ended is None:
+            self.owed, self._settle_at = 0, now + lag
+        else:
+            told = ended - self._ended
+            if told < 0:
+                self._strike()
+            self.owed += max(told, 0)
+            self.overdue -= min(self.overdue, max(told, 0))
+        self._ended, self._active = ended, active
+        if now >= self._settle_at:
+            self._settle_at = now + lag
+            self._settle()
+        owed = max(0, self.owed)
+        self._explained = max(0, self._missing(waiting) - owed)
+        return owed + int(min(self._explained, self._gone))
+
+    def close(self, waiting: int, *, is_swept: bool) -> None:
+        """
+        End a round.
+
+        :param is_swept: whether all jobs were looked at: what was not found then is not among them.
+        """
+        if is_swept:
+            self.owed = min(self.owed, 0)  # the rest are other people's jobs
+        missing = self._missing(waiting)
+        if is_swept or missing <= 0:
+            if missing > self.others + self._came + self._came_before:
+                self._strike()  # more jobs wait here than the counters know
+            self.others = max(0, self.others - missing)
+        self._gone = max(0, self._missing(waiting) - max(0, self.owed))
+
+    def _missing(self, waiting: int) -> int:
+        return waiting + self.others - (self._active + min(self.owed, 0))
+
+    def _settle(self) -> None:
+        if self.overdue:
+            self._strike()
+            self.owed += self.overdue
+        elif self._has_proved and not self._is_struck:
+            self.strikes = 0
+        self.overdue, self._has_proved, self._is_struck = max(0, -self.owed), False, False
+        self._came, self._came_before = 0, self._came
+
+    def _strike(self) -> None:
+        self.strikes += 1
+        self._is_struck = True
+
+
 @dataclass
 class Watch:
     """
@@ -52,114 +152,142 @@ class Watch:
     :param app_id: the app.
     :param say: where to say what happens.
     :param over: the jobs that are over, until they are forgotten.
+    :param is_fresh: whether there was no round yet.
     """
 
     app_id: str
     say: Say = log_line
     over: dict[str, Job] = field(default_factory=dict)
+    is_fresh: bool = True
     _waiting: dict[str, _Waiting] = field(default_factory=dict)
+    # what did not answer when it was last asked
+    _silent: set[str] = field(default_factory=set)
+    # looks in a row of which none was answered, and the last failure of the round
     _failures: int = 0
     _last_failure: RunGenError | None = None
-    # ended jobs by the counters at the start, and those found since
-    _baseline: int | None = None
-    _found: int = 0
-    _strikes: int = 0
-    _pace: float = SLOW_PACE
-    _paced_at: float = 0.0
+    _books: _Books = field(default_factory=_Books)
+    _absent: int = 0
+    _passed: int = FIRST_SHARE
+    _check_at: float | None = None
+    _is_checked: bool = False
+    _has_given_up: bool = False
 
     @property
     def trusts_counters(self) -> bool:
         """Whether the counters still decide what to look at."""
-        return self._strikes < STRIKES
+        return self._books.strikes < STRIKES
 
     def add(self, job_ids: Iterable[str], now: float) -> None:
         """Wait for these, too; order is age."""
         for job_id in job_ids:
             if job_id not in self._waiting and job_id not in self.over:
                 self._waiting[job_id] = _Waiting(now)
+                self._books.add()
 
     def forget(self, job_ids: Iterable[str]) -> None:
         """Wait for these no longer."""
         for job_id in job_ids:
             self._waiting.pop(job_id, None)
             self.over.pop(job_id, None)
+            self._silent.discard(job_id)
 
-    def pause(self, poll_interval: float) -> float:
-        """Give the seconds to the next round: more during an outage."""
+    def pause(self) -> float:
+        """Give the seconds to leave the service alone after the last round: some if it failed."""
         if self._last_failure is None:
-            return poll_interval
-        return max(poll_interval, pause_after(self._failures - 1, self._last_failure))
+            return 0.0
+        return pause_after(max(self._failures - 1, 0), self._last_failure)
 
-    def round(self, poll_interval: float) -> Flow[dict[str, RunGenError]]:
+    def round(self, poll_interval: float, urgent: Collection[str] = ()) -> Flow[dict[str, RunGenError]]:
         """
         Look once at what is worth a look; the jobs found to be over go to ``over``.
 
         :param poll_interval: seconds to the next round.
+        :param urgent: jobs to look at in any case.
         :return: the errors that no waiting can change, by job.
         """
-        if self._failures:  # one question is enough to know whether the outage is over
-            errors = yield from self._look(list(self._waiting)[:1])
+        now = yield Sleep(0)
+        self.is_fresh, self._last_failure = False, None
+        asked = list(self._waiting)  # as of before the question, so that the counters know them all
+        if self._failures and asked:  # one question is enough to know whether the outage is over
+            errors = yield from self._look([asked[self._failures % len(asked)]], now)
             if self._failures or errors:
                 return errors
-        if len(self._waiting) <= HANDFUL or not self.trusts_counters:
-            return (yield from self._look(list(self._waiting)))
-        now = yield Sleep(0)
-        asked = list(self._waiting)  # as of before the question, so that the counters know them all
+            asked = list(self._waiting)
+        if len(asked) <= HANDFUL or not self.trusts_counters:
+            return (yield from self._look(asked, now))
+        was_silent = _COUNTERS in self._silent
         counters = yield from self._counters()
-        if self._failures:
+        if counters is not None:
+            return (yield from self._follow(asked, counters, poll_interval, urgent, now))
+        if _COUNTERS in self._silent and not was_silent:  # that may be an outage
             return {}
-        if counters is None:
-            return (yield from self._look(asked))
-        return (yield from self._round(asked, *counters, max(self._pace, poll_interval), now))
-
-    def _round(
-        self, asked: list[str], ended: int, active: int, pace: float, now: float
-    ) -> Flow[dict[str, RunGenError]]:
-        if self._baseline is None:
-            self._baseline = ended
-        owed = ended - self._baseline - self._found
-        if owed < 0:
-            # jobs were found to be over that the counters do not know, or the counters were reset
-            self._strike()
-            self._baseline += owed
-            owed = 0
-        surplus = len(asked) - active
-        due = [job_id for job_id in asked if now - self._waiting[job_id].looked_at >= pace]
-        errors = yield from self._look(due, now)
-        missing = max(owed, surplus)
-        found_before = len(self.over)
-        rest = [job_id for job_id in asked if job_id in self._waiting and job_id not in set(due)]
-        step = missing
-        while rest and not self._failures and (left := missing - (len(self.over) - found_before)) > 0:
-            step = max(left, step)
-            errors |= yield from self._look(rest[:step], now)
-            rest, step = rest[step:], step * 2
-        if self._failures:
-            return errors
-        self._learn(ended, missing - (len(self.over) - found_before), is_surplus=surplus > owed, now=now)
+        errors = yield from self._look(asked[:1], now)
+        if not self._failures:
+            errors |= yield from self._look(asked[1:], now)
         return errors
 
-    def _learn(self, ended: int, unfound: int, *, is_surplus: bool, now: float) -> None:
-        assert self._baseline is not None  # noqa: S101 - for the type checker
-        if unfound > 0 and is_surplus:
-            self._strike()  # so many of these jobs had to be over, and are not
-        elif unfound > 0:
-            self._baseline = max(self._baseline, ended - self._found)  # other people's jobs
-        elif ended - self._baseline >= self._found:
-            self._strikes = 0
-            if now - self._paced_at >= self._pace:
-                self._pace, self._paced_at = min(self._pace * 2, SLOWEST_PACE), now
-
-    def _strike(self) -> None:
-        self._strikes += 1
-        self._pace = SLOW_PACE
+    def _follow(
+        self,
+        asked: Sequence[str],
+        counters: tuple[int, int],
+        poll_interval: float,
+        urgent: Collection[str],
+        now: float,
+    ) -> Flow[dict[str, RunGenError]]:
+        """Look at as many jobs as the counters ask for, and check the counters."""
+        books, lag = self._books, max(LAG, 2 * poll_interval)
+        asked = [job_id for job_id in asked if job_id in self._waiting]
+        strikes = books.strikes
+        missing = books.open(*counters, len(asked), now, lag)
+        is_struck = books.strikes > strikes
+        if is_struck:
+            self._passed, self._check_at = 0, now
+        before = len(self.over)
+        sample = self._sample(asked, max(SLOW_PACE, poll_interval), lag, now)
+        first = dict.fromkeys([*sample, *(job_id for job_id in asked if job_id in urgent)])
+        errors = yield from self._look(list(first), now)
+        if sample:
+            # of many, some may have ended since the question; if not, that will be overdue before long
+            is_passed = -books.owed <= len(sample) // 8
+            self._passed += is_passed
+            missing = missing if is_passed else len(asked)
+        # what does not answer comes last, or it would be all that is looked at
+        rest = sorted(
+            (job_id for job_id in asked if job_id in self._waiting and job_id not in first),
+            key=self._silent.__contains__,
+        )
+        looks, found = 0, len(self.over)
+        while rest and not self._failures and (left := missing - (len(self.over) - before)) > 0:
+            # as many more as were looked at in vain: few if the jobs end in order, soon all if they do not
+            step = max(left, looks - (len(self.over) - found))
+            errors |= yield from self._look(rest[:step], now)
+            looks += len(rest[:step])
+            rest = rest[step:]
+        if self._last_failure is None:
+            books.close(len(self._waiting), is_swept=not rest)
+            if is_struck:  # all were looked at, and what was told of before says nothing any more
+                books.owed = books.overdue = 0
         if not self.trusts_counters:
-            self.say(
-                logging.WARNING,
-                f"The job counters of RunGen app {self.app_id} do not add up: its jobs are polled one by one "
-                "from now on",
-                None,
-            )
+            self._say_given_up("do not add up")
+        return errors
+
+    def _sample(self, asked: Sequence[str], pace: float, lag: float, now: float) -> list[str]:
+        """Give the jobs to look at to check the counters, if it is time to."""
+        if self._check_at is None:
+            self._check_at = now + pace
+        if now < self._check_at:
+            return []
+        self._check_at = now + (pace if self._passed else lag)
+        # At first nothing is proved, and all of a few are looked at. Of those that ended before the first
+        # look nothing is told, and the jobs of others may hide it.
+        is_thorough = not self._is_checked and (len(asked) <= FEW or self._books.others > 0)
+        share = 0 if is_thorough else self._passed
+        self._is_checked = True
+        since = now - (pace if self._passed else lag)
+        sample = [job_id for job_id in asked if self._waiting[job_id].looked_at <= since]
+        sample.sort(key=lambda job_id: self._waiting[job_id].looked_at)
+        size = max(HANDFUL, len(sample) >> share, math.ceil(len(asked) * pace / SLOWEST_PACE))
+        return sample[:size]
 
     def _counters(self) -> Flow[tuple[int, int] | None]:
         """Ask for the counters: jobs that have ended, and jobs that are queued or running."""
@@ -167,36 +295,42 @@ class Watch:
             jobs = (yield from get_app(self.app_id, attempts=1)).jobs
         except RunGenError as error:
             if may_pass(error):
-                self._note_failure(error)
-            else:
-                self._strike()
-            return None
+                self._note_silence([_COUNTERS], error)
+                return None
+            jobs = {}
+        self._note_answers([_COUNTERS])
         names = ("completed", "failed", "in_progress", "in_queue")
-        if any(name not in jobs for name in names):
-            self._strike()
-            return None
-        return jobs["completed"] + jobs["failed"], jobs["in_progress"] + jobs["in_queue"]
+        if all(name in jobs for name in names):
+            self._absent = 0
+            return jobs["completed"] + jobs["failed"], jobs["in_progress"] + jobs["in_queue"]
+        self._absent += 1  # a new app has none at first
+        if self._absent == STRIKES:
+            self._say_given_up("are missing")
+        return None
 
-    def _look(self, job_ids: Sequence[str], now: float | None = None) -> Flow[dict[str, RunGenError]]:
+    def _look(self, job_ids: Sequence[str], now: float) -> Flow[dict[str, RunGenError]]:
         errors: dict[str, RunGenError] = {}
         if not job_ids:
             return errors
-        if now is None:
-            now = yield Sleep(0)
         outcomes = yield Together([get_job(self.app_id, job_id, attempts=1) for job_id in job_ids])
         failure: RunGenError | None = None
+        silent: list[str] = []
         for job_id, outcome in zip(job_ids, outcomes, strict=True):
             if not isinstance(outcome, RunGenError):
                 self._note(outcome, now)
             elif may_pass(outcome):
                 failure = outcome
+                silent.append(job_id)
             else:
                 errors[job_id] = outcome
+        if len(silent) == len(job_ids):
+            self._failures += 1
+        else:
+            # after an outage, what did not answer then is no worse than the rest
+            self._note_answers(self._silent.copy() if self._failures else set(job_ids).difference(silent))
+            self._failures = 0
         if failure is not None:
-            self._note_failure(failure)
-        elif self._failures:
-            self.say(logging.INFO, "RunGen answers again", None)
-            self._failures, self._last_failure = 0, None
+            self._note_silence(silent, failure)
         return errors
 
     def _note(self, job: Job, now: float) -> None:
@@ -207,7 +341,8 @@ class Watch:
         if job.is_terminal:
             self.over[job.id] = job
             del self._waiting[job.id]
-            self._found += job.status is not JobStatus.CANCELED  # the service counts no canceled jobs
+            if job.status is not JobStatus.CANCELED:  # the service does not count these
+                self._books.find()
         if before and before.status_word == job.status_word:
             return
         if not job.is_word_known:
@@ -217,11 +352,23 @@ class Watch:
         elif not before or before.status is not job.status:
             self.say(logging.INFO, f"RunGen job {job.id} is {job.status}", job.id)
 
-    def _note_failure(self, error: RunGenError) -> None:
-        if not self._failures:
-            self.say(logging.WARNING, f"{str(error).rstrip('.')}; waiting goes on", None)
-        self._failures += 1
-        self._last_failure = error
+    def _note_silence(self, silent: Iterable[str], failure: RunGenError) -> None:
+        if not self._silent:
+            self.say(logging.WARNING, f"{str(failure).rstrip('.')}; waiting goes on", None)
+        self._silent.update(silent)
+        self._last_failure = failure
+
+    def _note_answers(self, answered: Iterable[str]) -> None:
+        if self._silent:
+            self._silent.difference_update(answered)
+            if not self._silent:
+                self.say(logging.INFO, "RunGen answers again", None)
+
+    def _say_given_up(self, reason: str) -> None:
+        if not self._has_given_up:
+            self._has_given_up = True
+            line = f"The job counters of RunGen app {self.app_id} {reason}: its jobs are polled one by one"
+            self.say(logging.WARNING, line, None)
 
 
 def wait_for_jobs(
@@ -239,33 +386,41 @@ def wait_for_jobs(
 
     :param poll_interval: seconds between two looks.
     :param deadline: the time (seconds since 1970) to stop waiting at; in the past, it allows one look.
-    :param watch: what an earlier wait for the same jobs has seen.
+    :param watch: what earlier looks at the same jobs have seen, for one that is going to be followed by more.
     :raises RunGenJobTimeoutError: the deadline passed; names the first job that is not over.
     """
     job_ids = list(job_ids)
     for job_id in job_ids:
         seg(job_id, "job_id")
     is_wide = len(job_ids) > HANDFUL
+    is_last_look_full = watch is None or watch.is_fresh
     watch = watch or Watch(app_id, _say_less if is_wide else log_line)
     said_at = now = yield Sleep(0)
     watch.add(job_ids, now)
     while True:
-        errors = yield from watch.round(poll_interval)
+        is_last = deadline is not None and now >= deadline
+        begun_at = now
+        errors = yield from watch.round(poll_interval, job_ids if is_last and is_last_look_full else ())
         for error in errors.values():
             raise error
         waiting = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in watch.over]
         if not waiting:
             return [watch.over[job_id] for job_id in job_ids]
+        if is_last:
+            raise timeout_error(app_id, waiting)
         now = yield Sleep(0)
         if is_wide and now - said_at >= PROGRESS_EVERY:
             said_at = now
             log.info("%d of %d RunGen jobs are over", len(job_ids) - len(waiting), len(job_ids))
-        if deadline is not None and now >= deadline:
-            more = f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
-            message = f"RunGen job {waiting[0]} of app {app_id}{more} was not over in time"
-            raise RunGenJobTimeoutError(message, app_id=app_id, job_id=waiting[0])
-        pause = watch.pause(poll_interval)
-        yield Sleep(pause if deadline is None else min(pause, deadline - now))
+        pause = max(begun_at + poll_interval - now, watch.pause())
+        now = yield Sleep(pause if deadline is None else min(pause, max(deadline - now, 0)))
+
+
+def timeout_error(app_id: str, waiting: Sequence[str]) -> RunGenJobTimeoutError:
+    """Give the error that says that these jobs were not over in time."""
+    more = f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
+    message = f"RunGen job {waiting[0]} of app {app_id}{more} was not over in time"
+    return RunGenJobTimeoutError(message, app_id=app_id, job_id=waiting[0])
 
 
 def _say_less(level: int, line: str, job_id: str | None) -> None:

@@ -1,0 +1,658 @@
+"""One loop for all who wait for jobs of an app, over real HTTP; the service's clock is turned by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import gc
+import json
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import airflow.providers.common.compat.connection as compat
+import pytest
+from conftest import APP, KEY, FakeTime
+
+from airflow_provider_rungen import watcher as watcher_module
+from airflow_provider_rungen.emulator import Emulator, Fault, Service
+from airflow_provider_rungen.exceptions import (
+    RunGenConfigError,
+    RunGenInputError,
+    RunGenJobTimeoutError,
+    RunGenNotFoundError,
+)
+from airflow_provider_rungen.models import Job, JobStatus
+from airflow_provider_rungen.transport import MAX_IN_FLIGHT
+from airflow_provider_rungen.triggers import RunGenJobTrigger
+from airflow_provider_rungen.watch import HANDFUL, Watch
+from airflow_provider_rungen.watcher import Watcher, watcher_of
+
+BRISKLY = 0.01
+NEVER = 3600.0
+PATIENCE = 20.0
+
+
+@dataclass
+class Stage:
+    """An emulator whose time stands still until it is moved, and what was asked of Airflow."""
+
+    emulator: Emulator
+    clock: FakeTime
+    lookups: list[str] = field(default_factory=list)
+
+    @property
+    def service(self) -> Service:
+        return self.emulator.service
+
+    def submit(self, count: int, seconds: float = 10.0) -> list[str]:
+        """Submit jobs, of which each ends a hundredth of a second after the one before."""
+        headers = {"x-api-key": KEY, "Content-Type": "application/json"}
+        for number in range(count):
+            given = {"prompt": "x", "emulator": {"seconds": seconds + number / 100}}
+            body = json.dumps({"input": given}).encode()
+            assert self.service.handle("POST", f"/app/{APP}/run_async", headers, body).status == 201
+        return [job["id"] for job in self.service.jobs()[-count:]]
+
+    def pass_by(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    def looks(self) -> int:
+        return self.service.count("get") + self.service.count("get_app")
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    clock = FakeTime()
+    with Emulator(Service(clock=clock.time, workers=1000)) as emulator:
+        stage = Stage(emulator, clock)
+        monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", emulator.airflow_connection())
+        look_up = compat.get_async_connection
+
+        async def counted(conn_id: str, *args: Any) -> Any:
+            stage.lookups.append(conn_id)
+            return await look_up(conn_id, *args)
+
+        monkeypatch.setattr(compat, "get_async_connection", counted)
+        yield stage
+
+
+def play(scene: Coroutine[Any, Any, None]) -> None:
+    """Run a scene in an event loop of its own, and see that it ends."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await scene
+
+    asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - the service is in another thread
+        await asyncio.sleep(0.002)
+
+
+def wait(
+    job_ids: list[str], *, every: float = BRISKLY, within: float = 600.0, conn_id: str = "rungen_default"
+) -> asyncio.Task[list[Job]]:
+    async def waiting() -> list[Job]:
+        watcher = watcher_of(conn_id, APP)
+        return await watcher.wait(job_ids, poll_interval=every, deadline=time.time() + within)
+
+    return asyncio.create_task(waiting())
+
+
+def watchers() -> list[Watcher]:
+    return list(watcher_module._watchers.get(asyncio.get_running_loop(), {}).values())
+
+
+# --- together -----------------------------------------------------------------------------------------------
+
+
+def test_hundreds_of_triggers_share_one_loop_one_lookup_and_a_few_connections(
+    stage: Stage, unsettled: None
+) -> None:
+    ids = stage.submit(300)
+
+    async def first_event(job_id: str) -> Any:
+        trigger = RunGenJobTrigger(
+            rungen_conn_id="rungen_default",
+            app_id=APP,
+            job_ids=[job_id],
+            poll_interval=0.05,
+            deadline=time.time() + 600,
+            deferred_at=time.time() - 60,
+            cancel_on_kill=True,
+        )
+        async for event in trigger.run():
+            return event.payload
+        return None
+
+    async def scene() -> None:
+        tasks = [asyncio.create_task(first_event(job_id)) for job_id in ids]
+        await until(lambda: stage.service.count("get_app") >= 2)
+        assert len(watchers()) == 1
+        assert stage.service.count("get") == 0
+        while not all(task.done() for task in tasks):
+            stage.pass_by(0.5)
+            await asyncio.sleep(0.05)
+        for job_id, task in zip(ids, tasks, strict=True):
+            assert task.result()["outcome"] == "over"
+            assert task.result()["job_ids"] == [job_id]
+        await until(lambda: stage.service.connections_open == 0)
+
+    play(scene())
+    assert stage.lookups == ["rungen_default"]
+    assert stage.service.stats()["max_open_connections"] <= MAX_IN_FLIGHT
+    assert stage.service.count("get") <= 1.1 * 300
+
+
+def test_no_more_requests_are_under_way_than_allowed(stage: Stage) -> None:
+    ids = stage.submit(200, seconds=0)
+
+    async def scene() -> None:
+        await asyncio.gather(*(wait([job_id]) for job_id in ids))
+
+    stage.pass_by(100)
+    play(scene())
+    assert stage.service.count("get") == 200
+    assert 1 < stage.service.stats()["max_open_connections"] <= MAX_IN_FLIGHT
+
+
+def test_two_waiters_for_one_job_cost_no_more_than_one(stage: Stage) -> None:
+    ids = stage.submit(2)
+
+    async def scene() -> None:
+        tasks = [wait(ids), wait(ids[::-1]), wait([ids[0], ids[0]])]
+        await until(lambda: stage.service.count("get") >= 2)
+        before = stage.service.count("get")
+        stage.pass_by(20)
+        first, second, third = await asyncio.gather(*tasks)
+        assert [job.id for job in first] == ids
+        assert [job.id for job in second] == ids[::-1]
+        assert [job.id for job in third] == [ids[0], ids[0]]
+        assert all(job.status is JobStatus.COMPLETED for job in first + second + third)
+        assert stage.service.count("get") - before <= 2 + 2, "one look each, and one that was under way"
+
+    play(scene())
+
+
+def test_a_newcomer_waits_for_a_job_that_another_waits_for_already(stage: Stage) -> None:
+    [job_id] = stage.submit(1)
+
+    async def scene() -> None:
+        first = wait([job_id])
+        await until(lambda: stage.service.count("get") > 0)
+        second = wait([job_id])
+        await asyncio.sleep(0)
+        stage.pass_by(20)
+        assert [job.id for job in await first + await second] == [job_id, job_id]
+
+    play(scene())
+    assert stage.lookups == ["rungen_default"]
+
+
+def test_apps_and_connections_have_watchers_of_their_own(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", stage.emulator.airflow_connection())
+    ids = stage.submit(2)
+
+    async def scene() -> None:
+        tasks = [wait(ids[:1]), wait(ids[1:], conn_id="other")]
+        await until(lambda: stage.service.count("get") >= 2)
+        assert len(watchers()) == 2
+        stage.pass_by(20)
+        await asyncio.gather(*tasks)
+
+    play(scene())
+    assert sorted(stage.lookups) == ["other", "rungen_default"]
+
+
+def test_waiting_for_nothing_asks_nothing(stage: Stage) -> None:
+    async def scene() -> None:
+        assert await wait([]) == []
+        with pytest.raises(RunGenInputError):
+            await wait(["good", "bad/id"])
+
+    play(scene())
+    assert stage.looks() == 0
+    assert stage.lookups == []
+
+
+def test_the_shortest_interval_counts_and_a_newcomer_need_not_wait_for_a_longer_one(stage: Stage) -> None:
+    ids = stage.submit(2)
+
+    async def scene() -> None:
+        slow = wait(ids[:1], every=NEVER)
+        await until(lambda: stage.service.count("get") >= 1)
+        stage.pass_by(20)
+        quick = wait(ids[1:])
+        await asyncio.gather(slow, quick)
+
+    play(scene())
+
+
+def test_a_longer_interval_counts_again_when_the_hasty_one_has_left(stage: Stage) -> None:
+    ids = stage.submit(2)
+
+    async def scene() -> None:
+        slow, quick = wait(ids[:1], every=NEVER), wait(ids[1:])
+        await until(lambda: stage.service.count("get") >= 4)
+        quick.cancel()
+        await asyncio.wait([quick])
+        [watcher] = watchers()
+        await until(lambda: watcher._interval == NEVER)
+        slow.cancel()
+
+    play(scene())
+
+
+# --- leaving ------------------------------------------------------------------------------------------------
+
+
+def test_it_closes_with_the_last_waiter_and_a_new_one_begins_anew(stage: Stage) -> None:
+    ids = stage.submit(6)
+
+    async def scene() -> None:
+        for part in (ids[:3], ids[3:]):
+            tasks = [wait([job_id]) for job_id in part]
+            await until(lambda: len(watchers()) == 1)
+            [watcher] = watchers()
+            stage.pass_by(20)
+            await asyncio.gather(*tasks)
+            assert watcher.is_closed
+            await until(lambda: watchers() == [])
+            await until(lambda: stage.service.connections_open == 0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    play(scene())
+    assert stage.lookups == ["rungen_default"] * 2
+
+
+def test_a_waiter_may_come_while_the_old_watcher_closes(stage: Stage) -> None:
+    ids = stage.submit(2)
+
+    async def scene() -> None:
+        first = wait(ids[:1])
+        await until(lambda: stage.service.count("get") > 0)
+        [old] = watchers()
+        first.cancel()
+        await asyncio.wait([first])
+        assert old.is_closed
+        second = wait(ids[1:])
+        await asyncio.sleep(0)
+        assert watchers() != [old]
+        stage.pass_by(20)
+        assert [job.id for job in await second] == ids[1:]
+
+    play(scene())
+
+
+def test_a_waiter_that_is_canceled_leaves_the_others_alone(stage: Stage) -> None:
+    ids = stage.submit(20)
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]
+        await until(lambda: stage.service.count("get_app") > 0)
+        for task in tasks[::2]:
+            task.cancel()
+        await asyncio.wait(tasks[::2])
+        assert all(task.cancelled() for task in tasks[::2])
+        stage.pass_by(20)
+        assert [jobs[0].id for jobs in await asyncio.gather(*tasks[1::2])] == ids[1::2]
+        await until(lambda: watchers() == [])
+
+    play(scene())
+
+
+def test_one_of_two_waiters_for_a_job_may_leave(stage: Stage) -> None:
+    [job_id] = stage.submit(1)
+
+    async def scene() -> None:
+        one, other = wait([job_id]), wait([job_id])
+        await until(lambda: stage.service.count("get") > 0)
+        one.cancel()
+        await asyncio.wait([one])
+        stage.pass_by(20)
+        assert [job.id for job in await other] == [job_id]
+
+    play(scene())
+
+
+def test_the_last_waiter_need_not_wait_for_an_answer_that_never_comes(stage: Stage) -> None:
+    [job_id] = stage.submit(1)
+    stage.service.inject(Fault(on="get", kind="hang", times=None))
+
+    async def scene() -> None:
+        task = wait([job_id])
+        await until(lambda: stage.service.count("get") > 0)
+        [watcher] = watchers()
+        task.cancel()
+        await asyncio.wait([task])
+        await until(lambda: watchers() == [])
+        assert watcher._hook._async_sender is None, "its session is closed"
+
+    play(scene())
+
+
+# --- deadlines ----------------------------------------------------------------------------------------------
+
+
+def test_the_deadline_names_what_is_not_over_in_the_order_given(stage: Stage) -> None:
+    ids = stage.submit(3)
+
+    async def scene() -> None:
+        with pytest.raises(RunGenJobTimeoutError, match=rf"{ids[2]} of app {APP} \(and 2 more\)") as caught:
+            await wait(ids[::-1], within=0.1)
+        assert caught.value.job_id == ids[2]
+
+    play(scene())
+
+
+@pytest.mark.parametrize("count", [1, 3 * HANDFUL])
+def test_the_deadline_allows_a_last_look(stage: Stage, count: int) -> None:
+    ids = stage.submit(count)
+
+    async def scene() -> None:
+        task = wait(ids, every=NEVER, within=0.3)
+        await until(lambda: stage.looks() > 0)
+        stage.pass_by(20)
+        assert [job.id for job in await task] == ids
+
+    play(scene())
+    assert stage.lookups == ["rungen_default"]
+
+
+def test_the_last_look_trusts_no_counters(stage: Stage) -> None:
+    ids = stage.submit(20, seconds=0)
+    stage.pass_by(20)
+    told = {"completed": 0, "failed": 0, "in_progress": 20, "in_queue": 0}
+    stage.service.inject(
+        Fault(on="get_app", status=200, body={"data": {"id": APP, "jobs": told}}, times=None)
+    )
+
+    async def scene() -> None:
+        assert len(await wait(ids, within=0.2)) == 20
+
+    play(scene())
+
+
+def test_many_deadlines_that_passed_while_the_triggerer_was_down_cost_one_lookup(stage: Stage) -> None:
+    ids = stage.submit(100)
+    stage.pass_by(10.5)  # about half are over
+
+    async def scene() -> None:
+        tasks = [wait([job_id], within=-3600) for job_id in ids]
+        await asyncio.wait(tasks)
+        for task in tasks[:50]:
+            assert task.result()[0].status is JobStatus.COMPLETED
+        for task in tasks[52:]:
+            assert isinstance(task.exception(), RunGenJobTimeoutError)
+
+    play(scene())
+    assert stage.lookups == ["rungen_default"]
+    assert stage.service.count("get") <= 200
+    assert stage.service.stats()["max_open_connections"] <= MAX_IN_FLIGHT
+
+
+def test_the_deadline_of_one_is_not_that_of_another(stage: Stage) -> None:
+    ids = stage.submit(2)
+
+    async def scene() -> None:
+        short, long = wait(ids, within=0.1), wait(ids)
+        with pytest.raises(RunGenJobTimeoutError):
+            await short
+        stage.pass_by(20)
+        assert len(await long) == 2
+
+    play(scene())
+
+
+def test_the_deadline_holds_though_the_service_hangs(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher_module, "LAST_LOOK_TIME", 0.1)
+    [job_id] = stage.submit(1)
+    stage.service.inject(Fault(on="get", kind="hang", times=None))
+
+    async def scene() -> None:
+        with pytest.raises(RunGenJobTimeoutError, match=job_id):
+            await wait([job_id], within=0.1)
+
+    play(scene())
+
+
+def test_the_deadline_holds_in_an_outage_and_the_service_is_left_alone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher_module, "LAST_LOOK_TIME", 0.3)
+    ids = stage.submit(10)
+    stage.service.inject(Fault(on="get", status=503, times=None, headers={"Retry-After": "600"}))
+    stage.service.inject(Fault(on="get_app", status=503, times=None, headers={"Retry-After": "600"}))
+
+    async def scene() -> None:
+        tasks = [wait([job_id], within=0.02 * number) for number, job_id in enumerate(ids)]
+        await asyncio.wait(tasks)
+        assert all(isinstance(task.exception(), RunGenJobTimeoutError) for task in tasks)
+
+    play(scene())
+    assert stage.looks() <= 2
+    assert stage.service.stats()["early_retries"] == 0
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+
+def test_a_hopeless_error_reaches_only_the_waiters_of_its_job(stage: Stage) -> None:
+    ids = stage.submit(3)
+    stage.service.inject(Fault(on="get", status=404, job_id=ids[1], times=None))
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]
+        both = wait(ids[1:])
+        with pytest.raises(RunGenNotFoundError):
+            await tasks[1]
+        with pytest.raises(RunGenNotFoundError):
+            await both
+        stage.pass_by(20)
+        for number in (0, 2):
+            assert (await tasks[number])[0].id == ids[number]
+
+    play(scene())
+
+
+def test_an_outage_is_outlasted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.api.BACKOFF", 0.01)
+    ids = stage.submit(10)
+    for kind in ("reset_before", "truncate", "html", "garbage"):
+        stage.service.inject(Fault(on="get_app", kind=kind))
+        stage.service.inject(Fault(on="get", kind=kind))
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]
+        await until(lambda: stage.service.count("get_app") >= 6)
+        stage.pass_by(20)
+        assert len(await asyncio.gather(*tasks)) == 10
+
+    play(scene())
+
+
+def test_what_nobody_expected_reaches_all_and_the_next_begins_anew(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = stage.submit(10, seconds=0)
+    stage.pass_by(20)
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    async def scene() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(Watch, "_note", fail)
+            tasks = [wait([job_id]) for job_id in ids]
+            await asyncio.wait(tasks)
+            assert all(isinstance(task.exception(), RuntimeError) for task in tasks)
+        assert len(await wait(ids)) == 10
+        await until(lambda: stage.service.connections_open == 0)
+
+    play(scene())
+
+
+def test_a_connection_that_cannot_be_used_reaches_all(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", '{"conn_type": "rungen", "extra": {"team": "x"}}')
+
+    async def scene() -> None:
+        tasks = [wait([f"job-{number}"]) for number in range(5)]
+        await asyncio.wait(tasks)
+        assert all(isinstance(task.exception(), RunGenConfigError) for task in tasks)
+        assert watchers() == []
+
+    play(scene())
+    assert stage.lookups == ["rungen_default"]
+
+
+# --- what it says -------------------------------------------------------------------------------------------
+
+_who: contextvars.ContextVar[str] = contextvars.ContextVar("_who", default="nobody")
+
+
+@contextlib.contextmanager
+def hearing() -> Iterator[list[tuple[str, str]]]:
+    """Note who says what: Airflow sends a trigger's lines to its task by the context they are said in."""
+    heard: list[tuple[str, str]] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append((_who.get(), record.getMessage()))
+
+    log, ear = logging.getLogger("airflow_provider_rungen"), Ear()
+    level = log.level
+    log.addHandler(ear)
+    log.setLevel(logging.INFO)
+    try:
+        yield heard
+    finally:
+        log.removeHandler(ear)
+        log.setLevel(level)
+
+
+def wait_as(name: str, job_ids: list[str]) -> asyncio.Task[list[Job]]:
+    token = _who.set(name)
+    try:
+        return wait(job_ids)
+    finally:
+        _who.reset(token)
+
+
+def test_lines_go_to_the_log_of_the_waiter_they_are_about(stage: Stage) -> None:
+    ids = stage.submit(2)
+
+    async def scene() -> None:
+        tasks = [wait_as("ann", ids[:1]), wait_as("bob", ids[1:]), wait_as("cy", ids[1:])]
+        await until(lambda: stage.service.count("get") >= 2)
+        stage.pass_by(20)
+        await asyncio.gather(*tasks)
+
+    with hearing() as heard:
+        play(scene())
+    assert [line for who, line in heard if who == "ann"] == [
+        f"RunGen job {ids[0]} is RUNNING",
+        f"RunGen job {ids[0]} is COMPLETED",
+    ]
+    for name in ("bob", "cy"):
+        assert [line for who, line in heard if who == name] == [
+            f"RunGen job {ids[1]} is RUNNING",
+            f"RunGen job {ids[1]} is COMPLETED",
+        ]
+    assert {who for who, _ in heard} == {"ann", "bob", "cy"}
+
+
+def test_an_outage_is_told_to_everyone_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.api.BACKOFF", 0.01)
+    ids = stage.submit(2)
+    stage.service.inject(Fault(on="get", status=503, times=5))
+
+    async def scene() -> None:
+        tasks = [wait_as("ann", ids[:1]), wait_as("bob", ids[1:])]
+        await until(lambda: stage.service.count("get") >= 10)
+        stage.pass_by(20)
+        await asyncio.gather(*tasks)
+
+    with hearing() as heard:
+        play(scene())
+    for name in ("ann", "bob"):
+        said = [line for who, line in heard if who == name and "is" not in line.split()]
+        assert len(said) == 2
+        assert "waiting goes on" in said[0]
+        assert said[1] == "RunGen answers again"
+
+
+# --- limits -------------------------------------------------------------------------------------------------
+
+
+def test_no_more_requests_begin_in_a_second_than_the_connection_allows(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    per_second = 100
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_RUNGEN_DEFAULT", stage.emulator.airflow_connection(max_requests_per_second=per_second)
+    )
+    ids = stage.submit(80, seconds=0)
+    stage.pass_by(20)
+
+    async def scene() -> None:
+        await asyncio.gather(*(wait([job_id]) for job_id in ids))
+
+    began = time.monotonic()
+    play(scene())
+    took = time.monotonic() - began
+    assert stage.service.count("get") == 80
+    assert took >= (stage.looks() - 1) / per_second - 0.01
+
+
+# --- event loops --------------------------------------------------------------------------------------------
+
+
+def test_two_event_loops_have_watchers_of_their_own(stage: Stage) -> None:
+    ids = stage.submit(2)
+    failures: list[BaseException] = []
+
+    def run(job_id: str) -> None:
+        async def scene() -> None:
+            task = wait([job_id])
+            await until(lambda: stage.service.count("get") >= 2)
+            assert len(watchers()) == 1
+            stage.pass_by(20)
+            assert (await task)[0].id == job_id
+
+        try:
+            play(scene())
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=[job_id]) for job_id in ids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(stage.lookups) == 2
+
+
+def test_an_event_loop_that_ended_leaves_no_watcher_behind(stage: Stage) -> None:
+    [job_id] = stage.submit(1)
+    seen: list[weakref.ref[Watcher]] = []
+
+    async def scene() -> None:
+        wait([job_id])  # still waits at the end
+        await until(lambda: stage.service.count("get") > 0)
+        seen.extend(map(weakref.ref, watchers()))
+
+    play(scene())
+    gc.collect()
+    assert [each() for each in seen] == [None]
+    assert not any(watcher_module._watchers.values())
