@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-system standalone lint types format clean
+.PHONY: help demo test test-system standalone bench lint types format clean
 
 help:
 	@echo "make demo         paint a picture: real Airflow, emulated RunGen service, no key needed (a minute)"
 	@echo "make test         run the tests"
 	@echo "make test-system  run the tests that start a real Airflow and kill parts of it (minutes)"
 	@echo "make standalone   Airflow with the example DAGs and the emulator, until Ctrl-C (PORT=8080 sets the UI's port)"
+	@echo "make bench        measure what it costs, beside others, and renew docs/benchmarks (12 minutes)"
 	@echo "make lint         check style and formatting"
 	@echo "make types        check types"
 	@echo "make format       format the code"
@@ -39,6 +40,10 @@ test: $(READY)
 
 test-system: $(READY)
 	@$(BIN)/python -m pytest -m system
+
+bench: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@$(BIN)/python -m bench
 
 lint: $(READY)
 	@$(BIN)/python -m ruff check .

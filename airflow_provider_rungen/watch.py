@@ -32,6 +32,8 @@ FEW = 64
 # Seconds after which the counters must know that a job has ended.
 LAG = 15.0
 STRIKES = 3
+# Beginning more looks in one go would hold up an event loop.
+MOST_AT_ONCE = 256
 PROGRESS_EVERY = 30.0
 _COUNTERS = "the counters"
 
@@ -309,9 +311,16 @@ class Watch:
         return None
 
     def _look(self, job_ids: Sequence[str], now: float) -> Flow[dict[str, RunGenError]]:
+        """Look at these jobs, as long as any answer comes; give the errors that no waiting can change."""
         errors: dict[str, RunGenError] = {}
-        if not job_ids:
-            return errors
+        for start in range(0, len(job_ids), MOST_AT_ONCE):
+            errors |= yield from self._look_at_once(job_ids[start : start + MOST_AT_ONCE], now)
+            if self._failures:
+                break
+        return errors
+
+    def _look_at_once(self, job_ids: Sequence[str], now: float) -> Flow[dict[str, RunGenError]]:
+        errors: dict[str, RunGenError] = {}
         outcomes = yield Together([get_job(self.app_id, job_id, attempts=1) for job_id in job_ids])
         failure: RunGenError | None = None
         silent: list[str] = []

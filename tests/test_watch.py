@@ -80,7 +80,7 @@ class World:
         return self.questions + sum(self.looks.values())
 
     def counters(self, at: float) -> dict[str, int]:
-        """What honest counters say: jobs whose number is even wait in the queue to the end."""
+        """What honest counters say; which half of the active jobs is queued is of no matter here."""
         runs = [run for run in self.runs.values() if run.created <= at]
         ended = [run for run in runs if run.ends <= at and run.is_counted]
         active = sum(run.ends > at for run in runs)
@@ -546,6 +546,21 @@ def test_an_outage_costs_one_question_a_round_and_is_said_once() -> None:
     assert outcome.said[1] == "RunGen answers again"
     assert outcome.given_up_at is None
     assert outcome.requests_per_job <= 1.4
+
+
+def test_an_outage_in_the_middle_of_a_round_ends_it() -> None:
+    world = World(in_order(1000, 100, 200), MISSING["absent"])
+    watch = Watch(APP)
+    watch.add(world.runs, world.clock.now)
+
+    def fail(_: Request) -> None:
+        if sum(world.looks.values()) == 300:
+            world.outage = (world.now, world.now + 60)
+
+    world.on_request = fail
+    drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
+    assert sum(world.looks.values()) <= 300 + 2 * watch_module.MOST_AT_ONCE
+    assert watch.pause() > 0
 
 
 @pytest.mark.parametrize("count", [3, 50])

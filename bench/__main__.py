@@ -1,0 +1,107 @@
+"""``python -m bench``: measure, and write the page."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import imports, machine, page, real_airflow, submits, watching
+from bench.contenders import OURS, POOLED, SESSION
+from bench.service import ROOT
+from bench.watching import AT_ONCE, QUEUE, Load, Plan
+
+PAGE = ROOT / "docs" / "benchmarks"
+ROUNDS = {"watch": 3, "sizes": 1, "blocked": 3, "submits": 3, "imports": 5, "airflow": 3}
+TASKS = 100
+_BIG = 20_000_000
+
+
+def watch(rounds: int, scale: float) -> list[dict[str, Any]]:
+    """Wait for 1,000 jobs in three ways."""
+    runs = []
+    for seed in range(rounds):
+        loads = [Load(round(1000 * scale), order) for order in (QUEUE, AT_ONCE)]
+        runs += watching.run([Plan(kind, load) for load in loads for kind in (OURS, POOLED, SESSION)], seed)
+    return runs
+
+
+def sizes(rounds: int, scale: float) -> list[dict[str, Any]]:
+    """Wait for few jobs and for many, and for jobs of an app whose counters lie."""
+    plans = [Plan(OURS, Load(round(jobs * scale))) for jobs in (100, 1000, 10_000)]
+    plans += [Plan(OURS, Load(round(1000 * scale)), counters=lie) for lie in ("frozen", "zero", "absent")]
+    return [run for seed in range(rounds) for run in watching.run(plans, seed)]
+
+
+def blocked(rounds: int, scale: float) -> list[dict[str, Any]]:
+    """Let a heart beat beside the triggers; these runs have the machine to themselves."""
+    loads: dict[str, tuple[Load, dict[str, Any]]] = {
+        "gap": (Load(round(1000 * scale), AT_ONCE, 1, 6), {}),
+        "gap 20 MB": (Load(20, AT_ONCE, 1, 2), {"big": _BIG}),
+        "gap numbers": (Load(20, AT_ONCE, 1, 2), {"big": _BIG, "is_big_of_numbers": True}),
+    }
+    runs = []
+    for seed in range(rounds):
+        for name, (load, options) in loads.items():
+            for kind in (OURS, POOLED):
+                plan = Plan(kind, load, poll_interval=0.5, with_heart=True, **options)
+                runs += [{"load": name, **run} for run in watching.run([plan], seed)]
+    return runs
+
+
+MEASURES: dict[str, Callable[[int, float], Any]] = {
+    "imports": lambda rounds, _: imports.measure(rounds),
+    "submits": lambda rounds, scale: submits.measure(rounds, round(200 * scale)),
+    "blocked": blocked,
+    "watch": watch,
+    "sizes": sizes,
+    "airflow": lambda rounds, scale: real_airflow.measure(rounds, max(4, round(TASKS * scale))),
+}
+
+
+def main() -> None:
+    given = _arguments()
+    names = given.only or list(MEASURES)
+    rounds = {name: 1 if given.quick else ROUNDS[name] for name in names}
+    scale = 0.1 if given.quick else 1.0
+    with tempfile.TemporaryDirectory() as folder:
+        if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+            # processes that compile all they import, each anew, would not be what a user has
+            os.environ["PYTHONPYCACHEPREFIX"] = folder
+        measured: dict[str, Any] = {
+            "machine": machine.describe(),
+            "settings": {"rounds": rounds, "scale": scale},
+        }
+        began = time.monotonic()
+        for name in names:
+            print(f"{time.monotonic() - began:4.0f} s  {name} ...", flush=True)
+            measured[name] = MEASURES[name](rounds[name], scale)
+    rows = page.write(measured, given.out)
+    print(f"{time.monotonic() - began:4.0f} s  done\n")
+    for row in rows:
+        print(f"{row.verdict().strip('*'):12} {row.what}: {row.figure} (aim {row.aim}; {row.beside})")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure, and write the page.")
+    parser.add_argument("--only", nargs="+", choices=MEASURES, help="measure only these; needs --out")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the jobs, one round; needs --out")
+    parser.add_argument("--out", type=Path, help="the folder for the page, if not docs/benchmarks")
+    given = parser.parse_args()
+    if given.out is None:
+        if given.only or given.quick:
+            parser.error("what is not the whole measurement goes elsewhere: give --out")
+        given.out = PAGE
+    return given
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

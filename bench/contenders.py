@@ -1,0 +1,115 @@
+"""Triggers that wait for jobs: the package's, and two that poll each job, written as providers write them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import aiohttp
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from bench.service import APP, KEY
+
+OURS, POOLED, SESSION = "ours", "pooled", "session per poll"
+_OVER = ("COMPLETED", "FAILED", "CANCELED")
+# A trigger of the package does not fire this soon after the deferral.
+_SETTLED = 60.0
+
+
+class SessionPerPollTrigger(BaseTrigger):
+    """Polls one job, and opens a session for each poll."""
+
+    def __init__(self, *, url: str, app_id: str, job_id: str, poll_interval: float, delay: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+        self.url = url
+        self.app_id = app_id
+        self.job_id = job_id
+        self.poll_interval = poll_interval
+        self.delay = delay
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return f"{type(self).__module__}.{type(self).__qualname__}", {
+            "url": self.url,
+            "app_id": self.app_id,
+            "job_id": self.job_id,
+            "poll_interval": self.poll_interval,
+            "delay": self.delay,
+        }
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        await asyncio.sleep(self.delay)
+        while True:
+            status = await self._status()
+            if status in _OVER:
+                break
+            await asyncio.sleep(self.poll_interval)
+        unsuccessful = [] if status == "COMPLETED" else [{"id": self.job_id, "status": status}]
+        yield TriggerEvent({"outcome": "over", "unsuccessful": unsuccessful})
+
+    async def _status(self) -> str:
+        async with aiohttp.ClientSession() as session:
+            return await self._ask(session)
+
+    async def _ask(self, session: aiohttp.ClientSession) -> str:
+        url = f"{self.url}/app/{self.app_id}/job/{self.job_id}"
+        async with session.get(url, headers={"x-api-key": KEY}) as answer:
+            answer.raise_for_status()
+            return str((await answer.json())["data"]["status"])
+
+
+class PooledTrigger(SessionPerPollTrigger):
+    """Polls one job, over a session that all share."""
+
+    session: aiohttp.ClientSession | None = None
+
+    async def _status(self) -> str:
+        if PooledTrigger.session is None:
+            PooledTrigger.session = aiohttp.ClientSession()
+        return await self._ask(PooledTrigger.session)
+
+    @classmethod
+    async def close(cls) -> None:
+        if cls.session is not None:
+            await cls.session.close()
+
+
+def make_triggers(
+    kind: str, job_ids: Sequence[str], *, url: str, poll_interval: float, is_settled: bool
+) -> list[BaseTrigger]:
+    """
+    Make a trigger for each job.
+
+    :param is_settled: whether the deferral is to count as long past.
+    """
+    if kind == OURS:
+        from airflow_provider_rungen.triggers import RunGenJobTrigger
+
+        now = time.time()
+        return [
+            RunGenJobTrigger(
+                rungen_conn_id="rungen_default",
+                app_id=APP,
+                job_ids=[job_id],
+                poll_interval=poll_interval,
+                deadline=now + 3600,
+                deferred_at=now - _SETTLED if is_settled else now,
+                cancel_on_kill=True,
+            )
+            for job_id in job_ids
+        ]
+    chance = random.Random(0)
+    trigger = PooledTrigger if kind == POOLED else SessionPerPollTrigger
+    # their first polls are spread over one interval, so that they do not all come at once
+    return [
+        trigger(
+            url=url,
+            app_id=APP,
+            job_id=job_id,
+            poll_interval=poll_interval,
+            delay=chance.uniform(0, poll_interval),
+        )
+        for job_id in job_ids
+    ]

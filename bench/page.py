@@ -1,0 +1,96 @@
+"""Writes the page, the raw figures and the plots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench import plots
+from bench.rows import Row, make_rows
+
+_HEAD = """\
+# Benchmarks
+
+This page, its plots and [the raw figures](results.json) are made by `make bench`.
+
+"""
+_HOW = """\
+
+## How it is measured
+
+- Everything goes over real HTTP to the [emulator](../../airflow_provider_rungen/emulator), which runs in a
+  process of its own, as does each of those who wait. The emulator counts the requests, and says when a job
+  ended.
+- **Each job polled** are two triggers written for this page, as many providers have them: ask for the one
+  job, sleep for the interval, ask again; over one shared session, or with a session opened for each poll.
+  Their first polls are spread over one interval, and they are spared the look-up of the Airflow connection.
+- Those compared wait at the same time, side by side, each with a service of its own; what is sensitive to
+  that (the heartbeat, submissions, imports, DAGs) is measured in turn. Figures are medians over the rounds,
+  except for one-by-one submissions (200, once, scaled up), mapped tasks (once, scaled up), sizes and lies
+  (once).
+- **Jobs ending in their order** run on an app with a worker for every 20 jobs, first come, first served; they
+  end evenly between 10 and 60 s. **Jobs ending in any order** all run at once, each for a time between 10 and
+  60 s by chance.
+- Processor time is that of the waiting process, from the first trigger's start to the last event, without
+  imports and with logging turned off, for all. Memory is what the process holds when all wait, over what it
+  held after it had imported what Airflow's triggerer imports. What was imported is taken out of garbage
+  collection, for all.
+- **Counters that lie** are those in the app's answer: frozen as of the beginning, all zero, or absent.
+- The heartbeat is measured with time ten times as fast (jobs of 1–6 s, polled at 0.5 s), so the loop has ten
+  times as much to do as in the other rows. The 20 MB are fetched beside 19 usual jobs.
+- An import is measured in a fresh process, garbage collection frozen, after `import airflow.sdk`; without
+  bytecode means that what is imported after `airflow.sdk` has to be compiled.
+- A DAG's time is from the request that triggers it to the end of its run, in a private `airflow standalone`
+  that is up and has read the DAG. A start of a worker is one process for the task. A deferrable task looks
+  for the end on the worker for 5 s first, unless it is told to defer at once.
+"""
+
+
+def write(measured: dict[str, Any], folder: Path) -> list[Row]:
+    """Write the folder's page, and give the rows of its table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = make_rows(measured)
+    drawn = plots.draw(measured, folder)
+    (folder / "results.json").write_text(_json({**measured, "rows": [row.as_json() for row in rows]}))
+    (folder / "README.md").write_text(_page(measured, rows, drawn))
+    return rows
+
+
+def _json(value: dict[str, Any]) -> str:
+    """Give JSON with a line for each run."""
+    parts = []
+    for name, part in value.items():
+        if isinstance(part, list):
+            lines = ",\n  ".join(json.dumps(item, ensure_ascii=False) for item in part)
+            parts.append(f" {json.dumps(name)}: [\n  {lines}\n ]")
+        else:
+            parts.append(f" {json.dumps(name)}: {json.dumps(part, ensure_ascii=False)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _page(measured: dict[str, Any], rows: list[Row], drawn: list[tuple[str, str]]) -> str:
+    machine = measured["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    text = _HEAD + (
+        f"Measured on {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB of memory, "
+        f"{machine['system']}, Python {machine['python']}, {packages}.\n"
+        f"{_rounds(measured['settings'])}\n\n"
+        "| what | this provider | beside | aim | |\n| --- | --- | --- | --- | --- |\n"
+    )
+    for row in rows:
+        text += f"| {row.what} | {row.figure} | {row.beside} | {row.aim} | {row.verdict()} |\n"
+    missed = [row for row in rows if row.is_reached is False]
+    if missed:
+        text += "\n## What falls short, and why\n\n"
+        for row in missed:
+            text += f"- {row.what}: {row.figure}, {row.aim} was aimed at. {row.why}".rstrip() + "\n"
+    for file, words in drawn:
+        text += f"\n## {words}\n\n![{words}]({file})\n"
+    return text + _HOW
+
+
+def _rounds(settings: dict[str, Any]) -> str:
+    told = ", ".join(f"{name} {count}" for name, count in settings["rounds"].items())
+    scaled = "" if settings["scale"] == 1 else f" Jobs: {settings['scale']:g} of the usual."
+    return f"Rounds: {told}.{scaled}"
