@@ -99,6 +99,8 @@ class Checkpoint:
         self.header = header | {"mark": 0}
         self.ids = [""] * header["count"]
         self.kept_mark = 0
+        #: How many ids were noted and are not in the store yet.
+        self.unkept = 0
         self._changed: set[int] = set()
 
     @classmethod
@@ -133,6 +135,7 @@ class Checkpoint:
     def note(self, index: int, job_id: str) -> None:
         """Keep what stands for an input, at the next flush."""
         self.ids[index] = job_id
+        self.unkept += 1
         self._changed.add(index // CHUNK)
 
     def raise_mark(self, index: int) -> None:
@@ -141,7 +144,7 @@ class Checkpoint:
 
     def flush(self) -> None:
         """Write what has changed."""
-        mark, changed = self.mark, sorted(self._changed)
+        mark, changed, noted = self.mark, sorted(self._changed), self.unkept
         self._changed.clear()
         if self._store is not None:
             for chunk in changed:
@@ -149,6 +152,7 @@ class Checkpoint:
             if self.kept_mark != mark or not changed:
                 self._store.set(KEY, dict(self.header))
         self.kept_mark = mark
+        self.unkept -= noted
 
 
 class BatchSubmission:
@@ -184,7 +188,7 @@ class BatchSubmission:
         self._abort: RunGenError | None = None
         self._submitted = 0
         self._news = asyncio.Event()
-        self._is_over = False
+        self._is_exhausted = self._is_over = False
         self.refused: dict[int, RunGenError] = {}
 
     async def run(self, todo: Iterable[tuple[int, Any]], total: int) -> None:
@@ -200,8 +204,10 @@ class BatchSubmission:
         rest = iter(todo)
         try:
             while not self._is_stopping() and self._abort is None:
+                if self._keeping.done():  # it ends early only when the store fails
+                    await self._keeping
                 await self._begin(rest)
-                if not self._under_way and not self._again:
+                if self._is_exhausted and not self._under_way and not self._again:
                     break
                 await self._take_answers(0.1)
                 if (now := time.monotonic()) - said_at >= PROGRESS_EVERY:
@@ -220,10 +226,14 @@ class BatchSubmission:
             raise self._abort
 
     async def _begin(self, rest: Iterator[tuple[int, Any]]) -> None:
-        """Begin as many submissions as may be under way."""
-        while len(self._under_way) < self._limit and time.monotonic() >= self._not_before:
+        """Begin as many submissions as may be under way; one counts until its id is in the store."""
+        while (
+            len(self._under_way) + self._checkpoint.unkept < self._limit
+            and time.monotonic() >= self._not_before
+        ):
             item = self._again.popleft() if self._again else next(rest, None)
             if item is None:
+                self._is_exhausted = True
                 return
             index, job_input = item
             if index + AHEAD // 2 >= self._checkpoint.mark:
@@ -238,6 +248,8 @@ class BatchSubmission:
 
     async def _take_answers(self, within: float) -> None:
         """Take the answers that came."""
+        if self._checkpoint.unkept:
+            within = 0.005  # the store makes room soon
         if not self._under_way:
             await asyncio.sleep(within)
             return

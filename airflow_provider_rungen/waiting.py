@@ -134,7 +134,7 @@ class JobWaiter(BaseOperator):
         if not self.deferrable:
             return perform(wait_for_jobs(app_id, job_ids, poll_interval=poll_interval, deadline=deadline))
         defer_at = min(time.time() + self.defer_after, deadline)
-        watch, pause = Watch(app_id), BRISKLY
+        watch, pause = Watch(app_id, is_fresh=False), BRISKLY
         while True:
             try:
                 # one look: the deadline is in the past

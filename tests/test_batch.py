@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,21 @@ def test_an_attempt_that_died_is_gone_on_with(rungen_emulator: Emulator, writes:
         1
     }  # nothing that was known is bought again
     assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(150)]
+
+
+def test_a_slow_store_never_lags_behind_by_more_than_is_under_way(rungen_emulator: Emulator) -> None:
+    class SlowStore(FakeStore):
+        def set(self, key: str, value: Any, **_: Any) -> None:
+            time.sleep(0.02)
+            kept = batch.Checkpoint.found(self)
+            lags.append(task.created - (len(kept.job_ids) if kept else 0))
+            super().set(key, value)
+
+    lags: list[int] = []
+    task = Task(rungen_emulator, inputs=prompts(120), max_concurrency=4)
+    task.store = SlowStore()
+    assert len(set(task.attempt().value)) == 120
+    assert max(lags) <= 4
 
 
 def test_an_unknown_fate_can_fail_the_task_for_good(rungen_emulator: Emulator) -> None:
