@@ -23,7 +23,9 @@ _WHY = {
     "memory": "For a waiting job there is, beside the trigger, what the shared poll loop knows of it; and "
     "the package is imported, with all that it imports.",
     "gap 20 MB": "The answer is joined, searched for the key and decoded in one go.",
-    "gap numbers": "Python's JSON decoder does not let go before it is done, whoever calls it.",
+    "gap numbers": "Most of it is Python's JSON decoder, which does not let go before it is done; joining "
+    "the answer, searching it for the key and freeing it come on top. Polling each job is blocked for less "
+    "in some rounds, which is not explained.",
     "one job": "Most of it is Airflow's own: the run is scheduled and a worker is started before there is a "
     "job.",
     "one job to the end": "It starts one worker, but a trigger does not fire in the first 6 s, as Airflow "
@@ -203,7 +205,7 @@ def _airflow(measured: dict[str, Any]) -> Iterable[Row]:
         what = f"a DAG with one batch of {jobs:,} jobs of {measured['job_seconds']:g} s, {words}"
         if dag_id in seconds:
             ours, times = median(seconds[dag_id]), median(measured["deferrals"][dag_id])
-            figure = f"{ours:.1f} s, {times:g} deferrals"
+            figure = f"{ours:.1f} s, {'deferred' if times else 'not deferred'}"
             yield _row("batch", what, figure, beside, ("≤ 20 s", ours <= 20))
         else:
             unmeasured = "not measured: there is no `RunGenRunBatchOperator` yet"
