@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
@@ -13,21 +12,17 @@ from airflow.providers.common.compat.sdk import (
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
-    conf,
 )
 
-from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobCanceledError,
     RunGenJobFailedError,
     RunGenJobTimeoutError,
 )
-from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.task import deadline_of, failing_for_good
 from airflow_provider_rungen.waiting import (
     JobWaiter,
-    deadline_of,
-    failing_for_good,
     job_ids_of,
     raise_for_jobs,
     read_event,
@@ -57,28 +52,13 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
-    ui_color = "#e8e4ff"
 
     def __init__(
-        self,
-        *,
-        job_id: Any,
-        app_id: str | None = None,
-        rungen_conn_id: str = RunGenHook.default_conn_name,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        defer_after: float | timedelta = 5,
-        end_from_trigger: bool = False,
-        cancel_on_kill: bool = False,
-        **kwargs: Any,
+        self, *, job_id: Any, end_from_trigger: bool = False, cancel_on_kill: bool = False, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(cancel_on_kill=cancel_on_kill, **kwargs)
         self.job_id = job_id
-        self.app_id = app_id
-        self.rungen_conn_id = rungen_conn_id
-        self.deferrable = deferrable
-        self.defer_after = seconds(defer_after, "defer_after", or_none=True)
         self.end_from_trigger = end_from_trigger
-        self.cancel_on_kill = cancel_on_kill
         self._watch: Watch | None = None
 
     def execute(self, context: Context) -> Any:

@@ -1,19 +1,17 @@
-"""What operators and sensors share: waiting for jobs (blocking or deferred), being killed, and failing."""
+"""What operators and sensors that wait for jobs share: the wait, blocking or deferred, and its outcome."""
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
+from airflow.providers.common.compat.sdk import conf
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
 from airflow_provider_rungen import api
+from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenInputError,
@@ -24,79 +22,48 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.models import Job, JobStatus
+from airflow_provider_rungen.task import KILL_TIME, RunGenTask
 from airflow_provider_rungen.watch import HANDFUL, Watch, wait_for_jobs
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-# Airflow kills a task for good 5 s after the signal.
-KILL_TIME = 4.0
 # Airflow's own time limit of a deferral tells the task too little, so it only comes when ours did not.
 GRACE = timedelta(minutes=10)
 # Seconds to the second look at a job that may be over before a deferral is worth it.
 BRISKLY = 0.3
 
 
-class JobWaiter(BaseOperator):
-    """
-    Waits for jobs, and cancels them when it is killed.
+class JobWaiter(RunGenTask):
+    """Waits for jobs of one app, and cancels them when it is killed."""
 
-    Subclasses set these attributes.
-    """
+    template_fields: Sequence[str] = ("app_id", "rungen_conn_id")
+    end_from_trigger = False
 
-    rungen_conn_id: str
-    app_id: str | None
-    deferrable: bool
-    defer_after: float
-    end_from_trigger: bool = False
-    cancel_on_kill: bool
-
-    _hook: RunGenHook | None = None
     _jobs: tuple[str, Sequence[str]] = ("", ())
-    _thread: int | None = None
-    _is_killed = False
 
-    @contextmanager
-    def _executing(self) -> Iterator[None]:
-        """Let a kill end this thread's work."""
-        before, self._thread = self._thread, threading.get_ident()
-        try:
-            yield
-        finally:
-            self._thread = before
+    def __init__(
+        self,
+        *,
+        app_id: str | None = None,
+        rungen_conn_id: str = RunGenHook.default_conn_name,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        defer_after: float | timedelta = 5,
+        cancel_on_kill: bool,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.app_id = app_id
+        self.rungen_conn_id = rungen_conn_id
+        self.deferrable = deferrable
+        self.defer_after = seconds(defer_after, "defer_after", or_none=True)
+        self.cancel_on_kill = cancel_on_kill
 
-    @contextmanager
-    def _working(self) -> Iterator[RunGenHook]:
-        """Open the hook for one stretch of work on the worker."""
-        if self._hook is None or self._hook.rungen_conn_id != self.rungen_conn_id:
-            self._hook = RunGenHook(self.rungen_conn_id)
-            self._hook.before_step = self._check_killed
-        with self._executing(), self._hook as hook:
-            _ = hook.settings  # on_kill must not have to ask Airflow for them
-            yield hook
-
-    @contextmanager
-    def _unbreakable(self) -> Iterator[None]:
-        """Put kills and time limits off until the end, so that the id of a job that was paid for is kept."""
-        with _signals:
-            yield
-        if self._is_killed:
-            self.on_kill()
-
-    def _check_killed(self) -> None:
-        """Let what was put off come now, between requests; a kill may have been swallowed, too."""
-        _signals.let_through()
-        if self._is_killed and self._thread == threading.get_ident():
-            raise AirflowException("The task was killed")
-
-    def on_kill(self) -> None:
-        """Cancel the jobs (``cancel_on_kill``) and end the task, within 5 s, asking nothing of Airflow."""
-        self._is_killed = True
+    def _abandon(self, hook: RunGenHook) -> None:
+        """Cancel the jobs (``cancel_on_kill``)."""
         app_id, job_ids = self._jobs
-        if self.cancel_on_kill and job_ids and self._hook is not None:
-            self._cancel_all(self._hook, app_id, job_ids)
-        # this may be a signal handler in the middle of execute(), which would go on if it returned
-        self._check_killed()
+        if self.cancel_on_kill and job_ids:
+            self._cancel_all(hook, app_id, job_ids)
 
     def _cancel_all(
         self, hook: RunGenHook, app_id: str, job_ids: Sequence[str], within: float = KILL_TIME
@@ -184,57 +151,6 @@ class JobWaiter(BaseOperator):
         raise NotImplementedError
 
 
-class _Signals:
-    """Puts off the signals that Airflow ends a task with (its handlers raise, wherever the task is)."""
-
-    def __init__(self) -> None:
-        self._handlers: dict[int, Any] = {}
-        self._put_off: list[tuple[int, Any]] = []
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGALRM):
-                if callable(signal.getsignal(number)):
-                    self._handlers[number] = signal.signal(number, self._put_it_off)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        try:
-            self.let_through()
-        finally:
-            self._handlers.clear()
-
-    def _put_it_off(self, number: int, frame: Any) -> None:
-        self._put_off.append((number, frame))
-
-    @property
-    def is_pending(self) -> bool:
-        return bool(self._put_off)
-
-    def let_through(self) -> None:
-        """Hand what came to the handlers it was meant for."""
-        while self._put_off:
-            number, frame = self._put_off.pop(0)
-            self._handlers[number](number, frame)
-
-
-_signals = _Signals()
-
-
-def is_killed() -> bool:
-    """Tell whether a kill or a time limit waits for the end of an unbreakable block."""
-    return _signals.is_pending
-
-
-def deadline_of(task: BaseOperator, deadline: float) -> float:
-    """Give the time (seconds since 1970) to stop waiting at: the task's execution_timeout counts, too."""
-    if task.execution_timeout is None:
-        return deadline
-    # Airflow does not apply it to a deferred task
-    return min(deadline, time.time() + task.execution_timeout.total_seconds())
-
-
 def read_event(event: dict[str, Any]) -> list[Job]:
     """
     Give the jobs that did not complete.
@@ -282,17 +198,6 @@ def raise_for_jobs(jobs: Iterable[Job], count: int = 0) -> None:
             app_id=errors[0].app_id,
             job_id=errors[0].job_id,
         )
-
-
-@contextmanager
-def failing_for_good(*also: type[RunGenError]) -> Iterator[None]:
-    """Say in Airflow's way that trying again cannot help: for hopeless errors, and those of given types."""
-    try:
-        yield
-    except RunGenError as error:
-        if error.hopeless or isinstance(error, also):
-            raise AirflowFailException(str(error)) from error
-        raise
 
 
 def job_ids_of(job_id: Any) -> list[str]:

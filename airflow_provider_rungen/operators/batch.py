@@ -20,7 +20,8 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.operators.job import CANCEL_TIME, JobSubmitter
-from airflow_provider_rungen.waiting import deadline_of, failing_for_good, is_killed, read_event
+from airflow_provider_rungen.task import deadline_of, failing_for_good, is_killed
+from airflow_provider_rungen.waiting import read_event
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context

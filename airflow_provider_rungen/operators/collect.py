@@ -8,15 +8,12 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import conf
-
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.exceptions import RunGenJobCanceledError, RunGenJobFailedError
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.task import deadline_of, failing_for_good
 from airflow_provider_rungen.waiting import (
     JobWaiter,
-    deadline_of,
-    failing_for_good,
     job_ids_of,
     names_of,
     raise_for_jobs,
@@ -48,32 +45,22 @@ class RunGenCollectResultsOperator(JobWaiter):
     """
 
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
-    ui_color = "#e8e4ff"
 
     def __init__(
         self,
         *,
         job_id: Any,
-        app_id: str | None = None,
-        rungen_conn_id: str = RunGenHook.default_conn_name,
         wait_for_completion: bool = True,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        defer_after: float | timedelta = 5,
         poll_interval: float | timedelta = 5,
         timeout: float | timedelta = 86400,
         cancel_on_kill: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(cancel_on_kill=cancel_on_kill, **kwargs)
         self.job_id = job_id
-        self.app_id = app_id
-        self.rungen_conn_id = rungen_conn_id
         self.wait_for_completion = wait_for_completion
-        self.deferrable = deferrable
-        self.defer_after = seconds(defer_after, "defer_after", or_none=True)
         self.poll_interval = seconds(poll_interval, "poll_interval")
         self.timeout = seconds(timeout, "timeout")
-        self.cancel_on_kill = cancel_on_kill
 
     def execute(self, context: Context) -> Any:
         """

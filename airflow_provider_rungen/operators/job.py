@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.providers.common.compat.sdk import BaseOperator, conf
+from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.exceptions import (
@@ -21,10 +21,9 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.submission import DurableSubmission, Submission
+from airflow_provider_rungen.task import deadline_of, failing_for_good
 from airflow_provider_rungen.waiting import (
     JobWaiter,
-    deadline_of,
-    failing_for_good,
     job_ids_of,
     names_of,
     raise_for_jobs,
@@ -47,17 +46,10 @@ KNOWN_WITHIN = 10.0
 class JobSubmitter(JobWaiter):
     """What the operators that run jobs have in common: the jobs are theirs, to keep and to cancel."""
 
-    template_fields: Sequence[str] = ("app_id", "rungen_conn_id")
-    ui_color = "#e8e4ff"
-
     def __init__(
         self,
         *,
-        app_id: str | None = None,
-        rungen_conn_id: str = RunGenHook.default_conn_name,
         wait_for_completion: bool = False,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        defer_after: float | timedelta = 5,
         end_from_trigger: bool = False,
         poll_interval: float | timedelta = 5,
         timeout: float | timedelta = 86400,
@@ -66,20 +58,15 @@ class JobSubmitter(JobWaiter):
         on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(cancel_on_kill=cancel_on_kill, **kwargs)
         if on_unknown_submission not in ("resubmit", "fail"):
             raise ValueError(
                 f"on_unknown_submission must be 'resubmit' or 'fail', not {on_unknown_submission!r}"
             )
-        self.app_id = app_id
-        self.rungen_conn_id = rungen_conn_id
         self.wait_for_completion = wait_for_completion
-        self.deferrable = deferrable
-        self.defer_after = seconds(defer_after, "defer_after", or_none=True)
         self.end_from_trigger = end_from_trigger
         self.poll_interval = seconds(poll_interval, "poll_interval")
         self.timeout = seconds(timeout, "timeout")
-        self.cancel_on_kill = cancel_on_kill
         self.durable = durable
         self.on_unknown_submission = on_unknown_submission
 

@@ -1,0 +1,135 @@
+"""What every task has: the hook it works with, an end when it is killed, and errors in Airflow's way."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
+
+from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.hooks import RunGenHook
+
+# Airflow kills a task for good 5 s after the signal.
+KILL_TIME = 4.0
+
+
+class RunGenTask(BaseOperator):
+    """A task that works with a hook until it is done or killed."""
+
+    ui_color = "#e8e4ff"
+    rungen_conn_id: str
+
+    _hook: RunGenHook | None = None
+    _thread: int | None = None
+    _is_killed = False
+
+    @contextmanager
+    def _executing(self) -> Iterator[None]:
+        """Let a kill end this thread's work."""
+        before, self._thread = self._thread, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._thread = before
+
+    @contextmanager
+    def _working(self) -> Iterator[RunGenHook]:
+        """Open the hook for one stretch of work on the worker."""
+        if self._hook is None or self._hook.rungen_conn_id != self.rungen_conn_id:
+            self._hook = RunGenHook(self.rungen_conn_id)
+            self._hook.before_step = self._check_killed
+        with self._executing(), self._hook as hook:
+            _ = hook.settings  # on_kill must not have to ask Airflow for them
+            yield hook
+
+    @contextmanager
+    def _unbreakable(self) -> Iterator[None]:
+        """Put kills and time limits off until the end, so that the id of a job that was paid for is kept."""
+        with _signals:
+            yield
+        if self._is_killed:
+            self.on_kill()
+
+    def _check_killed(self) -> None:
+        """Let what was put off come now, between requests; a kill may have been swallowed, too."""
+        _signals.let_through()
+        if self._is_killed and self._thread == threading.get_ident():
+            raise AirflowException("The task was killed")
+
+    def on_kill(self) -> None:
+        """Abandon what was begun, and end the task."""
+        self._is_killed = True
+        if self._hook is not None:
+            self._abandon(self._hook)
+        # this may be a signal handler in the middle of execute(), which would go on if it returned
+        self._check_killed()
+
+    def _abandon(self, hook: RunGenHook) -> None:
+        """Undo what a kill makes useless, within `KILL_TIME`, asking nothing of Airflow."""
+
+
+class _Signals:
+    """Puts off the signals that Airflow ends a task with (its handlers raise, wherever the task is)."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Any] = {}
+        self._put_off: list[tuple[int, Any]] = []
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGALRM):
+                if callable(signal.getsignal(number)):
+                    self._handlers[number] = signal.signal(number, self._put_it_off)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        try:
+            self.let_through()
+        finally:
+            self._handlers.clear()
+
+    def _put_it_off(self, number: int, frame: Any) -> None:
+        self._put_off.append((number, frame))
+
+    @property
+    def is_pending(self) -> bool:
+        return bool(self._put_off)
+
+    def let_through(self) -> None:
+        """Hand what came to the handlers it was meant for."""
+        while self._put_off:
+            number, frame = self._put_off.pop(0)
+            self._handlers[number](number, frame)
+
+
+_signals = _Signals()
+
+
+def is_killed() -> bool:
+    """Tell whether a kill or a time limit waits for the end of an unbreakable block."""
+    return _signals.is_pending
+
+
+def deadline_of(task: BaseOperator, deadline: float) -> float:
+    """Give the time (seconds since 1970) to stop waiting at: the task's execution_timeout counts, too."""
+    if task.execution_timeout is None:
+        return deadline
+    # Airflow does not apply it to a deferred task
+    return min(deadline, time.time() + task.execution_timeout.total_seconds())
+
+
+@contextmanager
+def failing_for_good(*also: type[RunGenError]) -> Iterator[None]:
+    """Say in Airflow's way that trying again cannot help: for hopeless errors, and those of given types."""
+    try:
+        yield
+    except RunGenError as error:
+        if error.hopeless or isinstance(error, also):
+            raise AirflowFailException(str(error)) from error
+        raise
