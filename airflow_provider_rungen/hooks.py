@@ -237,12 +237,25 @@ class RunGenHook(BaseHook):
 
         return asyncio.run(run())
 
-    async def aperform(self, flow: api.Flow[api.T]) -> api.T:
-        """Perform a flow in the running event loop."""
+    async def aapp_id_or_default(self, app_id: str | None = None) -> str:
+        """
+        Give the app to use, in the running event loop.
+
+        :raises RunGenConfigError: neither the caller nor the connection names one.
+        """
+        if not app_id:
+            await self._aread()
+        return self.app_id_or_default(app_id)
+
+    async def _aread(self) -> None:
         if self._settings is None:
             from airflow.providers.common.compat.connection import get_async_connection
 
             self._read(await get_async_connection(self.rungen_conn_id, type(self)))
+
+    async def aperform(self, flow: api.Flow[api.T]) -> api.T:
+        """Perform a flow in the running event loop."""
+        await self._aread()
         if self._async_sender is None:
             # in a thread: importing it holds up the event loop for a third of a second
             await asyncio.to_thread(import_module, "aiohttp")

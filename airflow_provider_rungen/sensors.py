@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
@@ -13,6 +15,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
     BaseSensorOperator,
 )
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
 from airflow_provider_rungen.exceptions import (
     RunGenError,
@@ -22,6 +25,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.task import deadline_of, failing_for_good
 from airflow_provider_rungen.waiting import (
+    GRACE,
     JobWaiter,
     job_ids_of,
     raise_for_jobs,
@@ -31,6 +35,7 @@ from airflow_provider_rungen.watch import Watch, wait_for_jobs
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+    from airflow.triggers.base import StartTriggerArgs
 
 
 class RunGenJobSensor(JobWaiter, BaseSensorOperator):
@@ -47,6 +52,9 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
     :param defer_after: seconds to look for the end on the worker first; a deferral takes longer than that.
     :param end_from_trigger: let a success end in the triggerer, with no second start of a worker, where
         Airflow can (3.3 and later; not with ``outlets``).
+    :param start_from_trigger: begin in the triggerer, without a first start of a worker (Airflow 3.3 and
+        later; before, and when mapped, the sensor defers as ever). Together with ``end_from_trigger`` a
+        success needs no worker at all. Only with ``deferrable``.
     :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
         again would find them canceled.
     """
@@ -54,12 +62,79 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
 
     def __init__(
-        self, *, job_id: Any, end_from_trigger: bool = False, cancel_on_kill: bool = False, **kwargs: Any
+        self,
+        *,
+        job_id: Any,
+        end_from_trigger: bool = False,
+        start_from_trigger: bool = False,
+        cancel_on_kill: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(cancel_on_kill=cancel_on_kill, **kwargs)
         self.job_id = job_id
         self.end_from_trigger = end_from_trigger
         self._watch: Watch | None = None
+        if start_from_trigger and not self.deferrable:
+            raise ValueError("start_from_trigger needs deferrable=True")
+        # on the instance alone: Airflow breaks mapped tasks of a class that says so
+        self.start_from_trigger = start_from_trigger and AIRFLOW_V_3_3_PLUS
+        if self.start_from_trigger:
+            self.start_trigger_args = self._start()
+
+    def _start(self) -> StartTriggerArgs:
+        """Give what Airflow needs to begin in the triggerer."""
+        from airflow.triggers.base import StartTriggerArgs
+
+        return StartTriggerArgs(
+            trigger_cls="airflow_provider_rungen.triggers.RunGenJobTrigger",
+            # those that are named as the sensor's template fields are rendered in the triggerer
+            trigger_kwargs={
+                "rungen_conn_id": self._template("rungen_conn_id", self.rungen_conn_id),
+                "app_id": self._template("app_id", self.app_id),
+                "job_id": self._template("job_id", self.job_id),
+                "poll_interval": self._interval(),
+                "timeout": self.timeout,
+                "cancel_on_kill": self.cancel_on_kill,
+                "end_from_trigger": self.end_from_trigger and not self.outlets,
+            },
+            next_method="execute_complete",
+            timeout=timedelta(seconds=self.timeout) + GRACE,
+        )
+
+    def _template(self, name: str, value: Any) -> Any:
+        """
+        Give a value as the triggerer can render it: it knows templates, but no ``.output``.
+
+        :raises ValueError: it cannot be rendered there.
+        """
+        if isinstance(value, list | tuple):
+            return [self._template(name, item) for item in value]
+        if isinstance(value, str):
+            for arguments in re.findall(r"xcom_pull\(((?:[^()]|\([^()]*\))*)", value):
+                if "map_indexes" not in arguments:
+                    raise ValueError(
+                        f"{name} of {self.task_id}: with start_from_trigger, xcom_pull needs map_indexes=-1 "
+                        "(or a mapped task's index), without which Airflow waits in the triggerer for ever"
+                    )
+            return value
+        if value is None:
+            return None
+        from airflow.sdk.definitions.xcom_arg import PlainXComArg
+
+        group = self.get_closest_mapped_task_group()
+        if isinstance(value, PlainXComArg) and not value.operator.is_mapped:
+            theirs = value.operator.get_closest_mapped_task_group()
+            if theirs in (None, group):
+                index = -1 if theirs is None else "ti.map_index"
+                where = f"task_ids={value.operator.task_id!r}, key={value.key!r}, map_indexes={index}"
+                return f"{{{{ ti.xcom_pull({where}) }}}}"
+        raise ValueError(
+            f"{name} of {self.task_id}: with start_from_trigger, it must be text, a template, or the .output "
+            "of one task that is not mapped, which is all that Airflow can render in the triggerer"
+        )
+
+    def _interval(self) -> float:
+        return max(self.poke_interval, 0.1)
 
     def execute(self, context: Context) -> Any:
         if not self.deferrable:
@@ -68,8 +143,9 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         with self._skipping(), self._failing(), self._working() as hook:
             app_id, job_ids = hook.app_id_or_default(self.app_id), job_ids_of(self.job_id)
             deadline = deadline_of(self, time.time() + self.timeout)
-            interval = max(self.poke_interval, 0.1)
-            raise_for_jobs(self._wait(hook, app_id, job_ids, poll_interval=interval, deadline=deadline))
+            raise_for_jobs(
+                self._wait(hook, app_id, job_ids, poll_interval=self._interval(), deadline=deadline)
+            )
         return None
 
     def poke(self, context: Context) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import logging
@@ -38,11 +39,12 @@ class RunGenJobTrigger(BaseTrigger):
     ``{"outcome": "timeout" | "error", "message", …}``, with the ``app_id``, and a few ``job_ids``, not many.
 
     :param rungen_conn_id: the Airflow connection.
-    :param app_id: the app of the jobs.
-    :param job_ids: the jobs to wait for.
+    :param app_id: the app of the jobs; the connection's ``app_id`` when left out.
+    :param job_id: the jobs to wait for: one id, a list, or the text that a template makes of a list.
     :param poll_interval: seconds between two looks at a job.
+    :param timeout: seconds to wait at most, from the start of the task; used without a ``deadline``.
     :param deadline: the time (seconds since 1970) to stop waiting at.
-    :param deferred_at: the time (seconds since 1970) of the deferral.
+    :param deferred_at: the time (seconds since 1970) of the deferral, if a worker deferred the task.
     :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
     :param end_from_trigger: end the task here when all jobs completed.
     """
@@ -51,19 +53,21 @@ class RunGenJobTrigger(BaseTrigger):
         self,
         *,
         rungen_conn_id: str,
-        app_id: str,
-        job_ids: list[str],
+        app_id: str | None,
+        job_id: Any,
         poll_interval: float,
-        deadline: float,
-        deferred_at: float,
+        timeout: float = 0,
+        deadline: float | None = None,
+        deferred_at: float = 0,
         cancel_on_kill: bool,
         end_from_trigger: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
         self.rungen_conn_id = rungen_conn_id
         self.app_id = app_id
-        self.job_ids = job_ids
+        self.job_id = job_id
         self.poll_interval = poll_interval
+        self.timeout = timeout
         self.deadline = deadline
         self.deferred_at = deferred_at
         self.cancel_on_kill = cancel_on_kill
@@ -73,8 +77,9 @@ class RunGenJobTrigger(BaseTrigger):
         return f"{type(self).__module__}.{type(self).__qualname__}", {
             "rungen_conn_id": self.rungen_conn_id,
             "app_id": self.app_id,
-            "job_ids": self.job_ids,
+            "job_id": self.job_id,
             "poll_interval": self.poll_interval,
+            "timeout": self.timeout,
             "deadline": self.deadline,
             "deferred_at": self.deferred_at,
             "cancel_on_kill": self.cancel_on_kill,
@@ -83,9 +88,7 @@ class RunGenJobTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         try:
-            event = {"app_id": self.app_id, **await self._event()}
-            if len(self.job_ids) <= FEW:
-                event["job_ids"] = self.job_ids
+            event = await self._event()
             await asyncio.sleep(self.deferred_at + SETTLING_TIME - time.time())
         except asyncio.CancelledError:
             if not hasattr(BaseTrigger, "on_kill"):  # before Airflow 3.3 nobody else would call it
@@ -123,37 +126,57 @@ class RunGenJobTrigger(BaseTrigger):
             log.info("The task is still deferred: its RunGen jobs are left running")
             return
         async with asyncio.timeout(CANCEL_TIME), RunGenHook(self.rungen_conn_id) as hook:
-            await asyncio.gather(*(self._cancel(hook, job_id) for job_id in self.job_ids))
+            app_id = await hook.aapp_id_or_default(self.app_id)
+            await asyncio.gather(*(self._cancel(hook, app_id, job_id) for job_id in _job_ids(self.job_id)))
 
-    async def _cancel(self, hook: RunGenHook, job_id: str) -> None:
+    async def _cancel(self, hook: RunGenHook, app_id: str, job_id: str) -> None:
         try:
-            await hook.aperform(api.cancel_job(self.app_id, job_id, patience=CANCEL_TIME))
+            await hook.aperform(api.cancel_job(app_id, job_id, patience=CANCEL_TIME))
             log.info("Canceled RunGen job %s", job_id)
         except RunGenError as error:
             log.warning("RunGen job %s was not canceled: %s", job_id, error)
 
     async def _event(self) -> dict[str, Any]:
-        watcher = watcher_of(self.rungen_conn_id, self.app_id)
+        event: dict[str, Any] = {"app_id": self.app_id or ""}
         try:
-            jobs = await watcher.wait(self.job_ids, poll_interval=self.poll_interval, deadline=self.deadline)
+            job_ids = _job_ids(self.job_id)
+            event |= {"job_ids": job_ids} if len(job_ids) <= FEW else {}
+            event["app_id"] = await RunGenHook(self.rungen_conn_id).aapp_id_or_default(self.app_id)
+            return event | await self._wait(event["app_id"], job_ids)
         except RunGenJobTimeoutError as error:
-            return {"outcome": "timeout", "message": str(error)}
+            outcome: dict[str, Any] = {"outcome": "timeout", "message": str(error)}
         except RunGenError as error:
-            return {"outcome": "error", "message": str(error), "hopeless": error.hopeless}
+            outcome = {"outcome": "error", "message": str(error), "hopeless": error.hopeless}
         except Exception as error:
             # a trigger that raises reaches the task as a bare TaskDeferralError
             log.exception("Waiting for RunGen jobs failed")
-            return {
-                "outcome": "error",
-                "message": f"{type(error).__name__} in the triggerer: {clean_text(str(error))}",
-                "hopeless": False,
-            }
+            message = f"{type(error).__name__} in the triggerer: {clean_text(str(error))}"
+            outcome = {"outcome": "error", "message": message, "hopeless": False}
+        return event | outcome
+
+    async def _wait(self, app_id: str, job_ids: list[str]) -> dict[str, Any]:
+        deadline = self.deadline
+        if deadline is None:
+            started = getattr(self.task_instance, "start_date", None)
+            deadline = (started.timestamp() if started else time.time()) + self.timeout
+        watcher = watcher_of(self.rungen_conn_id, app_id)
+        jobs = await watcher.wait(job_ids, poll_interval=self.poll_interval, deadline=deadline)
         unsuccessful = [
             {"id": job.id, "status": job.status.value, "error": job.error}
             for job in jobs
             if job.status is not JobStatus.COMPLETED
         ]
         return {"outcome": "over", "unsuccessful": unsuccessful[:FEW], "count": len(unsuccessful)}
+
+
+def _job_ids(job_id: Any) -> list[str]:
+    """Give the ids of one, of a list, or of the text that a template makes of a list."""
+    if isinstance(job_id, str) and job_id.startswith("["):
+        with contextlib.suppress(ValueError, SyntaxError):
+            job_id = ast.literal_eval(job_id)
+    if job_id is None or job_id == "None":
+        job_id = ""  # to be refused as an id that is empty
+    return [job_id] if isinstance(job_id, str) else [each for each in job_id if each is not None]
 
 
 def _read_state(ti: Any) -> str | None:

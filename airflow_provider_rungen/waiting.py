@@ -135,7 +135,7 @@ class JobWaiter(RunGenTask):
             trigger=RunGenJobTrigger(
                 rungen_conn_id=self.rungen_conn_id,
                 app_id=app_id,
-                job_ids=job_ids,
+                job_id=job_ids,
                 poll_interval=poll_interval,
                 deadline=deadline,
                 deferred_at=now,

@@ -92,7 +92,7 @@ def make_triggers(
             RunGenJobTrigger(
                 rungen_conn_id="rungen_default",
                 app_id=APP,
-                job_ids=[job_id],
+                job_id=[job_id],
                 poll_interval=poll_interval,
                 deadline=now + 3600,
                 deferred_at=now - _SETTLED if is_settled else now,

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
+import json
 import signal
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from airflow.providers.common.compat.sdk import (
+    DAG,
     AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
 )
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 from conftest import APP, KEY, Outcome, run_task, signal_when
 
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.operators import RunGenRunJobOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -201,3 +208,89 @@ def test_the_fields_are_rendered() -> None:
     task = sensor(["{{ id }}"], app_id="{{ app }}", rungen_conn_id="{{ conn }}")
     task.render_template_fields(cast(Any, {"id": "job", "app": "an-app", "conn": "a_conn"}))
     assert (task.job_id, task.app_id, task.rungen_conn_id) == (["job"], "an-app", "a_conn")
+
+
+STRAIGHT: dict[str, Any] = {"deferrable": True, "start_from_trigger": True}
+SINCE_3_3 = pytest.mark.skipif(
+    not AIRFLOW_V_3_3_PLUS, reason="only Airflow 3.3 and later render templates in the triggerer"
+)
+
+
+def started(task: RunGenJobSensor, start: datetime | None = None) -> dict[str, Any]:
+    """What the trigger fires that Airflow starts in the sensor's stead."""
+    args = cast("Any", task).start_trigger_args
+    path, name = args.trigger_cls.rsplit(".", 1)
+    trigger = getattr(importlib.import_module(path), name)(**json.loads(json.dumps(args.trigger_kwargs)))
+    trigger.task_instance = SimpleNamespace(start_date=start, task_id=task.task_id)
+
+    async def first() -> Any:
+        stream = trigger.run()
+        try:
+            return (await anext(stream)).payload
+        finally:
+            await stream.aclose()
+
+    event: dict[str, Any] = asyncio.run(first())
+    return event
+
+
+@SINCE_3_3
+def test_a_sensor_that_starts_in_the_triggerer_waits_for_its_jobs(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    ids = submitted(0, 0.2)
+    for given in (ids, str(ids), repr([*ids, None])):
+        task = sensor(given, **STRAIGHT)
+        assert cast("Any", task).start_from_trigger is True
+        event = started(task)
+        assert (event["app_id"], event["outcome"], event["job_ids"]) == (APP, "over", ids)
+        task.execute_complete(context, event)
+
+
+@SINCE_3_3
+def test_the_timeout_counts_from_the_start_of_the_task(rungen_emulator: Emulator, context: Any) -> None:
+    [job_id] = submitted(60)
+    task = sensor(job_id, timeout=30, **STRAIGHT)
+    event = started(task, datetime.now(UTC) - timedelta(seconds=31))
+    with pytest.raises(AirflowSensorTimeout, match=job_id):
+        task.execute_complete(context, event)
+
+
+@SINCE_3_3
+@pytest.mark.parametrize("nothing", ["None", "", "[None, '']"])
+def test_a_sensor_that_starts_in_the_triggerer_says_that_there_is_no_id(
+    rungen_emulator: Emulator, context: Any, nothing: str
+) -> None:
+    task = sensor(nothing, **STRAIGHT)
+    with pytest.raises(AirflowFailException, match="did the task before push nothing"):
+        task.execute_complete(context, started(task))
+
+
+@SINCE_3_3
+def test_what_the_triggerer_cannot_render_is_refused_when_the_dag_is_parsed() -> None:
+    with DAG("straight"):
+        run = RunGenRunJobOperator(task_id="run", input=INPUT)
+        many = RunGenRunJobOperator.partial(task_id="many").expand(input=[INPUT])
+        waiting = sensor(run.output, **STRAIGHT)
+        with pytest.raises(ValueError, match="not mapped"):
+            sensor(many.output, **{"task_id": "wait_many", **STRAIGHT})
+        with pytest.raises(ValueError, match="map_indexes=-1"):
+            sensor("{{ ti.xcom_pull(task_ids='run') }}", **{"task_id": "for_ever", **STRAIGHT})
+        with pytest.raises(ValueError, match="app_id of elsewhere"):
+            sensor("a", app_id=run.output.map(str), **{"task_id": "elsewhere", **STRAIGHT})
+    template = "{{ ti.xcom_pull(task_ids='run', key='return_value', map_indexes=-1) }}"
+    assert cast("Any", waiting).start_trigger_args.trigger_kwargs["job_id"] == template
+    assert waiting.upstream_task_ids == {"run"}
+
+
+def test_starting_in_the_triggerer_is_a_way_to_defer() -> None:
+    with pytest.raises(ValueError, match="deferrable=True"):
+        sensor("a", start_from_trigger=True)
+
+
+def test_where_airflow_cannot_start_in_the_triggerer_the_sensor_defers(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    assert not getattr(RunGenJobSensor, "start_from_trigger", False)
+    outcome = run_task(sensor(submitted(0.3), **STRAIGHT), context)
+    assert (outcome.error, len(outcome.events)) == (None, 1)

@@ -27,7 +27,7 @@ def trigger(job_ids: list[str], **options: Any) -> RunGenJobTrigger:
     settings: dict[str, Any] = {
         "rungen_conn_id": "rungen_default",
         "app_id": APP,
-        "job_ids": job_ids,
+        "job_id": job_ids,
         "poll_interval": 0.02,
         "deadline": now + 60,
         "deferred_at": now - 60,

@@ -123,7 +123,7 @@ def test_hundreds_of_triggers_share_one_loop_one_lookup_and_a_few_connections(
         trigger = RunGenJobTrigger(
             rungen_conn_id="rungen_default",
             app_id=APP,
-            job_ids=[job_id],
+            job_id=[job_id],
             poll_interval=0.05,
             deadline=time.time() + 600,
             deferred_at=time.time() - 60,

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.hooks import RunGenHook
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -44,6 +45,11 @@ def emulator() -> Iterator[Emulator]:
         yield emulator
 
 
+@pytest.fixture(autouse=True)
+def _connection(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", emulator.airflow_connection())
+
+
 @pytest.fixture(scope="session")
 def airflow(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowInstance]:
     environment = {"AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(), **IMPATIENT}
@@ -56,12 +62,12 @@ class Run:
     """One run of a system test's DAG, and the jobs that it made."""
 
     def __init__(
-        self, airflow: AirflowInstance, emulator: Emulator, dag_id: str, *, seconds: float, count: int = 1
+        self, airflow: AirflowInstance, emulator: Emulator, dag_id: str, *, seconds: float, **conf: Any
     ) -> None:
         self.airflow, self.emulator, self.dag_id = airflow, emulator, dag_id
         self.prompt = f"system test {uuid.uuid4()}"
         job_input = {"prompt": self.prompt, "emulator": {"seconds": seconds}}
-        self.id = airflow.trigger(dag_id, {"input": job_input, "count": count})
+        self.id = airflow.trigger(dag_id, {"input": job_input, "count": 1} | conf)
 
     def jobs(self) -> list[dict[str, Any]]:
         return [job for job in self.emulator.service.jobs() if job["input"]["prompt"].startswith(self.prompt)]
@@ -77,8 +83,8 @@ class Run:
         [task] = self.tasks(task_id)
         return task
 
-    def log(self, try_number: int = 1) -> str:
-        return self.airflow.log(self.dag_id, self.id, "run", try_number)
+    def log(self, try_number: int = 1, task_id: str = "run", map_index: int = -1) -> str:
+        return self.airflow.log(self.dag_id, self.id, task_id, try_number, map_index)
 
     def mark(self, state: str) -> None:
         self.airflow.set_task_state(self.dag_id, self.id, "run", state)
@@ -258,6 +264,23 @@ def test_a_success_ends_in_the_triggerer_without_a_second_worker(
     assert airflow.xcom("ending", run.id, "run") == job["id"]
     assert run.log().count("Pre Execute") == 1
     assert "Waiting for RunGen job" in run.log()
+
+
+def test_a_sensor_that_starts_in_the_triggerer_needs_no_worker(start: Callable[..., Run]) -> None:
+    with RunGenHook() as hook:
+        late = hook.run_job(input={"prompt": "late", "emulator": {"seconds": 200}})
+    run = start("no_worker", seconds=8, job_id=late.id, app_id=late.app_id)
+    assert run.wait_for_end() == "failed"
+    # the one that was asked to wait for the late job had 8 s
+    assert run.task("wait_as_asked")["state"] == "failed"
+    assert f"{late.id} of app {late.app_id} was not over in time" in run.log(task_id="wait_as_asked")
+    assert run.jobs_by_status() == {"COMPLETED": 3}
+    for task_id, starts in {"wait": 0, "wait_for_batch": 0, "wait_on_worker": 1}.items():
+        assert run.task(task_id)["state"] == "success"
+        assert run.log(task_id=task_id).count("Pre Execute") == starts
+    for waited in run.tasks("each.wait"):
+        assert waited["state"] == "success"
+        assert run.log(task_id="each.wait", map_index=waited["map_index"]).count("Pre Execute") == 0
 
 
 def test_the_chain_of_run_sensor_and_collect_makes_one_job(
