@@ -13,7 +13,7 @@ help:
 	@echo "make test         run the tests"
 	@echo "make test-system  run the tests that start a real Airflow and kill parts of it (minutes)"
 	@echo "make standalone   Airflow with the example DAGs and the emulator, until Ctrl-C (PORT=8080 sets the UI's port)"
-	@echo "make bench        measure what it costs, beside others, and renew docs/benchmarks (12 minutes)"
+	@echo "make bench        measure what it costs, beside others, and renew docs/benchmarks (20 minutes)"
 	@echo "make lint         check style and formatting"
 	@echo "make types        check types"
 	@echo "make format       format the code"

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import imports, machine, page, real_airflow, submits, watching
+from bench import imports, machine, page, real_airflow, sensors, submits, watching
 from bench.contenders import OURS, POOLED, SESSION
 from bench.service import ROOT
 from bench.watching import AT_ONCE, QUEUE, Load, Plan
 
 PAGE = ROOT / "docs" / "benchmarks"
-ROUNDS = {"watch": 3, "sizes": 1, "blocked": 3, "submits": 3, "imports": 5, "airflow": 3}
+ROUNDS = {"watch": 3, "sizes": 1, "blocked": 3, "submits": 3, "imports": 5, "airflow": 3, "sensors": 2}
 TASKS = 100
 _BIG = 20_000_000
 
@@ -61,6 +61,7 @@ MEASURES: dict[str, Callable[[int, float], Any]] = {
     "watch": watch,
     "sizes": sizes,
     "airflow": lambda rounds, scale: real_airflow.measure(rounds, max(4, round(TASKS * scale))),
+    "sensors": lambda rounds, scale: sensors.measure(rounds, max(4, round(sensors.SENSORS * scale))),
 }
 
 

@@ -44,6 +44,8 @@ _HOW = """\
 - A DAG's time is from the request that triggers it to the end of its run, in a private `airflow standalone`
   that is up and has read the DAG. A start of a worker is one process for the task. A deferrable task looks
   for the end on the worker for 5 s first, unless it is told to defer at once.
+- The sensors wait all at once, each for a job of its own. Counted is what all of Airflow's processes work
+  from the submission of the jobs to the end of the run, less what they work when they run nothing.
 """
 
 

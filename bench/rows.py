@@ -11,6 +11,8 @@ from bench.contenders import OURS, POOLED, SESSION
 from bench.imports import HTTP
 from bench.imports import OURS as OUR_MODULE
 from bench.real_airflow import DEFERRABLE, DEFERRED, IN_PLACE, JOB, JOB_DEFERRED, JOB_TO_THE_END, TASK_EACH
+from bench.sensors import DEFERRABLE as SENSORS_DEFERRABLE
+from bench.sensors import POKE, STRAIGHT
 from bench.watching import AT_ONCE, QUEUE
 
 _ORDERS = {QUEUE: "ending in their order", AT_ONCE: "ending in any order"}
@@ -68,6 +70,7 @@ def make_rows(measured: dict[str, Any]) -> list[Row]:
         "imports": _imports,
         "blocked": _blocked,
         "airflow": _airflow,
+        "sensors": _sensors,
     }
     return [row for name, make in makers.items() if name in measured for row in make(measured[name])]
 
@@ -224,3 +227,18 @@ def _airflow(measured: dict[str, Any]) -> Iterable[Row]:
             f"deferred at once, ended on a worker: {slow:.1f} s, {max(starts[JOB_DEFERRED])} starts",
             ("≤ 0.6 ×, one start", ours <= 0.6 * slow and begun == 1),
         )
+
+
+def _sensors(measured: dict[str, Any]) -> Iterable[Row]:
+    poke, deferrable, straight = (
+        median(measured["cpu"][dag_id]) for dag_id in (POKE, SENSORS_DEFERRABLE, STRAIGHT)
+    )
+    least = min(poke, deferrable)
+    yield _row(
+        "sensors",
+        f"processor time of all of Airflow, {measured['sensors']} sensors on "
+        f"{measured['job_seconds']:g} s jobs, `start_from_trigger` and `end_from_trigger`",
+        f"{straight:.0f} s ({straight / least:.2f} ×)",
+        f"poke mode: {poke:.0f} s; plain deferrable: {deferrable:.0f} s",
+        ("less than either", straight < least),
+    )

@@ -10,9 +10,11 @@ from airflow.providers.http.operators.http import HttpOperator
 from airflow.sdk import dag
 
 from airflow_provider_rungen import operators
+from airflow_provider_rungen.sensors import RunGenJobSensor
 
 JOBS = int(os.environ["BENCH_JOBS"])
 TASKS = int(os.environ["BENCH_TASKS"])
+SENSORS = int(os.environ.get("BENCH_SENSORS", "1"))
 _INPUTS = [{"prompt": f"job {place}"} for place in range(JOBS)]
 
 
@@ -82,3 +84,29 @@ def bench_http_tasks() -> None:
 
 
 bench_http_tasks()
+
+
+def _sensors(**options: Any) -> None:
+    for place in range(SENSORS):
+        job_id = f"{{{{ dag_run.conf['ids'][{place}] }}}}"
+        RunGenJobSensor(task_id=f"wait_{place}", job_id=job_id, poke_interval=5, **options)
+
+
+@dag(schedule=None, tags=["bench"])
+def bench_sensors_poke() -> None:
+    _sensors(deferrable=False, mode="poke")
+
+
+@dag(schedule=None, tags=["bench"])
+def bench_sensors_deferrable() -> None:
+    _sensors(deferrable=True, defer_after=0)
+
+
+@dag(schedule=None, tags=["bench"])
+def bench_sensors_straight() -> None:
+    _sensors(deferrable=True, start_from_trigger=True, end_from_trigger=True)
+
+
+bench_sensors_poke()
+bench_sensors_deferrable()
+bench_sensors_straight()
