@@ -17,6 +17,7 @@ from airflow_provider_rungen import api
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.models import JobStatus, clean_text
+from airflow_provider_rungen.watch import KNOWN_WITHIN
 from airflow_provider_rungen.watcher import watcher_of
 
 log = logging.getLogger(__name__)
@@ -160,7 +161,12 @@ class RunGenJobTrigger(BaseTrigger):
             started = getattr(self.task_instance, "start_date", None)
             deadline = (started.timestamp() if started else time.time()) + self.timeout
         watcher = watcher_of(self.rungen_conn_id, app_id)
-        jobs = await watcher.wait(job_ids, poll_interval=self.poll_interval, deadline=deadline)
+        jobs = await watcher.wait(
+            job_ids,
+            poll_interval=self.poll_interval,
+            deadline=deadline,
+            known_by=self.deferred_at + KNOWN_WITHIN,
+        )
         unsuccessful = [
             {"id": job.id, "status": job.status.value, "error": job.error}
             for job in jobs

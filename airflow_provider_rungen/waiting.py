@@ -89,19 +89,26 @@ class JobWaiter(RunGenTask):
         *,
         poll_interval: float,
         deadline: float,
+        known_by: float = 0.0,
         hand_over: Callable[[], None] = lambda: None,
     ) -> list[Job]:
         """
         Wait for the jobs here, or defer when they are not over soon.
 
+        :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
         :param hand_over: called before a deferral whose trigger may end the task.
         """
         self._jobs = (app_id, job_ids)
         perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
         if not self.deferrable:
-            return perform(wait_for_jobs(app_id, job_ids, poll_interval=poll_interval, deadline=deadline))
+            return perform(
+                wait_for_jobs(
+                    app_id, job_ids, poll_interval=poll_interval, deadline=deadline, known_by=known_by
+                )
+            )
         defer_at = min(time.time() + self.defer_after, deadline)
         watch, pause = Watch(app_id, is_fresh=False), BRISKLY
+        watch.add(job_ids, time.time(), known_by)
         while True:
             try:
                 # one look: the deadline is in the past

@@ -15,13 +15,21 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from airflow_provider_rungen.api import Flow, Sleep, Together, get_app, get_job, may_pass, pause_after, seg
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import (
+    RunGenBadRequestError,
+    RunGenError,
+    RunGenJobTimeoutError,
+    RunGenNotFoundError,
+    RunGenResponseError,
+)
 from airflow_provider_rungen.models import Job, JobStatus, clean_text
 
 log = logging.getLogger(__name__)
 
 # As few jobs are simply polled: asking for the counters first would cost as much.
 HANDFUL = 4
+# Seconds within which the service has to know a job that it has just created.
+KNOWN_WITHIN = 10.0
 # Seconds between two checks of the counters, and between two looks at a job while they have failed the last.
 SLOW_PACE = 60.0
 # Seconds between two looks at a job at most, however often the counters have passed.
@@ -49,9 +57,10 @@ def log_line(level: int, line: str, job_id: str | None) -> None:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A job that is waited for: when it was last looked at, and what was seen."""
+    """A job that is waited for: when it was last looked at, what was seen, and when it has to be known."""
 
     looked_at: float
+    known_by: float = 0.0
     job: Job | None = None
 
 
@@ -179,11 +188,15 @@ class Watch:
         """Whether the counters still decide what to look at."""
         return self._books.strikes < STRIKES
 
-    def add(self, job_ids: Iterable[str], now: float) -> None:
-        """Wait for these, too; order is age."""
+    def add(self, job_ids: Iterable[str], now: float, known_by: float = 0.0) -> None:
+        """
+        Wait for these, too; order is age.
+
+        :param known_by: the time (seconds since 1970) until which the service may not know them yet.
+        """
         for job_id in job_ids:
             if job_id not in self._waiting and job_id not in self.over:
-                self._waiting[job_id] = _Waiting(now)
+                self._waiting[job_id] = _Waiting(now, known_by)
                 self._books.add()
 
     def forget(self, job_ids: Iterable[str]) -> None:
@@ -330,7 +343,7 @@ class Watch:
             elif may_pass(outcome):
                 failure = outcome
                 silent.append(job_id)
-            else:
+            elif not (isinstance(outcome, RunGenNotFoundError) and self._may_be_new(job_id, now)):
                 errors[job_id] = outcome
         if len(silent) == len(job_ids):
             self._failures += 1
@@ -341,6 +354,13 @@ class Watch:
         if failure is not None:
             self._note_silence(silent, failure)
         return errors
+
+    def _may_be_new(self, job_id: str, now: float) -> bool:
+        entry = self._waiting.get(job_id)
+        if entry is None or now >= entry.known_by:
+            return False
+        self.say(logging.INFO, f"RunGen does not know job {job_id} yet; waiting goes on", job_id)
+        return True
 
     def _note(self, job: Job, now: float) -> None:
         entry = self._waiting.get(job.id)
@@ -386,6 +406,7 @@ def wait_for_jobs(
     *,
     poll_interval: float,
     deadline: float | None = None,
+    known_by: float = 0.0,
     watch: Watch | None = None,
 ) -> Flow[list[Job]]:
     """
@@ -395,6 +416,7 @@ def wait_for_jobs(
 
     :param poll_interval: seconds between two looks.
     :param deadline: the time (seconds since 1970) to stop waiting at; in the past, it allows one look.
+    :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
     :param watch: what earlier looks at the same jobs have seen, for one that is going to be followed by more.
     :raises RunGenJobTimeoutError: the deadline passed; names the first job that is not over.
     """
@@ -405,13 +427,16 @@ def wait_for_jobs(
     is_last_look_full = watch is None or watch.is_fresh
     watch = watch or Watch(app_id, _say_less if is_wide else log_line)
     said_at = now = yield Sleep(0)
-    watch.add(job_ids, now)
+    watch.add(job_ids, now, known_by)
     while True:
         is_last = deadline is not None and now >= deadline
         begun_at = now
         errors = yield from watch.round(poll_interval, job_ids if is_last and is_last_look_full else ())
-        for error in errors.values():
-            raise error
+        for job_id, error in errors.items():
+            if len(job_ids) == 1 or not concerns_one_job(error):
+                raise error
+            watch.forget([job_id])
+            watch.over[job_id] = failed_by(error, app_id, job_id)
         waiting = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in watch.over]
         if not waiting:
             return [watch.over[job_id] for job_id in job_ids]
@@ -423,6 +448,16 @@ def wait_for_jobs(
             log.info("%d of %d RunGen jobs are over", len(job_ids) - len(waiting), len(job_ids))
         pause = max(begun_at + poll_interval - now, watch.pause())
         now = yield Sleep(pause if deadline is None else min(pause, max(deadline - now, 0)))
+
+
+def concerns_one_job(error: RunGenError) -> bool:
+    """Tell whether an error says nothing of the other jobs of its app."""
+    return isinstance(error, RunGenNotFoundError | RunGenBadRequestError | RunGenResponseError)
+
+
+def failed_by(error: RunGenError, app_id: str, job_id: str) -> Job:
+    """Give the job that an error makes useless: among others, it counts as failed."""
+    return Job(id=job_id, app_id=app_id, status=JobStatus.FAILED, error=str(error))
 
 
 def timeout_error(app_id: str, waiting: Sequence[str]) -> RunGenJobTimeoutError:

@@ -15,7 +15,7 @@ from airflow_provider_rungen.api import seg
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.models import Job
-from airflow_provider_rungen.watch import Watch, log_line, timeout_error
+from airflow_provider_rungen.watch import Watch, concerns_one_job, failed_by, log_line, timeout_error
 
 # Seconds that a last look after the deadline may take.
 LAST_LOOK_TIME = 30.0
@@ -28,6 +28,7 @@ class _Waiter:
     waiting: dict[str, None]
     poll_interval: float
     done: asyncio.Future[None]
+    is_alone: bool
     over: dict[str, Job] = field(default_factory=dict)
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
@@ -48,12 +49,15 @@ class Watcher:
         #: Whether it takes no more waiters.
         self.is_closed = False
 
-    async def wait(self, job_ids: Iterable[str], *, poll_interval: float, deadline: float) -> list[Job]:
+    async def wait(
+        self, job_ids: Iterable[str], *, poll_interval: float, deadline: float, known_by: float = 0.0
+    ) -> list[Job]:
         """
         Wait until every job is over, however it ended; return the jobs in the order given.
 
         :param poll_interval: seconds between two looks.
         :param deadline: the time (seconds since 1970) to stop waiting at.
+        :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change.
         """
@@ -62,10 +66,11 @@ class Watcher:
             seg(job_id, "job_id")
         if not job_ids:
             return []
-        waiter = _Waiter(dict.fromkeys(job_ids), poll_interval, asyncio.get_running_loop().create_future())
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(dict.fromkeys(job_ids), poll_interval, done, is_alone=len(job_ids) == 1)
         for job_id in job_ids:
             self._waiters[job_id].add(waiter)
-        self._watch.add(job_ids, time.time())
+        self._watch.add(job_ids, time.time(), known_by)
         if poll_interval < self._interval:
             self._changed.set()
         if self._task is None:
@@ -139,16 +144,21 @@ class Watcher:
         return set().union(*self._waiters.values())
 
     def _deliver(self, errors: Mapping[str, RunGenError]) -> None:
-        for job_id, job in self._watch.over.items():
+        over = dict(self._watch.over)
+        for job_id, error in errors.items():
+            waiters = self._waiters.get(job_id, set())
+            hit = {waiter for waiter in waiters if waiter.is_alone or not concerns_one_job(error)}
+            for waiter in hit:
+                _fail(waiter, error)
+            if not hit:
+                over[job_id] = failed_by(error, self._watch.app_id, job_id)
+        for job_id, job in over.items():
             for waiter in self._waiters.pop(job_id, ()):
                 waiter.over[job_id] = job
                 del waiter.waiting[job_id]
                 if not waiter.waiting and not waiter.done.done():
                     waiter.done.set_result(None)
-        self._watch.over.clear()
-        for job_id, error in errors.items():
-            for waiter in self._waiters.get(job_id, ()):
-                _fail(waiter, error)
+        self._watch.forget(over)
 
     def _let_go(self, late: Iterable[_Waiter]) -> None:
         """End the wait of those who have had their last look."""

@@ -19,6 +19,7 @@ from airflow_provider_rungen import watch as watch_module
 from airflow_provider_rungen.api import Request, Response
 from airflow_provider_rungen.exceptions import (
     RunGenConnectionError,
+    RunGenForbiddenError,
     RunGenInputError,
     RunGenJobTimeoutError,
     RunGenNotFoundError,
@@ -40,6 +41,7 @@ class Run:
     ends: float
     status: str = "COMPLETED"
     created: float = 0.0
+    hidden_until: float = 0.0
     waited_from: float = 0.0
     is_counted: bool = True
     is_ours: bool = True
@@ -119,6 +121,8 @@ class World:
         if job_id in self.refuse:
             return Response(self.refuse[job_id], {}, b'{"error": "not this one"}')
         run = self.runs[job_id]
+        if self.now < run.hidden_until:
+            return Response(404, {}, b'{"error": "no such job"}')
         status = run.status if run.ends <= self.now else "RUNNING"
         return Response(200, {}, json.dumps({"data": {"id": job_id, "status": status}}).encode())
 
@@ -740,9 +744,31 @@ def test_the_deadline_names_what_is_not_over() -> None:
 
 def test_an_error_no_waiting_can_change_ends_the_wait() -> None:
     world = World(in_order(20))
-    world.refuse["job-0"] = 404
-    with pytest.raises(RunGenNotFoundError):
+    world.refuse["job-0"] = 403
+    with pytest.raises(RunGenForbiddenError):
         wait(world, list(world.runs))
+
+
+def test_a_job_that_is_gone_counts_as_failed_among_others() -> None:
+    world = World(in_order(20))
+    world.refuse["job-0"] = 404
+    jobs = wait(world, list(world.runs))
+    assert [job.status for job in jobs] == ["FAILED", *["COMPLETED"] * 19]
+    assert "404" in jobs[0].error
+    with pytest.raises(RunGenNotFoundError):
+        wait(world, ["job-0"])
+
+
+def test_a_job_may_be_unknown_at_first() -> None:
+    runs = in_order(20)
+    for run in runs:
+        run.hidden_until = 8.0
+    for waited in ("job-3",), tuple(run.id for run in runs):
+        world = World(runs)
+        jobs = wait(world, waited, known_by=world.clock.now + 10)
+        assert {job.status for job in jobs} == {"COMPLETED"}
+        with pytest.raises(RunGenNotFoundError):
+            wait(World(runs), waited[:1], known_by=world.start + 4)
 
 
 def test_nothing_is_asked_for_an_id_that_cannot_be_one() -> None:

@@ -456,11 +456,13 @@ def test_a_hopeless_error_reaches_only_the_waiters_of_its_job(stage: Stage) -> N
         both = wait(ids[1:])
         with pytest.raises(RunGenNotFoundError):
             await tasks[1]
-        with pytest.raises(RunGenNotFoundError):
-            await both
         stage.pass_by(20)
         for number in (0, 2):
             assert (await tasks[number])[0].id == ids[number]
+        # among others it counts as failed
+        gone, good = await both
+        assert (gone.status, good.status) == ("FAILED", "COMPLETED")
+        assert "404" in gone.error
 
     play(scene())
 

@@ -22,6 +22,7 @@ from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.operators.job import CANCEL_TIME, JobSubmitter
 from airflow_provider_rungen.task import deadline_of, failing_for_good, is_killed
 from airflow_provider_rungen.waiting import read_event
+from airflow_provider_rungen.watch import KNOWN_WITHIN
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -104,6 +105,7 @@ class RunGenRunBatchOperator(JobSubmitter):
                     waiting,
                     poll_interval=self.poll_interval,
                     deadline=deadline,
+                    known_by=time.time() + KNOWN_WITHIN,
                     hand_over=lambda: self._hand_over(context, ids),
                 )
                 return self._finish(context, ids, refused, jobs)

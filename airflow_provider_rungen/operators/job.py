@@ -17,7 +17,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobError,
     RunGenJobTimeoutError,
-    RunGenNotFoundError,
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.submission import DurableSubmission, Submission
@@ -29,6 +28,7 @@ from airflow_provider_rungen.waiting import (
     raise_for_jobs,
     read_event,
 )
+from airflow_provider_rungen.watch import KNOWN_WITHIN
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -39,8 +39,6 @@ log = logging.getLogger(__name__)
 
 # Seconds to cancel jobs in when nobody is about to kill the task.
 CANCEL_TIME = 60.0
-# Seconds within which the service has to know a job that it has just created.
-KNOWN_WITHIN = 10.0
 
 
 class JobSubmitter(JobWaiter):
@@ -164,25 +162,16 @@ class RunGenRunJobOperator(JobSubmitter):
                 return job.id
             deadline = deadline_of(self, deadline)
             with self._not_abandoning(context, hook):
-                return self._finish(job.id, self._wait_for(context, hook, job, deadline))
-
-    def _wait_for(self, context: Context, hook: RunGenHook, job: Job, deadline: float) -> list[Job]:
-        give_up_at = time.monotonic() + KNOWN_WITHIN
-        while True:
-            try:
-                return self._wait(
+                jobs = self._wait(
                     hook,
-                    job.app_id,
+                    app_id,
                     [job.id],
                     poll_interval=self.poll_interval,
                     deadline=deadline,
+                    known_by=time.time() + KNOWN_WITHIN,
                     hand_over=lambda: self._push_result(context, job.id),
                 )
-            except RunGenNotFoundError:
-                if time.monotonic() > give_up_at:
-                    raise
-            log.info("RunGen does not know job %s yet; waiting goes on", job.id)
-            time.sleep(KNOWN_WITHIN / 5)
+                return self._finish(job.id, jobs)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """
