@@ -19,6 +19,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.models import Job, clean_text
+from airflow_provider_rungen.schemas import Schema
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +38,11 @@ class Inputs:
     The inputs of a batch, from a list or from a JSON Lines file, which is read as a stream, each time anew.
 
     :param source: a list of objects, or a URI that `ObjectStoragePath` can open.
-    :raises RunGenInputError: it is neither.
+    :param schema: what every input has to fit.
+    :raises RunGenInputError: it is neither, or an input does not fit.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, schema: Schema | None = None) -> None:
         if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
             raise RunGenInputError(f"inputs must be a list or a URI, not a {type(source).__name__}")
         self._source: Any = source if isinstance(source, str) else list(source)
@@ -49,13 +51,16 @@ class Inputs:
             if not isinstance(item, dict):
                 kind = type(item).__name__
                 raise RunGenInputError(f"{self.name(index)} is a {kind}, not an object; nothing was sent")
-            digest.update(hashlib.sha256(api.encode(item, self.name(index))).digest())
+            text = api.encode(item, self.name(index))
+            if schema is not None:
+                schema.check_input(json.loads(text), self.name(index))
+            digest.update(hashlib.sha256(text).digest())
             self.count += 1
         self.digest = digest.hexdigest()
 
     def name(self, index: int) -> str:
         """Name an input in an error."""
-        return f"input {index} of {self._source}" if isinstance(self._source, str) else f"inputs[{index}]"
+        return f"{self._source}: inputs[{index}]" if isinstance(self._source, str) else f"inputs[{index}]"
 
     def __iter__(self) -> Iterator[Any]:
         if not isinstance(self._source, str):

@@ -4,7 +4,7 @@
 
     RunGenError
     ├── RunGenConfigError              the Airflow connection is wrong; the message names the field
-    ├── RunGenInputError               an input or an id that cannot be sent; nothing was sent
+    ├── RunGenInputError               an input, id or schema that cannot be used; nothing was sent
     ├── RunGenConnectionError          the service could not be reached, or its answer never came
     ├── RunGenResponseError            an answer that cannot be read
     ├── RunGenAPIError                 the API refused: ``status_code``, and the service's own words
@@ -18,7 +18,8 @@
     └── RunGenJobError                 ``app_id``, ``job_id``
         ├── RunGenJobFailedError
         ├── RunGenJobCanceledError
-        └── RunGenJobTimeoutError
+        ├── RunGenJobTimeoutError
+        └── RunGenResultError          the job completed, but its result does not fit ``result_schema``
 
 ``hopeless`` says that trying the same again cannot help.
 """
@@ -127,3 +128,9 @@ class RunGenJobCanceledError(RunGenJobError):
 
 class RunGenJobTimeoutError(RunGenJobError, TimeoutError):
     """The job was not over in the time it was given."""
+
+
+class RunGenResultError(RunGenJobError):
+    """The job completed, but its result does not fit the schema that it was held against."""
+
+    hopeless = True

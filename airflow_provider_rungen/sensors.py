@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,15 @@ from airflow.providers.common.compat.sdk import (
 )
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
+from airflow_provider_rungen.api import Flow, Together, get_job
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobCanceledError,
     RunGenJobFailedError,
     RunGenJobTimeoutError,
 )
+from airflow_provider_rungen.models import Job, JobStatus
+from airflow_provider_rungen.schemas import Schema, checked
 from airflow_provider_rungen.task import deadline_of, failing_for_good
 from airflow_provider_rungen.waiting import (
     GRACE,
@@ -31,11 +35,14 @@ from airflow_provider_rungen.waiting import (
     raise_for_jobs,
     read_event,
 )
-from airflow_provider_rungen.watch import Watch, wait_for_jobs
+from airflow_provider_rungen.watch import HANDFUL, Watch, wait_for_jobs
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import StartTriggerArgs
+
+# Results that are fetched again, and held, at a time.
+AT_ONCE = 64
 
 
 class RunGenJobSensor(JobWaiter, BaseSensorOperator):
@@ -51,15 +58,20 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
     :param deferrable: wait in the triggerer, without a worker slot.
     :param defer_after: seconds to look for the end on the worker first; a deferral takes longer than that.
     :param end_from_trigger: let a success end in the triggerer, with no second start of a worker, where
-        Airflow can (3.3 and later; not with ``outlets``).
+        Airflow can (3.3 and later; not with ``outlets`` or ``result_schema``).
     :param start_from_trigger: begin in the triggerer, without a first start of a worker (Airflow 3.3 and
         later; before, and when mapped, the sensor defers as ever). Together with ``end_from_trigger`` a
         success needs no worker at all. Only with ``deferrable``.
     :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
         again would find them canceled.
+    :param result_schema: the JSON Schema that every result has to fit: a dict, the path or URI of a file, or
+        the name of a schema that comes with the package, such as ``flux-schnell``. The first that does not
+        fit fails the sensor for good.
     """
 
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
+
+    _schema: Schema | None = None
 
     def __init__(
         self,
@@ -68,11 +80,13 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         end_from_trigger: bool = False,
         start_from_trigger: bool = False,
         cancel_on_kill: bool = False,
+        result_schema: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(cancel_on_kill=cancel_on_kill, **kwargs)
         self.job_id = job_id
         self.end_from_trigger = end_from_trigger
+        self.result_schema = checked(result_schema, "result_schema")
         self._watch: Watch | None = None
         if start_from_trigger and not self.deferrable:
             raise ValueError("start_from_trigger needs deferrable=True")
@@ -95,7 +109,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
                 "poll_interval": self._interval(),
                 "timeout": self.timeout,
                 "cancel_on_kill": self.cancel_on_kill,
-                "end_from_trigger": self.end_from_trigger and not self.outlets,
+                "end_from_trigger": self._can_end_without_worker(),
             },
             next_method="execute_complete",
             timeout=timedelta(seconds=self.timeout) + GRACE,
@@ -143,16 +157,20 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         with self._skipping(), self._failing(), self._working() as hook:
             app_id, job_ids = hook.app_id_or_default(self.app_id), job_ids_of(self.job_id)
             deadline = deadline_of(self, time.time() + self.timeout)
-            raise_for_jobs(
-                self._wait(hook, app_id, job_ids, poll_interval=self._interval(), deadline=deadline)
+            self._read_schema()
+            interval = self._interval()
+            jobs = self._wait(
+                hook, app_id, job_ids, poll_interval=interval, deadline=deadline, take=self._take
             )
+            self._finish(context, app_id, job_ids, jobs)
         return None
 
     def poke(self, context: Context) -> bool:
         with self._failing(), self._working() as hook:
             app_id, job_ids = hook.app_id_or_default(self.app_id), job_ids_of(self.job_id)
             self._jobs = (app_id, job_ids)
-            self._watch = self._watch or Watch(app_id)
+            self._read_schema()
+            self._watch = self._watch or Watch(app_id, take=self._take)
             try:
                 # one look: the deadline is now
                 jobs = hook.perform(
@@ -160,16 +178,55 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
                 )
             except RunGenJobTimeoutError:
                 return False
-            raise_for_jobs(jobs)
+            self._finish(context, app_id, job_ids, jobs)
             return True
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
         """Go on after the wait in the triggerer."""
+        from airflow_provider_rungen.triggers import rendered_job_ids
+
         with self._skipping(), self._failing():
             try:
-                raise_for_jobs(read_event(event), event.get("count", 0))
+                jobs = read_event(event)
             except RunGenJobTimeoutError as error:
                 raise AirflowSensorTimeout(f"{error}: the sensor had {self.timeout:g} s") from error
+            raise_for_jobs(jobs, event.get("count", 0))
+            # what is rendered in the triggerer may be the text of a list
+            app_id = event["app_id"]
+            job_ids = event.get("job_ids") or job_ids_of(rendered_job_ids(self.job_id))
+            self._read_schema()
+            if self._schema is not None:
+                with self._working() as hook:
+                    perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
+                    perform(self._take_again(app_id, job_ids))
+            self._finish(context, app_id, job_ids, [])
+
+    def _finish(self, context: Context, app_id: str, job_ids: list[str], jobs: list[Job]) -> None:
+        raise_for_jobs(jobs)
+
+    def _read_schema(self) -> None:
+        self._schema = self._schema or Schema.of(self.result_schema, "result_schema")
+
+    def _take(self, job: Job) -> Job:
+        """Hold the result of a job against the schema, and let go of it: there may be many."""
+        if self._schema is not None and job.status is JobStatus.COMPLETED:
+            self._schema.check_result(job)
+        return replace(job, result=None)
+
+    def _take_again(self, app_id: str, job_ids: list[str]) -> Flow[None]:
+        for start in range(0, len(job_ids), AT_ONCE):
+            part = job_ids[start : start + AT_ONCE]
+            for job in (yield Together([get_job(app_id, job_id) for job_id in part])):
+                if isinstance(job, RunGenError):
+                    raise job
+                job.raise_for_status()
+                self._take(job)
+
+    def _can_end_from_trigger(self) -> bool:
+        return self._can_end_without_worker() and super()._can_end_from_trigger()
+
+    def _can_end_without_worker(self) -> bool:
+        return self.end_from_trigger and not self.outlets and self.result_schema is None
 
     @staticmethod
     def _failing() -> AbstractContextManager[None]:

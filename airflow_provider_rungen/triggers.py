@@ -128,7 +128,9 @@ class RunGenJobTrigger(BaseTrigger):
             return
         async with asyncio.timeout(CANCEL_TIME), RunGenHook(self.rungen_conn_id) as hook:
             app_id = await hook.aapp_id_or_default(self.app_id)
-            await asyncio.gather(*(self._cancel(hook, app_id, job_id) for job_id in _job_ids(self.job_id)))
+            await asyncio.gather(
+                *(self._cancel(hook, app_id, job_id) for job_id in rendered_job_ids(self.job_id))
+            )
 
     async def _cancel(self, hook: RunGenHook, app_id: str, job_id: str) -> None:
         try:
@@ -140,7 +142,7 @@ class RunGenJobTrigger(BaseTrigger):
     async def _event(self) -> dict[str, Any]:
         event: dict[str, Any] = {"app_id": self.app_id or ""}
         try:
-            job_ids = _job_ids(self.job_id)
+            job_ids = rendered_job_ids(self.job_id)
             event |= {"job_ids": job_ids} if len(job_ids) <= FEW else {}
             event["app_id"] = await RunGenHook(self.rungen_conn_id).aapp_id_or_default(self.app_id)
             return event | await self._wait(event["app_id"], job_ids)
@@ -175,7 +177,7 @@ class RunGenJobTrigger(BaseTrigger):
         return {"outcome": "over", "unsuccessful": unsuccessful[:FEW], "count": len(unsuccessful)}
 
 
-def _job_ids(job_id: Any) -> list[str]:
+def rendered_job_ids(job_id: Any) -> list[str]:
     """Give the ids of one, of a list, or of the text that a template makes of a list."""
     if isinstance(job_id, str) and job_id.startswith("["):
         with contextlib.suppress(ValueError, SyntaxError):

@@ -19,17 +19,21 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobError,
     RunGenJobFailedError,
     RunGenJobTimeoutError,
+    RunGenResultError,
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.task import KILL_TIME, RunGenTask
-from airflow_provider_rungen.watch import HANDFUL, Watch, wait_for_jobs
+from airflow_provider_rungen.watch import HANDFUL, Watch, as_it_is, wait_for_jobs
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_rungen.schemas import Schema
+
 # Airflow's own time limit of a deferral tells the task too little, so it only comes when ours did not.
 GRACE = timedelta(minutes=10)
+_FINAL = (RunGenJobFailedError, RunGenJobCanceledError, RunGenResultError)
 # Seconds to the second look at a job that may be over before a deferral is worth it.
 BRISKLY = 0.3
 
@@ -91,12 +95,14 @@ class JobWaiter(RunGenTask):
         deadline: float,
         known_by: float = 0.0,
         hand_over: Callable[[], None] = lambda: None,
+        take: Callable[[Job], Job] = as_it_is,
     ) -> list[Job]:
         """
         Wait for the jobs here, or defer when they are not over soon.
 
         :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
         :param hand_over: called before a deferral whose trigger may end the task.
+        :param take: what to keep of a job that is over here.
         """
         self._jobs = (app_id, job_ids)
         perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
@@ -107,7 +113,7 @@ class JobWaiter(RunGenTask):
                 )
             )
         defer_at = min(time.time() + self.defer_after, deadline)
-        watch, pause = Watch(app_id, is_fresh=False), BRISKLY
+        watch, pause = Watch(app_id, is_fresh=False, take=take), BRISKLY
         watch.add(job_ids, time.time(), known_by)
         while True:
             try:
@@ -179,29 +185,33 @@ def read_event(event: dict[str, Any]) -> list[Job]:
     raise failure
 
 
-def raise_for_jobs(jobs: Iterable[Job], count: int = 0) -> None:
+def raise_for_jobs(jobs: Iterable[Job], count: int = 0, schema: Schema | None = None) -> None:
     """
     Raise if a job did not complete: its own error for one, an error that names the first ten for more.
 
     :param count: how many did not complete, when ``jobs`` does not hold all of them.
+    :param schema: what the results have to fit.
     :raises RunGenJobError: as said.
     """
     errors: list[RunGenJobError] = []
     for job in {job.id: job for job in jobs}.values():
         try:
             job.raise_for_status()
+            if schema is not None:
+                schema.check_result(job)
         except RunGenJobError as error:
             errors.append(error)
     # those that are over come first: they decide whether trying again can help
-    errors.sort(key=lambda error: not isinstance(error, RunGenJobFailedError | RunGenJobCanceledError))
+    errors.sort(key=lambda error: not isinstance(error, _FINAL))
     if len(errors) == 1:
         raise errors[0]
     if errors:
         count = max(count, len(errors))
         more = f"; and {count - 10} more" if count > 10 else ""
         told = "; ".join(str(error) for error in errors[:10])
+        fitting = "" if schema is None else " with a result that fits"
         raise type(errors[0])(
-            f"{count} RunGen jobs did not complete: {told}{more}",
+            f"{count} RunGen jobs did not complete{fitting}: {told}{more}",
             app_id=errors[0].app_id,
             job_id=errors[0].job_id,
         )

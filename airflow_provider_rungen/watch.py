@@ -50,6 +50,11 @@ _COUNTERS = "the counters"
 Say = Callable[[int, str, str | None], None]
 
 
+def as_it_is(job: Job) -> Job:
+    """Keep all of a job."""
+    return job
+
+
 def log_line(level: int, line: str, job_id: str | None) -> None:
     """Say it in this module's log."""
     log.log(level, "%s", line)
@@ -164,12 +169,14 @@ class Watch:
     :param say: where to say what happens.
     :param over: the jobs that are over, until they are forgotten.
     :param is_fresh: whether there was no round yet.
+    :param take: what to keep of a job that is over; what it raises ends the round.
     """
 
     app_id: str
     say: Say = log_line
     over: dict[str, Job] = field(default_factory=dict)
     is_fresh: bool = True
+    take: Callable[[Job], Job] = as_it_is
     _waiting: dict[str, _Waiting] = field(default_factory=dict)
     # what did not answer when it was last asked
     _silent: set[str] = field(default_factory=set)
@@ -368,7 +375,7 @@ class Watch:
             return
         before, entry.job, entry.looked_at = entry.job, job, now
         if job.is_terminal:
-            self.over[job.id] = job
+            self.over[job.id] = self.take(job)
             del self._waiting[job.id]
             if job.status is not JobStatus.CANCELED:  # the service does not count these
                 self._books.find()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
 from conftest import FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 
 from airflow_provider_rungen import batch
@@ -117,6 +118,34 @@ def test_a_line_that_is_no_json_is_named(rungen_emulator: Emulator, tmp_path: Pa
     assert rungen_emulator.service.count("run") == 0
 
 
+@pytest.mark.parametrize("kind", ["list", "file"])
+def test_every_input_is_held_against_the_schema_before_the_first_is_sent(
+    rungen_emulator: Emulator, tmp_path: Path, kind: str
+) -> None:
+    inputs: Any = [{**item, "width": 64} for item in prompts(50)]
+    inputs[43]["width"] = -1
+    name = "inputs[43].width"
+    if kind == "file":
+        path = tmp_path / "inputs.jsonl"
+        path.write_text("\n".join(map(json.dumps, inputs)))
+        inputs, name = str(path), f"{path}: {name}"
+    task = Task(rungen_emulator, inputs=inputs, input_schema="flux-schnell")
+    outcome = task.attempt()
+    assert type(outcome.error) is AirflowFailException
+    assert str(outcome.error).startswith(
+        f"{name}: -1 is less than the minimum of 1 (input_schema flux-schnell)"
+    )
+    assert rungen_emulator.service.records() == []
+    assert len(task.attempt(input_schema={"required": ["prompt"]}, max_failed=1).value) == 50
+
+
+def test_a_schema_that_cannot_be_read_sends_nothing(rungen_emulator: Emulator) -> None:
+    outcome = Task(rungen_emulator, inputs=prompts(3), input_schema="s.json").attempt()
+    assert type(outcome.error) is AirflowFailException
+    assert "input_schema s.json cannot be read" in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+
+
 def test_no_more_are_under_way_than_allowed(rungen_emulator: Emulator) -> None:
     task = Task(rungen_emulator, inputs=prompts(60), max_concurrency=3, wait_for_completion=False)
     assert len(task.attempt().value) == 60
@@ -179,8 +208,6 @@ def test_a_retry_runs_only_what_failed(rungen_emulator: Emulator, mode: bool) ->
 
 
 def test_inputs_that_are_all_refused_are_not_tried_again(rungen_emulator: Emulator) -> None:
-    from airflow.providers.common.compat.sdk import AirflowFailException
-
     outcome = Task(rungen_emulator, inputs=[{"prompt": ""}] * 3).attempt()
     assert isinstance(outcome.error, AirflowFailException)
 
@@ -279,8 +306,6 @@ def test_a_slow_store_never_lags_behind_by_more_than_is_under_way(rungen_emulato
 
 
 def test_an_unknown_fate_can_fail_the_task_for_good(rungen_emulator: Emulator) -> None:
-    from airflow.providers.common.compat.sdk import AirflowFailException
-
     task = Task(rungen_emulator, inputs=prompts(20), on_unknown_submission="fail")
     rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=10))
     task.attempt()

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import certifi
-import jsonschema  # type: ignore[import-untyped]  # comes with Airflow, without its stubs
+import jsonschema
 import pytest
 from conftest import APP, KEY
 

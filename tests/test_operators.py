@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -22,6 +23,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobError,
     RunGenJobFailedError,
     RunGenJobTimeoutError,
+    RunGenResultError,
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.hooks import RunGenHook
@@ -688,6 +690,120 @@ def test_a_result_url_is_not_logged(
     assert "X-Amz-Signature" in str(outcome.value)
     assert "X-Amz-Signature" not in caplog.text
     assert "X-Amz-Signature" not in str(outcome.events)
+
+
+# --- schemas ------------------------------------------------------------------------------------------------
+
+TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+
+
+@pytest.mark.parametrize("source", ["flux-schnell", "file"])
+def test_an_input_that_does_not_fit_its_schema_is_not_sent(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, source: str
+) -> None:
+    if source == "file":
+        path = tmp_path / "schema.json"
+        path.write_text('{"properties": {"width": {"minimum": 1}}}')
+        source = f"file://{path}"
+    context["task_state_store"] = store = FakeStore()
+    outcome = run_task(run_op(input={**INPUT, "width": -5}, input_schema=source), context)
+    assert type(outcome.error) is AirflowFailException
+    assert f"input.width: -5 is less than the minimum of 1 (input_schema {source})" in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+    assert store.kept == {}
+    assert run_task(run_op(input={**INPUT, "width": 64}, input_schema=source), context).error is None
+
+
+def test_an_input_is_held_against_its_schema_as_it_is_sent(rungen_emulator: Emulator, context: Any) -> None:
+    schema = {"properties": {"prompt": {"const": "a fox"}, "seeds": {"type": "array", "maxItems": 2}}}
+    op = run_op(input={"prompt": "{{ what }}", "seeds": (1, 2)}, input_schema=schema)
+    op.render_template_fields(cast(Any, {"what": "a fox"}))
+    assert run_task(op, context).error is None
+
+
+def test_what_is_no_object_is_told_with_a_schema_as_without(rungen_emulator: Emulator, context: Any) -> None:
+    outcome = run_task(run_op(input="a fox", input_schema="flux-schnell"), context)
+    assert type(outcome.error) is AirflowFailException
+    assert "must be a JSON object (a dict)" in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+
+
+def test_a_schema_that_is_gone_does_not_keep_a_retry_from_its_job(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, tmp_path: Path
+) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text("{}")
+    context["task_state_store"] = FakeStore()
+    ti.max_tries = 3
+    first = run_task(run_op(input_schema=str(path)), context)
+    path.unlink()
+    ti.try_number = 2
+    second = run_task(run_op(input_schema=str(path), wait_for_completion=True), context)
+    assert second == first
+    outcome = run_task(run_op(input={"prompt": "another"}, input_schema=str(path)), context)
+    assert type(outcome.error) is AirflowFailException
+    assert "cannot be read" in str(outcome.error)
+    assert rungen_emulator.service.count("run") == 1
+
+
+@MODES
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_result_that_does_not_fit_its_schema_is_hopeless(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, deferrable: bool, wait: bool
+) -> None:
+    seconds = 0.2 if wait else 0
+    good, bad, worse = submitted(
+        *[taking(seconds, result=result) for result in ({"text": "x"}, {"text": 7}, {})]
+    )
+    options: dict[str, Any] = {"deferrable": deferrable, "wait_for_completion": wait, "result_schema": TEXT}
+    assert run_task(collect_op(good, **options), context).value == {"text": "x"}
+    outcome = run_task(collect_op([good, bad], **options), context)
+    assert type(outcome.error) is AirflowFailException
+    assert type(outcome.error.__cause__) is RunGenResultError
+    assert str(outcome.error) == (
+        f"The result of RunGen job {bad} of app {APP} does not fit result_schema: "
+        "result.text: 7 is not of type 'string'"
+    )
+    outcome = run_task(collect_op([bad, good, worse], **options), context)
+    assert type(outcome.error) is AirflowFailException
+    assert all(told in str(outcome.error) for told in ("2 RunGen jobs", bad, worse, "'text' is a required"))
+    assert good not in str(outcome.error)
+
+
+@MODES
+def test_a_failed_job_is_told_whatever_the_schema(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    [bad] = submitted(taking(0.2, fail="out of memory"))
+    outcome = run_task(collect_op(bad, deferrable=deferrable, result_schema="flux-schnell"), context)
+    assert str(outcome.error) == f"RunGen job {bad} of app {APP} failed: out of memory"
+
+
+def test_the_result_of_flux_fits_its_schema(rungen_emulator: Emulator, context: Any) -> None:
+    [job_id] = submitted(taking(0))
+    assert run_task(collect_op(job_id, result_schema="flux-schnell"), context).value["images"]
+
+
+def test_a_result_schema_that_cannot_be_read_is_told_before_the_wait(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    outcome = run_task(collect_op("job", result_schema="/no/such/schema.json"), context)
+    assert type(outcome.error) is AirflowFailException
+    assert "result_schema /no/such/schema.json cannot be read" in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+
+
+def test_a_schema_that_is_none_breaks_the_dag_file() -> None:
+    for bad in ({"type": "txt"}, "nobody", 7):
+        with pytest.raises(ValueError, match="input_schema"):
+            run_op(input_schema=bad)
+        with pytest.raises(ValueError, match="result_schema"):
+            collect_op("j", result_schema=bad)
+
+
+def test_a_schema_is_no_template() -> None:
+    assert "input_schema" not in run_op(input_schema="flux-schnell").template_fields
+    assert "result_schema" not in collect_op("j", result_schema="flux-schnell").template_fields
 
 
 # --- cancel -------------------------------------------------------------------------------------------------

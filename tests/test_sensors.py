@@ -124,18 +124,102 @@ def test_a_failed_job_fails_the_sensor_for_good(
 
 
 @MODES
+def test_a_result_that_does_not_fit_its_schema_is_hopeless(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    ids = submitted(0.1, 0.2, 0) + submitted(0.2, result={"images": []})
+    assert (
+        run_task(sensor(ids[:3], deferrable=deferrable, result_schema="flux-schnell"), context).error is None
+    )
+    outcome = run_task(sensor(ids, deferrable=deferrable, result_schema="flux-schnell"), context)
+    assert type(outcome.error) is AirflowFailException
+    assert str(outcome.error) == (
+        f"The result of RunGen job {ids[3]} of app {APP} does not fit result_schema flux-schnell: "
+        "result.images: [] should be non-empty"
+    )
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_result_is_checked_without_a_wait(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    ids = submitted(0) + submitted(0, result=7)
+    outcome = run_task(sensor(ids, deferrable=deferrable, result_schema="flux-schnell"), context)
+    assert type(outcome.error) is AirflowFailException
+    assert outcome.events == []
+    assert "result: 7 is not of type 'object'" in str(outcome.error)
+
+
+def test_many_results_are_checked_after_a_deferral(rungen_emulator: Emulator, context: Any) -> None:
+    rungen_emulator.service.scale(APP, 1000)
+    ids = submitted(*[0.3] * 150)
+    options: dict[str, Any] = {"deferrable": True, "result_schema": "flux-schnell"}
+    assert run_task(sensor(ids, **options), context).error is None
+    ids[140:140] = submitted(0.3, result=None)
+    outcome = run_task(sensor(ids, **options), context)
+    assert len(outcome.events) == 1
+    assert ids[140] in str(outcome.error)
+
+
+def test_the_sensor_holds_no_results(rungen_emulator: Emulator, context: Any) -> None:
+    ids = submitted(0, 0, 0)
+    task = sensor(ids, result_schema="flux-schnell")
+    assert task.poke(context) is True
+    assert task._watch is not None
+    assert [job.result for job in task._watch.over.values()] == [None] * 3
+
+
+def test_a_check_of_results_needs_a_worker(rungen_emulator: Emulator, context: Any) -> None:
+    [job_id] = submitted(0.5, result=7)
+    options: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "result_schema": "flux-schnell"}
+    outcome = run_task(sensor(job_id, **options), context)
+    assert [event["outcome"] for event in outcome.events] == ["over"]
+    assert type(outcome.error) is AirflowFailException
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a task starts in the triggerer from Airflow 3.3 on")
+def test_a_sensor_that_starts_in_the_triggerer_checks_results_on_a_worker(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    ids = submitted(0) + submitted(0, result=7)
+    options: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "start_from_trigger": True}
+    task = sensor("{{ ids }}", **options, result_schema="flux-schnell")
+    arguments: Any = task.start_trigger_args
+    assert arguments.trigger_kwargs["end_from_trigger"] is False
+    arguments = sensor("x", **options).start_trigger_args
+    assert arguments.trigger_kwargs["end_from_trigger"] is True
+    task.job_id = str(ids)  # as the template makes it
+    event = {"outcome": "over", "unsuccessful": [], "count": 0, "app_id": APP}
+    with pytest.raises(AirflowFailException, match=f"{ids[1]}.* 7 is not of type 'object'"):
+        task.execute_complete(context, event)
+
+
+def test_a_result_schema_that_cannot_be_read_is_told_before_the_wait(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    for deferrable in (False, True):
+        outcome = run_task(sensor("job", deferrable=deferrable, result_schema="/no/schema"), context)
+        assert type(outcome.error) is AirflowFailException
+        assert "result_schema /no/schema cannot be read" in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+
+
+@MODES
 @pytest.mark.parametrize("way", ["soft_fail", "never_fail"])
-@pytest.mark.parametrize("what", ["failed", "canceled", "timeout", "hopeless"])
+@pytest.mark.parametrize("what", ["failed", "canceled", "timeout", "hopeless", "misfit"])
 def test_failing_softly_is_skipping(
     rungen_emulator: Emulator, context: Any, deferrable: bool, way: str, what: str
 ) -> None:
     [job_id] = submitted(0.2 if what == "failed" else 60, **({"fail": "x"} if what == "failed" else {}))
+    if what == "misfit":
+        [job_id] = submitted(0.2, result=7)
     if what == "canceled":
         with RunGenHook() as hook:
             hook.cancel_job(job_id=job_id)
     if what == "hopeless":
         rungen_emulator.service.inject(Fault(on="get", status=403, skip=1, times=None))
     task = sensor(job_id, deferrable=deferrable, timeout=0.3 if what == "timeout" else 60, **{way: True})
+    task.result_schema = "flux-schnell" if what == "misfit" else None
     outcome = run_task(task, context)
     if (way, what, deferrable) == ("never_fail", "timeout", False):
         # Airflow's own loop does not count a timeout in; its deferred sensors do

@@ -20,6 +20,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.operators.job import CANCEL_TIME, JobSubmitter
+from airflow_provider_rungen.schemas import Schema
 from airflow_provider_rungen.task import deadline_of, failing_for_good, is_killed
 from airflow_provider_rungen.waiting import read_event
 from airflow_provider_rungen.watch import KNOWN_WITHIN
@@ -57,6 +58,8 @@ class RunGenRunBatchOperator(JobSubmitter):
     :param durable: keep the ids in Airflow's task state store (Airflow 3.3 and later) as they come.
     :param on_unknown_submission: what a retry does with inputs of which it is not known whether a job was
         created: ``resubmit`` them, with a warning, or ``fail``.
+    :param input_schema: the JSON Schema that every input has to fit before the first is sent: a dict, the
+        path or URI of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     """
 
     template_fields: Sequence[str] = ("app_id", "inputs", "rungen_conn_id")
@@ -89,14 +92,14 @@ class RunGenRunBatchOperator(JobSubmitter):
         :return: the ids of the jobs, in the order of the inputs.
         """
         with failing_for_good(), self._working() as hook:
-            inputs = Inputs(self.inputs)
+            inputs = Inputs(self.inputs, Schema.of(self.input_schema, "input_schema"))
             app_id = hook.app_id_or_default(self.app_id)
             with self._not_abandoning(context, hook):
                 kept, over = self._prepare(context, hook, app_id, inputs)
                 refused = self._submit(context, hook, inputs, kept, over)
                 ids = _job_ids(kept)
                 if not self.wait_for_completion:
-                    return self._finish(context, ids, refused, [])
+                    return self._finish(context, app_id, ids, refused, [])
                 waiting = [job_id for job_id in kept.job_ids if job_id not in over]
                 deadline = deadline_of(self, kept.header["deadline"])
                 jobs = self._wait(
@@ -108,7 +111,7 @@ class RunGenRunBatchOperator(JobSubmitter):
                     known_by=time.time() + KNOWN_WITHIN,
                     hand_over=lambda: self._hand_over(context, ids),
                 )
-                return self._finish(context, ids, refused, jobs)
+                return self._finish(context, app_id, ids, refused, jobs)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> list[str | None]:
         """
@@ -123,7 +126,7 @@ class RunGenRunBatchOperator(JobSubmitter):
             if event["count"] > len(jobs):  # more failed than the event holds
                 looks = self._look_at(hook, *self._jobs).values()
                 jobs = [look for look in looks if isinstance(look, Job)]
-            return self._finish(context, ids, {}, jobs)
+            return self._finish(context, event["app_id"], ids, {}, jobs)
 
     def _prepare(
         self, context: Context, hook: RunGenHook, app_id: str, inputs: Inputs
@@ -251,7 +254,12 @@ class RunGenRunBatchOperator(JobSubmitter):
         return [job_id for job_id in self._pushed(context) if job_id]
 
     def _finish(
-        self, context: Context, ids: list[str | None], refused: Mapping[int, RunGenError], jobs: Sequence[Job]
+        self,
+        context: Context,
+        app_id: str,
+        ids: list[str | None],
+        refused: Mapping[int, RunGenError],
+        jobs: Sequence[Job],
     ) -> list[str | None]:
         """Tell which inputs failed, and fail when they are too many."""
         reasons = {index: "it was not submitted" for index, job_id in enumerate(ids) if job_id is None}
@@ -282,7 +290,7 @@ class RunGenRunBatchOperator(JobSubmitter):
         failure = RunGenJobFailedError(
             f"{len(failed)} of {len(ids)} inputs failed, {allowed} may (max_failed): {told}. "
             "A retry runs only these again.",
-            app_id=self._jobs[0],
+            app_id=app_id,
         )
         # a retry would be refused in the same way
         failure.hopeless = len(failed) == len(refused) and all(error.hopeless for error in refused.values())

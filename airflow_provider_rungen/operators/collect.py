@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.exceptions import RunGenJobCanceledError, RunGenJobFailedError
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.schemas import Schema, checked
 from airflow_provider_rungen.task import deadline_of, failing_for_good
 from airflow_provider_rungen.waiting import (
     JobWaiter,
@@ -42,6 +43,8 @@ class RunGenCollectResultsOperator(JobWaiter):
     :param timeout: seconds to wait at most.
     :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
         again would find them canceled.
+    :param result_schema: the JSON Schema that every result has to fit: a dict, the path or URI of a file, or
+        the name of a schema that comes with the package, such as ``flux-schnell``.
     """
 
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
@@ -54,6 +57,7 @@ class RunGenCollectResultsOperator(JobWaiter):
         poll_interval: float | timedelta = 5,
         timeout: float | timedelta = 86400,
         cancel_on_kill: bool = False,
+        result_schema: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(cancel_on_kill=cancel_on_kill, **kwargs)
@@ -61,6 +65,7 @@ class RunGenCollectResultsOperator(JobWaiter):
         self.wait_for_completion = wait_for_completion
         self.poll_interval = seconds(poll_interval, "poll_interval")
         self.timeout = seconds(timeout, "timeout")
+        self.result_schema = checked(result_schema, "result_schema")
 
     def execute(self, context: Context) -> Any:
         """
@@ -71,12 +76,13 @@ class RunGenCollectResultsOperator(JobWaiter):
         with self._failing(), self._working() as hook:
             app_id = hook.app_id_or_default(self.app_id)
             job_ids = job_ids_of(self.job_id)
+            schema = Schema.of(self.result_schema, "result_schema")
             if self.wait_for_completion:
                 deadline = deadline_of(self, time.time() + self.timeout)
                 jobs = self._wait(hook, app_id, job_ids, poll_interval=self.poll_interval, deadline=deadline)
             else:
                 jobs = self._get_all(hook, app_id, job_ids)
-            return self._finish(jobs)
+            return self._finish(context, app_id, jobs, schema)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """
@@ -86,7 +92,9 @@ class RunGenCollectResultsOperator(JobWaiter):
         """
         with self._failing(), self._working() as hook:
             raise_for_jobs(read_event(event), event.get("count", 0))
-            return self._finish(self._get_all(hook, event["app_id"], job_ids_of(self.job_id)))
+            schema = Schema.of(self.result_schema, "result_schema")
+            jobs = self._get_all(hook, event["app_id"], job_ids_of(self.job_id))
+            return self._finish(context, event["app_id"], jobs, schema)
 
     @staticmethod
     def _get_all(hook: RunGenHook, app_id: str, job_ids: list[str]) -> list[Job]:
@@ -97,8 +105,8 @@ class RunGenCollectResultsOperator(JobWaiter):
         # another try would find the same job as it is
         return failing_for_good(RunGenJobFailedError, RunGenJobCanceledError)
 
-    def _finish(self, jobs: list[Job]) -> Any:
-        raise_for_jobs(jobs)
+    def _finish(self, context: Context, app_id: str, jobs: list[Job], schema: Schema | None) -> Any:
+        raise_for_jobs(jobs, schema=schema)
         results = [job.result for job in jobs]
         self.log.info("Collected the results of %s", names_of([job.id for job in jobs]))
         return results[0] if isinstance(self.job_id, str) else results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
+from airflow_provider_rungen import api
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.exceptions import (
     RunGenConflictError,
@@ -19,6 +21,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobTimeoutError,
 )
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.schemas import Schema, checked
 from airflow_provider_rungen.submission import DurableSubmission, Submission
 from airflow_provider_rungen.task import deadline_of, failing_for_good
 from airflow_provider_rungen.waiting import (
@@ -54,6 +57,7 @@ class JobSubmitter(JobWaiter):
         cancel_on_kill: bool = True,
         durable: bool = True,
         on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
+        input_schema: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(cancel_on_kill=cancel_on_kill, **kwargs)
@@ -67,6 +71,7 @@ class JobSubmitter(JobWaiter):
         self.timeout = seconds(timeout, "timeout")
         self.durable = durable
         self.on_unknown_submission = on_unknown_submission
+        self.input_schema = checked(input_schema, "input_schema")
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral; when Airflow ended it without an event, no job is left behind."""
@@ -140,6 +145,8 @@ class RunGenRunJobOperator(JobSubmitter):
         takes up the job of the attempt before, and none is bought twice.
     :param on_unknown_submission: what a retry does when it is not known whether the last attempt's job was
         created: ``resubmit`` it, with a warning, or ``fail``.
+    :param input_schema: the JSON Schema that the input has to fit before it is sent: a dict, the path or URI
+        of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     """
 
     template_fields: Sequence[str] = ("app_id", "input", "rungen_conn_id")
@@ -159,7 +166,7 @@ class RunGenRunJobOperator(JobSubmitter):
             app_id = hook.app_id_or_default(self.app_id)
             job, deadline = self._submit(context, hook, app_id)
             if not self.wait_for_completion:
-                return job.id
+                return self._finish(context, app_id, job.id, [])
             deadline = deadline_of(self, deadline)
             with self._not_abandoning(context, hook):
                 jobs = self._wait(
@@ -171,7 +178,7 @@ class RunGenRunJobOperator(JobSubmitter):
                     known_by=time.time() + KNOWN_WITHIN,
                     hand_over=lambda: self._push_result(context, job.id),
                 )
-                return self._finish(job.id, jobs)
+                return self._finish(context, app_id, job.id, jobs)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """
@@ -182,7 +189,7 @@ class RunGenRunJobOperator(JobSubmitter):
         app_id, [job_id] = event["app_id"], event["job_ids"]
         self._jobs = (app_id, [job_id])
         with failing_for_good(), self._working() as hook, self._not_abandoning(context, hook):
-            return self._finish(job_id, read_event(event))
+            return self._finish(context, app_id, job_id, read_event(event))
 
     def _pushed_job_ids(self, context: Context) -> list[str]:
         ti = context["ti"]
@@ -198,6 +205,8 @@ class RunGenRunJobOperator(JobSubmitter):
             cancel_stale=self.cancel_on_kill,
         )
         found = submission.find(hook, app_id, self.input)
+        if found is None and (schema := Schema.of(self.input_schema, "input_schema")):
+            schema.check_input(json.loads(api.encode_input(self.input)))
         with self._unbreakable():
             if found is None:
                 found = submission.submit(hook, app_id, self.input, self.timeout)
@@ -206,8 +215,7 @@ class RunGenRunJobOperator(JobSubmitter):
             ti.xcom_push(key="job_id", value=found.job.id)
         return found
 
-    @staticmethod
-    def _finish(job_id: str, jobs: list[Job]) -> str:
+    def _finish(self, context: Context, app_id: str, job_id: str, jobs: list[Job]) -> str:
         raise_for_jobs(jobs)
         return job_id
 

@@ -31,12 +31,18 @@ def report(name: str, value: Any) -> None:
 
 with DAG("rungen_ways", schedule=None, start_date=START) as ways:
     run = RunGenRunJobOperator(task_id="run", input={"prompt": "a fox for {{ dag.dag_id }}", "width": 64})
-    wait = RunGenJobSensor(task_id="wait", job_id=run.output, poke_interval=0.05)
+    wait = RunGenJobSensor(
+        task_id="wait", job_id=run.output, poke_interval=0.05, result_schema="flux-schnell"
+    )
     one = RunGenCollectResultsOperator(task_id="one", job_id=run.output, **FAST)
     run >> wait >> one
 
     mapped = RunGenRunJobOperator.partial(
-        task_id="mapped", app_id="llama-text", wait_for_completion=True, **FAST
+        task_id="mapped",
+        app_id="llama-text",
+        wait_for_completion=True,
+        input_schema={"$schema": "https://json-schema.org/draft/2020-12/schema", "required": ["prompt"]},
+        **FAST,
     ).expand(input=[{"prompt": word} for word in ("one", "two", "three")])
     wait_mapped = RunGenJobSensor(
         task_id="wait_mapped", job_id=mapped.output, app_id="llama-text", deferrable=True
@@ -44,9 +50,9 @@ with DAG("rungen_ways", schedule=None, start_date=START) as ways:
     many = RunGenCollectResultsOperator(task_id="many", job_id=mapped.output, app_id="llama-text", **FAST)
     mapped >> wait_mapped >> many
 
-    each = RunGenCollectResultsOperator.partial(task_id="each", app_id="llama-text", **FAST).expand(
-        job_id=mapped.output
-    )
+    each = RunGenCollectResultsOperator.partial(
+        task_id="each", app_id="llama-text", result_schema={"type": "string"}, **FAST
+    ).expand(job_id=mapped.output)
     cancel = RunGenCancelJobOperator(task_id="cancel", job_id=mapped.output, app_id="llama-text")
     many >> cancel
 

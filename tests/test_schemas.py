@@ -1,0 +1,362 @@
+"""Schemas: what is refused, what is told of it, and that nothing is fetched."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_rungen import schemas
+from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultError
+from airflow_provider_rungen.models import Job, JobStatus
+from airflow_provider_rungen.schemas import Schema, checked
+
+PICTURE: dict[str, Any] = {
+    "type": "object",
+    "required": ["prompt"],
+    "properties": {"prompt": {"type": "string"}, "width": {"type": "integer", "minimum": 64}},
+}
+SIGNED = "https://storage.example/a.png?X-Amz-Signature=0123456789abcdef0123456789abcdef"
+
+
+def done(result: Any) -> Job:
+    return Job(id="the-job", app_id="the-app", status=JobStatus.COMPLETED, result=result)
+
+
+def told(schema: Any, value: Any, name: str = "input") -> str:
+    with pytest.raises(RunGenInputError) as caught:
+        Schema(schema, "input_schema").check_input(value, name)
+    assert caught.value.hopeless
+    return str(caught.value)
+
+
+def told_of_result(schema: Any, result: Any) -> str:
+    with pytest.raises(RunGenResultError) as caught:
+        Schema(schema, "result_schema").check_result(done(result))
+    assert caught.value.hopeless
+    assert (caught.value.app_id, caught.value.job_id) == ("the-app", "the-job")
+    return str(caught.value)
+
+
+# --- what is told -------------------------------------------------------------------------------------------
+
+
+def test_the_path_and_the_rule_are_told() -> None:
+    said = told(PICTURE, {"prompt": "x", "width": 5}, "inputs[3]")
+    assert said == "inputs[3].width: 5 is less than the minimum of 64 (input_schema); nothing was sent"
+
+
+def test_the_path_leads_through_arrays() -> None:
+    schema = {"properties": {"loras": {"items": {"properties": {"weight": {"type": "number"}}}}}}
+    said = told(schema, {"loras": [{"weight": 1}, {"weight": "heavy"}]})
+    assert said.startswith("input.loras[1].weight: 'heavy' is not of type 'number'")
+
+
+def test_a_result_is_told_with_its_app_and_job() -> None:
+    said = told_of_result({"type": "object"}, "a text")
+    assert said == (
+        "The result of RunGen job the-job of app the-app does not fit result_schema: "
+        "result: 'a text' is not of type 'object'"
+    )
+
+
+def test_of_several_violations_a_few_are_told_those_higher_up_first() -> None:
+    schema = {"required": ["prompt"], "additionalProperties": {"type": "integer"}}
+    said = told(schema, {f"field{n}": "x" for n in range(20)})
+    assert said.startswith(
+        "input: 'prompt' is a required property; input.field0: 'x' is not of type 'integer'; "
+    )
+    assert "; and 18 more" in said
+    assert len(said) < 1000
+
+
+def test_where_one_of_several_has_to_fit_the_deepest_is_told() -> None:
+    schema = {"anyOf": [{"type": "array"}, {"properties": {"size": {"type": "integer"}}}]}
+    assert "input.size: 'big' is not of type 'integer'" in told(schema, {"size": "big"})
+
+
+def test_the_violations_of_a_huge_value_are_not_all_looked_for() -> None:
+    said = told({"items": {"type": "string"}}, list(range(100_000)))
+    assert f"and {schemas.MOST - schemas.FEW} more" in said
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer"},
+        {"maxLength": 3},
+        {"enum": ["a"]},
+        {"pattern": "^ftp"},
+        {"not": {}},
+        {"const": "a"},
+        False,
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize(
+    "value", [SIGNED, "s3://bucket/key?sig=" + "0123456789abcdef" * 4], ids=["http", "s3"]
+)
+def test_a_signed_url_is_not_told(schema: Any, value: str) -> None:
+    said = told_of_result({"properties": {"image": schema}}, {"image": value})
+    assert ": result" in said
+    assert "0123456789abcdef" not in said
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"additionalProperties": False},
+        {"propertyNames": {"maxLength": 3}},
+        {"unevaluatedProperties": False},
+        {"maxProperties": 0},
+    ],
+    ids=repr,
+)
+def test_a_signed_url_is_not_told_when_it_is_a_key(schema: Any) -> None:
+    assert "0123456789abcdef" not in told_of_result(schema, {SIGNED: 1})
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 1_000_000, ["x"] * 200_000, {"k" * 300_000: 1}, 10**4000],
+    ids=["text", "array", "object", "number"],
+)
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "null"},
+        {"enum": [None]},
+        {"not": {}},
+        {"unevaluatedItems": False, "unevaluatedProperties": False, "type": "null"},
+    ],
+)
+def test_a_huge_value_is_not_told(schema: Any, value: Any) -> None:
+    assert len(told(schema, {"a": value} if isinstance(value, dict) else value)) < 1000
+    assert len(told({"properties": {"a": schema}}, {"a": value})) < 1000
+
+
+def test_a_value_that_fits_passes() -> None:
+    Schema(PICTURE, "input_schema").check_input({"prompt": "x", "width": 64, "more": None})
+    Schema({"type": "string"}, "result_schema").check_result(done("text"))
+
+
+# --- which schemas ------------------------------------------------------------------------------------------
+
+
+def test_without_a_schema_there_is_nothing_to_check() -> None:
+    assert checked(None, "input_schema") is None
+    assert Schema.of(None, "input_schema") is None
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "a type there is not": ({"properties": {"a": {"type": "txt"}}}, r"schema\.properties\.a\.type: 'txt'"),
+    "a keyword of the wrong kind": ({"required": "prompt"}, r"schema\.required: 'prompt' is not of type"),
+    "a pattern that is none": (
+        {"properties": {"a": {"pattern": "(" * 3}}},
+        r"schema\.properties\.a\.pattern",
+    ),
+    "a draft there is not": (
+        {"$schema": "https://example.com/mine"},
+        r"\$schema .* 'https://example.com/mine'",
+    ),
+    "a draft that is no text": ({"$schema": ["x"]}, r"\$schema"),
+    "a remote reference": (
+        {"$ref": "http://example.com/s.json"},
+        "'http://example.com/s.json', which is not in it",
+    ),
+    "a neighbor file": ({"$ref": "other.json#/a"}, "other.json"),
+    "a hidden reference": ({"anyOf": [{"properties": {"a": {"$ref": "#/$defs/no"}}}]}, "#/\\$defs/no"),
+    "a dynamic reference": ({"$dynamicRef": "#nobody"}, "#nobody"),
+    "what JSON does not know": ({"enum": {1, 2}}, "schema.enum"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_schema_breaks_the_dag_file_and_is_named(case: str) -> None:
+    schema, told = BAD[case]
+    with pytest.raises(ValueError, match=f"^result_schema .*{told}"):
+        checked(schema, "result_schema")
+
+
+def test_a_schema_that_holds_itself_is_told() -> None:
+    schema: dict[str, Any] = {"properties": {}}
+    schema["properties"]["a"] = schema
+    with pytest.raises(RunGenInputError, match="refers to itself without end, or is nested too deeply"):
+        checked(schema, "input_schema")
+
+
+def test_a_schema_that_refers_to_itself_without_end_is_told() -> None:
+    assert "input: the schema cannot be applied: it refers to itself without end" in told({"$ref": "#"}, {})
+    assert "the-job" in told_of_result({"allOf": [{"$ref": "#"}]}, {})
+
+
+def test_a_recursive_schema_is_followed() -> None:
+    schema = Schema({"type": "object", "additionalProperties": {"$ref": "#"}}, "input_schema")
+    schema.check_input({"a": {"b": {}}})
+    with pytest.raises(RunGenInputError, match=r"input\.a\.b: 1 is not of type 'object'"):
+        schema.check_input({"a": {"b": 1}})
+
+
+def test_a_reference_where_no_draft_looks_is_told_when_it_is_met() -> None:
+    schema = {"properties": {"a": {"$ref": "#/mine"}}, "mine": {"$ref": "http://127.0.0.1:9/s.json"}}
+    assert "'http://127.0.0.1:9/s.json', which is not in it" in told(
+        checked(schema, "input_schema"), {"a": 1}
+    )
+
+
+def test_nothing_is_fetched() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/schema.json"
+        for schema in ({"$ref": url}, {"$schema": url}, {"mine": {"$ref": url}, "$ref": "#/mine"}):
+            with pytest.raises(RunGenInputError, match=re.escape(url)):
+                Schema(schema, "input_schema").check_input({})
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_references_inside_a_schema_are_followed() -> None:
+    schema = {
+        "$id": "https://example.com/mine",
+        "$defs": {
+            "side": {"$anchor": "side", "type": "integer"},
+            "other": {"$id": "other", "type": "string"},
+        },
+        "properties": {"a": {"$ref": "#side"}, "b": {"$ref": "#/$defs/side"}, "c": {"$ref": "other"}},
+    }
+    said = told(schema, {"a": "x", "b": "y", "c": 1})
+    assert all(f"input.{name}: " in said for name in "abc")
+
+
+@pytest.mark.parametrize(
+    ("draft", "fits"),
+    [
+        (None, False),
+        ("https://json-schema.org/draft/2020-12/schema", False),
+        ("https://json-schema.org/draft/2019-09/schema", True),
+        ("http://json-schema.org/draft-07/schema#", True),
+        ("http://json-schema.org/draft-07/schema", True),
+    ],
+)
+def test_the_draft_decides(draft: str | None, fits: bool) -> None:
+    # only 2020-12 knows prefixItems
+    schema = {"prefixItems": [{"type": "string"}]} | ({"$schema": draft} if draft else {})
+    if fits:
+        Schema(schema, "input_schema").check_input([1])
+    else:
+        assert "input[0]: 1 is not of type 'string'" in told(schema, [1])
+
+
+def test_a_file_is_read_when_the_task_runs(tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    for source in (path, str(path), f"file://{path}"):
+        path.unlink(missing_ok=True)
+        assert checked(source, "input_schema") == source
+        with pytest.raises(RunGenInputError, match=r"input_schema .*picture cannot be read") as caught:
+            Schema(source, "input_schema")
+        assert caught.value.hopeless
+        path.write_text(json.dumps(PICTURE))
+        assert "input.width" in told(source, {"prompt": "x", "width": 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"[" * 100_000, "cannot be read"),
+        (b" " * (schemas.MAX_BYTES + 1), "more than"),
+        (b"[]", "is a list, not an object"),
+        (b'{"type": "txt"}', r"is no JSON Schema: schema\.type"),
+    ],
+    ids=range(6),
+)
+def test_a_file_that_is_no_schema_is_told(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "schema.json"
+    path.write_bytes(content)
+    with pytest.raises(RunGenInputError, match=rf"input_schema .*schema\.json .*{reason}"):
+        Schema(str(path), "input_schema")
+
+
+def test_the_query_of_a_schemas_url_is_not_told() -> None:
+    with pytest.raises(RunGenInputError) as caught:
+        Schema("nosuchscheme+https://x.example/s.json?X-Amz-Signature=SECRET", "input_schema")
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", ["nobody", "{{ params.schema }}", "", "flux-schnell.input"])
+def test_an_unknown_name_is_told_with_the_known_ones(bad: str) -> None:
+    with pytest.raises(ValueError, match=r"input_schema .*known are: flux-schnell"):
+        checked(bad, "input_schema")
+
+
+@pytest.mark.parametrize("bad", [7, True, ["type"], b"x"], ids=repr)
+def test_what_is_no_schema_at_all_is_told(bad: Any) -> None:
+    with pytest.raises(ValueError, match="input_schema must be a dict, a path, a URI or a name"):
+        checked(bad, "input_schema")
+
+
+def test_a_dag_file_parses_without_the_library_unless_it_has_a_dict() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from airflow_provider_rungen.schemas import checked; "
+        "checked('flux-schnell', 'input_schema'); checked('/a/path', 'input_schema'); "
+        "assert 'jsonschema' not in sys.modules; checked({}, 'input_schema'); "
+        "assert 'jsonschema' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+# --- those that come with the package -----------------------------------------------------------------------
+
+GOOD = {"prompt": "a fox", "height": 512, "width": 1024, "guidance_scale": 3.5, "num_inference_steps": 4}
+
+
+@pytest.mark.parametrize(
+    "value", [GOOD, {"prompt": ""}, {**GOOD, "guidance_scale": 3, "emulator": {"seconds": 1}}]
+)
+def test_flux_takes_what_the_api_documents(value: Any) -> None:
+    Schema(checked("flux-schnell", "input_schema"), "input_schema").check_input(value)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"prompt": 7}, "input.prompt"),
+        ({"width": 0}, "input.width"),
+        ({"height": "512"}, "input.height"),
+        ({"height": 5.5}, "input.height"),
+        ({"width": True}, "input.width"),
+        ({"guidance_scale": "3"}, "input.guidance_scale"),
+        ({"num_inference_steps": 0}, "input.num_inference_steps"),
+    ],
+)
+def test_flux_refuses_what_cannot_be_meant(change: dict[str, Any], where: str) -> None:
+    assert told("flux-schnell", GOOD | change).startswith(f"{where}: ")
+    assert "'prompt' is a required property" in told("flux-schnell", {"width": 64})
+    assert told("flux-schnell", "a fox").startswith("input: 'a fox' is not of type 'object'")
+
+
+def test_the_result_of_flux() -> None:
+    Schema(checked("flux-schnell", "result_schema"), "result_schema").check_result(
+        done({"images": [{"image": SIGNED, "seed": 1}], "more": 1})
+    )
+    for bad, where in (
+        (None, "result: "),
+        ({}, "result: "),
+        ({"images": []}, "result.images: "),
+        ({"images": [{"image": SIGNED}, {}]}, "result.images[1]: "),
+        ({"images": [{"image": "a.png"}]}, "result.images[0].image: "),
+    ):
+        assert where in told_of_result("flux-schnell", bad)
+
+
+def test_a_schema_can_be_copied_before_it_is_used() -> None:
+    assert copy.deepcopy(checked(PICTURE, "input_schema")) == PICTURE
