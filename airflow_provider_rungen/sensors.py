@@ -25,6 +25,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobFailedError,
     RunGenJobTimeoutError,
 )
+from airflow_provider_rungen.lineage import Done
 from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.schemas import Schema, checked
 from airflow_provider_rungen.task import deadline_of, failing_for_good
@@ -203,6 +204,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
 
     def _finish(self, context: Context, app_id: str, job_ids: list[str], jobs: list[Job]) -> None:
         raise_for_jobs(jobs)
+        self._tell(context, Done(app_id, job_ids))
 
     def _read_schema(self) -> None:
         self._schema = self._schema or Schema.of(self.result_schema, "result_schema")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import conf
+from airflow.providers.common.compat.sdk import Asset, conf
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
 from airflow_provider_rungen import api
@@ -22,12 +22,14 @@ from airflow_provider_rungen.exceptions import (
     RunGenResultError,
 )
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.lineage import Done, lineage_of
 from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.task import KILL_TIME, RunGenTask
 from airflow_provider_rungen.watch import HANDFUL, Watch, as_it_is, wait_for_jobs
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_rungen.schemas import Schema
 
@@ -45,6 +47,7 @@ class JobWaiter(RunGenTask):
     end_from_trigger = False
 
     _jobs: tuple[str, Sequence[str]] = ("", ())
+    _done: Done | None = None
 
     def __init__(
         self,
@@ -162,6 +165,20 @@ class JobWaiter(RunGenTask):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on, on a worker, after the trigger's event."""
         raise NotImplementedError
+
+    def _tell(self, context: Context, done: Done) -> None:
+        """Tell what was done to the events of the task's outlets, and keep it for OpenLineage."""
+        self._done = done
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):  # an alias has no event until it is given an asset
+                event = context["outlet_events"][outlet]
+                event.extra = {**event.extra, **done.extra()}
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """Tell OpenLineage what was read and stored; ``None`` where its provider is not installed."""
+        if self._done is None or self._hook is None:
+            return None
+        return lineage_of(self._done, self._hook.settings.base_url)
 
 
 def read_event(event: dict[str, Any]) -> list[Job]:

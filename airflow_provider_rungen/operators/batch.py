@@ -18,6 +18,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
     RunGenSubmissionUnknownError,
 )
+from airflow_provider_rungen.lineage import Done
 from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.operators.job import CANCEL_TIME, JobSubmitter
 from airflow_provider_rungen.schemas import Schema
@@ -272,7 +273,9 @@ class RunGenRunBatchOperator(JobSubmitter):
                 reasons[index_of[job.id]] = str(error)
         failed = sorted(reasons)
         context["ti"].xcom_push(key="failed", value=failed)
+        job_ids = [job_id for job_id in ids if job_id]
         if not failed:
+            self._tell(context, Done(app_id, job_ids))
             log.info(
                 "All %d RunGen jobs %s",
                 len(ids),
@@ -286,6 +289,7 @@ class RunGenRunBatchOperator(JobSubmitter):
         told = "; ".join(f"input {index}: {reasons[index]}" for index in failed[:10]) + more
         if len(failed) <= allowed:
             log.warning("%d of %d inputs failed, as max_failed allows: %s", len(failed), len(ids), told)
+            self._tell(context, Done(app_id, job_ids, failed_count=len(failed)))
             return ids
         failure = RunGenJobFailedError(
             f"{len(failed)} of {len(ids)} inputs failed, {allowed} may (max_failed): {told}. "

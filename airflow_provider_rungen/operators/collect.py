@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.exceptions import RunGenJobCanceledError, RunGenJobFailedError
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.lineage import Done
 from airflow_provider_rungen.schemas import Schema, checked
 from airflow_provider_rungen.task import deadline_of, failing_for_good
 from airflow_provider_rungen.waiting import (
@@ -107,6 +108,8 @@ class RunGenCollectResultsOperator(JobWaiter):
 
     def _finish(self, context: Context, app_id: str, jobs: list[Job], schema: Schema | None) -> Any:
         raise_for_jobs(jobs, schema=schema)
+        destination = getattr(self, "destination", None)
+        self._tell(context, Done(app_id, [job.id for job in jobs], destination=destination))
         results = [job.result for job in jobs]
         self.log.info("Collected the results of %s", names_of([job.id for job in jobs]))
         return results[0] if isinstance(self.job_id, str) else results

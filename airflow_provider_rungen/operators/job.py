@@ -21,6 +21,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobTimeoutError,
 )
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.lineage import Done
 from airflow_provider_rungen.schemas import Schema, checked
 from airflow_provider_rungen.submission import DurableSubmission, Submission
 from airflow_provider_rungen.task import deadline_of, failing_for_good
@@ -217,6 +218,7 @@ class RunGenRunJobOperator(JobSubmitter):
 
     def _finish(self, context: Context, app_id: str, job_id: str, jobs: list[Job]) -> str:
         raise_for_jobs(jobs)
+        self._tell(context, Done(app_id, [job_id]))
         return job_id
 
 

@@ -292,6 +292,20 @@ def test_the_chain_of_run_sensor_and_collect_makes_one_job(
     assert airflow.xcom("chain", run.id, "collect")["images"]
 
 
+def test_an_asset_event_tells_the_job_in_every_mode(
+    airflow: AirflowInstance, start: Callable[..., Run]
+) -> None:
+    run = start("told", seconds=6)
+    assert run.wait_for_end() == "success"
+    events = airflow.request("GET", "/assets/events", source_dag_id="told")["asset_events"]
+    extras = {event["source_task_id"]: event["extra"] for event in events}
+    for task_id in ("blocking", "deferred"):
+        job_id = airflow.xcom("told", run.id, task_id)
+        told = {"app_id": "flux-schnell", "job_ids": [job_id], "job_count": 1, "failed_count": 0}
+        assert extras[task_id] == extras[task_id] | told
+    assert run.jobs_by_status() == {"COMPLETED": 2}
+
+
 def test_the_key_is_nowhere(airflow: AirflowInstance, emulator: Emulator) -> None:
     """Runs last: looks through all that the others left in logs (at DEBUG) and in the database."""
     key = emulator.service.api_key.encode()

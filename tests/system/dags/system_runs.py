@@ -6,7 +6,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, task, task_group
+from airflow.providers.common.compat.sdk import DAG, Asset, task, task_group
 
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
@@ -100,6 +100,13 @@ with dag("no_worker", retries=0):
         RunGenJobSensor(task_id="wait", job_id=inner.output, end_from_trigger=True, **straight)
 
     each.expand(job_input=[{"prompt": "one of a group"}, {"prompt": "another of a group"}])
+
+# what is told of them is read from the asset's events
+PICTURES = Asset("s3://bucket/pictures")
+
+with dag("told", wait_for_completion=True):
+    RunGenRunJobOperator(task_id="blocking", input=INPUT, deferrable=False, outlets=[PICTURES])
+    RunGenRunJobOperator(task_id="deferred", input=INPUT, deferrable=True, defer_after=1, outlets=[PICTURES])
 
 with dag("chain", deferrable=False):
     run = RunGenRunJobOperator(task_id="run", input=INPUT)
