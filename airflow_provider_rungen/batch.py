@@ -205,6 +205,8 @@ class BatchSubmission:
         :raises RunGenError: no input can be submitted.
         """
         self._keeping = asyncio.create_task(self._keep())
+        if self._checkpoint.unkept:  # what is noted already, jobs to run again, takes up room
+            self._news.set()
         begun_at = said_at = time.monotonic()
         rest = iter(todo)
         try:

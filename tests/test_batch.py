@@ -207,6 +207,13 @@ def test_a_retry_runs_only_what_failed(rungen_emulator: Emulator, mode: bool) ->
     assert task.ti.xcoms["failed"] == FAILED_OF_40
 
 
+def test_a_retry_runs_more_than_are_under_way_at_a_time(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=[{"prompt": f"fail: {n}"} for n in range(40)], max_concurrency=2)
+    task.attempt()
+    task.attempt()
+    assert task.created == 80
+
+
 def test_inputs_that_are_all_refused_are_not_tried_again(rungen_emulator: Emulator) -> None:
     outcome = Task(rungen_emulator, inputs=[{"prompt": ""}] * 3).attempt()
     assert isinstance(outcome.error, AirflowFailException)
