@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -91,7 +92,8 @@ class Checkpoint:
     The ids of a batch in Airflow's task state store, which are kept as they come.
 
     What stands for an input is its job's id, ``REFUSED``, or nothing; with nothing, an input before ``mark``
-    may have been sent, and its fate is unknown.
+    may have been sent, and its fate is unknown. Each value names the batch it is of, since an earlier one,
+    before a clear, may have left its own.
 
     :param store: the ``task_state_store`` of the context; without one nothing is kept.
     :param header: what makes it valid: app, digest and number of the inputs, ``max_tries``; and the deadline.
@@ -101,7 +103,7 @@ class Checkpoint:
 
     def __init__(self, store: Any, header: dict[str, Any]) -> None:
         self._store = store
-        self.header = header | {"mark": 0}
+        self.header = {"batch": secrets.token_hex(8)} | header | {"mark": 0}
         self.ids = [""] * header["count"]
         self.kept_mark = 0
         #: How many ids were noted and are not in the store yet.
@@ -118,8 +120,8 @@ class Checkpoint:
         kept.header["mark"] = kept.kept_mark = header.get("mark", 0)
         for start in range(0, len(kept.ids), CHUNK):
             chunk = store.get(f"{KEY}_{start // CHUNK}")
-            if isinstance(chunk, list):
-                kept.ids[start : start + len(chunk)] = map(str, chunk)
+            if isinstance(chunk, Mapping) and chunk.get("batch") == kept.header["batch"]:
+                kept.ids[start : start + len(chunk["ids"])] = chunk["ids"]
         return kept
 
     @property
@@ -153,7 +155,8 @@ class Checkpoint:
         self._changed.clear()
         if self._store is not None:
             for chunk in changed:
-                self._store.set(f"{KEY}_{chunk}", self.ids[chunk * CHUNK : (chunk + 1) * CHUNK])
+                ids = self.ids[chunk * CHUNK : (chunk + 1) * CHUNK]
+                self._store.set(f"{KEY}_{chunk}", {"batch": self.header["batch"], "ids": ids})
             if self.kept_mark != mark or not changed:
                 self._store.set(KEY, dict(self.header))
         self.kept_mark = mark

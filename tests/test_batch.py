@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
@@ -332,6 +333,22 @@ def test_a_clear_cancels_what_runs_and_submits_anew(rungen_emulator: Emulator) -
     second = task.attempt().value
     assert not set(first) & set(second)
     assert task.statuses() == ["CANCELED"] * 20 + ["RUNNING"] * 20
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3])
+def test_a_cleared_attempt_that_died_finds_nothing_of_before_the_clear(
+    rungen_emulator: Emulator, writes: int
+) -> None:
+    task = Task(rungen_emulator, inputs=prompts(250))
+    before = task.attempt().value
+    task.max_tries += 1
+    kept, task.store = task.store.kept, DyingStore(writes)
+    task.store.kept = kept
+    with contextlib.suppress(Died):
+        task.attempt()
+    ids = task.attempt().value
+    assert len(set(ids)) == 250
+    assert not set(before) & set(ids)
 
 
 def test_too_late_cancels_all_of_them(rungen_emulator: Emulator, mode: bool) -> None:
