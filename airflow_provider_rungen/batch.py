@@ -105,7 +105,7 @@ class Checkpoint:
         self._store = store
         self.header = {"batch": secrets.token_hex(8)} | header | {"mark": 0}
         self.ids = [""] * header["count"]
-        self.kept_mark = 0
+        self._kept_header: dict[str, Any] = {"mark": 0}
         #: How many ids were noted and are not in the store yet.
         self.unkept = 0
         self._changed: set[int] = set()
@@ -117,7 +117,8 @@ class Checkpoint:
         if not isinstance(header, Mapping) or not isinstance(header.get("count"), int):
             return None
         kept = cls(store, dict(header))
-        kept.header["mark"] = kept.kept_mark = header.get("mark", 0)
+        kept.header["mark"] = header.get("mark", 0)
+        kept._kept_header = dict(kept.header)
         for start in range(0, len(kept.ids), CHUNK):
             chunk = store.get(f"{KEY}_{start // CHUNK}")
             if isinstance(chunk, Mapping) and chunk.get("batch") == kept.header["batch"]:
@@ -132,6 +133,11 @@ class Checkpoint:
     @property
     def mark(self) -> int:
         return int(self.header["mark"])
+
+    @property
+    def kept_mark(self) -> int:
+        """The mark that is in the store."""
+        return int(self._kept_header["mark"])
 
     def is_of(self, header: Mapping[str, Any]) -> bool:
         """Tell whether this is of the same inputs, app and try as ``header``."""
@@ -151,15 +157,15 @@ class Checkpoint:
 
     def flush(self) -> None:
         """Write what has changed."""
-        mark, changed, noted = self.mark, sorted(self._changed), self.unkept
+        header, changed, noted = dict(self.header), sorted(self._changed), self.unkept
         self._changed.clear()
         if self._store is not None:
             for chunk in changed:
                 ids = self.ids[chunk * CHUNK : (chunk + 1) * CHUNK]
                 self._store.set(f"{KEY}_{chunk}", {"batch": self.header["batch"], "ids": ids})
-            if self.kept_mark != mark or not changed:
-                self._store.set(KEY, dict(self.header))
-        self.kept_mark = mark
+            if header != self._kept_header:
+                self._store.set(KEY, header)
+        self._kept_header = header
         self.unkept -= noted
 
 
@@ -171,7 +177,8 @@ class BatchSubmission:
     :param app_id: the app to run.
     :param checkpoint: where to keep the ids.
     :param max_concurrency: how many submissions are under way at a time at most.
-    :param is_stopping: tells when to begin no more of them.
+    :param deadline: the time (seconds since 1970) from which on to begin no more of them.
+    :param is_stopping: tells whether to stop at once.
     """
 
     def __init__(
@@ -181,11 +188,13 @@ class BatchSubmission:
         checkpoint: Checkpoint,
         *,
         max_concurrency: int,
+        deadline: float,
         is_stopping: Callable[[], bool],
     ) -> None:
         self._perform = perform
         self._app_id = app_id
         self._checkpoint = checkpoint
+        self._deadline = deadline
         self._is_stopping = is_stopping
         self._most = self._limit = max_concurrency
         self._not_before = 0.0
@@ -213,7 +222,7 @@ class BatchSubmission:
         begun_at = said_at = time.monotonic()
         rest = iter(todo)
         try:
-            while not self._is_stopping() and self._abort is None:
+            while not self._is_stopping() and self._abort is None and time.time() < self._deadline:
                 if self._keeping.done():  # it ends early only when the store fails
                     await self._keeping
                 await self._begin(rest)

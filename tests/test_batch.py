@@ -358,6 +358,22 @@ def test_too_late_cancels_all_of_them(rungen_emulator: Emulator, mode: bool) -> 
     assert task.statuses() == ["CANCELED"] * 30
 
 
+def test_a_retry_after_the_time_was_up_has_the_whole_time(rungen_emulator: Emulator, mode: bool) -> None:
+    task = Task(rungen_emulator, inputs=prompts(8, seconds=1), timeout=0.3, deferrable=mode)
+    assert "not over in time" in str(task.attempt().error)
+    assert len(set(task.attempt(timeout=60).value)) == 8
+    assert task.created == 16
+
+
+def test_the_time_may_be_up_while_inputs_are_submitted(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(
+        Fault(on="run", status=429, headers={"Retry-After": "30"}, times=None, skip=10)
+    )
+    task = Task(rungen_emulator, inputs=prompts(40, seconds=60), timeout=0.5)
+    assert "not over in time" in str(task.attempt().error)
+    assert task.statuses() == ["CANCELED"] * 10
+
+
 @pytest.mark.parametrize("operation", ["run", "get_app"])
 def test_a_kill_cancels_every_job_that_was_submitted(rungen_emulator: Emulator, operation: str) -> None:
     count = 400

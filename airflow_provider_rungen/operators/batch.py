@@ -97,12 +97,12 @@ class RunGenRunBatchOperator(JobSubmitter):
             app_id = hook.app_id_or_default(self.app_id)
             with self._not_abandoning(context, hook):
                 kept, over = self._prepare(context, hook, app_id, inputs)
-                refused = self._submit(context, hook, inputs, kept, over)
+                deadline = deadline_of(self, kept.header["deadline"])
+                refused = self._submit(context, hook, inputs, kept, over=over, deadline=deadline)
                 ids = _job_ids(kept)
                 if not self.wait_for_completion:
                     return self._finish(context, app_id, ids, refused, [])
                 waiting = [job_id for job_id in kept.job_ids if job_id not in over]
-                deadline = deadline_of(self, kept.header["deadline"])
                 jobs = self._wait(
                     hook,
                     app_id,
@@ -144,7 +144,10 @@ class RunGenRunBatchOperator(JobSubmitter):
         kept = Checkpoint.found(store)
         if kept is not None and kept.is_of(header):
             self._jobs = (app_id, kept.job_ids)
-            return kept, self._take_up(hook, app_id, kept)
+            over = self._take_up(hook, app_id, kept)
+            if not all(_job_ids(kept)):  # jobs that are run anew have the whole time
+                kept.header["deadline"] = header["deadline"]
+            return kept, over
         if kept is not None and kept.job_ids:
             log.info("The task was cleared, or its inputs or app changed: submitting all of them anew")
             if self.cancel_on_kill:
@@ -203,7 +206,9 @@ class RunGenRunBatchOperator(JobSubmitter):
         hook: RunGenHook,
         inputs: Inputs,
         kept: Checkpoint,
+        *,
         over: set[str],
+        deadline: float,
     ) -> dict[int, RunGenError]:
         """Submit what has no job yet; give the inputs that were refused, with the reason."""
         app_id = kept.header["app_id"]
@@ -218,6 +223,7 @@ class RunGenRunBatchOperator(JobSubmitter):
                 app_id,
                 kept,
                 max_concurrency=self.max_concurrency,
+                deadline=deadline,
                 is_stopping=is_killed,
             )
             try:
