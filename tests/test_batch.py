@@ -198,6 +198,23 @@ def test_more_failures_than_an_event_holds_are_all_told(rungen_emulator: Emulato
     assert task.ti.xcoms["failed"] == list(range(130))
 
 
+def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.triggers.KNOWN_WITHIN", 0.0)
+    rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
+    task = Task(rungen_emulator, inputs=prompts(130), deferrable=True)
+    assert "130 of 130 inputs failed" in str(task.attempt().error)
+    assert task.ti.xcoms["failed"] == list(range(130))
+
+
+@pytest.mark.parametrize(("allowed", "fails"), [(0.29, False), (0.289, True)])
+def test_a_share_is_meant_as_it_is_written(rungen_emulator: Emulator, allowed: float, fails: bool) -> None:
+    inputs = [{"prompt": "" if n < 29 else "picture"} for n in range(100)]
+    outcome = Task(rungen_emulator, inputs=inputs, max_failed=allowed).attempt()
+    assert bool(outcome.error) is fails
+
+
 def test_a_retry_runs_only_what_failed(rungen_emulator: Emulator, mode: bool) -> None:
     task = Task(rungen_emulator, inputs=mixed(40), deferrable=mode)
     task.attempt()

@@ -24,7 +24,7 @@ from airflow_provider_rungen.operators.job import CANCEL_TIME, JobSubmitter
 from airflow_provider_rungen.schemas import Schema
 from airflow_provider_rungen.task import deadline_of, failing_for_good, is_killed
 from airflow_provider_rungen.waiting import read_event
-from airflow_provider_rungen.watch import KNOWN_WITHIN
+from airflow_provider_rungen.watch import KNOWN_WITHIN, concerns_one_job, failed_by
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -125,8 +125,9 @@ class RunGenRunBatchOperator(JobSubmitter):
             self._jobs = (event["app_id"], [job_id for job_id in ids if job_id])
             jobs = read_event(event)
             if event["count"] > len(jobs):  # more failed than the event holds
-                looks = self._look_at(hook, *self._jobs).values()
-                jobs = [look for look in looks if isinstance(look, Job)]
+                app_id, job_ids = self._jobs
+                looks = self._look_at(hook, app_id, job_ids).items()
+                jobs = [_job_of(look, app_id, job_id) for job_id, look in looks]
             return self._finish(context, event["app_id"], ids, {}, jobs)
 
     def _prepare(
@@ -271,12 +272,13 @@ class RunGenRunBatchOperator(JobSubmitter):
         """Tell which inputs failed, and fail when they are too many."""
         reasons = {index: "it was not submitted" for index, job_id in enumerate(ids) if job_id is None}
         reasons |= {index: str(error) for index, error in refused.items()}
-        index_of = {job_id: index for index, job_id in enumerate(ids)}
+        reason_of = {}
         for job in jobs:
             try:
                 job.raise_for_status()
             except RunGenJobError as error:
-                reasons[index_of[job.id]] = str(error)
+                reason_of[job.id] = str(error)
+        reasons |= {index: reason_of[job_id] for index, job_id in enumerate(ids) if job_id in reason_of}
         failed = sorted(reasons)
         context["ti"].xcom_push(key="failed", value=failed)
         job_ids = [job_id for job_id in ids if job_id]
@@ -288,9 +290,9 @@ class RunGenRunBatchOperator(JobSubmitter):
                 "completed" if self.wait_for_completion else "were submitted",
             )
             return ids
-        allowed = (
-            math.floor(self.max_failed * len(ids)) if isinstance(self.max_failed, float) else self.max_failed
-        )
+        allowed = self.max_failed
+        if isinstance(allowed, float):
+            allowed = math.floor(allowed * len(ids) + 1e-9)  # 0.29 of 100 are 28.999999999999996
         more = f"; and {len(failed) - 10} more" if len(failed) > 10 else ""
         told = "; ".join(f"input {index}: {reasons[index]}" for index in failed[:10]) + more
         if len(failed) <= allowed:
@@ -309,3 +311,11 @@ class RunGenRunBatchOperator(JobSubmitter):
 
 def _job_ids(kept: Checkpoint) -> list[str | None]:
     return [job_id if job_id and job_id != Checkpoint.REFUSED else None for job_id in kept.ids]
+
+
+def _job_of(look: Job | RunGenError, app_id: str, job_id: str) -> Job:
+    if isinstance(look, Job):
+        return look
+    if api.may_pass(look) or not concerns_one_job(look):
+        raise look
+    return failed_by(look, app_id, job_id)
