@@ -232,9 +232,12 @@ def test_a_retry_runs_more_than_are_under_way_at_a_time(rungen_emulator: Emulato
     assert task.created == 80
 
 
-def test_inputs_that_are_all_refused_are_not_tried_again(rungen_emulator: Emulator) -> None:
-    outcome = Task(rungen_emulator, inputs=[{"prompt": ""}] * 3).attempt()
+def test_inputs_that_are_refused_are_not_tried_again(rungen_emulator: Emulator, mode: bool) -> None:
+    inputs = [*prompts(5), *[{"prompt": ""}] * 20]
+    outcome = Task(rungen_emulator, inputs=inputs, deferrable=mode).attempt()
     assert isinstance(outcome.error, AirflowFailException)
+    assert "20 of 25 inputs failed" in str(outcome.error)
+    assert str(outcome.error).count("(400)") == 10
 
 
 def test_a_busy_service_is_given_time(rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:

@@ -128,7 +128,7 @@ class RunGenRunBatchOperator(JobSubmitter):
                 app_id, job_ids = self._jobs
                 looks = self._look_at(hook, app_id, job_ids).items()
                 jobs = [_job_of(look, app_id, job_id) for job_id, look in looks]
-            return self._finish(context, event["app_id"], ids, {}, jobs)
+            return self._finish(context, event["app_id"], ids, self._pushed_refused(context), jobs)
 
     def _prepare(
         self, context: Context, hook: RunGenHook, app_id: str, inputs: Inputs
@@ -244,6 +244,13 @@ class RunGenRunBatchOperator(JobSubmitter):
                     hook.before_step = before_step
                 log.info("Submitted %d of %d inputs to app %s", total - len(refused), len(kept.ids), app_id)
             context["ti"].xcom_push(key="job_ids", value=_job_ids(kept))
+            if refused:
+                # for after a deferral; the first ten are all that is ever told
+                told = [
+                    (index, str(error) if n < 10 else "", error.hopeless)
+                    for n, (index, error) in enumerate(sorted(refused.items()))
+                ]
+                context["ti"].xcom_push(key="refused", value=told)
         self._is_incomplete = any(job_id == Checkpoint.REFUSED or not job_id for job_id in kept.ids)
         return refused
 
@@ -257,6 +264,14 @@ class RunGenRunBatchOperator(JobSubmitter):
     def _pushed(self, context: Context) -> list[str | None]:
         ti = context["ti"]
         return ti.xcom_pull(task_ids=ti.task_id, key="job_ids", map_indexes=ti.map_index) or []
+
+    def _pushed_refused(self, context: Context) -> dict[int, RunGenError]:
+        ti, refused = context["ti"], {}
+        pushed = ti.xcom_pull(task_ids=ti.task_id, key="refused", map_indexes=ti.map_index) or ()
+        for index, reason, is_hopeless in pushed:
+            refused[index] = RunGenError(reason)
+            refused[index].hopeless = is_hopeless
+        return refused
 
     def _pushed_job_ids(self, context: Context) -> list[str]:
         return [job_id for job_id in self._pushed(context) if job_id]
