@@ -32,6 +32,7 @@ AHEAD = 64
 PROGRESS_EVERY = 10.0
 # Seconds to let requests under way end in when the task is killed.
 LAST_ANSWERS = 1.0
+_NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 class Inputs:
@@ -76,14 +77,17 @@ class Inputs:
         except (OSError, ImportError, ValueError) as error:
             if isinstance(error, RunGenInputError):
                 raise
-            raise RunGenInputError(f"inputs: {clean_text(f'{self._source}: {error}')}") from error
+            failure = RunGenInputError(f"inputs: {clean_text(f'{self._source}: {error}')}")
+            # a storage that cannot be reached may be the next time
+            failure.hopeless = not isinstance(error, OSError) or isinstance(error, _NO_FILE)
+            raise failure from error
 
     def _parsed(self, lines: Iterable[bytes]) -> Iterator[Any]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
                     yield json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     raise RunGenInputError(f"inputs: line {number} of {self._source} is not JSON") from None
 
 
@@ -106,9 +110,9 @@ class Checkpoint:
         self.header = {"batch": secrets.token_hex(8)} | header | {"mark": 0}
         self.ids = [""] * header["count"]
         self._kept_header: dict[str, Any] = {"mark": 0}
-        #: How many ids were noted and are not in the store yet.
-        self.unkept = 0
+        # the indexes of what is not in the store yet, and of what is being written
         self._changed: set[int] = set()
+        self._writing: set[int] = set()
 
     @classmethod
     def found(cls, store: Any) -> Checkpoint | None:
@@ -131,6 +135,18 @@ class Checkpoint:
         return [job_id for job_id in self.ids if job_id and job_id != self.REFUSED]
 
     @property
+    def unkept(self) -> int:
+        """How many ids are not in the store yet."""
+        return len(self._changed) + len(self._writing)
+
+    @property
+    def unkept_job_ids(self) -> list[str]:
+        """The jobs that no other attempt would find."""
+        if self._store is None:
+            return self.job_ids
+        return [self.ids[i] for i in self._changed | self._writing if self.ids[i] not in ("", self.REFUSED)]
+
+    @property
     def mark(self) -> int:
         return int(self.header["mark"])
 
@@ -148,8 +164,7 @@ class Checkpoint:
     def note(self, index: int, job_id: str) -> None:
         """Keep what stands for an input, at the next flush."""
         self.ids[index] = job_id
-        self.unkept += 1
-        self._changed.add(index // CHUNK)
+        self._changed.add(index)
 
     def raise_mark(self, index: int) -> None:
         """Let the inputs before this one count as sent, from the next flush on."""
@@ -157,16 +172,17 @@ class Checkpoint:
 
     def flush(self) -> None:
         """Write what has changed."""
-        header, changed, noted = dict(self.header), sorted(self._changed), self.unkept
-        self._changed.clear()
+        while self._changed:  # one by one, since more may be noted meanwhile
+            self._writing.add(self._changed.pop())
+        header = dict(self.header)
         if self._store is not None:
-            for chunk in changed:
+            for chunk in sorted({index // CHUNK for index in self._writing}):
                 ids = self.ids[chunk * CHUNK : (chunk + 1) * CHUNK]
                 self._store.set(f"{KEY}_{chunk}", {"batch": self.header["batch"], "ids": ids})
             if header != self._kept_header:
                 self._store.set(KEY, header)
         self._kept_header = header
-        self.unkept -= noted
+        self._writing.clear()
 
 
 class BatchSubmission:
@@ -215,25 +231,21 @@ class BatchSubmission:
         :param todo: the inputs, with their indexes.
         :param total: how many they are.
         :raises RunGenError: no input can be submitted.
+        :raises Exception: an id cannot be kept.
         """
         self._keeping = asyncio.create_task(self._keep())
         if self._checkpoint.unkept:  # what is noted already, jobs to run again, takes up room
             self._news.set()
-        begun_at = said_at = time.monotonic()
-        rest = iter(todo)
+        failure: Exception | None = None
         try:
-            while not self._is_stopping() and self._abort is None and time.time() < self._deadline:
-                if self._keeping.done():  # it ends early only when the store fails
-                    await self._keeping
-                await self._begin(rest)
-                if self._is_exhausted and not self._under_way and not self._again:
-                    break
-                await self._take_answers(0.1)
-                if (now := time.monotonic()) - said_at >= PROGRESS_EVERY:
-                    said_at, rate = now, self._submitted / (now - begun_at)
-                    log.info("Submitted %d of %d inputs, %.1f a second", self._submitted, total, rate)
-            give_up_at = time.monotonic() + (LAST_ANSWERS if self._is_stopping() else api.PATIENCE)
-            while self._under_way and time.monotonic() < give_up_at:
+            await self._begin_all(iter(todo), total)
+        except Exception as error:  # the inputs cannot be read, or the ids not be kept
+            failure = error
+        try:
+            begun_at = time.monotonic()
+            while self._under_way and time.monotonic() < begun_at + (
+                LAST_ANSWERS if self._is_stopping() else api.PATIENCE
+            ):
                 await self._take_answers(0.1)
         finally:
             for task in self._under_way:
@@ -241,8 +253,21 @@ class BatchSubmission:
             self._is_over = True
             self._news.set()
             await self._keeping
-        if self._abort is not None:
-            raise self._abort
+        if failure := failure or self._abort:
+            raise failure
+
+    async def _begin_all(self, rest: Iterator[tuple[int, Any]], total: int) -> None:
+        begun_at = said_at = time.monotonic()
+        while not self._is_stopping() and self._abort is None and time.time() < self._deadline:
+            if self._keeping.done():  # it ends early only when the store fails
+                await self._keeping
+            await self._begin(rest)
+            if self._is_exhausted and not self._under_way and not self._again:
+                break
+            await self._take_answers(0.1)
+            if (now := time.monotonic()) - said_at >= PROGRESS_EVERY:
+                said_at, rate = now, self._submitted / (now - begun_at)
+                log.info("Submitted %d of %d inputs, %.1f a second", self._submitted, total, rate)
 
     async def _begin(self, rest: Iterator[tuple[int, Any]]) -> None:
         """Begin as many submissions as may be under way; one counts until its id is in the store."""
@@ -261,6 +286,8 @@ class BatchSubmission:
             while self._checkpoint.kept_mark <= index:  # nothing is sent before it counts as sent
                 if self._keeping.done():
                     await self._keeping
+                if self._is_stopping():
+                    return
                 await asyncio.sleep(0.002)
             task = asyncio.ensure_future(self._perform(api.run_job(self._app_id, job_input, attempts=1)))
             self._under_way[task] = item

@@ -295,6 +295,52 @@ class DyingStore(FakeStore):
         super().set(key, value)
 
 
+class FailingStore(FakeStore):
+    """Cannot be written to for some time."""
+
+    writes = 0
+    fails_from = 4
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        self.writes += 1
+        if self.writes >= self.fails_from:
+            raise RuntimeError("the store is down")
+        super().set(key, value)
+
+
+def test_a_store_that_fails_loses_no_job(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(200, seconds=60), wait_for_completion=False)
+    task.store = FailingStore()
+    assert "the store is down" in str(task.attempt().error)
+    kept = batch.Checkpoint.found(task.store)
+    assert kept is not None
+    running = {job["id"] for job in rungen_emulator.service.jobs() if job["status"] == "RUNNING"}
+    assert 0 < len(running) < task.created
+    assert running == set(kept.job_ids)
+    task.store.fails_from = 10_000
+    assert len(set(task.attempt().value)) == 200
+    assert task.statuses().count("RUNNING") == 200
+
+
+def test_inputs_that_cannot_be_read_twice_lose_no_job(rungen_emulator: Emulator, tmp_path: Path) -> None:
+    path = tmp_path / "inputs.jsonl"
+    path.write_text("\n".join(json.dumps(item) for item in prompts(2000, seconds=60)))
+    task = Task(rungen_emulator, inputs=str(path), wait_for_completion=False)
+
+    class BreakingStore(FakeStore):
+        def set(self, key: str, value: Any, **_: Any) -> None:
+            super().set(key, value)
+            if task.created:
+                path.write_text("{")
+
+    task.store = BreakingStore()
+    assert "is not JSON" in str(task.attempt().error)
+    kept = batch.Checkpoint.found(task.store)
+    assert kept is not None
+    assert len(kept.job_ids) == task.created > 0
+    assert set(task.statuses()) == {"CANCELED"}
+
+
 @pytest.mark.parametrize("writes", [1, 2, 3, 4, 6, 9])
 def test_an_attempt_that_died_is_gone_on_with(rungen_emulator: Emulator, writes: int, mode: bool) -> None:
     task = Task(rungen_emulator, inputs=prompts(150), deferrable=mode)

@@ -240,6 +240,12 @@ class RunGenRunBatchOperator(JobSubmitter):
                 before_step, hook.before_step = hook.before_step, lambda: None
                 try:
                     refused = asyncio.run(submit())
+                except RunGenError:
+                    raise
+                except Exception:
+                    if self.cancel_on_kill and (lost := kept.unkept_job_ids):
+                        self._cancel_all(hook, app_id, lost)
+                    raise
                 finally:
                     hook.before_step = before_step
                 log.info("Submitted %d of %d inputs to app %s", total - len(refused), len(kept.ids), app_id)
