@@ -17,12 +17,15 @@ from airflow_provider_rungen import api, get_provider_info
 from airflow_provider_rungen.connection import read_connection, seconds
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
 from airflow_provider_rungen.models import App, Job
-from airflow_provider_rungen.transport import AsyncSender, Sender, Settings, adrive, drive
+from airflow_provider_rungen.transport import AsyncSender, Sender, Settings, adrive, drive, side_by_side
 from airflow_provider_rungen.watch import wait_for_jobs
 
 if TYPE_CHECKING:
     import requests  # noqa: TID251 - for the type of get_conn() only
     from airflow.providers.common.compat.sdk import Connection
+
+# Seconds that canceling one job of many may take.
+PART = 15.0
 
 
 class RunGenHook(BaseHook):
@@ -279,7 +282,7 @@ class RunGenHook(BaseHook):
         :param within: how many seconds it may take.
         :return: the jobs, each with the error that kept it from being canceled.
         """
-        part = within / 4
+        part = min(within / 4, PART)
         settings = replace(self.settings, connect_timeout=part, read_timeout=part)
         outcomes: dict[str, RunGenError | None] = {}
 
@@ -377,13 +380,13 @@ async def _cancel_jobs(
 
     async def cancel(job_id: str) -> None:
         try:
-            note(job_id, await adrive(api.cancel_job(app_id, job_id, patience=within / 4), sender))
+            note(job_id, await adrive(api.cancel_job(app_id, job_id, patience=min(within / 4, PART)), sender))
         except RunGenError as error:
             note(job_id, error)
 
     try:
         async with asyncio.timeout(within):
-            await asyncio.gather(*map(cancel, job_ids))
+            await side_by_side(cancel, job_ids)
     except TimeoutError:
         pass  # what was not noted was too late
     finally:

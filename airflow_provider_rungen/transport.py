@@ -10,7 +10,7 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +173,17 @@ async def _aoutcome(
         return await adrive(flow, send, sleep, clock)
     except RunGenError as error:
         return error
+
+
+async def side_by_side(work: Callable[[str], Awaitable[None]], items: Iterable[str]) -> None:
+    """Do so many at a time as may be in flight; to begin thousands at once would hold up the event loop."""
+    rest = iter(items)
+
+    async def go_on() -> None:
+        for item in rest:
+            await work(item)
+
+    await asyncio.gather(*(go_on() for _ in range(MAX_IN_FLIGHT)))
 
 
 class _Pace:

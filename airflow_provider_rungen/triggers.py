@@ -8,6 +8,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from airflow.providers.common.compat.sdk import TaskInstanceState
@@ -17,6 +18,7 @@ from airflow_provider_rungen import api
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.models import JobStatus, clean_text
+from airflow_provider_rungen.transport import side_by_side
 from airflow_provider_rungen.watch import KNOWN_WITHIN
 from airflow_provider_rungen.watcher import watcher_of
 
@@ -128,9 +130,7 @@ class RunGenJobTrigger(BaseTrigger):
             return
         async with asyncio.timeout(CANCEL_TIME), RunGenHook(self.rungen_conn_id) as hook:
             app_id = await hook.aapp_id_or_default(self.app_id)
-            await asyncio.gather(
-                *(self._cancel(hook, app_id, job_id) for job_id in rendered_job_ids(self.job_id))
-            )
+            await side_by_side(partial(self._cancel, hook, app_id), rendered_job_ids(self.job_id))
 
     async def _cancel(self, hook: RunGenHook, app_id: str, job_id: str) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,6 +13,7 @@ from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 from airflow_provider_rungen import api
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.exceptions import (
+    RunGenConflictError,
     RunGenError,
     RunGenInputError,
     RunGenJobCanceledError,
@@ -25,7 +26,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.lineage import Done, lineage_of
 from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.task import KILL_TIME, RunGenTask
-from airflow_provider_rungen.watch import HANDFUL, Watch, as_it_is, wait_for_jobs
+from airflow_provider_rungen.watch import HANDFUL, Watch, as_it_is, log_line, say_less, wait_for_jobs
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -48,6 +49,8 @@ class JobWaiter(RunGenTask):
 
     _jobs: tuple[str, Sequence[str]] = ("", ())
     _done: Done | None = None
+    # those of them that are known to be over
+    _over: Collection[str] = ()
 
     def __init__(
         self,
@@ -75,14 +78,15 @@ class JobWaiter(RunGenTask):
     def _cancel_all(
         self, hook: RunGenHook, app_id: str, job_ids: Sequence[str], within: float = KILL_TIME
     ) -> None:
+        job_ids = [job_id for job_id in job_ids if job_id not in self._over]
+        outcomes = hook.cancel_jobs(app_id, job_ids, within=within)
+        if canceled := [job_id for job_id, error in outcomes.items() if error is None]:
+            self.log.info("Canceled %s", names_of(canceled))
         failures = [
             (job_id, error)
-            for job_id, error in hook.cancel_jobs(app_id, job_ids, within=within).items()
-            if error is not None
+            for job_id, error in outcomes.items()
+            if error is not None and not isinstance(error, RunGenConflictError)  # that one is over
         ]
-        if len(failures) < len(job_ids):
-            canceled = set(job_ids) - {job_id for job_id, _ in failures}
-            self.log.info("Canceled %s", names_of(list(canceled)))
         for job_id, error in failures[:10]:
             self.log.warning("RunGen job %s was not canceled: %s", job_id, error)
         if len(failures) > 10:
@@ -108,15 +112,23 @@ class JobWaiter(RunGenTask):
         :param take: what to keep of a job that is over here.
         """
         self._jobs = (app_id, job_ids)
-        perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
+        is_wide = len(job_ids) > HANDFUL
+        perform = hook.perform_wide if is_wide else hook.perform
+        watch = Watch(app_id, say_less if is_wide else log_line, take=take)
+        self._over = watch.over
         if not self.deferrable:
             return perform(
                 wait_for_jobs(
-                    app_id, job_ids, poll_interval=poll_interval, deadline=deadline, known_by=known_by
+                    app_id,
+                    job_ids,
+                    poll_interval=poll_interval,
+                    deadline=deadline,
+                    known_by=known_by,
+                    watch=watch,
                 )
             )
         defer_at = min(time.time() + self.defer_after, deadline)
-        watch, pause = Watch(app_id, is_fresh=False, take=take), BRISKLY
+        watch.is_fresh, pause = False, BRISKLY
         watch.add(job_ids, time.time(), known_by)
         while True:
             try:

@@ -432,7 +432,7 @@ def wait_for_jobs(
         seg(job_id, "job_id")
     is_wide = len(job_ids) > HANDFUL
     is_last_look_full = watch is None or watch.is_fresh
-    watch = watch or Watch(app_id, _say_less if is_wide else log_line)
+    watch = watch or Watch(app_id, say_less if is_wide else log_line)
     said_at = now = yield Sleep(0)
     watch.add(job_ids, now, known_by)
     while True:
@@ -474,5 +474,6 @@ def timeout_error(app_id: str, waiting: Sequence[str]) -> RunGenJobTimeoutError:
     return RunGenJobTimeoutError(message, app_id=app_id, job_id=waiting[0])
 
 
-def _say_less(level: int, line: str, job_id: str | None) -> None:
+def say_less(level: int, line: str, job_id: str | None) -> None:
+    """Say of single jobs only what is wrong with them, for there are many."""
     log_line(level if job_id is None or level > logging.INFO else logging.DEBUG, line, job_id)

@@ -455,6 +455,32 @@ def test_a_kill_cancels_every_job_that_was_submitted(rungen_emulator: Emulator, 
         assert task.created < count
 
 
+def test_only_what_is_not_over_is_canceled(
+    rungen_emulator: Emulator, capsys: pytest.CaptureFixture[str], mode: bool
+) -> None:
+    inputs = [*prompts(60), *prompts(3, seconds=60)]
+    task = Task(rungen_emulator, inputs=inputs, timeout=2, deferrable=mode, defer_after=1)
+    assert "(and 2 more) was not over in time" in str(task.attempt().error)
+    assert Counter(task.statuses()) == {"COMPLETED": 60, "CANCELED": 3}
+    assert "not canceled" not in capsys.readouterr().out
+    if not mode:
+        assert rungen_emulator.service.count("cancel") == 3
+
+
+def test_each_of_many_jobs_has_its_own_time_to_be_canceled(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.hooks.PART", 2.0)
+    connection = json.loads(rungen_emulator.airflow_connection()) | {
+        "extra": {"app_id": "flux-schnell", "max_requests_per_second": 40}
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(connection))
+    rungen_emulator.service.inject(Fault(on="cancel", status=503, times=3, skip=80))
+    task = Task(rungen_emulator, inputs=prompts(90, seconds=60), timeout=3, poll_interval=1)
+    assert "(and 89 more) was not over in time" in str(task.attempt().error)
+    assert task.statuses() == ["CANCELED"] * 90
+
+
 def test_sensor_and_collect_take_its_output(rungen_emulator: Emulator, context: Any) -> None:
     ids = Task(rungen_emulator, inputs=prompts(12)).attempt().value
     assert run_task(RunGenJobSensor(task_id="s", job_id=ids, poke_interval=0.1), context).error is None

@@ -20,7 +20,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.lineage import Done
 from airflow_provider_rungen.models import Job, JobStatus
-from airflow_provider_rungen.operators.job import CANCEL_TIME, JobSubmitter
+from airflow_provider_rungen.operators.job import JobSubmitter, cancel_time
 from airflow_provider_rungen.schemas import Schema
 from airflow_provider_rungen.task import deadline_of, failing_for_good, is_killed
 from airflow_provider_rungen.waiting import read_event
@@ -152,7 +152,8 @@ class RunGenRunBatchOperator(JobSubmitter):
         if kept is not None and kept.job_ids:
             log.info("The task was cleared, or its inputs or app changed: submitting all of them anew")
             if self.cancel_on_kill:
-                hook.cancel_jobs(kept.header["app_id"], kept.job_ids, within=CANCEL_TIME)
+                job_ids = kept.job_ids
+                self._cancel_all(hook, kept.header["app_id"], job_ids, within=cancel_time(hook, job_ids))
         return Checkpoint(store, header), set()
 
     def _take_up(self, hook: RunGenHook, app_id: str, kept: Checkpoint) -> set[str]:

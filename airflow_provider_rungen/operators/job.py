@@ -41,8 +41,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Seconds to cancel jobs in when nobody is about to kill the task.
-CANCEL_TIME = 60.0
+
+def cancel_time(hook: RunGenHook, job_ids: Sequence[str]) -> float:
+    """Give the seconds to cancel jobs in when nobody is about to kill the task."""
+    return 60.0 + len(job_ids) / (hook.settings.max_requests_per_second or 20)
 
 
 class JobSubmitter(JobWaiter):
@@ -111,7 +113,7 @@ class JobSubmitter(JobWaiter):
             yield
         except RunGenJobTimeoutError as error:
             app_id, job_ids = self._jobs
-            self._cancel_all(hook, app_id, job_ids, within=CANCEL_TIME)
+            self._cancel_all(hook, app_id, job_ids, within=cancel_time(hook, job_ids))
             message = (
                 f"{error}. Raise timeout (now {self.timeout:g} s) or execution_timeout if it needs longer."
             )
@@ -123,7 +125,8 @@ class JobSubmitter(JobWaiter):
             is_kept = self.durable and context.get("task_state_store") is not None
             is_taken_up = is_kept and not error.hopeless and ti.try_number <= ti.max_tries
             if self.cancel_on_kill and not is_taken_up:
-                self._cancel_all(hook, *self._jobs, within=CANCEL_TIME)
+                app_id, job_ids = self._jobs
+                self._cancel_all(hook, app_id, job_ids, within=cancel_time(hook, job_ids))
             raise
 
 
