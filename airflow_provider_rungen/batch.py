@@ -20,6 +20,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.models import Job, clean_text
+from airflow_provider_rungen.progress import pace
 from airflow_provider_rungen.schemas import Schema
 
 log = logging.getLogger(__name__)
@@ -266,8 +267,9 @@ class BatchSubmission:
                 break
             await self._take_answers(0.1)
             if (now := time.monotonic()) - said_at >= PROGRESS_EVERY:
-                said_at, rate = now, self._submitted / (now - begun_at)
-                log.info("Submitted %d of %d inputs, %.1f a second", self._submitted, total, rate)
+                said_at, left = now, total - self._submitted - len(self.refused)
+                how_fast = pace(total - left, left, now - begun_at)
+                log.info("Submitted %d of %d inputs%s", self._submitted, total, how_fast)
 
     async def _begin(self, rest: Iterator[tuple[int, Any]]) -> None:
         """Begin as many submissions as may be under way; one counts until its id is in the store."""

@@ -23,6 +23,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenResponseError,
 )
 from airflow_provider_rungen.models import Job, JobStatus, clean_text
+from airflow_provider_rungen.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,6 @@ LAG = 15.0
 STRIKES = 3
 # Beginning more looks in one go would hold up an event loop.
 MOST_AT_ONCE = 256
-PROGRESS_EVERY = 30.0
 _COUNTERS = "the counters"
 
 
@@ -433,7 +433,8 @@ def wait_for_jobs(
     is_wide = len(job_ids) > HANDFUL
     is_last_look_full = watch is None or watch.is_fresh
     watch = watch or Watch(app_id, say_less if is_wide else log_line)
-    said_at = now = yield Sleep(0)
+    now = yield Sleep(0)
+    progress = Progress(len(job_ids), now)
     watch.add(job_ids, now, known_by)
     while True:
         is_last = deadline is not None and now >= deadline
@@ -450,9 +451,8 @@ def wait_for_jobs(
         if is_last:
             raise timeout_error(app_id, waiting)
         now = yield Sleep(0)
-        if is_wide and now - said_at >= PROGRESS_EVERY:
-            said_at = now
-            log.info("%d of %d RunGen jobs are over", len(job_ids) - len(waiting), len(job_ids))
+        if is_wide and (line := progress.line(watch.over.values(), now)):
+            log.info("%s", line)
         pause = max(begun_at + poll_interval - now, watch.pause())
         now = yield Sleep(pause if deadline is None else min(pause, max(deadline - now, 0)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,16 @@ from airflow_provider_rungen.api import seg
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.models import Job
-from airflow_provider_rungen.watch import Watch, concerns_one_job, failed_by, log_line, timeout_error
+from airflow_provider_rungen.progress import Progress
+from airflow_provider_rungen.watch import (
+    HANDFUL,
+    Watch,
+    concerns_one_job,
+    failed_by,
+    log_line,
+    say_less,
+    timeout_error,
+)
 
 # Seconds that a last look after the deadline may take.
 LAST_LOOK_TIME = 30.0
@@ -28,9 +38,17 @@ class _Waiter:
     waiting: dict[str, None]
     poll_interval: float
     done: asyncio.Future[None]
-    is_alone: bool
+    progress: Progress
     over: dict[str, Job] = field(default_factory=dict)
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
+
+    @property
+    def is_alone(self) -> bool:
+        return len(self.waiting) + len(self.over) == 1
+
+    @property
+    def is_wide(self) -> bool:
+        return len(self.waiting) + len(self.over) > HANDFUL
 
 
 class Watcher:
@@ -67,7 +85,8 @@ class Watcher:
         if not job_ids:
             return []
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(dict.fromkeys(job_ids), poll_interval, done, is_alone=len(job_ids) == 1)
+        progress = Progress(len(set(job_ids)), time.monotonic())
+        waiter = _Waiter(dict.fromkeys(job_ids), poll_interval, done, progress)
         for job_id in job_ids:
             self._waiters[job_id].add(waiter)
         self._watch.add(job_ids, time.time(), known_by)
@@ -113,6 +132,7 @@ class Watcher:
                     urgent: set[str] = set().union(*(waiter.waiting for waiter in late))
                     self._deliver(await hook.aperform(self._watch.round(self._interval, urgent)))
                     self._let_go(late)
+                    self._say_progress()
                     self.is_closed = not self._waiters
                     await self._sleep(started, time.monotonic() + self._watch.pause())
         except Exception as error:
@@ -167,10 +187,15 @@ class Watcher:
             if waiter.waiting:
                 _fail(waiter, timeout_error(self._watch.app_id, list(waiter.waiting)))
 
+    def _say_progress(self) -> None:
+        for waiter in self._everyone():
+            if waiter.is_wide and (line := waiter.progress.line(waiter.over.values(), time.monotonic())):
+                waiter.context.run(log_line, logging.INFO, line, None)
+
     def _say(self, level: int, line: str, job_id: str | None) -> None:
         """Say it in the log of everyone it is of use to."""
         for waiter in self._everyone() if job_id is None else self._waiters.get(job_id, ()):
-            waiter.context.run(log_line, level, line, job_id)
+            waiter.context.run(say_less if waiter.is_wide else log_line, level, line, job_id)
 
 
 def _fail(waiter: _Waiter, error: Exception) -> None:

@@ -6,6 +6,7 @@ import heapq
 import json
 import logging
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -785,7 +786,10 @@ def test_many_jobs_are_told_of_by_their_number(caplog: pytest.LogCaptureFixture)
         wait(world, list(world.runs))
     lines = [record.getMessage() for record in caplog.records]
     assert 2 <= len(lines) <= 4
-    assert all("of 200 RunGen jobs are over" in line for line in lines)
+    for line in lines:
+        told = re.fullmatch(r"Of 200 RunGen jobs (\d+) run, (\d+) completed, 0 failed; .* left", line)
+        assert told, line
+        assert int(told[1]) + int(told[2]) == 200
 
 
 def test_a_few_jobs_are_told_of_by_their_names(caplog: pytest.LogCaptureFixture) -> None:

@@ -573,6 +573,27 @@ def test_lines_go_to_the_log_of_the_waiter_they_are_about(stage: Stage) -> None:
     assert {who for who, _ in heard} == {"ann", "bob", "cy"}
 
 
+def test_many_jobs_are_told_of_by_their_number_to_who_waits_for_them(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.progress.EVERY", 0.0)
+    ids = stage.submit(30)
+
+    async def scene() -> None:
+        tasks = [wait_as("ann", ids), wait_as("bob", ids[:1])]
+        await until(lambda: stage.service.count("get_app") >= 2)
+        stage.pass_by(20)
+        await asyncio.gather(*tasks)
+
+    with hearing() as heard:
+        play(scene())
+    lines = [line for who, line in heard if who == "ann"]
+    assert lines
+    assert all(line.startswith("Of 30 RunGen jobs ") for line in lines)
+    assert "Of 30 RunGen jobs 30 run, 0 completed, 0 failed" in lines
+    assert not [line for who, line in heard if who == "bob" and line.startswith("Of")]
+
+
 def test_an_outage_is_told_to_everyone_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_rungen.api.BACKOFF", 0.01)
     ids = stage.submit(2)
