@@ -188,7 +188,7 @@ class Checkpoint:
 
 class BatchSubmission:
     """
-    Submits inputs, so many at a time, slower when the service is busy.
+    Submits inputs, so many at a time, slower when the service is busy or in trouble.
 
     :param perform: performs a flow in the running event loop.
     :param app_id: the app to run.
@@ -316,6 +316,7 @@ class BatchSubmission:
                 self._slow_down(error)
             elif isinstance(error, RunGenSubmissionUnknownError):
                 self.refused[index] = error
+                self._slow_down(error)
             elif isinstance(error, RunGenBadRequestError):
                 self.refused[index] = error
                 self._checkpoint.note(index, Checkpoint.REFUSED)

@@ -276,6 +276,18 @@ def test_an_unknown_fate_is_a_failure_of_its_input_alone(rungen_emulator: Emulat
     assert task.prompts()[ids[index]] == f"picture {index}"
 
 
+def test_a_service_in_trouble_is_not_sent_all_inputs(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.api.PATIENCE", 2.0)
+    rungen_emulator.service.inject(Fault(on="run", status=500, times=None))
+    task = Task(rungen_emulator, inputs=prompts(500))
+    assert "(500)" in str(task.attempt().error)
+    assert rungen_emulator.service.count("run") < 40
+    rungen_emulator.service.clear_faults()
+    assert len(set(task.attempt().value)) == 500
+
+
 class Died(BaseException):
     """Ends an attempt as abruptly as a test can."""
 
