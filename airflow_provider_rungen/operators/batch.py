@@ -54,7 +54,8 @@ class RunGenRunBatchOperator(JobSubmitter):
     :param end_from_trigger: let a success end in the triggerer, with no second start of a worker, where
         Airflow can (3.3 and later; not with ``outlets``, nor when a task is mapped over the ids).
     :param poll_interval: seconds between two looks at the app.
-    :param timeout: seconds the jobs may take together; after that they are canceled and the task fails.
+    :param timeout: seconds the jobs may take together, submission included; after that they are canceled and
+        the task fails. A retry that submits any of them has the whole time.
     :param cancel_on_kill: cancel the jobs when the task is killed, or cleared while they run.
     :param durable: keep the ids in Airflow's task state store (Airflow 3.3 and later) as they come.
     :param on_unknown_submission: what a retry does with inputs of which it is not known whether a job was
