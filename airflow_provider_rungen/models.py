@@ -264,6 +264,8 @@ def _normal(word: str) -> str:
 
 
 def _id(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     return value.strip() if isinstance(value, str) else ""
 
 
@@ -276,11 +278,13 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _counts(value: Any) -> Mapping[str, int]:
-    return {
-        name: count
-        for name, count in _mapping(value).items()
-        if isinstance(count, int) and not isinstance(count, bool) and count >= 0
-    }
+    counts: dict[str, int] = {}
+    for name, count in _mapping(value).items():
+        if isinstance(count, str) and count.isascii() and count.isdigit() and len(count) < 10:
+            counts[name] = int(count)
+        elif isinstance(count, int) and not isinstance(count, bool) and count >= 0:
+            counts[name] = count
+    return counts
 
 
 def _number(value: Any) -> float | None:

@@ -59,10 +59,15 @@ def test_what_is_no_object_is_no_job(body: Any) -> None:
         Job.from_json(body, app_id="a", job_id="j")
 
 
-@pytest.mark.parametrize("bad", [None, "", "  ", True, False, 17, 1.5, [], {}, ["j"]])
+@pytest.mark.parametrize("bad", [None, "", "  ", True, False, 1.5, [], {}, ["j"]])
 def test_a_job_without_an_id_is_refused(bad: Any) -> None:
     with pytest.raises(RunGenResponseError, match=r"job id.*out of paper"):
         Job.from_json({"data": {"id": bad, "status": "QUEUED"}, "error": "out of paper"} | {}, app_id="a")
+
+
+def test_an_id_may_be_a_number() -> None:
+    assert Job.from_json({"id": 17, "status": "QUEUED"}, app_id="a").id == "17"
+    assert App.from_json({"id": 17}).id == "17"
 
 
 @pytest.mark.parametrize("bad", [None, "", "  ", 1, True, [], {}, ["COMPLETED"]])
@@ -219,10 +224,11 @@ def test_an_app_is_read_whole() -> None:
         "workers": {"idle": 1, "ready": 2.5},
         "created_at": "2025-01-11 16:45:34",
     }
+    counts = {"completed": 1, "failed": 0, "in_queue": 3}
     for answer in (body, {"data": body}):
         app = App.from_json(answer)
         assert (app.id, app.name, app.description, app.status) == ("a", "FLUX", "pictures", "RUNNING")
-        assert (app.active_workers, app.jobs, app.workers) == (2, {"completed": 1, "failed": 0}, {"idle": 1})
+        assert (app.active_workers, app.jobs, app.workers) == (2, counts, {"idle": 1})
         assert app.created_at == pendulum.datetime(2025, 1, 11, 16, 45, 34)
 
 

@@ -448,7 +448,7 @@ MISSING: dict[str, Callable[[float, dict[str, int]], Counters]] = {
     "empty": lambda _, counters: {},
     "partial": lambda _, counters: {name: counters[name] for name in ("completed", "in_progress")},
     "negative": lambda _, counters: {name: -count - 1 for name, count in counters.items()},
-    "texts": lambda _, counters: {name: str(count) for name, count in counters.items()},
+    "texts": lambda _, counters: {name: f"some {count}" for name, count in counters.items()},
     "truths": lambda _, counters: dict.fromkeys(counters, True),
     "404": lambda _, counters: 404,
     "403": lambda _, counters: 403,
