@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,7 @@ from airflow_provider_rungen.waiting import (
     raise_for_jobs,
     read_event,
 )
-from airflow_provider_rungen.watch import HANDFUL, Watch, wait_for_jobs
+from airflow_provider_rungen.watch import HANDFUL, Watch, wait_for_jobs, without_result
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -210,10 +209,10 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         self._schema = self._schema or Schema.of(self.result_schema, "result_schema")
 
     def _take(self, job: Job) -> Job:
-        """Hold the result of a job against the schema, and let go of it: there may be many."""
+        """Hold the result of a job against the schema, and let go of it."""
         if self._schema is not None and job.status is JobStatus.COMPLETED:
             self._schema.check_result(job)
-        return replace(job, result=None)
+        return without_result(job)
 
     def _take_again(self, app_id: str, job_ids: list[str]) -> Flow[None]:
         for start in range(0, len(job_ids), AT_ONCE):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from airflow_provider_rungen.api import Flow, Sleep, Together, get_app, get_job, may_pass, pause_after, seg
 from airflow_provider_rungen.exceptions import (
@@ -53,6 +53,11 @@ Say = Callable[[int, str, str | None], None]
 def as_it_is(job: Job) -> Job:
     """Keep all of a job."""
     return job
+
+
+def without_result(job: Job) -> Job:
+    """Let go of a job's result, which may be large, and there may be many."""
+    return replace(job, result=None)
 
 
 def log_line(level: int, line: str, job_id: str | None) -> None:
@@ -169,7 +174,7 @@ class Watch:
     :param say: where to say what happens.
     :param over: the jobs that are over, until they are forgotten.
     :param is_fresh: whether there was no round yet.
-    :param take: what to keep of a job that is over; what it raises ends the round.
+    :param take: what to keep of a job that is over, at once; what it raises is the error of that job.
     """
 
     app_id: str
@@ -341,7 +346,7 @@ class Watch:
 
     def _look_at_once(self, job_ids: Sequence[str], now: float) -> Flow[dict[str, RunGenError]]:
         errors: dict[str, RunGenError] = {}
-        outcomes = yield Together([get_job(self.app_id, job_id, attempts=1) for job_id in job_ids])
+        outcomes = yield Together([self._get(job_id) for job_id in job_ids])
         failure: RunGenError | None = None
         silent: list[str] = []
         for job_id, outcome in zip(job_ids, outcomes, strict=True):
@@ -362,6 +367,10 @@ class Watch:
             self._note_silence(silent, failure)
         return errors
 
+    def _get(self, job_id: str) -> Flow[Job]:
+        job = yield from get_job(self.app_id, job_id, attempts=1)
+        return self.take(job) if job.is_terminal else job
+
     def _may_be_new(self, job_id: str, now: float) -> bool:
         entry = self._waiting.get(job_id)
         if entry is None or now >= entry.known_by:
@@ -375,7 +384,7 @@ class Watch:
             return
         before, entry.job, entry.looked_at = entry.job, job, now
         if job.is_terminal:
-            self.over[job.id] = self.take(job)
+            self.over[job.id] = job
             del self._waiting[job.id]
             if job.status is not JobStatus.CANCELED:  # the service does not count these
                 self._books.find()

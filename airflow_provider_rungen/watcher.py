@@ -25,6 +25,7 @@ from airflow_provider_rungen.watch import (
     log_line,
     say_less,
     timeout_error,
+    without_result,
 )
 
 # Seconds that a last look after the deadline may take.
@@ -57,7 +58,7 @@ class Watcher:
     def __init__(self, rungen_conn_id: str, app_id: str) -> None:
         self._key = (rungen_conn_id, app_id)
         self._hook = RunGenHook(rungen_conn_id)
-        self._watch = Watch(app_id, self._say)
+        self._watch = Watch(app_id, self._say, take=without_result)
         self._waiters: dict[str, set[_Waiter]] = defaultdict(set)
         # those whose deadline has passed, and who are owed a last look
         self._late: set[_Waiter] = set()
@@ -71,7 +72,7 @@ class Watcher:
         self, job_ids: Iterable[str], *, poll_interval: float, deadline: float, known_by: float = 0.0
     ) -> list[Job]:
         """
-        Wait until every job is over, however it ended; return the jobs in the order given.
+        Wait until every job is over, however it ended; return the jobs, without results, in the order given.
 
         :param poll_interval: seconds between two looks.
         :param deadline: the time (seconds since 1970) to stop waiting at.

@@ -7,7 +7,9 @@ import json
 import logging
 import signal
 import time
+import weakref
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from conftest import FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 
 from airflow_provider_rungen import batch
 from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.models import Job
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunBatchOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
@@ -288,6 +291,10 @@ def test_a_service_in_trouble_is_not_sent_all_inputs(
     assert len(set(task.attempt().value)) == 500
 
 
+class LargeResult:
+    """Stands for megabytes."""
+
+
 class Died(BaseException):
     """Ends an attempt as abruptly as a test can."""
 
@@ -491,6 +498,25 @@ def test_each_of_many_jobs_has_its_own_time_to_be_canceled(
     task = Task(rungen_emulator, inputs=prompts(90, seconds=60), timeout=3, poll_interval=1)
     assert "(and 89 more) was not over in time" in str(task.attempt().error)
     assert task.statuses() == ["CANCELED"] * 90
+
+
+def test_results_are_not_held(rungen_emulator: Emulator, mode: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch's results may be larger, together, than any machine's memory."""
+    held, most = weakref.WeakSet[LargeResult](), []
+    read = Job.from_json
+
+    def from_json(*args: Any, **options: Any) -> Job:
+        job = read(*args, **options)
+        if job.result is None:
+            return job
+        most.append(len(held))
+        return replace(job, result=held.add(result := LargeResult()) or result)
+
+    monkeypatch.setattr(Job, "from_json", from_json)
+    task = Task(rungen_emulator, inputs=prompts(100), deferrable=mode, wait_for_completion=True)
+    assert len(task.attempt().value) == 100
+    assert len(most) >= 100
+    assert max(most) < 10
 
 
 def test_sensor_and_collect_take_its_output(rungen_emulator: Emulator, context: Any) -> None:

@@ -24,7 +24,7 @@ from airflow_provider_rungen.operators.job import JobSubmitter, cancel_time
 from airflow_provider_rungen.schemas import Schema
 from airflow_provider_rungen.task import deadline_of, failing_for_good, is_killed
 from airflow_provider_rungen.waiting import read_event
-from airflow_provider_rungen.watch import KNOWN_WITHIN, concerns_one_job, failed_by
+from airflow_provider_rungen.watch import KNOWN_WITHIN, concerns_one_job, failed_by, without_result
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -112,6 +112,7 @@ class RunGenRunBatchOperator(JobSubmitter):
                     deadline=deadline,
                     known_by=time.time() + KNOWN_WITHIN,
                     hand_over=lambda: self._hand_over(context, ids),
+                    take=without_result,
                 )
                 return self._finish(context, app_id, ids, refused, jobs)
 
