@@ -19,7 +19,6 @@ from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutErro
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.models import JobStatus, clean_text
 from airflow_provider_rungen.transport import side_by_side
-from airflow_provider_rungen.watch import KNOWN_WITHIN
 from airflow_provider_rungen.watcher import watcher_of
 
 log = logging.getLogger(__name__)
@@ -48,6 +47,7 @@ class RunGenJobTrigger(BaseTrigger):
     :param timeout: seconds to wait at most, from the start of the task; used without a ``deadline``.
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral, if a worker deferred the task.
+    :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
     :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
     :param end_from_trigger: end the task here when all jobs completed.
     """
@@ -62,6 +62,7 @@ class RunGenJobTrigger(BaseTrigger):
         timeout: float = 0,
         deadline: float | None = None,
         deferred_at: float = 0,
+        known_by: float = 0,
         cancel_on_kill: bool,
         end_from_trigger: bool = False,
     ) -> None:
@@ -73,6 +74,7 @@ class RunGenJobTrigger(BaseTrigger):
         self.timeout = timeout
         self.deadline = deadline
         self.deferred_at = deferred_at
+        self.known_by = known_by
         self.cancel_on_kill = cancel_on_kill
         self.end_from_trigger = end_from_trigger
 
@@ -85,6 +87,7 @@ class RunGenJobTrigger(BaseTrigger):
             "timeout": self.timeout,
             "deadline": self.deadline,
             "deferred_at": self.deferred_at,
+            "known_by": self.known_by,
             "cancel_on_kill": self.cancel_on_kill,
             "end_from_trigger": self.end_from_trigger,
         }
@@ -167,7 +170,7 @@ class RunGenJobTrigger(BaseTrigger):
             job_ids,
             poll_interval=self.poll_interval,
             deadline=deadline,
-            known_by=self.deferred_at + KNOWN_WITHIN,
+            known_by=self.known_by,
         )
         unsuccessful = [
             {"id": job.id, "status": job.status.value, "error": job.error}

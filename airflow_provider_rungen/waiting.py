@@ -141,7 +141,8 @@ class JobWaiter(RunGenTask):
             if left <= 0:
                 if end := self._can_end_from_trigger():
                     hand_over()
-                self._defer(app_id, job_ids, poll_interval, deadline, end=end)
+                known_by = 0.0 if watch.has_seen_all else known_by
+                self._defer(app_id, job_ids, poll_interval, deadline, known_by, end=end)
             self._check_killed()
             time.sleep(min(pause, left))
             pause = min(pause * 1.5, poll_interval)
@@ -153,7 +154,14 @@ class JobWaiter(RunGenTask):
         return next(iter(self.iter_mapped_dependants()), None) is None
 
     def _defer(
-        self, app_id: str, job_ids: list[str], poll_interval: float, deadline: float, *, end: bool
+        self,
+        app_id: str,
+        job_ids: list[str],
+        poll_interval: float,
+        deadline: float,
+        known_by: float,
+        *,
+        end: bool,
     ) -> NoReturn:
         from airflow_provider_rungen.triggers import RunGenJobTrigger
 
@@ -167,6 +175,7 @@ class JobWaiter(RunGenTask):
                 poll_interval=poll_interval,
                 deadline=deadline,
                 deferred_at=now,
+                known_by=known_by,
                 cancel_on_kill=self.cancel_on_kill,
                 end_from_trigger=end,
             ),

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 # As few jobs are simply polled: asking for the counters first would cost as much.
 HANDFUL = 4
 # Seconds within which the service has to know a job that it has just created.
-KNOWN_WITHIN = 10.0
+KNOWN_WITHIN = 120.0
 # Seconds between two checks of the counters, and between two looks at a job while they have failed the last.
 SLOW_PACE = 60.0
 # Seconds between two looks at a job at most, however often the counters have passed.
@@ -199,6 +199,11 @@ class Watch:
     def trusts_counters(self) -> bool:
         """Whether the counters still decide what to look at."""
         return self._books.strikes < STRIKES
+
+    @property
+    def has_seen_all(self) -> bool:
+        """Whether the service has told of every job that is waited for."""
+        return all(entry.job is not None for entry in self._waiting.values())
 
     def add(self, job_ids: Iterable[str], now: float, known_by: float = 0.0) -> None:
         """
@@ -373,7 +378,7 @@ class Watch:
 
     def _may_be_new(self, job_id: str, now: float) -> bool:
         entry = self._waiting.get(job_id)
-        if entry is None or now >= entry.known_by:
+        if entry is None or entry.job is not None or now >= entry.known_by:
             return False
         self.say(logging.INFO, f"RunGen does not know job {job_id} yet; waiting goes on", job_id)
         return True

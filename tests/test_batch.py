@@ -204,7 +204,7 @@ def test_more_failures_than_an_event_holds_are_all_told(rungen_emulator: Emulato
 def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.triggers.KNOWN_WITHIN", 0.0)
+    monkeypatch.setattr("airflow_provider_rungen.operators.batch.KNOWN_WITHIN", 0.0)
     rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
     task = Task(rungen_emulator, inputs=prompts(130), deferrable=True)
     assert "130 of 130 inputs failed" in str(task.attempt().error)
@@ -510,7 +510,8 @@ def test_results_are_not_held(rungen_emulator: Emulator, mode: bool, monkeypatch
         if job.result is None:
             return job
         most.append(len(held))
-        return replace(job, result=held.add(result := LargeResult()) or result)
+        held.add(result := LargeResult())
+        return replace(job, result=result)
 
     monkeypatch.setattr(Job, "from_json", from_json)
     task = Task(rungen_emulator, inputs=prompts(100), deferrable=mode, wait_for_completion=True)

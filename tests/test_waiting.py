@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -53,6 +54,17 @@ def test_what_is_not_over_soon_is_deferred(rungen_emulator: Emulator, context: A
     op = RunGenRunJobOperator(task_id="run", input=job_input(60), defer_after=0.5, **WAITING)
     deferral(op, context)
     assert rungen_emulator.service.count("get") > 1
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_what_was_seen_before_the_deferral_is_no_longer_new(
+    rungen_emulator: Emulator, context: Any, count: int
+) -> None:
+    rungen_emulator.service.scale("flux-schnell", 1000)
+    inputs = [job_input(60)] * count
+    op = RunGenRunBatchOperator(task_id="run", inputs=inputs, defer_after=0, **WAITING)
+    is_new = deferral(op, context).trigger.known_by > time.time() + 60
+    assert is_new is (count > 1)  # of many, not each was looked at
 
 
 def test_a_batch_that_is_over_soon_is_not_deferred(rungen_emulator: Emulator, context: Any) -> None:

@@ -772,6 +772,19 @@ def test_a_job_may_be_unknown_at_first() -> None:
             wait(World(runs), waited[:1], known_by=world.start + 4)
 
 
+def test_a_job_that_was_seen_is_no_longer_new() -> None:
+    world = World(in_order(1, 60))
+
+    def forget(_: Request) -> None:
+        if world.now > 12:
+            world.refuse["job-0"] = 404
+
+    world.on_request = forget
+    with pytest.raises(RunGenNotFoundError):
+        wait(world, ["job-0"], known_by=world.start + 1000)
+    assert world.now < 12 + 2 * EVERY
+
+
 def test_nothing_is_asked_for_an_id_that_cannot_be_one() -> None:
     world = World([])
     with pytest.raises(RunGenInputError):
