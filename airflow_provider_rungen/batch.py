@@ -49,6 +49,8 @@ class Inputs:
         if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
             raise RunGenInputError(f"inputs must be a list or a URI, not a {type(source).__name__}")
         self._source: Any = source if isinstance(source, str) else list(source)
+        # a URI may be signed
+        self._name = clean_text(source) if isinstance(source, str) else ""
         digest, self.count = hashlib.sha256(), 0
         for index, item in enumerate(self):
             if not isinstance(item, dict):
@@ -63,7 +65,7 @@ class Inputs:
 
     def name(self, index: int) -> str:
         """Name an input in an error."""
-        return f"{self._source}: inputs[{index}]" if isinstance(self._source, str) else f"inputs[{index}]"
+        return f"{self._name}: inputs[{index}]" if self._name else f"inputs[{index}]"
 
     def __iter__(self) -> Iterator[Any]:
         if not isinstance(self._source, str):
@@ -89,7 +91,7 @@ class Inputs:
                 try:
                     yield json.loads(line)
                 except (ValueError, RecursionError):
-                    raise RunGenInputError(f"inputs: line {number} of {self._source} is not JSON") from None
+                    raise RunGenInputError(f"inputs: line {number} of {self._name} is not JSON") from None
 
 
 class Checkpoint:

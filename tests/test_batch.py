@@ -122,6 +122,16 @@ def test_a_line_that_is_no_json_is_named(rungen_emulator: Emulator, tmp_path: Pa
     assert rungen_emulator.service.count("run") == 0
 
 
+@pytest.mark.parametrize("line", ['{"prompt": ', "7", '{"prompt": NaN}', '{"prompt": "a", "width": -1}'])
+def test_the_query_of_a_signed_uri_is_not_told(rungen_emulator: Emulator, tmp_path: Path, line: str) -> None:
+    path = tmp_path / "inputs.jsonl?X-Amz-Signature=S3CR3T"
+    path.write_text(line)
+    outcome = Task(rungen_emulator, inputs=str(path), input_schema="flux-schnell").attempt()
+    assert "inputs.jsonl?X-Amz-Signature=***" in str(outcome.error)
+    assert "S3CR3T" not in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+
+
 @pytest.mark.parametrize("kind", ["list", "file"])
 def test_every_input_is_held_against_the_schema_before_the_first_is_sent(
     rungen_emulator: Emulator, tmp_path: Path, kind: str
