@@ -52,7 +52,8 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
     ``poke_interval``, ``timeout``, ``mode``, ``soft_fail`` and the rest are Airflow's own, and hold when
     deferred, too.
 
-    :param job_id: one id, a list, or the ``.output`` of a task (templated).
+    :param job_id: one id, a list, or the ``.output`` of a task (templated); ``None`` in a list, as a batch
+        gives for an input without a job, is passed over.
     :param app_id: the app of the jobs; the connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
     :param deferrable: wait in the triggerer, without a worker slot.
@@ -155,7 +156,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
             with self._executing():
                 return BaseSensorOperator.execute(self, context)
         with self._skipping(), self._failing(), self._working() as hook:
-            app_id, job_ids = hook.app_id_or_default(self.app_id), job_ids_of(self.job_id)
+            app_id, job_ids = hook.app_id_or_default(self.app_id), job_ids_of(self.job_id, may_lack_some=True)
             deadline = deadline_of(self, time.time() + self.timeout)
             self._read_schema()
             interval = self._interval()
@@ -167,15 +168,14 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
 
     def poke(self, context: Context) -> bool:
         with self._failing(), self._working() as hook:
-            app_id, job_ids = hook.app_id_or_default(self.app_id), job_ids_of(self.job_id)
+            app_id, job_ids = hook.app_id_or_default(self.app_id), job_ids_of(self.job_id, may_lack_some=True)
             self._jobs = (app_id, job_ids)
             self._read_schema()
             self._watch = self._watch or Watch(app_id, take=self._take)
             try:
                 # one look: the deadline is now
-                jobs = hook.perform(
-                    wait_for_jobs(app_id, job_ids, poll_interval=1, deadline=0, watch=self._watch)
-                )
+                perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
+                jobs = perform(wait_for_jobs(app_id, job_ids, poll_interval=1, deadline=0, watch=self._watch))
             except RunGenJobTimeoutError:
                 return False
             self._finish(context, app_id, job_ids, jobs)

@@ -187,7 +187,10 @@ def rendered_job_ids(job_id: Any) -> list[str]:
             job_id = ast.literal_eval(job_id)
     if job_id is None or job_id == "None":
         job_id = ""  # to be refused as an id that is empty
-    return [job_id] if isinstance(job_id, str) else [each for each in job_id if each is not None]
+    if isinstance(job_id, str):
+        return [job_id]
+    ids = list(job_id)
+    return [each for each in ids if each is not None] or [""] * len(ids)
 
 
 def _read_state(ti: Any) -> str | None:

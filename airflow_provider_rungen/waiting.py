@@ -255,10 +255,12 @@ def raise_for_jobs(jobs: Iterable[Job], count: int = 0, schema: Schema | None = 
         )
 
 
-def job_ids_of(job_id: Any) -> list[str]:
+def job_ids_of(job_id: Any, *, may_lack_some: bool = False) -> list[str]:
     """
     Give the list of ids for one id, a list, or the output of a mapped task.
 
+    :param may_lack_some: leave out what is ``None`` in a list, as a batch gives for an input that has no job;
+        but not all of it.
     :raises RunGenInputError: something in it is no id.
     """
     if isinstance(job_id, Iterator):
@@ -271,6 +273,8 @@ def job_ids_of(job_id: Any) -> list[str]:
         raise RunGenInputError(
             f"job_id must be an id or a list of ids, not a {type(job_id).__name__}"
         ) from None
+    if may_lack_some:
+        ids = [item for item in ids if item is not None] or ids
     for item in ids:
         api.seg(item, "job_id")
     return ids

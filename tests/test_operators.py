@@ -654,7 +654,7 @@ def test_collecting_ends_in_time_and_leaves_the_jobs(
 
 
 @pytest.mark.parametrize(
-    "bad", [None, "", "a/b", 7, ["good", None], [["a"]], {"a": 1}, 1.5, ["a", ""]], ids=repr
+    "bad", [None, "", "a/b", 7, [None, None], [["a"]], {"a": 1}, 1.5, ["a", ""]], ids=repr
 )
 @pytest.mark.parametrize(
     "make", [collect_op, lambda job_id: RunGenCancelJobOperator(task_id="c", job_id=job_id)]
@@ -811,7 +811,7 @@ def test_a_schema_is_no_template() -> None:
 
 def test_canceling_gives_the_ids_of_what_was_canceled(rungen_emulator: Emulator, context: Any) -> None:
     over, slow, queued = submitted(taking(0), LONG, LONG)
-    op = RunGenCancelJobOperator(task_id="cancel", job_id=LazySequence(over, slow, queued))
+    op = RunGenCancelJobOperator(task_id="cancel", job_id=LazySequence(over, slow, None, queued))
     assert run_task(op, context) == Outcome(value=[slow, queued])
     assert states(rungen_emulator) == ["COMPLETED", "CANCELED", "CANCELED"]
     assert run_task(RunGenCancelJobOperator(task_id="c", job_id=over), context) == Outcome(value=[])

@@ -82,6 +82,23 @@ def test_jobs_that_are_over_are_not_deferred_for(rungen_emulator: Emulator, cont
     assert outcome == Outcome()
 
 
+@MODES
+def test_an_input_of_a_batch_that_has_no_job_is_passed_over(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    first, last = submitted(0, 0.3)
+    outcome = run_task(sensor([first, None, last, None], deferrable=deferrable), context)
+    assert outcome.error is None
+    assert states(rungen_emulator) == ["COMPLETED"] * 2
+
+
+def test_a_poke_looks_at_many_jobs_side_by_side(rungen_emulator: Emulator, context: Any) -> None:
+    ids = submitted(*[0] * 20)
+    assert sensor(ids).poke(context) is True
+    assert rungen_emulator.service.count("get") == 20
+    assert rungen_emulator.service.stats()["max_open_connections"] > 1
+
+
 def test_a_poke_is_one_look(rungen_emulator: Emulator, context: Any) -> None:
     quick, slow = submitted(0, 60)
     task = sensor([quick, slow])
@@ -242,7 +259,7 @@ def test_the_sensor_ends_in_time_and_leaves_the_jobs(
 
 
 @MODES
-@pytest.mark.parametrize("bad", [None, "", "a/b", 7, ["good", None]], ids=repr)
+@pytest.mark.parametrize("bad", [None, "", "a/b", 7, ["good", ""], [None, None]], ids=repr)
 def test_what_is_no_id_is_hopeless_and_sends_nothing(
     rungen_emulator: Emulator, context: Any, deferrable: bool, bad: Any
 ) -> None:
@@ -341,7 +358,7 @@ def test_the_timeout_counts_from_the_start_of_the_task(rungen_emulator: Emulator
 
 
 @SINCE_3_3
-@pytest.mark.parametrize("nothing", ["None", "", "[None, '']"])
+@pytest.mark.parametrize("nothing", ["None", "", "[None, '']", "[None]"])
 def test_a_sensor_that_starts_in_the_triggerer_says_that_there_is_no_id(
     rungen_emulator: Emulator, context: Any, nothing: str
 ) -> None:

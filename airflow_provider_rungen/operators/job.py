@@ -229,7 +229,8 @@ class RunGenCancelJobOperator(BaseOperator):
     """
     Cancel RunGen jobs.
 
-    :param job_id: one id, a list, or the ``.output`` of a task (templated).
+    :param job_id: one id, a list, or the ``.output`` of a task (templated); ``None`` in a list, as a batch
+        gives for an input without a job, is passed over.
     :param app_id: the app of the jobs; the connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
     :param fail_if_over: fail when a job is already over.
@@ -261,7 +262,7 @@ class RunGenCancelJobOperator(BaseOperator):
         """
         canceled = []
         with failing_for_good(), RunGenHook(self.rungen_conn_id) as hook:
-            for job_id in job_ids_of(self.job_id):
+            for job_id in job_ids_of(self.job_id, may_lack_some=True):
                 try:
                     hook.cancel_job(app_id=self.app_id, job_id=job_id)
                 except RunGenConflictError:
