@@ -128,23 +128,24 @@ class JobWaiter(RunGenTask):
                 )
             )
         defer_at = min(time.time() + self.defer_after, deadline)
-        watch.is_fresh, pause = False, BRISKLY
+        pause = BRISKLY
         watch.add(job_ids, time.time(), known_by)
         while True:
+            is_last = watch.is_fresh = time.time() >= deadline  # the last look trusts no counters
             try:
                 # one look: the deadline is in the past
                 return perform(wait_for_jobs(app_id, job_ids, poll_interval=pause, deadline=0, watch=watch))
             except RunGenJobTimeoutError:
-                if time.time() >= deadline:
+                if is_last:
                     raise
-                left = defer_at - time.time()
-            if left <= 0:
+            now = time.time()
+            if defer_at <= now < deadline:
                 if end := self._can_end_from_trigger():
                     hand_over()
                 known_by = 0.0 if watch.has_seen_all else known_by
                 self._defer(app_id, job_ids, poll_interval, deadline, known_by, end=end)
             self._check_killed()
-            time.sleep(min(pause, left))
+            time.sleep(min(pause, max(defer_at - now, 0)))
             pause = min(pause * 1.5, poll_interval)
 
     def _can_end_from_trigger(self) -> bool:

@@ -265,6 +265,17 @@ def test_a_busy_service_is_given_time(rungen_emulator: Emulator, caplog: pytest.
     assert [line for line in caplog.messages if "going on with 8 at a time" in line]
 
 
+def test_a_service_that_is_full_is_waited_for(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as there is time: it may take no more until some of the batch's own jobs have ended."""
+    monkeypatch.setattr("airflow_provider_rungen.api.PATIENCE", 0.5)
+    monkeypatch.setattr("airflow_provider_rungen.api.BACKOFF", 0.2)
+    rungen_emulator.service.inject(Fault(on="run", status=429, times=4, skip=5))
+    task = Task(rungen_emulator, inputs=prompts(10), max_concurrency=1)
+    assert len(set(task.attempt().value)) == 10
+
+
 @pytest.mark.parametrize("status", [401, 402, 403, 404])
 def test_a_refusal_that_means_all_of_them_ends_the_batch_and_leaves_no_job(
     rungen_emulator: Emulator, status: int
@@ -451,6 +462,13 @@ def test_too_late_cancels_all_of_them(rungen_emulator: Emulator, mode: bool) -> 
     outcome = task.attempt()
     assert "(and 29 more) was not over in time" in str(outcome.error)
     assert task.statuses() == ["CANCELED"] * 30
+
+
+def test_the_last_look_before_the_time_is_up_trusts_no_counters(rungen_emulator: Emulator) -> None:
+    busy = {"completed": 0, "failed": 0, "in_progress": 1000, "in_queue": 0}
+    rungen_emulator.service.inject(Fault(on="get_app", status=200, body={"jobs": busy}, times=None))
+    task = Task(rungen_emulator, inputs=prompts(30, seconds=0.2), timeout=3, deferrable=True, defer_after=5)
+    assert len(set(task.attempt().value)) == 30
 
 
 def test_a_retry_after_the_time_was_up_has_the_whole_time(rungen_emulator: Emulator, mode: bool) -> None:
