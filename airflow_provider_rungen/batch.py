@@ -17,6 +17,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenError,
     RunGenInputError,
+    RunGenRateLimitedError,
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.models import Job, clean_text
@@ -341,7 +342,9 @@ class BatchSubmission:
             log.warning("%s; going on with %d at a time", said, self._limit)
         self._not_before = max(self._not_before, now + api.pause_after(self._busy - 1, error))
         self._busy_since = self._busy_since or now
-        if now - self._busy_since > api.PATIENCE:
+        # it may be full until some of our jobs have ended
+        is_full = isinstance(error, RunGenRateLimitedError)
+        if now - self._busy_since > api.PATIENCE and not is_full:
             self._abort = error
 
     async def _keep(self) -> None:
