@@ -43,9 +43,11 @@ class Task:
         self.options: dict[str, Any] = {"input": INPUT, "poll_interval": 0.02, "defer_after": 0} | options
         self.store: Store | None = Store()
         self.max_tries, self.tries = 2, 0
+        self.on_push: Callable[[str, Any], None] | None = None
 
     def attempt(self, **changes: Any) -> Outcome:
         ti = FakeTaskInstance()
+        ti.on_push = self.on_push
         self.tries += 1
         ti.try_number, ti.max_tries = self.tries, self.max_tries
         context: Any = {"ti": ti, "task_state_store": self.store}
@@ -275,6 +277,19 @@ def test_a_wait_that_ends_early_leaves_no_job_behind(emulator: Emulator, mode: s
     outcome = task.attempt()
     assert "403" in str(outcome.error)
     assert task.statuses() == ["CANCELED"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_id_that_cannot_be_pushed_leaves_no_job_behind(emulator: Emulator, mode: str) -> None:
+    task = Task(emulator, **MODES[mode], input=INPUT | {"emulator": {"seconds": 600}})
+
+    def fail(key: str, value: Any) -> None:
+        raise OSError("the API server is gone")
+
+    task.on_push = fail
+    for tries, statuses in ((1, ["RUNNING"]), (2, ["RUNNING"]), (3, ["CANCELED"])):
+        assert isinstance(task.attempt().error, OSError)
+        assert (task.tries, task.statuses()) == (tries, statuses)
 
 
 @pytest.mark.parametrize(("tries", "statuses"), [(0, ["RUNNING"]), (2, ["CANCELED"])])

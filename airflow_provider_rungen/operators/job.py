@@ -118,12 +118,13 @@ class JobSubmitter(JobWaiter):
                 f"{error}. Raise timeout (now {self.timeout:g} s) or execution_timeout if it needs longer."
             )
             raise RunGenJobTimeoutError(message, app_id=app_id, job_id=error.job_id) from None
-        except RunGenJobError:
-            raise  # it is over
-        except RunGenError as error:
+        except Exception as error:
+            if self._is_killed or (isinstance(error, RunGenJobError) and self.wait_for_completion):
+                raise  # they are canceled, or over
             ti = context["ti"]
             is_kept = self.durable and context.get("task_state_store") is not None
-            is_taken_up = is_kept and not error.hopeless and ti.try_number <= ti.max_tries
+            is_hopeless = isinstance(error, RunGenError) and error.hopeless
+            is_taken_up = is_kept and not is_hopeless and ti.try_number <= ti.max_tries
             if self.cancel_on_kill and not is_taken_up:
                 app_id, job_ids = self._jobs
                 self._cancel_all(hook, app_id, job_ids, within=cancel_time(hook, job_ids))
@@ -168,11 +169,11 @@ class RunGenRunJobOperator(JobSubmitter):
         """
         with failing_for_good(), self._working() as hook:
             app_id = hook.app_id_or_default(self.app_id)
-            job, deadline = self._submit(context, hook, app_id)
-            if not self.wait_for_completion:
-                return self._finish(context, app_id, job.id, [])
-            deadline = deadline_of(self, deadline)
             with self._not_abandoning(context, hook):
+                job, deadline = self._submit(context, hook, app_id)
+                if not self.wait_for_completion:
+                    return self._finish(context, app_id, job.id, [])
+                deadline = deadline_of(self, deadline)
                 jobs = self._wait(
                     hook,
                     app_id,
