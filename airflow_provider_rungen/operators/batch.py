@@ -24,7 +24,13 @@ from airflow_provider_rungen.operators.job import JobSubmitter, cancel_time
 from airflow_provider_rungen.schemas import Schema
 from airflow_provider_rungen.task import deadline_of, failing_for_good, is_killed
 from airflow_provider_rungen.waiting import read_event
-from airflow_provider_rungen.watch import KNOWN_WITHIN, concerns_one_job, failed_by, without_result
+from airflow_provider_rungen.watch import (
+    KNOWN_WITHIN,
+    MOST_AT_ONCE,
+    concerns_one_job,
+    failed_by,
+    without_result,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -198,9 +204,19 @@ class RunGenRunBatchOperator(JobSubmitter):
 
     @staticmethod
     def _look_at(hook: RunGenHook, app_id: str, job_ids: Sequence[str]) -> dict[str, Job | RunGenError]:
+        def look(job_id: str) -> api.Flow[Job]:
+            return without_result((yield from api.get_job(app_id, job_id)))
+
         def looks() -> api.Flow[dict[str, Job | RunGenError]]:
-            outcomes = yield api.Together([api.get_job(app_id, job_id) for job_id in job_ids])
-            return dict(zip(job_ids, outcomes, strict=True))
+            found: dict[str, Job | RunGenError] = {}
+            for start in range(0, len(job_ids), MOST_AT_ONCE):
+                part = job_ids[start : start + MOST_AT_ONCE]
+                outcomes = yield api.Together([look(job_id) for job_id in part])
+                for job_id, outcome in zip(part, outcomes, strict=True):
+                    if isinstance(outcome, RunGenError) and api.may_pass(outcome):
+                        raise outcome  # there is no use in asking for the rest now
+                    found[job_id] = outcome
+            return found
 
         return hook.perform_wide(looks())
 
@@ -340,6 +356,6 @@ def _job_ids(kept: Checkpoint) -> list[str | None]:
 def _job_of(look: Job | RunGenError, app_id: str, job_id: str) -> Job:
     if isinstance(look, Job):
         return look
-    if api.may_pass(look) or not concerns_one_job(look):
+    if not concerns_one_job(look):
         raise look
     return failed_by(look, app_id, job_id)
