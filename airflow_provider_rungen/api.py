@@ -105,14 +105,17 @@ def run_job(app_id: str, input: Any, *, attempts: int = ATTEMPTS) -> Flow[Job]:
     """
     body = b'{"input":' + encode_input(input) + b"}"
     request = Request("POST", f"app/{seg(app_id)}/run_async", f"run a job of app {app_id}", body)
+
+    def read(answer: Any) -> Job:
+        job = Job.from_json(answer, app_id=app_id, status=JobStatus.QUEUED)
+        try:
+            seg(job.id, "job_id")
+        except RunGenInputError as error:  # it could never be asked for
+            raise RunGenResponseError(f"RunGen's answer names a job that cannot be used: {error}") from None
+        return job
+
     try:
-        return (
-            yield from call(
-                request,
-                lambda answer: Job.from_json(answer, app_id=app_id, status=JobStatus.QUEUED),
-                attempts=attempts,
-            )
-        )
+        return (yield from call(request, read, attempts=attempts))
     except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
         is_refused = isinstance(error, RunGenAPIError) and error.hopeless
         if is_refused or was_not_taken(error):
