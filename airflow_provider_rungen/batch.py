@@ -254,6 +254,12 @@ class BatchSubmission:
         finally:
             for task in self._under_way:
                 task.cancel()
+            if self._under_way:
+                log.warning(
+                    "%d submissions to app %s got no answer in time: it is not known whether their jobs were "
+                    "created, and nobody can cancel them",
+                    *(len(self._under_way), self._app_id),
+                )
             self._is_over = True
             self._news.set()
             await self._keeping

@@ -537,6 +537,28 @@ def test_a_kill_cancels_every_job_that_was_submitted(rungen_emulator: Emulator, 
         assert task.created < count
 
 
+def test_a_kill_says_what_it_cannot_cancel(
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    rungen_emulator.service.inject(Fault(on="run", kind="hang", taken=True, times=3, skip=20))
+    task = Task(rungen_emulator, inputs=prompts(40, seconds=60), max_concurrency=3)
+    is_there = lambda: rungen_emulator.service.count("run") >= 23  # noqa: E731 - reads best beside its use
+    with signal_when(signal.SIGTERM, is_there, lambda: task.op.on_kill()) as sent:  # noqa: PLW0108 - as above
+        assert "killed" in str(task.attempt().error)
+    assert time.monotonic() - sent[0] < 4
+    assert Counter(task.statuses()) == {"CANCELED": 20, "RUNNING": 3}
+    [line] = [line for line in caplog.messages if "nobody can cancel" in line]
+    assert line.startswith("3 submissions to app flux-schnell got no answer in time")
+
+
+def test_an_id_that_cannot_be_used_is_a_failure_of_its_input_alone(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": "../app"}, skip=3))
+    task = Task(rungen_emulator, inputs=prompts(10), max_failed=1)
+    ids = task.attempt().value
+    assert task.ti.xcoms["failed"] == [ids.index(None)]
+    assert len([job_id for job_id in ids if job_id]) == 9
+
+
 def test_only_what_is_not_over_is_canceled(
     rungen_emulator: Emulator, capsys: pytest.CaptureFixture[str], mode: bool
 ) -> None:
