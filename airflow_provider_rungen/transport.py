@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Send = Callable[[Request], Response]
 AsyncSend = Callable[[Request], Awaitable[Response]]
 MAX_IN_FLIGHT = 32
+# The same when a task is killed, and has a few seconds to cancel thousands of jobs.
+MOST_IN_FLIGHT = 128
 _CHUNK = 64 * 1024
 _SHORTEST_SECRET = 8
 _TLS_NEVER_BEGAN = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "HANDSHAKE")
@@ -175,7 +177,9 @@ async def _aoutcome(
         return error
 
 
-async def side_by_side(work: Callable[[str], Awaitable[None]], items: Iterable[str]) -> None:
+async def side_by_side(
+    work: Callable[[str], Awaitable[None]], items: Iterable[str], at_a_time: int = MAX_IN_FLIGHT
+) -> None:
     """Do so many at a time as may be in flight; to begin thousands at once would hold up the event loop."""
     rest = iter(items)
 
@@ -183,7 +187,7 @@ async def side_by_side(work: Callable[[str], Awaitable[None]], items: Iterable[s
         for item in rest:
             await work(item)
 
-    await asyncio.gather(*(go_on() for _ in range(MAX_IN_FLIGHT)))
+    await asyncio.gather(*(go_on() for _ in range(at_a_time)))
 
 
 class _Pace:
@@ -277,7 +281,7 @@ class Sender:
 class AsyncSender:
     """Sends requests over one `aiohttp.ClientSession`; made and closed inside the event loop that uses it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, max_in_flight: int = MAX_IN_FLIGHT) -> None:
         import aiohttp
         from requests.utils import get_environ_proxies, select_proxy
 
@@ -287,7 +291,7 @@ class AsyncSender:
             settings.base_url, get_environ_proxies(settings.base_url, no_proxy=None)
         )
         self._pace = _Pace(settings.max_requests_per_second)
-        self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._in_flight = asyncio.Semaphore(max_in_flight)
         verify = settings.verify
         if verify is True:
             verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
@@ -295,7 +299,7 @@ class AsyncSender:
         self.session: aiohttp.ClientSession = aiohttp.ClientSession(
             cookie_jar=aiohttp.DummyCookieJar(),
             connector=aiohttp.TCPConnector(
-                limit=MAX_IN_FLIGHT, ssl=tls_context(verify) if isinstance(verify, str) else verify
+                limit=max_in_flight, ssl=tls_context(verify) if isinstance(verify, str) else verify
             ),
             timeout=aiohttp.ClientTimeout(
                 total=settings.connect_timeout + settings.read_timeout,
