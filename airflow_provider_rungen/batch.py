@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import hashlib
 import json
 import logging
@@ -88,9 +89,10 @@ class Inputs:
 
     def _parsed(self, lines: Iterable[bytes]) -> Iterator[Any]:
         for number, line in enumerate(lines, 1):
-            if line.strip():
+            text = line.strip() if number > 1 else line.removeprefix(codecs.BOM_UTF8).strip()
+            if text:
                 try:
-                    yield json.loads(line)
+                    yield json.loads(text)
                 except (ValueError, RecursionError):
                     raise RunGenInputError(f"inputs: line {number} of {self._name} is not JSON") from None
 

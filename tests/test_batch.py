@@ -9,7 +9,7 @@ import signal
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,76 @@ def test_a_json_lines_file_is_read(rungen_emulator: Emulator, tmp_path: Path) ->
     task = Task(rungen_emulator, inputs=f"file://{path}")
     ids = task.attempt().value
     assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(30)]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        (b'{"prompt": "a"}\r\n{"prompt": "b"}\r\n', 2),
+        (b'\xef\xbb\xbf{"prompt": "a"}\n{"prompt": "b"}', 2),
+        (b'\xef\xbb\xbf\n{"prompt": "a"}\n', 1),
+        (b'\n\n \t\n{"prompt": "a"}\n\n{"prompt": "b"}\n\n', 2),
+        ('{"prompt": "a\u2028b"}\n'.encode(), 1),
+        (b'{"prompt": "%s"}\n{"prompt": "b"}' % (b"x" * 300_000), 2),
+        (b"", 0),
+        (b"\xef\xbb\xbf", 0),
+    ],
+    ids=[
+        "crlf",
+        "bom",
+        "bom alone",
+        "blank lines",
+        "other separators",
+        "long line",
+        "empty",
+        "nothing but bom",
+    ],
+)
+def test_every_usual_json_lines_file_is_read(
+    rungen_emulator: Emulator, tmp_path: Path, text: bytes, count: int
+) -> None:
+    path = tmp_path / "inputs.jsonl"
+    path.write_bytes(text)
+    assert len(Task(rungen_emulator, inputs=str(path)).attempt().value) == count
+
+
+def test_a_sequence_that_airflow_reads_as_it_goes_is_read(rungen_emulator: Emulator) -> None:
+    class LazySequence(Sequence[Any]):
+        """The output of a mapped task."""
+
+        def __len__(self) -> int:
+            return 7
+
+        def __getitem__(self, index: Any) -> Any:
+            return prompts(7)[index]
+
+    task = Task(rungen_emulator, inputs=LazySequence())
+    ids = task.attempt().value
+    assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(7)]
+
+
+@pytest.mark.parametrize(
+    ("count", "failing", "max_failed", "fails"),
+    [
+        (0, 0, 0, False),
+        (0, 0, 0.5, False),
+        (1, 1, 0, True),
+        (1, 1, 1, False),
+        (1, 1, 0.99, True),
+        (3, 1, 0.3, True),
+        (3, 1, 0.34, False),
+        (4, 3, 2, True),
+        (4, 4, 1000, False),
+    ],
+)
+def test_as_many_may_fail_as_is_said(
+    rungen_emulator: Emulator, count: int, failing: int, max_failed: float, fails: bool
+) -> None:
+    inputs = [{"prompt": "fail: x"}] * failing + prompts(count - failing)
+    task = Task(rungen_emulator, inputs=inputs, max_failed=max_failed)
+    outcome = task.attempt()
+    assert bool(outcome.error) is fails
+    assert task.ti.xcoms["failed"] == list(range(failing))
 
 
 @pytest.mark.parametrize(
