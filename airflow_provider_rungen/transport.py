@@ -7,12 +7,14 @@ fast.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from airflow_provider_rungen import __version__
 from airflow_provider_rungen.api import Flow, Request, Response, Sleep, T, Together
@@ -283,13 +285,10 @@ class AsyncSender:
 
     def __init__(self, settings: Settings, max_in_flight: int = MAX_IN_FLIGHT) -> None:
         import aiohttp
-        from requests.utils import get_environ_proxies, select_proxy
 
         self.settings = settings
-        # as requests reads the environment; aiohttp's trust_env would send ~/.netrc, too
-        self._proxy = settings.proxy or select_proxy(
-            settings.base_url, get_environ_proxies(settings.base_url, no_proxy=None)
-        )
+        # aiohttp's trust_env would send ~/.netrc, too
+        self._proxy = settings.proxy or proxy_of_environment(settings.base_url)
         self._pace = _Pace(settings.max_requests_per_second)
         self._in_flight = asyncio.Semaphore(max_in_flight)
         verify = settings.verify
@@ -354,6 +353,26 @@ class AsyncSender:
 
     async def close(self) -> None:
         await self.session.close()
+
+
+def proxy_of_environment(url: str) -> str | None:
+    """Give the proxy that the environment names for a URL, as `requests` reads it, which is not imported."""
+    from urllib.request import getproxies, proxy_bypass
+
+    parts, proxies = urlsplit(url), getproxies()
+    host = parts.hostname or ""
+    if proxy_bypass(host) or proxy_bypass(parts.netloc):
+        return None
+    if any(_is_in(host, each.strip()) for each in proxies.get("no", "").split(",") if "/" in each):
+        return None
+    return proxies.get(parts.scheme) or proxies.get("all")
+
+
+def _is_in(host: str, network: str) -> bool:
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        return False
 
 
 def tls_context(path: str) -> ssl.SSLContext:

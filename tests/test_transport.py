@@ -12,6 +12,8 @@ import pickle
 import re
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -25,7 +27,7 @@ import pytest
 from airflow_provider_rungen.api import Request, Response
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError, RunGenResponseError
-from airflow_provider_rungen.transport import AsyncSender, Sender, Settings
+from airflow_provider_rungen.transport import AsyncSender, Sender, Settings, proxy_of_environment
 
 KEY = "sk-0123456789-very-secret"
 GET = Request("GET", "app", "list the apps")
@@ -671,6 +673,57 @@ def test_a_proxy_of_the_environment_is_used(
     monkeypatch.setenv("http_proxy", _url_of(proxy))
     send(settings_for(server.url), GET)
     assert len(proxy.heard) == 1
+
+
+NO_PROXIES = (
+    *(
+        "",
+        "*",
+        "rungen.example",
+        ".rungen.example",
+        "example",
+        "rungen.example:8443",
+        "other, api.rungen.example",
+    ),
+    *("10.1.2.3", "10.1.0.0/16", "10.2.0.0/16", "10.1.2.3/33", "nonsense/8", "rungen.example/8", "::1"),
+)
+URLS = (
+    *("https://api.rungen.example", "http://api.rungen.example/v1", "https://rungen.example:8443"),
+    *("https://norungen.example", "https://10.1.2.3", "http://10.1.2.3:8000/x", "http://[::1]:8000"),
+)
+
+
+@pytest.mark.parametrize("no_proxy", NO_PROXIES)
+@pytest.mark.parametrize("url", URLS)
+def test_the_environment_names_the_same_proxy_for_both(
+    monkeypatch: pytest.MonkeyPatch, url: str, no_proxy: str
+) -> None:
+    from requests.utils import (  # noqa: TID251 - what it is held against
+        get_environ_proxies,
+        select_proxy,
+    )
+
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    for names in (("http_proxy",), ("https_proxy",), ("http_proxy", "https_proxy"), ("all_proxy",), ()):
+        with monkeypatch.context() as environment:
+            for name in names:
+                environment.setenv(name, f"http://{name[:-6]}.example:3128")
+            assert proxy_of_environment(url) == select_proxy(url, get_environ_proxies(url, no_proxy=None))
+
+
+def test_waiting_in_an_event_loop_does_not_need_requests() -> None:
+    """It would cost the triggerer 6 MB."""
+    script = "\n".join(
+        [
+            "import asyncio, sys",
+            "from airflow_provider_rungen.transport import AsyncSender, Settings",
+            "async def main(): await AsyncSender(Settings('https://rungen.example', 'key')).close()",
+            "asyncio.run(main())",
+            "print('requests' in sys.modules)",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_a_proxy_that_is_not_there_sent_nothing(serve: Any, send: Send, free_port: int) -> None:
