@@ -32,7 +32,7 @@ from airflow_provider_rungen.watch import (
 LAST_LOOK_TIME = 30.0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Waiter:
     """Somebody who waits for jobs (in their order), and the context of its log."""
 
