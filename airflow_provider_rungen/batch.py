@@ -101,9 +101,9 @@ class Checkpoint:
     """
     The ids of a batch in Airflow's task state store, which are kept as they come.
 
-    What stands for an input is its job's id, ``REFUSED``, or nothing; with nothing, an input before ``mark``
-    may have been sent, and its fate is unknown. Each value names the batch it is of, since an earlier one,
-    before a clear, may have left its own.
+    What stands for an input is its job's id, ``REFUSED`` when it certainly has no job that is of use, or
+    nothing; with nothing, an input before ``mark`` may have been sent, and its fate is unknown. Each value
+    names the batch it is of, since an earlier one, before a clear, may have left its own.
 
     :param store: the ``task_state_store`` of the context; without one nothing is kept.
     :param header: what makes it valid: app, digest and number of the inputs, ``max_tries``; and the deadline.
@@ -239,8 +239,13 @@ class BatchSubmission:
         :raises RunGenError: no input can be submitted.
         :raises Exception: an id cannot be kept.
         """
+        checkpoint = self._checkpoint
+        new_from = checkpoint.mark
+        again = {index for index, job_id in enumerate(checkpoint.ids) if job_id == Checkpoint.REFUSED}
+        for index in again:  # from now on they may be sent
+            checkpoint.note(index, "")
         self._keeping = asyncio.create_task(self._keep())
-        if self._checkpoint.unkept:  # what is noted already, jobs to run again, takes up room
+        if checkpoint.unkept:  # what is noted already takes up room
             self._news.set()
         failure: Exception | None = None
         try:
@@ -256,6 +261,10 @@ class BatchSubmission:
         finally:
             for task in self._under_way:
                 task.cancel()
+            unknown = {index for index, _ in self._under_way.values()} | set(self.refused)
+            for index in {*again, *range(new_from, checkpoint.mark)} - unknown:
+                if not checkpoint.ids[index]:  # counted as sent, but it was not, or not taken
+                    checkpoint.note(index, Checkpoint.REFUSED)
             if self._under_way:
                 log.warning(
                     "%d submissions to app %s got no answer in time: it is not known whether their jobs were "

@@ -537,6 +537,31 @@ def test_an_unknown_fate_can_fail_the_task_for_good(rungen_emulator: Emulator) -
     assert len(task.attempt().value) == 20
 
 
+@pytest.mark.parametrize("status", [429, 403])
+def test_what_was_certainly_not_taken_has_no_unknown_fate(
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """Though it counts as sent, since that is noted before it is."""
+    rungen_emulator.service.inject(Fault(on="run", status=status, times=None, skip=10))
+    task = Task(rungen_emulator, inputs=prompts(300), on_unknown_submission="fail")
+    assert task.attempt(timeout=3).error is not None
+    rungen_emulator.service.clear_faults()
+    assert len(set(task.attempt().value)) == 300
+    assert not [line for line in caplog.messages if "it is not known" in line]
+
+
+def test_a_retry_that_got_no_answer_for_what_failed_has_an_unknown_fate(
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task(rungen_emulator, inputs=[*[{"prompt": "fail: x"}] * 3, *prompts(3)])
+    task.attempt()
+    rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=1))
+    task.attempt()
+    assert len([line for line in caplog.messages if "Of 1 inputs it is not known" in line]) == 0
+    task.attempt()
+    assert len([line for line in caplog.messages if "Of 1 inputs it is not known" in line]) == 1
+
+
 def test_a_clear_cancels_what_runs_and_submits_anew(rungen_emulator: Emulator) -> None:
     task = Task(rungen_emulator, inputs=prompts(20, seconds=60), wait_for_completion=False)
     first = task.attempt().value

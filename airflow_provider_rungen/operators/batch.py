@@ -182,7 +182,7 @@ class RunGenRunBatchOperator(JobSubmitter):
             if isinstance(look, RunGenNotFoundError) or (
                 isinstance(look, Job) and look.status in (JobStatus.FAILED, JobStatus.CANCELED)
             ):
-                kept.note(index, "")
+                kept.note(index, Checkpoint.REFUSED)
                 again += 1
             elif isinstance(look, RunGenError):
                 raise look
