@@ -35,7 +35,7 @@ from airflow_provider_rungen.waiting import (
     raise_for_jobs,
     read_event,
 )
-from airflow_provider_rungen.watch import HANDFUL, Watch, wait_for_jobs, without_result
+from airflow_provider_rungen.watch import HANDFUL, Watch, wait_for_jobs, without_contents
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -212,7 +212,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         """Hold the result of a job against the schema, and let go of it."""
         if self._schema is not None and job.status is JobStatus.COMPLETED:
             self._schema.check_result(job)
-        return without_result(job)
+        return without_contents(job)
 
     def _take_again(self, app_id: str, job_ids: list[str]) -> Flow[None]:
         for start in range(0, len(job_ids), AT_ONCE):

@@ -180,7 +180,7 @@ async def _aoutcome(
 
 
 async def side_by_side(
-    work: Callable[[str], Awaitable[None]], items: Iterable[str], at_a_time: int = MAX_IN_FLIGHT
+    work: Callable[[str], Awaitable[None]], items: Iterable[str], at_once: int = MAX_IN_FLIGHT
 ) -> None:
     """Do so many at a time as may be in flight; to begin thousands at once would hold up the event loop."""
     rest = iter(items)
@@ -189,7 +189,7 @@ async def side_by_side(
         for item in rest:
             await work(item)
 
-    await asyncio.gather(*(go_on() for _ in range(at_a_time)))
+    await asyncio.gather(*(go_on() for _ in range(at_once)))
 
 
 class _Pace:

@@ -55,7 +55,7 @@ def as_it_is(job: Job) -> Job:
     return job
 
 
-def without_result(job: Job) -> Job:
+def without_contents(job: Job) -> Job:
     """Let go of a job's result, which may be large, and there may be many."""
     return replace(job, result=None)
 

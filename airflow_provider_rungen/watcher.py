@@ -25,7 +25,7 @@ from airflow_provider_rungen.watch import (
     log_line,
     say_less,
     timeout_error,
-    without_result,
+    without_contents,
 )
 
 # Seconds that a last look after the deadline may take.
@@ -58,7 +58,7 @@ class Watcher:
     def __init__(self, rungen_conn_id: str, app_id: str) -> None:
         self._key = (rungen_conn_id, app_id)
         self._hook = RunGenHook(rungen_conn_id)
-        self._watch = Watch(app_id, self._say, take=without_result)
+        self._watch = Watch(app_id, self._say, take=without_contents)
         self._waiters: dict[str, set[_Waiter]] = defaultdict(set)
         # those whose deadline has passed, and who are owed a last look
         self._late: set[_Waiter] = set()

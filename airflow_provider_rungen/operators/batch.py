@@ -29,7 +29,7 @@ from airflow_provider_rungen.watch import (
     MOST_AT_ONCE,
     concerns_one_job,
     failed_by,
-    without_result,
+    without_contents,
 )
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class RunGenRunBatchOperator(JobSubmitter):
                     deadline=deadline,
                     known_by=time.time() + KNOWN_WITHIN,
                     hand_over=lambda: self._hand_over(context, ids),
-                    take=without_result,
+                    take=without_contents,
                 )
                 return self._finish(context, app_id, ids, refused, jobs)
 
@@ -205,7 +205,7 @@ class RunGenRunBatchOperator(JobSubmitter):
     @staticmethod
     def _look_at(hook: RunGenHook, app_id: str, job_ids: Sequence[str]) -> dict[str, Job | RunGenError]:
         def look(job_id: str) -> api.Flow[Job]:
-            return without_result((yield from api.get_job(app_id, job_id)))
+            return without_contents((yield from api.get_job(app_id, job_id)))
 
         def looks() -> api.Flow[dict[str, Job | RunGenError]]:
             found: dict[str, Job | RunGenError] = {}
