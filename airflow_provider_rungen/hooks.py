@@ -17,15 +17,7 @@ from airflow_provider_rungen import api, get_provider_info
 from airflow_provider_rungen.connection import read_connection, seconds
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
 from airflow_provider_rungen.models import App, Job
-from airflow_provider_rungen.transport import (
-    MOST_IN_FLIGHT,
-    AsyncSender,
-    Sender,
-    Settings,
-    adrive,
-    drive,
-    side_by_side,
-)
+from airflow_provider_rungen.transport import AsyncSender, Sender, Settings, adrive, drive, side_by_side
 from airflow_provider_rungen.watch import wait_for_jobs
 
 if TYPE_CHECKING:
@@ -384,7 +376,7 @@ async def _cancel_jobs(
     within: float,
     note: Callable[[str, Job | RunGenError], None],
 ) -> None:
-    sender = AsyncSender(settings, MOST_IN_FLIGHT)
+    sender = AsyncSender(settings)
 
     async def cancel(job_id: str) -> None:
         try:
@@ -394,7 +386,7 @@ async def _cancel_jobs(
 
     try:
         async with asyncio.timeout(within):
-            await side_by_side(cancel, job_ids, MOST_IN_FLIGHT)
+            await side_by_side(cancel, job_ids)
     except TimeoutError:
         pass  # what was not noted was too late
     finally:

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 Send = Callable[[Request], Response]
 AsyncSend = Callable[[Request], Awaitable[Response]]
 MAX_IN_FLIGHT = 32
-# The same when a task is killed, and has a few seconds to cancel thousands of jobs.
-MOST_IN_FLIGHT = 128
 _CHUNK = 64 * 1024
 _SHORTEST_SECRET = 8
 _TLS_NEVER_BEGAN = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "HANDSHAKE")
@@ -179,9 +177,7 @@ async def _aoutcome(
         return error
 
 
-async def side_by_side(
-    work: Callable[[str], Awaitable[None]], items: Iterable[str], at_once: int = MAX_IN_FLIGHT
-) -> None:
+async def side_by_side(work: Callable[[str], Awaitable[None]], items: Iterable[str]) -> None:
     """Do so many at a time as may be in flight; to begin thousands at once would hold up the event loop."""
     rest = iter(items)
 
@@ -189,7 +185,7 @@ async def side_by_side(
         for item in rest:
             await work(item)
 
-    await asyncio.gather(*(go_on() for _ in range(at_once)))
+    await asyncio.gather(*(go_on() for _ in range(MAX_IN_FLIGHT)))
 
 
 class _Pace:
@@ -283,14 +279,14 @@ class Sender:
 class AsyncSender:
     """Sends requests over one `aiohttp.ClientSession`; made and closed inside the event loop that uses it."""
 
-    def __init__(self, settings: Settings, max_in_flight: int = MAX_IN_FLIGHT) -> None:
+    def __init__(self, settings: Settings) -> None:
         import aiohttp
 
         self.settings = settings
         # aiohttp's trust_env would send ~/.netrc, too
         self._proxy = settings.proxy or proxy_of_environment(settings.base_url)
         self._pace = _Pace(settings.max_requests_per_second)
-        self._in_flight = asyncio.Semaphore(max_in_flight)
+        self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         verify = settings.verify
         if verify is True:
             verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
@@ -298,7 +294,7 @@ class AsyncSender:
         self.session: aiohttp.ClientSession = aiohttp.ClientSession(
             cookie_jar=aiohttp.DummyCookieJar(),
             connector=aiohttp.TCPConnector(
-                limit=max_in_flight, ssl=tls_context(verify) if isinstance(verify, str) else verify
+                limit=MAX_IN_FLIGHT, ssl=tls_context(verify) if isinstance(verify, str) else verify
             ),
             timeout=aiohttp.ClientTimeout(
                 total=settings.connect_timeout + settings.read_timeout,

@@ -24,7 +24,6 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.models import JobStatus
-from airflow_provider_rungen.transport import MAX_IN_FLIGHT, MOST_IN_FLIGHT
 
 INPUT = {"prompt": "a fox"}
 
@@ -231,13 +230,6 @@ def test_a_quick_cancel_tells_what_became_of_each_job(rungen_emulator: Emulator,
     assert list(outcomes) == ids
     assert [error is None for error in outcomes.values()] == [True] * (count - 1) + [False]
     assert rungen_emulator.service.stats()["jobs_cancelled"] == count - 1
-
-
-def test_a_quick_cancel_of_many_jobs_asks_for_more_at_a_time_than_usual(rungen_emulator: Emulator) -> None:
-    with RunGenHook() as hook:
-        ids = [hook.run_job(input={**INPUT, "emulator": {"seconds": 60}}).id for _ in range(300)]
-        assert set(hook.cancel_jobs(APP, ids, within=4.0).values()) == {None}
-    assert MAX_IN_FLIGHT < rungen_emulator.service.stats()["max_open_connections"] <= MOST_IN_FLIGHT + 1
 
 
 @pytest.mark.parametrize("count", [1, 40])
