@@ -246,7 +246,8 @@ def pause_after(failures: int, error: RunGenError) -> float:
     return max(backoff, asked or 0.0)
 
 
-def _retry_after(response: Response, now: float) -> float | None:
+def retry_after(response: Response, now: float) -> float | None:
+    """Give the seconds that an answer asks to wait, if it does."""
     value = response.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit() and len(value) < 10:
         return min(float(value), RETRY_AFTER_CAP)
@@ -321,7 +322,7 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
     said = error_text(body) or _plain(response.body) or "the service gave no reason"
     hint = _HINTS.get(kind, "")
     message = f"Could not {request.purpose} ({code}): {said.rstrip('.')}." + (f" {hint}." if hint else "")
-    return kind(message, status_code=code, retry_after=_retry_after(response, now))
+    return kind(message, status_code=code, retry_after=retry_after(response, now))
 
 
 def _kind(code: int) -> type[RunGenAPIError]:

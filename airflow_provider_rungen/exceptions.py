@@ -19,7 +19,8 @@
         ├── RunGenJobFailedError
         ├── RunGenJobCanceledError
         ├── RunGenJobTimeoutError
-        └── RunGenResultError          the job completed, but its result does not fit ``result_schema``
+        ├── RunGenResultError          the job completed, but its result does not fit ``result_schema``
+        └── RunGenOutputError          the job completed, but an output cannot be fetched or stored
 
 ``hopeless`` says that trying the same again cannot help.
 """
@@ -134,3 +135,7 @@ class RunGenResultError(RunGenJobError):
     """The job completed, but its result does not fit the schema that it was held against."""
 
     hopeless = True
+
+
+class RunGenOutputError(RunGenJobError):
+    """The job completed, but an output cannot be fetched or stored, or the result is too large for XCom."""

@@ -21,7 +21,7 @@ from airflow_provider_rungen.exceptions import (
 
 MAX_TEXT = 500
 _URL_QUERY = re.compile(r"(https?://[^\s\"'<>?#]+)[?#][^\s\"<>]*", re.IGNORECASE)
-_SIGNATURE = re.compile(r"(X-Amz-[A-Za-z-]+|Signature|AWSAccessKeyId)=[^\s&\"'<>]+", re.IGNORECASE)
+SIGNATURE = re.compile(r"(X-Amz-[A-Za-z-]{1,64}|Signature|AWSAccessKeyId)=[^\s&\"'<>]+", re.IGNORECASE)
 
 
 class JobStatus(StrEnum):
@@ -70,7 +70,7 @@ _ERROR_FIELDS = (
 
 def clean_text(text: str, limit: int = MAX_TEXT) -> str:
     """Make text from the service fit for a log: no query strings of URLs, no control characters, not long."""
-    text = _SIGNATURE.sub(r"\1=***", _URL_QUERY.sub(r"\1?***", text[: limit * 20]))
+    text = SIGNATURE.sub(r"\1=***", _URL_QUERY.sub(r"\1?***", text[: limit * 20]))
     cut = text if len(text) <= limit else text[:limit] + "…"
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
@@ -100,6 +100,7 @@ class Job:
     :param result: what the model made; ``None`` until the job is completed. It may hold signed URLs, so it
         is not part of the ``repr``.
     :param error: the service's error text, cut and escaped.
+    :param input: what it was given, where the answer tells it. It may hold signed URLs, too.
     :param created_at: when the service took it (aware, UTC; a time without a zone is taken as UTC).
     :param execution_time: seconds of work, where known.
     :param status_word: the service's own word for the status.
@@ -110,6 +111,7 @@ class Job:
     status: JobStatus = JobStatus.QUEUED
     result: Any = field(default=None, repr=False)
     error: str = ""
+    input: Any = field(default=None, repr=False)
     created_at: pendulum.DateTime | None = None
     execution_time: float | None = None
     status_word: str = field(default="", repr=False)
@@ -178,6 +180,7 @@ class Job:
             status=status,
             result=item.get("result"),
             error=error,
+            input=_input(item),
             created_at=_time(item.get("created_at")),
             execution_time=_number(item.get("execution_time")),
             status_word=word if isinstance(word, str) else "",
@@ -253,6 +256,13 @@ def _unwrapped(body: Any) -> Mapping[str, Any]:
         data = body.get("data")
         return data if isinstance(data, Mapping) else body
     raise RunGenResponseError("RunGen's answer is JSON, but not an object")
+
+
+def _input(item: Mapping[str, Any]) -> Any:
+    request = item.get("request")
+    if isinstance(request, Mapping):
+        return request.get("input", request)
+    return item.get("input") if request is None else request
 
 
 def _said(body: Any) -> str:

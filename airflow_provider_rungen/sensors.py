@@ -17,7 +17,6 @@ from airflow.providers.common.compat.sdk import (
 )
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
-from airflow_provider_rungen.api import Flow, Together, get_job
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobCanceledError,
@@ -32,6 +31,8 @@ from airflow_provider_rungen.waiting import (
     GRACE,
     JobWaiter,
     job_ids_of,
+    known_job_ids_of,
+    look_again,
     raise_for_jobs,
     read_event,
 )
@@ -40,9 +41,6 @@ from airflow_provider_rungen.watch import HANDFUL, Watch, wait_for_jobs, without
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import StartTriggerArgs
-
-# Results that are fetched again, and held, at a time.
-AT_ONCE = 64
 
 
 class RunGenJobSensor(JobWaiter, BaseSensorOperator):
@@ -156,7 +154,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
             with self._executing():
                 return BaseSensorOperator.execute(self, context)
         with self._skipping(), self._failing(), self._working() as hook:
-            app_id, job_ids = hook.app_id_or_default(self.app_id), job_ids_of(self.job_id, may_lack_some=True)
+            app_id, job_ids = hook.app_id_or_default(self.app_id), known_job_ids_of(self.job_id)
             deadline = deadline_of(self, time.time() + self.timeout)
             self._read_schema()
             interval = self._interval()
@@ -168,7 +166,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
 
     def poke(self, context: Context) -> bool:
         with self._failing(), self._working() as hook:
-            app_id, job_ids = hook.app_id_or_default(self.app_id), job_ids_of(self.job_id, may_lack_some=True)
+            app_id, job_ids = hook.app_id_or_default(self.app_id), known_job_ids_of(self.job_id)
             self._jobs = (app_id, job_ids)
             self._read_schema()
             self._watch = self._watch or Watch(app_id, take=self._take)
@@ -198,7 +196,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
             if self._schema is not None:
                 with self._working() as hook:
                     perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
-                    perform(self._take_again(app_id, job_ids))
+                    perform(look_again(app_id, job_ids, self._take_again))
             self._finish(context, app_id, job_ids, [])
 
     def _finish(self, context: Context, app_id: str, job_ids: list[str], jobs: list[Job]) -> None:
@@ -214,14 +212,11 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
             self._schema.check_result(job)
         return without_contents(job)
 
-    def _take_again(self, app_id: str, job_ids: list[str]) -> Flow[None]:
-        for start in range(0, len(job_ids), AT_ONCE):
-            part = job_ids[start : start + AT_ONCE]
-            for job in (yield Together([get_job(app_id, job_id) for job_id in part])):
-                if isinstance(job, RunGenError):
-                    raise job
-                job.raise_for_status()
-                self._take(job)
+    def _take_again(self, _: str, job: Job | RunGenError) -> None:
+        if isinstance(job, RunGenError):
+            raise job
+        job.raise_for_status()
+        self._take(job)
 
     def _can_end_from_trigger(self) -> bool:
         return self._can_end_without_worker() and super()._can_end_from_trigger()

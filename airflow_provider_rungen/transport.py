@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from airflow_provider_rungen import __version__
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Send = Callable[[Request], Response]
 AsyncSend = Callable[[Request], Awaitable[Response]]
+Item = TypeVar("Item")
 MAX_IN_FLIGHT = 32
 _CHUNK = 64 * 1024
 _SHORTEST_SECRET = 8
@@ -80,6 +81,11 @@ class Settings:
         return headers | (
             {"X-Authenticated-User-Id": self.user_id} if request.as_user and self.user_id else {}
         )
+
+    def proxy_for(self, url: str) -> str | None:
+        """Give the proxy for a URL, if there is one: that of the connection, or of the environment."""
+        # aiohttp's trust_env would send ~/.netrc, too
+        return self.proxy or proxy_of_environment(url)
 
     def response(self, status: int, headers: Mapping[str, str], chunks: list[bytes]) -> Response:
         """Make the response; a service that repeats the key in its answer does not get it into our logs."""
@@ -177,7 +183,9 @@ async def _aoutcome(
         return error
 
 
-async def side_by_side(work: Callable[[str], Awaitable[None]], items: Iterable[str]) -> None:
+async def side_by_side(
+    work: Callable[[Item], Awaitable[None]], items: Iterable[Item], at_once: int = MAX_IN_FLIGHT
+) -> None:
     """Do so many at a time as may be in flight; to begin thousands at once would hold up the event loop."""
     rest = iter(items)
 
@@ -185,7 +193,7 @@ async def side_by_side(work: Callable[[str], Awaitable[None]], items: Iterable[s
         for item in rest:
             await work(item)
 
-    await asyncio.gather(*(go_on() for _ in range(MAX_IN_FLIGHT)))
+    await asyncio.gather(*(go_on() for _ in range(at_once)))
 
 
 class _Pace:
@@ -283,13 +291,12 @@ class AsyncSender:
         import aiohttp
 
         self.settings = settings
-        # aiohttp's trust_env would send ~/.netrc, too
-        self._proxy = settings.proxy or proxy_of_environment(settings.base_url)
+        self._proxy = settings.proxy_for(settings.base_url)
         self._pace = _Pace(settings.max_requests_per_second)
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         verify = settings.verify
         if verify is True:
-            verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+            verify = environment_ca() or True
         # no headers here: aiohttp sends those of the session to a proxy, in the clear
         self.session: aiohttp.ClientSession = aiohttp.ClientSession(
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -371,6 +378,11 @@ def _is_in(host: str, network: str) -> bool:
         return False
 
 
+def environment_ca() -> str | None:
+    """Give the path of the CAs that the environment names, as requests does."""
+    return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+
+
 def tls_context(path: str) -> ssl.SSLContext:
     """
     Give a context that trusts the CA bundle, or the folder of CAs, at ``path``.
@@ -408,8 +420,13 @@ def _unreachable(request: Request, error: BaseException, *, sent: bool) -> RunGe
         if sent
         else "RunGen could not be reached"
     )
-    reason = root.strerror if isinstance(root, OSError) and root.strerror else type(root).__name__
-    return RunGenConnectionError(f"Could not {request.purpose}: {what} ({reason})", sent=sent)
+    return RunGenConnectionError(f"Could not {request.purpose}: {what} ({reason_of(error)})", sent=sent)
+
+
+def reason_of(error: BaseException) -> str:
+    """Name what is at the root of a library's error; its text may hold a URL or a proxy's password."""
+    root = _root(error)
+    return root.strerror if isinstance(root, OSError) and root.strerror else type(root).__name__
 
 
 def _root(error: BaseException) -> BaseException:

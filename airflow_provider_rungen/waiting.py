@@ -20,7 +20,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobError,
     RunGenJobFailedError,
     RunGenJobTimeoutError,
-    RunGenResultError,
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.lineage import Done, lineage_of
@@ -36,9 +35,11 @@ if TYPE_CHECKING:
 
 # Airflow's own time limit of a deferral tells the task too little, so it only comes when ours did not.
 GRACE = timedelta(minutes=10)
-_FINAL = (RunGenJobFailedError, RunGenJobCanceledError, RunGenResultError)
+_FINAL = (RunGenJobFailedError, RunGenJobCanceledError)
 # Seconds to the second look at a job that may be over before a deferral is worth it.
 BRISKLY = 0.3
+# Results that are fetched again, and held, at a time.
+AT_ONCE = 64
 
 
 class JobWaiter(RunGenTask):
@@ -240,28 +241,58 @@ def raise_for_jobs(jobs: Iterable[Job], count: int = 0, schema: Schema | None = 
                 schema.check_result(job)
         except RunGenJobError as error:
             errors.append(error)
-    # those that are over come first: they decide whether trying again can help
-    errors.sort(key=lambda error: not isinstance(error, _FINAL))
-    if len(errors) == 1:
-        raise errors[0]
     if errors:
-        count = max(count, len(errors))
-        more = f"; and {count - 10} more" if count > 10 else ""
-        told = "; ".join(str(error) for error in errors[:10])
         fitting = "" if schema is None else " with a result that fits"
-        raise type(errors[0])(
-            f"{count} RunGen jobs did not complete{fitting}: {told}{more}",
-            app_id=errors[0].app_id,
-            job_id=errors[0].job_id,
-        )
+        raise failure_of(errors, max(count, len(errors)), f"did not complete{fitting}")
 
 
-def job_ids_of(job_id: Any, *, may_lack_some: bool = False) -> list[str]:
+def failure_of(errors: Iterable[RunGenError], count: int, said: str) -> RunGenError:
+    """
+    Give the error of a job, or one for many jobs that names the first ten.
+
+    :param count: how many jobs failed.
+    :param said: what they did not do.
+    """
+    # those that are over come first: they decide whether trying again can help
+    errors = sorted(errors, key=lambda error: not is_final(error))
+    first = errors[0]
+    if len(errors) == 1:
+        return first
+    more = f"; and {count - 10} more" if count > 10 else ""
+    message = f"{count} RunGen jobs {said}: {'; '.join(map(str, errors[:10]))}{more}"
+    if not isinstance(first, RunGenJobError):
+        failure = RunGenError(message)
+    else:
+        failure = type(first)(message, app_id=first.app_id, job_id=first.job_id)
+    failure.hopeless = first.hopeless
+    return failure
+
+
+def is_final(error: RunGenError) -> bool:
+    """Tell whether a job will be as it is at the next look, too."""
+    return error.hopeless or isinstance(error, _FINAL)
+
+
+def look_again(
+    app_id: str, job_ids: Sequence[str], take: Callable[[str, Job | RunGenError], None]
+) -> api.Flow[None]:
+    """
+    Look at jobs that are over, so many at a time that few results are held at once.
+
+    :param take: takes a job, or the error in its place.
+    """
+    for start in range(0, len(job_ids), AT_ONCE):
+        part = job_ids[start : start + AT_ONCE]
+        outcomes = yield api.Together([api.get_job(app_id, job_id) for job_id in part])
+        for job_id, outcome in zip(part, outcomes, strict=True):
+            take(job_id, outcome)
+
+
+def job_ids_of(job_id: Any, *, or_none: bool = False) -> list[Any]:
     """
     Give the list of ids for one id, a list, or the output of a mapped task.
 
-    :param may_lack_some: leave out what is ``None`` in a list, as a batch gives for an input that has no job;
-        but not all of it.
+    :param or_none: whether ``None`` may stand in a list, for what has no job.
     :raises RunGenInputError: something in it is no id.
     """
     if isinstance(job_id, Iterator):
@@ -274,11 +305,23 @@ def job_ids_of(job_id: Any, *, may_lack_some: bool = False) -> list[str]:
         raise RunGenInputError(
             f"job_id must be an id or a list of ids, not a {type(job_id).__name__}"
         ) from None
-    if may_lack_some:
-        ids = [item for item in ids if item is not None] or ids
     for item in ids:
-        api.seg(item, "job_id")
+        if item is not None or job_id is None or not or_none:
+            api.seg(item, "job_id")
     return ids
+
+
+def known_job_ids_of(job_id: Any) -> list[str]:
+    """
+    Do the same, and leave out what is ``None`` in a list; but not all of it.
+
+    :raises RunGenInputError: something in it is no id, or nothing is.
+    """
+    ids = job_ids_of(job_id, or_none=True)
+    known = [item for item in ids if item is not None]
+    if ids and not known:
+        raise RunGenInputError("job_id: none of the inputs before has a job")
+    return known
 
 
 def names_of(job_ids: Sequence[str]) -> str:

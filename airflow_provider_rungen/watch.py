@@ -56,8 +56,8 @@ def as_it_is(job: Job) -> Job:
 
 
 def without_contents(job: Job) -> Job:
-    """Let go of a job's result, which may be large, and there may be many."""
-    return replace(job, result=None)
+    """Keep of a job only how it ended: there may be many, and their results large."""
+    return replace(job, input=None, result=None)
 
 
 def log_line(level: int, line: str, job_id: str | None) -> None:
@@ -387,7 +387,7 @@ class Watch:
         entry = self._waiting.get(job.id)
         if entry is None:  # its last waiter left in the meantime
             return
-        before, entry.job, entry.looked_at = entry.job, job, now
+        before, entry.job, entry.looked_at = entry.job, replace(job, input=None), now
         if job.is_terminal:
             self.over[job.id] = job
             del self._waiting[job.id]
@@ -474,6 +474,19 @@ def wait_for_jobs(
 def concerns_one_job(error: RunGenError) -> bool:
     """Tell whether an error says nothing of the other jobs of its app."""
     return isinstance(error, RunGenNotFoundError | RunGenBadRequestError | RunGenResponseError)
+
+
+def job_of(look: Job | RunGenError, app_id: str, job_id: str) -> Job:
+    """
+    Give the job that a look came to, or the one that an error about it alone makes useless.
+
+    :raises RunGenError: the error says something of the other jobs, too, or may pass.
+    """
+    if isinstance(look, Job):
+        return look
+    if may_pass(look) or not concerns_one_job(look):
+        raise look
+    return failed_by(look, app_id, job_id)
 
 
 def failed_by(error: RunGenError, app_id: str, job_id: str) -> Job:

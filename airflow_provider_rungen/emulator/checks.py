@@ -74,7 +74,7 @@ def _check_steering(steering: Any) -> None:
         raise Refusal(400, "input.emulator must be an object")
     if not isinstance(steering.get("fail", ""), str):
         raise Refusal(400, "input.emulator.fail must be a text")
-    for field in ("result_bytes", "images"):
+    for field in ("result_bytes", "output_bytes", "images"):
         if not _is_int(steering.get(field, 0)) or steering.get(field, 0) < 0:
             raise Refusal(400, f"input.emulator.{field} must be a whole number from 0")
     seconds = steering.get("seconds", 0)

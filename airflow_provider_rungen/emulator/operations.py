@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from airflow_provider_rungen.emulator import answers, checks, png
 from airflow_provider_rungen.emulator.apps import App, Job, State
@@ -109,15 +110,28 @@ class Operations(Options):
             return None
         steering = job.input.get("emulator", {})
         if "result" in steering:
-            return steering["result"]
+            return self._with_outputs(steering["result"], job, now)
         padding = "x" * steering.get("result_bytes", 0)
         if app.kind != "flux":
             return padding or f"You said: {job.input.get('prompt', json.dumps(job.input))}"
-        paths = [f"/outputs/{job.id}/{number}.png" for number in range(steering.get("images", 1))]
-        images = [
-            {"image": self._signer.sign(self.outputs_url, path, now, self.url_seconds)} for path in paths
-        ]
+        names = [f"{number}.png" for number in range(steering.get("images", 1))]
+        images = [{"image": self._output_url(job, name, now)} for name in names]
         return {"images": images, "padding": padding} if padding else {"images": images}
+
+    def _output_url(self, job: Job, name: str, now: float) -> str:
+        path = f"/outputs/{job.id}/{quote(name, safe='')}"
+        return self._signer.sign(self.outputs_url, path, now, self.url_seconds)
+
+    def _with_outputs(self, result: Any, job: Job, now: float) -> Any:
+        """Put the URL of an output in the place of each text that is ``output:`` and its name."""
+        match result:
+            case str() if result.startswith("output:"):
+                return self._output_url(job, result.removeprefix("output:"), now)
+            case dict():
+                return {key: self._with_outputs(item, job, now) for key, item in result.items()}
+            case list():
+                return [self._with_outputs(item, job, now) for item in result]
+        return result
 
     def _output(self, request: Request, now: float) -> Reply:
         if "x-api-key" in request.headers or any(self.api_key in text for text in request.headers.values()):
@@ -128,6 +142,13 @@ class Operations(Options):
         job, number = self._jobs.get(request.segments[1]), request.segments[2].removesuffix(".png")
         if job is None:
             return storage_error(404, "NoSuchKey", "The specified key does not exist.")
+        if size := job.input.get("emulator", {}).get("output_bytes"):
+            content = f"{job.id}/{number} ".encode()
+            return Reply(
+                200,
+                {"Content-Type": "application/octet-stream"},
+                (content * (size // len(content) + 1))[:size],
+            )
         prompt = str(job.input.get("prompt", "")) + (f" #{number}" if number != "0" else "")
         picture = png.draw(prompt, job.input.get("width", 1024), job.input.get("height", 1024))
         return Reply(200, {"Content-Type": "image/png"}, picture)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,14 +22,9 @@ from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.operators.job import JobSubmitter, cancel_time
 from airflow_provider_rungen.schemas import Schema
 from airflow_provider_rungen.task import deadline_of, failing_for_good, is_killed
-from airflow_provider_rungen.waiting import read_event
-from airflow_provider_rungen.watch import (
-    KNOWN_WITHIN,
-    MOST_AT_ONCE,
-    concerns_one_job,
-    failed_by,
-    without_contents,
-)
+from airflow_provider_rungen.tolerance import allowed_of, checked_count, checked_max_failed, told
+from airflow_provider_rungen.waiting import look_again, read_event
+from airflow_provider_rungen.watch import KNOWN_WITHIN, job_of, without_contents
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -83,15 +77,10 @@ class RunGenRunBatchOperator(JobSubmitter):
         **kwargs: Any,
     ) -> None:
         super().__init__(wait_for_completion=wait_for_completion, **kwargs)
-        if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
-            raise ValueError(f"max_concurrency must be a positive number, not {max_concurrency!r}")
-        is_count = isinstance(max_failed, int) and not isinstance(max_failed, bool) and max_failed >= 0
-        if not is_count and not (isinstance(max_failed, float) and 0 <= max_failed < 1):
-            raise ValueError(f"max_failed must be a number, or a share below 1, not {max_failed!r}")
         self._is_incomplete = False
         self.inputs = inputs
-        self.max_concurrency = max_concurrency
-        self.max_failed = max_failed
+        self.max_concurrency = checked_count(max_concurrency, "max_concurrency")
+        self.max_failed = checked_max_failed(max_failed)
 
     def execute(self, context: Context) -> list[str | None]:
         """
@@ -135,7 +124,7 @@ class RunGenRunBatchOperator(JobSubmitter):
             if event["count"] > len(jobs):  # more failed than the event holds
                 app_id, job_ids = self._jobs
                 looks = self._look_at(hook, app_id, job_ids).items()
-                jobs = [_job_of(look, app_id, job_id) for job_id, look in looks]
+                jobs = [job_of(look, app_id, job_id) for job_id, look in looks]
             return self._finish(context, event["app_id"], ids, self._pushed_refused(context), jobs)
 
     def _prepare(
@@ -204,21 +193,15 @@ class RunGenRunBatchOperator(JobSubmitter):
 
     @staticmethod
     def _look_at(hook: RunGenHook, app_id: str, job_ids: Sequence[str]) -> dict[str, Job | RunGenError]:
-        def look(job_id: str) -> api.Flow[Job]:
-            return without_contents((yield from api.get_job(app_id, job_id)))
+        found: dict[str, Job | RunGenError] = {}
 
-        def looks() -> api.Flow[dict[str, Job | RunGenError]]:
-            found: dict[str, Job | RunGenError] = {}
-            for start in range(0, len(job_ids), MOST_AT_ONCE):
-                part = job_ids[start : start + MOST_AT_ONCE]
-                outcomes = yield api.Together([look(job_id) for job_id in part])
-                for job_id, outcome in zip(part, outcomes, strict=True):
-                    if isinstance(outcome, RunGenError) and api.may_pass(outcome):
-                        raise outcome  # there is no use in asking for the rest now
-                    found[job_id] = outcome
-            return found
+        def take(job_id: str, look: Job | RunGenError) -> None:
+            if isinstance(look, RunGenError) and api.may_pass(look):
+                raise look  # there is no use in asking for the rest now
+            found[job_id] = look if isinstance(look, RunGenError) else without_contents(look)
 
-        return hook.perform_wide(looks())
+        hook.perform_wide(look_again(app_id, job_ids, take))
+        return found
 
     def _submit(
         self,
@@ -271,11 +254,11 @@ class RunGenRunBatchOperator(JobSubmitter):
             context["ti"].xcom_push(key="job_ids", value=_job_ids(kept))
             if refused:
                 # for after a deferral; the first ten are all that is ever told
-                told = [
+                reasons = [
                     (index, str(error) if n < 10 else "", error.hopeless)
                     for n, (index, error) in enumerate(sorted(refused.items()))
                 ]
-                context["ti"].xcom_push(key="refused", value=told)
+                context["ti"].xcom_push(key="refused", value=reasons)
         self._is_incomplete = any(job_id == Checkpoint.REFUSED or not job_id for job_id in kept.ids)
         return refused
 
@@ -330,17 +313,15 @@ class RunGenRunBatchOperator(JobSubmitter):
                 "completed" if self.wait_for_completion else "were submitted",
             )
             return ids
-        allowed = self.max_failed
-        if isinstance(allowed, float):
-            allowed = math.floor(allowed * len(ids) + 1e-9)  # 0.29 of 100 are 28.999999999999996
-        more = f"; and {len(failed) - 10} more" if len(failed) > 10 else ""
-        told = "; ".join(f"input {index}: {reasons[index]}" for index in failed[:10]) + more
+        allowed = allowed_of(self.max_failed, len(ids))
         if len(failed) <= allowed:
-            log.warning("%d of %d inputs failed, as max_failed allows: %s", len(failed), len(ids), told)
+            log.warning(
+                "%d of %d inputs failed, as max_failed allows: %s", len(failed), len(ids), told(reasons)
+            )
             self._tell(context, Done(app_id, job_ids, failed_count=len(failed)))
             return ids
         failure = RunGenJobFailedError(
-            f"{len(failed)} of {len(ids)} inputs failed, {allowed} may (max_failed): {told}. "
+            f"{len(failed)} of {len(ids)} inputs failed, {allowed} may (max_failed): {told(reasons)}. "
             "A retry runs only these again.",
             app_id=app_id,
         )
@@ -351,11 +332,3 @@ class RunGenRunBatchOperator(JobSubmitter):
 
 def _job_ids(kept: Checkpoint) -> list[str | None]:
     return [job_id if job_id and job_id != Checkpoint.REFUSED else None for job_id in kept.ids]
-
-
-def _job_of(look: Job | RunGenError, app_id: str, job_id: str) -> Job:
-    if isinstance(look, Job):
-        return look
-    if not concerns_one_job(look):
-        raise look
-    return failed_by(look, app_id, job_id)

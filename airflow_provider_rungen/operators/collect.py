@@ -2,39 +2,66 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.connection import seconds
-from airflow_provider_rungen.exceptions import RunGenJobCanceledError, RunGenJobFailedError
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenInputError,
+    RunGenJobCanceledError,
+    RunGenJobError,
+    RunGenJobFailedError,
+    RunGenOutputError,
+)
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.lineage import Done
+from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.schemas import Schema, checked
+from airflow_provider_rungen.storage import Storage
 from airflow_provider_rungen.task import deadline_of, failing_for_good
+from airflow_provider_rungen.tolerance import allowed_of, checked_count, checked_max_failed, told
 from airflow_provider_rungen.waiting import (
     JobWaiter,
+    failure_of,
+    is_final,
     job_ids_of,
+    look_again,
     names_of,
-    raise_for_jobs,
     read_event,
 )
+from airflow_provider_rungen.watch import HANDFUL, job_of, without_contents
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_rungen.models import Job
-
 
 class RunGenCollectResultsOperator(JobWaiter):
     """
-    Return the results of jobs: one id gives one result, a list gives a list in the same order.
+    Return the results of jobs, or store their outputs: one id gives one result, a list gives a list in order.
 
-    The result of an image model holds signed URLs, which whoever can read the XCom can open for seven days.
+    Without ``destination``, the result itself is returned. That of an image model holds signed URLs, which
+    whoever can read the XCom can open for seven days.
 
-    :param job_id: one id, a list, or the ``.output`` of a task (templated).
+    With ``destination``, every file that a result has the URL of is stored as
+    ``{destination}/{job_id}/{n}-{name}``, and ``{destination}/{job_id}/manifest.json`` tells of the job: its
+    input, times, result (with what was stored in place of the URLs), and of each file its size, SHA-256 and
+    content type. Returned is a small manifest: ``{"job_id", "manifest": uri, "outputs": [{"uri", "size",
+    "sha256", "content_type"}]}``. What is there already, as its manifest tells it, is not fetched again.
+
+    The indexes of jobs that failed are pushed under the XCom key ``failed``; of those that may
+    (``max_failed``), ``None`` is returned.
+
+    :param job_id: one id, a list, or the ``.output`` of a task (templated). The ``None`` of an input that a
+        batch could not submit counts as failed.
+    :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
+        absolute path, or an ``ObjectStoragePath`` (templated).
     :param app_id: the app of the jobs; the connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
     :param wait_for_completion: wait until the jobs are over; without it a job that is not over is an error.
@@ -46,70 +73,226 @@ class RunGenCollectResultsOperator(JobWaiter):
         again would find them canceled.
     :param result_schema: the JSON Schema that every result has to fit: a dict, the path or URI of a file, or
         the name of a schema that comes with the package, such as ``flux-schnell``.
+    :param max_failed: how many jobs may fail without failing the task: a number, or a share below 1.
+    :param max_concurrency: how many files are downloaded at a time at most.
+    :param max_output_bytes: bytes of a file at most.
+    :param max_xcom_bytes: bytes at most that are returned without ``destination``.
     """
 
-    template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
+    template_fields: Sequence[str] = ("app_id", "destination", "job_id", "rungen_conn_id")
+
+    _schema: Schema | None = None
+    _storage: Storage | None = None
+    # bytes of the results that are held
+    _held = 0
 
     def __init__(
         self,
         *,
         job_id: Any,
+        destination: Any = None,
         wait_for_completion: bool = True,
         poll_interval: float | timedelta = 5,
         timeout: float | timedelta = 86400,
         cancel_on_kill: bool = False,
         result_schema: Any = None,
+        max_failed: float = 0,
+        max_concurrency: int = 8,
+        max_output_bytes: int = 1 << 30,
+        max_xcom_bytes: int = 1_000_000,
         **kwargs: Any,
     ) -> None:
         super().__init__(cancel_on_kill=cancel_on_kill, **kwargs)
         self.job_id = job_id
+        self.destination = destination
         self.wait_for_completion = wait_for_completion
         self.poll_interval = seconds(poll_interval, "poll_interval")
         self.timeout = seconds(timeout, "timeout")
         self.result_schema = checked(result_schema, "result_schema")
+        self.max_failed = checked_max_failed(max_failed)
+        self.max_concurrency = checked_count(max_concurrency, "max_concurrency")
+        self.max_output_bytes = checked_count(max_output_bytes, "max_output_bytes")
+        self.max_xcom_bytes = checked_count(max_xcom_bytes, "max_xcom_bytes")
 
     def execute(self, context: Context) -> Any:
         """
         Collect the results, waiting for them first unless told not to.
 
-        :return: the result, or the list of results.
+        :return: the result or small manifest, or the list of them.
         """
         with self._failing(), self._working() as hook:
             app_id = hook.app_id_or_default(self.app_id)
-            job_ids = job_ids_of(self.job_id)
-            schema = Schema.of(self.result_schema, "result_schema")
+            ids = self._ids()
+            self._prepare()
+            jobs: list[Job] = []
             if self.wait_for_completion:
-                deadline = deadline_of(self, time.time() + self.timeout)
-                jobs = self._wait(hook, app_id, job_ids, poll_interval=self.poll_interval, deadline=deadline)
-            else:
-                jobs = self._get_all(hook, app_id, job_ids)
-            return self._finish(context, app_id, jobs, schema)
+                jobs = self._wait(
+                    hook,
+                    app_id,
+                    _distinct(ids),
+                    poll_interval=self.poll_interval,
+                    deadline=deadline_of(self, time.time() + self.timeout),
+                    take=self._take,
+                )
+            return self._finish(context, hook, app_id, ids, jobs)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """
         Collect the results after the wait in the triggerer.
 
-        :return: the result, or the list of results.
+        :return: the result or small manifest, or the list of them.
         """
         with self._failing(), self._working() as hook:
-            raise_for_jobs(read_event(event), event.get("count", 0))
-            schema = Schema.of(self.result_schema, "result_schema")
-            jobs = self._get_all(hook, event["app_id"], job_ids_of(self.job_id))
-            return self._finish(context, event["app_id"], jobs, schema)
+            failed = read_event(event)
+            self._prepare()
+            return self._finish(context, hook, event["app_id"], self._ids(), failed)
 
-    @staticmethod
-    def _get_all(hook: RunGenHook, app_id: str, job_ids: list[str]) -> list[Job]:
-        return [hook.get_job(app_id=app_id, job_id=job_id) for job_id in job_ids]
+    def _ids(self) -> list[str | None]:
+        """
+        Give the ids, with ``None`` for what has no job.
+
+        :raises RunGenInputError: something in it is no id, or more have no job than may fail.
+        """
+        ids = job_ids_of(self.job_id, or_none=self.max_failed > 0)
+        absent, allowed = ids.count(None), allowed_of(self.max_failed, len(ids))
+        if absent > allowed:
+            raise RunGenInputError(f"job_id: {absent} of {len(ids)} have no job, {allowed} may (max_failed)")
+        return ids
+
+    def _prepare(self) -> None:
+        """Find out before the wait what would keep results from being collected."""
+        self._held = 0
+        self._schema = Schema.of(self.result_schema, "result_schema")
+        self._storage = None if self.destination is None else Storage(self.destination)
+
+    def _take(self, job: Job) -> Job:
+        """Hold the result only if it is going to be returned: there may be many."""
+        if self.destination is not None:
+            return without_contents(job)
+        self._hold(job.result)
+        return replace(job, input=None)
+
+    def _hold(self, result: Any) -> None:
+        self._held += len(json.dumps(result))
+        self._check_size(self._held)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.max_xcom_bytes:
+            failure = RunGenOutputError(
+                f"The results have over {self.max_xcom_bytes} bytes (max_xcom_bytes), too much for XCom: "
+                "give a destination to store them in; a small manifest of each is returned then"
+            )
+            failure.hopeless = True
+            raise failure
 
     @staticmethod
     def _failing() -> AbstractContextManager[None]:
         # another try would find the same job as it is
         return failing_for_good(RunGenJobFailedError, RunGenJobCanceledError)
 
-    def _finish(self, context: Context, app_id: str, jobs: list[Job], schema: Schema | None) -> Any:
-        raise_for_jobs(jobs, schema=schema)
-        destination = getattr(self, "destination", None)
-        self._tell(context, Done(app_id, [job.id for job in jobs], destination=destination))
-        results = [job.result for job in jobs]
-        self.log.info("Collected the results of %s", names_of([job.id for job in jobs]))
-        return results[0] if isinstance(self.job_id, str) else results
+    def _finish(
+        self, context: Context, hook: RunGenHook, app_id: str, ids: list[str | None], jobs: Iterable[Job]
+    ) -> Any:
+        """
+        Collect what jobs made, and judge what failed.
+
+        :param jobs: those that are known to be over; what is not among them is asked for.
+        """
+        outcomes: dict[str, Any] = {}
+        for job in jobs:
+            if self._storage is None or job.status is not JobStatus.COMPLETED:
+                outcomes[job.id] = self._result_of(job)
+        rest = [job_id for job_id in _distinct(ids) if job_id not in outcomes]
+        if rest and self._storage is None:
+            outcomes |= self._look_at(hook, app_id, rest)
+        elif rest:
+            outcomes |= self._land(hook, app_id, rest)
+        failed_count = self._judge(context, ids, outcomes)
+        collected = {
+            job_id: value for job_id, value in outcomes.items() if not isinstance(value, RunGenError)
+        }
+        values = [None if job_id is None else collected.get(job_id) for job_id in ids]
+        value = values[0] if isinstance(self.job_id, str) else values
+        job_ids = [job_id for job_id in _distinct(ids) if job_id in collected]
+        done = Done(app_id, job_ids, failed_count)
+        if self._storage is None:
+            self._check_size(len(json.dumps(value)))
+        else:
+            manifests = [collected[job_id] for job_id in job_ids]
+            done = replace(done, destination=str(self.destination), manifests=manifests)
+        self._tell(context, done)
+        self.log.info("Collected the results of %s", names_of(job_ids))
+        return value
+
+    def _result_of(self, job: Job) -> Any:
+        """Give the result of a job, or the error in its place."""
+        try:
+            job.raise_for_status()
+            if self._schema is not None:
+                self._schema.check_result(job)
+        except RunGenJobError as error:
+            return error
+        return job.result
+
+    def _look_at(self, hook: RunGenHook, app_id: str, job_ids: list[str]) -> dict[str, Any]:
+        outcomes: dict[str, Any] = {}
+
+        def take(job_id: str, look: Job | RunGenError) -> None:
+            if isinstance(look, RunGenError) and len(job_ids) == 1:
+                raise look
+            outcomes[job_id] = outcome = self._result_of(job_of(look, app_id, job_id))
+            if not isinstance(outcome, RunGenError):
+                self._hold(outcome)
+
+        perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
+        perform(look_again(app_id, job_ids, take))
+        return outcomes
+
+    def _land(self, hook: RunGenHook, app_id: str, job_ids: list[str]) -> dict[str, Any]:
+        from airflow_provider_rungen.download import Downloader
+        from airflow_provider_rungen.landing import Landing
+
+        storage, at_once = self._storage, self.max_concurrency
+        assert storage is not None  # noqa: S101 - for the type checker; there is a destination
+
+        async def land() -> dict[str, Any]:
+            downloader = Downloader(hook.settings, max_bytes=self.max_output_bytes, at_once=at_once)
+            try:
+                landing = Landing(
+                    hook.aperform, app_id, storage, downloader, max_concurrency=at_once, schema=self._schema
+                )
+                return await landing.run(job_ids, self._check_killed)
+            finally:
+                await downloader.close()
+                await hook.aclose()
+
+        # a kill is let through between two steps, so that it leaves no half file
+        with self._unbreakable(), storage:
+            return asyncio.run(land())
+
+    def _judge(self, context: Context, ids: Sequence[str | None], outcomes: Mapping[str, Any]) -> int:
+        """Fail when too many failed; else give their number."""
+        errors = {job_id: error for job_id, error in outcomes.items() if isinstance(error, RunGenError)}
+        reasons = {
+            index: "it has no job" if job_id is None else str(errors[job_id])
+            for index, job_id in enumerate(ids)
+            if job_id is None or job_id in errors
+        }
+        context["ti"].xcom_push(key="failed", value=list(reasons))
+        if not reasons:
+            return 0
+        allowed = allowed_of(self.max_failed, len(ids))
+        is_running = any(type(error) is RunGenJobError for error in errors.values())
+        if len(reasons) <= allowed and not is_running:
+            self.log.warning(
+                "%d of %d jobs failed, as max_failed allows: %s", len(reasons), len(ids), told(reasons)
+            )
+            return len(reasons)
+        finals = sum(job_id is None or is_final(errors[job_id]) for job_id in map(ids.__getitem__, reasons))
+        told_of = [error for error in errors.values() if finals > allowed or not is_final(error)]
+        limit = f" ({allowed} of {len(ids)} may fail)" if self.max_failed else ""
+        raise failure_of(told_of, len(told_of), f"were not collected{limit}")
+
+
+def _distinct(ids: Sequence[str | None]) -> list[str]:
+    return [job_id for job_id in dict.fromkeys(ids) if job_id is not None]

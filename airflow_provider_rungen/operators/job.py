@@ -27,7 +27,7 @@ from airflow_provider_rungen.submission import DurableSubmission, Submission
 from airflow_provider_rungen.task import deadline_of, failing_for_good
 from airflow_provider_rungen.waiting import (
     JobWaiter,
-    job_ids_of,
+    known_job_ids_of,
     names_of,
     raise_for_jobs,
     read_event,
@@ -263,7 +263,7 @@ class RunGenCancelJobOperator(BaseOperator):
         """
         canceled = []
         with failing_for_good(), RunGenHook(self.rungen_conn_id) as hook:
-            for job_id in job_ids_of(self.job_id, may_lack_some=True):
+            for job_id in known_job_ids_of(self.job_id):
                 try:
                     hook.cancel_job(app_id=self.app_id, job_id=job_id)
                 except RunGenConflictError:

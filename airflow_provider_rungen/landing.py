@@ -1,0 +1,354 @@
+"""Lands what jobs made: downloads each output, stores it, and writes a manifest of it beside it.
+
+The manifest of a job is written before each of its files is put in its place, so that a file that is there
+is always known, and an attempt after a kill fetches only what is missing. It is ``complete`` in the end.
+
+Imported where it is used, since it imports aiohttp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from airflow_provider_rungen import api
+from airflow_provider_rungen.download import Downloader
+from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError, RunGenJobError, RunGenOutputError
+from airflow_provider_rungen.models import Job
+from airflow_provider_rungen.outputs import LIFETIME, Output, expires_at, kept, outputs_of, replaced
+from airflow_provider_rungen.progress import EVERY, pace
+from airflow_provider_rungen.schemas import Schema
+from airflow_provider_rungen.storage import Storage
+from airflow_provider_rungen.transport import side_by_side
+from airflow_provider_rungen.watch import concerns_one_job
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+# Bytes of an earlier attempt's manifest at most.
+MOST_MANIFEST = 128 * 1024 * 1024
+# The answers of a host to a URL that works no longer.
+EXPIRED = (401, 403, 404, 410)
+# Seconds between two looks for a kill.
+TICK = 0.1
+_FIELDS = ("uri", "size", "sha256", "content_type")
+
+
+@dataclass
+class Tally:
+    """What was landed so far."""
+
+    jobs: int = 0
+    failed: int = 0
+    files: int = 0
+    fetched: int = 0
+    size: int = 0
+
+    def line(self) -> str:
+        there = (
+            f", {self.files - self.fetched} of them were there already" if self.files > self.fetched else ""
+        )
+        return f"{self.files} files ({self.size / 1e6:.1f} MB{there}) of {self.jobs} RunGen jobs"
+
+
+class Landing:
+    """
+    Lands the outputs of many jobs of one app, so many at a time.
+
+    :param perform: performs a flow in the running event loop.
+    :param app_id: the app.
+    :param storage: where to store them.
+    :param downloader: downloads them.
+    :param max_concurrency: how many downloads are under way at a time at most, and how many jobs.
+    :param schema: what the results have to fit.
+    """
+
+    def __init__(
+        self,
+        perform: Callable[[api.Flow[Job]], Awaitable[Job]],
+        app_id: str,
+        storage: Storage,
+        downloader: Downloader,
+        *,
+        max_concurrency: int,
+        schema: Schema | None = None,
+    ) -> None:
+        self.perform = perform
+        self.app_id = app_id
+        self.storage = storage
+        self.downloader = downloader
+        self.at_once = max_concurrency
+        self.slots = asyncio.Semaphore(max_concurrency)
+        self.tally = Tally()
+        self._schema = schema
+        self._outcomes: dict[str, dict[str, Any] | RunGenError] = {}
+        self._failures_in_a_row = 0
+
+    async def run(
+        self, job_ids: Sequence[str], check: Callable[[], None]
+    ) -> dict[str, dict[str, Any] | RunGenError]:
+        """
+        Land the jobs; give a small manifest, or the error that kept it from being landed, of each.
+
+        :param check: called again and again; what it raises ends the landing.
+        """
+        begun_at = said_at = time.monotonic()
+        work = asyncio.ensure_future(side_by_side(self._land, job_ids, self.at_once))
+        try:
+            while not work.done():
+                await asyncio.wait([work], timeout=TICK)
+                check()
+                if (now := time.monotonic()) - said_at >= EVERY:
+                    said_at, done = now, len(self._outcomes)
+                    how_fast = pace(done, len(job_ids) - done, now - begun_at)
+                    log.info(
+                        "Landed %s, of %d; %d failed%s",
+                        self.tally.line(),
+                        len(job_ids),
+                        self.tally.failed,
+                        how_fast,
+                    )
+            work.result()
+        finally:
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await work
+            log.info(
+                "Landed %s in %.1f s; %d failed",
+                self.tally.line(),
+                time.monotonic() - begun_at,
+                self.tally.failed,
+            )
+        return self._outcomes
+
+    async def _land(self, job_id: str) -> None:
+        try:
+            if self._failures_in_a_row >= 2 * self.at_once:
+                raise RunGenOutputError(
+                    f"RunGen job {job_id} of app {self.app_id} was not landed, since the last "
+                    f"{self._failures_in_a_row} could not be",
+                    app_id=self.app_id,
+                    job_id=job_id,
+                )
+            job = await self.perform(api.get_job(self.app_id, job_id))
+            job.raise_for_status()
+            if self._schema is not None:
+                self._schema.check_result(job)
+            self._outcomes[job_id] = await JobLanding(self, job).run()
+        except RunGenError as error:
+            is_of_one = isinstance(error, RunGenJobError) or concerns_one_job(error)
+            if not is_of_one and error.hopeless:
+                raise
+            self._outcomes[job_id] = error
+            self.tally.failed += 1
+            # what is hopeless is so for this job alone
+            self._failures_in_a_row += not error.hopeless
+        else:
+            self.tally.jobs += 1
+            self._failures_in_a_row = 0
+
+
+@dataclass
+class JobLanding:
+    """Lands the outputs of one job."""
+
+    landing: Landing
+    job: Job
+    outputs: list[Output] = field(init=False)
+    # by name, what is stored or about to be
+    _stored: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _errors: list[RunGenError] = field(default_factory=list)
+    # the manifest is written by one at a time, which says what all have done until then
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _changes: int = 0
+    _written: int = 0
+    # the URLs after they had expired
+    _fresh: dict[str, str] | None = None
+    _refreshing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        try:
+            self.outputs = outputs_of(self.job.result)
+            self._input = kept(self.job.input)
+        except RecursionError:
+            raise self._error("its result or input is nested too deeply", hopeless=True) from None
+
+    async def run(self) -> dict[str, Any]:
+        """Land them, and give the small manifest."""
+        landing = self.landing
+        is_complete = await self._persist(self._take_stock)
+        missing = [output for output in self.outputs if output.name not in self._stored]
+        landing.tally.files += len(self._stored)
+        landing.tally.size += sum(entry["size"] for entry in self._stored.values())
+        if missing or not is_complete:
+            await side_by_side(self._fetch, missing, landing.at_once)
+            if self._errors:
+                raise next((error for error in self._errors if error.hopeless), self._errors[0])
+            await self._persist(partial(self._write_manifest, is_complete=True))
+        return {
+            "job_id": self.job.id,
+            "manifest": landing.storage.uri_of(self.job.id, MANIFEST),
+            "outputs": [{name: entry[name] for name in _FIELDS} for entry in self._entries()],
+        }
+
+    # --- what is there ---
+
+    async def _take_stock(self) -> bool:
+        """Find what an earlier attempt has stored; tell whether it had come to the end."""
+        return await asyncio.to_thread(self._look_around)
+
+    def _look_around(self) -> bool:
+        storage, job = self.landing.storage, self.job
+        storage.tidy(job.id)
+        try:
+            manifest = json.loads(storage.read(job.id, MANIFEST, MOST_MANIFEST) or b"{}")
+            if (manifest["app_id"], manifest["job_id"]) != (job.app_id, job.id):
+                return False
+            entries = {(entry["uri"], entry["at"]): entry for entry in manifest["outputs"]}
+            is_complete = manifest["complete"] is True
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False  # there is none, or none of ours
+        for output in self.outputs:
+            entry = entries.get((storage.uri_of(job.id, output.name), output.at))
+            if entry is None or not all(name in entry for name in _FIELDS):
+                continue
+            if storage.digest(job.id, output.name) == (entry["size"], entry["sha256"]):
+                self._stored[output.name] = entry
+        return is_complete
+
+    def _entries(self) -> list[dict[str, Any]]:
+        return [self._stored[output.name] for output in self.outputs if output.name in self._stored]
+
+    async def _write_manifest(self, *, is_complete: bool = False) -> None:
+        self._changes += 1
+        mine = self._changes
+        async with self._lock:
+            if self._written < mine:
+                now = self._changes
+                content = json.dumps(self._manifest(is_complete=is_complete), indent=1).encode()
+                await asyncio.to_thread(self.landing.storage.write, self.job.id, MANIFEST, content)
+                self._written = now
+
+    def _manifest(self, *, is_complete: bool) -> dict[str, Any]:
+        job = self.job
+        uris = {o.url: self._stored[o.name]["uri"] for o in self.outputs if o.name in self._stored}
+        return {
+            "job_id": job.id,
+            "app_id": job.app_id,
+            "status": str(job.status),
+            "created_at": job.created_at and job.created_at.isoformat(),
+            "execution_time": job.execution_time,
+            "landed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "complete": is_complete,
+            "input": self._input,
+            "result": replaced(job.result, uris),
+            "outputs": self._entries(),
+        }
+
+    # --- what is not ---
+
+    async def _fetch(self, output: Output) -> None:
+        storage = self.landing.storage
+        try:
+            async with self.landing.slots:
+                with storage.incoming(self.job.id) as (file, path):
+                    await self._download(output, file)
+                    await self._persist(self._write_manifest)
+                    put = partial(storage.put, file, path, self.job.id, output.name)
+                    await self._persist(lambda: asyncio.to_thread(put))
+        except RunGenError as error:
+            self._stored.pop(output.name, None)
+            self._errors.append(self._error(f"{output.at}: {error}", error))
+        else:
+            self.landing.tally.files += 1
+            self.landing.tally.fetched += 1
+            self.landing.tally.size += self._stored[output.name]["size"]
+
+    async def _download(self, output: Output, file: Any) -> None:
+        url = output.url if self._fresh is None else self._fresh.get(output.name, output.url)
+        for _ in range(2):
+            try:
+                fetched = await self._persist(partial(self.landing.downloader.fetch, url, file))
+            except RunGenAPIError as error:
+                if error.status_code not in EXPIRED:
+                    raise
+                refusal = error
+            else:
+                self._stored[output.name] = {
+                    "uri": self.landing.storage.uri_of(self.job.id, output.name),
+                    "at": output.at,
+                    "size": fetched.size,
+                    "sha256": fetched.sha256,
+                    "content_type": fetched.content_type,
+                }
+                return
+            if (fresh := await self._refreshed(output)) in (None, url):
+                break
+            url = fresh
+        raise self._expired(output, refusal)
+
+    async def _refreshed(self, output: Output) -> str | None:
+        """Give the URL that the service has for an output now; it is asked once for all of the job."""
+        async with self._refreshing:
+            if self._fresh is None:
+                log.info(
+                    "The URL of %s of RunGen job %s is refused: asking for a new one", output.at, self.job.id
+                )
+                job = await self.landing.perform(api.get_job(self.job.app_id, self.job.id))
+                self._fresh = {
+                    old.name: new.url
+                    for old, new in zip(self.outputs, outputs_of(job.result), strict=False)
+                    if old.at == new.at
+                }
+        return self._fresh.get(output.name)
+
+    def _expired(self, output: Output, refusal: RunGenAPIError) -> RunGenOutputError:
+        """Say in words that it is too late, and since when, as far as that can be told."""
+        signed, kept_until = expires_at(output.url), self.job.created_at and self.job.created_at + LIFETIME
+        ends = sorted(end for end in (signed, kept_until) if end is not None)
+        if not ends:
+            said = "the outputs of the job have expired"
+        elif ends[0].timestamp() <= time.time():
+            said = f"the outputs of the job expired on {ends[0]:%Y-%m-%d at %H:%M UTC}"
+        else:
+            said = f"the outputs of the job expired before their time, {ends[0]:%Y-%m-%d %H:%M UTC}"
+        error = RunGenOutputError(f"{said} ({refusal}). To have them, run the job again")
+        error.hopeless = True
+        return error
+
+    async def _persist(self, action: Callable[[], Awaitable[Any]]) -> Any:
+        """Do something until it succeeds, as often and as long as the API is asked again."""
+        failures, give_up_at = 0, 0.0
+        while True:
+            try:
+                return await action()
+            except RunGenError as error:
+                pause = api.pause_after(failures, error)
+                failures += 1
+                give_up_at = give_up_at or time.monotonic() + api.PATIENCE
+                if error.hopeless or failures == api.ATTEMPTS or time.monotonic() + pause > give_up_at:
+                    raise
+                said = str(error).rstrip(".")
+                log.warning("RunGen job %s: %s; trying again in %.1f s", self.job.id, said, pause)
+            await asyncio.sleep(pause)
+
+    def _error(
+        self, said: str, cause: RunGenError | None = None, *, hopeless: bool = False
+    ) -> RunGenOutputError:
+        job = self.job
+        error = RunGenOutputError(
+            f"RunGen job {job.id} of app {job.app_id} was not landed: {said}",
+            app_id=job.app_id,
+            job_id=job.id,
+        )
+        error.hopeless = hopeless if cause is None else cause.hopeless
+        error.__cause__ = cause
+        return error

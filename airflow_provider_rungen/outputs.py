@@ -1,0 +1,127 @@
+"""Finds the URLs of outputs in a result, and what can be kept of it: names, places, no secrets. No I/O."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pendulum
+
+from airflow_provider_rungen.models import SIGNATURE, clean_text
+
+# How long the service keeps outputs.
+LIFETIME = timedelta(days=7)
+# Bytes of a file's name at most, without its number; many file systems take 255.
+LONGEST_NAME = 120
+LONGEST_SUFFIX = 16
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+_SECRETS = re.compile(r"://(?:[^\s/?#\"'<>@]*@)?([^\s\"'<>?#]*)(?:[?#][^\s\"<>]*)?")
+_SIGNED = (("X-Amz-Date", "X-Amz-Expires"), ("X-Goog-Date", "X-Goog-Expires"))
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """
+    A file that a job made.
+
+    :param at: the place of its URL in the result, such as ``result.images[0].image``.
+    :param url: where it is; whoever has it can read the file.
+    :param name: what to store it as.
+    """
+
+    at: str
+    url: str = field(repr=False)
+    name: str
+
+
+def outputs_of(result: Any) -> list[Output]:
+    """Find every text in a result that is a URL as a whole; the same in several places is one output."""
+    first: dict[str, str] = {}
+    for at, url in _urls(result, "result"):
+        first.setdefault(url, at)
+    return [
+        Output(clean_text(at, 300), url, f"{number}-{safe_name(url)}")
+        for number, (url, at) in enumerate(first.items())
+    ]
+
+
+def _urls(value: Any, at: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        if _URL.fullmatch(value):
+            yield at, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _urls(item, f"{at}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _urls(item, f"{at}[{index}]")
+
+
+def safe_name(url: str) -> str:
+    """Give the name of the file that a URL is of, as one that every file system takes for a name."""
+    try:
+        path = unquote(urlsplit(url).path)
+    except ValueError:
+        path = ""
+    name = unicodedata.normalize("NFC", re.split(r"[/\\]", path)[-1])
+    name = "".join(char if _is_plain(char) else "_" for char in name).strip(".")
+    stem, dot, suffix = name.rpartition(".")
+    if not dot or len(suffix.encode()) > LONGEST_SUFFIX:
+        stem, dot, suffix = name, "", ""
+    stem = _cut(stem, LONGEST_NAME - len((dot + suffix).encode()))
+    return (stem + dot + suffix).strip(".") or "output"
+
+
+def _is_plain(char: str) -> bool:
+    return char in "._-" or unicodedata.category(char)[0] in "LMN"
+
+
+def _cut(text: str, size: int) -> str:
+    return text.encode()[:size].decode("utf-8", "ignore")
+
+
+def replaced(result: Any, stored: Mapping[str, str]) -> Any:
+    """
+    Give a copy of a result that can be kept.
+
+    :param stored: what is to stand in place of a URL.
+    """
+    return _mapped(result, lambda text: stored.get(text) or without_secrets(text))
+
+
+def kept(value: Any) -> Any:
+    """Give a copy of a value in which no URL has a query string or a password."""
+    return _mapped(value, without_secrets)
+
+
+def without_secrets(text: str) -> str:
+    """Cut what may be secret off the URLs in a text."""
+    return SIGNATURE.sub(r"\1=***", _SECRETS.sub(r"://\1", text))
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {without_secrets(str(key)): _mapped(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_mapped(item, change) for item in value]
+    return value
+
+
+def expires_at(url: str) -> pendulum.DateTime | None:
+    """Tell when a signed URL stops working, as far as it says so itself."""
+    try:
+        query = parse_qs(urlsplit(url).query)
+        for date, seconds in _SIGNED:
+            if date in query and seconds in query:
+                begun = pendulum.instance(datetime.strptime(query[date][0], "%Y%m%dT%H%M%SZ"), tz="UTC")
+                return begun + timedelta(seconds=int(query[seconds][0]))
+    except (ValueError, OverflowError):
+        pass
+    return None
