@@ -53,10 +53,11 @@ class Tally:
     size: int = 0
 
     def line(self) -> str:
-        there = (
-            f", {self.files - self.fetched} of them were there already" if self.files > self.fetched else ""
-        )
-        return f"{self.files} files ({self.size / 1e6:.1f} MB{there}) of {self.jobs} RunGen jobs"
+        told = f"{self.files} files ({self.size / 1e6:.1f} MB"
+        if there := self.files - self.fetched:
+            told += f", {there} were there already"
+        told += f") of {self.jobs} RunGen jobs"
+        return f"{told}; {self.failed} failed" if self.failed else told
 
 
 class Landing:
@@ -109,24 +110,13 @@ class Landing:
                 if (now := time.monotonic()) - said_at >= EVERY:
                     said_at, done = now, len(self._outcomes)
                     how_fast = pace(done, len(job_ids) - done, now - begun_at)
-                    log.info(
-                        "Landed %s, of %d; %d failed%s",
-                        self.tally.line(),
-                        len(job_ids),
-                        self.tally.failed,
-                        how_fast,
-                    )
+                    log.info("Landed %s, of %d%s", self.tally.line(), len(job_ids), how_fast)
             work.result()
         finally:
             work.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await work
-            log.info(
-                "Landed %s in %.1f s; %d failed",
-                self.tally.line(),
-                time.monotonic() - begun_at,
-                self.tally.failed,
-            )
+            log.info("Landed %s in %.1f s", self.tally.line(), time.monotonic() - begun_at)
         return self._outcomes
 
     async def _land(self, job_id: str) -> None:
@@ -149,8 +139,9 @@ class Landing:
                 raise
             self._outcomes[job_id] = error
             self.tally.failed += 1
-            # what is hopeless is so for this job alone
-            self._failures_in_a_row += not error.hopeless
+            # what is hopeless, and how a job ended, concerns this one alone
+            is_outage = isinstance(error, RunGenOutputError) or not isinstance(error, RunGenJobError)
+            self._failures_in_a_row += is_outage and not error.hopeless
         else:
             self.tally.jobs += 1
             self._failures_in_a_row = 0
@@ -259,7 +250,7 @@ class JobLanding:
         storage = self.landing.storage
         try:
             async with self.landing.slots:
-                with storage.incoming(self.job.id) as (file, path):
+                with storage.incoming(self.job.id, output.name) as (file, path):
                     await self._download(output, file)
                     await self._persist(self._write_manifest)
                     put = partial(storage.put, file, path, self.job.id, output.name)

@@ -38,26 +38,24 @@ class Storage:
     def __init__(self, destination: Any) -> None:
         from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-        said = clean_text(f"destination {str(destination)!r}", 300)
+        text = str(destination)
         try:
-            base = (
-                destination
-                if isinstance(destination, ObjectStoragePath)
-                else ObjectStoragePath(os.fspath(destination))
-            )
+            if "://" not in text and not os.path.isabs(text):
+                raise ValueError("it is no URI, and no absolute path")
+            is_path = isinstance(destination, ObjectStoragePath)
+            base = destination if is_path else ObjectStoragePath(text)
             # looked up here, not in a thread: it may ask Airflow for a connection
             self._fs: Any = base.fs
             self._root = str(base.path).rstrip("/")
-            self._prefix = f"{str(base).removesuffix('/')}/"
+            self._prefix = f"{text.removesuffix('/')}/"
             self._is_local = base.protocol in ("", "file", "local")
-            if self._is_local and not os.path.isabs(base.path):
-                raise ValueError("it is no absolute path, and no URI")
             if self._is_local:
                 os.makedirs(base.path, exist_ok=True)
                 if not os.access(base.path, os.W_OK):
                     raise PermissionError("it may not be written to")
-        except (OSError, ImportError, ValueError, TypeError) as error:
-            raise RunGenInputError(f"{said} cannot be used: {clean_text(str(error))}") from error
+        except (OSError, ImportError, ValueError) as error:
+            said = clean_text(f"destination {text!r} cannot be used: {error}")
+            raise RunGenInputError(said) from error
         self._is_store = base.protocol in _OBJECT_STORES
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
@@ -75,18 +73,23 @@ class Storage:
         return f"{self._prefix}{job_id}/{name}"
 
     @contextlib.contextmanager
-    def incoming(self, job_id: str) -> Iterator[tuple[BinaryIO, str]]:
+    def incoming(self, job_id: str, name: str) -> Iterator[tuple[BinaryIO, str]]:
         """Open a file to be put in its place, or else to be gone in the end; give its path, too."""
-        folder = f"{self._root}/{job_id}" if self._temporary is None else self._temporary.name
-        path = f"{folder}/.{secrets.token_hex(8)}{_PART}"
+        if self._temporary is None:
+            folder = f"{self._root}/{job_id}"
+            path = f"{folder}/.{secrets.token_hex(8)}{_PART}"
+        else:
+            folder = self._temporary.name
+            path = f"{folder}/{secrets.token_hex(8)}-{name}"  # stores guess the content type by the name
         with _telling():
             os.makedirs(folder, exist_ok=True)
             # not by tempfile, whose files only their owner may read
             file = open(path, "xb")  # noqa: SIM115 - closed below
         try:
-            with file:
-                yield file, path
+            yield file, path
         finally:
+            with contextlib.suppress(OSError):  # on a full disk it fails again
+                file.close()
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
@@ -113,7 +116,7 @@ class Storage:
 
     def write(self, job_id: str, name: str, content: bytes) -> None:
         """Store a small file."""
-        with self.incoming(job_id) as (file, path):
+        with self.incoming(job_id, name) as (file, path):
             with _telling():
                 file.write(content)
             self.put(file, path, job_id, name)
@@ -147,7 +150,8 @@ class Storage:
             with _telling(), self._fs.open(f"{self._root}/{job_id}/{name}", "rb") as file:
                 return read(file)
         except RunGenOutputError as error:
-            if isinstance(error.__cause__, FileNotFoundError | IsADirectoryError):
+            # stores say that it is forbidden to whom they may not tell that it is not there
+            if isinstance(error.__cause__, FileNotFoundError | IsADirectoryError | PermissionError):
                 return None
             raise
 

@@ -193,7 +193,12 @@ async def side_by_side(
         for item in rest:
             await work(item)
 
-    await asyncio.gather(*(go_on() for _ in range(at_once)))
+    workers = [asyncio.ensure_future(go_on()) for _ in range(at_once)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
 
 
 class _Pace:

@@ -241,7 +241,7 @@ def test_a_destination_that_cannot_be_used_is_told_before_the_wait(
 
 def test_a_destination_is_a_template() -> None:
     op = collect_op("j", "file:///data/{{ ds }}")
-    op.render_template_fields({"ds": "2025-01-11"})  # type: ignore[arg-type]
+    op.render_template_fields({"ds": "2025-01-11"})
     assert op.destination == "file:///data/2025-01-11"
 
 
@@ -252,7 +252,7 @@ def test_a_number_that_is_none_breaks_the_dag_file(name: str, bad: Any) -> None:
         collect_op("j", "/x", **{name: bad})
 
 
-class Uploads(MemoryFileSystem):
+class Uploads(MemoryFileSystem):  # type: ignore[misc]  # it has no types
     """A file system that is not local, and fails as often as told, in the middle of a file."""
 
     cachable = False
@@ -330,7 +330,7 @@ def test_what_is_there_is_not_fetched_again(
     assert land(context, ids, tmp_path).value == first.value
     assert files(tmp_path) == before
     assert sum(fetches(rungen_emulator).values()) == 4
-    assert "4 of them were there already" in caplog.text
+    assert "4 were there already" in caplog.text
 
 
 @pytest.mark.parametrize("harm", ["tampered", "cut", "gone", "folder"])
@@ -574,6 +574,16 @@ def test_what_is_not_over_is_no_failure_that_may_be(
     outcome = land(context, ids, tmp_path, max_failed=1, wait_for_completion=False)
     assert type(outcome.error) is RunGenJobError
     assert "not over yet" in str(outcome.error)
+
+
+def test_many_that_are_not_over_keep_no_other_from_being_landed(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    rungen_emulator.service.scale(APP, 20)
+    *_, over = ids = submitted(*[job(seconds=60)] * 5, job())
+    outcome = land(context, ids, tmp_path, max_concurrency=1, wait_for_completion=False)
+    assert "5 RunGen jobs were not collected" in str(outcome.error)
+    assert manifest_of(tmp_path, over)["complete"] is True
 
 
 def test_a_result_that_does_not_fit_is_not_downloaded(
