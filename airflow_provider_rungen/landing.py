@@ -23,7 +23,7 @@ from airflow_provider_rungen import api
 from airflow_provider_rungen.download import Downloader
 from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError, RunGenJobError, RunGenOutputError
 from airflow_provider_rungen.models import Job
-from airflow_provider_rungen.outputs import LIFETIME, Output, expires_at, kept, outputs_of, replaced
+from airflow_provider_rungen.outputs import Output, ends_of, kept, outputs_of, replaced
 from airflow_provider_rungen.progress import EVERY, pace
 from airflow_provider_rungen.schemas import Schema
 from airflow_provider_rungen.storage import Storage
@@ -303,8 +303,7 @@ class JobLanding:
 
     def _expired(self, output: Output, refusal: RunGenAPIError) -> RunGenOutputError:
         """Say in words that it is too late, and since when, as far as that can be told."""
-        signed, kept_until = expires_at(output.url), self.job.created_at and self.job.created_at + LIFETIME
-        ends = sorted(end for end in (signed, kept_until) if end is not None)
+        ends = ends_of(output.url, self.job.created_at)
         if not ends:
             said = "the outputs of the job have expired"
         elif ends[0].timestamp() <= time.time():

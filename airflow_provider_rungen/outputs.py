@@ -6,11 +6,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
-
-import pendulum
 
 from airflow_provider_rungen.models import SIGNATURE, clean_text
 
@@ -114,14 +112,17 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def expires_at(url: str) -> pendulum.DateTime | None:
-    """Tell when a signed URL stops working, as far as it says so itself."""
+def ends_of(url: str, created_at: datetime | None) -> list[datetime]:
+    """Tell when an output ends, the first first: its URL may say it, and the service keeps none longer."""
+    ends = []
     try:
+        if created_at is not None:
+            ends.append(created_at + LIFETIME)
         query = parse_qs(urlsplit(url).query)
         for date, seconds in _SIGNED:
             if date in query and seconds in query:
-                begun = pendulum.instance(datetime.strptime(query[date][0], "%Y%m%dT%H%M%SZ"), tz="UTC")
-                return begun + timedelta(seconds=int(query[seconds][0]))
+                begun = datetime.strptime(query[date][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+                ends.append(begun + timedelta(seconds=int(query[seconds][0])))
     except (ValueError, OverflowError):
         pass
-    return None
+    return sorted(ends)

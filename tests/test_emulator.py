@@ -208,6 +208,16 @@ class TestJobs:
         assert len(pictures) == 3
         assert client.get(fixed)["result"] == [1, None]
 
+    def test_a_caller_names_the_outputs_and_says_how_large_they_are(self, client: Client) -> None:
+        result = {"clip": "output:../a b.mp4", "frames": ["output:1", "text"]}
+        job_id = client.run(emulator={"result": result, "output_bytes": 1000, "seconds": 0})
+        got = client.get(job_id)["result"]
+        assert got["frames"][1] == "text"
+        assert "/..%2Fa%20b.mp4?X-Amz-" in got["clip"]
+        clip, frame = client.download(got["clip"]).body, client.download(got["frames"][0]).body
+        assert len(clip) == len(frame) == 1000
+        assert clip != frame
+
     @pytest.mark.parametrize(
         "body",
         [

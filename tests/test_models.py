@@ -205,6 +205,22 @@ def test_how_a_job_ends_is_told() -> None:
     assert [job(status=word).is_terminal for word in ("COMPLETED", "FAILED", "CANCELED")] == [True] * 3
 
 
+@pytest.mark.parametrize(
+    ("fields", "want"),
+    [
+        ({"request": {"input": {"prompt": "x"}}}, {"prompt": "x"}),
+        ({"request": {"input": None}}, None),
+        ({"request": {"prompt": "x"}}, {"prompt": "x"}),
+        ({"input": {"prompt": "x"}}, {"prompt": "x"}),
+        ({"request": "x"}, "x"),
+        ({}, None),
+    ],
+)
+def test_the_input_is_found(fields: dict[str, Any], want: Any) -> None:
+    assert job(**fields).input == want
+    assert "prompt" not in repr(job(**fields))
+
+
 def test_the_result_is_not_in_the_repr() -> None:
     assert "secret" not in repr(job(status="COMPLETED", result="https://x/y?X-Amz-Signature=secret"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_rungen.outputs import (
     LONGEST_NAME,
-    expires_at,
+    ends_of,
     kept,
     outputs_of,
     replaced,
@@ -172,7 +173,7 @@ def test_cleaning_takes_no_longer_for_what_is_made_to_slow_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "moment"),
+    ("url", "end"),
     [
         (SIGNED, "2025-01-18T16:45:34+00:00"),
         ("https://h/x?X-Goog-Date=20250111T164534Z&X-Goog-Expires=60", "2025-01-11T16:46:34+00:00"),
@@ -183,6 +184,9 @@ def test_cleaning_takes_no_longer_for_what_is_made_to_slow_it() -> None:
         ("https://[bad", None),
     ],
 )
-def test_a_signed_url_tells_its_end(url: str, moment: str | None) -> None:
-    end = expires_at(url)
-    assert (end and end.isoformat()) == moment
+def test_when_an_output_ends_is_told_by_its_url_or_its_job(url: str, end: str | None) -> None:
+    assert [each.isoformat() for each in ends_of(url, None)] == ([end] if end else [])
+    created = datetime(2025, 1, 9, tzinfo=UTC)
+    ends = [each.isoformat() for each in ends_of(url, created)]
+    assert ends == sorted(filter(None, ["2025-01-16T00:00:00+00:00", end]))
+    assert len(ends_of(url, datetime.max.replace(tzinfo=UTC))) <= 1
