@@ -7,6 +7,7 @@ Imported where it is used, since it imports aiohttp.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import socket
@@ -70,8 +71,8 @@ class Downloader:
     def __init__(self, settings: Settings, *, max_bytes: int, at_once: int) -> None:
         self._settings = settings
         self._max_bytes = max_bytes
-        self._own: list[str] | None = None
-        self._ssl = _tls(settings.verify)
+        self._own: list[str] = []
+        tls = _tls(settings.verify)
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=settings.connect_timeout, sock_read=settings.read_timeout
         )
@@ -79,7 +80,7 @@ class Downloader:
         def session(resolver: AbstractResolver | None) -> aiohttp.ClientSession:
             return aiohttp.ClientSession(
                 cookie_jar=aiohttp.DummyCookieJar(),
-                connector=aiohttp.TCPConnector(limit=at_once, ssl=self._ssl, resolver=resolver),
+                connector=aiohttp.TCPConnector(limit=at_once, ssl=tls, resolver=resolver),
                 timeout=timeout,
                 auto_decompress=False,
             )
@@ -173,12 +174,9 @@ class Downloader:
         """
         if may_be_reached(address, ()):
             return
-        if self._own is None:
-            own = urlsplit(self._settings.base_url).hostname or ""
-            try:
-                self._own = await _looked_up(own)
-            except (OSError, UnicodeError):
-                self._own = []
+        if not self._own:
+            with contextlib.suppress(OSError, UnicodeError):
+                self._own = await _looked_up(urlsplit(self._settings.base_url).hostname or "")
         if not may_be_reached(address, self._own):
             raise refused(
                 f"its host {clean_text(host, 100)} is in a private network that the service is not part of"
