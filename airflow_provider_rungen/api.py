@@ -174,10 +174,24 @@ def create_app(body: Mapping[str, Any]) -> Flow[App]:
     return (yield from call(request, App.from_json))
 
 
-def update_app(app_id: str, body: Mapping[str, Any]) -> Flow[App]:
-    """Change the fields of an app that ``body`` names."""
+def update_app(app_id: str, body: Mapping[str, Any], *, patience: float = PATIENCE) -> Flow[App]:
+    """
+    Change the fields of an app that ``body`` names.
+
+    :param patience: the seconds after which no further attempt is made.
+    """
     request = Request("PUT", f"app/{seg(app_id)}", f"update app {app_id}", encode(body, "app"))
-    return (yield from call(request, partial(App.from_json, app_id=app_id)))
+    return (yield from call(request, partial(App.from_json, app_id=app_id), patience=patience))
+
+
+def scale_app(app_id: str, active_workers: int, *, patience: float = PATIENCE) -> Flow[App]:
+    """
+    Set the number of an app's workers.
+
+    :param patience: the seconds after which no further attempt is made.
+    """
+    body = {"configuration": {"active_workers": active_workers}}
+    return (yield from update_app(app_id, body, patience=patience))
 
 
 def delete_app(app_id: str) -> Flow[None]:

@@ -15,6 +15,8 @@
     │   ├── RunGenRateLimitedError     429
     │   └── RunGenServerError          5xx
     ├── RunGenSubmissionUnknownError   a job may or may not have been created
+    ├── RunGenAppError                 an app is not as it is needed: ``app_id``
+    │   └── RunGenAppTimeoutError      it did not get there in the time it was given
     └── RunGenJobError                 ``app_id``, ``job_id``
         ├── RunGenJobFailedError
         ├── RunGenJobCanceledError
@@ -103,6 +105,22 @@ class RunGenServerError(RunGenAPIError):
 
 class RunGenSubmissionUnknownError(RunGenError):
     """A job was sent, but the answer does not tell whether it was created."""
+
+
+class RunGenAppError(RunGenError):
+    """
+    An app is not as it is needed.
+
+    :param app_id: the app.
+    """
+
+    def __init__(self, message: str, *, app_id: str = "") -> None:
+        super().__init__(message)
+        self.app_id = app_id
+
+
+class RunGenAppTimeoutError(RunGenAppError, TimeoutError):
+    """The app did not come to the state or number of workers in the time it was given."""
 
 
 class RunGenJobError(RunGenError):

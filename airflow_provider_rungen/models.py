@@ -53,6 +53,7 @@ _STATUS_WORDS = {
     "TIMED_OUT": JobStatus.FAILED,
     "TIMEOUT": JobStatus.FAILED,
 }
+_APP_STATUSES = ("STOPPED", "INITIALIZING", "RUNNING")
 _ERROR_FIELDS = (
     "error",
     "error_message",
@@ -124,7 +125,7 @@ class Job:
     @property
     def is_word_known(self) -> bool:
         """Whether the service's word for the status is one this version knows."""
-        return not self.status_word or _normal(self.status_word) in _STATUS_WORDS
+        return not self.status_word or normal_word(self.status_word) in _STATUS_WORDS
 
     def raise_for_status(self) -> None:
         """
@@ -166,7 +167,7 @@ class Job:
         word = item.get("status")
         if isinstance(word, str) and word.strip():
             # a word never seen counts as still running, never as success
-            status = _STATUS_WORDS.get(_normal(word), JobStatus.RUNNING)
+            status = _STATUS_WORDS.get(normal_word(word), JobStatus.RUNNING)
         elif status is None:
             raise RunGenResponseError(
                 f"RunGen's answer about job {job_id} of app {app_id} names no status{_said(body)}"
@@ -215,9 +216,28 @@ class App:
 
     @property
     def active_workers(self) -> int | None:
-        """How many workers the app is set to have; the bill runs while there is one."""
-        count = self.configuration.get("active_workers")
-        return count if isinstance(count, int) and not isinstance(count, bool) else None
+        """How many workers the app is set to have, where it says so; the bill runs while there is one."""
+        return _counts(self.configuration).get("active_workers")
+
+    @property
+    def busy(self) -> int | None:
+        """How many jobs are queued or running, where the app counts them."""
+        counts = [self.jobs[name] for name in ("in_queue", "in_progress") if name in self.jobs]
+        return sum(counts) if counts else None
+
+    def is_at(self, status: str) -> bool:
+        """
+        Whether the app has this status.
+
+        Without a status, or with one that the contract does not know, its workers tell that it has stopped;
+        without a status they tell that it runs.
+        """
+        if self.status == status or self.status in _APP_STATUSES:
+            return self.status == status
+        if status == "STOPPED":
+            return self.active_workers == 0 and not any(self.workers.values())
+        is_working = any(self.workers.get(name) for name in ("idle", "ready", "running"))
+        return status == "RUNNING" and not self.status and is_working
 
     @classmethod
     def from_json(cls, body: Any, *, app_id: str | None = None) -> App:
@@ -234,7 +254,7 @@ class App:
             id=app_id,
             name=_text(item.get("name")),
             description=_text(item.get("description")),
-            status=_normal(_text(item.get("status"))),
+            status=normal_word(_text(item.get("status"))),
             configuration=_mapping(item.get("configuration")),
             workflow=_mapping(item.get("workflow")),
             jobs=_counts(item.get("jobs")),
@@ -269,7 +289,7 @@ def _said(body: Any) -> str:
     return f", but says: {text}" if (text := error_text(body)) else ""
 
 
-def _normal(word: str) -> str:
+def normal_word(word: str) -> str:
     return re.sub(r"[\s_-]+", "_", word.strip()).upper()
 
 

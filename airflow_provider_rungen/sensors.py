@@ -1,4 +1,4 @@
-"""The sensor that waits for jobs."""
+"""The sensors: one waits for jobs, one for an app."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
+    conf,
 )
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
 from airflow_provider_rungen.exceptions import (
+    RunGenAppTimeoutError,
     RunGenError,
     RunGenJobCanceledError,
     RunGenJobFailedError,
     RunGenJobTimeoutError,
 )
+from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.lineage import Done
-from airflow_provider_rungen.models import Job, JobStatus
+from airflow_provider_rungen.models import Job, JobStatus, normal_word
+from airflow_provider_rungen.scaling import Goal, raise_for_event, wait_for_app
 from airflow_provider_rungen.schemas import Schema, checked
-from airflow_provider_rungen.task import deadline_of, failing_for_good
+from airflow_provider_rungen.task import RunGenTask, deadline_of, failing_for_good
 from airflow_provider_rungen.waiting import (
     GRACE,
     JobWaiter,
@@ -153,7 +157,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         if not self.deferrable:
             with self._executing():
                 return BaseSensorOperator.execute(self, context)
-        with self._skipping(), self._failing(), self._working() as hook:
+        with skipping(self), self._failing(), self._working() as hook:
             app_id, job_ids = hook.app_id_or_default(self.app_id), known_job_ids_of(self.job_id)
             deadline = deadline_of(self, time.time() + self.timeout)
             self._read_schema()
@@ -183,7 +187,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         """Go on after the wait in the triggerer."""
         from airflow_provider_rungen.triggers import rendered_job_ids
 
-        with self._skipping(), self._failing():
+        with skipping(self), self._failing():
             try:
                 jobs = read_event(event)
             except RunGenJobTimeoutError as error:
@@ -229,16 +233,97 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         # another try would find the same job as it is
         return failing_for_good(RunGenJobFailedError, RunGenJobCanceledError)
 
-    @contextmanager
-    def _skipping(self) -> Iterator[None]:
-        """Apply ``soft_fail`` and ``never_fail`` where Airflow's own loop, which does it, is not run."""
-        try:
-            yield
-        except (AirflowSensorTimeout, AirflowFailException) as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(f"Skipping: {error}") from error
-            raise
-        except RunGenError as error:
-            if self.never_fail:
-                raise AirflowSkipException(f"Skipping: {error}") from error
-            raise
+
+class RunGenAppSensor(RunGenTask, BaseSensorOperator):
+    """
+    Wait until an app has a status; going by the counts of its workers where it names none.
+
+    ``poke_interval``, ``timeout``, ``mode``, ``soft_fail`` and the rest are Airflow's own, and hold when
+    deferred, too.
+
+    :param app_id: the app; the connection's ``app_id`` when left out (templated).
+    :param status: the status to wait for: ``RUNNING``, ``STOPPED``, … (templated).
+    :param rungen_conn_id: the Airflow connection (templated).
+    :param deferrable: wait in the triggerer, without a worker slot.
+    """
+
+    template_fields: Sequence[str] = ("app_id", "status", "rungen_conn_id")
+
+    def __init__(
+        self,
+        *,
+        app_id: Any = None,
+        status: str = "RUNNING",
+        rungen_conn_id: str = RunGenHook.default_conn_name,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.app_id = app_id
+        self.status = status
+        self.rungen_conn_id = rungen_conn_id
+        self.deferrable = deferrable
+        self._goal: Goal | None = None
+
+    def execute(self, context: Context) -> Any:
+        if not self.deferrable:
+            with self._executing():
+                return BaseSensorOperator.execute(self, context)
+        deadline = deadline_of(self, time.time() + self.timeout)
+        with skipping(self):
+            if not self.poke(context):
+                self._defer(deadline)
+        return None
+
+    def poke(self, context: Context) -> bool:
+        with failing_for_good(), self._working() as hook:
+            self._goal = self._goal or Goal(
+                hook.app_id_or_default(self.app_id), normal_word(self.status or "RUNNING")
+            )
+            try:
+                # one look: the deadline is in the past
+                hook.perform(wait_for_app(self._goal, poll_interval=1, deadline=0))
+            except RunGenAppTimeoutError:
+                return False
+            return True
+
+    def _defer(self, deadline: float) -> NoReturn:
+        from airflow_provider_rungen.triggers import RunGenAppTrigger
+
+        goal, now = self._goal, time.time()
+        assert goal is not None  # noqa: S101 - for the type checker; poke made it
+        self.defer(
+            trigger=RunGenAppTrigger(
+                rungen_conn_id=self.rungen_conn_id,
+                app_id=goal.app_id,
+                status=goal.status,
+                poll_interval=max(self.poke_interval, 0.1),
+                deadline=deadline,
+                deferred_at=now,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=max(deadline - now, 0)) + GRACE,
+        )
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
+        """Go on after the wait in the triggerer."""
+        with skipping(self), failing_for_good():
+            try:
+                raise_for_event(event)
+            except RunGenAppTimeoutError as error:
+                raise AirflowSensorTimeout(f"{error}: the sensor had {self.timeout:g} s") from error
+
+
+@contextmanager
+def skipping(sensor: BaseSensorOperator) -> Iterator[None]:
+    """Apply ``soft_fail`` and ``never_fail`` where Airflow's own loop, which does it, is not run."""
+    try:
+        yield
+    except (AirflowSensorTimeout, AirflowFailException) as error:
+        if sensor.soft_fail or sensor.never_fail:
+            raise AirflowSkipException(f"Skipping: {error}") from error
+        raise
+    except RunGenError as error:
+        if sensor.never_fail:
+            raise AirflowSkipException(f"Skipping: {error}") from error
+        raise

@@ -1,4 +1,4 @@
-"""Waits for jobs in the triggerer and yields one small event: ids, status words and error texts, no URLs."""
+"""Waits in the triggerer and yields one small event: ids, status words and error texts, no URLs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from airflow.providers.common.compat.sdk import TaskInstanceState
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
 from airflow_provider_rungen import api
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.models import JobStatus, clean_text
+from airflow_provider_rungen.scaling import Goal, Raised, lower_app, not_lowered
 from airflow_provider_rungen.transport import side_by_side
 from airflow_provider_rungen.watcher import watcher_of
 
@@ -33,7 +34,84 @@ FEW = 100
 _kills: set[asyncio.Task[None]] = set()
 
 
-class RunGenJobTrigger(BaseTrigger):
+class RunGenTrigger(BaseTrigger):
+    """What the triggers have in common: when they fire, that they never raise, and what a kill does."""
+
+    rungen_conn_id: str
+    app_id: str | None
+    deferred_at: float
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        try:
+            event = await self._event()
+            await asyncio.sleep(self.deferred_at + SETTLING_TIME - time.time())
+        except asyncio.CancelledError:
+            if not hasattr(BaseTrigger, "on_kill"):  # before Airflow 3.3 nobody else would call it
+                await self.on_kill()
+            raise
+        yield self._fired(event)
+
+    async def _event(self) -> dict[str, Any]:
+        event: dict[str, Any] = {"app_id": self.app_id or ""}
+        try:
+            await self._wait(event)
+        except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
+            event |= {"outcome": "timeout", "message": str(error)}
+        except RunGenError as error:
+            event |= {"outcome": "error", "message": str(error), "hopeless": error.hopeless}
+        except Exception as error:
+            # a trigger that raises reaches the task as a bare TaskDeferralError
+            log.exception("Waiting for RunGen failed")
+            message = f"{type(error).__name__} in the triggerer: {clean_text(str(error))}"
+            event |= {"outcome": "error", "message": message, "hopeless": False}
+        return event
+
+    async def _wait(self, event: dict[str, Any]) -> None:
+        """Wait, and add to the event what came of it."""
+        raise NotImplementedError
+
+    def _fired(self, event: dict[str, Any]) -> TriggerEvent:
+        return TriggerEvent(event)
+
+    async def on_kill(self) -> None:
+        """
+        Undo what a kill makes useless, if the task is really no longer deferred.
+
+        A trigger that ends because the triggerer stops, or because it moved to another one, leaves its task
+        deferred, and it is still waited for.
+        """
+        if not self._undoes:
+            return
+        work = asyncio.create_task(self._undo_if_killed())
+        _kills.add(work)
+        work.add_done_callback(_kills.discard)
+        while not work.done():
+            # Airflow cancels an ending trigger anew each second, on_kill included (seen on 3.3.2)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(work)
+
+    @property
+    def _undoes(self) -> bool:
+        """Whether there is anything to undo."""
+        raise NotImplementedError
+
+    async def _undo_if_killed(self) -> None:
+        try:
+            state = await asyncio.to_thread(_read_state, self.task_instance)
+        except Exception:
+            log.exception("The state of the task is not known: RunGen is left as it is")
+            return
+        if state == TaskInstanceState.DEFERRED:
+            log.info("The task is still deferred: RunGen is left as it is")
+            return
+        async with asyncio.timeout(CANCEL_TIME), RunGenHook(self.rungen_conn_id) as hook:
+            await self._undo(hook)
+
+    async def _undo(self, hook: RunGenHook) -> None:
+        raise NotImplementedError
+
+
+class RunGenJobTrigger(RunGenTrigger):
     """
     Waits until jobs are over, however they end.
 
@@ -92,48 +170,19 @@ class RunGenJobTrigger(BaseTrigger):
             "end_from_trigger": self.end_from_trigger,
         }
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        try:
-            event = await self._event()
-            await asyncio.sleep(self.deferred_at + SETTLING_TIME - time.time())
-        except asyncio.CancelledError:
-            if not hasattr(BaseTrigger, "on_kill"):  # before Airflow 3.3 nobody else would call it
-                await self.on_kill()
-            raise
+    def _fired(self, event: dict[str, Any]) -> TriggerEvent:
         if self.end_from_trigger and event["outcome"] == "over" and not event["count"]:
-            yield TaskSuccessEvent()
-        else:
-            yield TriggerEvent(event)
+            return TaskSuccessEvent()
+        return TriggerEvent(event)
 
-    async def on_kill(self) -> None:
-        """
-        Cancel the jobs, if the task is really no longer deferred.
+    @property
+    def _undoes(self) -> bool:
+        return self.cancel_on_kill
 
-        A trigger that ends because the triggerer stops, or because it moved to another one, leaves its task
-        deferred, and the jobs are still waited for.
-        """
-        if not self.cancel_on_kill:
-            return
-        work = asyncio.create_task(self._cancel_all())
-        _kills.add(work)
-        work.add_done_callback(_kills.discard)
-        while not work.done():
-            # Airflow cancels an ending trigger anew each second, on_kill included (seen on 3.3.2)
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(work)
-
-    async def _cancel_all(self) -> None:
-        try:
-            state = await asyncio.to_thread(_read_state, self.task_instance)
-        except Exception:
-            log.exception("The state of the task is not known: its RunGen jobs are left running")
-            return
-        if state == TaskInstanceState.DEFERRED:
-            log.info("The task is still deferred: its RunGen jobs are left running")
-            return
-        async with asyncio.timeout(CANCEL_TIME), RunGenHook(self.rungen_conn_id) as hook:
-            app_id = await hook.aapp_id_or_default(self.app_id)
-            await side_by_side(partial(self._cancel, hook, app_id), rendered_job_ids(self.job_id))
+    async def _undo(self, hook: RunGenHook) -> None:
+        """Cancel the jobs."""
+        app_id = await hook.aapp_id_or_default(self.app_id)
+        await side_by_side(partial(self._cancel, hook, app_id), rendered_job_ids(self.job_id))
 
     async def _cancel(self, hook: RunGenHook, app_id: str, job_id: str) -> None:
         try:
@@ -142,31 +191,15 @@ class RunGenJobTrigger(BaseTrigger):
         except RunGenError as error:
             log.warning("RunGen job %s was not canceled: %s", job_id, error)
 
-    async def _event(self) -> dict[str, Any]:
-        event: dict[str, Any] = {"app_id": self.app_id or ""}
-        try:
-            job_ids = rendered_job_ids(self.job_id)
-            event |= {"job_ids": job_ids} if len(job_ids) <= FEW else {}
-            event["app_id"] = await RunGenHook(self.rungen_conn_id).aapp_id_or_default(self.app_id)
-            return event | await self._wait(event["app_id"], job_ids)
-        except RunGenJobTimeoutError as error:
-            outcome: dict[str, Any] = {"outcome": "timeout", "message": str(error)}
-        except RunGenError as error:
-            outcome = {"outcome": "error", "message": str(error), "hopeless": error.hopeless}
-        except Exception as error:
-            # a trigger that raises reaches the task as a bare TaskDeferralError
-            log.exception("Waiting for RunGen jobs failed")
-            message = f"{type(error).__name__} in the triggerer: {clean_text(str(error))}"
-            outcome = {"outcome": "error", "message": message, "hopeless": False}
-        return event | outcome
-
-    async def _wait(self, app_id: str, job_ids: list[str]) -> dict[str, Any]:
+    async def _wait(self, event: dict[str, Any]) -> None:
+        job_ids = rendered_job_ids(self.job_id)
+        event |= {"job_ids": job_ids} if len(job_ids) <= FEW else {}
+        event["app_id"] = await RunGenHook(self.rungen_conn_id).aapp_id_or_default(self.app_id)
         deadline = self.deadline
         if deadline is None:
             started = getattr(self.task_instance, "start_date", None)
             deadline = (started.timestamp() if started else time.time()) + self.timeout
-        watcher = watcher_of(self.rungen_conn_id, app_id)
-        jobs = await watcher.wait(
+        jobs = await watcher_of(self.rungen_conn_id, event["app_id"]).wait(
             job_ids,
             poll_interval=self.poll_interval,
             deadline=deadline,
@@ -177,7 +210,78 @@ class RunGenJobTrigger(BaseTrigger):
             for job in jobs
             if job.status is not JobStatus.COMPLETED
         ]
-        return {"outcome": "over", "unsuccessful": unsuccessful[:FEW], "count": len(unsuccessful)}
+        event |= {"outcome": "over", "unsuccessful": unsuccessful[:FEW], "count": len(unsuccessful)}
+
+
+class RunGenAppTrigger(RunGenTrigger):
+    """
+    Waits until an app has a status.
+
+    The event is ``{"outcome": "there"}`` or ``{"outcome": "timeout" | "error", "message", …}``, with the
+    ``app_id``.
+
+    :param rungen_conn_id: the Airflow connection.
+    :param app_id: the app.
+    :param status: the status to wait for, such as ``RUNNING``.
+    :param active_workers: the number of workers that the app has to be set to at least, if that matters.
+    :param poll_interval: seconds between two looks at the app.
+    :param deadline: the time (seconds since 1970) to stop waiting at.
+    :param deferred_at: the time (seconds since 1970) of the deferral.
+    :param raised: what to lower again when a user marks or clears the task, as `scaling.Raised.to_json`.
+    """
+
+    def __init__(
+        self,
+        *,
+        rungen_conn_id: str,
+        app_id: str,
+        status: str,
+        active_workers: int | None = None,
+        poll_interval: float,
+        deadline: float,
+        deferred_at: float,
+        raised: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+        self.rungen_conn_id = rungen_conn_id
+        self.app_id = app_id
+        self.status = status
+        self.active_workers = active_workers
+        self.poll_interval = poll_interval
+        self.deadline = deadline
+        self.deferred_at = deferred_at
+        self.raised = raised
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return f"{type(self).__module__}.{type(self).__qualname__}", {
+            "rungen_conn_id": self.rungen_conn_id,
+            "app_id": self.app_id,
+            "status": self.status,
+            "active_workers": self.active_workers,
+            "poll_interval": self.poll_interval,
+            "deadline": self.deadline,
+            "deferred_at": self.deferred_at,
+            "raised": self.raised,
+        }
+
+    async def _wait(self, event: dict[str, Any]) -> None:
+        goal = Goal(event["app_id"], self.status, self.active_workers)
+        watcher = watcher_of(self.rungen_conn_id, goal.app_id)
+        await watcher.wait_for_app(goal, poll_interval=self.poll_interval, deadline=self.deadline)
+        event["outcome"] = "there"
+
+    @property
+    def _undoes(self) -> bool:
+        return self.raised is not None
+
+    async def _undo(self, hook: RunGenHook) -> None:
+        """Lower the app."""
+        raised = Raised.from_json(self.raised)
+        assert raised is not None  # noqa: S101 - for the type checker; there is something to undo
+        try:
+            await hook.aperform(lower_app(raised, patience=CANCEL_TIME))
+        except RunGenError as error:
+            log.error("%s", not_lowered(raised, error))
 
 
 def rendered_job_ids(job_id: Any) -> list[str]:

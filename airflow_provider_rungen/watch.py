@@ -22,7 +22,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
     RunGenResponseError,
 )
-from airflow_provider_rungen.models import Job, JobStatus, clean_text
+from airflow_provider_rungen.models import App, Job, JobStatus, clean_text
 from airflow_provider_rungen.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -175,6 +175,7 @@ class Watch:
     :param over: the jobs that are over, until they are forgotten.
     :param is_fresh: whether there was no round yet.
     :param take: what to keep of a job that is over, at once; what it raises is the error of that job.
+    :param app: what the service said of the app in the last round, or why it did not, if it was asked.
     """
 
     app_id: str
@@ -182,6 +183,7 @@ class Watch:
     over: dict[str, Job] = field(default_factory=dict)
     is_fresh: bool = True
     take: Callable[[Job], Job] = as_it_is
+    app: App | RunGenError | None = None
     _waiting: dict[str, _Waiting] = field(default_factory=dict)
     # what did not answer when it was last asked
     _silent: set[str] = field(default_factory=set)
@@ -238,7 +240,7 @@ class Watch:
         :return: the errors that no waiting can change, by job.
         """
         now = yield Sleep(0)
-        self.is_fresh, self._last_failure = False, None
+        self.is_fresh, self._last_failure, self.app = False, None, None
         asked = list(self._waiting)  # as of before the question, so that the counters know them all
         if self._failures and asked:  # one question is enough to know whether the outage is over
             errors = yield from self._look([asked[self._failures % len(asked)]], now)
@@ -323,14 +325,10 @@ class Watch:
 
     def _counters(self) -> Flow[tuple[int, int] | None]:
         """Ask for the counters: jobs that have ended, and jobs that are queued or running."""
-        try:
-            jobs = (yield from get_app(self.app_id, attempts=1)).jobs
-        except RunGenError as error:
-            if may_pass(error):
-                self._note_silence([_COUNTERS], error)
-                return None
-            jobs = {}
-        self._note_answers([_COUNTERS])
+        app = yield from self.look_at_app()
+        if isinstance(app, RunGenError) and may_pass(app):
+            return None
+        jobs = {} if isinstance(app, RunGenError) else app.jobs
         names = ("completed", "failed", "in_progress", "in_queue")
         if all(name in jobs for name in names):
             self._absent = 0
@@ -339,6 +337,18 @@ class Watch:
         if self._absent == STRIKES:
             self._say_given_up("are missing")
         return None
+
+    def look_at_app(self) -> Flow[App | RunGenError]:
+        """Ask for the app, and keep what was said in ``app``, too."""
+        try:
+            self.app = yield from get_app(self.app_id, attempts=1)
+        except RunGenError as error:
+            self.app = error
+        if isinstance(self.app, RunGenError) and may_pass(self.app):
+            self._note_silence([_COUNTERS], self.app)
+        else:
+            self._note_answers([_COUNTERS])
+        return self.app
 
     def _look(self, job_ids: Sequence[str], now: float) -> Flow[dict[str, RunGenError]]:
         """Look at these jobs, as long as any answer comes; give the errors that no waiting can change."""

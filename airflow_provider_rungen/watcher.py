@@ -1,4 +1,4 @@
-"""One poll loop per connection and app in a process, shared by everything that waits in its event loop."""
+"""One poll loop per connection and app in a process, shared by all that waits for them in its event loop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-from airflow_provider_rungen.api import seg
+from airflow_provider_rungen.api import may_pass, seg
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.models import Job
+from airflow_provider_rungen.models import App, Job
 from airflow_provider_rungen.progress import Progress
+from airflow_provider_rungen.scaling import Goal
 from airflow_provider_rungen.watch import (
     HANDFUL,
     Watch,
@@ -32,16 +33,35 @@ from airflow_provider_rungen.watch import (
 LAST_LOOK_TIME = 30.0
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, kw_only=True, slots=True)
+class _AppWaiter:
+    """Somebody who waits for the app itself, and the context of its log."""
+
+    goal: Goal
+    poll_interval: float
+    done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    waiting: dict[str, None] = field(default_factory=dict)
+    is_wide: bool = False
+
+    def timeout_error(self) -> RunGenError:
+        return self.goal.timeout_error()
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
 class _Waiter:
     """Somebody who waits for jobs (in their order), and the context of its log."""
 
+    app_id: str
     waiting: dict[str, None]
     poll_interval: float
-    done: asyncio.Future[None]
     progress: Progress
+    done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     over: dict[str, Job] = field(default_factory=dict)
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
+
+    def timeout_error(self) -> RunGenError:
+        return timeout_error(self.app_id, list(self.waiting))
 
     @property
     def is_alone(self) -> bool:
@@ -60,8 +80,9 @@ class Watcher:
         self._hook = RunGenHook(rungen_conn_id)
         self._watch = Watch(app_id, self._say, take=without_contents)
         self._waiters: dict[str, set[_Waiter]] = defaultdict(set)
+        self._app_waiters: set[_AppWaiter] = set()
         # those whose deadline has passed, and who are owed a last look
-        self._late: set[_Waiter] = set()
+        self._late: set[_Waiter | _AppWaiter] = set()
         self._interval = 0.0
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -85,13 +106,32 @@ class Watcher:
             seg(job_id, "job_id")
         if not job_ids:
             return []
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         progress = Progress(len(set(job_ids)), time.monotonic())
-        waiter = _Waiter(dict.fromkeys(job_ids), poll_interval, done, progress)
+        waiting = dict.fromkeys(job_ids)
+        waiter = _Waiter(
+            app_id=self._watch.app_id, waiting=waiting, poll_interval=poll_interval, progress=progress
+        )
         for job_id in job_ids:
             self._waiters[job_id].add(waiter)
         self._watch.add(job_ids, time.time(), known_by)
-        if poll_interval < self._interval:
+        await self._until_done(waiter, deadline)
+        return [waiter.over[job_id] for job_id in job_ids]
+
+    async def wait_for_app(self, goal: Goal, *, poll_interval: float, deadline: float) -> None:
+        """
+        Wait until the app is as it has to be.
+
+        :param poll_interval: seconds between two looks.
+        :param deadline: the time (seconds since 1970) to stop waiting at.
+        :raises RunGenAppTimeoutError: the deadline passed.
+        :raises RunGenError: an error that no waiting can change.
+        """
+        waiter = _AppWaiter(goal=goal, poll_interval=poll_interval)
+        self._app_waiters.add(waiter)
+        await self._until_done(waiter, deadline)
+
+    async def _until_done(self, waiter: _Waiter | _AppWaiter, deadline: float) -> None:
+        if waiter.poll_interval < self._interval:
             self._changed.set()
         if self._task is None:
             # in a context of its own: what it logs belongs to no waiter alone
@@ -104,24 +144,29 @@ class Watcher:
                 self._changed.set()
                 await asyncio.wait([waiter.done], timeout=LAST_LOOK_TIME)
             if not waiter.done.done():
-                raise timeout_error(self._watch.app_id, list(waiter.waiting))
+                raise waiter.timeout_error()
             waiter.done.result()
-            return [waiter.over[job_id] for job_id in job_ids]
         finally:
             self._leave(waiter)
 
-    def _leave(self, waiter: _Waiter) -> None:
+    def _leave(self, waiter: _Waiter | _AppWaiter) -> None:
         waiter.done.cancel()
         self._late.discard(waiter)
+        if isinstance(waiter, _AppWaiter):
+            self._app_waiters.discard(waiter)
+        else:
+            self._leave_jobs(waiter)
+        if not self._everyone() and not self.is_closed:
+            self.is_closed = True
+            if self._task is not None:
+                self._task.cancel()
+
+    def _leave_jobs(self, waiter: _Waiter) -> None:
         for job_id in waiter.waiting:
             self._waiters[job_id].discard(waiter)
             if not self._waiters[job_id]:
                 del self._waiters[job_id]
                 self._watch.forget([job_id])
-        if not self._waiters and not self.is_closed:
-            self.is_closed = True
-            if self._task is not None:
-                self._task.cancel()
 
     async def _run(self) -> None:
         try:
@@ -132,9 +177,14 @@ class Watcher:
                     late = self._late.copy()
                     urgent: set[str] = set().union(*(waiter.waiting for waiter in late))
                     self._deliver(await hook.aperform(self._watch.round(self._interval, urgent)))
+                    if self._app_waiters:
+                        app = self._watch.app  # the round asked, if it needed the counters
+                        if app is None:
+                            app = await hook.aperform(self._watch.look_at_app())
+                        self._show(app)
                     self._let_go(late)
                     self._say_progress()
-                    self.is_closed = not self._waiters
+                    self.is_closed = not self._everyone()
                     await self._sleep(started, time.monotonic() + self._watch.pause())
         except Exception as error:
             for waiter in self._everyone():
@@ -161,8 +211,20 @@ class Watcher:
     def _shortest_interval(self) -> float:
         return min((waiter.poll_interval for waiter in self._everyone()), default=60.0)
 
-    def _everyone(self) -> set[_Waiter]:
-        return set().union(*self._waiters.values())
+    def _everyone(self) -> set[_Waiter | _AppWaiter]:
+        return set().union(self._app_waiters, *self._waiters.values())
+
+    def _show(self, app: App | RunGenError) -> None:
+        """Show what was said of the app to those who wait for it."""
+        for waiter in self._app_waiters:
+            try:
+                if isinstance(app, RunGenError):
+                    if not may_pass(app):
+                        raise app
+                elif waiter.context.run(waiter.goal.look, app) and not waiter.done.done():
+                    waiter.done.set_result(None)
+            except RunGenError as error:
+                _fail(waiter, error)
 
     def _deliver(self, errors: Mapping[str, RunGenError]) -> None:
         over = dict(self._watch.over)
@@ -181,15 +243,15 @@ class Watcher:
                     waiter.done.set_result(None)
         self._watch.forget(over)
 
-    def _let_go(self, late: Iterable[_Waiter]) -> None:
+    def _let_go(self, late: Iterable[_Waiter | _AppWaiter]) -> None:
         """End the wait of those who have had their last look."""
         for waiter in late:
             self._late.discard(waiter)
-            if waiter.waiting:
-                _fail(waiter, timeout_error(self._watch.app_id, list(waiter.waiting)))
+            if not waiter.done.done():
+                _fail(waiter, waiter.timeout_error())
 
     def _say_progress(self) -> None:
-        for waiter in self._everyone():
+        for waiter in set().union(*self._waiters.values()):
             if waiter.is_wide and (line := waiter.progress.line(waiter.over.values(), time.monotonic())):
                 waiter.context.run(log_line, logging.INFO, line, None)
 
@@ -199,7 +261,7 @@ class Watcher:
             waiter.context.run(say_less if waiter.is_wide else log_line, level, line, job_id)
 
 
-def _fail(waiter: _Waiter, error: Exception) -> None:
+def _fail(waiter: _Waiter | _AppWaiter, error: Exception) -> None:
     if not waiter.done.done():
         waiter.done.set_exception(error)
 

@@ -248,7 +248,11 @@ def test_an_app_is_read_whole() -> None:
         assert app.created_at == pendulum.datetime(2025, 1, 11, 16, 45, 34)
 
 
-@pytest.mark.parametrize("count", [None, "2", True, 1.5, []])
+def test_a_worker_count_may_be_text() -> None:
+    assert App.from_json({"id": "a", "configuration": {"active_workers": "2"}}).active_workers == 2
+
+
+@pytest.mark.parametrize("count", [None, "two", True, 1.5, -1, []])
 def test_strange_worker_counts_are_none(count: Any) -> None:
     assert App.from_json({"id": "a", "configuration": {"active_workers": count}}).active_workers is None
 

@@ -22,12 +22,15 @@ from conftest import APP, KEY, FakeTime
 from airflow_provider_rungen import watcher as watcher_module
 from airflow_provider_rungen.emulator import Emulator, Fault, Service
 from airflow_provider_rungen.exceptions import (
+    RunGenAppTimeoutError,
     RunGenConfigError,
+    RunGenForbiddenError,
     RunGenInputError,
     RunGenJobTimeoutError,
     RunGenNotFoundError,
 )
 from airflow_provider_rungen.models import Job, JobStatus
+from airflow_provider_rungen.scaling import Goal
 from airflow_provider_rungen.transport import MAX_IN_FLIGHT
 from airflow_provider_rungen.triggers import RunGenJobTrigger
 from airflow_provider_rungen.watch import HANDFUL, Watch
@@ -679,3 +682,84 @@ def test_an_event_loop_that_ended_leaves_no_watcher_behind(stage: Stage) -> None
     gc.collect()
     assert [each() for each in seen] == [None]
     assert not any(watcher_module._watchers.values())
+
+
+# --- those who wait for the app itself ----------------------------------------------------------------------
+
+
+def wait_for_app(
+    status: str = "RUNNING", *, every: float = BRISKLY, within: float = 600.0
+) -> asyncio.Task[None]:
+    async def waiting() -> None:
+        watcher = watcher_of("rungen_default", APP)
+        await watcher.wait_for_app(Goal(APP, status), poll_interval=every, deadline=time.time() + within)
+
+    return asyncio.create_task(waiting())
+
+
+def count_rounds(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    rounds: list[None] = []
+    perform = Watch.round
+
+    def counted(self: Watch, *args: Any) -> Any:
+        rounds.append(None)
+        return perform(self, *args)
+
+    monkeypatch.setattr(Watch, "round", counted)
+    return rounds
+
+
+@pytest.mark.parametrize("jobs", [0, HANDFUL, 20])
+def test_one_question_a_round_serves_jobs_and_app(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    ids = stage.submit(jobs)
+    rounds = count_rounds(monkeypatch)
+
+    async def scene() -> None:
+        tasks: list[asyncio.Task[Any]] = [wait(ids), wait_for_app("STOPPED"), wait_for_app("STOPPED")]
+        await until(lambda: stage.service.count("get_app") >= 10)
+        assert len(watchers()) == 1
+        assert stage.service.count("get_app") <= len(rounds)
+        stage.pass_by(20)
+        await tasks[0]
+        stage.service.scale(APP, 0)
+        await asyncio.gather(*tasks)
+        await until(lambda: not watchers() and stage.service.connections_open == 0)
+
+    play(scene())
+    assert stage.lookups == ["rungen_default"]
+
+
+def test_an_error_about_the_app_does_not_disturb_those_who_wait_for_its_jobs(stage: Stage) -> None:
+    ids = stage.submit(2)
+    stage.service.inject(Fault(on="get_app", status=403, times=None))
+
+    async def scene() -> None:
+        jobs, app = wait(ids), wait_for_app()
+        with pytest.raises(RunGenForbiddenError):
+            await app
+        stage.pass_by(20)
+        assert len(await jobs) == 2
+
+    play(scene())
+
+
+def test_the_wait_for_an_app_outlasts_an_outage(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    stage.service.inject(Fault(on="get_app", status=503, times=3))
+
+    async def scene() -> None:
+        await wait_for_app()
+
+    play(scene())
+    assert stage.service.count("get_app") == 4
+    assert sum("waiting goes on" in line for line in caplog.messages) == 1
+
+
+def test_an_app_that_is_late_is_looked_at_once_more(stage: Stage) -> None:
+    async def scene() -> None:
+        await wait_for_app(within=-3600)
+        with pytest.raises(RunGenAppTimeoutError, match="it is RUNNING"):
+            await wait_for_app("STOPPED", every=NEVER, within=0.05)
+
+    play(scene())

@@ -114,6 +114,7 @@ class Service(Operations):
                 "early_retries": self._counts["early_retries"],
                 "duplicate_inputs": self._counts["duplicate_inputs"],
                 "worker_seconds": bills,
+                "active_workers": {app.id: app.active_workers for app in self._apps.values()},
                 "connections_opened": self.connections_opened,
                 "max_open_connections": self.max_open_connections,
             }

@@ -8,129 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
-import time
-import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.hooks import RunGenHook
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-from airflow_instance import AirflowInstance
+from system.stage import AirflowInstance, Run, task_processes, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
-
-# A dead supervisor is noticed after 15 s, not after 5 minutes.
-IMPATIENT = {
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
-    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-    "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "3",
-    "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
-    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",
-    "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
-}
-
-
-@pytest.fixture(scope="session")
-def emulator() -> Iterator[Emulator]:
-    with Emulator(workers=100, api_key="a-key-that-must-appear-nowhere") as emulator:
-        yield emulator
-
-
-@pytest.fixture(autouse=True)
-def _connection(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", emulator.airflow_connection())
-
-
-@pytest.fixture(scope="session")
-def airflow(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowInstance]:
-    environment = {"AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(), **IMPATIENT}
-    home, dags = tmp_path_factory.mktemp("airflow"), Path(__file__).parent / "dags"
-    with AirflowInstance(home, dags, environment=environment) as instance:
-        yield instance
-
-
-class Run:
-    """One run of a system test's DAG, and the jobs that it made."""
-
-    def __init__(
-        self, airflow: AirflowInstance, emulator: Emulator, dag_id: str, *, seconds: float, **conf: Any
-    ) -> None:
-        self.airflow, self.emulator, self.dag_id = airflow, emulator, dag_id
-        self.prompt = f"system test {uuid.uuid4()}"
-        job_input = {"prompt": self.prompt, "emulator": {"seconds": seconds}}
-        self.id = airflow.trigger(dag_id, {"input": job_input, "count": 1} | conf)
-
-    def jobs(self) -> list[dict[str, Any]]:
-        return [job for job in self.emulator.service.jobs() if job["input"]["prompt"].startswith(self.prompt)]
-
-    def jobs_by_status(self) -> dict[str, int]:
-        return dict(Counter(job["status"] for job in self.jobs()))
-
-    def tasks(self, task_id: str = "run") -> list[dict[str, Any]]:
-        instances = self.airflow.task_instances(self.dag_id, self.id)
-        return [instance for instance in instances if instance["task_id"] == task_id]
-
-    def task(self, task_id: str = "run") -> dict[str, Any]:
-        [task] = self.tasks(task_id)
-        return task
-
-    def log(self, try_number: int = 1, task_id: str = "run", map_index: int = -1) -> str:
-        return self.airflow.log(self.dag_id, self.id, task_id, try_number, map_index)
-
-    def mark(self, state: str) -> None:
-        self.airflow.set_task_state(self.dag_id, self.id, "run", state)
-
-    def clear(self) -> None:
-        self.airflow.clear(self.dag_id, self.id, ["run"])
-
-    def wait_for_jobs(self, count: int, status: str = "RUNNING", timeout: float = 90) -> None:
-        until(lambda: self.jobs_by_status().get(status, 0) >= count, timeout, lambda: str(self.jobs()))
-
-    def wait_for_state(self, state: str, timeout: float = 90) -> None:
-        until(lambda: {task["state"] for task in self.tasks()} == {state}, timeout, lambda: str(self.tasks()))
-
-    def wait_for_trigger(self) -> None:
-        """Wait until the triggerer has taken the task over; before, Airflow tells nobody of a kill."""
-        self.wait_for_state("deferred")
-        until(lambda: "(ID" in self.log() and " starting" in self.log(), 30, self.log)
-
-    def wait_for_end(self, timeout: float = 150) -> str:
-        return self.airflow.wait_for_run(self.dag_id, self.id, timeout)
-
-
-def until(is_true: Callable[[], bool], timeout: float, tell: Callable[[], str]) -> None:
-    give_up_at = time.monotonic() + timeout
-    while not is_true():
-        if time.monotonic() > give_up_at:
-            pytest.fail(f"not so after {timeout} s: {tell()}")
-        time.sleep(0.2)
-
-
-@pytest.fixture
-def start(airflow: AirflowInstance, emulator: Emulator) -> Callable[..., Run]:
-    def start(dag_id: str, **options: Any) -> Run:
-        return Run(airflow, emulator, dag_id, **options)
-
-    return start
-
-
-def task_processes(airflow: AirflowInstance, run: Run) -> dict[str, int]:
-    """Give the pids of a running task's supervisor and of the task itself."""
-    found = {
-        "supervisor" if "LocalExecutor" in title else "task": pid
-        for pid, title in airflow.processes(run.task()["id"]).items()
-    }
-    assert set(found) == {"supervisor", "task"}
-    return found
 
 
 @pytest.mark.parametrize("dag_id", ["blocking", "no_wait"])

@@ -1,0 +1,256 @@
+"""The operator that sets how many workers an app has."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow.providers.common.compat.sdk import TaskDeferred, conf
+
+from airflow_provider_rungen.api import scale_app
+from airflow_provider_rungen.connection import seconds
+from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.scaling import (
+    Goal,
+    Raised,
+    lower_app,
+    not_lowered,
+    raise_for_event,
+    set_workers,
+    wait_for_app,
+    workers_of,
+)
+from airflow_provider_rungen.task import KILL_TIME, RunGenTask, deadline_of, failing_for_good
+from airflow_provider_rungen.waiting import GRACE
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+log = logging.getLogger(__name__)
+
+#: The key, in XCom and in Airflow's task state store, of what was done to the app.
+KEY = "scaled"
+# Seconds within which a lower number has to be told by the service.
+CONFIRM_TIME = 60.0
+
+
+class RunGenScaleAppOperator(RunGenTask):
+    """
+    Bring an app to a number of workers; going up, wait until it is ``RUNNING``. Return the app's id.
+
+    An app that has the number already is sent nothing. The bill runs from the first worker until the number
+    is 0; `scaled_app` makes sure that it gets there.
+
+    :param active_workers: the number of workers to have; 0 stops the app and its bill (templated).
+    :param app_id: the app; the connection's ``app_id`` when left out (templated).
+    :param rungen_conn_id: the Airflow connection (templated).
+    :param wait_until_running: going up, wait until the app is ``RUNNING``.
+    :param deferrable: wait in the triggerer, without a worker slot.
+    :param defer_after: seconds to wait on the worker first; a deferral takes longer than that.
+    :param poll_interval: seconds between two looks at the app.
+    :param timeout: seconds that the app may take to be ``RUNNING``.
+    :param scale_down_on_failure: when the app does not get there in time, or the task fails or is killed or
+        cleared on the way, lower what was raised to what it was before.
+    """
+
+    template_fields: Sequence[str] = ("app_id", "active_workers", "rungen_conn_id")
+
+    # what is to be lowered again when something goes wrong
+    _raised: Raised | None = None
+
+    def __init__(
+        self,
+        *,
+        active_workers: Any,
+        app_id: Any = None,
+        rungen_conn_id: str = RunGenHook.default_conn_name,
+        wait_until_running: bool = True,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        defer_after: float | timedelta = 5,
+        poll_interval: float | timedelta = 5,
+        timeout: float | timedelta = 1800,
+        scale_down_on_failure: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if isinstance(active_workers, int | float):
+            whole_number(active_workers, "active_workers")
+        self.active_workers = active_workers
+        self.app_id = app_id
+        self.rungen_conn_id = rungen_conn_id
+        self.wait_until_running = wait_until_running
+        self.deferrable = deferrable
+        self.defer_after = seconds(defer_after, "defer_after", or_none=True)
+        self.poll_interval = seconds(poll_interval, "poll_interval")
+        self.timeout = seconds(timeout, "timeout")
+        self.scale_down_on_failure = scale_down_on_failure
+
+    def execute(self, context: Context) -> str:
+        """
+        Set the number, and wait.
+
+        :return: the app's id.
+        """
+        with failing_for_good(), self._working() as hook:
+            app_id = hook.app_id_or_default(self.app_id)
+            wanted = whole_number(self.active_workers, "active_workers")
+            deadline = deadline_of(self, time.time() + self.timeout)
+            with self._lowering(context, hook):
+                is_up = self._set(context, hook, app_id, wanted)
+                if is_up and self.wait_until_running:
+                    self._wait(hook, Goal(app_id, active_workers=wanted), deadline)
+                return self._finish(context, app_id)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
+        """
+        Go on after the wait in the triggerer.
+
+        :return: the app's id.
+        """
+        ti = context["ti"]
+        with failing_for_good(), self._working() as hook:
+            self._note(Raised.from_json(ti.xcom_pull(task_ids=ti.task_id, key=KEY, map_indexes=ti.map_index)))
+            with self._lowering(context, hook):
+                raise_for_event(event)
+                return self._finish(context, event["app_id"])
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after a deferral; when Airflow ended it without an event, the app is lowered, too."""
+        if next_method == "__fail__":
+            reason = (next_kwargs or {}).get("error", "unknown")
+            message = f"Airflow ended the wait for the RunGen app in the triggerer: {reason}"
+            return self.execute_complete(
+                context, {"app_id": "", "outcome": "error", "message": message, "hopeless": False}
+            )
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def _set(self, context: Context, hook: RunGenHook, app_id: str, wanted: int) -> bool:
+        """Set the number if need be, leaving a trace before; tell whether the app goes up."""
+        store = context.get("task_state_store")
+        app = hook.get_app(app_id=app_id)
+        before = workers_of(app)
+        raised = Raised(app_id, wanted, before, time.time())
+        kept = Raised.from_json(store.get(KEY)) if store is not None else None
+        if kept is not None and (kept.app_id, kept.active_workers) == (app_id, wanted) and before == wanted:
+            log.info("An earlier attempt set RunGen app %s to %d active workers: going on", app_id, wanted)
+            raised = kept
+        # for the next attempt, for the worker after a deferral, and for the teardown of scaled_app
+        context["ti"].xcom_push(key=KEY, value=raised.to_json())
+        self._note(raised)
+        if app.active_workers == wanted:
+            log.info("RunGen app %s has %d active workers already", app_id, wanted)
+            return wanted > 0
+        if store is not None:
+            store.set(KEY, raised.to_json())
+        log.info(
+            "Setting RunGen app %s to %d active workers; it had %s",
+            *(app_id, wanted, "an unknown number" if before is None else before),
+        )
+        try:
+            if raised.was_raised:
+                hook.perform(scale_app(app_id, wanted))
+            else:
+                by = time.time() + CONFIRM_TIME
+                hook.perform(
+                    set_workers(app_id, wanted, poll_interval=min(self.poll_interval, 5), deadline=by)
+                )
+        except RunGenError as error:
+            if error.hopeless:
+                self._raised = None  # it was refused
+            raise
+        return raised.was_raised
+
+    def _note(self, raised: Raised | None) -> None:
+        if self.scale_down_on_failure and raised is not None and raised.was_raised:
+            self._raised = raised
+
+    def _wait(self, hook: RunGenHook, goal: Goal, deadline: float) -> None:
+        limit = min(time.time() + self.defer_after, deadline) if self.deferrable else deadline
+        try:
+            hook.perform(wait_for_app(goal, poll_interval=self.poll_interval, deadline=limit))
+        except RunGenAppTimeoutError:
+            if time.time() >= deadline:
+                raise
+            self._defer(goal, deadline)
+
+    def _defer(self, goal: Goal, deadline: float) -> NoReturn:
+        from airflow_provider_rungen.triggers import RunGenAppTrigger
+
+        now = time.time()
+        log.info("Waiting for RunGen app %s in the triggerer", goal.app_id)
+        self.defer(
+            trigger=RunGenAppTrigger(
+                rungen_conn_id=self.rungen_conn_id,
+                app_id=goal.app_id,
+                status=goal.status,
+                active_workers=goal.active_workers,
+                poll_interval=self.poll_interval,
+                deadline=deadline,
+                deferred_at=now,
+                raised=None if self._raised is None else self._raised.to_json(),
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=max(deadline - now, 0)) + GRACE,
+        )
+
+    def _finish(self, context: Context, app_id: str) -> str:
+        if (store := context.get("task_state_store")) is not None:
+            store.delete(KEY)  # it got there: from now on this is what it was
+        return app_id
+
+    @contextmanager
+    def _lowering(self, context: Context, hook: RunGenHook) -> Iterator[None]:
+        """Lower again what was raised, when anything goes wrong."""
+        try:
+            yield
+        except TaskDeferred:
+            raise
+        except RunGenAppTimeoutError as error:
+            self._lower(context, hook)
+            message = f"{error}. Raise timeout (now {self.timeout:g} s) if it needs longer."
+            raise RunGenAppTimeoutError(message, app_id=error.app_id) from None
+        except BaseException:
+            self._lower(context, hook)
+            raise
+
+    def _lower(self, context: Context, hook: RunGenHook) -> None:
+        if self._raised is None:
+            return
+        try:
+            hook.perform(lower_app(self._raised))
+        except RunGenError as error:
+            log.error("%s", not_lowered(self._raised, error))
+            return
+        self._raised = None
+        if (store := context.get("task_state_store")) is not None:
+            store.delete(KEY)
+
+    def _abandon(self, hook: RunGenHook) -> None:
+        """Lower again what was raised."""
+        raised = self._raised
+        if raised is None:
+            return
+        within = KILL_TIME - 1
+        try:
+            hook.perform_in_time(lower_app(raised, patience=within / 4), within=within)
+            self._raised = None
+        except RunGenError as error:
+            log.error("%s", not_lowered(raised, error))
+
+
+def whole_number(value: Any, name: str) -> int:
+    """
+    Give a number of workers, which a template may have made text.
+
+    :raises RunGenInputError: it is none.
+    """
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RunGenInputError(f"{name} must be a whole number from 0, not {value!r}; nothing was sent")
+    return value

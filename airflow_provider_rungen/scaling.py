@@ -1,0 +1,292 @@
+"""How an app is brought to a number of workers and back, and waited for, as flows without I/O."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from airflow_provider_rungen.api import (
+    PATIENCE,
+    Flow,
+    Sleep,
+    delete_app,
+    get_app,
+    may_pass,
+    pause_after,
+    scale_app,
+)
+from airflow_provider_rungen.exceptions import (
+    RunGenAppError,
+    RunGenAppTimeoutError,
+    RunGenConflictError,
+    RunGenError,
+    RunGenNotFoundError,
+)
+from airflow_provider_rungen.models import App
+
+log = logging.getLogger(__name__)
+
+_KNOWN = ("STOPPED", "INITIALIZING", "RUNNING", "")
+# How often in a row an app has to tell a lower number than it had, for a single answer may be old.
+LOWERED = 2
+
+
+@dataclass
+class Goal:
+    """
+    What an app is waited for to be, and what was seen of it.
+
+    :param app_id: the app.
+    :param status: the status it has to have, such as ``RUNNING``.
+    :param active_workers: how many workers it has to be set to at least, if that matters.
+    """
+
+    app_id: str
+    status: str = "RUNNING"
+    active_workers: int | None = None
+    _shown: str = field(default="", repr=False)
+    _was_there: bool = field(default=False, repr=False)
+    _lowered: int = field(default=0, repr=False)
+
+    def look(self, app: App) -> bool:
+        """
+        Say what has changed, and tell whether the app is there.
+
+        :raises RunGenAppError: somebody took the workers away that are waited for.
+        """
+        shown = describe(app)
+        if shown != self._shown:
+            level = logging.INFO if app.status in _KNOWN else logging.WARNING
+            log.log(level, "RunGen app %s is %s", self.app_id, shown)
+            self._shown = shown
+        wanted, told = self.active_workers, app.active_workers
+        if wanted is not None and told is not None:
+            if told < wanted:
+                self._lowered += self._was_there
+                if self._lowered >= LOWERED:
+                    raise RunGenAppError(
+                        f"RunGen app {self.app_id} was set to {told} active workers by somebody else while "
+                        f"it was on its way to {wanted}",
+                        app_id=self.app_id,
+                    )
+                return False
+            self._was_there, self._lowered = True, 0
+        return app.is_at(self.status)
+
+    def timeout_error(self) -> RunGenAppTimeoutError:
+        """Give the error that says that it did not get there in time, and where it was seen last."""
+        seen = f"it is {self._shown}" if self._shown else "the service did not tell what it is"
+        return RunGenAppTimeoutError(
+            f"RunGen app {self.app_id} was not {self.status} in time: {seen}", app_id=self.app_id
+        )
+
+
+def describe(app: App) -> str:
+    """Say the status, the workers and the jobs of an app in words."""
+    told = [app.status if app.status in _KNOWN else f"in the unknown status {app.status}"]
+    told[0] = told[0] or "of no status"
+    if app.active_workers is not None:
+        told.append(f"{app.active_workers} active workers")
+    if workers := [f"{count} {state}" for state, count in sorted(app.workers.items()) if count]:
+        told.append(f"of which are told: {', '.join(workers)}")
+    return ", ".join(told)
+
+
+def wait_for_app(goal: Goal, *, poll_interval: float, deadline: float) -> Flow[App]:
+    """
+    Wait until an app is as it has to be; a look that fails but may pass does not end the waiting.
+
+    :param poll_interval: seconds between two looks.
+    :param deadline: the time (seconds since 1970) to stop waiting at; in the past, it allows one look.
+    :raises RunGenAppTimeoutError: the deadline passed.
+    :raises RunGenAppError: somebody took the workers away that are waited for.
+    """
+    app = yield from _look_until(goal.app_id, goal.look, poll_interval=poll_interval, deadline=deadline)
+    if app is None:
+        raise goal.timeout_error()
+    return app
+
+
+def _look_until(
+    app_id: str, is_over: Callable[[App], bool], *, poll_interval: float, deadline: float
+) -> Flow[App | None]:
+    """Look at an app until something holds; ``None`` if it did not until the deadline."""
+    now = yield Sleep(0)
+    failures = 0
+    while True:
+        is_last, begun_at, pause = now >= deadline, now, 0.0
+        try:
+            app = yield from get_app(app_id, attempts=1)
+            failures = 0
+            if is_over(app):
+                return app
+        except RunGenError as error:
+            if not may_pass(error):
+                raise
+            if not failures:
+                log.warning("%s; waiting goes on", str(error).rstrip("."))
+            pause = pause_after(failures, error)
+            failures += 1
+        if is_last:
+            return None
+        now = yield Sleep(0)
+        now = yield Sleep(min(max(begun_at + poll_interval - now, pause), max(deadline - now, 0)))
+
+
+# --- up and down -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Raised:
+    """
+    What was done to an app.
+
+    :param app_id: the app.
+    :param active_workers: the number of workers that it was set to.
+    :param before: the number that it had, where that is known.
+    :param at: the time (seconds since 1970).
+    """
+
+    app_id: str
+    active_workers: int
+    before: int | None
+    at: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Raised | None:
+        """Read what was kept; ``None`` where nothing was."""
+        try:
+            return cls(**value)
+        except TypeError:
+            return None
+
+    @property
+    def was_raised(self) -> bool:
+        """Whether there is something to lower."""
+        return self.before is None or self.before < self.active_workers
+
+
+def workers_of(app: App) -> int | None:
+    """Give the number of workers an app is paid for, where it can be told."""
+    if app.active_workers is not None:
+        return app.active_workers
+    return 0 if app.is_at("STOPPED") else None
+
+
+def lower_app(raised: Raised, *, patience: float = PATIENCE) -> Flow[None]:
+    """
+    Set an app back to what it was before it was raised, unless somebody else has set yet another number.
+
+    :param patience: the seconds after which no further attempt is made.
+    :raises RunGenError: it is not certain that it was lowered.
+    """
+    app_id, before = raised.app_id, raised.before
+    if before is None:
+        raise RunGenAppError(
+            f"it is not known how many workers RunGen app {app_id} had before", app_id=app_id
+        )
+    told: int | None = None
+    try:
+        told = (yield from get_app(app_id, attempts=1)).active_workers
+    except RunGenNotFoundError:
+        return
+    except RunGenError:
+        pass  # to lower it matters more
+    if told not in (None, before, raised.active_workers):
+        log.warning("RunGen app %s has %s active workers by now: it is left so", app_id, told)
+        return
+    yield from scale_app(app_id, before, patience=patience)
+    log.info("RunGen app %s was lowered again to %s active workers", app_id, before)
+
+
+def not_lowered(raised: Raised, error: Exception) -> str:
+    """Say that an app is left as it is, and what to do."""
+    return (
+        f"RunGen app {raised.app_id} was raised to {raised.active_workers} active workers and could NOT be "
+        f"lowered again: {str(error).rstrip('.')}. It is billed until it is scaled down: see to it"
+    )
+
+
+def set_workers(app_id: str, active_workers: int, *, poll_interval: float, deadline: float) -> Flow[App]:
+    """
+    Set the number of an app's workers, and see that the app tells it, where it tells any.
+
+    :raises RunGenAppTimeoutError: it told another number until the deadline.
+    """
+    told = yield from scale_app(app_id, active_workers)
+
+    def is_set(app: App) -> bool:
+        nonlocal told
+        told = app
+        return app.active_workers in (None, active_workers)
+
+    if not is_set(told) and not (
+        yield from _look_until(app_id, is_set, poll_interval=poll_interval, deadline=deadline)
+    ):
+        raise RunGenAppTimeoutError(
+            f"RunGen app {app_id} was to have {active_workers} active workers, but is {describe(told)}",
+            app_id=app_id,
+        )
+    return told
+
+
+def drain_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[int | None]:
+    """
+    Wait until no job of an app is queued or running; give how many are at the end.
+
+    :param deadline: the time (seconds since 1970) to stop waiting at; in the past, it allows one look.
+    :return: 0, the jobs that are left at the deadline, or ``None`` where the app does not count them.
+    """
+    left: int | None = None
+
+    def is_idle(app: App) -> bool:
+        nonlocal left
+        if app.busy and app.busy != left:
+            log.info("RunGen app %s has %d jobs queued or running", app_id, app.busy)
+        left = app.busy
+        return not left
+
+    yield from _look_until(app_id, is_idle, poll_interval=poll_interval, deadline=deadline)
+    return left
+
+
+def remove_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[None]:
+    """
+    Stop an app, wait until its workers are gone, and delete it.
+
+    :raises RunGenNotFoundError: it was gone before.
+    :raises RunGenAppTimeoutError: it did not stop until the deadline.
+    """
+    goal = Goal(app_id, "STOPPED")
+    app = yield from get_app(app_id)
+    if not (goal.look(app) and app.active_workers == 0):
+        yield from scale_app(app_id, 0)
+        yield from wait_for_app(goal, poll_interval=poll_interval, deadline=deadline)
+    while True:
+        try:
+            return (yield from delete_app(app_id))
+        except RunGenConflictError:  # its workers are on their way out
+            now = yield Sleep(0)
+            if now >= deadline:
+                raise
+            yield Sleep(min(poll_interval, deadline - now))
+
+
+def raise_for_event(event: dict[str, Any]) -> None:
+    """
+    Raise if the app did not get there in the triggerer.
+
+    :raises RunGenAppTimeoutError: the deadline passed.
+    :raises RunGenError: the trigger could not go on.
+    """
+    if event["outcome"] == "timeout":
+        raise RunGenAppTimeoutError(event["message"], app_id=event["app_id"])
+    if event["outcome"] == "error":
+        failure = RunGenAppError(event["message"], app_id=event["app_id"])
+        failure.hopeless = event["hopeless"]
+        raise failure

@@ -1,0 +1,50 @@
+"""The one Airflow, and the one server, that the system tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_rungen.emulator import Emulator
+from system.stage import AirflowInstance, Run
+
+# A dead supervisor is noticed after 15 s, not after 5 minutes.
+IMPATIENT = {
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+    "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "3",
+    "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",
+    "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
+}
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[Emulator]:
+    with Emulator(workers=100, api_key="a-key-that-must-appear-nowhere") as emulator:
+        yield emulator
+
+
+@pytest.fixture(autouse=True)
+def _connection(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", emulator.airflow_connection())
+
+
+@pytest.fixture(scope="session")
+def airflow(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowInstance]:
+    environment = {"AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(), **IMPATIENT}
+    home, dags = tmp_path_factory.mktemp("airflow"), Path(__file__).parent / "dags"
+    with AirflowInstance(home, dags, environment=environment) as instance:
+        yield instance
+
+
+@pytest.fixture
+def start(airflow: AirflowInstance, emulator: Emulator) -> Callable[..., Run]:
+    def start(dag_id: str, **options: Any) -> Run:
+        return Run(airflow, emulator, dag_id, **options)
+
+    return start

@@ -1,0 +1,52 @@
+"""DAGs that pay for an app while they need it; which app, and what goes wrong, comes from the run's conf."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, task
+
+from airflow_provider_rungen.operators import RunGenRunJobOperator, scaled_app
+
+APP = "{{ dag_run.conf['app_id'] }}"
+DEFAULTS = {
+    "retries": 1,
+    "retry_delay": timedelta(seconds=1),
+    "app_id": APP,
+    "poll_interval": 1,
+}
+
+
+@task(retries=0)
+def meddle(at: str, **context: Any) -> None:
+    """Do what the run's conf says for this place."""
+    todo = context["dag_run"].conf.get(at)
+    if todo == "fail":
+        raise RuntimeError("failed as asked")
+    if todo == "skip":
+        raise AirflowSkipException("skipped as asked")
+
+
+def run(task_id: str) -> RunGenRunJobOperator:
+    return RunGenRunJobOperator(
+        task_id=task_id, input="{{ dag_run.conf['input'] }}", wait_for_completion=True, deferrable=False
+    )
+
+
+def chain(dag_id: str, **options: Any) -> None:
+    with DAG(dag_id, schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS) as dag:
+        before = meddle.override(task_id="before")("before")
+        with scaled_app(APP, 2, timeout=100, **options) as gpu:
+            first = run("first")
+            middle = meddle.override(task_id="middle")("middle")
+            before >> first >> middle >> run("last")
+        first >> meddle.override(task_id="after")("after")
+        gpu.down.retries = 2
+        gpu.down.retry_delay = timedelta(seconds=1)
+    globals()[dag_id] = dag
+
+
+chain("scaled")
+chain("scaled_deferred", deferrable=True, defer_after=1)
+chain("scaled_without_retries", retries=0)

@@ -1,0 +1,96 @@
+"""What the system tests look at: one run of a DAG, and what the server saw of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_rungen.emulator import Emulator
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from airflow_instance import AirflowInstance
+
+__all__ = ["AirflowInstance", "Run", "task_processes", "until"]
+
+
+class Run:
+    """One run of a system test's DAG, and the jobs that it made."""
+
+    def __init__(
+        self, airflow: AirflowInstance, emulator: Emulator, dag_id: str, *, seconds: float, **conf: Any
+    ) -> None:
+        self.airflow, self.emulator, self.dag_id = airflow, emulator, dag_id
+        self.prompt = f"system test {uuid.uuid4()}"
+        job_input = {"prompt": self.prompt, "emulator": {"seconds": seconds}}
+        self.id = airflow.trigger(dag_id, {"input": job_input, "count": 1} | conf)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        return [job for job in self.emulator.service.jobs() if job["input"]["prompt"].startswith(self.prompt)]
+
+    def jobs_by_status(self) -> dict[str, int]:
+        return dict(Counter(job["status"] for job in self.jobs()))
+
+    def tasks(self, task_id: str = "run") -> list[dict[str, Any]]:
+        instances = self.airflow.task_instances(self.dag_id, self.id)
+        return [instance for instance in instances if instance["task_id"] == task_id]
+
+    def task(self, task_id: str = "run") -> dict[str, Any]:
+        [task] = self.tasks(task_id)
+        return task
+
+    def log(self, try_number: int = 1, task_id: str = "run", map_index: int = -1) -> str:
+        return self.airflow.log(self.dag_id, self.id, task_id, try_number, map_index)
+
+    def mark(self, state: str) -> None:
+        self.airflow.set_task_state(self.dag_id, self.id, "run", state)
+
+    def clear(self) -> None:
+        self.airflow.clear(self.dag_id, self.id, ["run"])
+
+    def wait_for_jobs(self, count: int, status: str = "RUNNING", timeout: float = 90) -> None:
+        until(lambda: self.jobs_by_status().get(status, 0) >= count, timeout, lambda: str(self.jobs()))
+
+    def wait_for_state(self, state: str, timeout: float = 90, task_id: str = "run") -> None:
+        until(
+            lambda: {task["state"] for task in self.tasks(task_id)} == {state},
+            timeout,
+            lambda: str(self.tasks(task_id)),
+        )
+
+    def wait_for_trigger(self, task_id: str = "run") -> None:
+        """Wait until the triggerer has taken the task over; before, Airflow tells nobody of a kill."""
+
+        def log() -> str:
+            return self.log(task_id=task_id)
+
+        self.wait_for_state("deferred", task_id=task_id)
+        until(lambda: "(ID" in log() and " starting" in log(), 30, log)
+
+    def wait_for_end(self, timeout: float = 150) -> str:
+        return self.airflow.wait_for_run(self.dag_id, self.id, timeout)
+
+
+def until(is_true: Callable[[], bool], timeout: float, tell: Callable[[], str]) -> None:
+    give_up_at = time.monotonic() + timeout
+    while not is_true():
+        if time.monotonic() > give_up_at:
+            pytest.fail(f"not so after {timeout} s: {tell()}")
+        time.sleep(0.2)
+
+
+def task_processes(airflow: AirflowInstance, run: Run, task_id: str = "run") -> dict[str, int]:
+    """Give the pids of a running task's supervisor and of the task itself."""
+    found = {
+        "supervisor" if "LocalExecutor" in title else "task": pid
+        for pid, title in airflow.processes(run.task(task_id)["id"]).items()
+    }
+    assert set(found) == {"supervisor", "task"}
+    return found

@@ -1,0 +1,194 @@
+"""Fail, kill, mark and clear runs that pay for an app in a real Airflow; what counts is the server's bill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from airflow_provider_rungen.emulator import Emulator, Fault
+from system.stage import AirflowInstance, Run, task_processes, until
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+
+class Paid:
+    """An app of a test's own, and what it cost."""
+
+    def __init__(self, emulator: Emulator, init_seconds: float) -> None:
+        self.id = f"app-{uuid.uuid4()}"
+        self.service = emulator.service
+        self.service.add_app(self.id, init_seconds=init_seconds)
+
+    @property
+    def active_workers(self) -> int:
+        workers: int = self.service.stats()["active_workers"][self.id]
+        return workers
+
+    @property
+    def bill(self) -> float:
+        bill: float = self.service.stats()["worker_seconds"][self.id]
+        return bill
+
+    def numbers(self) -> list[bytes]:
+        """Every number of workers that was asked for."""
+        path = f"/app/{self.id}"
+        records = self.service.records()
+        return [record.body for record in records if record.path == path and record.method == "PUT"]
+
+    def assert_over(self) -> None:
+        assert self.active_workers == 0
+        bill = self.bill
+        time.sleep(2)
+        assert self.bill == bill
+
+
+UP = b'{"configuration":{"active_workers":2}}'
+DOWN = b'{"configuration":{"active_workers":0}}'
+
+
+@pytest.fixture
+def paid(emulator: Emulator) -> Callable[..., Paid]:
+    return lambda init_seconds=1.0: Paid(emulator, init_seconds)
+
+
+@pytest.fixture(autouse=True)
+def _no_faults_left(emulator: Emulator) -> Iterator[None]:
+    yield
+    emulator.service.clear_faults()
+
+
+def states(run: Run) -> dict[str, str]:
+    return {task["task_id"]: task["state"] for task in run.airflow.task_instances(run.dag_id, run.id)}
+
+
+def mark_run(run: Run, state: str) -> None:
+    run.airflow.request("PATCH", f"/dags/{run.dag_id}/dagRuns/{run.id}", {"state": state})
+
+
+def test_an_app_is_paid_for_while_its_tasks_run(start: Callable[..., Run], paid: Callable[..., Paid]) -> None:
+    app = paid()
+    run = start("scaled", seconds=1, app_id=app.id)
+    assert run.wait_for_end() == "success"
+    app.assert_over()
+    assert app.numbers() == [UP, DOWN]
+    assert set(states(run).values()) == {"success"}
+    assert "it was up for " in run.log(task_id="app_down")
+    assert run.jobs_by_status() == {"COMPLETED": 2}
+
+
+@pytest.mark.parametrize(("todo", "state"), [("fail", "failed"), ("skip", "success")])
+def test_a_run_that_stops_in_the_middle(
+    start: Callable[..., Run], paid: Callable[..., Paid], todo: str, state: str
+) -> None:
+    app = paid()
+    run = start("scaled", seconds=1, app_id=app.id, middle=todo)
+    assert run.wait_for_end() == state
+    app.assert_over()
+    assert app.numbers() == [UP, DOWN]
+    assert states(run)["app_down"] == "success"
+
+
+def test_a_run_that_fails_before_costs_nothing(start: Callable[..., Run], paid: Callable[..., Paid]) -> None:
+    app = paid()
+    run = start("scaled", seconds=1, app_id=app.id, before="fail")
+    assert run.wait_for_end() == "failed"
+    assert app.numbers() == []
+    assert states(run)["app_up"] == "upstream_failed"
+    assert "nothing is scaled down" in run.log(task_id="app_down")
+
+
+@pytest.mark.parametrize("dag_id", ["scaled", "scaled_without_retries"])
+def test_a_worker_killed_while_the_app_initialises(
+    airflow: AirflowInstance, start: Callable[..., Run], paid: Callable[..., Paid], dag_id: str
+) -> None:
+    app = paid(init_seconds=25)
+    run = start(dag_id, seconds=1, app_id=app.id)
+    until(lambda: app.active_workers == 2, 60, lambda: str(states(run)))
+    os.kill(task_processes(airflow, run, "app_up")["task"], signal.SIGKILL)
+    state = run.wait_for_end()
+    app.assert_over()
+    if dag_id == "scaled":
+        assert state == "success"
+        assert app.numbers() == [UP, DOWN]
+        assert "An earlier attempt set RunGen app" in run.log(2, task_id="app_up")
+    else:
+        assert state == "failed"
+        assert states(run)["first"] == "upstream_failed"
+        assert app.numbers()[-1] == DOWN
+
+
+@pytest.mark.parametrize("dag_id", ["scaled", "scaled_deferred"])
+def test_a_run_marked_failed_while_the_app_initialises(
+    start: Callable[..., Run], paid: Callable[..., Paid], dag_id: str
+) -> None:
+    app = paid(init_seconds=200)
+    run = start(dag_id, seconds=1, app_id=app.id)
+    until(lambda: app.active_workers == 2, 60, lambda: str(states(run)))
+    if dag_id == "scaled_deferred":
+        run.wait_for_trigger("app_up")
+    mark_run(run, "failed")
+    until(lambda: app.active_workers == 0, 40, lambda: str(states(run)))
+    state = run.wait_for_end()
+    app.assert_over()
+    assert (state, states(run)["app_up"], states(run)["app_down"]) == ("failed", "failed", "success")
+
+
+def test_a_task_in_the_middle_cleared_in_a_finished_run(
+    airflow: AirflowInstance, start: Callable[..., Run], paid: Callable[..., Paid]
+) -> None:
+    app = paid()
+    run = start("scaled", seconds=1, app_id=app.id, middle="fail")
+    assert run.wait_for_end() == "failed"
+    airflow.clear(run.dag_id, run.id, ["middle"])
+    until(lambda: app.active_workers == 2, 60, lambda: str(states(run)))
+    assert run.wait_for_end() == "failed"
+    app.assert_over()
+    assert app.numbers() == [UP, DOWN, UP, DOWN]
+    assert run.task("middle")["try_number"] == 2
+    assert run.task("first")["try_number"] == 1
+
+
+def test_the_first_of_two_runs_to_end_leaves_the_app_to_the_other(
+    start: Callable[..., Run], paid: Callable[..., Paid]
+) -> None:
+    app = paid()
+    long = start("scaled", seconds=15, app_id=app.id)
+    until(lambda: app.active_workers == 2, 60, lambda: str(states(long)))
+    short = start("scaled", seconds=1, app_id=app.id)
+    assert short.wait_for_end() == "success"
+    assert f"app_down of run {long.id} is going to scale it down" in short.log(task_id="app_down")
+    assert app.active_workers == 2
+    assert long.wait_for_end() == "success"
+    app.assert_over()
+    assert app.numbers() == [UP, DOWN]
+
+
+def test_a_teardown_outlasts_an_outage(
+    emulator: Emulator, start: Callable[..., Run], paid: Callable[..., Paid]
+) -> None:
+    app = paid()
+    run = start("scaled", seconds=6, app_id=app.id)
+    run.wait_for_jobs(1)
+    emulator.service.inject(Fault(on="update_app", status=500, times=7))
+    assert run.wait_for_end() == "success"
+    app.assert_over()
+    assert run.task("app_down")["try_number"] == 2
+
+
+def test_a_teardown_that_fails_fails_the_run(
+    emulator: Emulator, start: Callable[..., Run], paid: Callable[..., Paid]
+) -> None:
+    app = paid()
+    run = start("scaled", seconds=6, app_id=app.id)
+    run.wait_for_jobs(1)
+    emulator.service.inject(Fault(on="update_app", status=403, times=None))
+    assert run.wait_for_end() == "failed"
+    assert states(run) | {"app_down": "failed", "app_end": "upstream_failed"} == states(run)
+    assert states(run)["after"] == states(run)["last"] == "success"
+    assert "may NOT be scaled down" in run.log(3, task_id="app_down")
+    emulator.service.scale(app.id, 0)
