@@ -10,11 +10,12 @@ from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
+    RunGenCreateAppOperator,
     RunGenRunBatchOperator,
     scaled_app,
 )
 
-APP_ID = os.environ.get("RUNGEN_APP_ID", "flux-schnell")
+MODEL_URL = os.environ.get("RUNGEN_MODEL_URL", "https://models.example/flux-schnell.safetensors")
 SUBJECTS = ("a harbour at dawn", "a market in the rain", "a mountain hut at night")
 
 with DAG(
@@ -38,10 +39,18 @@ with DAG(
         return sum(len(result["images"]) for result in results)
 
     inputs = extract()
-    with scaled_app(APP_ID, active_workers=1, deferrable=True, drain=True, drain_timeout=600):
+    # the first run creates it, the others find it by its name; without workers it costs nothing
+    create = RunGenCreateAppOperator(
+        task_id="create",
+        name="pictures of the night",
+        configuration={"gpu_tier": "BASIC", "active_workers": 0},
+        workflow={"model_url": MODEL_URL},
+    )
+    app_id = create.output
+    with scaled_app(app_id, active_workers=1, deferrable=True, drain=True, drain_timeout=600):
         paint = RunGenRunBatchOperator(
-            task_id="paint", app_id=APP_ID, inputs=inputs, deferrable=True, input_schema="flux-schnell"
+            task_id="paint", app_id=app_id, inputs=inputs, deferrable=True, input_schema="flux-schnell"
         )
     # what the jobs have made can be collected when the app is down
-    collect = RunGenCollectResultsOperator(task_id="collect", app_id=APP_ID, job_id=paint.output)
+    collect = RunGenCollectResultsOperator(task_id="collect", app_id=app_id, job_id=paint.output)
     report(collect.output)

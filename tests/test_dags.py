@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from conftest import HOME
 from airflow_provider_rungen.emulator import Emulator
 
 DAGS = Path(__file__).parent / "dags"
+EXAMPLES = sorted((Path(__file__).parents[1] / "example_dags").glob("*.py"))
 WAYS: dict[str, dict[str, Any]] = {
     "wrapped upper": {"shape": "wrapped", "words": "upper"},
     "flat lower": {"shape": "flat", "words": "lower", "time_format": "space", "execution_time_as": "number"},
@@ -117,3 +119,10 @@ def test_neither_key_nor_signed_url_is_in_the_log(runs: Runs) -> None:
     assert "RunGen job" in runs.log
     assert runs.emulator.service.api_key not in runs.log
     assert "X-Amz-Signature" not in runs.log
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_a_dag(example: Path) -> None:
+    paint = runpy.run_path(str(example))["paint"]
+    assert paint.dag.dag_id == example.stem
+    paint.dag.validate()

@@ -192,3 +192,32 @@ def test_a_teardown_that_fails_fails_the_run(
     assert states(run)["after"] == states(run)["last"] == "success"
     assert "may NOT be scaled down" in run.log(3, task_id="app_down")
     emulator.service.scale(app.id, 0)
+
+
+def test_a_worker_killed_while_it_scales_down(
+    airflow: AirflowInstance, start: Callable[..., Run], paid: Callable[..., Paid]
+) -> None:
+    app = paid()
+    run = start("scaled_draining", seconds=20, app_id=app.id)
+    run.wait_for_state("running", task_id="app_down")
+    until(lambda: "has 1 jobs queued or running" in run.log(task_id="app_down"), 60, lambda: str(states(run)))
+    os.kill(task_processes(airflow, run, "app_down")["task"], signal.SIGKILL)
+    assert run.wait_for_end() == "success"
+    app.assert_over()
+    assert run.task("app_down")["try_number"] == 2
+    assert run.jobs_by_status() == {"COMPLETED": 1}, "it was waited for"
+
+
+def test_a_triggerer_killed_while_the_app_initialises(
+    airflow: AirflowInstance, start: Callable[..., Run], paid: Callable[..., Paid]
+) -> None:
+    app = paid(init_seconds=40)
+    run = start("scaled_deferred", seconds=1, app_id=app.id)
+    run.wait_for_trigger("app_up")
+    for pid in airflow.processes("airflow triggerer"):
+        os.kill(pid, signal.SIGKILL)
+    airflow.start_component("triggerer")
+    assert run.wait_for_end(200) == "success"
+    app.assert_over()
+    assert app.numbers() == [UP, DOWN]
+    assert run.task("app_up")["try_number"] == 1

@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, task
 
+from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunJobOperator, scaled_app
 
 APP = "{{ dag_run.conf['app_id'] }}"
@@ -34,6 +35,13 @@ def run(task_id: str) -> RunGenRunJobOperator:
     )
 
 
+@task(retries=0)
+def leave_a_job(**context: Any) -> None:
+    """Submit a job that nobody waits for."""
+    with RunGenHook() as hook:
+        hook.run_job(app_id=context["dag_run"].conf["app_id"], input=context["dag_run"].conf["input"])
+
+
 def chain(dag_id: str, **options: Any) -> None:
     with DAG(dag_id, schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS) as dag:
         before = meddle.override(task_id="before")("before")
@@ -50,3 +58,8 @@ def chain(dag_id: str, **options: Any) -> None:
 chain("scaled")
 chain("scaled_deferred", deferrable=True, defer_after=1)
 chain("scaled_without_retries", retries=0)
+
+with DAG("scaled_draining", schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS):
+    with scaled_app(APP, 2, drain=True) as gpu:
+        leave_a_job()
+    gpu.down.retry_delay = timedelta(seconds=1)
