@@ -84,9 +84,9 @@ class Goal:
 
 
 def describe(app: App) -> str:
-    """Say the status, the workers and the jobs of an app in words."""
-    told = [app.status if app.status in _KNOWN else f"in the unknown status {app.status}"]
-    told[0] = told[0] or "of no status"
+    """Say the status and the workers of an app in words."""
+    status = app.status or "of no status"
+    told = [status if app.status in _KNOWN else f"in the unknown status {status}"]
     if app.active_workers is not None:
         told.append(f"{app.active_workers} active workers")
     if workers := [f"{count} {state}" for state, count in sorted(app.workers.items()) if count]:

@@ -34,31 +34,41 @@ LAST_LOOK_TIME = 30.0
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
-class _AppWaiter:
-    """Somebody who waits for the app itself, and the context of its log."""
+class _Waiter:
+    """Somebody who waits: for which jobs (in their order), if for any, and the context of its log."""
 
-    goal: Goal
     poll_interval: float
+    waiting: dict[str, None] = field(default_factory=dict)
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
-    waiting: dict[str, None] = field(default_factory=dict)
-    is_wide: bool = False
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether there is too much to say of each job."""
+        return False
+
+    def timeout_error(self) -> RunGenError:
+        """Give the error that says what was not so in time."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class _AppWaiter(_Waiter):
+    """Somebody who waits for the app itself."""
+
+    goal: Goal
 
     def timeout_error(self) -> RunGenError:
         return self.goal.timeout_error()
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
-class _Waiter:
-    """Somebody who waits for jobs (in their order), and the context of its log."""
+class _JobWaiter(_Waiter):
+    """Somebody who waits for jobs."""
 
     app_id: str
-    waiting: dict[str, None]
-    poll_interval: float
     progress: Progress
-    done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     over: dict[str, Job] = field(default_factory=dict)
-    context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
     def timeout_error(self) -> RunGenError:
         return timeout_error(self.app_id, list(self.waiting))
@@ -79,10 +89,10 @@ class Watcher:
         self._key = (rungen_conn_id, app_id)
         self._hook = RunGenHook(rungen_conn_id)
         self._watch = Watch(app_id, self._say, take=without_contents)
-        self._waiters: dict[str, set[_Waiter]] = defaultdict(set)
+        self._waiters: dict[str, set[_JobWaiter]] = defaultdict(set)
         self._app_waiters: set[_AppWaiter] = set()
         # those whose deadline has passed, and who are owed a last look
-        self._late: set[_Waiter | _AppWaiter] = set()
+        self._late: set[_Waiter] = set()
         self._interval = 0.0
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -108,7 +118,7 @@ class Watcher:
             return []
         progress = Progress(len(set(job_ids)), time.monotonic())
         waiting = dict.fromkeys(job_ids)
-        waiter = _Waiter(
+        waiter = _JobWaiter(
             app_id=self._watch.app_id, waiting=waiting, poll_interval=poll_interval, progress=progress
         )
         for job_id in job_ids:
@@ -130,7 +140,7 @@ class Watcher:
         self._app_waiters.add(waiter)
         await self._until_done(waiter, deadline)
 
-    async def _until_done(self, waiter: _Waiter | _AppWaiter, deadline: float) -> None:
+    async def _until_done(self, waiter: _Waiter, deadline: float) -> None:
         if waiter.poll_interval < self._interval:
             self._changed.set()
         if self._task is None:
@@ -149,19 +159,19 @@ class Watcher:
         finally:
             self._leave(waiter)
 
-    def _leave(self, waiter: _Waiter | _AppWaiter) -> None:
+    def _leave(self, waiter: _Waiter) -> None:
         waiter.done.cancel()
         self._late.discard(waiter)
         if isinstance(waiter, _AppWaiter):
             self._app_waiters.discard(waiter)
-        else:
+        elif isinstance(waiter, _JobWaiter):
             self._leave_jobs(waiter)
         if not self._everyone() and not self.is_closed:
             self.is_closed = True
             if self._task is not None:
                 self._task.cancel()
 
-    def _leave_jobs(self, waiter: _Waiter) -> None:
+    def _leave_jobs(self, waiter: _JobWaiter) -> None:
         for job_id in waiter.waiting:
             self._waiters[job_id].discard(waiter)
             if not self._waiters[job_id]:
@@ -211,7 +221,7 @@ class Watcher:
     def _shortest_interval(self) -> float:
         return min((waiter.poll_interval for waiter in self._everyone()), default=60.0)
 
-    def _everyone(self) -> set[_Waiter | _AppWaiter]:
+    def _everyone(self) -> set[_Waiter]:
         return set().union(self._app_waiters, *self._waiters.values())
 
     def _show(self, app: App | RunGenError) -> None:
@@ -243,7 +253,7 @@ class Watcher:
                     waiter.done.set_result(None)
         self._watch.forget(over)
 
-    def _let_go(self, late: Iterable[_Waiter | _AppWaiter]) -> None:
+    def _let_go(self, late: Iterable[_Waiter]) -> None:
         """End the wait of those who have had their last look."""
         for waiter in late:
             self._late.discard(waiter)
@@ -261,7 +271,7 @@ class Watcher:
             waiter.context.run(say_less if waiter.is_wide else log_line, level, line, job_id)
 
 
-def _fail(waiter: _Waiter | _AppWaiter, error: Exception) -> None:
+def _fail(waiter: _Waiter, error: Exception) -> None:
     if not waiter.done.done():
         waiter.done.set_exception(error)
 

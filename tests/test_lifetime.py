@@ -19,7 +19,7 @@ from conftest import FakeTaskInstance, Outcome, run_task
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator, scaled_app
-from airflow_provider_rungen.operators.lifetime import RunGenScaleDownOperator, duration
+from airflow_provider_rungen.operators.scale_down import RunGenScaleDownOperator, duration
 from airflow_provider_rungen.scaling import Raised
 
 APP = "gpu"
@@ -323,7 +323,7 @@ def test_draining_has_its_time(emulator: Emulator, context: Any, caplog: pytest.
 def test_an_app_may_stay_up_for_the_jobs_of_others(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.operators.lifetime.LAG", 0.3)
+    monkeypatch.setattr("airflow_provider_rungen.operators.scale_down.LAG", 0.3)
     submit(emulator, 0.1)
     run_task(down_op(keep_if_busy=True), context)
     assert workers(emulator) == 0, "a job that has just ended is no reason"
