@@ -36,13 +36,14 @@ class Runs:
 
     def __init__(self, folder: Path, emulator: Emulator) -> None:
         self.emulator = emulator
-        names = [*WAYS, "deferred", "failing"]
+        names = [*WAYS, "deferred", "failing", "scaled"]
         self.reports = {name: folder / f"{number}.json" for number, name in enumerate(names)}
         plan = [("rungen_ways", options, str(self.reports[name])) for name, options in WAYS.items()]
         plan.append(
             ("rungen_deferred", {"shape": "wrapped", "words": "upper"}, str(self.reports["deferred"]))
         )
         plan.append(("rungen_failing", {}, str(self.reports["failing"])))
+        plan.append(("rungen_scaled", {}, str(self.reports["scaled"])))
         environment = {
             **os.environ,
             "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
@@ -80,6 +81,8 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     with Emulator(job_seconds=0.1) as emulator:
+        emulator.service.add_app("gpu", init_seconds=0.5)
+        emulator.service.add_app("idle")
         yield Runs(tmp_path_factory.mktemp("reports"), emulator)
 
 
@@ -101,8 +104,8 @@ def test_the_template_was_rendered(runs: Runs) -> None:
 
 
 def test_no_job_was_made_twice(runs: Runs) -> None:
-    assert runs.emulator.service.stats()["jobs_created"] == 4 * len(WAYS) + 2
-    assert runs.emulator.service.count("run") == 4 * len(WAYS) + 2
+    assert runs.emulator.service.stats()["jobs_created"] == 4 * len(WAYS) + 3
+    assert runs.emulator.service.count("run") == 4 * len(WAYS) + 3
 
 
 def test_a_deferred_task_comes_back(runs: Runs) -> None:
@@ -113,6 +116,22 @@ def test_a_deferred_task_comes_back(runs: Runs) -> None:
 def test_a_failed_job_fails_its_dag_run(runs: Runs) -> None:
     assert runs.states["failing"] == {"bad[-1]": "failed", "collected_bad[-1]": "upstream_failed"}
     assert "out of memory" in runs.log
+
+
+def test_an_app_is_scaled_down_when_its_tasks_failed_and_left_alone_when_it_was_not_up(runs: Runs) -> None:
+    states = runs.states["scaled"]
+    assert {task_id for task_id, state in states.items() if state == "failed"} == {
+        "fail[-1]",
+        "fail_before[-1]",
+    }
+    assert (states["app_up[-1]"], states["app_2_up[-1]"]) == ("success", "upstream_failed")
+    assert (states["app_down[-1]"], states["app_2_down[-1]"]) == ("success", "success")
+    assert states["never[-1]"] == states["never_too[-1]"] == states["app_2_end[-1]"] == "upstream_failed"
+    stats = runs.emulator.service.stats()
+    assert stats["active_workers"]["gpu"] == 0
+    assert stats["worker_seconds"]["gpu"] > 0
+    assert stats["worker_seconds"]["idle"] == 0
+    assert runs.emulator.service.count("update_app") == 2
 
 
 def test_neither_key_nor_signed_url_is_in_the_log(runs: Runs) -> None:

@@ -14,6 +14,7 @@ from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
     RunGenRunJobOperator,
+    scaled_app,
 )
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
@@ -79,3 +80,21 @@ with DAG("rungen_failing", schedule=None, start_date=START) as failing:
         task_id="bad", input={"prompt": "fail: out of memory"}, wait_for_completion=True, **FAST
     )
     collected_bad = RunGenCollectResultsOperator(task_id="collected_bad", job_id=bad.output, **FAST)
+
+with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
+
+    @task
+    def fail() -> None:
+        raise RuntimeError("in the middle")
+
+    @task
+    def never() -> None: ...
+
+    with scaled_app("gpu", 2, poll_interval=0.05):
+        work = RunGenRunJobOperator(
+            task_id="work", app_id="gpu", input={"prompt": "y"}, wait_for_completion=True, **FAST
+        )
+        work >> fail() >> never()
+    with scaled_app("idle", 2) as idle:
+        never.override(task_id="never_too")()
+    work >> fail.override(task_id="fail_before")() >> idle.up
