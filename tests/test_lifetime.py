@@ -278,7 +278,7 @@ def test_a_teardown_that_fails_is_loud_and_tried_again(
     emulator.service.inject(Fault(on="update_app", status=status, times=None))
     outcome = run_task(down_op(), context)
     assert type(outcome.error) is RunGenAppError, "which a retry may help, even with a wrong key"
-    assert f"RunGen app {APP} may NOT be scaled down, and is billed until it is" in str(outcome.error)
+    assert f"RunGen app {APP} is perhaps NOT scaled down, and billed until it is" in str(outcome.error)
 
 
 def test_airflow_2_tells_whether_this_run_touched_the_app(emulator: Emulator, context: Any) -> None:

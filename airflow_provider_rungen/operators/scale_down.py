@@ -99,7 +99,7 @@ class RunGenScaleDownOperator(RunGenTask):
                 log.info("RunGen app %s is gone", app_id)
             except RunGenError as error:
                 raise RunGenAppError(
-                    f"RunGen app {app_id} may NOT be scaled down, and is billed until it is: {error}",
+                    f"RunGen app {app_id} is perhaps NOT scaled down, and billed until it is: {error}",
                     app_id=app_id,
                 ) from error
             else:
