@@ -39,6 +39,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest
 
 test-system: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[system]'
 	@$(BIN)/python -m pytest -m system
 
 bench: $(READY)
