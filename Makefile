@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 .PHONY: help demo test test-system standalone bench lint types format clean
 
 help:
-	@echo "make demo         paint a picture: real Airflow, emulated RunGen service, no key needed (a minute)"
+	@echo "make demo         run the example DAGs: real Airflow, emulated RunGen service, no key needed (two minutes)"
 	@echo "make test         run the tests"
 	@echo "make test-system  run the tests that start a real Airflow and kill parts of it (minutes)"
 	@echo "make standalone   Airflow with the example DAGs and the emulator, until Ctrl-C (PORT=8080 sets the UI's port)"

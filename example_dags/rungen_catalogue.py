@@ -1,20 +1,21 @@
-"""Every night: paint a picture for each row of a catalogue, and write down where the pictures are."""
+"""Every night: paint a picture for each row of a catalogue, keep the pictures, and write a table of them."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, task
+from airflow.providers.common.compat.sdk import DAG, Asset, ObjectStoragePath, task
 
-from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunJobOperator
+from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunBatchOperator
 
 HOME = os.environ.get("AIRFLOW_HOME", "~/airflow")
-FOLDER = os.environ.get("RUNGEN_CATALOGUE_FOLDER", f"{HOME}/rungen_catalogue")
-PRODUCTS = ("a red kettle", "a pair of blue boots", "a walnut desk")
+FOLDER = Path(os.environ.get("RUNGEN_CATALOGUE_FOLDER", f"{HOME}/rungen_catalogue")).expanduser()
+PICTURES = Asset("rungen_catalogue_pictures")
 
 with DAG(
     "rungen_catalogue",
@@ -22,41 +23,43 @@ with DAG(
     start_date=datetime(2025, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
-    params={"folder": FOLDER},
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},
+    # both may be in an object store: s3://my-aws-connection@bucket/folder
+    params={
+        "catalogue": str(Path(__file__).with_name("rungen_catalogue.jsonl")),
+        "folder": FOLDER.as_uri(),
+    },
     tags=["rungen"],
 ):
+    # a folder for each night, the same for each try
+    night = (
+        "{{ params.folder }}/{{ (dag_run.logical_date or dag_run.run_after).strftime('%Y-%m-%d-%H%M%S') }}"
+    )
 
-    @task
-    def extract() -> list[dict[str, Any]]:
-        """Give one job's input for each row; here the rows are made up."""
-        size = {"width": 512, "height": 512}
-        return [{"prompt": f"{product} on a white background", **size} for product in PRODUCTS]
-
-    @task
-    def load(inputs: Any, job_ids: Any, results: Any, params: dict[str, Any] | None = None) -> str:
-        """Write the catalogue, and give its path."""
-        rows = [
-            {"prompt": given["prompt"], "job_id": job_id, "images": result["images"]}
-            for given, job_id, result in zip(inputs, job_ids, results, strict=True)
-        ]
-        target = Path((params or {})["folder"]).expanduser() / "catalogue.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # whoever can read the file can open the pictures, for seven days
-        new = target.with_suffix(".new")
-        new.touch(mode=0o600)
-        new.write_text(json.dumps(rows, indent=2))
-        new.replace(target)
-        return str(target)
-
-    inputs = extract()
-    # each row is a task that waits in the triggerer, so a job that failed is tried again alone
-    paint = RunGenRunJobOperator.partial(
+    paint = RunGenRunBatchOperator(
         task_id="paint",
-        wait_for_completion=True,
+        inputs="{{ params.catalogue }}",
+        input_schema="flux-schnell",
+        max_failed=0.1,
+        timeout=timedelta(hours=4),
         deferrable=True,
-        timeout=3600,
-        retries=2,
-        retry_delay=timedelta(minutes=1),
-    ).expand(input=inputs)
-    collect = RunGenCollectResultsOperator(task_id="collect", job_id=paint.output)
-    load(inputs, paint.output, collect.output)
+    )
+    # the event of the asset tells where the pictures are, and of which jobs
+    land = RunGenCollectResultsOperator(
+        task_id="land", job_id=paint.output, destination=night, max_failed=0.1, outlets=[PICTURES]
+    )
+
+    @task
+    def write_table(landed: Any, catalogue: str, folder: str) -> str:
+        """Write a row for each picture, and give the path of the table."""
+        table = ObjectStoragePath(folder) / "pictures.csv"
+        with ObjectStoragePath(catalogue).open() as lines, table.open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["prompt", "job_id", "picture", "bytes", "sha256"])
+            for line, job in zip(lines, landed, strict=True):
+                for picture in job["outputs"] if job else ():
+                    place = [picture[name] for name in ("uri", "size", "sha256")]
+                    rows.writerow([json.loads(line)["prompt"], job and job["job_id"], *place])
+        return str(table)
+
+    write_table(land.output, "{{ params.catalogue }}", night)

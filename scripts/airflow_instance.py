@@ -277,6 +277,19 @@ class AirflowInstance:
         body = {"logical_date": None, "conf": dict(conf or {})}
         return str(self.request("POST", f"/dags/{quote(dag_id)}/dagRuns", body)["dag_run_id"])
 
+    def wait_for_a_run(self, dag_id: str, timeout: float) -> str:
+        """
+        Wait for a run that something else starts, and give its id.
+
+        :raises AirflowError: none was started in time.
+        """
+        deadline = time.monotonic() + timeout
+        while not (runs := self.request("GET", f"/dags/{quote(dag_id)}/dagRuns")["dag_runs"]):
+            if time.monotonic() > deadline:
+                raise AirflowError(f"Nothing started a run of {dag_id} in {timeout:g} s")
+            time.sleep(_LOOK_EVERY)
+        return str(runs[0]["dag_run_id"])
+
     def run_state(self, dag_id: str, run_id: str) -> str:
         return str(self.request("GET", _run(dag_id, run_id))["state"])
 

@@ -1,4 +1,4 @@
-"""``make demo``: paint a picture with a real Airflow and the emulated RunGen service, so no key is needed."""
+"""``make demo``: the example DAGs in a real Airflow, with the emulated RunGen service; no key is needed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
 from airflow_instance import AirflowError, AirflowInstance
@@ -17,8 +16,7 @@ from airflow_provider_rungen.emulator import Emulator
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".demo"
 PICTURES = HOME / "pictures"
-DAG_ID = "rungen_first_job"
-TASKS = ("paint", "wait", "collect")
+CATALOGUE = HOME / "catalogue"
 RUN_TIMEOUT = 180
 
 
@@ -30,12 +28,15 @@ def main() -> int:
     with Emulator(job_seconds=3) as emulator:
         print(f"RunGen emulator: {emulator.url}")
         print("Starting Airflow, which takes half a minute or so ...", flush=True)
-        environment = {"AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection()}
+        environment = {
+            "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
+            "RUNGEN_CATALOGUE_FOLDER": str(CATALOGUE),
+        }
         try:
             with AirflowInstance(HOME / "airflow", ROOT / "example_dags", environment=environment) as airflow:
                 spent = time.monotonic() - started
                 print(f"Airflow {airflow.version()} is up after {spent:.0f} s: {airflow.url}")
-                is_success = _run(airflow)
+                is_success = _first_job(airflow) and _catalogue(airflow)
                 print("\nStopping Airflow ...", flush=True)
         except AirflowError as error:
             print(f"\n{error}", file=sys.stderr)
@@ -45,58 +46,58 @@ def main() -> int:
     return 0 if is_success else 1
 
 
-def _run(airflow: AirflowInstance) -> bool:
-    run_id = airflow.trigger(DAG_ID)
-    print(f"\nRunning example_dags/{DAG_ID}.py: {' -> '.join(TASKS)}", flush=True)
-    progress = _Progress(airflow, run_id)
-    state = airflow.wait_for_run(DAG_ID, run_id, RUN_TIMEOUT, progress.look)
-    tasks = airflow.task_instances(DAG_ID, run_id)
-    tasks.sort(key=lambda task: TASKS.index(task["task_id"]))
-    if state != "success":
-        _print_table(tasks, {})
-        _print_failure(airflow, run_id, tasks)
+def _first_job(airflow: AirflowInstance) -> bool:
+    dag_id = "rungen_first_job"
+    run_id = airflow.trigger(dag_id)
+    print(f"\nRunning example_dags/{dag_id}.py", flush=True)
+    if not _is_success(airflow, dag_id, run_id):
         return False
-    job_id = airflow.xcom(DAG_ID, run_id, "paint")
-    urls = [image["image"] for image in airflow.xcom(DAG_ID, run_id, "collect")["images"]]
-    # who has the query string can open the picture
-    results = {"paint": f"job {job_id}", "collect": ", ".join(f"{url.partition('?')[0]}?***" for url in urls)}
-    _print_table(tasks, results)
-    print()
+    job_id = airflow.xcom(dag_id, run_id, "paint")
+    urls = [image["image"] for image in airflow.xcom(dag_id, run_id, "collect")["images"]]
     for picture in _download(job_id, urls):
         print(f"Picture: {_relative(picture)} ({picture.stat().st_size:,} bytes)")
     return True
 
 
-class _Progress:
-    """Prints each change of a task's state once."""
+def _catalogue(airflow: AirflowInstance) -> bool:
+    dag_id, next_dag_id = "rungen_catalogue", "rungen_contact_sheet"
+    airflow.unpause(next_dag_id)  # or it would not hear of the asset's event
+    airflow.unpause(dag_id)  # which starts last night's run
+    print(f"\nRunning example_dags/{dag_id}.py", flush=True)
+    run_id = airflow.wait_for_a_run(dag_id, RUN_TIMEOUT)
+    if not _is_success(airflow, dag_id, run_id):
+        return False
+    table = airflow.xcom(dag_id, run_id, "write_table").removeprefix("file://")
+    print(f"Table: {_relative(Path(table))}")
+    print(f"\nRunning example_dags/{next_dag_id}.py, which the pictures' asset starts", flush=True)
+    run_id = airflow.wait_for_a_run(next_dag_id, RUN_TIMEOUT)
+    if not _is_success(airflow, next_dag_id, run_id):
+        return False
+    [page] = airflow.xcom(next_dag_id, run_id, "lay_out")
+    print(f"Contact sheet, to be opened in a browser: {_relative(Path(page.removeprefix('file://')))}")
+    return True
 
-    def __init__(self, airflow: AirflowInstance, run_id: str) -> None:
-        self._airflow = airflow
-        self._run_id = run_id
-        self._started = time.monotonic()
-        self._told: dict[str, str | None] = {}
 
-    def look(self) -> None:
-        for task in self._airflow.task_instances(DAG_ID, self._run_id):
+def _is_success(airflow: AirflowInstance, dag_id: str, run_id: str) -> bool:
+    """Wait for the end of a run, and print each change of a task's state once; of a failed task the log."""
+    told: dict[str, str | None] = {}
+    started = time.monotonic()
+
+    def look() -> None:
+        for task in airflow.task_instances(dag_id, run_id):
             name, state = task["task_id"], task["state"]
-            if state not in (None, "scheduled", "queued", self._told.get(name)):
-                self._told[name] = state
-                print(f"  {time.monotonic() - self._started:4.0f} s  {name:8} {state}", flush=True)
+            if state not in (None, "scheduled", "queued", told.get(name)):
+                told[name] = state
+                print(f"  {time.monotonic() - started:4.0f} s  {name:11} {state}", flush=True)
 
-
-def _print_table(tasks: list[dict[str, Any]], results: dict[str, str]) -> None:
-    print(f"\n{'task':8} {'state':15} {'seconds':>7}  result")
-    for task in tasks:
-        name, seconds = task["task_id"], f"{task['duration'] or 0:.1f}"
-        print(f"{name:8} {task['state'] or '-':15} {seconds:>7}  {results.get(name, '')}".rstrip())
-
-
-def _print_failure(airflow: AirflowInstance, run_id: str, tasks: list[dict[str, Any]]) -> None:
-    for task in tasks:
+    if airflow.wait_for_run(dag_id, run_id, RUN_TIMEOUT, look) == "success":
+        return True
+    for task in airflow.task_instances(dag_id, run_id):
         if task["state"] == "failed":
             print(f"\nThe log of {task['task_id']}:", file=sys.stderr)
-            log = airflow.log(DAG_ID, run_id, task["task_id"], max(task["try_number"], 1))
+            log = airflow.log(dag_id, run_id, task["task_id"], max(task["try_number"], 1))
             print(log, file=sys.stderr)
+    return False
 
 
 def _download(job_id: str, urls: list[str]) -> list[Path]:

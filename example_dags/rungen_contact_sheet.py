@@ -1,0 +1,87 @@
+"""Whenever the catalogue has new pictures: lay them out on one page, with what each was painted from."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from airflow.providers.common.compat.sdk import DAG, Asset, ObjectStoragePath, get_current_context, task
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+  :root {{ color-scheme: light dark; --paper: #f6f3ee; --card: #fff; --ink: #26221d; --faint: #847b70; }}
+  @media (prefers-color-scheme: dark) {{
+    :root {{ --paper: #191715; --card: #24211e; --ink: #eee8df; --faint: #9a9085; }}
+  }}
+  body {{ margin: 0; padding: 3rem clamp(1rem, 4vw, 4rem); background: var(--paper); color: var(--ink);
+    font: 1rem/1.45 Georgia, "DejaVu Serif", serif; }}
+  h1 {{ margin: 0; font-size: 2.2rem; font-weight: normal; letter-spacing: -0.02em; }}
+  header p {{ margin: 0.3rem 0 2.5rem; color: var(--faint); }}
+  main {{ columns: 17rem; column-gap: 1.6rem; }}
+  figure {{ margin: 0 0 1.6rem; break-inside: avoid; background: var(--card); border-radius: 0.5rem;
+    overflow: hidden; box-shadow: 0 1px 2px #0002, 0 6px 18px #0001; }}
+  img {{ display: block; width: 100%; height: auto; }}
+  figcaption {{ padding: 0.9rem 1.1rem 1rem; }}
+  small {{ display: block; margin-top: 0.5rem; color: var(--faint);
+    font: 0.7rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }}
+</style>
+<header><h1>{title}</h1><p>{summary}</p></header>
+<main>
+{figures}
+</main>
+</html>
+"""
+FIGURE = """<figure><a href="{source}"><img src="{source}" alt="{prompt}"></a>
+<figcaption>{prompt}<small>{size} · job {job_id}</small></figcaption></figure>"""
+
+
+with DAG(
+    "rungen_contact_sheet",
+    schedule=[Asset("rungen_catalogue_pictures")],
+    start_date=datetime(2025, 1, 1, tzinfo=UTC),
+    catchup=False,
+    tags=["rungen"],
+):
+
+    @task
+    def lay_out() -> list[str]:
+        """Write a page into each folder that has new pictures, and give the paths of the pages."""
+        context: Any = get_current_context()
+        # the second is Airflow 2's name
+        events = context.get("triggering_asset_events") or context.get("triggering_dataset_events") or {}
+        return [contact_sheet(event.extra) for of_one in events.values() for event in of_one]
+
+    lay_out()
+
+
+def contact_sheet(landed: dict[str, Any]) -> str:
+    """Write the page of one event, and give its path."""
+    folder = ObjectStoragePath(landed["destination"])
+    manifests = [json.loads(path.read_text()) for path in sorted(folder.glob("*/manifest.json"), key=str)]
+    figures = [
+        FIGURE.format(
+            # the page stands in the folder that holds those of the jobs
+            source=escape("/".join(picture["uri"].rsplit("/", 2)[1:])),
+            prompt=escape(str(manifest["input"]["prompt"])),
+            size=f"{picture['size'] / 1024:,.0f} KiB",
+            job_id=escape(manifest["job_id"]),
+        )
+        for manifest in manifests
+        for picture in manifest["outputs"]
+    ]
+    missing = f", {landed['failed_count']} could not be made" if landed["failed_count"] else ""
+    page = folder / "contact_sheet.html"
+    page.write_text(
+        PAGE.format(
+            title="The catalogue in pictures",
+            summary=escape(f"{len(figures)} pictures by {landed['app_id']}{missing}"),
+            figures="\n".join(figures),
+        )
+    )
+    return str(page)
