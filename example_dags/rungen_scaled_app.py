@@ -1,9 +1,10 @@
-"""Pay for a GPU only while it works: scale the app up, paint a batch, collect it, scale the app down."""
+"""Pay for a GPU only while it works: scale an app up, paint a batch, scale it down, keep the pictures."""
 
 from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, task
@@ -15,6 +16,8 @@ from airflow_provider_rungen.operators import (
     scaled_app,
 )
 
+HOME = os.environ.get("AIRFLOW_HOME", "~/airflow")
+FOLDER = Path(os.environ.get("RUNGEN_PICTURES_FOLDER", f"{HOME}/rungen_pictures")).expanduser()
 MODEL_URL = os.environ.get("RUNGEN_MODEL_URL", "https://models.example/flux-schnell.safetensors")
 SUBJECTS = ("a harbour at dawn", "a market in the rain", "a mountain hut at night")
 
@@ -33,11 +36,6 @@ with DAG(
         """Give one job's input for each picture; the app is not up yet, and costs nothing."""
         return [{"prompt": subject, "width": 512, "height": 512} for subject in SUBJECTS]
 
-    @task
-    def report(results: Any) -> int:
-        """Say how many pictures there are; the app need not be up for that."""
-        return sum(len(result["images"]) for result in results)
-
     inputs = extract()
     # the first run creates it, the others find it by its name; without workers it costs nothing
     create = RunGenCreateAppOperator(
@@ -51,6 +49,7 @@ with DAG(
         paint = RunGenRunBatchOperator(
             task_id="paint", app_id=app_id, inputs=inputs, deferrable=True, input_schema="flux-schnell"
         )
-    # what the jobs have made can be collected when the app is down
-    collect = RunGenCollectResultsOperator(task_id="collect", app_id=app_id, job_id=paint.output)
-    report(collect.output)
+    # what the jobs have made can be fetched while the app is on its way down
+    RunGenCollectResultsOperator(
+        task_id="land", app_id=app_id, job_id=paint.output, destination=FOLDER.as_uri()
+    )

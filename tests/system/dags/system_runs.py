@@ -112,3 +112,11 @@ with dag("chain", deferrable=False):
     run = RunGenRunJobOperator(task_id="run", input=INPUT)
     wait = RunGenJobSensor(task_id="wait", job_id=run.output, mode="reschedule", poke_interval=2)
     wait >> RunGenCollectResultsOperator(task_id="collect", job_id=run.output)
+
+with dag("landing"):
+    painted = RunGenRunBatchOperator(
+        task_id="run", inputs="{{ [dag_run.conf['input']] * dag_run.conf['count'] }}"
+    )
+    RunGenCollectResultsOperator(
+        task_id="land", job_id=painted.output, destination="{{ dag_run.conf['destination'] }}"
+    )
