@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 from urllib.parse import quote, urlsplit
 
+from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenBadRequestError,
@@ -234,7 +235,7 @@ def call(
         if now + pause > give_up_at:
             break
         said = str(failure).rstrip(".")
-        log.warning("%s; trying again in %.1f s (attempt %d of %d)", said, pause, attempt, attempts)
+        log.warning("%s; trying again in %s (attempt %d of %d)", said, in_words(pause), attempt, attempts)
         now = yield Sleep(pause)
     raise failure
 

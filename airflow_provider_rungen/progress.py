@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.models import Job, JobStatus
 
 EVERY = 30.0
@@ -38,5 +39,4 @@ def pace(done: int, left: int, seconds: float) -> str:
     if not done or seconds <= 0:
         return ""
     rate = done / seconds
-    minutes, rest = divmod(round(left / rate), 60)
-    return f"; {rate:.2g} a second, some {f'{minutes} min {rest} s' if minutes else f'{rest} s'} left"
+    return f"; {rate:.2g} a second, some {in_words(left / rate)} left"

@@ -20,7 +20,7 @@ def test_it_is_told_now_and_then() -> None:
     assert progress.line([], 5.0 + EVERY) == "Of 1000 RunGen jobs 1000 run, 0 completed, 0 failed"
     assert progress.line(over(10, 0), 6.0 + EVERY) is None
     line = progress.line(over(90, 7, 3), 105.0)
-    assert line == "Of 1000 RunGen jobs 900 run, 90 completed, 10 failed; 1 a second, some 15 min 0 s left"
+    assert line == "Of 1000 RunGen jobs 900 run, 90 completed, 10 failed; 1 a second, some 15 min left"
 
 
 @pytest.mark.parametrize(
