@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import BaseHook
 
-from airflow_provider_rungen import api, get_provider_info
+from airflow_provider_rungen import api, get_provider_info, metrics
 from airflow_provider_rungen.connection import read_connection, seconds
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
 from airflow_provider_rungen.models import App, Job
@@ -221,7 +221,12 @@ class RunGenHook(BaseHook):
 
         def send(request: api.Request) -> api.Response:
             self.before_step()
-            return sender(request)
+            response = None
+            try:
+                response = sender(request)
+            finally:
+                metrics.count_request(request, response)
+            return response
 
         def sleep(seconds: float) -> None:
             self.before_step()
@@ -267,7 +272,12 @@ class RunGenHook(BaseHook):
 
         async def send(request: api.Request) -> api.Response:
             self.before_step()
-            return await sender(request)
+            response = None
+            try:
+                response = await sender(request)
+            finally:
+                metrics.count_request(request, response)
+            return response
 
         return await adrive(flow, send)
 

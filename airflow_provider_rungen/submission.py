@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_provider_rungen import api
+from airflow_provider_rungen import api, metrics
 from airflow_provider_rungen.exceptions import (
     RunGenConflictError,
     RunGenError,
@@ -114,6 +114,7 @@ class DurableSubmission:
             return None
         else:
             log.info("RunGen job %s of an earlier attempt is %s: taking it up again", job_id, job.status)
+        metrics.incr("jobs.resumed")
         return job
 
     def submit(self, hook: RunGenHook, app_id: str, input: Any, timeout: float) -> Submission:

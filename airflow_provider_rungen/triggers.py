@@ -14,7 +14,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import TaskInstanceState
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
-from airflow_provider_rungen import api
+from airflow_provider_rungen import api, metrics
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.models import JobStatus, clean_text
@@ -43,6 +43,7 @@ class RunGenTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         try:
+            await asyncio.to_thread(metrics.prepare_in_triggerer)
             event = await self._event()
             await asyncio.sleep(self.deferred_at + SETTLING_TIME - time.time())
         except asyncio.CancelledError:
@@ -199,12 +200,14 @@ class RunGenJobTrigger(RunGenTrigger):
         if deadline is None:
             started = getattr(self.task_instance, "start_date", None)
             deadline = (started.timestamp() if started else time.time()) + self.timeout
-        jobs = await watcher_of(self.rungen_conn_id, event["app_id"]).wait(
-            job_ids,
-            poll_interval=self.poll_interval,
-            deadline=deadline,
-            known_by=self.known_by,
-        )
+        watcher = watcher_of(self.rungen_conn_id, event["app_id"])
+        with metrics.timing("wait.triggerer"):
+            jobs = await watcher.wait(
+                job_ids,
+                poll_interval=self.poll_interval,
+                deadline=deadline,
+                known_by=self.known_by,
+            )
         unsuccessful = [
             {"id": job.id, "status": job.status.value, "error": job.error}
             for job in jobs

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.common.compat.sdk import Asset, conf
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
-from airflow_provider_rungen import api
+from airflow_provider_rungen import api, metrics
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.exceptions import (
     RunGenConflictError,
@@ -93,6 +93,7 @@ class JobWaiter(RunGenTask):
         if len(failures) > 10:
             self.log.warning("%d more RunGen jobs were not canceled", len(failures) - 10)
 
+    @metrics.timing("wait.worker")
     def _wait(
         self,
         hook: RunGenHook,
@@ -115,7 +116,7 @@ class JobWaiter(RunGenTask):
         self._jobs = (app_id, job_ids)
         is_wide = len(job_ids) > HANDFUL
         perform = hook.perform_wide if is_wide else hook.perform
-        watch = Watch(app_id, say_less if is_wide else log_line, take=take)
+        watch = Watch(app_id, say_less if is_wide else log_line, take=metrics.counting(take))
         self._over = watch.over
         if not self.deferrable:
             return perform(

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+from airflow_provider_rungen import metrics
 from airflow_provider_rungen.api import may_pass, seg
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks import RunGenHook
@@ -88,7 +89,7 @@ class Watcher:
     def __init__(self, rungen_conn_id: str, app_id: str) -> None:
         self._key = (rungen_conn_id, app_id)
         self._hook = RunGenHook(rungen_conn_id)
-        self._watch = Watch(app_id, self._say, take=without_contents)
+        self._watch = Watch(app_id, self._say, take=metrics.counting(without_contents))
         self._waiters: dict[str, set[_JobWaiter]] = defaultdict(set)
         self._app_waiters: set[_AppWaiter] = set()
         # those whose deadline has passed, and who are owed a last look
@@ -194,6 +195,7 @@ class Watcher:
                         self._show(app)
                     self._let_go(late)
                     self._say_progress()
+                    _tell_size()
                     self.is_closed = not self._everyone()
                     await self._sleep(started, time.monotonic() + self._watch.pause())
         except Exception as error:
@@ -204,6 +206,7 @@ class Watcher:
             watchers = _watchers.get(asyncio.get_running_loop(), {})
             if watchers.get(self._key) is self:
                 del watchers[self._key]
+            _tell_size()
 
     async def _sleep(self, started: float, not_before: float) -> None:
         """Sleep until the next look is due, which a new waiter or a deadline may bring forward."""
@@ -277,6 +280,11 @@ def _fail(waiter: _Waiter, error: Exception) -> None:
 
 
 _watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], Watcher]] = WeakKeyDictionary()
+
+
+def _tell_size() -> None:
+    watchers = _watchers.get(asyncio.get_running_loop(), {})
+    metrics.gauge("watched_jobs", sum(len(watcher._waiters) for watcher in watchers.values()))
 
 
 def watcher_of(rungen_conn_id: str, app_id: str) -> Watcher:

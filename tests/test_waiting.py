@@ -92,7 +92,7 @@ def test_a_success_ends_in_the_triggerer(
         op = RunGenRunJobOperator(task_id="run", input=job_input(0.3), **ENDING)
     deferred = deferral(op, context)
     [job] = rungen_emulator.service.jobs()
-    assert ti.xcoms == {"job_id": job["id"], "return_value": job["id"]}
+    assert (ti.xcoms["job_id"], ti.xcoms["return_value"]) == (job["id"], job["id"])
     assert isinstance(first_event(deferred), TaskSuccessEvent)
 
 
