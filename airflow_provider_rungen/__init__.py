@@ -85,7 +85,24 @@ def get_provider_info() -> dict[str, Any]:
                         "description": "How many requests a process sends in a second. Default: no limit.",
                         "schema": text,
                     },
+                    "app_url": {
+                        "label": "Link to an app",
+                        "description": "Address with {app_id} in it. Default: its API address.",
+                        "schema": text,
+                    },
+                    "job_url": {
+                        "label": "Link to a job",
+                        "description": "Address with {app_id} and {job_id} in it. Default: its API address.",
+                        "schema": text,
+                    },
                 },
             }
+        ],
+        "extra-links": [
+            "airflow_provider_rungen.links.RunGenJobLink",
+            "airflow_provider_rungen.links.RunGenAppLink",
+        ],
+        "task-decorators": [
+            {"name": "rungen", "class-name": "airflow_provider_rungen.decorators.rungen_task"}
         ],
     }

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from airflow_provider_rungen.exceptions import RunGenConfigError
 from airflow_provider_rungen.transport import Settings, tls_context
@@ -36,6 +36,9 @@ def read_connection(conn: Connection, conn_id: str) -> tuple[Settings, str | Non
         raise wrong("password", f"is empty; it must hold the RunGen API key{also}")
     if not key.isascii() or not key.isprintable():
         raise wrong("password", "holds characters that no API key has")
+    for name in ("app_url", "job_url"):
+        if key in unquote(extra.get(name, "")):
+            raise wrong(f"extra field {name!r}", "holds the API key, and would show it to everybody")
     connect_timeout, read_timeout = extra.pop("timeout", (10.0, 60.0))
     allow_http = extra.pop("allow_http", False)
     app_id = extra.pop("app_id", None)
@@ -137,6 +140,29 @@ def _proxy(value: Any) -> str:
     return _string(value)
 
 
+def _link(value: Any, *places: str) -> str:
+    """Check the pattern of a link, which everybody who sees a task may see."""
+    pattern = _string(value)
+    names = set(re.findall(r"\{([^{}]*)\}", pattern))
+    if names - set(places) or re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", pattern)):
+        raise ValueError(f"may hold no braces but {' and '.join(f'{{{place}}}' for place in places)}")
+    if places[-1] not in names:
+        raise ValueError(f"must hold {{{places[-1]}}}")
+    try:
+        parts = urlsplit(pattern)
+        is_address = parts.scheme in ("http", "https") and parts.hostname and "{" not in parts.netloc
+    except ValueError:
+        is_address = False
+    if not is_address or re.search(r"[\s<>\"]", pattern):
+        raise ValueError("must be an address such as https://console.example.com/apps/{app_id}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("may hold no user and no password")
+    for name, _ in parse_qsl(f"{parts.query}&{parts.fragment}", keep_blank_values=True):
+        if re.search(r"(?i)key|token|secret|passw|signature|credential|auth|\bsig\b", name):
+            raise ValueError(f"may hold no secret, but has the parameter {name!r}")
+    return pattern
+
+
 _EXTRAS: dict[str, Callable[[Any], Any]] = {
     "team_id": _string,
     "app_id": _string,
@@ -147,6 +173,8 @@ _EXTRAS: dict[str, Callable[[Any], Any]] = {
     "allow_http": _flag,
     "max_response_bytes": _size,
     "max_requests_per_second": _rate,
+    "app_url": lambda value: _link(value, "app_id"),
+    "job_url": lambda value: _link(value, "app_id", "job_id"),
 }
 
 

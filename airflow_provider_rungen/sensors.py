@@ -18,6 +18,8 @@ from airflow.providers.common.compat.sdk import (
 )
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
+from airflow_provider_rungen import metrics
+from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import (
     RunGenAppTimeoutError,
     RunGenError,
@@ -157,8 +159,9 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         if not self.deferrable:
             with self._executing():
                 return BaseSensorOperator.execute(self, context)
-        with skipping(self), self._failing(), self._working() as hook:
+        with skipping(self), self._failing(), self._working(context) as hook:
             app_id, job_ids = hook.app_id_or_default(self.app_id), known_job_ids_of(self.job_id)
+            self._link_to(context, hook, app_id, job_ids)
             deadline = deadline_of(self, time.time() + self.timeout)
             self._read_schema()
             interval = self._interval()
@@ -169,11 +172,13 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         return None
 
     def poke(self, context: Context) -> bool:
-        with self._failing(), self._working() as hook:
+        with self._failing(), self._working(context) as hook:
             app_id, job_ids = hook.app_id_or_default(self.app_id), known_job_ids_of(self.job_id)
             self._jobs = (app_id, job_ids)
+            if not self.links:
+                self._link_to(context, hook, app_id, job_ids)
             self._read_schema()
-            self._watch = self._watch or Watch(app_id, take=self._take)
+            self._watch = self._watch or Watch(app_id, take=metrics.counting(self._take))
             try:
                 # one look: the deadline is now
                 perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
@@ -187,20 +192,21 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         """Go on after the wait in the triggerer."""
         from airflow_provider_rungen.triggers import rendered_job_ids
 
-        with skipping(self), self._failing():
+        with skipping(self), self._failing(), self._working(context) as hook:
             try:
                 jobs = read_event(event)
             except RunGenJobTimeoutError as error:
-                raise AirflowSensorTimeout(f"{error}: the sensor had {self.timeout:g} s") from error
+                raise AirflowSensorTimeout(
+                    f"{error}: the sensor had {in_words(self.timeout)}. Raise timeout if it needs longer."
+                ) from error
             raise_for_jobs(jobs, event.get("count", 0))
             # what is rendered in the triggerer may be the text of a list
             app_id = event["app_id"]
             job_ids = event.get("job_ids") or job_ids_of(rendered_job_ids(self.job_id))
             self._read_schema()
             if self._schema is not None:
-                with self._working() as hook:
-                    perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
-                    perform(look_again(app_id, job_ids, self._take_again))
+                perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
+                perform(look_again(app_id, job_ids, self._take_again))
             self._finish(context, app_id, job_ids, [])
 
     def _finish(self, context: Context, app_id: str, job_ids: list[str], jobs: list[Job]) -> None:
@@ -276,10 +282,12 @@ class RunGenAppSensor(RunGenTask, BaseSensorOperator):
         return None
 
     def poke(self, context: Context) -> bool:
-        with failing_for_good(), self._working() as hook:
+        with failing_for_good(), self._working(context) as hook:
             self._goal = self._goal or Goal(
                 hook.app_id_or_default(self.app_id), normal_word(self.status or "RUNNING")
             )
+            if not self.links:
+                self._link_to(context, hook, self._goal.app_id)
             try:
                 # one look: the deadline is in the past
                 hook.perform(wait_for_app(self._goal, poll_interval=1, deadline=0))
@@ -311,7 +319,9 @@ class RunGenAppSensor(RunGenTask, BaseSensorOperator):
             try:
                 raise_for_event(event)
             except RunGenAppTimeoutError as error:
-                raise AirflowSensorTimeout(f"{error}: the sensor had {self.timeout:g} s") from error
+                raise AirflowSensorTimeout(
+                    f"{error}: the sensor had {in_words(self.timeout)}. Raise timeout if it needs longer."
+                ) from error
 
 
 @contextmanager

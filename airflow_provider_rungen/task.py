@@ -5,14 +5,20 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
-from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, app_url, job_url
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperatorLink, Context
 
 # Airflow kills a task for good 5 s after the signal.
 KILL_TIME = 4.0
@@ -22,11 +28,21 @@ class RunGenTask(BaseOperator):
     """A task that works with a hook until it is done or killed."""
 
     ui_color = "#e8e4ff"
+    operator_extra_links: Collection[BaseOperatorLink] = (RunGenAppLink(),)
     rungen_conn_id: str
 
     _hook: RunGenHook | None = None
     _thread: int | None = None
     _is_killed = False
+
+    def __init__(self, *, retry_policy: Any = None, **kwargs: Any) -> None:
+        if AIRFLOW_V_3_3_PLUS:
+            from airflow_provider_rungen.retries import RunGenRetryPolicy
+
+            kwargs["retry_policy"] = retry_policy or RunGenRetryPolicy()
+        super().__init__(**kwargs)
+        #: The links pushed by this attempt, by XCom key.
+        self.links: dict[str, str] = {}
 
     @contextmanager
     def _executing(self) -> Iterator[None]:
@@ -38,14 +54,35 @@ class RunGenTask(BaseOperator):
             self._thread = before
 
     @contextmanager
-    def _working(self) -> Iterator[RunGenHook]:
-        """Open the hook for one stretch of work on the worker."""
+    def _working(self, context: Context) -> Iterator[RunGenHook]:
+        """Open the hook for one stretch of work on the worker; a job that fails it gets the link."""
         if self._hook is None or self._hook.rungen_conn_id != self.rungen_conn_id:
             self._hook = RunGenHook(self.rungen_conn_id)
             self._hook.before_step = self._check_killed
         with self._executing(), self._hook as hook:
             _ = hook.settings  # on_kill must not have to ask Airflow for them
-            yield hook
+            try:
+                yield hook
+            except RunGenJobError as error:
+                if error.job_id:
+                    self._link_to_job(context, hook, error.app_id, error.job_id)
+                raise
+
+    def _link_to(self, context: Context, hook: RunGenHook, app_id: str, job_ids: Iterable[str] = ()) -> None:
+        """Push the links to the app, and to the first job."""
+        self._push_link(context, RunGenAppLink.key, app_url(hook.settings, app_id))
+        for job_id in islice(job_ids, 1):
+            self._link_to_job(context, hook, app_id, job_id)
+
+    def _link_to_job(self, context: Context, hook: RunGenHook, app_id: str, job_id: str) -> None:
+        self._push_link(context, RunGenJobLink.key, job_url(hook.settings, app_id, job_id))
+
+    def _push_link(self, context: Context, key: str, url: str) -> None:
+        self.links = self.links | {key: url}
+        try:
+            context["ti"].xcom_push(key=key, value=url)
+        except Exception as error:  # a task is not to fail for its links
+            self.log.warning("The link to %s was not kept: %s", url, type(error).__name__)
 
     @contextmanager
     def _unbreakable(self) -> Iterator[None]:

@@ -53,6 +53,8 @@ class Settings:
     :param proxy: the URL of a proxy.
     :param max_response_bytes: the size over which an answer is refused.
     :param max_requests_per_second: how many requests a sender begins in a second at most.
+    :param app_url: where people look at an app, with ``{app_id}`` in it; the API address when left out.
+    :param job_url: where people look at a job, with ``{app_id}`` and ``{job_id}`` in it; likewise.
     """
 
     base_url: str
@@ -65,6 +67,8 @@ class Settings:
     proxy: str | None = field(default=None, repr=False)
     max_response_bytes: int = 32 * 1024 * 1024
     max_requests_per_second: float | None = None
+    app_url: str | None = None
+    job_url: str | None = None
 
     def headers(self) -> dict[str, str]:
         """Give the headers every request carries."""

@@ -23,6 +23,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.lineage import Done, lineage_of
+from airflow_provider_rungen.links import JOB_AND_APP
 from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.task import KILL_TIME, RunGenTask
 from airflow_provider_rungen.watch import HANDFUL, Watch, as_it_is, log_line, say_less, wait_for_jobs
@@ -46,6 +47,7 @@ class JobWaiter(RunGenTask):
     """Waits for jobs of one app, and cancels them when it is killed."""
 
     template_fields: Sequence[str] = ("app_id", "rungen_conn_id")
+    operator_extra_links = JOB_AND_APP
     end_from_trigger = False
 
     _jobs: tuple[str, Sequence[str]] = ("", ())

@@ -75,7 +75,7 @@ def test_ids_come_in_the_order_of_the_inputs(rungen_emulator: Emulator, mode: bo
     ids = task.attempt().value
     assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(count)]
     assert task.created == count
-    assert task.ti.xcoms == {"job_ids": ids, "failed": []}
+    assert (task.ti.xcoms["job_ids"], task.ti.xcoms["failed"]) == (ids, [])
 
 
 def test_no_inputs_are_no_jobs(rungen_emulator: Emulator, mode: bool) -> None:

@@ -284,6 +284,47 @@ def test_neither_key_nor_proxy_password_is_in_the_repr(read: Any) -> None:
     assert "hidden" not in repr(settings)
 
 
+@pytest.mark.parametrize(
+    ("field", "pattern", "told"),
+    [
+        ("app_url", "https://console.example.com/apps", "must hold {app_id}"),
+        ("job_url", "https://console.example.com/{app_id}", "must hold {job_id}"),
+        ("app_url", "https://console.example.com/{app_id}/{job_id}", "no braces but {app_id}"),
+        (
+            "job_url",
+            "https://console.example.com/{job_id}/{0.__class__}",
+            "no braces but {app_id} and {job_id}",
+        ),
+        ("job_url", "https://console.example.com/{job_id", "no braces but"),
+        ("job_url", "console.example.com/{job_id}", "must be an address"),
+        ("job_url", "javascript:alert('{job_id}')", "must be an address"),
+        ("job_url", "https://{job_id}.example.com/", "must be an address"),
+        ("job_url", "https://[half/{job_id}", "must be an address"),
+        ("job_url", 'https://console.example.com/"><script>{job_id}', "must be an address"),
+        ("job_url", "https://me:pw@console.example.com/{job_id}", "no user and no password"),
+        ("job_url", "https://console.example.com/{job_id}?api_key=abc", "'api_key'"),
+        ("job_url", "https://console.example.com/{job_id}?X-Amz-Signature=abc", "'X-Amz-Signature'"),
+        ("job_url", "https://console.example.com/{job_id}#token=abc", "'token'"),
+        ("job_url", f"https://console.example.com/{{job_id}}?k={SECRET}", "the API key"),
+        ("app_url", f"https://console.example.com/{SECRET.replace('-', '%2D')}/{{app_id}}", "the API key"),
+        ("job_url", 7, "must be text"),
+    ],
+)
+def test_a_pattern_of_a_link_is_an_address_without_secrets(
+    read: Any, field: str, pattern: Any, told: str
+) -> None:
+    refused(read, field, told, extra={field: pattern})
+
+
+def test_the_patterns_of_links_are_read(read: Any) -> None:
+    patterns = {
+        "app_url": "https://console.example.com/apps/{app_id}?tab=jobs",
+        "job_url": "http://[::1]:8080/#/{app_id}/{job_id}",
+    }
+    settings, _ = read(extra=patterns)
+    assert {name: getattr(settings, name) for name in patterns} == patterns
+
+
 # --- what Airflow shows of it -------------------------------------------------------------------------------
 
 
@@ -299,6 +340,9 @@ def test_the_provider_info_names_what_exists() -> None:
     for room in ("hooks", "operators", "sensors", "triggers"):
         for module in (module for entry in info[room] for module in entry["python-modules"]):
             assert importlib.import_module(module)
+    for path in [*info["extra-links"], *(entry["class-name"] for entry in info["task-decorators"])]:
+        module, name = path.rsplit(".", 1)
+        assert callable(getattr(importlib.import_module(module), name))
     [kind] = info["connection-types"]
     module, name = kind["hook-class-name"].rsplit(".", 1)
     assert getattr(importlib.import_module(module), name) is RunGenHook

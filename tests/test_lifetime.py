@@ -19,7 +19,7 @@ from conftest import FakeTaskInstance, Outcome, run_task
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator, scaled_app
-from airflow_provider_rungen.operators.scale_down import RunGenScaleDownOperator, duration
+from airflow_provider_rungen.operators.scale_down import RunGenScaleDownOperator
 from airflow_provider_rungen.scaling import Raised
 
 APP = "gpu"
@@ -375,9 +375,3 @@ def test_an_app_is_left_to_another_block_of_the_same_run(
     ti.scaled["run app_2_up"] = Raised(APP, 2, 2, 0.0).to_json()
     assert run_task(down_op(), context) == Outcome()
     assert workers(emulator) == want
-
-
-def test_a_time_is_said_in_words() -> None:
-    assert [duration(s) for s in (-1, 4.4, 61, 3600, 90061)] == [
-        *("0 s", "4 s", "1 min 1 s", "1 h 0 min", "25 h 1 min")
-    ]

@@ -132,9 +132,9 @@ def test_a_job_that_a_retry_takes_up_is_told(
     context: Any = {"ti": ti, "task_state_store": FakeStore()}
     for _ in range(2):
         assert run_task(run(), context).error is None
-    batch: dict[str, Any] = {"task_id": "batch", "inputs": [{"prompt": "a"}, {"prompt": "b"}], "poll_interval": 0.02}
+    batch: dict[str, Any] = {"task_id": "batch", "inputs": [{"prompt": "a"}, {"prompt": "b"}]}
     for _ in range(2):
-        assert run_task(RunGenRunBatchOperator(**batch), context).error is None
+        assert run_task(RunGenRunBatchOperator(poll_interval=0.02, **batch), context).error is None
     assert told.worker.counts["rungen.jobs.submitted"] == 3
     assert told.worker.counts["rungen.jobs.resumed"] == 3
 

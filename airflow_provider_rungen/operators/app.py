@@ -83,24 +83,29 @@ class RunGenCreateAppOperator(RunGenTask):
 
         :return: the app's id.
         """
-        with failing_for_good(), self._working() as hook:
-            body = app_body(self.name, self.configuration, self.workflow, self.description)
-            store = context.get("task_state_store")
-            kept: Any = store.get(KEY) if store is not None else None
-            apps = self._of_this_name(hook)
-            if isinstance(kept, Mapping) and kept.get("name") == body["name"]:
-                own = [app for app in apps if app.id not in kept["others"]]
-                if own:
-                    log.info("RunGen app %s was created by an earlier attempt: using it", own[0].id)
-                    return own[0].id
-            if apps:
-                return self._existing(apps)
-            if store is not None:
-                store.set(KEY, {"name": body["name"], "others": [app.id for app in apps]})
-            with self._unbreakable():
-                app = self._create(hook, body)
-            log.info("Created RunGen app %s (%s)", app.id, app.name or self.name)
-            return app.id
+        with failing_for_good(), self._working(context) as hook:
+            app_id = self._find_or_create(context, hook)
+            self._link_to(context, hook, app_id)
+            return app_id
+
+    def _find_or_create(self, context: Context, hook: RunGenHook) -> str:
+        body = app_body(self.name, self.configuration, self.workflow, self.description)
+        store = context.get("task_state_store")
+        kept: Any = store.get(KEY) if store is not None else None
+        apps = self._of_this_name(hook)
+        if isinstance(kept, Mapping) and kept.get("name") == body["name"]:
+            own = [app for app in apps if app.id not in kept["others"]]
+            if own:
+                log.info("RunGen app %s was created by an earlier attempt: using it", own[0].id)
+                return own[0].id
+        if apps:
+            return self._existing(apps)
+        if store is not None:
+            store.set(KEY, {"name": body["name"], "others": [app.id for app in apps]})
+        with self._unbreakable():
+            app = self._create(hook, body)
+        log.info("Created RunGen app %s (%s)", app.id, app.name or self.name)
+        return app.id
 
     def _of_this_name(self, hook: RunGenHook) -> list[App]:
         """Give the apps of this name, the oldest first where their ages are known."""
@@ -175,8 +180,9 @@ class RunGenDeleteAppOperator(RunGenTask):
 
     def execute(self, context: Context) -> None:
         """Delete the app."""
-        with failing_for_good(), self._working() as hook:
+        with failing_for_good(), self._working(context) as hook:
             deadline = deadline_of(self, time.time() + self.timeout)
+            self._link_to(context, hook, self.app_id)
             try:
                 hook.perform(remove_app(self.app_id, poll_interval=self.poll_interval, deadline=deadline))
             except RunGenNotFoundError:

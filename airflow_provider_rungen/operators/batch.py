@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_provider_rungen import api
+from airflow_provider_rungen import api, metrics
 from airflow_provider_rungen.batch import BatchSubmission, Checkpoint, Inputs
 from airflow_provider_rungen.exceptions import (
     RunGenError,
@@ -88,9 +88,10 @@ class RunGenRunBatchOperator(JobSubmitter):
 
         :return: the ids of the jobs, in the order of the inputs.
         """
-        with failing_for_good(), self._working() as hook:
+        with failing_for_good(), self._working(context) as hook:
             inputs = Inputs(self.inputs, Schema.of(self.input_schema, "input_schema"))
             app_id = hook.app_id_or_default(self.app_id)
+            self._link_to(context, hook, app_id)
             with self._not_abandoning(context, hook):
                 kept, over = self._prepare(context, hook, app_id, inputs)
                 deadline = deadline_of(self, kept.header["deadline"])
@@ -117,7 +118,7 @@ class RunGenRunBatchOperator(JobSubmitter):
 
         :return: the ids of the jobs, in the order of the inputs.
         """
-        with failing_for_good(), self._working() as hook, self._not_abandoning(context, hook):
+        with failing_for_good(), self._working(context) as hook, self._not_abandoning(context, hook):
             ids = self._pushed(context)
             self._jobs = (event["app_id"], [job_id for job_id in ids if job_id])
             jobs = read_event(event)
@@ -178,6 +179,7 @@ class RunGenRunBatchOperator(JobSubmitter):
             elif look is not None and look.status is JobStatus.COMPLETED:
                 completed.add(job_id)
         running = len(kept.job_ids) - len(completed)
+        metrics.incr("jobs.resumed", len(kept.job_ids))
         log.info(
             "Going on where an earlier attempt stopped: %d jobs completed, %d are taken up again, %d failed "
             "and are run again, the rest of %d inputs is submitted now",
@@ -252,6 +254,8 @@ class RunGenRunBatchOperator(JobSubmitter):
                     hook.before_step = before_step
                 log.info("Submitted %d of %d inputs to app %s", total - len(refused), len(kept.ids), app_id)
             context["ti"].xcom_push(key="job_ids", value=_job_ids(kept))
+            for job_id in kept.job_ids[:1]:
+                self._link_to_job(context, hook, app_id, job_id)
             if refused:
                 # for after a deferral; the first ten are all that is ever told
                 reasons = [
@@ -324,6 +328,7 @@ class RunGenRunBatchOperator(JobSubmitter):
             f"{len(failed)} of {len(ids)} inputs failed, {allowed} may (max_failed): {told(reasons)}. "
             "A retry runs only these again.",
             app_id=app_id,
+            job_id=next((ids[index] or "" for index in failed if ids[index]), ""),
         )
         # a retry would be refused in the same way
         failure.hopeless = len(failed) == len(refused) and all(error.hopeless for error in refused.values())

@@ -120,9 +120,10 @@ class RunGenCollectResultsOperator(JobWaiter):
 
         :return: the result or small manifest, or the list of them.
         """
-        with self._failing(), self._working() as hook:
+        with self._failing(), self._working(context) as hook:
             app_id = hook.app_id_or_default(self.app_id)
             ids = self._ids()
+            self._link_to(context, hook, app_id, _distinct(ids))
             self._prepare()
             jobs: list[Job] = []
             if self.wait_for_completion:
@@ -142,7 +143,7 @@ class RunGenCollectResultsOperator(JobWaiter):
 
         :return: the result or small manifest, or the list of them.
         """
-        with self._failing(), self._working() as hook:
+        with self._failing(), self._working(context) as hook:
             failed = read_event(event)
             self._prepare()
             return self._finish(context, hook, event["app_id"], self._ids(), failed)

@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.providers.common.compat.sdk import BaseOperator
-
 from airflow_provider_rungen import api
 from airflow_provider_rungen.connection import seconds
+from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import (
     RunGenConflictError,
     RunGenError,
@@ -22,9 +21,10 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.lineage import Done
+from airflow_provider_rungen.links import JOB_AND_APP
 from airflow_provider_rungen.schemas import Schema, checked
 from airflow_provider_rungen.submission import DurableSubmission, Submission
-from airflow_provider_rungen.task import deadline_of, failing_for_good
+from airflow_provider_rungen.task import RunGenTask, deadline_of, failing_for_good
 from airflow_provider_rungen.waiting import (
     JobWaiter,
     known_job_ids_of,
@@ -79,7 +79,7 @@ class JobSubmitter(JobWaiter):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral; when Airflow ended it without an event, no job is left behind."""
         if next_method == "__fail__":
-            with failing_for_good(), self._working() as hook, self._not_abandoning(context, hook):
+            with failing_for_good(), self._working(context) as hook, self._not_abandoning(context, hook):
                 job_ids = self._pushed_job_ids(context)
                 self._jobs = (hook.app_id_or_default(self.app_id), job_ids)
                 reason = (next_kwargs or {}).get("error", "unknown")
@@ -114,9 +114,8 @@ class JobSubmitter(JobWaiter):
         except RunGenJobTimeoutError as error:
             app_id, job_ids = self._jobs
             self._cancel_all(hook, app_id, job_ids, within=cancel_time(hook, job_ids))
-            message = (
-                f"{error}. Raise timeout (now {self.timeout:g} s) or execution_timeout if it needs longer."
-            )
+            now = in_words(self.timeout)
+            message = f"{error}. Raise timeout (now {now}) or execution_timeout if it needs longer."
             raise RunGenJobTimeoutError(message, app_id=app_id, job_id=error.job_id) from None
         except Exception as error:
             if self._is_killed or (isinstance(error, RunGenJobError) and self.wait_for_completion):
@@ -167,8 +166,9 @@ class RunGenRunJobOperator(JobSubmitter):
 
         :return: the job's id.
         """
-        with failing_for_good(), self._working() as hook:
+        with failing_for_good(), self._working(context) as hook:
             app_id = hook.app_id_or_default(self.app_id)
+            self._link_to(context, hook, app_id)
             with self._not_abandoning(context, hook):
                 job, deadline = self._submit(context, hook, app_id)
                 if not self.wait_for_completion:
@@ -193,7 +193,7 @@ class RunGenRunJobOperator(JobSubmitter):
         """
         app_id, [job_id] = event["app_id"], event["job_ids"]
         self._jobs = (app_id, [job_id])
-        with failing_for_good(), self._working() as hook, self._not_abandoning(context, hook):
+        with failing_for_good(), self._working(context) as hook, self._not_abandoning(context, hook):
             return self._finish(context, app_id, job_id, read_event(event))
 
     def _pushed_job_ids(self, context: Context) -> list[str]:
@@ -218,6 +218,7 @@ class RunGenRunJobOperator(JobSubmitter):
                 log.info("Submitted RunGen job %s to app %s", found.job.id, app_id)
             self._jobs = (app_id, [found.job.id])
             ti.xcom_push(key="job_id", value=found.job.id)
+            self._link_to_job(context, hook, app_id, found.job.id)
         return found
 
     def _finish(self, context: Context, app_id: str, job_id: str, jobs: list[Job]) -> str:
@@ -226,7 +227,7 @@ class RunGenRunJobOperator(JobSubmitter):
         return job_id
 
 
-class RunGenCancelJobOperator(BaseOperator):
+class RunGenCancelJobOperator(RunGenTask):
     """
     Cancel RunGen jobs.
 
@@ -238,7 +239,7 @@ class RunGenCancelJobOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
-    ui_color = "#e8e4ff"
+    operator_extra_links = JOB_AND_APP
 
     def __init__(
         self,
@@ -262,10 +263,13 @@ class RunGenCancelJobOperator(BaseOperator):
         :return: the ids of those that were canceled; those already over are left out.
         """
         canceled = []
-        with failing_for_good(), RunGenHook(self.rungen_conn_id) as hook:
-            for job_id in known_job_ids_of(self.job_id):
+        with failing_for_good(), self._working(context) as hook:
+            app_id = hook.app_id_or_default(self.app_id)
+            job_ids = known_job_ids_of(self.job_id)
+            self._link_to(context, hook, app_id, job_ids)
+            for job_id in job_ids:
                 try:
-                    hook.cancel_job(app_id=self.app_id, job_id=job_id)
+                    hook.cancel_job(app_id=app_id, job_id=job_id)
                 except RunGenConflictError:
                     if self.fail_if_over:
                         raise

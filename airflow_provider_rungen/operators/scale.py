@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import TaskDeferred, conf
 
 from airflow_provider_rungen.api import scale_app
 from airflow_provider_rungen.connection import seconds
+from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.scaling import (
@@ -96,8 +97,9 @@ class RunGenScaleAppOperator(RunGenTask):
 
         :return: the app's id.
         """
-        with failing_for_good(), self._working() as hook:
+        with failing_for_good(), self._working(context) as hook:
             app_id = hook.app_id_or_default(self.app_id)
+            self._link_to(context, hook, app_id)
             wanted = whole_number(self.active_workers, "active_workers")
             deadline = deadline_of(self, time.time() + self.timeout)
             with self._lowering(context, hook):
@@ -113,7 +115,7 @@ class RunGenScaleAppOperator(RunGenTask):
         :return: the app's id.
         """
         ti = context["ti"]
-        with failing_for_good(), self._working() as hook:
+        with failing_for_good(), self._working(context) as hook:
             self._note(Raised.from_json(ti.xcom_pull(task_ids=ti.task_id, key=KEY, map_indexes=ti.map_index)))
             with self._lowering(context, hook):
                 raise_for_event(event)
@@ -212,7 +214,7 @@ class RunGenScaleAppOperator(RunGenTask):
             raise
         except RunGenAppTimeoutError as error:
             self._lower(context, hook)
-            message = f"{error}. Raise timeout (now {self.timeout:g} s) if it needs longer."
+            message = f"{error}. Raise timeout (now {in_words(self.timeout)}) if it needs longer."
             raise RunGenAppTimeoutError(message, app_id=error.app_id) from None
         except BaseException:
             self._lower(context, hook)

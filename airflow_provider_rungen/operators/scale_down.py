@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import TaskInstanceState
 
 from airflow_provider_rungen.connection import seconds
+from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators.scale import CONFIRM_TIME, KEY
@@ -84,8 +85,9 @@ class RunGenScaleDownOperator(RunGenTask):
         if raised is None and not _has_begun(context, self.scale_up_task_id):
             log.info("This run did not scale the app up: nothing is scaled down")
             return
-        with self._working() as hook:
+        with self._working(context) as hook:
             app_id = raised.app_id if raised else hook.app_id_or_default(self.app_id)
+            self._link_to(context, hook, app_id)
             if others := _others(context, app_id):
                 told = " and ".join(others)
                 log.warning("RunGen app %s is left up: %s is going to scale it down", app_id, told)
@@ -103,7 +105,7 @@ class RunGenScaleDownOperator(RunGenTask):
                     app_id=app_id,
                 ) from error
             else:
-                up = "" if raised is None else f"; it was up for {duration(time.time() - raised.at)}"
+                up = "" if raised is None else f"; it was up for {in_words(max(time.time() - raised.at, 0))}"
                 log.info("RunGen app %s is scaled to 0 workers%s", app_id, up)
 
     def _is_busy(self, hook: RunGenHook, app_id: str) -> bool:
@@ -177,10 +179,3 @@ def _states(ti: Any, task_ids: list[str], **of_runs: Any) -> dict[str, dict[str,
         run_id: {task_id: known[task_id + suffix] for task_id in task_ids if task_id + suffix in known}
         for run_id, known in states.items()
     }
-
-
-def duration(seconds: float) -> str:
-    """Say a time in words."""
-    minutes, rest = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,49 @@
+"""Decides, on Airflow 3.3 and later, whether and when a failed task is tried again."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import RetryDecision, RetryPolicy
+
+from airflow_provider_rungen.durations import in_words
+from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+class RunGenRetryPolicy(RetryPolicy):
+    """
+    Fail at once when trying again cannot help, and try again no sooner than the service asked for.
+
+    The operators and sensors of this provider use it when they are given no ``retry_policy``. It is of use to
+    ``@task`` functions that call `RunGenHook`, too. Everything else is left to the task's ``retry_delay``.
+    """
+
+    def evaluate(
+        self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
+    ) -> RetryDecision:
+        """Decide on the errors of this provider."""
+        if isinstance(exception, RunGenError) and exception.hopeless:
+            return RetryDecision.fail("Trying again cannot help")
+        asked = exception.retry_after if isinstance(exception, RunGenAPIError) else None
+        if asked is None or (context is not None and asked <= _usual_delay(context["task"], try_number)):
+            return RetryDecision.default()
+        return RetryDecision.retry(timedelta(seconds=asked), f"RunGen asked to wait {in_words(asked)}")
+
+    def serialize(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def deserialize(cls, data: dict[str, Any]) -> RunGenRetryPolicy:
+        return cls()
+
+
+def _usual_delay(task: Any, try_number: int) -> float:
+    """Give the seconds that Airflow would wait at least."""
+    delay: timedelta = task.retry_delay
+    if task.retry_exponential_backoff:
+        delay *= float(task.retry_exponential_backoff) ** (try_number - 1)
+    return (delay if task.max_retry_delay is None else min(delay, task.max_retry_delay)).total_seconds()

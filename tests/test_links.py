@@ -1,0 +1,152 @@
+"""The links to job and app: pushed before the wait, right after a failure, and never a reason to fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import APP, FakeTaskInstance, run_task
+
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink
+from airflow_provider_rungen.operators import (
+    RunGenCancelJobOperator,
+    RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
+    RunGenRunJobOperator,
+)
+from airflow_provider_rungen.sensors import RunGenJobSensor
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+
+JOB, APP_LINK = RunGenJobLink.key, RunGenAppLink.key
+WAIT: dict[str, Any] = {"task_id": "task", "defer_after": 0}
+POLL: dict[str, Any] = {**WAIT, "poll_interval": 0.02}
+
+
+def given(prompt: str = "a red fox", **emulator: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "emulator": {"seconds": 0.2, **emulator}}
+
+
+def submitted(*inputs: dict[str, Any]) -> list[str]:
+    with RunGenHook() as hook:
+        return [hook.run_job(input=one).id for one in inputs]
+
+
+def run(deferrable: bool, *inputs: dict[str, Any]) -> Any:
+    return RunGenRunJobOperator(input=inputs[0], wait_for_completion=True, deferrable=deferrable, **POLL)
+
+
+def batch(deferrable: bool, *inputs: dict[str, Any]) -> Any:
+    return RunGenRunBatchOperator(inputs=list(inputs), deferrable=deferrable, **POLL)
+
+
+def collect(deferrable: bool, *inputs: dict[str, Any]) -> Any:
+    return RunGenCollectResultsOperator(job_id=submitted(*inputs), deferrable=deferrable, **POLL)
+
+
+def sensor(deferrable: bool, *inputs: dict[str, Any]) -> Any:
+    return RunGenJobSensor(job_id=submitted(*inputs), deferrable=deferrable, poke_interval=0.02, **WAIT)
+
+
+def cancel(deferrable: bool, *inputs: dict[str, Any]) -> Any:
+    return RunGenCancelJobOperator(task_id="task", job_id=submitted(*inputs))
+
+
+Make = Callable[..., Any]
+EVERY = pytest.mark.parametrize("make", [run, batch, collect, sensor, cancel])
+OF_MANY = pytest.mark.parametrize("make", [batch, collect, sensor])
+MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
+
+
+@EVERY
+@MODES
+def test_both_links_are_there_before_the_wait(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, make: Make, deferrable: bool
+) -> None:
+    op = make(deferrable, given())
+    looks: dict[str, int] = {}
+    ti.on_push = lambda key, _: looks.update({key: looks.get(key, rungen_emulator.service.count("get"))})
+    assert run_task(op, context).error is None
+    [job] = rungen_emulator.service.jobs()
+    address = f"{rungen_emulator.url}/app/{APP}"
+    assert (ti.xcoms[APP_LINK], ti.xcoms[JOB]) == (address, f"{address}/job/{job['id']}")
+    assert (looks[APP_LINK], looks[JOB]) == (0, 0)
+
+
+@EVERY
+@MODES
+def test_the_value_at_the_end_is_the_one_that_was_pushed(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, make: Make, deferrable: bool
+) -> None:
+    op = make(deferrable, given())
+    run_task(op, context)
+    assert {link.get_link(op, ti_key=None) for link in op.operator_extra_links} == {
+        ti.xcoms[APP_LINK],
+        ti.xcoms[JOB],
+    }
+
+
+@MODES
+def test_a_failed_job_keeps_its_link(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, deferrable: bool
+) -> None:
+    assert run_task(run(deferrable, given(fail="out of memory")), context).error is not None
+    [job] = rungen_emulator.service.jobs()
+    assert ti.xcoms[JOB].endswith(f"/job/{job['id']}")
+
+
+@OF_MANY
+@MODES
+def test_of_many_jobs_the_first_that_failed_is_linked(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, make: Make, deferrable: bool
+) -> None:
+    op = make(deferrable, given(), given("bad", fail="out of memory"), given("worse", fail="out of memory"))
+    assert run_task(op, context).error is not None
+    [bad] = [job for job in rungen_emulator.service.jobs() if job["input"]["prompt"] == "bad"]
+    assert ti.xcoms[JOB].rpartition("/")[2] == bad["id"]
+    assert RunGenJobLink().get_link(op, ti_key=None) == ti.xcoms[JOB]
+
+
+def test_a_submission_that_was_refused_has_the_link_to_the_app(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
+) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=400))
+    assert run_task(run(False, given()), context).error is not None
+    assert ti.xcoms[APP_LINK] == f"{rungen_emulator.url}/app/{APP}"
+    assert JOB not in ti.xcoms
+
+
+def test_the_connection_says_where_people_look(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = json.loads(rungen_emulator.airflow_connection())
+    connection["extra"] |= {
+        "app_url": "https://console.example.com/apps/{app_id}?tab=jobs",
+        "job_url": "https://console.example.com/apps/{app_id}/jobs#{job_id}",
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(connection))
+    job_id = run_task(run(False, given()), context).value
+    assert ti.xcoms[APP_LINK] == f"https://console.example.com/apps/{APP}?tab=jobs"
+    assert ti.xcoms[JOB] == f"https://console.example.com/apps/{APP}/jobs#{job_id}"
+
+
+def test_what_cannot_be_pushed_or_found_fails_nothing(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
+) -> None:
+    def refuse(key: str, _: Any) -> None:
+        if key in (JOB, APP_LINK):
+            raise RuntimeError("the supervisor is busy")
+
+    ti.on_push = refuse
+    assert run_task(run(False, given()), context).error is None
+    untouched = run(False, given())
+    assert [link.get_link(untouched, ti_key=None) for link in untouched.operator_extra_links] == ["", ""]
+
+
+def test_a_mapped_task_has_the_links() -> None:
+    mapped = RunGenRunJobOperator.partial(task_id="mapped").expand(input=[given()])
+    assert [link.name for link in mapped.operator_extra_links] == ["RunGen job", "RunGen app"]

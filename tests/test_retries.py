@@ -1,0 +1,112 @@
+"""When a task is tried again: at once failed, after as long as the service asked, or as Airflow would."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
+from conftest import run_task
+
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import (
+    RunGenForbiddenError,
+    RunGenInputError,
+    RunGenJobFailedError,
+    RunGenRateLimitedError,
+    RunGenServerError,
+)
+from airflow_provider_rungen.operators import (
+    RunGenCancelJobOperator,
+    RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
+    RunGenRunJobOperator,
+)
+from airflow_provider_rungen.sensors import RunGenJobSensor
+
+if not AIRFLOW_V_3_3_PLUS:
+    pytest.skip("retry policies came with Airflow 3.3", allow_module_level=True)
+
+from airflow.providers.common.compat.sdk import RetryAction, RetryDecision, RetryPolicy
+
+from airflow_provider_rungen.retries import RunGenRetryPolicy
+
+
+def decision(error: BaseException, try_number: int = 1, **task: Any) -> RetryDecision:
+    usual = {"retry_delay": timedelta(minutes=5), "retry_exponential_backoff": 0, "max_retry_delay": None}
+    context: Any = {"task": SimpleNamespace(**usual | task)}
+    return RunGenRetryPolicy().evaluate(error, try_number, 5, context)
+
+
+def asking(seconds: float | None) -> RunGenRateLimitedError:
+    return RunGenRateLimitedError("Too many", status_code=429, retry_after=seconds)
+
+
+@pytest.mark.parametrize("error", [RunGenInputError("bad"), RunGenForbiddenError("no", status_code=403)])
+def test_what_is_hopeless_fails_at_once(error: Exception) -> None:
+    assert decision(error).action is RetryAction.FAIL
+
+
+@pytest.mark.parametrize(
+    "error", [asking(900), RunGenServerError("busy", status_code=503, retry_after=900)], ids=["429", "503"]
+)
+def test_a_retry_waits_as_long_as_the_service_asked(error: Exception) -> None:
+    decided = decision(error)
+    assert (decided.action, decided.retry_delay) == (RetryAction.RETRY, timedelta(seconds=900))
+    assert decided.reason == "RunGen asked to wait 15 min"
+
+
+@pytest.mark.parametrize(
+    "error", [asking(None), asking(2), RunGenJobFailedError("failed"), ValueError("a stranger")], ids=str
+)
+def test_the_rest_is_left_to_airflow(error: Exception) -> None:
+    assert decision(error) == RetryDecision.default()
+
+
+def test_the_usual_delay_is_never_shortened() -> None:
+    growing = {"retry_delay": timedelta(seconds=100), "retry_exponential_backoff": 2.0}
+    assert decision(asking(300), 2, **growing).action is RetryAction.RETRY
+    assert decision(asking(300), 3, **growing).action is RetryAction.DEFAULT
+    capped = growing | {"max_retry_delay": timedelta(seconds=200)}
+    assert decision(asking(300), 9, **capped).retry_delay == timedelta(seconds=300)
+
+
+def test_without_a_context_the_service_has_its_way() -> None:
+    assert RunGenRetryPolicy().evaluate(asking(2), 1, 5).retry_delay == timedelta(seconds=2)
+
+
+def test_it_is_the_default_of_every_task_and_gives_way_to_another() -> None:
+    class Other(RetryPolicy):
+        def evaluate(self, *_: Any, **__: Any) -> RetryDecision:
+            return RetryDecision.default()
+
+    makes: list[tuple[Any, dict[str, Any]]] = [
+        (RunGenRunJobOperator, {"input": {}}),
+        (RunGenRunBatchOperator, {"inputs": []}),
+        (RunGenCollectResultsOperator, {"job_id": "a"}),
+        (RunGenCancelJobOperator, {"job_id": "a"}),
+        (RunGenJobSensor, {"job_id": "a"}),
+    ]
+    other = Other()
+    for kind, options in makes:
+        assert type(kind(task_id="t", **options).retry_policy) is RunGenRetryPolicy
+        assert kind(task_id="t", retry_policy=other, **options).retry_policy is other
+        assert kind(task_id="t", default_args={"retry_policy": other}, **options).retry_policy is other
+
+
+def test_an_operator_that_was_told_to_wait_tells_the_policy(rungen_emulator: Emulator, context: Any) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=429, headers={"Retry-After": "1800"}))
+    op = RunGenRunJobOperator(task_id="run", input={"prompt": "x"})
+    error = run_task(op, context).error
+    assert isinstance(error, RunGenRateLimitedError)
+    assert op.retry_policy is not None
+    decided = op.retry_policy.evaluate(error, 1, 5, {"task": op})
+    assert decided.retry_delay == timedelta(seconds=1800)
+    assert rungen_emulator.service.count("run") == 1
+
+
+def test_it_is_kept_as_plain_data() -> None:
+    kept = RunGenRetryPolicy().serialize()
+    assert type(RunGenRetryPolicy.deserialize(kept)) is RunGenRetryPolicy
