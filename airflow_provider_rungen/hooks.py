@@ -245,6 +245,15 @@ class RunGenHook(BaseHook):
 
         return asyncio.run(run())
 
+    async def asettings(self) -> Settings:
+        """
+        Give the settings of the Airflow connection, in the running event loop.
+
+        :raises RunGenConfigError: the connection cannot be used; the message names the field.
+        """
+        await self._aread()
+        return self.settings
+
     async def aapp_id_or_default(self, app_id: str | None = None) -> str:
         """
         Give the app to use, in the running event loop.

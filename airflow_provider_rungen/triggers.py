@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import TaskInstanceState
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
@@ -17,10 +17,14 @@ from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from airflow_provider_rungen import api, metrics
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, app_url, job_url
 from airflow_provider_rungen.models import JobStatus, clean_text
 from airflow_provider_rungen.scaling import Goal, Raised, lower_app, not_lowered
 from airflow_provider_rungen.transport import side_by_side
 from airflow_provider_rungen.watcher import watcher_of
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.transport import Settings
 
 log = logging.getLogger(__name__)
 
@@ -192,10 +196,33 @@ class RunGenJobTrigger(RunGenTrigger):
         except RunGenError as error:
             log.warning("RunGen job %s was not canceled: %s", job_id, error)
 
+    async def _link(self, settings: Settings, app_id: str, job_ids: list[str]) -> None:
+        from airflow.providers.common.compat.sdk import XCom
+
+        ti: Any = self.task_instance
+        links = {RunGenAppLink.key: app_url(settings, app_id)}
+        if job_ids:
+            links[RunGenJobLink.key] = job_url(settings, app_id, job_ids[0])
+        for key, url in links.items():
+            try:
+                await XCom.aset(
+                    key,
+                    url,
+                    dag_id=ti.dag_id,
+                    task_id=ti.task_id,
+                    run_id=ti.run_id,
+                    map_index=ti.map_index,
+                )
+            except Exception as error:  # a task is not to fail for its links
+                log.debug("The link to %s was not kept: %s", url, type(error).__name__)
+
     async def _wait(self, event: dict[str, Any]) -> None:
         job_ids = rendered_job_ids(self.job_id)
         event |= {"job_ids": job_ids} if len(job_ids) <= FEW else {}
-        event["app_id"] = await RunGenHook(self.rungen_conn_id).aapp_id_or_default(self.app_id)
+        hook = RunGenHook(self.rungen_conn_id)
+        event["app_id"] = await hook.aapp_id_or_default(self.app_id)
+        if not self.deferred_at:  # no worker has seen the task yet
+            await self._link(await hook.asettings(), event["app_id"], job_ids)
         deadline = self.deadline
         if deadline is None:
             started = getattr(self.task_instance, "start_date", None)

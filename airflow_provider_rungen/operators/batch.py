@@ -252,7 +252,12 @@ class RunGenRunBatchOperator(JobSubmitter):
                     raise
                 finally:
                     hook.before_step = before_step
-                log.info("Submitted %d of %d inputs to app %s", total - len(refused), len(kept.ids), app_id)
+                if len(kept.ids) == len(kept.job_ids) == 1:
+                    log.info("Submitted RunGen job %s to app %s", kept.job_ids[0], app_id)
+                else:
+                    log.info(
+                        "Submitted %d of %d inputs to app %s", total - len(refused), len(kept.ids), app_id
+                    )
             context["ti"].xcom_push(key="job_ids", value=_job_ids(kept))
             for job_id in kept.job_ids[:1]:
                 self._link_to_job(context, hook, app_id, job_id)

@@ -1,0 +1,152 @@
+"""The decorator ``@task.rungen``: a function gives the input, the task returns the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.providers.common.compat.sdk import (
+    SET_DURING_EXECUTION,
+    DecoratedOperator,
+    context_merge,
+    determine_kwargs,
+    task_decorator_factory,
+)
+
+from airflow_provider_rungen.lineage import Done
+from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
+from airflow_provider_rungen.waiting import raise_for_jobs
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context, TaskDecorator
+
+    from airflow_provider_rungen.batch import Checkpoint, Inputs
+    from airflow_provider_rungen.exceptions import RunGenError
+    from airflow_provider_rungen.hooks import RunGenHook
+    from airflow_provider_rungen.models import Job
+
+
+class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
+    """
+    Run the job, or the jobs, whose input a function returns, and return the result, or the list of them.
+
+    The function is called once an attempt. What it returns is data, and no template; its arguments are
+    templates. A dict is the input of one job, whose id is pushed under the XCom key ``job_id``; what
+    else `RunGenRunBatchOperator` takes is a batch.
+
+    :param python_callable: the function.
+    :param op_args: its arguments (templated).
+    :param op_kwargs: its keyword arguments (templated).
+    :param kwargs: the parameters of `RunGenRunBatchOperator`.
+    """
+
+    template_fields: Sequence[str] = (
+        *DecoratedOperator.template_fields,
+        *RunGenRunBatchOperator.template_fields,
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        **DecoratedOperator.template_fields_renderers,
+        **RunGenRunBatchOperator.template_fields_renderers,
+    }
+    custom_operator_name = "@task.rungen"
+    # so that the UI shows the inputs
+    overwrite_rtif_after_execution = True
+
+    _is_single = False
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Collection[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name in ("inputs", "wait_for_completion", "end_from_trigger"):
+            if name in kwargs:
+                raise TypeError(
+                    f"@task.rungen takes no {name}: the function gives the input, the task the result"
+                )
+        super().__init__(
+            python_callable=python_callable,
+            op_args=op_args,
+            op_kwargs=op_kwargs,
+            inputs=SET_DURING_EXECUTION,
+            **kwargs,
+        )
+
+    def execute(self, context: Context) -> Any:
+        """
+        Call the function, run what it returns, and wait for it.
+
+        :return: the result, or the list of results in the order of the inputs.
+        """
+        context_merge(context, self.op_kwargs)
+        given = self.python_callable(
+            *self.op_args, **determine_kwargs(self.python_callable, self.op_args, context)
+        )
+        self._is_single = isinstance(given, Mapping)
+        self.inputs = [given] if self._is_single else given
+        return super().execute(context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """
+        Go on after the wait in the triggerer.
+
+        :return: the result, or the list of results in the order of the inputs.
+        """
+        ti = context["ti"]
+        pushed = ti.xcom_pull(task_ids=ti.task_id, key="job_id", map_indexes=ti.map_index)
+        self._is_single = pushed is not None
+        return super().execute_complete(context, event)
+
+    def _submit(
+        self, context: Context, hook: RunGenHook, inputs: Inputs, kept: Checkpoint, **options: Any
+    ) -> Any:
+        refused = super()._submit(context, hook, inputs, kept, **options)
+        if self._is_single and kept.job_ids:
+            context["ti"].xcom_push(key="job_id", value=kept.job_ids[0])
+        return refused
+
+    def _finish(
+        self,
+        context: Context,
+        app_id: str,
+        ids: list[str | None],
+        refused: Mapping[int, RunGenError],
+        jobs: Sequence[Job],
+    ) -> Any:
+        """Give the results in place of the ids; of one job, its own error."""
+        job_ids = [job_id for job_id in ids if job_id]
+        if self._is_single:
+            for error in refused.values():
+                raise error
+        if self._is_single and job_ids:
+            raise_for_jobs(jobs)
+            self._tell(context, Done(app_id, job_ids))
+        else:
+            super()._finish(context, app_id, ids, refused, jobs)
+        self._over = job_ids  # they are not to be canceled any more
+        with self._working(context) as hook:
+            looks = self._look_at(hook, app_id, job_ids)
+        results = [getattr(looks[job_id], "result", None) if job_id else None for job_id in ids]
+        return results[0] if self._is_single else results
+
+
+def rungen_task(
+    python_callable: Callable[..., Any] | None = None, multiple_outputs: bool | None = None, **kwargs: Any
+) -> TaskDecorator:
+    """
+    Make a function a task that runs RunGen jobs: ``@task.rungen(app_id=…)``.
+
+    :param python_callable: the function; it returns the input of a job (a dict), or a list of inputs.
+    :param multiple_outputs: whether to push each key of a result as an XCom of its own, too.
+    :param kwargs: the parameters of the operator: those of `RunGenRunBatchOperator`, and of every task.
+    """
+    return task_decorator_factory(
+        python_callable=python_callable,
+        # not to be told from the function's annotation: what it returns is not what the task returns
+        multiple_outputs=bool(multiple_outputs),
+        decorated_operator_class=_RunGenDecoratedOperator,
+        **kwargs,
+    )

@@ -1,0 +1,192 @@
+"""``@task.rungen``: the function gives the input, the task the result, once a job, in every mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
+from conftest import FakeStore, FakeTaskInstance, Outcome, run_task
+
+from airflow_provider_rungen.decorators import rungen_task
+from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.exceptions import RunGenJobFailedError
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+
+MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
+OPTIONS: dict[str, Any] = {"app_id": "llama-text", "poll_interval": 0.02, "defer_after": 0}
+
+
+def saying(words: str, **emulator: Any) -> dict[str, Any]:
+    return {"prompt": words, "emulator": {"seconds": 0.2, **emulator}}
+
+
+def operator(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    with DAG("decorated", schedule=None):
+        decorated: Any = rungen_task(**OPTIONS | options)
+        return decorated(function)(*args).operator
+
+
+def die_at(dying_at: str | None) -> Callable[[str, Any], None]:
+    def die(key: str, _: Any) -> None:
+        if key == dying_at:
+            raise SystemExit("the worker dies")
+
+    return die
+
+
+class Attempts:
+    """One task that is tried again, and the inputs its function gives."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        self.given = list(given)
+        self.calls = 0
+        self.options = options
+        self.store = FakeStore()
+        self.ti = FakeTaskInstance()
+
+    def attempt(self, dying_at: str | None = None) -> Outcome:
+        def say() -> Any:
+            self.calls += 1
+            return self.given.pop(0)
+
+        self.ti = FakeTaskInstance()
+        self.ti.max_tries = 2
+        self.ti.on_push = die_at(dying_at)
+        context: Any = {"ti": self.ti, "task_state_store": self.store}
+        try:
+            return run_task(operator(say, **self.options), context)
+        except SystemExit as death:
+            return Outcome(error=death)
+
+
+@MODES
+def test_a_dict_is_a_job_and_its_result_is_returned(rungen_emulator: Emulator, deferrable: bool) -> None:
+    task = Attempts(saying("a fox"), deferrable=deferrable)
+    outcome = task.attempt()
+    assert (outcome.value, outcome.error) == ("You said: a fox", None)
+    assert len(outcome.events) == deferrable
+    [job] = rungen_emulator.service.jobs()
+    assert task.ti.xcoms["job_id"] == job["id"]
+    assert task.calls == 1
+
+
+@MODES
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_a_list_is_a_batch_and_its_results_keep_the_order(
+    rungen_emulator: Emulator, deferrable: bool, count: int
+) -> None:
+    task = Attempts([saying(f"word {n}") for n in range(count)], deferrable=deferrable)
+    outcome = task.attempt()
+    assert outcome.error is None
+    assert outcome.value == [f"You said: word {n}" for n in range(count)]
+    assert rungen_emulator.service.count("run") == count
+    assert task.calls == 1
+
+
+@MODES
+def test_a_failed_job_has_its_own_error(rungen_emulator: Emulator, deferrable: bool) -> None:
+    outcome = Attempts(saying("x", fail="out of memory"), deferrable=deferrable).attempt()
+    [job] = rungen_emulator.service.jobs()
+    assert type(outcome.error) is RunGenJobFailedError
+    assert str(outcome.error) == f"RunGen job {job['id']} of app llama-text failed: out of memory"
+
+
+@MODES
+def test_results_of_those_that_may_fail_are_none(rungen_emulator: Emulator, deferrable: bool) -> None:
+    given = [saying("one"), saying("two", fail="x"), saying("three")]
+    outcome = Attempts(given, max_failed=1, deferrable=deferrable).attempt()
+    assert outcome.value == ["You said: one", None, "You said: three"]
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+def test_a_retry_with_equal_inputs_takes_the_jobs_up(rungen_emulator: Emulator, many: bool) -> None:
+    given = saying("a fox")
+    task = Attempts(*([[given, given]] * 2 if many else [given, dict(reversed(given.items()))]))
+    assert isinstance(task.attempt(dying_at="job_ids").error, SystemExit)
+    ids = [job["id"] for job in rungen_emulator.service.jobs()]
+    assert len(ids) == 1 + many
+    assert task.attempt().error is None
+    assert [job["id"] for job in rungen_emulator.service.jobs()] == ids
+    assert task.calls == 2
+
+
+def test_a_retry_with_other_inputs_runs_them(rungen_emulator: Emulator) -> None:
+    task = Attempts(saying("a fox"), saying("a hare"))
+    assert task.attempt().value == "You said: a fox"
+    assert task.attempt().value == "You said: a hare"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (None, "not a NoneType"),
+        (7, "not a int"),
+        (["x"], r"inputs[0] is a str"),
+        ({"prompt": float("nan")}, "inputs[0].prompt"),
+        ([{"prompt": {1, 2}}], "inputs[0].prompt"),
+    ],
+)
+def test_what_is_no_input_is_told(rungen_emulator: Emulator, given: Any, told: str) -> None:
+    outcome = Attempts(given).attempt()
+    assert isinstance(outcome.error, AirflowFailException)
+    assert told in str(outcome.error)
+    assert rungen_emulator.service.count("run") == 0
+
+
+def test_what_the_function_returns_is_no_template(rungen_emulator: Emulator) -> None:
+    prompt = "{{ conn.rungen_default.password }} {% raw"
+    assert Attempts(saying(prompt)).attempt().value == f"You said: {prompt}"
+
+
+def test_the_function_is_given_the_context_and_its_arguments(
+    rungen_emulator: Emulator, ti: FakeTaskInstance
+) -> None:
+    def say(word: str, ds: str | None = None, *, run_id: str | None = None) -> dict[str, Any]:
+        return saying(f"{word} on {ds} in {run_id}")
+
+    op = operator(say, "hello")
+    context: Any = {"ti": ti, "ds": "2025-01-01", "run_id": "manual"}
+    assert run_task(op, context).value == "You said: hello on 2025-01-01 in manual"
+
+
+def test_an_error_of_the_function_is_its_own(rungen_emulator: Emulator, context: Any) -> None:
+    def say() -> None:
+        raise ValueError("not today")
+
+    error = run_task(operator(say), context).error
+    assert (type(error), str(error)) == (ValueError, "not today")
+    assert rungen_emulator.service.count("run") == 0
+
+
+def test_a_result_is_one_xcom_whatever_the_function_is_annotated_with() -> None:
+    def say() -> dict[str, Any]:
+        return {}
+
+    assert operator(say).multiple_outputs is False
+    assert operator(say, multiple_outputs=True).multiple_outputs is True
+
+
+@pytest.mark.parametrize("name", ["inputs", "wait_for_completion", "end_from_trigger"])
+def test_what_the_function_decides_is_no_parameter(name: str) -> None:
+    def say() -> dict[str, Any]:
+        return {}
+
+    with pytest.raises(TypeError, match=name):
+        operator(say, **{name: False})
+
+
+def test_airflow_knows_the_decorator() -> None:
+    with DAG("found", schedule=None):
+
+        @task.rungen(app_id="llama-text", retries=3)
+        def say(prompt: str) -> dict[str, Any]:
+            return {"prompt": prompt}
+
+        one: Any = say("a")
+        mapped: Any = say.override(task_id="mapped").expand(prompt=["a", "b"])
+    assert one.operator.custom_operator_name == "@task.rungen"
+    assert (one.operator.app_id, one.operator.retries) == ("llama-text", 3)
+    assert [link.name for link in mapped.operator.operator_extra_links] == ["RunGen job", "RunGen app"]
