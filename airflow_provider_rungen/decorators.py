@@ -128,8 +128,8 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
             super()._finish(context, app_id, ids, refused, jobs)
         self._over = job_ids  # they are not to be canceled any more
         with self._working(context) as hook:
-            looks = self._look_at(hook, app_id, job_ids)
-        results = [getattr(looks[job_id], "result", None) if job_id else None for job_id in ids]
+            found = {job_id: hook.get_job(app_id=app_id, job_id=job_id).result for job_id in job_ids}
+        results = [found[job_id] if job_id else None for job_id in ids]
         return results[0] if self._is_single else results
 
 
