@@ -87,7 +87,8 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         )
         self._is_single = isinstance(given, Mapping)
         self.inputs = [given] if self._is_single else given
-        return super().execute(context)
+        # not DecoratedOperator's: that of Airflow 3.0 pushes by a method that operators no longer have
+        return RunGenRunBatchOperator.execute(self, context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """
