@@ -13,8 +13,11 @@ from airflow.providers.common.compat.sdk import (
     task_decorator_factory,
 )
 
-from airflow_provider_rungen.lineage import Done
 from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
+from airflow_provider_rungen.operators.collect import RunGenCollectResultsOperator
+from airflow_provider_rungen.schemas import checked
+from airflow_provider_rungen.task import failing_for_good
+from airflow_provider_rungen.tolerance import checked_count
 from airflow_provider_rungen.waiting import raise_for_jobs
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
     """
     Run the job, or the jobs, whose input a function returns, and return the result, or the list of them.
 
+    Results are returned or stored as `RunGenCollectResultsOperator` does.
+
     The function is called once an attempt. What it returns is data, and no template; its arguments are
     templates. A dict is the input of one job, whose id is pushed under the XCom key ``job_id``; what
     else `RunGenRunBatchOperator` takes is a batch.
@@ -37,12 +42,17 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
     :param python_callable: the function.
     :param op_args: its arguments (templated).
     :param op_kwargs: its keyword arguments (templated).
+    :param destination: the folder to store outputs in, as `RunGenCollectResultsOperator` does (templated).
+    :param result_schema: the JSON Schema that every result has to fit.
+    :param max_output_bytes: bytes of a file at most.
+    :param max_xcom_bytes: bytes at most that are returned without ``destination``.
     :param kwargs: the parameters of `RunGenRunBatchOperator`.
     """
 
     template_fields: Sequence[str] = (
         *DecoratedOperator.template_fields,
         *RunGenRunBatchOperator.template_fields,
+        "destination",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **DecoratedOperator.template_fields_renderers,
@@ -53,6 +63,7 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
     overwrite_rtif_after_execution = True
 
     _is_single = False
+    _collector: RunGenCollectResultsOperator | None = None
 
     def __init__(
         self,
@@ -60,6 +71,10 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         python_callable: Callable[..., Any],
         op_args: Collection[Any] | None = None,
         op_kwargs: Mapping[str, Any] | None = None,
+        destination: Any = None,
+        result_schema: Any = None,
+        max_output_bytes: int = 1 << 30,
+        max_xcom_bytes: int = 1_000_000,
         **kwargs: Any,
     ) -> None:
         for name in ("inputs", "wait_for_completion", "end_from_trigger"):
@@ -74,6 +89,10 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
             inputs=SET_DURING_EXECUTION,
             **kwargs,
         )
+        self.destination = destination
+        self.result_schema = checked(result_schema, "result_schema")
+        self.max_output_bytes = checked_count(max_output_bytes, "max_output_bytes")
+        self.max_xcom_bytes = checked_count(max_xcom_bytes, "max_xcom_bytes")
 
     def execute(self, context: Context) -> Any:
         """
@@ -81,6 +100,7 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
 
         :return: the result, or the list of results in the order of the inputs.
         """
+        self._prepare_collecting()
         context_merge(context, self.op_kwargs)
         given = self.python_callable(
             *self.op_args, **determine_kwargs(self.python_callable, self.op_args, context)
@@ -96,6 +116,7 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
 
         :return: the result, or the list of results in the order of the inputs.
         """
+        self._prepare_collecting()
         ti = context["ti"]
         pushed = ti.xcom_pull(task_ids=ti.task_id, key="job_id", map_indexes=ti.map_index)
         self._is_single = pushed is not None
@@ -124,14 +145,31 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
                 raise error
         if self._is_single and job_ids:
             raise_for_jobs(jobs)
-            self._tell(context, Done(app_id, job_ids))
         else:
             super()._finish(context, app_id, ids, refused, jobs)
         self._over = job_ids  # they are not to be canceled any more
-        with self._working(context) as hook:
-            found = {job_id: hook.get_job(app_id=app_id, job_id=job_id).result for job_id in job_ids}
-        results = [found[job_id] if job_id else None for job_id in ids]
-        return results[0] if self._is_single else results
+        collector, hook = self._collector, self._hook
+        assert collector is not None and hook is not None  # noqa: S101, PT018 - for the type checker
+        collector.job_id = job_ids[0] if self._is_single and job_ids else ids
+        value = collector.collect(context, hook, app_id)
+        self._done = collector._done
+        return value
+
+    def _prepare_collecting(self) -> None:
+        """Find out before anything is paid for what would keep results from being collected."""
+        self._collector = RunGenCollectResultsOperator(
+            task_id=self.task_id,
+            job_id=[],
+            destination=self.destination,
+            result_schema=self.result_schema,
+            max_failed=self.max_failed,
+            max_concurrency=self.max_concurrency,
+            max_output_bytes=self.max_output_bytes,
+            max_xcom_bytes=self.max_xcom_bytes,
+            outlets=self.outlets,
+        )
+        with failing_for_good():
+            self._collector.prepare()
 
 
 def rungen_task(

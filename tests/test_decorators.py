@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
-from conftest import FakeStore, FakeTaskInstance, Outcome, run_task
+from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task
 
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator
@@ -91,7 +92,7 @@ def test_a_failed_job_has_its_own_error(rungen_emulator: Emulator, deferrable: b
     outcome = Attempts(saying("x", fail="out of memory"), deferrable=deferrable).attempt()
     [job] = rungen_emulator.service.jobs()
     assert type(outcome.error) is RunGenJobFailedError
-    assert str(outcome.error) == f"RunGen job {job['id']} of app llama-text failed: out of memory"
+    assert f"RunGen job {job['id']} of app llama-text failed: out of memory. " in str(outcome.error)
 
 
 @MODES
@@ -111,6 +112,34 @@ def test_a_retry_with_equal_inputs_takes_the_jobs_up(rungen_emulator: Emulator, 
     assert task.attempt().error is None
     assert [job["id"] for job in rungen_emulator.service.jobs()] == ids
     assert task.calls == 2
+
+
+@MODES
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+def test_outputs_are_stored_where_they_are_wanted(
+    rungen_emulator: Emulator, tmp_path: Path, deferrable: bool, many: bool
+) -> None:
+    given = [saying("a fox"), saying("a hare")] if many else saying("a fox")
+    options = {"app_id": APP, "destination": str(tmp_path), "result_schema": "flux-schnell"}
+    value = Attempts(given, deferrable=deferrable, **options).attempt().value
+    manifests = value if many else [value]
+    assert {item["job_id"] for item in manifests} == {job["id"] for job in rungen_emulator.service.jobs()}
+    for item in manifests:
+        [file] = item["outputs"]
+        assert (tmp_path / item["job_id"] / file["uri"].rpartition("/")[2]).stat().st_size == file["size"]
+
+
+def test_a_result_that_is_too_large_for_xcom_is_refused(rungen_emulator: Emulator) -> None:
+    outcome = Attempts(saying("a fox"), max_xcom_bytes=10).attempt()
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "max_xcom_bytes" in str(outcome.error)
+    assert rungen_emulator.service.stats()["cancels_received"] == 0
+
+
+def test_nothing_is_sent_when_results_could_not_be_stored(rungen_emulator: Emulator) -> None:
+    task = Attempts(saying("a fox"), destination="nosuchscheme://bucket/prefix")
+    assert isinstance(task.attempt().error, AirflowFailException)
+    assert rungen_emulator.service.count("run") == 0
 
 
 def test_a_retry_with_other_inputs_runs_them(rungen_emulator: Emulator) -> None:

@@ -124,7 +124,7 @@ class RunGenCollectResultsOperator(JobWaiter):
             app_id = hook.app_id_or_default(self.app_id)
             ids = self._ids()
             self._link_to(context, hook, app_id, _distinct(ids))
-            self._prepare()
+            self.prepare()
             jobs: list[Job] = []
             if self.wait_for_completion:
                 jobs = self._wait(
@@ -145,7 +145,7 @@ class RunGenCollectResultsOperator(JobWaiter):
         """
         with self._failing(), self._working(context) as hook:
             failed = read_event(event)
-            self._prepare()
+            self.prepare()
             return self._finish(context, hook, event["app_id"], self._ids(), failed)
 
     def _ids(self) -> list[str | None]:
@@ -160,11 +160,19 @@ class RunGenCollectResultsOperator(JobWaiter):
             raise RunGenInputError(f"job_id: {absent} of {len(ids)} have no job, {allowed} may (max_failed)")
         return ids
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Find out before the wait what would keep results from being collected."""
         self._held = 0
         self._schema = Schema.of(self.result_schema, "result_schema")
         self._storage = None if self.destination is None else Storage(self.destination)
+
+    def collect(self, context: Context, hook: RunGenHook, app_id: str) -> Any:
+        """
+        Collect the results of jobs that are over, once it is prepared.
+
+        :return: the result or small manifest, or the list of them.
+        """
+        return self._finish(context, hook, app_id, self._ids(), [])
 
     def _take(self, job: Job) -> Job:
         """Hold the result only if it is going to be returned: there may be many."""
