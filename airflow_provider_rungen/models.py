@@ -135,7 +135,7 @@ class Job:
         :raises RunGenJobCanceledError: it was canceled.
         """
         name = f"RunGen job {self.id} of app {self.app_id}"
-        said = f": {self.error}" if self.error else ""
+        said = f": {self.error.rstrip('.')}" if self.error else ""
         if self.status is JobStatus.FAILED:
             said = said or f" (status {clean_text(self.status_word, 50)}; the service gave no reason)"
             raise RunGenJobFailedError(f"{name} failed{said}", app_id=self.app_id, job_id=self.id)

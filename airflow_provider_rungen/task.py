@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
+from airflow_provider_rungen.exceptions import (
+    RunGenConnectionError,
+    RunGenError,
+    RunGenJobCanceledError,
+    RunGenJobError,
+    RunGenJobFailedError,
+    RunGenResponseError,
+)
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, app_url, job_url
 
@@ -63,9 +70,10 @@ class RunGenTask(BaseOperator):
             _ = hook.settings  # on_kill must not have to ask Airflow for them
             try:
                 yield hook
-            except RunGenJobError as error:
-                if error.job_id:
+            except RunGenError as error:
+                if isinstance(error, RunGenJobError) and error.job_id:
                     self._link_to_job(context, hook, error.app_id, error.job_id)
+                _say_what_to_do(error)
                 raise
 
     def _link_to(self, context: Context, hook: RunGenHook, app_id: str, job_ids: Iterable[str] = ()) -> None:
@@ -146,6 +154,22 @@ class _Signals:
 
 
 _signals = _Signals()
+
+
+_WHAT_TO_DO = {
+    RunGenJobFailedError: "Correct its input if that is the reason, and run it again",
+    RunGenJobCanceledError: "Clear the task that ran it, to run it again",
+    RunGenConnectionError: "Check the host and proxy of the Airflow connection, or try again later",
+    RunGenResponseError: "Check the host of the Airflow connection, or try again later",
+}
+
+
+def _say_what_to_do(error: RunGenError) -> None:
+    """Let the message, which is the last line of the log, end with it; one that ends in a full stop does."""
+    message = str(error)
+    hint = _WHAT_TO_DO.get(type(error))
+    if hint and not message.endswith("."):
+        error.args = (f"{message}. {hint}.",)
 
 
 def is_killed() -> bool:

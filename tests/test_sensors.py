@@ -137,7 +137,8 @@ def test_a_failed_job_fails_the_sensor_for_good(
     [good] = submitted(0)
     outcome = run_task(sensor([good, bad], deferrable=deferrable), context)
     assert type(outcome.error) is AirflowFailException
-    assert str(outcome.error) == f"RunGen job {bad} of app {APP} failed: out of memory"
+    told = f"RunGen job {bad} of app {APP} failed: out of memory. "
+    assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
 
 
 @MODES
