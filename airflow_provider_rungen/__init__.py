@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 def get_provider_info() -> dict[str, Any]:
     """Describe the provider to Airflow: plain data, so that nothing heavy is imported to read it."""
     text = {"type": ["string", "null"]}
+    network = {**text, "section": "Network"}
     return {
         "package-name": "airflow-provider-rungen",
         "name": "RunGen.AI",
@@ -35,19 +36,31 @@ def get_provider_info() -> dict[str, Any]:
                 "hook-name": "RunGen.AI",
                 "hook-class-name": "airflow_provider_rungen.hooks.RunGenHook",
                 "ui-field-behaviour": {
-                    "hidden-fields": ["login", "schema"],
+                    # all that extra may hold has a field of its own
+                    "hidden-fields": ["login", "schema", "extra"],
                     "relabeling": {"password": "API key", "host": "Base URL"},
-                    "placeholders": {"host": "https://api.rungen.ai"},
-                },
-                "conn-fields": {
-                    "team_id": {
-                        "label": "Team ID",
-                        "description": "Work in this team; empty means the key owner's personal context.",
-                        "schema": text,
+                    "placeholders": {
+                        "host": "https://api.rungen.ai",
+                        "password": "needed",
+                        "port": "443",
+                        "timeout": "60",
+                        "verify": "true",
+                        "proxy": "http://user:password@proxy.example:3128",
+                        "max_requests_per_second": "no limit",
+                        "max_response_bytes": "33554432",
                     },
+                },
+                # Text where a number is meant: Airflow's field for numbers changes under the mouse wheel, and
+                # the End key makes it the largest there is.
+                "conn-fields": {
                     "app_id": {
                         "label": "Default app ID",
                         "description": "The app to use when a task names none.",
+                        "schema": text,
+                    },
+                    "team_id": {
+                        "label": "Team ID",
+                        "description": "The team to work in. Empty: the key owner's personal context.",
                         "schema": text,
                     },
                     "user_id": {
@@ -57,33 +70,34 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "timeout": {
                         "label": "Timeout",
-                        "description": "Seconds a request may take. Default: 10 to connect, 60 to answer.",
-                        "schema": text,
+                        "description": "Seconds a request may take. Empty: 10 to connect, 60 to answer.",
+                        "schema": network,
                     },
                     "verify": {
                         "label": "Verify TLS",
-                        "description": "true (default), false, or the path of a CA bundle.",
-                        "schema": text,
+                        "description": "true, false, or the path of a CA bundle. Empty: true.",
+                        "schema": network,
                     },
                     "proxy": {
                         "label": "Proxy",
-                        "description": "URL of a proxy, with its password if it needs one.",
-                        "schema": {**text, "format": "password"},
+                        "description": "The URL of a proxy, with its password if it needs one. Empty: the "
+                        "environment's.",
+                        "schema": {**network, "format": "password"},
                     },
                     "allow_http": {
                         "label": "Allow plain http",
                         "description": "Send the API key unencrypted to a host that is not this machine.",
-                        "schema": {"type": ["boolean", "null"], "default": False},
-                    },
-                    "max_response_bytes": {
-                        "label": "Largest answer",
-                        "description": "Bytes over which an answer is refused. Default: 33554432 (32 MiB).",
-                        "schema": text,
+                        "schema": {"type": ["boolean", "null"], "default": False, "section": "Network"},
                     },
                     "max_requests_per_second": {
                         "label": "Requests per second",
-                        "description": "How many requests a process sends in a second. Default: no limit.",
-                        "schema": text,
+                        "description": "The most requests a process sends in a second. Empty: no limit.",
+                        "schema": network,
+                    },
+                    "max_response_bytes": {
+                        "label": "Largest answer",
+                        "description": "The bytes over which an answer is refused. Empty: 33554432 (32 MiB).",
+                        "schema": network,
                     },
                     "app_url": {
                         "label": "Link to an app",

@@ -158,9 +158,9 @@ def cancel_job(app_id: str, job_id: str, *, patience: float = PATIENCE) -> Flow[
         raise
 
 
-def list_apps() -> Flow[list[App]]:
+def list_apps(*, attempts: int = ATTEMPTS) -> Flow[list[App]]:
     """Ask for all apps the key may see."""
-    return (yield from call(Request("GET", "app", "list the apps"), App.list_from_json))
+    return (yield from call(Request("GET", "app", "list the apps"), App.list_from_json, attempts=attempts))
 
 
 def get_app(app_id: str, *, attempts: int = ATTEMPTS) -> Flow[App]:

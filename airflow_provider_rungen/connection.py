@@ -61,7 +61,9 @@ def _extra(conn: Connection, wrong: Callable[[str, str], RunGenConfigError]) -> 
     if not isinstance(raw, dict):
         raise wrong("extra", "must be a JSON object")
     extra: dict[str, Any] = {}
-    for prefixed, value in raw.items():
+    for prefixed, given in raw.items():
+        # what is pasted into the form often ends in a space
+        value = given.strip() if isinstance(given, str) else given
         name = prefixed.removeprefix("extra__rungen__")
         if name not in _EXTRAS:
             raise wrong(f"extra field {name!r}", f"is unknown; known are {', '.join(sorted(_EXTRAS))}")
@@ -77,16 +79,16 @@ def _extra(conn: Connection, wrong: Callable[[str, str], RunGenConfigError]) -> 
 def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"must be text, not {type(value).__name__}")
-    if not value.isascii() or not value.isprintable() or value != value.strip():
-        raise ValueError("holds spaces at an end or characters that cannot be sent")
+    if not value.isascii() or not value.isprintable():
+        raise ValueError("holds characters that cannot be sent")
     return value
 
 
 def _flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-        return value.strip().lower() == "true"
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
     raise ValueError("must be true or false")
 
 
@@ -110,7 +112,7 @@ def _duration(value: Any) -> float:
 
 
 def _timeout(value: Any) -> tuple[float, float]:
-    if isinstance(value, str) and value.strip().startswith("{"):
+    if isinstance(value, str) and value.startswith("{"):
         value = json.loads(value)
     if isinstance(value, dict):
         if unknown := set(value) - {"connect", "read"}:
@@ -190,7 +192,7 @@ def _base_url(conn: Connection, wrong: Callable[[str, str], RunGenConfigError], 
         host = f"{scheme or 'https'}://{_bracketed(host)}"
     try:
         parts = urlsplit(host)
-        port = parts.port if conn.port is None else conn.port
+        port = conn.port or parts.port  # 0 is what Airflow's UI sends for none
     except ValueError:
         raise wrong("host", "is not an address; it must look like https://api.rungen.ai") from None
     if port is not None and not 0 < port < 65536:

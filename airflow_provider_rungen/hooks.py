@@ -367,16 +367,20 @@ class RunGenHook(BaseHook):
     # --- the UI ---
 
     def test_connection(self) -> tuple[bool, str]:
-        """Ask for the apps, and say in words how it went."""
+        """Ask for the apps, once since somebody looks at a button, and say in words how it went."""
+        try:
+            base_url = self.settings.base_url
+        except RunGenConfigError as error:
+            # the UI tests a copy under an id of its own making, which nobody has seen before
+            return False, str(error).removeprefix(f"Airflow connection {self.rungen_conn_id!r}: ")
         try:
             with self:
-                apps = self.list_apps()
+                apps = self.perform(api.list_apps(attempts=1))
         except RunGenError as error:
-            return False, str(error)
+            return False, f"{str(error).rstrip('.')}. The base URL is {base_url}"
         names = ", ".join(app.name or app.id for app in apps[:5]) + (", …" if len(apps) > 5 else "")
-        return True, f"Connected to {self.settings.base_url}: {len(apps)} apps" + (
-            f" ({names})" if names else ""
-        )
+        count = f"{len(apps)} app{'s' * (len(apps) != 1)}"
+        return True, f"Connected to {base_url}: {count}" + (f" ({names})" if names else "")
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
