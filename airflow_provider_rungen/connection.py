@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import re
@@ -87,8 +88,8 @@ def _string(value: Any) -> str:
 def _flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
+    if isinstance(value, str) and value.lower() in ("true", "false", "y"):
+        return value.lower() != "false"  # y is what a checked box of Airflow 2's form sends to the test
     raise ValueError("must be true or false")
 
 
@@ -113,7 +114,9 @@ def _duration(value: Any) -> float:
 
 def _timeout(value: Any) -> tuple[float, float]:
     if isinstance(value, str) and value.startswith("{"):
-        value = json.loads(value)
+        # Airflow 2's form shows, and sends, an object as Python writes it
+        with contextlib.suppress(ValueError):
+            value = json.loads(value.replace("'", '"'))
     if isinstance(value, dict):
         if unknown := set(value) - {"connect", "read"}:
             raise ValueError(f"has the unknown part {sorted(unknown)[0]!r}; known are connect and read")

@@ -385,7 +385,7 @@ class RunGenHook(BaseHook):
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
         """Give the fields of Airflow 2's connection form, from the same data that Airflow 3 reads."""
-        from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget, BS3TextFieldWidget
+        from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
         from wtforms import BooleanField, PasswordField, StringField
 
         widgets: dict[str, Any] = {}
@@ -394,7 +394,7 @@ class RunGenHook(BaseHook):
             if "boolean" in spec["schema"]["type"]:
                 widgets[name] = BooleanField(label, description=text, default=spec["schema"].get("default"))
             elif spec["schema"].get("format") == "password":
-                widgets[name] = PasswordField(label, description=text, widget=BS3PasswordFieldWidget())
+                widgets[name] = PasswordField(label, description=text, widget=_kept_password)
             else:
                 widgets[name] = StringField(label, description=text, widget=BS3TextFieldWidget())
         return widgets
@@ -404,6 +404,19 @@ class RunGenHook(BaseHook):
         """Give labels and hidden fields of Airflow 2's form, from the same data that Airflow 3 reads."""
         behaviour = get_provider_info()["connection-types"][0]["ui-field-behaviour"]
         return {name.replace("-", "_"): value for name, value in behaviour.items()}
+
+
+def _kept_password(field: Any, **attributes: Any) -> Any:
+    """
+    Draw a password field of Airflow 2's form that an edit of other fields leaves as it is.
+
+    An empty one, which is what the library draws, would delete the value.
+    """
+    from airflow.www.views import SENSITIVE_FIELD_PLACEHOLDER
+    from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget
+
+    value = SENSITIVE_FIELD_PLACEHOLDER if field.data else ""
+    return BS3PasswordFieldWidget(hide_value=False)(field, **attributes, value=value)
 
 
 async def _cancel_jobs(

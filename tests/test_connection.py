@@ -176,14 +176,15 @@ def test_an_ipv6_host_in_a_uri(read: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "want"),
     [(5, (5.0, 5.0)), ("90", (10.0, 90.0)), ("2.5", (2.5, 2.5)), ({"read": 5}, (10.0, 5.0)),
-     ({"connect": "1"}, (1.0, 60.0)), ('{"connect": 1, "read": 2}', (1.0, 2.0)), ({}, (10.0, 60.0))],
+     ({"connect": "1"}, (1.0, 60.0)), ('{"connect": 1, "read": 2}', (1.0, 2.0)), ({}, (10.0, 60.0)),
+     ("{'connect': 3, 'read': 9}", (3.0, 9.0))],
 )  # fmt: skip
 def test_forms_of_the_timeout(read: Any, value: Any, want: tuple[float, float]) -> None:
     settings, _ = read(extra={"timeout": value})
     assert (settings.connect_timeout, settings.read_timeout) == want
 
 
-@pytest.mark.parametrize("value", [True, "true", "True", " TRUE "])
+@pytest.mark.parametrize("value", [True, "true", "True", " TRUE ", "y"])
 def test_forms_of_true(read: Any, value: Any) -> None:
     assert read(extra={"verify": value})[0].verify is True
     assert read(host="http://rungen.example", extra={"allow_http": value})[0].base_url
@@ -391,6 +392,20 @@ def test_the_form_shows_what_applies_and_hides_the_rest() -> None:
         assert field["label"]
         assert field["description"].endswith(".")
         assert "null" in field["schema"]["type"]  # or Airflow's form would demand it
+
+
+@pytest.mark.filterwarnings("ignore")  # of Airflow 2's web server about its own libraries
+def test_an_edit_in_airflow_2s_form_keeps_the_proxy_and_does_not_show_it() -> None:
+    pytest.importorskip("flask_appbuilder", reason="the form is Airflow 2's")
+    from airflow.www.views import SENSITIVE_FIELD_PLACEHOLDER
+    from wtforms import Form
+
+    form = type("ConnectionForm", (Form,), RunGenHook.get_connection_form_widgets())
+    drawn = str(form(data={"proxy": f"http://me:{SECRET}@proxy.example"}).proxy())
+    assert 'type="password"' in drawn
+    assert f'value="{SENSITIVE_FIELD_PLACEHOLDER}"' in drawn
+    assert SECRET not in drawn
+    assert 'value=""' in str(form().proxy())
 
 
 def test_the_behaviour_of_airflow_2s_form_is_the_same() -> None:
