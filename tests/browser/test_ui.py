@@ -114,7 +114,9 @@ class Connections:
         with self.page.expect_request(lambda request: request.method in ("POST", "PATCH")) as sent:
             self.form.get_by_role("button", name="Save").click()
         self.form.wait_for(state="hidden")
-        return dict(sent.value.post_data_json)
+        body = sent.value.post_data_json
+        assert isinstance(body, dict)
+        return body
 
     def test(self, conn_id: str) -> str:
         """Press *Test*, and give the answer as it is read."""
@@ -250,18 +252,18 @@ def test_the_first_job_from_the_connection_to_its_link(
     page.set_viewport_size({"width": 1100, "height": 620})
     page.get_by_role("button", name="Show Graph").click()
     for task_id in TASKS:
-        node = page.get_by_test_id(f"task-{task_id}").or_(page.locator(f'[data-id="{task_id}"]')).first
-        expect(node).to_contain_text("success", timeout=150_000)
+        expect(page.locator(f'[data-id="{task_id}"]')).to_contain_text("success", timeout=150_000)
     page.screenshot(path=IMAGES / "run.png")
     [job] = emulator.service.jobs()
     assert job["status"] == "COMPLETED"
-    page.goto(f"{run}/tasks/paint")
+    page.get_by_role("button", name="Show Grid").click()
+    page.goto(f"{run}/tasks/paint/details")
     link = page.get_by_role("link", name="RunGen job")
     expect(link).to_be_visible()
     page.screenshot(path=IMAGES / "link.png")
     with page.context.expect_page() as opened:
         link.click()
-    assert opened.value.url == f"{emulator.url}/app/{APP}/job/{job['id']}"
+    opened.value.wait_for_url(f"{emulator.url}/app/{APP}/job/{job['id']}")
     assert KEY not in page.content()
 
 
