@@ -41,7 +41,7 @@ def get_provider_info() -> dict[str, Any]:
                     "relabeling": {"password": "API key", "host": "Base URL"},
                     "placeholders": {
                         "host": "https://api.rungen.ai",
-                        "password": "needed",
+                        "password": "your RunGen.AI key",
                         "port": "443",
                         "timeout": "60",
                         "verify": "true",

@@ -122,8 +122,8 @@ class Connections:
         """Press *Test*, and give the answer as it is read."""
         self.page.goto(self.url)
         self.row(conn_id).get_by_role("button", name="Test Connection").click()
-        answer = self.page.get_by_role("status").filter(has_text="Test Connection")
-        return answer.inner_text()
+        answer: str = self.page.get_by_role("status").filter(has_text="Test Connection").inner_text()
+        return answer
 
     def row(self, conn_id: str) -> Locator:
         return self.page.get_by_role("row").filter(has_text=conn_id)
