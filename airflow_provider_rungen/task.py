@@ -115,7 +115,7 @@ class RunGenTask(BaseOperator):
         self._check_killed()
 
     def _abandon(self, hook: RunGenHook) -> None:
-        """Undo what a kill makes useless, within `KILL_TIME`, asking nothing of Airflow."""
+        """Undo what a kill makes useless, within `kill_time`, asking nothing of Airflow."""
 
 
 class _Signals:
@@ -124,6 +124,8 @@ class _Signals:
     def __init__(self) -> None:
         self._handlers: dict[int, Any] = {}
         self._put_off: list[tuple[int, Any]] = []
+        #: When (of the monotonic clock) the first of them came.
+        self.since: float | None = None
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -141,6 +143,7 @@ class _Signals:
 
     def _put_it_off(self, number: int, frame: Any) -> None:
         self._put_off.append((number, frame))
+        self.since = self.since or time.monotonic()
 
     @property
     def is_pending(self) -> bool:
@@ -148,9 +151,12 @@ class _Signals:
 
     def let_through(self) -> None:
         """Hand what came to the handlers it was meant for."""
-        while self._put_off:
-            number, frame = self._put_off.pop(0)
-            self._handlers[number](number, frame)
+        try:
+            while self._put_off:
+                number, frame = self._put_off.pop(0)
+                self._handlers[number](number, frame)
+        finally:
+            self.since = None
 
 
 _signals = _Signals()
@@ -170,6 +176,11 @@ def _say_what_to_do(error: RunGenError) -> None:
     hint = _WHAT_TO_DO.get(type(error))
     if hint and not message.endswith("."):
         error.args = (f"{message}. {hint}.",)
+
+
+def kill_time() -> float:
+    """Give the seconds that are left of `KILL_TIME`: a kill may have been put off."""
+    return KILL_TIME if _signals.since is None else KILL_TIME + _signals.since - time.monotonic()
 
 
 def is_killed() -> bool:

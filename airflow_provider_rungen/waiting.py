@@ -25,7 +25,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.lineage import Done, lineage_of
 from airflow_provider_rungen.links import JOB_AND_APP
 from airflow_provider_rungen.models import Job, JobStatus
-from airflow_provider_rungen.task import KILL_TIME, RunGenTask
+from airflow_provider_rungen.task import RunGenTask, kill_time
 from airflow_provider_rungen.watch import HANDFUL, Watch, as_it_is, log_line, say_less, wait_for_jobs
 
 if TYPE_CHECKING:
@@ -76,11 +76,9 @@ class JobWaiter(RunGenTask):
         """Cancel the jobs (``cancel_on_kill``)."""
         app_id, job_ids = self._jobs
         if self.cancel_on_kill and job_ids:
-            self._cancel_all(hook, app_id, job_ids)
+            self._cancel_all(hook, app_id, job_ids, within=max(kill_time(), 1))
 
-    def _cancel_all(
-        self, hook: RunGenHook, app_id: str, job_ids: Sequence[str], within: float = KILL_TIME
-    ) -> None:
+    def _cancel_all(self, hook: RunGenHook, app_id: str, job_ids: Sequence[str], *, within: float) -> None:
         job_ids = [job_id for job_id in job_ids if job_id not in self._over]
         outcomes = hook.cancel_jobs(app_id, job_ids, within=within)
         if canceled := [job_id for job_id, error in outcomes.items() if error is None]:

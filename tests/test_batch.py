@@ -646,6 +646,17 @@ def test_a_kill_says_what_it_cannot_cancel(
     assert line.startswith("3 submissions to app flux-schnell got no answer in time")
 
 
+def test_a_kill_that_waits_for_answers_ends_before_airflow_does_it(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="run", kind="hang", times=3, skip=300))
+    rungen_emulator.service.inject(Fault(on="cancel", kind="hang", times=None))
+    task = Task(rungen_emulator, inputs=prompts(310, seconds=60), max_concurrency=3)
+    is_there = lambda: rungen_emulator.service.count("run") >= 303  # noqa: E731 - reads best beside its use
+    with signal_when(signal.SIGTERM, is_there, lambda: task.op.on_kill()) as sent:  # noqa: PLW0108 - as above
+        assert "killed" in str(task.attempt().error)
+    assert time.monotonic() - sent[0] < 5  # when Airflow kills the process for good
+    assert rungen_emulator.service.count("cancel") > 0
+
+
 def test_an_id_that_cannot_be_used_is_a_failure_of_its_input_alone(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": "../app"}, skip=3))
     task = Task(rungen_emulator, inputs=prompts(10), max_failed=1)

@@ -248,7 +248,7 @@ class RunGenRunBatchOperator(JobSubmitter):
                     raise
                 except Exception:
                     if self.cancel_on_kill and (lost := kept.unkept_job_ids):
-                        self._cancel_all(hook, app_id, lost)
+                        self._cancel_all(hook, app_id, lost, within=cancel_time(hook, lost))
                     raise
                 finally:
                     hook.before_step = before_step

@@ -26,7 +26,7 @@ from airflow_provider_rungen.scaling import (
     wait_for_app,
     workers_of,
 )
-from airflow_provider_rungen.task import KILL_TIME, RunGenTask, deadline_of, failing_for_good
+from airflow_provider_rungen.task import RunGenTask, deadline_of, failing_for_good, kill_time
 from airflow_provider_rungen.waiting import GRACE
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ class RunGenScaleAppOperator(RunGenTask):
         raised = self._raised
         if raised is None:
             return
-        within = KILL_TIME - 1
+        within = max(kill_time() - 1, 1)
         try:
             hook.perform_in_time(lower_app(raised, patience=within / 4), within=within)
             self._raised = None
