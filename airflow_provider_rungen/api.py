@@ -136,6 +136,22 @@ def get_job(app_id: str, job_id: str, *, attempts: int = ATTEMPTS) -> Flow[Job]:
     return (yield from call(request, read, attempts=attempts))
 
 
+def get_new_job(app_id: str, job_id: str, *, known_by: float) -> Flow[Job]:
+    """
+    Ask for a job that the service may not know yet.
+
+    :param known_by: the time (seconds since 1970) from which on an unknown job is one that is gone.
+    """
+    while True:
+        try:
+            return (yield from get_job(app_id, job_id))
+        except RunGenNotFoundError:
+            now = yield Sleep(0)
+            if now >= known_by:
+                raise
+        yield Sleep(min(2.0, known_by - now))
+
+
 def cancel_job(app_id: str, job_id: str, *, patience: float = PATIENCE) -> Flow[Job]:
     """
     Cancel a queued or running job.

@@ -174,7 +174,7 @@ class Checkpoint:
 
     def raise_mark(self, index: int) -> None:
         """Let the inputs before this one count as sent, from the next flush on."""
-        self.header["mark"] = max(self.mark, min(index, len(self.ids)))
+        self.header |= {"mark": max(self.mark, min(index, len(self.ids))), "submitted_at": time.time()}
 
     def flush(self) -> None:
         """Write what has changed."""

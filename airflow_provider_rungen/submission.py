@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 KEY = "rungen_submission"
 CANCEL_TIME = 10.0
+# Seconds after a submission in which a job that the service does not know may still be on its way: what it
+# does not know then is submitted again.
+FOUND_WITHIN = 30.0
 
 
 class Submission(NamedTuple):
@@ -70,7 +73,8 @@ class DurableSubmission:
             log.info("The input or the app changed since %s was submitted: submitting a new one", name)
             self._abandon(hook, record)
         elif job_id:
-            job = self._look(hook, app_id, job_id)
+            known_by = record.get("submitted_at", 0.0) + FOUND_WITHIN
+            job = self._look(hook, app_id, job_id, known_by)
             return Submission(job, record["deadline"]) if job else None
         elif self._resubmit_unknown:
             log.warning(
@@ -101,9 +105,9 @@ class DurableSubmission:
             log.warning("RunGen job %s was not canceled: %s", job_id, error)
 
     @staticmethod
-    def _look(hook: RunGenHook, app_id: str, job_id: str) -> Job | None:
+    def _look(hook: RunGenHook, app_id: str, job_id: str, known_by: float) -> Job | None:
         try:
-            job = hook.get_job(app_id=app_id, job_id=job_id)
+            job = hook.perform(api.get_new_job(app_id, job_id, known_by=known_by))
         except RunGenNotFoundError:
             log.info("RunGen no longer knows job %s of an earlier attempt: submitting a new one", job_id)
             return None
@@ -123,11 +127,13 @@ class DurableSubmission:
 
         :param timeout: seconds the job may take.
         """
-        deadline = time.time() + timeout
+        submitted_at = time.time()
+        deadline = submitted_at + timeout
         record = {
             "app_id": app_id,
             "digest": digest(input),
             "max_tries": self._max_tries,
+            "submitted_at": submitted_at,
             "deadline": deadline,
             "job_id": "",
         }

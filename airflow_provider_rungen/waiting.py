@@ -275,18 +275,30 @@ def is_final(error: RunGenError) -> bool:
 
 
 def look_again(
-    app_id: str, job_ids: Sequence[str], take: Callable[[str, Job | RunGenError], None]
+    app_id: str,
+    job_ids: Sequence[str],
+    take: Callable[[str, Job | RunGenError], None],
+    *,
+    known_by: float = 0.0,
 ) -> api.Flow[None]:
     """
-    Look at jobs that are over, so many at a time that few results are held at once.
+    Look at jobs that are over, so many at a time.
 
-    :param take: takes a job, or the error in its place.
+    :param take: takes a job, or the error in its place, as it comes; what it raises ends the looking.
+    :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
     """
+
+    def look(job_id: str) -> api.Flow[None]:
+        try:
+            outcome: Job | RunGenError = yield from api.get_new_job(app_id, job_id, known_by=known_by)
+        except RunGenError as error:
+            outcome = error
+        take(job_id, outcome)
+
     for start in range(0, len(job_ids), AT_ONCE):
-        part = job_ids[start : start + AT_ONCE]
-        outcomes = yield api.Together([api.get_job(app_id, job_id) for job_id in part])
-        for job_id, outcome in zip(part, outcomes, strict=True):
-            take(job_id, outcome)
+        for refused in (yield api.Together([look(job_id) for job_id in job_ids[start : start + AT_ONCE]])):
+            if refused is not None:
+                raise refused
 
 
 def job_ids_of(job_id: Any, *, or_none: bool = False) -> list[Any]:

@@ -486,6 +486,14 @@ def test_inputs_that_cannot_be_read_twice_lose_no_job(rungen_emulator: Emulator,
     assert set(task.statuses()) == {"CANCELED"}
 
 
+def test_a_retry_runs_no_job_again_that_the_service_does_not_know_yet(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(10), wait_for_completion=False)
+    ids = task.attempt().value
+    rungen_emulator.service.inject(Fault(on="get", status=404, times=3))
+    assert task.attempt().value == ids
+    assert task.created == 10
+
+
 @pytest.mark.parametrize("writes", [1, 2, 3, 4, 6, 9])
 def test_an_attempt_that_died_is_gone_on_with(rungen_emulator: Emulator, writes: int, mode: bool) -> None:
     task = Task(rungen_emulator, inputs=prompts(150), deferrable=mode)

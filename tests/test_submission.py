@@ -131,8 +131,18 @@ def test_a_job_that_did_not_complete_is_run_again(task: Task, end: str) -> None:
         assert outcome.value == task.job_ids()[1]
 
 
+def test_a_job_that_the_service_does_not_know_yet_is_not_run_again(task: Task) -> None:
+    job_id = die_after_submission(task)
+    task.emulator.service.inject(Fault(on="get", status=404))
+    assert task.attempt().value == job_id
+    assert task.job_ids() == [job_id]
+
+
 def test_a_forgotten_job_is_run_again(task: Task, caplog: pytest.LogCaptureFixture) -> None:
     job_id = die_after_submission(task)
+    assert task.store is not None
+    record = task.store.get("rungen_submission")
+    task.store.set("rungen_submission", record | {"submitted_at": record["submitted_at"] - 60})
     task.emulator.service.inject(Fault(on="get", status=404))
     with caplog.at_level(logging.INFO):
         outcome = task.attempt()

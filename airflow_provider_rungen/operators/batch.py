@@ -21,6 +21,7 @@ from airflow_provider_rungen.lineage import Done
 from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.operators.job import JobSubmitter, cancel_time
 from airflow_provider_rungen.schemas import Schema
+from airflow_provider_rungen.submission import FOUND_WITHIN
 from airflow_provider_rungen.task import deadline_of, failing_for_good, is_killed
 from airflow_provider_rungen.tolerance import allowed_of, checked_count, checked_max_failed, told
 from airflow_provider_rungen.waiting import look_again, read_event
@@ -165,7 +166,8 @@ class RunGenRunBatchOperator(JobSubmitter):
             )
             error.hopeless = True
             raise error
-        looks = self._look_at(hook, app_id, kept.job_ids)
+        known_by = kept.header.get("submitted_at", 0.0) + FOUND_WITHIN
+        looks = self._look_at(hook, app_id, kept.job_ids, known_by)
         completed, again = set(), 0
         for index, job_id in enumerate(kept.ids):
             look = looks.get(job_id)
@@ -194,7 +196,9 @@ class RunGenRunBatchOperator(JobSubmitter):
         return completed
 
     @staticmethod
-    def _look_at(hook: RunGenHook, app_id: str, job_ids: Sequence[str]) -> dict[str, Job | RunGenError]:
+    def _look_at(
+        hook: RunGenHook, app_id: str, job_ids: Sequence[str], known_by: float = 0.0
+    ) -> dict[str, Job | RunGenError]:
         found: dict[str, Job | RunGenError] = {}
 
         def take(job_id: str, look: Job | RunGenError) -> None:
@@ -202,7 +206,7 @@ class RunGenRunBatchOperator(JobSubmitter):
                 raise look  # there is no use in asking for the rest now
             found[job_id] = look if isinstance(look, RunGenError) else without_contents(look)
 
-        hook.perform_wide(look_again(app_id, job_ids, take))
+        hook.perform_wide(look_again(app_id, job_ids, take, known_by=known_by))
         return found
 
     def _submit(
