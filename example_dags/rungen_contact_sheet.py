@@ -57,7 +57,7 @@ with DAG(
         events = context.get("triggering_asset_events") or context.get("triggering_dataset_events") or {}
         return [contact_sheet(event.extra) for of_one in events.values() for event in of_one]
 
-    lay_out()
+    sheet = lay_out()
 
 
 def contact_sheet(landed: dict[str, Any]) -> str:

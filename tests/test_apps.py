@@ -173,7 +173,12 @@ def test_a_lowering_that_fails_is_said_loudly(
     monkeypatch.setattr("airflow_provider_rungen.api.BACKOFF", 0.01)
     store = context["task_state_store"] = FakeStore()
     emulator.service.add_app(APP, init_seconds=60)
-    context["ti"].on_push = lambda *_: emulator.service.inject(Fault(on="update_app", status=500, times=6))
+
+    def break_down(key: str, _: Any) -> None:
+        if key == "scaled":
+            emulator.service.inject(Fault(on="update_app", status=500, times=6))
+
+    context["ti"].on_push = break_down
     outcome = run_task(scale_op(timeout=0.2), context)
     # the first five were to raise it, and nobody knows whether they did
     assert type(outcome.error) is RunGenServerError

@@ -127,7 +127,14 @@ def test_empty_fields_of_the_form_are_no_fields(read: Any) -> None:
 
 @pytest.mark.parametrize("name", get_provider_info()["connection-types"][0]["conn-fields"])
 def test_spaces_around_what_was_pasted_are_no_part_of_it(read: Any, name: str) -> None:
-    value = {"verify": "false", "proxy": "http://proxy.example:3128", "allow_http": "true"}.get(name, "30")
+    values = {
+        "verify": "false",
+        "proxy": "http://proxy.example:3128",
+        "allow_http": "true",
+        "app_url": "https://console.example/{app_id}",
+        "job_url": "https://console.example/{app_id}/{job_id}",
+    }
+    value = values.get(name, "30")
     assert read(extra={name: f" {value}\n"}) == read(extra={name: value})
     assert read(extra={name: " \t"}) == read()
 

@@ -15,6 +15,7 @@ from conftest import FakeStore, FakeTaskInstance, run_task
 
 from airflow_provider_rungen import metrics
 from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import RunGenConnectionError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -48,7 +49,8 @@ class Backend:
         self.timings.setdefault(stat, []).append(dt)
 
 
-def _let_airflow_tell(stats: Any, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def _let_airflow_tell(stats: Any, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Airflow tell a backend, or nobody."""
     if not hasattr(stats, "initialize"):  # before Airflow 3.2 it sets itself up
         monkeypatch.setattr(stats, "instance", backend, raising=False)
         return
@@ -57,7 +59,7 @@ def _let_airflow_tell(stats: Any, backend: Backend, monkeypatch: pytest.MonkeyPa
         if "export_legacy_names" in inspect.signature(stats.initialize).parameters
         else {}
     )
-    stats.initialize(factory=lambda: backend, **more)
+    stats.initialize(factory=backend and (lambda: backend), **more)
 
 
 class Told:
@@ -75,7 +77,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
         metrics._is_in_triggerer = False
         metrics._stats.cache_clear()
 
-    told = Told()
+    told, of_triggerers = Told(), None
     try:
         of_triggerers = importlib.import_module("airflow.observability.stats").Stats
         _let_airflow_tell(of_triggerers, told.triggerer, monkeypatch)
@@ -84,6 +86,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
     _let_airflow_tell(Stats, told.worker, monkeypatch)
     as_a_new_process()
     yield told
+    for stats in filter(None, (Stats, of_triggerers)):
+        _let_airflow_tell(stats, None, monkeypatch)
     as_a_new_process()
 
 
@@ -152,7 +156,8 @@ def test_a_request_without_an_answer_is_told(
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.api.BACKOFF", 0.001)
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", f"rungen://:key@127.0.0.1:{free_port}/http")
-    assert not RunGenHook().test_connection()[0]
+    with pytest.raises(RunGenConnectionError), RunGenHook() as hook:
+        hook.list_apps()
     assert told.worker.counts == {"rungen.requests.get.unanswered": 5}
 
 
