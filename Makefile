@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-system test-browser standalone bench lint types format clean
+.PHONY: help demo test test-system test-browser standalone bench docs lint types format clean
 
 help:
 	@echo "make demo         run the example DAGs: real Airflow, emulated RunGen service, no key needed (two minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-browser click through Airflow in a real browser, and renew docs/images (Debian; minutes)"
 	@echo "make standalone   Airflow with the example DAGs and the emulator, until Ctrl-C (PORT=8080 sets the UI's port)"
 	@echo "make bench        measure what it costs, beside others, and renew docs/benchmarks (20 minutes)"
+	@echo "make docs         build the documentation into build/docs; a warning is an error"
 	@echo "make lint         check style and formatting"
 	@echo "make types        check types"
 	@echo "make format       format the code"
@@ -50,6 +51,11 @@ test-browser: $(READY)
 bench: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python -m bench
+
+docs: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@$(BIN)/python -m sphinx --fail-on-warning --nitpicky --keep-going --fresh-env --quiet docs build/docs
+	@echo "build/docs/index.html"
 
 lint: $(READY)
 	@$(BIN)/python -m ruff check .

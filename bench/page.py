@@ -19,8 +19,8 @@ _HOW = """\
 
 ## How it is measured
 
-- Everything goes over real HTTP to the [emulator](../../airflow_provider_rungen/emulator), which runs in a
-  process of its own, as does each of those who wait. The emulator counts the requests, and says when a job
+- Everything goes over real HTTP to the [emulator](../testing.md), which runs in a process of its
+  own, as does each of those who wait. The emulator counts the requests, and says when a job
   ended.
 - **Each job polled** are two triggers written for this page, as many providers have them: ask for the one
   job, sleep for the interval, ask again; over one shared session, or with a session opened for each poll.

@@ -1,0 +1,39 @@
+"""How ``make docs`` builds the site."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# autodoc imports the package, and with it Airflow, which writes its configuration into its home
+os.environ["AIRFLOW_HOME"] = str(Path(__file__).parents[1] / "build" / "docs-airflow")
+
+from airflow_provider_rungen import __version__
+
+project = "airflow-provider-rungen"
+version = release = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+html_theme = "furo"
+html_title = f"RunGen.AI for Airflow {version}"
+html_show_copyright = False
+html_show_sourcelink = False
+html_copy_source = False
+
+# as GitHub names the headings of the same pages
+myst_heading_anchors = 3
+
+# what stands in single backticks in a docstring
+default_role = "code"
+autodoc_member_order = "bysource"
+# the words of Airflow's base classes are not ours
+autodoc_inherit_docstrings = False
+autodoc_typehints_format = "short"
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+# `--nitpicky` holds for what is on the page; names of others would have to be fetched to be checked.
+nitpick_ignore_regex = [
+    ("py:.*", r"(airflow|requests|pendulum|aiohttp|collections|datetime|enum|typing)\..*"),
+    ("py:class", "Context"),  # Airflow's, too, imported for type checkers alone
+    ("py:class", r"airflow_provider_rungen\.(api|transport)\..*"),  # rooms that are not public
+]

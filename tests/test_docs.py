@@ -1,0 +1,420 @@
+"""The README and the pages of ``docs/``: each block of code does what it says, each link leads somewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
+from conftest import HOME
+
+from airflow_provider_rungen import exceptions, get_provider_info, operators, sensors
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator.__main__ import _parser as emulator_arguments
+from airflow_provider_rungen.emulator.faults import KINDS, OPERATIONS
+from airflow_provider_rungen.emulator.options import Options
+from airflow_provider_rungen.hooks import RunGenHook
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+LANGUAGES = {"python", "shell", "json", "text", "{toctree}", "{eval-rst}"}
+# They are not fetched; whoever adds one has looked at it.
+EXTERNAL = {
+    "https://rungen.ai",
+    "https://json-schema.org",
+    "https://jsonlines.org",
+}
+PORT = "http://127.0.0.1:8765"
+BUCKETS = ("s3://my-bucket", "s3://bucket")
+pytestmark = pytest.mark.timeout(600)  # a minute, on a machine that has nothing else to do
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def way(self) -> str:
+        """Tell how a Python block is executed."""
+        if re.search(r"^def test_", self.text, re.MULTILINE):
+            return "test"
+        return "dag" if re.search(r"^with DAG\(|^@dag", self.text, re.MULTILINE) else "script"
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """Split what a shell would run into words."""
+        commands, told = [], ""
+        for line in self.text.splitlines():
+            told += line.removesuffix("\\") + ("" if line.endswith("\\") else "\n")
+            if line.endswith("\\"):
+                continue
+            try:
+                words = shlex.split(told, comments=True)
+            except ValueError:  # a quotation that goes on
+                continue
+            commands += [words] if words else []
+            told = ""
+        assert not told, f"{self.name} ends in the middle of a command"
+        return commands
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    text = page.read_text()
+    for found in re.finditer(r"^( *)(`{3,})(.*)\n((?:.*\n)*?)\1\2 *$", text, re.MULTILINE):
+        line = text.count("\n", 0, found.start()) + 1
+        yield Block(page, line, found[3].split(" ")[0], dedent(found[4]))
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+
+def blocks(language: str) -> pytest.MarkDecorator:
+    these = [block for block in BLOCKS if block.language == language]
+    return pytest.mark.parametrize("block", these, ids=[block.name for block in these])
+
+
+def test_no_block_is_of_a_language_that_nothing_checks() -> None:
+    assert {block.name: block.language for block in BLOCKS if block.language not in LANGUAGES} == {}
+    fences = sum(len(re.findall(r"^ *```", page.read_text(), re.MULTILINE)) for page in PAGES)
+    assert fences == 2 * len(BLOCKS)
+
+
+# --- Python ---
+
+
+class Shown:
+    """All that the pages show, performed in one process, since starting Airflow takes longest."""
+
+    def __init__(self, folder: Path, emulator: Emulator) -> None:
+        self.plan: dict[str, tuple[str, Any]] = {}
+        (folder / "dags").mkdir()
+        (folder / "bucket").mkdir()
+        prompts = [json.dumps({"prompt": f"a postcard of day {day}"}) for day in range(3)]
+        (folder / "bucket" / "prompts.jsonl").write_text("\n".join(prompts))
+        for block in BLOCKS:
+            if block.language == "python":
+                self._add(block, folder)
+            elif block.language == "shell":
+                for number, words in enumerate(block.commands):
+                    if words[0] == "airflow":
+                        self.plan[f"{block.name} {number}"] = ("command", words[1:])
+        (folder / "plan.json").write_text(json.dumps(self.plan))
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).parent / "pages" / "show.py"), str(folder)],
+            env={**os.environ, **_environment(folder, emulator)},
+            cwd=HOME,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=500,
+        )
+        self.log = done.stdout + done.stderr
+        assert done.returncode == 0, self.log[-5000:]
+        self.outcomes: dict[str, str] = json.loads((folder / "outcomes.json").read_text())
+
+    def _add(self, block: Block, folder: Path) -> None:
+        text = block.text
+        for bucket in BUCKETS:
+            text = text.replace(bucket, f"file://{folder}/bucket")
+        if block.way == "dag":
+            ids = re.findall(r"DAG\(\s*\"(\w+)\"", text)
+            file = folder / "dags" / f"{ids[0]}.py"
+            assert not file.exists(), f"another page has a DAG {ids[0]}"
+            self.plan[block.name] = ("dag", f"dags.{ids[0]}")
+        else:
+            file = folder / f"{block.way}_{len(self.plan)}.py"
+            self.plan[block.name] = (block.way, str(file))
+        file.write_text(text)
+
+
+def _environment(folder: Path, emulator: Emulator) -> dict[str, str]:
+    service = emulator.service
+    service.add_app("YOUR-APP-ID", workers=4)
+    service.add_app("YOUR-LLM-APP-ID", kind="text", workers=4)
+    by_hand = {"conn_type": "http", "host": emulator.url, "extra": {"x-api-key": service.api_key}}
+    return {
+        "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
+        "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
+        "AIRFLOW_CONN_RUNGEN_MARKETING": emulator.airflow_connection(),
+        "AIRFLOW_CONN_RUNGEN_HTTP": json.dumps(by_hand),
+    }
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    if not AIRFLOW_V_3_0_PLUS:
+        pytest.skip("the pages are written for Airflow 3 (airflow.sdk)")
+    with Emulator(job_seconds=0) as emulator:
+        return Shown(tmp_path_factory.mktemp("pages"), emulator)
+
+
+@blocks("python")
+def test_python_does_what_it_shows(block: Block, shown: Shown) -> None:
+    if "airflow.providers.http" in block.text and not find_spec("airflow.providers.http"):
+        pytest.skip("needs apache-airflow-providers-http")
+    failure = shown.outcomes[block.name]
+    assert not failure, failure + shown.log.partition(f"===== {block.name}\n")[2][:20_000]
+
+
+# --- shell and JSON ---
+
+
+@blocks("shell")
+def test_commands_exist(block: Block, request: pytest.FixtureRequest) -> None:
+    assert block.commands
+    for number, words in enumerate(block.commands):
+        match words:
+            case ["airflow", *_]:
+                shown = request.getfixturevalue("shown")
+                assert not shown.outcomes[f"{block.name} {number}"]
+            case ["make", *targets]:
+                assert set(targets) <= set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M))
+            case ["pip", "install", *packages]:
+                assert set(packages) <= {"apache-airflow", "airflow-provider-rungen"}
+            case ["python", "-m", "airflow_provider_rungen.emulator", *arguments]:
+                emulator_arguments().parse_args(arguments)
+            case ["export", setting]:
+                _check_setting(setting, request.getfixturevalue("monkeypatch"))
+            case ["curl", "-s", *arguments]:
+                _check_request(arguments)
+            case ["pytest"]:
+                pass
+            case _:
+                pytest.fail(f"{block.name} runs a command that nothing checks: {words}")
+
+
+def _check_setting(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, _, value = setting.partition("=")
+    if name.startswith("AIRFLOW_CONN_"):
+        monkeypatch.setenv(name, value)
+        assert RunGenHook(name.removeprefix("AIRFLOW_CONN_").lower()).settings.api_key == "YOUR-API-KEY"
+    else:
+        assert name in {"AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__TEST_CONNECTION"}
+
+
+def _check_request(arguments: list[str]) -> None:
+    *options, url = arguments
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    body = given.pop("-d", None)
+    method = given.pop("-X", "GET" if body is None else "POST")
+    assert url.startswith(PORT), url
+    assert not given
+    with Emulator() as emulator:
+        request = urllib.request.Request(  # noqa: S310 - the emulator of the test
+            url.replace(PORT, emulator.url), body.encode() if body else None, method=method
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            json.load(answer)
+
+
+@blocks("json")
+def test_json_is_json_and_a_connection_can_be_used(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = json.loads(block.text)
+    if given.get("conn_type") == "rungen":
+        monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", block.text)
+        assert RunGenHook().settings.api_key == "YOUR-API-KEY"
+
+
+# --- links ---
+
+
+def _prose(page: Path) -> str:
+    return re.sub(r"^( *)(`{3,}).*\n(?:.*\n)*?\1\2 *$", "", page.read_text(), flags=re.MULTILINE)
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", _prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", _prose(page)):
+        parts = urlsplit(target)
+        if parts.scheme:
+            assert target in EXTERNAL, f"{target} is not in the list of external links"
+            continue
+        there = page.parent / parts.path if parts.path else page
+        assert there.exists(), target
+        if parts.fragment:
+            assert parts.fragment in _anchors(there), target
+
+
+# --- nothing is left out ---
+
+
+def _text(*names: str) -> str:
+    return "\n".join(page.read_text() for name in names for page in sorted(DOCS.glob(name)))
+
+
+def test_each_operator_and_sensor_has_a_guide() -> None:
+    classes = operators.__all__ + [name for name in vars(sensors) if re.fullmatch(r"RunGen\w+Sensor", name)]
+    guides = [block.text for block in BLOCKS if block.page.parent.name == "guides"]
+    assert [name for name in classes if not any(re.search(rf"\b{name}[.(]", text) for text in guides)] == []
+
+
+def test_each_error_is_told() -> None:
+    errors = [name for name in vars(exceptions) if name.startswith("RunGen") and name != "RunGenError"]
+    page = _text("errors.md")
+    assert [name for name in errors if f"| `{name}`" not in page] == []
+    [tree] = [block.text for block in BLOCKS if block.page.name == "errors.md" and block.language == "text"]
+    assert sorted(re.findall(r"RunGen\w+", tree)) == sorted(["RunGenError", *errors])
+
+
+def test_each_field_of_the_connection_is_told() -> None:
+    extras = get_provider_info()["connection-types"][0]["conn-fields"]
+    assert [name for name in extras if f"| `{name}` |" not in _text("connection.md")] == []
+
+
+def test_each_knob_of_the_emulator_is_told() -> None:
+    page = _text("testing.md")
+    assert [knob.name for knob in fields(Options) if f"| `{knob.name}` |" not in page] == []
+    # a name with a dash would read badly in a table
+    assert [name for name in (*KINDS, *OPERATIONS) if name != "unknown" and f"`{name}`" not in page] == []
+
+
+# --- docs/moving.md, the column "by hand" ---
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Emulator]]:
+    """Give the tasks that the page writes by hand, and what they talk to."""
+    if not AIRFLOW_V_3_0_PLUS:
+        pytest.skip("the pages are written for Airflow 3 (airflow.sdk)")
+    pytest.importorskip("airflow.providers.http")
+    [block] = [block for block in BLOCKS if '"by_hand"' in block.text]
+    (tmp_path / "by_hand.py").write_text(block.text)
+    with Emulator(job_seconds=0) as emulator, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are Airflow's own
+        for name, value in _environment(tmp_path, emulator).items():
+            if name.startswith("AIRFLOW_CONN_"):
+                monkeypatch.setenv(name, value)
+        spec = spec_from_file_location("by_hand", tmp_path / "by_hand.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module, emulator
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(on="run", kind="reset_after"), Fault(on="run", kind="html", taken=True)]
+)
+def test_by_hand_a_retry_buys_a_second_job(by_hand: tuple[Any, Emulator], context: Any, fault: Fault) -> None:
+    module, emulator = by_hand
+    emulator.service.inject(fault)
+    with pytest.raises(Exception, match=r"Connection|JSON|Expecting"):
+        module.submit.execute(context)
+    assert emulator.service.stats()["jobs_created"] == 1
+    assert module.submit.execute(context)
+    assert emulator.service.stats()["jobs_created"] == 2
+
+
+@pytest.mark.parametrize("status", [403, 429, 503])
+def test_by_hand_every_refusal_is_retried_by_airflow_alone(
+    by_hand: tuple[Any, Emulator], context: Any, status: int
+) -> None:
+    from airflow.providers.common.compat.sdk import AirflowFailException
+
+    module, emulator = by_hand
+    emulator.service.inject(Fault(on="run", status=status, headers={"Retry-After": "1"}))
+    with pytest.raises(Exception, match=str(status)) as caught:
+        module.submit.execute(context)
+    assert not isinstance(caught.value, AirflowFailException)
+    assert emulator.service.count("run") == 1
+
+
+def _look(module: Any, job_id: str, context: Any) -> Any:
+    module.wait.endpoint = f"app/YOUR-APP-ID/job/{job_id}"
+    return module.wait.poke(context)
+
+
+def test_by_hand_one_bad_look_ends_the_sensor(by_hand: tuple[Any, Emulator], context: Any) -> None:
+    module, emulator = by_hand
+    job_id = module.submit.execute(context)
+    emulator.service.inject(Fault(on="get", status=502))
+    with pytest.raises(Exception, match="502"):
+        _look(module, job_id, context)
+    assert _look(module, job_id, context) is True
+
+
+def test_by_hand_some_ends_are_not_seen(by_hand: tuple[Any, Emulator], context: Any) -> None:
+    module, emulator = by_hand
+    assert _look(module, "no-such-job", context) is False
+    emulator.service.configure({"words": "alternate"})
+    module.submit.data = json.dumps({"input": {"prompt": "fail: out of memory"}})
+    assert _look(module, module.submit.execute(context), context) is False
+    assert emulator.service.stats()["jobs_failed"] == 1
+
+
+def test_by_hand_the_key_follows_a_redirect(by_hand: tuple[Any, Emulator], context: Any) -> None:
+    module, emulator = by_hand
+    with Emulator() as elsewhere:
+        elsewhere.service.add_app("YOUR-APP-ID", workers=1)
+        place = {"Location": f"{elsewhere.url}/app/YOUR-APP-ID/run_async"}
+        emulator.service.inject(Fault(on="run", kind="redirect", status=307, headers=place))
+        module.submit.execute(context)
+        [record] = elsewhere.service.records()
+    assert record.headers["x-api-key"] == emulator.service.api_key
+
+
+def test_by_hand_a_sensor_with_a_check_does_not_defer(by_hand: tuple[Any, Emulator], context: Any) -> None:
+    from airflow.providers.common.compat.sdk import AirflowSensorTimeout
+
+    module, emulator = by_hand
+    emulator.service.configure({"job_seconds": 600})
+    kind = type(module.wait)
+    sensor = kind(
+        task_id="wait",
+        http_conn_id="rungen_http",
+        endpoint=f"app/YOUR-APP-ID/job/{module.submit.execute(context)}",
+        response_check=module.is_over,
+        deferrable=True,
+        poke_interval=0.05,
+        timeout=0.2,
+    )
+    with pytest.raises(AirflowSensorTimeout):
+        sensor.execute(context)
+
+
+def test_by_hand_nothing_bounds_the_wait_for_an_answer(
+    by_hand: tuple[Any, Emulator], context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from requests import Session  # noqa: TID251 - what the HTTP provider sends with
+
+    module, _ = by_hand
+    send, told = Session.send, []
+
+    def spy(self: Session, *args: Any, **kwargs: Any) -> Any:
+        told.append(kwargs["timeout"])
+        return send(self, *args, **kwargs)
+
+    monkeypatch.setattr(Session, "send", spy)
+    module.submit.execute(context)
+    assert told == [None]
