@@ -143,6 +143,7 @@ class Shown:
             text = text.replace(bucket, f"file://{folder}/bucket")
         if block.way == "dag":
             ids = re.findall(r"DAG\(\s*\"(\w+)\"", text)
+            assert ids, f"{block.name} has a DAG without a name in quotes"
             file = folder / "dags" / f"{ids[0]}.py"
             assert not file.exists(), f"another page has a DAG {ids[0]}"
             self.plan[block.name] = ("dag", f"dags.{ids[0]}")
