@@ -32,7 +32,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-LANGUAGES = {"python", "shell", "json", "text", "{toctree}", "{eval-rst}"}
+LANGUAGES = {"python", "shell", "json", "text", "{toctree}", "{eval-rst}", "{include}"}
 # They are not fetched; whoever adds one has looked at it.
 EXTERNAL = {
     "https://rungen.ai",
@@ -40,7 +40,7 @@ EXTERNAL = {
     "https://jsonlines.org",
 }
 PORT = "http://127.0.0.1:8765"
-BUCKETS = ("s3://my-bucket", "s3://bucket")
+BUCKETS = ("s3://my-bucket", "s3://bucket", "s3://aws_default@pictures")
 pytestmark = pytest.mark.timeout(600)  # a minute, on a machine that has nothing else to do
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
