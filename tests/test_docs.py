@@ -38,6 +38,7 @@ EXTERNAL = {
     "https://rungen.ai",
     "https://json-schema.org",
     "https://jsonlines.org",
+    "https://github.com/apache/airflow/pull/73298",
 }
 PORT = "http://127.0.0.1:8765"
 BUCKETS = ("s3://my-bucket", "s3://bucket", "s3://aws_default@pictures")
