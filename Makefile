@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-system test-browser standalone bench docs lint types format clean
+.PHONY: help demo test test-system test-browser test-distributed standalone bench docs lint types format clean
 
 help:
 	@echo "make demo         run the example DAGs: real Airflow, emulated RunGen service, no key needed (two minutes)"
 	@echo "make test         run the tests"
 	@echo "make test-system  run the tests that start a real Airflow and kill parts of it (minutes)"
 	@echo "make test-browser click through Airflow in a real browser, and renew docs/images (Debian; minutes)"
+	@echo "make test-distributed  run the tests that lose workers and triggerers of an Airflow with CeleryExecutor (minutes)"
 	@echo "make standalone   Airflow with the example DAGs and the emulator, until Ctrl-C (PORT=8080 sets the UI's port)"
 	@echo "make bench        measure what it costs, beside others, and renew docs/benchmarks (20 minutes)"
 	@echo "make docs         build the documentation into build/docs; a warning is an error"
@@ -47,6 +48,10 @@ test-system: $(READY)
 test-browser: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	@$(BIN)/python -m pytest -m browser tests/browser
+
+test-distributed: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,distributed]'
+	@$(BIN)/python -m pytest -m distributed
 
 bench: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 from urllib.error import HTTPError, URLError
@@ -38,6 +38,9 @@ class AirflowInstance:
     :param start_timeout: seconds until every component has to be healthy.
     :param port: the port of the UI and the REST API; 0 takes a free one.
     """
+
+    # comes before each command of Airflow's
+    _prefix: Sequence[str] = ()
 
     def __init__(
         self,
@@ -80,24 +83,27 @@ class AirflowInstance:
         self.home.mkdir(parents=True, exist_ok=True)
         self._started_with = self._environment()
         self.log_file.unlink(missing_ok=True)
-        self._process = self._start("standalone")
         try:
+            self._launch()
             self._wait_until_healthy()
         except BaseException:
             self.stop()
             raise
         return self
 
+    def _launch(self) -> None:
+        self._process = self._start("standalone")
+
     def start_component(self, name: str) -> None:
         """Start one component more, such as ``triggerer`` in place of one that was killed."""
         self._components.append(self._start(name))
 
-    def _start(self, command: str) -> subprocess.Popen[bytes]:
+    def _start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
         with self.log_file.open("ab") as output:
             return subprocess.Popen(
-                [Path(sys.executable).parent / "airflow", command],
+                [*self._prefix, Path(sys.executable).parent / "airflow", *command],
                 cwd=self.home,
-                env=self._started_with,
+                env=self._started_with | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -134,23 +140,11 @@ class AirflowInstance:
         """
         if self._process is None:
             return {}
-        found = {}
-        sessions = {self._process.pid, *(component.pid for component in self._components)}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                # after the name, which may hold anything: state, parent, group, session
-                state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            except (OSError, ValueError):
-                continue
-            title = " ".join(words).strip()
-            if int(session) in sessions and state not in "ZX" and name in title:
-                found[int(folder.name)] = title
-        return found
+        return processes_of({self._process.pid, *(component.pid for component in self._components)}, name)
 
     def _environment(self) -> dict[str, str]:
         # a given port is tried, too: a stranger's Airflow on it would look healthy
-        self.port, worker_log_port, trigger_log_port = _free_ports(self.port, 0, 0)
+        self.port, worker_log_port, trigger_log_port = free_ports(self.port, 0, 0)
         # what is set for another Airflow on this machine must not reach into this one
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
         no_proxy = ",".join(filter(None, (inherited.get("NO_PROXY"), inherited.get("no_proxy"), "127.0.0.1")))
@@ -368,7 +362,24 @@ def _log_line(event: Any) -> str:
     return line
 
 
-def _free_ports(*wanted: int) -> list[int]:
+def processes_of(sessions: Collection[int], name: str = "") -> dict[int, str]:
+    """Give the running processes of sessions, with their titles; ``name`` is a part of those to look for."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            # after the name, which may hold anything: state, parent, group, session
+            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except (OSError, ValueError):
+            continue
+        title = " ".join(words).strip()
+        if int(session) in sessions and state not in "ZX" and name in title:
+            found[int(folder.name)] = title
+    return found
+
+
+def free_ports(*wanted: int) -> list[int]:
+    """Find free ports of this machine, all different: for each wanted one itself, for 0 any."""
     # all are held until the last is found, so that they differ
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in wanted]

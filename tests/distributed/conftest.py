@@ -1,0 +1,61 @@
+"""The one Airflow of several workers and triggerers, and the one server, that its tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed_airflow import DistributedAirflow
+from system.conftest import IMPATIENT
+from system.stage import Run
+
+from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.hooks import RunGenHook
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[Emulator]:
+    with Emulator(workers=100, api_key="a-key-that-must-appear-nowhere") as emulator:
+        yield emulator
+
+
+@pytest.fixture(autouse=True)
+def _connection(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", emulator.airflow_connection())
+
+
+@pytest.fixture(scope="session")
+def distributed(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DistributedAirflow]:
+    environment = {"AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(), **IMPATIENT}
+    home, dags = tmp_path_factory.mktemp("airflow"), Path(__file__).parent / "dags"
+    with DistributedAirflow(home, dags, environment=environment) as instance:
+        yield instance
+
+
+@pytest.fixture
+def airflow(distributed: DistributedAirflow) -> Iterator[DistributedAirflow]:
+    """Have every part of it, and give the next test those that this one lost."""
+    yield distributed
+    distributed.restore()
+
+
+@pytest.fixture
+def start(airflow: DistributedAirflow, emulator: Emulator) -> Callable[..., Run]:
+    def start(dag_id: str, **options: Any) -> Run:
+        return Run(airflow, emulator, dag_id, **options)
+
+    return start
+
+
+@pytest.fixture
+def scale(emulator: Emulator, _connection: None) -> Iterator[Callable[[int], None]]:
+    """Set how many jobs run at a time: with 0 they wait until the test is ready."""
+
+    def scale(workers: int) -> None:
+        with RunGenHook() as hook:
+            hook.scale_app(active_workers=workers)
+
+    yield scale
+    scale(100)

@@ -1,0 +1,209 @@
+"""Lose workers and triggerers of an Airflow that has several; what counts is what the server saw."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from distributed_airflow import DistributedAirflow
+from system.stage import Run, until
+
+from airflow_provider_rungen.emulator import Emulator
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
+
+INPUTS = 300
+# Airflow says it in the task's log when a trigger ends since its task is said to be no longer deferred.
+TOLD_OF_A_KILL = "Trigger cancelled by user action"
+
+
+def bought(run: Run) -> Counter[str]:
+    """Count the jobs of each input."""
+    return Counter(job["input"]["prompt"] for job in run.jobs())
+
+
+def assert_in_order(airflow: DistributedAirflow, run: Run, count: int) -> None:
+    """The ids that a batch gave are of completed jobs, and in the order of its inputs."""
+    jobs = {job["id"]: job for job in run.jobs()}
+    ids = airflow.xcom(run.dag_id, run.id, "run")
+    assert [jobs[job_id]["input"]["prompt"] for job_id in ids] == [f"{run.prompt} {n}" for n in range(count)]
+    assert {jobs[job_id]["status"] for job_id in ids} == {"COMPLETED"}
+
+
+def cancels(emulator: Emulator, run: Run) -> Counter[str]:
+    """Count the requests to cancel each of the run's jobs."""
+    ids = {job["id"] for job in run.jobs()}
+    asked = [
+        record.path.rpartition("/")[2]
+        for record in emulator.service.records()
+        if record.operation == "cancel"
+    ]
+    return Counter(job_id for job_id in asked if job_id in ids)
+
+
+def worker_of(airflow: DistributedAirflow, run: Run) -> str:
+    """Give the worker that runs the task."""
+    task_id = run.task()["id"]
+    [name] = [
+        name
+        for name in airflow.parts("worker")
+        if any(task_id in title for title in airflow.part(name).values())
+    ]
+    return name
+
+
+def busiest_triggerer(airflow: DistributedAirflow) -> str:
+    return max(airflow.parts("triggerer"), key=lambda name: len(airflow.triggers_of(name)))
+
+
+@pytest.mark.parametrize("dag_id", ["batch_blocking", "batch_deferred"])
+def test_a_batch_runs_each_input_once(
+    airflow: DistributedAirflow, start: Callable[..., Run], dag_id: str
+) -> None:
+    run = start(dag_id, seconds=8, count=INPUTS)
+    assert run.wait_for_end() == "success"
+    assert len(run.jobs()) == INPUTS
+    assert_in_order(airflow, run, INPUTS)
+
+
+@pytest.mark.parametrize("dag_id", ["batch_blocking", "batch_deferred"])
+def test_a_worker_lost_while_a_batch_submits(
+    airflow: DistributedAirflow, start: Callable[..., Run], dag_id: str
+) -> None:
+    run = start(dag_id, seconds=2, count=INPUTS)
+    until(lambda: len(run.jobs()) >= INPUTS // 4, 120, lambda: str(run.tasks()))
+    lost = worker_of(airflow, run)
+    airflow.kill(lost)
+    assert len(run.jobs()) < INPUTS
+    assert run.wait_for_end(250) == "success"
+    assert (run.task()["try_number"], run.task()["unixname"]) == (2, *airflow.parts("worker"))
+    assert "Going on where an earlier attempt stopped" in run.log(2)
+    assert_in_order(airflow, run, INPUTS)
+    # the fate is unknown of those alone whose answers were under way (max_concurrency)
+    assert len(bought(run)) == INPUTS
+    assert len(run.jobs()) <= INPUTS + 4
+
+
+def test_a_worker_lost_while_a_batch_waits(
+    airflow: DistributedAirflow, start: Callable[..., Run], scale: Callable[[int], None]
+) -> None:
+    scale(0)
+    run = start("batch_blocking", seconds=1, count=INPUTS)
+    run.wait_for_jobs(INPUTS, "QUEUED", timeout=120)
+    until(lambda: f"Submitted {INPUTS} of {INPUTS} inputs" in run.log(), 30, run.log)
+    lost = worker_of(airflow, run)
+    airflow.kill(lost)
+    until(lambda: run.task()["try_number"] == 2 and run.task()["state"] == "running", 120, run.log)
+    until(lambda: f"{INPUTS} are taken up again" in run.log(2), 60, lambda: run.log(2))
+    scale(100)
+    assert run.wait_for_end() == "success"
+    assert (run.task()["try_number"], run.task()["unixname"]) == (2, *airflow.parts("worker"))
+    assert len(run.jobs()) == INPUTS
+    assert_in_order(airflow, run, INPUTS)
+
+
+def test_a_worker_lost_while_its_batch_is_deferred(
+    airflow: DistributedAirflow, start: Callable[..., Run], scale: Callable[[int], None]
+) -> None:
+    scale(0)
+    run = start("batch_deferred", seconds=1, count=INPUTS)
+    run.wait_for_trigger()
+    airflow.kill(str(run.task()["unixname"]))
+    scale(100)
+    assert run.wait_for_end() == "success"
+    assert run.task()["try_number"] == 1
+    assert len(run.jobs()) == INPUTS
+    assert_in_order(airflow, run, INPUTS)
+
+
+def test_a_lost_triggerer_is_replaced_by_the_other(
+    airflow: DistributedAirflow, emulator: Emulator, start: Callable[..., Run], scale: Callable[[int], None]
+) -> None:
+    scale(0)
+    run = start("many", seconds=1, count=24)
+    until(
+        lambda: Counter(task["state"] for task in run.tasks())["deferred"] == 24,
+        250,
+        lambda: str(run.tasks()),
+    )
+    triggerers = airflow.parts("triggerer")
+    until(
+        lambda: sum(len(airflow.triggers_of(name)) for name in triggerers) == 24, 30, lambda: str(run.tasks())
+    )
+    lost = busiest_triggerer(airflow)
+    airflow.kill(lost)
+    until(lambda: not airflow.triggers_of(lost), 60, lambda: str(airflow.triggers_of(lost)))
+    scale(100)
+    assert run.wait_for_end(300) == "success"
+    assert run.jobs_by_status() == {"COMPLETED": 24}
+    assert {task["try_number"] for task in run.tasks()} == {1}
+    assert not cancels(emulator, run)
+
+
+def test_a_trigger_that_moved_is_not_taken_for_a_kill(
+    airflow: DistributedAirflow, emulator: Emulator, start: Callable[..., Run], scale: Callable[[int], None]
+) -> None:
+    """A triggerer that hangs, and comes back when the other has its triggers (apache/airflow #73454)."""
+    scale(0)
+    run = start("batch_deferred", seconds=1, count=20)
+    run.wait_for_trigger()
+    late = busiest_triggerer(airflow)
+    moving = airflow.triggers_of(late)
+    airflow.signal(late, signal.SIGSTOP)
+    try:
+        [other] = [name for name in airflow.parts("triggerer") if name != late]
+        until(lambda: moving <= airflow.triggers_of(other), 60, lambda: str(airflow.triggers_of(other)))
+    finally:
+        airflow.signal(late, signal.SIGCONT)
+    until(lambda: TOLD_OF_A_KILL in run.log(), 60, run.log)
+    until(lambda: "The task is still deferred: its RunGen jobs are left running" in run.log(), 60, run.log)
+    assert not cancels(emulator, run)
+    scale(100)
+    assert run.wait_for_end() == "success"
+    assert run.jobs_by_status() == {"COMPLETED": 20}
+    assert run.task()["try_number"] == 1
+    assert not cancels(emulator, run)
+
+
+def test_a_deferred_task_marked_failed_cancels_its_jobs_once(
+    emulator: Emulator, start: Callable[..., Run]
+) -> None:
+    run = start("batch_deferred", seconds=300, count=20)
+    run.wait_for_trigger()
+    run.mark("failed")
+    run.wait_for_jobs(20, "CANCELED", timeout=45)
+    assert run.wait_for_end() == "failed"
+    assert set(cancels(emulator, run).values()) == {1}
+    assert len(run.jobs()) == 20
+
+
+def test_a_deferred_task_that_is_cleared_cancels_its_job_and_runs_a_new_one(
+    emulator: Emulator, start: Callable[..., Run], scale: Callable[[int], None]
+) -> None:
+    scale(0)
+    run = start("batch_deferred", seconds=1, count=1)
+    run.wait_for_trigger()
+    [job] = run.jobs()
+    run.clear()
+    run.wait_for_jobs(1, "CANCELED")
+    scale(100)
+    assert run.wait_for_end() == "success"
+    assert run.jobs_by_status() == {"CANCELED": 1, "COMPLETED": 1}
+    assert cancels(emulator, run)[job["id"]] >= 1
+    assert set(cancels(emulator, run)) == {job["id"]}
+
+
+def test_the_key_is_nowhere(distributed: DistributedAirflow, emulator: Emulator) -> None:
+    """Runs last: looks through all that the others left in logs (at DEBUG) and in the database."""
+    key = emulator.service.api_key.encode()
+    files = [path for path in Path(distributed.home).rglob("*") if path.is_file()]
+    assert any("attempt=2.log" in path.name for path in files)
+    assert [path for path in files if key in path.read_bytes()] == []
+    everything = distributed.database.dump()
+    assert b"rungen_batch" in everything
+    assert key not in everything
+    assert emulator.service.stats()["keys_leaked"] == 0
+    assert emulator.service.stats()["early_retries"] == 0
