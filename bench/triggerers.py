@@ -1,0 +1,181 @@
+"""``python -m bench.triggerers``: measure what triggerers of a real Airflow can watch, for docs/sizing.md.
+
+It needs the ``distributed`` group, and takes a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.service import ROOT, Service
+from bench.watching import Load
+
+sys.path.append(str(ROOT / "scripts"))
+from distributed_airflow import DistributedAirflow
+
+SIZES = (100, 500, 1000, 2000)
+POLL_INTERVAL = 5
+_SETTLING = 15.0
+_WATCHED = 40.0
+_TIMEOUT = 600.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+# Its pool has no slots, so that no worker is asked for.
+_DAG = """\
+from airflow.sdk import DAG
+from airflow_provider_rungen.sensors import RunGenJobSensor
+
+with DAG("{dag_id}", schedule=None):
+    RunGenJobSensor.partial(task_id="wait", deferrable=True, pool="nothing").expand(job_id={ids!r})
+"""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """
+    What the processes of triggerers have used: seconds of a processor, and bytes of memory.
+
+    :param seconds: all of them, one of each of which runs the triggers.
+    :param running: those that run the triggers, in an event loop, which cannot have more than one processor.
+    """
+
+    seconds: float
+    running: float
+    memory: int
+
+    @classmethod
+    def by(cls, airflow: DistributedAirflow) -> Spent:
+        ticks = running = memory = 0
+        for name in airflow.parts("triggerer"):
+            for pid, title in airflow.part(name).items():
+                words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += sum(map(int, words[11:13]))
+                # the other two serve the log and write to the database; the first of these leads the session
+                running += sum(map(int, words[11:13])) * ("triggerer" in title and words[3] != str(pid))
+                # what it shares with others is counted in parts
+                told = re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
+                memory += 1024 * int(told.group(1)) if told else 0
+        return cls(ticks / _TICKS, running / _TICKS, memory)
+
+
+def measure(sizes: Sequence[int], triggerers: int) -> None:
+    """Let triggerers watch so many jobs, one load after the other, and print what that takes."""
+    with tempfile.TemporaryDirectory() as folder, Service(workers=0) as service:
+        dags = Path(folder) / "dags"
+        dags.mkdir()
+        environment = {
+            "AIRFLOW_CONN_RUNGEN_DEFAULT": service.connection,
+            "AIRFLOW__TRIGGERER__CAPACITY": str(max(sizes)),
+            "AIRFLOW__SCHEDULER__MAX_TIS_PER_QUERY": "500",
+            "AIRFLOW__CORE__MAX_MAP_LENGTH": str(max(sizes)),
+            "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+        }
+        with DistributedAirflow(
+            Path(folder) / "home", dags, environment=environment, workers=0, triggerers=triggerers
+        ) as airflow:
+            airflow.request("POST", "/pools", {"name": "nothing", "slots": 0})
+            time.sleep(_SETTLING)
+            before = Spent.by(airflow)
+            time.sleep(_WATCHED)
+            after = Spent.by(airflow)
+            idle = {"cpu_waiting": (after.seconds - before.seconds) / _WATCHED, "memory": after.memory}
+            print(json.dumps({"triggerers": triggerers, "jobs": 0, **idle}), flush=True)
+            for size in sizes:
+                print(json.dumps(_one(airflow, service, dags, size, triggerers)), flush=True)
+
+
+def _one(airflow: DistributedAirflow, service: Service, dags: Path, size: int, count: int) -> dict[str, Any]:
+    service.scale(0)
+    load = Load(size)
+    ids = service.submit(load.inputs(0))
+    dag_id = f"wait_{size}_{count}"
+    (dags / f"{dag_id}.py").write_text(_DAG.format(dag_id=dag_id, ids=ids))
+    airflow.unpause(dag_id, 180)
+    run_id = airflow.trigger(dag_id)
+    first, began = Spent.by(airflow), time.monotonic()
+    _defer(airflow, dag_id, run_id, ids)
+    while _held(airflow) < size:
+        if time.monotonic() - began > _TIMEOUT:
+            raise RuntimeError(f"only {_held(airflow)} of {size} triggers were taken")
+        time.sleep(1)
+    time.sleep(_SETTLING)
+    asked, before = service.requests(), Spent.by(airflow)
+    time.sleep(_WATCHED)
+    waiting, after = service.requests(), Spent.by(airflow)
+    shares = sorted(len(airflow.triggers_of(name)) for name in airflow.parts("triggerer"))
+    service.scale(load.workers)
+    released = time.monotonic()
+    state = airflow.wait_for_run(dag_id, run_id, _TIMEOUT)
+    if state != "success":
+        raise RuntimeError(f"{dag_id}: {state}")
+    drained, end = service.requests(), Spent.by(airflow)
+    return {
+        "triggerers": count,
+        "jobs": size,
+        "shares": shares,
+        "cpu_per_begin": (before.seconds - first.seconds) / size,
+        "cpu_waiting": (after.seconds - before.seconds) / _WATCHED,
+        "cpu_waiting_running": (after.running - before.running) / _WATCHED,
+        "memory": after.memory,
+        "requests_waiting": (_asked(waiting) - _asked(asked)) / _WATCHED,
+        "requests_per_job": (_asked(drained) - _asked(waiting)) / size,
+        "cpu_per_end": (end.seconds - after.seconds) / size,
+        "seconds_to_drain": time.monotonic() - released,
+        "late": _lateness(airflow, service, ids, dag_id),
+    }
+
+
+def _defer(airflow: DistributedAirflow, dag_id: str, run_id: str, ids: Sequence[str]) -> None:
+    """Leave all tasks of a run deferred."""
+    began = time.monotonic()
+    while len(airflow.database.query(f"SELECT id FROM task_instance WHERE dag_id = '{dag_id}'")) < len(ids):  # noqa: S608
+        if time.monotonic() - began > _TIMEOUT:
+            raise RuntimeError(f"{dag_id} was not expanded in time")
+        time.sleep(1)
+    given = {"run": {"dag_id": dag_id, "run_id": run_id}, "ids": ids, "poll_interval": POLL_INTERVAL}
+    airflow.run(sys.executable, ROOT / "bench" / "defer.py", given=json.dumps(given))
+
+
+def _held(airflow: DistributedAirflow) -> int:
+    return sum(len(airflow.triggers_of(name)) for name in airflow.parts("triggerer"))
+
+
+def _asked(requests: dict[str, int]) -> int:
+    return requests.get("get", 0) + requests.get("get_app", 0)
+
+
+def _lateness(airflow: DistributedAirflow, service: Service, ids: Sequence[str], dag_id: str) -> float:
+    """Give the 95th percentile of the seconds from a job's end to its task's."""
+    finished = {job["id"]: job["finished"] for job in service.jobs()}
+    rows = airflow.database.query(
+        "SELECT map_index, extract(epoch FROM end_date) FROM task_instance "  # noqa: S608 - a DAG of ours
+        f"WHERE dag_id = '{dag_id}'"
+    )
+    late: list[float] = [float(end) - finished[ids[int(place)]] for place, end in rows]
+    return round(statistics.quantiles(late, n=20)[-1], 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.triggerers", description="Measure triggerers.")
+    parser.add_argument(
+        "--jobs", type=int, nargs="+", default=SIZES, help="how many, one load after the other"
+    )
+    parser.add_argument("--triggerers", type=int, default=1, help="how many share them")
+    given = parser.parse_args()
+    measure(given.jobs, given.triggerers)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
