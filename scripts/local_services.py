@@ -52,11 +52,11 @@ class LocalService:
         self._find_programs()
         [self.port] = free_ports(0)
         self.folder = Path(tempfile.mkdtemp(prefix=f"rungen-{self.name}-"))
-        if self.account is not None and os.geteuid() == 0:
-            account = pwd.getpwnam(self.account)
-            self._as = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-            os.chown(self.folder, account.pw_uid, account.pw_gid)
         try:
+            if self.account is not None and os.geteuid() == 0:
+                account = pwd.getpwnam(self.account)
+                self._as = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+                os.chown(self.folder, account.pw_uid, account.pw_gid)
             self._start()
             self._wait_until_ready()
         except BaseException:

@@ -152,6 +152,7 @@ def test_a_trigger_that_moved_is_not_taken_for_a_kill(
     run.wait_for_trigger()
     late = busiest_triggerer(airflow)
     moving = airflow.triggers_of(late)
+    assert len(moving) == 1
     airflow.signal(late, signal.SIGSTOP)
     try:
         [other] = [name for name in airflow.parts("triggerer") if name != late]
