@@ -48,6 +48,8 @@ def get_provider_info() -> dict[str, Any]:
                         "proxy": "http://user:password@proxy.example:3128",
                         "max_requests_per_second": "no limit",
                         "max_response_bytes": "33554432",
+                        "app_url": "https://console.example.com/{app_id}",
+                        "job_url": "https://console.example.com/{app_id}/{job_id}",
                     },
                 },
                 # Text where a number is meant: Airflow's field for numbers changes under the mouse wheel, and
@@ -66,6 +68,16 @@ def get_provider_info() -> dict[str, Any]:
                     "user_id": {
                         "label": "User ID",
                         "description": "Your user UUID, sent when a job is canceled.",
+                        "schema": text,
+                    },
+                    "app_url": {
+                        "label": "Link to an app",
+                        "description": "An address with {app_id} in it. Empty: the API's.",
+                        "schema": text,
+                    },
+                    "job_url": {
+                        "label": "Link to a job",
+                        "description": "An address with {app_id} and {job_id} in it. Empty: the API's.",
                         "schema": text,
                     },
                     "timeout": {
@@ -98,16 +110,6 @@ def get_provider_info() -> dict[str, Any]:
                         "label": "Largest answer",
                         "description": "The bytes over which an answer is refused. Empty: 33554432 (32 MiB).",
                         "schema": network,
-                    },
-                    "app_url": {
-                        "label": "Link to an app",
-                        "description": "Address with {app_id} in it. Default: its API address.",
-                        "schema": text,
-                    },
-                    "job_url": {
-                        "label": "Link to a job",
-                        "description": "Address with {app_id} and {job_id} in it. Default: its API address.",
-                        "schema": text,
                     },
                 },
             }

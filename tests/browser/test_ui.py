@@ -189,7 +189,8 @@ def test_what_is_typed_into_the_form_is_what_the_hook_reads(
     connections.form.get_by_label("Port").fill("8080")
     connections.fill(app_id=APP, team_id=" team ", user_id="user", timeout="90", verify="false")
     connections.fill(proxy="http://me:hidden@proxy.example:3128", max_requests_per_second="2.5")
-    connections.fill(max_response_bytes="1000")
+    console = "https://console.example/{app_id}"
+    connections.fill(max_response_bytes="1000", app_url=console, job_url=console + "/{job_id}")
     connections.show("allow_http").press("Space")
     settings, app_id = _read(connections.save())
     assert settings == Settings(
@@ -203,6 +204,8 @@ def test_what_is_typed_into_the_form_is_what_the_hook_reads(
         proxy="http://me:hidden@proxy.example:3128",
         max_response_bytes=1000,
         max_requests_per_second=2.5,
+        app_url=console,
+        job_url=console + "/{job_id}",
     )
     assert app_id == APP
     shown = airflow.request("GET", "/connections/all_fields")
@@ -253,6 +256,7 @@ def test_the_first_job_from_the_connection_to_its_link(
     page.get_by_role("button", name="Show Graph").click()
     for task_id in TASKS:
         expect(page.locator(f'[data-id="{task_id}"]')).to_contain_text("success", timeout=150_000)
+    expect(page.get_by_text("Running", exact=True)).to_have_count(0, timeout=60_000)  # the run, too
     page.screenshot(path=IMAGES / "run.png")
     [job] = emulator.service.jobs()
     assert job["status"] == "COMPLETED"
