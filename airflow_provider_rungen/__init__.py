@@ -103,7 +103,7 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "max_requests_per_second": {
                         "label": "Requests per second",
-                        "description": "The most requests a task, or a triggerer for an app, sends in a second. Empty: no limit.",
+                        "description": "The most requests a task, or a triggerer for an app, sends a second.",
                         "schema": network,
                     },
                     "max_response_bytes": {
