@@ -120,3 +120,13 @@ with dag("landing"):
     RunGenCollectResultsOperator(
         task_id="land", job_id=painted.output, destination="{{ dag_run.conf['destination'] }}"
     )
+
+with dag("linked", wait_for_completion=True, deferrable=True, retries=0):
+    RunGenRunJobOperator(task_id="run", input=INPUT)
+    RunGenRunJobOperator(
+        task_id="failed", input={"prompt": "linked and failed", "emulator": {"seconds": 1, "fail": "no luck"}}
+    )
+    RunGenRunJobOperator(task_id="refused", app_id="no-such-app", input={"prompt": "linked and refused"})
+    RunGenRunJobOperator.partial(task_id="mapped").expand(
+        input=[{"prompt": f"linked {n}", "emulator": {"seconds": 45}} for n in range(2)]
+    )

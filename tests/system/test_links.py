@@ -1,0 +1,65 @@
+"""The links to job and app as Airflow's REST API gives them: of deferred, failed and mapped tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.hooks import RunGenHook
+from system.stage import AirflowInstance, Run, until
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+
+def links(airflow: AirflowInstance, run: Run, task_id: str, map_index: int = -1) -> dict[str, Any]:
+    path = f"/dags/{run.dag_id}/dagRuns/{quote(run.id)}/taskInstances/{task_id}/links"
+    found: dict[str, Any] = airflow.request("GET", path, map_index=map_index)["extra_links"]
+    return found
+
+
+def to(emulator: Emulator, job_id: str, app_id: str = "flux-schnell") -> dict[str, Any]:
+    app = f"{emulator.url}/app/{app_id}"
+    return {"RunGen app": app, "RunGen job": f"{app}/job/{job_id}"}
+
+
+def test_deferred_and_failed_tasks_have_links_and_keep_them(
+    airflow: AirflowInstance, emulator: Emulator, start: Callable[..., Run]
+) -> None:
+    run = start("linked", seconds=45)
+    run.wait_for_state("deferred")
+    [job] = run.jobs()
+    assert links(airflow, run, "run") == to(emulator, job["id"])
+    until(lambda: run.task("failed")["state"] == "failed", 60, lambda: str(run.task("failed")))
+    [failed] = [each for each in emulator.service.jobs() if each["input"]["prompt"] == "linked and failed"]
+    assert links(airflow, run, "failed") == to(emulator, failed["id"])
+    assert links(airflow, run, "refused") == {
+        "RunGen app": f"{emulator.url}/app/no-such-app",
+        "RunGen job": None,
+    }
+    run.wait_for_state("deferred", task_id="mapped")
+    mapped = [links(airflow, run, "mapped", index)["RunGen job"] for index in (0, 1)]
+    by_prompt = {each["input"]["prompt"]: each["id"] for each in emulator.service.jobs()}
+    assert mapped == [to(emulator, by_prompt[f"linked {index}"])["RunGen job"] for index in (0, 1)]
+    run.wait_for_end()
+    assert links(airflow, run, "run") == to(emulator, job["id"])
+    assert links(airflow, run, "failed") == to(emulator, failed["id"])
+
+
+def test_a_task_that_no_worker_sees_has_links(
+    airflow: AirflowInstance, emulator: Emulator, start: Callable[..., Run]
+) -> None:
+    with RunGenHook() as hook:
+        late = hook.run_job(input={"prompt": "late", "emulator": {"seconds": 200}})
+    run = start("no_worker", seconds=8, job_id=late.id, app_id=late.app_id)
+    until(
+        lambda: links(airflow, run, "wait_as_asked") == to(emulator, late.id, late.app_id),
+        60,
+        lambda: run.log(task_id="wait_as_asked"),
+    )
+    run.wait_for_end()
+    [job_id] = {airflow.xcom("no_worker", run.id, "run")}
+    assert links(airflow, run, "wait") == to(emulator, job_id)
