@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import TaskInstanceState
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
+from asgiref.sync import sync_to_async
 
 from airflow_provider_rungen import api, metrics
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenJobTimeoutError
@@ -102,7 +103,8 @@ class RunGenTrigger(BaseTrigger):
 
     async def _undo_if_killed(self) -> None:
         try:
-            state = await asyncio.to_thread(_read_state, self.task_instance)
+            # not asyncio.to_thread: Airflow 3.0 and 3.1 ask on this loop, which only asgiref finds there
+            state = await sync_to_async(_read_state, thread_sensitive=False)(self.task_instance)
         except Exception:
             log.exception("The state of the task is not known: RunGen is left as it is")
             return

@@ -57,6 +57,7 @@ class AirflowInstance:
         self.start_timeout = start_timeout
         self.port = port
         self._more_environment = dict(environment or {})
+        self._token = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._components: list[subprocess.Popen[bytes]] = []
         # a proxy of the environment has no business with this machine's own ports
@@ -225,20 +226,31 @@ class AirflowInstance:
 
         :raises AirflowError: it was refused, or not answered.
         """
-        request = Request(  # noqa: S310 - always http to this machine
-            f"{self.url}/api/v2{path}" + (f"?{urlencode(query)}" if query else ""),
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", "Accept": "application/json"},
-            method=method,
-        )
+        target = f"/api/v2{path}" + (f"?{urlencode(query)}" if query else "")
         try:
-            with self._opener.open(request, timeout=30) as response:
-                return json.loads(response.read() or b"null")
+            return self._send(method, target, body)
         except HTTPError as error:
+            if error.code == 401 and not self._token:
+                # before Airflow 3.2 those whom everything is allowed have to say so, too
+                self._token = str(self._send("GET", "/auth/token")["access_token"])
+                return self.request(method, path, body, **query)
             said = error.read().decode(errors="replace")[:2000]
             raise AirflowError(f"{method} {path}: {error.code} {said}") from None
         except (URLError, OSError) as error:
             raise AirflowError(f"{method} {path}: {error}") from None
+
+    def _send(self, method: str, target: str, body: Any = None) -> Any:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        request = Request(  # noqa: S310 - always http to this machine
+            f"{self.url}{target}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers=headers,
+            method=method,
+        )
+        with self._opener.open(request, timeout=30) as response:
+            return json.loads(response.read() or b"null")
 
     def version(self) -> str:
         return str(self.request("GET", "/version")["version"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from airflow.triggers.base import BaseTrigger
+from asgiref.sync import async_to_sync
 from conftest import APP, KEY
 
 from airflow_provider_rungen import triggers
@@ -231,6 +232,31 @@ def test_a_user_who_ends_the_task_cancels_its_jobs(
     ids = submitted(*[60] * 12)
     _start_and_end(trigger(ids, cancel_on_kill=cancel), rungen_emulator, kill=True)
     assert states(rungen_emulator) == [want] * 12
+
+
+def test_the_state_may_be_asked_for_on_the_triggerers_own_loop(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Airflow 3.0 and 3.1 do, whose connection to the supervisor belongs to that loop."""
+
+    def ask(_: Any) -> str:
+        async def answer() -> str:
+            loops.append(asyncio.get_running_loop())
+            return "failed"
+
+        return async_to_sync(answer)()
+
+    loops: list[Any] = []
+    monkeypatch.setattr(triggers, "_read_state", ask)
+    one = trigger(submitted(60))
+    one.task_instance = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=-1, try_number=1)  # type: ignore[assignment]
+
+    async def work() -> None:
+        await one.on_kill()
+        assert loops == [asyncio.get_running_loop()]
+
+    asyncio.run(work())
+    assert states(rungen_emulator) == ["CANCELED"]
 
 
 def test_jobs_whose_tasks_state_is_unknown_are_left_running(
