@@ -384,7 +384,7 @@ class RunGenHook(BaseHook):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Give the fields of Airflow 2's connection form, from the same data that Airflow 3 reads."""
+        """Give the fields of the form before Airflow 3.2, from the same data that later ones read."""
         from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
         from wtforms import BooleanField, PasswordField, StringField
 
@@ -401,7 +401,7 @@ class RunGenHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Give labels and hidden fields of Airflow 2's form, from the same data that Airflow 3 reads."""
+        """Give labels and hidden fields of that form, from the same data that later ones read."""
         behaviour = get_provider_info()["connection-types"][0]["ui-field-behaviour"]
         return {name.replace("-", "_"): value for name, value in behaviour.items()}
 

@@ -63,10 +63,16 @@ def pytest_configure(config: pytest.Config) -> None:
     warnings.filterwarnings("ignore", ".*asyncio_default_fixture_loop_scope", DeprecationWarning)
     warnings.filterwarnings("ignore", ".*asyncio_default_fixture_loop_scope", pytest.PytestWarning)
     with warnings.catch_warnings():
-        # Airflow warns about itself and its dependencies while it is imported.
+        # Airflow warns about itself and its dependencies while it is imported, and its tables are mapped;
+        # what it would put off until a connection is looked up comes now, too.
         warnings.simplefilter("ignore")
+        import airflow.models.connection
         import airflow.providers.common.compat.sdk
+        import airflow.serialization.serialized_objects
         import airflow.triggers.base  # noqa: F401
+        import sqlalchemy.orm
+
+        sqlalchemy.orm.configure_mappers()
 
 
 class FakeTime:

@@ -70,6 +70,7 @@ def run(context: Any, op: Any) -> tuple[Outcome, dict[str, Any]]:
 
 @MODES
 @pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.feature("assets")
 def test_running_a_job_is_told(rungen_emulator: Emulator, context: Any, deferrable: bool, wait: bool) -> None:
     op = RunGenRunJobOperator(
         task_id="run", input=INPUT, wait_for_completion=wait, deferrable=deferrable, outlets=[OUTLET], **FAST
@@ -80,6 +81,7 @@ def test_running_a_job_is_told(rungen_emulator: Emulator, context: Any, deferrab
 
 
 @MODES
+@pytest.mark.feature("assets")
 def test_running_a_batch_is_told(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
     inputs = [{**INPUT, "prompt": prompt} for prompt in ("a", "", "fail: x", "b")]
     op = RunGenRunBatchOperator(
@@ -92,6 +94,7 @@ def test_running_a_batch_is_told(rungen_emulator: Emulator, context: Any, deferr
 
 
 @MODES
+@pytest.mark.feature("assets")
 def test_collecting_is_told(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
     ids = submitted(INPUT, INPUT)
     op = RunGenCollectResultsOperator(
@@ -104,6 +107,7 @@ def test_collecting_is_told(rungen_emulator: Emulator, context: Any, deferrable:
 
 
 @MODES
+@pytest.mark.feature("assets")
 def test_waiting_is_told(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
     ids = submitted(INPUT, INPUT)
     op = RunGenJobSensor(
@@ -141,6 +145,7 @@ def test_outlets_that_have_no_event_are_left_alone(rungen_emulator: Emulator, co
     assert len(events) == 2
 
 
+@pytest.mark.feature("assets")
 def test_airflows_own_events_take_the_extra(rungen_emulator: Emulator, context: Any) -> None:
     try:
         from airflow.sdk.execution_time.context import OutletEventAccessors
@@ -215,6 +220,7 @@ def test_of_many_files_their_folder_is_told(place: str, dataset: tuple[str, str]
 
 @MODES
 @pytest.mark.parametrize("kind", ["run", "batch", "collect"])
+@pytest.mark.feature("lineage")
 def test_every_operator_tells_openlineage(
     rungen_emulator: Emulator, context: Any, ti: Any, deferrable: bool, kind: str
 ) -> None:
@@ -235,6 +241,7 @@ def test_every_operator_tells_openlineage(
     assert len(rungen_emulator.service.records()) == requests, "it must not ask anybody"
 
 
+@pytest.mark.feature("lineage")
 def test_openlineage_takes_what_it_is_told(rungen_emulator: Emulator, context: Any, ti: Any) -> None:
     from airflow.providers.openlineage.extractors.base import DefaultExtractor
 

@@ -166,6 +166,7 @@ def test_a_job_canceled_by_somebody_else_fails_the_task(
         {"execution_timeout": timedelta(seconds=0.3)},
     ],
 )
+@pytest.mark.feature("timeout")
 def test_a_job_that_takes_too_long_is_canceled(
     rungen_emulator: Emulator, context: Any, deferrable: bool, limit: dict[str, Any]
 ) -> None:
@@ -399,6 +400,7 @@ def test_a_store_that_fails_after_the_submission_does_not_lose_the_job(
 
 
 @KILLED
+@pytest.mark.feature("kill")
 def test_a_kill_cancels_the_job_and_ends_the_task(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
 ) -> None:
@@ -472,6 +474,7 @@ def test_a_kill_while_a_look_hangs_ends_the_task(rungen_emulator: Emulator, cont
 
 
 @KILLED
+@pytest.mark.feature("kill")
 def test_a_kill_during_the_submission_waits_for_the_id_and_cancels_the_job(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
 ) -> None:
@@ -527,6 +530,7 @@ def test_a_time_limit_that_strikes_during_the_submission_does_not_lose_the_job(
 
 
 @KILLED
+@pytest.mark.feature("kill")
 def test_a_kill_is_over_in_time_however_many_jobs_there_are(rungen_emulator: Emulator, context: Any) -> None:
     ids = submitted(*[LONG] * 80)
     rungen_emulator.service.inject(Fault(on="cancel", kind="hang", times=None))
@@ -700,6 +704,7 @@ TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required"
 
 
 @pytest.mark.parametrize("source", ["flux-schnell", "file"])
+@pytest.mark.feature("schemas")
 def test_an_input_that_does_not_fit_its_schema_is_not_sent(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, source: str
 ) -> None:
@@ -750,6 +755,7 @@ def test_a_schema_that_is_gone_does_not_keep_a_retry_from_its_job(
 
 @MODES
 @pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.feature("schemas")
 def test_a_result_that_does_not_fit_its_schema_is_hopeless(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, deferrable: bool, wait: bool
 ) -> None:

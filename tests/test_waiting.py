@@ -81,36 +81,40 @@ def test_a_defer_after_that_is_no_time_is_told(defer_after: Any) -> None:
         RunGenRunJobOperator(task_id="run", input={}, defer_after=defer_after)
 
 
+ENDS_THERE = pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a worker is started for it")
 ENDING: dict[str, Any] = WAITING | {"defer_after": 0, "end_from_trigger": True}
 
 
-@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="before Airflow 3.3 every end goes through a worker")
+@ENDS_THERE
+@pytest.mark.feature("end")
 def test_a_success_ends_in_the_triggerer(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
 ) -> None:
     with DAG("d", schedule=None):
-        op = RunGenRunJobOperator(task_id="run", input=job_input(0.3), **ENDING)
+        op = RunGenRunJobOperator(task_id="run", input=job_input(1), **ENDING)
     deferred = deferral(op, context)
     [job] = rungen_emulator.service.jobs()
     assert (ti.xcoms["job_id"], ti.xcoms["return_value"]) == (job["id"], job["id"])
     assert isinstance(first_event(deferred), TaskSuccessEvent)
 
 
-@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="before Airflow 3.3 every end goes through a worker")
+@ENDS_THERE
+@pytest.mark.feature("end")
 def test_a_batch_ends_in_the_triggerer(rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance) -> None:
     rungen_emulator.service.scale("flux-schnell", 50)
     with DAG("d", schedule=None):
-        op = RunGenRunBatchOperator(task_id="run", inputs=[job_input(0.3)] * 10, **ENDING)
+        op = RunGenRunBatchOperator(task_id="run", inputs=[job_input(1)] * 10, **ENDING)
     deferred = deferral(op, context)
     assert ti.xcoms["return_value"] == ti.xcoms["job_ids"]
     assert ti.xcoms["failed"] == []
     assert isinstance(first_event(deferred), TaskSuccessEvent)
 
 
-@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="before Airflow 3.3 every end goes through a worker")
+@ENDS_THERE
+@pytest.mark.feature("end")
 def test_a_sensor_ends_in_the_triggerer(rungen_emulator: Emulator, context: Any) -> None:
     with RunGenHook() as hook:
-        job = hook.run_job(input=job_input(0.3))
+        job = hook.run_job(input=job_input(1))
     with DAG("d", schedule=None):
         op = RunGenJobSensor(
             task_id="s",
@@ -125,7 +129,7 @@ def test_a_sensor_ends_in_the_triggerer(rungen_emulator: Emulator, context: Any)
 
 def test_a_failure_goes_through_a_worker(rungen_emulator: Emulator, context: Any) -> None:
     with DAG("d", schedule=None):
-        op = RunGenRunJobOperator(task_id="run", input=job_input(0.3, fail="out of memory"), **ENDING)
+        op = RunGenRunJobOperator(task_id="run", input=job_input(1, fail="out of memory"), **ENDING)
     outcome = run_task(op, context)
     assert "out of memory" in str(outcome.error)
     assert len(outcome.events) == 1
@@ -136,9 +140,9 @@ def test_outlets_and_mapped_tasks_need_the_worker(
 ) -> None:
     with DAG("d", schedule=None):
         with_outlet = RunGenRunJobOperator(
-            task_id="outlet", input=job_input(0.3), outlets=[Asset("x")], **ENDING
+            task_id="outlet", input=job_input(1), outlets=[Asset("x")], **ENDING
         )
-        mapped_over = RunGenRunBatchOperator(task_id="mapped", inputs=[job_input(0.3)] * 2, **ENDING)
+        mapped_over = RunGenRunBatchOperator(task_id="mapped", inputs=[job_input(1)] * 2, **ENDING)
         RunGenJobSensor.partial(task_id="wait").expand(job_id=mapped_over.output)
     for op in (with_outlet, mapped_over):
         deferred = deferral(op, context)

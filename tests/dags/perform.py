@@ -15,7 +15,7 @@ from pathlib import Path
 def main(emulator: str, plan: str) -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     dags = importlib.import_module("rungen_dags")
-    by_id = {dag.dag_id: dag for dag in (dags.ways, dags.deferred, dags.failing, dags.scaled)}
+    by_id = {dag.dag_id: dag for dag in (dags.ways, dags.deferred, dags.failing, dags.retried, dags.scaled)}
     for dag_id, options, report in json.loads(plan):
         request = urllib.request.Request(  # noqa: S310 - the emulator of the test
             f"{emulator}/_emulator/options",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +98,24 @@ with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
     with scaled_app("idle", 2) as idle:
         never.override(task_id="never_too")()
     work >> fail.override(task_id="fail_before")() >> idle.up
+
+
+class RaisingAfterwards(RunGenRunJobOperator):
+    """Loses its first attempt after the job was submitted."""
+
+    def execute(self, context: Any) -> str:
+        job_id = super().execute(context)
+        if context["ti"].try_number == 1:
+            raise RuntimeError("the first attempt is lost")
+        return job_id
+
+
+with DAG("rungen_retried", schedule=None, start_date=START) as retried:
+    RaisingAfterwards(
+        task_id="paint",
+        input={"prompt": "again"},
+        wait_for_completion=True,
+        retries=1,
+        retry_delay=timedelta(0),
+        **FAST,
+    )
