@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-system test-browser test-distributed standalone bench docs lint types format clean
+.PHONY: help demo test test-system test-browser test-distributed test-compat standalone bench docs lint types format clean
 
 help:
 	@echo "make demo         run the example DAGs: real Airflow, emulated RunGen service, no key needed (two minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-system  run the tests that start a real Airflow and kill parts of it (minutes)"
 	@echo "make test-browser click through Airflow in a real browser, and renew docs/images (Debian; minutes)"
 	@echo "make test-distributed  run the tests that lose workers and triggerers of an Airflow with CeleryExecutor (minutes)"
+	@echo "make test-compat  run the tests on each Airflow and Python, and renew docs/compatibility.md (an hour; ONLY=2.11 for some)"
 	@echo "make standalone   Airflow with the example DAGs and the emulator, until Ctrl-C (PORT=8080 sets the UI's port)"
 	@echo "make bench        measure what it costs, beside others, and renew docs/benchmarks (20 minutes)"
 	@echo "make docs         build the documentation into build/docs; a warning is an error"
@@ -53,6 +54,9 @@ test-distributed: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,distributed]'
 	@$(BIN)/python -m pytest -m distributed
 
+test-compat:
+	@$(PYTHON) -m compat $(if $(ONLY),--only $(ONLY))
+
 bench: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python -m bench
@@ -74,5 +78,5 @@ format: $(READY)
 	@$(BIN)/python -m ruff format .
 
 clean:
-	rm -rf $(VENV) .demo .standalone dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo .standalone .compat dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""``make test-compat``: the tests on each Airflow and Python that the package says it works with."""

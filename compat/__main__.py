@@ -1,0 +1,103 @@
+"""``python -m compat``: make the environments, run the tests in each, and write down what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+from compat import page
+from compat.environments import FOLDER, ROOT, TESTED, CompatError, Environment, matrix
+
+_PATIENCE = 1800
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def run_tests(environment: Environment) -> dict[str, Any]:
+    """
+    Run the test suite in an environment, and give the record of it.
+
+    :raises CompatError: it did not come to an end.
+    """
+    record, log = environment.folder / "record.json", environment.folder / "pytest.log"
+    record.unlink(missing_ok=True)
+    # a folder of its own: pytest keeps but the last few of those that all share
+    options = [
+        "-q",
+        "-p",
+        "compat.recorder",
+        "--record",
+        str(record),
+        f"--basetemp={environment.folder / 'tmp'}",
+    ]
+    command = [str(environment.executable), "-m", "pytest", *options]
+    with log.open("w") as output:
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False, timeout=_PATIENCE
+            )
+        except subprocess.TimeoutExpired:
+            raise CompatError(f"the tests were not done in {_PATIENCE} s; see {log}") from None
+    end = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
+    if not record.exists():
+        raise CompatError(f"the tests ended with code {done.returncode}; the end of {log}:\n{end}")
+    told: dict[str, Any] = json.loads(record.read_text())
+    if done.returncode and not told["failed"]:
+        raise CompatError(f"pytest ended with code {done.returncode}; the end of {log}:\n{end}")
+    return told
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m compat", description=__doc__)
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        default=[],
+        help="those whose names begin so: 2.11, 3.3-py3.13 …",
+    )
+    parser.add_argument("--list", action="store_true", help="print the names of all, and run none")
+    parser.add_argument("--anew", action="store_true", help="make environments anew that were made before")
+    options = parser.parse_args()
+
+    wanted = tuple(options.only) or ("",)
+    environments = [each for each in matrix() if each.name.startswith(wanted)]
+    if options.list or not environments:
+        say("\n".join(each.name for each in matrix()))
+        return 0 if options.list else 2
+    FOLDER.mkdir(exist_ok=True)
+    results, failures = page.load(), []
+    for environment in environments:
+        began = time.monotonic()
+        try:
+            environment.make(anew=options.anew)
+            record = run_tests(environment)
+        except CompatError as error:
+            say(f"{environment.name}: {error}")
+            failures.append(environment.name)
+            continue
+        say(
+            f"{environment.name}: Airflow {record['airflow']}, Python {record['python']}: "
+            f"{record['passed']} passed, {record['failed']} failed, {record['skipped']} skipped, "
+            f"{time.monotonic() - began:.0f} s"
+        )
+        if record["failed"]:
+            failures.append(environment.name)
+            say("\n".join(f"  {test}" for test in record["failures"][:20]))
+        results["runs"][environment.name] = record
+        TESTED.mkdir(exist_ok=True)
+        environment.tested.write_text(environment.freeze())
+        page.write(results)
+    if failures:
+        say(f"Not all right: {', '.join(failures)}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Writes what came of the runs: the page, and its raw figures."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from compat.environments import AIRFLOWS, PYTHONS, ROOT
+
+PAGE = ROOT / "docs" / "compatibility.md"
+RESULTS = ROOT / "docs" / "compatibility.json"
+NOT_RUN = "not run yet"
+
+# A test carries the marker `feature` with the key of what it proves.
+FEATURES = {
+    "durable": "a retry takes up the job of the attempt before (`durable=True`)",
+    "kill": "a killed worker cancels the job it waits for (`cancel_on_kill=True`)",
+    "timeout": "`timeout`, and `execution_timeout`, cancel the job",
+    "end": "a success ends in the triggerer (`end_from_trigger=True`)",
+    "start": "a sensor begins in the triggerer (`start_from_trigger=True`)",
+    "schemas": "`input_schema` and `result_schema` are checked",
+    "assets": "asset events tell app and jobs (`outlets`)",
+    "lineage": "OpenLineage is told of apps and files",
+    "form": "the connection form has the extras as fields",
+    "test": "*Test* in the connection form asks the service",
+}
+
+_HEAD = """\
+# Compatibility
+
+This page and [the raw figures](compatibility.json) are made by `make test-compat`, which installs the newest
+patch of each Airflow on each Python, with the newest versions of all else that pip takes, and runs the tests
+of `make test` there. [compat/tested](../compat/tested) has the exact versions of some runs. An outcome is
+that of the package as it was in that run, and of the tests that it had then: what came later has not run
+there. Airflow 3.3 is the one that the package is developed on.
+
+## What ran
+
+"""
+_FEATURES = """
+## What degrades where
+
+Made of the tests that prove a feature and carry its marker: *yes* means that all of them passed wherever
+this Airflow ran. Most of them run an operator or a trigger by itself. `make test-system` kills the parts of
+a real Airflow, on 3.3; of its tests, one that marks a deferred task passed on 3.0 and 3.1, too, and the one
+that clears it on 3.1.
+
+"""
+_BOUNDS = """
+Not every Airflow works with the newest of everything. Airflow's own constraint files, which an installation
+should use, know that; here the bounds in [compat/constraints](../compat/constraints) do.
+"""
+
+
+def load() -> dict[str, Any]:
+    """Read what the runs before have left."""
+    if RESULTS.exists():
+        results: dict[str, Any] = json.loads(RESULTS.read_text())
+        return results
+    return {"runs": {}}
+
+
+def write(results: dict[str, Any]) -> None:
+    """Write the page and the figures."""
+    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    parts = [
+        _HEAD,
+        runs_table(results["runs"]),
+        failures(results["runs"]),
+        _BOUNDS,
+        _FEATURES,
+        features_table(results["runs"]),
+        skips(results["runs"]),
+    ]
+    PAGE.write_text("".join(parts))
+
+
+def runs_table(runs: dict[str, Any]) -> str:
+    rows = [["Airflow", *(f"Python {python}" for python in PYTHONS)]]
+    for airflow in AIRFLOWS:
+        cells = []
+        for python in PYTHONS:
+            run = runs.get(f"{airflow}-py{python}")
+            if python not in AIRFLOWS[airflow]:
+                cells.append("not supported by Airflow")
+            else:
+                cells.append(_outcome(run) if run else NOT_RUN)
+        rows.append([_patch(runs, airflow), *cells])
+    return _table(rows)
+
+
+def failures(runs: dict[str, Any]) -> str:
+    """Tell what failed, by file."""
+    lines = []
+    for name, run in sorted(runs.items()):
+        files = Counter(test.partition("::")[0] for test in run["failures"])
+        told = ", ".join(f"{count} of `{file}`" for file, count in sorted(files.items()))
+        remark = f": {run['remark']}" if "remark" in run else ""  # by whoever has looked into it
+        lines += [f"- {name}: {told}{remark}\n"] if told else []
+    return "\nWhat failed:\n\n" + "".join(lines) if lines else ""
+
+
+def features_table(runs: dict[str, Any]) -> str:
+    rows = [["", *AIRFLOWS, "where not"]]
+    for key, title in FEATURES.items():
+        cells, reasons = [], []
+        for airflow in AIRFLOWS:
+            seen = [
+                run["features"].get(key, {}) for name, run in runs.items() if name.startswith(f"{airflow}-")
+            ]
+            cells.append(_cell(seen))
+            reasons += [reason for each in seen for reason in each.get("skipped", ())]
+        if set(cells) != {NOT_RUN}:
+            rows.append([title, *cells, "; ".join(dict.fromkeys(reasons))])
+    return _table(rows)
+
+
+def _cell(seen: list[dict[str, Any]]) -> str:
+    passed, failed = (sum(each.get(name, 0) for each in seen) for name in ("passed", "failed"))
+    if failed:
+        return "**fails**"
+    if any(each.get("skipped") for each in seen):
+        return "in part" if passed else "no"
+    return "yes" if passed else NOT_RUN
+
+
+def skips(runs: dict[str, Any]) -> str:
+    """Tell why tests were skipped, and where."""
+    where: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        for reason in run["reasons"]:
+            where.setdefault(reason, []).append(name)
+    lines = [
+        f"- {reason}: {'everywhere' if set(names) == set(runs) else ', '.join(sorted(names))}\n"
+        for reason, names in sorted(where.items())
+    ]
+    return "\nTests were skipped because:\n\n" + "".join(lines) if lines else ""
+
+
+def _outcome(run: dict[str, Any]) -> str:
+    failed = f"**{run['failed']} failed**" if run["failed"] else "0 failed"
+    return f"{run['passed']} passed, {run['skipped']} skipped, {failed} ({run['python']}, {run['day']})"
+
+
+def _patch(runs: dict[str, Any], airflow: str) -> str:
+    versions = [run["airflow"] for name, run in runs.items() if name.startswith(f"{airflow}-")]
+    return ", ".join(dict.fromkeys(versions)) or airflow
+
+
+def _table(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, f"|{' --- |' * len(rows[0])}")
+    return "\n".join(lines) + "\n"

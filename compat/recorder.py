@@ -1,0 +1,72 @@
+"""A pytest plugin that writes down what came of a run: counts, reasons, and which features were proved."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compat.environments import own_dependencies
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", type=Path, help="the JSON file to write the outcome to")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("--record"):
+        config.pluginmanager.register(Recorder(path), "rungen-recorder")
+
+
+class Recorder:
+    """Counts the tests of a session, and writes the counts to a file at its end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._features: dict[str, list[str]] = {}
+        self._outcomes: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            self._outcomes[item.nodeid] = "passed"
+            self._features[item.nodeid] = [mark.args[0] for mark in item.iter_markers("feature")]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._outcomes[report.nodeid] = "failed"
+        elif report.skipped and self._outcomes[report.nodeid] == "passed":
+            self._outcomes[report.nodeid] = "skipped"
+            told = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            self._reasons[report.nodeid] = told.removeprefix("Skipped: ")
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        counts = Counter(self._outcomes.values())
+        features: dict[str, dict[str, Any]] = {}
+        for test, names in self._features.items():
+            for name in names:
+                seen = features.setdefault(name, {"passed": 0, "failed": 0, "skipped": []})
+                if (outcome := self._outcomes[test]) != "skipped":
+                    seen[outcome] += 1
+                elif self._reasons[test] not in seen["skipped"]:
+                    seen["skipped"].append(self._reasons[test])
+        ours = {name: importlib.metadata.version(name) for name in own_dependencies()}
+        record = {
+            "airflow": importlib.metadata.version("apache-airflow"),
+            "python": platform.python_version(),
+            "day": f"{datetime.now(UTC):%Y-%m-%d}",
+            "dependencies": ours,
+            "passed": counts["passed"],
+            "failed": counts["failed"],
+            "skipped": counts["skipped"],
+            "failures": sorted(test for test, outcome in self._outcomes.items() if outcome == "failed"),
+            "reasons": dict(sorted(Counter(self._reasons.values()).items())),
+            "features": dict(sorted(features.items())),
+        }
+        self.path.write_text(json.dumps(record, indent=1) + "\n")
