@@ -17,6 +17,8 @@ LIFETIME = timedelta(days=7)
 # Bytes of a file's name at most, without its number; many file systems take 255.
 LONGEST_NAME = 120
 LONGEST_SUFFIX = 16
+# Levels of nesting at most: to walk through them, and to write them, takes a frame each.
+DEEPEST = 200
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 _SECRETS = re.compile(r"://(?:[^\s/?#\"'<>@]*@)?([^\s\"'<>?#]*)(?:[?#][^\s\"<>]*)?")
 _SIGNED = (("X-Amz-Date", "X-Amz-Expires"), ("X-Goog-Date", "X-Goog-Expires"))
@@ -48,16 +50,23 @@ def outputs_of(result: Any) -> list[Output]:
     ]
 
 
-def _urls(value: Any, at: str) -> Iterator[tuple[str, str]]:
+def _urls(value: Any, at: str, depth: int = 0) -> Iterator[tuple[str, str]]:
+    _check_depth(depth)
     if isinstance(value, str):
         if _URL.fullmatch(value):
             yield at, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _urls(item, f"{at}.{key}")
+            yield from _urls(item, f"{at}.{key}", depth + 1)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _urls(item, f"{at}[{index}]")
+            yield from _urls(item, f"{at}[{index}]", depth + 1)
+
+
+def _check_depth(depth: int) -> None:
+    """Come before Python's own limit, which depends on where it is called from."""
+    if depth > DEEPEST:
+        raise RecursionError(f"nested deeper than {DEEPEST} levels")
 
 
 def safe_name(url: str) -> str:
@@ -102,13 +111,14 @@ def without_secrets(text: str) -> str:
     return SIGNATURE.sub(r"\1=***", _SECRETS.sub(r"://\1", text))
 
 
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+def _mapped(value: Any, change: Callable[[str], str], depth: int = 0) -> Any:
+    _check_depth(depth)
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {without_secrets(str(key)): _mapped(item, change) for key, item in value.items()}
+        return {without_secrets(str(key)): _mapped(item, change, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [_mapped(item, change) for item in value]
+        return [_mapped(item, change, depth + 1) for item in value]
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -27,14 +28,20 @@ from conftest import APP, KEY, Outcome, run_task, signal_when
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen import api, landing
+from airflow_provider_rungen.download import Downloader
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
+    RunGenError,
     RunGenJobError,
     RunGenOutputError,
     RunGenResultError,
 )
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.landing import Landing
+from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
+from airflow_provider_rungen.storage import Storage
+from airflow_provider_rungen.transport import Settings
 
 pytestmark = pytest.mark.usefixtures("unsettled", "_hasty")
 
@@ -69,6 +76,32 @@ def land(context: Any, job_id: Any, folder: Path, **options: Any) -> Outcome:
 def files(folder: Path) -> dict[str, bytes]:
     """Give all there is below a folder, hidden files, too."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def land_results(
+    folder: Path, results: dict[str, list[Any]], *, max_concurrency: int = 4
+) -> dict[str, dict[str, Any] | RunGenError]:
+    """Land jobs whose results are as given, from one look to the next; give their outcomes."""
+
+    async def perform(flow: api.Flow[Job]) -> Job:
+        asked = next(flow)  # the time
+        asked = flow.send(0.0)
+        flow.close()
+        job_id = asked.path.rpartition("/")[2]
+        left = results[job_id]
+        result = left.pop(0) if len(left) > 1 else left[0]
+        return Job(job_id, APP, JobStatus.COMPLETED, result)
+
+    async def run() -> dict[str, dict[str, Any] | RunGenError]:
+        downloader = Downloader(Settings("http://127.0.0.1:1", KEY), max_bytes=10**6, at_once=4)
+        with Storage(folder.as_uri()) as storage:
+            lander = Landing(perform, APP, storage, downloader, max_concurrency=max_concurrency)
+            try:
+                return await lander.run(list(results), lambda: None)
+            finally:
+                await downloader.close()
+
+    return asyncio.run(run())
 
 
 def manifest_of(folder: Path, job_id: str) -> dict[str, Any]:
@@ -169,6 +202,20 @@ def test_one_url_in_two_places_is_fetched_once(
     [output] = land(context, job_id, tmp_path).value["outputs"]
     assert manifest_of(tmp_path, job_id)["result"] == {"a": output["uri"], "b": [output["uri"]]}
     assert sum(fetches(rungen_emulator).values()) == 1
+
+
+@pytest.mark.parametrize("depth", [300, 900, 950])
+def test_a_result_that_is_nested_too_deeply_keeps_no_other_from_being_landed(
+    tmp_path: Path, depth: int
+) -> None:
+    deep: Any = "text"
+    for _ in range(depth):
+        deep = {"in": [deep]} if depth < 400 else [deep]
+    outcomes = land_results(tmp_path, {"deep": [deep], "flat": ["text"]})
+    assert type(outcomes["deep"]) is RunGenOutputError
+    assert outcomes["deep"].hopeless
+    assert "nested too deeply" in str(outcomes["deep"])
+    assert isinstance(outcomes["flat"], dict)
 
 
 def test_nothing_leaves_the_folder_of_the_job(
