@@ -23,7 +23,7 @@ from airflow_provider_rungen import api
 from airflow_provider_rungen.download import Downloader
 from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError, RunGenJobError, RunGenOutputError
 from airflow_provider_rungen.models import Job
-from airflow_provider_rungen.outputs import Output, ends_of, kept, outputs_of, replaced
+from airflow_provider_rungen.outputs import Output, ends_of, kept, outputs_of, replaced, urls_of
 from airflow_provider_rungen.progress import EVERY, pace
 from airflow_provider_rungen.schemas import Schema
 from airflow_provider_rungen.storage import Storage
@@ -161,7 +161,7 @@ class JobLanding:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _changes: int = 0
     _written: int = 0
-    # the URLs after they had expired
+    # by URL, those that took their place after they had expired
     _fresh: dict[str, str] | None = None
     _refreshing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -264,7 +264,7 @@ class JobLanding:
             self.landing.tally.size += self._stored[output.name]["size"]
 
     async def _download(self, output: Output, file: Any) -> None:
-        url = output.url if self._fresh is None else self._fresh.get(output.name, output.url)
+        url = output.url if self._fresh is None else self._fresh.get(output.url, output.url)
         for _ in range(2):
             try:
                 fetched = await self._persist(partial(self.landing.downloader.fetch, url, file))
@@ -294,12 +294,12 @@ class JobLanding:
                     "The URL of %s of RunGen job %s is refused: asking for a new one", output.at, self.job.id
                 )
                 job = await self.landing.perform(api.get_job(self.job.app_id, self.job.id))
+                # place by place: what was one URL in two places may be signed as two now
+                before, now = urls_of(self.job.result), urls_of(job.result)
                 self._fresh = {
-                    old.name: new.url
-                    for old, new in zip(self.outputs, outputs_of(job.result), strict=False)
-                    if old.at == new.at
+                    old: new for (at, old), (new_at, new) in zip(before, now, strict=False) if at == new_at
                 }
-        return self._fresh.get(output.name)
+        return self._fresh.get(output.url)
 
     def _expired(self, output: Output, refusal: RunGenAPIError) -> RunGenOutputError:
         """Say in words that it is too late, and since when, as far as that can be told."""

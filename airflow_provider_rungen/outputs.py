@@ -42,12 +42,14 @@ class Output:
 def outputs_of(result: Any) -> list[Output]:
     """Find every text in a result that is a URL as a whole; the same in several places is one output."""
     first: dict[str, str] = {}
-    for at, url in _urls(result, "result"):
+    for at, url in urls_of(result):
         first.setdefault(url, at)
-    return [
-        Output(clean_text(at, 300), url, f"{number}-{safe_name(url)}")
-        for number, (url, at) in enumerate(first.items())
-    ]
+    return [Output(at, url, f"{number}-{safe_name(url)}") for number, (url, at) in enumerate(first.items())]
+
+
+def urls_of(result: Any) -> Iterator[tuple[str, str]]:
+    """Give every URL, the same in several places, too, with its place."""
+    return ((clean_text(at, 300), url) for at, url in _urls(result, "result"))
 
 
 def _urls(value: Any, at: str, depth: int = 0) -> Iterator[tuple[str, str]]:
