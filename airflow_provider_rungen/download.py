@@ -275,7 +275,9 @@ async def _refusal(target: URL, answer: aiohttp.ClientResponse) -> RunGenAPIErro
         return RunGenResponseError(message)
     headers = {name.lower(): value for name, value in answer.headers.items()}
     wait = retry_after(Response(answer.status, headers, b""), time.time())
-    return RunGenAPIError(message, status_code=answer.status, retry_after=wait)
+    # S3 says so of a URL that was signed with credentials that have ended
+    status = 403 if said == " ExpiredToken" else answer.status
+    return RunGenAPIError(message, status_code=status, retry_after=wait)
 
 
 def _host(target: URL) -> str:

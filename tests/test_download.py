@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from conftest import KEY
 
-from airflow_provider_rungen import download
+from airflow_provider_rungen import download, landing
 from airflow_provider_rungen.download import Downloader, Fetched
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -270,6 +270,14 @@ def test_a_refusal_tells_its_status_and_code_and_nothing_signed(
     assert isinstance(outcome, RunGenAPIError)
     assert (outcome.status_code, outcome.retry_after, outcome.hopeless) == (status, 7, hopeless)
     assert str(outcome) == f"127.0.0.1 answers {status} SignatureDoesNotMatch"
+
+
+def test_credentials_that_have_ended_are_a_url_that_has(host: Host) -> None:
+    host.answer = lambda path: said("400 Bad Request", body=b"<Error><Code>ExpiredToken</Code></Error>")
+    outcome, _ = fetch(host.url)
+    assert isinstance(outcome, RunGenAPIError)
+    assert outcome.status_code in landing.EXPIRED
+    assert str(outcome) == "127.0.0.1 answers 400 ExpiredToken"
 
 
 def test_a_success_without_the_file_is_none(host: Host) -> None:
