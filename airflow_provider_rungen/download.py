@@ -42,6 +42,8 @@ SLOWEST = 1024
 LOOKUP_TIME = 3.0
 _CHUNK = 256 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
+# The last was that of an upload: stores take it off, and some go on naming it.
+_PLAIN = ("", "identity", "aws-chunked")
 _GZIP_OR_DEFLATE = 32 + zlib.MAX_WBITS
 _HEADERS = {
     "Accept": "*/*",
@@ -208,9 +210,10 @@ class _CheckedResolver(AbstractResolver):
 
 async def _parts(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     """Give the body in parts that are not large, decoded: aiohttp would not miss a compressed end."""
-    encoding = answer.headers.get("Content-Encoding", "").strip().lower()
+    named = answer.headers.get("Content-Encoding", "").lower().split(",")
+    encoding = ", ".join(each.strip() for each in named if each.strip() not in _PLAIN)
     chunks = answer.content.iter_chunked(_CHUNK)
-    if encoding in ("", "identity"):
+    if not encoding:
         async for chunk in chunks:
             yield chunk
         return

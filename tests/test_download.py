@@ -136,6 +136,8 @@ def test_nothing_of_the_connection_is_sent(
         ("gzip", gzip.compress(BODY[:100]) + gzip.compress(BODY[100:])),
         ("deflate", zlib.compress(BODY)),
         ("identity", BODY),
+        ("aws-chunked", BODY),
+        ("GZIP, aws-chunked", gzip.compress(BODY)),
     ],
 )
 def test_what_is_compressed_on_the_way_is_what_it_was(host: Host, encoding: str, body: bytes) -> None:
@@ -144,8 +146,8 @@ def test_what_is_compressed_on_the_way_is_what_it_was(host: Host, encoding: str,
 
 
 def test_an_encoding_that_is_not_known_is_refused(host: Host) -> None:
-    host.answer = lambda path: ok(BODY, "Content-Encoding: br")
-    assert "encoding br" in refusal(host.url)
+    host.answer = lambda path: ok(BODY, "Content-Encoding: gzip, br")
+    assert "encoding gzip, br" in refusal(host.url)
 
 
 def test_an_empty_file_is_one(host: Host) -> None:
