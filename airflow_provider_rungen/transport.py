@@ -440,6 +440,8 @@ def reason_of(error: BaseException) -> str:
 
 def _root(error: BaseException) -> BaseException:
     for _ in range(8):
+        if isinstance(error, TimeoutError):  # asyncio's comes from the cancellation by which it is made
+            break
         inner = getattr(error, "reason", None) or error.__cause__ or error.__context__ or _first(error.args)
         if not isinstance(inner, BaseException):
             break

@@ -234,6 +234,7 @@ def test_a_file_that_comes_too_slowly_is_given_up(host: Host, part: str) -> None
     finally:
         over.set()
     assert type(outcome) is RunGenConnectionError
+    assert "TimeoutError" in str(outcome)
 
 
 def test_a_file_that_takes_long_but_comes_is_waited_for(host: Host) -> None:
