@@ -11,7 +11,7 @@ import ipaddress
 import os
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -188,7 +188,7 @@ async def _aoutcome(
 
 
 async def side_by_side(
-    work: Callable[[Item], Awaitable[None]], items: Iterable[Item], at_once: int = MAX_IN_FLIGHT
+    work: Callable[[Item], Awaitable[None]], items: Collection[Item], at_once: int = MAX_IN_FLIGHT
 ) -> None:
     """Do so many at a time as may be in flight; to begin thousands at once would hold up the event loop."""
     rest = iter(items)
@@ -197,7 +197,7 @@ async def side_by_side(
         for item in rest:
             await work(item)
 
-    workers = [asyncio.ensure_future(go_on()) for _ in range(at_once)]
+    workers = [asyncio.ensure_future(go_on()) for _ in range(min(at_once, len(items)))]
     try:
         await asyncio.gather(*workers)
     finally:

@@ -27,7 +27,13 @@ import pytest
 from airflow_provider_rungen.api import Request, Response
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError, RunGenResponseError
-from airflow_provider_rungen.transport import AsyncSender, Sender, Settings, proxy_of_environment
+from airflow_provider_rungen.transport import (
+    AsyncSender,
+    Sender,
+    Settings,
+    proxy_of_environment,
+    side_by_side,
+)
 
 KEY = "sk-0123456789-very-secret"
 GET = Request("GET", "app", "list the apps")
@@ -781,3 +787,15 @@ def test_a_connection_that_the_server_closed_meanwhile_is_made_anew(serve: Any, 
         first, second = asyncio.run(work())
     assert (first.status, second.status) == (200, 200)
     assert len(server.heard) == 2
+
+
+def test_no_more_begin_than_there_are() -> None:
+    tasks: list[int] = []
+
+    async def work(item: int) -> None:
+        tasks.append(len(asyncio.all_tasks()))
+
+    asyncio.run(side_by_side(work, [1, 2], at_once=1000))
+    assert max(tasks) == 1 + 2
+    asyncio.run(side_by_side(work, [], at_once=1000))
+    assert len(tasks) == 2
