@@ -21,7 +21,9 @@ from airflow_provider_rungen.exceptions import (
 
 MAX_TEXT = 500
 _URL_QUERY = re.compile(r"(https?://[^\s\"'<>?#]+)[?#][^\s\"<>]*", re.IGNORECASE)
-SIGNATURE = re.compile(r"(X-Amz-[A-Za-z-]{1,64}|Signature|AWSAccessKeyId)=[^\s&\"'<>]+", re.IGNORECASE)
+SIGNATURE = re.compile(
+    r"(X-Amz-[A-Za-z-]{1,64}|Signature|AWSAccessKeyId)(?:=|%3D)[^\s&\"'<>]+", re.IGNORECASE
+)
 
 
 class JobStatus(StrEnum):

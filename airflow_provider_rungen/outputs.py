@@ -59,7 +59,7 @@ def _urls(value: Any, at: str, depth: int = 0) -> Iterator[tuple[str, str]]:
             yield at, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _urls(item, f"{at}.{key}", depth + 1)
+            yield from _urls(item, f"{at}.{without_secrets(str(key))}", depth + 1)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _urls(item, f"{at}[{index}]", depth + 1)

@@ -151,12 +151,14 @@ def test_what_was_stored_takes_the_place_of_the_urls() -> None:
         ("s3://key:secret@bucket/x?versionId=1", "s3://bucket/x"),
         (f"{URL}#access_token=1", URL),
         ("a=1&X-Amz-Signature=abc", "a=1&X-Amz-Signature=***"),
+        ("https%3A%2F%2Fh%2Fx%3FX-Amz-Signature%3Dabc%26x", "https%3A%2F%2Fh%2Fx%3FX-Amz-Signature=***"),
         ("what? a:b // c@d", "what? a:b // c@d"),
     ],
 )
 def test_no_secret_of_a_url_is_kept(text: str, clean: str) -> None:
     assert without_secrets(text) == clean
     assert kept({"a": [text, {text: None}]}) == {"a": [clean, {clean: None}]}
+    assert found({text: URL}) == [(f"result.{clean}", "0-a.png")]
 
 
 @given(JSON)
