@@ -37,6 +37,8 @@ MANIFEST = "manifest.json"
 MOST_MANIFEST = 128 * 1024 * 1024
 # The answers of a host to a URL that works no longer.
 EXPIRED = (401, 403, 404, 410)
+# Failures in a row that are taken for an outage, and not for files that are broken one by one.
+OUTAGE = 16
 # Seconds between two looks for a kill.
 TICK = 0.1
 _FIELDS = ("uri", "size", "sha256", "content_type")
@@ -121,7 +123,7 @@ class Landing:
 
     async def _land(self, job_id: str) -> None:
         try:
-            if self._failures_in_a_row >= 2 * self.at_once:
+            if self._failures_in_a_row >= max(OUTAGE, 2 * self.at_once):
                 raise RunGenOutputError(
                     f"RunGen job {job_id} of app {self.app_id} was not landed, since the last "
                     f"{self._failures_in_a_row} could not be",

@@ -487,7 +487,16 @@ def test_an_outage_ends_the_landing_before_everything_was_tried(
     assert type(outcome.error) is RunGenOutputError
     assert not outcome.error.hopeless
     assert "40 RunGen jobs were not collected" in str(outcome.error)
-    assert len(fetches(rungen_emulator)) <= 6
+    assert len(fetches(rungen_emulator)) <= landing.OUTAGE + 2
+
+
+def test_a_few_that_are_broken_are_no_outage(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    ids = submitted(*[job() for _ in range(6)])
+    for job_id in ids[:3]:
+        rungen_emulator.service.inject(Fault(on="output", status=503, times=None, job_id=job_id))
+    outcome = land(context, ids, tmp_path, max_concurrency=1, max_failed=3)
+    assert outcome.error is None
+    assert [small and small["job_id"] for small in outcome.value] == [None] * 3 + ids[3:]
 
 
 @pytest.mark.parametrize("option", [{"max_output_bytes": 100}, {}])
