@@ -84,8 +84,9 @@ def land_results(
     """Land jobs whose results are as given, from one look to the next; give their outcomes."""
 
     async def perform(flow: api.Flow[Job]) -> Job:
-        asked = next(flow)  # the time
+        next(flow)  # asks for the time
         asked = flow.send(0.0)
+        assert isinstance(asked, api.Request)
         flow.close()
         job_id = asked.path.rpartition("/")[2]
         left = results[job_id]
