@@ -310,7 +310,7 @@ def decode(response: Response, request: Request, now: float) -> Any:
     """
     if not 200 <= response.status < 300:
         raise error_for(response, request, now)
-    if request.method == "DELETE":
+    if request.method == "DELETE" and not response.body.strip():
         return None
     if response.status == 204:
         return {}

@@ -475,6 +475,13 @@ def test_a_deletion_whose_answer_was_lost_is_a_deletion(via: Via, kind: str) -> 
     assert "doomed" not in [app.id for app in via(api.list_apps())]
 
 
+def test_a_page_in_place_of_the_answer_is_no_deletion(via: Via) -> None:
+    via.service.add_app("doomed", workers=0)
+    via.service.inject(Fault(on="delete_app", kind="html", status=200))
+    via(api.delete_app("doomed"))
+    assert "doomed" not in [app.id for app in via(api.list_apps())]
+
+
 def test_a_connection_that_was_never_made_sends_nothing(via: Via, free_port: int) -> None:
     via.overrides = {"base_url": f"http://127.0.0.1:{free_port}"}
     with pytest.raises(RunGenConnectionError, match="run a job") as caught:
