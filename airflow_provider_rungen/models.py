@@ -257,7 +257,10 @@ class App:
             name=_text(item.get("name")),
             description=_text(item.get("description")),
             status=normal_word(_text(item.get("status"))),
-            configuration=_mapping(item.get("configuration")),
+            configuration={
+                **({"active_workers": item["active_workers"]} if "active_workers" in item else {}),
+                **_mapping(item.get("configuration")),
+            },
             workflow=_mapping(item.get("workflow")),
             jobs=_counts(item.get("jobs")),
             workers=_counts(item.get("workers")),

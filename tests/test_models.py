@@ -252,6 +252,12 @@ def test_a_worker_count_may_be_text() -> None:
     assert App.from_json({"id": "a", "configuration": {"active_workers": "2"}}).active_workers == 2
 
 
+def test_a_worker_count_may_stand_outside_of_the_configuration() -> None:
+    assert App.from_json({"id": "a", "active_workers": 2}).active_workers == 2
+    told = {"id": "a", "active_workers": 2, "configuration": {"active_workers": 1}}
+    assert App.from_json(told).active_workers == 1
+
+
 @pytest.mark.parametrize("count", [None, "two", True, 1.5, -1, []])
 def test_strange_worker_counts_are_none(count: Any) -> None:
     assert App.from_json({"id": "a", "configuration": {"active_workers": count}}).active_workers is None
