@@ -20,6 +20,7 @@ from airflow.providers.common.compat.sdk import (
 from conftest import KEY, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 
 from airflow_provider_rungen import triggers
+from airflow_provider_rungen.api import create_app
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
@@ -429,6 +430,28 @@ def test_a_retry_finds_the_app_of_the_attempt_before(
     assert [second.value] == apps(emulator)
     assert first.error or first.value == second.value
     assert creations(emulator) == 1
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_retry_waits_for_the_app_to_be_in_the_list(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.operators.app.LISTED_WITHIN", 0.5)
+    if keeps:
+        context["task_state_store"] = FakeStore()
+    with monkeypatch.context() as patch:
+        patch.setattr(RunGenCreateAppOperator, "_create", killed_once_created)
+        with pytest.raises(KeyboardInterrupt):
+            create_op().execute(context)
+    context["ti"].try_number = 2
+    emulator.service.inject(Fault(on="list_apps", status=200, body={"data": []}, times=2))
+    assert [run_task(create_op(), context).value] == apps(emulator)
+    assert creations(emulator) == 1
+
+
+def killed_once_created(_: Any, hook: Any, body: dict[str, Any]) -> None:
+    hook.perform(create_app(body))
+    raise KeyboardInterrupt
 
 
 def test_a_creation_that_was_not_taken_is_tried_again(

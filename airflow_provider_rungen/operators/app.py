@@ -92,7 +92,8 @@ class RunGenCreateAppOperator(RunGenTask):
         body = app_body(self.name, self.configuration, self.workflow, self.description)
         store = context.get("task_state_store")
         kept: Any = store.get(KEY) if store is not None else None
-        apps = self._of_this_name(hook)
+        is_retry = kept is not None or context["ti"].try_number > 1
+        apps = self._listed(hook, within=LISTED_WITHIN if is_retry else 0)
         if isinstance(kept, Mapping) and kept.get("name") == body["name"]:
             own = [app for app in apps if app.id not in kept["others"]]
             if own:
@@ -140,13 +141,16 @@ class RunGenCreateAppOperator(RunGenTask):
                 raise
             failure = error
         log.warning("%s; looking whether the app was created", str(failure).rstrip("."))
-        give_up_at = time.time() + LISTED_WITHIN
-        while True:
-            if apps := self._of_this_name(hook):
-                return apps[0]
-            if time.time() >= give_up_at:
-                raise failure
+        if apps := self._listed(hook, within=LISTED_WITHIN):
+            return apps[0]
+        raise failure
+
+    def _listed(self, hook: RunGenHook, *, within: float) -> list[App]:
+        """Give the apps of this name; one that was just created may take a while to be in the list."""
+        give_up_at = time.time() + within
+        while not (apps := self._of_this_name(hook)) and time.time() < give_up_at:
             time.sleep(LISTED_WITHIN / 5)
+        return apps
 
 
 class RunGenDeleteAppOperator(RunGenTask):
