@@ -168,7 +168,7 @@ class Raised:
     @property
     def was_raised(self) -> bool:
         """Whether there is something to lower."""
-        return self.before is None or self.before < self.active_workers
+        return self.active_workers > 0 and (self.before is None or self.before < self.active_workers)
 
 
 def workers_of(app: App) -> int | None:

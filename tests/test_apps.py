@@ -96,6 +96,23 @@ def test_going_up_or_down_without_a_wait(emulator: Emulator, context: Any, befor
     assert (numbers(emulator), workers(emulator)) == ([3], 3)
 
 
+def app_that_tells(emulator: Emulator, on: str = "get_app", times: int | None = 1, **told: Any) -> None:
+    """Let the service answer with this, and do nothing."""
+    emulator.service.inject(Fault(on=on, status=200, body={"id": APP, **told}, times=times))
+
+
+def test_going_down_to_zero_waits_for_nothing_where_no_number_is_told(
+    emulator: Emulator, context: Any
+) -> None:
+    emulator.service.scale(APP, 2)
+    app_that_tells(emulator, status="RUNNING")
+    assert run_task(scale_op(0, timeout=2), context) == Outcome(value=APP)
+    assert (numbers(emulator), workers(emulator)) == ([0], 0)
+    app_that_tells(emulator, status="STOPPED")
+    assert run_task(scale_op(0), context) == Outcome(value=APP)
+    assert numbers(emulator) == [0], "a stopped app has none"
+
+
 def test_going_down_does_not_wait_for_running(emulator: Emulator, context: Any) -> None:
     emulator.service.scale(APP, 2)
     assert run_task(scale_op(0), context) == Outcome(value=APP)

@@ -144,7 +144,7 @@ class RunGenScaleAppOperator(RunGenTask):
         # for the next attempt, for the worker after a deferral, and for the teardown of scaled_app
         context["ti"].xcom_push(key=KEY, value=raised.to_json())
         self._note(raised)
-        if app.active_workers == wanted:
+        if before == wanted:
             log.info("RunGen app %s has %d active workers already", app_id, wanted)
             return wanted > 0
         if store is not None:
