@@ -296,6 +296,23 @@ def test_a_retry_goes_on_and_knows_what_to_lower_to(emulator: Emulator, context:
     assert context["task_state_store"].kept == {}
 
 
+def test_a_retry_knows_what_to_lower_to_where_no_number_is_told(emulator: Emulator, context: Any) -> None:
+    context["task_state_store"] = FakeStore()
+    emulator.service.add_app(APP, init_seconds=60)
+    killed_after_raising(emulator, context)
+    app_that_tells(emulator, status="INITIALIZING")
+    assert isinstance(run_task(scale_op(timeout=0.2), context).error, RunGenAppTimeoutError)
+    assert workers(emulator) == 0
+
+
+def test_a_retry_with_another_number_knows_what_to_lower_to(emulator: Emulator, context: Any) -> None:
+    context["task_state_store"] = FakeStore()
+    emulator.service.add_app(APP, init_seconds=60)
+    killed_after_raising(emulator, context)
+    assert isinstance(run_task(scale_op(3, timeout=0.2), context).error, RunGenAppTimeoutError)
+    assert (numbers(emulator), workers(emulator)) == ([2, 3, 0], 0)
+
+
 def test_a_retry_that_succeeds_sends_nothing_more(
     emulator: Emulator, context: Any, ti: FakeTaskInstance
 ) -> None:

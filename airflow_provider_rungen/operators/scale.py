@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -138,9 +139,11 @@ class RunGenScaleAppOperator(RunGenTask):
         before = workers_of(app)
         raised = Raised(app_id, wanted, before, time.time())
         kept = Raised.from_json(store.get(KEY)) if store is not None else None
-        if kept is not None and (kept.app_id, kept.active_workers) == (app_id, wanted) and before == wanted:
-            log.info("An earlier attempt set RunGen app %s to %d active workers: going on", app_id, wanted)
-            raised = kept
+        is_ours = kept is not None and kept.was_raised and before in (None, kept.active_workers)
+        if kept is not None and kept.app_id == app_id and is_ours:
+            said = "An earlier attempt set RunGen app %s to %d active workers: going on"
+            log.info(said, app_id, kept.active_workers)
+            raised = replace(kept, active_workers=wanted)
         # for the next attempt, for the worker after a deferral, and for the teardown of scaled_app
         context["ti"].xcom_push(key=KEY, value=raised.to_json())
         self._note(raised)
