@@ -185,6 +185,18 @@ def test_a_refusal_is_hopeless_and_leaves_nothing_to_lower(
     assert len(numbers(emulator)) == 1
 
 
+@pytest.mark.parametrize("status", [400, 403, 404, 409])
+@pytest.mark.parametrize("kind", ["reset_after", "garbage"])
+def test_a_refusal_after_a_lost_answer_does_not_leave_the_app_up(
+    emulator: Emulator, context: Any, status: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.api.BACKOFF", 0.01)
+    emulator.service.inject(Fault(on="update_app", kind=kind))
+    emulator.service.inject(Fault(on="update_app", status=status))
+    assert isinstance(run_task(scale_op(), context).error, AirflowFailException)
+    assert (numbers(emulator), workers(emulator)) == ([2, 2, 0], 0)
+
+
 def test_a_lowering_that_fails_is_said_loudly(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

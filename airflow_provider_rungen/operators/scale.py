@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import TaskDeferred, conf
 
-from airflow_provider_rungen.api import scale_app
+from airflow_provider_rungen.api import get_app, scale_app
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
@@ -165,8 +165,9 @@ class RunGenScaleAppOperator(RunGenTask):
                     set_workers(app_id, wanted, poll_interval=min(self.poll_interval, 5), deadline=by)
                 )
         except RunGenError as error:
-            if error.hopeless:
-                self._raised = None  # it was refused
+            # refused; but perhaps not the first time it was sent, whose answer was lost
+            if error.hopeless and _has(hook, raised.before, app_id):
+                self._raised = None
             raise
         return raised.was_raised
 
@@ -246,6 +247,14 @@ class RunGenScaleAppOperator(RunGenTask):
             self._raised = None
         except RunGenError as error:
             log.error("%s", not_lowered(raised, error))
+
+
+def _has(hook: RunGenHook, before: int | None, app_id: str) -> bool:
+    """Tell whether an app tells the number of workers that it had before."""
+    try:
+        return workers_of(hook.perform(get_app(app_id, attempts=1))) == before
+    except RunGenError:
+        return False
 
 
 def whole_number(value: Any, name: str) -> int:
