@@ -310,8 +310,12 @@ class RunGenAppTrigger(RunGenTrigger):
         """Lower the app."""
         raised = Raised.from_json(self.raised)
         assert raised is not None  # noqa: S101 - for the type checker; there is something to undo
+        await hook.asettings()
+        within = CANCEL_TIME * 0.8
+        flow = lower_app(raised, patience=within / 4)
         try:
-            await hook.aperform(lower_app(raised, patience=CANCEL_TIME))
+            # a question without an answer must not take all the time
+            await asyncio.to_thread(hook.perform_in_time, flow, within=within)
         except RunGenError as error:
             log.error("%s", not_lowered(raised, error))
 

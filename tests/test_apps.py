@@ -34,6 +34,7 @@ from airflow_provider_rungen.operators import (
     RunGenScaleAppOperator,
 )
 from airflow_provider_rungen.operators.app import app_body
+from airflow_provider_rungen.scaling import Raised
 from airflow_provider_rungen.sensors import RunGenAppSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -356,6 +357,29 @@ def test_a_user_who_ends_the_deferred_task_lowers_the_app(
     trigger.task_instance = context["ti"]
     asyncio.run(trigger.on_kill())
     assert workers(emulator) == want
+
+
+def test_a_user_who_ends_the_deferred_task_lowers_an_app_that_does_not_answer_questions(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    monkeypatch.setattr(triggers, "_read_state", lambda _: "failed")
+    monkeypatch.setattr(triggers, "CANCEL_TIME", 5.0)
+    emulator.service.scale(APP, 2)
+    emulator.service.inject(Fault(on="get_app", kind="hang", times=None))
+    trigger = triggers.RunGenAppTrigger(
+        rungen_conn_id="rungen_default",
+        app_id=APP,
+        status="RUNNING",
+        poll_interval=1,
+        deadline=0,
+        deferred_at=0,
+        raised=Raised(APP, 2, 0, 0.0).to_json(),
+    )
+    trigger.task_instance = context["ti"]
+    asyncio.run(trigger.on_kill())
+    assert workers(emulator) == 0
 
 
 def test_a_deferral_that_airflow_ends_lowers_the_app(emulator: Emulator, context: Any) -> None:

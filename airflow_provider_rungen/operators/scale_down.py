@@ -14,8 +14,8 @@ from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.operators.scale import CONFIRM_TIME, KEY
-from airflow_provider_rungen.scaling import Raised, drain_app, set_workers
+from airflow_provider_rungen.operators.scale import KEY
+from airflow_provider_rungen.scaling import CONFIRM_TIME, Raised, drain_app, set_workers
 from airflow_provider_rungen.task import RunGenTask
 
 if TYPE_CHECKING:
