@@ -31,6 +31,11 @@ log = logging.getLogger(__name__)
 _KNOWN = ("STOPPED", "INITIALIZING", "RUNNING", "")
 # How often in a row an app has to tell a lower number than it had, for a single answer may be old.
 LOWERED = 2
+# Seconds within which a lower number has to be told by the service, seconds between two looks, and how many
+# looks until it is set again.
+CONFIRM_TIME = 60.0
+PAUSE = 5.0
+LOOKS = 4
 
 
 @dataclass
@@ -200,7 +205,9 @@ def lower_app(raised: Raised, *, patience: float = PATIENCE) -> Flow[None]:
     if told not in (None, before, raised.active_workers):
         log.warning("RunGen app %s has %s active workers by now: it is left so", app_id, told)
         return
-    yield from scale_app(app_id, before, patience=patience)
+    now = yield Sleep(0)
+    pause, by = min(patience / 4, PAUSE), now + min(2 * patience, CONFIRM_TIME)
+    yield from set_workers(app_id, before, poll_interval=pause, deadline=by, patience=patience)
     log.info("RunGen app %s was lowered again to %s active workers", app_id, before)
 
 
@@ -212,27 +219,39 @@ def not_lowered(raised: Raised, error: Exception) -> str:
     )
 
 
-def set_workers(app_id: str, active_workers: int, *, poll_interval: float, deadline: float) -> Flow[App]:
+def set_workers(
+    app_id: str, active_workers: int, *, poll_interval: float, deadline: float, patience: float = PATIENCE
+) -> Flow[App]:
     """
     Set the number of an app's workers, and see that the app tells it, where it tells any.
 
+    An answer may be old, or tell nothing: the app is looked at then. One that goes on telling another number
+    is set again.
+
+    :param patience: the seconds after which no further attempt is made.
     :raises RunGenAppTimeoutError: it told another number until the deadline.
     """
-    told = yield from scale_app(app_id, active_workers)
+    told: App
 
     def is_set(app: App) -> bool:
         nonlocal told
         told = app
         return app.active_workers in (None, active_workers)
 
-    if not is_set(told) and not (
-        yield from _look_until(app_id, is_set, poll_interval=poll_interval, deadline=deadline)
-    ):
-        raise RunGenAppTimeoutError(
-            f"RunGen app {app_id} was to have {active_workers} active workers, but is {describe(told)}",
-            app_id=app_id,
-        )
-    return told
+    while True:
+        told = yield from scale_app(app_id, active_workers, patience=patience)
+        if told.active_workers == active_workers:
+            return told
+        now = yield Sleep(0)
+        by = min(now + LOOKS * poll_interval, deadline)
+        if (yield from _look_until(app_id, is_set, poll_interval=poll_interval, deadline=by)):
+            return told
+        if (yield Sleep(0)) >= deadline:
+            break
+    raise RunGenAppTimeoutError(
+        f"RunGen app {app_id} was to have {active_workers} active workers, but is {describe(told)}",
+        app_id=app_id,
+    )
 
 
 def drain_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[int | None]:
@@ -265,7 +284,8 @@ def remove_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[No
     goal = Goal(app_id, "STOPPED")
     app = yield from get_app(app_id)
     if not (goal.look(app) and app.active_workers == 0):
-        yield from scale_app(app_id, 0)
+        # an app may be told to be STOPPED while it is not: before it begins to start
+        yield from set_workers(app_id, 0, poll_interval=poll_interval, deadline=deadline)
         yield from wait_for_app(goal, poll_interval=poll_interval, deadline=deadline)
     while True:
         try:

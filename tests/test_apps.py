@@ -226,6 +226,29 @@ def test_a_lowering_that_fails_is_said_loudly(
     assert store.get("scaled")["before"] == 0, "the next attempt knows"
 
 
+@MODES
+def test_a_lowering_that_was_not_done_is_sent_again(
+    emulator: Emulator, context: Any, deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.scaling.PAUSE", 0.01)
+    emulator.service.add_app(APP, init_seconds=60)
+    context["ti"].on_push = lambda key, _: after_raising(emulator) if key == "scaled" else None
+    outcome = run_task(scale_op(deferrable=deferrable, timeout=0.5), context)
+    assert isinstance(outcome.error, RunGenAppTimeoutError)
+    assert (numbers(emulator), workers(emulator)) == ([2, 0, 0], 0)
+
+
+def after_raising(emulator: Emulator) -> None:
+    """Let the next number but one be taken, and come to nothing."""
+
+    def wait() -> None:
+        while not workers(emulator):
+            time.sleep(0.01)
+        app_that_tells(emulator, "update_app", configuration={"active_workers": 2})
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _failing(emulator: Emulator) -> Any:
     def timeout_error(_: Any) -> RunGenAppTimeoutError:
         emulator.service.inject(Fault(on="update_app", status=500, times=None))
@@ -581,6 +604,21 @@ def test_an_app_is_stopped_and_deleted(emulator: Emulator, context: Any) -> None
     assert run_task(op, context) == Outcome()
     assert APP not in emulator.service.stats()["active_workers"]
     assert run_task(op, context) == Outcome()
+
+
+def test_an_app_is_not_deleted_before_it_is_set_to_zero(emulator: Emulator, context: Any) -> None:
+    emulator.service.scale(APP, 2)
+    # it has not begun to start, and what stops it is lost
+    app_that_tells(emulator, status="STOPPED", configuration={"active_workers": 2})
+    app_that_tells(emulator, "update_app", status="STOPPED", configuration={"active_workers": 2})
+    op = RunGenDeleteAppOperator(task_id="delete", app_id=APP, poll_interval=0.02)
+    assert run_task(op, context) == Outcome()
+    assert workers_when_deleted(emulator) == [0, 0]
+
+
+def workers_when_deleted(emulator: Emulator) -> list[Any]:
+    assert APP not in emulator.service.stats()["active_workers"]
+    return numbers(emulator)
 
 
 # --- sensor -------------------------------------------------------------------------------------------------

@@ -281,6 +281,15 @@ def test_a_teardown_that_fails_is_loud_and_tried_again(
     assert f"RunGen app {APP} is perhaps NOT scaled down, and billed until it is" in str(outcome.error)
 
 
+@pytest.mark.parametrize("told", [{}, {"configuration": {"active_workers": 2}}])
+def test_a_teardown_whose_request_came_to_nothing_sends_it_again(
+    emulator: Emulator, context: Any, told: dict[str, Any]
+) -> None:
+    emulator.service.inject(Fault(on="update_app", status=200, body={"id": APP, **told}))
+    assert run_task(down_op(), context) == Outcome()
+    assert workers(emulator) == 0
+
+
 def test_airflow_2_tells_whether_this_run_touched_the_app(emulator: Emulator, context: Any) -> None:
     up = SimpleNamespace(state="upstream_failed")
     context["ti"] = FakeTaskInstance()  # it cannot be asked

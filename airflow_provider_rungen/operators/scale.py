@@ -18,6 +18,7 @@ from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.scaling import (
+    CONFIRM_TIME,
     Goal,
     Raised,
     lower_app,
@@ -37,8 +38,6 @@ log = logging.getLogger(__name__)
 
 #: The key, in XCom and in Airflow's task state store, of what was done to the app.
 KEY = "scaled"
-# Seconds within which a lower number has to be told by the service.
-CONFIRM_TIME = 60.0
 
 
 class RunGenScaleAppOperator(RunGenTask):
