@@ -262,13 +262,15 @@ def drain_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[int
     :return: 0, the jobs that are left at the deadline, or ``None`` where the app does not count them.
     """
     left: int | None = None
+    looks = 0
 
     def is_idle(app: App) -> bool:
-        nonlocal left
+        nonlocal left, looks
+        looks += 1
         if app.busy and app.busy != left:
             log.info("RunGen app %s has %d jobs queued or running", app_id, app.busy)
-        left = app.busy
-        return not left
+        left = left if app.busy is None else app.busy
+        return left == 0 or (left is None and looks >= LOOKS)  # a single answer may leave them out
 
     yield from _look_until(app_id, is_idle, poll_interval=poll_interval, deadline=deadline)
     return left

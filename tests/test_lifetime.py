@@ -314,6 +314,11 @@ def statuses(emulator: Emulator) -> list[str]:
     return [job["status"] for job in emulator.service.jobs()]
 
 
+@pytest.fixture
+def short_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.operators.scale_down.LAG", 0.3)
+
+
 def test_draining_waits_for_the_apps_jobs(emulator: Emulator, context: Any) -> None:
     for _ in range(5):
         submit(emulator, 0.1)
@@ -341,6 +346,17 @@ def test_an_app_may_stay_up_for_the_jobs_of_others(
     assert run_task(down_op(keep_if_busy=True), context) == Outcome()
     assert workers(emulator) == 2
     assert f"RunGen app {APP} is LEFT UP, and billed: 1 jobs" in caplog.text
+
+
+@pytest.mark.usefixtures("short_lag")
+@pytest.mark.parametrize("times", [1, None])
+def test_a_single_answer_without_counters_decides_nothing(
+    emulator: Emulator, context: Any, times: int | None
+) -> None:
+    submit(emulator, 60)
+    emulator.service.inject(Fault(on="get_app", status=200, body={"id": APP}, times=times))
+    assert run_task(down_op(keep_if_busy=True), context) == Outcome()
+    assert workers(emulator) == (2 if times else 0)
 
 
 # other runs of the DAG
