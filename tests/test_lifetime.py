@@ -144,6 +144,8 @@ def test_default_args_have_no_say_in_scaling_down() -> None:
         "depends_on_past": True,
         "wait_for_downstream": True,
         "pool": "crowded",
+        "pool_slots": 1000,
+        "retry_policy": "never",
         "trigger_rule": "all_success",
         "app_id": "another",
         "poll_interval": 1,
@@ -156,7 +158,8 @@ def test_default_args_have_no_say_in_scaling_down() -> None:
     assert down.execution_timeout is None
     assert not down.depends_on_past
     assert not down.wait_for_downstream
-    assert down.pool == "default_pool"
+    assert (down.pool, down.pool_slots) == ("default_pool", 1)
+    assert getattr(down, "retry_policy", None) != "never"
     assert down.trigger_rule == TriggerRule.ALL_DONE_SETUP_SUCCESS
     assert gpu.down.app_id == gpu.up.app_id == APP
     assert (gpu.up.retries, gpu.up.deferrable, gpu.up.timeout) == (3, True, 60)

@@ -29,6 +29,8 @@ _OWN_POLICY: dict[str, Any] = {
     "retries": 10,
     "retry_delay": timedelta(seconds=30),
     "retry_exponential_backoff": False,
+    "retry_policy": None,
+    "pool_slots": 1,
     "execution_timeout": None,
     "depends_on_past": False,
     "wait_for_downstream": False,
