@@ -74,15 +74,17 @@ def main() -> None:
         if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
             # processes that compile all they import, each anew, would not be what a user has
             os.environ["PYTHONPYCACHEPREFIX"] = folder
-        measured: dict[str, Any] = {
-            "machine": machine.describe(),
-            "settings": {"rounds": rounds, "scale": scale},
-        }
+        kept = page.kept(given.out)
+        settings: dict[str, Any] = {"rounds": {}, "days": {}} | kept.get("settings", {}) | {"scale": scale}
+        measured = kept | {"machine": machine.describe(), "settings": settings}
         began = time.monotonic()
         for name in names:
             print(f"{time.monotonic() - began:4.0f} s  {name} ...", flush=True)
             measured[name] = MEASURES[name](rounds[name], scale)
-    rows = page.write(measured, given.out)
+            settings["rounds"][name] = rounds[name]
+            settings["days"][name] = time.strftime("%Y-%m-%d")
+            # at once: what comes next may fail
+            rows = page.write(measured, given.out)
     print(f"{time.monotonic() - began:4.0f} s  done\n")
     for row in rows:
         print(f"{row.verdict().strip('*'):12} {row.what}: {row.figure} (aim {row.aim}; {row.beside})")
@@ -90,12 +92,14 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure, and write the page.")
-    parser.add_argument("--only", nargs="+", choices=MEASURES, help="measure only these; needs --out")
+    parser.add_argument(
+        "--only", nargs="+", choices=MEASURES, help="measure only these, and keep the rest of the page"
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of the jobs, one round; needs --out")
     parser.add_argument("--out", type=Path, help="the folder for the page, if not docs/benchmarks")
     given = parser.parse_args()
     if given.out is None:
-        if given.only or given.quick:
+        if given.quick:
             parser.error("what is not the whole measurement goes elsewhere: give --out")
         given.out = PAGE
     return given

@@ -49,6 +49,12 @@ _HOW = """\
 """
 
 
+def kept(folder: Path) -> dict[str, Any]:
+    """Give what was measured for the page before, if anything was."""
+    file = folder / "results.json"
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
 def write(measured: dict[str, Any], folder: Path) -> list[Row]:
     """Write the folder's page, and give the rows of its table."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +99,10 @@ def _page(measured: dict[str, Any], rows: list[Row], drawn: list[tuple[str, str]
 
 
 def _rounds(settings: dict[str, Any]) -> str:
-    told = ", ".join(f"{name} {count}" for name, count in settings["rounds"].items())
+    days = settings["days"]
+    told = ", ".join(
+        f"{name} {count}" + (f" (on {days[name]})" if name in days else "")
+        for name, count in settings["rounds"].items()
+    )
     scaled = "" if settings["scale"] == 1 else f" Jobs: {settings['scale']:g} of the usual."
     return f"Rounds: {told}.{scaled}"
