@@ -609,9 +609,9 @@ def test_an_app_is_stopped_and_deleted(emulator: Emulator, context: Any) -> None
 def test_an_app_is_not_deleted_before_it_is_set_to_zero(emulator: Emulator, context: Any) -> None:
     emulator.service.scale(APP, 2)
     # it has not begun to start, and what stops it is lost
-    app_that_tells(emulator, status="STOPPED", configuration={"active_workers": 2})
+    app_that_tells(emulator, status="STOPPED", configuration={"active_workers": 2}, times=2)
     app_that_tells(emulator, "update_app", status="STOPPED", configuration={"active_workers": 2})
-    op = RunGenDeleteAppOperator(task_id="delete", app_id=APP, poll_interval=0.02)
+    op = RunGenDeleteAppOperator(task_id="delete", app_id=APP, poll_interval=0.02, timeout=5)
     assert run_task(op, context) == Outcome()
     assert workers_when_deleted(emulator) == [0, 0]
 
