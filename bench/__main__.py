@@ -74,9 +74,12 @@ def main() -> None:
         if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
             # processes that compile all they import, each anew, would not be what a user has
             os.environ["PYTHONPYCACHEPREFIX"] = folder
+        here = machine.describe()
         kept = page.kept(given.out)
+        if kept.get("machine") != here:
+            kept = {}  # figures of two machines do not stand on one page
         settings: dict[str, Any] = {"rounds": {}, "days": {}} | kept.get("settings", {}) | {"scale": scale}
-        measured = kept | {"machine": machine.describe(), "settings": settings}
+        measured = kept | {"machine": here, "settings": settings}
         began = time.monotonic()
         for name in names:
             print(f"{time.monotonic() - began:4.0f} s  {name} ...", flush=True)
