@@ -58,7 +58,7 @@ def _tell(airflow: DistributedAirflow) -> None:
     for table, statement in _ROWS.items():
         rows = airflow.database.query(statement)
         [[size, dead]] = airflow.database.query(
-            f"SELECT pg_total_relation_size('{table}'), n_tup_upd FROM pg_stat_user_tables "  # noqa: S608
+            f"SELECT pg_total_relation_size('{table}'), n_tup_upd FROM pg_stat_user_tables "  # noqa: S608 - ours
             f"WHERE relname = '{table}'"
         )
         text, stored = (sum(int(row[place]) for row in rows) for place in (1, 2))
