@@ -1,61 +1,54 @@
-"""What an import costs on top of `airflow.sdk`; as a program it measures one, in its own process."""
+"""What an import costs a DAG file that has imported `airflow.sdk`."""
 
 from __future__ import annotations
 
-import gc
-import importlib
-import json
 import subprocess
 import sys
 import tempfile
-import time
-from pathlib import Path
-from typing import Any
 
 from bench.service import ROOT, clean_environment
 
-OURS = "airflow_provider_rungen.operators"
-HTTP = "airflow.providers.http.operators.http"
+OPERATOR = "from airflow_provider_rungen.operators import RunGenRunJobOperator"
+ALL = "from airflow_provider_rungen.operators import *"
+PACKAGE = "import airflow_provider_rungen.operators"
+HTTP = "from airflow.providers.http.operators.http import HttpOperator"
+# A program of its own: what the benchmark itself imports would not be counted for any of them.
+_PROGRAM = """
+import airflow.sdk
+import gc, sys, tempfile, time
+if {is_cold}:
+    sys.pycache_prefix = tempfile.mkdtemp(dir={folder!r})
+gc.collect()
+gc.freeze()
+began = time.perf_counter()
+{statement}
+print(time.perf_counter() - began)
+"""
 
 
-def measure(rounds: int) -> dict[str, Any]:
-    """Give the seconds of each round, by module, with and without bytecode from before; the same for all."""
+def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Give the seconds of each round, by statement, with and without bytecode from before."""
     seconds: dict[str, dict[str, list[float]]] = {"warm": {}, "cold": {}}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds + 1):
-            for temperature, of_module in seconds.items():
-                for module in (OURS, HTTP):
-                    took = _measure(Path(folder), module, temperature)
+            for temperature, of_statement in seconds.items():
+                for statement in (OPERATOR, ALL, PACKAGE, HTTP):
+                    took = _measure(folder, statement, is_cold=temperature == "cold")
                     if number:  # the first round writes the bytecode
-                        of_module.setdefault(module, []).append(took)
+                        of_statement.setdefault(statement, []).append(took)
     return seconds
 
 
-def _measure(folder: Path, module: str, temperature: str) -> float:
-    environment = clean_environment(AIRFLOW_HOME=str(folder), PYTHONPYCACHEPREFIX=str(folder / "bytecode"))
+def _measure(folder: str, statement: str, *, is_cold: bool) -> float:
+    environment = clean_environment(AIRFLOW_HOME=folder, PYTHONPYCACHEPREFIX=f"{folder}/bytecode")
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    program = _PROGRAM.format(is_cold=is_cold, folder=folder, statement=statement)
     done = subprocess.run(
-        [sys.executable, "-m", "bench.imports", module, temperature],
+        [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
         cwd=ROOT,
         env=environment,
     )
-    return float(json.loads(done.stdout.splitlines()[-1]))
-
-
-def main(module: str, temperature: str) -> None:
-    importlib.import_module("airflow.sdk")
-    with tempfile.TemporaryDirectory() as folder:
-        if temperature == "cold":
-            sys.pycache_prefix = folder
-        gc.collect()
-        gc.freeze()
-        began = time.perf_counter()
-        importlib.import_module(module)
-        print(json.dumps(time.perf_counter() - began))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    return float(done.stdout.splitlines()[-1])

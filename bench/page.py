@@ -40,12 +40,14 @@ _HOW = """\
 - The heartbeat is measured with time ten times as fast (jobs of 1–6 s, polled at 0.5 s), so the loop has ten
   times as much to do as in the other rows. The 20 MB are fetched beside 19 usual jobs.
 - An import is measured in a fresh process, garbage collection frozen, after `import airflow.sdk`; without
-  bytecode means that what is imported after `airflow.sdk` has to be compiled.
+  bytecode means that what is imported after `airflow.sdk` has to be compiled. A DAG file pays for the
+  operators that it names; the package alone loads none.
 - A DAG's time is from the request that triggers it to the end of its run, in a private `airflow standalone`
   that is up and has read the DAG. A start of a worker is one process for the task. A deferrable task looks
   for the end on the worker for 5 s first, unless it is told to defer at once.
-- The sensors wait all at once, each for a job of its own. Counted is what all of Airflow's processes work
-  from the submission of the jobs to the end of the run, less what they work when they run nothing.
+- The sensors wait all at once, each for a job of its own, in an `airflow standalone` on PostgreSQL. Counted
+  is what all processes of the machine work from the submission of the jobs to the end of the run, less what
+  they work in the same time when Airflow runs nothing.
 """
 
 

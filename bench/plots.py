@@ -15,8 +15,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from bench.contenders import OURS, POOLED, SESSION
-from bench.imports import HTTP
-from bench.imports import OURS as OUR_MODULE
+from bench.imports import HTTP, OPERATOR
 from bench.rows import growth, of
 from bench.watching import AT_ONCE, QUEUE
 
@@ -164,7 +163,7 @@ def _start(submits: Mapping[str, Any], imports: Mapping[str, Any], path: Path) -
         (f"{words}, {name}", median(imports[temperature][module]) * 1000, colour)
         for temperature, words in (("warm", "bytecode"), ("cold", "no bytecode"))
         for module, name, colour in (
-            (OUR_MODULE, "this provider", _COLOURS[OURS]),
+            (OPERATOR, "RunGenRunJobOperator", _COLOURS[OURS]),
             (HTTP, "HttpOperator", _COLOURS[POOLED]),
         )
     ]
