@@ -97,12 +97,13 @@ def bench_sensors_poke() -> None:
     _sensors(deferrable=False, mode="poke")
 
 
-@dag(schedule=None, tags=["bench"])
+# few at once: to start takes a processor, to wait needs no worker
+@dag(schedule=None, tags=["bench"], max_active_tasks=8)
 def bench_sensors_deferrable() -> None:
     _sensors(deferrable=True, defer_after=0)
 
 
-@dag(schedule=None, tags=["bench"])
+@dag(schedule=None, tags=["bench"], max_active_tasks=8)
 def bench_sensors_straight() -> None:
     _sensors(deferrable=True, start_from_trigger=True, end_from_trigger=True)
 
