@@ -60,9 +60,10 @@ def main() -> int:
         nargs="+",
         metavar="NAME",
         default=[],
-        help="those whose names begin so: 2.11, 3.3-py3.13 …",
+        help="those whose names begin so: 2.11, 3.3-py3.13, oldest …",
     )
     parser.add_argument("--list", action="store_true", help="print the names of all, and run none")
+    parser.add_argument("--no-page", action="store_true", help="leave the page and its figures as they are")
     parser.add_argument("--anew", action="store_true", help="make environments anew that were made before")
     options = parser.parse_args()
 
@@ -72,7 +73,7 @@ def main() -> int:
         say("\n".join(each.name for each in matrix()))
         return 0 if options.list else 2
     FOLDER.mkdir(exist_ok=True)
-    results, failures = page.load(), []
+    failures = []
     for environment in environments:
         began = time.monotonic()
         try:
@@ -90,6 +91,9 @@ def main() -> int:
         if record["failed"]:
             failures.append(environment.name)
             say("\n".join(f"  {test}" for test in record["failures"][:20]))
+        if options.no_page:
+            continue
+        results = page.load()  # now: another process may run other environments meanwhile
         results["runs"][environment.name] = record
         TESTED.mkdir(exist_ok=True)
         environment.tested.write_text(environment.freeze())

@@ -41,14 +41,16 @@ class Environment:
 
     :param airflow: the Airflow's line, such as ``3.0``; its newest patch is installed.
     :param python: the Python's, such as ``3.11``.
+    :param is_oldest: install the oldest versions that the package says it works with, Airflow's among them.
     """
 
     airflow: str
     python: str
+    is_oldest: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.airflow}-py{self.python}"
+        return ("oldest-" if self.is_oldest else "") + f"{self.airflow}-py{self.python}"
 
     @property
     def folder(self) -> Path:
@@ -73,19 +75,26 @@ class Environment:
         options = self.constraints()
         project = _project()
         parts = [self, project["dependencies"], project["entry-points"]]
-        parts += [project["optional-dependencies"]["test"], *(Path(path).read_text() for path in options[1:])]
+        parts += [project["optional-dependencies"]["test"]]
+        parts += [Path(path).read_text() for path in options[1::2]]
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         stamp = self.folder / ".ready"
         if not anew and stamp.exists() and stamp.read_text() == digest:
             return
         create(self.folder, self.python)
-        pip(self.folder, "install", *options, f"apache-airflow=={self.airflow}.*", "-e", f"{ROOT}[test]")
+        airflow = f"apache-airflow=={self.airflow}.{'0' if self.is_oldest else '*'}"
+        pip(self.folder, "install", *options, airflow, "-e", f"{ROOT}[test]")
         stamp.write_text(digest)
 
     def constraints(self) -> list[str]:
-        """Give pip's option for the bounds of this Airflow."""
-        path = CONSTRAINTS / f"{self.airflow}.txt"
-        return ["-c", str(path)] if path.exists() else []
+        """Give pip's options for the bounds of this environment."""
+        paths = [CONSTRAINTS / f"{self.airflow}.txt"]
+        if self.is_oldest:
+            FOLDER.mkdir(exist_ok=True)
+            paths.append(FOLDER / "oldest.txt")
+            oldest = (each.replace(">=", "==") for each in _project()["dependencies"])
+            paths[-1].write_text("".join(f"{each}\n" for each in oldest))
+        return [option for path in paths if path.exists() for option in ("-c", str(path))]
 
     def freeze(self) -> str:
         """Give what is installed, as a constraints file."""
@@ -94,12 +103,13 @@ class Environment:
 
 def matrix() -> list[Environment]:
     """Give every environment that there should be; what matters most comes first."""
-    return [
+    newest = [
         Environment(airflow, python)
         for python in PYTHONS
         for airflow in AIRFLOWS
         if python in AIRFLOWS[airflow]
     ]
+    return [*newest, Environment(min(AIRFLOWS), min(PYTHONS), is_oldest=True)]
 
 
 def create(folder: Path, python: str) -> None:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from typing import Any
 
-from compat.environments import AIRFLOWS, PYTHONS, ROOT
+from compat.environments import AIRFLOWS, PYTHONS, ROOT, matrix
 
 PAGE = ROOT / "docs" / "compatibility.md"
 RESULTS = ROOT / "docs" / "compatibility.json"
@@ -51,6 +51,13 @@ _BOUNDS = """
 Not every Airflow works with the newest of everything. Airflow's own constraint files, which an installation
 should use, know that; here the bounds in [compat/constraints](../compat/constraints) do.
 """
+_ADDED = """
+## What it adds to an installation
+
+Packages that Airflow does not bring by itself; sizes are those on disk, bytecode included. The licences of
+all that the package asks for are looked at in each run of the checks.
+
+"""
 
 
 def load() -> dict[str, Any]:
@@ -67,11 +74,14 @@ def write(results: dict[str, Any]) -> None:
     parts = [
         _HEAD,
         runs_table(results["runs"]),
+        oldest(results["runs"]),
         failures(results["runs"]),
         _BOUNDS,
         _FEATURES,
         features_table(results["runs"]),
         skips(results["runs"]),
+        _ADDED,
+        added_table(results["runs"]),
     ]
     PAGE.write_text("".join(parts))
 
@@ -88,6 +98,19 @@ def runs_table(runs: dict[str, Any]) -> str:
                 cells.append(_outcome(run) if run else NOT_RUN)
         rows.append([_patch(runs, airflow), *cells])
     return _table(rows)
+
+
+def oldest(runs: dict[str, Any]) -> str:
+    """Tell how it went with the oldest versions that the package names."""
+    [name] = [each.name for each in matrix() if each.is_oldest]
+    if name not in runs:
+        return ""
+    run = runs[name]
+    versions = ", ".join(f"{each} {version}" for each, version in run["dependencies"].items())
+    return (
+        "\nWith the oldest versions that the package says it works with, "
+        f"Airflow {run['airflow']} and {versions}: {_outcome(run)}.\n"
+    )
 
 
 def failures(runs: dict[str, Any]) -> str:
@@ -113,6 +136,16 @@ def features_table(runs: dict[str, Any]) -> str:
             reasons += [reason for each in seen for reason in each.get("skipped", ())]
         if set(cells) != {NOT_RUN}:
             rows.append([title, *cells, "; ".join(dict.fromkeys(reasons))])
+    return _table(rows)
+
+
+def added_table(runs: dict[str, Any]) -> str:
+    rows = [["Airflow", "packages", "megabytes", "which, and their licences"]]
+    for name, run in sorted(runs.items()):
+        if packages := run.get("added"):
+            told = ", ".join(f"{each['name']} ({each['licence']})" for each in packages)
+            megabytes = sum(each["size"] for each in packages) / 1e6
+            rows.append([f"{run['airflow']}, {name}", str(len(packages)), f"{megabytes:.1f}", told])
     return _table(rows)
 
 
@@ -144,7 +177,8 @@ def _outcome(run: dict[str, Any]) -> str:
 
 
 def _patch(runs: dict[str, Any], airflow: str) -> str:
-    versions = [run["airflow"] for name, run in runs.items() if name.startswith(f"{airflow}-")]
+    names = (f"{airflow}-py{python}" for python in PYTHONS)
+    versions = [runs[name]["airflow"] for name in names if name in runs]
     return ", ".join(dict.fromkeys(versions)) or airflow
 
 

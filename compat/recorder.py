@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from compat import weight
 from compat.environments import own_dependencies
 
 
@@ -62,6 +63,7 @@ class Recorder:
             "python": platform.python_version(),
             "day": f"{datetime.now(UTC):%Y-%m-%d}",
             "dependencies": ours,
+            "added": weight.added(),
             "passed": counts["passed"],
             "failed": counts["failed"],
             "skipped": counts["skipped"],
