@@ -40,6 +40,12 @@ def hold_first_attempt(context: Any, result: Any = None) -> None:
 with dag("no_wait"):
     RunGenRunJobOperator(task_id="run", input=INPUT, deferrable=False, post_execute=hold_first_attempt)
 
+with dag("told_to_wait"):
+    RunGenRunJobOperator(task_id="run", input=INPUT)
+
+with dag("hopeless"):
+    RunGenRunJobOperator(task_id="run", input=INPUT, app_id="no-such-app")
+
 with dag("blocking", wait_for_completion=True, deferrable=False):
     RunGenRunJobOperator(task_id="run", input=INPUT)
 
