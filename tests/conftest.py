@@ -247,6 +247,21 @@ def context(ti: FakeTaskInstance) -> Any:
     return {"ti": ti, "task_instance": ti}
 
 
+class Accessor:
+    """As much of the access to an outlet's event as Airflow gives."""
+
+    def __init__(self) -> None:
+        self.extra: dict[str, Any] = {}
+
+
+class OutletEvents(dict[Any, Accessor]):
+    """Knows an outlet by its kind and name, as Airflow does, and makes its accessor when it is asked for."""
+
+    def __getitem__(self, outlet: Any) -> Accessor:
+        name = outlet.uri if hasattr(outlet, "uri") else outlet.name
+        return self.setdefault((type(outlet).__name__, name), Accessor())
+
+
 @pytest.fixture
 def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a trigger fire at once, where the wait for the deferring process is not what is tested."""

@@ -24,7 +24,7 @@ from airflow.providers.common.compat.sdk import (
     Asset,
     ObjectStoragePath,
 )
-from conftest import APP, KEY, Outcome, run_task, signal_when
+from conftest import APP, KEY, Outcome, OutletEvents, run_task, signal_when
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen import api, landing
@@ -604,7 +604,7 @@ def test_some_may_fail(  # noqa: PLR0917 - fixtures
     }
     failed = [0, 2, 3, 4] if to == "destination" else [0, 2, 3]
     outlet = Asset("s3://bucket/pictures")
-    context["outlet_events"] = {outlet: type("Accessor", (), {"extra": {}})()}
+    context["outlet_events"] = OutletEvents()
     outcome = run_task(collect_op(ids, max_failed=len(failed), outlets=[outlet], **options), context)
     assert outcome.error is None
     assert [index for index, value in enumerate(outcome.value) if value is None] == failed

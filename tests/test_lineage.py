@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import Asset, AssetAlias
-from conftest import APP, Outcome, run_task
+from conftest import APP, Outcome, OutletEvents, run_task
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.hooks import RunGenHook
@@ -25,21 +25,6 @@ pytestmark = pytest.mark.usefixtures("unsettled")
 INPUT = {"prompt": "a red fox", "emulator": {"seconds": 0.2}}
 URL = "https://api.rungen.example"
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
-
-
-class Accessor:
-    """As much of the access to an outlet's event as Airflow gives."""
-
-    def __init__(self) -> None:
-        self.extra: dict[str, Any] = {}
-
-
-class OutletEvents(dict[Any, Accessor]):
-    """Knows an outlet by its kind and name, as Airflow does, and makes its accessor when it is asked for."""
-
-    def __getitem__(self, outlet: Any) -> Accessor:
-        name = outlet.uri if isinstance(outlet, Asset) else outlet.name
-        return self.setdefault((type(outlet).__name__, name), Accessor())
 
 
 def submitted(*inputs: dict[str, Any]) -> list[str]:
