@@ -18,7 +18,6 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlencode
 from urllib.request import ProxyHandler, Request, build_opener
 
-COMPONENTS = ("metadatabase", "scheduler", "triggerer", "dag_processor")
 OVER = ("success", "failed")
 _LOOK_EVERY = 0.5
 _STOP_PATIENCE = 10.0
@@ -37,8 +36,11 @@ class AirflowInstance:
     :param environment: more environment variables, such as connections; they win over the instance's own.
     :param start_timeout: seconds until every component has to be healthy.
     :param port: the port of the UI and the REST API; 0 takes a free one.
+    :param bin_folder: the folder of the ``airflow`` to start; this interpreter's, when left out.
     """
 
+    # those whose health its API tells
+    _parts_that_tell: Sequence[str] = ("metadatabase", "scheduler", "triggerer", "dag_processor")
     # comes before each command of Airflow's
     _prefix: Sequence[str] = ()
 
@@ -50,7 +52,9 @@ class AirflowInstance:
         environment: Mapping[str, str] | None = None,
         start_timeout: float = 180,
         port: int = 0,
+        bin_folder: Path | None = None,
     ) -> None:
+        self._bin_folder = bin_folder or Path(sys.executable).parent
         self.home = home.resolve()
         self.dags = dags.resolve()
         self.log_file = self.home / "standalone.log"
@@ -102,7 +106,7 @@ class AirflowInstance:
     def _start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
         with self.log_file.open("ab") as output:
             return subprocess.Popen(
-                [*self._prefix, Path(sys.executable).parent / "airflow", *command],
+                [*self._prefix, self._bin_folder / "airflow", *command],
                 cwd=self.home,
                 env=self._started_with | environment,
                 stdin=subprocess.DEVNULL,
@@ -152,7 +156,7 @@ class AirflowInstance:
         return {
             **inherited,
             # standalone starts its components by the name `airflow`
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', os.defpath)}",
+            "PATH": f"{self._bin_folder}{os.pathsep}{inherited.get('PATH', os.defpath)}",
             "NO_PROXY": no_proxy,
             "no_proxy": no_proxy,
             "NO_COLOR": "1",
@@ -186,7 +190,7 @@ class AirflowInstance:
                 raise AirflowError(f"Airflow ended by itself with code {code}.\n{self._end_of_log()}")
             with contextlib.suppress(AirflowError):
                 answer = self.request("GET", "/monitor/health")
-                health = {name: str((answer.get(name) or {}).get("status")) for name in COMPONENTS}
+                health = {name: str((answer.get(name) or {}).get("status")) for name in self._parts_that_tell}
                 if set(health.values()) == {"healthy"}:
                     return
             if time.monotonic() > deadline:

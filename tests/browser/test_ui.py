@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,30 +18,20 @@ from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.transport import Settings
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Locator, Page
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from airflow_instance import AirflowInstance
+from browser.conftest import KEY
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs" / "images"
-KEY = "a-key-that-must-appear-nowhere"
 APP = "flux-schnell"
 DAG_ID = "rungen_first_job"
 TASKS = ("paint", "wait", "collect")
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-]
-
-
-@pytest.fixture(scope="module")
-def emulator() -> Iterator[Emulator]:
-    with Emulator(job_seconds=2, api_key=KEY) as emulator:
-        yield emulator
 
 
 @pytest.fixture(scope="module")
@@ -53,29 +41,6 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowInstanc
     with AirflowInstance(home, ROOT / "example_dags", environment=environment) as instance:
         instance.unpause(DAG_ID)  # its file has been read then
         yield instance
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    if shutil.which("chromium") is None:
-        for command in ("update", "install --yes --no-install-recommends chromium fonts-liberation"):
-            apt_get = ["apt-get", "-qq", *command.split()]
-            subprocess.run(apt_get, check=True, timeout=280)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1100, "height": 860}, color_scheme="light")
-    page.set_default_timeout(30_000)
-    yield page
-    page.screenshot(path=tmp_path / "last.png")  # where a failed test stood
-    page.close()
 
 
 class Connections:

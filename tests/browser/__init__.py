@@ -1,0 +1,1 @@
+"""Airflow in a real browser."""
