@@ -33,7 +33,7 @@ This page and [the raw figures](compatibility.json) are made by `make test-compa
 patch of each Airflow on each Python, with the newest versions of all else that pip takes, and runs the tests
 of `make test` there. [compat/tested](../compat/tested) has the exact versions of some runs. An outcome is
 that of the package as it was in that run, and of the tests that it had then: what came later has not run
-there. Airflow 3.3 is the one that the package is developed on.
+there. Airflow 3.3 is the one that the package is developed on; every change is tested on 2.11, too.
 
 ## What ran
 
@@ -44,7 +44,8 @@ _FEATURES = """
 Made of the tests that prove a feature and carry its marker: *yes* means that all of them passed wherever
 this Airflow ran. Most of them run an operator or a trigger by itself. `make test-system` kills the parts of
 a real Airflow, on 3.3; of its tests, one that marks a deferred task passed on 3.0 and 3.1, too, and the one
-that clears it on 3.1.
+that clears it on 3.1. `make test-browser` fills in the connection form, tests the connection and follows the
+links of a task in the UI of 3.3 and of 2.11.
 
 """
 _BOUNDS = """
