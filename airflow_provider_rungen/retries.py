@@ -43,7 +43,13 @@ class RunGenRetryPolicy(RetryPolicy):
 
 def _usual_delay(task: Any, try_number: int) -> float:
     """Give the seconds that Airflow would wait at least."""
-    delay: timedelta = task.retry_delay
-    if task.retry_exponential_backoff:
-        delay *= float(task.retry_exponential_backoff) ** (try_number - 1)
-    return (delay if task.max_retry_delay is None else min(delay, task.max_retry_delay)).total_seconds()
+    delay: float = task.retry_delay.total_seconds()
+    growth = task.retry_exponential_backoff
+    factor = 2.0 if growth is True else float(growth)  # the scheduler reads True as 2
+    if factor <= 0 or factor == 1:
+        return delay  # max_retry_delay is for delays that grow
+    try:
+        delay *= factor ** (try_number - 1)
+    except OverflowError:
+        delay = float("inf")
+    return delay if task.max_retry_delay is None else min(delay, task.max_retry_delay.total_seconds())

@@ -73,6 +73,24 @@ def test_the_usual_delay_is_never_shortened() -> None:
     assert decision(asking(300), 9, **capped).retry_delay == timedelta(seconds=300)
 
 
+@pytest.mark.parametrize(
+    ("options", "try_number", "asked"),
+    [
+        ({"retry_exponential_backoff": True}, 3, 1800),  # which is read as 2
+        ({"retry_exponential_backoff": 2.0}, 60, 1800),  # more than a timedelta holds
+        ({"retry_exponential_backoff": 2.0}, 2000, 1800),  # more than a float holds
+        ({"max_retry_delay": timedelta(minutes=2)}, 1, 300),  # only for delays that grow
+    ],
+    ids=str,
+)
+def test_the_usual_delay_is_the_one_of_airflow(
+    options: dict[str, Any], try_number: int, asked: float
+) -> None:
+    task = RunGenRunJobOperator(task_id="t", input={}, retry_delay=timedelta(minutes=10), **options)
+    decided = RunGenRetryPolicy().evaluate(asking(asked), try_number, 9999, {"task": task})
+    assert decided == RetryDecision.default()
+
+
 def test_without_a_context_the_service_has_its_way() -> None:
     assert RunGenRetryPolicy().evaluate(asking(2), 1, 5).retry_delay == timedelta(seconds=2)
 
