@@ -20,6 +20,7 @@ from conftest import FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 
 from airflow_provider_rungen import batch
 from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.links import RunGenAppLink
 from airflow_provider_rungen.models import Job
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunBatchOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -638,6 +639,18 @@ def test_a_kill_cancels_every_job_that_was_submitted(rungen_emulator: Emulator, 
     assert set(task.statuses()) == {"CANCELED"}
     if operation == "run":
         assert task.created < count
+
+
+def test_a_kill_while_a_link_is_pushed_submits_nothing(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(40, seconds=60))
+
+    def kill_at_the_first_link(key: str, _: Any) -> None:
+        if key == RunGenAppLink.key:
+            task.op.on_kill()
+
+    task.on_push = kill_at_the_first_link
+    assert "killed" in str(task.attempt().error)
+    assert rungen_emulator.service.count("run") == 0
 
 
 def test_a_kill_says_what_it_cannot_cancel(

@@ -243,6 +243,7 @@ class RunGenRunBatchOperator(JobSubmitter):
             return submission.refused
 
         refused: dict[int, RunGenError] = {}
+        self._check_killed()
         with self._unbreakable():
             if total:
                 before_step, hook.before_step = hook.before_step, lambda: None
