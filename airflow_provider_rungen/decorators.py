@@ -102,9 +102,10 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         """
         self._prepare_collecting()
         context_merge(context, self.op_kwargs)
-        given = self.python_callable(
-            *self.op_args, **determine_kwargs(self.python_callable, self.op_args, context)
-        )
+        with self._executing():  # a kill ends the function
+            given = self.python_callable(
+                *self.op_args, **determine_kwargs(self.python_callable, self.op_args, context)
+            )
         self._is_single = isinstance(given, Mapping)
         self.inputs = [given] if self._is_single else given
         # not DecoratedOperator's: that of Airflow 3.0 pushes by a method that operators no longer have

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
-from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task
+from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator
@@ -187,6 +189,22 @@ def test_an_error_of_the_function_is_its_own(rungen_emulator: Emulator, context:
 
     error = run_task(operator(say), context).error
     assert (type(error), str(error)) == (ValueError, "not today")
+    assert rungen_emulator.service.count("run") == 0
+
+
+def test_a_kill_ends_the_function_and_nothing_is_sent(rungen_emulator: Emulator, context: Any) -> None:
+    begun: list[float] = []
+
+    def say() -> dict[str, Any]:
+        begun.append(time.monotonic())
+        time.sleep(5)
+        return saying("too late")
+
+    op = operator(say)
+    with signal_when(signal.SIGTERM, lambda: bool(begun), op.on_kill):
+        outcome = run_task(op, context)
+    assert "killed" in str(outcome.error)
+    assert time.monotonic() - begun[0] < 4
     assert rungen_emulator.service.count("run") == 0
 
 
