@@ -21,6 +21,7 @@ from typing import Any
 
 from airflow_provider_rungen import api
 from airflow_provider_rungen.download import Downloader
+from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError, RunGenJobError, RunGenOutputError
 from airflow_provider_rungen.models import Job
 from airflow_provider_rungen.outputs import Output, ends_of, kept, outputs_of, replaced, urls_of
@@ -118,7 +119,7 @@ class Landing:
             work.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await work
-            log.info("Landed %s in %.1f s", self.tally.line(), time.monotonic() - begun_at)
+            log.info("Landed %s in %s", self.tally.line(), in_words(time.monotonic() - begun_at))
         return self._outcomes
 
     async def _land(self, job_id: str) -> None:
@@ -329,7 +330,7 @@ class JobLanding:
                 if error.hopeless or failures == api.ATTEMPTS or time.monotonic() + pause > give_up_at:
                     raise
                 said = str(error).rstrip(".")
-                log.warning("RunGen job %s: %s; trying again in %.1f s", self.job.id, said, pause)
+                log.warning("RunGen job %s: %s; trying again in %s", self.job.id, said, in_words(pause))
             await asyncio.sleep(pause)
 
     def _error(

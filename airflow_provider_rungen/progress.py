@@ -39,4 +39,5 @@ def pace(done: int, left: int, seconds: float) -> str:
     if not done or seconds <= 0:
         return ""
     rate = done / seconds
-    return f"; {rate:.2g} a second, some {in_words(left / rate)} left"
+    told = f"{rate:.2g}" if rate < 10 else f"{rate:.0f}"
+    return f"; {told} a second, some {in_words(left / rate)} left"

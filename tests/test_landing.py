@@ -459,6 +459,16 @@ def test_a_fault_that_may_pass_is_outlasted(
     assert len(files(tmp_path)) == 4
 
 
+def test_the_log_tells_of_the_pause_in_words(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, caplog: Any
+) -> None:
+    [job_id] = submitted(job())
+    rungen_emulator.service.inject(Fault(on="output", status=429, headers={"Retry-After": "1"}))
+    assert land(context, job_id, tmp_path).error is None
+    [line] = [line for line in caplog.messages if "trying again" in line]
+    assert line.endswith("; trying again in 1 s")
+
+
 def test_a_fault_that_does_not_pass_may_the_next_time_and_the_rest_is_kept(
     rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path
 ) -> None:

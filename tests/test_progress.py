@@ -29,6 +29,7 @@ def test_it_is_told_now_and_then() -> None:
         (0, 10, 10.0, ""),
         (10, 10, 0.0, ""),
         (250, 50, 10.0, "; 25 a second, some 2 s left"),
+        (1500, 3000, 10.0, "; 150 a second, some 20 s left"),
         (5, 100, 100.0, "; 0.05 a second, some 33 min 20 s left"),
     ],
 )
