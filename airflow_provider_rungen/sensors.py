@@ -159,7 +159,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         if not self.deferrable:
             with self._executing():
                 return BaseSensorOperator.execute(self, context)
-        with skipping(self), self._failing(), self._working(context) as hook:
+        with skipping(self), self._failing(), self._working(context) as hook, timing_out(self):
             app_id, job_ids = hook.app_id_or_default(self.app_id), known_job_ids_of(self.job_id)
             self._link_to(context, hook, app_id, job_ids)
             deadline = deadline_of(self, time.time() + self.timeout)
@@ -193,12 +193,8 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         from airflow_provider_rungen.triggers import rendered_job_ids
 
         with skipping(self), self._failing(), self._working(context) as hook:
-            try:
+            with timing_out(self):
                 jobs = read_event(event)
-            except RunGenJobTimeoutError as error:
-                raise AirflowSensorTimeout(
-                    f"{error}: the sensor had {in_words(self.timeout)}. Raise timeout if it needs longer."
-                ) from error
             raise_for_jobs(jobs, event.get("count", 0))
             # what is rendered in the triggerer may be the text of a list
             app_id = event["app_id"]
@@ -315,13 +311,19 @@ class RunGenAppSensor(RunGenTask, BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
         """Go on after the wait in the triggerer."""
-        with skipping(self), failing_for_good():
-            try:
-                raise_for_event(event)
-            except RunGenAppTimeoutError as error:
-                raise AirflowSensorTimeout(
-                    f"{error}: the sensor had {in_words(self.timeout)}. Raise timeout if it needs longer."
-                ) from error
+        with skipping(self), failing_for_good(), timing_out(self):
+            raise_for_event(event)
+
+
+@contextmanager
+def timing_out(sensor: BaseSensorOperator) -> Iterator[None]:
+    """Say in Airflow's way that a sensor's time is over."""
+    try:
+        yield
+    except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
+        raise AirflowSensorTimeout(
+            f"{error}: the sensor had {in_words(sensor.timeout)}. Raise timeout if it needs longer."
+        ) from error
 
 
 @contextmanager

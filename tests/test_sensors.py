@@ -264,6 +264,18 @@ def test_the_sensor_ends_in_time_and_leaves_the_jobs(
     assert states(rungen_emulator) == ["RUNNING", "RUNNING"]
 
 
+@pytest.mark.parametrize("soft_fail", [False, True])
+def test_a_time_that_is_over_before_the_deferral_ends_in_the_same_way(
+    rungen_emulator: Emulator, context: Any, soft_fail: bool
+) -> None:
+    [job_id] = submitted(60)
+    short: dict[str, Any] = {"deferrable": True, "timeout": 0.3, "defer_after": 5}
+    outcome = run_task(sensor(job_id, soft_fail=soft_fail, **short), context)
+    assert type(outcome.error) is (AirflowSkipException if soft_fail else AirflowSensorTimeout)
+    assert str(outcome.error).endswith("the sensor had 0.3 s. Raise timeout if it needs longer.")
+    assert outcome.events == []
+
+
 @MODES
 @pytest.mark.parametrize("bad", [None, "", "a/b", 7, ["good", ""], [None, None]], ids=repr)
 def test_what_is_no_id_is_hopeless_and_sends_nothing(
