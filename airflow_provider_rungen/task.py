@@ -19,7 +19,9 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobCanceledError,
     RunGenJobError,
     RunGenJobFailedError,
+    RunGenJobTimeoutError,
     RunGenResponseError,
+    RunGenResultError,
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, app_url, job_url
@@ -165,6 +167,9 @@ _signals = _Signals()
 _WHAT_TO_DO = {
     RunGenJobFailedError: "Correct its input if that is the reason, and run it again",
     RunGenJobCanceledError: "Clear the task that ran it, to run it again",
+    RunGenJobTimeoutError: "Raise timeout or execution_timeout if it needs longer",
+    RunGenResultError: "Look at the result there, or correct the schema",
+    RunGenJobError: "Wait for it first",
     RunGenConnectionError: "Check the host and proxy of the Airflow connection, or try again later",
     RunGenResponseError: "Check the host of the Airflow connection, or try again later",
 }

@@ -641,6 +641,7 @@ def test_collecting_without_waiting_what_is_not_over_is_an_error_that_may_pass(
     outcome = run_task(collect_op(slow, wait_for_completion=False), context)
     assert type(outcome.error) is RunGenJobError
     assert "not over yet" in str(outcome.error)
+    assert str(outcome.error).endswith(". Wait for it first.")
     assert states(rungen_emulator)[0] == "RUNNING"
     # with a failed one among them, trying again cannot help
     outcome = run_task(collect_op([slow, bad], wait_for_completion=False), context)
@@ -655,6 +656,7 @@ def test_collecting_ends_in_time_and_leaves_the_jobs(
     outcome = run_task(collect_op(ids, timeout=0.2, deferrable=deferrable), context)
     assert type(outcome.error) is RunGenJobTimeoutError
     assert ids[0] in str(outcome.error)
+    assert str(outcome.error).endswith(". Raise timeout or execution_timeout if it needs longer.")
     assert outcome.error.app_id == APP
     assert states(rungen_emulator) == ["RUNNING", "RUNNING"]
 
@@ -770,7 +772,7 @@ def test_a_result_that_does_not_fit_its_schema_is_hopeless(
     assert type(outcome.error.__cause__) is RunGenResultError
     assert str(outcome.error) == (
         f"The result of RunGen job {bad} of app {APP} does not fit result_schema: "
-        "result.text: 7 is not of type 'string'"
+        "result.text: 7 is not of type 'string'. Look at the result there, or correct the schema."
     )
     outcome = run_task(collect_op([bad, good, worse], **options), context)
     assert type(outcome.error) is AirflowFailException
