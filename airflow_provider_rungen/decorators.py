@@ -100,7 +100,8 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
 
         :return: the result, or the list of results in the order of the inputs.
         """
-        self._prepare_collecting()
+        with failing_for_good():
+            self._prepare_collecting()
         context_merge(context, self.op_kwargs)
         with self._executing():  # a kill ends the function
             given = self.python_callable(
@@ -117,7 +118,6 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
 
         :return: the result, or the list of results in the order of the inputs.
         """
-        self._prepare_collecting()
         ti = context["ti"]
         pushed = ti.xcom_pull(task_ids=ti.task_id, key="job_id", map_indexes=ti.map_index)
         self._is_single = pushed is not None
@@ -149,16 +149,16 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         else:
             super()._finish(context, app_id, ids, refused, jobs)
         self._over = job_ids  # they are not to be canceled any more
-        collector, hook = self._collector, self._hook
-        assert collector is not None and hook is not None  # noqa: S101, PT018 - for the type checker
+        hook, collector = self._hook, self._collector or self._prepare_collecting()
+        assert hook is not None  # noqa: S101 - for the type checker
         collector.job_id = job_ids[0] if self._is_single and job_ids else ids
         value = collector.collect(context, hook, app_id)
         self._done = collector._done
         return value
 
-    def _prepare_collecting(self) -> None:
+    def _prepare_collecting(self) -> RunGenCollectResultsOperator:
         """Find out before anything is paid for what would keep results from being collected."""
-        self._collector = RunGenCollectResultsOperator(
+        self._collector = collector = RunGenCollectResultsOperator(
             task_id=self.task_id,
             job_id=[],
             destination=self.destination,
@@ -169,8 +169,8 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
             max_xcom_bytes=self.max_xcom_bytes,
             outlets=self.outlets,
         )
-        with failing_for_good():
-            self._collector.prepare()
+        collector.prepare()
+        return collector
 
 
 def rungen_task(

@@ -14,7 +14,7 @@ from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task, signal
 
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.exceptions import RunGenJobFailedError
+from airflow_provider_rungen.exceptions import RunGenJobFailedError, RunGenJobTimeoutError
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 
@@ -142,6 +142,24 @@ def test_nothing_is_sent_when_results_could_not_be_stored(rungen_emulator: Emula
     task = Attempts(saying("a fox"), destination="nosuchscheme://bucket/prefix")
     assert isinstance(task.attempt().error, AirflowFailException)
     assert rungen_emulator.service.count("run") == 0
+
+
+def test_a_destination_that_is_lost_in_the_wait_keeps_no_job_from_being_canceled(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, tmp_path: Path
+) -> None:
+    folder = tmp_path / "outputs"
+
+    def lose_it(key: str, _: Any) -> None:
+        if key == "job_id":
+            folder.rmdir()
+            folder.touch()
+
+    ti.on_push = lose_it
+    options = {"destination": str(folder), "deferrable": True, "timeout": 0.5}
+    outcome = run_task(operator(lambda: saying("a fox", seconds=60), task_id="say", **options), context)
+    assert len(outcome.events) == 1
+    assert type(outcome.error) is RunGenJobTimeoutError
+    assert [job["status"] for job in rungen_emulator.service.jobs()] == ["CANCELED"]
 
 
 def test_a_retry_with_other_inputs_runs_them(rungen_emulator: Emulator) -> None:
