@@ -36,8 +36,8 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
     Results are returned or stored as `RunGenCollectResultsOperator` does.
 
     The function is called once an attempt. What it returns is data, and no template; its arguments are
-    templates. A dict is the input of one job, whose id is pushed under the XCom key ``job_id``; what
-    else `RunGenRunBatchOperator` takes is a batch.
+    templates. A dict is the input of one job, whose id is pushed under the XCom key ``job_id``, and which
+    may not fail (``max_failed`` is for batches); what else `RunGenRunBatchOperator` takes is a batch.
 
     :param python_callable: the function.
     :param op_args: its arguments (templated).
@@ -142,6 +142,7 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         """Give the results in place of the ids; of one job, its own error."""
         job_ids = [job_id for job_id in ids if job_id]
         if self._is_single:
+            self.max_failed = 0  # that is for inputs among others
             for error in refused.values():
                 raise error
         if self._is_single and job_ids:
@@ -151,6 +152,7 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         self._over = job_ids  # they are not to be canceled any more
         hook, collector = self._hook, self._collector or self._prepare_collecting()
         assert hook is not None  # noqa: S101 - for the type checker
+        collector.max_failed = self.max_failed
         collector.job_id = job_ids[0] if self._is_single and job_ids else ids
         value = collector.collect(context, hook, app_id)
         self._done = collector._done
@@ -163,7 +165,6 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
             job_id=[],
             destination=self.destination,
             result_schema=self.result_schema,
-            max_failed=self.max_failed,
             max_concurrency=self.max_concurrency,
             max_output_bytes=self.max_output_bytes,
             max_xcom_bytes=self.max_xcom_bytes,

@@ -98,6 +98,23 @@ def test_a_failed_job_has_its_own_error(rungen_emulator: Emulator, deferrable: b
 
 
 @MODES
+@pytest.mark.parametrize(
+    ("emulator", "options", "told"),
+    [
+        ({"fail": "x"}, {}, "failed: x"),
+        ({}, {"result_schema": {"type": "object"}}, "does not fit result_schema"),
+        ({}, {"timeout": 1e-9}, "it was not submitted"),
+    ],
+    ids=["failed", "misfit", "late"],
+)
+def test_of_one_job_max_failed_allows_nothing(
+    rungen_emulator: Emulator, deferrable: bool, emulator: Any, options: Any, told: str
+) -> None:
+    outcome = Attempts(saying("x", **emulator), max_failed=1, deferrable=deferrable, **options).attempt()
+    assert told in str(outcome.error)
+
+
+@MODES
 def test_results_of_those_that_may_fail_are_none(rungen_emulator: Emulator, deferrable: bool) -> None:
     given = [saying("one"), saying("two", fail="x"), saying("three")]
     outcome = Attempts(given, max_failed=1, deferrable=deferrable).attempt()
