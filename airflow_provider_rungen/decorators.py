@@ -87,6 +87,9 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
             op_args=op_args,
             op_kwargs=op_kwargs,
             inputs=SET_DURING_EXECUTION,
+            # said here, so that default_args, which are for other tasks, too, have no say
+            wait_for_completion=True,
+            end_from_trigger=False,
             **kwargs,
         )
         self.destination = destination

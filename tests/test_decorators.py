@@ -251,6 +251,23 @@ def test_a_result_is_one_xcom_whatever_the_function_is_annotated_with() -> None:
     assert operator(say, multiple_outputs=True).multiple_outputs is True
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_default_args_for_other_tasks_take_no_result_away(
+    rungen_emulator: Emulator, context: Any, mapped: bool
+) -> None:
+    def say(word: str) -> dict[str, Any]:
+        return saying(word)
+
+    others = {"wait_for_completion": False, "end_from_trigger": True, "deferrable": True}
+    with DAG("decorated", schedule=None, default_args=others):
+        decorated: Any = rungen_task(**OPTIONS)(say)
+        op = decorated.expand(word=["a fox"]).operator if mapped else decorated("a fox").operator
+    if mapped:
+        op = op.unmap({"op_kwargs": {"word": "a fox"}})
+    outcome = run_task(op, context)
+    assert (outcome.value, len(outcome.events)) == ("You said: a fox", 1)
+
+
 @pytest.mark.parametrize("name", ["inputs", "wait_for_completion", "end_from_trigger"])
 def test_what_the_function_decides_is_no_parameter(name: str) -> None:
     def say() -> dict[str, Any]:
