@@ -139,10 +139,16 @@ def _rate(value: Any) -> float:
 
 
 def _proxy(value: Any) -> str:
-    parts = urlsplit(_string(value))
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be the URL of an http or https proxy")
-    return _string(value)
+    url = _string(value)
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        is_cut = "@" in f"{parts.path}{parts.query}{parts.fragment}"  # by a / ? or # of the password
+    except ValueError:  # its text may hold a piece of the password
+        is_address = is_cut = False
+    if not is_address or is_cut:
+        raise ValueError("must be the URL of an http or https proxy, in its password %23 for #, and so on")
+    return url
 
 
 def _link(value: Any, *places: str) -> str:

@@ -276,7 +276,16 @@ MISTYPED: dict[str, tuple[Any, ...]] = {
     "user_id": (7, True, [], {}, "ü", "a\nb"),
     "timeout": (0, -1, True, "soon", [], "nan", "inf", {"connect": 0}, {"reed": 5}, "{", {"read": []}),
     "verify": (1, "yes", [], "/no/such/bundle.pem", {}),
-    "proxy": (7, "proxy.example:3128", "socks5://x.example", "http://", "http://[x", [], "ftp://x"),
+    "proxy": (
+        7,
+        "proxy.example:3128",
+        "socks5://x.example",
+        "http://",
+        "http://[x",
+        [],
+        "ftp://x",
+        "http://x:y",
+    ),
     "allow_http": (1, "yes", [], "0"),
     "max_response_bytes": (0, -1, True, 1.5, "10 MB", [], "1e6"),
 }
@@ -303,6 +312,13 @@ def test_neither_key_nor_proxy_password_is_in_the_repr(read: Any) -> None:
     settings, _ = read(extra={"proxy": "http://me:hidden@proxy.example"})
     assert SECRET not in repr(settings)
     assert "hidden" not in repr(settings)
+
+
+@pytest.mark.parametrize("password", ["[hush]", "hu[sh", "hush/1", "12/hush", "hush#1", "12?hush"])
+def test_a_proxy_that_cannot_be_used_is_told_without_its_password(read: Any, password: str) -> None:
+    with pytest.raises(RunGenConfigError, match="'proxy' must be the URL") as caught:
+        read(extra={"proxy": f"http://me:{password}@proxy.example:3128"})
+    assert "hush" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
