@@ -169,7 +169,7 @@ def _link(value: Any, *places: str) -> str:
     if parts.username is not None or parts.password is not None:
         raise ValueError("may hold no user and no password")
     for name, _ in parse_qsl(f"{parts.query}&{parts.fragment}", keep_blank_values=True):
-        if re.search(r"(?i)key|token|secret|passw|signature|credential|auth|\bsig\b", name):
+        if re.search(r"(?i)key|token|secret|passw|pwd|\bpass\b|signature|credential|auth|\bsig\b", name):
             raise ValueError(f"may hold no secret, but has the parameter {name!r}")
     return pattern
 

@@ -340,6 +340,8 @@ def test_a_proxy_that_cannot_be_used_is_told_without_its_password(read: Any, pas
         ("job_url", 'https://console.example.com/"><script>{job_id}', "must be an address"),
         ("job_url", "https://me:pw@console.example.com/{job_id}", "no user and no password"),
         ("job_url", "https://console.example.com/{job_id}?api_key=abc", "'api_key'"),
+        ("job_url", "https://console.example.com/{job_id}?user=me&pwd=abc", "'pwd'"),
+        ("job_url", "https://console.example.com/{job_id}?pass=abc", "'pass'"),
         ("job_url", "https://console.example.com/{job_id}?X-Amz-Signature=abc", "'X-Amz-Signature'"),
         ("job_url", "https://console.example.com/{job_id}#token=abc", "'token'"),
         ("job_url", f"https://console.example.com/{{job_id}}?k={SECRET}", "the API key"),
