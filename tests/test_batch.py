@@ -339,6 +339,20 @@ def test_inputs_that_are_refused_are_not_tried_again(rungen_emulator: Emulator, 
     assert isinstance(outcome.error, AirflowFailException)
     assert "20 of 25 inputs failed" in str(outcome.error)
     assert str(outcome.error).count("(400)") == 10
+    assert str(outcome.error).endswith("; and 10 more. Correct them, and clear the task.")
+    assert not any(twice in str(outcome.error) for twice in ("..", ".;"))
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_what_a_retry_runs_is_told(rungen_emulator: Emulator, mode: bool, durable: bool) -> None:
+    task = Task(
+        rungen_emulator, inputs=[*prompts(2), {"prompt": "fail: x"}], deferrable=mode, durable=durable
+    )
+    told = str(task.attempt().error)
+    assert told.endswith(f"A retry runs {'only these' if durable else 'all inputs'} again.")
+    before = task.created
+    task.attempt()
+    assert task.created - before == (1 if durable else 3)
 
 
 def test_a_busy_service_is_given_time(rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:

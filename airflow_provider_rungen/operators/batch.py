@@ -334,15 +334,22 @@ class RunGenRunBatchOperator(JobSubmitter):
             )
             self._tell(context, Done(app_id, job_ids, failed_count=len(failed)))
             return ids
+        # a retry would be refused in the same way
+        is_hopeless = len(failed) == len(refused) and all(error.hopeless for error in refused.values())
         failure = RunGenJobFailedError(
             f"{len(failed)} of {len(ids)} inputs failed, {allowed} may (max_failed): {told(reasons)}. "
-            "A retry runs only these again.",
+            + self._what_to_do(context, is_hopeless=is_hopeless),
             app_id=app_id,
             job_id=next((ids[index] or "" for index in failed if ids[index]), ""),
         )
-        # a retry would be refused in the same way
-        failure.hopeless = len(failed) == len(refused) and all(error.hopeless for error in refused.values())
+        failure.hopeless = is_hopeless
         raise failure
+
+    def _what_to_do(self, context: Context, *, is_hopeless: bool) -> str:
+        if is_hopeless:
+            return "Correct them, and clear the task."
+        is_kept = self.durable and context.get("task_state_store") is not None
+        return f"A retry runs {'only these' if is_kept else 'all inputs'} again."
 
 
 def _job_ids(kept: Checkpoint) -> list[str | None]:
