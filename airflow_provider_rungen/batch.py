@@ -85,7 +85,7 @@ class Inputs:
             failure = RunGenInputError(f"inputs: {clean_text(f'{self._source}: {error}')}")
             # a storage that cannot be reached may be the next time
             failure.hopeless = not isinstance(error, OSError) or isinstance(error, _NO_FILE)
-            raise failure from error
+            raise failure from None  # the library's own text may hold the URI, and would be in the log, too
 
     def _parsed(self, lines: Iterable[bytes]) -> Iterator[Any]:
         for number, line in enumerate(lines, 1):

@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import time
+import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -196,13 +197,19 @@ def test_a_line_that_is_no_json_is_named(rungen_emulator: Emulator, tmp_path: Pa
     assert rungen_emulator.service.count("run") == 0
 
 
-@pytest.mark.parametrize("line", ['{"prompt": ', "7", '{"prompt": NaN}', '{"prompt": "a", "width": -1}'])
-def test_the_query_of_a_signed_uri_is_not_told(rungen_emulator: Emulator, tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    "line", ['{"prompt": ', "7", '{"prompt": NaN}', '{"prompt": "a", "width": -1}', None]
+)
+def test_the_query_of_a_signed_uri_is_not_told(
+    rungen_emulator: Emulator, tmp_path: Path, line: str | None
+) -> None:
     path = tmp_path / "inputs.jsonl?X-Amz-Signature=S3CR3T"
-    path.write_text(line)
+    if line is not None:
+        path.write_text(line)
     outcome = Task(rungen_emulator, inputs=str(path), input_schema="flux-schnell").attempt()
+    assert outcome.error is not None
     assert "inputs.jsonl?X-Amz-Signature=***" in str(outcome.error)
-    assert "S3CR3T" not in str(outcome.error)
+    assert "S3CR3T" not in "".join(traceback.format_exception(outcome.error))
     assert rungen_emulator.service.records() == []
 
 

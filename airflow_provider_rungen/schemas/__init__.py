@@ -83,7 +83,7 @@ class Schema:
                 raise ValueError(f"it has more than {MAX_BYTES} bytes")
             return json.loads(text)
         except (OSError, ImportError, ValueError, RecursionError) as error:
-            raise self._broken(f"cannot be read: {error}") from error
+            raise self._broken(f"cannot be read: {error}") from None
 
     def _compiled(self, contents: Any) -> Any:
         """Make a validator that fetches nothing; every reference has to lead to a place in the schema."""
