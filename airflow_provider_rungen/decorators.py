@@ -156,6 +156,7 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         hook, collector = self._hook, self._collector or self._prepare_collecting()
         assert hook is not None  # noqa: S101 - for the type checker
         collector.max_failed = self.max_failed
+        collector._told = self._done.failed_count if self._done else 0
         collector.job_id = job_ids[0] if self._is_single and job_ids else ids
         value = collector.collect(context, hook, app_id)
         self._done = collector._done

@@ -115,10 +115,14 @@ def test_of_one_job_max_failed_allows_nothing(
 
 
 @MODES
-def test_results_of_those_that_may_fail_are_none(rungen_emulator: Emulator, deferrable: bool) -> None:
+def test_results_of_those_that_may_fail_are_none(
+    rungen_emulator: Emulator, deferrable: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     given = [saying("one"), saying("two", fail="x"), saying("three")]
     outcome = Attempts(given, max_failed=1, deferrable=deferrable).attempt()
     assert outcome.value == ["You said: one", None, "You said: three"]
+    [line] = [line for line in caplog.messages if "as max_failed allows" in line]
+    assert line.startswith("1 of 3 inputs failed")
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one", "many"])

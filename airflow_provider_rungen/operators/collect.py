@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -40,6 +41,8 @@ from airflow_provider_rungen.watch import HANDFUL, job_of, without_contents
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+log = logging.getLogger(__name__)
 
 
 class RunGenCollectResultsOperator(JobWaiter):
@@ -85,6 +88,8 @@ class RunGenCollectResultsOperator(JobWaiter):
     _storage: Storage | None = None
     # bytes of the results that are held
     _held = 0
+    # how many failures the log has told of already
+    _told = 0
 
     def __init__(
         self,
@@ -230,7 +235,7 @@ class RunGenCollectResultsOperator(JobWaiter):
             manifests = [collected[job_id] for job_id in job_ids]
             done = replace(done, destination=str(self.destination), manifests=manifests)
         self._tell(context, done)
-        self.log.info("Collected the results of %s", names_of(job_ids))
+        log.info("Collected the results of %s", names_of(job_ids))
         return value
 
     def _result_of(self, job: Job) -> Any:
@@ -293,9 +298,10 @@ class RunGenCollectResultsOperator(JobWaiter):
         allowed = allowed_of(self.max_failed, len(ids))
         is_running = any(type(error) is RunGenJobError for error in errors.values())
         if len(reasons) <= allowed and not is_running:
-            self.log.warning(
-                "%d of %d jobs failed, as max_failed allows: %s", len(reasons), len(ids), told(reasons)
-            )
+            if len(reasons) > self._told:
+                log.warning(
+                    "%d of %d jobs failed, as max_failed allows: %s", len(reasons), len(ids), told(reasons)
+                )
             return len(reasons)
         finals = sum(job_id is None or is_final(errors[job_id]) for job_id in map(ids.__getitem__, reasons))
         told_of = [error for error in errors.values() if finals > allowed or not is_final(error)]
