@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from airflow_instance import AirflowInstance
+
 from browser.conftest import KEY
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
