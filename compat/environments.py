@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,10 +126,10 @@ def create(folder: Path, python: str) -> None:
 
 
 def find_python(version: str) -> str | None:
-    """Find an interpreter of a version, such as ``3.11``: on the PATH, or among those of pyenv."""
+    """Find an interpreter of a version, such as ``3.11``: this one, one on the PATH, or one of pyenv's."""
     name = f"python{version}"
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    candidates = [found for found in (shutil.which(name),) if found]
+    candidates = [sys.executable, *(found for found in (shutil.which(name),) if found)]
     candidates += [str(path) for path in sorted(pyenv.glob(f"{version}.*/bin/{name}"), reverse=True)]
     for candidate in candidates:
         # a shim of pyenv may be on the PATH for a version that is not chosen, a Debian's may lack venv
