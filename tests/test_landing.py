@@ -555,17 +555,21 @@ def test_of_an_expired_url_a_new_one_is_asked_for_once(
 
 
 def test_a_new_url_is_found_by_its_place(rungen_emulator: Emulator, tmp_path: Path) -> None:
-    with RunGenHook() as hook:
-        first, second = (
-            image["image"] for image in hook.get_job(job_id=submitted(job(images=2))[0]).result["images"]
-        )
-    rungen_emulator.service.inject(Fault(on="output", status=403, times=2))
+    [job_id] = submitted(job(images=2))
+
+    def urls(seconds: int) -> list[str]:
+        rungen_emulator.service.url_seconds = seconds
+        with RunGenHook() as hook:
+            return [image["image"] for image in hook.get_job(job_id=job_id).result["images"]]
+
+    (first, second), (first_anew, second_anew) = urls(0), urls(1000)
     # signed anew, what was one URL in two places need not be one any more
-    results = [[first, first, second], [f"{first}#anew", f"{first}#too", f"{second}#anew"]]
+    results = [[first, first, second], [f"{first_anew}#one", f"{first_anew}#two", second_anew]]
     outcome = land_results(tmp_path, {"job": results})["job"]
     assert isinstance(outcome, dict)
     assert [output["uri"].rpartition("/")[2] for output in outcome["outputs"]] == ["0-0.png", "1-1.png"]
     assert files(tmp_path)["job/0-0.png"] != files(tmp_path)["job/1-1.png"]
+    assert set(fetches(rungen_emulator).values()) == {2}
 
 
 def test_outputs_that_have_expired_are_told_with_the_moment(
