@@ -78,7 +78,8 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         **kwargs: Any,
     ) -> None:
         for name in ("inputs", "wait_for_completion", "end_from_trigger"):
-            if name in kwargs:
+            # Airflow 2 gives a mapped task those of default_args, which are for other tasks, too
+            if kwargs.pop(name, None) is not None and name not in _default_args(kwargs):
                 raise TypeError(
                     f"@task.rungen takes no {name}: the function gives the input, the task the result"
                 )
@@ -87,7 +88,7 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
             op_args=op_args,
             op_kwargs=op_kwargs,
             inputs=SET_DURING_EXECUTION,
-            # said here, so that default_args, which are for other tasks, too, have no say
+            # said here, so that default_args have no say
             wait_for_completion=True,
             end_from_trigger=False,
             **kwargs,
@@ -176,6 +177,12 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         )
         collector.prepare()
         return collector
+
+
+def _default_args(kwargs: Mapping[str, Any]) -> set[str]:
+    """Give the names in the default_args of the DAG and the task group that a task is made in."""
+    homes = (kwargs.get("dag"), kwargs.get("task_group"))
+    return {name for home in homes for name in getattr(home, "default_args", None) or {}}
 
 
 def rungen_task(

@@ -36,6 +36,8 @@ def run_tests(environment: Environment) -> dict[str, Any]:
         str(record),
         f"--basetemp={environment.folder / 'tmp'}",
     ]
+    if environment.is_oldest:
+        options += ["-W", "default"]  # old libraries have a lot to say about each other
     command = [str(environment.executable), "-m", "pytest", *options]
     with log.open("w") as output:
         try:

@@ -19,10 +19,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from airflow_provider_rungen.api import Request, Response
 from airflow_provider_rungen.emulator import Emulator
@@ -709,6 +711,8 @@ def test_the_environment_names_the_same_proxy_for_both(
         select_proxy,
     )
 
+    if Version(version("requests")) < Version("2.34") and url.endswith(f"no{no_proxy}"):
+        pytest.skip("requests before 2.34 takes norungen.example for a part of rungen.example")
     monkeypatch.setenv("NO_PROXY", no_proxy)
     for names in (("http_proxy",), ("https_proxy",), ("http_proxy", "https_proxy"), ("all_proxy",), ()):
         with monkeypatch.context() as environment:
