@@ -142,11 +142,11 @@ def features_table(runs: dict[str, Any]) -> str:
 
 def added_table(runs: dict[str, Any]) -> str:
     rows = [["Airflow", "packages", "megabytes", "which, and their licences"]]
-    for name, run in sorted(runs.items()):
-        if packages := run.get("added"):
-            told = ", ".join(f"{each['name']} ({each['licence']})" for each in packages)
-            megabytes = sum(each["size"] for each in packages) / 1e6
-            rows.append([f"{run['airflow']}, {name}", str(len(packages)), f"{megabytes:.1f}", told])
+    of_airflow = {run["airflow"]: run["added"] for run in runs.values() if "added" in run}
+    for airflow, packages in sorted(of_airflow.items()):
+        told = ", ".join(f"{each['name']} ({each['licence']})" for each in packages) or "none"
+        megabytes = sum(each["size"] for each in packages) / 1e6
+        rows.append([airflow, str(len(packages)), f"{megabytes:.1f}", told])
     return _table(rows)
 
 
