@@ -16,7 +16,6 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
 from airflow_provider_rungen.operators.collect import RunGenCollectResultsOperator
 from airflow_provider_rungen.schemas import checked
-from airflow_provider_rungen.task import failing_for_good
 from airflow_provider_rungen.tolerance import checked_count
 from airflow_provider_rungen.waiting import raise_for_jobs
 
@@ -104,17 +103,18 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
 
         :return: the result, or the list of results in the order of the inputs.
         """
-        with failing_for_good():
-            self._prepare_collecting()
-        context_merge(context, self.op_kwargs)
-        with self._executing():  # a kill ends the function
-            given = self.python_callable(
-                *self.op_args, **determine_kwargs(self.python_callable, self.op_args, context)
-            )
-        self._is_single = isinstance(given, Mapping)
-        self.inputs = [given] if self._is_single else given
         # not DecoratedOperator's: that of Airflow 3.0 pushes by a method that operators no longer have
         return RunGenRunBatchOperator.execute(self, context)
+
+    def _given_inputs(self, context: Context) -> Any:
+        self._prepare_collecting()
+        context_merge(context, self.op_kwargs)
+        given = self.python_callable(
+            *self.op_args, **determine_kwargs(self.python_callable, self.op_args, context)
+        )
+        self._is_single = isinstance(given, Mapping)
+        self.inputs = [given] if self._is_single else given
+        return self.inputs
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """

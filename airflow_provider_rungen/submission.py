@@ -51,9 +51,17 @@ class DurableSubmission:
 
     def __init__(self, store: Any, *, max_tries: int, resubmit_unknown: bool, cancel_stale: bool) -> None:
         self._store: Any = _Nowhere() if store is None else store
+        record = self._store.get(KEY)
+        self._record: Mapping[str, Any] | None = record if isinstance(record, Mapping) else None
         self._max_tries = max_tries
         self._resubmit_unknown = resubmit_unknown
         self._cancel_stale = cancel_stale
+
+    @property
+    def jobs(self) -> tuple[str, list[str]]:
+        """The app and the job, if any, that an earlier attempt left."""
+        record = self._record or {}
+        return record.get("app_id", ""), [record["job_id"]] if record.get("job_id") else []
 
     def find(self, hook: RunGenHook, app_id: str, input: Any) -> Submission | None:
         """
@@ -61,8 +69,8 @@ class DurableSubmission:
 
         :raises RunGenSubmissionUnknownError: its fate is not known, and it is not to be submitted again.
         """
-        record = self._store.get(KEY)
-        if not isinstance(record, Mapping):
+        record = self._record
+        if record is None:
             return None
         job_id = record.get("job_id")
         name = f"RunGen job {job_id}" if job_id else "a RunGen job"

@@ -592,6 +592,15 @@ def test_a_retry_that_got_no_answer_for_what_failed_has_an_unknown_fate(
     assert len([line for line in caplog.messages if "Of 1 inputs it is not known" in line]) == 1
 
 
+def test_a_retry_that_cannot_begin_leaves_no_job_of_an_earlier_attempt(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(20, seconds=60))
+    task.on_push = lambda key, _: (_ for _ in ()).throw(OSError("the API server is gone"))
+    assert isinstance(task.attempt().error, OSError)
+    assert task.statuses() == ["RUNNING"] * 20
+    assert isinstance(task.attempt(inputs="file:///no/such/file").error, AirflowFailException)
+    assert task.statuses() == ["CANCELED"] * 20
+
+
 def test_a_clear_cancels_what_runs_and_submits_anew(rungen_emulator: Emulator) -> None:
     task = Task(rungen_emulator, inputs=prompts(20, seconds=60), wait_for_completion=False)
     first = task.attempt().value

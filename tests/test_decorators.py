@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, task
 from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 
 from airflow_provider_rungen.decorators import rungen_task
@@ -45,7 +45,7 @@ class Attempts:
 
     def __init__(self, *given: Any, **options: Any) -> None:
         self.given = list(given)
-        self.calls = 0
+        self.calls = self.tries = 0
         self.options = options
         self.store = FakeStore()
         self.ti = FakeTaskInstance()
@@ -53,10 +53,14 @@ class Attempts:
     def attempt(self, dying_at: str | None = None) -> Outcome:
         def say() -> Any:
             self.calls += 1
-            return self.given.pop(0)
+            given = self.given.pop(0)
+            if isinstance(given, Exception):
+                raise given
+            return given
 
+        self.tries += 1
         self.ti = FakeTaskInstance()
-        self.ti.max_tries = 2
+        self.ti.try_number, self.ti.max_tries = self.tries, 2
         self.ti.on_push = die_at(dying_at)
         context: Any = {"ti": self.ti, "task_state_store": self.store}
         try:
@@ -229,6 +233,24 @@ def test_an_error_of_the_function_is_its_own(rungen_emulator: Emulator, context:
     error = run_task(operator(say), context).error
     assert (type(error), str(error)) == (ValueError, "not today")
     assert rungen_emulator.service.count("run") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "statuses"),
+    [
+        (OSError("no database"), ["RUNNING", "CANCELED"]),
+        (AirflowSkipException("nothing to do"), ["CANCELED"] * 2),
+        (AirflowFailException("no use"), ["CANCELED"] * 2),
+    ],
+)
+def test_a_function_that_fails_keeps_jobs_only_for_a_next_attempt(
+    rungen_emulator: Emulator, error: Exception, statuses: list[str]
+) -> None:
+    task = Attempts(saying("a fox", seconds=60), error, error)
+    assert isinstance(task.attempt(dying_at="job_ids").error, SystemExit)
+    for status in statuses:
+        assert task.attempt().error is error
+        assert [job["status"] for job in rungen_emulator.service.jobs()] == [status]
 
 
 def test_a_kill_ends_the_function_and_nothing_is_sent(rungen_emulator: Emulator, context: Any) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task
+from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 
 from airflow_provider_rungen import triggers
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -300,6 +301,27 @@ def test_an_id_that_cannot_be_pushed_leaves_no_job_behind(emulator: Emulator, mo
     for tries, statuses in ((1, ["RUNNING"]), (2, ["RUNNING"]), (3, ["CANCELED"])):
         assert isinstance(task.attempt().error, OSError)
         assert (task.tries, task.statuses()) == (tries, statuses)
+
+
+def test_a_retry_that_cannot_begin_leaves_no_job_of_an_earlier_attempt(task: Task) -> None:
+    task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    die_after_submission(task)
+    assert "input.prompt" in str(task.attempt(input={"prompt": float("nan")}).error)
+    assert task.statuses() == ["CANCELED"]
+
+
+def test_a_kill_while_a_job_is_taken_up_cancels_it(task: Task) -> None:
+    task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    die_after_submission(task)
+    service = task.emulator.service
+    service.inject(Fault(on="get", kind="hang"))
+    ti = FakeTaskInstance()
+    ti.try_number, ti.max_tries = 2, task.max_tries
+    op = RunGenRunJobOperator(task_id="task", **task.options)
+    context: Any = {"ti": ti, "task_state_store": task.store}
+    with signal_when(signal.SIGTERM, lambda: service.count("get") == 1, op.on_kill):
+        assert "killed" in str(run_task(op, context).error)
+    assert task.statuses() == ["CANCELED"]
 
 
 @pytest.mark.parametrize(("tries", "statuses"), [(0, ["RUNNING"]), (2, ["CANCELED"])])

@@ -89,29 +89,39 @@ class RunGenRunBatchOperator(JobSubmitter):
 
         :return: the ids of the jobs, in the order of the inputs.
         """
-        with failing_for_good(), self._working(context) as hook:
-            inputs = Inputs(self.inputs, Schema.of(self.input_schema, "input_schema"))
+        with failing_for_good(), self._working(context) as hook, self._not_abandoning(context, hook):
+            store = self._store(context)
+            earlier = Checkpoint.found(store)
+            if earlier is not None:
+                self._jobs = (earlier.header.get("app_id", ""), earlier.job_ids)
+            inputs = Inputs(self._given_inputs(context), Schema.of(self.input_schema, "input_schema"))
             app_id = hook.app_id_or_default(self.app_id)
             self._link_to(context, hook, app_id)
-            with self._not_abandoning(context, hook):
-                kept, over = self._prepare(context, hook, app_id, inputs)
-                deadline = deadline_of(self, kept.header["deadline"])
-                refused = self._submit(context, hook, inputs, kept, over=over, deadline=deadline)
-                ids = _job_ids(kept)
-                if not self.wait_for_completion:
-                    return self._finish(context, app_id, ids, refused, [])
-                waiting = [job_id for job_id in kept.job_ids if job_id not in over]
-                jobs = self._wait(
-                    hook,
-                    app_id,
-                    waiting,
-                    poll_interval=self.poll_interval,
-                    deadline=deadline,
-                    known_by=time.time() + KNOWN_WITHIN,
-                    hand_over=lambda: self._hand_over(context, ids),
-                    take=without_contents,
-                )
-                return self._finish(context, app_id, ids, refused, jobs)
+            header = {
+                "app_id": app_id,
+                "digest": inputs.digest,
+                "count": inputs.count,
+                "max_tries": 0 if store is None else context["ti"].max_tries,
+                "deadline": time.time() + self.timeout,
+            }
+            kept, over = self._prepare(hook, earlier, Checkpoint(store, header))
+            deadline = deadline_of(self, kept.header["deadline"])
+            refused = self._submit(context, hook, inputs, kept, over=over, deadline=deadline)
+            ids = _job_ids(kept)
+            if not self.wait_for_completion:
+                return self._finish(context, app_id, ids, refused, [])
+            waiting = [job_id for job_id in kept.job_ids if job_id not in over]
+            jobs = self._wait(
+                hook,
+                app_id,
+                waiting,
+                poll_interval=self.poll_interval,
+                deadline=deadline,
+                known_by=time.time() + KNOWN_WITHIN,
+                hand_over=lambda: self._hand_over(context, ids),
+                take=without_contents,
+            )
+            return self._finish(context, app_id, ids, refused, jobs)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> list[str | None]:
         """
@@ -129,31 +139,24 @@ class RunGenRunBatchOperator(JobSubmitter):
                 jobs = [job_of(look, app_id, job_id) for job_id, look in looks]
             return self._finish(context, event["app_id"], ids, self._pushed_refused(context), jobs)
 
+    def _given_inputs(self, context: Context) -> Any:
+        return self.inputs
+
     def _prepare(
-        self, context: Context, hook: RunGenHook, app_id: str, inputs: Inputs
+        self, hook: RunGenHook, earlier: Checkpoint | None, new: Checkpoint
     ) -> tuple[Checkpoint, set[str]]:
         """Give what is to be kept of this attempt, and the jobs of an earlier one that have completed."""
-        store = self._store(context)
-        header = {
-            "app_id": app_id,
-            "digest": inputs.digest,
-            "count": inputs.count,
-            "max_tries": 0 if store is None else context["ti"].max_tries,
-            "deadline": time.time() + self.timeout,
-        }
-        kept = Checkpoint.found(store)
-        if kept is not None and kept.is_of(header):
-            self._jobs = (app_id, kept.job_ids)
-            over = self._take_up(hook, app_id, kept)
-            if not all(_job_ids(kept)):  # jobs that are run anew have the whole time
-                kept.header["deadline"] = header["deadline"]
-            return kept, over
-        if kept is not None and kept.job_ids:
+        if earlier is not None and earlier.is_of(new.header):
+            over = self._take_up(hook, new.header["app_id"], earlier)
+            if not all(_job_ids(earlier)):  # jobs that are run anew have the whole time
+                earlier.header["deadline"] = new.header["deadline"]
+            return earlier, over
+        if earlier is not None and earlier.job_ids:
             log.info("The task was cleared, or its inputs or app changed: submitting all of them anew")
             if self.cancel_on_kill:
-                job_ids = kept.job_ids
-                self._cancel_all(hook, kept.header["app_id"], job_ids, within=cancel_time(hook, job_ids))
-        return Checkpoint(store, header), set()
+                app_id, job_ids = self._jobs
+                self._cancel_all(hook, app_id, job_ids, within=cancel_time(hook, job_ids))
+        return new, set()
 
     def _take_up(self, hook: RunGenHook, app_id: str, kept: Checkpoint) -> set[str]:
         """Look at the jobs of an earlier attempt; those that failed are run again."""

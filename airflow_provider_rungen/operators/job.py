@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+
 from airflow_provider_rungen import api
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.durations import in_words
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.models import Job
 
 log = logging.getLogger(__name__)
+
+# What the function of a task may raise to have no more tries.
+_FINAL = (AirflowFailException, AirflowSkipException)
 
 
 def cancel_time(hook: RunGenHook, job_ids: Sequence[str]) -> float:
@@ -122,8 +127,8 @@ class JobSubmitter(JobWaiter):
                 raise  # they are canceled, or over
             ti = context["ti"]
             is_kept = self.durable and context.get("task_state_store") is not None
-            is_hopeless = isinstance(error, RunGenError) and error.hopeless
-            is_taken_up = is_kept and not is_hopeless and ti.try_number <= ti.max_tries
+            is_final = isinstance(error, _FINAL) or (isinstance(error, RunGenError) and error.hopeless)
+            is_taken_up = is_kept and not is_final and ti.try_number <= ti.max_tries
             if self.cancel_on_kill and not is_taken_up:
                 app_id, job_ids = self._jobs
                 self._cancel_all(hook, app_id, job_ids, within=cancel_time(hook, job_ids))
@@ -166,24 +171,22 @@ class RunGenRunJobOperator(JobSubmitter):
 
         :return: the job's id.
         """
-        with failing_for_good(), self._working(context) as hook:
-            app_id = hook.app_id_or_default(self.app_id)
-            self._link_to(context, hook, app_id)
-            with self._not_abandoning(context, hook):
-                job, deadline = self._submit(context, hook, app_id)
-                if not self.wait_for_completion:
-                    return self._finish(context, app_id, job.id, [])
-                deadline = deadline_of(self, deadline)
-                jobs = self._wait(
-                    hook,
-                    app_id,
-                    [job.id],
-                    poll_interval=self.poll_interval,
-                    deadline=deadline,
-                    known_by=time.time() + KNOWN_WITHIN,
-                    hand_over=lambda: self._push_result(context, job.id),
-                )
-                return self._finish(context, app_id, job.id, jobs)
+        with failing_for_good(), self._working(context) as hook, self._not_abandoning(context, hook):
+            job, deadline = self._submit(context, hook)
+            app_id = job.app_id
+            if not self.wait_for_completion:
+                return self._finish(context, app_id, job.id, [])
+            deadline = deadline_of(self, deadline)
+            jobs = self._wait(
+                hook,
+                app_id,
+                [job.id],
+                poll_interval=self.poll_interval,
+                deadline=deadline,
+                known_by=time.time() + KNOWN_WITHIN,
+                hand_over=lambda: self._push_result(context, job.id),
+            )
+            return self._finish(context, app_id, job.id, jobs)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """
@@ -201,7 +204,7 @@ class RunGenRunJobOperator(JobSubmitter):
         job_id = ti.xcom_pull(task_ids=ti.task_id, key="job_id", map_indexes=ti.map_index)
         return [job_id] if job_id else []
 
-    def _submit(self, context: Context, hook: RunGenHook, app_id: str) -> Submission:
+    def _submit(self, context: Context, hook: RunGenHook) -> Submission:
         ti, store = context["ti"], self._store(context)
         submission = DurableSubmission(
             store,
@@ -209,6 +212,9 @@ class RunGenRunJobOperator(JobSubmitter):
             resubmit_unknown=self.on_unknown_submission == "resubmit",
             cancel_stale=self.cancel_on_kill,
         )
+        self._jobs = submission.jobs
+        app_id = hook.app_id_or_default(self.app_id)
+        self._link_to(context, hook, app_id)
         found = submission.find(hook, app_id, self.input)
         if found is None and (schema := Schema.of(self.input_schema, "input_schema")):
             schema.check_input(json.loads(api.encode_input(self.input)))
