@@ -119,7 +119,7 @@ class Landing:
             work.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await work
-            log.info("Landed %s in %s", self.tally.line(), in_words(time.monotonic() - begun_at))
+            log.info("Landed in %s: %s", in_words(time.monotonic() - begun_at), self.tally.line())
         return self._outcomes
 
     async def _land(self, job_id: str) -> None:

@@ -769,7 +769,8 @@ def test_the_log_tells_how_far_it_is(
     land(context, ids, tmp_path, max_concurrency=1)
     lines = [record.getMessage() for record in caplog.records if record.name == landing.__name__]
     assert any("of 4 RunGen jobs, of 5" in line and "left" in line for line in lines)
-    assert lines[-1].startswith("Landed 5 files (0.0 MB) of 5 RunGen jobs in ")
+    assert lines[-1].startswith("Landed in ")
+    assert lines[-1].endswith(": 5 files (0.0 MB) of 5 RunGen jobs")
 
 
 # --- kills --------------------------------------------------------------------------------------------------

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from distributed_airflow import DistributedAirflow
-from system.conftest import IMPATIENT
-from system.stage import Run
+from system.conftest import IMPATIENT, _connection, emulator, start
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.hooks import RunGenHook
-
-
-@pytest.fixture(scope="session")
-def emulator() -> Iterator[Emulator]:
-    with Emulator(workers=100, api_key="a-key-that-must-appear-nowhere") as emulator:
-        yield emulator
-
-
-@pytest.fixture(autouse=True)
-def _connection(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", emulator.airflow_connection())
 
 
 @pytest.fixture(scope="session")
@@ -39,14 +26,6 @@ def airflow(distributed: DistributedAirflow) -> Iterator[DistributedAirflow]:
     """Have every part of it, and give the next test those that this one lost."""
     yield distributed
     distributed.restore()
-
-
-@pytest.fixture
-def start(airflow: DistributedAirflow, emulator: Emulator) -> Callable[..., Run]:
-    def start(dag_id: str, **options: Any) -> Run:
-        return Run(airflow, emulator, dag_id, **options)
-
-    return start
 
 
 @pytest.fixture
