@@ -76,6 +76,8 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
 
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
 
+    #: What the last look found not to be over.
+    late: RunGenJobTimeoutError | None = None
     _schema: Schema | None = None
 
     def __init__(
@@ -157,7 +159,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         if not self.deferrable:
-            with self._executing():
+            with self._executing(), telling_what_was_late(self):
                 return BaseSensorOperator.execute(self, context)
         with skipping(self), self._failing(), self._working(context) as hook, timing_out(self):
             app_id, job_ids = hook.app_id_or_default(self.app_id), known_job_ids_of(self.job_id)
@@ -183,7 +185,8 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
                 # one look: the deadline is now
                 perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
                 jobs = perform(wait_for_jobs(app_id, job_ids, poll_interval=1, deadline=0, watch=self._watch))
-            except RunGenJobTimeoutError:
+            except RunGenJobTimeoutError as error:
+                self.late = error
                 return False
             self._finish(context, app_id, job_ids, jobs)
             return True
@@ -251,6 +254,9 @@ class RunGenAppSensor(RunGenTask, BaseSensorOperator):
 
     template_fields: Sequence[str] = ("app_id", "status", "rungen_conn_id")
 
+    #: What the last look found not to be so.
+    late: RunGenAppTimeoutError | None = None
+
     def __init__(
         self,
         *,
@@ -269,7 +275,7 @@ class RunGenAppSensor(RunGenTask, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         if not self.deferrable:
-            with self._executing():
+            with self._executing(), telling_what_was_late(self):
                 return BaseSensorOperator.execute(self, context)
         deadline = deadline_of(self, time.time() + self.timeout)
         with skipping(self):
@@ -287,7 +293,8 @@ class RunGenAppSensor(RunGenTask, BaseSensorOperator):
             try:
                 # one look: the deadline is in the past
                 hook.perform(wait_for_app(self._goal, poll_interval=1, deadline=0))
-            except RunGenAppTimeoutError:
+            except RunGenAppTimeoutError as error:
+                self.late = error
                 return False
             return True
 
@@ -324,6 +331,18 @@ def timing_out(sensor: BaseSensorOperator) -> Iterator[None]:
         raise AirflowSensorTimeout(
             f"{error}: the sensor had {in_words(sensor.timeout)}. Raise timeout if it needs longer."
         ) from error
+
+
+@contextmanager
+def telling_what_was_late(sensor: RunGenJobSensor | RunGenAppSensor) -> Iterator[None]:
+    """Say it where Airflow's own loop says that a sensor's time is over, which knows no more than that."""
+    try:
+        yield
+    except AirflowSensorTimeout as error:
+        if sensor.late is None:
+            raise
+        with timing_out(sensor):
+            raise sensor.late from error
 
 
 @contextmanager
