@@ -375,7 +375,8 @@ def _run(dag_id: str, run_id: str) -> str:
 def _log_line(event: Any) -> str:
     if not isinstance(event, dict):
         return str(event)
-    parts = [event.get("timestamp"), str(event.get("level") or "").upper(), event.get("event")]
+    level = str(event.get("level") or "").upper()
+    parts = [event.get("timestamp"), level, event.get("event"), event.get("reason")]
     line = " ".join(str(part) for part in parts if part)
     for error in event.get("error_detail") or ():
         line += f"\n  {error.get('exc_type')}: {error.get('exc_value')}"
