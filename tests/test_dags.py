@@ -17,6 +17,9 @@ from conftest import HOME
 
 from airflow_provider_rungen.emulator import Emulator
 
+# the first test pays for all runs, which take minutes on Airflow 3.2
+pytestmark = pytest.mark.timeout(900)
+
 DAGS = Path(__file__).parent / "dags"
 EXAMPLES = sorted((Path(__file__).parents[1] / "example_dags").glob("*.py"))
 WAYS: dict[str, dict[str, Any]] = {
@@ -62,7 +65,7 @@ class Runs:
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=200,
+                timeout=600,
             )
             self.log = done.stdout + done.stderr
             assert done.returncode == 0, self.log[-5000:]
