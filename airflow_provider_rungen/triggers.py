@@ -48,7 +48,6 @@ class RunGenTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         try:
-            await asyncio.to_thread(metrics.prepare_in_triggerer)
             event = await self._event()
             await asyncio.sleep(self.deferred_at + SETTLING_TIME - time.time())
         except asyncio.CancelledError:

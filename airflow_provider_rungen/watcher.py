@@ -182,6 +182,8 @@ class Watcher:
     async def _run(self) -> None:
         try:
             async with self._hook as hook:
+                # not for each who waits: they would overtake each other, and the oldest is looked at first
+                await asyncio.to_thread(metrics.prepare_in_triggerer)
                 while not self.is_closed:
                     started = time.monotonic()
                     self._interval = self._shortest_interval()

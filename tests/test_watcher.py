@@ -152,7 +152,7 @@ def test_hundreds_of_triggers_share_one_loop_one_lookup_and_a_few_connections(
     play(scene())
     assert stage.lookups == ["rungen_default"]
     assert stage.service.stats()["max_open_connections"] <= MAX_IN_FLIGHT
-    assert stage.service.count("get") < 2 * 300  # jobs that end unseen between two looks have to be sought
+    assert stage.service.count("get") <= 1.1 * 300
 
 
 def test_no_more_requests_are_under_way_than_allowed(stage: Stage) -> None:
