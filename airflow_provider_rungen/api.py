@@ -56,6 +56,8 @@ class Request:
     :param purpose: what the request is for, as an infinitive for log and error.
     :param body: the JSON text to send, if any.
     :param as_user: whether to send the connection's ``user_id`` (the reference asks for it on cancel).
+    :param timeout: seconds for the whole exchange at most; the connection's own limits when left out.
+    :param is_lean: whether ids, status and errors of the answer are enough; a large rest may be dropped.
     """
 
     method: str
@@ -63,6 +65,8 @@ class Request:
     purpose: str
     body: bytes | None = field(default=None, repr=False)
     as_user: bool = False
+    timeout: float | None = None
+    is_lean: bool = False
 
 
 @dataclass(frozen=True, slots=True)
