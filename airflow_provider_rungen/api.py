@@ -23,6 +23,7 @@ from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenBadRequestError,
+    RunGenConfigError,
     RunGenConflictError,
     RunGenConnectionError,
     RunGenError,
@@ -88,11 +89,24 @@ class Response:
 T = TypeVar("T")
 
 
+class Pending:
+    """What stands for the outcome of a flow that is not done yet, and goes on by itself."""
+
+
+PENDING = Pending()
+
+
 @dataclass(frozen=True, slots=True)
 class Together(Generic[T]):
-    """Perform flows side by side where the driver can; it answers with a result or a `RunGenError` each."""
+    """
+    Perform flows side by side where the driver can; it answers with a result or a `RunGenError` each.
+
+    :param patience: seconds to wait for the slowest. A flow that is not done then may go on by itself, with
+        `PENDING` as its outcome. A blocking driver performs one after the other and waits for all.
+    """
 
     flows: Sequence[Flow[T]]
+    patience: float | None = None
 
 
 Flow: TypeAlias = Generator[Request | Sleep | Together[Any], Any, T]
@@ -132,10 +146,22 @@ def run_job(app_id: str, input: Any, *, attempts: int = ATTEMPTS) -> Flow[Job]:
     )
 
 
-def get_job(app_id: str, job_id: str, *, attempts: int = ATTEMPTS) -> Flow[Job]:
-    """Ask for one job."""
+def get_job(
+    app_id: str,
+    job_id: str,
+    *,
+    attempts: int = ATTEMPTS,
+    timeout: float | None = None,
+    is_lean: bool = False,
+) -> Flow[Job]:
+    """
+    Ask for one job.
+
+    :param timeout: seconds a request may take at most.
+    :param is_lean: whether to do without a large input and result.
+    """
     path = f"app/{seg(app_id)}/job/{seg(job_id, 'job_id')}"
-    request = Request("GET", path, f"get job {job_id} of app {app_id}")
+    request = Request("GET", path, f"get job {job_id} of app {app_id}", timeout=timeout, is_lean=is_lean)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id)
     return (yield from call(request, read, attempts=attempts))
 
@@ -183,9 +209,16 @@ def list_apps(*, attempts: int = ATTEMPTS) -> Flow[list[App]]:
     return (yield from call(Request("GET", "app", "list the apps"), App.list_from_json, attempts=attempts))
 
 
-def get_app(app_id: str, *, attempts: int = ATTEMPTS) -> Flow[App]:
-    """Ask for one app."""
-    request = Request("GET", f"app/{seg(app_id)}", f"get app {app_id}")
+def get_app(
+    app_id: str, *, attempts: int = ATTEMPTS, timeout: float | None = None, is_lean: bool = False
+) -> Flow[App]:
+    """
+    Ask for one app.
+
+    :param timeout: seconds a request may take at most.
+    :param is_lean: whether to do without a large description of the model.
+    """
+    request = Request("GET", f"app/{seg(app_id)}", f"get app {app_id}", timeout=timeout, is_lean=is_lean)
     return (yield from call(request, partial(App.from_json, app_id=app_id), attempts=attempts))
 
 
@@ -265,6 +298,54 @@ def may_pass(error: RunGenError) -> bool:
     return (
         isinstance(error, (RunGenConnectionError, RunGenResponseError, RunGenAPIError)) and not error.hopeless
     )
+
+
+def is_refusal(error: RunGenError) -> bool:
+    """
+    Return whether the service, or something on the way to it, refuses whoever asks, whatever is asked.
+
+    An invalid or rotated key is one, and so are a login page that answers with a redirect, and a bill that
+    is not paid (402). An answer about one job or input is not.
+    """
+    if not isinstance(error, RunGenAPIError) or not error.hopeless:
+        return False
+    return not isinstance(error, RunGenNotFoundError | RunGenBadRequestError | RunGenConflictError)
+
+
+# Seconds after which a refusal is no longer a stray one, of a firewall or while a key is being replaced.
+REFUSAL_GRACE = 30.0
+
+
+class Refusals:
+    """Tells a refusal that lasts from a stray one: only the first ends a wait for what was paid for."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the last answer was a refusal, and it is too early to know whether it lasts."""
+        return self._since is not None
+
+    def may_pass(self, error: RunGenError, now: float) -> bool:
+        """
+        Return whether the same request may be answered the next time.
+
+        :param now: the time (seconds since 1970).
+        """
+        if isinstance(error, RunGenConfigError):
+            return True  # somebody is at work on the Airflow connection
+        if not is_refusal(error):
+            return may_pass(error)
+        self._since = now if self._since is None else self._since
+        if now - self._since < REFUSAL_GRACE:
+            return True
+        self._since = None
+        return False
+
+    def answered(self) -> None:
+        """Note that the service answered."""
+        self._since = None
 
 
 def was_not_taken(error: RunGenError) -> bool:

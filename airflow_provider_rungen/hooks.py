@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_provider_rungen import api, get_provider_info, metrics
 from airflow_provider_rungen.connection import read_connection, seconds
@@ -22,17 +24,20 @@ from airflow_provider_rungen.watch import wait_for_jobs
 
 if TYPE_CHECKING:
     import requests  # noqa: TID251 - for the type of get_conn() only
-    from airflow.providers.common.compat.sdk import Connection
 
 # Seconds that canceling one job of many may take.
 PART = 15.0
+# Seconds between two looks at the Airflow connection while RunGen refuses its key.
+LOOK_UP_EVERY = 5.0
+_REFUSED = (401, 403)
 
 
 class RunGenHook(BaseHook):
     """
     Talks to RunGen.AI with the settings of an Airflow connection.
 
-    The connection is looked up once, at the first call. The methods block; ``aperform`` performs any flow of
+    The connection is looked up at the first call, and again when RunGen refuses the API key (401, 403), since
+    the key may have been replaced. The methods block; ``aperform`` performs any flow of
     `airflow_provider_rungen.api` in an event loop. Both ways end with ``close`` / ``aclose``, or with the
     end of a ``with`` / ``async with`` block.
 
@@ -51,8 +56,14 @@ class RunGenHook(BaseHook):
         self._default_app_id: str | None = None
         self._sender: Sender | None = None
         self._async_sender: AsyncSender | None = None
+        self._closed_later: list[AsyncSender] = []
+        self._stragglers: set[asyncio.Task[Any]] = set()
+        self._looking_up = asyncio.Lock()
+        self._look_up_from = 0.0
         #: Called before every request and every wait; what it raises ends the call.
         self.before_step: Callable[[], None] = lambda: None
+        #: Entered while Airflow is asked for the connection, by a blocking call.
+        self.around_lookup: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     # --- jobs ---
 
@@ -184,12 +195,69 @@ class RunGenHook(BaseHook):
         :raises RunGenConfigError: the connection cannot be used; the message names the field.
         """
         if self._settings is None:
-            self._read(self.get_connection(self.rungen_conn_id))
-        assert self._settings is not None  # noqa: S101 - for the type checker; _read sets it or raises
+            self._settings, self._default_app_id = self._look_up()
         return self._settings
 
-    def _read(self, conn: Connection) -> None:
-        self._settings, self._default_app_id = read_connection(conn, self.rungen_conn_id)
+    def _look_up(self) -> tuple[Settings, str | None]:
+        with self.around_lookup(), self._readable():
+            conn = self.get_connection(self.rungen_conn_id)
+        return read_connection(conn, self.rungen_conn_id)
+
+    async def _alook_up(self) -> tuple[Settings, str | None]:
+        from airflow.providers.common.compat.connection import get_async_connection
+
+        with self._readable():
+            conn = await get_async_connection(self.rungen_conn_id, type(self))
+        return read_connection(conn, self.rungen_conn_id)
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Name the connection when Airflow does not find it, or cannot be asked; both may pass."""
+        try:
+            yield
+        except Exception as error:
+            name = f"Airflow connection {self.rungen_conn_id!r}"
+            failure = RunGenConfigError(f"{name} could not be read ({type(error).__name__})")
+            if isinstance(error, AirflowNotFoundException):
+                failure = RunGenConfigError(f"{name} does not exist. Create it, or correct rungen_conn_id.")
+            failure.hopeless = False
+        else:
+            return
+        raise failure
+
+    def _must_look_up(self, used: Settings) -> bool:
+        """
+        Return whether to read the connection again, after RunGen refused the key that was just used.
+
+        A rotated key is refused to everybody who shares this hook: Airflow is not asked for each of them.
+        """
+        return self._settings is used and time.monotonic() >= self._look_up_from
+
+    def _renew(self, used: Settings) -> bool:
+        """Read the connection again after a refusal; return whether it has changed."""
+        if self._must_look_up(used):
+            self._look_up_from = time.monotonic() + LOOK_UP_EVERY
+            self._adopt(*self._look_up())
+        return self._settings is not used
+
+    async def _arenew(self, used: Settings) -> bool:
+        """Do the same in the running event loop."""
+        async with self._looking_up:
+            if self._must_look_up(used):
+                self._look_up_from = time.monotonic() + LOOK_UP_EVERY
+                self._adopt(*await self._alook_up())
+        return self._settings is not used
+
+    def _adopt(self, settings: Settings, default_app_id: str | None) -> None:
+        """Use new settings from now on, if they are any; the app of a call that is under way stays."""
+        if settings == self._settings:
+            return
+        self.log.info("Airflow connection %r has changed: using it as it is now", self.rungen_conn_id)
+        self._settings, self._default_app_id = settings, default_app_id
+        self.close()
+        if self._async_sender is not None:  # requests of others may be under way on it
+            self._closed_later.append(self._async_sender)
+            self._async_sender = None
 
     def app_id_or_default(self, app_id: str | None = None) -> str:
         """
@@ -215,17 +283,12 @@ class RunGenHook(BaseHook):
 
     def perform(self, flow: api.Flow[api.T]) -> api.T:
         """Perform a flow, blocking."""
-        self.get_conn()
-        sender = self._sender
-        assert sender is not None  # noqa: S101 - for the type checker; get_conn made it
 
         def send(request: api.Request) -> api.Response:
             self.before_step()
-            response = None
-            try:
-                response = sender(request)
-            finally:
-                metrics.count_request(request, response)
+            response = self._send(request)
+            if response.status in _REFUSED and self._renew(self.settings):
+                response = self._send(request)
             return response
 
         def sleep(seconds: float) -> None:
@@ -233,6 +296,17 @@ class RunGenHook(BaseHook):
             time.sleep(seconds)
 
         return drive(flow, send, sleep)
+
+    def _send(self, request: api.Request) -> api.Response:
+        self.get_conn()
+        sender = self._sender
+        assert sender is not None  # noqa: S101 - for the type checker; get_conn made it
+        response = None
+        try:
+            response = sender(request)
+        finally:
+            metrics.count_request(request, response)
+        return response
 
     def perform_wide(self, flow: api.Flow[api.T]) -> api.T:
         """Perform a flow, blocking, with as many requests at a time as it allows."""
@@ -266,29 +340,35 @@ class RunGenHook(BaseHook):
 
     async def _aread(self) -> None:
         if self._settings is None:
-            from airflow.providers.common.compat.connection import get_async_connection
-
-            self._read(await get_async_connection(self.rungen_conn_id, type(self)))
+            async with self._looking_up:
+                if self._settings is None:
+                    self._settings, self._default_app_id = await self._alook_up()
 
     async def aperform(self, flow: api.Flow[api.T]) -> api.T:
         """Perform a flow in the running event loop."""
-        await self._aread()
+
+        async def send(request: api.Request) -> api.Response:
+            self.before_step()
+            await self._aread()
+            used = self.settings
+            response = await self._asend(request)
+            if response.status in _REFUSED and await self._arenew(used):
+                response = await self._asend(request)
+            return response
+
+        return await adrive(flow, send, stragglers=self._stragglers)
+
+    async def _asend(self, request: api.Request) -> api.Response:
         if self._async_sender is None:
             # in a thread: importing it holds up the event loop for a third of a second
             await asyncio.to_thread(import_module, "aiohttp")
             self._async_sender = self._async_sender or AsyncSender(self.settings)
-        sender = self._async_sender
-
-        async def send(request: api.Request) -> api.Response:
-            self.before_step()
-            response = None
-            try:
-                response = await sender(request)
-            finally:
-                metrics.count_request(request, response)
-            return response
-
-        return await adrive(flow, send)
+        response = None
+        try:
+            response = await self._async_sender(request)
+        finally:
+            metrics.count_request(request, response)
+        return response
 
     def perform_in_time(self, flow: api.Flow[api.T], *, within: float) -> api.T:
         """
@@ -347,10 +427,17 @@ class RunGenHook(BaseHook):
             self._sender = None
 
     async def aclose(self) -> None:
-        """Close the asynchronous session."""
+        """Close the asynchronous session, and end what nobody waits for any more."""
+        stragglers = list(self._stragglers)
+        for straggler in stragglers:
+            straggler.cancel()
+        await asyncio.gather(*stragglers, return_exceptions=True)
+        self._looking_up = asyncio.Lock()  # the next event loop may be another
+        while self._closed_later:
+            await self._closed_later.pop().close()
         if self._async_sender is not None:
-            await self._async_sender.close()
-            self._async_sender = None
+            sender, self._async_sender = self._async_sender, None
+            await sender.close()
 
     def __enter__(self) -> Self:
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -158,9 +158,13 @@ class Job:
         :param app_id: the app that was asked.
         :param job_id: the job that was asked for; without it the answer must name one.
         :param status: what to assume where the answer names no status.
-        :raises RunGenResponseError: the answer holds no id or no status and none is given.
+        :raises RunGenResponseError: the answer holds no id or no status and none is given, or it is about
+            another job or app.
         """
         item = _unwrapped(body)
+        _check_identity(item, ("app_id",), app_id, f"app {app_id}")
+        if job_id is not None:
+            _check_identity(item, ("job_id", "id"), job_id, f"job {job_id} of app {app_id}")
         job_id = job_id or _id(item.get("job_id")) or _id(item.get("id"))
         if not job_id:
             raise RunGenResponseError(
@@ -246,9 +250,11 @@ class App:
         """
         Read an app from an answer, wrapped in ``data`` or not.
 
-        :raises RunGenResponseError: the answer holds no id and none is given.
+        :raises RunGenResponseError: the answer holds no id and none is given, or it is about another app.
         """
         item = _unwrapped(body)
+        if app_id is not None:
+            _check_identity(item, ("id", "app_id"), app_id, f"app {app_id}")
         app_id = app_id or _id(item.get("id")) or _id(item.get("app_id"))
         if not app_id:
             raise RunGenResponseError(f"RunGen's answer about an app names no app id{_said(body)}")
@@ -281,6 +287,15 @@ def _unwrapped(body: Any) -> Mapping[str, Any]:
         data = body.get("data")
         return data if isinstance(data, Mapping) else body
     raise RunGenResponseError("RunGen's answer is JSON, but not an object")
+
+
+def _check_identity(item: Mapping[str, Any], names: Sequence[str], wanted: str, what: str) -> None:
+    """Refuse an answer that names ids, none of which is the one that was asked for."""
+    named = [found for name in names if (found := _id(item.get(name)))]
+    if named and all(each.casefold() != wanted.casefold() for each in named):
+        raise RunGenResponseError(
+            f"RunGen was asked about {what}, but its answer is about {clean_text(named[0], 80)}"
+        )
 
 
 def _input(item: Mapping[str, Any]) -> Any:

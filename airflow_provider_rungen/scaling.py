@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from airflow_provider_rungen.api import (
     PATIENCE,
     Flow,
+    Refusals,
     Sleep,
     delete_app,
     get_app,
-    may_pass,
     pause_after,
     scale_app,
 )
@@ -25,6 +25,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
 )
 from airflow_provider_rungen.models import App
+from airflow_provider_rungen.watch import FIRST_LOOK_TIME, LOOK_TIME, REFUSAL_PAUSE
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,23 @@ class Goal:
     app_id: str
     status: str = "RUNNING"
     active_workers: int | None = None
+    refusals: Refusals = field(default_factory=Refusals, repr=False)
     _shown: str = field(default="", repr=False)
     _was_there: bool = field(default=False, repr=False)
     _lowered: int = field(default=0, repr=False)
+
+    def outlast(self, error: RunGenError, now: float) -> None:
+        """
+        Go on in spite of an error that may pass, and log a refusal once.
+
+        :param now: the time (seconds since 1970).
+        :raises RunGenError: the error, if no waiting can change it.
+        """
+        is_new = not self.refusals.is_pending
+        if not self.refusals.may_pass(error, now):
+            raise error
+        if is_new and self.refusals.is_pending:
+            log.warning("%s; waiting goes on", str(error).rstrip("."))
 
     def look(self, app: App) -> bool:
         """
@@ -61,6 +76,7 @@ class Goal:
 
         :raises RunGenAppError: somebody took the workers away that are waited for.
         """
+        self.refusals.answered()
         shown = describe(app)
         if shown != self._shown:
             level = logging.INFO if app.status in _KNOWN else logging.WARNING
@@ -108,36 +124,49 @@ def wait_for_app(goal: Goal, *, poll_interval: float, deadline: float) -> Flow[A
     :raises RunGenAppTimeoutError: the deadline passed.
     :raises RunGenAppError: somebody took the workers away that are waited for.
     """
-    app = yield from _look_until(goal.app_id, goal.look, poll_interval=poll_interval, deadline=deadline)
+    app = yield from _look_until(
+        goal.app_id, goal.look, poll_interval=poll_interval, deadline=deadline, refusals=goal.refusals
+    )
     if app is None:
         raise goal.timeout_error()
     return app
 
 
 def _look_until(
-    app_id: str, is_over: Callable[[App], bool], *, poll_interval: float, deadline: float
+    app_id: str,
+    is_over: Callable[[App], bool],
+    *,
+    poll_interval: float,
+    deadline: float,
+    refusals: Refusals | None = None,
 ) -> Flow[App | None]:
     """Look at an app until something holds; ``None`` if it did not until the deadline."""
     now = yield Sleep(0)
-    failures = 0
+    refusals, is_one_look, failures = refusals or Refusals(), now >= deadline, 0
     while True:
-        is_last, begun_at, pause = now >= deadline, now, 0.0
+        left, begun_at, pause = deadline - now, now, 0.0
+        limit = min(LOOK_TIME, left if left >= 1 else FIRST_LOOK_TIME)
         try:
-            app = yield from get_app(app_id, attempts=1)
+            app = yield from get_app(app_id, attempts=1, timeout=limit)
+            refusals.answered()
             failures = 0
             if is_over(app):
                 return app
         except RunGenError as error:
-            if not may_pass(error):
+            if not refusals.may_pass(error, (yield Sleep(0))):
                 raise
             if not failures:
                 log.warning("%s; waiting goes on", str(error).rstrip("."))
             pause = pause_after(failures, error)
             failures += 1
-        if is_last:
-            return None
+        # a single look outlasts a refusal that may be a stray one; and none follows one that hung to the end
         now = yield Sleep(0)
-        now = yield Sleep(min(max(begun_at + poll_interval - now, pause), max(deadline - now, 0)))
+        if (left <= 0 and not (is_one_look and refusals.is_pending)) or (
+            failures and not is_one_look and now >= deadline
+        ):
+            return None
+        pause = max(begun_at + poll_interval - now, pause)
+        now = yield Sleep(min(pause, REFUSAL_PAUSE) if is_one_look else min(pause, max(deadline - now, 0)))
 
 
 # --- up and down -------------------------------------------------------------------------------------------
@@ -299,16 +328,19 @@ def remove_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[No
             yield Sleep(min(poll_interval, deadline - now))
 
 
-def raise_for_event(event: dict[str, Any]) -> None:
+def raise_for_event(event: Mapping[str, Any]) -> None:
     """
     Raise if the app did not get there in the triggerer.
 
     :raises RunGenAppTimeoutError: the deadline passed.
     :raises RunGenError: the trigger could not go on.
     """
-    if event["outcome"] == "timeout":
-        raise RunGenAppTimeoutError(event["message"], app_id=event["app_id"])
-    if event["outcome"] == "error":
-        failure = RunGenAppError(event["message"], app_id=event["app_id"])
-        failure.hopeless = event["hopeless"]
-        raise failure
+    app_id, outcome = event.get("app_id") or "", event.get("outcome")
+    if outcome == "there":
+        return
+    message = event.get("message") or f"The trigger gave an event that cannot be read ({outcome!r})"
+    if outcome == "timeout":
+        raise RunGenAppTimeoutError(message, app_id=app_id)
+    failure = RunGenAppError(message, app_id=app_id)
+    failure.hopeless = bool(event.get("hopeless"))
+    raise failure

@@ -191,6 +191,11 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
             self._finish(context, app_id, job_ids, jobs)
             return True
 
+    def _get_next_poke_interval(self, *args: Any, **kwargs: Any) -> float:
+        """Poke no sooner than the service asked for, in every mode."""
+        interval: float = super()._get_next_poke_interval(*args, **kwargs)
+        return max(interval, self._watch.not_before - time.time() if self._watch else 0.0)
+
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
         """Go on after the wait in the triggerer."""
         from airflow_provider_rungen.triggers import rendered_job_ids
@@ -200,7 +205,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
                 jobs = read_event(event)
             raise_for_jobs(jobs, event.get("count", 0))
             # what is rendered in the triggerer may be the text of a list
-            app_id = event["app_id"]
+            app_id = event.get("app_id") or hook.app_id_or_default(self.app_id)
             job_ids = event.get("job_ids") or job_ids_of(rendered_job_ids(self.job_id))
             self._read_schema()
             if self._schema is not None:

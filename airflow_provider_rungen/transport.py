@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import os
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from airflow_provider_rungen import __version__
-from airflow_provider_rungen.api import Flow, Request, Response, Sleep, T, Together
+from airflow_provider_rungen.api import PENDING, Flow, Pending, Request, Response, Sleep, T, Together
 from airflow_provider_rungen.exceptions import (
     RunGenConfigError,
     RunGenConnectionError,
@@ -29,10 +30,14 @@ if TYPE_CHECKING:
     import aiohttp
     import requests
 
+log = logging.getLogger(__name__)
+
 Send = Callable[[Request], Response]
 AsyncSend = Callable[[Request], Awaitable[Response]]
 Item = TypeVar("Item")
 MAX_IN_FLIGHT = 32
+# How many of them may be slow ones that nobody waits for any more.
+MAX_STRAGGLERS = 16
 _CHUNK = 64 * 1024
 _SHORTEST_SECRET = 8
 _TLS_NEVER_BEGAN = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "HANDSHAKE")
@@ -155,8 +160,14 @@ async def adrive(
     send: AsyncSend,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     clock: Callable[[], float] = time.time,
+    stragglers: set[asyncio.Task[Any]] | None = None,
 ) -> T:
-    """Perform a flow in an event loop."""
+    """
+    Perform a flow in an event loop.
+
+    :param stragglers: takes the flows that go on by themselves (`Together.patience`), for the caller to
+        cancel in the end; without it none goes on.
+    """
     step: Callable[[Any], Request | Sleep | Together[Any]] = flow.send
     value: Any = None
     while True:
@@ -170,7 +181,8 @@ async def adrive(
                     await sleep(action.seconds)
                 value = clock()
             elif isinstance(action, Together):
-                value = await asyncio.gather(*(_aoutcome(each, send, sleep, clock) for each in action.flows))
+                each = [_aoutcome(flow, send, sleep, clock) for flow in action.flows]
+                value = await _gather(each, action.patience, stragglers)
             else:
                 value = await send(action)
             step = flow.send
@@ -185,6 +197,35 @@ async def _aoutcome(
         return await adrive(flow, send, sleep, clock)
     except RunGenError as error:
         return error
+
+
+async def _gather(
+    flows: Sequence[Coroutine[Any, Any, T | RunGenError]],
+    patience: float | None,
+    stragglers: set[asyncio.Task[Any]] | None,
+) -> list[T | RunGenError | Pending]:
+    tasks = [asyncio.ensure_future(each) for each in flows]
+    slow: set[asyncio.Task[T | RunGenError]] = set()
+    try:
+        if tasks:
+            await asyncio.wait(tasks, timeout=patience)
+        if stragglers is not None:
+            slow.update([task for task in tasks if not task.done()][: MAX_STRAGGLERS - len(stragglers)])
+        return [task.result() if task.done() else PENDING for task in tasks]
+    finally:
+        for task in tasks:
+            if task not in slow and not task.cancel() and not task.cancelled():
+                task.exception()  # of several, one is raised
+        if stragglers is not None:
+            for task in slow:
+                stragglers.add(task)
+                task.add_done_callback(stragglers.discard)
+                task.add_done_callback(_log_failure)
+
+
+def _log_failure(straggler: asyncio.Task[Any]) -> None:
+    if not straggler.cancelled() and (error := straggler.exception()):
+        log.error("A request that took long ended with an error", exc_info=error)
 
 
 async def side_by_side(

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,12 @@ from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_provider_rungen import api, metrics
-from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
+    RunGenAppTimeoutError,
+    RunGenError,
+    RunGenJobTimeoutError,
+)
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, app_url, job_url
 from airflow_provider_rungen.models import JobStatus, clean_text
@@ -32,8 +37,17 @@ log = logging.getLogger(__name__)
 # Airflow loses a deferred task whose trigger fires while the deferring process is still going down
 # (apache/airflow #72716, #71580).
 SETTLING_TIME = 6.0
-# Airflow gives on_kill 30 s.
+# Airflow gives on_kill 30 s. In the first part of it, the next attempt may take up the jobs of this one.
+TAKE_UP_TIME = 8.0
 CANCEL_TIME = 20.0
+# The states of a task that no attempt follows. One that was cleared has none at first.
+_ENDED = (
+    TaskInstanceState.SUCCESS,
+    TaskInstanceState.FAILED,
+    TaskInstanceState.SKIPPED,
+    TaskInstanceState.UPSTREAM_FAILED,
+    TaskInstanceState.REMOVED,
+)
 # Airflow logs events: of more jobs, ids and errors are left out, and fetched again on the worker.
 FEW = 100
 _kills: set[asyncio.Task[None]] = set()
@@ -45,6 +59,15 @@ class RunGenTrigger(BaseTrigger):
     rungen_conn_id: str
     app_id: str | None
     deferred_at: float
+
+    def _start(self, unknown: Mapping[str, Any]) -> None:
+        """Begin as a trigger does; note what another version of the package kept for it in the database."""
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+        if unknown:
+            log.warning(
+                "%s ignores %s, which another version of airflow-provider-rungen kept for it",
+                *(type(self).__name__, ", ".join(sorted(unknown))),
+            )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         try:
@@ -64,6 +87,8 @@ class RunGenTrigger(BaseTrigger):
             event |= {"outcome": "timeout", "message": str(error)}
         except RunGenError as error:
             event |= {"outcome": "error", "message": str(error), "hopeless": error.hopeless}
+            if isinstance(error, RunGenAPIError):
+                event["status_code"] = error.status_code
         except Exception as error:
             # a trigger that raises reaches the task as a bare TaskDeferralError
             log.exception("Waiting for RunGen failed")
@@ -102,18 +127,15 @@ class RunGenTrigger(BaseTrigger):
 
     async def _undo_if_killed(self) -> None:
         try:
-            # not asyncio.to_thread: Airflow 3.0 and 3.1 ask on this loop, which only asgiref finds there
-            state = await sync_to_async(_read_state, thread_sensitive=False)(self.task_instance)
+            state = await _ask_airflow(_read_state, self.task_instance)
         except Exception:
             log.exception("The state of the task is not known: RunGen is left as it is")
             return
-        if state == TaskInstanceState.DEFERRED:
-            log.info("The task is still deferred: RunGen is left as it is")
-            return
         async with asyncio.timeout(CANCEL_TIME), RunGenHook(self.rungen_conn_id) as hook:
-            await self._undo(hook)
+            await self._undo(hook, state)
 
-    async def _undo(self, hook: RunGenHook) -> None:
+    async def _undo(self, hook: RunGenHook, state: str | None) -> None:
+        """Undo what the state of the task makes useless."""
         raise NotImplementedError
 
 
@@ -132,25 +154,32 @@ class RunGenJobTrigger(RunGenTrigger):
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral, if a worker deferred the task.
     :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
+    :param not_before: the time (seconds since 1970) until which the service asked not to be asked.
     :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
+    :param on_clear: what becomes of the jobs of a task that is cleared: ``new`` cancels them, ``resume``
+        leaves those that the next attempt takes up.
     :param end_from_trigger: end the task here when all jobs completed.
+    :param unknown: what another version of the package kept in the database; it is ignored, and logged.
     """
 
     def __init__(
         self,
         *,
-        rungen_conn_id: str,
-        app_id: str | None,
-        job_id: Any,
-        poll_interval: float,
-        timeout: float = 0,
+        rungen_conn_id: str = RunGenHook.default_conn_name,
+        app_id: str | None = None,
+        job_id: Any = None,
+        poll_interval: float = 5,
+        timeout: float = 86400,
         deadline: float | None = None,
         deferred_at: float = 0,
         known_by: float = 0,
-        cancel_on_kill: bool,
+        not_before: float = 0,
+        cancel_on_kill: bool = False,
+        on_clear: str = "new",
         end_from_trigger: bool = False,
+        **unknown: Any,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+        self._start(unknown)
         self.rungen_conn_id = rungen_conn_id
         self.app_id = app_id
         self.job_id = job_id
@@ -159,7 +188,9 @@ class RunGenJobTrigger(RunGenTrigger):
         self.deadline = deadline
         self.deferred_at = deferred_at
         self.known_by = known_by
+        self.not_before = not_before
         self.cancel_on_kill = cancel_on_kill
+        self.on_clear = on_clear
         self.end_from_trigger = end_from_trigger
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -172,7 +203,9 @@ class RunGenJobTrigger(RunGenTrigger):
             "deadline": self.deadline,
             "deferred_at": self.deferred_at,
             "known_by": self.known_by,
+            "not_before": self.not_before,
             "cancel_on_kill": self.cancel_on_kill,
+            "on_clear": self.on_clear,
             "end_from_trigger": self.end_from_trigger,
         }
 
@@ -185,10 +218,41 @@ class RunGenJobTrigger(RunGenTrigger):
     def _undoes(self) -> bool:
         return self.cancel_on_kill
 
-    async def _undo(self, hook: RunGenHook) -> None:
-        """Cancel the jobs."""
+    async def _undo(self, hook: RunGenHook, state: str | None) -> None:
+        """Cancel the jobs that no attempt of the task waits for."""
+        job_ids = rendered_job_ids(self.job_id)
+        kept = await self._kept(job_ids, state)
+        if kept:
+            log.info("RunGen jobs are left to the attempt that waits for them: %s", ", ".join(kept[:FEW]))
         app_id = await hook.aapp_id_or_default(self.app_id)
-        await side_by_side(partial(self._cancel, hook, app_id), rendered_job_ids(self.job_id))
+        rest = [job_id for job_id in job_ids if job_id not in set(kept)]
+        await side_by_side(partial(self._cancel, hook, app_id), rest)
+
+    async def _kept(self, job_ids: list[str], state: str | None) -> list[str]:
+        """
+        Give the jobs that this attempt, on another triggerer, or a later one goes on waiting for.
+
+        A task that is deferred may be so in its next attempt already, which has jobs of its own, or has taken
+        up these: it has pushed the ids of its jobs.
+        """
+        is_resumed = self.on_clear == "resume"
+        give_up_at = time.monotonic() + TAKE_UP_TIME
+        while state not in _ENDED:
+            try:
+                pushed = await _ask_airflow(pushed_job_ids, self.task_instance)
+            except Exception as error:
+                log.warning("The jobs of the task are not known (%s)", type(error).__name__)
+                pushed = None
+            if state == TaskInstanceState.DEFERRED or (is_resumed and pushed):
+                # a sensor pushes none: it waits for the jobs of others
+                return job_ids if pushed is None else [each for each in job_ids if each in pushed]
+            if not is_resumed:
+                return []
+            if time.monotonic() > give_up_at:
+                return job_ids
+            await asyncio.sleep(0.5)
+            state = await _ask_airflow(_read_state, self.task_instance)
+        return []
 
     async def _cancel(self, hook: RunGenHook, app_id: str, job_id: str) -> None:
         try:
@@ -222,7 +286,7 @@ class RunGenJobTrigger(RunGenTrigger):
         event |= {"job_ids": job_ids} if len(job_ids) <= FEW else {}
         hook = RunGenHook(self.rungen_conn_id)
         event["app_id"] = await hook.aapp_id_or_default(self.app_id)
-        if not self.deferred_at:  # no worker has seen the task yet
+        if not self.deferred_at:  # no worker has seen the task, and its connection, yet
             await self._link(await hook.asettings(), event["app_id"], job_ids)
         deadline = self.deadline
         if deadline is None:
@@ -235,6 +299,7 @@ class RunGenJobTrigger(RunGenTrigger):
                 poll_interval=self.poll_interval,
                 deadline=deadline,
                 known_by=self.known_by,
+                not_before=self.not_before,
             )
         unsuccessful = [
             {"id": job.id, "status": job.status.value, "error": job.error}
@@ -259,21 +324,23 @@ class RunGenAppTrigger(RunGenTrigger):
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral.
     :param raised: what to lower again when a user marks or clears the task, as `scaling.Raised.to_json`.
+    :param unknown: what another version of the package kept in the database; it is ignored, and logged.
     """
 
     def __init__(
         self,
         *,
-        rungen_conn_id: str,
-        app_id: str,
-        status: str,
+        rungen_conn_id: str = RunGenHook.default_conn_name,
+        app_id: str = "",
+        status: str = "RUNNING",
         active_workers: int | None = None,
-        poll_interval: float,
-        deadline: float,
-        deferred_at: float,
+        poll_interval: float = 5,
+        deadline: float = 0,
+        deferred_at: float = 0,
         raised: dict[str, Any] | None = None,
+        **unknown: Any,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+        self._start(unknown)
         self.rungen_conn_id = rungen_conn_id
         self.app_id = app_id
         self.status = status
@@ -305,10 +372,14 @@ class RunGenAppTrigger(RunGenTrigger):
     def _undoes(self) -> bool:
         return self.raised is not None
 
-    async def _undo(self, hook: RunGenHook) -> None:
+    async def _undo(self, hook: RunGenHook, state: str | None) -> None:
         """Lower the app."""
         raised = Raised.from_json(self.raised)
-        assert raised is not None  # noqa: S101 - for the type checker; there is something to undo
+        if raised is None:
+            return
+        if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
+            log.info("RunGen app %s is left to the attempt that waits for it", raised.app_id)
+            return
         await hook.asettings()
         within = CANCEL_TIME * 0.8
         flow = lower_app(raised, patience=within / 4)
@@ -330,6 +401,24 @@ def rendered_job_ids(job_id: Any) -> list[str]:
         return [job_id]
     ids = list(job_id)
     return [each for each in ids if each is not None] or [""] * len(ids)
+
+
+async def _ask_airflow(question: Callable[[Any], Any], ti: Any) -> Any:
+    # not asyncio.to_thread: Airflow 3.0 and 3.1 ask on this loop, which only asgiref finds there
+    return await sync_to_async(question, thread_sensitive=False)(ti)
+
+
+def pushed_job_ids(ti: Any) -> set[str] | None:
+    """Give the ids of the jobs that the latest attempt of a task has pushed; ``None`` when it has not yet."""
+    from airflow.providers.common.compat.sdk import XCom
+
+    for key in ("job_id", "job_ids"):
+        found = XCom.get_one(
+            key=key, dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index
+        )
+        if found is not None:
+            return {found} if isinstance(found, str) else {each for each in found if each}
+    return None
 
 
 def _read_state(ti: Any) -> str | None:

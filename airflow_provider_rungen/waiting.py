@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,8 +13,10 @@ from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 from airflow_provider_rungen import api, metrics
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
     RunGenConflictError,
     RunGenError,
+    RunGenForbiddenError,
     RunGenInputError,
     RunGenJobCanceledError,
     RunGenJobError,
@@ -26,7 +28,17 @@ from airflow_provider_rungen.lineage import Done, lineage_of
 from airflow_provider_rungen.links import JOB_AND_APP
 from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.task import RunGenTask, kill_time
-from airflow_provider_rungen.watch import HANDFUL, Watch, as_it_is, log_line, say_less, wait_for_jobs
+from airflow_provider_rungen.watch import (
+    HANDFUL,
+    Watch,
+    as_it_is,
+    log_line,
+    look_once,
+    say_less,
+    timeout_error,
+    wait_for_jobs,
+    without_contents,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -116,7 +128,12 @@ class JobWaiter(RunGenTask):
         self._jobs = (app_id, job_ids)
         is_wide = len(job_ids) > HANDFUL
         perform = hook.perform_wide if is_wide else hook.perform
-        watch = Watch(app_id, say_less if is_wide else log_line, take=metrics.counting(take))
+        watch = Watch(
+            app_id,
+            say_less if is_wide else log_line,
+            take=metrics.counting(take),
+            is_lean=take is without_contents,
+        )
         self._over = watch.over
         if not self.deferrable:
             return perform(
@@ -131,23 +148,33 @@ class JobWaiter(RunGenTask):
             )
         defer_at = min(time.time() + self.defer_after, deadline)
         pause = BRISKLY
+        for job_id in job_ids:
+            api.seg(job_id, "job_id")
         watch.add(job_ids, time.time(), known_by)
         while True:
-            is_last = watch.is_fresh = time.time() >= deadline  # the last look trusts no counters
-            try:
-                # one look: the deadline is in the past
-                return perform(wait_for_jobs(app_id, job_ids, poll_interval=pause, deadline=0, watch=watch))
-            except RunGenJobTimeoutError:
-                if is_last:
-                    raise
+            left = deadline - time.time()
+            look = look_once(watch, job_ids, poll_interval=pause, left=left, is_full=left <= 0)
+            jobs = perform(look)
+            if jobs is not None:
+                return jobs
+            if left <= 0:
+                raise timeout_error(watch, job_ids)
             now = time.time()
             if defer_at <= now < deadline:
                 if end := self._can_end_from_trigger():
                     hand_over()
                 known_by = 0.0 if watch.has_seen_all else known_by
-                self._defer(app_id, job_ids, poll_interval, deadline, known_by, end=end)
+                self._defer(
+                    app_id,
+                    job_ids,
+                    poll_interval,
+                    deadline,
+                    known_by=known_by,
+                    not_before=watch.not_before,
+                    end=end,
+                )
             self._check_killed()
-            time.sleep(min(pause, max(defer_at - now, 0)))
+            time.sleep(min(max(pause, watch.not_before - now), max(defer_at - now, 0)))
             pause = min(pause * 1.5, poll_interval)
 
     def _can_end_from_trigger(self) -> bool:
@@ -162,8 +189,9 @@ class JobWaiter(RunGenTask):
         job_ids: list[str],
         poll_interval: float,
         deadline: float,
-        known_by: float,
         *,
+        known_by: float,
+        not_before: float,
         end: bool,
     ) -> NoReturn:
         from airflow_provider_rungen.triggers import RunGenJobTrigger
@@ -179,6 +207,7 @@ class JobWaiter(RunGenTask):
                 deadline=deadline,
                 deferred_at=now,
                 known_by=known_by,
+                not_before=not_before,
                 cancel_on_kill=self.cancel_on_kill,
                 end_from_trigger=end,
             ),
@@ -205,25 +234,41 @@ class JobWaiter(RunGenTask):
         return lineage_of(self._done, self._hook.settings.base_url)
 
 
-def read_event(event: dict[str, Any]) -> list[Job]:
+def read_event(event: Mapping[str, Any]) -> list[Job]:
     """
-    Give the jobs that did not complete.
+    Give the jobs that did not complete; another version of the package may have written the event.
 
     :raises RunGenJobTimeoutError: the deadline passed.
+    :raises RunGenForbiddenError: RunGen refuses the API key.
     :raises RunGenError: the trigger could not go on.
     """
-    app_id = event["app_id"]
-    if event["outcome"] == "over":
+    app_id, outcome = event.get("app_id") or "", event.get("outcome")
+    if outcome == "over":
         return [
-            Job(id=job["id"], app_id=app_id, status=JobStatus(job["status"]), error=job["error"])
-            for job in event["unsuccessful"]
+            Job(
+                id=job["id"],
+                app_id=app_id,
+                status=JobStatus(job["status"]),
+                error=job.get("error") or "",
+            )
+            for job in event.get("unsuccessful") or ()
         ]
-    if event["outcome"] == "timeout":
-        job_id = next(iter(event.get("job_ids", ())), "")
-        raise RunGenJobTimeoutError(event["message"], app_id=app_id, job_id=job_id)
-    failure = RunGenError(event["message"])
-    failure.hopeless = event["hopeless"]
-    raise failure
+    message = event.get("message") or f"The trigger gave an event that cannot be read ({outcome!r})"
+    if outcome == "timeout":
+        job_id = next(iter(event.get("job_ids") or ()), "")
+        raise RunGenJobTimeoutError(message, app_id=app_id, job_id=job_id)
+    raise failure_in_event(message, event)
+
+
+def failure_in_event(message: str, event: Mapping[str, Any]) -> RunGenError:
+    """Give the error that ended the wait in the triggerer."""
+    code = event.get("status_code")
+    failure = RunGenError(message)
+    if isinstance(code, int):
+        kind = RunGenForbiddenError if code in (401, 403) else RunGenAPIError
+        failure = kind(message, status_code=code)
+    failure.hopeless = bool(event.get("hopeless"))
+    return failure
 
 
 def raise_for_jobs(jobs: Iterable[Job], count: int = 0, schema: Schema | None = None) -> None:

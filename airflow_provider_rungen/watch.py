@@ -14,9 +14,21 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from airflow_provider_rungen.api import Flow, Sleep, Together, get_app, get_job, may_pass, pause_after, seg
+from airflow_provider_rungen.api import (
+    Flow,
+    Pending,
+    Refusals,
+    Sleep,
+    Together,
+    get_app,
+    get_job,
+    may_pass,
+    pause_after,
+    seg,
+)
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
+    RunGenConfigError,
     RunGenError,
     RunGenJobTimeoutError,
     RunGenNotFoundError,
@@ -43,6 +55,15 @@ LAG = 15.0
 STRIKES = 3
 # Beginning more looks in one go would hold up an event loop.
 MOST_AT_ONCE = 256
+# Seconds that a look may take. What does not answer is asked again apart from the others, and for longer.
+LOOK_TIME = 15.0
+# Seconds that a look at the deadline may take: the first at all, and any other.
+FIRST_LOOK_TIME = 10.0
+LAST_LOOK_TIME = 2.0
+# How many jobs that did not answer are asked again in a round.
+APART = 8
+# Seconds between two looks while it is not known whether a refusal lasts.
+REFUSAL_PAUSE = 5.0
 _COUNTERS = "the counters"
 
 
@@ -67,11 +88,21 @@ def log_line(level: int, line: str, job_id: str | None) -> None:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A job that is waited for: when it was last looked at, what was seen, and when it has to be known."""
+    """
+    A job that is waited for.
+
+    :param looked_at: when it was last seen.
+    :param known_by: when the service has to know it.
+    :param job: what was seen.
+    :param failures: how many looks in a row were not answered.
+    :param not_before: when it may be asked for again: after what the service asked to wait, for one.
+    """
 
     looked_at: float
     known_by: float = 0.0
     job: Job | None = None
+    failures: int = 0
+    not_before: float = 0.0
 
 
 @dataclass(slots=True)
@@ -170,11 +201,17 @@ class Watch:
     """
     The jobs of one app that are waited for, and what is known of them.
 
+    A job that does not answer, or asks to be left alone for a while, holds up no other: each look is noted
+    when its answer comes, and what takes long goes on by itself.
+
     :param app_id: the app.
     :param say: where to say what happens.
     :param over: the jobs that are over, until they are forgotten.
     :param is_fresh: whether there was no round yet.
     :param take: what to keep of a job that is over, at once; what it raises is the error of that job.
+    :param is_lean: whether to do without inputs and results.
+    :param is_shared: whether several wait for its jobs, so that no look may hold up another.
+    :param on_news: called when a job is over, or has an error that no waiting can change.
     :param app: what the service said of the app in the last round, or why it did not, if it was asked.
     """
 
@@ -183,13 +220,31 @@ class Watch:
     over: dict[str, Job] = field(default_factory=dict)
     is_fresh: bool = True
     take: Callable[[Job], Job] = as_it_is
+    is_lean: bool = False
+    is_shared: bool = False
+    on_news: Callable[[], None] = lambda: None
     app: App | RunGenError | None = None
     _waiting: dict[str, _Waiting] = field(default_factory=dict)
-    # what did not answer when it was last asked
+    # the errors that no waiting can change, until they are taken
+    _errors: dict[str, RunGenError] = field(default_factory=dict)
+    _refusals: Refusals = field(default_factory=Refusals)
+    # what was asked and has not answered yet; what did not answer when it was last asked
+    _under_way: set[str] = field(default_factory=set)
     _silent: set[str] = field(default_factory=set)
-    # looks in a row of which none was answered, and the last failure of the round
+    _is_silence_told: bool = False
+    # rounds in a row in which no look was answered, and the last failure of the round
     _failures: int = 0
     _last_failure: RunGenError | None = None
+    # seconds to leave the service alone after the last round, and until when
+    _pause: float = 0.0
+    _quiet_until: float = 0.0
+    _app_failures: int = 0
+    _app_not_before: float = 0.0
+    # seconds that a look may take at most, and that a round waits for the slowest
+    _longest_look: float = math.inf
+    _patience: float | None = None
+    # how many jobs were found to be over
+    _found: int = 0
     _books: _Books = field(default_factory=_Books)
     _absent: int = 0
     _passed: int = FIRST_SHARE
@@ -207,15 +262,41 @@ class Watch:
         """Whether the service has told of every job that is waited for."""
         return all(entry.job is not None for entry in self._waiting.values())
 
-    def add(self, job_ids: Iterable[str], now: float, known_by: float = 0.0) -> None:
+    @property
+    def is_refused(self) -> bool:
+        """Whether the service refuses to answer, and it is too early to know whether it goes on."""
+        return self._refusals.is_pending
+
+    @property
+    def last_failure(self) -> RunGenError | None:
+        """Why the last round was not answered in whole, if it was not."""
+        return self._last_failure
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether any job that is waited for answered when it was last asked, or was not asked yet."""
+        return any(job_id not in self._silent for job_id in self._waiting)
+
+    def is_under_way(self, job_ids: Iterable[str]) -> bool:
+        """Return whether one of these jobs was asked for and has not answered yet."""
+        return not self._under_way.isdisjoint(job_ids)
+
+    @property
+    def not_before(self) -> float:
+        """The time (seconds since 1970) until which the service asked to be left alone, 0 for none."""
+        soonest = min((entry.not_before for entry in self._waiting.values()), default=0.0)
+        return max(self._quiet_until, soonest)
+
+    def add(self, job_ids: Iterable[str], now: float, known_by: float = 0.0, not_before: float = 0.0) -> None:
         """
         Wait for these, too; order is age.
 
         :param known_by: the time (seconds since 1970) until which the service may not know them yet.
+        :param not_before: the time (seconds since 1970) until which the service asked not to be asked.
         """
         for job_id in job_ids:
             if job_id not in self._waiting and job_id not in self.over:
-                self._waiting[job_id] = _Waiting(now, known_by)
+                self._waiting[job_id] = _Waiting(now, known_by, not_before=not_before)
                 self._books.add()
 
     def forget(self, job_ids: Iterable[str]) -> None:
@@ -223,87 +304,152 @@ class Watch:
         for job_id in job_ids:
             self._waiting.pop(job_id, None)
             self.over.pop(job_id, None)
+            self._errors.pop(job_id, None)
             self._silent.discard(job_id)
 
     def pause(self) -> float:
-        """Give the seconds to leave the service alone after the last round: some if it failed."""
-        if self._last_failure is None:
-            return 0.0
-        return pause_after(max(self._failures - 1, 0), self._last_failure)
+        """Give the seconds to leave the service alone after the last round: some if nothing answered."""
+        return self._pause
 
-    def round(self, poll_interval: float, urgent: Collection[str] = ()) -> Flow[dict[str, RunGenError]]:
+    def take_errors(self) -> dict[str, RunGenError]:
+        """Give the errors that no waiting can change, by job, once each."""
+        errors, self._errors = self._errors, {}
+        return errors
+
+    def round(self, poll_interval: float, left: float = math.inf) -> Flow[dict[str, RunGenError]]:
         """
         Look once at what is worth a look; the jobs found to be over go to ``over``.
 
         :param poll_interval: seconds to the next round.
-        :param urgent: jobs to look at in any case.
+        :param left: seconds to the deadline.
         :return: the errors that no waiting can change, by job.
         """
         now = yield Sleep(0)
+        if not self._is_quiet(now):
+            self._begin(poll_interval, left)
+            yield from self._round(poll_interval, now)
+            yield from self._end()
+        return self.take_errors()
+
+    def look(
+        self, job_ids: Collection[str], poll_interval: float, left: float = 0.0
+    ) -> Flow[dict[str, RunGenError]]:
+        """
+        Look at these jobs, whatever the counters say, as long as any answer comes.
+
+        :param poll_interval: seconds to the next round.
+        :param left: seconds to the deadline.
+        :return: the errors that no waiting can change, by job.
+        """
+        now = yield Sleep(0)
+        if not self._is_quiet(now):
+            self._begin(poll_interval, left)
+            wanted = set(job_ids)
+            yield from self._look([job_id for job_id in self._due(now) if job_id in wanted])
+            yield from self._end()
+        return self.take_errors()
+
+    def _is_quiet(self, now: float) -> bool:
+        """Return whether the service is to be left alone; a pause is measured in fractions, too."""
+        return now < self._quiet_until - 0.001
+
+    def _begin(self, poll_interval: float, left: float) -> None:
+        self._longest_look = left if left >= 1 else FIRST_LOOK_TIME if self.is_fresh else LAST_LOOK_TIME
+        if self.is_shared:
+            self._patience = min(max(poll_interval, 1.0), 10.0)
         self.is_fresh, self._last_failure, self.app = False, None, None
-        asked = list(self._waiting)  # as of before the question, so that the counters know them all
-        if self._failures and asked:  # one question is enough to know whether the outage is over
-            errors = yield from self._look([asked[self._failures % len(asked)]], now)
-            if self._failures or errors:
-                return errors
-            asked = list(self._waiting)
-        if len(asked) <= HANDFUL or not self.trusts_counters:
-            return (yield from self._look(asked, now))
-        was_silent = _COUNTERS in self._silent
+
+    def _end(self) -> Flow[None]:
+        """Note for how long the service is to be left alone."""
+        self._pause = 0.0
+        if self._failures and self._last_failure is not None:
+            self._pause = pause_after(self._failures - 1, self._last_failure)
+        if self._pause and self.is_refused:
+            self._pause = min(self._pause, REFUSAL_PAUSE)
+        self._quiet_until = (yield Sleep(0)) + self._pause if self._pause else 0.0
+
+    def _due(self, now: float) -> list[str]:
+        """Give the jobs that may be asked for, oldest first."""
+        return [
+            job_id
+            for job_id, entry in self._waiting.items()
+            if job_id not in self._under_way and entry.not_before <= now + 0.001
+        ]
+
+    def _round(self, poll_interval: float, now: float) -> Flow[None]:
+        asked = self._due(now)  # as of before the question, so that the counters know them all
+        if self._failures:  # one question is enough to know whether the outage is over
+            yield from self._look([asked[self._failures % len(asked)]] if asked else [])
+            if self._failures:
+                return
+            asked = self._due((yield Sleep(0)))
+        apart = [job_id for job_id in asked if job_id in self._silent]
+        if len(apart) < len(asked):
+            asked = [job_id for job_id in asked if job_id not in self._silent]
+            yield from self._look_at_many(asked, poll_interval, now)
+            yield from self._look_apart(apart)
+        else:
+            yield from self._look_at_many(asked, poll_interval, now)
+
+    def _look_at_many(self, asked: list[str], poll_interval: float, now: float) -> Flow[None]:
+        if len(self._waiting) <= HANDFUL or not self.trusts_counters:
+            yield from self._look(asked)
+            return
+        known, was_silent = list(self._waiting), _COUNTERS in self._silent
         counters = yield from self._counters()
         if counters is not None:
-            return (yield from self._follow(asked, counters, poll_interval, urgent, now))
-        if _COUNTERS in self._silent and not was_silent:  # that may be an outage
-            return {}
-        errors = yield from self._look(asked[:1], now)
-        if not self._failures:
-            errors |= yield from self._look(asked[1:], now)
-        return errors
+            yield from self._follow(asked, known, counters, poll_interval, now)
+            return
+        yield from self._look(asked[:1])  # the counters alone may be silent, or all of the service
+        if not self._failures and (was_silent or _COUNTERS not in self._silent):
+            yield from self._look(asked[1:])
+
+    def _look_apart(self, job_ids: Sequence[str]) -> Flow[None]:
+        """Look at jobs that did not answer the last time, and wait for none of them."""
+        looks = [self._ask(job_id) for job_id in job_ids if job_id in self._waiting][:APART]
+        if looks:
+            yield Together(looks, patience=0 if self.is_shared else None)
 
     def _follow(
         self,
         asked: Sequence[str],
+        known: Sequence[str],
         counters: tuple[int, int],
         poll_interval: float,
-        urgent: Collection[str],
         now: float,
-    ) -> Flow[dict[str, RunGenError]]:
-        """Look at as many jobs as the counters ask for, and check the counters."""
+    ) -> Flow[None]:
+        """Look at as many jobs as the counters, which know those given, ask for, and check the counters."""
         books, lag = self._books, max(LAG, 2 * poll_interval)
         asked = [job_id for job_id in asked if job_id in self._waiting]
         strikes = books.strikes
-        missing = books.open(*counters, len(asked), now, lag)
+        missing = books.open(*counters, sum(job_id in self._waiting for job_id in known), now, lag)
         is_struck = books.strikes > strikes
         if is_struck:
             self._passed, self._check_at = 0, now
-        before = len(self.over)
+        before = self._found
         sample = self._sample(asked, max(SLOW_PACE, poll_interval), lag, now)
-        first = dict.fromkeys([*sample, *(job_id for job_id in asked if job_id in urgent)])
-        errors = yield from self._look(list(first), now)
+        yield from self._look(sample)
         if sample:
             # of many, some may have ended since the question; if not, that will be overdue before long
             is_passed = -books.owed <= len(sample) // 8
             self._passed += is_passed
             missing = missing if is_passed else len(asked)
-        # what does not answer comes last, or it would be all that is looked at
-        rest = sorted(
-            (job_id for job_id in asked if job_id in self._waiting and job_id not in first),
-            key=self._silent.__contains__,
-        )
-        looks, found = 0, len(self.over)
-        while rest and not self._failures and (left := missing - (len(self.over) - before)) > 0:
+        looked = set(sample)
+        rest = [job_id for job_id in asked if job_id in self._waiting and job_id not in looked]
+        looks, found = 0, self._found
+        while rest and not self._failures and (left := missing - (self._found - before)) > 0:
             # as many more as were looked at in vain: few if the jobs end in order, soon all if they do not
-            step = max(left, looks - (len(self.over) - found))
-            errors |= yield from self._look(rest[:step], now)
+            step = max(left, looks - (self._found - found))
+            yield from self._look(rest[:step])
             looks += len(rest[:step])
             rest = rest[step:]
         if self._last_failure is None:
-            books.close(len(self._waiting), is_swept=not rest)
-            if is_struck:  # all were looked at, and what was told of before says nothing any more
+            is_swept = not rest and not self._silent and not self._under_way
+            books.close(len(self._waiting), is_swept=is_swept)
+            if is_struck and is_swept:  # all were looked at: what was told of before says nothing any more
                 books.owed = books.overdue = 0
         if not self.trusts_counters:
             self._say_given_up("do not add up")
-        return errors
 
     def _sample(self, asked: Sequence[str], pace: float, lag: float, now: float) -> list[str]:
         """Give the jobs to look at to check the counters, if it is time to."""
@@ -326,7 +472,7 @@ class Watch:
     def _counters(self) -> Flow[tuple[int, int] | None]:
         """Ask for the counters: jobs that have ended, and jobs that are queued or running."""
         app = yield from self.look_at_app()
-        if isinstance(app, RunGenError) and may_pass(app):
+        if app is None or (isinstance(app, RunGenError) and _is_silence(app)):
             return None
         jobs = {} if isinstance(app, RunGenError) else app.jobs
         names = ("completed", "failed", "in_progress", "in_queue")
@@ -338,53 +484,106 @@ class Watch:
             self._say_given_up("are missing")
         return None
 
-    def look_at_app(self) -> Flow[App | RunGenError]:
-        """Ask for the app, and keep what was said in ``app``, too."""
-        try:
-            self.app = yield from get_app(self.app_id, attempts=1)
-        except RunGenError as error:
-            self.app = error
-        if isinstance(self.app, RunGenError) and may_pass(self.app):
-            self._note_silence([_COUNTERS], self.app)
-        else:
-            self._note_answers([_COUNTERS])
+    def look_at_app(self) -> Flow[App | RunGenError | None]:
+        """
+        Ask for the app, and keep what was said in ``app``, too.
+
+        :return: the app, or why it was not told; ``None`` when it does not answer, or is not to be asked yet.
+        """
+        now = yield Sleep(0)
+        self.app = None
+        if _COUNTERS in self._under_way or now < self._app_not_before - 0.001:
+            return None
+        [app] = yield Together([self._ask_for_app()], patience=self._patience)
+        if isinstance(app, Pending):
+            self._silent.add(_COUNTERS)
+            return None
+        self.app = app
         return self.app
 
-    def _look(self, job_ids: Sequence[str], now: float) -> Flow[dict[str, RunGenError]]:
-        """Look at these jobs, as long as any answer comes; give the errors that no waiting can change."""
-        errors: dict[str, RunGenError] = {}
+    def _ask_for_app(self) -> Flow[App]:
+        self._under_way.add(_COUNTERS)
+        try:
+            app = yield from get_app(self.app_id, attempts=1, timeout=self._limit(0), is_lean=True)
+        except RunGenError as error:
+            if _is_silence(error):
+                self._app_not_before = (yield Sleep(0)) + pause_after(self._app_failures, error)
+                self._app_failures += 1
+                self._note_silence(_COUNTERS, error)
+            else:
+                self._note_answers([_COUNTERS])
+            raise
+        finally:
+            self._under_way.discard(_COUNTERS)
+        self._app_failures, self._app_not_before = 0, 0.0
+        self._note_answers([_COUNTERS])
+        return app
+
+    def _look(self, job_ids: Sequence[str]) -> Flow[None]:
+        """Look at these jobs, as long as any answer comes."""
         for start in range(0, len(job_ids), MOST_AT_ONCE):
-            errors |= yield from self._look_at_once(job_ids[start : start + MOST_AT_ONCE], now)
+            yield from self._look_at_once(job_ids[start : start + MOST_AT_ONCE])
             if self._failures:
                 break
-        return errors
 
-    def _look_at_once(self, job_ids: Sequence[str], now: float) -> Flow[dict[str, RunGenError]]:
-        errors: dict[str, RunGenError] = {}
-        outcomes = yield Together([self._get(job_id) for job_id in job_ids])
-        failure: RunGenError | None = None
-        silent: list[str] = []
+    def _look_at_once(self, job_ids: Sequence[str]) -> Flow[None]:
+        job_ids = [job_id for job_id in job_ids if job_id in self._waiting]
+        looks = [self._ask(job_id) for job_id in job_ids]
+        if not looks:
+            return
+        outcomes: list[RunGenError | Pending | None] = yield Together(looks, patience=self._patience)
+        if None in outcomes:
+            return  # any answer ends an outage, when it comes
+        self._failures += 1
         for job_id, outcome in zip(job_ids, outcomes, strict=True):
-            if not isinstance(outcome, RunGenError):
-                self._note(outcome, now)
-            elif may_pass(outcome):
-                failure = outcome
-                silent.append(job_id)
-            elif not (isinstance(outcome, RunGenNotFoundError) and self._may_be_new(job_id, now)):
-                errors[job_id] = outcome
-        if len(silent) == len(job_ids):
-            self._failures += 1
-        else:
-            # after an outage, what did not answer then is no worse than the rest
-            self._note_answers(self._silent.copy() if self._failures else set(job_ids).difference(silent))
-            self._failures = 0
-        if failure is not None:
-            self._note_silence(silent, failure)
-        return errors
+            entry = self._waiting.get(job_id)
+            if entry is not None and not getattr(outcome, "retry_after", None):
+                entry.not_before = 0.0  # in an outage it is the whole app that is left alone
+        failures = [outcome for outcome in outcomes if isinstance(outcome, RunGenError)]
+        if failures:  # one that asks for a long pause may ask for itself alone
+            self._last_failure = min(failures, key=lambda error: getattr(error, "retry_after", None) or 0.0)
 
-    def _get(self, job_id: str) -> Flow[Job]:
-        job = yield from get_job(self.app_id, job_id, attempts=1)
-        return self.take(job) if job.is_terminal else job
+    def _ask(self, job_id: str) -> Flow[RunGenError | None]:
+        """Look at a job; give the failure if it may pass."""
+        outcome: Job | RunGenError
+        if (entry := self._waiting.get(job_id)) is None:
+            return None  # its last waiter left before it was its turn
+        timeout = self._limit(entry.failures)
+        self._under_way.add(job_id)
+        try:
+            job = yield from get_job(self.app_id, job_id, attempts=1, timeout=timeout, is_lean=self.is_lean)
+            outcome = self.take(job) if job.is_terminal else job
+        except RunGenError as error:
+            outcome = error
+        finally:
+            self._under_way.discard(job_id)
+        return self._note_outcome(job_id, outcome, (yield Sleep(0)))
+
+    def _limit(self, failures: int) -> float:
+        """Give the seconds that a look may take after so many that were not answered."""
+        return min(LOOK_TIME * 2.0 ** min(failures, 8), self._longest_look)
+
+    def _note_outcome(self, job_id: str, outcome: Job | RunGenError, now: float) -> RunGenError | None:
+        entry = self._waiting.get(job_id)
+        if isinstance(outcome, Job):
+            self._refusals.answered()
+        elif self._refusals.may_pass(outcome, now):
+            if entry is not None:
+                entry.not_before = now + pause_after(entry.failures, outcome)
+                entry.failures += 1
+                self._note_silence(job_id, outcome)
+            return outcome
+        # after an outage, what did not answer then is no worse than the rest
+        self._note_answers(self._silent.copy() if self._failures else [job_id])
+        self._failures = 0
+        if isinstance(outcome, Job):
+            self._note(outcome, now)
+        elif entry is not None:
+            is_new = isinstance(outcome, RunGenNotFoundError) and self._may_be_new(job_id, now)
+            if not is_new:
+                self._errors[job_id] = outcome
+                self.on_news()
+        return None
 
     def _may_be_new(self, job_id: str, now: float) -> bool:
         entry = self._waiting.get(job_id)
@@ -400,9 +599,15 @@ class Watch:
         before, entry.job, entry.looked_at = entry.job, replace(job, input=None), now
         if job.is_terminal:
             self.over[job.id] = job
+            self._found += 1
             del self._waiting[job.id]
             if job.status is not JobStatus.CANCELED:  # the service does not count these
                 self._books.find()
+        self._say_status(before, job)
+        if job.is_terminal:
+            self.on_news()
+
+    def _say_status(self, before: Job | None, job: Job) -> None:
         if before and before.status_word == job.status_word:
             return
         if not job.is_word_known:
@@ -412,17 +617,21 @@ class Watch:
         elif not before or before.status is not job.status:
             self.say(logging.INFO, f"RunGen job {job.id} is {job.status}", job.id)
 
-    def _note_silence(self, silent: Iterable[str], failure: RunGenError) -> None:
-        if not self._silent:
+    def _note_silence(self, silent: str, failure: RunGenError) -> None:
+        if not self._is_silence_told:
             self.say(logging.WARNING, f"{str(failure).rstrip('.')}; waiting goes on", None)
-        self._silent.update(silent)
+        self._is_silence_told = True
+        self._silent.add(silent)
         self._last_failure = failure
 
     def _note_answers(self, answered: Iterable[str]) -> None:
-        if self._silent:
-            self._silent.difference_update(answered)
-            if not self._silent:
-                self.say(logging.INFO, "RunGen answers again", None)
+        for job_id in answered:
+            if (entry := self._waiting.get(job_id)) is not None:
+                entry.failures = 0
+        self._silent.difference_update(answered)
+        if self._is_silence_told and not self._silent:
+            self._is_silence_told = False
+            self.say(logging.INFO, "RunGen answers again", None)
 
     def _say_given_up(self, reason: str) -> None:
         if not self._has_given_up:
@@ -458,27 +667,57 @@ def wait_for_jobs(
     is_last_look_full = watch is None or watch.is_fresh
     watch = watch or Watch(app_id, say_less if is_wide else log_line)
     now = yield Sleep(0)
+    is_one_look = deadline is not None and now >= deadline
     progress = Progress(len(job_ids), now)
     watch.add(job_ids, now, known_by)
     while True:
-        is_last = deadline is not None and now >= deadline
-        begun_at = now
-        errors = yield from watch.round(poll_interval, job_ids if is_last and is_last_look_full else ())
-        for job_id, error in errors.items():
-            if len(job_ids) == 1 or not concerns_one_job(error):
-                raise error
-            watch.forget([job_id])
-            watch.over[job_id] = failed_by(error, app_id, job_id)
-        waiting = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in watch.over]
-        if not waiting:
-            return [watch.over[job_id] for job_id in job_ids]
-        if is_last:
-            raise timeout_error(app_id, waiting)
+        begun_at, left = now, math.inf if deadline is None else deadline - now
+        is_last = left <= 0
+        is_full = is_last and is_last_look_full
+        jobs = yield from look_once(watch, job_ids, poll_interval=poll_interval, left=left, is_full=is_full)
+        if jobs is not None:
+            return jobs
         now = yield Sleep(0)
+        # a single look outlasts a refusal that may be a stray one; and none follows one that hung to the end
+        is_last = is_last and not (is_one_look and watch.is_refused)
+        if is_last or (not is_one_look and now - begun_at >= left and not watch.is_answered):
+            raise timeout_error(watch, job_ids)
         if is_wide and (line := progress.line(watch.over.values(), now)):
             log.info("%s", line)
         pause = max(begun_at + poll_interval - now, watch.pause())
-        now = yield Sleep(pause if deadline is None else min(pause, max(deadline - now, 0)))
+        if deadline is not None and not is_one_look:
+            pause = min(pause, max(deadline - now, 0))
+        now = yield Sleep(pause)
+
+
+def look_once(
+    watch: Watch, job_ids: Sequence[str], *, poll_interval: float, left: float, is_full: bool
+) -> Flow[list[Job] | None]:
+    """
+    Look once at jobs that are waited for; give them, in the order given, when all are over.
+
+    :param poll_interval: seconds to the next look.
+    :param left: seconds to the deadline.
+    :param is_full: whether to look at each, whatever the counters say.
+    :raises RunGenError: an error that no waiting can change.
+    """
+    if is_full:
+        errors = yield from watch.look(job_ids, poll_interval, left)
+    else:
+        errors = yield from watch.round(poll_interval, left)
+    for job_id, error in errors.items():
+        if len(job_ids) == 1 or not concerns_one_job(error):
+            raise error
+        watch.forget([job_id])
+        watch.over[job_id] = failed_by(error, watch.app_id, job_id)
+    if any(job_id not in watch.over for job_id in job_ids):
+        return None
+    return [watch.over[job_id] for job_id in job_ids]
+
+
+def _is_silence(error: RunGenError) -> bool:
+    """Return whether an error says nothing of what was asked for."""
+    return may_pass(error) or isinstance(error, RunGenConfigError)
 
 
 def concerns_one_job(error: RunGenError) -> bool:
@@ -504,11 +743,14 @@ def failed_by(error: RunGenError, app_id: str, job_id: str) -> Job:
     return Job(id=job_id, app_id=app_id, status=JobStatus.FAILED, error=str(error))
 
 
-def timeout_error(app_id: str, waiting: Sequence[str]) -> RunGenJobTimeoutError:
-    """Give the error that says that these jobs were not over in time."""
+def timeout_error(watch: Watch, job_ids: Iterable[str]) -> RunGenJobTimeoutError:
+    """Give the error that says that those of the jobs that are not over were not over in time."""
+    waiting = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in watch.over]
     more = f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
-    message = f"RunGen job {waiting[0]} of app {app_id}{more} was not over in time"
-    return RunGenJobTimeoutError(message, app_id=app_id, job_id=waiting[0])
+    message = f"RunGen job {waiting[0]} of app {watch.app_id}{more} was not over in time"
+    if watch.last_failure is not None:
+        message += f". The last time it was asked for: {str(watch.last_failure).rstrip('.')}"
+    return RunGenJobTimeoutError(message, app_id=watch.app_id, job_id=waiting[0])
 
 
 def say_less(level: int, line: str, job_id: str | None) -> None:

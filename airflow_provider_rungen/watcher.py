@@ -8,12 +8,13 @@ import contextvars
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from airflow_provider_rungen import metrics
-from airflow_provider_rungen.api import may_pass, seg
+from airflow_provider_rungen.api import Flow, seg
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.models import App, Job
@@ -30,8 +31,9 @@ from airflow_provider_rungen.watch import (
     without_contents,
 )
 
-# Seconds that a last look after the deadline may take.
+# Seconds that the last look at many jobs may take, and that a look that is under way at the deadline may.
 LAST_LOOK_TIME = 30.0
+LAST_ANSWER_TIME = 2.0
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
@@ -48,7 +50,11 @@ class _Waiter:
         """Whether there is too much to say of each job."""
         return False
 
-    def timeout_error(self) -> RunGenError:
+    def last_look(self, watch: Watch) -> Flow[Any]:
+        """Look once more, for the deadline may have passed while the triggerer was down."""
+        raise NotImplementedError
+
+    def timeout_error(self, watch: Watch) -> RunGenError:
         """Give the error that says what was not so in time."""
         raise NotImplementedError
 
@@ -59,7 +65,10 @@ class _AppWaiter(_Waiter):
 
     goal: Goal
 
-    def timeout_error(self) -> RunGenError:
+    def last_look(self, watch: Watch) -> Flow[Any]:
+        return watch.look_at_app()
+
+    def timeout_error(self, watch: Watch) -> RunGenError:
         return self.goal.timeout_error()
 
 
@@ -67,12 +76,14 @@ class _AppWaiter(_Waiter):
 class _JobWaiter(_Waiter):
     """Somebody who waits for jobs."""
 
-    app_id: str
     progress: Progress
     over: dict[str, Job] = field(default_factory=dict)
 
-    def timeout_error(self) -> RunGenError:
-        return timeout_error(self.app_id, list(self.waiting))
+    def last_look(self, watch: Watch) -> Flow[Any]:
+        return watch.look(self.waiting.copy(), self.poll_interval)
+
+    def timeout_error(self, watch: Watch) -> RunGenError:
+        return timeout_error(watch, self.waiting)
 
     @property
     def is_alone(self) -> bool:
@@ -89,11 +100,16 @@ class Watcher:
     def __init__(self, rungen_conn_id: str, app_id: str) -> None:
         self._key = (rungen_conn_id, app_id)
         self._hook = RunGenHook(rungen_conn_id)
-        self._watch = Watch(app_id, self._say, take=metrics.counting(without_contents))
+        self._watch = Watch(
+            app_id,
+            self._say,
+            take=metrics.counting(without_contents),
+            is_lean=True,
+            is_shared=True,
+            on_news=self._deliver,
+        )
         self._waiters: dict[str, set[_JobWaiter]] = defaultdict(set)
         self._app_waiters: set[_AppWaiter] = set()
-        # those whose deadline has passed, and who are owed a last look
-        self._late: set[_Waiter] = set()
         self._interval = 0.0
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -101,7 +117,13 @@ class Watcher:
         self.is_closed = False
 
     async def wait(
-        self, job_ids: Iterable[str], *, poll_interval: float, deadline: float, known_by: float = 0.0
+        self,
+        job_ids: Iterable[str],
+        *,
+        poll_interval: float,
+        deadline: float,
+        known_by: float = 0.0,
+        not_before: float = 0.0,
     ) -> list[Job]:
         """
         Wait until every job is over, however it ended; return the jobs, without results, in the order given.
@@ -109,6 +131,7 @@ class Watcher:
         :param poll_interval: seconds between two looks.
         :param deadline: the time (seconds since 1970) to stop waiting at.
         :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
+        :param not_before: the time (seconds since 1970) until which the service asked not to be asked.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change.
         """
@@ -119,12 +142,10 @@ class Watcher:
             return []
         progress = Progress(len(set(job_ids)), time.monotonic())
         waiting = dict.fromkeys(job_ids)
-        waiter = _JobWaiter(
-            app_id=self._watch.app_id, waiting=waiting, poll_interval=poll_interval, progress=progress
-        )
+        waiter = _JobWaiter(waiting=waiting, poll_interval=poll_interval, progress=progress)
         for job_id in job_ids:
             self._waiters[job_id].add(waiter)
-        self._watch.add(job_ids, time.time(), known_by)
+        self._watch.add(job_ids, time.time(), known_by, not_before)
         await self._until_done(waiter, deadline)
         return [waiter.over[job_id] for job_id in job_ids]
 
@@ -150,19 +171,30 @@ class Watcher:
         try:
             await asyncio.wait([waiter.done], timeout=max(deadline - time.time(), 0))
             if not waiter.done.done():
-                # a last look: the deadline may have passed while the triggerer was down
-                self._late.add(waiter)
-                self._changed.set()
-                await asyncio.wait([waiter.done], timeout=LAST_LOOK_TIME)
+                await self._look_last(waiter)
             if not waiter.done.done():
-                raise waiter.timeout_error()
+                raise waiter.timeout_error(self._watch)
             waiter.done.result()
         finally:
             self._leave(waiter)
 
+    async def _look_last(self, waiter: _Waiter) -> None:
+        look = asyncio.ensure_future(self._hook.aperform(waiter.last_look(self._watch)))
+        try:
+            await asyncio.wait(
+                [look, waiter.done], timeout=LAST_LOOK_TIME, return_when=asyncio.FIRST_COMPLETED
+            )
+            if look.done() and not waiter.done.done():
+                look.result()
+                if isinstance(waiter, _AppWaiter):
+                    self._show(self._watch.app)
+                if self._watch.is_under_way(waiter.waiting):
+                    await asyncio.wait([waiter.done], timeout=LAST_ANSWER_TIME)
+        finally:
+            look.cancel()
+
     def _leave(self, waiter: _Waiter) -> None:
         waiter.done.cancel()
-        self._late.discard(waiter)
         if isinstance(waiter, _AppWaiter):
             self._app_waiters.discard(waiter)
         elif isinstance(waiter, _JobWaiter):
@@ -181,28 +213,12 @@ class Watcher:
 
     async def _run(self) -> None:
         try:
-            async with self._hook as hook:
-                # not for each who waits: they would overtake each other, and the oldest is looked at first
-                await asyncio.to_thread(metrics.prepare_in_triggerer)
-                while not self.is_closed:
-                    started = time.monotonic()
-                    self._interval = self._shortest_interval()
-                    late = self._late.copy()
-                    urgent: set[str] = set().union(*(waiter.waiting for waiter in late))
-                    self._deliver(await hook.aperform(self._watch.round(self._interval, urgent)))
-                    if self._app_waiters:
-                        app = self._watch.app  # the round asked, if it needed the counters
-                        if app is None:
-                            app = await hook.aperform(self._watch.look_at_app())
-                        self._show(app)
-                    self._let_go(late)
-                    self._say_progress()
-                    _tell_size()
-                    self.is_closed = not self._everyone()
-                    await self._sleep(started, time.monotonic() + self._watch.pause())
-        except Exception as error:
-            for waiter in self._everyone():
-                _fail(waiter, error)
+            async with self._hook:
+                try:
+                    await self._poll()
+                except Exception as error:
+                    for waiter in self._everyone():
+                        _fail(waiter, error)
         finally:
             self.is_closed = True
             watchers = _watchers.get(asyncio.get_running_loop(), {})
@@ -210,12 +226,29 @@ class Watcher:
                 del watchers[self._key]
             _tell_size()
 
+    async def _poll(self) -> None:
+        # not for each who waits: they would overtake each other, and the oldest is looked at first
+        await asyncio.to_thread(metrics.prepare_in_triggerer)
+        while not self.is_closed:
+            started = time.monotonic()
+            self._interval = self._shortest_interval()
+            await self._hook.aperform(self._watch.round(self._interval))
+            self._deliver()
+            if self._app_waiters:
+                app = self._watch.app  # the round asked, if it needed the counters
+                if app is None:
+                    app = await self._hook.aperform(self._watch.look_at_app())
+                self._show(app)
+            self._say_progress()
+            _tell_size()
+            self.is_closed = not self._everyone()
+            await self._sleep(started, time.monotonic() + self._watch.pause())
+
     async def _sleep(self, started: float, not_before: float) -> None:
         """Sleep until the next look is due, which a new waiter or a deadline may bring forward."""
         while not self.is_closed:
             self._interval = self._shortest_interval()
-            due = started if self._late else started + self._interval
-            left = max(due, not_before) - time.monotonic()
+            left = max(started + self._interval, not_before) - time.monotonic()
             if left <= 0:
                 return
             self._changed.clear()
@@ -229,21 +262,22 @@ class Watcher:
     def _everyone(self) -> set[_Waiter]:
         return set().union(self._app_waiters, *self._waiters.values())
 
-    def _show(self, app: App | RunGenError) -> None:
-        """Show what was said of the app to those who wait for it."""
+    def _show(self, app: App | RunGenError | None) -> None:
+        """Show what was said of the app, if anything, to those who wait for it."""
         for waiter in self._app_waiters:
             try:
                 if isinstance(app, RunGenError):
-                    if not may_pass(app):
-                        raise app
-                elif waiter.context.run(waiter.goal.look, app) and not waiter.done.done():
+                    waiter.context.run(waiter.goal.outlast, app, time.time())
+                    continue
+                if app is not None and waiter.context.run(waiter.goal.look, app) and not waiter.done.done():
                     waiter.done.set_result(None)
             except RunGenError as error:
                 _fail(waiter, error)
 
-    def _deliver(self, errors: Mapping[str, RunGenError]) -> None:
+    def _deliver(self) -> None:
+        """Hand what has come to those who wait for it."""
         over = dict(self._watch.over)
-        for job_id, error in errors.items():
+        for job_id, error in self._watch.take_errors().items():
             waiters = self._waiters.get(job_id, set())
             hit = {waiter for waiter in waiters if waiter.is_alone or not concerns_one_job(error)}
             for waiter in hit:
@@ -257,13 +291,6 @@ class Watcher:
                 if not waiter.waiting and not waiter.done.done():
                     waiter.done.set_result(None)
         self._watch.forget(over)
-
-    def _let_go(self, late: Iterable[_Waiter]) -> None:
-        """End the wait of those who have had their last look."""
-        for waiter in late:
-            self._late.discard(waiter)
-            if not waiter.done.done():
-                _fail(waiter, waiter.timeout_error())
 
     def _say_progress(self) -> None:
         for waiter in set().union(*self._waiters.values()):

@@ -460,3 +460,35 @@ def test_clean_text_is_quick_on_hostile_text() -> None:
 @given(_json)
 def test_error_text_takes_any_json(value: Any) -> None:
     assert error_text(value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"id": "job-b", "status": "COMPLETED"},
+        {"data": {"job_id": "job-b", "status": "COMPLETED"}},
+        {"data": {"id": "job-a", "app_id": "another-app", "status": "COMPLETED"}},
+        {"id": 7, "status": "COMPLETED"},
+    ],
+)
+def test_an_answer_about_another_job_or_app_is_not_taken_for_ours(body: Any) -> None:
+    with pytest.raises(RunGenResponseError, match="its answer is about"):
+        Job.from_json(body, app_id="app", job_id="job-a")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"status": "COMPLETED"},
+        {"id": "row 17", "job_id": "job-a", "status": "COMPLETED"},
+        {"id": " JOB-A ", "app_id": "App", "status": "COMPLETED"},
+    ],
+)
+def test_an_answer_that_names_the_job_or_none_is_ours(body: Any) -> None:
+    assert Job.from_json(body, app_id="app", job_id="job-a").id == "job-a"
+
+
+def test_an_answer_about_another_app_is_not_taken_for_ours() -> None:
+    with pytest.raises(RunGenResponseError, match="another-app"):
+        App.from_json({"data": {"id": "another-app", "status": "RUNNING"}}, app_id="app")
+    assert App.from_json({"data": {"status": "RUNNING"}}, app_id="app").id == "app"

@@ -292,7 +292,10 @@ def test_what_is_no_id_is_hopeless_and_sends_nothing(
 
 
 @MODES
-def test_a_refusal_is_hopeless(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
+def test_a_refusal_that_lasts_is_hopeless(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.api.REFUSAL_GRACE", 0.5)
     [job_id] = submitted(60)
     rungen_emulator.service.inject(Fault(on="get", status=403, skip=1, times=None))
     outcome = run_task(sensor(job_id, deferrable=deferrable), context)

@@ -113,7 +113,10 @@ def test_a_deadline_that_passed_while_the_triggerer_was_down_still_allows_a_look
 
 
 @pytest.mark.parametrize(("status", "hopeless"), [(403, True), (404, True), (410, True)])
-def test_a_refusal_is_an_event(rungen_emulator: Emulator, status: int, hopeless: bool) -> None:
+def test_a_refusal_that_lasts_is_an_event(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, status: int, hopeless: bool
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.api.REFUSAL_GRACE", 0.3)
     ids = submitted(60)
     rungen_emulator.service.inject(Fault(on="get", status=status, times=None))
     [event] = fire(trigger(ids))
@@ -122,17 +125,22 @@ def test_a_refusal_is_an_event(rungen_emulator: Emulator, status: int, hopeless:
     assert KEY not in json.dumps(event)
 
 
-def test_a_missing_connection_is_an_event(caplog: pytest.LogCaptureFixture) -> None:
-    [event] = fire(trigger(["j"], rungen_conn_id="no_such_connection"))
-    assert event["outcome"] == "error"
-    assert event["message"]
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_without_a_connection_a_trigger_that_begins_its_task_is_an_event(
+    monkeypatch: pytest.MonkeyPatch, is_missing: bool
+) -> None:
+    if not is_missing:
+        monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", '{"conn_type": "rungen", "extra": {"team": "x"}}')
+    conn_id = "no_such_connection" if is_missing else "rungen_default"
+    [event] = fire(trigger(["j"], rungen_conn_id=conn_id, deferred_at=0))
+    assert (event["outcome"], event["hopeless"]) == ("error", not is_missing)
+    assert f"'{conn_id}'" in event["message"]
 
 
-def test_a_wrong_connection_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", '{"conn_type": "rungen", "extra": {"team": "x"}}')
-    [event] = fire(trigger(["j"]))
-    assert (event["outcome"], event["hopeless"]) == ("error", True)
-    assert "'team'" in event["message"]
+def test_a_connection_that_is_missing_during_a_wait_is_waited_for_and_named_at_the_deadline() -> None:
+    [event] = fire(trigger(["j"], rungen_conn_id="no_such_connection", deadline=time.time() + 0.3))
+    assert event["outcome"] == "timeout"
+    assert "'no_such_connection' does not exist" in event["message"]
 
 
 def test_an_outage_is_no_event(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:

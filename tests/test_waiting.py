@@ -7,12 +7,18 @@ import time
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, Asset, BaseOperator, TaskDeferred
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    Asset,
+    BaseOperator,
+    TaskDeferred,
+)
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 from airflow.triggers.base import TaskSuccessEvent
 from conftest import FakeTaskInstance, run_task
 
-from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -148,3 +154,50 @@ def test_outlets_and_mapped_tasks_need_the_worker(
         deferred = deferral(op, context)
         assert "return_value" not in ti.xcoms
         assert first_event(deferred).payload["outcome"] == "over"
+
+
+def test_a_retry_after_holds_from_the_worker_into_the_triggerer(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    rungen_emulator.service.inject(Fault(on="get", status=503, headers={"Retry-After": "2"}))
+    op = RunGenRunJobOperator(
+        task_id="run", input=job_input(0), **WAITING | {"defer_after": 0.3}, durable=False
+    )
+    begun_at = time.monotonic()
+    outcome = run_task(op, context)
+    assert outcome.error is None
+    assert outcome.events, "it was deferred while the service had asked to be left alone"
+    assert time.monotonic() - begun_at >= 2
+    assert rungen_emulator.service.stats()["early_retries"] == 0
+    assert rungen_emulator.service.count("get") == 2
+
+
+@pytest.mark.parametrize("mode", ["poke", "reschedule"])
+def test_a_sensor_pokes_no_sooner_than_the_service_asked(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, mode: str
+) -> None:
+    with RunGenHook() as hook:
+        job = hook.run_job(input=job_input(0))
+    rungen_emulator.service.inject(Fault(on="get", status=429, headers={"Retry-After": "2"}))
+    op = RunGenJobSensor(task_id="wait", job_id=job.id, poke_interval=0.1, timeout=30, mode=mode)
+    if mode == "poke":
+        assert run_task(op, context).error is None
+    else:
+        ti.get_first_reschedule_date = lambda _: None  # type: ignore[attr-defined]
+        error: Any = run_task(op, context).error
+        assert type(error).__name__ == "AirflowRescheduleException"
+        assert 1 < error.reschedule_date.timestamp() - time.time() <= 2.5
+        time.sleep(max(error.reschedule_date.timestamp() - time.time(), 0))
+        assert run_task(op, context).error is None
+    assert rungen_emulator.service.stats()["early_retries"] == 0
+    assert rungen_emulator.service.count("get") == 2
+
+
+def test_a_wait_with_a_time_limit_is_over_in_time_though_the_service_hangs(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="get", kind="hang", times=None))
+    with RunGenHook() as hook:
+        job = hook.run_job(input=job_input(60))
+        begun_at = time.monotonic()
+        with pytest.raises(RunGenJobTimeoutError):
+            hook.wait_for_job(job_id=job.id, timeout=2)
+    assert time.monotonic() - begun_at < 4

@@ -593,11 +593,19 @@ def test_a_retry_after_is_waited_for() -> None:
     watch = Watch(APP)
     watch.add(world.runs, world.clock.now)
 
-    def busy(_: Request) -> Response:
+    sent: list[Request] = []
+
+    def busy(request: Request) -> Response:
+        sent.append(request)
         return Response(429, {"retry-after": "77"}, b"")
 
-    drive(watch.round(EVERY), busy, world.clock.sleep, world.clock.time)
+    for _ in range(3):  # the counters, then a job; after that the service is left alone
+        drive(watch.round(EVERY), busy, world.clock.sleep, world.clock.time)
+        world.clock.now += EVERY
+    assert len(sent) == 2
     assert watch.pause() >= 77
+    assert watch.not_before >= world.clock.now + 77 - 3 * EVERY
+    world.clock.now += 100
     drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
     assert watch.pause() == 0
 

@@ -23,7 +23,6 @@ from airflow_provider_rungen import watcher as watcher_module
 from airflow_provider_rungen.emulator import Emulator, Fault, Service
 from airflow_provider_rungen.exceptions import (
     RunGenAppTimeoutError,
-    RunGenConfigError,
     RunGenForbiddenError,
     RunGenInputError,
     RunGenJobTimeoutError,
@@ -447,6 +446,172 @@ def test_the_deadline_holds_in_an_outage_and_the_service_is_left_alone(
     assert stage.service.stats()["early_retries"] == 0
 
 
+# --- one task does not hurt another -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [3, 40], ids=["a handful", "by the counters"])
+def test_a_look_that_hangs_holds_up_nobody(stage: Stage, count: int) -> None:
+    stuck, *ids = stage.submit(count + 1)
+    stage.service.inject(Fault(on="get", kind="hang", job_id=stuck, times=None))
+
+    async def scene() -> None:
+        held, *tasks = [wait([job_id], every=1.0) for job_id in (stuck, *ids)]
+        await until(lambda: stage.looks() >= min(count, HANDFUL))
+        stage.pass_by(20)
+        begun_at = time.monotonic()
+        await asyncio.gather(*tasks)
+        assert time.monotonic() - begun_at < 5  # two polls, and a slow machine; a look may take 15 s
+        assert not held.done()
+        stage.service.clear_faults()
+
+    play(scene())
+
+
+def test_results_of_a_round_are_delivered_as_they_come(stage: Stage) -> None:
+    stuck, *ids = stage.submit(4, seconds=0)
+    stage.pass_by(20)
+    stage.service.inject(Fault(on="get", kind="hang", job_id=stuck, times=None))
+
+    async def scene() -> None:
+        held, *tasks = [wait([job_id], every=30.0) for job_id in (stuck, *ids)]
+        begun_at = time.monotonic()
+        await asyncio.gather(*tasks)  # while the first round still waits for the slowest
+        assert time.monotonic() - begun_at < 5
+        held.cancel()
+
+    play(scene())
+
+
+def test_a_job_that_answers_late_is_not_asked_again_meanwhile_and_is_delivered(stage: Stage) -> None:
+    slow, *ids = stage.submit(3, seconds=0)
+    stage.pass_by(20)
+    stage.emulator.drip_seconds = 0.005
+    stage.service.inject(Fault(on="get", kind="drip", job_id=slow))
+
+    async def scene() -> None:
+        late, *tasks = [wait([job_id], every=0.2) for job_id in (slow, *ids)]
+        await asyncio.gather(*tasks)
+        assert (await late)[0].id == slow
+        assert stage.service.count("get") == 3
+
+    play(scene())
+
+
+def test_a_retry_after_of_one_job_silences_that_job_alone(stage: Stage) -> None:
+    told, *ids = stage.submit(4)
+    stage.service.inject(Fault(on="get", status=503, job_id=told, headers={"Retry-After": "600"}, times=None))
+
+    async def scene() -> None:
+        left, *tasks = [wait([job_id]) for job_id in (told, *ids)]
+        await until(lambda: stage.service.count("get") >= 12)
+        stage.pass_by(20)
+        await asyncio.gather(*tasks)
+        assert not left.done()
+        left.cancel()
+
+    play(scene())
+    assert sum(record.path.endswith(told) for record in stage.service.records()) == 1
+
+
+def test_an_app_that_hangs_holds_up_nobody(stage: Stage) -> None:
+    ids = stage.submit(20)
+    stage.service.inject(Fault(on="get_app", kind="hang", times=None))
+
+    async def scene() -> None:
+        tasks = [wait([job_id], every=1.0) for job_id in ids]
+        app = asyncio.create_task(
+            watcher_of("rungen_default", APP).wait_for_app(
+                Goal(APP, "STOPPED"), poll_interval=1.0, deadline=time.time() + 600
+            )
+        )
+        await until(lambda: stage.service.count("get") >= 1)
+        stage.pass_by(20)
+        begun_at = time.monotonic()
+        await asyncio.gather(*tasks)
+        assert time.monotonic() - begun_at < 5
+        app.cancel()
+
+    play(scene())
+
+
+# --- a key that is replaced ---------------------------------------------------------------------------------
+
+
+def rotate(stage: Stage, monkeypatch: pytest.MonkeyPatch, *, is_told: bool) -> None:
+    """Revoke the key, and put the new one into the connection."""
+    stage.service.api_key = "another-emulator-key"
+    if is_told:
+        monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", stage.emulator.airflow_connection())
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_a_rotated_key_is_read_from_the_connection(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    ids = stage.submit(count)
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]
+        await until(lambda: stage.looks() >= 2)
+        rotate(stage, monkeypatch, is_told=True)
+        stage.pass_by(20)
+        late = wait(ids)  # one that joins after the rotation
+        for job_id, [job] in zip(ids, await asyncio.gather(*tasks), strict=True):
+            assert (job.id, job.status) == (job_id, "COMPLETED")
+        assert len(await late) == count
+
+    play(scene())
+    assert len(stage.lookups) <= 3
+
+
+def test_a_key_that_is_replaced_after_it_was_revoked_is_waited_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.hooks.LOOK_UP_EVERY", 0.0)
+    monkeypatch.setattr("airflow_provider_rungen.api.BACKOFF", 0.02)
+    ids = stage.submit(3)
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]
+        await until(lambda: stage.service.count("get") >= 3)
+        rotate(stage, monkeypatch, is_told=False)
+        looks = stage.looks()
+        await until(lambda: stage.looks() >= looks + 4)
+        rotate(stage, monkeypatch, is_told=True)
+        stage.pass_by(20)
+        assert [job.id for [job] in await asyncio.gather(*tasks)] == ids
+
+    play(scene())
+
+
+def test_a_refusal_that_lasts_ends_the_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.api.REFUSAL_GRACE", 0.3)
+    ids = stage.submit(3)
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]
+        await until(lambda: stage.service.count("get") >= 3)
+        rotate(stage, monkeypatch, is_told=False)
+        await asyncio.wait(tasks)
+        assert all(isinstance(task.exception(), RunGenForbiddenError) for task in tasks)
+
+    play(scene())
+
+
+def test_a_stray_refusal_passes(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    ids = stage.submit(2)
+    stage.service.inject(Fault(on="get", status=403, skip=2, times=2))
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]
+        await until(lambda: stage.service.count("get") >= 6)
+        stage.pass_by(20)
+        assert [job.id for [job] in await asyncio.gather(*tasks)] == ids
+
+    play(scene())
+    assert caplog.text.count("waiting goes on") == 2  # each of the two tasks has a log of its own
+
+
 # --- errors -------------------------------------------------------------------------------------------------
 
 
@@ -507,17 +672,23 @@ def test_what_nobody_expected_reaches_all_and_the_next_begins_anew(
     play(scene())
 
 
-def test_a_connection_that_cannot_be_used_reaches_all(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_cannot_be_used_is_read_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.api.BACKOFF", 0.05)
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", '{"conn_type": "rungen", "extra": {"team": "x"}}')
+    ids = stage.submit(5)
 
     async def scene() -> None:
-        tasks = [wait([f"job-{number}"]) for number in range(5)]
-        await asyncio.wait(tasks)
-        assert all(isinstance(task.exception(), RunGenConfigError) for task in tasks)
-        assert watchers() == []
+        tasks = [wait([job_id]) for job_id in ids]
+        await until(lambda: len(stage.lookups) >= 3)
+        assert not any(task.done() for task in tasks)
+        monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", stage.emulator.airflow_connection())
+        stage.pass_by(20)
+        assert [job.id for [job] in await asyncio.gather(*tasks)] == ids
 
     play(scene())
-    assert stage.lookups == ["rungen_default"]
+    assert caplog.text.count("'team' is unknown") == 5  # each of the five tasks has a log of its own
 
 
 # --- what it says -------------------------------------------------------------------------------------------
@@ -731,7 +902,10 @@ def test_one_question_a_round_serves_jobs_and_app(
     assert stage.lookups == ["rungen_default"]
 
 
-def test_an_error_about_the_app_does_not_disturb_those_who_wait_for_its_jobs(stage: Stage) -> None:
+def test_an_error_about_the_app_does_not_disturb_those_who_wait_for_its_jobs(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.api.REFUSAL_GRACE", 0.1)
     ids = stage.submit(2)
     stage.service.inject(Fault(on="get_app", status=403, times=None))
 
