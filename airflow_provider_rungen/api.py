@@ -132,10 +132,23 @@ def run_job(app_id: str, input: Any, *, attempts: int = ATTEMPTS) -> Flow[Job]:
     )
 
 
-def get_job(app_id: str, job_id: str, *, attempts: int = ATTEMPTS) -> Flow[Job]:
-    """Ask for one job."""
+def get_job(
+    app_id: str,
+    job_id: str,
+    *,
+    attempts: int = ATTEMPTS,
+    timeout: float | None = None,
+    is_lean: bool = False,
+) -> Flow[Job]:
+    """
+    Ask for one job.
+
+    :param timeout: seconds that one request may take; the connection's own limit when left out.
+    :param is_lean: whether its result and input may be left out where they are large.
+    """
     path = f"app/{seg(app_id)}/job/{seg(job_id, 'job_id')}"
-    request = Request("GET", path, f"get job {job_id} of app {app_id}")
+    purpose = f"get job {job_id} of app {app_id}"
+    request = Request("GET", path, purpose, timeout=timeout, is_lean=is_lean)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id)
     return (yield from call(request, read, attempts=attempts))
 
@@ -164,13 +177,13 @@ def cancel_job(app_id: str, job_id: str, *, patience: float = PATIENCE) -> Flow[
     :raises RunGenConflictError: the job is over, and it was not canceled.
     """
     path = f"app/{seg(app_id)}/job/{seg(job_id, 'job_id')}"
-    request = Request("PUT", path, f"cancel job {job_id} of app {app_id}", as_user=True)
+    request = Request("PUT", path, f"cancel job {job_id} of app {app_id}", as_user=True, is_lean=True)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id, status=JobStatus.CANCELED)
     try:
         return (yield from call(request, read, patience=patience))
     except RunGenConflictError:
         try:
-            job = yield from get_job(app_id, job_id, attempts=1)
+            job = yield from get_job(app_id, job_id, attempts=1, is_lean=True)
         except RunGenError:
             job = None
         if job and job.status is JobStatus.CANCELED:
@@ -183,9 +196,17 @@ def list_apps(*, attempts: int = ATTEMPTS) -> Flow[list[App]]:
     return (yield from call(Request("GET", "app", "list the apps"), App.list_from_json, attempts=attempts))
 
 
-def get_app(app_id: str, *, attempts: int = ATTEMPTS) -> Flow[App]:
-    """Ask for one app."""
-    request = Request("GET", f"app/{seg(app_id)}", f"get app {app_id}")
+def get_app(
+    app_id: str, *, attempts: int = ATTEMPTS, timeout: float | None = None, is_lean: bool = False
+) -> Flow[App]:
+    """
+    Ask for one app.
+
+    :param timeout: seconds that one request may take; the connection's own limit when left out.
+    :param is_lean: whether its workflow may be left out where it is large.
+    """
+    path, purpose = f"app/{seg(app_id)}", f"get app {app_id}"
+    request = Request("GET", path, purpose, timeout=timeout, is_lean=is_lean)
     return (yield from call(request, partial(App.from_json, app_id=app_id), attempts=attempts))
 
 
@@ -321,7 +342,11 @@ def decode(response: Response, request: Request, now: float) -> Any:
     try:
         # NaN is no JSON, but some servers write it, and a paid result must not be lost for it
         return json.loads(response.body, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        failure = RunGenResponseError(f"Could not {request.purpose}: RunGen's answer is nested too deeply")
+        failure.hopeless = True  # the next one will be, too
+        raise failure from None
+    except ValueError:
         pass
     shown = _plain(response.body) or "nothing"
     raise RunGenResponseError(f"Could not {request.purpose}: RunGen's answer is not JSON, but: {shown}")
