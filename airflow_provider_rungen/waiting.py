@@ -147,7 +147,7 @@ class JobWaiter(RunGenTask):
                 known_by = 0.0 if watch.has_seen_all else known_by
                 self._defer(app_id, job_ids, poll_interval, deadline, known_by, end=end)
             self._check_killed()
-            time.sleep(min(pause, max(defer_at - now, 0)))
+            hook.sleep(min(pause, max(defer_at - now, 0)))
             pause = min(pause * 1.5, poll_interval)
 
     def _can_end_from_trigger(self) -> bool:

@@ -249,7 +249,7 @@ class RunGenRunBatchOperator(JobSubmitter):
         self._check_killed()
         with self._unbreakable():
             if total:
-                before_step, hook.before_step = hook.before_step, lambda: None
+                before_step, hook.before_step = hook.before_step, None
                 try:
                     refused = asyncio.run(submit())
                 except RunGenError:
