@@ -17,14 +17,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.version import Version
+from wire import GET, KEY, OK, POST, Send, Server, by_requests, drip, settings_for
 
 from airflow_provider_rungen.api import Request, Response
 from airflow_provider_rungen.emulator import Emulator
@@ -32,136 +32,9 @@ from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenErro
 from airflow_provider_rungen.transport import (
     AsyncSender,
     Sender,
-    Settings,
     proxy_of_environment,
     side_by_side,
 )
-
-KEY = "sk-0123456789-very-secret"
-GET = Request("GET", "app", "list the apps")
-POST = Request("POST", "app/a/run_async", "run a job of app a", b'{"input":{}}')
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
-Send = Callable[[Settings, Request], Response]
-Talk = Callable[[socket.socket], None]
-
-
-def _by_requests(settings: Settings, *requests: Request) -> list[Response]:
-    sender = Sender(settings)
-    try:
-        return [sender(request) for request in requests]
-    finally:
-        sender.close()
-
-
-def _by_aiohttp(settings: Settings, *requests: Request) -> list[Response]:
-    async def work() -> list[Response]:
-        sender = AsyncSender(settings)
-        try:
-            return [await sender(request) for request in requests]
-        finally:
-            await sender.close()
-
-    return asyncio.run(work())
-
-
-@pytest.fixture(params=[_by_requests, _by_aiohttp], ids=["requests", "aiohttp"])
-def send_all(request: pytest.FixtureRequest) -> Any:
-    """Each sender, used for some requests and closed."""
-    return request.param
-
-
-@pytest.fixture
-def send(send_all: Any) -> Send:
-    """Each sender, used for one request and closed."""
-    return lambda settings, request: send_all(settings, request)[0]
-
-
-class Server:
-    """A server that talks as it is told, once a connection, and keeps what it heard."""
-
-    def __init__(self, talk: Talk, tls: ssl.SSLContext | None = None, head: int = 0) -> None:
-        self.talk = talk
-        self.tls = tls
-        self.head = head  # answer after so many bytes; without it, after a whole request
-        self.heard: list[bytes] = []
-        self.connections = 0
-        self.closed = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._open: list[socket.socket] = []
-        self.port: int = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
-
-    def close(self) -> None:
-        self._listener.close()
-        for each in self._open:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            self._open.append(connection)
-            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
-
-    def _answer(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:
-            if self.tls:
-                with self.tls.wrap_socket(connection, server_side=True) as wrapped:
-                    self._open.append(wrapped)
-                    self._hear(wrapped)
-                    self.talk(wrapped)
-                return
-            self._hear(connection)
-            self.talk(connection)
-        self.closed.set()
-
-    def _hear(self, connection: socket.socket) -> None:
-        data = b""
-        while b"\r\n\r\n" not in data:
-            piece = connection.recv(65536)
-            if not piece:
-                return
-            data += piece
-            if self.head and len(data) >= self.head:
-                self.heard.append(data)
-                return
-        head, _, body = data.partition(b"\r\n\r\n")
-        if length := re.search(rb"(?i)content-length: (\d+)", head):
-            while len(body) < int(length[1]):
-                body += connection.recv(65536)
-        self.heard.append(head + b"\r\n\r\n" + body)
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    """Start a server that says given bytes, or talks as a function does."""
-    servers: list[Server] = []
-
-    def start(what: bytes | Talk, **options: Any) -> Server:
-        def say(connection: socket.socket) -> None:
-            assert isinstance(what, bytes)
-            connection.sendall(what)
-
-        servers.append(Server(say if isinstance(what, bytes) else what, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-def settings_for(url: str, **changes: Any) -> Settings:
-    return replace(Settings(base_url=url, api_key=KEY, connect_timeout=2.0, read_timeout=0.5), **changes)
 
 
 def everything_in(error: BaseException) -> str:
@@ -309,23 +182,8 @@ def test_silence_is_bounded(serve: Any, send: Send, head: bytes) -> None:
     assert time.monotonic() - started < 4
 
 
-def _drip(text: bytes, *, head: bytes = b"") -> Talk:
-    """Say the head at once, then a byte each 50 ms, for 6 s at most."""
-
-    def talk(connection: socket.socket) -> None:
-        connection.sendall(head)
-        give_up_at = time.monotonic() + 6
-        for number in range(len(text)):
-            connection.sendall(text[number : number + 1])
-            time.sleep(0.05)
-            if time.monotonic() > give_up_at:
-                return
-
-    return talk
-
-
 def test_a_dripping_body_is_bounded(serve: Any, send: Send) -> None:
-    server = serve(_drip(b"x" * 500, head=b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"))
+    server = serve(drip(b"x" * 500, head=b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"))
     started = time.monotonic()
     with pytest.raises(RunGenConnectionError) as caught:
         send(settings_for(server.url), POST)
@@ -335,7 +193,7 @@ def test_a_dripping_body_is_bounded(serve: Any, send: Send) -> None:
 
 def test_a_dripping_redirect_is_bounded(serve: Any, send: Send) -> None:
     head = b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 500\r\n\r\n"
-    server = serve(_drip(b"x" * 500, head=head))
+    server = serve(drip(b"x" * 500, head=head))
     started = time.monotonic()
     with pytest.raises(RunGenError):
         send(settings_for(server.url), POST)
@@ -789,7 +647,7 @@ def test_one_connection_serves_many_requests(send_all: Any) -> None:
 def test_a_connection_that_the_server_closed_meanwhile_is_made_anew(serve: Any, send_all: Any) -> None:
     server = serve(OK)  # closes after each answer without saying so
     sender_settings = settings_for(server.url)
-    if send_all is _by_requests:
+    if send_all is by_requests:
         sender = Sender(sender_settings)
         first = sender(POST)
         server.closed.wait(5)
