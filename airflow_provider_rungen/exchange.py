@@ -208,6 +208,16 @@ def current() -> Exchange[Any] | None:
     return getattr(_here, "exchange", None)
 
 
+def check_wanted() -> None:
+    """
+    Check that somebody waits for what this thread performs.
+
+    :raises AbandonedError: nobody does any more.
+    """
+    if (exchange := current()) is not None:
+        exchange.check()
+
+
 def in_slices(seconds: float, check: Callable[[], None]) -> None:
     """Sleep, calling ``check`` again and again; what it raises ends the sleep."""
     end = time.monotonic() + seconds

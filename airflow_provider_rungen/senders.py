@@ -18,7 +18,14 @@ from airflow_provider_rungen.api import Request, Response
 from airflow_provider_rungen.codec import CHUNK, Decoder, LeanFilter, TooLongError, UnknownEncodingError
 from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenResponseError
-from airflow_provider_rungen.exchange import LAST_ANSWER, SLICE, LateError, Line, in_daemon_thread
+from airflow_provider_rungen.exchange import (
+    LAST_ANSWER,
+    SLICE,
+    LateError,
+    Line,
+    check_wanted,
+    in_daemon_thread,
+)
 from airflow_provider_rungen.models import clean_text
 from airflow_provider_rungen.settings import Settings, environment_ca, tls_context
 
@@ -201,12 +208,13 @@ class Sender:
             read = getattr(answer.raw, "read1", answer.raw.read)
             while not body.is_enough and (chunk := read(CHUNK, decode_content=False)):
                 for _ in body.feed(chunk):
-                    pass
+                    check_wanted()
             return settings.response(answer.status_code, answer.headers, body.finish())
 
     def close(self) -> None:
         if self._line is not None:
             self._line.close()
+            self._line = None
 
 
 class _Progress:

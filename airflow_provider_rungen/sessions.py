@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import socket
+from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -76,9 +77,17 @@ def _watched(pool: Any) -> Any:
     return type(pool.__name__, (pool,), {"ConnectionCls": connection})
 
 
+class _Response(HTTPResponse):
+    def _read_status(self) -> Any:
+        # an exchange that was abandoned reads none of the interim answers that may still be in the buffer
+        exchange.check_wanted()
+        return super()._read_status()  # type: ignore[misc]  # private, and the only way in between them
+
+
 class _Watched(_Base):
     """A connection that tells the exchange when it is made, and asks it before anything is sent."""
 
+    response_class = _Response
     _is_connecting = False
     _line: exchange.Line | None = None
 
