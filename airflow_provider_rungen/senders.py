@@ -209,6 +209,8 @@ class Sender:
             while not body.is_enough and (chunk := read(CHUNK, decode_content=False)):
                 for _ in body.feed(chunk):
                     check_wanted()
+            if not body.is_enough and answer.raw.length_remaining:  # urllib3 1 does not mind
+                raise EOFError("the end of the body is missing")
             return settings.response(answer.status_code, answer.headers, body.finish())
 
     def close(self) -> None:
