@@ -42,6 +42,12 @@ def is_local_name(host: str) -> bool:
     return name == "localhost" or name.endswith(".localhost")
 
 
+def is_loopback(host: str) -> bool:
+    """Tell whether a host, a name or an address, is this machine itself."""
+    address = literal(host)
+    return is_local_name(host) if address is None else _meant(address).is_loopback
+
+
 def may_be_reached(address: str, own: Iterable[str]) -> bool:
     """
     Tell whether an address is public, or in the same private network as the service itself.

@@ -157,11 +157,12 @@ def get_job(
     """
     Ask for one job.
 
-    :param timeout: seconds a request may take at most.
-    :param is_lean: whether to do without a large input and result.
+    :param timeout: seconds that one request may take; the connection's own limit when left out.
+    :param is_lean: whether its result and input may be left out where they are large.
     """
     path = f"app/{seg(app_id)}/job/{seg(job_id, 'job_id')}"
-    request = Request("GET", path, f"get job {job_id} of app {app_id}", timeout=timeout, is_lean=is_lean)
+    purpose = f"get job {job_id} of app {app_id}"
+    request = Request("GET", path, purpose, timeout=timeout, is_lean=is_lean)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id)
     return (yield from call(request, read, attempts=attempts))
 
@@ -190,13 +191,13 @@ def cancel_job(app_id: str, job_id: str, *, patience: float = PATIENCE) -> Flow[
     :raises RunGenConflictError: the job is over, and it was not canceled.
     """
     path = f"app/{seg(app_id)}/job/{seg(job_id, 'job_id')}"
-    request = Request("PUT", path, f"cancel job {job_id} of app {app_id}", as_user=True)
+    request = Request("PUT", path, f"cancel job {job_id} of app {app_id}", as_user=True, is_lean=True)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id, status=JobStatus.CANCELED)
     try:
         return (yield from call(request, read, patience=patience))
     except RunGenConflictError:
         try:
-            job = yield from get_job(app_id, job_id, attempts=1)
+            job = yield from get_job(app_id, job_id, attempts=1, is_lean=True)
         except RunGenError:
             job = None
         if job and job.status is JobStatus.CANCELED:
@@ -215,10 +216,11 @@ def get_app(
     """
     Ask for one app.
 
-    :param timeout: seconds a request may take at most.
-    :param is_lean: whether to do without a large description of the model.
+    :param timeout: seconds that one request may take; the connection's own limit when left out.
+    :param is_lean: whether its workflow may be left out where it is large.
     """
-    request = Request("GET", f"app/{seg(app_id)}", f"get app {app_id}", timeout=timeout, is_lean=is_lean)
+    path, purpose = f"app/{seg(app_id)}", f"get app {app_id}"
+    request = Request("GET", path, purpose, timeout=timeout, is_lean=is_lean)
     return (yield from call(request, partial(App.from_json, app_id=app_id), attempts=attempts))
 
 
@@ -402,7 +404,11 @@ def decode(response: Response, request: Request, now: float) -> Any:
     try:
         # NaN is no JSON, but some servers write it, and a paid result must not be lost for it
         return json.loads(response.body, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        failure = RunGenResponseError(f"Could not {request.purpose}: RunGen's answer is nested too deeply")
+        failure.hopeless = True  # the next one will be, too
+        raise failure from None
+    except ValueError:
         pass
     shown = _plain(response.body) or "nothing"
     raise RunGenResponseError(f"Could not {request.purpose}: RunGen's answer is not JSON, but: {shown}")

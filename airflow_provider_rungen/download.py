@@ -26,6 +26,7 @@ from yarl import URL
 from airflow_provider_rungen import __version__
 from airflow_provider_rungen.addresses import is_local_name, literal, may_be_reached
 from airflow_provider_rungen.api import Response, retry_after
+from airflow_provider_rungen.codec import Decoder, UnknownEncodingError
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenConnectionError,
@@ -33,7 +34,8 @@ from airflow_provider_rungen.exceptions import (
     RunGenResponseError,
 )
 from airflow_provider_rungen.models import clean_text
-from airflow_provider_rungen.transport import Settings, environment_ca, reason_of, tls_context
+from airflow_provider_rungen.senders import reason_of, resolver
+from airflow_provider_rungen.settings import Settings, environment_ca, tls_context
 
 MOST_REDIRECTS = 5
 # Bytes a second below which a download is given up, however long it goes on; the read timeout is on top.
@@ -42,9 +44,8 @@ SLOWEST = 1024
 LOOKUP_TIME = 3.0
 _CHUNK = 256 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
-# The last was that of an upload: stores take it off, and some go on naming it.
-_PLAIN = ("", "identity", "aws-chunked")
-_GZIP_OR_DEFLATE = 32 + zlib.MAX_WBITS
+# That of an upload: stores take it off, and some go on naming it.
+_STALE = ("aws-chunked",)
 _HEADERS = {
     "Accept": "*/*",
     "Accept-Encoding": "identity",
@@ -194,7 +195,7 @@ class _CheckedResolver(AbstractResolver):
 
     def __init__(self, downloader: Downloader) -> None:
         self._downloader = downloader
-        self._resolver = aiohttp.ThreadedResolver()
+        self._resolver = resolver()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -210,26 +211,16 @@ class _CheckedResolver(AbstractResolver):
 
 async def _parts(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     """Give the body in parts that are not large, decoded: aiohttp would not miss a compressed end."""
-    named = answer.headers.get("Content-Encoding", "").lower().split(",")
-    encoding = ", ".join(each.strip() for each in named if each.strip() not in _PLAIN)
-    chunks = answer.content.iter_chunked(_CHUNK)
-    if not encoding:
-        async for chunk in chunks:
-            yield chunk
-        return
-    if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise refused(f"it comes in the encoding {clean_text(encoding, 20)}, which was not asked for")
-    decoder = zlib.decompressobj(_GZIP_OR_DEFLATE)
-    async for chunk in chunks:
-        rest = chunk
-        while rest:
-            if decoder.eof:
-                decoder = zlib.decompressobj(_GZIP_OR_DEFLATE)
-            yield decoder.decompress(rest, _CHUNK)
-            rest = decoder.unused_data or decoder.unconsumed_tail
-    yield decoder.flush()
-    if not decoder.eof:
-        raise EOFError("the compressed end is missing")
+    try:
+        decoder = Decoder(answer.headers.get("Content-Encoding", ""), ignored=_STALE, step=_CHUNK)
+    except UnknownEncodingError as error:
+        raise refused(
+            f"it comes in the encoding {clean_text(str(error), 20)}, which was not asked for"
+        ) from None
+    async for chunk in answer.content.iter_chunked(_CHUNK):
+        for part in decoder.feed(chunk):
+            yield part
+    yield decoder.finish()
 
 
 async def _looked_up(host: str) -> list[str]:

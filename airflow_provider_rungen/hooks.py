@@ -18,6 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHo
 from airflow_provider_rungen import api, get_provider_info, metrics
 from airflow_provider_rungen.connection import read_connection, seconds
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
+from airflow_provider_rungen.exchange import asleep_in_slices, in_slices
 from airflow_provider_rungen.models import App, Job
 from airflow_provider_rungen.transport import AsyncSender, Sender, Settings, adrive, drive, side_by_side
 from airflow_provider_rungen.watch import wait_for_jobs
@@ -60,8 +61,10 @@ class RunGenHook(BaseHook):
         self._stragglers: set[asyncio.Task[Any]] = set()
         self._looking_up = asyncio.Lock()
         self._look_up_from = 0.0
-        #: Called before every request and every wait; what it raises ends the call.
-        self.before_step: Callable[[], None] = lambda: None
+        #: Called before every request, and again and again while waiting; what it raises ends the call.
+        self.before_step: Callable[[], None] | None = None
+        #: Tells that the caller is to end soon: a request under way gets one second more then.
+        self.is_interrupted: Callable[[], bool] | None = None
         #: Entered while Airflow is asked for the connection, by a blocking call.
         self.around_lookup: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
@@ -278,24 +281,31 @@ class RunGenHook(BaseHook):
     def get_conn(self) -> requests.Session:
         """Give the session of the blocking calls; it carries the API key, so keep it to RunGen's own host."""
         if self._sender is None:
-            self._sender = Sender(self.settings)
+            self._sender = Sender(self.settings, pause=self.sleep, is_interrupted=self._is_interrupted)
         return self._sender.session
 
     def perform(self, flow: api.Flow[api.T]) -> api.T:
         """Perform a flow, blocking."""
 
         def send(request: api.Request) -> api.Response:
-            self.before_step()
+            self._step()
             response = self._send(request)
             if response.status in _REFUSED and self._renew(self.settings):
                 response = self._send(request)
             return response
 
-        def sleep(seconds: float) -> None:
-            self.before_step()
-            time.sleep(seconds)
+        return drive(flow, send, self.sleep)
 
-        return drive(flow, send, sleep)
+    def sleep(self, seconds: float) -> None:
+        """Sleep on a worker, calling `before_step` again and again."""
+        in_slices(seconds, self._step)
+
+    def _step(self) -> None:
+        if self.before_step is not None:
+            self.before_step()
+
+    def _is_interrupted(self) -> bool:
+        return self.is_interrupted is not None and self.is_interrupted()
 
     def _send(self, request: api.Request) -> api.Response:
         self.get_conn()
@@ -348,7 +358,7 @@ class RunGenHook(BaseHook):
         """Perform a flow in the running event loop."""
 
         async def send(request: api.Request) -> api.Response:
-            self.before_step()
+            self._step()
             await self._aread()
             used = self.settings
             response = await self._asend(request)
@@ -356,13 +366,21 @@ class RunGenHook(BaseHook):
                 response = await self._asend(request)
             return response
 
-        return await adrive(flow, send, stragglers=self._stragglers)
+        async def sleep(seconds: float) -> None:
+            if self.before_step is None:  # thousands may wait beside each other in a triggerer
+                await asyncio.sleep(seconds)
+            else:
+                await asleep_in_slices(seconds, self._step)
+
+        return await adrive(flow, send, sleep, stragglers=self._stragglers)
 
     async def _asend(self, request: api.Request) -> api.Response:
         if self._async_sender is None:
             # in a thread: importing it holds up the event loop for a third of a second
             await asyncio.to_thread(import_module, "aiohttp")
-            self._async_sender = self._async_sender or AsyncSender(self.settings)
+            self._async_sender = self._async_sender or AsyncSender(
+                self.settings, is_interrupted=self.is_interrupted
+            )
         response = None
         try:
             response = await self._async_sender(request)

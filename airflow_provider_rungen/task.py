@@ -68,6 +68,7 @@ class RunGenTask(BaseOperator):
         if self._hook is None or self._hook.rungen_conn_id != self.rungen_conn_id:
             self._hook = RunGenHook(self.rungen_conn_id)
             self._hook.before_step = self._check_killed
+            self._hook.is_interrupted = self._is_interrupted
         with self._executing(), self._hook as hook:
             _ = hook.settings  # on_kill must not have to ask Airflow for them
             try:
@@ -96,7 +97,11 @@ class RunGenTask(BaseOperator):
 
     @contextmanager
     def _unbreakable(self) -> Iterator[None]:
-        """Put kills and time limits off until the end, so that the id of a job that was paid for is kept."""
+        """
+        Put kills and time limits off until the end, so that the id of a job that was paid for is kept.
+
+        A request under way gets a second more for its answer then.
+        """
         with _signals:
             yield
         if self._is_killed:
@@ -107,6 +112,10 @@ class RunGenTask(BaseOperator):
         _signals.let_through()
         if self._is_killed and self._thread == threading.get_ident():
             raise AirflowException("The task was killed")
+
+    def _is_interrupted(self) -> bool:
+        """Tell whether a kill or a time limit was put off, or swallowed, and waits for a request to end."""
+        return is_killed() or (self._is_killed and self._thread == threading.get_ident())
 
     def on_kill(self) -> None:
         """Abandon what was begun, and end the task."""

@@ -174,7 +174,7 @@ class JobWaiter(RunGenTask):
                     end=end,
                 )
             self._check_killed()
-            time.sleep(min(max(pause, watch.not_before - now), max(defer_at - now, 0)))
+            hook.sleep(min(max(pause, watch.not_before - now), max(defer_at - now, 0)))
             pause = min(pause * 1.5, poll_interval)
 
     def _can_end_from_trigger(self) -> bool:

@@ -36,5 +36,5 @@ nitpick_ignore_regex = [
     ("myst", r"\.\./.*"),  # a folder of the repository, shown as text; tests/test_docs.py looks for it
     ("py:.*", r"(airflow|requests|pendulum|aiohttp|collections|datetime|enum|typing)\..*"),
     ("py:class", "Context"),  # Airflow's, too, imported for type checkers alone
-    ("py:class", r"airflow_provider_rungen\.(api|transport)\..*"),  # rooms that are not public
+    ("py:class", r"airflow_provider_rungen\.(api|settings|transport)\..*"),  # rooms that are not public
 ]

@@ -42,6 +42,8 @@ os.environ |= {
     "NETRC": os.devnull,
 }
 
+from wire import Send, Server, Talk, by_aiohttp, by_requests  # noqa: E402
+
 from airflow_provider_rungen.api import Flow, Request, Response  # noqa: E402
 from airflow_provider_rungen.emulator import Emulator, Service  # noqa: E402
 from airflow_provider_rungen.exceptions import RunGenConnectionError  # noqa: E402
@@ -191,6 +193,36 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
     return port
+
+
+@pytest.fixture(params=[by_requests, by_aiohttp], ids=["requests", "aiohttp"])
+def send_all(request: pytest.FixtureRequest) -> Any:
+    """Each sender, used for some requests and closed."""
+    return request.param
+
+
+@pytest.fixture
+def send(send_all: Any) -> Send:
+    """Each sender, used for one request and closed."""
+    return lambda settings, request: send_all(settings, request)[0]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """Start a server that says given bytes, or talks as a function does."""
+    servers: list[Server] = []
+
+    def start(what: bytes | Talk, **options: Any) -> Server:
+        def say(connection: socket.socket) -> None:
+            assert isinstance(what, bytes)
+            connection.sendall(what)
+
+        servers.append(Server(say if isinstance(what, bytes) else what, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
 
 
 class FakeTaskInstance:

@@ -816,3 +816,19 @@ def test_the_key_is_wrong(via: Via) -> None:
     with pytest.raises(RunGenForbiddenError, match="API key"):
         via(api.list_apps())
     assert via.service.count("list_apps") == 1
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000 + b"]" * 100_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000]
+)
+def test_an_answer_that_is_nested_too_deeply_is_asked_for_once(body: bytes) -> None:
+    sent: list[api.Request] = []
+
+    def send(request: api.Request) -> api.Response:
+        sent.append(request)
+        return api.Response(200, {}, body)
+
+    with pytest.raises(RunGenResponseError, match="nested too deeply") as caught:
+        drive(api.get_job(APP, "j"), send, lambda seconds: None)
+    assert caught.value.hopeless
+    assert len(sent) == 1

@@ -412,20 +412,16 @@ def test_a_service_on_this_machine_may_have_its_outputs_here(host: Host, service
 def test_a_name_is_judged_by_every_address_it_has(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"two.example": ["93.184.216.34", "127.0.0.1"], "one.example": ["127.0.0.1"]}
 
-    async def resolve(self: Any, name: str, port: int = 0, family: Any = socket.AF_INET) -> Any:
+    known = socket.getaddrinfo
+
+    def look_up(name: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        if name not in names:
+            return known(name, port, *args, **kwargs)
         return [
-            {
-                "hostname": name,
-                "host": address,
-                "port": port,
-                "family": socket.AF_INET,
-                "proto": 0,
-                "flags": 0,
-            }
-            for address in names[name]
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, int(port or 0))) for address in names[name]
         ]
 
-    monkeypatch.setattr("aiohttp.ThreadedResolver.resolve", resolve)  # stands for the network's DNS
+    monkeypatch.setattr("socket.getaddrinfo", look_up)  # stands for the network's DNS
     for name in names:
         assert "private network" in refusal(f"http://{name}:{host.port}/x", AWAY)
     assert host.requests == []

@@ -17,14 +17,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.version import Version
+from wire import GET, KEY, OK, POST, Send, Server, by_requests, drip, settings_for
 
 from airflow_provider_rungen.api import Request, Response
 from airflow_provider_rungen.emulator import Emulator
@@ -32,136 +32,9 @@ from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenErro
 from airflow_provider_rungen.transport import (
     AsyncSender,
     Sender,
-    Settings,
     proxy_of_environment,
     side_by_side,
 )
-
-KEY = "sk-0123456789-very-secret"
-GET = Request("GET", "app", "list the apps")
-POST = Request("POST", "app/a/run_async", "run a job of app a", b'{"input":{}}')
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
-Send = Callable[[Settings, Request], Response]
-Talk = Callable[[socket.socket], None]
-
-
-def _by_requests(settings: Settings, *requests: Request) -> list[Response]:
-    sender = Sender(settings)
-    try:
-        return [sender(request) for request in requests]
-    finally:
-        sender.close()
-
-
-def _by_aiohttp(settings: Settings, *requests: Request) -> list[Response]:
-    async def work() -> list[Response]:
-        sender = AsyncSender(settings)
-        try:
-            return [await sender(request) for request in requests]
-        finally:
-            await sender.close()
-
-    return asyncio.run(work())
-
-
-@pytest.fixture(params=[_by_requests, _by_aiohttp], ids=["requests", "aiohttp"])
-def send_all(request: pytest.FixtureRequest) -> Any:
-    """Each sender, used for some requests and closed."""
-    return request.param
-
-
-@pytest.fixture
-def send(send_all: Any) -> Send:
-    """Each sender, used for one request and closed."""
-    return lambda settings, request: send_all(settings, request)[0]
-
-
-class Server:
-    """A server that talks as it is told, once a connection, and keeps what it heard."""
-
-    def __init__(self, talk: Talk, tls: ssl.SSLContext | None = None, head: int = 0) -> None:
-        self.talk = talk
-        self.tls = tls
-        self.head = head  # answer after so many bytes; without it, after a whole request
-        self.heard: list[bytes] = []
-        self.connections = 0
-        self.closed = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._open: list[socket.socket] = []
-        self.port: int = self._listener.getsockname()[1]
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
-
-    def close(self) -> None:
-        self._listener.close()
-        for each in self._open:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            self._open.append(connection)
-            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
-
-    def _answer(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:
-            if self.tls:
-                with self.tls.wrap_socket(connection, server_side=True) as wrapped:
-                    self._open.append(wrapped)
-                    self._hear(wrapped)
-                    self.talk(wrapped)
-                return
-            self._hear(connection)
-            self.talk(connection)
-        self.closed.set()
-
-    def _hear(self, connection: socket.socket) -> None:
-        data = b""
-        while b"\r\n\r\n" not in data:
-            piece = connection.recv(65536)
-            if not piece:
-                return
-            data += piece
-            if self.head and len(data) >= self.head:
-                self.heard.append(data)
-                return
-        head, _, body = data.partition(b"\r\n\r\n")
-        if length := re.search(rb"(?i)content-length: (\d+)", head):
-            while len(body) < int(length[1]):
-                body += connection.recv(65536)
-        self.heard.append(head + b"\r\n\r\n" + body)
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    """Start a server that says given bytes, or talks as a function does."""
-    servers: list[Server] = []
-
-    def start(what: bytes | Talk, **options: Any) -> Server:
-        def say(connection: socket.socket) -> None:
-            assert isinstance(what, bytes)
-            connection.sendall(what)
-
-        servers.append(Server(say if isinstance(what, bytes) else what, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-def settings_for(url: str, **changes: Any) -> Settings:
-    return replace(Settings(base_url=url, api_key=KEY, connect_timeout=2.0, read_timeout=0.5), **changes)
 
 
 def everything_in(error: BaseException) -> str:
@@ -309,23 +182,8 @@ def test_silence_is_bounded(serve: Any, send: Send, head: bytes) -> None:
     assert time.monotonic() - started < 4
 
 
-def _drip(text: bytes, *, head: bytes = b"") -> Talk:
-    """Say the head at once, then a byte each 50 ms, for 6 s at most."""
-
-    def talk(connection: socket.socket) -> None:
-        connection.sendall(head)
-        give_up_at = time.monotonic() + 6
-        for number in range(len(text)):
-            connection.sendall(text[number : number + 1])
-            time.sleep(0.05)
-            if time.monotonic() > give_up_at:
-                return
-
-    return talk
-
-
 def test_a_dripping_body_is_bounded(serve: Any, send: Send) -> None:
-    server = serve(_drip(b"x" * 500, head=b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"))
+    server = serve(drip(b"x" * 500, head=b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"))
     started = time.monotonic()
     with pytest.raises(RunGenConnectionError) as caught:
         send(settings_for(server.url), POST)
@@ -333,19 +191,9 @@ def test_a_dripping_body_is_bounded(serve: Any, send: Send) -> None:
     assert time.monotonic() - started < 4
 
 
-def test_dripping_headers_are_bounded(serve: Any, send: Send, request: pytest.FixtureRequest) -> None:
-    if "requests" in request.node.name:
-        pytest.skip("requests bounds each wait for headers, not their sum; a task's own time limit ends it")
-    server = serve(_drip(b"HTTP/1.1 200 OK\r\n" + b"X-Drip: x\r\n" * 50))
-    started = time.monotonic()
-    with pytest.raises(RunGenConnectionError):
-        send(settings_for(server.url), POST)
-    assert time.monotonic() - started < 4
-
-
 def test_a_dripping_redirect_is_bounded(serve: Any, send: Send) -> None:
     head = b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 500\r\n\r\n"
-    server = serve(_drip(b"x" * 500, head=head))
+    server = serve(drip(b"x" * 500, head=head))
     started = time.monotonic()
     with pytest.raises(RunGenError):
         send(settings_for(server.url), POST)
@@ -428,14 +276,40 @@ def _url_of(server: Server) -> str:
     return f"http://127.0.0.1:{server.port}"
 
 
+def _away(server: Server) -> str:
+    """An address of a server as a proxy knows it: what is on this machine is reached without a proxy."""
+    return server.url.replace("127.0.0.1", "rungen.example")
+
+
 def test_a_proxy_of_the_environment_is_overruled_by_that_of_the_connection(
     serve: Any, send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service, wanted, other = serve(OK), serve(OK), serve(OK)
+    wanted, other = serve(OK), serve(OK)
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, _url_of(other))
-    send(settings_for(service.url, proxy=_url_of(wanted)), GET)
-    assert (len(wanted.heard), len(other.heard), len(service.heard)) == (1, 0, 0)
+    send(settings_for("http://rungen.example", proxy=_url_of(wanted)), GET)
+    assert (len(wanted.heard), len(other.heard)) == (1, 0)
+
+
+@pytest.mark.parametrize("by", ["http_proxy", "ALL_PROXY", "connection"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.8.9.1", "localhost", "rungen.localhost", "[::1]", "[::ffff:127.0.0.1]"]
+)
+def test_what_is_on_this_machine_is_never_reached_through_a_proxy(
+    serve: Any, send: Send, monkeypatch: pytest.MonkeyPatch, by: str, host: str
+) -> None:
+    proxy = serve(OK)
+    if by != "connection":
+        monkeypatch.setenv(by, _url_of(proxy))
+    settings = settings_for(
+        f"http://{host}:{proxy.port - 1 if proxy.port > 60000 else proxy.port + 1}",
+        proxy=_url_of(proxy) if by == "connection" else None,
+        connect_timeout=0.5,
+    )
+    with contextlib.suppress(RunGenConnectionError):  # whether anybody is there is not what counts
+        send(settings, GET)
+    assert proxy.heard == []
+    assert settings.proxy_for(settings.base_url) is None
 
 
 def test_the_netrc_is_not_used(
@@ -483,7 +357,7 @@ def test_errors_of_every_kind_hold_no_key(serve: Any, send: Send, free_port: int
         settings_for(serve(BROKEN["bad gzip"]).url),
         settings_for(f"http://127.0.0.1:{free_port}"),
         settings_for("https://no-such-host.invalid"),
-        settings_for(serve(OK).url, proxy=proxy),
+        settings_for("http://rungen.example", proxy=proxy),
         settings_for(serve(OK).url.replace("http:", "https:")),
         settings_for("https://rungen.example", proxy=proxy),
     ]
@@ -518,7 +392,10 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+            x509.SubjectAlternativeName(
+                [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("rungen.example")]
+            ),
+            critical=False,
         )
         .sign(key, hashes.SHA256())
     )
@@ -610,7 +487,7 @@ def test_talking_the_wrong_protocol_sent_nothing_that_counts(
 
 
 class Proxy(Server):
-    """An HTTP proxy that forwards plain requests and makes tunnels."""
+    """An HTTP proxy that forwards plain requests and makes tunnels, to this machine whatever the name."""
 
     def __init__(self, refuse: bytes = b"") -> None:
         self.refuse = refuse
@@ -622,14 +499,14 @@ class Proxy(Server):
             return
         method, target, _ = self.heard[-1].split(b"\r\n", 1)[0].decode().split(" ")
         if method != "CONNECT":
-            host, port = re.findall(r"//([^:/]+):(\d+)", target)[0]
-            with socket.create_connection((host, int(port))) as onward:
+            port = re.findall(r"//[^:/]+:(\d+)", target)[0]
+            with socket.create_connection(("127.0.0.1", int(port))) as onward:
                 path = "/" + target.split("/", 3)[3]
                 onward.sendall(self.heard[-1].replace(target.encode(), path.encode(), 1))
                 connection.sendall(onward.recv(65536))
             return
-        host, port = target.rsplit(":", 1)
-        with socket.create_connection((host, int(port))) as onward:
+        port = target.rsplit(":", 1)[1]
+        with socket.create_connection(("127.0.0.1", int(port))) as onward:
             connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             back = threading.Thread(target=_pump, args=(onward, connection), daemon=True)
             back.start()
@@ -653,8 +530,8 @@ def proxy() -> Iterator[Proxy]:
 
 def test_a_proxy_forwards_plain_http(proxy: Proxy, serve: Any, send: Send) -> None:
     server = serve(OK)
-    assert send(settings_for(server.url, proxy=_url_of(proxy)), POST).status == 200
-    assert proxy.heard[0].startswith(f"POST {server.url}/app/a/run_async HTTP/1.1".encode())
+    assert send(settings_for(_away(server), proxy=_url_of(proxy)), POST).status == 200
+    assert proxy.heard[0].startswith(f"POST {_away(server)}/app/a/run_async HTTP/1.1".encode())
     assert server.heard[0].endswith(b'{"input":{}}')
 
 
@@ -663,11 +540,11 @@ def test_a_proxy_tunnels_https_and_never_sees_the_key(
 ) -> None:
     server = serve(OK, tls=tls)
     settings = settings_for(
-        server.url, proxy=_url_of(proxy).replace("//", "//me:pass%40word@"), verify=str(certificate)
+        _away(server), proxy=_url_of(proxy).replace("//", "//me:pass%40word@"), verify=str(certificate)
     )
     assert send(settings, POST).status == 200
     assert len(proxy.heard) == 1
-    assert proxy.heard[0].startswith(f"CONNECT 127.0.0.1:{server.port} HTTP/1.".encode())
+    assert proxy.heard[0].startswith(f"CONNECT rungen.example:{server.port} HTTP/1.".encode())
     assert b"Proxy-Authorization: Basic bWU6cGFzc0B3b3Jk" in proxy.heard[0]
     assert KEY.encode() not in b"".join(proxy.heard)
     assert KEY.encode() in server.heard[0]
@@ -679,8 +556,8 @@ def test_a_proxy_of_the_environment_is_used(
 ) -> None:
     server = serve(OK)
     monkeypatch.setenv("http_proxy", _url_of(proxy))
-    send(settings_for(server.url), GET)
-    assert len(proxy.heard) == 1
+    send(settings_for(_away(server)), GET)
+    assert (len(proxy.heard), len(server.heard)) == (1, 1)
 
 
 NO_PROXIES = (
@@ -736,8 +613,8 @@ def test_waiting_in_an_event_loop_does_not_need_requests() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_a_proxy_that_is_not_there_sent_nothing(serve: Any, send: Send, free_port: int) -> None:
-    for url in (serve(OK).url, "https://rungen.example"):
+def test_a_proxy_that_is_not_there_sent_nothing(send: Send, free_port: int) -> None:
+    for url in ("http://rungen.example", "https://rungen.example"):
         with pytest.raises(RunGenConnectionError, match="could not be reached") as caught:
             send(settings_for(url, proxy=f"http://127.0.0.1:{free_port}"), POST)
         assert not caught.value.sent
@@ -770,7 +647,7 @@ def test_one_connection_serves_many_requests(send_all: Any) -> None:
 def test_a_connection_that_the_server_closed_meanwhile_is_made_anew(serve: Any, send_all: Any) -> None:
     server = serve(OK)  # closes after each answer without saying so
     sender_settings = settings_for(server.url)
-    if send_all is _by_requests:
+    if send_all is by_requests:
         sender = Sender(sender_settings)
         first = sender(POST)
         server.closed.wait(5)

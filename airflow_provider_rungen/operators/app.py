@@ -149,7 +149,7 @@ class RunGenCreateAppOperator(RunGenTask):
         """Give the apps of this name; one that was just created may take a while to be in the list."""
         give_up_at = time.time() + within
         while not (apps := self._of_this_name(hook)) and time.time() < give_up_at:
-            time.sleep(LISTED_WITHIN / 5)
+            hook.sleep(LISTED_WITHIN / 5)
         return apps
 
 

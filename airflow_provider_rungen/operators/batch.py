@@ -249,7 +249,9 @@ class RunGenRunBatchOperator(JobSubmitter):
         self._check_killed()
         with self._unbreakable():
             if total:
-                before_step, hook.before_step = hook.before_step, lambda: None
+                # the submission itself looks for a kill, and gives what is under way its last second
+                before = hook.before_step, hook.is_interrupted
+                hook.before_step = hook.is_interrupted = None
                 try:
                     refused = asyncio.run(submit())
                 except RunGenError:
@@ -259,7 +261,7 @@ class RunGenRunBatchOperator(JobSubmitter):
                         self._cancel_all(hook, app_id, lost, within=cancel_time(hook, lost))
                     raise
                 finally:
-                    hook.before_step = before_step
+                    hook.before_step, hook.is_interrupted = before
                 if len(kept.ids) == len(kept.job_ids) == 1:
                     log.info("Submitted RunGen job %s to app %s", kept.job_ids[0], app_id)
                 else:

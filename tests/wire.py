@@ -1,0 +1,128 @@
+"""What the tests of the senders share: a server that talks as it is told, and both senders."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from airflow_provider_rungen.api import Request, Response
+from airflow_provider_rungen.transport import AsyncSender, Sender, Settings
+
+KEY = "sk-0123456789-very-secret"
+GET = Request("GET", "app", "list the apps")
+POST = Request("POST", "app/a/run_async", "run a job of app a", b'{"input":{}}')
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+Send = Callable[[Settings, Request], Response]
+Talk = Callable[[socket.socket], None]
+
+
+def by_requests(settings: Settings, *requests: Request) -> list[Response]:
+    sender = Sender(settings)
+    try:
+        return [sender(request) for request in requests]
+    finally:
+        sender.close()
+
+
+def by_aiohttp(settings: Settings, *requests: Request) -> list[Response]:
+    async def work() -> list[Response]:
+        sender = AsyncSender(settings)
+        try:
+            return [await sender(request) for request in requests]
+        finally:
+            await sender.close()
+
+    return asyncio.run(work())
+
+
+class Server:
+    """A server that talks as it is told, once a connection, and keeps what it heard."""
+
+    def __init__(self, talk: Talk, tls: ssl.SSLContext | None = None, head: int = 0) -> None:
+        self.talk = talk
+        self.tls = tls
+        self.head = head  # answer after so many bytes; without it, after a whole request
+        self.heard: list[bytes] = []
+        self.connections = 0
+        self.closed = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self._listener.close()
+        for each in self._open:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._open.append(connection)
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            if self.tls:
+                with self.tls.wrap_socket(connection, server_side=True) as wrapped:
+                    self._open.append(wrapped)
+                    self._hear(wrapped)
+                    self.talk(wrapped)
+                return
+            self._hear(connection)
+            self.talk(connection)
+        self.closed.set()
+
+    def _hear(self, connection: socket.socket) -> None:
+        data = b""
+        while b"\r\n\r\n" not in data:
+            piece = connection.recv(65536)
+            if not piece:
+                return
+            data += piece
+            if self.head and len(data) >= self.head:
+                self.heard.append(data)
+                return
+        head, _, body = data.partition(b"\r\n\r\n")
+        if length := re.search(rb"(?i)content-length: (\d+)", head):
+            while len(body) < int(length[1]):
+                body += connection.recv(65536)
+        self.heard.append(head + b"\r\n\r\n" + body)
+
+
+def settings_for(url: str, **changes: Any) -> Settings:
+    return replace(Settings(base_url=url, api_key=KEY, connect_timeout=2.0, read_timeout=0.5), **changes)
+
+
+def drip(text: bytes, *, head: bytes = b"") -> Talk:
+    """Say the head at once, then a byte each 50 ms, for 6 s at most."""
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(head)
+        give_up_at = time.monotonic() + 6
+        for number in range(len(text)):
+            connection.sendall(text[number : number + 1])
+            time.sleep(0.05)
+            if time.monotonic() > give_up_at:
+                return
+
+    return talk
