@@ -409,6 +409,15 @@ def test_an_unknown_fate_is_a_failure_of_its_input_alone(rungen_emulator: Emulat
     assert task.prompts()[ids[index]] == f"picture {index}"
 
 
+def test_a_proxy_that_hides_the_answers_buys_one_job_for_each_input(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="run", kind="html", status=503, taken=True, times=None))
+    task = Task(rungen_emulator, inputs=prompts(4), on_unknown_submission="fail")
+    for _ in range(3):
+        assert task.attempt().error is not None
+    assert task.created == 4
+    assert sorted(task.prompts().values()) == [f"picture {n}" for n in range(4)]
+
+
 def test_a_service_in_trouble_is_not_sent_all_inputs(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

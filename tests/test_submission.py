@@ -338,3 +338,31 @@ def test_a_deferral_that_airflow_ended_keeps_the_job_only_for_a_next_attempt(
     with pytest.raises(RunGenError, match="Trigger timeout"):
         op.resume_execution("__fail__", {"error": "Trigger timeout"}, context)
     assert task.statuses() == statuses
+
+
+# --- a proxy in between ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_proxy_that_hides_the_answer_buys_one_job_for_one_task(emulator: Emulator, status: int) -> None:
+    task = Task(emulator, on_unknown_submission="fail")
+    emulator.service.inject(Fault(on="run", kind="html", status=status, taken=True, times=None))
+    for _ in range(3):
+        assert task.attempt().error is not None
+    assert emulator.service.count("run") == len(task.job_ids()) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(on="run", status=503),
+        Fault(on="run", status=429, body={"error": {"message": "slow down"}}),
+        Fault(on="run", kind="html", status=503, headers={"Retry-After": "0"}),
+    ],
+    ids=["error", "nested error", "retry-after"],
+)
+def test_the_services_own_word_that_it_is_busy_is_believed(emulator: Emulator, fault: Fault) -> None:
+    task = Task(emulator, on_unknown_submission="fail")
+    emulator.service.inject(fault)
+    assert task.attempt().value == task.job_ids()[0]
+    assert emulator.service.count("run") == 2
