@@ -372,7 +372,7 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
 
 
 def _is_service_error(body: Any) -> bool:
-    """Return whether an error body has the API's own shape: ``{"error": "<text>"}``, or with a nested text."""
+    """Return whether an error body has the API's own shape: an object with a text under ``error``."""
     return isinstance(body, Mapping) and bool(error_text(body.get("error")))
 
 

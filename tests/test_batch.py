@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from conftest import FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
+from conftest import FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
 
 from airflow_provider_rungen import batch
 from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import RunGenForbiddenError
 from airflow_provider_rungen.links import RunGenAppLink
 from airflow_provider_rungen.models import Job
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunBatchOperator
@@ -39,12 +40,13 @@ class Task:
         self.options: dict[str, Any] = {"poll_interval": 0.02, "defer_after": 0} | options
         self.store: Any = FakeStore()
         self.max_tries, self.tries = 2, 0
-        self.ti = FakeTaskInstance()
+        self.state: str | None = "running"
+        self.ti = TrackedTaskInstance()
         self.on_push: Callable[[str, Any], None] | None = None
 
     def attempt(self, **changes: Any) -> Outcome:
         self.tries += 1
-        self.ti = FakeTaskInstance()
+        self.ti = TrackedTaskInstance(self.state)
         self.ti.on_push = self.on_push
         self.ti.try_number, self.ti.max_tries = self.tries, self.max_tries
         self.op = RunGenRunBatchOperator(task_id="task", **self.options | changes)
@@ -385,7 +387,7 @@ def test_a_service_that_is_full_is_waited_for(
     assert len(set(task.attempt().value)) == 10
 
 
-@pytest.mark.parametrize("status", [401, 402, 403, 404])
+@pytest.mark.parametrize("status", [402, 404])
 def test_a_refusal_that_means_all_of_them_ends_the_batch_and_leaves_no_job(
     rungen_emulator: Emulator, status: int
 ) -> None:
@@ -395,6 +397,20 @@ def test_a_refusal_that_means_all_of_them_ends_the_batch_and_leaves_no_job(
     assert str(status) in str(outcome.error)
     assert rungen_emulator.service.count("run") < 25 + 3 * 16
     assert task.statuses() == ["CANCELED"] * 25
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_of_the_key_cancels_no_job_and_a_retry_takes_them_up(
+    rungen_emulator: Emulator, status: int
+) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=status, times=None, skip=25))
+    task = Task(rungen_emulator, inputs=prompts(60, seconds=60), wait_for_completion=False)
+    error = task.attempt().error
+    assert type(error) is RunGenForbiddenError
+    assert "25 RunGen jobs of app flux-schnell may still run and was not canceled" in str(error)
+    assert task.statuses() == ["RUNNING"] * 25
+    rungen_emulator.service.clear_faults()
+    assert len(set(task.attempt().value)) == task.created == 60
 
 
 def test_an_unknown_fate_is_a_failure_of_its_input_alone(rungen_emulator: Emulator) -> None:
@@ -412,7 +428,7 @@ def test_an_unknown_fate_is_a_failure_of_its_input_alone(rungen_emulator: Emulat
 def test_a_proxy_that_hides_the_answers_buys_one_job_for_each_input(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="run", kind="html", status=503, taken=True, times=None))
     task = Task(rungen_emulator, inputs=prompts(4), on_unknown_submission="fail")
-    for _ in range(3):
+    for _ in range(2):
         assert task.attempt().error is not None
     assert task.created == 4
     assert sorted(task.prompts().values()) == [f"picture {n}" for n in range(4)]
@@ -466,7 +482,8 @@ class FailingStore(FakeStore):
         super().set(key, value)
 
 
-def test_a_store_that_fails_loses_no_job(rungen_emulator: Emulator) -> None:
+def test_a_store_that_fails_loses_no_job(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "STORE_PATIENCE", 0.5)
     task = Task(rungen_emulator, inputs=prompts(200, seconds=60), wait_for_completion=False)
     task.store = FailingStore()
     assert "the store is down" in str(task.attempt().error)
@@ -669,6 +686,7 @@ def test_the_time_may_be_up_while_inputs_are_submitted(rungen_emulator: Emulator
 def test_a_kill_cancels_every_job_that_was_submitted(rungen_emulator: Emulator, operation: str) -> None:
     count = 400
     task = Task(rungen_emulator, inputs=prompts(count, seconds=60), timeout=20)
+    task.state = "failed"
     at = 100 if operation == "run" else 1
     is_there = lambda: rungen_emulator.service.count(operation) >= at  # noqa: E731 - reads best beside its use
     kill = lambda: task.op.on_kill()  # noqa: E731, PLW0108 - there is no operator yet
@@ -697,6 +715,7 @@ def test_a_kill_says_what_it_cannot_cancel(
 ) -> None:
     rungen_emulator.service.inject(Fault(on="run", kind="hang", taken=True, times=3, skip=20))
     task = Task(rungen_emulator, inputs=prompts(40, seconds=60), max_concurrency=3)
+    task.state = "failed"
     is_there = lambda: rungen_emulator.service.count("run") >= 23  # noqa: E731 - reads best beside its use
     with signal_when(signal.SIGTERM, is_there, lambda: task.op.on_kill()) as sent:  # noqa: PLW0108 - as above
         assert "killed" in str(task.attempt().error)
@@ -710,6 +729,7 @@ def test_a_kill_that_waits_for_answers_ends_before_airflow_does_it(rungen_emulat
     rungen_emulator.service.inject(Fault(on="run", kind="hang", times=3, skip=300))
     rungen_emulator.service.inject(Fault(on="cancel", kind="hang", times=None))
     task = Task(rungen_emulator, inputs=prompts(310, seconds=60), max_concurrency=3)
+    task.state = "failed"
     is_there = lambda: rungen_emulator.service.count("run") >= 303  # noqa: E731 - reads best beside its use
     with signal_when(signal.SIGTERM, is_there, lambda: task.op.on_kill()) as sent:  # noqa: PLW0108 - as above
         assert "killed" in str(task.attempt().error)

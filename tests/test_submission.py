@@ -6,10 +6,11 @@ import json
 import logging
 import signal
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
+from conftest import APP, FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
 
 from airflow_provider_rungen import triggers
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -44,18 +45,26 @@ class Task:
         self.options: dict[str, Any] = {"input": INPUT, "poll_interval": 0.02, "defer_after": 0} | options
         self.store: Store | None = Store()
         self.max_tries, self.tries = 2, 0
+        self.clear_number = 0
         self.on_push: Callable[[str, Any], None] | None = None
 
-    def attempt(self, **changes: Any) -> Outcome:
-        ti = FakeTaskInstance()
-        ti.on_push = self.on_push
+    def begin(self, **changes: Any) -> None:
+        """Make what the next attempt is run with."""
         self.tries += 1
-        ti.try_number, ti.max_tries = self.tries, self.max_tries
-        context: Any = {"ti": ti, "task_state_store": self.store}
-        return run_task(RunGenRunJobOperator(task_id="task", **self.options | changes), context)
+        self.ti = TrackedTaskInstance()
+        self.ti.on_push = self.on_push
+        self.ti.try_number, self.ti.max_tries = self.tries, self.max_tries
+        run = SimpleNamespace(clear_number=self.clear_number)
+        self.context: Any = {"ti": self.ti, "task_state_store": self.store, "dag_run": run}
+        self.op = RunGenRunJobOperator(task_id="task", **self.options | changes)
+
+    def attempt(self, **changes: Any) -> Outcome:
+        self.begin(**changes)
+        return run_task(self.op, self.context)
 
     def clear(self) -> None:
         self.max_tries += 1
+        self.clear_number += 1
 
     def job_ids(self) -> list[str]:
         return [job["id"] for job in self.emulator.service.jobs()]
@@ -221,10 +230,29 @@ def test_an_unknown_fate_can_fail_the_task_for_good(emulator: Emulator) -> None:
 
     task = Task(emulator, on_unknown_submission="fail")
     emulator.service.inject(Fault(on="run", kind="reset_after"))
-    first, second = task.attempt(), task.attempt()
-    assert isinstance(first.error, AirflowFailException)
-    assert isinstance(second.error, AirflowFailException)
-    assert isinstance(second.error.__cause__, RunGenSubmissionUnknownError)
+    assert isinstance(task.attempt().error, AirflowFailException)
+    assert len(task.job_ids()) == 1
+    task.clear()
+    assert task.attempt().value == task.job_ids()[1]
+
+
+def test_a_retry_after_an_unknown_fate_can_fail_the_task_for_good(emulator: Emulator) -> None:
+    from airflow.providers.common.compat.sdk import AirflowFailException
+
+    task = Task(emulator, on_unknown_submission="fail")
+
+    def die(value: Any) -> None:
+        if value["job_id"]:
+            raise Died
+
+    assert task.store is not None
+    task.store.on_set = die
+    with pytest.raises(Died):
+        task.attempt()
+    task.store.on_set = lambda value: None
+    error = task.attempt().error
+    assert isinstance(error, AirflowFailException)
+    assert isinstance(error.__cause__, RunGenSubmissionUnknownError)
     assert len(task.job_ids()) == 1
     task.clear()
     assert task.attempt().value == task.job_ids()[1]
@@ -282,11 +310,11 @@ def test_the_clock_of_a_job_that_is_taken_up_again_does_not_start_anew(emulator:
 
 
 @pytest.mark.parametrize("mode", ["blocking", "deferred"])
-def test_a_wait_that_ends_early_leaves_no_job_behind(emulator: Emulator, mode: str) -> None:
+def test_a_wait_that_ends_for_good_leaves_no_job_behind(emulator: Emulator, mode: str) -> None:
     task = Task(emulator, **MODES[mode], input=INPUT | {"emulator": {"seconds": 600}})
-    emulator.service.inject(Fault(on="get", status=403, skip=1 if mode == "deferred" else 0))
+    emulator.service.inject(Fault(on="get", status=402, skip=1 if mode == "deferred" else 0))
     outcome = task.attempt()
-    assert "403" in str(outcome.error)
+    assert "402" in str(outcome.error)
     assert task.statuses() == ["CANCELED"]
 
 
@@ -315,12 +343,10 @@ def test_a_kill_while_a_job_is_taken_up_cancels_it(task: Task) -> None:
     die_after_submission(task)
     service = task.emulator.service
     service.inject(Fault(on="get", kind="hang"))
-    ti = FakeTaskInstance()
-    ti.try_number, ti.max_tries = 2, task.max_tries
-    op = RunGenRunJobOperator(task_id="task", **task.options)
-    context: Any = {"ti": ti, "task_state_store": task.store}
-    with signal_when(signal.SIGTERM, lambda: service.count("get") == 1, op.on_kill):
-        assert "killed" in str(run_task(op, context).error)
+    task.begin()
+    task.ti.state = "failed"
+    with signal_when(signal.SIGTERM, lambda: service.count("get") == 1, task.op.on_kill):
+        assert "killed" in str(run_task(task.op, task.context).error)
     assert task.statuses() == ["CANCELED"]
 
 
@@ -330,25 +356,22 @@ def test_a_deferral_that_airflow_ended_keeps_the_job_only_for_a_next_attempt(
 ) -> None:
     task = Task(emulator, **MODES["deferred"], input=INPUT | {"emulator": {"seconds": 600}})
     die_after_submission(task)
-    ti = FakeTaskInstance()
-    ti.try_number, ti.max_tries = tries + 1, 2
-    ti.xcom_push("job_id", task.job_ids()[0])
-    op = RunGenRunJobOperator(task_id="task", **task.options)
-    context: Any = {"ti": ti, "task_state_store": task.store}
+    task.tries = tries
+    task.begin()
+    task.ti.xcom_push("job_id", task.job_ids()[0])
     with pytest.raises(RunGenError, match="Trigger timeout"):
-        op.resume_execution("__fail__", {"error": "Trigger timeout"}, context)
+        task.op.resume_execution("__fail__", {"error": "Trigger timeout"}, task.context)
     assert task.statuses() == statuses
 
 
-# --- a proxy in between ---------------------------------------------------------------------------------------
+# --- a proxy in between -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_a_proxy_that_hides_the_answer_buys_one_job_for_one_task(emulator: Emulator, status: int) -> None:
     task = Task(emulator, on_unknown_submission="fail")
     emulator.service.inject(Fault(on="run", kind="html", status=status, taken=True, times=None))
-    for _ in range(3):
-        assert task.attempt().error is not None
+    assert task.attempt().error is not None
     assert emulator.service.count("run") == len(task.job_ids()) == 1
 
 
