@@ -498,7 +498,7 @@ class BatchSubmission:
         await self._flush()
 
     async def _flush(self) -> None:
-        """Write what has changed; a store that fails is tried again for some time, while submitting pauses."""
+        """Write what has changed; try a store that fails again for a while, in which submitting pauses."""
         give_up_at, pause = 0.0, api.BACKOFF
         while True:
             try:
@@ -513,7 +513,7 @@ class BatchSubmission:
                 give_up_at = give_up_at or now + STORE_PATIENCE
                 if now >= give_up_at or self._is_stopping():
                     raise
-            again_at = now + pause
-            while time.monotonic() < again_at and not self._is_stopping():
-                await asyncio.sleep(0.05)
+            for _ in range(int(pause / 0.05)):
+                if not self._is_stopping():
+                    await asyncio.sleep(0.05)
             pause = min(pause * 2, 5.0)
