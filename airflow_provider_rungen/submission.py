@@ -234,8 +234,8 @@ class DurableSubmission:
         job = hook.run_job(app_id=app_id, input=input)
         if (app_id, [job.id]) == self.jobs:
             raise RunGenSubmissionUnknownError(
-                f"It is not known whether RunGen created the job of app {app_id}: the answer names job {job.id}, "
-                "which an earlier attempt submitted. Look at the app's jobs before you run it again."
+                f"It is not known whether RunGen created the job of app {app_id}: the answer names job "
+                f"{job.id}, which an earlier attempt submitted. Look at the app's jobs first."
             )
         return job
 

@@ -79,7 +79,7 @@ class RunGenTask(BaseOperator):
             except RunGenError as error:
                 if isinstance(error, RunGenJobError) and error.job_id:
                     self._link_to_job(context, hook, error.app_id, error.job_id)
-                _say_what_to_do(error)
+                say_what_to_do(error)
                 raise
 
     def _link_to(self, context: Context, hook: RunGenHook, app_id: str, job_ids: Iterable[str] = ()) -> None:
@@ -196,7 +196,7 @@ _WHAT_TO_DO = {
 }
 
 
-def _say_what_to_do(error: RunGenError) -> None:
+def say_what_to_do(error: RunGenError) -> None:
     """Let the message, which is the last line of the log, end with it; one that ends in a full stop does."""
     message = str(error)
     hint = _WHAT_TO_DO.get(type(error))

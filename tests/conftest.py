@@ -228,7 +228,7 @@ class TrackedTaskInstance(FakeTaskInstance):
         self.state = state
         self.asked = 0
         #: Called when the state is asked for.
-        self.on_ask: Callable[[], None] = lambda: None
+        self.on_ask: Callable[[], Any] = lambda: None
 
     def get_task_states(self, **_: Any) -> dict[str, dict[str, str | None]]:
         self.asked += 1

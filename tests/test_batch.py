@@ -497,6 +497,78 @@ def test_a_store_that_fails_loses_no_job(rungen_emulator: Emulator, monkeypatch:
     assert task.statuses().count("RUNNING") == 200
 
 
+class PassingFailure(FakeStore):
+    """Cannot be written to from the nth to the mth write."""
+
+    def __init__(self, fails: range) -> None:
+        super().__init__()
+        self.writes, self.fails = 0, fails
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        self.writes += 1
+        if self.writes in self.fails:
+            raise RuntimeError("the store is down")
+        super().set(key, value)
+
+
+@pytest.mark.parametrize("fails", [range(1, 3), range(3, 5), range(6, 9)])
+def test_a_store_that_fails_for_a_while_ends_no_batch(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, fails: range
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.api.BACKOFF", 0.05)
+    task = Task(rungen_emulator, inputs=prompts(120, seconds=60), wait_for_completion=False)
+    task.store = PassingFailure(fails)
+    ids = task.attempt().value
+    assert len(set(ids)) == task.created == 120
+    kept = batch.Checkpoint.found(task.store)
+    assert kept is not None
+    assert kept.job_ids == ids
+
+
+def test_submitting_pauses_while_the_store_fails(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "STORE_PATIENCE", 1.0)
+    task = Task(rungen_emulator, inputs=prompts(300, seconds=60), max_concurrency=4)
+    task.store = PassingFailure(range(2, 10_000))
+    assert "the store is down" in str(task.attempt().error)
+    assert task.created <= 4 + 1
+    assert set(task.statuses()) == {"CANCELED"}
+
+
+def test_ids_that_are_saved_at_last_are_not_canceled(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "STORE_PATIENCE", 0.0)
+    task = Task(rungen_emulator, inputs=prompts(40, seconds=60), max_concurrency=4)
+    task.store = PassingFailure(range(4, 5))
+    assert "the store is down" in str(task.attempt().error)
+    kept = batch.Checkpoint.found(task.store)
+    assert kept is not None
+    assert len(kept.job_ids) == task.created > 0
+    assert set(task.statuses()) == {"RUNNING"}
+
+
+def test_an_id_that_all_answers_name_is_the_job_of_the_first_input_alone(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(5), max_concurrency=1, wait_for_completion=False)
+    rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": "liar"}, taken=True, times=None))
+    error = task.attempt(max_failed=4)
+    assert error.value == ["liar", None, None, None, None]
+    assert task.ti.xcoms["failed"] == [1, 2, 3, 4]
+    outcome = task.attempt(on_unknown_submission="fail")
+    assert "submitted up to 4 inputs (the first is 1)" in str(outcome.error)
+    assert task.created == 5
+
+
+def test_an_id_that_an_earlier_attempt_knew_is_no_new_job(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=[{"prompt": "fail: x"}, *prompts(2)])
+    task.attempt()
+    failed = next(job["id"] for job in rungen_emulator.service.jobs() if job["status"] == "FAILED")
+    rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": failed}))
+    assert failed in str(task.attempt().error)
+    assert task.ti.xcoms["job_ids"][0] is None
+
+
 def test_ids_that_cannot_be_pushed_leave_no_job_behind(rungen_emulator: Emulator) -> None:
     def fail(key: str, value: Any) -> None:
         raise OSError("the API server is gone")
@@ -634,6 +706,112 @@ def test_a_clear_cancels_what_runs_and_submits_anew(rungen_emulator: Emulator) -
     second = task.attempt().value
     assert not set(first) & set(second)
     assert task.statuses() == ["CANCELED"] * 20 + ["RUNNING"] * 20
+
+
+def test_a_clear_resumes_where_it_is_told_to(rungen_emulator: Emulator, mode: bool) -> None:
+    fails = {"prompt": "x", "emulator": {"seconds": 0, "fail": "CUDA out of memory"}}
+    inputs = [fails, *prompts(5, seconds=0), *prompts(5, seconds=1)]
+    task = Task(rungen_emulator, inputs=inputs, on_clear="resume", deferrable=mode)
+    task.attempt(wait_for_completion=False)
+    before = task.ti.xcoms["job_ids"]
+    task.max_tries += 1
+    task.attempt()
+    assert task.ti.xcoms["job_ids"][1:] == before[1:]
+    assert task.ti.xcoms["job_ids"][0] != before[0]
+    assert task.created == 12
+    # a retry of the attempt after the clear goes on with it, too
+    task.attempt()
+    assert task.ti.xcoms["job_ids"][1:] == before[1:]
+
+
+def test_a_clear_that_resumes_begins_the_time_anew_when_it_is_up(rungen_emulator: Emulator) -> None:
+    inputs = prompts(5, seconds=0.6)
+    task = Task(rungen_emulator, inputs=inputs, on_clear="resume", timeout=0.1)
+    ids = task.attempt(wait_for_completion=False).value
+    time.sleep(0.15)
+    task.max_tries += 1
+    assert task.attempt(timeout=60).value == ids
+
+
+def test_a_clear_that_resumes_submits_again_what_is_unknown(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(5), on_clear="resume", on_unknown_submission="fail")
+    rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=2))
+    task.attempt()
+    task.max_tries += 1
+    assert len(set(task.attempt().value)) == 5
+    assert task.created == 6
+
+
+def test_a_state_that_was_kept_on_purpose_is_resumed(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.attempt.CLEAR_DISCARDS_STATE", True)
+    task = Task(rungen_emulator, inputs=prompts(3))
+    ids = task.attempt().value
+    task.max_tries += 1
+    assert task.attempt().value == ids
+    assert task.created == 3
+
+
+def test_a_clear_after_retries_were_lowered_submits_anew(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(3), wait_for_completion=False)
+    ids = task.attempt(retries=2).value
+    assert not set(task.attempt(retries=1).value) & set(ids)
+
+
+def test_a_kill_leaves_what_is_saved_to_the_next_attempt(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(30, seconds=60))
+    with signal_when(
+        signal.SIGTERM,
+        lambda: rungen_emulator.service.count("get_app") > 0,
+        lambda: task.op.on_kill(),  # noqa: PLW0108 - there is no operator yet
+    ):
+        error = task.attempt().error
+    assert str(error).endswith("The next attempt takes up 30 RunGen jobs of app flux-schnell.")
+    assert task.statuses() == ["RUNNING"] * 30
+    assert len(task.attempt(wait_for_completion=False).value) == task.created == 30
+
+
+@pytest.mark.parametrize(
+    "value",
+    [7, [], {"ids": 7}, {"batch": "b", "ids": {"0": "x"}}, {"batch": "b", "ids": [7]}, {"ids": ["x"] * 9999}],
+)
+def test_a_corrupt_chunk_leaves_the_fate_of_its_inputs_unknown(
+    rungen_emulator: Emulator, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task(rungen_emulator, inputs=prompts(3))
+    task.attempt()
+    task.store.set("rungen_batch_0", value)
+    with caplog.at_level(logging.WARNING):
+        assert len(set(task.attempt().value)) == 3
+    assert task.created == 6
+    assert len([line for line in caplog.messages if line.startswith("Ignored 'rungen_batch_0'")]) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": 10**12},
+        {"count": "3"},
+        {"mark": 10**12},
+        {"mark": None},
+        {"deadline": "soon"},
+        {"submitted_at": []},
+        {"app_id": None},
+        {"batch": 7},
+    ],
+)
+def test_a_corrupt_header_is_no_batch_and_is_told_once(
+    rungen_emulator: Emulator, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task(rungen_emulator, inputs=prompts(3))
+    task.attempt()
+    task.store.set("rungen_batch", task.store.get("rungen_batch") | change)
+    with caplog.at_level(logging.WARNING):
+        assert len(set(task.attempt().value)) == 3
+    assert task.created == 6
+    [line] = [line for line in caplog.messages if line.startswith("Ignored")]
+    assert line.endswith("all inputs are submitted anew")
 
 
 @pytest.mark.parametrize("writes", [1, 2, 3])

@@ -403,7 +403,7 @@ def test_the_services_own_word_that_it_is_busy_is_believed(emulator: Emulator, f
 # --- a store that fails -------------------------------------------------------------------------------------
 
 
-class StoreFailure(Exception):
+class StoreError(Exception):
     """What a store raises that cannot be reached."""
 
 
@@ -414,7 +414,7 @@ def failing(task: Task, times: int) -> None:
     def fail(value: Any) -> None:
         if value["job_id"] and left[0]:
             left[0] -= 1
-            raise StoreFailure
+            raise StoreError
 
     assert task.store is not None
     task.store.on_set = fail
@@ -516,7 +516,7 @@ def test_a_kill_while_the_store_is_written_comes_after_the_write(emulator: Emula
         if value["job_id"]:
             tries.append("begun")
             if len(tries) < 4:
-                raise StoreFailure
+                raise StoreError
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.1)
             tries.append("written")
@@ -535,7 +535,7 @@ def test_a_kill_while_the_store_is_written_comes_after_the_write(emulator: Emula
 
 
 def killed(
-    task: Task, state: str | None = "running", *, on_ask: Callable[[], None] = lambda: None, **changes: Any
+    task: Task, state: str | None = "running", *, on_ask: Callable[[], Any] = lambda: None, **changes: Any
 ) -> BaseException:
     """Kill an attempt while it waits; return its error."""
     task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
@@ -600,7 +600,7 @@ def test_a_kill_without_an_answer_of_airflow_leaves_the_job(waiting: Task) -> No
     """As when it interrupted a call to the supervisor, which holds a lock."""
     lock = threading.Lock()
     with lock:
-        killed(waiting, "failed", on_ask=lambda: lock.acquire() and None)
+        killed(waiting, "failed", on_ask=lock.acquire)
     assert waiting.statuses() == ["RUNNING"]
 
 

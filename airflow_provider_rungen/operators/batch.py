@@ -63,8 +63,8 @@ class RunGenRunBatchOperator(JobSubmitter):
     :param durable: keep the ids in Airflow's task state store (Airflow 3.3 and later) as they come.
     :param on_unknown_submission: what a retry does with inputs of which it is not known whether a job was
         created: ``resubmit`` them, with a warning, or ``fail``.
-    :param on_clear: what the attempt after a clear does: run ``new`` jobs for all inputs, or ``resume`` those of
-        before, if inputs and app are the same. Jobs that failed are run anew. Needs ``durable``.
+    :param on_clear: what the attempt after a clear does: run ``new`` jobs for all inputs, or ``resume`` those
+        of before, if inputs and app are the same. Jobs that failed are run anew. Needs ``durable``.
     :param input_schema: the JSON Schema that every input has to fit before the first is sent: a dict, the
         path or URI of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     """

@@ -40,7 +40,13 @@ from airflow_provider_rungen.lineage import Done
 from airflow_provider_rungen.links import JOB_AND_APP
 from airflow_provider_rungen.schemas import Schema, checked
 from airflow_provider_rungen.submission import DurableSubmission, Submission
-from airflow_provider_rungen.task import RunGenTask, deadline_of, failing_for_good, kill_time
+from airflow_provider_rungen.task import (
+    RunGenTask,
+    deadline_of,
+    failing_for_good,
+    kill_time,
+    say_what_to_do,
+)
 from airflow_provider_rungen.task_state import TaskState
 from airflow_provider_rungen.waiting import (
     JobWaiter,
@@ -144,7 +150,9 @@ class JobSubmitter(JobWaiter):
 
     @property
     def _resumes_clears(self) -> bool:
-        """Whether the jobs of before a clear are taken up: a record is there only if it was kept on purpose."""
+        """Whether the jobs of before a clear are taken up."""
+        # Since Airflow 3.4, a record that survived a clear was kept on purpose. A clear of the whole run
+        # keeps it, too (apache/airflow #72929), and looks the same.
         return self.on_clear == "resume" or attempt.CLEAR_DISCARDS_STATE
 
     def _between_polls(self) -> None:
@@ -252,6 +260,7 @@ class JobSubmitter(JobWaiter):
         if not said:
             return
         if isinstance(error, RunGenError):
+            say_what_to_do(error)
             error.args = (f"{str(error).rstrip('.')}.{said}",)
         else:
             log.error("%s", said.strip())
