@@ -589,6 +589,19 @@ def test_a_clear_while_the_task_runs_leaves_the_job_where_it_is_resumed(waiting:
     assert waiting.statuses() == ["RUNNING"]
 
 
+@pytest.mark.parametrize(("is_kept", "statuses"), [(True, ["RUNNING"]), (False, ["CANCELED"])])
+@pytest.mark.parametrize("on_clear", ["new", "resume"])
+def test_a_clear_while_the_task_runs_leaves_the_job_only_with_its_state(
+    waiting: Task, monkeypatch: pytest.MonkeyPatch, on_clear: str, is_kept: bool, statuses: list[str]
+) -> None:
+    """From Airflow 3.4 on: where the state is gone, the next attempt does not know the job."""
+    monkeypatch.setattr(attempt, "CLEAR_DISCARDS_STATE", True)
+    store = waiting.store
+    assert store is not None
+    killed(waiting, "restarting", on_ask=(lambda: None) if is_kept else store.kept.clear, on_clear=on_clear)
+    assert waiting.statuses() == statuses
+
+
 def test_a_clear_while_the_task_runs_is_no_retry(waiting: Task) -> None:
     """Airflow leaves all the numbers of the task as they are."""
     killed(waiting, "restarting", cancel_on_kill=True)

@@ -69,6 +69,7 @@ class RunGenRunBatchOperator(JobSubmitter):
         path or URI of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     """
 
+    _record_key = KEY
     # what is kept of this attempt, or else of an earlier one
     _kept: Checkpoint | None = None
 

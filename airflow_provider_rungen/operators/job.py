@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import (
     TaskInstanceState,
 )
 
-from airflow_provider_rungen import api, attempt
+from airflow_provider_rungen import api, attempt, submission
 from airflow_provider_rungen.attempt import (
     Attempt,
     End,
@@ -78,8 +78,11 @@ def cancel_time(hook: RunGenHook, job_ids: Sequence[str]) -> float:
 class JobSubmitter(JobWaiter):
     """What the operators that run jobs have in common: the jobs are theirs, to keep and to cancel."""
 
+    _record_key: ClassVar[str]
     _attempt: Attempt = Attempt()
     _state: TaskState = TaskState(None)
+    # whether the record survived a clear while the task ran
+    _is_state_kept = False
 
     def __init__(
         self,
@@ -294,12 +297,16 @@ class JobSubmitter(JobWaiter):
             self._state_at_kill = (ask_for_state(self._context["ti"], self._note_clear),)
         [state] = self._state_at_kill
         if state == TaskInstanceState.RESTARTING:
-            return self.on_clear == "resume"
+            return self._is_state_kept if attempt.CLEAR_DISCARDS_STATE else self.on_clear == "resume"
         return not was_ended_by_user(state)
 
     def _note_clear(self, state: str | None) -> None:
-        """Note that a user cleared the task while it ran, of which its numbers do not tell."""
-        if state == TaskInstanceState.RESTARTING and not attempt.CLEAR_DISCARDS_STATE:
+        """Note that a user cleared the task while it ran, which its numbers do not show."""
+        if state != TaskInstanceState.RESTARTING:
+            return
+        if attempt.CLEAR_DISCARDS_STATE:
+            self._is_state_kept = self._state.get(self._record_key) is not None
+        else:
             self._note_end(End.CLEARED)
 
 
@@ -338,6 +345,8 @@ class RunGenRunJobOperator(JobSubmitter):
     :param input_schema: the JSON Schema that the input has to fit before it is sent: a dict, the path or URI
         of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     """
+
+    _record_key = submission.KEY
 
     template_fields: Sequence[str] = ("app_id", "input", "rungen_conn_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {"input": "json"}
@@ -404,17 +413,17 @@ class RunGenRunJobOperator(JobSubmitter):
         return [job_id] if job_id else []
 
     def _submit(self, context: Context, hook: RunGenHook) -> Submission:
-        ti, submission = context["ti"], self._submission
+        ti = context["ti"]
         app_id = hook.app_id_or_default(self.app_id)
         self._link_to(context, hook, app_id)
-        found = submission.find(hook, app_id, self.input, self.timeout)
+        found = self._submission.find(hook, app_id, self.input, self.timeout)
         if found is None:
             self._jobs = ("", [])  # what an earlier attempt left is over, canceled or not to be canceled
             if schema := Schema.of(self.input_schema, "input_schema"):
                 schema.check_input(json.loads(api.encode_input(self.input)))
         with self._unbreakable():
             if found is None:
-                found = submission.submit(hook, app_id, self.input, self.timeout)
+                found = self._submission.submit(hook, app_id, self.input, self.timeout)
                 log.info("Submitted RunGen job %s to app %s", found.job.id, app_id)
             self._jobs = (app_id, [found.job.id])
             ti.xcom_push(key="job_id", value=found.job.id)
