@@ -149,25 +149,36 @@ def ask_for_state(ti: Any, then: Callable[[str | None], None] = lambda state: No
     """
     Ask Airflow for the state of a task, in a bounded time; ``None`` when no answer came.
 
-    In a thread of its own: the kill may have interrupted a call to the supervisor, which holds a lock.
-
-    :param then: called in that thread with the state.
+    :param then: called with the state, within the same time.
     """
     answers: list[str | None] = []
 
     def ask() -> None:
-        with suppress(Exception):  # no answer
-            states = ti.get_task_states(
-                dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-            )
-            state = next(iter(states.get(ti.run_id, {}).values()), None)
-            then(state)
-            answers.append(state)
+        states = ti.get_task_states(
+            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+        )
+        state = next(iter(states.get(ti.run_id, {}).values()), None)
+        then(state)
+        answers.append(state)
 
-    thread = threading.Thread(target=ask, daemon=True)
+    call_airflow_briefly(ask)
+    return answers[0] if answers else None
+
+
+def call_airflow_briefly(call: Callable[[], None]) -> None:
+    """
+    Call Airflow while a task is killed: in a bounded time, whether it succeeds or not.
+
+    In a thread of its own: the kill may have interrupted a call to the supervisor, which holds a lock.
+    """
+
+    def attempt() -> None:
+        with suppress(Exception):
+            call()
+
+    thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(ASK_TIME)
-    return answers[0] if answers else None
 
 
 def was_ended_by_user(state: str | None) -> bool:

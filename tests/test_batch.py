@@ -407,7 +407,7 @@ def test_a_refusal_of_the_key_cancels_no_job_and_a_retry_takes_them_up(
     task = Task(rungen_emulator, inputs=prompts(60, seconds=60), wait_for_completion=False)
     error = task.attempt().error
     assert type(error) is RunGenForbiddenError
-    assert "25 RunGen jobs of app flux-schnell may still run and was not canceled" in str(error)
+    assert "25 RunGen jobs of app flux-schnell may still run; nothing was canceled" in str(error)
     assert task.statuses() == ["RUNNING"] * 25
     rungen_emulator.service.clear_faults()
     assert len(set(task.attempt().value)) == task.created == 60

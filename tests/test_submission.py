@@ -639,6 +639,21 @@ def test_a_kill_that_no_attempt_follows_cancels_the_job_unasked(waiting: Task, r
     assert waiting.statuses() == ["CANCELED"]
 
 
+def test_a_kill_that_no_attempt_follows_is_followed_by_a_clear(waiting: Task) -> None:
+    """Even by one while the task ran, which leaves all of its numbers as they are."""
+    waiting.max_tries = 0
+    killed(waiting, "restarting")
+    waiting.emulator.service.inject(Fault(on="get", status=200, body={"data": {"status": "COMPLETED"}}))
+    assert waiting.attempt(wait_for_completion=False).value == waiting.job_ids()[1]
+
+
+def test_a_kill_names_a_job_that_it_was_told_to_leave(waiting: Task) -> None:
+    error = killed(waiting, "failed", cancel_on_kill=False)
+    [job_id] = waiting.job_ids()
+    assert str(error).endswith(f"RunGen job {job_id} of app {APP} may still run (cancel_on_kill).")
+    assert waiting.statuses() == ["RUNNING"]
+
+
 def test_a_kill_names_a_job_that_it_could_not_cancel(waiting: Task) -> None:
     waiting.max_tries = 0
     waiting.emulator.service.inject(Fault(on="cancel", status=500, times=None))
@@ -681,7 +696,7 @@ def test_a_refusal_cancels_no_job_and_a_retry_takes_it_up(emulator: Emulator, mo
     [job_id] = task.job_ids()
     assert type(error) is RunGenForbiddenError
     assert f"({status})" in str(error)
-    assert f"RunGen job {job_id} of app {APP} may still run and was not canceled" in str(error)
+    assert f"RunGen job {job_id} of app {APP} may still run; nothing was canceled" in str(error)
     assert task.statuses() == ["RUNNING"]
     emulator.service.clear_faults()
     assert task.attempt(wait_for_completion=False).value == job_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
@@ -22,6 +22,7 @@ from airflow_provider_rungen.attempt import (
     Attempt,
     End,
     ask_for_state,
+    call_airflow_briefly,
     is_timing_out,
     was_ended_by_user,
 )
@@ -214,20 +215,23 @@ class JobSubmitter(JobWaiter):
             job_ids = [job_id for job_id in job_ids if job_id not in self._over]
             if not job_ids:
                 raise
-            if self._has_next():
-                what_to_do = "A retry takes them up"
-            elif self._state.is_durable:
-                what_to_do = "Clear the task with on_clear='resume' to take them up, or cancel them"
-            else:
-                what_to_do = "Collect or cancel them by their ids"
+            what_to_do = self._how_to_resume(is_saved=not self._save())
             message = (
-                f"{str(error).rstrip('.')}. {names_of(job_ids)} of app {app_id} may still run and was not "
+                f"{str(error).rstrip('.')}. {names_of(job_ids)} of app {app_id} may still run; nothing was "
                 f"canceled. Check the Airflow connection {self.rungen_conn_id!r}. {what_to_do}."
             )
             if isinstance(error, RunGenError):
                 error.args, error.hopeless = (message,), False
                 raise
             raise RunGenError(message) from error
+
+    def _how_to_resume(self, *, is_saved: bool) -> str:
+        if self._has_next() and is_saved:
+            return "A retry resumes"
+        if not (self._state.is_durable and is_saved):
+            return "Then collect or cancel by id"
+        how = "and keep its task state" if attempt.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
+        return f"Then clear the task {how} to resume, or cancel by id"
 
     @contextmanager
     def _not_abandoning(self, hook: RunGenHook) -> Iterator[None]:
@@ -247,19 +251,15 @@ class JobSubmitter(JobWaiter):
         except Exception as error:
             if self._is_killed or (isinstance(error, RunGenJobError) and self.wait_for_completion):
                 raise  # they are canceled, or over
-            app_id, job_ids = self._jobs
-            if job_ids and self.cancel_on_kill:
+            if self._jobs[1]:
                 self._leave_or_cancel(hook, error)
             raise
 
     def _leave_or_cancel(self, hook: RunGenHook, error: Exception) -> None:
         """Cancel what the next attempt does not take up, and let the error say what may still run."""
-        app_id, job_ids = self._jobs
         unsaved = self._save()
-        lost = unsaved if self._has_next(error) else list(job_ids)
-        left = self._cancel_all(hook, app_id, lost, within=cancel_time(hook, lost)) if lost else []
-        kept = [job_id for job_id in job_ids if job_id not in lost and job_id not in self._over]
-        said = _with_left("", app_id, left) + _with_kept(app_id, kept)
+        lost = unsaved if self._has_next(error) else list(self._jobs[1])
+        said = self._cancel(hook, lost, within=cancel_time(hook, lost))
         if not said:
             return
         if isinstance(error, RunGenError):
@@ -277,17 +277,27 @@ class JobSubmitter(JobWaiter):
         An attempt may be told to stop because it was cut off, after its successor took up the jobs. So with
         tries left the jobs are canceled only if Airflow says that a user ended the task.
         """
-        app_id, job_ids = self._jobs
-        if not (self.cancel_on_kill and job_ids):
+        _, job_ids = self._jobs
+        if not job_ids:
             return
         begun_at, within = time.monotonic(), kill_time()
-        is_left = self._is_left_to_the_next()
-        unsaved = self._unsaved()
-        lost = unsaved if is_left else list(job_ids)
+        lost = self._unsaved() if self._is_left_to_the_next() else list(job_ids)
         within -= time.monotonic() - begun_at
-        left = self._cancel_all(hook, app_id, lost, within=max(within, 1)) if lost else []
-        kept = [job_id for job_id in job_ids if job_id not in lost and job_id not in self._over]
-        self._last_words = (_with_left("", app_id, left) + _with_kept(app_id, kept)).strip()
+        self._last_words = self._cancel(hook, lost, within=max(within, 1)).strip()
+        if self._state.is_durable and not self._attempt.has_next:
+            call_airflow_briefly(lambda: self._note_end(End.FAILED))
+
+    def _cancel(self, hook: RunGenHook, lost: Collection[str], *, within: float) -> str:
+        """Cancel the jobs that nobody takes up (``cancel_on_kill``), and say which jobs may still run."""
+        app_id, job_ids = self._jobs
+        running, lost = [job_id for job_id in job_ids if job_id not in self._over], set(lost)
+        kept = [job_id for job_id in running if job_id not in lost]
+        left = [job_id for job_id in running if job_id in lost]
+        if left and self.cancel_on_kill:
+            left = self._cancel_all(hook, app_id, left, within=within)
+            return _with_left("", app_id, left) + _with_kept(app_id, kept)
+        said = f" {names_of(left)} of app {app_id} may still run (cancel_on_kill)." if left else ""
+        return said + _with_kept(app_id, kept)
 
     def _is_left_to_the_next(self) -> bool:
         """Return whether the next attempt, which there may be already, decides about the jobs."""
