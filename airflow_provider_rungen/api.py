@@ -265,7 +265,7 @@ def call(
     Send a request, again where that is safe and may help, and return what ``read`` makes of the answer.
 
     GET, PUT and DELETE are repeated on everything that may pass. A POST is repeated only when the service
-    certainly did not take it: the connection was never made, 429, 503.
+    certainly did not take it: the connection was never made, or the service itself answered 429 or 503.
 
     :param attempts: how often to send it at most.
     :param patience: the seconds after which no further attempt is begun.
@@ -351,10 +351,15 @@ class Refusals:
 
 
 def was_not_taken(error: RunGenError) -> bool:
-    """Tell whether the service certainly did not do what it was asked to, and may do it the next time."""
+    """
+    Return whether the service certainly did not do what it was asked to, and may do it the next time.
+
+    A 429 or 503 counts only when it is the service's own answer. A proxy may answer so after it passed the
+    request on.
+    """
     if isinstance(error, RunGenConnectionError):
         return not error.sent
-    return isinstance(error, RunGenAPIError) and error.status_code in (429, 503)
+    return isinstance(error, RunGenAPIError) and error.status_code in (429, 503) and error.is_from_service
 
 
 def pause_after(failures: int, error: RunGenError) -> float:
@@ -444,7 +449,18 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
     said = error_text(body) or _plain(response.body) or "the service gave no reason"
     hint = _HINTS.get(kind, "")
     message = f"Could not {request.purpose} ({code}): {said.rstrip('.')}." + (f" {hint}." if hint else "")
-    return kind(message, status_code=code, retry_after=retry_after(response, now))
+    asked = retry_after(response, now)
+    return kind(
+        message,
+        status_code=code,
+        retry_after=asked,
+        is_from_service=asked is not None or _is_service_error(body),
+    )
+
+
+def _is_service_error(body: Any) -> bool:
+    """Return whether an error body has the API's own shape: an object with a text under ``error``."""
+    return isinstance(body, Mapping) and bool(error_text(body.get("error")))
 
 
 def _kind(code: int) -> type[RunGenAPIError]:

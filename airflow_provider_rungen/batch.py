@@ -11,9 +11,11 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-from airflow_provider_rungen import api
+from airflow_provider_rungen import api, records
+from airflow_provider_rungen.attempt import Attempt, End, end_from_store
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenError,
@@ -24,6 +26,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.models import Job, clean_text
 from airflow_provider_rungen.progress import pace
 from airflow_provider_rungen.schemas import Schema
+from airflow_provider_rungen.task_state import PAUSES
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,10 @@ KEY = "rungen_batch"
 CHUNK = 100
 # Inputs that count as sent before they are, so that sending never waits for the store.
 AHEAD = 64
+# Inputs that a record can be of.
+MOST_INPUTS = 10_000_000
+# Seconds that submitting pauses for a store that fails.
+STORE_PATIENCE = 60.0
 PROGRESS_EVERY = 10.0
 # Seconds to let requests under way end in when the task is killed.
 LAST_ANSWERS = 1.0
@@ -97,6 +104,94 @@ class Inputs:
                     raise RunGenInputError(f"inputs: line {number} of {self._name} is not JSON") from None
 
 
+@dataclass(frozen=True)
+class BatchHeader:
+    """
+    What the store holds of a batch beside the ids.
+
+    :param app_id: the app.
+    :param digest: the fingerprint of the inputs.
+    :param count: the number of inputs.
+    :param deadline: the time (seconds since 1970) at which all jobs have to be over.
+    :param attempt: the attempt that began the batch.
+    :param end: how the last attempt ended.
+    :param batch: what the values of this batch have in common.
+    :param mark: the inputs before this one count as sent.
+    :param submitted_at: the time (seconds since 1970) of the last submission.
+    """
+
+    app_id: str
+    digest: str
+    count: int
+    deadline: float
+    attempt: Attempt
+    end: End = End.UNKNOWN
+    batch: str = ""
+    mark: int = 0
+    submitted_at: float = 0.0
+
+    @classmethod
+    def from_store(cls, value: Any) -> Self | None:
+        """Return the header of a stored value; ``None``, with a warning, when it is not one."""
+        return records.parse(KEY, value, cls._read, "all inputs are submitted anew")
+
+    @classmethod
+    def _read(cls, fields: Mapping[str, Any]) -> Self:
+        count = records.count(fields, "count", most=MOST_INPUTS)
+        return cls(
+            app_id=records.identifier(fields, "app_id"),
+            digest=records.digest(fields),
+            count=count,
+            deadline=records.moment(fields, "deadline"),
+            attempt=Attempt.from_store(fields),
+            end=end_from_store(fields),
+            batch=records.text(fields, "batch", most=64),
+            mark=records.count(fields, "mark", most=count),
+            submitted_at=records.moment(fields, "submitted_at") if "submitted_at" in fields else 0.0,
+        )
+
+    def to_store(self) -> dict[str, Any]:
+        """Return the value to store."""
+        return {
+            "version": records.VERSION,
+            "app_id": self.app_id,
+            "digest": self.digest,
+            "count": self.count,
+            "deadline": self.deadline,
+            **self.attempt.to_store(),
+            "end": self.end.value,
+            "batch": self.batch,
+            "mark": self.mark,
+            "submitted_at": self.submitted_at,
+        }
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """The ids of some consecutive inputs of a batch."""
+
+    batch: str
+    ids: tuple[str, ...]
+
+    @classmethod
+    def from_store(cls, key: str, value: Any) -> Self | None:
+        """Return the chunk of a stored value; ``None``, with a warning, when it is not one."""
+        return records.parse(key, value, cls._read, "it is not known whether its inputs have jobs")
+
+    @classmethod
+    def _read(cls, fields: Mapping[str, Any]) -> Self:
+        ids = fields.get("ids")
+        if not isinstance(ids, list) or len(ids) > CHUNK:
+            raise records.InvalidRecordError(f"ids is not a list of at most {CHUNK}")
+        if not all(each in ("", Checkpoint.REFUSED) or records.is_identifier(each) for each in ids):
+            raise records.InvalidRecordError("ids holds something that is not an id")
+        return cls(records.text(fields, "batch", most=64), tuple(ids))
+
+    def to_store(self) -> dict[str, Any]:
+        """Return the value to store."""
+        return {"batch": self.batch, "ids": list(self.ids)}
+
+
 class Checkpoint:
     """
     The ids of a batch in Airflow's task state store, which are kept as they come.
@@ -106,16 +201,18 @@ class Checkpoint:
     names the batch it is of, since an earlier one, before a clear, may have left its own.
 
     :param store: the ``task_state_store`` of the context; without one nothing is kept.
-    :param header: what makes it valid: app, digest and number of the inputs, ``max_tries``; and the deadline.
+    :param header: what makes it valid, and the deadline.
     """
 
     REFUSED = "-"
 
-    def __init__(self, store: Any, header: dict[str, Any]) -> None:
+    def __init__(self, store: Any, header: BatchHeader) -> None:
         self._store = store
-        self.header = {"batch": secrets.token_hex(8)} | header | {"mark": 0}
-        self.ids = [""] * header["count"]
-        self._kept_header: dict[str, Any] = {"mark": 0}
+        self.header = header if header.batch else replace(header, batch=secrets.token_hex(8))
+        self.ids = [""] * header.count
+        #: Every job that was ever known to be of an input, here or before.
+        self.known: set[str] = set()
+        self._kept_header: BatchHeader | None = None
         # the indexes of what is not in the store yet, and of what is being written
         self._changed: set[int] = set()
         self._writing: set[int] = set()
@@ -123,17 +220,24 @@ class Checkpoint:
     @classmethod
     def found(cls, store: Any) -> Checkpoint | None:
         """Read what an earlier attempt kept."""
-        header = store.get(KEY) if store is not None else None
-        if not isinstance(header, Mapping) or not isinstance(header.get("count"), int):
+        header = BatchHeader.from_store(store.get(KEY)) if store is not None else None
+        if header is None:
             return None
-        kept = cls(store, dict(header))
-        kept.header["mark"] = header.get("mark", 0)
-        kept._kept_header = dict(kept.header)
-        for start in range(0, len(kept.ids), CHUNK):
-            chunk = store.get(f"{KEY}_{start // CHUNK}")
-            if isinstance(chunk, Mapping) and chunk.get("batch") == kept.header["batch"]:
-                kept.ids[start : start + len(chunk["ids"])] = chunk["ids"]
+        kept = cls(store, header)
+        kept._kept_header = header
+        for start in range(0, header.mark, CHUNK):
+            key = f"{KEY}_{start // CHUNK}"
+            chunk = _Chunk.from_store(key, store.get(key))
+            if chunk is not None and chunk.batch == header.batch:
+                for index, job_id in enumerate(chunk.ids[: header.count - start], start):
+                    kept._load(index, job_id)
         return kept
+
+    def _load(self, index: int, job_id: str) -> None:
+        # an id that is there already is that of the input before it
+        self.ids[index] = "" if job_id in self.known else job_id
+        if job_id not in ("", self.REFUSED):
+            self.known.add(job_id)
 
     @property
     def job_ids(self) -> list[str]:
@@ -154,41 +258,55 @@ class Checkpoint:
 
     @property
     def mark(self) -> int:
-        return int(self.header["mark"])
+        return self.header.mark
 
     @property
     def kept_mark(self) -> int:
         """The mark that is in the store."""
-        return int(self._kept_header["mark"])
+        return 0 if self._kept_header is None else self._kept_header.mark
 
-    def is_of(self, header: Mapping[str, Any]) -> bool:
-        """Tell whether this is of the same inputs, app and try as ``header``."""
-        return all(
-            self.header.get(name) == header[name] for name in ("app_id", "digest", "count", "max_tries")
-        )
+    def is_of(self, header: BatchHeader) -> bool:
+        """Tell whether this is of the same inputs and app as ``header``."""
+        ours = self.header
+        return (ours.app_id, ours.digest, ours.count) == (header.app_id, header.digest, header.count)
 
     def note(self, index: int, job_id: str) -> None:
         """Keep what stands for an input, at the next flush."""
         self.ids[index] = job_id
+        if job_id not in ("", self.REFUSED):
+            self.known.add(job_id)
         self._changed.add(index)
 
     def raise_mark(self, index: int) -> None:
         """Let the inputs before this one count as sent, from the next flush on."""
-        self.header |= {"mark": max(self.mark, min(index, len(self.ids))), "submitted_at": time.time()}
+        mark = max(self.mark, min(index, len(self.ids)))
+        self.header = replace(self.header, mark=mark, submitted_at=time.time())
 
     def flush(self) -> None:
-        """Write what has changed."""
+        """Write what has changed; after a failure, it can be called again."""
         while self._changed:  # one by one, since more may be noted meanwhile
             self._writing.add(self._changed.pop())
-        header = dict(self.header)
+        header = self.header
         if self._store is not None:
             for chunk in sorted({index // CHUNK for index in self._writing}):
-                ids = self.ids[chunk * CHUNK : (chunk + 1) * CHUNK]
-                self._store.set(f"{KEY}_{chunk}", {"batch": self.header["batch"], "ids": ids})
+                ids = tuple(self.ids[chunk * CHUNK : (chunk + 1) * CHUNK])
+                self._store.set(f"{KEY}_{chunk}", _Chunk(header.batch, ids).to_store())
             if header != self._kept_header:
-                self._store.set(KEY, header)
+                self._store.set(KEY, header.to_store())
         self._kept_header = header
         self._writing.clear()
+
+    def flush_patiently(self) -> bool:
+        """Try a few times to write what has changed; return whether it is written."""
+        for pause in (*PAUSES, 0.0):
+            try:
+                self.flush()
+            except Exception as error:
+                log.warning("Could not save job ids in Airflow's task state store: %s", type(error).__name__)
+                time.sleep(pause)
+            else:
+                return True
+        return False
 
 
 class BatchSubmission:
@@ -308,7 +426,7 @@ class BatchSubmission:
             while self._checkpoint.kept_mark <= index:  # nothing is sent before it counts as sent
                 if self._keeping.done():
                     await self._keeping
-                if self._is_stopping():
+                if self._is_stopping() or time.time() >= self._deadline:
                     return
                 await asyncio.sleep(0.002)
             task = asyncio.ensure_future(self._perform(api.run_job(self._app_id, job_input, attempts=1)))
@@ -344,6 +462,13 @@ class BatchSubmission:
                 self._checkpoint.note(index, Checkpoint.REFUSED)
                 self._abort = error
         else:
+            if job.id in self._checkpoint.known:
+                # the first keeps it: one of the two has no job, or one that nobody knows
+                self.refused[index] = RunGenSubmissionUnknownError(
+                    f"It is not known whether RunGen created the job of app {self._app_id}: the answer names "
+                    f"job {job.id}, which is that of another input. Look at the app's jobs first."
+                )
+                return
             self._checkpoint.note(index, job.id)
             self._submitted += 1
             self._busy, self._busy_since = 0, None
@@ -369,5 +494,26 @@ class BatchSubmission:
         while not self._is_over:
             await self._news.wait()
             self._news.clear()
-            await asyncio.to_thread(self._checkpoint.flush)
-        await asyncio.to_thread(self._checkpoint.flush)
+            await self._flush()
+        await self._flush()
+
+    async def _flush(self) -> None:
+        """Write what has changed; try a store that fails again for a while, in which submitting pauses."""
+        give_up_at, pause = 0.0, api.BACKOFF
+        while True:
+            try:
+                return await asyncio.to_thread(self._checkpoint.flush)
+            except Exception as error:
+                now = time.monotonic()
+                if not give_up_at:
+                    log.warning(
+                        "Could not save job ids in Airflow's task state store: %s; submitting pauses",
+                        clean_text(f"{type(error).__name__}: {error}"),
+                    )
+                give_up_at = give_up_at or now + STORE_PATIENCE
+                if now >= give_up_at or self._is_stopping():
+                    raise
+            for _ in range(int(pause / 0.05)):
+                if not self._is_stopping():
+                    await asyncio.sleep(0.05)
+            pause = min(pause * 2, 5.0)

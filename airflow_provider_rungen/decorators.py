@@ -153,7 +153,7 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
             raise_for_jobs(jobs)
         else:
             super()._finish(context, app_id, ids, refused, jobs)
-        self._over = job_ids  # they are not to be canceled any more
+        self._over = set(job_ids)  # they are not to be canceled any more
         hook, collector = self._hook, self._collector or self._prepare_collecting()
         assert hook is not None  # noqa: S101 - for the type checker
         collector.max_failed = self.max_failed

@@ -70,12 +70,22 @@ class RunGenAPIError(RunGenError):
 
     :param status_code: the HTTP status.
     :param retry_after: the seconds the service asked to wait, where it did.
+    :param is_from_service: whether the answer is certainly the service's own, and not that of a proxy, which
+        may have passed the request on.
     """
 
-    def __init__(self, message: str, *, status_code: int = 0, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int = 0,
+        retry_after: float | None = None,
+        is_from_service: bool = False,
+    ) -> None:
         super().__init__(message)
         self.status_code = status_code
         self.retry_after = retry_after
+        self.is_from_service = is_from_service
         self.hopeless = 300 <= status_code < 500 and status_code not in (408, 429)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from airflow_provider_rungen import records
 from airflow_provider_rungen.api import (
     PATIENCE,
     Flow,
@@ -193,11 +194,17 @@ class Raised:
 
     @classmethod
     def from_json(cls, value: Any) -> Raised | None:
-        """Read what was kept; ``None`` where nothing was."""
-        try:
-            return cls(**value)
-        except TypeError:
-            return None
+        """Read what was kept; ``None`` where nothing was, or something else."""
+        return records.parse("scaled", value, cls._read, "it is not known what was done to the app")
+
+    @classmethod
+    def _read(cls, fields: Mapping[str, Any]) -> Raised:
+        return cls(
+            app_id=records.identifier(fields, "app_id"),
+            active_workers=records.count(fields, "active_workers"),
+            before=records.optional_count(fields, "before"),
+            at=records.moment(fields, "at"),
+        )
 
     @property
     def was_raised(self) -> bool:

@@ -6,9 +6,11 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from airflow_provider_rungen import api, metrics
+from airflow_provider_rungen import api, attempt, metrics, records
+from airflow_provider_rungen.attempt import Attempt, End
 from airflow_provider_rungen.exceptions import (
     RunGenConflictError,
     RunGenError,
@@ -19,6 +21,7 @@ from airflow_provider_rungen.models import Job, JobStatus
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.hooks import RunGenHook
+    from airflow_provider_rungen.task_state import TaskState
 
 log = logging.getLogger(__name__)
 
@@ -36,55 +39,115 @@ class Submission(NamedTuple):
     deadline: float
 
 
+@dataclass(frozen=True)
+class SubmissionRecord:
+    """
+    What the store holds of a submission.
+
+    :param app_id: the app.
+    :param digest: the fingerprint of the input.
+    :param submitted_at: the time (seconds since 1970) right before the submission.
+    :param deadline: the time (seconds since 1970) at which the job has to be over.
+    :param job_id: the job; empty while its fate is unknown.
+    :param attempt: the attempt that submitted it.
+    :param end: how that attempt ended.
+    """
+
+    app_id: str
+    digest: str
+    submitted_at: float
+    deadline: float
+    attempt: Attempt
+    job_id: str = ""
+    end: End = End.UNKNOWN
+
+    @classmethod
+    def from_store(cls, value: Any) -> Self | None:
+        """Return the record of a stored value; ``None``, with a warning, when it is not one."""
+        return records.parse(KEY, value, cls._read, "a new job is submitted")
+
+    @classmethod
+    def _read(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(
+            app_id=records.identifier(fields, "app_id"),
+            digest=records.digest(fields),
+            submitted_at=records.moment(fields, "submitted_at"),
+            deadline=records.moment(fields, "deadline"),
+            job_id=records.identifier(fields, "job_id", or_empty=True),
+            attempt=Attempt.from_store(fields),
+            end=attempt.end_from_store(fields),
+        )
+
+    def to_store(self) -> dict[str, Any]:
+        """Return the value to store."""
+        return {
+            "version": records.VERSION,
+            "app_id": self.app_id,
+            "digest": self.digest,
+            "submitted_at": self.submitted_at,
+            "deadline": self.deadline,
+            "job_id": self.job_id,
+            **self.attempt.to_store(),
+            "end": self.end.value,
+        }
+
+
 class DurableSubmission:
     """
     One task's submission, kept in Airflow's task state store.
 
-    The record holds what makes it valid: the app, a digest of the input, and ``max_tries``, which Airflow
-    raises when a task is cleared, so that a clear is told from a retry.
-
-    :param store: the ``task_state_store`` of the context; without one nothing is found again.
-    :param max_tries: the task instance's ``max_tries``.
+    :param state: where it is kept.
+    :param current: the attempt that runs.
+    :param resume_cleared: whether to take up the job of the attempt before a clear.
     :param resubmit_unknown: whether to submit again when the fate of the last submission is not known.
     :param cancel_stale: whether to cancel a job that is replaced by a new one while it runs.
     """
 
-    def __init__(self, store: Any, *, max_tries: int, resubmit_unknown: bool, cancel_stale: bool) -> None:
-        self._store: Any = _Nowhere() if store is None else store
-        record = self._store.get(KEY)
-        self._record: Mapping[str, Any] | None = record if isinstance(record, Mapping) else None
-        self._max_tries = max_tries
+    def __init__(
+        self,
+        state: TaskState,
+        current: Attempt,
+        *,
+        resume_cleared: bool,
+        resubmit_unknown: bool,
+        cancel_stale: bool,
+    ) -> None:
+        self._state = state
+        self._current = current
+        self._record = SubmissionRecord.from_store(state.get(KEY))
+        self._resume_cleared = resume_cleared
         self._resubmit_unknown = resubmit_unknown
         self._cancel_stale = cancel_stale
 
     @property
     def jobs(self) -> tuple[str, list[str]]:
-        """The app and the job, if any, that an earlier attempt left."""
-        record = self._record or {}
-        return record.get("app_id", ""), [record["job_id"]] if record.get("job_id") else []
+        """The app and the job, if any, of the record."""
+        if self._record is None:
+            return "", []
+        return self._record.app_id, [self._record.job_id] if self._record.job_id else []
 
-    def find(self, hook: RunGenHook, app_id: str, input: Any) -> Submission | None:
+    def find(self, hook: RunGenHook, app_id: str, input: Any, timeout: float) -> Submission | None:
         """
         Find the job that an earlier attempt of this task submitted, if it is still of use.
 
+        :param timeout: seconds that a job has which is taken up after its time was up, and a clear.
         :raises RunGenSubmissionUnknownError: its fate is not known, and it is not to be submitted again.
         """
         record = self._record
         if record is None:
             return None
-        job_id = record.get("job_id")
-        name = f"RunGen job {job_id}" if job_id else "a RunGen job"
-        if record.get("max_tries") != self._max_tries:
+        is_cleared = self._current.was_cleared_since(record.attempt, record.end)
+        name = f"RunGen job {record.job_id}" if record.job_id else "a RunGen job"
+        if is_cleared and not self._resume_cleared:
             log.info("The task was cleared since it submitted %s: submitting a new one", name)
             self._abandon(hook, record)
-        elif record.get("app_id") != app_id or record.get("digest") != digest(input):
+        elif record.app_id != app_id or record.digest != digest(input):
             log.info("The input or the app changed since %s was submitted: submitting a new one", name)
             self._abandon(hook, record)
-        elif job_id:
-            known_by = record.get("submitted_at", 0.0) + FOUND_WITHIN
-            job = self._look(hook, app_id, job_id, known_by)
-            return Submission(job, record["deadline"]) if job else None
-        elif self._resubmit_unknown:
+        elif record.job_id:
+            job = self._look(hook, app_id, record.job_id, record.submitted_at + FOUND_WITHIN)
+            return self._take_up(job, record, timeout if is_cleared else None) if job else None
+        elif self._resubmit_unknown or is_cleared:
             log.warning(
                 "An earlier attempt submitted a RunGen job to app %s, and it is not known whether it was "
                 "created: submitting it again, which may run and bill it twice",
@@ -99,18 +162,26 @@ class DurableSubmission:
             raise error
         return None
 
-    def _abandon(self, hook: RunGenHook, record: Mapping[str, Any]) -> None:
+    def _take_up(self, job: Job, record: SubmissionRecord, timeout: float | None) -> Submission:
+        """Make the record one of this attempt when the task was cleared: its retries are to find it."""
+        if timeout is not None:
+            now = time.time()
+            deadline = record.deadline if record.deadline > now else now + timeout
+            self._record = record = replace(record, attempt=self._current, deadline=deadline, end=End.UNKNOWN)
+            self._state.save(KEY, record.to_store())
+        return Submission(job, record.deadline)
+
+    def _abandon(self, hook: RunGenHook, record: SubmissionRecord) -> None:
         """Cancel the job of a record that is no longer valid: nobody waits for it any more."""
-        app_id, job_id = record.get("app_id"), record.get("job_id")
-        if not (self._cancel_stale and app_id and job_id):
+        if not (self._cancel_stale and record.job_id):
             return
         try:
-            hook.perform(api.cancel_job(app_id, job_id, patience=CANCEL_TIME))
-            log.info("Canceled RunGen job %s, which nobody waits for any more", job_id)
+            hook.perform(api.cancel_job(record.app_id, record.job_id, patience=CANCEL_TIME))
+            log.info("Canceled RunGen job %s, which nobody waits for any more", record.job_id)
         except (RunGenConflictError, RunGenNotFoundError):
             pass  # it is over
         except RunGenError as error:
-            log.warning("RunGen job %s was not canceled: %s", job_id, error)
+            log.warning("RunGen job %s of app %s was not canceled: %s", record.job_id, record.app_id, error)
 
     @staticmethod
     def _look(hook: RunGenHook, app_id: str, job_id: str, known_by: float) -> Job | None:
@@ -136,40 +207,50 @@ class DurableSubmission:
         :param timeout: seconds the job may take.
         """
         submitted_at = time.time()
-        deadline = submitted_at + timeout
-        record = {
-            "app_id": app_id,
-            "digest": digest(input),
-            "max_tries": self._max_tries,
-            "submitted_at": submitted_at,
-            "deadline": deadline,
-            "job_id": "",
-        }
-        self._store.set(KEY, record)
+        record = SubmissionRecord(
+            app_id=app_id,
+            digest=digest(input),
+            submitted_at=submitted_at,
+            deadline=submitted_at + timeout,
+            attempt=self._current,
+        )
+        self._state.set(KEY, record.to_store())
         try:
-            job = hook.run_job(app_id=app_id, input=input)
+            job = self._new_job(hook, app_id, input)
         except RunGenSubmissionUnknownError as error:
+            self._record = record
             error.hopeless = not self._resubmit_unknown
             raise
         except RunGenError:
-            self._store.delete(KEY)  # it was certainly not taken
+            self._record = None
+            self._state.delete(KEY)  # it was certainly not taken
             raise
-        try:
-            self._store.set(KEY, record | {"job_id": job.id})
-        except Exception:
-            # the job runs: to give it up now for want of a note would lose it for certain
-            log.exception("RunGen job %s could not be noted in Airflow's task state store", job.id)
-        return Submission(job, deadline)
+        self._record = record = replace(record, job_id=job.id)
+        # the job runs: to give it up now because it cannot be saved would lose it for certain
+        self._state.save(KEY, record.to_store())
+        return Submission(job, record.deadline)
 
+    def _new_job(self, hook: RunGenHook, app_id: str, input: Any) -> Job:
+        job = hook.run_job(app_id=app_id, input=input)
+        if (app_id, [job.id]) == self.jobs:
+            raise RunGenSubmissionUnknownError(
+                f"It is not known whether RunGen created the job of app {app_id}: the answer names job "
+                f"{job.id}, which an earlier attempt submitted. Look at the app's jobs first."
+            )
+        return job
 
-class _Nowhere:
-    """The task state store of an Airflow that has none."""
+    def confirm(self, app_id: str, job_id: str) -> None:
+        """Save the id of a job that the store did not take before the task was deferred."""
+        record = self._record
+        if record is not None and record.app_id == app_id and not record.job_id:
+            self._record = replace(record, job_id=job_id)
+            self._state.save(KEY, self._record.to_store())
 
-    def get(self, key: str) -> None: ...
-
-    def set(self, key: str, value: Any) -> None: ...
-
-    def delete(self, key: str) -> None: ...
+    def end(self, end: End) -> None:
+        """Note how the attempt ended, so that a clear can be told from a retry."""
+        if self._record is not None and self._state.is_saved:
+            self._record = replace(self._record, end=end, attempt=self._current)
+            self._state.note(KEY, self._record.to_store())
 
 
 def digest(input: Any) -> str:

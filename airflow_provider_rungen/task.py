@@ -43,6 +43,10 @@ class RunGenTask(BaseOperator):
     _hook: RunGenHook | None = None
     _thread: int | None = None
     _is_killed = False
+    # the state of the task that Airflow gave when it was killed, once it was asked for
+    _state_at_kill: tuple[str | None] | None = None
+    # what the last line of the log says about what a killed task leaves behind
+    _last_words = ""
 
     def __init__(self, *, retry_policy: Any = None, **kwargs: Any) -> None:
         if AIRFLOW_V_3_3_PLUS:
@@ -67,8 +71,9 @@ class RunGenTask(BaseOperator):
         """Open the hook for one stretch of work on the worker; a job that fails it gets the link."""
         if self._hook is None or self._hook.rungen_conn_id != self.rungen_conn_id:
             self._hook = RunGenHook(self.rungen_conn_id)
-            self._hook.before_step = self._check_killed
+            self._hook.before_step = self._before_step
             self._hook.is_interrupted = self._is_interrupted
+            self._hook.around_lookup = self._unbreakable
         with self._executing(), self._hook as hook:
             _ = hook.settings  # on_kill must not have to ask Airflow for them
             try:
@@ -76,7 +81,7 @@ class RunGenTask(BaseOperator):
             except RunGenError as error:
                 if isinstance(error, RunGenJobError) and error.job_id:
                     self._link_to_job(context, hook, error.app_id, error.job_id)
-                _say_what_to_do(error)
+                say_what_to_do(error)
                 raise
 
     def _link_to(self, context: Context, hook: RunGenHook, app_id: str, job_ids: Iterable[str] = ()) -> None:
@@ -111,7 +116,15 @@ class RunGenTask(BaseOperator):
         """Let what was put off come now, between requests; a kill may have been swallowed, too."""
         _signals.let_through()
         if self._is_killed and self._thread == threading.get_ident():
-            raise AirflowException("The task was killed")
+            raise AirflowException(" ".join(filter(None, ("The task was killed.", self._last_words))))
+
+    def _before_step(self) -> None:
+        """Do what is due before each request and each pause."""
+        self._check_killed()
+        self._between_polls()
+
+    def _between_polls(self) -> None:
+        """Do what is due now and then during a wait; it must not raise, and bounds its own time."""
 
     def _is_interrupted(self) -> bool:
         """Tell whether a kill or a time limit was put off, or swallowed, and waits for a request to end."""
@@ -133,18 +146,27 @@ class _Signals:
     """Puts off the signals that Airflow ends a task with (its handlers raise, wherever the task is)."""
 
     def __init__(self) -> None:
+        self._depth = 0
         self._handlers: dict[int, Any] = {}
         self._put_off: list[tuple[int, Any]] = []
         #: When (of the monotonic clock) the first of them came.
         self.since: float | None = None
 
     def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._depth += 1
+        if self._depth == 1:
             for number in (signal.SIGTERM, signal.SIGALRM):
                 if callable(signal.getsignal(number)):
                     self._handlers[number] = signal.signal(number, self._put_it_off)
 
     def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._depth -= 1
+        if self._depth:
+            return
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         try:
@@ -184,7 +206,7 @@ _WHAT_TO_DO = {
 }
 
 
-def _say_what_to_do(error: RunGenError) -> None:
+def say_what_to_do(error: RunGenError) -> None:
     """Let the message, which is the last line of the log, end with it; one that ends in a full stop does."""
     message = str(error)
     hint = _WHAT_TO_DO.get(type(error))

@@ -16,6 +16,7 @@ from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_provider_rungen import api, metrics
+from airflow_provider_rungen.attempt import CLEAR_DISCARDS_STATE
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppTimeoutError,
@@ -157,7 +158,7 @@ class RunGenJobTrigger(RunGenTrigger):
     :param not_before: the time (seconds since 1970) until which the service asked not to be asked.
     :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
     :param on_clear: what becomes of the jobs of a task that is cleared: ``new`` cancels them, ``resume``
-        leaves those that the next attempt takes up.
+        leaves them to the next attempt.
     :param end_from_trigger: end the task here when all jobs completed.
     :param unknown: what another version of the package kept in the database; it is ignored, and logged.
     """
@@ -235,24 +236,31 @@ class RunGenJobTrigger(RunGenTrigger):
         A task that is deferred may be so in its next attempt already, which has jobs of its own, or has taken
         up these: it has pushed the ids of its jobs.
         """
-        is_resumed = self.on_clear == "resume"
+        may_resume = self.on_clear == "resume"
         give_up_at = time.monotonic() + TAKE_UP_TIME
         while state not in _ENDED:
-            try:
-                pushed = await _ask_airflow(pushed_job_ids, self.task_instance)
-            except Exception as error:
-                log.warning("The jobs of the task are not known (%s)", type(error).__name__)
-                pushed = None
-            if state == TaskInstanceState.DEFERRED or (is_resumed and pushed):
-                # a sensor pushes none: it waits for the jobs of others
-                return job_ids if pushed is None else [each for each in job_ids if each in pushed]
-            if not is_resumed:
+            if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
+                pushed = await self._pushed()
+                if pushed is not None:
+                    return [job_id for job_id in job_ids if job_id in pushed]
+                if state == TaskInstanceState.DEFERRED:
+                    return job_ids  # a sensor pushes none: it waits for the jobs of others
+            if not may_resume and not CLEAR_DISCARDS_STATE:
                 return []
             if time.monotonic() > give_up_at:
-                return job_ids
+                # from Airflow 3.4 on, the next attempt most likely knows nothing of them
+                return [] if CLEAR_DISCARDS_STATE else job_ids
             await asyncio.sleep(0.5)
             state = await _ask_airflow(_read_state, self.task_instance)
         return []
+
+    async def _pushed(self) -> set[str] | None:
+        try:
+            found: set[str] | None = await _ask_airflow(pushed_job_ids, self.task_instance)
+        except Exception as error:
+            log.warning("The jobs of the latest attempt are not known (%s)", type(error).__name__)
+            return None
+        return found
 
     async def _cancel(self, hook: RunGenHook, app_id: str, job_id: str) -> None:
         try:

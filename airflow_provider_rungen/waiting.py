@@ -90,7 +90,10 @@ class JobWaiter(RunGenTask):
         if self.cancel_on_kill and job_ids:
             self._cancel_all(hook, app_id, job_ids, within=max(kill_time(), 1))
 
-    def _cancel_all(self, hook: RunGenHook, app_id: str, job_ids: Sequence[str], *, within: float) -> None:
+    def _cancel_all(
+        self, hook: RunGenHook, app_id: str, job_ids: Sequence[str], *, within: float
+    ) -> list[str]:
+        """Cancel jobs, and return those that may still run."""
         job_ids = [job_id for job_id in job_ids if job_id not in self._over]
         outcomes = hook.cancel_jobs(app_id, job_ids, within=within)
         if canceled := [job_id for job_id, error in outcomes.items() if error is None]:
@@ -101,9 +104,11 @@ class JobWaiter(RunGenTask):
             if error is not None and not isinstance(error, RunGenConflictError)  # that one is over
         ]
         for job_id, error in failures[:10]:
-            self.log.warning("RunGen job %s was not canceled: %s", job_id, error)
+            self.log.warning("RunGen job %s of app %s was not canceled: %s", job_id, app_id, error)
         if len(failures) > 10:
-            self.log.warning("%d more RunGen jobs were not canceled", len(failures) - 10)
+            more = len(failures) - 10
+            self.log.warning("%d more RunGen jobs of app %s were not canceled", more, app_id)
+        return [job_id for job_id, _ in failures]
 
     @metrics.timing("wait.worker")
     def _wait(
@@ -173,7 +178,7 @@ class JobWaiter(RunGenTask):
                     not_before=watch.not_before,
                     end=end,
                 )
-            self._check_killed()
+            self._before_step()
             hook.sleep(min(max(pause, watch.not_before - now), max(defer_at - now, 0)))
             pause = min(pause * 1.5, poll_interval)
 
@@ -209,6 +214,7 @@ class JobWaiter(RunGenTask):
                 known_by=known_by,
                 not_before=not_before,
                 cancel_on_kill=self.cancel_on_kill,
+                on_clear=getattr(self, "on_clear", "new"),
                 end_from_trigger=end,
             ),
             method_name="execute_complete",

@@ -252,6 +252,22 @@ class FakeTaskInstance:
         return dict(self.pushed)
 
 
+class TrackedTaskInstance(FakeTaskInstance):
+    """A task instance whose state Airflow 3 can be asked for."""
+
+    def __init__(self, state: str | None = "running") -> None:
+        super().__init__()
+        self.state = state
+        self.asked = 0
+        #: Called when the state is asked for.
+        self.on_ask: Callable[[], Any] = lambda: None
+
+    def get_task_states(self, **_: Any) -> dict[str, dict[str, str | None]]:
+        self.asked += 1
+        self.on_ask()
+        return {self.run_id: {self.task_id: self.state}}
+
+
 class FakeStore:
     """Airflow 3.3's task state store, as JSON would bring it back."""
 

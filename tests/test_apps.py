@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowSensorTimeout,
     AirflowSkipException,
 )
-from conftest import KEY, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
+from conftest import KEY, FakeStore, FakeTaskInstance, Outcome, TrackedTaskInstance, run_task, signal_when
 
 from airflow_provider_rungen import triggers
 from airflow_provider_rungen.api import create_app
@@ -310,6 +310,45 @@ def test_a_kill_before_anything_was_raised_is_harmless(emulator: Emulator) -> No
     assert emulator.service.records() == []
 
 
+def killed_on_the_way_up(emulator: Emulator, context: Any, ti: TrackedTaskInstance) -> BaseException:
+    emulator.service.add_app(APP, init_seconds=60)
+    context |= {"ti": ti, "task_state_store": FakeStore()}
+    op = scale_op()
+    with signal_when(signal.SIGTERM, lambda: emulator.service.count("get_app") > 3, op.on_kill) as sent:
+        error = run_task(op, context).error
+    assert time.monotonic() - sent[0] < 4
+    assert error is not None
+    return error
+
+
+@KILLED
+@pytest.mark.parametrize("state", ["running", "up_for_retry", None])
+def test_a_kill_leaves_the_app_up_for_the_next_attempt(
+    emulator: Emulator, context: Any, state: str | None
+) -> None:
+    ti = TrackedTaskInstance(state)
+    ti.max_tries = 1
+    error = killed_on_the_way_up(emulator, context, ti)
+    assert str(error).endswith(
+        f"RunGen app {APP} is left at 2 active workers, which are billed: the next attempt goes on with it."
+    )
+    assert workers(emulator) == 2
+    # which knows what to lower to
+    assert isinstance(run_task(scale_op(timeout=0.2), context).error, RunGenAppTimeoutError)
+    assert workers(emulator) == 0
+
+
+@KILLED
+@pytest.mark.parametrize(("state", "tries"), [("failed", 1), ("success", 1), ("running", 0)])
+def test_a_kill_by_a_user_or_without_tries_left_lowers_the_app(
+    emulator: Emulator, context: Any, state: str, tries: int
+) -> None:
+    ti = TrackedTaskInstance(state)
+    ti.max_tries = tries
+    killed_on_the_way_up(emulator, context, ti)
+    assert workers(emulator) == 0
+
+
 def killed_after_raising(emulator: Emulator, context: Any) -> None:
     """Let an attempt raise the app, and die without a word."""
 
@@ -545,6 +584,27 @@ def test_a_retry_waits_for_the_app_to_be_in_the_list(
 def killed_once_created(_: Any, hook: Any, body: dict[str, Any]) -> None:
     hook.perform(create_app(body))
     raise KeyboardInterrupt
+
+
+def test_a_proxy_that_hides_the_answer_creates_one_app(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.api.BACKOFF", 0.01)
+    emulator.service.inject(Fault(on="create_app", kind="html", status=503, taken=True))
+    assert [run_task(create_op(), context).value] == apps(emulator)
+    assert creations(emulator) == 1
+
+
+@pytest.mark.parametrize(
+    "value", [7, [], {}, {"name": BODY["name"], "others": 7}, {"name": BODY["name"], "others": [[]]}]
+)
+def test_a_corrupt_record_of_a_creation_is_no_app_of_ours(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.operators.app.LISTED_WITHIN", 0.01)
+    context["task_state_store"] = FakeStore()
+    context["task_state_store"].set("rungen_app", value)
+    assert [run_task(create_op(), context).value] == apps(emulator)
 
 
 def test_a_creation_that_was_not_taken_is_tried_again(

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from conftest import FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
+from conftest import FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
 
 from airflow_provider_rungen import batch
 from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import RunGenForbiddenError
 from airflow_provider_rungen.links import RunGenAppLink
 from airflow_provider_rungen.models import Job
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunBatchOperator
@@ -39,12 +40,13 @@ class Task:
         self.options: dict[str, Any] = {"poll_interval": 0.02, "defer_after": 0} | options
         self.store: Any = FakeStore()
         self.max_tries, self.tries = 2, 0
-        self.ti = FakeTaskInstance()
+        self.state: str | None = "running"
+        self.ti = TrackedTaskInstance()
         self.on_push: Callable[[str, Any], None] | None = None
 
     def attempt(self, **changes: Any) -> Outcome:
         self.tries += 1
-        self.ti = FakeTaskInstance()
+        self.ti = TrackedTaskInstance(self.state)
         self.ti.on_push = self.on_push
         self.ti.try_number, self.ti.max_tries = self.tries, self.max_tries
         self.op = RunGenRunBatchOperator(task_id="task", **self.options | changes)
@@ -385,7 +387,7 @@ def test_a_service_that_is_full_is_waited_for(
     assert len(set(task.attempt().value)) == 10
 
 
-@pytest.mark.parametrize("status", [401, 402, 403, 404])
+@pytest.mark.parametrize("status", [402, 404])
 def test_a_refusal_that_means_all_of_them_ends_the_batch_and_leaves_no_job(
     rungen_emulator: Emulator, status: int
 ) -> None:
@@ -395,6 +397,20 @@ def test_a_refusal_that_means_all_of_them_ends_the_batch_and_leaves_no_job(
     assert str(status) in str(outcome.error)
     assert rungen_emulator.service.count("run") < 25 + 3 * 16
     assert task.statuses() == ["CANCELED"] * 25
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_of_the_key_cancels_no_job_and_a_retry_takes_them_up(
+    rungen_emulator: Emulator, status: int
+) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=status, times=None, skip=25))
+    task = Task(rungen_emulator, inputs=prompts(60, seconds=60), wait_for_completion=False)
+    error = task.attempt().error
+    assert type(error) is RunGenForbiddenError
+    assert "25 RunGen jobs of app flux-schnell may still run; nothing was canceled" in str(error)
+    assert task.statuses() == ["RUNNING"] * 25
+    rungen_emulator.service.clear_faults()
+    assert len(set(task.attempt().value)) == task.created == 60
 
 
 def test_an_unknown_fate_is_a_failure_of_its_input_alone(rungen_emulator: Emulator) -> None:
@@ -407,6 +423,15 @@ def test_an_unknown_fate_is_a_failure_of_its_input_alone(rungen_emulator: Emulat
     ids = task.attempt().value
     assert task.created == 31
     assert task.prompts()[ids[index]] == f"picture {index}"
+
+
+def test_a_proxy_that_hides_the_answers_buys_one_job_for_each_input(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="run", kind="html", status=503, taken=True, times=None))
+    task = Task(rungen_emulator, inputs=prompts(4), on_unknown_submission="fail")
+    for _ in range(2):
+        assert task.attempt().error is not None
+    assert task.created == 4
+    assert sorted(task.prompts().values()) == [f"picture {n}" for n in range(4)]
 
 
 def test_a_service_in_trouble_is_not_sent_all_inputs(
@@ -457,7 +482,8 @@ class FailingStore(FakeStore):
         super().set(key, value)
 
 
-def test_a_store_that_fails_loses_no_job(rungen_emulator: Emulator) -> None:
+def test_a_store_that_fails_loses_no_job(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "STORE_PATIENCE", 0.5)
     task = Task(rungen_emulator, inputs=prompts(200, seconds=60), wait_for_completion=False)
     task.store = FailingStore()
     assert "the store is down" in str(task.attempt().error)
@@ -469,6 +495,78 @@ def test_a_store_that_fails_loses_no_job(rungen_emulator: Emulator) -> None:
     task.store.fails_from = 10_000
     assert len(set(task.attempt().value)) == 200
     assert task.statuses().count("RUNNING") == 200
+
+
+class PassingFailure(FakeStore):
+    """Cannot be written to from the nth to the mth write."""
+
+    def __init__(self, fails: range) -> None:
+        super().__init__()
+        self.writes, self.fails = 0, fails
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        self.writes += 1
+        if self.writes in self.fails:
+            raise RuntimeError("the store is down")
+        super().set(key, value)
+
+
+@pytest.mark.parametrize("fails", [range(1, 3), range(3, 5), range(6, 9)])
+def test_a_store_that_fails_for_a_while_ends_no_batch(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, fails: range
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.api.BACKOFF", 0.05)
+    task = Task(rungen_emulator, inputs=prompts(120, seconds=60), wait_for_completion=False)
+    task.store = PassingFailure(fails)
+    ids = task.attempt().value
+    assert len(set(ids)) == task.created == 120
+    kept = batch.Checkpoint.found(task.store)
+    assert kept is not None
+    assert kept.job_ids == ids
+
+
+def test_submitting_pauses_while_the_store_fails(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "STORE_PATIENCE", 1.0)
+    task = Task(rungen_emulator, inputs=prompts(300, seconds=60), max_concurrency=4)
+    task.store = PassingFailure(range(2, 10_000))
+    assert "the store is down" in str(task.attempt().error)
+    assert task.created <= 4 + 1
+    assert set(task.statuses()) == {"CANCELED"}
+
+
+def test_ids_that_are_saved_at_last_are_not_canceled(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "STORE_PATIENCE", 0.0)
+    task = Task(rungen_emulator, inputs=prompts(40, seconds=60), max_concurrency=4)
+    task.store = PassingFailure(range(4, 5))
+    assert "the store is down" in str(task.attempt().error)
+    kept = batch.Checkpoint.found(task.store)
+    assert kept is not None
+    assert len(kept.job_ids) == task.created > 0
+    assert set(task.statuses()) == {"RUNNING"}
+
+
+def test_an_id_that_all_answers_name_is_the_job_of_the_first_input_alone(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(5), max_concurrency=1, wait_for_completion=False)
+    rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": "liar"}, taken=True, times=None))
+    error = task.attempt(max_failed=4)
+    assert error.value == ["liar", None, None, None, None]
+    assert task.ti.xcoms["failed"] == [1, 2, 3, 4]
+    outcome = task.attempt(on_unknown_submission="fail")
+    assert "submitted up to 4 inputs (the first is 1)" in str(outcome.error)
+    assert task.created == 5
+
+
+def test_an_id_that_an_earlier_attempt_knew_is_no_new_job(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=[{"prompt": "fail: x"}, *prompts(2)])
+    task.attempt()
+    failed = next(job["id"] for job in rungen_emulator.service.jobs() if job["status"] == "FAILED")
+    rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": failed}))
+    assert failed in str(task.attempt().error)
+    assert task.ti.xcoms["job_ids"][0] is None
 
 
 def test_ids_that_cannot_be_pushed_leave_no_job_behind(rungen_emulator: Emulator) -> None:
@@ -610,6 +708,112 @@ def test_a_clear_cancels_what_runs_and_submits_anew(rungen_emulator: Emulator) -
     assert task.statuses() == ["CANCELED"] * 20 + ["RUNNING"] * 20
 
 
+def test_a_clear_resumes_where_it_is_told_to(rungen_emulator: Emulator, mode: bool) -> None:
+    fails = {"prompt": "x", "emulator": {"seconds": 0, "fail": "CUDA out of memory"}}
+    inputs = [fails, *prompts(5, seconds=0), *prompts(5, seconds=1)]
+    task = Task(rungen_emulator, inputs=inputs, on_clear="resume", deferrable=mode)
+    task.attempt(wait_for_completion=False)
+    before = task.ti.xcoms["job_ids"]
+    task.max_tries += 1
+    task.attempt()
+    assert task.ti.xcoms["job_ids"][1:] == before[1:]
+    assert task.ti.xcoms["job_ids"][0] != before[0]
+    assert task.created == 12
+    # a retry of the attempt after the clear goes on with it, too
+    task.attempt()
+    assert task.ti.xcoms["job_ids"][1:] == before[1:]
+
+
+def test_a_clear_that_resumes_begins_the_time_anew_when_it_is_up(rungen_emulator: Emulator) -> None:
+    inputs = prompts(5, seconds=0.6)
+    task = Task(rungen_emulator, inputs=inputs, on_clear="resume", timeout=0.1)
+    ids = task.attempt(wait_for_completion=False).value
+    time.sleep(0.15)
+    task.max_tries += 1
+    assert task.attempt(timeout=60).value == ids
+
+
+def test_a_clear_that_resumes_submits_again_what_is_unknown(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(5), on_clear="resume", on_unknown_submission="fail")
+    rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=2))
+    task.attempt()
+    task.max_tries += 1
+    assert len(set(task.attempt().value)) == 5
+    assert task.created == 6
+
+
+def test_a_state_that_was_kept_on_purpose_is_resumed(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.attempt.CLEAR_DISCARDS_STATE", True)
+    task = Task(rungen_emulator, inputs=prompts(3))
+    ids = task.attempt().value
+    task.max_tries += 1
+    assert task.attempt().value == ids
+    assert task.created == 3
+
+
+def test_a_clear_after_retries_were_lowered_submits_anew(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(3), wait_for_completion=False)
+    ids = task.attempt(retries=2).value
+    assert not set(task.attempt(retries=1).value) & set(ids)
+
+
+def test_a_kill_leaves_what_is_saved_to_the_next_attempt(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(30, seconds=60))
+    with signal_when(
+        signal.SIGTERM,
+        lambda: rungen_emulator.service.count("get_app") > 0,
+        lambda: task.op.on_kill(),  # noqa: PLW0108 - there is no operator yet
+    ):
+        error = task.attempt().error
+    assert str(error).endswith("The next attempt takes up 30 RunGen jobs of app flux-schnell.")
+    assert task.statuses() == ["RUNNING"] * 30
+    assert len(task.attempt(wait_for_completion=False).value) == task.created == 30
+
+
+@pytest.mark.parametrize(
+    "value",
+    [7, [], {"ids": 7}, {"batch": "b", "ids": {"0": "x"}}, {"batch": "b", "ids": [7]}, {"ids": ["x"] * 9999}],
+)
+def test_a_corrupt_chunk_leaves_the_fate_of_its_inputs_unknown(
+    rungen_emulator: Emulator, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task(rungen_emulator, inputs=prompts(3))
+    task.attempt()
+    task.store.set("rungen_batch_0", value)
+    with caplog.at_level(logging.WARNING):
+        assert len(set(task.attempt().value)) == 3
+    assert task.created == 6
+    assert len([line for line in caplog.messages if line.startswith("Ignored 'rungen_batch_0'")]) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": 10**12},
+        {"count": "3"},
+        {"mark": 10**12},
+        {"mark": None},
+        {"deadline": "soon"},
+        {"submitted_at": []},
+        {"app_id": None},
+        {"batch": 7},
+    ],
+)
+def test_a_corrupt_header_is_no_batch_and_is_told_once(
+    rungen_emulator: Emulator, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task(rungen_emulator, inputs=prompts(3))
+    task.attempt()
+    task.store.set("rungen_batch", task.store.get("rungen_batch") | change)
+    with caplog.at_level(logging.WARNING):
+        assert len(set(task.attempt().value)) == 3
+    assert task.created == 6
+    [line] = [line for line in caplog.messages if line.startswith("Ignored")]
+    assert line.endswith("all inputs are submitted anew")
+
+
 @pytest.mark.parametrize("writes", [1, 2, 3])
 def test_a_cleared_attempt_that_died_finds_nothing_of_before_the_clear(
     rungen_emulator: Emulator, writes: int
@@ -660,6 +864,7 @@ def test_the_time_may_be_up_while_inputs_are_submitted(rungen_emulator: Emulator
 def test_a_kill_cancels_every_job_that_was_submitted(rungen_emulator: Emulator, operation: str) -> None:
     count = 400
     task = Task(rungen_emulator, inputs=prompts(count, seconds=60), timeout=20)
+    task.state = "failed"
     at = 100 if operation == "run" else 1
     is_there = lambda: rungen_emulator.service.count(operation) >= at  # noqa: E731 - reads best beside its use
     kill = lambda: task.op.on_kill()  # noqa: E731, PLW0108 - there is no operator yet
@@ -688,6 +893,7 @@ def test_a_kill_says_what_it_cannot_cancel(
 ) -> None:
     rungen_emulator.service.inject(Fault(on="run", kind="hang", taken=True, times=3, skip=20))
     task = Task(rungen_emulator, inputs=prompts(40, seconds=60), max_concurrency=3)
+    task.state = "failed"
     is_there = lambda: rungen_emulator.service.count("run") >= 23  # noqa: E731 - reads best beside its use
     with signal_when(signal.SIGTERM, is_there, lambda: task.op.on_kill()) as sent:  # noqa: PLW0108 - as above
         assert "killed" in str(task.attempt().error)
@@ -701,6 +907,7 @@ def test_a_kill_that_waits_for_answers_ends_before_airflow_does_it(rungen_emulat
     rungen_emulator.service.inject(Fault(on="run", kind="hang", times=3, skip=300))
     rungen_emulator.service.inject(Fault(on="cancel", kind="hang", times=None))
     task = Task(rungen_emulator, inputs=prompts(310, seconds=60), max_concurrency=3)
+    task.state = "failed"
     is_there = lambda: rungen_emulator.service.count("run") >= 303  # noqa: E731 - reads best beside its use
     with signal_when(signal.SIGTERM, is_there, lambda: task.op.on_kill()) as sent:  # noqa: PLW0108 - as above
         assert "killed" in str(task.attempt().error)

@@ -45,7 +45,7 @@ class Attempts:
 
     def __init__(self, *given: Any, **options: Any) -> None:
         self.given = list(given)
-        self.calls = self.tries = 0
+        self.calls = self.tries = self.cleared = 0
         self.options = options
         self.store = FakeStore()
         self.ti = FakeTaskInstance()
@@ -60,7 +60,7 @@ class Attempts:
 
         self.tries += 1
         self.ti = FakeTaskInstance()
-        self.ti.try_number, self.ti.max_tries = self.tries, 2
+        self.ti.try_number, self.ti.max_tries = self.tries, 2 + self.cleared
         self.ti.on_push = die_at(dying_at)
         context: Any = {"ti": self.ti, "task_state_store": self.store}
         try:
@@ -251,6 +251,15 @@ def test_a_function_that_fails_keeps_jobs_only_for_a_next_attempt(
     for status in statuses:
         assert task.attempt().error is error
         assert [job["status"] for job in rungen_emulator.service.jobs()] == [status]
+
+
+@MODES
+def test_a_clear_resumes_where_it_is_told_to(rungen_emulator: Emulator, deferrable: bool) -> None:
+    task = Attempts(saying("a fox"), saying("a fox"), deferrable=deferrable, on_clear="resume")
+    result = task.attempt().value
+    task.cleared = 1
+    assert task.attempt().value == result
+    assert rungen_emulator.service.stats()["jobs_created"] == 1
 
 
 def test_a_kill_ends_the_function_and_nothing_is_sent(rungen_emulator: Emulator, context: Any) -> None:

@@ -29,7 +29,7 @@ KINDS: list[type[RunGenError]] = [
 def _make(kind: type[RunGenError]) -> RunGenError:
     details: dict[str, Any] = {}
     if issubclass(kind, RunGenAPIError):
-        details = {"status_code": 418, "retry_after": 2.5}
+        details = {"status_code": 418, "retry_after": 2.5, "is_from_service": True}
     elif issubclass(kind, RunGenJobError):
         details = {"app_id": "app", "job_id": "job"}
     elif issubclass(kind, RunGenConnectionError):

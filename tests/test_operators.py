@@ -249,13 +249,13 @@ def test_a_submission_of_unknown_fate_may_be_tried_again(
 
 
 @MODES
-def test_a_refusal_in_the_middle_of_the_waiting_is_hopeless_and_leaves_no_job(
+def test_an_answer_in_the_middle_of_the_waiting_that_is_hopeless_leaves_no_job(
     rungen_emulator: Emulator, context: Any, deferrable: bool
 ) -> None:
-    rungen_emulator.service.inject(Fault(on="get", status=403, skip=2, times=None))
+    rungen_emulator.service.inject(Fault(on="get", status=402, skip=2, times=None))
     outcome = run_task(run_op(input=LONG, wait_for_completion=True, deferrable=deferrable), context)
     assert isinstance(outcome.error, AirflowFailException)
-    assert "403" in str(outcome.error)
+    assert "402" in str(outcome.error)
     assert len(outcome.events) == deferrable
     assert states(rungen_emulator) == ["CANCELED"]
 
@@ -377,7 +377,8 @@ def test_the_trace_is_left_before_the_job_is_submitted_and_holds_no_input(
     kept: list[tuple[int, str]] = []
     store = context["task_state_store"] = Watching()
     outcome = run_task(run_op(input={"prompt": "my secret prompt"}), context)
-    assert kept == [(0, ""), (1, outcome.value)]
+    # before, after, and at the end of the attempt
+    assert kept == [(0, ""), (1, outcome.value), (1, outcome.value)]
     assert "my secret prompt" not in str(store.kept)
 
 

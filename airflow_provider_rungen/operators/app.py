@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from airflow_provider_rungen import api
+from airflow_provider_rungen import api, records
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -34,6 +35,39 @@ GPU_TIERS = ("BASIC", "STANDARD", "PERFORMANCE")
 KEY = "rungen_app"
 # Seconds within which an app has to be in the list, if it was created by a request whose answer was lost.
 LISTED_WITHIN = 10.0
+_LONGEST_NAME = 10_000
+_MOST_OTHERS = 10_000
+
+
+@dataclass(frozen=True)
+class CreationRecord:
+    """
+    What the store holds of an app that an attempt is about to create.
+
+    :param name: its name.
+    :param others: the apps of this name that were there before.
+    """
+
+    name: str
+    others: tuple[str, ...]
+
+    @classmethod
+    def from_store(cls, value: Any) -> Self | None:
+        """Return the record of a stored value; ``None``, with a warning, when it is not one."""
+        return records.parse(KEY, value, cls._read, "an app of this name counts as somebody else's")
+
+    @classmethod
+    def _read(cls, fields: Mapping[str, Any]) -> Self:
+        others = fields.get("others")
+        if not isinstance(others, list) or len(others) > _MOST_OTHERS:
+            raise records.InvalidRecordError(f"others is not a list of at most {_MOST_OTHERS}")
+        if not all(records.is_identifier(other) for other in others):
+            raise records.InvalidRecordError("others holds something that is not an id")
+        return cls(records.text(fields, "name", most=_LONGEST_NAME), tuple(others))
+
+    def to_store(self) -> dict[str, Any]:
+        """Return the value to store."""
+        return {"version": records.VERSION, "name": self.name, "others": list(self.others)}
 
 
 class RunGenCreateAppOperator(RunGenTask):
@@ -91,18 +125,18 @@ class RunGenCreateAppOperator(RunGenTask):
     def _find_or_create(self, context: Context, hook: RunGenHook) -> str:
         body = app_body(self.name, self.configuration, self.workflow, self.description)
         store = context.get("task_state_store")
-        kept: Any = store.get(KEY) if store is not None else None
+        kept = CreationRecord.from_store(store.get(KEY)) if store is not None else None
         is_retry = kept is not None or context["ti"].try_number > 1
         apps = self._listed(hook, within=LISTED_WITHIN if is_retry else 0)
-        if isinstance(kept, Mapping) and kept.get("name") == body["name"]:
-            own = [app for app in apps if app.id not in kept["others"]]
+        if kept is not None and kept.name == body["name"]:
+            own = [app for app in apps if app.id not in kept.others]
             if own:
                 log.info("RunGen app %s was created by an earlier attempt: using it", own[0].id)
                 return own[0].id
         if apps:
             return self._existing(apps)
         if store is not None:
-            store.set(KEY, {"name": body["name"], "others": [app.id for app in apps]})
+            store.set(KEY, CreationRecord(body["name"], tuple(app.id for app in apps)).to_store())
         with self._unbreakable():
             app = self._create(hook, body)
         log.info("Created RunGen app %s (%s)", app.id, app.name or self.name)

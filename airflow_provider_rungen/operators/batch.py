@@ -6,10 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_rungen import api, metrics
-from airflow_provider_rungen.batch import BatchSubmission, Checkpoint, Inputs
+from airflow_provider_rungen.attempt import End
+from airflow_provider_rungen.batch import KEY, BatchHeader, BatchSubmission, Checkpoint, Inputs
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobError,
@@ -22,7 +24,7 @@ from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.operators.job import JobSubmitter, cancel_time
 from airflow_provider_rungen.schemas import Schema
 from airflow_provider_rungen.submission import FOUND_WITHIN
-from airflow_provider_rungen.task import deadline_of, failing_for_good, is_killed
+from airflow_provider_rungen.task import deadline_of, is_killed
 from airflow_provider_rungen.tolerance import allowed_of, checked_count, checked_max_failed, told
 from airflow_provider_rungen.waiting import look_again, read_event
 from airflow_provider_rungen.watch import KNOWN_WITHIN, job_of, without_contents
@@ -61,9 +63,15 @@ class RunGenRunBatchOperator(JobSubmitter):
     :param durable: keep the ids in Airflow's task state store (Airflow 3.3 and later) as they come.
     :param on_unknown_submission: what a retry does with inputs of which it is not known whether a job was
         created: ``resubmit`` them, with a warning, or ``fail``.
+    :param on_clear: what the attempt after a clear does: run ``new`` jobs for all inputs, or ``resume`` those
+        of before, if inputs and app are the same. Jobs that failed are run anew. Needs ``durable``.
     :param input_schema: the JSON Schema that every input has to fit before the first is sent: a dict, the
         path or URI of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     """
+
+    _record_key = KEY
+    # what is kept of this attempt, or else of an earlier one
+    _kept: Checkpoint | None = None
 
     template_fields: Sequence[str] = ("app_id", "inputs", "rungen_conn_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json"}
@@ -89,23 +97,25 @@ class RunGenRunBatchOperator(JobSubmitter):
 
         :return: the ids of the jobs, in the order of the inputs.
         """
-        with failing_for_good(), self._working(context) as hook, self._not_abandoning(context, hook):
-            store = self._store(context)
-            earlier = Checkpoint.found(store)
-            if earlier is not None:
-                self._jobs = (earlier.header.get("app_id", ""), earlier.job_ids)
+        self._begin(context)
+        self._warn_if_not_durable()
+        self._kept = earlier = Checkpoint.found(self._raw_store)
+        if earlier is not None:
+            self._jobs = (earlier.header.app_id, earlier.job_ids)
+        with self._owning(context) as hook:
             inputs = Inputs(self._given_inputs(context), Schema.of(self.input_schema, "input_schema"))
             app_id = hook.app_id_or_default(self.app_id)
             self._link_to(context, hook, app_id)
-            header = {
-                "app_id": app_id,
-                "digest": inputs.digest,
-                "count": inputs.count,
-                "max_tries": 0 if store is None else context["ti"].max_tries,
-                "deadline": time.time() + self.timeout,
-            }
-            kept, over = self._prepare(hook, earlier, Checkpoint(store, header))
-            deadline = deadline_of(self, kept.header["deadline"])
+            header = BatchHeader(
+                app_id=app_id,
+                digest=inputs.digest,
+                count=inputs.count,
+                deadline=time.time() + self.timeout,
+                attempt=self._attempt,
+            )
+            kept, over = self._prepare(hook, earlier, Checkpoint(self._raw_store, header))
+            self._kept = kept
+            deadline = deadline_of(self, kept.header.deadline)
             refused = self._submit(context, hook, inputs, kept, over=over, deadline=deadline)
             ids = _job_ids(kept)
             if not self.wait_for_completion:
@@ -129,15 +139,36 @@ class RunGenRunBatchOperator(JobSubmitter):
 
         :return: the ids of the jobs, in the order of the inputs.
         """
-        with failing_for_good(), self._working(context) as hook, self._not_abandoning(context, hook):
-            ids = self._pushed(context)
-            self._jobs = (event["app_id"], [job_id for job_id in ids if job_id])
+        self._begin(context)
+        ids = self._pushed(context)
+        self._jobs = (event["app_id"], [job_id for job_id in ids if job_id])
+        with self._owning(context) as hook:
             jobs = read_event(event)
             if event["count"] > len(jobs):  # more failed than the event holds
                 app_id, job_ids = self._jobs
                 looks = self._look_at(hook, app_id, job_ids).items()
                 jobs = [job_of(look, app_id, job_id) for job_id, look in looks]
             return self._finish(context, event["app_id"], ids, self._pushed_refused(context), jobs)
+
+    @property
+    def _raw_store(self) -> Any:
+        return self._context.get("task_state_store") if self.durable else None
+
+    def _note_end(self, end: End) -> None:
+        if self._kept is None:  # after a deferral
+            header = BatchHeader.from_store(self._state.get(KEY)) if self._state.is_durable else None
+        else:
+            header = self._kept.header
+        if header is not None:
+            self._state.note(KEY, replace(header, end=end, attempt=self._attempt).to_store())
+
+    def _save(self) -> list[str]:
+        if self._kept is not None:
+            self._kept.flush_patiently()
+        return self._unsaved()
+
+    def _unsaved(self) -> list[str]:
+        return [] if self._kept is None else self._kept.unkept_job_ids
 
     def _given_inputs(self, context: Context) -> Any:
         return self.inputs
@@ -146,22 +177,36 @@ class RunGenRunBatchOperator(JobSubmitter):
         self, hook: RunGenHook, earlier: Checkpoint | None, new: Checkpoint
     ) -> tuple[Checkpoint, set[str]]:
         """Give what is to be kept of this attempt, and the jobs of an earlier one that have completed."""
-        if earlier is not None and earlier.is_of(new.header):
-            over = self._take_up(hook, new.header["app_id"], earlier)
-            if not all(_job_ids(earlier)):  # jobs that are run anew have the whole time
-                earlier.header["deadline"] = new.header["deadline"]
+        if earlier is None:
+            return new, set()
+        new.known |= earlier.known
+        is_cleared = self._attempt.was_cleared_since(earlier.header.attempt, earlier.header.end)
+        if earlier.is_of(new.header) and (self._resumes_clears or not is_cleared):
+            over = self._take_up(hook, new.header.app_id, earlier, is_cleared=is_cleared)
+            self._renew(earlier, new.header, is_cleared=is_cleared)
             return earlier, over
-        if earlier is not None and earlier.job_ids:
+        if earlier.job_ids:
             log.info("The task was cleared, or its inputs or app changed: submitting all of them anew")
             if self.cancel_on_kill:
                 app_id, job_ids = self._jobs
                 self._cancel_all(hook, app_id, job_ids, within=cancel_time(hook, job_ids))
+        self._jobs = ("", [])
         return new, set()
 
-    def _take_up(self, hook: RunGenHook, app_id: str, kept: Checkpoint) -> set[str]:
+    def _renew(self, kept: Checkpoint, new: BatchHeader, *, is_cleared: bool) -> None:
+        """Give jobs that are run anew the whole time; after a clear, those that run get it when it is up."""
+        is_late = is_cleared and kept.header.deadline <= time.time()
+        if is_late or not all(_job_ids(kept)):
+            kept.header = replace(kept.header, deadline=new.deadline)
+        if is_cleared:  # the retries of this attempt are to find it
+            kept.header = replace(kept.header, attempt=self._attempt, end=End.UNKNOWN)
+            if not kept.flush_patiently():
+                log.warning("Could not save in Airflow's task state store that the batch is resumed")
+
+    def _take_up(self, hook: RunGenHook, app_id: str, kept: Checkpoint, *, is_cleared: bool) -> set[str]:
         """Look at the jobs of an earlier attempt; those that failed are run again."""
         unknown = [index for index, job_id in enumerate(kept.ids[: kept.mark]) if not job_id]
-        if unknown and self.on_unknown_submission == "fail":
+        if unknown and self.on_unknown_submission == "fail" and not is_cleared:
             error = RunGenSubmissionUnknownError(
                 f"An earlier attempt submitted up to {len(unknown)} inputs (the first is {unknown[0]}) to "
                 f"app {app_id}, and it is not known whether their jobs were created. Look at the app's "
@@ -169,7 +214,7 @@ class RunGenRunBatchOperator(JobSubmitter):
             )
             error.hopeless = True
             raise error
-        known_by = kept.header.get("submitted_at", 0.0) + FOUND_WITHIN
+        known_by = kept.header.submitted_at + FOUND_WITHIN
         looks = self._look_at(hook, app_id, kept.job_ids, known_by)
         completed, again = set(), 0
         for index, job_id in enumerate(kept.ids):
@@ -223,7 +268,7 @@ class RunGenRunBatchOperator(JobSubmitter):
         deadline: float,
     ) -> dict[int, RunGenError]:
         """Submit what has no job yet; give the inputs that were refused, with the reason."""
-        app_id = kept.header["app_id"]
+        app_id = kept.header.app_id
         total = sum(1 for job_id in kept.ids if not job_id or job_id == Checkpoint.REFUSED)
         todo = (
             (index, item) for index, item in enumerate(inputs) if kept.ids[index] in ("", Checkpoint.REFUSED)
@@ -257,6 +302,7 @@ class RunGenRunBatchOperator(JobSubmitter):
                 except RunGenError:
                     raise
                 except Exception:
+                    kept.flush_patiently()
                     if self.cancel_on_kill and (lost := kept.unkept_job_ids):
                         self._cancel_all(hook, app_id, lost, within=cancel_time(hook, lost))
                     raise
@@ -353,8 +399,7 @@ class RunGenRunBatchOperator(JobSubmitter):
     def _what_to_do(self, context: Context, *, is_hopeless: bool) -> str:
         if is_hopeless:
             return "Correct them, and clear the task."
-        is_kept = self.durable and context.get("task_state_store") is not None
-        return f"A retry runs {'only these' if is_kept else 'all inputs'} again."
+        return f"A retry runs {'only these' if self._state.is_durable else 'all inputs'} again."
 
 
 def _job_ids(kept: Checkpoint) -> list[str | None]:

@@ -5,17 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowNotFoundException,
+    AirflowSkipException,
+    TaskInstanceState,
+)
 
-from airflow_provider_rungen import api
+from airflow_provider_rungen import api, attempt, submission
+from airflow_provider_rungen.attempt import (
+    Attempt,
+    End,
+    ask_for_state,
+    call_airflow_briefly,
+    is_timing_out,
+    was_ended_by_user,
+)
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import (
+    RunGenConfigError,
     RunGenConflictError,
     RunGenError,
     RunGenJobError,
@@ -26,7 +40,14 @@ from airflow_provider_rungen.lineage import Done
 from airflow_provider_rungen.links import JOB_AND_APP
 from airflow_provider_rungen.schemas import Schema, checked
 from airflow_provider_rungen.submission import DurableSubmission, Submission
-from airflow_provider_rungen.task import RunGenTask, deadline_of, failing_for_good
+from airflow_provider_rungen.task import (
+    RunGenTask,
+    deadline_of,
+    failing_for_good,
+    kill_time,
+    say_what_to_do,
+)
+from airflow_provider_rungen.task_state import TaskState
 from airflow_provider_rungen.waiting import (
     JobWaiter,
     known_job_ids_of,
@@ -55,6 +76,12 @@ def cancel_time(hook: RunGenHook, job_ids: Sequence[str]) -> float:
 class JobSubmitter(JobWaiter):
     """What the operators that run jobs have in common: the jobs are theirs, to keep and to cancel."""
 
+    _record_key: ClassVar[str]
+    _attempt: Attempt = Attempt()
+    _state: TaskState = TaskState(None)
+    # whether the record survived a clear while the task ran
+    _is_state_kept = False
+
     def __init__(
         self,
         *,
@@ -65,6 +92,7 @@ class JobSubmitter(JobWaiter):
         cancel_on_kill: bool = True,
         durable: bool = True,
         on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
+        on_clear: Literal["new", "resume"] = "new",
         input_schema: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -73,19 +101,24 @@ class JobSubmitter(JobWaiter):
             raise ValueError(
                 f"on_unknown_submission must be 'resubmit' or 'fail', not {on_unknown_submission!r}"
             )
+        if on_clear not in ("new", "resume"):
+            raise ValueError(f"on_clear must be 'new' or 'resume', not {on_clear!r}")
         self.wait_for_completion = wait_for_completion
         self.end_from_trigger = end_from_trigger
         self.poll_interval = seconds(poll_interval, "poll_interval")
         self.timeout = seconds(timeout, "timeout")
         self.durable = durable
         self.on_unknown_submission = on_unknown_submission
+        self.on_clear = on_clear
         self.input_schema = checked(input_schema, "input_schema")
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral; when Airflow ended it without an event, no job is left behind."""
         if next_method == "__fail__":
-            with failing_for_good(), self._working(context) as hook, self._not_abandoning(context, hook):
-                job_ids = self._pushed_job_ids(context)
+            self._begin(context)
+            job_ids = self._pushed_job_ids(context)
+            self._jobs = (self.app_id or "", job_ids)
+            with self._owning(context) as hook:
                 self._jobs = (hook.app_id_or_default(self.app_id), job_ids)
                 reason = (next_kwargs or {}).get("error", "unknown")
                 raise RunGenError(
@@ -102,37 +135,208 @@ class JobSubmitter(JobWaiter):
         if self.do_xcom_push:
             context["ti"].xcom_push(key="return_value", value=result)
 
-    def _store(self, context: Context) -> Any:
+    def _begin(self, context: Context) -> None:
+        """Find out which attempt this is, and where it keeps its state."""
+        self._context = context
         store = context.get("task_state_store") if self.durable else None
-        if self.durable and store is None:
+        self._state = TaskState(store)
+        self._attempt = Attempt.of(context, self)
+
+    def _warn_if_not_durable(self) -> None:
+        if self.durable and not self._state.is_durable:
             log.info(
                 "This Airflow keeps no state of a task (3.3 and later do): should this attempt die, the next "
                 "one cannot take up what it submitted, and submits anew"
             )
-        return store
+
+    @property
+    def _resumes_clears(self) -> bool:
+        """Whether the jobs of before a clear are taken up."""
+        # Since Airflow 3.4, a record that survived a clear was kept on purpose. A clear of the whole run
+        # keeps it, too (apache/airflow #72929), and looks the same.
+        return self.on_clear == "resume" or attempt.CLEAR_DISCARDS_STATE
+
+    def _between_polls(self) -> None:
+        if not self._state.is_saved:
+            # a signal in the middle of a call to the supervisor would leave it out of step
+            with self._unbreakable():
+                self._state.save_between_polls()
+
+    def _defer(self, *args: Any, **kwargs: Any) -> NoReturn:
+        with self._unbreakable():
+            self._state.save_all()
+        super()._defer(*args, **kwargs)
+
+    # --- the end of an attempt ---
 
     @contextmanager
-    def _not_abandoning(self, context: Context, hook: RunGenHook) -> Iterator[None]:
+    def _owning(self, context: Context) -> Iterator[RunGenHook]:
+        """Open the hook, and see to the jobs and to the record when the attempt ends."""
+        with failing_for_good():
+            try:
+                with (
+                    self._leaving_when_refused(),
+                    self._working(context) as hook,
+                    self._not_abandoning(hook),
+                ):
+                    yield hook
+            except Exception as error:
+                if not self._is_killed and not self._has_next(error):
+                    self._note_end(End.FAILED)
+                raise
+            self._note_end(End.SUCCEEDED)
+
+    def _note_end(self, end: End) -> None:
+        """Note in the record how the attempt ended."""
+
+    def _save(self) -> list[str]:
+        """Try to save what the store did not take, and return the jobs that no other attempt would find."""
+        return [] if self._state.save_all() else list(self._jobs[1])
+
+    def _unsaved(self) -> list[str]:
+        """Return the jobs that no other attempt would find, asking nothing of Airflow."""
+        return [] if self._state.is_saved else list(self._jobs[1])
+
+    def _has_next(self, error: Exception | None = None) -> bool:
+        """Return whether another attempt follows that finds what is saved."""
+        is_final = isinstance(error, _FINAL) or (isinstance(error, RunGenError) and error.hopeless)
+        return self._state.is_durable and not is_final and self._attempt.has_next
+
+    @contextmanager
+    def _leaving_when_refused(self) -> Iterator[None]:
+        """Leave the jobs alone when the connection or the key is at fault, and say that they run."""
+        try:
+            yield
+        except Exception as error:
+            if not _is_refusal(error):
+                raise
+            app_id, job_ids = self._jobs
+            job_ids = [job_id for job_id in job_ids if job_id not in self._over]
+            if not job_ids:
+                raise
+            what_to_do = self._how_to_resume(is_saved=not self._save())
+            message = (
+                f"{str(error).rstrip('.')}. {names_of(job_ids)} of app {app_id} may still run; nothing was "
+                f"canceled. Check the Airflow connection {self.rungen_conn_id!r}. {what_to_do}."
+            )
+            if isinstance(error, RunGenError):
+                error.args, error.hopeless = (message,), False
+                raise
+            raise RunGenError(message) from error
+
+    def _how_to_resume(self, *, is_saved: bool) -> str:
+        if self._has_next() and is_saved:
+            return "A retry resumes"
+        if not (self._state.is_durable and is_saved):
+            return "Then collect or cancel by id"
+        how = "and keep its task state" if attempt.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
+        return f"Then clear the task {how} to resume, or cancel by id"
+
+    @contextmanager
+    def _not_abandoning(self, hook: RunGenHook) -> Iterator[None]:
         """Cancel the jobs when the wait ends before they do, unless the next attempt takes them up."""
         try:
             yield
         except RunGenJobTimeoutError as error:
             app_id, job_ids = self._jobs
-            self._cancel_all(hook, app_id, job_ids, within=cancel_time(hook, job_ids))
+            left = self._cancel_all(hook, app_id, job_ids, within=cancel_time(hook, job_ids))
             now = in_words(self.timeout)
             message = f"{error}. Raise timeout (now {now}) or execution_timeout if it needs longer."
-            raise RunGenJobTimeoutError(message, app_id=app_id, job_id=error.job_id) from None
+            raise RunGenJobTimeoutError(
+                _with_left(message, app_id, left), app_id=app_id, job_id=error.job_id
+            ) from None
         except Exception as error:
-            if self._is_killed or (isinstance(error, RunGenJobError) and self.wait_for_completion):
-                raise  # they are canceled, or over
-            ti = context["ti"]
-            is_kept = self.durable and context.get("task_state_store") is not None
-            is_final = isinstance(error, _FINAL) or (isinstance(error, RunGenError) and error.hopeless)
-            is_taken_up = is_kept and not is_final and ti.try_number <= ti.max_tries
-            if self.cancel_on_kill and not is_taken_up:
-                app_id, job_ids = self._jobs
-                self._cancel_all(hook, app_id, job_ids, within=cancel_time(hook, job_ids))
+            if (
+                _is_refusal(error)
+                or self._is_killed
+                or (isinstance(error, RunGenJobError) and self.wait_for_completion)
+            ):
+                raise  # they are left alone, canceled, or over
+            if self._jobs[1]:
+                self._leave_or_cancel(hook, error)
             raise
+
+    def _leave_or_cancel(self, hook: RunGenHook, error: Exception) -> None:
+        """Cancel what the next attempt does not take up, and let the error say what may still run."""
+        unsaved = self._save()
+        lost = unsaved if self._has_next(error) else list(self._jobs[1])
+        said = self._cancel(hook, lost, within=cancel_time(hook, lost))
+        if not said:
+            return
+        if isinstance(error, RunGenError):
+            say_what_to_do(error)
+            error.args = (f"{str(error).rstrip('.')}.{said}",)
+        else:
+            log.error("%s", said.strip())
+
+    # --- a kill ---
+
+    def _abandon(self, hook: RunGenHook) -> None:
+        """
+        Cancel the jobs (``cancel_on_kill``) that the next attempt does not take up.
+
+        An attempt may be told to stop because it was cut off, after its successor took up the jobs. So with
+        tries left the jobs are canceled only if Airflow says that a user ended the task.
+        """
+        _, job_ids = self._jobs
+        if not job_ids:
+            return
+        begun_at, within = time.monotonic(), kill_time()
+        lost = self._unsaved() if self._is_left_to_the_next() else list(job_ids)
+        within -= time.monotonic() - begun_at
+        self._last_words = self._cancel(hook, lost, within=max(within, 1)).strip()
+        if self._state.is_durable and not self._attempt.has_next:
+            call_airflow_briefly(lambda: self._note_end(End.FAILED))
+
+    def _cancel(self, hook: RunGenHook, lost: Collection[str], *, within: float) -> str:
+        """Cancel the jobs that nobody takes up (``cancel_on_kill``), and say which jobs may still run."""
+        app_id, job_ids = self._jobs
+        running, lost = [job_id for job_id in job_ids if job_id not in self._over], set(lost)
+        kept = [job_id for job_id in running if job_id not in lost]
+        left = [job_id for job_id in running if job_id in lost]
+        if left and self.cancel_on_kill:
+            left = self._cancel_all(hook, app_id, left, within=within)
+            return _with_left("", app_id, left) + _with_kept(app_id, kept)
+        said = f" {names_of(left)} of app {app_id} may still run (cancel_on_kill)." if left else ""
+        return said + _with_kept(app_id, kept)
+
+    def _is_left_to_the_next(self) -> bool:
+        """Return whether the next attempt, which there may be already, decides about the jobs."""
+        if is_timing_out() or not self._has_next():
+            return False
+        if self._state_at_kill is None:
+            self._state_at_kill = (ask_for_state(self._context["ti"], self._note_clear),)
+        [state] = self._state_at_kill
+        if state == TaskInstanceState.RESTARTING:
+            return self._is_state_kept if attempt.CLEAR_DISCARDS_STATE else self.on_clear == "resume"
+        return not was_ended_by_user(state)
+
+    def _note_clear(self, state: str | None) -> None:
+        """Note that a user cleared the task while it ran, which its numbers do not show."""
+        if state != TaskInstanceState.RESTARTING:
+            return
+        if attempt.CLEAR_DISCARDS_STATE:
+            self._is_state_kept = self._state.get(self._record_key) is not None
+        else:
+            self._note_end(End.CLEARED)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether the key or the connection is at fault, which is no reason to cancel a job."""
+    if isinstance(error, RunGenConfigError | AirflowNotFoundException):
+        return True
+    return isinstance(error, RunGenError) and api.is_refusal(error)
+
+
+def _with_left(message: str, app_id: str, job_ids: Sequence[str]) -> str:
+    """Add the jobs that could not be canceled to a message."""
+    if not job_ids:
+        return message
+    return f"{message} Could not cancel {names_of(job_ids)} of app {app_id}, which may still run: see above."
+
+
+def _with_kept(app_id: str, job_ids: Sequence[str]) -> str:
+    return f" The next attempt takes up {names_of(job_ids)} of app {app_id}." if job_ids else ""
 
 
 class RunGenRunJobOperator(JobSubmitter):
@@ -154,9 +358,13 @@ class RunGenRunJobOperator(JobSubmitter):
         takes up the job of the attempt before, and none is bought twice.
     :param on_unknown_submission: what a retry does when it is not known whether the last attempt's job was
         created: ``resubmit`` it, with a warning, or ``fail``.
+    :param on_clear: what the attempt after a clear does: run a ``new`` job, or ``resume`` the one of before,
+        if input and app are the same. A job that failed is run anew. Needs ``durable``.
     :param input_schema: the JSON Schema that the input has to fit before it is sent: a dict, the path or URI
         of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     """
+
+    _record_key = submission.KEY
 
     template_fields: Sequence[str] = ("app_id", "input", "rungen_conn_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {"input": "json"}
@@ -171,7 +379,9 @@ class RunGenRunJobOperator(JobSubmitter):
 
         :return: the job's id.
         """
-        with failing_for_good(), self._working(context) as hook, self._not_abandoning(context, hook):
+        self._begin(context)
+        self._warn_if_not_durable()
+        with self._owning(context) as hook:
             job, deadline = self._submit(context, hook)
             app_id = job.app_id
             if not self.wait_for_completion:
@@ -195,9 +405,25 @@ class RunGenRunJobOperator(JobSubmitter):
         :return: the job's id.
         """
         app_id, [job_id] = event["app_id"], event["job_ids"]
+        self._begin(context)
         self._jobs = (app_id, [job_id])
-        with failing_for_good(), self._working(context) as hook, self._not_abandoning(context, hook):
+        with self._owning(context):
+            self._submission.confirm(app_id, job_id)
             return self._finish(context, app_id, job_id, read_event(event))
+
+    def _begin(self, context: Context) -> None:
+        super()._begin(context)
+        self._submission = DurableSubmission(
+            self._state,
+            self._attempt,
+            resume_cleared=self._resumes_clears,
+            resubmit_unknown=self.on_unknown_submission == "resubmit",
+            cancel_stale=self.cancel_on_kill,
+        )
+        self._jobs = self._submission.jobs
+
+    def _note_end(self, end: End) -> None:
+        self._submission.end(end)
 
     def _pushed_job_ids(self, context: Context) -> list[str]:
         ti = context["ti"]
@@ -205,22 +431,17 @@ class RunGenRunJobOperator(JobSubmitter):
         return [job_id] if job_id else []
 
     def _submit(self, context: Context, hook: RunGenHook) -> Submission:
-        ti, store = context["ti"], self._store(context)
-        submission = DurableSubmission(
-            store,
-            max_tries=0 if store is None else ti.max_tries,
-            resubmit_unknown=self.on_unknown_submission == "resubmit",
-            cancel_stale=self.cancel_on_kill,
-        )
-        self._jobs = submission.jobs
+        ti = context["ti"]
         app_id = hook.app_id_or_default(self.app_id)
         self._link_to(context, hook, app_id)
-        found = submission.find(hook, app_id, self.input)
-        if found is None and (schema := Schema.of(self.input_schema, "input_schema")):
-            schema.check_input(json.loads(api.encode_input(self.input)))
+        found = self._submission.find(hook, app_id, self.input, self.timeout)
+        if found is None:
+            self._jobs = ("", [])  # what an earlier attempt left is over, canceled or not to be canceled
+            if schema := Schema.of(self.input_schema, "input_schema"):
+                schema.check_input(json.loads(api.encode_input(self.input)))
         with self._unbreakable():
             if found is None:
-                found = submission.submit(hook, app_id, self.input, self.timeout)
+                found = self._submission.submit(hook, app_id, self.input, self.timeout)
                 log.info("Submitted RunGen job %s to app %s", found.job.id, app_id)
             self._jobs = (app_id, [found.job.id])
             ti.xcom_push(key="job_id", value=found.job.id)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.common.compat.sdk import TaskDeferred, conf
 
 from airflow_provider_rungen.api import get_app, scale_app
+from airflow_provider_rungen.attempt import Attempt, ask_for_state, is_timing_out, was_ended_by_user
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
@@ -63,6 +64,8 @@ class RunGenScaleAppOperator(RunGenTask):
 
     # what is to be lowered again when something goes wrong
     _raised: Raised | None = None
+    # the attempt that runs, if what it did to the app is in the task state store for the next one
+    _attempt: Attempt | None = None
 
     def __init__(
         self,
@@ -117,6 +120,8 @@ class RunGenScaleAppOperator(RunGenTask):
         ti = context["ti"]
         with failing_for_good(), self._working(context) as hook:
             self._note(Raised.from_json(ti.xcom_pull(task_ids=ti.task_id, key=KEY, map_indexes=ti.map_index)))
+            if context.get("task_state_store") is not None:
+                self._note_attempt(context)
             with self._lowering(context, hook):
                 raise_for_event(event)
                 return self._finish(context, event["app_id"])
@@ -143,6 +148,7 @@ class RunGenScaleAppOperator(RunGenTask):
             said = "An earlier attempt set RunGen app %s to %d active workers: going on"
             log.info(said, app_id, kept.active_workers)
             raised = replace(kept, active_workers=wanted)
+            self._note_attempt(context)
         # for the next attempt, for the worker after a deferral, and for the teardown of scaled_app
         context["ti"].xcom_push(key=KEY, value=raised.to_json())
         self._note(raised)
@@ -151,6 +157,7 @@ class RunGenScaleAppOperator(RunGenTask):
             return wanted > 0
         if store is not None:
             store.set(KEY, raised.to_json())
+            self._note_attempt(context)
         log.info(
             "Setting RunGen app %s to %d active workers; it had %s",
             *(app_id, wanted, "an unknown number" if before is None else before),
@@ -169,6 +176,9 @@ class RunGenScaleAppOperator(RunGenTask):
                 self._raised = None
             raise
         return raised.was_raised
+
+    def _note_attempt(self, context: Context) -> None:
+        self._ti, self._attempt = context["ti"], Attempt.of(context, self)
 
     def _note(self, raised: Raised | None) -> None:
         if self.scale_down_on_failure and raised is not None and raised.was_raised:
@@ -220,7 +230,8 @@ class RunGenScaleAppOperator(RunGenTask):
             message = f"{error}. Raise timeout (now {in_words(self.timeout)}) if it needs longer."
             raise RunGenAppTimeoutError(message, app_id=error.app_id) from None
         except BaseException:
-            self._lower(context, hook)
+            if not self._is_killed:  # then on_kill has decided
+                self._lower(context, hook)
             raise
 
     def _lower(self, context: Context, hook: RunGenHook) -> None:
@@ -236,16 +247,36 @@ class RunGenScaleAppOperator(RunGenTask):
             store.delete(KEY)
 
     def _abandon(self, hook: RunGenHook) -> None:
-        """Lower again what was raised."""
+        """
+        Lower again what was raised, unless the next attempt goes on with it.
+
+        An attempt may be told to stop because it was cut off, after its successor began to wait for the app.
+        """
         raised = self._raised
         if raised is None:
             return
-        within = max(kill_time() - 1, 1)
+        begun_at, within = time.monotonic(), kill_time()
+        if self._is_left_to_the_next():
+            self._last_words = (
+                f"RunGen app {raised.app_id} is left at {raised.active_workers} active workers, which are "
+                "billed: the next attempt goes on with it."
+            )
+            return
+        within = max(within - (time.monotonic() - begun_at) - 1, 1)
         try:
             hook.perform_in_time(lower_app(raised, patience=within / 4), within=within)
             self._raised = None
         except RunGenError as error:
             log.error("%s", not_lowered(raised, error))
+
+    def _is_left_to_the_next(self) -> bool:
+        attempt = self._attempt
+        if attempt is None or not attempt.has_next or is_timing_out():
+            return False
+        if self._state_at_kill is None:
+            self._state_at_kill = (ask_for_state(self._ti),)
+        [state] = self._state_at_kill
+        return not was_ended_by_user(state)
 
 
 def _has(hook: RunGenHook, before: int | None, app_id: str) -> bool:
