@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from airflow_provider_rungen.models import SIGNATURE, clean_text
+from airflow_provider_rungen.models import clean_text
+from airflow_provider_rungen.redaction import without_secrets
 
 # How long the service keeps outputs.
 LIFETIME = timedelta(days=7)
@@ -20,7 +21,6 @@ LONGEST_SUFFIX = 16
 # Levels of nesting at most: to walk through them, and to write them, takes a frame each.
 DEEPEST = 200
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
-_SECRETS = re.compile(r"://(?:[^\s/?#\"'<>@]*@)?([^\s\"'<>?#]*)(?:[?#][^\s\"<>]*)?")
 _SIGNED = (("X-Amz-Date", "X-Amz-Expires"), ("X-Goog-Date", "X-Goog-Expires"))
 
 
@@ -106,11 +106,6 @@ def replaced(result: Any, stored: Mapping[str, str]) -> Any:
 def kept(value: Any) -> Any:
     """Give a copy of a value in which no URL has a query string or a password."""
     return _mapped(value, without_secrets)
-
-
-def without_secrets(text: str) -> str:
-    """Cut what may be secret off the URLs in a text."""
-    return SIGNATURE.sub(r"\1=***", _SECRETS.sub(r"://\1", text))
 
 
 def _mapped(value: Any, change: Callable[[str], str], depth: int = 0) -> Any:

@@ -151,7 +151,7 @@ def test_what_was_stored_takes_the_place_of_the_urls() -> None:
         ("s3://key:secret@bucket/x?versionId=1", "s3://bucket/x"),
         (f"{URL}#access_token=1", URL),
         ("a=1&X-Amz-Signature=abc", "a=1&X-Amz-Signature=***"),
-        ("https%3A%2F%2Fh%2Fx%3FX-Amz-Signature%3Dabc%26x", "https%3A%2F%2Fh%2Fx%3FX-Amz-Signature=***"),
+        ("https%3A%2F%2Fh%2Fx%3FX-Amz-Signature%3Dabc%26x", "https%3A%2F%2Fh%2Fx"),
         ("what? a:b // c@d", "what? a:b // c@d"),
     ],
 )
