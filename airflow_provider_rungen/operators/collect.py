@@ -24,6 +24,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.lineage import Done
 from airflow_provider_rungen.models import Job, JobStatus
+from airflow_provider_rungen.redaction import redact
 from airflow_provider_rungen.schemas import Schema, checked
 from airflow_provider_rungen.storage import Storage
 from airflow_provider_rungen.task import deadline_of, failing_for_good
@@ -79,6 +80,8 @@ class RunGenCollectResultsOperator(JobWaiter):
     :param max_failed: how many jobs may fail without failing the task: a number, or a share below 1.
     :param max_concurrency: how many files are downloaded at a time at most.
     :param max_output_bytes: bytes of a file at most.
+    :param max_outputs: files of a job at most.
+    :param max_total_bytes: bytes of all files of a job at most; no limit when left out.
     :param max_xcom_bytes: bytes at most that are returned without ``destination``.
     """
 
@@ -104,6 +107,8 @@ class RunGenCollectResultsOperator(JobWaiter):
         max_failed: float = 0,
         max_concurrency: int = 8,
         max_output_bytes: int = 1 << 30,
+        max_outputs: int = 10_000,
+        max_total_bytes: int | None = None,
         max_xcom_bytes: int = 1_000_000,
         **kwargs: Any,
     ) -> None:
@@ -117,6 +122,10 @@ class RunGenCollectResultsOperator(JobWaiter):
         self.max_failed = checked_max_failed(max_failed)
         self.max_concurrency = checked_count(max_concurrency, "max_concurrency")
         self.max_output_bytes = checked_count(max_output_bytes, "max_output_bytes")
+        self.max_outputs = checked_count(max_outputs, "max_outputs")
+        self.max_total_bytes = max_total_bytes
+        if max_total_bytes is not None:
+            checked_count(max_total_bytes, "max_total_bytes")
         self.max_xcom_bytes = checked_count(max_xcom_bytes, "max_xcom_bytes")
 
     def execute(self, context: Context) -> Any:
@@ -233,7 +242,7 @@ class RunGenCollectResultsOperator(JobWaiter):
             self._check_size(len(json.dumps(value)))
         else:
             manifests = [collected[job_id] for job_id in job_ids]
-            done = replace(done, destination=str(self.destination), manifests=manifests)
+            done = replace(done, destination=redact(str(self.destination)), manifests=manifests)
         self._tell(context, done)
         log.info("Collected the results of %s", names_of(job_ids))
         return value
@@ -273,7 +282,14 @@ class RunGenCollectResultsOperator(JobWaiter):
             downloader = Downloader(hook.settings, max_bytes=self.max_output_bytes, at_once=at_once)
             try:
                 landing = Landing(
-                    hook.aperform, app_id, storage, downloader, max_concurrency=at_once, schema=self._schema
+                    hook.aperform,
+                    app_id,
+                    storage,
+                    downloader,
+                    max_concurrency=at_once,
+                    schema=self._schema,
+                    max_outputs=self.max_outputs,
+                    max_total_bytes=self.max_total_bytes,
                 )
                 return await landing.run(job_ids, self._check_killed)
             finally:
