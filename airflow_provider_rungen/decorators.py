@@ -185,6 +185,7 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
             max_xcom_bytes=self.max_xcom_bytes,
             outlets=self.outlets,
         )
+        collector.checks_keys = self.multiple_outputs and self.destination is None
         collector.prepare()
         return collector
 

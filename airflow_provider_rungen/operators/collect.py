@@ -39,6 +39,7 @@ from airflow_provider_rungen.waiting import (
     read_event,
 )
 from airflow_provider_rungen.watch import HANDFUL, job_of, without_contents
+from airflow_provider_rungen.xcom_values import find_key_problem, find_xcom_problem
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -51,7 +52,7 @@ class RunGenCollectResultsOperator(JobWaiter):
     Return the results of jobs, or store their outputs: one id gives one result, a list gives a list in order.
 
     Without ``destination``, the result itself is returned. That of an image model holds signed URLs, which
-    whoever can read the XCom can open for seven days.
+    whoever can read the XCom can open for seven days. A result that XCom cannot hold fails permanently.
 
     With ``destination``, every file that a result has the URL of is stored as
     ``{destination}/{job_id}/{n}-{name}``, and ``{destination}/{job_id}/manifest.json`` tells of the job: its
@@ -91,6 +92,10 @@ class RunGenCollectResultsOperator(JobWaiter):
     _storage: Storage | None = None
     # bytes of the results that are held
     _held = 0
+    # by id, errors of the jobs whose results XCom cannot hold
+    _unfit: dict[str, RunGenOutputError]
+    #: Whether each key of a result becomes an XCom of its own, too.
+    checks_keys = False
     # how many failures the log has told of already
     _told = 0
 
@@ -176,7 +181,7 @@ class RunGenCollectResultsOperator(JobWaiter):
 
     def prepare(self) -> None:
         """Find out before the wait what would keep results from being collected."""
-        self._held = 0
+        self._held, self._unfit = 0, {}
         self._schema = Schema.of(self.result_schema, "result_schema")
         self._storage = None if self.destination is None else Storage(self.destination)
 
@@ -192,8 +197,25 @@ class RunGenCollectResultsOperator(JobWaiter):
         """Hold the result only if it is going to be returned: there may be many."""
         if self.destination is not None:
             return without_contents(job)
+        if unfit := self._misfit_of(job):
+            self._unfit[job.id] = unfit
+            return without_contents(job)
         self._hold(job.result)
         return replace(job, input=None)
+
+    def _misfit_of(self, job: Job) -> RunGenOutputError | None:
+        """Return the error of a job whose result XCom cannot hold."""
+        problem = find_xcom_problem(job.result) or (self.checks_keys and find_key_problem(job.result))
+        if not problem:
+            return None
+        error = RunGenOutputError(
+            f"RunGen job {job.id} of app {job.app_id} completed, but XCom cannot hold its result: {problem}. "
+            "Set destination: the result is stored as a file then, and a small manifest is returned.",
+            app_id=job.app_id,
+            job_id=job.id,
+        )
+        error.hopeless = True
+        return error
 
     def _hold(self, result: Any) -> None:
         self._held += len(json.dumps(result))
@@ -224,7 +246,7 @@ class RunGenCollectResultsOperator(JobWaiter):
         outcomes: dict[str, Any] = {}
         for job in jobs:
             if self._storage is None or job.status is not JobStatus.COMPLETED:
-                outcomes[job.id] = self._result_of(job)
+                outcomes[job.id] = self._unfit.get(job.id) or self._result_of(job)
         rest = [job_id for job_id in _distinct(ids) if job_id not in outcomes]
         if rest and self._storage is None:
             outcomes |= self._look_at(hook, app_id, rest)
@@ -255,7 +277,7 @@ class RunGenCollectResultsOperator(JobWaiter):
                 self._schema.check_result(job)
         except RunGenJobError as error:
             return error
-        return job.result
+        return self._misfit_of(job) or job.result
 
     def _look_at(self, hook: RunGenHook, app_id: str, job_ids: list[str]) -> dict[str, Any]:
         outcomes: dict[str, Any] = {}
