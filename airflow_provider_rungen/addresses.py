@@ -5,14 +5,41 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+# Networks that the service may be part of itself.
 _PRIVATE = tuple(
     ip_network(block)
     for block in ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 )
+_LOOPBACK = tuple(ip_network(block) for block in ("127.0.0.0/8", "::1/128"))
 # Where clouds give credentials to whoever asks, outside the link-local range.
 _METADATA = {ip_address(text) for text in ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")}
+# IANA's special-purpose registries; `is_global` differs between versions of Python. Of IPv6, only
+# 2000::/3 is public at all.
+_SPECIAL = tuple(
+    ip_network(block)
+    for block in (
+        "0.0.0.0/8",  # this network
+        "169.254.0.0/16",  # link-local
+        "192.0.0.0/24",  # protocol assignments; metadata of a cloud
+        "192.0.2.0/24",  # documentation
+        "192.31.196.0/24",  # AS112
+        "192.52.193.0/24",  # automatic multicast tunneling
+        "192.88.99.0/24",  # relays of 6to4
+        "192.175.48.0/24",  # AS112
+        "198.18.0.0/15",  # benchmarks
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, and broadcast
+        "2001::/23",  # protocol assignments, with Teredo and ORCHID
+        "2001:db8::/32",  # documentation
+        "2620:4f:8000::/48",  # AS112
+        "3fff::/20",  # documentation
+    )
+)
+_PUBLIC_IPV6 = ip_network("2000::/3")
 _NAT64 = ip_network("64:ff9b::/96")
 
 
@@ -56,18 +83,20 @@ def may_be_reached(address: str, own: Iterable[str]) -> bool:
     :param own: the addresses of the service.
     """
     ip = _meant(address)
-    if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip in _METADATA:
+    if ip in _METADATA:
         return False
-    if ip.is_loopback:
-        return any(_meant(each).is_loopback for each in own)
-    for block in _PRIVATE:
-        if ip in block:
-            return any(_meant(each) in block for each in own)
-    return ip.is_global and not ip.is_reserved and not (isinstance(ip, IPv6Address) and ip.is_site_local)
+    for blocks in (_LOOPBACK, *((block,) for block in _PRIVATE)):
+        if _is_in(ip, blocks):
+            return any(_is_in(_meant(each), blocks) for each in own)
+    return not _is_in(ip, _SPECIAL) and (isinstance(ip, IPv4Address) or ip in _PUBLIC_IPV6)
+
+
+def _is_in(ip: IPv4Address | IPv6Address, blocks: Iterable[IPv4Network | IPv6Network]) -> bool:
+    return any(ip in block for block in blocks)
 
 
 def _meant(address: str) -> IPv4Address | IPv6Address:
-    """Give the address that packets go to: IPv6 has several ways to wrap one of IPv4."""
+    """Return the address that packets go to: IPv6 has several ways to wrap one of IPv4."""
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
         if ip in _NAT64:

@@ -25,6 +25,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.models import Job, clean_text
 from airflow_provider_rungen.progress import pace
+from airflow_provider_rungen.redaction import redact_error
 from airflow_provider_rungen.schemas import Schema
 from airflow_provider_rungen.task_state import PAUSES
 
@@ -80,16 +81,17 @@ class Inputs:
         if not isinstance(self._source, str):
             yield from self._source
             return
-        from airflow.providers.common.compat.sdk import ObjectStoragePath
+        from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
 
         try:
             with ObjectStoragePath(self._source).open("rb") as file:
                 # not every file system's files can be iterated over
                 yield from self._parsed(iter(file.readline, b""))
-        except (OSError, ImportError, ValueError) as error:
+        except (OSError, ImportError, ValueError, AirflowNotFoundException) as error:
             if isinstance(error, RunGenInputError):
                 raise
-            failure = RunGenInputError(f"inputs: {clean_text(f'{self._source}: {error}')}")
+            reason = redact_error(error, self._source)
+            failure = RunGenInputError(f"inputs: {clean_text(f'{self._source}: {reason}')}")
             # a storage that cannot be reached may be the next time
             failure.hopeless = not isinstance(error, OSError) or isinstance(error, _NO_FILE)
             raise failure from None  # the library's own text may hold the URI, and would be in the log, too

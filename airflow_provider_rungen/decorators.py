@@ -44,6 +44,8 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
     :param destination: the folder to store outputs in, as `RunGenCollectResultsOperator` does (templated).
     :param result_schema: the JSON Schema that every result has to fit.
     :param max_output_bytes: bytes of a file at most.
+    :param max_outputs: files of a job at most.
+    :param max_total_bytes: bytes of all files of a job at most; no limit when left out.
     :param max_xcom_bytes: bytes at most that are returned without ``destination``.
     :param kwargs: the parameters of `RunGenRunBatchOperator`.
     """
@@ -73,6 +75,8 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         destination: Any = None,
         result_schema: Any = None,
         max_output_bytes: int = 1 << 30,
+        max_outputs: int = 10_000,
+        max_total_bytes: int | None = None,
         max_xcom_bytes: int = 1_000_000,
         **kwargs: Any,
     ) -> None:
@@ -95,6 +99,10 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         self.destination = destination
         self.result_schema = checked(result_schema, "result_schema")
         self.max_output_bytes = checked_count(max_output_bytes, "max_output_bytes")
+        self.max_outputs = checked_count(max_outputs, "max_outputs")
+        self.max_total_bytes = max_total_bytes
+        if max_total_bytes is not None:
+            checked_count(max_total_bytes, "max_total_bytes")
         self.max_xcom_bytes = checked_count(max_xcom_bytes, "max_xcom_bytes")
 
     def execute(self, context: Context) -> Any:
@@ -172,9 +180,12 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
             result_schema=self.result_schema,
             max_concurrency=self.max_concurrency,
             max_output_bytes=self.max_output_bytes,
+            max_outputs=self.max_outputs,
+            max_total_bytes=self.max_total_bytes,
             max_xcom_bytes=self.max_xcom_bytes,
             outlets=self.outlets,
         )
+        collector.checks_keys = self.multiple_outputs and self.destination is None
         collector.prepare()
         return collector
 

@@ -14,7 +14,7 @@ import socket
 import ssl
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -33,6 +33,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenOutputError,
     RunGenResponseError,
 )
+from airflow_provider_rungen.manifests import LONGEST_TYPE
 from airflow_provider_rungen.models import clean_text
 from airflow_provider_rungen.senders import reason_of, resolver
 from airflow_provider_rungen.settings import Settings, environment_ca, tls_context
@@ -60,6 +61,48 @@ class Fetched:
     size: int
     sha256: str
     content_type: str | None
+
+
+class Budget:
+    """
+    The bytes that the outputs of a job may have together.
+
+    :param most: how many; ``None`` for any number.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._taken = 0
+        #: Whether there were not enough.
+        self.is_spent = False
+
+    def take(self, size: int) -> None:
+        """
+        Take bytes for good.
+
+        :raises RunGenOutputError: there are not enough.
+        """
+        if self._most is not None and self._taken + size > self._most:
+            self.is_spent = True
+            raise refused(f"the outputs of the job have more than {self._most} bytes (max_total_bytes)")
+        self._taken += size
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[Callable[[int], None]]:
+        """Give what takes as many bytes as a file has so far; they come back if its download fails."""
+        held = 0
+
+        def grow_to(size: int) -> None:
+            nonlocal held
+            if size > held:
+                self.take(size - held)
+                held = size
+
+        try:
+            yield grow_to
+        except BaseException:
+            self._taken -= held
+            raise
 
 
 class Downloader:
@@ -91,10 +134,11 @@ class Downloader:
         # the proxy itself may well be in a private network
         self._direct, self._proxied = session(_CheckedResolver(self)), session(None)
 
-    async def fetch(self, url: str, file: BinaryIO) -> Fetched:
+    async def fetch(self, url: str, file: BinaryIO, budget: Budget | None = None) -> Fetched:
         """
         Download a file into another, whose contents it replaces.
 
+        :param budget: where its bytes are taken from.
         :raises RunGenConnectionError: the file did not come, or not all of it.
         :raises RunGenAPIError: its host refuses it.
         :raises RunGenOutputError: it may not be fetched from there, or is too large.
@@ -102,7 +146,7 @@ class Downloader:
         target = _read_url(url)
         for _ in range(MOST_REDIRECTS + 1):
             try:
-                outcome = await self._try(target, file)
+                outcome = await self._try(target, file, budget or Budget(None))
             except (aiohttp.ClientError, OSError, ValueError, EOFError, zlib.error) as error:
                 failure = RunGenConnectionError(
                     f"the file did not come whole from {_host(target)} ({reason_of(error)})"
@@ -116,7 +160,7 @@ class Downloader:
             raise failure
         raise refused(f"it is redirected more than {MOST_REDIRECTS} times")
 
-    async def _try(self, target: URL, file: BinaryIO) -> Fetched | URL:
+    async def _try(self, target: URL, file: BinaryIO, budget: Budget) -> Fetched | URL:
         """Download a file, or give the URL that it is redirected to."""
         settings = self._settings
         proxy = settings.proxy_for(str(target.with_query(None)))
@@ -129,22 +173,29 @@ class Downloader:
                 return _redirected(target, answer.headers.get("Location", ""))
             if answer.status != 200:
                 raise await _refusal(target, answer)
-            return await self._read(answer, file)
+            with budget.lease() as grow_to:
+                return await self._read(answer, file, grow_to)
 
-    async def _read(self, answer: aiohttp.ClientResponse, file: BinaryIO) -> Fetched:
+    async def _read(
+        self, answer: aiohttp.ClientResponse, file: BinaryIO, grow_to: Callable[[int], None]
+    ) -> Fetched:
         self._check_size(answer.content_length or 0)
+        grow_to(answer.content_length or 0)
         size, digest = 0, hashlib.sha256()
         begun_at = time.monotonic()
         _write(file, None)
         async for chunk in _parts(answer):
             size += len(chunk)
             self._check_size(size)
+            grow_to(size)
             if time.monotonic() - begun_at > self._settings.read_timeout + size / SLOWEST:
                 raise TimeoutError("the file comes too slowly")
             digest.update(chunk)
             _write(file, chunk)
         content_type = answer.headers.get("Content-Type")
-        return Fetched(size, digest.hexdigest(), clean_text(content_type, 100) if content_type else None)
+        return Fetched(
+            size, digest.hexdigest(), clean_text(content_type, LONGEST_TYPE) if content_type else None
+        )
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
@@ -287,7 +338,7 @@ def _write(file: BinaryIO, chunk: bytes | None) -> None:
         else:
             file.write(chunk)
     except OSError as error:
-        raise RunGenOutputError(f"it cannot be written to disk ({error.strerror})") from error
+        raise RunGenOutputError(f"it cannot be written to disk ({error.strerror})") from None
 
 
 def refused(reason: str) -> RunGenOutputError:

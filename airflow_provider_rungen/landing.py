@@ -1,7 +1,8 @@
 """Lands what jobs made: downloads each output, stores it, and writes a manifest of it beside it.
 
-The manifest of a job is written before each of its files is put in its place, so that a file that is there
-is always known, and an attempt after a kill fetches only what is missing. It is ``complete`` in the end.
+What is known of a file is written before the file is put in its place, so that an attempt after a kill
+fetches only what is missing. Of a job with few outputs, the whole manifest is written. With many, that would
+take quadratic time: what is new goes to parts beside the manifest, which are removed once it is ``complete``.
 
 Imported where it is used, since it imports aiohttp.
 """
@@ -10,22 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from airflow_provider_rungen import api
-from airflow_provider_rungen.download import Downloader
+from airflow_provider_rungen.download import Budget, Downloader
 from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError, RunGenJobError, RunGenOutputError
+from airflow_provider_rungen.manifests import FIELDS, Manifest, manifest_text, read_manifest
 from airflow_provider_rungen.models import Job
 from airflow_provider_rungen.outputs import Output, ends_of, kept, outputs_of, replaced, urls_of
 from airflow_provider_rungen.progress import EVERY, pace
+from airflow_provider_rungen.redaction import redact
 from airflow_provider_rungen.schemas import Schema
 from airflow_provider_rungen.storage import Storage
 from airflow_provider_rungen.transport import side_by_side
@@ -34,7 +37,10 @@ from airflow_provider_rungen.watch import concerns_one_job
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-# Bytes of an earlier attempt's manifest at most.
+PART = "manifest.part-"
+# Outputs of a job for which no parts are written.
+FEW = 8
+# Bytes of an earlier attempt's manifest at most, and of its parts.
 MOST_MANIFEST = 128 * 1024 * 1024
 # The answers of a host to a URL that works no longer.
 EXPIRED = (401, 403, 404, 410)
@@ -42,7 +48,6 @@ EXPIRED = (401, 403, 404, 410)
 OUTAGE = 16
 # Seconds between two looks for a kill.
 TICK = 0.1
-_FIELDS = ("uri", "size", "sha256", "content_type")
 
 
 @dataclass
@@ -73,6 +78,8 @@ class Landing:
     :param downloader: downloads them.
     :param max_concurrency: how many downloads are under way at a time at most, and how many jobs.
     :param schema: what the results have to fit.
+    :param max_outputs: how many outputs a job may have.
+    :param max_total_bytes: how many bytes the outputs of a job may have together; ``None`` for any number.
     """
 
     def __init__(
@@ -84,12 +91,16 @@ class Landing:
         *,
         max_concurrency: int,
         schema: Schema | None = None,
+        max_outputs: int = 10_000,
+        max_total_bytes: int | None = None,
     ) -> None:
         self.perform = perform
         self.app_id = app_id
         self.storage = storage
         self.downloader = downloader
         self.at_once = max_concurrency
+        self.max_outputs = max_outputs
+        self.max_total_bytes = max_total_bytes
         self.slots = asyncio.Semaphore(max_concurrency)
         self.tally = Tally()
         self._schema = schema
@@ -160,38 +171,58 @@ class JobLanding:
     # by name, what is stored or about to be
     _stored: dict[str, dict[str, Any]] = field(default_factory=dict)
     _errors: list[RunGenError] = field(default_factory=list)
-    # the manifest is written by one at a time, which says what all have done until then
+    # by name, what is stored, but written nowhere yet
+    _unwritten: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # names of parts, with those of earlier attempts
+    _parts: list[str] = field(default_factory=list)
+    # one writes at a time, and writes what all have done until then
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _changes: int = 0
-    _written: int = 0
     # by URL, those that took their place after they had expired
     _fresh: dict[str, str] | None = None
     _refreshing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
-        try:
-            self.outputs = outputs_of(self.job.result)
-            self._input = kept(self.job.input)
-        except RecursionError:
-            raise self._error("its result or input is nested too deeply", hopeless=True) from None
+        most = self.landing.max_outputs
+        self.outputs = outputs_of(self.job.result, most + 1)
+        if len(self.outputs) > most:
+            raise self._error(f"it has more than {most} outputs (max_outputs)", hopeless=True)
+        self._input = kept(self.job.input)
+        self._budget = Budget(self.landing.max_total_bytes)
+        self._token = secrets.token_hex(4)
 
     async def run(self) -> dict[str, Any]:
         """Land them, and give the small manifest."""
         landing = self.landing
-        is_complete = await self._persist(self._take_stock)
-        missing = [output for output in self.outputs if output.name not in self._stored]
-        landing.tally.files += len(self._stored)
-        landing.tally.size += sum(entry["size"] for entry in self._stored.values())
-        if missing or not is_complete:
-            await side_by_side(self._fetch, missing, landing.at_once)
-            if self._errors:
-                raise next((error for error in self._errors if error.hopeless), self._errors[0])
-            await self._persist(partial(self._write_manifest, is_complete=True))
+        try:
+            is_complete = await self._persist(self._take_stock)
+            landing.tally.files += len(self._stored)
+            landing.tally.size += self._taken_by_stored()
+            await self._complete(is_complete)
+        except RunGenOutputError as error:
+            raise error if error.job_id else self._error(str(error), error) from None
         return {
             "job_id": self.job.id,
             "manifest": landing.storage.uri_of(self.job.id, MANIFEST),
-            "outputs": [{name: entry[name] for name in _FIELDS} for entry in self._entries()],
+            "outputs": [{name: entry[name] for name in FIELDS} for entry in self._entries()],
         }
+
+    def _taken_by_stored(self) -> int:
+        size: int = sum(entry["size"] for entry in self._stored.values())
+        self._budget.take(size)
+        return size
+
+    async def _complete(self, is_complete: bool) -> None:
+        missing = [output for output in self.outputs if output.name not in self._stored]
+        if missing or not is_complete:
+            await side_by_side(self._fetch, missing, self.landing.at_once)
+            if not self._errors:
+                await self._persist(partial(self._write_manifest, is_complete=True))
+            elif self._parts:
+                await self._persist(self._write_manifest)
+        if self._parts:
+            await self._persist(self._remove_parts)
+        if self._errors:
+            raise next((error for error in self._errors if error.hopeless), self._errors[0])
 
     # --- what is there ---
 
@@ -202,46 +233,76 @@ class JobLanding:
     def _look_around(self) -> bool:
         storage, job = self.landing.storage, self.job
         storage.tidy(job.id)
-        try:
-            manifest = json.loads(storage.read(job.id, MANIFEST, MOST_MANIFEST) or b"{}")
-            if (manifest["app_id"], manifest["job_id"]) != (job.app_id, job.id):
-                return False
-            entries = {(entry["uri"], entry["at"]): entry for entry in manifest["outputs"]}
-            is_complete = manifest["complete"] is True
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return False  # there is none, or none of ours
+        content = storage.read(job.id, MANIFEST, MOST_MANIFEST)
+        contents = [] if content is None else [content]
+        if len(self.outputs) > FEW:
+            sizes = storage.sizes(job.id, PART)
+            self._parts = sorted(sizes)
+            if 0 < sum(sizes.values()) <= MOST_MANIFEST:
+                contents += storage.read_all(job.id, self._parts, MOST_MANIFEST)
+        manifests = [read_manifest(content, job.app_id, job.id) for content in contents]
+        entries: dict[tuple[str, str], dict[str, Any]] = {}
+        for manifest in filter(None, manifests):
+            entries |= manifest.entries
         for output in self.outputs:
             entry = entries.get((storage.uri_of(job.id, output.name), output.at))
-            if entry is None or not all(name in entry for name in _FIELDS):
-                continue
-            if storage.digest(job.id, output.name) == (entry["size"], entry["sha256"]):
+            if entry and storage.digest(job.id, output.name, entry["size"]) == entry["sha256"]:
                 self._stored[output.name] = entry
-        return is_complete
+        self._warn_of_bad(manifests)
+        return content is not None and manifests[0] is not None and manifests[0].is_complete
+
+    def _warn_of_bad(self, manifests: Sequence[Manifest | None]) -> None:
+        bad = sum(1 if manifest is None else manifest.bad for manifest in manifests)
+        if bad:
+            log.warning(
+                "RunGen job %s: ignored %d unreadable entries of its manifest, fetching their files (%s)",
+                self.job.id,
+                bad,
+                redact(self.landing.storage.uri_of(self.job.id, "")),
+            )
 
     def _entries(self) -> list[dict[str, Any]]:
         return [self._stored[output.name] for output in self.outputs if output.name in self._stored]
 
-    async def _write_manifest(self, *, is_complete: bool = False) -> None:
-        self._changes += 1
-        mine = self._changes
+    # --- what is written of it ---
+
+    async def _write_down(self) -> None:
+        """Write what is known of files that are about to be put in their places, unless another one has."""
         async with self._lock:
-            if self._written < mine:
-                now = self._changes
-                content = json.dumps(self._manifest(is_complete=is_complete), indent=1).encode()
-                await asyncio.to_thread(self.landing.storage.write, self.job.id, MANIFEST, content)
-                self._written = now
+            if not (fresh := dict(self._unwritten)):
+                return
+            if len(self.outputs) <= FEW:
+                await self._write_manifest()
+            else:
+                await self._write_part(fresh)
+            for name in fresh:
+                self._unwritten.pop(name, None)
+
+    async def _write_part(self, entries: Mapping[str, dict[str, Any]]) -> None:
+        name = f"{PART}{self._token}-{len(self._parts)}.json"
+        content = manifest_text({**self._head(is_complete=False), "outputs": list(entries.values())})
+        await asyncio.to_thread(self.landing.storage.write, self.job.id, name, content)
+        self._parts.append(name)
+
+    async def _write_manifest(self, *, is_complete: bool = False) -> None:
+        content = manifest_text(self._manifest(is_complete=is_complete))
+        await asyncio.to_thread(self.landing.storage.write, self.job.id, MANIFEST, content)
+
+    async def _remove_parts(self) -> None:
+        await asyncio.to_thread(self.landing.storage.remove, self.job.id, self._parts)
+
+    def _head(self, *, is_complete: bool) -> dict[str, Any]:
+        return {"job_id": self.job.id, "app_id": self.job.app_id, "complete": is_complete}
 
     def _manifest(self, *, is_complete: bool) -> dict[str, Any]:
         job = self.job
         uris = {o.url: self._stored[o.name]["uri"] for o in self.outputs if o.name in self._stored}
         return {
-            "job_id": job.id,
-            "app_id": job.app_id,
+            **self._head(is_complete=is_complete),
             "status": str(job.status),
             "created_at": job.created_at and job.created_at.isoformat(),
             "execution_time": job.execution_time,
             "landed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "complete": is_complete,
             "input": self._input,
             "result": replaced(job.result, uris),
             "outputs": self._entries(),
@@ -251,15 +312,18 @@ class JobLanding:
 
     async def _fetch(self, output: Output) -> None:
         storage = self.landing.storage
+        if self._budget.is_spent:
+            return
         try:
             async with self.landing.slots:
                 with storage.incoming(self.job.id, output.name) as (file, path):
                     await self._download(output, file)
-                    await self._persist(self._write_manifest)
+                    await self._persist(self._write_down)
                     put = partial(storage.put, file, path, self.job.id, output.name)
                     await self._persist(lambda: asyncio.to_thread(put))
         except RunGenError as error:
             self._stored.pop(output.name, None)
+            self._unwritten.pop(output.name, None)
             self._errors.append(self._error(f"{output.at}: {error}", error))
         else:
             self.landing.tally.files += 1
@@ -270,13 +334,13 @@ class JobLanding:
         url = output.url if self._fresh is None else self._fresh.get(output.url, output.url)
         for _ in range(2):
             try:
-                fetched = await self._persist(partial(self.landing.downloader.fetch, url, file))
+                fetched = await self._persist(partial(self.landing.downloader.fetch, url, file, self._budget))
             except RunGenAPIError as error:
                 if error.status_code not in EXPIRED:
                     raise
                 refusal = error
             else:
-                self._stored[output.name] = {
+                self._stored[output.name] = self._unwritten[output.name] = {
                     "uri": self.landing.storage.uri_of(self.job.id, output.name),
                     "at": output.at,
                     "size": fetched.size,

@@ -18,12 +18,9 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobFailedError,
     RunGenResponseError,
 )
+from airflow_provider_rungen.redaction import redact
 
 MAX_TEXT = 500
-_URL_QUERY = re.compile(r"(https?://[^\s\"'<>?#]+)[?#][^\s\"<>]*", re.IGNORECASE)
-SIGNATURE = re.compile(
-    r"(X-Amz-[A-Za-z-]{1,64}|Signature|AWSAccessKeyId)(?:=|%3D)[^\s&\"'<>]+", re.IGNORECASE
-)
 
 
 class JobStatus(StrEnum):
@@ -72,8 +69,8 @@ _ERROR_FIELDS = (
 
 
 def clean_text(text: str, limit: int = MAX_TEXT) -> str:
-    """Make text from the service fit for a log: no query strings of URLs, no control characters, not long."""
-    text = SIGNATURE.sub(r"\1=***", _URL_QUERY.sub(r"\1?***", text[: limit * 20]))
+    """Make text from the service fit for a log: no secrets of URLs, no control characters, not long."""
+    text = redact(text, most=limit * 20)
     cut = text if len(text) <= limit else text[:limit] + "…"
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()

@@ -11,7 +11,7 @@ NEVER = [
     *("169.254.169.254", "169.254.0.1", "::ffff:169.254.169.254", "fe80::1", "fe80::1%eth0"),
     *("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "2002:a9fe:a9fe::", "64:ff9b::a9fe:a9fe"),
     *("0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255", "240.0.0.1", "fec0::1"),  # noqa: S104
-    *("::127.0.0.1", "192.0.2.1", "198.18.0.1"),
+    *("::127.0.0.1", "192.0.2.1", "198.18.0.1", "192.0.0.192", "2001:0:a9fe:a9fe::"),
 ]
 LOOPBACK = ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "2002:7f00:1::", "64:ff9b::127.0.0.1"]
 BLOCKS = [
@@ -22,6 +22,43 @@ BLOCKS = [
     ["fd12::1", "fc00::1"],
 ]
 SERVICES = ["93.184.216.34", "2606:2800:220:1::1", "127.0.0.1", *(block[0] for block in BLOCKS)]
+
+# Of each special block, the first and the last address; beside them stand public ones, unless it is None.
+EDGES = [
+    ("0.0.0.0", "0.255.255.255", None, "1.0.0.0"),  # noqa: S104
+    ("169.254.0.0", "169.254.255.255", "169.253.255.255", "169.255.0.0"),
+    ("192.0.0.0", "192.0.0.255", "191.255.255.255", "192.0.1.0"),
+    ("192.0.2.0", "192.0.2.255", "192.0.1.255", "192.0.3.0"),
+    ("192.31.196.0", "192.31.196.255", "192.31.195.255", "192.31.197.0"),
+    ("192.52.193.0", "192.52.193.255", "192.52.192.255", "192.52.194.0"),
+    ("192.88.99.0", "192.88.99.255", "192.88.98.255", "192.88.100.0"),
+    ("192.175.48.0", "192.175.48.255", "192.175.47.255", "192.175.49.0"),
+    ("198.18.0.0", "198.19.255.255", "198.17.255.255", "198.20.0.0"),
+    ("198.51.100.0", "198.51.100.255", "198.51.99.255", "198.51.101.0"),
+    ("203.0.113.0", "203.0.113.255", "203.0.112.255", "203.0.114.0"),
+    ("224.0.0.0", "255.255.255.255", "223.255.255.255", None),
+    ("64:ff9b:1::", "64:ff9b:1:ffff:ffff:ffff:ffff:ffff", None, None),
+    ("100::", "100::ffff:ffff:ffff:ffff", None, None),
+    ("2001::", "2001:1ff:ffff:ffff:ffff:ffff:ffff:ffff", "2000:ffff::", "2001:200::"),
+    ("2001:db8::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", "2001:db7::", "2001:db9::"),
+    ("2620:4f:8000::", "2620:4f:8000:ffff:ffff:ffff:ffff:ffff", "2620:4f:7fff::", "2620:4f:8001::"),
+    ("3fff::", "3fff:fff:ffff:ffff:ffff:ffff:ffff:ffff", "3ffe::", "3fff:1000::"),
+    ("5f00::", "5f00:ffff:ffff:ffff:ffff:ffff:ffff:ffff", None, None),
+    ("fe80::", "ff00::", None, None),
+]
+
+
+@pytest.mark.parametrize(("first", "last", "before", "after"), EDGES)
+def test_special_blocks_are_refused_to_their_edges(
+    first: str, last: str, before: str | None, after: str | None
+) -> None:
+    for own in ([], SERVICES, [first, last]):
+        assert not may_be_reached(first, own)
+        assert not may_be_reached(last, own)
+        assert all(may_be_reached(beside, own) for beside in (before, after) if beside)
+    if "." in first:
+        assert not may_be_reached(f"::ffff:{first}", [])
+        assert not may_be_reached(f"64:ff9b::{first}", [])
 
 
 @pytest.mark.parametrize("address", PUBLIC)

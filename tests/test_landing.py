@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
@@ -21,6 +22,7 @@ import pytest
 from airflow.providers.common.compat.sdk import (
     AirflowException,
     AirflowFailException,
+    AirflowNotFoundException,
     Asset,
     ObjectStoragePath,
 )
@@ -205,18 +207,56 @@ def test_one_url_in_two_places_is_fetched_once(
     assert sum(fetches(rungen_emulator).values()) == 1
 
 
-@pytest.mark.parametrize("depth", [300, 900, 950])
-def test_a_result_that_is_nested_too_deeply_keeps_no_other_from_being_landed(
-    tmp_path: Path, depth: int
+@pytest.mark.parametrize("depth", [250, 300, 900, 950])
+def test_a_result_that_is_nested_deeply_is_landed(
+    rungen_emulator: Emulator, tmp_path: Path, depth: int
 ) -> None:
-    deep: Any = "text"
+    with RunGenHook() as hook:
+        url = hook.get_job(job_id=submitted(job())[0]).result["images"][0]["image"]
+    deep: Any = url
     for _ in range(depth):
         deep = {"in": [deep]} if depth < 400 else [deep]
-    outcomes = land_results(tmp_path, {"deep": [deep], "flat": ["text"]})
-    assert type(outcomes["deep"]) is RunGenOutputError
-    assert outcomes["deep"].hopeless
-    assert "nested too deeply" in str(outcomes["deep"])
-    assert isinstance(outcomes["flat"], dict)
+    for _ in range(2):
+        outcomes = land_results(tmp_path, {"deep": [deep], "flat": ["text"]})
+        assert isinstance(outcomes["flat"], dict)
+        assert isinstance(outcomes["deep"], dict)
+        assert len(outcomes["deep"]["outputs"]) == 1
+    assert sum(fetches(rungen_emulator).values()) == 1
+    text = (tmp_path / "deep" / "manifest.json").read_text()
+    assert url.partition("?")[0] in text
+    assert "X-Amz-Signature" not in text
+    result = json.loads(text)["result"]
+    while not isinstance(result, str):
+        [result] = result if isinstance(result, list) else result.values()
+    assert json.loads(result)
+
+
+ODD_RESULTS: dict[str, Any] = {
+    "infinity": [float("inf"), float("-inf"), float("nan")],
+    "surrogate": "\ud800",
+    "surrogate key": {"\ud800": 1},
+    "nul": "\0",
+    "nul key": {"\0": 1},
+    "large": [2**64, -(2**63) - 1, 10**300],
+    "class": {"__classname__": "airflow.sdk.definitions.connection.Connection", "__version__": 1},
+    "old class": {"__type": "airflow.sdk.definitions.connection.Connection", "__var": {"conn_id": "x"}},
+}
+
+
+@pytest.mark.parametrize("result", ODD_RESULTS.values(), ids=ODD_RESULTS)
+def test_what_xcom_cannot_hold_is_landed(tmp_path: Path, result: Any) -> None:
+    outcome = land_results(tmp_path, {"job": [result]})["job"]
+    assert outcome == {
+        "job_id": "job",
+        "manifest": (tmp_path / "job" / "manifest.json").as_uri(),
+        "outputs": [],
+    }
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    stored = json.loads((tmp_path / "job" / "manifest.json").read_text(), parse_constant=refuse)["result"]
+    assert stored == (["Infinity", "-Infinity", "NaN"] if result is ODD_RESULTS["infinity"] else result)
 
 
 def test_nothing_leaves_the_folder_of_the_job(
@@ -287,15 +327,59 @@ def test_a_destination_that_cannot_be_used_is_told_before_the_wait(
     assert rungen_emulator.service.records() == []
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError("Forbidden: KEY:S3CRET"), AirflowNotFoundException("The conn_id `KEY:S3CRET` isn't defined")],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("when", ["looked up", "read"])
+def test_no_secret_of_a_destination_is_told(
+    rungen_emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture, error: Exception, when: str
+) -> None:
+    class Refusing(Uploads):
+        def open(self, *_: Any, **__: Any) -> Any:
+            raise error
+
+    class Lookup:
+        def __get__(self, *_: Any) -> Any:
+            if when == "looked up":
+                raise error
+            return fs
+
+    fs = Refusing()
+    attach = import_module(ObjectStoragePath.__module__).attach
+    store = attach("memory", conn_id="KEY:S3CRET", fs=fs)
+    store.fs = fs
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(type(store), "fs", Lookup())
+    [job_id] = submitted(job())
+    try:
+        outcome = run_task(collect_op(job_id, "memory://KEY:S3CRET@bucket/x?sig=S3CRET"), context)
+    finally:
+        monkey.undo()
+    assert isinstance(outcome.error, RunGenOutputError | AirflowFailException)
+    assert "destination" in str(outcome.error)
+    assert "S3CRET" not in "".join(traceback.format_exception(outcome.error)) + caplog.text
+
+
 def test_a_destination_is_a_template() -> None:
     op = collect_op("j", "file:///data/{{ ds }}")
     op.render_template_fields({"ds": "2025-01-11"})
     assert op.destination == "file:///data/2025-01-11"
 
 
-@pytest.mark.parametrize("name", ["max_concurrency", "max_output_bytes", "max_xcom_bytes", "max_failed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("max_concurrency", "max_output_bytes", "max_outputs", "max_total_bytes"),
+        *("max_xcom_bytes", "max_failed"),
+    ],
+)
 @pytest.mark.parametrize("bad", [-1, "1", 1.5, None, True])
 def test_a_number_that_is_none_breaks_the_dag_file(name: str, bad: Any) -> None:
+    if (name, bad) == ("max_total_bytes", None):
+        assert collect_op("j", "/x", max_total_bytes=None).max_total_bytes is None
+        return
     with pytest.raises(ValueError, match=name):
         collect_op("j", "/x", **{name: bad})
 
@@ -365,6 +449,64 @@ def test_an_upload_that_fails_is_repeated_and_shows_no_half_file(
     assert not {name for name in uploads.names() if job_id in name}
 
 
+class Counting(Uploads):
+    """Counts the bytes and files that are uploaded."""
+
+    sent: Counter[str]
+
+    def put_file(self, lpath: Any, rpath: Any, *args: Any, **kwargs: Any) -> None:
+        kind = "manifest" if "-manifest." in str(lpath) else "output"
+        self.sent[kind] += Path(lpath).stat().st_size
+        self.sent[f"{kind} files"] += 1
+        super().put_file(lpath, rpath, *args, **kwargs)
+
+
+@pytest.fixture
+def counting() -> Iterator[Counting]:
+    attach = import_module(ObjectStoragePath.__module__).attach  # it moved with Airflow 3
+    fs = Counting()
+    fs.sent = Counter()
+    attach("memory", fs=fs).fs = fs
+    fs.store.clear()
+    yield fs
+    fs.store.clear()
+
+
+def test_what_is_written_about_many_outputs_grows_with_their_number_and_no_faster(
+    rungen_emulator: Emulator, context: Any, counting: Counting
+) -> None:
+    written = []
+    for count in (100, 400):
+        counting.sent.clear()
+        [job_id] = submitted(job(images=count, output_bytes=10))
+        value = run_task(collect_op(job_id, "memory://bucket/x"), context).value
+        assert len(value["outputs"]) == counting.sent["output files"] == count
+        assert counting.sent["manifest files"] <= count + 1
+        written.append(counting.sent["manifest"])
+        assert len({name for name in counting.names() if job_id in name}) == count + 1
+    assert written[1] < 5 * written[0]
+
+
+@pytest.mark.parametrize("images", [3, 40])
+def test_an_attempt_after_a_kill_fetches_only_what_is_missing_in_a_store(
+    rungen_emulator: Emulator, context: Any, counting: Counting, images: int
+) -> None:
+    [job_id] = submitted(job(images=images, output_bytes=500))
+    half = images // 2
+    rungen_emulator.service.inject(Fault(on="output", kind="hang", times=None, skip=half))
+    op = collect_op(job_id, "memory://bucket/x", wait_for_completion=False)
+    is_half = lambda: counting.sent["output files"] >= half and rungen_emulator.service.count("output") > half  # noqa: E731
+    with signal_when(signal.SIGTERM, is_half, op.on_kill):
+        assert "killed" in str(run_task(op, context).error)
+    there = sum("manifest" not in name for name in counting.names())
+    assert there == half
+    rungen_emulator.service.clear_faults()
+    before = fetches(rungen_emulator)
+    assert run_task(collect_op(job_id, "memory://bucket/x"), context).error is None
+    assert sum((fetches(rungen_emulator) - before).values()) == images - there
+    assert len(counting.names()) == images + 1
+
+
 # --- what is there already ----------------------------------------------------------------------------------
 
 
@@ -421,6 +563,112 @@ def test_a_manifest_that_is_none_is_none(
     (tmp_path / job_id / "0-0.png").write_bytes(b"whatever")
     assert land(context, job_id, tmp_path).error is None
     assert manifest_of(tmp_path, job_id)["complete"] is True
+
+
+POISONS: dict[str, Any] = {
+    "a long type": {"content_type": "x" * 3_000_000},
+    "a type that is none": {"content_type": {"__classname__": "airflow.sdk.Connection"}},
+    "a list": {"content_type": [["x"]]},
+    "control characters": {"content_type": "a\0\ud800"},
+    "no size": {"size": None},
+    "a negative size": {"size": -1},
+    "a huge size": {"size": 2**70},
+    "a size that is a bool": {"size": True},
+    "a size that is a number": {"size": 1e999},
+    "a digest that is none": {"sha256": {"__type": "dict", "__var": 1}},
+    "another digest": {"sha256": "0" * 64},
+    "a URI elsewhere": {"uri": "file:///etc/passwd"},
+    "a URI that is none": {"uri": {}},
+    "a place that is none": {"at": ["result"]},
+    "another place": {"at": "result.images[7].image"},
+}
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS)
+def test_a_poisoned_manifest_is_not_believed(  # noqa: PLR0917 - fixtures
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, poison: Any, many: bool, caplog: Any
+) -> None:
+    [job_id] = submitted(job(images=10 if many else 2))
+    first = land(context, job_id, tmp_path).value
+    path = tmp_path / job_id / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["outputs"][0] |= poison
+    if many:
+        manifest["complete"] = False
+        (tmp_path / job_id / "manifest.part-1-1.json").write_text(json.dumps(manifest))
+        path.unlink()
+    else:
+        path.write_text(json.dumps(manifest))
+    assert land(context, job_id, tmp_path).value == first
+    assert fetches(rungen_emulator)[f"/outputs/{job_id}/0.png"] == 2
+    assert sum(fetches(rungen_emulator).values()) == (11 if many else 3)
+    assert sorted(files(tmp_path)) == sorted(
+        f"{job_id}/{name}" for name in [*(f"{n}-{n}.png" for n in range(10 if many else 2)), "manifest.json"]
+    )
+    is_odd = not {"sha256", "uri", "at"} & poison.keys() or isinstance(
+        next(iter(poison.values())), dict | list
+    )
+    assert ("ignored 1 unreadable entries" in caplog.text) == is_odd
+
+
+def test_what_a_manifest_says_beside_is_not_returned(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    [job_id] = submitted(job())
+    first = land(context, job_id, tmp_path).value
+    path = tmp_path / job_id / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["outputs"][0] |= {"__classname__": "airflow.sdk.Connection", "more": "x"}
+    path.write_text(json.dumps(manifest))
+    assert land(context, job_id, tmp_path).value == first
+    assert sum(fetches(rungen_emulator).values()) == 1
+
+
+@pytest.mark.parametrize("name", ["", "manifest.json", "0-0.png"])
+@pytest.mark.parametrize("to", ["something", "nothing"])
+def test_no_symbolic_link_is_followed(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, name: str, to: str
+) -> None:
+    [job_id] = submitted(job())
+    elsewhere = tmp_path / "elsewhere"
+    assert land(context, job_id, elsewhere).error is None
+    destination = tmp_path / "destination"
+    assert land(context, job_id, destination).error is None
+    link = destination / job_id / name if name else destination / job_id
+    link.rename(tmp_path / "aside")
+    link.symlink_to(elsewhere / job_id / name if to == "something" else tmp_path / "nothing")
+    before = files(elsewhere)
+    error = land(context, job_id, destination).error
+    assert type(error) is AirflowFailException
+    assert f"RunGen job {job_id} of app {APP} was not landed" in str(error)
+    assert "is a symbolic link, which is not followed. Remove the link" in str(error)
+    assert files(elsewhere) == before
+    assert not (tmp_path / "nothing").exists()
+    link.unlink()
+    assert land(context, job_id, destination).error is None
+
+
+def test_the_destination_itself_may_be_a_link(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    [job_id] = submitted(job())
+    assert land(context, job_id, tmp_path / "link").error is None
+    assert (tmp_path / "real" / job_id / "0-0.png").exists()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "0-0.png"])
+def test_a_pipe_in_the_place_of_a_file_holds_nothing_up(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, name: str
+) -> None:
+    [job_id] = submitted(job())
+    assert land(context, job_id, tmp_path).error is None
+    (tmp_path / job_id / name).unlink()
+    os.mkfifo(tmp_path / job_id / name)
+    assert land(context, job_id, tmp_path).error is None
+    assert (tmp_path / job_id / name).is_file()
 
 
 def test_the_manifest_of_another_app_is_not_believed(
@@ -523,6 +771,48 @@ def test_a_file_that_is_too_large_is_hopeless(
     assert "result.images[0].image: it has more than 100 bytes (max_output_bytes)" in str(outcome.error)
     assert files(tmp_path) == {}
     assert sum(fetches(rungen_emulator).values()) == 1
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_job_has_so_many_outputs_at_most(
+    rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path, more: int
+) -> None:
+    many, one = submitted(job(images=12 + more), job())
+    outcome = land(context, [many, one], tmp_path, max_outputs=12, max_failed=1)
+    assert outcome.error is None
+    assert ti.xcoms["failed"] == [0] * more
+    assert sum(fetches(rungen_emulator).values()) == 1 + 12 * (not more)
+    if more:
+        assert not (tmp_path / many).exists()
+        error = land(context, many, tmp_path, max_outputs=12).error
+        assert type(error) is AirflowFailException
+        assert f"RunGen job {many} of app {APP} was not landed: it has more than 12 outputs" in str(error)
+
+
+@pytest.mark.parametrize("is_retried", [False, True])
+def test_the_outputs_of_a_job_have_so_many_bytes_at_most(
+    rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path, is_retried: bool
+) -> None:
+    if is_retried:
+        rungen_emulator.service.inject(
+            Fault(on="output", kind="truncate")
+        )  # what is fetched again counts once
+    large, small = submitted(job(images=12, output_bytes=1000), job(output_bytes=1000))
+    assert land(context, large, tmp_path / "all", max_total_bytes=12_000).error is None
+    assert land(context, large, tmp_path / "all", max_total_bytes=12_000).error is None
+    before = rungen_emulator.service.count("output")
+    error = land(context, large, tmp_path / "all", max_total_bytes=11_999).error
+    assert rungen_emulator.service.count("output") == before
+    assert type(error) is AirflowFailException
+    outcome = land(
+        context, [large, small], tmp_path / "some", max_total_bytes=5999, max_concurrency=2, max_failed=1
+    )
+    assert outcome.error is None
+    assert ti.xcoms["failed"] == [0]
+    assert rungen_emulator.service.count("output") <= before + 5 + 2 + 1
+    error = land(context, large, tmp_path / "none", max_total_bytes=5999).error
+    assert "was not landed: " in str(error)
+    assert "the outputs of the job have more than 5999 bytes (max_total_bytes)" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,16 @@ import json
 import re
 import socket
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
+from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen import schemas
+from airflow_provider_rungen.batch import Inputs
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultError
 from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.schemas import Schema, checked
@@ -369,3 +373,31 @@ def test_the_result_of_flux() -> None:
 
 def test_a_schema_can_be_copied_before_it_is_used() -> None:
     assert copy.deepcopy(checked(PICTURE, "input_schema")) == PICTURE
+
+
+SECRET_URI = "memory://KEY:S3CRET@bucket/schema.json?X-Amz-Signature=S3CRET"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("Forbidden: KEY:S3CRET may not read"),
+        ValueError(f"cannot open {SECRET_URI}"),
+        AirflowNotFoundException("The conn_id `KEY:S3CRET` isn't defined"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_shows_no_secret_of_the_uri(error: Exception) -> None:
+    class Refusing(MemoryFileSystem):  # type: ignore[misc]  # it has no types
+        cachable = False
+
+        def open(self, *_: object, **__: object) -> None:
+            raise error
+
+    fs = Refusing()
+    attach = import_module(ObjectStoragePath.__module__).attach  # it moved with Airflow 3
+    attach("memory", conn_id="KEY:S3CRET", fs=fs).fs = fs
+    for read in (lambda: Schema(SECRET_URI, "result_schema"), lambda: Inputs(SECRET_URI)):
+        with pytest.raises(RunGenInputError, match=r"memory://\*\*\*@bucket") as caught:
+            read()
+        assert "S3CRET" not in "".join(traceback.format_exception(caught.value))

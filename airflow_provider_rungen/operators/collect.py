@@ -24,6 +24,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.lineage import Done
 from airflow_provider_rungen.models import Job, JobStatus
+from airflow_provider_rungen.redaction import redact
 from airflow_provider_rungen.schemas import Schema, checked
 from airflow_provider_rungen.storage import Storage
 from airflow_provider_rungen.task import deadline_of, failing_for_good
@@ -38,6 +39,7 @@ from airflow_provider_rungen.waiting import (
     read_event,
 )
 from airflow_provider_rungen.watch import HANDFUL, job_of, without_contents
+from airflow_provider_rungen.xcom_values import find_key_problem, find_xcom_problem
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -50,7 +52,7 @@ class RunGenCollectResultsOperator(JobWaiter):
     Return the results of jobs, or store their outputs: one id gives one result, a list gives a list in order.
 
     Without ``destination``, the result itself is returned. That of an image model holds signed URLs, which
-    whoever can read the XCom can open for seven days.
+    whoever can read the XCom can open for seven days. A result that XCom cannot hold fails permanently.
 
     With ``destination``, every file that a result has the URL of is stored as
     ``{destination}/{job_id}/{n}-{name}``, and ``{destination}/{job_id}/manifest.json`` tells of the job: its
@@ -79,6 +81,8 @@ class RunGenCollectResultsOperator(JobWaiter):
     :param max_failed: how many jobs may fail without failing the task: a number, or a share below 1.
     :param max_concurrency: how many files are downloaded at a time at most.
     :param max_output_bytes: bytes of a file at most.
+    :param max_outputs: files of a job at most.
+    :param max_total_bytes: bytes of all files of a job at most; no limit when left out.
     :param max_xcom_bytes: bytes at most that are returned without ``destination``.
     """
 
@@ -88,6 +92,10 @@ class RunGenCollectResultsOperator(JobWaiter):
     _storage: Storage | None = None
     # bytes of the results that are held
     _held = 0
+    # by id, errors of the jobs whose results XCom cannot hold
+    _unfit: dict[str, RunGenOutputError]
+    #: Whether each key of a result becomes an XCom of its own, too.
+    checks_keys = False
     # how many failures the log has told of already
     _told = 0
 
@@ -104,6 +112,8 @@ class RunGenCollectResultsOperator(JobWaiter):
         max_failed: float = 0,
         max_concurrency: int = 8,
         max_output_bytes: int = 1 << 30,
+        max_outputs: int = 10_000,
+        max_total_bytes: int | None = None,
         max_xcom_bytes: int = 1_000_000,
         **kwargs: Any,
     ) -> None:
@@ -117,6 +127,10 @@ class RunGenCollectResultsOperator(JobWaiter):
         self.max_failed = checked_max_failed(max_failed)
         self.max_concurrency = checked_count(max_concurrency, "max_concurrency")
         self.max_output_bytes = checked_count(max_output_bytes, "max_output_bytes")
+        self.max_outputs = checked_count(max_outputs, "max_outputs")
+        self.max_total_bytes = max_total_bytes
+        if max_total_bytes is not None:
+            checked_count(max_total_bytes, "max_total_bytes")
         self.max_xcom_bytes = checked_count(max_xcom_bytes, "max_xcom_bytes")
 
     def execute(self, context: Context) -> Any:
@@ -167,7 +181,7 @@ class RunGenCollectResultsOperator(JobWaiter):
 
     def prepare(self) -> None:
         """Find out before the wait what would keep results from being collected."""
-        self._held = 0
+        self._held, self._unfit = 0, {}
         self._schema = Schema.of(self.result_schema, "result_schema")
         self._storage = None if self.destination is None else Storage(self.destination)
 
@@ -183,8 +197,25 @@ class RunGenCollectResultsOperator(JobWaiter):
         """Hold the result only if it is going to be returned: there may be many."""
         if self.destination is not None:
             return without_contents(job)
+        if unfit := self._misfit_of(job):
+            self._unfit[job.id] = unfit
+            return without_contents(job)
         self._hold(job.result)
         return replace(job, input=None)
+
+    def _misfit_of(self, job: Job) -> RunGenOutputError | None:
+        """Return the error of a job whose result XCom cannot hold."""
+        problem = find_xcom_problem(job.result) or (self.checks_keys and find_key_problem(job.result))
+        if not problem:
+            return None
+        error = RunGenOutputError(
+            f"RunGen job {job.id} of app {job.app_id} completed, but XCom cannot hold its result: {problem}. "
+            "Set destination: the result is stored as a file then, and a small manifest is returned.",
+            app_id=job.app_id,
+            job_id=job.id,
+        )
+        error.hopeless = True
+        return error
 
     def _hold(self, result: Any) -> None:
         self._held += len(json.dumps(result))
@@ -215,7 +246,7 @@ class RunGenCollectResultsOperator(JobWaiter):
         outcomes: dict[str, Any] = {}
         for job in jobs:
             if self._storage is None or job.status is not JobStatus.COMPLETED:
-                outcomes[job.id] = self._result_of(job)
+                outcomes[job.id] = self._unfit.get(job.id) or self._result_of(job)
         rest = [job_id for job_id in _distinct(ids) if job_id not in outcomes]
         if rest and self._storage is None:
             outcomes |= self._look_at(hook, app_id, rest)
@@ -233,7 +264,7 @@ class RunGenCollectResultsOperator(JobWaiter):
             self._check_size(len(json.dumps(value)))
         else:
             manifests = [collected[job_id] for job_id in job_ids]
-            done = replace(done, destination=str(self.destination), manifests=manifests)
+            done = replace(done, destination=redact(str(self.destination)), manifests=manifests)
         self._tell(context, done)
         log.info("Collected the results of %s", names_of(job_ids))
         return value
@@ -246,7 +277,7 @@ class RunGenCollectResultsOperator(JobWaiter):
                 self._schema.check_result(job)
         except RunGenJobError as error:
             return error
-        return job.result
+        return self._misfit_of(job) or job.result
 
     def _look_at(self, hook: RunGenHook, app_id: str, job_ids: list[str]) -> dict[str, Any]:
         outcomes: dict[str, Any] = {}
@@ -273,7 +304,14 @@ class RunGenCollectResultsOperator(JobWaiter):
             downloader = Downloader(hook.settings, max_bytes=self.max_output_bytes, at_once=at_once)
             try:
                 landing = Landing(
-                    hook.aperform, app_id, storage, downloader, max_concurrency=at_once, schema=self._schema
+                    hook.aperform,
+                    app_id,
+                    storage,
+                    downloader,
+                    max_concurrency=at_once,
+                    schema=self._schema,
+                    max_outputs=self.max_outputs,
+                    max_total_bytes=self.max_total_bytes,
                 )
                 return await landing.run(job_ids, self._check_killed)
             finally:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultError
 from airflow_provider_rungen.models import Job, clean_text
+from airflow_provider_rungen.redaction import redact_error
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import SchemaError, ValidationError
@@ -74,7 +75,7 @@ class Schema:
             return source
         if not _is_place(source):
             return json.loads(resources.files(__name__).joinpath(_file_of(source, name)).read_text("utf-8"))
-        from airflow.providers.common.compat.sdk import ObjectStoragePath
+        from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
 
         try:
             with ObjectStoragePath(str(source)).open("rb") as file:
@@ -82,8 +83,8 @@ class Schema:
             if len(text) > MAX_BYTES:
                 raise ValueError(f"it has more than {MAX_BYTES} bytes")
             return json.loads(text)
-        except (OSError, ImportError, ValueError, RecursionError) as error:
-            raise self._broken(f"cannot be read: {error}") from None
+        except (OSError, ImportError, ValueError, RecursionError, AirflowNotFoundException) as error:
+            raise self._broken(f"cannot be read: {redact_error(error, str(source))}") from None
 
     def _compiled(self, contents: Any) -> Any:
         """Make a validator that fetches nothing; every reference has to lead to a place in the schema."""
