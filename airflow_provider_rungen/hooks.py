@@ -449,13 +449,14 @@ class RunGenHook(BaseHook):
         stragglers = list(self._stragglers)
         for straggler in stragglers:
             straggler.cancel()
-        await asyncio.gather(*stragglers, return_exceptions=True)
         self._looking_up = asyncio.Lock()  # the next event loop may be another
-        while self._closed_later:
-            await self._closed_later.pop().close()
+        senders, self._closed_later = self._closed_later, []
         if self._async_sender is not None:
-            sender, self._async_sender = self._async_sender, None
+            senders.append(self._async_sender)
+            self._async_sender = None
+        for sender in senders:
             await sender.close()
+        await asyncio.gather(*stragglers, return_exceptions=True)
 
     def __enter__(self) -> Self:
         return self

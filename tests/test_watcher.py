@@ -442,7 +442,7 @@ def test_the_deadline_holds_in_an_outage_and_the_service_is_left_alone(
         assert all(isinstance(task.exception(), RunGenJobTimeoutError) for task in tasks)
 
     play(scene())
-    assert stage.looks() <= 2
+    assert stage.looks() <= 3  # the counters, a job, and the last look of the first whose time was over
     assert stage.service.stats()["early_retries"] == 0
 
 

@@ -16,9 +16,12 @@ OPERATIONS = (
 )
 KINDS = (
     *("status", "reset_before", "reset_after", "truncate", "hang", "drip", "redirect", "html"),
-    *("empty", "no_id", "garbage", "wrong_types", "oversize"),
+    *("empty", "no_id", "other_id", "garbage", "wrong_types", "deep", "oversize", "drip_headers"),
 )
-_TAKEN = {"reset_after", "truncate", "drip", "empty", "no_id", "garbage", "wrong_types", "oversize"}
+_TAKEN = {
+    *("reset_after", "truncate", "drip", "empty", "no_id", "other_id"),
+    *("garbage", "wrong_types", "deep", "oversize"),
+}
 _PAGE = b"<!DOCTYPE html><html><head><title>Bad gateway</title></head><body>proxy</body></html>"
 _BY_THE_WIRE = {
     "reset_before": "reset",
@@ -26,7 +29,10 @@ _BY_THE_WIRE = {
     "truncate": "truncate",
     "hang": "hang",
     "drip": "drip",
+    "drip_headers": "drip_headers",
 }
+# Levels that no JSON parser of Python goes down.
+_DEPTH = 200_000
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,8 @@ class Fault:
     """One thing that goes wrong, ``times`` times (None: for ever) after ``skip`` matching requests.
 
     Whether the request is performed all the same follows from the kind: yes for reset_after, truncate, drip,
-    empty, no_id, garbage, wrong_types and oversize, unless ``status`` is no success; ``taken`` overrides it.
+    empty, no_id, other_id, garbage, wrong_types, deep and oversize, unless ``status`` is no success;
+    ``taken`` overrides it.
     ``body`` (a text, bytes or anything JSON) is for the kind status, ``size`` for oversize.
     """
 
@@ -73,8 +80,10 @@ class Fault:
         body = b""
         if self.kind == "garbage":
             body = b"\x80\x81\xfe\xff" + os.urandom(60)
+        elif self.kind == "deep":
+            body = b'{"result": ' + b"[" * _DEPTH + b"]" * _DEPTH + b", " + reply.body.lstrip()[1:]
         elif self.kind != "empty" and reply.headers.get("Content-Type") == "application/json":
-            change = _without_ids if self.kind == "no_id" else _of_other_types
+            change = {"no_id": _without_ids, "other_id": _with_other_ids}.get(self.kind, _of_other_types)
             body = json.dumps(change(json.loads(reply.body))).encode()
         return Reply(status, headers, body)
 
@@ -125,6 +134,16 @@ def _without_ids(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: _without_ids(value) for key, value in content.items() if key not in ("id", "job_id")}
     return [_without_ids(value) for value in content] if isinstance(content, list) else content
+
+
+def _with_other_ids(content: Any) -> Any:
+    """Make it an answer about another job, or another app."""
+    if isinstance(content, dict):
+        return {
+            key: f"another-{value}" if key in ("id", "job_id") else _with_other_ids(value)
+            for key, value in content.items()
+        }
+    return [_with_other_ids(value) for value in content] if isinstance(content, list) else content
 
 
 def _of_other_types(content: Any) -> Any:

@@ -11,7 +11,10 @@ from urllib.parse import unquote
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer; ``fault`` ("reset", "truncate", "hang", "drip", "stream") is performed by the HTTP layer."""
+    """
+    An answer; ``fault`` is performed by the HTTP layer: "reset", "truncate", "hang", "drip", "drip_headers"
+    or "stream".
+    """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)

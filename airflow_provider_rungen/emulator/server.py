@@ -147,6 +147,9 @@ class Emulator:
                 await self._pause(_PATIENCE)
             _reset(request)
             return web.Response()
+        if reply.fault == "drip_headers":
+            await self._drip_headers(request)
+            return web.Response()
         response = web.StreamResponse(status=reply.status, headers=reply.headers)
         if reply.fault != "stream":
             response.content_length = len(reply.body)
@@ -161,6 +164,17 @@ class Emulator:
             if reply.fault == "drip" and await self._pause(self.drip_seconds):
                 break
         return response
+
+    async def _drip_headers(self, request: web.BaseRequest) -> None:
+        """Answer with headers that go on, a byte at a time, until the client has enough."""
+        transport = request.transport
+        line = b"HTTP/1.1 200 OK\r\nX-Padding: "
+        while transport is not None and not transport.is_closing():
+            transport.write(line[:1])
+            line = line[1:] or b"x"
+            if await self._pause(self.drip_seconds):
+                break
+        _reset(request)
 
     async def _pause(self, seconds: float) -> bool:
         """Wait, but not beyond the end of the emulator; true when it has come."""
