@@ -303,15 +303,8 @@ def may_pass(error: RunGenError) -> bool:
 
 
 def is_refusal(error: RunGenError) -> bool:
-    """
-    Return whether the service, or something on the way to it, refuses whoever asks, whatever is asked.
-
-    An invalid or rotated key is one, and so are a login page that answers with a redirect, and a bill that
-    is not paid (402). An answer about one job or input is not.
-    """
-    if not isinstance(error, RunGenAPIError) or not error.hopeless:
-        return False
-    return not isinstance(error, RunGenNotFoundError | RunGenBadRequestError | RunGenConflictError)
+    """Return whether the key is refused: it may have been replaced, or a firewall may be in the way."""
+    return isinstance(error, RunGenForbiddenError)
 
 
 # Seconds after which a refusal is no longer a stray one, of a firewall or while a key is being replaced.

@@ -310,6 +310,12 @@ class OutletEvents(dict[Any, Accessor]):
         return self.setdefault((type(outlet).__name__, name), Accessor())
 
 
+@pytest.fixture(autouse=True)
+def _brief_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a refused key be waited for for a moment only, where the wait is not what is tested."""
+    monkeypatch.setattr("airflow_provider_rungen.api.REFUSAL_GRACE", 1.5)
+
+
 @pytest.fixture
 def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a trigger fire at once, where the wait for the deferring process is not what is tested."""
