@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.sdk import (
+from airflow_provider_rungen._airflow import (
     SET_DURING_EXECUTION,
     DecoratedOperator,
     context_merge,
     determine_kwargs,
     task_decorator_factory,
 )
-
 from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
 from airflow_provider_rungen.operators.collect import RunGenCollectResultsOperator
 from airflow_provider_rungen.schemas import checked
@@ -20,8 +19,7 @@ from airflow_provider_rungen.tolerance import checked_count
 from airflow_provider_rungen.waiting import raise_for_jobs
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, TaskDecorator
-
+    from airflow_provider_rungen._airflow import Context, TaskDecorator
     from airflow_provider_rungen.batch import Checkpoint, Inputs
     from airflow_provider_rungen.exceptions import RunGenError
     from airflow_provider_rungen.hooks import RunGenHook

@@ -11,9 +11,8 @@ from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow.providers.common.compat.sdk import BaseHook
-
 from airflow_provider_rungen import api, get_provider_info, metrics
+from airflow_provider_rungen._airflow import BaseHook
 from airflow_provider_rungen.connection import read_connection, seconds
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
 from airflow_provider_rungen.models import App, Job
@@ -22,7 +21,8 @@ from airflow_provider_rungen.watch import wait_for_jobs
 
 if TYPE_CHECKING:
     import requests  # noqa: TID251 - for the type of get_conn() only
-    from airflow.providers.common.compat.sdk import Connection
+
+    from airflow_provider_rungen._airflow import Connection
 
 # Seconds that canceling one job of many may take.
 PART = 15.0
@@ -266,7 +266,7 @@ class RunGenHook(BaseHook):
 
     async def _aread(self) -> None:
         if self._settings is None:
-            from airflow.providers.common.compat.connection import get_async_connection
+            from airflow_provider_rungen._airflow import get_async_connection
 
             self._read(await get_async_connection(self.rungen_conn_id, type(self)))
 

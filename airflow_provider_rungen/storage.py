@@ -36,7 +36,7 @@ class Storage:
     """
 
     def __init__(self, destination: Any) -> None:
-        from airflow.providers.common.compat.sdk import ObjectStoragePath
+        from airflow_provider_rungen._airflow import ObjectStoragePath
 
         text = str(destination)
         try:

@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import TaskInstanceState
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_provider_rungen import api, metrics
+from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, app_url, job_url
@@ -198,7 +198,7 @@ class RunGenJobTrigger(RunGenTrigger):
             log.warning("RunGen job %s was not canceled: %s", job_id, error)
 
     async def _link(self, settings: Settings, app_id: str, job_ids: list[str]) -> None:
-        from airflow.providers.common.compat.sdk import XCom
+        from airflow_provider_rungen._airflow import XCom
 
         ti: Any = self.task_instance
         links = {RunGenAppLink.key: app_url(settings, app_id)}

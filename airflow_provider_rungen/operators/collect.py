@@ -40,7 +40,7 @@ from airflow_provider_rungen.waiting import (
 from airflow_provider_rungen.watch import HANDFUL, job_of, without_contents
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow_provider_rungen._airflow import Context
 
 log = logging.getLogger(__name__)
 

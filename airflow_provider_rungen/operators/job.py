@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
-
 from airflow_provider_rungen import api
+from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import (
@@ -37,8 +36,7 @@ from airflow_provider_rungen.waiting import (
 from airflow_provider_rungen.watch import KNOWN_WITHIN
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
-
+    from airflow_provider_rungen._airflow import Context
     from airflow_provider_rungen.models import Job
 
 log = logging.getLogger(__name__)

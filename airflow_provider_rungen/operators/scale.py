@@ -10,8 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import TaskDeferred, conf
-
+from airflow_provider_rungen._airflow import TaskDeferred, conf
 from airflow_provider_rungen.api import get_app, scale_app
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.durations import in_words
@@ -32,7 +31,7 @@ from airflow_provider_rungen.task import RunGenTask, deadline_of, failing_for_go
 from airflow_provider_rungen.waiting import GRACE
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow_provider_rungen._airflow import Context
 
 log = logging.getLogger(__name__)
 

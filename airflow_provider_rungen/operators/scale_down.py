@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import TaskInstanceState
-
+from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
@@ -19,7 +18,7 @@ from airflow_provider_rungen.scaling import CONFIRM_TIME, Raised, drain_app, set
 from airflow_provider_rungen.task import RunGenTask
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow_provider_rungen._airflow import Context
 
 log = logging.getLogger(__name__)
 
