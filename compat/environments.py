@@ -122,7 +122,7 @@ def create(folder: Path, python: str) -> None:
     if (interpreter := find_python(python)) is None:
         raise CompatError(f"there is no Python {python} here")
     shutil.rmtree(folder, ignore_errors=True)
-    _run([interpreter, "-m", "venv", str(folder)])
+    run([interpreter, "-m", "venv", str(folder)])
 
 
 def find_python(version: str) -> str | None:
@@ -147,7 +147,7 @@ def pip(folder: Path, *arguments: str) -> str:
     :raises CompatError: it cannot; the message ends with its words.
     """
     quiet = ["--quiet"] if arguments[0] == "install" else []
-    return _run(
+    return run(
         [str(folder / "bin" / "python"), "-m", "pip", *arguments, *quiet, "--disable-pip-version-check"]
     )
 
@@ -166,7 +166,7 @@ def _project() -> dict[str, Any]:
     return project
 
 
-def _run(command: Sequence[str]) -> str:
+def run(command: Sequence[str]) -> str:
     # what a user's settings say about Airflow or Python paths must not reach into the environment
     environment = {
         name: value
