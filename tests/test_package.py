@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +28,7 @@ def test_an_import_needs_nothing_heavy(statement: str) -> None:
     script = "\n".join(
         [
             "import sys",
-            "import airflow.providers.common.compat.sdk as sdk; sdk.BaseHook, sdk.BaseOperator, sdk.conf",
+            "from airflow_provider_rungen._airflow import BaseHook, BaseOperator, conf",
             "before = set(sys.modules)",
             statement,
             f"print(sorted(set({_HEAVY}) & (set(sys.modules) - before)))",
@@ -50,6 +52,40 @@ def test_an_operator_is_loaded_when_it_is_asked_for() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set() {'scale'}"
+
+
+def test_the_pytest_plugin_adds_only_itself() -> None:
+    script = "\n".join(
+        [
+            "import sys, pytest",
+            "before = set(sys.modules)",
+            "import airflow_provider_rungen.emulator.pytest_plugin",
+            "print(sorted(set(sys.modules) - before))",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    package = "airflow_provider_rungen"
+    assert done.stdout.splitlines()[-1] == str(
+        [package, f"{package}.emulator", f"{package}.emulator.pytest_plugin"]
+    )
+
+
+def test_a_run_without_the_fixture_never_loads_the_server(tmp_path: Path) -> None:
+    (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
+    (tmp_path / "conftest.py").write_text(
+        "import sys\n"
+        "def pytest_sessionfinish():\n"
+        "    print(sorted(name for name in sys.modules if name.startswith('airflow')))\n"
+    )
+    # no other plugin than this one
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "airflow_provider_rungen.emulator.pytest_plugin"]
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    package = "airflow_provider_rungen"
+    loaded = str([package, f"{package}.emulator", f"{package}.emulator.pytest_plugin"])
+    assert loaded in done.stdout
 
 
 @pytest.mark.parametrize("name", operators.__all__)
