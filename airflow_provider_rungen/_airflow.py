@@ -127,7 +127,11 @@ PLACES: dict[str, dict[Version, str]] = {
     "RetryDecision": {(3, 3): "airflow.sdk.definitions.retry_policy"},
     "RetryPolicy": {(3, 3): "airflow.sdk.definitions.retry_policy"},
     "conf": {(3, 2): "airflow.sdk.configuration", (2, 11): "airflow.configuration"},
-    "mask_secret": {(3, 0): "airflow.sdk.log", (2, 11): "airflow.utils.log.secrets_masker"},
+    "mask_secret": {
+        (3, 1): "airflow.sdk.log",
+        (3, 0): "airflow.sdk.execution_time.secrets_masker",
+        (2, 11): "airflow.utils.log.secrets_masker",
+    },
 }
 
 

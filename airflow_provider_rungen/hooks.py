@@ -15,6 +15,7 @@ from airflow_provider_rungen import api, get_provider_info, metrics
 from airflow_provider_rungen._airflow import BaseHook
 from airflow_provider_rungen.connection import read_connection, seconds
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
+from airflow_provider_rungen.masking import amask, mask, proxy_passwords
 from airflow_provider_rungen.models import App, Job
 from airflow_provider_rungen.transport import AsyncSender, Sender, Settings, adrive, drive, side_by_side
 from airflow_provider_rungen.watch import wait_for_jobs
@@ -184,12 +185,15 @@ class RunGenHook(BaseHook):
         :raises RunGenConfigError: the connection cannot be used; the message names the field.
         """
         if self._settings is None:
-            self._read(self.get_connection(self.rungen_conn_id))
+            settings = self._read(self.get_connection(self.rungen_conn_id))
+            mask(proxy_passwords(settings.proxy))
         assert self._settings is not None  # noqa: S101 - for the type checker; _read sets it or raises
         return self._settings
 
-    def _read(self, conn: Connection) -> None:
-        self._settings, self._default_app_id = read_connection(conn, self.rungen_conn_id)
+    def _read(self, conn: Connection) -> Settings:
+        settings, self._default_app_id = read_connection(conn, self.rungen_conn_id)
+        self._settings = settings
+        return settings
 
     def app_id_or_default(self, app_id: str | None = None) -> str:
         """
@@ -268,7 +272,8 @@ class RunGenHook(BaseHook):
         if self._settings is None:
             from airflow_provider_rungen._airflow import get_async_connection
 
-            self._read(await get_async_connection(self.rungen_conn_id, type(self)))
+            settings = self._read(await get_async_connection(self.rungen_conn_id, type(self)))
+            await amask(proxy_passwords(settings.proxy))
 
     async def aperform(self, flow: api.Flow[api.T]) -> api.T:
         """Perform a flow in the running event loop."""
