@@ -21,6 +21,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, app_url, job_url
 from airflow_provider_rungen.models import JobStatus, clean_text
 from airflow_provider_rungen.scaling import Goal, Raised, lower_app, not_lowered
+from airflow_provider_rungen.task_states import task_state as _read_state
 from airflow_provider_rungen.transport import side_by_side
 from airflow_provider_rungen.watcher import watcher_of
 
@@ -330,35 +331,3 @@ def rendered_job_ids(job_id: Any) -> list[str]:
         return [job_id]
     ids = list(job_id)
     return [each for each in ids if each is not None] or [""] * len(ids)
-
-
-def _read_state(ti: Any) -> str | None:
-    try:
-        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-    except ImportError:
-        return _read_state_from_database(ti)
-    states = RuntimeTaskInstance.get_task_states(
-        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-    )
-    state: str | None = next(iter(states.get(ti.run_id, {}).values()), None)
-    return state
-
-
-def _read_state_from_database(ti: Any) -> str | None:
-    """Do the same on Airflow 2, whose triggerer may read the database; another try is another task here."""
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
-
-    with create_session() as session:
-        state: str | None = (
-            session.query(TaskInstance.state)
-            .filter(
-                TaskInstance.dag_id == ti.dag_id,
-                TaskInstance.task_id == ti.task_id,
-                TaskInstance.run_id == ti.run_id,
-                TaskInstance.map_index == ti.map_index,
-                TaskInstance.try_number == ti.try_number,
-            )
-            .scalar()
-        )
-        return state
