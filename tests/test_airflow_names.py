@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_rungen import _airflow
-from airflow_provider_rungen._airflow import PLACES, parse_version, place_of
+from airflow_provider_rungen._airflow import AIRFLOW_VERSION, PLACES, parse_version, place_of
+from compat.private_names import PRIVATE_NAMES, PrivateName
 
 # Those whose fall-back on older versions is another object than the one of common-compat.
 _OTHER_FALL_BACKS = {"SET_DURING_EXECUTION"}
@@ -32,6 +33,25 @@ def test_a_name_is_the_one_that_airflow_gives_to_providers(name: str) -> None:
     if (theirs := getattr(compat, name, None)) is None:
         pytest.skip("unknown to common-compat")
     assert getattr(_airflow, name) is theirs
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Airflow's web server and its libraries
+@pytest.mark.parametrize(
+    "name", [each for each in PRIVATE_NAMES if each.is_used_on(AIRFLOW_VERSION)], ids=lambda name: name.path
+)
+def test_a_private_name_is_where_it_was_seen(name: PrivateName) -> None:
+    assert name.look_up() is not None
+
+
+@pytest.mark.parametrize("name", PRIVATE_NAMES, ids=lambda name: name.path)
+def test_a_private_name_was_seen_where_it_is_used(name: PrivateName) -> None:
+    assert name.is_used_on(parse_version(name.seen))
+
+
+def test_a_private_name_that_moved_is_found_out() -> None:
+    for path in ("airflow.no_such_module:Name", "airflow.exceptions:NoSuchName", "airflow.no:Name"):
+        with pytest.raises((ImportError, AttributeError)):
+            PrivateName(path, "").look_up()
 
 
 @pytest.mark.parametrize("name", sorted(PLACES))
