@@ -26,7 +26,10 @@ AIRFLOWS = {
     "3.1": ("3.11", "3.12", "3.13"),
     "3.2": ("3.11", "3.12", "3.13"),
     "3.3": ("3.11", "3.12", "3.13"),
+    "3.4": ("3.12",),
 }
+# Lines without a release yet, and what is tested of them. One Python is enough to see what is to come.
+PRE_RELEASES = {"3.4": "3.4.0b2"}
 PYTHONS = ("3.11", "3.12", "3.13")
 _INSTALL_PATIENCE = 1800
 
@@ -40,7 +43,7 @@ class Environment:
     """
     An Airflow on a Python.
 
-    :param airflow: the Airflow's line, such as ``3.0``; its newest patch is installed.
+    :param airflow: the Airflow's line, such as ``3.0``; its newest patch is installed, or its pre-release.
     :param python: the Python's, such as ``3.11``.
     :param is_oldest: install the oldest versions that the package says it works with, Airflow's among them.
     """
@@ -75,7 +78,7 @@ class Environment:
         """
         options = self.constraints()
         project = _project()
-        parts = [self, project["dependencies"], project["entry-points"]]
+        parts: list[Any] = [self, PRE_RELEASES, project["dependencies"], project["entry-points"]]
         parts += [project["optional-dependencies"]["test"]]
         parts += [Path(path).read_text() for path in options[1::2]]
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -83,8 +86,9 @@ class Environment:
         if not anew and stamp.exists() and stamp.read_text() == digest:
             return
         create(self.folder, self.python)
-        airflow = f"apache-airflow=={self.airflow}.{'0' if self.is_oldest else '*'}"
-        pip(self.folder, "install", *options, airflow, "-e", f"{ROOT}[test]")
+        # pip takes a pre-release only of what is pinned to one: of Airflow, and of nothing else
+        version = PRE_RELEASES.get(self.airflow, f"{self.airflow}.{'0' if self.is_oldest else '*'}")
+        pip(self.folder, "install", *options, f"apache-airflow=={version}", "-e", f"{ROOT}[test]")
         stamp.write_text(digest)
 
     def constraints(self) -> list[str]:
