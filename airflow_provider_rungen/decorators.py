@@ -12,6 +12,7 @@ from airflow_provider_rungen._airflow import (
     determine_kwargs,
     task_decorator_factory,
 )
+from airflow_provider_rungen.default_args import default_arg_names
 from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
 from airflow_provider_rungen.operators.collect import RunGenCollectResultsOperator
 from airflow_provider_rungen.schemas import checked
@@ -76,7 +77,7 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
     ) -> None:
         for name in ("inputs", "wait_for_completion", "end_from_trigger"):
             # Airflow 2 gives a mapped task those of default_args, which are for other tasks, too
-            if kwargs.pop(name, None) is not None and name not in _default_args(kwargs):
+            if kwargs.pop(name, None) is not None and name not in default_arg_names(kwargs):
                 raise TypeError(
                     f"@task.rungen takes no {name}: the function gives the input, the task the result"
                 )
@@ -175,12 +176,6 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         )
         collector.prepare()
         return collector
-
-
-def _default_args(kwargs: Mapping[str, Any]) -> set[str]:
-    """Give the names in the default_args of the DAG and the task group that a task is made in."""
-    homes = (kwargs.get("dag"), kwargs.get("task_group"))
-    return {name for home in homes for name in getattr(home, "default_args", None) or {}}
 
 
 def rungen_task(

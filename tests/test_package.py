@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from airflow_provider_rungen import operators
+from airflow_provider_rungen import operators, sensors
+from airflow_provider_rungen.decorators import _RunGenDecoratedOperator
 
 _HEAVY = ("aiohttp", "jsonschema", "requests")
 
@@ -98,3 +103,32 @@ def test_an_operator_that_is_not_there() -> None:
     name = "RunGenRunJobsOperator"
     with pytest.raises(AttributeError, match="no attribute 'RunGenRunJobsOperator'"):
         getattr(operators, name)
+
+
+def _classes() -> list[type]:
+    classes = [getattr(operators, name) for name in operators.__all__ if name != "scaled_app"]
+    return [*classes, sensors.RunGenJobSensor, sensors.RunGenAppSensor, _RunGenDecoratedOperator]
+
+
+@pytest.mark.parametrize("kind", _classes(), ids=lambda kind: kind.__name__)
+def test_init_only_keeps_template_fields(kind: Any) -> None:
+    """Airflow's own rule: what is rendered later is neither checked nor changed when the DAG is parsed."""
+    for base in kind.__mro__:
+        if "__init__" not in vars(base) or not base.__module__.startswith("airflow_provider_rungen"):
+            continue
+        tree = ast.parse(textwrap.dedent(inspect.getsource(base.__init__)))
+        allowed = set()
+        for node in ast.walk(tree):
+            match node:
+                case ast.Assign(targets=[ast.Attribute(attr=to)], value=ast.Name(id=given) as value) if (
+                    to == given
+                ):
+                    allowed.add(value)
+                case ast.keyword(arg=to, value=ast.Name(id=given) as value) if to == given:
+                    allowed.add(value)  # for super().__init__
+        used = {
+            node.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node not in allowed
+        }
+        assert not used & set(kind.template_fields), f"{base.__name__}.__init__ uses template fields"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow_provider_rungen import api
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException
 from airflow_provider_rungen.connection import seconds
+from airflow_provider_rungen.default_args import default_arg_names
 from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import (
     RunGenConflictError,
@@ -66,6 +67,12 @@ class JobSubmitter(JobWaiter):
         input_schema: Any = None,
         **kwargs: Any,
     ) -> None:
+        is_own = "deferrable" not in default_arg_names(kwargs)
+        if kwargs.get("deferrable") and is_own and not wait_for_completion:
+            raise ValueError(
+                "deferrable=True has no effect without a wait: set wait_for_completion=True to wait in the "
+                "triggerer, or leave deferrable out to submit and go on"
+            )
         super().__init__(cancel_on_kill=cancel_on_kill, **kwargs)
         if on_unknown_submission not in ("resubmit", "fail"):
             raise ValueError(

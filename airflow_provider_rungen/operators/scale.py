@@ -78,8 +78,6 @@ class RunGenScaleAppOperator(RunGenTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if isinstance(active_workers, int | float):
-            whole_number(active_workers, "active_workers")
         self.active_workers = active_workers
         self.app_id = app_id
         self.rungen_conn_id = rungen_conn_id
