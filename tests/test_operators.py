@@ -117,11 +117,14 @@ class LazySequence:
 # --- run ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("deferrable", [False, True])
+@pytest.mark.parametrize("by_default", [False, True])
 def test_running_without_waiting_gives_the_id_at_once(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, deferrable: bool
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, by_default: bool
 ) -> None:
-    outcome = run_task(run_op(input=LONG, deferrable=deferrable), context)
+    with DAG("submitting", schedule=None, default_args={"deferrable": by_default}):
+        op = run_op(input=LONG)
+    assert op.deferrable is by_default
+    outcome = run_task(op, context)
     [job] = rungen_emulator.service.jobs()
     assert outcome == Outcome(value=job["id"])
     assert ti.xcoms["job_id"] == job["id"]

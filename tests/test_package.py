@@ -76,6 +76,7 @@ def test_the_pytest_plugin_adds_only_itself() -> None:
 
 
 def test_a_run_without_the_fixture_never_loads_the_server(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")  # not the project's, which asks for other plugins
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
     (tmp_path / "conftest.py").write_text(
         "import sys\n"
