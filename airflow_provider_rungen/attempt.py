@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskInstanceState
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_4_PLUS
-
 from airflow_provider_rungen import records
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_4_PLUS, AirflowTaskTimeout, TaskInstanceState
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperator, Context
+    from airflow_provider_rungen._airflow import BaseOperator, Context
 
 #: From Airflow 3.4 on, a clear of a task discards its task state store, unless the user keeps it.
 CLEAR_DISCARDS_STATE = AIRFLOW_V_3_4_PLUS

@@ -81,7 +81,7 @@ class Inputs:
         if not isinstance(self._source, str):
             yield from self._source
             return
-        from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
+        from airflow_provider_rungen._airflow import AirflowNotFoundException, ObjectStoragePath
 
         try:
             with ObjectStoragePath(self._source).open("rb") as file:

@@ -15,7 +15,7 @@ from airflow_provider_rungen.exceptions import RunGenConfigError
 from airflow_provider_rungen.transport import Settings, tls_context
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Connection
+    from airflow_provider_rungen._airflow import Connection
 
 DEFAULT_HOST = "https://api.rungen.ai"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.sdk import (
+from airflow_provider_rungen._airflow import (
     SET_DURING_EXECUTION,
     DecoratedOperator,
     context_merge,
     determine_kwargs,
     task_decorator_factory,
 )
-
+from airflow_provider_rungen.default_args import default_arg_names
 from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
 from airflow_provider_rungen.operators.collect import RunGenCollectResultsOperator
 from airflow_provider_rungen.schemas import checked
@@ -20,8 +20,7 @@ from airflow_provider_rungen.tolerance import checked_count
 from airflow_provider_rungen.waiting import raise_for_jobs
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, TaskDecorator
-
+    from airflow_provider_rungen._airflow import Context, TaskDecorator
     from airflow_provider_rungen.batch import Checkpoint, Inputs
     from airflow_provider_rungen.exceptions import RunGenError
     from airflow_provider_rungen.hooks import RunGenHook
@@ -82,7 +81,7 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
     ) -> None:
         for name in ("inputs", "wait_for_completion", "end_from_trigger"):
             # Airflow 2 gives a mapped task those of default_args, which are for other tasks, too
-            if kwargs.pop(name, None) is not None and name not in _default_args(kwargs):
+            if kwargs.pop(name, None) is not None and name not in default_arg_names(kwargs):
                 raise TypeError(
                     f"@task.rungen takes no {name}: the function gives the input, the task the result"
                 )
@@ -188,12 +187,6 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         collector.checks_keys = self.multiple_outputs and self.destination is None
         collector.prepare()
         return collector
-
-
-def _default_args(kwargs: Mapping[str, Any]) -> set[str]:
-    """Give the names in the default_args of the DAG and the task group that a task is made in."""
-    homes = (kwargs.get("dag"), kwargs.get("task_group"))
-    return {name for home in homes for name in getattr(home, "default_args", None) or {}}
 
 
 def rungen_task(

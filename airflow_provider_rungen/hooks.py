@@ -13,12 +13,12 @@ from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
-
-from airflow_provider_rungen import api, get_provider_info, metrics
+from airflow_provider_rungen import _airflow, api, get_provider_info, metrics
+from airflow_provider_rungen._airflow import AirflowNotFoundException, BaseHook
 from airflow_provider_rungen.connection import read_connection, seconds
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
 from airflow_provider_rungen.exchange import asleep_in_slices, in_slices
+from airflow_provider_rungen.masking import amask, mask, proxy_passwords
 from airflow_provider_rungen.models import App, Job
 from airflow_provider_rungen.transport import AsyncSender, Sender, Settings, adrive, drive, side_by_side
 from airflow_provider_rungen.watch import wait_for_jobs
@@ -204,20 +204,24 @@ class RunGenHook(BaseHook):
     def _look_up(self) -> tuple[Settings, str | None]:
         with self.around_lookup(), self._readable():
             conn = self.get_connection(self.rungen_conn_id)
-        return read_connection(conn, self.rungen_conn_id)
+            settings, default_app_id = read_connection(conn, self.rungen_conn_id)
+            mask(proxy_passwords(settings.proxy))
+        return settings, default_app_id
 
     async def _alook_up(self) -> tuple[Settings, str | None]:
-        from airflow.providers.common.compat.connection import get_async_connection
-
         with self._readable():
-            conn = await get_async_connection(self.rungen_conn_id, type(self))
-        return read_connection(conn, self.rungen_conn_id)
+            conn = await _airflow.get_async_connection(self.rungen_conn_id, type(self))
+            settings, default_app_id = read_connection(conn, self.rungen_conn_id)
+            await amask(proxy_passwords(settings.proxy))
+        return settings, default_app_id
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
         """Name the connection when Airflow does not find it, or cannot be asked; both may pass."""
         try:
             yield
+        except RunGenConfigError:
+            raise
         except Exception as error:
             name = f"Airflow connection {self.rungen_conn_id!r}"
             failure = RunGenConfigError(f"{name} could not be read ({type(error).__name__})")

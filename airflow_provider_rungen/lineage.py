@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.openlineage.facet import OutputDataset
     from airflow.providers.openlineage.extractors import OperatorLineage
+    from openlineage.client.generated.base import OutputDataset
 
 # Of more jobs or files, an event does not name each.
 MOST_JOBS = 100
@@ -62,8 +62,8 @@ def lineage_of(done: Done, base_url: str) -> OperatorLineage[Any, Any] | None:
     :return: nothing, where OpenLineage's provider is not installed.
     """
     try:
-        from airflow.providers.common.compat.openlineage.facet import Dataset
         from airflow.providers.openlineage.extractors import OperatorLineage
+        from openlineage.client.generated.base import Dataset
     except ImportError:
         return None
     files = done.files
@@ -77,8 +77,8 @@ def lineage_of(done: Done, base_url: str) -> OperatorLineage[Any, Any] | None:
 
 def _stored(file: Mapping[str, Any]) -> OutputDataset:
     """Name a file or folder as OpenLineage does: the bucket is its namespace, the key its name."""
-    from airflow.providers.common.compat.openlineage.facet import (
-        OutputDataset,
+    from openlineage.client.generated.base import OutputDataset
+    from openlineage.client.generated.output_statistics_output_dataset import (
         OutputStatisticsOutputDatasetFacet,
     )
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.sdk import BaseOperatorLink
-
+from airflow_provider_rungen._airflow import BaseOperatorLink
 from airflow_provider_rungen.api import seg
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperator
-
+    from airflow_provider_rungen._airflow import BaseOperator
     from airflow_provider_rungen.transport import Settings
 
 log = logging.getLogger(__name__)
@@ -33,7 +31,7 @@ class _Link(BaseOperatorLink):
 
         :return: an empty text where nothing was.
         """
-        from airflow.providers.common.compat.sdk import XCom
+        from airflow_provider_rungen._airflow import XCom
 
         known: dict[str, str] = getattr(operator, "links", {})
         try:

@@ -77,21 +77,26 @@ def prepare_in_triggerer() -> None:
 
 def _tell(kind: str, name: str, value: Any) -> None:
     try:
-        getattr(_stats(), kind)(f"rungen.{name}", value)
+        if (stats := _stats()) is not None:
+            getattr(stats, kind)(f"rungen.{name}", value)
     except Exception:
         log.debug("The metric rungen.%s was not sent", name, exc_info=True)
 
 
 @functools.cache
 def _stats() -> Any:
-    if _is_in_triggerer:
-        try:
-            return importlib.import_module("airflow.observability.stats").Stats
-        except ImportError:
-            pass  # before Airflow 3.2 there is one for all
-    from airflow.providers.common.compat.sdk import Stats
+    """Return what sends Airflow's metrics, or ``None`` and warn where this Airflow keeps it elsewhere."""
+    from airflow_provider_rungen._airflow import AIRFLOW_V_3_2_PLUS
 
-    return Stats
+    name = "airflow.stats"
+    if AIRFLOW_V_3_2_PLUS:
+        name = "airflow.observability.stats" if _is_in_triggerer else "airflow.sdk.observability.stats"
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        log.warning("No RunGen metrics are sent: this Airflow has no %s (%s)", name, error)
+        return None
+    return getattr(module, "Stats", module)
 
 
 @functools.cache

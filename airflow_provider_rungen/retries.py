@@ -5,13 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import RetryDecision, RetryPolicy
-
+from airflow_provider_rungen._airflow import RetryDecision, RetryPolicy
 from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow_provider_rungen._airflow import Context
 
 
 class RunGenRetryPolicy(RetryPolicy):

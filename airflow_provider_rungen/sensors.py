@@ -9,16 +9,15 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import (
+from airflow_provider_rungen import metrics
+from airflow_provider_rungen._airflow import (
+    AIRFLOW_V_3_3_PLUS,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
     conf,
 )
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
-
-from airflow_provider_rungen import metrics
 from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import (
     RunGenAppTimeoutError,
@@ -45,8 +44,9 @@ from airflow_provider_rungen.waiting import (
 from airflow_provider_rungen.watch import HANDFUL, Watch, wait_for_jobs, without_contents
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import StartTriggerArgs
+
+    from airflow_provider_rungen._airflow import Context
 
 
 class RunGenJobSensor(JobWaiter, BaseSensorOperator):

@@ -40,7 +40,7 @@ class Storage:
     """
 
     def __init__(self, destination: Any) -> None:
-        from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
+        from airflow_provider_rungen._airflow import AirflowNotFoundException, ObjectStoragePath
 
         self._text = text = str(destination)
         try:

@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
-
+from airflow_provider_rungen._airflow import (
+    AIRFLOW_V_3_3_PLUS,
+    AirflowException,
+    AirflowFailException,
+    BaseOperator,
+)
 from airflow_provider_rungen.exceptions import (
     RunGenConnectionError,
     RunGenError,
@@ -27,7 +30,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, app_url, job_url
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperatorLink, Context
+    from airflow_provider_rungen._airflow import BaseOperatorLink, Context
 
 # Airflow kills a task for good 5 s after the signal.
 KILL_TIME = 4.0

@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import TaskInstanceState
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_provider_rungen import api, metrics
+from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.attempt import CLEAR_DISCARDS_STATE
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -27,6 +27,8 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, app_url, job_url
 from airflow_provider_rungen.models import JobStatus, clean_text
 from airflow_provider_rungen.scaling import Goal, Raised, lower_app, not_lowered
+from airflow_provider_rungen.task_states import pushed_job_ids
+from airflow_provider_rungen.task_states import task_state as _read_state
 from airflow_provider_rungen.transport import side_by_side
 from airflow_provider_rungen.watcher import watcher_of
 
@@ -270,7 +272,7 @@ class RunGenJobTrigger(RunGenTrigger):
             log.warning("RunGen job %s was not canceled: %s", job_id, error)
 
     async def _link(self, settings: Settings, app_id: str, job_ids: list[str]) -> None:
-        from airflow.providers.common.compat.sdk import XCom
+        from airflow_provider_rungen._airflow import XCom
 
         ti: Any = self.task_instance
         links = {RunGenAppLink.key: app_url(settings, app_id)}
@@ -414,48 +416,3 @@ def rendered_job_ids(job_id: Any) -> list[str]:
 async def _ask_airflow(question: Callable[[Any], Any], ti: Any) -> Any:
     # not asyncio.to_thread: Airflow 3.0 and 3.1 ask on this loop, which only asgiref finds there
     return await sync_to_async(question, thread_sensitive=False)(ti)
-
-
-def pushed_job_ids(ti: Any) -> set[str] | None:
-    """Give the ids of the jobs that the latest attempt of a task has pushed; ``None`` when it has not yet."""
-    from airflow.providers.common.compat.sdk import XCom
-
-    for key in ("job_id", "job_ids"):
-        found = XCom.get_one(
-            key=key, dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index
-        )
-        if found is not None:
-            return {found} if isinstance(found, str) else {each for each in found if each}
-    return None
-
-
-def _read_state(ti: Any) -> str | None:
-    try:
-        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-    except ImportError:
-        return _read_state_from_database(ti)
-    states = RuntimeTaskInstance.get_task_states(
-        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-    )
-    state: str | None = next(iter(states.get(ti.run_id, {}).values()), None)
-    return state
-
-
-def _read_state_from_database(ti: Any) -> str | None:
-    """Do the same on Airflow 2, whose triggerer may read the database; another try is another task here."""
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
-
-    with create_session() as session:
-        state: str | None = (
-            session.query(TaskInstance.state)
-            .filter(
-                TaskInstance.dag_id == ti.dag_id,
-                TaskInstance.task_id == ti.task_id,
-                TaskInstance.run_id == ti.run_id,
-                TaskInstance.map_index == ti.map_index,
-                TaskInstance.try_number == ti.try_number,
-            )
-            .scalar()
-        )
-        return state

@@ -7,10 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import Asset, conf
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
-
 from airflow_provider_rungen import api, metrics
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, Asset, conf
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -41,9 +39,9 @@ from airflow_provider_rungen.watch import (
 )
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from airflow_provider_rungen._airflow import Context
     from airflow_provider_rungen.schemas import Schema
 
 # Airflow's own time limit of a deferral tells the task too little, so it only comes when ours did not.

@@ -26,7 +26,10 @@ AIRFLOWS = {
     "3.1": ("3.11", "3.12", "3.13"),
     "3.2": ("3.11", "3.12", "3.13"),
     "3.3": ("3.11", "3.12", "3.13"),
+    "3.4": ("3.12",),
 }
+# Lines without a release yet, and what is tested of them. One Python is enough to see what is to come.
+PRE_RELEASES = {"3.4": "3.4.0b2"}
 PYTHONS = ("3.11", "3.12", "3.13")
 _INSTALL_PATIENCE = 1800
 
@@ -40,7 +43,7 @@ class Environment:
     """
     An Airflow on a Python.
 
-    :param airflow: the Airflow's line, such as ``3.0``; its newest patch is installed.
+    :param airflow: the Airflow's line, such as ``3.0``; its newest patch is installed, or its pre-release.
     :param python: the Python's, such as ``3.11``.
     :param is_oldest: install the oldest versions that the package says it works with, Airflow's among them.
     """
@@ -75,7 +78,7 @@ class Environment:
         """
         options = self.constraints()
         project = _project()
-        parts = [self, project["dependencies"], project["entry-points"]]
+        parts: list[Any] = [self, PRE_RELEASES, project["dependencies"], project["entry-points"]]
         parts += [project["optional-dependencies"]["test"]]
         parts += [Path(path).read_text() for path in options[1::2]]
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -83,8 +86,9 @@ class Environment:
         if not anew and stamp.exists() and stamp.read_text() == digest:
             return
         create(self.folder, self.python)
-        airflow = f"apache-airflow=={self.airflow}.{'0' if self.is_oldest else '*'}"
-        pip(self.folder, "install", *options, airflow, "-e", f"{ROOT}[test]")
+        # pip takes a pre-release only of what is pinned to one: of Airflow, and of nothing else
+        version = PRE_RELEASES.get(self.airflow, f"{self.airflow}.{'0' if self.is_oldest else '*'}")
+        pip(self.folder, "install", *options, f"apache-airflow=={version}", "-e", f"{ROOT}[test]")
         stamp.write_text(digest)
 
     def constraints(self) -> list[str]:
@@ -122,7 +126,7 @@ def create(folder: Path, python: str) -> None:
     if (interpreter := find_python(python)) is None:
         raise CompatError(f"there is no Python {python} here")
     shutil.rmtree(folder, ignore_errors=True)
-    _run([interpreter, "-m", "venv", str(folder)])
+    run([interpreter, "-m", "venv", str(folder)])
 
 
 def find_python(version: str) -> str | None:
@@ -147,7 +151,7 @@ def pip(folder: Path, *arguments: str) -> str:
     :raises CompatError: it cannot; the message ends with its words.
     """
     quiet = ["--quiet"] if arguments[0] == "install" else []
-    return _run(
+    return run(
         [str(folder / "bin" / "python"), "-m", "pip", *arguments, *quiet, "--disable-pip-version-check"]
     )
 
@@ -166,7 +170,7 @@ def _project() -> dict[str, Any]:
     return project
 
 
-def _run(command: Sequence[str]) -> str:
+def run(command: Sequence[str]) -> str:
     # what a user's settings say about Airflow or Python paths must not reach into the environment
     environment = {
         name: value

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
-from compat.environments import AIRFLOWS, PYTHONS, ROOT, matrix
+from compat.environments import AIRFLOWS, PRE_RELEASES, PYTHONS, ROOT, matrix
+from compat.private_names import PRIVATE_NAMES, PrivateName
 
 PAGE = ROOT / "docs" / "compatibility.md"
 RESULTS = ROOT / "docs" / "compatibility.json"
+HEADER = Path(__file__).parent / "header.md"
 NOT_RUN = "not run yet"
 
 # A test carries the marker `feature` with the key of what it proves.
@@ -26,18 +29,6 @@ FEATURES = {
     "test": "*Test* in the connection form asks the service",
 }
 
-_HEAD = """\
-# Compatibility
-
-This page and [the raw figures](compatibility.json) are made by `make test-compat`, which installs the newest
-patch of each Airflow on each Python, with the newest versions of all else that pip takes, and runs the tests
-of `make test` there. [compat/tested](../compat/tested) has the exact versions of some runs. An outcome is
-that of the package as it was in that run, and of the tests that it had then: what came later has not run
-there. Airflow 3.3 is the one that the package is developed on; every change is tested on 2.11, too.
-
-## What ran
-
-"""
 _FEATURES = """
 ## What degrades where
 
@@ -51,6 +42,14 @@ links of a task in the UI of 3.3 and of 2.11.
 _BOUNDS = """
 Not every Airflow works with the newest of everything. Airflow's own constraint files, which an installation
 should use, know that; here the bounds in [compat/constraints](../compat/constraints) do.
+"""
+_PRIVATE = """
+## What Airflow does not document
+
+The package needs these names of Airflow, which are not part of Airflow's public interface: a release may move
+them. The tests look each up on every Airflow they run on. *From* and *before* are the versions that the
+package uses a name on.
+
 """
 _ADDED = """
 ## What it adds to an installation
@@ -73,7 +72,7 @@ def write(results: dict[str, Any]) -> None:
     """Write the page and the figures."""
     RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     parts = [
-        _HEAD,
+        f"{HEADER.read_text()}\n",
         runs_table(results["runs"]),
         oldest(results["runs"]),
         failures(results["runs"]),
@@ -81,6 +80,8 @@ def write(results: dict[str, Any]) -> None:
         _FEATURES,
         features_table(results["runs"]),
         skips(results["runs"]),
+        _PRIVATE,
+        private_names_table(),
         _ADDED,
         added_table(results["runs"]),
     ]
@@ -94,7 +95,7 @@ def runs_table(runs: dict[str, Any]) -> str:
         for python in PYTHONS:
             run = runs.get(f"{airflow}-py{python}")
             if python not in AIRFLOWS[airflow]:
-                cells.append("not supported by Airflow")
+                cells.append("not tested" if airflow in PRE_RELEASES else "not supported by Airflow")
             else:
                 cells.append(_outcome(run) if run else NOT_RUN)
         rows.append([_patch(runs, airflow), *cells])
@@ -150,6 +151,15 @@ def added_table(runs: dict[str, Any]) -> str:
     return _table(rows)
 
 
+def private_names_table() -> str:
+    rows = [["name", "needed for", "from", "before", "seen in"]]
+    for name in PRIVATE_NAMES:
+        versions = (".".join(map(str, each)) for each in (name.since, name.before))
+        since, before = versions if name.before < PrivateName.before else (next(versions), "")
+        rows.append([f"`{name.path}`", name.use, since, before, name.seen])
+    return _table(rows)
+
+
 def _cell(seen: list[dict[str, Any]]) -> str:
     passed, failed = (sum(each.get(name, 0) for each in seen) for name in ("passed", "failed"))
     if failed:
@@ -180,7 +190,8 @@ def _outcome(run: dict[str, Any]) -> str:
 def _patch(runs: dict[str, Any], airflow: str) -> str:
     names = (f"{airflow}-py{python}" for python in PYTHONS)
     versions = [runs[name]["airflow"] for name in names if name in runs]
-    return ", ".join(dict.fromkeys(versions)) or airflow
+    remark = " (pre-release)" if airflow in PRE_RELEASES else ""
+    return (", ".join(dict.fromkeys(versions)) or PRE_RELEASES.get(airflow, airflow)) + remark
 
 
 def _table(rows: list[list[str]]) -> str:

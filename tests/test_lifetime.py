@@ -273,6 +273,14 @@ def test_an_app_that_this_run_never_touched_is_left_alone(
     assert workers(emulator) == want
 
 
+def test_a_task_of_a_loop_has_no_map_index(emulator: Emulator, context: Any, ti: TaskInstance3) -> None:
+    context["ti"].map_index = None
+    ti.scaled.clear()
+    ti.states["run"]["app_up"] = "upstream_failed"
+    assert run_task(down_op(), context) == Outcome()
+    assert workers(emulator) == 2
+
+
 @pytest.mark.parametrize("status", [500, 403, 409])
 def test_a_teardown_that_fails_is_loud_and_tried_again(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, status: int

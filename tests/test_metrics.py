@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import socket
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
+from types import ModuleType
 from typing import Any
 
 import pytest
 from conftest import FakeStore, FakeTaskInstance, run_task
 
 from airflow_provider_rungen import metrics
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_2_PLUS
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenConnectionError
 from airflow_provider_rungen.hooks import RunGenHook
@@ -167,6 +171,37 @@ def test_metrics_that_are_down_fail_nothing(
 ) -> None:
     told.worker.is_broken = told.triggerer.is_broken = True
     assert run_task(run(deferrable=deferrable), context).error is None
+
+
+def _stats_module() -> str:
+    return "airflow.sdk.observability.stats" if AIRFLOW_V_3_2_PLUS else "airflow.stats"
+
+
+def test_an_airflow_whose_metrics_moved_is_warned_about_once(
+    rungen_emulator: Emulator,
+    context: Any,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(sys.modules, _stats_module(), None)
+    with caplog.at_level(logging.WARNING, metrics.__name__):
+        assert run_task(run(), context).error is None
+    [warning] = [record for record in caplog.records if record.name == metrics.__name__]
+    assert warning.getMessage().startswith(
+        f"No RunGen metrics are sent: this Airflow has no {_stats_module()}"
+    )
+
+
+def test_metrics_that_are_functions_of_a_module_are_told(
+    rungen_emulator: Emulator, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = ModuleType(_stats_module())
+    module.incr = told.worker.incr
+    monkeypatch.setitem(sys.modules, _stats_module(), module)
+    with RunGenHook() as hook:
+        hook.list_apps()
+    assert told.worker.counts == {"rungen.requests.get.2xx": 1}
 
 
 def test_a_real_listener_hears_them(

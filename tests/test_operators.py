@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException
 from conftest import APP, KEY, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 
 from airflow_provider_rungen import api, watch
@@ -30,6 +33,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
     RunGenRunJobOperator,
 )
 from airflow_provider_rungen.submission import KEY as RECORD
@@ -50,6 +54,36 @@ def taking(seconds: float, **more: Any) -> dict[str, Any]:
 def run_op(**options: Any) -> RunGenRunJobOperator:
     options = {"task_id": "run", "input": INPUT, "poll_interval": 0.02, "defer_after": 0, **options}
     return RunGenRunJobOperator(**options)
+
+
+@pytest.mark.parametrize("kind", [RunGenRunJobOperator, RunGenRunBatchOperator])
+def test_a_deferral_without_a_wait_is_refused(kind: Any) -> None:
+    given = "input" if kind is RunGenRunJobOperator else "inputs"
+    options = {"task_id": "run", given: [], "wait_for_completion": False}
+    with pytest.raises(ValueError, match="wait_for_completion=True"):
+        kind(**options, deferrable=True)
+    assert kind(**options, deferrable=False).deferrable is False
+    assert kind(**options | {"wait_for_completion": True}, deferrable=True).deferrable is True
+
+
+def test_a_deferral_by_default_needs_no_wait() -> None:
+    with DAG("deferring", schedule=None, default_args={"deferrable": True}):
+        assert run_op().deferrable is True
+        mapped = RunGenRunJobOperator.partial(task_id="mapped").expand(input=[INPUT])
+    task: Any = mapped.unmap({"input": INPUT})
+    assert task.deferrable is True
+    # Airflow's default is read once, when the module is imported
+    script = "; ".join(
+        [
+            "from airflow_provider_rungen.operators import RunGenRunJobOperator",
+            "print(RunGenRunJobOperator(task_id='run', input={}).deferrable)",
+        ]
+    )
+    environment = os.environ | {"AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "True"
 
 
 def collect_op(job_id: Any, **options: Any) -> RunGenCollectResultsOperator:
@@ -83,11 +117,14 @@ class LazySequence:
 # --- run ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("deferrable", [False, True])
+@pytest.mark.parametrize("by_default", [False, True])
 def test_running_without_waiting_gives_the_id_at_once(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, deferrable: bool
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, by_default: bool
 ) -> None:
-    outcome = run_task(run_op(input=LONG, deferrable=deferrable), context)
+    with DAG("submitting", schedule=None, default_args={"deferrable": by_default}):
+        op = run_op(input=LONG)
+    assert op.deferrable is by_default
+    outcome = run_task(op, context)
     [job] = rungen_emulator.service.jobs()
     assert outcome == Outcome(value=job["id"])
     assert ti.xcoms["job_id"] == job["id"]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import os
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from airflow_provider_rungen import operators
+from airflow_provider_rungen import operators, sensors
+from airflow_provider_rungen.decorators import _RunGenDecoratedOperator
 
 _HEAVY = ("aiohttp", "jsonschema", "requests")
 
@@ -26,7 +33,7 @@ def test_an_import_needs_nothing_heavy(statement: str) -> None:
     script = "\n".join(
         [
             "import sys",
-            "import airflow.providers.common.compat.sdk as sdk; sdk.BaseHook, sdk.BaseOperator, sdk.conf",
+            "from airflow_provider_rungen._airflow import BaseHook, BaseOperator, conf",
             "before = set(sys.modules)",
             statement,
             f"print(sorted(set({_HEAVY}) & (set(sys.modules) - before)))",
@@ -52,6 +59,41 @@ def test_an_operator_is_loaded_when_it_is_asked_for() -> None:
     assert done.stdout.splitlines()[-1] == "set() {'scale'}"
 
 
+def test_the_pytest_plugin_adds_only_itself() -> None:
+    script = "\n".join(
+        [
+            "import sys, pytest",
+            "before = set(sys.modules)",
+            "import airflow_provider_rungen.emulator.pytest_plugin",
+            "print(sorted(set(sys.modules) - before))",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    package = "airflow_provider_rungen"
+    assert done.stdout.splitlines()[-1] == str(
+        [package, f"{package}.emulator", f"{package}.emulator.pytest_plugin"]
+    )
+
+
+def test_a_run_without_the_fixture_never_loads_the_server(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")  # not the project's, which asks for other plugins
+    (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
+    (tmp_path / "conftest.py").write_text(
+        "import sys\n"
+        "def pytest_sessionfinish():\n"
+        "    print(sorted(name for name in sys.modules if name.startswith('airflow')))\n"
+    )
+    # no other plugin than this one
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "airflow_provider_rungen.emulator.pytest_plugin"]
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    package = "airflow_provider_rungen"
+    loaded = str([package, f"{package}.emulator", f"{package}.emulator.pytest_plugin"])
+    assert loaded in done.stdout
+
+
 @pytest.mark.parametrize("name", operators.__all__)
 def test_every_operator_that_is_named_is_there(name: str) -> None:
     assert getattr(operators, name).__name__ == name
@@ -62,3 +104,32 @@ def test_an_operator_that_is_not_there() -> None:
     name = "RunGenRunJobsOperator"
     with pytest.raises(AttributeError, match="no attribute 'RunGenRunJobsOperator'"):
         getattr(operators, name)
+
+
+def _classes() -> list[type]:
+    classes = [getattr(operators, name) for name in operators.__all__ if name != "scaled_app"]
+    return [*classes, sensors.RunGenJobSensor, sensors.RunGenAppSensor, _RunGenDecoratedOperator]
+
+
+@pytest.mark.parametrize("kind", _classes(), ids=lambda kind: kind.__name__)
+def test_init_only_keeps_template_fields(kind: Any) -> None:
+    """Airflow's own rule: what is rendered later is neither checked nor changed when the DAG is parsed."""
+    for base in kind.__mro__:
+        if "__init__" not in vars(base) or not base.__module__.startswith("airflow_provider_rungen"):
+            continue
+        tree = ast.parse(textwrap.dedent(inspect.getsource(base.__init__)))
+        allowed = set()
+        for node in ast.walk(tree):
+            match node:
+                case ast.Assign(targets=[ast.Attribute(attr=to)], value=ast.Name(id=given) as value) if (
+                    to == given
+                ):
+                    allowed.add(value)
+                case ast.keyword(arg=to, value=ast.Name(id=given) as value) if to == given:
+                    allowed.add(value)  # for super().__init__
+        used = {
+            node.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node not in allowed
+        }
+        assert not used & set(kind.template_fields), f"{base.__name__}.__init__ uses template fields"

@@ -15,10 +15,10 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import airflow.providers.common.compat.connection as compat
 import pytest
 from conftest import APP, KEY, FakeTime
 
+from airflow_provider_rungen import _airflow as compat
 from airflow_provider_rungen import watcher as watcher_module
 from airflow_provider_rungen.emulator import Emulator, Fault, Service
 from airflow_provider_rungen.exceptions import (

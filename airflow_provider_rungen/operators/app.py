@@ -27,7 +27,7 @@ from airflow_provider_rungen.scaling import remove_app
 from airflow_provider_rungen.task import RunGenTask, deadline_of, failing_for_good
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow_provider_rungen._airflow import Context
 
 log = logging.getLogger(__name__)
 

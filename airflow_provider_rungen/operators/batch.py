@@ -30,8 +30,7 @@ from airflow_provider_rungen.waiting import look_again, read_event
 from airflow_provider_rungen.watch import KNOWN_WITHIN, job_of, without_contents
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
-
+    from airflow_provider_rungen._airflow import Context
     from airflow_provider_rungen.hooks import RunGenHook
 
 log = logging.getLogger(__name__)

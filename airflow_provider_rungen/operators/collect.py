@@ -42,7 +42,7 @@ from airflow_provider_rungen.watch import HANDFUL, job_of, without_contents
 from airflow_provider_rungen.xcom_values import find_key_problem, find_xcom_problem
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow_provider_rungen._airflow import Context
 
 log = logging.getLogger(__name__)
 

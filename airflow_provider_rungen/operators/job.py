@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
-from airflow.providers.common.compat.sdk import (
+from airflow_provider_rungen import api, attempt, submission
+from airflow_provider_rungen._airflow import (
     AirflowFailException,
     AirflowNotFoundException,
     AirflowSkipException,
     TaskInstanceState,
 )
-
-from airflow_provider_rungen import api, attempt, submission
 from airflow_provider_rungen.attempt import (
     Attempt,
     End,
@@ -27,6 +26,7 @@ from airflow_provider_rungen.attempt import (
     was_ended_by_user,
 )
 from airflow_provider_rungen.connection import seconds
+from airflow_provider_rungen.default_args import default_arg_names
 from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import (
     RunGenConfigError,
@@ -58,8 +58,7 @@ from airflow_provider_rungen.waiting import (
 from airflow_provider_rungen.watch import KNOWN_WITHIN
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
-
+    from airflow_provider_rungen._airflow import Context
     from airflow_provider_rungen.models import Job
 
 log = logging.getLogger(__name__)
@@ -96,6 +95,12 @@ class JobSubmitter(JobWaiter):
         input_schema: Any = None,
         **kwargs: Any,
     ) -> None:
+        is_own = "deferrable" not in default_arg_names(kwargs)
+        if kwargs.get("deferrable") and is_own and not wait_for_completion:
+            raise ValueError(
+                "deferrable=True has no effect without a wait: set wait_for_completion=True to wait in the "
+                "triggerer, or leave deferrable out to submit and go on"
+            )
         super().__init__(cancel_on_kill=cancel_on_kill, **kwargs)
         if on_unknown_submission not in ("resubmit", "fail"):
             raise ValueError(

@@ -7,22 +7,20 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
-from airflow.providers.common.compat.sdk import BaseOperator, TriggerRule
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
-
+from airflow_provider_rungen._airflow import (
+    AIRFLOW_V_3_3_PLUS,
+    BaseOperator,
+    DuplicateTaskIdFound,
+    TriggerRule,
+)
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators.scale import RunGenScaleAppOperator
 from airflow_provider_rungen.operators.scale_down import RunGenScaleDownOperator
 
-try:
-    from airflow.sdk.exceptions import DuplicateTaskIdFound
-except ImportError:  # Airflow 2
-    from airflow.exceptions import DuplicateTaskIdFound  # type: ignore[no-redef]  # the same
-
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from airflow.providers.common.compat.sdk import Context
+    from airflow_provider_rungen._airflow import Context
 
 # What the DAG's default_args must not decide: whether, when and how often an app is scaled down.
 _OWN_POLICY: dict[str, Any] = {

@@ -10,8 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import TaskDeferred, conf
-
+from airflow_provider_rungen._airflow import TaskDeferred, conf
 from airflow_provider_rungen.api import get_app, scale_app
 from airflow_provider_rungen.attempt import Attempt, ask_for_state, is_timing_out, was_ended_by_user
 from airflow_provider_rungen.connection import seconds
@@ -33,7 +32,7 @@ from airflow_provider_rungen.task import RunGenTask, deadline_of, failing_for_go
 from airflow_provider_rungen.waiting import GRACE
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow_provider_rungen._airflow import Context
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +81,6 @@ class RunGenScaleAppOperator(RunGenTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if isinstance(active_workers, int | float):
-            whole_number(active_workers, "active_workers")
         self.active_workers = active_workers
         self.app_id = app_id
         self.rungen_conn_id = rungen_conn_id

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import TaskInstanceState
-
+from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.connection import seconds
 from airflow_provider_rungen.durations import in_words
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
@@ -19,7 +18,7 @@ from airflow_provider_rungen.scaling import CONFIRM_TIME, Raised, drain_app, set
 from airflow_provider_rungen.task import RunGenTask
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow_provider_rungen._airflow import Context
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +173,8 @@ def _others(context: Context, app_id: str) -> list[str]:
 def _states(ti: Any, task_ids: list[str], **of_runs: Any) -> dict[str, dict[str, str | None]]:
     """Give the states of tasks (at this task's map index), by run."""
     states = ti.get_task_states(dag_id=ti.dag_id, task_ids=task_ids, map_index=ti.map_index, **of_runs)
-    suffix = "" if ti.map_index < 0 else f"_{ti.map_index}"
+    # None is a task in a loop of Airflow 3.4 that is not mapped
+    suffix = "" if ti.map_index is None or ti.map_index < 0 else f"_{ti.map_index}"
     return {
         run_id: {task_id: known[task_id + suffix] for task_id in task_ids if task_id + suffix in known}
         for run_id, known in states.items()

@@ -75,7 +75,7 @@ class Schema:
             return source
         if not _is_place(source):
             return json.loads(resources.files(__name__).joinpath(_file_of(source, name)).read_text("utf-8"))
-        from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
+        from airflow_provider_rungen._airflow import AirflowNotFoundException, ObjectStoragePath
 
         try:
             with ObjectStoragePath(str(source)).open("rb") as file:

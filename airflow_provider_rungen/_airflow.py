@@ -1,0 +1,177 @@
+"""Names of Airflow that moved between versions, each importable from here on every supported version."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import airflow
+
+if TYPE_CHECKING:
+    from airflow.sdk import (
+        Asset,
+        BaseHook,
+        BaseOperator,
+        BaseOperatorLink,
+        BaseSensorOperator,
+        Connection,
+        Context,
+        ObjectStoragePath,
+        TaskInstanceState,
+        TriggerRule,
+    )
+    from airflow.sdk.bases.decorator import (
+        DecoratedOperator,
+        TaskDecorator,
+        determine_kwargs,
+        task_decorator_factory,
+    )
+    from airflow.sdk.configuration import conf
+    from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
+    from airflow.sdk.definitions.context import context_merge
+    from airflow.sdk.definitions.retry_policy import (
+        RetryDecision,
+        RetryPolicy,
+    )
+    from airflow.sdk.exceptions import (
+        AirflowException,
+        AirflowFailException,
+        AirflowNotFoundException,
+        AirflowSensorTimeout,
+        AirflowSkipException,
+        AirflowTaskTimeout,
+        DuplicateTaskIdFound,
+        TaskDeferred,
+    )
+    from airflow.sdk.execution_time.xcom import XCom
+    from airflow.sdk.log import mask_secret
+
+__all__ = [
+    "AIRFLOW_VERSION",
+    "AIRFLOW_V_3_0_PLUS",
+    "AIRFLOW_V_3_2_PLUS",
+    "AIRFLOW_V_3_3_PLUS",
+    "AIRFLOW_V_3_4_PLUS",
+    "SET_DURING_EXECUTION",
+    "AirflowException",
+    "AirflowFailException",
+    "AirflowNotFoundException",
+    "AirflowSensorTimeout",
+    "AirflowSkipException",
+    "AirflowTaskTimeout",
+    "Asset",
+    "BaseHook",
+    "BaseOperator",
+    "BaseOperatorLink",
+    "BaseSensorOperator",
+    "Connection",
+    "Context",
+    "DecoratedOperator",
+    "DuplicateTaskIdFound",
+    "ObjectStoragePath",
+    "RetryDecision",
+    "RetryPolicy",
+    "TaskDecorator",
+    "TaskDeferred",
+    "TaskInstanceState",
+    "TriggerRule",
+    "XCom",
+    "conf",
+    "context_merge",
+    "determine_kwargs",
+    "get_async_connection",
+    "mask_secret",
+    "task_decorator_factory",
+]
+
+Version = tuple[int, int]
+
+
+def parse_version(version: str) -> Version:
+    """Return major and minor of an Airflow version. A pre-release counts as its release."""
+    major, minor = re.findall(r"\d+", version)[:2]
+    return int(major), int(minor)
+
+
+AIRFLOW_VERSION: Version = parse_version(airflow.__version__)
+AIRFLOW_V_3_0_PLUS = AIRFLOW_VERSION >= (3, 0)
+AIRFLOW_V_3_2_PLUS = AIRFLOW_VERSION >= (3, 2)
+AIRFLOW_V_3_3_PLUS = AIRFLOW_VERSION >= (3, 3)
+AIRFLOW_V_3_4_PLUS = AIRFLOW_VERSION >= (3, 4)
+
+# Where each name is, as ``module:attribute``, from which Airflow on; the newest place first. The choice
+# depends on the version, not on ImportError: an import that fails for another reason must not lead to an
+# older version's code.
+PLACES: dict[str, dict[Version, str]] = {
+    "AirflowException": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
+    "AirflowFailException": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
+    "AirflowNotFoundException": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
+    "AirflowSensorTimeout": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
+    "AirflowSkipException": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
+    "AirflowTaskTimeout": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
+    "DuplicateTaskIdFound": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
+    "TaskDeferred": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
+    "Asset": {(3, 0): "airflow.sdk", (2, 11): "airflow.datasets:Dataset"},
+    "BaseHook": {(3, 1): "airflow.sdk", (2, 11): "airflow.hooks.base"},
+    "BaseOperator": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.baseoperator"},
+    "BaseOperatorLink": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.baseoperatorlink"},
+    "BaseSensorOperator": {(3, 0): "airflow.sdk", (2, 11): "airflow.sensors.base"},
+    "Connection": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.connection"},
+    "Context": {(3, 0): "airflow.sdk", (2, 11): "airflow.utils.context"},
+    "ObjectStoragePath": {(3, 0): "airflow.sdk", (2, 11): "airflow.io.path"},
+    "TaskInstanceState": {(3, 1): "airflow.sdk", (2, 11): "airflow.utils.state"},
+    "TriggerRule": {(3, 1): "airflow.sdk", (2, 11): "airflow.utils.trigger_rule"},
+    "XCom": {(3, 0): "airflow.sdk.execution_time.xcom", (2, 11): "airflow.models.xcom"},
+    "DecoratedOperator": {(3, 0): "airflow.sdk.bases.decorator", (2, 11): "airflow.decorators.base"},
+    "TaskDecorator": {(3, 0): "airflow.sdk.bases.decorator", (2, 11): "airflow.decorators.base"},
+    "task_decorator_factory": {(3, 0): "airflow.sdk.bases.decorator", (2, 11): "airflow.decorators.base"},
+    "determine_kwargs": {(3, 2): "airflow.sdk.bases.decorator", (2, 11): "airflow.utils.operator_helpers"},
+    "context_merge": {(3, 1): "airflow.sdk.definitions.context", (2, 11): "airflow.utils.context"},
+    "SET_DURING_EXECUTION": {
+        (3, 0): "airflow.sdk.definitions._internal.types",
+        (2, 11): "airflow.utils.types:NOTSET",
+    },
+    "RetryDecision": {(3, 3): "airflow.sdk.definitions.retry_policy"},
+    "RetryPolicy": {(3, 3): "airflow.sdk.definitions.retry_policy"},
+    "conf": {(3, 2): "airflow.sdk.configuration", (2, 11): "airflow.configuration"},
+    "mask_secret": {
+        (3, 1): "airflow.sdk.log",
+        (3, 0): "airflow.sdk.execution_time.secrets_masker",
+        (2, 11): "airflow.utils.log.secrets_masker",
+    },
+}
+
+
+def place_of(name: str, version: Version = AIRFLOW_VERSION) -> tuple[str, str] | None:
+    """Return the module and the attribute of a name in a version of Airflow, or ``None`` before it came."""
+    for since, place in PLACES[name].items():
+        if version >= since:
+            module, _, attribute = place.partition(":")
+            return module, attribute or name
+    return None
+
+
+def __getattr__(name: str) -> Any:
+    # on first use: some of these modules take seconds to import
+    place = place_of(name) if name in PLACES else None
+    if place is None:
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r} on Airflow {airflow.__version__}"
+        )
+    module, attribute = place
+    value = globals()[name] = getattr(import_module(module), attribute)
+    return value
+
+
+async def get_async_connection(conn_id: str, hook: type[BaseHook]) -> Connection:
+    """Look a connection up through a hook class, in a running event loop and without blocking it."""
+    from asgiref.sync import sync_to_async
+
+    from airflow_provider_rungen._airflow import Connection
+
+    # Before Airflow 3.3.2, which brought `aextra_dejson`, too, `aget_connection` masks the secrets with a
+    # blocking call to the supervisor: it raises when the event loop waits for another answer.
+    if hasattr(hook, "aget_connection") and hasattr(Connection, "aextra_dejson"):
+        return await hook.aget_connection(conn_id)
+    return await sync_to_async(hook.get_connection)(conn_id)

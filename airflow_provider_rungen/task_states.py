@@ -1,0 +1,66 @@
+"""Asks Airflow about a trigger's task, through names that Airflow does not document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, TaskInstanceState
+
+
+def task_state(ti: Any) -> str | None:
+    """
+    Return the state of a task instance, or ``None`` where it has none. It blocks.
+
+    :param ti: a trigger's ``task_instance``.
+    """
+    return _state_from_supervisor(ti) if AIRFLOW_V_3_0_PLUS else _state_from_database(ti)
+
+
+def _state_from_supervisor(ti: Any) -> str | None:
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    # map_index may be None for a task in a loop of Airflow 3.4: Airflow then answers for each index
+    states = RuntimeTaskInstance.get_task_states(
+        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+    )
+    found: list[str | None] = list(states.get(ti.run_id, {}).values())
+    if TaskInstanceState.DEFERRED in found:  # of several, one that may be this one: nothing is undone then
+        return TaskInstanceState.DEFERRED
+    return found[0] if found else None
+
+
+def _state_from_database(ti: Any) -> str | None:
+    """Ask Airflow 2's database, which its triggerer may read. Another try is another task here."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        state: str | None = (
+            session.query(TaskInstance.state)
+            .filter(
+                TaskInstance.dag_id == ti.dag_id,
+                TaskInstance.task_id == ti.task_id,
+                TaskInstance.run_id == ti.run_id,
+                TaskInstance.map_index == ti.map_index,
+                TaskInstance.try_number == ti.try_number,
+            )
+            .scalar()
+        )
+        return state
+
+
+def pushed_job_ids(ti: Any) -> set[str] | None:
+    """
+    Return the jobs that the latest attempt of a task has pushed, or ``None`` when it has not yet. It blocks.
+
+    :param ti: a trigger's ``task_instance``.
+    """
+    from airflow_provider_rungen._airflow import XCom
+
+    for key in ("job_id", "job_ids"):
+        found: Any = XCom.get_one(
+            key=key, dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index
+        )
+        if found is not None:
+            return {found} if isinstance(found, str) else {each for each in found if each}
+    return None

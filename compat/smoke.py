@@ -1,0 +1,55 @@
+"""As a program, for an environment that the package is installed in: import all of it, and run a job."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import sys
+import tempfile
+from typing import Any
+
+home = tempfile.mkdtemp(prefix="rungen-airflow-")
+os.environ |= {"AIRFLOW_HOME": home, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+
+import airflow  # noqa: E402 - it reads its settings then
+
+import airflow_provider_rungen as package  # noqa: E402
+from airflow_provider_rungen import emulator, operators  # noqa: E402
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS  # noqa: E402
+
+# a program; what needs pytest; what needs a newer Airflow
+_NOT_HERE = {"__main__", "pytest_plugin"} | (set() if AIRFLOW_V_3_3_PLUS else {"retries"})
+
+
+def main() -> None:
+    if not str(package.__file__).startswith(sys.prefix):
+        raise SystemExit("this is not the installed package")
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if module.name.rpartition(".")[2] not in _NOT_HERE:
+            importlib.import_module(module.name)
+    for lazy in (operators, emulator):
+        for name in lazy.__all__:
+            getattr(lazy, name)
+    with emulator.Emulator(job_seconds=0.2) as service:
+        os.environ["AIRFLOW_CONN_RUNGEN_DEFAULT"] = service.airflow_connection()
+        task = operators.RunGenRunJobOperator(
+            task_id="run", input={"prompt": "a lighthouse"}, wait_for_completion=True, poll_interval=0.1
+        )
+        context: Any = {"ti": _TaskInstance()}
+        job_id = task.execute(context)
+    print(f"ran job {job_id} on Airflow {airflow.__version__}, Python {sys.version.split()[0]}")
+
+
+class _TaskInstance:
+    """As much of a task instance as a task needs."""
+
+    task_id, run_id, dag_id = "run", "smoke", "smoke"
+    map_index, try_number, max_tries = -1, 1, 0
+
+    def xcom_push(self, key: str, value: object) -> None:
+        print(f"XCom {key}: {value}")
+
+
+if __name__ == "__main__":
+    main()

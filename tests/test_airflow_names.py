@@ -1,0 +1,129 @@
+"""Where this Airflow has the names that the package needs, those it does not document included."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from airflow_provider_rungen import _airflow
+from airflow_provider_rungen._airflow import AIRFLOW_VERSION, PLACES, parse_version, place_of
+from compat.private_names import PRIVATE_NAMES, PrivateName
+
+# Those whose fall-back on older versions is another object than the one of common-compat.
+_OTHER_FALL_BACKS = {"SET_DURING_EXECUTION"}
+
+
+def names_here() -> list[str]:
+    return [name for name in PLACES if place_of(name) is not None]
+
+
+@pytest.mark.parametrize("name", names_here())
+def test_a_name_is_where_the_table_says(name: str) -> None:
+    assert getattr(_airflow, name) is not None
+
+
+@pytest.mark.parametrize("name", names_here())
+def test_a_name_is_the_one_that_airflow_gives_to_providers(name: str) -> None:
+    compat = pytest.importorskip("airflow.providers.common.compat.sdk")
+    if name in _OTHER_FALL_BACKS and not _airflow.AIRFLOW_V_3_0_PLUS:
+        pytest.skip("common-compat has its own object there")
+    if (theirs := getattr(compat, name, None)) is None:
+        pytest.skip("unknown to common-compat")
+    assert getattr(_airflow, name) is theirs
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Airflow's web server and its libraries
+@pytest.mark.parametrize(
+    "name", [each for each in PRIVATE_NAMES if each.is_used_on(AIRFLOW_VERSION)], ids=lambda name: name.path
+)
+def test_a_private_name_is_where_it_was_seen(name: PrivateName) -> None:
+    assert name.look_up() is not None
+
+
+@pytest.mark.parametrize("name", PRIVATE_NAMES, ids=lambda name: name.path)
+def test_a_private_name_was_seen_where_it_is_used(name: PrivateName) -> None:
+    assert name.is_used_on(parse_version(name.seen))
+
+
+def test_a_private_name_that_moved_is_found_out() -> None:
+    for path in ("airflow.no_such_module:Name", "airflow.exceptions:NoSuchName", "airflow.no:Name"):
+        with pytest.raises((ImportError, AttributeError)):
+            PrivateName(path, "").look_up()
+
+
+@pytest.mark.parametrize("name", sorted(PLACES))
+def test_every_name_in_the_table_is_exported(name: str) -> None:
+    assert name in _airflow.__all__
+
+
+@pytest.mark.parametrize(
+    ("version", "parsed"),
+    [("2.11.0", (2, 11)), ("3.0.6", (3, 0)), ("3.4.0b2", (3, 4)), ("3.10.1.dev0", (3, 10)), ("4.0", (4, 0))],
+)
+def test_a_pre_release_counts_as_its_release(version: str, parsed: tuple[int, int]) -> None:
+    assert parse_version(version) == parsed
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "place"),
+    [
+        ("conf", (2, 11), ("airflow.configuration", "conf")),
+        ("conf", (3, 1), ("airflow.configuration", "conf")),
+        ("conf", (3, 2), ("airflow.sdk.configuration", "conf")),
+        ("conf", (4, 0), ("airflow.sdk.configuration", "conf")),
+        ("Asset", (2, 11), ("airflow.datasets", "Dataset")),
+        ("Asset", (3, 0), ("airflow.sdk", "Asset")),
+        ("RetryPolicy", (3, 2), None),
+        ("RetryPolicy", (3, 3), ("airflow.sdk.definitions.retry_policy", "RetryPolicy")),
+    ],
+)
+def test_the_version_decides(name: str, version: tuple[int, int], place: Any) -> None:
+    assert place_of(name, version) == place
+
+
+@pytest.mark.parametrize("name", ["NoSuchName", *(set(PLACES) - set(names_here()))])
+def test_what_this_airflow_does_not_have_is_no_attribute(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"no attribute '{name}' on Airflow"):
+        getattr(_airflow, name)
+
+
+def test_a_broken_import_is_not_taken_for_an_older_airflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _ = place_of("XCom") or ("", "")
+    monkeypatch.delitem(_airflow.__dict__, "XCom", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError):
+        _ = _airflow.XCom
+
+
+def test_no_module_needs_common_compat() -> None:
+    script = """
+import pkgutil, sys, warnings
+warnings.simplefilter("ignore")
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        # the description of that provider is what Airflow itself may read
+        if name.startswith("airflow.providers.common.compat.") and not name.endswith("get_provider_info"):
+            raise ModuleNotFoundError(name)
+
+import airflow.triggers.base, airflow.models
+for name in [name for name in sys.modules if name.startswith("airflow.providers")]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Absent())
+import airflow_provider_rungen as package
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS
+names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+names = [name for name in names if not name.endswith("__main__")]
+if not AIRFLOW_V_3_3_PLUS:
+    names.remove("airflow_provider_rungen.retries")
+for name in names:
+    __import__(name)
+print(len(names), [name for name in sys.modules if name.startswith("airflow.providers.common.compat.sdk")])
+"""
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    count, _, found = done.stdout.splitlines()[-1].partition(" ")
+    assert int(count) > 30
+    assert found == "[]"
