@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,10 +37,10 @@ def trigger(job_ids: list[str], **options: Any) -> RunGenJobTrigger:
     return RunGenJobTrigger(**(settings | options))
 
 
-def fire(*these: RunGenJobTrigger) -> list[dict[str, Any]]:
+def fire(*these: triggers.RunGenTrigger) -> list[dict[str, Any]]:
     """The events of triggers that run side by side, as they do in the triggerer."""
 
-    async def all_of(one: RunGenJobTrigger) -> list[Any]:
+    async def all_of(one: triggers.RunGenTrigger) -> list[Any]:
         return [event.payload async for event in one.run()]
 
     async def work() -> list[list[Any]]:
@@ -307,3 +307,130 @@ def test_a_kill_goes_on_though_it_is_canceled_itself(
 
     asyncio.run(work())
     assert states(rungen_emulator) == ["CANCELED"]
+
+
+# --- whose jobs they are -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ids(rungen_emulator: Emulator) -> list[str]:
+    """Two jobs that run."""
+    rungen_emulator.service.scale(APP, 20)
+    return submitted(60, 60)
+
+
+def airflow_tells(monkeypatch: pytest.MonkeyPatch, *told: str, pushed: Iterable[str] | None) -> None:
+    """Let Airflow tell these states of the task, the last for ever, and the jobs of its last attempt."""
+    left = list(told)
+    monkeypatch.setattr(triggers, "_read_state", lambda _: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(triggers, "pushed_job_ids", lambda _: None if pushed is None else set(pushed))
+
+
+def test_a_cleared_task_whose_next_attempt_is_deferred_already_cancels_the_old_jobs(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, ids: list[str]
+) -> None:
+    """As on Airflow 3.4.0b2, where asking for the state took 7 s."""
+    airflow_tells(monkeypatch, "deferred", pushed=["a-job-of-the-next-attempt"])
+    _start_and_end(trigger(ids), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == ["CANCELED", "CANCELED"]
+
+
+def test_jobs_that_the_next_attempt_has_taken_up_are_left_to_it(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, ids: list[str]
+) -> None:
+    airflow_tells(monkeypatch, "deferred", pushed=ids[1:])
+    _start_and_end(trigger(ids), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == ["CANCELED", "RUNNING"]
+
+
+@pytest.mark.parametrize(("on_clear", "discards"), [("resume", False), ("new", True), ("resume", True)])
+def test_the_next_attempt_has_time_to_take_jobs_up_where_it_may(
+    rungen_emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    ids: list[str],
+    on_clear: str,
+    discards: bool,
+) -> None:
+    monkeypatch.setattr(triggers, "CLEAR_DISCARDS_STATE", discards)
+    airflow_tells(monkeypatch, "queued", "scheduled", "running", pushed=ids)
+    _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == ["RUNNING", "RUNNING"]
+
+
+@pytest.mark.parametrize(
+    ("on_clear", "discards", "want"),
+    [("new", False, "CANCELED"), ("resume", False, "RUNNING"), ("new", True, "CANCELED")],
+)
+def test_a_clear_whose_next_attempt_does_not_come_soon(
+    rungen_emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    ids: list[str],
+    on_clear: str,
+    discards: bool,
+    want: str,
+) -> None:
+    monkeypatch.setattr(triggers, "CLEAR_DISCARDS_STATE", discards)
+    monkeypatch.setattr(triggers, "TAKE_UP_TIME", 0.2)
+    airflow_tells(monkeypatch, "scheduled", pushed=ids)  # those of before, which are not wiped yet
+    _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == [want, want]
+
+
+# --- rows and events of other versions ----------------------------------------------------------------------
+
+#: What 0.1.0 keeps in Airflow's database for its triggers.
+ROW: dict[str, Any] = {
+    "rungen_conn_id": "rungen_default",
+    "app_id": APP,
+    "poll_interval": 0.02,
+    "timeout": 0,
+    "deferred_at": 1.0,
+    "known_by": 0,
+    "cancel_on_kill": True,
+    "end_from_trigger": False,
+}
+
+
+def test_a_row_of_the_last_release_is_understood(rungen_emulator: Emulator) -> None:
+    ids = submitted(0)
+    [event] = fire(RunGenJobTrigger(**ROW, job_id=ids, deadline=time.time() + 30))
+    assert (event["outcome"], event["job_ids"]) == ("over", ids)
+
+
+def test_a_row_of_a_newer_version_is_understood_as_far_as_it_goes(
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = submitted(0)
+    row: dict[str, Any] = {
+        "job_id": ids,
+        "deadline": time.time() + 30,
+        "deferred_at": 1.0,
+        "app_id": APP,
+        "priority": "high",
+    }
+    [event] = fire(RunGenJobTrigger(**row))
+    assert event["outcome"] == "over"
+    assert "ignores priority" in caplog.text
+
+
+def test_an_app_trigger_of_other_versions_is_understood(rungen_emulator: Emulator) -> None:
+    old: dict[str, Any] = {
+        "rungen_conn_id": "rungen_default",
+        "app_id": APP,
+        "status": "RUNNING",
+        "active_workers": None,
+        "poll_interval": 0.02,
+        "deadline": time.time() + 30,
+        "deferred_at": 1.0,
+        "raised": None,
+    }
+    for row in (old, old | {"region": "eu"}):
+        [event] = fire(triggers.RunGenAppTrigger(**row))
+        assert event["outcome"] == "there"
+
+
+def test_a_row_without_jobs_is_an_error_that_says_so(rungen_emulator: Emulator) -> None:
+    [event] = fire(RunGenJobTrigger(**ROW, deadline=time.time() + 5))
+    assert event["outcome"] == "error"
+    assert "job_id" in event["message"]
