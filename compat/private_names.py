@@ -53,6 +53,7 @@ _METRICS = "metrics"
 _MASK = "masking the password of a proxy"
 _FORM = "the form of the connection"
 _LOST = "the end of a deferral without an event"
+_POKES = "poking no sooner than the service asked for"
 _OTHERS = "whether other tasks need an app that is to be scaled down"
 
 PRIVATE_NAMES = [
@@ -76,6 +77,12 @@ PRIVATE_NAMES = [
     PrivateName(
         "airflow.sdk.execution_time.task_runner:RuntimeTaskInstance.get_dagrun_state", _OTHERS, since=(3, 0)
     ),
+    PrivateName("airflow.sdk:BaseSensorOperator._get_next_poke_interval", _POKES, since=(3, 0)),
+    PrivateName(
+        "airflow.sensors.base:BaseSensorOperator._get_next_poke_interval", _POKES, "2.11.2", before=(3, 0)
+    ),
+    PrivateName("airflow.sdk.execution_time.xcom:XCom.get_one", _KILLS, since=(3, 0)),
+    PrivateName("airflow.models.xcom:XCom.get_one", _KILLS, "2.11.2", before=(3, 0)),
     PrivateName("airflow.sdk:BaseOperator.resume_execution", _LOST, since=(3, 0)),
     PrivateName("airflow.models.baseoperator:BaseOperator.resume_execution", _LOST, "2.11.2", before=(3, 0)),
     PrivateName("airflow.sdk:BaseOperator.iter_mapped_dependants", "`end_from_trigger`", since=(3, 3)),

@@ -452,13 +452,16 @@ def test_a_deferral_that_airflow_ends_lowers_the_app(emulator: Emulator, context
     assert workers(emulator) == 0
 
 
-def test_a_refusal_in_the_triggerer_is_hopeless_and_lowers(emulator: Emulator, context: Any) -> None:
+def test_a_refusal_in_the_triggerer_is_hopeless_and_lowers(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.api.REFUSAL_GRACE", 0.3)
     emulator.service.add_app(APP, init_seconds=60)
 
     def refuse() -> None:
         while emulator.service.count("get_app") < 4:
             time.sleep(0.01)
-        emulator.service.inject(Fault(on="get_app", status=403, times=3))
+        emulator.service.inject(Fault(on="get_app", status=403, times=None))
 
     thread = threading.Thread(target=refuse)
     thread.start()
