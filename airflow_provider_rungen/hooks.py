@@ -458,8 +458,14 @@ class RunGenHook(BaseHook):
         if self._async_sender is not None:
             senders.append(self._async_sender)
             self._async_sender = None
+        canceled: asyncio.CancelledError | None = None
         for sender in senders:
-            await sender.close()
+            try:
+                await sender.close()
+            except asyncio.CancelledError as error:  # an event loop that ends cancels this, too
+                canceled = error
+        if canceled is not None:
+            raise canceled
         await asyncio.gather(*stragglers, return_exceptions=True)
 
     def __enter__(self) -> Self:

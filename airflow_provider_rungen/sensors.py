@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -191,10 +191,13 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
             self._finish(context, app_id, job_ids, jobs)
             return True
 
-    def _get_next_poke_interval(self, *args: Any, **kwargs: Any) -> float:
-        """Poke no sooner than the service asked for, in every mode."""
-        interval: float = super()._get_next_poke_interval(*args, **kwargs)
-        return max(interval, self._watch.not_before - time.time() if self._watch else 0.0)
+    def _get_next_poke_interval(
+        self, started_at: Any, run_duration: Callable[[], float], *args: Any, **kwargs: Any
+    ) -> float:
+        """Poke no sooner than the service asked for, in every mode, but not beyond the end of the time."""
+        interval: float = super()._get_next_poke_interval(started_at, run_duration, *args, **kwargs)
+        asked = self._watch.not_before - time.time() if self._watch else 0.0
+        return max(interval, min(asked, self.timeout - run_duration()))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
         """Go on after the wait in the triggerer."""

@@ -22,6 +22,7 @@ from airflow_provider_rungen.api import (
     Together,
     get_app,
     get_job,
+    is_refusal,
     may_pass,
     pause_after,
     seg,
@@ -240,8 +241,8 @@ class Watch:
     _quiet_until: float = 0.0
     _app_failures: int = 0
     _app_not_before: float = 0.0
-    # seconds that a look may take at most, and that a round waits for the slowest
-    _longest_look: float = math.inf
+    # seconds that are left to the deadline, and that a round waits for the slowest look
+    _left: float = math.inf
     _patience: float | None = None
     # how many jobs were found to be over
     _found: int = 0
@@ -326,38 +327,33 @@ class Watch:
         """
         now = yield Sleep(0)
         if not self._is_quiet(now):
-            self._begin(poll_interval, left)
+            if self.is_shared:
+                self._patience = min(max(poll_interval, 1.0), 10.0)
+            self._left = left
+            self.is_fresh, self._last_failure, self.app = False, None, None
             yield from self._round(poll_interval, now)
             yield from self._end()
         return self.take_errors()
 
-    def look(
-        self, job_ids: Collection[str], poll_interval: float, left: float = 0.0
-    ) -> Flow[dict[str, RunGenError]]:
+    def look(self, job_ids: Collection[str], left: float = 0.0) -> Flow[dict[str, RunGenError]]:
         """
         Look at these jobs, whatever the counters say, as long as any answer comes.
 
-        :param poll_interval: seconds to the next round.
+        Those who share this may look for the last time while a round is under way.
+
         :param left: seconds to the deadline.
         :return: the errors that no waiting can change, by job.
         """
         now = yield Sleep(0)
         if not self._is_quiet(now):
-            self._begin(poll_interval, left)
-            wanted = set(job_ids)
-            yield from self._look([job_id for job_id in self._due(now) if job_id in wanted])
+            wanted, self.is_fresh = set(job_ids), False
+            yield from self._look([job_id for job_id in self._due(now) if job_id in wanted], left)
             yield from self._end()
         return self.take_errors()
 
     def _is_quiet(self, now: float) -> bool:
         """Return whether the service is to be left alone; a pause is measured in fractions, too."""
         return now < self._quiet_until - 0.001
-
-    def _begin(self, poll_interval: float, left: float) -> None:
-        self._longest_look = left if left >= 1 else FIRST_LOOK_TIME if self.is_fresh else LAST_LOOK_TIME
-        if self.is_shared:
-            self._patience = min(max(poll_interval, 1.0), 10.0)
-        self.is_fresh, self._last_failure, self.app = False, None, None
 
     def _end(self) -> Flow[None]:
         """Note for how long the service is to be left alone."""
@@ -504,7 +500,9 @@ class Watch:
     def _ask_for_app(self) -> Flow[App]:
         self._under_way.add(_COUNTERS)
         try:
-            app = yield from get_app(self.app_id, attempts=1, timeout=self._limit(0), is_lean=True)
+            app = yield from get_app(
+                self.app_id, attempts=1, timeout=min(LOOK_TIME, max(self._left, 1.0)), is_lean=True
+            )
         except RunGenError as error:
             if _is_silence(error):
                 self._app_not_before = (yield Sleep(0)) + pause_after(self._app_failures, error)
@@ -519,16 +517,16 @@ class Watch:
         self._note_answers([_COUNTERS])
         return app
 
-    def _look(self, job_ids: Sequence[str]) -> Flow[None]:
-        """Look at these jobs, as long as any answer comes."""
+    def _look(self, job_ids: Sequence[str], left: float | None = None) -> Flow[None]:
+        """Look at these jobs, as long as any answer comes, in the time that is left, if it is another."""
         for start in range(0, len(job_ids), MOST_AT_ONCE):
-            yield from self._look_at_once(job_ids[start : start + MOST_AT_ONCE])
+            yield from self._look_at_once(job_ids[start : start + MOST_AT_ONCE], left)
             if self._failures:
                 break
 
-    def _look_at_once(self, job_ids: Sequence[str]) -> Flow[None]:
+    def _look_at_once(self, job_ids: Sequence[str], left: float | None) -> Flow[None]:
         job_ids = [job_id for job_id in job_ids if job_id in self._waiting]
-        looks = [self._ask(job_id) for job_id in job_ids]
+        looks = [self._ask(job_id, left) for job_id in job_ids]
         if not looks:
             return
         outcomes: list[RunGenError | Pending | None] = yield Together(looks, patience=self._patience)
@@ -543,12 +541,12 @@ class Watch:
         if failures:  # one that asks for a long pause may ask for itself alone
             self._last_failure = min(failures, key=lambda error: getattr(error, "retry_after", None) or 0.0)
 
-    def _ask(self, job_id: str) -> Flow[RunGenError | None]:
+    def _ask(self, job_id: str, left: float | None = None) -> Flow[RunGenError | None]:
         """Look at a job; give the failure if it may pass."""
         outcome: Job | RunGenError
         if (entry := self._waiting.get(job_id)) is None:
             return None  # its last waiter left before it was its turn
-        timeout = self._limit(entry.failures)
+        timeout = _time_for(entry, self._left if left is None else left)
         self._under_way.add(job_id)
         try:
             job = yield from get_job(self.app_id, job_id, attempts=1, timeout=timeout, is_lean=self.is_lean)
@@ -558,10 +556,6 @@ class Watch:
         finally:
             self._under_way.discard(job_id)
         return self._note_outcome(job_id, outcome, (yield Sleep(0)))
-
-    def _limit(self, failures: int) -> float:
-        """Give the seconds that a look may take after so many that were not answered."""
-        return min(LOOK_TIME * 2.0 ** min(failures, 8), self._longest_look)
 
     def _note_outcome(self, job_id: str, outcome: Job | RunGenError, now: float) -> RunGenError | None:
         entry = self._waiting.get(job_id)
@@ -581,7 +575,8 @@ class Watch:
         elif entry is not None:
             is_new = isinstance(outcome, RunGenNotFoundError) and self._may_be_new(job_id, now)
             if not is_new:
-                self._errors[job_id] = outcome
+                # a key that is refused for good is so for every job
+                self._errors |= dict.fromkeys(self._waiting if is_refusal(outcome) else [job_id], outcome)
                 self.on_news()
         return None
 
@@ -702,7 +697,7 @@ def look_once(
     :raises RunGenError: an error that no waiting can change.
     """
     if is_full:
-        errors = yield from watch.look(job_ids, poll_interval, left)
+        errors = yield from watch.look(job_ids, left)
     else:
         errors = yield from watch.round(poll_interval, left)
     for job_id, error in errors.items():
@@ -713,6 +708,12 @@ def look_once(
     if any(job_id not in watch.over for job_id in job_ids):
         return None
     return [watch.over[job_id] for job_id in job_ids]
+
+
+def _time_for(entry: _Waiting, left: float) -> float:
+    """Give the seconds that a look may take; more after looks in vain, since the answer may be large."""
+    at_the_end = FIRST_LOOK_TIME if entry.job is None else LAST_LOOK_TIME
+    return min(LOOK_TIME * 2.0 ** min(entry.failures, 8), left if left >= 1 else at_the_end)
 
 
 def _is_silence(error: RunGenError) -> bool:

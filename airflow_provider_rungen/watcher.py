@@ -80,7 +80,7 @@ class _JobWaiter(_Waiter):
     over: dict[str, Job] = field(default_factory=dict)
 
     def last_look(self, watch: Watch) -> Flow[Any]:
-        return watch.look(self.waiting.copy(), self.poll_interval)
+        return watch.look(self.waiting.copy())
 
     def timeout_error(self, watch: Watch) -> RunGenError:
         return timeout_error(watch, self.waiting)

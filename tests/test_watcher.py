@@ -390,7 +390,7 @@ def test_many_deadlines_that_passed_while_the_triggerer_was_down_cost_one_lookup
     stage.pass_by(10.5)  # about half are over
 
     async def scene() -> None:
-        tasks = [wait([job_id], within=-3600) for job_id in ids]
+        tasks = [wait([job_id], every=5.0, within=-3600) for job_id in ids]
         await asyncio.wait(tasks)
         for task in tasks[:50]:
             assert task.result()[0].status is JobStatus.COMPLETED
@@ -437,7 +437,7 @@ def test_the_deadline_holds_in_an_outage_and_the_service_is_left_alone(
     stage.service.inject(Fault(on="get_app", status=503, times=None, headers={"Retry-After": "600"}))
 
     async def scene() -> None:
-        tasks = [wait([job_id], within=0.02 * number) for number, job_id in enumerate(ids)]
+        tasks = [wait([job_id], within=1 + 0.02 * number) for number, job_id in enumerate(ids)]
         await asyncio.wait(tasks)
         assert all(isinstance(task.exception(), RunGenJobTimeoutError) for task in tasks)
 
@@ -585,12 +585,12 @@ def test_a_key_that_is_replaced_after_it_was_revoked_is_waited_for(
 
 
 def test_a_refusal_that_lasts_ends_the_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.api.REFUSAL_GRACE", 0.3)
-    ids = stage.submit(3)
+    monkeypatch.setattr("airflow_provider_rungen.api.REFUSAL_GRACE", 1.5)
+    ids = stage.submit(30)
 
     async def scene() -> None:
-        tasks = [wait([job_id]) for job_id in ids]
-        await until(lambda: stage.service.count("get") >= 3)
+        tasks = [wait([job_id]) for job_id in ids]  # all of them, and not one after the other
+        await until(lambda: stage.looks() >= 3)
         rotate(stage, monkeypatch, is_told=False)
         await asyncio.wait(tasks)
         assert all(isinstance(task.exception(), RunGenForbiddenError) for task in tasks)
