@@ -339,7 +339,7 @@ def test_nobody_asks_for_a_job_before_the_service_asked(via: Via) -> None:
 def test_a_strange_retry_after_does_no_harm(direct: Via, value: str) -> None:
     answers = [
         api.Response(429, {"retry-after": value}, b"{}"),
-        api.Response(200, {}, b'{"data": {"id": "x"}}'),
+        api.Response(200, {}, f'{{"data": {{"id": "{APP}"}}}}'.encode()),
     ]
     app = drive(api.get_app(APP), lambda _: answers.pop(0), direct.clock.sleep, direct.clock.time)
     assert app.id == APP
@@ -350,7 +350,7 @@ def test_an_http_date_is_understood_without_the_services_own_clock(direct: Via) 
     until = email.utils.formatdate(direct.clock.now + 20, usegmt=True)
     answers = [
         api.Response(503, {"retry-after": until}, b"{}"),
-        api.Response(200, {}, b'{"id": "x"}'),
+        api.Response(200, {}, f'{{"id": "{APP}"}}'.encode()),
     ]
     drive(api.get_app(APP), lambda _: answers.pop(0), direct.clock.sleep, direct.clock.time)
     assert sum(direct.slept) >= 19
@@ -362,7 +362,7 @@ def test_an_http_date_is_read_by_the_services_own_clock(direct: Via) -> None:
         "date": email.utils.formatdate(theirs, usegmt=True),
         "retry-after": email.utils.formatdate(theirs + 20, usegmt=True),
     }
-    answers = [api.Response(503, headers, b"{}"), api.Response(200, {}, b'{"id": "x"}')]
+    answers = [api.Response(503, headers, b"{}"), api.Response(200, {}, f'{{"id": "{APP}"}}'.encode())]
     drive(api.get_app(APP), lambda _: answers.pop(0), direct.clock.sleep, direct.clock.time)
     assert 20 <= sum(direct.slept) <= 22
 
@@ -430,12 +430,13 @@ def test_a_question_is_asked_again_after_an_accident(via: Via, operation: str, k
 def test_wrong_types_in_an_answer_are_a_model_or_an_error_of_ours(via: Via, operation: str) -> None:
     job = via(api.run_job(APP, INPUT))
     via.service.inject(Fault(on=operation, kind="wrong_types", times=None))
-    if operation == "get_app":
-        app = via(api.get_app(APP))
-        assert (app.id, app.name, dict(app.configuration), app.active_workers) == (APP, "", {}, None)
-        return
+    flows: dict[str, Callable[[], api.Flow[Any]]] = {
+        "get": lambda: api.get_job(APP, job.id),
+        "get_app": lambda: api.get_app(APP),
+        "list_apps": api.list_apps,
+    }
     with pytest.raises(RunGenResponseError):
-        via(api.get_job(APP, job.id) if operation == "get" else api.list_apps())
+        via(flows[operation]())
 
 
 @pytest.mark.parametrize("kind", LOST)
@@ -759,12 +760,14 @@ def test_the_trouble_of_one_job_does_not_hide_the_others(
 @pytest.mark.parametrize(
     ("status", "kind"), [(403, RunGenForbiddenError), (404, RunGenNotFoundError), (410, RunGenAPIError)]
 )
-def test_a_refusal_ends_the_waiting(via: Via, status: int, kind: type[RunGenError]) -> None:
+def test_an_answer_that_no_waiting_can_change_ends_it(via: Via, status: int, kind: type[RunGenError]) -> None:
     job = via(api.run_job(APP, {**INPUT, "emulator": {"seconds": 30}}))
     via.service.inject(Fault(on="get", status=status, skip=2, times=None))
     with pytest.raises(kind):
         via(wait([job.id]))
-    assert via.service.count("get") == 3
+    looks_in_vain = via.service.count("get") - 2
+    # a key that is refused may be replaced in a moment
+    assert 2 <= looks_in_vain <= 5 if status == 403 else looks_in_vain == 1
 
 
 def test_the_deadline_ends_the_waiting_and_leaves_the_job(via: Via) -> None:

@@ -49,7 +49,10 @@ class Task:
         self.ti = TrackedTaskInstance(self.state)
         self.ti.on_push = self.on_push
         self.ti.try_number, self.ti.max_tries = self.tries, self.max_tries
-        self.op = RunGenRunBatchOperator(task_id="task", **self.options | changes)
+        options = self.options | changes
+        if not options.get("wait_for_completion", True):
+            options.pop("deferrable", None)  # there is nothing to defer
+        self.op = RunGenRunBatchOperator(task_id="task", **options)
         context: Any = {"ti": self.ti, "task_state_store": self.store}
         return run_task(self.op, context)
 

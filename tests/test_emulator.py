@@ -676,7 +676,7 @@ class TestFaults:
         with pytest.raises(http.client.IncompleteRead):
             client.download(url)
         for kind in KINDS:
-            if kind not in ("reset_before", "reset_after", "truncate", "hang", "drip"):
+            if kind not in ("reset_before", "reset_after", "truncate", "hang", "drip", "drip_headers"):
                 service.inject(Fault(on="output", kind=kind, size=10))
                 client.download(url)
 

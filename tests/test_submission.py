@@ -65,7 +65,10 @@ class Task:
         self.ti.try_number, self.ti.max_tries = self.tries, self.max_tries
         run = SimpleNamespace(clear_number=self.clear_number)
         self.context: Any = {"ti": self.ti, "task_state_store": self.store, "dag_run": run}
-        self.op = RunGenRunJobOperator(task_id="task", **self.options | changes)
+        options = self.options | changes
+        if not options.get("wait_for_completion"):
+            options.pop("deferrable", None)  # there is nothing to defer
+        self.op = RunGenRunJobOperator(task_id="task", **options)
 
     def attempt(self, **changes: Any) -> Outcome:
         self.begin(**changes)
