@@ -201,3 +201,23 @@ def test_the_key_is_nowhere(airflow: AirflowInstance, emulator: Emulator) -> Non
     assert [path for path in files if key in path.read_bytes()] == []
     assert emulator.service.stats()["keys_leaked"] == 0
     assert emulator.service.stats()["early_retries"] == 0
+
+
+def test_a_key_that_is_replaced_ends_no_deferred_task(airflow: AirflowInstance) -> None:
+    with Emulator(workers=10, api_key="the-first-key-that-appears-nowhere") as emulator:
+        connection = {"connection_id": "rungen_rotating", "conn_type": "rungen", "host": emulator.url}
+        connection |= {"password": emulator.service.api_key, "extra": '{"app_id": "flux-schnell"}'}
+        airflow.request("POST", "/connections", connection)
+        run = Run(airflow, emulator, "rotating", seconds=25)
+        run.wait_for_trigger()
+        emulator.service.api_key = "the-second-key-that-appears-nowhere"  # the first is revoked
+        refused = emulator.service.count("get")
+        until(lambda: emulator.service.count("get") > refused + 1, 30, run.log)
+        connection["password"] = emulator.service.api_key
+        airflow.request("PATCH", "/connections/rungen_rotating", connection)
+        assert run.wait_for_end() == "success"
+        assert run.jobs_by_status() == {"COMPLETED": 1}
+        assert emulator.service.stats()["cancels_received"] == 0
+        assert "RunGen answers again" in run.log()
+        assert "that-appears-nowhere" not in run.log()
+        assert run.task()["try_number"] == 1

@@ -52,6 +52,9 @@ with dag("blocking", wait_for_completion=True, deferrable=False):
 with dag("deferred", wait_for_completion=True, deferrable=True):
     RunGenRunJobOperator(task_id="run", input=INPUT)
 
+with dag("rotating", wait_for_completion=True, deferrable=True, rungen_conn_id="rungen_rotating"):
+    RunGenRunJobOperator(task_id="run", input=INPUT)
+
 with dag("raising", wait_for_completion=True, deferrable=True):
     RaisesOnce(task_id="run", input=INPUT)
 
