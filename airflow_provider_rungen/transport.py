@@ -45,23 +45,26 @@ def drive(
     """Perform a flow, blocking."""
     step: Callable[[Any], Request | Sleep | Together[Any]] = flow.send
     value: Any = None
-    while True:
-        try:
-            action = step(value)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]  # a generator's value is typed by its own annotation
-        try:
-            if isinstance(action, Sleep):
-                if action.seconds > 0:
-                    sleep(action.seconds)
-                value = clock()
-            elif isinstance(action, Together):
-                value = [_outcome(each, send, sleep, clock) for each in action.flows]
-            else:
-                value = send(action)
-            step = flow.send
-        except RunGenError as error:
-            step, value = flow.throw, error
+    try:
+        while True:
+            try:
+                action = step(value)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]  # a generator's value is typed by its own annotation
+            try:
+                if isinstance(action, Sleep):
+                    if action.seconds > 0:
+                        sleep(action.seconds)
+                    value = clock()
+                elif isinstance(action, Together):
+                    value = [_outcome(each, send, sleep, clock) for each in action.flows]
+                else:
+                    value = send(action)
+                step = flow.send
+            except RunGenError as error:
+                step, value = flow.throw, error
+    finally:
+        flow.close()  # not when the garbage is collected: it may have state to reset
 
 
 def _outcome(
@@ -88,24 +91,27 @@ async def adrive(
     """
     step: Callable[[Any], Request | Sleep | Together[Any]] = flow.send
     value: Any = None
-    while True:
-        try:
-            action = step(value)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]  # a generator's value is typed by its own annotation
-        try:
-            if isinstance(action, Sleep):
-                if action.seconds > 0:
-                    await sleep(action.seconds)
-                value = clock()
-            elif isinstance(action, Together):
-                each = [_aoutcome(flow, send, sleep, clock) for flow in action.flows]
-                value = await _gather(each, action.patience, stragglers)
-            else:
-                value = await send(action)
-            step = flow.send
-        except RunGenError as error:
-            step, value = flow.throw, error
+    try:
+        while True:
+            try:
+                action = step(value)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]  # a generator's value is typed by its own annotation
+            try:
+                if isinstance(action, Sleep):
+                    if action.seconds > 0:
+                        await sleep(action.seconds)
+                    value = clock()
+                elif isinstance(action, Together):
+                    each = [_aoutcome(flow, send, sleep, clock) for flow in action.flows]
+                    value = await _gather(each, action.patience, stragglers)
+                else:
+                    value = await send(action)
+                step = flow.send
+            except RunGenError as error:
+                step, value = flow.throw, error
+    finally:
+        flow.close()  # not when the garbage is collected: it may have state to reset
 
 
 async def _aoutcome(
