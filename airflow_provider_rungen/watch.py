@@ -655,7 +655,8 @@ def wait_for_jobs(
     A poll that fails but may pass does not end the waiting; it is said once per outage.
 
     :param poll_interval: seconds between two looks.
-    :param deadline: the time (seconds since 1970) to stop waiting at; in the past, it allows one look.
+    :param deadline: the time (seconds since 1970) to stop waiting at; in the past, it allows one look, which
+        may take as long as any.
     :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
     :param watch: what earlier looks at the same jobs have seen, for one that is going to be followed by more.
     :raises RunGenJobTimeoutError: the deadline passed; names the first job that is not over.
@@ -674,7 +675,13 @@ def wait_for_jobs(
         begun_at, left = now, math.inf if deadline is None else deadline - now
         is_last = left <= 0
         is_full = is_last and is_last_look_full
-        jobs = yield from look_once(watch, job_ids, poll_interval=poll_interval, left=left, is_full=is_full)
+        jobs = yield from look_once(
+            watch,
+            job_ids,
+            poll_interval=poll_interval,
+            left=LOOK_TIME if is_one_look else left,
+            is_full=is_full,
+        )
         if jobs is not None:
             return jobs
         now = yield Sleep(0)
