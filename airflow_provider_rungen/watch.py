@@ -60,6 +60,9 @@ LOOK_TIME = 15.0
 # Seconds that a look at the deadline may take: the first at all, and any other.
 FIRST_LOOK_TIME = 10.0
 LAST_LOOK_TIME = 2.0
+# Seconds in which all last looks have to end, and that any look may take though the time is over.
+LAST_ROUND_TIME = 30.0
+SHORTEST_LOOK = 0.5
 # How many jobs that did not answer are asked again in a round.
 APART = 8
 # Seconds between two looks while it is not known whether a refusal lasts.
@@ -240,8 +243,10 @@ class Watch:
     _quiet_until: float = 0.0
     _app_failures: int = 0
     _app_not_before: float = 0.0
-    # seconds that a look may take at most, and that a round waits for the slowest
+    # seconds that a look may take at most, when all looks of a round have to end (seconds since 1970), and
+    # the seconds that a round waits for a slow one
     _longest_look: float = math.inf
+    _end_by: float = math.inf
     _patience: float | None = None
     # how many jobs were found to be over
     _found: int = 0
@@ -326,7 +331,7 @@ class Watch:
         """
         now = yield Sleep(0)
         if not self._is_quiet(now):
-            self._begin(poll_interval, left)
+            self._begin(poll_interval, left, now)
             yield from self._round(poll_interval, now)
             yield from self._end()
         return self.take_errors()
@@ -343,7 +348,7 @@ class Watch:
         """
         now = yield Sleep(0)
         if not self._is_quiet(now):
-            self._begin(poll_interval, left)
+            self._begin(poll_interval, left, now)
             wanted = set(job_ids)
             yield from self._look([job_id for job_id in self._due(now) if job_id in wanted])
             yield from self._end()
@@ -353,8 +358,9 @@ class Watch:
         """Return whether the service is to be left alone; a pause is measured in fractions, too."""
         return now < self._quiet_until - 0.001
 
-    def _begin(self, poll_interval: float, left: float) -> None:
+    def _begin(self, poll_interval: float, left: float, now: float) -> None:
         self._longest_look = left if left >= 1 else FIRST_LOOK_TIME if self.is_fresh else LAST_LOOK_TIME
+        self._end_by = now + (left if left >= 1 else LAST_ROUND_TIME)
         if self.is_shared:
             self._patience = min(max(poll_interval, 1.0), 10.0)
         self.is_fresh, self._last_failure, self.app = False, None, None
@@ -494,7 +500,7 @@ class Watch:
         self.app = None
         if _COUNTERS in self._under_way or now < self._app_not_before - 0.001:
             return None
-        [app] = yield Together([self._ask_for_app()], patience=self._patience)
+        [app] = yield Together([self._ask_for_app()], patience=self._patience_at(now))
         if isinstance(app, Pending):
             self._silent.add(_COUNTERS)
             return None
@@ -504,7 +510,8 @@ class Watch:
     def _ask_for_app(self) -> Flow[App]:
         self._under_way.add(_COUNTERS)
         try:
-            app = yield from get_app(self.app_id, attempts=1, timeout=self._limit(0), is_lean=True)
+            timeout = self._limit(0, (yield Sleep(0)))
+            app = yield from get_app(self.app_id, attempts=1, timeout=timeout, is_lean=True)
         except RunGenError as error:
             if _is_silence(error):
                 self._app_not_before = (yield Sleep(0)) + pause_after(self._app_failures, error)
@@ -531,7 +538,8 @@ class Watch:
         looks = [self._ask(job_id) for job_id in job_ids]
         if not looks:
             return
-        outcomes: list[RunGenError | Pending | None] = yield Together(looks, patience=self._patience)
+        patience = self._patience_at((yield Sleep(0)))
+        outcomes: list[RunGenError | Pending | None] = yield Together(looks, patience=patience)
         if None in outcomes:
             return  # any answer ends an outage, when it comes
         self._failures += 1
@@ -548,7 +556,7 @@ class Watch:
         outcome: Job | RunGenError
         if (entry := self._waiting.get(job_id)) is None:
             return None  # its last waiter left before it was its turn
-        timeout = self._limit(entry.failures)
+        timeout = self._limit(entry.failures, (yield Sleep(0)))
         self._under_way.add(job_id)
         try:
             job = yield from get_job(self.app_id, job_id, attempts=1, timeout=timeout, is_lean=self.is_lean)
@@ -559,9 +567,16 @@ class Watch:
             self._under_way.discard(job_id)
         return self._note_outcome(job_id, outcome, (yield Sleep(0)))
 
-    def _limit(self, failures: int) -> float:
+    def _limit(self, failures: int, now: float) -> float:
         """Give the seconds that a look may take after so many that were not answered."""
-        return min(LOOK_TIME * 2.0 ** min(failures, 8), self._longest_look)
+        left = max(self._end_by - now, SHORTEST_LOOK)
+        return min(LOOK_TIME * 2.0 ** min(failures, 8), self._longest_look, left)
+
+    def _patience_at(self, now: float) -> float | None:
+        """Give the seconds to wait for a look: many, which take turns, must not outlast the deadline."""
+        if self.is_shared or math.isinf(self._end_by):
+            return self._patience
+        return max(self._end_by - now, SHORTEST_LOOK)
 
     def _note_outcome(self, job_id: str, outcome: Job | RunGenError, now: float) -> RunGenError | None:
         entry = self._waiting.get(job_id)

@@ -857,3 +857,12 @@ def test_each_poke_of_a_sensor_gives_a_slow_service_time() -> None:
         slow.wait(["a"], watch, deadline=0)
     [job] = slow.wait(["a"], watch, deadline=0)
     assert job.status.value == "COMPLETED"
+
+
+def test_jobs_that_hang_one_after_the_other_do_not_outlast_the_deadline() -> None:
+    ids = ["a", "b", "c", "d"]
+    slow = Slow(seconds=0.1, ends=HOUR, hanging=ids)
+    deadline = slow.clock.now + 10
+    with pytest.raises(RunGenJobTimeoutError):
+        slow.wait(ids, Watch(APP), deadline=deadline)
+    assert slow.clock.now - deadline < 2
