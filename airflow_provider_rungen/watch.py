@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from airflow_provider_rungen.api import (
+    CUT,
     Flow,
     Pending,
     Refusals,
@@ -99,6 +100,7 @@ class _Waiting:
     :param job: what was seen.
     :param failures: how many looks in a row were not answered.
     :param not_before: when it may be asked for again: after what the service asked to wait, for one.
+    :param is_cut: whether the last look was ended early, for too many others were slow: it comes first now.
     """
 
     looked_at: float
@@ -106,6 +108,7 @@ class _Waiting:
     job: Job | None = None
     failures: int = 0
     not_before: float = 0.0
+    is_cut: bool = False
 
 
 @dataclass(slots=True)
@@ -248,8 +251,13 @@ class Watch:
     _longest_look: float = math.inf
     _end_by: float = math.inf
     _patience: float | None = None
-    # how many jobs were found to be over
+    # by how much a service that is slow for many jobs stretches that time, and whether looks were cut off
+    _stretch: float = 1.0
+    _was_cut: bool = False
+    # how many jobs were found to be over, how many looks were answered, and when the service last answered
     _found: int = 0
+    _answers: int = 0
+    _answered_at: float = -math.inf
     _books: _Books = field(default_factory=_Books)
     _absent: int = 0
     _passed: int = FIRST_SHARE
@@ -362,7 +370,11 @@ class Watch:
         self._longest_look = left if left >= 1 else FIRST_LOOK_TIME if self.is_fresh else LAST_LOOK_TIME
         self._end_by = now + (left if left >= 1 else LAST_ROUND_TIME)
         if self.is_shared:
-            self._patience = min(max(poll_interval, 1.0), 10.0)
+            self._stretch = (
+                min(self._stretch * 2, LOOK_TIME) if self._was_cut else max(self._stretch * 0.9, 1.0)
+            )
+            self._patience = min(min(max(poll_interval, 1.0), 10.0) * self._stretch, LOOK_TIME)
+        self._was_cut = False
         self.is_fresh, self._last_failure, self.app = False, None, None
 
     def _end(self) -> Flow[None]:
@@ -375,12 +387,13 @@ class Watch:
         self._quiet_until = (yield Sleep(0)) + self._pause if self._pause else 0.0
 
     def _due(self, now: float) -> list[str]:
-        """Give the jobs that may be asked for, oldest first."""
-        return [
+        """Give the jobs that may be asked for, oldest first, but before them those that were cut off."""
+        due = [
             job_id
             for job_id, entry in self._waiting.items()
             if job_id not in self._under_way and entry.not_before <= now + 0.001
         ]
+        return sorted(due, key=lambda job_id: not self._waiting[job_id].is_cut)
 
     def _round(self, poll_interval: float, now: float) -> Flow[None]:
         asked = self._due(now)  # as of before the question, so that the counters know them all
@@ -406,14 +419,18 @@ class Watch:
         if counters is not None:
             yield from self._follow(asked, known, counters, poll_interval, now)
             return
+        if _COUNTERS in self._under_way and (yield Sleep(0)) - self._answered_at < LOOK_TIME:
+            yield from self._look(asked)  # the service is slow, or hangs for the counters alone
+            return
         yield from self._look(asked[:1])  # the counters alone may be silent, or all of the service
         if not self._failures and (was_silent or _COUNTERS not in self._silent):
             yield from self._look(asked[1:])
 
     def _look_apart(self, job_ids: Sequence[str]) -> Flow[None]:
         """Look at jobs that did not answer the last time, and wait for none of them."""
-        looks = [self._ask(job_id) for job_id in job_ids if job_id in self._waiting][:APART]
-        if looks:
+        job_ids = [job_id for job_id in job_ids if job_id in self._waiting][:APART]
+        if job_ids:
+            looks = [self._ask(job_id) for job_id in job_ids]
             yield Together(looks, patience=0 if self.is_shared else None)
 
     def _follow(
@@ -442,10 +459,12 @@ class Watch:
             missing = missing if is_passed else len(asked)
         looked = set(sample)
         rest = [job_id for job_id in asked if job_id in self._waiting and job_id not in looked]
-        looks, found = 0, self._found
+        looks, found, answers = 0, self._found, self._answers
         while rest and not self._failures and (left := missing - (self._found - before)) > 0:
             # as many more as were looked at in vain: few if the jobs end in order, soon all if they do not
             step = max(left, looks - (self._found - found))
+            if looks and self._answers == answers:
+                step = len(rest)  # a step takes long when none of its jobs answers
             yield from self._look(rest[:step])
             looks += len(rest[:step])
             rest = rest[step:]
@@ -523,6 +542,7 @@ class Watch:
         finally:
             self._under_way.discard(_COUNTERS)
         self._app_failures, self._app_not_before = 0, 0.0
+        self._answered_at = yield Sleep(0)
         self._note_answers([_COUNTERS])
         return app
 
@@ -538,10 +558,18 @@ class Watch:
         looks = [self._ask(job_id) for job_id in job_ids]
         if not looks:
             return
-        patience = self._patience_at((yield Sleep(0)))
+        answers, patience = self._answers, self._patience_at((yield Sleep(0)))
         outcomes: list[RunGenError | Pending | None] = yield Together(looks, patience=patience)
-        if None in outcomes:
+        for job_id, outcome in zip(job_ids, outcomes, strict=True):
+            if outcome is CUT and (entry := self._waiting.get(job_id)) is not None:
+                entry.is_cut = self._was_cut = True
+                self._silent.add(job_id)
+        if None in outcomes or self._answers > answers:
             return  # any answer ends an outage, when it comes
+        if all(isinstance(outcome, Pending) for outcome in outcomes):
+            now = yield Sleep(0)
+            if now - self._answered_at < LOOK_TIME:
+                return  # the service is slow, or hangs for these jobs alone
         self._failures += 1
         for job_id, outcome in zip(job_ids, outcomes, strict=True):
             entry = self._waiting.get(job_id)
@@ -580,6 +608,8 @@ class Watch:
 
     def _note_outcome(self, job_id: str, outcome: Job | RunGenError, now: float) -> RunGenError | None:
         entry = self._waiting.get(job_id)
+        if entry is not None:
+            entry.is_cut = False
         if isinstance(outcome, Job):
             self._refusals.answered()
         elif self._refusals.may_pass(outcome, now):
@@ -588,6 +618,8 @@ class Watch:
                 entry.failures += 1
                 self._note_silence(job_id, outcome)
             return outcome
+        self._answers += 1
+        self._answered_at = now
         # after an outage, what did not answer then is no worse than the rest
         self._note_answers(self._silent.copy() if self._failures else [job_id])
         self._failures = 0
