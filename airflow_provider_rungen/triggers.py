@@ -241,6 +241,9 @@ class RunGenJobTrigger(RunGenTrigger):
         may_resume = self.on_clear == "resume"
         give_up_at = time.monotonic() + TAKE_UP_TIME
         while state not in _ENDED:
+            if state == TaskInstanceState.UP_FOR_RETRY:
+                # this attempt ended on a worker, which decided about its jobs: a retry resumes what is left
+                return job_ids
             if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
                 pushed = await self._pushed()
                 if pushed is not None:
