@@ -94,6 +94,8 @@ class Pending:
 
 
 PENDING = Pending()
+#: The same for a flow that was ended because too many go on by themselves already.
+CUT = Pending()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +103,9 @@ class Together(Generic[T]):
     """
     Perform flows side by side where the driver can; it answers with a result or a `RunGenError` each.
 
-    :param patience: seconds to wait for the slowest. A flow that is not done then may go on by itself, with
-        `PENDING` as its outcome. A blocking driver performs one after the other and waits for all.
+    :param patience: seconds that each flow has from its own start. One that is not done then goes on by
+        itself, with `PENDING` as its outcome, or is ended, with `CUT`. A blocking driver performs one after
+        the other and waits for all.
     """
 
     flows: Sequence[Flow[T]]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from airflow_provider_rungen.api import PENDING, Flow, Pending, Request, Response, Sleep, T, Together
+from airflow_provider_rungen.api import CUT, PENDING, Flow, Pending, Request, Response, Sleep, T, Together
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.senders import MAX_IN_FLIGHT, AsyncSender, Sender, reason_of
 from airflow_provider_rungen.settings import Settings, environment_ca, proxy_of_environment, tls_context
@@ -45,23 +46,26 @@ def drive(
     """Perform a flow, blocking."""
     step: Callable[[Any], Request | Sleep | Together[Any]] = flow.send
     value: Any = None
-    while True:
-        try:
-            action = step(value)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]  # a generator's value is typed by its own annotation
-        try:
-            if isinstance(action, Sleep):
-                if action.seconds > 0:
-                    sleep(action.seconds)
-                value = clock()
-            elif isinstance(action, Together):
-                value = [_outcome(each, send, sleep, clock) for each in action.flows]
-            else:
-                value = send(action)
-            step = flow.send
-        except RunGenError as error:
-            step, value = flow.throw, error
+    try:
+        while True:
+            try:
+                action = step(value)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]  # a generator's value is typed by its own annotation
+            try:
+                if isinstance(action, Sleep):
+                    if action.seconds > 0:
+                        sleep(action.seconds)
+                    value = clock()
+                elif isinstance(action, Together):
+                    value = [_outcome(each, send, sleep, clock) for each in action.flows]
+                else:
+                    value = send(action)
+                step = flow.send
+            except RunGenError as error:
+                step, value = flow.throw, error
+    finally:
+        flow.close()  # not when the garbage is collected: it may have state to reset
 
 
 def _outcome(
@@ -88,24 +92,27 @@ async def adrive(
     """
     step: Callable[[Any], Request | Sleep | Together[Any]] = flow.send
     value: Any = None
-    while True:
-        try:
-            action = step(value)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]  # a generator's value is typed by its own annotation
-        try:
-            if isinstance(action, Sleep):
-                if action.seconds > 0:
-                    await sleep(action.seconds)
-                value = clock()
-            elif isinstance(action, Together):
-                each = [_aoutcome(flow, send, sleep, clock) for flow in action.flows]
-                value = await _gather(each, action.patience, stragglers)
-            else:
-                value = await send(action)
-            step = flow.send
-        except RunGenError as error:
-            step, value = flow.throw, error
+    try:
+        while True:
+            try:
+                action = step(value)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]  # a generator's value is typed by its own annotation
+            try:
+                if isinstance(action, Sleep):
+                    if action.seconds > 0:
+                        await sleep(action.seconds)
+                    value = clock()
+                elif isinstance(action, Together):
+                    each = [_aoutcome(flow, send, sleep, clock) for flow in action.flows]
+                    value = await _gather(each, action.patience, stragglers)
+                else:
+                    value = await send(action)
+                step = flow.send
+            except RunGenError as error:
+                step, value = flow.throw, error
+    finally:
+        flow.close()  # not when the garbage is collected: it may have state to reset
 
 
 async def _aoutcome(
@@ -122,23 +129,44 @@ async def _gather(
     patience: float | None,
     stragglers: set[asyncio.Task[Any]] | None,
 ) -> list[T | RunGenError | Pending]:
-    tasks = [asyncio.ensure_future(each) for each in flows]
-    slow: set[asyncio.Task[T | RunGenError]] = set()
+    """Perform flows side by side; see `Together`. With ``patience``, no more begin than may be in flight."""
+    loop = asyncio.get_running_loop()
+    outcomes: list[T | RunGenError | Pending] = [CUT] * len(flows)
+    rest = deque(enumerate(flows))
+    begun: dict[asyncio.Task[T | RunGenError], tuple[int, float]] = {}  # in the order of their ends
     try:
-        if tasks:
-            await asyncio.wait(tasks, timeout=patience)
-        if stragglers is not None:
-            slow.update([task for task in tasks if not task.done()][: MAX_STRAGGLERS - len(stragglers)])
-        return [task.result() if task.done() else PENDING for task in tasks]
-    finally:
-        for task in tasks:
-            if task not in slow and not task.cancel() and not task.cancelled():
-                task.exception()  # of several, one is raised
-        if stragglers is not None:
-            for task in slow:
+        while rest or begun:
+            room = len(flows) if patience is None else max(1, MAX_IN_FLIGHT - len(stragglers or ()))
+            while rest and len(begun) < room:
+                index, flow = rest.popleft()
+                begun[asyncio.ensure_future(flow)] = index, loop.time() + (patience or 0.0)
+            if patience is None:
+                await asyncio.wait(begun)
+            else:
+                [(_, end), *_] = begun.values()
+                left = max(end - loop.time(), 0.0)
+                await asyncio.wait(begun, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in begun if task.done()]:
+                outcomes[begun[task][0]] = task.result()
+                del begun[task]
+            now = loop.time()
+            for task in [task for task, (_, end) in begun.items() if end <= now]:
+                index, _ = begun[task]
+                del begun[task]
+                if stragglers is None or len(stragglers) >= MAX_STRAGGLERS:
+                    task.cancel()
+                    continue
+                outcomes[index] = PENDING
                 stragglers.add(task)
                 task.add_done_callback(stragglers.discard)
                 task.add_done_callback(_log_failure)
+    finally:
+        for task in begun:
+            if not task.cancel() and not task.cancelled():
+                task.exception()  # of several, one is raised
+        for _, flow in rest:
+            flow.close()
+    return outcomes
 
 
 def _log_failure(straggler: asyncio.Task[Any]) -> None:

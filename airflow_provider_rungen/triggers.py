@@ -134,8 +134,15 @@ class RunGenTrigger(BaseTrigger):
         except Exception:
             log.exception("The state of the task is not known: RunGen is left as it is")
             return
-        async with asyncio.timeout(CANCEL_TIME), RunGenHook(self.rungen_conn_id) as hook:
-            await self._undo(hook, state)
+        try:
+            async with asyncio.timeout(CANCEL_TIME), RunGenHook(self.rungen_conn_id) as hook:
+                await self._undo(hook, state)
+        except Exception as error:
+            log.error("%s: %s", self._left_behind(), str(error) or type(error).__name__)
+
+    def _left_behind(self) -> str:
+        """Say what may still run or be billed when it could not be undone."""
+        raise NotImplementedError
 
     async def _undo(self, hook: RunGenHook, state: str | None) -> None:
         """Undo what the state of the task makes useless."""
@@ -231,6 +238,10 @@ class RunGenJobTrigger(RunGenTrigger):
         rest = [job_id for job_id in job_ids if job_id not in set(kept)]
         await side_by_side(partial(self._cancel, hook, app_id), rest)
 
+    def _left_behind(self) -> str:
+        job_ids = rendered_job_ids(self.job_id)
+        return f"RunGen jobs of app {self.app_id} that may still run: {', '.join(job_ids[:FEW])}"
+
     async def _kept(self, job_ids: list[str], state: str | None) -> list[str]:
         """
         Give the jobs that this attempt, on another triggerer, or a later one goes on waiting for.
@@ -241,6 +252,9 @@ class RunGenJobTrigger(RunGenTrigger):
         may_resume = self.on_clear == "resume"
         give_up_at = time.monotonic() + TAKE_UP_TIME
         while state not in _ENDED:
+            if state == TaskInstanceState.UP_FOR_RETRY:
+                # this attempt ended on a worker, which decided about its jobs: a retry resumes what is left
+                return job_ids
             if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
                 pushed = await self._pushed()
                 if pushed is not None:
@@ -373,7 +387,7 @@ class RunGenAppTrigger(RunGenTrigger):
         }
 
     async def _wait(self, event: dict[str, Any]) -> None:
-        goal = Goal(event["app_id"], self.status, self.active_workers)
+        goal = Goal(self.app_id or "", self.status, self.active_workers)
         watcher = watcher_of(self.rungen_conn_id, goal.app_id)
         await watcher.wait_for_app(goal, poll_interval=self.poll_interval, deadline=self.deadline)
         event["outcome"] = "there"
@@ -381,6 +395,9 @@ class RunGenAppTrigger(RunGenTrigger):
     @property
     def _undoes(self) -> bool:
         return self.raised is not None
+
+    def _left_behind(self) -> str:
+        return f"RunGen app {self.app_id} may still have the workers that this task gave it, and be billed"
 
     async def _undo(self, hook: RunGenHook, state: str | None) -> None:
         """Lower the app."""

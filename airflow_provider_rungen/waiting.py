@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 # Airflow's own time limit of a deferral tells the task too little, so it only comes when ours did not.
 GRACE = timedelta(minutes=10)
 _FINAL = (RunGenJobFailedError, RunGenJobCanceledError)
+# The text of a refused API key, as `api.error_for` writes it.
+_REFUSAL = re.compile(r"^Could not get (?:job|app) \S+(?: of app \S+)? \((401|403)\): ")
 # Seconds to the second look at a job that may be over before a deferral is worth it.
 BRISKLY = 0.3
 # Results that are fetched again, and held, at a time.
@@ -250,9 +253,9 @@ def read_event(event: Mapping[str, Any]) -> list[Job]:
     if outcome == "over":
         return [
             Job(
-                id=job["id"],
+                id=str(job.get("id") or ""),
                 app_id=app_id,
-                status=JobStatus(job["status"]),
+                status=JobStatus.CANCELED if job.get("status") == JobStatus.CANCELED else JobStatus.FAILED,
                 error=job.get("error") or "",
             )
             for job in event.get("unsuccessful") or ()
@@ -267,6 +270,8 @@ def read_event(event: Mapping[str, Any]) -> list[Job]:
 def failure_in_event(message: str, event: Mapping[str, Any]) -> RunGenError:
     """Give the error that ended the wait in the triggerer."""
     code = event.get("status_code")
+    if "status_code" not in event and (found := _REFUSAL.search(message)):
+        code = int(found[1])  # the event of an older version holds it only in its text
     failure = RunGenError(message)
     if isinstance(code, int):
         kind = RunGenForbiddenError if code in (401, 403) else RunGenAPIError

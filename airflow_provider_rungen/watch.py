@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from airflow_provider_rungen.api import (
+    CUT,
     Flow,
     Pending,
     Refusals,
@@ -61,6 +62,9 @@ LOOK_TIME = 15.0
 # Seconds that a look at the deadline may take: the first at all, and any other.
 FIRST_LOOK_TIME = 10.0
 LAST_LOOK_TIME = 2.0
+# Seconds in which all last looks have to end, and that any look may take though the time is over.
+LAST_ROUND_TIME = 30.0
+SHORTEST_LOOK = 0.5
 # How many jobs that did not answer are asked again in a round.
 APART = 8
 # Seconds between two looks while it is not known whether a refusal lasts.
@@ -97,6 +101,7 @@ class _Waiting:
     :param job: what was seen.
     :param failures: how many looks in a row were not answered.
     :param not_before: when it may be asked for again: after what the service asked to wait, for one.
+    :param is_cut: whether the last look was ended early, for too many others were slow: it comes first now.
     """
 
     looked_at: float
@@ -104,6 +109,30 @@ class _Waiting:
     job: Job | None = None
     failures: int = 0
     not_before: float = 0.0
+    is_cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Time:
+    """
+    The time that looks have.
+
+    :param left: seconds to the deadline, when they began.
+    :param end_by: when all of them have to end (seconds since 1970).
+    """
+
+    left: float = math.inf
+    end_by: float = math.inf
+
+    @classmethod
+    def until(cls, now: float, left: float) -> _Time:
+        return cls(left, now + (left if left >= 1 else LAST_ROUND_TIME))
+
+    def of_a_look(self, entry: _Waiting, now: float) -> float:
+        """Give the seconds that a look may take; more after looks in vain, since the answer may be large."""
+        at_the_end = FIRST_LOOK_TIME if entry.job is None else LAST_LOOK_TIME
+        most = LOOK_TIME * 2.0 ** min(entry.failures, 8)
+        return min(most, self.left if self.left >= 1 else at_the_end, max(self.end_by - now, SHORTEST_LOOK))
 
 
 @dataclass(slots=True)
@@ -241,11 +270,16 @@ class Watch:
     _quiet_until: float = 0.0
     _app_failures: int = 0
     _app_not_before: float = 0.0
-    # seconds that are left to the deadline, and that a round waits for the slowest look
-    _left: float = math.inf
+    # the time that the looks of a round have, and the seconds that it waits for a slow one
+    _time: _Time = _Time()
     _patience: float | None = None
-    # how many jobs were found to be over
+    # by how much a service that is slow for many jobs stretches that time, and whether looks were cut off
+    _stretch: float = 1.0
+    _was_cut: bool = False
+    # how many jobs were found to be over, how many looks were answered, and when the service last answered
     _found: int = 0
+    _answers: int = 0
+    _answered_at: float = -math.inf
     _books: _Books = field(default_factory=_Books)
     _absent: int = 0
     _passed: int = FIRST_SHARE
@@ -327,10 +361,7 @@ class Watch:
         """
         now = yield Sleep(0)
         if not self._is_quiet(now):
-            if self.is_shared:
-                self._patience = min(max(poll_interval, 1.0), 10.0)
-            self._left = left
-            self.is_fresh, self._last_failure, self.app = False, None, None
+            self._begin(poll_interval, left, now)
             yield from self._round(poll_interval, now)
             yield from self._end()
         return self.take_errors()
@@ -347,13 +378,26 @@ class Watch:
         now = yield Sleep(0)
         if not self._is_quiet(now):
             wanted, self.is_fresh = set(job_ids), False
-            yield from self._look([job_id for job_id in self._due(now) if job_id in wanted], left)
+            if not self.is_shared:
+                self._last_failure = None
+            due = [job_id for job_id in self._due(now) if job_id in wanted]
+            yield from self._look(due, _Time.until(now, left))
             yield from self._end()
         return self.take_errors()
 
     def _is_quiet(self, now: float) -> bool:
         """Return whether the service is to be left alone; a pause is measured in fractions, too."""
         return now < self._quiet_until - 0.001
+
+    def _begin(self, poll_interval: float, left: float, now: float) -> None:
+        self._time = _Time.until(now, left)
+        if self.is_shared:
+            self._stretch = (
+                min(self._stretch * 2, LOOK_TIME) if self._was_cut else max(self._stretch * 0.9, 1.0)
+            )
+            self._patience = min(min(max(poll_interval, 1.0), 10.0) * self._stretch, LOOK_TIME)
+        self._was_cut = False
+        self.is_fresh, self._last_failure, self.app = False, None, None
 
     def _end(self) -> Flow[None]:
         """Note for how long the service is to be left alone."""
@@ -365,12 +409,13 @@ class Watch:
         self._quiet_until = (yield Sleep(0)) + self._pause if self._pause else 0.0
 
     def _due(self, now: float) -> list[str]:
-        """Give the jobs that may be asked for, oldest first."""
-        return [
+        """Give the jobs that may be asked for, oldest first, but before them those that were cut off."""
+        due = [
             job_id
             for job_id, entry in self._waiting.items()
             if job_id not in self._under_way and entry.not_before <= now + 0.001
         ]
+        return sorted(due, key=lambda job_id: not self._waiting[job_id].is_cut)
 
     def _round(self, poll_interval: float, now: float) -> Flow[None]:
         asked = self._due(now)  # as of before the question, so that the counters know them all
@@ -396,14 +441,18 @@ class Watch:
         if counters is not None:
             yield from self._follow(asked, known, counters, poll_interval, now)
             return
+        if _COUNTERS in self._under_way and (yield Sleep(0)) - self._answered_at < LOOK_TIME:
+            yield from self._look(asked)  # the service is slow, or hangs for the counters alone
+            return
         yield from self._look(asked[:1])  # the counters alone may be silent, or all of the service
         if not self._failures and (was_silent or _COUNTERS not in self._silent):
             yield from self._look(asked[1:])
 
     def _look_apart(self, job_ids: Sequence[str]) -> Flow[None]:
         """Look at jobs that did not answer the last time, and wait for none of them."""
-        looks = [self._ask(job_id) for job_id in job_ids if job_id in self._waiting][:APART]
-        if looks:
+        job_ids = [job_id for job_id in job_ids if job_id in self._waiting][:APART]
+        if job_ids:
+            looks = [self._ask(job_id) for job_id in job_ids]
             yield Together(looks, patience=0 if self.is_shared else None)
 
     def _follow(
@@ -432,10 +481,12 @@ class Watch:
             missing = missing if is_passed else len(asked)
         looked = set(sample)
         rest = [job_id for job_id in asked if job_id in self._waiting and job_id not in looked]
-        looks, found = 0, self._found
+        looks, found, answers = 0, self._found, self._answers
         while rest and not self._failures and (left := missing - (self._found - before)) > 0:
             # as many more as were looked at in vain: few if the jobs end in order, soon all if they do not
             step = max(left, looks - (self._found - found))
+            if looks and self._answers == answers:
+                step = len(rest)  # a step takes long when none of its jobs answers
             yield from self._look(rest[:step])
             looks += len(rest[:step])
             rest = rest[step:]
@@ -490,7 +541,7 @@ class Watch:
         self.app = None
         if _COUNTERS in self._under_way or now < self._app_not_before - 0.001:
             return None
-        [app] = yield Together([self._ask_for_app()], patience=self._patience)
+        [app] = yield Together([self._ask_for_app()], patience=self._patience_at(self._time, now))
         if isinstance(app, Pending):
             self._silent.add(_COUNTERS)
             return None
@@ -500,9 +551,8 @@ class Watch:
     def _ask_for_app(self) -> Flow[App]:
         self._under_way.add(_COUNTERS)
         try:
-            app = yield from get_app(
-                self.app_id, attempts=1, timeout=min(LOOK_TIME, max(self._left, 1.0)), is_lean=True
-            )
+            timeout = self._time.of_a_look(_Waiting(0.0), (yield Sleep(0)))
+            app = yield from get_app(self.app_id, attempts=1, timeout=timeout, is_lean=True)
         except RunGenError as error:
             if _is_silence(error):
                 self._app_not_before = (yield Sleep(0)) + pause_after(self._app_failures, error)
@@ -514,24 +564,34 @@ class Watch:
         finally:
             self._under_way.discard(_COUNTERS)
         self._app_failures, self._app_not_before = 0, 0.0
+        self._answered_at = yield Sleep(0)
         self._note_answers([_COUNTERS])
         return app
 
-    def _look(self, job_ids: Sequence[str], left: float | None = None) -> Flow[None]:
-        """Look at these jobs, as long as any answer comes, in the time that is left, if it is another."""
+    def _look(self, job_ids: Sequence[str], time: _Time | None = None) -> Flow[None]:
+        """Look at these jobs, as long as any answer comes, in the time of the round or another."""
         for start in range(0, len(job_ids), MOST_AT_ONCE):
-            yield from self._look_at_once(job_ids[start : start + MOST_AT_ONCE], left)
+            yield from self._look_at_once(job_ids[start : start + MOST_AT_ONCE], time or self._time)
             if self._failures:
                 break
 
-    def _look_at_once(self, job_ids: Sequence[str], left: float | None) -> Flow[None]:
+    def _look_at_once(self, job_ids: Sequence[str], time: _Time) -> Flow[None]:
         job_ids = [job_id for job_id in job_ids if job_id in self._waiting]
-        looks = [self._ask(job_id, left) for job_id in job_ids]
+        looks = [self._ask(job_id, time) for job_id in job_ids]
         if not looks:
             return
-        outcomes: list[RunGenError | Pending | None] = yield Together(looks, patience=self._patience)
-        if None in outcomes:
+        answers, patience = self._answers, self._patience_at(time, (yield Sleep(0)))
+        outcomes: list[RunGenError | Pending | None] = yield Together(looks, patience=patience)
+        for job_id, outcome in zip(job_ids, outcomes, strict=True):
+            if outcome is CUT and (entry := self._waiting.get(job_id)) is not None:
+                entry.is_cut = self._was_cut = True
+                self._silent.add(job_id)
+        if None in outcomes or self._answers > answers:
             return  # any answer ends an outage, when it comes
+        if all(isinstance(outcome, Pending) for outcome in outcomes):
+            now = yield Sleep(0)
+            if now - self._answered_at < LOOK_TIME:
+                return  # the service is slow, or hangs for these jobs alone
         self._failures += 1
         for job_id, outcome in zip(job_ids, outcomes, strict=True):
             entry = self._waiting.get(job_id)
@@ -541,12 +601,12 @@ class Watch:
         if failures:  # one that asks for a long pause may ask for itself alone
             self._last_failure = min(failures, key=lambda error: getattr(error, "retry_after", None) or 0.0)
 
-    def _ask(self, job_id: str, left: float | None = None) -> Flow[RunGenError | None]:
+    def _ask(self, job_id: str, time: _Time | None = None) -> Flow[RunGenError | None]:
         """Look at a job; give the failure if it may pass."""
         outcome: Job | RunGenError
         if (entry := self._waiting.get(job_id)) is None:
             return None  # its last waiter left before it was its turn
-        timeout = _time_for(entry, self._left if left is None else left)
+        timeout = (time or self._time).of_a_look(entry, (yield Sleep(0)))
         self._under_way.add(job_id)
         try:
             job = yield from get_job(self.app_id, job_id, attempts=1, timeout=timeout, is_lean=self.is_lean)
@@ -557,8 +617,16 @@ class Watch:
             self._under_way.discard(job_id)
         return self._note_outcome(job_id, outcome, (yield Sleep(0)))
 
+    def _patience_at(self, time: _Time, now: float) -> float | None:
+        """Give the seconds to wait for a look: many, which take turns, must not outlast the deadline."""
+        if self.is_shared or math.isinf(time.end_by):
+            return self._patience
+        return max(time.end_by - now, SHORTEST_LOOK)
+
     def _note_outcome(self, job_id: str, outcome: Job | RunGenError, now: float) -> RunGenError | None:
         entry = self._waiting.get(job_id)
+        if entry is not None:
+            entry.is_cut = False
         if isinstance(outcome, Job):
             self._refusals.answered()
         elif self._refusals.may_pass(outcome, now):
@@ -567,6 +635,8 @@ class Watch:
                 entry.failures += 1
                 self._note_silence(job_id, outcome)
             return outcome
+        self._answers += 1
+        self._answered_at = now
         # after an outage, what did not answer then is no worse than the rest
         self._note_answers(self._silent.copy() if self._failures else [job_id])
         self._failures = 0
@@ -650,7 +720,8 @@ def wait_for_jobs(
     A poll that fails but may pass does not end the waiting; it is said once per outage.
 
     :param poll_interval: seconds between two looks.
-    :param deadline: the time (seconds since 1970) to stop waiting at; in the past, it allows one look.
+    :param deadline: the time (seconds since 1970) to stop waiting at; in the past, it allows one look, which
+        may take as long as any.
     :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
     :param watch: what earlier looks at the same jobs have seen, for one that is going to be followed by more.
     :raises RunGenJobTimeoutError: the deadline passed; names the first job that is not over.
@@ -669,7 +740,13 @@ def wait_for_jobs(
         begun_at, left = now, math.inf if deadline is None else deadline - now
         is_last = left <= 0
         is_full = is_last and is_last_look_full
-        jobs = yield from look_once(watch, job_ids, poll_interval=poll_interval, left=left, is_full=is_full)
+        jobs = yield from look_once(
+            watch,
+            job_ids,
+            poll_interval=poll_interval,
+            left=LOOK_TIME if is_one_look else left,
+            is_full=is_full,
+        )
         if jobs is not None:
             return jobs
         now = yield Sleep(0)
@@ -708,12 +785,6 @@ def look_once(
     if any(job_id not in watch.over for job_id in job_ids):
         return None
     return [watch.over[job_id] for job_id in job_ids]
-
-
-def _time_for(entry: _Waiting, left: float) -> float:
-    """Give the seconds that a look may take; more after looks in vain, since the answer may be large."""
-    at_the_end = FIRST_LOOK_TIME if entry.job is None else LAST_LOOK_TIME
-    return min(LOOK_TIME * 2.0 ** min(entry.failures, 8), left if left >= 1 else at_the_end)
 
 
 def _is_silence(error: RunGenError) -> bool:

@@ -217,6 +217,7 @@ class Watcher:
                 try:
                     await self._poll()
                 except Exception as error:
+                    self.is_closed = True  # who comes now begins a new one
                     for waiter in self._everyone():
                         _fail(waiter, error)
         finally:

@@ -968,3 +968,32 @@ def test_a_job_that_the_service_never_knows_is_told(
     outcome = run_task(run_op(wait_for_completion=True), context)
     assert isinstance(outcome.error, AirflowFailException)
     assert "404" in str(outcome.error)
+
+
+@pytest.mark.parametrize(
+    "event", [{"outcome": "over"}, {"outcome": "over", "unsuccessful": None, "extra": 1}]
+)
+def test_an_event_that_leaves_things_out_is_understood(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, event: dict[str, Any]
+) -> None:
+    with RunGenHook() as hook:
+        job_id = hook.run_job(input={"prompt": "a red fox", "emulator": {"seconds": 0}}).id
+    ti.xcom_push("job_id", job_id)
+    ti.xcom_push("job_ids", [job_id])
+    waiting: dict[str, Any] = {"wait_for_completion": True, "deferrable": True}
+    run = RunGenRunJobOperator(task_id="run", input={"prompt": "x"}, **waiting)
+    assert run.execute_complete(context, dict(event)) == job_id
+    batch = RunGenRunBatchOperator(task_id="batch", inputs=[{"prompt": "x"}], **waiting)
+    assert batch.execute_complete(context, dict(event)) == [job_id]
+    collect = RunGenCollectResultsOperator(task_id="collect", job_id=job_id, deferrable=True)
+    assert collect.execute_complete(context, dict(event))["images"]
+
+
+def test_an_event_with_words_of_another_version_counts_its_jobs_as_failed(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    event = {"outcome": "over", "app_id": "flux-schnell", "job_ids": ["j"], "count": 1}
+    event["unsuccessful"] = [{"id": "j", "status": "EXPIRED", "error": "too old"}]
+    run = RunGenRunJobOperator(task_id="run", input={"prompt": "x"}, wait_for_completion=True)
+    with pytest.raises(RunGenJobFailedError, match="too old"):
+        run.execute_complete(context, event)

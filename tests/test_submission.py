@@ -720,6 +720,22 @@ def test_a_refusal_in_the_triggerer_cancels_no_job(emulator: Emulator) -> None:
     assert task.statuses() == ["RUNNING"]
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_in_the_event_of_an_older_version_cancels_no_job(emulator: Emulator, status: int) -> None:
+    """Its triggers wrote no status code."""
+    task = Task(emulator, **MODES["deferred"], input=INPUT | {"emulator": {"seconds": 600}}, retries=0)
+    task.max_tries = 0
+    task.begin()
+    with pytest.raises(TaskDeferred):
+        task.op.execute(task.context)
+    job_ids = task.job_ids()
+    message = f"Could not get job {job_ids[0]} of app {APP} ({status}): invalid API key."
+    event = {"app_id": APP, "job_ids": job_ids, "outcome": "error", "message": message, "hopeless": True}
+    with pytest.raises(RunGenForbiddenError, match="nothing was canceled"):
+        task.op.execute_complete(task.context, event)
+    assert task.statuses() == ["RUNNING"]
+
+
 @pytest.mark.parametrize("broken", ["gone", "no key"])
 @pytest.mark.parametrize("mode", ["blocking", "deferred"])
 def test_a_connection_that_breaks_cancels_no_job_and_is_tried_again(

@@ -26,12 +26,14 @@ import pytest
 from packaging.version import Version
 from wire import GET, KEY, OK, POST, Send, Server, by_requests, drip, settings_for
 
-from airflow_provider_rungen.api import Request, Response
+from airflow_provider_rungen.api import Flow, Request, Response
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError, RunGenResponseError
 from airflow_provider_rungen.transport import (
     AsyncSender,
     Sender,
+    adrive,
+    drive,
     proxy_of_environment,
     side_by_side,
 )
@@ -680,3 +682,50 @@ def test_no_more_begin_than_there_are() -> None:
     assert max(tasks) == 1 + 2
     asyncio.run(side_by_side(work, [], at_once=1000))
     assert len(tasks) == 2
+
+
+# --- flows --------------------------------------------------------------------------------------------------
+
+
+def test_a_flow_is_closed_as_soon_as_what_performs_it_is_canceled() -> None:
+    """An error that somebody holds keeps the frame of the driver, and so the flow, from being collected."""
+    ends: list[str] = []
+
+    def flow() -> Flow[None]:
+        try:
+            yield Request("GET", "app", "list the apps")
+        finally:
+            ends.append("closed")
+
+    async def hang(_: Request) -> Response:
+        await asyncio.sleep(3600)
+        raise AssertionError("it was canceled")
+
+    async def scene() -> None:
+        task = asyncio.create_task(adrive(flow(), hang))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as held:
+            await task
+        assert held.value is not None
+        assert ends == ["closed"]
+
+    asyncio.run(scene())
+
+
+def test_a_flow_is_closed_as_soon_as_what_performs_it_is_killed() -> None:
+    ends: list[str] = []
+
+    def flow() -> Flow[None]:
+        try:
+            yield Request("GET", "app", "list the apps")
+        finally:
+            ends.append("closed")
+
+    def die(_: Request) -> Response:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as held:
+        drive(flow(), die)
+    assert held.value is not None
+    assert ends == ["closed"]

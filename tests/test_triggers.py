@@ -229,6 +229,7 @@ def _start_and_end(one: RunGenJobTrigger, emulator: Emulator, *, kill: bool) -> 
         ("skipped", True, "CANCELED"),
         (None, True, "CANCELED"),
         ("deferred", True, "RUNNING"),
+        ("up_for_retry", True, "RUNNING"),
         ("failed", False, "RUNNING"),
     ],
 )

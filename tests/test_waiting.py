@@ -15,13 +15,15 @@ from airflow.providers.common.compat.sdk import (
 )
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 from airflow.triggers.base import TaskSuccessEvent
-from conftest import FakeTaskInstance, run_task
+from conftest import APP, FakeTaskInstance, run_task
 
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
+from airflow_provider_rungen.transport import MAX_IN_FLIGHT
+from airflow_provider_rungen.watch import wait_for_jobs
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 WAITING: dict[str, Any] = {"wait_for_completion": True, "deferrable": True, "poll_interval": 0.1}
@@ -201,3 +203,19 @@ def test_a_wait_with_a_time_limit_is_over_in_time_though_the_service_hangs(runge
         with pytest.raises(RunGenJobTimeoutError):
             hook.wait_for_job(job_id=job.id, timeout=2)
     assert time.monotonic() - begun_at < 4
+
+
+def test_many_jobs_that_hang_do_not_outlast_the_deadline(rungen_emulator: Emulator) -> None:
+    """Only so many are asked for at a time: the others must not have the whole time again."""
+    rungen_emulator.service.inject(
+        Fault(on="get_app", status=200, body={"data": {"status": "RUNNING"}}, times=None)
+    )
+    with RunGenHook() as hook:
+        healthy, *stuck = [hook.run_job(input=job_input(60)).id for _ in range(4 * MAX_IN_FLIGHT)]
+        for job_id in stuck:
+            rungen_emulator.service.inject(Fault(on="get", kind="hang", job_id=job_id, times=None))
+        flow = wait_for_jobs(APP, [healthy, *stuck], poll_interval=0.2, deadline=time.time() + 2)
+        begun_at = time.monotonic()
+        with pytest.raises(RunGenJobTimeoutError):
+            hook.perform_wide(flow)
+    assert time.monotonic() - begun_at < 6

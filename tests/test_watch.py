@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 import logging
+import math
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -821,3 +822,47 @@ def test_a_few_jobs_are_told_of_by_their_names(caplog: pytest.LogCaptureFixture)
         *("RunGen job job-0 is RUNNING", "RunGen job job-1 is RUNNING"),
         *("RunGen job job-0 is COMPLETED", "RunGen job job-1 is COMPLETED"),
     ]
+
+
+# --- a service that is slow, or hangs -----------------------------------------------------------------------
+
+
+class Slow:
+    """A service that needs some seconds for each answer about a job, or for those of some jobs, for ever."""
+
+    def __init__(self, seconds: float, ends: float = 0.0, hanging: Iterable[str] = ()) -> None:
+        self.clock = FakeTime()
+        self.seconds = seconds
+        self.over_at = self.clock.now + ends
+        self.hanging = set(hanging)
+
+    def send(self, request: Request) -> Response:
+        assert request.timeout is not None
+        job_id = request.path.rpartition("/")[2]
+        seconds = math.inf if job_id in self.hanging else self.seconds
+        self.clock.now += min(seconds, request.timeout)
+        if seconds > request.timeout:
+            raise RunGenConnectionError("RunGen did not answer in time")
+        status = "COMPLETED" if self.clock.now >= self.over_at else "RUNNING"
+        return Response(200, {}, json.dumps({"data": {"id": job_id, "status": status}}).encode())
+
+    def wait(self, job_ids: Sequence[str], watch: Watch, *, deadline: float) -> list[Job]:
+        flow = wait_for_jobs(APP, job_ids, poll_interval=EVERY, deadline=deadline, watch=watch)
+        return drive(flow, self.send, self.clock.sleep, self.clock.time)
+
+
+def test_each_poke_of_a_sensor_gives_a_slow_service_time() -> None:
+    slow, watch = Slow(seconds=12.0, ends=20.0), Watch(APP)
+    with pytest.raises(RunGenJobTimeoutError):
+        slow.wait(["a"], watch, deadline=0)
+    [job] = slow.wait(["a"], watch, deadline=0)
+    assert job.status.value == "COMPLETED"
+
+
+def test_jobs_that_hang_one_after_the_other_do_not_outlast_the_deadline() -> None:
+    ids = ["a", "b", "c", "d"]
+    slow = Slow(seconds=0.1, ends=HOUR, hanging=ids)
+    deadline = slow.clock.now + 10
+    with pytest.raises(RunGenJobTimeoutError):
+        slow.wait(ids, Watch(APP), deadline=deadline)
+    assert slow.clock.now - deadline < 2

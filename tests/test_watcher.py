@@ -30,7 +30,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.models import Job, JobStatus
 from airflow_provider_rungen.scaling import Goal
-from airflow_provider_rungen.transport import MAX_IN_FLIGHT
+from airflow_provider_rungen.transport import MAX_IN_FLIGHT, MAX_STRAGGLERS
 from airflow_provider_rungen.triggers import RunGenJobTrigger
 from airflow_provider_rungen.watch import HANDFUL, Watch
 from airflow_provider_rungen.watcher import Watcher, watcher_of
@@ -511,6 +511,42 @@ def test_a_retry_after_of_one_job_silences_that_job_alone(stage: Stage) -> None:
 
     play(scene())
     assert sum(record.path.endswith(told) for record in stage.service.records()) == 1
+
+
+@pytest.mark.parametrize("count", [MAX_STRAGGLERS + 4, MAX_IN_FLIGHT + 8])
+def test_many_looks_that_hang_hold_up_nobody(stage: Stage, count: int) -> None:
+    """The jobs that hang are older, and more than may be asked for at a time: the others get their turn."""
+    stuck = stage.submit(count, seconds=NEVER)
+    ids = stage.submit(5)
+    for job_id in stuck:
+        stage.service.inject(Fault(on="get", kind="hang", job_id=job_id, times=None))
+
+    async def scene() -> None:
+        held = [wait([job_id], every=1.0) for job_id in stuck]
+        tasks = [wait([job_id], every=1.0) for job_id in ids]
+        await until(lambda: stage.service.count("get_app") >= 1)
+        stage.pass_by(20)
+        await asyncio.gather(*tasks)
+        assert not any(task.done() for task in held)
+        stage.service.clear_faults()
+
+    play(scene())
+
+
+def test_a_service_that_is_slower_than_the_polls_answers_for_every_job(stage: Stage) -> None:
+    stage.emulator.drip_seconds = 0.006
+    running = stage.submit(2 * MAX_STRAGGLERS, seconds=NEVER)
+    ids = stage.submit(8, seconds=0)
+    stage.pass_by(20)
+    stage.service.inject(Fault(on="get", kind="drip", times=None))
+
+    async def scene() -> None:
+        held = [wait([job_id], every=0.1) for job_id in running]
+        await asyncio.gather(*[wait([job_id], every=0.1) for job_id in ids])
+        assert not any(task.done() for task in held)
+        stage.service.clear_faults()
+
+    play(scene())
 
 
 def test_an_app_that_hangs_holds_up_nobody(stage: Stage) -> None:

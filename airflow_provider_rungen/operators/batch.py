@@ -140,14 +140,16 @@ class RunGenRunBatchOperator(JobSubmitter):
         """
         self._begin(context)
         ids = self._pushed(context)
-        self._jobs = (event["app_id"], [job_id for job_id in ids if job_id])
+        job_ids = [job_id for job_id in ids if job_id]
+        self._jobs = (event.get("app_id") or self.app_id or "", job_ids)
         with self._owning(context) as hook:
+            app_id = event.get("app_id") or hook.app_id_or_default(self.app_id)
+            self._jobs = (app_id, job_ids)
             jobs = read_event(event)
-            if event["count"] > len(jobs):  # more failed than the event holds
-                app_id, job_ids = self._jobs
+            if event.get("count", 0) > len(jobs):  # more failed than the event holds
                 looks = self._look_at(hook, app_id, job_ids).items()
                 jobs = [job_of(look, app_id, job_id) for job_id, look in looks]
-            return self._finish(context, event["app_id"], ids, self._pushed_refused(context), jobs)
+            return self._finish(context, app_id, ids, self._pushed_refused(context), jobs)
 
     @property
     def _raw_store(self) -> Any:

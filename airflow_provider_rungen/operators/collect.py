@@ -165,7 +165,8 @@ class RunGenCollectResultsOperator(JobWaiter):
         with self._failing(), self._working(context) as hook:
             failed = read_event(event)
             self.prepare()
-            return self._finish(context, hook, event["app_id"], self._ids(), failed)
+            app_id = event.get("app_id") or hook.app_id_or_default(self.app_id)
+            return self._finish(context, hook, app_id, self._ids(), failed)
 
     def _ids(self) -> list[str | None]:
         """

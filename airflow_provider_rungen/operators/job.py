@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 from airflow_provider_rungen import api, attempt, submission
 from airflow_provider_rungen._airflow import (
     AirflowFailException,
-    AirflowNotFoundException,
     AirflowSkipException,
     TaskInstanceState,
 )
@@ -328,7 +327,7 @@ class JobSubmitter(JobWaiter):
 
 def _is_refusal(error: Exception) -> bool:
     """Return whether the key or the connection is at fault, which is no reason to cancel a job."""
-    if isinstance(error, RunGenConfigError | AirflowNotFoundException):
+    if isinstance(error, RunGenConfigError):
         return True
     return isinstance(error, RunGenError) and api.is_refusal(error)
 
@@ -409,12 +408,17 @@ class RunGenRunJobOperator(JobSubmitter):
 
         :return: the job's id.
         """
-        app_id, [job_id] = event["app_id"], event["job_ids"]
         self._begin(context)
-        self._jobs = (app_id, [job_id])
-        with self._owning(context):
-            self._submission.confirm(app_id, job_id)
-            return self._finish(context, app_id, job_id, read_event(event))
+        # another version of the package may have left something out
+        job_ids = event.get("job_ids") or self._pushed_job_ids(context)
+        self._jobs = (event.get("app_id") or self.app_id or "", job_ids)
+        with self._owning(context) as hook:
+            app_id = event.get("app_id") or hook.app_id_or_default(self.app_id)
+            self._jobs = (app_id, job_ids)
+            for job_id in job_ids:
+                self._submission.confirm(app_id, job_id)
+                return self._finish(context, app_id, job_id, read_event(event))
+            raise RunGenError("The trigger's event names no job, and none was pushed before the deferral.")
 
     def _begin(self, context: Context) -> None:
         super()._begin(context)

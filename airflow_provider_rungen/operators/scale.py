@@ -121,7 +121,7 @@ class RunGenScaleAppOperator(RunGenTask):
                 self._note_attempt(context)
             with self._lowering(context, hook):
                 raise_for_event(event)
-                return self._finish(context, event["app_id"])
+                return self._finish(context, event.get("app_id") or hook.app_id_or_default(self.app_id))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral; when Airflow ended it without an event, the app is lowered, too."""
