@@ -108,6 +108,14 @@ def test_an_answer_without_a_length_ends_with_the_connection(serve: Any, send: S
     assert send(settings_for(serve(b"HTTP/1.0 200 OK\r\n\r\n[1, 2]").url), GET).body == b"[1, 2]"
 
 
+@pytest.mark.parametrize("interim", [b"100 Continue", b"102 Processing", b"103 Early Hints", b"199 Odd"])
+def test_interim_answers_are_skipped(serve: Any, send: Send, interim: bytes) -> None:
+    server = serve(2 * (b"HTTP/1.1 " + interim + b"\r\nLink: </a>\r\n\r\n") + OK)
+    answer = send(settings_for(server.url), POST)
+    assert (answer.status, answer.body) == (200, b"{}")
+    assert "link" not in answer.headers
+
+
 def test_cookies_are_not_kept(serve: Any, send_all: Any) -> None:
     server = serve(
         b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b; Path=/\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
