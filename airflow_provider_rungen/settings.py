@@ -111,7 +111,9 @@ def proxy_of_environment(url: str) -> str | None:
         return None
     if any(_is_in(host, each.strip()) for each in proxies.get("no", "").split(",") if "/" in each):
         return None
-    return proxies.get(parts.scheme) or proxies.get("all")
+    proxy = (proxies.get(parts.scheme) or proxies.get("all") or "").strip()
+    # requests takes a proxy without a scheme for an http one, aiohttp refuses it
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy or None
 
 
 def _is_in(host: str, network: str) -> bool:

@@ -568,6 +568,16 @@ def test_a_proxy_of_the_environment_is_used(
     assert (len(proxy.heard), len(server.heard)) == (1, 1)
 
 
+@pytest.mark.parametrize("around", ["{}", " http://{} "])
+def test_a_proxy_of_the_environment_is_used_however_it_is_written(
+    proxy: Proxy, serve: Any, send: Send, monkeypatch: pytest.MonkeyPatch, around: str
+) -> None:
+    server = serve(OK)
+    monkeypatch.setenv("http_proxy", around.format(_url_of(proxy).removeprefix("http://")))
+    send(settings_for(_away(server)), GET)
+    assert (len(proxy.heard), len(server.heard)) == (1, 1)
+
+
 NO_PROXIES = (
     *(
         "",
