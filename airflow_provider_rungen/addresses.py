@@ -14,7 +14,13 @@ _PRIVATE = tuple(
 )
 _LOOPBACK = tuple(ip_network(block) for block in ("127.0.0.0/8", "::1/128"))
 # Where clouds give credentials to whoever asks, outside the link-local range.
-_METADATA = {ip_address(text) for text in ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")}
+_METADATA = {
+    ip_address(text)
+    for text in (
+        *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:42::42"),
+        *("100.100.100.200", "168.63.129.16"),
+    )
+}
 # IANA's special-purpose registries; `is_global` differs between versions of Python. Of IPv6, only
 # 2000::/3 is public at all.
 _SPECIAL = tuple(

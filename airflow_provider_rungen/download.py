@@ -271,6 +271,8 @@ async def _parts(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     async for chunk in answer.content.iter_chunked(_CHUNK):
         for part in decoder.feed(chunk):
             yield part
+            # a chunk may unpack to a thousand times its size: other tasks, and a kill, have to get through
+            await asyncio.sleep(0)
     yield decoder.finish()
 
 

@@ -56,10 +56,12 @@ def _escaped(char: str, name: str) -> str:
 
 
 _SLASHES = f"{_escaped('/', 'sol')}{{2}}"
+# What has an @, but no userinfo: //@ts-ignore, //div[@id='main']
+_CODE = r"@[\w:-]{1,50}(?=[\s)\]},;]|\Z)|[\w*]{0,100}\[@[\w-]{1,100}[\]=]"
 # Without a scheme, only what has a password or a domain is taken for a URL: // begins a comment, too.
 _RELATIVE = (
     r"(?:(?<![\w:/\\.%;+=@-])|(?<=;)|(?<=[%5][0-9A-F]{2})|(?<=u00[0-9A-F]{2}))"
-    rf"{_SLASHES}(?=[^\s/?\#\"<>\\]{{0,250}}[.@])"
+    rf"{_SLASHES}(?!{_CODE})(?=[^\s/?\#\"<>\\]{{0,250}}[.@])"
 )
 _START = re.compile(rf"{_escaped(':', 'colon')}{_SLASHES}|{_RELATIVE}", re.IGNORECASE)
 # To its end, which a quote marks, also one that is escaped.

@@ -85,8 +85,8 @@ class _Body:
         :raises RunGenResponseError: it is too large.
         :raises zlib.error: it is not encoded as it says.
         """
-        for piece in self._decoder.feed(data):
-            if self._size:
+        for number, piece in enumerate(self._decoder.feed(data)):
+            if number:
                 yield
             yield from self._take(piece)
             if self.is_enough:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import socket
-from http.client import HTTPResponse
+from http.client import CONTINUE, OK, PROCESSING, HTTPResponse
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -81,7 +81,9 @@ class _Response(HTTPResponse):
     def _read_status(self) -> Any:
         # an exchange that was abandoned reads none of the interim answers that may still be in the buffer
         exchange.check_wanted()
-        return super()._read_status()  # type: ignore[misc]  # private, and the only way in between them
+        version, status, reason = super()._read_status()  # type: ignore[misc]  # private, and the only way in between them
+        # http.client skips no interim answer but 100, and would take 102 or 103 for the final one
+        return version, CONTINUE if PROCESSING <= status < OK else status, reason
 
 
 class _Watched(_Base):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import ssl
 from collections.abc import Mapping
@@ -79,7 +80,7 @@ class Settings:
         """Make the response; a service that repeats the key in its answer does not get it into our logs."""
         key = self.api_key
         masked = {name.lower(): mask_key_in_text(value, key) for name, value in headers.items()}
-        return Response(status, masked, mask_key(b"".join(chunks), key))
+        return Response(status, masked, mask_key(_as_utf8(b"".join(chunks)), key))
 
     def limit_of(self, request: Request) -> float:
         """Return the seconds that the exchange of a request may take, whatever the server does."""
@@ -101,6 +102,12 @@ class Settings:
             raise failure
 
 
+def _as_utf8(body: bytes) -> bytes:
+    """Return a body in UTF-8: Python reads JSON in UTF-16 and UTF-32, too, in which no key would be found."""
+    encoding = json.detect_encoding(body)
+    return body if encoding.startswith("utf-8") else body.decode(encoding, "replace").encode()
+
+
 def proxy_of_environment(url: str) -> str | None:
     """Give the proxy that the environment names for a URL, as `requests` reads it, which is not imported."""
     from urllib.request import getproxies, proxy_bypass
@@ -111,7 +118,9 @@ def proxy_of_environment(url: str) -> str | None:
         return None
     if any(_is_in(host, each.strip()) for each in proxies.get("no", "").split(",") if "/" in each):
         return None
-    return proxies.get(parts.scheme) or proxies.get("all")
+    proxy = (proxies.get(parts.scheme) or proxies.get("all") or "").strip()
+    # requests takes a proxy without a scheme for an http one, aiohttp refuses it
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy or None
 
 
 def _is_in(host: str, network: str) -> bool:

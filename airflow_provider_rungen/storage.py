@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
@@ -88,6 +89,7 @@ class Storage:
                 with self._folder(job_id, create=True) as folder:
                     # not by tempfile, whose files only their owner may read
                     file = open(path, "xb", opener=_opener(folder))  # noqa: SIM115 - closed below
+                    _lock(file)
             else:
                 # stores guess the content type by the name
                 path = f"{self._temporary.name}/{secrets.token_hex(8)}-{name}"
@@ -150,7 +152,8 @@ class Storage:
         """Remove what a killed attempt has left."""
         if self._is_local:
             left = [name for name in self.sizes(job_id, ".") if name.endswith(_PART)]
-            self.remove(job_id, left)
+            # another attempt, of another run perhaps, may be at work on some
+            self.remove(job_id, [name for name in left if self._opened(job_id, name, _lock) is not False])
 
     # --- reading ---
 
@@ -254,6 +257,17 @@ class Storage:
             raise RunGenOutputError(
                 f"the destination cannot be used: {type(error).__name__}: {reason}"
             ) from None
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file until it is closed or its process ends; return ``False`` if somebody else has locked it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system has no locks
+        pass
+    return True
 
 
 def _opener(folder: int) -> Callable[[str, int], int]:

@@ -894,6 +894,7 @@ def test_a_kill_while_a_link_is_pushed_submits_nothing(rungen_emulator: Emulator
 def test_a_kill_says_what_it_cannot_cancel(
     rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     rungen_emulator.service.inject(Fault(on="run", kind="hang", taken=True, times=3, skip=20))
     task = Task(rungen_emulator, inputs=prompts(40, seconds=60), max_concurrency=3)
     task.state = "failed"
@@ -904,6 +905,7 @@ def test_a_kill_says_what_it_cannot_cancel(
     assert Counter(task.statuses()) == {"CANCELED": 20, "RUNNING": 3}
     [line] = [line for line in caplog.messages if "nobody can cancel" in line]
     assert line.startswith("3 submissions to app flux-schnell got no answer in time")
+    assert "Submitted 20 of 40 inputs to app flux-schnell" in caplog.messages
 
 
 def test_a_kill_that_waits_for_answers_ends_before_airflow_does_it(rungen_emulator: Emulator) -> None:

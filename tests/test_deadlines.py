@@ -30,6 +30,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
+from airflow_provider_rungen.senders import _Body
 from airflow_provider_rungen.transport import Sender
 
 LIMIT = 1.0
@@ -220,6 +221,13 @@ def test_a_bomb_is_refused_before_it_goes_off(
         assert len(send(settings, GET).body) == 256 * 1024
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * (1 if sys.platform == "darwin" else 1024) < 150_000_000
+
+
+@pytest.mark.parametrize("is_lean", [False, True])
+def test_empty_members_are_decoded_in_short_steps(is_lean: bool) -> None:
+    body = _Body(replace(GET, is_lean=is_lean), settings_for("https://rungen.example"), 200, "gzip")
+    assert len(list(body.feed(gzip.compress(b"") * 1000 + gzip.compress(b"{}")))) >= 1000
+    assert b"".join(body.finish()) == b"{}"
 
 
 @pytest.mark.parametrize("encoding", [b"br", b"zstd", b"gzip, gzip"])

@@ -145,6 +145,34 @@ def test_what_is_compressed_on_the_way_is_what_it_was(host: Host, encoding: str,
     assert fetch(host.url)[1] == BODY
 
 
+def test_a_file_that_is_large_once_decoded_does_not_hold_up_the_event_loop(host: Host) -> None:
+    host.answer = lambda path: ok(gzip.compress(bytes(50_000_000)), "Content-Encoding: gzip")
+    counts: list[int] = []
+
+    class File(io.BytesIO):
+        def write(self, data: Any) -> int:
+            counts[-1] += 1
+            return super().write(data)
+
+    async def count_writes_of_each_turn() -> None:
+        while True:
+            counts.append(0)
+            await asyncio.sleep(0)
+
+    async def run() -> Fetched:
+        downloader = Downloader(Settings(HERE, KEY), max_bytes=10**8, at_once=1)
+        counter = asyncio.ensure_future(count_writes_of_each_turn())
+        try:
+            return await downloader.fetch(host.url, File())
+        finally:
+            counter.cancel()
+            await downloader.close()
+
+    assert asyncio.run(run()).size == 50_000_000
+    assert sum(counts) > 100
+    assert max(counts) <= 2
+
+
 def test_an_encoding_that_is_not_known_is_refused(host: Host) -> None:
     host.answer = lambda path: ok(BODY, "Content-Encoding: gzip, br")
     assert "encoding gzip, br" in refusal(host.url)

@@ -79,6 +79,17 @@ def test_no_error_and_no_job_holds_a_key() -> None:
     assert answer.headers["location"] == "https://x/?key=***"
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be", "utf-8-sig"])
+def test_a_key_is_masked_in_every_encoding_that_json_is_read_in(encoding: str) -> None:
+    key = "sk-012/345-very&secret"
+    settings, request = Settings("https://rungen.example", key), Request("GET", "app", "x")
+    body = json.dumps({"error": f"no key {key}", "status": "FAILED", "id": "jé"}).encode(encoding)
+    with pytest.raises(RunGenForbiddenError, match=r"no key \*\*\*"):
+        decode(settings.response(403, {}, [body]), request, 0.0)
+    job = Job.from_json(decode(settings.response(200, {}, [body]), request, 0.0), app_id="a")
+    assert (job.id, job.error) == ("jé", "no key ***")
+
+
 def test_a_short_key_masks_no_words() -> None:
     assert mask_key(b"an error", "error") == b"an error"
     assert mask_key_in_text("an error", "error") == "an error"

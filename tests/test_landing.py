@@ -671,6 +671,17 @@ def test_a_pipe_in_the_place_of_a_file_holds_nothing_up(
     assert (tmp_path / job_id / name).is_file()
 
 
+def test_files_that_another_attempt_is_at_work_on_are_left_alone(tmp_path: Path) -> None:
+    with Storage(tmp_path.as_uri()) as ours, Storage(tmp_path.as_uri()) as other:
+        with ours.incoming("job", "0-a.png") as (file, path):
+            file.write(b"image")
+            (tmp_path / "job" / ".left.part").touch()
+            other.tidy("job")
+            assert list(files(tmp_path)) == [f"job/{path}"]
+            ours.put(file, path, "job", "0-a.png")
+        assert files(tmp_path) == {"job/0-a.png": b"image"}
+
+
 def test_the_manifest_of_another_app_is_not_believed(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:

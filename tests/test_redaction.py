@@ -85,6 +85,8 @@ def test_no_secret_survives(  # noqa: PLR0917 - the parts of a URL
         "https://h/it's here.png?X-Amz-Signature=SECRET",
         'https://h/a"b.png?X-Goog-Signature=SECRET',
         "//host/path?X-Amz-Signature=SECRET",
+        "//user:a[@SECRET@host.example/path",
+        "//@host.example/path?anything=SECRET",
         "//host.example/path?anything=SECRET",
         "/container/blob?sv=2022-11-02&se=SECRET&sig=SECRET%3D",
         "/a?token=SECRET&x=1&Signature=SECRET&Key-Pair-Id=SECRET",
@@ -112,6 +114,20 @@ def test_a_text_without_urls_is_unchanged(text: str) -> None:
     for mask in (redact, without_secrets):
         if not any(sign in text for sign in ("//", "\\/", "%2", "&#", "=")):
             assert mask(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "//@ts-ignore",
+        "x = 1  //@formatter:off",
+        "//div[@class='a.b']/text()",
+        """find(By.XPATH, "//*[@id='main']//a[@href]")""",
+        "//path[@d]",
+    ],
+)
+def test_code_is_no_url_without_a_scheme(text: str) -> None:
+    assert redact(text) == without_secrets(text) == text
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,14 @@ def test_an_answer_without_a_length_ends_with_the_connection(serve: Any, send: S
     assert send(settings_for(serve(b"HTTP/1.0 200 OK\r\n\r\n[1, 2]").url), GET).body == b"[1, 2]"
 
 
+@pytest.mark.parametrize("interim", [b"100 Continue", b"102 Processing", b"103 Early Hints", b"199 Odd"])
+def test_interim_answers_are_skipped(serve: Any, send: Send, interim: bytes) -> None:
+    server = serve(2 * (b"HTTP/1.1 " + interim + b"\r\nLink: </a>\r\n\r\n") + OK)
+    answer = send(settings_for(server.url), POST)
+    assert (answer.status, answer.body) == (200, b"{}")
+    assert "link" not in answer.headers
+
+
 def test_cookies_are_not_kept(serve: Any, send_all: Any) -> None:
     server = serve(
         b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b; Path=/\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
@@ -558,6 +566,16 @@ def test_a_proxy_of_the_environment_is_used(
 ) -> None:
     server = serve(OK)
     monkeypatch.setenv("http_proxy", _url_of(proxy))
+    send(settings_for(_away(server)), GET)
+    assert (len(proxy.heard), len(server.heard)) == (1, 1)
+
+
+@pytest.mark.parametrize("around", ["{}", " http://{} "])
+def test_a_proxy_of_the_environment_is_used_however_it_is_written(
+    proxy: Proxy, serve: Any, send: Send, monkeypatch: pytest.MonkeyPatch, around: str
+) -> None:
+    server = serve(OK)
+    monkeypatch.setenv("http_proxy", around.format(_url_of(proxy).removeprefix("http://")))
     send(settings_for(_away(server)), GET)
     assert (len(proxy.heard), len(server.heard)) == (1, 1)
 

@@ -292,6 +292,7 @@ class RunGenRunBatchOperator(JobSubmitter):
             return submission.refused
 
         refused: dict[int, RunGenError] = {}
+        known_before = len(kept.job_ids)
         self._check_killed()
         with self._unbreakable():
             if total:
@@ -312,9 +313,8 @@ class RunGenRunBatchOperator(JobSubmitter):
                 if len(kept.ids) == len(kept.job_ids) == 1:
                     log.info("Submitted RunGen job %s to app %s", kept.job_ids[0], app_id)
                 else:
-                    log.info(
-                        "Submitted %d of %d inputs to app %s", total - len(refused), len(kept.ids), app_id
-                    )
+                    submitted = len(kept.job_ids) - known_before  # a kill leaves inputs without a job
+                    log.info("Submitted %d of %d inputs to app %s", submitted, len(kept.ids), app_id)
             context["ti"].xcom_push(key="job_ids", value=_job_ids(kept))
             for job_id in kept.job_ids[:1]:
                 self._link_to_job(context, hook, app_id, job_id)
