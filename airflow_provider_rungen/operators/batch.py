@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.hooks import RunGenHook
 
 log = logging.getLogger(__name__)
+
+IDS_IN_A_LINE = 50
 
 
 class RunGenRunBatchOperator(JobSubmitter):
@@ -204,7 +207,7 @@ class RunGenRunBatchOperator(JobSubmitter):
 
     def _take_up(self, hook: RunGenHook, app_id: str, kept: Checkpoint, *, is_cleared: bool) -> set[str]:
         """Look at the jobs of an earlier attempt; those that failed are run again."""
-        unknown = [index for index, job_id in enumerate(kept.ids[: kept.mark]) if not job_id]
+        unknown = _unknown(kept)
         if unknown and self.on_unknown_submission == "fail" and not is_cleared:
             error = RunGenSubmissionUnknownError(
                 f"An earlier attempt submitted up to {len(unknown)} inputs (the first is {unknown[0]}) to "
@@ -291,7 +294,7 @@ class RunGenRunBatchOperator(JobSubmitter):
 
         refused: dict[int, RunGenError] = {}
         self._check_killed()
-        with self._unbreakable():
+        with self._naming_lost_jobs(kept), self._unbreakable():
             if total:
                 # the submission itself looks for a kill, and gives what is under way its last second
                 before = hook.before_step, hook.is_interrupted
@@ -325,6 +328,24 @@ class RunGenRunBatchOperator(JobSubmitter):
                 context["ti"].xcom_push(key="refused", value=reasons)
         self._is_incomplete = any(job_id == Checkpoint.REFUSED or not job_id for job_id in kept.ids)
         return refused
+
+    @contextmanager
+    def _naming_lost_jobs(self, kept: Checkpoint) -> Iterator[None]:
+        """Log what nobody else learns when the attempt ends before it pushes the ids."""
+        try:
+            yield
+        except Exception as error:
+            lost = kept.unkept_job_ids if self._has_next(error) else kept.job_ids
+            for start in range(0, len(lost), IDS_IN_A_LINE):
+                some = ", ".join(lost[start : start + IDS_IN_A_LINE])
+                log.warning("No retry resumes these jobs of app %s: %s", kept.header.app_id, some)
+            if unknown := _unknown(kept):
+                log.warning(
+                    "Of %d inputs it is not known whether their jobs were created (the first is %d, app %s). "
+                    "Look at the app's jobs",
+                    *(len(unknown), unknown[0], kept.header.app_id),
+                )
+            raise
 
     def _can_end_from_trigger(self) -> bool:
         return super()._can_end_from_trigger() and not self._is_incomplete
@@ -403,3 +424,8 @@ class RunGenRunBatchOperator(JobSubmitter):
 
 def _job_ids(kept: Checkpoint) -> list[str | None]:
     return [job_id if job_id and job_id != Checkpoint.REFUSED else None for job_id in kept.ids]
+
+
+def _unknown(kept: Checkpoint) -> list[int]:
+    """Return the inputs of which it is not known whether a job was created."""
+    return [index for index, job_id in enumerate(kept.ids[: kept.mark]) if not job_id]
