@@ -438,21 +438,21 @@ def test_jobs_that_no_retry_resumes_are_named_when_their_ids_are_not_pushed(
     assert all(job["id"] in named for job in rungen_emulator.service.jobs())
 
 
-@pytest.mark.parametrize("ends", ["refused", "push"])
-def test_every_unknown_fate_is_told_when_a_batch_is_not_submitted_to_its_end(
+@pytest.mark.parametrize("ends", ["refused", "push", "late"])
+def test_every_unknown_fate_is_told_whatever_ends_the_attempt(
     rungen_emulator: Emulator, ends: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(key: str, value: Any) -> None:
         raise OSError("the API server is gone")
 
-    task = Task(rungen_emulator, inputs=prompts(8, seconds=0))
+    task = Task(rungen_emulator, inputs=prompts(8, seconds=60), timeout=0.5)
     rungen_emulator.service.inject(Fault(on="run", kind="empty", times=4))
     if ends == "refused":
         rungen_emulator.service.inject(Fault(on="run", status=404))
-    else:
+    elif ends == "push":
         task.on_push = fail
     assert task.attempt().error is not None
-    assert len([line for line in caplog.messages if line.startswith("Of 4 inputs it is not known")]) == 1
+    assert len([line for line in caplog.messages if line.startswith("Fate unknown: 4 inputs")]) == 1
 
 
 def test_an_unknown_fate_is_a_failure_of_its_input_alone(rungen_emulator: Emulator) -> None:

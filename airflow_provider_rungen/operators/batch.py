@@ -290,6 +290,12 @@ class RunGenRunBatchOperator(JobSubmitter):
             finally:
                 await hook.aclose()
                 self._jobs = (app_id, [job_id for job_id in kept.job_ids if job_id not in over])
+                if unknown := _unknown(kept):  # what ends the attempt may be another error
+                    log.warning(
+                        "Fate unknown: %d inputs of app %s (the first is inputs[%d]). RunGen may have "
+                        "created their jobs; look at the app's jobs",
+                        *(len(unknown), app_id, unknown[0]),
+                    )
             return submission.refused
 
         refused: dict[int, RunGenError] = {}
@@ -331,7 +337,7 @@ class RunGenRunBatchOperator(JobSubmitter):
 
     @contextmanager
     def _naming_lost_jobs(self, kept: Checkpoint) -> Iterator[None]:
-        """Log what nobody else learns when the attempt ends before it pushes the ids."""
+        """Log the ids that nobody else learns when the attempt ends before it pushes them."""
         try:
             yield
         except Exception as error:
@@ -339,12 +345,6 @@ class RunGenRunBatchOperator(JobSubmitter):
             for start in range(0, len(lost), IDS_IN_A_LINE):
                 some = ", ".join(lost[start : start + IDS_IN_A_LINE])
                 log.warning("No retry resumes these jobs of app %s: %s", kept.header.app_id, some)
-            if unknown := _unknown(kept):
-                log.warning(
-                    "Of %d inputs it is not known whether their jobs were created (the first is %d, app %s). "
-                    "Look at the app's jobs",
-                    *(len(unknown), unknown[0], kept.header.app_id),
-                )
             raise
 
     def _can_end_from_trigger(self) -> bool:
