@@ -116,7 +116,7 @@ def faults(draw: st.DrawFn, operations: tuple[str, ...]) -> Fault:
         kind = draw(st.sampled_from(WRONG))
         taken = draw(st.booleans()) if kind in ("hang", "drip_headers") else None
         return Fault(on=on, kind=kind, taken=taken, size=1_100_000, times=times, skip=skip)
-    status = draw(st.sampled_from(STATUSES))
+    status = draw(st.sampled_from((*STATUSES, 429, 502, 503, 503, 504)))
     kind = draw(st.sampled_from(["status", "status", "html"]))
     after = draw(st.sampled_from([None, None, "0", "1"]))
     # what the service itself refuses it does not take; but who knows what a proxy has passed on
@@ -166,7 +166,7 @@ def scripts(draw: st.DrawFn) -> Script:
         failing=frozenset(draw(st.sets(st.integers(0, count - 1), max_size=1 + count // 4)))
         if draw(st.sampled_from([False, False, True]))
         else frozenset(),
-        faults=tuple(draw(st.lists(faults(REQUESTS if owns else ("get", "get_app")), max_size=4))),
+        faults=tuple(draw(st.lists(faults(("run", *REQUESTS) if owns else ("get", "get_app")), max_size=4))),
         events=tuple(draw(st.lists(events(), max_size=2))),
         retries=draw(st.integers(0, 2)),
         timeout=draw(st.sampled_from([1.0, 1.5, 3.0])),
@@ -673,6 +673,7 @@ class Life:
             count = max(count, int("it is not known whether it was created" in text))
             for pattern in (
                 r"Of (\d+) inputs it is not known",
+                r"Fate unknown: (\d+) inputs",
                 r"submitted up to (\d+) inputs",
                 r"(\d+) submissions to app",
             ):
