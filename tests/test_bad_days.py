@@ -57,7 +57,7 @@ SLACK = 15.0
 KILL_TIME = 5.0
 
 lives = settings(
-    max_examples=int(EXAMPLES or 36),
+    max_examples=int(EXAMPLES or 48),
     derandomize=not EXAMPLES,
     database=None,
     deadline=None,
@@ -111,7 +111,7 @@ WRONG = (
 def faults(draw: st.DrawFn, operations: tuple[str, ...]) -> Fault:
     on = draw(st.sampled_from(operations))
     times = draw(st.sampled_from([1, 1, 1, 2, 2, 3, 3, None]))
-    skip = draw(st.integers(0, 3))
+    skip = draw(st.sampled_from([0, 0, 0, 1, 2, 3]))
     if draw(st.booleans()):
         kind = draw(st.sampled_from(WRONG))
         taken = draw(st.booleans()) if kind in ("hang", "drip_headers") else None
@@ -126,7 +126,7 @@ def faults(draw: st.DrawFn, operations: tuple[str, ...]) -> Fault:
         status=status,
         kind=kind,
         headers={"Retry-After": after} if after else None,
-        taken=may_be_taken and draw(st.booleans()),
+        taken=may_be_taken and draw(st.sampled_from([True, True, False])),
         times=times,
         skip=skip,
     )
@@ -166,7 +166,15 @@ def scripts(draw: st.DrawFn) -> Script:
         failing=frozenset(draw(st.sets(st.integers(0, count - 1), max_size=1 + count // 4)))
         if draw(st.sampled_from([False, False, True]))
         else frozenset(),
-        faults=tuple(draw(st.lists(faults(("run", *REQUESTS) if owns else ("get", "get_app")), max_size=4))),
+        faults=tuple(
+            draw(
+                st.lists(
+                    faults(("run", *REQUESTS) if owns else ("get", "get_app")),
+                    min_size=draw(st.sampled_from([0, 1, 2, 2])),
+                    max_size=4,
+                )
+            )
+        ),
         events=tuple(draw(st.lists(events(), max_size=2))),
         retries=draw(st.integers(0, 2)),
         timeout=draw(st.sampled_from([1.0, 1.5, 3.0])),
@@ -874,7 +882,7 @@ def troubles(draw: st.DrawFn) -> Fault:
 
 
 @pytest.mark.usefixtures("hurried")
-@settings(lives, max_examples=int(EXAMPLES or 36) // 4)
+@settings(lives, max_examples=int(EXAMPLES or 48) // 4)
 @given(
     wrong=st.lists(troubles(), min_size=1, max_size=3),
     times=st.tuples(st.floats(0.2, 1.5), st.sampled_from([0.3, 6.0])),
