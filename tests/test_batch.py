@@ -416,6 +416,48 @@ def test_a_refusal_of_the_key_cancels_no_job_and_a_retry_takes_them_up(
     assert len(set(task.attempt().value)) == task.created == 60
 
 
+@pytest.mark.parametrize("ends", ["refused", "store", "push"])
+def test_jobs_that_no_retry_resumes_are_named_when_their_ids_are_not_pushed(
+    rungen_emulator: Emulator, ends: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They may run on, or have completed: nobody could collect or cancel them by id."""
+
+    def fail(key: str, value: Any) -> None:
+        raise OSError("the API server is gone")
+
+    monkeypatch.setattr(batch, "STORE_PATIENCE", 0.2)
+    task = Task(rungen_emulator, inputs=prompts(60, seconds=0))
+    if ends == "refused":
+        task.store = None
+        rungen_emulator.service.inject(Fault(on="run", status=403, times=None, skip=55))
+    elif ends == "store":
+        task.store = FailingStore()
+        task.store.fails_from = 2
+    else:
+        task.max_tries, task.on_push = 0, fail
+    assert task.attempt().error is not None
+    named = " ".join(line for line in caplog.messages if line.startswith("No retry resumes these jobs"))
+    assert task.created > 0
+    assert all(job["id"] in named for job in rungen_emulator.service.jobs())
+
+
+@pytest.mark.parametrize("ends", ["refused", "push", "late"])
+def test_every_unknown_fate_is_told_whatever_ends_the_attempt(
+    rungen_emulator: Emulator, ends: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(key: str, value: Any) -> None:
+        raise OSError("the API server is gone")
+
+    task = Task(rungen_emulator, inputs=prompts(8, seconds=60), timeout=0.5)
+    rungen_emulator.service.inject(Fault(on="run", kind="empty", times=4))
+    if ends == "refused":
+        rungen_emulator.service.inject(Fault(on="run", status=404))
+    elif ends == "push":
+        task.on_push = fail
+    assert task.attempt().error is not None
+    assert len([line for line in caplog.messages if line.startswith("Fate unknown: 4 inputs")]) == 1
+
+
 def test_an_unknown_fate_is_a_failure_of_its_input_alone(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=10))
     task = Task(rungen_emulator, inputs=prompts(30))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.hooks import RunGenHook
 
 log = logging.getLogger(__name__)
+
+IDS_IN_A_LINE = 50
 
 
 class RunGenRunBatchOperator(JobSubmitter):
@@ -206,7 +209,7 @@ class RunGenRunBatchOperator(JobSubmitter):
 
     def _take_up(self, hook: RunGenHook, app_id: str, kept: Checkpoint, *, is_cleared: bool) -> set[str]:
         """Look at the jobs of an earlier attempt; those that failed are run again."""
-        unknown = [index for index, job_id in enumerate(kept.ids[: kept.mark]) if not job_id]
+        unknown = _unknown(kept)
         if unknown and self.on_unknown_submission == "fail" and not is_cleared:
             error = RunGenSubmissionUnknownError(
                 f"An earlier attempt submitted up to {len(unknown)} inputs (the first is {unknown[0]}) to "
@@ -289,12 +292,18 @@ class RunGenRunBatchOperator(JobSubmitter):
             finally:
                 await hook.aclose()
                 self._jobs = (app_id, [job_id for job_id in kept.job_ids if job_id not in over])
+                if unknown := _unknown(kept):  # what ends the attempt may be another error
+                    log.warning(
+                        "Fate unknown: %d inputs of app %s (the first is inputs[%d]). RunGen may have "
+                        "created their jobs; look at the app's jobs",
+                        *(len(unknown), app_id, unknown[0]),
+                    )
             return submission.refused
 
         refused: dict[int, RunGenError] = {}
         known_before = len(kept.job_ids)
         self._check_killed()
-        with self._unbreakable():
+        with self._naming_lost_jobs(kept), self._unbreakable():
             if total:
                 # the submission itself looks for a kill, and gives what is under way its last second
                 before = hook.before_step, hook.is_interrupted
@@ -327,6 +336,18 @@ class RunGenRunBatchOperator(JobSubmitter):
                 context["ti"].xcom_push(key="refused", value=reasons)
         self._is_incomplete = any(job_id == Checkpoint.REFUSED or not job_id for job_id in kept.ids)
         return refused
+
+    @contextmanager
+    def _naming_lost_jobs(self, kept: Checkpoint) -> Iterator[None]:
+        """Log the ids that nobody else learns when the attempt ends before it pushes them."""
+        try:
+            yield
+        except Exception as error:
+            lost = kept.unkept_job_ids if self._has_next(error) else kept.job_ids
+            for start in range(0, len(lost), IDS_IN_A_LINE):
+                some = ", ".join(lost[start : start + IDS_IN_A_LINE])
+                log.warning("No retry resumes these jobs of app %s: %s", kept.header.app_id, some)
+            raise
 
     def _can_end_from_trigger(self) -> bool:
         return super()._can_end_from_trigger() and not self._is_incomplete
@@ -405,3 +426,8 @@ class RunGenRunBatchOperator(JobSubmitter):
 
 def _job_ids(kept: Checkpoint) -> list[str | None]:
     return [job_id if job_id and job_id != Checkpoint.REFUSED else None for job_id in kept.ids]
+
+
+def _unknown(kept: Checkpoint) -> list[int]:
+    """Return the inputs of which it is not known whether a job was created."""
+    return [index for index, job_id in enumerate(kept.ids[: kept.mark]) if not job_id]
