@@ -164,7 +164,7 @@ class RunGenJobTrigger(RunGenTrigger):
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral, if a worker deferred the task.
     :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
-    :param not_before: the time (seconds since 1970) until which the service asked not to be asked.
+    :param held_back: until when (seconds since 1970) the service asked not to be asked, by job.
     :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
     :param on_clear: what becomes of the jobs of a task that is cleared: ``new`` cancels them, ``resume``
         leaves them to the next attempt.
@@ -183,7 +183,7 @@ class RunGenJobTrigger(RunGenTrigger):
         deadline: float | None = None,
         deferred_at: float = 0,
         known_by: float = 0,
-        not_before: float = 0,
+        held_back: dict[str, float] | None = None,
         cancel_on_kill: bool = False,
         on_clear: str = "new",
         end_from_trigger: bool = False,
@@ -198,7 +198,7 @@ class RunGenJobTrigger(RunGenTrigger):
         self.deadline = deadline
         self.deferred_at = deferred_at
         self.known_by = known_by
-        self.not_before = not_before
+        self.held_back = held_back
         self.cancel_on_kill = cancel_on_kill
         self.on_clear = on_clear
         self.end_from_trigger = end_from_trigger
@@ -213,7 +213,7 @@ class RunGenJobTrigger(RunGenTrigger):
             "deadline": self.deadline,
             "deferred_at": self.deferred_at,
             "known_by": self.known_by,
-            "not_before": self.not_before,
+            "held_back": self.held_back,
             "cancel_on_kill": self.cancel_on_kill,
             "on_clear": self.on_clear,
             "end_from_trigger": self.end_from_trigger,
@@ -323,7 +323,7 @@ class RunGenJobTrigger(RunGenTrigger):
                 poll_interval=self.poll_interval,
                 deadline=deadline,
                 known_by=self.known_by,
-                not_before=self.not_before,
+                held_back=self.held_back or {},
             )
         unsuccessful = [
             {"id": job.id, "status": job.status.value, "error": job.error}

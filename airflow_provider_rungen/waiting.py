@@ -176,7 +176,7 @@ class JobWaiter(RunGenTask):
                     poll_interval,
                     deadline,
                     known_by=known_by,
-                    not_before=watch.not_before,
+                    held_back=watch.held_back(now),
                     end=end,
                 )
             self._before_step()
@@ -197,7 +197,7 @@ class JobWaiter(RunGenTask):
         deadline: float,
         *,
         known_by: float,
-        not_before: float,
+        held_back: dict[str, float],
         end: bool,
     ) -> NoReturn:
         from airflow_provider_rungen.triggers import RunGenJobTrigger
@@ -213,7 +213,7 @@ class JobWaiter(RunGenTask):
                 deadline=deadline,
                 deferred_at=now,
                 known_by=known_by,
-                not_before=not_before,
+                held_back=held_back,
                 cancel_on_kill=self.cancel_on_kill,
                 on_clear=getattr(self, "on_clear", "new"),
                 end_from_trigger=end,

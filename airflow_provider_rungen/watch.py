@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from airflow_provider_rungen.api import (
     CUT,
@@ -322,15 +323,34 @@ class Watch:
         soonest = min((entry.not_before for entry in self._waiting.values()), default=0.0)
         return max(self._quiet_until, soonest)
 
-    def add(self, job_ids: Iterable[str], now: float, known_by: float = 0.0, not_before: float = 0.0) -> None:
+    def held_back(self, now: float) -> dict[str, float]:
+        """
+        Give the times (seconds since 1970) before which another poller is not to ask the service.
+
+        :return: by job; for all under an empty id. Of many jobs, only what holds for all.
+        """
+        times = {"": self.not_before} | {job_id: each.not_before for job_id, each in self._waiting.items()}
+        later = {
+            job_id: at for job_id, at in times.items() if at > (now if not job_id else max(now, times[""]))
+        }
+        return later if len(later) <= FEW else {key: at for key, at in later.items() if not key}
+
+    def add(
+        self,
+        job_ids: Iterable[str],
+        now: float,
+        known_by: float = 0.0,
+        held_back: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         """
         Wait for these, too; order is age.
 
         :param known_by: the time (seconds since 1970) until which the service may not know them yet.
-        :param not_before: the time (seconds since 1970) until which the service asked not to be asked.
+        :param held_back: what another poller gave as its `held_back`.
         """
         for job_id in job_ids:
             if job_id not in self._waiting and job_id not in self.over:
+                not_before = max(held_back.get("", 0.0), held_back.get(job_id, 0.0))
                 self._waiting[job_id] = _Waiting(now, known_by, not_before=not_before)
                 self._books.add()
 

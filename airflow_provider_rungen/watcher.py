@@ -8,8 +8,9 @@ import contextvars
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -123,7 +124,7 @@ class Watcher:
         poll_interval: float,
         deadline: float,
         known_by: float = 0.0,
-        not_before: float = 0.0,
+        held_back: Mapping[str, float] = MappingProxyType({}),
     ) -> list[Job]:
         """
         Wait until every job is over, however it ended; return the jobs, without results, in the order given.
@@ -131,7 +132,7 @@ class Watcher:
         :param poll_interval: seconds between two looks.
         :param deadline: the time (seconds since 1970) to stop waiting at.
         :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
-        :param not_before: the time (seconds since 1970) until which the service asked not to be asked.
+        :param held_back: until when the service asked not to be asked, as `Watch.held_back` gives it.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change.
         """
@@ -145,7 +146,7 @@ class Watcher:
         waiter = _JobWaiter(waiting=waiting, poll_interval=poll_interval, progress=progress)
         for job_id in job_ids:
             self._waiters[job_id].add(waiter)
-        self._watch.add(job_ids, time.time(), known_by, not_before)
+        self._watch.add(job_ids, time.time(), known_by, held_back)
         await self._until_done(waiter, deadline)
         return [waiter.over[job_id] for job_id in job_ids]
 

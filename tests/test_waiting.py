@@ -174,6 +174,20 @@ def test_a_retry_after_holds_from_the_worker_into_the_triggerer(
     assert rungen_emulator.service.count("get") == 2
 
 
+def test_a_retry_after_of_one_of_several_jobs_holds_for_it_alone_in_the_triggerer(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    rungen_emulator.service.inject(Fault(on="get", status=503, headers={"Retry-After": "2"}, skip=1))
+    op = RunGenRunBatchOperator(
+        task_id="run", inputs=[job_input(1), job_input(0), job_input(1)], **WAITING | {"defer_after": 0.3}
+    )
+    deferred = deferral(op, context)
+    _, kwargs = deferred.trigger.serialize()
+    assert list(kwargs["held_back"]) == [kwargs["job_id"][1]]
+    first_event(deferred)
+    assert rungen_emulator.service.stats()["early_retries"] == 0
+
+
 @pytest.mark.parametrize("mode", ["poke", "reschedule"])
 def test_a_sensor_pokes_no_sooner_than_the_service_asked(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, mode: str
