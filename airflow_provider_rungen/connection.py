@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from airflow_provider_rungen.addresses import is_loopback
 from airflow_provider_rungen.exceptions import RunGenConfigError
 from airflow_provider_rungen.transport import Settings, tls_context
 
@@ -213,7 +214,7 @@ def _base_url(conn: Connection, wrong: Callable[[str, str], RunGenConfigError], 
         raise wrong("host", "is not an address; it must look like https://api.rungen.ai")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise wrong("host", "may hold a scheme, a name, a port and a path, and nothing else")
-    if parts.scheme == "http" and not allow_http and not _is_loopback(name):
+    if parts.scheme == "http" and not allow_http and not is_loopback(name):
         raise wrong(
             "host", "is plain http, which would show the API key to the network; use https, or set allow_http"
         )
@@ -229,13 +230,6 @@ def _bracketed(name: str) -> str:
         return f"[{ipaddress.IPv6Address(name)}]"
     except ValueError:
         return name
-
-
-def _is_loopback(name: str) -> bool:
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
 
 
 def seconds(value: float | timedelta, name: str, *, or_none: bool = False) -> float:
