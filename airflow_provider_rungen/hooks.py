@@ -65,7 +65,7 @@ class RunGenHook(BaseHook):
         self.before_step: Callable[[], None] | None = None
         #: Tells that the caller is to end soon: a request under way gets one second more then.
         self.is_interrupted: Callable[[], bool] | None = None
-        #: Entered while Airflow is asked for the connection, by a blocking call.
+        # entered while Airflow is asked for the connection, by a blocking call
         self.around_lookup: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     # --- jobs ---
