@@ -76,7 +76,7 @@ def is_local_name(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host, a name or an address, is this machine itself."""
+    """Return whether a host, a name or an address, is this machine itself."""
     address = literal(host)
     return is_local_name(host) if address is None else _meant(address).is_loopback
 

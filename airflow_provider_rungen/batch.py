@@ -268,7 +268,7 @@ class Checkpoint:
         return 0 if self._kept_header is None else self._kept_header.mark
 
     def is_of(self, header: BatchHeader) -> bool:
-        """Tell whether this is of the same inputs and app as ``header``."""
+        """Return whether this is of the same inputs and app as ``header``."""
         ours = self.header
         return (ours.app_id, ours.digest, ours.count) == (header.app_id, header.digest, header.count)
 

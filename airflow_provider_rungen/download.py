@@ -89,7 +89,7 @@ class Budget:
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[Callable[[int], None]]:
-        """Give what takes as many bytes as a file has so far; they come back if its download fails."""
+        """Return what takes as many bytes as a file has so far; they come back if its download fails."""
         held = 0
 
         def grow_to(size: int) -> None:

@@ -183,7 +183,7 @@ class Line:
             self.release()
 
     def release(self, *, everything: bool = False) -> None:
-        """Let go of connections that are closed."""
+        """Forget connections that are closed."""
         if self.is_cut:
             self._close()
         with self._lock:

@@ -53,7 +53,7 @@ def read_manifest(content: bytes, app_id: str, job_id: str) -> Manifest | None:
 
 
 def _read_entry(entry: Any) -> dict[str, Any] | None:
-    """Give of an entry what is known, if all of it is as it would have been written."""
+    """Return of an entry what is known, if all of it is as it would have been written."""
     if not isinstance(entry, dict):
         return None
     uri, at, size, sha256, kind = (
@@ -72,7 +72,7 @@ def _read_entry(entry: Any) -> dict[str, Any] | None:
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> bytes:
-    """Give the text of a manifest: JSON, with a line for each field and for each file."""
+    """Return the text of a manifest: JSON, with a line for each field and for each file."""
     lines = []
     for name, value in manifest.items():
         if name == "outputs" and value:

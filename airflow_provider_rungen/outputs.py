@@ -78,7 +78,7 @@ def urls_of(result: Any) -> Iterator[tuple[str, str]]:
 
 
 def _below(at: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Give what may hold a URL, or is one, one level below a value."""
+    """Return what may hold a URL, or is one, one level below a value."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if _is_of_interest(item):
@@ -129,7 +129,7 @@ def _cut(text: str, size: int) -> str:
 
 def replaced(result: Any, stored: Mapping[str, str]) -> Any:
     """
-    Give a copy of a result that can be kept: valid JSON of some depth, in which no URL has a secret.
+    Return a copy of a result that can be kept: valid JSON of some depth, in which no URL has a secret.
 
     :param stored: what is to stand in place of a URL.
     """
@@ -137,7 +137,7 @@ def replaced(result: Any, stored: Mapping[str, str]) -> Any:
 
 
 def kept(value: Any) -> Any:
-    """Give a copy of a value that can be kept: valid JSON of some depth, in which no URL has a secret."""
+    """Return a copy of a value that can be kept: valid JSON of some depth, in which no URL has a secret."""
     return _mapped(value, without_secrets)
 
 

@@ -193,7 +193,7 @@ def _last_at(text: str) -> int:
 
 
 def _has_odd_port(authority: str) -> bool:
-    """Tell whether what looks like a port is none, so that it has to be a password."""
+    """Return whether what looks like a port is none, so that it has to be a password."""
     colon = None if authority.startswith("[") else _COLON.search(authority)
     return colon is not None and _PORT.fullmatch(authority, colon.end()) is None
 

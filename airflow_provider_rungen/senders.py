@@ -408,7 +408,7 @@ def _late(request: Request, limit: float, late: LateError | _Progress) -> RunGen
 
 
 def _unreachable(request: Request, error: BaseException, *, sent: bool) -> RunGenConnectionError:
-    """Say in own words what went wrong: those of the libraries may hold a URL or a proxy's password."""
+    """Describe in own words what went wrong: those of the libraries may hold a URL or a proxy's password."""
     root = _root(error)
     if isinstance(root, UnicodeError):  # the host's name cannot even be looked up
         sent = False

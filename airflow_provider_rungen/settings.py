@@ -51,7 +51,7 @@ class Settings:
     job_url: str | None = None
 
     def headers(self) -> dict[str, str]:
-        """Give the headers every request carries."""
+        """Return the headers every request carries."""
         headers = {
             "Accept": "application/json",
             "Accept-Encoding": "gzip, deflate",  # no more than the codec undoes
@@ -61,7 +61,7 @@ class Settings:
         return headers | ({"x-team-id": self.team_id} if self.team_id else {})
 
     def headers_for(self, request: Request) -> dict[str, str]:
-        """Give the headers of this request alone."""
+        """Return the headers of this request alone."""
         headers = {} if request.body is None else {"Content-Type": "application/json"}
         return headers | (
             {"X-Authenticated-User-Id": self.user_id} if request.as_user and self.user_id else {}
@@ -109,7 +109,7 @@ def _as_utf8(body: bytes) -> bytes:
 
 
 def proxy_of_environment(url: str) -> str | None:
-    """Give the proxy that the environment names for a URL, as `requests` reads it, which is not imported."""
+    """Return the proxy that the environment names for a URL, as `requests` reads it, without importing it."""
     from urllib.request import getproxies, proxy_bypass
 
     parts, proxies = urlsplit(url), getproxies()
@@ -131,13 +131,13 @@ def _is_in(host: str, network: str) -> bool:
 
 
 def environment_ca() -> str | None:
-    """Give the path of the CAs that the environment names, as requests does."""
+    """Return the path of the CAs that the environment names, as requests does."""
     return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
 
 
 def tls_context(path: str) -> ssl.SSLContext:
     """
-    Give a context that trusts the CA bundle, or the folder of CAs, at ``path``.
+    Return a context that trusts the CA bundle, or the folder of CAs, at ``path``.
 
     :raises RunGenConfigError: it is none.
     """

@@ -163,7 +163,7 @@ class Storage:
         return content if content is not None and len(content) <= most else None
 
     def digest(self, job_id: str, name: str, size: int) -> str | None:
-        """Give the SHA-256 of a file, if it is there and has this size."""
+        """Return the SHA-256 of a file, if it is there and has this size."""
 
         def read(file: Any) -> str | None:
             count, digest = 0, hashlib.sha256()
@@ -175,7 +175,7 @@ class Storage:
         return self._opened(job_id, name, read)
 
     def sizes(self, job_id: str, prefix: str) -> dict[str, int]:
-        """Give the files of a job whose name begins so, with their sizes."""
+        """Return the files of a job whose name begins so, with their sizes."""
         with self._telling():
             try:
                 found = self._local_sizes(job_id) if self._is_local else self._remote_sizes(job_id)
@@ -201,7 +201,7 @@ class Storage:
         ]
 
     def read_all(self, job_id: str, names: Collection[str], most: int) -> list[bytes]:
-        """Give what is in those of many small files that can be read."""
+        """Return what is in those of many small files that can be read."""
         if self._is_local:
             contents = [self.read(job_id, name, most) for name in names]
             return [content for content in contents if content is not None]
@@ -246,7 +246,7 @@ class Storage:
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
-        """Say in own words what went wrong with the storage, whose libraries raise whatever they like."""
+        """Describe what went wrong with the storage in own words: its libraries raise whatever they like."""
         try:
             yield
         except RunGenOutputError:
@@ -271,7 +271,7 @@ def _lock(file: BinaryIO) -> bool:
 
 
 def _opener(folder: int) -> Callable[[str, int], int]:
-    """Give an opener of regular files in a folder that follows no symbolic link."""
+    """Return an opener of regular files in a folder that follows no symbolic link."""
 
     def opener(name: str, flags: int) -> int:
         try:

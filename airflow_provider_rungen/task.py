@@ -130,7 +130,7 @@ class RunGenTask(BaseOperator):
         """Do what is due now and then during a wait; it must not raise, and bounds its own time."""
 
     def _is_interrupted(self) -> bool:
-        """Tell whether a kill or a time limit was put off, or swallowed, and waits for a request to end."""
+        """Return whether a kill or a time limit was put off, or swallowed, and waits for a request to end."""
         return is_killed() or (self._is_killed and self._thread == threading.get_ident())
 
     def on_kill(self) -> None:

@@ -141,7 +141,7 @@ class RunGenTrigger(BaseTrigger):
             log.error("%s: %s", self._left_behind(), str(error) or type(error).__name__)
 
     def _left_behind(self) -> str:
-        """Say what may still run or be billed when it could not be undone."""
+        """Describe what may still run or be billed when it could not be undone."""
         raise NotImplementedError
 
     async def _undo(self, hook: RunGenHook, state: str | None) -> None:
@@ -244,7 +244,7 @@ class RunGenJobTrigger(RunGenTrigger):
 
     async def _kept(self, job_ids: list[str], state: str | None) -> list[str]:
         """
-        Give the jobs that this attempt, on another triggerer, or a later one goes on waiting for.
+        Return the jobs that this attempt, on another triggerer, or a later one goes on waiting for.
 
         A task that is deferred may be so in its next attempt already, which has jobs of its own, or has taken
         up these: it has pushed the ids of its jobs.

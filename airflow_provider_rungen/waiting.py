@@ -243,7 +243,7 @@ class JobWaiter(RunGenTask):
 
 def read_event(event: Mapping[str, Any]) -> list[Job]:
     """
-    Give the jobs that did not complete; another version of the package may have written the event.
+    Return the jobs that did not complete; another version of the package may have written the event.
 
     :raises RunGenJobTimeoutError: the deadline passed.
     :raises RunGenForbiddenError: RunGen refuses the API key.
@@ -268,7 +268,7 @@ def read_event(event: Mapping[str, Any]) -> list[Job]:
 
 
 def failure_in_event(message: str, event: Mapping[str, Any]) -> RunGenError:
-    """Give the error that ended the wait in the triggerer."""
+    """Return the error that ended the wait in the triggerer."""
     code = event.get("status_code")
     if "status_code" not in event and (found := _REFUSAL.search(message)):
         code = int(found[1])  # the event of an older version holds it only in its text

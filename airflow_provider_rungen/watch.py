@@ -130,7 +130,7 @@ class _Time:
         return cls(left, now + (left if left >= 1 else LAST_ROUND_TIME))
 
     def of_a_look(self, entry: _Waiting, now: float) -> float:
-        """Give the seconds that a look may take; more after looks in vain, since the answer may be large."""
+        """Return the seconds that a look may take: more after looks in vain, for a large answer."""
         at_the_end = FIRST_LOOK_TIME if entry.job is None else LAST_LOOK_TIME
         most = LOOK_TIME * 2.0 ** min(entry.failures, 8)
         return min(most, self.left if self.left >= 1 else at_the_end, max(self.end_by - now, SHORTEST_LOOK))
@@ -325,7 +325,7 @@ class Watch:
 
     def held_back(self, now: float) -> dict[str, float]:
         """
-        Give the times (seconds since 1970) before which another poller is not to ask the service.
+        Return the times (seconds since 1970) before which another poller is not to ask the service.
 
         :return: by job; for all under an empty id. Of many jobs, only what holds for all.
         """
@@ -363,11 +363,11 @@ class Watch:
             self._silent.discard(job_id)
 
     def pause(self) -> float:
-        """Give the seconds to leave the service alone after the last round: some if nothing answered."""
+        """Return the seconds to leave the service alone after the last round: some if nothing answered."""
         return self._pause
 
     def take_errors(self) -> dict[str, RunGenError]:
-        """Give the errors that no waiting can change, by job, once each."""
+        """Return the errors that no waiting can change, by job, once each."""
         errors, self._errors = self._errors, {}
         return errors
 
@@ -429,7 +429,7 @@ class Watch:
         self._quiet_until = (yield Sleep(0)) + self._pause if self._pause else 0.0
 
     def _due(self, now: float) -> list[str]:
-        """Give the jobs that may be asked for, oldest first, but before them those that were cut off."""
+        """Return the jobs that may be asked for, oldest first, but before them those that were cut off."""
         due = [
             job_id
             for job_id, entry in self._waiting.items()
@@ -638,7 +638,7 @@ class Watch:
         return self._note_outcome(job_id, outcome, (yield Sleep(0)))
 
     def _patience_at(self, time: _Time, now: float) -> float | None:
-        """Give the seconds to wait for a look: many, which take turns, must not outlast the deadline."""
+        """Return the seconds to wait for a look: many, which take turns, must not outlast the deadline."""
         if self.is_shared or math.isinf(time.end_by):
             return self._patience
         return max(time.end_by - now, SHORTEST_LOOK)
@@ -836,7 +836,7 @@ def failed_by(error: RunGenError, app_id: str, job_id: str) -> Job:
 
 
 def timeout_error(watch: Watch, job_ids: Iterable[str]) -> RunGenJobTimeoutError:
-    """Give the error that says that those of the jobs that are not over were not over in time."""
+    """Return the error that says that those of the jobs that are not over were not over in time."""
     waiting = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in watch.over]
     more = f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
     message = f"RunGen job {waiting[0]} of app {watch.app_id}{more} was not over in time"

@@ -312,7 +312,7 @@ class OutletEvents(dict[Any, Accessor]):
 
 @pytest.fixture(autouse=True)
 def _brief_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a refused key be waited for for a moment only, where the wait is not what is tested."""
+    """Wait for a refused key for a moment only, where the wait is not what is tested."""
     monkeypatch.setattr("airflow_provider_rungen.api.REFUSAL_GRACE", 1.5)
 
 

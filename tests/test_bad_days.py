@@ -326,7 +326,7 @@ class Life:
         self.made.append(Made(job_id, index, len(self.tries), time.time(), fault))
 
     def strike(self, on: str) -> None:
-        """Let happen what is to happen now."""
+        """Do what is due now."""
         self.counts[on] += 1
         for event in self.script.events:
             if event.on == on and event.nth == self.counts[on]:
@@ -445,7 +445,7 @@ class Life:
         self.plug()
 
     def next(self, this: Try) -> tuple[int, bool]:
-        """Give the number of the attempt that follows, if one does, and whether it follows a clear."""
+        """Return the number of the attempt that follows, if one does, and whether it follows a clear."""
         number = this.try_number + 1
         if len(self.tries) >= 6:
             return 0, False
@@ -746,7 +746,7 @@ class Life:
             self.hold(told >= count, f"try {number} left {count} jobs of unknown fate, {told} were told")
 
     def _is_lost(self, made: Made) -> bool:
-        """Tell whether an attempt that knew the job died, and no other could find it."""
+        """Return whether an attempt that knew the job died, and no other could find it."""
         after = self.tries[made.attempt - 1 :]
         died = [this.number for this in after if this.has_died]
         return bool(died) and (
@@ -790,7 +790,7 @@ class Life:
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every wait be short, in proportion."""
+    """Shorten every wait, in proportion."""
     scales: list[tuple[Any, dict[str, Any]]] = [
         (api, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "REFUSAL_GRACE": 0.4, "PATIENCE": 1.5}),
         (hooks, {"LOOK_UP_EVERY": 0.05, "PART": 0.3}),

@@ -59,7 +59,7 @@ ENDLESS: dict[str, tuple[bytes, bytes, float]] = {
 
 
 def endless(first: bytes, again: bytes, gap: float) -> Callable[[socket.socket], None]:
-    """Say something for 20 s, or until nobody listens any more."""
+    """Send something for 20 s, or until nobody listens any more."""
 
     def talk(connection: socket.socket) -> None:
         connection.sendall(first)

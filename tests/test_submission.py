@@ -411,7 +411,7 @@ class StoreError(Exception):
 
 
 def failing(task: Task, times: int) -> None:
-    """Let the store not take the job's id so many times."""
+    """Make the store refuse the job's id so many times."""
     left = [times]
 
     def fail(value: Any) -> None:

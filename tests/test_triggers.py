@@ -321,7 +321,7 @@ def ids(rungen_emulator: Emulator) -> list[str]:
 
 
 def airflow_tells(monkeypatch: pytest.MonkeyPatch, *told: str, pushed: Iterable[str] | None) -> None:
-    """Let Airflow tell these states of the task, the last for ever, and the jobs of its last attempt."""
+    """Make Airflow report these states of the task, the last for ever, and the jobs of its last attempt."""
     left = list(told)
     monkeypatch.setattr(triggers, "_read_state", lambda _: left.pop(0) if len(left) > 1 else left[0])
     monkeypatch.setattr(triggers, "pushed_job_ids", lambda _: None if pushed is None else set(pushed))

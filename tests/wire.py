@@ -114,7 +114,7 @@ def settings_for(url: str, **changes: Any) -> Settings:
 
 
 def drip(text: bytes, *, head: bytes = b"") -> Talk:
-    """Say the head at once, then a byte each 50 ms, for 6 s at most."""
+    """Send the head at once, then a byte each 50 ms, for 6 s at most."""
 
     def talk(connection: socket.socket) -> None:
         connection.sendall(head)

@@ -198,7 +198,7 @@ class RunGenRunBatchOperator(JobSubmitter):
         return new, set()
 
     def _renew(self, kept: Checkpoint, new: BatchHeader, *, is_cleared: bool) -> None:
-        """Give jobs that are run anew the whole time; after a clear, those that run get it when it is up."""
+        """Grant jobs that are run anew the whole time; after a clear, those that run get it when it is up."""
         is_late = is_cleared and kept.header.deadline <= time.time()
         if is_late or not all(_job_ids(kept)):
             kept.header = replace(kept.header, deadline=new.deadline)
