@@ -316,6 +316,13 @@ def _brief_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_rungen.api.REFUSAL_GRACE", 1.5)
 
 
+@pytest.fixture(autouse=True)
+def _clears_keep_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clear as Airflow 3.3 does: the state is kept, where a test does not say otherwise."""
+    for module in ("attempt", "triggers"):
+        monkeypatch.setattr(f"airflow_provider_rungen.{module}.CLEAR_DISCARDS_STATE", False)
+
+
 @pytest.fixture
 def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a trigger fire at once, where the wait for the deferring process is not what is tested."""
