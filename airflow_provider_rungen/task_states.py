@@ -49,18 +49,28 @@ def _state_from_database(ti: Any) -> str | None:
         return state
 
 
+class AttemptOverError(Exception):
+    """Another attempt has taken the place of the one that asks."""
+
+
 def pushed_job_ids(ti: Any) -> set[str] | None:
     """
     Return the jobs that the latest attempt of a task has pushed, or ``None`` when it has not yet. It blocks.
 
     :param ti: a trigger's ``task_instance``.
+    :raises AttemptOverError: there is a later attempt, which Airflow does not let this one ask about.
     """
     from airflow_provider_rungen._airflow import XCom
 
     for key in ("job_id", "job_ids"):
-        found: Any = XCom.get_one(
-            key=key, dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index
-        )
+        try:
+            found: Any = XCom.get_one(
+                key=key, dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index
+            )
+        except Exception as error:
+            if "not a live attempt" in str(error):  # the words of the API server since Airflow 3.4
+                raise AttemptOverError from error
+            raise
         if found is not None:
             return {found} if isinstance(found, str) else {each for each in found if each}
     return None

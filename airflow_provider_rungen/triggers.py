@@ -27,7 +27,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, app_url, job_url
 from airflow_provider_rungen.models import JobStatus, clean_text
 from airflow_provider_rungen.scaling import Goal, Raised, lower_app, not_lowered
-from airflow_provider_rungen.task_states import pushed_job_ids
+from airflow_provider_rungen.task_states import AttemptOverError, pushed_job_ids
 from airflow_provider_rungen.task_states import task_state as _read_state
 from airflow_provider_rungen.transport import side_by_side
 from airflow_provider_rungen.watcher import watcher_of
@@ -273,6 +273,8 @@ class RunGenJobTrigger(RunGenTrigger):
     async def _pushed(self) -> set[str] | None:
         try:
             found: set[str] | None = await _ask_airflow(pushed_job_ids, self.task_instance)
+        except AttemptOverError:
+            return set(rendered_job_ids(self.job_id)) if self.on_clear == "resume" else set()
         except Exception as error:
             log.warning("The jobs of the latest attempt are not known (%s)", type(error).__name__)
             return None

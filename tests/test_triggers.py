@@ -15,7 +15,7 @@ from airflow.triggers.base import BaseTrigger
 from asgiref.sync import async_to_sync
 from conftest import APP, KEY
 
-from airflow_provider_rungen import triggers
+from airflow_provider_rungen import _airflow, triggers
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.triggers import RunGenJobTrigger
@@ -342,6 +342,24 @@ def test_jobs_that_the_next_attempt_has_taken_up_are_left_to_it(
     airflow_tells(monkeypatch, "deferred", pushed=ids[1:])
     _start_and_end(trigger(ids), rungen_emulator, kill=True)
     assert states(rungen_emulator) == ["CANCELED", "RUNNING"]
+
+
+@pytest.mark.parametrize(("on_clear", "want"), [("new", "CANCELED"), ("resume", "RUNNING")])
+def test_an_attempt_that_another_has_replaced_cancels_its_jobs(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, ids: list[str], on_clear: str, want: str
+) -> None:
+    """As on Airflow 3.4.0b2, which answers an old attempt with 403."""
+
+    def refuse(**_: Any) -> None:
+        raise RuntimeError(
+            "API_SERVER_ERROR: {'status_code': 403, 'detail': {'detail': {'reason': 'access_denied', "
+            "'message': 'Task instance is not a live attempt'}}}"
+        )
+
+    monkeypatch.setattr(triggers, "_read_state", lambda _: "deferred")
+    monkeypatch.setattr(_airflow.XCom, "get_one", refuse)
+    _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == [want, want]
 
 
 @pytest.mark.parametrize(("on_clear", "discards"), [("resume", False), ("new", True), ("resume", True)])
