@@ -73,10 +73,10 @@ def endless(first: bytes, again: bytes, gap: float) -> Callable[[socket.socket],
 
 @pytest.fixture
 def limited() -> Iterator[Callable[[], float]]:
-    """Check that what is done takes no more than the limit, and a second."""
+    """Check that what is done ends soon after the limit, on a busy machine, too; else it would never end."""
     begun_at = time.monotonic()
     yield lambda: time.monotonic() - begun_at
-    assert time.monotonic() - begun_at < LIMIT + 1
+    assert time.monotonic() - begun_at < LIMIT + 5
 
 
 @pytest.mark.parametrize("name", ENDLESS)
