@@ -400,7 +400,11 @@ class RunGenHook(BaseHook):
 
         :param within: how many seconds it may take; a request gets a quarter of them.
         """
-        sender = Sender(replace(self.settings, connect_timeout=within / 4, read_timeout=within / 4))
+        part = within / 4
+        # its few requests must not wait for their turn, which may come after the end
+        sender = Sender(
+            replace(self.settings, connect_timeout=part, read_timeout=part, max_requests_per_second=None)
+        )
         try:
             return drive(flow, sender)
         finally:
@@ -425,7 +429,8 @@ class RunGenHook(BaseHook):
             outcomes[job_id] = outcome if isinstance(outcome, RunGenError) else None
 
         if len(job_ids) == 1:
-            sender = Sender(settings)
+            # as in `perform_in_time`
+            sender = Sender(replace(settings, max_requests_per_second=None))
             try:
                 note(job_ids[0], drive(api.cancel_job(app_id, job_ids[0], patience=part), sender))
             except RunGenError as error:

@@ -24,6 +24,7 @@ from airflow_provider_rungen.api import Request
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
+    RunGenConflictError,
     RunGenConnectionError,
     RunGenResponseError,
     RunGenSubmissionUnknownError,
@@ -405,6 +406,19 @@ def test_a_paced_request_lets_a_kill_through(
     connection = rungen_emulator.airflow_connection(max_requests_per_second=0.05)
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", connection)
     kill_when(job_op(), signal.SIGTERM, lambda: rungen_emulator.service.count("run") > 0)
+
+
+def test_a_cancel_at_a_kill_does_not_wait_for_its_turn(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = rungen_emulator.airflow_connection(max_requests_per_second=0.05)
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", connection)
+    with RunGenHook() as hook:
+        job = hook.run_job(input={"prompt": "x", "emulator": {"seconds": 0}})
+        begun_at = time.monotonic()
+        outcomes = hook.cancel_jobs(job.app_id, [job.id], within=4.0)  # asked again what it is: it is over
+    assert time.monotonic() - begun_at < 4
+    assert isinstance(outcomes[job.id], RunGenConflictError)
 
 
 def test_a_request_that_is_interrupted_gets_a_second_more(rungen_emulator: Emulator) -> None:
