@@ -51,7 +51,7 @@ def _inputs(jobs: int) -> Iterator[dict[str, Any]]:
 
 
 async def _ours(_: str) -> None:
-    from airflow_provider_rungen import api
+    from airflow_provider_rungen.client import endpoints
     from airflow_provider_rungen.hooks import RunGenHook
 
     left = _inputs(JOBS)
@@ -60,7 +60,7 @@ async def _ours(_: str) -> None:
 
         async def work() -> None:
             for given in left:
-                await hook.aperform(api.run_job(APP, given))
+                await hook.aperform(endpoints.run_job(APP, given))
 
         await asyncio.gather(*(work() for _ in range(AT_A_TIME)))
 

@@ -94,7 +94,8 @@ async def main(settings: dict[str, Any]) -> dict[str, Any]:
     kind = settings["kind"]
     if kind == OURS:
         import airflow_provider_rungen.triggers  # noqa: F401 - its import is not what is measured
-        from airflow_provider_rungen.transport import AsyncSender, Settings
+        from airflow_provider_rungen.client.senders import AsyncSender
+        from airflow_provider_rungen.client.settings import Settings
 
         # what it imports when first used
         await AsyncSender(Settings(settings["url"], "")).close()

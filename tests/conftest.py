@@ -44,11 +44,13 @@ os.environ |= {
 
 from wire import Send, Server, Talk, by_aiohttp, by_requests  # noqa: E402
 
-from airflow_provider_rungen.api import Flow, Request, Response  # noqa: E402
+from airflow_provider_rungen.client.flow import Flow, Request, Response  # noqa: E402
+from airflow_provider_rungen.client.polling import wait_for_jobs  # noqa: E402
+from airflow_provider_rungen.client.senders import AsyncSender, Sender  # noqa: E402
+from airflow_provider_rungen.client.settings import Settings  # noqa: E402
+from airflow_provider_rungen.client.transport import adrive, drive  # noqa: E402
 from airflow_provider_rungen.emulator import Emulator, Service  # noqa: E402
 from airflow_provider_rungen.exceptions import RunGenConnectionError  # noqa: E402
-from airflow_provider_rungen.transport import AsyncSender, Sender, Settings, adrive, drive  # noqa: E402
-from airflow_provider_rungen.watch import wait_for_jobs  # noqa: E402
 
 hypothesis.settings.register_profile("steady", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("steady")
@@ -313,7 +315,7 @@ class OutletEvents(dict[Any, Accessor]):
 @pytest.fixture(autouse=True)
 def _brief_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a refused key for a moment only, where the wait is not what is tested."""
-    monkeypatch.setattr("airflow_provider_rungen.api.REFUSAL_GRACE", 1.5)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 1.5)
 
 
 @pytest.fixture(autouse=True)
@@ -326,7 +328,7 @@ def _clears_keep_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a trigger fire at once, where the wait for the deferring process is not what is tested."""
-    monkeypatch.setattr("airflow_provider_rungen.triggers.SETTLING_TIME", 0.0)
+    monkeypatch.setattr("airflow_provider_rungen.triggers.rungen.SETTLING_TIME", 0.0)
 
 
 @contextlib.contextmanager

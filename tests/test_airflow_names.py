@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from airflow_provider_rungen import _airflow
-from airflow_provider_rungen._airflow import AIRFLOW_VERSION, PLACES, parse_version, place_of
+from airflow_provider_rungen._airflow import (
+    AIRFLOW_VERSION,
+    PLACES,
+    parse_version,
+    place_of,
+)
 from compat.private_names import PRIVATE_NAMES, PrivateName
 
 # Those whose fall-back on older versions is another object than the one of common-compat.

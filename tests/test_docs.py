@@ -22,7 +22,12 @@ import pytest
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from conftest import HOME
 
-from airflow_provider_rungen import exceptions, get_provider_info, operators, sensors
+from airflow_provider_rungen import (
+    exceptions,
+    get_provider_info,
+    operators,
+    sensors,
+)
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.emulator.__main__ import _parser as emulator_arguments
 from airflow_provider_rungen.emulator.faults import KINDS, OPERATIONS

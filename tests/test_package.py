@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_rungen import operators, sensors
-from airflow_provider_rungen.decorators import _RunGenDecoratedOperator
+from airflow_provider_rungen.decorators.rungen import _RunGenDecoratedOperator
 
 _HEAVY = ("aiohttp", "jsonschema", "requests")
 

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from airflow_provider_rungen.api import Request, Response
-from airflow_provider_rungen.transport import AsyncSender, Sender, Settings
+from airflow_provider_rungen.client.flow import Request, Response
+from airflow_provider_rungen.client.senders import AsyncSender, Sender
+from airflow_provider_rungen.client.settings import Settings
 
 KEY = "sk-0123456789-very-secret"
 GET = Request("GET", "app", "list the apps")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from airflow_provider_rungen import api, records
-from airflow_provider_rungen.connection import seconds
+from airflow_provider_rungen.client import endpoints, retry
+from airflow_provider_rungen.client.models import App, clean_text
+from airflow_provider_rungen.client.scaling import remove_app
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppError,
@@ -20,11 +21,11 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
     RunGenResponseError,
 )
-from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.models import App, clean_text
+from airflow_provider_rungen.execution import records
+from airflow_provider_rungen.execution.task import RunGenTask, deadline_of, failing_for_good
+from airflow_provider_rungen.hooks.connection import seconds
+from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.operators.scale import whole_number
-from airflow_provider_rungen.scaling import remove_app
-from airflow_provider_rungen.task import RunGenTask, deadline_of, failing_for_good
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
@@ -169,9 +170,9 @@ class RunGenCreateAppOperator(RunGenTask):
 
     def _create(self, hook: RunGenHook, body: Mapping[str, Any]) -> App:
         try:
-            return hook.perform(api.create_app(body))
+            return hook.perform(endpoints.create_app(body))
         except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
-            if error.hopeless or api.was_not_taken(error):
+            if error.hopeless or retry.was_not_taken(error):
                 raise
             failure = error
         log.warning("%s; looking whether the app was created", str(failure).rstrip("."))

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_provider_rungen import api, metrics
-from airflow_provider_rungen.attempt import End
-from airflow_provider_rungen.batch import KEY, BatchHeader, BatchSubmission, Checkpoint, Inputs
+from airflow_provider_rungen._airflow import metrics
+from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.polling import KNOWN_WITHIN, job_of, without_contents
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobError,
@@ -20,19 +21,30 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.lineage import Done
-from airflow_provider_rungen.models import Job, JobStatus
+from airflow_provider_rungen.execution.attempts import End
+from airflow_provider_rungen.execution.batch import (
+    KEY,
+    BatchHeader,
+    BatchSubmission,
+    Checkpoint,
+    Inputs,
+)
+from airflow_provider_rungen.execution.lineage import Done
+from airflow_provider_rungen.execution.submission import FOUND_WITHIN
+from airflow_provider_rungen.execution.task import deadline_of, is_killed
+from airflow_provider_rungen.execution.tolerance import (
+    allowed_of,
+    checked_count,
+    checked_max_failed,
+    told,
+)
+from airflow_provider_rungen.execution.waiting import look_again, read_event
 from airflow_provider_rungen.operators.job import JobSubmitter, cancel_time
 from airflow_provider_rungen.schemas import Schema
-from airflow_provider_rungen.submission import FOUND_WITHIN
-from airflow_provider_rungen.task import deadline_of, is_killed
-from airflow_provider_rungen.tolerance import allowed_of, checked_count, checked_max_failed, told
-from airflow_provider_rungen.waiting import look_again, read_event
-from airflow_provider_rungen.watch import KNOWN_WITHIN, job_of, without_contents
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
-    from airflow_provider_rungen.hooks import RunGenHook
+    from airflow_provider_rungen.hooks.rungen import RunGenHook
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +266,7 @@ class RunGenRunBatchOperator(JobSubmitter):
         found: dict[str, Job | RunGenError] = {}
 
         def take(job_id: str, look: Job | RunGenError) -> None:
-            if isinstance(look, RunGenError) and api.may_pass(look):
+            if isinstance(look, RunGenError) and retry.may_pass(look):
                 raise look  # there is no use in asking for the rest now
             found[job_id] = look if isinstance(look, RunGenError) else without_contents(look)
 

@@ -12,7 +12,9 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.connection import seconds
+from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.polling import HANDFUL, job_of, without_contents
+from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenInputError,
@@ -21,15 +23,16 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobFailedError,
     RunGenOutputError,
 )
-from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.lineage import Done
-from airflow_provider_rungen.models import Job, JobStatus
-from airflow_provider_rungen.redaction import redact
-from airflow_provider_rungen.schemas import Schema, checked
-from airflow_provider_rungen.storage import Storage
-from airflow_provider_rungen.task import deadline_of, failing_for_good
-from airflow_provider_rungen.tolerance import allowed_of, checked_count, checked_max_failed, told
-from airflow_provider_rungen.waiting import (
+from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.lineage import Done
+from airflow_provider_rungen.execution.task import deadline_of, failing_for_good
+from airflow_provider_rungen.execution.tolerance import (
+    allowed_of,
+    checked_count,
+    checked_max_failed,
+    told,
+)
+from airflow_provider_rungen.execution.waiting import (
     JobWaiter,
     failure_of,
     is_final,
@@ -38,8 +41,10 @@ from airflow_provider_rungen.waiting import (
     names_of,
     read_event,
 )
-from airflow_provider_rungen.watch import HANDFUL, job_of, without_contents
-from airflow_provider_rungen.xcom_values import find_key_problem, find_xcom_problem
+from airflow_provider_rungen.execution.xcom_values import find_key_problem, find_xcom_problem
+from airflow_provider_rungen.hooks.connection import seconds
+from airflow_provider_rungen.hooks.rungen import RunGenHook
+from airflow_provider_rungen.schemas import Schema, checked
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
@@ -295,8 +300,8 @@ class RunGenCollectResultsOperator(JobWaiter):
         return outcomes
 
     def _land(self, hook: RunGenHook, app_id: str, job_ids: list[str]) -> dict[str, Any]:
-        from airflow_provider_rungen.download import Downloader
-        from airflow_provider_rungen.landing import Landing
+        from airflow_provider_rungen.client.download import Downloader
+        from airflow_provider_rungen.execution.archive.archiver import Landing
 
         storage, at_once = self._storage, self.max_concurrency
         assert storage is not None  # noqa: S101 - for the type checker; there is a destination

@@ -10,23 +10,10 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
-from airflow_provider_rungen import api, attempt, submission
-from airflow_provider_rungen._airflow import (
-    AirflowFailException,
-    AirflowSkipException,
-    TaskInstanceState,
-)
-from airflow_provider_rungen.attempt import (
-    Attempt,
-    End,
-    ask_for_state,
-    call_airflow_briefly,
-    is_timing_out,
-    was_ended_by_user,
-)
-from airflow_provider_rungen.connection import seconds
-from airflow_provider_rungen.default_args import default_arg_names
-from airflow_provider_rungen.durations import in_words
+from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
+from airflow_provider_rungen.client import codec, retry
+from airflow_provider_rungen.client.durations import in_words
+from airflow_provider_rungen.client.polling import KNOWN_WITHIN
 from airflow_provider_rungen.exceptions import (
     RunGenConfigError,
     RunGenConflictError,
@@ -34,31 +21,42 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobError,
     RunGenJobTimeoutError,
 )
-from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.lineage import Done
-from airflow_provider_rungen.links import JOB_AND_APP
-from airflow_provider_rungen.schemas import Schema, checked
-from airflow_provider_rungen.submission import DurableSubmission, Submission
-from airflow_provider_rungen.task import (
+from airflow_provider_rungen.execution import attempts as attempt
+from airflow_provider_rungen.execution import submission
+from airflow_provider_rungen.execution.attempts import (
+    Attempt,
+    End,
+    ask_for_state,
+    call_airflow_briefly,
+    is_timing_out,
+    was_ended_by_user,
+)
+from airflow_provider_rungen.execution.default_args import default_arg_names
+from airflow_provider_rungen.execution.lineage import Done
+from airflow_provider_rungen.execution.state_store import TaskState
+from airflow_provider_rungen.execution.submission import DurableSubmission, Submission
+from airflow_provider_rungen.execution.task import (
     RunGenTask,
     deadline_of,
     failing_for_good,
     kill_time,
     say_what_to_do,
 )
-from airflow_provider_rungen.task_state import TaskState
-from airflow_provider_rungen.waiting import (
+from airflow_provider_rungen.execution.waiting import (
     JobWaiter,
     known_job_ids_of,
     names_of,
     raise_for_jobs,
     read_event,
 )
-from airflow_provider_rungen.watch import KNOWN_WITHIN
+from airflow_provider_rungen.hooks.connection import seconds
+from airflow_provider_rungen.hooks.rungen import RunGenHook
+from airflow_provider_rungen.links.rungen import JOB_AND_APP
+from airflow_provider_rungen.schemas import Schema, checked
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
-    from airflow_provider_rungen.models import Job
+    from airflow_provider_rungen.client.models import Job
 
 log = logging.getLogger(__name__)
 
@@ -329,7 +327,7 @@ def _is_refusal(error: Exception) -> bool:
     """Return whether the key or the connection is at fault, which is no reason to cancel a job."""
     if isinstance(error, RunGenConfigError):
         return True
-    return isinstance(error, RunGenError) and api.is_refusal(error)
+    return isinstance(error, RunGenError) and retry.is_refusal(error)
 
 
 def _with_left(message: str, app_id: str, job_ids: Sequence[str]) -> str:
@@ -447,7 +445,7 @@ class RunGenRunJobOperator(JobSubmitter):
         if found is None:
             self._jobs = ("", [])  # what an earlier attempt left is over, canceled or not to be canceled
             if schema := Schema.of(self.input_schema, "input_schema"):
-                schema.check_input(json.loads(api.encode_input(self.input)))
+                schema.check_input(json.loads(codec.encode_input(self.input)))
         with self._unbreakable():
             if found is None:
                 found = self._submission.submit(hook, app_id, self.input, self.timeout)

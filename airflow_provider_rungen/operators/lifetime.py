@@ -13,7 +13,7 @@ from airflow_provider_rungen._airflow import (
     DuplicateTaskIdFound,
     TriggerRule,
 )
-from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.operators.scale import RunGenScaleAppOperator
 from airflow_provider_rungen.operators.scale_down import RunGenScaleDownOperator
 

@@ -11,13 +11,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen._airflow import TaskDeferred, conf
-from airflow_provider_rungen.api import get_app, scale_app
-from airflow_provider_rungen.attempt import Attempt, ask_for_state, is_timing_out, was_ended_by_user
-from airflow_provider_rungen.connection import seconds
-from airflow_provider_rungen.durations import in_words
-from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
-from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.scaling import (
+from airflow_provider_rungen.client.durations import in_words
+from airflow_provider_rungen.client.endpoints import get_app, scale_app
+from airflow_provider_rungen.client.scaling import (
     CONFIRM_TIME,
     Goal,
     Raised,
@@ -28,8 +24,22 @@ from airflow_provider_rungen.scaling import (
     wait_for_app,
     workers_of,
 )
-from airflow_provider_rungen.task import RunGenTask, deadline_of, failing_for_good, kill_time
-from airflow_provider_rungen.waiting import GRACE
+from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
+from airflow_provider_rungen.execution.attempts import (
+    Attempt,
+    ask_for_state,
+    is_timing_out,
+    was_ended_by_user,
+)
+from airflow_provider_rungen.execution.task import (
+    RunGenTask,
+    deadline_of,
+    failing_for_good,
+    kill_time,
+)
+from airflow_provider_rungen.execution.waiting import GRACE
+from airflow_provider_rungen.hooks.connection import seconds
+from airflow_provider_rungen.hooks.rungen import RunGenHook
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
@@ -191,7 +201,7 @@ class RunGenScaleAppOperator(RunGenTask):
             self._defer(goal, deadline)
 
     def _defer(self, goal: Goal, deadline: float) -> NoReturn:
-        from airflow_provider_rungen.triggers import RunGenAppTrigger
+        from airflow_provider_rungen.triggers.rungen import RunGenAppTrigger
 
         now = time.time()
         log.info("Waiting for RunGen app %s in the triggerer", goal.app_id)

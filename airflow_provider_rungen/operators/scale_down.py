@@ -9,13 +9,18 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
-from airflow_provider_rungen.connection import seconds
-from airflow_provider_rungen.durations import in_words
+from airflow_provider_rungen.client.durations import in_words
+from airflow_provider_rungen.client.scaling import (
+    CONFIRM_TIME,
+    Raised,
+    drain_app,
+    set_workers,
+)
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
-from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.execution.task import RunGenTask
+from airflow_provider_rungen.hooks.connection import seconds
+from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.operators.scale import KEY
-from airflow_provider_rungen.scaling import CONFIRM_TIME, Raised, drain_app, set_workers
-from airflow_provider_rungen.task import RunGenTask
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context

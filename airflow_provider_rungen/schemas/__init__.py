@@ -10,9 +10,9 @@ from importlib import resources
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.client.models import Job, clean_text
+from airflow_provider_rungen.client.redaction import redact_error
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultError
-from airflow_provider_rungen.models import Job, clean_text
-from airflow_provider_rungen.redaction import redact_error
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import SchemaError, ValidationError

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_provider_rungen import get_provider_info
-from airflow_provider_rungen.connection import read_connection
+from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.transport import Settings
+from airflow_provider_rungen.hooks.connection import read_connection
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_rungen.attempt import CLEAR_DISCARDS_STATE
 from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.execution.attempts import CLEAR_DISCARDS_STATE
 from airflow_provider_rungen.hooks import RunGenHook
 from system.stage import AirflowInstance, Run, task_processes, until
 

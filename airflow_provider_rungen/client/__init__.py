@@ -1,0 +1,1 @@
+"""RunGen.AI without Airflow: models, endpoints, waiting and transport."""

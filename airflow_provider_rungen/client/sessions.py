@@ -1,0 +1,126 @@
+"""A `requests.Session` for one service, whose connections can be cut from another thread.
+
+Imported where it is used, since it imports requests.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+from http.client import CONTINUE, OK, PROCESSING, HTTPResponse
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.cookies import RequestsCookieJar
+
+from airflow_provider_rungen.client import exchange
+from airflow_provider_rungen.client.settings import Settings, environment_ca
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection as _Base
+else:
+    _Base = object
+
+
+class Session(requests.Session):
+    """
+    Keeps no cookies, follows no redirects, reads no ``~/.netrc``, and sends the key.
+
+    :param settings: how the service is reached.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        parts = urlsplit(settings.base_url)
+        proxy = settings.proxy_for(settings.base_url)
+        # requests would send what is meant for this machine through a proxy of the environment
+        self.trust_env = False
+        self.proxies = {f"{parts.scheme}://{parts.hostname}": proxy} if proxy else {}
+        self.verify = (environment_ca() or True) if settings.verify is True else settings.verify
+        self.headers.update(settings.headers())
+        self.cookies = _NoCookies()
+        self.mount("https://", _Adapter())
+        self.mount("http://", _Adapter())
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Keep requests from preparing a redirect, for which it reads the whole body first."""
+
+
+class _NoCookies(RequestsCookieJar):
+    def set_cookie(self, cookie: Any, *args: Any, **kwargs: Any) -> None: ...
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        _watch(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        return _watch(super().proxy_manager_for(proxy, **kwargs))
+
+
+def _watch(manager: Any) -> Any:
+    manager.pool_classes_by_scheme = {
+        scheme: _watched(pool) for scheme, pool in manager.pool_classes_by_scheme.items()
+    }
+    return manager
+
+
+@functools.cache
+def _watched(pool: Any) -> Any:
+    """Return the class of a pool whose connections tell what they do."""
+    if issubclass(pool.ConnectionCls, _Watched):
+        return pool
+    connection = type(pool.ConnectionCls.__name__, (_Watched, pool.ConnectionCls), {})
+    return type(pool.__name__, (pool,), {"ConnectionCls": connection})
+
+
+class _Response(HTTPResponse):
+    def _read_status(self) -> Any:
+        # an exchange that was abandoned reads none of the interim answers that may still be in the buffer
+        exchange.check_wanted()
+        version, status, reason = super()._read_status()  # type: ignore[misc]  # private, and the only way in between them
+        # http.client skips no interim answer but 100, and would take 102 or 103 for the final one
+        return version, CONTINUE if PROCESSING <= status < OK else status, reason
+
+
+class _Watched(_Base):
+    """A connection that tells the exchange when it is made, and asks it before anything is sent."""
+
+    response_class = _Response
+    _is_connecting = False
+    _line: exchange.Line | None = None
+
+    def _new_conn(self) -> socket.socket:
+        sock: socket.socket = super()._new_conn()  # type: ignore[misc]  # urllib3's, which is not the base here
+        if (current := exchange.current()) is not None:
+            self._line = current.line
+            self._line.connected(self, sock)
+            try:
+                current.check()
+            except exchange.AbandonedError:
+                sock.close()
+                raise
+        return sock
+
+    def connect(self) -> None:
+        self._is_connecting = True
+        try:
+            super().connect()
+        finally:
+            self._is_connecting = False
+
+    def send(self, data: Any) -> None:
+        if not self._is_connecting:  # else it is for the proxy
+            if self.sock is None:
+                self.connect()
+            if (current := exchange.current()) is not None:
+                current.begin_to_send()
+        super().send(data)
+
+    def close(self) -> None:
+        super().close()
+        if self._line is not None:
+            self._line.closed(self)

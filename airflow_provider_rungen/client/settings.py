@@ -1,0 +1,149 @@
+"""How to reach the service: the settings of a connection, its proxy, and whom TLS trusts."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from airflow_provider_rungen import __version__
+from airflow_provider_rungen.client.address_policy import is_loopback
+from airflow_provider_rungen.client.flow import Request, Response
+from airflow_provider_rungen.client.keymask import mask_key, mask_key_in_text
+from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenResponseError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """
+    How to reach the service.
+
+    :param base_url: scheme, host, port and path prefix, without a slash at the end.
+    :param api_key: sent as ``x-api-key``.
+    :param team_id: sent as ``x-team-id``, where given.
+    :param user_id: sent as ``X-Authenticated-User-Id`` on cancel, where given.
+    :param connect_timeout: seconds to make a connection.
+    :param read_timeout: seconds to wait for the server to go on; with ``connect_timeout`` added, the limit of
+        the whole exchange.
+    :param verify: whether to verify TLS, or the path of a CA bundle.
+    :param proxy: the URL of a proxy.
+    :param max_response_bytes: the size over which an answer is refused.
+    :param max_requests_per_second: how many requests a sender begins in a second at most.
+    :param app_url: where people look at an app, with ``{app_id}`` in it; the API address when left out.
+    :param job_url: where people look at a job, with ``{app_id}`` and ``{job_id}`` in it; likewise.
+    """
+
+    base_url: str
+    api_key: str = field(repr=False)
+    team_id: str | None = None
+    user_id: str | None = None
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+    verify: bool | str = True
+    proxy: str | None = field(default=None, repr=False)
+    max_response_bytes: int = 32 * 1024 * 1024
+    max_requests_per_second: float | None = None
+    app_url: str | None = None
+    job_url: str | None = None
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers every request carries."""
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip, deflate",  # no more than the codec undoes
+            "User-Agent": f"airflow-provider-rungen/{__version__}",
+            "x-api-key": self.api_key,
+        }
+        return headers | ({"x-team-id": self.team_id} if self.team_id else {})
+
+    def headers_for(self, request: Request) -> dict[str, str]:
+        """Return the headers of this request alone."""
+        headers = {} if request.body is None else {"Content-Type": "application/json"}
+        return headers | (
+            {"X-Authenticated-User-Id": self.user_id} if request.as_user and self.user_id else {}
+        )
+
+    def proxy_for(self, url: str) -> str | None:
+        """
+        Return the proxy for a URL, if there is one: that of the connection, or of the environment.
+
+        This machine itself is reached without one: the key would go through the proxy for nothing.
+        """
+        # aiohttp's trust_env would send ~/.netrc, too
+        return None if is_loopback(urlsplit(url).hostname or "") else self.proxy or proxy_of_environment(url)
+
+    def response(self, status: int, headers: Mapping[str, str], chunks: list[bytes]) -> Response:
+        """Make the response; a service that repeats the key in its answer does not get it into our logs."""
+        key = self.api_key
+        masked = {name.lower(): mask_key_in_text(value, key) for name, value in headers.items()}
+        return Response(status, masked, mask_key(_as_utf8(b"".join(chunks)), key))
+
+    def limit_of(self, request: Request) -> float:
+        """Return the seconds that the exchange of a request may take, whatever the server does."""
+        limit = self.connect_timeout + self.read_timeout
+        return limit if request.timeout is None else max(0.0, min(limit, request.timeout))
+
+    def check_size(self, size: int, request: Request) -> None:
+        """
+        Refuse an answer that is too large.
+
+        :raises RunGenResponseError: it is larger than ``max_response_bytes``.
+        """
+        if size > self.max_response_bytes:
+            failure = RunGenResponseError(
+                f"Could not {request.purpose}: RunGen's answer is over {self.max_response_bytes} bytes; "
+                "raise max_response_bytes in the connection's extra if that is right"
+            )
+            failure.hopeless = True
+            raise failure
+
+
+def _as_utf8(body: bytes) -> bytes:
+    """Return a body in UTF-8: Python reads JSON in UTF-16 and UTF-32, too, in which no key would be found."""
+    encoding = json.detect_encoding(body)
+    return body if encoding.startswith("utf-8") else body.decode(encoding, "replace").encode()
+
+
+def proxy_of_environment(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL, as `requests` reads it, without importing it."""
+    from urllib.request import getproxies, proxy_bypass
+
+    parts, proxies = urlsplit(url), getproxies()
+    host = parts.hostname or ""
+    if proxy_bypass(host) or proxy_bypass(parts.netloc):
+        return None
+    if any(_is_in(host, each.strip()) for each in proxies.get("no", "").split(",") if "/" in each):
+        return None
+    proxy = (proxies.get(parts.scheme) or proxies.get("all") or "").strip()
+    # requests takes a proxy without a scheme for an http one, aiohttp refuses it
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy or None
+
+
+def _is_in(host: str, network: str) -> bool:
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        return False
+
+
+def environment_ca() -> str | None:
+    """Return the path of the CAs that the environment names, as requests does."""
+    return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+
+
+def tls_context(path: str) -> ssl.SSLContext:
+    """
+    Return a context that trusts the CA bundle, or the folder of CAs, at ``path``.
+
+    :raises RunGenConfigError: it is none.
+    """
+    try:
+        if os.path.isdir(path):
+            return ssl.create_default_context(capath=path)
+        return ssl.create_default_context(cafile=path)
+    except OSError:
+        raise RunGenConfigError(f"verify: {path} is no CA bundle that can be read") from None

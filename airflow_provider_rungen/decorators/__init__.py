@@ -1,0 +1,5 @@
+"""The decorators of the provider."""
+
+from airflow_provider_rungen.decorators.rungen import rungen_task
+
+__all__ = ["rungen_task"]

@@ -1,0 +1,1 @@
+"""What one run of a task is made of."""

@@ -1,0 +1,239 @@
+"""What is decoded and reduced in steps: the same as at once, whatever comes and however it is cut."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_rungen.client.bodies import (
+    CHUNK,
+    DROPPED,
+    Decoder,
+    LeanFilter,
+    TooLongError,
+    UnknownEncodingError,
+)
+
+MOST = 256 * 1024
+
+
+def reduced(body: bytes, sizes: Iterable[int] = (), most: int = MOST) -> bytes:
+    """Reduce a body that comes in pieces of given sizes, and the rest at once."""
+    lean = LeanFilter(most)
+    for size in sizes:
+        for _ in lean.feed(body[:size]):
+            pass
+        body = body[size:]
+    for _ in lean.feed(body):
+        pass
+    return lean.finish()
+
+
+def without(value: Any) -> Any:
+    """What is to be left of a JSON value, where keys are there once."""
+    if not isinstance(value, dict):
+        return value
+    kept = {key: None if key in DROPPED else item for key, item in value.items()}
+    if isinstance(value.get("data"), dict):
+        kept["data"] = {key: None if key in DROPPED else item for key, item in value["data"].items()}
+    return kept
+
+
+text = st.text() | st.sampled_from(['"', "\\", '\\"', "]", "}", "data", "é\U0001f600", "[{", '"result":'])
+keys = text | st.sampled_from(["data", "result", "request", "input", "workflow", "status", "id", "error"])
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | text,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
+    max_leaves=20,
+)
+sizes = st.lists(st.integers(0, 9), max_size=60)
+
+
+@given(
+    value=st.dictionaries(keys, values, max_size=6) | values,
+    sizes=sizes,
+    ascii=st.booleans(),
+    indent=st.booleans(),
+)
+def test_what_is_kept_is_as_it_was(value: Any, sizes: list[int], ascii: bool, indent: bool) -> None:
+    with contextlib.suppress(UnicodeEncodeError):  # half a surrogate pair is no JSON text
+        body = json.dumps(value, ensure_ascii=ascii, indent=2 if indent else None).encode()
+        assert json.loads(reduced(body, sizes)) == without(value)
+
+
+@given(body=st.text(alphabet='[]{}":,\\ a1n\n').map(str.encode) | st.binary(), sizes=sizes)
+def test_what_is_no_json_object_is_kept_or_stays_unreadable(body: bytes, sizes: list[int]) -> None:
+    kept = reduced(body, sizes)
+    try:
+        value = json.loads(body)
+    except ValueError:
+        if b"null" not in kept:  # what was dropped is not looked at
+            assert kept == body
+        return
+    assert json.loads(kept) == without(value)
+
+
+@given(value=st.dictionaries(keys, values, min_size=1, max_size=6), cut=st.floats(0, 1), sizes=sizes)
+def test_a_body_cut_short_is_never_taken_for_whole(value: Any, cut: float, sizes: list[int]) -> None:
+    body = json.dumps(value).encode()
+    with pytest.raises(ValueError, match=r"."):
+        json.loads(reduced(body[: int(cut * (len(body) - 1))], sizes))
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        (b'{"re\\u0073ult": [1], "a": 1}', {"result": None, "a": 1}),
+        (b'{"result": 1, "status": "A", "result": [[2]]}', {"result": None, "status": "A"}),
+        (b'\xef\xbb\xbf {"result": NaN, "a": [NaN]}', {"result": None, "a": [None]}),
+        (
+            b'{"data": {"result": "x"}, "data": {"result": [1], "id": "j"}}',
+            {"data": {"result": None, "id": "j"}},
+        ),
+        (b'{"data": {"data": {"result": 1}}}', {"data": {"data": {"result": 1}}}),
+        (b'{"data": [{"result": 1}]}', {"data": [{"result": 1}]}),
+        (b'{"a": {"result": 1}}', {"a": {"result": 1}}),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_odd_bodies(body: bytes, kept: Any, size: int) -> None:
+    text = reduced(body, [size] * len(body))
+    assert json.loads(text, parse_constant=lambda _: None) == kept
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"result": }', b'{"result": 1 2}', b'{"a": 1 "b": 2}', b'{"a"; 1}', b"{1}", b'{"a": 1}}']
+)
+def test_nonsense_stays_nonsense(body: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        json.loads(reduced(body))
+
+
+SIZE = 31_000_000
+LARGE = {
+    "numbers": b"[" + b"0.123456," * (SIZE // 9) + b"0]",
+    "a string": b'"' + b"x" * SIZE + b'"',
+    "a string of escapes": b'"' + b'\\"\\\\' * (SIZE // 4) + b'"',
+    "small lists": b"[" + b"[1,2]," * (SIZE // 6) + b"0]",
+    "small objects": b"[" + b'{"a":1,"b":"]"},' * (SIZE // 16) + b"0]",
+    "depth": b"[" * (SIZE // 2) + b"]" * (SIZE // 2),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_large_result_is_dropped_in_short_steps_and_little_memory(name: str, is_first: bool) -> None:
+    status = b'"status": "COMPLETED"'
+    result = b'"result": ' + LARGE[name]
+    parts = [result, status] if is_first else [status, result]
+    body = b'{"data": {' + b", ".join(parts) + b', "id": "j"}}'
+    chunks = [body[start : start + CHUNK] for start in range(0, len(body), CHUNK)]
+    lean, longest = LeanFilter(MOST), 0.0
+    tracemalloc.start()
+    try:
+        begun_at = time.thread_time()
+        for chunk in chunks:
+            steps = lean.feed(chunk)
+            while True:
+                step_at = time.thread_time()
+                is_over = next(steps, steps) is steps
+                longest = max(longest, time.thread_time() - step_at)
+                if is_over:
+                    break
+        took = time.thread_time() - begun_at
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert json.loads(lean.finish()) == {"data": {"status": "COMPLETED", "result": None, "id": "j"}}
+    assert peak < 4_000_000
+    assert longest < 0.05  # some 5 ms, where nothing traces
+    assert took < 3  # some 0.2 s, likewise
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error": "' + b"x" * MOST + b'"}',
+        b'{"' + b"k" * MOST + b'": 1}',
+        b'{"a": ' + b"[" * MOST,
+        b"<html>" + b"x" * MOST,
+        b"{" + b'"result":[1],' * MOST,
+        b"{" + b'"a":1,' * MOST,
+    ],
+    ids=["a value", "a key", "depth", "no JSON", "dropped ones", "many"],
+)
+def test_what_is_kept_is_bounded(body: bytes) -> None:
+    begun_at = time.thread_time()
+    with pytest.raises(TooLongError):
+        reduced(body, [1000] * (len(body) // 1000))
+    assert time.thread_time() - begun_at < 3
+
+
+# --- compression --------------------------------------------------------------------------------------------
+
+
+def decoded(data: bytes, encoding: str, sizes: Iterable[int] = ()) -> bytes:
+    decoder = Decoder(encoding)
+    parts: list[bytes] = []
+    for size in [*sizes, len(data)]:
+        parts += decoder.feed(data[:size])
+        data = data[size:]
+    return b"".join([*parts, decoder.finish()])
+
+
+def raw(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+PACKERS: dict[str, list[Callable[[bytes], bytes]]] = {
+    "gzip": [gzip.compress, lambda data: gzip.compress(data[:3]) + gzip.compress(data[3:])],
+    "x-gzip": [gzip.compress, lambda data: gzip.compress(data) + bytes(20)],
+    "deflate": [zlib.compress, raw],
+    "identity": [bytes],
+    " , GZIP": [gzip.compress],
+}
+
+
+@given(
+    data=st.binary(max_size=300), sizes=sizes, name=st.sampled_from(sorted(PACKERS)), which=st.integers(0, 1)
+)
+def test_what_was_packed_comes_back(data: bytes, sizes: list[int], name: str, which: int) -> None:
+    pack = PACKERS[name][which % len(PACKERS[name])]
+    assert decoded(pack(data), name, sizes) == data
+
+
+def test_an_empty_body_has_no_end_to_miss() -> None:
+    assert decoded(b"", "gzip") == b""
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "compress"])
+def test_what_was_not_asked_for_is_refused(encoding: str) -> None:
+    with pytest.raises(UnknownEncodingError):
+        Decoder(encoding)
+
+
+def test_a_missing_end_is_missed() -> None:
+    with pytest.raises(EOFError):
+        decoded(gzip.compress(b"x" * 1000)[:-1], "gzip")
+
+
+def test_a_bomb_comes_in_small_pieces() -> None:
+    pieces = Decoder("gzip").feed(gzip.compress(bytes(50_000_000)))
+    tracemalloc.start()
+    try:
+        assert all(len(piece) <= CHUNK for piece in pieces)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000

@@ -1,0 +1,432 @@
+"""The limit of a request holds whatever a server does, and a kill gets through whatever hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import re
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
+from wire import GET, KEY, OK, POST, Send, Server, settings_for
+
+from airflow_provider_rungen.client.flow import Request
+from airflow_provider_rungen.client.senders import Sender, _Body
+from airflow_provider_rungen.decorators import rungen_task
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import (
+    RunGenConflictError,
+    RunGenConnectionError,
+    RunGenResponseError,
+    RunGenSubmissionUnknownError,
+)
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
+
+LIMIT = 1.0
+LIMITS: dict[str, Any] = {"connect_timeout": LIMIT / 2, "read_timeout": LIMIT / 2}
+# What a server says for as long as it likes: first this, then that again and again, so many seconds apart.
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+GZIPPED = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
+ENDLESS: dict[str, tuple[bytes, bytes, float]] = {
+    "status line": (b"HTTP/1.1 200 ", b"O", 0.02),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"X-Drip: x\r\n", 0.05),
+    "one header": (b"HTTP/1.1 200 OK\r\nX-Drip: ", b"x", 0.02),
+    "100 continue, slow": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.02),
+    "100 continue, fast": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100, 0.002),
+    "body": (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{", b" ", 0.02),
+    "body until it closes": (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{", b" ", 0.02),
+    "body of a refusal": (b"HTTP/1.1 500 Oh\r\nContent-Length: 100000\r\n\r\n{", b" ", 0.02),
+    "body of a redirect": (b"HTTP/1.1 302 Go\r\nLocation: /\r\nContent-Length: 9999\r\n\r\n", b" ", 0.02),
+    "chunks": (CHUNKED, b"1\r\n \r\n", 0.02),
+    "chunk size": (CHUNKED, b"0", 0.02),
+    "chunk extension": (CHUNKED + b"1;a=", b"x", 0.02),
+    "trailers, slow": (CHUNKED + b"2\r\n{}\r\n0\r\n", b"X-Trailer: x\r\n", 0.02),
+    "trailers, fast": (CHUNKED + b"2\r\n{}\r\n0\r\n", b"X-Trailer: x\r\n" * 50, 0.001),
+    "empty gzip members, slow": (GZIPPED, gzip.compress(b""), 0.02),
+    "empty gzip members, fast": (GZIPPED, gzip.compress(b"") * 500, 0.002),
+}
+
+
+def endless(first: bytes, again: bytes, gap: float) -> Callable[[socket.socket], None]:
+    """Send something for 20 s, or until nobody listens any more."""
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(first)
+        give_up_at = time.monotonic() + 20
+        while time.monotonic() < give_up_at:
+            connection.sendall(again)
+            time.sleep(gap)
+
+    return talk
+
+
+@pytest.fixture
+def limited() -> Iterator[Callable[[], float]]:
+    """Check that what is done ends soon after the limit, on a busy machine, too; else it would never end."""
+    begun_at = time.monotonic()
+    yield lambda: time.monotonic() - begun_at
+    assert time.monotonic() - begun_at < LIMIT + 5
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+@pytest.mark.usefixtures("limited")
+def test_an_endless_answer_ends_at_the_limit(serve: Any, send: Send, name: str) -> None:
+    server = serve(endless(*ENDLESS[name]))
+    # an HTTP library that finds it too odd may end it sooner, in its own way
+    with pytest.raises(RunGenConnectionError) as caught:
+        send(settings_for(server.url, **LIMITS), POST)
+    assert caught.value.sent
+    assert len(server.heard) == 1
+    assert server.closed.wait(10)  # nobody listens to it any more
+
+
+@pytest.mark.usefixtures("limited")
+def test_a_request_has_a_limit_of_its_own(serve: Any, send: Send) -> None:
+    server = serve(endless(b"HTTP/1.1 200 ", b"O", 0.02))
+    settings = settings_for(server.url, connect_timeout=5.0, read_timeout=60.0)
+    with pytest.raises(RunGenConnectionError, match="within 1 s") as caught:
+        send(settings, replace(GET, timeout=LIMIT))
+    assert caught.value.sent
+
+
+def test_a_limit_of_a_request_gives_it_no_more_than_the_connection_does() -> None:
+    settings = settings_for("http://127.0.0.1:1", connect_timeout=1.0, read_timeout=2.0)
+    limits = [settings.limit_of(replace(GET, timeout=timeout)) for timeout in (None, 1.5, 99.0, -1.0)]
+    assert limits == [3.0, 1.5, 3.0, 0.0]
+
+
+@pytest.mark.usefixtures("limited")
+def test_a_tls_handshake_that_drips_ends_at_the_limit(serve: Any, send: Send) -> None:
+    server = serve(endless(b"\x16\x03\x03\x40\x00", b"\x02", 0.02), head=1)
+    with pytest.raises(RunGenConnectionError, match="could not be reached") as caught:
+        send(settings_for(server.url.replace("http:", "https:"), **LIMITS), POST)
+    assert not caught.value.sent
+    assert server.closed.wait(10)
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """What the network's DNS says: how long a name takes, and the addresses it has."""
+    known, over = socket.getaddrinfo, threading.Event()
+    said: dict[str, Any] = {"seconds": 0.0, "addresses": 1, "asked": 0, "over": over}
+
+    def look_up(name: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        if name != "slow.example":
+            return known(name, port, *args, **kwargs)
+        said["asked"] += 1
+        over.wait(said["seconds"])
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", int(port)))] * said["addresses"]
+
+    monkeypatch.setattr("socket.getaddrinfo", look_up)
+    yield said
+    over.set()
+
+
+def test_a_slow_look_up_ends_at_the_limit_and_nothing_is_sent_afterwards(
+    serve: Any, send: Send, names: dict[str, Any], limited: Callable[[], float]
+) -> None:
+    server = serve(OK)
+    names["seconds"] = 10.0
+    with pytest.raises(RunGenConnectionError, match="could not be reached") as caught:
+        send(settings_for(f"http://slow.example:{server.port}", **LIMITS), POST)
+    assert not caught.value.sent  # so the caller may send it again, and it must not arrive twice
+    names["over"].set()
+    while limited() < LIMIT + 0.5 and not server.heard:
+        time.sleep(0.01)
+    assert server.heard == []
+
+
+@pytest.mark.usefixtures("limited")
+def test_addresses_that_do_not_answer_share_the_limit(send: Send, names: dict[str, Any]) -> None:
+    names["addresses"] = 10
+    with socket.socket() as listener, contextlib.ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        for _ in range(4):  # nobody accepts: more than these wait for ever
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(("127.0.0.1", port))
+        with pytest.raises(RunGenConnectionError, match="could not be reached") as caught:
+            send(settings_for(f"http://slow.example:{port}", **LIMITS), POST)
+    assert not caught.value.sent
+
+
+def test_a_request_after_one_that_was_given_up_begins_anew(serve: Any) -> None:
+    hostile = endless(b"HTTP/1.1 200 ", b"O", 0.02)
+
+    def talk(connection: socket.socket) -> None:
+        (hostile if len(server.heard) == 1 else lambda it: it.sendall(OK))(connection)
+
+    server = serve(talk)
+    sender = Sender(settings_for(server.url, **LIMITS))
+    before = sender.session
+    with pytest.raises(RunGenConnectionError):
+        sender(GET)
+    assert sender(GET).body == b"{}"
+    assert sender.session is not before
+    assert sender.session.headers["x-api-key"] == KEY
+    assert sender.session.get(f"{server.url}/by-hand", timeout=5).status_code == 200
+    sender.close()
+
+
+def test_the_session_of_a_hook_can_be_used_by_hand(rungen_emulator: Emulator) -> None:
+    with RunGenHook() as hook:
+        hook.list_apps()
+        assert hook.get_conn().get(f"{rungen_emulator.url}/app", timeout=5).status_code == 200
+        assert len(hook.list_apps()) == 2
+    assert rungen_emulator.service.stats()["connections_opened"] == 1
+
+
+# --- bombs, and answers of which little is needed -----------------------------------------------------------
+
+
+def packed(body: bytes, status: bytes = b"200 OK") -> bytes:
+    head = b"HTTP/1.1 %s\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n"
+    return head % (status, len(body)) + body
+
+
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    """2 GB of spaces, packed twice as tightly as one would think."""
+    part = gzip.compress(b" " * 100_000_000, 9)
+    return gzip.compress(b'{"a": 1}') + part * 20
+
+
+@pytest.mark.parametrize("is_lean", [False, True])
+@pytest.mark.parametrize("status", [b"200 OK", b"500 Oh"])
+def test_a_bomb_is_refused_before_it_goes_off(
+    serve: Any, send: Send, bomb: bytes, is_lean: bool, status: bytes
+) -> None:
+    server = serve(packed(bomb, status))
+    settings = settings_for(server.url, read_timeout=20.0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if status.startswith(b"2"):
+        with pytest.raises(RunGenResponseError) as caught:
+            send(settings, replace(GET, is_lean=is_lean))
+        assert caught.value.hopeless
+    else:  # of a refusal the beginning is enough
+        assert len(send(settings, GET).body) == 256 * 1024
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown * (1 if sys.platform == "darwin" else 1024) < 150_000_000
+
+
+@pytest.mark.parametrize("is_lean", [False, True])
+def test_empty_members_are_decoded_in_short_steps(is_lean: bool) -> None:
+    body = _Body(replace(GET, is_lean=is_lean), settings_for("https://rungen.example"), 200, "gzip")
+    assert len(list(body.feed(gzip.compress(b"") * 1000 + gzip.compress(b"{}")))) >= 1000
+    assert b"".join(body.finish()) == b"{}"
+
+
+@pytest.mark.parametrize("encoding", [b"br", b"zstd", b"gzip, gzip"])
+def test_an_encoding_that_was_not_asked_for_cannot_be_read(serve: Any, send: Send, encoding: bytes) -> None:
+    for status in (b"200 OK", b"403 No"):
+        head = b"HTTP/1.1 %s\r\nContent-Encoding: %s\r\nContent-Length: 2\r\n\r\n{}" % (status, encoding)
+        server = serve(head)
+        if status.startswith(b"2"):
+            with pytest.raises(RunGenResponseError, match="not asked for"):
+                send(settings_for(server.url), GET)
+        else:
+            assert send(settings_for(server.url), GET).status == 403
+        assert re.search(rb"(?i)accept-encoding: gzip, deflate\r\n", server.heard[0])
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_lean_answer_comes_without_its_bulk(serve: Any, send: Send, is_packed: bool) -> None:
+    job = {"id": "j", "result": list(range(100_000)), "status": "COMPLETED", "input": "x" * 100_000}
+    body = json.dumps({"data": job}).encode()
+    plain = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    server = serve(packed(gzip.compress(body)) if is_packed else plain)
+    settings = settings_for(server.url)
+    lean = send(settings, replace(GET, is_lean=True))
+    assert json.loads(lean.body) == {"data": job | {"result": None, "input": None}}
+    assert send(settings, GET).body == body
+    with pytest.raises(RunGenResponseError, match="max_response_bytes"):
+        send(replace(settings, max_response_bytes=500_000), replace(GET, is_lean=True))
+
+
+def test_a_small_answer_is_left_as_it_is(serve: Any, send: Send) -> None:
+    body = json.dumps({"result": "x" * 65_000}).encode()
+    server = serve(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    assert send(settings_for(server.url), replace(GET, is_lean=True)).body == body
+
+
+def test_of_a_large_refusal_the_beginning_is_kept(serve: Any, send: Send) -> None:
+    body = b"<p>oh</p>" + b"x" * 30_000_000
+    server = serve(b"HTTP/1.1 502 Oh\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    assert send(settings_for(server.url, read_timeout=20.0), GET).body == body[: 256 * 1024]
+
+
+# --- kills --------------------------------------------------------------------------------------------------
+
+SECONDS = 4.0  # Airflow gives a task five
+
+
+def job_op() -> Any:
+    return RunGenRunJobOperator(task_id="task", input={"prompt": "x"}, wait_for_completion=True)
+
+
+def batch_op() -> Any:
+    return RunGenRunBatchOperator(task_id="task", inputs=[{"prompt": f"{n}"} for n in range(40)])
+
+
+def decorated_op() -> Any:
+    def inputs() -> Any:
+        return {"prompt": "x"}
+
+    made: Any = rungen_task(inputs, task_id="task", deferrable=True)
+    return made().operator
+
+
+KINDS = {"job": job_op, "batch": batch_op, "decorated": decorated_op}
+
+
+class TimeoutStruck(BaseException):
+    """What Airflow raises from its alarm."""
+
+
+def kill_when(op: Any, number: signal.Signals, condition: Callable[[], bool], store: Any = None) -> Outcome:
+    """Run a task, kill it as soon as a condition holds, and check that it ends in time."""
+
+    def strike() -> None:
+        if number == signal.SIGALRM:
+            raise TimeoutStruck
+        op.on_kill()
+
+    context: Any = {"ti": FakeTaskInstance(), "task_state_store": store or FakeStore()}
+    outcome = Outcome()
+    with signal_when(number, condition, strike) as sent:
+        try:
+            outcome = run_task(op, context)
+        except TimeoutStruck as error:
+            outcome.error = error
+    assert sent
+    assert time.monotonic() - sent[0] < SECONDS
+    assert outcome.error is not None
+    return outcome
+
+
+@pytest.mark.feature("kill")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(on="run", kind="hang", taken=True, times=None),
+        Fault(on="run", status=503, headers={"Retry-After": "30"}, times=None),
+    ],
+    ids=["hang", "retry-after"],
+)
+def test_a_kill_gets_through_a_submission(
+    rungen_emulator: Emulator, kind: str, fault: Fault, number: signal.Signals
+) -> None:
+    service = rungen_emulator.service
+    service.inject(fault)
+    outcome = kill_when(KINDS[kind](), number, lambda: service.count("run") > 0)
+    assert isinstance(outcome.error, TimeoutStruck) == (number == signal.SIGALRM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "name", ["status line", "100 continue, fast", "trailers, slow", "empty gzip members, fast"]
+)
+def test_a_kill_gets_through_an_endless_answer_to_a_submission(
+    serve: Any, monkeypatch: pytest.MonkeyPatch, kind: str, name: str, number: signal.Signals
+) -> None:
+    server: Server = serve(endless(*ENDLESS[name]))
+    connection = {"conn_type": "rungen", "host": server.url, "password": KEY, "extra": {"app_id": APP}}
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(connection))
+    store = FakeStore()
+    kill_when(KINDS[kind](), number, lambda: bool(server.heard), store)
+    posts = len(server.heard)
+    assert posts == (1 if kind != "batch" else posts)
+    if kind == "job":  # what was sent leaves its trace
+        monkeypatch.setattr(RunGenHook, "run_job", lambda *_, **__: pytest.fail("it was submitted again"))
+        op = RunGenRunJobOperator(task_id="task", input={"prompt": "x"}, on_unknown_submission="fail")
+        again = run_task(op, {"ti": FakeTaskInstance(), "task_state_store": store})
+        assert isinstance(again.error.__cause__, RunGenSubmissionUnknownError)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kill_gets_through_a_slow_look_up(
+    names: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    names["seconds"] = 15.0
+    connection = {
+        "conn_type": "rungen",
+        "host": "https://slow.example",
+        "password": KEY,
+        "extra": {"app_id": APP},
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(connection))
+    kill_when(KINDS[kind](), signal.SIGTERM, lambda: names["asked"] > 0)
+
+
+def test_a_kill_that_was_swallowed_ends_a_wait(rungen_emulator: Emulator) -> None:
+    """Handlers raise wherever the task is: a finalizer or a logging handler may swallow it."""
+    service = rungen_emulator.service
+    service.inject(Fault(on="get", status=503, headers={"Retry-After": "30"}, times=None))
+    op = job_op()
+    context: Any = {"ti": FakeTaskInstance()}
+
+    def swallow() -> None:
+        with contextlib.suppress(Exception):
+            op.on_kill()
+
+    op.cancel_on_kill = False
+    with signal_when(signal.SIGTERM, lambda: service.count("get") > 0, swallow) as sent:
+        assert run_task(op, context).error is not None
+    assert time.monotonic() - sent[0] < SECONDS
+
+
+def test_many_waits_at_once_let_a_kill_through(rungen_emulator: Emulator) -> None:
+    service = rungen_emulator.service
+    service.inject(Fault(on="get", kind="hang", times=None))
+    service.inject(Fault(on="get_app", status=503, times=None))
+    kill_when(batch_op(), signal.SIGTERM, lambda: service.count("get") + service.count("get_app") > 0)
+
+
+def test_a_paced_request_lets_a_kill_through(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = rungen_emulator.airflow_connection(max_requests_per_second=0.05)
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", connection)
+    kill_when(job_op(), signal.SIGTERM, lambda: rungen_emulator.service.count("run") > 0)
+
+
+def test_a_cancel_at_a_kill_does_not_wait_for_its_turn(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = rungen_emulator.airflow_connection(max_requests_per_second=0.05)
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", connection)
+    with RunGenHook() as hook:
+        job = hook.run_job(input={"prompt": "x", "emulator": {"seconds": 0}})
+        begun_at = time.monotonic()
+        outcomes = hook.cancel_jobs(job.app_id, [job.id], within=4.0)  # asked again what it is: it is over
+    assert time.monotonic() - begun_at < 4
+    assert isinstance(outcomes[job.id], RunGenConflictError)
+
+
+def test_a_request_that_is_interrupted_gets_a_second_more(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="list_apps", kind="hang"))
+    settings = settings_for(rungen_emulator.url, api_key=rungen_emulator.service.api_key, read_timeout=30.0)
+    sender = Sender(settings, is_interrupted=lambda: True)
+    begun_at = time.monotonic()
+    with pytest.raises(RunGenConnectionError, match="before the task had to end") as caught:
+        sender(Request("GET", "app", "list the apps"))
+    assert caught.value.sent
+    assert 0.9 < time.monotonic() - begun_at < 2.5
+    sender.close()

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_rungen.client.durations import in_words
+
+SAID = {
+    0: "0 s",
+    0.54: "0.5 s",
+    3: "3 s",
+    9.96: "10 s",
+    45.4: "45 s",
+    60: "1 min",
+    125: "2 min 5 s",
+    3600: "1 h",
+    3661: "1 h 1 min",
+    86400: "1 d",
+    90000: "1 d 1 h",
+    7 * 86400 + 60: "7 d",
+}
+
+
+@pytest.mark.parametrize("seconds", SAID)
+def test_a_duration_is_said_as_people_do(seconds: float) -> None:
+    assert in_words(seconds) == SAID[seconds]

@@ -1,0 +1,260 @@
+"""Outputs in a result: where they are found, what they are called, and what is kept of what stood there."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_rungen.client.output_urls import (
+    DEEPEST,
+    LONGEST_NAME,
+    ends_of,
+    kept,
+    outputs_of,
+    replaced,
+    safe_name,
+)
+from airflow_provider_rungen.client.redaction import without_secrets
+
+URL = "https://storage.example/outputs/a.png"
+SIGNED = f"{URL}?X-Amz-Date=20250111T164534Z&X-Amz-Expires=604800&X-Amz-Signature=s3cret"
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def found(result: Any) -> list[tuple[str, str]]:
+    return [(output.at, output.name) for output in outputs_of(result)]
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        ({"images": [{"image": SIGNED}]}, [("result.images[0].image", "0-a.png")]),
+        (SIGNED, [("result", "0-a.png")]),
+        ([SIGNED, f"{URL}?other"], [("result[0]", "0-a.png"), ("result[1]", "1-a.png")]),
+        (
+            {"b": {"c": [[f"{URL}?1"]]}, "a": f"{URL}?2"},
+            [("result.b.c[0][0]", "0-a.png"), ("result.a", "1-a.png")],
+        ),
+        ([SIGNED, {"again": SIGNED}], [("result[0]", "0-a.png")]),
+        ("HTTPS://storage.example/b.webp", [("result", "0-b.webp")]),
+        ("s3://bucket/x.png", [("result", "0-x.png")]),
+    ],
+)
+def test_outputs_are_found_wherever_they_stand(result: Any, expected: list[tuple[str, str]]) -> None:
+    assert found(result) == expected
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        *("text", f"see {URL}", f"{URL} ", f"{URL}\n", "a:b", "://x", "", "data:a,b"),
+        *(None, True, 7, 1.5, [], {}, {SIGNED: 1}),
+    ],
+)
+def test_what_is_no_url_as_a_whole_is_no_output(result: Any) -> None:
+    assert outputs_of(result) == []
+
+
+def test_the_url_is_kept_as_it_is_and_not_shown() -> None:
+    [output] = outputs_of([SIGNED])
+    assert output.url == SIGNED
+    assert "s3cret" not in repr(output)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        (SIGNED, "a.png"),
+        ("https://h/x/my%20cat.png", "my_cat.png"),
+        ("https://h/..", "output"),
+        ("https://h/.", "output"),
+        ("https://h", "output"),
+        ("https://h/", "output"),
+        ("https://h/x/", "output"),
+        ("https://h/..%2F..%2Fetc%2Fpasswd", "passwd"),
+        ("https://h/%2Fetc%2Fpasswd", "passwd"),
+        ("https://h/..%5C..%5Cwindows%5Cwin.ini", "win.ini"),
+        ("https://h/C:%5Cx.png", "x.png"),
+        ("https://h/C:x.png", "C_x.png"),
+        ("https://h/a%00b%0a%1b[31m.png", "a_b___31m.png"),
+        ("https://h/a%E2%80%AEgnp.exe", "a_gnp.exe"),
+        ("https://h/.bashrc", "bashrc"),
+        ("https://h/%FF%FE.png", "__.png"),
+        ("https://h/кот.png", "кот.png"),
+        ("https://h/%D0%BA%D0%BE%D1%82.png", "кот.png"),
+        ("https://h/e%CC%81.png", "é.png"),
+        ("https://h/a*b?c=d", "a_b"),
+        ("https://h/a%3Fb%23c.png", "a_b_c.png"),
+        ("https://h/%252e%252e%252f", "_2e_2e_2f"),
+        ("https://[bad/x.png", "output"),
+        ("https://h/" + "x" * 300 + ".png", "x" * 116 + ".png"),
+        ("https://h/" + "ж" * 300 + ".png", "ж" * 58 + ".png"),
+        ("https://h/x." + "y" * 300, "x." + "y" * 118),
+        ("https://h/" + "x" * 119 + "." + "y" * 300, "x" * 119),
+        ("https://h/manifest.json", "manifest.json"),
+    ],
+)
+def test_a_name_is_taken_from_the_url(url: str, name: str) -> None:
+    assert safe_name(url) == name
+
+
+@given(st.text(max_size=400) | st.from_regex(r"https://h/([%.\\/]|%2[eEfF]|%5[cC]|\w){0,40}", fullmatch=True))
+def test_a_name_never_leads_anywhere(url: str) -> None:
+    name = safe_name(url)
+    assert name
+    assert not set(name) & set('/\\:*?"<>|#%')
+    assert name.isprintable()
+    assert name[0] != "."
+    assert name[-1] not in ". "
+    assert len(name.encode()) <= LONGEST_NAME
+
+
+def test_names_of_one_job_differ_whatever_the_case() -> None:
+    names = [
+        output.name for output in outputs_of([f"https://h/{name}" for name in ("a.png", "A.PNG", "%61.png")])
+    ]
+    assert len({name.lower() for name in names}) == 3
+
+
+def test_what_was_stored_takes_the_place_of_the_urls() -> None:
+    result = {
+        "images": [{"image": SIGNED}, {"image": f"{URL}?other"}],
+        "again": SIGNED,
+        "n": 1,
+        SIGNED: "key",
+    }
+    assert replaced(result, {SIGNED: "s3://b/0.png"}) == {
+        "images": [{"image": "s3://b/0.png"}, {"image": URL}],
+        "again": "s3://b/0.png",
+        "n": 1,
+        URL: "key",
+    }
+    assert result["again"] == SIGNED
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        (SIGNED, URL),
+        (f"make it like {SIGNED}, please", f"make it like {URL} please"),
+        (f'{{"image": "{SIGNED}"}}', f'{{"image": "{URL}"}}'),
+        (f"[a]({SIGNED}) and {SIGNED}", f"[a]({URL} and {URL}"),
+        ("https://user:pass@h/x", "https://h/x"),
+        ("s3://key:secret@bucket/x?versionId=1", "s3://bucket/x"),
+        (f"{URL}#access_token=1", URL),
+        ("a=1&X-Amz-Signature=abc", "a=1&X-Amz-Signature=***"),
+        ("https%3A%2F%2Fh%2Fx%3FX-Amz-Signature%3Dabc%26x", "https%3A%2F%2Fh%2Fx"),
+        ("what? a:b // c@d", "what? a:b // c@d"),
+    ],
+)
+def test_no_secret_of_a_url_is_kept(text: str, clean: str) -> None:
+    assert without_secrets(text) == clean
+    assert kept({"a": [text, {text: None}]}) == {"a": [clean, {clean: None}]}
+    assert found({text: URL}) == [(f"result.{clean}", "0-a.png")]
+
+
+@given(JSON)
+def test_a_copy_without_urls_is_equal(value: Any) -> None:
+    if "://" not in json.dumps(value):
+        assert kept(value) == replaced(value, {}) == value
+    assert outputs_of(value) == []
+
+
+@pytest.mark.parametrize("char", ["\u0301", "e\u0301", "\u0344", "\u0f71\u0f74", "a", "%CC%81"])
+def test_a_name_is_cut_before_it_is_normalized(char: str) -> None:
+    # to normalize all of it would take minutes on many Pythons
+    many = char * 200_000
+    for url in (
+        f"https://h/{many}.png",
+        f"https://{many}/x.png",
+        f"https://h/x.{many}",
+        f"https://h/x?{many}",
+    ):
+        assert len(safe_name(url).encode()) <= LONGEST_NAME
+        assert outputs_of([url]) == []
+    short = char * (16_000 // len(char))
+    assert len(outputs_of([f"https://h/{n}{short}.png" for n in range(500)])) == 500
+    assert outputs_of([f"https://{n}{short}/x.png" for n in range(500)]) == []
+
+
+def test_places_do_not_grow_with_each_level() -> None:
+    wide = {"k" * 1_000_000: ["text"] * 5000 + [URL] * 5000}
+    [output] = outputs_of(wide)
+    assert len(output.at) <= 301
+    deep: Any = [URL]
+    for _ in range(5000):
+        deep = {"key": [deep, f"{URL}?deeper"]}
+    assert [output.url for output in outputs_of(deep)] == [URL, f"{URL}?deeper"]
+
+
+def test_no_more_are_looked_for_than_are_wanted() -> None:
+    urls = [f"{URL}?{n}" for n in range(10)]
+    assert [output.url for output in outputs_of(urls, 3)] == urls[:3]
+    assert len(outputs_of([URL, URL, f"{URL}?1", URL], 2)) == 2
+
+
+def test_what_json_cannot_say_is_kept_as_text() -> None:
+    odd = [float("inf"), float("-inf"), float("nan"), 1.5, "\ud800", "\0", 2**70]
+    assert kept(odd) == replaced(odd, {}) == ["Infinity", "-Infinity", "NaN", *odd[3:]]
+    assert json.loads(json.dumps(kept(odd), allow_nan=False)) == kept(odd)
+
+
+def test_what_is_nested_too_deeply_is_kept_as_json_text() -> None:
+    deep: Any = {"image": SIGNED}
+    for _ in range(600):
+        deep = [deep]
+    shallow, levels = kept(deep), 0
+    while isinstance(shallow, list):
+        [shallow], levels = shallow, levels + 1
+    assert levels == DEEPEST
+    assert json.loads(shallow) == json.loads("[" * 400 + json.dumps({"image": URL}) + "]" * 400)
+    for _ in range(200_000):
+        deep = [deep]
+    assert json.dumps(kept(deep)).count("[") == 200_600
+
+
+@given(JSON)
+def test_the_json_text_of_what_is_deep_says_the_same(value: Any) -> None:
+    deep = value
+    for _ in range(DEEPEST):
+        deep = [deep]
+    text = kept(deep)
+    for _ in range(DEEPEST):
+        [text] = text
+    if isinstance(value, dict | list) and "//" not in json.dumps(value):
+        assert text == json.dumps(value)
+
+
+def test_cleaning_takes_no_longer_for_what_is_made_to_slow_it() -> None:
+    for text in ("a" * 1_000_000 + "://", "://" * 300_000, "://" + "a" * 1_000_000 + "@", "X-Amz-" * 200_000):
+        without_secrets(text)
+        outputs_of([text])
+
+
+@pytest.mark.parametrize(
+    ("url", "end"),
+    [
+        (SIGNED, "2025-01-18T16:45:34+00:00"),
+        ("https://h/x?X-Goog-Date=20250111T164534Z&X-Goog-Expires=60", "2025-01-11T16:46:34+00:00"),
+        ("https://h/x?X-Amz-Date=20250111T164534Z", None),
+        ("https://h/x?X-Amz-Date=yesterday&X-Amz-Expires=1", None),
+        ("https://h/x?X-Amz-Date=20250111T164534Z&X-Amz-Expires=9999999999999", None),
+        ("https://h/x", None),
+        ("https://[bad", None),
+    ],
+)
+def test_when_an_output_ends_is_told_by_its_url_or_its_job(url: str, end: str | None) -> None:
+    assert [each.isoformat() for each in ends_of(url, None)] == ([end] if end else [])
+    created = datetime(2025, 1, 9, tzinfo=UTC)
+    ends = [each.isoformat() for each in ends_of(url, created)]
+    assert ends == sorted(filter(None, ["2025-01-16T00:00:00+00:00", end]))
+    assert len(ends_of(url, datetime.max.replace(tzinfo=UTC))) <= 1

@@ -1,0 +1,868 @@
+"""The counters decide what waiting costs, never what comes of it: simulated apps, honest and lying ones."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import logging
+import math
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from conftest import APP, FakeTime
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_rungen.client import polling as watch_module
+from airflow_provider_rungen.client.flow import Request, Response
+from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.polling import Watch, wait_for_jobs
+from airflow_provider_rungen.client.transport import drive
+from airflow_provider_rungen.exceptions import (
+    RunGenConnectionError,
+    RunGenForbiddenError,
+    RunGenInputError,
+    RunGenJobTimeoutError,
+    RunGenNotFoundError,
+)
+
+HOUR = 3600.0
+AT_A_TIME = 32
+EVERY = 5.0
+
+
+@dataclass
+class Run:
+    """A job of the simulated app, its times in seconds since the start."""
+
+    id: str
+    ends: float
+    status: str = "COMPLETED"
+    created: float = 0.0
+    hidden_until: float = 0.0
+    waited_from: float = 0.0
+    is_counted: bool = True
+    is_ours: bool = True
+
+
+Counters = dict[str, Any] | int | None
+
+
+class World:
+    """A service that answers from a list of jobs, and whose counters may lie."""
+
+    def __init__(
+        self,
+        runs: Iterable[Run],
+        lie: Callable[[float, dict[str, int]], Counters] = lambda _, counters: counters,
+        *,
+        lag: float = 0.0,
+        outage: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        self.runs = {run.id: run for run in runs}
+        self.lie = lie
+        self.lag = lag
+        self.outage = outage
+        self.seconds_per_request = 0.05
+        self.clock = FakeTime()
+        self.start = self.clock.now
+        self.looks: dict[str, int] = {}
+        self.questions = 0
+        self.refuse: dict[str, int] = {}
+        self.on_request: Callable[[Request], None] = lambda _: None
+
+    @property
+    def now(self) -> float:
+        return self.clock.now - self.start
+
+    @property
+    def requests(self) -> int:
+        return self.questions + sum(self.looks.values())
+
+    def counters(self, at: float) -> dict[str, int]:
+        """What honest counters say; which half of the active jobs is queued is of no matter here."""
+        runs = [run for run in self.runs.values() if run.created <= at]
+        ended = [run for run in runs if run.ends <= at and run.is_counted]
+        active = sum(run.ends > at for run in runs)
+        return {
+            "completed": sum(run.status == "COMPLETED" for run in ended),
+            "failed": sum(run.status == "FAILED" for run in ended),
+            "in_progress": active // 2,
+            "in_queue": active - active // 2,
+            "retried": 0,
+        }
+
+    def send(self, request: Request) -> Response:
+        self.on_request(request)
+        is_down = self.outage[0] <= self.now < self.outage[1]
+        job_id = request.path.rpartition("/job/")[2] if "/job/" in request.path else None
+        if job_id is None:
+            self.questions += 1
+            answer = self._app()
+            self.clock.now += self.seconds_per_request
+        else:
+            self.looks[job_id] = self.looks.get(job_id, 0) + 1
+            answer = self._job(job_id)
+            self.clock.now += self.seconds_per_request / AT_A_TIME  # they go side by side
+        if is_down:
+            raise RunGenConnectionError(f"Could not {request.purpose}: nobody is there", sent=False)
+        return answer
+
+    def _app(self) -> Response:
+        told = self.lie(self.now, self.counters(self.now - self.lag))
+        if isinstance(told, int):
+            return Response(told, {}, b'{"error": "not for you"}')
+        jobs = {} if told is None else {"jobs": told}
+        return Response(200, {}, json.dumps({"data": {"id": APP, "status": "RUNNING", **jobs}}).encode())
+
+    def _job(self, job_id: str) -> Response:
+        if job_id in self.refuse:
+            return Response(self.refuse[job_id], {}, b'{"error": "not this one"}')
+        run = self.runs[job_id]
+        if self.now < run.hidden_until:
+            return Response(404, {}, b'{"error": "no such job"}')
+        status = run.status if run.ends <= self.now else "RUNNING"
+        return Response(200, {}, json.dumps({"data": {"id": job_id, "status": status}}).encode())
+
+
+@dataclass
+class Log:
+    """What was said, about a job or about the app."""
+
+    world: World
+    lines: list[tuple[float, int, str, str | None]] = field(default_factory=list)
+
+    def __call__(self, level: int, line: str, job_id: str | None) -> None:
+        self.lines.append((self.world.now, level, line, job_id))
+
+    def of_app(self) -> list[str]:
+        return [line for _, _, line, job_id in self.lines if job_id is None]
+
+
+@dataclass
+class Outcome:
+    """How long each job was over before it was found, and what it cost."""
+
+    late: dict[str, float]
+    requests_per_job: float
+    given_up_at: float | None
+    said: list[str]
+    rounds: int
+
+    def percentile(self, share: float) -> float:
+        values = sorted(self.late.values())
+        return values[min(len(values) - 1, int(len(values) * share))]
+
+
+def follow(world: World, *, every: float = EVERY, until: float = 3 * HOUR) -> Outcome:
+    """Wait for the jobs as the watcher does, and see that each is found, as what it is, after it ended."""
+    said = Log(world)
+    watch = Watch(APP, said)
+    ours = sorted((run for run in world.runs.values() if run.is_ours), key=lambda run: run.waited_from)
+    to_come, rounds = list(ours), 0
+    late: dict[str, float] = {}
+    given_up_at = None
+    while len(late) < len(ours):
+        assert world.now < until, f"{len(ours) - len(late)} jobs are never found"
+        while to_come and to_come[0].waited_from <= world.now:
+            watch.add([to_come.pop(0).id], world.clock.now)
+        begun, asked, waiting = world.clock.now, world.requests, len(watch._waiting)
+        drive(watch.round(every), world.send, world.clock.sleep, world.clock.time)
+        rounds += 1
+        is_outage = world.outage[0] <= world.now < world.outage[1] + 120
+        assert is_outage or world.requests - asked <= waiting + 1, "never more than polling each, and one"
+        for job_id, job in watch.over.items():
+            run = world.runs[job_id]
+            assert run.ends <= world.now
+            assert job.status.value == run.status
+            assert job_id not in late
+            late[job_id] = world.now - max(run.ends, run.waited_from)
+        watch.over.clear()
+        if given_up_at is None and not watch.trusts_counters:
+            given_up_at = world.now
+        world.clock.now = max(begun + every, world.clock.now + watch.pause())
+    return Outcome(late, world.requests / len(ours), given_up_at, said.of_app(), rounds)
+
+
+def poll_each(runs: Iterable[Run], every: float = EVERY) -> float:
+    """The requests per job of polling each job."""
+    costs = [max(run.ends - run.waited_from, 0) // every + 2 for run in runs if run.is_ours]
+    return sum(costs) / len(costs)
+
+
+def _chance(seed: int) -> random.Random:
+    return random.Random(seed)  # noqa: S311 - no secret
+
+
+# --- loads --------------------------------------------------------------------------------------------------
+
+
+def in_order(count: int = 1000, first: float = 10, last: float = 60) -> list[Run]:
+    return [Run(f"job-{i}", first + (last - first) * i / count) for i in range(count)]
+
+
+def in_any_order(count: int = 1000, first: float = 10, last: float = 60) -> list[Run]:
+    chance = _chance(1)
+    return [Run(f"job-{i}", chance.uniform(first, last)) for i in range(count)]
+
+
+def by_workers(count: int = 1000, workers: int = 50, seconds: float = 2.5) -> list[Run]:
+    chance = _chance(1)
+    free, runs = [0.0] * workers, []
+    for i in range(count):
+        ends = heapq.heappop(free) + chance.uniform(0.5, 1.5) * seconds
+        heapq.heappush(free, ends)
+        runs.append(Run(f"job-{i}", ends))
+    return runs
+
+
+def one_by_one(count: int = 1000, per_second: float = 10.0) -> list[Run]:
+    """Jobs that are submitted one after the other, and waited for a second later."""
+    chance, at, runs = _chance(1), 0.0, []
+    for i in range(count):
+        at += chance.expovariate(per_second)
+        runs.append(Run(f"job-{i}", at + chance.uniform(10, 60), created=at, waited_from=at + 1))
+    return runs
+
+
+def of_others(per_second: float, until: float = 120.0) -> list[Run]:
+    chance, at, runs = _chance(2), -60.0, []
+    while at < until:
+        at += chance.expovariate(per_second)
+        runs.append(Run(f"other-{at}", at + chance.uniform(10, 60), created=at, is_ours=False))
+    return runs
+
+
+def long_ones_of_others(count: int) -> list[Run]:
+    return [Run(f"other-{i}", 10 * HOUR, created=-10, is_ours=False) for i in range(count)]
+
+
+def with_every(nth: int, runs: list[Run], **changes: Any) -> list[Run]:
+    for run in runs[::nth]:
+        for name, value in changes.items():
+            setattr(run, name, value)
+    return runs
+
+
+def from_before(runs: list[Run]) -> list[Run]:
+    """Jobs that were submitted long before anybody here waited for them."""
+    return with_every(1, runs, created=-2 * HOUR)
+
+
+def frozen(at: float, runs: list[Run]) -> World:
+    world = World(runs)
+    world.lie = lambda now, counters: counters if now < at else world.counters(at)
+    return world
+
+
+def reset(at: float, runs: list[Run]) -> World:
+    world = World(runs)
+
+    def lie(now: float, counters: dict[str, int]) -> Counters:
+        before = world.counters(at)["completed"] if now >= at else 0
+        return {**counters, "completed": counters["completed"] - before}
+
+    world.lie = lie
+    return world
+
+
+def jumping() -> Callable[[float, dict[str, int]], Counters]:
+    chance = _chance(3)
+    return lambda _, counters: {name: chance.randrange(2000) for name in counters}
+
+
+# --- honest counters ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "cost"), [(100, 1.14), (1000, 1.02), (10_000, 1.01)])
+def test_jobs_that_end_in_order_cost_one_request_each(count: int, cost: float) -> None:
+    world = World(in_order(count))
+    world.seconds_per_request = 0.01
+    outcome = follow(world)
+    assert outcome.requests_per_job <= cost
+    assert outcome.percentile(0.95) <= EVERY + 1
+    assert outcome.said == []
+
+
+HONEST: dict[str, tuple[Callable[[], World], float]] = {
+    # the world, requests per job
+    "a queue before 50 workers": (lambda: World(by_workers()), 1.2),
+    "some fail": (lambda: World(with_every(3, in_order(), status="FAILED")), 1.02),
+    "others' long jobs": (lambda: World(in_order() + long_ones_of_others(50)), 1.02),
+    "some are canceled": (lambda: World(with_every(10, in_order(), status="CANCELED")), 1.1),
+    "some are canceled, others hide it": (
+        lambda: World(with_every(10, in_order(), status="CANCELED") + long_ones_of_others(500)),
+        1.1,
+    ),
+    "some ended before the first look": (lambda: World(from_before(in_order(1000, -100, 400))), 1.3),
+    "an hour, in order": (lambda: World(in_order(1000, 10, HOUR)), 2.2),
+    "an hour, then in order": (lambda: World(in_order(1000, 3000, HOUR)), 2.3),
+    "ten times as many for an hour": (lambda: World(in_order(10_000, 3000, HOUR)), 1.4),
+    "jobs come while others wait": (lambda: World(one_by_one()), 7),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_counters_find_every_job_in_time(name: str) -> None:
+    make, cost = HONEST[name]
+    outcome = follow(make())
+    assert outcome.requests_per_job <= cost
+    assert outcome.percentile(0.95) <= EVERY + 1
+    assert outcome.given_up_at is None
+    assert outcome.said == []
+
+
+def test_an_hour_costs_little_more_than_the_questions_it_takes() -> None:
+    """A question each 5 s is what the time from end to event demands, however little there is to find."""
+    world = World(in_order(1000, 3500, HOUR))
+    follow(world)
+    assert world.questions == pytest.approx(HOUR / EVERY, abs=3)
+    assert sum(world.looks.values()) <= 1.4 * 1000
+    slower = World(in_order(1000, 3500, HOUR))
+    outcome = follow(slower, every=60)
+    assert outcome.requests_per_job <= 1.5
+    assert outcome.percentile(0.95) <= 61
+
+
+@pytest.mark.parametrize("count", [20, 300, 1000])
+def test_jobs_that_end_in_any_order_cost_no_more_than_polling_each(count: int) -> None:
+    runs = in_any_order(count)
+    world = World(runs)
+    outcome = follow(world)
+    assert outcome.requests_per_job <= poll_each(runs) + world.questions / count
+    assert outcome.percentile(0.95) <= EVERY + 2  # polling that many takes some time
+    assert (outcome.given_up_at, outcome.said) == (None, [])
+
+
+def test_a_handful_is_simply_polled() -> None:
+    world = World(in_order(watch_module.HANDFUL))
+    outcome = follow(world)
+    assert world.questions == 0
+    assert outcome.requests_per_job <= poll_each(world.runs.values())
+    assert outcome.percentile(1) <= EVERY + 1
+
+
+def test_what_is_left_of_many_is_simply_polled() -> None:
+    world = World([*in_order(20, 10, 20), *(Run(f"long-{i}", 200) for i in range(4))])
+    follow(world)
+    assert world.questions <= 6
+
+
+# --- counters that are moved, late or wrong -----------------------------------------------------------------
+
+
+LYING: dict[str, tuple[Callable[[], World], float, float, float]] = {
+    # the world, requests per job, the 95th percentile and the most seconds from end to event
+    "others' jobs end now and then": (lambda: World(in_order() + of_others(0.05)), 2, 6, 8),
+    "others' jobs end all the time": (lambda: World(in_order() + of_others(10)), 8.5, 8, 10),
+    "3 s late": (lambda: World(in_order(), lag=3), 2.1, 9, 12),
+    "7 s late": (lambda: World(in_order(1000, 10, 300), lag=7), 5, 13, 20),
+    "set to zero once": (lambda: reset(30, in_order()), 2, 6, 11),
+    "1% never counted": (lambda: World(with_every(100, in_order(1000, 10, 600), is_counted=False)), 2, 8, 70),
+    "some ended before the first look, others hide it": (
+        lambda: World(from_before(in_order(1000, -100, 400)) + long_ones_of_others(500)),
+        4,
+        65,
+        70,
+    ),
+    "half never counted, yet active": (
+        lambda: World(
+            with_every(2, in_order(1000, 10, 400), status="FAILED", is_counted=False),
+            lambda _, counters: {**counters, "in_progress": 1000},
+        ),
+        6,
+        60,
+        65,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LYING)
+def test_counters_that_are_moved_late_or_in_part_are_used_all_the_same(name: str) -> None:
+    make, cost, late, latest = LYING[name]
+    outcome = follow(make())
+    assert outcome.requests_per_job <= cost
+    assert outcome.percentile(0.95) <= late
+    assert outcome.percentile(1) <= latest
+    assert (outcome.given_up_at, outcome.said) == (None, [])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_honest_counters_are_never_given_up(seed: int) -> None:
+    """Whatever other people do, and whatever was over before anybody here looked."""
+    chance = _chance(seed)
+    count, length = chance.choice([8, 30, 200]), chance.choice([30, 200, 1500])
+    load = chance.choice([in_order, in_any_order])
+    runs = one_by_one(count, 2.0) if chance.random() < 0.3 else load(count, 5, length)
+    if chance.random() < 0.3:
+        runs = with_every(3, from_before(runs), ends=-chance.uniform(1, 600))
+    for run in runs:
+        if run.ends > 0 and chance.random() < chance.choice([0, 0.3]):
+            run.status, run.ends = "CANCELED", chance.uniform(run.created, run.ends)
+    others = chance.choice([[], of_others(0.05, length), of_others(2, length), long_ones_of_others(200)])
+    for run in others:
+        run.status = chance.choice(["COMPLETED", "FAILED", "CANCELED"])
+    world = World(runs + others, lag=chance.choice([0, 0, 2, 6]))
+    world.seconds_per_request = chance.choice([0.01, 0.1, 1.0])
+    outcome = follow(world)
+    assert (outcome.given_up_at, outcome.said) == (None, [])
+
+
+WRONG: dict[str, tuple[Callable[[], World], float, float, float]] = {
+    # the world, when it is given up at the latest, the 95th percentile and the most seconds from end to event
+    "frozen from the start": (lambda: frozen(0, in_any_order(300, 20, 300)), 240, 45, 70),
+    "frozen, jobs come": (lambda: frozen(5, one_by_one(2000, 5)), 180, 40, 75),
+    "frozen later": (lambda: frozen(30, in_order(1000, 10, 300)), 300, 70, 90),
+    "frozen after ten minutes": (lambda: frozen(600, in_order(1000, 10, 1200)), 960, 60, 90),
+    "frozen after ten minutes, any order": (
+        lambda: frozen(600, in_any_order(1000, 300, 1200)),
+        1020,
+        100,
+        140,
+    ),
+    "zeros": (lambda: World(in_order(), lambda _, counters: dict.fromkeys(counters, 0)), 60, 7, 9),
+    "jumping": (lambda: World(in_order(1000, 10, 120), jumping()), 60, 12, 20),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_counters_are_given_up_and_it_is_said_once(name: str) -> None:
+    make, given_up_by, late, latest = WRONG[name]
+    world = make()
+    outcome = follow(world)
+    assert outcome.requests_per_job <= poll_each(world.runs.values()) + 1
+    assert outcome.given_up_at is not None
+    assert outcome.given_up_at <= given_up_by
+    assert outcome.percentile(0.95) <= late
+    assert outcome.percentile(1) <= latest
+    assert outcome.said == [
+        f"The job counters of RunGen app {APP} do not add up: its jobs are polled one by one"
+    ]
+
+
+MISSING: dict[str, Callable[[float, dict[str, int]], Counters]] = {
+    "absent": lambda _, counters: None,
+    "empty": lambda _, counters: {},
+    "partial": lambda _, counters: {name: counters[name] for name in ("completed", "in_progress")},
+    "negative": lambda _, counters: {name: -count - 1 for name, count in counters.items()},
+    "texts": lambda _, counters: {name: f"some {count}" for name, count in counters.items()},
+    "truths": lambda _, counters: dict.fromkeys(counters, True),
+    "404": lambda _, counters: 404,
+    "403": lambda _, counters: 403,
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_counters_that_are_missing_are_done_without(name: str) -> None:
+    world = World(in_order(200), MISSING[name])
+    outcome = follow(world)
+    assert outcome.requests_per_job <= poll_each(world.runs.values()) + 1
+    assert outcome.percentile(1) <= EVERY + 1
+    assert outcome.said == [
+        f"The job counters of RunGen app {APP} are missing: its jobs are polled one by one"
+    ]
+
+
+def test_a_new_app_has_no_counters_at_first() -> None:
+    world = World(in_order(1000, 60, 120), lambda now, counters: None if now < 8 else counters)
+    outcome = follow(world)
+    assert outcome.requests_per_job <= 3.2
+    assert (outcome.said, outcome.given_up_at) == ([], None)
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_an_app_that_does_not_answer_does_not_keep_the_jobs(status: int) -> None:
+    world = World(in_order(200), lambda _, counters: status)
+    outcome = follow(world)
+    assert outcome.requests_per_job <= poll_each(world.runs.values()) + 1
+    assert outcome.percentile(1) <= EVERY + 1
+    assert len(outcome.said) == 1
+    assert str(status) in outcome.said[0]
+
+
+def test_frozen_counters_make_short_jobs_late_and_no_more() -> None:
+    outcome = follow(frozen(0, in_order()))
+    assert outcome.requests_per_job <= 1.1
+    assert outcome.percentile(1) <= watch_module.SLOW_PACE
+
+
+_value = st.one_of(
+    st.integers(-5, 40),
+    st.integers(),
+    st.booleans(),
+    st.none(),
+    st.text(max_size=3),
+    st.floats(),
+    st.just([]),
+)
+_names = st.sampled_from(["completed", "failed", "in_progress", "in_queue", "retried", "x"])
+_told = st.one_of(
+    st.none(),
+    st.sampled_from([403, 404, 500, 503]),
+    st.fixed_dictionaries(
+        {name: st.integers(0, 40) for name in ("completed", "failed", "in_progress", "in_queue")}
+    ),
+    st.dictionaries(_names, _value, max_size=6),
+)
+_runs = st.lists(
+    st.tuples(
+        st.integers(-100, 300),
+        st.sampled_from(["COMPLETED", "FAILED", "CANCELED"]),
+        st.integers(0, 200),
+    ),
+    min_size=5,
+    max_size=24,
+)
+
+
+@settings(max_examples=300)
+@given(runs=_runs, told=st.lists(_told, min_size=1, max_size=12), every=st.sampled_from([1.0, 5.0, 90.0]))
+def test_no_counters_whatever_change_the_outcome(
+    runs: list[tuple[int, str, int]], told: list[Counters], every: float
+) -> None:
+    asked = iter(range(10**9))
+    world = World(
+        (
+            Run(f"job-{i}", ends, status, created=-HOUR, waited_from=waited_from)
+            for i, (ends, status, waited_from) in enumerate(runs)
+        ),
+        lambda _, counters: told[next(asked) % len(told)],
+    )
+    outcome = follow(world, every=every)
+    checks = -(-len(runs) // watch_module.HANDFUL)
+    assert outcome.percentile(1) <= (checks + 1) * (max(watch_module.SLOW_PACE, every) + every) + 60
+    assert len([line for line in outcome.said if "one by one" in line]) <= 1
+
+
+# --- trouble ------------------------------------------------------------------------------------------------
+
+
+def test_an_outage_costs_one_question_a_round_and_is_said_once() -> None:
+    world = World(in_order(1000, 10, 200), outage=(60, 120))
+    asked_at: list[float] = []
+    world.on_request = lambda _: asked_at.append(world.now)
+    outcome = follow(world)
+    assert len([at for at in asked_at if 60 <= at < 120]) <= 15
+    assert len(outcome.said) == 2
+    assert "waiting goes on" in outcome.said[0]
+    assert outcome.said[1] == "RunGen answers again"
+    assert outcome.given_up_at is None
+    assert outcome.requests_per_job <= 1.4
+
+
+def test_an_outage_in_the_middle_of_a_round_ends_it() -> None:
+    world = World(in_order(1000, 100, 200), MISSING["absent"])
+    watch = Watch(APP)
+    watch.add(world.runs, world.clock.now)
+
+    def fail(_: Request) -> None:
+        if sum(world.looks.values()) == 300:
+            world.outage = (world.now, world.now + 60)
+
+    world.on_request = fail
+    drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
+    assert sum(world.looks.values()) <= 300 + 2 * watch_module.MOST_AT_ONCE
+    assert watch.pause() > 0
+
+
+@pytest.mark.parametrize("count", [3, 50])
+@pytest.mark.parametrize("broken", [0, -1])
+def test_a_job_that_never_answers_hides_no_other(count: int, broken: int) -> None:
+    world = World(in_order(count))
+    poison = list(world.runs)[broken]
+    world.refuse[poison] = 500
+    del world.runs[poison]
+    world.runs |= {poison: Run(poison, 300)}
+    world.on_request = lambda _: world.refuse.clear() if world.now > 300 else None
+    outcome = follow(world)
+    assert max(late for job_id, late in outcome.late.items() if job_id != poison) <= 2 * EVERY + 2
+    assert len(outcome.said) == 2, "said once, and once that it is over"
+
+
+def test_an_outage_that_began_before_the_first_look_is_outlasted() -> None:
+    outcome = follow(World(in_order(100), outage=(0, 90)))
+    assert outcome.requests_per_job <= 1.6
+    assert len(outcome.said) == 2
+
+
+def test_a_retry_after_is_waited_for() -> None:
+    world = World(in_order(50))
+    watch = Watch(APP)
+    watch.add(world.runs, world.clock.now)
+
+    sent: list[Request] = []
+
+    def busy(request: Request) -> Response:
+        sent.append(request)
+        return Response(429, {"retry-after": "77"}, b"")
+
+    for _ in range(3):  # the counters, then a job; after that the service is left alone
+        drive(watch.round(EVERY), busy, world.clock.sleep, world.clock.time)
+        world.clock.now += EVERY
+    assert len(sent) == 2
+    assert watch.pause() >= 77
+    assert watch.not_before >= world.clock.now + 77 - 3 * EVERY
+    world.clock.now += 100
+    drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
+    assert watch.pause() == 0
+
+
+def test_a_hopeless_answer_is_an_error_of_that_job_alone() -> None:
+    world = World(from_before(in_order(20, -10, 10)))
+    world.refuse["job-3"] = 404
+    watch = Watch(APP)
+    watch.add(world.runs, world.clock.now)
+    errors = drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
+    assert list(errors) == ["job-3"]
+    assert isinstance(errors["job-3"], RunGenNotFoundError)
+    watch.forget(["job-3"])
+    assert "job-0" in watch.over
+
+
+# --- coming and leaving -------------------------------------------------------------------------------------
+
+
+def test_waiters_may_leave_in_the_middle_of_a_round() -> None:
+    for leaves_at in range(25):
+        world = World(from_before(in_order(20, -10, 10)))
+        watch = Watch(APP, Log(world))
+        watch.add(world.runs, world.clock.now)
+        left = iter(range(1000))
+
+        def leave(_: Request, left: Any = left, at: int = leaves_at, watch: Watch = watch) -> None:
+            if next(left) == at:
+                watch.forget([f"job-{i}" for i in range(0, 20, 2)])
+
+        world.on_request = leave
+        drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
+        drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
+        assert set(watch.over) <= set(world.runs)
+
+
+def test_jobs_of_waiters_who_left_do_not_disturb_the_counters() -> None:
+    world = World(in_order(200, 10, 120))
+    watch = Watch(APP, said := Log(world))
+    watch.add(world.runs, world.clock.now)
+    while len(watch.over) < 100:
+        begun = world.clock.now
+        drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
+        if 30 < world.now < 36:
+            watch.forget([f"job-{i}" for i in range(1, 200, 2)])
+        world.clock.now = begun + EVERY
+        assert world.now < 130
+    assert watch.trusts_counters
+    assert said.of_app() == []
+
+
+def test_a_canceled_job_is_found_though_its_waiter_came_late() -> None:
+    runs = in_order(50, 100, 150)
+    runs[30].ends, runs[30].status = 20, "CANCELED"
+    outcome = follow(World(runs))
+    assert outcome.late["job-30"] <= 2 * EVERY + 1
+    assert outcome.requests_per_job <= 3
+
+
+def test_forgotten_jobs_are_asked_for_no_more() -> None:
+    world = World(in_order(3))
+    watch = Watch(APP)
+    watch.add(world.runs, world.clock.now)
+    watch.forget(["job-1", "never-known"])
+    drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
+    assert set(world.looks) == {"job-0", "job-2"}
+
+
+# --- wait_for_jobs ------------------------------------------------------------------------------------------
+
+
+def wait(world: World, job_ids: Sequence[str], **options: Any) -> list[Job]:
+    flow = wait_for_jobs(APP, job_ids, **{"poll_interval": EVERY, **options})
+    return drive(flow, world.send, world.clock.sleep, world.clock.time)
+
+
+def test_many_jobs_come_back_in_the_order_given_with_duplicates() -> None:
+    world = World(with_every(7, in_order(300), status="FAILED"))
+    ids = [*reversed(world.runs), "job-5", "job-5"]
+    jobs = wait(world, ids)
+    assert [job.id for job in jobs] == ids
+    assert all(job.status.value == world.runs[job.id].status for job in jobs)
+    assert world.requests <= 8.5 * 300, "the age is that of the list, which is the wrong way round"
+    assert world.looks["job-5"] <= 14
+
+
+def test_a_wait_in_order_costs_one_request_each() -> None:
+    world = World(in_order())
+    wait(world, list(world.runs))
+    assert world.requests <= 1.1 * 1000
+    assert sum(world.clock.slept) <= 65
+
+
+def test_the_time_a_round_takes_is_part_of_the_interval() -> None:
+    world = World(in_order(3, 58, 60))
+    world.seconds_per_request = 32.0
+    wait(world, list(world.runs))
+    assert max(world.clock.slept) == pytest.approx(2, abs=0.01)
+
+
+def test_a_round_longer_than_the_interval_is_followed_by_the_next() -> None:
+    world = World(in_order(3, 58, 60))
+    world.seconds_per_request = 320.0
+    wait(world, list(world.runs))
+    assert world.clock.slept == []
+
+
+@pytest.mark.parametrize("lie", ["frozen", "hidden by others"])
+def test_the_last_look_at_the_deadline_trusts_no_counters(lie: str) -> None:
+    runs = in_order(50, 31, 39)
+    world = frozen(0, runs) if lie == "frozen" else World(from_before(runs) + long_ones_of_others(900))
+    jobs = wait(world, [run.id for run in runs], deadline=world.clock.now + 40)
+    assert len(jobs) == 50
+
+
+def test_one_look_with_the_deadline_in_the_past_trusts_no_counters() -> None:
+    runs = from_before(in_order(50, -20, -10))
+    world = World(runs + long_ones_of_others(900))
+    assert len(wait(world, [run.id for run in runs], deadline=0)) == 50
+    assert world.clock.slept == []
+
+
+def test_looks_that_are_followed_by_more_go_by_the_counters() -> None:
+    """A sensor pokes: the first look is full, the rest are as those of a wait."""
+    world = World(in_order(500, 60, 160))
+    watch, ids = Watch(APP), list(world.runs)
+    jobs: list[Job] = []
+    for _ in range(100):
+        try:
+            jobs = wait(world, ids, poll_interval=1, deadline=0, watch=watch)
+            break
+        except RunGenJobTimeoutError:
+            world.clock.now += 10
+    assert len(jobs) == 500
+    assert world.requests <= 2.2 * 500
+
+
+def test_the_deadline_names_what_is_not_over() -> None:
+    world = World(in_order(100, 10, 100))
+    with pytest.raises(RunGenJobTimeoutError, match=r"job-5\d of app .* \(and 4\d more\)") as caught:
+        wait(world, list(world.runs), deadline=world.clock.now + 60)
+    assert caught.value.job_id.startswith("job-5")
+    assert world.now <= 61
+
+
+def test_an_error_no_waiting_can_change_ends_the_wait() -> None:
+    world = World(in_order(20))
+    world.refuse["job-0"] = 403
+    with pytest.raises(RunGenForbiddenError):
+        wait(world, list(world.runs))
+
+
+def test_a_job_that_is_gone_counts_as_failed_among_others() -> None:
+    world = World(in_order(20))
+    world.refuse["job-0"] = 404
+    jobs = wait(world, list(world.runs))
+    assert [job.status for job in jobs] == ["FAILED", *["COMPLETED"] * 19]
+    assert "404" in jobs[0].error
+    with pytest.raises(RunGenNotFoundError):
+        wait(world, ["job-0"])
+
+
+def test_a_job_may_be_unknown_at_first() -> None:
+    runs = in_order(20)
+    for run in runs:
+        run.hidden_until = 8.0
+    for waited in ("job-3",), tuple(run.id for run in runs):
+        world = World(runs)
+        jobs = wait(world, waited, known_by=world.clock.now + 10)
+        assert {job.status for job in jobs} == {"COMPLETED"}
+        with pytest.raises(RunGenNotFoundError):
+            wait(World(runs), waited[:1], known_by=world.start + 4)
+
+
+def test_a_job_that_was_seen_is_no_longer_new() -> None:
+    world = World(in_order(1, 60))
+
+    def forget(_: Request) -> None:
+        if world.now > 12:
+            world.refuse["job-0"] = 404
+
+    world.on_request = forget
+    with pytest.raises(RunGenNotFoundError):
+        wait(world, ["job-0"], known_by=world.start + 1000)
+    assert world.now < 12 + 2 * EVERY
+
+
+def test_nothing_is_asked_for_an_id_that_cannot_be_one() -> None:
+    world = World([])
+    with pytest.raises(RunGenInputError):
+        wait(world, ["good", "bad/id"])
+    assert wait(world, []) == []
+    assert world.requests == 0
+
+
+def test_many_jobs_are_told_of_by_their_number(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(in_order(200, 10, 100))
+    with caplog.at_level(logging.INFO):
+        wait(world, list(world.runs))
+    lines = [record.getMessage() for record in caplog.records]
+    assert 2 <= len(lines) <= 4
+    for line in lines:
+        told = re.fullmatch(r"Of 200 RunGen jobs (\d+) run, (\d+) completed, 0 failed; .* left", line)
+        assert told, line
+        assert int(told[1]) + int(told[2]) == 200
+
+
+def test_a_few_jobs_are_told_of_by_their_names(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(in_order(2, 10, 12))
+    with caplog.at_level(logging.INFO):
+        wait(world, list(world.runs))
+    assert [record.getMessage() for record in caplog.records] == [
+        *("RunGen job job-0 is RUNNING", "RunGen job job-1 is RUNNING"),
+        *("RunGen job job-0 is COMPLETED", "RunGen job job-1 is COMPLETED"),
+    ]
+
+
+# --- a service that is slow, or hangs -----------------------------------------------------------------------
+
+
+class Slow:
+    """A service that needs some seconds for each answer about a job, or for those of some jobs, for ever."""
+
+    def __init__(self, seconds: float, ends: float = 0.0, hanging: Iterable[str] = ()) -> None:
+        self.clock = FakeTime()
+        self.seconds = seconds
+        self.over_at = self.clock.now + ends
+        self.hanging = set(hanging)
+
+    def send(self, request: Request) -> Response:
+        assert request.timeout is not None
+        job_id = request.path.rpartition("/")[2]
+        seconds = math.inf if job_id in self.hanging else self.seconds
+        self.clock.now += min(seconds, request.timeout)
+        if seconds > request.timeout:
+            raise RunGenConnectionError("RunGen did not answer in time")
+        status = "COMPLETED" if self.clock.now >= self.over_at else "RUNNING"
+        return Response(200, {}, json.dumps({"data": {"id": job_id, "status": status}}).encode())
+
+    def wait(self, job_ids: Sequence[str], watch: Watch, *, deadline: float) -> list[Job]:
+        flow = wait_for_jobs(APP, job_ids, poll_interval=EVERY, deadline=deadline, watch=watch)
+        return drive(flow, self.send, self.clock.sleep, self.clock.time)
+
+
+def test_each_poke_of_a_sensor_gives_a_slow_service_time() -> None:
+    slow, watch = Slow(seconds=12.0, ends=20.0), Watch(APP)
+    with pytest.raises(RunGenJobTimeoutError):
+        slow.wait(["a"], watch, deadline=0)
+    [job] = slow.wait(["a"], watch, deadline=0)
+    assert job.status.value == "COMPLETED"
+
+
+def test_jobs_that_hang_one_after_the_other_do_not_outlast_the_deadline() -> None:
+    ids = ["a", "b", "c", "d"]
+    slow = Slow(seconds=0.1, ends=HOUR, hanging=ids)
+    deadline = slow.clock.now + 10
+    with pytest.raises(RunGenJobTimeoutError):
+        slow.wait(ids, Watch(APP), deadline=deadline)
+    assert slow.clock.now - deadline < 2

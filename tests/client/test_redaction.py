@@ -1,0 +1,210 @@
+"""The one mask: no secret of a URL survives it, however the URL is escaped, and nothing else changes."""
+
+from __future__ import annotations
+
+import html
+import json
+import sys
+from collections.abc import Callable
+from urllib.parse import quote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from airflow_provider_rungen.client.models import clean_text
+from airflow_provider_rungen.client.redaction import redact, redact_error, without_secrets
+
+PLAIN = "SECRET"
+# What a URL may hold: all that is neither space nor quote nor angle bracket.
+ODD = "abcXYZ019-._~!$&'()*+,;=:@%[]{}|^`жé€\u200b"
+
+
+def piece(alphabet: str) -> st.SearchStrategy[str]:
+    """Make a secret, in the middle of other characters."""
+    around = st.text(alphabet, max_size=12)
+    return st.tuples(around, around).map(PLAIN.join)
+
+
+def escape_slashes(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1].replace("/", "\\/")
+
+
+FORMS: dict[str, Callable[[str], str]] = {
+    "raw": str,
+    "json": escape_slashes,
+    "json in json": lambda text: escape_slashes(escape_slashes(text)),
+    "go": lambda text: escape_slashes(text).replace("&", "\\u0026").replace("'", "\\u0027"),
+    "html": html.escape,
+    "html in html": lambda text: html.escape(html.escape(text)),
+    "percent": lambda text: quote(text, safe=""),
+    "percent, slashes kept": quote,
+    "percent twice": lambda text: quote(quote(text, safe=""), safe=""),
+    "percent three times": lambda text: quote(quote(quote(text, safe=""), safe=""), safe=""),
+    "lower percent": lambda text: quote(text, safe="").replace("%3A", "%3a").replace("%2F", "%2f"),
+}
+SCHEMES = ["http", "https", "HTTPS", "s3", "gs", "abfss", "ftp", "postgresql+psycopg", "x-custom", "redis"]
+
+
+@given(
+    scheme=st.sampled_from(SCHEMES),
+    userinfo=st.none()
+    | st.tuples(st.text("abc019._-", max_size=8), piece(ODD.replace("%", ""))).map(":".join),
+    host=st.from_regex(r"[a-z0-9-]{1,12}(\.[a-z]{2,5})?(:[0-9]{2,4})?", fullmatch=True),
+    path=st.lists(st.text(ODD.replace("@", ""), max_size=8), max_size=3).map("/".join),
+    query=st.none() | st.tuples(st.sampled_from("?#"), piece(ODD + "/?")).map("".join),
+    form=st.sampled_from(sorted(FORMS)),
+    before=st.sampled_from(["", "see ", "(", '"', "url=", "<a href='", "\n", "key: "]),
+    after=st.sampled_from(["", " and more", '", "n": 1', "\n", "<b>", '\\"}']),
+)
+@example("s3", ":SECRET", "h", "", None, "html", "", "")
+def test_no_secret_survives(  # noqa: PLR0917 - the parts of a URL
+    scheme: str,
+    userinfo: str | None,
+    host: str,
+    path: str,
+    query: str | None,
+    form: str,
+    before: str,
+    after: str,
+) -> None:
+    url = f"{scheme}://{'' if userinfo is None else f'{userinfo}@'}{host}/{path}{query or ''}"
+    escaped = FORMS[form](url)
+    for mask in (redact, without_secrets):
+        masked = mask(f"{before}{escaped}{after}")
+        assert PLAIN not in masked
+        assert masked.startswith(before + FORMS[form](scheme))
+        assert host.partition(":")[0] in masked
+    assert PLAIN not in clean_text(f"{before}{escaped}{after}")
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://h/it's here.png?X-Amz-Signature=SECRET",
+        'https://h/a"b.png?X-Goog-Signature=SECRET',
+        "//host/path?X-Amz-Signature=SECRET",
+        "//user:a[@SECRET@host.example/path",
+        "//@host.example/path?anything=SECRET",
+        "//host.example/path?anything=SECRET",
+        "/container/blob?sv=2022-11-02&se=SECRET&sig=SECRET%3D",
+        "/a?token=SECRET&x=1&Signature=SECRET&Key-Pair-Id=SECRET",
+        "X-Amz-Credential=SECRET&X-Amz-Security-Token=SECRET",
+        "https://proxy/fetch/https://u:SECRET@h/x",
+        "https://h/x,https://u:SECRET@h/y",
+        "https://u:p@SECRET@h/x",
+        "s3://AKIA:abc/SECRET+x=@bucket/key",
+        "https://SECRET@h/x",
+        "redis://:SECRET@h:6379/0",
+        "https://u:SECRET@[::1]:80/x",
+    ],
+)
+def test_no_secret_of_these_survives(url: str, form: str) -> None:
+    for text in (url, f"Could not open '{url}'. Why?"):
+        assert PLAIN not in redact(FORMS[form](text))
+        assert PLAIN not in without_secrets(FORMS[form](text))
+
+
+@given(st.text(st.characters(codec=None, exclude_categories=()), max_size=300))
+@example("12:30 // not now, 50% of a&b?")
+@example("C:\\dir\\file #1 <a@b.example> x=y?z")
+@example("max_tokens = 5; a&b=c; 3 == 4 // 2")
+def test_a_text_without_urls_is_unchanged(text: str) -> None:
+    for mask in (redact, without_secrets):
+        if not any(sign in text for sign in ("//", "\\/", "%2", "&#", "=")):
+            assert mask(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "//@ts-ignore",
+        "x = 1  //@formatter:off",
+        "//div[@class='a.b']/text()",
+        """find(By.XPATH, "//*[@id='main']//a[@href]")""",
+        "//path[@d]",
+    ],
+)
+def test_code_is_no_url_without_a_scheme(text: str) -> None:
+    assert redact(text) == without_secrets(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://aws_default@bucket/x", "s3://aws_default@bucket/x"),
+        ("abfs://container@account.dfs/x", "abfs://container@account.dfs/x"),
+        ("s3://KEY:SECRET@bucket/x", "s3://***@bucket/x"),
+        ("https://u:p@h:8080/x/y.png?a=1#b rest", "https://***@h:8080/x/y.png?*** rest"),
+        (r'{"u": "https:\/\/h\/x?a=1"}', r'{"u": "https:\/\/h\/x?***"}'),
+        (r"{\"u\": \"https://h/x?a=1\"}", r"{\"u\": \"https://h/x?***\"}"),
+        ("http://h:80/a@b", "http://h:80/a@b"),
+        ("https://h/50%25/%3Fno", "https://h/50%25/%3Fno"),
+        ("a=1&sig=abc&c=2", "a=1&sig=***&c=2"),
+    ],
+)
+def test_the_rest_stays_readable(text: str, shown: str) -> None:
+    assert redact(text) == shown
+
+
+@pytest.mark.parametrize("most", [15, 16, 20, 24, 25, 30, 40, 50])
+def test_what_is_cut_in_the_middle_of_a_password_does_not_show_it(most: int) -> None:
+    assert "SEC" not in redact("see https://user:SECRETSECRET/SECRET@h/x?a=SECRET", most=most)
+
+
+@pytest.mark.parametrize(
+    ("uri", "text"),
+    [
+        ("s3://KEY:SECRET@bucket/x", "The conn_id `KEY:SECRET` isn't defined"),
+        ("s3://KEY:SECRET@bucket/x", "Invalid key SECRET"),
+        ("https://h/x?sig=SECRET", "403, url='/x?sig=SECRET'"),
+        ("https://h/x?sig=SECRET", "query: sig=SECRET"),
+    ],
+)
+def test_an_error_does_not_show_parts_of_its_uri(uri: str, text: str) -> None:
+    assert "SECRET" not in redact_error(ValueError(text), uri)
+
+
+HOSTILE = [
+    *(
+        "a",
+        "://",
+        "%25",
+        "%3A%2F%2F",
+        "\\",
+        "&#0",
+        "@",
+        "://a:b",
+        "//",
+        " //",
+        "&token",
+        "?a-",
+        "X-Amz-",
+        "&amp;",
+    ),
+    *("?", "://@", "\\u002", "http://u:p", " //a", "%", "/", ":", "=", "&", "https://x.y/?"),
+]
+
+
+@pytest.mark.parametrize("unit", HOSTILE)
+def test_time_grows_with_the_text_and_no_faster(unit: str) -> None:
+    def steps(size: int) -> int:
+        """Count what is looked at: by regular expressions in matches, by Python in events."""
+        text, count = unit * (size // len(unit)), 0
+
+        def trace(*_: object) -> None:
+            nonlocal count
+            count += 1
+
+        sys.setprofile(trace)
+        try:
+            redact(text)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    assert steps(4 * 4000) <= 5 * steps(4000) + 100
+    # quadratic work in a regular expression would take minutes for each of these
+    for text in (unit * (200_000 // len(unit)), "://" + unit * (200_000 // len(unit)) + "@"):
+        redact(text)

@@ -1,0 +1,294 @@
+"""Bringing an app to a number of workers and waiting for it: every answer the contract leaves open."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+from conftest import APP, FakeTime, Via
+
+from airflow_provider_rungen.client.flow import Flow, Request, Response
+from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.client.scaling import (
+    LOOKS,
+    Goal,
+    Raised,
+    drain_app,
+    lower_app,
+    remove_app,
+    set_workers,
+    wait_for_app,
+    workers_of,
+)
+from airflow_provider_rungen.client.transport import drive
+from airflow_provider_rungen.emulator import Fault
+from airflow_provider_rungen.exceptions import (
+    RunGenAppError,
+    RunGenAppTimeoutError,
+    RunGenConflictError,
+    RunGenForbiddenError,
+    RunGenNotFoundError,
+)
+
+
+def play(flow: Flow[Any], answers: Iterable[Any], clock: FakeTime | None = None) -> tuple[Any, list[Request]]:
+    """Perform a flow against answers written down; the last one is given again and again."""
+    sent: list[Request] = []
+    clock = clock or FakeTime()
+
+    def each() -> Iterator[Any]:
+        for answer in answers:
+            last = answer
+            yield answer
+        while True:
+            yield last
+
+    stream = each()
+
+    def send(request: Request) -> Response:
+        sent.append(request)
+        answer = next(stream)
+        if isinstance(answer, int):
+            return Response(answer, {}, b'{"error": "no"}')
+        return Response(200, {}, json.dumps(answer).encode())
+
+    return drive(flow, send, clock.sleep, clock.time), sent
+
+
+def app(status: Any = None, active_workers: Any = None, **more: Any) -> dict[str, Any]:
+    body: dict[str, Any] = {"id": APP, **more}
+    if status is not None:
+        body["status"] = status
+    if active_workers is not None:
+        body["configuration"] = {"active_workers": active_workers}
+    return body
+
+
+def wait(goal: Goal, *answers: Any, within: float = 60) -> tuple[Any, list[Request]]:
+    clock = FakeTime()
+    return play(wait_for_app(goal, poll_interval=5, deadline=clock.now + within), answers, clock)
+
+
+# --- waiting ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        app("RUNNING", 2),
+        {"data": app("running", "2")},
+        app("Running"),
+        app("RUNNING", 3, workers={"ready": 0}),
+        app(None, 2, workers={"ready": 1, "initializing": 1}),
+        app(None, None, workers={"idle": "1"}),
+        app("", 2, workers={"running": 1}),
+    ],
+)
+def test_every_way_to_say_that_an_app_runs(there: Any) -> None:
+    found, sent = wait(Goal(APP, active_workers=2), app("STOPPED", 0), app("Initializing", 2), there)
+    assert isinstance(found, App)
+    assert len(sent) == 3
+    assert {request.method for request in sent} == {"GET"}
+
+
+@pytest.mark.parametrize(
+    "not_there",
+    [
+        app("INITIALIZING", 2, workers={"initializing": 2}),
+        app("STOPPED", 2),
+        app("FAILED", 2),
+        app("UNHEALTHY", 2, workers={"unhealthy": 2, "ready": 2}),
+        app(None, 2),
+        app(None, 2, workers={"initializing": 2}),
+        {"data": {}},
+        app("RUNNING", 1),
+        503,
+    ],
+)
+def test_an_app_that_does_not_get_there_is_an_error_that_says_where_it_is(not_there: Any) -> None:
+    with pytest.raises(RunGenAppTimeoutError, match=f"RunGen app {APP} was not RUNNING in time") as info:
+        wait(Goal(APP, active_workers=2), not_there)
+    assert info.value.app_id == APP
+    if isinstance(not_there, dict) and (status := not_there.get("status")):
+        assert status in str(info.value)
+    if isinstance(not_there, dict) and "unhealthy" in not_there.get("workers", {}):
+        assert "2 active workers" in str(info.value)
+        assert "2 unhealthy" in str(info.value)
+
+
+def test_what_changes_is_said_once_and_an_unknown_status_louder(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    loading = app("INITIALIZING", 2, workers={"initializing": 2})
+    half = app("INITIALIZING", 2, workers={"initializing": 1, "ready": 1})
+    wait(Goal(APP), loading, loading, half, half, app("warming up", 2), app("RUNNING", 2))
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "WARNING", "INFO"]
+    assert "of which are told: 1 initializing, 1 ready" in caplog.messages[1]
+    assert "unknown status WARMING_UP" in caplog.messages[2]
+
+
+def test_an_outage_does_not_end_the_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    found, _ = wait(Goal(APP), 503, 500, 502, app("RUNNING", 1))
+    assert found.status == "RUNNING"
+    assert sum("waiting goes on" in line for line in caplog.messages) == 1
+
+
+def test_what_no_waiting_can_change_ends_it() -> None:
+    with pytest.raises(RunGenNotFoundError):
+        wait(Goal(APP), app("INITIALIZING", 1), 404)
+    with pytest.raises(RunGenForbiddenError):
+        wait(Goal(APP), 403)
+
+
+def test_an_app_that_somebody_lowers_is_not_waited_for() -> None:
+    up, down = app("INITIALIZING", 2), app("STOPPED", 0)
+    with pytest.raises(RunGenAppError, match="set to 0 active workers by somebody else"):
+        wait(Goal(APP, active_workers=2), down, up, down, down, up)
+    wait(Goal(APP, active_workers=2), down, up, down, up, down, app("RUNNING", 2))
+
+
+def test_a_deadline_in_the_past_allows_one_look() -> None:
+    _, sent = wait(Goal(APP), app("RUNNING", 1), within=-100)
+    assert len(sent) == 1
+    with pytest.raises(RunGenAppTimeoutError):
+        wait(Goal(APP), app("STOPPED", 0), app("RUNNING", 1), within=-100)
+
+
+# --- up and down --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "workers"),
+    [
+        (app("RUNNING", 2), 2),
+        (app("RUNNING", "1"), 1),
+        (app("STOPPED"), 0),
+        (app("STOPPED", 1), 1),
+        (app(None, 0), 0),
+        (app("RUNNING"), None),
+        (app(), None),
+    ],
+)
+def test_what_an_app_had_before(answer: Any, workers: int | None) -> None:
+    assert workers_of(App.from_json(answer)) == workers
+
+
+def puts(sent: list[Request]) -> list[Any]:
+    bodies = [json.loads(request.body or b"") for request in sent if request.method == "PUT"]
+    return [body["configuration"]["active_workers"] for body in bodies]
+
+
+@pytest.mark.parametrize(
+    ("told", "sent"),
+    [
+        (app("INITIALIZING", 3), [1]),
+        (app("INITIALIZING", "3"), [1]),
+        (app("RUNNING", 1), [1]),  # the raise may still be on its way
+        (app("RUNNING"), [1]),
+        (503, [1]),
+        (app("STOPPED", 0), []),  # somebody else stopped it
+        (app("RUNNING", 5), []),  # somebody else needs more
+        (404, []),
+    ],
+)
+def test_an_app_is_lowered_unless_somebody_else_has_set_it(told: Any, sent: list[int]) -> None:
+    _, requests = play(lower_app(Raised(APP, 3, 1, 0.0)), [told, app("RUNNING", 1)])
+    assert puts(requests) == sent
+
+
+def test_an_app_of_which_nobody_knows_what_it_had_is_not_lowered() -> None:
+    with pytest.raises(RunGenAppError, match="not known how many workers"):
+        play(lower_app(Raised(APP, 3, None, 0.0)), [app("RUNNING", 3)])
+
+
+def test_what_was_raised_comes_back_from_where_it_was_kept() -> None:
+    raised = Raised(APP, 2, 0, 1234.5)
+    assert Raised.from_json(json.loads(json.dumps(raised.to_json()))) == raised
+    assert Raised.from_json(None) is None
+    assert Raised.from_json({"app_id": APP}) is None
+    assert [Raised(APP, 2, before, 0).was_raised for before in (0, 1, 2, 3, None)] == [
+        *(True, True, False, False, True)
+    ]
+
+
+def test_a_lower_number_is_believed_when_it_is_told() -> None:
+    clock = FakeTime()
+    flow = set_workers(APP, 0, poll_interval=5, deadline=clock.now + 60)
+    _, sent = play(flow, [app("RUNNING", 2), app("RUNNING", 2), app("STOPPED", 0)], clock)
+    assert puts(sent) == [0]
+    _, sent = play(set_workers(APP, 0, poll_interval=5, deadline=clock.now + 60), [app()], clock)
+    # an answer that tells nothing is not taken for a yes
+    assert [request.method for request in sent] == ["PUT", "GET"]
+    with pytest.raises(RunGenAppTimeoutError, match="0 active workers, but is RUNNING, 2 active workers"):
+        play(set_workers(APP, 0, poll_interval=5, deadline=clock.now + 60), [app("RUNNING", 2)], clock)
+
+
+@pytest.mark.parametrize(
+    ("answers", "left", "looks"),
+    [
+        ([{"in_queue": 2, "in_progress": 1}, {"in_queue": "1"}, {"in_queue": 0, "in_progress": 0}], 0, 3),
+        ([{"in_queue": 0, "in_progress": 3}], 3, 5),
+        ([{"completed": 7}], None, LOOKS),
+        ([None], None, LOOKS),
+        ([None, {"in_queue": 0, "in_progress": 0}], 0, 2),
+    ],
+)
+def test_an_app_is_drained_as_far_as_it_counts(answers: list[Any], left: int | None, looks: int) -> None:
+    clock = FakeTime()
+    flow = drain_app(APP, poll_interval=5, deadline=clock.now + 20)
+    found, sent = play(flow, [app("RUNNING", 1, jobs=jobs) for jobs in answers], clock)
+    assert found == left
+    assert len(sent) == looks
+
+
+def remove(via: Via, app_id: str, within: float = 60) -> None:
+    via(remove_app(app_id, poll_interval=5, deadline=via.clock.now + within))
+
+
+def test_an_app_is_stopped_and_deleted(via: Via) -> None:
+    via.service.add_app("doomed", workers=3)
+    remove(via, "doomed")
+    assert "doomed" not in via.service.stats()["active_workers"]
+    with pytest.raises(RunGenNotFoundError):
+        remove(via, "doomed")
+
+
+def test_an_app_that_is_stopped_is_only_deleted(direct: Via) -> None:
+    direct.service.add_app("doomed")
+    remove(direct, "doomed")
+    assert direct.service.count("update_app") == 0
+
+
+def test_workers_on_their_way_out_are_waited_for(direct: Via) -> None:
+    direct.service.add_app("doomed", workers=1)
+    direct.service.inject(Fault(on="delete_app", status=409, times=2))
+    remove(direct, "doomed")
+    assert direct.service.count("delete_app") == 3
+    direct.service.add_app("stubborn", workers=1)
+    direct.service.inject(Fault(on="delete_app", status=409, times=None))
+    with pytest.raises(RunGenConflictError):
+        remove(direct, "stubborn", within=30)
+
+
+def test_the_bill_of_an_app_stops_with_its_workers(direct: Via) -> None:
+    direct.service.add_app("dear", init_seconds=10)
+
+    def bill() -> Any:
+        stats = direct.service.stats()
+        return stats["worker_seconds"]["dear"], stats["active_workers"]["dear"]
+
+    def status_of(step: Callable[[], Any]) -> str:
+        step()
+        return direct.service.handle(
+            "GET", "/app/dear", {"x-api-key": direct.service.api_key}, b""
+        ).body.decode()
+
+    assert '"STOPPED"' in status_of(lambda: None)
+    assert '"INITIALIZING"' in status_of(lambda: direct.service.scale("dear", 2))
+    assert '"RUNNING"' in status_of(lambda: direct.clock.sleep(10))
+    assert bill() == (20.0, 2)
+    assert '"STOPPED"' in status_of(lambda: direct.service.scale("dear", 0))
+    direct.clock.sleep(100)
+    assert bill() == (20.0, 0)

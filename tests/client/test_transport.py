@@ -1,0 +1,744 @@
+"""The senders on the wire: nasty servers, proxies, TLS, and where the key must not go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import gzip
+import ipaddress
+import os
+import pickle
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.version import Version
+from wire import GET, KEY, OK, POST, Send, Server, by_requests, drip, settings_for
+
+from airflow_provider_rungen.client.flow import Flow, Request, Response
+from airflow_provider_rungen.client.senders import AsyncSender, Sender
+from airflow_provider_rungen.client.settings import proxy_of_environment
+from airflow_provider_rungen.client.transport import adrive, drive, side_by_side
+from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError, RunGenResponseError
+
+
+def everything_in(error: BaseException) -> str:
+    """All that a log could show of an error: it, its attributes, and every error behind it."""
+    told, seen, ahead = [], set(), [error]
+    while ahead:
+        one = ahead.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        told += [str(one), repr(one), repr(one.args), repr(vars(one)) if hasattr(one, "__dict__") else ""]
+        told += traceback.format_exception(one)
+        ahead += [each for each in (one.__cause__, one.__context__) if each is not None]
+    told.append(pickle.dumps(error).decode("latin-1"))
+    return "\n".join(told)
+
+
+# --- answers as they should be ------------------------------------------------------------------------------
+
+
+def test_status_headers_and_body_come_back(serve: Any, send: Send) -> None:
+    server = serve(b"HTTP/1.1 418 Teapot\r\nContent-Length: 5\r\nRetry-After: 7\r\nX-Odd: a\r\n\r\nshort")
+    answer = send(settings_for(server.url), GET)
+    assert (answer.status, answer.body) == (418, b"short")
+    assert answer.headers["retry-after"] == "7"
+    assert answer.headers["x-odd"] == "a"
+
+
+def test_the_request_is_as_the_api_wants_it(serve: Any, send: Send) -> None:
+    server = serve(OK)
+    send(settings_for(server.url + "/prefix", team_id="t"), POST)
+    [heard] = server.heard
+    head, _, body = heard.partition(b"\r\n\r\n")
+    lines = [line.lower() for line in head.split(b"\r\n")]
+    assert lines[0] == b"post /prefix/app/a/run_async http/1.1"
+    assert body == POST.body
+    for line in (b"x-api-key: " + KEY.encode(), b"x-team-id: t", b"content-type: application/json"):
+        assert lines.count(line) == 1
+    assert not any(line.startswith((b"authorization", b"cookie", b"expect")) for line in lines)
+
+
+def test_a_quoted_path_stays_quoted(serve: Any, send: Send) -> None:
+    server = serve(OK)
+    send(settings_for(server.url), Request("GET", "app/a%3Ab%40c~%C3%A4%2B", "x"))
+    assert server.heard[0].startswith(b"GET /app/a%3Ab%40c~%C3%A4%2B HTTP/1.1")
+
+
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+def test_a_gzipped_answer_is_unpacked_however_it_is_cut(serve: Any, send: Send, step: int) -> None:
+    plain = b'{"data": "' + b"fox " * 2000 + b'"}'
+    packed = gzip.compress(plain)
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+        )
+        for start in range(0, len(packed), step):
+            connection.sendall(packed[start : start + step])
+
+    assert send(settings_for(serve(talk).url, read_timeout=5.0), GET).body == plain
+
+
+def test_a_chunked_answer_is_put_together(serve: Any, send: Send) -> None:
+    server = serve(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1;ext=1\r\n}\r\n0\r\nX: y\r\n\r\n"
+    )
+    assert send(settings_for(server.url), GET).body == b"{}"
+
+
+def test_an_answer_without_a_length_ends_with_the_connection(serve: Any, send: Send) -> None:
+    assert send(settings_for(serve(b"HTTP/1.0 200 OK\r\n\r\n[1, 2]").url), GET).body == b"[1, 2]"
+
+
+@pytest.mark.parametrize("interim", [b"100 Continue", b"102 Processing", b"103 Early Hints", b"199 Odd"])
+def test_interim_answers_are_skipped(serve: Any, send: Send, interim: bytes) -> None:
+    server = serve(2 * (b"HTTP/1.1 " + interim + b"\r\nLink: </a>\r\n\r\n") + OK)
+    answer = send(settings_for(server.url), POST)
+    assert (answer.status, answer.body) == (200, b"{}")
+    assert "link" not in answer.headers
+
+
+def test_cookies_are_not_kept(serve: Any, send_all: Any) -> None:
+    server = serve(
+        b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b; Path=/\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
+    )
+    send_all(settings_for(server.url), GET, GET)
+    assert len(server.heard) == 2
+    assert b"cookie" not in server.heard[1].lower()
+
+
+# --- answers as they should not be --------------------------------------------------------------------------
+
+BROKEN: dict[str, bytes] = {
+    "nothing": b"",
+    "not http": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "half a status line": b"HTTP/1.1 20",
+    "no status": b"HTTP/1.1\r\n\r\n",
+    "status of letters": b"HTTP/1.1 abc OK\r\n\r\n",
+    "half a header": b"HTTP/1.1 200 OK\r\nContent-Le",
+    "less than promised": b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n{}",
+    "chunk cut short": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{}",
+    "no last chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n",
+    "chunk size of letters": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+    "bad gzip": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\n\r\nnot gzip!",
+    "half a gzip": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 15\r\n\r\n"
+    + gzip.compress(b"{}" * 500)[:15],
+    "giant header": b"HTTP/1.1 200 OK\r\nX-Giant: " + b"x" * 200_000 + b"\r\nContent-Length: 2\r\n\r\n{}",
+    "many headers": b"HTTP/1.1 200 OK\r\n" + b"X-Many: x\r\n" * 5000 + b"Content-Length: 2\r\n\r\n{}",
+    "text after a number": b"HTTP/1.1 200 OK\r\nContent-Length: 2x\r\n\r\n{}",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_answer_is_an_error_of_ours_or_an_answer(serve: Any, send: Send, name: str) -> None:
+    server = serve(BROKEN[name])
+    failure: RunGenConnectionError | None = None
+    started = time.monotonic()
+    try:
+        answer = send(settings_for(server.url), POST)
+    except RunGenConnectionError as error:
+        failure = error
+    assert time.monotonic() - started < 4
+    assert len(server.heard) == 1
+    if failure is None:
+        # lenient libraries take these for an answer; that it is cut is then seen in the JSON
+        assert name in ("half a header", "half a gzip", "many headers", "giant header", "text after a number")
+        assert isinstance(answer, Response)
+    else:
+        assert failure.sent
+        assert "run a job of app a" in str(failure)
+        assert KEY not in everything_in(failure)
+
+
+@pytest.mark.parametrize("name", ["less than promised", "chunk cut short", "no last chunk"])
+def test_a_body_cut_short_is_never_taken_for_whole(serve: Any, send: Send, name: str) -> None:
+    # `{}` is JSON as it stands: only the framing tells that there was more
+    with pytest.raises(RunGenConnectionError):
+        send(settings_for(serve(BROKEN[name]).url), GET)
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{"]
+)
+def test_silence_is_bounded(serve: Any, send: Send, head: bytes) -> None:
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(head)
+        connection.recv(1)  # until the client gives up
+
+    started = time.monotonic()
+    with pytest.raises(RunGenConnectionError) as caught:
+        send(settings_for(serve(talk).url), POST)
+    assert caught.value.sent
+    assert time.monotonic() - started < 4
+
+
+def test_a_dripping_body_is_bounded(serve: Any, send: Send) -> None:
+    server = serve(drip(b"x" * 500, head=b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"))
+    started = time.monotonic()
+    with pytest.raises(RunGenConnectionError) as caught:
+        send(settings_for(server.url), POST)
+    assert caught.value.sent
+    assert time.monotonic() - started < 4
+
+
+def test_a_dripping_redirect_is_bounded(serve: Any, send: Send) -> None:
+    head = b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 500\r\n\r\n"
+    server = serve(drip(b"x" * 500, head=head))
+    started = time.monotonic()
+    with pytest.raises(RunGenError):
+        send(settings_for(server.url), POST)
+    assert time.monotonic() - started < 4
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"302 Found", b"500 Oh"])
+def test_an_endless_body_is_cut_off(serve: Any, send: Send, status: bytes) -> None:
+    sent = 0
+
+    def talk(connection: socket.socket) -> None:
+        nonlocal sent
+        connection.sendall(b"HTTP/1.1 " + status + b"\r\nLocation: /x\r\n\r\n")
+        while sent < 100_000_000:
+            connection.sendall(b"x" * 100_000)
+            sent += 100_000
+
+    with pytest.raises(RunGenResponseError, match="max_response_bytes"):
+        send(settings_for(serve(talk).url, max_response_bytes=200_000, read_timeout=20.0), GET)
+    assert sent < 50_000_000
+
+
+def test_a_small_body_that_unpacks_to_a_large_one_is_cut_off(serve: Any, send: Send) -> None:
+    packed = gzip.compress(b"\0" * 50_000_000)
+    server = serve(
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed) + packed
+    )
+    with pytest.raises(RunGenResponseError, match="max_response_bytes"):
+        send(settings_for(server.url, max_response_bytes=1_000_000, read_timeout=20.0), GET)
+
+
+# --- what was never sent ------------------------------------------------------------------------------------
+
+
+def test_a_refused_connection_sent_nothing(free_port: int, send: Send) -> None:
+    with pytest.raises(RunGenConnectionError, match="could not be reached") as caught:
+        send(settings_for(f"http://127.0.0.1:{free_port}"), POST)
+    assert not caught.value.sent
+    assert KEY not in everything_in(caught.value)
+
+
+def test_a_name_that_does_not_resolve_sent_nothing(send: Send) -> None:
+    with pytest.raises(RunGenConnectionError, match="could not be reached") as caught:
+        send(settings_for("https://no-such-host.invalid"), POST)
+    assert not caught.value.sent
+
+
+def test_a_connection_that_is_not_accepted_sent_nothing(send: Send) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        fillers = [socket.socket() for _ in range(4)]
+        try:
+            for filler in fillers:
+                filler.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    filler.connect(("127.0.0.1", port))
+            started = time.monotonic()
+            with pytest.raises(RunGenConnectionError) as caught:
+                send(settings_for(f"http://127.0.0.1:{port}", connect_timeout=0.3), POST)
+        finally:
+            for filler in fillers:
+                filler.close()
+    assert not caught.value.sent
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("url", ["http://a..b", "http://" + "a" * 70 + ".x"])
+def test_an_address_that_is_none_sent_nothing(send: Send, url: str) -> None:
+    with pytest.raises(RunGenConnectionError) as caught:
+        send(settings_for(url), POST)
+    assert not caught.value.sent
+
+
+# --- where the key must not go ------------------------------------------------------------------------------
+
+
+def _url_of(server: Server) -> str:
+    return f"http://127.0.0.1:{server.port}"
+
+
+def _away(server: Server) -> str:
+    """An address of a server as a proxy knows it: what is on this machine is reached without a proxy."""
+    return server.url.replace("127.0.0.1", "rungen.example")
+
+
+def test_a_proxy_of_the_environment_is_overruled_by_that_of_the_connection(
+    serve: Any, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, other = serve(OK), serve(OK)
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, _url_of(other))
+    send(settings_for("http://rungen.example", proxy=_url_of(wanted)), GET)
+    assert (len(wanted.heard), len(other.heard)) == (1, 0)
+
+
+@pytest.mark.parametrize("by", ["http_proxy", "ALL_PROXY", "connection"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.8.9.1", "localhost", "rungen.localhost", "[::1]", "[::ffff:127.0.0.1]"]
+)
+def test_what_is_on_this_machine_is_never_reached_through_a_proxy(
+    serve: Any, send: Send, monkeypatch: pytest.MonkeyPatch, by: str, host: str
+) -> None:
+    proxy = serve(OK)
+    if by != "connection":
+        monkeypatch.setenv(by, _url_of(proxy))
+    settings = settings_for(
+        f"http://{host}:{proxy.port - 1 if proxy.port > 60000 else proxy.port + 1}",
+        proxy=_url_of(proxy) if by == "connection" else None,
+        connect_timeout=0.5,
+    )
+    with contextlib.suppress(RunGenConnectionError):  # whether anybody is there is not what counts
+        send(settings, GET)
+    assert proxy.heard == []
+    assert settings.proxy_for(settings.base_url) is None
+
+
+def test_the_netrc_is_not_used(
+    serve: Any, send: Send, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text(
+        "machine 127.0.0.1 login me password hidden-password\ndefault login me password hidden-password\n"
+    )
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    server = serve(OK)
+    send(settings_for(server.url), GET)
+    assert b"authorization" not in server.heard[0].lower()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_given_back_and_not_followed(serve: Any, send: Send, status: int) -> None:
+    other = serve(OK)
+    server = serve(
+        b"HTTP/1.1 %d Go\r\nLocation: %s/x\r\nContent-Length: 0\r\n\r\n" % (status, other.url.encode())
+    )
+    answer = send(settings_for(server.url), POST)
+    assert (answer.status, answer.headers["location"]) == (status, f"{other.url}/x")
+    assert other.connections == 0
+
+
+@pytest.mark.parametrize("location", [b"http://[bad", b"//", b"http://h:port/", b"\xff\xfe", b"mailto:x"])
+def test_a_redirect_to_nonsense_is_given_back(serve: Any, send: Send, location: bytes) -> None:
+    server = serve(b"HTTP/1.1 302 Go\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n")
+    assert send(settings_for(server.url), GET).status == 302
+
+
+def test_a_key_that_the_service_repeats_is_masked(serve: Any, send: Send) -> None:
+    body = b'{"error": "no such key: %s"}' % KEY.encode()
+    server = serve(b"HTTP/1.1 403 No\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    answer = send(settings_for(server.url), GET)
+    assert answer.body == b'{"error": "no such key: ***"}'
+
+
+def test_errors_of_every_kind_hold_no_key(serve: Any, send: Send, free_port: int) -> None:
+    proxy = f"http://me:hidden-password@127.0.0.1:{free_port}"
+    cases = [
+        settings_for(serve(b"").url),
+        settings_for(serve(BROKEN["bad gzip"]).url),
+        settings_for(f"http://127.0.0.1:{free_port}"),
+        settings_for("https://no-such-host.invalid"),
+        settings_for("http://rungen.example", proxy=proxy),
+        settings_for(serve(OK).url.replace("http:", "https:")),
+        settings_for("https://rungen.example", proxy=proxy),
+    ]
+    for settings in cases:
+        with pytest.raises(RunGenConnectionError) as caught:
+            send(settings, POST)
+        told = everything_in(caught.value)
+        assert KEY not in told
+        assert "hidden-password" not in told
+
+
+# --- TLS ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1, signed by itself, with its key."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "rungen test")])
+    now = datetime.datetime.now(datetime.UTC)
+    cert = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(
+            x509.SubjectAlternativeName(
+                [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("rungen.example")]
+            ),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "cert.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(cert.public_bytes(serialization.Encoding.PEM) + private)
+    return path
+
+
+@pytest.fixture
+def tls(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(
+    serve: Any, send: Send, tls: ssl.SSLContext
+) -> None:
+    server = serve(OK, tls=tls)
+    with pytest.raises(RunGenConnectionError) as caught:
+        send(settings_for(server.url), POST)
+    assert not caught.value.sent
+    assert server.heard == []
+    assert KEY not in everything_in(caught.value)
+
+
+def test_a_certificate_for_another_name_is_refused(
+    serve: Any, send: Send, tls: ssl.SSLContext, certificate: Path
+) -> None:
+    server = serve(OK, tls=tls)
+    with pytest.raises(RunGenConnectionError) as caught:
+        send(settings_for(server.url.replace("127.0.0.1", "localhost"), verify=str(certificate)), POST)
+    assert not caught.value.sent
+    assert server.heard == []
+
+
+def test_a_ca_bundle_of_the_connection_is_used(
+    serve: Any, send: Send, tls: ssl.SSLContext, certificate: Path
+) -> None:
+    assert send(settings_for(serve(OK, tls=tls).url, verify=str(certificate)), GET).status == 200
+
+
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")  # that is what was asked for
+def test_the_verification_can_be_switched_off(serve: Any, send: Send, tls: ssl.SSLContext) -> None:
+    assert send(settings_for(serve(OK, tls=tls).url, verify=False), GET).status == 200
+
+
+def test_a_ca_bundle_in_the_environment_does_not_overrule_the_connection(
+    serve: Any, send: Send, tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", os.devnull)
+    monkeypatch.setenv("CURL_CA_BUNDLE", os.devnull)
+    assert send(settings_for(serve(OK, tls=tls).url, verify=str(certificate)), GET).status == 200
+
+
+@pytest.mark.parametrize("what", ["empty", "nonsense", "directory", "missing"])
+def test_a_ca_bundle_that_is_none_is_an_error_of_ours(
+    serve: Any, send: Send, tls: ssl.SSLContext, tmp_path: Path, what: str
+) -> None:
+    path = tmp_path / "bundle"
+    if what == "directory":
+        path.mkdir()
+    elif what != "missing":
+        path.write_text("nonsense" if what == "nonsense" else "")
+    with pytest.raises(RunGenError):
+        send(settings_for(serve(OK, tls=tls).url, verify=str(path)), GET)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_talking_the_wrong_protocol_sent_nothing_that_counts(
+    serve: Any, send: Send, tls: ssl.SSLContext, secure: bool
+) -> None:
+    if secure:  # https to a server of plain http
+        server = serve(b"HTTP/1.1 400 Bad\r\n\r\n", head=1)
+        url = server.url.replace("http:", "https:")
+    else:
+        server = serve(OK, tls=tls)
+        url = server.url.replace("https:", "http:")
+    with pytest.raises(RunGenConnectionError) as caught:
+        send(settings_for(url), POST)
+    assert server.heard == [] or secure
+    assert not (secure and caught.value.sent)
+
+
+# --- proxies ------------------------------------------------------------------------------------------------
+
+
+class Proxy(Server):
+    """An HTTP proxy that forwards plain requests and makes tunnels, to this machine whatever the name."""
+
+    def __init__(self, refuse: bytes = b"") -> None:
+        self.refuse = refuse
+        super().__init__(self._forward)
+
+    def _forward(self, connection: socket.socket) -> None:
+        if self.refuse:
+            connection.sendall(self.refuse)
+            return
+        method, target, _ = self.heard[-1].split(b"\r\n", 1)[0].decode().split(" ")
+        if method != "CONNECT":
+            port = re.findall(r"//[^:/]+:(\d+)", target)[0]
+            with socket.create_connection(("127.0.0.1", int(port))) as onward:
+                path = "/" + target.split("/", 3)[3]
+                onward.sendall(self.heard[-1].replace(target.encode(), path.encode(), 1))
+                connection.sendall(onward.recv(65536))
+            return
+        port = target.rsplit(":", 1)[1]
+        with socket.create_connection(("127.0.0.1", int(port))) as onward:
+            connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=_pump, args=(onward, connection), daemon=True)
+            back.start()
+            _pump(connection, onward)
+            back.join(5)
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    server = Proxy()
+    yield server
+    server.close()
+
+
+def test_a_proxy_forwards_plain_http(proxy: Proxy, serve: Any, send: Send) -> None:
+    server = serve(OK)
+    assert send(settings_for(_away(server), proxy=_url_of(proxy)), POST).status == 200
+    assert proxy.heard[0].startswith(f"POST {_away(server)}/app/a/run_async HTTP/1.1".encode())
+    assert server.heard[0].endswith(b'{"input":{}}')
+
+
+def test_a_proxy_tunnels_https_and_never_sees_the_key(
+    proxy: Proxy, serve: Any, send: Send, tls: ssl.SSLContext, certificate: Path
+) -> None:
+    server = serve(OK, tls=tls)
+    settings = settings_for(
+        _away(server), proxy=_url_of(proxy).replace("//", "//me:pass%40word@"), verify=str(certificate)
+    )
+    assert send(settings, POST).status == 200
+    assert len(proxy.heard) == 1
+    assert proxy.heard[0].startswith(f"CONNECT rungen.example:{server.port} HTTP/1.".encode())
+    assert b"Proxy-Authorization: Basic bWU6cGFzc0B3b3Jk" in proxy.heard[0]
+    assert KEY.encode() not in b"".join(proxy.heard)
+    assert KEY.encode() in server.heard[0]
+    assert b"proxy-authorization" not in server.heard[0].lower()
+
+
+def test_a_proxy_of_the_environment_is_used(
+    proxy: Proxy, serve: Any, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(OK)
+    monkeypatch.setenv("http_proxy", _url_of(proxy))
+    send(settings_for(_away(server)), GET)
+    assert (len(proxy.heard), len(server.heard)) == (1, 1)
+
+
+@pytest.mark.parametrize("around", ["{}", " http://{} "])
+def test_a_proxy_of_the_environment_is_used_however_it_is_written(
+    proxy: Proxy, serve: Any, send: Send, monkeypatch: pytest.MonkeyPatch, around: str
+) -> None:
+    server = serve(OK)
+    monkeypatch.setenv("http_proxy", around.format(_url_of(proxy).removeprefix("http://")))
+    send(settings_for(_away(server)), GET)
+    assert (len(proxy.heard), len(server.heard)) == (1, 1)
+
+
+NO_PROXIES = (
+    *(
+        "",
+        "*",
+        "rungen.example",
+        ".rungen.example",
+        "example",
+        "rungen.example:8443",
+        "other, api.rungen.example",
+    ),
+    *("10.1.2.3", "10.1.0.0/16", "10.2.0.0/16", "10.1.2.3/33", "nonsense/8", "rungen.example/8", "::1"),
+)
+URLS = (
+    *("https://api.rungen.example", "http://api.rungen.example/v1", "https://rungen.example:8443"),
+    *("https://norungen.example", "https://10.1.2.3", "http://10.1.2.3:8000/x", "http://[::1]:8000"),
+)
+
+
+@pytest.mark.parametrize("no_proxy", NO_PROXIES)
+@pytest.mark.parametrize("url", URLS)
+def test_the_environment_names_the_same_proxy_for_both(
+    monkeypatch: pytest.MonkeyPatch, url: str, no_proxy: str
+) -> None:
+    from requests.utils import (  # noqa: TID251 - what it is held against
+        get_environ_proxies,
+        select_proxy,
+    )
+
+    if Version(version("requests")) < Version("2.34") and url.endswith(f"no{no_proxy}"):
+        pytest.skip("requests before 2.34 takes norungen.example for a part of rungen.example")
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    for names in (("http_proxy",), ("https_proxy",), ("http_proxy", "https_proxy"), ("all_proxy",), ()):
+        with monkeypatch.context() as environment:
+            for name in names:
+                environment.setenv(name, f"http://{name[:-6]}.example:3128")
+            assert proxy_of_environment(url) == select_proxy(url, get_environ_proxies(url, no_proxy=None))
+
+
+def test_waiting_in_an_event_loop_does_not_need_requests() -> None:
+    """It would cost the triggerer 6 MB."""
+    script = "\n".join(
+        [
+            "import asyncio, sys",
+            "from airflow_provider_rungen.transport import AsyncSender, Settings",
+            "async def main(): await AsyncSender(Settings('https://rungen.example', 'key')).close()",
+            "asyncio.run(main())",
+            "print('requests' in sys.modules)",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_proxy_that_is_not_there_sent_nothing(send: Send, free_port: int) -> None:
+    for url in ("http://rungen.example", "https://rungen.example"):
+        with pytest.raises(RunGenConnectionError, match="could not be reached") as caught:
+            send(settings_for(url, proxy=f"http://127.0.0.1:{free_port}"), POST)
+        assert not caught.value.sent
+
+
+@pytest.mark.parametrize(
+    "refusal", [b"407 Proxy Authentication Required", b"403 Forbidden", b"502 Bad Gateway"]
+)
+def test_a_tunnel_that_is_refused_sent_nothing(send: Send, refusal: bytes) -> None:
+    proxy = Proxy(b"HTTP/1.1 " + refusal + b"\r\nContent-Length: 0\r\n\r\n")
+    try:
+        with pytest.raises(RunGenConnectionError, match="could not be reached") as caught:
+            send(settings_for("https://rungen.example", proxy=_url_of(proxy)), POST)
+    finally:
+        proxy.close()
+    assert not caught.value.sent
+    assert KEY.encode() not in b"".join(proxy.heard)
+
+
+# --- reuse --------------------------------------------------------------------------------------------------
+
+
+def test_one_connection_serves_many_requests(send_all: Any) -> None:
+    with Emulator() as emulator:
+        settings = settings_for(emulator.url, api_key=emulator.service.api_key, read_timeout=5.0)
+        assert [answer.status for answer in send_all(settings, *[GET] * 20)] == [200] * 20
+        assert emulator.service.stats()["connections_opened"] == 1
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_made_anew(serve: Any, send_all: Any) -> None:
+    server = serve(OK)  # closes after each answer without saying so
+    sender_settings = settings_for(server.url)
+    if send_all is by_requests:
+        sender = Sender(sender_settings)
+        first = sender(POST)
+        server.closed.wait(5)
+        second = sender(POST)
+        sender.close()
+    else:
+
+        async def work() -> tuple[Response, Response]:
+            sender = AsyncSender(sender_settings)
+            try:
+                first = await sender(POST)
+                server.closed.wait(5)
+                await asyncio.sleep(0.01)  # let the loop hear of it
+                return first, await sender(POST)
+            finally:
+                await sender.close()
+
+        first, second = asyncio.run(work())
+    assert (first.status, second.status) == (200, 200)
+    assert len(server.heard) == 2
+
+
+def test_no_more_begin_than_there_are() -> None:
+    tasks: list[int] = []
+
+    async def work(item: int) -> None:
+        tasks.append(len(asyncio.all_tasks()))
+
+    asyncio.run(side_by_side(work, [1, 2], at_once=1000))
+    assert max(tasks) == 1 + 2
+    asyncio.run(side_by_side(work, [], at_once=1000))
+    assert len(tasks) == 2
+
+
+# --- flows --------------------------------------------------------------------------------------------------
+
+
+def test_a_flow_is_closed_as_soon_as_what_performs_it_is_canceled() -> None:
+    """An error that somebody holds keeps the frame of the driver, and so the flow, from being collected."""
+    ends: list[str] = []
+
+    def flow() -> Flow[None]:
+        try:
+            yield Request("GET", "app", "list the apps")
+        finally:
+            ends.append("closed")
+
+    async def hang(_: Request) -> Response:
+        await asyncio.sleep(3600)
+        raise AssertionError("it was canceled")
+
+    async def scene() -> None:
+        task = asyncio.create_task(adrive(flow(), hang))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as held:
+            await task
+        assert held.value is not None
+        assert ends == ["closed"]
+
+    asyncio.run(scene())
+
+
+def test_a_flow_is_closed_as_soon_as_what_performs_it_is_killed() -> None:
+    ends: list[str] = []
+
+    def flow() -> Flow[None]:
+        try:
+            yield Request("GET", "app", "list the apps")
+        finally:
+            ends.append("closed")
+
+    def die(_: Request) -> Response:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as held:
+        drive(flow(), die)
+    assert held.value is not None
+    assert ends == ["closed"]

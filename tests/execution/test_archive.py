@@ -1,0 +1,1195 @@
+"""Outputs that are landed, over real HTTP: what is stored, what faults and kills leave, what is done anew."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowNotFoundException,
+    Asset,
+    ObjectStoragePath,
+)
+from conftest import APP, KEY, Outcome, OutletEvents, run_task, signal_when
+from fsspec.implementations.memory import MemoryFileSystem
+
+from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.download import Downloader
+from airflow_provider_rungen.client.flow import Flow, Request
+from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.settings import Settings
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenJobError,
+    RunGenOutputError,
+    RunGenResultError,
+)
+from airflow_provider_rungen.execution.archive import archiver as landing
+from airflow_provider_rungen.execution.archive.archiver import Landing
+from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.operators import RunGenCollectResultsOperator
+
+pytestmark = pytest.mark.usefixtures("unsettled", "_hasty")
+
+MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
+INPUT = {"prompt": "a red fox", "width": 64, "height": 64}
+SIGNED = "https://storage.example/in.png?X-Amz-Signature=s3cret"
+
+
+@pytest.fixture
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "BACKOFF", 0.01)
+
+
+def job(**emulator: Any) -> dict[str, Any]:
+    return {**INPUT, "emulator": {"seconds": 0, **emulator}}
+
+
+def submitted(*inputs: dict[str, Any]) -> list[str]:
+    with RunGenHook() as hook:
+        return [hook.run_job(input=one).id for one in inputs]
+
+
+def collect_op(job_id: Any, destination: Any, **options: Any) -> RunGenCollectResultsOperator:
+    options = {"poll_interval": 0.02, "defer_after": 0, **options}
+    return RunGenCollectResultsOperator(task_id="collect", job_id=job_id, destination=destination, **options)
+
+
+def land(context: Any, job_id: Any, folder: Path, **options: Any) -> Outcome:
+    return run_task(collect_op(job_id, folder.as_uri(), **options), context)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Give all there is below a folder, hidden files, too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def land_results(
+    folder: Path, results: dict[str, list[Any]], *, max_concurrency: int = 4
+) -> dict[str, dict[str, Any] | RunGenError]:
+    """Land jobs whose results are as given, from one look to the next; give their outcomes."""
+
+    async def perform(flow: Flow[Job]) -> Job:
+        next(flow)  # asks for the time
+        asked = flow.send(0.0)
+        assert isinstance(asked, Request)
+        flow.close()
+        job_id = asked.path.rpartition("/")[2]
+        left = results[job_id]
+        result = left.pop(0) if len(left) > 1 else left[0]
+        return Job(job_id, APP, JobStatus.COMPLETED, result)
+
+    async def run() -> dict[str, dict[str, Any] | RunGenError]:
+        downloader = Downloader(Settings("http://127.0.0.1:1", KEY), max_bytes=10**6, at_once=4)
+        with Storage(folder.as_uri()) as storage:
+            lander = Landing(perform, APP, storage, downloader, max_concurrency=max_concurrency)
+            try:
+                return await lander.run(list(results), lambda: None)
+            finally:
+                await downloader.close()
+
+    return asyncio.run(run())
+
+
+def manifest_of(folder: Path, job_id: str) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / job_id / "manifest.json").read_text())
+    return manifest
+
+
+def fetches(emulator: Emulator) -> Counter[str]:
+    """Count the requests for each output."""
+    records = emulator.service.records()
+    return Counter(record.path.partition("?")[0] for record in records if record.operation == "output")
+
+
+# --- what is stored -----------------------------------------------------------------------------------------
+
+
+@MODES
+def test_outputs_are_stored_and_small_manifests_returned(  # noqa: PLR0917 - fixtures
+    rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path, caplog: Any, deferrable: bool
+) -> None:
+    caplog.set_level("DEBUG")
+    ids = submitted(job(seconds=0.2, images=2), {**job(), "like": SIGNED})
+    outcome = land(context, ids, tmp_path, deferrable=deferrable)
+    assert outcome.error is None
+    assert len(outcome.events) == deferrable
+    stored = files(tmp_path)
+    names = ["0-0.png", "1-1.png", "manifest.json"]
+    expected = [f"{ids[0]}/{name}" for name in names] + [f"{ids[1]}/{name}" for name in names[::2]]
+    assert sorted(stored) == sorted(expected)
+    for job_id, small in zip(ids, outcome.value, strict=True):
+        assert small.keys() == {"job_id", "manifest", "outputs"}
+        assert small["manifest"] == (tmp_path / job_id / "manifest.json").as_uri()
+        for number, output in enumerate(small["outputs"]):
+            content = stored[f"{job_id}/{number}-{number}.png"]
+            assert content.startswith(b"\x89PNG")
+            assert output == {
+                "uri": (tmp_path / job_id / f"{number}-{number}.png").as_uri(),
+                "size": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "content_type": "image/png",
+            }
+    manifest = manifest_of(tmp_path, ids[1])
+    uri = outcome.value[1]["outputs"][0]["uri"]
+    assert manifest["result"] == {"images": [{"image": uri}]}
+    assert manifest["input"] == {**job(), "like": "https://storage.example/in.png"}
+    assert (manifest["job_id"], manifest["app_id"], manifest["status"]) == (ids[1], APP, "COMPLETED")
+    assert manifest["complete"] is True
+    assert manifest["created_at"].endswith("+00:00")
+    assert manifest["execution_time"] == 0
+    assert [{**output, "at": "result.images[0].image"} for output in outcome.value[1]["outputs"]] == manifest[
+        "outputs"
+    ]
+    assert ti.xcoms["failed"] == []
+    everything = f"{stored} {outcome} {ti.pushed} {caplog.text}"
+    assert "X-Amz-Signature" not in everything
+    assert "s3cret" not in everything
+    assert KEY not in everything
+    assert rungen_emulator.service.stats()["keys_leaked"] == 0
+    assert sum(fetches(rungen_emulator).values()) == 3
+
+
+def test_one_id_gives_one_manifest(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    [job_id] = submitted(job())
+    assert land(context, job_id, tmp_path).value["job_id"] == job_id
+    assert land(context, [job_id], tmp_path).value[0]["job_id"] == job_id
+    assert land(context, [], tmp_path).value == []
+    assert [small["job_id"] for small in land(context, [job_id, job_id], tmp_path).value] == [job_id] * 2
+    assert sum(fetches(rungen_emulator).values()) == 1
+
+
+@pytest.mark.parametrize("result", [None, "some text", 7, {"text": f"see {SIGNED}"}, []])
+def test_a_job_without_outputs_has_its_manifest(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, result: Any
+) -> None:
+    [job_id] = submitted(job(result=result))
+    assert land(context, job_id, tmp_path).value["outputs"] == []
+    manifest = manifest_of(tmp_path, job_id)
+    assert manifest["complete"] is True
+    assert manifest["result"] == json.loads(json.dumps(result).replace("?X-Amz-Signature=s3cret", ""))
+
+
+def test_outputs_are_found_in_any_result(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    result = {"video": "output:a b.mp4", "frames": [["output:1"], {"x": "output:1"}], "n": 2}
+    [job_id] = submitted(job(result=result, output_bytes=99))
+    outputs = land(context, job_id, tmp_path).value["outputs"]
+    uris = [output["uri"] for output in outputs]
+    assert [uri.rpartition("/")[2] for uri in uris] == ["0-1", "1-1", "2-a_b.mp4"]
+    expected = {"video": uris[2], "frames": [[uris[0]], {"x": uris[1]}], "n": 2}
+    assert manifest_of(tmp_path, job_id)["result"] == expected
+
+
+def test_one_url_in_two_places_is_fetched_once(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    with RunGenHook() as hook:
+        url = hook.get_job(job_id=submitted(job())[0]).result["images"][0]["image"]
+    [job_id] = submitted(job(result={"a": url, "b": [url]}))
+    [output] = land(context, job_id, tmp_path).value["outputs"]
+    assert manifest_of(tmp_path, job_id)["result"] == {"a": output["uri"], "b": [output["uri"]]}
+    assert sum(fetches(rungen_emulator).values()) == 1
+
+
+@pytest.mark.parametrize("depth", [250, 300, 900, 950])
+def test_a_result_that_is_nested_deeply_is_landed(
+    rungen_emulator: Emulator, tmp_path: Path, depth: int
+) -> None:
+    with RunGenHook() as hook:
+        url = hook.get_job(job_id=submitted(job())[0]).result["images"][0]["image"]
+    deep: Any = url
+    for _ in range(depth):
+        deep = {"in": [deep]} if depth < 400 else [deep]
+    for _ in range(2):
+        outcomes = land_results(tmp_path, {"deep": [deep], "flat": ["text"]})
+        assert isinstance(outcomes["flat"], dict)
+        assert isinstance(outcomes["deep"], dict)
+        assert len(outcomes["deep"]["outputs"]) == 1
+    assert sum(fetches(rungen_emulator).values()) == 1
+    text = (tmp_path / "deep" / "manifest.json").read_text()
+    assert url.partition("?")[0] in text
+    assert "X-Amz-Signature" not in text
+    result = json.loads(text)["result"]
+    while not isinstance(result, str):
+        [result] = result if isinstance(result, list) else result.values()
+    assert json.loads(result)
+
+
+ODD_RESULTS: dict[str, Any] = {
+    "infinity": [float("inf"), float("-inf"), float("nan")],
+    "surrogate": "\ud800",
+    "surrogate key": {"\ud800": 1},
+    "nul": "\0",
+    "nul key": {"\0": 1},
+    "large": [2**64, -(2**63) - 1, 10**300],
+    "class": {"__classname__": "airflow.sdk.definitions.connection.Connection", "__version__": 1},
+    "old class": {"__type": "airflow.sdk.definitions.connection.Connection", "__var": {"conn_id": "x"}},
+}
+
+
+@pytest.mark.parametrize("result", ODD_RESULTS.values(), ids=ODD_RESULTS)
+def test_what_xcom_cannot_hold_is_landed(tmp_path: Path, result: Any) -> None:
+    outcome = land_results(tmp_path, {"job": [result]})["job"]
+    assert outcome == {
+        "job_id": "job",
+        "manifest": (tmp_path / "job" / "manifest.json").as_uri(),
+        "outputs": [],
+    }
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    stored = json.loads((tmp_path / "job" / "manifest.json").read_text(), parse_constant=refuse)["result"]
+    assert stored == (["Infinity", "-Infinity", "NaN"] if result is ODD_RESULTS["infinity"] else result)
+
+
+def test_nothing_leaves_the_folder_of_the_job(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    names = [
+        "../../evil",
+        "/etc/evil",
+        "..\\..\\evil",
+        "..",
+        ".",
+        ".hidden",
+        "a\n\x1b[31mb",
+        "x" * 250 + ".png",
+        "A",
+        "a",
+    ]
+    [job_id] = submitted(job(result=[f"output:{name}" for name in [*names, "manifest.json"]], output_bytes=9))
+    folder = tmp_path / "in" / "here"
+    outputs = land(context, job_id, folder).value["outputs"]
+    assert len({output["uri"].lower() for output in outputs}) == len(names) + 1
+    assert {Path(name).parent for name in files(tmp_path)} == {Path("in/here") / job_id}
+    assert len(files(tmp_path)) == len(names) + 2
+    assert manifest_of(folder, job_id)["complete"] is True
+
+
+def test_files_may_be_read_by_whom_the_umask_lets(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    before = os.umask(0o022)
+    try:
+        [job_id] = submitted(job())
+        land(context, job_id, tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / job_id).iterdir()} == {0o644}
+
+
+# --- where --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["path", "slash", "object", "pathlib"])
+def test_a_destination_may_be_any_object_storage_path(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, kind: str
+) -> None:
+    [job_id] = submitted(job())
+    destination = {
+        "path": str(tmp_path),
+        "slash": f"{tmp_path.as_uri()}/",
+        "object": ObjectStoragePath(tmp_path.as_uri()),
+        "pathlib": tmp_path,
+    }[kind]
+    outcome = run_task(collect_op(job_id, destination), context)
+    assert ObjectStoragePath(outcome.value["outputs"][0]["uri"]).read_bytes().startswith(b"\x89PNG")
+    assert ObjectStoragePath(outcome.value["manifest"]).exists()
+    assert sorted(files(tmp_path)) == [f"{job_id}/0-0.png", f"{job_id}/manifest.json"]
+
+
+@pytest.mark.parametrize(
+    "destination", ["", "some/folder", "nosuch://bucket/x", 7, "/proc/no", "file:///dev/null/x"]
+)
+def test_a_destination_that_cannot_be_used_is_told_before_the_wait(
+    rungen_emulator: Emulator, context: Any, destination: Any
+) -> None:
+    outcome = run_task(collect_op("job", destination), context)
+    assert type(outcome.error) is AirflowFailException
+    assert "destination" in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError("Forbidden: KEY:S3CRET"), AirflowNotFoundException("The conn_id `KEY:S3CRET` isn't defined")],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("when", ["looked up", "read"])
+def test_no_secret_of_a_destination_is_told(
+    rungen_emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture, error: Exception, when: str
+) -> None:
+    class Refusing(Uploads):
+        def open(self, *_: Any, **__: Any) -> Any:
+            raise error
+
+    class Lookup:
+        def __get__(self, *_: Any) -> Any:
+            if when == "looked up":
+                raise error
+            return fs
+
+    fs = Refusing()
+    attach = import_module(ObjectStoragePath.__module__).attach
+    store = attach("memory", conn_id="KEY:S3CRET", fs=fs)
+    store.fs = fs
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(type(store), "fs", Lookup())
+    [job_id] = submitted(job())
+    try:
+        outcome = run_task(collect_op(job_id, "memory://KEY:S3CRET@bucket/x?sig=S3CRET"), context)
+    finally:
+        monkey.undo()
+    assert isinstance(outcome.error, RunGenOutputError | AirflowFailException)
+    assert "destination" in str(outcome.error)
+    assert "S3CRET" not in "".join(traceback.format_exception(outcome.error)) + caplog.text
+
+
+def test_a_destination_is_a_template() -> None:
+    op = collect_op("j", "file:///data/{{ ds }}")
+    op.render_template_fields({"ds": "2025-01-11"})
+    assert op.destination == "file:///data/2025-01-11"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("max_concurrency", "max_output_bytes", "max_outputs", "max_total_bytes"),
+        *("max_xcom_bytes", "max_failed"),
+    ],
+)
+@pytest.mark.parametrize("bad", [-1, "1", 1.5, None, True])
+def test_a_number_that_is_none_breaks_the_dag_file(name: str, bad: Any) -> None:
+    if (name, bad) == ("max_total_bytes", None):
+        assert collect_op("j", "/x", max_total_bytes=None).max_total_bytes is None
+        return
+    with pytest.raises(ValueError, match=name):
+        collect_op("j", "/x", **{name: bad})
+
+
+class Uploads(MemoryFileSystem):  # type: ignore[misc]  # it has no types
+    """A file system that is not local, and fails as often as told, in the middle of a file."""
+
+    cachable = False
+    failures = 0
+
+    def put_file(self, lpath: Any, rpath: Any, *args: Any, **kwargs: Any) -> None:
+        if self.failures:
+            self.failures -= 1
+            with self.open(rpath, "wb") as file:
+                file.write(b"hal")
+            raise RuntimeError(f"lost the connection to {SIGNED}")
+        super().put_file(lpath, rpath, *args, **kwargs)
+
+    def names(self) -> set[str]:
+        return {name.lstrip("/") for name in self.store}
+
+
+@pytest.fixture
+def uploads() -> Iterator[Uploads]:
+    attach = import_module(ObjectStoragePath.__module__).attach  # it moved with Airflow 3
+    fs = Uploads()
+    attach("memory", fs=fs).fs = fs
+    fs.store.clear()
+    yield fs
+    fs.store.clear()
+
+
+def test_files_are_uploaded(
+    rungen_emulator: Emulator, context: Any, uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    [job_id] = submitted(job(images=3))
+    value = run_task(collect_op(job_id, "memory://bucket/x/"), context).value
+    names = {f"bucket/x/{job_id}/{name}" for name in ("0-0.png", "1-1.png", "2-2.png", "manifest.json")}
+    assert uploads.names() == names
+    assert {output["uri"] for output in value["outputs"]} | {value["manifest"]} == {
+        f"memory://{name}" for name in names
+    }
+    for output in value["outputs"]:
+        content = uploads.cat_file(output["uri"])
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (output["size"], output["sha256"])
+    assert run_task(collect_op(job_id, "memory://bucket/x"), context).value == value
+    assert sum(fetches(rungen_emulator).values()) == 3
+    assert files(tmp_path) == {}
+
+
+def test_an_upload_that_fails_is_repeated_and_shows_no_half_file(
+    rungen_emulator: Emulator, context: Any, uploads: Uploads, caplog: pytest.LogCaptureFixture
+) -> None:
+    [job_id] = submitted(job())
+    uploads.failures = 3
+    assert run_task(collect_op(job_id, "memory://bucket/x"), context).error is None
+    assert uploads.names() == {f"bucket/x/{job_id}/{name}" for name in ("0-0.png", "manifest.json")}
+    assert sum(fetches(rungen_emulator).values()) == 1
+    assert "RuntimeError" in caplog.text
+    assert "s3cret" not in caplog.text
+    uploads.failures = 99
+    [job_id] = submitted(job())
+    outcome = run_task(collect_op(job_id, "memory://bucket/x"), context)
+    assert type(outcome.error) is RunGenOutputError
+    assert not outcome.error.hopeless
+    assert not {name for name in uploads.names() if job_id in name}
+
+
+class Counting(Uploads):
+    """Counts the bytes and files that are uploaded."""
+
+    sent: Counter[str]
+
+    def put_file(self, lpath: Any, rpath: Any, *args: Any, **kwargs: Any) -> None:
+        kind = "manifest" if "-manifest." in str(lpath) else "output"
+        self.sent[kind] += Path(lpath).stat().st_size
+        self.sent[f"{kind} files"] += 1
+        super().put_file(lpath, rpath, *args, **kwargs)
+
+
+@pytest.fixture
+def counting() -> Iterator[Counting]:
+    attach = import_module(ObjectStoragePath.__module__).attach  # it moved with Airflow 3
+    fs = Counting()
+    fs.sent = Counter()
+    attach("memory", fs=fs).fs = fs
+    fs.store.clear()
+    yield fs
+    fs.store.clear()
+
+
+def test_what_is_written_about_many_outputs_grows_with_their_number_and_no_faster(
+    rungen_emulator: Emulator, context: Any, counting: Counting
+) -> None:
+    written = []
+    for count in (100, 400):
+        counting.sent.clear()
+        [job_id] = submitted(job(images=count, output_bytes=10))
+        value = run_task(collect_op(job_id, "memory://bucket/x"), context).value
+        assert len(value["outputs"]) == counting.sent["output files"] == count
+        assert counting.sent["manifest files"] <= count + 1
+        written.append(counting.sent["manifest"])
+        assert len({name for name in counting.names() if job_id in name}) == count + 1
+    assert written[1] < 5 * written[0]
+
+
+@pytest.mark.parametrize("images", [3, 40])
+def test_an_attempt_after_a_kill_fetches_only_what_is_missing_in_a_store(
+    rungen_emulator: Emulator, context: Any, counting: Counting, images: int
+) -> None:
+    [job_id] = submitted(job(images=images, output_bytes=500))
+    half = images // 2
+    rungen_emulator.service.inject(Fault(on="output", kind="hang", times=None, skip=half))
+    op = collect_op(job_id, "memory://bucket/x", wait_for_completion=False)
+    is_half = lambda: counting.sent["output files"] >= half and rungen_emulator.service.count("output") > half  # noqa: E731
+    with signal_when(signal.SIGTERM, is_half, op.on_kill):
+        assert "killed" in str(run_task(op, context).error)
+    there = sum("manifest" not in name for name in counting.names())
+    assert there == half
+    rungen_emulator.service.clear_faults()
+    before = fetches(rungen_emulator)
+    assert run_task(collect_op(job_id, "memory://bucket/x"), context).error is None
+    assert sum((fetches(rungen_emulator) - before).values()) == images - there
+    assert len(counting.names()) == images + 1
+
+
+# --- what is there already ----------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_not_fetched_again(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    ids = submitted(job(images=3), job())
+    first = land(context, ids, tmp_path)
+    before = files(tmp_path)
+    assert land(context, ids, tmp_path).value == first.value
+    assert files(tmp_path) == before
+    assert sum(fetches(rungen_emulator).values()) == 4
+    assert "4 were there already" in caplog.text
+
+
+@pytest.mark.parametrize("harm", ["tampered", "cut", "gone", "folder"])
+def test_what_is_not_as_it_was_stored_is_fetched_again(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, harm: str
+) -> None:
+    [job_id] = submitted(job(images=3))
+    first = land(context, job_id, tmp_path)
+    before = files(tmp_path)
+    harmed = tmp_path / job_id / "1-1.png"
+    content = harmed.read_bytes()
+    harmed.unlink()
+    if harm == "tampered":
+        harmed.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif harm == "cut":
+        harmed.write_bytes(content[:-1])
+    elif harm == "folder":
+        harmed.mkdir()
+        assert not land(context, job_id, tmp_path).error.hopeless  # type: ignore[union-attr]
+        harmed.rmdir()
+        rungen_emulator.service.requests.clear()
+    assert land(context, job_id, tmp_path).value == first.value
+    after = files(tmp_path)
+    del before[f"{job_id}/manifest.json"], after[f"{job_id}/manifest.json"]
+    assert after == before
+    assert fetches(rungen_emulator)[f"/outputs/{job_id}/1.png"] == (1 if harm == "folder" else 2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b'{"app_id": 1}', b"[" * 100_000, b'{"outputs": [{}], "complete": true}'],
+    ids=lambda content: content[:20],
+)
+def test_a_manifest_that_is_none_is_none(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, content: bytes
+) -> None:
+    [job_id] = submitted(job())
+    (tmp_path / job_id).mkdir()
+    (tmp_path / job_id / "manifest.json").write_bytes(content)
+    (tmp_path / job_id / "0-0.png").write_bytes(b"whatever")
+    assert land(context, job_id, tmp_path).error is None
+    assert manifest_of(tmp_path, job_id)["complete"] is True
+
+
+POISONS: dict[str, Any] = {
+    "a long type": {"content_type": "x" * 3_000_000},
+    "a type that is none": {"content_type": {"__classname__": "airflow.sdk.Connection"}},
+    "a list": {"content_type": [["x"]]},
+    "control characters": {"content_type": "a\0\ud800"},
+    "no size": {"size": None},
+    "a negative size": {"size": -1},
+    "a huge size": {"size": 2**70},
+    "a size that is a bool": {"size": True},
+    "a size that is a number": {"size": 1e999},
+    "a digest that is none": {"sha256": {"__type": "dict", "__var": 1}},
+    "another digest": {"sha256": "0" * 64},
+    "a URI elsewhere": {"uri": "file:///etc/passwd"},
+    "a URI that is none": {"uri": {}},
+    "a place that is none": {"at": ["result"]},
+    "another place": {"at": "result.images[7].image"},
+}
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS)
+def test_a_poisoned_manifest_is_not_believed(  # noqa: PLR0917 - fixtures
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, poison: Any, many: bool, caplog: Any
+) -> None:
+    [job_id] = submitted(job(images=10 if many else 2))
+    first = land(context, job_id, tmp_path).value
+    path = tmp_path / job_id / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["outputs"][0] |= poison
+    if many:
+        manifest["complete"] = False
+        (tmp_path / job_id / "manifest.part-1-1.json").write_text(json.dumps(manifest))
+        path.unlink()
+    else:
+        path.write_text(json.dumps(manifest))
+    assert land(context, job_id, tmp_path).value == first
+    assert fetches(rungen_emulator)[f"/outputs/{job_id}/0.png"] == 2
+    assert sum(fetches(rungen_emulator).values()) == (11 if many else 3)
+    assert sorted(files(tmp_path)) == sorted(
+        f"{job_id}/{name}" for name in [*(f"{n}-{n}.png" for n in range(10 if many else 2)), "manifest.json"]
+    )
+    is_odd = not {"sha256", "uri", "at"} & poison.keys() or isinstance(
+        next(iter(poison.values())), dict | list
+    )
+    assert ("ignored 1 unreadable entries" in caplog.text) == is_odd
+
+
+def test_what_a_manifest_says_beside_is_not_returned(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    [job_id] = submitted(job())
+    first = land(context, job_id, tmp_path).value
+    path = tmp_path / job_id / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["outputs"][0] |= {"__classname__": "airflow.sdk.Connection", "more": "x"}
+    path.write_text(json.dumps(manifest))
+    assert land(context, job_id, tmp_path).value == first
+    assert sum(fetches(rungen_emulator).values()) == 1
+
+
+@pytest.mark.parametrize("name", ["", "manifest.json", "0-0.png"])
+@pytest.mark.parametrize("to", ["something", "nothing"])
+def test_no_symbolic_link_is_followed(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, name: str, to: str
+) -> None:
+    [job_id] = submitted(job())
+    elsewhere = tmp_path / "elsewhere"
+    assert land(context, job_id, elsewhere).error is None
+    destination = tmp_path / "destination"
+    assert land(context, job_id, destination).error is None
+    link = destination / job_id / name if name else destination / job_id
+    link.rename(tmp_path / "aside")
+    link.symlink_to(elsewhere / job_id / name if to == "something" else tmp_path / "nothing")
+    before = files(elsewhere)
+    error = land(context, job_id, destination).error
+    assert type(error) is AirflowFailException
+    assert f"RunGen job {job_id} of app {APP} was not landed" in str(error)
+    assert "is a symbolic link, which is not followed. Remove the link" in str(error)
+    assert files(elsewhere) == before
+    assert not (tmp_path / "nothing").exists()
+    link.unlink()
+    assert land(context, job_id, destination).error is None
+
+
+def test_the_destination_itself_may_be_a_link(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    [job_id] = submitted(job())
+    assert land(context, job_id, tmp_path / "link").error is None
+    assert (tmp_path / "real" / job_id / "0-0.png").exists()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "0-0.png"])
+def test_a_pipe_in_the_place_of_a_file_holds_nothing_up(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, name: str
+) -> None:
+    [job_id] = submitted(job())
+    assert land(context, job_id, tmp_path).error is None
+    (tmp_path / job_id / name).unlink()
+    os.mkfifo(tmp_path / job_id / name)
+    assert land(context, job_id, tmp_path).error is None
+    assert (tmp_path / job_id / name).is_file()
+
+
+def test_files_that_another_attempt_is_at_work_on_are_left_alone(tmp_path: Path) -> None:
+    with Storage(tmp_path.as_uri()) as ours, Storage(tmp_path.as_uri()) as other:
+        with ours.incoming("job", "0-a.png") as (file, path):
+            file.write(b"image")
+            (tmp_path / "job" / ".left.part").touch()
+            other.tidy("job")
+            assert list(files(tmp_path)) == [f"job/{path}"]
+            ours.put(file, path, "job", "0-a.png")
+        assert files(tmp_path) == {"job/0-a.png": b"image"}
+
+
+def test_the_manifest_of_another_app_is_not_believed(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    [job_id] = submitted(job())
+    land(context, job_id, tmp_path)
+    path = tmp_path / job_id / "manifest.json"
+    path.write_text(json.dumps({**manifest_of(tmp_path, job_id), "app_id": "other"}))
+    land(context, job_id, tmp_path)
+    assert sum(fetches(rungen_emulator).values()) == 2
+
+
+# --- faults -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(Fault(on="output", status=status) for status in (408, 429, 500, 502, 503, 504)),
+        *(Fault(on="output", kind=kind) for kind in ("reset_before", "reset_after", "truncate")),
+        Fault(on="output", kind="html", status=502),
+        Fault(on="output", status=429, headers={"Retry-After": "1"}),
+    ],
+    ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.headers}",
+)
+def test_a_fault_that_may_pass_is_outlasted(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, fault: Fault
+) -> None:
+    [job_id] = submitted(job(images=3))
+    rungen_emulator.service.inject(fault)
+    outcome = land(context, job_id, tmp_path)
+    assert outcome.error is None
+    assert sum(fetches(rungen_emulator).values()) == 4
+    assert rungen_emulator.service.stats()["early_retries"] == 0
+    assert len(files(tmp_path)) == 4
+
+
+def test_the_log_tells_of_the_pause_in_words(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, caplog: Any
+) -> None:
+    [job_id] = submitted(job())
+    rungen_emulator.service.inject(Fault(on="output", status=429, headers={"Retry-After": "1"}))
+    assert land(context, job_id, tmp_path).error is None
+    [line] = [line for line in caplog.messages if "trying again" in line]
+    assert line.endswith("; trying again in 1 s")
+
+
+def test_a_fault_that_does_not_pass_may_the_next_time_and_the_rest_is_kept(
+    rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path
+) -> None:
+    bad, good = submitted(job(images=2), job())
+    rungen_emulator.service.inject(Fault(on="output", status=500, times=None, job_id=bad))
+    outcome = land(context, [bad, good], tmp_path)
+    assert type(outcome.error) is RunGenOutputError
+    assert not outcome.error.hopeless
+    told = str(outcome.error)
+    assert f"RunGen job {bad} of app {APP} was not landed: result.images[" in told
+    assert "127.0.0.1 answers 500" in told
+    assert "X-Amz" not in told
+    assert ti.xcoms["failed"] == [0]
+    assert manifest_of(tmp_path, good)["complete"] is True
+    assert not [name for name in files(tmp_path) if name.endswith(".part")]
+    rungen_emulator.service.clear_faults()
+    assert land(context, [bad, good], tmp_path).error is None
+    assert fetches(rungen_emulator)[f"/outputs/{good}/0.png"] == 1
+
+
+def test_an_outage_ends_the_landing_before_everything_was_tried(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    ids = submitted(*[job() for _ in range(40)])
+    rungen_emulator.service.inject(Fault(on="output", status=503, times=None))
+    outcome = land(context, ids, tmp_path, max_concurrency=2)
+    assert type(outcome.error) is RunGenOutputError
+    assert not outcome.error.hopeless
+    assert "40 RunGen jobs were not collected" in str(outcome.error)
+    assert len(fetches(rungen_emulator)) <= landing.OUTAGE + 2
+
+
+def test_a_few_that_are_broken_are_no_outage(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    ids = submitted(*[job() for _ in range(6)])
+    for job_id in ids[:3]:
+        rungen_emulator.service.inject(Fault(on="output", status=503, times=None, job_id=job_id))
+    outcome = land(context, ids, tmp_path, max_concurrency=1, max_failed=3)
+    assert outcome.error is None
+    assert [small and small["job_id"] for small in outcome.value] == [None] * 3 + ids[3:]
+
+
+@pytest.mark.parametrize("option", [{"max_output_bytes": 100}, {}])
+def test_a_file_that_is_too_large_is_hopeless(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, option: Any
+) -> None:
+    [job_id] = submitted(job(images=1, output_bytes=101))
+    outcome = land(context, job_id, tmp_path, **option)
+    if not option:
+        assert outcome.error is None
+        return
+    assert type(outcome.error) is AirflowFailException
+    assert "result.images[0].image: it has more than 100 bytes (max_output_bytes)" in str(outcome.error)
+    assert files(tmp_path) == {}
+    assert sum(fetches(rungen_emulator).values()) == 1
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_job_has_so_many_outputs_at_most(
+    rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path, more: int
+) -> None:
+    many, one = submitted(job(images=12 + more), job())
+    outcome = land(context, [many, one], tmp_path, max_outputs=12, max_failed=1)
+    assert outcome.error is None
+    assert ti.xcoms["failed"] == [0] * more
+    assert sum(fetches(rungen_emulator).values()) == 1 + 12 * (not more)
+    if more:
+        assert not (tmp_path / many).exists()
+        error = land(context, many, tmp_path, max_outputs=12).error
+        assert type(error) is AirflowFailException
+        assert f"RunGen job {many} of app {APP} was not landed: it has more than 12 outputs" in str(error)
+
+
+@pytest.mark.parametrize("is_retried", [False, True])
+def test_the_outputs_of_a_job_have_so_many_bytes_at_most(
+    rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path, is_retried: bool
+) -> None:
+    if is_retried:
+        rungen_emulator.service.inject(
+            Fault(on="output", kind="truncate")
+        )  # what is fetched again counts once
+    large, small = submitted(job(images=12, output_bytes=1000), job(output_bytes=1000))
+    assert land(context, large, tmp_path / "all", max_total_bytes=12_000).error is None
+    assert land(context, large, tmp_path / "all", max_total_bytes=12_000).error is None
+    before = rungen_emulator.service.count("output")
+    error = land(context, large, tmp_path / "all", max_total_bytes=11_999).error
+    assert rungen_emulator.service.count("output") == before
+    assert type(error) is AirflowFailException
+    outcome = land(
+        context, [large, small], tmp_path / "some", max_total_bytes=5999, max_concurrency=2, max_failed=1
+    )
+    assert outcome.error is None
+    assert ti.xcoms["failed"] == [0]
+    assert rungen_emulator.service.count("output") <= before + 5 + 2 + 1
+    error = land(context, large, tmp_path / "none", max_total_bytes=5999).error
+    assert "was not landed: " in str(error)
+    assert "the outputs of the job have more than 5999 bytes (max_total_bytes)" in str(error)
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "http://10.0.0.1/x?k=s3cret", "http://169.254.169.254/x?k=s3cret"]
+)
+def test_what_may_not_be_fetched_is_hopeless(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, url: str
+) -> None:
+    [job_id] = submitted(job(result={"x": url}))
+    outcome = land(context, job_id, tmp_path)
+    assert type(outcome.error) is AirflowFailException
+    assert "result.x" in str(outcome.error)
+    assert "s3cret" not in repr(outcome.error.__cause__)
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_of_an_expired_url_a_new_one_is_asked_for_once(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, status: int
+) -> None:
+    [job_id] = submitted(job(images=4))
+    rungen_emulator.service.inject(Fault(on="output", status=status, times=4))
+    gets = []
+    for _ in range(2):
+        before = rungen_emulator.service.count("get")
+        assert land(context, job_id, tmp_path).error is None
+        gets.append(rungen_emulator.service.count("get") - before)
+    assert gets[0] == gets[1] + 1
+    assert set(fetches(rungen_emulator).values()) == {2}
+
+
+def test_a_new_url_is_found_by_its_place(rungen_emulator: Emulator, tmp_path: Path) -> None:
+    [job_id] = submitted(job(images=2))
+
+    def urls(seconds: int) -> list[str]:
+        rungen_emulator.service.url_seconds = seconds
+        with RunGenHook() as hook:
+            return [image["image"] for image in hook.get_job(job_id=job_id).result["images"]]
+
+    (first, second), (first_anew, second_anew) = urls(0), urls(1000)
+    # signed anew, what was one URL in two places need not be one any more
+    results = [[first, first, second], [f"{first_anew}#one", f"{first_anew}#two", second_anew]]
+    outcome = land_results(tmp_path, {"job": results})["job"]
+    assert isinstance(outcome, dict)
+    assert [output["uri"].rpartition("/")[2] for output in outcome["outputs"]] == ["0-0.png", "1-1.png"]
+    assert files(tmp_path)["job/0-0.png"] != files(tmp_path)["job/1-1.png"]
+    assert set(fetches(rungen_emulator).values()) == {2}
+
+
+def test_outputs_that_have_expired_are_told_with_the_moment(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    rungen_emulator.service.url_seconds = 0
+    [job_id] = submitted(job())
+    outcome = land(context, job_id, tmp_path)
+    assert type(outcome.error) is AirflowFailException
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    told = str(outcome.error)
+    assert told.startswith(f"RunGen job {job_id} of app {APP} was not landed: result.images[0].image: ")
+    assert f"the outputs of the job expired on {today} at" in told
+    assert "403 AccessDenied" in str(outcome.error)
+    assert "run the job again" in str(outcome.error)
+    assert fetches(rungen_emulator) == {f"/outputs/{job_id}/0.png": 2}
+
+
+def test_outputs_that_are_gone_too_early_are_told_so(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    rungen_emulator.service.inject(Fault(on="output", status=404, times=None))
+    [job_id] = submitted(job())
+    outcome = land(context, job_id, tmp_path)
+    assert type(outcome.error) is AirflowFailException
+    assert "expired before their time, 20" in str(outcome.error)
+
+
+# --- which may fail -----------------------------------------------------------------------------------------
+
+
+@MODES
+@pytest.mark.parametrize("to", ["destination", "xcom"])
+def test_some_may_fail(  # noqa: PLR0917 - fixtures
+    rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path, deferrable: bool, to: str
+) -> None:
+    good, bad, odd, large = submitted(
+        job(seconds=0.2), job(fail="out of memory"), job(result=7), job(output_bytes=10_000)
+    )
+    ids = [None, good, bad, odd, large, good]
+    options: dict[str, Any] = {
+        "deferrable": deferrable,
+        "result_schema": "flux-schnell",
+        "max_output_bytes": 9000,
+        "destination": tmp_path.as_uri() if to == "destination" else None,
+    }
+    failed = [0, 2, 3, 4] if to == "destination" else [0, 2, 3]
+    outlet = Asset("s3://bucket/pictures")
+    context["outlet_events"] = OutletEvents()
+    outcome = run_task(collect_op(ids, max_failed=len(failed), outlets=[outlet], **options), context)
+    assert outcome.error is None
+    assert [index for index, value in enumerate(outcome.value) if value is None] == failed
+    assert outcome.value[1] == outcome.value[5]
+    assert ti.xcoms["failed"] == failed
+    extra = context["outlet_events"][outlet].extra
+    assert extra["failed_count"] == len(failed)
+    assert extra["job_ids"] == ([good] if to == "destination" else [good, large])
+    if to == "destination":
+        assert (extra["destination"], extra["file_count"]) == (tmp_path.as_uri(), 1)
+
+    outcome = run_task(collect_op(ids, max_failed=len(failed) - 1, **options), context)
+    assert type(outcome.error) is AirflowFailException
+    assert all(
+        told in str(outcome.error) for told in ("out of memory", odd, f"{len(failed) - 1} of 6 may fail")
+    )
+    assert ti.xcoms["failed"] == failed
+
+
+def test_more_without_a_job_than_may_fail_are_told_at_once(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    outcome = land(context, ["a", None, None], tmp_path, max_failed=1)
+    assert type(outcome.error) is AirflowFailException
+    assert "2 of 3 have no job, 1 may" in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+
+
+def test_all_may_fail(rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path) -> None:
+    assert land(context, [None, None], tmp_path, max_failed=2).value == [None, None]
+    assert ti.xcoms["failed"] == [0, 1]
+
+
+def test_what_is_not_over_is_no_failure_that_may_be(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    ids = submitted(job(seconds=60), job())
+    outcome = land(context, ids, tmp_path, max_failed=1, wait_for_completion=False)
+    assert type(outcome.error) is RunGenJobError
+    assert "not over yet" in str(outcome.error)
+
+
+def test_many_that_are_not_over_keep_no_other_from_being_landed(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    rungen_emulator.service.scale(APP, 20)
+    *_, over = ids = submitted(*[job(seconds=60)] * 5, job())
+    outcome = land(context, ids, tmp_path, max_concurrency=1, wait_for_completion=False)
+    assert "5 RunGen jobs were not collected" in str(outcome.error)
+    assert manifest_of(tmp_path, over)["complete"] is True
+
+
+def test_a_result_that_does_not_fit_is_not_downloaded(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    [job_id] = submitted(job(result={"image": "output:x.png"}))
+    outcome = land(context, job_id, tmp_path, result_schema="flux-schnell")
+    assert type(outcome.error) is AirflowFailException
+    assert type(outcome.error.__cause__) is RunGenResultError
+    assert not fetches(rungen_emulator)
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_is_refused_in_the_middle_ends_it(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, status: int
+) -> None:
+    ids = submitted(*[job() for _ in range(30)])
+    rungen_emulator.service.inject(Fault(on="get", status=status, times=None))
+    outcome = land(context, ids, tmp_path, wait_for_completion=False)
+    assert type(outcome.error) is AirflowFailException
+    assert "API key" in str(outcome.error)
+    assert rungen_emulator.service.count("get") <= 16
+
+
+# --- XCom ---------------------------------------------------------------------------------------------------
+
+
+@MODES
+@pytest.mark.parametrize("many", [False, True])
+def test_results_too_large_for_xcom_are_hopeless(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, many: bool
+) -> None:
+    ids = submitted(job(seconds=0.1, result="x" * 1000), job(seconds=0.1, result="y"))
+    wanted, size = (ids, 2 + 1002 + 2 + 3) if many else (ids[0], 1002)
+    op = collect_op(wanted, None, deferrable=deferrable, max_xcom_bytes=size)
+    assert run_task(op, context).error is None
+    op = collect_op(wanted, None, deferrable=deferrable, max_xcom_bytes=size - 1)
+    outcome = run_task(op, context)
+    assert type(outcome.error) is AirflowFailException
+    assert all(told in str(outcome.error) for told in ("destination", "max_xcom_bytes", str(size - 1)))
+
+
+def test_a_result_that_is_too_large_ends_the_wait(rungen_emulator: Emulator, context: Any) -> None:
+    ids = submitted(job(result="x" * 2_000_000), job(seconds=60))
+    outcome = run_task(collect_op(ids, None), context)
+    assert type(outcome.error) is AirflowFailException
+    assert "max_xcom_bytes" in str(outcome.error)
+
+
+# --- many ---------------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_outputs_are_landed_few_at_a_time(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    ids = submitted(*[job(images=4, output_bytes=500) for _ in range(250)])
+    rungen_emulator.service.max_open_connections = 0
+    outcome = land(context, ids, tmp_path, max_concurrency=6, wait_for_completion=False)
+    assert outcome.error is None
+    assert [small["job_id"] for small in outcome.value] == ids
+    counts = fetches(rungen_emulator)
+    assert len(counts) == sum(counts.values()) == 1000
+    assert rungen_emulator.service.max_open_connections <= 2 * 6 + 1
+    stored = files(tmp_path)
+    assert len(stored) == 1250
+    for small in outcome.value:
+        for output in small["outputs"]:
+            content = stored[output["uri"].removeprefix(f"{tmp_path.as_uri()}/")]
+            assert hashlib.sha256(content).hexdigest() == output["sha256"]
+    assert land(context, ids, tmp_path, wait_for_completion=False).value == outcome.value
+    assert rungen_emulator.service.count("output") == 1000
+
+
+def test_what_waits_to_be_landed_is_not_held(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[Any] = []
+    wait = RunGenCollectResultsOperator._wait
+
+    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        held.extend(jobs := wait(self, *args, **kwargs))
+        return jobs
+
+    monkeypatch.setattr(RunGenCollectResultsOperator, "_wait", noting)
+    assert land(context, submitted(job(), job()), tmp_path).error is None
+    assert [(one.result, one.input) for one in held] == [(None, None)] * 2
+
+
+def test_the_log_tells_how_far_it_is(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(landing, "EVERY", 0.0)
+    ids = submitted(*[job() for _ in range(5)])
+    rungen_emulator.service.inject(Fault(on="output", kind="drip", job_id=ids[4], taken=True))
+    rungen_emulator.drip_seconds = 0.0005
+    land(context, ids, tmp_path, max_concurrency=1)
+    lines = [record.getMessage() for record in caplog.records if record.name == landing.__name__]
+    assert any("of 4 RunGen jobs, of 5" in line and "left" in line for line in lines)
+    assert lines[-1].startswith("Landed in ")
+    assert lines[-1].endswith(": 5 files (0.0 MB) of 5 RunGen jobs")
+
+
+# --- kills --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_appears_whole(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    [job_id] = submitted(job(images=1, output_bytes=400))
+    rungen_emulator.drip_seconds = 0.001
+    rungen_emulator.service.inject(Fault(on="output", kind="drip"))
+    sizes, over = set(), threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            for path in (tmp_path / job_id).glob("0-*"):
+                sizes.add(path.stat().st_size)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        assert land(context, job_id, tmp_path).error is None
+    finally:
+        over.set()
+        watcher.join()
+    assert sizes <= {400}
+
+
+def test_a_kill_leaves_no_half_file(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    ids = submitted(*[job(images=2, output_bytes=5000) for _ in range(6)])
+    rungen_emulator.service.inject(Fault(on="output", kind="drip", times=None, skip=5))
+    op = collect_op(ids, tmp_path.as_uri(), wait_for_completion=False)
+    with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("output") > 8, op.on_kill) as sent:
+        outcome = run_task(op, context)
+    assert time.monotonic() - sent[0] < 2
+    assert isinstance(outcome.error, AirflowException)
+    assert "killed" in str(outcome.error)
+    assert all(len(content) == 5000 for name, content in files(tmp_path).items() if "manifest" not in name)
+    rungen_emulator.service.clear_faults()
+    fetched = fetches(rungen_emulator)
+    there = {name for name in files(tmp_path) if "manifest" not in name}
+    assert there
+    assert run_task(collect_op(ids, tmp_path.as_uri()), context).error is None
+    again = fetches(rungen_emulator) - fetched
+    assert sum(again.values()) == 12 - len(there)
+
+
+class TimeIsUp(BaseException):
+    """What Airflow raises when execution_timeout has passed."""
+
+
+def test_a_time_limit_ends_it(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    [job_id] = submitted(job())
+    rungen_emulator.service.inject(Fault(on="output", kind="hang", times=None))
+    op = collect_op(job_id, tmp_path.as_uri())
+
+    def strike() -> None:
+        raise TimeIsUp
+
+    with (
+        pytest.raises(TimeIsUp),
+        signal_when(signal.SIGALRM, lambda: rungen_emulator.service.count("output") > 0, strike) as sent,
+    ):
+        run_task(op, context)
+    assert time.monotonic() - sent[0] < 2
+    assert files(tmp_path) == {}
+
+
+SCRIPT = """
+import sys, warnings
+warnings.simplefilter("ignore")
+from airflow_provider_rungen.operators import RunGenCollectResultsOperator
+class TI:
+    def xcom_push(self, *args, **kwargs): pass
+folder, concurrency, *ids = sys.argv[1:]
+RunGenCollectResultsOperator(
+    task_id="collect",
+    job_id=ids,
+    destination=folder,
+    max_concurrency=int(concurrency),
+    wait_for_completion=False,
+).execute({"ti": TI()})
+"""
+
+
+@pytest.mark.parametrize("shape", ["many jobs", "one job"])
+def test_an_attempt_after_a_kill_fetches_only_what_is_missing(
+    rungen_emulator: Emulator, tmp_path: Path, shape: str
+) -> None:
+    images = 1 if shape == "many jobs" else 40
+    ids = submitted(*[job(images=images, output_bytes=3000) for _ in range(40 // images)])
+    # what comes after the first 20 never comes to its end
+    rungen_emulator.service.inject(Fault(on="output", kind="drip", times=None, skip=20))
+    rungen_emulator.drip_seconds = 60
+    command = [sys.executable, "-c", SCRIPT, tmp_path.as_uri(), "4", *ids]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while rungen_emulator.service.count("output") < 24:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    left = files(tmp_path)
+    there = {name for name, content in left.items() if not name.endswith((".json", ".part"))}
+    assert len(there) == 20
+    assert all(len(left[name]) == 3000 for name in there)
+    assert [name for name in left if name.endswith(".part")]
+    before = fetches(rungen_emulator)
+    rungen_emulator.service.clear_faults()
+
+    assert subprocess.run(command, check=False, timeout=60, capture_output=True).returncode == 0
+    again = fetches(rungen_emulator) - before
+    assert sum(again.values()) == len(again) == 20
+    assert not {f"/outputs/{name.partition('/')[0]}/{name.rpartition('-')[2]}" for name in there} & set(again)
+    after = files(tmp_path)
+    assert not [name for name in after if name.endswith(".part")]
+    assert sum(not name.endswith(".json") for name in after) == 40
+    assert all(manifest_of(tmp_path, job_id)["complete"] for job_id in ids)

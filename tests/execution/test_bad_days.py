@@ -1,0 +1,961 @@
+"""Whole lives of whole tasks on bad days: random faults and events, judged by what the server counted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowException,
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+)
+from airflow.triggers.base import TaskSuccessEvent
+from conftest import APP, FakeStore, TrackedTaskInstance
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_rungen.client import polling as watch
+from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.emulator import Emulator, Fault, Service
+from airflow_provider_rungen.exceptions import (
+    RunGenConfigError,
+    RunGenError,
+    RunGenForbiddenError,
+)
+from airflow_provider_rungen.execution import (
+    attempts as attempt,
+)
+from airflow_provider_rungen.execution import (
+    batch,
+    waiting,
+)
+from airflow_provider_rungen.execution import (
+    state_store as task_state,
+)
+from airflow_provider_rungen.execution import submission as submissions
+from airflow_provider_rungen.hooks import rungen as hooks
+from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunJobOperator
+from airflow_provider_rungen.operators import batch as batches
+from airflow_provider_rungen.operators import job as jobs
+from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
+from airflow_provider_rungen.sensors import RunGenJobSensor
+from airflow_provider_rungen.triggers import rungen as triggers
+from airflow_provider_rungen.triggers import watcher
+
+#: How many lives to try. With it set, they are other ones each time.
+EXAMPLES = os.environ.get("BAD_DAYS_EXAMPLES")
+CONNECTION = "AIRFLOW_CONN_RUNGEN_DEFAULT"
+#: Seconds that an attempt may take beyond its timeout: for requests, cancels and a busy machine.
+SLACK = 15.0
+#: Seconds from a kill to its end: Airflow waits for 5.
+KILL_TIME = 5.0
+
+lives = settings(
+    max_examples=int(EXAMPLES or 48),
+    derandomize=not EXAMPLES,
+    database=None,
+    deadline=None,
+    # what takes real time cannot be shrunk in a reasonable one, and may be another failure then
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+    report_multiple_bugs=False,
+)
+
+
+# --- what may happen ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happens at the nth request, push, write to the store, deferral or end of an attempt."""
+
+    what: str
+    on: str
+    nth: int
+
+
+@dataclass(frozen=True)
+class Script:
+    """All that is decided before a life."""
+
+    kind: str
+    deferrable: bool
+    airflow: str
+    seconds: tuple[float, ...]
+    failing: frozenset[int] = frozenset()
+    faults: tuple[Fault, ...] = ()
+    events: tuple[Event, ...] = ()
+    retries: int = 1
+    timeout: float = 1.5
+    poll_interval: float = 0.1
+    on_unknown_submission: str = "resubmit"
+    on_clear: str = "new"
+    end_from_trigger: bool = False
+    max_failed: int = 0
+
+
+STATUSES = (400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504)
+WRONG = (
+    *("reset_before", "reset_after", "truncate", "hang", "drip", "drip_headers", "redirect"),
+    *("empty", "no_id", "other_id", "garbage", "wrong_types", "deep", "oversize"),
+)
+
+
+@st.composite
+def faults(draw: st.DrawFn, operations: tuple[str, ...]) -> Fault:
+    on = draw(st.sampled_from(operations))
+    times = draw(st.sampled_from([1, 1, 1, 2, 2, 3, 3, None]))
+    skip = draw(st.sampled_from([0, 0, 0, 1, 2, 3]))
+    if draw(st.booleans()):
+        kind = draw(st.sampled_from(WRONG))
+        taken = draw(st.booleans()) if kind in ("hang", "drip_headers") else None
+        return Fault(on=on, kind=kind, taken=taken, size=1_100_000, times=times, skip=skip)
+    status = draw(st.sampled_from((*STATUSES, 429, 502, 503, 503, 504)))
+    kind = draw(st.sampled_from(["status", "status", "html"]))
+    after = draw(st.sampled_from([None, None, "0", "1"]))
+    # what the service itself refuses it does not take; but who knows what a proxy has passed on
+    may_be_taken = status in (408, 500, 502, 504) or (status in (429, 503) and kind == "html" and not after)
+    return Fault(
+        on=on,
+        status=status,
+        kind=kind,
+        headers={"Retry-After": after} if after else None,
+        taken=may_be_taken and draw(st.sampled_from([True, True, False])),
+        times=times,
+        skip=skip,
+    )
+
+
+REQUESTS = ("run", "get", "get_app", "cancel")
+EVENTS = {
+    **dict.fromkeys(("rotate", "rotate late", "unplug"), (*REQUESTS, "attempt")),
+    **dict.fromkeys(("store", "long store"), (*REQUESTS, "set")),
+    **dict.fromkeys(("term", "term by user", "term by clear"), ("run", "get")),
+    **dict.fromkeys(("restart", "clear deferred", "mark deferred"), ("get",)),
+    "trouble": ("push",),
+    "die": ("push", "set"),
+    "clear": ("attempt",),
+    "fail": ("deferral",),
+}
+
+
+@st.composite
+def events(draw: st.DrawFn) -> Event:
+    what = draw(st.sampled_from(sorted(EVENTS)))
+    on = draw(st.sampled_from(EVENTS[what]))
+    return Event(what, on, draw(st.integers(1, 2 if on in ("attempt", "deferral") else 6)))
+
+
+@st.composite
+def scripts(draw: st.DrawFn) -> Script:
+    kind = draw(st.sampled_from(["job", "job", "job", "batch", "batch", "batch", "sensor", "collect"]))
+    count = 1 if kind == "job" else draw(st.integers(1, 7))
+    owns = kind in ("job", "batch")
+    seconds = st.sampled_from([0.0, 0.1, 0.1, 0.3, 600.0])
+    return Script(
+        kind=kind,
+        deferrable=draw(st.booleans()),
+        airflow=draw(st.sampled_from(["3.2", "3.3", "3.3", "3.3", "3.4"])),
+        seconds=tuple(draw(st.lists(seconds, min_size=count, max_size=count))),
+        failing=frozenset(draw(st.sets(st.integers(0, count - 1), max_size=1 + count // 4)))
+        if draw(st.sampled_from([False, False, True]))
+        else frozenset(),
+        faults=tuple(
+            draw(
+                st.lists(
+                    faults(("run", *REQUESTS) if owns else ("get", "get_app")),
+                    min_size=draw(st.sampled_from([0, 1, 2, 2])),
+                    max_size=4,
+                )
+            )
+        ),
+        events=tuple(draw(st.lists(events(), max_size=2))),
+        retries=draw(st.integers(0, 2)),
+        timeout=draw(st.sampled_from([1.0, 1.5, 3.0])),
+        poll_interval=draw(st.sampled_from([0.05, 0.1, 0.2])),
+        on_unknown_submission=draw(st.sampled_from(["resubmit", "fail"])),
+        on_clear=draw(st.sampled_from(["new", "resume"])),
+        end_from_trigger=draw(st.booleans()),
+        max_failed=draw(st.sampled_from([0, 0, 1])) if kind == "batch" else 0,
+    )
+
+
+# --- the stage ----------------------------------------------------------------------------------------------
+
+
+class TroubleError(Exception):
+    """What Airflow raises when its API server cannot be reached."""
+
+
+class Died(BaseException):
+    """Ends an attempt as abruptly as a test can."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A job that the service created, and how."""
+
+    id: str
+    index: int
+    attempt: int
+    time: float
+    fault: str | None
+
+
+class Scene(Service):
+    """A service that tells of each request before it answers."""
+
+    on_request: Callable[[str], None] = staticmethod(lambda operation: None)
+    on_job: Callable[[str, str | None], None] = staticmethod(lambda job_id, fault: None)
+
+    def handle(self, method: str, path: str, headers: Any, body: bytes = b"") -> Any:
+        with self._lock:
+            before = len(self._jobs)
+            reply = super().handle(method, path, headers, body)
+            record = self.requests[-1]
+            if len(self._jobs) > before:
+                self.on_job(next(reversed(self._jobs)), record.fault)
+        self.on_request(record.operation)
+        return reply
+
+
+class Log(logging.Handler):
+    """Keeps every line, with its traceback."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[tuple[int, logging.LogRecord, str]] = []
+        self.attempt = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append((self.attempt, record, self.format(record)))
+
+
+class Store(FakeStore):
+    """A store that fails for a while."""
+
+    def __init__(self, on_set: Callable[[], None]) -> None:
+        super().__init__()
+        self.on_set = on_set
+        self.left, self.until = 0, 0.0
+        self.is_dead = False
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        if self.is_dead:
+            raise Died
+        text = json.dumps(value)
+        if self.left > 0 or time.monotonic() < self.until:
+            self.left -= 1
+            raise TroubleError("the store")
+        self.on_set()
+        self.kept[key] = text
+        if self.is_dead:
+            raise Died
+
+
+class Instance(TrackedTaskInstance):
+    """A task instance whose XComs are JSON."""
+
+    def xcom_push(self, key: str, value: Any, **_: Any) -> None:
+        super().xcom_push(key, json.loads(json.dumps(value)))
+
+
+@dataclass
+class Try:
+    """One attempt, and what came of it."""
+
+    number: int
+    try_number: int
+    is_cleared: bool
+    stored: str
+    began: float = field(default_factory=time.time)
+    ended: float = 0.0
+    value: Any = None
+    is_success: bool = False
+    error: BaseException | None = None
+    killed_at: float = 0.0
+    seconds_to_die: float = 0.0
+    has_died: bool = False
+    ordered: str = ""
+    pushed: list[tuple[str, Any]] = field(default_factory=list)
+    events: list[Any] = field(default_factory=list)
+
+    def chain(self) -> list[BaseException]:
+        found: list[BaseException] = []
+        error = self.error
+        while error is not None and error not in found:
+            found.append(error)
+            error = error.__cause__ or error.__context__
+        return found
+
+
+class Life:
+    """One task from its first attempt to its end, as Airflow leads it."""
+
+    def __init__(self, emulator: Emulator, script: Script, folder: Path, log: Log) -> None:
+        self.emulator, self.script, self.folder, self.log = emulator, script, folder, log
+        self.service = Scene(workers=16)
+        emulator.service = self.service
+        self.keys = [self.service.api_key]
+        self.counts: Counter[str] = Counter()
+        self.timers: list[threading.Timer] = []
+        self.store = Store(lambda: self.strike("set")) if script.airflow != "3.2" else None
+        self.tries: list[Try] = []
+        self.made: list[Made] = []
+        self.phase = ""
+        self.order = ""
+        self.state: str | None = "running"
+        self.clear_number = 0
+        self.max_tries = script.retries
+        self.op: Any = None
+        self.given: list[str] = []
+        self.discarded_after: set[int] = set()
+        self.service.on_job = self._note_job
+
+    # --- what happens ---
+
+    def _note_job(self, job_id: str, fault: str | None) -> None:
+        prompt = self.service._jobs[job_id].input["prompt"]
+        index = int(prompt.split()[-1])
+        self.made.append(Made(job_id, index, len(self.tries), time.time(), fault))
+
+    def strike(self, on: str) -> None:
+        """Do what is due now."""
+        self.counts[on] += 1
+        for event in self.script.events:
+            if event.on == on and event.nth == self.counts[on]:
+                self.happen(event.what)
+
+    def happen(self, what: str) -> None:
+        if what.startswith("rotate"):
+            self.keys.append(f"rotated-key-{len(self.keys)}")
+            self.service.api_key = self.keys[-1]
+            self.later(0.15, self.plug) if what == "rotate late" else self.plug()
+        elif what == "unplug":
+            os.environ.pop(CONNECTION, None)
+            self.later(0.25, self.plug)
+        elif what in ("store", "long store") and self.store is not None:
+            self.store.left = 2 if what == "store" else 0
+            self.store.until = 0.0 if what == "store" else time.monotonic() + 0.8
+        elif what.startswith("term") and self.phase == "worker":
+            self.state = {"term": "running", "term by user": "failed", "term by clear": "restarting"}[what]
+            self.op_ti.state = self.state
+            if self.state == "restarting" and self.script.airflow == "3.4":
+                self.discard()
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif what in ("restart", "clear deferred", "mark deferred") and self.phase == "trigger":
+            self.order = what
+        elif what == "trouble":
+            raise TroubleError("the push")
+        elif what == "die":
+            self.tries[-1].has_died = True
+            if self.store is not None:
+                self.store.is_dead = True
+            if self.phase == "worker":
+                raise Died
+
+    def later(self, seconds: float, do: Callable[[], None]) -> None:
+        self.timers.append(threading.Timer(seconds, do))
+        self.timers[-1].start()
+
+    def plug(self) -> None:
+        os.environ[CONNECTION] = self.emulator.airflow_connection(
+            timeout={"connect": 0.3, "read": 0.3}, max_response_bytes=1_000_000
+        )
+
+    # --- attempts ---
+
+    def inputs(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "prompt": f"{'fail: out of memory, ' if index in self.script.failing else ''}input {index}",
+                "emulator": {"seconds": seconds},
+                "width": 64,
+                "height": 64,
+            }
+            for index, seconds in enumerate(self.script.seconds)
+        ]
+
+    def operator(self) -> Any:
+        script = self.script
+        common: dict[str, Any] = {
+            "task_id": "task",
+            "dag": DAG("dag", schedule=None),
+            "deferrable": script.deferrable,
+            "defer_after": 0,
+            "retries": script.retries,
+        }
+        if script.kind == "sensor":
+            return RunGenJobSensor(
+                job_id=list(self.given),
+                poke_interval=script.poll_interval,
+                timeout=script.timeout,
+                end_from_trigger=script.end_from_trigger,
+                **common,
+            )
+        common |= {"poll_interval": script.poll_interval, "timeout": script.timeout}
+        if script.kind == "collect":
+            destination = str(self.folder) if script.end_from_trigger else None
+            return RunGenCollectResultsOperator(job_id=list(self.given), destination=destination, **common)
+        common |= {
+            "on_unknown_submission": script.on_unknown_submission,
+            "on_clear": script.on_clear,
+            "end_from_trigger": script.end_from_trigger,
+            "wait_for_completion": True,
+        }
+        if script.kind == "job":
+            return RunGenRunJobOperator(input=self.inputs()[0], **common)
+        return RunGenRunBatchOperator(inputs=self.inputs(), max_failed=script.max_failed, **common)
+
+    def lead(self) -> None:
+        """Attempt the task until its end."""
+        self.plug()
+        if self.script.kind in ("sensor", "collect"):
+            headers = {"x-api-key": self.keys[0], "content-type": "application/json"}
+            for each in self.inputs():
+                body = json.dumps({"input": each}).encode()
+                assert self.service.handle("POST", f"/app/{APP}/run_async", headers, body).status == 201
+            self.given = [made.id for made in self.made]
+        for fault in self.script.faults:
+            self.service.inject(fault)
+        self.service.on_request = self.strike
+        before = signal.signal(signal.SIGTERM, self._on_term)
+        try:
+            try_number, is_cleared = 1, False
+            while try_number:
+                self.attempt(try_number, is_cleared=is_cleared)
+                self.recover()
+                try_number, is_cleared = self.next(self.tries[-1])
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            self.service.on_request = lambda operation: None
+            self.recover()
+
+    def recover(self) -> None:
+        for timer in self.timers:
+            timer.cancel()
+            timer.join()
+        self.timers.clear()
+        self.plug()
+
+    def next(self, this: Try) -> tuple[int, bool]:
+        """Return the number of the attempt that follows, if one does, and whether it follows a clear."""
+        number = this.try_number + 1
+        if len(self.tries) >= 6:
+            return 0, False
+        if this.killed_at and self.state == "restarting":
+            return number, True
+        was_cleared = this.ordered == "clear deferred"
+        self.counts["attempt"] += 1
+        for event in self.script.events:
+            if event.on == "attempt" and event.nth == self.counts["attempt"]:
+                if event.what == "clear":
+                    was_cleared = True
+                else:
+                    self.happen(event.what)
+        if was_cleared:
+            self.clear_number += 1
+            self.max_tries = this.try_number + self.script.retries
+            if self.script.airflow == "3.4" and this.ordered != "clear deferred":
+                self.discard()
+            return number, True
+        is_final = (
+            this.is_success
+            or this.ordered
+            or isinstance(this.error, AirflowFailException | AirflowSkipException | AirflowSensorTimeout)
+            or (isinstance(this.error, RunGenError) and this.error.hopeless)
+            or (this.killed_at and self.state == "failed")
+        )
+        return (0, False) if is_final or this.try_number > self.max_tries else (number, False)
+
+    def discard(self) -> None:
+        if self.store is not None:
+            self.store.kept.clear()
+        self.discarded_after.add(len(self.tries))
+
+    def attempt(self, try_number: int, *, is_cleared: bool) -> None:
+        stored = "" if self.store is None else " ".join(self.store.kept.values())
+        this = Try(len(self.tries) + 1, try_number, is_cleared, stored)
+        self.tries.append(this)
+        self.log.attempt = this.number
+        self.order, self.state = "", "running"
+        self.op_ti = ti = Instance()
+        ti.try_number, ti.max_tries = try_number, self.max_tries
+        ti.on_push = lambda key, value: self.strike("push")
+        if self.store is not None:
+            self.store.is_dead = False
+            self.store.left, self.store.until = 0, 0.0
+        run = SimpleNamespace(clear_number=self.clear_number)
+        context = {"ti": ti, "task_instance": ti, "task_state_store": self.store, "dag_run": run}
+        try:
+            this.value = self._perform(context, this)
+            this.is_success = not this.ordered
+        except Died:
+            this.has_died = True
+        except Exception as error:
+            this.error = error
+        finally:
+            self.phase = ""
+            this.ended = time.time()
+            this.seconds_to_die = time.monotonic() - this.killed_at if this.killed_at else 0.0
+            this.pushed = ti.pushed
+
+    def _perform(self, context: Any, this: Try) -> Any:
+        self.op = self.operator()
+        step = partial(self.op.execute, context)
+        while True:
+            try:
+                self.phase = "worker"
+                return step()
+            except TaskDeferred as deferral:
+                self.phase = "deferring"
+                self.strike("deferral")
+                is_failed = any(
+                    event.on == "deferral" and event.nth == self.counts["deferral"]
+                    for event in self.script.events
+                )
+                trigger, method = deferral.trigger, deferral.method_name
+            self.op = self.operator()  # another process goes on
+            if is_failed and hasattr(self.op, "resume_execution"):
+                step = partial(self.op.resume_execution, "__fail__", {"error": "Trigger timeout"}, context)
+                continue
+            self.phase = "trigger"
+            event = asyncio.run(self._trigger(trigger))
+            self.phase = "deferring"
+            if event is None:
+                this.ordered = self.order
+                return None
+            if isinstance(event, TaskSuccessEvent):
+                return dict(self.op_ti.pushed).get("return_value")
+            this.events.append(json.loads(json.dumps(event.payload)))
+            step = partial(getattr(self.op, method), context, event=event.payload)
+
+    async def _trigger(self, trigger: Any) -> Any:
+        """Wait in a triggerer, which may be started again."""
+        _, kwargs = trigger.serialize()
+        kwargs = json.loads(json.dumps(kwargs))
+        while True:
+            this = type(trigger)(**kwargs)
+            this._task_instance = self.op_ti
+            stream = this.run()
+            waiting = asyncio.ensure_future(anext(stream))
+            while not waiting.done() and not self.order:
+                await asyncio.wait([waiting], timeout=0.01)
+            if waiting.done():
+                event = waiting.result()
+                await stream.aclose()
+                return event
+            order, self.order = self.order, ""
+            if order != "restart":
+                self.order = order
+                self.state = "failed" if order == "mark deferred" else None
+                if order == "clear deferred" and self.script.airflow == "3.4":
+                    self.discard()
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            await stream.aclose()
+            if order != "restart":
+                await this.on_kill()
+                return None
+
+    def _on_term(self, *_: object) -> None:
+        if self.phase != "worker":
+            return
+        self.tries[-1].killed_at = time.monotonic()
+        self.op.on_kill()
+
+    # --- what is held ---
+
+    def lines(self, *, least: int = logging.INFO) -> list[tuple[int, str]]:
+        """Everything that was said, by attempt."""
+        said = [(number, text) for number, record, text in self.log.lines if record.levelno >= least]
+        for this in self.tries:
+            said += [(this.number, str(error)) for error in this.chain()]
+        return said
+
+    def explain(self, what: str) -> str:
+        t0 = self.tries[0].began if self.tries else time.time()
+        lines = [what, "", repr(self.script), ""]
+        for this in self.tries:
+            lines.append(
+                f"try {this.number} (#{this.try_number}, cleared={this.is_cleared}) {this.began - t0:.2f} to "
+                f"{this.ended - t0:.2f}: value={this.value!r} killed={bool(this.killed_at)} "
+                f"died={this.has_died} ordered={this.ordered!r} error={this.chain()!r} events={this.events}"
+            )
+        for job in self.service.jobs():
+            [made] = [made for made in self.made if made.id == job["id"]]
+            lines.append(
+                f"job {job['id']} {job['status']} of input {made.index}, try {made.attempt}, {made.fault}"
+            )
+        lines += [
+            f"  {record.time - t0:.2f} {record.operation} {record.path[-40:]} {record.status} {record.fault}"
+            for record in self.service.records()[:150]
+        ]
+        lines += [
+            f"  [{number}] {record.levelname} {record.name}: {text[:1500]}"
+            for number, record, text in self.log.lines
+            if record.levelno >= logging.INFO
+        ]
+        return "\n".join(lines)
+
+    def hold(self, is_so: object, what: str) -> None:
+        if not is_so:
+            pytest.fail(self.explain(what), pytrace=False)
+
+    def judge(self) -> None:
+        stats = self.service.stats()
+        self._judge_errors()
+        self._judge_secrets(stats)
+        self._judge_cancels()
+        if self.script.kind in ("job", "batch"):
+            self._judge_purchases()
+            self._judge_fates()
+        else:
+            self.hold(stats["cancels_received"] == 0, "a job of somebody else was canceled")
+        self._judge_success()
+
+    def _judge_errors(self) -> None:
+        allowed = (RunGenError, AirflowException, TroubleError)
+        for this in self.tries:
+            self.hold(
+                this.error is None or isinstance(this.error, allowed), f"another exception: {this.error!r}"
+            )
+            for event in this.events:
+                self.hold(
+                    "in the triggerer:" not in str(event.get("message")), f"the trigger stumbled: {event}"
+                )
+            limit = self.script.timeout + SLACK
+            self.hold(this.ended - this.began < limit, f"try {this.number} took too long")
+            self.hold(this.seconds_to_die < KILL_TIME + 1, f"try {this.number} did not end when killed")
+        was_killed = any(this.killed_at for this in self.tries)
+        died = {this.number for this in self.tries if this.has_died}
+        for number, record, text in self.log.lines:
+            if number in died:
+                continue  # a process that is gone says nothing more
+            is_bad = record.levelno >= logging.ERROR and record.name == "asyncio"
+            # the handler of the signal raised in the middle of the event loop
+            is_bad = is_bad and not (was_killed and "The task was killed" in text)
+            is_bad |= "ended with an error" in text or "Waiting for RunGen failed" in text
+            self.hold(not is_bad, f"left behind: {text}")
+
+    def _judge_secrets(self, stats: dict[str, Any]) -> None:
+        self.hold(stats["keys_leaked"] == 0, "a key was leaked")
+        said = [text for _, _, text in self.log.lines]
+        for this in self.tries:
+            said += [repr(error) for error in this.chain()]
+            said += [json.dumps(pair) for pair in this.pushed] + [json.dumps(event) for event in this.events]
+        if self.store is not None:
+            said += self.store.kept.values()
+        for text in said:
+            self.hold(not any(key in text for key in self.keys), f"a key is in {text}")
+            signed = re.search(r"X-Amz-Signature=(?!\*)[0-9a-f]", text)
+            self.hold(not signed, f"a signed query is in {text}")
+
+    def _judge_cancels(self) -> None:
+        for this in self.tries:
+            is_refused = any(
+                isinstance(error, RunGenForbiddenError | RunGenConfigError) for error in this.chain()
+            )
+            if not is_refused or this.is_cleared or this.killed_at:
+                continue
+            canceled = [
+                record
+                for record in self.service.records()
+                if record.operation == "cancel" and this.began <= record.time <= this.ended
+            ]
+            self.hold(not canceled, f"try {this.number} canceled jobs because of a refusal")
+
+    def _unknown_told(self, number: int) -> int:
+        """Of how many submissions an attempt said that their fate is not known."""
+        most = 0
+        for each, text in self.lines(least=logging.WARNING):
+            if each != number:
+                continue
+            count = text.count("It is not known whether RunGen created the job")
+            count = max(count, int("it is not known whether it was created" in text))
+            for pattern in (
+                r"Of (\d+) inputs it is not known",
+                r"Fate unknown: (\d+) inputs",
+                r"submitted up to (\d+) inputs",
+                r"(\d+) submissions to app",
+            ):
+                count += sum(map(int, re.findall(pattern, text)))
+            most = max(most, count)
+        return most
+
+    def _judge_purchases(self) -> None:
+        """None bought twice outside *fate unknown*."""
+        for place, new in enumerate(self.made):
+            for old in self.made[:place]:
+                if old.index == new.index:
+                    self.hold(
+                        self._may_replace(old, new), f"job {new.id} was bought though there was {old.id}"
+                    )
+
+    def _may_replace(self, old: Made, new: Made) -> bool:
+        if old.attempt == new.attempt:
+            return False
+        between = self.tries[old.attempt : new.attempt]
+        is_cleared = any(this.is_cleared for this in between)
+        is_discarded = any(old.attempt <= number < new.attempt for number in self.discarded_after)
+        if self.store is None or is_discarded or (is_cleared and self.script.on_clear == "new"):
+            return True
+        job = next(job for job in self.service.jobs() if job["id"] == old.id)
+        is_over = job["status"] in ("FAILED", "CANCELED") and job["finished"] <= new.time
+        is_forgotten = any(
+            (record.operation, record.status) == ("get", 404)
+            and old.id in record.path
+            and record.time <= new.time
+            for record in self.service.records()
+        )
+        # whoever is told another id cannot know
+        if is_over or is_forgotten or old.fault == "other_id":
+            return True
+        if old.id in self.tries[new.attempt - 1].stored:
+            return False
+        told = sum(self._unknown_told(this.number) for this in self.tries[old.attempt - 1 : new.attempt])
+        return told > 0 and (is_cleared or self.script.on_unknown_submission == "resubmit")
+
+    def _judge_fates(self) -> None:
+        """Hold that every job is used, over, or told."""
+        said = self.lines()
+        # what a client was told, or found
+        known = " ".join(text for _, text in said)
+        known += " ".join(json.dumps(this.pushed) for this in self.tries)
+        known += "" if self.store is None else " ".join(self.store.kept.values())
+        unknown: Counter[int] = Counter()
+        for job in self.service.jobs():
+            [made] = [made for made in self.made if made.id == job["id"]]
+            if made.id not in known:
+                unknown[made.attempt] += 1
+            elif job["status"] in ("QUEUED", "RUNNING") and not self._is_lost(made):
+                self.hold(self._is_told(made, said), f"job {made.id} runs on, and nobody is told")
+        for number, count in unknown.items():
+            this = self.tries[number - 1]
+            if this.has_died and (self.store is None or number == len(self.tries)):
+                continue
+            if this.has_died and number in self.discarded_after:
+                continue
+            told = sum(self._unknown_told(each.number) for each in self.tries[number - 1 : number + 1])
+            self.hold(told >= count, f"try {number} left {count} jobs of unknown fate, {told} were told")
+
+    def _is_lost(self, made: Made) -> bool:
+        """Return whether an attempt that knew the job died, and no other could find it."""
+        after = self.tries[made.attempt - 1 :]
+        died = [this.number for this in after if this.has_died]
+        return bool(died) and (
+            self.store is None
+            or died[-1] == len(self.tries)
+            or any(number in self.discarded_after for number in died)
+        )
+
+    def _is_told(self, made: Made, said: list[tuple[int, str]]) -> bool:
+        last = len(self.tries)
+        for number, text in said:
+            if number < made.attempt or re.match(r"Submitted |Waiting for ", text):
+                continue
+            is_left = "takes up" in text or "A retry resumes" in text
+            if is_left and number < last and number not in self.discarded_after:
+                continue  # then somebody else has to answer for it
+            if made.id in text and not re.search(r" is (QUEUED|RUNNING)$|taking it up again$", text):
+                return True
+            if re.search(r"\d+ (more )?RunGen jobs.*(may still run|takes up|not canceled)", text):
+                return True
+            if number == last and re.search(r"\(and \d+ more\) was not over in time", text):
+                return True
+        return False
+
+    def _judge_success(self) -> None:
+        last = self.tries[-1]
+        if not last.is_success or last.killed_at:
+            return
+        statuses = {job["id"]: job["status"] for job in self.service.jobs()}
+        if self.script.kind in ("sensor", "collect"):
+            used: list[Any] = self.given
+        else:
+            used = last.value if isinstance(last.value, list) else [last.value]
+        bad = [each for each in used if each is None or statuses.get(each) != "COMPLETED"]
+        allowed = self.script.max_failed
+        self.hold(len(bad) <= allowed, f"it succeeded with {bad}")
+
+
+# --- the tests ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten every wait, in proportion."""
+    scales: list[tuple[Any, dict[str, Any]]] = [
+        (retry, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "REFUSAL_GRACE": 0.4, "PATIENCE": 1.5}),
+        (hooks, {"LOOK_UP_EVERY": 0.05, "PART": 0.3}),
+        (submissions, {"FOUND_WITHIN": 0.3, "CANCEL_TIME": 1.0}),
+        (batches, {"FOUND_WITHIN": 0.3, "KNOWN_WITHIN": 0.4}),
+        (jobs, {"KNOWN_WITHIN": 0.4}),
+        (task_state, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
+        (batch, {"PAUSES": (0.01, 0.02), "STORE_PATIENCE": 0.4}),
+        (waiting, {"BRISKLY": 0.05}),
+        (watch, {"SLOW_PACE": 0.3, "LAG": 0.2, "LOOK_TIME": 0.5, "FIRST_LOOK_TIME": 0.5}),
+        (watch, {"LAST_LOOK_TIME": 0.5, "REFUSAL_PAUSE": 0.1}),
+        (watcher, {"LAST_LOOK_TIME": 1.0, "LAST_ANSWER_TIME": 0.5}),
+        (triggers, {"SETTLING_TIME": 0.0, "TAKE_UP_TIME": 0.3, "CANCEL_TIME": 2.0}),
+    ]
+    for module, values in scales:
+        for name, value in values.items():
+            assert hasattr(module, name)
+            monkeypatch.setattr(module, name, value)
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[Emulator]:
+    with Emulator() as emulator:
+        emulator.drip_seconds = 0.05
+        yield emulator
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[Log]:
+    log = Log()
+    names = ("", "airflow.task", "airflow_provider_rungen")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+    logging.getLogger().addHandler(log)
+    try:
+        yield log
+    finally:
+        logging.getLogger().removeHandler(log)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+@pytest.fixture
+def led(
+    hurried: None, emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Script], Life]]:
+    """Lead a life, and judge it."""
+    monkeypatch.setenv(CONNECTION, "")
+    current: list[Life] = []
+    monkeypatch.setattr(triggers, "_read_state", lambda ti: current[-1].state)
+    monkeypatch.setattr(triggers, "pushed_job_ids", lambda ti: None)
+
+    def lead(script: Script) -> Life:
+        monkeypatch.setattr(attempt, "CLEAR_DISCARDS_STATE", script.airflow == "3.4")
+        monkeypatch.setattr(triggers, "CLEAR_DISCARDS_STATE", script.airflow == "3.4")
+        folder = tmp_path / str(len(current))
+        with logged() as log:
+            life = Life(emulator, script, folder, log)
+            current.append(life)
+            life.lead()
+            gc.collect()
+        life.judge()
+        return life
+
+    gc.collect()
+    gc.freeze()
+    yield lead
+    gc.unfreeze()
+
+
+@lives
+@given(script=scripts())
+def test_every_job_is_used_or_canceled_or_told_on_any_bad_day(
+    led: Callable[[Script], Life], script: Script
+) -> None:
+    led(script)
+
+
+# --- one task must not hurt another -------------------------------------------------------------------------
+
+
+@st.composite
+def troubles(draw: st.DrawFn) -> Fault:
+    """Make what goes wrong with one job alone."""
+    fault = draw(faults(("get",)))
+    return replace(fault, times=draw(st.sampled_from([1, 2, None])), skip=draw(st.integers(1, 4)))
+
+
+@pytest.mark.usefixtures("hurried")
+@settings(lives, max_examples=int(EXAMPLES or 48) // 4)
+@given(
+    wrong=st.lists(troubles(), min_size=1, max_size=3),
+    times=st.tuples(st.floats(0.2, 1.5), st.sampled_from([0.3, 6.0])),
+    count=st.sampled_from([1, 1, 3, 6]),
+)
+def test_nobody_is_late_because_of_somebody_else(
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: list[Fault],
+    times: tuple[float, float],
+    count: int,
+) -> None:
+    """In the same triggerer, on the same connection and app: what befalls the jobs of one task."""
+    poll_interval, (seconds, read) = 0.1, times
+    # as long as a hanging look could be
+    monkeypatch.setattr(watch, "LOOK_TIME", 6.0)
+    emulator.service = service = Service(workers=16)
+    monkeypatch.setenv(
+        CONNECTION,
+        emulator.airflow_connection(timeout={"connect": 0.3, "read": read}, max_response_bytes=1_000_000),
+    )
+    headers = {"x-api-key": service.api_key, "content-type": "application/json"}
+
+    def submit(job_seconds: float) -> str:
+        body = json.dumps({"input": {"prompt": "p", "emulator": {"seconds": job_seconds}}}).encode()
+        reply = service.handle("POST", f"/app/{APP}/run_async", headers, body)
+        return str(json.loads(reply.body)["data"]["id"])
+
+    theirs = [submit(60.0) for _ in range(count)]
+    for place, fault in enumerate(wrong):
+        service.inject(replace(fault, job_id=theirs[place % count]))
+
+    async def wait_for(job_ids: list[str], deadline: float) -> tuple[Any, float]:
+        trigger = triggers.RunGenJobTrigger(
+            app_id=APP, job_id=job_ids, poll_interval=poll_interval, deadline=deadline, deferred_at=1.0
+        )
+        stream: Any = trigger.run()
+        try:
+            return (await anext(stream)).payload, time.time()
+        finally:
+            await stream.aclose()
+
+    async def both() -> tuple[Any, float]:
+        deadline = time.time() + 20
+        other = asyncio.ensure_future(wait_for(theirs, deadline))
+        await asyncio.sleep(0.15)
+        healthy.append(submit(seconds))
+        outcome = await wait_for(healthy, deadline)
+        other.cancel()
+        await asyncio.gather(other, return_exceptions=True)
+        return outcome
+
+    healthy: list[str] = []
+    with logged() as log:
+        event, at = asyncio.run(both())
+        gc.collect()
+    assert (event["outcome"], event["count"]) == ("over", 0)
+    [finished] = [job["finished"] for job in service.jobs() if job["id"] == healthy[0]]
+    # a round waits a second at least for the slowest look; the rest is for a busy machine
+    assert at - finished < 2 * max(poll_interval, 1.0) + 0.5, f"late by {at - finished:.2f} s"
+    assert not [text for _, record, text in log.lines if record.name == "asyncio"]
+    assert service.stats()["cancels_received"] == 0

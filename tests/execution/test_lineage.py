@@ -1,0 +1,251 @@
+"""What a task tells of itself: the extra of its asset events, and OpenLineage's inputs and outputs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import Asset, AssetAlias
+from conftest import APP, Outcome, OutletEvents, run_task
+
+from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.execution.lineage import (
+    MOST_FILES,
+    MOST_JOBS,
+    Done,
+    lineage_of,
+)
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.operators import (
+    RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
+    RunGenRunJobOperator,
+)
+from airflow_provider_rungen.sensors import RunGenJobSensor
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+
+INPUT = {"prompt": "a red fox", "emulator": {"seconds": 0.2}}
+URL = "https://api.rungen.example"
+MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
+
+
+def submitted(*inputs: dict[str, Any]) -> list[str]:
+    with RunGenHook() as hook:
+        return [hook.run_job(input=one).id for one in inputs]
+
+
+OUTLET = Asset("s3://bucket/pictures")
+FAST: dict[str, Any] = {"poll_interval": 0.02, "defer_after": 0}
+
+
+def run(context: Any, op: Any) -> tuple[Outcome, dict[str, Any]]:
+    """Run a task, and give the extra of its outlet's event; what was set before a deferral is lost."""
+    context["outlet_events"] = events = OutletEvents()
+    defer = op.defer
+
+    def deferring(*args: Any, **kwargs: Any) -> None:
+        events.clear()
+        defer(*args, **kwargs)
+
+    op.defer = deferring
+    outcome = run_task(op, context)
+    return outcome, events[OUTLET].extra
+
+
+# --- asset events -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wait", "deferrable"), [(True, False), (True, True), (False, False)])
+@pytest.mark.feature("assets")
+def test_running_a_job_is_told(rungen_emulator: Emulator, context: Any, deferrable: bool, wait: bool) -> None:
+    op = RunGenRunJobOperator(
+        task_id="run", input=INPUT, wait_for_completion=wait, deferrable=deferrable, outlets=[OUTLET], **FAST
+    )
+    outcome, extra = run(context, op)
+    assert len(outcome.events) == deferrable
+    assert extra == {"app_id": APP, "job_ids": [outcome.value], "job_count": 1, "failed_count": 0}
+
+
+@MODES
+@pytest.mark.feature("assets")
+def test_running_a_batch_is_told(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
+    inputs = [{**INPUT, "prompt": prompt} for prompt in ("a", "", "fail: x", "b")]
+    op = RunGenRunBatchOperator(
+        task_id="run", inputs=inputs, max_failed=2, deferrable=deferrable, outlets=[OUTLET], **FAST
+    )
+    outcome, extra = run(context, op)
+    assert len(outcome.events) == deferrable
+    ids = [job_id for job_id in outcome.value if job_id]
+    assert extra == {"app_id": APP, "job_ids": ids, "job_count": 3, "failed_count": 2}
+
+
+@MODES
+@pytest.mark.feature("assets")
+def test_collecting_is_told(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
+    ids = submitted(INPUT, INPUT)
+    op = RunGenCollectResultsOperator(
+        task_id="collect", job_id=ids, deferrable=deferrable, outlets=[OUTLET], **FAST
+    )
+    outcome, extra = run(context, op)
+    assert len(outcome.events) == deferrable
+    assert "X-Amz-Signature" in str(outcome.value)
+    assert extra == {"app_id": APP, "job_ids": ids, "job_count": 2, "failed_count": 0}
+
+
+@MODES
+@pytest.mark.feature("assets")
+def test_waiting_is_told(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
+    ids = submitted(INPUT, INPUT)
+    op = RunGenJobSensor(
+        task_id="wait", job_id=ids, poke_interval=0.02, deferrable=deferrable, defer_after=0, outlets=[OUTLET]
+    )
+    outcome, extra = run(context, op)
+    assert outcome.error is None
+    assert len(outcome.events) == deferrable
+    assert extra == {"app_id": APP, "job_ids": ids, "job_count": 2, "failed_count": 0}
+
+
+def test_a_task_that_fails_tells_nothing(rungen_emulator: Emulator, context: Any) -> None:
+    op = RunGenRunJobOperator(
+        task_id="run", input={"prompt": "fail: x"}, wait_for_completion=True, outlets=[OUTLET], **FAST
+    )
+    outcome, extra = run(context, op)
+    assert outcome.error is not None
+    assert extra == {}
+
+
+def test_what_others_put_into_the_extra_stays(rungen_emulator: Emulator, context: Any) -> None:
+    context["outlet_events"] = events = OutletEvents()
+    events[OUTLET].extra = {"mine": 1, "job_count": "old"}
+    run_task(RunGenRunJobOperator(task_id="run", input=INPUT, outlets=[OUTLET]), context)
+    assert events[OUTLET].extra["mine"] == 1
+    assert events[OUTLET].extra["job_count"] == 1
+
+
+def test_outlets_that_have_no_event_are_left_alone(rungen_emulator: Emulator, context: Any) -> None:
+    context["outlet_events"] = events = OutletEvents()
+    outlets = [AssetAlias("alias"), OUTLET, Asset("s3://bucket/more")]
+    outcome = run_task(RunGenRunJobOperator(task_id="run", input=INPUT, outlets=outlets), context)
+    assert outcome.error is None
+    assert events[OUTLET].extra == events[outlets[2]].extra != {}
+    assert len(events) == 2
+
+
+@pytest.mark.feature("assets")
+def test_airflows_own_events_take_the_extra(rungen_emulator: Emulator, context: Any) -> None:
+    try:
+        from airflow.sdk.execution_time.context import OutletEventAccessors
+    except ImportError:
+        from airflow.utils.context import OutletEventAccessors
+    context["outlet_events"] = events = OutletEventAccessors()
+    outlets = [AssetAlias("alias"), OUTLET]
+    outcome = run_task(RunGenRunJobOperator(task_id="run", input=INPUT, outlets=outlets), context)
+    assert events[OUTLET].extra["job_ids"] == [outcome.value]
+
+
+def test_an_extra_is_small_however_many_jobs_there_are() -> None:
+    extra = Done(APP, [f"{n:036}" for n in range(5000)], failed_count=3).extra()
+    assert len(extra["job_ids"]) == MOST_JOBS
+    assert (extra["job_count"], extra["failed_count"]) == (5000, 3)
+    assert len(json.dumps(extra)) < 8000
+
+
+def test_a_destination_is_told_with_the_number_of_files() -> None:
+    extra = Done(APP, ["j"], destination="s3://bucket/x", manifests=[manifest(3), manifest(0)]).extra()
+    assert (extra["destination"], extra["file_count"]) == ("s3://bucket/x", 3)
+    assert "uri" not in str(extra)
+
+
+# --- OpenLineage --------------------------------------------------------------------------------------------
+
+
+def manifest(count: int, place: str = "s3://aws@bucket/x") -> dict[str, Any]:
+    outputs = [
+        {"uri": f"{place}/{n}.png", "size": 10 + n, "sha256": "0" * 64, "content_type": "image/png"}
+        for n in range(count)
+    ]
+    return {
+        "job_id": "j",
+        "app_id": APP,
+        "status": "COMPLETED",
+        "manifest": f"{place}/j.json",
+        "outputs": outputs,
+    }
+
+
+def named(datasets: Any) -> list[tuple[str, str]]:
+    return [(dataset.namespace, dataset.name) for dataset in datasets]
+
+
+def test_the_app_is_an_input_and_the_files_are_outputs() -> None:
+    lineage: Any = lineage_of(Done(APP, ["j"], manifests=[manifest(1), manifest(2, "file:///data/x")]), URL)
+    assert named(lineage.inputs) == [(URL, f"app/{APP}")]
+    assert named(lineage.outputs) == [
+        ("s3://bucket", "x/0.png"),
+        ("file", "/data/x/0.png"),
+        ("file", "/data/x/1.png"),
+    ]
+    assert [dataset.outputFacets["outputStatistics"].size for dataset in lineage.outputs] == [10, 10, 11]
+
+
+@pytest.mark.parametrize(
+    ("place", "dataset"),
+    [
+        ("s3://aws@bucket/x/", ("s3://bucket", "x")),
+        ("s3://bucket", ("s3://bucket", "/")),
+        ("/data/x", ("file", "/data/x")),
+        ("file:///", ("file", "/")),
+    ],
+)
+def test_of_many_files_their_folder_is_told(place: str, dataset: tuple[str, str]) -> None:
+    done = Done(APP, ["j"], destination=place, manifests=[manifest(MOST_FILES), manifest(1)])
+    [output] = ((lineage := lineage_of(done, URL)) and lineage.outputs) or []
+    assert (output.namespace, output.name) == dataset
+    assert output.outputFacets["outputStatistics"].size == sum(10 + n for n in range(MOST_FILES)) + 10
+
+
+@MODES
+@pytest.mark.parametrize("kind", ["run", "batch", "collect"])
+@pytest.mark.feature("lineage")
+def test_every_operator_tells_openlineage(
+    rungen_emulator: Emulator, context: Any, ti: Any, deferrable: bool, kind: str
+) -> None:
+    options: dict[str, Any] = {"task_id": "t", "deferrable": deferrable, **FAST}
+    op: Any
+    if kind == "run":
+        op = RunGenRunJobOperator(input=INPUT, wait_for_completion=True, **options)
+    elif kind == "batch":
+        op = RunGenRunBatchOperator(inputs=[INPUT] * 2, **options)
+    else:
+        op = RunGenCollectResultsOperator(job_id=submitted(INPUT), **options)
+    assert op.get_openlineage_facets_on_complete(ti) is None, "nothing was done yet"
+    assert run_task(op, context).error is None
+    requests = len(rungen_emulator.service.records())
+    lineage = op.get_openlineage_facets_on_complete(ti)
+    assert named(lineage.inputs) == [(rungen_emulator.url, f"app/{APP}")]
+    assert lineage.outputs == []
+    assert len(rungen_emulator.service.records()) == requests, "it must not ask anybody"
+
+
+@pytest.mark.feature("lineage")
+def test_openlineage_takes_what_it_is_told(rungen_emulator: Emulator, context: Any, ti: Any) -> None:
+    from airflow.providers.openlineage.extractors.base import DefaultExtractor
+
+    op = RunGenRunJobOperator(task_id="run", input=INPUT)
+    run_task(op, context)
+    told: Any = DefaultExtractor(op).extract_on_complete(ti)
+    assert named(told.inputs) == [(rungen_emulator.url, f"app/{APP}")]
+
+
+def test_without_openlineage_nothing_is_told(
+    rungen_emulator: Emulator, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("airflow.providers.openlineage")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "airflow.providers.openlineage", None)
+    op = RunGenRunJobOperator(task_id="run", input=INPUT)
+    run_task(op, context)
+    assert op.get_openlineage_facets_on_complete(ti) is None

@@ -1,0 +1,120 @@
+"""The passwords of proxies are registered with Airflow's masker, without holding up an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import redact
+
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
+from airflow_provider_rungen._airflow.masking import amask, mask, proxy_passwords
+from airflow_provider_rungen.hooks import RunGenHook
+
+PASSWORD = "s%2Fcret%40proxy"
+FORMS = (PASSWORD, "s/cret@proxy")
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, **extra: Any) -> None:
+    conn = {"conn_type": "rungen", "password": "a-key-of-rungen", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(conn))
+
+
+@pytest.fixture(autouse=True)
+def _unmasked() -> None:
+    for form in FORMS:
+        assert redact(f"with {form}") == f"with {form}", "an earlier test has masked it"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_the_password_of_the_proxy_is_masked(
+    monkeypatch: pytest.MonkeyPatch, form: str, is_async: bool
+) -> None:
+    # each test has a password of its own, since the masker forgets nothing
+    mark = f"{FORMS.index(form)}{is_async}"
+    connect(monkeypatch, proxy=f"http://me:{PASSWORD}{mark}@proxy.example:3128")
+    hook = RunGenHook()
+    _ = asyncio.run(hook.asettings()) if is_async else hook.settings
+    assert redact(f"with {form}{mark}, twice: {form}{mark}") == "with ***, twice: ***"
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTPS_PROXY", "all_proxy"])
+def test_the_password_of_a_proxy_in_the_environment_is_masked(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    connect(monkeypatch)
+    monkeypatch.setenv(name, f"http://me:{PASSWORD}{name}@proxy.example:3128")
+    _ = RunGenHook().settings
+    for form in FORMS:
+        assert redact(f"with {form}{name}") == "with ***"
+
+
+@pytest.mark.parametrize(
+    ("proxy", "passwords"),
+    [
+        (None, []),
+        ("http://proxy.example:3128", []),
+        ("http://me@proxy.example:3128", []),
+        ("http://me:plain-secret@proxy.example:3128", ["plain-secret"]),
+        ("me:plain-secret@proxy.example:3128", ["plain-secret"]),
+        ("http://me:a%3Ab@proxy.example", ["a%3Ab", "a:b"]),
+        ("http://[me:secret@proxy", []),
+    ],
+)
+def test_what_is_a_password_in_the_url_of_a_proxy(proxy: str | None, passwords: list[str]) -> None:
+    assert proxy_passwords(proxy) == passwords
+
+
+class Supervisor:
+    """As much of the process above a trigger as masking needs; a blocking message in its loop deadlocks."""
+
+    def __init__(self, loop_thread: int) -> None:
+        self.loop_thread = loop_thread
+        self.told: list[Any] = []
+
+    def send(self, message: Any) -> None:
+        assert threading.get_ident() != self.loop_thread, "a blocking message in the event loop"
+        self.told.append(message.value)
+
+    async def asend(self, message: Any) -> None:
+        await asyncio.sleep(0)
+        self.told.append(message.value)
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="Airflow 2 has no supervisor")
+def test_the_supervisor_of_a_trigger_is_told_without_holding_up_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from airflow.sdk.execution_time import task_runner
+
+    async def scene() -> list[Any]:
+        supervisor = Supervisor(threading.get_ident())
+        monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", supervisor, raising=False)
+        await amask(["a-secret-of-the-loop", "another-of-the-loop"])
+        return supervisor.told
+
+    assert asyncio.run(scene()) == ["a-secret-of-the-loop", "another-of-the-loop"]
+    assert redact("a-secret-of-the-loop") == "***"
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="Airflow 2 has no supervisor")
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_supervisor_that_is_gone_fails_nothing(monkeypatch: pytest.MonkeyPatch, is_async: bool) -> None:
+    from airflow.sdk.execution_time import task_runner
+
+    class Gone:
+        def send(self, message: Any) -> None:
+            raise BrokenPipeError
+
+        async def asend(self, message: Any) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", Gone(), raising=False)
+    if is_async:
+        asyncio.run(amask(["a-secret-that-nobody-hears"]))
+    else:
+        mask(["a-secret-that-nobody-hears"])

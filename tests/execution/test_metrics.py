@@ -1,0 +1,220 @@
+"""What Airflow's metrics are told, on a worker and in a triggerer; a broken backend breaks nothing."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import socket
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import FakeStore, FakeTaskInstance, run_task
+
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_2_PLUS, metrics
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import RunGenConnectionError
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
+from airflow_provider_rungen.sensors import RunGenJobSensor
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+
+
+class Backend:
+    """As much of a backend of Airflow's metrics as the provider may use."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.gauges: dict[str, list[float]] = {}
+        self.timings: dict[str, list[timedelta]] = {}
+        self.is_broken = False
+
+    def _check(self) -> None:
+        if self.is_broken:
+            raise OSError("the metrics are down")
+
+    def incr(self, stat: str, count: int = 1, **_: Any) -> None:
+        self._check()
+        self.counts[stat] += count
+
+    def gauge(self, stat: str, value: float, **_: Any) -> None:
+        self._check()
+        self.gauges.setdefault(stat, []).append(value)
+
+    def timing(self, stat: str, dt: timedelta, **_: Any) -> None:
+        self._check()
+        self.timings.setdefault(stat, []).append(dt)
+
+
+def _let_airflow_tell(stats: Any, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Airflow tell a backend, or nobody."""
+    if not hasattr(stats, "initialize"):  # before Airflow 3.2 it sets itself up
+        monkeypatch.setattr(stats, "instance", backend, raising=False)
+        return
+    more = (
+        {"export_legacy_names": False}
+        if "export_legacy_names" in inspect.signature(stats.initialize).parameters
+        else {}
+    )
+    stats.initialize(factory=backend and (lambda: backend), **more)
+
+
+class Told:
+    """What was told on a worker, and in a triggerer: the same backend where Airflow has but one."""
+
+    def __init__(self) -> None:
+        self.worker, self.triggerer = Backend(), Backend()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+    from airflow.providers.common.compat.sdk import Stats
+
+    def as_a_new_process() -> None:
+        metrics._is_in_triggerer = False
+        metrics._stats.cache_clear()
+
+    told, of_triggerers = Told(), None
+    try:
+        of_triggerers = importlib.import_module("airflow.observability.stats").Stats
+        _let_airflow_tell(of_triggerers, told.triggerer, monkeypatch)
+    except ImportError:
+        told.triggerer = told.worker
+    _let_airflow_tell(Stats, told.worker, monkeypatch)
+    as_a_new_process()
+    yield told
+    for stats in filter(None, (Stats, of_triggerers)):
+        _let_airflow_tell(stats, None, monkeypatch)
+    as_a_new_process()
+
+
+def run(**options: Any) -> RunGenRunJobOperator:
+    given = {"prompt": "x", "emulator": options.pop("emulator", {"seconds": 0.3})}
+    wait = {"wait_for_completion": True, "poll_interval": 0.05, "defer_after": 0}
+    return RunGenRunJobOperator(**{"task_id": "run", "input": given} | wait | options)
+
+
+def test_a_task_on_a_worker_is_told(rungen_emulator: Emulator, context: Any, told: Told) -> None:
+    assert run_task(run(), context).error is None
+    counts = told.worker.counts
+    assert counts["rungen.jobs.submitted"] == counts["rungen.jobs.completed"] == 1
+    assert counts["rungen.requests.post.2xx"] == 1
+    assert counts["rungen.requests.get.2xx"] == rungen_emulator.service.count("get")
+    [waited] = told.worker.timings["rungen.wait.worker"]
+    assert timedelta(seconds=0.2) < waited < timedelta(seconds=20)
+
+
+def test_a_wait_in_a_triggerer_is_told_there(rungen_emulator: Emulator, context: Any, told: Told) -> None:
+    assert run_task(run(deferrable=True), context).error is None
+    assert told.worker.counts["rungen.jobs.submitted"] == 1
+    assert told.triggerer.counts["rungen.jobs.completed"] == 1
+    [waited] = told.triggerer.timings["rungen.wait.triggerer"]
+    assert timedelta(seconds=0.1) < waited < timedelta(seconds=20)
+    [(name, sizes)] = told.triggerer.gauges.items()
+    assert name.startswith("rungen.watched_jobs.")
+    assert (max(sizes), sizes[-1]) == (1, 0)
+
+
+def test_failed_and_canceled_jobs_are_told(rungen_emulator: Emulator, context: Any, told: Told) -> None:
+    assert run_task(run(emulator={"seconds": 0, "fail": "out of memory"}), context).error is not None
+    with RunGenHook() as hook:
+        job = hook.run_job(input={"prompt": "x", "emulator": {"seconds": 60}})
+        hook.cancel_job(job_id=job.id)
+    sensor = RunGenJobSensor(task_id="wait", job_id=job.id, poke_interval=0.02)
+    assert run_task(sensor, context).error is not None
+    counts = told.worker.counts
+    assert (counts["rungen.jobs.failed"], counts["rungen.jobs.canceled"]) == (1, 1)
+    assert counts["rungen.jobs.completed"] == 0
+
+
+def test_a_job_that_a_retry_takes_up_is_told(
+    rungen_emulator: Emulator, ti: FakeTaskInstance, told: Told
+) -> None:
+    context: Any = {"ti": ti, "task_state_store": FakeStore()}
+    for _ in range(2):
+        assert run_task(run(), context).error is None
+    batch: dict[str, Any] = {"task_id": "batch", "inputs": [{"prompt": "a"}, {"prompt": "b"}]}
+    for _ in range(2):
+        assert run_task(RunGenRunBatchOperator(poll_interval=0.02, **batch), context).error is None
+    assert told.worker.counts["rungen.jobs.submitted"] == 3
+    assert told.worker.counts["rungen.jobs.resumed"] == 3
+
+
+def test_requests_are_told_by_how_they_were_answered(rungen_emulator: Emulator, told: Told) -> None:
+    rungen_emulator.service.inject(Fault(on="list_apps", status=404))
+    with RunGenHook() as hook:
+        hook.test_connection()
+        assert hook.test_connection()[0]
+    assert told.worker.counts == {"rungen.requests.get.4xx": 1, "rungen.requests.get.2xx": 1}
+
+
+def test_a_request_without_an_answer_is_told(
+    monkeypatch: pytest.MonkeyPatch, free_port: int, told: Told
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.001)
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", f"rungen://:key@127.0.0.1:{free_port}/http")
+    with pytest.raises(RunGenConnectionError), RunGenHook() as hook:
+        hook.list_apps()
+    assert told.worker.counts == {"rungen.requests.get.unanswered": 5}
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_metrics_that_are_down_fail_nothing(
+    rungen_emulator: Emulator, context: Any, told: Told, deferrable: bool
+) -> None:
+    told.worker.is_broken = told.triggerer.is_broken = True
+    assert run_task(run(deferrable=deferrable), context).error is None
+
+
+def _stats_module() -> str:
+    return "airflow.sdk.observability.stats" if AIRFLOW_V_3_2_PLUS else "airflow.stats"
+
+
+def test_an_airflow_whose_metrics_moved_is_warned_about_once(
+    rungen_emulator: Emulator,
+    context: Any,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(sys.modules, _stats_module(), None)
+    with caplog.at_level(logging.WARNING, metrics.__name__):
+        assert run_task(run(), context).error is None
+    [warning] = [record for record in caplog.records if record.name == metrics.__name__]
+    assert warning.getMessage().startswith(
+        f"No RunGen metrics are sent: this Airflow has no {_stats_module()}"
+    )
+
+
+def test_metrics_that_are_functions_of_a_module_are_told(
+    rungen_emulator: Emulator, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = ModuleType(_stats_module())
+    module.incr = told.worker.incr
+    monkeypatch.setitem(sys.modules, _stats_module(), module)
+    with RunGenHook() as hook:
+        hook.list_apps()
+    assert told.worker.counts == {"rungen.requests.get.2xx": 1}
+
+
+def test_a_real_listener_hears_them(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, told: Told
+) -> None:
+    statsd = pytest.importorskip("statsd")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.settimeout(10)
+        client = statsd.StatsClient("127.0.0.1", listener.getsockname()[1], prefix="airflow")
+        from airflow.providers.common.compat.sdk import Stats
+
+        _let_airflow_tell(Stats, client, monkeypatch)
+        with RunGenHook() as hook:
+            hook.list_apps()
+        client.close()
+        assert listener.recv(1000) == b"airflow.rungen.requests.get.2xx:1|c"

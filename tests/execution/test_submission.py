@@ -1,0 +1,897 @@
+"""A retry finds the job of the attempt before it: what the store holds, and what the server saw."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
+from conftest import APP, FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
+
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenForbiddenError,
+    RunGenSubmissionUnknownError,
+)
+from airflow_provider_rungen.execution import attempts as attempt
+from airflow_provider_rungen.execution import state_store as task_state
+from airflow_provider_rungen.operators import RunGenRunJobOperator
+from airflow_provider_rungen.triggers import rungen as triggers
+
+INPUT = {"prompt": "a lighthouse"}
+MODES: dict[str, dict[str, Any]] = {
+    "no wait": {},
+    "blocking": {"wait_for_completion": True, "deferrable": False},
+    "deferred": {"wait_for_completion": True, "deferrable": True},
+}
+
+
+class Store(FakeStore):
+    """A store that something can happen to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_set: Callable[[Any], None] = lambda value: None
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        self.on_set(value)
+        super().set(key, value)
+
+
+class Task:
+    """A task that is attempted again and again."""
+
+    def __init__(self, emulator: Emulator, **options: Any) -> None:
+        self.emulator = emulator
+        self.options: dict[str, Any] = {"input": INPUT, "poll_interval": 0.02, "defer_after": 0} | options
+        self.store: Store | None = Store()
+        self.max_tries, self.tries = 2, 0
+        self.clear_number = 0
+        self.on_push: Callable[[str, Any], None] | None = None
+
+    def begin(self, **changes: Any) -> None:
+        """Make what the next attempt is run with."""
+        self.tries += 1
+        self.ti = TrackedTaskInstance()
+        self.ti.on_push = self.on_push
+        self.ti.try_number, self.ti.max_tries = self.tries, self.max_tries
+        run = SimpleNamespace(clear_number=self.clear_number)
+        self.context: Any = {"ti": self.ti, "task_state_store": self.store, "dag_run": run}
+        options = self.options | changes
+        if not options.get("wait_for_completion"):
+            options.pop("deferrable", None)  # there is nothing to defer
+        self.op = RunGenRunJobOperator(task_id="task", **options)
+
+    def attempt(self, **changes: Any) -> Outcome:
+        self.begin(**changes)
+        return run_task(self.op, self.context)
+
+    def clear(self) -> None:
+        self.max_tries += 1
+        self.clear_number += 1
+
+    def job_ids(self) -> list[str]:
+        return [job["id"] for job in self.emulator.service.jobs()]
+
+    def statuses(self) -> list[str]:
+        return [job["status"] for job in self.emulator.service.jobs()]
+
+
+@pytest.fixture
+def emulator(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    monkeypatch.setattr(triggers, "SETTLING_TIME", 0)  # no real deferring process has to go down first
+    return rungen_emulator
+
+
+@pytest.fixture(params=MODES)
+def task(request: pytest.FixtureRequest, emulator: Emulator) -> Task:
+    return Task(emulator, **MODES[request.param])
+
+
+class Died(BaseException):
+    """Ends an attempt as abruptly as a test can."""
+
+
+def die_after_submission(task: Task) -> str:
+    def die(value: Any) -> None:
+        if value["job_id"]:
+            assert task.store is not None
+            task.store.kept["rungen_submission"] = json.dumps(value)
+            raise Died
+
+    assert task.store is not None
+    task.store.on_set = die
+    with pytest.raises(Died):
+        task.attempt()
+    task.store.on_set = lambda value: None
+    return task.job_ids()[-1]
+
+
+def test_a_running_job_is_taken_up_again(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    task.emulator.service.configure({"job_seconds": 0.5})
+    job_id = die_after_submission(task)
+    with caplog.at_level(logging.INFO):
+        outcome = task.attempt()
+    assert outcome.value == job_id
+    assert task.job_ids() == [job_id]
+    [decision] = [line for line in caplog.messages if "earlier attempt" in line]
+    assert decision.endswith("taking it up again")
+
+
+def test_a_completed_job_is_used(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    task.emulator.service.configure({"job_seconds": 0})
+    job_id = die_after_submission(task)
+    with caplog.at_level(logging.INFO):
+        assert task.attempt().value == job_id
+    assert task.job_ids() == [job_id]
+    assert f"RunGen job {job_id} of an earlier attempt completed: using it" in caplog.messages
+
+
+@pytest.mark.parametrize("end", ["failed", "canceled"])
+def test_a_job_that_did_not_complete_is_run_again(task: Task, end: str) -> None:
+    how = {"seconds": 0, "fail": "CUDA out of memory"} if end == "failed" else {"seconds": 600}
+    task.options["input"] = INPUT | {"emulator": how}
+    job_id = die_after_submission(task)
+    if end == "canceled":
+        service = task.emulator.service
+        path = f"/app/{APP}/job/{job_id}"
+        assert service.handle("PUT", path, {"x-api-key": service.api_key}).status == 200
+        task.emulator.service.inject(
+            Fault(on="get", status=200, body={"data": {"status": "COMPLETED"}}, skip=1)
+        )
+    outcome = task.attempt()
+    assert len(task.job_ids()) == 2
+    if end == "canceled":
+        assert outcome.value == task.job_ids()[1]
+
+
+def test_a_job_that_the_service_does_not_know_yet_is_not_run_again(task: Task) -> None:
+    job_id = die_after_submission(task)
+    task.emulator.service.inject(Fault(on="get", status=404))
+    assert task.attempt().value == job_id
+    assert task.job_ids() == [job_id]
+
+
+def test_a_forgotten_job_is_run_again(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    job_id = die_after_submission(task)
+    assert task.store is not None
+    record = task.store.get("rungen_submission")
+    task.store.set("rungen_submission", record | {"submitted_at": record["submitted_at"] - 60})
+    task.emulator.service.inject(Fault(on="get", status=404))
+    with caplog.at_level(logging.INFO):
+        outcome = task.attempt()
+    assert outcome.value == task.job_ids()[1]
+    assert (
+        f"RunGen no longer knows job {job_id} of an earlier attempt: submitting a new one" in caplog.messages
+    )
+
+
+def test_a_changed_input_is_run_anew(task: Task) -> None:
+    die_after_submission(task)
+    assert task.attempt(input={"prompt": "a windmill"}).value == task.job_ids()[1]
+
+
+def test_a_job_that_is_replaced_is_left_alone_where_kills_do_not_cancel(task: Task) -> None:
+    die_after_submission(task)
+    task.clear()
+    assert task.attempt(cancel_on_kill=False).value == task.job_ids()[1]
+    assert "CANCELED" not in task.statuses()
+
+
+def test_another_app_is_run_anew(task: Task) -> None:
+    die_after_submission(task)
+    task.emulator.service.add_app("another", workers=1)
+    assert task.attempt(app_id="another").value == task.job_ids()[1]
+
+
+def test_a_cleared_task_is_run_anew(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    task.options["input"] = INPUT | {"emulator": {"seconds": 0.3}}
+    die_after_submission(task)
+    task.clear()
+    with caplog.at_level(logging.INFO):
+        assert task.attempt().value == task.job_ids()[1]
+    assert any(line.startswith("The task was cleared since it submitted") for line in caplog.messages)
+    assert task.statuses()[0] == "CANCELED"
+    # and the attempt after the clear is found by the one after it
+    assert task.attempt().value == task.job_ids()[1]
+
+
+def test_without_durable_every_attempt_submits(emulator: Emulator) -> None:
+    task = Task(emulator, durable=False)
+    task.attempt()
+    task.attempt()
+    assert len(task.job_ids()) == 2
+    assert task.store is not None
+    assert task.store.kept == {}
+
+
+def test_an_airflow_without_a_store_says_so_and_works(
+    emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task(emulator)
+    task.store = None
+    with caplog.at_level(logging.INFO):
+        assert task.attempt().value == task.job_ids()[0]
+    assert len([line for line in caplog.messages if "cannot take up what it submitted" in line]) == 1
+
+
+@pytest.mark.parametrize("kind", ["reset_after", "empty", "truncate", "no_id"])
+def test_an_unknown_fate_is_its_own_error_and_resubmitted_with_a_warning(
+    emulator: Emulator, kind: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task(emulator)
+    emulator.service.inject(Fault(on="run", kind=kind))
+    assert type(task.attempt().error) is RunGenSubmissionUnknownError
+    assert len(task.job_ids()) == 1
+    with caplog.at_level(logging.WARNING):
+        assert task.attempt().value == task.job_ids()[1]
+    assert any("which may run and bill it twice" in line for line in caplog.messages)
+    assert task.attempt().value == task.job_ids()[1]
+
+
+def test_an_unknown_fate_can_fail_the_task_for_good(emulator: Emulator) -> None:
+    from airflow.providers.common.compat.sdk import AirflowFailException
+
+    task = Task(emulator, on_unknown_submission="fail")
+    emulator.service.inject(Fault(on="run", kind="reset_after"))
+    assert isinstance(task.attempt().error, AirflowFailException)
+    assert len(task.job_ids()) == 1
+    task.clear()
+    assert task.attempt().value == task.job_ids()[1]
+
+
+def test_a_retry_after_an_unknown_fate_can_fail_the_task_for_good(emulator: Emulator) -> None:
+    from airflow.providers.common.compat.sdk import AirflowFailException
+
+    task = Task(emulator, on_unknown_submission="fail")
+
+    def die(value: Any) -> None:
+        if value["job_id"]:
+            raise Died
+
+    assert task.store is not None
+    task.store.on_set = die
+    with pytest.raises(Died):
+        task.attempt()
+    task.store.on_set = lambda value: None
+    error = task.attempt().error
+    assert isinstance(error, AirflowFailException)
+    assert isinstance(error.__cause__, RunGenSubmissionUnknownError)
+    assert len(task.job_ids()) == 1
+    task.clear()
+    assert task.attempt().value == task.job_ids()[1]
+
+
+def test_a_refused_submission_leaves_no_intent(emulator: Emulator) -> None:
+    task = Task(emulator, on_unknown_submission="fail")
+    emulator.service.inject(Fault(on="run", status=403))
+    assert task.attempt().error is not None
+    assert task.job_ids() == []
+    assert task.attempt().value == task.job_ids()[0]
+
+
+def test_a_store_that_fails_after_the_submission_does_not_give_the_job_up(emulator: Emulator) -> None:
+    def fail(value: Any) -> None:
+        if value["job_id"]:
+            raise OSError("disk full")
+
+    task = Task(emulator, **MODES["blocking"])
+    assert task.store is not None
+    task.store.on_set = fail
+    assert task.attempt().value == task.job_ids()[0]
+    assert task.statuses() == ["COMPLETED"]
+
+
+def test_nothing_is_sent_when_the_intent_cannot_be_kept(emulator: Emulator) -> None:
+    def fail(value: Any) -> None:
+        raise OSError("disk full")
+
+    task = Task(emulator)
+    assert task.store is not None
+    task.store.on_set = fail
+    assert isinstance(task.attempt().error, OSError)
+    assert task.job_ids() == []
+
+
+@pytest.mark.parametrize("garbage", ["text", 7, [], {}, {"max_tries": 2}, {"job_id": None, "max_tries": 2}])
+def test_garbage_in_the_store_is_no_job(emulator: Emulator, garbage: Any) -> None:
+    task = Task(emulator)
+    assert task.store is not None
+    task.store.kept["rungen_submission"] = json.dumps(garbage)
+    assert task.attempt().value == task.job_ids()[0]
+
+
+def test_the_clock_of_a_job_that_is_taken_up_again_does_not_start_anew(emulator: Emulator) -> None:
+    task = Task(emulator, timeout=0.2, **MODES["blocking"])
+    task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    die_after_submission(task)
+    assert task.store is not None
+    record = task.store.get("rungen_submission")
+    outcome = task.attempt(timeout=600)  # the deadline is that of the submission
+    assert "not over in time" in str(outcome.error)
+    assert task.store.get("rungen_submission") == record
+    assert task.statuses() == ["CANCELED"]
+
+
+@pytest.mark.parametrize("mode", ["blocking", "deferred"])
+def test_a_wait_that_ends_for_good_leaves_no_job_behind(emulator: Emulator, mode: str) -> None:
+    task = Task(emulator, **MODES[mode], input=INPUT | {"emulator": {"seconds": 600}})
+    emulator.service.inject(Fault(on="get", status=402, skip=1 if mode == "deferred" else 0))
+    outcome = task.attempt()
+    assert "402" in str(outcome.error)
+    assert task.statuses() == ["CANCELED"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_id_that_cannot_be_pushed_leaves_no_job_behind(emulator: Emulator, mode: str) -> None:
+    task = Task(emulator, **MODES[mode], input=INPUT | {"emulator": {"seconds": 600}})
+
+    def fail(key: str, value: Any) -> None:
+        raise OSError("the API server is gone")
+
+    task.on_push = fail
+    for tries, statuses in ((1, ["RUNNING"]), (2, ["RUNNING"]), (3, ["CANCELED"])):
+        assert isinstance(task.attempt().error, OSError)
+        assert (task.tries, task.statuses()) == (tries, statuses)
+
+
+def test_a_retry_that_cannot_begin_leaves_no_job_of_an_earlier_attempt(task: Task) -> None:
+    task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    die_after_submission(task)
+    assert "input.prompt" in str(task.attempt(input={"prompt": float("nan")}).error)
+    assert task.statuses() == ["CANCELED"]
+
+
+def test_a_kill_while_a_job_is_taken_up_cancels_it(task: Task) -> None:
+    task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    die_after_submission(task)
+    service = task.emulator.service
+    service.inject(Fault(on="get", kind="hang"))
+    task.begin()
+    task.ti.state = "failed"
+    with signal_when(signal.SIGTERM, lambda: service.count("get") == 1, task.op.on_kill):
+        assert "killed" in str(run_task(task.op, task.context).error)
+    assert task.statuses() == ["CANCELED"]
+
+
+@pytest.mark.parametrize(("tries", "statuses"), [(0, ["RUNNING"]), (2, ["CANCELED"])])
+def test_a_deferral_that_airflow_ended_keeps_the_job_only_for_a_next_attempt(
+    emulator: Emulator, tries: int, statuses: list[str]
+) -> None:
+    task = Task(emulator, **MODES["deferred"], input=INPUT | {"emulator": {"seconds": 600}})
+    die_after_submission(task)
+    task.tries = tries
+    task.begin()
+    task.ti.xcom_push("job_id", task.job_ids()[0])
+    with pytest.raises(RunGenError, match="Trigger timeout"):
+        task.op.resume_execution("__fail__", {"error": "Trigger timeout"}, task.context)
+    assert task.statuses() == statuses
+
+
+# --- a proxy in between -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_proxy_that_hides_the_answer_buys_one_job_for_one_task(emulator: Emulator, status: int) -> None:
+    task = Task(emulator, on_unknown_submission="fail")
+    emulator.service.inject(Fault(on="run", kind="html", status=status, taken=True, times=None))
+    assert task.attempt().error is not None
+    assert emulator.service.count("run") == len(task.job_ids()) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(on="run", status=503),
+        Fault(on="run", status=429, body={"error": {"message": "slow down"}}),
+        Fault(on="run", kind="html", status=503, headers={"Retry-After": "0"}),
+    ],
+    ids=["error", "nested error", "retry-after"],
+)
+def test_the_services_own_word_that_it_is_busy_is_believed(emulator: Emulator, fault: Fault) -> None:
+    task = Task(emulator, on_unknown_submission="fail")
+    emulator.service.inject(fault)
+    assert task.attempt().value == task.job_ids()[0]
+    assert emulator.service.count("run") == 2
+
+
+# --- a store that fails -------------------------------------------------------------------------------------
+
+
+class StoreError(Exception):
+    """What a store raises that cannot be reached."""
+
+
+def failing(task: Task, times: int) -> None:
+    """Make the store refuse the job's id so many times."""
+    left = [times]
+
+    def fail(value: Any) -> None:
+        if value["job_id"] and left[0]:
+            left[0] -= 1
+            raise StoreError
+
+    assert task.store is not None
+    task.store.on_set = fail
+
+
+def saved_job_id(task: Task) -> str:
+    assert task.store is not None
+    return str(task.store.get("rungen_submission")["job_id"])
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_state, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(task_state, "SAVE_EVERY", 0.02)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_id_that_the_store_did_not_take_is_saved_at_once(task: Task) -> None:
+    task.options |= {"input": INPUT | {"emulator": {"seconds": 600}}, "wait_for_completion": False}
+    failing(task, 2)
+    job_id = task.attempt().value
+    assert saved_job_id(task) == job_id
+    assert task.attempt().value == job_id
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_id_that_the_store_did_not_take_is_saved_between_polls(emulator: Emulator) -> None:
+    task = Task(emulator, **MODES["blocking"], input=INPUT | {"emulator": {"seconds": 600}})
+    failing(task, 5)
+
+    def is_saved() -> bool:
+        return task.store is not None and "rungen_submission" in task.store.kept and bool(saved_job_id(task))
+
+    task.begin()
+    with signal_when(signal.SIGTERM, is_saved, task.op.on_kill):
+        error = run_task(task.op, task.context).error
+    [job_id] = task.job_ids()
+    assert f"takes up RunGen job {job_id}" in str(error)
+    assert task.statuses() == ["RUNNING"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_id_that_the_store_did_not_take_is_saved_before_a_deferral(emulator: Emulator) -> None:
+    task = Task(emulator, **MODES["deferred"], input=INPUT | {"emulator": {"seconds": 600}})
+    failing(task, 3)
+    task.begin()
+    with pytest.raises(TaskDeferred):
+        task.op.execute(task.context)
+    assert saved_job_id(task) == task.job_ids()[0]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_id_that_the_store_did_not_take_is_saved_after_a_deferral(emulator: Emulator) -> None:
+    task = Task(emulator, **MODES["deferred"])
+    failing(task, 1000)
+    task.begin()
+    with pytest.raises(TaskDeferred):
+        task.op.execute(task.context)
+    [job_id] = task.job_ids()
+    assert saved_job_id(task) == ""
+    failing(task, 0)
+    event = {"outcome": "error", "message": "down", "hopeless": False, "app_id": APP, "job_ids": [job_id]}
+    with pytest.raises(RunGenError, match="down"):
+        task.op.execute_complete(task.context, event)
+    assert saved_job_id(task) == job_id
+    assert task.attempt().value == job_id
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_id_that_the_store_did_not_take_is_saved_at_the_end(emulator: Emulator) -> None:
+    task = Task(emulator, input=INPUT | {"emulator": {"seconds": 600}})
+
+    def fail(key: str, value: Any) -> None:
+        if key == "job_id":
+            raise OSError("the API server is gone")
+
+    task.on_push = fail
+    failing(task, 3)
+    assert isinstance(task.attempt().error, OSError)
+    task.on_push = None
+    assert task.attempt().value == saved_job_id(task) == task.job_ids()[0]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_job_that_was_never_saved_is_canceled_when_the_attempt_fails(emulator: Emulator) -> None:
+    task = Task(emulator, input=INPUT | {"emulator": {"seconds": 600}})
+    task.on_push = lambda key, value: (_ for _ in ()).throw(OSError("the API server is gone"))
+    failing(task, 1000)
+    assert isinstance(task.attempt().error, OSError)
+    assert task.statuses() == ["CANCELED"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_kill_while_the_store_is_written_comes_after_the_write(emulator: Emulator) -> None:
+    task = Task(emulator, **MODES["blocking"], input=INPUT | {"emulator": {"seconds": 600}})
+    tries: list[str] = []
+
+    def kill(value: Any) -> None:
+        if value["job_id"]:
+            tries.append("begun")
+            if len(tries) < 4:
+                raise StoreError
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            tries.append("written")
+
+    assert task.store is not None
+    task.store.on_set = kill
+    task.begin()
+    with signal_when(signal.SIGTERM, lambda: False, task.op.on_kill):
+        assert "killed" in str(run_task(task.op, task.context).error)
+    assert tries == ["begun"] * 4 + ["written"]
+    assert saved_job_id(task) == task.job_ids()[0]
+    assert task.statuses() == ["RUNNING"]
+
+
+# --- whose job is it? ---------------------------------------------------------------------------------------
+
+
+def killed(
+    task: Task, state: str | None = "running", *, on_ask: Callable[[], Any] = lambda: None, **changes: Any
+) -> BaseException:
+    """Kill an attempt while it waits; return its error."""
+    task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    service = task.emulator.service
+    before = service.count("get")
+    task.begin(**changes)
+    task.ti.state, task.ti.on_ask = state, on_ask
+    with signal_when(signal.SIGTERM, lambda: service.count("get") > before + 1, task.op.on_kill) as sent:
+        error = run_task(task.op, task.context).error
+    assert error is not None
+    assert time.monotonic() - sent[0] < 4
+    return error
+
+
+@pytest.fixture
+def waiting(emulator: Emulator) -> Task:
+    return Task(emulator, **MODES["blocking"])
+
+
+@pytest.mark.parametrize(
+    "state", ["running", "queued", "scheduled", "up_for_retry", "deferred", None, "no such word"]
+)
+def test_a_kill_leaves_the_job_to_the_next_attempt(waiting: Task, state: str | None) -> None:
+    error = killed(waiting, state)
+    [job_id] = waiting.job_ids()
+    assert str(error) == f"The task was killed. The next attempt takes up RunGen job {job_id} of app {APP}."
+    assert waiting.statuses() == ["RUNNING"]
+
+
+def test_a_zombie_leaves_the_job_to_its_successor(waiting: Task) -> None:
+    """It is told to stop when its successor waits for the job already."""
+    killed(waiting)
+    successor = Task(waiting.emulator, **waiting.options | {"timeout": 600})
+    successor.store, successor.tries = waiting.store, 1
+    with contextlib.suppress(RunGenError):
+        successor.attempt(wait_for_completion=False)
+    waiting.tries = 0
+    killed(waiting)
+    assert successor.job_ids() == waiting.job_ids()
+    assert waiting.statuses() == ["RUNNING"]
+
+
+@pytest.mark.parametrize("state", ["failed", "success", "skipped", "removed", "restarting"])
+def test_a_kill_by_a_user_cancels_the_job(waiting: Task, state: str) -> None:
+    assert str(killed(waiting, state)) == "The task was killed."
+    assert waiting.statuses() == ["CANCELED"]
+
+
+def test_a_clear_while_the_task_runs_leaves_the_job_where_it_is_resumed(waiting: Task) -> None:
+    killed(waiting, "restarting", on_clear="resume")
+    assert waiting.statuses() == ["RUNNING"]
+
+
+@pytest.mark.parametrize(("is_kept", "statuses"), [(True, ["RUNNING"]), (False, ["CANCELED"])])
+@pytest.mark.parametrize("on_clear", ["new", "resume"])
+def test_a_clear_while_the_task_runs_leaves_the_job_only_with_its_state(
+    waiting: Task, monkeypatch: pytest.MonkeyPatch, on_clear: str, is_kept: bool, statuses: list[str]
+) -> None:
+    """From Airflow 3.4 on: where the state is gone, the next attempt does not know the job."""
+    monkeypatch.setattr(attempt, "CLEAR_DISCARDS_STATE", True)
+    store = waiting.store
+    assert store is not None
+    killed(waiting, "restarting", on_ask=(lambda: None) if is_kept else store.kept.clear, on_clear=on_clear)
+    assert waiting.statuses() == statuses
+
+
+def test_a_clear_while_the_task_runs_is_no_retry(waiting: Task) -> None:
+    """Airflow leaves all the numbers of the task as they are."""
+    killed(waiting, "restarting", cancel_on_kill=True)
+    waiting.emulator.service.inject(Fault(on="get", status=200, body={"data": {"status": "COMPLETED"}}))
+    assert waiting.attempt(wait_for_completion=False).value == waiting.job_ids()[1]
+
+
+def test_a_kill_without_an_answer_of_airflow_leaves_the_job(waiting: Task) -> None:
+    """As when it interrupted a call to the supervisor, which holds a lock."""
+    lock = threading.Lock()
+    with lock:
+        killed(waiting, "failed", on_ask=lock.acquire)
+    assert waiting.statuses() == ["RUNNING"]
+
+
+def test_a_kill_whose_question_fails_leaves_the_job(waiting: Task) -> None:
+    def fail() -> None:
+        raise OSError("the supervisor is gone")
+
+    killed(waiting, "failed", on_ask=fail)
+    assert waiting.statuses() == ["RUNNING"]
+
+
+@pytest.mark.parametrize("reason", ["no tries", "not durable", "no store"])
+def test_a_kill_that_no_attempt_follows_cancels_the_job_unasked(waiting: Task, reason: str) -> None:
+    changes: dict[str, Any] = {}
+    if reason == "no tries":
+        waiting.max_tries = 0
+    elif reason == "no store":
+        waiting.store = None
+    else:
+        changes["durable"] = False
+    killed(waiting, **changes)
+    assert waiting.ti.asked == 0
+    assert waiting.statuses() == ["CANCELED"]
+
+
+def test_a_kill_that_no_attempt_follows_is_followed_by_a_clear(waiting: Task) -> None:
+    """Even by one while the task ran, which leaves all of its numbers as they are."""
+    waiting.max_tries = 0
+    killed(waiting, "restarting")
+    waiting.emulator.service.inject(Fault(on="get", status=200, body={"data": {"status": "COMPLETED"}}))
+    assert waiting.attempt(wait_for_completion=False).value == waiting.job_ids()[1]
+
+
+def test_a_kill_names_a_job_that_it_was_told_to_leave(waiting: Task) -> None:
+    error = killed(waiting, "failed", cancel_on_kill=False)
+    [job_id] = waiting.job_ids()
+    assert str(error).endswith(f"RunGen job {job_id} of app {APP} may still run (cancel_on_kill).")
+    assert waiting.statuses() == ["RUNNING"]
+
+
+def test_a_kill_names_a_job_that_it_could_not_cancel(waiting: Task) -> None:
+    waiting.max_tries = 0
+    waiting.emulator.service.inject(Fault(on="cancel", status=500, times=None))
+    error = killed(waiting)
+    [job_id] = waiting.job_ids()
+    assert f"Could not cancel RunGen job {job_id} of app {APP}, which may still run" in str(error)
+
+
+def test_a_kill_cancels_a_job_that_is_not_saved(waiting: Task) -> None:
+    failing(waiting, 1000)
+    killed(waiting)
+    assert waiting.statuses() == ["CANCELED"]
+
+
+def test_the_execution_timeout_cancels_the_job_though_tries_are_left(waiting: Task) -> None:
+    def strike() -> None:
+        raise AirflowTaskTimeout("Timeout")
+
+    waiting.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    waiting.begin()
+    service = waiting.emulator.service
+    with signal_when(signal.SIGALRM, lambda: service.count("get") > 1, strike):
+        try:
+            waiting.op.execute(waiting.context)
+        except AirflowTaskTimeout:
+            waiting.op.on_kill()  # as Airflow's task runner does
+    assert waiting.ti.asked == 0
+    assert waiting.statuses() == ["CANCELED"]
+
+
+# --- a key that is refused, a connection that is broken -----------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["blocking", "deferred"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_cancels_no_job_and_a_retry_takes_it_up(emulator: Emulator, mode: str, status: int) -> None:
+    task = Task(emulator, **MODES[mode], input=INPUT | {"emulator": {"seconds": 600}})
+    emulator.service.inject(Fault(on="get", status=status, times=None))
+    error = task.attempt().error
+    [job_id] = task.job_ids()
+    assert type(error) is RunGenForbiddenError
+    assert f"({status})" in str(error)
+    assert f"RunGen job {job_id} of app {APP} may still run; nothing was canceled" in str(error)
+    assert task.statuses() == ["RUNNING"]
+    emulator.service.clear_faults()
+    assert task.attempt(wait_for_completion=False).value == job_id
+
+
+def test_a_refusal_in_the_triggerer_cancels_no_job(emulator: Emulator) -> None:
+    task = Task(emulator, **MODES["deferred"], input=INPUT | {"emulator": {"seconds": 600}}, retries=0)
+    task.max_tries = 0
+    task.begin()
+    with pytest.raises(TaskDeferred):
+        task.op.execute(task.context)
+    error = RunGenForbiddenError("Could not get the job (403)", status_code=403)
+    with (
+        pytest.raises(RunGenForbiddenError, match="on_clear='resume'"),
+        task.op._owning(task.context),
+    ):
+        raise error
+    assert task.statuses() == ["RUNNING"]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_in_the_event_of_an_older_version_cancels_no_job(emulator: Emulator, status: int) -> None:
+    """Its triggers wrote no status code."""
+    task = Task(emulator, **MODES["deferred"], input=INPUT | {"emulator": {"seconds": 600}}, retries=0)
+    task.max_tries = 0
+    task.begin()
+    with pytest.raises(TaskDeferred):
+        task.op.execute(task.context)
+    job_ids = task.job_ids()
+    message = f"Could not get job {job_ids[0]} of app {APP} ({status}): invalid API key."
+    event = {"app_id": APP, "job_ids": job_ids, "outcome": "error", "message": message, "hopeless": True}
+    with pytest.raises(RunGenForbiddenError, match="nothing was canceled"):
+        task.op.execute_complete(task.context, event)
+    assert task.statuses() == ["RUNNING"]
+
+
+@pytest.mark.parametrize("broken", ["gone", "no key"])
+@pytest.mark.parametrize("mode", ["blocking", "deferred"])
+def test_a_connection_that_breaks_cancels_no_job_and_is_tried_again(
+    emulator: Emulator, mode: str, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task(emulator, **MODES[mode], input=INPUT | {"emulator": {"seconds": 600}})
+    task.max_tries = 5
+    job_id = die_after_submission(task)
+    with monkeypatch.context() as patch:
+        if broken == "gone":
+            patch.delenv("AIRFLOW_CONN_RUNGEN_DEFAULT")
+        else:
+            patch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps({"conn_type": "rungen"}))
+        error = task.attempt().error
+        complete = task.op.execute_complete
+        event = {"outcome": "over", "app_id": APP, "job_ids": [job_id], "unsuccessful": [], "count": 0}
+        task.begin()
+        with pytest.raises(RunGenError, match=job_id):
+            complete(task.context, event)
+    assert isinstance(error, RunGenError)
+    assert not error.hopeless
+    assert f"RunGen job {job_id} of app {APP} may still run" in str(error)
+    assert task.statuses() == ["RUNNING"]
+    assert task.attempt(wait_for_completion=False).value == job_id
+
+
+# --- cleared ------------------------------------------------------------------------------------------------
+
+
+def test_a_clear_after_retries_were_lowered_runs_a_new_job(task: Task) -> None:
+    """``max_tries`` is what it was: try 1 and 1 retry are 2, as 2 retries were."""
+    first = task.attempt(retries=2).value
+    task.clear_number += 1
+    assert task.attempt(retries=1).value == task.job_ids()[1] != first
+
+
+def test_a_retry_after_retries_were_lowered_takes_the_job_up(task: Task) -> None:
+    task.options["retries"] = 2
+    job_id = die_after_submission(task)
+    assert task.attempt(retries=1).value == job_id
+
+
+def test_a_clear_after_the_last_failure_runs_a_new_job(task: Task) -> None:
+    task.options["input"] = INPUT | {"emulator": {"seconds": 0.2}}
+    task.on_push = lambda key, value: (_ for _ in ()).throw(OSError("the API server is gone"))
+    task.tries = 2
+    assert isinstance(task.attempt(cancel_on_kill=False).error, OSError)
+    task.on_push = None
+    assert task.attempt().value == task.job_ids()[1]
+
+
+def test_a_cleared_task_resumes_where_it_is_told_to(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    task.options |= {"on_clear": "resume", "input": INPUT | {"emulator": {"seconds": 0.3}}}
+    job_id = die_after_submission(task)
+    task.clear()
+    assert task.attempt().value == job_id
+    task.clear()
+    with caplog.at_level(logging.INFO):
+        assert task.attempt(wait_for_completion=True).value == job_id
+    assert task.job_ids() == [job_id]
+
+
+def test_a_cleared_task_that_resumes_runs_a_failed_job_anew(task: Task) -> None:
+    task.options |= {"on_clear": "resume", "input": INPUT | {"emulator": {"seconds": 0, "fail": "CUDA"}}}
+    die_after_submission(task)
+    task.clear()
+    task.attempt()
+    assert len(task.job_ids()) == 2
+
+
+@pytest.mark.parametrize("changes", [{"input": {"prompt": "a windmill"}}, {"app_id": "another"}])
+def test_a_cleared_task_does_not_resume_another_input_or_app(task: Task, changes: dict[str, Any]) -> None:
+    task.emulator.service.add_app("another", workers=1)
+    task.options["on_clear"] = "resume"
+    die_after_submission(task)
+    task.clear()
+    assert task.attempt(**changes).value == task.job_ids()[1]
+
+
+def test_a_cleared_task_that_resumes_has_its_time_again(emulator: Emulator) -> None:
+    task = Task(emulator, on_clear="resume", timeout=0.2, **MODES["blocking"])
+    task.options["input"] = INPUT | {"emulator": {"seconds": 0.5}}
+    job_id = die_after_submission(task)
+    time.sleep(0.25)
+    task.clear()
+    assert task.attempt(timeout=60).value == job_id
+    # and the retry after it does not begin the time anew
+    assert task.store is not None
+    assert task.store.get("rungen_submission")["deadline"] > time.time() + 30
+
+
+def test_a_cleared_task_that_resumes_submits_again_what_is_unknown(emulator: Emulator) -> None:
+    """The message tells the user to look, and to clear the task then."""
+    task = Task(emulator, on_clear="resume", on_unknown_submission="fail")
+    emulator.service.inject(Fault(on="run", kind="reset_after"))
+    assert task.attempt().error is not None
+    task.clear()
+    assert task.attempt().value == task.job_ids()[1]
+
+
+def test_a_state_that_was_kept_on_purpose_is_resumed(
+    task: Task, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From Airflow 3.4 on, a clear discards it unless the user keeps it."""
+    monkeypatch.setattr(attempt, "CLEAR_DISCARDS_STATE", True)
+    job_id = die_after_submission(task)
+    task.clear()
+    assert task.attempt().value == job_id
+    assert task.store is not None
+    task.store.kept.clear()
+    task.clear()
+    assert task.attempt().value == task.job_ids()[1]
+
+
+def test_what_is_no_way_to_clear_breaks_the_dag_file() -> None:
+    with pytest.raises(ValueError, match="on_clear"):
+        RunGenRunJobOperator(task_id="t", input=INPUT, on_clear="never")
+
+
+# --- values that nobody wrote -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"submitted_at": "yesterday"},
+        {"submitted_at": None},
+        {"deadline": float("nan")},
+        {"deadline": 10**400},
+        {"job_id": ["a"]},
+        {"job_id": "../app"},
+        {"app_id": 7},
+        {"digest": "x" * 10_000_000},
+        {"max_tries": "2"},
+        {"version": 99},
+    ],
+)
+def test_a_corrupt_record_is_no_job_and_is_told_once(
+    task: Task, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    die_after_submission(task)
+    assert task.store is not None
+    record = task.store.get("rungen_submission") | change
+    task.store.kept["rungen_submission"] = json.dumps(record)
+    with caplog.at_level(logging.WARNING):
+        assert task.attempt().value == task.job_ids()[1]
+    [line] = [line for line in caplog.messages if line.startswith("Ignored")]
+    assert line.endswith("a new job is submitted")
+
+
+def test_an_answer_that_names_the_job_of_an_earlier_attempt_is_of_unknown_fate(emulator: Emulator) -> None:
+    task = Task(emulator, input=INPUT | {"emulator": {"seconds": 0, "fail": "out of memory"}})
+    job_id = die_after_submission(task)
+    emulator.service.inject(Fault(on="run", status=201, body={"id": job_id}))
+    error = task.attempt().error
+    assert isinstance(error, RunGenSubmissionUnknownError)
+    assert job_id in str(error)

@@ -1,0 +1,235 @@
+"""No worker for waiting, and no waiting for a worker: when a task defers, and where it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    Asset,
+    BaseOperator,
+    TaskDeferred,
+)
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
+from airflow.triggers.base import TaskSuccessEvent
+from conftest import APP, FakeTaskInstance, run_task
+
+from airflow_provider_rungen.client.polling import wait_for_jobs
+from airflow_provider_rungen.client.senders import MAX_IN_FLIGHT
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import RunGenJobTimeoutError
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
+from airflow_provider_rungen.sensors import RunGenJobSensor
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+WAITING: dict[str, Any] = {"wait_for_completion": True, "deferrable": True, "poll_interval": 0.1}
+
+
+def job_input(seconds: float, **more: Any) -> dict[str, Any]:
+    return {"prompt": "a lighthouse", "emulator": {"seconds": seconds, **more}}
+
+
+def deferral(op: BaseOperator, context: Any) -> TaskDeferred:
+    with pytest.raises(TaskDeferred) as caught:
+        op.execute(context)
+    return caught.value
+
+
+def first_event(deferred: TaskDeferred) -> Any:
+    async def first() -> Any:
+        stream = deferred.trigger.run()
+        try:
+            return await anext(stream)
+        finally:
+            await stream.aclose()
+
+    return asyncio.run(first())
+
+
+def test_what_is_over_soon_is_not_deferred(rungen_emulator: Emulator, context: Any) -> None:
+    op = RunGenRunJobOperator(task_id="run", input=job_input(0.7), **WAITING)
+    outcome = run_task(op, context)
+    assert outcome.value
+    assert outcome.events == []
+    assert 2 < rungen_emulator.service.count("get") < 12
+
+
+def test_what_is_not_over_soon_is_deferred(rungen_emulator: Emulator, context: Any) -> None:
+    op = RunGenRunJobOperator(task_id="run", input=job_input(60), defer_after=0.5, **WAITING)
+    deferral(op, context)
+    assert rungen_emulator.service.count("get") > 1
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_what_was_seen_before_the_deferral_is_no_longer_new(
+    rungen_emulator: Emulator, context: Any, count: int
+) -> None:
+    rungen_emulator.service.scale("flux-schnell", 1000)
+    inputs = [job_input(60)] * count
+    op = RunGenRunBatchOperator(task_id="run", inputs=inputs, defer_after=0, **WAITING)
+    is_new = deferral(op, context).trigger.known_by > time.time() + 60
+    assert is_new is (count > 1)  # of many, not each was looked at
+
+
+def test_a_batch_that_is_over_soon_is_not_deferred(rungen_emulator: Emulator, context: Any) -> None:
+    rungen_emulator.service.scale("flux-schnell", 50)
+    op = RunGenRunBatchOperator(task_id="run", inputs=[job_input(0.5)] * 30, **WAITING)
+    outcome = run_task(op, context)
+    assert len(outcome.value) == 30
+    assert outcome.events == []
+
+
+@pytest.mark.parametrize("defer_after", [-1, True, "5", float("inf")])
+def test_a_defer_after_that_is_no_time_is_told(defer_after: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="defer_after"):
+        RunGenRunJobOperator(task_id="run", input={}, defer_after=defer_after)
+
+
+ENDS_THERE = pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a worker is started for it")
+ENDING: dict[str, Any] = WAITING | {"defer_after": 0, "end_from_trigger": True}
+
+
+@ENDS_THERE
+@pytest.mark.feature("end")
+def test_a_success_ends_in_the_triggerer(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
+) -> None:
+    with DAG("d", schedule=None):
+        op = RunGenRunJobOperator(task_id="run", input=job_input(1), **ENDING)
+    deferred = deferral(op, context)
+    [job] = rungen_emulator.service.jobs()
+    assert (ti.xcoms["job_id"], ti.xcoms["return_value"]) == (job["id"], job["id"])
+    assert isinstance(first_event(deferred), TaskSuccessEvent)
+
+
+@ENDS_THERE
+@pytest.mark.feature("end")
+def test_a_batch_ends_in_the_triggerer(rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance) -> None:
+    rungen_emulator.service.scale("flux-schnell", 50)
+    with DAG("d", schedule=None):
+        op = RunGenRunBatchOperator(task_id="run", inputs=[job_input(1)] * 10, **ENDING)
+    deferred = deferral(op, context)
+    assert ti.xcoms["return_value"] == ti.xcoms["job_ids"]
+    assert ti.xcoms["failed"] == []
+    assert isinstance(first_event(deferred), TaskSuccessEvent)
+
+
+@ENDS_THERE
+@pytest.mark.feature("end")
+def test_a_sensor_ends_in_the_triggerer(rungen_emulator: Emulator, context: Any) -> None:
+    with RunGenHook() as hook:
+        job = hook.run_job(input=job_input(1))
+    with DAG("d", schedule=None):
+        op = RunGenJobSensor(
+            task_id="s",
+            job_id=job.id,
+            deferrable=True,
+            poke_interval=0.1,
+            defer_after=0,
+            end_from_trigger=True,
+        )
+    assert isinstance(first_event(deferral(op, context)), TaskSuccessEvent)
+
+
+def test_a_failure_goes_through_a_worker(rungen_emulator: Emulator, context: Any) -> None:
+    with DAG("d", schedule=None):
+        op = RunGenRunJobOperator(task_id="run", input=job_input(1, fail="out of memory"), **ENDING)
+    outcome = run_task(op, context)
+    assert "out of memory" in str(outcome.error)
+    assert len(outcome.events) == 1
+
+
+def test_outlets_and_mapped_tasks_need_the_worker(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
+) -> None:
+    with DAG("d", schedule=None):
+        with_outlet = RunGenRunJobOperator(
+            task_id="outlet", input=job_input(1), outlets=[Asset("x")], **ENDING
+        )
+        mapped_over = RunGenRunBatchOperator(task_id="mapped", inputs=[job_input(1)] * 2, **ENDING)
+        RunGenJobSensor.partial(task_id="wait").expand(job_id=mapped_over.output)
+    for op in (with_outlet, mapped_over):
+        deferred = deferral(op, context)
+        assert "return_value" not in ti.xcoms
+        assert first_event(deferred).payload["outcome"] == "over"
+
+
+def test_a_retry_after_holds_from_the_worker_into_the_triggerer(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    rungen_emulator.service.inject(Fault(on="get", status=503, headers={"Retry-After": "2"}))
+    op = RunGenRunJobOperator(
+        task_id="run", input=job_input(0), **WAITING | {"defer_after": 0.3}, durable=False
+    )
+    begun_at = time.monotonic()
+    outcome = run_task(op, context)
+    assert outcome.error is None
+    assert outcome.events, "it was deferred while the service had asked to be left alone"
+    assert time.monotonic() - begun_at >= 2
+    assert rungen_emulator.service.stats()["early_retries"] == 0
+    assert rungen_emulator.service.count("get") == 2
+
+
+def test_a_retry_after_of_one_of_several_jobs_holds_for_it_alone_in_the_triggerer(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    rungen_emulator.service.inject(Fault(on="get", status=503, headers={"Retry-After": "2"}, skip=1))
+    op = RunGenRunBatchOperator(
+        task_id="run", inputs=[job_input(1), job_input(0), job_input(1)], **WAITING | {"defer_after": 0.3}
+    )
+    deferred = deferral(op, context)
+    _, kwargs = deferred.trigger.serialize()
+    assert list(kwargs["held_back"]) == [kwargs["job_id"][1]]
+    first_event(deferred)
+    assert rungen_emulator.service.stats()["early_retries"] == 0
+
+
+@pytest.mark.parametrize("mode", ["poke", "reschedule"])
+def test_a_sensor_pokes_no_sooner_than_the_service_asked(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, mode: str
+) -> None:
+    with RunGenHook() as hook:
+        job = hook.run_job(input=job_input(0))
+    rungen_emulator.service.inject(Fault(on="get", status=429, headers={"Retry-After": "2"}))
+    op = RunGenJobSensor(task_id="wait", job_id=job.id, poke_interval=0.1, timeout=30, mode=mode)
+    if mode == "poke":
+        assert run_task(op, context).error is None
+    else:
+        ti.get_first_reschedule_date = lambda _: None  # type: ignore[attr-defined]
+        error: Any = run_task(op, context).error
+        assert type(error).__name__ == "AirflowRescheduleException"
+        assert 1 < error.reschedule_date.timestamp() - time.time() <= 2.5
+        time.sleep(max(error.reschedule_date.timestamp() - time.time(), 0))
+        assert run_task(op, context).error is None
+    assert rungen_emulator.service.stats()["early_retries"] == 0
+    assert rungen_emulator.service.count("get") == 2
+
+
+def test_a_wait_with_a_time_limit_is_over_in_time_though_the_service_hangs(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="get", kind="hang", times=None))
+    with RunGenHook() as hook:
+        job = hook.run_job(input=job_input(60))
+        begun_at = time.monotonic()
+        with pytest.raises(RunGenJobTimeoutError):
+            hook.wait_for_job(job_id=job.id, timeout=2)
+    assert time.monotonic() - begun_at < 4
+
+
+def test_many_jobs_that_hang_do_not_outlast_the_deadline(rungen_emulator: Emulator) -> None:
+    """Only so many are asked for at a time: the others must not have the whole time again."""
+    rungen_emulator.service.inject(
+        Fault(on="get_app", status=200, body={"data": {"status": "RUNNING"}}, times=None)
+    )
+    with RunGenHook() as hook:
+        healthy, *stuck = [hook.run_job(input=job_input(60)).id for _ in range(4 * MAX_IN_FLIGHT)]
+        for job_id in stuck:
+            rungen_emulator.service.inject(Fault(on="get", kind="hang", job_id=job_id, times=None))
+        flow = wait_for_jobs(APP, [healthy, *stuck], poll_interval=0.2, deadline=time.time() + 2)
+        begun_at = time.monotonic()
+        with pytest.raises(RunGenJobTimeoutError):
+            hook.perform_wide(flow)
+    assert time.monotonic() - begun_at < 6

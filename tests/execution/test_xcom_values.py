@@ -1,0 +1,306 @@
+"""What XCom cannot hold, or would change, is refused before it is returned; all else comes back as it was."""
+
+from __future__ import annotations
+
+import json
+import math
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException
+from conftest import FakeTaskInstance, Outcome, run_task
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_rungen.decorators import rungen_task
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.execution.xcom_values import (
+    DEEPEST,
+    RESERVED,
+    find_key_problem,
+    find_xcom_problem,
+)
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.operators import RunGenCollectResultsOperator
+
+EDGES = [2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**400]
+FLOATS = [1e15, 1e16, 1.5e18, float(2**64), 1e20, -1e20, 1e308, 5e-324, -0.0, math.inf, -math.inf, math.nan]
+TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=5)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from(EDGES),
+    st.floats(),
+    st.sampled_from(FLOATS),
+    TEXT,
+)
+KEYS = TEXT | st.sampled_from(sorted(RESERVED))
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(-1e18, 1e18) | st.text("aé€😀"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("ab_."), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def as_postgresql_prints_it(number: str) -> float:
+    """Read a number as it comes back from a column of the type JSONB, which keeps no exponent."""
+    decimal = Decimal(number)
+    exponent = decimal.as_tuple().exponent
+    return int(decimal) if isinstance(exponent, int) and exponent >= 0 else float(decimal)
+
+
+@cache
+def adapters() -> Any:
+    from airflow.sdk.api.datamodels._generated import XComResponse
+    from airflow.sdk.execution_time import comms
+    from pydantic import JsonValue, TypeAdapter
+
+    return TypeAdapter(comms.ToSupervisor), TypeAdapter(JsonValue), TypeAdapter(XComResponse)
+
+
+def same(value: Any, other: Any) -> bool:
+    """Compare as numbers of 64 bits: PostgreSQL makes an integer of a float without a fraction."""
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(same, value, other))
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(same(value[key], other[key]) for key in value)
+    if isinstance(value, float) and type(other) is int:
+        return float(other) == value
+    return type(value) is type(other) and bool(value == other)
+
+
+def through_xcom(value: Any) -> Any:
+    """Push and pull a value as Airflow 3.3 does: task, supervisor, API server, database, and back."""
+    serde = pytest.importorskip("airflow.sdk.serde")
+    comms = pytest.importorskip("airflow.sdk.execution_time.comms")
+    if not hasattr(comms, "_RequestFrame"):
+        pytest.skip("this Airflow's tasks speak otherwise to their supervisor")
+    import msgspec
+
+    to_supervisor, json_value, answer = adapters()
+
+    def sent(message: Any) -> Any:
+        frame = comms._RequestFrame(id=1, body=message.model_dump()).as_bytes()
+        return msgspec.msgpack.Decoder(comms._RequestFrame).decode(bytes(frame[4:])).body
+
+    serialized = serde.serialize(value)
+    pushed = comms.SetXCom(key="k", value=serialized, dag_id="d", task_id="t", run_id="r", map_index=-1)
+    received = to_supervisor.validate_python(sent(pushed))
+    posted = json.loads(json.dumps(received.value, allow_nan=False).encode())
+    stored = json.dumps(json_value.validate_python(posted))
+    assert "\\u0000" not in stored.replace("\\\\", "")  # PostgreSQL refuses it
+    kept = json.loads(stored, parse_float=as_postgresql_prints_it)
+    pulled = answer.validate_json(json.dumps({"key": "k", "value": kept}))
+    return serde.deserialize(sent(comms.XComResult(key="k", value=pulled.value))["value"])
+
+
+@given(VALUES)
+def test_a_value_comes_back_as_it_was_or_is_refused(value: Any) -> None:
+    if not find_xcom_problem(value):
+        assert same(value, through_xcom(value))
+        assert same([value], through_xcom([value]))
+
+
+@given(PLAIN)
+def test_what_is_plain_is_not_refused(value: Any) -> None:
+    assert find_xcom_problem(value) == ""
+    assert same(value, through_xcom(value))
+
+
+@pytest.mark.parametrize("shape", ["lists", "dicts", "both"])
+def test_depth_is_refused_before_airflow_refuses_it(shape: str) -> None:
+    value: Any = "x"
+    for level in range(DEEPEST):
+        is_list = shape == "lists" or (shape == "both" and level % 2)
+        value = [value] if is_list else {"a": value}
+    assert find_xcom_problem(value) == ""
+    assert through_xcom([value]) == [value]
+    problem = find_xcom_problem([value])
+    assert problem.startswith("result[0]")
+    assert problem.endswith(f"is nested deeper than {DEEPEST} levels")
+    for _ in range(100_000):
+        value = [value]
+    assert "is nested deeper" in find_xcom_problem(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (math.inf, "result is inf, which is not valid JSON"),
+        ({"a": [1, -math.inf]}, "result.a[1] is -inf, which is not valid JSON"),
+        ({"a": {"b": math.nan}}, "result.a.b is nan, which is not valid JSON"),
+        ([2**64], "result[0] is a number that does not fit into 64 bits"),
+        ([-(2**63) - 1], "result[0] is a number that does not fit into 64 bits"),
+        ([1e20], "result[0] is a number that does not fit into 64 bits"),
+        ({"a\0": 1}, r"result has the key 'a\x00', which holds a NUL character"),
+        (["x\0y"], "result[0] holds a NUL character"),
+        (["é\ud800"], "result[0] holds half a surrogate pair"),
+        (
+            {"x": [{"__classname__": "a.B"}]},
+            "result.x[0] has the key '__classname__', which is reserved by Airflow",
+        ),
+        ({"__type": 1, "__var": 2}, "result has the key '__type', which is reserved by Airflow"),
+        ({"https://h/?sig=SECRET": [math.inf]}, "result.https://h/?***[0] is inf, which is not valid JSON"),
+        ([(1, 2)], "result[0] is a tuple, which is not valid JSON"),
+    ],
+)
+def test_a_problem_names_its_path(value: Any, problem: str) -> None:
+    assert find_xcom_problem(value) == problem
+
+
+@pytest.mark.parametrize("key", sorted(RESERVED))
+def test_no_reserved_key_passes(key: str) -> None:
+    values: list[Any] = [{key: 1}, [{"a": {key: None}}], {"a": [[{key: {}}]]}]
+    for value in values:
+        assert f"'{key}', which is reserved" in find_xcom_problem(value)
+
+
+def test_a_large_value_is_looked_through_in_no_time_that_grows_faster() -> None:
+    wide: Any = {"k" * 1_000_000: [[["x"] * 10] * 10] * 1000, "t": "é" * 1_000_000}
+    assert find_xcom_problem(wide) == ""
+    assert len(find_xcom_problem({"k" * 1_000_000: [math.inf]})) < 300
+
+
+@pytest.mark.parametrize(
+    ("key", "is_good"),
+    [
+        *((key, True) for key in ("images", "a-b.c", "_x", "9")),
+        *(
+            (key, False)
+            for key in ("", ".", "..", "../other/return_value", "a/b", "a?b", "a#b", "a b", "é", "x" * 251)
+        ),
+        *((key, False) for key in ("return_value", "job_id", "failed", "rungen_job_link")),
+    ],
+)
+def test_keys_that_lead_elsewhere_are_no_keys_of_xcoms(key: str, is_good: bool) -> None:
+    assert (find_key_problem({"a": 1, key: 2}) == "") is is_good
+
+
+# --- operators ----------------------------------------------------------------------------------------------
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
+APP = "llama-text"
+# As the emulator is told to send them: Python's JSON says what JSON cannot.
+ODD: dict[str, Any] = {
+    "infinity": {"a": [1e999]},
+    "surrogate": {"a": ["\ud800"]},
+    "nul": {"a": ["x\0"]},
+    "large": {"a": [2**64]},
+    "class": {"a": [{"__classname__": "airflow.sdk.definitions.connection.Connection", "__version__": 1}]},
+    "old class": {
+        "a": [{"__type": "airflow.sdk.definitions.connection.Connection", "__var": {"conn_id": "x"}}]
+    },
+}
+
+
+def collect(context: Any, job_id: Any, **options: Any) -> Outcome:
+    options = {"app_id": APP, "poll_interval": 0.02, "defer_after": 0, **options}
+    return run_task(RunGenCollectResultsOperator(task_id="collect", job_id=job_id, **options), context)
+
+
+def submit(emulator: Emulator, *results: Any, looks: int = 1) -> list[str]:
+    """Run jobs that are at work at the first looks, and completed with these results at every later one."""
+    with RunGenHook() as hook:
+        inputs = [{"prompt": "x", "emulator": {"seconds": 60}} for _ in results]
+        ids = [hook.run_job(app_id=APP, input=each).id for each in inputs]
+    for job_id, result in zip(ids, results, strict=True):
+        complete(emulator, job_id, result, looks)
+    return ids
+
+
+def complete(emulator: Emulator, job_id: str, result: Any, looks: int) -> None:
+    answer = json.dumps({"data": {"id": job_id, "status": "COMPLETED", "result": result}})
+    body = answer.replace("Infinity", "1e999")  # which is valid JSON
+    emulator.service.inject(Fault(on="get", status=200, body=body, job_id=job_id, times=None, skip=looks))
+
+
+@MODES
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_a_result_that_xcom_cannot_hold_fails_for_good_and_names_the_way_out(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, odd: Any, deferrable: bool
+) -> None:
+    good, bad = submit(rungen_emulator, {"a": ["fine"]}, odd)
+    outcome = collect(context, [good, bad], deferrable=deferrable)
+    assert type(outcome.error) is AirflowFailException
+    message = str(outcome.error)
+    assert message.startswith(
+        f"RunGen job {bad} of app {APP} completed, but XCom cannot hold its result: result.a[0]"
+    )
+    assert "Set destination" in message
+    assert ti.xcoms["failed"] == [1]
+    outcome = collect(context, [good, bad], deferrable=deferrable, max_failed=1)
+    assert outcome.value == [{"a": ["fine"]}, None]
+    assert rungen_emulator.service.stats()["cancels_received"] == 0
+
+
+def test_a_destination_takes_them_all(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    deep: Any = "x"
+    for _ in range(500):
+        deep = [deep]
+    ids = submit(rungen_emulator, *ODD.values(), deep, looks=0)
+    outcome = collect(context, ids, destination=str(tmp_path), wait_for_completion=False)
+    assert outcome.error is None
+    assert [value["job_id"] for value in outcome.value] == ids
+    assert find_xcom_problem(outcome.value) == ""
+    for job_id in ids:
+        assert json.loads((tmp_path / job_id / "manifest.json").read_text())["complete"] is True
+
+
+@MODES
+@pytest.mark.parametrize("depth", [DEEPEST + 1, 500])
+def test_a_result_that_is_nested_too_deeply_is_the_failure_of_its_job(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, depth: int
+) -> None:
+    deep: Any = "x"
+    for _ in range(depth):
+        deep = [deep]
+    ids = submit(rungen_emulator, deep, "fine")
+    outcome = collect(context, ids, deferrable=deferrable, max_failed=1)
+    assert outcome.value == [None, "fine"]
+
+
+def decorated(**options: Any) -> Any:
+    options = {"app_id": APP, "poll_interval": 0.02, "defer_after": 0, **options}
+    given = {"prompt": "x", "emulator": {"seconds": 0, "result": options.pop("result")}}
+    with DAG("decorated", schedule=None):
+        task: Any = rungen_task(task_id="say", **options)
+        return task(lambda: given)().operator
+
+
+@MODES
+@pytest.mark.parametrize("kind", ["nul", "large", "class", "old class"])
+def test_the_decorator_refuses_them_too(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, kind: str, deferrable: bool
+) -> None:
+    outcome = run_task(decorated(result=ODD[kind], deferrable=deferrable), context)
+    assert type(outcome.error) is AirflowFailException
+    assert "completed, but XCom cannot hold its result: result.a[0]" in str(outcome.error)
+    assert rungen_emulator.service.stats()["cancels_received"] == 0
+    outcome = run_task(decorated(result=ODD[kind], deferrable=deferrable, destination=str(tmp_path)), context)
+    assert find_xcom_problem(outcome.value) == ""
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_keys_are_checked_where_they_become_xcoms(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, is_split: bool
+) -> None:
+    result = {"../../../other/return_value": "x"}
+    outcome = run_task(decorated(result=result, multiple_outputs=is_split), context)
+    if is_split:
+        assert "which cannot be the key of an XCom" in str(outcome.error)
+        outcome = run_task(
+            decorated(result=result, multiple_outputs=True, destination=str(tmp_path)), context
+        )
+        assert outcome.error is None
+    else:
+        assert outcome.value == result

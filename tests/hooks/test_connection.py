@@ -1,0 +1,534 @@
+"""The Airflow connection: every field read, every mistake told by its field, never with the key."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote
+
+import certifi
+import jsonschema
+import pytest
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_1_PLUS
+from conftest import APP, KEY
+
+from airflow_provider_rungen import __version__, get_provider_info
+from airflow_provider_rungen.client.settings import Settings
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import RunGenConfigError
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.hooks.connection import read_connection
+
+SECRET = "sk-very-secret-key"
+CONN = "AIRFLOW_CONN_RUNGEN_DEFAULT"
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Read a connection given as JSON fields, or as a URI."""
+
+    def reading(uri: str | None = None, **fields: Any) -> tuple[Settings, str | None]:
+        text = uri or json.dumps({"conn_type": "rungen", "password": SECRET, **fields})
+        monkeypatch.setenv(CONN, text)
+        hook = RunGenHook()
+        settings = hook.settings
+        return settings, hook._default_app_id
+
+    return reading
+
+
+def refused(read: Any, *told: str, uri: str | None = None, **fields: Any) -> str:
+    with pytest.raises(RunGenConfigError) as caught:
+        read(uri, **fields)
+    message = str(caught.value)
+    assert "'rungen_default'" in message
+    assert SECRET not in message
+    for word in told:
+        assert word in message
+    return message
+
+
+# --- what is read -------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_enough(read: Any) -> None:
+    settings, app_id = read()
+    assert settings == Settings(base_url="https://api.rungen.ai", api_key=SECRET)
+    assert app_id is None
+    assert (settings.connect_timeout, settings.read_timeout) == (10.0, 60.0)
+    assert (settings.verify, settings.proxy, settings.team_id, settings.user_id) == (True, None, None, None)
+    assert settings.max_response_bytes == 32 * 1024 * 1024
+
+
+def test_every_field_is_read_from_json(read: Any) -> None:
+    bundle = certifi.where()
+    settings, app_id = read(
+        host="https://rungen.example/",
+        schema="v1",
+        port=8443,
+        extra={
+            "team_id": "t",
+            "app_id": "a",
+            "user_id": "u",
+            "timeout": {"connect": 3, "read": 120.5},
+            "verify": bundle,
+            "proxy": "http://me:pw@proxy.example:3128",
+            "allow_http": True,
+            "max_response_bytes": 1000,
+        },
+    )
+    assert settings == Settings(
+        base_url="https://rungen.example:8443/v1",
+        api_key=SECRET,
+        team_id="t",
+        user_id="u",
+        connect_timeout=3.0,
+        read_timeout=120.5,
+        verify=bundle,
+        proxy="http://me:pw@proxy.example:3128",
+        max_response_bytes=1000,
+    )
+    assert app_id == "a"
+
+
+def test_every_field_is_read_from_a_uri(read: Any) -> None:
+    query = "team_id=t&app_id=a&user_id=u&timeout=30&verify=false&max_response_bytes=1000&allow_http=True"
+    key = "k/e y+%:@"
+    settings, app_id = read(f"rungen://:{quote(key, safe='')}@rungen.example:8443/v1?{query}")
+    assert settings == Settings(
+        base_url="https://rungen.example:8443/v1",
+        api_key=key,
+        team_id="t",
+        user_id="u",
+        connect_timeout=10.0,
+        read_timeout=30.0,
+        verify=False,
+        max_response_bytes=1000,
+    )
+    assert app_id == "a"
+
+
+def test_extra_may_be_json_text_and_named_as_airflow_2_named_it(read: Any) -> None:
+    extra = {"extra__rungen__team_id": "t", "extra__rungen__app_id": "", "extra__rungen__verify": None}
+    settings, app_id = read(extra=json.dumps(extra))
+    assert (settings.team_id, app_id, settings.verify) == ("t", None, True)
+
+
+def test_empty_fields_of_the_form_are_no_fields(read: Any) -> None:
+    names = get_provider_info()["connection-types"][0]["conn-fields"]
+    settings, app_id = read(host="", schema="", login="", extra=dict.fromkeys(names, ""))
+    assert (settings, app_id) == (Settings(base_url="https://api.rungen.ai", api_key=SECRET), None)
+    settings, app_id = read(host=None, extra=dict.fromkeys(names))
+    assert (settings, app_id) == (Settings(base_url="https://api.rungen.ai", api_key=SECRET), None)
+
+
+@pytest.mark.parametrize("name", get_provider_info()["connection-types"][0]["conn-fields"])
+def test_spaces_around_what_was_pasted_are_no_part_of_it(read: Any, name: str) -> None:
+    values = {
+        "verify": "false",
+        "proxy": "http://proxy.example:3128",
+        "allow_http": "true",
+        "app_url": "https://console.example/{app_id}",
+        "job_url": "https://console.example/{app_id}/{job_id}",
+    }
+    value = values.get(name, "30")
+    assert read(extra={name: f" {value}\n"}) == read(extra={name: value})
+    assert read(extra={name: " \t"}) == read()
+
+
+def test_a_key_from_a_file_may_end_in_a_newline(read: Any) -> None:
+    settings, _ = read(password=f" {SECRET}\n")
+    assert settings.api_key == SECRET
+
+
+@pytest.mark.parametrize(
+    ("fields", "url"),
+    [
+        ({"host": "rungen.example"}, "https://rungen.example"),
+        ({"host": "rungen.example", "port": 8443}, "https://rungen.example:8443"),
+        ({"host": "rungen.example:8443"}, "https://rungen.example:8443"),
+        ({"host": "rungen.example:8443", "port": 0}, "https://rungen.example:8443"),
+        ({"port": 0}, "https://api.rungen.ai"),
+        ({"host": " https://rungen.example/ "}, "https://rungen.example"),
+        ({"host": "HTTPS://RunGen.Example/API/"}, "https://rungen.example/API"),
+        ({"host": "https://rungen.example/api/v1/"}, "https://rungen.example/api/v1"),
+        ({"host": "https://rungen.example/api", "schema": "/v1/"}, "https://rungen.example/api/v1"),
+        ({"host": "rungen.example/api", "schema": "https"}, "https://rungen.example/api"),
+        (
+            {"host": "rungen.example", "schema": "http", "extra": {"allow_http": True}},
+            "http://rungen.example",
+        ),
+        ({"host": "127.0.0.1", "schema": "http", "port": 80}, "http://127.0.0.1:80"),
+        ({"host": "http://127.0.0.1:5000"}, "http://127.0.0.1:5000"),
+        ({"host": "http://localhost:5000/x"}, "http://localhost:5000/x"),
+        ({"host": "http://rungen.localhost"}, "http://rungen.localhost"),
+        ({"host": "http://[::1]:5000"}, "http://[::1]:5000"),
+        ({"host": "https://[2001:db8::1]/x"}, "https://[2001:db8::1]/x"),
+        ({"host": "[2001:db8::1]:8443"}, "https://[2001:db8::1]:8443"),
+        ({"host": "::1", "schema": "http", "port": 5000}, "http://[::1]:5000"),
+        ({"host": "http://127.8.9.1"}, "http://127.8.9.1"),
+    ],
+)
+def test_forms_of_the_host(read: Any, fields: dict[str, Any], url: str) -> None:
+    assert read(**fields)[0].base_url == url
+
+
+def test_an_ipv6_host_in_a_uri(read: Any) -> None:
+    assert read(f"rungen://:{SECRET}@[::1]:5000/http")[0].base_url == "http://[::1]:5000"
+
+
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [(5, (5.0, 5.0)), ("90", (10.0, 90.0)), ("2.5", (2.5, 2.5)), ({"read": 5}, (10.0, 5.0)),
+     ({"connect": "1"}, (1.0, 60.0)), ('{"connect": 1, "read": 2}', (1.0, 2.0)), ({}, (10.0, 60.0)),
+     ("{'connect': 3, 'read': 9}", (3.0, 9.0))],
+)  # fmt: skip
+def test_forms_of_the_timeout(read: Any, value: Any, want: tuple[float, float]) -> None:
+    settings, _ = read(extra={"timeout": value})
+    assert (settings.connect_timeout, settings.read_timeout) == want
+
+
+@pytest.mark.parametrize("value", [True, "true", "True", " TRUE ", "y"])
+def test_forms_of_true(read: Any, value: Any) -> None:
+    assert read(extra={"verify": value})[0].verify is True
+    assert read(host="http://rungen.example", extra={"allow_http": value})[0].base_url
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [None, "", "  ", "\n"])
+def test_a_missing_key(read: Any, key: str | None) -> None:
+    assert "login is set" not in refused(read, "password", "API key", password=key)
+    refused(read, "password", "login is set", password=key, login=SECRET)
+
+
+@pytest.mark.parametrize("key", ["kéy-kéy-kéy", "key\nkey", "key\x00key", "key\r\nx-evil: 1"])
+def test_a_key_that_cannot_be_sent(read: Any, key: str) -> None:
+    message = refused(read, "password", password=key)
+    assert key not in message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"host": "http://rungen.example"},
+        {"host": "rungen.example", "schema": "http"},
+        {"host": "http://10.0.0.1"},
+        {"host": "http://localhost.evil.example"},
+        {"host": "http://evil-localhost"},
+        {"host": "http://[2001:db8::1]"},
+        {"host": "http://0.0.0.0"},
+        {"host": "http://127.0.0.1.evil.example"},
+        {"host": "http://rungen.example", "extra": {"allow_http": False}},
+        {"host": "http://rungen.example", "extra": {"allow_http": "false"}},
+    ],
+)
+def test_plain_http_to_another_machine(read: Any, fields: dict[str, Any]) -> None:
+    refused(read, "host", "plain http", "allow_http", **fields)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(
+            "ftp://rungen.example",
+            "https://",
+            "https:///x",
+            "file:///etc/passwd",
+            "https://[::1",
+            "https://a b",
+        ),
+        *("https://rungen.example:port", "https://rungen.example:99999", "https://bücher.example"),
+        *("https://user:pw@rungen.example", "https://rungen.example?x=1", "https://rungen.example#x"),
+        *("https://rungen.example/../x", "https://rungen.example/a b"),
+        *("https://rungen.example\\@evil.example", "javascript:alert(1)"),
+    ],
+)
+def test_a_host_that_is_none(read: Any, host: str) -> None:
+    message = refused(read, "host", host=host)
+    assert "pw" not in message
+
+
+@pytest.mark.parametrize("port", [99999, 65536, -1])
+def test_a_port_that_is_none(read: Any, port: int) -> None:
+    message = refused(read, host="rungen.example", port=port)
+    assert "port" in message or "host" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["team", "Team_id", "api_key", "extra__rungen__team", "extra__http__team_id", "", " app_id"]
+)
+def test_an_unknown_extra_field(read: Any, name: str) -> None:
+    refused(read, repr(name.removeprefix("extra__rungen__")), "unknown", "team_id", extra={name: SECRET})
+
+
+MISTYPED: dict[str, tuple[Any, ...]] = {
+    "team_id": (7, True, [], {}, "ü", "a\nb"),
+    "app_id": (7, True, [], {}, "ü", "a\nb"),
+    "user_id": (7, True, [], {}, "ü", "a\nb"),
+    "timeout": (0, -1, True, "soon", [], "nan", "inf", {"connect": 0}, {"reed": 5}, "{", {"read": []}),
+    "verify": (1, "yes", [], "/no/such/bundle.pem", {}),
+    "proxy": (
+        7,
+        "proxy.example:3128",
+        "socks5://x.example",
+        "http://",
+        "http://[x",
+        [],
+        "ftp://x",
+        "http://x:y",
+    ),
+    "allow_http": (1, "yes", [], "0"),
+    "max_response_bytes": (0, -1, True, 1.5, "10 MB", [], "1e6"),
+}
+
+
+@pytest.mark.parametrize(("name", "bad"), [(name, bad) for name in MISTYPED for bad in MISTYPED[name]])
+def test_a_mistyped_extra_field(read: Any, name: str, bad: Any) -> None:
+    refused(read, repr(name), "extra field", extra={name: bad})
+    refused(read, repr(name), "extra field", extra={f"extra__rungen__{name}": bad})
+
+
+@pytest.mark.parametrize("extra", ["[]", "7", '"x"', "null x", "{", "nonsense " + SECRET])
+def test_an_extra_that_is_no_object(extra: str) -> None:
+    # Airflow's own class does not take all of these, but its database may hold them
+    conn: Any = SimpleNamespace(
+        host="", schema="", port=None, login="", password=SECRET, extra=extra, conn_type="rungen"
+    )
+    with pytest.raises(RunGenConfigError, match=r"'c': extra (is not JSON|must be a JSON object)") as caught:
+        read_connection(conn, "c")
+    assert SECRET not in str(caught.value)
+
+
+def test_neither_key_nor_proxy_password_is_in_the_repr(read: Any) -> None:
+    settings, _ = read(extra={"proxy": "http://me:hidden@proxy.example"})
+    assert SECRET not in repr(settings)
+    assert "hidden" not in repr(settings)
+
+
+@pytest.mark.parametrize("password", ["[hush]", "hu[sh", "hush/1", "12/hush", "hush#1", "12?hush"])
+def test_a_proxy_that_cannot_be_used_is_told_without_its_password(read: Any, password: str) -> None:
+    with pytest.raises(RunGenConfigError, match="'proxy' must be the URL") as caught:
+        read(extra={"proxy": f"http://me:{password}@proxy.example:3128"})
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "pattern", "told"),
+    [
+        ("app_url", "https://console.example.com/apps", "must hold {app_id}"),
+        ("job_url", "https://console.example.com/{app_id}", "must hold {job_id}"),
+        ("app_url", "https://console.example.com/{app_id}/{job_id}", "no braces but {app_id}"),
+        (
+            "job_url",
+            "https://console.example.com/{job_id}/{0.__class__}",
+            "no braces but {app_id} and {job_id}",
+        ),
+        ("job_url", "https://console.example.com/{job_id", "no braces but"),
+        ("job_url", "console.example.com/{job_id}", "must be an address"),
+        ("job_url", "javascript:alert('{job_id}')", "must be an address"),
+        ("job_url", "https://{job_id}.example.com/", "must be an address"),
+        ("job_url", "https://[half/{job_id}", "must be an address"),
+        ("job_url", 'https://console.example.com/"><script>{job_id}', "must be an address"),
+        ("job_url", "https://me:pw@console.example.com/{job_id}", "no user and no password"),
+        ("job_url", "https://console.example.com/{job_id}?api_key=abc", "'api_key'"),
+        ("job_url", "https://console.example.com/{job_id}?user=me&pwd=abc", "'pwd'"),
+        ("job_url", "https://console.example.com/{job_id}?pass=abc", "'pass'"),
+        ("job_url", "https://console.example.com/{job_id}?X-Amz-Signature=abc", "'X-Amz-Signature'"),
+        ("job_url", "https://console.example.com/{job_id}#token=abc", "'token'"),
+        ("job_url", f"https://console.example.com/{{job_id}}?k={SECRET}", "the API key"),
+        ("app_url", f"https://console.example.com/{SECRET.replace('-', '%2D')}/{{app_id}}", "the API key"),
+        ("job_url", 7, "must be text"),
+    ],
+)
+def test_a_pattern_of_a_link_is_an_address_without_secrets(
+    read: Any, field: str, pattern: Any, told: str
+) -> None:
+    refused(read, field, told, extra={field: pattern})
+
+
+def test_the_patterns_of_links_are_read(read: Any) -> None:
+    patterns = {
+        "app_url": "https://console.example.com/apps/{app_id}?tab=jobs",
+        "job_url": "http://[::1]:8080/#/{app_id}/{job_id}",
+    }
+    settings, _ = read(extra=patterns)
+    assert {name: getattr(settings, name) for name in patterns} == patterns
+
+
+# --- what Airflow shows of it -------------------------------------------------------------------------------
+
+
+def test_the_provider_info_is_valid() -> None:
+    import airflow
+
+    schema = json.loads((Path(airflow.__path__[0]) / "provider_info.schema.json").read_text())
+    jsonschema.validate(get_provider_info(), schema)
+
+
+def test_the_provider_info_names_what_exists() -> None:
+    info = get_provider_info()
+    for room in ("hooks", "operators", "sensors", "triggers"):
+        for module in (module for entry in info[room] for module in entry["python-modules"]):
+            assert importlib.import_module(module)
+    for path in [*info["extra-links"], *(entry["class-name"] for entry in info["task-decorators"])]:
+        module, name = path.rsplit(".", 1)
+        assert callable(getattr(importlib.import_module(module), name))
+    [kind] = info["connection-types"]
+    module, name = kind["hook-class-name"].rsplit(".", 1)
+    assert getattr(importlib.import_module(module), name) is RunGenHook
+    assert (kind["connection-type"], kind["hook-name"]) == (RunGenHook.conn_type, RunGenHook.hook_name)
+    assert json.loads(json.dumps(info)) == info
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the form library that Airflow 2 imports for it
+def test_airflow_finds_the_provider_and_its_connection_form() -> None:
+    from airflow import providers_manager
+
+    manager: Any = providers_manager.ProvidersManager()  # type: ignore[no-untyped-call]
+    assert manager.providers["airflow-provider-rungen"].version == __version__
+    with contextlib.suppress(ImportError):  # on Airflow 2 the first one does
+        from airflow.sdk import providers_manager_runtime
+
+        manager = providers_manager_runtime.ProvidersManagerTaskRuntime()  # type: ignore[no-untyped-call]
+    hook = manager.hooks["rungen"]
+    assert (hook.hook_name, hook.connection_id_attribute_name) == ("RunGen.AI", "rungen_conn_id")
+    assert hook.connection_testable
+
+
+def test_the_form_has_every_field_that_is_read() -> None:
+    from airflow_provider_rungen.hooks.connection import _EXTRAS
+
+    [kind] = get_provider_info()["connection-types"]
+    assert set(kind["conn-fields"]) == set(_EXTRAS)
+
+
+def test_the_form_shows_what_applies_and_hides_the_rest() -> None:
+    [kind] = get_provider_info()["connection-types"]
+    behaviour = kind["ui-field-behaviour"]
+    assert behaviour["hidden-fields"] == ["login", "schema", "extra"]
+    assert behaviour["relabeling"] == {"password": "API key", "host": "Base URL"}
+    assert set(behaviour["placeholders"]) < {"host", "password", "port"} | set(kind["conn-fields"])
+    for field in kind["conn-fields"].values():
+        assert field["label"]
+        assert field["description"].endswith(".")
+        assert "null" in field["schema"]["type"]  # or Airflow's form would demand it
+
+
+@pytest.mark.filterwarnings("ignore")  # of Airflow 2's web server about its own libraries
+def test_an_edit_in_airflow_2s_form_keeps_the_proxy_and_does_not_show_it() -> None:
+    pytest.importorskip("flask_appbuilder", reason="the form is Airflow 2's")
+    from airflow.www.views import SENSITIVE_FIELD_PLACEHOLDER
+    from wtforms import Form
+
+    form = type("ConnectionForm", (Form,), RunGenHook.get_connection_form_widgets())
+    drawn = str(form(data={"proxy": f"http://me:{SECRET}@proxy.example"}).proxy())
+    assert 'type="password"' in drawn
+    assert f'value="{SENSITIVE_FIELD_PLACEHOLDER}"' in drawn
+    assert SECRET not in drawn
+    assert 'value=""' in str(form().proxy())
+
+
+def test_the_behaviour_of_airflow_2s_form_is_the_same() -> None:
+    behaviour = RunGenHook.get_ui_field_behaviour()
+    assert set(behaviour) == {"hidden_fields", "relabeling", "placeholders"}
+    assert behaviour["relabeling"]["password"] == "API key"
+
+
+IS_BARE_3_0 = AIRFLOW_V_3_0_PLUS and not AIRFLOW_V_3_1_PLUS and not find_spec("wtforms")
+FILLED_IN = pytest.mark.skipif(
+    IS_BARE_3_0,
+    reason="Airflow 3.0 fills in forms only with its FAB provider; without it the extras are written as JSON",
+)
+
+
+@pytest.fixture(scope="module")
+def form() -> dict[str, Any]:
+    """What Airflow's own form is made of, told by a process of its own: some Airflows leave mocks behind."""
+    script = Path(__file__).parents[1] / "dags" / "form.py"
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    [told] = [line for line in done.stdout.splitlines() if line.startswith("FORM ")]
+    form: dict[str, Any] = json.loads(told.removeprefix("FORM "))
+    return form
+
+
+@FILLED_IN
+@pytest.mark.feature("form")
+def test_the_form_names_the_key_and_hides_what_does_not_apply(form: dict[str, Any]) -> None:
+    assert form["labels"] == {"password": "API key", "host": "Base URL"}
+    # to Airflow 3 the extra is none of the standard fields that a form may hide
+    assert set(form["hidden"]) - {"extra"} == {"login", "schema"}
+
+
+@FILLED_IN
+@pytest.mark.feature("form")
+def test_the_form_has_a_field_with_a_label_and_a_help_text_for_every_extra(form: dict[str, Any]) -> None:
+    fields = get_provider_info()["connection-types"][0]["conn-fields"]
+    assert form["fields"] == {name: [field["label"], field["description"]] for name, field in fields.items()}
+
+
+# --- testing it ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.feature("test")
+def test_the_connection_test_says_what_it_reached(rungen_emulator: Emulator) -> None:
+    ok, said = RunGenHook().test_connection()
+    assert ok
+    assert said == f"Connected to {rungen_emulator.url}: 2 apps (FLUX Schnell, Llama)"
+
+
+def test_the_connection_test_says_that_the_key_is_wrong(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CONN, rungen_emulator.airflow_connection().replace(KEY, SECRET))
+    ok, said = RunGenHook().test_connection()
+    assert not ok
+    assert "API key" in said
+    assert SECRET not in said
+
+
+def test_the_connection_test_says_that_nobody_is_there(read: Any, free_port: int) -> None:
+    read(host=f"http://127.0.0.1:{free_port}")
+    ok, said = RunGenHook().test_connection()
+    assert not ok
+    assert "could not be reached" in said
+    assert said.endswith(f". The base URL is http://127.0.0.1:{free_port}")
+    assert SECRET not in said
+
+
+def test_the_connection_test_asks_once_and_keeps_nobody_waiting(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="list_apps", status=503, times=9))
+    ok, said = RunGenHook().test_connection()
+    assert not ok
+    assert "503" in said
+    assert rungen_emulator.service.count("list_apps") == 1
+
+
+def test_the_connection_test_says_which_field_is_wrong(read: Any) -> None:
+    with pytest.raises(RunGenConfigError):
+        read(extra={"verify": 3})
+    ok, said = RunGenHook().test_connection()
+    assert not ok
+    # and not in which connection: the UI tests a copy of it with a name that nobody knows
+    assert said.startswith("extra field 'verify' must be")
+
+
+def test_the_app_of_the_connection_is_the_default(read: Any) -> None:
+    read(extra={"app_id": APP})
+    assert RunGenHook().app_id_or_default() == APP
+    assert RunGenHook().app_id_or_default("other") == "other"
+    read()
+    for nothing in (None, ""):
+        with pytest.raises(RunGenConfigError, match=r"app_id.*'rungen_default'"):
+            RunGenHook().app_id_or_default(nothing)

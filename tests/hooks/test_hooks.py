@@ -1,0 +1,260 @@
+"""The hook: every method a DAG author calls, blocking and in an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import requests  # noqa: TID251 - for its type
+from conftest import APP, wait_for_jobs
+
+from airflow_provider_rungen.client import endpoints
+from airflow_provider_rungen.client.models import JobStatus
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import (
+    RunGenConfigError,
+    RunGenConflictError,
+    RunGenError,
+    RunGenInputError,
+    RunGenJobTimeoutError,
+    RunGenNotFoundError,
+)
+from airflow_provider_rungen.hooks import RunGenHook
+
+INPUT = {"prompt": "a fox"}
+
+
+def test_a_job_by_the_methods_of_the_hook(rungen_emulator: Emulator) -> None:
+    with RunGenHook() as hook:
+        job = hook.run_job(input=INPUT)
+        assert hook.get_job(job_id=job.id).id == job.id
+        done = hook.wait_for_job(job_id=job.id, poll_interval=0.02, timeout=10)
+        assert done.status is JobStatus.COMPLETED
+        assert done.result["images"]
+        slow = hook.run_job(input={**INPUT, "emulator": {"seconds": 60}}, app_id=APP)
+        assert hook.cancel_job(job_id=slow.id, app_id=APP).status is JobStatus.CANCELED
+        with pytest.raises(RunGenConflictError):
+            hook.cancel_job(job_id=job.id)
+
+
+def test_an_app_by_the_methods_of_the_hook(rungen_emulator: Emulator) -> None:
+    with RunGenHook() as hook:
+        app = hook.create_app(
+            name="Mine",
+            configuration={"gpu_tier": "BASIC"},
+            workflow={"model_url": "https://m.example/flux"},
+            description="what for",
+        )
+        assert (app.name, app.description, app.active_workers) == ("Mine", "what for", 0)
+        assert hook.scale_app(app_id=app.id, active_workers=3).active_workers == 3
+        assert hook.update_app(app_id=app.id, name="Yours", description="").name == "Yours"
+        assert hook.scale_app(app_id=app.id, active_workers=0).status == "STOPPED"
+        assert hook.get_app(app_id=app.id).name == "Yours"
+        assert hook.get_app().id == APP
+        assert [each.id for each in hook.list_apps()] == [APP, "llama-text", app.id]
+        hook.delete_app(app_id=app.id)
+        with pytest.raises(RunGenNotFoundError):
+            hook.get_app(app_id=app.id)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("run_job", "get_job", "cancel_job", "wait_for_job"),
+        *("get_app", "create_app", "update_app", "scale_app", "delete_app"),
+    ],
+)
+def test_the_methods_take_keywords_only(name: str) -> None:
+    parameters = list(inspect.signature(getattr(RunGenHook, name)).parameters.values())[1:]
+    assert all(each.kind in (each.KEYWORD_ONLY, each.VAR_KEYWORD) for each in parameters)
+
+
+def test_the_connection_is_a_session_of_requests(rungen_emulator: Emulator) -> None:
+    with RunGenHook() as hook:
+        session = hook.get_conn()
+        assert isinstance(session, requests.Session)
+        assert hook.get_conn() is session
+        assert session.get(f"{rungen_emulator.url}/app", timeout=5).status_code == 200
+
+
+def test_the_user_is_named_only_on_cancel_and_the_team_always(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = rungen_emulator.airflow_connection(team_id="team", user_id="user", app_id="mine")
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", uri)
+    service = rungen_emulator.service
+    service.add_app("mine", owner_team_id="team", workers=1)
+    service.require_user_id = True
+    with RunGenHook("other") as hook:
+        job = hook.run_job(input={**INPUT, "emulator": {"seconds": 60}})
+        hook.get_job(job_id=job.id)
+        hook.list_apps()
+        hook.cancel_job(job_id=job.id)
+    users = {record.operation: record.headers.get("x-authenticated-user-id") for record in service.records()}
+    assert users == {"run": None, "get": None, "list_apps": None, "cancel": "user"}
+    assert {record.headers["x-team-id"] for record in service.records()} == {"team"}
+
+
+def test_no_team_and_no_user_are_no_headers(rungen_emulator: Emulator) -> None:
+    with RunGenHook() as hook:
+        job = hook.run_job(input={**INPUT, "emulator": {"seconds": 60}})
+        hook.cancel_job(job_id=job.id)
+    for record in rungen_emulator.service.records():
+        assert not {"x-team-id", "x-authenticated-user-id"} & set(record.headers)
+
+
+def test_waiting_takes_a_timedelta_and_ends_in_time(rungen_emulator: Emulator) -> None:
+    with RunGenHook() as hook:
+        job = hook.run_job(input={**INPUT, "emulator": {"seconds": 60}})
+        started = time.monotonic()
+        with pytest.raises(RunGenJobTimeoutError, match=job.id):
+            hook.wait_for_job(
+                job_id=job.id,
+                poll_interval=timedelta(milliseconds=50),
+                timeout=timedelta(milliseconds=300),
+            )
+        assert 0.25 < time.monotonic() - started < 3
+    assert rungen_emulator.service.count("cancel") == 0
+
+
+def test_waiting_may_be_for_ever(rungen_emulator: Emulator) -> None:
+    with RunGenHook() as hook:
+        job = hook.run_job(input=INPUT)
+        assert hook.wait_for_job(job_id=job.id, poll_interval=0.02, timeout=None).is_terminal
+
+
+@pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), "5", True, timedelta(0), None, []])
+def test_a_duration_that_is_none_is_named(rungen_emulator: Emulator, bad: Any) -> None:
+    with RunGenHook() as hook:
+        with pytest.raises(ValueError, match="poll_interval"):
+            hook.wait_for_job(job_id="j", poll_interval=bad)
+        if bad is not None:
+            with pytest.raises(ValueError, match="timeout"):
+                hook.wait_for_job(job_id="j", timeout=bad)
+    assert rungen_emulator.service.records() == []
+
+
+def test_bad_ids_and_inputs_send_nothing(rungen_emulator: Emulator) -> None:
+    bad: Any = None
+    with RunGenHook() as hook:
+        for call in (
+            lambda: hook.get_job(job_id=bad),
+            lambda: hook.cancel_job(job_id=""),
+            lambda: hook.wait_for_job(job_id="a/b"),
+            lambda: hook.delete_app(app_id=bad),
+            lambda: hook.run_job(input=bad),
+        ):
+            with pytest.raises(RunGenInputError):
+                call()
+    assert rungen_emulator.service.records() == []
+
+
+def test_any_flow_can_be_performed_in_an_event_loop(rungen_emulator: Emulator) -> None:
+    async def work() -> list[Any]:
+        async with RunGenHook() as hook:
+            jobs = await asyncio.gather(*(hook.aperform(endpoints.run_job(APP, INPUT)) for _ in range(5)))
+            ids = [job.id for job in jobs]
+            return await hook.aperform(wait_for_jobs(APP, ids, poll_interval=0.02))
+
+    jobs = asyncio.run(work())
+    assert [job.status for job in jobs] == [JobStatus.COMPLETED] * 5
+    assert rungen_emulator.service.stats()["jobs_created"] == 5
+
+
+def test_a_hook_serves_one_event_loop_after_another(rungen_emulator: Emulator) -> None:
+    hook = RunGenHook()
+
+    async def work() -> int:
+        async with hook:
+            return len(await hook.aperform(endpoints.list_apps()))
+
+    assert asyncio.run(work()) == 2
+    assert asyncio.run(work()) == 2
+
+
+def test_a_closed_hook_can_be_used_again(rungen_emulator: Emulator) -> None:
+    hook = RunGenHook()
+    assert len(hook.list_apps()) == 2
+    hook.close()
+    hook.close()
+    assert len(hook.list_apps()) == 2
+    hook.close()
+
+
+def test_closing_closes_the_connections(rungen_emulator: Emulator) -> None:
+    with RunGenHook() as hook:
+        hook.list_apps()
+        assert rungen_emulator.service.connections_open == 1
+    give_up_at = time.monotonic() + 5
+    while rungen_emulator.service.connections_open and time.monotonic() < give_up_at:
+        time.sleep(0.005)
+    assert rungen_emulator.service.connections_open == 0
+
+
+def test_one_connection_serves_a_whole_wait(rungen_emulator: Emulator) -> None:
+    with RunGenHook() as hook:
+        job = hook.run_job(input={**INPUT, "emulator": {"seconds": 0.3}})
+        hook.wait_for_job(job_id=job.id, poll_interval=0.02)
+    assert rungen_emulator.service.count("get") > 5
+    assert rungen_emulator.service.stats()["connections_opened"] == 1
+
+
+def test_the_connection_is_looked_up_once_and_not_before_it_is_needed(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = RunGenHook("not_there_yet")
+    monkeypatch.setenv("AIRFLOW_CONN_NOT_THERE_YET", rungen_emulator.airflow_connection())
+    assert len(hook.list_apps()) == 2
+    monkeypatch.delenv("AIRFLOW_CONN_NOT_THERE_YET")
+    assert len(hook.list_apps()) == 2
+    hook.close()
+
+
+def test_no_app_anywhere_is_told(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", rungen_emulator.airflow_connection(app_id=None))
+    with RunGenHook() as hook, pytest.raises(RunGenConfigError, match="app_id"):
+        hook.run_job(input=INPUT)
+    assert rungen_emulator.service.records() == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_quick_cancel_tells_what_became_of_each_job(rungen_emulator: Emulator, count: int) -> None:
+    with RunGenHook() as hook:
+        ids = [hook.run_job(input={**INPUT, "emulator": {"seconds": 60}}).id for _ in range(count)]
+        rungen_emulator.service.inject(Fault(on="cancel", job_id=ids[-1], status=403))
+        outcomes = hook.cancel_jobs(APP, ids, within=3.0)
+    assert list(outcomes) == ids
+    assert [error is None for error in outcomes.values()] == [True] * (count - 1) + [False]
+    assert rungen_emulator.service.stats()["jobs_cancelled"] == count - 1
+
+
+@pytest.mark.parametrize("count", [1, 40])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Fault(on="cancel", kind="hang", times=None)],
+        [Fault(on="cancel", kind="drip", times=None)],
+        [Fault(on="cancel", status=503, times=None)],
+        [Fault(on="cancel", status=503, headers={"Retry-After": "30"}, times=None)],
+        [Fault(on="cancel", status=409, times=None), Fault(on="get", status=503, times=None)],
+        [Fault(on="cancel", status=409, times=None), Fault(on="get", kind="hang", times=None)],
+        [Fault(on="cancel", kind="reset_before", times=None)],
+    ],
+    ids=["hang", "drip", "503", "retry-after", "409 then 503", "409 then hang", "reset"],
+)
+def test_a_quick_cancel_is_quick_whatever_the_service_does(
+    rungen_emulator: Emulator, faults: list[Fault], count: int
+) -> None:
+    with RunGenHook() as hook:
+        ids = [hook.run_job(input={**INPUT, "emulator": {"seconds": 60}}).id for _ in range(count)]
+        for fault in faults:
+            rungen_emulator.service.inject(fault)
+        started = time.monotonic()
+        outcomes = hook.cancel_jobs(APP, ids, within=1.0)
+        assert time.monotonic() - started < 1.8
+    assert list(outcomes) == ids
+    assert all(isinstance(error, RunGenError) for error in outcomes.values())

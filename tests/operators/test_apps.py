@@ -1,0 +1,733 @@
+"""Operators and sensor for apps, without a database: what they send, return, raise, and leave behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+)
+from conftest import KEY, FakeStore, FakeTaskInstance, Outcome, TrackedTaskInstance, run_task, signal_when
+
+from airflow_provider_rungen.client.endpoints import create_app
+from airflow_provider_rungen.client.scaling import Raised
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import (
+    RunGenAppError,
+    RunGenAppTimeoutError,
+    RunGenServerError,
+)
+from airflow_provider_rungen.operators import (
+    RunGenCreateAppOperator,
+    RunGenDeleteAppOperator,
+    RunGenScaleAppOperator,
+)
+from airflow_provider_rungen.operators.app import app_body
+from airflow_provider_rungen.sensors import RunGenAppSensor
+from airflow_provider_rungen.triggers import rungen as triggers
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+
+APP = "gpu"
+MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
+KILLED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture
+def emulator(rungen_emulator: Emulator) -> Emulator:
+    rungen_emulator.service.add_app(APP, init_seconds=0.3)
+    return rungen_emulator
+
+
+def scale_op(active_workers: Any = 2, **options: Any) -> RunGenScaleAppOperator:
+    options = {"task_id": "scale", "app_id": APP, "poll_interval": 0.02, "defer_after": 0, **options}
+    return RunGenScaleAppOperator(active_workers=active_workers, **options)
+
+
+def numbers(emulator: Emulator) -> list[Any]:
+    """Every number of workers that was asked for."""
+    bodies = [json.loads(r.body) for r in emulator.service.records() if r.operation == "update_app"]
+    return [body["configuration"]["active_workers"] for body in bodies]
+
+
+def workers(emulator: Emulator, app_id: str = APP) -> int:
+    count: int = emulator.service.stats()["active_workers"][app_id]
+    return count
+
+
+# --- scaling ------------------------------------------------------------------------------------------------
+
+
+@MODES
+@pytest.mark.parametrize("shape", ["wrapped", "flat", "mixed"])
+@pytest.mark.parametrize("words", ["upper", "lower", "title"])
+def test_going_up_waits_until_the_app_runs(
+    emulator: Emulator, context: Any, deferrable: bool, shape: str, words: str
+) -> None:
+    emulator.service.configure({"shape": shape, "words": words})
+    started = time.monotonic()
+    outcome = run_task(scale_op(deferrable=deferrable), context)
+    assert (outcome.value, outcome.error) == (APP, None)
+    assert time.monotonic() - started > 0.3
+    assert numbers(emulator) == [2]
+    assert len(outcome.events) == deferrable
+
+
+def test_an_app_that_is_there_already_is_sent_nothing(emulator: Emulator, context: Any) -> None:
+    emulator.service.scale(APP, 2)
+    assert run_task(scale_op("2"), context).value == APP
+    assert numbers(emulator) == []
+
+
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_going_up_or_down_without_a_wait(emulator: Emulator, context: Any, before: int) -> None:
+    emulator.service.scale(APP, before)
+    assert run_task(scale_op(3, wait_until_running=False), context) == Outcome(value=APP)
+    assert (numbers(emulator), workers(emulator)) == ([3], 3)
+
+
+def app_that_tells(emulator: Emulator, on: str = "get_app", times: int | None = 1, **told: Any) -> None:
+    """Let the service answer with this, and do nothing."""
+    emulator.service.inject(Fault(on=on, status=200, body={"id": APP, **told}, times=times))
+
+
+def test_going_down_to_zero_waits_for_nothing_where_no_number_is_told(
+    emulator: Emulator, context: Any
+) -> None:
+    emulator.service.scale(APP, 2)
+    app_that_tells(emulator, status="RUNNING")
+    assert run_task(scale_op(0, timeout=2), context) == Outcome(value=APP)
+    assert (numbers(emulator), workers(emulator)) == ([0], 0)
+    app_that_tells(emulator, status="STOPPED")
+    assert run_task(scale_op(0), context) == Outcome(value=APP)
+    assert numbers(emulator) == [0], "a stopped app has none"
+
+
+def test_going_down_does_not_wait_for_running(emulator: Emulator, context: Any) -> None:
+    emulator.service.scale(APP, 2)
+    assert run_task(scale_op(0), context) == Outcome(value=APP)
+    assert (numbers(emulator), workers(emulator)) == ([0], 0)
+    run_task(scale_op(0), context)
+    assert numbers(emulator) == [0]
+
+
+@MODES
+def test_progress_is_in_the_log(
+    emulator: Emulator, context: Any, deferrable: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    run_task(scale_op(deferrable=deferrable), context)
+    told = [line for line in caplog.messages if line.startswith(f"RunGen app {APP} is ")]
+    assert told[0] == f"RunGen app {APP} is INITIALIZING, 2 active workers, of which are told: 2 initializing"
+    assert told[-1].startswith(f"RunGen app {APP} is RUNNING, 2 active workers")
+    assert KEY not in caplog.text
+
+
+@MODES
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("limit", [{"timeout": 0.3}, {"execution_timeout": timedelta(seconds=0.3)}])
+def test_an_app_that_takes_too_long_is_lowered_again(
+    emulator: Emulator, context: Any, deferrable: bool, before: int, limit: dict[str, Any]
+) -> None:
+    emulator.service.add_app(APP, init_seconds=60)
+    emulator.service.scale(APP, before)
+    outcome = run_task(scale_op(deferrable=deferrable, **limit), context)
+    assert type(outcome.error) is RunGenAppTimeoutError
+    assert outcome.error.app_id == APP
+    assert "INITIALIZING, 2 active workers" in str(outcome.error)
+    assert "Raise timeout" in str(outcome.error)
+    assert (numbers(emulator), workers(emulator)) == ([2, before], before)
+
+
+@MODES
+def test_nothing_is_lowered_when_told_so(emulator: Emulator, context: Any, deferrable: bool) -> None:
+    emulator.service.add_app(APP, init_seconds=60)
+    options: dict[str, Any] = {"timeout": 0.2, "scale_down_on_failure": False}
+    assert run_task(scale_op(deferrable=deferrable, **options), context).error
+    assert numbers(emulator) == [2]
+
+
+def test_what_was_not_raised_is_not_lowered(emulator: Emulator, context: Any) -> None:
+    emulator.service.add_app(APP, init_seconds=60)
+    emulator.service.scale(APP, 2)
+    assert isinstance(run_task(scale_op(timeout=0.2), context).error, RunGenAppTimeoutError)
+    assert numbers(emulator) == []
+
+
+@pytest.mark.parametrize("kind", ["reset_after", "garbage", "reset_before"])
+def test_a_lost_answer_is_asked_for_again(
+    emulator: Emulator, context: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    emulator.service.inject(Fault(on="update_app", kind=kind))
+    assert run_task(scale_op(), context).value == APP
+    assert numbers(emulator) == [2, 2]
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409])
+def test_a_refusal_is_hopeless_and_leaves_nothing_to_lower(
+    emulator: Emulator, context: Any, status: int
+) -> None:
+    emulator.service.inject(Fault(on="update_app", status=status))
+    outcome = run_task(scale_op(), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert str(status) in str(outcome.error)
+    assert len(numbers(emulator)) == 1
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409])
+@pytest.mark.parametrize("kind", ["reset_after", "garbage"])
+def test_a_refusal_after_a_lost_answer_does_not_leave_the_app_up(
+    emulator: Emulator, context: Any, status: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    emulator.service.inject(Fault(on="update_app", kind=kind))
+    emulator.service.inject(Fault(on="update_app", status=status))
+    assert isinstance(run_task(scale_op(), context).error, AirflowFailException)
+    assert (numbers(emulator), workers(emulator)) == ([2, 2, 0], 0)
+
+
+def test_a_lowering_that_fails_is_said_loudly(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    store = context["task_state_store"] = FakeStore()
+    emulator.service.add_app(APP, init_seconds=60)
+
+    def break_down(key: str, _: Any) -> None:
+        if key == "scaled":
+            emulator.service.inject(Fault(on="update_app", status=500, times=6))
+
+    context["ti"].on_push = break_down
+    outcome = run_task(scale_op(timeout=0.2), context)
+    # the first five were to raise it, and nobody knows whether they did
+    assert type(outcome.error) is RunGenServerError
+    assert "NOT" not in caplog.text
+    emulator.service.inject(Fault(on="update_app", status=500, times=None))
+    assert workers(emulator) == 0
+    emulator.service.clear_faults()
+    context["ti"].on_push = None
+    op = scale_op(timeout=0.3)
+    monkeypatch.setattr("airflow_provider_rungen.client.scaling.Goal.timeout_error", _failing(emulator))
+    assert run_task(op, context).error
+    assert f"RunGen app {APP} was raised to 2 active workers and could NOT be lowered again" in caplog.text
+    assert any(record.levelname == "ERROR" for record in caplog.records)
+    assert store.get("scaled")["before"] == 0, "the next attempt knows"
+
+
+@MODES
+def test_a_lowering_that_was_not_done_is_sent_again(
+    emulator: Emulator, context: Any, deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.scaling.PAUSE", 0.01)
+    emulator.service.add_app(APP, init_seconds=60)
+    context["ti"].on_push = lambda key, _: after_raising(emulator) if key == "scaled" else None
+    outcome = run_task(scale_op(deferrable=deferrable, timeout=0.5), context)
+    assert isinstance(outcome.error, RunGenAppTimeoutError)
+    assert (numbers(emulator), workers(emulator)) == ([2, 0, 0], 0)
+
+
+def after_raising(emulator: Emulator) -> None:
+    """Let the next number but one be taken, and come to nothing."""
+
+    def wait() -> None:
+        while not workers(emulator):
+            time.sleep(0.01)
+        app_that_tells(emulator, "update_app", configuration={"active_workers": 2})
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _failing(emulator: Emulator) -> Any:
+    def timeout_error(_: Any) -> RunGenAppTimeoutError:
+        emulator.service.inject(Fault(on="update_app", status=500, times=None))
+        return RunGenAppTimeoutError("late")
+
+    return timeout_error
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, True, "many", "", None, [], "-1"])
+def test_a_number_of_workers_is_a_whole_number(emulator: Emulator, context: Any, wrong: Any) -> None:
+    # not when the DAG is parsed: it is a template field
+    outcome = run_task(scale_op(wrong), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "active_workers" in str(outcome.error)
+    assert emulator.service.records() == []
+
+
+# --- scaling, killed ----------------------------------------------------------------------------------------
+
+
+@KILLED
+def test_a_kill_on_the_way_up_lowers_the_app_and_ends_the_task(emulator: Emulator, context: Any) -> None:
+    emulator.service.add_app(APP, init_seconds=60)
+    op = scale_op()
+    with signal_when(signal.SIGTERM, lambda: emulator.service.count("get_app") > 3, op.on_kill) as sent:
+        outcome = run_task(op, context)
+    assert isinstance(outcome.error, AirflowException)
+    assert "killed" in str(outcome.error)
+    assert time.monotonic() - sent[0] < 4
+    assert (numbers(emulator), workers(emulator)) == ([2, 0], 0)
+
+
+@KILLED
+def test_a_kill_is_over_in_time_when_the_service_hangs(
+    emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    emulator.service.add_app(APP, init_seconds=60)
+    op = scale_op()
+
+    def hang() -> bool:
+        if emulator.service.count("get_app") <= 3:
+            return False
+        for on in ("get_app", "update_app"):
+            emulator.service.inject(Fault(on=on, kind="hang", times=None))
+        return True
+
+    with signal_when(signal.SIGTERM, hang, op.on_kill) as sent:
+        outcome = run_task(op, context)
+    assert isinstance(outcome.error, AirflowException)
+    assert time.monotonic() - sent[0] < 4.5
+    assert "could NOT be lowered again" in caplog.text
+
+
+def test_a_kill_before_anything_was_raised_is_harmless(emulator: Emulator) -> None:
+    scale_op().on_kill()
+    assert emulator.service.records() == []
+
+
+def killed_on_the_way_up(emulator: Emulator, context: Any, ti: TrackedTaskInstance) -> BaseException:
+    emulator.service.add_app(APP, init_seconds=60)
+    context |= {"ti": ti, "task_state_store": FakeStore()}
+    op = scale_op()
+    with signal_when(signal.SIGTERM, lambda: emulator.service.count("get_app") > 3, op.on_kill) as sent:
+        error = run_task(op, context).error
+    assert time.monotonic() - sent[0] < 4
+    assert error is not None
+    return error
+
+
+@KILLED
+@pytest.mark.parametrize("state", ["running", "up_for_retry", None])
+def test_a_kill_leaves_the_app_up_for_the_next_attempt(
+    emulator: Emulator, context: Any, state: str | None
+) -> None:
+    ti = TrackedTaskInstance(state)
+    ti.max_tries = 1
+    error = killed_on_the_way_up(emulator, context, ti)
+    assert str(error).endswith(
+        f"RunGen app {APP} is left at 2 active workers, which are billed: the next attempt goes on with it."
+    )
+    assert workers(emulator) == 2
+    # which knows what to lower to
+    assert isinstance(run_task(scale_op(timeout=0.2), context).error, RunGenAppTimeoutError)
+    assert workers(emulator) == 0
+
+
+@KILLED
+@pytest.mark.parametrize(("state", "tries"), [("failed", 1), ("success", 1), ("running", 0)])
+def test_a_kill_by_a_user_or_without_tries_left_lowers_the_app(
+    emulator: Emulator, context: Any, state: str, tries: int
+) -> None:
+    ti = TrackedTaskInstance(state)
+    ti.max_tries = tries
+    killed_on_the_way_up(emulator, context, ti)
+    assert workers(emulator) == 0
+
+
+def killed_after_raising(emulator: Emulator, context: Any) -> None:
+    """Let an attempt raise the app, and die without a word."""
+
+    class Death(BaseException):
+        pass
+
+    op = scale_op(scale_down_on_failure=False)
+    op._wait = lambda *_: (_ for _ in ()).throw(Death())  # type: ignore[method-assign]
+    with pytest.raises(Death):
+        op.execute(context)
+    assert workers(emulator) == 2
+
+
+def test_a_retry_goes_on_and_knows_what_to_lower_to(emulator: Emulator, context: Any) -> None:
+    context["task_state_store"] = FakeStore()
+    emulator.service.add_app(APP, init_seconds=60)
+    killed_after_raising(emulator, context)
+    assert isinstance(run_task(scale_op(timeout=0.2), context).error, RunGenAppTimeoutError)
+    assert (numbers(emulator), workers(emulator)) == ([2, 0], 0)
+    assert context["task_state_store"].kept == {}
+
+
+def test_a_retry_knows_what_to_lower_to_where_no_number_is_told(emulator: Emulator, context: Any) -> None:
+    context["task_state_store"] = FakeStore()
+    emulator.service.add_app(APP, init_seconds=60)
+    killed_after_raising(emulator, context)
+    app_that_tells(emulator, status="INITIALIZING")
+    assert isinstance(run_task(scale_op(timeout=0.2), context).error, RunGenAppTimeoutError)
+    assert workers(emulator) == 0
+
+
+def test_a_retry_with_another_number_knows_what_to_lower_to(emulator: Emulator, context: Any) -> None:
+    context["task_state_store"] = FakeStore()
+    emulator.service.add_app(APP, init_seconds=60)
+    killed_after_raising(emulator, context)
+    assert isinstance(run_task(scale_op(3, timeout=0.2), context).error, RunGenAppTimeoutError)
+    assert (numbers(emulator), workers(emulator)) == ([2, 3, 0], 0)
+
+
+def test_a_retry_that_succeeds_sends_nothing_more(
+    emulator: Emulator, context: Any, ti: FakeTaskInstance
+) -> None:
+    context["task_state_store"] = FakeStore()
+    killed_after_raising(emulator, context)
+    first = ti.xcoms["scaled"]
+    assert run_task(scale_op(), context).value == APP
+    assert numbers(emulator) == [2]
+    assert ti.xcoms["scaled"] == first, "it is up since then"
+    assert context["task_state_store"].kept == {}
+
+
+@pytest.mark.parametrize(("state", "want"), [("failed", 0), ("success", 0), (None, 0), ("deferred", 2)])
+def test_a_user_who_ends_the_deferred_task_lowers_the_app(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, state: str | None, want: int
+) -> None:
+    import asyncio
+
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    monkeypatch.setattr(triggers, "_read_state", lambda _: state)
+    emulator.service.add_app(APP, init_seconds=60)
+    with pytest.raises(TaskDeferred) as deferral:
+        scale_op(deferrable=True).execute(context)
+    kind, kwargs = deferral.value.trigger.serialize()
+    assert kind == "airflow_provider_rungen.triggers.RunGenAppTrigger"
+    trigger = triggers.RunGenAppTrigger(**json.loads(json.dumps(kwargs)))
+    assert KEY not in json.dumps(kwargs)
+    trigger.task_instance = context["ti"]
+    asyncio.run(trigger.on_kill())
+    assert workers(emulator) == want
+
+
+def test_a_user_who_ends_the_deferred_task_lowers_an_app_that_does_not_answer_questions(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    monkeypatch.setattr(triggers, "_read_state", lambda _: "failed")
+    monkeypatch.setattr(triggers, "CANCEL_TIME", 5.0)
+    emulator.service.scale(APP, 2)
+    emulator.service.inject(Fault(on="get_app", kind="hang", times=None))
+    trigger = triggers.RunGenAppTrigger(
+        rungen_conn_id="rungen_default",
+        app_id=APP,
+        status="RUNNING",
+        poll_interval=1,
+        deadline=0,
+        deferred_at=0,
+        raised=Raised(APP, 2, 0, 0.0).to_json(),
+    )
+    trigger.task_instance = context["ti"]
+    asyncio.run(trigger.on_kill())
+    assert workers(emulator) == 0
+
+
+def test_a_deferral_that_airflow_ends_lowers_the_app(emulator: Emulator, context: Any) -> None:
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    emulator.service.add_app(APP, init_seconds=60)
+    op = scale_op(deferrable=True)
+    with pytest.raises(TaskDeferred):
+        op.execute(context)
+    with pytest.raises(RunGenAppError, match="Trigger timeout"):
+        op.resume_execution("__fail__", {"error": "Trigger timeout"}, context)
+    assert workers(emulator) == 0
+
+
+def test_a_refusal_in_the_triggerer_is_hopeless_and_lowers(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 0.3)
+    emulator.service.add_app(APP, init_seconds=60)
+
+    def refuse() -> None:
+        while emulator.service.count("get_app") < 4:
+            time.sleep(0.01)
+        emulator.service.inject(Fault(on="get_app", status=403, times=None))
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    outcome = run_task(scale_op(deferrable=True), context)
+    thread.join()
+    assert isinstance(outcome.error, AirflowFailException)
+    assert workers(emulator) == 0
+
+
+# --- create and delete --------------------------------------------------------------------------------------
+
+LORA = {
+    "id": 7,
+    "versionId": "9",
+    "downloadUrl": "https://x.example/l?token=SECRET",
+    "name": "ink",
+    "weight": 1,
+}
+BODY: dict[str, Any] = {
+    "name": "night shift",
+    "description": "paints",
+    "configuration": {"gpu_tier": "STANDARD", "location": "EU"},
+    "workflow": {"model_url": "https://models.example/flux.safetensors", "tools": {"loras": [LORA]}},
+}
+
+
+def create_op(**options: Any) -> RunGenCreateAppOperator:
+    return RunGenCreateAppOperator(**{"task_id": "create", **BODY, **options})
+
+
+def apps(emulator: Emulator) -> list[str]:
+    return [app_id for app_id in emulator.service.stats()["active_workers"] if len(app_id) == 36]
+
+
+def creations(emulator: Emulator) -> int:
+    return emulator.service.count("create_app")
+
+
+@pytest.mark.parametrize("options", [{}, {"shape": "flat", "create_status": 200}])
+def test_an_app_is_created_as_written(emulator: Emulator, context: Any, options: dict[str, Any]) -> None:
+    emulator.service.configure(options)
+    outcome = run_task(create_op(), context)
+    assert [outcome.value] == apps(emulator)
+    [record] = [r for r in emulator.service.records() if r.operation == "create_app"]
+    assert json.loads(record.body) == BODY
+
+
+def test_an_app_of_that_name_is_used(
+    emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run_task(create_op(), context).value
+    given = {"configuration": {"gpu_tier": "BASIC"}}
+    assert run_task(create_op(**given), context).value == first
+    assert creations(emulator) == 1
+    assert "Its gpu_tier is STANDARD, not BASIC" in caplog.text
+
+
+def test_an_app_of_that_name_may_be_an_error(emulator: Emulator, context: Any) -> None:
+    first = run_task(create_op(), context).value
+    outcome = run_task(create_op(if_exists="fail"), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert first in str(outcome.error)
+    assert creations(emulator) == 1
+
+
+@pytest.mark.parametrize("if_exists", ["use", "fail"])
+@pytest.mark.parametrize("kind", ["reset_after", "garbage", "no_id"])
+def test_a_lost_answer_makes_no_second_app(
+    emulator: Emulator, context: Any, kind: str, if_exists: str
+) -> None:
+    emulator.service.inject(Fault(on="create_app", kind=kind))
+    outcome = run_task(create_op(if_exists=if_exists), context)
+    assert [outcome.value] == apps(emulator)
+    assert creations(emulator) == 1
+
+
+@pytest.mark.parametrize("if_exists", ["use", "fail"])
+def test_a_retry_finds_the_app_of_the_attempt_before(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, if_exists: str
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.operators.app.LISTED_WITHIN", 0.05)
+    context["task_state_store"] = FakeStore()
+    emulator.service.inject(Fault(on="create_app", kind="reset_after"))
+
+    def hide() -> None:
+        while not creations(emulator):
+            time.sleep(0.001)
+        emulator.service.inject(Fault(on="list_apps", status=500, times=5))
+
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    thread = threading.Thread(target=hide)
+    thread.start()
+    first = run_task(create_op(if_exists=if_exists), context)
+    thread.join()
+    emulator.service.clear_faults()
+    second = run_task(create_op(if_exists=if_exists), context)
+    assert [second.value] == apps(emulator)
+    assert first.error or first.value == second.value
+    assert creations(emulator) == 1
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_retry_waits_for_the_app_to_be_in_the_list(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.operators.app.LISTED_WITHIN", 0.5)
+    if keeps:
+        context["task_state_store"] = FakeStore()
+    with monkeypatch.context() as patch:
+        patch.setattr(RunGenCreateAppOperator, "_create", killed_once_created)
+        with pytest.raises(KeyboardInterrupt):
+            create_op().execute(context)
+    context["ti"].try_number = 2
+    emulator.service.inject(Fault(on="list_apps", status=200, body={"data": []}, times=2))
+    assert [run_task(create_op(), context).value] == apps(emulator)
+    assert creations(emulator) == 1
+
+
+def killed_once_created(_: Any, hook: Any, body: dict[str, Any]) -> None:
+    hook.perform(create_app(body))
+    raise KeyboardInterrupt
+
+
+def test_a_proxy_that_hides_the_answer_creates_one_app(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    emulator.service.inject(Fault(on="create_app", kind="html", status=503, taken=True))
+    assert [run_task(create_op(), context).value] == apps(emulator)
+    assert creations(emulator) == 1
+
+
+@pytest.mark.parametrize(
+    "value", [7, [], {}, {"name": BODY["name"], "others": 7}, {"name": BODY["name"], "others": [[]]}]
+)
+def test_a_corrupt_record_of_a_creation_is_no_app_of_ours(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.operators.app.LISTED_WITHIN", 0.01)
+    context["task_state_store"] = FakeStore()
+    context["task_state_store"].set("rungen_app", value)
+    assert [run_task(create_op(), context).value] == apps(emulator)
+
+
+def test_a_creation_that_was_not_taken_is_tried_again(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    emulator.service.inject(Fault(on="create_app", status=503))
+    assert [run_task(create_op(), context).value] == apps(emulator)
+
+
+def test_numbers_may_be_text_as_templates_make_them() -> None:
+    configuration = {"gpu_tier": "BASIC", "active_workers": " 2 "}
+    workflow = {"model_url": "m", "tools": {"loras": [LORA | {"weight": "0.8"}], "other": 1}}
+    body = app_body("n", configuration, workflow)
+    assert body["configuration"]["active_workers"] == 2
+    assert body["workflow"]["tools"]["loras"][0]["weight"] == 0.8
+    assert body["workflow"]["tools"]["other"] == 1
+
+
+WRONG: dict[str, Any] = {
+    "name": {"name": " "},
+    "description": {"description": 7},
+    "configuration": {"configuration": "BASIC"},
+    "configuration.gpu_tier": {"configuration": {"gpu_tier": "basic"}},
+    "configuration.active_workers": {"configuration": {"gpu_tier": "BASIC", "active_workers": -1}},
+    "configuration.location": {"configuration": {"gpu_tier": "BASIC", "location": 7}},
+    "workflow": {"workflow": []},
+    "workflow.model_url": {"workflow": {"model_url": ""}},
+    "workflow.tools": {"workflow": {"model_url": "m", "tools": []}},
+    "workflow.tools.loras": {"workflow": {"model_url": "m", "tools": {"loras": {}}}},
+    "workflow.tools.loras[1]": {"workflow": {"model_url": "m", "tools": {"loras": [LORA, "ink"]}}},
+}
+for _field, _wrong in {
+    "id": True,
+    "versionId": 1.5,
+    "downloadUrl": "ftp://x/y?token=SECRET",
+    "name": "",
+    "weight": "heavy",
+}.items():
+    _loras = [LORA | {_field: _wrong}]
+    WRONG[f"workflow.tools.loras[0].{_field}"] = {"workflow": {"model_url": "m", "tools": {"loras": _loras}}}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_wrong_field_is_named_and_nothing_is_sent(emulator: Emulator, context: Any, field: str) -> None:
+    outcome = run_task(create_op(**WRONG[field]), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert str(outcome.error).startswith(f"{field} must be ")
+    assert "nothing was sent" in str(outcome.error)
+    assert "SECRET" not in str(outcome.error)
+    assert emulator.service.records() == []
+
+
+def test_an_app_is_stopped_and_deleted(emulator: Emulator, context: Any) -> None:
+    emulator.service.scale(APP, 2)
+    op = RunGenDeleteAppOperator(task_id="delete", app_id=APP, poll_interval=0.02)
+    assert run_task(op, context) == Outcome()
+    assert APP not in emulator.service.stats()["active_workers"]
+    assert run_task(op, context) == Outcome()
+
+
+def test_an_app_is_not_deleted_before_it_is_set_to_zero(emulator: Emulator, context: Any) -> None:
+    emulator.service.scale(APP, 2)
+    # it has not begun to start, and what stops it is lost
+    app_that_tells(emulator, status="STOPPED", configuration={"active_workers": 2}, times=2)
+    app_that_tells(emulator, "update_app", status="STOPPED", configuration={"active_workers": 2})
+    op = RunGenDeleteAppOperator(task_id="delete", app_id=APP, poll_interval=0.02, timeout=5)
+    assert run_task(op, context) == Outcome()
+    assert workers_when_deleted(emulator) == [0, 0]
+
+
+def workers_when_deleted(emulator: Emulator) -> list[Any]:
+    assert APP not in emulator.service.stats()["active_workers"]
+    return numbers(emulator)
+
+
+# --- sensor -------------------------------------------------------------------------------------------------
+
+
+def sensor(**options: Any) -> RunGenAppSensor:
+    return RunGenAppSensor(
+        **{"task_id": "wait", "app_id": APP, "poke_interval": 0.02, "timeout": 20, **options}
+    )
+
+
+@MODES
+@pytest.mark.parametrize("status", ["RUNNING", "running"])
+def test_the_sensor_waits_until_the_app_runs(
+    emulator: Emulator, context: Any, deferrable: bool, status: str
+) -> None:
+    emulator.service.scale(APP, 1)
+    started = time.monotonic()
+    outcome = run_task(sensor(deferrable=deferrable, status=status), context)
+    assert outcome.error is None
+    assert time.monotonic() - started > 0.2
+    assert len(outcome.events) == deferrable
+    assert numbers(emulator) == []
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_the_sensor_sees_at_once_that_an_app_is_stopped(
+    emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    assert run_task(sensor(deferrable=deferrable, status="STOPPED"), context) == Outcome()
+
+
+@MODES
+def test_the_sensor_has_its_time(emulator: Emulator, context: Any, deferrable: bool) -> None:
+    outcome = run_task(sensor(deferrable=deferrable, timeout=0.3), context)
+    assert isinstance(outcome.error, AirflowSensorTimeout)
+    assert str(outcome.error).endswith("the sensor had 0.3 s. Raise timeout if it needs longer.")
+    softly = run_task(sensor(deferrable=deferrable, timeout=0.3, soft_fail=True), context)
+    assert isinstance(softly.error, AirflowSkipException)
+
+
+@MODES
+def test_an_app_that_is_not_there_fails_the_sensor_for_good(
+    emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    outcome = run_task(sensor(deferrable=deferrable, app_id="no-such-app"), context)
+    assert isinstance(outcome.error, AirflowFailException)
+
+
+def test_a_poke_is_one_look(emulator: Emulator, context: Any) -> None:
+    task = sensor()
+    assert [task.poke(context), task.poke(context)] == [False, False]
+    assert emulator.service.count("get_app") == 2

@@ -1,0 +1,1024 @@
+"""Many jobs in one task: what the operator returns, what the store keeps, what the server saw."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+import time
+import traceback
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from conftest import FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
+
+from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import RunGenForbiddenError
+from airflow_provider_rungen.execution import batch
+from airflow_provider_rungen.links import RunGenAppLink
+from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunBatchOperator
+from airflow_provider_rungen.sensors import RunGenJobSensor
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+MODES = {"blocking": False, "deferred": True}
+
+
+class Task:
+    """A batch task that is attempted again and again."""
+
+    def __init__(self, emulator: Emulator, **options: Any) -> None:
+        emulator.service.scale("flux-schnell", 1000)
+        self.emulator = emulator
+        self.options: dict[str, Any] = {"poll_interval": 0.02, "defer_after": 0} | options
+        self.store: Any = FakeStore()
+        self.max_tries, self.tries = 2, 0
+        self.state: str | None = "running"
+        self.ti = TrackedTaskInstance()
+        self.on_push: Callable[[str, Any], None] | None = None
+
+    def attempt(self, **changes: Any) -> Outcome:
+        self.tries += 1
+        self.ti = TrackedTaskInstance(self.state)
+        self.ti.on_push = self.on_push
+        self.ti.try_number, self.ti.max_tries = self.tries, self.max_tries
+        options = self.options | changes
+        if not options.get("wait_for_completion", True):
+            options.pop("deferrable", None)  # there is nothing to defer
+        self.op = RunGenRunBatchOperator(task_id="task", **options)
+        context: Any = {"ti": self.ti, "task_state_store": self.store}
+        return run_task(self.op, context)
+
+    @property
+    def created(self) -> int:
+        return int(self.emulator.service.stats()["jobs_created"])
+
+    def statuses(self) -> list[str]:
+        return [job["status"] for job in self.emulator.service.jobs()]
+
+    def prompts(self) -> dict[str, str]:
+        return {job["id"]: job["input"]["prompt"] for job in self.emulator.service.jobs()}
+
+
+def prompts(count: int, **emulator: Any) -> list[dict[str, Any]]:
+    return [{"prompt": f"picture {n}", **({"emulator": emulator} if emulator else {})} for n in range(count)]
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> bool:
+    return MODES[request.param]
+
+
+@pytest.mark.parametrize("count", [1, 3, 40, 250])
+def test_ids_come_in_the_order_of_the_inputs(rungen_emulator: Emulator, mode: bool, count: int) -> None:
+    task = Task(rungen_emulator, inputs=prompts(count), deferrable=mode)
+    ids = task.attempt().value
+    assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(count)]
+    assert task.created == count
+    assert (task.ti.xcoms["job_ids"], task.ti.xcoms["failed"]) == (ids, [])
+
+
+def test_no_inputs_are_no_jobs(rungen_emulator: Emulator, mode: bool) -> None:
+    task = Task(rungen_emulator, inputs=[], deferrable=mode)
+    assert task.attempt().value == []
+    assert rungen_emulator.service.count("run") == 0
+
+
+def test_without_waiting_the_jobs_run_on(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(20, seconds=60), wait_for_completion=False)
+    assert len(task.attempt().value) == 20
+    assert task.statuses() == ["RUNNING"] * 20
+    assert rungen_emulator.service.count("get") == 0
+
+
+def test_a_json_lines_file_is_read(rungen_emulator: Emulator, tmp_path: Path) -> None:
+    path = tmp_path / "inputs.jsonl"
+    path.write_text("\n".join(json.dumps(item) for item in prompts(30)) + "\n\n")
+    task = Task(rungen_emulator, inputs=f"file://{path}")
+    ids = task.attempt().value
+    assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(30)]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        (b'{"prompt": "a"}\r\n{"prompt": "b"}\r\n', 2),
+        (b'\xef\xbb\xbf{"prompt": "a"}\n{"prompt": "b"}', 2),
+        (b'\xef\xbb\xbf\n{"prompt": "a"}\n', 1),
+        (b'\n\n \t\n{"prompt": "a"}\n\n{"prompt": "b"}\n\n', 2),
+        ('{"prompt": "a\u2028b"}\n'.encode(), 1),
+        (b'{"prompt": "%s"}\n{"prompt": "b"}' % (b"x" * 300_000), 2),
+        (b"", 0),
+        (b"\xef\xbb\xbf", 0),
+    ],
+    ids=[
+        "crlf",
+        "bom",
+        "bom alone",
+        "blank lines",
+        "other separators",
+        "long line",
+        "empty",
+        "nothing but bom",
+    ],
+)
+def test_every_usual_json_lines_file_is_read(
+    rungen_emulator: Emulator, tmp_path: Path, text: bytes, count: int
+) -> None:
+    path = tmp_path / "inputs.jsonl"
+    path.write_bytes(text)
+    assert len(Task(rungen_emulator, inputs=str(path)).attempt().value) == count
+
+
+def test_a_sequence_that_airflow_reads_as_it_goes_is_read(rungen_emulator: Emulator) -> None:
+    class LazySequence(Sequence[Any]):
+        """The output of a mapped task."""
+
+        def __len__(self) -> int:
+            return 7
+
+        def __getitem__(self, index: Any) -> Any:
+            return prompts(7)[index]
+
+    task = Task(rungen_emulator, inputs=LazySequence())
+    ids = task.attempt().value
+    assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(7)]
+
+
+@pytest.mark.parametrize(
+    ("count", "failing", "max_failed", "fails"),
+    [
+        (0, 0, 0, False),
+        (0, 0, 0.5, False),
+        (1, 1, 0, True),
+        (1, 1, 1, False),
+        (1, 1, 0.99, True),
+        (3, 1, 0.3, True),
+        (3, 1, 0.34, False),
+        (4, 3, 2, True),
+        (4, 4, 1000, False),
+    ],
+)
+def test_as_many_may_fail_as_is_said(
+    rungen_emulator: Emulator, count: int, failing: int, max_failed: float, fails: bool
+) -> None:
+    inputs = [{"prompt": "fail: x"}] * failing + prompts(count - failing)
+    task = Task(rungen_emulator, inputs=inputs, max_failed=max_failed)
+    outcome = task.attempt()
+    assert bool(outcome.error) is fails
+    assert task.ti.xcoms["failed"] == list(range(failing))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ([{"prompt": "a"}, {"prompt": float("nan")}], r"inputs\[1\]\.prompt"),
+        ([{"prompt": "a"}, "b"], r"inputs\[1\] is a str"),
+        ({"prompt": "a"}, "not a dict"),
+        (7, "not a int"),
+        ("file:///no/such/file.jsonl", "no/such/file"),
+        ("nosuchscheme://x/y", "nosuchscheme"),
+    ],
+)
+def test_nothing_is_sent_when_an_input_is_wrong(rungen_emulator: Emulator, inputs: Any, told: str) -> None:
+    outcome = Task(rungen_emulator, inputs=inputs).attempt()
+    with pytest.raises(Exception, match=told):
+        raise outcome.error or AssertionError("no error")
+    assert rungen_emulator.service.count("run") == 0
+
+
+def test_a_line_that_is_no_json_is_named(rungen_emulator: Emulator, tmp_path: Path) -> None:
+    path = tmp_path / "inputs.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"prompt": \n')
+    outcome = Task(rungen_emulator, inputs=str(path)).attempt()
+    assert "line 3" in str(outcome.error)
+    assert rungen_emulator.service.count("run") == 0
+
+
+@pytest.mark.parametrize(
+    "line", ['{"prompt": ', "7", '{"prompt": NaN}', '{"prompt": "a", "width": -1}', None]
+)
+def test_the_query_of_a_signed_uri_is_not_told(
+    rungen_emulator: Emulator, tmp_path: Path, line: str | None
+) -> None:
+    path = tmp_path / "inputs.jsonl?X-Amz-Signature=S3CR3T"
+    if line is not None:
+        path.write_text(line)
+    outcome = Task(rungen_emulator, inputs=str(path), input_schema="flux-schnell").attempt()
+    assert outcome.error is not None
+    assert "inputs.jsonl?X-Amz-Signature=***" in str(outcome.error)
+    assert "S3CR3T" not in "".join(traceback.format_exception(outcome.error))
+    assert rungen_emulator.service.records() == []
+
+
+@pytest.mark.parametrize("kind", ["list", "file"])
+def test_every_input_is_held_against_the_schema_before_the_first_is_sent(
+    rungen_emulator: Emulator, tmp_path: Path, kind: str
+) -> None:
+    inputs: Any = [{**item, "width": 64} for item in prompts(50)]
+    inputs[43]["width"] = -1
+    name = "inputs[43].width"
+    if kind == "file":
+        path = tmp_path / "inputs.jsonl"
+        path.write_text("\n".join(map(json.dumps, inputs)))
+        inputs, name = str(path), f"{path}: {name}"
+    task = Task(rungen_emulator, inputs=inputs, input_schema="flux-schnell")
+    outcome = task.attempt()
+    assert type(outcome.error) is AirflowFailException
+    assert str(outcome.error).startswith(
+        f"{name}: -1 is less than the minimum of 1 (input_schema flux-schnell)"
+    )
+    assert rungen_emulator.service.records() == []
+    assert len(task.attempt(input_schema={"required": ["prompt"]}, max_failed=1).value) == 50
+
+
+def test_a_schema_that_cannot_be_read_sends_nothing(rungen_emulator: Emulator) -> None:
+    outcome = Task(rungen_emulator, inputs=prompts(3), input_schema="s.json").attempt()
+    assert type(outcome.error) is AirflowFailException
+    assert "input_schema s.json cannot be read" in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+
+
+def test_no_more_are_under_way_than_allowed(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(60), max_concurrency=3, wait_for_completion=False)
+    assert len(task.attempt().value) == 60
+    assert rungen_emulator.service.stats()["max_open_connections"] <= 3
+
+
+def mixed(count: int) -> list[dict[str, Any]]:
+    """Every fifth fails, every seventh is refused."""
+    inputs = prompts(count)
+    for n in range(0, count, 5):
+        inputs[n] = {"prompt": f"fail: out of memory {n}"}
+    for n in range(0, count, 7):
+        inputs[n] = {"prompt": ""}
+    return inputs
+
+
+FAILED_OF_40 = sorted(set(range(0, 40, 5)) | set(range(0, 40, 7)))
+
+
+def test_too_many_failures_fail_the_task_and_are_named(rungen_emulator: Emulator, mode: bool) -> None:
+    task = Task(rungen_emulator, inputs=mixed(40), deferrable=mode)
+    outcome = task.attempt()
+    told = str(outcome.error)
+    assert f"{len(FAILED_OF_40)} of 40 inputs failed" in told
+    assert "out of memory 5" in told
+    assert f"and {len(FAILED_OF_40) - 10} more" in told
+    assert task.ti.xcoms["failed"] == FAILED_OF_40
+
+
+@pytest.mark.parametrize("max_failed", [len(FAILED_OF_40), len(FAILED_OF_40) / 40, 0.9])
+def test_failures_that_are_allowed_are_told(rungen_emulator: Emulator, mode: bool, max_failed: float) -> None:
+    task = Task(rungen_emulator, inputs=mixed(40), deferrable=mode, max_failed=max_failed)
+    ids = task.attempt().value
+    assert [index for index, job_id in enumerate(ids) if job_id is None] == list(range(0, 40, 7))
+    assert task.ti.xcoms["failed"] == FAILED_OF_40
+
+
+@pytest.mark.parametrize("max_failed", [-1, 1.0, 1.5, True, "1", float("nan")])
+def test_a_max_failed_that_is_none_is_told_when_the_dag_is_parsed(max_failed: Any) -> None:
+    with pytest.raises(ValueError, match="max_failed"):
+        RunGenRunBatchOperator(task_id="t", inputs=[], max_failed=max_failed)
+
+
+def test_more_failures_than_an_event_holds_are_all_told(rungen_emulator: Emulator) -> None:
+    inputs = [{"prompt": f"fail: {n}"} for n in range(130)]
+    task = Task(rungen_emulator, inputs=inputs, deferrable=True, max_failed=130)
+    outcome = task.attempt()
+    assert len(json.dumps(outcome.events)) < 64_000
+    assert task.ti.xcoms["failed"] == list(range(130))
+
+
+def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.operators.batch.KNOWN_WITHIN", 0.0)
+    rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
+    task = Task(rungen_emulator, inputs=prompts(130), deferrable=True)
+    assert "130 of 130 inputs failed" in str(task.attempt().error)
+    assert task.ti.xcoms["failed"] == list(range(130))
+
+
+@pytest.mark.parametrize(("allowed", "fails"), [(0.29, False), (0.289, True)])
+def test_a_share_is_meant_as_it_is_written(rungen_emulator: Emulator, allowed: float, fails: bool) -> None:
+    inputs = [{"prompt": "" if n < 29 else "picture"} for n in range(100)]
+    outcome = Task(rungen_emulator, inputs=inputs, max_failed=allowed).attempt()
+    assert bool(outcome.error) is fails
+
+
+def test_a_retry_runs_only_what_failed(rungen_emulator: Emulator, mode: bool) -> None:
+    task = Task(rungen_emulator, inputs=mixed(40), deferrable=mode)
+    task.attempt()
+    jobs = task.created
+    again = len(FAILED_OF_40) - len(range(0, 40, 7))  # those refused make no job
+    task.attempt()
+    assert task.created == jobs + again
+    assert task.ti.xcoms["failed"] == FAILED_OF_40
+
+
+def test_a_retry_in_an_outage_does_not_ask_for_every_job(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    task = Task(rungen_emulator, inputs=prompts(600, seconds=60), wait_for_completion=False)
+    ids = task.attempt().value
+    rungen_emulator.service.inject(Fault(on="get", status=503, times=None))
+    assert "(503)" in str(task.attempt().error)
+    assert rungen_emulator.service.count("get") <= 256 * 5
+    rungen_emulator.service.clear_faults()
+    assert task.attempt().value == ids
+    assert task.created == 600
+
+
+def test_a_retry_runs_more_than_are_under_way_at_a_time(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=[{"prompt": f"fail: {n}"} for n in range(40)], max_concurrency=2)
+    task.attempt()
+    task.attempt()
+    assert task.created == 80
+
+
+def test_inputs_that_are_refused_are_not_tried_again(rungen_emulator: Emulator, mode: bool) -> None:
+    inputs = [*prompts(5), *[{"prompt": ""}] * 20]
+    outcome = Task(rungen_emulator, inputs=inputs, deferrable=mode).attempt()
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "20 of 25 inputs failed" in str(outcome.error)
+    assert str(outcome.error).count("(400)") == 10
+    assert str(outcome.error).endswith("; and 10 more. Correct them, and clear the task.")
+    assert not any(twice in str(outcome.error) for twice in ("..", ".;"))
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_what_a_retry_runs_is_told(rungen_emulator: Emulator, mode: bool, durable: bool) -> None:
+    task = Task(
+        rungen_emulator, inputs=[*prompts(2), {"prompt": "fail: x"}], deferrable=mode, durable=durable
+    )
+    told = str(task.attempt().error)
+    assert told.endswith(f"A retry runs {'only these' if durable else 'all inputs'} again.")
+    before = task.created
+    task.attempt()
+    assert task.created - before == (1 if durable else 3)
+
+
+def test_a_busy_service_is_given_time(rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
+    rungen_emulator.service.inject(
+        Fault(on="run", status=429, headers={"Retry-After": "1"}, times=10, skip=20)
+    )
+    task = Task(rungen_emulator, inputs=prompts(80))
+    with caplog.at_level(logging.WARNING):
+        assert len(set(task.attempt().value)) == 80
+    assert task.created == 80
+    assert rungen_emulator.service.stats()["early_retries"] == 0
+    assert [line for line in caplog.messages if "going on with 8 at a time" in line]
+
+
+def test_a_service_that_is_full_is_waited_for(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as there is time: it may take no more until some of the batch's own jobs have ended."""
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.PATIENCE", 0.5)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.2)
+    rungen_emulator.service.inject(Fault(on="run", status=429, times=4, skip=5))
+    task = Task(rungen_emulator, inputs=prompts(10), max_concurrency=1)
+    assert len(set(task.attempt().value)) == 10
+
+
+@pytest.mark.parametrize("status", [402, 404])
+def test_a_refusal_that_means_all_of_them_ends_the_batch_and_leaves_no_job(
+    rungen_emulator: Emulator, status: int
+) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=status, times=None, skip=25))
+    task = Task(rungen_emulator, inputs=prompts(200, seconds=60))
+    outcome = task.attempt()
+    assert str(status) in str(outcome.error)
+    assert rungen_emulator.service.count("run") < 25 + 3 * 16
+    assert task.statuses() == ["CANCELED"] * 25
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_of_the_key_cancels_no_job_and_a_retry_takes_them_up(
+    rungen_emulator: Emulator, status: int
+) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=status, times=None, skip=25))
+    task = Task(rungen_emulator, inputs=prompts(60, seconds=60), wait_for_completion=False)
+    error = task.attempt().error
+    assert type(error) is RunGenForbiddenError
+    assert "25 RunGen jobs of app flux-schnell may still run; nothing was canceled" in str(error)
+    assert task.statuses() == ["RUNNING"] * 25
+    rungen_emulator.service.clear_faults()
+    assert len(set(task.attempt().value)) == task.created == 60
+
+
+@pytest.mark.parametrize("ends", ["refused", "store", "push"])
+def test_jobs_that_no_retry_resumes_are_named_when_their_ids_are_not_pushed(
+    rungen_emulator: Emulator, ends: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They may run on, or have completed: nobody could collect or cancel them by id."""
+
+    def fail(key: str, value: Any) -> None:
+        raise OSError("the API server is gone")
+
+    monkeypatch.setattr(batch, "STORE_PATIENCE", 0.2)
+    task = Task(rungen_emulator, inputs=prompts(60, seconds=0))
+    if ends == "refused":
+        task.store = None
+        rungen_emulator.service.inject(Fault(on="run", status=403, times=None, skip=55))
+    elif ends == "store":
+        task.store = FailingStore()
+        task.store.fails_from = 2
+    else:
+        task.max_tries, task.on_push = 0, fail
+    assert task.attempt().error is not None
+    named = " ".join(line for line in caplog.messages if line.startswith("No retry resumes these jobs"))
+    assert task.created > 0
+    assert all(job["id"] in named for job in rungen_emulator.service.jobs())
+
+
+@pytest.mark.parametrize("ends", ["refused", "push", "late"])
+def test_every_unknown_fate_is_told_whatever_ends_the_attempt(
+    rungen_emulator: Emulator, ends: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(key: str, value: Any) -> None:
+        raise OSError("the API server is gone")
+
+    task = Task(rungen_emulator, inputs=prompts(8, seconds=60), timeout=0.5)
+    rungen_emulator.service.inject(Fault(on="run", kind="empty", times=4))
+    if ends == "refused":
+        rungen_emulator.service.inject(Fault(on="run", status=404))
+    elif ends == "push":
+        task.on_push = fail
+    assert task.attempt().error is not None
+    assert len([line for line in caplog.messages if line.startswith("Fate unknown: 4 inputs")]) == 1
+
+
+def test_an_unknown_fate_is_a_failure_of_its_input_alone(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=10))
+    task = Task(rungen_emulator, inputs=prompts(30))
+    outcome = task.attempt()
+    assert "1 of 30 inputs failed" in str(outcome.error)
+    [index] = task.ti.xcoms["failed"]
+    assert task.created == 30
+    ids = task.attempt().value
+    assert task.created == 31
+    assert task.prompts()[ids[index]] == f"picture {index}"
+
+
+def test_a_proxy_that_hides_the_answers_buys_one_job_for_each_input(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="run", kind="html", status=503, taken=True, times=None))
+    task = Task(rungen_emulator, inputs=prompts(4), on_unknown_submission="fail")
+    for _ in range(2):
+        assert task.attempt().error is not None
+    assert task.created == 4
+    assert sorted(task.prompts().values()) == [f"picture {n}" for n in range(4)]
+
+
+def test_a_service_in_trouble_is_not_sent_all_inputs(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.PATIENCE", 2.0)
+    rungen_emulator.service.inject(Fault(on="run", status=500, times=None))
+    task = Task(rungen_emulator, inputs=prompts(500))
+    assert "(500)" in str(task.attempt().error)
+    assert rungen_emulator.service.count("run") < 40
+    rungen_emulator.service.clear_faults()
+    assert len(set(task.attempt().value)) == 500
+
+
+class LargeResult:
+    """Stands for megabytes."""
+
+
+class Died(BaseException):
+    """Ends an attempt as abruptly as a test can."""
+
+
+class DyingStore(FakeStore):
+    """Ends the attempt at the n-th write."""
+
+    def __init__(self, writes: int) -> None:
+        super().__init__()
+        self.writes = writes
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        assert len(json.dumps(value)) < 64 * 1024
+        self.writes -= 1
+        if self.writes == 0:
+            raise Died
+        super().set(key, value)
+
+
+class FailingStore(FakeStore):
+    """Cannot be written to for some time."""
+
+    writes = 0
+    fails_from = 4
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        self.writes += 1
+        if self.writes >= self.fails_from:
+            raise RuntimeError("the store is down")
+        super().set(key, value)
+
+
+def test_a_store_that_fails_loses_no_job(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "STORE_PATIENCE", 0.5)
+    task = Task(rungen_emulator, inputs=prompts(200, seconds=60), wait_for_completion=False)
+    task.store = FailingStore()
+    assert "the store is down" in str(task.attempt().error)
+    kept = batch.Checkpoint.found(task.store)
+    assert kept is not None
+    running = {job["id"] for job in rungen_emulator.service.jobs() if job["status"] == "RUNNING"}
+    assert 0 < len(running) < task.created
+    assert running == set(kept.job_ids)
+    task.store.fails_from = 10_000
+    assert len(set(task.attempt().value)) == 200
+    assert task.statuses().count("RUNNING") == 200
+
+
+class PassingFailure(FakeStore):
+    """Cannot be written to from the nth to the mth write."""
+
+    def __init__(self, fails: range) -> None:
+        super().__init__()
+        self.writes, self.fails = 0, fails
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        self.writes += 1
+        if self.writes in self.fails:
+            raise RuntimeError("the store is down")
+        super().set(key, value)
+
+
+@pytest.mark.parametrize("fails", [range(1, 3), range(3, 5), range(6, 9)])
+def test_a_store_that_fails_for_a_while_ends_no_batch(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, fails: range
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.05)
+    task = Task(rungen_emulator, inputs=prompts(120, seconds=60), wait_for_completion=False)
+    task.store = PassingFailure(fails)
+    ids = task.attempt().value
+    assert len(set(ids)) == task.created == 120
+    kept = batch.Checkpoint.found(task.store)
+    assert kept is not None
+    assert kept.job_ids == ids
+
+
+def test_submitting_pauses_while_the_store_fails(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "STORE_PATIENCE", 1.0)
+    task = Task(rungen_emulator, inputs=prompts(300, seconds=60), max_concurrency=4)
+    task.store = PassingFailure(range(2, 10_000))
+    assert "the store is down" in str(task.attempt().error)
+    assert task.created <= 4 + 1
+    assert set(task.statuses()) == {"CANCELED"}
+
+
+def test_ids_that_are_saved_at_last_are_not_canceled(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "STORE_PATIENCE", 0.0)
+    task = Task(rungen_emulator, inputs=prompts(40, seconds=60), max_concurrency=4)
+    task.store = PassingFailure(range(4, 5))
+    assert "the store is down" in str(task.attempt().error)
+    kept = batch.Checkpoint.found(task.store)
+    assert kept is not None
+    assert len(kept.job_ids) == task.created > 0
+    assert set(task.statuses()) == {"RUNNING"}
+
+
+def test_an_id_that_all_answers_name_is_the_job_of_the_first_input_alone(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(5), max_concurrency=1, wait_for_completion=False)
+    rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": "liar"}, taken=True, times=None))
+    error = task.attempt(max_failed=4)
+    assert error.value == ["liar", None, None, None, None]
+    assert task.ti.xcoms["failed"] == [1, 2, 3, 4]
+    outcome = task.attempt(on_unknown_submission="fail")
+    assert "submitted up to 4 inputs (the first is 1)" in str(outcome.error)
+    assert task.created == 5
+
+
+def test_an_id_that_an_earlier_attempt_knew_is_no_new_job(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=[{"prompt": "fail: x"}, *prompts(2)])
+    task.attempt()
+    failed = next(job["id"] for job in rungen_emulator.service.jobs() if job["status"] == "FAILED")
+    rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": failed}))
+    assert failed in str(task.attempt().error)
+    assert task.ti.xcoms["job_ids"][0] is None
+
+
+def test_ids_that_cannot_be_pushed_leave_no_job_behind(rungen_emulator: Emulator) -> None:
+    def fail(key: str, value: Any) -> None:
+        raise OSError("the API server is gone")
+
+    task = Task(rungen_emulator, inputs=prompts(20, seconds=60))
+    task.on_push = fail
+    for status in ("RUNNING", "RUNNING", "CANCELED"):
+        assert isinstance(task.attempt().error, OSError)
+        assert task.statuses() == [status] * 20
+
+
+def test_a_batch_that_fails_for_good_without_waiting_leaves_no_job_behind(rungen_emulator: Emulator) -> None:
+    inputs = [*prompts(20, seconds=60), {"prompt": ""}]
+    task = Task(rungen_emulator, inputs=inputs, wait_for_completion=False)
+    assert isinstance(task.attempt().error, AirflowFailException)
+    assert task.statuses() == ["CANCELED"] * 20
+
+
+def test_inputs_that_cannot_be_read_twice_lose_no_job(rungen_emulator: Emulator, tmp_path: Path) -> None:
+    path = tmp_path / "inputs.jsonl"
+    path.write_text("\n".join(json.dumps(item) for item in prompts(2000, seconds=60)))
+    task = Task(rungen_emulator, inputs=str(path), wait_for_completion=False)
+
+    class BreakingStore(FakeStore):
+        def set(self, key: str, value: Any, **_: Any) -> None:
+            super().set(key, value)
+            if task.created:
+                path.write_text("{")
+
+    task.store = BreakingStore()
+    assert "is not JSON" in str(task.attempt().error)
+    kept = batch.Checkpoint.found(task.store)
+    assert kept is not None
+    assert len(kept.job_ids) == task.created > 0
+    assert set(task.statuses()) == {"CANCELED"}
+
+
+def test_a_retry_runs_no_job_again_that_the_service_does_not_know_yet(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(10), wait_for_completion=False)
+    ids = task.attempt().value
+    rungen_emulator.service.inject(Fault(on="get", status=404, times=3))
+    assert task.attempt().value == ids
+    assert task.created == 10
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3, 4, 6, 9])
+def test_an_attempt_that_died_is_gone_on_with(rungen_emulator: Emulator, writes: int, mode: bool) -> None:
+    task = Task(rungen_emulator, inputs=prompts(150), deferrable=mode)
+    task.store = DyingStore(writes)
+    died = False
+    try:
+        task.attempt()
+    except Died:
+        died = True
+    kept = batch.Checkpoint.found(task.store)
+    known = set(kept.job_ids) if kept else set()
+    before = task.created
+    ids = task.attempt().value
+    assert died or before == 150
+    assert known <= set(ids)
+    assert len(set(ids)) == 150
+    bought = Counter(task.prompts().values())
+    assert {bought[task.prompts()[job_id]] for job_id in known} <= {
+        1
+    }  # nothing that was known is bought again
+    assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(150)]
+
+
+def test_a_slow_store_never_lags_behind_by_more_than_is_under_way(rungen_emulator: Emulator) -> None:
+    class SlowStore(FakeStore):
+        def set(self, key: str, value: Any, **_: Any) -> None:
+            time.sleep(0.02)
+            kept = batch.Checkpoint.found(self)
+            lags.append(task.created - (len(kept.job_ids) if kept else 0))
+            super().set(key, value)
+
+    lags: list[int] = []
+    task = Task(rungen_emulator, inputs=prompts(120), max_concurrency=4)
+    task.store = SlowStore()
+    assert len(set(task.attempt().value)) == 120
+    assert max(lags) <= 4
+
+
+def test_an_unknown_fate_can_fail_the_task_for_good(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(20), on_unknown_submission="fail")
+    rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=10))
+    task.attempt()
+    before = task.created
+    outcome = task.attempt()
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "clear the task" in str(outcome.error)
+    assert task.created == before
+    task.max_tries += 1
+    assert len(task.attempt().value) == 20
+
+
+@pytest.mark.parametrize("status", [429, 403])
+def test_what_was_certainly_not_taken_has_no_unknown_fate(
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """Though it counts as sent, since that is noted before it is."""
+    rungen_emulator.service.inject(Fault(on="run", status=status, times=None, skip=10))
+    task = Task(rungen_emulator, inputs=prompts(300), on_unknown_submission="fail")
+    assert task.attempt(timeout=3).error is not None
+    rungen_emulator.service.clear_faults()
+    assert len(set(task.attempt().value)) == 300
+    assert not [line for line in caplog.messages if "it is not known" in line]
+
+
+def test_a_retry_that_got_no_answer_for_what_failed_has_an_unknown_fate(
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task(rungen_emulator, inputs=[*[{"prompt": "fail: x"}] * 3, *prompts(3)])
+    task.attempt()
+    rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=1))
+    task.attempt()
+    assert len([line for line in caplog.messages if "Of 1 inputs it is not known" in line]) == 0
+    task.attempt()
+    assert len([line for line in caplog.messages if "Of 1 inputs it is not known" in line]) == 1
+
+
+def test_a_retry_that_cannot_begin_leaves_no_job_of_an_earlier_attempt(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(20, seconds=60))
+    task.on_push = lambda key, _: (_ for _ in ()).throw(OSError("the API server is gone"))
+    assert isinstance(task.attempt().error, OSError)
+    assert task.statuses() == ["RUNNING"] * 20
+    assert isinstance(task.attempt(inputs="file:///no/such/file").error, AirflowFailException)
+    assert task.statuses() == ["CANCELED"] * 20
+
+
+def test_a_clear_cancels_what_runs_and_submits_anew(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(20, seconds=60), wait_for_completion=False)
+    first = task.attempt().value
+    task.max_tries += 1
+    second = task.attempt().value
+    assert not set(first) & set(second)
+    assert task.statuses() == ["CANCELED"] * 20 + ["RUNNING"] * 20
+
+
+def test_a_clear_resumes_where_it_is_told_to(rungen_emulator: Emulator, mode: bool) -> None:
+    fails = {"prompt": "x", "emulator": {"seconds": 0, "fail": "CUDA out of memory"}}
+    inputs = [fails, *prompts(5, seconds=0), *prompts(5, seconds=1)]
+    task = Task(rungen_emulator, inputs=inputs, on_clear="resume", deferrable=mode)
+    task.attempt(wait_for_completion=False)
+    before = task.ti.xcoms["job_ids"]
+    task.max_tries += 1
+    task.attempt()
+    assert task.ti.xcoms["job_ids"][1:] == before[1:]
+    assert task.ti.xcoms["job_ids"][0] != before[0]
+    assert task.created == 12
+    # a retry of the attempt after the clear goes on with it, too
+    task.attempt()
+    assert task.ti.xcoms["job_ids"][1:] == before[1:]
+
+
+def test_a_clear_that_resumes_begins_the_time_anew_when_it_is_up(rungen_emulator: Emulator) -> None:
+    inputs = prompts(5, seconds=0.6)
+    task = Task(rungen_emulator, inputs=inputs, on_clear="resume", timeout=0.1)
+    ids = task.attempt(wait_for_completion=False).value
+    time.sleep(0.15)
+    task.max_tries += 1
+    assert task.attempt(timeout=60).value == ids
+
+
+def test_a_clear_that_resumes_submits_again_what_is_unknown(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(5), on_clear="resume", on_unknown_submission="fail")
+    rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=2))
+    task.attempt()
+    task.max_tries += 1
+    assert len(set(task.attempt().value)) == 5
+    assert task.created == 6
+
+
+def test_a_state_that_was_kept_on_purpose_is_resumed(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.execution.attempts.CLEAR_DISCARDS_STATE", True)
+    task = Task(rungen_emulator, inputs=prompts(3))
+    ids = task.attempt().value
+    task.max_tries += 1
+    assert task.attempt().value == ids
+    assert task.created == 3
+
+
+def test_a_clear_after_retries_were_lowered_submits_anew(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(3), wait_for_completion=False)
+    ids = task.attempt(retries=2).value
+    assert not set(task.attempt(retries=1).value) & set(ids)
+
+
+def test_a_kill_leaves_what_is_saved_to_the_next_attempt(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(30, seconds=60))
+    with signal_when(
+        signal.SIGTERM,
+        lambda: rungen_emulator.service.count("get_app") > 0,
+        lambda: task.op.on_kill(),  # noqa: PLW0108 - there is no operator yet
+    ):
+        error = task.attempt().error
+    assert str(error).endswith("The next attempt takes up 30 RunGen jobs of app flux-schnell.")
+    assert task.statuses() == ["RUNNING"] * 30
+    assert len(task.attempt(wait_for_completion=False).value) == task.created == 30
+
+
+@pytest.mark.parametrize(
+    "value",
+    [7, [], {"ids": 7}, {"batch": "b", "ids": {"0": "x"}}, {"batch": "b", "ids": [7]}, {"ids": ["x"] * 9999}],
+)
+def test_a_corrupt_chunk_leaves_the_fate_of_its_inputs_unknown(
+    rungen_emulator: Emulator, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task(rungen_emulator, inputs=prompts(3))
+    task.attempt()
+    task.store.set("rungen_batch_0", value)
+    with caplog.at_level(logging.WARNING):
+        assert len(set(task.attempt().value)) == 3
+    assert task.created == 6
+    assert len([line for line in caplog.messages if line.startswith("Ignored 'rungen_batch_0'")]) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": 10**12},
+        {"count": "3"},
+        {"mark": 10**12},
+        {"mark": None},
+        {"deadline": "soon"},
+        {"submitted_at": []},
+        {"app_id": None},
+        {"batch": 7},
+    ],
+)
+def test_a_corrupt_header_is_no_batch_and_is_told_once(
+    rungen_emulator: Emulator, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task(rungen_emulator, inputs=prompts(3))
+    task.attempt()
+    task.store.set("rungen_batch", task.store.get("rungen_batch") | change)
+    with caplog.at_level(logging.WARNING):
+        assert len(set(task.attempt().value)) == 3
+    assert task.created == 6
+    [line] = [line for line in caplog.messages if line.startswith("Ignored")]
+    assert line.endswith("all inputs are submitted anew")
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3])
+def test_a_cleared_attempt_that_died_finds_nothing_of_before_the_clear(
+    rungen_emulator: Emulator, writes: int
+) -> None:
+    task = Task(rungen_emulator, inputs=prompts(250))
+    before = task.attempt().value
+    task.max_tries += 1
+    kept, task.store = task.store.kept, DyingStore(writes)
+    task.store.kept = kept
+    with contextlib.suppress(Died):
+        task.attempt()
+    ids = task.attempt().value
+    assert len(set(ids)) == 250
+    assert not set(before) & set(ids)
+
+
+def test_too_late_cancels_all_of_them(rungen_emulator: Emulator, mode: bool) -> None:
+    task = Task(rungen_emulator, inputs=prompts(30, seconds=60), timeout=0.5, deferrable=mode)
+    outcome = task.attempt()
+    assert "(and 29 more) was not over in time" in str(outcome.error)
+    assert task.statuses() == ["CANCELED"] * 30
+
+
+def test_the_last_look_before_the_time_is_up_trusts_no_counters(rungen_emulator: Emulator) -> None:
+    busy = {"completed": 0, "failed": 0, "in_progress": 1000, "in_queue": 0}
+    rungen_emulator.service.inject(Fault(on="get_app", status=200, body={"jobs": busy}, times=None))
+    task = Task(rungen_emulator, inputs=prompts(30, seconds=0.2), timeout=3, deferrable=True, defer_after=5)
+    assert len(set(task.attempt().value)) == 30
+
+
+def test_a_retry_after_the_time_was_up_has_the_whole_time(rungen_emulator: Emulator, mode: bool) -> None:
+    task = Task(rungen_emulator, inputs=prompts(8, seconds=1), timeout=0.3, deferrable=mode)
+    assert "not over in time" in str(task.attempt().error)
+    assert len(set(task.attempt(timeout=60).value)) == 8
+    assert task.created == 16
+
+
+def test_the_time_may_be_up_while_inputs_are_submitted(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(
+        Fault(on="run", status=429, headers={"Retry-After": "30"}, times=None, skip=10)
+    )
+    task = Task(rungen_emulator, inputs=prompts(40, seconds=60), timeout=0.5)
+    assert "not over in time" in str(task.attempt().error)
+    assert task.statuses() == ["CANCELED"] * 10
+
+
+@pytest.mark.parametrize("operation", ["run", "get_app"])
+def test_a_kill_cancels_every_job_that_was_submitted(rungen_emulator: Emulator, operation: str) -> None:
+    count = 400
+    task = Task(rungen_emulator, inputs=prompts(count, seconds=60), timeout=20)
+    task.state = "failed"
+    at = 100 if operation == "run" else 1
+    is_there = lambda: rungen_emulator.service.count(operation) >= at  # noqa: E731 - reads best beside its use
+    kill = lambda: task.op.on_kill()  # noqa: E731, PLW0108 - there is no operator yet
+    with signal_when(signal.SIGTERM, is_there, kill):
+        outcome = task.attempt()
+    assert "killed" in str(outcome.error)
+    assert set(task.statuses()) == {"CANCELED"}
+    if operation == "run":
+        assert task.created < count
+
+
+def test_a_kill_while_a_link_is_pushed_submits_nothing(rungen_emulator: Emulator) -> None:
+    task = Task(rungen_emulator, inputs=prompts(40, seconds=60))
+
+    def kill_at_the_first_link(key: str, _: Any) -> None:
+        if key == RunGenAppLink.key:
+            task.op.on_kill()
+
+    task.on_push = kill_at_the_first_link
+    assert "killed" in str(task.attempt().error)
+    assert rungen_emulator.service.count("run") == 0
+
+
+def test_a_kill_says_what_it_cannot_cancel(
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rungen_emulator.service.inject(Fault(on="run", kind="hang", taken=True, times=3, skip=20))
+    task = Task(rungen_emulator, inputs=prompts(40, seconds=60), max_concurrency=3)
+    task.state = "failed"
+    is_there = lambda: rungen_emulator.service.count("run") >= 23  # noqa: E731 - reads best beside its use
+    with signal_when(signal.SIGTERM, is_there, lambda: task.op.on_kill()) as sent:  # noqa: PLW0108 - as above
+        assert "killed" in str(task.attempt().error)
+    assert time.monotonic() - sent[0] < 4
+    assert Counter(task.statuses()) == {"CANCELED": 20, "RUNNING": 3}
+    [line] = [line for line in caplog.messages if "nobody can cancel" in line]
+    assert line.startswith("3 submissions to app flux-schnell got no answer in time")
+    assert "Submitted 20 of 40 inputs to app flux-schnell" in caplog.messages
+
+
+def test_a_kill_that_waits_for_answers_ends_before_airflow_does_it(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="run", kind="hang", times=3, skip=300))
+    rungen_emulator.service.inject(Fault(on="cancel", kind="hang", times=None))
+    task = Task(rungen_emulator, inputs=prompts(310, seconds=60), max_concurrency=3)
+    task.state = "failed"
+    is_there = lambda: rungen_emulator.service.count("run") >= 303  # noqa: E731 - reads best beside its use
+    with signal_when(signal.SIGTERM, is_there, lambda: task.op.on_kill()) as sent:  # noqa: PLW0108 - as above
+        assert "killed" in str(task.attempt().error)
+    assert time.monotonic() - sent[0] < 5  # when Airflow kills the process for good
+    assert rungen_emulator.service.count("cancel") > 0
+
+
+def test_an_id_that_cannot_be_used_is_a_failure_of_its_input_alone(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": "../app"}, skip=3))
+    task = Task(rungen_emulator, inputs=prompts(10), max_failed=1)
+    ids = task.attempt().value
+    assert task.ti.xcoms["failed"] == [ids.index(None)]
+    assert len([job_id for job_id in ids if job_id]) == 9
+
+
+def test_only_what_is_not_over_is_canceled(
+    rungen_emulator: Emulator, capsys: pytest.CaptureFixture[str], mode: bool
+) -> None:
+    inputs = [*prompts(60), *prompts(3, seconds=60)]
+    task = Task(rungen_emulator, inputs=inputs, timeout=2, deferrable=mode, defer_after=1)
+    assert "(and 2 more) was not over in time" in str(task.attempt().error)
+    assert Counter(task.statuses()) == {"COMPLETED": 60, "CANCELED": 3}
+    assert "not canceled" not in capsys.readouterr().out
+    if not mode:
+        assert rungen_emulator.service.count("cancel") == 3
+
+
+def test_each_of_many_jobs_has_its_own_time_to_be_canceled(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.hooks.rungen.PART", 2.0)
+    connection = json.loads(rungen_emulator.airflow_connection()) | {
+        "extra": {"app_id": "flux-schnell", "max_requests_per_second": 40}
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(connection))
+    rungen_emulator.service.inject(Fault(on="cancel", status=503, times=3, skip=80))
+    task = Task(rungen_emulator, inputs=prompts(90, seconds=60), timeout=3, poll_interval=1)
+    assert "(and 89 more) was not over in time" in str(task.attempt().error)
+    assert task.statuses() == ["CANCELED"] * 90
+
+
+def test_results_are_not_held(rungen_emulator: Emulator, mode: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch's results may be larger, together, than any machine's memory."""
+    held, most = weakref.WeakSet[LargeResult](), []
+    read = Job.from_json
+
+    def from_json(*args: Any, **options: Any) -> Job:
+        job = read(*args, **options)
+        if job.result is None:
+            return job
+        most.append(len(held))
+        held.add(result := LargeResult())
+        return replace(job, result=result)
+
+    monkeypatch.setattr(Job, "from_json", from_json)
+    task = Task(rungen_emulator, inputs=prompts(100), deferrable=mode, wait_for_completion=True)
+    assert len(task.attempt().value) == 100
+    task.attempt()
+    assert len(most) >= 200
+    assert max(most) < 10
+
+
+def test_sensor_and_collect_take_its_output(rungen_emulator: Emulator, context: Any) -> None:
+    ids = Task(rungen_emulator, inputs=prompts(12)).attempt().value
+    assert run_task(RunGenJobSensor(task_id="s", job_id=ids, poke_interval=0.1), context).error is None
+    results = run_task(RunGenCollectResultsOperator(task_id="c", job_id=ids), context).value
+    assert [result["images"][0]["image"].split("/")[4] for result in results] == ids

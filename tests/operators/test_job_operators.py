@@ -1,0 +1,1000 @@
+"""The operators, without a database: what they return, push, raise, and leave behind, in both modes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException
+from conftest import APP, KEY, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
+
+from airflow_provider_rungen.client import polling as watch
+from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import (
+    RunGenConnectionError,
+    RunGenError,
+    RunGenJobCanceledError,
+    RunGenJobError,
+    RunGenJobFailedError,
+    RunGenJobTimeoutError,
+    RunGenResultError,
+    RunGenSubmissionUnknownError,
+)
+from airflow_provider_rungen.execution.submission import KEY as RECORD
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.operators import (
+    RunGenCancelJobOperator,
+    RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
+    RunGenRunJobOperator,
+)
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+
+INPUT = {"prompt": "a red fox"}
+LONG = {**INPUT, "emulator": {"seconds": 60}}
+MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
+# The exception of a kill may strike in a finalizer, which swallows it. The task has to end all the same.
+KILLED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def taking(seconds: float, **more: Any) -> dict[str, Any]:
+    return {**INPUT, "emulator": {"seconds": seconds, **more}}
+
+
+def run_op(**options: Any) -> RunGenRunJobOperator:
+    options = {"task_id": "run", "input": INPUT, "poll_interval": 0.02, "defer_after": 0, **options}
+    return RunGenRunJobOperator(**options)
+
+
+@pytest.mark.parametrize("kind", [RunGenRunJobOperator, RunGenRunBatchOperator])
+def test_a_deferral_without_a_wait_is_refused(kind: Any) -> None:
+    given = "input" if kind is RunGenRunJobOperator else "inputs"
+    options = {"task_id": "run", given: [], "wait_for_completion": False}
+    with pytest.raises(ValueError, match="wait_for_completion=True"):
+        kind(**options, deferrable=True)
+    assert kind(**options, deferrable=False).deferrable is False
+    assert kind(**options | {"wait_for_completion": True}, deferrable=True).deferrable is True
+
+
+def test_a_deferral_by_default_needs_no_wait() -> None:
+    with DAG("deferring", schedule=None, default_args={"deferrable": True}):
+        assert run_op().deferrable is True
+        mapped = RunGenRunJobOperator.partial(task_id="mapped").expand(input=[INPUT])
+    task: Any = mapped.unmap({"input": INPUT})
+    assert task.deferrable is True
+    # Airflow's default is read once, when the module is imported
+    script = "; ".join(
+        [
+            "from airflow_provider_rungen.operators import RunGenRunJobOperator",
+            "print(RunGenRunJobOperator(task_id='run', input={}).deferrable)",
+        ]
+    )
+    environment = os.environ | {"AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "True"
+
+
+def collect_op(job_id: Any, **options: Any) -> RunGenCollectResultsOperator:
+    return RunGenCollectResultsOperator(
+        **{"task_id": "collect", "job_id": job_id, "poll_interval": 0.02, "defer_after": 0, **options}
+    )
+
+
+def submitted(*inputs: dict[str, Any]) -> list[str]:
+    with RunGenHook() as hook:
+        return [hook.run_job(input=one).id for one in inputs]
+
+
+def states(emulator: Emulator) -> list[str]:
+    return [job["status"] for job in emulator.service.jobs()]
+
+
+class LazySequence:
+    """As much of a sequence as the output of a mapped task is."""
+
+    def __init__(self, *items: Any) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+
+# --- run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_default", [False, True])
+def test_running_without_waiting_gives_the_id_at_once(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, by_default: bool
+) -> None:
+    with DAG("submitting", schedule=None, default_args={"deferrable": by_default}):
+        op = run_op(input=LONG)
+    assert op.deferrable is by_default
+    outcome = run_task(op, context)
+    [job] = rungen_emulator.service.jobs()
+    assert outcome == Outcome(value=job["id"])
+    assert ti.xcoms["job_id"] == job["id"]
+    assert job["input"] == LONG
+    assert rungen_emulator.service.count("get") == 0
+    assert states(rungen_emulator) == ["RUNNING"]
+
+
+@MODES
+def test_running_and_waiting_gives_the_id(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, deferrable: bool
+) -> None:
+    op = run_op(input=taking(0.3), wait_for_completion=True, deferrable=deferrable)
+    outcome = run_task(op, context)
+    [job] = rungen_emulator.service.jobs()
+    assert (outcome.value, outcome.error) == (job["id"], None)
+    assert ti.xcoms["job_id"] == job["id"]
+    assert states(rungen_emulator) == ["COMPLETED"]
+    assert len(outcome.events) == deferrable
+
+
+@MODES
+def test_the_id_is_pushed_before_the_waiting(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, deferrable: bool
+) -> None:
+    seen: list[int] = []
+    ti.on_push = lambda key, _: seen.append(rungen_emulator.service.count("get")) if key == "job_id" else None
+    run_task(run_op(input=taking(0.1), wait_for_completion=True, deferrable=deferrable), context)
+    assert seen == [0]
+    assert rungen_emulator.service.count("get") > 0
+
+
+def test_a_job_that_is_over_at_the_first_look_is_not_deferred(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    outcome = run_task(run_op(input=taking(0), wait_for_completion=True, deferrable=True), context)
+    assert outcome.value
+    assert outcome.events == []
+
+
+@MODES
+def test_a_failed_job_fails_the_task_with_the_services_words(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    op = run_op(input=taking(0.2, fail="out of memory"), wait_for_completion=True, deferrable=deferrable)
+    outcome = run_task(op, context)
+    [job] = rungen_emulator.service.jobs()
+    assert type(outcome.error) is RunGenJobFailedError
+    told = f"RunGen job {job['id']} of app {APP} failed: out of memory. "
+    assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
+    assert (outcome.error.app_id, outcome.error.job_id) == (APP, job["id"])
+    assert rungen_emulator.service.count("cancel") == 0
+
+
+@MODES
+def test_a_job_canceled_by_somebody_else_fails_the_task(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, deferrable: bool
+) -> None:
+    def cancel(key: str, value: Any) -> None:
+        if key == "job_id":
+            with RunGenHook() as hook:
+                hook.cancel_job(job_id=value)
+
+    ti.on_push = cancel
+    outcome = run_task(run_op(input=LONG, wait_for_completion=True, deferrable=deferrable), context)
+    assert type(outcome.error) is RunGenJobCanceledError
+    assert ti.xcoms["job_id"] in str(outcome.error)
+
+
+@MODES
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"timeout": 0.3},
+        {"timeout": timedelta(milliseconds=300)},
+        {"execution_timeout": timedelta(seconds=0.3)},
+    ],
+)
+@pytest.mark.feature("timeout")
+def test_a_job_that_takes_too_long_is_canceled(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, limit: dict[str, Any]
+) -> None:
+    op = run_op(input=LONG, wait_for_completion=True, deferrable=deferrable, **limit)
+    started = time.monotonic()
+    outcome = run_task(op, context)
+    [job] = rungen_emulator.service.jobs()
+    assert 0.25 < time.monotonic() - started < 3
+    assert type(outcome.error) is RunGenJobTimeoutError
+    assert (outcome.error.app_id, outcome.error.job_id) == (APP, job["id"])
+    assert job["id"] in str(outcome.error)
+    assert "timeout" in str(outcome.error)
+    assert states(rungen_emulator) == ["CANCELED"]
+
+
+def test_airflows_own_limit_of_a_deferral_comes_after_ours(rungen_emulator: Emulator, context: Any) -> None:
+    outcome = run_task(run_op(input=LONG, wait_for_completion=True, deferrable=True, timeout=0.2), context)
+    [limit] = outcome.timeouts
+    assert limit >= timedelta(minutes=1)
+
+
+@MODES
+def test_an_event_is_small_and_holds_no_url(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    op = run_op(
+        input=taking(0.2, fail="cannot read https://x.example/y?X-Amz-Signature=SECRET"),
+        wait_for_completion=True,
+        deferrable=deferrable,
+    )
+    outcome = run_task(op, context)
+    assert "cannot read" in str(outcome.error)
+    assert "SECRET" not in str(outcome.error)
+    assert "SECRET" not in str(outcome.events)
+    assert KEY not in str(outcome.events)
+
+
+HOPELESS: dict[str, Any] = {
+    "bad input": (lambda e: None, {"input": {"prompt": ""}}, "prompt"),
+    "input of no kind": (lambda e: None, {"input": "{'prompt': 'x'}"}, "dict"),
+    "input that is no JSON": (lambda e: None, {"input": {"prompt": float("nan")}}, "input.prompt"),
+    "no such app": (lambda e: None, {"app_id": "no-such-app"}, "no such app"),
+    "app that is no id": (lambda e: None, {"app_id": "a/../b"}, "app_id"),
+    "wrong key": (lambda e: setattr(e.service, "api_key", "another"), {}, "API key"),
+    "payment required": (lambda e: e.service.inject(Fault(on="run", status=402)), {}, "402"),
+    "redirect": (lambda e: e.service.inject(Fault(on="run", kind="redirect")), {}, "redirect"),
+}
+
+
+@pytest.mark.parametrize("case", HOPELESS)
+def test_what_is_hopeless_is_not_tried_again(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, case: str
+) -> None:
+    arrange, options, told = HOPELESS[case]
+    arrange(rungen_emulator)
+    outcome = run_task(run_op(**options), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert told in str(outcome.error)
+    assert KEY not in str(outcome.error)
+    assert rungen_emulator.service.stats()["jobs_created"] == 0
+    assert "job_id" not in ti.xcoms
+
+
+def test_a_wrong_connection_is_hopeless(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", '{"conn_type": "rungen"}')
+    outcome = run_task(run_op(), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "password" in str(outcome.error)
+
+
+@pytest.mark.parametrize("kind", ["reset_after", "garbage", "no_id"])
+def test_a_submission_of_unknown_fate_may_be_tried_again(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, kind: str
+) -> None:
+    rungen_emulator.service.inject(Fault(on="run", kind=kind))
+    outcome = run_task(run_op(), context)
+    assert type(outcome.error) is RunGenSubmissionUnknownError
+    assert rungen_emulator.service.count("run") == 1
+    assert "job_id" not in ti.xcoms
+
+
+@MODES
+def test_an_answer_in_the_middle_of_the_waiting_that_is_hopeless_leaves_no_job(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    rungen_emulator.service.inject(Fault(on="get", status=402, skip=2, times=None))
+    outcome = run_task(run_op(input=LONG, wait_for_completion=True, deferrable=deferrable), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "402" in str(outcome.error)
+    assert len(outcome.events) == deferrable
+    assert states(rungen_emulator) == ["CANCELED"]
+
+
+@MODES
+def test_an_outage_in_the_middle_of_the_waiting_is_outlasted(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "BACKOFF", 0.01)
+    for kind in ("reset_before", "html", "empty", "truncate"):
+        rungen_emulator.service.inject(Fault(on="get", kind=kind, skip=1))
+    rungen_emulator.service.inject(Fault(on="get", status=503, skip=2, times=3))
+    outcome = run_task(run_op(input=taking(0.3), wait_for_completion=True, deferrable=deferrable), context)
+    assert outcome.error is None
+    assert rungen_emulator.service.stats()["jobs_created"] == 1
+
+
+def test_a_service_that_is_not_there_may_be_tried_again(
+    context: Any, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "BACKOFF", 0.001)
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_RUNGEN_DEFAULT",
+        f'{{"conn_type": "rungen", "password": "{KEY}", "host": "http://127.0.0.1:{free_port}"}}',
+    )
+    outcome = run_task(run_op(app_id=APP), context)
+    assert type(outcome.error) is RunGenConnectionError
+
+
+@pytest.mark.parametrize("name", ["poll_interval", "timeout"])
+@pytest.mark.parametrize("bad", [0, -1, "5", None, float("nan"), timedelta(0), True])
+def test_a_duration_that_is_none_breaks_the_dag_file(name: str, bad: Any) -> None:
+    for make in (run_op, lambda **options: collect_op("j", **options)):
+        with pytest.raises(ValueError, match=name):
+            make(**{name: bad})
+
+
+# --- retries ------------------------------------------------------------------------------------------------
+
+
+def test_a_retry_takes_up_the_job_of_the_attempt_before(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
+) -> None:
+    context["task_state_store"] = FakeStore()
+    ti.max_tries = 3
+    first = run_task(run_op(input=taking(0.2)), context)
+    ti.try_number = 2
+    second = run_task(run_op(input=taking(0.2), wait_for_completion=True), context)
+    assert (first.error, second.error) == (None, None)
+    assert first.value == second.value
+    assert rungen_emulator.service.stats()["jobs_created"] == 1
+    assert [value for key, value in ti.pushed if key == "job_id"] == [first.value, first.value]
+
+
+@pytest.mark.parametrize(
+    "change", ["cleared", "input", "app", "failed", "canceled", "forgotten", "not durable"]
+)
+def test_a_retry_submits_anew_where_the_old_job_is_of_no_use(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, change: str
+) -> None:
+    context["task_state_store"] = FakeStore()
+    ti.max_tries = 3
+    fails = {"fail": "x"} if change == "failed" else {}
+    first = run_task(run_op(input=taking(0, **fails)), context)
+    options: dict[str, Any] = {"input": taking(0, **fails)}
+    if change == "cleared":
+        ti.max_tries = 7
+    elif change == "input":
+        options["input"] = {"prompt": "another"}
+    elif change == "app":
+        options["app_id"] = "llama-text"
+    elif change == "canceled":
+        first = run_task(run_op(input=LONG, durable=True), context)
+        options["input"] = LONG
+        with RunGenHook() as hook:
+            hook.cancel_job(job_id=first.value)
+    elif change == "forgotten":
+        rungen_emulator.service._jobs.clear()
+    elif change == "not durable":
+        options["durable"] = False
+    second = run_task(run_op(**options), context)
+    assert second.error is None
+    assert second.value != first.value
+    assert rungen_emulator.service.jobs()[-1]["id"] == second.value
+
+
+def test_a_submission_of_unknown_fate_is_repeated_or_not_as_told(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
+) -> None:
+    for word, created, kind in (("resubmit", 2, type(None)), ("fail", 1, AirflowFailException)):
+        context["task_state_store"] = FakeStore()
+        rungen_emulator.service._jobs.clear()
+        rungen_emulator.service.inject(Fault(on="run", kind="reset_after"))
+        first = run_task(run_op(on_unknown_submission=word), context)
+        assert isinstance(
+            first.error, RunGenSubmissionUnknownError if word == "resubmit" else AirflowFailException
+        )
+        second = run_task(run_op(on_unknown_submission=word), context)
+        assert isinstance(second.error, kind)
+        assert rungen_emulator.service.stats()["jobs_created"] == created
+
+
+def test_a_submission_that_was_refused_leaves_no_trace(rungen_emulator: Emulator, context: Any) -> None:
+    store = context["task_state_store"] = FakeStore()
+    rungen_emulator.service.inject(Fault(on="run", status=400))
+    assert run_task(run_op(on_unknown_submission="fail"), context).error is not None
+    assert store.get(RECORD) is None
+    assert run_task(run_op(on_unknown_submission="fail"), context).error is None
+
+
+def test_the_trace_is_left_before_the_job_is_submitted_and_holds_no_input(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    class Watching(FakeStore):
+        def set(self, key: str, value: Any, **_: Any) -> None:
+            kept.append((rungen_emulator.service.count("run"), value["job_id"]))
+            super().set(key, value)
+
+    kept: list[tuple[int, str]] = []
+    store = context["task_state_store"] = Watching()
+    outcome = run_task(run_op(input={"prompt": "my secret prompt"}), context)
+    # before, after, and at the end of the attempt
+    assert kept == [(0, ""), (1, outcome.value), (1, outcome.value)]
+    assert "my secret prompt" not in str(store.kept)
+
+
+def test_a_store_that_fails_after_the_submission_does_not_lose_the_job(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
+) -> None:
+    class Failing(FakeStore):
+        def set(self, key: str, value: Any, **_: Any) -> None:
+            if value["job_id"]:
+                raise OSError("the supervisor is gone")
+            super().set(key, value)
+
+    context["task_state_store"] = Failing()
+    outcome = run_task(run_op(), context)
+    assert outcome.error is None
+    assert ti.xcoms["job_id"] == outcome.value
+
+
+# --- killed -------------------------------------------------------------------------------------------------
+
+
+@KILLED
+@pytest.mark.feature("kill")
+def test_a_kill_cancels_the_job_and_ends_the_task(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
+) -> None:
+    op = run_op(input=LONG, wait_for_completion=True, timeout=8)
+    with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("get") > 1, op.on_kill) as sent:
+        outcome = run_task(op, context)
+    assert sent
+    assert time.monotonic() - sent[0] < 1
+    assert isinstance(outcome.error, AirflowException)
+    assert not isinstance(outcome.error, AirflowFailException)
+    assert states(rungen_emulator) == ["CANCELED"]
+    assert ti.xcoms["job_id"]
+
+
+@KILLED
+def test_a_kill_in_the_middle_of_a_log_line_is_not_lost(
+    rungen_emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Handler(logging.Handler):
+        """What every handler of the standard library does about an exception, a kill among them."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            try:
+                if not killed and "is RUNNING" in record.getMessage():
+                    killed.append(time.monotonic())
+                    op.on_kill()
+            except Exception:
+                self.handleError(record)
+
+    killed: list[float] = []
+    op = run_op(input=LONG, wait_for_completion=True, timeout=5)
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    monkeypatch.setattr(watch.log, "handlers", [Handler()])
+    outcome = run_task(op, context)
+    assert killed
+    assert time.monotonic() - killed[0] < 1
+    assert isinstance(outcome.error, AirflowException)
+    assert "killed" in str(outcome.error)
+
+
+@KILLED
+def test_a_kill_leaves_the_job_when_told_to(rungen_emulator: Emulator, context: Any) -> None:
+    op = run_op(input=LONG, wait_for_completion=True, cancel_on_kill=False, timeout=8)
+    with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("get") > 1, op.on_kill) as sent:
+        outcome = run_task(op, context)
+    assert sent
+    assert time.monotonic() - sent[0] < 1
+    assert isinstance(outcome.error, AirflowException)
+    assert states(rungen_emulator) == ["RUNNING"]
+
+
+@KILLED
+def test_a_kill_in_a_long_pause_ends_the_task(rungen_emulator: Emulator, context: Any) -> None:
+    op = run_op(input=LONG, wait_for_completion=True, poll_interval=60, timeout=8)
+    with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("get") > 0, op.on_kill) as sent:
+        outcome = run_task(op, context)
+    assert time.monotonic() - sent[0] < 1
+    assert isinstance(outcome.error, AirflowException)
+    assert states(rungen_emulator) == ["CANCELED"]
+
+
+@KILLED
+def test_a_kill_while_a_look_hangs_ends_the_task(rungen_emulator: Emulator, context: Any) -> None:
+    rungen_emulator.service.inject(Fault(on="get", kind="hang", skip=1))
+    op = run_op(input=LONG, wait_for_completion=True, timeout=8)
+    with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("get") > 1, op.on_kill) as sent:
+        outcome = run_task(op, context)
+    assert time.monotonic() - sent[0] < 1
+    assert isinstance(outcome.error, AirflowException)
+    assert states(rungen_emulator) == ["CANCELED"]
+
+
+@KILLED
+@pytest.mark.feature("kill")
+def test_a_kill_during_the_submission_waits_for_the_id_and_cancels_the_job(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
+) -> None:
+    rungen_emulator.drip_seconds = 0.002
+    rungen_emulator.service.inject(Fault(on="run", kind="drip"))
+    op = run_op(input=LONG)
+    with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("run") > 0, op.on_kill) as sent:
+        outcome = run_task(op, context)
+    [job] = rungen_emulator.service.jobs()
+    assert sent
+    assert time.monotonic() - sent[0] < 4
+    assert isinstance(outcome.error, AirflowException)
+    assert ti.xcoms["job_id"] == job["id"]
+    assert job["status"] == "CANCELED"
+
+
+@KILLED
+def test_a_kill_while_the_submission_is_turned_away_submits_nothing_more(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=503, times=2))
+    op = run_op(input=LONG)
+    with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("run") > 0, op.on_kill) as sent:
+        outcome = run_task(op, context)
+    assert time.monotonic() - sent[0] < 4
+    assert isinstance(outcome.error, AirflowException)
+    assert rungen_emulator.service.stats()["jobs_created"] == 0
+
+
+@KILLED
+def test_a_time_limit_that_strikes_during_the_submission_does_not_lose_the_job(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
+) -> None:
+    class TaskTimeout(BaseException):
+        """What Airflow raises from its alarm; it then calls ``on_kill``."""
+
+    def strike() -> None:
+        raise TaskTimeout
+
+    rungen_emulator.drip_seconds = 0.002
+    rungen_emulator.service.inject(Fault(on="run", kind="drip"))
+    op = run_op(input=LONG)
+    with (
+        signal_when(signal.SIGALRM, lambda: rungen_emulator.service.count("run") > 0, strike) as sent,
+        pytest.raises(TaskTimeout),
+    ):
+        run_task(op, context)
+    op.on_kill()
+    [job] = rungen_emulator.service.jobs()
+    assert sent
+    assert ti.xcoms.get("job_id") == job["id"]
+    assert job["status"] == "CANCELED"
+
+
+@KILLED
+@pytest.mark.feature("kill")
+def test_a_kill_is_over_in_time_however_many_jobs_there_are(rungen_emulator: Emulator, context: Any) -> None:
+    ids = submitted(*[LONG] * 80)
+    rungen_emulator.service.inject(Fault(on="cancel", kind="hang", times=None))
+    op = collect_op(ids, cancel_on_kill=True, timeout=8)
+    service = rungen_emulator.service
+    asked = lambda: service.count("get") + service.count("get_app") > 0  # noqa: E731
+    with signal_when(signal.SIGTERM, asked, op.on_kill) as sent:
+        outcome = run_task(op, context)
+    assert isinstance(outcome.error, AirflowException)
+    assert time.monotonic() - sent[0] < 5
+
+
+@KILLED
+def test_a_kill_before_anything_was_submitted_is_harmless() -> None:
+    op = run_op()
+    op.on_kill()
+    assert op._jobs == ("", ())
+
+
+@KILLED
+def test_a_kill_from_another_thread_does_not_raise_there(rungen_emulator: Emulator, context: Any) -> None:
+    run_task(op := run_op(input=LONG), context)
+    op.on_kill()  # the task is no longer executing
+    assert states(rungen_emulator) == ["CANCELED"]
+
+
+# --- collect ------------------------------------------------------------------------------------------------
+
+
+@MODES
+@pytest.mark.parametrize("wait", [True, False])
+def test_one_id_gives_one_result_and_a_list_a_list(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, wait: bool
+) -> None:
+    seconds = 0.2 if wait else 0
+    ids = submitted(*[taking(seconds, result={"n": number}) for number in range(3)])
+    options: dict[str, Any] = {"deferrable": deferrable, "wait_for_completion": wait}
+
+    assert run_task(collect_op(ids[0], **options), context).value == {"n": 0}
+    assert run_task(collect_op([ids[0]], **options), context).value == [{"n": 0}]
+    order = [ids[2], ids[0], ids[2], ids[1]]
+    assert run_task(collect_op(order, **options), context).value == [{"n": 2}, {"n": 0}, {"n": 2}, {"n": 1}]
+    assert run_task(collect_op(tuple(ids), **options), context).value == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert run_task(collect_op(LazySequence(*ids), **options), context).value == [
+        {"n": 0},
+        {"n": 1},
+        {"n": 2},
+    ]
+    assert run_task(collect_op([], **options), context).value == []
+
+
+@MODES
+def test_collecting_waits(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
+    ids = submitted(taking(0.4, result="slow"), taking(0, result="quick"))
+    outcome = run_task(collect_op(ids, deferrable=deferrable), context)
+    assert outcome.value == ["slow", "quick"]
+    assert len(outcome.events) == deferrable
+
+
+@pytest.mark.parametrize(
+    "result", [None, "", 0, False, [], {}, "text", {"images": [{"image": "https://x/y?z"}]}]
+)
+def test_a_result_is_returned_as_it_is(rungen_emulator: Emulator, context: Any, result: Any) -> None:
+    [job_id] = submitted(taking(0, result=result))
+    assert run_task(collect_op(job_id), context) == Outcome(value=result)
+
+
+@MODES
+def test_collecting_a_failed_job_is_hopeless(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    good, bad, gone = submitted(taking(0), taking(0.2, fail="out of memory"), taking(60))
+    with RunGenHook() as hook:
+        hook.cancel_job(job_id=gone)
+    outcome = run_task(collect_op([good, bad], deferrable=deferrable), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    told = f"RunGen job {bad} of app {APP} failed: out of memory. "
+    assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
+    outcome = run_task(collect_op([gone], deferrable=deferrable), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "canceled" in str(outcome.error)
+    outcome = run_task(collect_op([good, bad, gone], deferrable=deferrable), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert all(each in str(outcome.error) for each in ("2 RunGen jobs", bad, gone))
+    assert good not in str(outcome.error)
+
+
+def test_many_failed_jobs_are_told_shortly(rungen_emulator: Emulator, context: Any) -> None:
+    ids = submitted(*[taking(0, fail=f"reason {number}") for number in range(13)])
+    outcome = run_task(collect_op(ids), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "13 RunGen jobs" in str(outcome.error)
+    assert "3 more" in str(outcome.error)
+    assert ids[9] in str(outcome.error)
+    assert ids[10] not in str(outcome.error)
+
+
+def test_a_failed_job_that_is_named_twice_is_told_once(rungen_emulator: Emulator, context: Any) -> None:
+    [bad] = submitted(taking(0, fail="x"))
+    outcome = run_task(collect_op([bad, bad]), context)
+    assert str(outcome.error).count(bad) == 1
+
+
+def test_collecting_without_waiting_what_is_not_over_is_an_error_that_may_pass(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    slow, bad = submitted(LONG, taking(0, fail="x"))
+    outcome = run_task(collect_op(slow, wait_for_completion=False), context)
+    assert type(outcome.error) is RunGenJobError
+    assert "not over yet" in str(outcome.error)
+    assert str(outcome.error).endswith(". Wait for it first.")
+    assert states(rungen_emulator)[0] == "RUNNING"
+    # with a failed one among them, trying again cannot help
+    outcome = run_task(collect_op([slow, bad], wait_for_completion=False), context)
+    assert isinstance(outcome.error, AirflowFailException)
+
+
+@MODES
+def test_collecting_ends_in_time_and_leaves_the_jobs(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    ids = submitted(LONG, LONG)
+    outcome = run_task(collect_op(ids, timeout=0.2, deferrable=deferrable), context)
+    assert type(outcome.error) is RunGenJobTimeoutError
+    assert ids[0] in str(outcome.error)
+    assert str(outcome.error).endswith(". Raise timeout or execution_timeout if it needs longer.")
+    assert outcome.error.app_id == APP
+    assert states(rungen_emulator) == ["RUNNING", "RUNNING"]
+
+
+@pytest.mark.parametrize(
+    "bad", [None, "", "a/b", 7, [None, None], [["a"]], {"a": 1}, 1.5, ["a", ""]], ids=repr
+)
+@pytest.mark.parametrize(
+    "make", [collect_op, lambda job_id: RunGenCancelJobOperator(task_id="c", job_id=job_id)]
+)
+def test_what_is_no_id_is_hopeless_and_sends_nothing(
+    rungen_emulator: Emulator, context: Any, make: Any, bad: Any
+) -> None:
+    if bad == {"a": 1}:
+        bad = {"": 1}
+    outcome = run_task(make(bad), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "job_id" in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+
+
+@KILLED
+def test_a_kill_leaves_collected_jobs_alone(rungen_emulator: Emulator, context: Any) -> None:
+    ids = submitted(LONG, LONG)
+    op = collect_op(ids)
+    with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("get") > 1, op.on_kill) as sent:
+        outcome = run_task(op, context)
+    assert time.monotonic() - sent[0] < 1
+    assert isinstance(outcome.error, AirflowException)
+    assert states(rungen_emulator) == ["RUNNING", "RUNNING"]
+
+
+def test_a_result_url_is_not_logged(
+    rungen_emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = submitted(taking(0.1))
+    with caplog.at_level("DEBUG", logger="airflow_provider_rungen"):
+        outcome = run_task(collect_op(ids, deferrable=True), context)
+    assert "X-Amz-Signature" in str(outcome.value)
+    assert "X-Amz-Signature" not in caplog.text
+    assert "X-Amz-Signature" not in str(outcome.events)
+
+
+# --- schemas ------------------------------------------------------------------------------------------------
+
+TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+
+
+@pytest.mark.parametrize("source", ["flux-schnell", "file"])
+@pytest.mark.feature("schemas")
+def test_an_input_that_does_not_fit_its_schema_is_not_sent(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, source: str
+) -> None:
+    if source == "file":
+        path = tmp_path / "schema.json"
+        path.write_text('{"properties": {"width": {"minimum": 1}}}')
+        source = f"file://{path}"
+    context["task_state_store"] = store = FakeStore()
+    outcome = run_task(run_op(input={**INPUT, "width": -5}, input_schema=source), context)
+    assert type(outcome.error) is AirflowFailException
+    assert f"input.width: -5 is less than the minimum of 1 (input_schema {source})" in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+    assert store.kept == {}
+    assert run_task(run_op(input={**INPUT, "width": 64}, input_schema=source), context).error is None
+
+
+def test_an_input_is_held_against_its_schema_as_it_is_sent(rungen_emulator: Emulator, context: Any) -> None:
+    schema = {"properties": {"prompt": {"const": "a fox"}, "seeds": {"type": "array", "maxItems": 2}}}
+    op = run_op(input={"prompt": "{{ what }}", "seeds": (1, 2)}, input_schema=schema)
+    op.render_template_fields(cast(Any, {"what": "a fox"}))
+    assert run_task(op, context).error is None
+
+
+def test_what_is_no_object_is_told_with_a_schema_as_without(rungen_emulator: Emulator, context: Any) -> None:
+    outcome = run_task(run_op(input="a fox", input_schema="flux-schnell"), context)
+    assert type(outcome.error) is AirflowFailException
+    assert "must be a JSON object (a dict)" in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+
+
+def test_a_schema_that_is_gone_does_not_keep_a_retry_from_its_job(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, tmp_path: Path
+) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text("{}")
+    context["task_state_store"] = FakeStore()
+    ti.max_tries = 3
+    first = run_task(run_op(input_schema=str(path)), context)
+    path.unlink()
+    ti.try_number = 2
+    second = run_task(run_op(input_schema=str(path), wait_for_completion=True), context)
+    assert second == first
+    outcome = run_task(run_op(input={"prompt": "another"}, input_schema=str(path)), context)
+    assert type(outcome.error) is AirflowFailException
+    assert "cannot be read" in str(outcome.error)
+    assert rungen_emulator.service.count("run") == 1
+
+
+@MODES
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.feature("schemas")
+def test_a_result_that_does_not_fit_its_schema_is_hopeless(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, deferrable: bool, wait: bool
+) -> None:
+    seconds = 0.2 if wait else 0
+    good, bad, worse = submitted(
+        *[taking(seconds, result=result) for result in ({"text": "x"}, {"text": 7}, {})]
+    )
+    options: dict[str, Any] = {"deferrable": deferrable, "wait_for_completion": wait, "result_schema": TEXT}
+    assert run_task(collect_op(good, **options), context).value == {"text": "x"}
+    outcome = run_task(collect_op([good, bad], **options), context)
+    assert type(outcome.error) is AirflowFailException
+    assert type(outcome.error.__cause__) is RunGenResultError
+    assert str(outcome.error) == (
+        f"The result of RunGen job {bad} of app {APP} does not fit result_schema: "
+        "result.text: 7 is not of type 'string'. Look at the result there, or correct the schema."
+    )
+    outcome = run_task(collect_op([bad, good, worse], **options), context)
+    assert type(outcome.error) is AirflowFailException
+    assert all(told in str(outcome.error) for told in ("2 RunGen jobs", bad, worse, "'text' is a required"))
+    assert good not in str(outcome.error)
+
+
+@MODES
+def test_a_failed_job_is_told_whatever_the_schema(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    [bad] = submitted(taking(0.2, fail="out of memory"))
+    outcome = run_task(collect_op(bad, deferrable=deferrable, result_schema="flux-schnell"), context)
+    told = f"RunGen job {bad} of app {APP} failed: out of memory. "
+    assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
+
+
+def test_the_result_of_flux_fits_its_schema(rungen_emulator: Emulator, context: Any) -> None:
+    [job_id] = submitted(taking(0))
+    assert run_task(collect_op(job_id, result_schema="flux-schnell"), context).value["images"]
+
+
+def test_a_result_schema_that_cannot_be_read_is_told_before_the_wait(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    outcome = run_task(collect_op("job", result_schema="/no/such/schema.json"), context)
+    assert type(outcome.error) is AirflowFailException
+    assert "result_schema /no/such/schema.json cannot be read" in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+
+
+def test_a_schema_that_is_none_breaks_the_dag_file() -> None:
+    for bad in ({"type": "txt"}, "nobody", 7):
+        with pytest.raises(ValueError, match="input_schema"):
+            run_op(input_schema=bad)
+        with pytest.raises(ValueError, match="result_schema"):
+            collect_op("j", result_schema=bad)
+
+
+def test_a_schema_is_no_template() -> None:
+    assert "input_schema" not in run_op(input_schema="flux-schnell").template_fields
+    assert "result_schema" not in collect_op("j", result_schema="flux-schnell").template_fields
+
+
+# --- cancel -------------------------------------------------------------------------------------------------
+
+
+def test_canceling_gives_the_ids_of_what_was_canceled(rungen_emulator: Emulator, context: Any) -> None:
+    over, slow, queued = submitted(taking(0), LONG, LONG)
+    op = RunGenCancelJobOperator(task_id="cancel", job_id=LazySequence(over, slow, None, queued))
+    assert run_task(op, context) == Outcome(value=[slow, queued])
+    assert states(rungen_emulator) == ["COMPLETED", "CANCELED", "CANCELED"]
+    assert run_task(RunGenCancelJobOperator(task_id="c", job_id=over), context) == Outcome(value=[])
+    assert run_task(RunGenCancelJobOperator(task_id="c", job_id=[]), context) == Outcome(value=[])
+
+
+def test_canceling_what_is_over_fails_when_told_to(rungen_emulator: Emulator, context: Any) -> None:
+    over, slow = submitted(taking(0), LONG)
+    op = RunGenCancelJobOperator(task_id="cancel", job_id=[over], fail_if_over=True)
+    outcome = run_task(op, context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert over in str(outcome.error)
+    assert states(rungen_emulator) == ["COMPLETED", "RUNNING"]
+    assert slow
+
+
+def test_canceling_what_there_is_not_is_hopeless(rungen_emulator: Emulator, context: Any) -> None:
+    outcome = run_task(RunGenCancelJobOperator(task_id="cancel", job_id="unknown"), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "unknown" in str(outcome.error)
+
+
+# --- templates ----------------------------------------------------------------------------------------------
+
+
+def test_nested_values_of_an_input_are_rendered() -> None:
+    op = run_op(
+        app_id="{{ app }}",
+        rungen_conn_id="{{ conn }}",
+        input={
+            "prompt": "a {{ what }}",
+            "list": ["{{ what }}", 1, {"deep": "{{ what }}", "none": None}],
+            "number": 2.5,
+            "flag": True,
+            "{{ what }}": "key",
+        },
+    )
+    op.render_template_fields(cast(Any, {"what": "fox", "app": "an-app", "conn": "a_conn"}))
+    assert op.app_id == "an-app"
+    assert op.rungen_conn_id == "a_conn"
+    assert op.input == {
+        "prompt": "a fox",
+        "list": ["fox", 1, {"deep": "fox", "none": None}],
+        "number": 2.5,
+        "flag": True,
+        "{{ what }}": "key",
+    }
+
+
+@pytest.mark.parametrize(
+    "make", [collect_op, lambda job_id, **o: RunGenCancelJobOperator(task_id="c", job_id=job_id, **o)]
+)
+def test_ids_are_rendered(make: Any) -> None:
+    op = make(["{{ id }}", "x"], app_id="{{ app }}", rungen_conn_id="{{ conn }}")
+    op.render_template_fields(cast(Any, {"id": "job", "app": "an-app", "conn": "a_conn"}))
+    assert (op.job_id, op.app_id, op.rungen_conn_id) == (["job", "x"], "an-app", "a_conn")
+
+
+def test_the_template_fields_are_plain_attributes() -> None:
+    for op in (run_op(), collect_op("j"), RunGenCancelJobOperator(task_id="c", job_id="j")):
+        for name in op.template_fields:
+            assert name in vars(op), "a template field must not be computed: Airflow reads it when it parses"
+
+
+def test_another_connection_is_used_when_named(
+    rungen_emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_MINE", rungen_emulator.airflow_connection())
+    monkeypatch.delenv("AIRFLOW_CONN_RUNGEN_DEFAULT")
+    outcome = run_task(
+        run_op(input=taking(0.2), wait_for_completion=True, deferrable=True, rungen_conn_id="mine"), context
+    )
+    assert outcome.error is None
+    assert len(outcome.events) == 1
+
+
+def test_making_an_operator_reaches_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_RUNGEN_DEFAULT", raising=False)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a DAG file must parse without a connection")
+
+    monkeypatch.setattr(RunGenHook, "get_connection", fail)
+    assert run_op().input == INPUT
+    assert collect_op("j").job_id == "j"
+    assert isinstance(RunGenError("x"), Exception)
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_job_that_the_service_knows_only_after_a_moment_is_not_given_up(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.operators.job.KNOWN_WITHIN", 0.5)
+    rungen_emulator.service.inject(Fault(on="get", status=404, times=2))
+    outcome = run_task(run_op(wait_for_completion=True, deferrable=deferrable), context)
+    assert outcome.value
+    assert states(rungen_emulator) == ["COMPLETED"]
+
+
+def test_a_job_that_the_service_never_knows_is_told(
+    rungen_emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.operators.job.KNOWN_WITHIN", 0.2)
+    rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
+    outcome = run_task(run_op(wait_for_completion=True), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "404" in str(outcome.error)
+
+
+@pytest.mark.parametrize(
+    "event", [{"outcome": "over"}, {"outcome": "over", "unsuccessful": None, "extra": 1}]
+)
+def test_an_event_that_leaves_things_out_is_understood(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, event: dict[str, Any]
+) -> None:
+    with RunGenHook() as hook:
+        job_id = hook.run_job(input={"prompt": "a red fox", "emulator": {"seconds": 0}}).id
+    ti.xcom_push("job_id", job_id)
+    ti.xcom_push("job_ids", [job_id])
+    waiting: dict[str, Any] = {"wait_for_completion": True, "deferrable": True}
+    run = RunGenRunJobOperator(task_id="run", input={"prompt": "x"}, **waiting)
+    assert run.execute_complete(context, dict(event)) == job_id
+    batch = RunGenRunBatchOperator(task_id="batch", inputs=[{"prompt": "x"}], **waiting)
+    assert batch.execute_complete(context, dict(event)) == [job_id]
+    collect = RunGenCollectResultsOperator(task_id="collect", job_id=job_id, deferrable=True)
+    assert collect.execute_complete(context, dict(event))["images"]
+
+
+def test_an_event_with_words_of_another_version_counts_its_jobs_as_failed(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    event = {"outcome": "over", "app_id": "flux-schnell", "job_ids": ["j"], "count": 1}
+    event["unsuccessful"] = [{"id": "j", "status": "EXPIRED", "error": "too old"}]
+    run = RunGenRunJobOperator(task_id="run", input={"prompt": "x"}, wait_for_completion=True)
+    with pytest.raises(RunGenJobFailedError, match="too old"):
+        run.execute_complete(context, event)

@@ -1,0 +1,413 @@
+"""``scaled_app``: what it makes of a DAG, and what its teardown does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from datetime import timedelta
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, TaskGroup, TriggerRule, task
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
+from conftest import FakeTaskInstance, Outcome, run_task
+
+from airflow_provider_rungen.client.scaling import Raised
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import RunGenAppError
+from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator, scaled_app
+from airflow_provider_rungen.operators.scale_down import RunGenScaleDownOperator
+
+APP = "gpu"
+
+
+def dag(**options: Any) -> Any:
+    return DAG("d", schedule=None, **options)
+
+
+def job(task_id: str, **options: Any) -> RunGenRunJobOperator:
+    return RunGenRunJobOperator(task_id=task_id, input={"prompt": "x"}, **options)
+
+
+def upstream(dag: Any, task_id: str) -> set[str]:
+    return set(dag.task_dict[task_id].upstream_task_ids)
+
+
+@task
+def give(value: Any) -> Any:
+    return value
+
+
+# --- the DAG ------------------------------------------------------------------------------------------------
+
+
+def test_tasks_inside_come_between() -> None:
+    with dag() as d:
+        with scaled_app(APP, 2) as gpu:
+            first, second = job("first"), job("second")
+            first >> second
+        first >> job("outside")
+    d.validate()
+    assert (gpu.up.task_id, gpu.down.task_id) == ("app_up", "app_down")
+    assert upstream(d, "first") == {"app_up"}
+    assert upstream(d, "app_down") >= {"app_begin", "app_up", "second"}
+    assert ("first" in upstream(d, "app_down")) != AIRFLOW_V_3_3_PLUS
+    assert upstream(d, "outside") == {"first"}
+    assert upstream(d, "app_begin") == upstream(d, "app_up") == set()
+    assert [t.task_id for t in d.tasks if t.is_setup] == ["app_begin", "app_up"]
+    assert gpu.down.is_teardown
+
+
+def test_what_costs_no_worker_is_marked_so() -> None:
+    module: Any = import_module("airflow.serialization.serialized_objects")
+    defaults = {"on_success_callback": print, "on_execute_callback": print}
+    with dag(default_args=defaults) as d, scaled_app(APP):
+        job("first")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Airflow's own
+        kind = getattr(module, "DagSerialization", module.SerializedDAG)
+        tasks = {t["__var"]["task_id"]: t["__var"] for t in kind.to_dict(d)["dag"]["tasks"]}
+    for task_id in ("app_begin", "app_end"):
+        assert tasks[task_id]["_is_empty"] is True
+        mark: Any = d.task_dict[task_id]
+        assert not mark.on_success_callback
+        assert not mark.on_execute_callback
+
+
+def test_the_run_fails_when_the_teardown_or_the_setup_fails() -> None:
+    with dag() as d, scaled_app(APP) as gpu:
+        job("first")
+    assert gpu.end.is_teardown
+    assert gpu.end.on_failure_fail_dagrun
+    assert gpu.end.trigger_rule == TriggerRule.NONE_FAILED
+    assert upstream(d, "app_end") == {"app_up", "app_down"}
+
+
+def test_every_task_inside_is_reached_whatever_it_waits_for() -> None:
+    with dag() as d:
+        rows = give.override(task_id="rows")([1])
+        with scaled_app(APP):
+            alone = job("alone")
+            batch = RunGenRunBatchOperator(task_id="batch", inputs=rows)
+            mapped = RunGenRunJobOperator.partial(task_id="mapped").expand(input=rows)
+            with TaskGroup("group"):
+                inner: Any = give.override(task_id="inner")(batch.output)
+        give.override(task_id="load")(mapped.output)
+    d.validate()
+    assert {t for t in d.task_dict if "app_up" in upstream(d, t)} - {"app_down", "app_end"} == {
+        *("alone", "batch", "mapped")
+    }
+    assert upstream(d, "app_down") >= {"alone", "mapped", "group.inner"}
+    assert upstream(d, "app_up") == {"rows"}, "it is not paid for while it waits for its inputs"
+    assert alone.downstream_task_ids == {"app_down"}
+    assert inner.operator.downstream_task_ids == {"app_down"}
+
+
+def test_what_waits_for_a_task_inside_is_not_waited_for() -> None:
+    with dag() as d:
+        outside = give.override(task_id="outside")(1)
+        with scaled_app(APP):
+            first = job("first")
+            first >> outside
+            last = job("last")
+            outside >> last
+    d.validate()
+    assert upstream(d, "app_up") == set()
+    assert upstream(d, "last") == {"app_up", "outside"}
+    d.check_cycle() if hasattr(d, "check_cycle") else d.topological_sort()
+
+
+def test_two_of_a_dag_and_one_inside_another() -> None:
+    with dag() as d:
+        with scaled_app(APP), TaskGroup("group"), scaled_app("other"):
+            job("inner")
+        with scaled_app("third"):
+            pass
+        with scaled_app("fourth", name="painter"):
+            job("paint")
+    d.validate()
+    assert {"app_up", "group.app_up", "app_2_up", "painter_up"} <= set(d.task_dict)
+    assert upstream(d, "group.app_up") == {"app_up"}
+    assert upstream(d, "app_down") >= {"group.app_end"}
+    assert upstream(d, "app_2_down") == {"app_2_begin", "app_2_up"}
+
+
+def test_default_args_have_no_say_in_scaling_down() -> None:
+    defaults = {
+        "retries": 0,
+        "retry_delay": timedelta(days=1),
+        "execution_timeout": timedelta(seconds=1),
+        "depends_on_past": True,
+        "wait_for_downstream": True,
+        "pool": "crowded",
+        "pool_slots": 1000,
+        "retry_policy": "never",
+        "trigger_rule": "all_success",
+        "app_id": "another",
+        "poll_interval": 1,
+    }
+    with dag(default_args=defaults) as d, scaled_app(APP, deferrable=True, retries=3, timeout=60) as gpu:
+        job("first")
+    down: Any = d.task_dict["app_down"]
+    assert down.retries >= 5
+    assert down.retry_delay <= timedelta(minutes=1)
+    assert down.execution_timeout is None
+    assert not down.depends_on_past
+    assert not down.wait_for_downstream
+    assert (down.pool, down.pool_slots) == ("default_pool", 1)
+    assert getattr(down, "retry_policy", None) != "never"
+    assert down.trigger_rule == TriggerRule.ALL_DONE_SETUP_SUCCESS
+    assert gpu.down.app_id == gpu.up.app_id == APP
+    assert (gpu.up.retries, gpu.up.deferrable, gpu.up.timeout) == (3, True, 60)
+
+
+def test_a_pool_is_for_both() -> None:
+    with dag(), scaled_app(APP, pool="one_at_a_time") as gpu:
+        job("first")
+    assert gpu.up.pool == gpu.down.pool == "one_at_a_time"
+
+
+def test_a_dag_that_would_skip_the_teardown_is_refused() -> None:
+    with (
+        dag(dagrun_timeout=timedelta(hours=1)),
+        pytest.raises(ValueError, match="dagrun_timeout"),
+        scaled_app(APP),
+    ):
+        pass
+
+
+# --- the teardown -------------------------------------------------------------------------------------------
+
+
+class TaskInstance3(FakeTaskInstance):
+    """A task instance that can be asked for others, as on Airflow 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: dict[str, dict[str, str | None]] = {"run": {"app_up": "success", "app_down": "running"}}
+        self.scaled: dict[str, Any] = {}
+        self.run_states: dict[str, str] = {"run": "running"}
+
+    def get_task_states(
+        self, dag_id: str, map_index: int, task_ids: list[str], run_ids: list[str] | None = None
+    ) -> dict[str, dict[str, str | None]]:
+        assert map_index == self.map_index
+        return {
+            run_id: {task_id: states[task_id] for task_id in task_ids if task_id in states}
+            for run_id, states in self.states.items()
+            if run_ids is None or run_id in run_ids
+        }
+
+    def get_dr_count(self, dag_id: str, states: list[str]) -> int:
+        return list(self.run_states.values()).count("running")
+
+    def get_dagrun_state(self, dag_id: str, run_id: str) -> str:
+        return self.run_states[run_id]
+
+    def xcom_pull(self, key: str, **which: Any) -> Any:
+        assert key == "scaled"
+        name = which.get("run_id", "run")
+        return self.scaled.get(name if which["task_ids"] == "app_up" else f"{name} {which['task_ids']}")
+
+
+@pytest.fixture
+def ti() -> TaskInstance3:
+    ti = TaskInstance3()
+    ti.task_id = "app_down"
+    ti.scaled["run"] = Raised(APP, 2, 0, time.time() - 3723).to_json()
+    return ti
+
+
+@pytest.fixture
+def emulator(rungen_emulator: Emulator) -> Emulator:
+    rungen_emulator.service.add_app(APP, workers=2)
+    return rungen_emulator
+
+
+@pytest.fixture
+def context(ti: TaskInstance3) -> Any:
+    return {"ti": ti, "dag": SimpleNamespace(tasks=[down_op(), down_op("app_2")])}
+
+
+def down_op(name: str = "app", **options: Any) -> RunGenScaleDownOperator:
+    options = {"app_id": APP, "scale_up_task_id": f"{name}_up", "poll_interval": 0.02, **options}
+    return RunGenScaleDownOperator(task_id=f"{name}_down", **options)
+
+
+def workers(emulator: Emulator, app_id: str = APP) -> int:
+    count: int = emulator.service.stats()["active_workers"][app_id]
+    return count
+
+
+def test_the_teardown_stops_the_app_and_says_how_long_it_was_up(
+    emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert run_task(down_op(), context) == Outcome()
+    assert workers(emulator) == 0
+    assert f"RunGen app {APP} is scaled to 0 workers; it was up for 1 h 2 min" in caplog.text
+
+
+def test_an_app_that_is_gone_is_fine(emulator: Emulator, context: Any, ti: TaskInstance3) -> None:
+    ti.scaled["run"]["app_id"] = "gone"
+    assert run_task(down_op(), context) == Outcome()
+
+
+@pytest.mark.parametrize(
+    ("up", "want"),
+    [
+        *(("upstream_failed", 2), ("skipped", 2), ("removed", 2), (None, 2)),
+        *(("failed", 0), ("success", 0), ("up_for_retry", 0)),
+    ],
+)
+def test_an_app_that_this_run_never_touched_is_left_alone(
+    emulator: Emulator, context: Any, ti: TaskInstance3, up: str | None, want: int
+) -> None:
+    ti.scaled.clear()
+    ti.states["run"]["app_up"] = up
+    assert run_task(down_op(), context) == Outcome()
+    assert workers(emulator) == want
+
+
+def test_a_task_of_a_loop_has_no_map_index(emulator: Emulator, context: Any, ti: TaskInstance3) -> None:
+    context["ti"].map_index = None
+    ti.scaled.clear()
+    ti.states["run"]["app_up"] = "upstream_failed"
+    assert run_task(down_op(), context) == Outcome()
+    assert workers(emulator) == 2
+
+
+@pytest.mark.parametrize("status", [500, 403, 409])
+def test_a_teardown_that_fails_is_loud_and_tried_again(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    emulator.service.inject(Fault(on="update_app", status=status, times=None))
+    outcome = run_task(down_op(), context)
+    assert type(outcome.error) is RunGenAppError, "which a retry may help, even with a wrong key"
+    assert f"RunGen app {APP} is perhaps NOT scaled down, and billed until it is" in str(outcome.error)
+
+
+@pytest.mark.parametrize("told", [{}, {"configuration": {"active_workers": 2}}])
+def test_a_teardown_whose_request_came_to_nothing_sends_it_again(
+    emulator: Emulator, context: Any, told: dict[str, Any]
+) -> None:
+    emulator.service.inject(Fault(on="update_app", status=200, body={"id": APP, **told}))
+    assert run_task(down_op(), context) == Outcome()
+    assert workers(emulator) == 0
+
+
+def test_airflow_2_tells_whether_this_run_touched_the_app(emulator: Emulator, context: Any) -> None:
+    up = SimpleNamespace(state="upstream_failed")
+    context["ti"] = FakeTaskInstance()  # it cannot be asked
+    context["dag_run"] = SimpleNamespace(get_task_instance=lambda *_, **__: up)
+    assert run_task(down_op(), context) == Outcome()
+    assert workers(emulator) == 2
+    up.state = "failed"
+    assert run_task(down_op(), context) == Outcome()
+    assert workers(emulator) == 0
+
+
+# jobs that are queued or running
+
+
+def submit(emulator: Emulator, seconds: float) -> None:
+    body = json.dumps({"input": {"prompt": "x", "emulator": {"seconds": seconds}}}).encode()
+    headers = {"x-api-key": emulator.service.api_key, "Content-Type": "application/json"}
+    assert emulator.service.handle("POST", f"/app/{APP}/run_async", headers, body).status == 201
+
+
+def statuses(emulator: Emulator) -> list[str]:
+    return [job["status"] for job in emulator.service.jobs()]
+
+
+@pytest.fixture
+def short_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.operators.scale_down.LAG", 0.3)
+
+
+def test_draining_waits_for_the_apps_jobs(emulator: Emulator, context: Any) -> None:
+    for _ in range(5):
+        submit(emulator, 0.1)
+    run_task(down_op(drain=True), context)
+    assert statuses(emulator) == ["COMPLETED"] * 5
+    assert workers(emulator) == 0
+
+
+def test_draining_has_its_time(emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture) -> None:
+    submit(emulator, 60)
+    run_task(down_op(drain=True, drain_timeout=0.2), context)
+    assert workers(emulator) == 0
+    assert "1 jobs queued or running still" in caplog.text
+
+
+def test_an_app_may_stay_up_for_the_jobs_of_others(
+    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.operators.scale_down.LAG", 0.3)
+    submit(emulator, 0.1)
+    run_task(down_op(keep_if_busy=True), context)
+    assert workers(emulator) == 0, "a job that has just ended is no reason"
+    emulator.service.scale(APP, 2)
+    submit(emulator, 60)
+    assert run_task(down_op(keep_if_busy=True), context) == Outcome()
+    assert workers(emulator) == 2
+    assert f"RunGen app {APP} is LEFT UP, and billed: 1 jobs" in caplog.text
+
+
+@pytest.mark.usefixtures("short_lag")
+@pytest.mark.parametrize("times", [1, None])
+def test_a_single_answer_without_counters_decides_nothing(
+    emulator: Emulator, context: Any, times: int | None
+) -> None:
+    submit(emulator, 60)
+    emulator.service.inject(Fault(on="get_app", status=200, body={"id": APP}, times=times))
+    assert run_task(down_op(keep_if_busy=True), context) == Outcome()
+    assert workers(emulator) == (2 if times else 0)
+
+
+# other runs of the DAG
+
+
+@pytest.mark.parametrize(
+    ("other", "want"),
+    [
+        *(
+            ((None, "running", APP), 2),
+            (("queued", "running", APP), 2),
+            (("up_for_retry", "running", APP), 2),
+        ),
+        (("running", "running", APP), 0),  # it decides as this one does
+        *((("success", "running", APP), 0), (("failed", "running", APP), 0)),
+        ((None, "failed", APP), 0),
+        ((None, "running", "another"), 0),
+        ((None, "running", None), 0),  # it has not scaled up yet
+    ],
+)
+def test_an_app_is_left_to_another_run_that_is_going_to_scale_it_down(
+    emulator: Emulator, context: Any, ti: TaskInstance3, other: tuple[str | None, str, str | None], want: int
+) -> None:
+    down, run_state, app_id = other
+    ti.run_states |= {"other": run_state, "third": "running"}
+    ti.states["other"] = {"app_up": "success", "app_down": down}
+    if app_id:
+        ti.scaled["other"] = Raised(app_id, 2, 0, 0.0).to_json()
+    assert run_task(down_op(), context) == Outcome()
+    assert workers(emulator) == want
+
+
+@pytest.mark.parametrize(("down", "want"), [(None, 2), ("running", 0), ("success", 0)])
+def test_an_app_is_left_to_another_block_of_the_same_run(
+    emulator: Emulator, context: Any, ti: TaskInstance3, down: str | None, want: int
+) -> None:
+    ti.states["run"]["app_2_down"] = down
+    assert run_task(down_op(), context) == Outcome()
+    assert workers(emulator) == 0, "it has not scaled up yet"
+    emulator.service.scale(APP, 2)
+    ti.scaled["run app_2_up"] = Raised(APP, 2, 2, 0.0).to_json()
+    assert run_task(down_op(), context) == Outcome()
+    assert workers(emulator) == want

@@ -1,0 +1,421 @@
+"""The sensor, without a database: poking, rescheduling, deferring, and Airflow's own ways to fail softly."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import signal
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    DAG,
+    AirflowException,
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+)
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS
+from conftest import APP, KEY, Outcome, run_task, signal_when
+
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.operators import RunGenRunJobOperator
+from airflow_provider_rungen.sensors import RunGenJobSensor
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+
+INPUT = {"prompt": "a red fox"}
+MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["poking", "deferred"])
+SINCE_3_3 = pytest.mark.skipif(
+    not AIRFLOW_V_3_3_PLUS,
+    reason="a worker defers it, since only Airflow 3.3 renders templates in the triggerer",
+)
+# The exception of a kill may strike in a finalizer, which swallows it. The task has to end all the same.
+KILLED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def sensor(job_id: Any, **options: Any) -> RunGenJobSensor:
+    options = {"task_id": "wait", "poke_interval": 0.02, "timeout": 20, "defer_after": 0, **options}
+    return RunGenJobSensor(job_id=job_id, **options)
+
+
+def submitted(*seconds: float, **steering: Any) -> list[str]:
+    with RunGenHook() as hook:
+        return [hook.run_job(input={**INPUT, "emulator": {"seconds": s, **steering}}).id for s in seconds]
+
+
+def states(emulator: Emulator) -> list[str]:
+    return [job["status"] for job in emulator.service.jobs()]
+
+
+@MODES
+def test_the_sensor_waits_for_all(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
+    ids = submitted(0.3, 0, 0.2)
+    outcome = run_task(sensor(ids, deferrable=deferrable), context)
+    assert (outcome.value, outcome.error) == (None, None)
+    assert states(rungen_emulator) == ["COMPLETED"] * 3
+    assert len(outcome.events) == deferrable
+
+
+@MODES
+@pytest.mark.parametrize("many", [str, list, tuple, iter])
+def test_one_id_or_many(rungen_emulator: Emulator, context: Any, deferrable: bool, many: Any) -> None:
+    [job_id] = submitted(0.1)
+    outcome = run_task(sensor(job_id if many is str else many([job_id]), deferrable=deferrable), context)
+    if many is iter:
+        # an iterator is used up by the first look; that must not pass for "all are over"
+        assert outcome.error is not None or states(rungen_emulator) == ["COMPLETED"]
+        return
+    assert outcome.error is None
+    assert states(rungen_emulator) == ["COMPLETED"]
+
+
+@MODES
+def test_no_jobs_are_over(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
+    assert run_task(sensor([], deferrable=deferrable), context) == Outcome()
+    assert rungen_emulator.service.records() == []
+
+
+def test_jobs_that_are_over_are_not_deferred_for(rungen_emulator: Emulator, context: Any) -> None:
+    outcome = run_task(sensor(submitted(0, 0), deferrable=True), context)
+    assert outcome == Outcome()
+
+
+@MODES
+def test_an_input_of_a_batch_that_has_no_job_is_passed_over(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    first, last = submitted(0, 0.3)
+    outcome = run_task(sensor([first, None, last, None], deferrable=deferrable), context)
+    assert outcome.error is None
+    assert states(rungen_emulator) == ["COMPLETED"] * 2
+
+
+def test_a_poke_looks_at_many_jobs_side_by_side(rungen_emulator: Emulator, context: Any) -> None:
+    ids = submitted(*[0] * 20)
+    assert sensor(ids).poke(context) is True
+    assert rungen_emulator.service.count("get") == 20
+    assert rungen_emulator.service.stats()["max_open_connections"] > 1
+
+
+def test_a_poke_is_one_look(rungen_emulator: Emulator, context: Any) -> None:
+    quick, slow = submitted(0, 60)
+    task = sensor([quick, slow])
+    assert task.poke(context) is False
+    assert task.poke(context) is False
+    gets = [record.path for record in rungen_emulator.service.records() if record.operation == "get"]
+    assert len(gets) == 3, "a job that is over is not looked at again"
+    with RunGenHook() as hook:
+        hook.cancel_job(job_id=slow)
+    with pytest.raises(AirflowFailException, match=slow):
+        task.poke(context)
+
+
+@pytest.mark.skipif(
+    not AIRFLOW_V_3_0_PLUS, reason="a sensor of Airflow 2 asks the database when it is rescheduled"
+)
+def test_rescheduling_frees_the_slot_between_two_looks(rungen_emulator: Emulator, context: Any) -> None:
+    from airflow.exceptions import AirflowRescheduleException
+
+    [job_id] = submitted(60)
+    task = sensor(job_id, mode="reschedule", poke_interval=60)
+    context["ti"].task_reschedule_count = 0
+    context["ti"].get_first_reschedule_date = lambda *_, **__: None
+    outcome = run_task(task, context)
+    assert isinstance(outcome.error, AirflowRescheduleException)
+    assert rungen_emulator.service.count("get") == 1
+    assert states(rungen_emulator) == ["RUNNING"]
+
+
+@MODES
+def test_a_failed_job_fails_the_sensor_for_good(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    [bad] = submitted(0.2, fail="out of memory")
+    [good] = submitted(0)
+    outcome = run_task(sensor([good, bad], deferrable=deferrable), context)
+    assert type(outcome.error) is AirflowFailException
+    told = f"RunGen job {bad} of app {APP} failed: out of memory. "
+    assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
+
+
+@MODES
+@pytest.mark.feature("schemas")
+def test_a_result_that_does_not_fit_its_schema_is_hopeless(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    ids = submitted(0.1, 0.2, 0) + submitted(0.2, result={"images": []})
+    assert (
+        run_task(sensor(ids[:3], deferrable=deferrable, result_schema="flux-schnell"), context).error is None
+    )
+    outcome = run_task(sensor(ids, deferrable=deferrable, result_schema="flux-schnell"), context)
+    assert type(outcome.error) is AirflowFailException
+    assert str(outcome.error) == (
+        f"The result of RunGen job {ids[3]} of app {APP} does not fit result_schema flux-schnell: "
+        "result.images: [] should be non-empty. Look at the result there, or correct the schema."
+    )
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_result_is_checked_without_a_wait(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    ids = submitted(0) + submitted(0, result=7)
+    outcome = run_task(sensor(ids, deferrable=deferrable, result_schema="flux-schnell"), context)
+    assert type(outcome.error) is AirflowFailException
+    assert outcome.events == []
+    assert "result: 7 is not of type 'object'" in str(outcome.error)
+
+
+def test_many_results_are_checked_after_a_deferral(rungen_emulator: Emulator, context: Any) -> None:
+    rungen_emulator.service.scale(APP, 1000)
+    ids = submitted(*[0.3] * 150)
+    options: dict[str, Any] = {"deferrable": True, "result_schema": "flux-schnell"}
+    assert run_task(sensor(ids, **options), context).error is None
+    ids[140:140] = submitted(3, result=None)  # not over at the first look, on a busy machine, too
+    outcome = run_task(sensor(ids, **options), context)
+    assert len(outcome.events) == 1
+    assert ids[140] in str(outcome.error)
+
+
+def test_the_sensor_holds_no_results(rungen_emulator: Emulator, context: Any) -> None:
+    ids = submitted(0, 0, 0)
+    task = sensor(ids, result_schema="flux-schnell")
+    assert task.poke(context) is True
+    assert task._watch is not None
+    assert [job.result for job in task._watch.over.values()] == [None] * 3
+
+
+def test_a_check_of_results_needs_a_worker(rungen_emulator: Emulator, context: Any) -> None:
+    [job_id] = submitted(0.5, result=7)
+    options: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "result_schema": "flux-schnell"}
+    outcome = run_task(sensor(job_id, **options), context)
+    assert [event["outcome"] for event in outcome.events] == ["over"]
+    assert type(outcome.error) is AirflowFailException
+
+
+@SINCE_3_3
+@pytest.mark.feature("start")
+def test_a_sensor_that_starts_in_the_triggerer_checks_results_on_a_worker(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    ids = submitted(0) + submitted(0, result=7)
+    options: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "start_from_trigger": True}
+    task = sensor("{{ ids }}", **options, result_schema="flux-schnell")
+    arguments: Any = task.start_trigger_args
+    assert arguments.trigger_kwargs["end_from_trigger"] is False
+    arguments = sensor("x", **options).start_trigger_args
+    assert arguments.trigger_kwargs["end_from_trigger"] is True
+    task.job_id = str(ids)  # as the template makes it
+    event = {"outcome": "over", "unsuccessful": [], "count": 0, "app_id": APP}
+    with pytest.raises(AirflowFailException, match=f"{ids[1]}.* 7 is not of type 'object'"):
+        task.execute_complete(context, event)
+
+
+def test_a_result_schema_that_cannot_be_read_is_told_before_the_wait(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    for deferrable in (False, True):
+        outcome = run_task(sensor("job", deferrable=deferrable, result_schema="/no/schema"), context)
+        assert type(outcome.error) is AirflowFailException
+        assert "result_schema /no/schema cannot be read" in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+
+
+@MODES
+@pytest.mark.parametrize("way", ["soft_fail", "never_fail"])
+@pytest.mark.parametrize("what", ["failed", "canceled", "timeout", "hopeless", "misfit"])
+def test_failing_softly_is_skipping(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, way: str, what: str
+) -> None:
+    [job_id] = submitted(0.2 if what == "failed" else 60, **({"fail": "x"} if what == "failed" else {}))
+    if what == "misfit":
+        [job_id] = submitted(0.2, result=7)
+    if what == "canceled":
+        with RunGenHook() as hook:
+            hook.cancel_job(job_id=job_id)
+    if what == "hopeless":
+        rungen_emulator.service.inject(Fault(on="get", status=403, skip=1, times=None))
+    task = sensor(job_id, deferrable=deferrable, timeout=0.3 if what == "timeout" else 60, **{way: True})
+    task.result_schema = "flux-schnell" if what == "misfit" else None
+    outcome = run_task(task, context)
+    if (way, what, deferrable) == ("never_fail", "timeout", False):
+        # Airflow's own loop does not count a timeout in; its deferred sensors do
+        assert isinstance(outcome.error, AirflowSensorTimeout | AirflowSkipException)
+    else:
+        assert isinstance(outcome.error, AirflowSkipException)
+
+
+@MODES
+@pytest.mark.parametrize("limit", [0.3, timedelta(milliseconds=300)])
+def test_the_sensor_ends_in_time_and_leaves_the_jobs(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, limit: Any
+) -> None:
+    ids = submitted(60, 60)
+    started = time.monotonic()
+    outcome = run_task(sensor(ids, deferrable=deferrable, timeout=limit), context)
+    assert 0.2 < time.monotonic() - started < 3
+    assert isinstance(outcome.error, AirflowSensorTimeout)
+    assert str(outcome.error) == (
+        f"RunGen job {ids[0]} of app {APP} (and 1 more) was not over in time: the sensor had 0.3 s. "
+        "Raise timeout if it needs longer."
+    )
+    assert states(rungen_emulator) == ["RUNNING", "RUNNING"]
+
+
+@pytest.mark.parametrize("soft_fail", [False, True])
+def test_a_time_that_is_over_before_the_deferral_ends_in_the_same_way(
+    rungen_emulator: Emulator, context: Any, soft_fail: bool
+) -> None:
+    [job_id] = submitted(60)
+    short: dict[str, Any] = {"deferrable": True, "timeout": 0.3, "defer_after": 5}
+    outcome = run_task(sensor(job_id, soft_fail=soft_fail, **short), context)
+    assert type(outcome.error) is (AirflowSkipException if soft_fail else AirflowSensorTimeout)
+    assert str(outcome.error).endswith("the sensor had 0.3 s. Raise timeout if it needs longer.")
+    assert outcome.events == []
+
+
+@MODES
+@pytest.mark.parametrize("bad", [None, "", "a/b", 7, ["good", ""], [None, None]], ids=repr)
+def test_what_is_no_id_is_hopeless_and_sends_nothing(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, bad: Any
+) -> None:
+    outcome = run_task(sensor(bad, deferrable=deferrable), context)
+    assert type(outcome.error) is AirflowFailException
+    assert "job_id" in str(outcome.error)
+    assert rungen_emulator.service.records() == []
+
+
+@MODES
+def test_a_refusal_that_lasts_is_hopeless(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 0.5)
+    [job_id] = submitted(60)
+    rungen_emulator.service.inject(Fault(on="get", status=403, skip=1, times=None))
+    outcome = run_task(sensor(job_id, deferrable=deferrable), context)
+    assert type(outcome.error) is AirflowFailException
+    assert "403" in str(outcome.error)
+    assert KEY not in str(outcome.error)
+
+
+@MODES
+def test_an_outage_is_outlasted(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    [job_id] = submitted(0.2)
+    for kind in ("reset_before", "html", "garbage", "empty"):
+        rungen_emulator.service.inject(Fault(on="get", kind=kind))
+    outcome = run_task(sensor(job_id, deferrable=deferrable), context)
+    assert outcome.error is None
+    assert states(rungen_emulator) == ["COMPLETED"]
+
+
+@KILLED
+@pytest.mark.parametrize(("cancel", "state"), [(False, "RUNNING"), (True, "CANCELED")])
+def test_a_kill_ends_the_sensor(rungen_emulator: Emulator, context: Any, cancel: bool, state: str) -> None:
+    [job_id] = submitted(60)
+    task = sensor(job_id, cancel_on_kill=cancel, poke_interval=0.05, timeout=8)
+    with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("get") > 1, task.on_kill) as sent:
+        outcome = run_task(task, context)
+    assert sent
+    assert time.monotonic() - sent[0] < 1
+    assert isinstance(outcome.error, AirflowException)
+    assert states(rungen_emulator) == [state]
+
+
+def test_the_fields_are_rendered() -> None:
+    task = sensor(["{{ id }}"], app_id="{{ app }}", rungen_conn_id="{{ conn }}")
+    task.render_template_fields(cast(Any, {"id": "job", "app": "an-app", "conn": "a_conn"}))
+    assert (task.job_id, task.app_id, task.rungen_conn_id) == (["job"], "an-app", "a_conn")
+
+
+STRAIGHT: dict[str, Any] = {"deferrable": True, "start_from_trigger": True}
+
+
+def started(task: RunGenJobSensor, start: datetime | None = None) -> dict[str, Any]:
+    """What the trigger fires that Airflow starts in the sensor's stead."""
+    args = cast("Any", task).start_trigger_args
+    path, name = args.trigger_cls.rsplit(".", 1)
+    trigger = getattr(importlib.import_module(path), name)(**json.loads(json.dumps(args.trigger_kwargs)))
+    trigger.task_instance = SimpleNamespace(start_date=start, task_id=task.task_id)
+
+    async def first() -> Any:
+        stream = trigger.run()
+        try:
+            return (await anext(stream)).payload
+        finally:
+            await stream.aclose()
+
+    event: dict[str, Any] = asyncio.run(first())
+    return event
+
+
+@SINCE_3_3
+@pytest.mark.feature("start")
+def test_a_sensor_that_starts_in_the_triggerer_waits_for_its_jobs(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    ids = submitted(0, 0.2)
+    for given in (ids, str(ids), repr([*ids, None])):
+        task = sensor(given, **STRAIGHT)
+        assert cast("Any", task).start_from_trigger is True
+        event = started(task)
+        assert (event["app_id"], event["outcome"], event["job_ids"]) == (APP, "over", ids)
+        task.execute_complete(context, event)
+
+
+@SINCE_3_3
+@pytest.mark.feature("start")
+def test_the_timeout_counts_from_the_start_of_the_task(rungen_emulator: Emulator, context: Any) -> None:
+    [job_id] = submitted(60)
+    task = sensor(job_id, timeout=30, **STRAIGHT)
+    event = started(task, datetime.now(UTC) - timedelta(seconds=31))
+    with pytest.raises(AirflowSensorTimeout, match=job_id):
+        task.execute_complete(context, event)
+
+
+@SINCE_3_3
+@pytest.mark.parametrize("nothing", ["None", "", "[None, '']", "[None]"])
+def test_a_sensor_that_starts_in_the_triggerer_says_that_there_is_no_id(
+    rungen_emulator: Emulator, context: Any, nothing: str
+) -> None:
+    task = sensor(nothing, **STRAIGHT)
+    with pytest.raises(AirflowFailException, match="did the task before push nothing"):
+        task.execute_complete(context, started(task))
+
+
+@SINCE_3_3
+def test_what_the_triggerer_cannot_render_is_refused_when_the_dag_is_parsed() -> None:
+    with DAG("straight"):
+        run = RunGenRunJobOperator(task_id="run", input=INPUT)
+        many = RunGenRunJobOperator.partial(task_id="many").expand(input=[INPUT])
+        waiting = sensor(run.output, **STRAIGHT)
+        with pytest.raises(ValueError, match="not mapped"):
+            sensor(many.output, **{"task_id": "wait_many", **STRAIGHT})
+        with pytest.raises(ValueError, match="map_indexes=-1"):
+            sensor("{{ ti.xcom_pull(task_ids='run') }}", **{"task_id": "for_ever", **STRAIGHT})
+        with pytest.raises(ValueError, match="app_id of elsewhere"):
+            sensor("a", app_id=run.output.map(str), **{"task_id": "elsewhere", **STRAIGHT})
+    template = "{{ ti.xcom_pull(task_ids='run', key='return_value', map_indexes=-1) }}"
+    assert cast("Any", waiting).start_trigger_args.trigger_kwargs["job_id"] == template
+    assert waiting.upstream_task_ids == {"run"}
+
+
+def test_starting_in_the_triggerer_is_a_way_to_defer() -> None:
+    with pytest.raises(ValueError, match="deferrable=True"):
+        sensor("a", start_from_trigger=True)
+
+
+def test_where_airflow_cannot_start_in_the_triggerer_the_sensor_defers(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    assert not getattr(RunGenJobSensor, "start_from_trigger", False)
+    outcome = run_task(sensor(submitted(0.3), **STRAIGHT), context)
+    assert (outcome.error, len(outcome.events)) == (None, 1)

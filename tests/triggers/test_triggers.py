@@ -1,0 +1,456 @@
+"""The trigger: it survives the way into the triggerer, fires one small event, and never raises."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.triggers.base import BaseTrigger
+from asgiref.sync import async_to_sync
+from conftest import APP, KEY
+
+from airflow_provider_rungen import _airflow
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.triggers import RunGenJobTrigger
+from airflow_provider_rungen.triggers import rungen as triggers
+
+INPUT = {"prompt": "a red fox"}
+
+
+def trigger(job_ids: list[str], **options: Any) -> RunGenJobTrigger:
+    now = time.time()
+    settings: dict[str, Any] = {
+        "rungen_conn_id": "rungen_default",
+        "app_id": APP,
+        "job_id": job_ids,
+        "poll_interval": 0.02,
+        "deadline": now + 60,
+        "deferred_at": now - 60,
+        "cancel_on_kill": True,
+    }
+    return RunGenJobTrigger(**(settings | options))
+
+
+def fire(*these: triggers.RunGenTrigger) -> list[dict[str, Any]]:
+    """The events of triggers that run side by side, as they do in the triggerer."""
+
+    async def all_of(one: triggers.RunGenTrigger) -> list[Any]:
+        return [event.payload async for event in one.run()]
+
+    async def work() -> list[list[Any]]:
+        return await asyncio.gather(*map(all_of, these))
+
+    payloads = asyncio.run(work())
+    assert all(len(each) == 1 for each in payloads), "one event each, and no more"
+    return [each[0] for each in payloads]
+
+
+def submitted(*seconds: float, **steering: Any) -> list[str]:
+    with RunGenHook() as hook:
+        return [hook.run_job(input={**INPUT, "emulator": {"seconds": s, **steering}}).id for s in seconds]
+
+
+def states(emulator: Emulator) -> list[str]:
+    return [job["status"] for job in emulator.service.jobs()]
+
+
+def test_a_trigger_is_the_same_after_the_way_through_the_database() -> None:
+    before = trigger(["a", "b"])
+    path, kwargs = before.serialize()
+    assert path == "airflow_provider_rungen.triggers.RunGenJobTrigger"
+    after = RunGenJobTrigger(**json.loads(json.dumps(kwargs)))
+    assert after.serialize() == (path, kwargs)
+    assert "a" in json.dumps(kwargs)
+    assert KEY not in json.dumps(kwargs)
+
+
+def test_jobs_that_completed_are_a_short_event(rungen_emulator: Emulator) -> None:
+    ids = submitted(0.1, 0)
+    assert fire(trigger(ids)) == [
+        {"app_id": APP, "job_ids": ids, "outcome": "over", "unsuccessful": [], "count": 0}
+    ]
+    assert fire(trigger(ids[:1])) == [
+        {"app_id": APP, "job_ids": ids[:1], "outcome": "over", "unsuccessful": [], "count": 0}
+    ]
+
+
+def test_jobs_that_did_not_complete_are_named(rungen_emulator: Emulator) -> None:
+    good, gone = submitted(0, 60)
+    [bad] = submitted(0.1, fail="see https://x.example/y?X-Amz-Signature=SECRET")
+    with RunGenHook() as hook:
+        hook.cancel_job(job_id=gone)
+    [event] = fire(trigger([gone, good, bad]))
+    assert event["outcome"] == "over"
+    assert [(job["id"], job["status"]) for job in event["unsuccessful"]] == [
+        (gone, "CANCELED"),
+        (bad, "FAILED"),
+    ]
+    assert "SECRET" not in json.dumps(event)
+
+
+def test_the_deadline_is_an_event(rungen_emulator: Emulator) -> None:
+    ids = submitted(60)
+    started = time.monotonic()
+    [event] = fire(trigger(ids, deadline=time.time() + 0.2))
+    assert event["outcome"] == "timeout"
+    assert ids[0] in event["message"]
+    assert time.monotonic() - started < 2
+    assert states(rungen_emulator) == ["RUNNING"]
+
+
+def test_a_deadline_that_passed_while_the_triggerer_was_down_still_allows_a_look(
+    rungen_emulator: Emulator,
+) -> None:
+    ids = submitted(0)
+    [event] = fire(trigger(ids, deadline=time.time() - 3600))
+    assert event["outcome"] == "over"
+
+
+@pytest.mark.parametrize(("status", "hopeless"), [(403, True), (404, True), (410, True)])
+def test_a_refusal_that_lasts_is_an_event(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, status: int, hopeless: bool
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 0.3)
+    ids = submitted(60)
+    rungen_emulator.service.inject(Fault(on="get", status=status, times=None))
+    [event] = fire(trigger(ids))
+    assert (event["outcome"], event["hopeless"]) == ("error", hopeless)
+    assert str(status) in event["message"]
+    assert KEY not in json.dumps(event)
+
+
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_without_a_connection_a_trigger_that_begins_its_task_is_an_event(
+    monkeypatch: pytest.MonkeyPatch, is_missing: bool
+) -> None:
+    if not is_missing:
+        monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", '{"conn_type": "rungen", "extra": {"team": "x"}}')
+    conn_id = "no_such_connection" if is_missing else "rungen_default"
+    [event] = fire(trigger(["j"], rungen_conn_id=conn_id, deferred_at=0))
+    assert (event["outcome"], event["hopeless"]) == ("error", not is_missing)
+    assert f"'{conn_id}'" in event["message"]
+
+
+def test_a_connection_that_is_missing_during_a_wait_is_waited_for_and_named_at_the_deadline() -> None:
+    [event] = fire(trigger(["j"], rungen_conn_id="no_such_connection", deadline=time.time() + 0.3))
+    assert event["outcome"] == "timeout"
+    assert "'no_such_connection' does not exist" in event["message"]
+
+
+def test_an_outage_is_no_event(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    ids = submitted(0.2)
+    for kind in ("reset_before", "truncate", "html", "garbage"):
+        rungen_emulator.service.inject(Fault(on="get", kind=kind))
+    rungen_emulator.service.inject(Fault(on="get", status=503, times=3))
+    [event] = fire(trigger(ids))
+    assert event["outcome"] == "over"
+
+
+def test_a_trigger_does_not_fire_while_the_deferring_process_goes_down(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert triggers.SETTLING_TIME >= 6
+    monkeypatch.setattr(triggers, "SETTLING_TIME", 0.7)
+    deferred_at = time.time()
+    fire(trigger(submitted(0), deferred_at=deferred_at))
+    assert 0.7 <= time.time() - deferred_at < 3
+    started = time.monotonic()
+    fire(trigger(submitted(0), deferred_at=deferred_at - 10))
+    assert time.monotonic() - started < 0.6
+
+
+def test_many_triggers_wait_side_by_side(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.scale(APP, 100)
+    ids = submitted(*[0.3] * 60)
+    started = time.monotonic()
+    events = fire(*[trigger([job_id], poll_interval=0.2) for job_id in ids])
+    assert time.monotonic() - started < 5
+    assert [event["job_ids"] for event in events] == [[job_id] for job_id in ids]
+    assert {event["outcome"] for event in events} == {"over"}
+
+
+def test_one_bad_job_does_not_disturb_the_triggers_of_others(rungen_emulator: Emulator) -> None:
+    good, other = submitted(0.2, 0.3)
+    rungen_emulator.service.inject(Fault(on="get", job_id=other, status=404, times=None))
+    events = fire(trigger([good]), trigger([other]), trigger(["unknown"]))
+    assert [event["outcome"] for event in events] == ["over", "error", "error"]
+
+
+def test_a_trigger_leaves_no_connection_open(rungen_emulator: Emulator) -> None:
+    fire(trigger(submitted(0.1)))
+    _until(lambda: rungen_emulator.service.connections_open == 0)
+    assert rungen_emulator.service.stats()["connections_opened"] > 0
+
+
+# --- killed -------------------------------------------------------------------------------------------------
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + 10
+    while not condition() and time.monotonic() < give_up_at:
+        time.sleep(0.005)
+    assert condition()
+
+
+def _start_and_end(one: RunGenJobTrigger, emulator: Emulator, *, kill: bool) -> None:
+    """Run a trigger until it looks at its jobs, and end it as the triggerer does."""
+
+    async def consume() -> None:
+        async for _ in one.run():
+            raise AssertionError("it was not meant to fire")
+
+    async def work() -> None:
+        task = asyncio.create_task(consume())
+        await asyncio.to_thread(
+            _until, lambda: emulator.service.count("get") + emulator.service.count("get_app") > 0
+        )
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        if kill and hasattr(BaseTrigger, "on_kill"):
+            await one.on_kill()
+
+    one.task_instance = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=-1, try_number=1)  # type: ignore[assignment]
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("state", "cancel", "want"),
+    [
+        ("failed", True, "CANCELED"),
+        ("success", True, "CANCELED"),
+        ("skipped", True, "CANCELED"),
+        (None, True, "CANCELED"),
+        ("deferred", True, "RUNNING"),
+        ("up_for_retry", True, "RUNNING"),
+        ("failed", False, "RUNNING"),
+    ],
+)
+def test_a_user_who_ends_the_task_cancels_its_jobs(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, state: str | None, cancel: bool, want: str
+) -> None:
+    monkeypatch.setattr(triggers, "_read_state", lambda _: state)
+    rungen_emulator.service.scale(APP, 20)
+    ids = submitted(*[60] * 12)
+    _start_and_end(trigger(ids, cancel_on_kill=cancel), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == [want] * 12
+
+
+def test_the_state_may_be_asked_for_on_the_triggerers_own_loop(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Airflow 3.0 and 3.1 do, whose connection to the supervisor belongs to that loop."""
+
+    def ask(_: Any) -> str:
+        async def answer() -> str:
+            loops.append(asyncio.get_running_loop())
+            return "failed"
+
+        return async_to_sync(answer)()
+
+    loops: list[Any] = []
+    monkeypatch.setattr(triggers, "_read_state", ask)
+    one = trigger(submitted(60))
+    one.task_instance = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=-1, try_number=1)  # type: ignore[assignment]
+
+    async def work() -> None:
+        await one.on_kill()
+        assert loops == [asyncio.get_running_loop()]
+
+    asyncio.run(work())
+    assert states(rungen_emulator) == ["CANCELED"]
+
+
+def test_jobs_whose_tasks_state_is_unknown_are_left_running(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any) -> None:
+        raise RuntimeError("no database")
+
+    monkeypatch.setattr(triggers, "_read_state", fail)
+    _start_and_end(trigger(submitted(60)), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == ["RUNNING"]
+
+
+@pytest.mark.skipif(not hasattr(BaseTrigger, "on_kill"), reason="Airflow before 3.3 has no on_kill")
+def test_a_triggerer_that_stops_leaves_the_jobs(rungen_emulator: Emulator) -> None:
+    _start_and_end(trigger(submitted(60)), rungen_emulator, kill=False)
+    assert states(rungen_emulator) == ["RUNNING"]
+
+
+def test_a_kill_goes_on_though_it_is_canceled_itself(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(_: Any) -> str:
+        asked.set()
+        time.sleep(0.3)
+        return "failed"
+
+    asked = threading.Event()
+    monkeypatch.setattr(triggers, "_read_state", slowly)
+    one = trigger(submitted(60))
+    one.task_instance = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=-1, try_number=1)  # type: ignore[assignment]
+
+    async def work() -> None:
+        task = asyncio.create_task(one.on_kill())
+        await asyncio.to_thread(asked.wait, 10)
+        for _ in range(3):  # as Airflow does each second
+            task.cancel()
+            await asyncio.sleep(0.02)
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(work())
+    assert states(rungen_emulator) == ["CANCELED"]
+
+
+# --- whose jobs they are -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ids(rungen_emulator: Emulator) -> list[str]:
+    """Two jobs that run."""
+    rungen_emulator.service.scale(APP, 20)
+    return submitted(60, 60)
+
+
+def airflow_tells(monkeypatch: pytest.MonkeyPatch, *told: str, pushed: Iterable[str] | None) -> None:
+    """Make Airflow report these states of the task, the last for ever, and the jobs of its last attempt."""
+    left = list(told)
+    monkeypatch.setattr(triggers, "_read_state", lambda _: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(triggers, "pushed_job_ids", lambda _: None if pushed is None else set(pushed))
+
+
+def test_a_cleared_task_whose_next_attempt_is_deferred_already_cancels_the_old_jobs(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, ids: list[str]
+) -> None:
+    """As on Airflow 3.4.0b2, where asking for the state took 7 s."""
+    airflow_tells(monkeypatch, "deferred", pushed=["a-job-of-the-next-attempt"])
+    _start_and_end(trigger(ids), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == ["CANCELED", "CANCELED"]
+
+
+def test_jobs_that_the_next_attempt_has_taken_up_are_left_to_it(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, ids: list[str]
+) -> None:
+    airflow_tells(monkeypatch, "deferred", pushed=ids[1:])
+    _start_and_end(trigger(ids), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == ["CANCELED", "RUNNING"]
+
+
+@pytest.mark.parametrize(("on_clear", "want"), [("new", "CANCELED"), ("resume", "RUNNING")])
+def test_an_attempt_that_another_has_replaced_cancels_its_jobs(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, ids: list[str], on_clear: str, want: str
+) -> None:
+    """As on Airflow 3.4.0b2, which answers an old attempt with 403."""
+
+    def refuse(**_: Any) -> None:
+        raise RuntimeError(
+            "API_SERVER_ERROR: {'status_code': 403, 'detail': {'detail': {'reason': 'access_denied', "
+            "'message': 'Task instance is not a live attempt'}}}"
+        )
+
+    monkeypatch.setattr(triggers, "_read_state", lambda _: "deferred")
+    monkeypatch.setattr(_airflow.XCom, "get_one", refuse)
+    _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == [want, want]
+
+
+@pytest.mark.parametrize(("on_clear", "discards"), [("resume", False), ("new", True), ("resume", True)])
+def test_the_next_attempt_has_time_to_take_jobs_up_where_it_may(
+    rungen_emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    ids: list[str],
+    on_clear: str,
+    discards: bool,
+) -> None:
+    monkeypatch.setattr(triggers, "CLEAR_DISCARDS_STATE", discards)
+    airflow_tells(monkeypatch, "queued", "scheduled", "running", pushed=ids)
+    _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == ["RUNNING", "RUNNING"]
+
+
+@pytest.mark.parametrize(
+    ("on_clear", "discards", "want"),
+    [("new", False, "CANCELED"), ("resume", False, "RUNNING"), ("new", True, "CANCELED")],
+)
+def test_a_clear_whose_next_attempt_does_not_come_soon(
+    rungen_emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    ids: list[str],
+    on_clear: str,
+    discards: bool,
+    want: str,
+) -> None:
+    monkeypatch.setattr(triggers, "CLEAR_DISCARDS_STATE", discards)
+    monkeypatch.setattr(triggers, "TAKE_UP_TIME", 0.2)
+    airflow_tells(monkeypatch, "scheduled", pushed=ids)  # those of before, which are not wiped yet
+    _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == [want, want]
+
+
+# --- rows and events of other versions ----------------------------------------------------------------------
+
+#: What 0.1.0 keeps in Airflow's database for its triggers.
+ROW: dict[str, Any] = {
+    "rungen_conn_id": "rungen_default",
+    "app_id": APP,
+    "poll_interval": 0.02,
+    "timeout": 0,
+    "deferred_at": 1.0,
+    "known_by": 0,
+    "cancel_on_kill": True,
+    "end_from_trigger": False,
+}
+
+
+def test_a_row_of_the_last_release_is_understood(rungen_emulator: Emulator) -> None:
+    ids = submitted(0)
+    [event] = fire(RunGenJobTrigger(**ROW, job_id=ids, deadline=time.time() + 30))
+    assert (event["outcome"], event["job_ids"]) == ("over", ids)
+
+
+def test_a_row_of_a_newer_version_is_understood_as_far_as_it_goes(
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = submitted(0)
+    row: dict[str, Any] = {
+        "job_id": ids,
+        "deadline": time.time() + 30,
+        "deferred_at": 1.0,
+        "app_id": APP,
+        "priority": "high",
+    }
+    [event] = fire(RunGenJobTrigger(**row))
+    assert event["outcome"] == "over"
+    assert "ignores priority" in caplog.text
+
+
+def test_an_app_trigger_of_other_versions_is_understood(rungen_emulator: Emulator) -> None:
+    old: dict[str, Any] = {
+        "rungen_conn_id": "rungen_default",
+        "app_id": APP,
+        "status": "RUNNING",
+        "active_workers": None,
+        "poll_interval": 0.02,
+        "deadline": time.time() + 30,
+        "deferred_at": 1.0,
+        "raised": None,
+    }
+    for row in (old, old | {"region": "eu"}):
+        [event] = fire(triggers.RunGenAppTrigger(**row))
+        assert event["outcome"] == "there"
+
+
+def test_a_row_without_jobs_is_an_error_that_says_so(rungen_emulator: Emulator) -> None:
+    [event] = fire(RunGenJobTrigger(**ROW, deadline=time.time() + 5))
+    assert event["outcome"] == "error"
+    assert "job_id" in event["message"]

@@ -1,0 +1,976 @@
+"""One loop for all who wait for jobs of an app, over real HTTP; the service's clock is turned by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import gc
+import json
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from conftest import APP, KEY, FakeTime
+
+from airflow_provider_rungen import _airflow as compat
+from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.polling import HANDFUL, Watch
+from airflow_provider_rungen.client.scaling import Goal
+from airflow_provider_rungen.client.senders import MAX_IN_FLIGHT
+from airflow_provider_rungen.client.transport import MAX_STRAGGLERS
+from airflow_provider_rungen.emulator import Emulator, Fault, Service
+from airflow_provider_rungen.exceptions import (
+    RunGenAppTimeoutError,
+    RunGenForbiddenError,
+    RunGenInputError,
+    RunGenJobTimeoutError,
+    RunGenNotFoundError,
+)
+from airflow_provider_rungen.triggers import RunGenJobTrigger
+from airflow_provider_rungen.triggers import watcher as watcher_module
+from airflow_provider_rungen.triggers.watcher import Watcher, watcher_of
+
+BRISKLY = 0.01
+NEVER = 3600.0
+PATIENCE = 20.0
+
+
+@dataclass
+class Stage:
+    """An emulator whose time stands still until it is moved, and what was asked of Airflow."""
+
+    emulator: Emulator
+    clock: FakeTime
+    lookups: list[str] = field(default_factory=list)
+
+    @property
+    def service(self) -> Service:
+        return self.emulator.service
+
+    def submit(self, count: int, seconds: float = 10.0) -> list[str]:
+        """Submit jobs, of which each ends a hundredth of a second after the one before."""
+        headers = {"x-api-key": KEY, "Content-Type": "application/json"}
+        for number in range(count):
+            given = {"prompt": "x", "emulator": {"seconds": seconds + number / 100}}
+            body = json.dumps({"input": given}).encode()
+            assert self.service.handle("POST", f"/app/{APP}/run_async", headers, body).status == 201
+        return [job["id"] for job in self.service.jobs()[-count:]]
+
+    def pass_by(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    def looks(self) -> int:
+        return self.service.count("get") + self.service.count("get_app")
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    clock = FakeTime()
+    with Emulator(Service(clock=clock.time, workers=1000)) as emulator:
+        stage = Stage(emulator, clock)
+        monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", emulator.airflow_connection())
+        look_up = compat.get_async_connection
+
+        async def counted(conn_id: str, *args: Any) -> Any:
+            stage.lookups.append(conn_id)
+            return await look_up(conn_id, *args)
+
+        monkeypatch.setattr(compat, "get_async_connection", counted)
+        yield stage
+
+
+def play(scene: Coroutine[Any, Any, None]) -> None:
+    """Run a scene in an event loop of its own, and see that it ends."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await scene
+
+    asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - the service is in another thread
+        await asyncio.sleep(0.002)
+
+
+def wait(
+    job_ids: list[str], *, every: float = BRISKLY, within: float = 600.0, conn_id: str = "rungen_default"
+) -> asyncio.Task[list[Job]]:
+    async def waiting() -> list[Job]:
+        watcher = watcher_of(conn_id, APP)
+        return await watcher.wait(job_ids, poll_interval=every, deadline=time.time() + within)
+
+    return asyncio.create_task(waiting())
+
+
+def watchers() -> list[Watcher]:
+    return list(watcher_module._watchers.get(asyncio.get_running_loop(), {}).values())
+
+
+# --- together -----------------------------------------------------------------------------------------------
+
+
+def test_hundreds_of_triggers_share_one_loop_one_lookup_and_a_few_connections(
+    stage: Stage, unsettled: None
+) -> None:
+    ids = stage.submit(300)
+
+    async def first_event(job_id: str) -> Any:
+        trigger = RunGenJobTrigger(
+            rungen_conn_id="rungen_default",
+            app_id=APP,
+            job_id=[job_id],
+            poll_interval=0.05,
+            deadline=time.time() + 600,
+            deferred_at=time.time() - 60,
+            cancel_on_kill=True,
+        )
+        async for event in trigger.run():
+            return event.payload
+        return None
+
+    async def scene() -> None:
+        tasks = [asyncio.create_task(first_event(job_id)) for job_id in ids]
+        await until(lambda: stage.service.count("get_app") >= 2)
+        assert len(watchers()) == 1
+        assert stage.service.count("get") == 0
+        while not all(task.done() for task in tasks):
+            stage.pass_by(0.5)
+            await asyncio.sleep(0.05)
+        for job_id, task in zip(ids, tasks, strict=True):
+            assert task.result()["outcome"] == "over"
+            assert task.result()["job_ids"] == [job_id]
+        await until(lambda: stage.service.connections_open == 0)
+
+    play(scene())
+    assert stage.lookups == ["rungen_default"]
+    assert stage.service.stats()["max_open_connections"] <= MAX_IN_FLIGHT
+    assert stage.service.count("get") <= 1.1 * 300
+
+
+def test_no_more_requests_are_under_way_than_allowed(stage: Stage) -> None:
+    ids = stage.submit(200, seconds=0)
+
+    async def scene() -> None:
+        await asyncio.gather(*(wait([job_id]) for job_id in ids))
+
+    stage.pass_by(100)
+    play(scene())
+    assert stage.service.count("get") == 200
+    assert 1 < stage.service.stats()["max_open_connections"] <= MAX_IN_FLIGHT
+
+
+def test_two_waiters_for_one_job_cost_no_more_than_one(stage: Stage) -> None:
+    ids = stage.submit(2)
+
+    async def scene() -> None:
+        tasks = [wait(ids), wait(ids[::-1]), wait([ids[0], ids[0]])]
+        await until(lambda: stage.service.count("get") >= 2)
+        before = stage.service.count("get")
+        stage.pass_by(20)
+        first, second, third = await asyncio.gather(*tasks)
+        assert [job.id for job in first] == ids
+        assert [job.id for job in second] == ids[::-1]
+        assert [job.id for job in third] == [ids[0], ids[0]]
+        assert all(job.status is JobStatus.COMPLETED for job in first + second + third)
+        assert stage.service.count("get") - before <= 2 + 2, "one look each, and one that was under way"
+
+    play(scene())
+
+
+def test_a_newcomer_waits_for_a_job_that_another_waits_for_already(stage: Stage) -> None:
+    [job_id] = stage.submit(1)
+
+    async def scene() -> None:
+        first = wait([job_id])
+        await until(lambda: stage.service.count("get") > 0)
+        second = wait([job_id])
+        await asyncio.sleep(0)
+        stage.pass_by(20)
+        assert [job.id for job in await first + await second] == [job_id, job_id]
+
+    play(scene())
+    assert stage.lookups == ["rungen_default"]
+
+
+def test_apps_and_connections_have_watchers_of_their_own(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", stage.emulator.airflow_connection())
+    ids = stage.submit(2)
+
+    async def scene() -> None:
+        tasks = [wait(ids[:1]), wait(ids[1:], conn_id="other")]
+        await until(lambda: stage.service.count("get") >= 2)
+        assert len(watchers()) == 2
+        stage.pass_by(20)
+        await asyncio.gather(*tasks)
+
+    play(scene())
+    assert sorted(stage.lookups) == ["other", "rungen_default"]
+
+
+def test_waiting_for_nothing_asks_nothing(stage: Stage) -> None:
+    async def scene() -> None:
+        assert await wait([]) == []
+        with pytest.raises(RunGenInputError):
+            await wait(["good", "bad/id"])
+
+    play(scene())
+    assert stage.looks() == 0
+    assert stage.lookups == []
+
+
+def test_the_shortest_interval_counts_and_a_newcomer_need_not_wait_for_a_longer_one(stage: Stage) -> None:
+    ids = stage.submit(2)
+
+    async def scene() -> None:
+        slow = wait(ids[:1], every=NEVER)
+        await until(lambda: stage.service.count("get") >= 1)
+        stage.pass_by(20)
+        quick = wait(ids[1:])
+        await asyncio.gather(slow, quick)
+
+    play(scene())
+
+
+def test_a_longer_interval_counts_again_when_the_hasty_one_has_left(stage: Stage) -> None:
+    ids = stage.submit(2)
+
+    async def scene() -> None:
+        slow, quick = wait(ids[:1], every=NEVER), wait(ids[1:])
+        await until(lambda: stage.service.count("get") >= 4)
+        quick.cancel()
+        await asyncio.wait([quick])
+        [watcher] = watchers()
+        await until(lambda: watcher._interval == NEVER)
+        slow.cancel()
+
+    play(scene())
+
+
+# --- leaving ------------------------------------------------------------------------------------------------
+
+
+def test_it_closes_with_the_last_waiter_and_a_new_one_begins_anew(stage: Stage) -> None:
+    ids = stage.submit(6)
+
+    async def scene() -> None:
+        for part in (ids[:3], ids[3:]):
+            tasks = [wait([job_id]) for job_id in part]
+            await until(lambda: len(watchers()) == 1)
+            [watcher] = watchers()
+            stage.pass_by(20)
+            await asyncio.gather(*tasks)
+            assert watcher.is_closed
+            await until(lambda: watchers() == [])
+            await until(lambda: stage.service.connections_open == 0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    play(scene())
+    assert stage.lookups == ["rungen_default"] * 2
+
+
+def test_a_waiter_may_come_while_the_old_watcher_closes(stage: Stage) -> None:
+    ids = stage.submit(2)
+
+    async def scene() -> None:
+        first = wait(ids[:1])
+        await until(lambda: stage.service.count("get") > 0)
+        [old] = watchers()
+        first.cancel()
+        await asyncio.wait([first])
+        assert old.is_closed
+        second = wait(ids[1:])
+        await asyncio.sleep(0)
+        assert watchers() != [old]
+        stage.pass_by(20)
+        assert [job.id for job in await second] == ids[1:]
+
+    play(scene())
+
+
+def test_a_waiter_that_is_canceled_leaves_the_others_alone(stage: Stage) -> None:
+    ids = stage.submit(20)
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]
+        await until(lambda: stage.service.count("get_app") > 0)
+        for task in tasks[::2]:
+            task.cancel()
+        await asyncio.wait(tasks[::2])
+        assert all(task.cancelled() for task in tasks[::2])
+        stage.pass_by(20)
+        assert [jobs[0].id for jobs in await asyncio.gather(*tasks[1::2])] == ids[1::2]
+        await until(lambda: watchers() == [])
+
+    play(scene())
+
+
+def test_one_of_two_waiters_for_a_job_may_leave(stage: Stage) -> None:
+    [job_id] = stage.submit(1)
+
+    async def scene() -> None:
+        one, other = wait([job_id]), wait([job_id])
+        await until(lambda: stage.service.count("get") > 0)
+        one.cancel()
+        await asyncio.wait([one])
+        stage.pass_by(20)
+        assert [job.id for job in await other] == [job_id]
+
+    play(scene())
+
+
+def test_the_last_waiter_need_not_wait_for_an_answer_that_never_comes(stage: Stage) -> None:
+    [job_id] = stage.submit(1)
+    stage.service.inject(Fault(on="get", kind="hang", times=None))
+
+    async def scene() -> None:
+        task = wait([job_id])
+        await until(lambda: stage.service.count("get") > 0)
+        [watcher] = watchers()
+        task.cancel()
+        await asyncio.wait([task])
+        await until(lambda: watchers() == [])
+        assert watcher._hook._async_sender is None, "its session is closed"
+
+    play(scene())
+
+
+# --- deadlines ----------------------------------------------------------------------------------------------
+
+
+def test_the_deadline_names_what_is_not_over_in_the_order_given(stage: Stage) -> None:
+    ids = stage.submit(3)
+
+    async def scene() -> None:
+        with pytest.raises(RunGenJobTimeoutError, match=rf"{ids[2]} of app {APP} \(and 2 more\)") as caught:
+            await wait(ids[::-1], within=0.1)
+        assert caught.value.job_id == ids[2]
+
+    play(scene())
+
+
+@pytest.mark.parametrize("count", [1, 3 * HANDFUL])
+def test_the_deadline_allows_a_last_look(stage: Stage, count: int) -> None:
+    ids = stage.submit(count)
+
+    async def scene() -> None:
+        task = wait(ids, every=NEVER, within=0.3)
+        await until(lambda: stage.looks() > 0)
+        stage.pass_by(20)
+        assert [job.id for job in await task] == ids
+
+    play(scene())
+    assert stage.lookups == ["rungen_default"]
+
+
+def test_the_last_look_trusts_no_counters(stage: Stage) -> None:
+    ids = stage.submit(20, seconds=0)
+    stage.pass_by(20)
+    told = {"completed": 0, "failed": 0, "in_progress": 20, "in_queue": 0}
+    stage.service.inject(
+        Fault(on="get_app", status=200, body={"data": {"id": APP, "jobs": told}}, times=None)
+    )
+
+    async def scene() -> None:
+        assert len(await wait(ids, within=0.2)) == 20
+
+    play(scene())
+
+
+def test_many_deadlines_that_passed_while_the_triggerer_was_down_cost_one_lookup(stage: Stage) -> None:
+    ids = stage.submit(100)
+    stage.pass_by(10.5)  # about half are over
+
+    async def scene() -> None:
+        tasks = [wait([job_id], every=5.0, within=-3600) for job_id in ids]
+        await asyncio.wait(tasks)
+        for task in tasks[:50]:
+            assert task.result()[0].status is JobStatus.COMPLETED
+        for task in tasks[52:]:
+            assert isinstance(task.exception(), RunGenJobTimeoutError)
+
+    play(scene())
+    assert stage.lookups == ["rungen_default"]
+    assert stage.service.count("get") <= 200
+    assert stage.service.stats()["max_open_connections"] <= MAX_IN_FLIGHT
+
+
+def test_the_deadline_of_one_is_not_that_of_another(stage: Stage) -> None:
+    ids = stage.submit(2)
+
+    async def scene() -> None:
+        short, long = wait(ids, within=0.1), wait(ids)
+        with pytest.raises(RunGenJobTimeoutError):
+            await short
+        stage.pass_by(20)
+        assert len(await long) == 2
+
+    play(scene())
+
+
+def test_the_deadline_holds_though_the_service_hangs(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher_module, "LAST_LOOK_TIME", 0.1)
+    [job_id] = stage.submit(1)
+    stage.service.inject(Fault(on="get", kind="hang", times=None))
+
+    async def scene() -> None:
+        with pytest.raises(RunGenJobTimeoutError, match=job_id):
+            await wait([job_id], within=0.1)
+
+    play(scene())
+
+
+def test_the_deadline_holds_in_an_outage_and_the_service_is_left_alone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher_module, "LAST_LOOK_TIME", 0.3)
+    ids = stage.submit(10)
+    stage.service.inject(Fault(on="get", status=503, times=None, headers={"Retry-After": "600"}))
+    stage.service.inject(Fault(on="get_app", status=503, times=None, headers={"Retry-After": "600"}))
+
+    async def scene() -> None:
+        tasks = [wait([job_id], within=1 + 0.02 * number) for number, job_id in enumerate(ids)]
+        await asyncio.wait(tasks)
+        assert all(isinstance(task.exception(), RunGenJobTimeoutError) for task in tasks)
+
+    play(scene())
+    assert stage.looks() <= 3  # the counters, a job, and the last look of the first whose time was over
+    assert stage.service.stats()["early_retries"] == 0
+
+
+# --- one task does not hurt another -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [3, 40], ids=["a handful", "by the counters"])
+def test_a_look_that_hangs_holds_up_nobody(stage: Stage, count: int) -> None:
+    stuck, *ids = stage.submit(count + 1)
+    stage.service.inject(Fault(on="get", kind="hang", job_id=stuck, times=None))
+
+    async def scene() -> None:
+        held, *tasks = [wait([job_id], every=1.0) for job_id in (stuck, *ids)]
+        await until(lambda: stage.looks() >= min(count, HANDFUL))
+        stage.pass_by(20)
+        begun_at = time.monotonic()
+        await asyncio.gather(*tasks)
+        assert time.monotonic() - begun_at < 5  # two polls, and a slow machine; a look may take 15 s
+        assert not held.done()
+        stage.service.clear_faults()
+
+    play(scene())
+
+
+def test_results_of_a_round_are_delivered_as_they_come(stage: Stage) -> None:
+    stuck, *ids = stage.submit(4, seconds=0)
+    stage.pass_by(20)
+    stage.service.inject(Fault(on="get", kind="hang", job_id=stuck, times=None))
+
+    async def scene() -> None:
+        held, *tasks = [wait([job_id], every=30.0) for job_id in (stuck, *ids)]
+        begun_at = time.monotonic()
+        await asyncio.gather(*tasks)  # while the first round still waits for the slowest
+        assert time.monotonic() - begun_at < 5
+        held.cancel()
+
+    play(scene())
+
+
+def test_a_job_that_answers_late_is_not_asked_again_meanwhile_and_is_delivered(stage: Stage) -> None:
+    slow, *ids = stage.submit(3, seconds=0)
+    stage.pass_by(20)
+    stage.emulator.drip_seconds = 0.005
+    stage.service.inject(Fault(on="get", kind="drip", job_id=slow))
+
+    async def scene() -> None:
+        late, *tasks = [wait([job_id], every=0.2) for job_id in (slow, *ids)]
+        await asyncio.gather(*tasks)
+        assert (await late)[0].id == slow
+        assert stage.service.count("get") == 3
+
+    play(scene())
+
+
+def test_a_retry_after_of_one_job_silences_that_job_alone(stage: Stage) -> None:
+    told, *ids = stage.submit(4)
+    stage.service.inject(Fault(on="get", status=503, job_id=told, headers={"Retry-After": "600"}, times=None))
+
+    async def scene() -> None:
+        left, *tasks = [wait([job_id]) for job_id in (told, *ids)]
+        await until(lambda: stage.service.count("get") >= 12)
+        stage.pass_by(20)
+        await asyncio.gather(*tasks)
+        assert not left.done()
+        left.cancel()
+
+    play(scene())
+    assert sum(record.path.endswith(told) for record in stage.service.records()) == 1
+
+
+@pytest.mark.parametrize("count", [MAX_STRAGGLERS + 4, MAX_IN_FLIGHT + 8])
+def test_many_looks_that_hang_hold_up_nobody(stage: Stage, count: int) -> None:
+    """The jobs that hang are older, and more than may be asked for at a time: the others get their turn."""
+    stuck = stage.submit(count, seconds=NEVER)
+    ids = stage.submit(5)
+    for job_id in stuck:
+        stage.service.inject(Fault(on="get", kind="hang", job_id=job_id, times=None))
+
+    async def scene() -> None:
+        held = [wait([job_id], every=1.0) for job_id in stuck]
+        tasks = [wait([job_id], every=1.0) for job_id in ids]
+        await until(lambda: stage.service.count("get_app") >= 1)
+        stage.pass_by(20)
+        await asyncio.gather(*tasks)
+        assert not any(task.done() for task in held)
+        stage.service.clear_faults()
+
+    play(scene())
+
+
+def test_a_service_that_is_slower_than_the_polls_answers_for_every_job(stage: Stage) -> None:
+    stage.emulator.drip_seconds = 0.006
+    running = stage.submit(2 * MAX_STRAGGLERS, seconds=NEVER)
+    ids = stage.submit(8, seconds=0)
+    stage.pass_by(20)
+    stage.service.inject(Fault(on="get", kind="drip", times=None))
+
+    async def scene() -> None:
+        held = [wait([job_id], every=0.1) for job_id in running]
+        await asyncio.gather(*[wait([job_id], every=0.1) for job_id in ids])
+        assert not any(task.done() for task in held)
+        stage.service.clear_faults()
+
+    play(scene())
+
+
+def test_an_app_that_hangs_holds_up_nobody(stage: Stage) -> None:
+    ids = stage.submit(20)
+    stage.service.inject(Fault(on="get_app", kind="hang", times=None))
+
+    async def scene() -> None:
+        tasks = [wait([job_id], every=1.0) for job_id in ids]
+        app = asyncio.create_task(
+            watcher_of("rungen_default", APP).wait_for_app(
+                Goal(APP, "STOPPED"), poll_interval=1.0, deadline=time.time() + 600
+            )
+        )
+        await until(lambda: stage.service.count("get") >= 1)
+        stage.pass_by(20)
+        begun_at = time.monotonic()
+        await asyncio.gather(*tasks)
+        assert time.monotonic() - begun_at < 5
+        app.cancel()
+
+    play(scene())
+
+
+# --- a key that is replaced ---------------------------------------------------------------------------------
+
+
+def rotate(stage: Stage, monkeypatch: pytest.MonkeyPatch, *, is_told: bool) -> None:
+    """Revoke the key, and put the new one into the connection."""
+    stage.service.api_key = "another-emulator-key"
+    if is_told:
+        monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", stage.emulator.airflow_connection())
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_a_rotated_key_is_read_from_the_connection(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    ids = stage.submit(count)
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]
+        await until(lambda: stage.looks() >= 2)
+        rotate(stage, monkeypatch, is_told=True)
+        stage.pass_by(20)
+        late = wait(ids)  # one that joins after the rotation
+        for job_id, [job] in zip(ids, await asyncio.gather(*tasks), strict=True):
+            assert (job.id, job.status) == (job_id, "COMPLETED")
+        assert len(await late) == count
+
+    play(scene())
+    assert len(stage.lookups) <= 3
+
+
+def test_a_key_that_is_replaced_after_it_was_revoked_is_waited_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.hooks.rungen.LOOK_UP_EVERY", 0.0)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.02)
+    ids = stage.submit(3)
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]
+        await until(lambda: stage.service.count("get") >= 3)
+        rotate(stage, monkeypatch, is_told=False)
+        looks = stage.looks()
+        await until(lambda: stage.looks() >= looks + 4)
+        rotate(stage, monkeypatch, is_told=True)
+        stage.pass_by(20)
+        assert [job.id for [job] in await asyncio.gather(*tasks)] == ids
+
+    play(scene())
+
+
+def test_a_refusal_that_lasts_ends_the_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 1.5)
+    ids = stage.submit(30)
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]  # all of them, and not one after the other
+        await until(lambda: stage.looks() >= 3)
+        rotate(stage, monkeypatch, is_told=False)
+        await asyncio.wait(tasks)
+        assert all(isinstance(task.exception(), RunGenForbiddenError) for task in tasks)
+
+    play(scene())
+
+
+def test_a_stray_refusal_passes(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    ids = stage.submit(2)
+    stage.service.inject(Fault(on="get", status=403, skip=2, times=2))
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]
+        await until(lambda: stage.service.count("get") >= 6)
+        stage.pass_by(20)
+        assert [job.id for [job] in await asyncio.gather(*tasks)] == ids
+
+    play(scene())
+    assert caplog.text.count("waiting goes on") == 2  # each of the two tasks has a log of its own
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+
+def test_a_hopeless_error_reaches_only_the_waiters_of_its_job(stage: Stage) -> None:
+    ids = stage.submit(3)
+    stage.service.inject(Fault(on="get", status=404, job_id=ids[1], times=None))
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]
+        both = wait(ids[1:])
+        with pytest.raises(RunGenNotFoundError):
+            await tasks[1]
+        stage.pass_by(20)
+        for number in (0, 2):
+            assert (await tasks[number])[0].id == ids[number]
+        # among others it counts as failed
+        gone, good = await both
+        assert (gone.status, good.status) == ("FAILED", "COMPLETED")
+        assert "404" in gone.error
+
+    play(scene())
+
+
+def test_an_outage_is_outlasted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    ids = stage.submit(10)
+    for kind in ("reset_before", "truncate", "html", "garbage"):
+        stage.service.inject(Fault(on="get_app", kind=kind))
+        stage.service.inject(Fault(on="get", kind=kind))
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]
+        await until(lambda: stage.service.count("get_app") >= 6)
+        stage.pass_by(20)
+        assert len(await asyncio.gather(*tasks)) == 10
+
+    play(scene())
+
+
+def test_what_nobody_expected_reaches_all_and_the_next_begins_anew(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = stage.submit(10, seconds=0)
+    stage.pass_by(20)
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    async def scene() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(Watch, "_note", fail)
+            tasks = [wait([job_id]) for job_id in ids]
+            await asyncio.wait(tasks)
+            assert all(isinstance(task.exception(), RuntimeError) for task in tasks)
+        assert len(await wait(ids)) == 10
+        await until(lambda: stage.service.connections_open == 0)
+
+    play(scene())
+
+
+def test_a_connection_that_cannot_be_used_is_read_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.05)
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", '{"conn_type": "rungen", "extra": {"team": "x"}}')
+    ids = stage.submit(5)
+
+    async def scene() -> None:
+        tasks = [wait([job_id]) for job_id in ids]
+        await until(lambda: len(stage.lookups) >= 3)
+        assert not any(task.done() for task in tasks)
+        monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", stage.emulator.airflow_connection())
+        stage.pass_by(20)
+        assert [job.id for [job] in await asyncio.gather(*tasks)] == ids
+
+    play(scene())
+    assert caplog.text.count("'team' is unknown") == 5  # each of the five tasks has a log of its own
+
+
+# --- what it says -------------------------------------------------------------------------------------------
+
+_who: contextvars.ContextVar[str] = contextvars.ContextVar("_who", default="nobody")
+
+
+@contextlib.contextmanager
+def hearing() -> Iterator[list[tuple[str, str]]]:
+    """Note who says what: Airflow sends a trigger's lines to its task by the context they are said in."""
+    heard: list[tuple[str, str]] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append((_who.get(), record.getMessage()))
+
+    log, ear = logging.getLogger("airflow_provider_rungen"), Ear()
+    level = log.level
+    log.addHandler(ear)
+    log.setLevel(logging.INFO)
+    try:
+        yield heard
+    finally:
+        log.removeHandler(ear)
+        log.setLevel(level)
+
+
+def wait_as(name: str, job_ids: list[str]) -> asyncio.Task[list[Job]]:
+    token = _who.set(name)
+    try:
+        return wait(job_ids)
+    finally:
+        _who.reset(token)
+
+
+def test_lines_go_to_the_log_of_the_waiter_they_are_about(stage: Stage) -> None:
+    ids = stage.submit(2)
+
+    async def scene() -> None:
+        tasks = [wait_as("ann", ids[:1]), wait_as("bob", ids[1:]), wait_as("cy", ids[1:])]
+        await until(lambda: stage.service.count("get") >= 2)
+        stage.pass_by(20)
+        await asyncio.gather(*tasks)
+
+    with hearing() as heard:
+        play(scene())
+    assert [line for who, line in heard if who == "ann"] == [
+        f"RunGen job {ids[0]} is RUNNING",
+        f"RunGen job {ids[0]} is COMPLETED",
+    ]
+    for name in ("bob", "cy"):
+        assert [line for who, line in heard if who == name] == [
+            f"RunGen job {ids[1]} is RUNNING",
+            f"RunGen job {ids[1]} is COMPLETED",
+        ]
+    assert {who for who, _ in heard} == {"ann", "bob", "cy"}
+
+
+def test_many_jobs_are_told_of_by_their_number_to_who_waits_for_them(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.progress.EVERY", 0.0)
+    ids = stage.submit(30)
+
+    async def scene() -> None:
+        tasks = [wait_as("ann", ids), wait_as("bob", ids[:1])]
+        await until(lambda: stage.service.count("get_app") >= 2)
+        stage.pass_by(20)
+        await asyncio.gather(*tasks)
+
+    with hearing() as heard:
+        play(scene())
+    lines = [line for who, line in heard if who == "ann"]
+    assert lines
+    assert all(line.startswith("Of 30 RunGen jobs ") for line in lines)
+    assert "Of 30 RunGen jobs 30 run, 0 completed, 0 failed" in lines
+    assert not [line for who, line in heard if who == "bob" and line.startswith("Of")]
+
+
+def test_an_outage_is_told_to_everyone_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
+    ids = stage.submit(2)
+    stage.service.inject(Fault(on="get", status=503, times=5))
+
+    async def scene() -> None:
+        tasks = [wait_as("ann", ids[:1]), wait_as("bob", ids[1:])]
+        await until(lambda: stage.service.count("get") >= 10)
+        stage.pass_by(20)
+        await asyncio.gather(*tasks)
+
+    with hearing() as heard:
+        play(scene())
+    for name in ("ann", "bob"):
+        said = [line for who, line in heard if who == name and "is" not in line.split()]
+        assert len(said) == 2
+        assert "waiting goes on" in said[0]
+        assert said[1] == "RunGen answers again"
+
+
+# --- limits -------------------------------------------------------------------------------------------------
+
+
+def test_no_more_requests_begin_in_a_second_than_the_connection_allows(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    per_second = 100
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_RUNGEN_DEFAULT", stage.emulator.airflow_connection(max_requests_per_second=per_second)
+    )
+    ids = stage.submit(80, seconds=0)
+    stage.pass_by(20)
+
+    async def scene() -> None:
+        await asyncio.gather(*(wait([job_id]) for job_id in ids))
+
+    began = time.monotonic()
+    play(scene())
+    took = time.monotonic() - began
+    assert stage.service.count("get") == 80
+    assert took >= (stage.looks() - 1) / per_second - 0.01
+
+
+# --- event loops --------------------------------------------------------------------------------------------
+
+
+def test_two_event_loops_have_watchers_of_their_own(stage: Stage) -> None:
+    ids = stage.submit(2)
+    failures: list[BaseException] = []
+
+    def run(job_id: str) -> None:
+        async def scene() -> None:
+            task = wait([job_id])
+            await until(lambda: stage.service.count("get") >= 2)
+            assert len(watchers()) == 1
+            stage.pass_by(20)
+            assert (await task)[0].id == job_id
+
+        try:
+            play(scene())
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=[job_id]) for job_id in ids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(stage.lookups) == 2
+
+
+def test_an_event_loop_that_ended_leaves_no_watcher_behind(stage: Stage) -> None:
+    [job_id] = stage.submit(1)
+    seen: list[weakref.ref[Watcher]] = []
+
+    async def scene() -> None:
+        wait([job_id])  # still waits at the end
+        await until(lambda: stage.service.count("get") > 0)
+        seen.extend(map(weakref.ref, watchers()))
+
+    play(scene())
+    gc.collect()
+    assert [each() for each in seen] == [None]
+    assert not any(watcher_module._watchers.values())
+
+
+# --- those who wait for the app itself ----------------------------------------------------------------------
+
+
+def wait_for_app(
+    status: str = "RUNNING", *, every: float = BRISKLY, within: float = 600.0
+) -> asyncio.Task[None]:
+    async def waiting() -> None:
+        watcher = watcher_of("rungen_default", APP)
+        await watcher.wait_for_app(Goal(APP, status), poll_interval=every, deadline=time.time() + within)
+
+    return asyncio.create_task(waiting())
+
+
+def count_rounds(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    rounds: list[None] = []
+    perform = Watch.round
+
+    def counted(self: Watch, *args: Any) -> Any:
+        rounds.append(None)
+        return perform(self, *args)
+
+    monkeypatch.setattr(Watch, "round", counted)
+    return rounds
+
+
+@pytest.mark.parametrize("jobs", [0, HANDFUL, 20])
+def test_one_question_a_round_serves_jobs_and_app(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    ids = stage.submit(jobs)
+    rounds = count_rounds(monkeypatch)
+
+    async def scene() -> None:
+        tasks: list[asyncio.Task[Any]] = [wait(ids), wait_for_app("STOPPED"), wait_for_app("STOPPED")]
+        await until(lambda: stage.service.count("get_app") >= 10)
+        assert len(watchers()) == 1
+        assert stage.service.count("get_app") <= len(rounds)
+        stage.pass_by(20)
+        await tasks[0]
+        stage.service.scale(APP, 0)
+        await asyncio.gather(*tasks)
+        await until(lambda: not watchers() and stage.service.connections_open == 0)
+
+    play(scene())
+    assert stage.lookups == ["rungen_default"]
+
+
+def test_an_error_about_the_app_does_not_disturb_those_who_wait_for_its_jobs(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 0.1)
+    ids = stage.submit(2)
+    stage.service.inject(Fault(on="get_app", status=403, times=None))
+
+    async def scene() -> None:
+        jobs, app = wait(ids), wait_for_app()
+        with pytest.raises(RunGenForbiddenError):
+            await app
+        stage.pass_by(20)
+        assert len(await jobs) == 2
+
+    play(scene())
+
+
+def test_the_wait_for_an_app_outlasts_an_outage(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    stage.service.inject(Fault(on="get_app", status=503, times=3))
+
+    async def scene() -> None:
+        await wait_for_app()
+
+    play(scene())
+    assert stage.service.count("get_app") == 4
+    assert sum("waiting goes on" in line for line in caplog.messages) == 1
+
+
+def test_an_app_that_is_late_is_looked_at_once_more(stage: Stage) -> None:
+    async def scene() -> None:
+        await wait_for_app(within=-3600)
+        with pytest.raises(RunGenAppTimeoutError, match="it is RUNNING"):
+            await wait_for_app("STOPPED", every=NEVER, within=0.05)
+
+    play(scene())
