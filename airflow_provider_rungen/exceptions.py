@@ -24,28 +24,47 @@
         ├── RunGenResultError          the job completed, but its result does not fit ``result_schema``
         └── RunGenOutputError          the job completed, but an output cannot be fetched or stored
 
-``hopeless`` says that trying the same again cannot help.
+Every error has a ``message``, a ``hint`` (what to do next), and ``retryable``: whether the same call may
+succeed later. ``str(error)`` is the message and the hint.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class RunGenError(Exception):
-    """The root of everything this provider raises."""
+    """
+    The root of everything this provider raises.
 
-    hopeless: bool = False
+    :param message: what failed, and why.
+    :param hint: what to do next. Each class has a default.
+    :param retryable: whether the same call may succeed later. Each class has a default.
+    """
+
+    default_hint: ClassVar[str] = ""
+    default_retryable: ClassVar[bool] = True
+
+    def __init__(self, message: str = "", *, hint: str | None = None, retryable: bool | None = None) -> None:
+        super().__init__(message)
+        self.message = message.strip().removesuffix(".")
+        self.hint = (self.default_hint if hint is None else hint).strip().removesuffix(".")
+        self.retryable = self.default_retryable if retryable is None else retryable
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.hint}." if self.hint else self.message
 
 
 class RunGenConfigError(RunGenError):
     """The Airflow connection cannot be used as it is."""
 
-    hopeless = True
+    default_retryable = False
 
 
 class RunGenInputError(RunGenError, ValueError):
-    """What was given cannot be sent to RunGen; no request was made."""
+    """An input, id or schema cannot be used; no request was made."""
 
-    hopeless = True
+    default_retryable = False
 
 
 class RunGenConnectionError(RunGenError):
@@ -55,13 +74,19 @@ class RunGenConnectionError(RunGenError):
     :param sent: whether the request may have reached the service.
     """
 
-    def __init__(self, message: str, *, sent: bool = True) -> None:
-        super().__init__(message)
+    default_hint = "Check the host and proxy of the Airflow connection, or try again later"
+
+    def __init__(
+        self, message: str, *, sent: bool = True, hint: str | None = None, retryable: bool | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, retryable=retryable)
         self.sent = sent
 
 
 class RunGenResponseError(RunGenError):
     """The service answered with something that cannot be read."""
+
+    default_hint = "Check the host of the Airflow connection, or try again later"
 
 
 class RunGenAPIError(RunGenError):
@@ -81,24 +106,33 @@ class RunGenAPIError(RunGenError):
         status_code: int = 0,
         retry_after: float | None = None,
         is_from_service: bool = False,
+        hint: str | None = None,
+        retryable: bool | None = None,
     ) -> None:
-        super().__init__(message)
+        if retryable is None:
+            retryable = not 300 <= status_code < 500 or status_code in (408, 429)
+        super().__init__(message, hint=hint, retryable=retryable)
         self.status_code = status_code
         self.retry_after = retry_after
         self.is_from_service = is_from_service
-        self.hopeless = 300 <= status_code < 500 and status_code not in (408, 429)
 
 
 class RunGenBadRequestError(RunGenAPIError):
     """The input or the body is invalid (400, 413, 422)."""
 
+    default_hint = "Correct the input: RunGen refuses it as it is"
+
 
 class RunGenForbiddenError(RunGenAPIError):
     """The API key is missing, wrong or not allowed (401, 403)."""
 
+    default_hint = "Check the API key (password) and team_id of the Airflow connection"
+
 
 class RunGenNotFoundError(RunGenAPIError):
     """There is no such app, or no such job of that app (404)."""
+
+    default_hint = "Check app_id and job_id, and that the connection's team_id owns them"
 
 
 class RunGenConflictError(RunGenAPIError):
@@ -108,9 +142,13 @@ class RunGenConflictError(RunGenAPIError):
 class RunGenRateLimitedError(RunGenAPIError):
     """Too many requests (429)."""
 
+    default_hint = "Send fewer requests at a time"
+
 
 class RunGenServerError(RunGenAPIError):
     """The service is in trouble (5xx)."""
+
+    default_hint = "Try again later"
 
 
 class RunGenSubmissionUnknownError(RunGenError):
@@ -124,8 +162,10 @@ class RunGenAppError(RunGenError):
     :param app_id: the app.
     """
 
-    def __init__(self, message: str, *, app_id: str = "") -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str, *, app_id: str = "", hint: str | None = None, retryable: bool | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, retryable=retryable)
         self.app_id = app_id
 
 
@@ -141,8 +181,18 @@ class RunGenJobError(RunGenError):
     :param job_id: the job.
     """
 
-    def __init__(self, message: str, *, app_id: str = "", job_id: str = "") -> None:
-        super().__init__(message)
+    default_hint = "Wait for it first"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        app_id: str = "",
+        job_id: str = "",
+        hint: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, retryable=retryable)
         self.app_id = app_id
         self.job_id = job_id
 
@@ -150,20 +200,29 @@ class RunGenJobError(RunGenError):
 class RunGenJobFailedError(RunGenJobError):
     """The job failed; the message holds the service's error text."""
 
+    default_hint = "Correct its input if that is the reason, and run it again"
+
 
 class RunGenJobCanceledError(RunGenJobError):
     """The job was canceled."""
+
+    default_hint = "Clear the task that ran it, to run it again"
 
 
 class RunGenJobTimeoutError(RunGenJobError, TimeoutError):
     """The job was not over in the time it was given."""
 
+    default_hint = "Raise timeout or execution_timeout if it needs longer"
+
 
 class RunGenResultError(RunGenJobError):
-    """The job completed, but its result does not fit the schema that it was held against."""
+    """The job completed, but its result does not fit ``result_schema``."""
 
-    hopeless = True
+    default_hint = "Look at the result, or correct the schema"
+    default_retryable = False
 
 
 class RunGenOutputError(RunGenJobError):
     """The job completed, but an output cannot be fetched or stored, or the result is too large for XCom."""
+
+    default_hint = ""

@@ -25,7 +25,7 @@ class RunGenRetryPolicy(RetryPolicy):
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
         """Decide on the errors of this provider."""
-        if isinstance(exception, RunGenError) and exception.hopeless:
+        if isinstance(exception, RunGenError) and not exception.retryable:
             return RetryDecision.fail("Trying again cannot help")
         asked = exception.retry_after if isinstance(exception, RunGenAPIError) else None
         if asked is None or (context is not None and asked <= _usual_delay(context["task"], try_number)):

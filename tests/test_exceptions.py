@@ -40,16 +40,20 @@ def _make(kind: type[RunGenError]) -> RunGenError:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_survives_pickling_and_copying(kind: type[RunGenError]) -> None:
     error = _make(kind)
-    error.hopeless = not error.hopeless  # also when it was changed, as the trigger's event does
+    error.retryable = not error.retryable
     for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):  # noqa: S301
         assert type(other) is kind
-        assert str(other) == "what happened"
+        assert str(other) == str(error)
         assert vars(other) == vars(error)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_needs_but_a_message(kind: type[RunGenError]) -> None:
-    assert str(kind("x")) == "x"
+    error = kind("x.")
+    assert error.message == "x"
+    assert str(error) == (f"x. {error.hint}." if error.hint else "x")
+    assert str(kind("x", hint="Do y.")) == "x. Do y."
+    assert str(kind("x", hint="")) == "x"
 
 
 def test_every_error_is_drawn_in_the_tree() -> None:
@@ -61,24 +65,24 @@ def test_every_error_is_drawn_in_the_tree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "hopeless"),
+    ("status", "retryable"),
     [
         *[
-            (code, True)
+            (code, False)
             for code in (300, 302, 308, 400, 401, 402, 403, 404, 405, 409, 410, 413, 415, 422, 451)
         ],
-        *[(code, False) for code in (0, 100, 408, 429, 500, 501, 502, 503, 504, 599)],
+        *[(code, True) for code in (0, 100, 408, 429, 500, 501, 502, 503, 504, 599)],
     ],
 )
-def test_which_refusals_are_hopeless(status: int, hopeless: bool) -> None:
-    assert RunGenAPIError("x", status_code=status).hopeless is hopeless
+def test_which_refusals_are_retryable(status: int, retryable: bool) -> None:
+    assert RunGenAPIError("x", status_code=status).retryable is retryable
 
 
-def test_which_other_errors_are_hopeless() -> None:
-    assert RunGenConfigError("x").hopeless
-    assert RunGenInputError("x").hopeless
+def test_which_other_errors_are_retryable() -> None:
+    assert not RunGenConfigError("x").retryable
+    assert not RunGenInputError("x").retryable
     for kind in (RunGenConnectionError, RunGenResponseError, RunGenSubmissionUnknownError, RunGenJobError):
-        assert not kind("x").hopeless
+        assert kind("x").retryable
 
 
 def test_the_errors_are_also_what_python_calls_them() -> None:

@@ -36,14 +36,14 @@ def done(result: Any) -> Job:
 def told(schema: Any, value: Any, name: str = "input") -> str:
     with pytest.raises(RunGenInputError) as caught:
         Schema(schema, "input_schema").check_input(value, name)
-    assert caught.value.hopeless
+    assert not caught.value.retryable
     return str(caught.value)
 
 
 def told_of_result(schema: Any, result: Any) -> str:
     with pytest.raises(RunGenResultError) as caught:
         Schema(schema, "result_schema").check_result(done(result))
-    assert caught.value.hopeless
+    assert not caught.value.retryable
     assert (caught.value.app_id, caught.value.job_id) == ("the-app", "the-job")
     return str(caught.value)
 
@@ -264,7 +264,7 @@ def test_a_file_is_read_when_the_task_runs(tmp_path: Path) -> None:
         assert checked(source, "input_schema") == source
         with pytest.raises(RunGenInputError, match=r"input_schema .*picture cannot be read") as caught:
             Schema(source, "input_schema")
-        assert caught.value.hopeless
+        assert not caught.value.retryable
         path.write_text(json.dumps(PICTURE))
         assert "input.width" in told(source, {"prompt": "x", "width": 1})
 

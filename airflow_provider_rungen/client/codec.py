@@ -49,22 +49,12 @@ def decode(response: Response, request: Request, now: float) -> Any:
         # NaN is no JSON, but some servers write it, and a paid result must not be lost for it
         return json.loads(response.body, parse_constant=lambda _: None)
     except RecursionError:
-        failure = RunGenResponseError(f"Could not {request.purpose}: RunGen's answer is nested too deeply")
-        failure.hopeless = True  # the next one will be, too
-        raise failure from None
+        message = f"Could not {request.purpose}: RunGen's answer is nested too deeply"
+        raise RunGenResponseError(message, hint="", retryable=False) from None
     except ValueError:
         pass
     shown = _plain(response.body) or "nothing"
     raise RunGenResponseError(f"Could not {request.purpose}: RunGen's answer is not JSON, but: {shown}")
-
-
-_HINTS = {
-    RunGenBadRequestError: "Correct the input; sending it again as it is cannot help",
-    RunGenForbiddenError: "Check the API key (password) and team_id of the Airflow connection",
-    RunGenNotFoundError: "Check app_id and job_id, and that the connection's team_id owns them",
-    RunGenRateLimitedError: "Send fewer requests at a time",
-    RunGenServerError: "Try again later",
-}
 
 
 def error_for(response: Response, request: Request, now: float) -> RunGenAPIError:
@@ -75,22 +65,20 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
             host = clean_text(urlsplit(response.headers.get("location", "")).hostname or "nowhere", 100)
         except ValueError:
             host = "nowhere"
-        said = (
-            f"it answered with a redirect to {host}, which is not followed, so that the key goes nowhere else"
+        return RunGenAPIError(
+            f"Could not {request.purpose} ({code}): RunGen redirects to {host}, which is not followed, so "
+            "that the key goes nowhere else",
+            status_code=code,
+            hint="If the API lives there, put that address into the host of the Airflow connection",
         )
-        hint = "If that is where the API lives, put its address into the connection's host"
-        return RunGenAPIError(f"Could not {request.purpose} ({code}): {said}. {hint}.", status_code=code)
     try:
         body = json.loads(response.body)
     except (ValueError, RecursionError):
         body = None
-    kind = _kind(code)
-    said = error_text(body) or _plain(response.body) or "the service gave no reason"
-    hint = _HINTS.get(kind, "")
-    message = f"Could not {request.purpose} ({code}): {said.rstrip('.')}." + (f" {hint}." if hint else "")
+    reason = error_text(body) or _plain(response.body) or "the service gave no reason"
     asked = retry_after(response, now)
-    return kind(
-        message,
+    return _kind(code)(
+        f"Could not {request.purpose} ({code}): {reason}",
         status_code=code,
         retry_after=asked,
         is_from_service=asked is not None or _is_service_error(body),

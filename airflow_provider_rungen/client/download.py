@@ -346,9 +346,7 @@ def _write(file: BinaryIO, chunk: bytes | None) -> None:
 
 def refused(reason: str) -> RunGenOutputError:
     """Give the error that says that an output cannot be landed, today or tomorrow."""
-    error = RunGenOutputError(reason)
-    error.hopeless = True
-    return error
+    return RunGenOutputError(reason, retryable=False)
 
 
 def _tls(verify: bool | str) -> ssl.SSLContext | bool:

@@ -43,13 +43,13 @@ def run_job(app_id: str, input: Any, *, attempts: int = ATTEMPTS) -> Flow[Job]:
     try:
         return (yield from call(request, read, attempts=attempts))
     except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
-        is_refused = isinstance(error, RunGenAPIError) and error.hopeless
+        is_refused = isinstance(error, RunGenAPIError) and not error.retryable
         if is_refused or was_not_taken(error):
             raise
-        reason = str(error).rstrip(".")
+        reason = error.message
     raise RunGenSubmissionUnknownError(
-        f"It is not known whether RunGen created the job of app {app_id}: {reason}. "
-        "Sending it again may run and bill it twice; look at the app's jobs first."
+        f"It is not known whether RunGen created the job of app {app_id}: {reason}",
+        hint="Sending it again may run and bill it twice: look at the app's jobs first",
     )
 
 

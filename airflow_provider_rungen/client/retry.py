@@ -59,17 +59,16 @@ def call(
         now = yield Sleep(0)
         if now + pause > give_up_at:
             break
-        said = str(failure).rstrip(".")
-        log.warning("%s; trying again in %s (attempt %d of %d)", said, in_words(pause), attempt, attempts)
+        log.warning(
+            "%s; trying again in %s (attempt %d of %d)", failure.message, in_words(pause), attempt, attempts
+        )
         now = yield Sleep(pause)
     raise failure
 
 
 def may_pass(error: RunGenError) -> bool:
     """Tell whether the same request may be answered the next time."""
-    return (
-        isinstance(error, (RunGenConnectionError, RunGenResponseError, RunGenAPIError)) and not error.hopeless
-    )
+    return isinstance(error, (RunGenConnectionError, RunGenResponseError, RunGenAPIError)) and error.retryable
 
 
 def is_refusal(error: RunGenError) -> bool:

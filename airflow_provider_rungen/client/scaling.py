@@ -62,7 +62,7 @@ class Goal:
         if not self.refusals.may_pass(error, now):
             raise error
         if is_new and self.refusals.is_pending:
-            log.warning("%s; waiting goes on", str(error).rstrip("."))
+            log.warning("%s; waiting goes on", error.message)
 
     def look(self, app: App) -> bool:
         """
@@ -150,7 +150,7 @@ def _look_until(
             if not refusals.may_pass(error, (yield Sleep(0))):
                 raise
             if not failures:
-                log.warning("%s; waiting goes on", str(error).rstrip("."))
+                log.warning("%s; waiting goes on", error.message)
             pause = pause_after(failures, error)
             failures += 1
         # a single look outlasts a refusal that may be a stray one; and none follows one that hung to the end
@@ -326,21 +326,3 @@ def remove_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[No
             if now >= deadline:
                 raise
             yield Sleep(min(poll_interval, deadline - now))
-
-
-def raise_for_event(event: Mapping[str, Any]) -> None:
-    """
-    Raise if the app did not get there in the triggerer.
-
-    :raises RunGenAppTimeoutError: the deadline passed.
-    :raises RunGenError: the trigger could not go on.
-    """
-    app_id, outcome = event.get("app_id") or "", event.get("outcome")
-    if outcome == "there":
-        return
-    message = event.get("message") or f"The trigger gave an event that cannot be read ({outcome!r})"
-    if outcome == "timeout":
-        raise RunGenAppTimeoutError(message, app_id=app_id)
-    failure = RunGenAppError(message, app_id=app_id)
-    failure.hopeless = bool(event.get("hopeless"))
-    raise failure

@@ -399,11 +399,8 @@ def _encoding(headers: Mapping[str, str]) -> str:
 
 
 def _too_bulky(request: Request) -> RunGenResponseError:
-    failure = RunGenResponseError(
-        f"Could not {request.purpose}: RunGen's answer has over {MOST_KEPT} bytes beside its result"
-    )
-    failure.hopeless = True
-    return failure
+    message = f"Could not {request.purpose}: RunGen's answer has over {MOST_KEPT} bytes beside its result"
+    return RunGenResponseError(message, hint="", retryable=False)
 
 
 def _late(request: Request, limit: float, late: LateError | _Progress) -> RunGenConnectionError:

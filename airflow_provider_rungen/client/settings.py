@@ -94,12 +94,11 @@ class Settings:
         :raises RunGenResponseError: it is larger than ``max_response_bytes``.
         """
         if size > self.max_response_bytes:
-            failure = RunGenResponseError(
-                f"Could not {request.purpose}: RunGen's answer is over {self.max_response_bytes} bytes; "
-                "raise max_response_bytes in the connection's extra if that is right"
+            raise RunGenResponseError(
+                f"Could not {request.purpose}: RunGen's answer is over {self.max_response_bytes} bytes",
+                hint="Raise max_response_bytes in the connection's extra if that size is right",
+                retryable=False,
             )
-            failure.hopeless = True
-            raise failure
 
 
 def _as_utf8(body: bytes) -> bytes:

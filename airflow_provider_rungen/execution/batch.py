@@ -93,9 +93,10 @@ class Inputs:
             if isinstance(error, RunGenInputError):
                 raise
             reason = redact_error(error, self._source)
-            failure = RunGenInputError(f"inputs: {clean_text(f'{self._source}: {reason}')}")
-            # a storage that cannot be reached may be the next time
-            failure.hopeless = not isinstance(error, OSError) or isinstance(error, _NO_FILE)
+            failure = RunGenInputError(
+                f"inputs: {clean_text(f'{self._source}: {reason}')}",
+                retryable=isinstance(error, OSError) and not isinstance(error, _NO_FILE),
+            )
             raise failure from None  # the library's own text may hold the URI, and would be in the log, too
 
     def _parsed(self, lines: Iterable[bytes]) -> Iterator[Any]:
@@ -472,7 +473,8 @@ class BatchSubmission:
                 # the first keeps it: one of the two has no job, or one that nobody knows
                 self.refused[index] = RunGenSubmissionUnknownError(
                     f"It is not known whether RunGen created the job of app {self._app_id}: the answer names "
-                    f"job {job.id}, which is that of another input. Look at the app's jobs first."
+                    f"job {job.id}, which is that of another input",
+                    hint="Look at the app's jobs first",
                 )
                 return
             self._checkpoint.note(index, job.id)
@@ -486,8 +488,7 @@ class BatchSubmission:
         if now >= self._not_before:  # once for all that were under way together
             self._busy += 1
             self._limit = max(1, self._limit // 2)
-            said = str(error).rstrip(".")
-            log.warning("%s; going on with %d at a time", said, self._limit)
+            log.warning("%s; going on with %d at a time", error.message, self._limit)
         self._not_before = max(self._not_before, now + retry.pause_after(self._busy - 1, error))
         self._busy_since = self._busy_since or now
         # it may be full until some of our jobs have ended

@@ -157,12 +157,12 @@ class DurableSubmission:
                 app_id,
             )
         else:
-            error = RunGenSubmissionUnknownError(
+            raise RunGenSubmissionUnknownError(
                 f"An earlier attempt submitted a RunGen job to app {app_id}, and it is not known whether it "
-                "was created. Look at the app's jobs, then clear the task to submit it again."
+                "was created",
+                hint="Look at the app's jobs, then clear the task to submit it again",
+                retryable=False,
             )
-            error.hopeless = True
-            raise error
         return None
 
     def _take_up(self, job: Job, record: SubmissionRecord, timeout: float | None) -> Submission:
@@ -222,8 +222,9 @@ class DurableSubmission:
             job = self._new_job(hook, app_id, input)
         except RunGenSubmissionUnknownError as error:
             self._record = record
-            error.hopeless = not self._resubmit_unknown
-            raise
+            raise RunGenSubmissionUnknownError(
+                error.message, hint=error.hint, retryable=self._resubmit_unknown
+            ) from None
         except RunGenError:
             self._record = None
             self._state.delete(KEY)  # it was certainly not taken
@@ -238,7 +239,8 @@ class DurableSubmission:
         if (app_id, [job.id]) == self.jobs:
             raise RunGenSubmissionUnknownError(
                 f"It is not known whether RunGen created the job of app {app_id}: the answer names job "
-                f"{job.id}, which an earlier attempt submitted. Look at the app's jobs first."
+                f"{job.id}, which an earlier attempt submitted",
+                hint="Look at the app's jobs first",
             )
         return job
 

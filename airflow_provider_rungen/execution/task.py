@@ -17,14 +17,8 @@ from airflow_provider_rungen._airflow import (
     BaseOperator,
 )
 from airflow_provider_rungen.exceptions import (
-    RunGenConnectionError,
     RunGenError,
-    RunGenJobCanceledError,
     RunGenJobError,
-    RunGenJobFailedError,
-    RunGenJobTimeoutError,
-    RunGenResponseError,
-    RunGenResultError,
 )
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links.rungen import (
@@ -89,7 +83,6 @@ class RunGenTask(BaseOperator):
             except RunGenError as error:
                 if isinstance(error, RunGenJobError) and error.job_id:
                     self._link_to_job(context, hook, error.app_id, error.job_id)
-                say_what_to_do(error)
                 raise
 
     def _link_to(self, context: Context, hook: RunGenHook, app_id: str, job_ids: Iterable[str] = ()) -> None:
@@ -203,25 +196,6 @@ class _Signals:
 _signals = _Signals()
 
 
-_WHAT_TO_DO = {
-    RunGenJobFailedError: "Correct its input if that is the reason, and run it again",
-    RunGenJobCanceledError: "Clear the task that ran it, to run it again",
-    RunGenJobTimeoutError: "Raise timeout or execution_timeout if it needs longer",
-    RunGenResultError: "Look at the result there, or correct the schema",
-    RunGenJobError: "Wait for it first",
-    RunGenConnectionError: "Check the host and proxy of the Airflow connection, or try again later",
-    RunGenResponseError: "Check the host of the Airflow connection, or try again later",
-}
-
-
-def say_what_to_do(error: RunGenError) -> None:
-    """Let the message, which is the last line of the log, end with it; one that ends in a full stop does."""
-    message = str(error)
-    hint = _WHAT_TO_DO.get(type(error))
-    if hint and not message.endswith("."):
-        error.args = (f"{message}. {hint}.",)
-
-
 def kill_time() -> float:
     """Give the seconds that are left of `KILL_TIME`: a kill may have been put off."""
     return KILL_TIME if _signals.since is None else KILL_TIME + _signals.since - time.monotonic()
@@ -242,10 +216,10 @@ def deadline_of(task: BaseOperator, deadline: float) -> float:
 
 @contextmanager
 def failing_for_good(*also: type[RunGenError]) -> Iterator[None]:
-    """Say in Airflow's way that trying again cannot help: for hopeless errors, and those of given types."""
+    """Convert errors that are not retryable, and those of the given types, to `AirflowFailException`."""
     try:
         yield
     except RunGenError as error:
-        if error.hopeless or isinstance(error, also):
+        if not error.retryable or isinstance(error, also):
             raise AirflowFailException(str(error)) from error
         raise

@@ -42,4 +42,4 @@ def told(reasons: Mapping[int, str]) -> str:
     """Tell why inputs failed, by their index: the first ten."""
     failed = sorted(reasons)
     more = f"; and {len(failed) - MOST_TOLD} more" if len(failed) > MOST_TOLD else ""
-    return "; ".join(f"input {index}: {reasons[index].rstrip('.')}" for index in failed[:MOST_TOLD]) + more
+    return "; ".join(f"input {index}: {reasons[index]}" for index in failed[:MOST_TOLD]) + more

@@ -25,6 +25,8 @@ from airflow_provider_rungen.client.polling import (
 )
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
+    RunGenAppError,
+    RunGenAppTimeoutError,
     RunGenConflictError,
     RunGenError,
     RunGenForbiddenError,
@@ -268,17 +270,37 @@ def read_event(event: Mapping[str, Any]) -> list[Job]:
     raise failure_in_event(message, event)
 
 
+def is_event_retryable(event: Mapping[str, Any]) -> bool:
+    """Return whether another try may help; older versions of the package wrote the opposite."""
+    return bool(event.get("retryable", not event.get("hopeless")))
+
+
+def raise_for_event(event: Mapping[str, Any]) -> None:
+    """
+    Raise if the app did not get there in the triggerer.
+
+    :raises RunGenAppTimeoutError: the deadline passed.
+    :raises RunGenError: the trigger could not go on.
+    """
+    app_id, outcome = event.get("app_id") or "", event.get("outcome")
+    if outcome == "there":
+        return
+    message = event.get("message") or f"The trigger gave an event that cannot be read ({outcome!r})"
+    if outcome == "timeout":
+        raise RunGenAppTimeoutError(message, app_id=app_id)
+    raise RunGenAppError(message, app_id=app_id, retryable=is_event_retryable(event))
+
+
 def failure_in_event(message: str, event: Mapping[str, Any]) -> RunGenError:
     """Return the error that ended the wait in the triggerer."""
     code = event.get("status_code")
     if "status_code" not in event and (found := _REFUSAL.search(message)):
         code = int(found[1])  # the event of an older version holds it only in its text
-    failure = RunGenError(message)
+    retryable = is_event_retryable(event)
     if isinstance(code, int):
         kind = RunGenForbiddenError if code in (401, 403) else RunGenAPIError
-        failure = kind(message, status_code=code)
-    failure.hopeless = bool(event.get("hopeless"))
-    return failure
+        return kind(message, status_code=code, hint="", retryable=retryable)
+    return RunGenError(message, retryable=retryable)
 
 
 def raise_for_jobs(jobs: Iterable[Job], count: int = 0, schema: Schema | None = None) -> None:
@@ -315,18 +337,16 @@ def failure_of(errors: Iterable[RunGenError], count: int, said: str) -> RunGenEr
     if len(errors) == 1:
         return first
     more = f"; and {count - 10} more" if count > 10 else ""
-    message = f"{count} RunGen jobs {said}: {'; '.join(map(str, errors[:10]))}{more}"
+    reasons = "; ".join(error.message for error in errors[:10])
+    message = f"{count} RunGen jobs {said}: {reasons}{more}"
     if not isinstance(first, RunGenJobError):
-        failure = RunGenError(message)
-    else:
-        failure = type(first)(message, app_id=first.app_id, job_id=first.job_id)
-    failure.hopeless = first.hopeless
-    return failure
+        return RunGenError(message, hint=first.hint, retryable=first.retryable)
+    return type(first)(message, app_id=first.app_id, job_id=first.job_id, retryable=first.retryable)
 
 
 def is_final(error: RunGenError) -> bool:
     """Tell whether a job will be as it is at the next look, too."""
-    return error.hopeless or isinstance(error, _FINAL)
+    return not error.retryable or isinstance(error, _FINAL)
 
 
 def look_again(

@@ -229,11 +229,12 @@ class RunGenHook(BaseHook):
         except RunGenConfigError:
             raise
         except Exception as error:
-            name = f"Airflow connection {self.rungen_conn_id!r}"
-            failure = RunGenConfigError(f"{name} could not be read ({type(error).__name__})")
+            problem, hint = f"could not be read ({type(error).__name__})", ""
             if isinstance(error, AirflowNotFoundException):
-                failure = RunGenConfigError(f"{name} does not exist. Create it, or correct rungen_conn_id.")
-            failure.hopeless = False
+                problem, hint = "does not exist", "Create it, or correct rungen_conn_id"
+            failure = RunGenConfigError(
+                f"Airflow connection {self.rungen_conn_id!r} {problem}", hint=hint, retryable=True
+            )
         else:
             return
         raise failure

@@ -153,13 +153,12 @@ class RunGenCreateAppOperator(RunGenTask):
         app = apps[0]
         also = f", and {len(apps) - 1} more of this name" if len(apps) > 1 else ""
         if self.if_exists == "fail":
-            error = RunGenAppError(
-                f"There is a RunGen app named {self.name!r} already: {app.id}{also}. Delete it, take another "
-                "name, or set if_exists='use'.",
+            raise RunGenAppError(
+                f"There is a RunGen app named {self.name!r} already: {app.id}{also}",
                 app_id=app.id,
+                hint="Delete it, take another name, or set if_exists='use'",
+                retryable=False,
             )
-            error.hopeless = True
-            raise error
         log.info("There is a RunGen app named %r already: using %s%s", self.name, app.id, also)
         given = (("configuration", "gpu_tier", app.configuration), ("workflow", "model_url", app.workflow))
         for part, field, told in given:
@@ -172,10 +171,10 @@ class RunGenCreateAppOperator(RunGenTask):
         try:
             return hook.perform(endpoints.create_app(body))
         except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
-            if error.hopeless or retry.was_not_taken(error):
+            if not error.retryable or retry.was_not_taken(error):
                 raise
             failure = error
-        log.warning("%s; looking whether the app was created", str(failure).rstrip("."))
+        log.warning("%s; looking whether the app was created", failure.message)
         if apps := self._listed(hook, within=LISTED_WITHIN):
             return apps[0]
         raise failure

@@ -223,13 +223,12 @@ class RunGenRunBatchOperator(JobSubmitter):
         """Look at the jobs of an earlier attempt; those that failed are run again."""
         unknown = _unknown(kept)
         if unknown and self.on_unknown_submission == "fail" and not is_cleared:
-            error = RunGenSubmissionUnknownError(
+            raise RunGenSubmissionUnknownError(
                 f"An earlier attempt submitted up to {len(unknown)} inputs (the first is {unknown[0]}) to "
-                f"app {app_id}, and it is not known whether their jobs were created. Look at the app's "
-                "jobs, then clear the task to submit all inputs again."
+                f"app {app_id}, and it is not known whether their jobs were created",
+                hint="Look at the app's jobs, then clear the task to submit all inputs again",
+                retryable=False,
             )
-            error.hopeless = True
-            raise error
         known_by = kept.header.submitted_at + FOUND_WITHIN
         looks = self._look_at(hook, app_id, kept.job_ids, known_by)
         completed, again = set(), 0
@@ -342,7 +341,7 @@ class RunGenRunBatchOperator(JobSubmitter):
             if refused:
                 # for after a deferral; the first ten are all that is ever told
                 reasons = [
-                    (index, str(error) if n < 10 else "", error.hopeless)
+                    (index, error.message if n < 10 else "", not error.retryable)
                     for n, (index, error) in enumerate(sorted(refused.items()))
                 ]
                 context["ti"].xcom_push(key="refused", value=reasons)
@@ -375,9 +374,8 @@ class RunGenRunBatchOperator(JobSubmitter):
     def _pushed_refused(self, context: Context) -> dict[int, RunGenError]:
         ti, refused = context["ti"], {}
         pushed = ti.xcom_pull(task_ids=ti.task_id, key="refused", map_indexes=ti.map_index) or ()
-        for index, reason, is_hopeless in pushed:
-            refused[index] = RunGenError(reason)
-            refused[index].hopeless = is_hopeless
+        for index, reason, is_permanent in pushed:
+            refused[index] = RunGenError(reason, retryable=not is_permanent)
         return refused
 
     def _pushed_job_ids(self, context: Context) -> list[str]:
@@ -393,13 +391,13 @@ class RunGenRunBatchOperator(JobSubmitter):
     ) -> list[str | None]:
         """Tell which inputs failed, and fail when they are too many."""
         reasons = {index: "it was not submitted" for index, job_id in enumerate(ids) if job_id is None}
-        reasons |= {index: str(error) for index, error in refused.items()}
+        reasons |= {index: error.message for index, error in refused.items()}
         reason_of = {}
         for job in jobs:
             try:
                 job.raise_for_status()
             except RunGenJobError as error:
-                reason_of[job.id] = str(error)
+                reason_of[job.id] = error.message
         reasons |= {index: reason_of[job_id] for index, job_id in enumerate(ids) if job_id in reason_of}
         failed = sorted(reasons)
         context["ti"].xcom_push(key="failed", value=failed)
@@ -420,20 +418,15 @@ class RunGenRunBatchOperator(JobSubmitter):
             self._tell(context, Done(app_id, job_ids, failed_count=len(failed)))
             return ids
         # a retry would be refused in the same way
-        is_hopeless = len(failed) == len(refused) and all(error.hopeless for error in refused.values())
-        failure = RunGenJobFailedError(
-            f"{len(failed)} of {len(ids)} inputs failed, {allowed} may (max_failed): {told(reasons)}. "
-            + self._what_to_do(context, is_hopeless=is_hopeless),
+        retryable = len(failed) > len(refused) or any(error.retryable for error in refused.values())
+        again = f"A retry runs {'only these' if self._state.is_durable else 'all inputs'} again"
+        raise RunGenJobFailedError(
+            f"{len(failed)} of {len(ids)} inputs failed, {allowed} may (max_failed): {told(reasons)}",
             app_id=app_id,
             job_id=next((ids[index] or "" for index in failed if ids[index]), ""),
+            hint=again if retryable else "Correct them, and clear the task",
+            retryable=retryable,
         )
-        failure.hopeless = is_hopeless
-        raise failure
-
-    def _what_to_do(self, context: Context, *, is_hopeless: bool) -> str:
-        if is_hopeless:
-            return "Correct them, and clear the task."
-        return f"A retry runs {'only these' if self._state.is_durable else 'all inputs'} again."
 
 
 def _job_ids(kept: Checkpoint) -> list[str | None]:

@@ -214,14 +214,13 @@ class RunGenCollectResultsOperator(JobWaiter):
         problem = find_xcom_problem(job.result) or (self.checks_keys and find_key_problem(job.result))
         if not problem:
             return None
-        error = RunGenOutputError(
-            f"RunGen job {job.id} of app {job.app_id} completed, but XCom cannot hold its result: {problem}. "
-            "Set destination: the result is stored as a file then, and a small manifest is returned.",
+        return RunGenOutputError(
+            f"RunGen job {job.id} of app {job.app_id} completed, but XCom cannot hold its result: {problem}",
             app_id=job.app_id,
             job_id=job.id,
+            hint="Set destination: the result is stored as a file then, and a small manifest is returned",
+            retryable=False,
         )
-        error.hopeless = True
-        return error
 
     def _hold(self, result: Any) -> None:
         self._held += len(json.dumps(result))
@@ -229,12 +228,11 @@ class RunGenCollectResultsOperator(JobWaiter):
 
     def _check_size(self, size: int) -> None:
         if size > self.max_xcom_bytes:
-            failure = RunGenOutputError(
-                f"The results have over {self.max_xcom_bytes} bytes (max_xcom_bytes), too much for XCom: "
-                "give a destination to store them in; a small manifest of each is returned then"
+            raise RunGenOutputError(
+                f"The results have over {self.max_xcom_bytes} bytes (max_xcom_bytes), too much for XCom",
+                hint="Set destination: the results are stored there, and small manifests are returned",
+                retryable=False,
             )
-            failure.hopeless = True
-            raise failure
 
     @staticmethod
     def _failing() -> AbstractContextManager[None]:

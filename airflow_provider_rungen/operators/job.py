@@ -40,7 +40,6 @@ from airflow_provider_rungen.execution.task import (
     deadline_of,
     failing_for_good,
     kill_time,
-    say_what_to_do,
 )
 from airflow_provider_rungen.execution.waiting import (
     JobWaiter,
@@ -201,7 +200,7 @@ class JobSubmitter(JobWaiter):
 
     def _has_next(self, error: Exception | None = None) -> bool:
         """Return whether another attempt follows that finds what is saved."""
-        is_final = isinstance(error, _FINAL) or (isinstance(error, RunGenError) and error.hopeless)
+        is_final = isinstance(error, _FINAL) or (isinstance(error, RunGenError) and not error.retryable)
         return self._state.is_durable and not is_final and self._attempt.has_next
 
     @contextmanager
@@ -209,7 +208,7 @@ class JobSubmitter(JobWaiter):
         """Leave the jobs alone when the connection or the key is at fault, and say that they run."""
         try:
             yield
-        except Exception as error:
+        except RunGenError as error:
             if not _is_refusal(error):
                 raise
             app_id, job_ids = self._jobs
@@ -217,14 +216,10 @@ class JobSubmitter(JobWaiter):
             if not job_ids:
                 raise
             what_to_do = self._how_to_resume(is_saved=not self._save())
-            message = (
-                f"{str(error).rstrip('.')}. {names_of(job_ids)} of app {app_id} may still run; nothing was "
-                f"canceled. Check the Airflow connection {self.rungen_conn_id!r}. {what_to_do}."
-            )
-            if isinstance(error, RunGenError):
-                error.args, error.hopeless = (message,), False
-                raise
-            raise RunGenError(message) from error
+            hint = f"Check the Airflow connection {self.rungen_conn_id!r}. {what_to_do}"
+            error.message += f". {names_of(job_ids)} of app {app_id} may still run; nothing was canceled"
+            error.hint, error.retryable = hint, True
+            raise
 
     def _how_to_resume(self, *, is_saved: bool) -> str:
         if self._has_next() and is_saved:
@@ -243,9 +238,11 @@ class JobSubmitter(JobWaiter):
             app_id, job_ids = self._jobs
             left = self._cancel_all(hook, app_id, job_ids, within=cancel_time(hook, job_ids))
             now = in_words(self.timeout)
-            message = f"{error}. Raise timeout (now {now}) or execution_timeout if it needs longer."
             raise RunGenJobTimeoutError(
-                _with_left(message, app_id, left), app_id=app_id, job_id=error.job_id
+                _with_left(error.message, app_id, left),
+                app_id=app_id,
+                job_id=error.job_id,
+                hint=f"Raise timeout (now {now}) or execution_timeout if it needs longer",
             ) from None
         except Exception as error:
             if (
@@ -266,8 +263,7 @@ class JobSubmitter(JobWaiter):
         if not said:
             return
         if isinstance(error, RunGenError):
-            say_what_to_do(error)
-            error.args = (f"{str(error).rstrip('.')}.{said}",)
+            error.hint = f"{error.hint}. {said}" if error.hint else said
         else:
             log.error("%s", said.strip())
 
@@ -334,7 +330,8 @@ def _with_left(message: str, app_id: str, job_ids: Sequence[str]) -> str:
     """Add the jobs that could not be canceled to a message."""
     if not job_ids:
         return message
-    return f"{message} Could not cancel {names_of(job_ids)} of app {app_id}, which may still run: see above."
+    prefix = f"{message}. " if message else ""
+    return f"{prefix}Could not cancel {names_of(job_ids)} of app {app_id}, which may still run: see above"
 
 
 def _with_kept(app_id: str, job_ids: Sequence[str]) -> str:

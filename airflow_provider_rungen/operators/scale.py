@@ -19,7 +19,6 @@ from airflow_provider_rungen.client.scaling import (
     Raised,
     lower_app,
     not_lowered,
-    raise_for_event,
     set_workers,
     wait_for_app,
     workers_of,
@@ -37,7 +36,7 @@ from airflow_provider_rungen.execution.task import (
     failing_for_good,
     kill_time,
 )
-from airflow_provider_rungen.execution.waiting import GRACE
+from airflow_provider_rungen.execution.waiting import GRACE, raise_for_event
 from airflow_provider_rungen.hooks.connection import seconds
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 
@@ -138,9 +137,7 @@ class RunGenScaleAppOperator(RunGenTask):
         if next_method == "__fail__":
             reason = (next_kwargs or {}).get("error", "unknown")
             message = f"Airflow ended the wait for the RunGen app in the triggerer: {reason}"
-            return self.execute_complete(
-                context, {"app_id": "", "outcome": "error", "message": message, "hopeless": False}
-            )
+            return self.execute_complete(context, {"app_id": "", "outcome": "error", "message": message})
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _set(self, context: Context, hook: RunGenHook, app_id: str, wanted: int) -> bool:
@@ -179,7 +176,7 @@ class RunGenScaleAppOperator(RunGenTask):
                 )
         except RunGenError as error:
             # refused; but perhaps not the first time it was sent, whose answer was lost
-            if error.hopeless and _has(hook, raised.before, app_id):
+            if not error.retryable and _has(hook, raised.before, app_id):
                 self._raised = None
             raise
         return raised.was_raised
@@ -234,8 +231,8 @@ class RunGenScaleAppOperator(RunGenTask):
             raise
         except RunGenAppTimeoutError as error:
             self._lower(context, hook)
-            message = f"{error}. Raise timeout (now {in_words(self.timeout)}) if it needs longer."
-            raise RunGenAppTimeoutError(message, app_id=error.app_id) from None
+            hint = f"Raise timeout (now {in_words(self.timeout)}) if it needs longer"
+            raise RunGenAppTimeoutError(error.message, app_id=error.app_id, hint=hint) from None
         except BaseException:
             if not self._is_killed:  # then on_kill has decided
                 self._lower(context, hook)

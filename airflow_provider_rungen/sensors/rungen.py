@@ -26,7 +26,7 @@ from airflow_provider_rungen.client.polling import (
     wait_for_jobs,
     without_contents,
 )
-from airflow_provider_rungen.client.scaling import Goal, raise_for_event, wait_for_app
+from airflow_provider_rungen.client.scaling import Goal, wait_for_app
 from airflow_provider_rungen.exceptions import (
     RunGenAppTimeoutError,
     RunGenError,
@@ -42,6 +42,7 @@ from airflow_provider_rungen.execution.waiting import (
     job_ids_of,
     known_job_ids_of,
     look_again,
+    raise_for_event,
     raise_for_jobs,
     read_event,
 )

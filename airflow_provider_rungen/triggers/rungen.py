@@ -99,14 +99,14 @@ class RunGenTrigger(BaseTrigger):
         except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
             event |= {"outcome": "timeout", "message": str(error)}
         except RunGenError as error:
-            event |= {"outcome": "error", "message": str(error), "hopeless": error.hopeless}
+            event |= {"outcome": "error", "message": str(error), "retryable": error.retryable}
             if isinstance(error, RunGenAPIError):
                 event["status_code"] = error.status_code
         except Exception as error:
             # a trigger that raises reaches the task as a bare TaskDeferralError
             log.exception("Waiting for RunGen failed")
             message = f"{type(error).__name__} in the triggerer: {clean_text(str(error))}"
-            event |= {"outcome": "error", "message": message, "hopeless": False}
+            event |= {"outcome": "error", "message": message, "retryable": True}
         return event
 
     async def _wait(self, event: dict[str, Any]) -> None:

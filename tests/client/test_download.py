@@ -103,7 +103,7 @@ def refusal(url: str, service: str = HERE, **options: Any) -> str:
     """Give why a URL is refused for good."""
     outcome, _ = fetch(url, service, **options)
     assert type(outcome) is RunGenOutputError
-    assert outcome.hopeless
+    assert not outcome.retryable
     return str(outcome)
 
 
@@ -236,7 +236,7 @@ def test_what_does_not_come_whole_may_come_the_next_time(host: Host, answer: byt
     host.answer = lambda path: answer
     outcome, _ = fetch(f"{host.url}/x?secret=1")
     assert type(outcome) is RunGenConnectionError
-    assert not outcome.hopeless
+    assert outcome.retryable
     assert "127.0.0.1" in str(outcome)
     assert "secret" not in repr((outcome, outcome.__cause__, outcome.__context__))
 
@@ -281,26 +281,26 @@ def test_a_file_that_takes_long_but_comes_is_waited_for(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "hopeless"),
+    ("status", "retryable"),
     [
-        (400, True),
-        (403, True),
-        (404, True),
-        (408, False),
-        (410, True),
-        (429, False),
-        (500, False),
-        (503, False),
+        (400, False),
+        (403, False),
+        (404, False),
+        (408, True),
+        (410, False),
+        (429, True),
+        (500, True),
+        (503, True),
     ],
 )
 def test_a_refusal_tells_its_status_and_code_and_nothing_signed(
-    host: Host, status: int, hopeless: bool
+    host: Host, status: int, retryable: bool
 ) -> None:
     body = b"<Error><Code>SignatureDoesNotMatch</Code><StringToSign>s3cret</StringToSign></Error>"
     host.answer = lambda path: said(f"{status} No", "Retry-After: 7", body=body)
     outcome, _ = fetch(f"{host.url}/x?X-Amz-Signature=s3cret")
     assert isinstance(outcome, RunGenAPIError)
-    assert (outcome.status_code, outcome.retry_after, outcome.hopeless) == (status, 7, hopeless)
+    assert (outcome.status_code, outcome.retry_after, outcome.retryable) == (status, 7, retryable)
     assert str(outcome) == f"127.0.0.1 answers {status} SignatureDoesNotMatch"
 
 
@@ -316,7 +316,7 @@ def test_a_success_without_the_file_is_none(host: Host) -> None:
     host.answer = lambda path: said("204 No Content")
     outcome, _ = fetch(host.url)
     assert isinstance(outcome, RunGenError)
-    assert not outcome.hopeless
+    assert outcome.retryable
 
 
 def test_a_full_disk_is_no_fault_of_the_network(host: Host) -> None:
@@ -333,7 +333,7 @@ def test_a_full_disk_is_no_fault_of_the_network(host: Host) -> None:
 
     with pytest.raises(RunGenOutputError, match=r"cannot be written to disk \(No space") as caught:
         asyncio.run(run())
-    assert not caught.value.hopeless
+    assert caught.value.retryable
 
 
 # --- redirects ----------------------------------------------------------------------------------------------

@@ -219,7 +219,7 @@ def test_a_refusal_is_not_repeated(via: Via, operation: str, status: int, kind: 
 
     assert type(caught.value) is kind
     assert caught.value.status_code == status
-    assert caught.value.hopeless
+    assert not caught.value.retryable
     assert str(status) in str(caught.value)
     assert via.service.count(operation) == 1
     assert via.slept == []
@@ -236,7 +236,7 @@ def test_trouble_is_outlasted_within_bounds(
         via(CALLS[operation]())
 
     assert type(caught.value) is kind
-    assert (caught.value.status_code, caught.value.hopeless) == (status, False)
+    assert (caught.value.status_code, caught.value.retryable) == (status, True)
     assert via.service.count(operation) == retry.ATTEMPTS
     assert len(via.slept) == retry.ATTEMPTS - 1
     for number, seconds in enumerate(via.slept):
@@ -449,7 +449,7 @@ def test_a_question_that_meets_accidents_only_ends_in_an_error(via: Via, kind: s
     with pytest.raises(RunGenConnectionError, match=f"get app {APP}") as caught:
         via(endpoints.get_app(APP))
     assert caught.value.sent
-    assert not caught.value.hopeless
+    assert caught.value.retryable
     assert via.service.count("get_app") >= retry.ATTEMPTS
     assert len(via.slept) == retry.ATTEMPTS - 1
 
@@ -578,7 +578,7 @@ def _assert_refused(via: Via, bad: Any) -> None:
     for name, make in flows:
         with pytest.raises(RunGenInputError, match=name) as caught:
             via(make())
-        assert caught.value.hopeless
+        assert not caught.value.retryable
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 400
     assert via.sent == []
@@ -637,7 +637,7 @@ def test_an_input_that_is_no_json_is_refused_before_anything_is_sent(via: Via, b
     with pytest.raises(RunGenInputError, match=told) as caught:
         via(endpoints.run_job(APP, bad))
     assert "nothing was sent" in str(caught.value)
-    assert caught.value.hopeless
+    assert not caught.value.retryable
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600
     assert via.sent == []
@@ -837,5 +837,5 @@ def test_an_answer_that_is_nested_too_deeply_is_asked_for_once(body: bytes) -> N
 
     with pytest.raises(RunGenResponseError, match="nested too deeply") as caught:
         drive(endpoints.get_job(APP, "j"), send, lambda seconds: None)
-    assert caught.value.hopeless
+    assert not caught.value.retryable
     assert len(sent) == 1

@@ -447,7 +447,7 @@ def test_an_upload_that_fails_is_repeated_and_shows_no_half_file(
     [job_id] = submitted(job())
     outcome = run_task(collect_op(job_id, "memory://bucket/x"), context)
     assert type(outcome.error) is RunGenOutputError
-    assert not outcome.error.hopeless
+    assert outcome.error.retryable
     assert not {name for name in uploads.names() if job_id in name}
 
 
@@ -541,7 +541,7 @@ def test_what_is_not_as_it_was_stored_is_fetched_again(
         harmed.write_bytes(content[:-1])
     elif harm == "folder":
         harmed.mkdir()
-        assert not land(context, job_id, tmp_path).error.hopeless  # type: ignore[union-attr]
+        assert land(context, job_id, tmp_path).error.retryable  # type: ignore[union-attr]
         harmed.rmdir()
         rungen_emulator.service.requests.clear()
     assert land(context, job_id, tmp_path).value == first.value
@@ -737,7 +737,7 @@ def test_a_fault_that_does_not_pass_may_the_next_time_and_the_rest_is_kept(
     rungen_emulator.service.inject(Fault(on="output", status=500, times=None, job_id=bad))
     outcome = land(context, [bad, good], tmp_path)
     assert type(outcome.error) is RunGenOutputError
-    assert not outcome.error.hopeless
+    assert outcome.error.retryable
     told = str(outcome.error)
     assert f"RunGen job {bad} of app {APP} was not landed: result.images[" in told
     assert "127.0.0.1 answers 500" in told
@@ -757,7 +757,7 @@ def test_an_outage_ends_the_landing_before_everything_was_tried(
     rungen_emulator.service.inject(Fault(on="output", status=503, times=None))
     outcome = land(context, ids, tmp_path, max_concurrency=2)
     assert type(outcome.error) is RunGenOutputError
-    assert not outcome.error.hopeless
+    assert outcome.error.retryable
     assert "40 RunGen jobs were not collected" in str(outcome.error)
     assert len(fetches(rungen_emulator)) <= landing.OUTAGE + 2
 

@@ -483,7 +483,7 @@ class Life:
             this.is_success
             or this.ordered
             or isinstance(this.error, AirflowFailException | AirflowSkipException | AirflowSensorTimeout)
-            or (isinstance(this.error, RunGenError) and this.error.hopeless)
+            or (isinstance(this.error, RunGenError) and not this.error.retryable)
             or (this.killed_at and self.state == "failed")
         )
         return (0, False) if is_final or this.try_number > self.max_tries else (number, False)

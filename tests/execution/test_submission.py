@@ -758,7 +758,7 @@ def test_a_connection_that_breaks_cancels_no_job_and_is_tried_again(
         with pytest.raises(RunGenError, match=job_id):
             complete(task.context, event)
     assert isinstance(error, RunGenError)
-    assert not error.hopeless
+    assert error.retryable
     assert f"RunGen job {job_id} of app {APP} may still run" in str(error)
     assert task.statuses() == ["RUNNING"]
     assert task.attempt(wait_for_completion=False).value == job_id

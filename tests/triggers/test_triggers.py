@@ -113,15 +113,15 @@ def test_a_deadline_that_passed_while_the_triggerer_was_down_still_allows_a_look
     assert event["outcome"] == "over"
 
 
-@pytest.mark.parametrize(("status", "hopeless"), [(403, True), (404, True), (410, True)])
+@pytest.mark.parametrize(("status", "retryable"), [(403, False), (404, False), (410, False)])
 def test_a_refusal_that_lasts_is_an_event(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, status: int, hopeless: bool
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, status: int, retryable: bool
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 0.3)
     ids = submitted(60)
     rungen_emulator.service.inject(Fault(on="get", status=status, times=None))
     [event] = fire(trigger(ids))
-    assert (event["outcome"], event["hopeless"]) == ("error", hopeless)
+    assert (event["outcome"], event["retryable"]) == ("error", retryable)
     assert str(status) in event["message"]
     assert KEY not in json.dumps(event)
 
@@ -134,7 +134,7 @@ def test_without_a_connection_a_trigger_that_begins_its_task_is_an_event(
         monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", '{"conn_type": "rungen", "extra": {"team": "x"}}')
     conn_id = "no_such_connection" if is_missing else "rungen_default"
     [event] = fire(trigger(["j"], rungen_conn_id=conn_id, deferred_at=0))
-    assert (event["outcome"], event["hopeless"]) == ("error", not is_missing)
+    assert (event["outcome"], event["retryable"]) == ("error", is_missing)
     assert f"'{conn_id}'" in event["message"]
 
 

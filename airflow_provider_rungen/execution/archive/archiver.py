@@ -162,13 +162,13 @@ class Landing:
             self._outcomes[job_id] = await JobLanding(self, job).run()
         except RunGenError as error:
             is_of_one = isinstance(error, RunGenJobError) or concerns_one_job(error)
-            if not is_of_one and error.hopeless:
+            if not is_of_one and not error.retryable:
                 raise
             self._outcomes[job_id] = error
             self.tally.failed += 1
-            # what is hopeless, and how a job ended, concerns this one alone
+            # permanent errors, and how a job ended, concern this one alone
             is_outage = isinstance(error, RunGenOutputError) or not isinstance(error, RunGenJobError)
-            self._failures_in_a_row += is_outage and not error.hopeless
+            self._failures_in_a_row += is_outage and error.retryable
         else:
             self.tally.jobs += 1
             self._failures_in_a_row = 0
@@ -198,7 +198,7 @@ class JobLanding:
         most = self.landing.max_outputs
         self.outputs = outputs_of(self.job.result, most + 1)
         if len(self.outputs) > most:
-            raise self._error(f"it has more than {most} outputs (max_outputs)", hopeless=True)
+            raise self._error(f"it has more than {most} outputs (max_outputs)", retryable=False)
         self._input = kept(self.job.input)
         self._budget = Budget(self.landing.max_total_bytes)
         self._token = secrets.token_hex(4)
@@ -212,7 +212,7 @@ class JobLanding:
             landing.tally.size += self._taken_by_stored()
             await self._complete(is_complete)
         except RunGenOutputError as error:
-            raise error if error.job_id else self._error(str(error), error) from None
+            raise error if error.job_id else self._error(error.message, error) from None
         return {
             "job_id": self.job.id,
             "manifest": landing.storage.uri_of(self.job.id, MANIFEST),
@@ -235,7 +235,7 @@ class JobLanding:
         if self._parts:
             await self._persist(self._remove_parts)
         if self._errors:
-            raise next((error for error in self._errors if error.hopeless), self._errors[0])
+            raise next((error for error in self._errors if not error.retryable), self._errors[0])
 
     # --- what is there ---
 
@@ -390,9 +390,9 @@ class JobLanding:
             said = f"the outputs of the job expired on {ends[0]:%Y-%m-%d at %H:%M UTC}"
         else:
             said = f"the outputs of the job expired before their time, {ends[0]:%Y-%m-%d %H:%M UTC}"
-        error = RunGenOutputError(f"{said} ({refusal}). To have them, run the job again")
-        error.hopeless = True
-        return error
+        return RunGenOutputError(
+            f"{said} ({refusal.message})", hint="To have them, run the job again", retryable=False
+        )
 
     async def _persist(self, action: Callable[[], Awaitable[Any]]) -> Any:
         """Do something until it succeeds, as often and as long as the API is asked again."""
@@ -404,21 +404,23 @@ class JobLanding:
                 pause = retry.pause_after(failures, error)
                 failures += 1
                 give_up_at = give_up_at or time.monotonic() + retry.PATIENCE
-                if error.hopeless or failures == retry.ATTEMPTS or time.monotonic() + pause > give_up_at:
+                if not error.retryable or failures == retry.ATTEMPTS or time.monotonic() + pause > give_up_at:
                     raise
-                said = str(error).rstrip(".")
-                log.warning("RunGen job %s: %s; trying again in %s", self.job.id, said, in_words(pause))
+                log.warning(
+                    "RunGen job %s: %s; trying again in %s", self.job.id, error.message, in_words(pause)
+                )
             await asyncio.sleep(pause)
 
     def _error(
-        self, said: str, cause: RunGenError | None = None, *, hopeless: bool = False
+        self, said: str, cause: RunGenError | None = None, *, retryable: bool = True
     ) -> RunGenOutputError:
         job = self.job
         error = RunGenOutputError(
             f"RunGen job {job.id} of app {job.app_id} was not landed: {said}",
             app_id=job.app_id,
             job_id=job.id,
+            hint="" if cause is None else cause.hint,
+            retryable=retryable if cause is None else cause.retryable,
         )
-        error.hopeless = hopeless if cause is None else cause.hopeless
         error.__cause__ = cause
         return error

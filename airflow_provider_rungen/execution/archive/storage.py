@@ -288,9 +288,8 @@ def _opener(folder: int) -> Callable[[str, int], int]:
 
 
 def _link_error(path: str) -> RunGenOutputError:
-    error = RunGenOutputError(
-        f"{clean_text(path, 200)} is a symbolic link, which is not followed. Remove the link, or set "
-        "destination to a folder that holds none"
+    return RunGenOutputError(
+        f"{clean_text(path, 200)} is a symbolic link, which is not followed",
+        hint="Remove the link, or set destination to a folder that holds none",
+        retryable=False,
     )
-    error.hopeless = True
-    return error
