@@ -321,7 +321,7 @@ def _brief_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _clears_keep_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clear as Airflow 3.3 does: the state is kept, where a test does not say otherwise."""
-    for module in ("attempt", "triggers"):
+    for module in ("execution.attempts", "triggers.rungen"):
         monkeypatch.setattr(f"airflow_provider_rungen.{module}.CLEAR_DISCARDS_STATE", False)
 
 
@@ -376,7 +376,7 @@ def run_task(op: Any, context: Any) -> Outcome:
     async def first_event(trigger: Any) -> Any:
         kind = type(trigger)
         path, kwargs = trigger.serialize()
-        assert path == f"{kind.__module__}.{kind.__qualname__}"
+        assert path == f"airflow_provider_rungen.triggers.{kind.__name__}"
         stream = kind(**kwargs).run()
         try:
             return await anext(stream)

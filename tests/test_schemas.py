@@ -66,7 +66,7 @@ def test_a_result_is_told_with_its_app_and_job() -> None:
     said = told_of_result({"type": "object"}, "a text")
     assert said == (
         "The result of RunGen job the-job of app the-app does not fit result_schema: "
-        "result: 'a text' is not of type 'object'"
+        "result: 'a text' is not of type 'object'. Look at the result, or correct the schema."
     )
 
 

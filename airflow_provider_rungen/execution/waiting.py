@@ -288,7 +288,7 @@ def raise_for_event(event: Mapping[str, Any]) -> None:
     message = event.get("message") or f"The trigger gave an event that cannot be read ({outcome!r})"
     if outcome == "timeout":
         raise RunGenAppTimeoutError(message, app_id=app_id)
-    raise RunGenAppError(message, app_id=app_id, retryable=is_event_retryable(event))
+    raise RunGenAppError(message, app_id=app_id, hint=event.get("hint"), retryable=is_event_retryable(event))
 
 
 def failure_in_event(message: str, event: Mapping[str, Any]) -> RunGenError:
@@ -296,11 +296,11 @@ def failure_in_event(message: str, event: Mapping[str, Any]) -> RunGenError:
     code = event.get("status_code")
     if "status_code" not in event and (found := _REFUSAL.search(message)):
         code = int(found[1])  # the event of an older version holds it only in its text
-    retryable = is_event_retryable(event)
+    hint, retryable = event.get("hint") or "", is_event_retryable(event)
     if isinstance(code, int):
         kind = RunGenForbiddenError if code in (401, 403) else RunGenAPIError
-        return kind(message, status_code=code, hint="", retryable=retryable)
-    return RunGenError(message, retryable=retryable)
+        return kind(message, status_code=code, hint=hint, retryable=retryable)
+    return RunGenError(message, hint=hint, retryable=retryable)
 
 
 def raise_for_jobs(jobs: Iterable[Job], count: int = 0, schema: Schema | None = None) -> None:

@@ -343,7 +343,7 @@ def timing_out(sensor: BaseSensorOperator) -> Iterator[None]:
         yield
     except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
         raise AirflowSensorTimeout(
-            f"{error}: the sensor had {in_words(sensor.timeout)}. Raise timeout if it needs longer."
+            f"{error.message}: the sensor had {in_words(sensor.timeout)}. Raise timeout if it needs longer."
         ) from error
 
 

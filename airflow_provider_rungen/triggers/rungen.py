@@ -97,9 +97,14 @@ class RunGenTrigger(BaseTrigger):
         try:
             await self._wait(event)
         except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
-            event |= {"outcome": "timeout", "message": str(error)}
+            event |= {"outcome": "timeout", "message": error.message}
         except RunGenError as error:
-            event |= {"outcome": "error", "message": str(error), "retryable": error.retryable}
+            event |= {
+                "outcome": "error",
+                "message": error.message,
+                "hint": error.hint,
+                "retryable": error.retryable,
+            }
             if isinstance(error, RunGenAPIError):
                 event["status_code"] = error.status_code
         except Exception as error:
@@ -214,7 +219,7 @@ class RunGenJobTrigger(RunGenTrigger):
         self.end_from_trigger = end_from_trigger
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        return f"{type(self).__module__}.{type(self).__qualname__}", {
+        return f"airflow_provider_rungen.triggers.{type(self).__name__}", {
             "rungen_conn_id": self.rungen_conn_id,
             "app_id": self.app_id,
             "job_id": self.job_id,
@@ -387,7 +392,7 @@ class RunGenAppTrigger(RunGenTrigger):
         self.raised = raised
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        return f"{type(self).__module__}.{type(self).__qualname__}", {
+        return f"airflow_provider_rungen.triggers.{type(self).__name__}", {
             "rungen_conn_id": self.rungen_conn_id,
             "app_id": self.app_id,
             "status": self.status,

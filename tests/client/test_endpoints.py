@@ -527,7 +527,7 @@ def test_a_redirect_is_refused_and_the_key_goes_nowhere(via: Via, operation: str
         via.service.inject(
             Fault(on=operation, kind="redirect", status=status, headers={"Location": location}, times=None)
         )
-        with pytest.raises(RunGenAPIError, match=r"redirect to 127\.0\.0\.1") as caught:
+        with pytest.raises(RunGenAPIError, match=r"redirects to 127\.0\.0\.1") as caught:
             via(CALLS[operation]())
         assert elsewhere.service.records() == []
         assert elsewhere.service.connections_opened == 0

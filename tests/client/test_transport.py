@@ -618,7 +618,8 @@ def test_waiting_in_an_event_loop_does_not_need_requests() -> None:
     script = "\n".join(
         [
             "import asyncio, sys",
-            "from airflow_provider_rungen.transport import AsyncSender, Settings",
+            "from airflow_provider_rungen.client.senders import AsyncSender; "
+            "from airflow_provider_rungen.client.settings import Settings",
             "async def main(): await AsyncSender(Settings('https://rungen.example', 'key')).close()",
             "asyncio.run(main())",
             "print('requests' in sys.modules)",

@@ -811,7 +811,7 @@ def test_a_result_that_does_not_fit_its_schema_is_hopeless(
     assert type(outcome.error.__cause__) is RunGenResultError
     assert str(outcome.error) == (
         f"The result of RunGen job {bad} of app {APP} does not fit result_schema: "
-        "result.text: 7 is not of type 'string'. Look at the result there, or correct the schema."
+        "result.text: 7 is not of type 'string'. Look at the result, or correct the schema."
     )
     outcome = run_task(collect_op([bad, good, worse], **options), context)
     assert type(outcome.error) is AirflowFailException

@@ -157,7 +157,7 @@ def test_a_result_that_does_not_fit_its_schema_is_hopeless(
     assert type(outcome.error) is AirflowFailException
     assert str(outcome.error) == (
         f"The result of RunGen job {ids[3]} of app {APP} does not fit result_schema flux-schnell: "
-        "result.images: [] should be non-empty. Look at the result there, or correct the schema."
+        "result.images: [] should be non-empty. Look at the result, or correct the schema."
     )
 
 
