@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import RetryDecision, RetryPolicy
-from airflow_provider_rungen.client.durations import in_words
+from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class RunGenRetryPolicy(RetryPolicy):
         asked = exception.retry_after if isinstance(exception, RunGenAPIError) else None
         if asked is None or (context is not None and asked <= _usual_delay(context["task"], try_number)):
             return RetryDecision.default()
-        return RetryDecision.retry(timedelta(seconds=asked), f"RunGen asked to wait {in_words(asked)}")
+        return RetryDecision.retry(timedelta(seconds=asked), f"RunGen asked to wait {format_duration(asked)}")
 
     def serialize(self) -> dict[str, Any]:
         return {}

@@ -135,7 +135,7 @@ def _timestamp(http_date: str) -> float | None:
 # --- what is sent ------------------------------------------------------------------------------------------
 
 
-def seg(value: Any, name: str = "app_id") -> str:
+def path_segment(value: Any, name: str = "app_id") -> str:
     """
     Quote an id for use as one segment of a path.
 

@@ -29,7 +29,7 @@ from airflow_provider_rungen.client.bodies import Decoder, UnknownEncodingError
 from airflow_provider_rungen.client.codec import retry_after
 from airflow_provider_rungen.client.flow import Response
 from airflow_provider_rungen.client.models import clean_text
-from airflow_provider_rungen.client.senders import reason_of, resolver
+from airflow_provider_rungen.client.senders import describe_cause, resolver
 from airflow_provider_rungen.client.settings import Settings, environment_ca, tls_context
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -150,7 +150,7 @@ class Downloader:
                 outcome = await self._try(target, file, budget or Budget(None))
             except (aiohttp.ClientError, OSError, ValueError, EOFError, zlib.error) as error:
                 failure = RunGenConnectionError(
-                    f"the file did not come whole from {_host(target)} ({reason_of(error)})"
+                    f"the file did not come whole from {_host(target)} ({describe_cause(error)})"
                 )
             else:
                 if isinstance(outcome, Fetched):

@@ -5,7 +5,7 @@ from __future__ import annotations
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
-def in_words(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Give a duration in its two largest units: ``0.5 s``, ``45 s``, ``2 min 5 s``, ``1 d``."""
     if seconds < 10:
         return f"{seconds:.1f}".removesuffix(".0") + " s"

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from airflow_provider_rungen.client.codec import encode, encode_input, seg
+from airflow_provider_rungen.client.codec import encode, encode_input, path_segment
 from airflow_provider_rungen.client.flow import Flow, Request, Sleep
 from airflow_provider_rungen.client.models import App, Job, JobStatus
-from airflow_provider_rungen.client.retry import ATTEMPTS, PATIENCE, call, was_not_taken
+from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET, call, was_not_accepted
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenConflictError,
@@ -30,12 +30,12 @@ def run_job(app_id: str, input: Any, *, attempts: int = ATTEMPTS) -> Flow[Job]:
     :raises RunGenSubmissionUnknownError: the answer does not tell whether a job was created.
     """
     body = b'{"input":' + encode_input(input) + b"}"
-    request = Request("POST", f"app/{seg(app_id)}/run_async", f"run a job of app {app_id}", body)
+    request = Request("POST", f"app/{path_segment(app_id)}/run_async", f"run a job of app {app_id}", body)
 
     def read(answer: Any) -> Job:
         job = Job.from_json(answer, app_id=app_id, status=JobStatus.QUEUED)
         try:
-            seg(job.id, "job_id")
+            path_segment(job.id, "job_id")
         except RunGenInputError as error:  # it could never be asked for
             raise RunGenResponseError(f"RunGen's answer names a job that cannot be used: {error}") from None
         return job
@@ -44,7 +44,7 @@ def run_job(app_id: str, input: Any, *, attempts: int = ATTEMPTS) -> Flow[Job]:
         return (yield from call(request, read, attempts=attempts))
     except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
         is_refused = isinstance(error, RunGenAPIError) and not error.retryable
-        if is_refused or was_not_taken(error):
+        if is_refused or was_not_accepted(error):
             raise
         reason = error.message
     raise RunGenSubmissionUnknownError(
@@ -67,14 +67,14 @@ def get_job(
     :param timeout: seconds that one request may take; the connection's own limit when left out.
     :param is_lean: whether its result and input may be left out where they are large.
     """
-    path = f"app/{seg(app_id)}/job/{seg(job_id, 'job_id')}"
+    path = f"app/{path_segment(app_id)}/job/{path_segment(job_id, 'job_id')}"
     purpose = f"get job {job_id} of app {app_id}"
     request = Request("GET", path, purpose, timeout=timeout, is_lean=is_lean)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id)
     return (yield from call(request, read, attempts=attempts))
 
 
-def get_new_job(app_id: str, job_id: str, *, known_by: float) -> Flow[Job]:
+def get_job_when_visible(app_id: str, job_id: str, *, known_by: float) -> Flow[Job]:
     """
     Ask for a job that the service may not know yet.
 
@@ -90,14 +90,14 @@ def get_new_job(app_id: str, job_id: str, *, known_by: float) -> Flow[Job]:
         yield Sleep(min(2.0, known_by - now))
 
 
-def cancel_job(app_id: str, job_id: str, *, patience: float = PATIENCE) -> Flow[Job]:
+def cancel_job(app_id: str, job_id: str, *, patience: float = RETRY_BUDGET) -> Flow[Job]:
     """
     Cancel a queued or running job.
 
     :param patience: the seconds after which no further attempt is made.
     :raises RunGenConflictError: the job is over, and it was not canceled.
     """
-    path = f"app/{seg(app_id)}/job/{seg(job_id, 'job_id')}"
+    path = f"app/{path_segment(app_id)}/job/{path_segment(job_id, 'job_id')}"
     request = Request("PUT", path, f"cancel job {job_id} of app {app_id}", as_user=True, is_lean=True)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id, status=JobStatus.CANCELED)
     try:
@@ -126,7 +126,7 @@ def get_app(
     :param timeout: seconds that one request may take; the connection's own limit when left out.
     :param is_lean: whether its workflow may be left out where it is large.
     """
-    path, purpose = f"app/{seg(app_id)}", f"get app {app_id}"
+    path, purpose = f"app/{path_segment(app_id)}", f"get app {app_id}"
     request = Request("GET", path, purpose, timeout=timeout, is_lean=is_lean)
     return (yield from call(request, partial(App.from_json, app_id=app_id), attempts=attempts))
 
@@ -137,17 +137,17 @@ def create_app(body: Mapping[str, Any]) -> Flow[App]:
     return (yield from call(request, App.from_json))
 
 
-def update_app(app_id: str, body: Mapping[str, Any], *, patience: float = PATIENCE) -> Flow[App]:
+def update_app(app_id: str, body: Mapping[str, Any], *, patience: float = RETRY_BUDGET) -> Flow[App]:
     """
     Change the fields of an app that ``body`` names.
 
     :param patience: the seconds after which no further attempt is made.
     """
-    request = Request("PUT", f"app/{seg(app_id)}", f"update app {app_id}", encode(body, "app"))
+    request = Request("PUT", f"app/{path_segment(app_id)}", f"update app {app_id}", encode(body, "app"))
     return (yield from call(request, partial(App.from_json, app_id=app_id), patience=patience))
 
 
-def scale_app(app_id: str, active_workers: int, *, patience: float = PATIENCE) -> Flow[App]:
+def scale_app(app_id: str, active_workers: int, *, patience: float = RETRY_BUDGET) -> Flow[App]:
     """
     Set the number of an app's workers.
 
@@ -159,4 +159,4 @@ def scale_app(app_id: str, active_workers: int, *, patience: float = PATIENCE) -
 
 def delete_app(app_id: str) -> Flow[None]:
     """Delete an app for good; it must have no workers."""
-    yield from call(Request("DELETE", f"app/{seg(app_id)}", f"delete app {app_id}"), lambda _: None)
+    yield from call(Request("DELETE", f"app/{path_segment(app_id)}", f"delete app {app_id}"), lambda _: None)

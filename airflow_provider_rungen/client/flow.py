@@ -1,6 +1,6 @@
 """The steps of a flow: what it may ask of its driver. No I/O.
 
-A *flow* is a generator that yields a `Request`, a `Sleep` or `Together`, and returns a model. A driver
+A *flow* is a generator that yields a `Request`, a `Sleep` or `Gather`, and returns a model. A driver
 (`transport.drive` or `transport.adrive`) performs what it yields, and sends back the `Response`, the time, or
 the outcomes.
 """
@@ -64,7 +64,7 @@ CUT = Pending()
 
 
 @dataclass(frozen=True, slots=True)
-class Together(Generic[T]):
+class Gather(Generic[T]):
     """
     Perform flows side by side where the driver can; it answers with a result or a `RunGenError` each.
 
@@ -77,4 +77,4 @@ class Together(Generic[T]):
     patience: float | None = None
 
 
-Flow: TypeAlias = Generator[Request | Sleep | Together[Any], Any, T]
+Flow: TypeAlias = Generator[Request | Sleep | Gather[Any], Any, T]

@@ -103,7 +103,7 @@ class Job:
     :param input: what it was given, where the answer tells it. It may hold signed URLs, too.
     :param created_at: when the service took it (aware, UTC; a time without a zone is taken as UTC).
     :param execution_time: seconds of work, where known.
-    :param status_word: the service's own word for the status.
+    :param raw_status: the service's own word for the status.
     """
 
     id: str
@@ -114,7 +114,7 @@ class Job:
     input: Any = field(default=None, repr=False)
     created_at: pendulum.DateTime | None = None
     execution_time: float | None = None
-    status_word: str = field(default="", repr=False)
+    raw_status: str = field(default="", repr=False)
 
     @property
     def is_terminal(self) -> bool:
@@ -122,9 +122,9 @@ class Job:
         return self.status in (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELED)
 
     @property
-    def is_word_known(self) -> bool:
+    def is_known_status(self) -> bool:
         """Whether the service's word for the status is one this version knows."""
-        return not self.status_word or normal_word(self.status_word) in _STATUS_WORDS
+        return not self.raw_status or normalize_status(self.raw_status) in _STATUS_WORDS
 
     def raise_for_status(self) -> None:
         """
@@ -136,7 +136,7 @@ class Job:
         name = f"RunGen job {self.id} of app {self.app_id}"
         said = f": {self.error.rstrip('.')}" if self.error else ""
         if self.status is JobStatus.FAILED:
-            said = said or f" (status {clean_text(self.status_word, 50)}; the service gave no reason)"
+            said = said or f" (status {clean_text(self.raw_status, 50)}; the service gave no reason)"
             raise RunGenJobFailedError(f"{name} failed{said}", app_id=self.app_id, job_id=self.id)
         if self.status is JobStatus.CANCELED:
             raise RunGenJobCanceledError(f"{name} was canceled{said}", app_id=self.app_id, job_id=self.id)
@@ -170,7 +170,7 @@ class Job:
         word = item.get("status")
         if isinstance(word, str) and word.strip():
             # a word never seen counts as still running, never as success
-            status = _STATUS_WORDS.get(normal_word(word), JobStatus.RUNNING)
+            status = _STATUS_WORDS.get(normalize_status(word), JobStatus.RUNNING)
         elif status is None:
             raise RunGenResponseError(
                 f"RunGen's answer about job {job_id} of app {app_id} names no status{_said(body)}"
@@ -187,7 +187,7 @@ class Job:
             input=_input(item),
             created_at=_time(item.get("created_at")),
             execution_time=_number(item.get("execution_time")),
-            status_word=word if isinstance(word, str) else "",
+            raw_status=word if isinstance(word, str) else "",
         )
 
 
@@ -228,7 +228,7 @@ class App:
         counts = [self.jobs[name] for name in ("in_queue", "in_progress") if name in self.jobs]
         return sum(counts) if counts else None
 
-    def is_at(self, status: str) -> bool:
+    def has_status(self, status: str) -> bool:
         """
         Whether the app has this status.
 
@@ -259,7 +259,7 @@ class App:
             id=app_id,
             name=_text(item.get("name")),
             description=_text(item.get("description")),
-            status=normal_word(_text(item.get("status"))),
+            status=normalize_status(_text(item.get("status"))),
             configuration={
                 **({"active_workers": item["active_workers"]} if "active_workers" in item else {}),
                 **_mapping(item.get("configuration")),
@@ -306,7 +306,7 @@ def _said(body: Any) -> str:
     return f", but says: {text}" if (text := error_text(body)) else ""
 
 
-def normal_word(word: str) -> str:
+def normalize_status(word: str) -> str:
     return re.sub(r"[\s_-]+", "_", word.strip()).upper()
 
 

@@ -180,7 +180,7 @@ def _json_text(value: Any) -> str:
     return "".join(parts)
 
 
-def ends_of(url: str, created_at: datetime | None) -> list[datetime]:
+def expiry_times(url: str, created_at: datetime | None) -> list[datetime]:
     """Tell when an output ends, the first first: its URL may say it, and the service keeps none longer."""
     ends = []
     try:

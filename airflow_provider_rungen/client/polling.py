@@ -15,14 +15,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from airflow_provider_rungen.client.codec import seg
+from airflow_provider_rungen.client.codec import path_segment
 from airflow_provider_rungen.client.endpoints import get_app, get_job
 from airflow_provider_rungen.client.flow import (
     CUT,
     Flow,
+    Gather,
     Pending,
     Sleep,
-    Together,
 )
 from airflow_provider_rungen.client.models import (
     App,
@@ -34,8 +34,8 @@ from airflow_provider_rungen.client.progress import Progress
 from airflow_provider_rungen.client.retry import (
     Refusals,
     is_refusal,
-    may_pass,
-    pause_after,
+    is_transient,
+    retry_delay,
 )
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
@@ -49,9 +49,9 @@ from airflow_provider_rungen.exceptions import (
 log = logging.getLogger(__name__)
 
 # As few jobs are simply polled: asking for the counters first would cost as much.
-HANDFUL = 4
+COUNTER_THRESHOLD = 4
 # Seconds within which the service has to know a job that it has just created.
-KNOWN_WITHIN = 120.0
+VISIBILITY_GRACE = 120.0
 # Seconds between two checks of the counters, and between two looks at a job while they have failed the last.
 SLOW_PACE = 60.0
 # Seconds between two looks at a job at most, however often the counters have passed.
@@ -63,7 +63,7 @@ FEW = 64
 LAG = 15.0
 STRIKES = 3
 # Beginning more looks in one go would hold up an event loop.
-MOST_AT_ONCE = 256
+MAX_CONCURRENT_POLLS = 256
 # Seconds that a look may take. What does not answer is asked again apart from the others, and for longer.
 LOOK_TIME = 15.0
 # Seconds that a look at the deadline may take: the first at all, and any other.
@@ -83,12 +83,12 @@ _COUNTERS = "the counters"
 Say = Callable[[int, str, str | None], None]
 
 
-def as_it_is(job: Job) -> Job:
+def identity(job: Job) -> Job:
     """Keep all of a job."""
     return job
 
 
-def without_contents(job: Job) -> Job:
+def strip_payloads(job: Job) -> Job:
     """Keep of a job only how it ended: there may be many, and their results large."""
     return replace(job, input=None, result=None)
 
@@ -234,7 +234,7 @@ class _Books:
 
 
 @dataclass
-class Watch:
+class JobPoller:
     """
     The jobs of one app that are waited for, and what is known of them.
 
@@ -256,7 +256,7 @@ class Watch:
     say: Say = log_line
     over: dict[str, Job] = field(default_factory=dict)
     is_fresh: bool = True
-    take: Callable[[Job], Job] = as_it_is
+    take: Callable[[Job], Job] = identity
     is_lean: bool = False
     is_shared: bool = False
     on_news: Callable[[], None] = lambda: None
@@ -429,7 +429,7 @@ class Watch:
         """Note for how long the service is to be left alone."""
         self._pause = 0.0
         if self._failures and self._last_failure is not None:
-            self._pause = pause_after(self._failures - 1, self._last_failure)
+            self._pause = retry_delay(self._failures - 1, self._last_failure)
         if self._pause and self.is_refused:
             self._pause = min(self._pause, REFUSAL_PAUSE)
         self._quiet_until = (yield Sleep(0)) + self._pause if self._pause else 0.0
@@ -459,7 +459,7 @@ class Watch:
             yield from self._look_at_many(asked, poll_interval, now)
 
     def _look_at_many(self, asked: list[str], poll_interval: float, now: float) -> Flow[None]:
-        if len(self._waiting) <= HANDFUL or not self.trusts_counters:
+        if len(self._waiting) <= COUNTER_THRESHOLD or not self.trusts_counters:
             yield from self._look(asked)
             return
         known, was_silent = list(self._waiting), _COUNTERS in self._silent
@@ -479,7 +479,7 @@ class Watch:
         job_ids = [job_id for job_id in job_ids if job_id in self._waiting][:APART]
         if job_ids:
             looks = [self._ask(job_id) for job_id in job_ids]
-            yield Together(looks, patience=0 if self.is_shared else None)
+            yield Gather(looks, patience=0 if self.is_shared else None)
 
     def _follow(
         self,
@@ -539,7 +539,7 @@ class Watch:
         since = now - (pace if self._passed else lag)
         sample = [job_id for job_id in asked if self._waiting[job_id].looked_at <= since]
         sample.sort(key=lambda job_id: self._waiting[job_id].looked_at)
-        size = max(HANDFUL, len(sample) >> share, math.ceil(len(asked) * pace / SLOWEST_PACE))
+        size = max(COUNTER_THRESHOLD, len(sample) >> share, math.ceil(len(asked) * pace / SLOWEST_PACE))
         return sample[:size]
 
     def _counters(self) -> Flow[tuple[int, int] | None]:
@@ -567,7 +567,7 @@ class Watch:
         self.app = None
         if _COUNTERS in self._under_way or now < self._app_not_before - 0.001:
             return None
-        [app] = yield Together([self._ask_for_app()], patience=self._patience_at(self._time, now))
+        [app] = yield Gather([self._ask_for_app()], patience=self._patience_at(self._time, now))
         if isinstance(app, Pending):
             self._silent.add(_COUNTERS)
             return None
@@ -581,7 +581,7 @@ class Watch:
             app = yield from get_app(self.app_id, attempts=1, timeout=timeout, is_lean=True)
         except RunGenError as error:
             if _is_silence(error):
-                self._app_not_before = (yield Sleep(0)) + pause_after(self._app_failures, error)
+                self._app_not_before = (yield Sleep(0)) + retry_delay(self._app_failures, error)
                 self._app_failures += 1
                 self._note_silence(_COUNTERS, error)
             else:
@@ -596,8 +596,8 @@ class Watch:
 
     def _look(self, job_ids: Sequence[str], time: _Time | None = None) -> Flow[None]:
         """Look at these jobs, as long as any answer comes, in the time of the round or another."""
-        for start in range(0, len(job_ids), MOST_AT_ONCE):
-            yield from self._look_at_once(job_ids[start : start + MOST_AT_ONCE], time or self._time)
+        for start in range(0, len(job_ids), MAX_CONCURRENT_POLLS):
+            yield from self._look_at_once(job_ids[start : start + MAX_CONCURRENT_POLLS], time or self._time)
             if self._failures:
                 break
 
@@ -607,7 +607,7 @@ class Watch:
         if not looks:
             return
         answers, patience = self._answers, self._patience_at(time, (yield Sleep(0)))
-        outcomes: list[RunGenError | Pending | None] = yield Together(looks, patience=patience)
+        outcomes: list[RunGenError | Pending | None] = yield Gather(looks, patience=patience)
         for job_id, outcome in zip(job_ids, outcomes, strict=True):
             if outcome is CUT and (entry := self._waiting.get(job_id)) is not None:
                 entry.is_cut = self._was_cut = True
@@ -655,9 +655,9 @@ class Watch:
             entry.is_cut = False
         if isinstance(outcome, Job):
             self._refusals.answered()
-        elif self._refusals.may_pass(outcome, now):
+        elif self._refusals.is_transient(outcome, now):
             if entry is not None:
-                entry.not_before = now + pause_after(entry.failures, outcome)
+                entry.not_before = now + retry_delay(entry.failures, outcome)
                 entry.failures += 1
                 self._note_silence(job_id, outcome)
             return outcome
@@ -699,10 +699,10 @@ class Watch:
             self.on_news()
 
     def _say_status(self, before: Job | None, job: Job) -> None:
-        if before and before.status_word == job.status_word:
+        if before and before.raw_status == job.raw_status:
             return
-        if not job.is_word_known:
-            word = clean_text(job.status_word, 50)
+        if not job.is_known_status:
+            word = clean_text(job.raw_status, 50)
             line = f"RunGen job {job.id} has the unknown status {word}; it counts as still running"
             self.say(logging.WARNING, line, job.id)
         elif not before or before.status is not job.status:
@@ -738,7 +738,7 @@ def wait_for_jobs(
     poll_interval: float,
     deadline: float | None = None,
     known_by: float = 0.0,
-    watch: Watch | None = None,
+    watch: JobPoller | None = None,
 ) -> Flow[list[Job]]:
     """
     Wait until every job is over, however it ended; return the jobs in the order given.
@@ -754,10 +754,10 @@ def wait_for_jobs(
     """
     job_ids = list(job_ids)
     for job_id in job_ids:
-        seg(job_id, "job_id")
-    is_wide = len(job_ids) > HANDFUL
+        path_segment(job_id, "job_id")
+    is_wide = len(job_ids) > COUNTER_THRESHOLD
     is_last_look_full = watch is None or watch.is_fresh
-    watch = watch or Watch(app_id, say_less if is_wide else log_line)
+    watch = watch or JobPoller(app_id, log_quietly if is_wide else log_line)
     now = yield Sleep(0)
     is_one_look = deadline is not None and now >= deadline
     progress = Progress(len(job_ids), now)
@@ -789,7 +789,7 @@ def wait_for_jobs(
 
 
 def look_once(
-    watch: Watch, job_ids: Sequence[str], *, poll_interval: float, left: float, is_full: bool
+    watch: JobPoller, job_ids: Sequence[str], *, poll_interval: float, left: float, is_full: bool
 ) -> Flow[list[Job] | None]:
     """
     Look once at jobs that are waited for; give them, in the order given, when all are over.
@@ -815,7 +815,7 @@ def look_once(
 
 def _is_silence(error: RunGenError) -> bool:
     """Return whether an error says nothing of what was asked for."""
-    return may_pass(error) or isinstance(error, RunGenConfigError)
+    return is_transient(error) or isinstance(error, RunGenConfigError)
 
 
 def concerns_one_job(error: RunGenError) -> bool:
@@ -831,7 +831,7 @@ def job_of(look: Job | RunGenError, app_id: str, job_id: str) -> Job:
     """
     if isinstance(look, Job):
         return look
-    if may_pass(look) or not concerns_one_job(look):
+    if is_transient(look) or not concerns_one_job(look):
         raise look
     return failed_by(look, app_id, job_id)
 
@@ -841,7 +841,7 @@ def failed_by(error: RunGenError, app_id: str, job_id: str) -> Job:
     return Job(id=job_id, app_id=app_id, status=JobStatus.FAILED, error=str(error))
 
 
-def timeout_error(watch: Watch, job_ids: Iterable[str]) -> RunGenJobTimeoutError:
+def timeout_error(watch: JobPoller, job_ids: Iterable[str]) -> RunGenJobTimeoutError:
     """Return the error that says that those of the jobs that are not over were not over in time."""
     waiting = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in watch.over]
     more = f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
@@ -851,6 +851,6 @@ def timeout_error(watch: Watch, job_ids: Iterable[str]) -> RunGenJobTimeoutError
     return RunGenJobTimeoutError(message, app_id=watch.app_id, job_id=waiting[0])
 
 
-def say_less(level: int, line: str, job_id: str | None) -> None:
+def log_quietly(level: int, line: str, job_id: str | None) -> None:
     """Say of single jobs only what is wrong with them, for there are many."""
     log_line(level if job_id is None or level > logging.INFO else logging.DEBUG, line, job_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from airflow_provider_rungen.client.durations import in_words
+from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job, JobStatus
 
 EVERY = 30.0
@@ -40,4 +40,4 @@ def pace(done: int, left: int, seconds: float) -> str:
         return ""
     rate = done / seconds
     told = f"{rate:.2g}" if rate < 10 else f"{rate:.0f}"
-    return f"; {told} a second, some {in_words(left / rate)} left"
+    return f"; {told} a second, some {format_duration(left / rate)} left"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from airflow_provider_rungen.client.codec import decode
-from airflow_provider_rungen.client.durations import in_words
+from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.flow import Flow, Request, Sleep, T
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -23,13 +23,13 @@ from airflow_provider_rungen.exceptions import (
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 5
-PATIENCE = 120.0
+RETRY_BUDGET = 120.0
 BACKOFF = 0.5
 BACKOFF_CAP = 30.0
 
 
 def call(
-    request: Request, read: Callable[[Any], T], *, attempts: int = ATTEMPTS, patience: float = PATIENCE
+    request: Request, read: Callable[[Any], T], *, attempts: int = ATTEMPTS, patience: float = RETRY_BUDGET
 ) -> Flow[T]:
     """
     Send a request, again where that is safe and may help, and return what ``read`` makes of the answer.
@@ -52,21 +52,25 @@ def call(
             failure = error
         except RunGenError as error:
             failure = error
-        repeatable = was_not_taken(failure) if request.method == "POST" else may_pass(failure)
+        repeatable = was_not_accepted(failure) if request.method == "POST" else is_transient(failure)
         if not repeatable or attempt == attempts:
             break
-        pause = pause_after(attempt - 1, failure)
+        pause = retry_delay(attempt - 1, failure)
         now = yield Sleep(0)
         if now + pause > give_up_at:
             break
         log.warning(
-            "%s; trying again in %s (attempt %d of %d)", failure.message, in_words(pause), attempt, attempts
+            "%s; trying again in %s (attempt %d of %d)",
+            failure.message,
+            format_duration(pause),
+            attempt,
+            attempts,
         )
         now = yield Sleep(pause)
     raise failure
 
 
-def may_pass(error: RunGenError) -> bool:
+def is_transient(error: RunGenError) -> bool:
     """Tell whether the same request may be answered the next time."""
     return isinstance(error, (RunGenConnectionError, RunGenResponseError, RunGenAPIError)) and error.retryable
 
@@ -91,7 +95,7 @@ class Refusals:
         """Whether the last answer was a refusal, and it is too early to know whether it lasts."""
         return self._since is not None
 
-    def may_pass(self, error: RunGenError, now: float) -> bool:
+    def is_transient(self, error: RunGenError, now: float) -> bool:
         """
         Return whether the same request may be answered the next time.
 
@@ -100,7 +104,7 @@ class Refusals:
         if isinstance(error, RunGenConfigError):
             return True  # somebody is at work on the Airflow connection
         if not is_refusal(error):
-            return may_pass(error)
+            return is_transient(error)
         self._since = now if self._since is None else self._since
         if now - self._since < REFUSAL_GRACE:
             return True
@@ -112,7 +116,7 @@ class Refusals:
         self._since = None
 
 
-def was_not_taken(error: RunGenError) -> bool:
+def was_not_accepted(error: RunGenError) -> bool:
     """
     Return whether the service certainly did not do what it was asked to, and may do it the next time.
 
@@ -124,7 +128,7 @@ def was_not_taken(error: RunGenError) -> bool:
     return isinstance(error, RunGenAPIError) and error.status_code in (429, 503) and error.is_from_service
 
 
-def pause_after(failures: int, error: RunGenError) -> float:
+def retry_delay(failures: int, error: RunGenError) -> float:
     """Give the seconds to wait after so many failures in a row: never less than the service asked for."""
     backoff = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures, 10)) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
     asked: float | None = getattr(error, "retry_after", None)

@@ -11,7 +11,7 @@ from airflow_provider_rungen.client.endpoints import delete_app, get_app, scale_
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.polling import FIRST_LOOK_TIME, LOOK_TIME, REFUSAL_PAUSE
-from airflow_provider_rungen.client.retry import PATIENCE, Refusals, pause_after
+from airflow_provider_rungen.client.retry import RETRY_BUDGET, Refusals, retry_delay
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
     RunGenAppTimeoutError,
@@ -34,7 +34,7 @@ LOOKS = 4
 
 
 @dataclass
-class Goal:
+class AppTarget:
     """
     What an app is waited for to be, and what was seen of it.
 
@@ -59,7 +59,7 @@ class Goal:
         :raises RunGenError: the error, if no waiting can change it.
         """
         is_new = not self.refusals.is_pending
-        if not self.refusals.may_pass(error, now):
+        if not self.refusals.is_transient(error, now):
             raise error
         if is_new and self.refusals.is_pending:
             log.warning("%s; waiting goes on", error.message)
@@ -88,7 +88,7 @@ class Goal:
                     )
                 return False
             self._was_there, self._lowered = True, 0
-        return app.is_at(self.status)
+        return app.has_status(self.status)
 
     def timeout_error(self) -> RunGenAppTimeoutError:
         """Give the error that says that it did not get there in time, and where it was seen last."""
@@ -109,7 +109,7 @@ def describe(app: App) -> str:
     return ", ".join(told)
 
 
-def wait_for_app(goal: Goal, *, poll_interval: float, deadline: float) -> Flow[App]:
+def wait_for_app(goal: AppTarget, *, poll_interval: float, deadline: float) -> Flow[App]:
     """
     Wait until an app is as it has to be; a look that fails but may pass does not end the waiting.
 
@@ -147,11 +147,11 @@ def _look_until(
             if is_over(app):
                 return app
         except RunGenError as error:
-            if not refusals.may_pass(error, (yield Sleep(0))):
+            if not refusals.is_transient(error, (yield Sleep(0))):
                 raise
             if not failures:
                 log.warning("%s; waiting goes on", error.message)
-            pause = pause_after(failures, error)
+            pause = retry_delay(failures, error)
             failures += 1
         # a single look outlasts a refusal that may be a stray one; and none follows one that hung to the end
         now = yield Sleep(0)
@@ -167,7 +167,7 @@ def _look_until(
 
 
 @dataclass(frozen=True)
-class Raised:
+class ScaleRecord:
     """
     What was done to an app.
 
@@ -186,12 +186,12 @@ class Raised:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Any) -> Raised | None:
+    def from_json(cls, value: Any) -> ScaleRecord | None:
         """Read what was kept; ``None`` where nothing was, or something else."""
         return records.parse("scaled", value, cls._read, "it is not known what was done to the app")
 
     @classmethod
-    def _read(cls, fields: Mapping[str, Any]) -> Raised:
+    def _read(cls, fields: Mapping[str, Any]) -> ScaleRecord:
         return cls(
             app_id=records.identifier(fields, "app_id"),
             active_workers=records.count(fields, "active_workers"),
@@ -209,10 +209,10 @@ def workers_of(app: App) -> int | None:
     """Give the number of workers an app is paid for, where it can be told."""
     if app.active_workers is not None:
         return app.active_workers
-    return 0 if app.is_at("STOPPED") else None
+    return 0 if app.has_status("STOPPED") else None
 
 
-def lower_app(raised: Raised, *, patience: float = PATIENCE) -> Flow[None]:
+def restore_workers(raised: ScaleRecord, *, patience: float = RETRY_BUDGET) -> Flow[None]:
     """
     Set an app back to what it was before it was raised, unless somebody else has set yet another number.
 
@@ -240,7 +240,7 @@ def lower_app(raised: Raised, *, patience: float = PATIENCE) -> Flow[None]:
     log.info("RunGen app %s was lowered again to %s active workers", app_id, before)
 
 
-def not_lowered(raised: Raised, error: Exception) -> str:
+def not_lowered(raised: ScaleRecord, error: Exception) -> str:
     """Say that an app is left as it is, and what to do."""
     return (
         f"RunGen app {raised.app_id} was raised to {raised.active_workers} active workers and could NOT be "
@@ -249,7 +249,7 @@ def not_lowered(raised: Raised, error: Exception) -> str:
 
 
 def set_workers(
-    app_id: str, active_workers: int, *, poll_interval: float, deadline: float, patience: float = PATIENCE
+    app_id: str, active_workers: int, *, poll_interval: float, deadline: float, patience: float = RETRY_BUDGET
 ) -> Flow[App]:
     """
     Set the number of an app's workers, and see that the app tells it, where it tells any.
@@ -312,7 +312,7 @@ def remove_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[No
     :raises RunGenNotFoundError: it was gone before.
     :raises RunGenAppTimeoutError: it did not stop until the deadline.
     """
-    goal = Goal(app_id, "STOPPED")
+    goal = AppTarget(app_id, "STOPPED")
     app = yield from get_app(app_id)
     if not (goal.look(app) and app.active_workers == 0):
         # an app may be told to be STOPPED while it is not: before it begins to start

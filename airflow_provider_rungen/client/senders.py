@@ -21,7 +21,7 @@ from airflow_provider_rungen.client.bodies import (
     TooLongError,
     UnknownEncodingError,
 )
-from airflow_provider_rungen.client.durations import in_words
+from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.exchange import (
     LAST_ANSWER,
     SLICE,
@@ -46,7 +46,7 @@ SMALL = 64 * 1024
 MOST_KEPT = 256 * 1024
 
 
-class _Pace:
+class RateLimiter:
     """Spreads requests so that no more than so many begin in a second."""
 
     def __init__(self, per_second: float | None) -> None:
@@ -151,7 +151,7 @@ class Sender:
         self.settings = settings
         self._pause = pause
         self._is_interrupted = is_interrupted
-        self._pace = _Pace(settings.max_requests_per_second)
+        self._pace = RateLimiter(settings.max_requests_per_second)
         self._session: requests.Session | None = None
         self._line: Line | None = None
         self._reach()
@@ -247,7 +247,7 @@ class AsyncSender:
         self.settings = settings
         self._is_interrupted = is_interrupted
         self._proxy = settings.proxy_for(settings.base_url)
-        self._pace = _Pace(settings.max_requests_per_second)
+        self._pace = RateLimiter(settings.max_requests_per_second)
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         verify = settings.verify
         if verify is True:
@@ -406,7 +406,7 @@ def _too_bulky(request: Request) -> RunGenResponseError:
 def _late(request: Request, limit: float, late: LateError | _Progress) -> RunGenConnectionError:
     sent = late.sent if isinstance(late, LateError) else late.is_sent
     what = "RunGen did not answer in whole" if sent else "RunGen could not be reached"
-    when = "before the task had to end" if late.is_interrupted else f"within {in_words(limit)}"
+    when = "before the task had to end" if late.is_interrupted else f"within {format_duration(limit)}"
     return RunGenConnectionError(f"Could not {request.purpose}: {what} {when}", sent=sent)
 
 
@@ -420,10 +420,10 @@ def _unreachable(request: Request, error: BaseException, *, sent: bool) -> RunGe
         if sent
         else "RunGen could not be reached"
     )
-    return RunGenConnectionError(f"Could not {request.purpose}: {what} ({reason_of(error)})", sent=sent)
+    return RunGenConnectionError(f"Could not {request.purpose}: {what} ({describe_cause(error)})", sent=sent)
 
 
-def reason_of(error: BaseException) -> str:
+def describe_cause(error: BaseException) -> str:
     """Name what is at the root of a library's error; its text may hold a URL or a proxy's password."""
     root = _root(error)
     return root.strerror if isinstance(root, OSError) and root.strerror else type(root).__name__

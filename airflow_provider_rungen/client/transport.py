@@ -13,40 +13,15 @@ from airflow_provider_rungen.client.flow import (
     CUT,
     PENDING,
     Flow,
+    Gather,
     Pending,
     Request,
     Response,
     Sleep,
     T,
-    Together,
 )
-from airflow_provider_rungen.client.senders import (
-    MAX_IN_FLIGHT,
-    AsyncSender,
-    Sender,
-    reason_of,
-)
-from airflow_provider_rungen.client.settings import (
-    Settings,
-    environment_ca,
-    proxy_of_environment,
-    tls_context,
-)
+from airflow_provider_rungen.client.senders import MAX_IN_FLIGHT
 from airflow_provider_rungen.exceptions import RunGenError
-
-__all__ = [
-    "MAX_IN_FLIGHT",
-    "AsyncSender",
-    "Sender",
-    "Settings",
-    "adrive",
-    "drive",
-    "environment_ca",
-    "proxy_of_environment",
-    "reason_of",
-    "side_by_side",
-    "tls_context",
-]
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +39,7 @@ def drive(
     clock: Callable[[], float] = time.time,
 ) -> T:
     """Perform a flow, blocking."""
-    step: Callable[[Any], Request | Sleep | Together[Any]] = flow.send
+    step: Callable[[Any], Request | Sleep | Gather[Any]] = flow.send
     value: Any = None
     try:
         while True:
@@ -77,7 +52,7 @@ def drive(
                     if action.seconds > 0:
                         sleep(action.seconds)
                     value = clock()
-                elif isinstance(action, Together):
+                elif isinstance(action, Gather):
                     value = [_outcome(each, send, sleep, clock) for each in action.flows]
                 else:
                     value = send(action)
@@ -107,10 +82,10 @@ async def adrive(
     """
     Perform a flow in an event loop.
 
-    :param stragglers: takes the flows that go on by themselves (`Together.patience`), for the caller to
+    :param stragglers: takes the flows that go on by themselves (`Gather.patience`), for the caller to
         cancel in the end; without it none goes on.
     """
-    step: Callable[[Any], Request | Sleep | Together[Any]] = flow.send
+    step: Callable[[Any], Request | Sleep | Gather[Any]] = flow.send
     value: Any = None
     try:
         while True:
@@ -123,7 +98,7 @@ async def adrive(
                     if action.seconds > 0:
                         await sleep(action.seconds)
                     value = clock()
-                elif isinstance(action, Together):
+                elif isinstance(action, Gather):
                     each = [_aoutcome(flow, send, sleep, clock) for flow in action.flows]
                     value = await _gather(each, action.patience, stragglers)
                 else:
@@ -149,7 +124,7 @@ async def _gather(
     patience: float | None,
     stragglers: set[asyncio.Task[Any]] | None,
 ) -> list[T | RunGenError | Pending]:
-    """Perform flows side by side; see `Together`. With ``patience``, no more begin than may be in flight."""
+    """Perform flows side by side; see `Gather`. With ``patience``, no more begin than may be in flight."""
     loop = asyncio.get_running_loop()
     outcomes: list[T | RunGenError | Pending] = [CUT] * len(flows)
     rest = deque(enumerate(flows))
@@ -194,7 +169,7 @@ def _log_failure(straggler: asyncio.Task[Any]) -> None:
         log.error("A request that took long ended with an error", exc_info=error)
 
 
-async def side_by_side(
+async def gather_limited(
     work: Callable[[Item], Awaitable[None]], items: Collection[Item], at_once: int = MAX_IN_FLIGHT
 ) -> None:
     """Do so many at a time as may be in flight; to begin thousands at once would hold up the event loop."""

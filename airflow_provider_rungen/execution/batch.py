@@ -188,7 +188,7 @@ class _Chunk:
         ids = fields.get("ids")
         if not isinstance(ids, list) or len(ids) > CHUNK:
             raise records.InvalidRecordError(f"ids is not a list of at most {CHUNK}")
-        if not all(each in ("", Checkpoint.REFUSED) or records.is_identifier(each) for each in ids):
+        if not all(each in ("", Checkpoint.NOT_CREATED) or records.is_identifier(each) for each in ids):
             raise records.InvalidRecordError("ids holds something that is not an id")
         return cls(records.text(fields, "batch", most=64), tuple(ids))
 
@@ -201,7 +201,7 @@ class Checkpoint:
     """
     The ids of a batch in Airflow's task state store, which are kept as they come.
 
-    What stands for an input is its job's id, ``REFUSED`` when it certainly has no job that is of use, or
+    What stands for an input is its job's id, ``NOT_CREATED`` when it certainly has no job that is of use, or
     nothing; with nothing, an input before ``mark`` may have been sent, and its fate is unknown. Each value
     names the batch it is of, since an earlier one, before a clear, may have left its own.
 
@@ -209,7 +209,7 @@ class Checkpoint:
     :param header: what makes it valid, and the deadline.
     """
 
-    REFUSED = "-"
+    NOT_CREATED = "-"
 
     def __init__(self, store: Any, header: BatchHeader) -> None:
         self._store = store
@@ -241,13 +241,13 @@ class Checkpoint:
     def _load(self, index: int, job_id: str) -> None:
         # an id that is there already is that of the input before it
         self.ids[index] = "" if job_id in self.known else job_id
-        if job_id not in ("", self.REFUSED):
+        if job_id not in ("", self.NOT_CREATED):
             self.known.add(job_id)
 
     @property
     def job_ids(self) -> list[str]:
         """The jobs that are known."""
-        return [job_id for job_id in self.ids if job_id and job_id != self.REFUSED]
+        return [job_id for job_id in self.ids if job_id and job_id != self.NOT_CREATED]
 
     @property
     def unkept(self) -> int:
@@ -259,7 +259,9 @@ class Checkpoint:
         """The jobs that no other attempt would find."""
         if self._store is None:
             return self.job_ids
-        return [self.ids[i] for i in self._changed | self._writing if self.ids[i] not in ("", self.REFUSED)]
+        return [
+            self.ids[i] for i in self._changed | self._writing if self.ids[i] not in ("", self.NOT_CREATED)
+        ]
 
     @property
     def mark(self) -> int:
@@ -278,7 +280,7 @@ class Checkpoint:
     def note(self, index: int, job_id: str) -> None:
         """Keep what stands for an input, at the next flush."""
         self.ids[index] = job_id
-        if job_id not in ("", self.REFUSED):
+        if job_id not in ("", self.NOT_CREATED):
             self.known.add(job_id)
         self._changed.add(index)
 
@@ -364,7 +366,7 @@ class BatchSubmission:
         """
         checkpoint = self._checkpoint
         new_from = checkpoint.mark
-        again = {index for index, job_id in enumerate(checkpoint.ids) if job_id == Checkpoint.REFUSED}
+        again = {index for index, job_id in enumerate(checkpoint.ids) if job_id == Checkpoint.NOT_CREATED}
         for index in again:  # from now on they may be sent
             checkpoint.note(index, "")
         self._keeping = asyncio.create_task(self._keep())
@@ -378,7 +380,7 @@ class BatchSubmission:
         try:
             begun_at = time.monotonic()
             while self._under_way and time.monotonic() < begun_at + (
-                LAST_ANSWERS if self._is_stopping() else retry.PATIENCE
+                LAST_ANSWERS if self._is_stopping() else retry.RETRY_BUDGET
             ):
                 await self._take_answers(0.1)
         finally:
@@ -387,7 +389,7 @@ class BatchSubmission:
             unknown = {index for index, _ in self._under_way.values()} | set(self.refused)
             for index in {*again, *range(new_from, checkpoint.mark)} - unknown:
                 if not checkpoint.ids[index]:  # counted as sent, but it was not, or not taken
-                    checkpoint.note(index, Checkpoint.REFUSED)
+                    checkpoint.note(index, Checkpoint.NOT_CREATED)
             if self._under_way:
                 log.warning(
                     "%d submissions to app %s got no answer in time: it is not known whether their jobs were "
@@ -456,7 +458,7 @@ class BatchSubmission:
         try:
             job = task.result()
         except RunGenError as error:
-            if retry.was_not_taken(error):
+            if retry.was_not_accepted(error):
                 self._again.append((index, input))
                 self._slow_down(error)
             elif isinstance(error, RunGenSubmissionUnknownError):
@@ -464,9 +466,9 @@ class BatchSubmission:
                 self._slow_down(error)
             elif isinstance(error, RunGenBadRequestError):
                 self.refused[index] = error
-                self._checkpoint.note(index, Checkpoint.REFUSED)
+                self._checkpoint.note(index, Checkpoint.NOT_CREATED)
             else:
-                self._checkpoint.note(index, Checkpoint.REFUSED)
+                self._checkpoint.note(index, Checkpoint.NOT_CREATED)
                 self._abort = error
         else:
             if job.id in self._checkpoint.known:
@@ -489,11 +491,11 @@ class BatchSubmission:
             self._busy += 1
             self._limit = max(1, self._limit // 2)
             log.warning("%s; going on with %d at a time", error.message, self._limit)
-        self._not_before = max(self._not_before, now + retry.pause_after(self._busy - 1, error))
+        self._not_before = max(self._not_before, now + retry.retry_delay(self._busy - 1, error))
         self._busy_since = self._busy_since or now
         # it may be full until some of our jobs have ended
         is_full = isinstance(error, RunGenRateLimitedError)
-        if now - self._busy_since > retry.PATIENCE and not is_full:
+        if now - self._busy_since > retry.RETRY_BUDGET and not is_full:
             self._abort = error
 
     async def _keep(self) -> None:

@@ -17,7 +17,7 @@ MOST_FILES = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class TaskOutcome:
     """
     What a task has done.
 
@@ -52,7 +52,7 @@ class Done:
         return extra
 
 
-def lineage_of(done: Done, base_url: str) -> OperatorLineage[Any, Any] | None:
+def lineage_of(done: TaskOutcome, base_url: str) -> OperatorLineage[Any, Any] | None:
     """
     Give OpenLineage's words for it: the app was read, the files were written.
 

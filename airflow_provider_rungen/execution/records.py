@@ -69,7 +69,7 @@ def identifier(fields: Mapping[str, Any], name: str, *, or_empty: bool = False) 
 def is_identifier(value: Any) -> bool:
     """Return whether a value can be the id of an app or a job."""
     try:
-        codec.seg(value)
+        codec.path_segment(value)
     except RunGenInputError:
         return False
     return True

@@ -32,7 +32,7 @@ KEY = "rungen_submission"
 CANCEL_TIME = 10.0
 # Seconds after a submission in which a job that the service does not know may still be on its way: what it
 # does not know then is submitted again.
-FOUND_WITHIN = 30.0
+RESUBMISSION_GRACE = 30.0
 
 
 class Submission(NamedTuple):
@@ -148,7 +148,7 @@ class DurableSubmission:
             log.info("The input or the app changed since %s was submitted: submitting a new one", name)
             self._abandon(hook, record)
         elif record.job_id:
-            job = self._look(hook, app_id, record.job_id, record.submitted_at + FOUND_WITHIN)
+            job = self._look(hook, app_id, record.job_id, record.submitted_at + RESUBMISSION_GRACE)
             return self._take_up(job, record, timeout if is_cleared else None) if job else None
         elif self._resubmit_unknown or is_cleared:
             log.warning(
@@ -189,7 +189,7 @@ class DurableSubmission:
     @staticmethod
     def _look(hook: RunGenHook, app_id: str, job_id: str, known_by: float) -> Job | None:
         try:
-            job = hook.perform(endpoints.get_new_job(app_id, job_id, known_by=known_by))
+            job = hook.perform(endpoints.get_job_when_visible(app_id, job_id, known_by=known_by))
         except RunGenNotFoundError:
             log.info("RunGen no longer knows job %s of an earlier attempt: submitting a new one", job_id)
             return None

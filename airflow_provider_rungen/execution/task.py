@@ -73,9 +73,9 @@ class RunGenTask(BaseOperator):
         """Open the hook for one stretch of work on the worker; a job that fails it gets the link."""
         if self._hook is None or self._hook.rungen_conn_id != self.rungen_conn_id:
             self._hook = RunGenHook(self.rungen_conn_id)
-            self._hook.before_step = self._before_step
+            self._hook.checkpoint = self._before_step
             self._hook.is_interrupted = self._is_interrupted
-            self._hook.around_lookup = self._unbreakable
+            self._hook.around_lookup = self.defer_signals
         with self._executing(), self._hook as hook:
             _ = hook.settings  # on_kill must not have to ask Airflow for them
             try:
@@ -102,7 +102,7 @@ class RunGenTask(BaseOperator):
             self.log.warning("The link to %s was not kept: %s", url, type(error).__name__)
 
     @contextmanager
-    def _unbreakable(self) -> Iterator[None]:
+    def defer_signals(self) -> Iterator[None]:
         """
         Put kills and time limits off until the end, so that the id of a job that was paid for is kept.
 
@@ -115,7 +115,7 @@ class RunGenTask(BaseOperator):
 
     def _check_killed(self) -> None:
         """Let what was put off come now, between requests; a kill may have been swallowed, too."""
-        _signals.let_through()
+        _signals.deliver_pending()
         if self._is_killed and self._thread == threading.get_ident():
             raise AirflowException(" ".join(filter(None, ("The task was killed.", self._last_words))))
 
@@ -171,7 +171,7 @@ class _Signals:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         try:
-            self.let_through()
+            self.deliver_pending()
         finally:
             self._handlers.clear()
 
@@ -183,7 +183,7 @@ class _Signals:
     def is_pending(self) -> bool:
         return bool(self._put_off)
 
-    def let_through(self) -> None:
+    def deliver_pending(self) -> None:
         """Hand what came to the handlers it was meant for."""
         try:
             while self._put_off:
@@ -215,7 +215,7 @@ def deadline_of(task: BaseOperator, deadline: float) -> float:
 
 
 @contextmanager
-def failing_for_good(*also: type[RunGenError]) -> Iterator[None]:
+def fail_without_retry(*also: type[RunGenError]) -> Iterator[None]:
     """Convert errors that are not retryable, and those of the given types, to `AirflowFailException`."""
     try:
         yield

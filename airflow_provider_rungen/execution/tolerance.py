@@ -31,7 +31,7 @@ def checked_count(value: int, name: str) -> int:
     return value
 
 
-def allowed_of(max_failed: float, count: int) -> int:
+def max_failures(max_failed: float, count: int) -> int:
     """Tell how many of ``count`` may fail."""
     if isinstance(max_failed, float):
         return math.floor(max_failed * count + 1e-9)  # 0.29 of 100 are 28.999999999999996

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, Asset, conf, metrics
 from airflow_provider_rungen.client import codec, endpoints
-from airflow_provider_rungen.client.flow import Flow, Together
+from airflow_provider_rungen.client.flow import Flow, Gather
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import (
-    HANDFUL,
-    Watch,
-    as_it_is,
+    COUNTER_THRESHOLD,
+    JobPoller,
+    identity,
     log_line,
+    log_quietly,
     look_once,
-    say_less,
+    strip_payloads,
     timeout_error,
     wait_for_jobs,
-    without_contents,
 )
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -36,7 +36,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobFailedError,
     RunGenJobTimeoutError,
 )
-from airflow_provider_rungen.execution.lineage import Done, lineage_of
+from airflow_provider_rungen.execution.lineage import TaskOutcome, lineage_of
 from airflow_provider_rungen.execution.task import RunGenTask, kill_time
 from airflow_provider_rungen.hooks.connection import seconds
 from airflow_provider_rungen.hooks.rungen import RunGenHook
@@ -67,7 +67,7 @@ class JobWaiter(RunGenTask):
     end_from_trigger = False
 
     _jobs: tuple[str, Sequence[str]] = ("", ())
-    _done: Done | None = None
+    _done: TaskOutcome | None = None
     # those of them that are known to be over
     _over: Collection[str] = ()
 
@@ -125,7 +125,7 @@ class JobWaiter(RunGenTask):
         deadline: float,
         known_by: float = 0.0,
         hand_over: Callable[[], None] = lambda: None,
-        take: Callable[[Job], Job] = as_it_is,
+        take: Callable[[Job], Job] = identity,
     ) -> list[Job]:
         """
         Wait for the jobs here, or defer when they are not over soon.
@@ -135,13 +135,13 @@ class JobWaiter(RunGenTask):
         :param take: what to keep of a job that is over here.
         """
         self._jobs = (app_id, job_ids)
-        is_wide = len(job_ids) > HANDFUL
-        perform = hook.perform_wide if is_wide else hook.perform
-        watch = Watch(
+        is_wide = len(job_ids) > COUNTER_THRESHOLD
+        perform = hook.perform_concurrently if is_wide else hook.perform
+        watch = JobPoller(
             app_id,
-            say_less if is_wide else log_line,
+            log_quietly if is_wide else log_line,
             take=metrics.counting(take),
-            is_lean=take is without_contents,
+            is_lean=take is strip_payloads,
         )
         self._over = watch.over
         if not self.deferrable:
@@ -158,7 +158,7 @@ class JobWaiter(RunGenTask):
         defer_at = min(time.time() + self.defer_after, deadline)
         pause = BRISKLY
         for job_id in job_ids:
-            codec.seg(job_id, "job_id")
+            codec.path_segment(job_id, "job_id")
         watch.add(job_ids, time.time(), known_by)
         while True:
             left = deadline - time.time()
@@ -229,7 +229,7 @@ class JobWaiter(RunGenTask):
         """Go on, on a worker, after the trigger's event."""
         raise NotImplementedError
 
-    def _tell(self, context: Context, done: Done) -> None:
+    def _tell(self, context: Context, done: TaskOutcome) -> None:
         """Tell what was done to the events of the task's outlets, and keep it for OpenLineage."""
         self._done = done
         for outlet in self.outlets:
@@ -349,7 +349,7 @@ def is_final(error: RunGenError) -> bool:
     return not error.retryable or isinstance(error, _FINAL)
 
 
-def look_again(
+def refetch(
     app_id: str,
     job_ids: Sequence[str],
     take: Callable[[str, Job | RunGenError], None],
@@ -365,13 +365,15 @@ def look_again(
 
     def look(job_id: str) -> Flow[None]:
         try:
-            outcome: Job | RunGenError = yield from endpoints.get_new_job(app_id, job_id, known_by=known_by)
+            outcome: Job | RunGenError = yield from endpoints.get_job_when_visible(
+                app_id, job_id, known_by=known_by
+            )
         except RunGenError as error:
             outcome = error
         take(job_id, outcome)
 
     for start in range(0, len(job_ids), AT_ONCE):
-        for refused in (yield Together([look(job_id) for job_id in job_ids[start : start + AT_ONCE]])):
+        for refused in (yield Gather([look(job_id) for job_id in job_ids[start : start + AT_ONCE]])):
             if refused is not None:
                 raise refused
 
@@ -395,7 +397,7 @@ def job_ids_of(job_id: Any, *, or_none: bool = False) -> list[Any]:
         ) from None
     for item in ids:
         if item is not None or job_id is None or not or_none:
-            codec.seg(item, "job_id")
+            codec.path_segment(item, "job_id")
     return ids
 
 

@@ -23,7 +23,7 @@ from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.polling import wait_for_jobs
 from airflow_provider_rungen.client.senders import AsyncSender, Sender
 from airflow_provider_rungen.client.settings import Settings
-from airflow_provider_rungen.client.transport import adrive, drive, side_by_side
+from airflow_provider_rungen.client.transport import adrive, drive, gather_limited
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
 from airflow_provider_rungen.hooks.connection import read_connection, seconds
 
@@ -66,7 +66,7 @@ class RunGenHook(BaseHook):
         self._looking_up = asyncio.Lock()
         self._look_up_from = 0.0
         #: Called before every request, and again and again while waiting; what it raises ends the call.
-        self.before_step: Callable[[], None] | None = None
+        self.checkpoint: Callable[[], None] | None = None
         #: Tells that the caller is to end soon: a request under way gets one second more then.
         self.is_interrupted: Callable[[], bool] | None = None
         # entered while Airflow is asked for the connection, by a blocking call
@@ -84,7 +84,7 @@ class RunGenHook(BaseHook):
         :raises RunGenSubmissionUnknownError: the answer does not tell whether the job was created.
         :raises RunGenError: the service refused, or could not be reached.
         """
-        return self.perform(endpoints.run_job(self.app_id_or_default(app_id), input))
+        return self.perform(endpoints.run_job(self.resolve_app_id(app_id), input))
 
     def get_job(self, *, job_id: str, app_id: str | None = None) -> Job:
         """
@@ -95,7 +95,7 @@ class RunGenHook(BaseHook):
         :raises RunGenNotFoundError: the app has no such job.
         :raises RunGenError: the service refused, or could not be reached.
         """
-        return self.perform(endpoints.get_job(self.app_id_or_default(app_id), job_id))
+        return self.perform(endpoints.get_job(self.resolve_app_id(app_id), job_id))
 
     def cancel_job(self, *, job_id: str, app_id: str | None = None) -> Job:
         """
@@ -106,7 +106,7 @@ class RunGenHook(BaseHook):
         :raises RunGenConflictError: the job is already over.
         :raises RunGenError: the service refused, or could not be reached.
         """
-        return self.perform(endpoints.cancel_job(self.app_id_or_default(app_id), job_id))
+        return self.perform(endpoints.cancel_job(self.resolve_app_id(app_id), job_id))
 
     def wait_for_job(
         self,
@@ -128,7 +128,7 @@ class RunGenHook(BaseHook):
         """
         deadline = None if timeout is None else time.time() + seconds(timeout, "timeout")
         flow = wait_for_jobs(
-            self.app_id_or_default(app_id),
+            self.resolve_app_id(app_id),
             [job_id],
             poll_interval=seconds(poll_interval, "poll_interval"),
             deadline=deadline,
@@ -143,7 +143,7 @@ class RunGenHook(BaseHook):
 
     def get_app(self, *, app_id: str | None = None) -> App:
         """Ask for one app; the connection's ``app_id`` when left out."""
-        return self.perform(endpoints.get_app(self.app_id_or_default(app_id)))
+        return self.perform(endpoints.get_app(self.resolve_app_id(app_id)))
 
     def create_app(
         self,
@@ -175,7 +175,7 @@ class RunGenHook(BaseHook):
         :param fields: the fields to change, named as in the API: ``name``, ``description``,
             ``configuration``, ``workflow``.
         """
-        return self.perform(endpoints.update_app(self.app_id_or_default(app_id), fields))
+        return self.perform(endpoints.update_app(self.resolve_app_id(app_id), fields))
 
     def scale_app(self, *, active_workers: int, app_id: str | None = None) -> App:
         """
@@ -184,7 +184,7 @@ class RunGenHook(BaseHook):
         :param active_workers: the number to have.
         :param app_id: the app; the connection's ``app_id`` when left out.
         """
-        return self.perform(endpoints.scale_app(self.app_id_or_default(app_id), active_workers))
+        return self.perform(endpoints.scale_app(self.resolve_app_id(app_id), active_workers))
 
     def delete_app(self, *, app_id: str) -> None:
         """
@@ -273,7 +273,7 @@ class RunGenHook(BaseHook):
             self._closed_later.append(self._async_sender)
             self._async_sender = None
 
-    def app_id_or_default(self, app_id: str | None = None) -> str:
+    def resolve_app_id(self, app_id: str | None = None) -> str:
         """
         Give the app to use: the one named, or else the connection's.
 
@@ -308,12 +308,12 @@ class RunGenHook(BaseHook):
         return drive(flow, send, self.sleep)
 
     def sleep(self, seconds: float) -> None:
-        """Sleep on a worker, calling `before_step` again and again."""
+        """Sleep on a worker, calling `checkpoint` again and again."""
         in_slices(seconds, self._step)
 
     def _step(self) -> None:
-        if self.before_step is not None:
-            self.before_step()
+        if self.checkpoint is not None:
+            self.checkpoint()
 
     def _is_interrupted(self) -> bool:
         return self.is_interrupted is not None and self.is_interrupted()
@@ -329,7 +329,7 @@ class RunGenHook(BaseHook):
             metrics.count_request(request, response)
         return response
 
-    def perform_wide(self, flow: Flow[T]) -> T:
+    def perform_concurrently(self, flow: Flow[T]) -> T:
         """Perform a flow, blocking, with as many requests at a time as it allows."""
 
         async def run() -> T:
@@ -349,7 +349,7 @@ class RunGenHook(BaseHook):
         await self._aread()
         return self.settings
 
-    async def aapp_id_or_default(self, app_id: str | None = None) -> str:
+    async def aresolve_app_id(self, app_id: str | None = None) -> str:
         """
         Give the app to use, in the running event loop.
 
@@ -357,7 +357,7 @@ class RunGenHook(BaseHook):
         """
         if not app_id:
             await self._aread()
-        return self.app_id_or_default(app_id)
+        return self.resolve_app_id(app_id)
 
     async def _aread(self) -> None:
         if self._settings is None:
@@ -378,7 +378,7 @@ class RunGenHook(BaseHook):
             return response
 
         async def sleep(seconds: float) -> None:
-            if self.before_step is None:  # thousands may wait beside each other in a triggerer
+            if self.checkpoint is None:  # thousands may wait beside each other in a triggerer
                 await asyncio.sleep(seconds)
             else:
                 await asleep_in_slices(seconds, self._step)
@@ -399,7 +399,7 @@ class RunGenHook(BaseHook):
             metrics.count_request(request, response)
         return response
 
-    def perform_in_time(self, flow: Flow[T], *, within: float) -> T:
+    def perform_with_deadline(self, flow: Flow[T], *, within: float) -> T:
         """
         Perform a flow of a few requests on a connection of its own, asking nothing of Airflow.
 
@@ -436,7 +436,7 @@ class RunGenHook(BaseHook):
             outcomes[job_id] = outcome if isinstance(outcome, RunGenError) else None
 
         if len(job_ids) == 1:
-            # as in `perform_in_time`
+            # as in `perform_with_deadline`
             sender = Sender(replace(settings, max_requests_per_second=None))
             try:
                 note(job_ids[0], drive(endpoints.cancel_job(app_id, job_ids[0], patience=part), sender))
@@ -567,7 +567,7 @@ async def _cancel_jobs(
 
     try:
         async with asyncio.timeout(within):
-            await side_by_side(cancel, job_ids)
+            await gather_limited(cancel, job_ids)
     except TimeoutError:
         pass  # what was not noted was too late
     finally:

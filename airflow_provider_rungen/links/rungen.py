@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_rungen._airflow import BaseOperatorLink
-from airflow_provider_rungen.client.codec import seg
+from airflow_provider_rungen.client.codec import path_segment
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator
@@ -61,10 +61,12 @@ JOB_AND_APP = (RunGenJobLink(), RunGenAppLink())
 def app_url(settings: Settings, app_id: str) -> str:
     """Give the address to look at an app: the connection's ``app_url``, or that of the API."""
     pattern = settings.app_url or f"{settings.base_url}/app/{{app_id}}"
-    return pattern.replace("{app_id}", seg(app_id))
+    return pattern.replace("{app_id}", path_segment(app_id))
 
 
 def job_url(settings: Settings, app_id: str, job_id: str) -> str:
     """Give the address to look at a job: the connection's ``job_url``, or that of the API."""
     pattern = settings.job_url or f"{settings.base_url}/app/{{app_id}}/job/{{job_id}}"
-    return pattern.replace("{app_id}", seg(app_id)).replace("{job_id}", seg(job_id, "job_id"))
+    return pattern.replace("{app_id}", path_segment(app_id)).replace(
+        "{job_id}", path_segment(job_id, "job_id")
+    )

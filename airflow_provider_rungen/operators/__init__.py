@@ -24,7 +24,7 @@ __all__ = [
     "scaled_app",
 ]
 
-_ROOMS = {
+_LAZY_EXPORTS = {
     "RunGenCancelJobOperator": "job",
     "RunGenCollectResultsOperator": "collect",
     "RunGenCreateAppOperator": "app",
@@ -40,9 +40,9 @@ if not TYPE_CHECKING:  # to a type checker, a name that is not there would be th
 
     def __getattr__(name: str) -> Any:
         # DAG files are parsed all the time, and pay for the operators that they use
-        if name not in _ROOMS:
+        if name not in _LAZY_EXPORTS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY_EXPORTS[name]}"), name)
         return value
 
     def __dir__() -> list[str]:

@@ -22,7 +22,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenResponseError,
 )
 from airflow_provider_rungen.execution import records
-from airflow_provider_rungen.execution.task import RunGenTask, deadline_of, failing_for_good
+from airflow_provider_rungen.execution.task import RunGenTask, deadline_of, fail_without_retry
 from airflow_provider_rungen.hooks.connection import seconds
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.operators.scale import whole_number
@@ -118,7 +118,7 @@ class RunGenCreateAppOperator(RunGenTask):
 
         :return: the app's id.
         """
-        with failing_for_good(), self._working(context) as hook:
+        with fail_without_retry(), self._working(context) as hook:
             app_id = self._find_or_create(context, hook)
             self._link_to(context, hook, app_id)
             return app_id
@@ -138,7 +138,7 @@ class RunGenCreateAppOperator(RunGenTask):
             return self._existing(apps)
         if store is not None:
             store.set(KEY, CreationRecord(body["name"], tuple(app.id for app in apps)).to_store())
-        with self._unbreakable():
+        with self.defer_signals():
             app = self._create(hook, body)
         log.info("Created RunGen app %s (%s)", app.id, app.name or self.name)
         return app.id
@@ -171,7 +171,7 @@ class RunGenCreateAppOperator(RunGenTask):
         try:
             return hook.perform(endpoints.create_app(body))
         except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
-            if not error.retryable or retry.was_not_taken(error):
+            if not error.retryable or retry.was_not_accepted(error):
                 raise
             failure = error
         log.warning("%s; looking whether the app was created", failure.message)
@@ -218,7 +218,7 @@ class RunGenDeleteAppOperator(RunGenTask):
 
     def execute(self, context: Context) -> None:
         """Delete the app."""
-        with failing_for_good(), self._working(context) as hook:
+        with fail_without_retry(), self._working(context) as hook:
             deadline = deadline_of(self, time.time() + self.timeout)
             self._link_to(context, hook, self.app_id)
             try:

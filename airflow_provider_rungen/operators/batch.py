@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.polling import KNOWN_WITHIN, job_of, without_contents
+from airflow_provider_rungen.client.polling import VISIBILITY_GRACE, job_of, strip_payloads
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobError,
@@ -29,16 +29,16 @@ from airflow_provider_rungen.execution.batch import (
     Checkpoint,
     Inputs,
 )
-from airflow_provider_rungen.execution.lineage import Done
-from airflow_provider_rungen.execution.submission import FOUND_WITHIN
+from airflow_provider_rungen.execution.lineage import TaskOutcome
+from airflow_provider_rungen.execution.submission import RESUBMISSION_GRACE
 from airflow_provider_rungen.execution.task import deadline_of, is_killed
 from airflow_provider_rungen.execution.tolerance import (
-    allowed_of,
     checked_count,
     checked_max_failed,
+    max_failures,
     told,
 )
-from airflow_provider_rungen.execution.waiting import look_again, read_event
+from airflow_provider_rungen.execution.waiting import read_event, refetch
 from airflow_provider_rungen.operators.job import JobSubmitter, cancel_time
 from airflow_provider_rungen.schemas import Schema
 
@@ -118,7 +118,7 @@ class RunGenRunBatchOperator(JobSubmitter):
             self._jobs = (earlier.header.app_id, earlier.job_ids)
         with self._owning(context) as hook:
             inputs = Inputs(self._given_inputs(context), Schema.of(self.input_schema, "input_schema"))
-            app_id = hook.app_id_or_default(self.app_id)
+            app_id = hook.resolve_app_id(self.app_id)
             self._link_to(context, hook, app_id)
             header = BatchHeader(
                 app_id=app_id,
@@ -141,9 +141,9 @@ class RunGenRunBatchOperator(JobSubmitter):
                 waiting,
                 poll_interval=self.poll_interval,
                 deadline=deadline,
-                known_by=time.time() + KNOWN_WITHIN,
+                known_by=time.time() + VISIBILITY_GRACE,
                 hand_over=lambda: self._hand_over(context, ids),
-                take=without_contents,
+                take=strip_payloads,
             )
             return self._finish(context, app_id, ids, refused, jobs)
 
@@ -158,7 +158,7 @@ class RunGenRunBatchOperator(JobSubmitter):
         job_ids = [job_id for job_id in ids if job_id]
         self._jobs = (event.get("app_id") or self.app_id or "", job_ids)
         with self._owning(context) as hook:
-            app_id = event.get("app_id") or hook.app_id_or_default(self.app_id)
+            app_id = event.get("app_id") or hook.resolve_app_id(self.app_id)
             self._jobs = (app_id, job_ids)
             jobs = read_event(event)
             if event.get("count", 0) > len(jobs):  # more failed than the event holds
@@ -229,7 +229,7 @@ class RunGenRunBatchOperator(JobSubmitter):
                 hint="Look at the app's jobs, then clear the task to submit all inputs again",
                 retryable=False,
             )
-        known_by = kept.header.submitted_at + FOUND_WITHIN
+        known_by = kept.header.submitted_at + RESUBMISSION_GRACE
         looks = self._look_at(hook, app_id, kept.job_ids, known_by)
         completed, again = set(), 0
         for index, job_id in enumerate(kept.ids):
@@ -237,7 +237,7 @@ class RunGenRunBatchOperator(JobSubmitter):
             if isinstance(look, RunGenNotFoundError) or (
                 isinstance(look, Job) and look.status in (JobStatus.FAILED, JobStatus.CANCELED)
             ):
-                kept.note(index, Checkpoint.REFUSED)
+                kept.note(index, Checkpoint.NOT_CREATED)
                 again += 1
             elif isinstance(look, RunGenError):
                 raise look
@@ -265,11 +265,11 @@ class RunGenRunBatchOperator(JobSubmitter):
         found: dict[str, Job | RunGenError] = {}
 
         def take(job_id: str, look: Job | RunGenError) -> None:
-            if isinstance(look, RunGenError) and retry.may_pass(look):
+            if isinstance(look, RunGenError) and retry.is_transient(look):
                 raise look  # there is no use in asking for the rest now
-            found[job_id] = look if isinstance(look, RunGenError) else without_contents(look)
+            found[job_id] = look if isinstance(look, RunGenError) else strip_payloads(look)
 
-        hook.perform_wide(look_again(app_id, job_ids, take, known_by=known_by))
+        hook.perform_concurrently(refetch(app_id, job_ids, take, known_by=known_by))
         return found
 
     def _submit(
@@ -284,9 +284,11 @@ class RunGenRunBatchOperator(JobSubmitter):
     ) -> dict[int, RunGenError]:
         """Submit what has no job yet; give the inputs that were refused, with the reason."""
         app_id = kept.header.app_id
-        total = sum(1 for job_id in kept.ids if not job_id or job_id == Checkpoint.REFUSED)
+        total = sum(1 for job_id in kept.ids if not job_id or job_id == Checkpoint.NOT_CREATED)
         todo = (
-            (index, item) for index, item in enumerate(inputs) if kept.ids[index] in ("", Checkpoint.REFUSED)
+            (index, item)
+            for index, item in enumerate(inputs)
+            if kept.ids[index] in ("", Checkpoint.NOT_CREATED)
         )
 
         async def submit() -> dict[int, RunGenError]:
@@ -314,11 +316,11 @@ class RunGenRunBatchOperator(JobSubmitter):
         refused: dict[int, RunGenError] = {}
         known_before = len(kept.job_ids)
         self._check_killed()
-        with self._naming_lost_jobs(kept), self._unbreakable():
+        with self._naming_lost_jobs(kept), self.defer_signals():
             if total:
                 # the submission itself looks for a kill, and gives what is under way its last second
-                before = hook.before_step, hook.is_interrupted
-                hook.before_step = hook.is_interrupted = None
+                before = hook.checkpoint, hook.is_interrupted
+                hook.checkpoint = hook.is_interrupted = None
                 try:
                     refused = asyncio.run(submit())
                 except RunGenError:
@@ -329,7 +331,7 @@ class RunGenRunBatchOperator(JobSubmitter):
                         self._cancel_all(hook, app_id, lost, within=cancel_time(hook, lost))
                     raise
                 finally:
-                    hook.before_step, hook.is_interrupted = before
+                    hook.checkpoint, hook.is_interrupted = before
                 if len(kept.ids) == len(kept.job_ids) == 1:
                     log.info("Submitted RunGen job %s to app %s", kept.job_ids[0], app_id)
                 else:
@@ -345,7 +347,7 @@ class RunGenRunBatchOperator(JobSubmitter):
                     for n, (index, error) in enumerate(sorted(refused.items()))
                 ]
                 context["ti"].xcom_push(key="refused", value=reasons)
-        self._is_incomplete = any(job_id == Checkpoint.REFUSED or not job_id for job_id in kept.ids)
+        self._is_incomplete = any(job_id == Checkpoint.NOT_CREATED or not job_id for job_id in kept.ids)
         return refused
 
     @contextmanager
@@ -403,19 +405,19 @@ class RunGenRunBatchOperator(JobSubmitter):
         context["ti"].xcom_push(key="failed", value=failed)
         job_ids = [job_id for job_id in ids if job_id]
         if not failed:
-            self._tell(context, Done(app_id, job_ids))
+            self._tell(context, TaskOutcome(app_id, job_ids))
             log.info(
                 "All %d RunGen jobs %s",
                 len(ids),
                 "completed" if self.wait_for_completion else "were submitted",
             )
             return ids
-        allowed = allowed_of(self.max_failed, len(ids))
+        allowed = max_failures(self.max_failed, len(ids))
         if len(failed) <= allowed:
             log.warning(
                 "%d of %d inputs failed, as max_failed allows: %s", len(failed), len(ids), told(reasons)
             )
-            self._tell(context, Done(app_id, job_ids, failed_count=len(failed)))
+            self._tell(context, TaskOutcome(app_id, job_ids, failed_count=len(failed)))
             return ids
         # a retry would be refused in the same way
         retryable = len(failed) > len(refused) or any(error.retryable for error in refused.values())
@@ -430,7 +432,7 @@ class RunGenRunBatchOperator(JobSubmitter):
 
 
 def _job_ids(kept: Checkpoint) -> list[str | None]:
-    return [job_id if job_id and job_id != Checkpoint.REFUSED else None for job_id in kept.ids]
+    return [job_id if job_id and job_id != Checkpoint.NOT_CREATED else None for job_id in kept.ids]
 
 
 def _unknown(kept: Checkpoint) -> list[int]:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.polling import HANDFUL, job_of, without_contents
+from airflow_provider_rungen.client.polling import COUNTER_THRESHOLD, job_of, strip_payloads
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import (
     RunGenError,
@@ -24,12 +24,12 @@ from airflow_provider_rungen.exceptions import (
     RunGenOutputError,
 )
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.lineage import Done
-from airflow_provider_rungen.execution.task import deadline_of, failing_for_good
+from airflow_provider_rungen.execution.lineage import TaskOutcome
+from airflow_provider_rungen.execution.task import deadline_of, fail_without_retry
 from airflow_provider_rungen.execution.tolerance import (
-    allowed_of,
     checked_count,
     checked_max_failed,
+    max_failures,
     told,
 )
 from airflow_provider_rungen.execution.waiting import (
@@ -37,9 +37,9 @@ from airflow_provider_rungen.execution.waiting import (
     failure_of,
     is_final,
     job_ids_of,
-    look_again,
     names_of,
     read_event,
+    refetch,
 )
 from airflow_provider_rungen.execution.xcom_values import find_key_problem, find_xcom_problem
 from airflow_provider_rungen.hooks.connection import seconds
@@ -145,7 +145,7 @@ class RunGenCollectResultsOperator(JobWaiter):
         :return: the result or small manifest, or the list of them.
         """
         with self._failing(), self._working(context) as hook:
-            app_id = hook.app_id_or_default(self.app_id)
+            app_id = hook.resolve_app_id(self.app_id)
             ids = self._ids()
             self._link_to(context, hook, app_id, _distinct(ids))
             self.prepare()
@@ -170,7 +170,7 @@ class RunGenCollectResultsOperator(JobWaiter):
         with self._failing(), self._working(context) as hook:
             failed = read_event(event)
             self.prepare()
-            app_id = event.get("app_id") or hook.app_id_or_default(self.app_id)
+            app_id = event.get("app_id") or hook.resolve_app_id(self.app_id)
             return self._finish(context, hook, app_id, self._ids(), failed)
 
     def _ids(self) -> list[str | None]:
@@ -180,7 +180,7 @@ class RunGenCollectResultsOperator(JobWaiter):
         :raises RunGenInputError: something in it is no id, or more have no job than may fail.
         """
         ids = job_ids_of(self.job_id, or_none=self.max_failed > 0)
-        absent, allowed = ids.count(None), allowed_of(self.max_failed, len(ids))
+        absent, allowed = ids.count(None), max_failures(self.max_failed, len(ids))
         if absent > allowed:
             raise RunGenInputError(f"job_id: {absent} of {len(ids)} have no job, {allowed} may (max_failed)")
         return ids
@@ -202,10 +202,10 @@ class RunGenCollectResultsOperator(JobWaiter):
     def _take(self, job: Job) -> Job:
         """Hold the result only if it is going to be returned: there may be many."""
         if self.destination is not None:
-            return without_contents(job)
+            return strip_payloads(job)
         if unfit := self._misfit_of(job):
             self._unfit[job.id] = unfit
-            return without_contents(job)
+            return strip_payloads(job)
         self._hold(job.result)
         return replace(job, input=None)
 
@@ -237,7 +237,7 @@ class RunGenCollectResultsOperator(JobWaiter):
     @staticmethod
     def _failing() -> AbstractContextManager[None]:
         # another try would find the same job as it is
-        return failing_for_good(RunGenJobFailedError, RunGenJobCanceledError)
+        return fail_without_retry(RunGenJobFailedError, RunGenJobCanceledError)
 
     def _finish(
         self, context: Context, hook: RunGenHook, app_id: str, ids: list[str | None], jobs: Iterable[Job]
@@ -256,14 +256,14 @@ class RunGenCollectResultsOperator(JobWaiter):
             outcomes |= self._look_at(hook, app_id, rest)
         elif rest:
             outcomes |= self._land(hook, app_id, rest)
-        failed_count = self._judge(context, ids, outcomes)
+        failed_count = self._enforce_max_failed(context, ids, outcomes)
         collected = {
             job_id: value for job_id, value in outcomes.items() if not isinstance(value, RunGenError)
         }
         values = [None if job_id is None else collected.get(job_id) for job_id in ids]
         value = values[0] if isinstance(self.job_id, str) else values
         job_ids = [job_id for job_id in _distinct(ids) if job_id in collected]
-        done = Done(app_id, job_ids, failed_count)
+        done = TaskOutcome(app_id, job_ids, failed_count)
         if self._storage is None:
             self._check_size(len(json.dumps(value)))
         else:
@@ -293,13 +293,13 @@ class RunGenCollectResultsOperator(JobWaiter):
             if not isinstance(outcome, RunGenError):
                 self._hold(outcome)
 
-        perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
-        perform(look_again(app_id, job_ids, take))
+        perform = hook.perform_concurrently if len(job_ids) > COUNTER_THRESHOLD else hook.perform
+        perform(refetch(app_id, job_ids, take))
         return outcomes
 
     def _land(self, hook: RunGenHook, app_id: str, job_ids: list[str]) -> dict[str, Any]:
         from airflow_provider_rungen.client.download import Downloader
-        from airflow_provider_rungen.execution.archive.archiver import Landing
+        from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
 
         storage, at_once = self._storage, self.max_concurrency
         assert storage is not None  # noqa: S101 - for the type checker; there is a destination
@@ -307,7 +307,7 @@ class RunGenCollectResultsOperator(JobWaiter):
         async def land() -> dict[str, Any]:
             downloader = Downloader(hook.settings, max_bytes=self.max_output_bytes, at_once=at_once)
             try:
-                landing = Landing(
+                landing = OutputArchiver(
                     hook.aperform,
                     app_id,
                     storage,
@@ -323,10 +323,12 @@ class RunGenCollectResultsOperator(JobWaiter):
                 await hook.aclose()
 
         # a kill is let through between two steps, so that it leaves no half file
-        with self._unbreakable(), storage:
+        with self.defer_signals(), storage:
             return asyncio.run(land())
 
-    def _judge(self, context: Context, ids: Sequence[str | None], outcomes: Mapping[str, Any]) -> int:
+    def _enforce_max_failed(
+        self, context: Context, ids: Sequence[str | None], outcomes: Mapping[str, Any]
+    ) -> int:
         """Fail when too many failed; else give their number."""
         errors = {job_id: error for job_id, error in outcomes.items() if isinstance(error, RunGenError)}
         reasons = {
@@ -337,7 +339,7 @@ class RunGenCollectResultsOperator(JobWaiter):
         context["ti"].xcom_push(key="failed", value=list(reasons))
         if not reasons:
             return 0
-        allowed = allowed_of(self.max_failed, len(ids))
+        allowed = max_failures(self.max_failed, len(ids))
         is_running = any(type(error) is RunGenJobError for error in errors.values())
         if len(reasons) <= allowed and not is_running:
             if len(reasons) > self._told:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
 from airflow_provider_rungen.client import codec, retry
-from airflow_provider_rungen.client.durations import in_words
-from airflow_provider_rungen.client.polling import KNOWN_WITHIN
+from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.polling import VISIBILITY_GRACE
 from airflow_provider_rungen.exceptions import (
     RunGenConfigError,
     RunGenConflictError,
@@ -32,13 +32,13 @@ from airflow_provider_rungen.execution.attempts import (
     was_ended_by_user,
 )
 from airflow_provider_rungen.execution.default_args import default_arg_names
-from airflow_provider_rungen.execution.lineage import Done
+from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.state_store import TaskState
 from airflow_provider_rungen.execution.submission import DurableSubmission, Submission
 from airflow_provider_rungen.execution.task import (
     RunGenTask,
     deadline_of,
-    failing_for_good,
+    fail_without_retry,
     kill_time,
 )
 from airflow_provider_rungen.execution.waiting import (
@@ -120,7 +120,7 @@ class JobSubmitter(JobWaiter):
             job_ids = self._pushed_job_ids(context)
             self._jobs = (self.app_id or "", job_ids)
             with self._owning(context) as hook:
-                self._jobs = (hook.app_id_or_default(self.app_id), job_ids)
+                self._jobs = (hook.resolve_app_id(self.app_id), job_ids)
                 reason = (next_kwargs or {}).get("error", "unknown")
                 raise RunGenError(
                     f"Airflow ended the wait for {names_of(job_ids)} in the triggerer: {reason}"
@@ -160,11 +160,11 @@ class JobSubmitter(JobWaiter):
     def _between_polls(self) -> None:
         if not self._state.is_saved:
             # a signal in the middle of a call to the supervisor would leave it out of step
-            with self._unbreakable():
+            with self.defer_signals():
                 self._state.save_between_polls()
 
     def _defer(self, *args: Any, **kwargs: Any) -> NoReturn:
-        with self._unbreakable():
+        with self.defer_signals():
             self._state.save_all()
         super()._defer(*args, **kwargs)
 
@@ -173,7 +173,7 @@ class JobSubmitter(JobWaiter):
     @contextmanager
     def _owning(self, context: Context) -> Iterator[RunGenHook]:
         """Open the hook, and see to the jobs and to the record when the attempt ends."""
-        with failing_for_good():
+        with fail_without_retry():
             try:
                 with (
                     self._leaving_when_refused(),
@@ -237,7 +237,7 @@ class JobSubmitter(JobWaiter):
         except RunGenJobTimeoutError as error:
             app_id, job_ids = self._jobs
             left = self._cancel_all(hook, app_id, job_ids, within=cancel_time(hook, job_ids))
-            now = in_words(self.timeout)
+            now = format_duration(self.timeout)
             raise RunGenJobTimeoutError(
                 _with_left(error.message, app_id, left),
                 app_id=app_id,
@@ -392,7 +392,7 @@ class RunGenRunJobOperator(JobSubmitter):
                 [job.id],
                 poll_interval=self.poll_interval,
                 deadline=deadline,
-                known_by=time.time() + KNOWN_WITHIN,
+                known_by=time.time() + VISIBILITY_GRACE,
                 hand_over=lambda: self._push_result(context, job.id),
             )
             return self._finish(context, app_id, job.id, jobs)
@@ -408,7 +408,7 @@ class RunGenRunJobOperator(JobSubmitter):
         job_ids = event.get("job_ids") or self._pushed_job_ids(context)
         self._jobs = (event.get("app_id") or self.app_id or "", job_ids)
         with self._owning(context) as hook:
-            app_id = event.get("app_id") or hook.app_id_or_default(self.app_id)
+            app_id = event.get("app_id") or hook.resolve_app_id(self.app_id)
             self._jobs = (app_id, job_ids)
             for job_id in job_ids:
                 self._submission.confirm(app_id, job_id)
@@ -436,14 +436,14 @@ class RunGenRunJobOperator(JobSubmitter):
 
     def _submit(self, context: Context, hook: RunGenHook) -> Submission:
         ti = context["ti"]
-        app_id = hook.app_id_or_default(self.app_id)
+        app_id = hook.resolve_app_id(self.app_id)
         self._link_to(context, hook, app_id)
         found = self._submission.find(hook, app_id, self.input, self.timeout)
         if found is None:
             self._jobs = ("", [])  # what an earlier attempt left is over, canceled or not to be canceled
             if schema := Schema.of(self.input_schema, "input_schema"):
                 schema.check_input(json.loads(codec.encode_input(self.input)))
-        with self._unbreakable():
+        with self.defer_signals():
             if found is None:
                 found = self._submission.submit(hook, app_id, self.input, self.timeout)
                 log.info("Submitted RunGen job %s to app %s", found.job.id, app_id)
@@ -454,7 +454,7 @@ class RunGenRunJobOperator(JobSubmitter):
 
     def _finish(self, context: Context, app_id: str, job_id: str, jobs: list[Job]) -> str:
         raise_for_jobs(jobs)
-        self._tell(context, Done(app_id, [job_id]))
+        self._tell(context, TaskOutcome(app_id, [job_id]))
         return job_id
 
 
@@ -494,8 +494,8 @@ class RunGenCancelJobOperator(RunGenTask):
         :return: the ids of those that were canceled; those already over are left out.
         """
         canceled = []
-        with failing_for_good(), self._working(context) as hook:
-            app_id = hook.app_id_or_default(self.app_id)
+        with fail_without_retry(), self._working(context) as hook:
+            app_id = hook.resolve_app_id(self.app_id)
             job_ids = known_job_ids_of(self.job_id)
             self._link_to(context, hook, app_id, job_ids)
             for job_id in job_ids:

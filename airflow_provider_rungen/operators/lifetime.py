@@ -47,7 +47,7 @@ _NO_WORKER: dict[str, Any] = {
 }
 
 
-class RunGenMarkOperator(BaseOperator):
+class RunGenNoOpOperator(BaseOperator):
     """Do nothing: the scheduler lets it succeed by itself, without a worker."""
 
     inherits_from_empty_operator = True
@@ -144,7 +144,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             name = self._name if number == 1 else f"{self._name}_{number}"
             with contextlib.suppress(DuplicateTaskIdFound):
                 #: A setup that always succeeds: a teardown does not run when its only setup has failed.
-                self.begin = RunGenMarkOperator(task_id=f"{name}_begin", **_NO_WORKER)
+                self.begin = RunGenNoOpOperator(task_id=f"{name}_begin", **_NO_WORKER)
                 break
         #: The setup that scales up.
         self.up = RunGenScaleAppOperator(task_id=f"{name}_up", **self._app, **self._up)
@@ -154,7 +154,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             scale_up_task_id=self.up.task_id,
             **(_OWN_POLICY | self._app | self._down),
         )
-        self.end = RunGenMarkOperator(task_id=f"{name}_end", **_NO_WORKER)
+        self.end = RunGenNoOpOperator(task_id=f"{name}_end", **_NO_WORKER)
         self.dag = self.up.dag
 
 

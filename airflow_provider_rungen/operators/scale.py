@@ -11,14 +11,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen._airflow import TaskDeferred, conf
-from airflow_provider_rungen.client.durations import in_words
+from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.endpoints import get_app, scale_app
 from airflow_provider_rungen.client.scaling import (
     CONFIRM_TIME,
-    Goal,
-    Raised,
-    lower_app,
+    AppTarget,
+    ScaleRecord,
     not_lowered,
+    restore_workers,
     set_workers,
     wait_for_app,
     workers_of,
@@ -33,7 +33,7 @@ from airflow_provider_rungen.execution.attempts import (
 from airflow_provider_rungen.execution.task import (
     RunGenTask,
     deadline_of,
-    failing_for_good,
+    fail_without_retry,
     kill_time,
 )
 from airflow_provider_rungen.execution.waiting import GRACE, raise_for_event
@@ -71,7 +71,7 @@ class RunGenScaleAppOperator(RunGenTask):
     template_fields: Sequence[str] = ("app_id", "active_workers", "rungen_conn_id")
 
     # what is to be lowered again when something goes wrong
-    _raised: Raised | None = None
+    _raised: ScaleRecord | None = None
     # the attempt that runs, if what it did to the app is in the task state store for the next one
     _attempt: Attempt | None = None
 
@@ -106,15 +106,15 @@ class RunGenScaleAppOperator(RunGenTask):
 
         :return: the app's id.
         """
-        with failing_for_good(), self._working(context) as hook:
-            app_id = hook.app_id_or_default(self.app_id)
+        with fail_without_retry(), self._working(context) as hook:
+            app_id = hook.resolve_app_id(self.app_id)
             self._link_to(context, hook, app_id)
             wanted = whole_number(self.active_workers, "active_workers")
             deadline = deadline_of(self, time.time() + self.timeout)
             with self._lowering(context, hook):
                 is_up = self._set(context, hook, app_id, wanted)
                 if is_up and self.wait_until_running:
-                    self._wait(hook, Goal(app_id, active_workers=wanted), deadline)
+                    self._wait(hook, AppTarget(app_id, active_workers=wanted), deadline)
                 return self._finish(context, app_id)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
@@ -124,13 +124,15 @@ class RunGenScaleAppOperator(RunGenTask):
         :return: the app's id.
         """
         ti = context["ti"]
-        with failing_for_good(), self._working(context) as hook:
-            self._note(Raised.from_json(ti.xcom_pull(task_ids=ti.task_id, key=KEY, map_indexes=ti.map_index)))
+        with fail_without_retry(), self._working(context) as hook:
+            self._note(
+                ScaleRecord.from_json(ti.xcom_pull(task_ids=ti.task_id, key=KEY, map_indexes=ti.map_index))
+            )
             if context.get("task_state_store") is not None:
                 self._note_attempt(context)
             with self._lowering(context, hook):
                 raise_for_event(event)
-                return self._finish(context, event.get("app_id") or hook.app_id_or_default(self.app_id))
+                return self._finish(context, event.get("app_id") or hook.resolve_app_id(self.app_id))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral; when Airflow ended it without an event, the app is lowered, too."""
@@ -145,8 +147,8 @@ class RunGenScaleAppOperator(RunGenTask):
         store = context.get("task_state_store")
         app = hook.get_app(app_id=app_id)
         before = workers_of(app)
-        raised = Raised(app_id, wanted, before, time.time())
-        kept = Raised.from_json(store.get(KEY)) if store is not None else None
+        raised = ScaleRecord(app_id, wanted, before, time.time())
+        kept = ScaleRecord.from_json(store.get(KEY)) if store is not None else None
         is_ours = kept is not None and kept.was_raised and before in (None, kept.active_workers)
         if kept is not None and kept.app_id == app_id and is_ours:
             said = "An earlier attempt set RunGen app %s to %d active workers: going on"
@@ -184,11 +186,11 @@ class RunGenScaleAppOperator(RunGenTask):
     def _note_attempt(self, context: Context) -> None:
         self._ti, self._attempt = context["ti"], Attempt.of(context, self)
 
-    def _note(self, raised: Raised | None) -> None:
+    def _note(self, raised: ScaleRecord | None) -> None:
         if self.scale_down_on_failure and raised is not None and raised.was_raised:
             self._raised = raised
 
-    def _wait(self, hook: RunGenHook, goal: Goal, deadline: float) -> None:
+    def _wait(self, hook: RunGenHook, goal: AppTarget, deadline: float) -> None:
         limit = min(time.time() + self.defer_after, deadline) if self.deferrable else deadline
         try:
             hook.perform(wait_for_app(goal, poll_interval=self.poll_interval, deadline=limit))
@@ -197,7 +199,7 @@ class RunGenScaleAppOperator(RunGenTask):
                 raise
             self._defer(goal, deadline)
 
-    def _defer(self, goal: Goal, deadline: float) -> NoReturn:
+    def _defer(self, goal: AppTarget, deadline: float) -> NoReturn:
         from airflow_provider_rungen.triggers.rungen import RunGenAppTrigger
 
         now = time.time()
@@ -231,7 +233,7 @@ class RunGenScaleAppOperator(RunGenTask):
             raise
         except RunGenAppTimeoutError as error:
             self._lower(context, hook)
-            hint = f"Raise timeout (now {in_words(self.timeout)}) if it needs longer"
+            hint = f"Raise timeout (now {format_duration(self.timeout)}) if it needs longer"
             raise RunGenAppTimeoutError(error.message, app_id=error.app_id, hint=hint) from None
         except BaseException:
             if not self._is_killed:  # then on_kill has decided
@@ -242,7 +244,7 @@ class RunGenScaleAppOperator(RunGenTask):
         if self._raised is None:
             return
         try:
-            hook.perform(lower_app(self._raised))
+            hook.perform(restore_workers(self._raised))
         except RunGenError as error:
             log.error("%s", not_lowered(self._raised, error))
             return
@@ -268,7 +270,7 @@ class RunGenScaleAppOperator(RunGenTask):
             return
         within = max(within - (time.monotonic() - begun_at) - 1, 1)
         try:
-            hook.perform_in_time(lower_app(raised, patience=within / 4), within=within)
+            hook.perform_with_deadline(restore_workers(raised, patience=within / 4), within=within)
             self._raised = None
         except RunGenError as error:
             log.error("%s", not_lowered(raised, error))

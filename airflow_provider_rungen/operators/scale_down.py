@@ -9,10 +9,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
-from airflow_provider_rungen.client.durations import in_words
+from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.scaling import (
     CONFIRM_TIME,
-    Raised,
+    ScaleRecord,
     drain_app,
     set_workers,
 )
@@ -90,7 +90,7 @@ class RunGenScaleDownOperator(RunGenTask):
             log.info("This run did not scale the app up: nothing is scaled down")
             return
         with self._working(context) as hook:
-            app_id = raised.app_id if raised else hook.app_id_or_default(self.app_id)
+            app_id = raised.app_id if raised else hook.resolve_app_id(self.app_id)
             self._link_to(context, hook, app_id)
             if others := _others(context, app_id):
                 told = " and ".join(others)
@@ -109,7 +109,11 @@ class RunGenScaleDownOperator(RunGenTask):
                     app_id=app_id,
                 ) from error
             else:
-                up = "" if raised is None else f"; it was up for {in_words(max(time.time() - raised.at, 0))}"
+                up = (
+                    ""
+                    if raised is None
+                    else f"; it was up for {format_duration(max(time.time() - raised.at, 0))}"
+                )
                 log.info("RunGen app %s is scaled to 0 workers%s", app_id, up)
 
     def _is_busy(self, hook: RunGenHook, app_id: str) -> bool:
@@ -136,10 +140,10 @@ class RunGenScaleDownOperator(RunGenTask):
         return False
 
 
-def _scaled(ti: Any, scale_up_task_id: str, **of_run: str) -> Raised | None:
+def _scaled(ti: Any, scale_up_task_id: str, **of_run: str) -> ScaleRecord | None:
     """Give what a run's scaling up did, as far as it is known."""
     pulled = ti.xcom_pull(task_ids=scale_up_task_id, key=KEY, map_indexes=ti.map_index, **of_run)
-    return Raised.from_json(pulled)
+    return ScaleRecord.from_json(pulled)
 
 
 def _has_begun(context: Context, task_id: str) -> bool:

@@ -18,15 +18,15 @@ from airflow_provider_rungen._airflow import (
     conf,
     metrics,
 )
-from airflow_provider_rungen.client.durations import in_words
-from airflow_provider_rungen.client.models import Job, JobStatus, normal_word
+from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.models import Job, JobStatus, normalize_status
 from airflow_provider_rungen.client.polling import (
-    HANDFUL,
-    Watch,
+    COUNTER_THRESHOLD,
+    JobPoller,
+    strip_payloads,
     wait_for_jobs,
-    without_contents,
 )
-from airflow_provider_rungen.client.scaling import Goal, wait_for_app
+from airflow_provider_rungen.client.scaling import AppTarget, wait_for_app
 from airflow_provider_rungen.exceptions import (
     RunGenAppTimeoutError,
     RunGenError,
@@ -34,17 +34,17 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobFailedError,
     RunGenJobTimeoutError,
 )
-from airflow_provider_rungen.execution.lineage import Done
-from airflow_provider_rungen.execution.task import RunGenTask, deadline_of, failing_for_good
+from airflow_provider_rungen.execution.lineage import TaskOutcome
+from airflow_provider_rungen.execution.task import RunGenTask, deadline_of, fail_without_retry
 from airflow_provider_rungen.execution.waiting import (
     GRACE,
     JobWaiter,
     job_ids_of,
     known_job_ids_of,
-    look_again,
     raise_for_event,
     raise_for_jobs,
     read_event,
+    refetch,
 )
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.schemas import Schema, checked
@@ -71,7 +71,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
     :param end_from_trigger: let a success end in the triggerer, with no second start of a worker, where
         Airflow can (3.3 and later; not with ``outlets`` or ``result_schema``).
     :param start_from_trigger: begin in the triggerer, without a first start of a worker (Airflow 3.3 and
-        later; before, and when mapped, the sensor defers as ever). Together with ``end_from_trigger`` a
+        later; before, and when mapped, the sensor defers as ever). Gather with ``end_from_trigger`` a
         success needs no worker at all. Only with ``deferrable``.
     :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
         again would find them canceled.
@@ -100,7 +100,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         self.job_id = job_id
         self.end_from_trigger = end_from_trigger
         self.result_schema = checked(result_schema, "result_schema")
-        self._watch: Watch | None = None
+        self._watch: JobPoller | None = None
         if start_from_trigger and not self.deferrable:
             raise ValueError("start_from_trigger needs deferrable=True")
         # on the instance alone: Airflow breaks mapped tasks of a class that says so
@@ -165,10 +165,10 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         if not self.deferrable:
-            with self._executing(), telling_what_was_late(self):
+            with self._executing(), explain_timeout(self):
                 return BaseSensorOperator.execute(self, context)
-        with skipping(self), self._failing(), self._working(context) as hook, timing_out(self):
-            app_id, job_ids = hook.app_id_or_default(self.app_id), known_job_ids_of(self.job_id)
+        with apply_soft_fail(self), self._failing(), self._working(context) as hook, as_sensor_timeout(self):
+            app_id, job_ids = hook.resolve_app_id(self.app_id), known_job_ids_of(self.job_id)
             self._link_to(context, hook, app_id, job_ids)
             deadline = deadline_of(self, time.time() + self.timeout)
             self._read_schema()
@@ -181,15 +181,15 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
 
     def poke(self, context: Context) -> bool:
         with self._failing(), self._working(context) as hook:
-            app_id, job_ids = hook.app_id_or_default(self.app_id), known_job_ids_of(self.job_id)
+            app_id, job_ids = hook.resolve_app_id(self.app_id), known_job_ids_of(self.job_id)
             self._jobs = (app_id, job_ids)
             if not self.links:
                 self._link_to(context, hook, app_id, job_ids)
             self._read_schema()
-            self._watch = self._watch or Watch(app_id, take=metrics.counting(self._take))
+            self._watch = self._watch or JobPoller(app_id, take=metrics.counting(self._take))
             try:
                 # one look: the deadline is now
-                perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
+                perform = hook.perform_concurrently if len(job_ids) > COUNTER_THRESHOLD else hook.perform
                 jobs = perform(wait_for_jobs(app_id, job_ids, poll_interval=1, deadline=0, watch=self._watch))
             except RunGenJobTimeoutError as error:
                 self.late = error
@@ -209,22 +209,22 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         """Go on after the wait in the triggerer."""
         from airflow_provider_rungen.triggers.rungen import rendered_job_ids
 
-        with skipping(self), self._failing(), self._working(context) as hook:
-            with timing_out(self):
+        with apply_soft_fail(self), self._failing(), self._working(context) as hook:
+            with as_sensor_timeout(self):
                 jobs = read_event(event)
             raise_for_jobs(jobs, event.get("count", 0))
             # what is rendered in the triggerer may be the text of a list
-            app_id = event.get("app_id") or hook.app_id_or_default(self.app_id)
+            app_id = event.get("app_id") or hook.resolve_app_id(self.app_id)
             job_ids = event.get("job_ids") or job_ids_of(rendered_job_ids(self.job_id))
             self._read_schema()
             if self._schema is not None:
-                perform = hook.perform_wide if len(job_ids) > HANDFUL else hook.perform
-                perform(look_again(app_id, job_ids, self._take_again))
+                perform = hook.perform_concurrently if len(job_ids) > COUNTER_THRESHOLD else hook.perform
+                perform(refetch(app_id, job_ids, self._take_again))
             self._finish(context, app_id, job_ids, [])
 
     def _finish(self, context: Context, app_id: str, job_ids: list[str], jobs: list[Job]) -> None:
         raise_for_jobs(jobs)
-        self._tell(context, Done(app_id, job_ids))
+        self._tell(context, TaskOutcome(app_id, job_ids))
 
     def _read_schema(self) -> None:
         self._schema = self._schema or Schema.of(self.result_schema, "result_schema")
@@ -233,7 +233,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
         """Hold the result of a job against the schema, and let go of it."""
         if self._schema is not None and job.status is JobStatus.COMPLETED:
             self._schema.check_result(job)
-        return without_contents(job)
+        return strip_payloads(job)
 
     def _take_again(self, _: str, job: Job | RunGenError) -> None:
         if isinstance(job, RunGenError):
@@ -250,7 +250,7 @@ class RunGenJobSensor(JobWaiter, BaseSensorOperator):
     @staticmethod
     def _failing() -> AbstractContextManager[None]:
         # another try would find the same job as it is
-        return failing_for_good(RunGenJobFailedError, RunGenJobCanceledError)
+        return fail_without_retry(RunGenJobFailedError, RunGenJobCanceledError)
 
 
 class RunGenAppSensor(RunGenTask, BaseSensorOperator):
@@ -285,22 +285,22 @@ class RunGenAppSensor(RunGenTask, BaseSensorOperator):
         self.status = status
         self.rungen_conn_id = rungen_conn_id
         self.deferrable = deferrable
-        self._goal: Goal | None = None
+        self._goal: AppTarget | None = None
 
     def execute(self, context: Context) -> Any:
         if not self.deferrable:
-            with self._executing(), telling_what_was_late(self):
+            with self._executing(), explain_timeout(self):
                 return BaseSensorOperator.execute(self, context)
         deadline = deadline_of(self, time.time() + self.timeout)
-        with skipping(self):
+        with apply_soft_fail(self):
             if not self.poke(context):
                 self._defer(deadline)
         return None
 
     def poke(self, context: Context) -> bool:
-        with failing_for_good(), self._working(context) as hook:
-            self._goal = self._goal or Goal(
-                hook.app_id_or_default(self.app_id), normal_word(self.status or "RUNNING")
+        with fail_without_retry(), self._working(context) as hook:
+            self._goal = self._goal or AppTarget(
+                hook.resolve_app_id(self.app_id), normalize_status(self.status or "RUNNING")
             )
             if not self.links:
                 self._link_to(context, hook, self._goal.app_id)
@@ -332,35 +332,36 @@ class RunGenAppSensor(RunGenTask, BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
         """Go on after the wait in the triggerer."""
-        with skipping(self), failing_for_good(), timing_out(self):
+        with apply_soft_fail(self), fail_without_retry(), as_sensor_timeout(self):
             raise_for_event(event)
 
 
 @contextmanager
-def timing_out(sensor: BaseSensorOperator) -> Iterator[None]:
+def as_sensor_timeout(sensor: BaseSensorOperator) -> Iterator[None]:
     """Say in Airflow's way that a sensor's time is over."""
     try:
         yield
     except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
         raise AirflowSensorTimeout(
-            f"{error.message}: the sensor had {in_words(sensor.timeout)}. Raise timeout if it needs longer."
+            f"{error.message}: the sensor had {format_duration(sensor.timeout)}. Raise timeout if it needs "
+            "longer."
         ) from error
 
 
 @contextmanager
-def telling_what_was_late(sensor: RunGenJobSensor | RunGenAppSensor) -> Iterator[None]:
+def explain_timeout(sensor: RunGenJobSensor | RunGenAppSensor) -> Iterator[None]:
     """Say it where Airflow's own loop says that a sensor's time is over, which knows no more than that."""
     try:
         yield
     except AirflowSensorTimeout as error:
         if sensor.late is None:
             raise
-        with timing_out(sensor):
+        with as_sensor_timeout(sensor):
             raise sensor.late from error
 
 
 @contextmanager
-def skipping(sensor: BaseSensorOperator) -> Iterator[None]:
+def apply_soft_fail(sensor: BaseSensorOperator) -> Iterator[None]:
     """Apply ``soft_fail`` and ``never_fail`` where Airflow's own loop, which does it, is not run."""
     try:
         yield

@@ -18,12 +18,12 @@ from airflow_provider_rungen._airflow import TaskInstanceState, metrics
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.models import JobStatus, clean_text
 from airflow_provider_rungen.client.scaling import (
-    Goal,
-    Raised,
-    lower_app,
+    AppTarget,
+    ScaleRecord,
     not_lowered,
+    restore_workers,
 )
-from airflow_provider_rungen.client.transport import side_by_side
+from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppTimeoutError,
@@ -40,7 +40,7 @@ from airflow_provider_rungen.links.rungen import (
 )
 from airflow_provider_rungen.triggers.task_instances import AttemptOverError, pushed_job_ids
 from airflow_provider_rungen.triggers.task_instances import task_state as _read_state
-from airflow_provider_rungen.triggers.watcher import watcher_of
+from airflow_provider_rungen.triggers.watcher import shared_poller
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.settings import Settings
@@ -249,9 +249,9 @@ class RunGenJobTrigger(RunGenTrigger):
         kept = await self._kept(job_ids, state)
         if kept:
             log.info("RunGen jobs are left to the attempt that waits for them: %s", ", ".join(kept[:FEW]))
-        app_id = await hook.aapp_id_or_default(self.app_id)
+        app_id = await hook.aresolve_app_id(self.app_id)
         rest = [job_id for job_id in job_ids if job_id not in set(kept)]
-        await side_by_side(partial(self._cancel, hook, app_id), rest)
+        await gather_limited(partial(self._cancel, hook, app_id), rest)
 
     def _left_behind(self) -> str:
         job_ids = rendered_job_ids(self.job_id)
@@ -326,14 +326,14 @@ class RunGenJobTrigger(RunGenTrigger):
         job_ids = rendered_job_ids(self.job_id)
         event |= {"job_ids": job_ids} if len(job_ids) <= FEW else {}
         hook = RunGenHook(self.rungen_conn_id)
-        event["app_id"] = await hook.aapp_id_or_default(self.app_id)
+        event["app_id"] = await hook.aresolve_app_id(self.app_id)
         if not self.deferred_at:  # no worker has seen the task, and its connection, yet
             await self._link(await hook.asettings(), event["app_id"], job_ids)
         deadline = self.deadline
         if deadline is None:
             started = getattr(self.task_instance, "start_date", None)
             deadline = (started.timestamp() if started else time.time()) + self.timeout
-        watcher = watcher_of(self.rungen_conn_id, event["app_id"])
+        watcher = shared_poller(self.rungen_conn_id, event["app_id"])
         with metrics.timing("wait.triggerer"):
             jobs = await watcher.wait(
                 job_ids,
@@ -364,7 +364,7 @@ class RunGenAppTrigger(RunGenTrigger):
     :param poll_interval: seconds between two looks at the app.
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral.
-    :param raised: what to lower again when a user marks or clears the task, as `scaling.Raised.to_json`.
+    :param raised: what to lower again when a user marks or clears the task, as `scaling.ScaleRecord.to_json`.
     :param unknown: what another version of the package kept in the database; it is ignored, and logged.
     """
 
@@ -404,8 +404,8 @@ class RunGenAppTrigger(RunGenTrigger):
         }
 
     async def _wait(self, event: dict[str, Any]) -> None:
-        goal = Goal(self.app_id or "", self.status, self.active_workers)
-        watcher = watcher_of(self.rungen_conn_id, goal.app_id)
+        goal = AppTarget(self.app_id or "", self.status, self.active_workers)
+        watcher = shared_poller(self.rungen_conn_id, goal.app_id)
         await watcher.wait_for_app(goal, poll_interval=self.poll_interval, deadline=self.deadline)
         event["outcome"] = "there"
 
@@ -418,7 +418,7 @@ class RunGenAppTrigger(RunGenTrigger):
 
     async def _undo(self, hook: RunGenHook, state: str | None) -> None:
         """Lower the app."""
-        raised = Raised.from_json(self.raised)
+        raised = ScaleRecord.from_json(self.raised)
         if raised is None:
             return
         if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
@@ -426,10 +426,10 @@ class RunGenAppTrigger(RunGenTrigger):
             return
         await hook.asettings()
         within = CANCEL_TIME * 0.8
-        flow = lower_app(raised, patience=within / 4)
+        flow = restore_workers(raised, patience=within / 4)
         try:
             # a question without an answer must not take all the time
-            await asyncio.to_thread(hook.perform_in_time, flow, within=within)
+            await asyncio.to_thread(hook.perform_with_deadline, flow, within=within)
         except RunGenError as error:
             log.error("%s", not_lowered(raised, error))
 

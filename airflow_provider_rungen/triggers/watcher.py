@@ -15,21 +15,21 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from airflow_provider_rungen._airflow import metrics
-from airflow_provider_rungen.client.codec import seg
+from airflow_provider_rungen.client.codec import path_segment
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.polling import (
-    HANDFUL,
-    Watch,
+    COUNTER_THRESHOLD,
+    JobPoller,
     concerns_one_job,
     failed_by,
     log_line,
-    say_less,
+    log_quietly,
+    strip_payloads,
     timeout_error,
-    without_contents,
 )
 from airflow_provider_rungen.client.progress import Progress
-from airflow_provider_rungen.client.scaling import Goal
+from airflow_provider_rungen.client.scaling import AppTarget
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 
@@ -52,11 +52,11 @@ class _Waiter:
         """Whether there is too much to say of each job."""
         return False
 
-    def last_look(self, watch: Watch) -> Flow[Any]:
+    def last_look(self, watch: JobPoller) -> Flow[Any]:
         """Look once more, for the deadline may have passed while the triggerer was down."""
         raise NotImplementedError
 
-    def timeout_error(self, watch: Watch) -> RunGenError:
+    def timeout_error(self, watch: JobPoller) -> RunGenError:
         """Give the error that says what was not so in time."""
         raise NotImplementedError
 
@@ -65,12 +65,12 @@ class _Waiter:
 class _AppWaiter(_Waiter):
     """Somebody who waits for the app itself."""
 
-    goal: Goal
+    goal: AppTarget
 
-    def last_look(self, watch: Watch) -> Flow[Any]:
+    def last_look(self, watch: JobPoller) -> Flow[Any]:
         return watch.look_at_app()
 
-    def timeout_error(self, watch: Watch) -> RunGenError:
+    def timeout_error(self, watch: JobPoller) -> RunGenError:
         return self.goal.timeout_error()
 
 
@@ -81,10 +81,10 @@ class _JobWaiter(_Waiter):
     progress: Progress
     over: dict[str, Job] = field(default_factory=dict)
 
-    def last_look(self, watch: Watch) -> Flow[Any]:
+    def last_look(self, watch: JobPoller) -> Flow[Any]:
         return watch.look(self.waiting.copy())
 
-    def timeout_error(self, watch: Watch) -> RunGenError:
+    def timeout_error(self, watch: JobPoller) -> RunGenError:
         return timeout_error(watch, self.waiting)
 
     @property
@@ -93,19 +93,19 @@ class _JobWaiter(_Waiter):
 
     @property
     def is_wide(self) -> bool:
-        return len(self.waiting) + len(self.over) > HANDFUL
+        return len(self.waiting) + len(self.over) > COUNTER_THRESHOLD
 
 
-class Watcher:
+class SharedPoller:
     """The loop that polls the jobs of one app for all who wait for them; it ends with the last of them."""
 
     def __init__(self, rungen_conn_id: str, app_id: str) -> None:
         self._key = (rungen_conn_id, app_id)
         self._hook = RunGenHook(rungen_conn_id)
-        self._watch = Watch(
+        self._watch = JobPoller(
             app_id,
             self._say,
-            take=metrics.counting(without_contents),
+            take=metrics.counting(strip_payloads),
             is_lean=True,
             is_shared=True,
             on_news=self._deliver,
@@ -133,13 +133,13 @@ class Watcher:
         :param poll_interval: seconds between two looks.
         :param deadline: the time (seconds since 1970) to stop waiting at.
         :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
-        :param held_back: until when the service asked not to be asked, as `Watch.held_back` gives it.
+        :param held_back: until when the service asked not to be asked, as `JobPoller.held_back` gives it.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change.
         """
         job_ids = list(job_ids)
         for job_id in job_ids:
-            seg(job_id, "job_id")
+            path_segment(job_id, "job_id")
         if not job_ids:
             return []
         progress = Progress(len(set(job_ids)), time.monotonic())
@@ -151,7 +151,7 @@ class Watcher:
         await self._until_done(waiter, deadline)
         return [waiter.over[job_id] for job_id in job_ids]
 
-    async def wait_for_app(self, goal: Goal, *, poll_interval: float, deadline: float) -> None:
+    async def wait_for_app(self, goal: AppTarget, *, poll_interval: float, deadline: float) -> None:
         """
         Wait until the app is as it has to be.
 
@@ -303,7 +303,7 @@ class Watcher:
     def _say(self, level: int, line: str, job_id: str | None) -> None:
         """Say it in the log of everyone it is of use to."""
         for waiter in self._everyone() if job_id is None else self._waiters.get(job_id, ()):
-            waiter.context.run(say_less if waiter.is_wide else log_line, level, line, job_id)
+            waiter.context.run(log_quietly if waiter.is_wide else log_line, level, line, job_id)
 
 
 def _fail(waiter: _Waiter, error: Exception) -> None:
@@ -311,7 +311,9 @@ def _fail(waiter: _Waiter, error: Exception) -> None:
         waiter.done.set_exception(error)
 
 
-_watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], Watcher]] = WeakKeyDictionary()
+_watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], SharedPoller]] = (
+    WeakKeyDictionary()
+)
 
 
 def _tell_size() -> None:
@@ -319,10 +321,10 @@ def _tell_size() -> None:
     metrics.gauge("watched_jobs", sum(len(watcher._waiters) for watcher in watchers.values()))
 
 
-def watcher_of(rungen_conn_id: str, app_id: str) -> Watcher:
+def shared_poller(rungen_conn_id: str, app_id: str) -> SharedPoller:
     """Give the watcher of an app in the running event loop, a new one if there is none."""
     watchers = _watchers.setdefault(asyncio.get_running_loop(), {})
     watcher = watchers.get((rungen_conn_id, app_id))
     if watcher is None or watcher.is_closed:
-        watcher = watchers[rungen_conn_id, app_id] = Watcher(rungen_conn_id, app_id)
+        watcher = watchers[rungen_conn_id, app_id] = SharedPoller(rungen_conn_id, app_id)
     return watcher

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_rungen.client.durations import in_words
+from airflow_provider_rungen.client.durations import format_duration
 
 SAID = {
     0: "0 s",
@@ -22,4 +22,4 @@ SAID = {
 
 @pytest.mark.parametrize("seconds", SAID)
 def test_a_duration_is_said_as_people_do(seconds: float) -> None:
-    assert in_words(seconds) == SAID[seconds]
+    assert format_duration(seconds) == SAID[seconds]

@@ -102,9 +102,9 @@ def test_status_words(word: str, status: JobStatus) -> None:
 
 
 def test_an_unknown_word_is_known_to_be_unknown() -> None:
-    assert not job(status="WARMING_UP").is_word_known
-    assert job(status="in-progress").is_word_known
-    assert Job(id="j", app_id="a").is_word_known
+    assert not job(status="WARMING_UP").is_known_status
+    assert job(status="in-progress").is_known_status
+    assert Job(id="j", app_id="a").is_known_status
 
 
 @pytest.mark.parametrize(

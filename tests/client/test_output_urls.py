@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from airflow_provider_rungen.client.output_urls import (
     DEEPEST,
     LONGEST_NAME,
-    ends_of,
+    expiry_times,
     kept,
     outputs_of,
     replaced,
@@ -253,8 +253,8 @@ def test_cleaning_takes_no_longer_for_what_is_made_to_slow_it() -> None:
     ],
 )
 def test_when_an_output_ends_is_told_by_its_url_or_its_job(url: str, end: str | None) -> None:
-    assert [each.isoformat() for each in ends_of(url, None)] == ([end] if end else [])
+    assert [each.isoformat() for each in expiry_times(url, None)] == ([end] if end else [])
     created = datetime(2025, 1, 9, tzinfo=UTC)
-    ends = [each.isoformat() for each in ends_of(url, created)]
+    ends = [each.isoformat() for each in expiry_times(url, created)]
     assert ends == sorted(filter(None, ["2025-01-16T00:00:00+00:00", end]))
-    assert len(ends_of(url, datetime.max.replace(tzinfo=UTC))) <= 1
+    assert len(expiry_times(url, datetime.max.replace(tzinfo=UTC))) <= 1

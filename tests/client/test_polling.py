@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from airflow_provider_rungen.client import polling as watch_module
 from airflow_provider_rungen.client.flow import Request, Response
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.polling import Watch, wait_for_jobs
+from airflow_provider_rungen.client.polling import JobPoller, wait_for_jobs
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.exceptions import (
     RunGenConnectionError,
@@ -161,7 +161,7 @@ class Outcome:
 def follow(world: World, *, every: float = EVERY, until: float = 3 * HOUR) -> Outcome:
     """Wait for the jobs as the watcher does, and see that each is found, as what it is, after it ended."""
     said = Log(world)
-    watch = Watch(APP, said)
+    watch = JobPoller(APP, said)
     ours = sorted((run for run in world.runs.values() if run.is_ours), key=lambda run: run.waited_from)
     to_come, rounds = list(ours), 0
     late: dict[str, float] = {}
@@ -339,7 +339,7 @@ def test_jobs_that_end_in_any_order_cost_no_more_than_polling_each(count: int) -
 
 
 def test_a_handful_is_simply_polled() -> None:
-    world = World(in_order(watch_module.HANDFUL))
+    world = World(in_order(watch_module.COUNTER_THRESHOLD))
     outcome = follow(world)
     assert world.questions == 0
     assert outcome.requests_per_job <= poll_each(world.runs.values())
@@ -533,7 +533,7 @@ def test_no_counters_whatever_change_the_outcome(
         lambda _, counters: told[next(asked) % len(told)],
     )
     outcome = follow(world, every=every)
-    checks = -(-len(runs) // watch_module.HANDFUL)
+    checks = -(-len(runs) // watch_module.COUNTER_THRESHOLD)
     assert outcome.percentile(1) <= (checks + 1) * (max(watch_module.SLOW_PACE, every) + every) + 60
     assert len([line for line in outcome.said if "one by one" in line]) <= 1
 
@@ -556,7 +556,7 @@ def test_an_outage_costs_one_question_a_round_and_is_said_once() -> None:
 
 def test_an_outage_in_the_middle_of_a_round_ends_it() -> None:
     world = World(in_order(1000, 100, 200), MISSING["absent"])
-    watch = Watch(APP)
+    watch = JobPoller(APP)
     watch.add(world.runs, world.clock.now)
 
     def fail(_: Request) -> None:
@@ -565,7 +565,7 @@ def test_an_outage_in_the_middle_of_a_round_ends_it() -> None:
 
     world.on_request = fail
     drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
-    assert sum(world.looks.values()) <= 300 + 2 * watch_module.MOST_AT_ONCE
+    assert sum(world.looks.values()) <= 300 + 2 * watch_module.MAX_CONCURRENT_POLLS
     assert watch.pause() > 0
 
 
@@ -591,7 +591,7 @@ def test_an_outage_that_began_before_the_first_look_is_outlasted() -> None:
 
 def test_a_retry_after_is_waited_for() -> None:
     world = World(in_order(50))
-    watch = Watch(APP)
+    watch = JobPoller(APP)
     watch.add(world.runs, world.clock.now)
 
     sent: list[Request] = []
@@ -614,7 +614,7 @@ def test_a_retry_after_is_waited_for() -> None:
 def test_a_hopeless_answer_is_an_error_of_that_job_alone() -> None:
     world = World(from_before(in_order(20, -10, 10)))
     world.refuse["job-3"] = 404
-    watch = Watch(APP)
+    watch = JobPoller(APP)
     watch.add(world.runs, world.clock.now)
     errors = drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
     assert list(errors) == ["job-3"]
@@ -629,11 +629,11 @@ def test_a_hopeless_answer_is_an_error_of_that_job_alone() -> None:
 def test_waiters_may_leave_in_the_middle_of_a_round() -> None:
     for leaves_at in range(25):
         world = World(from_before(in_order(20, -10, 10)))
-        watch = Watch(APP, Log(world))
+        watch = JobPoller(APP, Log(world))
         watch.add(world.runs, world.clock.now)
         left = iter(range(1000))
 
-        def leave(_: Request, left: Any = left, at: int = leaves_at, watch: Watch = watch) -> None:
+        def leave(_: Request, left: Any = left, at: int = leaves_at, watch: JobPoller = watch) -> None:
             if next(left) == at:
                 watch.forget([f"job-{i}" for i in range(0, 20, 2)])
 
@@ -645,7 +645,7 @@ def test_waiters_may_leave_in_the_middle_of_a_round() -> None:
 
 def test_jobs_of_waiters_who_left_do_not_disturb_the_counters() -> None:
     world = World(in_order(200, 10, 120))
-    watch = Watch(APP, said := Log(world))
+    watch = JobPoller(APP, said := Log(world))
     watch.add(world.runs, world.clock.now)
     while len(watch.over) < 100:
         begun = world.clock.now
@@ -668,7 +668,7 @@ def test_a_canceled_job_is_found_though_its_waiter_came_late() -> None:
 
 def test_forgotten_jobs_are_asked_for_no_more() -> None:
     world = World(in_order(3))
-    watch = Watch(APP)
+    watch = JobPoller(APP)
     watch.add(world.runs, world.clock.now)
     watch.forget(["job-1", "never-known"])
     drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
@@ -732,7 +732,7 @@ def test_one_look_with_the_deadline_in_the_past_trusts_no_counters() -> None:
 def test_looks_that_are_followed_by_more_go_by_the_counters() -> None:
     """A sensor pokes: the first look is full, the rest are as those of a wait."""
     world = World(in_order(500, 60, 160))
-    watch, ids = Watch(APP), list(world.runs)
+    watch, ids = JobPoller(APP), list(world.runs)
     jobs: list[Job] = []
     for _ in range(100):
         try:
@@ -846,13 +846,13 @@ class Slow:
         status = "COMPLETED" if self.clock.now >= self.over_at else "RUNNING"
         return Response(200, {}, json.dumps({"data": {"id": job_id, "status": status}}).encode())
 
-    def wait(self, job_ids: Sequence[str], watch: Watch, *, deadline: float) -> list[Job]:
+    def wait(self, job_ids: Sequence[str], watch: JobPoller, *, deadline: float) -> list[Job]:
         flow = wait_for_jobs(APP, job_ids, poll_interval=EVERY, deadline=deadline, watch=watch)
         return drive(flow, self.send, self.clock.sleep, self.clock.time)
 
 
 def test_each_poke_of_a_sensor_gives_a_slow_service_time() -> None:
-    slow, watch = Slow(seconds=12.0, ends=20.0), Watch(APP)
+    slow, watch = Slow(seconds=12.0, ends=20.0), JobPoller(APP)
     with pytest.raises(RunGenJobTimeoutError):
         slow.wait(["a"], watch, deadline=0)
     [job] = slow.wait(["a"], watch, deadline=0)
@@ -864,5 +864,5 @@ def test_jobs_that_hang_one_after_the_other_do_not_outlast_the_deadline() -> Non
     slow = Slow(seconds=0.1, ends=HOUR, hanging=ids)
     deadline = slow.clock.now + 10
     with pytest.raises(RunGenJobTimeoutError):
-        slow.wait(ids, Watch(APP), deadline=deadline)
+        slow.wait(ids, JobPoller(APP), deadline=deadline)
     assert slow.clock.now - deadline < 2

@@ -14,11 +14,11 @@ from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.scaling import (
     LOOKS,
-    Goal,
-    Raised,
+    AppTarget,
+    ScaleRecord,
     drain_app,
-    lower_app,
     remove_app,
+    restore_workers,
     set_workers,
     wait_for_app,
     workers_of,
@@ -67,7 +67,7 @@ def app(status: Any = None, active_workers: Any = None, **more: Any) -> dict[str
     return body
 
 
-def wait(goal: Goal, *answers: Any, within: float = 60) -> tuple[Any, list[Request]]:
+def wait(goal: AppTarget, *answers: Any, within: float = 60) -> tuple[Any, list[Request]]:
     clock = FakeTime()
     return play(wait_for_app(goal, poll_interval=5, deadline=clock.now + within), answers, clock)
 
@@ -88,7 +88,7 @@ def wait(goal: Goal, *answers: Any, within: float = 60) -> tuple[Any, list[Reque
     ],
 )
 def test_every_way_to_say_that_an_app_runs(there: Any) -> None:
-    found, sent = wait(Goal(APP, active_workers=2), app("STOPPED", 0), app("Initializing", 2), there)
+    found, sent = wait(AppTarget(APP, active_workers=2), app("STOPPED", 0), app("Initializing", 2), there)
     assert isinstance(found, App)
     assert len(sent) == 3
     assert {request.method for request in sent} == {"GET"}
@@ -110,7 +110,7 @@ def test_every_way_to_say_that_an_app_runs(there: Any) -> None:
 )
 def test_an_app_that_does_not_get_there_is_an_error_that_says_where_it_is(not_there: Any) -> None:
     with pytest.raises(RunGenAppTimeoutError, match=f"RunGen app {APP} was not RUNNING in time") as info:
-        wait(Goal(APP, active_workers=2), not_there)
+        wait(AppTarget(APP, active_workers=2), not_there)
     assert info.value.app_id == APP
     if isinstance(not_there, dict) and (status := not_there.get("status")):
         assert status in str(info.value)
@@ -123,37 +123,37 @@ def test_what_changes_is_said_once_and_an_unknown_status_louder(caplog: pytest.L
     caplog.set_level(logging.INFO)
     loading = app("INITIALIZING", 2, workers={"initializing": 2})
     half = app("INITIALIZING", 2, workers={"initializing": 1, "ready": 1})
-    wait(Goal(APP), loading, loading, half, half, app("warming up", 2), app("RUNNING", 2))
+    wait(AppTarget(APP), loading, loading, half, half, app("warming up", 2), app("RUNNING", 2))
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "WARNING", "INFO"]
     assert "of which are told: 1 initializing, 1 ready" in caplog.messages[1]
     assert "unknown status WARMING_UP" in caplog.messages[2]
 
 
 def test_an_outage_does_not_end_the_waiting(caplog: pytest.LogCaptureFixture) -> None:
-    found, _ = wait(Goal(APP), 503, 500, 502, app("RUNNING", 1))
+    found, _ = wait(AppTarget(APP), 503, 500, 502, app("RUNNING", 1))
     assert found.status == "RUNNING"
     assert sum("waiting goes on" in line for line in caplog.messages) == 1
 
 
 def test_what_no_waiting_can_change_ends_it() -> None:
     with pytest.raises(RunGenNotFoundError):
-        wait(Goal(APP), app("INITIALIZING", 1), 404)
+        wait(AppTarget(APP), app("INITIALIZING", 1), 404)
     with pytest.raises(RunGenForbiddenError):
-        wait(Goal(APP), 403)
+        wait(AppTarget(APP), 403)
 
 
 def test_an_app_that_somebody_lowers_is_not_waited_for() -> None:
     up, down = app("INITIALIZING", 2), app("STOPPED", 0)
     with pytest.raises(RunGenAppError, match="set to 0 active workers by somebody else"):
-        wait(Goal(APP, active_workers=2), down, up, down, down, up)
-    wait(Goal(APP, active_workers=2), down, up, down, up, down, app("RUNNING", 2))
+        wait(AppTarget(APP, active_workers=2), down, up, down, down, up)
+    wait(AppTarget(APP, active_workers=2), down, up, down, up, down, app("RUNNING", 2))
 
 
 def test_a_deadline_in_the_past_allows_one_look() -> None:
-    _, sent = wait(Goal(APP), app("RUNNING", 1), within=-100)
+    _, sent = wait(AppTarget(APP), app("RUNNING", 1), within=-100)
     assert len(sent) == 1
     with pytest.raises(RunGenAppTimeoutError):
-        wait(Goal(APP), app("STOPPED", 0), app("RUNNING", 1), within=-100)
+        wait(AppTarget(APP), app("STOPPED", 0), app("RUNNING", 1), within=-100)
 
 
 # --- up and down --------------------------------------------------------------------------------------------
@@ -194,21 +194,21 @@ def puts(sent: list[Request]) -> list[Any]:
     ],
 )
 def test_an_app_is_lowered_unless_somebody_else_has_set_it(told: Any, sent: list[int]) -> None:
-    _, requests = play(lower_app(Raised(APP, 3, 1, 0.0)), [told, app("RUNNING", 1)])
+    _, requests = play(restore_workers(ScaleRecord(APP, 3, 1, 0.0)), [told, app("RUNNING", 1)])
     assert puts(requests) == sent
 
 
 def test_an_app_of_which_nobody_knows_what_it_had_is_not_lowered() -> None:
     with pytest.raises(RunGenAppError, match="not known how many workers"):
-        play(lower_app(Raised(APP, 3, None, 0.0)), [app("RUNNING", 3)])
+        play(restore_workers(ScaleRecord(APP, 3, None, 0.0)), [app("RUNNING", 3)])
 
 
 def test_what_was_raised_comes_back_from_where_it_was_kept() -> None:
-    raised = Raised(APP, 2, 0, 1234.5)
-    assert Raised.from_json(json.loads(json.dumps(raised.to_json()))) == raised
-    assert Raised.from_json(None) is None
-    assert Raised.from_json({"app_id": APP}) is None
-    assert [Raised(APP, 2, before, 0).was_raised for before in (0, 1, 2, 3, None)] == [
+    raised = ScaleRecord(APP, 2, 0, 1234.5)
+    assert ScaleRecord.from_json(json.loads(json.dumps(raised.to_json()))) == raised
+    assert ScaleRecord.from_json(None) is None
+    assert ScaleRecord.from_json({"app_id": APP}) is None
+    assert [ScaleRecord(APP, 2, before, 0).was_raised for before in (0, 1, 2, 3, None)] == [
         *(True, True, False, False, True)
     ]
 

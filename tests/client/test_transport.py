@@ -29,7 +29,7 @@ from wire import GET, KEY, OK, POST, Send, Server, by_requests, drip, settings_f
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.senders import AsyncSender, Sender
 from airflow_provider_rungen.client.settings import proxy_of_environment
-from airflow_provider_rungen.client.transport import adrive, drive, side_by_side
+from airflow_provider_rungen.client.transport import adrive, drive, gather_limited
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError, RunGenResponseError
 
@@ -692,9 +692,9 @@ def test_no_more_begin_than_there_are() -> None:
     async def work(item: int) -> None:
         tasks.append(len(asyncio.all_tasks()))
 
-    asyncio.run(side_by_side(work, [1, 2], at_once=1000))
+    asyncio.run(gather_limited(work, [1, 2], at_once=1000))
     assert max(tasks) == 1 + 2
-    asyncio.run(side_by_side(work, [], at_once=1000))
+    asyncio.run(gather_limited(work, [], at_once=1000))
     assert len(tasks) == 2
 
 

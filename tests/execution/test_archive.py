@@ -42,7 +42,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenResultError,
 )
 from airflow_provider_rungen.execution.archive import archiver as landing
-from airflow_provider_rungen.execution.archive.archiver import Landing
+from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
@@ -100,7 +100,7 @@ def land_results(
     async def run() -> dict[str, dict[str, Any] | RunGenError]:
         downloader = Downloader(Settings("http://127.0.0.1:1", KEY), max_bytes=10**6, at_once=4)
         with Storage(folder.as_uri()) as storage:
-            lander = Landing(perform, APP, storage, downloader, max_concurrency=max_concurrency)
+            lander = OutputArchiver(perform, APP, storage, downloader, max_concurrency=max_concurrency)
             try:
                 return await lander.run(list(results), lambda: None)
             finally:

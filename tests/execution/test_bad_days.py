@@ -806,11 +806,11 @@ class Life:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten every wait, in proportion."""
     scales: list[tuple[Any, dict[str, Any]]] = [
-        (retry, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "REFUSAL_GRACE": 0.4, "PATIENCE": 1.5}),
+        (retry, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "REFUSAL_GRACE": 0.4, "RETRY_BUDGET": 1.5}),
         (hooks, {"LOOK_UP_EVERY": 0.05, "PART": 0.3}),
-        (submissions, {"FOUND_WITHIN": 0.3, "CANCEL_TIME": 1.0}),
-        (batches, {"FOUND_WITHIN": 0.3, "KNOWN_WITHIN": 0.4}),
-        (jobs, {"KNOWN_WITHIN": 0.4}),
+        (submissions, {"RESUBMISSION_GRACE": 0.3, "CANCEL_TIME": 1.0}),
+        (batches, {"RESUBMISSION_GRACE": 0.3, "VISIBILITY_GRACE": 0.4}),
+        (jobs, {"VISIBILITY_GRACE": 0.4}),
         (task_state, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
         (batch, {"PAUSES": (0.01, 0.02), "STORE_PATIENCE": 0.4}),
         (waiting, {"BRISKLY": 0.05}),

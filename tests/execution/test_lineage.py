@@ -14,7 +14,7 @@ from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.lineage import (
     MOST_FILES,
     MOST_JOBS,
-    Done,
+    TaskOutcome,
     lineage_of,
 )
 from airflow_provider_rungen.hooks import RunGenHook
@@ -147,14 +147,14 @@ def test_airflows_own_events_take_the_extra(rungen_emulator: Emulator, context: 
 
 
 def test_an_extra_is_small_however_many_jobs_there_are() -> None:
-    extra = Done(APP, [f"{n:036}" for n in range(5000)], failed_count=3).extra()
+    extra = TaskOutcome(APP, [f"{n:036}" for n in range(5000)], failed_count=3).extra()
     assert len(extra["job_ids"]) == MOST_JOBS
     assert (extra["job_count"], extra["failed_count"]) == (5000, 3)
     assert len(json.dumps(extra)) < 8000
 
 
 def test_a_destination_is_told_with_the_number_of_files() -> None:
-    extra = Done(APP, ["j"], destination="s3://bucket/x", manifests=[manifest(3), manifest(0)]).extra()
+    extra = TaskOutcome(APP, ["j"], destination="s3://bucket/x", manifests=[manifest(3), manifest(0)]).extra()
     assert (extra["destination"], extra["file_count"]) == ("s3://bucket/x", 3)
     assert "uri" not in str(extra)
 
@@ -181,7 +181,9 @@ def named(datasets: Any) -> list[tuple[str, str]]:
 
 
 def test_the_app_is_an_input_and_the_files_are_outputs() -> None:
-    lineage: Any = lineage_of(Done(APP, ["j"], manifests=[manifest(1), manifest(2, "file:///data/x")]), URL)
+    lineage: Any = lineage_of(
+        TaskOutcome(APP, ["j"], manifests=[manifest(1), manifest(2, "file:///data/x")]), URL
+    )
     assert named(lineage.inputs) == [(URL, f"app/{APP}")]
     assert named(lineage.outputs) == [
         ("s3://bucket", "x/0.png"),
@@ -201,7 +203,7 @@ def test_the_app_is_an_input_and_the_files_are_outputs() -> None:
     ],
 )
 def test_of_many_files_their_folder_is_told(place: str, dataset: tuple[str, str]) -> None:
-    done = Done(APP, ["j"], destination=place, manifests=[manifest(MOST_FILES), manifest(1)])
+    done = TaskOutcome(APP, ["j"], destination=place, manifests=[manifest(MOST_FILES), manifest(1)])
     [output] = ((lineage := lineage_of(done, URL)) and lineage.outputs) or []
     assert (output.namespace, output.name) == dataset
     assert output.outputFacets["outputStatistics"].size == sum(10 + n for n in range(MOST_FILES)) + 10

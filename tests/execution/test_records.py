@@ -12,7 +12,7 @@ from conftest import FakeStore
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_rungen.client.scaling import Raised
+from airflow_provider_rungen.client.scaling import ScaleRecord
 from airflow_provider_rungen.execution.attempts import Attempt, End
 from airflow_provider_rungen.execution.batch import BatchHeader, Checkpoint
 from airflow_provider_rungen.execution.submission import SubmissionRecord
@@ -24,7 +24,7 @@ NOW = time.time()
 SUBMISSION = SubmissionRecord("app", DIGEST, NOW, NOW + 60, ATTEMPT, "job", End.FAILED)
 HEADER = BatchHeader("app", DIGEST, 250, NOW, ATTEMPT, End.SUCCEEDED, "b", 200, NOW)
 CREATION = CreationRecord("a name", ("one", "two"))
-RAISED = Raised("app", 2, 0, NOW)
+RAISED = ScaleRecord("app", 2, 0, NOW)
 
 
 def read_checkpoint(value: Any) -> Checkpoint | None:
@@ -39,7 +39,7 @@ READ: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "batch": (BatchHeader.from_store, HEADER.to_store()),
     "chunk": (read_checkpoint, {"batch": "b", "ids": ["job-1", "-", ""]}),
     "creation": (CreationRecord.from_store, CREATION.to_store()),
-    "scaled": (Raised.from_json, RAISED.to_json()),
+    "scaled": (ScaleRecord.from_json, RAISED.to_json()),
 }
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -56,7 +56,7 @@ def test_a_record_comes_back_as_it_was() -> None:
     assert SubmissionRecord.from_store(SUBMISSION.to_store()) == SUBMISSION
     assert BatchHeader.from_store(HEADER.to_store()) == HEADER
     assert CreationRecord.from_store(CREATION.to_store()) == CREATION
-    assert Raised.from_json(RAISED.to_json()) == RAISED
+    assert ScaleRecord.from_json(RAISED.to_json()) == RAISED
 
 
 @pytest.mark.parametrize("kind", READ)

@@ -231,5 +231,5 @@ def test_many_jobs_that_hang_do_not_outlast_the_deadline(rungen_emulator: Emulat
         flow = wait_for_jobs(APP, [healthy, *stuck], poll_interval=0.2, deadline=time.time() + 2)
         begun_at = time.monotonic()
         with pytest.raises(RunGenJobTimeoutError):
-            hook.perform_wide(flow)
+            hook.perform_concurrently(flow)
     assert time.monotonic() - begun_at < 6

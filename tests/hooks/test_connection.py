@@ -526,9 +526,9 @@ def test_the_connection_test_says_which_field_is_wrong(read: Any) -> None:
 
 def test_the_app_of_the_connection_is_the_default(read: Any) -> None:
     read(extra={"app_id": APP})
-    assert RunGenHook().app_id_or_default() == APP
-    assert RunGenHook().app_id_or_default("other") == "other"
+    assert RunGenHook().resolve_app_id() == APP
+    assert RunGenHook().resolve_app_id("other") == "other"
     read()
     for nothing in (None, ""):
         with pytest.raises(RunGenConfigError, match=r"app_id.*'rungen_default'"):
-            RunGenHook().app_id_or_default(nothing)
+            RunGenHook().resolve_app_id(nothing)

@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
 from conftest import KEY, FakeStore, FakeTaskInstance, Outcome, TrackedTaskInstance, run_task, signal_when
 
 from airflow_provider_rungen.client.endpoints import create_app
-from airflow_provider_rungen.client.scaling import Raised
+from airflow_provider_rungen.client.scaling import ScaleRecord
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
@@ -218,7 +218,7 @@ def test_a_lowering_that_fails_is_said_loudly(
     emulator.service.clear_faults()
     context["ti"].on_push = None
     op = scale_op(timeout=0.3)
-    monkeypatch.setattr("airflow_provider_rungen.client.scaling.Goal.timeout_error", _failing(emulator))
+    monkeypatch.setattr("airflow_provider_rungen.client.scaling.AppTarget.timeout_error", _failing(emulator))
     assert run_task(op, context).error
     assert f"RunGen app {APP} was raised to 2 active workers and could NOT be lowered again" in caplog.text
     assert any(record.levelname == "ERROR" for record in caplog.records)
@@ -433,7 +433,7 @@ def test_a_user_who_ends_the_deferred_task_lowers_an_app_that_does_not_answer_qu
         poll_interval=1,
         deadline=0,
         deferred_at=0,
-        raised=Raised(APP, 2, 0, 0.0).to_json(),
+        raised=ScaleRecord(APP, 2, 0, 0.0).to_json(),
     )
     trigger.task_instance = context["ti"]
     asyncio.run(trigger.on_kill())

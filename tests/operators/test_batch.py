@@ -300,7 +300,7 @@ def test_more_failures_than_an_event_holds_are_all_told(rungen_emulator: Emulato
 def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.operators.batch.KNOWN_WITHIN", 0.0)
+    monkeypatch.setattr("airflow_provider_rungen.operators.batch.VISIBILITY_GRACE", 0.0)
     rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
     task = Task(rungen_emulator, inputs=prompts(130), deferrable=True)
     assert "130 of 130 inputs failed" in str(task.attempt().error)
@@ -383,7 +383,7 @@ def test_a_service_that_is_full_is_waited_for(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As long as there is time: it may take no more until some of the batch's own jobs have ended."""
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.PATIENCE", 0.5)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 0.5)
     monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.2)
     rungen_emulator.service.inject(Fault(on="run", status=429, times=4, skip=5))
     task = Task(rungen_emulator, inputs=prompts(10), max_concurrency=1)
@@ -482,7 +482,7 @@ def test_a_proxy_that_hides_the_answers_buys_one_job_for_each_input(rungen_emula
 def test_a_service_in_trouble_is_not_sent_all_inputs(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.PATIENCE", 2.0)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 2.0)
     rungen_emulator.service.inject(Fault(on="run", status=500, times=None))
     task = Task(rungen_emulator, inputs=prompts(500))
     assert "(500)" in str(task.attempt().error)

@@ -954,7 +954,7 @@ def test_making_an_operator_reaches_for_nothing(monkeypatch: pytest.MonkeyPatch)
 def test_a_job_that_the_service_knows_only_after_a_moment_is_not_given_up(
     rungen_emulator: Emulator, context: Any, deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.operators.job.KNOWN_WITHIN", 0.5)
+    monkeypatch.setattr("airflow_provider_rungen.operators.job.VISIBILITY_GRACE", 0.5)
     rungen_emulator.service.inject(Fault(on="get", status=404, times=2))
     outcome = run_task(run_op(wait_for_completion=True, deferrable=deferrable), context)
     assert outcome.value
@@ -964,7 +964,7 @@ def test_a_job_that_the_service_knows_only_after_a_moment_is_not_given_up(
 def test_a_job_that_the_service_never_knows_is_told(
     rungen_emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.operators.job.KNOWN_WITHIN", 0.2)
+    monkeypatch.setattr("airflow_provider_rungen.operators.job.VISIBILITY_GRACE", 0.2)
     rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
     outcome = run_task(run_op(wait_for_completion=True), context)
     assert isinstance(outcome.error, AirflowFailException)

@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import DAG, TaskGroup, TriggerRule, tas
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 from conftest import FakeTaskInstance, Outcome, run_task
 
-from airflow_provider_rungen.client.scaling import Raised
+from airflow_provider_rungen.client.scaling import ScaleRecord
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator, scaled_app
@@ -218,7 +218,7 @@ class TaskInstance3(FakeTaskInstance):
 def ti() -> TaskInstance3:
     ti = TaskInstance3()
     ti.task_id = "app_down"
-    ti.scaled["run"] = Raised(APP, 2, 0, time.time() - 3723).to_json()
+    ti.scaled["run"] = ScaleRecord(APP, 2, 0, time.time() - 3723).to_json()
     return ti
 
 
@@ -395,7 +395,7 @@ def test_an_app_is_left_to_another_run_that_is_going_to_scale_it_down(
     ti.run_states |= {"other": run_state, "third": "running"}
     ti.states["other"] = {"app_up": "success", "app_down": down}
     if app_id:
-        ti.scaled["other"] = Raised(app_id, 2, 0, 0.0).to_json()
+        ti.scaled["other"] = ScaleRecord(app_id, 2, 0, 0.0).to_json()
     assert run_task(down_op(), context) == Outcome()
     assert workers(emulator) == want
 
@@ -408,6 +408,6 @@ def test_an_app_is_left_to_another_block_of_the_same_run(
     assert run_task(down_op(), context) == Outcome()
     assert workers(emulator) == 0, "it has not scaled up yet"
     emulator.service.scale(APP, 2)
-    ti.scaled["run app_2_up"] = Raised(APP, 2, 2, 0.0).to_json()
+    ti.scaled["run app_2_up"] = ScaleRecord(APP, 2, 2, 0.0).to_json()
     assert run_task(down_op(), context) == Outcome()
     assert workers(emulator) == want

@@ -20,8 +20,8 @@ from conftest import APP, KEY, FakeTime
 
 from airflow_provider_rungen import _airflow as compat
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.polling import HANDFUL, Watch
-from airflow_provider_rungen.client.scaling import Goal
+from airflow_provider_rungen.client.polling import COUNTER_THRESHOLD, JobPoller
+from airflow_provider_rungen.client.scaling import AppTarget
 from airflow_provider_rungen.client.senders import MAX_IN_FLIGHT
 from airflow_provider_rungen.client.transport import MAX_STRAGGLERS
 from airflow_provider_rungen.emulator import Emulator, Fault, Service
@@ -34,11 +34,11 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.triggers import RunGenJobTrigger
 from airflow_provider_rungen.triggers import watcher as watcher_module
-from airflow_provider_rungen.triggers.watcher import Watcher, watcher_of
+from airflow_provider_rungen.triggers.watcher import SharedPoller, shared_poller
 
 BRISKLY = 0.01
 NEVER = 3600.0
-PATIENCE = 20.0
+RETRY_BUDGET = 20.0
 
 
 @dataclass
@@ -89,7 +89,7 @@ def play(scene: Coroutine[Any, Any, None]) -> None:
     """Run a scene in an event loop of its own, and see that it ends."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(RETRY_BUDGET):
             await scene
 
     asyncio.run(bounded())
@@ -104,13 +104,13 @@ def wait(
     job_ids: list[str], *, every: float = BRISKLY, within: float = 600.0, conn_id: str = "rungen_default"
 ) -> asyncio.Task[list[Job]]:
     async def waiting() -> list[Job]:
-        watcher = watcher_of(conn_id, APP)
+        watcher = shared_poller(conn_id, APP)
         return await watcher.wait(job_ids, poll_interval=every, deadline=time.time() + within)
 
     return asyncio.create_task(waiting())
 
 
-def watchers() -> list[Watcher]:
+def watchers() -> list[SharedPoller]:
     return list(watcher_module._watchers.get(asyncio.get_running_loop(), {}).values())
 
 
@@ -358,7 +358,7 @@ def test_the_deadline_names_what_is_not_over_in_the_order_given(stage: Stage) ->
     play(scene())
 
 
-@pytest.mark.parametrize("count", [1, 3 * HANDFUL])
+@pytest.mark.parametrize("count", [1, 3 * COUNTER_THRESHOLD])
 def test_the_deadline_allows_a_last_look(stage: Stage, count: int) -> None:
     ids = stage.submit(count)
 
@@ -457,7 +457,7 @@ def test_a_look_that_hangs_holds_up_nobody(stage: Stage, count: int) -> None:
 
     async def scene() -> None:
         held, *tasks = [wait([job_id], every=1.0) for job_id in (stuck, *ids)]
-        await until(lambda: stage.looks() >= min(count, HANDFUL))
+        await until(lambda: stage.looks() >= min(count, COUNTER_THRESHOLD))
         stage.pass_by(20)
         begun_at = time.monotonic()
         await asyncio.gather(*tasks)
@@ -557,8 +557,8 @@ def test_an_app_that_hangs_holds_up_nobody(stage: Stage) -> None:
     async def scene() -> None:
         tasks = [wait([job_id], every=1.0) for job_id in ids]
         app = asyncio.create_task(
-            watcher_of("rungen_default", APP).wait_for_app(
-                Goal(APP, "STOPPED"), poll_interval=1.0, deadline=time.time() + 600
+            shared_poller("rungen_default", APP).wait_for_app(
+                AppTarget(APP, "STOPPED"), poll_interval=1.0, deadline=time.time() + 600
             )
         )
         await until(lambda: stage.service.count("get") >= 1)
@@ -699,7 +699,7 @@ def test_what_nobody_expected_reaches_all_and_the_next_begins_anew(
 
     async def scene() -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(Watch, "_note", fail)
+            patched.setattr(JobPoller, "_note", fail)
             tasks = [wait([job_id]) for job_id in ids]
             await asyncio.wait(tasks)
             assert all(isinstance(task.exception(), RuntimeError) for task in tasks)
@@ -879,7 +879,7 @@ def test_two_event_loops_have_watchers_of_their_own(stage: Stage) -> None:
 
 def test_an_event_loop_that_ended_leaves_no_watcher_behind(stage: Stage) -> None:
     [job_id] = stage.submit(1)
-    seen: list[weakref.ref[Watcher]] = []
+    seen: list[weakref.ref[SharedPoller]] = []
 
     async def scene() -> None:
         wait([job_id])  # still waits at the end
@@ -899,25 +899,25 @@ def wait_for_app(
     status: str = "RUNNING", *, every: float = BRISKLY, within: float = 600.0
 ) -> asyncio.Task[None]:
     async def waiting() -> None:
-        watcher = watcher_of("rungen_default", APP)
-        await watcher.wait_for_app(Goal(APP, status), poll_interval=every, deadline=time.time() + within)
+        watcher = shared_poller("rungen_default", APP)
+        await watcher.wait_for_app(AppTarget(APP, status), poll_interval=every, deadline=time.time() + within)
 
     return asyncio.create_task(waiting())
 
 
 def count_rounds(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     rounds: list[None] = []
-    perform = Watch.round
+    perform = JobPoller.round
 
-    def counted(self: Watch, *args: Any) -> Any:
+    def counted(self: JobPoller, *args: Any) -> Any:
         rounds.append(None)
         return perform(self, *args)
 
-    monkeypatch.setattr(Watch, "round", counted)
+    monkeypatch.setattr(JobPoller, "round", counted)
     return rounds
 
 
-@pytest.mark.parametrize("jobs", [0, HANDFUL, 20])
+@pytest.mark.parametrize("jobs", [0, COUNTER_THRESHOLD, 20])
 def test_one_question_a_round_serves_jobs_and_app(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:

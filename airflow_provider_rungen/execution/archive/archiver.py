@@ -22,12 +22,12 @@ from typing import Any
 
 from airflow_provider_rungen.client import endpoints, retry
 from airflow_provider_rungen.client.download import Budget, Downloader
-from airflow_provider_rungen.client.durations import in_words
+from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import (
     Output,
-    ends_of,
+    expiry_times,
     kept,
     outputs_of,
     replaced,
@@ -36,7 +36,7 @@ from airflow_provider_rungen.client.output_urls import (
 from airflow_provider_rungen.client.polling import concerns_one_job
 from airflow_provider_rungen.client.progress import EVERY, pace
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.client.transport import side_by_side
+from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError, RunGenJobError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.manifests import (
     FIELDS,
@@ -81,7 +81,7 @@ class Tally:
         return f"{told}; {self.failed} failed" if self.failed else told
 
 
-class Landing:
+class OutputArchiver:
     """
     Lands the outputs of many jobs of one app, so many at a time.
 
@@ -129,7 +129,7 @@ class Landing:
         :param check: called again and again; what it raises ends the landing.
         """
         begun_at = said_at = time.monotonic()
-        work = asyncio.ensure_future(side_by_side(self._land, job_ids, self.at_once))
+        work = asyncio.ensure_future(gather_limited(self._land, job_ids, self.at_once))
         try:
             while not work.done():
                 await asyncio.wait([work], timeout=TICK)
@@ -143,7 +143,7 @@ class Landing:
             work.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await work
-            log.info("Landed in %s: %s", in_words(time.monotonic() - begun_at), self.tally.line())
+            log.info("Landed in %s: %s", format_duration(time.monotonic() - begun_at), self.tally.line())
         return self._outcomes
 
     async def _land(self, job_id: str) -> None:
@@ -159,7 +159,7 @@ class Landing:
             job.raise_for_status()
             if self._schema is not None:
                 self._schema.check_result(job)
-            self._outcomes[job_id] = await JobLanding(self, job).run()
+            self._outcomes[job_id] = await JobArchiver(self, job).run()
         except RunGenError as error:
             is_of_one = isinstance(error, RunGenJobError) or concerns_one_job(error)
             if not is_of_one and not error.retryable:
@@ -175,10 +175,10 @@ class Landing:
 
 
 @dataclass
-class JobLanding:
+class JobArchiver:
     """Lands the outputs of one job."""
 
-    landing: Landing
+    landing: OutputArchiver
     job: Job
     outputs: list[Output] = field(init=False)
     # by name, what is stored or about to be
@@ -191,7 +191,7 @@ class JobLanding:
     # one writes at a time, and writes what all have done until then
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     # by URL, those that took their place after they had expired
-    _fresh: dict[str, str] | None = None
+    _renewed_urls: dict[str, str] | None = None
     _refreshing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
@@ -207,7 +207,7 @@ class JobLanding:
         """Land them, and give the small manifest."""
         landing = self.landing
         try:
-            is_complete = await self._persist(self._take_stock)
+            is_complete = await self._retry(self._load_manifest)
             landing.tally.files += len(self._stored)
             landing.tally.size += self._taken_by_stored()
             await self._complete(is_complete)
@@ -227,19 +227,19 @@ class JobLanding:
     async def _complete(self, is_complete: bool) -> None:
         missing = [output for output in self.outputs if output.name not in self._stored]
         if missing or not is_complete:
-            await side_by_side(self._fetch, missing, self.landing.at_once)
+            await gather_limited(self._fetch, missing, self.landing.at_once)
             if not self._errors:
-                await self._persist(partial(self._write_manifest, is_complete=True))
+                await self._retry(partial(self._write_manifest, is_complete=True))
             elif self._parts:
-                await self._persist(self._write_manifest)
+                await self._retry(self._write_manifest)
         if self._parts:
-            await self._persist(self._remove_parts)
+            await self._retry(self._remove_parts)
         if self._errors:
             raise next((error for error in self._errors if not error.retryable), self._errors[0])
 
     # --- what is there ---
 
-    async def _take_stock(self) -> bool:
+    async def _load_manifest(self) -> bool:
         """Find what an earlier attempt has stored; tell whether it had come to the end."""
         return await asyncio.to_thread(self._look_around)
 
@@ -331,9 +331,9 @@ class JobLanding:
             async with self.landing.slots:
                 with storage.incoming(self.job.id, output.name) as (file, path):
                     await self._download(output, file)
-                    await self._persist(self._write_down)
+                    await self._retry(self._write_down)
                     put = partial(storage.put, file, path, self.job.id, output.name)
-                    await self._persist(lambda: asyncio.to_thread(put))
+                    await self._retry(lambda: asyncio.to_thread(put))
         except RunGenError as error:
             self._stored.pop(output.name, None)
             self._unwritten.pop(output.name, None)
@@ -344,10 +344,10 @@ class JobLanding:
             self.landing.tally.size += self._stored[output.name]["size"]
 
     async def _download(self, output: Output, file: Any) -> None:
-        url = output.url if self._fresh is None else self._fresh.get(output.url, output.url)
+        url = output.url if self._renewed_urls is None else self._renewed_urls.get(output.url, output.url)
         for _ in range(2):
             try:
-                fetched = await self._persist(partial(self.landing.downloader.fetch, url, file, self._budget))
+                fetched = await self._retry(partial(self.landing.downloader.fetch, url, file, self._budget))
             except RunGenAPIError as error:
                 if error.status_code not in EXPIRED:
                     raise
@@ -369,21 +369,21 @@ class JobLanding:
     async def _refreshed(self, output: Output) -> str | None:
         """Give the URL that the service has for an output now; it is asked once for all of the job."""
         async with self._refreshing:
-            if self._fresh is None:
+            if self._renewed_urls is None:
                 log.info(
                     "The URL of %s of RunGen job %s is refused: asking for a new one", output.at, self.job.id
                 )
                 job = await self.landing.perform(endpoints.get_job(self.job.app_id, self.job.id))
                 # place by place: what was one URL in two places may be signed as two now
                 before, now = urls_of(self.job.result), urls_of(job.result)
-                self._fresh = {
+                self._renewed_urls = {
                     old: new for (at, old), (new_at, new) in zip(before, now, strict=False) if at == new_at
                 }
-        return self._fresh.get(output.url)
+        return self._renewed_urls.get(output.url)
 
     def _expired(self, output: Output, refusal: RunGenAPIError) -> RunGenOutputError:
         """Say in words that it is too late, and since when, as far as that can be told."""
-        ends = ends_of(output.url, self.job.created_at)
+        ends = expiry_times(output.url, self.job.created_at)
         if not ends:
             said = "the outputs of the job have expired"
         elif ends[0].timestamp() <= time.time():
@@ -394,20 +394,23 @@ class JobLanding:
             f"{said} ({refusal.message})", hint="To have them, run the job again", retryable=False
         )
 
-    async def _persist(self, action: Callable[[], Awaitable[Any]]) -> Any:
+    async def _retry(self, action: Callable[[], Awaitable[Any]]) -> Any:
         """Do something until it succeeds, as often and as long as the API is asked again."""
         failures, give_up_at = 0, 0.0
         while True:
             try:
                 return await action()
             except RunGenError as error:
-                pause = retry.pause_after(failures, error)
+                pause = retry.retry_delay(failures, error)
                 failures += 1
-                give_up_at = give_up_at or time.monotonic() + retry.PATIENCE
+                give_up_at = give_up_at or time.monotonic() + retry.RETRY_BUDGET
                 if not error.retryable or failures == retry.ATTEMPTS or time.monotonic() + pause > give_up_at:
                     raise
                 log.warning(
-                    "RunGen job %s: %s; trying again in %s", self.job.id, error.message, in_words(pause)
+                    "RunGen job %s: %s; trying again in %s",
+                    self.job.id,
+                    error.message,
+                    format_duration(pause),
                 )
             await asyncio.sleep(pause)
 

@@ -83,7 +83,7 @@ class Storage:
     @contextlib.contextmanager
     def incoming(self, job_id: str, name: str) -> Iterator[tuple[BinaryIO, str]]:
         """Open a file to be put in its place, or else to be gone in the end; give its path, too."""
-        with self._telling():
+        with self._wrap_errors():
             if self._temporary is None:
                 path = f".{secrets.token_hex(8)}{_PART}"
                 with self._folder(job_id, create=True) as folder:
@@ -109,7 +109,7 @@ class Storage:
     def put(self, file: BinaryIO, path: str, job_id: str, name: str) -> None:
         """Put an incoming file in its place."""
         target = self._path(job_id, name)
-        with self._telling():
+        with self._wrap_errors():
             file.flush()
             if self._is_local:
                 with self._folder(job_id) as folder:
@@ -130,7 +130,7 @@ class Storage:
     def write(self, job_id: str, name: str, content: bytes) -> None:
         """Store a small file."""
         with self.incoming(job_id, name) as (file, path):
-            with self._telling():
+            with self._wrap_errors():
                 file.write(content)
             self.put(file, path, job_id, name)
 
@@ -138,7 +138,7 @@ class Storage:
         """Remove files, as far as they are there."""
         if not names:
             return
-        with self._telling():
+        with self._wrap_errors():
             if self._is_local:
                 with self._folder(job_id) as folder:
                     for name in names:
@@ -176,7 +176,7 @@ class Storage:
 
     def sizes(self, job_id: str, prefix: str) -> dict[str, int]:
         """Return the files of a job whose name begins so, with their sizes."""
-        with self._telling():
+        with self._wrap_errors():
             try:
                 found = self._local_sizes(job_id) if self._is_local else self._remote_sizes(job_id)
             except _NOT_THERE:
@@ -205,13 +205,13 @@ class Storage:
         if self._is_local:
             contents = [self.read(job_id, name, most) for name in names]
             return [content for content in contents if content is not None]
-        with self._telling():
+        with self._wrap_errors():
             # all at once, where the file system can
             found = self._fs.cat([self._path(job_id, name) for name in names], on_error="omit")
         return list(found.values()) if isinstance(found, dict) else [found]
 
     def _opened(self, job_id: str, name: str, read: Callable[[Any], T]) -> T | None:
-        with self._telling():
+        with self._wrap_errors():
             try:
                 if not self._is_local:
                     with self._fs.open(self._path(job_id, name), "rb") as file:
@@ -245,7 +245,7 @@ class Storage:
             os.close(folder)
 
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _wrap_errors(self) -> Iterator[None]:
         """Describe what went wrong with the storage in own words: its libraries raise whatever they like."""
         try:
             yield
