@@ -30,7 +30,8 @@ succeed later. ``str(error)`` is the message and the hint.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import copy
+from typing import ClassVar, Self
 
 
 class RunGenError(Exception):
@@ -53,6 +54,17 @@ class RunGenError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}. {self.hint}." if self.hint else self.message
+
+    def add_hint(self, hint: str) -> None:
+        """Add what else to do, or to know."""
+        self.hint = ". ".join(filter(None, (self.hint, hint.strip().removesuffix("."))))
+
+    def revised(self, message: str, *, hint: str, retryable: bool) -> Self:
+        """Return a copy of the error with another message and hint."""
+        revised = copy.copy(self)
+        revised.args = (message,)
+        revised.message, revised.hint, revised.retryable = message, hint, retryable
+        return revised
 
 
 class RunGenConfigError(RunGenError):

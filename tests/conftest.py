@@ -321,14 +321,13 @@ def _brief_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _clears_keep_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clear as Airflow 3.3 does: the state is kept, where a test does not say otherwise."""
-    for module in ("execution.attempts", "triggers.rungen"):
-        monkeypatch.setattr(f"airflow_provider_rungen.{module}.CLEAR_DISCARDS_STATE", False)
+    monkeypatch.setattr("airflow_provider_rungen.execution.attempts.CLEAR_DISCARDS_STATE", False)
 
 
 @pytest.fixture
 def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a trigger fire at once, where the wait for the deferring process is not what is tested."""
-    monkeypatch.setattr("airflow_provider_rungen.triggers.rungen.SETTLING_TIME", 0.0)
+    monkeypatch.setattr("airflow_provider_rungen.triggers.base.SETTLING_TIME", 0.0)
 
 
 @contextlib.contextmanager

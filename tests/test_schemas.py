@@ -18,7 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from airflow_provider_rungen import schemas
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultError
-from airflow_provider_rungen.execution.batch import Inputs
+from airflow_provider_rungen.execution.batch.inputs import Inputs
 from airflow_provider_rungen.schemas import Schema, checked
 
 PICTURE: dict[str, Any] = {

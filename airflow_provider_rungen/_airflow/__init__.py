@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ObjectStoragePath,
         TaskInstanceState,
         TriggerRule,
+        XComArg,
     )
     from airflow.sdk.bases.decorator import (
         DecoratedOperator,
@@ -77,6 +78,7 @@ __all__ = [
     "TaskInstanceState",
     "TriggerRule",
     "XCom",
+    "XComArg",
     "conf",
     "context_merge",
     "determine_kwargs",
@@ -123,6 +125,7 @@ PLACES: dict[str, dict[Version, str]] = {
     "TaskInstanceState": {(3, 1): "airflow.sdk", (2, 11): "airflow.utils.state"},
     "TriggerRule": {(3, 1): "airflow.sdk", (2, 11): "airflow.utils.trigger_rule"},
     "XCom": {(3, 0): "airflow.sdk.execution_time.xcom", (2, 11): "airflow.models.xcom"},
+    "XComArg": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.xcom_arg"},
     "DecoratedOperator": {(3, 0): "airflow.sdk.bases.decorator", (2, 11): "airflow.decorators.base"},
     "TaskDecorator": {(3, 0): "airflow.sdk.bases.decorator", (2, 11): "airflow.decorators.base"},
     "task_decorator_factory": {(3, 0): "airflow.sdk.bases.decorator", (2, 11): "airflow.decorators.base"},

@@ -1,9 +1,9 @@
-"""The decorator ``@task.rungen``: a function gives the input, the task returns the result."""
+"""The decorator ``@task.rungen``: a function returns the input, the task returns the result."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_provider_rungen._airflow import (
     SET_DURING_EXECUTION,
@@ -12,58 +12,95 @@ from airflow_provider_rungen._airflow import (
     determine_kwargs,
     task_decorator_factory,
 )
-from airflow_provider_rungen.execution.default_args import default_arg_names
-from airflow_provider_rungen.execution.tolerance import checked_count
-from airflow_provider_rungen.execution.waiting import raise_for_jobs
-from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
-from airflow_provider_rungen.operators.collect import RunGenCollectResultsOperator
-from airflow_provider_rungen.schemas import checked
+from airflow_provider_rungen.operators.base import (
+    DEFAULT_DEFERRABLE,
+    JOB_AND_APP,
+    RunGenBaseOperator,
+    deferral_error,
+)
+from airflow_provider_rungen.parameters import (
+    DEFAULT_CONN_ID,
+    check_choice,
+    check_count,
+    check_max_failed,
+    check_schema,
+    default_arg_names,
+    to_seconds,
+)
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen._airflow import Context, TaskDecorator
-    from airflow_provider_rungen.client.models import Job
-    from airflow_provider_rungen.exceptions import RunGenError
-    from airflow_provider_rungen.execution.batch import Checkpoint, Inputs
-    from airflow_provider_rungen.hooks.rungen import RunGenHook
+    from typing import Unpack
+
+    from airflow_provider_rungen._airflow import Context, TaskDecorator, XComArg
+    from airflow_provider_rungen.execution.decorated import DecoratedRun
+    from airflow_provider_rungen.parameters import (
+        DecoratorArguments,
+        Destination,
+        Duration,
+        SchemaSource,
+        TaskArguments,
+    )
 
 
-class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
+class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
     """
     Run the job, or the jobs, whose input a function returns, and return the result, or the list of them.
 
     Results are returned or stored as `RunGenCollectResultsOperator` does.
 
-    The function is called once an attempt. What it returns is data, and no template; its arguments are
-    templates. A dict is the input of one job, whose id is pushed under the XCom key ``job_id``, and which
-    may not fail (``max_failed`` is for batches); what else `RunGenRunBatchOperator` takes is a batch.
+    The function is called once an attempt. Its arguments are templated. Its return value is not, because
+    prompts may be untrusted. A dict is the input of one job, whose id is pushed under the XCom key
+    ``job_id``, and which may not fail (``max_failed`` is for batches). What else `RunGenRunBatchOperator`
+    takes as ``inputs`` is a batch.
 
     :param python_callable: the function.
     :param op_args: its arguments (templated).
     :param op_kwargs: its keyword arguments (templated).
-    :param destination: the folder to store outputs in, as `RunGenCollectResultsOperator` does (templated).
+    :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
+    :param rungen_conn_id: the Airflow connection (templated).
+    :param deferrable: wait in the triggerer, without a worker slot.
+    :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
+    :param poll_interval: seconds between two polls.
+    :param timeout: seconds that the jobs may take together, submission included. After that they are
+        canceled, and the task fails. A retry that submits any of them has the whole time.
+    :param cancel_on_kill: cancel the jobs when the task is killed, or cleared while they run.
+    :param durable: save the ids in Airflow's task state store (Airflow 3.3 and later) as they come.
+    :param on_unknown_submission: what a retry does with inputs for which it is unknown whether a job was
+        created: ``resubmit`` them, with a warning, or ``fail``.
+    :param on_clear: what the attempt after a clear does: run ``new`` jobs for all inputs, or ``resume`` the
+        earlier ones if inputs and app are the same. Failed jobs are run anew. Needs ``durable``.
+    :param input_schema: the JSON Schema that every input has to fit before the first is sent: a dict, the
+        path or URI of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
+    :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
+        absolute path, or an ``ObjectStoragePath`` (templated).
     :param result_schema: the JSON Schema that every result has to fit.
+    :param max_concurrency: how many submissions, and how many downloads, are in flight at most.
+    :param max_failed: how many inputs of a batch may fail without failing the task: a number, or a share
+        below 1.
     :param max_output_bytes: bytes of a file at most.
     :param max_outputs: files of a job at most.
-    :param max_total_bytes: bytes of all files of a job at most; no limit when left out.
+    :param max_total_bytes: bytes of all files of a job at most. No limit when left out.
     :param max_xcom_bytes: bytes at most that are returned without ``destination``.
-    :param kwargs: the parameters of `RunGenRunBatchOperator`.
     """
 
     template_fields: Sequence[str] = (
         *DecoratedOperator.template_fields,
-        *RunGenRunBatchOperator.template_fields,
+        "app_id",
+        "inputs",
+        "rungen_conn_id",
         "destination",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **DecoratedOperator.template_fields_renderers,
-        **RunGenRunBatchOperator.template_fields_renderers,
+        "inputs": "json",
     }
+    operator_extra_links = JOB_AND_APP
     custom_operator_name = "@task.rungen"
     # so that the UI shows the inputs
     overwrite_rtif_after_execution = True
-
-    _is_single = False
-    _collector: RunGenCollectResultsOperator | None = None
+    # the result is what ends the task, so it needs a worker, and there is always a wait
+    wait_for_completion = True
+    end_from_trigger = False
 
     def __init__(
         self,
@@ -71,38 +108,57 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         python_callable: Callable[..., Any],
         op_args: Collection[Any] | None = None,
         op_kwargs: Mapping[str, Any] | None = None,
-        destination: Any = None,
-        result_schema: Any = None,
+        app_id: str | XComArg | None = None,
+        rungen_conn_id: str = DEFAULT_CONN_ID,
+        deferrable: bool = DEFAULT_DEFERRABLE,
+        defer_after: Duration = 5,
+        poll_interval: Duration = 5,
+        timeout: Duration = 86400,
+        cancel_on_kill: bool = True,
+        durable: bool = True,
+        on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
+        on_clear: Literal["new", "resume"] = "new",
+        input_schema: SchemaSource | None = None,
+        destination: Destination | None = None,
+        result_schema: SchemaSource | None = None,
+        max_concurrency: int = 16,
+        max_failed: float = 0,
         max_output_bytes: int = 1 << 30,
         max_outputs: int = 10_000,
         max_total_bytes: int | None = None,
         max_xcom_bytes: int = 1_000_000,
-        **kwargs: Any,
+        **kwargs: Unpack[TaskArguments],
     ) -> None:
-        for name in ("inputs", "wait_for_completion", "end_from_trigger"):
-            # Airflow 2 gives a mapped task those of default_args, which are for other tasks, too
-            if kwargs.pop(name, None) is not None and name not in default_arg_names(kwargs):
-                raise TypeError(
-                    f"@task.rungen takes no {name}: the function gives the input, the task the result"
-                )
+        check_choice(on_unknown_submission, ("resubmit", "fail"), "on_unknown_submission")
+        check_choice(on_clear, ("new", "resume"), "on_clear")
         super().__init__(
             python_callable=python_callable,
             op_args=op_args,
             op_kwargs=op_kwargs,
-            inputs=SET_DURING_EXECUTION,
-            # said here, so that default_args have no say
-            wait_for_completion=True,
-            end_from_trigger=False,
-            **kwargs,
+            **_without_inherited(kwargs),
         )
+        self.inputs: Any = SET_DURING_EXECUTION
+        self.app_id = app_id
+        self.rungen_conn_id = rungen_conn_id
+        self.deferrable = deferrable
+        self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
+        self.poll_interval = to_seconds(poll_interval, "poll_interval")
+        self.timeout = to_seconds(timeout, "timeout")
+        self.cancel_on_kill = cancel_on_kill
+        self.durable = durable
+        self.on_unknown_submission = on_unknown_submission
+        self.on_clear = on_clear
+        self.input_schema = check_schema(input_schema, "input_schema")
         self.destination = destination
-        self.result_schema = checked(result_schema, "result_schema")
-        self.max_output_bytes = checked_count(max_output_bytes, "max_output_bytes")
-        self.max_outputs = checked_count(max_outputs, "max_outputs")
+        self.result_schema = check_schema(result_schema, "result_schema")
+        self.max_concurrency = check_count(max_concurrency, "max_concurrency")
+        self.max_failed = check_max_failed(max_failed)
+        self.max_output_bytes = check_count(max_output_bytes, "max_output_bytes")
+        self.max_outputs = check_count(max_outputs, "max_outputs")
         self.max_total_bytes = max_total_bytes
         if max_total_bytes is not None:
-            checked_count(max_total_bytes, "max_total_bytes")
-        self.max_xcom_bytes = checked_count(max_xcom_bytes, "max_xcom_bytes")
+            check_count(max_total_bytes, "max_total_bytes")
+        self.max_xcom_bytes = check_count(max_xcom_bytes, "max_xcom_bytes")
 
     def execute(self, context: Context) -> Any:
         """
@@ -111,17 +167,7 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         :return: the result, or the list of results in the order of the inputs.
         """
         # not DecoratedOperator's: that of Airflow 3.0 pushes by a method that operators no longer have
-        return RunGenRunBatchOperator.execute(self, context)
-
-    def _given_inputs(self, context: Context) -> Any:
-        self._prepare_collecting()
-        context_merge(context, self.op_kwargs)
-        given = self.python_callable(
-            *self.op_args, **determine_kwargs(self.python_callable, self.op_args, context)
-        )
-        self._is_single = isinstance(given, Mapping)
-        self.inputs = [given] if self._is_single else given
-        return self.inputs
+        return self._decorated_run(context).execute(lambda: self._call(context))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """
@@ -129,80 +175,68 @@ class _RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
 
         :return: the result, or the list of results in the order of the inputs.
         """
-        ti = context["ti"]
-        pushed = ti.xcom_pull(task_ids=ti.task_id, key="job_id", map_indexes=ti.map_index)
-        self._is_single = pushed is not None
-        return super().execute_complete(context, event)
+        return self._decorated_run(context).complete(event)
 
-    def _submit(
-        self, context: Context, hook: RunGenHook, inputs: Inputs, kept: Checkpoint, **options: Any
-    ) -> Any:
-        refused = super()._submit(context, hook, inputs, kept, **options)
-        if self._is_single and kept.job_ids:
-            context["ti"].xcom_push(key="job_id", value=kept.job_ids[0])
-        return refused
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after a deferral. When Airflow ended it without an event, no job is left behind."""
+        if reason := deferral_error(next_method, next_kwargs):
+            self._decorated_run(context).fail_deferral(reason)
+        return super().resume_execution(next_method, next_kwargs, context)
 
-    def _finish(
-        self,
-        context: Context,
-        app_id: str,
-        ids: list[str | None],
-        refused: Mapping[int, RunGenError],
-        jobs: Sequence[Job],
-    ) -> Any:
-        """Give the results in place of the ids; of one job, its own error."""
-        job_ids = [job_id for job_id in ids if job_id]
-        if self._is_single:
-            self.max_failed = 0  # that is for inputs among others
-            for error in refused.values():
-                raise error
-        if self._is_single and job_ids:
-            raise_for_jobs(jobs)
-        else:
-            super()._finish(context, app_id, ids, refused, jobs)
-        self._over = set(job_ids)  # they are not to be canceled any more
-        hook, collector = self._hook, self._collector or self._prepare_collecting()
-        assert hook is not None  # noqa: S101 - for the type checker
-        collector.max_failed = self.max_failed
-        collector._told = self._done.failed_count if self._done else 0
-        collector.job_id = job_ids[0] if self._is_single and job_ids else ids
-        value = collector.collect(context, hook, app_id)
-        self._done = collector._done
-        return value
+    def _call(self, context: Context) -> Any:
+        context_merge(context, self.op_kwargs)
+        kwargs = determine_kwargs(self.python_callable, self.op_args, context)
+        given = self.python_callable(*self.op_args, **kwargs)
+        self.inputs = [given] if isinstance(given, Mapping) else given
+        return given
 
-    def _prepare_collecting(self) -> RunGenCollectResultsOperator:
-        """Find out before anything is paid for what would keep results from being collected."""
-        self._collector = collector = RunGenCollectResultsOperator(
-            task_id=self.task_id,
-            job_id=[],
-            destination=self.destination,
-            result_schema=self.result_schema,
-            max_concurrency=self.max_concurrency,
-            max_output_bytes=self.max_output_bytes,
-            max_outputs=self.max_outputs,
-            max_total_bytes=self.max_total_bytes,
-            max_xcom_bytes=self.max_xcom_bytes,
-            outlets=self.outlets,
+    def _decorated_run(self, context: Context) -> DecoratedRun:
+        from airflow_provider_rungen.execution.decorated import DecoratedRun
+        from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions
+
+        run = DecoratedRun(
+            self,
+            context,
+            BatchOptions.of(self),
+            self._defer_for_jobs,
+            collect=CollectOptions.of(self),
+            pushes_keys=self.multiple_outputs and self.destination is None,
         )
-        collector.checks_keys = self.multiple_outputs and self.destination is None
-        collector.prepare()
-        return collector
+        return self._start(run)
+
+
+def _without_inherited(kwargs: TaskArguments) -> dict[str, Any]:
+    """
+    Return the arguments without those of ``default_args`` that are for other tasks, which Airflow 2 gives a
+    mapped task, too.
+
+    :raises TypeError: one of them was given to this task.
+    """
+    arguments = dict(kwargs)
+    for name in ("inputs", "wait_for_completion", "end_from_trigger"):
+        if arguments.pop(name, None) is not None and name not in default_arg_names(kwargs):
+            raise TypeError(
+                f"@task.rungen takes no {name}: the function returns the input, and the task the result"
+            )
+    return arguments
 
 
 def rungen_task(
-    python_callable: Callable[..., Any] | None = None, multiple_outputs: bool | None = None, **kwargs: Any
+    python_callable: Callable[..., Any] | None = None,
+    multiple_outputs: bool | None = None,
+    **kwargs: Unpack[DecoratorArguments],
 ) -> TaskDecorator:
     """
-    Make a function a task that runs RunGen jobs: ``@task.rungen(app_id=…)``.
+    Make a function a task that runs jobs: ``@task.rungen(app_id=…)``.
 
-    :param python_callable: the function; it returns the input of a job (a dict), or a list of inputs.
-    :param multiple_outputs: whether to push each key of a result as an XCom of its own, too.
-    :param kwargs: the parameters of the operator: those of `RunGenRunBatchOperator`, and of every task.
+    :param python_callable: the function. It returns the input of a job (a dict), or a list of inputs.
+    :param multiple_outputs: push each key of a result as an XCom of its own, too.
+    :param kwargs: the parameters of `RunGenDecoratedOperator`, and of every task.
     """
     return task_decorator_factory(
         python_callable=python_callable,
-        # not to be told from the function's annotation: what it returns is not what the task returns
+        # not inferred from the function's annotation: what it returns is not what the task returns
         multiple_outputs=bool(multiple_outputs),
-        decorated_operator_class=_RunGenDecoratedOperator,
+        decorated_operator_class=RunGenDecoratedOperator,
         **kwargs,
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_4_PLUS, AirflowTaskTimeout, TaskInstanceState
 from airflow_provider_rungen.execution import records
+from airflow_provider_rungen.execution.task_instances import task_state
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
@@ -152,10 +153,7 @@ def ask_for_state(ti: Any, then: Callable[[str | None], None] = lambda state: No
     answers: list[str | None] = []
 
     def ask() -> None:
-        states = ti.get_task_states(
-            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-        )
-        state = next(iter(states.get(ti.run_id, {}).values()), None)
+        state = task_state(ti)
         then(state)
         answers.append(state)
 

@@ -1,4 +1,4 @@
-"""Submits a job so that the next attempt of the task finds it: an intent before the POST, the id after it."""
+"""Submits a job so that the next attempt finds it: saves an intent before the POST, and the id after it."""
 
 from __future__ import annotations
 
@@ -18,25 +18,23 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution import attempts as attempt
 from airflow_provider_rungen.execution import records
-from airflow_provider_rungen.execution.attempts import Attempt, End
+from airflow_provider_rungen.execution.attempts import Attempt, End, end_from_store
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.execution.state_store import TaskState
-    from airflow_provider_rungen.hooks.rungen import RunGenHook
+    from airflow_provider_rungen.execution.durable import DurableRun
 
 log = logging.getLogger(__name__)
 
 KEY = "rungen_submission"
 CANCEL_TIME = 10.0
-# Seconds after a submission in which a job that the service does not know may still be on its way: what it
-# does not know then is submitted again.
+# Seconds after a submission in which the service may not know the job yet. What it does not know then is
+# submitted again.
 RESUBMISSION_GRACE = 30.0
 
 
 class Submission(NamedTuple):
-    """A job, and the time (seconds since 1970) at which it has to be over."""
+    """A job, and the time (seconds since 1970) of its deadline."""
 
     job: Job
     deadline: float
@@ -45,13 +43,13 @@ class Submission(NamedTuple):
 @dataclass(frozen=True)
 class SubmissionRecord:
     """
-    What the store holds of a submission.
+    A submission in Airflow's task state store. Times are seconds since 1970.
 
     :param app_id: the app.
     :param digest: the fingerprint of the input.
-    :param submitted_at: the time (seconds since 1970) right before the submission.
-    :param deadline: the time (seconds since 1970) at which the job has to be over.
-    :param job_id: the job; empty while its fate is unknown.
+    :param submitted_at: the time right before the submission.
+    :param deadline: the time at which the job is canceled.
+    :param job_id: the job. Empty while its fate is unknown.
     :param attempt: the attempt that submitted it.
     :param end: how that attempt ended.
     """
@@ -78,7 +76,7 @@ class SubmissionRecord:
             deadline=records.moment(fields, "deadline"),
             job_id=records.identifier(fields, "job_id", or_empty=True),
             attempt=Attempt.from_store(fields),
-            end=attempt.end_from_store(fields),
+            end=end_from_store(fields),
         )
 
     def to_store(self) -> dict[str, Any]:
@@ -97,152 +95,135 @@ class SubmissionRecord:
 
 class DurableSubmission:
     """
-    One task's submission, kept in Airflow's task state store.
+    The submission of one task, kept in Airflow's task state store.
 
-    :param state: where it is kept.
-    :param current: the attempt that runs.
-    :param resume_cleared: whether to take up the job of the attempt before a clear.
-    :param resubmit_unknown: whether to submit again when the fate of the last submission is not known.
-    :param cancel_stale: whether to cancel a job that is replaced by a new one while it runs.
+    :param run: the attempt.
     """
 
-    def __init__(
-        self,
-        state: TaskState,
-        current: Attempt,
-        *,
-        resume_cleared: bool,
-        resubmit_unknown: bool,
-        cancel_stale: bool,
-    ) -> None:
-        self._state = state
-        self._current = current
-        self._record = SubmissionRecord.from_store(state.get(KEY))
-        self._resume_cleared = resume_cleared
-        self._resubmit_unknown = resubmit_unknown
-        self._cancel_stale = cancel_stale
+    def __init__(self, run: DurableRun) -> None:
+        self._state = run.state
+        self._attempt = run.attempt
+        self._hook = run.hook
+        self._options = run.submit_options
+        self._resumes_clears = run.resumes_clears
+        self._record = SubmissionRecord.from_store(self._state.get(KEY))
 
     @property
-    def jobs(self) -> tuple[str, list[str]]:
-        """The app and the job, if any, of the record."""
-        if self._record is None:
-            return "", []
-        return self._record.app_id, [self._record.job_id] if self._record.job_id else []
+    def job_ids(self) -> list[str]:
+        """The job of the record, if it has one."""
+        return [self._record.job_id] if self._record and self._record.job_id else []
 
-    def find(self, hook: RunGenHook, app_id: str, input: Any, timeout: float) -> Submission | None:
+    @property
+    def app_id(self) -> str:
+        """The app of the record."""
+        return self._record.app_id if self._record else ""
+
+    def find(self, app_id: str, job_input: Any) -> Submission | None:
         """
         Find the job that an earlier attempt of this task submitted, if it is still of use.
 
-        :param timeout: seconds that a job has which is taken up after its time was up, and a clear.
-        :raises RunGenSubmissionUnknownError: its fate is not known, and it is not to be submitted again.
+        :raises RunGenSubmissionUnknownError: its fate is unknown, and ``on_unknown_submission`` is ``fail``.
         """
         record = self._record
         if record is None:
             return None
-        is_cleared = self._current.was_cleared_since(record.attempt, record.end)
-        name = f"RunGen job {record.job_id}" if record.job_id else "a RunGen job"
-        if is_cleared and not self._resume_cleared:
-            log.info("The task was cleared since it submitted %s: submitting a new one", name)
-            self._abandon(hook, record)
-        elif record.app_id != app_id or record.digest != digest(input):
-            log.info("The input or the app changed since %s was submitted: submitting a new one", name)
-            self._abandon(hook, record)
+        is_cleared = self._attempt.was_cleared_since(record.attempt, record.end)
+        job = f"job {record.job_id}" if record.job_id else "a job"
+        if is_cleared and not self._resumes_clears:
+            log.info("Task was cleared after it submitted %s: submitting a new job", job)
+            self._cancel_stale(record)
+        elif record.app_id != app_id or record.digest != digest(job_input):
+            log.info("Input or app changed after %s was submitted: submitting a new job", job)
+            self._cancel_stale(record)
         elif record.job_id:
-            job = self._look(hook, app_id, record.job_id, record.submitted_at + RESUBMISSION_GRACE)
-            return self._take_up(job, record, timeout if is_cleared else None) if job else None
-        elif self._resubmit_unknown or is_cleared:
+            return self._resume(record, is_cleared=is_cleared)
+        elif self._resubmits_unknown or is_cleared:
             log.warning(
-                "An earlier attempt submitted a RunGen job to app %s, and it is not known whether it was "
-                "created: submitting it again, which may run and bill it twice",
+                "Fate unknown: an earlier attempt may have created a job of app %s. Submitting it again, "
+                "which may run and bill it twice",
                 app_id,
             )
         else:
             raise RunGenSubmissionUnknownError(
-                f"An earlier attempt submitted a RunGen job to app {app_id}, and it is not known whether it "
-                "was created",
+                f"Fate unknown: an earlier attempt may have created a job of app {app_id}",
                 hint="Look at the app's jobs, then clear the task to submit it again",
                 retryable=False,
             )
         return None
 
-    def _take_up(self, job: Job, record: SubmissionRecord, timeout: float | None) -> Submission:
-        """Make the record one of this attempt when the task was cleared: its retries are to find it."""
-        if timeout is not None:
-            now = time.time()
-            deadline = record.deadline if record.deadline > now else now + timeout
-            self._record = record = replace(record, attempt=self._current, deadline=deadline, end=End.UNKNOWN)
-            self._state.save(KEY, record.to_store())
-        return Submission(job, record.deadline)
+    @property
+    def _resubmits_unknown(self) -> bool:
+        return self._options.on_unknown_submission == "resubmit"
 
-    def _abandon(self, hook: RunGenHook, record: SubmissionRecord) -> None:
-        """Cancel the job of a record that is no longer valid: nobody waits for it any more."""
-        if not (self._cancel_stale and record.job_id):
+    def _cancel_stale(self, record: SubmissionRecord) -> None:
+        """Cancel the job of a record that a new job replaces (``cancel_on_kill``)."""
+        if not (self._options.cancel_on_kill and record.job_id):
             return
         try:
-            hook.perform(endpoints.cancel_job(record.app_id, record.job_id, patience=CANCEL_TIME))
-            log.info("Canceled RunGen job %s, which nobody waits for any more", record.job_id)
+            flow = endpoints.cancel_job(record.app_id, record.job_id, patience=CANCEL_TIME)
+            self._hook.perform(flow)
+            log.info("Canceled job %s, which nobody waits for any more", record.job_id)
         except (RunGenConflictError, RunGenNotFoundError):
             pass  # it is over
         except RunGenError as error:
-            log.warning("RunGen job %s of app %s was not canceled: %s", record.job_id, record.app_id, error)
+            log.warning("Could not cancel job %s of app %s: %s", record.job_id, record.app_id, error)
 
-    @staticmethod
-    def _look(hook: RunGenHook, app_id: str, job_id: str, known_by: float) -> Job | None:
+    def _resume(self, record: SubmissionRecord, *, is_cleared: bool) -> Submission | None:
+        """Return the job of an earlier attempt, unless it is of no use any more."""
+        visible_by = record.submitted_at + RESUBMISSION_GRACE
+        flow = endpoints.get_job_when_visible(record.app_id, record.job_id, known_by=visible_by)
         try:
-            job = hook.perform(endpoints.get_job_when_visible(app_id, job_id, known_by=known_by))
+            job = self._hook.perform(flow)
         except RunGenNotFoundError:
-            log.info("RunGen no longer knows job %s of an earlier attempt: submitting a new one", job_id)
+            log.info("Job %s of an earlier attempt is gone: submitting a new one", record.job_id)
             return None
-        if job.status is JobStatus.COMPLETED:
-            log.info("RunGen job %s of an earlier attempt completed: using it", job_id)
-        elif job.is_terminal:
-            log.info("RunGen job %s of an earlier attempt is %s: submitting a new one", job_id, job.status)
+        if job.is_terminal and job.status is not JobStatus.COMPLETED:
+            log.info("Job %s of an earlier attempt is %s: submitting a new one", job.id, job.status)
             return None
-        else:
-            log.info("RunGen job %s of an earlier attempt is %s: taking it up again", job_id, job.status)
+        log.info("Resuming job %s of an earlier attempt, which is %s", job.id, job.status)
         metrics.incr("jobs.resumed")
-        return job
+        if is_cleared:  # the retries of this attempt are to find it
+            now = time.time()
+            deadline = record.deadline if record.deadline > now else now + self._options.timeout
+            self._record = record = replace(record, attempt=self._attempt, deadline=deadline, end=End.UNKNOWN)
+            self._state.save(KEY, record.to_store())
+        return Submission(job, record.deadline)
 
-    def submit(self, hook: RunGenHook, app_id: str, input: Any, timeout: float) -> Submission:
+    def submit(self, app_id: str, job_input: Any) -> Submission:
         """
-        Submit a job, leaving a trace before and after.
+        Submit a job, and save a record before and after.
 
-        :param timeout: seconds the job may take.
+        :raises RunGenSubmissionUnknownError: it is unknown whether a job was created.
+        :raises RunGenError: no job was created.
         """
         submitted_at = time.time()
         record = SubmissionRecord(
             app_id=app_id,
-            digest=digest(input),
+            digest=digest(job_input),
             submitted_at=submitted_at,
-            deadline=submitted_at + timeout,
-            attempt=self._current,
+            deadline=submitted_at + self._options.timeout,
+            attempt=self._attempt,
         )
         self._state.set(KEY, record.to_store())
         try:
-            job = self._new_job(hook, app_id, input)
+            job = self._hook.run_job(app_id=app_id, input=job_input)
+            if self._record is not None and (app_id, [job.id]) == (self.app_id, self.job_ids):
+                raise RunGenSubmissionUnknownError(
+                    f"Fate unknown: RunGen may have created a job of app {app_id}. Its answer names job "
+                    f"{job.id}, which an earlier attempt submitted",
+                    hint="Look at the app's jobs first",
+                )
         except RunGenSubmissionUnknownError as error:
             self._record = record
-            raise RunGenSubmissionUnknownError(
-                error.message, hint=error.hint, retryable=self._resubmit_unknown
-            ) from None
+            raise error.revised(error.message, hint=error.hint, retryable=self._resubmits_unknown) from None
         except RunGenError:
             self._record = None
-            self._state.delete(KEY)  # it was certainly not taken
+            self._state.delete(KEY)
             raise
         self._record = record = replace(record, job_id=job.id)
         # the job runs: to give it up now because it cannot be saved would lose it for certain
         self._state.save(KEY, record.to_store())
         return Submission(job, record.deadline)
-
-    def _new_job(self, hook: RunGenHook, app_id: str, input: Any) -> Job:
-        job = hook.run_job(app_id=app_id, input=input)
-        if (app_id, [job.id]) == self.jobs:
-            raise RunGenSubmissionUnknownError(
-                f"It is not known whether RunGen created the job of app {app_id}: the answer names job "
-                f"{job.id}, which an earlier attempt submitted",
-                hint="Look at the app's jobs first",
-            )
-        return job
 
     def confirm(self, app_id: str, job_id: str) -> None:
         """Save the id of a job that the store did not take before the task was deferred."""
@@ -251,13 +232,13 @@ class DurableSubmission:
             self._record = replace(record, job_id=job_id)
             self._state.save(KEY, self._record.to_store())
 
-    def end(self, end: End) -> None:
-        """Note how the attempt ended, so that a clear can be told from a retry."""
+    def note_end(self, end: End) -> None:
+        """Save how the attempt ended, so that a clear can be told from a retry."""
         if self._record is not None and self._state.is_saved:
-            self._record = replace(self._record, end=end, attempt=self._current)
+            self._record = replace(self._record, end=end, attempt=self._attempt)
             self._state.note(KEY, self._record.to_store())
 
 
-def digest(input: Any) -> str:
-    """Give a fingerprint of an input; equal inputs have equal ones."""
-    return hashlib.sha256(codec.encode_input(input)).hexdigest()
+def digest(job_input: Any) -> str:
+    """Return the fingerprint of an input. Equal inputs have equal ones."""
+    return hashlib.sha256(codec.encode_input(job_input)).hexdigest()

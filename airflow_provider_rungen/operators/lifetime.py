@@ -13,14 +13,16 @@ from airflow_provider_rungen._airflow import (
     DuplicateTaskIdFound,
     TriggerRule,
 )
-from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.operators.scale import RunGenScaleAppOperator
 from airflow_provider_rungen.operators.scale_down import RunGenScaleDownOperator
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Unpack
 
-    from airflow_provider_rungen._airflow import Context
+    from airflow_provider_rungen._airflow import Context, XComArg
+    from airflow_provider_rungen.parameters import Duration, ScaleUpArguments
 
 # What the DAG's default_args must not decide: whether, when and how often an app is scaled down.
 _OWN_POLICY: dict[str, Any] = {
@@ -84,17 +86,17 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
 
     def __init__(
         self,
-        app_id: Any = None,
-        active_workers: Any = 1,
+        app_id: str | XComArg | None = None,
+        active_workers: int | str | XComArg = 1,
         *,
         name: str = "app",
-        rungen_conn_id: str = RunGenHook.default_conn_name,
+        rungen_conn_id: str = DEFAULT_CONN_ID,
         drain: bool = False,
-        drain_timeout: float | timedelta = 3600,
+        drain_timeout: Duration = 3600,
         keep_if_busy: bool = False,
-        poll_interval: float | timedelta = 5,
+        poll_interval: Duration = 5,
         pool: str | None = None,
-        **options: Any,
+        **options: Unpack[ScaleUpArguments],
     ) -> None:
         self._name = name
         self._app: dict[str, Any] = {
@@ -103,7 +105,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             "poll_interval": poll_interval,
             "pool": pool,
         }
-        self._up = {"active_workers": active_workers, **options}
+        self._up: dict[str, Any] = {"active_workers": active_workers, **options}
         self._down = {"drain": drain, "drain_timeout": drain_timeout, "keep_if_busy": keep_if_busy}
 
     def __enter__(self) -> Self:

@@ -1,5 +1,6 @@
 """The sensors of the provider."""
 
-from airflow_provider_rungen.sensors.rungen import RunGenAppSensor, RunGenJobSensor
+from airflow_provider_rungen.sensors.app import RunGenAppSensor
+from airflow_provider_rungen.sensors.job import RunGenJobSensor
 
 __all__ = ["RunGenAppSensor", "RunGenJobSensor"]

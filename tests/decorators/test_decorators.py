@@ -126,7 +126,7 @@ def test_results_of_those_that_may_fail_are_none(
     outcome = Attempts(given, max_failed=1, deferrable=deferrable).attempt()
     assert outcome.value == ["You said: one", None, "You said: three"]
     [line] = [line for line in caplog.messages if "as max_failed allows" in line]
-    assert line.startswith("1 of 3 inputs failed")
+    assert line.startswith("Failed: 1 of 3 inputs")
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one", "many"])

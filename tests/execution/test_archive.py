@@ -44,6 +44,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.execution.archive import archiver as landing
 from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
 from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.waiting import WaitingRun
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 
@@ -1050,13 +1051,13 @@ def test_what_waits_to_be_landed_is_not_held(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[Any] = []
-    wait = RunGenCollectResultsOperator._wait
+    wait = WaitingRun.wait
 
     def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
         held.extend(jobs := wait(self, *args, **kwargs))
         return jobs
 
-    monkeypatch.setattr(RunGenCollectResultsOperator, "_wait", noting)
+    monkeypatch.setattr(WaitingRun, "wait", noting)
     assert land(context, submitted(job(), job()), tmp_path).error is None
     assert [(one.result, one.input) for one in held] == [(None, None)] * 2
 
@@ -1143,6 +1144,7 @@ def test_a_time_limit_ends_it(rungen_emulator: Emulator, context: Any, tmp_path:
 SCRIPT = """
 import sys, warnings
 warnings.simplefilter("ignore")
+from airflow_provider_rungen.execution.waiting import WaitingRun
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 class TI:
     def xcom_push(self, *args, **kwargs): pass

@@ -34,33 +34,29 @@ from conftest import APP, FakeStore, TrackedTaskInstance
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rungen.client import polling as watch
-from airflow_provider_rungen.client import retry
+from airflow_provider_rungen import triggers
+from airflow_provider_rungen.client import polling, retry
 from airflow_provider_rungen.emulator import Emulator, Fault, Service
-from airflow_provider_rungen.exceptions import (
-    RunGenConfigError,
-    RunGenError,
-    RunGenForbiddenError,
-)
+from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenForbiddenError
 from airflow_provider_rungen.execution import (
-    attempts as attempt,
-)
-from airflow_provider_rungen.execution import (
-    batch,
+    attempts,
+    job_run,
+    state_store,
+    submission,
+    task_instances,
     waiting,
 )
-from airflow_provider_rungen.execution import (
-    state_store as task_state,
-)
-from airflow_provider_rungen.execution import submission as submissions
+from airflow_provider_rungen.execution.batch import checkpoint, submitter
+from airflow_provider_rungen.execution.batch import run as batch_run
 from airflow_provider_rungen.hooks import rungen as hooks
-from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunJobOperator
-from airflow_provider_rungen.operators import batch as batches
-from airflow_provider_rungen.operators import job as jobs
-from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
+from airflow_provider_rungen.operators import (
+    RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
+    RunGenRunJobOperator,
+)
 from airflow_provider_rungen.sensors import RunGenJobSensor
-from airflow_provider_rungen.triggers import rungen as triggers
-from airflow_provider_rungen.triggers import watcher
+from airflow_provider_rungen.triggers import base, watcher
+from airflow_provider_rungen.triggers import job as job_trigger
 
 #: How many lives to try. With it set, they are other ones each time.
 EXAMPLES = os.environ.get("BAD_DAYS_EXAMPLES")
@@ -774,12 +770,14 @@ class Life:
         for number, text in said:
             if number < made.attempt or re.match(r"Submitted |Waiting for ", text):
                 continue
-            is_left = "takes up" in text or "A retry resumes" in text
+            is_left = "attempt resumes" in text or "A retry resumes" in text
             if is_left and number < last and number not in self.discarded_after:
                 continue  # then somebody else has to answer for it
-            if made.id in text and not re.search(r" is (QUEUED|RUNNING)$|taking it up again$", text):
+            if made.id in text and not re.search(r" is (QUEUED|RUNNING)$", text):
                 return True
-            if re.search(r"\d+ (more )?RunGen jobs.*(may still run|takes up|not canceled)", text):
+            if re.search(
+                r"(?i)could not cancel \d+ more jobs|\d+ jobs.*may still run|resumes \d+ jobs", text
+            ):
                 return True
             if number == last and re.search(r"\(and \d+ more\) was not over in time", text):
                 return True
@@ -808,16 +806,18 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     scales: list[tuple[Any, dict[str, Any]]] = [
         (retry, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "REFUSAL_GRACE": 0.4, "RETRY_BUDGET": 1.5}),
         (hooks, {"LOOK_UP_EVERY": 0.05, "PART": 0.3}),
-        (submissions, {"RESUBMISSION_GRACE": 0.3, "CANCEL_TIME": 1.0}),
-        (batches, {"RESUBMISSION_GRACE": 0.3, "VISIBILITY_GRACE": 0.4}),
-        (jobs, {"VISIBILITY_GRACE": 0.4}),
-        (task_state, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
-        (batch, {"PAUSES": (0.01, 0.02), "STORE_PATIENCE": 0.4}),
-        (waiting, {"BRISKLY": 0.05}),
-        (watch, {"SLOW_PACE": 0.3, "LAG": 0.2, "LOOK_TIME": 0.5, "FIRST_LOOK_TIME": 0.5}),
-        (watch, {"LAST_LOOK_TIME": 0.5, "REFUSAL_PAUSE": 0.1}),
+        (submission, {"RESUBMISSION_GRACE": 0.3, "CANCEL_TIME": 1.0}),
+        (batch_run, {"RESUBMISSION_GRACE": 0.3, "VISIBILITY_GRACE": 0.4}),
+        (job_run, {"VISIBILITY_GRACE": 0.4}),
+        (state_store, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
+        (checkpoint, {"PAUSES": (0.01, 0.02)}),
+        (submitter, {"STORE_RETRY_BUDGET": 0.4}),
+        (waiting, {"FIRST_INTERVAL": 0.05}),
+        (polling, {"SLOW_PACE": 0.3, "LAG": 0.2, "LOOK_TIME": 0.5, "FIRST_LOOK_TIME": 0.5}),
+        (polling, {"LAST_LOOK_TIME": 0.5, "REFUSAL_PAUSE": 0.1}),
         (watcher, {"LAST_LOOK_TIME": 1.0, "LAST_ANSWER_TIME": 0.5}),
-        (triggers, {"SETTLING_TIME": 0.0, "TAKE_UP_TIME": 0.3, "CANCEL_TIME": 2.0}),
+        (base, {"SETTLING_TIME": 0.0, "CANCEL_TIME": 2.0}),
+        (job_trigger, {"TAKE_UP_TIME": 0.3}),
     ]
     for module, values in scales:
         for name, value in values.items():
@@ -856,12 +856,11 @@ def led(
     """Lead a life, and judge it."""
     monkeypatch.setenv(CONNECTION, "")
     current: list[Life] = []
-    monkeypatch.setattr(triggers, "_read_state", lambda ti: current[-1].state)
-    monkeypatch.setattr(triggers, "pushed_job_ids", lambda ti: None)
+    monkeypatch.setattr(task_instances, "task_state", lambda ti: current[-1].state)
+    monkeypatch.setattr(task_instances, "pushed_job_ids", lambda ti: None)
 
     def lead(script: Script) -> Life:
-        monkeypatch.setattr(attempt, "CLEAR_DISCARDS_STATE", script.airflow == "3.4")
-        monkeypatch.setattr(triggers, "CLEAR_DISCARDS_STATE", script.airflow == "3.4")
+        monkeypatch.setattr(attempts, "CLEAR_DISCARDS_STATE", script.airflow == "3.4")
         folder = tmp_path / str(len(current))
         with logged() as log:
             life = Life(emulator, script, folder, log)
@@ -912,7 +911,7 @@ def test_nobody_is_late_because_of_somebody_else(
     """In the same triggerer, on the same connection and app: what befalls the jobs of one task."""
     poll_interval, (seconds, read) = 0.1, times
     # as long as a hanging look could be
-    monkeypatch.setattr(watch, "LOOK_TIME", 6.0)
+    monkeypatch.setattr(polling, "LOOK_TIME", 6.0)
     emulator.service = service = Service(workers=16)
     monkeypatch.setenv(
         CONNECTION,

@@ -27,7 +27,7 @@ from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 
-INPUT = {"prompt": "a red fox", "emulator": {"seconds": 0.2}}
+INPUT: dict[str, Any] = {"prompt": "a red fox", "emulator": {"seconds": 0.2}}
 URL = "https://api.rungen.example"
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
 

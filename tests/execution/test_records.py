@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_rungen.client.scaling import ScaleRecord
+from airflow_provider_rungen.execution.apps import CreationRecord
 from airflow_provider_rungen.execution.attempts import Attempt, End
-from airflow_provider_rungen.execution.batch import BatchHeader, Checkpoint
+from airflow_provider_rungen.execution.batch.checkpoint import BatchHeader, Checkpoint
+from airflow_provider_rungen.execution.scale import read_scale_record
 from airflow_provider_rungen.execution.submission import SubmissionRecord
-from airflow_provider_rungen.operators.app import CreationRecord
 
 DIGEST = "0" * 64
 ATTEMPT = Attempt(2, 3, 1, 4)
@@ -39,7 +40,7 @@ READ: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "batch": (BatchHeader.from_store, HEADER.to_store()),
     "chunk": (read_checkpoint, {"batch": "b", "ids": ["job-1", "-", ""]}),
     "creation": (CreationRecord.from_store, CREATION.to_store()),
-    "scaled": (ScaleRecord.from_json, RAISED.to_json()),
+    "scaled": (read_scale_record, RAISED.to_json()),
 }
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -56,7 +57,7 @@ def test_a_record_comes_back_as_it_was() -> None:
     assert SubmissionRecord.from_store(SUBMISSION.to_store()) == SUBMISSION
     assert BatchHeader.from_store(HEADER.to_store()) == HEADER
     assert CreationRecord.from_store(CREATION.to_store()) == CREATION
-    assert ScaleRecord.from_json(RAISED.to_json()) == RAISED
+    assert read_scale_record(RAISED.to_json()) == RAISED
 
 
 @pytest.mark.parametrize("kind", READ)

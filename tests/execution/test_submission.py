@@ -26,7 +26,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.execution import attempts as attempt
 from airflow_provider_rungen.execution import state_store as task_state
 from airflow_provider_rungen.operators import RunGenRunJobOperator
-from airflow_provider_rungen.triggers import rungen as triggers
+from airflow_provider_rungen.triggers import base as triggers
 
 INPUT = {"prompt": "a lighthouse"}
 MODES: dict[str, dict[str, Any]] = {
@@ -125,7 +125,7 @@ def test_a_running_job_is_taken_up_again(task: Task, caplog: pytest.LogCaptureFi
     assert outcome.value == job_id
     assert task.job_ids() == [job_id]
     [decision] = [line for line in caplog.messages if "earlier attempt" in line]
-    assert decision.endswith("taking it up again")
+    assert decision == f"Resuming job {job_id} of an earlier attempt, which is RUNNING"
 
 
 def test_a_completed_job_is_used(task: Task, caplog: pytest.LogCaptureFixture) -> None:
@@ -134,7 +134,7 @@ def test_a_completed_job_is_used(task: Task, caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.INFO):
         assert task.attempt().value == job_id
     assert task.job_ids() == [job_id]
-    assert f"RunGen job {job_id} of an earlier attempt completed: using it" in caplog.messages
+    assert f"Resuming job {job_id} of an earlier attempt, which is COMPLETED" in caplog.messages
 
 
 @pytest.mark.parametrize("end", ["failed", "canceled"])
@@ -171,9 +171,7 @@ def test_a_forgotten_job_is_run_again(task: Task, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.INFO):
         outcome = task.attempt()
     assert outcome.value == task.job_ids()[1]
-    assert (
-        f"RunGen no longer knows job {job_id} of an earlier attempt: submitting a new one" in caplog.messages
-    )
+    assert f"Job {job_id} of an earlier attempt is gone: submitting a new one" in caplog.messages
 
 
 def test_a_changed_input_is_run_anew(task: Task) -> None:
@@ -200,7 +198,7 @@ def test_a_cleared_task_is_run_anew(task: Task, caplog: pytest.LogCaptureFixture
     task.clear()
     with caplog.at_level(logging.INFO):
         assert task.attempt().value == task.job_ids()[1]
-    assert any(line.startswith("The task was cleared since it submitted") for line in caplog.messages)
+    assert any(line.startswith("Task was cleared after it submitted") for line in caplog.messages)
     assert task.statuses()[0] == "CANCELED"
     # and the attempt after the clear is found by the one after it
     assert task.attempt().value == task.job_ids()[1]
@@ -222,7 +220,7 @@ def test_an_airflow_without_a_store_says_so_and_works(
     task.store = None
     with caplog.at_level(logging.INFO):
         assert task.attempt().value == task.job_ids()[0]
-    assert len([line for line in caplog.messages if "cannot take up what it submitted" in line]) == 1
+    assert len([line for line in caplog.messages if line.startswith("Not durable")]) == 1
 
 
 @pytest.mark.parametrize("kind", ["reset_after", "empty", "truncate", "no_id"])
@@ -457,7 +455,7 @@ def test_an_id_that_the_store_did_not_take_is_saved_between_polls(emulator: Emul
     with signal_when(signal.SIGTERM, is_saved, task.op.on_kill):
         error = run_task(task.op, task.context).error
     [job_id] = task.job_ids()
-    assert f"takes up RunGen job {job_id}" in str(error)
+    assert f"resumes job {job_id}" in str(error)
     assert task.statuses() == ["RUNNING"]
 
 
@@ -566,7 +564,7 @@ def waiting(emulator: Emulator) -> Task:
 def test_a_kill_leaves_the_job_to_the_next_attempt(waiting: Task, state: str | None) -> None:
     error = killed(waiting, state)
     [job_id] = waiting.job_ids()
-    assert str(error) == f"The task was killed. The next attempt takes up RunGen job {job_id} of app {APP}."
+    assert str(error) == f"The task was killed. The next attempt resumes job {job_id} of app {APP}."
     assert waiting.statuses() == ["RUNNING"]
 
 
@@ -655,7 +653,7 @@ def test_a_kill_that_no_attempt_follows_is_followed_by_a_clear(waiting: Task) ->
 def test_a_kill_names_a_job_that_it_was_told_to_leave(waiting: Task) -> None:
     error = killed(waiting, "failed", cancel_on_kill=False)
     [job_id] = waiting.job_ids()
-    assert str(error).endswith(f"RunGen job {job_id} of app {APP} may still run (cancel_on_kill).")
+    assert str(error).endswith(f"Job {job_id} of app {APP} may still run (cancel_on_kill).")
     assert waiting.statuses() == ["RUNNING"]
 
 
@@ -664,7 +662,7 @@ def test_a_kill_names_a_job_that_it_could_not_cancel(waiting: Task) -> None:
     waiting.emulator.service.inject(Fault(on="cancel", status=500, times=None))
     error = killed(waiting)
     [job_id] = waiting.job_ids()
-    assert f"Could not cancel RunGen job {job_id} of app {APP}, which may still run" in str(error)
+    assert f"Could not cancel job {job_id} of app {APP}, which may still run" in str(error)
 
 
 def test_a_kill_cancels_a_job_that_is_not_saved(waiting: Task) -> None:
@@ -701,7 +699,7 @@ def test_a_refusal_cancels_no_job_and_a_retry_takes_it_up(emulator: Emulator, mo
     [job_id] = task.job_ids()
     assert type(error) is RunGenForbiddenError
     assert f"({status})" in str(error)
-    assert f"RunGen job {job_id} of app {APP} may still run; nothing was canceled" in str(error)
+    assert f"Canceled nothing: job {job_id} of app {APP} may still run" in str(error)
     assert task.statuses() == ["RUNNING"]
     emulator.service.clear_faults()
     assert task.attempt(wait_for_completion=False).value == job_id
@@ -716,7 +714,7 @@ def test_a_refusal_in_the_triggerer_cancels_no_job(emulator: Emulator) -> None:
     error = RunGenForbiddenError("Could not get the job (403)", status_code=403)
     with (
         pytest.raises(RunGenForbiddenError, match="on_clear='resume'"),
-        task.op._owning(task.context),
+        task.op._job_run(task.context).owning(),
     ):
         raise error
     assert task.statuses() == ["RUNNING"]
@@ -733,7 +731,7 @@ def test_a_refusal_in_the_event_of_an_older_version_cancels_no_job(emulator: Emu
     job_ids = task.job_ids()
     message = f"Could not get job {job_ids[0]} of app {APP} ({status}): invalid API key."
     event = {"app_id": APP, "job_ids": job_ids, "outcome": "error", "message": message, "hopeless": True}
-    with pytest.raises(RunGenForbiddenError, match="nothing was canceled"):
+    with pytest.raises(RunGenForbiddenError, match="Canceled nothing"):
         task.op.execute_complete(task.context, event)
     assert task.statuses() == ["RUNNING"]
 
@@ -759,7 +757,7 @@ def test_a_connection_that_breaks_cancels_no_job_and_is_tried_again(
             complete(task.context, event)
     assert isinstance(error, RunGenError)
     assert error.retryable
-    assert f"RunGen job {job_id} of app {APP} may still run" in str(error)
+    assert f"job {job_id} of app {APP} may still run" in str(error)
     assert task.statuses() == ["RUNNING"]
     assert task.attempt(wait_for_completion=False).value == job_id
 
@@ -854,7 +852,7 @@ def test_a_state_that_was_kept_on_purpose_is_resumed(
 
 def test_what_is_no_way_to_clear_breaks_the_dag_file() -> None:
     with pytest.raises(ValueError, match="on_clear"):
-        RunGenRunJobOperator(task_id="t", input=INPUT, on_clear="never")
+        RunGenRunJobOperator(task_id="t", input=INPUT, on_clear="never")  # type: ignore[arg-type]
 
 
 # --- values that nobody wrote -------------------------------------------------------------------------------

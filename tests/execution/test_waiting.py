@@ -190,7 +190,7 @@ def test_a_retry_after_of_one_of_several_jobs_holds_for_it_alone_in_the_triggere
 
 @pytest.mark.parametrize("mode", ["poke", "reschedule"])
 def test_a_sensor_pokes_no_sooner_than_the_service_asked(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, mode: str
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, mode: Any
 ) -> None:
     with RunGenHook() as hook:
         job = hook.run_job(input=job_input(0))

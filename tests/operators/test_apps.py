@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import (
 )
 from conftest import KEY, FakeStore, FakeTaskInstance, Outcome, TrackedTaskInstance, run_task, signal_when
 
+from airflow_provider_rungen import triggers
 from airflow_provider_rungen.client.endpoints import create_app
 from airflow_provider_rungen.client.scaling import ScaleRecord
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -27,14 +28,14 @@ from airflow_provider_rungen.exceptions import (
     RunGenAppTimeoutError,
     RunGenServerError,
 )
+from airflow_provider_rungen.execution import task_instances
+from airflow_provider_rungen.execution.app_body import app_body
 from airflow_provider_rungen.operators import (
     RunGenCreateAppOperator,
     RunGenDeleteAppOperator,
     RunGenScaleAppOperator,
 )
-from airflow_provider_rungen.operators.app import app_body
 from airflow_provider_rungen.sensors import RunGenAppSensor
-from airflow_provider_rungen.triggers import rungen as triggers
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 
@@ -326,7 +327,7 @@ def test_a_kill_leaves_the_app_up_for_the_next_attempt(
     ti.max_tries = 1
     error = killed_on_the_way_up(emulator, context, ti)
     assert str(error).endswith(
-        f"RunGen app {APP} is left at 2 active workers, which are billed: the next attempt goes on with it."
+        f"App {APP} is left at 2 active workers, which are billed: the next attempt resumes."
     )
     assert workers(emulator) == 2
     # which knows what to lower to
@@ -351,10 +352,14 @@ def killed_after_raising(emulator: Emulator, context: Any) -> None:
     class Death(BaseException):
         pass
 
+    def die(*_: Any) -> None:
+        raise Death
+
     op = scale_op(scale_down_on_failure=False)
-    op._wait = lambda *_: (_ for _ in ()).throw(Death())  # type: ignore[method-assign]
-    with pytest.raises(Death):
-        op.execute(context)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("airflow_provider_rungen.execution.scale.ScaleRun._wait", die)
+        with pytest.raises(Death):
+            op.execute(context)
     assert workers(emulator) == 2
 
 
@@ -404,7 +409,7 @@ def test_a_user_who_ends_the_deferred_task_lowers_the_app(
 
     from airflow.providers.common.compat.sdk import TaskDeferred
 
-    monkeypatch.setattr(triggers, "_read_state", lambda _: state)
+    monkeypatch.setattr(task_instances, "task_state", lambda _: state)
     emulator.service.add_app(APP, init_seconds=60)
     with pytest.raises(TaskDeferred) as deferral:
         scale_op(deferrable=True).execute(context)
@@ -422,8 +427,8 @@ def test_a_user_who_ends_the_deferred_task_lowers_an_app_that_does_not_answer_qu
 ) -> None:
     import asyncio
 
-    monkeypatch.setattr(triggers, "_read_state", lambda _: "failed")
-    monkeypatch.setattr(triggers, "CANCEL_TIME", 5.0)
+    monkeypatch.setattr(task_instances, "task_state", lambda _: "failed")
+    monkeypatch.setattr("airflow_provider_rungen.triggers.base.CANCEL_TIME", 5.0)
     emulator.service.scale(APP, 2)
     emulator.service.inject(Fault(on="get_app", kind="hang", times=None))
     trigger = triggers.RunGenAppTrigger(
@@ -542,7 +547,7 @@ def test_a_lost_answer_makes_no_second_app(
 def test_a_retry_finds_the_app_of_the_attempt_before(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, if_exists: str
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.operators.app.LISTED_WITHIN", 0.05)
+    monkeypatch.setattr("airflow_provider_rungen.execution.apps.LISTED_WITHIN", 0.05)
     context["task_state_store"] = FakeStore()
     emulator.service.inject(Fault(on="create_app", kind="reset_after"))
 
@@ -567,11 +572,11 @@ def test_a_retry_finds_the_app_of_the_attempt_before(
 def test_a_retry_waits_for_the_app_to_be_in_the_list(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, keeps: bool
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.operators.app.LISTED_WITHIN", 0.5)
+    monkeypatch.setattr("airflow_provider_rungen.execution.apps.LISTED_WITHIN", 0.5)
     if keeps:
         context["task_state_store"] = FakeStore()
     with monkeypatch.context() as patch:
-        patch.setattr(RunGenCreateAppOperator, "_create", killed_once_created)
+        patch.setattr("airflow_provider_rungen.execution.apps.CreateAppRun._create", killed_once_created)
         with pytest.raises(KeyboardInterrupt):
             create_op().execute(context)
     context["ti"].try_number = 2
@@ -580,8 +585,8 @@ def test_a_retry_waits_for_the_app_to_be_in_the_list(
     assert creations(emulator) == 1
 
 
-def killed_once_created(_: Any, hook: Any, body: dict[str, Any]) -> None:
-    hook.perform(create_app(body))
+def killed_once_created(run: Any, body: dict[str, Any]) -> None:
+    run.hook.perform(create_app(body))
     raise KeyboardInterrupt
 
 
@@ -600,7 +605,7 @@ def test_a_proxy_that_hides_the_answer_creates_one_app(
 def test_a_corrupt_record_of_a_creation_is_no_app_of_ours(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, value: Any
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.operators.app.LISTED_WITHIN", 0.01)
+    monkeypatch.setattr("airflow_provider_rungen.execution.apps.LISTED_WITHIN", 0.01)
     context["task_state_store"] = FakeStore()
     context["task_state_store"].set("rungen_app", value)
     assert [run_task(create_op(), context).value] == apps(emulator)

@@ -22,7 +22,8 @@ from conftest import FakeStore, Outcome, TrackedTaskInstance, run_task, signal_w
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenForbiddenError
-from airflow_provider_rungen.execution import batch
+from airflow_provider_rungen.execution.batch import submitter
+from airflow_provider_rungen.execution.batch.checkpoint import Checkpoint
 from airflow_provider_rungen.links import RunGenAppLink
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunBatchOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -300,7 +301,7 @@ def test_more_failures_than_an_event_holds_are_all_told(rungen_emulator: Emulato
 def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.operators.batch.VISIBILITY_GRACE", 0.0)
+    monkeypatch.setattr("airflow_provider_rungen.execution.batch.run.VISIBILITY_GRACE", 0.0)
     rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
     task = Task(rungen_emulator, inputs=prompts(130), deferrable=True)
     assert "130 of 130 inputs failed" in str(task.attempt().error)
@@ -376,7 +377,7 @@ def test_a_busy_service_is_given_time(rungen_emulator: Emulator, caplog: pytest.
         assert len(set(task.attempt().value)) == 80
     assert task.created == 80
     assert rungen_emulator.service.stats()["early_retries"] == 0
-    assert [line for line in caplog.messages if "going on with 8 at a time" in line]
+    assert [line for line in caplog.messages if "continuing with 8 in flight" in line]
 
 
 def test_a_service_that_is_full_is_waited_for(
@@ -410,7 +411,7 @@ def test_a_refusal_of_the_key_cancels_no_job_and_a_retry_takes_them_up(
     task = Task(rungen_emulator, inputs=prompts(60, seconds=60), wait_for_completion=False)
     error = task.attempt().error
     assert type(error) is RunGenForbiddenError
-    assert "25 RunGen jobs of app flux-schnell may still run; nothing was canceled" in str(error)
+    assert "Canceled nothing: 25 jobs of app flux-schnell may still run" in str(error)
     assert task.statuses() == ["RUNNING"] * 25
     rungen_emulator.service.clear_faults()
     assert len(set(task.attempt().value)) == task.created == 60
@@ -425,7 +426,7 @@ def test_jobs_that_no_retry_resumes_are_named_when_their_ids_are_not_pushed(
     def fail(key: str, value: Any) -> None:
         raise OSError("the API server is gone")
 
-    monkeypatch.setattr(batch, "STORE_PATIENCE", 0.2)
+    monkeypatch.setattr(submitter, "STORE_RETRY_BUDGET", 0.2)
     task = Task(rungen_emulator, inputs=prompts(60, seconds=0))
     if ends == "refused":
         task.store = None
@@ -528,11 +529,11 @@ class FailingStore(FakeStore):
 
 
 def test_a_store_that_fails_loses_no_job(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "STORE_PATIENCE", 0.5)
+    monkeypatch.setattr(submitter, "STORE_RETRY_BUDGET", 0.5)
     task = Task(rungen_emulator, inputs=prompts(200, seconds=60), wait_for_completion=False)
     task.store = FailingStore()
     assert "the store is down" in str(task.attempt().error)
-    kept = batch.Checkpoint.found(task.store)
+    kept = Checkpoint.found(task.store)
     assert kept is not None
     running = {job["id"] for job in rungen_emulator.service.jobs() if job["status"] == "RUNNING"}
     assert 0 < len(running) < task.created
@@ -565,7 +566,7 @@ def test_a_store_that_fails_for_a_while_ends_no_batch(
     task.store = PassingFailure(fails)
     ids = task.attempt().value
     assert len(set(ids)) == task.created == 120
-    kept = batch.Checkpoint.found(task.store)
+    kept = Checkpoint.found(task.store)
     assert kept is not None
     assert kept.job_ids == ids
 
@@ -573,7 +574,7 @@ def test_a_store_that_fails_for_a_while_ends_no_batch(
 def test_submitting_pauses_while_the_store_fails(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "STORE_PATIENCE", 1.0)
+    monkeypatch.setattr(submitter, "STORE_RETRY_BUDGET", 1.0)
     task = Task(rungen_emulator, inputs=prompts(300, seconds=60), max_concurrency=4)
     task.store = PassingFailure(range(2, 10_000))
     assert "the store is down" in str(task.attempt().error)
@@ -584,11 +585,11 @@ def test_submitting_pauses_while_the_store_fails(
 def test_ids_that_are_saved_at_last_are_not_canceled(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "STORE_PATIENCE", 0.0)
+    monkeypatch.setattr(submitter, "STORE_RETRY_BUDGET", 0.0)
     task = Task(rungen_emulator, inputs=prompts(40, seconds=60), max_concurrency=4)
     task.store = PassingFailure(range(4, 5))
     assert "the store is down" in str(task.attempt().error)
-    kept = batch.Checkpoint.found(task.store)
+    kept = Checkpoint.found(task.store)
     assert kept is not None
     assert len(kept.job_ids) == task.created > 0
     assert set(task.statuses()) == {"RUNNING"}
@@ -601,7 +602,7 @@ def test_an_id_that_all_answers_name_is_the_job_of_the_first_input_alone(rungen_
     assert error.value == ["liar", None, None, None, None]
     assert task.ti.xcoms["failed"] == [1, 2, 3, 4]
     outcome = task.attempt(on_unknown_submission="fail")
-    assert "submitted up to 4 inputs (the first is 1)" in str(outcome.error)
+    assert "for up to 4 inputs (the first is inputs[1])" in str(outcome.error)
     assert task.created == 5
 
 
@@ -645,7 +646,7 @@ def test_inputs_that_cannot_be_read_twice_lose_no_job(rungen_emulator: Emulator,
 
     task.store = BreakingStore()
     assert "is not JSON" in str(task.attempt().error)
-    kept = batch.Checkpoint.found(task.store)
+    kept = Checkpoint.found(task.store)
     assert kept is not None
     assert len(kept.job_ids) == task.created > 0
     assert set(task.statuses()) == {"CANCELED"}
@@ -668,7 +669,7 @@ def test_an_attempt_that_died_is_gone_on_with(rungen_emulator: Emulator, writes:
         task.attempt()
     except Died:
         died = True
-    kept = batch.Checkpoint.found(task.store)
+    kept = Checkpoint.found(task.store)
     known = set(kept.job_ids) if kept else set()
     before = task.created
     ids = task.attempt().value
@@ -686,7 +687,7 @@ def test_a_slow_store_never_lags_behind_by_more_than_is_under_way(rungen_emulato
     class SlowStore(FakeStore):
         def set(self, key: str, value: Any, **_: Any) -> None:
             time.sleep(0.02)
-            kept = batch.Checkpoint.found(self)
+            kept = Checkpoint.found(self)
             lags.append(task.created - (len(kept.job_ids) if kept else 0))
             super().set(key, value)
 
@@ -730,9 +731,9 @@ def test_a_retry_that_got_no_answer_for_what_failed_has_an_unknown_fate(
     task.attempt()
     rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=1))
     task.attempt()
-    assert len([line for line in caplog.messages if "Of 1 inputs it is not known" in line]) == 0
+    assert len([line for line in caplog.messages if "1 inputs may have jobs already" in line]) == 0
     task.attempt()
-    assert len([line for line in caplog.messages if "Of 1 inputs it is not known" in line]) == 1
+    assert len([line for line in caplog.messages if "1 inputs may have jobs already" in line]) == 1
 
 
 def test_a_retry_that_cannot_begin_leaves_no_job_of_an_earlier_attempt(rungen_emulator: Emulator) -> None:
@@ -812,7 +813,7 @@ def test_a_kill_leaves_what_is_saved_to_the_next_attempt(rungen_emulator: Emulat
         lambda: task.op.on_kill(),  # noqa: PLW0108 - there is no operator yet
     ):
         error = task.attempt().error
-    assert str(error).endswith("The next attempt takes up 30 RunGen jobs of app flux-schnell.")
+    assert str(error).endswith("The next attempt resumes 30 jobs of app flux-schnell.")
     assert task.statuses() == ["RUNNING"] * 30
     assert len(task.attempt(wait_for_completion=False).value) == task.created == 30
 
@@ -945,8 +946,8 @@ def test_a_kill_says_what_it_cannot_cancel(
         assert "killed" in str(task.attempt().error)
     assert time.monotonic() - sent[0] < 4
     assert Counter(task.statuses()) == {"CANCELED": 20, "RUNNING": 3}
-    [line] = [line for line in caplog.messages if "nobody can cancel" in line]
-    assert line.startswith("3 submissions to app flux-schnell got no answer in time")
+    [line] = [line for line in caplog.messages if "cannot be canceled" in line]
+    assert line.startswith("Fate unknown: 3 submissions to app flux-schnell got no answer in time")
     assert "Submitted 20 of 40 inputs to app flux-schnell" in caplog.messages
 
 

@@ -249,7 +249,7 @@ def test_the_teardown_stops_the_app_and_says_how_long_it_was_up(
     caplog.set_level(logging.INFO)
     assert run_task(down_op(), context) == Outcome()
     assert workers(emulator) == 0
-    assert f"RunGen app {APP} is scaled to 0 workers; it was up for 1 h 2 min" in caplog.text
+    assert f"Scaled app {APP} to 0 workers; it was up for 1 h 2 min" in caplog.text
 
 
 def test_an_app_that_is_gone_is_fine(emulator: Emulator, context: Any, ti: TaskInstance3) -> None:
@@ -289,7 +289,7 @@ def test_a_teardown_that_fails_is_loud_and_tried_again(
     emulator.service.inject(Fault(on="update_app", status=status, times=None))
     outcome = run_task(down_op(), context)
     assert type(outcome.error) is RunGenAppError, "which a retry may help, even with a wrong key"
-    assert f"RunGen app {APP} is perhaps NOT scaled down, and billed until it is" in str(outcome.error)
+    assert f"App {APP} may NOT be scaled down, and is billed until it is" in str(outcome.error)
 
 
 @pytest.mark.parametrize("told", [{}, {"configuration": {"active_workers": 2}}])
@@ -327,7 +327,7 @@ def statuses(emulator: Emulator) -> list[str]:
 
 @pytest.fixture
 def short_lag(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.operators.scale_down.LAG", 0.3)
+    monkeypatch.setattr("airflow_provider_rungen.execution.scale_down.COUNTER_GRACE", 0.3)
 
 
 def test_draining_waits_for_the_apps_jobs(emulator: Emulator, context: Any) -> None:
@@ -342,13 +342,13 @@ def test_draining_has_its_time(emulator: Emulator, context: Any, caplog: pytest.
     submit(emulator, 60)
     run_task(down_op(drain=True, drain_timeout=0.2), context)
     assert workers(emulator) == 0
-    assert "1 jobs queued or running still" in caplog.text
+    assert "still has 1 queued or running jobs" in caplog.text
 
 
 def test_an_app_may_stay_up_for_the_jobs_of_others(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.operators.scale_down.LAG", 0.3)
+    monkeypatch.setattr("airflow_provider_rungen.execution.scale_down.COUNTER_GRACE", 0.3)
     submit(emulator, 0.1)
     run_task(down_op(keep_if_busy=True), context)
     assert workers(emulator) == 0, "a job that has just ended is no reason"
@@ -356,7 +356,7 @@ def test_an_app_may_stay_up_for_the_jobs_of_others(
     submit(emulator, 60)
     assert run_task(down_op(keep_if_busy=True), context) == Outcome()
     assert workers(emulator) == 2
-    assert f"RunGen app {APP} is LEFT UP, and billed: 1 jobs" in caplog.text
+    assert f"App {APP} is LEFT UP, and billed: 1 jobs" in caplog.text
 
 
 @pytest.mark.usefixtures("short_lag")

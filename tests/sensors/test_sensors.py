@@ -187,8 +187,8 @@ def test_the_sensor_holds_no_results(rungen_emulator: Emulator, context: Any) ->
     ids = submitted(0, 0, 0)
     task = sensor(ids, result_schema="flux-schnell")
     assert task.poke(context) is True
-    assert task._watch is not None
-    assert [job.result for job in task._watch.over.values()] == [None] * 3
+    run: Any = task._run
+    assert [job.result for job in run._poller.over.values()] == [None] * 3
 
 
 def test_a_check_of_results_needs_a_worker(rungen_emulator: Emulator, context: Any) -> None:

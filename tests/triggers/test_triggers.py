@@ -15,11 +15,12 @@ from airflow.triggers.base import BaseTrigger
 from asgiref.sync import async_to_sync
 from conftest import APP, KEY
 
-from airflow_provider_rungen import _airflow
+from airflow_provider_rungen import _airflow, triggers
 from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.execution import attempts, task_instances
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.triggers import RunGenJobTrigger
-from airflow_provider_rungen.triggers import rungen as triggers
+from airflow_provider_rungen.triggers import RunGenJobTrigger, base, job
+from airflow_provider_rungen.triggers.base import RunGenBaseTrigger
 
 INPUT = {"prompt": "a red fox"}
 
@@ -38,10 +39,10 @@ def trigger(job_ids: list[str], **options: Any) -> RunGenJobTrigger:
     return RunGenJobTrigger(**(settings | options))
 
 
-def fire(*these: triggers.RunGenTrigger) -> list[dict[str, Any]]:
+def fire(*these: RunGenBaseTrigger) -> list[dict[str, Any]]:
     """The events of triggers that run side by side, as they do in the triggerer."""
 
-    async def all_of(one: triggers.RunGenTrigger) -> list[Any]:
+    async def all_of(one: RunGenBaseTrigger) -> list[Any]:
         return [event.payload async for event in one.run()]
 
     async def work() -> list[list[Any]]:
@@ -157,8 +158,8 @@ def test_an_outage_is_no_event(rungen_emulator: Emulator, monkeypatch: pytest.Mo
 def test_a_trigger_does_not_fire_while_the_deferring_process_goes_down(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert triggers.SETTLING_TIME >= 6
-    monkeypatch.setattr(triggers, "SETTLING_TIME", 0.7)
+    assert base.SETTLING_TIME >= 6
+    monkeypatch.setattr(base, "SETTLING_TIME", 0.7)
     deferred_at = time.time()
     fire(trigger(submitted(0), deferred_at=deferred_at))
     assert 0.7 <= time.time() - deferred_at < 3
@@ -237,7 +238,7 @@ def _start_and_end(one: RunGenJobTrigger, emulator: Emulator, *, kill: bool) -> 
 def test_a_user_who_ends_the_task_cancels_its_jobs(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, state: str | None, cancel: bool, want: str
 ) -> None:
-    monkeypatch.setattr(triggers, "_read_state", lambda _: state)
+    monkeypatch.setattr(task_instances, "task_state", lambda _: state)
     rungen_emulator.service.scale(APP, 20)
     ids = submitted(*[60] * 12)
     _start_and_end(trigger(ids, cancel_on_kill=cancel), rungen_emulator, kill=True)
@@ -257,7 +258,7 @@ def test_the_state_may_be_asked_for_on_the_triggerers_own_loop(
         return async_to_sync(answer)()
 
     loops: list[Any] = []
-    monkeypatch.setattr(triggers, "_read_state", ask)
+    monkeypatch.setattr(task_instances, "task_state", ask)
     one = trigger(submitted(60))
     one.task_instance = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=-1, try_number=1)  # type: ignore[assignment]
 
@@ -275,7 +276,7 @@ def test_jobs_whose_tasks_state_is_unknown_are_left_running(
     def fail(_: Any) -> None:
         raise RuntimeError("no database")
 
-    monkeypatch.setattr(triggers, "_read_state", fail)
+    monkeypatch.setattr(task_instances, "task_state", fail)
     _start_and_end(trigger(submitted(60)), rungen_emulator, kill=True)
     assert states(rungen_emulator) == ["RUNNING"]
 
@@ -295,7 +296,7 @@ def test_a_kill_goes_on_though_it_is_canceled_itself(
         return "failed"
 
     asked = threading.Event()
-    monkeypatch.setattr(triggers, "_read_state", slowly)
+    monkeypatch.setattr(task_instances, "task_state", slowly)
     one = trigger(submitted(60))
     one.task_instance = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=-1, try_number=1)  # type: ignore[assignment]
 
@@ -324,8 +325,8 @@ def ids(rungen_emulator: Emulator) -> list[str]:
 def airflow_tells(monkeypatch: pytest.MonkeyPatch, *told: str, pushed: Iterable[str] | None) -> None:
     """Make Airflow report these states of the task, the last for ever, and the jobs of its last attempt."""
     left = list(told)
-    monkeypatch.setattr(triggers, "_read_state", lambda _: left.pop(0) if len(left) > 1 else left[0])
-    monkeypatch.setattr(triggers, "pushed_job_ids", lambda _: None if pushed is None else set(pushed))
+    monkeypatch.setattr(task_instances, "task_state", lambda _: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(task_instances, "pushed_job_ids", lambda _: None if pushed is None else set(pushed))
 
 
 def test_a_cleared_task_whose_next_attempt_is_deferred_already_cancels_the_old_jobs(
@@ -357,7 +358,7 @@ def test_an_attempt_that_another_has_replaced_cancels_its_jobs(
             "'message': 'Task instance is not a live attempt'}}}"
         )
 
-    monkeypatch.setattr(triggers, "_read_state", lambda _: "deferred")
+    monkeypatch.setattr(task_instances, "task_state", lambda _: "deferred")
     monkeypatch.setattr(_airflow.XCom, "get_one", refuse)
     _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
     assert states(rungen_emulator) == [want, want]
@@ -371,7 +372,7 @@ def test_the_next_attempt_has_time_to_take_jobs_up_where_it_may(
     on_clear: str,
     discards: bool,
 ) -> None:
-    monkeypatch.setattr(triggers, "CLEAR_DISCARDS_STATE", discards)
+    monkeypatch.setattr(attempts, "CLEAR_DISCARDS_STATE", discards)
     airflow_tells(monkeypatch, "queued", "scheduled", "running", pushed=ids)
     _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
     assert states(rungen_emulator) == ["RUNNING", "RUNNING"]
@@ -390,8 +391,8 @@ def test_a_clear_whose_next_attempt_does_not_come_soon(
     discards: bool,
     want: str,
 ) -> None:
-    monkeypatch.setattr(triggers, "CLEAR_DISCARDS_STATE", discards)
-    monkeypatch.setattr(triggers, "TAKE_UP_TIME", 0.2)
+    monkeypatch.setattr(attempts, "CLEAR_DISCARDS_STATE", discards)
+    monkeypatch.setattr(job, "TAKE_UP_TIME", 0.2)
     airflow_tells(monkeypatch, "scheduled", pushed=ids)  # those of before, which are not wiped yet
     _start_and_end(trigger(ids, on_clear=on_clear), rungen_emulator, kill=True)
     assert states(rungen_emulator) == [want, want]
@@ -447,7 +448,7 @@ def test_an_app_trigger_of_other_versions_is_understood(rungen_emulator: Emulato
     }
     for row in (old, old | {"region": "eu"}):
         [event] = fire(triggers.RunGenAppTrigger(**row))
-        assert event["outcome"] == "there"
+        assert event["outcome"] == "ready"
 
 
 def test_a_row_without_jobs_is_an_error_that_says_so(rungen_emulator: Emulator) -> None:

@@ -1,4 +1,4 @@
-"""Asks Airflow about a trigger's task, through names that Airflow does not document."""
+"""Asks Airflow about a task instance, through names that Airflow does not document."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ def task_state(ti: Any) -> str | None:
     """
     Return the state of a task instance, or ``None`` where it has none. It blocks.
 
-    :param ti: a trigger's ``task_instance``.
+    :param ti: the ``ti`` of a context, or the ``task_instance`` of a trigger.
     """
     return _state_from_supervisor(ti) if AIRFLOW_V_3_0_PLUS else _state_from_database(ti)
 
 
 def _state_from_supervisor(ti: Any) -> str | None:
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+    ask = getattr(ti, "get_task_states", None)
+    if ask is None:  # in a trigger
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
+        ask = RuntimeTaskInstance.get_task_states
     # map_index may be None for a task in a loop of Airflow 3.4: Airflow then answers for each index
-    states = RuntimeTaskInstance.get_task_states(
-        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-    )
+    states = ask(dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index)
     found: list[str | None] = list(states.get(ti.run_id, {}).values())
     if TaskInstanceState.DEFERRED in found:  # of several, one that may be this one: nothing is undone then
         return TaskInstanceState.DEFERRED

@@ -1,0 +1,1 @@
+"""Runs many jobs in one task."""

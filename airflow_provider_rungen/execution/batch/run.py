@@ -1,0 +1,405 @@
+"""Runs a batch: submits what has no job yet, waits for all of it, and reports which inputs failed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen._airflow import metrics
+from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.polling import VISIBILITY_GRACE, job_of, strip_payloads
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenJobError,
+    RunGenJobFailedError,
+    RunGenNotFoundError,
+    RunGenSubmissionUnknownError,
+)
+from airflow_provider_rungen.execution.attempts import End
+from airflow_provider_rungen.execution.batch.checkpoint import KEY, BatchHeader, Checkpoint
+from airflow_provider_rungen.execution.batch.inputs import Inputs
+from airflow_provider_rungen.execution.batch.submitter import BatchSubmitter
+from airflow_provider_rungen.execution.durable import DurableRun
+from airflow_provider_rungen.execution.lineage import TaskOutcome
+from airflow_provider_rungen.execution.outcomes import format_reasons, max_failures, read_job_event
+from airflow_provider_rungen.execution.submission import RESUBMISSION_GRACE
+from airflow_provider_rungen.schemas import Schema
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.execution.options import BatchOptions
+    from airflow_provider_rungen.execution.waiting import Defer
+
+log = logging.getLogger(__name__)
+
+IDS_IN_A_LINE = 50
+# How many refusals keep their reason over a deferral; a message names no more.
+MAX_PUSHED_REASONS = 10
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """
+    What came of a batch.
+
+    :param ids: the job of each input, or ``None``.
+    :param refused: the inputs that have no job, with the reason.
+    :param jobs: the jobs that are over, all that failed among them.
+    """
+
+    ids: list[str | None]
+    refused: Mapping[int, RunGenError] = field(default_factory=dict)
+    jobs: Sequence[Job] = ()
+
+    @property
+    def job_ids(self) -> list[str]:
+        """The jobs."""
+        return [job_id for job_id in self.ids if job_id]
+
+    def reasons(self) -> dict[int, str]:
+        """Return why inputs did not complete, by their index."""
+        reasons = {index: "it was not submitted" for index, job_id in enumerate(self.ids) if job_id is None}
+        reasons |= {index: error.message for index, error in self.refused.items()}
+        reason_by_job = {}
+        for job in self.jobs:
+            try:
+                job.raise_for_status()
+            except RunGenJobError as error:
+                reason_by_job[job.id] = error.message
+        reasons |= {i: reason_by_job[job_id] for i, job_id in enumerate(self.ids) if job_id in reason_by_job}
+        return dict(sorted(reasons.items()))
+
+
+class BatchRun(DurableRun):
+    """An attempt that runs many jobs."""
+
+    record_key = KEY
+
+    def __init__(self, task: BaseOperator, context: Context, options: BatchOptions, defer: Defer) -> None:
+        super().__init__(task, context, options, defer)
+        self._batch_options = options
+        self._store = context.get("task_state_store") if options.durable else None
+        # what is saved of this attempt, or else of an earlier one
+        self._checkpoint: Checkpoint | None = None
+
+    def submit_and_wait(self, read_inputs: Callable[[], Any]) -> BatchResult:
+        """
+        Submit what is not submitted yet, and wait for all of it when asked to. Call it within `executing`.
+
+        :param read_inputs: returns the inputs: a list, or the URI of a file.
+        """
+        inputs = Inputs(read_inputs(), Schema.of(self.submit_options.input_schema, "input_schema"))
+        app_id = self.app_id
+        self.link_to(app_id)
+        header = BatchHeader(
+            app_id=app_id,
+            digest=inputs.digest,
+            count=inputs.count,
+            deadline=time.time() + self.submit_options.timeout,
+            attempt=self.attempt,
+        )
+        checkpoint, completed = self._resume_or_begin(Checkpoint(self._store, header))
+        self._checkpoint = checkpoint
+        deadline = self.deadline(checkpoint.header.deadline)
+        refused = self._submit(inputs, checkpoint, completed, deadline)
+        result = BatchResult(checkpoint.entries, refused)
+        if not self.submit_options.wait_for_completion:
+            return result
+        self.own(app_id, [job_id for job_id in checkpoint.job_ids if job_id not in completed])
+        jobs = self.wait(
+            deadline=deadline,
+            visible_by=time.time() + VISIBILITY_GRACE,
+            on_finished=strip_payloads,
+            can_end_from_trigger=None not in result.ids,
+            before_end_from_trigger=lambda: self._push_success(result),
+        )
+        return replace(result, jobs=jobs)
+
+    @contextmanager
+    def executing(self) -> Iterator[None]:
+        """Open the hook, and answer for the jobs of an earlier attempt until the inputs are known."""
+        self.warn_if_not_durable()
+        self._checkpoint = earlier = Checkpoint.found(self._store)
+        if earlier is not None:
+            self.own(earlier.header.app_id, earlier.job_ids)
+        with self.owning():
+            yield
+
+    @contextmanager
+    def completing(self, event: Mapping[str, Any]) -> Iterator[BatchResult]:
+        """Go on after the wait in the triggerer."""
+        ids = self._pushed_ids()
+        result = BatchResult(ids, self._pushed_refusals())
+        self.own(event.get("app_id") or self._options.app_id or "", result.job_ids)
+        with self.owning():
+            self.own(event.get("app_id") or self.app_id, result.job_ids)
+            jobs = read_job_event(event)
+            if event.get("count", 0) > len(jobs):  # more failed than the event holds
+                app_id = self.jobs.app_id
+                outcomes = self._fetch(app_id, result.job_ids).items()
+                jobs = [job_of(outcome, app_id, job_id) for job_id, outcome in outcomes]
+            yield replace(result, jobs=jobs)
+
+    def finish(self, result: BatchResult, max_failed: float | None = None) -> list[str | None]:
+        """
+        Report which inputs failed.
+
+        :param max_failed: how many may; the operator's parameter when left out.
+        :return: the job of each input, or ``None``.
+        :raises RunGenJobFailedError: more failed than ``max_failed`` allows.
+        """
+        reasons, count = result.reasons(), len(result.ids)
+        self.ti.xcom_push(key="failed", value=list(reasons))
+        max_failed = self._batch_options.max_failed if max_failed is None else max_failed
+        allowed = max_failures(max_failed, count)
+        if len(reasons) > allowed:
+            raise self._failure(result, reasons, allowed)
+        self.record_outcome(TaskOutcome(self.jobs.app_id, result.job_ids, failed_count=len(reasons)))
+        if reasons:
+            log.warning(
+                "Failed: %d of %d inputs, as max_failed allows: %s",
+                *(len(reasons), count, format_reasons(reasons)),
+            )
+        else:
+            state = "completed" if self.submit_options.wait_for_completion else "were submitted"
+            log.info("All %d jobs of app %s %s", count, self.jobs.app_id, state)
+        return result.ids
+
+    def _failure(self, result: BatchResult, reasons: Mapping[int, str], allowed: int) -> RunGenJobFailedError:
+        refused = result.refused
+        # a retry is refused in the same way
+        retryable = len(reasons) > len(refused) or any(error.retryable for error in refused.values())
+        again = f"A retry runs {'only these' if self.state.is_durable else 'all inputs'} again"
+        return RunGenJobFailedError(
+            f"{len(reasons)} of {len(result.ids)} inputs failed, {allowed} may (max_failed): "
+            f"{format_reasons(reasons)}",
+            app_id=self.jobs.app_id,
+            job_id=next((result.ids[index] or "" for index in reasons if result.ids[index]), ""),
+            hint=again if retryable else "Correct them, and clear the task",
+            retryable=retryable,
+        )
+
+    # --- the record ---
+
+    def note_end(self, end: End) -> None:
+        if self._checkpoint is not None:
+            header: BatchHeader | None = self._checkpoint.header
+        else:  # after a deferral
+            header = BatchHeader.from_store(self.state.get(KEY)) if self.state.is_durable else None
+        if header is not None:
+            self.state.note(KEY, replace(header, end=end, attempt=self.attempt).to_store())
+
+    def save(self) -> None:
+        if self._checkpoint is not None:
+            self._checkpoint.flush_with_retries()
+
+    def unsaved(self) -> list[str]:
+        return [] if self._checkpoint is None else self._checkpoint.unsaved_job_ids
+
+    # --- an earlier attempt ---
+
+    def _resume_or_begin(self, new: Checkpoint) -> tuple[Checkpoint, set[str]]:
+        """Return the checkpoint to go on with, and the jobs of an earlier attempt that have completed."""
+        earlier = self._checkpoint
+        if earlier is None:
+            return new, set()
+        new.known |= earlier.known
+        is_cleared = self.attempt.was_cleared_since(earlier.header.attempt, earlier.header.end)
+        if earlier.matches(new.header) and (self.resumes_clears or not is_cleared):
+            completed = self._resume(earlier, is_cleared=is_cleared)
+            self._extend(earlier, new.header, is_cleared=is_cleared)
+            return earlier, completed
+        if earlier.job_ids:
+            log.info("Task was cleared, or its inputs or app changed: submitting all inputs anew")
+            if self.wait_options.cancel_on_kill:
+                self.cancel(self.jobs.running)
+        self.own("", [])
+        return new, set()
+
+    def _extend(self, checkpoint: Checkpoint, new: BatchHeader, *, is_cleared: bool) -> None:
+        """Give new jobs the whole time. After a clear, give it to running ones when theirs is up."""
+        is_late = is_cleared and checkpoint.header.deadline <= time.time()
+        if is_late or None in checkpoint.entries:
+            checkpoint.header = replace(checkpoint.header, deadline=new.deadline)
+        if is_cleared:  # the retries of this attempt are to find it
+            checkpoint.header = replace(checkpoint.header, attempt=self.attempt, end=End.UNKNOWN)
+            if not checkpoint.flush_with_retries():
+                log.warning("Could not save in the task state store that the batch was resumed")
+
+    def _resume(self, checkpoint: Checkpoint, *, is_cleared: bool) -> set[str]:
+        """Fetch the jobs of an earlier attempt, and return the completed. Those that failed run again."""
+        app_id, unknown = checkpoint.header.app_id, checkpoint.unknown
+        if unknown and self.submit_options.on_unknown_submission == "fail" and not is_cleared:
+            raise RunGenSubmissionUnknownError(
+                f"Fate unknown: an earlier attempt may have created jobs of app {app_id} for up to "
+                f"{len(unknown)} inputs (the first is inputs[{unknown[0]}])",
+                hint="Look at the app's jobs, then clear the task to submit all inputs again",
+                retryable=False,
+            )
+        visible_by = checkpoint.header.submitted_at + RESUBMISSION_GRACE
+        outcomes = self._fetch(app_id, checkpoint.job_ids, visible_by)
+        completed, failed = set(), 0
+        for index, job_id in enumerate(checkpoint.ids):
+            outcome = outcomes.get(job_id)
+            if isinstance(outcome, RunGenNotFoundError) or (
+                isinstance(outcome, Job) and outcome.status in (JobStatus.FAILED, JobStatus.CANCELED)
+            ):
+                checkpoint.note(index, Checkpoint.NOT_CREATED)
+                failed += 1
+            elif isinstance(outcome, RunGenError):
+                raise outcome
+            elif outcome is not None and outcome.status is JobStatus.COMPLETED:
+                completed.add(job_id)
+        running = len(checkpoint.job_ids) - len(completed)
+        metrics.incr("jobs.resumed", len(checkpoint.job_ids))
+        log.info(
+            "Resuming a batch of %d inputs: %d jobs completed, %d are resumed, %d failed and run again. The "
+            "rest is submitted now",
+            *(len(checkpoint.ids), len(completed), running, failed),
+        )
+        if unknown:
+            log.warning(
+                "Fate unknown: %d inputs may have jobs already. Submitting them again, which may run and "
+                "bill them twice",
+                len(unknown),
+            )
+        return completed
+
+    def _fetch(
+        self, app_id: str, job_ids: Sequence[str], visible_by: float = 0.0
+    ) -> dict[str, Job | RunGenError]:
+        found: dict[str, Job | RunGenError] = {}
+
+        def note(job_id: str, outcome: Job | RunGenError) -> None:
+            if isinstance(outcome, RunGenError):
+                if retry.is_transient(outcome):
+                    raise outcome  # the rest would fail likewise
+                found[job_id] = outcome
+            else:
+                found[job_id] = strip_payloads(outcome)
+
+        self.refetch(app_id, job_ids, note, visible_by=visible_by)
+        return found
+
+    # --- the submission ---
+
+    def _submit(
+        self, inputs: Inputs, checkpoint: Checkpoint, completed: set[str], deadline: float
+    ) -> dict[int, RunGenError]:
+        """Submit what has no job yet, and return the inputs that were refused, with the reason."""
+        refused: dict[int, RunGenError] = {}
+        absent = [index for index, job_id in enumerate(checkpoint.entries) if job_id is None]
+        known_before = len(checkpoint.job_ids)
+        self.guard.check()
+        with self._naming_lost_jobs(checkpoint), self.guard.defer_signals():
+            if absent:
+                refused = self._submit_absent(inputs, checkpoint, completed, deadline)
+                self._log_submitted(checkpoint, len(checkpoint.job_ids) - known_before)
+            self.ti.xcom_push(key="job_ids", value=checkpoint.entries)
+            self.on_submitted(checkpoint.job_ids)
+            for job_id in checkpoint.job_ids[:1]:
+                self.link_to_job(checkpoint.header.app_id, job_id)
+            if refused:
+                reasons = [
+                    # 0.1 reads the opposite of retryable
+                    (index, error.message if number < MAX_PUSHED_REASONS else "", not error.retryable)
+                    for number, (index, error) in enumerate(sorted(refused.items()))
+                ]
+                self.ti.xcom_push(key="refused", value=reasons)
+        return refused
+
+    def on_submitted(self, job_ids: list[str]) -> None:
+        """Push what a subclass pushes right after the submission."""
+
+    def _submit_absent(
+        self, inputs: Inputs, checkpoint: Checkpoint, completed: set[str], deadline: float
+    ) -> dict[int, RunGenError]:
+        app_id, hook = checkpoint.header.app_id, self.hook
+        absent = {index for index, job_id in enumerate(checkpoint.entries) if job_id is None}
+        todo = ((index, item) for index, item in enumerate(inputs) if index in absent)
+        submitter = BatchSubmitter(
+            hook.aperform,
+            app_id,
+            checkpoint,
+            max_concurrency=self._batch_options.max_concurrency,
+            deadline=deadline,
+            is_stopping=lambda: self.guard.is_pending,
+        )
+
+        async def submit() -> None:
+            try:
+                await submitter.run(todo, len(absent))
+            finally:
+                await hook.aclose()
+
+        # the submission itself looks for a kill, and gives what is in flight its last second
+        before = hook.checkpoint, hook.is_interrupted
+        hook.checkpoint = hook.is_interrupted = None
+        try:
+            asyncio.run(submit())
+        except RunGenError:
+            raise
+        except Exception:
+            checkpoint.flush_with_retries()
+            if self.wait_options.cancel_on_kill:
+                self._own_running(checkpoint, completed)
+                self.cancel(checkpoint.unsaved_job_ids)
+            raise
+        finally:
+            hook.checkpoint, hook.is_interrupted = before
+            self._own_running(checkpoint, completed)
+            if unknown := checkpoint.unknown:  # what ends the attempt may be another error
+                log.warning(
+                    "Fate unknown: %d inputs of app %s (the first is inputs[%d]). RunGen may have created "
+                    "their jobs; look at the app's jobs",
+                    *(len(unknown), app_id, unknown[0]),
+                )
+        return submitter.refused
+
+    def _own_running(self, checkpoint: Checkpoint, completed: set[str]) -> None:
+        running = [job_id for job_id in checkpoint.job_ids if job_id not in completed]
+        self.own(checkpoint.header.app_id, running)
+
+    @staticmethod
+    def _log_submitted(checkpoint: Checkpoint, submitted: int) -> None:
+        app_id = checkpoint.header.app_id
+        if len(checkpoint.ids) == len(checkpoint.job_ids) == 1:
+            log.info("Submitted job %s to app %s", checkpoint.job_ids[0], app_id)
+        else:
+            log.info("Submitted %d of %d inputs to app %s", submitted, len(checkpoint.ids), app_id)
+
+    @contextmanager
+    def _naming_lost_jobs(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """Log the ids that nobody else learns when the attempt ends before it pushes them."""
+        try:
+            yield
+        except Exception as error:
+            lost = checkpoint.unsaved_job_ids if self.has_next(error) else checkpoint.job_ids
+            for start in range(0, len(lost), IDS_IN_A_LINE):
+                some = ", ".join(lost[start : start + IDS_IN_A_LINE])
+                log.warning("No retry resumes these jobs of app %s: %s", checkpoint.header.app_id, some)
+            raise
+
+    # --- XCom ---
+
+    def _push_success(self, result: BatchResult) -> None:
+        self.ti.xcom_push(key="failed", value=[])
+        self.push_return_value(result.ids)
+
+    def _pushed_ids(self) -> list[str | None]:
+        return self.xcom_pull("job_ids") or []
+
+    def _pushed_refusals(self) -> dict[int, RunGenError]:
+        pushed = self.xcom_pull("refused") or ()
+        return {
+            index: RunGenError(reason, retryable=not is_permanent) for index, reason, is_permanent in pushed
+        }
+
+    def pushed_job_ids(self) -> list[str]:
+        return [job_id for job_id in self._pushed_ids() if job_id]

@@ -1,0 +1,39 @@
+"""Cancels the jobs that a task names."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from airflow_provider_rungen.exceptions import RunGenConflictError
+from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
+from airflow_provider_rungen.execution.run import TaskRun, fail_without_retry
+
+log = logging.getLogger(__name__)
+
+
+class CancelRun(TaskRun):
+    """An attempt that cancels jobs."""
+
+    def execute(self, job_id: Any, *, fail_if_over: bool) -> list[str]:
+        """
+        Cancel jobs one by one.
+
+        :return: the ids of those that were canceled.
+        :raises RunGenConflictError: a job is over, and it may not be.
+        """
+        canceled = []
+        with fail_without_retry(), self.opened() as hook:
+            app_id, job_ids = self.app_id, parse_known_job_ids(job_id)
+            self.link_to(app_id, job_ids)
+            for each in job_ids:
+                try:
+                    hook.cancel_job(app_id=app_id, job_id=each)
+                except RunGenConflictError:
+                    if fail_if_over:
+                        raise
+                    log.info("Job %s is already over", each)
+                else:
+                    log.info("Canceled job %s of app %s", each, app_id)
+                    canceled.append(each)
+        return canceled

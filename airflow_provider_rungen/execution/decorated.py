@@ -1,0 +1,98 @@
+"""Runs what the function of ``@task.rungen`` returns, and collects the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen.execution.batch.run import BatchResult, BatchRun
+from airflow_provider_rungen.execution.collector import Collector
+from airflow_provider_rungen.execution.outcomes import raise_for_jobs
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions
+    from airflow_provider_rungen.execution.waiting import Defer
+
+
+class DecoratedRun(BatchRun):
+    """
+    An attempt of ``@task.rungen``: a batch, or one job, and its results.
+
+    :param task: the operator.
+    :param context: Airflow's context of the attempt.
+    :param options: how to run the jobs.
+    :param defer: see `WaitingRun`.
+    :param collect: what to do with the results.
+    :param pushes_keys: whether each key of a result becomes an XCom of its own, too.
+    """
+
+    def __init__(
+        self,
+        task: BaseOperator,
+        context: Context,
+        options: BatchOptions,
+        defer: Defer,
+        *,
+        collect: CollectOptions,
+        pushes_keys: bool,
+    ) -> None:
+        super().__init__(task, context, options, defer)
+        self._collect_options = collect
+        self._pushes_keys = pushes_keys
+        self._is_single = False
+
+    def execute(self, call: Callable[[], Any]) -> Any:
+        """
+        Call the function, run what it returns, and wait for it.
+
+        :param call: calls the function.
+        :return: the result, or the list of results in the order of the inputs.
+        """
+        collector: Collector | None = None
+
+        def read_inputs() -> Any:
+            nonlocal collector
+            collector = Collector(self, self._collect_options, pushes_keys=self._pushes_keys)
+            given = call()
+            self._is_single = isinstance(given, Mapping)
+            return [given] if self._is_single else given
+
+        with self.executing():
+            result = self.submit_and_wait(read_inputs)
+            assert collector is not None  # noqa: S101 - for the type checker; read_inputs() made it
+            return self._collect(collector, result)
+
+    def complete(self, event: Mapping[str, Any]) -> Any:
+        """
+        Go on after the wait in the triggerer.
+
+        :return: the result, or the list of results in the order of the inputs.
+        """
+        self._is_single = self.xcom_pull("job_id") is not None
+        with self.completing(event) as result:
+            collector = Collector(self, self._collect_options, pushes_keys=self._pushes_keys)
+            return self._collect(collector, result)
+
+    def on_submitted(self, job_ids: list[str]) -> None:
+        if self._is_single and job_ids:
+            self.ti.xcom_push(key="job_id", value=job_ids[0])
+
+    def _collect(self, collector: Collector, result: BatchResult) -> Any:
+        """Return the results in place of the ids. One job fails with its own error."""
+        max_failed = 0.0 if self._is_single else self._collect_options.max_failed
+        for error in result.refused.values() if self._is_single else ():
+            raise error
+        if self._is_single and result.job_ids:
+            raise_for_jobs(result.jobs)
+        else:
+            self.finish(result, max_failed)
+        failed_count = self.outcome.failed_count if self.outcome else 0
+        self.jobs.finished = set(result.job_ids)  # they are not to be canceled any more
+        return collector.collect(
+            self.jobs.app_id,
+            result.ids,
+            max_failed=max_failed,
+            single=self._is_single,
+            logged_failures=failed_count,
+        )

@@ -1,0 +1,71 @@
+"""Reads the ids that a task is given: one, a list, or the text that a template makes of either."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+from airflow_provider_rungen.client.codec import path_segment
+from airflow_provider_rungen.exceptions import RunGenInputError
+
+
+def parse_job_ids(value: Any) -> list[str | None]:
+    """
+    Return the ids in a value, with ``None`` for an input without a job.
+
+    :raises RunGenInputError: there is no id, or something in it cannot be one.
+    """
+    if is_single(value := _untemplated(value)):
+        ids = [value]
+    elif isinstance(value, Iterator):
+        raise RunGenInputError(
+            "job_id must be an id or a list of ids, not an iterator, which can be read once"
+        )
+    else:
+        try:
+            ids = [_untemplated(each) for each in value]
+        except TypeError:
+            kind = type(value).__name__
+            raise RunGenInputError(f"job_id must be an id or a list of ids, not a {kind}") from None
+    for each in ids:
+        if each is not None or len(ids) == 1:
+            path_segment(each, "job_id")
+    return ids
+
+
+def parse_known_job_ids(value: Any) -> list[str]:
+    """
+    Return the ids in a value, without the inputs that have no job.
+
+    :raises RunGenInputError: something in it cannot be an id, or no input has a job.
+    """
+    ids = parse_job_ids(value)
+    known = [each for each in ids if each is not None]
+    if ids and not known:
+        raise RunGenInputError("job_id names no job: did the task before push nothing?")
+    return known
+
+
+def is_single(value: Any) -> bool:
+    """Return whether a value stands for one job, so that one result is returned, and not a list."""
+    value = _untemplated(value)
+    return value is None or isinstance(value, str)
+
+
+def _untemplated(value: Any) -> Any:
+    """Return what a template made text of."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("[") and text.endswith("]"):
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return value
+    return None if text == "None" else value
+
+
+def format_jobs(job_ids: list[str]) -> str:
+    """Return the id of one job, or the number of several."""
+    return f"job {job_ids[0]}" if len(job_ids) == 1 else f"{len(job_ids)} jobs"

@@ -1,0 +1,126 @@
+"""Defers the signals that end a task, so that no id of a paid job is lost between two steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from airflow_provider_rungen._airflow import AirflowException
+
+# Airflow kills the process 5 s after the signal.
+KILL_TIME = 4.0
+_SIGNALS = (signal.SIGTERM, signal.SIGALRM)
+
+
+class KillGuard:
+    """
+    Decides when a kill or a time limit may interrupt an attempt.
+
+    Airflow's signal handlers raise wherever the task is. Within `defer_signals` they are noted instead, and
+    `check`, between two requests, delivers them. A kill also comes as a call of `kill`, which may run in a
+    signal handler, in another thread, or in code that swallows exceptions: `check` then raises in the thread
+    that works.
+
+    :param cleanup: called at each kill; returns the last words of the attempt, for its log.
+    """
+
+    def __init__(self, cleanup: Callable[[], str] = lambda: "") -> None:
+        self._cleanup = cleanup
+        self._thread: int | None = None
+        self._last_words = ""
+        self._depth = 0
+        self._handlers: dict[int, Any] = {}
+        self._pending: list[tuple[int, Any]] = []
+        # of the monotonic clock
+        self._pending_since: float | None = None
+        #: Whether the task was killed.
+        self.is_killed = False
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Let a kill end the work of this thread."""
+        before, self._thread = self._thread, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._thread = before
+
+    @contextmanager
+    def defer_signals(self) -> Iterator[None]:
+        """Defer kills and time limits to the end of the block. A request in flight gets one second more."""
+        if threading.current_thread() is threading.main_thread():
+            self._enter()
+            try:
+                yield
+            finally:
+                self._leave()
+        else:
+            yield
+        if self.is_killed:
+            self.kill()
+
+    def check(self) -> None:
+        """
+        Deliver what was deferred, and end the work of a killed task.
+
+        :raises AirflowException: the task was killed.
+        """
+        self.deliver_pending()
+        if self.is_killed and self._thread == threading.get_ident():
+            raise AirflowException(f"The task was killed. {self._last_words}".strip())
+
+    def kill(self) -> None:
+        """Clean up, and end the task."""
+        self.is_killed = True
+        self._last_words = self._cleanup() or self._last_words
+        # a signal handler that returned would let execute() go on
+        self.check()
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a signal waits for the end of a block."""
+        return bool(self._pending)
+
+    def is_interrupted(self) -> bool:
+        """Return whether the work of this thread is about to end."""
+        return self.is_pending or (self.is_killed and self._thread == threading.get_ident())
+
+    def time_left(self) -> float:
+        """Return the seconds that a cleanup has, since the signal may have been deferred."""
+        since = self._pending_since
+        return KILL_TIME if since is None else KILL_TIME - (time.monotonic() - since)
+
+    def deliver_pending(self) -> None:
+        """Call the handlers of the signals that were deferred."""
+        try:
+            while self._pending:
+                number, frame = self._pending.pop(0)
+                self._handlers[number](number, frame)
+        finally:
+            self._pending_since = None
+
+    def _enter(self) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            for number in _SIGNALS:
+                if callable(signal.getsignal(number)):
+                    self._handlers[number] = signal.signal(number, self._defer)
+
+    def _leave(self) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        try:
+            self.deliver_pending()
+        finally:
+            self._handlers.clear()
+
+    def _defer(self, number: int, frame: Any) -> None:
+        self._pending.append((number, frame))
+        self._pending_since = self._pending_since or time.monotonic()

@@ -1,0 +1,73 @@
+"""The parameters of a task as its run sees them: frozen copies of the operator's attributes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen._airflow import BaseOperator
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What every run needs. The fields of all these classes are named and described as the parameters are."""
+
+    rungen_conn_id: str
+    app_id: str | None
+
+    @classmethod
+    def of(cls, task: BaseOperator) -> Self:
+        """Copy the parameters of an operator, templates rendered."""
+        given = {each.name: getattr(task, each.name) for each in fields(cls) if hasattr(task, each.name)}
+        return cls(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitOptions(RunOptions):
+    """How a run waits for jobs."""
+
+    poll_interval: float
+    deferrable: bool
+    defer_after: float
+    end_from_trigger: bool = False
+    cancel_on_kill: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitOptions(WaitOptions):
+    """How a run submits jobs, and what becomes of them."""
+
+    wait_for_completion: bool
+    timeout: float
+    durable: bool
+    on_unknown_submission: Literal["resubmit", "fail"]
+    on_clear: Literal["new", "resume"]
+    input_schema: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions(SubmitOptions):
+    """How a run submits many jobs."""
+
+    max_concurrency: int
+    max_failed: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions:
+    """What is done with results."""
+
+    destination: Any
+    result_schema: Any
+    max_failed: float
+    max_concurrency: int
+    max_output_bytes: int
+    max_outputs: int
+    max_total_bytes: int | None
+    max_xcom_bytes: int
+
+    @classmethod
+    def of(cls, task: BaseOperator) -> Self:
+        """Copy the parameters of an operator, templates rendered."""
+        return cls(**{each.name: getattr(task, each.name) for each in fields(cls)})

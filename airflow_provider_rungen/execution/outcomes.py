@@ -1,0 +1,140 @@
+"""How a wait ends: the events of triggers, and the error of one job or of many."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
+    RunGenAppError,
+    RunGenAppTimeoutError,
+    RunGenError,
+    RunGenForbiddenError,
+    RunGenJobCanceledError,
+    RunGenJobError,
+    RunGenJobFailedError,
+    RunGenJobTimeoutError,
+)
+
+# Of more failures than this, a message names no reasons.
+MAX_REASONS = 10
+# A job that ended like this does so at the next look, too.
+JOB_IS_OVER = (RunGenJobFailedError, RunGenJobCanceledError)
+# The text of a refused API key, as 0.1 wrote it into an event.
+_REFUSAL = re.compile(r"^Could not get (?:job|app) \S+(?: of app \S+)? \((401|403)\): ")
+
+
+def read_job_event(event: Mapping[str, Any]) -> list[Job]:
+    """
+    Return the jobs that did not complete. Another version of the package may have written the event.
+
+    :raises RunGenJobTimeoutError: the deadline passed.
+    :raises RunGenForbiddenError: RunGen refuses the API key.
+    :raises RunGenError: the trigger could not go on.
+    """
+    app_id, outcome = event.get("app_id") or "", event.get("outcome")
+    if outcome == "over":
+        return [
+            Job(
+                id=str(job.get("id") or ""),
+                app_id=app_id,
+                status=JobStatus.CANCELED if job.get("status") == JobStatus.CANCELED else JobStatus.FAILED,
+                error=job.get("error") or "",
+            )
+            for job in event.get("unsuccessful") or ()
+        ]
+    if outcome == "timeout":
+        job_id = next(iter(event.get("job_ids") or ()), "")
+        raise RunGenJobTimeoutError(_message(event), app_id=app_id, job_id=job_id)
+    message, hint, retryable = _message(event), event.get("hint") or "", _is_retryable(event)
+    code = event.get("status_code")
+    if "status_code" not in event and (found := _REFUSAL.search(message)):
+        code = int(found[1])
+    if isinstance(code, int):
+        kind = RunGenForbiddenError if code in (401, 403) else RunGenAPIError
+        raise kind(message, status_code=code, hint=hint, retryable=retryable)
+    raise RunGenError(message, hint=hint, retryable=retryable)
+
+
+def raise_for_app_event(event: Mapping[str, Any]) -> None:
+    """
+    Raise if the app is not ready.
+
+    :raises RunGenAppTimeoutError: the deadline passed.
+    :raises RunGenAppError: the trigger could not go on.
+    """
+    app_id, outcome = event.get("app_id") or "", event.get("outcome")
+    if outcome in ("ready", "there"):  # "there" is 0.1's word
+        return
+    if outcome == "timeout":
+        raise RunGenAppTimeoutError(_message(event), app_id=app_id)
+    hint, retryable = event.get("hint") or "", _is_retryable(event)
+    raise RunGenAppError(_message(event), app_id=app_id, hint=hint, retryable=retryable)
+
+
+def _message(event: Mapping[str, Any]) -> str:
+    return event.get("message") or f"Could not read the trigger's event (outcome {event.get('outcome')!r})"
+
+
+def _is_retryable(event: Mapping[str, Any]) -> bool:
+    return bool(event.get("retryable", not event.get("hopeless")))  # "hopeless" is 0.1's word
+
+
+def raise_for_jobs(jobs: Iterable[Job], count: int = 0) -> None:
+    """
+    Raise if a job did not complete: its own error for one, an error that names the first ten for more.
+
+    :param count: how many did not complete, when ``jobs`` does not hold all of them.
+    :raises RunGenJobError: a job did not complete.
+    """
+    errors: list[RunGenError] = []
+    for job in {job.id: job for job in jobs}.values():
+        try:
+            job.raise_for_status()
+        except RunGenJobError as error:
+            errors.append(error)
+    if errors:
+        raise combined_error(errors, max(count, len(errors)), "did not complete")
+
+
+def combined_error(errors: Iterable[RunGenError], count: int, problem: str) -> RunGenError:
+    """
+    Return the error of a job, or one for many jobs that names the first ten.
+
+    :param count: how many jobs failed.
+    :param problem: what they did not do.
+    """
+    # permanent errors come first: they decide whether a retry can help
+    errors = sorted(errors, key=lambda error: not is_permanent(error))
+    first = errors[0]
+    if len(errors) == 1:
+        return first
+    more = f"; and {count - MAX_REASONS} more" if count > MAX_REASONS else ""
+    reasons = "; ".join(error.message for error in errors[:MAX_REASONS])
+    message = f"{count} jobs {problem}: {reasons}{more}"
+    if not isinstance(first, RunGenJobError):
+        return RunGenError(message, hint=first.hint, retryable=first.retryable)
+    return type(first)(message, app_id=first.app_id, job_id=first.job_id, retryable=first.retryable)
+
+
+def is_permanent(error: RunGenError) -> bool:
+    """Return whether a job has this error at the next look, too."""
+    return not error.retryable or isinstance(error, JOB_IS_OVER)
+
+
+def max_failures(max_failed: float, count: int) -> int:
+    """Return how many of ``count`` may fail."""
+    if isinstance(max_failed, float):
+        return math.floor(max_failed * count + 1e-9)  # 0.29 of 100 are 28.999999999999996
+    return max_failed
+
+
+def format_reasons(reasons: Mapping[int, str]) -> str:
+    """Return why inputs failed, by their index: the first ten."""
+    failed = sorted(reasons)
+    more = f"; and {len(failed) - MAX_REASONS} more" if len(failed) > MAX_REASONS else ""
+    return "; ".join(f"input {index}: {reasons[index]}" for index in failed[:MAX_REASONS]) + more

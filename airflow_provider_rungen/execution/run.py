@@ -1,0 +1,148 @@
+"""One attempt of a task: its hook, kill guard, links and outcome."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen._airflow import AirflowFailException, Asset
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
+from airflow_provider_rungen.execution.kill import KillGuard
+from airflow_provider_rungen.hooks.rungen import RunGenHook
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink
+from airflow_provider_rungen.links.urls import app_url, job_url
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.execution.lineage import TaskOutcome
+    from airflow_provider_rungen.execution.options import RunOptions
+
+log = logging.getLogger(__name__)
+
+
+class TaskRun:
+    """
+    One attempt of a task, made in ``execute()`` and again in ``execute_complete()``.
+
+    :param task: the operator.
+    :param context: Airflow's context of the attempt.
+    :param options: the operator's parameters.
+    """
+
+    def __init__(self, task: BaseOperator, context: Context, options: RunOptions) -> None:
+        self.task = task
+        self.context = context
+        self.guard = KillGuard(self._clean_up)
+        self.hook = RunGenHook(options.rungen_conn_id)
+        self.hook.checkpoint = self.checkpoint
+        self.hook.is_interrupted = self.guard.is_interrupted
+        self.hook.around_lookup = self.guard.defer_signals
+        #: The links that were pushed, by XCom key.
+        self.links: dict[str, str] = {}
+        self.outcome: TaskOutcome | None = None
+        self._options = options
+        self._is_connected = False
+
+    @property
+    def ti(self) -> Any:
+        """The task instance."""
+        return self.context["ti"]
+
+    @property
+    def app_id(self) -> str:
+        """The app of the task: the one that it names, or else the connection's."""
+        return self.hook.resolve_app_id(self._options.app_id)
+
+    @contextmanager
+    def opened(self) -> Iterator[RunGenHook]:
+        """Open the hook for one stretch of work. A job that fails it gets the link."""
+        with self.guard.working(), self.hook as hook:
+            _ = hook.settings  # on_kill must not have to ask Airflow for them
+            self._is_connected = True
+            try:
+                yield hook
+            except RunGenJobError as error:
+                if error.job_id:
+                    self.link_to_job(error.app_id, error.job_id)
+                raise
+
+    def deadline(self, end: float) -> float:
+        """
+        Return the time (seconds since 1970) to stop at: the task's ``execution_timeout`` counts, too.
+
+        Airflow does not apply it to a deferred task.
+        """
+        limit = self.task.execution_timeout
+        return end if limit is None else min(end, time.time() + limit.total_seconds())
+
+    def checkpoint(self) -> None:
+        """Do what is due before each request and during each pause."""
+        self.guard.check()
+        self.on_checkpoint()
+
+    def on_checkpoint(self) -> None:
+        """Do what is due now and then during a wait. It must not raise, and bounds its own time."""
+
+    def cleanup(self) -> str:
+        """
+        Undo what a kill makes useless, within `KillGuard.time_left`, without asking Airflow for anything.
+
+        :return: what the last line of the log says about what is left.
+        """
+        return ""
+
+    def _clean_up(self) -> str:
+        return self.cleanup() if self._is_connected else ""
+
+    def xcom_pull(self, key: str) -> Any:
+        """Return what this task pushed in this attempt."""
+        return self.ti.xcom_pull(task_ids=self.ti.task_id, key=key, map_indexes=self.ti.map_index)
+
+    def push_return_value(self, value: Any) -> None:
+        """Push what the task returns when it ends in the triggerer, which cannot."""
+        if self.task.do_xcom_push:
+            self.ti.xcom_push(key="return_value", value=value)
+
+    def link_to(self, app_id: str, job_ids: Iterable[str] = ()) -> None:
+        """Push the links to the app, and to the first job."""
+        self._push_link(RunGenAppLink.key, app_url(self.hook.settings, app_id))
+        for job_id in islice(job_ids, 1):
+            self.link_to_job(app_id, job_id)
+
+    def link_to_job(self, app_id: str, job_id: str) -> None:
+        """Push the link to a job."""
+        self._push_link(RunGenJobLink.key, job_url(self.hook.settings, app_id, job_id))
+
+    def _push_link(self, key: str, url: str) -> None:
+        self.links = self.links | {key: url}
+        try:
+            self.ti.xcom_push(key=key, value=url)
+        except Exception as error:  # a task is not to fail for its links
+            log.warning("Could not save the link to %s: %s", url, type(error).__name__)
+
+    def record_outcome(self, outcome: TaskOutcome) -> None:
+        """Add what was done to the events of the task's outlets, and keep it for OpenLineage."""
+        self.outcome = outcome
+        for outlet in self.task.outlets:
+            if isinstance(outlet, Asset):  # an alias has no event until it is given an asset
+                event = self.context["outlet_events"][outlet]
+                event.extra = {**event.extra, **outcome.extra()}
+
+
+@contextmanager
+def fail_without_retry(*also: type[RunGenError]) -> Iterator[None]:
+    """
+    Convert permanent errors to `AirflowFailException`.
+
+    :param also: errors that are permanent here, though the same call may succeed later.
+    """
+    try:
+        yield
+    except RunGenError as error:
+        if error.retryable and not isinstance(error, also):
+            raise
+        raise AirflowFailException(str(error)) from error

@@ -1,0 +1,283 @@
+"""Brings an app to a number of workers, and back when something goes wrong."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow_provider_rungen._airflow import TaskDeferred
+from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.endpoints import get_app, scale_app
+from airflow_provider_rungen.client.scaling import (
+    CONFIRM_TIME,
+    AppTarget,
+    ScaleRecord,
+    not_lowered,
+    restore_workers,
+    set_workers,
+    wait_for_app,
+    workers_of,
+)
+from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
+from airflow_provider_rungen.execution import attempts, records
+from airflow_provider_rungen.execution.attempts import Attempt
+from airflow_provider_rungen.execution.options import RunOptions
+from airflow_provider_rungen.execution.outcomes import raise_for_app_event
+from airflow_provider_rungen.execution.run import TaskRun, fail_without_retry
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen._airflow import BaseOperator, Context
+
+log = logging.getLogger(__name__)
+
+#: The key, in XCom and in Airflow's task state store, of what was done to the app.
+KEY = "scaled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleOptions(RunOptions):
+    """How an app is scaled. The fields are named and described as the operator's parameters are."""
+
+    active_workers: Any
+    wait_until_running: bool
+    deferrable: bool
+    defer_after: float
+    poll_interval: float
+    timeout: float
+    scale_down_on_failure: bool
+
+
+class ScaleRun(TaskRun):
+    """
+    An attempt that scales an app.
+
+    :param task: the operator.
+    :param context: Airflow's context of the attempt.
+    :param options: the operator's parameters.
+    :param defer: defers the task with these arguments of `RunGenAppTrigger`, and seconds until the deadline.
+    """
+
+    def __init__(
+        self,
+        task: BaseOperator,
+        context: Context,
+        options: ScaleOptions,
+        defer: Callable[[dict[str, Any], float], NoReturn],
+    ) -> None:
+        super().__init__(task, context, options)
+        self._scale_options = options
+        self._defer = defer
+        self._store = context.get("task_state_store")
+        # what is restored when something goes wrong
+        self._record: ScaleRecord | None = None
+        # this attempt, if what it did to the app is in the task state store for the next one
+        self._attempt: Attempt | None = None
+        self._state_at_kill: tuple[str | None] | None = None
+
+    def execute(self) -> str:
+        """
+        Set the number of workers, and wait for the app.
+
+        :return: the app's id.
+        """
+        options = self._scale_options
+        with fail_without_retry(), self.opened():
+            app_id = self.app_id
+            self.link_to(app_id)
+            wanted = whole_number(options.active_workers, "active_workers")
+            deadline = self.deadline(time.time() + options.timeout)
+            with self._restoring():
+                is_up = self._set_workers(app_id, wanted)
+                if is_up and options.wait_until_running:
+                    self._wait(AppTarget(app_id, active_workers=wanted), deadline)
+                return self._finish(app_id)
+
+    def complete(self, event: Mapping[str, Any]) -> str:
+        """
+        Go on after the wait in the triggerer.
+
+        :return: the app's id.
+        """
+        with fail_without_retry(), self.opened():
+            self._keep(read_scale_record(self.xcom_pull(KEY)))
+            if self._store is not None:
+                self._attempt = Attempt.of(self.context, self.task)
+            with self._restoring():
+                raise_for_app_event(event)
+                return self._finish(event.get("app_id") or self.app_id)
+
+    def _set_workers(self, app_id: str, wanted: int) -> bool:
+        """Set the number if need be, with a record before, and return whether the app goes up."""
+        before = workers_of(self.hook.get_app(app_id=app_id))
+        record = self._resumed(app_id, before, wanted) or ScaleRecord(app_id, wanted, before, time.time())
+        # for the next attempt, for the worker after a deferral, and for the teardown of scaled_app
+        self.ti.xcom_push(key=KEY, value=record.to_json())
+        self._keep(record)
+        if before == wanted:
+            log.info("App %s has %d active workers already", app_id, wanted)
+            return wanted > 0
+        if self._store is not None:
+            self._store.set(KEY, record.to_json())
+            self._attempt = Attempt.of(self.context, self.task)
+        log.info(
+            "Scaling app %s to %d active workers; it had %s",
+            *(app_id, wanted, "an unknown number" if before is None else before),
+        )
+        try:
+            if record.was_raised:
+                self.hook.perform(scale_app(app_id, wanted))
+            else:
+                interval = min(self._scale_options.poll_interval, 5)
+                by = time.time() + CONFIRM_TIME
+                self.hook.perform(set_workers(app_id, wanted, poll_interval=interval, deadline=by))
+        except RunGenError as error:
+            # refused, but perhaps not the first time it was sent, when the answer was lost
+            if not error.retryable and self._has_workers(app_id, record.before):
+                self._record = None
+            raise
+        return record.was_raised
+
+    def _resumed(self, app_id: str, before: int | None, wanted: int) -> ScaleRecord | None:
+        """Return the record of an earlier attempt that scaled the app up."""
+        kept = None if self._store is None else read_scale_record(self._store.get(KEY))
+        if kept is None or kept.app_id != app_id or not kept.was_raised:
+            return None
+        if before not in (None, kept.active_workers):
+            return None
+        log.info(
+            "Resuming: an earlier attempt scaled app %s to %d active workers", app_id, kept.active_workers
+        )
+        self._attempt = Attempt.of(self.context, self.task)
+        return replace(kept, active_workers=wanted)
+
+    def _has_workers(self, app_id: str, count: int | None) -> bool:
+        try:
+            return workers_of(self.hook.perform(get_app(app_id, attempts=1))) == count
+        except RunGenError:
+            return False
+
+    def _keep(self, record: ScaleRecord | None) -> None:
+        if self._scale_options.scale_down_on_failure and record is not None and record.was_raised:
+            self._record = record
+
+    def _wait(self, target: AppTarget, deadline: float) -> None:
+        options = self._scale_options
+        limit = min(time.time() + options.defer_after, deadline) if options.deferrable else deadline
+        try:
+            self.hook.perform(wait_for_app(target, poll_interval=options.poll_interval, deadline=limit))
+        except RunGenAppTimeoutError:
+            if time.time() >= deadline:
+                raise
+            self._defer_wait(target, deadline)
+
+    def _defer_wait(self, target: AppTarget, deadline: float) -> NoReturn:
+        now = time.time()
+        log.info("Waiting for app %s in the triggerer", target.app_id)
+        self._defer(
+            {
+                "rungen_conn_id": self._options.rungen_conn_id,
+                "app_id": target.app_id,
+                "status": target.status,
+                "active_workers": target.active_workers,
+                "poll_interval": self._scale_options.poll_interval,
+                "deadline": deadline,
+                "deferred_at": now,
+                "raised": None if self._record is None else self._record.to_json(),
+            },
+            deadline - now,
+        )
+
+    def _finish(self, app_id: str) -> str:
+        if self._store is not None:
+            self._store.delete(KEY)  # it got there: from now on this is what it had
+        return app_id
+
+    @contextmanager
+    def _restoring(self) -> Iterator[None]:
+        """Restore the number of workers when anything goes wrong."""
+        try:
+            yield
+        except TaskDeferred:
+            raise
+        except RunGenAppTimeoutError as error:
+            self._restore()
+            hint = f"Raise timeout (now {format_duration(self._scale_options.timeout)}) if it needs longer"
+            raise RunGenAppTimeoutError(error.message, app_id=error.app_id, hint=hint) from None
+        except BaseException:
+            if not self.guard.is_killed:  # then cleanup() has decided
+                self._restore()
+            raise
+
+    def _restore(self) -> None:
+        if self._record is None:
+            return
+        try:
+            self.hook.perform(restore_workers(self._record))
+        except RunGenError as error:
+            log.error("%s", not_lowered(self._record, error))
+            return
+        self._record = None
+        if self._store is not None:
+            self._store.delete(KEY)
+
+    def cleanup(self) -> str:
+        """
+        Restore the number of workers, unless the next attempt goes on with the app.
+
+        An attempt may be told to stop because it was cut off, after its successor began to wait for the app.
+        """
+        record = self._record
+        if record is None:
+            return ""
+        started_at, within = time.monotonic(), self.guard.time_left()
+        if self._is_left_to_next():
+            return (
+                f"App {record.app_id} is left at {record.active_workers} active workers, which are billed: "
+                "the next attempt resumes."
+            )
+        within = max(within - (time.monotonic() - started_at) - 1, 1)
+        try:
+            self.hook.perform_with_deadline(restore_workers(record, patience=within / 4), within=within)
+            self._record = None
+        except RunGenError as error:
+            log.error("%s", not_lowered(record, error))
+        return ""
+
+    def _is_left_to_next(self) -> bool:
+        if self._attempt is None or not self._attempt.has_next or attempts.is_timing_out():
+            return False
+        if self._state_at_kill is None:
+            self._state_at_kill = (attempts.ask_for_state(self.ti),)
+        [state] = self._state_at_kill
+        return not attempts.was_ended_by_user(state)
+
+
+def read_scale_record(value: Any) -> ScaleRecord | None:
+    """Return the record of a stored value; ``None``, with a warning, when it is not one."""
+    return records.parse(KEY, value, _read, "it is unknown how many workers the app had")
+
+
+def _read(fields: Mapping[str, Any]) -> ScaleRecord:
+    return ScaleRecord(
+        app_id=records.identifier(fields, "app_id"),
+        active_workers=records.count(fields, "active_workers"),
+        before=records.optional_count(fields, "before"),
+        at=records.moment(fields, "at"),
+    )
+
+
+def whole_number(value: Any, name: str) -> int:
+    """
+    Return a number of workers, which a template may have made text.
+
+    :raises RunGenInputError: it is not a whole number from 0.
+    """
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RunGenInputError(f"{name} must be a whole number from 0, not {value!r}; nothing was sent")
+    return value

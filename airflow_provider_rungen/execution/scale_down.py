@@ -1,0 +1,162 @@
+"""Scales an app to zero at the end of a run, unless another task or run still needs it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen._airflow import TaskInstanceState
+from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.scaling import CONFIRM_TIME, ScaleRecord, drain_app, set_workers
+from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
+from airflow_provider_rungen.execution.options import RunOptions
+from airflow_provider_rungen.execution.run import TaskRun
+from airflow_provider_rungen.execution.scale import KEY, read_scale_record
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen._airflow import Context
+
+log = logging.getLogger(__name__)
+
+# Seconds that the counters may take to forget a job that has just ended.
+COUNTER_GRACE = 15.0
+_NOT_STARTED = (
+    None,
+    TaskInstanceState.SKIPPED,
+    TaskInstanceState.UPSTREAM_FAILED,
+    TaskInstanceState.REMOVED,
+)
+_TO_COME = (
+    None,
+    TaskInstanceState.SCHEDULED,
+    TaskInstanceState.QUEUED,
+    TaskInstanceState.UP_FOR_RETRY,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleDownOptions(RunOptions):
+    """How an app is scaled down. The fields are named and described as the operator's parameters are."""
+
+    scale_up_task_id: str
+    drain: bool
+    drain_timeout: float
+    keep_if_busy: bool
+    poll_interval: float
+
+
+class ScaleDownRun(TaskRun):
+    """An attempt of the teardown of ``scaled_app``."""
+
+    _options: ScaleDownOptions
+
+    def execute(self, teardowns: Iterable[Any]) -> None:
+        """
+        Scale the app to zero, and see that it reports so.
+
+        :param teardowns: the teardowns of the DAG.
+        :raises RunGenAppError: it may still have workers, and be billed. A retry may always help.
+        """
+        scale_up = self._options.scale_up_task_id
+        record = _scale_record(self.ti, scale_up)
+        if record is None and not _has_started(self.context, scale_up):
+            log.info("Nothing to scale down: this run did not scale the app up")
+            return
+        with self.opened():
+            app_id = record.app_id if record else self.app_id
+            self.link_to(app_id)
+            if others := _other_teardowns(self.ti, teardowns, app_id):
+                log.warning("App %s is left up: %s is going to scale it down", app_id, " and ".join(others))
+                return
+            self._scale_to_zero(app_id, record)
+
+    def _scale_to_zero(self, app_id: str, record: ScaleRecord | None) -> None:
+        try:
+            if self._is_kept_up(app_id):
+                return
+            interval, by = min(self._options.poll_interval, 5), time.time() + CONFIRM_TIME
+            self.hook.perform(set_workers(app_id, 0, poll_interval=interval, deadline=by))
+        except RunGenNotFoundError:
+            log.info("App %s is gone", app_id)
+        except RunGenError as error:
+            raise RunGenAppError(
+                f"App {app_id} may NOT be scaled down, and is billed until it is: {error.message}",
+                app_id=app_id,
+                hint=error.hint,
+            ) from error
+        else:
+            seconds = 0.0 if record is None else max(time.time() - record.at, 0)
+            up = "" if record is None else f"; it was up for {format_duration(seconds)}"
+            log.info("Scaled app %s to 0 workers%s", app_id, up)
+
+    def _is_kept_up(self, app_id: str) -> bool:
+        """Wait for the app's jobs, as far as asked for, and return whether it has to stay up for them."""
+        options = self._options
+        if not options.drain and not options.keep_if_busy:
+            return False
+        by = time.time() + (options.drain_timeout if options.drain else COUNTER_GRACE)
+        left = self.hook.perform(drain_app(app_id, poll_interval=options.poll_interval, deadline=by))
+        if left is None:
+            log.warning("App %s does not count its jobs: it is scaled down all the same", app_id)
+        elif left and options.keep_if_busy:
+            log.warning(
+                "App %s is LEFT UP, and billed: %d jobs are queued or running (keep_if_busy)", app_id, left
+            )
+            return True
+        elif left:
+            log.warning(
+                "App %s still has %d queued or running jobs (drain_timeout): it is scaled down", app_id, left
+            )
+        return False
+
+
+def _scale_record(ti: Any, scale_up_task_id: str, **of_run: str) -> ScaleRecord | None:
+    """Return what the setup of a run did to the app, as far as it is known."""
+    pulled = ti.xcom_pull(task_ids=scale_up_task_id, key=KEY, map_indexes=ti.map_index, **of_run)
+    return read_scale_record(pulled)
+
+
+def _has_started(context: Context, task_id: str) -> bool:
+    """Return whether a task of this run was ever started, as far as Airflow knows."""
+    ti = context["ti"]
+    if hasattr(ti, "get_task_states"):  # Airflow 3
+        states = _task_states(ti, [task_id], run_ids=[ti.run_id])
+        state = states.get(ti.run_id, {}).get(task_id)
+    else:
+        dag_run: Any = context["dag_run"]
+        other = dag_run.get_task_instance(task_id, map_index=ti.map_index)
+        state = None if other is None else other.state
+    return state not in _NOT_STARTED
+
+
+def _other_teardowns(ti: Any, teardowns: Iterable[Any], app_id: str) -> list[str]:
+    """Return the teardowns of this DAG, in any of its runs, that are still to scale the same app down."""
+    if not hasattr(ti, "get_task_states"):
+        return []
+    downs = {teardown.task_id: teardown for teardown in teardowns}
+    is_alone = ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) < 2
+    runs: dict[str, Any] = {"run_ids": [ti.run_id]} if is_alone else {}
+    others = []
+    for run_id, states in _task_states(ti, list(downs), **runs).items():
+        for task_id, state in states.items():
+            # one that runs right now decides like this one does: both scale down
+            if state not in _TO_COME or (run_id, task_id) == (ti.run_id, ti.task_id):
+                continue
+            record = _scale_record(ti, downs[task_id].scale_up_task_id, run_id=run_id)
+            if record and record.app_id == app_id and ti.get_dagrun_state(ti.dag_id, run_id) == "running":
+                others.append(f"{task_id} of run {run_id}")
+    return others
+
+
+def _task_states(ti: Any, task_ids: list[str], **of_runs: Any) -> dict[str, dict[str, str | None]]:
+    """Return the states of tasks (at this task's map index), by run."""
+    states = ti.get_task_states(dag_id=ti.dag_id, task_ids=task_ids, map_index=ti.map_index, **of_runs)
+    # None is a task in a loop of Airflow 3.4 that is not mapped
+    suffix = "" if ti.map_index is None or ti.map_index < 0 else f"_{ti.map_index}"
+    return {
+        run_id: {task_id: known[task_id + suffix] for task_id in task_ids if task_id + suffix in known}
+        for run_id, known in states.items()
+    }

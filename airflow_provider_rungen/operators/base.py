@@ -1,0 +1,108 @@
+"""What all operators and sensors of the provider have in common."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, BaseOperator, conf
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink
+from airflow_provider_rungen.parameters import default_arg_names
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    from airflow_provider_rungen._airflow import BaseOperatorLink
+    from airflow_provider_rungen.execution.run import TaskRun
+    from airflow_provider_rungen.parameters import OperatorArguments
+
+    Run = TypeVar("Run", bound=TaskRun)
+
+# Airflow's own limit of a deferral explains nothing, so it comes only when ours did not.
+DEFERRAL_GRACE = timedelta(minutes=10)
+DEFAULT_DEFERRABLE: bool = conf.getboolean("operators", "default_deferrable", fallback=False)
+JOB_AND_APP = (RunGenJobLink(), RunGenAppLink())
+
+
+class RunGenBaseOperator(BaseOperator):
+    """
+    A task that uses RunGen. What it does is in a `TaskRun`, made anew for each attempt.
+
+    :param retry_policy: an Airflow retry policy. `RunGenRetryPolicy` when left out (Airflow 3.3 and later).
+    """
+
+    template_fields: Sequence[str] = ("app_id", "rungen_conn_id")
+    operator_extra_links: Collection[BaseOperatorLink] = (RunGenAppLink(),)
+    ui_color = "#e8e4ff"
+
+    _run: TaskRun | None = None
+
+    def __init__(self, *, retry_policy: Any = None, **kwargs: Any) -> None:
+        if AIRFLOW_V_3_3_PLUS:
+            from airflow_provider_rungen.retries import RunGenRetryPolicy
+
+            kwargs["retry_policy"] = retry_policy or RunGenRetryPolicy()
+        elif retry_policy is not None:
+            warnings.warn("retry_policy has no effect before Airflow 3.3", UserWarning, stacklevel=4)
+        super().__init__(**kwargs)
+
+    def _start(self, run: Run) -> Run:
+        """Make a run the one that a kill ends."""
+        if self._run is not None:
+            run.links = self._run.links
+        self._run = run
+        return run
+
+    @property
+    def links(self) -> dict[str, str]:
+        """The links that this attempt pushed, by XCom key."""
+        return {} if self._run is None else self._run.links
+
+    def on_kill(self) -> None:
+        """Clean up what was begun, and end the task."""
+        if self._run is not None:
+            self._run.guard.kill()
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """Return what was read and stored; ``None`` where OpenLineage's provider is not installed."""
+        if self._run is None or self._run.outcome is None:
+            return None
+        from airflow_provider_rungen.execution.lineage import lineage_of
+
+        return lineage_of(self._run.outcome, self._run.hook.settings.base_url)
+
+    def _defer_for_jobs(self, arguments: dict[str, Any], seconds: float) -> NoReturn:
+        from airflow_provider_rungen.triggers import RunGenJobTrigger
+
+        self._defer_to(RunGenJobTrigger(**arguments), seconds)
+
+    def _defer_for_app(self, arguments: dict[str, Any], seconds: float) -> NoReturn:
+        from airflow_provider_rungen.triggers import RunGenAppTrigger
+
+        self._defer_to(RunGenAppTrigger(**arguments), seconds)
+
+    def _defer_to(self, trigger: Any, seconds: float) -> NoReturn:
+        timeout = timedelta(seconds=max(seconds, 0)) + DEFERRAL_GRACE
+        self.defer(trigger=trigger, method_name="execute_complete", timeout=timeout)
+
+
+def deferral_error(next_method: str, next_kwargs: dict[str, Any] | None) -> str | None:
+    """Return why Airflow ended a deferral without an event, or ``None`` when it did not."""
+    return (next_kwargs or {}).get("error", "unknown") if next_method == "__fail__" else None
+
+
+def check_deferrable(*, deferrable: bool, wait_for_completion: bool, kwargs: OperatorArguments) -> None:
+    """
+    Refuse a deferral without a wait, unless it comes from ``default_args`` or Airflow's configuration.
+
+    :raises ValueError: ``deferrable`` has no effect.
+    """
+    if wait_for_completion or not deferrable or DEFAULT_DEFERRABLE:
+        return
+    if "deferrable" not in default_arg_names(kwargs):
+        raise ValueError(
+            "deferrable=True has no effect without a wait: set wait_for_completion=True to wait in the "
+            "triggerer, or leave deferrable out"
+        )

@@ -1,0 +1,217 @@
+"""Checks the parameters of operators and sensors when a DAG is parsed, and names their types."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import MutableMapping, Sequence
+    from datetime import datetime
+    from typing import Literal, Required, TypeAlias, TypedDict
+
+    from airflow_provider_rungen._airflow import ObjectStoragePath, XComArg
+
+    #: A JSON value in which templates and outputs of tasks may stand.
+    TemplatedJson: TypeAlias = (
+        bool | int | float | str | XComArg | Sequence["TemplatedJson"] | Mapping[str, "TemplatedJson"] | None
+    )
+    #: One id, a list, or the output of a task.
+    JobIds: TypeAlias = str | XComArg | Sequence[str | XComArg | None]
+    #: The input of one job.
+    JobInput: TypeAlias = str | XComArg | Mapping[str, TemplatedJson]
+    #: The inputs of many jobs, or the URI of a JSON Lines file.
+    JobInputs: TypeAlias = str | XComArg | Sequence[JobInput]
+    #: A JSON Schema, the path or URI of a file, or the name of a schema that comes with the package.
+    SchemaSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
+    #: The folder to store outputs in.
+    Destination: TypeAlias = str | os.PathLike[str] | ObjectStoragePath | XComArg
+    Duration: TypeAlias = float | timedelta
+
+    class CommonArguments(TypedDict, total=False):
+        """What Airflow's tasks take, so that a type checker knows all names."""
+
+        owner: str
+        email: str | Sequence[str] | None
+        email_on_retry: bool
+        email_on_failure: bool
+        retries: int | None
+        retry_delay: timedelta | float
+        retry_exponential_backoff: float
+        max_retry_delay: timedelta | float | None
+        retry_policy: Any
+        start_date: datetime | None
+        end_date: datetime | None
+        depends_on_past: bool
+        ignore_first_depends_on_past: bool
+        wait_for_past_depends_before_skipping: bool
+        wait_for_downstream: bool
+        dag: Any
+        params: MutableMapping[str, Any] | None
+        default_args: dict[str, Any] | None
+        priority_weight: int
+        weight_rule: Any
+        queue: str
+        pool_slots: int
+        sla: timedelta | None
+        execution_timeout: timedelta | None
+        on_execute_callback: Any
+        on_failure_callback: Any
+        on_success_callback: Any
+        on_retry_callback: Any
+        on_skipped_callback: Any
+        pre_execute: Any
+        post_execute: Any
+        trigger_rule: str
+        resources: dict[str, Any] | None
+        run_as_user: str | None
+        map_index_template: str | None
+        max_active_tis_per_dag: int | None
+        max_active_tis_per_dagrun: int | None
+        executor: str | None
+        executor_config: dict[str, Any] | None
+        do_xcom_push: bool
+        inlets: Any
+        outlets: Any
+        task_group: Any
+        doc: str | None
+        doc_md: str | None
+        doc_json: str | None
+        doc_yaml: str | None
+        doc_rst: str | None
+        task_display_name: str | None
+        logger_name: str | None
+        allow_nested_operators: bool
+        render_template_as_native_obj: bool | None
+
+    class TaskArguments(CommonArguments, total=False):
+        """What every decorated task takes."""
+
+        task_id: str
+        pool: str | None
+
+    class OperatorArguments(CommonArguments, total=False):
+        """What every operator takes."""
+
+        task_id: Required[str]
+        pool: str | None
+
+    class DecoratorArguments(TaskArguments, total=False):
+        """What ``@task.rungen`` takes: see `RunGenDecoratedOperator`."""
+
+        app_id: str | XComArg | None
+        rungen_conn_id: str
+        deferrable: bool
+        defer_after: Duration
+        poll_interval: Duration
+        timeout: Duration
+        cancel_on_kill: bool
+        durable: bool
+        on_unknown_submission: Literal["resubmit", "fail"]
+        on_clear: Literal["new", "resume"]
+        input_schema: SchemaSource | None
+        destination: Destination | None
+        result_schema: SchemaSource | None
+        max_concurrency: int
+        max_failed: float
+        max_output_bytes: int
+        max_outputs: int
+        max_total_bytes: int | None
+        max_xcom_bytes: int
+
+    class ScaleUpArguments(CommonArguments, total=False):
+        """What scaling up takes beside the app and its workers: see `RunGenScaleAppOperator`."""
+
+        wait_until_running: bool
+        deferrable: bool
+        defer_after: Duration
+        timeout: Duration
+        scale_down_on_failure: bool
+
+    class SensorArguments(OperatorArguments, total=False):
+        """What every sensor takes."""
+
+        poke_interval: timedelta | float
+        timeout: timedelta | float
+        soft_fail: bool
+        mode: Literal["poke", "reschedule"]
+        exponential_backoff: bool
+        max_wait: timedelta | float | None
+        silent_fail: bool
+        never_fail: bool
+
+
+DEFAULT_CONN_ID = "rungen_default"
+
+
+def to_seconds(value: float | timedelta, name: str, *, allow_zero: bool = False) -> float:
+    """
+    Return a duration in seconds.
+
+    :param allow_zero: whether it may be 0.
+    :raises ValueError: it is not a positive number; the message names the parameter.
+    """
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if not is_number or not 0 <= number < math.inf or (number == 0 and not allow_zero):
+        raise ValueError(f"{name} must be a positive number of seconds or a timedelta, not {value!r}")
+    return float(number)
+
+
+def check_count(value: int, name: str) -> int:
+    """
+    Return a positive whole number.
+
+    :raises ValueError: it is not one; the message names the parameter.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+    return value
+
+
+def check_max_failed(value: float) -> float:
+    """
+    Return a ``max_failed``: a number, or a share below 1.
+
+    :raises ValueError: it is neither.
+    """
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not is_count and not (isinstance(value, float) and 0 <= value < 1):
+        raise ValueError(f"max_failed must be a whole number, or a share below 1, not {value!r}")
+    return value
+
+
+def check_choice(value: str, choices: tuple[str, ...], name: str) -> None:
+    """
+    Check that a value is one of some words.
+
+    :raises ValueError: it is not; the message names the parameter.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def check_schema(source: Any, name: str) -> Any:
+    """
+    Return a schema as it was given, checked as far as it can be when a DAG is parsed.
+
+    :raises RunGenInputError: it is not a schema, or its name is unknown.
+    """
+    if source is None:
+        return None
+    from airflow_provider_rungen.schemas import checked
+
+    return checked(source, name)
+
+
+def default_arg_names(kwargs: Mapping[str, Any]) -> set[str]:
+    """
+    Return the names in the ``default_args`` that apply to a task.
+
+    :param kwargs: what the task's ``__init__`` was given. For a mapped task, Airflow mixes the two.
+    """
+    found = [getattr(kwargs.get(owner), "default_args", None) for owner in ("dag", "task_group")]
+    return {name for each in (*found, kwargs.get("default_args")) for name in each or {}}

@@ -1,0 +1,191 @@
+"""The sensor that waits for jobs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, BaseSensorOperator
+from airflow_provider_rungen.operators.base import (
+    DEFAULT_DEFERRABLE,
+    DEFERRAL_GRACE,
+    JOB_AND_APP,
+    RunGenBaseOperator,
+)
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, check_schema, to_seconds
+from airflow_provider_rungen.sensors.base import apply_soft_fail, as_sensor_timeout, explain_timeout
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from airflow.triggers.base import StartTriggerArgs
+
+    from airflow_provider_rungen._airflow import Context, XComArg
+    from airflow_provider_rungen.exceptions import RunGenJobTimeoutError
+    from airflow_provider_rungen.execution.job_sensor import JobSensorRun
+    from airflow_provider_rungen.parameters import Duration, JobIds, SchemaSource, SensorArguments
+
+
+class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
+    """
+    Wait until jobs are over. Fail when one failed or was canceled.
+
+    ``poke_interval``, ``timeout``, ``mode``, ``soft_fail`` and the rest are Airflow's own. They hold when
+    deferred, too.
+
+    :param job_id: one id, a list, or the ``.output`` of a task (templated). The ``None`` that stands for an
+        input without a job is skipped.
+    :param app_id: the app of the jobs. The connection's ``app_id`` when left out (templated).
+    :param rungen_conn_id: the Airflow connection (templated).
+    :param deferrable: wait in the triggerer, without a worker slot.
+    :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
+    :param end_from_trigger: let a success end in the triggerer, without starting a worker again, where
+        Airflow can (3.3 and later; not with ``outlets`` or ``result_schema``).
+    :param start_from_trigger: begin in the triggerer, without starting a worker (Airflow 3.3 and later; where
+        it cannot, and when mapped, the sensor defers as usual). Together with ``end_from_trigger`` a success
+        needs no worker at all. Only with ``deferrable``.
+    :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
+        again would find them canceled.
+    :param result_schema: the JSON Schema that every result has to fit: a dict, the path or URI of a file, or
+        the name of a schema that comes with the package, such as ``flux-schnell``. The first result that does
+        not fit fails the sensor permanently.
+    """
+
+    template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
+    operator_extra_links = JOB_AND_APP
+
+    def __init__(
+        self,
+        *,
+        job_id: JobIds,
+        app_id: str | XComArg | None = None,
+        rungen_conn_id: str = DEFAULT_CONN_ID,
+        deferrable: bool = DEFAULT_DEFERRABLE,
+        defer_after: Duration = 5,
+        end_from_trigger: bool = False,
+        start_from_trigger: bool = False,
+        cancel_on_kill: bool = False,
+        result_schema: SchemaSource | None = None,
+        **kwargs: Unpack[SensorArguments],
+    ) -> None:
+        super().__init__(**cast("Any", kwargs))
+        self.job_id = job_id
+        self.app_id = app_id
+        self.rungen_conn_id = rungen_conn_id
+        self.deferrable = deferrable
+        self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
+        self.end_from_trigger = end_from_trigger
+        self.cancel_on_kill = cancel_on_kill
+        self.result_schema = check_schema(result_schema, "result_schema")
+        if start_from_trigger and not deferrable:
+            raise ValueError("start_from_trigger needs deferrable=True")
+        # on the instance alone: Airflow breaks mapped tasks of a class that says so
+        self.start_from_trigger = start_from_trigger and AIRFLOW_V_3_3_PLUS
+        if self.start_from_trigger:
+            self.start_trigger_args = self._start_arguments()
+
+    @property
+    def late(self) -> RunGenJobTimeoutError | None:
+        """What the last poke found not to be over."""
+        return None if self._run is None else cast("JobSensorRun", self._run).late
+
+    def execute(self, context: Context) -> Any:
+        """Wait for the jobs."""
+        run = self._sensor_run(context)
+        if not self.deferrable:
+            with run.guard.working(), explain_timeout(self):
+                return BaseSensorOperator.execute(self, context)
+        with apply_soft_fail(self), as_sensor_timeout(self):
+            run.execute(self.job_id, self.timeout)
+        return None
+
+    def poke(self, context: Context) -> bool:
+        """Poll the jobs once, and return whether all are over."""
+        run = cast("JobSensorRun", self._run) if self._run else self._sensor_run(context)
+        return run.poke(self.job_id)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
+        """Go on after the wait in the triggerer."""
+        with apply_soft_fail(self), as_sensor_timeout(self):
+            self._sensor_run(context).complete(self.job_id, event)
+
+    def _sensor_run(self, context: Context) -> JobSensorRun:
+        from airflow_provider_rungen.execution.job_sensor import JobSensorRun
+        from airflow_provider_rungen.execution.options import WaitOptions
+
+        options = WaitOptions(
+            rungen_conn_id=self.rungen_conn_id,
+            app_id=cast("str | None", self.app_id),
+            poll_interval=self._interval(),
+            deferrable=self.deferrable,
+            defer_after=self.defer_after,
+            end_from_trigger=self.end_from_trigger,
+            cancel_on_kill=self.cancel_on_kill,
+        )
+        schema = self.result_schema
+        return self._start(JobSensorRun(self, context, options, self._defer_for_jobs, result_schema=schema))
+
+    def _interval(self) -> float:
+        return max(self.poke_interval, 0.1)
+
+    def _get_next_poke_interval(
+        self, started_at: Any, run_duration: Callable[[], float], *args: Any, **kwargs: Any
+    ) -> float:
+        """Poke no sooner than the service asked for, in every mode, but not beyond the end of the time."""
+        interval: float = super()._get_next_poke_interval(started_at, run_duration, *args, **kwargs)
+        asked = cast("JobSensorRun", self._run).not_before - time.time() if self._run else 0.0
+        return max(interval, min(asked, self.timeout - run_duration()))
+
+    # --- start_from_trigger ---
+
+    def _start_arguments(self) -> StartTriggerArgs:
+        """Return what Airflow needs to begin in the triggerer."""
+        from airflow.triggers.base import StartTriggerArgs
+
+        ends = self.end_from_trigger and not self.outlets and self.result_schema is None
+        return StartTriggerArgs(
+            trigger_cls="airflow_provider_rungen.triggers.RunGenJobTrigger",
+            # those that are named as the sensor's template fields are rendered in the triggerer
+            trigger_kwargs={
+                "rungen_conn_id": self._as_template("rungen_conn_id", self.rungen_conn_id),
+                "app_id": self._as_template("app_id", self.app_id),
+                "job_id": self._as_template("job_id", self.job_id),
+                "poll_interval": self._interval(),
+                "timeout": self.timeout,
+                "cancel_on_kill": self.cancel_on_kill,
+                "end_from_trigger": ends,
+            },
+            next_method="execute_complete",
+            timeout=timedelta(seconds=self.timeout) + DEFERRAL_GRACE,
+        )
+
+    def _as_template(self, name: str, value: Any) -> Any:
+        """
+        Return a value as the triggerer can render it: it knows templates, but no ``.output``.
+
+        :raises ValueError: it cannot be rendered there.
+        """
+        if isinstance(value, list | tuple):
+            return [self._as_template(name, item) for item in value]
+        if value is None:
+            return None
+        if isinstance(value, str):
+            if re.search(r"xcom_pull\((?![^)]*map_indexes)", value):
+                raise ValueError(
+                    f"{name} of {self.task_id}: with start_from_trigger, xcom_pull needs map_indexes=-1 (or "
+                    "a mapped task's index), without which Airflow waits in the triggerer without end"
+                )
+            return value
+        from airflow.sdk.definitions.xcom_arg import PlainXComArg
+
+        source = value.operator if isinstance(value, PlainXComArg) else None
+        if source and not source.is_mapped and source.get_closest_mapped_task_group() is None:
+            where = f"task_ids={source.task_id!r}, key={value.key!r}, map_indexes=-1"
+            return f"{{{{ ti.xcom_pull({where}) }}}}"
+        raise ValueError(
+            f"{name} of {self.task_id}: with start_from_trigger, it must be text, a template, or the .output "
+            "of one task that is not mapped, which is all that Airflow can render in the triggerer"
+        )

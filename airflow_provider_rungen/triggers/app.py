@@ -1,0 +1,102 @@
+"""The trigger that waits for an app."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from airflow_provider_rungen._airflow import TaskInstanceState
+from airflow_provider_rungen.client.scaling import AppTarget, not_lowered, restore_workers
+from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.execution.scale import read_scale_record
+from airflow_provider_rungen.hooks.rungen import RunGenHook
+from airflow_provider_rungen.triggers import base
+from airflow_provider_rungen.triggers.base import RunGenBaseTrigger
+from airflow_provider_rungen.triggers.watcher import shared_poller
+
+log = logging.getLogger(__name__)
+
+
+class RunGenAppTrigger(RunGenBaseTrigger):
+    """
+    Waits until an app has a status.
+
+    The event is ``{"outcome": "ready"}`` or ``{"outcome": "timeout" | "error", "message", …}``, with the
+    ``app_id``.
+
+    :param rungen_conn_id: the Airflow connection.
+    :param app_id: the app.
+    :param status: the status to wait for, such as ``RUNNING``.
+    :param active_workers: the number of workers that the app has to be set to at least, if that matters.
+    :param poll_interval: seconds between two looks at the app.
+    :param deadline: the time (seconds since 1970) to stop waiting at.
+    :param deferred_at: the time (seconds since 1970) of the deferral.
+    :param raised: what to lower again when a user marks or clears the task, as `scaling.ScaleRecord.to_json`.
+    :param unknown: what another version of the package kept in the database; it is ignored, and logged.
+    """
+
+    def __init__(
+        self,
+        *,
+        rungen_conn_id: str = RunGenHook.default_conn_name,
+        app_id: str = "",
+        status: str = "RUNNING",
+        active_workers: int | None = None,
+        poll_interval: float = 5,
+        deadline: float = 0,
+        deferred_at: float = 0,
+        raised: dict[str, Any] | None = None,
+        **unknown: Any,
+    ) -> None:
+        self._start(unknown)
+        self.rungen_conn_id = rungen_conn_id
+        self.app_id = app_id
+        self.status = status
+        self.active_workers = active_workers
+        self.poll_interval = poll_interval
+        self.deadline = deadline
+        self.deferred_at = deferred_at
+        self.raised = raised
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return f"airflow_provider_rungen.triggers.{type(self).__name__}", {
+            "rungen_conn_id": self.rungen_conn_id,
+            "app_id": self.app_id,
+            "status": self.status,
+            "active_workers": self.active_workers,
+            "poll_interval": self.poll_interval,
+            "deadline": self.deadline,
+            "deferred_at": self.deferred_at,
+            "raised": self.raised,
+        }
+
+    async def _wait(self, event: dict[str, Any]) -> None:
+        goal = AppTarget(self.app_id or "", self.status, self.active_workers)
+        watcher = shared_poller(self.rungen_conn_id, goal.app_id)
+        await watcher.wait_for_app(goal, poll_interval=self.poll_interval, deadline=self.deadline)
+        event["outcome"] = "ready"
+
+    @property
+    def _undoes(self) -> bool:
+        return self.raised is not None
+
+    def _left_behind(self) -> str:
+        return f"RunGen app {self.app_id} may still have the workers that this task gave it, and be billed"
+
+    async def _undo(self, hook: RunGenHook, state: str | None) -> None:
+        """Lower the app."""
+        raised = read_scale_record(self.raised)
+        if raised is None:
+            return
+        if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
+            log.info("RunGen app %s is left to the attempt that waits for it", raised.app_id)
+            return
+        await hook.asettings()
+        within = base.CANCEL_TIME * 0.8
+        flow = restore_workers(raised, patience=within / 4)
+        try:
+            # a question without an answer must not take all the time
+            await asyncio.to_thread(hook.perform_with_deadline, flow, within=within)
+        except RunGenError as error:
+            log.error("%s", not_lowered(raised, error))

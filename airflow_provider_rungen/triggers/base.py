@@ -1,0 +1,135 @@
+"""What the triggers have in common: when they fire, that they never raise, and what a kill does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
+
+from airflow_provider_rungen.client.models import clean_text
+from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
+    RunGenAppTimeoutError,
+    RunGenError,
+    RunGenJobTimeoutError,
+)
+from airflow_provider_rungen.execution import task_instances
+from airflow_provider_rungen.hooks.rungen import RunGenHook
+
+log = logging.getLogger(__name__)
+
+# Airflow loses a deferred task whose trigger fires while the deferring process is still going down
+# (apache/airflow #72716, #71580).
+SETTLING_TIME = 6.0
+# Airflow gives on_kill 30 s.
+CANCEL_TIME = 20.0
+_kills: set[asyncio.Task[None]] = set()
+
+
+class RunGenBaseTrigger(BaseTrigger):
+    """What the triggers have in common: when they fire, that they never raise, and what a kill does."""
+
+    rungen_conn_id: str
+    app_id: str | None
+    deferred_at: float
+
+    def _start(self, unknown: Mapping[str, Any]) -> None:
+        """Begin as a trigger does; note what another version of the package kept for it in the database."""
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+        if unknown:
+            log.warning(
+                "%s ignores %s, which another version of airflow-provider-rungen kept for it",
+                *(type(self).__name__, ", ".join(sorted(unknown))),
+            )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        try:
+            event = await self._event()
+            await asyncio.sleep(self.deferred_at + SETTLING_TIME - time.time())
+        except asyncio.CancelledError:
+            if not hasattr(BaseTrigger, "on_kill"):  # before Airflow 3.3 nobody else would call it
+                await self.on_kill()
+            raise
+        yield self._fired(event)
+
+    async def _event(self) -> dict[str, Any]:
+        event: dict[str, Any] = {"app_id": self.app_id or ""}
+        try:
+            await self._wait(event)
+        except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
+            event |= {"outcome": "timeout", "message": error.message}
+        except RunGenError as error:
+            event |= {
+                "outcome": "error",
+                "message": error.message,
+                "hint": error.hint,
+                "retryable": error.retryable,
+            }
+            if isinstance(error, RunGenAPIError):
+                event["status_code"] = error.status_code
+        except Exception as error:
+            # a trigger that raises reaches the task as a bare TaskDeferralError
+            log.exception("Waiting for RunGen failed")
+            message = f"{type(error).__name__} in the triggerer: {clean_text(str(error))}"
+            event |= {"outcome": "error", "message": message, "retryable": True}
+        return event
+
+    async def _wait(self, event: dict[str, Any]) -> None:
+        """Wait, and add to the event what came of it."""
+        raise NotImplementedError
+
+    def _fired(self, event: dict[str, Any]) -> TriggerEvent:
+        return TriggerEvent(event)
+
+    async def on_kill(self) -> None:
+        """
+        Undo what a kill makes useless, if the task is really no longer deferred.
+
+        A trigger that ends because the triggerer stops, or because it moved to another one, leaves its task
+        deferred, and it is still waited for.
+        """
+        if not self._undoes:
+            return
+        work = asyncio.create_task(self._undo_if_killed())
+        _kills.add(work)
+        work.add_done_callback(_kills.discard)
+        while not work.done():
+            # Airflow cancels an ending trigger anew each second, on_kill included (seen on 3.3.2)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(work)
+
+    @property
+    def _undoes(self) -> bool:
+        """Whether there is anything to undo."""
+        raise NotImplementedError
+
+    async def _undo_if_killed(self) -> None:
+        try:
+            state = await ask_airflow(task_instances.task_state, self.task_instance)
+        except Exception:
+            log.exception("The state of the task is not known: RunGen is left as it is")
+            return
+        try:
+            async with asyncio.timeout(CANCEL_TIME), RunGenHook(self.rungen_conn_id) as hook:
+                await self._undo(hook, state)
+        except Exception as error:
+            log.error("%s: %s", self._left_behind(), str(error) or type(error).__name__)
+
+    def _left_behind(self) -> str:
+        """Describe what may still run or be billed when it could not be undone."""
+        raise NotImplementedError
+
+    async def _undo(self, hook: RunGenHook, state: str | None) -> None:
+        """Undo what the state of the task makes useless."""
+        raise NotImplementedError
+
+
+async def ask_airflow(question: Callable[[Any], Any], ti: Any) -> Any:
+    # not asyncio.to_thread: Airflow 3.0 and 3.1 ask on this loop, which only asgiref finds there
+    return await sync_to_async(question, thread_sensitive=False)(ti)

@@ -1,0 +1,238 @@
+"""The trigger that waits for jobs, and yields one small event: ids, statuses and error texts, no URLs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
+
+from airflow_provider_rungen._airflow import TaskInstanceState, metrics
+from airflow_provider_rungen.client import endpoints
+from airflow_provider_rungen.client.models import JobStatus
+from airflow_provider_rungen.client.transport import gather_limited
+from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.execution import attempts, task_instances
+from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
+from airflow_provider_rungen.hooks.rungen import RunGenHook
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink
+from airflow_provider_rungen.links.urls import app_url, job_url
+from airflow_provider_rungen.triggers import base
+from airflow_provider_rungen.triggers.base import RunGenBaseTrigger, ask_airflow
+from airflow_provider_rungen.triggers.watcher import shared_poller
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.client.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# In the first part of CANCEL_TIME, the next attempt may resume the jobs of this one.
+TAKE_UP_TIME = 8.0
+# The states of a task that no attempt follows. One that was cleared has none at first.
+_ENDED = (
+    TaskInstanceState.SUCCESS,
+    TaskInstanceState.FAILED,
+    TaskInstanceState.SKIPPED,
+    TaskInstanceState.UPSTREAM_FAILED,
+    TaskInstanceState.REMOVED,
+)
+# Airflow logs events: of more jobs, ids and errors are left out, and fetched again on the worker.
+MAX_JOBS_IN_EVENT = 100
+
+
+class RunGenJobTrigger(RunGenBaseTrigger):
+    """
+    Waits until jobs are over, however they end.
+
+    The event is ``{"outcome": "over", "unsuccessful": [{"id", "status", "error"}, …], "count"}``, or
+    ``{"outcome": "timeout" | "error", "message", …}``, with the ``app_id``, and a few ``job_ids``, not many.
+
+    :param rungen_conn_id: the Airflow connection.
+    :param app_id: the app of the jobs; the connection's ``app_id`` when left out.
+    :param job_id: the jobs to wait for: one id, a list, or the text that a template makes of a list.
+    :param poll_interval: seconds between two looks at a job.
+    :param timeout: seconds to wait at most, from the start of the task; used without a ``deadline``.
+    :param deadline: the time (seconds since 1970) to stop waiting at.
+    :param deferred_at: the time (seconds since 1970) of the deferral, if a worker deferred the task.
+    :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
+    :param held_back: until when (seconds since 1970) the service asked not to be asked, by job.
+    :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
+    :param on_clear: what becomes of the jobs of a task that is cleared: ``new`` cancels them, ``resume``
+        leaves them to the next attempt.
+    :param end_from_trigger: end the task here when all jobs completed.
+    :param unknown: what another version of the package kept in the database; it is ignored, and logged.
+    """
+
+    def __init__(
+        self,
+        *,
+        rungen_conn_id: str = RunGenHook.default_conn_name,
+        app_id: str | None = None,
+        job_id: Any = None,
+        poll_interval: float = 5,
+        timeout: float = 86400,
+        deadline: float | None = None,
+        deferred_at: float = 0,
+        known_by: float = 0,
+        held_back: dict[str, float] | None = None,
+        cancel_on_kill: bool = False,
+        on_clear: str = "new",
+        end_from_trigger: bool = False,
+        **unknown: Any,
+    ) -> None:
+        self._start(unknown)
+        self.rungen_conn_id = rungen_conn_id
+        self.app_id = app_id
+        self.job_id = job_id
+        self.poll_interval = poll_interval
+        self.timeout = timeout
+        self.deadline = deadline
+        self.deferred_at = deferred_at
+        self.known_by = known_by
+        self.held_back = held_back
+        self.cancel_on_kill = cancel_on_kill
+        self.on_clear = on_clear
+        self.end_from_trigger = end_from_trigger
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return f"airflow_provider_rungen.triggers.{type(self).__name__}", {
+            "rungen_conn_id": self.rungen_conn_id,
+            "app_id": self.app_id,
+            "job_id": self.job_id,
+            "poll_interval": self.poll_interval,
+            "timeout": self.timeout,
+            "deadline": self.deadline,
+            "deferred_at": self.deferred_at,
+            "known_by": self.known_by,
+            "held_back": self.held_back,
+            "cancel_on_kill": self.cancel_on_kill,
+            "on_clear": self.on_clear,
+            "end_from_trigger": self.end_from_trigger,
+        }
+
+    def _fired(self, event: dict[str, Any]) -> TriggerEvent:
+        if self.end_from_trigger and event["outcome"] == "over" and not event["count"]:
+            return TaskSuccessEvent()
+        return TriggerEvent(event)
+
+    @property
+    def _undoes(self) -> bool:
+        return self.cancel_on_kill
+
+    async def _undo(self, hook: RunGenHook, state: str | None) -> None:
+        """Cancel the jobs that no attempt of the task waits for."""
+        job_ids = parse_known_job_ids(self.job_id)
+        kept = await self._kept(job_ids, state)
+        if kept:
+            log.info(
+                "RunGen jobs are left to the attempt that waits for them: %s",
+                ", ".join(kept[:MAX_JOBS_IN_EVENT]),
+            )
+        app_id = await hook.aresolve_app_id(self.app_id)
+        rest = [job_id for job_id in job_ids if job_id not in set(kept)]
+        await gather_limited(partial(self._cancel, hook, app_id), rest)
+
+    def _left_behind(self) -> str:
+        job_ids = parse_known_job_ids(self.job_id)
+        return (
+            f"RunGen jobs of app {self.app_id} that may still run: {', '.join(job_ids[:MAX_JOBS_IN_EVENT])}"
+        )
+
+    async def _kept(self, job_ids: list[str], state: str | None) -> list[str]:
+        """
+        Return the jobs that this attempt, on another triggerer, or a later one goes on waiting for.
+
+        A task that is deferred may be so in its next attempt already, which has jobs of its own, or has taken
+        up these: it has pushed the ids of its jobs.
+        """
+        may_resume = self.on_clear == "resume"
+        give_up_at = time.monotonic() + TAKE_UP_TIME
+        while state not in _ENDED:
+            if state == TaskInstanceState.UP_FOR_RETRY:
+                # this attempt ended on a worker, which decided about its jobs: a retry resumes what is left
+                return job_ids
+            if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
+                pushed = await self._pushed()
+                if pushed is not None:
+                    return [job_id for job_id in job_ids if job_id in pushed]
+                if state == TaskInstanceState.DEFERRED:
+                    return job_ids  # a sensor pushes none: it waits for the jobs of others
+            if not may_resume and not attempts.CLEAR_DISCARDS_STATE:
+                return []
+            if time.monotonic() > give_up_at:
+                # from Airflow 3.4 on, the next attempt most likely knows nothing of them
+                return [] if attempts.CLEAR_DISCARDS_STATE else job_ids
+            await asyncio.sleep(0.5)
+            state = await ask_airflow(task_instances.task_state, self.task_instance)
+        return []
+
+    async def _pushed(self) -> set[str] | None:
+        try:
+            found: set[str] | None = await ask_airflow(task_instances.pushed_job_ids, self.task_instance)
+        except task_instances.AttemptOverError:
+            return set(parse_known_job_ids(self.job_id)) if self.on_clear == "resume" else set()
+        except Exception as error:
+            log.warning("The jobs of the latest attempt are not known (%s)", type(error).__name__)
+            return None
+        return found
+
+    async def _cancel(self, hook: RunGenHook, app_id: str, job_id: str) -> None:
+        try:
+            await hook.aperform(endpoints.cancel_job(app_id, job_id, patience=base.CANCEL_TIME))
+            log.info("Canceled RunGen job %s", job_id)
+        except RunGenError as error:
+            log.warning("RunGen job %s was not canceled: %s", job_id, error)
+
+    async def _link(self, settings: Settings, app_id: str, job_ids: list[str]) -> None:
+        from airflow_provider_rungen._airflow import XCom
+
+        ti: Any = self.task_instance
+        links = {RunGenAppLink.key: app_url(settings, app_id)}
+        if job_ids:
+            links[RunGenJobLink.key] = job_url(settings, app_id, job_ids[0])
+        for key, url in links.items():
+            try:
+                await XCom.aset(
+                    key,
+                    url,
+                    dag_id=ti.dag_id,
+                    task_id=ti.task_id,
+                    run_id=ti.run_id,
+                    map_index=ti.map_index,
+                )
+            except Exception as error:  # a task is not to fail for its links
+                log.debug("The link to %s was not kept: %s", url, type(error).__name__)
+
+    async def _wait(self, event: dict[str, Any]) -> None:
+        job_ids = parse_known_job_ids(self.job_id)
+        event |= {"job_ids": job_ids} if len(job_ids) <= MAX_JOBS_IN_EVENT else {}
+        hook = RunGenHook(self.rungen_conn_id)
+        event["app_id"] = await hook.aresolve_app_id(self.app_id)
+        if not self.deferred_at:  # no worker has seen the task, and its connection, yet
+            await self._link(await hook.asettings(), event["app_id"], job_ids)
+        deadline = self.deadline
+        if deadline is None:
+            started = getattr(self.task_instance, "start_date", None)
+            deadline = (started.timestamp() if started else time.time()) + self.timeout
+        watcher = shared_poller(self.rungen_conn_id, event["app_id"])
+        with metrics.timing("wait.triggerer"):
+            jobs = await watcher.wait(
+                job_ids,
+                poll_interval=self.poll_interval,
+                deadline=deadline,
+                known_by=self.known_by,
+                held_back=self.held_back or {},
+            )
+        unsuccessful = [
+            {"id": job.id, "status": job.status.value, "error": job.error}
+            for job in jobs
+            if job.status is not JobStatus.COMPLETED
+        ]
+        event |= {
+            "outcome": "over",
+            "unsuccessful": unsuccessful[:MAX_JOBS_IN_EVENT],
+            "count": len(unsuccessful),
+        }
