@@ -7,8 +7,9 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -31,7 +32,6 @@ MAX_DEPTH = 200
 _NAME_PART_CHARS = 500
 # The host is bounded, because libraries normalize it in quadratic time.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?=\S)[^\s/?#]{0,1000}(?:[/?#]\S*)?")
-_SIGNED = (("X-Amz-Date", "X-Amz-Expires"), ("X-Goog-Date", "X-Goog-Expires"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +181,11 @@ def expiry_time(url: str, created_at: datetime | None) -> datetime | None:
     :param created_at: when its job was created.
     """
     times = []
-    try:
+    with suppress(OverflowError):
         if created_at is not None:
             times.append(created_at + OUTPUT_LIFETIME)
+    with suppress(KeyError, ValueError, OverflowError):
         query = parse_qs(urlsplit(url).query)
-        for date, seconds in _SIGNED:
-            if date in query and seconds in query:
-                begun = datetime.strptime(query[date][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-                times.append(begun + timedelta(seconds=int(query[seconds][0])))
-    except (ValueError, OverflowError):
-        pass
+        signed_at = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%S%z")
+        times.append(signed_at + timedelta(seconds=int(query["X-Amz-Expires"][0])))
     return min(times, default=None)

@@ -522,7 +522,7 @@ def test_what_is_there_is_not_fetched_again(
     assert archive(context, ids, tmp_path).value == first.value
     assert files(tmp_path) == before
     assert sum(fetches(rungen_emulator).values()) == 4
-    assert "4 of them before" in caplog.text
+    assert "4 existing" in caplog.text
 
 
 @pytest.mark.parametrize("harm", ["tampered", "cut", "gone", "folder"])
@@ -1077,7 +1077,8 @@ def test_the_log_shows_the_progress(
     archive(context, ids, tmp_path, max_concurrency=1)
     lines = [record.getMessage() for record in caplog.records if record.name == archiver.__name__]
     assert any("of 4 of 5 jobs" in line and "left" in line for line in lines)
-    assert lines[-1].startswith("Stored 5 files (0.0 MB) of 5 of 5 jobs, 0 failed in ")
+    assert lines[-1].startswith("Stored in ")
+    assert lines[-1].endswith(": 5 files (0.0 MB) of 5 of 5 jobs, 0 failed")
 
 
 # --- kills --------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from airflow_provider_rungen.client.polling import concerns_one_job
 from airflow_provider_rungen.client.progress import EVERY, pace
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenOutputError
-from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver, Tally
+from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.schemas import Schema
 
@@ -57,7 +57,9 @@ class OutputArchiver:
     schema: Schema | None = None
     max_outputs: int = 10_000
     max_total_bytes: int | None = None
-    tally: Tally = field(init=False, default_factory=Tally)
+    file_count: int = field(init=False, default=0)
+    existing_count: int = field(init=False, default=0)
+    total_bytes: int = field(init=False, default=0)
     slots: asyncio.Semaphore = field(init=False)
     _outcomes: dict[str, dict[str, Any] | RunGenError] = field(init=False, default_factory=dict)
     _failures_in_a_row: int = field(init=False, default=0)
@@ -83,14 +85,14 @@ class OutputArchiver:
                 if (now := time.monotonic()) - logged_at >= EVERY:
                     logged_at, done = now, len(self._outcomes)
                     rate = pace(done, len(job_ids) - done, now - begun_at)
-                    log.info("Stored %s%s", self.tally.text(len(job_ids)), rate)
+                    log.info("Stored %s%s", self._figures(len(job_ids)), rate)
             work.result()
         finally:
             work.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await work
             seconds = format_duration(time.monotonic() - begun_at)
-            log.info("Stored %s in %s", self.tally.text(len(job_ids)), seconds)
+            log.info("Stored in %s: %s", seconds, self._figures(len(job_ids)))
         return self._outcomes
 
     async def _archive(self, job_id: str) -> None:
@@ -106,13 +108,19 @@ class OutputArchiver:
             if not error.retryable and not is_of_job and not concerns_one_job(error):
                 raise
             self._outcomes[job_id] = error
-            self.tally.failed += 1
             # how a job ended, and a permanent error, are no sign of an outage
             if error.retryable and (not is_of_job or isinstance(error, RunGenOutputError)):
                 self._failures_in_a_row += 1
         else:
-            self.tally.jobs += 1
             self._failures_in_a_row = 0
+
+    def _figures(self, job_count: int) -> str:
+        failed_count = sum(isinstance(outcome, RunGenError) for outcome in self._outcomes.values())
+        existing = f", {self.existing_count} existing" if self.existing_count else ""
+        return (
+            f"{self.file_count} files ({self.total_bytes / 1e6:.1f} MB{existing}) "
+            f"of {len(self._outcomes) - failed_count} of {job_count} jobs, {failed_count} failed"
+        )
 
     def _check_outage(self, job_id: str) -> None:
         if self._failures_in_a_row >= max(OUTAGE_FAILURES, 2 * self.max_concurrency):

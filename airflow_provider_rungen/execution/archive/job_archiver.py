@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -32,35 +31,11 @@ T = TypeVar("T")
 EXPIRED_STATUSES = (401, 403, 404, 410)
 
 
-@dataclass
-class Tally:
-    """What was stored so far: numbers of jobs and files, and bytes."""
-
-    jobs: int = 0
-    failed: int = 0
-    files: int = 0
-    downloaded: int = 0
-    size: int = 0
-
-    def text(self, job_count: int) -> str:
-        """
-        Return the figures for a log line.
-
-        :param job_count: how many jobs there are.
-        """
-        existing = self.files - self.downloaded
-        note = f", {existing} of them before" if existing else ""
-        return (
-            f"{self.files} files ({self.size / 1e6:.1f} MB{note}) of {self.jobs} of {job_count} jobs, "
-            f"{self.failed} failed"
-        )
-
-
 class JobArchiver:
     """
     Store the outputs of one job.
 
-    :param archiver: what all jobs share: storage, downloader, limits and tally.
+    :param archiver: what all jobs share: storage, downloader, limits and figures.
     :param job: the completed job.
     :raises RunGenOutputError: it has too many outputs.
     """
@@ -91,15 +66,16 @@ class JobArchiver:
 
         :raises RunGenOutputError: an output, or the manifest, could not be stored.
         """
-        journal, tally = self._journal, self._archiver.tally
+        journal, archiver = self._journal, self._archiver
         try:
             await self._retry(asyncio.to_thread, journal.load)
             size = sum(entry["size"] for entry in journal.entries)
             self._budget.take(size)
-            tally.files += len(journal.stored)
-            tally.size += size
+            archiver.existing_count += len(journal.stored)
+            archiver.file_count += len(journal.stored)
+            archiver.total_bytes += size
             missing = [output for output in self._outputs if output.name not in journal.stored]
-            await gather_limited(self._store, missing, self._archiver.max_concurrency)
+            await gather_limited(self._store, missing, archiver.max_concurrency)
             is_changed = bool(missing) or not journal.is_complete
             if journal.parts or (is_changed and not self._errors):
                 await self._retry(asyncio.to_thread, journal.finish, not self._errors)
@@ -116,9 +92,9 @@ class JobArchiver:
     async def _store(self, output: Output) -> None:
         if self._budget.is_exceeded:
             return
-        storage, job, journal, tally = self._storage, self._job, self._journal, self._archiver.tally
+        archiver, storage, job, journal = self._archiver, self._storage, self._job, self._journal
         try:
-            async with self._archiver.slots:
+            async with archiver.slots:
                 with storage.incoming(job.id, output.name) as (file, path):
                     download = await self._download(output, file)
                     journal.add(output, download)
@@ -128,9 +104,8 @@ class JobArchiver:
             journal.discard(output)
             self._errors.append(self._error(error, f"{output.at}: "))
         else:
-            tally.files += 1
-            tally.downloaded += 1
-            tally.size += download.size
+            archiver.file_count += 1
+            archiver.total_bytes += download.size
 
     async def _download(self, output: Output, file: BinaryIO) -> Download:
         """Download an output. If its URL has expired, ask the service for a new one."""

@@ -179,23 +179,15 @@ class Storage:
 
     def sizes(self, job_id: str, prefix: str) -> dict[str, int]:
         """Return the sizes of a job's files whose name begins with a prefix."""
+        path = self._path(job_id)
         with self._wrap_errors():
             try:
-                sizes = self._local_sizes(job_id) if self._is_local else self._remote_sizes(job_id)
+                self._fs.invalidate_cache(path)
+                files = [entry for entry in self._fs.ls(path, detail=True) if entry["type"] == "file"]
             except _MISSING:
                 return {}
+        sizes = {entry["name"].rpartition("/")[2]: entry["size"] or 0 for entry in files}
         return {name: size for name, size in sizes.items() if name.startswith(prefix)}
-
-    def _local_sizes(self, job_id: str) -> dict[str, int]:
-        with self._folder(job_id) as folder, os.scandir(folder) as entries:
-            files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
-            return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in files}
-
-    def _remote_sizes(self, job_id: str) -> dict[str, int]:
-        self._fs.invalidate_cache(self._path(job_id))
-        entries = self._fs.ls(self._path(job_id), detail=True)
-        files = [entry for entry in entries if entry["type"] == "file"]
-        return {entry["name"].rpartition("/")[2]: entry["size"] or 0 for entry in files}
 
     def _read(self, job_id: str, name: str, read: Callable[[BinaryIO], T]) -> T | None:
         with self._wrap_errors():
