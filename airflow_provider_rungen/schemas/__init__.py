@@ -121,7 +121,7 @@ class Schema:
             found = list(islice(self._validator.iter_errors(value), MAX_VIOLATIONS))
         except (Unresolvable, RecursionError, re.error, UnknownType, ArithmeticError) as error:
             return clean_text(f"{name}: the schema cannot be applied: {_reason(error)}")
-        # a violation higher up says more, unless it is that none of several schemas fits
+        # a violation higher up is more useful, unless it is that none of several schemas fits
         found.sort(key=lambda error: (len(error.path), bool(error.context), list(error.path)))
         named = found[:MAX_NAMED_VIOLATIONS]
         texts = dict.fromkeys(_format_violation(best_match([error]) or error, name) for error in named)

@@ -24,7 +24,7 @@ class Manifest:
     What an earlier attempt, or anybody else who can write there, has left.
 
     :param entries: its valid entries, by URI and place in the result.
-    :param is_complete: whether it says that all outputs were stored.
+    :param is_complete: whether all outputs were stored, according to it.
     :param invalid_count: how many entries are not valid; 1 for a manifest that is not valid as a whole.
     """
 

@@ -21,6 +21,7 @@ from airflow_provider_rungen.execution.archive.local_files import open_folder, o
 T = TypeVar("T")
 # Here a file appears once it is uploaded, and not before.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss"}
+_DESTINATION_HINT = "Check destination, and that the worker may write to it"
 _TEMPORARY_SUFFIX = ".part"
 _CHUNK_BYTES = 1 << 20
 # Stores answer "forbidden" for a missing file to those who must not list files.
@@ -58,7 +59,9 @@ class Storage:
         except (OSError, ImportError, ValueError, AirflowNotFoundException) as error:
             reason = redact_error(error, text)
             # not chained, because the text of the cause would be logged unredacted
-            raise RunGenInputError(clean_text(f"destination {text!r} cannot be used: {reason}")) from None
+            raise RunGenInputError(
+                clean_text(f"destination {text!r} cannot be used: {reason}"), hint=_DESTINATION_HINT
+            ) from None
         self._is_object_store = base.protocol in _OBJECT_STORES
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
@@ -219,7 +222,8 @@ class Storage:
             reason = clean_text(redact_error(error, self._text), 200)
             # not chained, because the text of the cause would be logged unredacted
             raise RunGenOutputError(
-                f"the destination cannot be used: {type(error).__name__}: {reason}".removesuffix(": ")
+                f"the destination cannot be used: {type(error).__name__}: {reason}".removesuffix(": "),
+                hint=_DESTINATION_HINT,
             ) from None
 
 
