@@ -1,4 +1,4 @@
-"""Finds the URLs of outputs in a result, and what can be kept of it: names, places, no secrets. No I/O."""
+"""Find the URLs of outputs in a result, name their files, and redact what is stored of a job. No I/O."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -16,21 +17,21 @@ from airflow_provider_rungen.client.models import clean_text
 from airflow_provider_rungen.client.redaction import without_secrets
 
 # How long the service keeps outputs.
-LIFETIME = timedelta(days=7)
-# Bytes of a file's name at most, without its number; many file systems take 255.
-LONGEST_NAME = 120
-LONGEST_SUFFIX = 16
-# Characters of a URL at most; what is longer is text. Hosts refuse URLs of half that length.
-LONGEST_URL = 16 * 1024
-# Characters of the place of a URL in a result.
-LONGEST_PLACE = 300
-# Levels of nesting that are kept; what is below is kept as JSON text, so that every parser can read it.
-DEEPEST = 200
-# Characters of a name that are looked at, from its beginning and from its end.
-_NAME_PART = 500
-# With a host of some length: libraries normalize it, which takes quadratic time.
+OUTPUT_LIFETIME = timedelta(days=7)
+# Of a file name without its number; many file systems allow 255 bytes.
+MAX_NAME_BYTES = 120
+# With its dot.
+MAX_SUFFIX_BYTES = 17
+# What is longer is text: hosts refuse URLs of half that length.
+MAX_URL_CHARS = 16 * 1024
+MAX_PLACE_CHARS = 300
+MAX_CONTENT_TYPE_CHARS = 100
+# Values below this level are stored as JSON text, so that every parser can read the manifest.
+MAX_DEPTH = 200
+# How much of the beginning and of the end of a long name is used.
+_NAME_PART_CHARS = 500
+# The host is bounded, because libraries normalize it in quadratic time.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?=\S)[^\s/?#]{0,1000}(?:[/?#]\S*)?")
-_SIGNED = (("X-Amz-Date", "X-Amz-Expires"), ("X-Goog-Date", "X-Goog-Expires"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,8 @@ class Output:
     A file that a job made.
 
     :param at: the place of its URL in the result, such as ``result.images[0].image``.
-    :param url: where it is; whoever has it can read the file.
-    :param name: what to store it as.
+    :param url: its address; whoever has it can read the file.
+    :param name: the name of the file that it is stored as.
     """
 
     at: str
@@ -48,149 +49,143 @@ class Output:
     name: str
 
 
-def outputs_of(result: Any, limit: int | None = None) -> list[Output]:
+def find_outputs(result: Any, limit: int | None = None) -> list[Output]:
     """
-    Find every text in a result that is a URL as a whole; the same in several places is one output.
+    Find every text in a result that is a URL as a whole. A URL in several places is one output.
 
-    :param limit: how many outputs to find at most.
+    :param limit: how many outputs to find at most; ``None`` for all.
     """
     first: dict[str, str] = {}
-    for at, url in urls_of(result):
+    for at, url in find_urls(result):
         if len(first) == limit and url not in first:
             break
         first.setdefault(url, at)
     return [Output(at, url, f"{number}-{safe_name(url)}") for number, (url, at) in enumerate(first.items())]
 
 
-def urls_of(result: Any) -> Iterator[tuple[str, str]]:
-    """Give every URL, the same in several places, too, with its place."""
-    # a stack of its own: a result may be nested deeper than Python recurses
-    stack = [iter([("result", result)] if _is_of_interest(result) else [])]
+def find_urls(result: Any) -> Iterator[tuple[str, str]]:
+    """Yield the place and the URL of every text that is a URL, including repeated ones."""
+    # an explicit stack, because a result may be nested deeper than Python recurses
+    stack = [iter([("result", result)] if _is_url_or_container(result) else [])]
     while stack:
-        for at, value in stack[-1]:
-            if isinstance(value, str):
-                yield clean_text(at, LONGEST_PLACE), value
-            else:
-                stack.append(_below(at, value))
-                break
-        else:
+        at, value = next(stack[-1], ("", None))
+        if value is None:
             stack.pop()
+        elif isinstance(value, str):
+            yield clean_text(at, MAX_PLACE_CHARS), value
+        else:
+            stack.append(_children(at, value))
 
 
-def _below(at: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Return what may hold a URL, or is one, one level below a value."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if _is_of_interest(item):
-                # one that grew with each level would take quadratic time
-                yield at if len(at) > LONGEST_PLACE else f"{at}.{_step(str(key))}", item
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            if _is_of_interest(item):
-                yield at if len(at) > LONGEST_PLACE else f"{at}[{index}]", item
+def _children(at: str, value: Any) -> Iterator[tuple[str, Any]]:
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    for key, item in items:
+        if _is_url_or_container(item):
+            # a place that grew with each level would take quadratic time
+            yield at if len(at) > MAX_PLACE_CHARS else at + _step(key), item
 
 
-def _step(key: str) -> str:
-    return without_secrets(key) if len(key) <= LONGEST_PLACE else clean_text(key, LONGEST_PLACE)
+def _step(key: Any) -> str:
+    if isinstance(key, int):
+        return f"[{key}]"
+    key = str(key)
+    return "." + (without_secrets(key) if len(key) <= MAX_PLACE_CHARS else clean_text(key, MAX_PLACE_CHARS))
 
 
-def _is_of_interest(value: Any) -> bool:
+def _is_url_or_container(value: Any) -> bool:
     if isinstance(value, str):
-        return len(value) <= LONGEST_URL and _URL.fullmatch(value) is not None
+        return len(value) <= MAX_URL_CHARS and _URL.fullmatch(value) is not None
     return isinstance(value, Mapping | list)
 
 
 def safe_name(url: str) -> str:
-    """Give the name of the file that a URL is of, as one that every file system takes for a name."""
+    """Return the file name in a URL, changed so that every file system accepts it as a name."""
     try:
-        path = unquote(urlsplit(url[:LONGEST_URL]).path)
+        path = unquote(urlsplit(url[:MAX_URL_CHARS]).path)
     except ValueError:
         path = ""
     name = re.split(r"[/\\]", path)[-1]
-    if len(name) > 2 * _NAME_PART:
-        # cut first: normalizing takes quadratic time on many Pythons
-        name = name[:_NAME_PART] + name[-_NAME_PART:]
+    if len(name) > 2 * _NAME_PART_CHARS:
+        # before normalizing, which takes quadratic time on many Pythons
+        name = name[:_NAME_PART_CHARS] + name[-_NAME_PART_CHARS:]
     name = unicodedata.normalize("NFC", name)
-    name = "".join(char if _is_plain(char) else "_" for char in name).strip(".")
-    stem, dot, suffix = name.rpartition(".")
-    if not dot or len(suffix.encode()) > LONGEST_SUFFIX:
-        stem, dot, suffix = name, "", ""
-    stem = _cut(stem, LONGEST_NAME - len((dot + suffix).encode()))
-    return (stem + dot + suffix).strip(".") or "output"
+    name = "".join(char if char in "._-" or unicodedata.category(char)[0] in "LMN" else "_" for char in name)
+    stem, dot, suffix = name.strip(".").rpartition(".")
+    suffix = dot + suffix
+    if not dot or len(suffix.encode()) > MAX_SUFFIX_BYTES:
+        stem, suffix = stem + suffix, ""
+    stem = stem.encode()[: MAX_NAME_BYTES - len(suffix.encode())].decode("utf-8", "ignore")
+    return (stem + suffix).strip(".") or "output"
 
 
-def _is_plain(char: str) -> bool:
-    return char in "._-" or unicodedata.category(char)[0] in "LMN"
-
-
-def _cut(text: str, size: int) -> str:
-    return text.encode()[:size].decode("utf-8", "ignore")
-
-
-def replaced(result: Any, stored: Mapping[str, str]) -> Any:
+def redact_value(value: Any, stored_uris: Mapping[str, str] | None = None) -> Any:
     """
-    Return a copy of a result that can be kept: valid JSON of some depth, in which no URL has a secret.
+    Return a copy of a value that can be stored: valid JSON of limited depth, without secrets in its URLs.
 
-    :param stored: what is to stand in place of a URL.
+    :param stored_uris: by URL, the URI that replaces it.
     """
-    return _mapped(result, lambda text: stored.get(text) or without_secrets(text))
+    uris = stored_uris or {}
 
+    def copy(value: Any, depth: int) -> Any:
+        if isinstance(value, str):
+            return uris.get(value) or without_secrets(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        if not isinstance(value, Mapping | list):
+            return value
+        if depth == MAX_DEPTH:
+            return without_secrets(_json_text(value))
+        if isinstance(value, list):
+            return [copy(item, depth + 1) for item in value]
+        return {without_secrets(str(key)): copy(item, depth + 1) for key, item in value.items()}
 
-def kept(value: Any) -> Any:
-    """Return a copy of a value that can be kept: valid JSON of some depth, in which no URL has a secret."""
-    return _mapped(value, without_secrets)
-
-
-def _mapped(value: Any, change: Callable[[str], str], depth: int = 0) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if not isinstance(value, Mapping | list):
-        return value
-    if depth == DEEPEST:
-        return without_secrets(_json_text(value))
-    if isinstance(value, list):
-        return [_mapped(item, change, depth + 1) for item in value]
-    return {without_secrets(str(key)): _mapped(item, change, depth + 1) for key, item in value.items()}
-
-
-class _Token(str):
-    """JSON text, as it stands between values."""
-
-    __slots__ = ()
+    return copy(value, 0)
 
 
 def _json_text(value: Any) -> str:
     """Return the JSON text of a value that may be nested deeper than the standard library recurses."""
-    parts: list[str] = []
-    stack = [value]
+    text: list[str] = []
+    stack = [_json_parts(value)]
     while stack:
-        item = stack.pop()
-        if isinstance(item, Mapping):
-            pairs = [[_Token(f", {json.dumps(str(key))}: "), each] for key, each in item.items()]
-            if pairs:
-                pairs[0][0] = _Token(pairs[0][0][2:])
-            stack += reversed([_Token("{"), *(token for pair in pairs for token in pair), _Token("}")])
-        elif isinstance(item, list):
-            tokens = [token for each in item for token in (_Token(", "), each)]
-            stack += reversed([_Token("["), *tokens[1:], _Token("]")])
+        part = next(stack[-1], None)
+        if part is None:
+            stack.pop()
+        elif isinstance(part, str):
+            text.append(part)
         else:
-            parts.append(item if isinstance(item, _Token) else json.dumps(item))
-    return "".join(parts)
+            stack.append(part)
+    return "".join(text)
 
 
-def expiry_times(url: str, created_at: datetime | None) -> list[datetime]:
-    """Tell when an output ends, the first first: its URL may say it, and the service keeps none longer."""
-    ends = []
-    try:
+def _json_parts(value: Any) -> Iterator[Any]:
+    """Yield JSON text, and in the place of each value inside it the parts of that."""
+    if isinstance(value, Mapping):
+        brackets, items = "{}", [(f"{json.dumps(str(key))}: ", item) for key, item in value.items()]
+    elif isinstance(value, list):
+        brackets, items = "[]", [("", item) for item in value]
+    else:
+        yield json.dumps(value)
+        return
+    yield brackets[0]
+    for index, (key, item) in enumerate(items):
+        yield f"{', ' if index else ''}{key}"
+        yield _json_parts(item)
+    yield brackets[1]
+
+
+def expiry_time(url: str, created_at: datetime | None) -> datetime | None:
+    """
+    Return when an output expires, or ``None`` if that is not known.
+
+    :param url: its URL, whose signature may expire before the service deletes the output.
+    :param created_at: when its job was created.
+    """
+    times = []
+    with suppress(OverflowError):
         if created_at is not None:
-            ends.append(created_at + LIFETIME)
+            times.append(created_at + OUTPUT_LIFETIME)
+    with suppress(KeyError, ValueError, OverflowError):
         query = parse_qs(urlsplit(url).query)
-        for date, seconds in _SIGNED:
-            if date in query and seconds in query:
-                begun = datetime.strptime(query[date][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-                ends.append(begun + timedelta(seconds=int(query[seconds][0])))
-    except (ValueError, OverflowError):
-        pass
-    return sorted(ends)
+        signed_at = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%S%z")
+        times.append(signed_at + timedelta(seconds=int(query["X-Amz-Expires"][0])))
+    return min(times, default=None)

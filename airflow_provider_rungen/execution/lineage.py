@@ -1,4 +1,4 @@
-"""What a task has done, as Airflow's asset events and OpenLineage are told of it."""
+"""Report what a task has done, to Airflow's asset events and to OpenLineage."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from openlineage.client.generated.base import OutputDataset
 
-# Of more jobs or files, an event does not name each.
-MOST_JOBS = 100
-MOST_FILES = 100
+# An event lists no more jobs, and no more files.
+MAX_LISTED_JOBS = 100
+MAX_LISTED_FILES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,10 @@ class TaskOutcome:
     What a task has done.
 
     :param app_id: the app.
-    :param job_ids: its jobs that were run or collected.
-    :param failed_count: how many inputs failed, and were allowed to.
+    :param job_ids: the jobs that it ran or collected.
+    :param failed_count: how many inputs or jobs failed, as ``max_failed`` allows.
     :param destination: the folder where files were stored.
-    :param manifests: of each job the ``outputs`` that were stored there, with ``uri`` and ``size``.
+    :param manifests: of each job, the ``outputs`` that were stored there, with ``uri`` and ``size``.
     """
 
     app_id: str
@@ -40,10 +40,10 @@ class TaskOutcome:
         return [file for manifest in self.manifests for file in manifest["outputs"]]
 
     def extra(self) -> dict[str, Any]:
-        """Give the extra of an asset event: always small, and without a URL that is signed."""
+        """Return the extra of an asset event. It is always small, and holds no signed URL."""
         extra = {
             "app_id": self.app_id,
-            "job_ids": list(self.job_ids[:MOST_JOBS]),
+            "job_ids": list(self.job_ids[:MAX_LISTED_JOBS]),
             "job_count": len(self.job_ids),
             "failed_count": self.failed_count,
         }
@@ -52,31 +52,31 @@ class TaskOutcome:
         return extra
 
 
-def lineage_of(done: TaskOutcome, base_url: str) -> OperatorLineage[Any, Any] | None:
+def lineage_of(outcome: TaskOutcome, base_url: str) -> OperatorLineage[Any, Any] | None:
     """
-    Give OpenLineage's words for it: the app was read, the files were written.
+    Return the lineage of a task: the app is its input, the stored files are its outputs.
 
-    Of more than `MOST_FILES` files, the folder they are in stands for them.
+    If there are more than `MAX_LISTED_FILES` files, their folder is the output.
 
     :param base_url: the address of the API.
-    :return: nothing, where OpenLineage's provider is not installed.
+    :return: ``None`` if the OpenLineage provider is not installed.
     """
     try:
         from airflow.providers.openlineage.extractors import OperatorLineage
         from openlineage.client.generated.base import Dataset
     except ImportError:
         return None
-    files = done.files
-    if len(files) > MOST_FILES and done.destination is not None:
-        files = [{"uri": done.destination, "size": sum(file["size"] for file in files)}]
+    files = outcome.files
+    if len(files) > MAX_LISTED_FILES and outcome.destination is not None:
+        files = [{"uri": outcome.destination, "size": sum(file["size"] for file in files)}]
     return OperatorLineage(
-        inputs=[Dataset(namespace=base_url, name=f"app/{done.app_id}")],
-        outputs=[_stored(file) for file in files],
+        inputs=[Dataset(namespace=base_url, name=f"app/{outcome.app_id}")],
+        outputs=[_output_dataset(file) for file in files],
     )
 
 
-def _stored(file: Mapping[str, Any]) -> OutputDataset:
-    """Name a file or folder as OpenLineage does: the bucket is its namespace, the key its name."""
+def _output_dataset(file: Mapping[str, Any]) -> OutputDataset:
+    """Return the dataset of a file or folder. OpenLineage's namespace is the bucket, its name the key."""
     from openlineage.client.generated.base import OutputDataset
     from openlineage.client.generated.output_statistics_output_dataset import (
         OutputStatisticsOutputDatasetFacet,
@@ -85,7 +85,7 @@ def _stored(file: Mapping[str, Any]) -> OutputDataset:
     parts = urlsplit(file["uri"])
     namespace, name = "file", parts.path
     if parts.scheme not in ("", "file"):
-        # what stands before an @ is the Airflow connection
+        # the Airflow connection precedes the @
         namespace, name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", parts.path.strip("/")
     return OutputDataset(
         namespace=namespace,

@@ -19,7 +19,8 @@ import pytest
 from conftest import KEY
 
 from airflow_provider_rungen.client import download
-from airflow_provider_rungen.client.download import Downloader, Fetched
+from airflow_provider_rungen.client.budget import Budget
+from airflow_provider_rungen.client.download import Download, Downloader
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -27,7 +28,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenOutputError,
 )
-from airflow_provider_rungen.execution.archive import archiver as landing
+from airflow_provider_rungen.execution.archive.job_archiver import EXPIRED_STATUSES
 
 BODY = b"picture " * 5000
 HERE = "http://127.0.0.1:1"
@@ -35,7 +36,7 @@ AWAY = "https://api.rungen.invalid"
 
 
 class Host:
-    """A host that answers with bytes as told, and keeps what it was sent."""
+    """A host that answers with the given bytes, and keeps what it was sent."""
 
     def __init__(self, listener: socket.socket) -> None:
         self.port: int = listener.getsockname()[1]
@@ -71,26 +72,26 @@ def host() -> Iterator[Host]:
     thread.join()
 
 
-def said(status: str, *headers: str, body: bytes = b"") -> bytes:
+def response(status: str, *headers: str, body: bytes = b"") -> bytes:
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
 def ok(body: bytes, *headers: str) -> bytes:
-    return said("200 OK", "Content-Type: image/png", *headers, body=body)
+    return response("200 OK", "Content-Type: image/png", *headers, body=body)
 
 
 def fetch(
     url: str, service: str = HERE, *, max_bytes: int = 10**6, **options: Any
-) -> tuple[Fetched | RunGenError, bytes]:
-    """Download a URL; give the outcome, and what was written."""
+) -> tuple[Download | RunGenError, bytes]:
+    """Download a URL; return the outcome, and what was written."""
     settings = replace(Settings(service, KEY, team_id="team", user_id="user", read_timeout=5.0), **options)
     file = io.BytesIO(b"what a failed attempt has left" * 9999)
 
-    async def run() -> Fetched | RunGenError:
+    async def run() -> Download | RunGenError:
         downloader = Downloader(settings, max_bytes=max_bytes, at_once=2)
         try:
-            return await downloader.fetch(url, file)
+            return await downloader.fetch(url, file, Budget())
         except RunGenError as error:
             return error
         finally:
@@ -100,7 +101,7 @@ def fetch(
 
 
 def refusal(url: str, service: str = HERE, **options: Any) -> str:
-    """Give why a URL is refused for good."""
+    """Return why a URL is refused permanently."""
     outcome, _ = fetch(url, service, **options)
     assert type(outcome) is RunGenOutputError
     assert not outcome.retryable
@@ -109,7 +110,7 @@ def refusal(url: str, service: str = HERE, **options: Any) -> str:
 
 def test_a_file_is_fetched_with_its_digest(host: Host) -> None:
     outcome, written = fetch(f"{host.url}/a%2Fb?X-Amz-Signature=a%2Fb%3D+c")
-    assert outcome == Fetched(len(BODY), hashlib.sha256(BODY).hexdigest(), "image/png")
+    assert outcome == Download(len(BODY), hashlib.sha256(BODY).hexdigest(), "image/png")
     assert written == BODY
     assert host.requests[0].startswith("GET /a%2Fb?X-Amz-Signature=a%2Fb%3D+c HTTP/1.1\r\n")
 
@@ -120,10 +121,10 @@ def test_nothing_of_the_connection_is_sent(
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password hunter2\n")
     monkeypatch.setenv("NETRC", str(netrc))
-    hops = iter([said("302 Found", "Set-Cookie: a=b; Path=/", f"Location: {host.url}/2"), ok(BODY)])
+    hops = iter([response("302 Found", "Set-Cookie: a=b; Path=/", f"Location: {host.url}/2"), ok(BODY)])
     host.answer = lambda path: next(hops)
     outcome, _ = fetch(f"{host.url}/1", service=f"{host.url}")
-    assert isinstance(outcome, Fetched)
+    assert isinstance(outcome, Download)
     for request in host.requests:
         names = {line.partition(":")[0].lower() for line in request.split("\r\n")[1:] if line}
         assert names <= {"host", "accept", "accept-encoding", "user-agent", "connection"}
@@ -160,11 +161,11 @@ def test_a_file_that_is_large_once_decoded_does_not_hold_up_the_event_loop(host:
             counts.append(0)
             await asyncio.sleep(0)
 
-    async def run() -> Fetched:
+    async def run() -> Download:
         downloader = Downloader(Settings(HERE, KEY), max_bytes=10**8, at_once=1)
         counter = asyncio.ensure_future(count_writes_of_each_turn())
         try:
-            return await downloader.fetch(host.url, File())
+            return await downloader.fetch(host.url, File(), Budget())
         finally:
             counter.cancel()
             await downloader.close()
@@ -180,9 +181,9 @@ def test_an_encoding_that_is_not_known_is_refused(host: Host) -> None:
 
 
 def test_an_empty_file_is_one(host: Host) -> None:
-    host.answer = lambda path: said("200 OK")
+    host.answer = lambda path: response("200 OK")
     outcome, written = fetch(host.url)
-    assert outcome == Fetched(0, hashlib.sha256().hexdigest(), None)
+    assert outcome == Download(0, hashlib.sha256().hexdigest(), None)
     assert written == b""
 
 
@@ -190,12 +191,12 @@ def test_an_empty_file_is_one(host: Host) -> None:
 
 
 def test_a_file_may_have_the_size_it_may_have(host: Host) -> None:
-    assert isinstance(fetch(host.url, max_bytes=len(BODY))[0], Fetched)
+    assert isinstance(fetch(host.url, max_bytes=len(BODY))[0], Download)
 
 
-def test_what_says_that_it_is_too_large_is_not_read(host: Host) -> None:
+def test_a_file_that_announces_too_many_bytes_is_not_read(host: Host) -> None:
     host.answer = lambda path: b"HTTP/1.1 200 OK\r\nContent-Length: 9999999999\r\n\r\n"
-    assert "more than 1000 bytes (max_output_bytes)" in refusal(host.url, max_bytes=1000)
+    assert "over 1000 bytes (max_output_bytes)" in refusal(host.url, max_bytes=1000)
 
 
 @pytest.mark.parametrize("encoding", ["plain", "gzip"])
@@ -277,7 +278,7 @@ def test_a_file_that_takes_long_but_comes_is_waited_for(host: Host) -> None:
 
     host.answer = lambda path: steady()
     outcome, _ = fetch(host.url, read_timeout=0.3)
-    assert isinstance(outcome, Fetched)
+    assert isinstance(outcome, Download)
 
 
 @pytest.mark.parametrize(
@@ -293,27 +294,27 @@ def test_a_file_that_takes_long_but_comes_is_waited_for(host: Host) -> None:
         (503, True),
     ],
 )
-def test_a_refusal_tells_its_status_and_code_and_nothing_signed(
+def test_a_refusal_shows_its_status_and_code_and_nothing_signed(
     host: Host, status: int, retryable: bool
 ) -> None:
     body = b"<Error><Code>SignatureDoesNotMatch</Code><StringToSign>s3cret</StringToSign></Error>"
-    host.answer = lambda path: said(f"{status} No", "Retry-After: 7", body=body)
+    host.answer = lambda path: response(f"{status} No", "Retry-After: 7", body=body)
     outcome, _ = fetch(f"{host.url}/x?X-Amz-Signature=s3cret")
     assert isinstance(outcome, RunGenAPIError)
     assert (outcome.status_code, outcome.retry_after, outcome.retryable) == (status, 7, retryable)
-    assert str(outcome) == f"127.0.0.1 answers {status} SignatureDoesNotMatch"
+    assert str(outcome) == f"127.0.0.1 answered {status} SignatureDoesNotMatch"
 
 
 def test_credentials_that_have_ended_are_a_url_that_has(host: Host) -> None:
-    host.answer = lambda path: said("400 Bad Request", body=b"<Error><Code>ExpiredToken</Code></Error>")
+    host.answer = lambda path: response("400 Bad Request", body=b"<Error><Code>ExpiredToken</Code></Error>")
     outcome, _ = fetch(host.url)
     assert isinstance(outcome, RunGenAPIError)
-    assert outcome.status_code in landing.EXPIRED
-    assert str(outcome) == "127.0.0.1 answers 400 ExpiredToken"
+    assert outcome.status_code in EXPIRED_STATUSES
+    assert str(outcome) == "127.0.0.1 answered 400 ExpiredToken"
 
 
 def test_a_success_without_the_file_is_none(host: Host) -> None:
-    host.answer = lambda path: said("204 No Content")
+    host.answer = lambda path: response("204 No Content")
     outcome, _ = fetch(host.url)
     assert isinstance(outcome, RunGenError)
     assert outcome.retryable
@@ -327,7 +328,7 @@ def test_a_full_disk_is_no_fault_of_the_network(host: Host) -> None:
     async def run() -> None:
         downloader = Downloader(Settings(HERE, KEY), max_bytes=10**6, at_once=1)
         try:
-            await downloader.fetch(host.url, Full())
+            await downloader.fetch(host.url, Full(), Budget())
         finally:
             await downloader.close()
 
@@ -343,7 +344,9 @@ def test_a_full_disk_is_no_fault_of_the_network(host: Host) -> None:
 @pytest.mark.parametrize("goal", ["/there?a=b%2Fc", "http://localhost:{port}/there?a=b%2Fc"])
 def test_a_redirect_to_this_machine_is_followed(host: Host, status: int, goal: str) -> None:
     location = f"Location: {goal.format(port=host.port)}"
-    host.answer = lambda path: ok(BODY) if path.startswith("/there") else said(f"{status} There", location)
+    host.answer = lambda path: (
+        ok(BODY) if path.startswith("/there") else response(f"{status} There", location)
+    )
     assert fetch(f"{host.url}/here?secret=1")[1] == BODY
     assert "GET /there?a=b%2Fc HTTP" in host.requests[1]
     assert "secret" not in host.requests[1]
@@ -360,33 +363,33 @@ def test_a_redirect_to_this_machine_is_followed(host: Host, status: int, goal: s
         ("https://0x0a000001/x", "private network"),
         ("ftp://127.0.0.1/x", "not http or https"),
         ("file:///etc/passwd", "not http or https"),
-        ("https://", "no host"),
-        ("http://[bad", "cannot be read"),
+        ("https://", "no valid host"),
+        ("http://[bad", "cannot be parsed"),
     ],
 )
 def test_a_redirect_to_somewhere_else_is_refused(host: Host, location: str, reason: str) -> None:
-    host.answer = lambda path: said("302 Found", f"Location: {location}?secret=1")
-    told = refusal(host.url)
-    assert reason in told
-    assert "secret" not in told
+    host.answer = lambda path: response("302 Found", f"Location: {location}?secret=1")
+    message = refusal(host.url)
+    assert reason in message
+    assert "secret" not in message
     assert len(host.requests) == 1
 
 
 def test_a_redirect_that_leads_nowhere_is_refused(host: Host) -> None:
-    host.answer = lambda path: said("302 Found")
-    assert "to nowhere" in refusal(host.url)
+    host.answer = lambda path: response("302 Found")
+    assert "without a Location header" in refusal(host.url)
 
 
 def test_a_redirect_to_https_is_followed(host: Host, free_port: int) -> None:
-    host.answer = lambda path: said("302 Found", f"Location: https://127.0.0.1:{free_port}/x")
+    host.answer = lambda path: response("302 Found", f"Location: https://127.0.0.1:{free_port}/x")
     outcome, _ = fetch(host.url)
     assert type(outcome) is RunGenConnectionError  # nobody is there
 
 
 def test_redirects_come_to_an_end(host: Host) -> None:
-    host.answer = lambda path: said("302 Found", "Location: /again")
+    host.answer = lambda path: response("302 Found", "Location: /again")
     assert "redirected more than" in refusal(host.url)
-    assert len(host.requests) == download.MOST_REDIRECTS + 1
+    assert len(host.requests) == download.MAX_REDIRECTS + 1
 
 
 # --- private networks ---------------------------------------------------------------------------------------
@@ -421,9 +424,9 @@ def test_redirects_come_to_an_end(host: Host) -> None:
 def test_no_private_network_is_reached_for_a_public_service(
     host: Host, name: str, service: str, proxy: str | None
 ) -> None:
-    told = refusal(f"http://{name}:{host.port}/x?secret=1", service, proxy=proxy)
-    assert "private network that the service is not part of" in told
-    assert "secret" not in told
+    reason = refusal(f"http://{name}:{host.port}/x?secret=1", service, proxy=proxy)
+    assert "private network that the service is not part of" in reason
+    assert "secret" not in reason
     assert host.requests == []
 
 
@@ -463,11 +466,11 @@ def test_a_name_is_judged_by_every_address_it_has(host: Host, monkeypatch: pytes
         ("ftp://127.0.0.1/x", "ftp, not http"),
         ("file:///etc/passwd", "file, not http"),
         ("s3://bucket/x", "s3, not http"),
-        ("http:///x", "no host"),
-        ("http://[bad/x", "cannot be read"),
-        ("http://h:99999/x", "cannot be read"),
-        ("http://127.0.0.\uff11/x", "no host that can be used"),
-        ("http://1.2.3.4.5/x", "no host that can be used"),
+        ("http:///x", "no valid host"),
+        ("http://[bad/x", "cannot be parsed"),
+        ("http://h:99999/x", "cannot be parsed"),
+        ("http://127.0.0.\uff11/x", "no valid host"),
+        ("http://1.2.3.4.5/x", "no valid host"),
     ],
 )
 def test_what_cannot_be_fetched_is_refused(url: str, reason: str) -> None:
@@ -483,7 +486,7 @@ def test_a_proxy_is_used(host: Host, monkeypatch: pytest.MonkeyPatch, by: str) -
     if by == "environment":
         monkeypatch.setenv("http_proxy", host.url)
     outcome, _ = fetch("http://storage.invalid/x?a=b", AWAY, **options)
-    assert isinstance(outcome, Fetched)
+    assert isinstance(outcome, Download)
     assert host.requests[0].startswith("GET http://storage.invalid/x?a=b HTTP/1.1")
     assert KEY not in host.requests[0]
 

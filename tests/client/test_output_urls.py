@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_rungen.client.output_urls import (
-    DEEPEST,
-    LONGEST_NAME,
-    expiry_times,
-    kept,
-    outputs_of,
-    replaced,
+    MAX_DEPTH,
+    MAX_NAME_BYTES,
+    expiry_time,
+    find_outputs,
+    redact_value,
     safe_name,
 )
 from airflow_provider_rungen.client.redaction import without_secrets
@@ -31,7 +30,7 @@ JSON = st.recursive(
 
 
 def found(result: Any) -> list[tuple[str, str]]:
-    return [(output.at, output.name) for output in outputs_of(result)]
+    return [(output.at, output.name) for output in find_outputs(result)]
 
 
 @pytest.mark.parametrize(
@@ -61,11 +60,11 @@ def test_outputs_are_found_wherever_they_stand(result: Any, expected: list[tuple
     ],
 )
 def test_what_is_no_url_as_a_whole_is_no_output(result: Any) -> None:
-    assert outputs_of(result) == []
+    assert find_outputs(result) == []
 
 
 def test_the_url_is_kept_as_it_is_and_not_shown() -> None:
-    [output] = outputs_of([SIGNED])
+    [output] = find_outputs([SIGNED])
     assert output.url == SIGNED
     assert "s3cret" not in repr(output)
 
@@ -115,12 +114,13 @@ def test_a_name_never_leads_anywhere(url: str) -> None:
     assert name.isprintable()
     assert name[0] != "."
     assert name[-1] not in ". "
-    assert len(name.encode()) <= LONGEST_NAME
+    assert len(name.encode()) <= MAX_NAME_BYTES
 
 
 def test_names_of_one_job_differ_whatever_the_case() -> None:
     names = [
-        output.name for output in outputs_of([f"https://h/{name}" for name in ("a.png", "A.PNG", "%61.png")])
+        output.name
+        for output in find_outputs([f"https://h/{name}" for name in ("a.png", "A.PNG", "%61.png")])
     ]
     assert len({name.lower() for name in names}) == 3
 
@@ -132,7 +132,7 @@ def test_what_was_stored_takes_the_place_of_the_urls() -> None:
         "n": 1,
         SIGNED: "key",
     }
-    assert replaced(result, {SIGNED: "s3://b/0.png"}) == {
+    assert redact_value(result, {SIGNED: "s3://b/0.png"}) == {
         "images": [{"image": "s3://b/0.png"}, {"image": URL}],
         "again": "s3://b/0.png",
         "n": 1,
@@ -158,15 +158,15 @@ def test_what_was_stored_takes_the_place_of_the_urls() -> None:
 )
 def test_no_secret_of_a_url_is_kept(text: str, clean: str) -> None:
     assert without_secrets(text) == clean
-    assert kept({"a": [text, {text: None}]}) == {"a": [clean, {clean: None}]}
+    assert redact_value({"a": [text, {text: None}]}) == {"a": [clean, {clean: None}]}
     assert found({text: URL}) == [(f"result.{clean}", "0-a.png")]
 
 
 @given(JSON)
 def test_a_copy_without_urls_is_equal(value: Any) -> None:
     if "://" not in json.dumps(value):
-        assert kept(value) == replaced(value, {}) == value
-    assert outputs_of(value) == []
+        assert redact_value(value) == redact_value(value, {URL: "s3://b/0.png"}) == value
+    assert find_outputs(value) == []
 
 
 @pytest.mark.parametrize("char", ["\u0301", "e\u0301", "\u0344", "\u0f71\u0f74", "a", "%CC%81"])
@@ -179,56 +179,60 @@ def test_a_name_is_cut_before_it_is_normalized(char: str) -> None:
         f"https://h/x.{many}",
         f"https://h/x?{many}",
     ):
-        assert len(safe_name(url).encode()) <= LONGEST_NAME
-        assert outputs_of([url]) == []
+        assert len(safe_name(url).encode()) <= MAX_NAME_BYTES
+        assert find_outputs([url]) == []
     short = char * (16_000 // len(char))
-    assert len(outputs_of([f"https://h/{n}{short}.png" for n in range(500)])) == 500
-    assert outputs_of([f"https://{n}{short}/x.png" for n in range(500)]) == []
+    assert len(find_outputs([f"https://h/{n}{short}.png" for n in range(500)])) == 500
+    assert find_outputs([f"https://{n}{short}/x.png" for n in range(500)]) == []
 
 
 def test_places_do_not_grow_with_each_level() -> None:
     wide = {"k" * 1_000_000: ["text"] * 5000 + [URL] * 5000}
-    [output] = outputs_of(wide)
+    [output] = find_outputs(wide)
     assert len(output.at) <= 301
     deep: Any = [URL]
     for _ in range(5000):
         deep = {"key": [deep, f"{URL}?deeper"]}
-    assert [output.url for output in outputs_of(deep)] == [URL, f"{URL}?deeper"]
+    assert [output.url for output in find_outputs(deep)] == [URL, f"{URL}?deeper"]
 
 
 def test_no_more_are_looked_for_than_are_wanted() -> None:
     urls = [f"{URL}?{n}" for n in range(10)]
-    assert [output.url for output in outputs_of(urls, 3)] == urls[:3]
-    assert len(outputs_of([URL, URL, f"{URL}?1", URL], 2)) == 2
+    assert [output.url for output in find_outputs(urls, 3)] == urls[:3]
+    assert len(find_outputs([URL, URL, f"{URL}?1", URL], 2)) == 2
 
 
 def test_what_json_cannot_say_is_kept_as_text() -> None:
     odd = [float("inf"), float("-inf"), float("nan"), 1.5, "\ud800", "\0", 2**70]
-    assert kept(odd) == replaced(odd, {}) == ["Infinity", "-Infinity", "NaN", *odd[3:]]
-    assert json.loads(json.dumps(kept(odd), allow_nan=False)) == kept(odd)
+    assert (
+        redact_value(odd)
+        == redact_value(odd, {URL: "s3://b/0.png"})
+        == ["Infinity", "-Infinity", "NaN", *odd[3:]]
+    )
+    assert json.loads(json.dumps(redact_value(odd), allow_nan=False)) == redact_value(odd)
 
 
 def test_what_is_nested_too_deeply_is_kept_as_json_text() -> None:
     deep: Any = {"image": SIGNED}
     for _ in range(600):
         deep = [deep]
-    shallow, levels = kept(deep), 0
+    shallow, levels = redact_value(deep), 0
     while isinstance(shallow, list):
         [shallow], levels = shallow, levels + 1
-    assert levels == DEEPEST
+    assert levels == MAX_DEPTH
     assert json.loads(shallow) == json.loads("[" * 400 + json.dumps({"image": URL}) + "]" * 400)
     for _ in range(200_000):
         deep = [deep]
-    assert json.dumps(kept(deep)).count("[") == 200_600
+    assert json.dumps(redact_value(deep)).count("[") == 200_600
 
 
 @given(JSON)
 def test_the_json_text_of_what_is_deep_says_the_same(value: Any) -> None:
     deep = value
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         deep = [deep]
-    text = kept(deep)
-    for _ in range(DEEPEST):
+    text = redact_value(deep)
+    for _ in range(MAX_DEPTH):
         [text] = text
     if isinstance(value, dict | list) and "//" not in json.dumps(value):
         assert text == json.dumps(value)
@@ -237,14 +241,14 @@ def test_the_json_text_of_what_is_deep_says_the_same(value: Any) -> None:
 def test_cleaning_takes_no_longer_for_what_is_made_to_slow_it() -> None:
     for text in ("a" * 1_000_000 + "://", "://" * 300_000, "://" + "a" * 1_000_000 + "@", "X-Amz-" * 200_000):
         without_secrets(text)
-        outputs_of([text])
+        find_outputs([text])
 
 
 @pytest.mark.parametrize(
     ("url", "end"),
     [
         (SIGNED, "2025-01-18T16:45:34+00:00"),
-        ("https://h/x?X-Goog-Date=20250111T164534Z&X-Goog-Expires=60", "2025-01-11T16:46:34+00:00"),
+        ("https://h/x?X-Amz-Expires=60&X-Amz-Date=20250111T164534Z", "2025-01-11T16:46:34+00:00"),
         ("https://h/x?X-Amz-Date=20250111T164534Z", None),
         ("https://h/x?X-Amz-Date=yesterday&X-Amz-Expires=1", None),
         ("https://h/x?X-Amz-Date=20250111T164534Z&X-Amz-Expires=9999999999999", None),
@@ -252,9 +256,12 @@ def test_cleaning_takes_no_longer_for_what_is_made_to_slow_it() -> None:
         ("https://[bad", None),
     ],
 )
-def test_when_an_output_ends_is_told_by_its_url_or_its_job(url: str, end: str | None) -> None:
-    assert [each.isoformat() for each in expiry_times(url, None)] == ([end] if end else [])
+def test_the_expiry_is_that_of_the_url_or_of_the_job(url: str, end: str | None) -> None:
+    expected = None if end is None else datetime.fromisoformat(end)
+    assert expiry_time(url, None) == expected
     created = datetime(2025, 1, 9, tzinfo=UTC)
-    ends = [each.isoformat() for each in expiry_times(url, created)]
-    assert ends == sorted(filter(None, ["2025-01-16T00:00:00+00:00", end]))
-    assert len(expiry_times(url, datetime.max.replace(tzinfo=UTC))) <= 1
+    deleted_at = datetime(2025, 1, 16, tzinfo=UTC)
+    assert expiry_time(url, created) == min(deleted_at, expected or deleted_at)
+    created = datetime(2025, 1, 20, tzinfo=UTC)
+    assert expiry_time(url, created) == (expected or datetime(2025, 1, 27, tzinfo=UTC))
+    assert expiry_time(url, datetime.max.replace(tzinfo=UTC)) == expected

@@ -1,4 +1,4 @@
-"""Outputs that are landed, over real HTTP: what is stored, what faults and kills leave, what is done anew."""
+"""Outputs in storage, over real HTTP: what is stored, what faults and kills leave, what is fetched again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenOutputError,
     RunGenResultError,
 )
-from airflow_provider_rungen.execution.archive import archiver as landing
+from airflow_provider_rungen.execution.archive import archiver
 from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.waiting import WaitingRun
@@ -74,19 +74,19 @@ def collect_op(job_id: Any, destination: Any, **options: Any) -> RunGenCollectRe
     return RunGenCollectResultsOperator(task_id="collect", job_id=job_id, destination=destination, **options)
 
 
-def land(context: Any, job_id: Any, folder: Path, **options: Any) -> Outcome:
+def archive(context: Any, job_id: Any, folder: Path, **options: Any) -> Outcome:
     return run_task(collect_op(job_id, folder.as_uri(), **options), context)
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Give all there is below a folder, hidden files, too."""
+    """Return all there is below a folder, hidden files, too."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def land_results(
+def archive_results(
     folder: Path, results: dict[str, list[Any]], *, max_concurrency: int = 4
 ) -> dict[str, dict[str, Any] | RunGenError]:
-    """Land jobs whose results are as given, from one look to the next; give their outcomes."""
+    """Store jobs with these results, of which each request gets the next; return the outcomes."""
 
     async def perform(flow: Flow[Job]) -> Job:
         next(flow)  # asks for the time
@@ -101,9 +101,9 @@ def land_results(
     async def run() -> dict[str, dict[str, Any] | RunGenError]:
         downloader = Downloader(Settings("http://127.0.0.1:1", KEY), max_bytes=10**6, at_once=4)
         with Storage(folder.as_uri()) as storage:
-            lander = OutputArchiver(perform, APP, storage, downloader, max_concurrency=max_concurrency)
+            store = OutputArchiver(perform, APP, storage, downloader, max_concurrency=max_concurrency)
             try:
-                return await lander.run(list(results), lambda: None)
+                return await store.run(list(results), lambda: None)
             finally:
                 await downloader.close()
 
@@ -130,7 +130,7 @@ def test_outputs_are_stored_and_small_manifests_returned(  # noqa: PLR0917 - fix
 ) -> None:
     caplog.set_level("DEBUG")
     ids = submitted(job(seconds=0.2, images=2), {**job(), "like": SIGNED})
-    outcome = land(context, ids, tmp_path, deferrable=deferrable)
+    outcome = archive(context, ids, tmp_path, deferrable=deferrable)
     assert outcome.error is None
     assert len(outcome.events) == deferrable
     stored = files(tmp_path)
@@ -171,10 +171,10 @@ def test_outputs_are_stored_and_small_manifests_returned(  # noqa: PLR0917 - fix
 
 def test_one_id_gives_one_manifest(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
     [job_id] = submitted(job())
-    assert land(context, job_id, tmp_path).value["job_id"] == job_id
-    assert land(context, [job_id], tmp_path).value[0]["job_id"] == job_id
-    assert land(context, [], tmp_path).value == []
-    assert [small["job_id"] for small in land(context, [job_id, job_id], tmp_path).value] == [job_id] * 2
+    assert archive(context, job_id, tmp_path).value["job_id"] == job_id
+    assert archive(context, [job_id], tmp_path).value[0]["job_id"] == job_id
+    assert archive(context, [], tmp_path).value == []
+    assert [small["job_id"] for small in archive(context, [job_id, job_id], tmp_path).value] == [job_id] * 2
     assert sum(fetches(rungen_emulator).values()) == 1
 
 
@@ -183,7 +183,7 @@ def test_a_job_without_outputs_has_its_manifest(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, result: Any
 ) -> None:
     [job_id] = submitted(job(result=result))
-    assert land(context, job_id, tmp_path).value["outputs"] == []
+    assert archive(context, job_id, tmp_path).value["outputs"] == []
     manifest = manifest_of(tmp_path, job_id)
     assert manifest["complete"] is True
     assert manifest["result"] == json.loads(json.dumps(result).replace("?X-Amz-Signature=s3cret", ""))
@@ -192,7 +192,7 @@ def test_a_job_without_outputs_has_its_manifest(
 def test_outputs_are_found_in_any_result(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
     result = {"video": "output:a b.mp4", "frames": [["output:1"], {"x": "output:1"}], "n": 2}
     [job_id] = submitted(job(result=result, output_bytes=99))
-    outputs = land(context, job_id, tmp_path).value["outputs"]
+    outputs = archive(context, job_id, tmp_path).value["outputs"]
     uris = [output["uri"] for output in outputs]
     assert [uri.rpartition("/")[2] for uri in uris] == ["0-1", "1-1", "2-a_b.mp4"]
     expected = {"video": uris[2], "frames": [[uris[0]], {"x": uris[1]}], "n": 2}
@@ -205,13 +205,13 @@ def test_one_url_in_two_places_is_fetched_once(
     with RunGenHook() as hook:
         url = hook.get_job(job_id=submitted(job())[0]).result["images"][0]["image"]
     [job_id] = submitted(job(result={"a": url, "b": [url]}))
-    [output] = land(context, job_id, tmp_path).value["outputs"]
+    [output] = archive(context, job_id, tmp_path).value["outputs"]
     assert manifest_of(tmp_path, job_id)["result"] == {"a": output["uri"], "b": [output["uri"]]}
     assert sum(fetches(rungen_emulator).values()) == 1
 
 
 @pytest.mark.parametrize("depth", [250, 300, 900, 950])
-def test_a_result_that_is_nested_deeply_is_landed(
+def test_a_result_that_is_nested_deeply_is_stored(
     rungen_emulator: Emulator, tmp_path: Path, depth: int
 ) -> None:
     with RunGenHook() as hook:
@@ -220,7 +220,7 @@ def test_a_result_that_is_nested_deeply_is_landed(
     for _ in range(depth):
         deep = {"in": [deep]} if depth < 400 else [deep]
     for _ in range(2):
-        outcomes = land_results(tmp_path, {"deep": [deep], "flat": ["text"]})
+        outcomes = archive_results(tmp_path, {"deep": [deep], "flat": ["text"]})
         assert isinstance(outcomes["flat"], dict)
         assert isinstance(outcomes["deep"], dict)
         assert len(outcomes["deep"]["outputs"]) == 1
@@ -247,8 +247,8 @@ ODD_RESULTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("result", ODD_RESULTS.values(), ids=ODD_RESULTS)
-def test_what_xcom_cannot_hold_is_landed(tmp_path: Path, result: Any) -> None:
-    outcome = land_results(tmp_path, {"job": [result]})["job"]
+def test_what_xcom_cannot_hold_is_stored(tmp_path: Path, result: Any) -> None:
+    outcome = archive_results(tmp_path, {"job": [result]})["job"]
     assert outcome == {
         "job_id": "job",
         "manifest": (tmp_path / "job" / "manifest.json").as_uri(),
@@ -279,7 +279,7 @@ def test_nothing_leaves_the_folder_of_the_job(
     ]
     [job_id] = submitted(job(result=[f"output:{name}" for name in [*names, "manifest.json"]], output_bytes=9))
     folder = tmp_path / "in" / "here"
-    outputs = land(context, job_id, folder).value["outputs"]
+    outputs = archive(context, job_id, folder).value["outputs"]
     assert len({output["uri"].lower() for output in outputs}) == len(names) + 1
     assert {Path(name).parent for name in files(tmp_path)} == {Path("in/here") / job_id}
     assert len(files(tmp_path)) == len(names) + 2
@@ -292,7 +292,7 @@ def test_files_may_be_read_by_whom_the_umask_lets(
     before = os.umask(0o022)
     try:
         [job_id] = submitted(job())
-        land(context, job_id, tmp_path)
+        archive(context, job_id, tmp_path)
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / job_id).iterdir()} == {0o644}
@@ -321,7 +321,7 @@ def test_a_destination_may_be_any_object_storage_path(
 @pytest.mark.parametrize(
     "destination", ["", "some/folder", "nosuch://bucket/x", 7, "/proc/no", "file:///dev/null/x"]
 )
-def test_a_destination_that_cannot_be_used_is_told_before_the_wait(
+def test_a_destination_that_cannot_be_used_is_reported_before_the_wait(
     rungen_emulator: Emulator, context: Any, destination: Any
 ) -> None:
     outcome = run_task(collect_op("job", destination), context)
@@ -336,7 +336,7 @@ def test_a_destination_that_cannot_be_used_is_told_before_the_wait(
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("when", ["looked up", "read"])
-def test_no_secret_of_a_destination_is_told(
+def test_no_secret_of_a_destination_is_shown(
     rungen_emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture, error: Exception, when: str
 ) -> None:
     class Refusing(Uploads):
@@ -388,7 +388,7 @@ def test_a_number_that_is_none_breaks_the_dag_file(name: str, bad: Any) -> None:
 
 
 class Uploads(MemoryFileSystem):  # type: ignore[misc]  # it has no types
-    """A file system that is not local, and fails as often as told, in the middle of a file."""
+    """A file system that is not local, and fails as often as it should, in the middle of a file."""
 
     cachable = False
     failures = 0
@@ -518,12 +518,12 @@ def test_what_is_there_is_not_fetched_again(
 ) -> None:
     caplog.set_level("INFO")
     ids = submitted(job(images=3), job())
-    first = land(context, ids, tmp_path)
+    first = archive(context, ids, tmp_path)
     before = files(tmp_path)
-    assert land(context, ids, tmp_path).value == first.value
+    assert archive(context, ids, tmp_path).value == first.value
     assert files(tmp_path) == before
     assert sum(fetches(rungen_emulator).values()) == 4
-    assert "4 were there already" in caplog.text
+    assert "4 existing" in caplog.text
 
 
 @pytest.mark.parametrize("harm", ["tampered", "cut", "gone", "folder"])
@@ -531,7 +531,7 @@ def test_what_is_not_as_it_was_stored_is_fetched_again(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, harm: str
 ) -> None:
     [job_id] = submitted(job(images=3))
-    first = land(context, job_id, tmp_path)
+    first = archive(context, job_id, tmp_path)
     before = files(tmp_path)
     harmed = tmp_path / job_id / "1-1.png"
     content = harmed.read_bytes()
@@ -542,10 +542,10 @@ def test_what_is_not_as_it_was_stored_is_fetched_again(
         harmed.write_bytes(content[:-1])
     elif harm == "folder":
         harmed.mkdir()
-        assert land(context, job_id, tmp_path).error.retryable  # type: ignore[union-attr]
+        assert archive(context, job_id, tmp_path).error.retryable  # type: ignore[union-attr]
         harmed.rmdir()
         rungen_emulator.service.requests.clear()
-    assert land(context, job_id, tmp_path).value == first.value
+    assert archive(context, job_id, tmp_path).value == first.value
     after = files(tmp_path)
     del before[f"{job_id}/manifest.json"], after[f"{job_id}/manifest.json"]
     assert after == before
@@ -564,7 +564,7 @@ def test_a_manifest_that_is_none_is_none(
     (tmp_path / job_id).mkdir()
     (tmp_path / job_id / "manifest.json").write_bytes(content)
     (tmp_path / job_id / "0-0.png").write_bytes(b"whatever")
-    assert land(context, job_id, tmp_path).error is None
+    assert archive(context, job_id, tmp_path).error is None
     assert manifest_of(tmp_path, job_id)["complete"] is True
 
 
@@ -593,7 +593,7 @@ def test_a_poisoned_manifest_is_not_believed(  # noqa: PLR0917 - fixtures
     rungen_emulator: Emulator, context: Any, tmp_path: Path, poison: Any, many: bool, caplog: Any
 ) -> None:
     [job_id] = submitted(job(images=10 if many else 2))
-    first = land(context, job_id, tmp_path).value
+    first = archive(context, job_id, tmp_path).value
     path = tmp_path / job_id / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["outputs"][0] |= poison
@@ -603,7 +603,7 @@ def test_a_poisoned_manifest_is_not_believed(  # noqa: PLR0917 - fixtures
         path.unlink()
     else:
         path.write_text(json.dumps(manifest))
-    assert land(context, job_id, tmp_path).value == first
+    assert archive(context, job_id, tmp_path).value == first
     assert fetches(rungen_emulator)[f"/outputs/{job_id}/0.png"] == 2
     assert sum(fetches(rungen_emulator).values()) == (11 if many else 3)
     assert sorted(files(tmp_path)) == sorted(
@@ -612,19 +612,19 @@ def test_a_poisoned_manifest_is_not_believed(  # noqa: PLR0917 - fixtures
     is_odd = not {"sha256", "uri", "at"} & poison.keys() or isinstance(
         next(iter(poison.values())), dict | list
     )
-    assert ("ignored 1 unreadable entries" in caplog.text) == is_odd
+    assert ("Ignored 1 invalid manifest entries" in caplog.text) == is_odd
 
 
 def test_what_a_manifest_says_beside_is_not_returned(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
     [job_id] = submitted(job())
-    first = land(context, job_id, tmp_path).value
+    first = archive(context, job_id, tmp_path).value
     path = tmp_path / job_id / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["outputs"][0] |= {"__classname__": "airflow.sdk.Connection", "more": "x"}
     path.write_text(json.dumps(manifest))
-    assert land(context, job_id, tmp_path).value == first
+    assert archive(context, job_id, tmp_path).value == first
     assert sum(fetches(rungen_emulator).values()) == 1
 
 
@@ -635,21 +635,21 @@ def test_no_symbolic_link_is_followed(
 ) -> None:
     [job_id] = submitted(job())
     elsewhere = tmp_path / "elsewhere"
-    assert land(context, job_id, elsewhere).error is None
+    assert archive(context, job_id, elsewhere).error is None
     destination = tmp_path / "destination"
-    assert land(context, job_id, destination).error is None
+    assert archive(context, job_id, destination).error is None
     link = destination / job_id / name if name else destination / job_id
     link.rename(tmp_path / "aside")
     link.symlink_to(elsewhere / job_id / name if to == "something" else tmp_path / "nothing")
     before = files(elsewhere)
-    error = land(context, job_id, destination).error
+    error = archive(context, job_id, destination).error
     assert type(error) is AirflowFailException
-    assert f"RunGen job {job_id} of app {APP} was not landed" in str(error)
+    assert f"Could not store the outputs of RunGen job {job_id} of app {APP}" in str(error)
     assert "is a symbolic link, which is not followed. Remove the link" in str(error)
     assert files(elsewhere) == before
     assert not (tmp_path / "nothing").exists()
     link.unlink()
-    assert land(context, job_id, destination).error is None
+    assert archive(context, job_id, destination).error is None
 
 
 def test_the_destination_itself_may_be_a_link(
@@ -658,7 +658,7 @@ def test_the_destination_itself_may_be_a_link(
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     [job_id] = submitted(job())
-    assert land(context, job_id, tmp_path / "link").error is None
+    assert archive(context, job_id, tmp_path / "link").error is None
     assert (tmp_path / "real" / job_id / "0-0.png").exists()
 
 
@@ -667,10 +667,10 @@ def test_a_pipe_in_the_place_of_a_file_holds_nothing_up(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, name: str
 ) -> None:
     [job_id] = submitted(job())
-    assert land(context, job_id, tmp_path).error is None
+    assert archive(context, job_id, tmp_path).error is None
     (tmp_path / job_id / name).unlink()
     os.mkfifo(tmp_path / job_id / name)
-    assert land(context, job_id, tmp_path).error is None
+    assert archive(context, job_id, tmp_path).error is None
     assert (tmp_path / job_id / name).is_file()
 
 
@@ -679,7 +679,7 @@ def test_files_that_another_attempt_is_at_work_on_are_left_alone(tmp_path: Path)
         with ours.incoming("job", "0-a.png") as (file, path):
             file.write(b"image")
             (tmp_path / "job" / ".left.part").touch()
-            other.tidy("job")
+            other.remove_leftovers("job")
             assert list(files(tmp_path)) == [f"job/{path}"]
             ours.put(file, path, "job", "0-a.png")
         assert files(tmp_path) == {"job/0-a.png": b"image"}
@@ -689,10 +689,10 @@ def test_the_manifest_of_another_app_is_not_believed(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
     [job_id] = submitted(job())
-    land(context, job_id, tmp_path)
+    archive(context, job_id, tmp_path)
     path = tmp_path / job_id / "manifest.json"
     path.write_text(json.dumps({**manifest_of(tmp_path, job_id), "app_id": "other"}))
-    land(context, job_id, tmp_path)
+    archive(context, job_id, tmp_path)
     assert sum(fetches(rungen_emulator).values()) == 2
 
 
@@ -714,21 +714,21 @@ def test_a_fault_that_may_pass_is_outlasted(
 ) -> None:
     [job_id] = submitted(job(images=3))
     rungen_emulator.service.inject(fault)
-    outcome = land(context, job_id, tmp_path)
+    outcome = archive(context, job_id, tmp_path)
     assert outcome.error is None
     assert sum(fetches(rungen_emulator).values()) == 4
     assert rungen_emulator.service.stats()["early_retries"] == 0
     assert len(files(tmp_path)) == 4
 
 
-def test_the_log_tells_of_the_pause_in_words(
+def test_the_log_shows_the_delay(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, caplog: Any
 ) -> None:
     [job_id] = submitted(job())
     rungen_emulator.service.inject(Fault(on="output", status=429, headers={"Retry-After": "1"}))
-    assert land(context, job_id, tmp_path).error is None
-    [line] = [line for line in caplog.messages if "trying again" in line]
-    assert line.endswith("; trying again in 1 s")
+    assert archive(context, job_id, tmp_path).error is None
+    [line] = [line for line in caplog.messages if line.startswith("Retrying")]
+    assert line.startswith("Retrying in 1 s: 127.0.0.1 answered 429")
 
 
 def test_a_fault_that_does_not_pass_may_the_next_time_and_the_rest_is_kept(
@@ -736,53 +736,53 @@ def test_a_fault_that_does_not_pass_may_the_next_time_and_the_rest_is_kept(
 ) -> None:
     bad, good = submitted(job(images=2), job())
     rungen_emulator.service.inject(Fault(on="output", status=500, times=None, job_id=bad))
-    outcome = land(context, [bad, good], tmp_path)
+    outcome = archive(context, [bad, good], tmp_path)
     assert type(outcome.error) is RunGenOutputError
     assert outcome.error.retryable
-    told = str(outcome.error)
-    assert f"RunGen job {bad} of app {APP} was not landed: result.images[" in told
-    assert "127.0.0.1 answers 500" in told
-    assert "X-Amz" not in told
+    message = str(outcome.error)
+    assert f"Could not store the outputs of RunGen job {bad} of app {APP}: result.images[" in message
+    assert "127.0.0.1 answered 500" in message
+    assert "X-Amz" not in message
     assert ti.xcoms["failed"] == [0]
     assert manifest_of(tmp_path, good)["complete"] is True
     assert not [name for name in files(tmp_path) if name.endswith(".part")]
     rungen_emulator.service.clear_faults()
-    assert land(context, [bad, good], tmp_path).error is None
+    assert archive(context, [bad, good], tmp_path).error is None
     assert fetches(rungen_emulator)[f"/outputs/{good}/0.png"] == 1
 
 
-def test_an_outage_ends_the_landing_before_everything_was_tried(
+def test_an_outage_stops_before_everything_was_tried(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
     ids = submitted(*[job() for _ in range(40)])
     rungen_emulator.service.inject(Fault(on="output", status=503, times=None))
-    outcome = land(context, ids, tmp_path, max_concurrency=2)
+    outcome = archive(context, ids, tmp_path, max_concurrency=2)
     assert type(outcome.error) is RunGenOutputError
     assert outcome.error.retryable
     assert "40 RunGen jobs were not collected" in str(outcome.error)
-    assert len(fetches(rungen_emulator)) <= landing.OUTAGE + 2
+    assert len(fetches(rungen_emulator)) <= archiver.OUTAGE_FAILURES + 2
 
 
 def test_a_few_that_are_broken_are_no_outage(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
     ids = submitted(*[job() for _ in range(6)])
     for job_id in ids[:3]:
         rungen_emulator.service.inject(Fault(on="output", status=503, times=None, job_id=job_id))
-    outcome = land(context, ids, tmp_path, max_concurrency=1, max_failed=3)
+    outcome = archive(context, ids, tmp_path, max_concurrency=1, max_failed=3)
     assert outcome.error is None
     assert [small and small["job_id"] for small in outcome.value] == [None] * 3 + ids[3:]
 
 
 @pytest.mark.parametrize("option", [{"max_output_bytes": 100}, {}])
-def test_a_file_that_is_too_large_is_hopeless(
+def test_a_file_that_is_too_large_fails_permanently(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, option: Any
 ) -> None:
     [job_id] = submitted(job(images=1, output_bytes=101))
-    outcome = land(context, job_id, tmp_path, **option)
+    outcome = archive(context, job_id, tmp_path, **option)
     if not option:
         assert outcome.error is None
         return
     assert type(outcome.error) is AirflowFailException
-    assert "result.images[0].image: it has more than 100 bytes (max_output_bytes)" in str(outcome.error)
+    assert "result.images[0].image: the file has over 100 bytes (max_output_bytes)" in str(outcome.error)
     assert files(tmp_path) == {}
     assert sum(fetches(rungen_emulator).values()) == 1
 
@@ -792,15 +792,18 @@ def test_a_job_has_so_many_outputs_at_most(
     rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path, more: int
 ) -> None:
     many, one = submitted(job(images=12 + more), job())
-    outcome = land(context, [many, one], tmp_path, max_outputs=12, max_failed=1)
+    outcome = archive(context, [many, one], tmp_path, max_outputs=12, max_failed=1)
     assert outcome.error is None
     assert ti.xcoms["failed"] == [0] * more
     assert sum(fetches(rungen_emulator).values()) == 1 + 12 * (not more)
     if more:
         assert not (tmp_path / many).exists()
-        error = land(context, many, tmp_path, max_outputs=12).error
+        error = archive(context, many, tmp_path, max_outputs=12).error
         assert type(error) is AirflowFailException
-        assert f"RunGen job {many} of app {APP} was not landed: it has more than 12 outputs" in str(error)
+        assert (
+            f"Could not store the outputs of RunGen job {many} of app {APP}: it has more than 12 outputs"
+            in str(error)
+        )
 
 
 @pytest.mark.parametrize("is_retried", [False, True])
@@ -812,31 +815,31 @@ def test_the_outputs_of_a_job_have_so_many_bytes_at_most(
             Fault(on="output", kind="truncate")
         )  # what is fetched again counts once
     large, small = submitted(job(images=12, output_bytes=1000), job(output_bytes=1000))
-    assert land(context, large, tmp_path / "all", max_total_bytes=12_000).error is None
-    assert land(context, large, tmp_path / "all", max_total_bytes=12_000).error is None
+    assert archive(context, large, tmp_path / "all", max_total_bytes=12_000).error is None
+    assert archive(context, large, tmp_path / "all", max_total_bytes=12_000).error is None
     before = rungen_emulator.service.count("output")
-    error = land(context, large, tmp_path / "all", max_total_bytes=11_999).error
+    error = archive(context, large, tmp_path / "all", max_total_bytes=11_999).error
     assert rungen_emulator.service.count("output") == before
     assert type(error) is AirflowFailException
-    outcome = land(
+    outcome = archive(
         context, [large, small], tmp_path / "some", max_total_bytes=5999, max_concurrency=2, max_failed=1
     )
     assert outcome.error is None
     assert ti.xcoms["failed"] == [0]
     assert rungen_emulator.service.count("output") <= before + 5 + 2 + 1
-    error = land(context, large, tmp_path / "none", max_total_bytes=5999).error
-    assert "was not landed: " in str(error)
-    assert "the outputs of the job have more than 5999 bytes (max_total_bytes)" in str(error)
+    error = archive(context, large, tmp_path / "none", max_total_bytes=5999).error
+    assert "Could not store the outputs of RunGen job " in str(error)
+    assert "the outputs of the job have over 5999 bytes (max_total_bytes)" in str(error)
 
 
 @pytest.mark.parametrize(
     "url", ["file:///etc/passwd", "http://10.0.0.1/x?k=s3cret", "http://169.254.169.254/x?k=s3cret"]
 )
-def test_what_may_not_be_fetched_is_hopeless(
+def test_what_must_not_be_downloaded_fails_permanently(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, url: str
 ) -> None:
     [job_id] = submitted(job(result={"x": url}))
-    outcome = land(context, job_id, tmp_path)
+    outcome = archive(context, job_id, tmp_path)
     assert type(outcome.error) is AirflowFailException
     assert "result.x" in str(outcome.error)
     assert "s3cret" not in repr(outcome.error.__cause__)
@@ -844,7 +847,7 @@ def test_what_may_not_be_fetched_is_hopeless(
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_of_an_expired_url_a_new_one_is_asked_for_once(
+def test_an_expired_url_is_renewed_once(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, status: int
 ) -> None:
     [job_id] = submitted(job(images=4))
@@ -852,7 +855,7 @@ def test_of_an_expired_url_a_new_one_is_asked_for_once(
     gets = []
     for _ in range(2):
         before = rungen_emulator.service.count("get")
-        assert land(context, job_id, tmp_path).error is None
+        assert archive(context, job_id, tmp_path).error is None
         gets.append(rungen_emulator.service.count("get") - before)
     assert gets[0] == gets[1] + 1
     assert set(fetches(rungen_emulator).values()) == {2}
@@ -869,37 +872,39 @@ def test_a_new_url_is_found_by_its_place(rungen_emulator: Emulator, tmp_path: Pa
     (first, second), (first_anew, second_anew) = urls(0), urls(1000)
     # signed anew, what was one URL in two places need not be one any more
     results = [[first, first, second], [f"{first_anew}#one", f"{first_anew}#two", second_anew]]
-    outcome = land_results(tmp_path, {"job": results})["job"]
+    outcome = archive_results(tmp_path, {"job": results})["job"]
     assert isinstance(outcome, dict)
     assert [output["uri"].rpartition("/")[2] for output in outcome["outputs"]] == ["0-0.png", "1-1.png"]
     assert files(tmp_path)["job/0-0.png"] != files(tmp_path)["job/1-1.png"]
     assert set(fetches(rungen_emulator).values()) == {2}
 
 
-def test_outputs_that_have_expired_are_told_with_the_moment(
+def test_outputs_that_have_expired_are_reported_with_the_time(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
     rungen_emulator.service.url_seconds = 0
     [job_id] = submitted(job())
-    outcome = land(context, job_id, tmp_path)
+    outcome = archive(context, job_id, tmp_path)
     assert type(outcome.error) is AirflowFailException
     today = time.strftime("%Y-%m-%d", time.gmtime())
-    told = str(outcome.error)
-    assert told.startswith(f"RunGen job {job_id} of app {APP} was not landed: result.images[0].image: ")
-    assert f"the outputs of the job expired on {today} at" in told
+    message = str(outcome.error)
+    assert message.startswith(
+        f"Could not store the outputs of RunGen job {job_id} of app {APP}: result.images[0].image: "
+    )
+    assert f"the outputs of the job expired on {today} " in message
     assert "403 AccessDenied" in str(outcome.error)
-    assert "run the job again" in str(outcome.error)
+    assert "Run the job again" in str(outcome.error)
     assert fetches(rungen_emulator) == {f"/outputs/{job_id}/0.png": 2}
 
 
-def test_outputs_that_are_gone_too_early_are_told_so(
+def test_outputs_that_are_gone_too_early_are_reported_so(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
     rungen_emulator.service.inject(Fault(on="output", status=404, times=None))
     [job_id] = submitted(job())
-    outcome = land(context, job_id, tmp_path)
+    outcome = archive(context, job_id, tmp_path)
     assert type(outcome.error) is AirflowFailException
-    assert "expired before their time, 20" in str(outcome.error)
+    assert "expired early, before 20" in str(outcome.error)
 
 
 # --- which may fail -----------------------------------------------------------------------------------------
@@ -937,22 +942,22 @@ def test_some_may_fail(  # noqa: PLR0917 - fixtures
     outcome = run_task(collect_op(ids, max_failed=len(failed) - 1, **options), context)
     assert type(outcome.error) is AirflowFailException
     assert all(
-        told in str(outcome.error) for told in ("out of memory", odd, f"{len(failed) - 1} of 6 may fail")
+        text in str(outcome.error) for text in ("out of memory", odd, f"{len(failed) - 1} of 6 may fail")
     )
     assert ti.xcoms["failed"] == failed
 
 
-def test_more_without_a_job_than_may_fail_are_told_at_once(
+def test_more_without_a_job_than_may_fail_are_reported_at_once(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
-    outcome = land(context, ["a", None, None], tmp_path, max_failed=1)
+    outcome = archive(context, ["a", None, None], tmp_path, max_failed=1)
     assert type(outcome.error) is AirflowFailException
     assert "2 of 3 have no job, 1 may" in str(outcome.error)
     assert rungen_emulator.service.records() == []
 
 
 def test_all_may_fail(rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path) -> None:
-    assert land(context, [None, None], tmp_path, max_failed=2).value == [None, None]
+    assert archive(context, [None, None], tmp_path, max_failed=2).value == [None, None]
     assert ti.xcoms["failed"] == [0, 1]
 
 
@@ -960,17 +965,17 @@ def test_what_is_not_over_is_no_failure_that_may_be(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
     ids = submitted(job(seconds=60), job())
-    outcome = land(context, ids, tmp_path, max_failed=1, wait_for_completion=False)
+    outcome = archive(context, ids, tmp_path, max_failed=1, wait_for_completion=False)
     assert type(outcome.error) is RunGenJobError
     assert "not over yet" in str(outcome.error)
 
 
-def test_many_that_are_not_over_keep_no_other_from_being_landed(
+def test_many_that_are_not_over_keep_no_other_from_being_stored(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
     rungen_emulator.service.scale(APP, 20)
     *_, over = ids = submitted(*[job(seconds=60)] * 5, job())
-    outcome = land(context, ids, tmp_path, max_concurrency=1, wait_for_completion=False)
+    outcome = archive(context, ids, tmp_path, max_concurrency=1, wait_for_completion=False)
     assert "5 RunGen jobs were not collected" in str(outcome.error)
     assert manifest_of(tmp_path, over)["complete"] is True
 
@@ -979,7 +984,7 @@ def test_a_result_that_does_not_fit_is_not_downloaded(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
     [job_id] = submitted(job(result={"image": "output:x.png"}))
-    outcome = land(context, job_id, tmp_path, result_schema="flux-schnell")
+    outcome = archive(context, job_id, tmp_path, result_schema="flux-schnell")
     assert type(outcome.error) is AirflowFailException
     assert type(outcome.error.__cause__) is RunGenResultError
     assert not fetches(rungen_emulator)
@@ -992,7 +997,7 @@ def test_a_key_that_is_refused_in_the_middle_ends_it(
 ) -> None:
     ids = submitted(*[job() for _ in range(30)])
     rungen_emulator.service.inject(Fault(on="get", status=status, times=None))
-    outcome = land(context, ids, tmp_path, wait_for_completion=False)
+    outcome = archive(context, ids, tmp_path, wait_for_completion=False)
     assert type(outcome.error) is AirflowFailException
     assert "API key" in str(outcome.error)
     assert rungen_emulator.service.count("get") <= 16
@@ -1003,7 +1008,7 @@ def test_a_key_that_is_refused_in_the_middle_ends_it(
 
 @MODES
 @pytest.mark.parametrize("many", [False, True])
-def test_results_too_large_for_xcom_are_hopeless(
+def test_results_too_large_for_xcom_fail_permanently(
     rungen_emulator: Emulator, context: Any, deferrable: bool, many: bool
 ) -> None:
     ids = submitted(job(seconds=0.1, result="x" * 1000), job(seconds=0.1, result="y"))
@@ -1013,7 +1018,7 @@ def test_results_too_large_for_xcom_are_hopeless(
     op = collect_op(wanted, None, deferrable=deferrable, max_xcom_bytes=size - 1)
     outcome = run_task(op, context)
     assert type(outcome.error) is AirflowFailException
-    assert all(told in str(outcome.error) for told in ("destination", "max_xcom_bytes", str(size - 1)))
+    assert all(text in str(outcome.error) for text in ("destination", "max_xcom_bytes", str(size - 1)))
 
 
 def test_a_result_that_is_too_large_ends_the_wait(rungen_emulator: Emulator, context: Any) -> None:
@@ -1026,12 +1031,12 @@ def test_a_result_that_is_too_large_ends_the_wait(rungen_emulator: Emulator, con
 # --- many ---------------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_outputs_are_landed_few_at_a_time(
+def test_a_thousand_outputs_are_stored_few_at_a_time(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
     ids = submitted(*[job(images=4, output_bytes=500) for _ in range(250)])
     rungen_emulator.service.max_open_connections = 0
-    outcome = land(context, ids, tmp_path, max_concurrency=6, wait_for_completion=False)
+    outcome = archive(context, ids, tmp_path, max_concurrency=6, wait_for_completion=False)
     assert outcome.error is None
     assert [small["job_id"] for small in outcome.value] == ids
     counts = fetches(rungen_emulator)
@@ -1043,11 +1048,11 @@ def test_a_thousand_outputs_are_landed_few_at_a_time(
         for output in small["outputs"]:
             content = stored[output["uri"].removeprefix(f"{tmp_path.as_uri()}/")]
             assert hashlib.sha256(content).hexdigest() == output["sha256"]
-    assert land(context, ids, tmp_path, wait_for_completion=False).value == outcome.value
+    assert archive(context, ids, tmp_path, wait_for_completion=False).value == outcome.value
     assert rungen_emulator.service.count("output") == 1000
 
 
-def test_what_waits_to_be_landed_is_not_held(
+def test_what_waits_to_be_stored_is_not_held(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[Any] = []
@@ -1058,23 +1063,23 @@ def test_what_waits_to_be_landed_is_not_held(
         return jobs
 
     monkeypatch.setattr(WaitingRun, "wait", noting)
-    assert land(context, submitted(job(), job()), tmp_path).error is None
+    assert archive(context, submitted(job(), job()), tmp_path).error is None
     assert [(one.result, one.input) for one in held] == [(None, None)] * 2
 
 
-def test_the_log_tells_how_far_it_is(
+def test_the_log_shows_the_progress(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(landing, "EVERY", 0.0)
+    monkeypatch.setattr(archiver, "EVERY", 0.0)
     ids = submitted(*[job() for _ in range(5)])
     rungen_emulator.service.inject(Fault(on="output", kind="drip", job_id=ids[4], taken=True))
     rungen_emulator.drip_seconds = 0.0005
-    land(context, ids, tmp_path, max_concurrency=1)
-    lines = [record.getMessage() for record in caplog.records if record.name == landing.__name__]
-    assert any("of 4 RunGen jobs, of 5" in line and "left" in line for line in lines)
-    assert lines[-1].startswith("Landed in ")
-    assert lines[-1].endswith(": 5 files (0.0 MB) of 5 RunGen jobs")
+    archive(context, ids, tmp_path, max_concurrency=1)
+    lines = [record.getMessage() for record in caplog.records if record.name == archiver.__name__]
+    assert any("of 4 of 5 jobs" in line and "left" in line for line in lines)
+    assert lines[-1].startswith("Stored in ")
+    assert lines[-1].endswith(": 5 files (0.0 MB) of 5 of 5 jobs, 0 failed")
 
 
 # --- kills --------------------------------------------------------------------------------------------------
@@ -1094,7 +1099,7 @@ def test_a_file_appears_whole(rungen_emulator: Emulator, context: Any, tmp_path:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        assert land(context, job_id, tmp_path).error is None
+        assert archive(context, job_id, tmp_path).error is None
     finally:
         over.set()
         watcher.join()

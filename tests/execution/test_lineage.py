@@ -1,4 +1,4 @@
-"""What a task tells of itself: the extra of its asset events, and OpenLineage's inputs and outputs."""
+"""What a task reports: the extra of its asset events, and OpenLineage's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from conftest import APP, Outcome, OutletEvents, run_task
 
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.lineage import (
-    MOST_FILES,
-    MOST_JOBS,
+    MAX_LISTED_FILES,
+    MAX_LISTED_JOBS,
     TaskOutcome,
     lineage_of,
 )
@@ -42,7 +42,7 @@ FAST: dict[str, Any] = {"poll_interval": 0.02, "defer_after": 0}
 
 
 def run(context: Any, op: Any) -> tuple[Outcome, dict[str, Any]]:
-    """Run a task, and give the extra of its outlet's event; what was set before a deferral is lost."""
+    """Run a task, and return the extra of its outlet's event; what was set before a deferral is lost."""
     context["outlet_events"] = events = OutletEvents()
     defer = op.defer
 
@@ -60,7 +60,9 @@ def run(context: Any, op: Any) -> tuple[Outcome, dict[str, Any]]:
 
 @pytest.mark.parametrize(("wait", "deferrable"), [(True, False), (True, True), (False, False)])
 @pytest.mark.feature("assets")
-def test_running_a_job_is_told(rungen_emulator: Emulator, context: Any, deferrable: bool, wait: bool) -> None:
+def test_running_a_job_is_reported(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, wait: bool
+) -> None:
     op = RunGenRunJobOperator(
         task_id="run", input=INPUT, wait_for_completion=wait, deferrable=deferrable, outlets=[OUTLET], **FAST
     )
@@ -71,7 +73,7 @@ def test_running_a_job_is_told(rungen_emulator: Emulator, context: Any, deferrab
 
 @MODES
 @pytest.mark.feature("assets")
-def test_running_a_batch_is_told(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
+def test_running_a_batch_is_reported(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
     inputs = [{**INPUT, "prompt": prompt} for prompt in ("a", "", "fail: x", "b")]
     op = RunGenRunBatchOperator(
         task_id="run", inputs=inputs, max_failed=2, deferrable=deferrable, outlets=[OUTLET], **FAST
@@ -84,7 +86,7 @@ def test_running_a_batch_is_told(rungen_emulator: Emulator, context: Any, deferr
 
 @MODES
 @pytest.mark.feature("assets")
-def test_collecting_is_told(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
+def test_collecting_is_reported(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
     ids = submitted(INPUT, INPUT)
     op = RunGenCollectResultsOperator(
         task_id="collect", job_id=ids, deferrable=deferrable, outlets=[OUTLET], **FAST
@@ -97,7 +99,7 @@ def test_collecting_is_told(rungen_emulator: Emulator, context: Any, deferrable:
 
 @MODES
 @pytest.mark.feature("assets")
-def test_waiting_is_told(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
+def test_waiting_is_reported(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
     ids = submitted(INPUT, INPUT)
     op = RunGenJobSensor(
         task_id="wait", job_id=ids, poke_interval=0.02, deferrable=deferrable, defer_after=0, outlets=[OUTLET]
@@ -108,7 +110,7 @@ def test_waiting_is_told(rungen_emulator: Emulator, context: Any, deferrable: bo
     assert extra == {"app_id": APP, "job_ids": ids, "job_count": 2, "failed_count": 0}
 
 
-def test_a_task_that_fails_tells_nothing(rungen_emulator: Emulator, context: Any) -> None:
+def test_a_task_that_fails_reports_nothing(rungen_emulator: Emulator, context: Any) -> None:
     op = RunGenRunJobOperator(
         task_id="run", input={"prompt": "fail: x"}, wait_for_completion=True, outlets=[OUTLET], **FAST
     )
@@ -148,12 +150,12 @@ def test_airflows_own_events_take_the_extra(rungen_emulator: Emulator, context: 
 
 def test_an_extra_is_small_however_many_jobs_there_are() -> None:
     extra = TaskOutcome(APP, [f"{n:036}" for n in range(5000)], failed_count=3).extra()
-    assert len(extra["job_ids"]) == MOST_JOBS
+    assert len(extra["job_ids"]) == MAX_LISTED_JOBS
     assert (extra["job_count"], extra["failed_count"]) == (5000, 3)
     assert len(json.dumps(extra)) < 8000
 
 
-def test_a_destination_is_told_with_the_number_of_files() -> None:
+def test_a_destination_is_reported_with_the_number_of_files() -> None:
     extra = TaskOutcome(APP, ["j"], destination="s3://bucket/x", manifests=[manifest(3), manifest(0)]).extra()
     assert (extra["destination"], extra["file_count"]) == ("s3://bucket/x", 3)
     assert "uri" not in str(extra)
@@ -202,17 +204,17 @@ def test_the_app_is_an_input_and_the_files_are_outputs() -> None:
         ("file:///", ("file", "/")),
     ],
 )
-def test_of_many_files_their_folder_is_told(place: str, dataset: tuple[str, str]) -> None:
-    done = TaskOutcome(APP, ["j"], destination=place, manifests=[manifest(MOST_FILES), manifest(1)])
+def test_the_folder_of_many_files_is_reported(place: str, dataset: tuple[str, str]) -> None:
+    done = TaskOutcome(APP, ["j"], destination=place, manifests=[manifest(MAX_LISTED_FILES), manifest(1)])
     [output] = ((lineage := lineage_of(done, URL)) and lineage.outputs) or []
     assert (output.namespace, output.name) == dataset
-    assert output.outputFacets["outputStatistics"].size == sum(10 + n for n in range(MOST_FILES)) + 10
+    assert output.outputFacets["outputStatistics"].size == sum(10 + n for n in range(MAX_LISTED_FILES)) + 10
 
 
 @MODES
 @pytest.mark.parametrize("kind", ["run", "batch", "collect"])
 @pytest.mark.feature("lineage")
-def test_every_operator_tells_openlineage(
+def test_every_operator_reports_to_openlineage(
     rungen_emulator: Emulator, context: Any, ti: Any, deferrable: bool, kind: str
 ) -> None:
     options: dict[str, Any] = {"task_id": "t", "deferrable": deferrable, **FAST}
@@ -233,16 +235,16 @@ def test_every_operator_tells_openlineage(
 
 
 @pytest.mark.feature("lineage")
-def test_openlineage_takes_what_it_is_told(rungen_emulator: Emulator, context: Any, ti: Any) -> None:
+def test_openlineage_accepts_the_report(rungen_emulator: Emulator, context: Any, ti: Any) -> None:
     from airflow.providers.openlineage.extractors.base import DefaultExtractor
 
     op = RunGenRunJobOperator(task_id="run", input=INPUT)
     run_task(op, context)
-    told: Any = DefaultExtractor(op).extract_on_complete(ti)
-    assert named(told.inputs) == [(rungen_emulator.url, f"app/{APP}")]
+    report: Any = DefaultExtractor(op).extract_on_complete(ti)
+    assert named(report.inputs) == [(rungen_emulator.url, f"app/{APP}")]
 
 
-def test_without_openlineage_nothing_is_told(
+def test_without_openlineage_nothing_is_reported(
     rungen_emulator: Emulator, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("airflow.providers.openlineage")]:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.execution.xcom_values import (
-    DEEPEST,
-    RESERVED,
+    MAX_DEPTH,
+    RESERVED_KEYS,
     find_key_problem,
     find_xcom_problem,
 )
@@ -38,7 +38,7 @@ SCALARS = st.one_of(
     st.sampled_from(FLOATS),
     TEXT,
 )
-KEYS = TEXT | st.sampled_from(sorted(RESERVED))
+KEYS = TEXT | st.sampled_from(sorted(RESERVED_KEYS))
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
@@ -83,7 +83,7 @@ def through_xcom(value: Any) -> Any:
     serde = pytest.importorskip("airflow.sdk.serde")
     comms = pytest.importorskip("airflow.sdk.execution_time.comms")
     if not hasattr(comms, "_RequestFrame"):
-        pytest.skip("this Airflow's tasks speak otherwise to their supervisor")
+        pytest.skip("tasks of this Airflow send other messages to their supervisor")
     import msgspec
 
     to_supervisor, json_value, answer = adapters()
@@ -119,14 +119,14 @@ def test_what_is_plain_is_not_refused(value: Any) -> None:
 @pytest.mark.parametrize("shape", ["lists", "dicts", "both"])
 def test_depth_is_refused_before_airflow_refuses_it(shape: str) -> None:
     value: Any = "x"
-    for level in range(DEEPEST):
+    for level in range(MAX_DEPTH):
         is_list = shape == "lists" or (shape == "both" and level % 2)
         value = [value] if is_list else {"a": value}
     assert find_xcom_problem(value) == ""
     assert through_xcom([value]) == [value]
     problem = find_xcom_problem([value])
     assert problem.startswith("result[0]")
-    assert problem.endswith(f"is nested deeper than {DEEPEST} levels")
+    assert problem.endswith(f"is nested deeper than {MAX_DEPTH} levels")
     for _ in range(100_000):
         value = [value]
     assert "is nested deeper" in find_xcom_problem(value)
@@ -157,7 +157,7 @@ def test_a_problem_names_its_path(value: Any, problem: str) -> None:
     assert find_xcom_problem(value) == problem
 
 
-@pytest.mark.parametrize("key", sorted(RESERVED))
+@pytest.mark.parametrize("key", sorted(RESERVED_KEYS))
 def test_no_reserved_key_passes(key: str) -> None:
     values: list[Any] = [{key: 1}, [{"a": {key: None}}], {"a": [[{key: {}}]]}]
     for value in values:
@@ -190,7 +190,7 @@ def test_keys_that_lead_elsewhere_are_no_keys_of_xcoms(key: str, is_good: bool) 
 pytestmark = pytest.mark.usefixtures("unsettled")
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
 APP = "llama-text"
-# As the emulator is told to send them: Python's JSON says what JSON cannot.
+# As the emulator sends them: Python's JSON says what JSON cannot.
 ODD: dict[str, Any] = {
     "infinity": {"a": [1e999]},
     "surrogate": {"a": ["\ud800"]},
@@ -208,25 +208,25 @@ def collect(context: Any, job_id: Any, **options: Any) -> Outcome:
     return run_task(RunGenCollectResultsOperator(task_id="collect", job_id=job_id, **options), context)
 
 
-def submit(emulator: Emulator, *results: Any, looks: int = 1) -> list[str]:
-    """Run jobs that are at work at the first looks, and completed with these results at every later one."""
+def submit(emulator: Emulator, *results: Any, polls: int = 1) -> list[str]:
+    """Run jobs that are at work at the first polls, and completed with these results at every later one."""
     with RunGenHook() as hook:
         inputs = [{"prompt": "x", "emulator": {"seconds": 60}} for _ in results]
         ids = [hook.run_job(app_id=APP, input=each).id for each in inputs]
     for job_id, result in zip(ids, results, strict=True):
-        complete(emulator, job_id, result, looks)
+        complete(emulator, job_id, result, polls)
     return ids
 
 
-def complete(emulator: Emulator, job_id: str, result: Any, looks: int) -> None:
+def complete(emulator: Emulator, job_id: str, result: Any, polls: int) -> None:
     answer = json.dumps({"data": {"id": job_id, "status": "COMPLETED", "result": result}})
     body = answer.replace("Infinity", "1e999")  # which is valid JSON
-    emulator.service.inject(Fault(on="get", status=200, body=body, job_id=job_id, times=None, skip=looks))
+    emulator.service.inject(Fault(on="get", status=200, body=body, job_id=job_id, times=None, skip=polls))
 
 
 @MODES
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
-def test_a_result_that_xcom_cannot_hold_fails_for_good_and_names_the_way_out(
+def test_a_result_that_xcom_cannot_hold_fails_permanently_and_names_the_way_out(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, odd: Any, deferrable: bool
 ) -> None:
     good, bad = submit(rungen_emulator, {"a": ["fine"]}, odd)
@@ -247,7 +247,7 @@ def test_a_destination_takes_them_all(rungen_emulator: Emulator, context: Any, t
     deep: Any = "x"
     for _ in range(500):
         deep = [deep]
-    ids = submit(rungen_emulator, *ODD.values(), deep, looks=0)
+    ids = submit(rungen_emulator, *ODD.values(), deep, polls=0)
     outcome = collect(context, ids, destination=str(tmp_path), wait_for_completion=False)
     assert outcome.error is None
     assert [value["job_id"] for value in outcome.value] == ids
@@ -257,7 +257,7 @@ def test_a_destination_takes_them_all(rungen_emulator: Emulator, context: Any, t
 
 
 @MODES
-@pytest.mark.parametrize("depth", [DEEPEST + 1, 500])
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 500])
 def test_a_result_that_is_nested_too_deeply_is_the_failure_of_its_job(
     rungen_emulator: Emulator, context: Any, deferrable: bool, depth: int
 ) -> None:

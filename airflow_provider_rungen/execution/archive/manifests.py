@@ -1,4 +1,4 @@
-"""Manifests of what was stored: how they are written, and what of one is believed. No I/O."""
+"""Write manifests as text, and validate those that are read. No I/O."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_rungen.client.models import clean_text
+from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS
 
-# Characters of a content type at most.
-LONGEST_TYPE = 100
-# What is returned of each file.
-FIELDS = ("uri", "size", "sha256", "content_type")
+# The fields of a file that a task returns.
+RETURNED_FIELDS = ("uri", "size", "sha256", "content_type")
+_FIELDS = ("uri", "at", "size", "sha256", "content_type")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LARGEST = 2**63 - 1
+_MAX_SIZE = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,52 +23,54 @@ class Manifest:
     """
     What an earlier attempt, or anybody else who can write there, has left.
 
-    :param entries: the files that it names, by URI and place in the result.
-    :param is_complete: whether it says that all were stored.
-    :param bad: how many of its entries cannot be used.
+    :param entries: its valid entries, by URI and place in the result.
+    :param is_complete: whether all outputs were stored, according to it.
+    :param invalid_count: how many entries are not valid; 1 for a manifest that is not valid as a whole.
     """
 
     entries: Mapping[tuple[str, str], dict[str, Any]]
-    is_complete: bool = False
-    bad: int = 0
+    is_complete: bool
+    invalid_count: int
 
 
-def read_manifest(content: bytes, app_id: str, job_id: str) -> Manifest | None:
-    """Read a manifest of a job; ``None`` if it is none, or of another job."""
+def parse_manifest(content: bytes, app_id: str, job_id: str) -> Manifest:
+    """Parse a manifest of a job. One that is not valid, or belongs to another job, has no entries."""
     try:
-        found = json.loads(content)
+        fields = json.loads(content)
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or (found.get("app_id"), found.get("job_id")) != (app_id, job_id):
-        return None
-    outputs = found.get("outputs")
+        fields = None
+    is_of_job = isinstance(fields, dict) and (fields.get("app_id"), fields.get("job_id")) == (app_id, job_id)
+    outputs = fields.get("outputs") if is_of_job else None
     if not isinstance(outputs, list):
-        return None
-    entries = [entry for entry in map(_read_entry, outputs) if entry is not None]
+        return Manifest({}, is_complete=False, invalid_count=1)
+    entries = [entry for entry in map(_parse_entry, outputs) if entry is not None]
     return Manifest(
         {(entry["uri"], entry["at"]): entry for entry in entries},
-        found.get("complete") is True,
-        len(outputs) - len(entries),
+        is_complete=fields.get("complete") is True,
+        invalid_count=len(outputs) - len(entries),
     )
 
 
-def _read_entry(entry: Any) -> dict[str, Any] | None:
-    """Return of an entry what is known, if all of it is as it would have been written."""
+def _parse_entry(entry: Any) -> dict[str, Any] | None:
+    """Return the known fields of an entry, or ``None`` unless each is as this package writes it."""
     if not isinstance(entry, dict):
         return None
-    uri, at, size, sha256, kind = (
-        entry.get(name) for name in ("uri", "at", "size", "sha256", "content_type")
-    )
-    is_good = (
+    fields = {name: entry.get(name) for name in _FIELDS}
+    uri, at, size, sha256, content_type = fields.values()
+    is_valid = (
         isinstance(uri, str)
         and isinstance(at, str)
         and type(size) is int
-        and 0 <= size <= _LARGEST
+        and 0 <= size <= _MAX_SIZE
         and isinstance(sha256, str)
         and _SHA256.fullmatch(sha256) is not None
-        and (kind is None or (isinstance(kind, str) and clean_text(kind, LONGEST_TYPE) == kind))
+        and (content_type is None or _is_content_type(content_type))
     )
-    return {"uri": uri, "at": at, "size": size, "sha256": sha256, "content_type": kind} if is_good else None
+    return fields if is_valid else None
+
+
+def _is_content_type(value: Any) -> bool:
+    return isinstance(value, str) and clean_text(value, MAX_CONTENT_TYPE_CHARS) == value
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> bytes:

@@ -1,0 +1,175 @@
+"""Store the outputs of one job: download each, record it in the manifest, and move it to its target."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+from airflow_provider_rungen.client import endpoints, retry
+from airflow_provider_rungen.client.budget import Budget
+from airflow_provider_rungen.client.download import Download
+from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.output_urls import Output, expiry_time, find_outputs, find_urls
+from airflow_provider_rungen.client.transport import gather_limited
+from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError, RunGenOutputError
+from airflow_provider_rungen.execution.archive.journal import MANIFEST, ManifestJournal
+from airflow_provider_rungen.execution.archive.manifests import RETURNED_FIELDS
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+# How a host answers to an expired URL.
+EXPIRED_STATUSES = (401, 403, 404, 410)
+
+
+class JobArchiver:
+    """
+    Store the outputs of one job.
+
+    :param archiver: what all jobs share: storage, downloader, limits and figures.
+    :param job: the completed job.
+    :raises RunGenOutputError: it has too many outputs.
+    """
+
+    def __init__(self, archiver: OutputArchiver, job: Job) -> None:
+        self._archiver = archiver
+        self._storage = archiver.storage
+        self._job = job
+        self._outputs = find_outputs(job.result, archiver.max_outputs + 1)
+        if len(self._outputs) > archiver.max_outputs:
+            raise self._error(
+                RunGenOutputError(
+                    f"it has more than {archiver.max_outputs} outputs (max_outputs)",
+                    hint="Raise max_outputs if that number is right",
+                    retryable=False,
+                )
+            )
+        self._journal = ManifestJournal(self._storage, job, self._outputs)
+        self._budget = Budget(archiver.max_total_bytes)
+        self._errors: list[RunGenOutputError] = []
+        # by URL, the one that replaced it after it expired; None before the service was asked
+        self._renewed_urls: dict[str, str] | None = None
+        self._renewal = asyncio.Lock()
+
+    async def run(self) -> dict[str, Any]:
+        """
+        Store the outputs that are not stored yet, and return the small manifest.
+
+        :raises RunGenOutputError: an output, or the manifest, could not be stored.
+        """
+        journal, archiver = self._journal, self._archiver
+        try:
+            await self._retry(asyncio.to_thread, journal.load)
+            size = sum(entry["size"] for entry in journal.entries)
+            self._budget.take(size)
+            archiver.existing_count += len(journal.stored)
+            archiver.file_count += len(journal.stored)
+            archiver.total_bytes += size
+            missing = [output for output in self._outputs if output.name not in journal.stored]
+            await gather_limited(self._store, missing, archiver.max_concurrency)
+            is_changed = bool(missing) or not journal.is_complete
+            if journal.parts or (is_changed and not self._errors):
+                await self._retry(asyncio.to_thread, journal.finish, not self._errors)
+        except RunGenOutputError as error:
+            raise self._error(error) from error
+        if self._errors:
+            raise next((error for error in self._errors if not error.retryable), self._errors[0])
+        return {
+            "job_id": self._job.id,
+            "manifest": self._storage.uri_of(self._job.id, MANIFEST),
+            "outputs": [{name: entry[name] for name in RETURNED_FIELDS} for entry in journal.entries],
+        }
+
+    async def _store(self, output: Output) -> None:
+        if self._budget.is_exceeded:
+            return
+        archiver, storage, job, journal = self._archiver, self._storage, self._job, self._journal
+        try:
+            async with archiver.slots:
+                with storage.incoming(job.id, output.name) as (file, path):
+                    download = await self._download(output, file)
+                    journal.add(output, download)
+                    await self._retry(journal.flush)
+                    await self._retry(asyncio.to_thread, storage.put, file, path, job.id, output.name)
+        except RunGenError as error:
+            journal.discard(output)
+            self._errors.append(self._error(error, f"{output.at}: "))
+        else:
+            archiver.file_count += 1
+            archiver.total_bytes += download.size
+
+    async def _download(self, output: Output, file: BinaryIO) -> Download:
+        """Download an output. If its URL has expired, ask the service for a new one."""
+        url = (self._renewed_urls or {}).get(output.url, output.url)
+        for _ in range(2):
+            try:
+                return await self._retry(self._archiver.downloader.fetch, url, file, self._budget)
+            except RunGenAPIError as error:
+                if error.status_code not in EXPIRED_STATUSES:
+                    raise
+                refusal = error
+            renewed = await self._renewed_url(output)
+            if renewed in (None, url):
+                break
+            url = renewed
+        raise self._expired_error(output, refusal)
+
+    async def _renewed_url(self, output: Output) -> str | None:
+        """Return the current URL of an output. The service is asked once for all outputs of the job."""
+        async with self._renewal:
+            if self._renewed_urls is None:
+                job = self._job
+                log.info("Renewing expired URLs: %s was refused (job %s)", output.at, job.id)
+                renewed = await self._archiver.perform(endpoints.get_job(job.app_id, job.id))
+                # by place, because one URL in two places may have become two
+                pairs = zip(find_urls(job.result), find_urls(renewed.result), strict=False)
+                self._renewed_urls = {old: new for (at, old), (new_at, new) in pairs if at == new_at}
+        return self._renewed_urls.get(output.url)
+
+    def _expired_error(self, output: Output, refusal: RunGenAPIError) -> RunGenOutputError:
+        """Return the error of an expired output, with the time if it is known."""
+        expires_at, when = expiry_time(output.url, self._job.created_at), ""
+        if expires_at is not None:
+            is_past = expires_at <= datetime.now(UTC)
+            when = f" {'on' if is_past else 'early, before'} {expires_at:%Y-%m-%d %H:%M UTC}"
+        return RunGenOutputError(
+            f"the outputs of the job expired{when} ({refusal.message})",
+            hint="Run the job again",
+            retryable=False,
+        )
+
+    async def _retry(self, action: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Do something, again after a retryable error, as often and as long as an API request is retried."""
+        failures, give_up_at = 0, math.inf
+        while True:
+            try:
+                return await action(*args)
+            except RunGenError as error:
+                delay, now = retry.retry_delay(failures, error), time.monotonic()
+                failures += 1
+                give_up_at = min(give_up_at, now + retry.RETRY_BUDGET)
+                if not error.retryable or failures == retry.ATTEMPTS or now + delay > give_up_at:
+                    raise
+                log.warning(
+                    "Retrying in %s: %s (job %s)", format_duration(delay), error.message, self._job.id
+                )
+            await asyncio.sleep(delay)
+
+    def _error(self, cause: RunGenError, place: str = "") -> RunGenOutputError:
+        job = self._job
+        return RunGenOutputError(
+            f"Could not store the outputs of RunGen job {job.id} of app {job.app_id}: {place}{cause.message}",
+            app_id=job.app_id,
+            job_id=job.id,
+            hint=cause.hint,
+            retryable=cause.retryable,
+        )

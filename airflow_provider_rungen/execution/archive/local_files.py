@@ -1,0 +1,74 @@
+"""Open local files without following symbolic links, which may lead to somebody else's files."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+from airflow_provider_rungen.client.models import clean_text
+from airflow_provider_rungen.exceptions import RunGenOutputError
+
+
+@contextlib.contextmanager
+def open_folder(path: str, *, create: bool = False) -> Iterator[int]:
+    """
+    Open a folder, and return its file descriptor.
+
+    :raises RunGenOutputError: it is a symbolic link.
+    """
+    if create:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path)
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise _link_error(path) if os.path.islink(path) else error from None
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def opener_in(folder: int) -> Callable[[str, int], int]:
+    """
+    Return an ``opener`` for `open` that opens the regular files of a folder.
+
+    :param folder: its file descriptor.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        try:
+            # without blocking, because it may be a pipe
+            number = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
+        except OSError as error:
+            raise _link_error(name) if error.errno == errno.ELOOP else error from None
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise IsADirectoryError(errno.EISDIR, "it is not a regular file", name)
+        return number
+
+    return opener
+
+
+def try_lock(file: BinaryIO) -> bool:
+    """Lock a file until it is closed. Return ``False`` if somebody else has locked it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system has no locks
+        pass
+    return True
+
+
+def _link_error(path: str) -> RunGenOutputError:
+    return RunGenOutputError(
+        f"{clean_text(path, 200)} is a symbolic link, which is not followed",
+        hint="Remove the link, or set destination to a folder without links",
+        retryable=False,
+    )
