@@ -102,6 +102,12 @@ def test_code_is_no_prose(tmp_path: Path, text: str) -> None:
     assert findings(tmp_path, text, "module.py") == []
 
 
+def test_every_text_counts_where_a_page_is_made() -> None:
+    texts = prose.python_texts("TITLE = 'what was told'", is_page=True)
+    assert [found.what for found in prose.check_words("page.py", texts)] == ["told"]
+    assert all((ROOT / name).exists() for name in prose.PAGE_SOURCES)
+
+
 def test_a_long_sentence(tmp_path: Path) -> None:
     words = " ".join(["word"] * prose.MAX_WORDS)
     assert findings(tmp_path, f"{words}.\n{words}:\n\n- {words}\n- {words}\n\n| {words} | {words} |") == []
