@@ -69,6 +69,8 @@ docs: $(READY)
 lint: $(READY)
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/codespell
+	@$(BIN)/python scripts/prose.py
 
 types: $(READY)
 	@$(BIN)/python -m mypy

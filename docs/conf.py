@@ -1,11 +1,11 @@
-"""How ``make docs`` builds the site."""
+"""The configuration of ``make docs``."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-# autodoc imports the package, and with it Airflow, which writes its configuration into its home
+# autodoc imports Airflow, which writes its configuration into its home
 os.environ["AIRFLOW_HOME"] = str(Path(__file__).parents[1] / "build" / "docs-airflow")
 
 from airflow_provider_rungen import __version__
@@ -19,22 +19,22 @@ html_show_copyright = False
 html_show_sourcelink = False
 html_copy_source = False
 
-# as GitHub names the headings of the same pages
+# as GitHub names the headings of these pages
 myst_heading_anchors = 3
 
-# what stands in single backticks in a docstring
+# text in single backticks in a docstring
 default_role = "code"
 autodoc_member_order = "bysource"
-# the words of Airflow's base classes are not ours
+# docstrings of Airflow's base classes describe Airflow
 autodoc_inherit_docstrings = False
 autodoc_typehints_format = "short"
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
-# `--nitpicky` holds for what is on the site; names of others would have to be fetched to be checked.
+# `--nitpicky` applies to names on the site; to check names of other packages, Sphinx would have to download.
 nitpick_ignore_regex = [
-    ("myst", r"\.\./.*"),  # a folder of the repository, shown as text; tests/test_docs.py looks for it
+    ("myst", r"\.\./.*"),  # a folder of the repository, shown as text; tests/test_docs.py checks it
     ("py:.*", r"(airflow|requests|pendulum|aiohttp|collections|datetime|enum|typing)\..*"),
-    ("py:class", "Context"),  # Airflow's, too, imported for type checkers alone
-    ("py:class", r"airflow_provider_rungen\.(api|settings|transport)\..*"),  # rooms that are not public
+    ("py:class", "Context|JsonValue|TaskDecorator|XComArg"),  # imported only for type checkers
+    ("py:class", r"airflow_provider_rungen\.(client\.(?!models)|execution\.|_airflow).*"),  # not public
 ]

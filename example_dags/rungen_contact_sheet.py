@@ -1,4 +1,4 @@
-"""Whenever the catalogue has new pictures: lay them out on one page, with what each was painted from."""
+"""Lay out new pictures of the catalog on one page, each with its prompt."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ with DAG(
 
     @task
     def lay_out() -> list[str]:
-        """Write a page into each folder that has new pictures, and give the paths of the pages."""
+        """Write a page into each folder with new pictures, and return the paths of the pages."""
         context: Any = get_current_context()
-        # the second is Airflow 2's name
+        # the second name is that of Airflow 2
         events = context.get("triggering_asset_events") or context.get("triggering_dataset_events") or {}
         return [contact_sheet(event.extra) for of_one in events.values() for event in of_one]
 
     sheet = lay_out()
 
 
-def contact_sheet(landed: dict[str, Any]) -> str:
-    """Write the page of one event, and give its path."""
-    folder = ObjectStoragePath(landed["destination"])
+def contact_sheet(extra: dict[str, Any]) -> str:
+    """Write the page of one event, and return its path."""
+    folder = ObjectStoragePath(extra["destination"])
     manifests = [json.loads(path.read_text()) for path in sorted(folder.glob("*/manifest.json"), key=str)]
     figures = [
         FIGURE.format(
-            # the page stands in the folder that holds those of the jobs
+            # relative to the page, which is in the parent folder
             source=escape("/".join(picture["uri"].rsplit("/", 2)[1:])),
             prompt=escape(str(manifest["input"]["prompt"])),
             size=f"{picture['size'] / 1024:,.0f} KiB",
@@ -75,12 +75,12 @@ def contact_sheet(landed: dict[str, Any]) -> str:
         for manifest in manifests
         for picture in manifest["outputs"]
     ]
-    missing = f", {landed['failed_count']} could not be made" if landed["failed_count"] else ""
+    missing = f", {extra['failed_count']} failed" if extra["failed_count"] else ""
     page = folder / "contact_sheet.html"
     page.write_text(
         PAGE.format(
-            title="The catalogue in pictures",
-            summary=escape(f"{len(figures)} pictures by {landed['app_id']}{missing}"),
+            title="The catalog in pictures",
+            summary=escape(f"{len(figures)} pictures by {extra['app_id']}{missing}"),
             figures="\n".join(figures),
         )
     )

@@ -1,4 +1,4 @@
-"""Paint one picture: run a job on the connection's app, wait for it, collect its result."""
+"""Paint one picture: run a job on the connection's app, wait for it, and collect its result."""
 
 from airflow.providers.common.compat.sdk import DAG
 

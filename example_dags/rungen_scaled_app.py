@@ -1,4 +1,4 @@
-"""Pay for a GPU only while it works: scale an app up, paint a batch, scale it down, keep the pictures."""
+"""Pay for a GPU only while it works: scale an app up, paint a batch, scale it down, store the pictures."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from airflow_provider_rungen.operators import (
 HOME = os.environ.get("AIRFLOW_HOME", "~/airflow")
 FOLDER = Path(os.environ.get("RUNGEN_PICTURES_FOLDER", f"{HOME}/rungen_pictures")).expanduser()
 MODEL_URL = os.environ.get("RUNGEN_MODEL_URL", "https://models.example/flux-schnell.safetensors")
-SUBJECTS = ("a harbour at dawn", "a market in the rain", "a mountain hut at night")
+SUBJECTS = ("a harbor at dawn", "a market in the rain", "a mountain hut at night")
 
 with DAG(
     "rungen_scaled_app",
     schedule="0 3 * * *",
     start_date=datetime(2025, 1, 1, tzinfo=UTC),
     catchup=False,
-    # two runs at a time would share the app
+    # two concurrent runs would share the app
     max_active_runs=1,
     tags=["rungen"],
 ):
 
     @task
     def extract() -> list[dict[str, Any]]:
-        """Give one job's input for each picture; the app is not up yet, and costs nothing."""
+        """Return the input of each job; the app is not up yet, and costs nothing."""
         return [{"prompt": subject, "width": 512, "height": 512} for subject in SUBJECTS]
 
     inputs = extract()
-    # the first run creates it, the others find it by its name; without workers it costs nothing
+    # the first run creates it, later runs find it by its name; without workers it costs nothing
     create = RunGenCreateAppOperator(
         task_id="create",
         name="pictures of the night",
@@ -49,7 +49,7 @@ with DAG(
         paint = RunGenRunBatchOperator(
             task_id="paint", app_id=app_id, inputs=inputs, deferrable=True, input_schema="flux-schnell"
         )
-    # what the jobs have made can be fetched while the app is on its way down
+    # results can be downloaded while the app scales down
     RunGenCollectResultsOperator(
         task_id="land", app_id=app_id, job_id=paint.output, destination=FOLDER.as_uri()
     )

@@ -1,4 +1,4 @@
-"""The README and the pages of ``docs/``: each block of code does what it says, each link leads somewhere."""
+"""README, CONTRIBUTING and the pages of ``docs/``: each block of code runs, each link leads somewhere."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from airflow_provider_rungen.hooks import RunGenHook
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 LANGUAGES = {"python", "shell", "json", "text", "{toctree}", "{eval-rst}", "{include}"}
-# They are not fetched; whoever adds one has looked at it.
+# They are not fetched: open a new one before you add it.
 EXTERNAL = {
     "https://rungen.ai",
     "https://json-schema.org",
@@ -47,7 +47,7 @@ EXTERNAL = {
 }
 PORT = "http://127.0.0.1:8765"
 BUCKETS = ("s3://my-bucket", "s3://bucket", "s3://aws_default@pictures")
-pytestmark = pytest.mark.timeout(600)  # a minute, on a machine that has nothing else to do
+pytestmark = pytest.mark.timeout(600)  # it takes a minute on an idle machine
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -66,26 +66,26 @@ class Block:
 
     @property
     def way(self) -> str:
-        """Tell how a Python block is executed."""
+        """How a Python block is executed."""
         if re.search(r"^def test_", self.text, re.MULTILINE):
             return "test"
         return "dag" if re.search(r"^with DAG\(|^@dag", self.text, re.MULTILINE) else "script"
 
     @property
     def commands(self) -> list[list[str]]:
-        """Split what a shell would run into words."""
-        commands, told = [], ""
+        """The commands that a shell would run, each split into words."""
+        commands, command = [], ""
         for line in self.text.splitlines():
-            told += line.removesuffix("\\") + ("" if line.endswith("\\") else "\n")
+            command += line.removesuffix("\\") + ("" if line.endswith("\\") else "\n")
             if line.endswith("\\"):
                 continue
             try:
-                words = shlex.split(told, comments=True)
-            except ValueError:  # a quotation that goes on
+                words = shlex.split(command, comments=True)
+            except ValueError:  # a quotation that continues
                 continue
             commands += [words] if words else []
-            told = ""
-        assert not told, f"{self.name} ends in the middle of a command"
+            command = ""
+        assert not command, f"{self.name} ends in the middle of a command"
         return commands
 
 
@@ -114,7 +114,7 @@ def test_no_block_is_of_a_language_that_nothing_checks() -> None:
 
 
 class Shown:
-    """All that the pages show, performed in one process, since starting Airflow takes longest."""
+    """All code of the pages, run in one process, since the start of Airflow takes longest."""
 
     def __init__(self, folder: Path, emulator: Emulator) -> None:
         self.plan: dict[str, tuple[str, Any]] = {}
@@ -276,6 +276,33 @@ def test_links_lead_somewhere(page: Path) -> None:
 # --- nothing is left out ---
 
 
+FILE = re.compile(r"`((?:bench|compat|docs|scripts|tests)/[\w./-]+\.\w+)`")
+
+
+@pages
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    if page.name == "compatibility.md":
+        pytest.skip("it names the tests of earlier runs")
+    assert [name for name in FILE.findall(_prose(page)) if not (ROOT / name).exists()] == []
+
+
+def test_the_index_leads_to_each_page() -> None:
+    index = (DOCS / "index.md").read_text()
+    names = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} - {"index.md"}
+    assert {name for name in names if f"]({name})" not in index} == set()
+    toctrees = "\n".join(block.text for block in BLOCKS if block.language == "{toctree}")
+    assert {name for name in names if name.removesuffix(".md") not in toctrees.splitlines()} == set()
+
+
+def test_the_drawing_of_the_architecture_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("grimp")
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import architecture
+
+    drawing = architecture.draw(architecture.read_graph())
+    assert architecture.DRAWING.read_text() == drawing, "run python scripts/architecture.py"
+
+
 def _text(*names: str) -> str:
     return "\n".join(page.read_text() for name in names for page in sorted(DOCS.glob(name)))
 
@@ -284,9 +311,11 @@ def test_each_operator_and_sensor_has_a_guide() -> None:
     classes = operators.__all__ + [name for name in vars(sensors) if re.fullmatch(r"RunGen\w+Sensor", name)]
     guides = [block.text for block in BLOCKS if block.page.parent.name == "guides"]
     assert [name for name in classes if not any(re.search(rf"\b{name}[.(]", text) for text in guides)] == []
+    values = _text("return-values.md")
+    assert [name for name in classes if name.startswith("RunGen") and f"`{name}`" not in values] == []
 
 
-def test_each_error_is_told() -> None:
+def test_each_error_is_documented() -> None:
     errors = [name for name in vars(exceptions) if name.startswith("RunGen") and name != "RunGenError"]
     page = _text("errors.md")
     assert [name for name in errors if f"| `{name}`" not in page] == []
@@ -294,14 +323,14 @@ def test_each_error_is_told() -> None:
     assert sorted(re.findall(r"RunGen\w+", tree)) == sorted(["RunGenError", *errors])
 
 
-def test_each_field_of_the_connection_is_told() -> None:
+def test_each_field_of_the_connection_is_documented() -> None:
     extras = get_provider_info()["connection-types"][0]["conn-fields"]
     assert [name for name in extras if f"| `{name}` |" not in _text("connection.md")] == []
 
 
-def test_each_knob_of_the_emulator_is_told() -> None:
+def test_each_option_of_the_emulator_is_documented() -> None:
     page = _text("testing.md")
-    assert [knob.name for knob in fields(Options) if f"| `{knob.name}` |" not in page] == []
+    assert [option.name for option in fields(Options) if f"| `{option.name}` |" not in page] == []
     # a name with a dash would read badly in a table
     assert [name for name in (*KINDS, *OPERATIONS) if name != "unknown" and f"`{name}`" not in page] == []
 
@@ -311,7 +340,7 @@ def test_each_knob_of_the_emulator_is_told() -> None:
 
 @pytest.fixture
 def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Emulator]]:
-    """Give the tasks that the page writes by hand, and what they talk to."""
+    """Return the tasks that the page writes by hand, and the service that they talk to."""
     if not AIRFLOW_V_3_0_PLUS:
         pytest.skip("the pages are written for Airflow 3 (airflow.sdk)")
     pytest.importorskip("airflow.providers.http")
@@ -416,12 +445,12 @@ def test_by_hand_nothing_bounds_the_wait_for_an_answer(
     from requests import Session  # noqa: TID251 - what the HTTP provider sends with
 
     module, _ = by_hand
-    send, told = Session.send, []
+    send, timeouts = Session.send, []
 
     def spy(self: Session, *args: Any, **kwargs: Any) -> Any:
-        told.append(kwargs["timeout"])
+        timeouts.append(kwargs["timeout"])
         return send(self, *args, **kwargs)
 
     monkeypatch.setattr(Session, "send", spy)
     module.submit.execute(context)
-    assert told == [None]
+    assert timeouts == [None]
