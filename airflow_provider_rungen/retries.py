@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 class RunGenRetryPolicy(RetryPolicy):
     """
-    Fail at once when trying again cannot help, and try again no sooner than the service asked for.
+    Fail at once on errors that are not retryable, and retry no sooner than the service asked for.
 
-    The operators and sensors of this provider use it when they are given no ``retry_policy``. It is of use to
-    ``@task`` functions that call `RunGenHook`, too. Everything else is left to the task's ``retry_delay``.
+    It is the default ``retry_policy`` of the operators and sensors of this provider. Use it for ``@task``
+    functions that call `RunGenHook`, too. Everything else is left to the task's ``retry_delay``.
     """
 
     def evaluate(
@@ -41,7 +41,7 @@ class RunGenRetryPolicy(RetryPolicy):
 
 
 def _usual_delay(task: Any, try_number: int) -> float:
-    """Give the seconds that Airflow would wait at least."""
+    """Return the seconds that Airflow would wait at least."""
     delay: float = task.retry_delay.total_seconds()
     growth = task.retry_exponential_backoff
     factor = 2.0 if growth is True else float(growth)  # the scheduler reads True as 2

@@ -1,4 +1,4 @@
-"""Tells a clear of a task from a retry, and whether another attempt follows."""
+"""The numbers of an attempt: is it a retry or the first after a clear, and does another follow."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ENDED_BY_USER = (
 
 
 class End(StrEnum):
-    """How an attempt ended, as far as the record says."""
+    """How an attempt ended, as far as the record shows."""
 
     UNKNOWN = ""
     SUCCEEDED = "succeeded"

@@ -1,4 +1,4 @@
-"""What becomes of the jobs that a task submits: kept for the next attempt, or canceled."""
+"""Keeps the jobs that a task submits for the next attempt, or cancels them."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ class DurableRun(WaitingRun):
         return [] if self.state.is_saved else list(self.jobs.job_ids)
 
     def warn_if_not_durable(self) -> None:
-        """Log that a retry submits anew, where Airflow keeps no state."""
+        """Log that a retry submits again, where Airflow keeps no state."""
         if self.submit_options.durable and not self.state.is_durable:
             log.info(
                 "Not durable: Airflow keeps the state of a task from 3.3 on. If this attempt dies, the next "
-                "one submits anew"
+                "one submits again"
             )
 
     @property
@@ -203,7 +203,7 @@ class DurableRun(WaitingRun):
         """
         Cancel the jobs (``cancel_on_kill``) that the next attempt does not resume.
 
-        An attempt may be told to stop because it was cut off, after its successor resumed the jobs. So with
+        An attempt may be asked to stop because it was cut off, after its successor resumed the jobs. So with
         tries left the jobs are canceled only if Airflow reports that a user ended the task.
         """
         if not self.jobs.job_ids:

@@ -42,7 +42,7 @@ class KillGuard:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Let a kill end the work of this thread."""
+        """Allow a kill to end the work of this thread."""
         before, self._thread = self._thread, threading.get_ident()
         try:
             yield

@@ -36,7 +36,7 @@ class WaitOptions(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitOptions(WaitOptions):
-    """How a run submits jobs, and what becomes of them."""
+    """How a run submits, keeps and cancels jobs."""
 
     wait_for_completion: bool
     timeout: float

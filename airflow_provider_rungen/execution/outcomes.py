@@ -81,7 +81,7 @@ def _message(event: Mapping[str, Any]) -> str:
 
 
 def _is_retryable(event: Mapping[str, Any]) -> bool:
-    return bool(event.get("retryable", not event.get("hopeless")))  # "hopeless" is 0.1's word
+    return bool(event.get("retryable", not event.get("hopeless")))  # 0.1 writes the opposite
 
 
 def raise_for_jobs(jobs: Iterable[Job], count: int = 0) -> None:

@@ -228,7 +228,7 @@ class ScaleRun(TaskRun):
         """
         Restore the number of workers, unless the next attempt goes on with the app.
 
-        An attempt may be told to stop because it was cut off, after its successor began to wait for the app.
+        An attempt may be asked to stop because it was cut off, after its successor began to wait for the app.
         """
         record = self._record
         if record is None:

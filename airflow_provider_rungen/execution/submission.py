@@ -120,7 +120,7 @@ class DurableSubmission:
 
     def find(self, app_id: str, job_input: Any) -> Submission | None:
         """
-        Find the job that an earlier attempt of this task submitted, if it is still of use.
+        Find the job that an earlier attempt of this task submitted, if it is still useful.
 
         :raises RunGenSubmissionUnknownError: its fate is unknown, and ``on_unknown_submission`` is ``fail``.
         """
@@ -169,7 +169,7 @@ class DurableSubmission:
             log.warning("Could not cancel job %s of app %s: %s", record.job_id, record.app_id, error)
 
     def _resume(self, record: SubmissionRecord, *, is_cleared: bool) -> Submission | None:
-        """Return the job of an earlier attempt, unless it is of no use any more."""
+        """Return the job of an earlier attempt, unless it is useless by now."""
         visible_by = record.submitted_at + RESUBMISSION_GRACE
         flow = endpoints.get_job_when_visible(record.app_id, record.job_id, known_by=visible_by)
         try:
@@ -233,7 +233,7 @@ class DurableSubmission:
             self._state.save(KEY, self._record.to_store())
 
     def note_end(self, end: End) -> None:
-        """Save how the attempt ended, so that a clear can be told from a retry."""
+        """Save how the attempt ended, to distinguish a clear from a retry."""
         if self._record is not None and self._state.is_saved:
             self._record = replace(self._record, end=end, attempt=self._attempt)
             self._state.note(KEY, self._record.to_store())

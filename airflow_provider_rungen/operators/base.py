@@ -28,7 +28,7 @@ JOB_AND_APP = (RunGenJobLink(), RunGenAppLink())
 
 class RunGenBaseOperator(BaseOperator):
     """
-    A task that uses RunGen. What it does is in a `TaskRun`, made anew for each attempt.
+    A task that uses RunGen. What it does is in a `TaskRun`, made for each attempt.
 
     :param retry_policy: an Airflow retry policy. `RunGenRetryPolicy` when left out (Airflow 3.3 and later).
     """

@@ -55,7 +55,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     :param on_unknown_submission: what a retry does with inputs for which it is unknown whether a job was
         created: ``resubmit`` them, with a warning, or ``fail``.
     :param on_clear: what the attempt after a clear does: run ``new`` jobs for all inputs, or ``resume`` the
-        earlier ones if inputs and app are the same. Failed jobs are run anew. Needs ``durable``.
+        earlier ones if inputs and app are the same. Failed jobs run again. Needs ``durable``.
     :param input_schema: the JSON Schema that every input has to fit before the first is sent: a dict, the
         path or URI of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     :param max_concurrency: how many submissions are in flight at most.

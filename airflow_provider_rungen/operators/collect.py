@@ -115,7 +115,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
 
     def execute(self, context: Context) -> Any:
         """
-        Collect the results, waiting for them first unless told not to.
+        Collect the results, after the wait if there is one.
 
         :return: the result or small manifest, or the list of them.
         """

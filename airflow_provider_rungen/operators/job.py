@@ -53,7 +53,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
     :param on_unknown_submission: what a retry does when it is unknown whether the last attempt created a job:
         ``resubmit``, with a warning, or ``fail``.
     :param on_clear: what the attempt after a clear does: run a ``new`` job, or ``resume`` the earlier one if
-        input and app are the same. A failed job is run anew. Needs ``durable``.
+        input and app are the same. A failed job runs again. Needs ``durable``.
     :param input_schema: the JSON Schema that the input has to fit before it is sent: a dict, the path or URI
         of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     """

@@ -1,4 +1,4 @@
-"""``scaled_app``: an app that has workers while the tasks of a ``with`` block need them, and no longer."""
+"""``scaled_app``: an app has workers while the tasks of a ``with`` block need them, and no longer."""
 
 from __future__ import annotations
 
@@ -60,26 +60,26 @@ class RunGenNoOpOperator(BaseOperator):
 
 class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
     """
-    Give an app workers for the tasks of a ``with`` block, and take them away **whatever happened**.
+    Scale an app up for the tasks of a ``with`` block, and down to zero **whatever happens**.
 
     It adds to the DAG: ``{name}_begin`` and ``{name}_up``, setups; ``{name}_down``, a teardown that scales to
     zero; and ``{name}_end``, which fails the run when one of them failed. Tasks of the block wait for the app
-    to be ``RUNNING``; the app waits for what the first of them wait for.
+    to be ``RUNNING``. The app waits for what the first of them wait for.
 
-    ``as`` gives the object, whose ``up`` and ``down`` are the operators.
+    The target of ``as`` has the operators as ``up`` and ``down``.
 
-    :param app_id: the app; the connection's ``app_id`` when left out (templated, or a task's ``.output``).
+    :param app_id: the app. The connection's ``app_id`` when left out (templated, or a task's ``.output``).
     :param active_workers: the number of workers to have (templated).
-    :param name: what the names of its tasks begin with; a second one of a DAG gets a number.
+    :param name: the prefix of its task ids. A second one in a DAG gets a number.
     :param rungen_conn_id: the Airflow connection (templated).
-    :param drain: before scaling down, wait until the app's counters tell of no queued or running job.
-    :param drain_timeout: seconds that may take; then it is scaled down all the same.
-    :param keep_if_busy: do not scale down when the counters tell of jobs. The tasks of the block are over
+    :param drain: before scaling down, wait until the app's counters report no queued or running job.
+    :param drain_timeout: seconds that may take. Then the app is scaled down all the same.
+    :param keep_if_busy: do not scale down when the counters report jobs. The tasks of the block are over
         then, so these are the jobs of others, or jobs that a task of the block did not wait for.
-    :param poll_interval: seconds between two looks at the app.
-    :param pool: the Airflow pool of the two tasks; with one slot, no other run can scale up between the look
-        of this one's teardown and its scaling down.
-    :param options: for scaling up, as `RunGenScaleAppOperator` takes them: ``timeout``, ``deferrable``,
+    :param poll_interval: seconds between two polls.
+    :param pool: the Airflow pool of the two tasks. With one slot, no other run can scale up between the check
+        and the scaling of this run's teardown.
+    :param options: parameters of `RunGenScaleAppOperator` for scaling up: ``timeout``, ``deferrable``,
         ``retries``, ….
     :raises ValueError: the DAG has a ``dagrun_timeout``, at which Airflow skips teardowns, too.
     """
@@ -161,7 +161,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
 
 
 def _tasks_before(task: Any, inside: Mapping[str, Any]) -> list[Any]:
-    """Give the tasks outside that a task waits for, without those that wait for a task inside themselves."""
+    """Return the tasks outside that a task waits for, without those that wait for a task inside."""
     return [
         before
         for before in task.upstream_list

@@ -29,10 +29,10 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     :param app_id: the app.
     :param status: the status to wait for, such as ``RUNNING``.
     :param active_workers: the number of workers that the app has to be set to at least, if that matters.
-    :param poll_interval: seconds between two looks at the app.
+    :param poll_interval: seconds between two polls.
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral.
-    :param raised: what to lower again when a user marks or clears the task, as `scaling.ScaleRecord.to_json`.
+    :param raised: what to restore when a user marks or clears the task, as `scaling.ScaleRecord.to_json`.
     :param unknown: what another version of the package kept in the database; it is ignored, and logged.
     """
 
@@ -85,7 +85,7 @@ class RunGenAppTrigger(RunGenBaseTrigger):
         return f"RunGen app {self.app_id} may still have the workers that this task gave it, and be billed"
 
     async def _undo(self, hook: RunGenHook, state: str | None) -> None:
-        """Lower the app."""
+        """Restore the number of workers."""
         raised = read_scale_record(self.raised)
         if raised is None:
             return

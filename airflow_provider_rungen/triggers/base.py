@@ -40,7 +40,7 @@ class RunGenBaseTrigger(BaseTrigger):
     deferred_at: float
 
     def _start(self, unknown: Mapping[str, Any]) -> None:
-        """Begin as a trigger does; note what another version of the package kept for it in the database."""
+        """Begin as a trigger does, and log what another version of the package saved for it."""
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
         if unknown:
             log.warning(
@@ -81,7 +81,7 @@ class RunGenBaseTrigger(BaseTrigger):
         return event
 
     async def _wait(self, event: dict[str, Any]) -> None:
-        """Wait, and add to the event what came of it."""
+        """Wait, and add the result to the event."""
         raise NotImplementedError
 
     def _fired(self, event: dict[str, Any]) -> TriggerEvent:
@@ -100,7 +100,7 @@ class RunGenBaseTrigger(BaseTrigger):
         _kills.add(work)
         work.add_done_callback(_kills.discard)
         while not work.done():
-            # Airflow cancels an ending trigger anew each second, on_kill included (seen on 3.3.2)
+            # Airflow cancels an ending trigger again each second, on_kill included (seen on 3.3.2)
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.shield(work)
 

@@ -53,15 +53,15 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param rungen_conn_id: the Airflow connection.
     :param app_id: the app of the jobs; the connection's ``app_id`` when left out.
     :param job_id: the jobs to wait for: one id, a list, or the text that a template makes of a list.
-    :param poll_interval: seconds between two looks at a job.
+    :param poll_interval: seconds between two polls.
     :param timeout: seconds to wait at most, from the start of the task; used without a ``deadline``.
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral, if a worker deferred the task.
     :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
     :param held_back: until when (seconds since 1970) the service asked not to be asked, by job.
     :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
-    :param on_clear: what becomes of the jobs of a task that is cleared: ``new`` cancels them, ``resume``
-        leaves them to the next attempt.
+    :param on_clear: whether a clear of the task cancels the jobs (``new``), or leaves them to the next
+        attempt (``resume``).
     :param end_from_trigger: end the task here when all jobs completed.
     :param unknown: what another version of the package kept in the database; it is ignored, and logged.
     """
@@ -128,7 +128,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         kept = await self._kept(job_ids, state)
         if kept:
             log.info(
-                "RunGen jobs are left to the attempt that waits for them: %s",
+                "Left jobs to the attempt that waits for them: %s",
                 ", ".join(kept[:MAX_JOBS_IN_EVENT]),
             )
         app_id = await hook.aresolve_app_id(self.app_id)
@@ -137,16 +137,15 @@ class RunGenJobTrigger(RunGenBaseTrigger):
 
     def _left_behind(self) -> str:
         job_ids = parse_known_job_ids(self.job_id)
-        return (
-            f"RunGen jobs of app {self.app_id} that may still run: {', '.join(job_ids[:MAX_JOBS_IN_EVENT])}"
-        )
+        shown = ", ".join(job_ids[:MAX_JOBS_IN_EVENT])
+        return f"Jobs of app {self.app_id} may still run: {shown}"
 
     async def _kept(self, job_ids: list[str], state: str | None) -> list[str]:
         """
-        Return the jobs that this attempt, on another triggerer, or a later one goes on waiting for.
+        Return the jobs that this attempt, on another triggerer, or a later attempt still waits for.
 
-        A task that is deferred may be so in its next attempt already, which has jobs of its own, or has taken
-        up these: it has pushed the ids of its jobs.
+        A deferred task may be in its next attempt already. That attempt has pushed the ids of its jobs: new
+        ones, or these.
         """
         may_resume = self.on_clear == "resume"
         give_up_at = time.monotonic() + TAKE_UP_TIME
@@ -175,16 +174,16 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         except task_instances.AttemptOverError:
             return set(parse_known_job_ids(self.job_id)) if self.on_clear == "resume" else set()
         except Exception as error:
-            log.warning("The jobs of the latest attempt are not known (%s)", type(error).__name__)
+            log.warning("Could not read the jobs of the latest attempt (%s)", type(error).__name__)
             return None
         return found
 
     async def _cancel(self, hook: RunGenHook, app_id: str, job_id: str) -> None:
         try:
             await hook.aperform(endpoints.cancel_job(app_id, job_id, patience=base.CANCEL_TIME))
-            log.info("Canceled RunGen job %s", job_id)
+            log.info("Canceled job %s of app %s", job_id, app_id)
         except RunGenError as error:
-            log.warning("RunGen job %s was not canceled: %s", job_id, error)
+            log.warning("Could not cancel job %s of app %s: %s", job_id, app_id, error)
 
     async def _link(self, settings: Settings, app_id: str, job_ids: list[str]) -> None:
         from airflow_provider_rungen._airflow import XCom
@@ -204,7 +203,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                     map_index=ti.map_index,
                 )
             except Exception as error:  # a task is not to fail for its links
-                log.debug("The link to %s was not kept: %s", url, type(error).__name__)
+                log.debug("Could not save the link to %s: %s", url, type(error).__name__)
 
     async def _wait(self, event: dict[str, Any]) -> None:
         job_ids = parse_known_job_ids(self.job_id)

@@ -118,7 +118,7 @@ class Checkpoint:
     entry            meaning
     ===============  ==================================================================
     an id            the job of this input
-    ``NOT_CREATED``  certainly no job that is of use
+    ``NOT_CREATED``  certainly no useful job
     empty            not sent yet, or, before ``sent_upto``, its fate is unknown
     ===============  ==================================================================
 

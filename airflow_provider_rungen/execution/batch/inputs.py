@@ -19,7 +19,7 @@ _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, Permission
 
 class Inputs:
     """
-    The inputs of a batch. A JSON Lines file is read as a stream, each time anew.
+    The inputs of a batch. A JSON Lines file is read as a stream, again for each pass.
 
     :param source: a list of objects, or the URI of a file that `ObjectStoragePath` can open.
     :param schema: what every input has to fit.

@@ -46,7 +46,7 @@ MAX_PUSHED_REASONS = 10
 @dataclass(frozen=True)
 class BatchResult:
     """
-    What came of a batch.
+    The result of a batch.
 
     :param ids: the job of each input, or ``None``.
     :param refused: the inputs that have no job, with the reason.
@@ -216,14 +216,14 @@ class BatchRun(DurableRun):
             self._extend(earlier, new.header, is_cleared=is_cleared)
             return earlier, completed
         if earlier.job_ids:
-            log.info("Task was cleared, or its inputs or app changed: submitting all inputs anew")
+            log.info("Task was cleared, or its inputs or app changed: submitting all inputs again")
             if self.wait_options.cancel_on_kill:
                 self.cancel(self.jobs.running)
         self.own("", [])
         return new, set()
 
     def _extend(self, checkpoint: Checkpoint, new: BatchHeader, *, is_cleared: bool) -> None:
-        """Give new jobs the whole time. After a clear, give it to running ones when theirs is up."""
+        """Reset the deadline for new jobs, and after a clear for running ones whose time is up."""
         is_late = is_cleared and checkpoint.header.deadline <= time.time()
         if is_late or None in checkpoint.entries:
             checkpoint.header = replace(checkpoint.header, deadline=new.deadline)
