@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,3 +129,10 @@ def test_an_operator_that_was_told_to_wait_tells_the_policy(rungen_emulator: Emu
 def test_it_is_kept_as_plain_data() -> None:
     kept = RunGenRetryPolicy().serialize()
     assert type(RunGenRetryPolicy.deserialize(kept)) is RunGenRetryPolicy
+
+
+def test_a_policy_that_airflow_cannot_apply_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.operators.base.AIRFLOW_V_3_3_PLUS", False)
+    with pytest.warns(UserWarning, match="retry_policy has no effect before Airflow 3.3") as caught:
+        RunGenRunJobOperator(task_id="run", input={"prompt": "x"}, retry_policy=object())
+    assert [Path(each.filename).name for each in caught] == ["test_retries.py"]

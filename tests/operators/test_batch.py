@@ -1023,3 +1023,16 @@ def test_sensor_and_collect_take_its_output(rungen_emulator: Emulator, context: 
     assert run_task(RunGenJobSensor(task_id="s", job_id=ids, poke_interval=0.1), context).error is None
     results = run_task(RunGenCollectResultsOperator(task_id="c", job_id=ids), context).value
     assert [result["images"][0]["image"].split("/")[4] for result in results] == ids
+
+
+def test_a_submission_that_its_deadline_ends_logs_how_many_were_submitted(
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rungen_emulator.service.inject(Fault(on="run", kind="hang", taken=False, times=None, skip=8))
+    task = Task(rungen_emulator, inputs=prompts(40), max_concurrency=2, timeout=1.0, max_failed=40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 0.5)
+        task.attempt()
+    assert task.created == 8
+    assert "Submitted 8 of 40 inputs to app flux-schnell" in caplog.messages

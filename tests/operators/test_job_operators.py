@@ -997,3 +997,37 @@ def test_an_event_with_words_of_another_version_counts_its_jobs_as_failed(
     run = RunGenRunJobOperator(task_id="run", input={"prompt": "x"}, wait_for_completion=True)
     with pytest.raises(RunGenJobFailedError, match="too old"):
         run.execute_complete(context, event)
+
+
+# --- ids as templates write them ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_templated_list_that_arrives_as_text_is_a_list(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    ids = submitted(taking(0), taking(0))
+    results = run_task(collect_op(ids, deferrable=deferrable), context).value
+    assert len(results) == 2
+    assert run_task(collect_op(str(ids), deferrable=deferrable), context).value == results
+    assert run_task(collect_op(str(ids[:1]), deferrable=deferrable), context).value == results[:1]
+    with_none = run_task(collect_op(str([*ids, None]), deferrable=deferrable, max_failed=1), context)
+    assert with_none.value == [*results, None]
+
+
+def test_a_templated_list_of_ids_is_canceled(rungen_emulator: Emulator, context: Any) -> None:
+    ids = submitted(LONG, LONG)
+    op = RunGenCancelJobOperator(task_id="cancel", job_id=str(ids))
+    assert run_task(op, context) == Outcome(value=ids)
+    assert states(rungen_emulator) == ["CANCELED", "CANCELED"]
+
+
+@pytest.mark.parametrize("nothing", ["None", "['None']"])
+def test_a_template_that_renders_to_nothing_is_no_id(
+    rungen_emulator: Emulator, context: Any, nothing: str
+) -> None:
+    for op in (collect_op(nothing), RunGenCancelJobOperator(task_id="cancel", job_id=nothing)):
+        error = run_task(op, context).error
+        assert isinstance(error, AirflowFailException)
+        assert "job_id" in str(error)
+    assert rungen_emulator.service.records() == []

@@ -1,0 +1,174 @@
+"""What operators, sensors and the decorator take: spelled out, documented, and in the same order."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import BaseOperator, BaseSensorOperator
+
+import airflow_provider_rungen
+from airflow_provider_rungen import operators, sensors
+from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
+
+KINDS: list[Any] = [
+    *(getattr(operators, name) for name in operators.__all__),
+    sensors.RunGenJobSensor,
+    sensors.RunGenAppSensor,
+    RunGenDecoratedOperator,
+]
+#: The order of all parameters; the first is what the task is about.
+ORDER = [
+    "python_callable",
+    "op_args",
+    "op_kwargs",
+    "input",
+    "inputs",
+    "job_id",
+    "name",
+    "configuration",
+    "workflow",
+    "active_workers",
+    "app_id",
+    "scale_up_task_id",
+    "rungen_conn_id",
+    "description",
+    "if_exists",
+    "fail_if_over",
+    "status",
+    "wait_for_completion",
+    "wait_until_running",
+    "deferrable",
+    "defer_after",
+    "end_from_trigger",
+    "start_from_trigger",
+    "drain",
+    "drain_timeout",
+    "keep_if_busy",
+    "poll_interval",
+    "timeout",
+    "cancel_on_kill",
+    "scale_down_on_failure",
+    "durable",
+    "on_unknown_submission",
+    "on_clear",
+    "input_schema",
+    "destination",
+    "result_schema",
+    "max_concurrency",
+    "max_failed",
+    "max_output_bytes",
+    "max_outputs",
+    "max_total_bytes",
+    "max_xcom_bytes",
+]
+EACH = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+
+def parameters(kind: Any) -> dict[str, inspect.Parameter]:
+    found = dict(inspect.signature(kind.__init__).parameters)
+    del found["self"]
+    return {
+        name: each
+        for name, each in found.items()
+        if each.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    }
+
+
+def documented(kind: Any) -> list[str]:
+    return [name for name in re.findall(r":param (\w+):", inspect.getdoc(kind) or "") if name != "options"]
+
+
+@EACH
+def test_the_docstring_names_each_parameter_in_order(kind: Any) -> None:
+    assert documented(kind) == list(parameters(kind))
+
+
+@EACH
+def test_each_parameter_has_a_type_that_is_not_any(kind: Any) -> None:
+    for name, each in parameters(kind).items():
+        assert each.annotation not in (inspect.Parameter.empty, "Any"), name
+
+
+@EACH
+def test_parameters_come_in_the_same_order_everywhere(kind: Any) -> None:
+    if kind is operators.scaled_app:
+        pytest.skip("the app and its workers may be positional, and come first")
+    names = list(parameters(kind))
+    assert names == sorted(names, key=ORDER.index)
+
+
+@EACH
+def test_each_template_field_is_a_parameter_and_documented_as_one(kind: Any) -> None:
+    text = inspect.getdoc(kind) or ""
+    fields = set(getattr(kind, "template_fields", ())) - {"templates_dict", "inputs"}
+    if kind is not RunGenDecoratedOperator and "inputs" in kind.__init__.__annotations__:
+        fields.add("inputs")
+    assert fields <= set(parameters(kind)) | {"inputs"}
+    marked = {
+        name
+        for name, described in re.findall(r":param (\w+): ((?:.|\n)*?)(?=\n:param|\n:raises|\Z)", text)
+        if "templated" in described
+    }
+    assert marked - {"active_workers", "app_id", "rungen_conn_id"} <= fields | {"inputs"}
+    if kind is not operators.scaled_app:
+        assert fields - {"rungen_conn_id"} <= marked
+
+
+@EACH
+def test_defaults_are_the_same_everywhere(kind: Any) -> None:
+    if kind is operators.scaled_app:
+        return
+    for name in ("rungen_conn_id", "poll_interval", "defer_after", "on_clear", "on_unknown_submission"):
+        if each := parameters(kind).get(name):
+            assert each.default == parameters(operators.RunGenRunJobOperator)[name].default
+
+
+# --- what Airflow itself takes ------------------------------------------------------------------------------
+
+
+def typed_names(name: str) -> set[str]:
+    """Return the keys of a TypedDict that exists for type checkers only."""
+    source = Path(airflow_provider_rungen.__file__).with_name("parameters.py").read_text("utf-8")
+    classes = {node.name: node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)}
+    names: set[str] = set()
+    for base in (name, *(each.id for each in classes[name].bases if isinstance(each, ast.Name))):
+        if base not in classes:
+            continue
+        if base != name:
+            names |= typed_names(base)
+        for node in classes[base].body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names.add(node.target.id)
+    return names
+
+
+def airflow_names(kind: Any) -> set[str]:
+    return set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs", "multiple_outputs", "args"}
+
+
+def test_a_type_checker_knows_what_every_airflow_task_takes() -> None:
+    assert airflow_names(BaseOperator) - typed_names("OperatorArguments") <= {
+        # of Airflow 2 alone
+        "sla",
+        "task_concurrency",
+        "queue",
+    }
+
+
+def test_a_type_checker_knows_what_every_airflow_sensor_takes() -> None:
+    assert airflow_names(BaseSensorOperator) <= typed_names("SensorArguments")
+
+
+def test_a_type_checker_knows_what_the_decorator_takes() -> None:
+    own = set(parameters(RunGenDecoratedOperator)) - {"python_callable", "op_args", "op_kwargs"}
+    assert own <= typed_names("DecoratorArguments")
+
+
+def test_a_type_checker_knows_what_scaling_up_takes() -> None:
+    own = set(parameters(operators.RunGenScaleAppOperator))
+    assert own <= typed_names("ScaleUpArguments") | set(parameters(operators.scaled_app))
