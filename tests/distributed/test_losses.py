@@ -80,7 +80,7 @@ def test_a_worker_lost_while_a_batch_submits(
     assert len(run.jobs()) < INPUTS
     assert run.wait_for_end(250) == "success"
     assert (run.task()["try_number"], run.task()["unixname"]) == (2, *airflow.parts("worker"))
-    assert "Going on where an earlier attempt stopped" in run.log(2)
+    assert "Resuming a batch of" in run.log(2)
     assert_in_order(airflow, run, INPUTS)
     # the fate is unknown of those alone whose answers were under way (max_concurrency)
     assert len(bought(run)) == INPUTS
@@ -97,7 +97,7 @@ def test_a_worker_lost_while_a_batch_waits(
     lost = worker_of(airflow, run)
     airflow.kill(lost)
     until(lambda: run.task()["try_number"] == 2 and run.task()["state"] == "running", 120, run.log)
-    until(lambda: f"{INPUTS} are taken up again" in run.log(2), 60, lambda: run.log(2))
+    until(lambda: f"{INPUTS} are resumed" in run.log(2), 60, lambda: run.log(2))
     scale(100)
     assert run.wait_for_end() == "success"
     assert (run.task()["try_number"], run.task()["unixname"]) == (2, *airflow.parts("worker"))

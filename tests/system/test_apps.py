@@ -99,7 +99,7 @@ def test_a_run_that_fails_before_costs_nothing(start: Callable[..., Run], paid: 
     assert run.wait_for_end() == "failed"
     assert app.numbers() == []
     assert states(run)["app_up"] == "upstream_failed"
-    assert "nothing is scaled down" in run.log(task_id="app_down")
+    assert "Nothing to scale down" in run.log(task_id="app_down")
 
 
 @pytest.mark.parametrize("dag_id", ["scaled", "scaled_without_retries"])
@@ -115,7 +115,7 @@ def test_a_worker_killed_while_the_app_initialises(
     if dag_id == "scaled":
         assert state == "success"
         assert app.numbers() == [UP, DOWN]
-        assert "An earlier attempt set RunGen app" in run.log(2, task_id="app_up")
+        assert "Resuming: an earlier attempt scaled app" in run.log(2, task_id="app_up")
     else:
         assert state == "failed"
         assert states(run)["first"] == "upstream_failed"

@@ -28,7 +28,7 @@ def test_a_killed_worker_loses_no_job_and_buys_none_twice(
 ) -> None:
     run = start(dag_id, seconds=40)
     run.wait_for_jobs(1)
-    until(lambda: "Submitted RunGen job" in run.log(), 30, run.log)
+    until(lambda: "Submitted job" in run.log(), 30, run.log)
     job_id = run.jobs()[0]["id"]
     processes = task_processes(airflow, run)
     if victim == "supervisor":  # or the orphan would go on
@@ -42,7 +42,7 @@ def test_a_killed_worker_loses_no_job_and_buys_none_twice(
     assert [job["id"] for job in run.jobs()] == [job_id]
     assert airflow.xcom(dag_id, run.id, "run") == airflow.xcom(dag_id, run.id, "run", "job_id") == job_id
     assert run.task()["try_number"] == 2
-    assert f"RunGen job {job_id} of an earlier attempt is RUNNING: taking it up again" in run.log(2)
+    assert f"Resuming job {job_id} of an earlier attempt, which is RUNNING" in run.log(2)
 
 
 def test_a_killed_triggerer_loses_none_of_its_jobs(
@@ -63,7 +63,7 @@ def test_a_task_that_raises_after_the_wait_uses_its_job_again(start: Callable[..
     run = start("raising", seconds=10)
     assert run.wait_for_end() == "success"
     assert run.jobs_by_status() == {"COMPLETED": 1}
-    assert "completed: using it" in run.log(2)
+    assert "which is COMPLETED" in run.log(2)
 
 
 def test_a_clear_after_success_runs_a_new_job(start: Callable[..., Run]) -> None:
@@ -74,7 +74,7 @@ def test_a_clear_after_success_runs_a_new_job(start: Callable[..., Run]) -> None
     assert run.wait_for_end() == "success"
     assert run.jobs_by_status() == {"COMPLETED": 2}
     # from Airflow 3.4 on, the clear has discarded what the task would be told by
-    assert ("The task was cleared" in run.log(2)) is not CLEAR_DISCARDS_STATE
+    assert ("Task was cleared" in run.log(2)) is not CLEAR_DISCARDS_STATE
 
 
 def test_a_clear_while_deferred_cancels_the_job_and_runs_a_new_one(start: Callable[..., Run]) -> None:
@@ -110,7 +110,7 @@ def test_a_terminated_worker_leaves_its_job_to_the_retry(
     os.kill(task_processes(airflow, run)["task"], signal.SIGTERM)
     assert run.wait_for_end() == "success"
     assert run.jobs_by_status() == {"COMPLETED": 1}
-    assert "The next attempt takes up RunGen job" in run.log(1)
+    assert "The next attempt resumes job" in run.log(1)
 
 
 @pytest.mark.parametrize("dag_id", ["deferred_timeout", "blocking_execution_timeout"])
@@ -135,7 +135,7 @@ def test_a_killed_batch_goes_on_where_it_stopped(
     assert set(ids) <= {job["id"] for job in run.jobs()}
     # of those under way when it was killed (max_concurrency) the fate is unknown
     assert len(run.jobs()) <= 400 + 4
-    assert "Going on where an earlier attempt stopped" in run.log(2)
+    assert "Resuming a batch of" in run.log(2)
 
 
 def test_a_batch_marked_by_a_user_cancels_all_its_jobs(start: Callable[..., Run]) -> None:
@@ -154,7 +154,7 @@ def test_a_success_ends_in_the_triggerer_without_a_second_worker(
     [job] = run.jobs()
     assert airflow.xcom("ending", run.id, "run") == job["id"]
     assert run.log().count("Pre Execute") == 1
-    assert "Waiting for RunGen job" in run.log()
+    assert "Waiting for job" in run.log()
 
 
 def test_a_sensor_that_starts_in_the_triggerer_needs_no_worker(start: Callable[..., Run]) -> None:
