@@ -17,7 +17,7 @@ from airflow_provider_rungen import _airflow, get_provider_info
 from airflow_provider_rungen._airflow import AirflowNotFoundException, BaseHook, metrics
 from airflow_provider_rungen._airflow.masking import amask, mask, proxy_passwords
 from airflow_provider_rungen.client import endpoints
-from airflow_provider_rungen.client.exchange import asleep_in_slices, in_slices
+from airflow_provider_rungen.client.exchange import asleep_with_checks, sleep_with_checks
 from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.polling import wait_for_jobs
@@ -292,7 +292,7 @@ class RunGenHook(BaseHook):
     def get_conn(self) -> requests.Session:
         """Give the session of the blocking calls; it carries the API key, so keep it to RunGen's own host."""
         if self._sender is None:
-            self._sender = Sender(self.settings, pause=self.sleep, is_interrupted=self._is_interrupted)
+            self._sender = Sender(self.settings, sleep=self.sleep, is_interrupted=self._is_interrupted)
         return self._sender.session
 
     def perform(self, flow: Flow[T]) -> T:
@@ -309,7 +309,7 @@ class RunGenHook(BaseHook):
 
     def sleep(self, seconds: float) -> None:
         """Sleep on a worker, calling `checkpoint` again and again."""
-        in_slices(seconds, self._step)
+        sleep_with_checks(seconds, self._step)
 
     def _step(self) -> None:
         if self.checkpoint is not None:
@@ -381,7 +381,7 @@ class RunGenHook(BaseHook):
             if self.checkpoint is None:  # thousands may wait beside each other in a triggerer
                 await asyncio.sleep(seconds)
             else:
-                await asleep_in_slices(seconds, self._step)
+                await asleep_with_checks(seconds, self._step)
 
         return await adrive(flow, send, sleep, stragglers=self._stragglers)
 
@@ -439,7 +439,7 @@ class RunGenHook(BaseHook):
             # as in `perform_with_deadline`
             sender = Sender(replace(settings, max_requests_per_second=None))
             try:
-                note(job_ids[0], drive(endpoints.cancel_job(app_id, job_ids[0], patience=part), sender))
+                note(job_ids[0], drive(endpoints.cancel_job(app_id, job_ids[0], retry_budget=part), sender))
             except RunGenError as error:
                 note(job_ids[0], error)
             finally:
@@ -560,7 +560,9 @@ async def _cancel_jobs(
         try:
             note(
                 job_id,
-                await adrive(endpoints.cancel_job(app_id, job_id, patience=min(within / 4, PART)), sender),
+                await adrive(
+                    endpoints.cancel_job(app_id, job_id, retry_budget=min(within / 4, PART)), sender
+                ),
             )
         except RunGenError as error:
             note(job_id, error)

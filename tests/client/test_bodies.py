@@ -17,12 +17,10 @@ from hypothesis import strategies as st
 
 from airflow_provider_rungen.client.bodies import (
     CHUNK,
-    DROPPED,
     Decoder,
-    LeanFilter,
-    TooLongError,
     UnknownEncodingError,
 )
+from airflow_provider_rungen.client.lean_json import DROPPED, LeanFilter, TooLongError
 
 MOST = 256 * 1024
 

@@ -20,8 +20,9 @@ import pytest
 from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 from wire import GET, KEY, OK, POST, Send, Server, settings_for
 
+from airflow_provider_rungen.client.bodies import ResponseBody
 from airflow_provider_rungen.client.flow import Request
-from airflow_provider_rungen.client.senders import Sender, _Body
+from airflow_provider_rungen.client.senders import Sender
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
@@ -102,7 +103,7 @@ def test_a_request_has_a_limit_of_its_own(serve: Any, send: Send) -> None:
 
 def test_a_limit_of_a_request_gives_it_no_more_than_the_connection_does() -> None:
     settings = settings_for("http://127.0.0.1:1", connect_timeout=1.0, read_timeout=2.0)
-    limits = [settings.limit_of(replace(GET, timeout=timeout)) for timeout in (None, 1.5, 99.0, -1.0)]
+    limits = [settings.time_limit(replace(GET, timeout=timeout)) for timeout in (None, 1.5, 99.0, -1.0)]
     assert limits == [3.0, 1.5, 3.0, 0.0]
 
 
@@ -225,7 +226,7 @@ def test_a_bomb_is_refused_before_it_goes_off(
 
 @pytest.mark.parametrize("is_lean", [False, True])
 def test_empty_members_are_decoded_in_short_steps(is_lean: bool) -> None:
-    body = _Body(replace(GET, is_lean=is_lean), settings_for("https://rungen.example"), 200, "gzip")
+    body = ResponseBody(replace(GET, is_lean=is_lean), lambda *_: None, 200, "gzip")
     assert len(list(body.feed(gzip.compress(b"") * 1000 + gzip.compress(b"{}")))) >= 1000
     assert b"".join(body.finish()) == b"{}"
 

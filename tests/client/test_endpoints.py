@@ -36,7 +36,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 
-INPUT = {"prompt": "a red fox", "width": 64, "height": 64}
+INPUT: dict[str, Any] = {"prompt": "a red fox", "width": 64, "height": 64}
 NO_JOB = "00000000-0000-4000-8000-00000000dead"
 
 
@@ -114,7 +114,7 @@ def test_small_print_does_not_matter(via: Via, run_status: int, execution_time_a
 @pytest.mark.parametrize("create_status", [200, 201])
 def test_an_app_goes_its_way_in_every_shape(via: Via, shape: str, create_status: int) -> None:
     via.service.configure({"shape": shape, "create_status": create_status, "init_seconds": 60.0})
-    body = {
+    body: dict[str, Any] = {
         "name": "My app",
         "description": "what for",
         "configuration": {"gpu_tier": "BASIC", "active_workers": 1},
@@ -142,9 +142,8 @@ def test_an_app_goes_its_way_in_every_shape(via: Via, shape: str, create_status:
 def test_what_is_sent(via: Via) -> None:
     via.overrides = {"team_id": "team-1", "user_id": "user-1"}
     via.service.add_app("teams-app", owner_team_id="team-1", workers=1)
-    job = via(
-        endpoints.run_job("teams-app", {"prompt": "ä 狐", "b": [1, 2.5, None, True], "a": {"z": 1, "y": ()}})
-    )
+    given: dict[str, Any] = {"prompt": "ä 狐", "b": [1, 2.5, None, True], "a": {"z": 1, "y": ()}}
+    job = via(endpoints.run_job("teams-app", given))
     via(endpoints.get_job("teams-app", job.id))
     via(endpoints.cancel_job("teams-app", job.id))
     via(endpoints.list_apps())
@@ -387,7 +386,7 @@ def test_the_fate_of_a_post_whose_answer_is_lost_is_unknown(via: Via, kind: str)
     assert via.service.stats()["jobs_created"] == (
         kind in ("reset_after", "truncate", "empty", "garbage", "no_id")
     )
-    assert "bill it twice" in str(caught.value)
+    assert "billed twice" in str(caught.value)
 
 
 def test_wrong_types_in_the_answer_to_a_post_do_not_lose_it_silently(via: Via) -> None:

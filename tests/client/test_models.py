@@ -20,9 +20,8 @@ from airflow_provider_rungen.client.models import (
     App,
     Job,
     JobStatus,
-    clean_text,
-    error_text,
 )
+from airflow_provider_rungen.client.texts import clean_text, error_text
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.exceptions import (
     RunGenError,
@@ -206,7 +205,7 @@ def test_how_a_job_ends_is_told() -> None:
     job(status="COMPLETED").raise_for_status()
     with pytest.raises(RunGenJobCanceledError, match="was canceled"):
         job(status="CANCELLED").raise_for_status()
-    with pytest.raises(RunGenJobError, match="not over yet"):
+    with pytest.raises(RunGenJobError, match="is not over yet"):
         job(status="QUEUED").raise_for_status()
     assert [job(status=word).is_terminal for word in ("QUEUED", "RUNNING", "NEW")] == [False] * 3
     assert [job(status=word).is_terminal for word in ("COMPLETED", "FAILED", "CANCELED")] == [True] * 3
@@ -278,7 +277,7 @@ def test_an_app_without_an_id_is_refused_unless_it_was_asked_for() -> None:
 
 @pytest.mark.parametrize("body", [None, {}, {"data": {}}, {"data": None}, "x", 1, {"apps": []}])
 def test_what_is_no_list_is_no_list_of_apps(body: Any) -> None:
-    with pytest.raises(RunGenResponseError, match="no list"):
+    with pytest.raises(RunGenResponseError, match="did not return a list"):
         App.list_from_json(body)
 
 
@@ -479,7 +478,7 @@ def test_error_text_takes_any_json(value: Any) -> None:
     ],
 )
 def test_an_answer_about_another_job_or_app_is_not_taken_for_ours(body: Any) -> None:
-    with pytest.raises(RunGenResponseError, match="its answer is about"):
+    with pytest.raises(RunGenResponseError, match="the answer is about"):
         Job.from_json(body, app_id="app", job_id="job-a")
 
 
