@@ -184,10 +184,11 @@ def encode(value: Mapping[str, Any], name: str) -> bytes:
     :param name: its name, for the error.
     :raises RunGenInputError: JSON cannot express it; the message has the path of what is wrong.
     """
-    value = dict(value)
     _check(value, name, 0)
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        return json.dumps(
+            value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dict
+        ).encode()
     except ValueError as error:
         raise RunGenInputError(f"{name} cannot be encoded: {error}; nothing was sent") from None
 
@@ -203,7 +204,7 @@ def _check(value: Any, path: str, depth: int) -> None:
         reason = "" if math.isfinite(value) else f"is {value}, which JSON cannot express"
     elif depth > _MAX_DEPTH:
         reason = f"is nested deeper than {_MAX_DEPTH} levels, or contains itself"
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
                 where = clean_text(f"{path} has the key {key!r}", 200)

@@ -416,7 +416,7 @@ def test_a_cancel_at_a_kill_does_not_wait_for_its_turn(
     with RunGenHook() as hook:
         job = hook.run_job(input={"prompt": "x", "emulator": {"seconds": 0}})
         begun_at = time.monotonic()
-        outcomes = hook.cancel_jobs(job.app_id, [job.id], within=4.0)  # asked again what it is: it is over
+        outcomes = hook.cancel_jobs(job_ids=[job.id], within=4.0)  # it is over, which takes a second request
     assert time.monotonic() - begun_at < 4
     assert isinstance(outcomes[job.id], RunGenConflictError)
 

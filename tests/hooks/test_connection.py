@@ -39,7 +39,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setenv(CONN, text)
         hook = RunGenHook()
         settings = hook.settings
-        return settings, hook._default_app_id
+        return settings, hook._lookup.app_id
 
     return reading
 
@@ -322,10 +322,10 @@ def test_a_proxy_that_cannot_be_used_is_told_without_its_password(read: Any, pas
 
 
 @pytest.mark.parametrize(
-    ("field", "pattern", "told"),
+    ("field", "pattern", "reason"),
     [
-        ("app_url", "https://console.example.com/apps", "must hold {app_id}"),
-        ("job_url", "https://console.example.com/{app_id}", "must hold {job_id}"),
+        ("app_url", "https://console.example.com/apps", "must have {app_id}"),
+        ("job_url", "https://console.example.com/{app_id}", "must have {job_id}"),
         ("app_url", "https://console.example.com/{app_id}/{job_id}", "no braces but {app_id}"),
         (
             "job_url",
@@ -338,21 +338,16 @@ def test_a_proxy_that_cannot_be_used_is_told_without_its_password(read: Any, pas
         ("job_url", "https://{job_id}.example.com/", "must be an address"),
         ("job_url", "https://[half/{job_id}", "must be an address"),
         ("job_url", 'https://console.example.com/"><script>{job_id}', "must be an address"),
-        ("job_url", "https://me:pw@console.example.com/{job_id}", "no user and no password"),
-        ("job_url", "https://console.example.com/{job_id}?api_key=abc", "'api_key'"),
-        ("job_url", "https://console.example.com/{job_id}?user=me&pwd=abc", "'pwd'"),
-        ("job_url", "https://console.example.com/{job_id}?pass=abc", "'pass'"),
-        ("job_url", "https://console.example.com/{job_id}?X-Amz-Signature=abc", "'X-Amz-Signature'"),
-        ("job_url", "https://console.example.com/{job_id}#token=abc", "'token'"),
+        ("job_url", "https://me:pw@console.example.com/{job_id}", "must be an address without a user"),
         ("job_url", f"https://console.example.com/{{job_id}}?k={SECRET}", "the API key"),
         ("app_url", f"https://console.example.com/{SECRET.replace('-', '%2D')}/{{app_id}}", "the API key"),
         ("job_url", 7, "must be text"),
     ],
 )
-def test_a_pattern_of_a_link_is_an_address_without_secrets(
-    read: Any, field: str, pattern: Any, told: str
+def test_a_link_pattern_is_an_address_without_the_key(
+    read: Any, field: str, pattern: Any, reason: str
 ) -> None:
-    refused(read, field, told, extra={field: pattern})
+    refused(read, field, reason, extra={field: pattern})
 
 
 def test_the_patterns_of_links_are_read(read: Any) -> None:
