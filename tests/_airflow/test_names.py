@@ -1,4 +1,4 @@
-"""Where this Airflow has the names that the package needs, those it does not document included."""
+"""This Airflow has the names that the package needs, including those that it does not document."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from airflow_provider_rungen._airflow import (
 )
 from compat.private_names import PRIVATE_NAMES, PrivateName
 
-# Those whose fall-back on older versions is another object than the one of common-compat.
+# On older versions, these are other objects than those of common-compat.
 _OTHER_FALL_BACKS = {"SET_DURING_EXECUTION"}
 
 
@@ -110,7 +110,7 @@ warnings.simplefilter("ignore")
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        # the description of that provider is what Airflow itself may read
+        # Airflow itself may read the description of that provider
         if name.startswith("airflow.providers.common.compat.") and not name.endswith("get_provider_info"):
             raise ModuleNotFoundError(name)
 
