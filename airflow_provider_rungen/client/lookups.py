@@ -1,4 +1,4 @@
-"""Look names up in daemon threads, which the end of an event loop does not wait for."""
+"""Look up names in daemon threads, which neither an event loop nor the process waits for at its end."""
 
 from __future__ import annotations
 
@@ -7,35 +7,28 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from aiohttp.abc import AbstractResolver, ResolveResult  # noqa: TID251 - for a type
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def resolver() -> AbstractResolver:
-    """Return a resolver for aiohttp."""
-    from aiohttp.abc import AbstractResolver  # noqa: TID251 - called by those that talk HTTP
+async def look_up(host: str, port: int, family: int) -> list[Any]:
+    """
+    Return the addresses of a host, as aiohttp expects them.
 
-    class Resolver(AbstractResolver):
-        async def resolve(
-            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-        ) -> list[ResolveResult]:
-            infos = await in_daemon_thread(
-                lambda: socket.getaddrinfo(
-                    host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG
-                )
-            )
-            return [_resolved(host, *info) for info in infos]
-
-        async def close(self) -> None: ...
-
-    return Resolver()
+    :param host: its name.
+    :param port: the port to connect to.
+    :param family: the family of addresses to look up.
+    """
+    infos = await in_daemon_thread(
+        lambda: socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG
+        )
+    )
+    return [_resolved(host, *info) for info in infos]
 
 
-def _resolved(name: str, family: int, _: int, proto: int, __: str, address: Any) -> Any:
+def _resolved(name: str, family: int, _: int, proto: int, __: str, address: Any) -> dict[str, Any]:
     host, port, *scope = address
     if len(scope) == 2 and scope[1]:  # an IPv6 address of this link only
         host = f"{host}%{scope[1]}"
@@ -50,7 +43,7 @@ def _resolved(name: str, family: int, _: int, proto: int, __: str, address: Any)
 
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:
-    """Perform blocking work in a thread that neither the event loop nor the process waits for at its end."""
+    """Perform blocking work in a daemon thread, and return its result."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

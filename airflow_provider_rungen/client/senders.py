@@ -7,6 +7,7 @@ Each library is imported when its sender is made, so that DAG files parse fast.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,14 +25,14 @@ from airflow_provider_rungen.client.exchange import (
 )
 from airflow_provider_rungen.client.failures import connection_failed, describe_cause, timed_out
 from airflow_provider_rungen.client.flow import Request, Response
-from airflow_provider_rungen.client.lookups import resolver
+from airflow_provider_rungen.client.lookups import look_up
 from airflow_provider_rungen.client.settings import Settings, environment_ca, tls_context
 
 if TYPE_CHECKING:
     import aiohttp
     import requests
 
-# until callers move to failures and lookups
+# until callers move to failures
 __all__ = ["MAX_IN_FLIGHT", "AsyncSender", "RateLimiter", "Sender", "describe_cause", "resolver"]
 
 MAX_IN_FLIGHT = 32
@@ -284,3 +285,18 @@ def _tracing() -> aiohttp.TraceConfig:
     tracing.on_connection_create_end.append(connected)
     tracing.on_connection_reuseconn.append(connected)
     return tracing
+
+
+def resolver() -> aiohttp.abc.AbstractResolver:
+    """Return a resolver for aiohttp whose look-ups nothing waits for in the end."""
+    from aiohttp.abc import AbstractResolver, ResolveResult
+
+    class Resolver(AbstractResolver):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+        ) -> list[ResolveResult]:
+            return await look_up(host, port, family)
+
+        async def close(self) -> None: ...
+
+    return Resolver()

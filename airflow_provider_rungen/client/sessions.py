@@ -63,7 +63,7 @@ class _Adapter(HTTPAdapter):
 
 
 def _track(manager: Any) -> Any:
-    """Let the pools of a manager make connections that can be aborted."""
+    """Replace the pools of a manager by ones whose connections can be aborted."""
     manager.pool_classes_by_scheme = {
         scheme: _tracked(pool) for scheme, pool in manager.pool_classes_by_scheme.items()
     }

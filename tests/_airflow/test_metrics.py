@@ -53,7 +53,7 @@ class Backend:
 
 
 def _send_to(stats: Any, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Airflow send its metrics to a backend, or to nobody."""
+    """Make Airflow send its metrics to a backend, or to nobody."""
     if not hasattr(stats, "initialize"):  # before Airflow 3.2 it sets itself up
         monkeypatch.setattr(stats, "instance", backend, raising=False)
         return

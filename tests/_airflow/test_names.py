@@ -26,7 +26,7 @@ def names_here() -> list[str]:
 
 
 @pytest.mark.parametrize("name", names_here())
-def test_a_name_is_where_the_table_says(name: str) -> None:
+def test_a_name_is_where_the_table_has_it(name: str) -> None:
     assert getattr(_airflow, name) is not None
 
 
@@ -90,7 +90,7 @@ def test_the_version_decides(name: str, version: tuple[int, int], place: Any) ->
 
 
 @pytest.mark.parametrize("name", ["NoSuchName", *(set(PLACES) - set(names_here()))])
-def test_what_this_airflow_does_not_have_is_no_attribute(name: str) -> None:
+def test_what_this_airflow_does_not_have_is_not_an_attribute(name: str) -> None:
     with pytest.raises(AttributeError, match=f"no attribute '{name}' on Airflow"):
         getattr(_airflow, name)
 

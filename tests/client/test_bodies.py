@@ -1,4 +1,4 @@
-"""What is decoded and reduced in steps: the same as at once, whatever comes and however it is cut."""
+"""Decoding and reducing in steps gives the same as at once, whatever arrives and however it is cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one mask: no secret of a URL survives it, however the URL is escaped, and nothing else changes."""
+"""No secret of a URL survives the redaction, however the URL is escaped, and nothing else changes."""
 
 from __future__ import annotations
 

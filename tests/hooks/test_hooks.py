@@ -181,14 +181,14 @@ def test_waiting_takes_a_timedelta_and_ends_in_time(rungen_emulator: Emulator) -
     assert rungen_emulator.service.count("cancel") == 0
 
 
-def test_waiting_may_be_for_ever(rungen_emulator: Emulator) -> None:
+def test_a_wait_may_have_no_limit(rungen_emulator: Emulator) -> None:
     with RunGenHook() as hook:
         job = hook.run_job(input=INPUT)
         assert hook.wait_for_job(job_id=job.id, poll_interval=0.02, timeout=None).is_terminal
 
 
 @pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), "5", True, timedelta(0), None, []])
-def test_a_duration_that_is_none_is_named(rungen_emulator: Emulator, bad: Any) -> None:
+def test_an_invalid_duration_is_named(rungen_emulator: Emulator, bad: Any) -> None:
     with RunGenHook() as hook:
         with pytest.raises(ValueError, match="poll_interval"):
             hook.wait_for_job(job_id="j", poll_interval=bad)
@@ -274,7 +274,7 @@ def test_the_connection_is_looked_up_once_and_not_before_it_is_needed(
     hook.close()
 
 
-def test_no_app_anywhere_is_told(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_app_is_an_error(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", rungen_emulator.airflow_connection(app_id=None))
     with RunGenHook() as hook, pytest.raises(RunGenConfigError, match="app_id"):
         hook.run_job(input=INPUT)
@@ -282,7 +282,7 @@ def test_no_app_anywhere_is_told(rungen_emulator: Emulator, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_quick_cancel_tells_what_became_of_each_job(rungen_emulator: Emulator, count: int) -> None:
+def test_a_quick_cancel_reports_the_outcome_of_each_job(rungen_emulator: Emulator, count: int) -> None:
     with RunGenHook() as hook:
         ids = [hook.run_job(input={**INPUT, "emulator": {"seconds": 60}}).id for _ in range(count)]
         rungen_emulator.service.inject(Fault(on="cancel", job_id=ids[-1], status=403))
