@@ -1,4 +1,4 @@
-"""What the tests of the senders share: a server that talks as it is told, and both senders."""
+"""What the tests of the senders share: a scripted server, and both senders."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def by_aiohttp(settings: Settings, *requests: Request) -> list[Response]:
 
 
 class Server:
-    """A server that talks as it is told, once a connection, and keeps what it heard."""
+    """A server that follows a script once a connection, and keeps what it heard."""
 
     def __init__(self, talk: Talk, tls: ssl.SSLContext | None = None, head: int = 0) -> None:
         self.talk = talk

@@ -1,4 +1,4 @@
-"""Names of Airflow that moved between versions, each importable from here on every supported version."""
+"""Import names of Airflow that moved between versions: each is available here on every supported version."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ Version = tuple[int, int]
 
 
 def parse_version(version: str) -> Version:
-    """Return major and minor of an Airflow version. A pre-release counts as its release."""
+    """Return the major and minor number of an Airflow version. A pre-release counts as its release."""
     major, minor = re.findall(r"\d+", version)[:2]
     return int(major), int(minor)
 
@@ -102,18 +102,20 @@ AIRFLOW_V_3_2_PLUS = AIRFLOW_VERSION >= (3, 2)
 AIRFLOW_V_3_3_PLUS = AIRFLOW_VERSION >= (3, 3)
 AIRFLOW_V_3_4_PLUS = AIRFLOW_VERSION >= (3, 4)
 
-# Where each name is, as ``module:attribute``, from which Airflow on; the newest place first. The choice
-# depends on the version, not on ImportError: an import that fails for another reason must not lead to an
-# older version's code.
+# Where each name is, as ``module`` or ``module:attribute``, by the first Airflow that has it there (newest
+# first). The version decides, not an ImportError: an import that fails for another reason must not lead to
+# the code for an older version.
+_EXCEPTIONS = {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"}
+_DECORATORS = {(3, 0): "airflow.sdk.bases.decorator", (2, 11): "airflow.decorators.base"}
 PLACES: dict[str, dict[Version, str]] = {
-    "AirflowException": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
-    "AirflowFailException": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
-    "AirflowNotFoundException": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
-    "AirflowSensorTimeout": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
-    "AirflowSkipException": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
-    "AirflowTaskTimeout": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
-    "DuplicateTaskIdFound": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
-    "TaskDeferred": {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"},
+    "AirflowException": _EXCEPTIONS,
+    "AirflowFailException": _EXCEPTIONS,
+    "AirflowNotFoundException": _EXCEPTIONS,
+    "AirflowSensorTimeout": _EXCEPTIONS,
+    "AirflowSkipException": _EXCEPTIONS,
+    "AirflowTaskTimeout": _EXCEPTIONS,
+    "DuplicateTaskIdFound": _EXCEPTIONS,
+    "TaskDeferred": _EXCEPTIONS,
     "Asset": {(3, 0): "airflow.sdk", (2, 11): "airflow.datasets:Dataset"},
     "BaseHook": {(3, 1): "airflow.sdk", (2, 11): "airflow.hooks.base"},
     "BaseOperator": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.baseoperator"},
@@ -126,9 +128,9 @@ PLACES: dict[str, dict[Version, str]] = {
     "TriggerRule": {(3, 1): "airflow.sdk", (2, 11): "airflow.utils.trigger_rule"},
     "XCom": {(3, 0): "airflow.sdk.execution_time.xcom", (2, 11): "airflow.models.xcom"},
     "XComArg": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.xcom_arg"},
-    "DecoratedOperator": {(3, 0): "airflow.sdk.bases.decorator", (2, 11): "airflow.decorators.base"},
-    "TaskDecorator": {(3, 0): "airflow.sdk.bases.decorator", (2, 11): "airflow.decorators.base"},
-    "task_decorator_factory": {(3, 0): "airflow.sdk.bases.decorator", (2, 11): "airflow.decorators.base"},
+    "DecoratedOperator": _DECORATORS,
+    "TaskDecorator": _DECORATORS,
+    "task_decorator_factory": _DECORATORS,
     "determine_kwargs": {(3, 2): "airflow.sdk.bases.decorator", (2, 11): "airflow.utils.operator_helpers"},
     "context_merge": {(3, 1): "airflow.sdk.definitions.context", (2, 11): "airflow.utils.context"},
     "SET_DURING_EXECUTION": {
@@ -147,7 +149,12 @@ PLACES: dict[str, dict[Version, str]] = {
 
 
 def place_of(name: str, version: Version = AIRFLOW_VERSION) -> tuple[str, str] | None:
-    """Return the module and the attribute of a name in a version of Airflow, or ``None`` before it came."""
+    """
+    Return the module and the attribute of a name, or ``None`` if this Airflow lacks it.
+
+    :param name: a name of `PLACES`.
+    :param version: a version of Airflow.
+    """
     for since, place in PLACES[name].items():
         if version >= since:
             module, _, attribute = place.partition(":")
@@ -156,7 +163,7 @@ def place_of(name: str, version: Version = AIRFLOW_VERSION) -> tuple[str, str] |
 
 
 def __getattr__(name: str) -> Any:
-    # on first use: some of these modules take seconds to import
+    # at the first use, since some of these modules take seconds to import
     place = place_of(name) if name in PLACES else None
     if place is None:
         raise AttributeError(
@@ -168,13 +175,18 @@ def __getattr__(name: str) -> Any:
 
 
 async def get_async_connection(conn_id: str, hook: type[BaseHook]) -> Connection:
-    """Look a connection up through a hook class, in a running event loop and without blocking it."""
+    """
+    Look up a connection in an event loop, without blocking it.
+
+    :param conn_id: the connection.
+    :param hook: the hook class through which Airflow is asked.
+    """
     from asgiref.sync import sync_to_async
 
     from airflow_provider_rungen._airflow import Connection
 
-    # Before Airflow 3.3.2, which brought `aextra_dejson`, too, `aget_connection` masks the secrets with a
-    # blocking call to the supervisor: it raises when the event loop waits for another answer.
+    # Before Airflow 3.3.2, which has `aextra_dejson`, `aget_connection` masks secrets with a blocking call to
+    # the supervisor. It raises an error while the event loop waits for another answer.
     if hasattr(hook, "aget_connection") and hasattr(Connection, "aextra_dejson"):
         return await hook.aget_connection(conn_id)
     return await sync_to_async(hook.get_connection)(conn_id)

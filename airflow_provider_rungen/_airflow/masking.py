@@ -1,4 +1,4 @@
-"""Registers the secrets that Airflow does not know of with its masker: the passwords of proxies."""
+"""Register with Airflow's masker the secrets that it does not know: the passwords of proxies."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 def proxy_passwords(proxy: str | None) -> list[str]:
     """
-    Return the passwords of a proxy and of those in the environment, as they stand in the URL and decoded.
+    Return the passwords of the connection's proxy and of the environment's, percent-encoded and decoded.
 
-    :param proxy: the URL of the connection's own proxy.
+    :param proxy: the URL of the connection's proxy.
     """
     found: list[str] = []
     for url in (proxy, *getproxies().values()):
@@ -35,27 +35,27 @@ def _password(url: str) -> str | None:
 
 
 def mask(secrets: Iterable[str]) -> None:
-    """Mask secrets in the logs of this process, and of the supervisor that writes them."""
+    """Mask secrets in the logs of this process and of its supervisor, which writes the task's log."""
     from airflow_provider_rungen._airflow import mask_secret
 
     for secret in secrets:
         try:
             mask_secret(secret)
-        except Exception as error:  # a task is not to fail for its logs
-            log.debug("A proxy's password is not masked: %s", type(error).__name__)
+        except Exception as error:  # a task must not fail because of its logs
+            log.debug("Could not mask the password of a proxy: %s", type(error).__name__)
 
 
 async def amask(secrets: Iterable[str]) -> None:
-    """Do the same in an event loop, where a blocking message to the supervisor can deadlock."""
+    """Mask secrets in an event loop, where a blocking message to the supervisor can deadlock; see `mask`."""
     secrets = list(secrets)
     if not secrets:
         return
     module, _ = place_of("mask_secret") or ("", "")
-    amask_secret = getattr(import_module(module), "amask_secret", None)  # came with a patch of 3.3
+    amask_secret = getattr(import_module(module), "amask_secret", None)  # since a patch release of 3.3
     if amask_secret is None:
         from asgiref.sync import sync_to_async
 
-        # not asyncio.to_thread: Airflow 3.0 and 3.1 ask on this loop, which only asgiref finds there
+        # not asyncio.to_thread: Airflow 3.0 and 3.1 use this loop, which only asgiref finds in a thread
         await sync_to_async(partial(mask, secrets), thread_sensitive=False)()
         return
     for secret in secrets:

@@ -1,4 +1,4 @@
-"""Counts into Airflow's own metrics (`[metrics]` of its configuration): cheap, and never a reason to fail."""
+"""Send metrics through Airflow (`[metrics]` in its configuration). A failure to do so is never an error."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ _is_in_triggerer = False
 
 
 def incr(name: str, count: int = 1) -> None:
-    """Count something that happened."""
+    """Increment a counter."""
     if count:
-        _tell("incr", name, count)
+        _send("incr", name, count)
 
 
 def gauge(name: str, value: float) -> None:
-    """Tell how many there are now, on this machine."""
-    _tell("gauge", f"{name}.{_hostname()}", value)
+    """Set a gauge of this machine."""
+    _send("gauge", f"{name}.{_hostname()}", value)
 
 
 @contextmanager
 def timing(name: str) -> Iterator[None]:
-    """Tell how long a block took, however it ended."""
+    """Send how long a block took, even if it ends with an error."""
     begun_at = time.monotonic()
     try:
         yield
     finally:
-        _tell("timing", name, timedelta(seconds=time.monotonic() - begun_at))
+        _send("timing", name, timedelta(seconds=time.monotonic() - begun_at))
 
 
 def count_request(request: Request, response: Response | None) -> None:
-    """Count a request by method and class of status, and the job that it created."""
+    """Count a request by its method and class of status, and the job that it created."""
     answer = "unanswered" if response is None else f"{response.status // 100}xx"
     incr(f"requests.{request.method.lower()}.{answer}")
     if answer == "2xx" and request.path.endswith("/run_async"):
@@ -52,7 +52,7 @@ def count_request(request: Request, response: Response | None) -> None:
 
 
 def counting(take: Callable[[Job], Job]) -> Callable[[Job], Job]:
-    """Count the jobs that are over, by how they ended, before something is taken from them."""
+    """Return a function that counts a job by its status, and then calls ``take``, which may reduce it."""
 
     def count_and_take(job: Job) -> Job:
         incr(f"jobs.{job.status.lower()}")
@@ -63,10 +63,10 @@ def counting(take: Callable[[Job], Job]) -> Callable[[Job], Job]:
 
 def prepare_in_triggerer() -> None:
     """
-    Count where a triggerer does, and make what sends metrics now: that may look up a host, and read files.
+    Send metrics as a triggerer does, and set up their sender, which may look up a host and read files.
 
-    Since Airflow 3.2 there are two copies of the module: a worker sets up that of the task SDK, a triggerer
-    that of the core, and the other one sends nothing.
+    Airflow 3.2 and later has two copies of its module. A worker sets up the one of the task SDK, a triggerer
+    the one of the core. The other one sends nothing.
     """
     global _is_in_triggerer  # noqa: PLW0603 - what kind of process this is
     if not _is_in_triggerer:
@@ -75,17 +75,17 @@ def prepare_in_triggerer() -> None:
         gauge("watched_jobs", 0)
 
 
-def _tell(kind: str, name: str, value: Any) -> None:
+def _send(kind: str, name: str, value: Any) -> None:
     try:
         if (stats := _stats()) is not None:
             getattr(stats, kind)(f"rungen.{name}", value)
     except Exception:
-        log.debug("The metric rungen.%s was not sent", name, exc_info=True)
+        log.debug("Could not send metric rungen.%s", name, exc_info=True)
 
 
 @functools.cache
 def _stats() -> Any:
-    """Return what sends Airflow's metrics, or ``None`` and warn where this Airflow keeps it elsewhere."""
+    """Return what sends Airflow's metrics. Warn and return ``None`` if this Airflow has it elsewhere."""
     from airflow_provider_rungen._airflow import AIRFLOW_V_3_2_PLUS
 
     name = "airflow.stats"

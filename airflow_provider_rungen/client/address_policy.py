@@ -1,4 +1,4 @@
-"""Decides which addresses a URL from an answer may lead to: none in a private network. No I/O."""
+"""Decide which addresses a URL from an answer may lead to: none in a private network. No I/O."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import socket
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-# Networks that the service may be part of itself.
+# The service itself may be in one of these networks.
 _PRIVATE = tuple(
     ip_network(block)
     for block in ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 )
 _LOOPBACK = tuple(ip_network(block) for block in ("127.0.0.0/8", "::1/128"))
-# Where clouds give credentials to whoever asks, outside the link-local range.
-_METADATA = {
+# Clouds hand out credentials at these addresses outside the link-local range.
+_METADATA = frozenset(
     ip_address(text)
     for text in (
         *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:42::42"),
         *("100.100.100.200", "168.63.129.16"),
     )
-}
-# IANA's special-purpose registries; `is_global` differs between versions of Python. Of IPv6, only
-# 2000::/3 is public at all.
+)
+# IANA's special-purpose registries, since `is_global` differs between versions of Python. In IPv6, only
+# 2000::/3 is public.
 _SPECIAL = tuple(
     ip_network(block)
     for block in (
@@ -51,7 +51,7 @@ _NAT64 = ip_network("64:ff9b::/96")
 
 def literal(host: str) -> str | None:
     """
-    Give the address that a host is itself, however it is written; ``None`` for a name.
+    Return the address of a host that is one, in its usual form; ``None`` for a name.
 
     >>> literal("0x7f.1")
     '127.0.0.1'
@@ -60,7 +60,7 @@ def literal(host: str) -> str | None:
         return str(ip_address(host.partition("%")[0]))
     except ValueError:
         pass
-    # what resolvers take for an address: 2130706433, 0177.0.0.1, 127.1
+    # resolvers accept these, too: 2130706433, 0177.0.0.1, 127.1
     if re.fullmatch(r"[0-9a-fx.]+", host, re.IGNORECASE | re.ASCII):
         try:
             return socket.inet_ntoa(socket.inet_aton(host.removesuffix(".")))
@@ -70,30 +70,30 @@ def literal(host: str) -> str | None:
 
 
 def is_local_name(host: str) -> bool:
-    """Tell whether a name means this machine, whoever resolves it."""
+    """Return whether a name means this machine, whoever resolves it."""
     name = host.lower().removesuffix(".")
     return name == "localhost" or name.endswith(".localhost")
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host, a name or an address, is this machine itself."""
+    """Return whether a host (a name or an address) is this machine."""
     address = literal(host)
-    return is_local_name(host) if address is None else _meant(address).is_loopback
+    return is_local_name(host) if address is None else _target(address).is_loopback
 
 
 def may_be_reached(address: str, own: Iterable[str]) -> bool:
     """
-    Tell whether an address is public, or in the same private network as the service itself.
+    Return whether an address is public, or in the same private network as the service.
 
     :param address: an IP address.
     :param own: the addresses of the service.
     """
-    ip = _meant(address)
+    ip = _target(address)
     if ip in _METADATA:
         return False
     for blocks in (_LOOPBACK, *((block,) for block in _PRIVATE)):
         if _is_in(ip, blocks):
-            return any(_is_in(_meant(each), blocks) for each in own)
+            return any(_is_in(_target(each), blocks) for each in own)
     return not _is_in(ip, _SPECIAL) and (isinstance(ip, IPv4Address) or ip in _PUBLIC_IPV6)
 
 
@@ -101,8 +101,8 @@ def _is_in(ip: IPv4Address | IPv6Address, blocks: Iterable[IPv4Network | IPv6Net
     return any(ip in block for block in blocks)
 
 
-def _meant(address: str) -> IPv4Address | IPv6Address:
-    """Return the address that packets go to: IPv6 has several ways to wrap one of IPv4."""
+def _target(address: str) -> IPv4Address | IPv6Address:
+    """Return the address that packets go to, since IPv6 can wrap an IPv4 address in several ways."""
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
         if ip in _NAT64:

@@ -1,4 +1,4 @@
-"""What a request body and an answer look like: JSON, ids in paths, errors. No I/O."""
+"""What is sent and what comes back: JSON, ids in paths, errors. No I/O."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from airflow_provider_rungen.client.flow import Request, Response
-from airflow_provider_rungen.client.models import clean_text, error_text
+from airflow_provider_rungen.client.texts import clean_text, error_text
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenBadRequestError,
@@ -26,6 +26,16 @@ from airflow_provider_rungen.exceptions import (
 
 RETRY_AFTER_CAP = 3600.0
 _MAX_DEPTH = 64
+_ERRORS: dict[int, type[RunGenAPIError]] = {
+    400: RunGenBadRequestError,
+    413: RunGenBadRequestError,
+    422: RunGenBadRequestError,
+    401: RunGenForbiddenError,
+    403: RunGenForbiddenError,
+    404: RunGenNotFoundError,
+    409: RunGenConflictError,
+    429: RunGenRateLimitedError,
+}
 
 
 # --- answers -----------------------------------------------------------------------------------------------
@@ -33,8 +43,10 @@ _MAX_DEPTH = 64
 
 def decode(response: Response, request: Request, now: float) -> Any:
     """
-    Give the JSON value of an answer; ``None`` for a deletion.
+    Return the JSON value of an answer; ``None`` for a deletion.
 
+    :param response: the answer.
+    :param request: what it answers.
     :param now: the time (seconds since 1970), for a ``Retry-After`` that is a date.
     :raises RunGenAPIError: the status is not 2xx.
     :raises RunGenResponseError: the body is not JSON.
@@ -46,81 +58,75 @@ def decode(response: Response, request: Request, now: float) -> Any:
     if response.status == 204:
         return {}
     try:
-        # NaN is no JSON, but some servers write it, and a paid result must not be lost for it
+        # NaN is not JSON, but some servers write it, and a result must not be lost for that
         return json.loads(response.body, parse_constant=lambda _: None)
     except RecursionError:
-        message = f"Could not {request.purpose}: RunGen's answer is nested too deeply"
+        message = f"Could not {request.purpose}: the answer is nested too deeply"
         raise RunGenResponseError(message, hint="", retryable=False) from None
     except ValueError:
         pass
-    shown = _plain(response.body) or "nothing"
-    raise RunGenResponseError(f"Could not {request.purpose}: RunGen's answer is not JSON, but: {shown}")
+    excerpt = _to_plain_text(response.body)
+    reason = f"the answer is not JSON: {excerpt}" if excerpt else "the answer is empty"
+    raise RunGenResponseError(f"Could not {request.purpose}: {reason}")
 
 
 def error_for(response: Response, request: Request, now: float) -> RunGenAPIError:
-    """Give the error that a refusing answer means, with the service's own words and what to do next."""
+    """
+    Return the error for an answer whose status is not 2xx.
+
+    :param response: the answer.
+    :param request: what it answers.
+    :param now: the time (seconds since 1970), for a ``Retry-After`` that is a date.
+    """
     code = response.status
+    failed = f"Could not {request.purpose} ({code})"
     if 300 <= code < 400:
         try:
             host = clean_text(urlsplit(response.headers.get("location", "")).hostname or "nowhere", 100)
         except ValueError:
             host = "nowhere"
         return RunGenAPIError(
-            f"Could not {request.purpose} ({code}): RunGen redirects to {host}, which is not followed, so "
-            "that the key goes nowhere else",
+            f"{failed}: RunGen redirects to {host}, and redirects are not followed, to keep the key safe",
             status_code=code,
-            hint="If the API lives there, put that address into the host of the Airflow connection",
+            hint="If the API moved there, change the host of the Airflow connection",
         )
     try:
         body = json.loads(response.body)
     except (ValueError, RecursionError):
         body = None
-    reason = error_text(body) or _plain(response.body) or "the service gave no reason"
+    reason = error_text(body) or _to_plain_text(response.body) or "the service gave no reason"
     asked = retry_after(response, now)
-    return _kind(code)(
-        f"Could not {request.purpose} ({code}): {reason}",
+    is_own_shape = isinstance(body, Mapping) and bool(error_text(body.get("error")))
+    kind = RunGenServerError if code >= 500 else _ERRORS.get(code, RunGenAPIError)
+    return kind(
+        f"{failed}: {reason}",
         status_code=code,
         retry_after=asked,
-        is_from_service=asked is not None or _is_service_error(body),
+        is_from_service=asked is not None or is_own_shape,
     )
 
 
-def _is_service_error(body: Any) -> bool:
-    """Return whether an error body has the API's own shape: an object with a text under ``error``."""
-    return isinstance(body, Mapping) and bool(error_text(body.get("error")))
-
-
-def _kind(code: int) -> type[RunGenAPIError]:
-    if code >= 500:
-        return RunGenServerError
-    return {
-        400: RunGenBadRequestError,
-        413: RunGenBadRequestError,
-        422: RunGenBadRequestError,
-        401: RunGenForbiddenError,
-        403: RunGenForbiddenError,
-        404: RunGenNotFoundError,
-        409: RunGenConflictError,
-        429: RunGenRateLimitedError,
-    }.get(code, RunGenAPIError)
-
-
-def _plain(body: bytes) -> str:
-    """Give the readable words of a body that may be HTML, cut short."""
+def _to_plain_text(body: bytes) -> str:
+    """Return the words of a body that may be HTML, cut short."""
     text = body[:4000].decode("utf-8", "replace")
     text = re.sub(r"(?is)<(script|style|head)\b.*?(</\1>|$)|<[^>]*>", " ", text)
     return clean_text(" ".join(text.split()), 200)
 
 
 def retry_after(response: Response, now: float) -> float | None:
-    """Give the seconds that an answer asks to wait, if it does."""
+    """
+    Return the seconds that an answer asks to wait, if it does.
+
+    :param response: the answer.
+    :param now: the time (seconds since 1970).
+    """
     value = response.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit() and len(value) < 10:
         return min(float(value), RETRY_AFTER_CAP)
     until = _timestamp(value)
     if until is None:
         return None
-    # against the service's own clock, where it tells it, since ours may be wrong; times are cut to the second
+    # by the service's own clock if the answer has its time, since ours may be wrong; dates lack fractions
     seconds = until - (_timestamp(response.headers.get("date", "")) or now) + 1
     return min(max(seconds, 0.0), RETRY_AFTER_CAP)
 
@@ -132,35 +138,38 @@ def _timestamp(http_date: str) -> float | None:
         return None
 
 
-# --- what is sent ------------------------------------------------------------------------------------------
+# --- requests ----------------------------------------------------------------------------------------------
 
 
 def path_segment(value: Any, name: str = "app_id") -> str:
     """
-    Quote an id for use as one segment of a path.
+    Return an id, quoted as one segment of a path.
 
-    :raises RunGenInputError: it is empty, no text, or could reach another address than the one meant.
+    :param value: the id.
+    :param name: the parameter it was passed as, for the error.
+    :raises RunGenInputError: it is empty, not text, or could lead to another path.
     """
     if value is None or value == "":
-        reason = "it is empty; did the task before push nothing?"
+        reason = "it is empty. Did the upstream task push nothing?"
     elif not isinstance(value, str):
         reason = f"it is a {type(value).__name__}, not text"
     elif len(value) > 256:
         reason = f"it has {len(value)} characters"
     elif value in (".", "..") or not value.isprintable() or re.search(r"[/\\?#%\s]", value):
-        reason = "an id is no path: it has no slash, dots alone, '?', '#', '%', space or control character"
+        reason = "an id has no slash, '?', '#', '%', space or control character, and is not just dots"
     else:
         return quote(value, safe="")
-    raise RunGenInputError(f"{name} {clean_text(repr(value), 80)} cannot be used: {reason}")
+    raise RunGenInputError(f"{name} {clean_text(repr(value), 80)} is invalid: {reason}")
 
 
 def encode_input(input: Any) -> bytes:
     """
-    Give the JSON text of a job's input.
+    Return the JSON text of a job's input.
 
-    :raises RunGenInputError: it is not a JSON object; the message names the path inside it.
+    :param input: the input.
+    :raises RunGenInputError: it is not a JSON object; the message has the path of what is wrong.
     """
-    if not isinstance(input, dict):
+    if not isinstance(input, Mapping):
         raise RunGenInputError(
             f"input must be a JSON object (a dict), but it is a {type(input).__name__}; nothing was sent"
         )
@@ -168,10 +177,18 @@ def encode_input(input: Any) -> bytes:
 
 
 def encode(value: Mapping[str, Any], name: str) -> bytes:
-    """Give JSON text in its one canonical form, so that equal values give equal bytes."""
+    """
+    Return an object as JSON text in canonical form: equal objects give equal bytes.
+
+    :param value: the object.
+    :param name: its name, for the error.
+    :raises RunGenInputError: JSON cannot express it; the message has the path of what is wrong.
+    """
     _check(value, name, 0)
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        return json.dumps(
+            value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dict
+        ).encode()
     except ValueError as error:
         raise RunGenInputError(f"{name} cannot be encoded: {error}; nothing was sent") from None
 
@@ -184,10 +201,10 @@ def _check(value: Any, path: str, depth: int) -> None:
         if any("\ud800" <= char <= "\udfff" for char in value):
             reason = "holds half a surrogate pair, which cannot be encoded"
     elif isinstance(value, float):
-        reason = "" if math.isfinite(value) else f"is {value}, which JSON cannot say"
+        reason = "" if math.isfinite(value) else f"is {value}, which JSON cannot express"
     elif depth > _MAX_DEPTH:
-        reason = f"is nested deeper than {_MAX_DEPTH} levels, or holds itself"
-    elif isinstance(value, dict):
+        reason = f"is nested deeper than {_MAX_DEPTH} levels, or contains itself"
+    elif isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
                 where = clean_text(f"{path} has the key {key!r}", 200)
@@ -198,6 +215,6 @@ def _check(value: Any, path: str, depth: int) -> None:
         for index, item in enumerate(value):
             _check(item, f"{path}[{index}]", depth + 1)
     else:
-        reason = f"is a {type(value).__name__}, which JSON cannot say"
+        reason = f"is a {type(value).__name__}, which JSON cannot express"
     if reason:
         raise RunGenInputError(f"{clean_text(path, 200)} {reason}; nothing was sent")

@@ -22,12 +22,15 @@ from airflow_provider_rungen.exceptions import (
 )
 
 
-def run_job(app_id: str, input: Any, *, attempts: int = ATTEMPTS) -> Flow[Job]:
+def run_job(app_id: str, input: Mapping[str, Any], *, attempts: int = ATTEMPTS) -> Flow[Job]:
     """
     Submit a job.
 
+    :param app_id: the app to run.
+    :param input: a JSON object, as the app's model expects it.
+    :param attempts: how many times to send the request at most.
     :raises RunGenInputError: the input is not a JSON object; nothing was sent.
-    :raises RunGenSubmissionUnknownError: the answer does not tell whether a job was created.
+    :raises RunGenSubmissionUnknownError: the job may or may not have been created.
     """
     body = b'{"input":' + encode_input(input) + b"}"
     request = Request("POST", f"app/{path_segment(app_id)}/run_async", f"run a job of app {app_id}", body)
@@ -36,8 +39,8 @@ def run_job(app_id: str, input: Any, *, attempts: int = ATTEMPTS) -> Flow[Job]:
         job = Job.from_json(answer, app_id=app_id, status=JobStatus.QUEUED)
         try:
             path_segment(job.id, "job_id")
-        except RunGenInputError as error:  # it could never be asked for
-            raise RunGenResponseError(f"RunGen's answer names a job that cannot be used: {error}") from None
+        except RunGenInputError as error:
+            raise RunGenResponseError(f"The answer has an invalid job id: {error.message}") from None
         return job
 
     try:
@@ -49,7 +52,7 @@ def run_job(app_id: str, input: Any, *, attempts: int = ATTEMPTS) -> Flow[Job]:
         reason = error.message
     raise RunGenSubmissionUnknownError(
         f"It is not known whether RunGen created the job of app {app_id}: {reason}",
-        hint="Sending it again may run and bill it twice: look at the app's jobs first",
+        hint="Check the app's jobs before you submit it again: it could run and be billed twice",
     )
 
 
@@ -62,10 +65,13 @@ def get_job(
     is_lean: bool = False,
 ) -> Flow[Job]:
     """
-    Ask for one job.
+    Get a job.
 
-    :param timeout: seconds that one request may take; the connection's own limit when left out.
-    :param is_lean: whether its result and input may be left out where they are large.
+    :param app_id: its app.
+    :param job_id: the job.
+    :param attempts: how many times to send the request at most.
+    :param timeout: the most seconds for one request; see `Request`.
+    :param is_lean: whether a large result and input may be left out.
     """
     path = f"app/{path_segment(app_id)}/job/{path_segment(job_id, 'job_id')}"
     purpose = f"get job {job_id} of app {app_id}"
@@ -74,46 +80,61 @@ def get_job(
     return (yield from call(request, read, attempts=attempts))
 
 
-def get_job_when_visible(app_id: str, job_id: str, *, known_by: float) -> Flow[Job]:
+def get_job_when_visible(
+    app_id: str, job_id: str, *, visible_by: float = 0.0, known_by: float = 0.0
+) -> Flow[Job]:
     """
-    Ask for a job that the service may not know yet.
+    Get a job that was submitted a moment ago: the service may not know it yet.
 
-    :param known_by: the time (seconds since 1970) from which on an unknown job is one that is gone.
+    :param app_id: its app.
+    :param job_id: the job.
+    :param visible_by: the time (seconds since 1970) from which the service must know the job.
+    :raises RunGenNotFoundError: the service does not know it by then.
     """
+    visible_by = visible_by or known_by  # until callers move to visible_by
     while True:
         try:
             return (yield from get_job(app_id, job_id))
         except RunGenNotFoundError:
             now = yield Sleep(0)
-            if now >= known_by:
+            if now >= visible_by:
                 raise
-        yield Sleep(min(2.0, known_by - now))
+        yield Sleep(min(2.0, visible_by - now))
 
 
-def cancel_job(app_id: str, job_id: str, *, patience: float = RETRY_BUDGET) -> Flow[Job]:
+def cancel_job(
+    app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET, patience: float | None = None
+) -> Flow[Job]:
     """
     Cancel a queued or running job.
 
-    :param patience: the seconds after which no further attempt is made.
-    :raises RunGenConflictError: the job is over, and it was not canceled.
+    :param app_id: its app.
+    :param job_id: the job.
+    :param retry_budget: seconds after which the request is not sent again.
+    :raises RunGenConflictError: the job is over, and was not canceled.
     """
     path = f"app/{path_segment(app_id)}/job/{path_segment(job_id, 'job_id')}"
     request = Request("PUT", path, f"cancel job {job_id} of app {app_id}", as_user=True, is_lean=True)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id, status=JobStatus.CANCELED)
     try:
-        return (yield from call(request, read, patience=patience))
+        return (yield from call(request, read, retry_budget=_budget(retry_budget, patience)))
     except RunGenConflictError:
+        # an earlier attempt whose answer was lost may have canceled it
         try:
             job = yield from get_job(app_id, job_id, attempts=1, is_lean=True)
         except RunGenError:
             job = None
         if job and job.status is JobStatus.CANCELED:
-            return job  # perhaps by an attempt whose answer was lost
+            return job
         raise
 
 
 def list_apps(*, attempts: int = ATTEMPTS) -> Flow[list[App]]:
-    """Ask for all apps the key may see."""
+    """
+    List the apps that the key may see.
+
+    :param attempts: how many times to send the request at most.
+    """
     return (yield from call(Request("GET", "app", "list the apps"), App.list_from_json, attempts=attempts))
 
 
@@ -121,10 +142,12 @@ def get_app(
     app_id: str, *, attempts: int = ATTEMPTS, timeout: float | None = None, is_lean: bool = False
 ) -> Flow[App]:
     """
-    Ask for one app.
+    Get an app.
 
-    :param timeout: seconds that one request may take; the connection's own limit when left out.
-    :param is_lean: whether its workflow may be left out where it is large.
+    :param app_id: the app.
+    :param attempts: how many times to send the request at most.
+    :param timeout: the most seconds for one request; see `Request`.
+    :param is_lean: whether a large workflow may be left out.
     """
     path, purpose = f"app/{path_segment(app_id)}", f"get app {app_id}"
     request = Request("GET", path, purpose, timeout=timeout, is_lean=is_lean)
@@ -132,31 +155,60 @@ def get_app(
 
 
 def create_app(body: Mapping[str, Any]) -> Flow[App]:
-    """Create an app from the API's own create body."""
+    """
+    Create an app.
+
+    :param body: the fields of the API: ``name``, ``configuration``, ``workflow``, ``description``.
+    """
     request = Request("POST", "app", "create an app", encode(body, "app"))
     return (yield from call(request, App.from_json))
 
 
-def update_app(app_id: str, body: Mapping[str, Any], *, patience: float = RETRY_BUDGET) -> Flow[App]:
+def update_app(
+    app_id: str,
+    body: Mapping[str, Any],
+    *,
+    retry_budget: float = RETRY_BUDGET,
+    patience: float | None = None,
+) -> Flow[App]:
     """
-    Change the fields of an app that ``body`` names.
+    Change an app.
 
-    :param patience: the seconds after which no further attempt is made.
+    :param app_id: the app.
+    :param body: the fields to change, as for `create_app`.
+    :param retry_budget: seconds after which the request is not sent again.
     """
     request = Request("PUT", f"app/{path_segment(app_id)}", f"update app {app_id}", encode(body, "app"))
-    return (yield from call(request, partial(App.from_json, app_id=app_id), patience=patience))
+    read = partial(App.from_json, app_id=app_id)
+    return (yield from call(request, read, retry_budget=_budget(retry_budget, patience)))
 
 
-def scale_app(app_id: str, active_workers: int, *, patience: float = RETRY_BUDGET) -> Flow[App]:
+def scale_app(
+    app_id: str,
+    active_workers: int,
+    *,
+    retry_budget: float = RETRY_BUDGET,
+    patience: float | None = None,
+) -> Flow[App]:
     """
     Set the number of an app's workers.
 
-    :param patience: the seconds after which no further attempt is made.
+    :param app_id: the app.
+    :param active_workers: the number to set.
+    :param retry_budget: seconds after which the request is not sent again.
     """
     body = {"configuration": {"active_workers": active_workers}}
-    return (yield from update_app(app_id, body, patience=patience))
+    return (yield from update_app(app_id, body, retry_budget=_budget(retry_budget, patience)))
 
 
 def delete_app(app_id: str) -> Flow[None]:
-    """Delete an app for good; it must have no workers."""
+    """
+    Delete an app, which cannot be undone. It must have no workers.
+
+    :param app_id: the app.
+    """
     yield from call(Request("DELETE", f"app/{path_segment(app_id)}", f"delete app {app_id}"), lambda _: None)
+
+
+def _budget(retry_budget: float, patience: float | None) -> float:  # until callers move to retry_budget
+    return retry_budget if patience is None else patience

@@ -1,4 +1,4 @@
-"""Perform blocking work in daemon threads, so that whoever waits for it can leave at any time."""
+"""Perform blocking requests in a daemon thread, so that their caller can leave at any time."""
 
 from __future__ import annotations
 
@@ -13,41 +13,28 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-# Seconds between two looks at whether the caller is interrupted.
-SLICE = 0.1
-# Seconds that a request under way gets for its answer once the caller is interrupted.
-LAST_ANSWER = 1.0
+# Seconds between two checks whether the caller is interrupted.
+CHECK_INTERVAL = 0.1
+# Seconds that a request in flight may take once its caller is interrupted.
+FINAL_GRACE = 1.0
 
 _here = threading.local()
 
 
 class AbandonedError(OSError):
-    """Nobody waits for this exchange any more: nothing more may be sent."""
-
-
-class LateError(Exception):
-    """
-    An exchange was abandoned.
-
-    :param sent: whether any of the request may have been sent.
-    :param is_interrupted: whether its caller was interrupted, rather than its time over.
-    """
-
-    def __init__(self, *, sent: bool, is_interrupted: bool) -> None:
-        super().__init__()
-        self.sent = sent
-        self.is_interrupted = is_interrupted
+    """Nobody waits for this exchange: nothing more may be sent."""
 
 
 class Exchange(Generic[T]):
     """
-    One request and its answer, performed by the thread of a `Line`.
+    One request and its answer, performed by an `ExchangeThread`.
 
-    :param work: what to perform; it uses the line's own connections.
+    :param thread: the thread.
+    :param work: what to perform, with the thread's own connections.
     """
 
-    def __init__(self, line: Line, work: Callable[[], T]) -> None:
-        self.line = line
+    def __init__(self, thread: ExchangeThread, work: Callable[[], T]) -> None:
+        self.thread = thread
         self._work = work
         self._lock = threading.Lock()
         self._running = threading.Lock()
@@ -56,9 +43,11 @@ class Exchange(Generic[T]):
         self._is_abandoned = False
         #: Whether any of the request may have been sent.
         self.is_sent = False
+        #: Whether the caller was interrupted.
+        self.is_interrupted = False
 
     def run(self) -> None:
-        """Perform the work, in the thread of the line."""
+        """Perform the work, in the thread."""
         _here.exchange = self
         try:
             self._outcome = (self._work(), None)
@@ -66,14 +55,14 @@ class Exchange(Generic[T]):
             self._outcome = (None, error)
         finally:
             _here.exchange = None
-            self.line.release()
+            self.thread.release()
             self._running.release()
 
     def begin_to_send(self) -> None:
         """
-        Note that a request is about to be sent.
+        Note that the request is about to be sent.
 
-        :raises AbandonedError: it must not be, since its caller was told that it was not.
+        :raises AbandonedError: it must not be sent: its caller already knows that it was not.
         """
         if not self.is_sent:
             with self._lock:
@@ -81,27 +70,32 @@ class Exchange(Generic[T]):
                 self.is_sent = True
 
     def check(self) -> None:
+        """
+        Check that the caller still waits.
+
+        :raises AbandonedError: it does not.
+        """
         if self._is_abandoned:
             raise AbandonedError
 
     def wait(self, limit: float, is_interrupted: Callable[[], bool]) -> T:
         """
-        Wait for the end, and return what the work returns or raise what it raises.
+        Wait for the end, and return what the work returns, or raise its error.
 
-        :param limit: seconds to wait at most.
-        :param is_interrupted: tells that the caller is to end soon.
-        :raises LateError: it was abandoned.
+        :param limit: the most seconds to wait.
+        :param is_interrupted: returns whether the caller has to end soon.
+        :raises AbandonedError: the time was over.
         """
         end = time.monotonic() + limit
-        interrupted = False
         try:
-            while not self._running.acquire(timeout=max(0.0, min(SLICE, end - time.monotonic()))):
-                if not interrupted and (interrupted := is_interrupted()):
-                    end = min(end, time.monotonic() + (LAST_ANSWER if self.is_sent else 0.0))
+            while not self._running.acquire(timeout=max(0.0, min(CHECK_INTERVAL, end - time.monotonic()))):
+                if not self.is_interrupted and is_interrupted():
+                    self.is_interrupted = True
+                    end = min(end, time.monotonic() + (FINAL_GRACE if self.is_sent else 0.0))
                 if time.monotonic() >= end:
                     self._abandon()
                     break
-        except BaseException:  # the handler of a signal
+        except BaseException:  # of a signal handler
             self._abandon()
             raise
         value, error = self._outcome
@@ -109,7 +103,7 @@ class Exchange(Generic[T]):
         if error is None and value is not None:
             return value
         if self._is_abandoned or error is None:
-            raise LateError(sent=self.is_sent, is_interrupted=interrupted)
+            raise AbandonedError
         try:
             raise error
         finally:
@@ -118,10 +112,10 @@ class Exchange(Generic[T]):
     def _abandon(self) -> None:
         with self._lock:
             self._is_abandoned = True
-        self.line.cut()
+        self.thread.abort()
 
 
-class Line:
+class ExchangeThread:
     """
     A thread, and the connections that only its exchanges use.
 
@@ -132,16 +126,16 @@ class Line:
         self._close = close
         self._exchanges: queue.SimpleQueue[Exchange[Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._lock = threading.RLock()  # a connection may be closed by the garbage collector at any time
-        # a second handle of each connection: its own is out of reach in a TLS handshake, or once it is closed
-        # with an answer still to be read
+        self._lock = threading.RLock()  # the garbage collector may close a connection at any time
+        # A second handle of each connection. Its own is out of reach during a TLS handshake, and once it is
+        # closed while its answer is being read.
         self._handles: dict[int, socket.socket] = {}
         self._closed: set[int] = set()
-        self.is_cut = False
+        self.is_aborted = False
         weakref.finalize(self, self._exchanges.put, None).atexit = False
 
-    def begin(self, work: Callable[[], T]) -> Exchange[T]:
-        """Begin an exchange; they are performed one after another."""
+    def start(self, work: Callable[[], T]) -> Exchange[T]:
+        """Start an exchange. Exchanges are performed one after another."""
         if self._thread is None or not self._thread.is_alive():  # none survives a fork
             self._thread = threading.Thread(
                 target=_serve, args=(self._exchanges,), name="rungen-exchange", daemon=True
@@ -151,9 +145,9 @@ class Line:
         self._exchanges.put(exchange)
         return exchange
 
-    def cut(self) -> None:
-        """End the exchange under way, and the line with it."""
-        self.is_cut = True
+    def abort(self) -> None:
+        """End the current exchange, and the thread."""
+        self.is_aborted = True
         self._exchanges.put(None)
         with self._lock:
             for handle in self._handles.values():
@@ -168,27 +162,27 @@ class Line:
 
     # --- called by the connections ---
 
-    def connected(self, connection: object, sock: socket.socket) -> None:
-        """Take note of a connection, so that it can be cut."""
+    def track(self, connection: object, sock: socket.socket) -> None:
+        """Note a connection that was made, so that it can be aborted."""
         with self._lock:
-            if not self.is_cut:
+            if not self.is_aborted:
                 self._drop(id(connection))
                 self._handles[id(connection)] = sock.dup()
 
-    def closed(self, connection: object) -> None:
-        """Take note that a connection is closed, but for what is still being read from it."""
+    def untrack(self, connection: object) -> None:
+        """Note a connection that was closed. An answer may still be read from it."""
         with self._lock:
             self._closed.add(id(connection))
         if getattr(_here, "exchange", None) is None:
             self.release()
 
     def release(self, *, everything: bool = False) -> None:
-        """Forget connections that are closed."""
-        if self.is_cut:
+        """Release the handles of connections that are closed."""
+        if self.is_aborted:
             self._close()
         with self._lock:
             closed, self._closed = self._closed, set()
-            for name in list(self._handles) if everything or self.is_cut else closed:
+            for name in list(self._handles) if everything or self.is_aborted else closed:
                 self._drop(name)
 
     def _drop(self, name: int) -> None:
@@ -200,7 +194,7 @@ class Line:
 def _serve(exchanges: queue.SimpleQueue[Exchange[Any] | None]) -> None:
     while (exchange := exchanges.get()) is not None:
         exchange.run()
-        del exchange  # or the line would not be given back while this waits
+        del exchange  # it holds the ExchangeThread, which could not be collected while this waits
 
 
 def current() -> Exchange[Any] | None:
@@ -208,55 +202,29 @@ def current() -> Exchange[Any] | None:
     return getattr(_here, "exchange", None)
 
 
-def check_wanted() -> None:
+def check_current() -> None:
     """
-    Check that somebody waits for what this thread performs.
+    Check that the caller of the exchange in this thread, if there is one, still waits.
 
-    :raises AbandonedError: nobody does any more.
+    :raises AbandonedError: it does not.
     """
     if (exchange := current()) is not None:
         exchange.check()
 
 
-def in_slices(seconds: float, check: Callable[[], None]) -> None:
-    """Sleep, calling ``check`` again and again; what it raises ends the sleep."""
+def sleep_with_checks(seconds: float, check: Callable[[], None]) -> None:
+    """Sleep, and call ``check`` again and again. An error of it ends the sleep."""
     end = time.monotonic() + seconds
     check()
     while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, SLICE))
+        time.sleep(min(left, CHECK_INTERVAL))
         check()
 
 
-async def asleep_in_slices(seconds: float, check: Callable[[], None]) -> None:
+async def asleep_with_checks(seconds: float, check: Callable[[], None]) -> None:
     """Do the same in an event loop."""
     end = time.monotonic() + seconds
     check()
     while (left := end - time.monotonic()) > 0:
-        await asyncio.sleep(min(left, SLICE))
+        await asyncio.sleep(min(left, CHECK_INTERVAL))
         check()
-
-
-async def in_daemon_thread(work: Callable[[], T]) -> T:
-    """Perform blocking work in a thread that the end of the event loop and of the process do not wait for."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: T | None, error: Exception | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)  # type: ignore[arg-type]  # there is one where there is no error
-
-    def run() -> None:
-        value, failure = None, None
-        try:
-            value = work()
-        except Exception as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(settle, value, failure)
-
-    threading.Thread(target=run, name="rungen-lookup", daemon=True).start()
-    return await future

@@ -1,8 +1,9 @@
-"""The steps of a flow: what it may ask of its driver. No I/O.
+"""
+The steps of a flow. No I/O.
 
-A *flow* is a generator that yields a `Request`, a `Sleep` or `Gather`, and returns a model. A driver
-(`transport.drive` or `transport.adrive`) performs what it yields, and sends back the `Response`, the time, or
-the outcomes.
+A *flow* is a generator that describes an exchange with the API: it yields a `Request`, a `Sleep` or a
+`Gather`, and returns a model. A driver (`transport.drive` or `transport.adrive`) performs each step and sends
+back the `Response`, the time, or the outcomes.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from typing import Any, Generic, TypeAlias, TypeVar
 @dataclass(frozen=True, slots=True)
 class Request:
     """
-    What is to be sent.
+    A request to send.
 
     :param method: the HTTP method.
-    :param path: the path below the base URL, its segments already quoted.
-    :param purpose: what the request is for, as an infinitive for log and error.
+    :param path: the path below the base URL, with its segments already quoted.
+    :param purpose: what the request is for, as an infinitive for logs and errors: ``get app flux``.
     :param body: the JSON text to send, if any.
-    :param as_user: whether to send the connection's ``user_id`` (the reference asks for it on cancel).
-    :param timeout: seconds for the whole exchange at most; the connection's own limits when left out.
-    :param is_lean: whether ids, status and errors of the answer are enough; a large rest may be dropped.
+    :param as_user: whether to send the connection's ``user_id``. The API asks for it when a job is canceled.
+    :param timeout: the most seconds for the whole exchange. Without it, only the connection's limits apply.
+    :param is_lean: whether ids, status and errors of the answer are enough. Large results and inputs may then
+        be dropped.
     """
 
     method: str
@@ -37,14 +39,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Wait so many seconds; the driver answers with the time (seconds since 1970) after it."""
+    """Wait some seconds. The driver answers with the time after it, in seconds since 1970."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came back: the status, the headers (names in lower case) and the whole body."""
+    """An answer: its status, its headers (names in lower case) and the whole body."""
 
     status: int
     headers: Mapping[str, str]
@@ -55,22 +57,24 @@ T = TypeVar("T")
 
 
 class Pending:
-    """What stands for the outcome of a flow that is not done yet, and goes on by itself."""
+    """Stands for the outcome of a flow of a `Gather` that has not ended in time."""
 
 
+#: The flow goes on in the background.
 PENDING = Pending()
-#: The same for a flow that was ended because too many go on by themselves already.
+#: The flow was ended, because too many others go on in the background.
 CUT = Pending()
 
 
 @dataclass(frozen=True, slots=True)
 class Gather(Generic[T]):
     """
-    Perform flows side by side where the driver can; it answers with a result or a `RunGenError` each.
+    Perform flows concurrently, where the driver can. It answers with a result or a `RunGenError` for each.
 
-    :param patience: seconds that each flow has from its own start. One that is not done then goes on by
-        itself, with `PENDING` as its outcome, or is ended, with `CUT`. A blocking driver performs one after
-        the other and waits for all.
+    :param flows: the flows.
+    :param patience: seconds that each flow has from its own start. A flow that takes longer either continues
+        in the background (its outcome is `PENDING`) or is ended (`CUT`). A blocking driver ignores it: it
+        performs one flow after another.
     """
 
     flows: Sequence[Flow[T]]

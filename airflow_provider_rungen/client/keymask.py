@@ -1,4 +1,4 @@
-"""Find a key in whatever form an answer repeats it: plain, or escaped as JSON, HTML or URLs do. No I/O."""
+"""Mask a key in an answer, plain or escaped as in JSON, HTML or a URL. No I/O."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import html.entities
 import re
 
 MASK = "***"
-# A shorter one could be a word that has nothing to do with it.
+# A shorter key could be an ordinary word.
 SHORTEST = 8
 _NAMES = {
     char: [name.removesuffix(";") for name, text in html.entities.html5.items() if text == char]
@@ -16,12 +16,12 @@ _NAMES = {
 
 
 def mask_key(body: bytes, key: str) -> bytes:
-    """Replace each occurrence of a key in a body."""
+    """Return a body with each occurrence of the key masked."""
     return body if len(key) < SHORTEST else _pattern(key).sub(MASK.encode(), body)
 
 
 def mask_key_in_text(text: str, key: str) -> str:
-    """Replace each occurrence of a key in a header or a message."""
+    """Return the text of a header with each occurrence of the key masked."""
     if len(key) < SHORTEST:
         return text
     return mask_key(text.encode("utf-8", "surrogateescape"), key).decode("utf-8", "surrogateescape")
@@ -29,13 +29,13 @@ def mask_key_in_text(text: str, key: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _pattern(key: str) -> re.Pattern[bytes]:
-    # a run of backslashes is looked at from its beginning only, or a body of nothing else would take long
+    # a run of backslashes matches from its beginning only, or a body of nothing else would take long
     forms = [_forms(char, begin="" if index else r"(?<!\\)") for index, char in enumerate(key)]
     return re.compile("".join(forms).encode())
 
 
 def _forms(char: str, begin: str) -> str:
-    """Return a pattern of all forms of a character, escaped once or, as JSON in JSON is, several times."""
+    """Return a pattern of all forms of a character, escaped once or more (such as JSON in JSON)."""
     code = ord(char)
     hexadecimal = "".join(f"[{d}{d.upper()}]" if d.isalpha() else d for d in f"{code:02x}")
     number = rf"#(?:0{{0,6}}{code}|[xX]0{{0,6}}{hexadecimal})"

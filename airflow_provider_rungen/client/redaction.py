@@ -1,7 +1,9 @@
-"""Removes what is secret in the URLs of a text: passwords, and what signs or authorizes a request. No I/O.
+"""
+Remove secrets from the URLs in a text: passwords, and what signs or authorizes a request. No I/O.
 
-A URL is found raw, or escaped for JSON, HTML or another URL, and loses its password and its query string.
-Parameters that are known to be secret are found wherever they are. Both take time in proportion to the text.
+A URL loses its password and its query string, whether it stands as it is or is escaped for JSON, HTML or
+another URL. Parameters that are known to be secret are found everywhere. The time is linear in the length of
+the text.
 """
 
 from __future__ import annotations
@@ -10,30 +12,15 @@ import re
 from functools import lru_cache
 
 _MARK = "***"
-# With these schemes, the name of an Airflow connection or of a container may precede the @.
-_STORAGE = {
-    *(
-        "s3",
-        "s3a",
-        "gs",
-        "gcs",
-        "abfs",
-        "abfss",
-        "az",
-        "adl",
-        "wasb",
-        "wasbs",
-        "oss",
-        "hdfs",
-        "memory",
-        "file",
-    )
-}
+# With these schemes, the part before the @ may be the name of an Airflow connection or of a container.
+_STORAGE = frozenset(
+    ["s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "wasbs", "oss", "hdfs", "memory", "file"]
+)
 _NAME = re.compile(r"[\w.-]{1,250}")
 _PORT = re.compile(r"\d{1,5}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
 _LEVEL = re.compile(r"%((?:25)*)")
-# Shorter pieces of a URI may stand in a text by chance.
+# Shorter pieces of a URI may occur in a text by chance.
 _SHORTEST_PIECE = 4
 
 
@@ -56,19 +43,19 @@ def _escaped(char: str, name: str) -> str:
 
 
 _SLASHES = f"{_escaped('/', 'sol')}{{2}}"
-# What has an @, but no userinfo: //@ts-ignore, //div[@id='main']
+# Code with an @ that no userinfo precedes: //@ts-ignore, //div[@id='main']
 _CODE = r"@[\w:-]{1,50}(?=[\s)\]},;]|\Z)|[\w*]{0,100}\[@[\w-]{1,100}[\]=]"
-# Without a scheme, only what has a password or a domain is taken for a URL: // begins a comment, too.
+# Without a scheme, a URL needs a password or a domain, since // begins a comment, too.
 _RELATIVE = (
     r"(?:(?<![\w:/\\.%;+=@-])|(?<=;)|(?<=[%5][0-9A-F]{2})|(?<=u00[0-9A-F]{2}))"
     rf"{_SLASHES}(?!{_CODE})(?=[^\s/?\#\"<>\\]{{0,250}}[.@])"
 )
 _START = re.compile(rf"{_escaped(':', 'colon')}{_SLASHES}|{_RELATIVE}", re.IGNORECASE)
-# To its end, which a quote marks, also one that is escaped.
+# The rest of a URL ends with a quote, even an escaped one.
 _RUN = r'(?:[^\s"<>\\]|\\(?!"))*'
-_URL = re.compile(rf"({_START.pattern})({_RUN})", re.IGNORECASE)
-# A text that is a URL as a whole may hold what ends one in prose.
-_WHOLE_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(://)(\S+)")
+_URL = re.compile(rf"(?P<start>{_START.pattern})(?P<run>{_RUN})", re.IGNORECASE)
+# A text that is nothing but a URL may contain what ends one in prose.
+_WHOLE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?P<start>://)(?P<run>\S+)")
 _AT = re.compile(_escaped("@", "commat"), re.IGNORECASE)
 _COLON = re.compile(_escaped(":", "colon"), re.IGNORECASE)
 
@@ -87,22 +74,23 @@ _PARAMETER = re.compile(
 
 def redact(text: str, *, most: int | None = None) -> str:
     """
-    Return a text that may be shown: no URL in it has a password or a query string.
+    Return a text that may be shown, with ``***`` in place of passwords and query strings of URLs.
 
     The name of an Airflow connection (``s3://conn_id@bucket``) stays.
 
-    :param most: read no more than so many characters of it.
+    :param text: any text.
+    :param most: how many characters of it to read at most.
     """
-    return _without(text, most, is_shown=True)
+    return _redact(text, most, is_shown=True)
 
 
 def without_secrets(text: str) -> str:
-    """Return a text that may be stored: what is secret is cut off its URLs without a mark."""
-    return _without(text, None, is_shown=False)
+    """Return a text that may be stored: its URLs have no passwords and no query strings."""
+    return _redact(text, None, is_shown=False)
 
 
 def redact_error(error: BaseException, uri: str) -> str:
-    """Return the text of an error about a URI, of which libraries may quote a part that is no URL."""
+    """Return the text of an error about a URI. Libraries may quote parts of the URI in it."""
     text = str(error)
     for piece in _secret_pieces(uri):
         text = text.replace(piece, _MARK)
@@ -110,7 +98,7 @@ def redact_error(error: BaseException, uri: str) -> str:
 
 
 def _secret_pieces(uri: str) -> list[str]:
-    """Return what is secret in a URI, the longest piece first."""
+    """Return the secret pieces of a URI, the longest first."""
     place, _, query = re.sub(r"[?#]", "?", uri.partition("://")[2], count=1).partition("?")
     userinfo = place.rpartition("@")[0]
     pieces = {query}
@@ -119,30 +107,29 @@ def _secret_pieces(uri: str) -> list[str]:
     return sorted((piece for piece in pieces if len(piece) >= _SHORTEST_PIECE), key=len, reverse=True)
 
 
-def _without(text: str, most: int | None, *, is_shown: bool) -> str:
-    if whole := _WHOLE_URL.fullmatch(text, 0, len(text) if most is None else min(most, len(text))):
-        scheme, start, run = whole.groups()
-        cleaned = scheme + _cleaned(scheme, start, run, is_shown, is_open=whole.end() < len(text))
+def _redact(text: str, most: int | None, *, is_shown: bool) -> str:
+    end = len(text) if most is None else min(most, len(text))
+
+    def clean(url: re.Match[str]) -> str:
+        start = url.start("start")
+        is_cut = url.end() == end < len(text)
+        return _clean(text[max(0, start - 16) : start], url["start"], url["run"], is_shown, is_cut=is_cut)
+
+    if whole := _WHOLE_URL.fullmatch(text, 0, end):
+        cleaned = text[: whole.start("start")] + clean(whole)
     else:
-        end = len(text) if most is None else min(most, len(text))
-
-        def clean(match: re.Match[str]) -> str:
-            before = text[max(0, match.start() - 16) : match.start()]
-            is_open = match.end() == end < len(text)
-            return _cleaned(before, match[1], match[2], is_shown, is_open=is_open)
-
         cleaned = _URL.sub(clean, text[:end])
     return _PARAMETER.sub(rf"\1={_MARK}", cleaned)
 
 
-def _cleaned(before: str, start: str, run: str, is_shown: bool, *, is_open: bool) -> str:
+def _clean(before: str, start: str, run: str, is_shown: bool, *, is_cut: bool) -> str:
     """
-    Return a URL, and those inside it, without what is secret.
+    Return a URL, and the URLs inside it, without secrets.
 
     :param before: the text before it, which ends with its scheme.
     :param start: what separates the scheme from the rest.
     :param run: the rest.
-    :param is_open: whether it goes on where it cannot be seen, so that it may be a password.
+    :param is_cut: whether its end is missing, so that the last part may belong to a password.
     """
     parts, begun_at = [start], 0
     inner = [*_START.finditer(run)]
@@ -151,11 +138,11 @@ def _cleaned(before: str, start: str, run: str, is_shown: bool, *, is_open: bool
         if end < begun_at:
             continue
         is_last = number == len(inner)
-        if is_last and is_open:
+        if is_last and is_cut:
             return "".join([*parts, _MARK])
-        segment, is_cut = _without_userinfo_and_query(before, start, run[begun_at:end], is_shown)
+        segment, has_query = _without_userinfo_and_query(before, start, run[begun_at:end], is_shown)
         parts.append(segment)
-        if is_cut:
+        if has_query:
             break
         if not is_last:
             start, before = inner[number][0], run[max(0, end - 16) : end]
@@ -167,7 +154,7 @@ def _cleaned(before: str, start: str, run: str, is_shown: bool, *, is_open: bool
 def _without_userinfo_and_query(before: str, start: str, rest: str, is_shown: bool) -> tuple[str, bool]:
     """Return a URL after its scheme, and whether it had a query string."""
     level = max((len(level) // 2 + 1 for level in _LEVEL.findall(start)), default=0)
-    # without a colon, nothing tells whether it is encoded
+    # without a colon, its level is unknown
     slash, query = _delimiters(level if _COLON.match(start) else max(level, 1))
     end = min(match.start() if match else len(rest) for match in (slash.search(rest), query.search(rest)))
     host_at = _last_at(rest[:end])
@@ -193,7 +180,7 @@ def _last_at(text: str) -> int:
 
 
 def _has_odd_port(authority: str) -> bool:
-    """Return whether what looks like a port is none, so that it has to be a password."""
+    """Return whether what looks like a port is not one, and must be a password."""
     colon = None if authority.startswith("[") else _COLON.search(authority)
     return colon is not None and _PORT.fullmatch(authority, colon.end()) is None
 
@@ -201,9 +188,9 @@ def _has_odd_port(authority: str) -> bool:
 @lru_cache(maxsize=16)
 def _delimiters(level: int) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """
-    Return what ends an authority, and what begins a query string or fragment.
+    Return the patterns that end an authority, and that begin a query string or fragment.
 
-    :param level: how often they are percent-encoded; what is encoded more often is data.
+    :param level: how many times they are percent-encoded. What is encoded more times is data.
     """
     slash, query = _entity("/", "sol"), f"{_entity('?', 'quest')}|{_entity('#', 'num')}"
     if level:

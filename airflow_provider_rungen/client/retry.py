@@ -1,4 +1,4 @@
-"""When a request is sent again, and how long it waits before that. No I/O."""
+"""When a request is sent again, and after how long. No I/O."""
 
 from __future__ import annotations
 
@@ -23,86 +23,94 @@ from airflow_provider_rungen.exceptions import (
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 5
+# Seconds after which a request is not sent again.
 RETRY_BUDGET = 120.0
+# Seconds before the first retry; they double with each.
 BACKOFF = 0.5
 BACKOFF_CAP = 30.0
+# Seconds after which a refused key is no accident of a firewall, or of a key that is being replaced.
+REFUSAL_GRACE = 30.0
 
 
 def call(
-    request: Request, read: Callable[[Any], T], *, attempts: int = ATTEMPTS, patience: float = RETRY_BUDGET
+    request: Request,
+    read: Callable[[Any], T],
+    *,
+    attempts: int = ATTEMPTS,
+    retry_budget: float = RETRY_BUDGET,
 ) -> Flow[T]:
     """
-    Send a request, again where that is safe and may help, and return what ``read`` makes of the answer.
+    Send a request, retry it where that is safe and may help, and return the answer.
 
-    GET, PUT and DELETE are repeated on everything that may pass. A POST is repeated only when the service
-    certainly did not take it: the connection was never made, or the service itself answered 429 or 503.
+    A GET, PUT or DELETE is retried on every transient error. A POST is retried only if the service certainly
+    did not accept it.
 
-    :param attempts: how often to send it at most.
-    :param patience: the seconds after which no further attempt is begun.
+    :param request: the request.
+    :param read: turns the decoded answer into a model.
+    :param attempts: how many times to send the request at most.
+    :param retry_budget: seconds after which the request is not sent again.
+    :raises RunGenError: the error of the last attempt.
     """
     now = yield Sleep(0)
-    give_up_at = now + patience
+    give_up_at = now + retry_budget
     for attempt in range(1, attempts + 1):
         failure: RunGenError
         try:
             return read(decode((yield request), request, now))
         except RunGenNotFoundError as error:
             if request.method == "DELETE" and attempt > 1:
-                return read(None)  # the attempt before did it
+                return read(None)  # an earlier attempt, whose answer was lost, deleted it
             failure = error
         except RunGenError as error:
             failure = error
-        repeatable = was_not_accepted(failure) if request.method == "POST" else is_transient(failure)
-        if not repeatable or attempt == attempts:
+        may_retry = was_not_accepted(failure) if request.method == "POST" else is_transient(failure)
+        if not may_retry or attempt == attempts:
             break
-        pause = retry_delay(attempt - 1, failure)
+        delay = retry_delay(attempt - 1, failure)
         now = yield Sleep(0)
-        if now + pause > give_up_at:
+        if now + delay > give_up_at:
             break
         log.warning(
-            "%s; trying again in %s (attempt %d of %d)",
+            "%s; retrying in %s (attempt %d of %d)",
             failure.message,
-            format_duration(pause),
+            format_duration(delay),
             attempt,
             attempts,
         )
-        now = yield Sleep(pause)
+        now = yield Sleep(delay)
     raise failure
 
 
 def is_transient(error: RunGenError) -> bool:
-    """Tell whether the same request may be answered the next time."""
+    """Return whether the same request may succeed later."""
     return isinstance(error, (RunGenConnectionError, RunGenResponseError, RunGenAPIError)) and error.retryable
 
 
 def is_refusal(error: RunGenError) -> bool:
-    """Return whether the key is refused: it may have been replaced, or a firewall may be in the way."""
+    """Return whether the service refused the key."""
     return isinstance(error, RunGenForbiddenError)
 
 
-# Seconds after which a refusal is no longer a stray one, of a firewall or while a key is being replaced.
-REFUSAL_GRACE = 30.0
-
-
 class Refusals:
-    """Tells a refusal that lasts from a stray one: only the first ends a wait for what was paid for."""
+    """Separates lasting refusals of the key from brief ones, so that only a lasting one ends a wait."""
 
     def __init__(self) -> None:
         self._since: float | None = None
 
     @property
     def is_pending(self) -> bool:
-        """Whether the last answer was a refusal, and it is too early to know whether it lasts."""
+        """Whether the last answer was a refusal that may yet turn out to be brief."""
         return self._since is not None
 
     def is_transient(self, error: RunGenError, now: float) -> bool:
         """
-        Return whether the same request may be answered the next time.
+        Return whether the same request may succeed later.
 
+        :param error: its error.
         :param now: the time (seconds since 1970).
         """
         if isinstance(error, RunGenConfigError):
-            return True  # somebody is at work on the Airflow connection
+            return True  # somebody may be editing the Airflow connection
         if not is_refusal(error):
             return is_transient(error)
         self._since = now if self._since is None else self._since
@@ -112,16 +120,16 @@ class Refusals:
         return False
 
     def answered(self) -> None:
-        """Note that the service answered."""
+        """Note that the service accepted the key."""
         self._since = None
 
 
 def was_not_accepted(error: RunGenError) -> bool:
     """
-    Return whether the service certainly did not do what it was asked to, and may do it the next time.
+    Return whether the service certainly did not perform the request.
 
-    A 429 or 503 counts only when it is the service's own answer. A proxy may answer so after it passed the
-    request on.
+    That is so if the connection was never made, or if the service itself answered 429 or 503. A proxy may
+    answer 503 after it passed the request on.
     """
     if isinstance(error, RunGenConnectionError):
         return not error.sent
@@ -129,7 +137,12 @@ def was_not_accepted(error: RunGenError) -> bool:
 
 
 def retry_delay(failures: int, error: RunGenError) -> float:
-    """Give the seconds to wait after so many failures in a row: never less than the service asked for."""
+    """
+    Return the seconds to wait before a retry, never less than the service asked for.
+
+    :param failures: how many failures in a row came before this one.
+    :param error: the error.
+    """
     backoff = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures, 10)) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
     asked: float | None = getattr(error, "retry_after", None)
     return max(backoff, asked or 0.0)

@@ -1,4 +1,5 @@
-"""A `requests.Session` for one service, whose connections can be cut from another thread.
+"""
+A `requests.Session` for one service, whose connections can be aborted from another thread.
 
 Imported where it is used, since it imports requests.
 """
@@ -26,16 +27,16 @@ else:
 
 class Session(requests.Session):
     """
-    Keeps no cookies, follows no redirects, reads no ``~/.netrc``, and sends the key.
+    Sends the key, keeps no cookies, follows no redirects, and reads no ``~/.netrc``.
 
-    :param settings: how the service is reached.
+    :param settings: how to reach the service.
     """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         parts = urlsplit(settings.base_url)
         proxy = settings.proxy_for(settings.base_url)
-        # requests would send what is meant for this machine through a proxy of the environment
+        # requests would send requests to this machine through the environment's proxy
         self.trust_env = False
         self.proxies = {f"{parts.scheme}://{parts.hostname}": proxy} if proxy else {}
         self.verify = (environment_ca() or True) if settings.verify is True else settings.verify
@@ -45,7 +46,7 @@ class Session(requests.Session):
         self.mount("http://", _Adapter())
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Keep requests from preparing a redirect, for which it reads the whole body first."""
+        """Return nothing, or requests reads the whole body to prepare a redirect."""
 
 
 class _NoCookies(RequestsCookieJar):
@@ -55,49 +56,49 @@ class _NoCookies(RequestsCookieJar):
 class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        _watch(self.poolmanager)
+        _track(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        return _watch(super().proxy_manager_for(proxy, **kwargs))
+        return _track(super().proxy_manager_for(proxy, **kwargs))
 
 
-def _watch(manager: Any) -> Any:
+def _track(manager: Any) -> Any:
+    """Replace the pools of a manager by ones whose connections can be aborted."""
     manager.pool_classes_by_scheme = {
-        scheme: _watched(pool) for scheme, pool in manager.pool_classes_by_scheme.items()
+        scheme: _tracked(pool) for scheme, pool in manager.pool_classes_by_scheme.items()
     }
     return manager
 
 
 @functools.cache
-def _watched(pool: Any) -> Any:
-    """Return the class of a pool whose connections tell what they do."""
-    if issubclass(pool.ConnectionCls, _Watched):
+def _tracked(pool: Any) -> Any:
+    if issubclass(pool.ConnectionCls, _TrackedConnection):
         return pool
-    connection = type(pool.ConnectionCls.__name__, (_Watched, pool.ConnectionCls), {})
+    connection = type(pool.ConnectionCls.__name__, (_TrackedConnection, pool.ConnectionCls), {})
     return type(pool.__name__, (pool,), {"ConnectionCls": connection})
 
 
 class _Response(HTTPResponse):
     def _read_status(self) -> Any:
-        # an exchange that was abandoned reads none of the interim answers that may still be in the buffer
-        exchange.check_wanted()
-        version, status, reason = super()._read_status()  # type: ignore[misc]  # private, and the only way in between them
+        # an abandoned exchange must not go through the interim answers that are still in the buffer
+        exchange.check_current()
+        version, status, reason = super()._read_status()  # type: ignore[misc]  # private, but the only hook there is
         # http.client skips no interim answer but 100, and would take 102 or 103 for the final one
         return version, CONTINUE if PROCESSING <= status < OK else status, reason
 
 
-class _Watched(_Base):
-    """A connection that tells the exchange when it is made, and asks it before anything is sent."""
+class _TrackedConnection(_Base):
+    """A connection that its thread knows, and that asks its exchange before it sends."""
 
     response_class = _Response
     _is_connecting = False
-    _line: exchange.Line | None = None
+    _thread: exchange.ExchangeThread | None = None
 
     def _new_conn(self) -> socket.socket:
         sock: socket.socket = super()._new_conn()  # type: ignore[misc]  # urllib3's, which is not the base here
         if (current := exchange.current()) is not None:
-            self._line = current.line
-            self._line.connected(self, sock)
+            self._thread = current.thread
+            self._thread.track(self, sock)
             try:
                 current.check()
             except exchange.AbandonedError:
@@ -113,7 +114,7 @@ class _Watched(_Base):
             self._is_connecting = False
 
     def send(self, data: Any) -> None:
-        if not self._is_connecting:  # else it is for the proxy
+        if not self._is_connecting:  # what is sent while connecting is for the proxy
             if self.sock is None:
                 self.connect()
             if (current := exchange.current()) is not None:
@@ -122,5 +123,5 @@ class _Watched(_Base):
 
     def close(self) -> None:
         super().close()
-        if self._line is not None:
-            self._line.closed(self)
+        if self._thread is not None:
+            self._thread.untrack(self)

@@ -1,4 +1,4 @@
-"""How to reach the service: the settings of a connection, its proxy, and whom TLS trusts."""
+"""How to reach the service: address, key, limits, proxy and TLS."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Settings:
 
     :param base_url: scheme, host, port and path prefix, without a slash at the end.
     :param api_key: sent as ``x-api-key``.
-    :param team_id: sent as ``x-team-id``, where given.
-    :param user_id: sent as ``X-Authenticated-User-Id`` on cancel, where given.
+    :param team_id: sent as ``x-team-id``, if given.
+    :param user_id: sent as ``X-Authenticated-User-Id`` when a job is canceled, if given.
     :param connect_timeout: seconds to make a connection.
-    :param read_timeout: seconds to wait for the server to go on; with ``connect_timeout`` added, the limit of
+    :param read_timeout: seconds to wait for more of an answer. Together with ``connect_timeout``, it limits
         the whole exchange.
     :param verify: whether to verify TLS, or the path of a CA bundle.
-    :param proxy: the URL of a proxy.
-    :param max_response_bytes: the size over which an answer is refused.
+    :param proxy: the URL of a proxy; without it, the environment's proxy is used.
+    :param max_response_bytes: the size from which an answer is refused.
     :param max_requests_per_second: how many requests a sender begins in a second at most.
-    :param app_url: where people look at an app, with ``{app_id}`` in it; the API address when left out.
-    :param job_url: where people look at a job, with ``{app_id}`` and ``{job_id}`` in it; likewise.
+    :param app_url: the address of an app for people, with ``{app_id}`` in it. Default: its API address.
+    :param job_url: the address of a job for people, with ``{app_id}`` and ``{job_id}``. Default: likewise.
     """
 
     base_url: str
@@ -51,17 +51,17 @@ class Settings:
     job_url: str | None = None
 
     def headers(self) -> dict[str, str]:
-        """Return the headers every request carries."""
+        """Return the headers of every request."""
         headers = {
             "Accept": "application/json",
-            "Accept-Encoding": "gzip, deflate",  # no more than the codec undoes
+            "Accept-Encoding": "gzip, deflate",  # no more than `bodies` can decode
             "User-Agent": f"airflow-provider-rungen/{__version__}",
             "x-api-key": self.api_key,
         }
         return headers | ({"x-team-id": self.team_id} if self.team_id else {})
 
     def headers_for(self, request: Request) -> dict[str, str]:
-        """Return the headers of this request alone."""
+        """Return the headers of one request alone."""
         headers = {} if request.body is None else {"Content-Type": "application/json"}
         return headers | (
             {"X-Authenticated-User-Id": self.user_id} if request.as_user and self.user_id else {}
@@ -69,46 +69,48 @@ class Settings:
 
     def proxy_for(self, url: str) -> str | None:
         """
-        Return the proxy for a URL, if there is one: that of the connection, or of the environment.
+        Return the proxy for a URL, if there is one.
 
-        This machine itself is reached without one: the key would go through the proxy for nothing.
+        A URL on this machine has none: the proxy would only see the key.
         """
         # aiohttp's trust_env would send ~/.netrc, too
         return None if is_loopback(urlsplit(url).hostname or "") else self.proxy or proxy_of_environment(url)
 
     def response(self, status: int, headers: Mapping[str, str], chunks: list[bytes]) -> Response:
-        """Make the response; a service that repeats the key in its answer does not get it into our logs."""
+        """Return an answer with the key masked in it, so that a service that repeats it leaks nothing."""
         key = self.api_key
         masked = {name.lower(): mask_key_in_text(value, key) for name, value in headers.items()}
-        return Response(status, masked, mask_key(_as_utf8(b"".join(chunks)), key))
+        return Response(status, masked, mask_key(_to_utf8(b"".join(chunks)), key))
 
-    def limit_of(self, request: Request) -> float:
-        """Return the seconds that the exchange of a request may take, whatever the server does."""
+    def time_limit(self, request: Request) -> float:
+        """Return the most seconds that the exchange of a request may take."""
         limit = self.connect_timeout + self.read_timeout
         return limit if request.timeout is None else max(0.0, min(limit, request.timeout))
 
     def check_size(self, size: int, request: Request) -> None:
         """
-        Refuse an answer that is too large.
+        Check the size of an answer.
 
+        :param size: its size so far, in bytes.
+        :param request: what it answers.
         :raises RunGenResponseError: it is larger than ``max_response_bytes``.
         """
         if size > self.max_response_bytes:
             raise RunGenResponseError(
-                f"Could not {request.purpose}: RunGen's answer is over {self.max_response_bytes} bytes",
-                hint="Raise max_response_bytes in the connection's extra if that size is right",
+                f"Could not {request.purpose}: the answer is larger than {self.max_response_bytes} bytes",
+                hint="If that is expected, raise max_response_bytes in the extra of the Airflow connection",
                 retryable=False,
             )
 
 
-def _as_utf8(body: bytes) -> bytes:
-    """Return a body in UTF-8: Python reads JSON in UTF-16 and UTF-32, too, in which no key would be found."""
+def _to_utf8(body: bytes) -> bytes:
+    """Return a body in UTF-8. Python reads JSON in UTF-16 and UTF-32, too, where no key would be found."""
     encoding = json.detect_encoding(body)
     return body if encoding.startswith("utf-8") else body.decode(encoding, "replace").encode()
 
 
 def proxy_of_environment(url: str) -> str | None:
-    """Return the proxy that the environment names for a URL, as `requests` reads it, without importing it."""
+    """Return the environment's proxy for a URL, as `requests` would, but without importing it."""
     from urllib.request import getproxies, proxy_bypass
 
     parts, proxies = urlsplit(url), getproxies()
@@ -130,19 +132,20 @@ def _is_in(host: str, network: str) -> bool:
 
 
 def environment_ca() -> str | None:
-    """Return the path of the CAs that the environment names, as requests does."""
+    """Return the path of the environment's CA bundle, as requests does."""
     return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
 
 
 def tls_context(path: str) -> ssl.SSLContext:
     """
-    Return a context that trusts the CA bundle, or the folder of CAs, at ``path``.
+    Return a TLS context that trusts a CA bundle.
 
-    :raises RunGenConfigError: it is none.
+    :param path: the bundle, or a folder of CAs.
+    :raises RunGenConfigError: it cannot be read.
     """
     try:
         if os.path.isdir(path):
             return ssl.create_default_context(capath=path)
         return ssl.create_default_context(cafile=path)
     except OSError:
-        raise RunGenConfigError(f"verify: {path} is no CA bundle that can be read") from None
+        raise RunGenConfigError(f"verify: {path} is not a CA bundle that can be read") from None

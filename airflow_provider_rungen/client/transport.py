@@ -1,4 +1,4 @@
-"""Performs flows: a blocking driver and an asynchronous one; the senders are in `senders`."""
+"""Perform flows: a blocking driver and an asynchronous one. `senders` has what they send with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any, TypeVar
 
 from airflow_provider_rungen.client.flow import (
@@ -28,7 +30,8 @@ log = logging.getLogger(__name__)
 Send = Callable[[Request], Response]
 AsyncSend = Callable[[Request], Awaitable[Response]]
 Item = TypeVar("Item")
-# How many of those in flight may be slow ones that nobody waits for any more.
+Step = Request | Sleep | Gather[Any]
+# How many flows of a `Gather` may continue in the background.
 MAX_STRAGGLERS = 16
 
 
@@ -38,29 +41,36 @@ def drive(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.time,
 ) -> T:
-    """Perform a flow, blocking."""
-    step: Callable[[Any], Request | Sleep | Gather[Any]] = flow.send
-    value: Any = None
-    try:
+    """
+    Perform a flow, blocking, and return what it returns.
+
+    :param flow: the flow.
+    :param send: sends a request.
+    :param sleep: sleeps.
+    :param clock: returns the time, in seconds since 1970.
+    """
+
+    def perform(step: Step) -> Any:
+        if isinstance(step, Sleep):
+            if step.seconds > 0:
+                sleep(step.seconds)
+            return clock()
+        if isinstance(step, Gather):
+            return [_outcome(each, send, sleep, clock) for each in step.flows]
+        return send(step)
+
+    # an error that somebody holds keeps this frame, and so the flow, which may have state to reset
+    with closing(flow):
+        resume: Callable[[], Step] = partial(next, flow)
         while True:
             try:
-                action = step(value)
+                step = resume()
             except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]  # a generator's value is typed by its own annotation
+                return stop.value  # type: ignore[no-any-return]  # typed by the generator's own annotation
             try:
-                if isinstance(action, Sleep):
-                    if action.seconds > 0:
-                        sleep(action.seconds)
-                    value = clock()
-                elif isinstance(action, Gather):
-                    value = [_outcome(each, send, sleep, clock) for each in action.flows]
-                else:
-                    value = send(action)
-                step = flow.send
+                resume = partial(flow.send, perform(step))
             except RunGenError as error:
-                step, value = flow.throw, error
-    finally:
-        flow.close()  # not when the garbage is collected: it may have state to reset
+                resume = partial(flow.throw, error)
 
 
 def _outcome(
@@ -80,34 +90,37 @@ async def adrive(
     stragglers: set[asyncio.Task[Any]] | None = None,
 ) -> T:
     """
-    Perform a flow in an event loop.
+    Perform a flow in an event loop, and return what it returns.
 
-    :param stragglers: takes the flows that go on by themselves (`Gather.patience`), for the caller to
-        cancel in the end; without it none goes on.
+    :param flow: the flow.
+    :param send: sends a request.
+    :param sleep: sleeps.
+    :param clock: returns the time, in seconds since 1970.
+    :param stragglers: holds the flows that continue in the background (`Gather.patience`). The caller cancels
+        them in the end. Without it, none continues.
     """
-    step: Callable[[Any], Request | Sleep | Gather[Any]] = flow.send
-    value: Any = None
-    try:
+
+    async def perform(step: Step) -> Any:
+        if isinstance(step, Sleep):
+            if step.seconds > 0:
+                await sleep(step.seconds)
+            return clock()
+        if isinstance(step, Gather):
+            flows = [_aoutcome(each, send, sleep, clock) for each in step.flows]
+            return await _gather(flows, step.patience, stragglers)
+        return await send(step)
+
+    with closing(flow):  # see drive
+        resume: Callable[[], Step] = partial(next, flow)
         while True:
             try:
-                action = step(value)
+                step = resume()
             except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]  # a generator's value is typed by its own annotation
+                return stop.value  # type: ignore[no-any-return]  # typed by the generator's own annotation
             try:
-                if isinstance(action, Sleep):
-                    if action.seconds > 0:
-                        await sleep(action.seconds)
-                    value = clock()
-                elif isinstance(action, Gather):
-                    each = [_aoutcome(flow, send, sleep, clock) for flow in action.flows]
-                    value = await _gather(each, action.patience, stragglers)
-                else:
-                    value = await send(action)
-                step = flow.send
+                resume = partial(flow.send, await perform(step))
             except RunGenError as error:
-                step, value = flow.throw, error
-    finally:
-        flow.close()  # not when the garbage is collected: it may have state to reset
+                resume = partial(flow.throw, error)
 
 
 async def _aoutcome(
@@ -124,30 +137,29 @@ async def _gather(
     patience: float | None,
     stragglers: set[asyncio.Task[Any]] | None,
 ) -> list[T | RunGenError | Pending]:
-    """Perform flows side by side; see `Gather`. With ``patience``, no more begin than may be in flight."""
+    """Perform flows concurrently; see `Gather`. With ``patience``, no more start than may be in flight."""
     loop = asyncio.get_running_loop()
     outcomes: list[T | RunGenError | Pending] = [CUT] * len(flows)
-    rest = deque(enumerate(flows))
-    begun: dict[asyncio.Task[T | RunGenError], tuple[int, float]] = {}  # in the order of their ends
+    queue = deque(enumerate(flows))
+    running: dict[asyncio.Task[T | RunGenError], tuple[int, float]] = {}  # in the order of their ends
     try:
-        while rest or begun:
-            room = len(flows) if patience is None else max(1, MAX_IN_FLIGHT - len(stragglers or ()))
-            while rest and len(begun) < room:
-                index, flow = rest.popleft()
-                begun[asyncio.ensure_future(flow)] = index, loop.time() + (patience or 0.0)
+        while queue or running:
+            slots = len(flows) if patience is None else max(1, MAX_IN_FLIGHT - len(stragglers or ()))
+            while queue and len(running) < slots:
+                index, flow = queue.popleft()
+                running[asyncio.ensure_future(flow)] = index, loop.time() + (patience or 0.0)
             if patience is None:
-                await asyncio.wait(begun)
+                await asyncio.wait(running)
             else:
-                [(_, end), *_] = begun.values()
+                [(_, end), *_] = running.values()
                 left = max(end - loop.time(), 0.0)
-                await asyncio.wait(begun, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            for task in [task for task in begun if task.done()]:
-                outcomes[begun[task][0]] = task.result()
-                del begun[task]
+                await asyncio.wait(running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in running if task.done()]:
+                index, _ = running.pop(task)
+                outcomes[index] = task.result()
             now = loop.time()
-            for task in [task for task, (_, end) in begun.items() if end <= now]:
-                index, _ = begun[task]
-                del begun[task]
+            for task in [task for task, (_, end) in running.items() if end <= now]:
+                index, _ = running.pop(task)
                 if stragglers is None or len(stragglers) >= MAX_STRAGGLERS:
                     task.cancel()
                     continue
@@ -156,30 +168,36 @@ async def _gather(
                 task.add_done_callback(stragglers.discard)
                 task.add_done_callback(_log_failure)
     finally:
-        for task in begun:
+        for task in running:
             if not task.cancel() and not task.cancelled():
-                task.exception()  # of several, one is raised
-        for _, flow in rest:
+                task.exception()  # of several errors, one is raised
+        for _, flow in queue:
             flow.close()
     return outcomes
 
 
 def _log_failure(straggler: asyncio.Task[Any]) -> None:
     if not straggler.cancelled() and (error := straggler.exception()):
-        log.error("A request that took long ended with an error", exc_info=error)
+        log.error("A request in the background failed", exc_info=error)
 
 
 async def gather_limited(
     work: Callable[[Item], Awaitable[None]], items: Collection[Item], at_once: int = MAX_IN_FLIGHT
 ) -> None:
-    """Do so many at a time as may be in flight; to begin thousands at once would hold up the event loop."""
+    """
+    Perform work on items concurrently.
+
+    :param work: performs the work on one item. Its first error ends the others.
+    :param items: the items.
+    :param at_once: how many to work on at a time. To start thousands at once would block the event loop.
+    """
     rest = iter(items)
 
-    async def go_on() -> None:
+    async def work_on_rest() -> None:
         for item in rest:
             await work(item)
 
-    workers = [asyncio.ensure_future(go_on()) for _ in range(min(at_once, len(items)))]
+    workers = [asyncio.ensure_future(work_on_rest()) for _ in range(min(at_once, len(items)))]
     try:
         await asyncio.gather(*workers)
     finally:

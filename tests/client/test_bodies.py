@@ -1,4 +1,4 @@
-"""What is decoded and reduced in steps: the same as at once, whatever comes and however it is cut."""
+"""Decoding and reducing in steps gives the same as at once, whatever arrives and however it is cut."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from hypothesis import strategies as st
 
 from airflow_provider_rungen.client.bodies import (
     CHUNK,
-    DROPPED,
     Decoder,
-    LeanFilter,
-    TooLongError,
     UnknownEncodingError,
 )
+from airflow_provider_rungen.client.lean_json import DROPPED, LeanFilter, TooLongError
 
 MOST = 256 * 1024
 

@@ -20,8 +20,9 @@ import pytest
 from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 from wire import GET, KEY, OK, POST, Send, Server, settings_for
 
+from airflow_provider_rungen.client.bodies import ResponseBody
 from airflow_provider_rungen.client.flow import Request
-from airflow_provider_rungen.client.senders import Sender, _Body
+from airflow_provider_rungen.client.senders import Sender
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
@@ -35,7 +36,7 @@ from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJ
 
 LIMIT = 1.0
 LIMITS: dict[str, Any] = {"connect_timeout": LIMIT / 2, "read_timeout": LIMIT / 2}
-# What a server says for as long as it likes: first this, then that again and again, so many seconds apart.
+# What a hostile server sends: a beginning, then a piece again and again, and the seconds between the pieces.
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 GZIPPED = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
 ENDLESS: dict[str, tuple[bytes, bytes, float]] = {
@@ -102,7 +103,7 @@ def test_a_request_has_a_limit_of_its_own(serve: Any, send: Send) -> None:
 
 def test_a_limit_of_a_request_gives_it_no_more_than_the_connection_does() -> None:
     settings = settings_for("http://127.0.0.1:1", connect_timeout=1.0, read_timeout=2.0)
-    limits = [settings.limit_of(replace(GET, timeout=timeout)) for timeout in (None, 1.5, 99.0, -1.0)]
+    limits = [settings.time_limit(replace(GET, timeout=timeout)) for timeout in (None, 1.5, 99.0, -1.0)]
     assert limits == [3.0, 1.5, 3.0, 0.0]
 
 
@@ -117,19 +118,19 @@ def test_a_tls_handshake_that_drips_ends_at_the_limit(serve: Any, send: Send) ->
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """What the network's DNS says: how long a name takes, and the addresses it has."""
+    """Control the DNS: how long a look-up takes, and how many addresses it returns."""
     known, over = socket.getaddrinfo, threading.Event()
-    said: dict[str, Any] = {"seconds": 0.0, "addresses": 1, "asked": 0, "over": over}
+    dns: dict[str, Any] = {"seconds": 0.0, "addresses": 1, "asked": 0, "over": over}
 
     def look_up(name: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
         if name != "slow.example":
             return known(name, port, *args, **kwargs)
-        said["asked"] += 1
-        over.wait(said["seconds"])
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", int(port)))] * said["addresses"]
+        dns["asked"] += 1
+        over.wait(dns["seconds"])
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", int(port)))] * dns["addresses"]
 
     monkeypatch.setattr("socket.getaddrinfo", look_up)
-    yield said
+    yield dns
     over.set()
 
 
@@ -154,7 +155,7 @@ def test_addresses_that_do_not_answer_share_the_limit(send: Send, names: dict[st
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
         port = listener.getsockname()[1]
-        for _ in range(4):  # nobody accepts: more than these wait for ever
+        for _ in range(4):  # nobody accepts: further ones wait without end
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             with contextlib.suppress(BlockingIOError):
@@ -164,7 +165,7 @@ def test_addresses_that_do_not_answer_share_the_limit(send: Send, names: dict[st
     assert not caught.value.sent
 
 
-def test_a_request_after_one_that_was_given_up_begins_anew(serve: Any) -> None:
+def test_a_request_after_one_that_was_abandoned_uses_a_new_session(serve: Any) -> None:
     hostile = endless(b"HTTP/1.1 200 ", b"O", 0.02)
 
     def talk(connection: socket.socket) -> None:
@@ -225,7 +226,7 @@ def test_a_bomb_is_refused_before_it_goes_off(
 
 @pytest.mark.parametrize("is_lean", [False, True])
 def test_empty_members_are_decoded_in_short_steps(is_lean: bool) -> None:
-    body = _Body(replace(GET, is_lean=is_lean), settings_for("https://rungen.example"), 200, "gzip")
+    body = ResponseBody(replace(GET, is_lean=is_lean), lambda *_: None, 200, "gzip")
     assert len(list(body.feed(gzip.compress(b"") * 1000 + gzip.compress(b"{}")))) >= 1000
     assert b"".join(body.finish()) == b"{}"
 
@@ -257,7 +258,7 @@ def test_a_lean_answer_comes_without_its_bulk(serve: Any, send: Send, is_packed:
         send(replace(settings, max_response_bytes=500_000), replace(GET, is_lean=True))
 
 
-def test_a_small_answer_is_left_as_it_is(serve: Any, send: Send) -> None:
+def test_a_small_answer_is_not_reduced(serve: Any, send: Send) -> None:
     body = json.dumps({"result": "x" * 65_000}).encode()
     server = serve(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     assert send(settings_for(server.url), replace(GET, is_lean=True)).body == body
@@ -415,7 +416,7 @@ def test_a_cancel_at_a_kill_does_not_wait_for_its_turn(
     with RunGenHook() as hook:
         job = hook.run_job(input={"prompt": "x", "emulator": {"seconds": 0}})
         begun_at = time.monotonic()
-        outcomes = hook.cancel_jobs(job.app_id, [job.id], within=4.0)  # asked again what it is: it is over
+        outcomes = hook.cancel_jobs(job_ids=[job.id], within=4.0)  # it is over, which takes a second request
     assert time.monotonic() - begun_at < 4
     assert isinstance(outcomes[job.id], RunGenConflictError)
 

@@ -4,7 +4,7 @@ import pytest
 
 from airflow_provider_rungen.client.durations import format_duration
 
-SAID = {
+FORMATTED = {
     0: "0 s",
     0.54: "0.5 s",
     3: "3 s",
@@ -20,6 +20,6 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("seconds", SAID)
-def test_a_duration_is_said_as_people_do(seconds: float) -> None:
-    assert format_duration(seconds) == SAID[seconds]
+@pytest.mark.parametrize("seconds", FORMATTED)
+def test_a_duration_is_formatted_for_people(seconds: float) -> None:
+    assert format_duration(seconds) == FORMATTED[seconds]

@@ -1,4 +1,4 @@
-"""The API as flows: every endpoint, shape, refusal and accident, in three ways to perform it."""
+"""The endpoints: every shape, refusal and accident, in three ways to perform a flow."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 
-INPUT = {"prompt": "a red fox", "width": 64, "height": 64}
+INPUT: dict[str, Any] = {"prompt": "a red fox", "width": 64, "height": 64}
 NO_JOB = "00000000-0000-4000-8000-00000000dead"
 
 
@@ -114,7 +114,7 @@ def test_small_print_does_not_matter(via: Via, run_status: int, execution_time_a
 @pytest.mark.parametrize("create_status", [200, 201])
 def test_an_app_goes_its_way_in_every_shape(via: Via, shape: str, create_status: int) -> None:
     via.service.configure({"shape": shape, "create_status": create_status, "init_seconds": 60.0})
-    body = {
+    body: dict[str, Any] = {
         "name": "My app",
         "description": "what for",
         "configuration": {"gpu_tier": "BASIC", "active_workers": 1},
@@ -142,9 +142,8 @@ def test_an_app_goes_its_way_in_every_shape(via: Via, shape: str, create_status:
 def test_what_is_sent(via: Via) -> None:
     via.overrides = {"team_id": "team-1", "user_id": "user-1"}
     via.service.add_app("teams-app", owner_team_id="team-1", workers=1)
-    job = via(
-        endpoints.run_job("teams-app", {"prompt": "ä 狐", "b": [1, 2.5, None, True], "a": {"z": 1, "y": ()}})
-    )
+    given: dict[str, Any] = {"prompt": "ä 狐", "b": [1, 2.5, None, True], "a": {"z": 1, "y": ()}}
+    job = via(endpoints.run_job("teams-app", given))
     via(endpoints.get_job("teams-app", job.id))
     via(endpoints.cancel_job("teams-app", job.id))
     via(endpoints.list_apps())
@@ -258,7 +257,7 @@ def test_a_post_that_was_turned_away_is_repeated(via: Via, status: int) -> None:
 
 
 @pytest.mark.parametrize(("status", "kind"), [(429, RunGenRateLimitedError), (503, RunGenServerError)])
-def test_a_post_that_is_turned_away_for_ever_made_no_job(
+def test_a_post_that_is_always_turned_away_makes_no_job(
     via: Via, status: int, kind: type[RunGenError]
 ) -> None:
     via.service.inject(Fault(on="run", status=status, times=None))
@@ -279,7 +278,7 @@ def test_a_post_with_an_uncertain_refusal_is_sent_once(via: Via, status: int) ->
 
 
 @pytest.mark.parametrize("status", [400, 403, 500])
-def test_a_page_in_place_of_json_is_told_in_plain_words(via: Via, status: int) -> None:
+def test_a_page_in_place_of_json_is_reported_in_plain_words(via: Via, status: int) -> None:
     page = "<!DOCTYPE html><html><head><style>p {}</style></head><body><p>nginx</p></body></html>"
     via.service.inject(Fault(on="get_app", status=status, body=page, times=None))
     with pytest.raises(RunGenAPIError, match=r": nginx\.") as caught:
@@ -387,7 +386,7 @@ def test_the_fate_of_a_post_whose_answer_is_lost_is_unknown(via: Via, kind: str)
     assert via.service.stats()["jobs_created"] == (
         kind in ("reset_after", "truncate", "empty", "garbage", "no_id")
     )
-    assert "bill it twice" in str(caught.value)
+    assert "billed twice" in str(caught.value)
 
 
 def test_wrong_types_in_the_answer_to_a_post_do_not_lose_it_silently(via: Via) -> None:
@@ -480,7 +479,7 @@ def test_a_deletion_whose_answer_was_lost_is_a_deletion(via: Via, kind: str) -> 
     assert "doomed" not in [app.id for app in via(endpoints.list_apps())]
 
 
-def test_a_page_in_place_of_the_answer_is_no_deletion(via: Via) -> None:
+def test_a_page_in_place_of_the_answer_is_not_a_deletion(via: Via) -> None:
     via.service.add_app("doomed", workers=0)
     via.service.inject(Fault(on="delete_app", kind="html", status=200))
     via(endpoints.delete_app("doomed"))
@@ -555,12 +554,12 @@ BAD_IDS: list[Any] = [
 
 
 @pytest.mark.parametrize("bad", BAD_IDS, ids=repr)
-def test_an_id_that_is_none_is_refused_before_anything_is_sent(direct: Via, bad: Any) -> None:
+def test_an_invalid_id_is_refused_before_anything_is_sent(direct: Via, bad: Any) -> None:
     _assert_refused(direct, bad)
 
 
 @pytest.mark.parametrize("bad", ["../apps", "a/b", "a\n", "..", None], ids=repr)
-def test_an_id_that_is_no_segment_reaches_no_wire(via: Via, bad: Any) -> None:
+def test_an_id_that_is_not_a_path_segment_is_not_sent(via: Via, bad: Any) -> None:
     _assert_refused(via, bad)
 
 
@@ -632,9 +631,9 @@ BAD_INPUTS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("bad", "told"), BAD_INPUTS, ids=range(len(BAD_INPUTS)))
-def test_an_input_that_is_no_json_is_refused_before_anything_is_sent(via: Via, bad: Any, told: str) -> None:
-    with pytest.raises(RunGenInputError, match=told) as caught:
+@pytest.mark.parametrize(("bad", "reason"), BAD_INPUTS, ids=range(len(BAD_INPUTS)))
+def test_an_input_that_is_not_json_is_refused_and_not_sent(via: Via, bad: Any, reason: str) -> None:
+    with pytest.raises(RunGenInputError, match=reason) as caught:
         via(endpoints.run_job(APP, bad))
     assert "nothing was sent" in str(caught.value)
     assert not caught.value.retryable
@@ -655,7 +654,7 @@ def test_a_deep_but_finite_input_is_sent_or_refused_in_words() -> None:
 @pytest.mark.parametrize(
     "good", [{}, {"prompt": "x", "seed": 2**70}, {"prompt": "\x00\u2028"}, {"prompt": "😀"}]
 )
-def test_any_json_object_is_sent_as_it_is(via: Via, good: dict[str, Any]) -> None:
+def test_any_json_object_is_sent_unchanged(via: Via, good: dict[str, Any]) -> None:
     via(endpoints.run_job("llama-text", good))
     assert json.loads(via.service.records()[0].body) == {"input": good}
 
@@ -719,7 +718,7 @@ def test_a_job_that_is_over_is_not_asked_for_again(via: Via) -> None:
     assert via.slept == [10] * 5
 
 
-def test_a_word_never_seen_counts_as_running_and_is_told_once(
+def test_an_unknown_status_counts_as_running_and_is_logged_once(
     via: Via, caplog: pytest.LogCaptureFixture
 ) -> None:
     via.service.configure({"failed_word": "WARMING_UP"})
@@ -733,7 +732,7 @@ def test_a_word_never_seen_counts_as_running_and_is_told_once(
 
 
 @pytest.mark.parametrize("fault", [*LOST, 500, 503, 429, 408, "html", "empty", "garbage"])
-def test_an_outage_is_told_once_and_waiting_goes_on(
+def test_an_outage_is_logged_once_and_the_wait_goes_on(
     via: Via, fault: str | int, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = via(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": 30}}))
@@ -802,14 +801,14 @@ def test_the_deadline_holds_in_an_outage(via: Via) -> None:
     assert sum(via.slept) <= 70.1
 
 
-def test_an_error_text_that_repeats_the_key_is_told_without_it(via: Via) -> None:
+def test_an_error_text_that_repeats_the_key_is_shown_without_it(via: Via) -> None:
     via.service.inject(Fault(on="get_app", status=400, body={"error": f"key {KEY} is not good: {KEY}"}))
     with pytest.raises(RunGenBadRequestError, match="is not good") as caught:
         via(endpoints.get_app(APP))
     assert KEY not in repr(caught.value)
 
 
-def test_an_error_text_with_a_url_is_told_without_its_query(via: Via) -> None:
+def test_an_error_text_with_a_url_is_shown_without_its_query(via: Via) -> None:
     url = "https://bucket.example/x.png?X-Amz-Signature=abcdef&X-Amz-Expires=604800#frag"
     via.service.inject(Fault(on="get_app", status=400, body={"error": f"cannot read {url} today\x1b[31m"}))
     with pytest.raises(RunGenBadRequestError, match=r"bucket\.example/x\.png") as caught:

@@ -46,14 +46,14 @@ def test_a_key_in_any_form_is_masked_and_the_answer_stays_json(
     body = f'{{"error": "{around}{repeated}{around}"}}'.encode()
     masked = mask_key(body, key)
     assert json.loads(masked)["error"].replace("***", "", 1) in (around + around, "***")
-    told = json.loads(masked)["error"]
+    text = json.loads(masked)["error"]
     for _ in range(3):
-        assert key not in told
-        told = html.unescape(unquote(told))
+        assert key not in text
+        text = html.unescape(unquote(text))
 
 
 @given(key=keys, body=st.binary())
-def test_what_holds_no_key_stays_as_it_is(key: str, body: bytes) -> None:
+def test_what_holds_no_key_is_unchanged(key: str, body: bytes) -> None:
     if not {*key.encode()} <= {*body}:
         assert mask_key(body, key) == body
 

@@ -1,4 +1,4 @@
-"""The models: what the contract shows is read, and nothing the service may say breaks them."""
+"""The models: all documented shapes are read, and no answer breaks them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from airflow_provider_rungen.client.models import (
     App,
     Job,
     JobStatus,
-    clean_text,
-    error_text,
 )
+from airflow_provider_rungen.client.texts import clean_text, error_text
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.exceptions import (
     RunGenError,
@@ -61,7 +60,7 @@ def test_the_answer_to_a_run_is_read_in_every_form(body: Any) -> None:
 
 
 @pytest.mark.parametrize("body", [None, 1, "x", True, [], [JOB], 1.5])
-def test_what_is_no_object_is_no_job(body: Any) -> None:
+def test_what_is_not_an_object_is_not_a_job(body: Any) -> None:
     with pytest.raises(RunGenResponseError):
         Job.from_json(body, app_id="a", job_id="j")
 
@@ -161,7 +160,7 @@ def test_a_strange_execution_time_is_none(value: Any) -> None:
 @pytest.mark.parametrize(
     "result", [None, "text", "", 0, False, [], {"images": []}, {"data": {"status": "FAILED"}}]
 )
-def test_the_result_is_given_as_it_is(result: Any) -> None:
+def test_the_result_is_returned_unchanged(result: Any) -> None:
     assert job(status="COMPLETED", result=result).result == result
 
 
@@ -192,7 +191,7 @@ def test_the_reason_may_stand_beside_the_data() -> None:
     assert Job.from_json({"data": {**JOB, "status": "failed"}, "error": "why"}, app_id="a").error == "why"
 
 
-def test_a_failure_without_a_reason_says_so() -> None:
+def test_a_failure_without_a_reason_is_reported_as_such() -> None:
     with pytest.raises(RunGenJobFailedError, match=r"ERRORED.*gave no reason") as caught:
         job(status="ERRORED").raise_for_status()
     assert (caught.value.app_id, caught.value.job_id) == ("a", "j")
@@ -202,11 +201,11 @@ def test_only_a_failed_job_has_an_error() -> None:
     assert job(status="COMPLETED", message="all is well").error == ""
 
 
-def test_how_a_job_ends_is_told() -> None:
+def test_the_end_of_a_job_is_an_error_unless_it_completed() -> None:
     job(status="COMPLETED").raise_for_status()
     with pytest.raises(RunGenJobCanceledError, match="was canceled"):
         job(status="CANCELLED").raise_for_status()
-    with pytest.raises(RunGenJobError, match="not over yet"):
+    with pytest.raises(RunGenJobError, match="is not over yet"):
         job(status="QUEUED").raise_for_status()
     assert [job(status=word).is_terminal for word in ("QUEUED", "RUNNING", "NEW")] == [False] * 3
     assert [job(status=word).is_terminal for word in ("COMPLETED", "FAILED", "CANCELED")] == [True] * 3
@@ -261,8 +260,8 @@ def test_a_worker_count_may_be_text() -> None:
 
 def test_a_worker_count_may_stand_outside_of_the_configuration() -> None:
     assert App.from_json({"id": "a", "active_workers": 2}).active_workers == 2
-    told = {"id": "a", "active_workers": 2, "configuration": {"active_workers": 1}}
-    assert App.from_json(told).active_workers == 1
+    body = {"id": "a", "active_workers": 2, "configuration": {"active_workers": 1}}
+    assert App.from_json(body).active_workers == 1
 
 
 @pytest.mark.parametrize("count", [None, "two", True, 1.5, -1, []])
@@ -277,8 +276,8 @@ def test_an_app_without_an_id_is_refused_unless_it_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("body", [None, {}, {"data": {}}, {"data": None}, "x", 1, {"apps": []}])
-def test_what_is_no_list_is_no_list_of_apps(body: Any) -> None:
-    with pytest.raises(RunGenResponseError, match="no list"):
+def test_what_is_not_a_list_is_not_a_list_of_apps(body: Any) -> None:
+    with pytest.raises(RunGenResponseError, match="did not return a list"):
         App.list_from_json(body)
 
 
@@ -288,7 +287,7 @@ def test_a_list_of_apps_is_read_wrapped_or_not() -> None:
     assert App.list_from_json([]) == []
 
 
-# --- whatever the service says ------------------------------------------------------------------------------
+# --- whatever the service sends -----------------------------------------------------------------------------
 
 _words = st.sampled_from(
     ["QUEUED", "COMPLETED", "completed", "FAILED", "error", "CANCELLED", "Done", "", "running"]
@@ -338,14 +337,14 @@ FLOWS: dict[str, Callable[[], Flow[Any]]] = {
 
 
 def _perform(flow: str, response: Response) -> Any:
-    told = None
+    message = None
     try:
         return drive(FLOWS[flow](), lambda _: response, lambda _: None, lambda: 1000.0)
     except RunGenError as error:
-        told = str(error)
-    assert told
-    assert told.isprintable(), "a message may go to a log as it is"
-    assert len(told) < 8000
+        message = str(error)
+    assert message
+    assert message.isprintable(), "a message may go to a log as it is"
+    assert len(message) < 8000
     return None
 
 
@@ -478,8 +477,8 @@ def test_error_text_takes_any_json(value: Any) -> None:
         {"id": 7, "status": "COMPLETED"},
     ],
 )
-def test_an_answer_about_another_job_or_app_is_not_taken_for_ours(body: Any) -> None:
-    with pytest.raises(RunGenResponseError, match="its answer is about"):
+def test_an_answer_about_another_job_or_app_is_refused(body: Any) -> None:
+    with pytest.raises(RunGenResponseError, match="the answer is about"):
         Job.from_json(body, app_id="app", job_id="job-a")
 
 
@@ -495,7 +494,7 @@ def test_an_answer_that_names_the_job_or_none_is_ours(body: Any) -> None:
     assert Job.from_json(body, app_id="app", job_id="job-a").id == "job-a"
 
 
-def test_an_answer_about_another_app_is_not_taken_for_ours() -> None:
+def test_an_answer_about_another_app_is_refused() -> None:
     with pytest.raises(RunGenResponseError, match="another-app"):
         App.from_json({"data": {"id": "another-app", "status": "RUNNING"}}, app_id="app")
     assert App.from_json({"data": {"status": "RUNNING"}}, app_id="app").id == "app"

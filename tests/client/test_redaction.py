@@ -1,4 +1,4 @@
-"""The one mask: no secret of a URL survives it, however the URL is escaped, and nothing else changes."""
+"""No secret of a URL survives the redaction, however the URL is escaped, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_provider_rungen.client.models import clean_text
 from airflow_provider_rungen.client.redaction import redact, redact_error, without_secrets
+from airflow_provider_rungen.client.texts import clean_text
 
 PLAIN = "SECRET"
 # What a URL may hold: all that is neither space nor quote nor angle bracket.

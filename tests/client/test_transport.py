@@ -36,17 +36,17 @@ from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenErro
 
 def everything_in(error: BaseException) -> str:
     """All that a log could show of an error: it, its attributes, and every error behind it."""
-    told, seen, ahead = [], set(), [error]
+    shown, seen, ahead = [], set(), [error]
     while ahead:
         one = ahead.pop()
         if id(one) in seen:
             continue
         seen.add(id(one))
-        told += [str(one), repr(one), repr(one.args), repr(vars(one)) if hasattr(one, "__dict__") else ""]
-        told += traceback.format_exception(one)
+        shown += [str(one), repr(one), repr(one.args), repr(vars(one)) if hasattr(one, "__dict__") else ""]
+        shown += traceback.format_exception(one)
         ahead += [each for each in (one.__cause__, one.__context__) if each is not None]
-    told.append(pickle.dumps(error).decode("latin-1"))
-    return "\n".join(told)
+    shown.append(pickle.dumps(error).decode("latin-1"))
+    return "\n".join(shown)
 
 
 # --- answers as they should be ------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_a_connection_that_is_not_accepted_sent_nothing(send: Send) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://a..b", "http://" + "a" * 70 + ".x"])
-def test_an_address_that_is_none_sent_nothing(send: Send, url: str) -> None:
+def test_an_address_that_is_invalid_sent_nothing(send: Send, url: str) -> None:
     with pytest.raises(RunGenConnectionError) as caught:
         send(settings_for(url), POST)
     assert not caught.value.sent
@@ -369,9 +369,9 @@ def test_errors_of_every_kind_hold_no_key(serve: Any, send: Send, free_port: int
     for settings in cases:
         with pytest.raises(RunGenConnectionError) as caught:
             send(settings, POST)
-        told = everything_in(caught.value)
-        assert KEY not in told
-        assert "hidden-password" not in told
+        shown = everything_in(caught.value)
+        assert KEY not in shown
+        assert "hidden-password" not in shown
 
 
 # --- TLS ----------------------------------------------------------------------------------------------------
@@ -460,7 +460,7 @@ def test_a_ca_bundle_in_the_environment_does_not_overrule_the_connection(
 
 
 @pytest.mark.parametrize("what", ["empty", "nonsense", "directory", "missing"])
-def test_a_ca_bundle_that_is_none_is_an_error_of_ours(
+def test_an_invalid_ca_bundle_is_an_error_of_ours(
     serve: Any, send: Send, tls: ssl.SSLContext, tmp_path: Path, what: str
 ) -> None:
     path = tmp_path / "bundle"

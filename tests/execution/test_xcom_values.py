@@ -211,7 +211,7 @@ def collect(context: Any, job_id: Any, **options: Any) -> Outcome:
 def submit(emulator: Emulator, *results: Any, polls: int = 1) -> list[str]:
     """Run jobs that are at work at the first polls, and completed with these results at every later one."""
     with RunGenHook() as hook:
-        inputs = [{"prompt": "x", "emulator": {"seconds": 60}} for _ in results]
+        inputs: list[dict[str, Any]] = [{"prompt": "x", "emulator": {"seconds": 60}} for _ in results]
         ids = [hook.run_job(app_id=APP, input=each).id for each in inputs]
     for job_id, result in zip(ids, results, strict=True):
         complete(emulator, job_id, result, polls)

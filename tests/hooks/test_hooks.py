@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import time
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -25,7 +27,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.hooks import RunGenHook
 
-INPUT = {"prompt": "a fox"}
+INPUT: dict[str, Any] = {"prompt": "a fox"}
 
 
 def test_a_job_by_the_methods_of_the_hook(rungen_emulator: Emulator) -> None:
@@ -64,13 +66,71 @@ def test_an_app_by_the_methods_of_the_hook(rungen_emulator: Emulator) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("run_job", "get_job", "cancel_job", "wait_for_job"),
+        *("run_job", "get_job", "cancel_job", "wait_for_job", "cancel_jobs"),
         *("get_app", "create_app", "update_app", "scale_app", "delete_app"),
     ],
 )
 def test_the_methods_take_keywords_only(name: str) -> None:
     parameters = list(inspect.signature(getattr(RunGenHook, name)).parameters.values())[1:]
-    assert all(each.kind in (each.KEYWORD_ONLY, each.VAR_KEYWORD) for each in parameters)
+    # until callers of cancel_jobs pass keywords
+    assert all(each.kind is each.KEYWORD_ONLY or each.name == "old" for each in parameters)
+
+
+TWINS = {
+    "run_job": "arun_job",
+    "get_job": "aget_job",
+    "cancel_job": "acancel_job",
+    "wait_for_job": "await_for_job",
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_an_asynchronous_method_has_the_parameters_of_its_blocking_twin(name: str) -> None:
+    twin = getattr(RunGenHook, TWINS[name])
+    assert inspect.iscoroutinefunction(twin)
+    assert inspect.signature(twin) == inspect.signature(getattr(RunGenHook, name))
+
+
+def test_a_job_by_the_asynchronous_methods(rungen_emulator: Emulator) -> None:
+    async def work() -> None:
+        async with RunGenHook() as hook:
+            jobs = await asyncio.gather(*(hook.arun_job(input=INPUT) for _ in range(5)))
+            assert (await hook.aget_job(job_id=jobs[0].id)).id == jobs[0].id
+            done = await asyncio.gather(
+                *(hook.await_for_job(job_id=job.id, poll_interval=0.02, timeout=10) for job in jobs)
+            )
+            assert [job.status for job in done] == [JobStatus.COMPLETED] * 5
+            slow = await hook.arun_job(input={**INPUT, "emulator": {"seconds": 60}}, app_id=APP)
+            with pytest.raises(RunGenJobTimeoutError, match=slow.id):
+                await hook.await_for_job(job_id=slow.id, poll_interval=0.02, timeout=timedelta(seconds=0.1))
+            assert (await hook.acancel_job(job_id=slow.id, app_id=APP)).status is JobStatus.CANCELED
+            with pytest.raises(RunGenConflictError):
+                await hook.acancel_job(job_id=jobs[0].id)
+
+    asyncio.run(work())
+    assert rungen_emulator.service.stats()["jobs_created"] == 6
+
+
+def test_a_change_leaves_what_it_does_not_name(rungen_emulator: Emulator) -> None:
+    with RunGenHook() as hook:
+        app = hook.create_app(
+            name="Mine", configuration={"gpu_tier": "BASIC"}, workflow={"model_url": "https://m.example/flux"}
+        )
+        hook.update_app(app_id=app.id, configuration={"active_workers": 2})
+        hook.update_app(app_id=app.id, description="what for")
+        changed = hook.get_app(app_id=app.id)
+    assert (changed.name, changed.description, changed.active_workers) == ("Mine", "what for", 2)
+    bodies = [
+        json.loads(record.body) for record in rungen_emulator.service.records() if record.method == "PUT"
+    ]
+    assert bodies == [{"configuration": {"active_workers": 2}}, {"description": "what for"}]
+
+
+def test_an_input_may_be_any_mapping(rungen_emulator: Emulator) -> None:
+    given: Any = MappingProxyType({"prompt": "a fox", "more": MappingProxyType({"n": 1})})
+    with RunGenHook() as hook:
+        job = hook.run_job(input=given)
+        assert hook.get_job(job_id=job.id).input == {"prompt": "a fox", "more": {"n": 1}}
 
 
 def test_the_connection_is_a_session_of_requests(rungen_emulator: Emulator) -> None:
@@ -121,14 +181,14 @@ def test_waiting_takes_a_timedelta_and_ends_in_time(rungen_emulator: Emulator) -
     assert rungen_emulator.service.count("cancel") == 0
 
 
-def test_waiting_may_be_for_ever(rungen_emulator: Emulator) -> None:
+def test_a_wait_may_have_no_limit(rungen_emulator: Emulator) -> None:
     with RunGenHook() as hook:
         job = hook.run_job(input=INPUT)
         assert hook.wait_for_job(job_id=job.id, poll_interval=0.02, timeout=None).is_terminal
 
 
 @pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), "5", True, timedelta(0), None, []])
-def test_a_duration_that_is_none_is_named(rungen_emulator: Emulator, bad: Any) -> None:
+def test_an_invalid_duration_is_named(rungen_emulator: Emulator, bad: Any) -> None:
     with RunGenHook() as hook:
         with pytest.raises(ValueError, match="poll_interval"):
             hook.wait_for_job(job_id="j", poll_interval=bad)
@@ -214,7 +274,7 @@ def test_the_connection_is_looked_up_once_and_not_before_it_is_needed(
     hook.close()
 
 
-def test_no_app_anywhere_is_told(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_app_is_an_error(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", rungen_emulator.airflow_connection(app_id=None))
     with RunGenHook() as hook, pytest.raises(RunGenConfigError, match="app_id"):
         hook.run_job(input=INPUT)
@@ -222,11 +282,11 @@ def test_no_app_anywhere_is_told(rungen_emulator: Emulator, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_quick_cancel_tells_what_became_of_each_job(rungen_emulator: Emulator, count: int) -> None:
+def test_a_quick_cancel_reports_the_outcome_of_each_job(rungen_emulator: Emulator, count: int) -> None:
     with RunGenHook() as hook:
         ids = [hook.run_job(input={**INPUT, "emulator": {"seconds": 60}}).id for _ in range(count)]
         rungen_emulator.service.inject(Fault(on="cancel", job_id=ids[-1], status=403))
-        outcomes = hook.cancel_jobs(APP, ids, within=3.0)
+        outcomes = hook.cancel_jobs(app_id=APP, job_ids=ids, within=3.0)
     assert list(outcomes) == ids
     assert [error is None for error in outcomes.values()] == [True] * (count - 1) + [False]
     assert rungen_emulator.service.stats()["jobs_cancelled"] == count - 1
@@ -254,7 +314,7 @@ def test_a_quick_cancel_is_quick_whatever_the_service_does(
         for fault in faults:
             rungen_emulator.service.inject(fault)
         started = time.monotonic()
-        outcomes = hook.cancel_jobs(APP, ids, within=1.0)
+        outcomes = hook.cancel_jobs(job_ids=ids, within=1.0)
         assert time.monotonic() - started < 1.8
     assert list(outcomes) == ids
     assert all(isinstance(error, RunGenError) for error in outcomes.values())

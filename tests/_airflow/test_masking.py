@@ -1,4 +1,4 @@
-"""The passwords of proxies are registered with Airflow's masker, without holding up an event loop."""
+"""The passwords of proxies are registered with Airflow's masker, without blocking an event loop."""
 
 from __future__ import annotations
 
@@ -74,19 +74,19 @@ class Supervisor:
 
     def __init__(self, loop_thread: int) -> None:
         self.loop_thread = loop_thread
-        self.told: list[Any] = []
+        self.received: list[Any] = []
 
     def send(self, message: Any) -> None:
         assert threading.get_ident() != self.loop_thread, "a blocking message in the event loop"
-        self.told.append(message.value)
+        self.received.append(message.value)
 
     async def asend(self, message: Any) -> None:
         await asyncio.sleep(0)
-        self.told.append(message.value)
+        self.received.append(message.value)
 
 
 @pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="Airflow 2 has no supervisor")
-def test_the_supervisor_of_a_trigger_is_told_without_holding_up_the_loop(
+def test_the_supervisor_of_a_trigger_gets_the_secrets_without_blocking_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from airflow.sdk.execution_time import task_runner
@@ -95,7 +95,7 @@ def test_the_supervisor_of_a_trigger_is_told_without_holding_up_the_loop(
         supervisor = Supervisor(threading.get_ident())
         monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", supervisor, raising=False)
         await amask(["a-secret-of-the-loop", "another-of-the-loop"])
-        return supervisor.told
+        return supervisor.received
 
     assert asyncio.run(scene()) == ["a-secret-of-the-loop", "another-of-the-loop"]
     assert redact("a-secret-of-the-loop") == "***"

@@ -1,4 +1,4 @@
-"""What Airflow's metrics are told, on a worker and in a triggerer; a broken backend breaks nothing."""
+"""The metrics that are sent on a worker and in a triggerer. A broken backend breaks nothing."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Backend:
         self.timings.setdefault(stat, []).append(dt)
 
 
-def _let_airflow_tell(stats: Any, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Airflow tell a backend, or nobody."""
+def _send_to(stats: Any, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make Airflow send its metrics to a backend, or to nobody."""
     if not hasattr(stats, "initialize"):  # before Airflow 3.2 it sets itself up
         monkeypatch.setattr(stats, "instance", backend, raising=False)
         return
@@ -65,32 +65,32 @@ def _let_airflow_tell(stats: Any, backend: Any, monkeypatch: pytest.MonkeyPatch)
     stats.initialize(factory=backend and (lambda: backend), **more)
 
 
-class Told:
-    """What was told on a worker, and in a triggerer: the same backend where Airflow has but one."""
+class Sent:
+    """What was sent on a worker, and in a triggerer: to the same backend if Airflow has only one."""
 
     def __init__(self) -> None:
         self.worker, self.triggerer = Backend(), Backend()
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sent]:
     from airflow.providers.common.compat.sdk import Stats
 
     def as_a_new_process() -> None:
         metrics._is_in_triggerer = False
         metrics._stats.cache_clear()
 
-    told, of_triggerers = Told(), None
+    sent, of_triggerers = Sent(), None
     try:
         of_triggerers = importlib.import_module("airflow.observability.stats").Stats
-        _let_airflow_tell(of_triggerers, told.triggerer, monkeypatch)
+        _send_to(of_triggerers, sent.triggerer, monkeypatch)
     except ImportError:
-        told.triggerer = told.worker
-    _let_airflow_tell(Stats, told.worker, monkeypatch)
+        sent.triggerer = sent.worker
+    _send_to(Stats, sent.worker, monkeypatch)
     as_a_new_process()
-    yield told
+    yield sent
     for stats in filter(None, (Stats, of_triggerers)):
-        _let_airflow_tell(stats, None, monkeypatch)
+        _send_to(stats, None, monkeypatch)
     as_a_new_process()
 
 
@@ -100,41 +100,41 @@ def run(**options: Any) -> RunGenRunJobOperator:
     return RunGenRunJobOperator(**{"task_id": "run", "input": given} | wait | options)
 
 
-def test_a_task_on_a_worker_is_told(rungen_emulator: Emulator, context: Any, told: Told) -> None:
+def test_a_task_on_a_worker_is_counted(rungen_emulator: Emulator, context: Any, sent: Sent) -> None:
     assert run_task(run(), context).error is None
-    counts = told.worker.counts
+    counts = sent.worker.counts
     assert counts["rungen.jobs.submitted"] == counts["rungen.jobs.completed"] == 1
     assert counts["rungen.requests.post.2xx"] == 1
     assert counts["rungen.requests.get.2xx"] == rungen_emulator.service.count("get")
-    [waited] = told.worker.timings["rungen.wait.worker"]
+    [waited] = sent.worker.timings["rungen.wait.worker"]
     assert timedelta(seconds=0.2) < waited < timedelta(seconds=20)
 
 
-def test_a_wait_in_a_triggerer_is_told_there(rungen_emulator: Emulator, context: Any, told: Told) -> None:
+def test_a_wait_in_a_triggerer_is_measured_there(rungen_emulator: Emulator, context: Any, sent: Sent) -> None:
     assert run_task(run(deferrable=True), context).error is None
-    assert told.worker.counts["rungen.jobs.submitted"] == 1
-    assert told.triggerer.counts["rungen.jobs.completed"] == 1
-    [waited] = told.triggerer.timings["rungen.wait.triggerer"]
+    assert sent.worker.counts["rungen.jobs.submitted"] == 1
+    assert sent.triggerer.counts["rungen.jobs.completed"] == 1
+    [waited] = sent.triggerer.timings["rungen.wait.triggerer"]
     assert timedelta(seconds=0.1) < waited < timedelta(seconds=20)
-    [(name, sizes)] = told.triggerer.gauges.items()
+    [(name, sizes)] = sent.triggerer.gauges.items()
     assert name.startswith("rungen.watched_jobs.")
     assert (max(sizes), sizes[-1]) == (1, 0)
 
 
-def test_failed_and_canceled_jobs_are_told(rungen_emulator: Emulator, context: Any, told: Told) -> None:
+def test_failed_and_canceled_jobs_are_counted(rungen_emulator: Emulator, context: Any, sent: Sent) -> None:
     assert run_task(run(emulator={"seconds": 0, "fail": "out of memory"}), context).error is not None
     with RunGenHook() as hook:
         job = hook.run_job(input={"prompt": "x", "emulator": {"seconds": 60}})
         hook.cancel_job(job_id=job.id)
     sensor = RunGenJobSensor(task_id="wait", job_id=job.id, poke_interval=0.02)
     assert run_task(sensor, context).error is not None
-    counts = told.worker.counts
+    counts = sent.worker.counts
     assert (counts["rungen.jobs.failed"], counts["rungen.jobs.canceled"]) == (1, 1)
     assert counts["rungen.jobs.completed"] == 0
 
 
-def test_a_job_that_a_retry_takes_up_is_told(
-    rungen_emulator: Emulator, ti: FakeTaskInstance, told: Told
+def test_a_job_that_a_retry_takes_up_is_counted(
+    rungen_emulator: Emulator, ti: FakeTaskInstance, sent: Sent
 ) -> None:
     context: Any = {"ti": ti, "task_state_store": FakeStore()}
     for _ in range(2):
@@ -142,33 +142,33 @@ def test_a_job_that_a_retry_takes_up_is_told(
     batch: dict[str, Any] = {"task_id": "batch", "inputs": [{"prompt": "a"}, {"prompt": "b"}]}
     for _ in range(2):
         assert run_task(RunGenRunBatchOperator(poll_interval=0.02, **batch), context).error is None
-    assert told.worker.counts["rungen.jobs.submitted"] == 3
-    assert told.worker.counts["rungen.jobs.resumed"] == 3
+    assert sent.worker.counts["rungen.jobs.submitted"] == 3
+    assert sent.worker.counts["rungen.jobs.resumed"] == 3
 
 
-def test_requests_are_told_by_how_they_were_answered(rungen_emulator: Emulator, told: Told) -> None:
+def test_requests_are_counted_by_their_status(rungen_emulator: Emulator, sent: Sent) -> None:
     rungen_emulator.service.inject(Fault(on="list_apps", status=404))
     with RunGenHook() as hook:
         hook.test_connection()
         assert hook.test_connection()[0]
-    assert told.worker.counts == {"rungen.requests.get.4xx": 1, "rungen.requests.get.2xx": 1}
+    assert sent.worker.counts == {"rungen.requests.get.4xx": 1, "rungen.requests.get.2xx": 1}
 
 
-def test_a_request_without_an_answer_is_told(
-    monkeypatch: pytest.MonkeyPatch, free_port: int, told: Told
+def test_a_request_without_an_answer_is_counted(
+    monkeypatch: pytest.MonkeyPatch, free_port: int, sent: Sent
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.001)
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", f"rungen://:key@127.0.0.1:{free_port}/http")
     with pytest.raises(RunGenConnectionError), RunGenHook() as hook:
         hook.list_apps()
-    assert told.worker.counts == {"rungen.requests.get.unanswered": 5}
+    assert sent.worker.counts == {"rungen.requests.get.unanswered": 5}
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_metrics_that_are_down_fail_nothing(
-    rungen_emulator: Emulator, context: Any, told: Told, deferrable: bool
+    rungen_emulator: Emulator, context: Any, sent: Sent, deferrable: bool
 ) -> None:
-    told.worker.is_broken = told.triggerer.is_broken = True
+    sent.worker.is_broken = sent.triggerer.is_broken = True
     assert run_task(run(deferrable=deferrable), context).error is None
 
 
@@ -179,7 +179,7 @@ def _stats_module() -> str:
 def test_an_airflow_whose_metrics_moved_is_warned_about_once(
     rungen_emulator: Emulator,
     context: Any,
-    told: Told,
+    sent: Sent,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -192,19 +192,19 @@ def test_an_airflow_whose_metrics_moved_is_warned_about_once(
     )
 
 
-def test_metrics_that_are_functions_of_a_module_are_told(
-    rungen_emulator: Emulator, told: Told, monkeypatch: pytest.MonkeyPatch
+def test_metrics_that_are_functions_of_a_module_are_counted(
+    rungen_emulator: Emulator, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module: Any = ModuleType(_stats_module())
-    module.incr = told.worker.incr
+    module.incr = sent.worker.incr
     monkeypatch.setitem(sys.modules, _stats_module(), module)
     with RunGenHook() as hook:
         hook.list_apps()
-    assert told.worker.counts == {"rungen.requests.get.2xx": 1}
+    assert sent.worker.counts == {"rungen.requests.get.2xx": 1}
 
 
 def test_a_real_listener_hears_them(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, told: Told
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, sent: Sent
 ) -> None:
     statsd = pytest.importorskip("statsd")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
@@ -213,7 +213,7 @@ def test_a_real_listener_hears_them(
         client = statsd.StatsClient("127.0.0.1", listener.getsockname()[1], prefix="airflow")
         from airflow.providers.common.compat.sdk import Stats
 
-        _let_airflow_tell(Stats, client, monkeypatch)
+        _send_to(Stats, client, monkeypatch)
         with RunGenHook() as hook:
             hook.list_apps()
         client.close()

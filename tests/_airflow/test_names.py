@@ -1,4 +1,4 @@
-"""Where this Airflow has the names that the package needs, those it does not document included."""
+"""This Airflow has the names that the package needs, including those that it does not document."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from airflow_provider_rungen._airflow import (
 )
 from compat.private_names import PRIVATE_NAMES, PrivateName
 
-# Those whose fall-back on older versions is another object than the one of common-compat.
+# On older versions, these are other objects than those of common-compat.
 _OTHER_FALL_BACKS = {"SET_DURING_EXECUTION"}
 
 
@@ -26,7 +26,7 @@ def names_here() -> list[str]:
 
 
 @pytest.mark.parametrize("name", names_here())
-def test_a_name_is_where_the_table_says(name: str) -> None:
+def test_a_name_is_where_the_table_has_it(name: str) -> None:
     assert getattr(_airflow, name) is not None
 
 
@@ -90,7 +90,7 @@ def test_the_version_decides(name: str, version: tuple[int, int], place: Any) ->
 
 
 @pytest.mark.parametrize("name", ["NoSuchName", *(set(PLACES) - set(names_here()))])
-def test_what_this_airflow_does_not_have_is_no_attribute(name: str) -> None:
+def test_what_this_airflow_does_not_have_is_not_an_attribute(name: str) -> None:
     with pytest.raises(AttributeError, match=f"no attribute '{name}' on Airflow"):
         getattr(_airflow, name)
 
@@ -110,7 +110,7 @@ warnings.simplefilter("ignore")
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        # the description of that provider is what Airflow itself may read
+        # Airflow itself may read the description of that provider
         if name.startswith("airflow.providers.common.compat.") and not name.endswith("get_provider_info"):
             raise ModuleNotFoundError(name)
 

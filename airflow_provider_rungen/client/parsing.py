@@ -1,0 +1,97 @@
+"""Values of an answer, read tolerantly: what has an unexpected type counts as absent. No I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import pendulum
+
+from airflow_provider_rungen.client.texts import clean_text, error_text
+from airflow_provider_rungen.exceptions import RunGenResponseError
+
+
+def unwrap(body: Any) -> Mapping[str, Any]:
+    """
+    Return the object of an answer, which may be wrapped in ``data``.
+
+    :raises RunGenResponseError: the answer is not an object.
+    """
+    if isinstance(body, Mapping):
+        data = body.get("data")
+        return data if isinstance(data, Mapping) else body
+    raise RunGenResponseError("The answer is not a JSON object")
+
+
+def check_identity(item: Mapping[str, Any], names: Sequence[str], wanted: str, subject: str) -> None:
+    """
+    Check that an answer is about what was asked for. An answer without an id is.
+
+    :param item: the object of the answer.
+    :param names: the fields that may hold its id.
+    :param wanted: the id that was asked for.
+    :param subject: what was asked for, for the error.
+    :raises RunGenResponseError: the answer is about something else.
+    """
+    ids = [found for name in names if (found := to_id(item.get(name)))]
+    if ids and all(each.casefold() != wanted.casefold() for each in ids):
+        raise RunGenResponseError(f"Asked for {subject}, but the answer is about {clean_text(ids[0], 80)}")
+
+
+def missing(field: str, subject: str, body: Any) -> RunGenResponseError:
+    """Return the error for an answer that lacks a field, with the service's own error text."""
+    reason = error_text(body)
+    return RunGenResponseError(
+        f"The answer about {subject} has no {field}" + (f": {reason}" if reason else "")
+    )
+
+
+def to_id(value: Any) -> str:
+    """Return an id; empty if there is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value.strip() if isinstance(value, str) else ""
+
+
+def to_text(value: Any) -> str:
+    """Return text that may be logged; empty if there is none."""
+    return clean_text(value) if isinstance(value, str) else ""
+
+
+def to_mapping(value: Any) -> Mapping[str, Any]:
+    """Return an object; empty if there is none."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def to_counts(value: Any) -> Mapping[str, int]:
+    """Return the entries of an object that are counts."""
+    counts: dict[str, int] = {}
+    for name, count in to_mapping(value).items():
+        if isinstance(count, str) and count.isascii() and count.isdigit() and len(count) < 10:
+            counts[name] = int(count)
+        elif isinstance(count, int) and not isinstance(count, bool) and count >= 0:
+            counts[name] = count
+    return counts
+
+
+def to_number(value: Any) -> float | None:
+    """Return a number that is neither negative nor infinite."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def to_time(value: Any) -> pendulum.DateTime | None:
+    """Return a time in UTC. A time without a zone is one in UTC."""
+    if not isinstance(value, str):
+        return None
+    try:
+        return pendulum.instance(datetime.fromisoformat(value.strip()), tz="UTC").in_timezone("UTC")
+    except (ValueError, OverflowError):
+        return None

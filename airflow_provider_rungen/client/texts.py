@@ -1,0 +1,45 @@
+"""Text from the service, made fit for logs and errors. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_provider_rungen.client.redaction import redact
+
+MAX_TEXT = 500
+_ERROR_FIELDS = (
+    *("error", "error_message", "message", "msg", "detail", "details"),
+    *("reason", "failure_reason", "errors", "error_code", "code"),
+)
+
+
+def clean_text(text: str, limit: int = MAX_TEXT) -> str:
+    """
+    Return text without secrets of URLs, with control characters escaped, and cut to a length.
+
+    :param text: any text.
+    :param limit: how many characters of it to keep.
+    """
+    text = redact(text, most=limit * 20)
+    cut = text if len(text) <= limit else text[:limit] + "…"
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in cut
+    )
+
+
+def error_text(body: Any, depth: int = 5) -> str:
+    """
+    Return the service's own words about an error, or an empty text if there are none.
+
+    :param body: the decoded answer, or a part of it.
+    :param depth: how many levels of the answer to search.
+    """
+    if isinstance(body, str):
+        return clean_text(body.strip())
+    if isinstance(body, list) and depth:
+        return clean_text("; ".join(filter(None, (error_text(item, depth - 1) for item in body[:10]))))
+    if isinstance(body, Mapping) and depth:
+        return next(filter(None, (error_text(body.get(name), depth - 1) for name in _ERROR_FIELDS)), "")
+    return ""

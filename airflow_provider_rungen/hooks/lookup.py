@@ -1,0 +1,118 @@
+"""Look up an Airflow connection: once, and again when RunGen refuses its key."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+from airflow_provider_rungen import _airflow
+from airflow_provider_rungen._airflow import AirflowNotFoundException, BaseHook
+from airflow_provider_rungen._airflow.masking import amask, mask, proxy_passwords
+from airflow_provider_rungen.client.settings import Settings
+from airflow_provider_rungen.exceptions import RunGenConfigError
+from airflow_provider_rungen.hooks.connection import read_connection
+
+log = logging.getLogger(__name__)
+
+
+class ConnectionLookup:
+    """
+    The settings of an Airflow connection, looked up when they are first needed.
+
+    :param conn_id: the connection.
+    :param hook: the hook class through which Airflow is asked.
+    :param around: a context in which a blocking call asks Airflow.
+    :param renew_every: seconds that pass at least between two look-ups after a refusal.
+    """
+
+    def __init__(
+        self,
+        conn_id: str,
+        hook: type[BaseHook],
+        around: Callable[[], AbstractContextManager[None]],
+        renew_every: float,
+    ) -> None:
+        #: The default app of the connection, once it is looked up.
+        self.app_id: str | None = None
+        self._conn_id = conn_id
+        self._hook = hook
+        self._around = around
+        self._renew_every = renew_every
+        self._renew_from = 0.0
+        self._settings: Settings | None = None
+        self._lock = asyncio.Lock()
+
+    def get(self, refused: Settings | None = None) -> Settings:
+        """
+        Return the settings.
+
+        :param refused: the settings whose key was just refused. The connection may then be looked up again.
+        :raises RunGenConfigError: the connection is missing or invalid; the message names the field.
+        """
+        settings = self._settings
+        if settings is None or self._is_due(refused):
+            settings = self._adopt(*self._look_up())
+        return settings
+
+    async def aget(self, refused: Settings | None = None) -> Settings:
+        """Return the settings, in an event loop; see `get`."""
+        settings = self._settings
+        if settings is None or refused is not None:
+            async with self._lock:
+                settings = self._settings
+                if settings is None or self._is_due(refused):
+                    settings = self._adopt(*await self._alook_up())
+        return settings
+
+    def end_loop(self) -> None:
+        """Prepare for another event loop."""
+        self._lock = asyncio.Lock()
+
+    def _is_due(self, refused: Settings | None) -> bool:
+        """Return whether to look up again. Of many requests that are refused, one is enough."""
+        is_due = self._settings is refused and time.monotonic() >= self._renew_from
+        if is_due:
+            self._renew_from = time.monotonic() + self._renew_every
+        return is_due
+
+    def _adopt(self, settings: Settings, app_id: str | None) -> Settings:
+        if self._settings is None or settings != self._settings:
+            if self._settings is not None:
+                log.info("Airflow connection %r has changed: using its new settings", self._conn_id)
+            self._settings, self.app_id = settings, app_id
+        return self._settings
+
+    def _look_up(self) -> tuple[Settings, str | None]:
+        with self._around(), self._explained():
+            settings, app_id = read_connection(self._hook.get_connection(self._conn_id), self._conn_id)
+            mask(proxy_passwords(settings.proxy))
+        return settings, app_id
+
+    async def _alook_up(self) -> tuple[Settings, str | None]:
+        with self._explained():
+            conn = await _airflow.get_async_connection(self._conn_id, self._hook)
+            settings, app_id = read_connection(conn, self._conn_id)
+            await amask(proxy_passwords(settings.proxy))
+        return settings, app_id
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Name the connection if Airflow does not find it, or cannot be asked. Both may be transient."""
+        try:
+            yield
+        except RunGenConfigError:
+            raise
+        except Exception as error:
+            problem, hint = f"could not be read ({type(error).__name__})", ""
+            if isinstance(error, AirflowNotFoundException):
+                problem, hint = "does not exist", "Create it, or correct rungen_conn_id"
+            failure = RunGenConfigError(
+                f"Airflow connection {self._conn_id!r} {problem}", hint=hint, retryable=True
+            )
+        else:
+            return
+        raise failure
