@@ -182,9 +182,12 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
         from airflow.sdk.definitions.xcom_arg import PlainXComArg
 
         source = value.operator if isinstance(value, PlainXComArg) else None
-        if source and not source.is_mapped and source.get_closest_mapped_task_group() is None:
-            where = f"task_ids={source.task_id!r}, key={value.key!r}, map_indexes=-1"
-            return f"{{{{ ti.xcom_pull({where}) }}}}"
+        if source and not source.is_mapped:
+            group = source.get_closest_mapped_task_group()
+            if group in (None, self.get_closest_mapped_task_group()):
+                index = "-1" if group is None else "ti.map_index"
+                where = f"task_ids={source.task_id!r}, key={value.key!r}, map_indexes={index}"
+                return f"{{{{ ti.xcom_pull({where}) }}}}"
         raise ValueError(
             f"{name} of {self.task_id}: with start_from_trigger, it must be text, a template, or the .output "
             "of one task that is not mapped, which is all that Airflow can render in the triggerer"

@@ -190,7 +190,7 @@ def test_a_teardown_that_fails_fails_the_run(
     assert run.wait_for_end() == "failed"
     assert states(run) | {"app_down": "failed", "app_end": "upstream_failed"} == states(run)
     assert states(run)["after"] == states(run)["last"] == "success"
-    assert "is perhaps NOT scaled down" in run.log(3, task_id="app_down")
+    assert "may NOT be scaled down" in run.log(3, task_id="app_down")
     emulator.service.scale(app.id, 0)
 
 
