@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen.client.durations import to_seconds
 
 if TYPE_CHECKING:
     import os
@@ -144,21 +145,17 @@ if TYPE_CHECKING:
         never_fail: bool
 
 
+__all__ = [
+    "DEFAULT_CONN_ID",
+    "check_choice",
+    "check_count",
+    "check_max_failed",
+    "check_schema",
+    "default_arg_names",
+    "to_seconds",
+]
+
 DEFAULT_CONN_ID = "rungen_default"
-
-
-def to_seconds(value: float | timedelta, name: str, *, allow_zero: bool = False) -> float:
-    """
-    Return a duration in seconds.
-
-    :param allow_zero: whether it may be 0.
-    :raises ValueError: it is not a positive number; the message names the parameter.
-    """
-    number = value.total_seconds() if isinstance(value, timedelta) else value
-    is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    if not is_number or not 0 <= number < math.inf or (number == 0 and not allow_zero):
-        raise ValueError(f"{name} must be a positive number of seconds or a timedelta, not {value!r}")
-    return float(number)
 
 
 def check_count(value: int, name: str) -> int:

@@ -29,11 +29,12 @@ from airflow_provider_rungen.client.bodies import Decoder, UnknownEncodingError
 from airflow_provider_rungen.client.budget import Budget
 from airflow_provider_rungen.client.codec import retry_after
 from airflow_provider_rungen.client.download_urls import host_of, parse_url, redirect_target, rejection
+from airflow_provider_rungen.client.failures import describe_cause
 from airflow_provider_rungen.client.flow import Response
-from airflow_provider_rungen.client.models import clean_text
 from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS
-from airflow_provider_rungen.client.senders import describe_cause, resolver
+from airflow_provider_rungen.client.senders import resolver
 from airflow_provider_rungen.client.settings import Settings, environment_ca, tls_context
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenConnectionError,

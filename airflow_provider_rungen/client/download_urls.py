@@ -5,7 +5,7 @@ from __future__ import annotations
 from yarl import URL
 
 from airflow_provider_rungen.client.address_policy import is_loopback, literal
-from airflow_provider_rungen.client.models import clean_text
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenOutputError
 
 

@@ -80,9 +80,7 @@ def get_job(
     return (yield from call(request, read, attempts=attempts))
 
 
-def get_job_when_visible(
-    app_id: str, job_id: str, *, visible_by: float = 0.0, known_by: float = 0.0
-) -> Flow[Job]:
+def get_job_when_visible(app_id: str, job_id: str, *, visible_by: float = 0.0) -> Flow[Job]:
     """
     Get a job that was submitted a moment ago: the service may not know it yet.
 
@@ -91,7 +89,6 @@ def get_job_when_visible(
     :param visible_by: the time (seconds since 1970) from which the service must know the job.
     :raises RunGenNotFoundError: the service does not know it by then.
     """
-    visible_by = visible_by or known_by  # until callers move to visible_by
     while True:
         try:
             return (yield from get_job(app_id, job_id))

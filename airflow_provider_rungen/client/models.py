@@ -21,16 +21,13 @@ from airflow_provider_rungen.client.parsing import (
     to_time,
     unwrap,
 )
-from airflow_provider_rungen.client.texts import MAX_TEXT, clean_text, error_text
+from airflow_provider_rungen.client.texts import clean_text, error_text
 from airflow_provider_rungen.exceptions import (
     RunGenJobCanceledError,
     RunGenJobError,
     RunGenJobFailedError,
     RunGenResponseError,
 )
-
-# until callers move to texts
-__all__ = ["MAX_TEXT", "App", "Job", "JobStatus", "JsonValue", "clean_text", "error_text", "normalize_status"]
 
 #: What JSON can express.
 JsonValue: TypeAlias = bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"] | None

@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from airflow_provider_rungen.client.models import clean_text
 from airflow_provider_rungen.client.redaction import without_secrets
+from airflow_provider_rungen.client.texts import clean_text
 
 # How long the service keeps outputs.
 OUTPUT_LIFETIME = timedelta(days=7)

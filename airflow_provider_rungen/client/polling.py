@@ -28,7 +28,6 @@ from airflow_provider_rungen.client.models import (
     App,
     Job,
     JobStatus,
-    clean_text,
 )
 from airflow_provider_rungen.client.progress import Progress
 from airflow_provider_rungen.client.retry import (
@@ -37,6 +36,7 @@ from airflow_provider_rungen.client.retry import (
     is_transient,
     retry_delay,
 )
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenConfigError,

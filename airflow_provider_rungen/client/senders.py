@@ -23,7 +23,7 @@ from airflow_provider_rungen.client.exchange import (
     ExchangeThread,
     check_current,
 )
-from airflow_provider_rungen.client.failures import connection_failed, describe_cause, timed_out
+from airflow_provider_rungen.client.failures import connection_failed, timed_out
 from airflow_provider_rungen.client.flow import Request, Response
 from airflow_provider_rungen.client.lookups import look_up
 from airflow_provider_rungen.client.settings import Settings, environment_ca, tls_context
@@ -31,9 +31,6 @@ from airflow_provider_rungen.client.settings import Settings, environment_ca, tl
 if TYPE_CHECKING:
     import aiohttp
     import requests
-
-# until callers move to failures
-__all__ = ["MAX_IN_FLIGHT", "AsyncSender", "RateLimiter", "Sender", "describe_cause", "resolver"]
 
 MAX_IN_FLIGHT = 32
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from airflow_provider_rungen.client import retry
-from airflow_provider_rungen.client.endpoints import create_app
-from airflow_provider_rungen.client.models import App, clean_text
+from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.scaling import remove_app
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppError,
@@ -140,9 +140,9 @@ class CreateAppRun(TaskRun):
                 log.warning("Its %s is %s, not %s: it is used as it is", field, actual[field], wanted[field])
         return app.id
 
-    def _create(self, body: Mapping[str, Any]) -> App:
+    def _create(self, body: dict[str, Any]) -> App:
         try:
-            return self.hook.perform(create_app(body))
+            return self.hook.create_app(**body)
         except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
             if not error.retryable or retry.was_not_accepted(error):
                 raise

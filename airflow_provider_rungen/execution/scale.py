@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen._airflow import TaskDeferred
 from airflow_provider_rungen.client.durations import format_duration
-from airflow_provider_rungen.client.endpoints import get_app, scale_app
 from airflow_provider_rungen.client.scaling import (
     CONFIRM_TIME,
     AppTarget,
@@ -129,7 +128,7 @@ class ScaleRun(TaskRun):
         )
         try:
             if record.was_raised:
-                self.hook.perform(scale_app(app_id, wanted))
+                self.hook.scale_app(app_id=app_id, active_workers=wanted)
             else:
                 interval = min(self._scale_options.poll_interval, 5)
                 by = time.time() + CONFIRM_TIME
@@ -156,7 +155,7 @@ class ScaleRun(TaskRun):
 
     def _has_workers(self, app_id: str, count: int | None) -> bool:
         try:
-            return workers_of(self.hook.perform(get_app(app_id, attempts=1))) == count
+            return workers_of(self.hook.get_app(app_id=app_id, attempts=1)) == count
         except RunGenError:
             return False
 

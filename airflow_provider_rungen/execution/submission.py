@@ -160,8 +160,7 @@ class DurableSubmission:
         if not (self._options.cancel_on_kill and record.job_id):
             return
         try:
-            flow = endpoints.cancel_job(record.app_id, record.job_id, patience=CANCEL_TIME)
-            self._hook.perform(flow)
+            self._hook.cancel_job(app_id=record.app_id, job_id=record.job_id, retry_budget=CANCEL_TIME)
             log.info("Canceled job %s, which nobody waits for any more", record.job_id)
         except (RunGenConflictError, RunGenNotFoundError):
             pass  # it is over
@@ -171,7 +170,7 @@ class DurableSubmission:
     def _resume(self, record: SubmissionRecord, *, is_cleared: bool) -> Submission | None:
         """Return the job of an earlier attempt, unless it is useless by now."""
         visible_by = record.submitted_at + RESUBMISSION_GRACE
-        flow = endpoints.get_job_when_visible(record.app_id, record.job_id, known_by=visible_by)
+        flow = endpoints.get_job_when_visible(record.app_id, record.job_id, visible_by=visible_by)
         try:
             job = self._hook.perform(flow)
         except RunGenNotFoundError:

@@ -95,7 +95,7 @@ class WaitingRun(TaskRun):
         app_id = self.jobs.app_id
         if within is None:
             within = 60.0 + len(job_ids) / (self.hook.settings.max_requests_per_second or 20)
-        outcomes = self.hook.cancel_jobs(app_id, job_ids, within=within)
+        outcomes = self.hook.cancel_jobs(app_id=app_id, job_ids=job_ids, within=within)
         failures = {
             job_id: error
             for job_id, error in outcomes.items()
@@ -230,7 +230,7 @@ def _refetch(
 ) -> Flow[None]:
     def fetch(job_id: str) -> Flow[None]:
         try:
-            job = yield from endpoints.get_job_when_visible(app_id, job_id, known_by=visible_by)
+            job = yield from endpoints.get_job_when_visible(app_id, job_id, visible_by=visible_by)
         except RunGenError as error:
             on_outcome(job_id, error)
         else:

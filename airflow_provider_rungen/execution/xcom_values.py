@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from airflow_provider_rungen.client.models import clean_text
+from airflow_provider_rungen.client.texts import clean_text
 
 # Airflow 3.3 reads fewer than 200 levels, and 190 if lists and dicts alternate.
 MAX_DEPTH = 100

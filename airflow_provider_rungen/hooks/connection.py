@@ -7,7 +7,6 @@ import ipaddress
 import json
 import re
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -234,8 +233,3 @@ _EXTRAS: dict[str, Callable[[Any], Any]] = {
     "app_url": lambda value: _link(value, "app_id"),
     "job_url": lambda value: _link(value, "app_id", "job_id"),
 }
-
-
-def seconds(value: float | timedelta, name: str, *, or_none: bool = False) -> float:
-    """Return a duration in seconds: the old name of `to_seconds`."""  # until callers move to durations
-    return to_seconds(value, name, allow_zero=or_none)

@@ -135,8 +135,7 @@ class RunGenHook(FlowHook):
 
     def cancel_jobs(
         self,
-        *old: Any,  # until callers pass keywords
-        job_ids: Sequence[str] = (),
+        job_ids: Sequence[str],
         app_id: str | None = None,
         within: float = 30.0,
     ) -> dict[str, RunGenError | None]:
@@ -150,7 +149,7 @@ class RunGenHook(FlowHook):
         :param within: the most seconds for all of them.
         :return: the jobs, each with the error that kept it from being canceled, or ``None``.
         """
-        app_id, job_ids = old or (self.resolve_app_id(app_id), job_ids)
+        app_id = self.resolve_app_id(app_id)
         part = min(within / 4, PART)
         if len(job_ids) > 1:
             settings = replace(self.settings, connect_timeout=part, read_timeout=part)
@@ -197,10 +196,9 @@ class RunGenHook(FlowHook):
         :param workflow: ``model_url``, optionally ``tools``.
         :param description: its description.
         """
-        body = {"name": name, "configuration": configuration, "workflow": workflow}
-        return self.perform(
-            endpoints.create_app(body | ({"description": description} if description else {}))
-        )
+        body: dict[str, Any] = {"name": name, "configuration": configuration, "workflow": workflow}
+        body |= {} if description is None else {"description": description}
+        return self.perform(endpoints.create_app(body))
 
     def update_app(
         self,

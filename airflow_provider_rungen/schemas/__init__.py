@@ -10,8 +10,9 @@ from importlib import resources
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.client.models import Job, clean_text
+from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.redaction import redact_error
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultError
 
 if TYPE_CHECKING:

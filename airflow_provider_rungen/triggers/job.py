@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 
 from airflow_provider_rungen._airflow import TaskInstanceState, metrics
-from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.models import JobStatus
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError
@@ -180,7 +179,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
 
     async def _cancel(self, hook: RunGenHook, app_id: str, job_id: str) -> None:
         try:
-            await hook.aperform(endpoints.cancel_job(app_id, job_id, patience=base.CANCEL_TIME))
+            await hook.acancel_job(app_id=app_id, job_id=job_id, retry_budget=base.CANCEL_TIME)
             log.info("Canceled job %s of app %s", job_id, app_id)
         except RunGenError as error:
             log.warning("Could not cancel job %s of app %s: %s", job_id, app_id, error)

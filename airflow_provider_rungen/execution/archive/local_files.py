@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from airflow_provider_rungen.client.models import clean_text
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenOutputError
 
 

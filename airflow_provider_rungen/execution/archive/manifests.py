@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_rungen.client.models import clean_text
 from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS
+from airflow_provider_rungen.client.texts import clean_text
 
 # The fields of a file that a task returns.
 RETURNED_FIELDS = ("uri", "size", "sha256", "content_type")

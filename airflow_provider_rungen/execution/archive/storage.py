@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, BinaryIO, Self, TypeVar
 
-from airflow_provider_rungen.client.models import clean_text
 from airflow_provider_rungen.client.redaction import redact_error
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.local_files import open_folder, opener_in, try_lock
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from airflow_provider_rungen.client import codec
-from airflow_provider_rungen.client.models import clean_text
 from airflow_provider_rungen.client.redaction import redact_error
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.schemas import Schema
 

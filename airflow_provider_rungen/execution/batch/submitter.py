@@ -11,8 +11,9 @@ from typing import Any
 
 from airflow_provider_rungen.client import endpoints, retry
 from airflow_provider_rungen.client.flow import Flow
-from airflow_provider_rungen.client.models import Job, clean_text
+from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.progress import pace
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenError,
