@@ -139,7 +139,7 @@ def test_an_app_is_scaled_down_when_its_tasks_failed_and_left_alone_when_it_was_
 
 
 def test_neither_key_nor_signed_url_is_in_the_log(runs: Runs) -> None:
-    assert "RunGen job" in runs.log
+    assert "Submitted job" in runs.log
     lines = runs.log.splitlines()
     if not AIRFLOW_V_3_1_PLUS:
         # Airflow 3.0 itself writes in dag.test(), at DEBUG, what a task asks of it: to mask, to push, to show

@@ -65,7 +65,7 @@ def test_the_path_leads_through_arrays() -> None:
 def test_a_result_is_reported_with_its_app_and_job() -> None:
     message = error_of_result({"type": "object"}, "a text")
     assert message == (
-        "The result of RunGen job the-job of app the-app does not fit result_schema: "
+        "The result of job the-job of app the-app does not fit result_schema: "
         "result: 'a text' is not of type 'object'. Look at the result, or correct the schema."
     )
 

@@ -58,14 +58,14 @@ class _ValueScanner:
         if has_escapes := b"\\" in rest:
             rest = rest.replace(b"\\\\", b"").replace(b'\\"', b"")
         parts = rest.translate(_BRACKETS, _NOT_STRUCTURAL).split(b'"')
+        if not self._depth and len(parts) > 1:  # the value is a string, which ends here
+            return False
         brackets = b"".join(parts[self._in_string :: 2])  # those outside of strings
         depth = self._depth
         for run in _RUN.finditer(brackets.replace(b"[]", b"").replace(b"[]", b"")):
             depth += len(run[0]) if run[0][:1] == b"[" else -len(run[0])
             if depth <= 0:
                 return False
-        if not depth and len(parts) > 1:  # the value is a string
-            return False
         self._depth = depth
         self._in_string ^= len(parts) % 2 == 0
         self._is_escaped = has_escapes and rest.endswith(b"\\")

@@ -110,7 +110,7 @@ class Job:
         :raises RunGenJobCanceledError: it was canceled.
         :raises RunGenJobError: it is not over.
         """
-        name = f"RunGen job {self.id} of app {self.app_id}"
+        name = f"Job {self.id} of app {self.app_id}"
         reason = f": {self.error.rstrip('.')}" if self.error else ""
         if self.status is JobStatus.FAILED:
             reason = reason or f" (status {clean_text(self.raw_status, 50)}; the service gave no reason)"

@@ -30,7 +30,8 @@ def _entity(char: str, name: str) -> str:
     escaped = rf"\\{{1,9}}(?:u00|x){code}|&\#0{{0,6}}{ord(char)};|&\#x0{{0,6}}{code};|&{name};"
     if char == "&":
         return rf"&(?:amp;){{0,9}}|{escaped}"
-    return rf"(?<!&)\#|{escaped}" if char == "#" else rf"\\{{0,9}}{re.escape(char)}|{escaped}"
+    # a # after an escaped & is that of an entity: &amp;#x27;
+    return rf"(?<!&)(?<!&amp;)(?<!amp;amp;)\#|{escaped}" if char == "#" else rf"\\{{0,9}}{re.escape(char)}|{escaped}"
 
 
 def _percent(char: str, repeat: str = "{0,9}") -> str:

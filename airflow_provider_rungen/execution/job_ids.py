@@ -43,7 +43,7 @@ def parse_known_job_ids(value: Any) -> list[str]:
     ids = parse_job_ids(value)
     known = [each for each in ids if each is not None]
     if ids and not known:
-        raise RunGenInputError("job_id names no job: did the task before push nothing?")
+        raise RunGenInputError("job_id names no job. Did the upstream task push nothing?")
     return known
 
 

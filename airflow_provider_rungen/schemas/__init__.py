@@ -67,7 +67,7 @@ class Schema:
         """
         if violations := self._violations(job.result, "result"):
             raise RunGenResultError(
-                f"The result of RunGen job {job.id} of app {job.app_id} does not fit {self._name}: "
+                f"The result of job {job.id} of app {job.app_id} does not fit {self._name}: "
                 f"{violations}",
                 app_id=job.app_id,
                 job_id=job.id,

@@ -82,7 +82,7 @@ class RunGenAppTrigger(RunGenBaseTrigger):
         return self.raised is not None
 
     def _left_behind(self) -> str:
-        return f"RunGen app {self.app_id} may still have the workers that this task gave it, and be billed"
+        return f"App {self.app_id} may still have the workers that this task gave it, and be billed"
 
     async def _undo(self, hook: RunGenHook, state: str | None) -> None:
         """Restore the number of workers."""
@@ -90,7 +90,7 @@ class RunGenAppTrigger(RunGenBaseTrigger):
         if raised is None:
             return
         if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
-            log.info("RunGen app %s is left to the attempt that waits for it", raised.app_id)
+            log.info("Left app %s to the attempt that waits for it", raised.app_id)
             return
         await hook.asettings()
         within = base.CANCEL_TIME * 0.8

@@ -58,6 +58,7 @@ SCHEMES = ["http", "https", "HTTPS", "s3", "gs", "abfss", "ftp", "postgresql+psy
     after=st.sampled_from(["", " and more", '", "n": 1', "\n", "<b>", '\\"}']),
 )
 @example("s3", ":SECRET", "h", "", None, "html", "", "")
+@example("http", ":SECRET'", "h", "", "?@SECRET", "html in html", "", "")
 def test_no_secret_survives(  # noqa: PLR0917 - the parts of a URL
     scheme: str,
     userinfo: str | None,

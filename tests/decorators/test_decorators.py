@@ -98,7 +98,7 @@ def test_a_failed_job_has_its_own_error(rungen_emulator: Emulator, deferrable: b
     outcome = Attempts(saying("x", fail="out of memory"), deferrable=deferrable).attempt()
     [job] = rungen_emulator.service.jobs()
     assert type(outcome.error) is RunGenJobFailedError
-    assert f"RunGen job {job['id']} of app llama-text failed: out of memory. " in str(outcome.error)
+    assert f"Job {job['id']} of app llama-text failed: out of memory. " in str(outcome.error)
 
 
 @MODES

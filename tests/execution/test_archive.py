@@ -644,7 +644,7 @@ def test_no_symbolic_link_is_followed(
     before = files(elsewhere)
     error = archive(context, job_id, destination).error
     assert type(error) is AirflowFailException
-    assert f"Could not store the outputs of RunGen job {job_id} of app {APP}" in str(error)
+    assert f"Could not store the outputs of job {job_id} of app {APP}" in str(error)
     assert "is a symbolic link, which is not followed. Remove the link" in str(error)
     assert files(elsewhere) == before
     assert not (tmp_path / "nothing").exists()
@@ -740,7 +740,7 @@ def test_a_fault_that_does_not_pass_may_the_next_time_and_the_rest_is_kept(
     assert type(outcome.error) is RunGenOutputError
     assert outcome.error.retryable
     message = str(outcome.error)
-    assert f"Could not store the outputs of RunGen job {bad} of app {APP}: result.images[" in message
+    assert f"Could not store the outputs of job {bad} of app {APP}: result.images[" in message
     assert "127.0.0.1 answered 500" in message
     assert "X-Amz" not in message
     assert ti.xcoms["failed"] == [0]
@@ -759,7 +759,7 @@ def test_an_outage_stops_before_everything_was_tried(
     outcome = archive(context, ids, tmp_path, max_concurrency=2)
     assert type(outcome.error) is RunGenOutputError
     assert outcome.error.retryable
-    assert "40 RunGen jobs were not collected" in str(outcome.error)
+    assert "40 jobs were not collected" in str(outcome.error)
     assert len(fetches(rungen_emulator)) <= archiver.OUTAGE_FAILURES + 2
 
 
@@ -801,7 +801,7 @@ def test_a_job_has_so_many_outputs_at_most(
         error = archive(context, many, tmp_path, max_outputs=12).error
         assert type(error) is AirflowFailException
         assert (
-            f"Could not store the outputs of RunGen job {many} of app {APP}: it has more than 12 outputs"
+            f"Could not store the outputs of job {many} of app {APP}: it has more than 12 outputs"
             in str(error)
         )
 
@@ -828,7 +828,7 @@ def test_the_outputs_of_a_job_have_so_many_bytes_at_most(
     assert ti.xcoms["failed"] == [0]
     assert rungen_emulator.service.count("output") <= before + 5 + 2 + 1
     error = archive(context, large, tmp_path / "none", max_total_bytes=5999).error
-    assert "Could not store the outputs of RunGen job " in str(error)
+    assert "Could not store the outputs of job " in str(error)
     assert "the outputs of the job have over 5999 bytes (max_total_bytes)" in str(error)
 
 
@@ -889,7 +889,7 @@ def test_outputs_that_have_expired_are_reported_with_the_time(
     today = time.strftime("%Y-%m-%d", time.gmtime())
     message = str(outcome.error)
     assert message.startswith(
-        f"Could not store the outputs of RunGen job {job_id} of app {APP}: result.images[0].image: "
+        f"Could not store the outputs of job {job_id} of app {APP}: result.images[0].image: "
     )
     assert f"the outputs of the job expired on {today} " in message
     assert "403 AccessDenied" in str(outcome.error)
@@ -976,7 +976,7 @@ def test_many_that_are_not_over_keep_no_other_from_being_stored(
     rungen_emulator.service.scale(APP, 20)
     *_, over = ids = submitted(*[job(seconds=60)] * 5, job())
     outcome = archive(context, ids, tmp_path, max_concurrency=1, wait_for_completion=False)
-    assert "5 RunGen jobs were not collected" in str(outcome.error)
+    assert "5 jobs were not collected" in str(outcome.error)
     assert manifest_of(tmp_path, over)["complete"] is True
 
 

@@ -234,7 +234,7 @@ def test_a_result_that_xcom_cannot_hold_fails_permanently_and_names_the_way_out(
     assert type(outcome.error) is AirflowFailException
     message = str(outcome.error)
     assert message.startswith(
-        f"RunGen job {bad} of app {APP} completed, but XCom cannot hold its result: result.a[0]"
+        f"Job {bad} of app {APP} completed, but XCom cannot hold its result: result.a[0]"
     )
     assert "Set destination" in message
     assert ti.xcoms["failed"] == [1]

@@ -174,7 +174,7 @@ def test_a_failed_job_fails_the_task_with_the_services_words(
     outcome = run_task(op, context)
     [job] = rungen_emulator.service.jobs()
     assert type(outcome.error) is RunGenJobFailedError
-    told = f"RunGen job {job['id']} of app {APP} failed: out of memory. "
+    told = f"Job {job['id']} of app {APP} failed: out of memory. "
     assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
     assert (outcome.error.app_id, outcome.error.job_id) == (APP, job["id"])
     assert rungen_emulator.service.count("cancel") == 0
@@ -644,7 +644,7 @@ def test_collecting_a_failed_job_is_hopeless(
         hook.cancel_job(job_id=gone)
     outcome = run_task(collect_op([good, bad], deferrable=deferrable), context)
     assert isinstance(outcome.error, AirflowFailException)
-    told = f"RunGen job {bad} of app {APP} failed: out of memory. "
+    told = f"Job {bad} of app {APP} failed: out of memory. "
     assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
     outcome = run_task(collect_op([gone], deferrable=deferrable), context)
     assert isinstance(outcome.error, AirflowFailException)
@@ -808,7 +808,7 @@ def test_a_result_that_does_not_fit_its_schema_is_hopeless(
     assert type(outcome.error) is AirflowFailException
     assert type(outcome.error.__cause__) is RunGenResultError
     assert str(outcome.error) == (
-        f"The result of RunGen job {bad} of app {APP} does not fit result_schema: "
+        f"The result of job {bad} of app {APP} does not fit result_schema: "
         "result.text: 7 is not of type 'string'. Look at the result, or correct the schema."
     )
     outcome = run_task(collect_op([bad, good, worse], **options), context)
@@ -823,7 +823,7 @@ def test_a_failed_job_is_told_whatever_the_schema(
 ) -> None:
     [bad] = submitted(taking(0.2, fail="out of memory"))
     outcome = run_task(collect_op(bad, deferrable=deferrable, result_schema="flux-schnell"), context)
-    told = f"RunGen job {bad} of app {APP} failed: out of memory. "
+    told = f"Job {bad} of app {APP} failed: out of memory. "
     assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
 
 

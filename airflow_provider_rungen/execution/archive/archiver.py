@@ -125,7 +125,7 @@ class OutputArchiver:
     def _check_outage(self, job_id: str) -> None:
         if self._failures_in_a_row >= max(OUTAGE_FAILURES, 2 * self.max_concurrency):
             raise RunGenOutputError(
-                f"Skipped RunGen job {job_id} of app {self.app_id}: "
+                f"Skipped job {job_id} of app {self.app_id}: "
                 f"the last {self._failures_in_a_row} jobs could not be stored",
                 app_id=self.app_id,
                 job_id=job_id,

@@ -167,7 +167,7 @@ class JobArchiver:
     def _error(self, cause: RunGenError, place: str = "") -> RunGenOutputError:
         job = self._job
         return RunGenOutputError(
-            f"Could not store the outputs of RunGen job {job.id} of app {job.app_id}: {place}{cause.message}",
+            f"Could not store the outputs of job {job.id} of app {job.app_id}: {place}{cause.message}",
             app_id=job.app_id,
             job_id=job.id,
             hint=cause.hint,
