@@ -1,5 +1,9 @@
 """Import names of Airflow that moved between versions: each is available here on every supported version."""
 
+# What the type checker reads here is what other modules import from here:
+# mypy: implicit-reexport
+# ruff: noqa: F401
+
 from __future__ import annotations
 
 import re
@@ -47,45 +51,6 @@ if TYPE_CHECKING:
     )
     from airflow.sdk.execution_time.xcom import XCom
     from airflow.sdk.log import mask_secret
-
-__all__ = [
-    "AIRFLOW_VERSION",
-    "AIRFLOW_V_3_0_PLUS",
-    "AIRFLOW_V_3_2_PLUS",
-    "AIRFLOW_V_3_3_PLUS",
-    "AIRFLOW_V_3_4_PLUS",
-    "SET_DURING_EXECUTION",
-    "AirflowException",
-    "AirflowFailException",
-    "AirflowNotFoundException",
-    "AirflowSensorTimeout",
-    "AirflowSkipException",
-    "AirflowTaskTimeout",
-    "Asset",
-    "BaseHook",
-    "BaseOperator",
-    "BaseOperatorLink",
-    "BaseSensorOperator",
-    "Connection",
-    "Context",
-    "DecoratedOperator",
-    "DuplicateTaskIdFound",
-    "ObjectStoragePath",
-    "RetryDecision",
-    "RetryPolicy",
-    "TaskDecorator",
-    "TaskDeferred",
-    "TaskInstanceState",
-    "TriggerRule",
-    "XCom",
-    "XComArg",
-    "conf",
-    "context_merge",
-    "determine_kwargs",
-    "get_async_connection",
-    "mask_secret",
-    "task_decorator_factory",
-]
 
 Version = tuple[int, int]
 

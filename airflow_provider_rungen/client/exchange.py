@@ -12,6 +12,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from airflow_provider_rungen.client.failures import ExchangeState
+
 T = TypeVar("T")
 # Seconds between two checks whether the caller is interrupted.
 CHECK_INTERVAL = 0.1
@@ -25,7 +27,7 @@ class AbandonedError(OSError):
     """Nobody waits for this exchange: nothing more may be sent."""
 
 
-class Exchange(Generic[T]):
+class Exchange(ExchangeState, Generic[T]):
     """
     One request and its answer, performed by an `ExchangeThread`.
 
@@ -34,6 +36,7 @@ class Exchange(Generic[T]):
     """
 
     def __init__(self, thread: ExchangeThread, work: Callable[[], T]) -> None:
+        super().__init__()
         self.thread = thread
         self._work = work
         self._lock = threading.Lock()
@@ -41,10 +44,6 @@ class Exchange(Generic[T]):
         self._running.acquire()
         self._outcome: tuple[T | None, BaseException | None] = (None, None)
         self._is_abandoned = False
-        #: Whether any of the request may have been sent.
-        self.is_sent = False
-        #: Whether the caller was interrupted.
-        self.is_interrupted = False
 
     def run(self) -> None:
         """Perform the work, in the thread."""

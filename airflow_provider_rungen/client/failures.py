@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
 
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.flow import Request
 from airflow_provider_rungen.exceptions import RunGenConnectionError
 
 
-class ExchangeState(Protocol):
-    """How far an exchange has come: the request may have been sent, its caller may have to end."""
+@dataclass
+class ExchangeState:
+    """
+    How far an exchange has come.
 
-    is_sent: bool
-    is_interrupted: bool
+    :param is_sent: whether any of the request may have been sent.
+    :param is_interrupted: whether the caller has to end soon.
+    """
+
+    is_sent: bool = False
+    is_interrupted: bool = False
 
 
 def timed_out(request: Request, limit: float, exchange: ExchangeState) -> RunGenConnectionError:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -44,25 +44,14 @@ def _resolved(name: str, family: int, _: int, proto: int, __: str, address: Any)
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:
     """Perform blocking work in a daemon thread, and return its result."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: T | None, error: Exception | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)  # type: ignore[arg-type]  # without an error there is a value
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # or a canceled caller would cancel it
 
     def run() -> None:
-        value, failure = None, None
         try:
-            value = work()
-        except Exception as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(settle, value, failure)
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
 
     threading.Thread(target=run, name="rungen-lookup", daemon=True).start()
-    return await future
+    return await asyncio.wrap_future(future)

@@ -23,7 +23,7 @@ from airflow_provider_rungen.client.exchange import (
     ExchangeThread,
     check_current,
 )
-from airflow_provider_rungen.client.failures import connection_failed, timed_out
+from airflow_provider_rungen.client.failures import ExchangeState, connection_failed, timed_out
 from airflow_provider_rungen.client.flow import Request, Response
 from airflow_provider_rungen.client.lookups import look_up
 from airflow_provider_rungen.client.settings import Settings, environment_ca, tls_context
@@ -151,14 +151,6 @@ class Sender:
             self._thread = None
 
 
-class _AsyncExchange:
-    """How far an exchange of the asynchronous sender has come."""
-
-    def __init__(self) -> None:
-        self.is_sent = False
-        self.is_interrupted = False
-
-
 class AsyncSender:
     """
     Sends requests over one `aiohttp.ClientSession`. The event loop that uses it must make and close it.
@@ -205,7 +197,7 @@ class AsyncSender:
         async with self._in_flight:
             if wait := self._limiter.reserve():
                 await asyncio.sleep(wait)
-            limit, exchange = self.settings.time_limit(request), _AsyncExchange()
+            limit, exchange = self.settings.time_limit(request), ExchangeState()
             scope = asyncio.timeout(limit)
             try:
                 async with scope:
@@ -220,7 +212,7 @@ class AsyncSender:
             raise failure
 
     @contextmanager
-    def _shortened_if_interrupted(self, scope: asyncio.Timeout, exchange: _AsyncExchange) -> Iterator[None]:
+    def _shortened_if_interrupted(self, scope: asyncio.Timeout, exchange: ExchangeState) -> Iterator[None]:
         is_interrupted = self._is_interrupted
         if is_interrupted is None:
             yield
@@ -244,7 +236,7 @@ class AsyncSender:
         finally:
             timer.cancel()
 
-    async def _exchange(self, request: Request, exchange: _AsyncExchange) -> Response:
+    async def _exchange(self, request: Request, exchange: ExchangeState) -> Response:
         from yarl import URL
 
         settings = self.settings

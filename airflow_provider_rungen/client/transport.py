@@ -56,7 +56,7 @@ def drive(
                 sleep(step.seconds)
             return clock()
         if isinstance(step, Gather):
-            return [_outcome(each, send, sleep, clock) for each in step.flows]
+            return [drive(_caught(each), send, sleep, clock) for each in step.flows]
         return send(step)
 
     # an error that somebody holds keeps this frame, and so the flow, which may have state to reset
@@ -71,15 +71,6 @@ def drive(
                 resume = partial(flow.send, perform(step))
             except RunGenError as error:
                 resume = partial(flow.throw, error)
-
-
-def _outcome(
-    flow: Flow[T], send: Send, sleep: Callable[[float], None], clock: Callable[[], float]
-) -> T | RunGenError:
-    try:
-        return drive(flow, send, sleep, clock)
-    except RunGenError as error:
-        return error
 
 
 async def adrive(
@@ -106,7 +97,7 @@ async def adrive(
                 await sleep(step.seconds)
             return clock()
         if isinstance(step, Gather):
-            flows = [_aoutcome(each, send, sleep, clock) for each in step.flows]
+            flows = [adrive(_caught(each), send, sleep, clock) for each in step.flows]
             return await _gather(flows, step.patience, stragglers)
         return await send(step)
 
@@ -123,11 +114,9 @@ async def adrive(
                 resume = partial(flow.throw, error)
 
 
-async def _aoutcome(
-    flow: Flow[T], send: AsyncSend, sleep: Callable[[float], Awaitable[None]], clock: Callable[[], float]
-) -> T | RunGenError:
+def _caught(flow: Flow[T]) -> Flow[T | RunGenError]:
     try:
-        return await adrive(flow, send, sleep, clock)
+        return (yield from flow)
     except RunGenError as error:
         return error
 

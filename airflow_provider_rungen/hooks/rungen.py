@@ -135,6 +135,7 @@ class RunGenHook(FlowHook):
 
     def cancel_jobs(
         self,
+        *,
         job_ids: Sequence[str],
         app_id: str | None = None,
         within: float = 30.0,

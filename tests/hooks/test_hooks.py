@@ -72,8 +72,7 @@ def test_an_app_by_the_methods_of_the_hook(rungen_emulator: Emulator) -> None:
 )
 def test_the_methods_take_keywords_only(name: str) -> None:
     parameters = list(inspect.signature(getattr(RunGenHook, name)).parameters.values())[1:]
-    # until callers of cancel_jobs pass keywords
-    assert all(each.kind is each.KEYWORD_ONLY or each.name == "old" for each in parameters)
+    assert all(each.kind is each.KEYWORD_ONLY for each in parameters)
 
 
 TWINS = {
