@@ -31,7 +31,11 @@ def _entity(char: str, name: str) -> str:
     if char == "&":
         return rf"&(?:amp;){{0,9}}|{escaped}"
     # a # after an escaped & is that of an entity: &amp;#x27;
-    return rf"(?<!&)(?<!&amp;)(?<!amp;amp;)\#|{escaped}" if char == "#" else rf"\\{{0,9}}{re.escape(char)}|{escaped}"
+    return (
+        rf"(?<!&)(?<!&amp;)(?<!amp;amp;)\#|{escaped}"
+        if char == "#"
+        else rf"\\{{0,9}}{re.escape(char)}|{escaped}"
+    )
 
 
 def _percent(char: str, repeat: str = "{0,9}") -> str:

@@ -67,8 +67,7 @@ class Schema:
         """
         if violations := self._violations(job.result, "result"):
             raise RunGenResultError(
-                f"The result of job {job.id} of app {job.app_id} does not fit {self._name}: "
-                f"{violations}",
+                f"The result of job {job.id} of app {job.app_id} does not fit {self._name}: {violations}",
                 app_id=job.app_id,
                 job_id=job.id,
             )

@@ -800,9 +800,8 @@ def test_a_job_has_so_many_outputs_at_most(
         assert not (tmp_path / many).exists()
         error = archive(context, many, tmp_path, max_outputs=12).error
         assert type(error) is AirflowFailException
-        assert (
-            f"Could not store the outputs of job {many} of app {APP}: it has more than 12 outputs"
-            in str(error)
+        assert f"Could not store the outputs of job {many} of app {APP}: it has more than 12 outputs" in str(
+            error
         )
 
 
