@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 help:
 	@echo "make demo         run the example DAGs: real Airflow, emulated RunGen service, no key needed (two minutes)"
-	@echo "make test         run the tests"
+	@echo "make test         run the tests on all cores (ARGS=\"-k name -x\" passes arguments to pytest, -n 0 uses one process)"
 	@echo "make test-system  run the tests that start a real Airflow and kill parts of it (minutes)"
 	@echo "make test-browser click through Airflow in a real browser, and renew docs/images (Debian; minutes)"
 	@echo "make test-distributed  run the tests that lose workers and triggerers of an Airflow with CeleryExecutor (minutes)"
@@ -40,7 +40,7 @@ standalone: $(READY)
 	@$(BIN)/python scripts/standalone.py
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 test-system: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[system]'

@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import email.utils
+import gc
 import json
 import os
 import shutil
@@ -15,13 +16,14 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hypothesis
+import hypothesis.internal.conjecture.providers
 import pytest
 
 # Before anything imports airflow, which reads its settings then.
@@ -54,6 +56,8 @@ from airflow_provider_rungen.exceptions import RunGenConnectionError  # noqa: E4
 
 hypothesis.settings.register_profile("steady", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("steady")
+# Hypothesis also draws constants of the modules loaded so far, which differ between test processes.
+hypothesis.internal.conjecture.providers.is_local_module_file = lambda _: False
 
 __all__ = ["wait_for_jobs"]
 
@@ -62,7 +66,37 @@ KEY = "rungen-emulator-key"
 APP = "flux-schnell"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Run more workers than there are cores, since most tests wait most of the time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + cores // 2
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """
+    Format a failure without collecting garbage meanwhile.
+
+    A finalizer may format a traceback itself, of a task that nobody awaited. Before Python 3.13 that makes
+    the parsing of the test's source fail with a SystemError, which ends the session
+    (python/cpython#106905).
+    """
+    if call.excinfo is None:
+        return (yield)
+    gc.collect()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return  # the tests run in other processes
     # pytest-asyncio, where some other project brought it along, warns about an unset option of its own
     warnings.filterwarnings("ignore", ".*asyncio_default_fixture_loop_scope", DeprecationWarning)
     warnings.filterwarnings("ignore", ".*asyncio_default_fixture_loop_scope", pytest.PytestWarning)
@@ -312,10 +346,19 @@ class OutletEvents(dict[Any, Accessor]):
         return self.setdefault((type(outlet).__name__, name), Accessor())
 
 
+# Waits in real time, shortened for every test; what tests such a wait sets its own.
+_SHORT_WAITS = {
+    "client.retry.BACKOFF": 0.05,
+    "client.retry.REFUSAL_GRACE": 0.5,
+    "execution.submission.RESUBMISSION_GRACE": 1.0,
+    "execution.waiting.FIRST_INTERVAL": 0.05,
+}
+
+
 @pytest.fixture(autouse=True)
-def _brief_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for a refused key for a moment only, where the wait is not what is tested."""
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 1.5)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in _SHORT_WAITS.items():
+        monkeypatch.setattr(f"airflow_provider_rungen.{name}", seconds)
 
 
 @pytest.fixture(autouse=True)
