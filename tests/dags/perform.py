@@ -1,6 +1,6 @@
-"""Runs DAGs of this folder with ``dag.test()`` in a process of its own; prints the states of their tasks.
+"""Run DAGs of this folder with ``dag.test()``, and print the states of their tasks.
 
-Arguments: pairs of a dag_id and the emulator's options, as JSON.
+Arguments: the emulator's URL; a JSON list of dag_id, options of the emulator, and file for the DAG's report.
 """
 
 from __future__ import annotations
@@ -13,6 +13,12 @@ from pathlib import Path
 
 
 def main(emulator: str, plan: str) -> None:
+    from airflow.cli.cli_parser import get_parser
+
+    # in this process, since each new one takes seconds to import Airflow
+    for command in (["db", "migrate"], ["dags", "reserialize"]):
+        arguments = get_parser().parse_args(command)
+        arguments.func(arguments)
     sys.path.insert(0, str(Path(__file__).parent))
     dags = importlib.import_module("rungen_dags")
     by_id = {dag.dag_id: dag for dag in (dags.ways, dags.deferred, dags.failing, dags.retried, dags.scaled)}

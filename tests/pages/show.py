@@ -1,7 +1,7 @@
-"""Does what the pages show, in one process with one database, and writes down how each went.
+"""Execute the code blocks of the documentation in one process with one database.
 
-The argument is a folder with a ``plan.json``; the outcomes go to ``outcomes.json`` beside it, an empty text
-for what went well.
+The argument is a folder with a ``plan.json``. The outcomes go to ``outcomes.json`` in that folder: the
+traceback of each block, or an empty text if it succeeded.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ def main(folder: Path) -> None:
 
     plan = json.loads((folder / "plan.json").read_text())
     sys.path.insert(0, str(folder))
-    # commands, without the start of a process for each
+    # in this process, since each new one takes seconds to import Airflow
     for command in (["db", "migrate"], ["dags", "reserialize"]):
         arguments = get_parser().parse_args(command)
         arguments.func(arguments)
+    skip_synchronization()
     ways: dict[str, Callable[[Any], Any]] = {
         "dag": run_dags,
         "script": runpy.run_path,
         "command": get_parser().parse_args,
     }
-    outcomes = run_tests({what: name for name, (way, what) in plan.items() if way == "test"})
+    outcomes: dict[str, str] = {}
     for name, (way, what) in plan.items():
-        if name in outcomes:
+        if way == "test":
             continue
         print("=====", name, flush=True)
         try:
@@ -43,14 +44,26 @@ def main(folder: Path) -> None:
             outcomes[name] = ""
         except (Exception, SystemExit):
             outcomes[name] = traceback.format_exc()
+    # the last, since they import some of the DAG files
+    outcomes |= run_tests({what: name for name, (way, what) in plan.items() if way == "test"})
     (folder / "outcomes.json").write_text(json.dumps(outcomes))
+
+
+def skip_synchronization() -> None:
+    """Stop ``dag.test()`` from parsing and storing all DAGs before each run: they are stored already."""
+    from airflow.dag_processing import dagbag
+
+    for name in ("BundleDagBag", "sync_bag_to_db"):
+        if hasattr(dagbag, name):
+            setattr(dagbag, name, lambda *_, **__: None)
 
 
 def run_dags(name: str) -> None:
     from airflow.sdk import DAG
 
+    gc.freeze()  # so that get_objects() lists only what is created from here on
     file = importlib.import_module(name).__file__
-    # a `with` block need not name its DAG; isinstance() would wake up what is imported lazily
+    # a `with` block need not name its DAG; isinstance() would trigger lazy imports
     dags = {o.dag_id: o for o in gc.get_objects() if type(o) is DAG and o.fileloc == file}
     assert dags, f"no DAG in {file}"
     for dag_id, dag in dags.items():
@@ -63,7 +76,7 @@ def run_dags(name: str) -> None:
 
 
 def start_workers() -> None:
-    """Give the apps their workers back, which the DAG before may have taken away."""
+    """Restore the workers of the apps, which the previous DAG may have scaled down."""
     emulator = json.loads(os.environ["AIRFLOW_CONN_RUNGEN_DEFAULT"])["host"]
     for app_id in ("flux-schnell", "YOUR-APP-ID", "YOUR-LLM-APP-ID"):
         body = json.dumps({"app_id": app_id, "workers": 4}).encode()
@@ -72,7 +85,7 @@ def start_workers() -> None:
 
 
 def run_tests(names: dict[str, str]) -> dict[str, str]:
-    """Run the files of tests, and give what failed in each."""
+    """Run test files, and return the failures of each."""
     import pytest
 
     outcomes: dict[str, str] = {}
