@@ -111,7 +111,7 @@ class Server:
 
 
 def settings_for(url: str, **changes: Any) -> Settings:
-    return replace(Settings(base_url=url, api_key=KEY, connect_timeout=2.0, read_timeout=0.5), **changes)
+    return replace(Settings(base_url=url, api_key=KEY, connect_timeout=0.7, read_timeout=0.5), **changes)
 
 
 def drip(text: bytes, *, head: bytes = b"") -> Talk:

@@ -34,8 +34,9 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
 
-LIMIT = 1.0
+LIMIT = 0.5
 LIMITS: dict[str, Any] = {"connect_timeout": LIMIT / 2, "read_timeout": LIMIT / 2}
+LAST_ANSWER = 0.3
 # What a hostile server sends: a beginning, then a piece again and again, and the seconds between the pieces.
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 GZIPPED = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
@@ -72,6 +73,16 @@ def endless(first: bytes, again: bytes, gap: float) -> Callable[[socket.socket],
     return talk
 
 
+@pytest.fixture(autouse=True)
+def _short_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "client.exchange.LAST_ANSWER",
+        "client.senders.LAST_ANSWER",
+        "execution.batch.submitter.LAST_ANSWERS",
+    ):
+        monkeypatch.setattr(f"airflow_provider_rungen.{name}", LAST_ANSWER)
+
+
 @pytest.fixture
 def limited() -> Iterator[Callable[[], float]]:
     """Check that what is done ends soon after the limit, on a busy machine, too; else it would never end."""
@@ -96,7 +107,7 @@ def test_an_endless_answer_ends_at_the_limit(serve: Any, send: Send, name: str) 
 def test_a_request_has_a_limit_of_its_own(serve: Any, send: Send) -> None:
     server = serve(endless(b"HTTP/1.1 200 ", b"O", 0.02))
     settings = settings_for(server.url, connect_timeout=5.0, read_timeout=60.0)
-    with pytest.raises(RunGenConnectionError, match="within 1 s") as caught:
+    with pytest.raises(RunGenConnectionError, match=f"within {LIMIT} s") as caught:
         send(settings, replace(GET, timeout=LIMIT))
     assert caught.value.sent
 
@@ -421,7 +432,7 @@ def test_a_cancel_at_a_kill_does_not_wait_for_its_turn(
     assert isinstance(outcomes[job.id], RunGenConflictError)
 
 
-def test_a_request_that_is_interrupted_gets_a_second_more(rungen_emulator: Emulator) -> None:
+def test_a_request_that_is_interrupted_gets_a_moment_more(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="list_apps", kind="hang"))
     settings = settings_for(rungen_emulator.url, api_key=rungen_emulator.service.api_key, read_timeout=30.0)
     sender = Sender(settings, is_interrupted=lambda: True)
@@ -429,5 +440,5 @@ def test_a_request_that_is_interrupted_gets_a_second_more(rungen_emulator: Emula
     with pytest.raises(RunGenConnectionError, match="before the task had to end") as caught:
         sender(Request("GET", "app", "list the apps"))
     assert caught.value.sent
-    assert 0.9 < time.monotonic() - begun_at < 2.5
+    assert LAST_ANSWER * 0.9 < time.monotonic() - begun_at < LAST_ANSWER + 1.5
     sender.close()

@@ -51,6 +51,7 @@ def wait(job_ids: list[str], *, every: float = 5, deadline: float | None = None)
 @pytest.mark.parametrize("words", ["upper", "lower", "title", "alternate"])
 @pytest.mark.parametrize("id_field", ["documented", "job_id", "id", "both"])
 @pytest.mark.parametrize("shape", ["wrapped", "flat", "mixed"])
+@pytest.mark.parametrize("via", ["direct"], indirect=True)  # what carries an answer does not change it
 def test_a_job_goes_its_way_in_every_shape(
     via: Via, shape: str, id_field: str, words: str, time_format: str
 ) -> None:

@@ -70,8 +70,7 @@ def workers(emulator: Emulator, app_id: str = APP) -> int:
 
 
 @MODES
-@pytest.mark.parametrize("shape", ["wrapped", "flat", "mixed"])
-@pytest.mark.parametrize("words", ["upper", "lower", "title"])
+@pytest.mark.parametrize(("shape", "words"), [("wrapped", "upper"), ("flat", "lower"), ("mixed", "title")])
 def test_going_up_waits_until_the_app_runs(
     emulator: Emulator, context: Any, deferrable: bool, shape: str, words: str
 ) -> None:

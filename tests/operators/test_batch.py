@@ -483,7 +483,7 @@ def test_a_proxy_that_hides_the_answers_buys_one_job_for_each_input(rungen_emula
 def test_a_service_in_trouble_is_not_sent_all_inputs(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 2.0)
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 1.0)
     rungen_emulator.service.inject(Fault(on="run", status=500, times=None))
     task = Task(rungen_emulator, inputs=prompts(500))
     assert "(500)" in str(task.attempt().error)
@@ -718,7 +718,7 @@ def test_what_was_certainly_not_taken_has_no_unknown_fate(
     """Though it counts as sent, since that is noted before it is."""
     rungen_emulator.service.inject(Fault(on="run", status=status, times=None, skip=10))
     task = Task(rungen_emulator, inputs=prompts(300), on_unknown_submission="fail")
-    assert task.attempt(timeout=3).error is not None
+    assert task.attempt(timeout=1.5).error is not None
     rungen_emulator.service.clear_faults()
     assert len(set(task.attempt().value)) == 300
     assert not [line for line in caplog.messages if "it is not known" in line]
@@ -986,13 +986,13 @@ def test_only_what_is_not_over_is_canceled(
 def test_each_of_many_jobs_has_its_own_time_to_be_canceled(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.hooks.rungen.PART", 2.0)
+    monkeypatch.setattr("airflow_provider_rungen.hooks.rungen.PART", 1.0)
     connection = json.loads(rungen_emulator.airflow_connection()) | {
-        "extra": {"app_id": "flux-schnell", "max_requests_per_second": 40}
+        "extra": {"app_id": "flux-schnell", "max_requests_per_second": 80}
     }
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(connection))
     rungen_emulator.service.inject(Fault(on="cancel", status=503, times=3, skip=80))
-    task = Task(rungen_emulator, inputs=prompts(90, seconds=60), timeout=3, poll_interval=1)
+    task = Task(rungen_emulator, inputs=prompts(90, seconds=60), timeout=1.5, poll_interval=1)
     assert "(and 89 more) was not over in time" in str(task.attempt().error)
     assert task.statuses() == ["CANCELED"] * 90
 
