@@ -18,7 +18,7 @@ help:
 	@echo "make standalone   Airflow with the example DAGs and the emulator, until Ctrl-C (PORT=8080 sets the UI's port)"
 	@echo "make bench        measure what it costs, beside others, and renew docs/benchmarks (20 minutes)"
 	@echo "make docs         build the documentation into build/docs; a warning is an error"
-	@echo "make lint         check style and formatting"
+	@echo "make lint         check style, formatting, imports between layers, and prose"
 	@echo "make types        check types"
 	@echo "make format       format the code"
 	@echo "make clean        remove what the other targets made"
@@ -69,6 +69,7 @@ docs: $(READY)
 lint: $(READY)
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/codespell
 	@$(BIN)/python scripts/prose.py
 

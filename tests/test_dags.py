@@ -28,8 +28,13 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "example_dags").glob("*.py"))
 WAYS: dict[str, dict[str, Any]] = {
     "documented": {"shape": "wrapped", "words": "upper"},
     "different": {
-        **{"shape": "flat", "words": "alternate", "id_field": "both", "run_status": 200},
-        **{"time_format": "space", "execution_time_as": "number", "extra_fields": True},
+        "shape": "flat",
+        "words": "alternate",
+        "id_field": "both",
+        "run_status": 200,
+        "time_format": "space",
+        "execution_time_as": "number",
+        "extra_fields": True,
     },
 }
 TASKS = {

@@ -453,7 +453,7 @@ def test_by_hand_a_sensor_with_a_check_does_not_defer(by_hand: tuple[Any, Emulat
 def test_by_hand_nothing_bounds_the_wait_for_an_answer(
     by_hand: tuple[Any, Emulator], context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from requests import Session  # noqa: TID251 - what the HTTP provider sends with
+    from requests import Session  # what the HTTP provider sends with
 
     module, _ = by_hand
     send, timeouts = Session.send, []

@@ -20,7 +20,7 @@ from airflow_provider_rungen.exceptions import RunGenConfigError
 from airflow_provider_rungen.hooks.lookup import ConnectionLookup
 
 if TYPE_CHECKING:
-    import requests  # noqa: TID251 - for the type of get_conn() only
+    import requests  # for the type of get_conn() only
 
 _REFUSED = (401, 403)
 

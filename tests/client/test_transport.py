@@ -598,7 +598,7 @@ URLS = (
 def test_the_environment_names_the_same_proxy_for_both(
     monkeypatch: pytest.MonkeyPatch, url: str, no_proxy: str
 ) -> None:
-    from requests.utils import (  # noqa: TID251 - what it is held against
+    from requests.utils import (  # the reference
         get_environ_proxies,
         select_proxy,
     )

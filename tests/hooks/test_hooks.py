@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-import requests  # noqa: TID251 - for its type
+import requests
 from conftest import APP, wait_for_jobs
 
 from airflow_provider_rungen.client import endpoints
