@@ -1,0 +1,194 @@
+"""A user's DAG file that a type checker accepts: each task spells out all of its own parameters."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_rungen.decorators import rungen_task
+from airflow_provider_rungen.operators import (
+    RunGenCancelJobOperator,
+    RunGenCollectResultsOperator,
+    RunGenCreateAppOperator,
+    RunGenDeleteAppOperator,
+    RunGenRunBatchOperator,
+    RunGenRunJobOperator,
+    RunGenScaleAppOperator,
+    scaled_app,
+)
+from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
+
+with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
+    create = RunGenCreateAppOperator(
+        task_id="create",
+        name="flux",
+        configuration={"gpu_tier": "BASIC"},
+        workflow={"model_url": "https://models.example/flux"},
+        rungen_conn_id="rungen_default",
+        description="Pictures",
+        if_exists="use",
+        execution_timeout=timedelta(minutes=5),
+    )
+    scale = RunGenScaleAppOperator(
+        task_id="scale",
+        active_workers="{{ params.workers }}",
+        app_id=create.output,
+        rungen_conn_id="rungen_default",
+        wait_until_running=True,
+        deferrable=True,
+        defer_after=0,
+        poll_interval=timedelta(seconds=5),
+        timeout=1800,
+        scale_down_on_failure=False,
+        retries=2,
+    )
+    run = RunGenRunJobOperator(
+        task_id="run",
+        input={"prompt": "a lighthouse in {{ ds }}", "seeds": [1, 2, None], "app": create.output},
+        app_id=create.output,
+        rungen_conn_id="rungen_default",
+        wait_for_completion=True,
+        deferrable=True,
+        defer_after=timedelta(seconds=5),
+        end_from_trigger=True,
+        poll_interval=5,
+        timeout=timedelta(hours=1),
+        cancel_on_kill=True,
+        durable=True,
+        on_unknown_submission="fail",
+        on_clear="resume",
+        input_schema="flux-schnell",
+        retries=3,
+        retry_delay=timedelta(minutes=1),
+        pool="gpu",
+        doc_md="Runs a job.",
+    )
+    batch = RunGenRunBatchOperator(
+        task_id="batch",
+        inputs=[{"prompt": "a lighthouse"}, run.output],
+        app_id="flux-schnell",
+        rungen_conn_id="rungen_default",
+        wait_for_completion=True,
+        deferrable=False,
+        defer_after=5,
+        end_from_trigger=False,
+        poll_interval=5,
+        timeout=3600,
+        cancel_on_kill=True,
+        durable=True,
+        on_unknown_submission="resubmit",
+        on_clear="new",
+        input_schema={"type": "object"},
+        max_concurrency=8,
+        max_failed=0.1,
+    )
+    of_a_file = RunGenRunBatchOperator(task_id="of_a_file", inputs="s3://bucket/prompts.jsonl")
+    wait = RunGenJobSensor(
+        task_id="wait",
+        job_id=batch.output,
+        app_id="flux-schnell",
+        rungen_conn_id="rungen_default",
+        deferrable=True,
+        defer_after=0,
+        end_from_trigger=True,
+        start_from_trigger=False,
+        cancel_on_kill=False,
+        result_schema="flux-schnell",
+        poke_interval=timedelta(seconds=30),
+        timeout=3600,
+        soft_fail=True,
+        mode="reschedule",
+    )
+    is_up = RunGenAppSensor(
+        task_id="is_up",
+        app_id="flux-schnell",
+        rungen_conn_id="rungen_default",
+        status="RUNNING",
+        deferrable=True,
+        poke_interval=30,
+    )
+    collect = RunGenCollectResultsOperator(
+        task_id="collect",
+        job_id=[run.output, "5b1c9c3e-0d5a-4d26-a4b0-64f1e2b9a3f7"],
+        app_id="flux-schnell",
+        rungen_conn_id="rungen_default",
+        wait_for_completion=True,
+        deferrable=True,
+        defer_after=5,
+        poll_interval=5,
+        timeout=3600,
+        cancel_on_kill=False,
+        destination="s3://bucket/pictures",
+        result_schema="flux-schnell",
+        max_concurrency=8,
+        max_failed=1,
+        max_output_bytes=1 << 30,
+        max_outputs=100,
+        max_total_bytes=None,
+        max_xcom_bytes=1_000_000,
+    )
+    cancel = RunGenCancelJobOperator(
+        task_id="cancel",
+        job_id=batch.output,
+        app_id="flux-schnell",
+        rungen_conn_id="rungen_default",
+        fail_if_over=True,
+        trigger_rule="all_done",
+    )
+    delete = RunGenDeleteAppOperator(
+        task_id="delete",
+        app_id=create.output,
+        rungen_conn_id="rungen_default",
+        poll_interval=5,
+        timeout=600,
+    )
+    mapped = RunGenRunJobOperator.partial(task_id="mapped", app_id="flux-schnell").expand(
+        input=[{"prompt": "x"}]
+    )
+
+    @rungen_task(
+        app_id="flux-schnell",
+        rungen_conn_id="rungen_default",
+        deferrable=True,
+        defer_after=5,
+        poll_interval=5,
+        timeout=3600,
+        cancel_on_kill=True,
+        durable=True,
+        on_unknown_submission="fail",
+        on_clear="new",
+        input_schema="flux-schnell",
+        destination="s3://bucket/pictures",
+        result_schema="flux-schnell",
+        max_concurrency=8,
+        max_failed=0,
+        max_output_bytes=1 << 30,
+        max_outputs=100,
+        max_total_bytes=1 << 40,
+        max_xcom_bytes=1_000_000,
+        multiple_outputs=False,
+        retries=2,
+    )
+    def paint(subject: str) -> dict[str, Any]:
+        return {"prompt": subject}
+
+    with scaled_app(
+        "gpu",
+        2,
+        name="gpu",
+        rungen_conn_id="rungen_default",
+        drain=True,
+        drain_timeout=600,
+        keep_if_busy=True,
+        poll_interval=5,
+        pool="gpu",
+        wait_until_running=True,
+        deferrable=True,
+        defer_after=5,
+        timeout=600,
+        scale_down_on_failure=True,
+        retries=2,
+    ):
+        paint("a lighthouse")
