@@ -1,4 +1,4 @@
-"""What importing the package costs those who parse DAG files all the time."""
+"""What importing the package costs the processes that parse DAG files all the time."""
 
 from __future__ import annotations
 
@@ -16,63 +16,67 @@ import pytest
 from airflow_provider_rungen import operators, sensors
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 
-_HEAVY = ("aiohttp", "jsonschema", "requests")
+PACKAGE = "airflow_provider_rungen"
+HEAVY = {"aiohttp", "jsonschema", "requests"}
+DAG_FILE = Path(__file__).parent / "typing" / "accepted.py"
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "from airflow_provider_rungen.operators import *",
-        "from airflow_provider_rungen.sensors import *",
-        "import airflow_provider_rungen.hooks",
-        "import airflow_provider_rungen.decorators",
-    ],
-)
-def test_an_import_needs_nothing_heavy(statement: str) -> None:
-    # what Airflow itself imports, in some of its versions, is not this package's
-    script = "\n".join(
-        [
-            "import sys",
-            "from airflow_provider_rungen._airflow import BaseHook, BaseOperator, conf",
-            "before = set(sys.modules)",
-            statement,
-            f"print(sorted(set({_HEAVY}) & (set(sys.modules) - before)))",
-        ]
-    )
+def run(*lines: str) -> Any:
+    """Run a script in a new interpreter, and return the literal that it prints last."""
+    script = "\n".join(lines)
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    return ast.literal_eval(done.stdout.splitlines()[-1])
+
+
+def test_parsing_a_dag_file_imports_nothing_heavy_and_nothing_that_runs_a_task() -> None:
+    """The file has a task of every operator, sensor and the decorator."""
+    loaded = run(
+        "import runpy, sys",
+        # what Airflow itself imports is not counted
+        f"from {PACKAGE}._airflow import BaseHook, BaseOperator, conf",
+        "before = set(sys.modules)",
+        f"runpy.run_path({str(DAG_FILE)!r})",
+        "print(set(sys.modules) - before)",
+    )
+    assert f"{PACKAGE}.operators.job" in loaded
+    assert not loaded & HEAVY
+    runs_tasks = tuple(f"{PACKAGE}.{name}" for name in ("execution", "hooks", "triggers"))
+    assert [name for name in sorted(loaded) if name.startswith(runs_tasks)] == []
+
+
+def test_importing_the_hooks_needs_nothing_heavy() -> None:
+    loaded = run(
+        "import sys",
+        f"from {PACKAGE}._airflow import BaseHook, BaseOperator, conf",
+        "before = set(sys.modules)",
+        f"import {PACKAGE}.hooks",
+        "print(set(sys.modules) - before)",
+    )
+    assert not loaded & HEAVY
 
 
 def test_an_operator_is_loaded_when_it_is_asked_for() -> None:
-    script = "\n".join(
-        [
-            "import sys",
-            "from airflow_provider_rungen import operators",
-            "def rooms():",
-            "    return {name.rpartition('.')[2] for name in sys.modules if 'rungen.operators.' in name}",
-            "before = rooms()",
-            "operators.RunGenScaleAppOperator",
-            "print(before, sorted(rooms()))",
-        ]
+    before, after = run(
+        "import sys",
+        f"from {PACKAGE} import operators",
+        "def loaded():",
+        "    return {name.rpartition('.')[2] for name in sys.modules if 'rungen.operators.' in name}",
+        "before = loaded()",
+        "operators.RunGenScaleAppOperator",
+        "print((sorted(before), sorted(loaded())))",
     )
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "set() ['base', 'scale']"
+    assert before == []
+    assert after == ["base", "scale"]
 
 
 def test_the_pytest_plugin_adds_only_itself() -> None:
-    script = "\n".join(
-        [
-            "import sys, pytest",
-            "before = set(sys.modules)",
-            "import airflow_provider_rungen.emulator.pytest_plugin",
-            "print(sorted(set(sys.modules) - before))",
-        ]
+    loaded = run(
+        "import sys, pytest",
+        "before = set(sys.modules)",
+        f"import {PACKAGE}.emulator.pytest_plugin",
+        "print(set(sys.modules) - before)",
     )
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
-    package = "airflow_provider_rungen"
-    assert done.stdout.splitlines()[-1] == str(
-        [package, f"{package}.emulator", f"{package}.emulator.pytest_plugin"]
-    )
+    assert loaded == {PACKAGE, f"{PACKAGE}.emulator", f"{PACKAGE}.emulator.pytest_plugin"}
 
 
 def test_a_run_without_the_fixture_never_loads_the_server(tmp_path: Path) -> None:
@@ -89,9 +93,7 @@ def test_a_run_without_the_fixture_never_loads_the_server(tmp_path: Path) -> Non
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
-    package = "airflow_provider_rungen"
-    loaded = str([package, f"{package}.emulator", f"{package}.emulator.pytest_plugin"])
-    assert loaded in done.stdout
+    assert str([PACKAGE, f"{PACKAGE}.emulator", f"{PACKAGE}.emulator.pytest_plugin"]) in done.stdout
 
 
 @pytest.mark.parametrize("name", operators.__all__)
@@ -115,7 +117,7 @@ def _classes() -> list[type]:
 def test_init_only_keeps_template_fields(kind: Any) -> None:
     """Airflow's own rule: what is rendered later is neither checked nor changed when the DAG is parsed."""
     for base in kind.__mro__:
-        if "__init__" not in vars(base) or not base.__module__.startswith("airflow_provider_rungen"):
+        if "__init__" not in vars(base) or not base.__module__.startswith(PACKAGE):
             continue
         tree = ast.parse(textwrap.dedent(inspect.getsource(base.__init__)))
         allowed = set()
