@@ -1,6 +1,6 @@
-"""A stand-in for the RunGen.AI REST API, for tests and for trying things out without a key.
+"""A local stand-in for the RunGen.AI REST API, for tests and for trials without a key.
 
-The names are resolved on first use, because pytest loads this package in every run for its fixture.
+Its names are imported on first use, because pytest loads this package in every run for its fixture.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Emulator", "Fault", "Reply", "Service"]
 
-_ROOMS = {"Emulator": "server", "Fault": "faults", "Reply": "messages", "Service": "service"}
+_LAZY_EXPORTS = {"Emulator": "server", "Fault": "faults", "Reply": "messages", "Service": "service"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _LAZY_EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_LAZY_EXPORTS[name]}"), name)

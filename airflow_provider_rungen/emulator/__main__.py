@@ -1,4 +1,4 @@
-"""``python -m airflow_provider_rungen.emulator``: the emulator in the foreground."""
+"""``python -m airflow_provider_rungen.emulator``: run the emulator in the foreground."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from airflow_provider_rungen.emulator.server import Emulator
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    given = vars(_parser().parse_args(argv))
-    emulator = Emulator(port=given.pop("port"), **given)
+    options = vars(_parser().parse_args(argv))
+    emulator = Emulator(port=options.pop("port"), **options)
 
-    def tell() -> None:
+    def print_usage() -> None:
         print(f"export AIRFLOW_CONN_RUNGEN_DEFAULT={shlex.quote(emulator.airflow_connection())}")
-        print(f"# RunGen emulator on {emulator.url}; what happened: curl {emulator.url}/_emulator/stats")
-        print("# Ctrl-C stops it.", flush=True)
+        print(f"# RunGen emulator on {emulator.url}; counts: curl {emulator.url}/_emulator/stats")
+        print("# Press Ctrl-C to stop it.", flush=True)
 
-    emulator.run(tell)
+    emulator.run(print_usage)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_rungen.emulator",
-        description="A stand-in for the RunGen.AI REST API; prints the line that points Airflow at it.",
+        description="Emulate the RunGen.AI REST API, and print the connection for Airflow.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 selects a free one")
     for option in fields(Options):
         choices: tuple[Any, ...] = option.metadata["choices"]
         details: dict[str, Any] = {"default": option.default, "help": option.metadata["help"]}

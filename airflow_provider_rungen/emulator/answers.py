@@ -1,4 +1,4 @@
-"""How apps and jobs are spelled in answers, in every reading the documentation leaves open."""
+"""Formats apps and jobs in answers, in each way that the API's documentation allows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from airflow_provider_rungen.emulator.apps import App, Job, State
 from airflow_provider_rungen.emulator.options import Options
 
-_OTHER_WORDS = {
+_ALTERNATE_WORDS = {
     "QUEUED": "IN_QUEUE",
     "RUNNING": "in_progress",
     "COMPLETED": "Completed",
@@ -19,7 +19,7 @@ _OTHER_WORDS = {
 
 def job_word(options: Options, state: State) -> str:
     if options.words == "alternate":
-        return _OTHER_WORDS[state]
+        return _ALTERNATE_WORDS[state]
     return _case(options, options.failed_word if state is State.FAILED else state.value)
 
 

@@ -1,4 +1,4 @@
-"""Apps, their workers and their queues, advanced from the clock when somebody looks."""
+"""Apps, their workers and their queues, brought up to date at each request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class State(StrEnum):
-    """What a job is doing."""
+    """The state of a job."""
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
@@ -23,7 +23,12 @@ class State(StrEnum):
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One run; ``error`` is the text it is going to fail with, if it is."""
+    """
+    One run.
+
+    :param seconds: how long it runs.
+    :param error: the text that it fails with at its end; ``None`` if it succeeds.
+    """
 
     id: str
     app_id: str
@@ -38,7 +43,7 @@ class Job:
 
 @dataclass(eq=False)
 class App:
-    """A deployed model with its queue: first come, first served, one job a ready worker."""
+    """A deployed model with its queue: first come, first served, one job per ready worker."""
 
     id: str
     name: str
@@ -80,13 +85,13 @@ class App:
         return len(self._loading)
 
     def worker_seconds(self, now: float) -> float:
-        """Tell the bill: active workers times seconds, whether or not there were jobs."""
+        """Return the bill: active workers times seconds, whether or not they had jobs."""
         return self._billed + self.active_workers * (now - self._billed_until)
 
     def advance(self, now: float) -> None:
-        """Let everything happen, in its order, that was due until now."""
+        """Apply everything that was due until now, in order."""
         while True:
-            # A job cancelled while it ran has left its entry behind.
+            # A running job that was canceled leaves its entry behind.
             while self._running and self._running[0][2].state is not State.RUNNING:
                 heapq.heappop(self._running)
             ready_at = self._loading[0] if self._loading else inf
@@ -108,7 +113,7 @@ class App:
         self._start(now)
 
     def cancel(self, job: Job, now: float) -> bool:
-        """Cancel a job that is not over; its worker is free at once."""
+        """Cancel a job, which frees its worker at once. Return whether it was still queued or running."""
         self.advance(now)
         if job.state is State.QUEUED:
             self.waiting -= 1

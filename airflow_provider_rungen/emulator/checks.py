@@ -1,4 +1,4 @@
-"""Which bodies the service accepts; everything else is refused with 400 and plain words."""
+"""Checks the bodies of requests. The service refuses a wrong one with 400 and the reason."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ GPU_TIERS = ("BASIC", "STANDARD", "PERFORMANCE")
 
 
 def check_input(kind: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Return the ``input`` of a run, if it fits the app's model."""
+    """
+    Return the ``input`` of a run.
+
+    :raises Refusal: it does not fit the app's model.
+    """
     given = body.get("input")
     if "input" not in body:
         raise Refusal(400, "input is missing")
     if not isinstance(given, dict):
         raise Refusal(400, "input must be an object")
-    _check_steering(given.get("emulator", {}))
+    _check_instructions(given.get("emulator", {}))
     if kind == "flux":
         prompt = given.get("prompt")
         if not isinstance(prompt, str) or not prompt.strip():
-            raise Refusal(400, "input.prompt must be a text that is not empty")
+            raise Refusal(400, "input.prompt must be a text and not empty")
         for side in ("width", "height"):
             pixels = given.get(side, 1024)
             if not _is_int(pixels) or not 64 <= pixels <= 2048:
@@ -37,7 +41,7 @@ def check_new_app(body: dict[str, Any]) -> None:
             raise Refusal(400, f"{part}.{field} is required")
     model_url = body["workflow"]["model_url"]
     if not isinstance(model_url, str) or not model_url:
-        raise Refusal(400, "workflow.model_url must be a text that is not empty")
+        raise Refusal(400, "workflow.model_url must be a text and not empty")
     if not isinstance(body["workflow"].get("tools") or {}, dict):
         raise Refusal(400, "workflow.tools must be an object")
     _check_configuration(body["configuration"])
@@ -52,7 +56,7 @@ def check_update(app: App, body: dict[str, Any]) -> None:
     _check_configuration(configuration)
     now = {"model_url": app.model_url, "tools": app.tools}
     if _without_weights({**now, **workflow}) != _without_weights(now):
-        raise Refusal(400, "of a workflow only the weights of its LoRAs may change")
+        raise Refusal(400, "only the weights of LoRAs may change in a workflow")
 
 
 def _check_texts(body: dict[str, Any]) -> None:
@@ -69,15 +73,15 @@ def _check_configuration(configuration: dict[str, Any]) -> None:
         raise Refusal(400, "configuration.active_workers must be a whole number from 0 to 1000")
 
 
-def _check_steering(steering: Any) -> None:
-    if not isinstance(steering, dict):
+def _check_instructions(instructions: Any) -> None:
+    if not isinstance(instructions, dict):
         raise Refusal(400, "input.emulator must be an object")
-    if not isinstance(steering.get("fail", ""), str):
+    if not isinstance(instructions.get("fail", ""), str):
         raise Refusal(400, "input.emulator.fail must be a text")
     for field in ("result_bytes", "output_bytes", "images"):
-        if not _is_int(steering.get(field, 0)) or steering.get(field, 0) < 0:
+        if not _is_int(instructions.get(field, 0)) or instructions.get(field, 0) < 0:
             raise Refusal(400, f"input.emulator.{field} must be a whole number from 0")
-    seconds = steering.get("seconds", 0)
+    seconds = instructions.get("seconds", 0)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
         raise Refusal(400, "input.emulator.seconds must be a number from 0")
 

@@ -1,4 +1,4 @@
-"""``/_emulator/…``: lets a test in another process look at the service and steer it."""
+"""``/_emulator/…``: inspect and control the service from another process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def answer(service: Service, request: Request) -> Reply:
-    """Answer without a key and without a trace in the log; a mistake in the body is answered with 400."""
+    """Answer a control request. It needs no key and is not logged; a wrong body is answered with 400."""
     try:
         return json_reply(200, _perform(service, request))
     except Refusal as refusal:

@@ -1,4 +1,4 @@
-"""Faults: what may go wrong with a request, and which request it befalls."""
+"""Faults: what may go wrong with a request, and with which request."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ KINDS = (
     *("status", "reset_before", "reset_after", "truncate", "hang", "drip", "redirect", "html"),
     *("empty", "no_id", "other_id", "garbage", "wrong_types", "deep", "oversize", "drip_headers"),
 )
-_TAKEN = {
+_PERFORMED = {
     *("reset_after", "truncate", "drip", "empty", "no_id", "other_id"),
     *("garbage", "wrong_types", "deep", "oversize"),
 }
 _PAGE = b"<!DOCTYPE html><html><head><title>Bad gateway</title></head><body>proxy</body></html>"
-_BY_THE_WIRE = {
+_ON_THE_WIRE = {
     "reset_before": "reset",
     "reset_after": "reset",
     "truncate": "truncate",
@@ -31,18 +31,27 @@ _BY_THE_WIRE = {
     "drip": "drip",
     "drip_headers": "drip_headers",
 }
-# Levels that no JSON parser of Python goes down.
+# More levels than any JSON parser of Python accepts.
 _DEPTH = 200_000
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong, ``times`` times (None: for ever) after ``skip`` matching requests.
+    """
+    Something that goes wrong with requests.
 
-    Whether the request is performed all the same follows from the kind: yes for reset_after, truncate, drip,
-    empty, no_id, other_id, garbage, wrong_types, deep and oversize, unless ``status`` is no success;
-    ``taken`` overrides it.
-    ``body`` (a text, bytes or anything JSON) is for the kind status, ``size`` for oversize.
+    :param on: the operation, such as ``run``, or ``any``.
+    :param status: the HTTP status of the answer.
+    :param headers: headers of the answer.
+    :param body: the body for the kind ``status``: a text, bytes or JSON.
+    :param kind: what goes wrong, one of `KINDS`.
+    :param times: for how many requests; ``None`` for all.
+    :param skip: how many matching requests succeed first.
+    :param job_id: only for requests about this job.
+    :param taken: whether the request is performed nevertheless. By default it is for the kinds
+        ``reset_after``, ``truncate``, ``drip``, ``empty``, ``no_id``, ``other_id``, ``garbage``,
+        ``wrong_types``, ``deep`` and ``oversize``, unless ``status`` is an error.
+    :param size: bytes of the body for the kind ``oversize``.
     """
 
     on: str = "any"
@@ -58,23 +67,24 @@ class Fault:
 
     def __post_init__(self) -> None:
         if self.on != "any" and self.on not in OPERATIONS:
-            raise ValueError(f"a fault is on any of {', '.join(OPERATIONS)} or any, not {self.on!r}")
+            raise ValueError(f"on must be one of {', '.join(OPERATIONS)} or any, not {self.on!r}")
         if self.kind not in KINDS:
-            raise ValueError(f"a fault is of the kind {', '.join(KINDS)}, not {self.kind!r}")
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
 
     @property
     def performs(self) -> bool:
+        """Whether the request is performed nevertheless."""
         if self.taken is not None:
             return self.taken
-        return self.kind in _TAKEN and (self.status is None or self.status < 300)
+        return self.kind in _PERFORMED and (self.status is None or self.status < 300)
 
-    def spoil(self, reply: Reply) -> Reply:
-        """Make of an answer what this fault makes of it."""
+    def apply(self, reply: Reply) -> Reply:
+        """Return the answer that this fault makes out of the right one."""
         if self.kind in ("status", "redirect", "html"):
-            return self._instead()
+            return self._replacement()
         status, headers = self.status or reply.status, self._headers(reply.headers)
-        if self.kind in _BY_THE_WIRE:
-            return replace(reply, status=status, headers=headers, fault=_BY_THE_WIRE[self.kind])
+        if self.kind in _ON_THE_WIRE:
+            return replace(reply, status=status, headers=headers, fault=_ON_THE_WIRE[self.kind])
         if self.kind == "oversize":
             return Reply(status, headers, b'{"data": "' + b"x" * self.size + b'"}', "stream")
         body = b""
@@ -83,18 +93,18 @@ class Fault:
         elif self.kind == "deep":
             body = b'{"result": ' + b"[" * _DEPTH + b"]" * _DEPTH + b", " + reply.body.lstrip()[1:]
         elif self.kind != "empty" and reply.headers.get("Content-Type") == "application/json":
-            change = {"no_id": _without_ids, "other_id": _with_other_ids}.get(self.kind, _of_other_types)
+            change = {"no_id": _without_ids, "other_id": _with_other_ids}.get(self.kind, _with_wrong_types)
             body = json.dumps(change(json.loads(reply.body))).encode()
         return Reply(status, headers, body)
 
-    def _instead(self) -> Reply:
+    def _replacement(self) -> Reply:
         if self.kind == "redirect":
             return Reply(self.status or 302, self._headers({"Location": "/"}))
         if self.kind == "html":
             return Reply(self.status or 200, self._headers({"Content-Type": "text/html"}), _PAGE)
         status, body = self.status or 500, self.body
         if body is None:
-            body = {"error": f"the emulator was told to answer {status}"}
+            body = {"error": f"the emulator was configured to answer {status}"}
         text = body if isinstance(body, str | bytes) else json.dumps(body)
         content = text.encode() if isinstance(text, str) else text
         return Reply(status, self._headers({"Content-Type": "application/json"}), content)
@@ -105,27 +115,27 @@ class Fault:
 
 
 class Faults:
-    """The faults that are armed, in the order in which they were injected."""
+    """The injected faults, in order."""
 
     def __init__(self) -> None:
-        self._armed: list[Fault] = []
+        self._pending: list[Fault] = []
 
     def inject(self, fault: Fault) -> None:
-        self._armed.append(fault)
+        self._pending.append(fault)
 
     def clear(self) -> None:
-        self._armed.clear()
+        self._pending.clear()
 
     def take(self, operation: str, job_id: str | None) -> Fault | None:
-        """Return the first fault that befalls this request, and count it as having happened."""
-        for place, fault in enumerate(self._armed):
+        """Return the first fault that applies to a request, and count it as used."""
+        for place, fault in enumerate(self._pending):
             if fault.on not in ("any", operation) or fault.job_id not in (None, job_id) or fault.times == 0:
                 continue
             if fault.skip:
-                self._armed[place] = replace(fault, skip=fault.skip - 1)
+                self._pending[place] = replace(fault, skip=fault.skip - 1)
                 continue
             if fault.times is not None:
-                self._armed[place] = replace(fault, times=fault.times - 1)
+                self._pending[place] = replace(fault, times=fault.times - 1)
             return fault
         return None
 
@@ -137,7 +147,7 @@ def _without_ids(content: Any) -> Any:
 
 
 def _with_other_ids(content: Any) -> Any:
-    """Make it an answer about another job, or another app."""
+    """Replace the ids by those of another job or app."""
     if isinstance(content, dict):
         return {
             key: f"another-{value}" if key in ("id", "job_id") else _with_other_ids(value)
@@ -146,16 +156,16 @@ def _with_other_ids(content: Any) -> Any:
     return [_with_other_ids(value) for value in content] if isinstance(content, list) else content
 
 
-def _of_other_types(content: Any) -> Any:
+def _with_wrong_types(content: Any) -> Any:
     if isinstance(content, dict):
         inside = content.get("data")
         if isinstance(inside, dict):
-            return {**content, "data": _of_other_types(inside)}
-        return {key: _other(value) for key, value in content.items()}
-    return _other(content)
+            return {**content, "data": _with_wrong_types(inside)}
+        return {key: _wrong(value) for key, value in content.items()}
+    return _wrong(content)
 
 
-def _other(value: Any) -> Any:
+def _wrong(value: Any) -> Any:
     match value:
         case str():
             return len(value)

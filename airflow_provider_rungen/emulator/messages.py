@@ -1,4 +1,4 @@
-"""What goes in and out of the service: a request taken apart, a reply, and a refusal."""
+"""What goes in and out of the service: a parsed request, a reply, and a refusal."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from urllib.parse import unquote
 @dataclass(frozen=True)
 class Reply:
     """
-    An answer; ``fault`` is performed by the HTTP layer: "reset", "truncate", "hang", "drip", "drip_headers"
-    or "stream".
+    An answer.
+
+    :param fault: what the HTTP layer does wrong: ``reset``, ``truncate``, ``hang``, ``drip``,
+        ``drip_headers`` or ``stream``.
     """
 
     status: int
@@ -23,7 +25,7 @@ class Reply:
 
 
 class Refusal(Exception):  # noqa: N818 - a refusal is a regular answer, not a defect
-    """A request is answered with this status and this text."""
+    """Ends a request with an error answer."""
 
     def __init__(self, status: int, text: str, **headers: str) -> None:
         super().__init__(text)
@@ -33,7 +35,7 @@ class Refusal(Exception):  # noqa: N818 - a refusal is a regular answer, not a d
 
 @dataclass(frozen=True)
 class Request:
-    """A request with its path taken apart: split first, decoded after, so that ``%2F`` never splits."""
+    """A request. Its path is split before it is decoded, so that ``%2F`` does not split it."""
 
     method: str
     path: str
@@ -56,7 +58,12 @@ class Request:
         )
 
     def object(self, *, any_type: bool = False) -> dict[str, Any]:
-        """Return the body, which must be a JSON object."""
+        """
+        Return the body.
+
+        :param any_type: whether any Content-Type is accepted.
+        :raises Refusal: it is not a JSON object.
+        """
         content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type != "application/json" and not any_type:
             raise Refusal(400, "a body must be sent with Content-Type: application/json")

@@ -1,4 +1,4 @@
-"""What each operation of the service does, given a request that has come through."""
+"""Performs the operations of the service, for authorized requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXT_APP_ID = "llama-text"
 
 @dataclass(kw_only=True, eq=False)
 class Operations(Options):
-    """Apps and jobs, and one method an operation, named after it."""
+    """The apps and jobs. Each operation has a method of its name."""
 
     clock: Callable[[], float] = time.time
     outputs_url: str = "http://127.0.0.1"
@@ -52,7 +52,13 @@ class Operations(Options):
         model_url: str | None = None,
         tools: dict[str, Any] | None = None,
     ) -> App:
-        """Add an app whose workers are ready at once; ``kind`` is "flux" or "text"."""
+        """
+        Add an app, whose workers are ready at once.
+
+        :param kind: ``flux`` or ``text``.
+        :param workers: the active workers.
+        :param init_seconds: how long its later workers take to start; the service's option by default.
+        """
         with self._lock:
             now = self.clock()
             app = App(
@@ -69,18 +75,18 @@ class Operations(Options):
             seconds = self.init_seconds if app.init_seconds is None else app.init_seconds
             app.scale(workers, self.clock(), seconds)
 
-    # Jobs.
+    # Jobs
 
     def _run(self, request: Request, team: str | None, now: float) -> Reply:
         app = self._app(request, team, now)
         given = checks.check_input(app.kind, request.object())
-        steering = given.get("emulator", {})
+        instructions = given.get("emulator", {})
         prompt = given.get("prompt")
-        error = steering.get("fail")
+        error = instructions.get("fail")
         if error is None and isinstance(prompt, str) and prompt.startswith("fail:"):
             error = prompt.removeprefix("fail:").strip()
         job = Job(
-            str(uuid.uuid4()), app.id, given, now, float(steering.get("seconds", self.job_seconds)), error
+            str(uuid.uuid4()), app.id, given, now, float(instructions.get("seconds", self.job_seconds)), error
         )
         seen = (app.id, json.dumps(given, sort_keys=True))
         self._counts["duplicate_inputs"] += seen in self._inputs
@@ -108,13 +114,13 @@ class Operations(Options):
     def _result(self, app: App, job: Job, now: float) -> Any:
         if job.state is not State.COMPLETED:
             return None
-        steering = job.input.get("emulator", {})
-        if "result" in steering:
-            return self._with_outputs(steering["result"], job, now)
-        padding = "x" * steering.get("result_bytes", 0)
+        instructions = job.input.get("emulator", {})
+        if "result" in instructions:
+            return self._with_outputs(instructions["result"], job, now)
+        padding = "x" * instructions.get("result_bytes", 0)
         if app.kind != "flux":
             return padding or f"You said: {job.input.get('prompt', json.dumps(job.input))}"
-        names = [f"{number}.png" for number in range(steering.get("images", 1))]
+        names = [f"{number}.png" for number in range(instructions.get("images", 1))]
         images = [{"image": self._output_url(job, name, now)} for name in names]
         return {"images": images, "padding": padding} if padding else {"images": images}
 
@@ -123,7 +129,7 @@ class Operations(Options):
         return self._signer.sign(self.outputs_url, path, now, self.url_seconds)
 
     def _with_outputs(self, result: Any, job: Job, now: float) -> Any:
-        """Put the URL of an output in the place of each text that is ``output:`` and its name."""
+        """Replace each text ``output:NAME`` by the URL of an output."""
         match result:
             case str() if result.startswith("output:"):
                 return self._output_url(job, result.removeprefix("output:"), now)
@@ -153,7 +159,7 @@ class Operations(Options):
         picture = png.draw(prompt, job.input.get("width", 1024), job.input.get("height", 1024))
         return Reply(200, {"Content-Type": "image/png"}, picture)
 
-    # Apps.
+    # Apps
 
     def _list_apps(self, _request: Request, team: str | None, _now: float) -> Reply:
         self._advance()
@@ -203,7 +209,7 @@ class Operations(Options):
         del self._apps[app.id]
         return Reply(204)
 
-    # What they share.
+    # Helpers
 
     def _app(self, request: Request, team: str | None, now: float) -> App:
         app = self._apps.get(request.segments[1])

@@ -1,4 +1,4 @@
-"""URLs of outputs: presigned the way object storage does it, and refused the way it does it."""
+"""Signs the URLs of outputs, and refuses wrong ones, as an object storage does."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _FORGED = (
 
 
 class Signer:
-    """Signs and checks URLs; no two it signs are the same."""
+    """Signs and checks URLs. No two signed URLs are equal."""
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
         self._serials = itertools.count(1)
-        self._void = 0
+        self._expired_serial = 0
 
     def expire_all(self) -> None:
-        """Every URL signed until now has expired."""
-        self._void = next(self._serials)
+        """Expire all URLs that were signed until now."""
+        self._expired_serial = next(self._serials)
 
     def sign(self, base: str, path: str, now: float, seconds: int) -> str:
         query = {
@@ -42,7 +42,7 @@ class Signer:
         return f"{base}{path}?{urlencode({**query, 'X-Amz-Signature': self._signature(path, query)})}"
 
     def refuse(self, path: str, query: str, now: float) -> Reply | None:
-        """Return the refusal a URL deserves, or None for a good one."""
+        """Return the error answer to a URL, or ``None`` if it is valid."""
         given = dict(parse_qsl(query))
         signature = given.pop("X-Amz-Signature", "")
         if not hmac.compare_digest(signature.encode(), self._signature(path, given).encode()):
@@ -51,7 +51,7 @@ class Signer:
         expired = now >= signed_at + int(given["X-Amz-Expires"])
         return (
             storage_error(403, *_EXPIRED)
-            if expired or int(given["X-Amz-Security-Token"]) <= self._void
+            if expired or int(given["X-Amz-Security-Token"]) <= self._expired_serial
             else None
         )
 

@@ -1,4 +1,4 @@
-"""Draws the picture of a prompt: the same prompt, the same picture; another prompt, visibly another one."""
+"""Draws a picture of a prompt. The same prompt gives the same picture, others look different."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CANVAS = 256
 
 @functools.lru_cache(maxsize=64)
 def draw(prompt: str, width: int, height: int) -> bytes:
-    """Return a PNG with the aspect ratio asked for, no side longer than ``CANVAS`` pixels."""
+    """Return a PNG with the requested aspect ratio. No side is longer than ``CANVAS`` pixels."""
     scale = min(1.0, CANVAS / max(width, height))
     return encode(*_paint(prompt, max(1, round(width * scale)), max(1, round(height * scale))))
 
@@ -38,22 +38,22 @@ def _paint(prompt: str, width: int, height: int) -> tuple[int, int, list[bytearr
     """Paint a sky, a sun with halos, some balloons and three ranges of hills."""
     dice = random.Random(hashlib.sha256(prompt.encode("utf-8", "replace")).digest())  # noqa: S311 - a picture
     hue, size = dice.random(), min(width, height)
-    sky = _strip(_colour(hue, 0.65, 0.45), _colour(hue + 0.12, 0.35, 1.0), width + height)
+    sky = _strip(_color(hue, 0.65, 0.45), _color(hue + 0.12, 0.35, 1.0), width + height)
     rows = [bytearray(sky[3 * y : 3 * (y + width)]) for y in range(height)]
     sun_x, sun_y = dice.uniform(0.15, 0.85) * width, dice.uniform(0.15, 0.5) * height
     radius = dice.uniform(0.1, 0.2) * size
     for halo in (2.0, 1.6, 1.3, 1.0):
         warm = hue + 0.12 + 0.36 / halo**2
-        fill = _strip(_colour(warm, 0.55, 1.0), _colour(warm + 0.05, 0.3, 1.0), width + height)
+        fill = _strip(_color(warm, 0.55, 1.0), _color(warm + 0.05, 0.3, 1.0), width + height)
         _ellipse(rows, (sun_x, sun_y), (radius * halo, radius * halo), fill, 0.25 if halo > 1 else 1.0)
     for _ in range(dice.randint(2, 6)):
         tint, r = dice.random(), dice.uniform(0.03, 0.09) * size
-        fill = _strip(_colour(tint, 0.5, 1.0), _colour(tint, 0.9, 0.7), width + height)
+        fill = _strip(_color(tint, 0.5, 1.0), _color(tint, 0.9, 0.7), width + height)
         _ellipse(rows, (dice.random() * width, dice.uniform(0.05, 0.6) * height), (r, r * 1.2), fill, 0.9)
     for layer in range(3):
         tint = hue + 0.4 + dice.uniform(-0.08, 0.08)
         light = 0.75 - 0.2 * layer
-        fill = _strip(_colour(tint, 0.5, light), _colour(tint, 0.75, light - 0.2), width + height)
+        fill = _strip(_color(tint, 0.5, light), _color(tint, 0.75, light - 0.2), width + height)
         for _ in range(3):
             middle = (dice.random() * width, (0.95 + 0.15 * layer) * height)
             across = (dice.uniform(0.25, 0.6) * width, dice.uniform(0.15, 0.4) * height)
@@ -61,13 +61,13 @@ def _paint(prompt: str, width: int, height: int) -> tuple[int, int, list[bytearr
     return width, height, rows
 
 
-def _colour(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
+def _color(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def _strip(start: tuple[int, int, int], end: tuple[int, int, int], length: int) -> bytes:
-    """Return a gradient as one line of pixels; slices, each a pixel further on, slant it."""
+    """Return a gradient as one line of pixels. Rows that each start a pixel later make it diagonal."""
     channels = range(3)
     return bytes(round(start[c] + (end[c] - start[c]) * x / length) for x in range(length) for c in channels)
 

@@ -1,4 +1,4 @@
-"""The fixture ``rungen_emulator``; pytest loads this module in every run, so it imports next to nothing."""
+"""The fixture ``rungen_emulator``. pytest loads this module in every run, so it imports almost nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def rungen_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """Start an emulator with fast jobs, to which the connection ``rungen_default`` points."""
+    """Run an emulator with fast jobs. The connection ``rungen_default`` uses it."""
     from airflow_provider_rungen.emulator.server import Emulator
 
     with Emulator(job_seconds=0.05) as emulator:

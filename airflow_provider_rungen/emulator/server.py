@@ -1,4 +1,4 @@
-"""Serves a ``Service`` over real HTTP on the loopback interface, in a thread or in the foreground."""
+"""Serves a ``Service`` over HTTP on the loopback interface, in a thread or in the foreground."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from aiohttp import web
 from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.emulator.service import Service
 
-_PATIENCE = 120.0
+_HANG_SECONDS = 120.0
 _CHUNK = 64 * 1024
 
 
 class Emulator:
-    """The emulator with an address.
+    """
+    A service with an address.
 
-    :param service: the service to show; without it, one is made of ``options``.
-    :param port: 0 takes a free one, which ``url`` tells after the start.
-    :param options: what ``Service`` takes, such as ``job_seconds=0.05``.
+    :param service: the service; by default a new one with ``options``.
+    :param port: the port to listen on; 0 selects a free one, see ``url`` after the start.
+    :param options: arguments of ``Service``, such as ``job_seconds=0.05``.
     """
 
     def __init__(self, service: Service | None = None, *, port: int = 0, **options: Any) -> None:
@@ -39,7 +40,7 @@ class Emulator:
 
     @property
     def service(self) -> Service:
-        """What is shown; another service may be put in its place while the emulator runs."""
+        """The service. It can be replaced while the emulator runs."""
         return self._service
 
     @service.setter
@@ -52,7 +53,11 @@ class Emulator:
         return f"http://127.0.0.1:{self.port}"
 
     def airflow_connection(self, **extra: Any) -> str:
-        """Return the connection as JSON, for ``AIRFLOW_CONN_RUNGEN_DEFAULT``, with ``extra`` in its extra."""
+        """
+        Return the value of ``AIRFLOW_CONN_RUNGEN_DEFAULT``.
+
+        :param extra: more fields of the connection's extra.
+        """
         return json.dumps(
             {
                 "conn_type": "rungen",
@@ -69,7 +74,11 @@ class Emulator:
         self.stop()
 
     def start(self) -> Self:
-        """Serve from a thread of its own; returns when requests are answered."""
+        """
+        Serve from a new thread, and return when it answers requests.
+
+        :raises RuntimeError: it is running already.
+        """
         if self._thread is not None:
             raise RuntimeError("the emulator is running already")
         started = threading.Event()
@@ -93,12 +102,12 @@ class Emulator:
         return self
 
     def stop(self) -> None:
-        """Stop serving; requests that hang are released."""
+        """Stop serving, and end requests that hang."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
         if self._loop is not None and self._stopping is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+            with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._stopping.set)
         thread.join()
 
@@ -118,7 +127,11 @@ class Emulator:
             self._stopping.set()
 
     async def serve(self, started: Callable[[], None] = lambda: None) -> None:
-        """Serve in this event loop until stopped; ``started`` is called when requests are answered."""
+        """
+        Serve in this event loop until stopped.
+
+        :param started: called when requests are answered.
+        """
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         http = _Counted(self._answer, handler_cancellation=True, access_log=None)
         http.emulator = self
@@ -134,17 +147,17 @@ class Emulator:
             await listener.wait_closed()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        # Read past aiohttp's own limit of 1 MiB: the emulator takes an input of any size.
+        # request.read() would refuse more than 1 MiB
         body = await request.content.read() if request.body_exists else b""
         reply = self.service.handle(request.method, request.raw_path, dict(request.headers), body)
         if reply.fault is None:
             return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
-        return await self._misbehave(request, reply)
+        return await self._answer_with_fault(request, reply)
 
-    async def _misbehave(self, request: web.BaseRequest, reply: Reply) -> web.StreamResponse:
+    async def _answer_with_fault(self, request: web.BaseRequest, reply: Reply) -> web.StreamResponse:
         if reply.fault in ("reset", "hang"):
             if reply.fault == "hang":
-                await self._pause(_PATIENCE)
+                await self._pause(_HANG_SECONDS)
             _reset(request)
             return web.Response()
         if reply.fault == "drip_headers":
@@ -166,7 +179,7 @@ class Emulator:
         return response
 
     async def _drip_headers(self, request: web.BaseRequest) -> None:
-        """Answer with headers that go on, a byte at a time, until the client has enough."""
+        """Send headers without end, a byte at a time, until the client closes the connection."""
         transport = request.transport
         line = b"HTTP/1.1 200 OK\r\nX-Padding: "
         while transport is not None and not transport.is_closing():
@@ -177,7 +190,7 @@ class Emulator:
         _reset(request)
 
     async def _pause(self, seconds: float) -> bool:
-        """Wait, but not beyond the end of the emulator; true when it has come."""
+        """Wait, and return whether the emulator was stopped meanwhile."""
         assert self._stopping is not None  # noqa: S101 - for the type checker
         try:
             await asyncio.wait_for(self._stopping.wait(), seconds)
@@ -187,7 +200,7 @@ class Emulator:
 
 
 class _Counted(web.Server):
-    """Tells the service about its connections."""
+    """Counts the connections of the service."""
 
     emulator: Emulator
 
@@ -204,7 +217,7 @@ def _reset(request: web.BaseRequest) -> None:
     transport = request.transport
     if transport is None:
         return
-    # With a linger time of zero, closing sends RST where it would else send FIN.
+    # with a linger time of zero, closing sends RST instead of FIN
     transport.get_extra_info("socket").setsockopt(
         socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
     )

@@ -1,4 +1,4 @@
-"""The service without sockets: whom it lets in, what goes wrong, and what it remembers."""
+"""The service without sockets: it authorizes requests, applies faults, and logs both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOGGED_BODY = 4096
 
 @dataclass(frozen=True)
 class Record:
-    """One request as it arrived; status 0 stands for a request that was not answered."""
+    """One request as it arrived. Status 0 means that it was not answered."""
 
     time: float
     operation: str
@@ -34,7 +34,7 @@ class Record:
 
 @dataclass(kw_only=True, eq=False)
 class Service(Operations):
-    """The state and the rules of the emulated service; any thread may call it."""
+    """The state and the rules of the emulated service. It is thread-safe."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,10 +44,10 @@ class Service(Operations):
         self._operations: Counter[str] = Counter()
         self._not_before: dict[tuple[str, str, bytes], float] = {}
 
-    # What a test calls.
+    # Called by tests.
 
     def inject(self, fault: Fault) -> None:
-        """Let this go wrong, after what was injected before."""
+        """Add a fault. It applies after the earlier ones."""
         with self._lock:
             self._faults.inject(fault)
 
@@ -56,12 +56,16 @@ class Service(Operations):
             self._faults.clear()
 
     def expire_urls(self) -> None:
-        """Let every URL of an output that was given out until now be expired."""
+        """Expire all URLs of outputs that were returned until now."""
         with self._lock:
             self._signer.expire_all()
 
     def configure(self, changes: Mapping[str, Any]) -> None:
-        """Change options by name."""
+        """
+        Change options by name.
+
+        :raises ValueError: an option is unknown, or its value is not allowed.
+        """
         known = {option.name for option in fields(Options)}
         if unknown := sorted(set(changes) - known):
             raise ValueError(f"no such option: {', '.join(unknown)}")
@@ -70,17 +74,17 @@ class Service(Operations):
                 setattr(self, name, value)
 
     def count(self, operation: str) -> int:
-        """How many requests for this operation have arrived."""
+        """Return how many requests for an operation have arrived."""
         with self._lock:
             return self._operations[operation]
 
     def records(self) -> list[Record]:
-        """Return a copy of the log, safe to walk through while requests arrive."""
+        """Return a copy of the request log, which does not change while requests arrive."""
         with self._lock:
             return list(self.requests)
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Every job in the order in which they were created."""
+        """Return all jobs in the order of their creation."""
         with self._lock:
             self._advance()
             return [
@@ -97,6 +101,7 @@ class Service(Operations):
             ]
 
     def stats(self) -> dict[str, Any]:
+        """Return counts of jobs, requests, connections and mistakes of clients, and the bill."""
         with self._lock:
             now = self._advance()
             states = Counter(job.state for job in self._jobs.values())
@@ -120,17 +125,21 @@ class Service(Operations):
             }
 
     def connection(self, change: int) -> None:
-        """Hear from the HTTP layer that a connection was opened (+1) or closed (-1)."""
+        """Count a connection that was opened (+1) or closed (-1)."""
         with self._lock:
-            # A connection may have been opened while another service was shown.
+            # A connection may have been opened while another service was served.
             self.connections_open = max(0, self.connections_open + change)
             self.connections_opened += max(0, change)
             self.max_open_connections = max(self.max_open_connections, self.connections_open)
 
-    # The way of a request.
+    # Called by the HTTP layer.
 
     def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
-        """Answer one request; ``path`` is as it came over the wire, with its query string."""
+        """
+        Answer a request.
+
+        :param path: the path as sent, with its query string.
+        """
         request = Request.parse(method, path, headers, body)
         if request.segments[:1] == ("_emulator",):
             return control.answer(self, request)
@@ -147,7 +156,7 @@ class Service(Operations):
             else:
                 performed = fault.performs
                 reply = self._perform(operation, request, now) if performed else json_reply(200, {})
-                reply = fault.spoil(reply)
+                reply = fault.apply(reply)
                 status = 0 if reply.fault in ("reset", "hang") and not performed else reply.status
             if "Retry-After" in reply.headers:
                 self._not_before[retry_key] = _retry_time(reply.headers["Retry-After"], now)
@@ -161,7 +170,7 @@ class Service(Operations):
         try:
             if operation == "output":
                 return self._output(request, now)
-            team = self._authorise(request)
+            team = self._authorize(request)
             if operation == "unknown":
                 raise _no_operation(request)
             perform: Callable[[Request, str | None, float], Reply] = getattr(self, f"_{operation}")
@@ -169,7 +178,7 @@ class Service(Operations):
         except Refusal as refusal:
             return error_reply(refusal.status, str(refusal), refusal.headers)
 
-    def _authorise(self, request: Request) -> str | None:
+    def _authorize(self, request: Request) -> str | None:
         if request.headers.get("x-api-key") != self.api_key:
             raise Refusal(403, "the API key is missing or wrong")
         team = request.headers.get("x-team-id")

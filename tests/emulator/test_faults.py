@@ -1,4 +1,4 @@
-"""Every fault of the contract, once, for each operation, over real HTTP: what the server saw counts."""
+"""Each fault for each operation over real HTTP, judged by what the server saw."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def perform(via: Via, on: str, fault: Fault) -> Seen:
 
 @pytest.fixture(scope="module")
 def rows() -> Iterator[dict[tuple[str, str], Seen]]:
-    """Collect what was seen, and write it to the page when every fault was tried."""
+    """Collect the outcomes, and write them to the page when every fault was tried."""
     seen: dict[tuple[str, str], Seen] = {}
     yield seen
     if len(seen) < 3 * len(FAULTS):
@@ -121,7 +121,7 @@ def rows() -> Iterator[dict[tuple[str, str], Seen]]:
 @pytest.mark.xdist_group("faults")  # they fill one table
 @pytest.mark.parametrize("on", ["run", "get", "cancel"])
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_met_in_the_same_way_by_both_clients(
+def test_both_clients_handle_a_fault_in_the_same_way(
     _emulator: Emulator,  # noqa: PT019 - its value is needed
     rows: dict[tuple[str, str], Seen],
     name: str,
@@ -136,13 +136,13 @@ def test_a_fault_is_met_in_the_same_way_by_both_clients(
     rows[name, on] = by_requests
     if on == "run":
         assert by_requests.jobs <= 1
-        # never a second POST when the first may have been taken, never silence about it
+        # no second POST if the first may have been taken, and no silence about it
         assert by_requests.requests == 1 or by_requests.got == "Job"
         if by_requests.got != "Job" and by_requests.jobs:
             assert by_requests.got == "SubmissionUnknown"
 
 
-def test_a_connection_never_made_is_tried_again_and_its_fate_is_known(free_port: int) -> None:
+def test_a_connection_that_failed_is_retried_and_its_fate_is_known(free_port: int) -> None:
     with Emulator() as emulator:
         for kind in ("requests", "aiohttp"):
             via = Via(kind, emulator, overrides={"base_url": f"http://127.0.0.1:{free_port}"})
@@ -152,7 +152,7 @@ def test_a_connection_never_made_is_tried_again_and_its_fate_is_known(free_port:
             assert len(via.sent) == retry.ATTEMPTS
 
 
-def test_a_wait_outlasts_every_passing_fault_and_says_so_once(
+def test_a_wait_outlasts_every_passing_fault_and_logs_it_once(
     _emulator: Emulator,  # noqa: PT019 - its value is needed
     caplog: pytest.LogCaptureFixture,
 ) -> None:
