@@ -1,4 +1,4 @@
-"""A private, real Airflow (``airflow standalone``) on this machine, driven over its REST API."""
+"""Runs a private Airflow (``airflow standalone``) on this machine, and drives it over its REST API."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from urllib.parse import quote, urlencode
 from urllib.request import ProxyHandler, Request, build_opener
 
 OVER = ("success", "failed")
-_LOOK_EVERY = 0.5
-_STOP_PATIENCE = 10.0
+_POLL_INTERVAL = 0.5
+_STOP_TIMEOUT = 10.0
 
 
 class AirflowError(Exception):
-    """Airflow did not do what it was asked to; the message says what it said."""
+    """Airflow refused or failed; the message holds its answer."""
 
 
 class AirflowInstance:
     """
-    Airflow with a database, a log folder and ports of its own; nothing of it is left after the block.
+    Airflow with its own database, log folder and ports. All of its processes end with the block.
 
     :param home: the folder for everything it writes.
     :param dags: the folder with the DAG files.
-    :param environment: more environment variables, such as connections; they win over the instance's own.
-    :param start_timeout: seconds until every component has to be healthy.
-    :param port: the port of the UI and the REST API; 0 takes a free one.
-    :param bin_folder: the folder of the ``airflow`` to start; this interpreter's, when left out.
+    :param environment: more environment variables, such as connections. They override the instance's own.
+    :param start_timeout: seconds within which every component has to be healthy.
+    :param port: the port of the UI and the REST API; 0 selects a free one.
+    :param bin_folder: the folder of the ``airflow`` to start. By default it is this interpreter's.
     """
 
-    # those whose health its API tells
-    _parts_that_tell: Sequence[str] = ("metadatabase", "scheduler", "triggerer", "dag_processor")
-    # comes before each command of Airflow's
+    # the components whose health its API reports
+    _monitored: Sequence[str] = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+    # what each of its commands starts with
     _prefix: Sequence[str] = ()
 
     def __init__(
@@ -64,7 +64,7 @@ class AirflowInstance:
         self._token = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._components: list[subprocess.Popen[bytes]] = []
-        # a proxy of the environment has no business with this machine's own ports
+        # a proxy could not reach this machine's own ports
         self._opener = build_opener(ProxyHandler({}))
 
     @property
@@ -83,7 +83,7 @@ class AirflowInstance:
         """
         Start Airflow, and return when all of its components are healthy.
 
-        :raises AirflowError: they were not in time; the message ends with the end of the log.
+        :raises AirflowError: they were not in time. The message ends with the end of the log.
         """
         self.home.mkdir(parents=True, exist_ok=True)
         self._started_with = self._environment()
@@ -100,7 +100,7 @@ class AirflowInstance:
         self._process = self._start("standalone")
 
     def start_component(self, name: str) -> None:
-        """Start one component more, such as ``triggerer`` in place of one that was killed."""
+        """Start one more component, such as a ``triggerer`` that replaces a killed one."""
         self._components.append(self._start(name))
 
     def _start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -112,18 +112,18 @@ class AirflowInstance:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # a session of its own: a Ctrl-C is for the caller, and all of it can be found and stopped
+                # a new session: Ctrl-C reaches only the caller, and all of its processes can be found
                 start_new_session=True,
             )
 
     def stop(self) -> None:
-        """Stop everything that was started: politely first, then for good."""
+        """Stop everything that was started: with SIGTERM first, then with SIGKILL."""
         process = self._process
         if process is None:
             return
         try:
             self._signal_group(signal.SIGTERM)
-            deadline = time.monotonic() + _STOP_PATIENCE
+            deadline = time.monotonic() + _STOP_TIMEOUT
             while self.is_running() and time.monotonic() < deadline:
                 time.sleep(0.1)
         finally:  # even when a second Ctrl-C ends the wait
@@ -138,19 +138,18 @@ class AirflowInstance:
 
     def processes(self, name: str = "") -> dict[int, str]:
         """
-        Give the running processes of this instance, by pid; ``name`` is a part of the titles to look for.
+        Return the titles of the running processes of this instance, by pid. Empty without ``/proc``.
 
-        Titles end in or begin with such as ``airflow triggerer``, ``airflow scheduler``, ``airflow worker``.
-        Where there is no ``/proc``, none are found.
+        :param name: a part of the titles to find, such as ``airflow triggerer`` or ``airflow worker``.
         """
         if self._process is None:
             return {}
         return processes_of({self._process.pid, *(component.pid for component in self._components)}, name)
 
     def _environment(self) -> dict[str, str]:
-        # a given port is tried, too: a stranger's Airflow on it would look healthy
+        # a given port is tried, too: another Airflow on it would look healthy
         self.port, worker_log_port, trigger_log_port = free_ports(self.port, 0, 0)
-        # what is set for another Airflow on this machine must not reach into this one
+        # settings of another Airflow on this machine must not affect this one
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
         no_proxy = ",".join(filter(None, (inherited.get("NO_PROXY"), inherited.get("no_proxy"), "127.0.0.1")))
         return {
@@ -165,7 +164,7 @@ class AirflowInstance:
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": str(self.port),
             "AIRFLOW__API__BASE_URL": self.url,
-            # longer than the generated ones, about which Airflow's own libraries warn
+            # longer than a generated one, about which a library of Airflow warns
             "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(64),
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
@@ -187,10 +186,10 @@ class AirflowInstance:
         while True:
             assert self._process is not None  # noqa: S101 - for the type checker
             if (code := self._process.poll()) is not None:
-                raise AirflowError(f"Airflow ended by itself with code {code}.\n{self._end_of_log()}")
+                raise AirflowError(f"Airflow ended with code {code}.\n{self._end_of_log()}")
             with contextlib.suppress(AirflowError):
                 answer = self.request("GET", "/monitor/health")
-                health = {name: str((answer.get(name) or {}).get("status")) for name in self._parts_that_tell}
+                health = {name: str((answer.get(name) or {}).get("status")) for name in self._monitored}
                 if set(health.values()) == {"healthy"}:
                     return
             if time.monotonic() > deadline:
@@ -198,10 +197,10 @@ class AirflowInstance:
                     f"Airflow was not healthy within {self.start_timeout:g} s "
                     f"({health or 'its API does not answer'}).\n{self._end_of_log()}"
                 )
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_INTERVAL)
 
     def is_running(self) -> bool:
-        """Whether any process of it is left."""
+        """Return whether any of its processes is left."""
         if self._process is None:
             return False
         is_leader_running = self._process.poll() is None
@@ -226,7 +225,7 @@ class AirflowInstance:
 
     def request(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
         """
-        Perform one request of the public REST API and give its decoded answer.
+        Send a request to the public REST API, and return its decoded answer.
 
         :raises AirflowError: it was refused, or not answered.
         """
@@ -235,11 +234,11 @@ class AirflowInstance:
             return self._send(method, target, body)
         except HTTPError as error:
             if error.code == 401 and not self._token:
-                # before Airflow 3.2 those whom everything is allowed have to say so, too
+                # before Airflow 3.2 even an administrator needs a token
                 self._token = str(self._send("GET", "/auth/token")["access_token"])
                 return self.request(method, path, body, **query)
-            said = error.read().decode(errors="replace")[:2000]
-            raise AirflowError(f"{method} {path}: {error.code} {said}") from None
+            answer = error.read().decode(errors="replace")[:2000]
+            raise AirflowError(f"{method} {path}: {error.code} {answer}") from None
         except (URLError, OSError) as error:
             raise AirflowError(f"{method} {path}: {error}") from None
 
@@ -261,9 +260,9 @@ class AirflowInstance:
 
     def unpause(self, dag_id: str, timeout: float = 60) -> None:
         """
-        Let runs of a DAG begin, once its file was read.
+        Unpause a DAG, as soon as its file was read.
 
-        :raises AirflowError: it was not read in time, or cannot be imported; the message holds the traceback.
+        :raises AirflowError: it was not read in time, or cannot be imported. The message holds the traceback.
         """
         begun = time.monotonic()
         while True:
@@ -273,23 +272,25 @@ class AirflowInstance:
             except AirflowError as error:
                 spent = time.monotonic() - begun
                 import_errors = self.request("GET", "/importErrors")["import_errors"]
-                # they may be of other files, so this one's gets its time
+                # they may be errors of other files, so this one still gets its time
                 if import_errors and spent > timeout / 4:
-                    told = "\n".join(f"{item['filename']}:\n{item['stack_trace']}" for item in import_errors)
-                    raise AirflowError(f"DAG files cannot be imported.\n{told}") from None
+                    tracebacks = "\n".join(
+                        f"{item['filename']}:\n{item['stack_trace']}" for item in import_errors
+                    )
+                    raise AirflowError(f"DAG files cannot be imported.\n{tracebacks}") from None
                 if spent > timeout:
                     raise AirflowError(f"Airflow did not read {dag_id} in {timeout:g} s: {error}") from None
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_INTERVAL)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
-        """Start a run of a DAG, which is unpaused first, and give the run's id."""
+        """Unpause a DAG, start a run of it, and return the run's id."""
         self.unpause(dag_id)
         body = {"logical_date": None, "conf": dict(conf or {})}
         return str(self.request("POST", f"/dags/{quote(dag_id)}/dagRuns", body)["dag_run_id"])
 
     def wait_for_a_run(self, dag_id: str, timeout: float) -> str:
         """
-        Wait for a run that something else starts, and give its id.
+        Wait for a run that something else starts, and return its id.
 
         :raises AirflowError: none was started in time.
         """
@@ -297,35 +298,37 @@ class AirflowInstance:
         while not (runs := self.request("GET", f"/dags/{quote(dag_id)}/dagRuns")["dag_runs"]):
             if time.monotonic() > deadline:
                 raise AirflowError(f"Nothing started a run of {dag_id} in {timeout:g} s")
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_INTERVAL)
         return str(runs[0]["dag_run_id"])
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         return str(self.request("GET", _run(dag_id, run_id))["state"])
 
     def wait_for_run(
-        self, dag_id: str, run_id: str, timeout: float, look: Callable[[], None] = lambda: None
+        self, dag_id: str, run_id: str, timeout: float, on_poll: Callable[[], None] = lambda: None
     ) -> str:
         """
-        Wait for the end of a run and give its state, ``success`` or ``failed``; call ``look`` meanwhile.
+        Wait for the end of a run, and return its state: ``success`` or ``failed``.
 
-        :raises AirflowError: it is not over in time; the message tells the states of its tasks.
+        :param timeout: seconds to wait at most.
+        :param on_poll: called at each poll.
+        :raises AirflowError: it is not over in time. The message holds the states of its tasks.
         """
         deadline = time.monotonic() + timeout
-        while (state := self._state_if_told(dag_id, run_id)) not in OVER:
-            look()
+        while (state := self._state_or_error(dag_id, run_id)) not in OVER:
+            on_poll()
             if time.monotonic() > deadline:
                 tasks = {item["task_id"]: item["state"] for item in self.task_instances(dag_id, run_id)}
                 raise AirflowError(f"{dag_id} is still {state} after {timeout:g} s: {tasks}")
-            time.sleep(_LOOK_EVERY)
-        look()
+            time.sleep(_POLL_INTERVAL)
+        on_poll()
         return state
 
-    def _state_if_told(self, dag_id: str, run_id: str) -> str:
+    def _state_or_error(self, dag_id: str, run_id: str) -> str:
         try:
             return self.run_state(dag_id, run_id)
-        except AirflowError as error:  # it has a lot to do
-            return f"not told ({error})"
+        except AirflowError as error:  # it may be overloaded
+            return f"unknown ({error})"
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         answer = self.request("GET", f"{_run(dag_id, run_id)}/taskInstances", limit=1000)
@@ -335,7 +338,7 @@ class AirflowInstance:
         self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1
     ) -> Any:
         """
-        Give a value that a task pushed.
+        Return a value that a task pushed.
 
         :raises AirflowError: it pushed none.
         """
@@ -356,13 +359,13 @@ class AirflowInstance:
     def set_task_state(
         self, dag_id: str, run_id: str, task_id: str, state: str, map_index: int | None = None
     ) -> None:
-        """Mark a task ``success``, ``failed`` or ``skipped``, as a user does in the UI."""
+        """Mark a task ``success``, ``failed`` or ``skipped``, as in the UI."""
         index = "" if map_index is None else f"/{map_index}"
         path = f"{_run(dag_id, run_id)}/taskInstances/{quote(task_id)}{index}"
         self.request("PATCH", path, {"new_state": state})
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
-        """Give the log of one try of a task, one line an event, with its traceback if it has one."""
+        """Return the log of one try of a task, one line per event, with tracebacks."""
         path = f"{_run(dag_id, run_id)}/taskInstances/{quote(task_id)}/logs/{try_number}"
         answer = self.request("GET", path, map_index=map_index, full_content="true")
         return "\n".join(_log_line(event) for event in answer["content"])
@@ -386,11 +389,15 @@ def _log_line(event: Any) -> str:
 
 
 def processes_of(sessions: Collection[int], name: str = "") -> dict[int, str]:
-    """Give the running processes of sessions, with their titles; ``name`` is a part of those to look for."""
+    """
+    Return the titles of the running processes of sessions, by pid.
+
+    :param name: a part of the titles to find.
+    """
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            # after the name, which may hold anything: state, parent, group, session
+            # state, parent, group and session follow the name, which may hold anything
             state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
             words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except (OSError, ValueError):
@@ -402,8 +409,12 @@ def processes_of(sessions: Collection[int], name: str = "") -> dict[int, str]:
 
 
 def free_ports(*wanted: int) -> list[int]:
-    """Find free ports of this machine, all different: for each wanted one itself, for 0 any."""
-    # all are held until the last is found, so that they differ
+    """
+    Return the given ports, with a free one instead of each 0.
+
+    :raises AirflowError: a given port cannot be used.
+    """
+    # all stay bound until the last is found, so that they differ
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in wanted]
         for each, port in zip(sockets, wanted, strict=True):

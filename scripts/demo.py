@@ -1,4 +1,4 @@
-"""``make demo``: the example DAGs in a real Airflow, with the emulated RunGen service; no key is needed."""
+"""``make demo``: run the example DAGs in a real Airflow with the emulated RunGen service, without a key."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main() -> int:
     shutil.rmtree(HOME, ignore_errors=True)
     with Emulator(job_seconds=3) as emulator:
         print(f"RunGen emulator: {emulator.url}")
-        print("Starting Airflow, which takes half a minute or so ...", flush=True)
+        print("Starting Airflow (about half a minute) ...", flush=True)
         environment = {
             "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
             "RUNGEN_CATALOGUE_FOLDER": str(CATALOGUE),
@@ -61,36 +61,36 @@ def _first_job(airflow: AirflowInstance) -> bool:
 
 def _catalogue(airflow: AirflowInstance) -> bool:
     dag_id, next_dag_id = "rungen_catalogue", "rungen_contact_sheet"
-    airflow.unpause(next_dag_id)  # or it would not hear of the asset's event
-    airflow.unpause(dag_id)  # which starts last night's run
+    airflow.unpause(next_dag_id)  # a paused DAG would miss the asset's event
+    airflow.unpause(dag_id)  # this starts last night's run
     print(f"\nRunning example_dags/{dag_id}.py", flush=True)
     run_id = airflow.wait_for_a_run(dag_id, RUN_TIMEOUT)
     if not _is_success(airflow, dag_id, run_id):
         return False
     table = airflow.xcom(dag_id, run_id, "write_table").removeprefix("file://")
     print(f"Table: {_relative(Path(table))}")
-    print(f"\nRunning example_dags/{next_dag_id}.py, which the pictures' asset starts", flush=True)
+    print(f"\nRunning example_dags/{next_dag_id}.py, started by the asset of the pictures", flush=True)
     run_id = airflow.wait_for_a_run(next_dag_id, RUN_TIMEOUT)
     if not _is_success(airflow, next_dag_id, run_id):
         return False
     [page] = airflow.xcom(next_dag_id, run_id, "lay_out")
-    print(f"Contact sheet, to be opened in a browser: {_relative(Path(page.removeprefix('file://')))}")
+    print(f"Contact sheet for a browser: {_relative(Path(page.removeprefix('file://')))}")
     return True
 
 
 def _is_success(airflow: AirflowInstance, dag_id: str, run_id: str) -> bool:
-    """Wait for the end of a run, and print each change of a task's state once; of a failed task the log."""
-    told: dict[str, str | None] = {}
+    """Wait for the end of a run, and print changes of task states, and the logs of failed tasks."""
+    printed: dict[str, str | None] = {}
     started = time.monotonic()
 
-    def look() -> None:
+    def print_changes() -> None:
         for task in airflow.task_instances(dag_id, run_id):
             name, state = task["task_id"], task["state"]
-            if state not in (None, "scheduled", "queued", told.get(name)):
-                told[name] = state
+            if state not in (None, "scheduled", "queued", printed.get(name)):
+                printed[name] = state
                 print(f"  {time.monotonic() - started:4.0f} s  {name:11} {state}", flush=True)
 
-    if airflow.wait_for_run(dag_id, run_id, RUN_TIMEOUT, look) == "success":
+    if airflow.wait_for_run(dag_id, run_id, RUN_TIMEOUT, print_changes) == "success":
         return True
     for task in airflow.task_instances(dag_id, run_id):
         if task["state"] == "failed":
@@ -102,7 +102,7 @@ def _is_success(airflow: AirflowInstance, dag_id: str, run_id: str) -> bool:
 
 def _download(job_id: str, urls: list[str]) -> list[Path]:
     PICTURES.mkdir(parents=True, exist_ok=True)
-    # the URLs are of the emulator on this machine, which no proxy can reach
+    # no proxy can reach the emulator on this machine
     opener = build_opener(ProxyHandler({}))
     pictures = []
     for number, url in enumerate(urls):

@@ -1,4 +1,4 @@
-"""A private Airflow in parts, as on several machines: Celery workers and triggerers, several of each."""
+"""Runs a private Airflow with several Celery workers and triggerers, as on several machines."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from typing import Any, Self
 from airflow_instance import AirflowError, AirflowInstance, free_ports, processes_of
 from local_services import LocalPostgres, LocalRedis
 
-_COMMAND_PATIENCE = 180.0
-_LOOK_EVERY = 0.5
+_COMMAND_TIMEOUT = 180.0
+_POLL_INTERVAL = 0.5
 
 
 class DistributedAirflow(AirflowInstance):
     """
-    Airflow with CeleryExecutor around a PostgreSQL and a Redis of its own.
+    Airflow with CeleryExecutor and its own PostgreSQL and Redis.
 
     Its parts are ``api-server``, ``scheduler``, ``dag-processor``, ``worker-1``, ``triggerer-1`` and so on.
-    To Airflow each is a user of that name, so that its API tells which of them did what.
+    Each runs under a user name of its own, so that Airflow's API shows which part did what.
 
     :param workers: how many Celery workers.
     :param slots: how many tasks each of them runs at a time.
     :param triggerers: how many triggerers.
     """
 
-    # its parts end with this process, however it ends
+    # ends each part when this process ends in any way
     _prefix = ("setpriv", "--pdeathsig", "TERM")
 
     def __init__(
@@ -59,10 +59,10 @@ class DistributedAirflow(AirflowInstance):
             self._services.close()
 
     def start_component(self, name: str) -> None:
-        """Start a part of this name."""
+        """Start the part with this name."""
         [port] = free_ports(0)
         if name.startswith("worker"):
-            # by itself, each would keep its pid in the same file
+            # by default all would use the same pid file
             pid_file = self.home / f"{name}.pid"
             command = ["celery", "worker", "--celery-hostname", f"{name}@%h", "--pid", str(pid_file)]
             ports = {"AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(port)}
@@ -73,7 +73,7 @@ class DistributedAirflow(AirflowInstance):
         self._components.append(self._parts[name])
 
     def restore(self) -> None:
-        """Start as many new workers and triggerers as were lost, and return when they are up."""
+        """Replace lost workers and triggerers, and return when the new ones are up."""
         self._start_missing()
         self._wait_for_parts()
 
@@ -99,7 +99,11 @@ class DistributedAirflow(AirflowInstance):
         self._start_missing()
 
     def run(self, *command: str | Path, given: str = "") -> None:
-        """Run a command to its end as a part of this Airflow; ``given`` is its input."""
+        """
+        Run a command with the environment of this Airflow, and wait for its end.
+
+        :param given: its input.
+        """
         with self.log_file.open("ab") as log:
             subprocess.run(
                 command,
@@ -109,7 +113,7 @@ class DistributedAirflow(AirflowInstance):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 check=True,
-                timeout=_COMMAND_PATIENCE,
+                timeout=_COMMAND_TIMEOUT,
             )
 
     def _wait_until_healthy(self) -> None:
@@ -117,12 +121,12 @@ class DistributedAirflow(AirflowInstance):
         self._wait_for_parts()
 
     def _wait_for_parts(self) -> None:
-        """Wait for each of several, of which Airflow's own word of its health says nothing."""
+        """Wait for each worker and triggerer. Airflow's health check reports only one of a kind."""
         deadline = time.monotonic() + self.start_timeout
         while missing := [name for name in self.parts() if not self._is_up(name)]:
             if time.monotonic() > deadline:
                 raise AirflowError(f"Not up: {', '.join(missing)}.\n{self._end_of_log()}")
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_INTERVAL)
 
     def _is_up(self, name: str) -> bool:
         if name.startswith("worker"):
@@ -132,14 +136,14 @@ class DistributedAirflow(AirflowInstance):
             return name in (job["unixname"] for job in jobs)
         return True
 
-    # --- its parts ---
+    # --- parts ---
 
     def parts(self, kind: str = "") -> list[str]:
-        """Give the names of the parts that run, or of those of a kind, such as ``worker``."""
+        """Return the names of the running parts, or of those of a kind, such as ``worker``."""
         return [name for name in self._parts if name.startswith(kind) and self.part(name)]
 
     def part(self, name: str) -> dict[int, str]:
-        """Give the running processes of a part, by pid, with their titles."""
+        """Return the titles of the running processes of a part, by pid."""
         return processes_of({self._parts[name].pid})
 
     def signal(self, name: str, number: signal.Signals) -> None:
@@ -149,12 +153,12 @@ class DistributedAirflow(AirflowInstance):
                 os.kill(pid, number)
 
     def kill(self, name: str) -> None:
-        """Kill a part for good, with all that it runs."""
+        """Kill a part with SIGKILL, including all of its processes."""
         while self.part(name):
             self.signal(name, signal.SIGKILL)
 
     def triggers_of(self, name: str) -> set[int]:
-        """Give the ids of the triggers that a triggerer has been given."""
+        """Return the ids of the triggers that are assigned to a triggerer."""
         rows = self.database.query(
             "SELECT trigger.id FROM trigger JOIN job ON job.id = trigger.triggerer_id "  # noqa: S608 - a part's
             f"WHERE job.unixname = '{name}'"

@@ -1,6 +1,6 @@
-"""Builds what would be uploaded, and checks it: the metadata, what it holds, and that both kinds agree.
+"""Build the wheel and the sdist, and check their metadata, their files, and that both agree.
 
-Argument: the folder to leave the wheel and the sdist in.
+Argument: the folder to write them to.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = "airflow_provider_rungen"
 NEEDED = ("py.typed", "schemas/flux-schnell.input.json", "schemas/flux-schnell.result.json")
-# With these the tests run from an unpacked sdist.
+# The tests need these in an unpacked sdist.
 IN_SDIST = ("CHANGELOG.md", "LICENSE", "Makefile", "README.md", "docs/reliability.md", "tests/conftest.py")
 
 
 def main(folder: Path) -> None:
-    # the wheel is made of the sdist here, and of the tree below
+    # this builds the wheel from the sdist; below it is built from the tree
     run("-m", "build", "--outdir", str(folder), str(ROOT))
     [wheel], [sdist] = folder.glob("*.whl"), folder.glob("*.tar.gz")
     run("-m", "twine", "check", "--strict", str(wheel), str(sdist))
     with tempfile.TemporaryDirectory() as other:
         run("-m", "build", "--wheel", "--outdir", other, str(ROOT))
         [of_tree] = Path(other).glob("*.whl")
-        agree(contents(wheel), contents(of_tree))
+        check_equal(contents(wheel), contents(of_tree))
     files = contents(wheel)
     for name in NEEDED:
         assert f"{PACKAGE}/{name}" in files, f"the wheel has no {name}"
-    strangers = [name for name in files if not name.startswith(PACKAGE)]
-    assert not strangers, f"the wheel holds more than the package: {strangers}"
+    others = [name for name in files if not name.startswith(PACKAGE)]
+    assert not others, f"the wheel holds more than the package: {others}"
     tests = [name for name in files if Path(name).name.startswith(("test_", "conftest"))]
     assert not tests, f"the wheel holds tests: {tests}"
     with tarfile.open(sdist) as archive:
@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
     assert not missing, f"the sdist has no {missing}"
     check_metadata(wheel)
     print(
-        f"{wheel.name}: {len(files)} files, the same of the tree and of the sdist; {sdist.name}: {len(held)}"
+        f"{wheel.name}: {len(files)} files, equal from the tree and the sdist; {sdist.name}: {len(held)} files"
     )
 
 
@@ -55,20 +55,20 @@ def run(*arguments: str) -> None:
 
 
 def contents(wheel: Path) -> dict[str, str]:
-    """Give a fingerprint of each file."""
+    """Return a fingerprint of each file."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()}
 
 
-def agree(one: dict[str, str], other: dict[str, str]) -> None:
+def check_equal(one: dict[str, str], other: dict[str, str]) -> None:
     differ = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    assert not differ, f"the wheel of the sdist differs from that of the tree: {differ}"
+    assert not differ, f"the wheels from the sdist and from the tree differ: {differ}"
 
 
 def check_metadata(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
-        told: Message = email.message_from_bytes(archive.read(name))
+        metadata: Message = email.message_from_bytes(archive.read(name))
         [name] = [name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt")]
         entry_points = archive.read(name).decode()
     for field in (
@@ -79,10 +79,10 @@ def check_metadata(wheel: Path) -> None:
         "Requires-Python",
         "Project-URL",
     ):
-        assert told[field], f"the metadata has no {field}"
-    classifiers = told.get_all("Classifier") or []
+        assert metadata[field], f"the metadata has no {field}"
+    classifiers = metadata.get_all("Classifier") or []
     assert "Framework :: Apache Airflow :: Provider" in classifiers
-    assert told["Description-Content-Type"] == "text/markdown"
+    assert metadata["Description-Content-Type"] == "text/markdown"
     assert "[apache_airflow_provider]" in entry_points, "Airflow would not find it"
 
 

@@ -1,4 +1,4 @@
-"""A private PostgreSQL and a private Redis, of Debian's packages; nothing of them is left after the block."""
+"""Runs a private PostgreSQL and a private Redis from Debian's packages, and removes them after the block."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from typing import Any, Self
 
 from airflow_instance import free_ports
 
-# Debian's postgresql keeps its programs here, in a folder a version.
+# Debian installs each version of PostgreSQL in a folder in here.
 _POSTGRES_VERSIONS = Path("/usr/lib/postgresql")
-# What Debian's packages ask whether they may start the service that they bring.
+# Debian's packages run it to ask whether they may start their service.
 _START_POLICY = Path("/usr/sbin/policy-rc.d")
 _SETPRIV = "/usr/bin/setpriv"
-_INSTALL_PATIENCE = 300.0
-_START_PATIENCE = 60.0
-_STOP_PATIENCE = 10.0
+_INSTALL_TIMEOUT = 300.0
+_START_TIMEOUT = 60.0
+_STOP_TIMEOUT = 10.0
 
 
 class ServiceError(Exception):
-    """A service could not be installed or started; the message says what was said."""
+    """A service could not be installed or started; the message holds its output."""
 
 
 class LocalService:
-    """A server with a folder, a port and a password of its own, which ends with the one who started it."""
+    """A server with its own folder, port and password. It ends with the process that started it."""
 
     name: str
-    #: Whom it runs as when root starts it; whoever starts it, when left out.
+    #: The account it runs under when root starts it. By default it is the caller's.
     account: str | None = None
     _end_signal = signal.SIGTERM
 
@@ -70,7 +70,7 @@ class LocalService:
             if process is not None:
                 process.send_signal(self._end_signal)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_STOP_PATIENCE)
+                    process.wait(_STOP_TIMEOUT)
         finally:  # even when a second Ctrl-C ends the wait
             if process is not None:
                 process.kill()
@@ -78,7 +78,7 @@ class LocalService:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _find_programs(self) -> None:
-        """Find the programs, and install their package when there are none."""
+        """Find the programs, and install their package if necessary."""
         raise NotImplementedError
 
     def _start(self) -> None:
@@ -95,13 +95,13 @@ class LocalService:
     def _serve(self, *command: str | Path, configuration: str = "") -> None:
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                # ends it when this process ends in a way that leaves it no time to
+                # ends it even when this process is killed
                 [_SETPRIV, "--pdeathsig", self._end_signal.name.removeprefix("SIG"), *command],
                 cwd=self.folder,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # a Ctrl-C is for the one who started it
+                # Ctrl-C reaches only the caller
                 start_new_session=True,
                 **self._as,
             )
@@ -111,33 +111,41 @@ class LocalService:
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None  # noqa: S101 - for the type checker
-        deadline = time.monotonic() + _START_PATIENCE
+        deadline = time.monotonic() + _START_TIMEOUT
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                said = (self.folder / "log").read_text(errors="replace")
-                raise ServiceError(f"{self.name} did not start:\n{said}")
+                log = (self.folder / "log").read_text(errors="replace")
+                raise ServiceError(f"{self.name} did not start:\n{log}")
             time.sleep(0.1)
 
 
 class LocalPostgres(LocalService):
-    """PostgreSQL with an empty database. It is made for tests: what it holds does not outlast a power cut."""
+    """PostgreSQL with an empty database. It is for tests: its data do not survive a power failure."""
 
     name = account = "postgres"
-    _end_signal = signal.SIGQUIT  # at once: its folder goes anyway
+    _end_signal = signal.SIGQUIT  # an immediate shutdown, since its folder is deleted anyway
 
     @property
     def url(self) -> str:
         return f"postgresql+psycopg2://airflow:{self.password}@127.0.0.1:{self.port}/postgres"
 
     def dump(self) -> bytes:
-        """Give all that the database holds, as text."""
+        """
+        Return the content of the database as text.
+
+        :raises ServiceError: pg_dump fails.
+        """
         done = self._run(self._programs / "pg_dump", *self._address(), env=self._environment())
         if done.returncode:
             raise ServiceError(f"pg_dump: {done.stderr.decode(errors='replace')}")
         return done.stdout
 
     def query(self, statement: str) -> list[list[str]]:
-        """Give the rows of an answer, as text."""
+        """
+        Return the rows of an answer as text.
+
+        :raises ServiceError: psql fails.
+        """
         command: list[str | Path] = [self._programs / "psql", *self._address(), "-AtF", "\t", "-c", statement]
         done = self._run(*command, env=self._environment())
         if done.returncode:
@@ -186,7 +194,7 @@ class LocalPostgres(LocalService):
 
 
 class LocalRedis(LocalService):
-    """Redis that keeps nothing on disk."""
+    """Redis without persistence."""
 
     name = "redis"
 
@@ -199,7 +207,7 @@ class LocalRedis(LocalService):
             _install("redis-server")
 
     def _start(self) -> None:
-        # over its input, since everyone can read the arguments of a process
+        # through its input, since all users can read the arguments of a process
         configuration = [
             "bind 127.0.0.1",
             f"port {self.port}",
@@ -221,30 +229,34 @@ def _postgres_versions() -> list[Path]:
 
 
 def _install(package: str) -> None:
-    """Install a package of Debian without letting it start what it brings."""
+    """
+    Install a Debian package without starting its service.
+
+    :raises ServiceError: it cannot be installed.
+    """
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise ServiceError(f"Debian's {package} is needed; as root this would install it")
-    with _nothing_started():
+        raise ServiceError(f"Debian's {package} is missing. Install it, or run this as root.")
+    with _no_service_starts():
         _apt_get("update")
         _apt_get("install", "--yes", "--no-install-recommends", package)
 
 
 def _apt_get(*arguments: str) -> None:
     done = subprocess.run(
-        ["apt-get", *arguments],  # noqa: S607 - Debian's own, wherever it is
+        ["apt-get", *arguments],  # noqa: S607 - Debian's
         env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
         capture_output=True,
         text=True,
         check=False,
-        timeout=_INSTALL_PATIENCE,
+        timeout=_INSTALL_TIMEOUT,
     )
     if done.returncode:
         raise ServiceError(f"apt-get {' '.join(arguments)}: {done.stdout}{done.stderr}")
 
 
 @contextlib.contextmanager
-def _nothing_started() -> Iterator[None]:
-    """Let no package start a service meanwhile, as it would on a machine with no policy of its own."""
+def _no_service_starts() -> Iterator[None]:
+    """Keep packages from starting their services, unless the machine has its own policy for that."""
     if _START_POLICY.exists():
         yield
         return

@@ -1,4 +1,4 @@
-"""``make standalone``: Airflow with the example DAGs and the emulated RunGen service, to click around in."""
+"""``make standalone``: run Airflow with the example DAGs and the emulated RunGen service until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def main() -> None:
             environment=environment,
             port=int(os.environ.get("PORT") or 0),
         )
-        print("Starting Airflow, which takes half a minute or so ...", flush=True)
+        print("Starting Airflow (about half a minute) ...", flush=True)
         with airflow:
             print(f"Airflow {airflow.version()}, no login needed: {airflow.url}")
-            print(f"RunGen emulator: {emulator.url} (what happened: {emulator.url}/_emulator/stats)")
+            print(f"RunGen emulator: {emulator.url} (counts: {emulator.url}/_emulator/stats)")
             print(f"Airflow's own output: {airflow.log_file.relative_to(ROOT)}")
-            print("Ctrl-C stops both.", flush=True)
+            print("Press Ctrl-C to stop both.", flush=True)
             try:
                 while airflow.is_running():
                     time.sleep(1)
-                raise AirflowError(f"Airflow ended by itself; see {airflow.log_file}")
+                raise AirflowError(f"Airflow ended; see {airflow.log_file}")
             finally:
                 print("\nStopping ...", flush=True)
 

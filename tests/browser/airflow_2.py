@@ -23,7 +23,7 @@ class Airflow2(AirflowInstance):
     """
 
     user = "admin"
-    _parts_that_tell = ("metadatabase", "scheduler", "triggerer")
+    _monitored = ("metadatabase", "scheduler", "triggerer")
 
     def __init__(self, python: Path, home: Path, dags: Path, *, environment: Mapping[str, str]) -> None:
         super().__init__(home, dags, environment=environment, bin_folder=python.parent)
