@@ -1,4 +1,4 @@
-"""``python -m compat``: make the environments, run the tests in each, and write down what came of it."""
+"""``python -m compat``: make the environments, run the tests in each, and record the outcome."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 from compat import page
 from compat.environments import FOLDER, ROOT, TESTED, CompatError, Environment, matrix
 
-_PATIENCE = 1800
+_TIMEOUT = 1800
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     print(text, flush=True)
 
 
 def run_tests(environment: Environment) -> dict[str, Any]:
     """
-    Run the test suite in an environment, and give the record of it.
+    Run the test suite in an environment, and return its record.
 
-    :raises CompatError: it did not come to an end.
+    :raises CompatError: it did not finish.
     """
     record, log = environment.folder / "record.json", environment.folder / "pytest.log"
     record.unlink(missing_ok=True)
-    # a folder of its own: pytest keeps but the last few of those that all share
+    # a separate folder, since pytest keeps only the last few in a shared one
     options = [
         "-q",
         "-p",
@@ -37,22 +37,22 @@ def run_tests(environment: Environment) -> dict[str, Any]:
         f"--basetemp={environment.folder / 'tmp'}",
     ]
     if environment.is_oldest:
-        options += ["-W", "default"]  # old libraries have a lot to say about each other
+        options += ["-W", "default"]  # old libraries warn about each other
     command = [str(environment.executable), "-m", "pytest", *options]
     with log.open("w") as output:
         try:
             done = subprocess.run(
-                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False, timeout=_PATIENCE
+                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False, timeout=_TIMEOUT
             )
         except subprocess.TimeoutExpired:
-            raise CompatError(f"the tests were not done in {_PATIENCE} s; see {log}") from None
+            raise CompatError(f"the tests did not finish within {_TIMEOUT} s; see {log}") from None
     end = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
     if not record.exists():
         raise CompatError(f"the tests ended with code {done.returncode}; the end of {log}:\n{end}")
-    told: dict[str, Any] = json.loads(record.read_text())
-    if done.returncode and not told["failed"]:
+    outcome: dict[str, Any] = json.loads(record.read_text())
+    if done.returncode and not outcome["failed"]:
         raise CompatError(f"pytest ended with code {done.returncode}; the end of {log}:\n{end}")
-    return told
+    return outcome
 
 
 def main() -> int:
@@ -62,46 +62,46 @@ def main() -> int:
         nargs="+",
         metavar="NAME",
         default=[],
-        help="those whose names begin so: 2.11, 3.3-py3.13, oldest …",
+        help="run those whose names begin with this: 2.11, 3.3-py3.13, oldest …",
     )
-    parser.add_argument("--list", action="store_true", help="print the names of all, and run none")
-    parser.add_argument("--no-page", action="store_true", help="leave the page and its figures as they are")
-    parser.add_argument("--anew", action="store_true", help="make environments anew that were made before")
+    parser.add_argument("--list", action="store_true", help="print all names, and run none")
+    parser.add_argument("--no-page", action="store_true", help="do not renew the page and its figures")
+    parser.add_argument("--renew", action="store_true", help="make existing environments again")
     options = parser.parse_args()
 
     wanted = tuple(options.only) or ("",)
     environments = [each for each in matrix() if each.name.startswith(wanted)]
     if options.list or not environments:
-        say("\n".join(each.name for each in matrix()))
+        report("\n".join(each.name for each in matrix()))
         return 0 if options.list else 2
     FOLDER.mkdir(exist_ok=True)
     failures = []
     for environment in environments:
         began = time.monotonic()
         try:
-            environment.make(anew=options.anew)
+            environment.make(renew=options.renew)
             record = run_tests(environment)
         except CompatError as error:
-            say(f"{environment.name}: {error}")
+            report(f"{environment.name}: {error}")
             failures.append(environment.name)
             continue
-        say(
+        report(
             f"{environment.name}: Airflow {record['airflow']}, Python {record['python']}: "
             f"{record['passed']} passed, {record['failed']} failed, {record['skipped']} skipped, "
             f"{time.monotonic() - began:.0f} s"
         )
         if record["failed"]:
             failures.append(environment.name)
-            say("\n".join(f"  {test}" for test in record["failures"][:20]))
+            report("\n".join(f"  {test}" for test in record["failures"][:20]))
         if options.no_page:
             continue
-        results = page.load()  # now: another process may run other environments meanwhile
+        results = page.load()  # read late, since another process may run other environments meanwhile
         results["runs"][environment.name] = record
         TESTED.mkdir(exist_ok=True)
         environment.tested.write_text(environment.freeze())
         page.write(results)
     if failures:
-        say(f"Not all right: {', '.join(failures)}")
+        report(f"Failed: {', '.join(failures)}")
     return 1 if failures else 0
 
 

@@ -1,4 +1,4 @@
-"""What there is to run on: the matrix, the interpreters of this machine, and an environment for each pair."""
+"""The matrix of Airflow and Python, and a virtual environment for each pair."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOLDER = ROOT / ".compat"
 CONSTRAINTS = Path(__file__).parent / "constraints"
 TESTED = Path(__file__).parent / "tested"
 
-# The Pythons that each Airflow supports, of those that the package does.
+# The Pythons that each Airflow and the package support.
 AIRFLOWS = {
     "2.11": ("3.11", "3.12"),
     "3.0": ("3.11", "3.12"),
@@ -28,10 +28,10 @@ AIRFLOWS = {
     "3.3": ("3.11", "3.12", "3.13"),
     "3.4": ("3.12",),
 }
-# Lines without a release yet, and what is tested of them. One Python is enough to see what is to come.
+# The pre-releases of lines without a release. One Python is enough to see what will change.
 PRE_RELEASES = {"3.4": "3.4.0b2"}
 PYTHONS = ("3.11", "3.12", "3.13")
-_INSTALL_PATIENCE = 1800
+_INSTALL_TIMEOUT = 1800
 
 
 class CompatError(Exception):
@@ -43,9 +43,9 @@ class Environment:
     """
     An Airflow on a Python.
 
-    :param airflow: the Airflow's line, such as ``3.0``; its newest patch is installed, or its pre-release.
-    :param python: the Python's, such as ``3.11``.
-    :param is_oldest: install the oldest versions that the package says it works with, Airflow's among them.
+    :param airflow: the minor version, such as ``3.0``. Its newest patch or its pre-release is installed.
+    :param python: the minor version, such as ``3.11``.
+    :param is_oldest: install the oldest versions that the package allows, also of Airflow.
     """
 
     airflow: str
@@ -69,12 +69,12 @@ class Environment:
         """The exact versions of the last run."""
         return TESTED / f"{self.name}.txt"
 
-    def make(self, *, anew: bool) -> None:
+    def make(self, *, renew: bool) -> None:
         """
-        Install Airflow, the package as it lies here, and what its tests need.
+        Install Airflow, the package from this checkout, and what its tests need.
 
-        :param anew: even if it was made before.
-        :raises CompatError: pip cannot.
+        :param renew: even if the environment exists.
+        :raises CompatError: pip fails.
         """
         options = self.constraints()
         project = _project()
@@ -83,16 +83,16 @@ class Environment:
         parts += [Path(path).read_text() for path in options[1::2]]
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         stamp = self.folder / ".ready"
-        if not anew and stamp.exists() and stamp.read_text() == digest:
+        if not renew and stamp.exists() and stamp.read_text() == digest:
             return
         create(self.folder, self.python)
-        # pip takes a pre-release only of what is pinned to one: of Airflow, and of nothing else
+        # pip installs a pre-release only where one is pinned, and only Airflow is
         version = PRE_RELEASES.get(self.airflow, f"{self.airflow}.{'0' if self.is_oldest else '*'}")
         pip(self.folder, "install", *options, f"apache-airflow=={version}", "-e", f"{ROOT}[test]")
         stamp.write_text(digest)
 
     def constraints(self) -> list[str]:
-        """Give pip's options for the bounds of this environment."""
+        """Return pip's options for the constraints of this environment."""
         paths = [CONSTRAINTS / f"{self.airflow}.txt"]
         if self.is_oldest:
             FOLDER.mkdir(exist_ok=True)
@@ -102,12 +102,12 @@ class Environment:
         return [option for path in paths if path.exists() for option in ("-c", str(path))]
 
     def freeze(self) -> str:
-        """Give what is installed, as a constraints file."""
+        """Return the installed versions as a constraints file."""
         return pip(self.folder, "freeze", "--exclude-editable")
 
 
 def matrix() -> list[Environment]:
-    """Give every environment that there should be; what matters most comes first."""
+    """Return all environments, the most important first."""
     newest = [
         Environment(airflow, python)
         for python in PYTHONS
@@ -121,34 +121,34 @@ def create(folder: Path, python: str) -> None:
     """
     Make an empty environment.
 
-    :raises CompatError: there is no such Python here.
+    :raises CompatError: this Python is not installed.
     """
     if (interpreter := find_python(python)) is None:
-        raise CompatError(f"there is no Python {python} here")
+        raise CompatError(f"Python {python} is not installed")
     shutil.rmtree(folder, ignore_errors=True)
     run([interpreter, "-m", "venv", str(folder)])
 
 
 def find_python(version: str) -> str | None:
-    """Find an interpreter of a version, such as ``3.11``: this one, one on the PATH, or one of pyenv's."""
+    """Return an interpreter of a version, such as ``3.11``: this one, one on the PATH, or one of pyenv."""
     name = f"python{version}"
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     candidates = [sys.executable, *(found for found in (shutil.which(name),) if found)]
     candidates += [str(path) for path in sorted(pyenv.glob(f"{version}.*/bin/{name}"), reverse=True)]
     for candidate in candidates:
-        # a shim of pyenv may be on the PATH for a version that is not chosen, a Debian's may lack venv
-        asked = "import ensurepip, venv, sys; print('%d.%d' % sys.version_info[:2])"
-        told = subprocess.run([candidate, "-c", asked], capture_output=True, text=True, check=False)
-        if told.returncode == 0 and told.stdout.strip() == version:
+        # a shim of pyenv on the PATH may not work, and one of Debian may lack venv
+        probe = "import ensurepip, venv, sys; print('%d.%d' % sys.version_info[:2])"
+        answer = subprocess.run([candidate, "-c", probe], capture_output=True, text=True, check=False)
+        if answer.returncode == 0 and answer.stdout.strip() == version:
             return candidate
     return None
 
 
 def pip(folder: Path, *arguments: str) -> str:
     """
-    Let the pip of an environment do something, and give what it printed.
+    Run the pip of an environment, and return its output.
 
-    :raises CompatError: it cannot; the message ends with its words.
+    :raises CompatError: it fails. The message ends with its output.
     """
     quiet = ["--quiet"] if arguments[0] == "install" else []
     return run(
@@ -157,7 +157,7 @@ def pip(folder: Path, *arguments: str) -> str:
 
 
 def own_dependencies() -> list[str]:
-    """Give the names of what the package itself depends on, without Airflow."""
+    """Return the names of the direct dependencies of the package, without Airflow."""
     return [
         re.split("[<>=!~ ]", each)[0]
         for each in _project()["dependencies"]
@@ -171,7 +171,7 @@ def _project() -> dict[str, Any]:
 
 
 def run(command: Sequence[str]) -> str:
-    # what a user's settings say about Airflow or Python paths must not reach into the environment
+    # settings for another Airflow or Python must not affect the environment
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -185,11 +185,11 @@ def run(command: Sequence[str]) -> str:
             capture_output=True,
             text=True,
             check=False,
-            timeout=_INSTALL_PATIENCE,
+            timeout=_INSTALL_TIMEOUT,
         )
     except subprocess.TimeoutExpired:
-        raise CompatError(f"not done in {_INSTALL_PATIENCE} s: {' '.join(command)}") from None
+        raise CompatError(f"did not finish within {_INSTALL_TIMEOUT} s: {' '.join(command)}") from None
     if done.returncode:
-        said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
-        raise CompatError(f"{' '.join(command)}\n{said}")
+        output = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
+        raise CompatError(f"{' '.join(command)}\n{output}")
     return done.stdout

@@ -1,4 +1,4 @@
-"""Writes what came of the runs: the page, and its raw figures."""
+"""Writes the outcome of the runs: the page, and its raw figures."""
 
 from __future__ import annotations
 
@@ -17,51 +17,52 @@ NOT_RUN = "not run yet"
 
 # A test carries the marker `feature` with the key of what it proves.
 FEATURES = {
-    "durable": "a retry takes up the job of the attempt before (`durable=True`)",
-    "kill": "a killed worker cancels the job it waits for (`cancel_on_kill=True`)",
+    "durable": "a retry resumes the job of the attempt before (`durable=True`)",
+    "kill": "a killed task cancels the job it waits for (`cancel_on_kill=True`)",
     "timeout": "`timeout`, and `execution_timeout`, cancel the job",
     "end": "a success ends in the triggerer (`end_from_trigger=True`)",
-    "start": "a sensor begins in the triggerer (`start_from_trigger=True`)",
+    "start": "a sensor starts in the triggerer (`start_from_trigger=True`)",
     "schemas": "`input_schema` and `result_schema` are checked",
-    "assets": "asset events tell app and jobs (`outlets`)",
-    "lineage": "OpenLineage is told of apps and files",
+    "assets": "asset events name the app and the jobs (`outlets`)",
+    "lineage": "OpenLineage events name apps and files",
     "form": "the connection form has the extras as fields",
-    "test": "*Test* in the connection form asks the service",
+    "test": "*Test* in the connection form sends a request to the service",
 }
 
 _FEATURES = """
-## What degrades where
+## Features by version
 
-Made of the tests that prove a feature and carry its marker: *yes* means that all of them passed wherever
-this Airflow ran. Most of them run an operator or a trigger by itself. `make test-system` kills the parts of
-a real Airflow, on 3.3; of its tests, one that marks a deferred task passed on 3.0 and 3.1, too, and the one
-that clears it on 3.1. `make test-browser` fills in the connection form, tests the connection and follows the
-links of a task in the UI of 3.3 and of 2.11.
+*yes* means that all tests with the marker of the feature passed in every run with this Airflow. Most of
+them run an operator or a trigger alone. `make test-system` kills the parts of a real Airflow 3.3. Its test
+that marks a deferred task also passed on 3.0 and 3.1, and the one that clears a task on 3.1.
+`make test-browser` fills in the connection form, tests the connection and follows the links of a task in the
+UI of 3.3 and 2.11.
 
 """
 _BOUNDS = """
-Not every Airflow works with the newest of everything. Airflow's own constraint files, which an installation
-should use, know that; here the bounds in [compat/constraints](../compat/constraints) do.
+Some versions of Airflow do not work with the newest version of every package. Airflow's own constraint files,
+which an installation should use, take that into account. These runs use
+[compat/constraints](../compat/constraints) instead.
 """
 _PRIVATE = """
-## What Airflow does not document
+## Undocumented names of Airflow
 
-The package needs these names of Airflow, which are not part of Airflow's public interface: a release may move
-them. The tests look each up on every Airflow they run on. *From* and *before* are the versions that the
-package uses a name on.
+The package uses these names, which are not part of Airflow's public interface. A release of Airflow may move
+them, so the tests look up each one on every Airflow. *from* and *before* are the versions between which the
+package uses a name.
 
 """
 _ADDED = """
-## What it adds to an installation
+## Added packages
 
-Packages that Airflow does not bring by itself; sizes are those on disk, bytecode included. The licences of
-all that the package asks for are looked at in each run of the checks.
+These packages are installed in addition to Airflow's own. Their sizes are on disk and include bytecode. Each
+run of the checks verifies the licenses of all dependencies.
 
 """
 
 
 def load() -> dict[str, Any]:
-    """Read what the runs before have left."""
+    """Return the figures of the earlier runs."""
     if RESULTS.exists():
         results: dict[str, Any] = json.loads(RESULTS.read_text())
         return results
@@ -103,31 +104,31 @@ def runs_table(runs: dict[str, Any]) -> str:
 
 
 def oldest(runs: dict[str, Any]) -> str:
-    """Tell how it went with the oldest versions that the package names."""
+    """Describe the run with the oldest versions that the package allows."""
     [name] = [each.name for each in matrix() if each.is_oldest]
     if name not in runs:
         return ""
     run = runs[name]
     versions = ", ".join(f"{each} {version}" for each, version in run["dependencies"].items())
     return (
-        "\nWith the oldest versions that the package says it works with, "
+        "\nWith the oldest versions that the package allows, "
         f"Airflow {run['airflow']} and {versions}: {_outcome(run)}.\n"
     )
 
 
 def failures(runs: dict[str, Any]) -> str:
-    """Tell what failed, by file."""
+    """List the failed tests by file."""
     lines = []
     for name, run in sorted(runs.items()):
         files = Counter(test.partition("::")[0] for test in run["failures"])
-        told = ", ".join(f"{count} of `{file}`" for file, count in sorted(files.items()))
-        remark = f": {run['remark']}" if "remark" in run else ""  # by whoever has looked into it
-        lines += [f"- {name}: {told}{remark}\n"] if told else []
-    return "\nWhat failed:\n\n" + "".join(lines) if lines else ""
+        counts = ", ".join(f"{count} of `{file}`" for file, count in sorted(files.items()))
+        remark = f": {run['remark']}" if "remark" in run else ""  # added by hand
+        lines += [f"- {name}: {counts}{remark}\n"] if counts else []
+    return "\nFailed tests:\n\n" + "".join(lines) if lines else ""
 
 
 def features_table(runs: dict[str, Any]) -> str:
-    rows = [["", *AIRFLOWS, "where not"]]
+    rows = [["", *AIRFLOWS, "limits"]]
     for key, title in FEATURES.items():
         cells, reasons = [], []
         for airflow in AIRFLOWS:
@@ -142,12 +143,12 @@ def features_table(runs: dict[str, Any]) -> str:
 
 
 def added_table(runs: dict[str, Any]) -> str:
-    rows = [["Airflow", "packages", "megabytes", "which, and their licences"]]
+    rows = [["Airflow", "packages", "megabytes", "names and licenses"]]
     of_airflow = {run["airflow"]: run["added"] for run in runs.values() if "added" in run}
     for airflow, packages in sorted(of_airflow.items()):
-        told = ", ".join(f"{each['name']} ({each['licence']})" for each in packages) or "none"
+        names = ", ".join(f"{each['name']} ({each['license']})" for each in packages) or "none"
         megabytes = sum(each["size"] for each in packages) / 1e6
-        rows.append([airflow, str(len(packages)), f"{megabytes:.1f}", told])
+        rows.append([airflow, str(len(packages)), f"{megabytes:.1f}", names])
     return _table(rows)
 
 
@@ -170,7 +171,7 @@ def _cell(seen: list[dict[str, Any]]) -> str:
 
 
 def skips(runs: dict[str, Any]) -> str:
-    """Tell why tests were skipped, and where."""
+    """List the reasons for skipped tests, and where they apply."""
     where: dict[str, list[str]] = {}
     for name, run in runs.items():
         for reason in run["reasons"]:

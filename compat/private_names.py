@@ -1,6 +1,6 @@
-"""The names of Airflow that the package leans on and Airflow does not document: a release may move them.
+"""The undocumented names of Airflow that the package uses. A release of Airflow may move them.
 
-The tests look each up on whatever Airflow they run on, the newest pre-release included.
+The tests look up each one on every Airflow, including the newest pre-release.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PrivateName:
 
     def look_up(self) -> Any:
         """
-        Return what the name stands for.
+        Return the object with this name.
 
         :raises ImportError: there is no such module.
         :raises AttributeError: the module has no such name.

@@ -1,4 +1,4 @@
-"""A pytest plugin that writes down what came of a run: counts, reasons, and which features were proved."""
+"""A pytest plugin that records the outcome of a run: counts, reasons of skips, and features that passed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Recorder:
-    """Counts the tests of a session, and writes the counts to a file at its end."""
+    """Counts the tests of a session, and writes the counts to a file at the end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,8 +44,8 @@ class Recorder:
             self._outcomes[report.nodeid] = "failed"
         elif report.skipped and self._outcomes[report.nodeid] == "passed":
             self._outcomes[report.nodeid] = "skipped"
-            told = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-            self._reasons[report.nodeid] = told.removeprefix("Skipped: ")
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            self._reasons[report.nodeid] = reason.removeprefix("Skipped: ")
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         counts = Counter(self._outcomes.values())

@@ -1,6 +1,6 @@
 """``python -m compat.resolve WHEEL``: resolve the package under the pins of each Airflow's constraint file.
 
-Managed platforms enforce those files. With ``--install`` pip installs, too, and a job runs there.
+Managed platforms enforce these files. ``--install`` also installs the package, and runs a job.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from compat.environments import FOLDER, CompatError, create, pip, run
 
 PINS = Path(__file__).parent / "pins"
-PYTHON = "3.12"  # the one that the pins are for
+PYTHON = "3.12"  # the pins are for this version
 SMOKE = Path(__file__).parent / "smoke.py"
 
 
@@ -32,7 +32,7 @@ def resolve(folder: Path, wheel: Path, pins: Path) -> dict[str, str]:
     """
     Return the versions that pip chooses for an Airflow and the package.
 
-    :raises CompatError: there are none.
+    :raises CompatError: the package cannot be installed.
     """
     report = folder / "report.json"
     options = ["--dry-run", "--ignore-installed", "--report", str(report), "-c", str(pins)]
@@ -43,7 +43,7 @@ def resolve(folder: Path, wheel: Path, pins: Path) -> dict[str, str]:
 
 def check(folder: Path, wheel: Path, pins: Path, *, install: bool) -> str:
     """
-    Resolve, or install, the package under pins, and return a line that says how it went.
+    Resolve or install the package under pins, and return the outcome in a line.
 
     :raises CompatError: it cannot be installed, or does not work.
     """
@@ -63,14 +63,14 @@ def check(folder: Path, wheel: Path, pins: Path, *, install: bool) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m compat.resolve", description=__doc__)
-    parser.add_argument("wheel", type=Path, help="the package, built")
+    parser.add_argument("wheel", type=Path, help="the wheel of the package")
     parser.add_argument("--only", nargs="+", metavar="VERSION", default=[], help="2.11, 3.0.6 …")
     parser.add_argument(
         "--install",
         nargs="+",
         metavar="VERSION",
         default=[],
-        help="those to install, and to run a job in against the emulator",
+        help="versions to install, and to run a job on with the emulator",
     )
     options = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""As a program, for an environment that the package is installed in: import all of it, and run a job."""
+"""Import all modules of the installed package, and run a job with the emulator."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 home = tempfile.mkdtemp(prefix="rungen-airflow-")
 os.environ |= {"AIRFLOW_HOME": home, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
 
-import airflow  # noqa: E402 - it reads its settings then
+import airflow  # noqa: E402 - it reads its settings when imported
 
 import airflow_provider_rungen as package  # noqa: E402
 from airflow_provider_rungen import emulator, operators  # noqa: E402
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS  # noqa: E402
 
-# a program; what needs pytest; what needs a newer Airflow
+# a program, what needs pytest, and what needs a newer Airflow
 _NOT_HERE = {"__main__", "pytest_plugin"} | (set() if AIRFLOW_V_3_3_PLUS else {"retries"})
 
 
 def main() -> None:
     if not str(package.__file__).startswith(sys.prefix):
-        raise SystemExit("this is not the installed package")
+        raise SystemExit("the imported package is not the installed one")
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         if module.name.rpartition(".")[2] not in _NOT_HERE:
             importlib.import_module(module.name)
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 class _TaskInstance:
-    """As much of a task instance as a task needs."""
+    """The parts of a task instance that a task uses."""
 
     task_id, run_id, dag_id = "run", "smoke", "smoke"
     map_index, try_number, max_tries = -1, 1, 0

@@ -1,7 +1,6 @@
-"""What an installation has on top of Airflow because of this package: packages, their size, their licences.
+"""Lists the packages that this one adds to an installation of Airflow, with their sizes and licenses.
 
-As a program, for the environment that it runs in: prints it, and ends with 1 over a licence that is not on
-the list.
+As a program, it prints them for its own environment, and ends with 1 if a license is not on the list.
 """
 
 from __future__ import annotations
@@ -17,12 +16,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PACKAGE, AIRFLOW = "airflow-provider-rungen", "apache-airflow"
-# Those that may be used in a company's product without its own code being asked for.
-_FREE = re.compile(r"apache|bsd|isc|\bmit\b|mpl|mozilla public|psf|python software foundation", re.IGNORECASE)
+# Licenses that allow use in a closed-source product.
+_PERMISSIVE = re.compile(
+    r"apache|bsd|isc|\bmit\b|mpl|mozilla public|psf|python software foundation", re.IGNORECASE
+)
 
 
 def needed(name: str) -> set[str]:
-    """Give the names of all that a package installs with itself, and its own."""
+    """Return the names of a package and of all its dependencies."""
     found: set[tuple[str, str]] = set()
     todo = [(canonicalize_name(name), "")]
     while todo:
@@ -37,57 +38,57 @@ def needed(name: str) -> set[str]:
     return {package for package, _ in found}
 
 
-def licence(distribution: Distribution) -> str:
-    """Give what a package says of its licence, in a line."""
+def license_of(distribution: Distribution) -> str:
+    """Return the license that a package declares, in one line."""
     metadata = distribution.metadata
     classifiers = [
         line.rpartition(" :: ")[2]
         for line in metadata.get_all("Classifier", ())
         if line.startswith("License :: ")
     ]
-    told = metadata.get_all("License-Expression") or classifiers or metadata.get_all("License") or ["none"]
-    return ", ".join(told).strip().splitlines()[0]
+    names = metadata.get_all("License-Expression") or classifiers or metadata.get_all("License") or ["none"]
+    return ", ".join(names).strip().splitlines()[0]
 
 
 def size(distribution: Distribution) -> int:
-    """Give the bytes that a package takes on disk, bytecode included."""
+    """Return the bytes of a package on disk, including bytecode."""
     paths = [Path(str(file.locate())) for file in distribution.files or ()]
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def brought() -> set[str]:
-    """Give the names of the packages that this one asks for, Airflow's aside, and of what they need."""
-    asked = {Requirement(line) for line in importlib.metadata.distribution(PACKAGE).requires or ()}
-    names = {each.name for each in asked if each.marker is None and not each.name.startswith(AIRFLOW)}
+def required() -> set[str]:
+    """Return the names of all dependencies of this package, without those of Airflow alone."""
+    requirements = {Requirement(line) for line in importlib.metadata.distribution(PACKAGE).requires or ()}
+    names = {each.name for each in requirements if each.marker is None and not each.name.startswith(AIRFLOW)}
     return {name for each in names for name in needed(each)}
 
 
 def describe(names: set[str]) -> list[dict[str, Any]]:
-    """Give of each package its ``name``, ``version``, ``size`` in bytes, and ``licence``."""
+    """Return the ``name``, ``version``, ``size`` in bytes and ``license`` of each package."""
     return [
-        {"name": name, "version": found.version, "size": size(found), "licence": licence(found)}
+        {"name": name, "version": found.version, "size": size(found), "license": license_of(found)}
         for name in sorted(names)
         for found in [importlib.metadata.distribution(name)]
     ]
 
 
 def added() -> list[dict[str, Any]]:
-    """Describe the packages that Airflow does not bring by itself."""
+    """Describe the packages that are not dependencies of Airflow."""
     return describe(needed(PACKAGE) - needed(AIRFLOW) - {PACKAGE})
 
 
 def main() -> int:
     packages = added()
     airflow, total = importlib.metadata.version(AIRFLOW), sum(each["size"] for each in packages)
-    print(f"On top of Airflow {airflow}: {len(packages)} packages, {total / 1e6:.1f} MB")
+    print(f"Added to Airflow {airflow}: {len(packages)} packages, {total / 1e6:.1f} MB")
     for each in packages:
-        print(f"  {each['name']} {each['version']}: {each['size'] / 1e6:.1f} MB, {each['licence']}")
-    all_of_them = describe(brought())
-    strange = [each for each in all_of_them if not _FREE.search(each["licence"])]
-    print(f"{len(all_of_them)} packages that it asks for by itself, {len(strange)} with a licence to look at")
-    for each in strange:
-        print(f"  {each['name']}: {each['licence']}")
-    return 1 if strange else 0
+        print(f"  {each['name']} {each['version']}: {each['size'] / 1e6:.1f} MB, {each['license']}")
+    dependencies = describe(required())
+    unknown = [each for each in dependencies if not _PERMISSIVE.search(each["license"])]
+    print(f"{len(dependencies)} dependencies, {len(unknown)} with a license to check")
+    for each in unknown:
+        print(f"  {each['name']}: {each['license']}")
+    return 1 if unknown else 0
 
 
 if __name__ == "__main__":

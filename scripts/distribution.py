@@ -43,9 +43,7 @@ def main(folder: Path) -> None:
     missing = [name for name in IN_SDIST if name not in held]
     assert not missing, f"the sdist has no {missing}"
     check_metadata(wheel)
-    print(
-        f"{wheel.name}: {len(files)} files, equal from the tree and the sdist; {sdist.name}: {len(held)} files"
-    )
+    print(f"{wheel.name}: {len(files)} files, equal from tree and sdist; {sdist.name}: {len(held)} files")
 
 
 def run(*arguments: str) -> None:
