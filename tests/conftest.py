@@ -1,4 +1,4 @@
-"""What the tests share: a private Airflow home, a clock that costs no time, three ways to perform a flow."""
+"""What the tests share: a private Airflow home, a fake clock, and three ways to perform a flow."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ from airflow_provider_rungen.exceptions import RunGenConnectionError  # noqa: E4
 hypothesis.settings.register_profile("steady", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("steady")
 # Hypothesis also draws constants of the modules loaded so far, which differ between test processes.
-hypothesis.internal.conjecture.providers.is_local_module_file = lambda _: False
+vars(hypothesis.internal.conjecture.providers)["is_local_module_file"] = lambda _: False
 
 __all__ = ["wait_for_jobs"]
 
@@ -68,7 +68,7 @@ APP = "flux-schnell"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Run more workers than there are cores, since most tests wait most of the time."""
+    """Return half as many workers again as there are cores, since most tests mainly wait."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores + cores // 2
 
@@ -78,11 +78,10 @@ def pytest_runtest_makereport(
     call: pytest.CallInfo[None],
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """
-    Format a failure without collecting garbage meanwhile.
+    Format a failure with garbage collection disabled.
 
-    A finalizer may format a traceback itself, of a task that nobody awaited. Before Python 3.13 that makes
-    the parsing of the test's source fail with a SystemError, which ends the session
-    (python/cpython#106905).
+    A finalizer may format a traceback, too, such as that of a task that was not awaited. If it does so while
+    pytest parses the test's source, Python 3.11 raises a SystemError (python/cpython#106905).
     """
     if call.excinfo is None:
         return (yield)
@@ -97,12 +96,12 @@ def pytest_runtest_makereport(
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
         return  # the tests run in other processes
-    # pytest-asyncio, where some other project brought it along, warns about an unset option of its own
+    # pytest-asyncio, if it is installed, warns about an unset option of its own
     warnings.filterwarnings("ignore", ".*asyncio_default_fixture_loop_scope", DeprecationWarning)
     warnings.filterwarnings("ignore", ".*asyncio_default_fixture_loop_scope", pytest.PytestWarning)
     with warnings.catch_warnings():
-        # Airflow warns about itself and its dependencies while it is imported, and its tables are mapped;
-        # what it would put off until a connection is looked up comes now, too.
+        # Airflow and its dependencies warn when they are imported, and when the tables are mapped. This
+        # imports what a later lookup of a connection needs, too.
         warnings.simplefilter("ignore")
         import airflow.models.connection
         import airflow.providers.common.compat.sdk
@@ -114,7 +113,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class FakeTime:
-    """Time that passes only where somebody sleeps."""
+    """A clock that moves only when something sleeps."""
 
     def __init__(self) -> None:
         self.now = time.time()
@@ -163,37 +162,37 @@ class Via:
         if self.kind == "aiohttp":
             return asyncio.run(self._aperform(flow))
         if self.kind == "direct":
-            return drive(flow, self._noting(self._handle), self.clock.sleep, self.clock.time)
+            return drive(flow, self._recording(self._handle), self.clock.sleep, self.clock.time)
         sender = Sender(self.settings())
         try:
-            return drive(flow, self._noting(sender), self.clock.sleep, self.clock.time)
+            return drive(flow, self._recording(sender), self.clock.sleep, self.clock.time)
         finally:
             sender.close()
 
     def posts(self) -> int:
-        """How many requests to run a job the service saw."""
+        """Return how many requests to run a job the service received."""
         return self.service.count("run")
 
-    def _noting(self, send: Callable[[Request], T]) -> Callable[[Request], T]:
-        def noting(request: Request) -> T:
+    def _recording(self, send: Callable[[Request], T]) -> Callable[[Request], T]:
+        def recording(request: Request) -> T:
             self.sent.append(request)
             return send(request)
 
-        return noting
+        return recording
 
     async def _aperform(self, flow: Flow[T]) -> T:
         sender = AsyncSender(self.settings())
-        send: Callable[[Request], Awaitable[Response]] = self._noting(sender)
+        send: Callable[[Request], Awaitable[Response]] = self._recording(sender)
         try:
             return await adrive(flow, send, self.clock.asleep, self.clock.time)
         finally:
             await sender.close()
 
     def _handle(self, request: Request) -> Response:
-        """Do what a sender and a server do, without sockets."""
+        """Send a request and read the answer like a sender, without sockets."""
         settings = self.settings()
         if settings.base_url != self.emulator.url:
-            raise RunGenConnectionError(f"Could not {request.purpose}: nobody is there", sent=False)
+            raise RunGenConnectionError(f"Could not {request.purpose}: connection refused", sent=False)
         headers = settings.headers() | settings.headers_for(request)
         reply = self.service.handle(request.method, f"/{request.path}", headers, request.body or b"")
         if reply.fault == "stream":
@@ -213,19 +212,19 @@ def _emulator() -> Iterator[Emulator]:
 
 @pytest.fixture(params=["direct", "requests", "aiohttp"])
 def via(request: pytest.FixtureRequest, _emulator: Emulator) -> Via:
-    """Each way to perform a flow, against a fresh service whose clock is the fake one."""
+    """Each way to perform a flow, with a new service that uses the fake clock."""
     return Via(request.param, _emulator)
 
 
 @pytest.fixture
 def direct(_emulator: Emulator) -> Via:
-    """Perform flows in process only, for what does not touch the wire."""
+    """Perform flows in process only, for tests that do not depend on the wire."""
     return Via("direct", _emulator)
 
 
 @pytest.fixture
 def free_port() -> int:
-    """A port on which nobody listens."""
+    """A port on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
     return port
@@ -233,27 +232,27 @@ def free_port() -> int:
 
 @pytest.fixture(params=[by_requests, by_aiohttp], ids=["requests", "aiohttp"])
 def send_all(request: pytest.FixtureRequest) -> Any:
-    """Each sender, used for some requests and closed."""
+    """Each sender, as a function that sends several requests and closes it."""
     return request.param
 
 
 @pytest.fixture
 def send(send_all: Any) -> Send:
-    """Each sender, used for one request and closed."""
+    """Each sender, as a function that sends one request and closes it."""
     return lambda settings, request: send_all(settings, request)[0]
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
-    """Start a server that says given bytes, or talks as a function does."""
+    """Start servers that send given bytes, or follow a script."""
     servers: list[Server] = []
 
     def start(what: bytes | Talk, **options: Any) -> Server:
-        def say(connection: socket.socket) -> None:
+        def send_bytes(connection: socket.socket) -> None:
             assert isinstance(what, bytes)
             connection.sendall(what)
 
-        servers.append(Server(say if isinstance(what, bytes) else what, **options))
+        servers.append(Server(send_bytes if isinstance(what, bytes) else what, **options))
         return servers[-1]
 
     yield start
@@ -262,7 +261,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 
 class FakeTaskInstance:
-    """As much of a task instance as an operator may use without a database."""
+    """The parts of a task instance that an operator may use, without a database."""
 
     dag_id = "dag"
     task_id = "task"
@@ -289,13 +288,13 @@ class FakeTaskInstance:
 
 
 class TrackedTaskInstance(FakeTaskInstance):
-    """A task instance whose state Airflow 3 can be asked for."""
+    """A task instance whose state can be requested, as in Airflow 3."""
 
     def __init__(self, state: str | None = "running") -> None:
         super().__init__()
         self.state = state
         self.asked = 0
-        #: Called when the state is asked for.
+        #: Called when the state is requested.
         self.on_ask: Callable[[], Any] = lambda: None
 
     def get_task_states(self, **_: Any) -> dict[str, dict[str, str | None]]:
@@ -305,7 +304,7 @@ class TrackedTaskInstance(FakeTaskInstance):
 
 
 class FakeStore:
-    """Airflow 3.3's task state store, as JSON would bring it back."""
+    """Airflow 3.3's task state store, which stores JSON."""
 
     def __init__(self) -> None:
         self.kept: dict[str, str] = {}
@@ -327,26 +326,26 @@ def ti() -> FakeTaskInstance:
 
 @pytest.fixture
 def context(ti: FakeTaskInstance) -> Any:
-    """A context for ``execute``, without a database behind it."""
+    """A context for ``execute``, without a database."""
     return {"ti": ti, "task_instance": ti}
 
 
 class Accessor:
-    """As much of the access to an outlet's event as Airflow gives."""
+    """The event of an outlet, as a task sees it."""
 
     def __init__(self) -> None:
         self.extra: dict[str, Any] = {}
 
 
 class OutletEvents(dict[Any, Accessor]):
-    """Knows an outlet by its kind and name, as Airflow does, and makes its accessor when it is asked for."""
+    """Maps outlets to their events by kind and name, and creates an event on first use."""
 
     def __getitem__(self, outlet: Any) -> Accessor:
         name = outlet.uri if hasattr(outlet, "uri") else outlet.name
         return self.setdefault((type(outlet).__name__, name), Accessor())
 
 
-# Waits in real time, shortened for every test; what tests such a wait sets its own.
+# Shorter waits for all tests. A test of such a wait sets its own.
 _SHORT_WAITS = {
     "client.retry.BACKOFF": 0.05,
     "client.retry.REFUSAL_GRACE": 0.5,
@@ -363,13 +362,13 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _clears_keep_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clear as Airflow 3.3 does: the state is kept, where a test does not say otherwise."""
+    """Keep the state after a clear, as Airflow 3.3 does, unless a test discards it."""
     monkeypatch.setattr("airflow_provider_rungen.execution.attempts.CLEAR_DISCARDS_STATE", False)
 
 
 @pytest.fixture
 def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a trigger fire at once, where the wait for the deferring process is not what is tested."""
+    """Fire triggers at once, instead of waiting for the end of the deferring process."""
     monkeypatch.setattr("airflow_provider_rungen.triggers.base.SETTLING_TIME", 0.0)
 
 
@@ -377,7 +376,7 @@ def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
 def signal_when(
     number: signal.Signals, condition: Callable[[], bool], handler: Callable[[], None]
 ) -> Iterator[list[float]]:
-    """Send this process a signal as soon as a condition holds; gives the list of the times it was sent."""
+    """Send this process a signal as soon as a condition holds, and yield the list of times it was sent."""
     sent: list[float] = []
     over = threading.Event()
 
@@ -401,7 +400,7 @@ def signal_when(
 
 @dataclass
 class Outcome:
-    """What came of a task: its value or its error, and how often it was deferred."""
+    """The result of a task: its value or its error, and its deferrals."""
 
     value: Any = None
     error: BaseException | None = None
@@ -410,7 +409,7 @@ class Outcome:
 
 
 def run_task(op: Any, context: Any) -> Outcome:
-    """Run a task as Airflow does: execute, and through the triggerer as often as it defers."""
+    """Run a task as Airflow does: execute it, and run its trigger after each deferral."""
     from airflow.providers.common.compat.sdk import TaskDeferred
 
     outcome = Outcome()

@@ -39,13 +39,13 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 TASKS = {
     *("run[-1]", "wait[-1]", "one[-1]", "mapped[0]", "mapped[1]", "mapped[2]", "wait_mapped[-1]", "many[-1]"),
-    *("each[0]", "each[1]", "each[2]", "cancel[-1]", "tell_one[-1]", "tell_many[-1]", "tell_each[-1]"),
-    "tell_canceled[-1]",
+    *("each[0]", "each[1]", "each[2]", "cancel[-1]", "report_one[-1]", "report_many[-1]", "report_each[-1]"),
+    "report_canceled[-1]",
 }
 
 
 class Runs:
-    """The DAG runs, all made by one process, since starting Airflow takes longest."""
+    """The DAG runs. One process performs them all, since starting Airflow takes longest."""
 
     def __init__(self, folder: Path, emulator: Emulator) -> None:
         self.emulator = emulator

@@ -1,4 +1,4 @@
-"""The bounds of the package fit what Airflow's own constraint files pin; CI resolves against them, too."""
+"""The bounds of the package allow what Airflow's own constraint files pin. CI resolves against them, too."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def by_aiohttp(settings: Settings, *requests: Request) -> list[Response]:
 
 
 class Server:
-    """A server that follows a script once a connection, and keeps what it heard."""
+    """A server that follows a script once per connection, and records what it received."""
 
     def __init__(self, talk: Talk, tls: ssl.SSLContext | None = None, head: int = 0) -> None:
         self.talk = talk

@@ -1,4 +1,4 @@
-"""Airflow 2.11, of an environment of its own: its web server, its REST API, its sign-in."""
+"""Runs Airflow 2.11 from an environment of its own, with a user who can sign in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one browser that the tests share, and the server that their Airflow talks to."""
+"""The browser that the tests share, and the emulator for their Airflow."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
     page = browser.new_page(viewport={"width": 1100, "height": 860}, color_scheme="light")
     page.set_default_timeout(30_000)
     yield page
-    page.screenshot(path=tmp_path / "last.png")  # where a failed test stood
+    page.screenshot(path=tmp_path / "last.png")  # the last page of a failed test
     page.close()

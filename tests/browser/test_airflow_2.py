@@ -1,4 +1,4 @@
-"""The UI of Airflow 2.11 as a person uses it: the connection's form, its test, and the links of a task."""
+"""The UI of Airflow 2.11 in a real browser: the connection's form, its test, and the links of a task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Airflow's UI as a person uses it, in a real browser; what is seen on the way illustrates the README."""
+"""Airflow's UI in a real browser. Its screenshots illustrate the documentation."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ class Connections:
         self.row(conn_id).get_by_role("button", name="Edit Connection").click()
 
     def fill(self, **fields: str) -> None:
-        """Fill in fields of ours, by their names; their sections are opened."""
+        """Fill in fields of the provider by name, after opening their sections."""
         for name, value in fields.items():
             self.show(name).fill(value)
 
     def show(self, name: str) -> Locator:
-        """Open the section of a field of ours, and give the field."""
+        """Open the section of a field of the provider, and return the field."""
         title = _fields()[name]["schema"].get("section", "Extra Fields")
         section = self.form.get_by_role("button", name=title, exact=True)
         if section.get_attribute("aria-expanded") != "true":
@@ -76,7 +76,7 @@ class Connections:
         return self.form.locator(_field(name))
 
     def save(self) -> dict[str, Any]:
-        """Save the form, and give what it sent."""
+        """Save the form, and return what it sent."""
         with self.page.expect_request(lambda request: request.method in ("POST", "PATCH")) as sent:
             self.form.get_by_role("button", name="Save").click()
         self.form.wait_for(state="hidden")
@@ -85,7 +85,7 @@ class Connections:
         return body
 
     def test(self, conn_id: str) -> str:
-        """Press *Test*, and give the answer as it is read."""
+        """Press *Test*, and return the visible answer."""
         self.page.goto(self.url)
         self.row(conn_id).get_by_role("button", name="Test Connection").click()
         answer: str = self.page.get_by_role("status").filter(has_text="Test Connection").inner_text()
@@ -109,7 +109,7 @@ def _field(name: str) -> str:
 
 
 def _read(sent: dict[str, Any]) -> tuple[Settings, str | None]:
-    """Read what the form sent as the hook does."""
+    """Read what the form sent in the way of the hook."""
     from airflow.providers.common.compat.sdk import Connection
 
     extra = sent.get("extra") or "{}"

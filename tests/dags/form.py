@@ -1,4 +1,4 @@
-"""Tells what this Airflow's connection form for RunGen is made of, as JSON."""
+"""Print the parts of this Airflow's connection form for RunGen, as JSON."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def of_airflow_3() -> dict[str, Any]:
     from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
 
     [meta] = [meta for meta in HookMetaService.hook_meta_data() if meta.connection_type == "rungen"]
-    told = meta.model_dump(mode="json")
+    form = meta.model_dump(mode="json")
     standard = {
         "schema" if name == "url_schema" else name: field
-        for name, field in (told["standard_fields"] or {}).items()
+        for name, field in (form["standard_fields"] or {}).items()
         if field
     }
     return {
@@ -23,7 +23,7 @@ def of_airflow_3() -> dict[str, Any]:
         "hidden": [name for name, field in standard.items() if field["hidden"]],
         "fields": {
             name: [field["schema"]["title"], field["description"]]
-            for name, field in (told["extra_fields"] or {}).items()
+            for name, field in (form["extra_fields"] or {}).items()
         },
     }
 

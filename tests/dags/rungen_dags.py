@@ -58,10 +58,10 @@ with DAG("rungen_ways", schedule=None, start_date=START) as ways:
     many >> cancel
 
     (
-        report.override(task_id="tell_one")("one", one.output)
-        >> report.override(task_id="tell_many")("many", many.output)
-        >> report.override(task_id="tell_each")("each", each.output)
-        >> report.override(task_id="tell_canceled")("canceled", cancel.output)
+        report.override(task_id="report_one")("one", one.output)
+        >> report.override(task_id="report_many")("many", many.output)
+        >> report.override(task_id="report_each")("each", each.output)
+        >> report.override(task_id="report_canceled")("canceled", cancel.output)
     )
 
 with DAG("rungen_deferred", schedule=None, start_date=START) as deferred:
@@ -73,7 +73,7 @@ with DAG("rungen_deferred", schedule=None, start_date=START) as deferred:
         **FAST,
     )
     collected = RunGenCollectResultsOperator(task_id="collected", job_id=good.output, **FAST)
-    report.override(task_id="tell")("collected", collected.output)
+    report.override(task_id="report_collected")("collected", collected.output)
 
 with DAG("rungen_failing", schedule=None, start_date=START) as failing:
     bad = RunGenRunJobOperator(
@@ -100,8 +100,8 @@ with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
     work >> fail.override(task_id="fail_before")() >> idle.up
 
 
-class RaisingAfterwards(RunGenRunJobOperator):
-    """Loses its first attempt after the job was submitted."""
+class RaisingAfterSubmission(RunGenRunJobOperator):
+    """Raises after the submission in its first attempt."""
 
     def execute(self, context: Any) -> str:
         job_id = super().execute(context)
@@ -111,7 +111,7 @@ class RaisingAfterwards(RunGenRunJobOperator):
 
 
 with DAG("rungen_retried", schedule=None, start_date=START) as retried:
-    RaisingAfterwards(
+    RaisingAfterSubmission(
         task_id="paint",
         input={"prompt": "again"},
         wait_for_completion=True,

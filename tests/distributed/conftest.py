@@ -1,4 +1,4 @@
-"""The one Airflow of several workers and triggerers, and the one server, that its tests share."""
+"""The Airflow with several workers and triggerers, and the emulator, that all of these tests share."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def distributed(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def airflow(distributed: DistributedAirflow) -> Iterator[DistributedAirflow]:
-    """Have every part of it, and give the next test those that this one lost."""
+    """Return the Airflow with all parts running, and restore lost parts after the test."""
     yield distributed
     distributed.restore()
 
 
 @pytest.fixture
 def scale(emulator: Emulator, _connection: None) -> Iterator[Callable[[int], None]]:
-    """Set how many jobs run at a time: with 0 they wait until the test is ready."""
+    """Set how many jobs run at a time. With 0 they wait until the test is ready."""
 
     def scale(workers: int) -> None:
         with RunGenHook() as hook:

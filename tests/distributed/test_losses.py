@@ -1,4 +1,4 @@
-"""Lose workers and triggerers of an Airflow that has several; what counts is what the server saw."""
+"""Lose workers and triggerers of an Airflow that has several, judged by what the emulator saw."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from airflow_provider_rungen.emulator import Emulator
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 
 INPUTS = 300
-# Airflow says it in the task's log when a trigger ends since its task is said to be no longer deferred.
+# Airflow logs it when a trigger ends because its task is no longer deferred.
 TOLD_OF_A_KILL = "Trigger cancelled by user action"
 
 
 def bought(run: Run) -> Counter[str]:
-    """Count the jobs of each input."""
+    """Return the number of jobs of each input."""
     return Counter(job["input"]["prompt"] for job in run.jobs())
 
 
 def assert_in_order(airflow: DistributedAirflow, run: Run, count: int) -> None:
-    """The ids that a batch gave are of completed jobs, and in the order of its inputs."""
+    """Check that a batch returned the ids of completed jobs, in the order of its inputs."""
     jobs = {job["id"]: job for job in run.jobs()}
     ids = airflow.xcom(run.dag_id, run.id, "run")
     assert [jobs[job_id]["input"]["prompt"] for job_id in ids] == [f"{run.prompt} {n}" for n in range(count)]
@@ -34,7 +34,7 @@ def assert_in_order(airflow: DistributedAirflow, run: Run, count: int) -> None:
 
 
 def cancels(emulator: Emulator, run: Run) -> Counter[str]:
-    """Count the requests to cancel each of the run's jobs."""
+    """Return the number of cancel requests for each of the run's jobs."""
     ids = {job["id"] for job in run.jobs()}
     asked = [
         record.path.rpartition("/")[2]
@@ -45,7 +45,7 @@ def cancels(emulator: Emulator, run: Run) -> Counter[str]:
 
 
 def worker_of(airflow: DistributedAirflow, run: Run) -> str:
-    """Give the worker that runs the task."""
+    """Return the name of the worker that runs the task."""
     task_id = run.task()["id"]
     [name] = [
         name
@@ -82,7 +82,7 @@ def test_a_worker_lost_while_a_batch_submits(
     assert (run.task()["try_number"], run.task()["unixname"]) == (2, *airflow.parts("worker"))
     assert "Resuming a batch of" in run.log(2)
     assert_in_order(airflow, run, INPUTS)
-    # the fate is unknown of those alone whose answers were under way (max_concurrency)
+    # only the fate of those in flight (max_concurrency) is unknown
     assert len(bought(run)) == INPUTS
     assert len(run.jobs()) <= INPUTS + 4
 
@@ -146,7 +146,7 @@ def test_a_lost_triggerer_is_replaced_by_the_other(
 def test_a_trigger_that_moved_is_not_taken_for_a_kill(
     airflow: DistributedAirflow, emulator: Emulator, start: Callable[..., Run], scale: Callable[[int], None]
 ) -> None:
-    """A triggerer that hangs, and comes back when the other has its triggers (apache/airflow #73454)."""
+    """A triggerer hangs, and comes back when the other has its triggers (apache/airflow #73454)."""
     scale(0)
     run = start("batch_deferred", seconds=1, count=20)
     run.wait_for_trigger()
@@ -198,7 +198,7 @@ def test_a_deferred_task_that_is_cleared_cancels_its_job_and_runs_a_new_one(
 
 
 def test_the_key_is_nowhere(distributed: DistributedAirflow, emulator: Emulator) -> None:
-    """Runs last: looks through all that the others left in logs (at DEBUG) and in the database."""
+    """Search the logs (at DEBUG) and the database of all other tests. Runs last."""
     key = emulator.service.api_key.encode()
     files = [path for path in Path(distributed.home).rglob("*") if path.is_file()]
     assert any("attempt=2.log" in path.name for path in files)

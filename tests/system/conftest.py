@@ -1,4 +1,4 @@
-"""The one Airflow, and the one server, that the system tests share."""
+"""The Airflow and the emulator that all system tests share."""
 
 from __future__ import annotations
 

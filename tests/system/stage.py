@@ -1,4 +1,4 @@
-"""What the system tests look at: one run of a DAG, and what the server saw of it."""
+"""What the system tests share: a run of a DAG, and the jobs that the emulator saw of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["AirflowInstance", "Run", "task_processes", "until"]
 
 
 class Run:
-    """One run of a system test's DAG, and the jobs that it made."""
+    """A run of a system test's DAG, and its jobs."""
 
     def __init__(
         self, airflow: AirflowInstance, emulator: Emulator, dag_id: str, *, seconds: float, **conf: Any
@@ -66,7 +66,7 @@ class Run:
         )
 
     def wait_for_trigger(self, task_id: str = "run") -> None:
-        """Wait until the triggerer has taken the task over; before, Airflow tells nobody of a kill."""
+        """Wait until the triggerer runs the task. Before that, Airflow reports a kill to nobody."""
 
         def log() -> str:
             return self.log(task_id=task_id)
@@ -78,16 +78,16 @@ class Run:
         return self.airflow.wait_for_run(self.dag_id, self.id, timeout)
 
 
-def until(is_true: Callable[[], bool], timeout: float, tell: Callable[[], str]) -> None:
+def until(is_true: Callable[[], bool], timeout: float, describe: Callable[[], str]) -> None:
     give_up_at = time.monotonic() + timeout
     while not is_true():
         if time.monotonic() > give_up_at:
-            pytest.fail(f"not so after {timeout} s: {tell()}")
+            pytest.fail(f"not true after {timeout} s: {describe()}")
         time.sleep(0.2)
 
 
 def task_processes(airflow: AirflowInstance, run: Run, task_id: str = "run") -> dict[str, int]:
-    """Give the pids of a running task's supervisor and of the task itself."""
+    """Return the pids of a running task and of its supervisor."""
     found = {
         "supervisor" if "LocalExecutor" in title else "task": pid
         for pid, title in airflow.processes(run.task(task_id)["id"]).items()

@@ -1,4 +1,4 @@
-"""Fail, kill, mark and clear runs that pay for an app in a real Airflow; what counts is the server's bill."""
+"""Fail, kill, mark and clear runs that scale an app in a real Airflow, judged by the emulator's bill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 
 class Paid:
-    """An app of a test's own, and what it cost."""
+    """An app for one test, and its bill."""
 
     def __init__(self, emulator: Emulator, init_seconds: float) -> None:
         self.id = f"app-{uuid.uuid4()}"
@@ -35,7 +35,7 @@ class Paid:
         return bill
 
     def numbers(self) -> list[bytes]:
-        """Every number of workers that was asked for."""
+        """Every requested number of workers."""
         path = f"/app/{self.id}"
         records = self.service.records()
         return [record.body for record in records if record.path == path and record.method == "PUT"]
@@ -103,7 +103,7 @@ def test_a_run_that_fails_before_costs_nothing(start: Callable[..., Run], paid: 
 
 
 @pytest.mark.parametrize("dag_id", ["scaled", "scaled_without_retries"])
-def test_a_worker_killed_while_the_app_initialises(
+def test_a_worker_killed_while_the_app_initializes(
     airflow: AirflowInstance, start: Callable[..., Run], paid: Callable[..., Paid], dag_id: str
 ) -> None:
     app = paid(init_seconds=25)
@@ -123,7 +123,7 @@ def test_a_worker_killed_while_the_app_initialises(
 
 
 @pytest.mark.parametrize("dag_id", ["scaled", "scaled_deferred"])
-def test_a_run_marked_failed_while_the_app_initialises(
+def test_a_run_marked_failed_while_the_app_initializes(
     start: Callable[..., Run], paid: Callable[..., Paid], dag_id: str
 ) -> None:
     app = paid(init_seconds=200)
@@ -208,7 +208,7 @@ def test_a_worker_killed_while_it_scales_down(
     assert run.jobs_by_status() == {"COMPLETED": 1}, "it was waited for"
 
 
-def test_a_triggerer_killed_while_the_app_initialises(
+def test_a_triggerer_killed_while_the_app_initializes(
     airflow: AirflowInstance, start: Callable[..., Run], paid: Callable[..., Paid]
 ) -> None:
     app = paid(init_seconds=40)

@@ -1,4 +1,4 @@
-"""Kill, clear and mark real tasks of a real Airflow; what counts is what the server saw.
+"""Kill, clear and mark tasks of a real Airflow, judged by what the emulator saw.
 
 Every test gives its jobs a prompt of their own, and looks at those jobs alone.
 """
@@ -31,7 +31,7 @@ def test_a_killed_worker_loses_no_job_and_buys_none_twice(
     until(lambda: "Submitted job" in run.log(), 30, run.log)
     job_id = run.jobs()[0]["id"]
     processes = task_processes(airflow, run)
-    if victim == "supervisor":  # or the orphan would go on
+    if victim == "supervisor":  # an orphaned task would go on
         os.kill(processes["task"], signal.SIGSTOP)
     os.kill(processes[victim], signal.SIGKILL)
     try:
@@ -73,7 +73,7 @@ def test_a_clear_after_success_runs_a_new_job(start: Callable[..., Run]) -> None
     run.wait_for_jobs(2, "COMPLETED")
     assert run.wait_for_end() == "success"
     assert run.jobs_by_status() == {"COMPLETED": 2}
-    # from Airflow 3.4 on, the clear has discarded what the task would be told by
+    # from Airflow 3.4 on, the clear discards the state that the task needs
     assert ("Task was cleared" in run.log(2)) is not CLEAR_DISCARDS_STATE
 
 
@@ -81,7 +81,7 @@ def test_a_clear_while_deferred_cancels_the_job_and_runs_a_new_one(start: Callab
     run = start("deferred", seconds=30)
     run.wait_for_jobs(1)
     run.wait_for_state("deferred")
-    if CLEAR_DISCARDS_STATE:  # the next attempt does not know the job, and before, no triggerer does
+    if CLEAR_DISCARDS_STATE:  # neither the next attempt nor, at first, a triggerer knows the job
         run.wait_for_trigger()
     run.clear()
     run.wait_for_jobs(1, "CANCELED")
@@ -133,7 +133,7 @@ def test_a_killed_batch_goes_on_where_it_stopped(
     ids = airflow.xcom("batch", run.id, "run")
     assert len(set(ids)) == 400
     assert set(ids) <= {job["id"] for job in run.jobs()}
-    # of those under way when it was killed (max_concurrency) the fate is unknown
+    # the fate of those in flight at the kill (max_concurrency) is unknown
     assert len(run.jobs()) <= 400 + 4
     assert "Resuming a batch of" in run.log(2)
 
@@ -162,7 +162,7 @@ def test_a_sensor_that_starts_in_the_triggerer_needs_no_worker(start: Callable[.
         late = hook.run_job(input={"prompt": "late", "emulator": {"seconds": 200}})
     run = start("no_worker", seconds=8, job_id=late.id, app_id=late.app_id)
     assert run.wait_for_end() == "failed"
-    # the one that was asked to wait for the late job had 8 s
+    # the sensor of the late job had 8 s
     assert run.task("wait_as_asked")["state"] == "failed"
     assert f"{late.id} of app {late.app_id} was not over in time" in run.log(task_id="wait_as_asked")
     assert run.jobs_by_status() == {"COMPLETED": 3}
@@ -183,22 +183,22 @@ def test_the_chain_of_run_sensor_and_collect_makes_one_job(
     assert airflow.xcom("chain", run.id, "collect")["images"]
 
 
-def test_an_asset_event_tells_the_job_in_every_mode(
+def test_an_asset_event_names_the_job_in_every_mode(
     airflow: AirflowInstance, start: Callable[..., Run]
 ) -> None:
-    run = start("told", seconds=6)
+    run = start("events", seconds=6)
     assert run.wait_for_end() == "success"
-    events = airflow.request("GET", "/assets/events", source_dag_id="told")["asset_events"]
+    events = airflow.request("GET", "/assets/events", source_dag_id="events")["asset_events"]
     extras = {event["source_task_id"]: event["extra"] for event in events}
     for task_id in ("blocking", "deferred"):
-        job_id = airflow.xcom("told", run.id, task_id)
-        told = {"app_id": "flux-schnell", "job_ids": [job_id], "job_count": 1, "failed_count": 0}
-        assert extras[task_id] == extras[task_id] | told
+        job_id = airflow.xcom("events", run.id, task_id)
+        expected = {"app_id": "flux-schnell", "job_ids": [job_id], "job_count": 1, "failed_count": 0}
+        assert extras[task_id] == extras[task_id] | expected
     assert run.jobs_by_status() == {"COMPLETED": 2}
 
 
 def test_the_key_is_nowhere(airflow: AirflowInstance, emulator: Emulator) -> None:
-    """Runs last: looks through all that the others left in logs (at DEBUG) and in the database."""
+    """Search the logs (at DEBUG) and the database of all other tests. Runs last."""
     key = emulator.service.api_key.encode()
     files = [path for path in Path(airflow.home).rglob("*") if path.is_file()]
     assert any(path.suffix == ".db" for path in files)

@@ -1,4 +1,4 @@
-"""The links to job and app as Airflow's REST API gives them: of deferred, failed and mapped tasks."""
+"""The links to job and app in Airflow's REST API, for deferred, failed and mapped tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a real Airflow tries a failed task again."""
+"""When a real Airflow retries a failed task."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 def test_a_retry_comes_no_sooner_than_the_service_asked_for(
     airflow: AirflowInstance, emulator: Emulator, start: Callable[..., Run]
 ) -> None:
-    # longer than an attempt waits by itself, and than the task's retry_delay of a second
+    # longer than an attempt backs off, and than the task's retry_delay of a second
     emulator.service.inject(Fault(on="run", status=429, headers={"Retry-After": "125"}))
-    run = start("told_to_wait", seconds=0.1)
+    run = start("asked_to_wait", seconds=0.1)
     assert run.wait_for_end(240) == "success"
     path = f"/dags/{run.dag_id}/dagRuns/{quote(run.id)}/taskInstances/run/tries"
     first, second = airflow.request("GET", path)["task_instances"]
@@ -29,7 +29,7 @@ def test_a_retry_comes_no_sooner_than_the_service_asked_for(
     assert "RunGen asked to wait 2 min 5 s" in run.log(1)
 
 
-def test_what_is_hopeless_is_not_tried_again(start: Callable[..., Run]) -> None:
+def test_a_permanent_error_is_not_retried(start: Callable[..., Run]) -> None:
     run = start("hopeless", seconds=0.1)
     assert run.wait_for_end() == "failed"
     assert run.task()["try_number"] == 1

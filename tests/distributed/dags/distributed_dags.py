@@ -1,4 +1,4 @@
-"""The DAGs that run on several workers and triggerers; the input comes from the run's conf."""
+"""The DAGs that run on several workers and triggerers. The run's conf has the input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DAGs that pay for an app while they need it; which app, and what goes wrong, comes from the run's conf."""
+"""DAGs that scale an app while they need it. The run's conf names the app and what goes wrong."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULTS = {
 
 @task(retries=0)
 def meddle(at: str, **context: Any) -> None:
-    """Do what the run's conf says for this place."""
+    """Do what the run's conf lists for this task."""
     todo = context["dag_run"].conf.get(at)
     if todo == "fail":
         raise RuntimeError("failed as asked")
@@ -37,7 +37,7 @@ def run(task_id: str) -> RunGenRunJobOperator:
 
 @task(retries=0)
 def leave_a_job(**context: Any) -> None:
-    """Submit a job that nobody waits for."""
+    """Submit a job without waiting for it."""
     with RunGenHook() as hook:
         hook.run_job(app_id=context["dag_run"].conf["app_id"], input=context["dag_run"].conf["input"])
 

@@ -1,4 +1,4 @@
-"""One DAG for every way to run a job; the input comes from the run's conf."""
+"""A DAG for each way to run a job. The run's conf has the input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=1), "poll_interval": 
 
 
 class RaisesOnce(RunGenRunJobOperator):
-    """Comes back from the triggerer and raises, in the first attempt."""
+    """Returns from the triggerer and raises, in the first attempt."""
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> str:
         if context["ti"].try_number == 1:
@@ -40,7 +40,7 @@ def hold_first_attempt(context: Any, result: Any = None) -> None:
 with dag("no_wait"):
     RunGenRunJobOperator(task_id="run", input=INPUT, deferrable=False, post_execute=hold_first_attempt)
 
-with dag("told_to_wait"):
+with dag("asked_to_wait"):
     RunGenRunJobOperator(task_id="run", input=INPUT)
 
 with dag("hopeless"):
@@ -110,10 +110,10 @@ with dag("no_worker", retries=0):
 
     each.expand(job_input=[{"prompt": "one of a group"}, {"prompt": "another of a group"}])
 
-# what is told of them is read from the asset's events
+# read from the events of the asset
 PICTURES = Asset("s3://bucket/pictures")
 
-with dag("told", wait_for_completion=True):
+with dag("events", wait_for_completion=True):
     RunGenRunJobOperator(task_id="blocking", input=INPUT, deferrable=False, outlets=[PICTURES])
     RunGenRunJobOperator(task_id="deferred", input=INPUT, deferrable=True, defer_after=1, outlets=[PICTURES])
 

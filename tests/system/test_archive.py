@@ -22,7 +22,7 @@ Read = Callable[[str], bytes]
 
 @pytest.fixture(scope="session")
 def s3(airflow: AirflowInstance) -> Iterator[Read]:
-    """Start an S3 that Airflow knows as the connection `my_s3`, with the bucket `pictures`."""
+    """Run an S3 server with the bucket `pictures`. Airflow's connection is `my_s3`."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -54,14 +54,14 @@ def s3(airflow: AirflowInstance) -> Iterator[Read]:
 
 @pytest.fixture(params=["file", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Read]:
-    """Give a destination, and what reads a file that is stored there."""
+    """Return a destination, and a function that reads a file in it."""
     if request.param == "s3":
         return f"s3://my_s3@pictures/{tmp_path.name}/", request.getfixturevalue("s3")
     return tmp_path.as_uri(), lambda uri: Path(uri.removeprefix("file://")).read_bytes()
 
 
 def check(airflow: AirflowInstance, run: Run, read: Read) -> None:
-    """Check that what every job made is stored, as the manifests tell it."""
+    """Check that the outputs of all jobs are stored, as the manifests list them."""
     landed = airflow.xcom(run.dag_id, run.id, "land")
     assert [job["job_id"] for job in landed] == airflow.xcom(run.dag_id, run.id, "run")
     assert "X-Amz" not in json.dumps(landed)
@@ -99,7 +99,7 @@ def test_an_attempt_after_a_kill_fetches_what_is_missing(
 ) -> None:
     destination, read = place
     asked = emulator.service.count("output")
-    # the first half comes, of the rest nothing
+    # the first half arrives, and nothing of the rest
     emulator.service.inject(Fault(on="output", kind="hang", times=None, skip=20))
     try:
         run = start("landing", seconds=1, count=40, destination=destination)
