@@ -1,1 +1,1 @@
-"""``make bench``: what the provider costs, beside what is usual and beside what is possible."""
+"""``make bench``: measures what the provider costs, compared with the usual way and with the optimum."""

@@ -1,4 +1,4 @@
-"""Triggers that wait for jobs: the package's, and two that poll each job, written as providers write them."""
+"""Triggers that wait for jobs: the package's, and two that poll each job, as other providers do."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bench.service import APP, KEY
 
 OURS, POOLED, SESSION = "ours", "pooled", "session per poll"
 _OVER = ("COMPLETED", "FAILED", "CANCELED")
-# A trigger of the package does not fire this soon after the deferral.
+# The package's trigger does not fire within this time after the deferral.
 _SETTLED = 60.0
 
 
 class SessionPerPollTrigger(BaseTrigger):
-    """Polls one job, and opens a session for each poll."""
+    """Polls one job with a new session for each poll."""
 
     def __init__(self, *, url: str, app_id: str, job_id: str, poll_interval: float, delay: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
@@ -61,7 +61,7 @@ class SessionPerPollTrigger(BaseTrigger):
 
 
 class PooledTrigger(SessionPerPollTrigger):
-    """Polls one job, over a session that all share."""
+    """Polls one job with a session that all triggers share."""
 
     session: aiohttp.ClientSession | None = None
 
@@ -82,7 +82,7 @@ def make_triggers(
     """
     Make a trigger for each job.
 
-    :param is_settled: whether the deferral is to count as long past.
+    :param is_settled: whether the deferral counts as long past.
     """
     if kind == OURS:
         from airflow_provider_rungen.triggers import RunGenJobTrigger
@@ -102,7 +102,7 @@ def make_triggers(
         ]
     chance = random.Random(0)
     trigger = PooledTrigger if kind == POOLED else SessionPerPollTrigger
-    # their first polls are spread over one interval, so that they do not all come at once
+    # spreads the first polls over one interval
     return [
         trigger(
             url=url,

@@ -1,7 +1,7 @@
-"""Leave the tasks of a run in the database as workers that deferred them would.
+"""Change the tasks of a run in the database as if workers had deferred them.
 
-A program that runs with the settings of the Airflow to change, and takes the run and the ids of the jobs, by
-map index, from its input. To defer thousands of tasks on workers would take hours, and is not measured.
+It needs the settings of the Airflow to change. Its input is the run and the ids of the jobs, by map index.
+Workers would need hours to defer thousands of tasks, and that is not measured.
 """
 
 from __future__ import annotations

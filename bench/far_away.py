@@ -1,4 +1,4 @@
-"""``python -m bench.far_away PORT SECONDS``: a proxy that lets a port of this machine seem far away."""
+"""``python -m bench.far_away PORT SECONDS``: a proxy that adds latency to a port of this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHUNK = 64 * 1024
 
 @contextlib.contextmanager
 def far_away(url: str, seconds: float) -> Iterator[str]:
-    """Give an address that leads to ``url``, where everything sent arrives so much later."""
+    """Yield an address that forwards to ``url`` with a latency in seconds."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.far_away", str(urlsplit(url).port), str(seconds)],
         stdout=subprocess.PIPE,

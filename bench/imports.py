@@ -1,4 +1,4 @@
-"""What an import costs a DAG file that has imported `airflow.sdk`."""
+"""Measures what an import costs a DAG file that has imported `airflow.sdk`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OPERATOR = "from airflow_provider_rungen.operators import RunGenRunJobOperator"
 ALL = "from airflow_provider_rungen.operators import *"
 PACKAGE = "import airflow_provider_rungen.operators"
 HTTP = "from airflow.providers.http.operators.http import HttpOperator"
-# A program of its own: what the benchmark itself imports would not be counted for any of them.
+# A new process, since what the benchmark itself imports would not be counted.
 _PROGRAM = """
 import airflow.sdk
 import gc, sys, tempfile, time
@@ -27,7 +27,7 @@ print(time.perf_counter() - began)
 
 
 def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Give the seconds of each round, by statement, with and without bytecode from before."""
+    """Return the seconds of each round, by statement, with and without existing bytecode."""
     seconds: dict[str, dict[str, list[float]]] = {"warm": {}, "cold": {}}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds + 1):

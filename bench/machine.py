@@ -1,4 +1,4 @@
-"""Names the machine and the versions, and nothing that tells whose it is."""
+"""Describes the machine and the versions, without anything that identifies its owner."""
 
 from __future__ import annotations
 

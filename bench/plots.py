@@ -1,4 +1,4 @@
-"""Draws what was measured."""
+"""Draws the plots of the benchmark page."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from bench.imports import HTTP, OPERATOR
 from bench.rows import growth, of
 from bench.watching import AT_ONCE, QUEUE
 
-# told apart with any sight
-_COLOURS = {OURS: "#0072B2", POOLED: "#E69F00", SESSION: "#999999"}
+# a palette for color-blind readers
+_COLORS = {OURS: "#0072B2", POOLED: "#E69F00", SESSION: "#999999"}
 _NAMES = {
     OURS: "this provider",
     POOLED: "each job polled, one session",
@@ -28,13 +28,13 @@ _NAMES = {
 }
 _ORDERS = {QUEUE: "jobs end in their order", AT_ONCE: "jobs end in any order"}
 _KINDS = (OURS, POOLED, SESSION)
-# the last two often coincide
+# the last two lines often coincide
 _LINES = {OURS: "-", POOLED: "-", SESSION: ":"}
 _AIM = {"color": "#D55E00", "linestyle": "--", "linewidth": 1.2}
 
 
 def draw(measured: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
-    """Draw the plots that there are figures for; give their files, each with what it shows."""
+    """Draw the plots that have figures, and return their files and captions."""
     pyplot.rcParams.update(
         {
             "figure.dpi": 110,
@@ -71,12 +71,12 @@ def _save(path: Path) -> None:
 
 
 def _bars(
-    axes: Axes, names: Sequence[str], values: Sequence[float], colours: Sequence[str], form: str
+    axes: Axes, names: Sequence[str], values: Sequence[float], colors: Sequence[str], form: str
 ) -> None:
-    bars = axes.barh(names, values, color=colours, height=0.6)
+    bars = axes.barh(names, values, color=colors, height=0.6)
     plain = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     axes.bar_label(bars, [form.format(value) for value in values], padding=3, bbox=plain)
-    if not axes.yaxis_inverted():  # it may be shared
+    if not axes.yaxis_inverted():  # the axis may be shared
         axes.invert_yaxis()
     axes.set_xlim(0, max(values) * 1.22)
 
@@ -88,7 +88,7 @@ def _requests(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
         for kind in _KINDS:
             run = next(run for run in runs if run["kind"] == kind and run["order"] == order)
             at, count = zip(*run["requests_over_time"], strict=True)
-            axes.plot(at, count, _LINES[kind], color=_COLOURS[kind], label=_NAMES[kind], linewidth=2)
+            axes.plot(at, count, _LINES[kind], color=_COLORS[kind], label=_NAMES[kind], linewidth=2)
         axes.axhline(1.1 * jobs, label="aim: 1.1 a job", **_AIM)
         axes.set_title(title)
         axes.set_xlabel("seconds")
@@ -104,7 +104,7 @@ def _late(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
         for kind in _KINDS:
             rounds = [run["late"] for run in runs if run["kind"] == kind and run["order"] == order]
             middle = [median(values) for values in zip(*rounds, strict=True)]
-            axes.plot(middle, range(101), _LINES[kind], color=_COLOURS[kind], label=_NAMES[kind], linewidth=2)
+            axes.plot(middle, range(101), _LINES[kind], color=_COLORS[kind], label=_NAMES[kind], linewidth=2)
         axes.axvline(runs[0]["poll_interval"] + 1, label="aim for 95 %", **_AIM)
         axes.axhline(95, color="#cccccc", linewidth=0.8, zorder=0)
         axes.set_title(title)
@@ -119,13 +119,13 @@ def _late(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
 def _cost(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     _, (left, middle, right) = pyplot.subplots(1, 3, figsize=(11, 2.6), sharey=True)
     names = [_NAMES[kind].replace(", ", ",\n") for kind in _KINDS]
-    colours = [_COLOURS[kind] for kind in _KINDS]
+    colors = [_COLORS[kind] for kind in _KINDS]
     for axes, (order, title) in zip((left, middle), _ORDERS.items(), strict=True):
         seconds = [of(runs, "cpu", kind=kind, order=order) for kind in _KINDS]
-        _bars(axes, names, seconds, colours, "{:.2f} s")
+        _bars(axes, names, seconds, colors, "{:.2f} s")
         axes.axvline(seconds[-1] / 10, **_AIM)
         axes.set_title(f"processor time, {title}")
-    _bars(right, names, [growth(runs, "before", kind) / 1e6 for kind in _KINDS], colours, "{:.1f} MB")
+    _bars(right, names, [growth(runs, "before", kind) / 1e6 for kind in _KINDS], colors, "{:.1f} MB")
     right.set_title("memory, imports included")
     _save(path)
 
@@ -134,7 +134,7 @@ def _sizes(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     _, (left, right) = pyplot.subplots(1, 2, figsize=(9, 2.8))
     honest = sorted((run for run in runs if run["counters"] == "honest"), key=lambda run: run["jobs"])
     jobs = [run["jobs"] for run in honest]
-    left.plot(jobs, [run["requests_per_job"] for run in honest], "o-", color=_COLOURS[OURS])
+    left.plot(jobs, [run["requests_per_job"] for run in honest], "o-", color=_COLORS[OURS])
     for run in honest:
         place = (run["jobs"], run["requests_per_job"])
         left.annotate(f"{place[1]:.2f}", place, (0, 7), textcoords="offset points", ha="center")
@@ -147,7 +147,7 @@ def _sizes(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
     told = [run for run in runs if run["jobs"] == 1000]
     told.sort(key=lambda run: run["counters"] != "honest")
     names = [f"counters {run['counters']},\n95 % within {run['late'][95]:.0f} s" for run in told]
-    _bars(right, names, [run["requests_per_job"] for run in told], [_COLOURS[OURS]] * len(told), "{:.2f}")
+    _bars(right, names, [run["requests_per_job"] for run in told], [_COLORS[OURS]] * len(told), "{:.2f}")
     right.set_title("requests per job, 1,000 jobs")
     _save(path)
 
@@ -155,16 +155,16 @@ def _sizes(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
 def _start(submits: Mapping[str, Any], imports: Mapping[str, Any], path: Path) -> None:
     _, (left, right) = pyplot.subplots(1, 2, figsize=(9, 2.4))
     names = {"bare": "a bare aiohttp loop", "ours": "this provider", "one by one": "one by one"}
-    colours = {"bare": "#999999", "ours": _COLOURS[OURS], "one by one": _COLOURS[POOLED]}
+    colors = {"bare": "#999999", "ours": _COLORS[OURS], "one by one": _COLORS[POOLED]}
     seconds = {kind: median(submits["seconds"][kind]) for kind in names}
-    _bars(left, list(names.values()), list(seconds.values()), list(colours.values()), "{:.1f} s")
+    _bars(left, list(names.values()), list(seconds.values()), list(colors.values()), "{:.1f} s")
     left.set_title(f"{submits['jobs']:,} submissions, {submits['latency'] * 1000:g} ms away")
     lines = [
-        (f"{words}, {name}", median(imports[temperature][module]) * 1000, colour)
+        (f"{words}, {name}", median(imports[temperature][module]) * 1000, color)
         for temperature, words in (("warm", "bytecode"), ("cold", "no bytecode"))
-        for module, name, colour in (
-            (OPERATOR, "RunGenRunJobOperator", _COLOURS[OURS]),
-            (HTTP, "HttpOperator", _COLOURS[POOLED]),
+        for module, name, color in (
+            (OPERATOR, "RunGenRunJobOperator", _COLORS[OURS]),
+            (HTTP, "HttpOperator", _COLORS[POOLED]),
         )
     ]
     labels, values, shades = zip(*lines, strict=True)

@@ -1,4 +1,4 @@
-"""Whole DAGs in a real Airflow: a batch of 1,000 jobs beside a task for each, and one short job."""
+"""Measures whole DAGs in a real Airflow: a batch of 1,000 jobs or a task for each, and one short job."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _START = "::group::Pre Execute"
 
 def measure(rounds: int, tasks: int) -> dict[str, Any]:
     """
-    Give the seconds of each round, by DAG, and how often a worker was started for one job.
+    Return the seconds of each round, by DAG, and how often a worker was started for one job.
 
-    :param tasks: how many tasks to run where each job has its own; scaled up to all.
+    :param tasks: how many tasks to run with one job each. Their time is extrapolated to all jobs.
     """
     has_batch = hasattr(operators, "RunGenRunBatchOperator")
     seconds: dict[str, list[float]] = {}
@@ -69,7 +69,7 @@ def measure(rounds: int, tasks: int) -> dict[str, Any]:
 
 
 def _run(airflow: AirflowInstance, dag_id: str) -> tuple[float, str]:
-    """Run a DAG; give the seconds from the wish to the success, and the log of its first task."""
+    """Run a DAG, and return the seconds from the request to the success, and the log of its first task."""
     airflow.unpause(dag_id)
     began = time.time()
     run_id = airflow.trigger(dag_id)

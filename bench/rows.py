@@ -1,4 +1,4 @@
-"""Makes of what was measured the rows of the table: a figure, what it is beside, and its aim."""
+"""Makes the rows of the table from the measurements: a figure, what it is compared with, and its target."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ _WHY = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; ``is_reached`` is None where there is no aim or no measurement."""
+    """
+    A row of the table.
+
+    :param is_reached: whether the target is met; ``None`` without a target or a measurement.
+    """
 
     name: str
     what: str
@@ -61,7 +65,7 @@ def _row(name: str, what: str, figure: str, beside: str, aim: tuple[str, bool]) 
 
 
 def make_rows(measured: dict[str, Any]) -> list[Row]:
-    """Make the rows of all that was measured."""
+    """Return the rows of all measurements."""
     makers: dict[str, Callable[[Any], Iterable[Row]]] = {
         "watch": _watch,
         "sizes": _sizes,
@@ -75,7 +79,7 @@ def make_rows(measured: dict[str, Any]) -> list[Row]:
 
 
 def of(runs: Iterable[Mapping[str, Any]], key: str, **wanted: Any) -> float:
-    """Give the median of a figure over the runs that are wanted."""
+    """Return the median of a figure over the matching runs."""
     values: list[float] = [
         run[key] for run in runs if all(run[name] == value for name, value in wanted.items())
     ]
@@ -83,13 +87,13 @@ def of(runs: Iterable[Mapping[str, Any]], key: str, **wanted: Any) -> float:
 
 
 def late(runs: Iterable[Mapping[str, Any]], percentile: int, **wanted: Any) -> float:
-    """Give the median of a percentile of the time from a job's end to its event, likewise."""
+    """Return the median of a percentile of the time from a job's end to its event, over the matching runs."""
     percentiles = [{**run, "percentile": run["late"][percentile]} for run in runs]
     return of(percentiles, "percentile", **wanted)
 
 
 def growth(runs: Iterable[Mapping[str, Any]], since: str, kind: str) -> float:
-    """Give the bytes that the process grew by until all wait, since one of its stages."""
+    """Return the bytes that the process grew by, from one of its stages until all triggers wait."""
     grown: list[float] = [
         run["memory_waiting"] - run[f"memory_{since}"] for run in runs if run["kind"] == kind
     ]
@@ -137,7 +141,7 @@ def _watch(runs: list[dict[str, Any]]) -> Iterable[Row]:
 def _sizes(runs: list[dict[str, Any]]) -> Iterable[Row]:
     honest = sorted((run for run in runs if run["counters"] == "honest"), key=lambda run: run["jobs"])
     figures = ", ".join(f"{run['requests_per_job']:.2f} ({run['jobs']:,} jobs)" for run in honest)
-    # with few jobs the one question a round for the counters weighs more
+    # with few jobs, the request for the counters in each round weighs more
     flat = honest[-1]["requests_per_job"] <= honest[0]["requests_per_job"]
     yield _row("sizes", "requests per job with more and more jobs", figures, "itself", ("flat", flat))
     percentiles = ", ".join(f"{run['late'][95]:.1f} s" for run in honest)

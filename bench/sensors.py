@@ -1,4 +1,4 @@
-"""Many sensors in a real Airflow: what it spends on waiting, by the way to wait."""
+"""Measures many sensors in a real Airflow: the processor time of each way to wait."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _TIMEOUT = 600
 
 def measure(rounds: int, count: int) -> dict[str, Any]:
     """
-    Give the processor seconds of the machine, less those it spends when Airflow runs nothing, and the time.
+    Return the processor seconds of the machine, minus those of an idle Airflow, and the duration.
 
-    :param count: how many sensors wait, each for a job of its own.
+    :param count: how many sensors wait, each for one job.
     """
     spent: dict[str, list[float]] = {}
     took: dict[str, list[float]] = {}
@@ -36,13 +36,13 @@ def measure(rounds: int, count: int) -> dict[str, Any]:
         LocalPostgres() as database,
     ):
         environment = {
-            # fifty workers at once are too much for SQLite: parts of Airflow end, as its file is locked
+            # SQLite fails with fifty workers at once: its file is locked, and parts of Airflow end
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database.url,
             "AIRFLOW_CONN_RUNGEN_DEFAULT": service.connection,
             "BENCH_JOBS": "1",
             "BENCH_TASKS": "1",
             "BENCH_SENSORS": str(count),
-            # all of them at once, which makes the answers to their workers late
+            # all of them start at once, which delays the answers to their workers
             "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
             "AIRFLOW__CORE__PARALLELISM": str(count),
             "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": str(count),
@@ -68,6 +68,6 @@ def measure(rounds: int, count: int) -> dict[str, Any]:
 
 
 def _busy() -> float:
-    """Give the seconds that the processors of this machine have worked, whoever they worked for."""
+    """Return the seconds that the processors of this machine were busy, with any process."""
     user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")

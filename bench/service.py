@@ -1,4 +1,4 @@
-"""The emulator in a process of its own, steered and read over HTTP."""
+"""Runs the emulator in a separate process, and controls it over HTTP."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 APP = "flux-schnell"
 KEY = "rungen-emulator-key"
 _SUBMITTING = 32
-# a proxy of the environment has no business with this machine's own ports
+# a proxy could not reach this machine's own ports
 _opener = build_opener(ProxyHandler({}))
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """Give the environment of a measured process: no other Airflow's settings, no proxy."""
+    """Return an environment for a measured process, without settings of another Airflow or a proxy."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -38,7 +38,7 @@ class Service:
     The emulator, until the end of the block.
 
     :param workers: the workers of its app at the start.
-    :param options: what its command line takes.
+    :param options: options of its command line.
     """
 
     def __init__(self, workers: int = 0, **options: Any) -> None:
@@ -69,7 +69,7 @@ class Service:
                 self._process.kill()
 
     def connection_by(self, url: str) -> str:
-        """Give the Airflow connection, by way of another address."""
+        """Return the Airflow connection with another address."""
         return json.dumps({**json.loads(self.connection), "host": url})
 
     def control(self, method: str, path: str, body: Any = None) -> Any:
@@ -83,24 +83,24 @@ class Service:
             return json.loads(response.read())
 
     def scale(self, workers: int) -> None:
-        """Set the number of workers; the jobs that wait begin."""
+        """Set the number of workers, which starts the queued jobs."""
         self.control("POST", "workers", {"app_id": APP, "workers": workers})
 
     def requests(self) -> dict[str, int]:
-        """Give the number of requests that came, by operation."""
+        """Return the number of requests by operation."""
         return dict(self.control("GET", "stats")["requests"])
 
     def jobs(self) -> list[dict[str, Any]]:
         return list(self.control("GET", "jobs"))
 
     def answer_counters(self, jobs: Mapping[str, int] | None) -> None:
-        """Let every question for the app be answered with these counters of jobs, or without any."""
+        """Answer every request for the app with these job counters, or without counters."""
         answer = {"id": APP, "name": APP, "status": "RUNNING"} | ({} if jobs is None else {"jobs": jobs})
         fault = {"on": "get_app", "status": 200, "body": {"data": answer}, "times": None}
         self.control("POST", "faults", fault)
 
     def submit(self, inputs: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Submit jobs quickly, in their order, and give their ids."""
+        """Submit jobs in order, and return their ids."""
         return asyncio.run(self._submit(inputs))
 
     async def _submit(self, inputs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -22,7 +22,7 @@ with DAG("stored", schedule=None):
     RunGenRunBatchOperator(task_id="batch", inputs="{inputs}", deferrable=True, defer_after=0)
 """
 _TIMEOUT = 900.0
-# What is written of a batch, as text and as it is stored, which is compressed.
+# What a batch stores, as text and in its compressed form.
 _ROWS = {
     "task_state_store": "SELECT key, length(value), pg_column_size(value) FROM task_state_store",
     "xcom": "SELECT key, length(value::text), pg_column_size(value) FROM xcom",
@@ -47,7 +47,7 @@ def main() -> None:
                 if time.monotonic() - began > _TIMEOUT:
                     raise RuntimeError("the batch was not deferred in time")
                 time.sleep(1)
-            print(f"deferred after {time.monotonic() - began:.0f} s; worker-1 had it until then")
+            print(f"deferred after {time.monotonic() - began:.0f} s on worker-1")
             _tell(airflow)
             service.scale(JOBS)
             print(airflow.wait_for_run("stored", run_id, _TIMEOUT), service.requests())

@@ -1,4 +1,4 @@
-"""1,000 submissions to a service 50 ms away, 16 at a time; as a program it measures in its own process."""
+"""Measures 1,000 submissions to a service 50 ms away, 16 at a time. As a program, it measures itself."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _HEADERS = {"x-api-key": KEY}
 
 def measure(rounds: int, one_by_one: int) -> dict[str, Any]:
     """
-    Give the seconds of each round.
+    Return the seconds of each round.
 
-    :param one_by_one: how many jobs to submit where it is done one by one; scaled up to all.
+    :param one_by_one: how many jobs to submit one by one. Their time is extrapolated to all jobs.
     """
     with Service() as service, far_away(service.url, LATENCY) as url, tempfile.TemporaryDirectory() as home:
         done = subprocess.run(

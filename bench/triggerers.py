@@ -1,4 +1,4 @@
-"""``python -m bench.triggerers``: measure what triggerers of a real Airflow can watch, for docs/sizing.md.
+"""``python -m bench.triggerers``: measure how many jobs triggerers can wait for, for docs/sizing.md.
 
 It needs the ``distributed`` group, and takes a quarter of an hour.
 """
@@ -31,7 +31,7 @@ _SETTLING = 15.0
 _WATCHED = 40.0
 _TIMEOUT = 600.0
 _TICKS = os.sysconf("SC_CLK_TCK")
-# Its pool has no slots, so that no worker is asked for.
+# Its pool has no slots, so that no worker runs it.
 _DAG = """\
 from airflow.sdk import DAG
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -44,10 +44,11 @@ with DAG("{dag_id}", schedule=None):
 @dataclass(frozen=True)
 class Spent:
     """
-    What the processes of triggerers have used: seconds of a processor, and bytes of memory.
+    The resources that triggerers have used.
 
-    :param seconds: all of them, one of each of which runs the triggers.
-    :param running: those that run the triggers, in an event loop, which cannot have more than one processor.
+    :param seconds: processor seconds of all their processes.
+    :param running: processor seconds of the processes that run the triggers. Each has one event loop, which
+        cannot use more than one processor.
     """
 
     seconds: float
@@ -61,16 +62,16 @@ class Spent:
             for pid, title in airflow.part(name).items():
                 words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 ticks += sum(map(int, words[11:13]))
-                # the other two serve the log and write to the database; the first of these leads the session
+                # the other two serve the log and write to the database; the session leader is one of them
                 running += sum(map(int, words[11:13])) * ("triggerer" in title and words[3] != str(pid))
-                # what it shares with others is counted in parts
+                # shared memory is counted proportionally
                 told = re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
                 memory += 1024 * int(told.group(1)) if told else 0
         return cls(ticks / _TICKS, running / _TICKS, memory)
 
 
 def measure(sizes: Sequence[int], triggerers: int) -> None:
-    """Let triggerers watch so many jobs, one load after the other, and print what that takes."""
+    """Measure triggerers that wait for given numbers of jobs, and print the resources they use."""
     with tempfile.TemporaryDirectory() as folder, Service(workers=0) as service:
         dags = Path(folder) / "dags"
         dags.mkdir()
@@ -107,7 +108,7 @@ def _one(airflow: DistributedAirflow, service: Service, dags: Path, size: int, c
     _defer(airflow, dag_id, run_id, ids)
     while _held(airflow) < size:
         if time.monotonic() - began > _TIMEOUT:
-            raise RuntimeError(f"only {_held(airflow)} of {size} triggers were taken")
+            raise RuntimeError(f"only {_held(airflow)} of {size} triggers were started")
         time.sleep(1)
     time.sleep(_SETTLING)
     asked, before = service.requests(), Spent.by(airflow)
@@ -137,7 +138,7 @@ def _one(airflow: DistributedAirflow, service: Service, dags: Path, size: int, c
 
 
 def _defer(airflow: DistributedAirflow, dag_id: str, run_id: str, ids: Sequence[str]) -> None:
-    """Leave all tasks of a run deferred."""
+    """Change all tasks of a run to deferred."""
     began = time.monotonic()
     made = f"SELECT id FROM task_instance WHERE dag_id = '{dag_id}'"  # noqa: S608 - a DAG of ours
     while len(airflow.database.query(made)) < len(ids):
@@ -157,7 +158,7 @@ def _asked(requests: dict[str, int]) -> int:
 
 
 def _lateness(airflow: DistributedAirflow, service: Service, ids: Sequence[str], dag_id: str) -> float:
-    """Give the 95th percentile of the seconds from a job's end to its task's."""
+    """Return the 95th percentile of the seconds from a job's end to its task's end."""
     finished = {job["id"]: job["finished"] for job in service.jobs()}
     rows = airflow.database.query(
         "SELECT map_index, extract(epoch FROM end_date) FROM task_instance "  # noqa: S608 - a DAG of ours

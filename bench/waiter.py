@@ -1,7 +1,7 @@
-"""``python -m bench.waiter``: a process like the triggerer that waits for jobs, and measures itself.
+"""``python -m bench.waiter``: a process that waits for jobs like the triggerer, and measures itself.
 
-It says ``ready`` when it has imported what is needed, takes the ids of the jobs from its input, and leaves
-what it measured in a file.
+It prints ``ready`` after its imports, reads the ids of the jobs from its input, and writes the measurements
+to a file.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _IDLE_SECONDS = 2.0
 
 
 def memory() -> int:
-    """Give the bytes of memory that this process holds."""
+    """Return the bytes of memory that this process uses."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def beat(gaps: list[float]) -> None:
-    """Note the seconds between two beats, each meant to be `BEAT` after the one before."""
+    """Record the seconds between two beats, which should be `BEAT`."""
     before = time.perf_counter()
     while True:
         await asyncio.sleep(BEAT)
@@ -56,7 +56,7 @@ async def first_event(trigger: BaseTrigger) -> tuple[float, Any]:
 async def wait(
     triggers: Sequence[BaseTrigger], result: dict[str, Any], *, with_heart: bool
 ) -> list[tuple[float, Any]]:
-    """Run triggers as the triggerer does, and measure what that costs."""
+    """Run triggers as the triggerer does, and measure their cost."""
     samples: list[tuple[float, int]] = []
     aside = [asyncio.create_task(sample(samples))]
     gaps: list[float] = []
@@ -69,7 +69,7 @@ async def wait(
     cpu, began = time.process_time(), time.time()
     tasks = []
     for trigger in triggers:
-        await asyncio.sleep(0)  # so does Airflow's triggerer
+        await asyncio.sleep(0)  # as Airflow's triggerer does
         await asyncio.sleep(0)
         tasks.append(asyncio.create_task(first_event(trigger)))
     events = await asyncio.gather(*tasks)
@@ -87,7 +87,9 @@ async def wait(
 
 
 async def main(settings: dict[str, Any]) -> dict[str, Any]:
-    importlib.import_module("airflow.jobs.triggerer_job_runner")  # all that the triggerer has anyway
+    importlib.import_module(
+        "airflow.jobs.triggerer_job_runner"
+    )  # everything that the triggerer imports itself
     result: dict[str, Any] = {"memory_before": memory()}
     from bench.contenders import OURS, PooledTrigger, make_triggers
 
@@ -97,15 +99,15 @@ async def main(settings: dict[str, Any]) -> dict[str, Any]:
         from airflow_provider_rungen.client.senders import AsyncSender
         from airflow_provider_rungen.client.settings import Settings
 
-        # what it imports when first used
+        # its imports at the first use
         await AsyncSender(Settings(settings["url"], "")).close()
-    # what was imported is not searched for garbage again and again; the same for all
+    # garbage collection skips the imported objects, for all contenders alike
     gc.collect()
     gc.freeze()
     result["memory_ready"] = memory()
     logging.disable(logging.WARNING)
     print("ready", flush=True)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads on
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the parent reads no further
     job_ids = json.loads(sys.stdin.readline())
     triggers = make_triggers(
         kind,

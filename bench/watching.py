@@ -1,4 +1,4 @@
-"""Lets contenders wait for the same load, each with a service and a process of its own, side by side."""
+"""Measures contenders that wait for the same load, each with its own service and process, concurrently."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench.service import ROOT, Service, clean_environment
 
 QUEUE, AT_ONCE = "queue", "at once"
 _ROUNDS_OF_QUEUE = 20
-# Within it the package's trigger does not fire; see its SETTLING_TIME.
+# The package's trigger does not fire within this time, see its SETTLING_TIME.
 _SETTLING = 7.0
 
 
@@ -30,8 +30,8 @@ class Load:
     """
     Jobs that end between ``first`` and ``last`` seconds.
 
-    :param order: ``queue``: an app whose workers take one job after the other, so that they end in the order
-        of submission; ``at once``: all run at once, each as long as chance will have it.
+    :param order: ``queue``: workers take one job after the other, so that they end in the order of
+        submission. ``at once``: all run at once, for random times.
     """
 
     jobs: int = 1000
@@ -65,9 +65,9 @@ class Plan:
     """
     One contender's wait for one load.
 
-    :param counters: what the service says of its jobs: ``honest``, ``frozen``, ``zero`` or ``absent``.
-    :param big: the bytes of the first job's answer, if not the usual few.
-    :param is_big_of_numbers: whether they are numbers, and not one text.
+    :param counters: the job counters of the service: ``honest``, ``frozen``, ``zero`` or ``absent``.
+    :param big: the bytes of the first job's answer; 0 for the usual few.
+    :param is_big_of_numbers: whether this answer has numbers instead of one text.
     """
 
     kind: str
@@ -83,7 +83,7 @@ class Plan:
 
 
 def run(plans: Sequence[Plan], seed: int = 0) -> list[dict[str, Any]]:
-    """Carry plans out side by side."""
+    """Carry out plans concurrently."""
     ready = threading.Barrier(len(plans))
     with ThreadPoolExecutor(len(plans)) as pool:
         return list(pool.map(lambda plan: _carry_out(plan, seed, ready), plans))
@@ -125,11 +125,11 @@ def _watch(
             raise RuntimeError(f"{plan.name()}: the waiting process ended early")
     ids = service.submit(_inputs(plan, seed))
     _lie(plan, service)
-    ready.wait(300)  # all begin together
+    ready.wait(300)  # all start at the same time
     process.stdin.write(json.dumps(ids) + "\n")
     process.stdin.flush()
     if plan.with_heart:
-        time.sleep(2.0)  # it first beats alone
+        time.sleep(2.0)  # the heartbeat first runs alone
     service.scale(plan.load.workers)
     began = time.monotonic()
     samples = []
@@ -144,7 +144,7 @@ def _watch(
 def _inputs(plan: Plan, seed: int) -> list[dict[str, Any]]:
     inputs = plan.load.inputs(seed)
     if plan.is_big_of_numbers:
-        # half of them, since the answer repeats the input
+        # half of the bytes, since the answer repeats the input
         numbers = [place / 8 for place in range(1_000_000, 1_000_000 + plan.big // 2 // 11)]
         inputs[0]["emulator"]["result"] = numbers
     elif plan.big:
@@ -199,6 +199,6 @@ def _summary(
 
 
 def quantiles(values: Sequence[float]) -> list[float]:
-    """Give the percentiles 0, 1, … 100."""
+    """Return the percentiles 0, 1, … 100."""
     inner = statistics.quantiles(values, n=100, method="inclusive") if len(values) > 1 else [values[0]] * 99
     return [round(value, 4) for value in (min(values), *inner, max(values))]

@@ -97,7 +97,7 @@ def bench_sensors_poke() -> None:
     _sensors(deferrable=False, mode="poke")
 
 
-# few at once: to start takes a processor, to wait needs no worker
+# few at a time, since a start needs a processor, and a wait needs no worker
 @dag(schedule=None, tags=["bench"], max_active_tasks=8)
 def bench_sensors_deferrable() -> None:
     _sensors(deferrable=True, defer_after=0)
