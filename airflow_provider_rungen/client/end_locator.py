@@ -83,12 +83,13 @@ class EndLocator:
         ended, active = counts
         found = poller.found
         missing = ledger.report(ended, active, waiting=self._added_by(asked_at), now=asked_at, grace=grace)
+        due = poller.pollable(due)
         sample = self._choose_sample(due, max(CHECK_INTERVAL, poll_interval), grace, asked_at)
         yield from poller.poll(sample)
         if sample and not self._checks.note(polled=len(sample), uncounted=len(ledger.uncounted_ends)):
             missing = len(due)
         looked = set(sample)
-        rest = [job_id for job_id in due if job_id in poller.waiting and job_id not in looked]
+        rest = poller.pollable(job_id for job_id in due if job_id not in looked)
         rest = yield from self._search(rest, missing - (poller.found - found))
         if poller.outages.last_failure is None:
             ledger.close(
@@ -103,9 +104,8 @@ class EndLocator:
     def _choose_sample(self, due: Sequence[str], interval: float, grace: float, now: float) -> list[str]:
         if self.ledger.has_mismatch:
             self._checks.restart(now)
-        waiting = self.poller.waiting
         return self._checks.choose(
-            {job_id: waiting[job_id].polled_at for job_id in due if job_id in waiting},
+            {job_id: self.poller.waiting[job_id].polled_at for job_id in due},
             interval=interval,
             grace=grace,
             now=now,

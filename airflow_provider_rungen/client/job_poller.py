@@ -210,6 +210,11 @@ class JobPoller:
                 (cut_off if state.is_cut_off else others).append(job_id)
         return cut_off + others
 
+    def pollable(self, job_ids: Iterable[str]) -> list[str]:
+        """Return those of the jobs that are still waited for, and have no poll in flight."""
+        states = ((job_id, self.waiting.get(job_id)) for job_id in job_ids)
+        return [job_id for job_id, state in states if state is not None and not state.is_in_flight]
+
     def _poll_due(self, poll_interval: float, now: float) -> Flow[None]:
         due = self._due(now)
         if failed_rounds := self.outages.failed_rounds:  # one poll tells whether the outage is over
@@ -221,7 +226,7 @@ class JobPoller:
         if len(silent) == len(due):
             silent = set()
         yield from self._poll_many([job_id for job_id in due if job_id not in silent], poll_interval, now)
-        again = [job_id for job_id in due if job_id in silent and job_id in self.waiting]
+        again = self.pollable(job_id for job_id in due if job_id in silent)
         if polls := [self._poll_job(job_id, self._budget) for job_id in again[:SILENT_JOBS_PER_ROUND]]:
             yield Gather(polls, patience=0 if self.is_shared else None)
 
@@ -276,7 +281,7 @@ class JobPoller:
                 break
 
     def _poll_batch(self, job_ids: Sequence[str], budget: PollBudget) -> Flow[None]:
-        job_ids = [job_id for job_id in job_ids if job_id in self.waiting]
+        job_ids = self.pollable(job_ids)
         if not job_ids:
             return
         answers, patience = self.answers, self._patience_of(budget, (yield Sleep(0)))
@@ -298,8 +303,9 @@ class JobPoller:
 
     def _poll_job(self, job_id: str, budget: PollBudget) -> Flow[RunGenError | None]:
         """Poll one job; return the error if the poll was not answered."""
-        if (state := self.waiting.get(job_id)) is None:
-            return None  # its last waiter left before it was its turn
+        state = self.waiting.get(job_id)
+        if state is None or state.is_in_flight:  # while it waited for its turn
+            return None
         now = yield Sleep(0)
         timeout = budget.timeout(now, failures=state.failures, is_first=state.job is None)
         outcome = yield from in_flight(state, self._get_job(job_id, timeout))

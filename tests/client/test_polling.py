@@ -666,6 +666,25 @@ def test_a_canceled_job_is_found_though_its_waiter_came_late() -> None:
     assert outcome.requests_per_job <= 3
 
 
+@pytest.mark.parametrize("counters", ["honest", "absent"])
+def test_a_job_is_not_polled_while_another_poll_of_it_is_in_flight(counters: str) -> None:
+    """A waiter of a shared poller polls its job at its deadline, in the middle of a round."""
+    world = World(from_before(in_order(20, -10, -5)))
+    if counters == "absent":
+        world.lie = MISSING["absent"]
+    poller = JobPoller(APP, is_shared=True)
+    poller.add(world.runs, world.clock.now)
+
+    def begin_polls(request: Request) -> None:
+        if "/job/" not in request.path:
+            for job_id in list(world.runs)[1:]:
+                poller.waiting[job_id].is_in_flight = True
+
+    world.on_request = begin_polls
+    drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
+    assert list(world.looks) == ["job-0"]
+
+
 def test_forgotten_jobs_are_asked_for_no_more() -> None:
     world = World(in_order(3))
     poller = JobPoller(APP)

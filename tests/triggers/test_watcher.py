@@ -401,7 +401,8 @@ def test_many_deadlines_that_passed_while_the_triggerer_was_down_cost_one_lookup
     play(scene())
     assert stage.lookups == ["rungen_default"]
     assert stage.service.count("get") <= 200
-    assert stage.service.stats()["max_open_connections"] <= MAX_IN_FLIGHT
+    # no poll was canceled because another one of the same job was faster: that closes its connection
+    assert stage.service.stats()["connections_opened"] <= MAX_IN_FLIGHT
 
 
 def test_the_deadline_of_one_is_not_that_of_another(stage: Stage) -> None:
