@@ -240,12 +240,16 @@ class JobPoller:
             yield from self.locator.locate(due, counts, poll_interval=poll_interval, asked_at=now)
             return
         is_silent = self._app_state in self.outages.silent
-        if self._app_state.is_in_flight and self.outages.is_answering((yield Sleep(0))):
+        if self._app_state.is_in_flight and self._is_answering((yield Sleep(0))):
             yield from self.poll(due)  # the service is slow, or hangs for the counters alone
             return
         yield from self.poll(due[:1])  # the counters alone may be silent, or all of the service
         if not self.outages.failed_rounds and (was_silent or not is_silent):
             yield from self.poll(due[1:])
+
+    def _is_answering(self, now: float) -> bool:
+        """Return whether the service has answered within the time that a poll may take."""
+        return now - self.outages.answered_at < POLL_TIMEOUT
 
     def poll_app(self) -> Flow[App | RunGenError | None]:
         """
@@ -294,7 +298,7 @@ class JobPoller:
         if None in outcomes or self.answers > answers:
             return
         is_pending = all(isinstance(outcome, Pending) for outcome in outcomes)
-        if is_pending and self.outages.is_answering((yield Sleep(0))):
+        if is_pending and self._is_answering((yield Sleep(0))):
             return  # the service is slow, or hangs for these jobs alone
         for job_id, outcome in zip(job_ids, outcomes, strict=True):
             if (state := self.waiting.get(job_id)) and not getattr(outcome, "retry_after", None):

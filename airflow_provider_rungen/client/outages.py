@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, PollState
+from airflow_provider_rungen.client.poll_state import PollState
 from airflow_provider_rungen.client.retry import Refusals, is_transient, retry_delay
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
 
@@ -50,10 +50,6 @@ class Outages:
     def is_quiet(self, now: float) -> bool:
         """Return whether the service is to be left alone."""
         return now < self.quiet_until - 0.001  # a sleep may end a fraction early
-
-    def is_answering(self, now: float) -> bool:
-        """Return whether the service has answered within the time that a poll may take."""
-        return now - self.answered_at < POLL_TIMEOUT
 
     def outlasts(self, state: PollState | None, error: RunGenError, now: float) -> bool:
         """Record a failed poll, unless no waiting can change the error; return whether it is recorded."""

@@ -18,7 +18,7 @@ from airflow_provider_rungen.client.job_poller import (
     strip_payloads,
 )
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.outages import REFUSAL_PAUSE, Outages
+from airflow_provider_rungen.client.outages import Outages
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT
 from airflow_provider_rungen.client.progress import Progress
 from airflow_provider_rungen.client.retry import is_transient
@@ -88,7 +88,7 @@ def poll_until(
 def outlast_refusal(poll: Callable[[], Flow[T | None]], outages: Outages) -> Flow[T | None]:
     """Poll once, and again while the key is refused and that may be a stray refusal."""
     while (result := (yield from poll())) is None and outages.refusals.is_pending:
-        yield Sleep(min(max(outages.pause, 1.0), REFUSAL_PAUSE))
+        yield Sleep(max(outages.pause, 1.0))
     return result
 
 

@@ -245,8 +245,8 @@ def restore_workers(raised: ScaleRecord, *, patience: float = RETRY_BUDGET) -> F
 def not_lowered(raised: ScaleRecord, error: RunGenError) -> str:
     """Return the line to log when an app could not be lowered again."""
     return (
-        f"STILL BILLED: app {raised.app_id} could not be lowered from {raised.active_workers} active workers "
-        f"again: {error.message}. Scale it down yourself."
+        f"STILL BILLED: app {raised.app_id} could not be lowered again from {raised.active_workers} active "
+        f"workers: {error.message}. Scale it down yourself."
     )
 
 
