@@ -11,13 +11,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import imports, machine, page, real_airflow, sensors, submits, watching
+from bench import imports, machine, page, real_airflow, sensors, simulate, submits, watching
 from bench.contenders import OURS, POOLED, SESSION
 from bench.service import ROOT
 from bench.watching import AT_ONCE, QUEUE, Load, Plan
 
 PAGE = ROOT / "docs" / "benchmarks"
-ROUNDS = {"watch": 3, "sizes": 1, "blocked": 3, "submits": 3, "imports": 5, "airflow": 3, "sensors": 2}
+ROUNDS = {
+    "simulated": 3,
+    "watch": 3,
+    "sizes": 1,
+    "blocked": 3,
+    "submits": 3,
+    "imports": 5,
+    "airflow": 3,
+    "sensors": 2,
+}
 TASKS = 100
 _BIG = 20_000_000
 
@@ -55,6 +64,7 @@ def blocked(rounds: int, scale: float) -> list[dict[str, Any]]:
 
 
 MEASURES: dict[str, Callable[[int, float], Any]] = {
+    "simulated": simulate.measure,
     "imports": lambda rounds, _: imports.measure(rounds),
     "submits": lambda rounds, scale: submits.measure(rounds, round(200 * scale)),
     "blocked": blocked,

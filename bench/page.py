@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import plots
-from bench.rows import Row, make_rows
+from bench.rows import Row, make_rows, of
 
 _HEAD = """\
 # Benchmarks
@@ -25,6 +26,12 @@ _HOW = """\
 - **Each job polled** are two triggers written for this page, as many providers have them: ask for the one
   job, sleep for the interval, ask again; over one shared session, or with a session opened for each poll.
   Their first polls are spread over one interval, and they are spared the look-up of the Airflow connection.
+- **First come, first served** is simulated by `python -m bench.simulate`, without a service and with a
+  virtual clock: all jobs are submitted at once, each runs for a time by chance, and they are polled every
+  5 s. *The fewest possible* is what an oracle needs: it learns for free how many jobs have ended, it knows
+  when each started and how durations are distributed, and it polls the likeliest first. *A plain poller* asks
+  for no counters. It polls the oldest jobs, 8 at a time, until it meets a queued one. The command also prints
+  what counters that lag, freeze or are absent cost, and foreign and canceled jobs.
 - Those compared wait at the same time, side by side, each with a service of its own; what is sensitive to
   that (the heartbeat, submissions, imports, DAGs) is measured in turn. Figures are medians over the rounds,
   except for one-by-one submissions (200, once, scaled up), mapped tasks (once, scaled up), sizes and lies
@@ -60,11 +67,25 @@ def kept(folder: Path) -> dict[str, Any]:
 def write(measured: dict[str, Any], folder: Path) -> list[Row]:
     """Write the folder's page, and give the rows of its table."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = make_rows(measured)
+    rows = [*_simulated(measured.get("simulated", ())), *make_rows(measured)]
     drawn = plots.draw(measured, folder)
     (folder / "results.json").write_text(_json({**measured, "rows": [row.as_json() for row in rows]}))
     (folder / "README.md").write_text(_page(measured, rows, drawn))
     return rows
+
+
+def _simulated(runs: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+    """Make the rows of `bench.simulate`."""
+    for load in dict.fromkeys(run["load"] for run in runs):
+        ours, least, plain, each = (of(runs, name, load=load) for name in ("ours", "fewest", "plain", "each"))
+        yield Row(
+            f"simulated {load}",
+            f"requests per job, {runs[0]['jobs']:,} jobs, first come, first served, {load}",
+            f"{ours:.2f}",
+            f"the fewest possible: {least:.2f}; a plain poller: {plain:.2f}; each job polled: {each:.1f}",
+            "≤ 1.25 × the fewest",
+            ours <= 1.25 * least,
+        )
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -99,9 +99,7 @@ def get_job_when_visible(app_id: str, job_id: str, *, visible_by: float = 0.0) -
         yield Sleep(min(2.0, visible_by - now))
 
 
-def cancel_job(
-    app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET, patience: float | None = None
-) -> Flow[Job]:
+def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) -> Flow[Job]:
     """
     Cancel a queued or running job.
 
@@ -114,7 +112,7 @@ def cancel_job(
     request = Request("PUT", path, f"cancel job {job_id} of app {app_id}", as_user=True, is_lean=True)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id, status=JobStatus.CANCELED)
     try:
-        return (yield from call(request, read, retry_budget=_budget(retry_budget, patience)))
+        return (yield from call(request, read, retry_budget=retry_budget))
     except RunGenConflictError:
         # an earlier attempt whose answer was lost may have canceled it
         try:
@@ -166,7 +164,6 @@ def update_app(
     body: Mapping[str, Any],
     *,
     retry_budget: float = RETRY_BUDGET,
-    patience: float | None = None,
 ) -> Flow[App]:
     """
     Change an app.
@@ -177,7 +174,7 @@ def update_app(
     """
     request = Request("PUT", f"app/{path_segment(app_id)}", f"update app {app_id}", encode(body, "app"))
     read = partial(App.from_json, app_id=app_id)
-    return (yield from call(request, read, retry_budget=_budget(retry_budget, patience)))
+    return (yield from call(request, read, retry_budget=retry_budget))
 
 
 def scale_app(
@@ -185,7 +182,6 @@ def scale_app(
     active_workers: int,
     *,
     retry_budget: float = RETRY_BUDGET,
-    patience: float | None = None,
 ) -> Flow[App]:
     """
     Set the number of an app's workers.
@@ -195,7 +191,7 @@ def scale_app(
     :param retry_budget: seconds after which the request is not sent again.
     """
     body = {"configuration": {"active_workers": active_workers}}
-    return (yield from update_app(app_id, body, retry_budget=_budget(retry_budget, patience)))
+    return (yield from update_app(app_id, body, retry_budget=retry_budget))
 
 
 def delete_app(app_id: str) -> Flow[None]:
@@ -205,7 +201,3 @@ def delete_app(app_id: str) -> Flow[None]:
     :param app_id: the app.
     """
     yield from call(Request("DELETE", f"app/{path_segment(app_id)}", f"delete app {app_id}"), lambda _: None)
-
-
-def _budget(retry_budget: float, patience: float | None) -> float:  # until callers move to retry_budget
-    return retry_budget if patience is None else patience

@@ -199,10 +199,6 @@ class App:
         counts = [self.jobs[name] for name in ("in_queue", "in_progress") if name in self.jobs]
         return sum(counts) if counts else None
 
-    @property
-    def busy(self) -> int | None:  # until callers move to pending_jobs
-        return self.pending_jobs
-
     def has_status(self, status: str) -> bool:
         """
         Return whether the app has this status.

@@ -1,4 +1,4 @@
-"""Says how far many jobs are: how many run, completed or failed, how fast, and how long the rest may take."""
+"""Formats how far many jobs have come: how many are done, how fast, and how long the rest may take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job, JobStatus
 
-EVERY = 30.0
+# Seconds between two progress lines.
+PROGRESS_INTERVAL = 30.0
 
 
 class Progress:
@@ -15,29 +16,29 @@ class Progress:
     The progress of a wait.
 
     :param total: how many jobs are waited for.
-    :param now: the time (seconds since any moment) at which it begins.
+    :param now: the time at which the wait begins, in seconds of any clock.
     """
 
     def __init__(self, total: int, now: float) -> None:
         self._total = total
-        self._begun_at = self._said_at = now
+        self._begun_at = self._logged_at = now
 
-    def line(self, over: Iterable[Job], now: float) -> str | None:
-        """Give what to say now, if it is time to."""
-        if now - self._said_at < EVERY:
+    def line(self, finished: Iterable[Job], now: float) -> str | None:
+        """Return the line to log now, or ``None`` if the last one is recent."""
+        if now - self._logged_at < PROGRESS_INTERVAL:
             return None
-        self._said_at = now
-        statuses = [job.status for job in over]
-        completed = statuses.count(JobStatus.COMPLETED)
-        running, failed = self._total - len(statuses), len(statuses) - completed
-        told = f"Of {self._total} RunGen jobs {running} run, {completed} completed, {failed} failed"
-        return told + pace(len(statuses), running, now - self._begun_at)
+        self._logged_at = now
+        statuses = [job.status for job in finished]
+        done, running = len(statuses), self._total - len(statuses)
+        failed = done - statuses.count(JobStatus.COMPLETED)
+        counts = f"{done} of {self._total} done, {running} running, {failed} failed"
+        return counts + pace(done, running, now - self._begun_at)
 
 
 def pace(done: int, left: int, seconds: float) -> str:
-    """Say how fast it goes, and how long the rest may take, as far as that can be told."""
+    """Return how fast it goes and how long the rest may take, or nothing if that is unknown."""
     if not done or seconds <= 0:
         return ""
     rate = done / seconds
-    told = f"{rate:.2g}" if rate < 10 else f"{rate:.0f}"
-    return f"; {told} a second, some {format_duration(left / rate)} left"
+    per_second = f"{rate:.2g}" if rate < 10 else f"{rate:.0f}"
+    return f"; {per_second}/s, about {format_duration(left / rate)} left"

@@ -1,17 +1,19 @@
-"""How an app is brought to a number of workers and back, and waited for, as flows without I/O."""
+"""How an app is brought to a number of workers and back, and waited for. No I/O."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from airflow_provider_rungen.client.endpoints import delete_app, get_app, scale_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
+from airflow_provider_rungen.client.job_poller import log_line
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.polling import FIRST_LOOK_TIME, LOOK_TIME, REFUSAL_PAUSE
-from airflow_provider_rungen.client.retry import RETRY_BUDGET, Refusals, retry_delay
+from airflow_provider_rungen.client.outages import Outages
+from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, PollBudget, PollState, in_flight
+from airflow_provider_rungen.client.polling import outlast_refusal, poll_until
+from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
     RunGenAppTimeoutError,
@@ -19,148 +21,148 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenNotFoundError,
 )
-from airflow_provider_rungen.execution import records
 
 log = logging.getLogger(__name__)
 
-_KNOWN = ("STOPPED", "INITIALIZING", "RUNNING", "")
-# How often in a row an app has to tell a lower number than it had, for a single answer may be old.
-LOWERED = 2
-# Seconds within which a lower number has to be told by the service, seconds between two looks, and how many
-# looks until it is set again.
+_KNOWN_STATUSES = ("STOPPED", "INITIALIZING", "RUNNING", "")
+# Answers in a row that must name fewer workers before that is believed, because a single one may be old.
+CONFIRMATIONS = 2
+# Answers that must lack the job counters before an app is taken for one that does not count its jobs.
+MAX_MISSING_COUNTERS = 4
+# Seconds within which a changed number of workers must be confirmed, and between two attempts.
 CONFIRM_TIME = 60.0
 PAUSE = 5.0
-LOOKS = 4
 
 
 @dataclass
-class AppTarget:
+class AppPoller:
     """
-    What an app is waited for to be, and what was seen of it.
+    Polls an app until something holds.
 
     :param app_id: the app.
-    :param status: the status it has to have, such as ``RUNNING``.
-    :param active_workers: how many workers it has to be set to at least, if that matters.
     """
 
     app_id: str
-    status: str = "RUNNING"
-    active_workers: int | None = None
-    refusals: Refusals = field(default_factory=Refusals, repr=False)
-    _shown: str = field(default="", repr=False)
-    _was_there: bool = field(default=False, repr=False)
-    _lowered: int = field(default=0, repr=False)
+    outages: Outages = field(default_factory=lambda: Outages(log_line), repr=False, kw_only=True)
+    _state: PollState = field(default_factory=lambda: PollState(0.0), repr=False, kw_only=True)
 
-    def outlast(self, error: RunGenError, now: float) -> None:
+    def is_met(self, app: App) -> bool:
+        """Record an answer, and return whether the wait is over."""
+        raise NotImplementedError
+
+    def note(self, answer: App | RunGenError, now: float) -> bool:
         """
-        Go on in spite of an error that may pass, and log a refusal once.
+        Record the answer to a poll, and return whether the wait is over.
 
         :param now: the time (seconds since 1970).
-        :raises RunGenError: the error, if no waiting can change it.
+        :raises RunGenError: no waiting can change it.
         """
-        is_new = not self.refusals.is_pending
-        if not self.refusals.is_transient(error, now):
-            raise error
-        if is_new and self.refusals.is_pending:
-            log.warning("%s; waiting goes on", error.message)
+        if isinstance(answer, App):
+            self.outages.note_answer(self._state, now)
+            return self.is_met(answer)
+        if not self.outages.outlasts(self._state, answer, now):
+            raise answer
+        self.outages.note_failed_round([answer])
+        return False
 
-    def look(self, app: App) -> bool:
+    def poll_once(self, left: float | None = None) -> Flow[App | None]:
         """
-        Say what has changed, and tell whether the app is there.
+        Poll the app once; return it if the wait is over.
 
-        :raises RunGenAppError: somebody took the workers away that are waited for.
+        :param left: seconds to the deadline. Without it, the poll stands alone: it outlasts a stray refusal
+            of the key.
         """
-        self.refusals.answered()
-        shown = describe(app)
-        if shown != self._shown:
-            level = logging.INFO if app.status in _KNOWN else logging.WARNING
-            log.log(level, "RunGen app %s is %s", self.app_id, shown)
-            self._shown = shown
-        wanted, told = self.active_workers, app.active_workers
-        if wanted is not None and told is not None:
-            if told < wanted:
-                self._lowered += self._was_there
-                if self._lowered >= LOWERED:
+        if left is None:
+            return (yield from outlast_refusal(lambda: self.poll_once(POLL_TIMEOUT), self.outages))
+        timeout = PollBudget(left).timeout((yield Sleep(0)))
+        answer = yield from in_flight(self._state, get_app(self.app_id, attempts=1, timeout=timeout))
+        now = yield Sleep(0)
+        is_over = self.note(answer, now)
+        self.outages.end_round(now)
+        return answer if is_over and isinstance(answer, App) else None
+
+
+@dataclass
+class AppTarget(AppPoller):
+    """
+    What an app is waited for to become, and what was seen of it.
+
+    :param app_id: the app.
+    :param status: the status that it must have, such as ``RUNNING``.
+    :param active_workers: how many workers it must be set to at least, if that matters.
+    """
+
+    status: str = "RUNNING"
+    active_workers: int | None = None
+    _seen: str = field(default="", repr=False)
+    _had_workers: bool = field(default=False, repr=False)
+    _lowered: int = field(default=0, repr=False)
+
+    def is_met(self, app: App) -> bool:
+        """
+        Log what has changed, and return whether the app is as it must be.
+
+        :raises RunGenAppError: somebody took away the workers that are waited for.
+        """
+        if (seen := describe(app)) != self._seen:
+            level = logging.INFO if app.status in _KNOWN_STATUSES else logging.WARNING
+            log.log(level, "App %s is %s", self.app_id, seen)
+            self._seen = seen
+        wanted, workers = self.active_workers, app.active_workers
+        if wanted is not None and workers is not None:
+            if workers < wanted:
+                self._lowered += self._had_workers
+                if self._lowered >= CONFIRMATIONS:
                     raise RunGenAppError(
-                        f"RunGen app {self.app_id} was set to {told} active workers by somebody else while "
-                        f"it was on its way to {wanted}",
+                        f"App {self.app_id} was set to {workers} active workers by somebody else on its way "
+                        f"to {wanted}",
                         app_id=self.app_id,
                     )
                 return False
-            self._was_there, self._lowered = True, 0
+            self._had_workers, self._lowered = True, 0
         return app.has_status(self.status)
 
     def timeout_error(self) -> RunGenAppTimeoutError:
-        """Give the error that says that it did not get there in time, and where it was seen last."""
-        seen = f"it is {self._shown}" if self._shown else "the service did not tell what it is"
-        return RunGenAppTimeoutError(
-            f"RunGen app {self.app_id} was not {self.status} in time: {seen}", app_id=self.app_id
-        )
+        """Return the error for an app that did not get there in time, with what was last seen."""
+        seen = f"it is {self._seen}" if self._seen else "the service did not answer"
+        message = f"App {self.app_id} was not {self.status} in time: {seen}"
+        return RunGenAppTimeoutError(message, app_id=self.app_id)
 
 
 def describe(app: App) -> str:
-    """Say the status and the workers of an app in words."""
-    status = app.status or "of no status"
-    told = [status if app.status in _KNOWN else f"in the unknown status {status}"]
+    """Return an app's status and workers as text: ``RUNNING, 2 active workers (1 idle, 1 running)``."""
+    text = app.status or "without a status"
+    if app.status not in _KNOWN_STATUSES:
+        text = f"in the unknown status {text}"
     if app.active_workers is not None:
-        told.append(f"{app.active_workers} active workers")
-    if workers := [f"{count} {state}" for state, count in sorted(app.workers.items()) if count]:
-        told.append(f"of which are told: {', '.join(workers)}")
-    return ", ".join(told)
+        text += f", {app.active_workers} active workers"
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(app.workers.items()) if count)
+    return f"{text} ({counts})" if counts else text
 
 
-def wait_for_app(goal: AppTarget, *, poll_interval: float, deadline: float) -> Flow[App]:
+def wait_for_app(target: AppTarget, *, poll_interval: float, deadline: float) -> Flow[App]:
     """
-    Wait until an app is as it has to be; a look that fails but may pass does not end the waiting.
+    Wait until an app is as it must be; a poll that fails and may succeed later does not end the wait.
 
-    :param poll_interval: seconds between two looks.
-    :param deadline: the time (seconds since 1970) to stop waiting at; in the past, it allows one look.
+    :param poll_interval: seconds between two polls.
+    :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll.
     :raises RunGenAppTimeoutError: the deadline passed.
-    :raises RunGenAppError: somebody took the workers away that are waited for.
+    :raises RunGenAppError: somebody took away the workers that are waited for.
     """
-    app = yield from _look_until(
-        goal.app_id, goal.look, poll_interval=poll_interval, deadline=deadline, refusals=goal.refusals
-    )
-    if app is None:
-        raise goal.timeout_error()
+    polls = poll_until(target.poll_once, target.outages, poll_interval=poll_interval, deadline=deadline)
+    if (app := (yield from polls)) is None:
+        raise target.timeout_error()
     return app
 
 
-def _look_until(
-    app_id: str,
-    is_over: Callable[[App], bool],
-    *,
-    poll_interval: float,
-    deadline: float,
-    refusals: Refusals | None = None,
-) -> Flow[App | None]:
-    """Look at an app until something holds; ``None`` if it did not until the deadline."""
-    now = yield Sleep(0)
-    refusals, is_one_look, failures = refusals or Refusals(), now >= deadline, 0
-    while True:
-        left, begun_at, pause = deadline - now, now, 0.0
-        limit = min(LOOK_TIME, left if left >= 1 else FIRST_LOOK_TIME)
-        try:
-            app = yield from get_app(app_id, attempts=1, timeout=limit)
-            refusals.answered()
-            failures = 0
-            if is_over(app):
-                return app
-        except RunGenError as error:
-            if not refusals.is_transient(error, (yield Sleep(0))):
-                raise
-            if not failures:
-                log.warning("%s; waiting goes on", error.message)
-            pause = retry_delay(failures, error)
-            failures += 1
-        # a single look outlasts a refusal that may be a stray one; and none follows one that hung to the end
-        now = yield Sleep(0)
-        if (left <= 0 and not (is_one_look and refusals.is_pending)) or (
-            failures and not is_one_look and now >= deadline
-        ):
-            return None
-        pause = max(begun_at + poll_interval - now, pause)
-        now = yield Sleep(min(pause, REFUSAL_PAUSE) if is_one_look else min(pause, max(deadline - now, 0)))
+def poll_app_once(target: AppTarget) -> Flow[App | None]:
+    """
+    Poll an app once; return it if it is as it must be.
+
+    :param target: what it must be, and what earlier polls have seen.
+    :raises RunGenAppError: somebody took away the workers that are waited for.
+    """
+    return target.poll_once()
 
 
 # --- up and down -------------------------------------------------------------------------------------------
@@ -185,20 +187,6 @@ class ScaleRecord:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, value: Any) -> ScaleRecord | None:
-        """Read what was kept; ``None`` where nothing was, or something else."""
-        return records.parse("scaled", value, cls._read, "it is not known what was done to the app")
-
-    @classmethod
-    def _read(cls, fields: Mapping[str, Any]) -> ScaleRecord:
-        return cls(
-            app_id=records.identifier(fields, "app_id"),
-            active_workers=records.count(fields, "active_workers"),
-            before=records.optional_count(fields, "before"),
-            at=records.moment(fields, "at"),
-        )
-
     @property
     def was_raised(self) -> bool:
         """Whether there is something to lower."""
@@ -206,122 +194,122 @@ class ScaleRecord:
 
 
 def workers_of(app: App) -> int | None:
-    """Give the number of workers an app is paid for, where it can be told."""
+    """Return how many workers an app is paid for, where that is known."""
     if app.active_workers is not None:
         return app.active_workers
     return 0 if app.has_status("STOPPED") else None
 
 
-def restore_workers(raised: ScaleRecord, *, patience: float = RETRY_BUDGET) -> Flow[None]:
+def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) -> Flow[None]:
     """
     Set an app back to what it was before it was raised, unless somebody else has set yet another number.
 
-    :param patience: the seconds after which no further attempt is made.
-    :raises RunGenError: it is not certain that it was lowered.
+    :param retry_budget: seconds after which no further attempt is made.
+    :raises RunGenError: it is not certain that the app was lowered.
     """
     app_id, before = raised.app_id, raised.before
     if before is None:
-        raise RunGenAppError(
-            f"it is not known how many workers RunGen app {app_id} had before", app_id=app_id
-        )
-    told: int | None = None
+        raise RunGenAppError(f"It is not known how many workers app {app_id} had before", app_id=app_id)
+    workers: int | None = None
     try:
-        told = (yield from get_app(app_id, attempts=1)).active_workers
+        workers = (yield from get_app(app_id, attempts=1)).active_workers
     except RunGenNotFoundError:
         return
     except RunGenError:
-        pass  # to lower it matters more
-    if told not in (None, before, raised.active_workers):
-        log.warning("RunGen app %s has %s active workers by now: it is left so", app_id, told)
+        pass  # lowering it matters more
+    if workers not in (None, before, raised.active_workers):
+        log.warning("Left app %s at %s active workers, which somebody else has set", app_id, workers)
         return
     now = yield Sleep(0)
-    pause, by = min(patience / 4, PAUSE), now + min(2 * patience, CONFIRM_TIME)
-    yield from set_workers(app_id, before, poll_interval=pause, deadline=by, patience=patience)
-    log.info("RunGen app %s was lowered again to %s active workers", app_id, before)
+    pause, deadline = min(retry_budget / 4, PAUSE), now + min(2 * retry_budget, CONFIRM_TIME)
+    yield from set_workers(app_id, before, poll_interval=pause, deadline=deadline, retry_budget=retry_budget)
+    log.info("Lowered app %s to %s active workers again", app_id, before)
 
 
-def not_lowered(raised: ScaleRecord, error: Exception) -> str:
-    """Say that an app is left as it is, and what to do."""
+def not_lowered(raised: ScaleRecord, error: RunGenError) -> str:
+    """Return the line to log when an app could not be lowered again."""
     return (
-        f"RunGen app {raised.app_id} was raised to {raised.active_workers} active workers and could NOT be "
-        f"lowered again: {str(error).rstrip('.')}. It is billed until it is scaled down: see to it"
+        f"STILL BILLED: app {raised.app_id} could not be lowered again from {raised.active_workers} active "
+        f"workers: {error.message}. Scale it down yourself."
     )
 
 
 def set_workers(
-    app_id: str, active_workers: int, *, poll_interval: float, deadline: float, patience: float = RETRY_BUDGET
+    app_id: str,
+    active_workers: int,
+    *,
+    poll_interval: float,
+    deadline: float,
+    retry_budget: float = RETRY_BUDGET,
 ) -> Flow[App]:
     """
-    Set the number of an app's workers, and see that the app tells it, where it tells any.
+    Set the number of an app's workers, again until an answer confirms it, where answers name a number.
 
-    An answer may be old, or tell nothing: the app is looked at then. One that goes on telling another number
-    is set again.
-
-    :param patience: the seconds after which no further attempt is made.
-    :raises RunGenAppTimeoutError: it told another number until the deadline.
+    :param poll_interval: seconds between two attempts.
+    :param deadline: the time (seconds since 1970) to stop at, after one attempt at least.
+    :param retry_budget: seconds after which a request that fails is not sent again.
+    :raises RunGenAppTimeoutError: the answers named another number until the deadline.
     """
-    told: App
-
-    def is_set(app: App) -> bool:
-        nonlocal told
-        told = app
-        return app.active_workers in (None, active_workers)
-
     while True:
-        told = yield from scale_app(app_id, active_workers, patience=patience)
-        if told.active_workers == active_workers:
-            return told
+        app = yield from scale_app(app_id, active_workers, retry_budget=retry_budget)
+        if app.active_workers != active_workers:  # the answer may be old, or name no number
+            app = yield from get_app(app_id, attempts=1)
+        if app.active_workers in (None, active_workers):
+            return app
         now = yield Sleep(0)
-        by = min(now + LOOKS * poll_interval, deadline)
-        if (yield from _look_until(app_id, is_set, poll_interval=poll_interval, deadline=by)):
-            return told
-        if (yield Sleep(0)) >= deadline:
-            break
-    raise RunGenAppTimeoutError(
-        f"RunGen app {app_id} was to have {active_workers} active workers, but is {describe(told)}",
-        app_id=app_id,
-    )
+        if now >= deadline:
+            message = f"App {app_id} must have {active_workers} active workers, but is {describe(app)}"
+            raise RunGenAppTimeoutError(message, app_id=app_id)
+        yield Sleep(min(poll_interval, deadline - now))
+
+
+@dataclass
+class _Drain(AppPoller):
+    """Whether an app still has queued or running jobs, and how many."""
+
+    left: int | None = None
+    _polls: int = 0
+
+    def is_met(self, app: App) -> bool:
+        self._polls += 1
+        if app.pending_jobs and app.pending_jobs != self.left:
+            log.info("App %s has %d jobs queued or running", self.app_id, app.pending_jobs)
+        self.left = self.left if app.pending_jobs is None else app.pending_jobs
+        return self.left == 0 or (self.left is None and self._polls >= MAX_MISSING_COUNTERS)
 
 
 def drain_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[int | None]:
     """
-    Wait until no job of an app is queued or running; give how many are at the end.
+    Wait until no job of an app is queued or running.
 
-    :param deadline: the time (seconds since 1970) to stop waiting at; in the past, it allows one look.
+    :param poll_interval: seconds between two polls.
+    :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll.
     :return: 0, the jobs that are left at the deadline, or ``None`` where the app does not count them.
     """
-    left: int | None = None
-    looks = 0
-
-    def is_idle(app: App) -> bool:
-        nonlocal left, looks
-        looks += 1
-        if app.busy and app.busy != left:
-            log.info("RunGen app %s has %d jobs queued or running", app_id, app.busy)
-        left = left if app.busy is None else app.busy
-        return left == 0 or (left is None and looks >= LOOKS)  # a single answer may leave them out
-
-    yield from _look_until(app_id, is_idle, poll_interval=poll_interval, deadline=deadline)
-    return left
+    drain = _Drain(app_id)
+    yield from poll_until(drain.poll_once, drain.outages, poll_interval=poll_interval, deadline=deadline)
+    return drain.left
 
 
 def remove_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[None]:
     """
     Stop an app, wait until its workers are gone, and delete it.
 
+    :param poll_interval: seconds between two polls or attempts.
+    :param deadline: the time (seconds since 1970) to stop at.
     :raises RunGenNotFoundError: it was gone before.
-    :raises RunGenAppTimeoutError: it did not stop until the deadline.
+    :raises RunGenAppTimeoutError: it did not stop by the deadline.
     """
-    goal = AppTarget(app_id, "STOPPED")
+    target = AppTarget(app_id, "STOPPED")
     app = yield from get_app(app_id)
-    if not (goal.look(app) and app.active_workers == 0):
-        # an app may be told to be STOPPED while it is not: before it begins to start
+    if not (target.is_met(app) and app.active_workers == 0):
+        # an app may say STOPPED while it is not: before it begins to start
         yield from set_workers(app_id, 0, poll_interval=poll_interval, deadline=deadline)
-        yield from wait_for_app(goal, poll_interval=poll_interval, deadline=deadline)
+        yield from wait_for_app(target, poll_interval=poll_interval, deadline=deadline)
     while True:
         try:
             return (yield from delete_app(app_id))
-        except RunGenConflictError:  # its workers are on their way out
+        except RunGenConflictError:  # its workers are still on their way out
             now = yield Sleep(0)
             if now >= deadline:
                 raise

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen.client.models import normalize_status
-from airflow_provider_rungen.client.scaling import AppTarget, wait_for_app
+from airflow_provider_rungen.client.scaling import AppTarget, poll_app_once
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError
 from airflow_provider_rungen.execution.outcomes import raise_for_app_event
 from airflow_provider_rungen.execution.run import TaskRun, fail_without_retry
@@ -40,13 +40,9 @@ class AppSensorRun(TaskRun):
             self._target = self._target or AppTarget(self.app_id, self._status)
             if not self.links:
                 self.link_to(self._target.app_id)
-            try:
-                # one poll: the deadline is in the past
-                hook.perform(wait_for_app(self._target, poll_interval=1, deadline=0))
-            except RunGenAppTimeoutError as error:
-                self.late = error
-                return False
-            return True
+            is_ready = hook.perform(poll_app_once(self._target)) is not None
+            self.late = None if is_ready else self._target.timeout_error()
+            return is_ready
 
     def wait(
         self, timeout: float, poll_interval: float, defer: Callable[[dict[str, Any], float], NoReturn]

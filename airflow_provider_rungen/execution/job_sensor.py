@@ -11,7 +11,7 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import (
     COUNTER_THRESHOLD,
     JobPoller,
-    look_once,
+    poll_jobs_once,
     strip_payloads,
     timeout_error,
 )
@@ -74,11 +74,10 @@ class JobSensorRun(WaitingRun):
             self._begin(job_id)
             app_id, job_ids = self.jobs.app_id, list(self.jobs.job_ids)
             if self._poller is None:
-                self._poller = JobPoller(app_id, take=metrics.counting(self._check))
-                self._poller.add(job_ids, time.time(), 0.0)
+                self._poller = JobPoller(app_id, on_finished=metrics.counting(self._check))
             is_wide = len(job_ids) > COUNTER_THRESHOLD
             perform = self.hook.perform_concurrently if is_wide else self.hook.perform
-            jobs = perform(look_once(self._poller, job_ids, poll_interval=1, left=0, is_full=True))
+            jobs = perform(poll_jobs_once(self._poller, job_ids))
             if jobs is None:
                 self.late = timeout_error(self._poller, job_ids)
                 return False

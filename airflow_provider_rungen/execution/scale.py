@@ -240,7 +240,7 @@ class ScaleRun(TaskRun):
             )
         within = max(within - (time.monotonic() - started_at) - 1, 1)
         try:
-            self.hook.perform_with_deadline(restore_workers(record, patience=within / 4), within=within)
+            self.hook.perform_with_deadline(restore_workers(record, retry_budget=within / 4), within=within)
             self._record = None
         except RunGenError as error:
             log.error("%s", not_lowered(record, error))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
 from airflow_provider_rungen.client import endpoints
-from airflow_provider_rungen.client.codec import path_segment
 from airflow_provider_rungen.client.flow import Flow, Gather
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import (
@@ -19,7 +18,7 @@ from airflow_provider_rungen.client.polling import (
     identity,
     log_line,
     log_quietly,
-    look_once,
+    poll_jobs_once,
     strip_payloads,
     timeout_error,
     wait_for_jobs,
@@ -135,10 +134,10 @@ class WaitingRun(TaskRun):
         poller = JobPoller(
             app_id,
             log_quietly if is_wide else log_line,
-            take=metrics.counting(on_finished),
+            on_finished=metrics.counting(on_finished),
             is_lean=on_finished is strip_payloads,
         )
-        self.jobs.finished = poller.over
+        self.jobs.finished = poller.finished
         if not self.wait_options.deferrable:
             return perform(
                 wait_for_jobs(
@@ -146,18 +145,16 @@ class WaitingRun(TaskRun):
                     job_ids,
                     poll_interval=interval,
                     deadline=deadline,
-                    known_by=visible_by,
-                    watch=poller,
+                    visible_by=visible_by,
+                    poller=poller,
                 )
             )
         defer_at = min(time.time() + self.wait_options.defer_after, deadline)
         pause = FIRST_INTERVAL
-        for job_id in job_ids:
-            path_segment(job_id, "job_id")
         poller.add(job_ids, time.time(), visible_by)
         while True:
             left = deadline - time.time()
-            jobs = perform(look_once(poller, job_ids, poll_interval=pause, left=left, is_full=left <= 0))
+            jobs = perform(poll_jobs_once(poller, job_ids, poll_interval=pause, left=left))
             if jobs is not None:
                 return jobs
             if left <= 0:

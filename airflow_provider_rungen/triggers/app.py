@@ -94,7 +94,7 @@ class RunGenAppTrigger(RunGenBaseTrigger):
             return
         await hook.asettings()
         within = base.CANCEL_TIME * 0.8
-        flow = restore_workers(raised, patience=within / 4)
+        flow = restore_workers(raised, retry_budget=within / 4)
         try:
             # a question without an answer must not take all the time
             await asyncio.to_thread(hook.perform_with_deadline, flow, within=within)

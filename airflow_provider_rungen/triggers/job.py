@@ -221,7 +221,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 job_ids,
                 poll_interval=self.poll_interval,
                 deadline=deadline,
-                known_by=self.known_by,
+                visible_by=self.known_by,
                 held_back=self.held_back or {},
             )
         unsuccessful = [

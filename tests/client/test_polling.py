@@ -17,10 +17,10 @@ from conftest import APP, FakeTime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rungen.client import polling as watch_module
-from airflow_provider_rungen.client.flow import Request, Response
+from airflow_provider_rungen.client import counters, job_poller
+from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.polling import JobPoller, wait_for_jobs
+from airflow_provider_rungen.client.polling import JobPoller, poll_jobs_once, wait_for_jobs
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.exceptions import (
     RunGenConnectionError,
@@ -161,7 +161,7 @@ class Outcome:
 def follow(world: World, *, every: float = EVERY, until: float = 3 * HOUR) -> Outcome:
     """Wait for the jobs as the watcher does, and see that each is found, as what it is, after it ended."""
     said = Log(world)
-    watch = JobPoller(APP, said)
+    poller = JobPoller(APP, said)
     ours = sorted((run for run in world.runs.values() if run.is_ours), key=lambda run: run.waited_from)
     to_come, rounds = list(ours), 0
     late: dict[str, float] = {}
@@ -169,22 +169,22 @@ def follow(world: World, *, every: float = EVERY, until: float = 3 * HOUR) -> Ou
     while len(late) < len(ours):
         assert world.now < until, f"{len(ours) - len(late)} jobs are never found"
         while to_come and to_come[0].waited_from <= world.now:
-            watch.add([to_come.pop(0).id], world.clock.now)
-        begun, asked, waiting = world.clock.now, world.requests, len(watch._waiting)
-        drive(watch.round(every), world.send, world.clock.sleep, world.clock.time)
+            poller.add([to_come.pop(0).id], world.clock.now)
+        begun, asked, waiting = world.clock.now, world.requests, len(poller.waiting)
+        drive(poller.poll_once(every), world.send, world.clock.sleep, world.clock.time)
         rounds += 1
         is_outage = world.outage[0] <= world.now < world.outage[1] + 120
         assert is_outage or world.requests - asked <= waiting + 1, "never more than polling each, and one"
-        for job_id, job in watch.over.items():
+        for job_id, job in poller.finished.items():
             run = world.runs[job_id]
             assert run.ends <= world.now
             assert job.status.value == run.status
             assert job_id not in late
             late[job_id] = world.now - max(run.ends, run.waited_from)
-        watch.over.clear()
-        if given_up_at is None and not watch.trusts_counters:
+        poller.finished.clear()
+        if given_up_at is None and not poller.locator.is_trusted:
             given_up_at = world.now
-        world.clock.now = max(begun + every, world.clock.now + watch.pause())
+        world.clock.now = max(begun + every, world.clock.now + poller.outages.pause)
     return Outcome(late, world.requests / len(ours), given_up_at, said.of_app(), rounds)
 
 
@@ -339,7 +339,7 @@ def test_jobs_that_end_in_any_order_cost_no_more_than_polling_each(count: int) -
 
 
 def test_a_handful_is_simply_polled() -> None:
-    world = World(in_order(watch_module.COUNTER_THRESHOLD))
+    world = World(in_order(counters.COUNTER_THRESHOLD))
     outcome = follow(world)
     assert world.questions == 0
     assert outcome.requests_per_job <= poll_each(world.runs.values())
@@ -439,9 +439,10 @@ def test_wrong_counters_are_given_up_and_it_is_said_once(name: str) -> None:
     assert outcome.given_up_at <= given_up_by
     assert outcome.percentile(0.95) <= late
     assert outcome.percentile(1) <= latest
-    assert outcome.said == [
-        f"The job counters of RunGen app {APP} do not add up: its jobs are polled one by one"
-    ]
+    [line] = outcome.said
+    assert re.fullmatch(
+        rf"Job counters of app {APP} do not add up \(.*, 3 mismatches\): polling its jobs one by one", line
+    )
 
 
 MISSING: dict[str, Callable[[float, dict[str, int]], Counters]] = {
@@ -462,9 +463,7 @@ def test_counters_that_are_missing_are_done_without(name: str) -> None:
     outcome = follow(world)
     assert outcome.requests_per_job <= poll_each(world.runs.values()) + 1
     assert outcome.percentile(1) <= EVERY + 1
-    assert outcome.said == [
-        f"The job counters of RunGen app {APP} are missing: its jobs are polled one by one"
-    ]
+    assert outcome.said == [f"Job counters of app {APP} are missing: polling its jobs one by one"]
 
 
 def test_a_new_app_has_no_counters_at_first() -> None:
@@ -487,7 +486,7 @@ def test_an_app_that_does_not_answer_does_not_keep_the_jobs(status: int) -> None
 def test_frozen_counters_make_short_jobs_late_and_no_more() -> None:
     outcome = follow(frozen(0, in_order()))
     assert outcome.requests_per_job <= 1.1
-    assert outcome.percentile(1) <= watch_module.SLOW_PACE
+    assert outcome.percentile(1) <= counters.CHECK_INTERVAL
 
 
 _value = st.one_of(
@@ -533,8 +532,8 @@ def test_no_counters_whatever_change_the_outcome(
         lambda _, counters: told[next(asked) % len(told)],
     )
     outcome = follow(world, every=every)
-    checks = -(-len(runs) // watch_module.COUNTER_THRESHOLD)
-    assert outcome.percentile(1) <= (checks + 1) * (max(watch_module.SLOW_PACE, every) + every) + 60
+    checks = -(-len(runs) // counters.COUNTER_THRESHOLD)
+    assert outcome.percentile(1) <= (checks + 1) * (max(counters.CHECK_INTERVAL, every) + every) + 60
     assert len([line for line in outcome.said if "one by one" in line]) <= 1
 
 
@@ -548,7 +547,7 @@ def test_an_outage_costs_one_question_a_round_and_is_said_once() -> None:
     outcome = follow(world)
     assert len([at for at in asked_at if 60 <= at < 120]) <= 15
     assert len(outcome.said) == 2
-    assert "waiting goes on" in outcome.said[0]
+    assert "polling continues" in outcome.said[0]
     assert outcome.said[1] == "RunGen answers again"
     assert outcome.given_up_at is None
     assert outcome.requests_per_job <= 1.4
@@ -556,17 +555,17 @@ def test_an_outage_costs_one_question_a_round_and_is_said_once() -> None:
 
 def test_an_outage_in_the_middle_of_a_round_ends_it() -> None:
     world = World(in_order(1000, 100, 200), MISSING["absent"])
-    watch = JobPoller(APP)
-    watch.add(world.runs, world.clock.now)
+    poller = JobPoller(APP)
+    poller.add(world.runs, world.clock.now)
 
     def fail(_: Request) -> None:
         if sum(world.looks.values()) == 300:
             world.outage = (world.now, world.now + 60)
 
     world.on_request = fail
-    drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
-    assert sum(world.looks.values()) <= 300 + 2 * watch_module.MAX_CONCURRENT_POLLS
-    assert watch.pause() > 0
+    drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
+    assert sum(world.looks.values()) <= 300 + 2 * job_poller.MAX_CONCURRENT_POLLS
+    assert poller.outages.pause > 0
 
 
 @pytest.mark.parametrize("count", [3, 50])
@@ -591,8 +590,8 @@ def test_an_outage_that_began_before_the_first_look_is_outlasted() -> None:
 
 def test_a_retry_after_is_waited_for() -> None:
     world = World(in_order(50))
-    watch = JobPoller(APP)
-    watch.add(world.runs, world.clock.now)
+    poller = JobPoller(APP)
+    poller.add(world.runs, world.clock.now)
 
     sent: list[Request] = []
 
@@ -601,26 +600,27 @@ def test_a_retry_after_is_waited_for() -> None:
         return Response(429, {"retry-after": "77"}, b"")
 
     for _ in range(3):  # the counters, then a job; after that the service is left alone
-        drive(watch.round(EVERY), busy, world.clock.sleep, world.clock.time)
+        drive(poller.poll_once(EVERY), busy, world.clock.sleep, world.clock.time)
         world.clock.now += EVERY
     assert len(sent) == 2
-    assert watch.pause() >= 77
-    assert watch.not_before >= world.clock.now + 77 - 3 * EVERY
+    assert poller.outages.pause >= 77
+    assert poller.not_before >= world.clock.now + 77 - 3 * EVERY
     world.clock.now += 100
-    drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
-    assert watch.pause() == 0
+    drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
+    assert poller.outages.pause == 0
 
 
 def test_a_hopeless_answer_is_an_error_of_that_job_alone() -> None:
     world = World(from_before(in_order(20, -10, 10)))
     world.refuse["job-3"] = 404
-    watch = JobPoller(APP)
-    watch.add(world.runs, world.clock.now)
-    errors = drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
+    poller = JobPoller(APP)
+    poller.add(world.runs, world.clock.now)
+    drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
+    errors = poller.take_errors()
     assert list(errors) == ["job-3"]
     assert isinstance(errors["job-3"], RunGenNotFoundError)
-    watch.forget(["job-3"])
-    assert "job-0" in watch.over
+    poller.forget(["job-3"])
+    assert "job-0" in poller.finished
 
 
 # --- coming and leaving -------------------------------------------------------------------------------------
@@ -629,32 +629,32 @@ def test_a_hopeless_answer_is_an_error_of_that_job_alone() -> None:
 def test_waiters_may_leave_in_the_middle_of_a_round() -> None:
     for leaves_at in range(25):
         world = World(from_before(in_order(20, -10, 10)))
-        watch = JobPoller(APP, Log(world))
-        watch.add(world.runs, world.clock.now)
+        poller = JobPoller(APP, Log(world))
+        poller.add(world.runs, world.clock.now)
         left = iter(range(1000))
 
-        def leave(_: Request, left: Any = left, at: int = leaves_at, watch: JobPoller = watch) -> None:
+        def leave(_: Request, left: Any = left, at: int = leaves_at, poller: JobPoller = poller) -> None:
             if next(left) == at:
-                watch.forget([f"job-{i}" for i in range(0, 20, 2)])
+                poller.forget([f"job-{i}" for i in range(0, 20, 2)])
 
         world.on_request = leave
-        drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
-        drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
-        assert set(watch.over) <= set(world.runs)
+        drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
+        drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
+        assert set(poller.finished) <= set(world.runs)
 
 
 def test_jobs_of_waiters_who_left_do_not_disturb_the_counters() -> None:
     world = World(in_order(200, 10, 120))
-    watch = JobPoller(APP, said := Log(world))
-    watch.add(world.runs, world.clock.now)
-    while len(watch.over) < 100:
+    poller = JobPoller(APP, said := Log(world))
+    poller.add(world.runs, world.clock.now)
+    while len(poller.finished) < 100:
         begun = world.clock.now
-        drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
+        drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
         if 30 < world.now < 36:
-            watch.forget([f"job-{i}" for i in range(1, 200, 2)])
+            poller.forget([f"job-{i}" for i in range(1, 200, 2)])
         world.clock.now = begun + EVERY
         assert world.now < 130
-    assert watch.trusts_counters
+    assert poller.locator.is_trusted
     assert said.of_app() == []
 
 
@@ -666,12 +666,31 @@ def test_a_canceled_job_is_found_though_its_waiter_came_late() -> None:
     assert outcome.requests_per_job <= 3
 
 
+@pytest.mark.parametrize("counters", ["honest", "absent"])
+def test_a_job_is_not_polled_while_another_poll_of_it_is_in_flight(counters: str) -> None:
+    """A waiter of a shared poller polls its job at its deadline, in the middle of a round."""
+    world = World(from_before(in_order(20, -10, -5)))
+    if counters == "absent":
+        world.lie = MISSING["absent"]
+    poller = JobPoller(APP, is_shared=True)
+    poller.add(world.runs, world.clock.now)
+
+    def begin_polls(request: Request) -> None:
+        if "/job/" not in request.path:
+            for job_id in list(world.runs)[1:]:
+                poller.waiting[job_id].is_in_flight = True
+
+    world.on_request = begin_polls
+    drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
+    assert list(world.looks) == ["job-0"]
+
+
 def test_forgotten_jobs_are_asked_for_no_more() -> None:
     world = World(in_order(3))
-    watch = JobPoller(APP)
-    watch.add(world.runs, world.clock.now)
-    watch.forget(["job-1", "never-known"])
-    drive(watch.round(EVERY), world.send, world.clock.sleep, world.clock.time)
+    poller = JobPoller(APP)
+    poller.add(world.runs, world.clock.now)
+    poller.forget(["job-1", "never-known"])
+    drive(poller.poll_once(EVERY), world.send, world.clock.sleep, world.clock.time)
     assert set(world.looks) == {"job-0", "job-2"}
 
 
@@ -681,6 +700,10 @@ def test_forgotten_jobs_are_asked_for_no_more() -> None:
 def wait(world: World, job_ids: Sequence[str], **options: Any) -> list[Job]:
     flow = wait_for_jobs(APP, job_ids, **{"poll_interval": EVERY, **options})
     return drive(flow, world.send, world.clock.sleep, world.clock.time)
+
+
+def poll(world: World, job_ids: Sequence[str], poller: JobPoller) -> list[Job] | None:
+    return drive(poll_jobs_once(poller, job_ids), world.send, world.clock.sleep, world.clock.time)
 
 
 def test_many_jobs_come_back_in_the_order_given_with_duplicates() -> None:
@@ -732,14 +755,12 @@ def test_one_look_with_the_deadline_in_the_past_trusts_no_counters() -> None:
 def test_looks_that_are_followed_by_more_go_by_the_counters() -> None:
     """A sensor pokes: the first look is full, the rest are as those of a wait."""
     world = World(in_order(500, 60, 160))
-    watch, ids = JobPoller(APP), list(world.runs)
+    poller, ids = JobPoller(APP), list(world.runs)
     jobs: list[Job] = []
     for _ in range(100):
-        try:
-            jobs = wait(world, ids, poll_interval=1, deadline=0, watch=watch)
+        if jobs := poll(world, ids, poller) or []:
             break
-        except RunGenJobTimeoutError:
-            world.clock.now += 10
+        world.clock.now += 10
     assert len(jobs) == 500
     assert world.requests <= 2.2 * 500
 
@@ -809,7 +830,7 @@ def test_many_jobs_are_told_of_by_their_number(caplog: pytest.LogCaptureFixture)
     lines = [record.getMessage() for record in caplog.records]
     assert 2 <= len(lines) <= 4
     for line in lines:
-        told = re.fullmatch(r"Of 200 RunGen jobs (\d+) run, (\d+) completed, 0 failed; .* left", line)
+        told = re.fullmatch(r"(\d+) of 200 done, (\d+) running, 0 failed; .*/s, about .* left", line)
         assert told, line
         assert int(told[1]) + int(told[2]) == 200
 
@@ -819,8 +840,8 @@ def test_a_few_jobs_are_told_of_by_their_names(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.INFO):
         wait(world, list(world.runs))
     assert [record.getMessage() for record in caplog.records] == [
-        *("RunGen job job-0 is RUNNING", "RunGen job job-1 is RUNNING"),
-        *("RunGen job job-0 is COMPLETED", "RunGen job job-1 is COMPLETED"),
+        *("Job job-0 is RUNNING", "Job job-1 is RUNNING"),
+        *("Job job-0 is COMPLETED", "Job job-1 is COMPLETED"),
     ]
 
 
@@ -846,16 +867,14 @@ class Slow:
         status = "COMPLETED" if self.clock.now >= self.over_at else "RUNNING"
         return Response(200, {}, json.dumps({"data": {"id": job_id, "status": status}}).encode())
 
-    def wait(self, job_ids: Sequence[str], watch: JobPoller, *, deadline: float) -> list[Job]:
-        flow = wait_for_jobs(APP, job_ids, poll_interval=EVERY, deadline=deadline, watch=watch)
+    def perform(self, flow: Flow[T]) -> T:
         return drive(flow, self.send, self.clock.sleep, self.clock.time)
 
 
 def test_each_poke_of_a_sensor_gives_a_slow_service_time() -> None:
-    slow, watch = Slow(seconds=12.0, ends=20.0), JobPoller(APP)
-    with pytest.raises(RunGenJobTimeoutError):
-        slow.wait(["a"], watch, deadline=0)
-    [job] = slow.wait(["a"], watch, deadline=0)
+    slow, poller = Slow(seconds=12.0, ends=20.0), JobPoller(APP)
+    assert slow.perform(poll_jobs_once(poller, ["a"])) is None
+    [job] = slow.perform(poll_jobs_once(poller, ["a"])) or []
     assert job.status.value == "COMPLETED"
 
 
@@ -864,5 +883,5 @@ def test_jobs_that_hang_one_after_the_other_do_not_outlast_the_deadline() -> Non
     slow = Slow(seconds=0.1, ends=HOUR, hanging=ids)
     deadline = slow.clock.now + 10
     with pytest.raises(RunGenJobTimeoutError):
-        slow.wait(ids, JobPoller(APP), deadline=deadline)
+        slow.perform(wait_for_jobs(APP, ids, poll_interval=EVERY, deadline=deadline))
     assert slow.clock.now - deadline < 2

@@ -1,37 +1,37 @@
-"""What is told of many jobs while they are waited for."""
+"""Progress lines of waits for many jobs."""
 
 from __future__ import annotations
 
 import pytest
 
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.progress import EVERY, Progress, pace
+from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, Progress, pace
 
 
-def over(completed: int, failed: int, canceled: int = 0) -> list[Job]:
+def finished(completed: int, failed: int, canceled: int = 0) -> list[Job]:
     statuses = [JobStatus.COMPLETED] * completed + [JobStatus.FAILED] * failed
     statuses += [JobStatus.CANCELED] * canceled
     return [Job(id=str(n), app_id="a", status=status) for n, status in enumerate(statuses)]
 
 
-def test_it_is_told_now_and_then() -> None:
+def test_a_line_comes_once_an_interval() -> None:
     progress = Progress(1000, 5.0)
-    assert progress.line([], 5.0 + EVERY - 1) is None
-    assert progress.line([], 5.0 + EVERY) == "Of 1000 RunGen jobs 1000 run, 0 completed, 0 failed"
-    assert progress.line(over(10, 0), 6.0 + EVERY) is None
-    line = progress.line(over(90, 7, 3), 105.0)
-    assert line == "Of 1000 RunGen jobs 900 run, 90 completed, 10 failed; 1 a second, some 15 min left"
+    assert progress.line([], 5.0 + PROGRESS_INTERVAL - 1) is None
+    assert progress.line([], 5.0 + PROGRESS_INTERVAL) == "0 of 1000 done, 1000 running, 0 failed"
+    assert progress.line(finished(10, 0), 6.0 + PROGRESS_INTERVAL) is None
+    line = progress.line(finished(90, 7, 3), 105.0)
+    assert line == "100 of 1000 done, 900 running, 10 failed; 1/s, about 15 min left"
 
 
 @pytest.mark.parametrize(
-    ("done", "left", "seconds", "told"),
+    ("done", "left", "seconds", "text"),
     [
         (0, 10, 10.0, ""),
         (10, 10, 0.0, ""),
-        (250, 50, 10.0, "; 25 a second, some 2 s left"),
-        (1500, 3000, 10.0, "; 150 a second, some 20 s left"),
-        (5, 100, 100.0, "; 0.05 a second, some 33 min 20 s left"),
+        (250, 50, 10.0, "; 25/s, about 2 s left"),
+        (1500, 3000, 10.0, "; 150/s, about 20 s left"),
+        (5, 100, 100.0, "; 0.05/s, about 33 min 20 s left"),
     ],
 )
-def test_the_pace(done: int, left: int, seconds: float, told: str) -> None:
-    assert pace(done, left, seconds) == told
+def test_the_pace(done: int, left: int, seconds: float, text: str) -> None:
+    assert pace(done, left, seconds) == text

@@ -13,7 +13,7 @@ from conftest import APP, FakeTime, Via
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.scaling import (
-    LOOKS,
+    MAX_MISSING_COUNTERS,
     AppTarget,
     ScaleRecord,
     drain_app,
@@ -109,7 +109,7 @@ def test_every_way_to_say_that_an_app_runs(there: Any) -> None:
     ],
 )
 def test_an_app_that_does_not_get_there_is_an_error_that_says_where_it_is(not_there: Any) -> None:
-    with pytest.raises(RunGenAppTimeoutError, match=f"RunGen app {APP} was not RUNNING in time") as info:
+    with pytest.raises(RunGenAppTimeoutError, match=f"App {APP} was not RUNNING in time") as info:
         wait(AppTarget(APP, active_workers=2), not_there)
     assert info.value.app_id == APP
     if isinstance(not_there, dict) and (status := not_there.get("status")):
@@ -125,14 +125,14 @@ def test_what_changes_is_said_once_and_an_unknown_status_louder(caplog: pytest.L
     half = app("INITIALIZING", 2, workers={"initializing": 1, "ready": 1})
     wait(AppTarget(APP), loading, loading, half, half, app("warming up", 2), app("RUNNING", 2))
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "WARNING", "INFO"]
-    assert "of which are told: 1 initializing, 1 ready" in caplog.messages[1]
+    assert "2 active workers (1 initializing, 1 ready)" in caplog.messages[1]
     assert "unknown status WARMING_UP" in caplog.messages[2]
 
 
 def test_an_outage_does_not_end_the_waiting(caplog: pytest.LogCaptureFixture) -> None:
     found, _ = wait(AppTarget(APP), 503, 500, 502, app("RUNNING", 1))
     assert found.status == "RUNNING"
-    assert sum("waiting goes on" in line for line in caplog.messages) == 1
+    assert sum("polling continues" in line for line in caplog.messages) == 1
 
 
 def test_what_no_waiting_can_change_ends_it() -> None:
@@ -203,26 +203,28 @@ def test_an_app_of_which_nobody_knows_what_it_had_is_not_lowered() -> None:
         play(restore_workers(ScaleRecord(APP, 3, None, 0.0)), [app("RUNNING", 3)])
 
 
-def test_what_was_raised_comes_back_from_where_it_was_kept() -> None:
-    raised = ScaleRecord(APP, 2, 0, 1234.5)
-    assert ScaleRecord.from_json(json.loads(json.dumps(raised.to_json()))) == raised
-    assert ScaleRecord.from_json(None) is None
-    assert ScaleRecord.from_json({"app_id": APP}) is None
+def test_an_app_was_raised_if_it_had_fewer_workers() -> None:
     assert [ScaleRecord(APP, 2, before, 0).was_raised for before in (0, 1, 2, 3, None)] == [
         *(True, True, False, False, True)
     ]
 
 
-def test_a_lower_number_is_believed_when_it_is_told() -> None:
+def test_a_number_of_workers_is_set_until_an_answer_confirms_it() -> None:
     clock = FakeTime()
-    flow = set_workers(APP, 0, poll_interval=5, deadline=clock.now + 60)
-    _, sent = play(flow, [app("RUNNING", 2), app("RUNNING", 2), app("STOPPED", 0)], clock)
-    assert puts(sent) == [0]
-    _, sent = play(set_workers(APP, 0, poll_interval=5, deadline=clock.now + 60), [app()], clock)
-    # an answer that tells nothing is not taken for a yes
-    assert [request.method for request in sent] == ["PUT", "GET"]
+
+    def lower(*answers: Any) -> list[Request]:
+        flow = set_workers(APP, 0, poll_interval=5, deadline=clock.now + 60)
+        return play(flow, answers, clock)[1]
+
+    assert puts(lower(app("STOPPED", 0))) == [0]
+    old = app("RUNNING", 2)
+    assert puts(lower(old, app("STOPPED", 0))) == [0]
+    assert puts(lower(old, old, old, app("STOPPED", 0))) == [0, 0]
+    # an answer that names no number is not taken for a yes
+    assert [request.method for request in lower(app())] == ["PUT", "GET"]
     with pytest.raises(RunGenAppTimeoutError, match="0 active workers, but is RUNNING, 2 active workers"):
-        play(set_workers(APP, 0, poll_interval=5, deadline=clock.now + 60), [app("RUNNING", 2)], clock)
+        lower(old)
+    assert clock.slept[-12:] == [5.0] * 12
 
 
 @pytest.mark.parametrize(
@@ -230,8 +232,8 @@ def test_a_lower_number_is_believed_when_it_is_told() -> None:
     [
         ([{"in_queue": 2, "in_progress": 1}, {"in_queue": "1"}, {"in_queue": 0, "in_progress": 0}], 0, 3),
         ([{"in_queue": 0, "in_progress": 3}], 3, 5),
-        ([{"completed": 7}], None, LOOKS),
-        ([None], None, LOOKS),
+        ([{"completed": 7}], None, MAX_MISSING_COUNTERS),
+        ([None], None, MAX_MISSING_COUNTERS),
         ([None, {"in_queue": 0, "in_progress": 0}], 0, 2),
     ],
 )

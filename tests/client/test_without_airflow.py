@@ -12,12 +12,12 @@ import pytest
 import airflow_provider_rungen
 from airflow_provider_rungen.emulator import Emulator
 
-# `scaling` imports execution.records, until it moves
-PARTS = ("__init__.py", "exceptions.py", "client", "execution")
+PARTS = ("__init__.py", "exceptions.py", "client")
 PURE = (
     *("models", "parsing", "texts", "flow", "endpoints", "retry", "codec", "bodies", "lean_json"),
     *("durations", "redaction", "keymask", "address_policy", "failures"),
-    *("output_urls", "polling", "progress", "scaling"),
+    *("output_urls", "polling", "job_poller", "poll_state"),
+    *("end_locator", "outages", "counters", "progress", "scaling"),
 )
 
 

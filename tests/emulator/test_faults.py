@@ -164,5 +164,5 @@ def test_a_wait_outlasts_every_passing_fault_and_logs_it_once(
         caplog.clear()
         [done] = via(wait_for_jobs(APP, [job.id], poll_interval=1, deadline=via.clock.now + 600))
         done.raise_for_status()
-        assert len([line for line in caplog.messages if "waiting goes on" in line]) == 1
+        assert len([line for line in caplog.messages if "polling continues" in line]) == 1
         assert caplog.messages.count("RunGen answers again") == 1

@@ -35,7 +35,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_rungen import triggers
-from airflow_provider_rungen.client import polling, retry
+from airflow_provider_rungen.client import end_locator, job_poller, outages, poll_state, polling, retry
 from airflow_provider_rungen.emulator import Emulator, Fault, Service
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenForbiddenError
 from airflow_provider_rungen.execution import (
@@ -777,7 +777,7 @@ class Life:
                 return True
             if re.search(r"Could not cancel \d+ more jobs|\d+ jobs.*may still run|resumes \d+ jobs", text):
                 return True
-            if number == last and re.search(r"\(and \d+ more\) was not over in time", text):
+            if number == last and re.search(r"\(and \d+ more\) did not finish in time", text):
                 return True
         return False
 
@@ -811,8 +811,11 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         (checkpoint, {"PAUSES": (0.01, 0.02)}),
         (submitter, {"STORE_RETRY_BUDGET": 0.4}),
         (waiting, {"FIRST_INTERVAL": 0.05}),
-        (polling, {"SLOW_PACE": 0.3, "LAG": 0.2, "LOOK_TIME": 0.5, "FIRST_LOOK_TIME": 0.5}),
-        (polling, {"LAST_LOOK_TIME": 0.5, "REFUSAL_PAUSE": 0.1}),
+        (end_locator, {"CHECK_INTERVAL": 0.3, "COUNTER_GRACE": 0.2}),
+        (poll_state, dict.fromkeys(("POLL_TIMEOUT", "FIRST_POLL_TIMEOUT", "LAST_POLL_TIMEOUT"), 0.5)),
+        (job_poller, {"POLL_TIMEOUT": 0.5}),
+        (polling, {"POLL_TIMEOUT": 0.5}),
+        (outages, {"REFUSAL_PAUSE": 0.1}),
         (watcher, {"LAST_LOOK_TIME": 1.0, "LAST_ANSWER_TIME": 0.5}),
         (base, {"SETTLING_TIME": 0.0, "CANCEL_TIME": 2.0}),
         (job_trigger, {"TAKE_UP_TIME": 0.3}),
@@ -909,7 +912,8 @@ def test_nobody_is_late_because_of_somebody_else(
     """In the same triggerer, on the same connection and app: what befalls the jobs of one task."""
     poll_interval, (seconds, read) = 0.1, times
     # as long as a hanging look could be
-    monkeypatch.setattr(polling, "LOOK_TIME", 6.0)
+    for module in (poll_state, job_poller, polling):
+        monkeypatch.setattr(module, "POLL_TIMEOUT", 6.0)
     emulator.service = service = Service(workers=16)
     monkeypatch.setenv(
         CONNECTION,

@@ -127,9 +127,9 @@ def test_progress_is_in_the_log(
 ) -> None:
     caplog.set_level(logging.INFO)
     run_task(scale_op(deferrable=deferrable), context)
-    told = [line for line in caplog.messages if line.startswith(f"RunGen app {APP} is ")]
-    assert told[0] == f"RunGen app {APP} is INITIALIZING, 2 active workers, of which are told: 2 initializing"
-    assert told[-1].startswith(f"RunGen app {APP} is RUNNING, 2 active workers")
+    told = [line for line in caplog.messages if line.startswith(f"App {APP} is ")]
+    assert told[0] == f"App {APP} is INITIALIZING, 2 active workers (2 initializing)"
+    assert told[-1].startswith(f"App {APP} is RUNNING, 2 active workers")
     assert KEY not in caplog.text
 
 
@@ -212,7 +212,7 @@ def test_a_lowering_that_fails_is_said_loudly(
     outcome = run_task(scale_op(timeout=0.2), context)
     # the first five were to raise it, and nobody knows whether they did
     assert type(outcome.error) is RunGenServerError
-    assert "NOT" not in caplog.text
+    assert "BILLED" not in caplog.text
     emulator.service.inject(Fault(on="update_app", status=500, times=None))
     assert workers(emulator) == 0
     emulator.service.clear_faults()
@@ -220,7 +220,7 @@ def test_a_lowering_that_fails_is_said_loudly(
     op = scale_op(timeout=0.3)
     monkeypatch.setattr("airflow_provider_rungen.client.scaling.AppTarget.timeout_error", _failing(emulator))
     assert run_task(op, context).error
-    assert f"RunGen app {APP} was raised to 2 active workers and could NOT be lowered again" in caplog.text
+    assert f"STILL BILLED: app {APP} could not be lowered again from 2 active workers" in caplog.text
     assert any(record.levelname == "ERROR" for record in caplog.records)
     assert store.get("scaled")["before"] == 0, "the next attempt knows"
 
@@ -298,7 +298,7 @@ def test_a_kill_is_over_in_time_when_the_service_hangs(
         outcome = run_task(op, context)
     assert isinstance(outcome.error, AirflowException)
     assert time.monotonic() - sent[0] < 4.5
-    assert "could NOT be lowered again" in caplog.text
+    assert "STILL BILLED" in caplog.text
 
 
 def test_a_kill_before_anything_was_raised_is_harmless(emulator: Emulator) -> None:

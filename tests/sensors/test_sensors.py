@@ -188,7 +188,7 @@ def test_the_sensor_holds_no_results(rungen_emulator: Emulator, context: Any) ->
     task = sensor(ids, result_schema="flux-schnell")
     assert task.poke(context) is True
     run: Any = task._run
-    assert [job.result for job in run._poller.over.values()] == [None] * 3
+    assert [job.result for job in run._poller.finished.values()] == [None] * 3
 
 
 def test_a_check_of_results_needs_a_worker(rungen_emulator: Emulator, context: Any) -> None:
@@ -262,7 +262,7 @@ def test_the_sensor_ends_in_time_and_leaves_the_jobs(
     assert 0.2 < time.monotonic() - started < 3
     assert isinstance(outcome.error, AirflowSensorTimeout)
     assert str(outcome.error) == (
-        f"RunGen job {ids[0]} of app {APP} (and 1 more) was not over in time: the sensor had 0.3 s. "
+        f"Job {ids[0]} of app {APP} (and 1 more) did not finish in time: the sensor had 0.3 s. "
         "Raise timeout if it needs longer."
     )
     assert states(rungen_emulator) == ["RUNNING", "RUNNING"]

@@ -19,7 +19,7 @@ from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import concerns_one_job
-from airflow_provider_rungen.client.progress import EVERY, pace
+from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, pace
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
@@ -82,7 +82,7 @@ class OutputArchiver:
             while not work.done():
                 await asyncio.wait([work], timeout=_KILL_CHECK_SECONDS)
                 check()
-                if (now := time.monotonic()) - logged_at >= EVERY:
+                if (now := time.monotonic()) - logged_at >= PROGRESS_INTERVAL:
                     logged_at, done = now, len(self._outcomes)
                     rate = pace(done, len(job_ids) - done, now - begun_at)
                     log.info("Stored %s%s", self._figures(len(job_ids)), rate)

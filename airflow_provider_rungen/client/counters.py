@@ -1,0 +1,211 @@
+"""Compares an app's job counters with what polls find. No I/O.
+
+RunGen cannot list jobs, but an app counts its jobs by state. The counters report how many jobs have ended,
+and polls locate which. The counters are only a hint: they may lag, freeze, be reset, or count foreign jobs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# Asking for the counters costs a request, so as few jobs are simply polled.
+COUNTER_THRESHOLD = 4
+# Seconds after which the counters must have counted a job that ended.
+COUNTER_GRACE = 15.0
+# Contradictions in a row after which the counters are given up.
+MAX_MISMATCHES = 3
+# Seconds between two checks of the counters while they pass.
+CHECK_INTERVAL = 60.0
+# A check polls 1/2**n of the jobs. It begins with this n, which grows with every check passed.
+FIRST_CHECK_SHARE = 4
+# The first check polls all jobs if they are as few.
+THOROUGH_CHECK_SIZE = 64
+# Every job is polled once in this many seconds, however many checks have passed.
+MAX_UNPOLLED_TIME = 6 * 3600.0
+
+
+@dataclass(slots=True)
+class CounterLedger:
+    """
+    Tracks the differences between the counters of an app and what polls have found.
+
+    ====================  ===================================================================================
+    quantity              meaning
+    ====================  ===================================================================================
+    ``unlocated_ends``    ends that the counters reported and no poll has located
+    ``uncounted_ends``    when each end was located that the counters have not reported
+    ``foreign_active``    queued or running jobs that nobody waits for here
+    ``vanished``          waiting jobs that the counters list neither as active nor as newly ended: they were
+                          canceled, which is not counted, or ended before the first report
+    ``mismatches``        contradictions in a row; an end that is reported and then located clears them
+    ====================  ===================================================================================
+
+    ==========================================================  ============================================
+    invariant                                                   what a deviation means
+    ==========================================================  ============================================
+    ``ended`` reported since the first report - ends located    foreign jobs ended: a poll of all jobs clears
+    = ``unlocated_ends`` - number of ``uncounted_ends``         ``unlocated_ends``
+    one of ``unlocated_ends`` and ``uncounted_ends`` is empty   none: each located end settles a reported one
+    ``active`` + ``unlocated_ends`` + ``vanished``              more active: ``foreign_active`` grows;
+    = waiting + ``foreign_active`` + ``uncounted_ends``         fewer active: ``vanished``, if reported twice
+    ``ended`` never falls                                       mismatch
+    a located end is reported within the grace                  mismatch; the end is written off
+    after a poll of all jobs, ``active`` covers the waiting     mismatch
+    jobs that are older than the grace
+    ==========================================================  ============================================
+
+    The ledger never decides the status of a job: wrong counters cost polls and time, never a wrong outcome.
+    """
+
+    unlocated_ends: int = 0
+    uncounted_ends: deque[float] = field(default_factory=deque)
+    foreign_active: int = 0
+    vanished: int = 0
+    mismatches: int = 0
+    #: Whether the last report contradicted what was known.
+    has_mismatch: bool = False
+    _ended: int | None = None
+    _active: int = 0
+    _grace: float = 0.0
+    _proof_counts_from: float = 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.unlocated_ends} ends unlocated, {len(self.uncounted_ends)} uncounted, {self.vanished} "
+            f"vanished, {self.foreign_active} foreign jobs active, {self.mismatches} mismatches"
+        )
+
+    def add_job(self) -> None:
+        """Record that a job is waited for from now on; so far it may have counted as foreign."""
+        self.foreign_active = max(0, self.foreign_active - 1)
+
+    def locate_end(self, now: float) -> None:
+        """Record that a poll found a job completed or failed."""
+        if self.unlocated_ends:
+            self.unlocated_ends -= 1
+            if now >= self._proof_counts_from:
+                self.mismatches = 0
+        elif self.vanished:
+            self.vanished -= 1
+        else:
+            self.uncounted_ends.append(now)
+
+    def report(self, ended: int, active: int, *, waiting: int, now: float, grace: float) -> int:
+        """
+        Record what the counters say; return how many of the waiting jobs seem to have ended.
+
+        :param ended: completed and failed jobs.
+        :param active: queued and running jobs.
+        :param waiting: jobs that are waited for here, and that the counters may know.
+        :param now: the time (seconds since 1970) of the question.
+        :param grace: seconds within which an end must be counted.
+        """
+        before = self._ended
+        self._ended, self._active, self._grace, self.has_mismatch = ended, active, grace, False
+        if before is None:
+            self.uncounted_ends.clear()
+        else:
+            self._count_ends(ended - before, now)
+        # twice the grace: counters that lag cost a few polls, counters that are given up cost many
+        while self.uncounted_ends and self.uncounted_ends[0] <= now - 2 * grace:
+            self.uncounted_ends.popleft()
+            self._note_mismatch(now)
+        reported, self.vanished = self.vanished, self._missing(waiting)
+        if before is None:
+            return self.vanished
+        # believed if reported twice, since a job may be between two states
+        return self.unlocated_ends + min(reported, self.vanished)
+
+    def close(self, *, waiting: int, settled: int, is_complete: bool, now: float) -> None:
+        """
+        Record that the polls that follow a report are done.
+
+        :param waiting: jobs that are still waited for here, and that the counters may know.
+        :param settled: those of them that the counters must know by now.
+        :param is_complete: whether all jobs were polled, so that every end among them is located.
+        :param now: the time (seconds since 1970) of the report.
+        """
+        unlisted = self._active - len(self.uncounted_ends) - waiting
+        if is_complete:
+            self.unlocated_ends = 0
+            self.foreign_active = max(0, unlisted)
+            if unlisted + waiting < settled:
+                self._note_mismatch(now)
+            if self.has_mismatch:  # nothing that was reported before means anything now
+                self.uncounted_ends.clear()
+        else:
+            self.foreign_active = max(self.foreign_active, unlisted)
+        self.vanished = self._missing(waiting)
+
+    def _count_ends(self, reported: int, now: float) -> None:
+        if reported < 0:
+            self._note_mismatch(now)
+        while reported > 0 and self.uncounted_ends:
+            self.uncounted_ends.popleft()
+            reported -= 1
+        self.unlocated_ends += max(reported, 0)
+
+    def _missing(self, waiting: int) -> int:
+        expected = waiting + self.foreign_active + len(self.uncounted_ends) - self.unlocated_ends
+        return max(0, expected - self._active)
+
+    def _note_mismatch(self, now: float) -> None:
+        self.mismatches += not self.has_mismatch
+        self.has_mismatch = True
+        self._proof_counts_from = now + self._grace
+
+
+@dataclass(slots=True)
+class CounterChecks:
+    """
+    Decides when to check the counters by polling jobs that they do not ask for, and how many.
+
+    :param passed: a check polls 1/2**passed of the jobs.
+    """
+
+    passed: int = FIRST_CHECK_SHARE
+    _due_at: float | None = None
+    _is_first: bool = True
+
+    def restart(self, now: float) -> None:
+        """Check all jobs at once, because the counters contradicted what was known."""
+        self.passed, self._due_at = 0, now
+
+    def choose(
+        self, polled_at: Mapping[str, float], *, interval: float, grace: float, now: float, has_foreign: bool
+    ) -> list[str]:
+        """
+        Return the jobs to poll now for a check, those first that were not polled for longest.
+
+        :param polled_at: when each job was last polled (seconds since 1970).
+        :param interval: seconds between two checks.
+        :param grace: seconds to the next check after one that failed.
+        :param now: the time (seconds since 1970).
+        :param has_foreign: whether foreign jobs are active, which may hide ends from before the first report.
+        """
+        if self._due_at is None:
+            self._due_at = now + interval
+        if now < self._due_at:
+            return []
+        pause = interval if self.passed else grace
+        self._due_at = now + pause
+        is_thorough = self._is_first and (len(polled_at) <= THOROUGH_CHECK_SIZE or has_foreign)
+        self._is_first = False
+        stale = [job_id for job_id, at in polled_at.items() if at <= now - pause]
+        stale.sort(key=polled_at.__getitem__)
+        size = len(stale) >> (0 if is_thorough else self.passed)
+        return stale[: max(COUNTER_THRESHOLD, size, math.ceil(len(polled_at) * interval / MAX_UNPOLLED_TIME))]
+
+    def note(self, *, polled: int, uncounted: int) -> bool:
+        """
+        Record the outcome of a check; return whether the counters passed.
+
+        :param polled: jobs that the check polled.
+        :param uncounted: located ends that the counters did not report. A few ended after the report.
+        """
+        is_passed = uncounted <= polled // 8
+        self.passed += is_passed
+        return is_passed

@@ -1,0 +1,362 @@
+"""Polls the waiting jobs of one app, and lets no job that does not answer hold up another. No I/O."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from airflow_provider_rungen.client.codec import path_segment
+from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
+from airflow_provider_rungen.client.end_locator import EndLocator
+from airflow_provider_rungen.client.endpoints import get_app, get_job
+from airflow_provider_rungen.client.flow import CUT, Flow, Gather, Pending, Sleep
+from airflow_provider_rungen.client.models import App, Job, JobStatus
+from airflow_provider_rungen.client.outages import LogCallback, Outages, is_unanswered
+from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, PollBudget, PollState, in_flight
+from airflow_provider_rungen.client.retry import is_refusal
+from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.exceptions import RunGenError, RunGenNotFoundError
+
+log = logging.getLogger(__name__)
+
+# More polls begun at once would hold up an event loop.
+MAX_CONCURRENT_POLLS = 256
+# Silent jobs that are polled again in a round.
+SILENT_JOBS_PER_ROUND = 8
+# Jobs whose own pauses are handed on at most.
+MAX_HELD_BACK = 64
+
+
+def identity(job: Job) -> Job:
+    """Keep all of a job."""
+    return job
+
+
+def strip_payloads(job: Job) -> Job:
+    """Keep of a job only how it ended: there may be many, and their results large."""
+    return replace(job, input=None, result=None)
+
+
+def log_line(level: int, line: str, job_id: str | None) -> None:
+    """Log a line."""
+    log.log(level, "%s", line)
+
+
+def log_quietly(level: int, line: str, job_id: str | None) -> None:
+    """Log a line, but of single jobs only problems, because there are many."""
+    log_line(level if job_id is None or level > logging.INFO else logging.DEBUG, line, job_id)
+
+
+@dataclass(eq=False)
+class JobPoller:
+    """
+    The jobs of one app that are waited for, and what polls have found.
+
+    The result of each poll is recorded when it comes, and a slow poll goes on by itself.
+
+    :param app_id: the app.
+    :param log: where to log what happens.
+    :param on_finished: makes of a finished job what is kept of it; its error becomes the job's.
+    :param on_news: called when a job has finished, or has an error that no waiting can change.
+    :param is_lean: whether inputs and results may be left out of the answers.
+    :param is_shared: whether several wait for the jobs, so that no slow poll may hold up a round.
+    """
+
+    app_id: str
+    log: LogCallback = log_line
+    on_finished: Callable[[Job], Job] = identity
+    on_news: Callable[[], None] = lambda: None
+    is_lean: bool = False
+    is_shared: bool = False
+    #: The finished jobs, until they are forgotten.
+    finished: dict[str, Job] = field(default_factory=dict, init=False)
+    waiting: dict[str, PollState] = field(default_factory=dict, init=False)
+    #: Whether nothing was polled yet.
+    is_fresh: bool = field(default=True, init=False)
+    #: The answer about the app in the last round, if it was polled.
+    app: App | RunGenError | None = field(default=None, init=False)
+    #: How many jobs were found to have finished, and how many polls of jobs were answered.
+    found: int = field(default=0, init=False)
+    answers: int = field(default=0, init=False)
+    _app_state: PollState = field(default_factory=lambda: PollState(0.0), init=False)
+    _errors: dict[str, RunGenError] = field(default_factory=dict, init=False)
+    _budget: PollBudget = field(default=PollBudget(), init=False)
+    # seconds that a shared round waits for a poll; a service that is slow for many jobs stretches them
+    _patience: float | None = field(default=None, init=False)
+    _stretch: float = field(default=1.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.outages = Outages(self.log)
+        self.locator = EndLocator(self)
+
+    @property
+    def has_seen_all(self) -> bool:
+        """Whether the service has answered for every job that is waited for."""
+        return all(state.job is not None for state in self.waiting.values())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no poll is in flight, and everything answered when it was last polled."""
+        in_flight = self._app_state.is_in_flight or self.is_in_flight(self.waiting)
+        return not self.outages.silent and not in_flight
+
+    @property
+    def not_before(self) -> float:
+        """The time (seconds since 1970) until which the service is to be left alone, 0 for none."""
+        soonest = min((state.not_before for state in self.waiting.values()), default=0.0)
+        return max(self.outages.quiet_until, soonest)
+
+    def is_in_flight(self, job_ids: Iterable[str]) -> bool:
+        """Return whether a poll of one of these jobs is under way."""
+        states = (self.waiting.get(job_id) for job_id in job_ids)
+        return any(state is not None and state.is_in_flight for state in states)
+
+    def held_back(self, now: float) -> dict[str, float]:
+        """
+        Return the times (seconds since 1970) before which another poller must not poll.
+
+        :return: by job; what holds for all of them under an empty id, and if they are many, only that.
+        """
+        times = {"": self.not_before} | {job_id: state.not_before for job_id, state in self.waiting.items()}
+        times = {key: at for key, at in times.items() if at > (max(now, times[""]) if key else now)}
+        return times if len(times) <= MAX_HELD_BACK else {key: at for key, at in times.items() if not key}
+
+    def add(
+        self,
+        job_ids: Collection[str],
+        now: float,
+        visible_by: float = 0.0,
+        held_back: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """
+        Wait for more jobs, the oldest first.
+
+        :param now: the time (seconds since 1970).
+        :param visible_by: the time (seconds since 1970) until which the service may not know them.
+        :param held_back: the `held_back` of another poller.
+        :raises RunGenInputError: an id cannot be one; none is added.
+        """
+        for job_id in job_ids:
+            path_segment(job_id, "job_id")
+        for job_id in job_ids:
+            if job_id not in self.waiting and job_id not in self.finished:
+                not_before = max(held_back.get("", 0.0), held_back.get(job_id, 0.0))
+                self.waiting[job_id] = PollState(now, visible_by, not_before, polled_at=now)
+                self.locator.ledger.add_job()
+
+    def forget(self, job_ids: Iterable[str]) -> None:
+        """Stop waiting for jobs, and drop their results."""
+        for job_id in job_ids:
+            if (state := self.waiting.pop(job_id, None)) is not None:
+                self.outages.silent.discard(state)
+            self.finished.pop(job_id, None)
+            self._errors.pop(job_id, None)
+
+    def take_errors(self) -> dict[str, RunGenError]:
+        """Return the errors that no waiting can change, by job, once each."""
+        errors, self._errors = self._errors, {}
+        return errors
+
+    def poll_once(self, poll_interval: float, left: float = math.inf) -> Flow[None]:
+        """
+        Poll the jobs that are worth it, once; those that have finished go to ``finished``.
+
+        :param poll_interval: seconds to the next round.
+        :param left: seconds to the deadline.
+        """
+        now = yield Sleep(0)
+        if self.outages.is_quiet(now):
+            return
+        self._budget = PollBudget.until(now, left)
+        if self.is_shared:
+            was_cut_off = any(state.is_cut_off for state in self.waiting.values())
+            stretch = self._stretch * (2 if was_cut_off else 0.9)
+            self._stretch = min(max(stretch, 1.0), POLL_TIMEOUT)
+            self._patience = min(min(max(poll_interval, 1.0), 10.0) * self._stretch, POLL_TIMEOUT)
+        self.is_fresh, self.app, self.outages.last_failure = False, None, None
+        yield from self._poll_due(poll_interval, now)
+        self.outages.end_round((yield Sleep(0)))
+
+    def poll_each(self, job_ids: Iterable[str], left: float = 0.0) -> Flow[None]:
+        """
+        Poll these jobs, whatever the counters say; a shared poller may do so in the middle of a round.
+
+        :param left: seconds to the deadline.
+        """
+        now = yield Sleep(0)
+        if self.outages.is_quiet(now):
+            return
+        wanted, self.is_fresh = set(job_ids), False
+        if not self.is_shared:
+            self.outages.last_failure = None
+        due = [job_id for job_id in self._due(now) if job_id in wanted]
+        yield from self.poll(due, PollBudget.until(now, left))
+        self.outages.end_round((yield Sleep(0)))
+
+    def _due(self, now: float) -> list[str]:
+        """Return the jobs that may be polled, oldest first, but before them those that were cut off."""
+        cut_off: list[str] = []
+        others: list[str] = []
+        for job_id, state in self.waiting.items():
+            if not state.is_in_flight and state.not_before <= now + 0.001:
+                (cut_off if state.is_cut_off else others).append(job_id)
+        return cut_off + others
+
+    def pollable(self, job_ids: Iterable[str]) -> list[str]:
+        """Return those of the jobs that are still waited for, and have no poll in flight."""
+        states = ((job_id, self.waiting.get(job_id)) for job_id in job_ids)
+        return [job_id for job_id, state in states if state is not None and not state.is_in_flight]
+
+    def _poll_due(self, poll_interval: float, now: float) -> Flow[None]:
+        due = self._due(now)
+        if failed_rounds := self.outages.failed_rounds:  # one poll tells whether the outage is over
+            yield from self.poll([due[failed_rounds % len(due)]] if due else [])
+            if self.outages.failed_rounds:
+                return
+            due = self._due((yield Sleep(0)))
+        silent = {job_id for job_id in due if self.waiting[job_id] in self.outages.silent}
+        if len(silent) == len(due):
+            silent = set()
+        yield from self._poll_many([job_id for job_id in due if job_id not in silent], poll_interval, now)
+        again = self.pollable(job_id for job_id in due if job_id in silent)
+        if polls := [self._poll_job(job_id, self._budget) for job_id in again[:SILENT_JOBS_PER_ROUND]]:
+            yield Gather(polls, patience=0 if self.is_shared else None)
+
+    def _poll_many(self, due: list[str], poll_interval: float, now: float) -> Flow[None]:
+        if len(self.waiting) <= COUNTER_THRESHOLD or not self.locator.is_trusted:
+            yield from self.poll(due)
+            return
+        was_silent = self._app_state in self.outages.silent
+        app = yield from self.poll_app()
+        if (counts := self.locator.read_counters(app)) is not None:
+            yield from self.locator.locate(due, counts, poll_interval=poll_interval, asked_at=now)
+            return
+        is_silent = self._app_state in self.outages.silent
+        if self._app_state.is_in_flight and self._is_answering((yield Sleep(0))):
+            yield from self.poll(due)  # the service is slow, or hangs for the counters alone
+            return
+        yield from self.poll(due[:1])  # the counters alone may be silent, or all of the service
+        if not self.outages.failed_rounds and (was_silent or not is_silent):
+            yield from self.poll(due[1:])
+
+    def _is_answering(self, now: float) -> bool:
+        """Return whether the service has answered within the time that a poll may take."""
+        return now - self.outages.answered_at < POLL_TIMEOUT
+
+    def poll_app(self) -> Flow[App | RunGenError | None]:
+        """
+        Poll the app, and keep the answer in ``app``.
+
+        :return: the app, or the error it is answered with; ``None`` without an answer in time, or if it is
+            too early to ask again.
+        """
+        now = yield Sleep(0)
+        self.app, state = None, self._app_state
+        if not state.is_in_flight and now >= state.not_before - 0.001:
+            poll = self._poll_app(self._budget.timeout(now))
+            [outcome] = yield Gather([poll], patience=self._patience_of(self._budget, now))
+            if isinstance(outcome, Pending):
+                self.outages.silent.add(state)
+        return self.app
+
+    def _poll_app(self, timeout: float) -> Flow[None]:
+        state = self._app_state
+        answer = yield from in_flight(state, get_app(self.app_id, attempts=1, timeout=timeout, is_lean=True))
+        now = yield Sleep(0)
+        if isinstance(answer, RunGenError) and is_unanswered(answer):
+            self.outages.note_failure(state, answer, now)
+        else:
+            self.app = answer
+            self.outages.note_answer(state, now, ends_outage=False)
+
+    def poll(self, job_ids: Sequence[str], budget: PollBudget | None = None) -> Flow[None]:
+        """Poll these jobs, as long as any answers, in the time of the round or another."""
+        for start in range(0, len(job_ids), MAX_CONCURRENT_POLLS):
+            yield from self._poll_batch(job_ids[start : start + MAX_CONCURRENT_POLLS], budget or self._budget)
+            if self.outages.failed_rounds:
+                break
+
+    def _poll_batch(self, job_ids: Sequence[str], budget: PollBudget) -> Flow[None]:
+        job_ids = self.pollable(job_ids)
+        if not job_ids:
+            return
+        answers, patience = self.answers, self._patience_of(budget, (yield Sleep(0)))
+        polls = [self._poll_job(job_id, budget) for job_id in job_ids]
+        outcomes: list[RunGenError | Pending | None] = yield Gather(polls, patience=patience)
+        for job_id, outcome in zip(job_ids, outcomes, strict=True):
+            if outcome is CUT and (state := self.waiting.get(job_id)) is not None:
+                state.is_cut_off = True
+                self.outages.silent.add(state)
+        if None in outcomes or self.answers > answers:
+            return
+        is_pending = all(isinstance(outcome, Pending) for outcome in outcomes)
+        if is_pending and self._is_answering((yield Sleep(0))):
+            return  # the service is slow, or hangs for these jobs alone
+        for job_id, outcome in zip(job_ids, outcomes, strict=True):
+            if (state := self.waiting.get(job_id)) and not getattr(outcome, "retry_after", None):
+                state.not_before = 0.0  # in an outage it is the whole app that is left alone
+        self.outages.note_failed_round([error for error in outcomes if isinstance(error, RunGenError)])
+
+    def _poll_job(self, job_id: str, budget: PollBudget) -> Flow[RunGenError | None]:
+        """Poll one job; return the error if the poll was not answered."""
+        state = self.waiting.get(job_id)
+        if state is None or state.is_in_flight:  # while it waited for its turn
+            return None
+        now = yield Sleep(0)
+        timeout = budget.timeout(now, failures=state.failures, is_first=state.job is None)
+        outcome = yield from in_flight(state, self._get_job(job_id, timeout))
+        return self._note_outcome(job_id, outcome, (yield Sleep(0)))
+
+    def _get_job(self, job_id: str, timeout: float) -> Flow[Job]:
+        job = yield from get_job(self.app_id, job_id, attempts=1, timeout=timeout, is_lean=self.is_lean)
+        return self.on_finished(job) if job.is_terminal else job
+
+    def _patience_of(self, budget: PollBudget, now: float) -> float | None:
+        """Return the seconds to wait for a poll: many, which take turns, must not outlast the deadline."""
+        if self.is_shared or math.isinf(budget.end_by):
+            return self._patience
+        return budget.remaining(now)
+
+    def _note_outcome(self, job_id: str, outcome: Job | RunGenError, now: float) -> RunGenError | None:
+        state = self.waiting.get(job_id)  # None if its last waiter left in the meantime
+        if state is not None:
+            state.is_cut_off = False
+        if isinstance(outcome, RunGenError) and self.outages.outlasts(state, outcome, now):
+            return outcome
+        self.answers += 1
+        self.outages.note_answer(state, now)
+        if state is None:
+            return None
+        if isinstance(outcome, Job):
+            self._note_job(state, outcome, now)
+        elif isinstance(outcome, RunGenNotFoundError) and state.job is None and now < state.visible_by:
+            self.log(logging.INFO, f"Job {job_id} is not visible yet; polling continues", job_id)
+        else:
+            # a key that is refused for good is so for every job
+            self._errors |= dict.fromkeys(self.waiting if is_refusal(outcome) else [job_id], outcome)
+            self.on_news()
+        return None
+
+    def _note_job(self, state: PollState, job: Job, now: float) -> None:
+        before, state.job, state.polled_at = state.job, replace(job, input=None), now
+        if job.is_terminal:
+            self.finished[job.id] = job
+            self.found += 1
+            del self.waiting[job.id]
+            if job.status is not JobStatus.CANCELED:  # the service does not count these
+                self.locator.ledger.locate_end(now)
+        self._log_status(before, job)
+        if job.is_terminal:
+            self.on_news()
+
+    def _log_status(self, before: Job | None, job: Job) -> None:
+        if before and before.raw_status == job.raw_status:
+            return
+        if not job.is_known_status:
+            line = f"Unknown status {clean_text(job.raw_status, 50)} counts as running (job {job.id})"
+            self.log(logging.WARNING, line, job.id)
+        elif not before or before.status is not job.status:
+            self.log(logging.INFO, f"Job {job.id} is {job.status}", job.id)

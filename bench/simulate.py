@@ -1,0 +1,306 @@
+"""``python -m bench.simulate``: requests per job on a simulated app that works first come, first served.
+
+There is no I/O, the clock is virtual and chance is seeded, so every run prints the same. Compared are:
+
+- **the package's poller**, through its own flows.
+- **the fewest**: an oracle. Each round it learns for free how many of the waiting jobs have ended. It knows
+  when each job started and how durations are distributed. It polls the job most likely to have ended, and
+  stops when all are located. Whoever must poll a job to learn that it ended can hardly do with fewer polls.
+- **a plain poller** without counters, which polls the oldest jobs, 8 at a time, until it meets a queued one.
+  A job that is canceled in the queue is found when it has become one of the oldest.
+- **each job polled**, every 5 s, by arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from airflow_provider_rungen.client.flow import Flow, Request, Response
+from airflow_provider_rungen.client.job_poller import JobPoller
+from airflow_provider_rungen.client.transport import drive
+
+APP = "app"
+INTERVAL = 5.0
+# Seconds that an answer takes, counting those that are under way at the same time.
+ANSWER_TIME = 0.002
+# What the variants change: shares of the queue, and seconds.
+CANCELED_SHARE, FOREIGN_SHARE = 0.1, 0.2
+FROZEN_AT, LAG = 30.0, 7.0
+VARIANTS = ("honest", "frozen", "lagging", "absent", "foreign", "canceled")
+_GIVE_UP_AFTER = 6 * 3600.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """
+    Jobs that are submitted at once to an app.
+
+    :param workers: how many jobs run at a time.
+    :param shortest: seconds that a job runs at least.
+    :param longest: seconds that a job runs at most; all durations between are as likely.
+    :param jobs: how many there are.
+    """
+
+    workers: int
+    shortest: float
+    longest: float
+    jobs: int = 1000
+
+    def __str__(self) -> str:
+        return f"{self.workers} workers × {self.shortest:g}–{self.longest:g} s"
+
+    def queue(self, seed: int, *, canceled: float = 0.0, foreign: float = 0.0) -> list[SimulatedJob]:
+        """
+        Let the app work; return the jobs in the order of their submission.
+
+        :param canceled: the share of jobs that somebody cancels, queued or running.
+        :param foreign: the share of the queue that is somebody else's.
+        """
+        chance = random.Random(seed)
+        size = round(self.jobs / (1 - foreign))
+        is_ours = [True] * self.jobs + [False] * (size - self.jobs)
+        if foreign:
+            chance.shuffle(is_ours)
+        span = size * (self.shortest + self.longest) / 2 / self.workers
+        free, jobs = [0.0] * self.workers, []
+        for number in range(size):
+            starts = heapq.heappop(free)
+            ends, status = starts + chance.uniform(self.shortest, self.longest), "COMPLETED"
+            if canceled and chance.random() < canceled and (at := chance.uniform(0, span)) < ends:
+                ends, status = at, "CANCELED"
+            heapq.heappush(free, max(starts, ends))
+            jobs.append(SimulatedJob(f"job-{number}", starts, ends, status, is_ours[number]))
+        return jobs
+
+
+LOADS = (Load(4, 1, 6), Load(20, 1, 6), Load(20, 5, 60), Load(100, 10, 60), Load(8, 2, 3))
+
+
+@dataclass(frozen=True)
+class SimulatedJob:
+    """A job, with its times in seconds since the submission."""
+
+    id: str
+    starts: float
+    ends: float
+    status: str
+    is_ours: bool
+
+    def status_at(self, now: float) -> str:
+        return self.status if self.ends <= now else "RUNNING" if self.starts <= now else "QUEUED"
+
+
+@dataclass
+class SimulatedApp:
+    """
+    Answers polls of jobs and of the app.
+
+    :param jobs: the queue of the app.
+    :param counters: ``honest``, or ``frozen``, ``lagging`` or ``absent``.
+    """
+
+    jobs: Sequence[SimulatedJob]
+    counters: str = "honest"
+    now: float = 0.0
+    requests: int = 0
+    _jobs: dict[str, SimulatedJob] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._jobs = {job.id: job for job in self.jobs}
+
+    def perform(self, flow: Flow[Any]) -> Any:
+        return drive(flow, self._send, self._sleep, lambda: self.now)
+
+    def get(self, job_id: str) -> SimulatedJob:
+        """Poll a job."""
+        self.requests += 1
+        self.now += ANSWER_TIME
+        return self._jobs[job_id]
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def _send(self, request: Request) -> Response:
+        if "/job/" in request.path:
+            job = self.get(request.path.rpartition("/")[2])
+            return _response({"id": job.id, "status": job.status_at(self.now)})
+        self.requests += 1
+        self.now += ANSWER_TIME
+        counts = {} if self.counters == "absent" else {"jobs": self._count()}
+        return _response({"id": APP, "status": "RUNNING", **counts})
+
+    def _count(self) -> dict[str, int]:
+        at = {"lagging": self.now - LAG, "frozen": min(self.now, FROZEN_AT)}.get(self.counters, self.now)
+        statuses = [job.status_at(at) for job in self.jobs]
+        return {
+            "completed": statuses.count("COMPLETED"),
+            "failed": 0,
+            "in_progress": statuses.count("RUNNING"),
+            "in_queue": statuses.count("QUEUED"),
+        }
+
+
+def _response(body: dict[str, Any]) -> Response:
+    return Response(200, {}, json.dumps(body).encode())
+
+
+# --- pollers ------------------------------------------------------------------------------------------------
+
+# Polls an app once each time it is resumed, and yields the jobs that it found to have ended.
+Poller = Callable[[SimulatedApp, Load, Sequence[str]], Iterator[Sequence[str]]]
+
+
+def package_poller(app: SimulatedApp, load: Load, job_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Poll as the package does."""
+    poller = JobPoller(APP, lambda *_: None)
+    poller.add(job_ids, app.now)
+    while True:
+        app.perform(poller.poll_once(INTERVAL))
+        finished = list(poller.finished)
+        poller.forget(finished)
+        yield finished
+
+
+def plain_poller(app: SimulatedApp, load: Load, job_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Poll the oldest jobs, some at a time, until one is queued."""
+    waiting, step = list(job_ids), 8
+    while True:
+        ended: list[str] = []
+        for start in range(0, len(waiting), step):
+            polled = waiting[start : start + step]
+            statuses = {job_id: app.get(job_id).status_at(app.now) for job_id in polled}
+            ended += [job_id for job_id in polled if statuses[job_id] not in ("QUEUED", "RUNNING")]
+            if "QUEUED" in statuses.values():
+                break
+        waiting = [job_id for job_id in waiting if job_id not in set(ended)]
+        yield ended
+
+
+def fewest(app: SimulatedApp, load: Load, job_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Poll the jobs most likely to have ended, knowing how many have."""
+    waiting = {job.id: job for job in app.jobs if job.is_ours}
+    seen_running = dict.fromkeys(waiting, 0.0)
+
+    def likelihood(job_id: str) -> float:
+        starts = waiting[job_id].starts
+        by_now, before = (_share(load, at - starts) for at in (now, seen_running[job_id]))
+        return 1.0 if before == 1 else (by_now - before) / (1 - before)
+
+    while True:
+        now = app.now
+        ended: list[str] = []
+        missing = sum(job.ends <= now for job in waiting.values())
+        started = [job_id for job_id, job in waiting.items() if job.starts <= now]
+        for job_id in sorted(started, key=likelihood, reverse=True):
+            if len(ended) == missing:
+                break
+            if app.get(job_id).ends <= now:
+                ended.append(job_id)
+            else:
+                seen_running[job_id] = now
+        for job_id in ended:
+            del waiting[job_id]
+        yield ended
+
+
+def _share(load: Load, seconds: float) -> float:
+    """Return the share of jobs that take as long at most."""
+    return min(max((seconds - load.shortest) / (load.longest - load.shortest), 0.0), 1.0)
+
+
+# --- measuring ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What waiting cost per job, and seconds from a job's end until it was found."""
+
+    requests: float
+    late_95: float
+    late_most: float
+
+    def __str__(self) -> str:
+        return f"{self.requests:.2f} ({self.late_95:.0f}, {self.late_most:.0f} s)"
+
+
+def simulate(
+    load: Load, poller: Poller = package_poller, *, seed: int = 1, variant: str = "honest"
+) -> Figures:
+    """
+    Wait for the jobs of a load.
+
+    :param poller: what polls.
+    :param seed: decides what chance decides.
+    :param variant: one of `VARIANTS`.
+    """
+    canceled = CANCELED_SHARE if variant == "canceled" else 0.0
+    foreign = FOREIGN_SHARE if variant == "foreign" else 0.0
+    queue = load.queue(seed, canceled=canceled, foreign=foreign)
+    app = SimulatedApp(queue, variant if variant in ("frozen", "lagging", "absent") else "honest")
+    waiting = {job.id: job for job in queue if job.is_ours}
+    late: list[float] = []
+    for round_number, ended in enumerate(poller(app, load, list(waiting))):
+        late += [app.now - waiting.pop(job_id).ends for job_id in ended]
+        if not waiting:
+            break
+        app.now = max((round_number + 1) * INTERVAL, app.now)
+        if app.now > _GIVE_UP_AFTER:
+            raise RuntimeError(f"{len(waiting)} jobs were never found")
+    late.sort()
+    return Figures(app.requests / load.jobs, late[int(0.95 * len(late))], late[-1])
+
+
+def poll_each(load: Load, *, seed: int = 1) -> float:
+    """Return the requests per job of polling each job."""
+    return sum(math.ceil(job.ends / INTERVAL) + 1 for job in load.queue(seed)) / load.jobs
+
+
+def measure(rounds: int, scale: float) -> list[dict[str, Any]]:
+    """Return figures for the benchmark page: a run for each load and seed."""
+    loads = [replace(load, jobs=round(load.jobs * scale)) for load in LOADS]
+    return [
+        {
+            "load": str(load),
+            "jobs": load.jobs,
+            "seed": seed,
+            "ours": simulate(load, seed=seed).requests,
+            "fewest": simulate(load, fewest, seed=seed).requests,
+            "plain": simulate(load, plain_poller, seed=seed).requests,
+            "each": poll_each(load, seed=seed),
+        }
+        for seed in range(rounds)
+        for load in loads
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.simulate")
+    parser.add_argument("--seed", type=int, default=1, help="another seed is another run (1)")
+    seed = parser.parse_args().seed
+    print("Requests per job; 1,000 jobs submitted at once, polled every 5 s\n")
+    print(f"{'':24}{'this provider':>15}{'fewest':>9}{'plain':>9}{'each':>9}")
+    for load in LOADS:
+        figures = [simulate(load, poller, seed=seed).requests for poller in (fewest, plain_poller)]
+        columns = "".join(f"{figure:9.2f}" for figure in [*figures, poll_each(load, seed=seed)])
+        print(f"{load!s:24}{simulate(load, seed=seed).requests:15.2f}{columns}")
+    print(
+        "\nThe same, and the 95th percentile and the maximum of the time from a job's end until it is found\n"
+    )
+    print(f"{'':34}{'this provider':>24}{'plain':>24}")
+    for variant in VARIANTS:
+        for load in LOADS:
+            figures_of = partial(simulate, load, seed=seed, variant=variant)
+            columns = "".join(f"{figures_of(poller)!s:>24}" for poller in (package_poller, plain_poller))
+            print(f"{variant:10}{load!s:24}{columns}")
+
+
+if __name__ == "__main__":
+    main()
