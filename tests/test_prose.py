@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -124,10 +123,3 @@ def test_a_piece_of_code_counts_as_a_word(tmp_path: Path) -> None:
 def test_released_sections_of_the_changelog_stay(tmp_path: Path) -> None:
     text = "# Changelog\n\n## [Unreleased]\n\n- told\n\n## [0.1.0]\n\n- told\n"
     assert [line for line, *_ in findings(tmp_path, text, "CHANGELOG.md")] == [5]
-
-
-def test_it_is_fast() -> None:
-    begun_at = time.process_time()
-    for file in prose.project_files():
-        prose.check(file)
-    assert time.process_time() - begun_at < 3

@@ -76,8 +76,8 @@ def endless(first: bytes, again: bytes, gap: float) -> Callable[[socket.socket],
 @pytest.fixture(autouse=True)
 def _short_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
-        "client.exchange.LAST_ANSWER",
-        "client.senders.LAST_ANSWER",
+        "client.exchange.FINAL_GRACE",
+        "client.senders.FINAL_GRACE",
         "execution.batch.submitter.LAST_ANSWERS",
     ):
         monkeypatch.setattr(f"airflow_provider_rungen.{name}", LAST_ANSWER)

@@ -796,10 +796,10 @@ def test_a_job_may_be_unknown_at_first() -> None:
         run.hidden_until = 8.0
     for waited in ("job-3",), tuple(run.id for run in runs):
         world = World(runs)
-        jobs = wait(world, waited, known_by=world.clock.now + 10)
+        jobs = wait(world, waited, visible_by=world.clock.now + 10)
         assert {job.status for job in jobs} == {"COMPLETED"}
         with pytest.raises(RunGenNotFoundError):
-            wait(World(runs), waited[:1], known_by=world.start + 4)
+            wait(World(runs), waited[:1], visible_by=world.start + 4)
 
 
 def test_a_job_that_was_seen_is_no_longer_new() -> None:
@@ -811,7 +811,7 @@ def test_a_job_that_was_seen_is_no_longer_new() -> None:
 
     world.on_request = forget
     with pytest.raises(RunGenNotFoundError):
-        wait(world, ["job-0"], known_by=world.start + 1000)
+        wait(world, ["job-0"], visible_by=world.start + 1000)
     assert world.now < 12 + 2 * EVERY
 
 

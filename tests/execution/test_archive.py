@@ -1070,7 +1070,7 @@ def test_the_log_shows_the_progress(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(archiver, "EVERY", 0.0)
+    monkeypatch.setattr(archiver, "PROGRESS_INTERVAL", 0.0)
     ids = submitted(*[job() for _ in range(5)])
     rungen_emulator.service.inject(Fault(on="output", kind="drip", job_id=ids[4], taken=True))
     rungen_emulator.drip_seconds = 0.0005
