@@ -48,7 +48,7 @@ def sizes(rounds: int, scale: float) -> list[dict[str, Any]]:
 
 
 def blocked(rounds: int, scale: float) -> list[dict[str, Any]]:
-    """Let a heart beat beside the triggers; these runs have the machine to themselves."""
+    """Measure a heartbeat beside the triggers. These runs have the machine to themselves."""
     loads: dict[str, tuple[Load, dict[str, Any]]] = {
         "gap": (Load(round(1000 * scale), AT_ONCE, 1, 6), {}),
         "gap 20 MB": (Load(20, AT_ONCE, 1, 2), {"big": _BIG}),
@@ -82,7 +82,7 @@ def main() -> None:
     scale = 0.1 if given.quick else 1.0
     with tempfile.TemporaryDirectory() as folder:
         if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
-            # processes that compile all they import, each anew, would not be what a user has
+            # a user's processes do not compile all that they import
             os.environ["PYTHONPYCACHEPREFIX"] = folder
         here = machine.describe()
         kept = page.kept(given.out)

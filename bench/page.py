@@ -51,7 +51,7 @@ _HOW = """\
   operators that it names; the package alone loads none.
 - A DAG's time is from the request that triggers it to the end of its run, in a private `airflow standalone`
   that is up and has read the DAG. A start of a worker is one process for the task. A deferrable task looks
-  for the end on the worker for 5 s first, unless it is told to defer at once.
+  for the end on the worker for 5 s first, unless `defer_after=0`.
 - The sensors wait all at once, each for a job of its own, in an `airflow standalone` on PostgreSQL. Counted
   is what all processes of the machine work from the submission of the jobs to the end of the run, less what
   they work in the same time when Airflow runs nothing.
@@ -59,7 +59,7 @@ _HOW = """\
 
 
 def kept(folder: Path) -> dict[str, Any]:
-    """Give what was measured for the page before, if anything was."""
+    """Return what was measured for the last page, if anything was."""
     file = folder / "results.json"
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
@@ -89,7 +89,7 @@ def _simulated(runs: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
 
 
 def _json(value: dict[str, Any]) -> str:
-    """Give JSON with a line for each run."""
+    """Return JSON with a line for each run."""
     parts = []
     for name, part in value.items():
         if isinstance(part, list):

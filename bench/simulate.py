@@ -59,7 +59,7 @@ class Load:
 
     def queue(self, seed: int, *, canceled: float = 0.0, foreign: float = 0.0) -> list[SimulatedJob]:
         """
-        Let the app work; return the jobs in the order of their submission.
+        Simulate the app, and return the jobs in the order of their submission.
 
         :param canceled: the share of jobs that somebody cancels, queued or running.
         :param foreign: the share of the queue that is somebody else's.

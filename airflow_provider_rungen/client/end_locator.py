@@ -117,7 +117,7 @@ class EndLocator:
         poller = self.poller
         polled, found, answers = 0, poller.found, poller.answers
         while job_ids and not poller.outages.failed_rounds and (left := missing - (poller.found - found)) > 0:
-            # half as many more as were polled in vain: few if the jobs end in order, soon all if they do not
+            # half as many more as found nothing: few if the jobs end in order, soon all if they do not
             step = max(left, (polled - (poller.found - found)) // 2)
             if polled and poller.answers == answers:
                 step = len(job_ids)  # a step takes long when none of its jobs answers

@@ -199,7 +199,7 @@ class SharedPoller:
                 try:
                     await self._poll()
                 except Exception as error:
-                    self.is_closed = True  # what waits from now on begins anew
+                    self.is_closed = True  # later waits get a poller of their own
                     for waiter in self._everyone():
                         waiter.fail(error)
         finally:

@@ -131,7 +131,7 @@ class World:
 
 @dataclass
 class Log:
-    """What was said, about a job or about the app."""
+    """What was logged, about a job or about the app."""
 
     world: World
     lines: list[tuple[float, int, str, str | None]] = field(default_factory=list)
@@ -849,7 +849,7 @@ def test_a_few_jobs_are_told_of_by_their_names(caplog: pytest.LogCaptureFixture)
 
 
 class Slow:
-    """A service that needs some seconds for each answer about a job, or for those of some jobs, for ever."""
+    """A service that needs some seconds for each answer about a job, or for those of some jobs, always."""
 
     def __init__(self, seconds: float, ends: float = 0.0, hanging: Iterable[str] = ()) -> None:
         self.clock = FakeTime()

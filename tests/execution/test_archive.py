@@ -869,7 +869,7 @@ def test_a_new_url_is_found_by_its_place(rungen_emulator: Emulator, tmp_path: Pa
             return [image["image"] for image in hook.get_job(job_id=job_id).result["images"]]
 
     (first, second), (first_anew, second_anew) = urls(0), urls(1000)
-    # signed anew, what was one URL in two places need not be one any more
+    # signed again, what was one URL in two places need not be one any more
     results = [[first, first, second], [f"{first_anew}#one", f"{first_anew}#two", second_anew]]
     outcome = archive_results(tmp_path, {"job": results})["job"]
     assert isinstance(outcome, dict)

@@ -1,4 +1,4 @@
-"""A clear is told from a retry, whatever Airflow's numbers are; checked against what Airflow does to them."""
+"""A clear and a retry are distinguished by Airflow's numbers, as Airflow changes them."""
 
 from __future__ import annotations
 

@@ -278,7 +278,7 @@ class Instance(TrackedTaskInstance):
 
 @dataclass
 class Try:
-    """One attempt, and what came of it."""
+    """One attempt, and its result."""
 
     number: int
     try_number: int
@@ -583,7 +583,7 @@ class Life:
     # --- what is held ---
 
     def lines(self, *, least: int = logging.INFO) -> list[tuple[int, str]]:
-        """Everything that was said, by attempt."""
+        """Every log line, by attempt."""
         said = [(number, text) for number, record, text in self.log.lines if record.levelno >= least]
         for this in self.tries:
             said += [(this.number, str(error)) for error in this.chain()]
@@ -682,7 +682,7 @@ class Life:
             self.hold(not canceled, f"try {this.number} canceled jobs because of a refusal")
 
     def _unknown_told(self, number: int) -> int:
-        """Of how many submissions an attempt said that their fate is not known."""
+        """Count the submissions whose fate an attempt logged as unknown."""
         most = 0
         for each, text in self.lines(least=logging.WARNING):
             if each != number:
@@ -724,7 +724,7 @@ class Life:
             and record.time <= new.time
             for record in self.service.records()
         )
-        # whoever is told another id cannot know
+        # whoever gets another id cannot know
         if is_over or is_forgotten or old.fault == "other_id":
             return True
         if old.id in self.tries[new.attempt - 1].stored:
@@ -733,9 +733,9 @@ class Life:
         return told > 0 and (is_cleared or self.script.on_unknown_submission == "resubmit")
 
     def _judge_fates(self) -> None:
-        """Hold that every job is used, over, or told."""
+        """Check that every job is used, over, or named."""
         said = self.lines()
-        # what a client was told, or found
+        # what a client read or found
         known = " ".join(text for _, text in said)
         known += " ".join(json.dumps(this.pushed) for this in self.tries)
         known += "" if self.store is None else " ".join(self.store.kept.values())

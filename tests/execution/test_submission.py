@@ -569,7 +569,7 @@ def test_a_kill_leaves_the_job_to_the_next_attempt(waiting: Task, state: str | N
 
 
 def test_a_zombie_leaves_the_job_to_its_successor(waiting: Task) -> None:
-    """It is told to stop when its successor waits for the job already."""
+    """It is asked to stop when its successor waits for the job already."""
     killed(waiting)
     successor = Task(waiting.emulator, **waiting.options | {"timeout": 600})
     successor.store, successor.tries = waiting.store, 1
@@ -822,7 +822,7 @@ def test_a_cleared_task_that_resumes_has_its_time_again(emulator: Emulator) -> N
     time.sleep(0.25)
     task.clear()
     assert task.attempt(timeout=60).value == job_id
-    # and the retry after it does not begin the time anew
+    # and the retry after it does not restart the time
     assert task.store is not None
     assert task.store.get("rungen_submission")["deadline"] > time.time() + 30
 

@@ -1,4 +1,4 @@
-"""What a trigger is told of its task's state, and that a broken import leads to no other Airflow's way."""
+"""What a trigger reads of its task's state. A broken import does not select another Airflow's way."""
 
 from __future__ import annotations
 

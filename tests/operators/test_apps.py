@@ -97,7 +97,7 @@ def test_going_up_or_down_without_a_wait(emulator: Emulator, context: Any, befor
 
 
 def app_that_tells(emulator: Emulator, on: str = "get_app", times: int | None = 1, **told: Any) -> None:
-    """Let the service answer with this, and do nothing."""
+    """Make the service answer with this, and do nothing."""
     emulator.service.inject(Fault(on=on, status=200, body={"id": APP, **told}, times=times))
 
 
@@ -238,7 +238,7 @@ def test_a_lowering_that_was_not_done_is_sent_again(
 
 
 def after_raising(emulator: Emulator) -> None:
-    """Let the next number but one be taken, and come to nothing."""
+    """Make the service accept the next number but one, and ignore it."""
 
     def wait() -> None:
         while not workers(emulator):
@@ -346,7 +346,7 @@ def test_a_kill_by_a_user_or_without_tries_left_lowers_the_app(
 
 
 def killed_after_raising(emulator: Emulator, context: Any) -> None:
-    """Let an attempt raise the app, and die without a word."""
+    """Run an attempt that scales the app up, and dies without a trace."""
 
     class Death(BaseException):
         pass

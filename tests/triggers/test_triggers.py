@@ -323,7 +323,7 @@ def ids(rungen_emulator: Emulator) -> list[str]:
 
 
 def airflow_tells(monkeypatch: pytest.MonkeyPatch, *told: str, pushed: Iterable[str] | None) -> None:
-    """Make Airflow report these states of the task, the last for ever, and the jobs of its last attempt."""
+    """Make Airflow report these states of the task, the last one on, and the jobs of its last attempt."""
     left = list(told)
     monkeypatch.setattr(task_instances, "task_state", lambda _: left.pop(0) if len(left) > 1 else left[0])
     monkeypatch.setattr(task_instances, "pushed_job_ids", lambda _: None if pushed is None else set(pushed))

@@ -736,7 +736,7 @@ _who: contextvars.ContextVar[str] = contextvars.ContextVar("_who", default="nobo
 
 @contextlib.contextmanager
 def hearing() -> Iterator[list[tuple[str, str]]]:
-    """Note who says what: Airflow sends a trigger's lines to its task by the context they are said in."""
+    """Note who logs what: Airflow sends a trigger's lines to its task by the context they are logged in."""
     heard: list[tuple[str, str]] = []
 
     class Ear(logging.Handler):
