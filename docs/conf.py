@@ -35,6 +35,8 @@ toc_object_entries_show_parents = "hide"
 nitpick_ignore_regex = [
     ("myst", r"\.\./.*"),  # a folder of the repository, shown as text; tests/test_docs.py checks it
     ("py:.*", r"(airflow|requests|pendulum|aiohttp|collections|datetime|enum|typing)\..*"),
-    ("py:class", "Context|JsonValue|TaskDecorator|XComArg"),  # imported only for type checkers
+    # imported only for type checkers
+    ("py:class", "Context|JsonValue|TaskDecorator|XComArg"),
+    ("py:class", "Destination|Duration|JobIds|JobInputs?|SchemaSource|TemplatedJson|[A-Za-z]+Arguments"),
     ("py:class", r"airflow_provider_rungen\.(client\.(?!models)|execution\.|_airflow).*"),  # not public
 ]
