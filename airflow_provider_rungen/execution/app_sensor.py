@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.options import RunOptions
 
 
-class AppSensorRun(TaskRun):
+class AppSensorRun(TaskRun["RunOptions"]):
     """
     An attempt of a sensor that waits for an app.
 
@@ -60,7 +60,7 @@ class AppSensorRun(TaskRun):
         now = time.time()
         defer(
             {
-                "rungen_conn_id": self._options.rungen_conn_id,
+                "rungen_conn_id": self.options.rungen_conn_id,
                 "app_id": self.app_id,
                 "status": self._status,
                 "poll_interval": poll_interval,

@@ -76,10 +76,8 @@ class CreateOptions(RunOptions):
     if_exists: Literal["use", "fail"]
 
 
-class CreateAppRun(TaskRun):
+class CreateAppRun(TaskRun[CreateOptions]):
     """An attempt that creates an app."""
-
-    _options: CreateOptions
 
     def execute(self) -> str:
         """
@@ -94,7 +92,7 @@ class CreateAppRun(TaskRun):
             return app_id
 
     def _find_or_create(self) -> str:
-        options, store = self._options, self.context.get("task_state_store")
+        options, store = self.options, self.context.get("task_state_store")
         body = app_body(options.name, options.configuration, options.workflow, options.description)
         record = CreationRecord.from_store(store.get(KEY)) if store is not None else None
         is_retry = record is not None or self.ti.try_number > 1
@@ -115,13 +113,13 @@ class CreateAppRun(TaskRun):
 
     def _of_this_name(self) -> list[App]:
         """Return the apps of this name, the oldest first where their ages are known."""
-        name = clean_text(self._options.name).strip()
+        name = clean_text(self.options.name).strip()
         apps = [app for app in self.hook.list_apps() if app.name.strip() == name]
         return sorted(apps, key=lambda app: app.created_at.timestamp() if app.created_at else float("inf"))
 
     def _use(self, apps: list[App]) -> str:
         """Return the id of an app that exists already, with a warning where it differs."""
-        app, options = apps[0], self._options
+        app, options = apps[0], self.options
         also = f", and {len(apps) - 1} more of this name" if len(apps) > 1 else ""
         if options.if_exists == "fail":
             raise RunGenAppError(
@@ -160,7 +158,7 @@ class CreateAppRun(TaskRun):
         return apps
 
 
-class DeleteAppRun(TaskRun):
+class DeleteAppRun(TaskRun[RunOptions]):
     """An attempt that deletes an app."""
 
     def execute(self, app_id: str, *, poll_interval: float, timeout: float) -> None:

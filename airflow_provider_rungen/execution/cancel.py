@@ -7,12 +7,13 @@ from typing import Any
 
 from airflow_provider_rungen.exceptions import RunGenConflictError
 from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
+from airflow_provider_rungen.execution.options import RunOptions
 from airflow_provider_rungen.execution.run import TaskRun, fail_without_retry
 
 log = logging.getLogger(__name__)
 
 
-class CancelRun(TaskRun):
+class CancelRun(TaskRun[RunOptions]):
     """An attempt that cancels jobs."""
 
     def execute(self, job_id: Any, *, fail_if_over: bool) -> list[str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.options import CollectOptions, WaitOptions
 
 
-class CollectRun(WaitingRun):
+class CollectRun(WaitingRun["WaitOptions"]):
     """
     An attempt that collects the results of jobs.
 

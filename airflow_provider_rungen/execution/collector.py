@@ -42,7 +42,7 @@ class Collector:
     :raises RunGenInputError: the schema or the destination cannot be used.
     """
 
-    def __init__(self, run: WaitingRun, options: CollectOptions, *, pushes_keys: bool = False) -> None:
+    def __init__(self, run: WaitingRun[Any], options: CollectOptions, *, pushes_keys: bool = False) -> None:
         self._run = run
         self._options = options
         self._pushes_keys = pushes_keys

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
 from airflow_provider_rungen.client import retry
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Options = TypeVar("Options", bound="SubmitOptions")
 # What the function of a task may raise to have no more tries.
 _NO_RETRY = (AirflowFailException, AirflowSkipException)
 
 
-class DurableRun(WaitingRun):
+class DurableRun(WaitingRun[Options]):
     """
     An attempt that submits jobs: they are its own, to keep for the next attempt or to cancel.
 
@@ -48,9 +49,8 @@ class DurableRun(WaitingRun):
     #: The key of the record in Airflow's task state store.
     record_key: ClassVar[str]
 
-    def __init__(self, task: BaseOperator, context: Context, options: SubmitOptions, defer: Defer) -> None:
+    def __init__(self, task: BaseOperator, context: Context, options: Options, defer: Defer) -> None:
         super().__init__(task, context, options, defer)
-        self.submit_options = options
         self.state = TaskState(context.get("task_state_store") if options.durable else None)
         self.attempt = Attempt.of(context, task)
         # the state of the task that Airflow gave when it was killed, once it was asked for
@@ -78,7 +78,7 @@ class DurableRun(WaitingRun):
 
     def warn_if_not_durable(self) -> None:
         """Log that a retry submits again, where Airflow keeps no state."""
-        if self.submit_options.durable and not self.state.is_durable:
+        if self.options.durable and not self.state.is_durable:
             log.info(
                 "Not durable: Airflow keeps the state of a task from 3.3 on. If this attempt dies, the next "
                 "one submits again"
@@ -89,7 +89,7 @@ class DurableRun(WaitingRun):
         """Whether the jobs from before a clear are resumed."""
         # Since Airflow 3.4, a record that survived a clear was kept on purpose. A clear of the whole run
         # keeps it, too (apache/airflow #72929), and looks the same.
-        return self.submit_options.on_clear == "resume" or attempts.CLEAR_DISCARDS_STATE
+        return self.options.on_clear == "resume" or attempts.CLEAR_DISCARDS_STATE
 
     def on_checkpoint(self) -> None:
         if not self.state.is_saved:
@@ -100,7 +100,7 @@ class DurableRun(WaitingRun):
     def defer(self, deadline: float, **arguments: Any) -> NoReturn:
         with self.guard.defer_signals():
             self.state.save_all()
-        super().defer(deadline, on_clear=self.submit_options.on_clear, **arguments)
+        super().defer(deadline, on_clear=self.options.on_clear, **arguments)
 
     # --- the end of an attempt ---
 
@@ -124,7 +124,7 @@ class DurableRun(WaitingRun):
         :raises RunGenError: always.
         """
         job_ids = self.pushed_job_ids()
-        self.own(self._options.app_id or "", job_ids)
+        self.own(self.options.app_id or "", job_ids)
         with self.owning():
             self.own(self.app_id, job_ids)
             raise RunGenError(f"Airflow ended the wait for {format_jobs(job_ids)} in the triggerer: {reason}")
@@ -150,7 +150,7 @@ class DurableRun(WaitingRun):
         jobs = f"{format_jobs(self.jobs.running)} of app {self.jobs.app_id}"
         raise failure.revised(
             f"{failure.message}. Canceled nothing: {jobs} may still run",
-            hint=f"Check the Airflow connection {self._options.rungen_conn_id!r}. {self._how_to_resume()}",
+            hint=f"Check the Airflow connection {self.options.rungen_conn_id!r}. {self._how_to_resume()}",
             retryable=True,
         ) from failure
 
@@ -172,7 +172,7 @@ class DurableRun(WaitingRun):
             message = error.message
             if left := self.cancel(self.jobs.running):
                 message += f". {_format_left(self.jobs.app_id, left)}"
-            timeout = format_duration(self.submit_options.timeout)
+            timeout = format_duration(self.options.timeout)
             raise RunGenJobTimeoutError(
                 message,
                 app_id=self.jobs.app_id,
@@ -180,7 +180,7 @@ class DurableRun(WaitingRun):
                 hint=f"Raise timeout (now {timeout}) or execution_timeout if it needs longer",
             ) from None
         except Exception as error:
-            is_over = isinstance(error, RunGenJobError) and self.submit_options.wait_for_completion
+            is_over = isinstance(error, RunGenJobError) and self.options.wait_for_completion
             if not (self.guard.is_killed or _is_refusal(error) or is_over) and self.jobs.job_ids:
                 self._leave_or_cancel(error)
             raise
@@ -222,7 +222,7 @@ class DurableRun(WaitingRun):
         kept = [job_id for job_id in running if job_id not in lost]
         left = [job_id for job_id in running if job_id in lost]
         sentences = []
-        if left and self.wait_options.cancel_on_kill:
+        if left and self.options.cancel_on_kill:
             if left := self.cancel(left, within=within):
                 sentences.append(_format_left(app_id, left))
         elif left:
@@ -240,9 +240,7 @@ class DurableRun(WaitingRun):
         [state] = self._state_at_kill
         if state == TaskInstanceState.RESTARTING:
             return (
-                self._is_record_kept
-                if attempts.CLEAR_DISCARDS_STATE
-                else self.submit_options.on_clear == "resume"
+                self._is_record_kept if attempts.CLEAR_DISCARDS_STATE else self.options.on_clear == "resume"
             )
         return not attempts.was_ended_by_user(state)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class JobRun(DurableRun):
+class JobRun(DurableRun["SubmitOptions"]):
     """An attempt that runs one job."""
 
     record_key = submission.KEY
@@ -48,7 +48,7 @@ class JobRun(DurableRun):
         with self.owning():
             job, deadline = self._submit(job_input)
             jobs: list[Job] = []
-            if self.submit_options.wait_for_completion:
+            if self.options.wait_for_completion:
                 jobs = self.wait(
                     deadline=self.deadline(deadline),
                     visible_by=time.time() + VISIBILITY_GRACE,
@@ -64,7 +64,7 @@ class JobRun(DurableRun):
         """
         # another version of the package may have left something out
         job_ids = event.get("job_ids") or self.pushed_job_ids()
-        self.own(event.get("app_id") or self._options.app_id or "", job_ids)
+        self.own(event.get("app_id") or self.options.app_id or "", job_ids)
         with self.owning():
             app_id = event.get("app_id") or self.app_id
             self.own(app_id, job_ids)
@@ -86,7 +86,7 @@ class JobRun(DurableRun):
         found = self._submission.find(app_id, job_input)
         if found is None:
             self.own("", [])  # what an earlier attempt left is over, canceled or not to be canceled
-            if schema := Schema.of(self.submit_options.input_schema, "input_schema"):
+            if schema := Schema.of(self.options.input_schema, "input_schema"):
                 schema.check_input(json.loads(codec.encode_input(job_input)))
         with self.guard.defer_signals():
             if found is None:

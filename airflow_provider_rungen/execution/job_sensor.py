@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.options import WaitOptions
 
 
-class JobSensorRun(WaitingRun):
+class JobSensorRun(WaitingRun["WaitOptions"]):
     """
     An attempt of a sensor that waits for jobs.
 

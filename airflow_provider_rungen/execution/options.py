@@ -19,8 +19,7 @@ class RunOptions:
     @classmethod
     def of(cls, task: BaseOperator) -> Self:
         """Copy the parameters of an operator, templates rendered."""
-        given = {each.name: getattr(task, each.name) for each in fields(cls) if hasattr(task, each.name)}
-        return cls(**given)
+        return cls(**_parameters(cls, task))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,4 +69,9 @@ class CollectOptions:
     @classmethod
     def of(cls, task: BaseOperator) -> Self:
         """Copy the parameters of an operator, templates rendered."""
-        return cls(**{each.name: getattr(task, each.name) for each in fields(cls)})
+        return cls(**_parameters(cls, task))
+
+
+def _parameters(kind: type, task: BaseOperator) -> dict[str, Any]:
+    names = (each.name for each in fields(kind))
+    return {name: getattr(task, name) for name in names if hasattr(task, name)}

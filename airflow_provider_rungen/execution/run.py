@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from airflow_provider_rungen._airflow import AirflowFailException, Asset
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Options = TypeVar("Options", bound="RunOptions")
 
-class TaskRun:
+
+class TaskRun(Generic[Options]):
     """
     One attempt of a task, made in ``execute()`` and again in ``execute_complete()``.
 
@@ -33,7 +35,7 @@ class TaskRun:
     :param options: the operator's parameters.
     """
 
-    def __init__(self, task: BaseOperator, context: Context, options: RunOptions) -> None:
+    def __init__(self, task: BaseOperator, context: Context, options: Options) -> None:
         self.task = task
         self.context = context
         self.guard = KillGuard(self._clean_up)
@@ -44,7 +46,7 @@ class TaskRun:
         #: The links that were pushed, by XCom key.
         self.links: dict[str, str] = {}
         self.outcome: TaskOutcome | None = None
-        self._options = options
+        self.options = options
         self._is_connected = False
 
     @property
@@ -55,7 +57,7 @@ class TaskRun:
     @property
     def app_id(self) -> str:
         """The app of the task: the one that it names, or else the connection's."""
-        return self.hook.resolve_app_id(self._options.app_id)
+        return self.hook.resolve_app_id(self.options.app_id)
 
     @contextmanager
     def opened(self) -> Iterator[RunGenHook]:

@@ -50,7 +50,7 @@ class ScaleOptions(RunOptions):
     scale_down_on_failure: bool
 
 
-class ScaleRun(TaskRun):
+class ScaleRun(TaskRun[ScaleOptions]):
     """
     An attempt that scales an app.
 
@@ -68,7 +68,6 @@ class ScaleRun(TaskRun):
         defer: Callable[[dict[str, Any], float], NoReturn],
     ) -> None:
         super().__init__(task, context, options)
-        self._scale_options = options
         self._defer = defer
         self._store = context.get("task_state_store")
         # what is restored when something goes wrong
@@ -83,7 +82,7 @@ class ScaleRun(TaskRun):
 
         :return: the app's id.
         """
-        options = self._scale_options
+        options = self.options
         with fail_without_retry(), self.opened():
             app_id = self.app_id
             self.link_to(app_id)
@@ -130,7 +129,7 @@ class ScaleRun(TaskRun):
             if record.was_raised:
                 self.hook.scale_app(app_id=app_id, active_workers=wanted)
             else:
-                interval = min(self._scale_options.poll_interval, 5)
+                interval = min(self.options.poll_interval, 5)
                 by = time.time() + CONFIRM_TIME
                 self.hook.perform(set_workers(app_id, wanted, poll_interval=interval, deadline=by))
         except RunGenError as error:
@@ -160,11 +159,11 @@ class ScaleRun(TaskRun):
             return False
 
     def _keep(self, record: ScaleRecord | None) -> None:
-        if self._scale_options.scale_down_on_failure and record is not None and record.was_raised:
+        if self.options.scale_down_on_failure and record is not None and record.was_raised:
             self._record = record
 
     def _wait(self, target: AppTarget, deadline: float) -> None:
-        options = self._scale_options
+        options = self.options
         limit = min(time.time() + options.defer_after, deadline) if options.deferrable else deadline
         try:
             self.hook.perform(wait_for_app(target, poll_interval=options.poll_interval, deadline=limit))
@@ -178,11 +177,11 @@ class ScaleRun(TaskRun):
         log.info("Waiting for app %s in the triggerer", target.app_id)
         self._defer(
             {
-                "rungen_conn_id": self._options.rungen_conn_id,
+                "rungen_conn_id": self.options.rungen_conn_id,
                 "app_id": target.app_id,
                 "status": target.status,
                 "active_workers": target.active_workers,
-                "poll_interval": self._scale_options.poll_interval,
+                "poll_interval": self.options.poll_interval,
                 "deadline": deadline,
                 "deferred_at": now,
                 "raised": None if self._record is None else self._record.to_json(),
@@ -204,7 +203,7 @@ class ScaleRun(TaskRun):
             raise
         except RunGenAppTimeoutError as error:
             self._restore()
-            hint = f"Raise timeout (now {format_duration(self._scale_options.timeout)}) if it needs longer"
+            hint = f"Raise timeout (now {format_duration(self.options.timeout)}) if it needs longer"
             raise RunGenAppTimeoutError(error.message, app_id=error.app_id, hint=hint) from None
         except BaseException:
             if not self.guard.is_killed:  # then cleanup() has decided

@@ -48,10 +48,8 @@ class ScaleDownOptions(RunOptions):
     poll_interval: float
 
 
-class ScaleDownRun(TaskRun):
+class ScaleDownRun(TaskRun[ScaleDownOptions]):
     """An attempt of the teardown of ``scaled_app``."""
-
-    _options: ScaleDownOptions
 
     def execute(self, teardowns: Iterable[Any]) -> None:
         """
@@ -60,7 +58,7 @@ class ScaleDownRun(TaskRun):
         :param teardowns: the teardowns of the DAG.
         :raises RunGenAppError: it may still have workers, and be billed. A retry may always help.
         """
-        scale_up = self._options.scale_up_task_id
+        scale_up = self.options.scale_up_task_id
         record = _scale_record(self.ti, scale_up)
         if record is None and not _has_started(self.context, scale_up):
             log.info("Nothing to scale down: this run did not scale the app up")
@@ -77,7 +75,7 @@ class ScaleDownRun(TaskRun):
         try:
             if self._is_kept_up(app_id):
                 return
-            interval, by = min(self._options.poll_interval, 5), time.time() + CONFIRM_TIME
+            interval, by = min(self.options.poll_interval, 5), time.time() + CONFIRM_TIME
             self.hook.perform(set_workers(app_id, 0, poll_interval=interval, deadline=by))
         except RunGenNotFoundError:
             log.info("App %s is gone", app_id)
@@ -94,7 +92,7 @@ class ScaleDownRun(TaskRun):
 
     def _is_kept_up(self, app_id: str) -> bool:
         """Wait for the app's jobs, as far as asked for, and return whether it has to stay up for them."""
-        options = self._options
+        options = self.options
         if not options.drain and not options.keep_if_busy:
             return False
         by = time.time() + (options.drain_timeout if options.drain else COUNTER_GRACE)

@@ -23,6 +23,7 @@ from airflow_provider_rungen.execution.attempts import Attempt, End, end_from_st
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.durable import DurableRun
+    from airflow_provider_rungen.execution.options import SubmitOptions
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +101,11 @@ class DurableSubmission:
     :param run: the attempt.
     """
 
-    def __init__(self, run: DurableRun) -> None:
+    def __init__(self, run: DurableRun[Any]) -> None:
         self._state = run.state
         self._attempt = run.attempt
         self._hook = run.hook
-        self._options = run.submit_options
+        self._options: SubmitOptions = run.options
         self._resumes_clears = run.resumes_clears
         self._record = SubmissionRecord.from_store(self._state.get(KEY))
 

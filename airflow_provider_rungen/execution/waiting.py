@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
 from airflow_provider_rungen.client import endpoints
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 FIRST_INTERVAL = 0.3
 # Results that are fetched again, and held, at a time.
 MAX_HELD = 64
+Options = TypeVar("Options", bound="WaitOptions")
 Defer = Callable[[dict[str, Any], float], NoReturn]
 
 
@@ -58,7 +59,7 @@ class OwnedJobs:
         return [job_id for job_id in self.job_ids if job_id not in self.finished]
 
 
-class WaitingRun(TaskRun):
+class WaitingRun(TaskRun[Options]):
     """
     An attempt that waits for jobs, and cancels them when it is killed (``cancel_on_kill``).
 
@@ -68,9 +69,8 @@ class WaitingRun(TaskRun):
     :param defer: defers the task with these arguments of `RunGenJobTrigger`, and seconds until the deadline.
     """
 
-    def __init__(self, task: BaseOperator, context: Context, options: WaitOptions, defer: Defer) -> None:
+    def __init__(self, task: BaseOperator, context: Context, options: Options, defer: Defer) -> None:
         super().__init__(task, context, options)
-        self.wait_options = options
         self.jobs = OwnedJobs()
         self._defer = defer
 
@@ -79,7 +79,7 @@ class WaitingRun(TaskRun):
         self.jobs = OwnedJobs(app_id, job_ids)
 
     def cleanup(self) -> str:
-        if self.wait_options.cancel_on_kill and self.jobs.job_ids:
+        if self.options.cancel_on_kill and self.jobs.job_ids:
             self.cancel(self.jobs.running, within=max(self.guard.time_left(), 1))
         return ""
 
@@ -128,7 +128,7 @@ class WaitingRun(TaskRun):
         :param before_end_from_trigger: called before a deferral whose trigger may end the task.
         :raises RunGenJobTimeoutError: the deadline passed.
         """
-        app_id, job_ids, interval = self.jobs.app_id, list(self.jobs.job_ids), self.wait_options.poll_interval
+        app_id, job_ids, interval = self.jobs.app_id, list(self.jobs.job_ids), self.options.poll_interval
         is_wide = len(job_ids) > COUNTER_THRESHOLD
         perform = self.hook.perform_concurrently if is_wide else self.hook.perform
         poller = JobPoller(
@@ -138,7 +138,7 @@ class WaitingRun(TaskRun):
             is_lean=on_finished is strip_payloads,
         )
         self.jobs.finished = poller.finished
-        if not self.wait_options.deferrable:
+        if not self.options.deferrable:
             return perform(
                 wait_for_jobs(
                     app_id,
@@ -149,7 +149,7 @@ class WaitingRun(TaskRun):
                     poller=poller,
                 )
             )
-        defer_at = min(time.time() + self.wait_options.defer_after, deadline)
+        defer_at = min(time.time() + self.options.defer_after, deadline)
         pause = FIRST_INTERVAL
         poller.add(job_ids, time.time(), visible_by)
         while True:
@@ -180,13 +180,13 @@ class WaitingRun(TaskRun):
         log.info("Waiting for %s of app %s in the triggerer", format_jobs(job_ids), app_id)
         self._defer(
             {
-                "rungen_conn_id": self.wait_options.rungen_conn_id,
+                "rungen_conn_id": self.options.rungen_conn_id,
                 "app_id": app_id,
                 "job_id": job_ids,
-                "poll_interval": self.wait_options.poll_interval,
+                "poll_interval": self.options.poll_interval,
                 "deadline": deadline,
                 "deferred_at": now,
-                "cancel_on_kill": self.wait_options.cancel_on_kill,
+                "cancel_on_kill": self.options.cancel_on_kill,
                 **arguments,
             },
             deadline - now,
@@ -194,7 +194,7 @@ class WaitingRun(TaskRun):
 
     def _can_end_from_trigger(self) -> bool:
         """Return whether a success needs no worker: asset events and lengths to map over are made there."""
-        if not self.wait_options.end_from_trigger or not AIRFLOW_V_3_3_PLUS or self.task.outlets:
+        if not self.options.end_from_trigger or not AIRFLOW_V_3_3_PLUS or self.task.outlets:
             return False
         return next(iter(self.task.iter_mapped_dependants()), None) is None
 

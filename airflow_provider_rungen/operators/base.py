@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.run import TaskRun
     from airflow_provider_rungen.parameters import OperatorArguments
 
-    Run = TypeVar("Run", bound=TaskRun)
+    Run = TypeVar("Run", bound=TaskRun[Any])
 
 # Airflow's own limit of a deferral explains nothing, so it comes only when ours did not.
 DEFERRAL_GRACE = timedelta(minutes=10)
@@ -37,7 +37,7 @@ class RunGenBaseOperator(BaseOperator):
     operator_extra_links: Collection[BaseOperatorLink] = (RunGenAppLink(),)
     ui_color = "#e8e4ff"
 
-    _run: TaskRun | None = None
+    _run: TaskRun[Any] | None = None
 
     def __init__(self, *, retry_policy: Any = None, **kwargs: Any) -> None:
         if AIRFLOW_V_3_3_PLUS:

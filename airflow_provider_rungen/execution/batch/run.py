@@ -76,14 +76,13 @@ class BatchResult:
         return dict(sorted(reasons.items()))
 
 
-class BatchRun(DurableRun):
+class BatchRun(DurableRun["BatchOptions"]):
     """An attempt that runs many jobs."""
 
     record_key = KEY
 
     def __init__(self, task: BaseOperator, context: Context, options: BatchOptions, defer: Defer) -> None:
         super().__init__(task, context, options, defer)
-        self._batch_options = options
         self._store = context.get("task_state_store") if options.durable else None
         # what is saved of this attempt, or else of an earlier one
         self._checkpoint: Checkpoint | None = None
@@ -94,14 +93,14 @@ class BatchRun(DurableRun):
 
         :param read_inputs: returns the inputs: a list, or the URI of a file.
         """
-        inputs = Inputs(read_inputs(), Schema.of(self.submit_options.input_schema, "input_schema"))
+        inputs = Inputs(read_inputs(), Schema.of(self.options.input_schema, "input_schema"))
         app_id = self.app_id
         self.link_to(app_id)
         header = BatchHeader(
             app_id=app_id,
             digest=inputs.digest,
             count=inputs.count,
-            deadline=time.time() + self.submit_options.timeout,
+            deadline=time.time() + self.options.timeout,
             attempt=self.attempt,
         )
         checkpoint, completed = self._resume_or_begin(Checkpoint(self._store, header))
@@ -109,7 +108,7 @@ class BatchRun(DurableRun):
         deadline = self.deadline(checkpoint.header.deadline)
         refused = self._submit(inputs, checkpoint, completed, deadline)
         result = BatchResult(checkpoint.entries, refused)
-        if not self.submit_options.wait_for_completion:
+        if not self.options.wait_for_completion:
             return result
         self.own(app_id, [job_id for job_id in checkpoint.job_ids if job_id not in completed])
         jobs = self.wait(
@@ -136,7 +135,7 @@ class BatchRun(DurableRun):
         """Go on after the wait in the triggerer."""
         ids = self._pushed_ids()
         result = BatchResult(ids, self._pushed_refusals())
-        self.own(event.get("app_id") or self._options.app_id or "", result.job_ids)
+        self.own(event.get("app_id") or self.options.app_id or "", result.job_ids)
         with self.owning():
             self.own(event.get("app_id") or self.app_id, result.job_ids)
             jobs = read_job_event(event)
@@ -156,7 +155,7 @@ class BatchRun(DurableRun):
         """
         reasons, count = result.reasons(), len(result.ids)
         self.ti.xcom_push(key="failed", value=list(reasons))
-        max_failed = self._batch_options.max_failed if max_failed is None else max_failed
+        max_failed = self.options.max_failed if max_failed is None else max_failed
         allowed = max_failures(max_failed, count)
         if len(reasons) > allowed:
             raise self._failure(result, reasons, allowed)
@@ -167,7 +166,7 @@ class BatchRun(DurableRun):
                 *(len(reasons), count, format_reasons(reasons)),
             )
         else:
-            state = "completed" if self.submit_options.wait_for_completion else "were submitted"
+            state = "completed" if self.options.wait_for_completion else "were submitted"
             log.info("All %d jobs of app %s %s", count, self.jobs.app_id, state)
         return result.ids
 
@@ -217,7 +216,7 @@ class BatchRun(DurableRun):
             return earlier, completed
         if earlier.job_ids:
             log.info("Task was cleared, or its inputs or app changed: submitting all inputs again")
-            if self.wait_options.cancel_on_kill:
+            if self.options.cancel_on_kill:
                 self.cancel(self.jobs.running)
         self.own("", [])
         return new, set()
@@ -235,7 +234,7 @@ class BatchRun(DurableRun):
     def _resume(self, checkpoint: Checkpoint, *, is_cleared: bool) -> set[str]:
         """Fetch the jobs of an earlier attempt, and return the completed. Those that failed run again."""
         app_id, unknown = checkpoint.header.app_id, checkpoint.unknown
-        if unknown and self.submit_options.on_unknown_submission == "fail" and not is_cleared:
+        if unknown and self.options.on_unknown_submission == "fail" and not is_cleared:
             raise RunGenSubmissionUnknownError(
                 f"Fate unknown: an earlier attempt may have created jobs of app {app_id} for up to "
                 f"{len(unknown)} inputs (the first is inputs[{unknown[0]}])",
@@ -327,7 +326,7 @@ class BatchRun(DurableRun):
             hook.aperform,
             app_id,
             checkpoint,
-            max_concurrency=self._batch_options.max_concurrency,
+            max_concurrency=self.options.max_concurrency,
             deadline=deadline,
             is_stopping=lambda: self.guard.is_pending,
         )
@@ -347,7 +346,7 @@ class BatchRun(DurableRun):
             raise
         except Exception:
             checkpoint.flush_with_retries()
-            if self.wait_options.cancel_on_kill:
+            if self.options.cancel_on_kill:
                 self._own_running(checkpoint, completed)
                 self.cancel(checkpoint.unsaved_job_ids)
             raise
