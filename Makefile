@@ -40,7 +40,7 @@ standalone: $(READY)
 	@$(BIN)/python scripts/standalone.py
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n auto $(ARGS)
 
 test-system: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[system]'
