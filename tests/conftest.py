@@ -68,9 +68,26 @@ APP = "flux-schnell"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return half as many workers again as there are cores, since most tests mainly wait."""
+    """Return more workers than there are cores, since most tests mainly wait."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores + cores // 2
+    return min(2 * cores, cores + 4)
+
+
+# One process runs all tests of these files, since they share what is expensive to make, or write one table.
+UNDIVIDED = {"tests/emulator/test_faults.py", "tests/test_dags.py", "tests/test_docs.py"}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Schedule the undivided files first, and then test by test."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist_group fails with pytest 9.2
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file in UNDIVIDED else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,10 +17,8 @@ from conftest import HOME
 
 from airflow_provider_rungen.emulator import Emulator
 
-pytestmark = [
-    pytest.mark.timeout(900),  # the first test pays for all runs, which take minutes on Airflow 3.2
-    pytest.mark.xdist_group("dags"),
-]
+# the first test runs all DAGs, which takes minutes on Airflow 3.2
+pytestmark = pytest.mark.timeout(900)
 
 DAGS = Path(__file__).parent / "dags"
 EXAMPLES = sorted((Path(__file__).parents[1] / "example_dags").glob("*.py"))

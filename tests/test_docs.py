@@ -47,10 +47,7 @@ EXTERNAL = {
 }
 PORT = "http://127.0.0.1:8765"
 BUCKETS = ("s3://my-bucket", "s3://bucket", "s3://aws_default@pictures")
-pytestmark = [
-    pytest.mark.timeout(600),  # the first test pays for all: half a minute where nothing else runs
-    pytest.mark.xdist_group("docs"),
-]
+pytestmark = pytest.mark.timeout(600)  # the first test runs all pages: half a minute on an idle machine
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 

@@ -36,7 +36,8 @@ from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJ
 
 LIMIT = 0.5
 LIMITS: dict[str, Any] = {"connect_timeout": LIMIT / 2, "read_timeout": LIMIT / 2}
-LAST_ANSWER = 0.3
+FINAL_GRACE = 0.3
+LAST = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")  # the server closes the connection
 # What a hostile server sends: a beginning, then a piece again and again, and the seconds between the pieces.
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 GZIPPED = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
@@ -74,13 +75,13 @@ def endless(first: bytes, again: bytes, gap: float) -> Callable[[socket.socket],
 
 
 @pytest.fixture(autouse=True)
-def _short_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_final_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "client.exchange.FINAL_GRACE",
         "client.senders.FINAL_GRACE",
         "execution.batch.submitter.LAST_ANSWERS",
     ):
-        monkeypatch.setattr(f"airflow_provider_rungen.{name}", LAST_ANSWER)
+        monkeypatch.setattr(f"airflow_provider_rungen.{name}", FINAL_GRACE)
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_a_request_after_one_that_was_abandoned_uses_a_new_session(serve: Any) -
     hostile = endless(b"HTTP/1.1 200 ", b"O", 0.02)
 
     def talk(connection: socket.socket) -> None:
-        (hostile if len(server.heard) == 1 else lambda it: it.sendall(OK))(connection)
+        (hostile if len(server.heard) == 1 else lambda it: it.sendall(LAST))(connection)
 
     server = serve(talk)
     sender = Sender(settings_for(server.url, **LIMITS))
@@ -440,5 +441,5 @@ def test_a_request_that_is_interrupted_gets_a_moment_more(rungen_emulator: Emula
     with pytest.raises(RunGenConnectionError, match="before the task had to end") as caught:
         sender(Request("GET", "app", "list the apps"))
     assert caught.value.sent
-    assert LAST_ANSWER * 0.9 < time.monotonic() - begun_at < LAST_ANSWER + 1.5
+    assert FINAL_GRACE * 0.9 < time.monotonic() - begun_at < FINAL_GRACE + 1.5
     sender.close()

@@ -118,7 +118,6 @@ def rows() -> Iterator[dict[tuple[str, str], Seen]]:
         PAGE.write_text(written)
 
 
-@pytest.mark.xdist_group("faults")  # they fill one table
 @pytest.mark.parametrize("on", ["run", "get", "cancel"])
 @pytest.mark.parametrize("name", FAULTS)
 def test_both_clients_handle_a_fault_in_the_same_way(

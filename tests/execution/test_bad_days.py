@@ -187,7 +187,7 @@ def scripts(draw: st.DrawFn) -> Script:
         ),
         events=tuple(draw(st.lists(events(), max_size=2))),
         retries=draw(st.integers(0, 2)),
-        timeout=draw(st.sampled_from([0.7, 1.0, 2.0])),
+        timeout=draw(st.sampled_from([0.5, 0.8, 1.5])),
         poll_interval=draw(st.sampled_from([0.05, 0.1, 0.2])),
         on_unknown_submission=draw(st.sampled_from(["resubmit", "fail"])),
         on_clear=draw(st.sampled_from(["new", "resume"])),
