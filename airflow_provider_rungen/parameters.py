@@ -10,22 +10,20 @@ from airflow_provider_rungen.client.durations import to_seconds
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import MutableMapping, Sequence
+    from collections.abc import Iterable, MutableMapping, Sequence
     from datetime import datetime
     from typing import Literal, Required, TypeAlias, TypedDict
 
     from airflow_provider_rungen._airflow import ObjectStoragePath, XComArg
 
-    #: A JSON value in which templates and outputs of tasks may stand.
-    TemplatedJson: TypeAlias = (
-        bool | int | float | str | XComArg | Sequence["TemplatedJson"] | Mapping[str, "TemplatedJson"] | None
-    )
     #: One id, a list, or the output of a task.
     JobIds: TypeAlias = str | XComArg | Sequence[str | XComArg | None]
-    #: The input of one job.
-    JobInput: TypeAlias = str | XComArg | Mapping[str, TemplatedJson]
+    # values are objects, since mypy infers dict[str, object] for a variable with values of several types
+    #: A JSON object. Templates and outputs of tasks may stand in it.
+    JsonObject: TypeAlias = str | XComArg | Mapping[str, object]
+    JobInput: TypeAlias = JsonObject
     #: The inputs of many jobs, or the URI of a JSON Lines file.
-    JobInputs: TypeAlias = str | XComArg | Sequence[JobInput]
+    JobInputs: TypeAlias = str | XComArg | Iterable[JobInput]
     #: A JSON Schema, the path or URI of a file, or the name of a schema that comes with the package.
     SchemaSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
     #: The folder to store outputs in.

@@ -37,6 +37,6 @@ nitpick_ignore_regex = [
     ("py:.*", r"(airflow|requests|pendulum|aiohttp|collections|datetime|enum|typing)\..*"),
     # imported only for type checkers
     ("py:class", "Context|JsonValue|TaskDecorator|XComArg"),
-    ("py:class", "Destination|Duration|JobIds|JobInputs?|SchemaSource|TemplatedJson|[A-Za-z]+Arguments"),
+    ("py:class", "Destination|Duration|JobIds|JobInputs?|SchemaSource|JsonObject|[A-Za-z]+Arguments"),
     ("py:class", r"airflow_provider_rungen\.(client\.(?!models)|execution\.|_airflow).*"),  # not public
 ]

@@ -179,7 +179,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral. When Airflow ended it without an event, no job is left behind."""
-        if reason := deferral_error(next_method, next_kwargs):
+        if (reason := deferral_error(next_method, next_kwargs)) is not None:
             self._decorated_run(context).fail_deferral(reason)
         return super().resume_execution(next_method, next_kwargs, context)
 

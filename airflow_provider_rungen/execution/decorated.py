@@ -60,7 +60,6 @@ class DecoratedRun(BatchRun):
 
         with self.executing():
             result = self.submit_and_wait(read_inputs)
-            assert collector is not None  # noqa: S101 - for the type checker; read_inputs() made it
             return self._collect(collector, result)
 
     def complete(self, event: Mapping[str, Any]) -> Any:
@@ -71,14 +70,13 @@ class DecoratedRun(BatchRun):
         """
         self._is_single = self.xcom_pull("job_id") is not None
         with self.completing(event) as result:
-            collector = Collector(self, self._collect_options, pushes_keys=self._pushes_keys)
-            return self._collect(collector, result)
+            return self._collect(None, result)
 
     def on_submitted(self, job_ids: list[str]) -> None:
         if self._is_single and job_ids:
             self.ti.xcom_push(key="job_id", value=job_ids[0])
 
-    def _collect(self, collector: Collector, result: BatchResult) -> Any:
+    def _collect(self, collector: Collector | None, result: BatchResult) -> Any:
         """Return the results in place of the ids. One job fails with its own error."""
         max_failed = 0.0 if self._is_single else self._collect_options.max_failed
         for error in result.refused.values() if self._is_single else ():
@@ -89,6 +87,7 @@ class DecoratedRun(BatchRun):
             self.finish(result, max_failed)
         failed_count = self.outcome.failed_count if self.outcome else 0
         self.jobs.finished = set(result.job_ids)  # they are not to be canceled any more
+        collector = collector or Collector(self, self._collect_options, pushes_keys=self._pushes_keys)
         return collector.collect(
             self.jobs.app_id,
             result.ids,

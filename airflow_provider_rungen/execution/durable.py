@@ -231,6 +231,11 @@ class DurableRun(WaitingRun[Options]):
             sentences.append(f"The next attempt resumes {format_jobs(kept)} of app {app_id}")
         return "".join(f"{sentence}. " for sentence in sentences).strip()
 
+    def _clean_up(self) -> str:
+        if not self._is_connected and self.jobs.running:  # the kill came during the look-up of the connection
+            return f"Canceled nothing: {_sentence(self.jobs.running, self.jobs.app_id)} may still run."
+        return super()._clean_up()
+
     def _is_left_to_next(self) -> bool:
         """Return whether the next attempt, which there may be already, decides about the jobs."""
         if attempts.is_timing_out() or not self.has_next():

@@ -16,7 +16,8 @@ def parse_job_ids(value: Any) -> list[str | None]:
 
     :raises RunGenInputError: there is no id, or something in it cannot be one.
     """
-    if is_single(value := _untemplated(value)):
+    single = is_single(value := _untemplated(value))
+    if single:
         ids = [value]
     elif isinstance(value, Iterator):
         raise RunGenInputError(
@@ -29,7 +30,7 @@ def parse_job_ids(value: Any) -> list[str | None]:
             kind = type(value).__name__
             raise RunGenInputError(f"job_id must be an id or a list of ids, not a {kind}") from None
     for each in ids:
-        if each is not None or len(ids) == 1:
+        if each is not None or single:
             path_segment(each, "job_id")
     return ids
 

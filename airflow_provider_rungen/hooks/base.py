@@ -39,12 +39,7 @@ class FlowHook(BaseHook):
     def __init__(self, rungen_conn_id: str, renew_every: float) -> None:
         super().__init__()
         self.rungen_conn_id = rungen_conn_id
-        self._lookup = ConnectionLookup(
-            rungen_conn_id,
-            type(self),
-            lambda: self.around_lookup(),  # noqa: PLW0108 - it is set later
-            renew_every,
-        )
+        self._lookup = ConnectionLookup(rungen_conn_id, type(self), self._around_lookup, renew_every)
         self._sender: Sender | None = None
         self._async_sender: AsyncSender | None = None
         self._retired: list[AsyncSender] = []
@@ -55,6 +50,9 @@ class FlowHook(BaseHook):
         self.is_interrupted: Callable[[], bool] | None = None
         #: A context in which a blocking call asks Airflow for the connection.
         self.around_lookup: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+
+    def _around_lookup(self) -> AbstractContextManager[None]:
+        return self.around_lookup()
 
     # --- the connection ---
 

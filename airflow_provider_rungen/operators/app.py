@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from airflow_provider_rungen.operators.base import RunGenBaseOperator
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.parameters import Duration, OperatorArguments, TemplatedJson
+    from airflow_provider_rungen.parameters import Duration, JsonObject, OperatorArguments
 
 
 class RunGenCreateAppOperator(RunGenBaseOperator):
@@ -39,8 +39,8 @@ class RunGenCreateAppOperator(RunGenBaseOperator):
         self,
         *,
         name: str | XComArg,
-        configuration: str | XComArg | Mapping[str, TemplatedJson],
-        workflow: str | XComArg | Mapping[str, TemplatedJson],
+        configuration: JsonObject,
+        workflow: JsonObject,
         rungen_conn_id: str = DEFAULT_CONN_ID,
         description: str | XComArg | None = None,
         if_exists: Literal["use", "fail"] = "use",

@@ -38,6 +38,8 @@ class RunGenBaseOperator(BaseOperator):
     ui_color = "#e8e4ff"
 
     _run: TaskRun[Any] | None = None
+    # a kill may come before there is a run: while Airflow renders the templates, for one
+    _is_killed = False
 
     def __init__(self, *, retry_policy: Any = None, **kwargs: Any) -> None:
         if AIRFLOW_V_3_3_PLUS:
@@ -52,6 +54,7 @@ class RunGenBaseOperator(BaseOperator):
         """Make a run the one that a kill ends."""
         if self._run is not None:
             run.links = self._run.links
+        run.guard.is_killed |= self._is_killed
         self._run = run
         return run
 
@@ -62,8 +65,14 @@ class RunGenBaseOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Clean up what was begun, and end the task."""
+        self._is_killed = True
         if self._run is not None:
             self._run.guard.kill()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the run, which belongs to this process."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]  # as Airflow leaves it
+        return {**state, "_run": None}
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return what was read and stored; ``None`` where OpenLineage's provider is not installed."""
@@ -90,7 +99,7 @@ class RunGenBaseOperator(BaseOperator):
 
 def deferral_error(next_method: str, next_kwargs: dict[str, Any] | None) -> str | None:
     """Return why Airflow ended a deferral without an event, or ``None`` when it did not."""
-    return (next_kwargs or {}).get("error", "unknown") if next_method == "__fail__" else None
+    return str((next_kwargs or {}).get("error") or "unknown") if next_method == "__fail__" else None
 
 
 def check_deferrable(*, deferrable: bool, wait_for_completion: bool, kwargs: OperatorArguments) -> None:

@@ -80,7 +80,7 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral. When Airflow ended it without an event, the app is scaled down, too."""
-        if reason := deferral_error(next_method, next_kwargs):
+        if (reason := deferral_error(next_method, next_kwargs)) is not None:
             message = f"Airflow ended the wait for the app in the triggerer: {reason}"
             return self.execute_complete(context, {"outcome": "error", "message": message})
         return super().resume_execution(next_method, next_kwargs, context)

@@ -173,7 +173,8 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
         if value is None:
             return None
         if isinstance(value, str):
-            if re.search(r"xcom_pull\((?![^)]*map_indexes)", value):
+            pulls = re.findall(r"xcom_pull\(((?:[^()]|\([^()]*\))*)", value)
+            if any("map_indexes" not in arguments for arguments in pulls):
                 raise ValueError(
                     f"{name} of {self.task_id}: with start_from_trigger, xcom_pull needs map_indexes=-1 (or "
                     "a mapped task's index), without which Airflow waits in the triggerer without end"

@@ -70,6 +70,7 @@ class RunGenBaseTrigger(BaseTrigger):
                 "message": error.message,
                 "hint": error.hint,
                 "retryable": error.retryable,
+                "hopeless": not error.retryable,  # for a worker that still runs 0.1
             }
             if isinstance(error, RunGenAPIError):
                 event["status_code"] = error.status_code
@@ -77,7 +78,7 @@ class RunGenBaseTrigger(BaseTrigger):
             # a trigger that raises reaches the task as a bare TaskDeferralError
             log.exception("Waiting for RunGen failed")
             message = f"{type(error).__name__} in the triggerer: {clean_text(str(error))}"
-            event |= {"outcome": "error", "message": message, "retryable": True}
+            event |= {"outcome": "error", "message": message, "retryable": True, "hopeless": False}
         return event
 
     async def _wait(self, event: dict[str, Any]) -> None:

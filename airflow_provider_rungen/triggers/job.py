@@ -12,6 +12,7 @@ from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 
 from airflow_provider_rungen._airflow import TaskInstanceState, metrics
 from airflow_provider_rungen.client.models import JobStatus
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution import attempts, task_instances
@@ -135,9 +136,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         await gather_limited(partial(self._cancel, hook, app_id), rest)
 
     def _left_behind(self) -> str:
-        job_ids = parse_known_job_ids(self.job_id)
-        shown = ", ".join(job_ids[:MAX_JOBS_IN_EVENT])
-        return f"Jobs of app {self.app_id} may still run: {shown}"
+        return f"Jobs of app {self.app_id} may still run: {clean_text(str(self.job_id), 4000)}"
 
     async def _kept(self, job_ids: list[str], state: str | None) -> list[str]:
         """

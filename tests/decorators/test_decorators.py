@@ -324,3 +324,24 @@ def test_airflow_knows_the_decorator() -> None:
     assert one.operator.custom_operator_name == "@task.rungen"
     assert (one.operator.app_id, one.operator.retries) == ("llama-text", 3)
     assert [link.name for link in mapped.operator.operator_extra_links] == ["RunGen job", "RunGen app"]
+
+
+def test_a_schema_that_cannot_be_read_after_the_wait_cancels_nothing(
+    rungen_emulator: Emulator, tmp_path: Path
+) -> None:
+    """The jobs are over by then."""
+    schema = tmp_path / "schema.json"
+    schema.write_text("{}")
+
+    def say() -> Any:
+        return [saying("one"), saying("two")]
+
+    def spoil(key: str, value: Any) -> None:
+        if key == "job_ids":
+            schema.write_text("no JSON")
+
+    ti = FakeTaskInstance()
+    ti.on_push = spoil
+    op = operator(say, deferrable=True, defer_after=0, result_schema=str(schema))
+    assert "cannot be read" in str(run_task(op, {"ti": ti}).error)
+    assert rungen_emulator.service.count("cancel") == 0

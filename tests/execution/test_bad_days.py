@@ -688,11 +688,10 @@ class Life:
             if each != number:
                 continue
             count = text.count("It is not known whether RunGen created the job")
-            count = max(count, int("it is not known whether it was created" in text))
+            count += text.count("may have created a job of app")
             for pattern in (
-                r"Of (\d+) inputs it is not known",
                 r"Fate unknown: (\d+) inputs",
-                r"submitted up to (\d+) inputs",
+                r"for up to (\d+) inputs",
                 r"(\d+) submissions to app",
             ):
                 count += sum(map(int, re.findall(pattern, text)))

@@ -253,3 +253,9 @@ def test_without_openlineage_nothing_is_reported(
     op = RunGenRunJobOperator(task_id="run", input=INPUT)
     run_task(op, context)
     assert op.get_openlineage_facets_on_complete(ti) is None
+
+
+def test_an_empty_batch_names_its_app(rungen_emulator: Emulator, context: Any) -> None:
+    op = RunGenRunBatchOperator(task_id="t", inputs=[], wait_for_completion=False, outlets=[OUTLET])
+    outcome, extra = run(context, op)
+    assert (outcome.value, extra["app_id"], extra["job_count"]) == ([], APP, 0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import json
+import pickle
 import time
 from datetime import timedelta
 from types import MappingProxyType
@@ -317,3 +319,9 @@ def test_a_quick_cancel_is_quick_whatever_the_service_does(
         assert time.monotonic() - started < 1.8
     assert list(outcomes) == ids
     assert all(isinstance(error, RunGenError) for error in outcomes.values())
+
+
+def test_a_hook_can_be_pickled_and_copied() -> None:
+    hook = RunGenHook("one")
+    copies = [pickle.loads(pickle.dumps(hook)), copy.deepcopy(hook)]  # noqa: S301 - our own
+    assert [each.rungen_conn_id for each in copies] == ["one", "one"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from conftest import APP, KEY, FakeStore, FakeTaskInstance, Outcome, run_task, s
 
 from airflow_provider_rungen.client import polling as watch
 from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
     RunGenConnectionError,
@@ -35,6 +37,7 @@ from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
+    RunGenCreateAppOperator,
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
 )
@@ -1034,3 +1037,60 @@ def test_a_template_that_renders_to_nothing_is_no_id(
         assert isinstance(error, AirflowFailException)
         assert "job_id" in str(error)
     assert rungen_emulator.service.records() == []
+
+
+# --- a kill that comes early --------------------------------------------------------------------------------
+
+
+def early(kind: str) -> Any:
+    if kind == "decorated":
+        return RunGenDecoratedOperator(
+            task_id="t", python_callable=lambda: taking(0), op_args=[], op_kwargs={}
+        )
+    if kind == "batch":
+        return RunGenRunBatchOperator(task_id="t", inputs=[taking(0)] * 3)
+    if kind == "create":
+        workflow = {"model_url": "https://models.example/flux"}
+        return RunGenCreateAppOperator(
+            task_id="t", name="new", configuration={"gpu_tier": "BASIC"}, workflow=workflow
+        )
+    return run_op(input=taking(0))
+
+
+@pytest.mark.parametrize("kind", ["job", "batch", "decorated", "create"])
+def test_a_kill_before_the_task_begins_sends_nothing(
+    rungen_emulator: Emulator, context: Any, kind: str
+) -> None:
+    """Airflow calls on_kill() while it renders the templates, too, and then executes all the same."""
+    op = early(kind)
+    op.on_kill()
+    outcome = run_task(op, context)
+    assert "The task was killed." in str(outcome.error)
+    assert rungen_emulator.service.count("run") == rungen_emulator.service.count("create_app") == 0
+
+
+def test_a_kill_while_the_record_is_read_sends_nothing(rungen_emulator: Emulator, context: Any) -> None:
+    op = run_op(input=taking(0))
+
+    class Store(FakeStore):
+        def get(self, key: str) -> Any:
+            op.on_kill()
+            return super().get(key)
+
+    context["task_state_store"] = Store()
+    assert "The task was killed." in str(run_task(op, context).error)
+    assert rungen_emulator.service.count("run") == 0
+
+
+@pytest.mark.parametrize("make", [run_op, lambda: collect_op(["a"])])
+def test_an_operator_that_has_run_can_be_pickled(rungen_emulator: Emulator, context: Any, make: Any) -> None:
+    op = make()
+    run_task(op, context)
+    assert pickle.loads(pickle.dumps(op)).task_id == op.task_id  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_list_of_nothing_that_may_fail_gives_nothing(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    assert run_task(collect_op([None], max_failed=1, deferrable=deferrable), context).value == [None]

@@ -419,3 +419,32 @@ def test_where_airflow_cannot_start_in_the_triggerer_the_sensor_defers(
     assert not getattr(RunGenJobSensor, "start_from_trigger", False)
     outcome = run_task(sensor(submitted(0.3), **STRAIGHT), context)
     assert (outcome.error, len(outcome.events)) == (None, 1)
+
+
+# --- a poke -------------------------------------------------------------------------------------------------
+
+
+def test_a_poke_in_a_new_process_reports_a_refusal_that_lasts(
+    rungen_emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In reschedule mode each poke is the first: none may leave it to the next whether the refusal lasts."""
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", 0.3)
+    [job_id] = submitted(60)
+    rungen_emulator.service.inject(Fault(on="get", status=401, times=None))
+    with pytest.raises(AirflowFailException, match="401"):
+        sensor(job_id, mode="reschedule").poke(context)
+
+
+def test_pokes_for_many_jobs_go_by_the_counters(rungen_emulator: Emulator, context: Any) -> None:
+    rungen_emulator.service.scale(APP, 1000)
+    task = sensor(submitted(*[60] * 50))
+    for _ in range(4):
+        assert not task.poke(context)
+    assert rungen_emulator.service.count("get") <= 60
+
+
+@SINCE_3_3
+@pytest.mark.parametrize("arguments", ["task_ids=('a')", "task_ids=params.get('x')"])
+def test_a_template_with_parentheses_can_start_in_the_triggerer(arguments: str) -> None:
+    template = f"{{{{ ti.xcom_pull({arguments}, key='job_id', map_indexes=-1) }}}}"
+    assert cast("Any", sensor(template, **STRAIGHT)).start_trigger_args.trigger_kwargs["job_id"] == template

@@ -455,3 +455,20 @@ def test_a_row_without_jobs_is_an_error_that_says_so(rungen_emulator: Emulator) 
     [event] = fire(RunGenJobTrigger(**ROW, deadline=time.time() + 5))
     assert event["outcome"] == "error"
     assert "job_id" in event["message"]
+
+
+@pytest.mark.parametrize("nothing", ["", None, "None", [None]])
+def test_a_kill_of_a_trigger_without_an_id_does_not_raise(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, nothing: Any
+) -> None:
+    monkeypatch.setattr(task_instances, "task_state", lambda _: "failed")
+    one = RunGenJobTrigger(**ROW, job_id=nothing, cancel_on_kill=True)
+    one.task_instance = SimpleNamespace()  # type: ignore[assignment]
+    asyncio.run(one.on_kill())
+    assert rungen_emulator.service.count("cancel") == 0
+
+
+def test_an_event_can_be_read_by_a_worker_of_the_first_version(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
+    [event] = fire(RunGenJobTrigger(**ROW, job_id="gone", deadline=time.time() + 5))
+    assert event["hopeless"] is not event["retryable"]

@@ -20,6 +20,9 @@ from airflow_provider_rungen.operators import (
 )
 from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
 
+# a type checker infers dict[str, object]
+MIXED = {"prompt": "a lighthouse", "width": 512}
+
 with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
     create = RunGenCreateAppOperator(
         task_id="create",
@@ -44,6 +47,8 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
         scale_down_on_failure=False,
         retries=2,
     )
+    RunGenRunJobOperator(task_id="mixed", input=MIXED)
+    RunGenRunBatchOperator(task_id="many", inputs=[MIXED | {"seed": seed} for seed in range(3)])
     run = RunGenRunJobOperator(
         task_id="run",
         input={"prompt": "a lighthouse in {{ ds }}", "seeds": [1, 2, None], "app": create.output},

@@ -42,6 +42,6 @@ def missing() -> None:
 def wrong_type() -> None:
     RunGenRunJobOperator(task_id="x", input={}, timeout="1h")  # type: ignore[arg-type]
     RunGenRunJobOperator(task_id="x", input={}, on_clear="again")  # type: ignore[arg-type]
-    RunGenRunJobOperator(task_id="x", input={"prompt": object()})  # type: ignore[dict-item]
+    RunGenRunJobOperator(task_id="x", input=["prompt"])  # type: ignore[arg-type]
     RunGenRunBatchOperator(task_id="x", inputs=[5])  # type: ignore[list-item]
     RunGenJobSensor(task_id="x", job_id=5)  # type: ignore[arg-type]

@@ -107,10 +107,10 @@ class BatchRun(DurableRun["BatchOptions"]):
         self._checkpoint = checkpoint
         deadline = self.deadline(checkpoint.header.deadline)
         refused = self._submit(inputs, checkpoint, completed, deadline)
+        self._own_running(checkpoint, completed)
         result = BatchResult(checkpoint.entries, refused)
         if not self.options.wait_for_completion:
             return result
-        self.own(app_id, [job_id for job_id in checkpoint.job_ids if job_id not in completed])
         jobs = self.wait(
             deadline=deadline,
             visible_by=time.time() + VISIBILITY_GRACE,
