@@ -166,7 +166,7 @@ def test_a_retry_takes_up_the_job_of_the_attempt_before(runs: Runs) -> None:
 )
 def test_a_retry_says_that_it_submits_anew(runs: Runs) -> None:
     assert [job["input"]["prompt"] for job in runs.emulator.service.jobs()].count("again") == 2
-    assert "This Airflow keeps no state of a task" in runs.log
+    assert "Not durable" in runs.log
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_rungen import operators, sensors
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 
 PACKAGE = "airflow_provider_rungen"
@@ -39,7 +40,8 @@ def test_parsing_a_dag_file_imports_nothing_heavy_and_nothing_that_runs_a_task()
         "print(set(sys.modules) - before)",
     )
     assert f"{PACKAGE}.operators.job" in loaded
-    assert not loaded & HEAVY
+    if AIRFLOW_V_3_0_PLUS:  # Airflow 2 imports them itself when it makes a DAG
+        assert not loaded & HEAVY
     runs_tasks = tuple(f"{PACKAGE}.{name}" for name in ("execution", "hooks", "triggers"))
     assert [name for name in sorted(loaded) if name.startswith(runs_tasks)] == []
 

@@ -13,7 +13,8 @@ def task_state(ti: Any) -> str | None:
 
     :param ti: the ``ti`` of a context, or the ``task_instance`` of a trigger.
     """
-    return _state_from_supervisor(ti) if AIRFLOW_V_3_0_PLUS else _state_from_database(ti)
+    is_on_worker = hasattr(ti, "get_task_states")
+    return _state_from_supervisor(ti) if is_on_worker or AIRFLOW_V_3_0_PLUS else _state_from_database(ti)
 
 
 def _state_from_supervisor(ti: Any) -> str | None:

@@ -46,7 +46,7 @@ class RunGenBaseOperator(BaseOperator):
             from airflow_provider_rungen.retries import RunGenRetryPolicy
 
             kwargs["retry_policy"] = retry_policy or RunGenRetryPolicy()
-        elif retry_policy is not None:
+        elif retry_policy is not None and "retry_policy" not in default_arg_names(kwargs):
             warnings.warn("retry_policy has no effect before Airflow 3.3", UserWarning, stacklevel=4)
         super().__init__(**kwargs)
 

@@ -462,8 +462,8 @@ def test_a_kill_of_a_trigger_without_an_id_does_not_raise(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, nothing: Any
 ) -> None:
     monkeypatch.setattr(task_instances, "task_state", lambda _: "failed")
-    one = RunGenJobTrigger(**ROW, job_id=nothing, cancel_on_kill=True)
-    one.task_instance = SimpleNamespace()  # type: ignore[assignment]
+    one = RunGenJobTrigger(**ROW | {"job_id": nothing, "cancel_on_kill": True})
+    one.task_instance = SimpleNamespace(task_id="t")  # type: ignore[assignment]
     asyncio.run(one.on_kill())
     assert rungen_emulator.service.count("cancel") == 0
 
