@@ -15,10 +15,16 @@ from pathlib import Path
 def main(emulator: str, plan: str) -> None:
     from airflow.cli.cli_parser import get_parser
 
+    from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
+
     # in this process, since each new one takes seconds to import Airflow
     for command in (["db", "migrate"], ["dags", "reserialize"]):
         arguments = get_parser().parse_args(command)
         arguments.func(arguments)
+    if not AIRFLOW_V_3_0_PLUS:  # its migration configures the logging in its own way
+        from airflow.logging_config import configure_logging
+
+        configure_logging()  # type: ignore[no-untyped-call]
     sys.path.insert(0, str(Path(__file__).parent))
     dags = importlib.import_module("rungen_dags")
     by_id = {dag.dag_id: dag for dag in (dags.ways, dags.deferred, dags.failing, dags.retried, dags.scaled)}
