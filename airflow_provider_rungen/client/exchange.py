@@ -48,14 +48,18 @@ class Exchange(ExchangeState, Generic[T]):
     def run(self) -> None:
         """Perform the work, in the thread."""
         _here.exchange = self
+        outcome: tuple[T | None, BaseException | None]
         try:
-            self._outcome = (self._work(), None)
+            outcome = (self._work(), None)
         except BaseException as error:
-            self._outcome = (None, error)
-        finally:
-            _here.exchange = None
-            self.thread.release()
-            self._running.release()
+            outcome = (None, error)
+        with self._lock:
+            if not self._is_abandoned:  # an aborted connection may look like the end of the answer
+                self._outcome = outcome
+        del outcome
+        _here.exchange = None
+        self.thread.release()
+        self._running.release()
 
     def begin_to_send(self) -> None:
         """

@@ -21,6 +21,7 @@ from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task, signal
 from wire import GET, KEY, OK, POST, Send, Server, settings_for
 
 from airflow_provider_rungen.client.bodies import ResponseBody
+from airflow_provider_rungen.client.exchange import AbandonedError, ExchangeThread
 from airflow_provider_rungen.client.flow import Request
 from airflow_provider_rungen.client.senders import Sender
 from airflow_provider_rungen.decorators import rungen_task
@@ -102,6 +103,20 @@ def test_an_endless_answer_ends_at_the_limit(serve: Any, send: Send, name: str) 
     assert caught.value.sent
     assert len(server.heard) == 1
     assert server.closed.wait(10)  # nobody listens to it any more
+
+
+def test_an_answer_that_ends_because_it_was_aborted_is_not_returned() -> None:
+    ended = threading.Event()
+
+    class AbortedThread(ExchangeThread):
+        def abort(self) -> None:
+            super().abort()
+            ended.set()
+            time.sleep(0.05)  # long enough for the work to return
+
+    exchange = AbortedThread(lambda: None).start(lambda: b"{" if ended.wait(10) else b"")
+    with pytest.raises(AbandonedError):
+        exchange.wait(0.05, lambda: False)
 
 
 @pytest.mark.usefixtures("limited")

@@ -102,7 +102,7 @@ def test_the_deadline_is_an_event(rungen_emulator: Emulator) -> None:
     [event] = fire(trigger(ids, deadline=time.time() + 0.2))
     assert event["outcome"] == "timeout"
     assert ids[0] in event["message"]
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5  # on a busy machine, too
     assert states(rungen_emulator) == ["RUNNING"]
 
 
