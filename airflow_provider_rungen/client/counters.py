@@ -52,7 +52,7 @@ class CounterLedger:
     ``active`` + ``unlocated_ends`` + ``vanished``              more active: ``foreign_active`` grows;
     = waiting + ``foreign_active`` + ``uncounted_ends``         fewer active: ``vanished``, if reported twice
     ``ended`` never falls                                       mismatch
-    a located end is reported within the grace                  mismatch; the end is written off
+    a located end is reported within twice the grace            mismatch; the end is written off
     after a poll of all jobs, ``active`` covers the waiting     mismatch
     jobs that are older than the grace
     ==========================================================  ============================================
@@ -128,16 +128,16 @@ class CounterLedger:
         :param is_complete: whether all jobs were polled, so that every end among them is located.
         :param now: the time (seconds since 1970) of the report.
         """
-        unlisted = self._active - len(self.uncounted_ends) - waiting
+        active = self._active - len(self.uncounted_ends)
         if is_complete:
-            self.unlocated_ends = 0
-            self.foreign_active = max(0, unlisted)
-            if unlisted + waiting < settled:
+            self.unlocated_ends = 0  # the others are ends of foreign jobs
+            self.foreign_active = max(0, active - waiting)
+            if active < settled:
                 self._note_mismatch(now)
-            if self.has_mismatch:  # nothing that was reported before means anything now
+            if self.has_mismatch:  # no report of these ends is to be expected
                 self.uncounted_ends.clear()
         else:
-            self.foreign_active = max(self.foreign_active, unlisted)
+            self.foreign_active = max(self.foreign_active, active - waiting)
         self.vanished = self._missing(waiting)
 
     def _count_ends(self, reported: int, now: float) -> None:

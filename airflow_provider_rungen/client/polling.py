@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TypeVar
 
 from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
-from airflow_provider_rungen.client.flow import Flow, Sleep
+from airflow_provider_rungen.client.flow import Flow, Sleep, T
 from airflow_provider_rungen.client.job_poller import (
     JobPoller,
     identity,
@@ -51,15 +50,9 @@ __all__ = [
 # Seconds within which the service must know a job that it has just created.
 VISIBILITY_GRACE = 120.0
 
-T = TypeVar("T")
-
 
 def poll_until(
-    poll: Callable[[float | None], Flow[T | None]],
-    outages: Outages,
-    *,
-    poll_interval: float,
-    deadline: float,
+    poll: Callable[[float | None], Flow[T | None]], outages: Outages, *, poll_interval: float, deadline: float
 ) -> Flow[T | None]:
     """
     Poll until there is a result; return ``None`` if there is none by the deadline.

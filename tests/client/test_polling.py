@@ -113,10 +113,10 @@ class World:
         return answer
 
     def _app(self) -> Response:
-        told = self.lie(self.now, self.counters(self.now - self.lag))
-        if isinstance(told, int):
-            return Response(told, {}, b'{"error": "not for you"}')
-        jobs = {} if told is None else {"jobs": told}
+        report = self.lie(self.now, self.counters(self.now - self.lag))
+        if isinstance(report, int):
+            return Response(report, {}, b'{"error": "not for you"}')
+        jobs = {} if report is None else {"jobs": report}
         return Response(200, {}, json.dumps({"data": {"id": APP, "status": "RUNNING", **jobs}}).encode())
 
     def _job(self, job_id: str) -> Response:
@@ -131,7 +131,7 @@ class World:
 
 @dataclass
 class Log:
-    """What was logged, about a job or about the app."""
+    """The lines that were logged about a job or about the app."""
 
     world: World
     lines: list[tuple[float, int, str, str | None]] = field(default_factory=list)
@@ -150,7 +150,7 @@ class Outcome:
     late: dict[str, float]
     requests_per_job: float
     given_up_at: float | None
-    said: list[str]
+    logged: list[str]
     rounds: int
 
     def percentile(self, share: float) -> float:
@@ -160,8 +160,8 @@ class Outcome:
 
 def follow(world: World, *, every: float = EVERY, until: float = 3 * HOUR) -> Outcome:
     """Wait for the jobs as the watcher does, and see that each is found, as what it is, after it ended."""
-    said = Log(world)
-    poller = JobPoller(APP, said)
+    log = Log(world)
+    poller = JobPoller(APP, log)
     ours = sorted((run for run in world.runs.values() if run.is_ours), key=lambda run: run.waited_from)
     to_come, rounds = list(ours), 0
     late: dict[str, float] = {}
@@ -185,7 +185,7 @@ def follow(world: World, *, every: float = EVERY, until: float = 3 * HOUR) -> Ou
         if given_up_at is None and not poller.locator.is_trusted:
             given_up_at = world.now
         world.clock.now = max(begun + every, world.clock.now + poller.outages.pause)
-    return Outcome(late, world.requests / len(ours), given_up_at, said.of_app(), rounds)
+    return Outcome(late, world.requests / len(ours), given_up_at, log.of_app(), rounds)
 
 
 def poll_each(runs: Iterable[Run], every: float = EVERY) -> float:
@@ -285,7 +285,7 @@ def test_jobs_that_end_in_order_cost_one_request_each(count: int, cost: float) -
     outcome = follow(world)
     assert outcome.requests_per_job <= cost
     assert outcome.percentile(0.95) <= EVERY + 1
-    assert outcome.said == []
+    assert outcome.logged == []
 
 
 HONEST: dict[str, tuple[Callable[[], World], float]] = {
@@ -313,7 +313,7 @@ def test_honest_counters_find_every_job_in_time(name: str) -> None:
     assert outcome.requests_per_job <= cost
     assert outcome.percentile(0.95) <= EVERY + 1
     assert outcome.given_up_at is None
-    assert outcome.said == []
+    assert outcome.logged == []
 
 
 def test_an_hour_costs_little_more_than_the_questions_it_takes() -> None:
@@ -335,10 +335,10 @@ def test_jobs_that_end_in_any_order_cost_no_more_than_polling_each(count: int) -
     outcome = follow(world)
     assert outcome.requests_per_job <= poll_each(runs) + world.questions / count
     assert outcome.percentile(0.95) <= EVERY + 2  # polling that many takes some time
-    assert (outcome.given_up_at, outcome.said) == (None, [])
+    assert (outcome.given_up_at, outcome.logged) == (None, [])
 
 
-def test_a_handful_is_simply_polled() -> None:
+def test_a_few_jobs_are_simply_polled() -> None:
     world = World(in_order(counters.COUNTER_THRESHOLD))
     outcome = follow(world)
     assert world.questions == 0
@@ -388,7 +388,7 @@ def test_counters_that_are_moved_late_or_in_part_are_used_all_the_same(name: str
     assert outcome.requests_per_job <= cost
     assert outcome.percentile(0.95) <= late
     assert outcome.percentile(1) <= latest
-    assert (outcome.given_up_at, outcome.said) == (None, [])
+    assert (outcome.given_up_at, outcome.logged) == (None, [])
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -409,7 +409,7 @@ def test_honest_counters_are_never_given_up(seed: int) -> None:
     world = World(runs + others, lag=chance.choice([0, 0, 2, 6]))
     world.seconds_per_request = chance.choice([0.01, 0.1, 1.0])
     outcome = follow(world)
-    assert (outcome.given_up_at, outcome.said) == (None, [])
+    assert (outcome.given_up_at, outcome.logged) == (None, [])
 
 
 WRONG: dict[str, tuple[Callable[[], World], float, float, float]] = {
@@ -430,7 +430,7 @@ WRONG: dict[str, tuple[Callable[[], World], float, float, float]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_counters_are_given_up_and_it_is_said_once(name: str) -> None:
+def test_wrong_counters_are_given_up_and_that_is_logged_once(name: str) -> None:
     make, given_up_by, late, latest = WRONG[name]
     world = make()
     outcome = follow(world)
@@ -439,7 +439,7 @@ def test_wrong_counters_are_given_up_and_it_is_said_once(name: str) -> None:
     assert outcome.given_up_at <= given_up_by
     assert outcome.percentile(0.95) <= late
     assert outcome.percentile(1) <= latest
-    [line] = outcome.said
+    [line] = outcome.logged
     assert re.fullmatch(
         rf"Job counters of app {APP} do not add up \(.*, 3 mismatches\): polling its jobs one by one", line
     )
@@ -463,14 +463,14 @@ def test_counters_that_are_missing_are_done_without(name: str) -> None:
     outcome = follow(world)
     assert outcome.requests_per_job <= poll_each(world.runs.values()) + 1
     assert outcome.percentile(1) <= EVERY + 1
-    assert outcome.said == [f"Job counters of app {APP} are missing: polling its jobs one by one"]
+    assert outcome.logged == [f"Job counters of app {APP} are missing: polling its jobs one by one"]
 
 
 def test_a_new_app_has_no_counters_at_first() -> None:
     world = World(in_order(1000, 60, 120), lambda now, counters: None if now < 8 else counters)
     outcome = follow(world)
     assert outcome.requests_per_job <= 3.2
-    assert (outcome.said, outcome.given_up_at) == ([], None)
+    assert (outcome.logged, outcome.given_up_at) == ([], None)
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
@@ -479,8 +479,8 @@ def test_an_app_that_does_not_answer_does_not_keep_the_jobs(status: int) -> None
     outcome = follow(world)
     assert outcome.requests_per_job <= poll_each(world.runs.values()) + 1
     assert outcome.percentile(1) <= EVERY + 1
-    assert len(outcome.said) == 1
-    assert str(status) in outcome.said[0]
+    assert len(outcome.logged) == 1
+    assert str(status) in outcome.logged[0]
 
 
 def test_frozen_counters_make_short_jobs_late_and_no_more() -> None:
@@ -499,7 +499,7 @@ _value = st.one_of(
     st.just([]),
 )
 _names = st.sampled_from(["completed", "failed", "in_progress", "in_queue", "retried", "x"])
-_told = st.one_of(
+_reports = st.one_of(
     st.none(),
     st.sampled_from([403, 404, 500, 503]),
     st.fixed_dictionaries(
@@ -519,9 +519,11 @@ _runs = st.lists(
 
 
 @settings(max_examples=300)
-@given(runs=_runs, told=st.lists(_told, min_size=1, max_size=12), every=st.sampled_from([1.0, 5.0, 90.0]))
+@given(
+    runs=_runs, reports=st.lists(_reports, min_size=1, max_size=12), every=st.sampled_from([1.0, 5.0, 90.0])
+)
 def test_no_counters_whatever_change_the_outcome(
-    runs: list[tuple[int, str, int]], told: list[Counters], every: float
+    runs: list[tuple[int, str, int]], reports: list[Counters], every: float
 ) -> None:
     asked = iter(range(10**9))
     world = World(
@@ -529,26 +531,26 @@ def test_no_counters_whatever_change_the_outcome(
             Run(f"job-{i}", ends, status, created=-HOUR, waited_from=waited_from)
             for i, (ends, status, waited_from) in enumerate(runs)
         ),
-        lambda _, counters: told[next(asked) % len(told)],
+        lambda _, counters: reports[next(asked) % len(reports)],
     )
     outcome = follow(world, every=every)
     checks = -(-len(runs) // counters.COUNTER_THRESHOLD)
     assert outcome.percentile(1) <= (checks + 1) * (max(counters.CHECK_INTERVAL, every) + every) + 60
-    assert len([line for line in outcome.said if "one by one" in line]) <= 1
+    assert len([line for line in outcome.logged if "one by one" in line]) <= 1
 
 
 # --- trouble ------------------------------------------------------------------------------------------------
 
 
-def test_an_outage_costs_one_question_a_round_and_is_said_once() -> None:
+def test_an_outage_costs_one_poll_a_round_and_is_logged_once() -> None:
     world = World(in_order(1000, 10, 200), outage=(60, 120))
     asked_at: list[float] = []
     world.on_request = lambda _: asked_at.append(world.now)
     outcome = follow(world)
     assert len([at for at in asked_at if 60 <= at < 120]) <= 15
-    assert len(outcome.said) == 2
-    assert "polling continues" in outcome.said[0]
-    assert outcome.said[1] == "RunGen answers again"
+    assert len(outcome.logged) == 2
+    assert "polling continues" in outcome.logged[0]
+    assert outcome.logged[1] == "RunGen answers again"
     assert outcome.given_up_at is None
     assert outcome.requests_per_job <= 1.4
 
@@ -579,13 +581,13 @@ def test_a_job_that_never_answers_hides_no_other(count: int, broken: int) -> Non
     world.on_request = lambda _: world.refuse.clear() if world.now > 300 else None
     outcome = follow(world)
     assert max(late for job_id, late in outcome.late.items() if job_id != poison) <= 2 * EVERY + 2
-    assert len(outcome.said) == 2, "said once, and once that it is over"
+    assert len(outcome.logged) == 2, "logged once at its begin, and once at its end"
 
 
 def test_an_outage_that_began_before_the_first_look_is_outlasted() -> None:
     outcome = follow(World(in_order(100), outage=(0, 90)))
     assert outcome.requests_per_job <= 1.6
-    assert len(outcome.said) == 2
+    assert len(outcome.logged) == 2
 
 
 def test_a_retry_after_is_waited_for() -> None:
@@ -610,7 +612,7 @@ def test_a_retry_after_is_waited_for() -> None:
     assert poller.outages.pause == 0
 
 
-def test_a_hopeless_answer_is_an_error_of_that_job_alone() -> None:
+def test_an_error_that_no_waiting_can_change_concerns_that_job_alone() -> None:
     world = World(from_before(in_order(20, -10, 10)))
     world.refuse["job-3"] = 404
     poller = JobPoller(APP)
@@ -645,7 +647,7 @@ def test_waiters_may_leave_in_the_middle_of_a_round() -> None:
 
 def test_jobs_of_waiters_who_left_do_not_disturb_the_counters() -> None:
     world = World(in_order(200, 10, 120))
-    poller = JobPoller(APP, said := Log(world))
+    poller = JobPoller(APP, log := Log(world))
     poller.add(world.runs, world.clock.now)
     while len(poller.finished) < 100:
         begun = world.clock.now
@@ -655,7 +657,7 @@ def test_jobs_of_waiters_who_left_do_not_disturb_the_counters() -> None:
         world.clock.now = begun + EVERY
         assert world.now < 130
     assert poller.locator.is_trusted
-    assert said.of_app() == []
+    assert log.of_app() == []
 
 
 def test_a_canceled_job_is_found_though_its_waiter_came_late() -> None:
@@ -823,19 +825,19 @@ def test_nothing_is_asked_for_an_id_that_cannot_be_one() -> None:
     assert world.requests == 0
 
 
-def test_many_jobs_are_told_of_by_their_number(caplog: pytest.LogCaptureFixture) -> None:
+def test_many_jobs_are_logged_by_their_number(caplog: pytest.LogCaptureFixture) -> None:
     world = World(in_order(200, 10, 100))
     with caplog.at_level(logging.INFO):
         wait(world, list(world.runs))
     lines = [record.getMessage() for record in caplog.records]
     assert 2 <= len(lines) <= 4
     for line in lines:
-        told = re.fullmatch(r"(\d+) of 200 done, (\d+) running, 0 failed; .*/s, about .* left", line)
-        assert told, line
-        assert int(told[1]) + int(told[2]) == 200
+        counts = re.fullmatch(r"(\d+) of 200 done, (\d+) running, 0 failed; .*/s, about .* left", line)
+        assert counts, line
+        assert int(counts[1]) + int(counts[2]) == 200
 
 
-def test_a_few_jobs_are_told_of_by_their_names(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_few_jobs_are_logged_by_their_ids(caplog: pytest.LogCaptureFixture) -> None:
     world = World(in_order(2, 10, 12))
     with caplog.at_level(logging.INFO):
         wait(world, list(world.runs))
@@ -849,7 +851,7 @@ def test_a_few_jobs_are_told_of_by_their_names(caplog: pytest.LogCaptureFixture)
 
 
 class Slow:
-    """A service that needs some seconds for each answer about a job, or for those of some jobs, always."""
+    """A service that needs some seconds for each answer about a job, or never answers about some jobs."""
 
     def __init__(self, seconds: float, ends: float = 0.0, hanging: Iterable[str] = ()) -> None:
         self.clock = FakeTime()

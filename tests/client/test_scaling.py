@@ -119,7 +119,9 @@ def test_an_app_that_does_not_get_there_is_an_error_that_says_where_it_is(not_th
         assert "2 unhealthy" in str(info.value)
 
 
-def test_what_changes_is_said_once_and_an_unknown_status_louder(caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_are_logged_once_and_an_unknown_status_is_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO)
     loading = app("INITIALIZING", 2, workers={"initializing": 2})
     half = app("INITIALIZING", 2, workers={"initializing": 1, "ready": 1})
@@ -181,7 +183,7 @@ def puts(sent: list[Request]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("told", "sent"),
+    ("answer", "sent"),
     [
         (app("INITIALIZING", 3), [1]),
         (app("INITIALIZING", "3"), [1]),
@@ -193,8 +195,8 @@ def puts(sent: list[Request]) -> list[Any]:
         (404, []),
     ],
 )
-def test_an_app_is_lowered_unless_somebody_else_has_set_it(told: Any, sent: list[int]) -> None:
-    _, requests = play(restore_workers(ScaleRecord(APP, 3, 1, 0.0)), [told, app("RUNNING", 1)])
+def test_an_app_is_lowered_unless_somebody_else_has_set_it(answer: Any, sent: list[int]) -> None:
+    _, requests = play(restore_workers(ScaleRecord(APP, 3, 1, 0.0)), [answer, app("RUNNING", 1)])
     assert puts(requests) == sent
 
 

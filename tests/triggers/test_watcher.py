@@ -375,9 +375,9 @@ def test_the_deadline_allows_a_last_look(stage: Stage, count: int) -> None:
 def test_the_last_look_trusts_no_counters(stage: Stage) -> None:
     ids = stage.submit(20, seconds=0)
     stage.pass_by(20)
-    told = {"completed": 0, "failed": 0, "in_progress": 20, "in_queue": 0}
+    counters = {"completed": 0, "failed": 0, "in_progress": 20, "in_queue": 0}
     stage.service.inject(
-        Fault(on="get_app", status=200, body={"data": {"id": APP, "jobs": told}}, times=None)
+        Fault(on="get_app", status=200, body={"data": {"id": APP, "jobs": counters}}, times=None)
     )
 
     async def scene() -> None:
@@ -451,7 +451,7 @@ def test_the_deadline_holds_in_an_outage_and_the_service_is_left_alone(
 # --- one task does not hurt another -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [3, 40], ids=["a handful", "by the counters"])
+@pytest.mark.parametrize("count", [3, 40], ids=["a few", "by the counters"])
 def test_a_look_that_hangs_holds_up_nobody(stage: Stage, count: int) -> None:
     stuck, *ids = stage.submit(count + 1)
     stage.service.inject(Fault(on="get", kind="hang", job_id=stuck, times=None))
@@ -500,11 +500,11 @@ def test_a_job_that_answers_late_is_not_asked_again_meanwhile_and_is_delivered(s
 
 
 def test_a_retry_after_of_one_job_silences_that_job_alone(stage: Stage) -> None:
-    told, *ids = stage.submit(4)
-    stage.service.inject(Fault(on="get", status=503, job_id=told, headers={"Retry-After": "600"}, times=None))
+    late, *ids = stage.submit(4)
+    stage.service.inject(Fault(on="get", status=503, job_id=late, headers={"Retry-After": "600"}, times=None))
 
     async def scene() -> None:
-        left, *tasks = [wait([job_id]) for job_id in (told, *ids)]
+        left, *tasks = [wait([job_id]) for job_id in (late, *ids)]
         await until(lambda: stage.service.count("get") >= 12)
         stage.pass_by(20)
         await asyncio.gather(*tasks)
@@ -512,7 +512,7 @@ def test_a_retry_after_of_one_job_silences_that_job_alone(stage: Stage) -> None:
         left.cancel()
 
     play(scene())
-    assert sum(record.path.endswith(told) for record in stage.service.records()) == 1
+    assert sum(record.path.endswith(late) for record in stage.service.records()) == 1
 
 
 @pytest.mark.parametrize("count", [MAX_STRAGGLERS + 4, MAX_IN_FLIGHT + 8])
@@ -575,10 +575,10 @@ def test_an_app_that_hangs_holds_up_nobody(stage: Stage) -> None:
 # --- a key that is replaced ---------------------------------------------------------------------------------
 
 
-def rotate(stage: Stage, monkeypatch: pytest.MonkeyPatch, *, is_told: bool) -> None:
+def rotate(stage: Stage, monkeypatch: pytest.MonkeyPatch, *, is_stored: bool) -> None:
     """Revoke the key, and put the new one into the connection."""
     stage.service.api_key = "another-emulator-key"
-    if is_told:
+    if is_stored:
         monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", stage.emulator.airflow_connection())
 
 
@@ -591,7 +591,7 @@ def test_a_rotated_key_is_read_from_the_connection(
     async def scene() -> None:
         tasks = [wait([job_id]) for job_id in ids]
         await until(lambda: stage.looks() >= 2)
-        rotate(stage, monkeypatch, is_told=True)
+        rotate(stage, monkeypatch, is_stored=True)
         stage.pass_by(20)
         late = wait(ids)  # one that joins after the rotation
         for job_id, [job] in zip(ids, await asyncio.gather(*tasks), strict=True):
@@ -612,10 +612,10 @@ def test_a_key_that_is_replaced_after_it_was_revoked_is_waited_for(
     async def scene() -> None:
         tasks = [wait([job_id]) for job_id in ids]
         await until(lambda: stage.service.count("get") >= 3)
-        rotate(stage, monkeypatch, is_told=False)
+        rotate(stage, monkeypatch, is_stored=False)
         looks = stage.looks()
         await until(lambda: stage.looks() >= looks + 4)
-        rotate(stage, monkeypatch, is_told=True)
+        rotate(stage, monkeypatch, is_stored=True)
         stage.pass_by(20)
         assert [job.id for [job] in await asyncio.gather(*tasks)] == ids
 
@@ -629,7 +629,7 @@ def test_a_refusal_that_lasts_ends_the_wait(stage: Stage, monkeypatch: pytest.Mo
     async def scene() -> None:
         tasks = [wait([job_id]) for job_id in ids]  # all of them, and not one after the other
         await until(lambda: stage.looks() >= 3)
-        rotate(stage, monkeypatch, is_told=False)
+        rotate(stage, monkeypatch, is_stored=False)
         await asyncio.wait(tasks)
         assert all(isinstance(task.exception(), RunGenForbiddenError) for task in tasks)
 
@@ -653,7 +653,7 @@ def test_a_stray_refusal_passes(stage: Stage, caplog: pytest.LogCaptureFixture) 
 # --- errors -------------------------------------------------------------------------------------------------
 
 
-def test_a_hopeless_error_reaches_only_the_waiters_of_its_job(stage: Stage) -> None:
+def test_an_error_that_no_waiting_can_change_reaches_only_the_waiters_of_its_job(stage: Stage) -> None:
     ids = stage.submit(3)
     stage.service.inject(Fault(on="get", status=404, job_id=ids[1], times=None))
 
@@ -785,7 +785,7 @@ def test_lines_go_to_the_log_of_the_waiter_they_are_about(stage: Stage) -> None:
     assert {who for who, _ in heard} == {"ann", "bob", "cy"}
 
 
-def test_many_jobs_are_told_of_by_their_number_to_who_waits_for_them(
+def test_many_jobs_are_logged_by_their_number_to_who_waits_for_them(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.progress.PROGRESS_INTERVAL", 0.0)
@@ -806,7 +806,7 @@ def test_many_jobs_are_told_of_by_their_number_to_who_waits_for_them(
     assert not [line for who, line in heard if who == "bob" and " done, " in line]
 
 
-def test_an_outage_is_told_to_everyone_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_is_logged_to_everyone_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
     ids = stage.submit(2)
     stage.service.inject(Fault(on="get", status=503, times=5))
@@ -820,10 +820,10 @@ def test_an_outage_is_told_to_everyone_once(stage: Stage, monkeypatch: pytest.Mo
     with hearing() as heard:
         play(scene())
     for name in ("ann", "bob"):
-        said = [line for who, line in heard if who == name and "is" not in line.split()]
-        assert len(said) == 2
-        assert "polling continues" in said[0]
-        assert said[1] == "RunGen answers again"
+        lines = [line for who, line in heard if who == name and "is" not in line.split()]
+        assert len(lines) == 2
+        assert "polling continues" in lines[0]
+        assert lines[1] == "RunGen answers again"
 
 
 # --- limits -------------------------------------------------------------------------------------------------
@@ -859,8 +859,7 @@ def test_two_event_loops_have_watchers_of_their_own(stage: Stage) -> None:
     def run(job_id: str) -> None:
         async def scene() -> None:
             task = wait([job_id])
-            await until(lambda: stage.service.count("get") >= 2)
-            assert len(watchers()) == 1
+            await until(lambda: stage.service.count("get") >= 2 and len(watchers()) == 1)
             stage.pass_by(20)
             assert (await task)[0].id == job_id
 
