@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.execution.batch.run import BatchResult, BatchRun
+from airflow_provider_rungen.execution.batch.result import BatchResult
+from airflow_provider_rungen.execution.batch.run import BatchRun
 from airflow_provider_rungen.execution.collector import Collector
 from airflow_provider_rungen.execution.outcomes import raise_for_jobs
 

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import metrics
@@ -16,7 +16,6 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE, job_of, strip_payloads
 from airflow_provider_rungen.exceptions import (
     RunGenError,
-    RunGenJobError,
     RunGenJobFailedError,
     RunGenNotFoundError,
     RunGenSubmissionUnknownError,
@@ -24,6 +23,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.execution.attempts import End
 from airflow_provider_rungen.execution.batch.checkpoint import KEY, BatchHeader, Checkpoint
 from airflow_provider_rungen.execution.batch.inputs import Inputs
+from airflow_provider_rungen.execution.batch.result import BatchResult
 from airflow_provider_rungen.execution.batch.submitter import BatchSubmitter
 from airflow_provider_rungen.execution.durable import DurableRun
 from airflow_provider_rungen.execution.lineage import TaskOutcome
@@ -41,39 +41,6 @@ log = logging.getLogger(__name__)
 IDS_IN_A_LINE = 50
 # How many refusals keep their reason over a deferral; a message names no more.
 MAX_PUSHED_REASONS = 10
-
-
-@dataclass(frozen=True)
-class BatchResult:
-    """
-    The result of a batch.
-
-    :param ids: the job of each input, or ``None``.
-    :param refused: the inputs that have no job, with the reason.
-    :param jobs: the jobs that are over, all that failed among them.
-    """
-
-    ids: list[str | None]
-    refused: Mapping[int, RunGenError] = field(default_factory=dict)
-    jobs: Sequence[Job] = ()
-
-    @property
-    def job_ids(self) -> list[str]:
-        """The jobs."""
-        return [job_id for job_id in self.ids if job_id]
-
-    def reasons(self) -> dict[int, str]:
-        """Return why inputs did not complete, by their index."""
-        reasons = {index: "it was not submitted" for index, job_id in enumerate(self.ids) if job_id is None}
-        reasons |= {index: error.message for index, error in self.refused.items()}
-        reason_by_job = {}
-        for job in self.jobs:
-            try:
-                job.raise_for_status()
-            except RunGenJobError as error:
-                reason_by_job[job.id] = error.message
-        reasons |= {i: reason_by_job[job_id] for i, job_id in enumerate(self.ids) if job_id in reason_by_job}
-        return dict(sorted(reasons.items()))
 
 
 class BatchRun(DurableRun["BatchOptions"]):
