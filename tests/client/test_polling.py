@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from airflow_provider_rungen.client import counters, job_poller
 from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.outages import REFUSAL_PAUSE
 from airflow_provider_rungen.client.polling import JobPoller, poll_jobs_once, wait_for_jobs
+from airflow_provider_rungen.client.retry import REFUSAL_GRACE
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.exceptions import (
     RunGenConnectionError,
@@ -765,6 +767,23 @@ def test_looks_that_are_followed_by_more_go_by_the_counters() -> None:
         world.clock.now += 10
     assert len(jobs) == 500
     assert world.requests <= 2.2 * 500
+
+
+@pytest.mark.parametrize("refused", [["job-0"], None])
+def test_a_single_poll_ends_though_a_refusal_is_neither_confirmed_nor_disproved(
+    refused: list[str] | None,
+) -> None:
+    """The others answer, or nobody does any more: a sensor goes on to its next poke."""
+    world = World(in_order(6, HOUR, HOUR))
+    world.refuse = dict.fromkeys(refused or world.runs, 403)
+
+    def begin_outage(_: Request) -> None:
+        if refused is None and sum(world.looks.values()) >= 6:
+            world.refuse = dict.fromkeys(world.runs, 502)
+
+    world.on_request = begin_outage
+    assert poll(world, list(world.runs), JobPoller(APP)) is None
+    assert world.now <= REFUSAL_GRACE + REFUSAL_PAUSE + 1
 
 
 def test_the_deadline_names_what_is_not_over() -> None:
