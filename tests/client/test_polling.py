@@ -168,12 +168,22 @@ def follow(world: World, *, every: float = EVERY, until: float = 3 * HOUR) -> Ou
     to_come, rounds = list(ours), 0
     late: dict[str, float] = {}
     given_up_at = None
-    while len(late) < len(ours):
-        assert world.now < until, f"{len(ours) - len(late)} jobs are never found"
+
+    def admit() -> None:
         while to_come and to_come[0].waited_from <= world.now:
             poller.add([to_come.pop(0).id], world.clock.now)
+
+    def send(request: Request) -> Response:
+        try:
+            return world.send(request)
+        finally:
+            admit()
+
+    while len(late) < len(ours):
+        assert world.now < until, f"{len(ours) - len(late)} jobs are never found"
+        admit()
         begun, asked, waiting = world.clock.now, world.requests, len(poller.waiting)
-        drive(poller.poll_once(every), world.send, world.clock.sleep, world.clock.time)
+        drive(poller.poll_once(every), send, world.clock.sleep, world.clock.time)
         rounds += 1
         is_outage = world.outage[0] <= world.now < world.outage[1] + 120
         assert is_outage or world.requests - asked <= waiting + 1, "never more than polling each, and one"
@@ -228,6 +238,13 @@ def one_by_one(count: int = 1000, per_second: float = 10.0) -> list[Run]:
     for i in range(count):
         at += chance.expovariate(per_second)
         runs.append(Run(f"job-{i}", at + chance.uniform(10, 60), created=at, waited_from=at + 1))
+    return runs
+
+
+def deferred_within(seconds: float, runs: list[Run]) -> list[Run]:
+    """Jobs whose waits begin one after the other, as triggers do: some while the counters are asked for."""
+    for place, run in enumerate(runs):
+        run.waited_from = seconds * place / len(runs)
     return runs
 
 
@@ -304,6 +321,7 @@ HONEST: dict[str, tuple[Callable[[], World], float]] = {
     "an hour, in order": (lambda: World(in_order(1000, 10, HOUR)), 2.2),
     "an hour, then in order": (lambda: World(in_order(1000, 3000, HOUR)), 2.3),
     "ten times as many for an hour": (lambda: World(in_order(10_000, 3000, HOUR)), 1.4),
+    "waiters come one by one": (lambda: World(deferred_within(8, in_order())), 1.02),
     "jobs come while others wait": (lambda: World(one_by_one()), 7),
 }
 
