@@ -119,25 +119,28 @@ class CounterLedger:
         # believed if reported twice, since a job may be between two states
         return self.unlocated_ends + min(reported, self.vanished)
 
-    def close(self, *, waiting: int, settled: int, is_complete: bool, now: float) -> None:
+    def close(self, *, waiting: int, new: int, settled: int, is_complete: bool, now: float) -> None:
         """
         Record that the polls that follow a report are done.
 
         :param waiting: jobs that are still waited for here, and that the counters may know.
-        :param settled: those of them that the counters must know by now.
+        :param new: jobs that are waited for since the report was asked for; it may count them as active.
+        :param settled: those of ``waiting`` that the counters must know by now.
         :param is_complete: whether all jobs were polled, so that every end among them is located.
         :param now: the time (seconds since 1970) of the report.
         """
         active = self._active - len(self.uncounted_ends)
+        # the fewest there may be: too few hide a canceled job until a check, too many look like vanished jobs
+        foreign_active = max(0, active - waiting - new)
         if is_complete:
             self.unlocated_ends = 0  # the others are ends of foreign jobs
-            self.foreign_active = max(0, active - waiting)
+            self.foreign_active = foreign_active
             if active < settled:
                 self._note_mismatch(now)
             if self.has_mismatch:  # no report of these ends is to be expected
                 self.uncounted_ends.clear()
         else:
-            self.foreign_active = max(self.foreign_active, active - waiting)
+            self.foreign_active = max(self.foreign_active, foreign_active)
         self.vanished = self._missing(waiting)
 
     def _count_ends(self, reported: int, now: float) -> None:

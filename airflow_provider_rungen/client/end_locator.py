@@ -92,8 +92,10 @@ class EndLocator:
         rest = poller.pollable(job_id for job_id in due if job_id not in looked)
         rest = yield from self._search(rest, missing - (poller.found - found))
         if poller.outages.last_failure is None:
+            waiting = self._added_by(asked_at)
             ledger.close(
-                waiting=self._added_by(asked_at),
+                waiting=waiting,
+                new=len(poller.waiting) - waiting,
                 settled=self._added_by(asked_at - grace),
                 is_complete=not rest and poller.is_complete,
                 now=asked_at,

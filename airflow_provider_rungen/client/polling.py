@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
 from airflow_provider_rungen.client.job_poller import (
@@ -20,7 +21,6 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.outages import Outages
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT
 from airflow_provider_rungen.client.progress import Progress
-from airflow_provider_rungen.client.retry import is_transient
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenError,
@@ -78,9 +78,11 @@ def poll_until(
 
 
 def outlast_refusal(poll: Callable[[], Flow[T | None]], outages: Outages) -> Flow[T | None]:
-    """Poll once, and again while the key is refused and that may be a stray refusal."""
-    while (result := (yield from poll())) is None and outages.refusals.is_pending:
-        yield Sleep(max(outages.pause, 1.0))
+    """Poll once, and again while it is not known whether a refusal of the key lasts."""
+    now = yield Sleep(0)
+    known_at = now + retry.REFUSAL_GRACE
+    while (result := (yield from poll())) is None and outages.refusals.is_pending and now < known_at:
+        now = yield Sleep(max(outages.pause, 1.0))
     return result
 
 
@@ -187,7 +189,7 @@ def job_of(outcome: Job | RunGenError, app_id: str, job_id: str) -> Job:
     """
     if isinstance(outcome, Job):
         return outcome
-    if is_transient(outcome) or not concerns_one_job(outcome):
+    if retry.is_transient(outcome) or not concerns_one_job(outcome):
         raise outcome
     return failed_by(outcome, app_id, job_id)
 

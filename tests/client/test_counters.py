@@ -27,15 +27,27 @@ class Round:
         assert self(ended=100, active=waiting + foreign) == 0
 
     def __call__(
-        self, *, ended: int, active: int, located: int = 0, canceled: int = 0, is_complete: bool = False
+        self,
+        *,
+        ended: int,
+        active: int,
+        located: int = 0,
+        canceled: int = 0,
+        new: int = 0,
+        is_complete: bool = False,
     ) -> int:
-        """Return how many jobs the ledger asks for, before some are located."""
+        """Return how many jobs the ledger asks for, before some are located and new ones come."""
         self.now += 5
         missing = self.ledger.report(ended, active, waiting=self.waiting, now=self.now, grace=COUNTER_GRACE)
         for _ in range(located):
             self.ledger.locate_end(self.now)
         self.waiting -= located + canceled
-        self.ledger.close(waiting=self.waiting, settled=self.waiting, is_complete=is_complete, now=self.now)
+        for _ in range(new):
+            self.ledger.add_job()
+        self.ledger.close(
+            waiting=self.waiting, new=new, settled=self.waiting, is_complete=is_complete, now=self.now
+        )
+        self.waiting += new
         return missing
 
 
@@ -85,6 +97,19 @@ def test_foreign_jobs_that_end_are_asked_for_until_all_were_polled() -> None:
     assert round_.ledger.foreign_active == 3
 
 
+@pytest.mark.parametrize("is_complete", [False, True])
+@pytest.mark.parametrize("is_counted", [False, True])
+def test_jobs_that_come_during_a_round_are_neither_foreign_nor_vanished(
+    is_counted: bool, is_complete: bool
+) -> None:
+    round_ = Round(10, foreign=5)
+    assert round_(ended=100, active=18 if is_counted else 15, new=3, is_complete=is_complete) == 0
+    for _ in range(2):
+        assert round_(ended=100, active=18) == 0
+        assert (round_.ledger.foreign_active, round_.ledger.vanished) == (5, 0)
+    assert round_.ledger.mismatches == 0
+
+
 @pytest.mark.parametrize("proof", [False, True])
 def test_counters_that_stand_still_are_mismatches_until_they_prove_themselves(proof: bool) -> None:
     round_ = Round(10)
@@ -131,10 +156,13 @@ def test_the_invariants_hold_whatever_is_reported(seed: int) -> None:
                 ledger.locate_end(now)
                 waiting -= 1
         if chance.random() < 0.9:
-            is_complete = chance.random() < 0.2
-            ledger.close(waiting=waiting, settled=waiting, is_complete=is_complete, now=now)
+            is_complete, new = chance.random() < 0.2, chance.choice([0, 0, chance.randrange(5)])
+            for _ in range(new):
+                ledger.add_job()
+            ledger.close(waiting=waiting, new=new, settled=waiting, is_complete=is_complete, now=now)
             expected = waiting + ledger.foreign_active + len(ledger.uncounted_ends)
             assert active + ledger.unlocated_ends + ledger.vanished >= expected
+            waiting += new
         assert not (ledger.unlocated_ends and ledger.uncounted_ends)
         assert min(ledger.unlocated_ends, ledger.foreign_active, ledger.vanished) >= 0
         if not waiting:

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from airflow_provider_rungen.client import counters, job_poller
 from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.outages import REFUSAL_PAUSE
 from airflow_provider_rungen.client.polling import JobPoller, poll_jobs_once, wait_for_jobs
+from airflow_provider_rungen.client.retry import REFUSAL_GRACE
 from airflow_provider_rungen.client.transport import drive
 from airflow_provider_rungen.exceptions import (
     RunGenConnectionError,
@@ -166,12 +168,22 @@ def follow(world: World, *, every: float = EVERY, until: float = 3 * HOUR) -> Ou
     to_come, rounds = list(ours), 0
     late: dict[str, float] = {}
     given_up_at = None
-    while len(late) < len(ours):
-        assert world.now < until, f"{len(ours) - len(late)} jobs are never found"
+
+    def admit() -> None:
         while to_come and to_come[0].waited_from <= world.now:
             poller.add([to_come.pop(0).id], world.clock.now)
+
+    def send(request: Request) -> Response:
+        try:
+            return world.send(request)
+        finally:
+            admit()
+
+    while len(late) < len(ours):
+        assert world.now < until, f"{len(ours) - len(late)} jobs are never found"
+        admit()
         begun, asked, waiting = world.clock.now, world.requests, len(poller.waiting)
-        drive(poller.poll_once(every), world.send, world.clock.sleep, world.clock.time)
+        drive(poller.poll_once(every), send, world.clock.sleep, world.clock.time)
         rounds += 1
         is_outage = world.outage[0] <= world.now < world.outage[1] + 120
         assert is_outage or world.requests - asked <= waiting + 1, "never more than polling each, and one"
@@ -226,6 +238,13 @@ def one_by_one(count: int = 1000, per_second: float = 10.0) -> list[Run]:
     for i in range(count):
         at += chance.expovariate(per_second)
         runs.append(Run(f"job-{i}", at + chance.uniform(10, 60), created=at, waited_from=at + 1))
+    return runs
+
+
+def deferred_within(seconds: float, runs: list[Run]) -> list[Run]:
+    """Jobs whose waits begin one after the other, as triggers do: some while the counters are asked for."""
+    for place, run in enumerate(runs):
+        run.waited_from = seconds * place / len(runs)
     return runs
 
 
@@ -302,6 +321,7 @@ HONEST: dict[str, tuple[Callable[[], World], float]] = {
     "an hour, in order": (lambda: World(in_order(1000, 10, HOUR)), 2.2),
     "an hour, then in order": (lambda: World(in_order(1000, 3000, HOUR)), 2.3),
     "ten times as many for an hour": (lambda: World(in_order(10_000, 3000, HOUR)), 1.4),
+    "waiters come one by one": (lambda: World(deferred_within(8, in_order())), 1.02),
     "jobs come while others wait": (lambda: World(one_by_one()), 7),
 }
 
@@ -765,6 +785,23 @@ def test_looks_that_are_followed_by_more_go_by_the_counters() -> None:
         world.clock.now += 10
     assert len(jobs) == 500
     assert world.requests <= 2.2 * 500
+
+
+@pytest.mark.parametrize("refused", [["job-0"], None])
+def test_a_single_poll_ends_though_a_refusal_is_neither_confirmed_nor_disproved(
+    refused: list[str] | None,
+) -> None:
+    """The others answer, or nobody does any more: a sensor goes on to its next poke."""
+    world = World(in_order(6, HOUR, HOUR))
+    world.refuse = dict.fromkeys(refused or world.runs, 403)
+
+    def begin_outage(_: Request) -> None:
+        if refused is None and sum(world.looks.values()) >= 6:
+            world.refuse = dict.fromkeys(world.runs, 502)
+
+    world.on_request = begin_outage
+    assert poll(world, list(world.runs), JobPoller(APP)) is None
+    assert world.now <= REFUSAL_GRACE + REFUSAL_PAUSE + 1
 
 
 def test_the_deadline_names_what_is_not_over() -> None:

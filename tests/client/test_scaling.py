@@ -12,11 +12,13 @@ from conftest import APP, FakeTime, Via
 
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.client.outages import REFUSAL_PAUSE
 from airflow_provider_rungen.client.scaling import (
     MAX_MISSING_COUNTERS,
     AppTarget,
     ScaleRecord,
     drain_app,
+    poll_app_once,
     remove_app,
     restore_workers,
     set_workers,
@@ -156,6 +158,19 @@ def test_a_deadline_in_the_past_allows_one_look() -> None:
     assert len(sent) == 1
     with pytest.raises(RunGenAppTimeoutError):
         wait(AppTarget(APP), app("STOPPED", 0), app("RUNNING", 1), within=-100)
+
+
+def test_a_single_poll_outlasts_a_stray_refusal_but_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    grace = 30.0
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.REFUSAL_GRACE", grace)
+    found, _ = play(poll_app_once(AppTarget(APP)), [403, 403, app("RUNNING", 1)])
+    assert found.status == "RUNNING"
+    assert play(poll_app_once(AppTarget(APP)), [503])[0] is None
+    clock = FakeTime()
+    with pytest.raises(RunGenForbiddenError):
+        play(poll_app_once(AppTarget(APP)), [403], clock)
+    assert play(poll_app_once(AppTarget(APP)), [403, 503], clock)[0] is None
+    assert sum(clock.slept) <= 2 * (grace + REFUSAL_PAUSE)
 
 
 # --- up and down --------------------------------------------------------------------------------------------
