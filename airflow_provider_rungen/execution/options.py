@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator
+    from airflow_provider_rungen.ledger import Ledger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,27 @@ class SubmitOptions(WaitOptions):
 class BatchOptions(SubmitOptions):
     """How a run submits many jobs."""
 
+    format: Literal["jsonl", "csv", "parquet"] | None = None
+    destination: Any = None
+    ledger: Ledger | None = None
     max_concurrency: int
     max_failed: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """What a table is made of, and where its results go."""
+
+    table: Any
+    key: Sequence[str]
+    columns: Sequence[str]
+    results: Any
+    destination: Any
+
+    @classmethod
+    def of(cls, task: BaseOperator) -> Self:
+        """Copy the parameters of an operator, templates rendered."""
+        return cls(**_parameters(cls, task))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client import retry
@@ -20,12 +20,15 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
     RunGenSubmissionUnknownError,
 )
+from airflow_provider_rungen.execution import attempts
 from airflow_provider_rungen.execution.attempts import End
 from airflow_provider_rungen.execution.batch.checkpoint import KEY, BatchHeader, Checkpoint
 from airflow_provider_rungen.execution.batch.inputs import Inputs
 from airflow_provider_rungen.execution.batch.result import BatchResult
+from airflow_provider_rungen.execution.batch.reuse import Reuse, run_token
+from airflow_provider_rungen.execution.batch.saved import SavedLines
 from airflow_provider_rungen.execution.batch.submitter import BatchSubmitter
-from airflow_provider_rungen.execution.durable import DurableRun
+from airflow_provider_rungen.execution.durable import DurableRun, OnClear
 from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.outcomes import format_reasons, max_failures, read_job_event
 from airflow_provider_rungen.execution.submission import RESUBMISSION_GRACE
@@ -33,6 +36,7 @@ from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.options import BatchOptions
     from airflow_provider_rungen.execution.waiting import Defer
 
@@ -53,16 +57,22 @@ class BatchRun(DurableRun["BatchOptions"]):
         self._store = context.get("task_state_store") if options.durable else None
         # what is saved of this attempt, or else of an earlier one
         self._checkpoint: Checkpoint | None = None
+        self.reuse = Reuse()
+        #: The jobs that this attempt has canceled.
+        self.canceled: set[str] = set()
 
     def submit_and_wait(self, read_inputs: Callable[[], Any]) -> BatchResult:
         """
         Submit what is not submitted yet, and wait for all of it when asked to. Call it within `executing`.
 
-        :param read_inputs: returns the inputs: a list, or the URI of a file.
+        :param read_inputs: returns the inputs.
         """
-        inputs = Inputs(read_inputs(), Schema.of(self.options.input_schema, "input_schema"))
+        book = self._open_book()
+        inputs = self._read_inputs(read_inputs, book)
         app_id = self.app_id
         self.link_to(app_id)
+        if book is not None:
+            self.reuse = Reuse.begin(book, inputs.keys, str(self.options.destination), run_token(self.ti))
         header = BatchHeader(
             app_id=app_id,
             digest=inputs.digest,
@@ -75,17 +85,53 @@ class BatchRun(DurableRun["BatchOptions"]):
         deadline = self.deadline(checkpoint.header.deadline)
         refused = self._submit(inputs, checkpoint, completed, deadline)
         self._own_running(checkpoint, completed)
-        result = BatchResult(checkpoint.entries, refused)
+        result = BatchResult(self.reuse.expand(checkpoint.entries), self.reuse.expand_refused(refused))
         if not self.options.wait_for_completion:
             return result
         jobs = self.wait(
             deadline=deadline,
             visible_by=time.time() + VISIBILITY_GRACE,
             on_finished=strip_payloads,
-            can_end_from_trigger=None not in result.ids,
+            can_end_from_trigger=None not in result.ids and self.options.destination is None,
             before_end_from_trigger=lambda: self._push_success(result),
         )
         return replace(result, jobs=jobs)
+
+    def _read_inputs(self, read_inputs: Callable[[], Any], book: LedgerBook | None) -> Inputs:
+        schema = Schema.of(self.options.input_schema, "input_schema")
+        return Inputs(read_inputs(), schema, format=self.options.format, key_of=book.key if book else None)
+
+    def _open_book(self) -> LedgerBook | None:
+        """Open the ledger. The service knows which model the app is."""
+        if self.options.ledger is None:
+            return None
+        from airflow_provider_rungen.execution.ledger.book import LedgerBook
+        from airflow_provider_rungen.execution.ledger.keys import model_identity
+
+        app = self.hook.get_app(app_id=self.app_id)
+        return LedgerBook(self.options.ledger, model_identity(app), run_token(self.ti))
+
+    # --- the ledger ---
+
+    @property
+    def is_durable(self) -> bool:
+        return super().is_durable or self.options.ledger is not None
+
+    @property
+    def on_clear(self) -> OnClear:
+        ledger = self.options.ledger
+        return super().on_clear if ledger is None or ledger.refresh else "keep"
+
+    def own(self, app_id: str, job_ids: Sequence[str], borrowed: Collection[str] = ()) -> None:
+        super().own(app_id, job_ids, borrowed or self.reuse.borrowed)
+
+    def cancel(self, job_ids: Sequence[str], *, within: float | None = None) -> list[str]:
+        left = super().cancel(job_ids, within=within)
+        canceled = set(job_ids) - set(left)
+        self.canceled |= canceled
+        # a kill leaves little time, and the next attempt finds out that they were canceled
+        attempts.call_briefly(lambda: self.reuse.forget(canceled))
+        return left
 
     @contextmanager
     def executing(self) -> Iterator[None]:
@@ -100,17 +146,53 @@ class BatchRun(DurableRun["BatchOptions"]):
     @contextmanager
     def completing(self, event: Mapping[str, Any]) -> Iterator[BatchResult]:
         """Go on after the wait in the triggerer."""
-        ids = self._pushed_ids()
-        result = BatchResult(ids, self._pushed_refusals())
-        self.own(event.get("app_id") or self.options.app_id or "", result.job_ids)
+        app_id = event.get("app_id") or self.options.app_id or ""
+        result = self._restore(app_id)
         with self.owning():
-            self.own(event.get("app_id") or self.app_id, result.job_ids)
+            app_id = event.get("app_id") or self.app_id
+            self.own(app_id, self.jobs.job_ids)
             jobs = read_job_event(event)
             if event.get("count", 0) > len(jobs):  # more failed than the event holds
-                app_id = self.jobs.app_id
-                outcomes = self._fetch(app_id, result.job_ids).items()
+                outcomes = self._fetch(app_id, self.jobs.job_ids).items()
                 jobs = [job_of(outcome, app_id, job_id) for job_id, outcome in outcomes]
             yield replace(result, jobs=jobs)
+
+    def _restore(self, app_id: str) -> BatchResult:
+        """Return what was submitted before the deferral, and answer for its jobs."""
+        result = BatchResult(self._pushed_ids(), self._pushed_refusals())
+        self.own(app_id, result.job_ids)
+        if self.options.ledger is not None:
+            keys, reused = [], []
+            for index, (key, is_reused) in enumerate(self.saved_lines.load()):
+                keys.append(key)
+                reused += [index] if is_reused else []
+            self._restore_reuse(keys, result.ids, reused)
+        return result
+
+    def _restore_reuse(self, keys: Sequence[str], ids: Sequence[str | None], reused: Sequence[int]) -> None:
+        from airflow_provider_rungen.execution.ledger.book import LedgerBook
+
+        if self.options.ledger is not None:
+            # no key is made any more, so the model makes no difference
+            book = LedgerBook(self.options.ledger, "", run_token(self.ti))
+            self.reuse = Reuse.restore(book, keys, ids, reused)
+
+    @property
+    def saved_lines(self) -> SavedLines:
+        """What the task has to know again after a deferral."""
+        return SavedLines(self.options.destination, run_token(self.ti))
+
+    def lines_to_save(self) -> Iterable[Any] | None:
+        """Return what `_restore` reads, if it is more than XCom has."""
+        if self.reuse.book is None:
+            return None
+        reused = (self.reuse.is_reused(index) for index in range(len(self.reuse.keys)))
+        return zip(self.reuse.keys, reused, strict=True)
+
+    def defer(self, deadline: float, **arguments: Any) -> NoReturn:
+        if (lines := self.lines_to_save()) is not None:
+            self.saved_lines.save(lines)
+        super().defer(deadline, **arguments)
 
     def finish(self, result: BatchResult, max_failed: float | None = None) -> list[str | None]:
         """
@@ -174,19 +256,25 @@ class BatchRun(DurableRun["BatchOptions"]):
         """Return the checkpoint to go on with, and the jobs of an earlier attempt that have completed."""
         earlier = self._checkpoint
         if earlier is None:
-            return new, set()
+            return self._begin(new)
         new.known |= earlier.known
         is_cleared = self.attempt.was_cleared_since(earlier.header.attempt, earlier.header.end)
         if earlier.matches(new.header) and (self.resumes_clears or not is_cleared):
+            earlier.begin_with(self.reuse)
             completed = self._resume(earlier, is_cleared=is_cleared)
             self._extend(earlier, new.header, is_cleared=is_cleared)
             return earlier, completed
         if earlier.job_ids:
             log.info("Task was cleared, or its inputs or app changed: submitting all inputs again")
             if self.options.cancel_on_kill:
-                self.cancel(self.jobs.running)
+                wanted = {entry.job_id for entry in self.reuse.pending.values()}
+                self.cancel([job_id for job_id in self.jobs.running if job_id not in wanted])
         self.own("", [])
-        return new, set()
+        return self._begin(new)
+
+    def _begin(self, new: Checkpoint) -> tuple[Checkpoint, set[str]]:
+        new.begin_with(self.reuse)
+        return new, self._resume(new, is_cleared=False) if new.job_ids else set()
 
     def _extend(self, checkpoint: Checkpoint, new: BatchHeader, *, is_cleared: bool) -> None:
         """Reset the deadline for new jobs, and after a clear for running ones whose time is up."""
@@ -208,9 +296,11 @@ class BatchRun(DurableRun["BatchOptions"]):
                 hint="Look at the app's jobs, then clear the task to submit all inputs again",
                 retryable=False,
             )
-        visible_by = checkpoint.header.submitted_at + RESUBMISSION_GRACE
-        outcomes = self._fetch(app_id, checkpoint.job_ids, visible_by)
-        completed, failed = set(), 0
+        submitted_at = max([checkpoint.header.submitted_at, *(entry.at.timestamp() for entry in self.reuse.pending.values())])
+        stored = {checkpoint.ids[index] for index in self.reuse.stored} & set(checkpoint.job_ids)
+        rest = [job_id for job_id in checkpoint.job_ids if job_id not in stored]
+        outcomes = self._fetch(app_id, rest, submitted_at + RESUBMISSION_GRACE)
+        completed, failed = stored, 0
         for index, job_id in enumerate(checkpoint.ids):
             outcome = outcomes.get(job_id)
             if isinstance(outcome, RunGenNotFoundError) or (
@@ -260,34 +350,34 @@ class BatchRun(DurableRun["BatchOptions"]):
     ) -> dict[int, RunGenError]:
         """Submit what has no job yet, and return the inputs that were refused, with the reason."""
         refused: dict[int, RunGenError] = {}
-        absent = [index for index, job_id in enumerate(checkpoint.entries) if job_id is None]
+        absent = checkpoint.absent
         known_before = len(checkpoint.job_ids)
         self.guard.check()
         with self._naming_lost_jobs(checkpoint), self.guard.defer_signals():
             if absent:
                 refused = self._submit_absent(inputs, checkpoint, completed, deadline)
                 self._log_submitted(checkpoint, len(checkpoint.job_ids) - known_before)
-            self.ti.xcom_push(key="job_ids", value=checkpoint.entries)
-            self.on_submitted(checkpoint.job_ids)
+            self.push_submitted(self.reuse.expand(checkpoint.entries), refused)
             for job_id in checkpoint.job_ids[:1]:
                 self.link_to_job(checkpoint.header.app_id, job_id)
-            if refused:
-                reasons = [
-                    # 0.1 reads the opposite of retryable
-                    (index, error.message if number < MAX_PUSHED_REASONS else "", not error.retryable)
-                    for number, (index, error) in enumerate(sorted(refused.items()))
-                ]
-                self.ti.xcom_push(key="refused", value=reasons)
         return refused
 
-    def on_submitted(self, job_ids: list[str]) -> None:
-        """Push what a subclass pushes right after the submission."""
+    def push_submitted(self, ids: list[str | None], refused: Mapping[int, RunGenError]) -> None:
+        """Push what the task has to know again after a deferral."""
+        self.ti.xcom_push(key="job_ids", value=ids)
+        if refused:
+            reasons = [
+                # 0.1 reads the opposite of retryable
+                (index, error.message if number < MAX_PUSHED_REASONS else "", not error.retryable)
+                for number, (index, error) in enumerate(sorted(refused.items()))
+            ]
+            self.ti.xcom_push(key="refused", value=reasons)
 
     def _submit_absent(
         self, inputs: Inputs, checkpoint: Checkpoint, completed: set[str], deadline: float
     ) -> dict[int, RunGenError]:
         app_id, hook = checkpoint.header.app_id, self.hook
-        absent = {index for index, job_id in enumerate(checkpoint.entries) if job_id is None}
+        absent = set(checkpoint.absent)
         todo = ((index, item) for index, item in enumerate(inputs) if index in absent)
         submitter = BatchSubmitter(
             hook.aperform,

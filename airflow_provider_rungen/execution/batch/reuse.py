@@ -1,0 +1,176 @@
+"""What a ledger knows of the inputs of a batch: which need no job, and which have one already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.exceptions import RunGenError
+    from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+    from airflow_provider_rungen.execution.ledger.book import LedgerBook
+    from airflow_provider_rungen.execution.ledger.entries import Entry
+
+log = logging.getLogger(__name__)
+
+
+# Hexadecimal digits of a task in the token of its run.
+_TASK_DIGITS = 32
+
+
+def run_token(ti: Any) -> str:
+    """
+    Return what the attempts of a task run have in common: digits of the task, and of a number that each clear
+    changes.
+
+    :param ti: the task instance.
+    """
+    task = json.dumps([ti.dag_id, ti.run_id, ti.task_id, ti.map_index])
+    return f"{hashlib.sha256(task.encode()).hexdigest()[:_TASK_DIGITS]}{ti.max_tries & 0xFFFF:04x}"
+
+
+class Reuse:
+    """
+    What a ledger knows of the inputs of one batch. Without a ledger, each input needs a job of its own.
+
+    The first of several equal inputs is their *leader*: it gets the job, the others share it.
+
+    :param book: the ledger.
+    :param keys: the key of each input in the ledger.
+    """
+
+    def __init__(self, book: LedgerBook | None = None, keys: Sequence[str] = ()) -> None:
+        self.book = book
+        self.keys = keys
+        #: By input, the stored job of an equal input, for leaders.
+        self.stored: dict[int, StoredJob] = {}
+        #: By input, the job of an equal input that may still run, for leaders.
+        self.pending: dict[int, Entry] = {}
+        #: Jobs that another task run submitted, which this one does not cancel.
+        self.borrowed: set[str] = set()
+        self._leaders: dict[str, int] = {}
+        for index, key in enumerate(keys):
+            self._leaders.setdefault(key, index)
+        self._keys_by_job: dict[str, str] = {}
+        # the jobs whose entries are in the ledger already
+        self._saved: set[str] = set()
+
+    @classmethod
+    def begin(cls, book: LedgerBook, keys: Sequence[str], destination: str, run: str) -> Self:
+        """
+        Look all inputs up.
+
+        :param destination: where this task stores outputs. Jobs that are stored there already are found, too.
+        :param run: the token of the task run.
+        """
+        self = cls(book, keys)
+        found = book.find(self._leaders, destination=destination)
+        self.stored = {self._leaders[key]: job for key, job in found.stored.items()}
+        self.pending = {self._leaders[key]: entry for key, entry in found.pending.items()}
+        self._saved = {entry.job_id for entry in found.pending.values()}
+        self._keys_by_job = {entry.job_id: key for key, entry in found.pending.items()}
+        task = run[:_TASK_DIGITS]
+        self.borrowed = {
+            entry.job_id for entry in self.pending.values() if entry.run[:_TASK_DIGITS] != task
+        }
+        reused = sum(self.is_reused(index) for index in range(len(keys)))
+        equal = len(keys) - len(self._leaders)
+        log.info(
+            "Reused %d of %d inputs, which are stored already%s",
+            *(reused, len(keys), f"; {equal} are equal to others" if equal else ""),
+        )
+        return self
+
+    @classmethod
+    def restore(
+        cls, book: LedgerBook, keys: Sequence[str], ids: Sequence[str | None], reused: Iterable[int]
+    ) -> Self:
+        """
+        Go on after a deferral.
+
+        :param ids: the job of each input.
+        :param reused: the inputs whose job was stored already.
+        """
+        self = cls(book, keys)
+        indexes = {index for index in reused if self._leaders[keys[index]] == index}
+        found = book.find([keys[index] for index in indexes])
+        self.stored = {self._leaders[key]: job for key, job in found.stored.items()}
+        self._keys_by_job = {
+            job_id: key for job_id, key in zip(ids, keys, strict=True) if job_id is not None
+        }
+        return self
+
+    # --- questions ---
+
+    @property
+    def stored_job_ids(self) -> set[str]:
+        """The jobs that were stored before."""
+        return {job.job_id for job in self.stored.values()}
+
+    def leader(self, index: int) -> int:
+        """Return the input whose job an input shares: itself, for most."""
+        return self._leaders[self.keys[index]] if self.keys else index
+
+    def is_reused(self, index: int) -> bool:
+        """Return whether an equal input is stored already."""
+        return self.leader(index) in self.stored
+
+    def needs_no_job(self, index: int) -> bool:
+        """Return whether no job of its own is submitted for an input."""
+        return bool(self.keys) and (self.leader(index) != index or index in self.stored)
+
+    def expand(self, ids: Sequence[str | None]) -> list[str | None]:
+        """Return the job of each input, those of stored and equal inputs included."""
+        return list(self._expanded(ids)) if self.keys else list(ids)
+
+    def _expanded(self, ids: Sequence[str | None]) -> Iterator[str | None]:
+        for index in range(len(ids)):
+            leader = self.leader(index)
+            yield self.stored[leader].job_id if leader in self.stored else ids[leader]
+
+    def expand_refused(self, refused: Mapping[int, RunGenError]) -> Mapping[int, RunGenError]:
+        """Return the refused inputs, with those that are equal to one of them."""
+        if not self.keys or not refused:
+            return refused
+        leaders = ((index, self.leader(index)) for index in range(len(self.keys)))
+        return {index: refused[leader] for index, leader in leaders if leader in refused}
+
+    # --- what the ledger learns ---
+
+    def save_submitted(self, app_id: str, jobs: Mapping[int, str]) -> None:
+        """
+        Remember jobs right after their submission.
+
+        :param jobs: by input, the job.
+        :raises RunGenOutputError: the ledger cannot be written.
+        """
+        if self.book is None:
+            return
+        new = {self.keys[index]: job_id for index, job_id in jobs.items() if job_id not in self._saved}
+        if not new:
+            return
+        self._keys_by_job |= {job_id: key for key, job_id in new.items()}
+        self.book.add_pending(app_id, new)
+        self._saved |= set(new.values())
+
+    def save_stored(self, jobs: Iterable[StoredJob]) -> None:
+        """
+        Remember jobs whose outputs are stored.
+
+        :raises RunGenOutputError: the ledger cannot be written.
+        """
+        if self.book is None:
+            return
+        known = self._keys_by_job
+        self.book.add_done({known[job.job_id]: job for job in jobs if job.job_id in known})
+
+    def forget(self, job_ids: Iterable[str]) -> None:
+        """Forget jobs that failed or were canceled. A failure to do so is logged."""
+        if self.book is None:
+            return
+        known = self._keys_by_job
+        if jobs := {known[job_id]: job_id for job_id in job_ids if job_id in known}:
+            self.book.remove(jobs)

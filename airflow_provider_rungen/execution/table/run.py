@@ -1,0 +1,320 @@
+"""Runs a job for each row of a table, stores the outputs, and writes the results table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.exceptions import (
+    RunGenBadRequestError,
+    RunGenError,
+    RunGenInputError,
+    RunGenJobCanceledError,
+    RunGenJobFailedError,
+    RunGenJobTimeoutError,
+)
+from airflow_provider_rungen.execution.batch.inputs import Inputs
+from airflow_provider_rungen.execution.batch.result import BatchResult
+from airflow_provider_rungen.execution.batch.reuse import run_token
+from airflow_provider_rungen.execution.batch.run import BatchRun
+from airflow_provider_rungen.execution.batch.saved import SavedLines
+from airflow_provider_rungen.execution.collector import Collector
+from airflow_provider_rungen.execution.lineage import TaskOutcome
+from airflow_provider_rungen.execution.outcomes import max_failures
+from airflow_provider_rungen.execution.table.job_rows import JobRows
+from airflow_provider_rungen.execution.table.plan import PlannedRow, TablePlan
+from airflow_provider_rungen.execution.table.reader import open_rows
+from airflow_provider_rungen.execution.table.results import ResultCounts, ResultRow, ResultsTable, Status
+from airflow_provider_rungen.schemas import Schema
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.client.models import Job
+    from airflow_provider_rungen.execution.ledger.book import LedgerBook
+    from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions, TableOptions
+    from airflow_provider_rungen.execution.waiting import Defer
+
+log = logging.getLogger(__name__)
+
+# How many rows an error names.
+MAX_NAMED = 10
+
+
+class TableRun(BatchRun):
+    """
+    An attempt that runs a table.
+
+    :param task: the operator.
+    :param context: Airflow's context of the attempt.
+    :param options: how to run the jobs.
+    :param defer: see `WaitingRun`.
+    :param table: the table, and where its results go.
+    :param collect: what to do with results.
+    """
+
+    def __init__(
+        self,
+        task: BaseOperator,
+        context: Context,
+        options: BatchOptions,
+        defer: Defer,
+        *,
+        table: TableOptions,
+        collect: CollectOptions,
+    ) -> None:
+        super().__init__(task, context, options, defer)
+        self._table_options = table
+        self._collect_options = collect
+        # set once the source is known
+        self._plan: TablePlan
+        self._results: ResultsTable
+        self._collector: Collector
+        self._rows = JobRows()
+        # whether an error that ends the task is still to be written to the results table
+        self._has_to_report = False
+        # what was submitted, as far as this attempt got
+        self._submitted = BatchResult([])
+
+    def execute(self, to_input: Callable[[dict[str, Any]], Any] | None) -> dict[str, Any]:
+        """
+        Run what has no job yet, and write the results table.
+
+        :param to_input: makes the input of a row.
+        :return: the summary.
+        """
+        with self._reporting_failure(), self.executing():
+            return self._finish_table(self.submit_and_wait(lambda: to_input))
+
+    def complete(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Go on after the wait in the triggerer.
+
+        :return: the summary.
+        """
+        with self._reporting_failure(), self.completing(event) as result:
+            return self._finish_table(result)
+
+    def fail_deferral(self, reason: str) -> NoReturn:
+        with self._reporting_failure():
+            super().fail_deferral(reason)
+
+    # --- before the wait ---
+
+    def _read_inputs(self, read_inputs: Callable[[], Any], book: LedgerBook | None) -> Inputs:
+        """Read the table. What is wrong with it is found before anything is sent."""
+        options = self._table_options
+        rows = open_rows(options.table, format=self.options.format, name="table")
+        self._plan = plan = TablePlan(options.key, options.columns, rows.column_types())
+        self._prepare(plan)
+        schema = Schema.of(self.options.input_schema, "input_schema")
+        inputs = Inputs(plan.inputs(rows, read_inputs(), schema), key_of=book.key if book else None)
+        log.info(
+            "Read %d rows of %s: %d to run or reuse, %d skipped, %d refused",
+            *(len(plan), clean_text(rows.uri or "table"), inputs.count, plan.skipped_count, plan.refused_count),
+        )
+        self._has_to_report = True
+        runnable = len(plan) - plan.skipped_count
+        if plan.refused_count > self._allowed(runnable):
+            raise RunGenInputError(
+                f"The inputs of {plan.refused_count} rows do not fit input_schema: {plan.first_refusal}; "
+                "nothing was sent"
+            )
+        return inputs
+
+    def _prepare(self, plan: TablePlan) -> None:
+        """Find out whether the results can be kept."""
+        self._results = ResultsTable(self._results_uri, plan.types)
+        self._collector = Collector(self, self._collect_options, into=self._rows)
+
+    @property
+    def _results_uri(self) -> str:
+        options = self._table_options
+        if options.results is not None:
+            return str(options.results)
+        return f"{str(options.destination).removesuffix('/')}/results.jsonl"
+
+    def push_submitted(self, ids: list[str | None], refused: Mapping[int, RunGenError]) -> None:
+        self._submitted = BatchResult(ids, self.reuse.expand_refused(refused))
+        if self._checkpoint is not None:  # the ids would be too many
+            self.ti.xcom_push(key="batch", value=self._checkpoint.header.batch)
+
+    # --- a deferral ---
+
+    @property
+    def saved_lines(self) -> SavedLines:
+        folder, slash, _ = self._results_uri.rpartition("/")
+        return SavedLines(folder + slash, run_token(self.ti))
+
+    def defer(self, deadline: float, **arguments: Any) -> NoReturn:
+        batch = self._checkpoint.header.batch if self._checkpoint else ""
+        super().defer(deadline, batch=batch, **arguments)
+
+    def lines_to_save(self) -> Iterator[Any]:
+        """Yield what the plan is made of, and of each row what became of it."""
+        yield self._plan.header()
+        for row, number in self._plan.numbered():
+            status, error, key, is_reused = row.status, row.error, "", False
+            if number is not None:
+                status, error = self._refusal(number)
+                key = self.reuse.keys[number] if self.reuse.keys else ""
+                is_reused = self.reuse.is_reused(number)
+            job_id = None if number is None else self._submitted.ids[number]
+            yield [list(row.values.values()), status, error, job_id, key, is_reused]
+
+    def _restore(self, app_id: str) -> BatchResult:
+        lines = iter(self.saved_lines.load())
+        self._plan = plan = TablePlan.restored(next(lines))
+        ids: list[str | None] = []
+        keys: list[str] = []
+        reused: list[int] = []
+        for values, status, error, job_id, key, is_reused in lines:
+            plan.add(values, status and Status(status), error)
+            if status is None:
+                reused += [len(ids)] if is_reused else []
+                ids.append(job_id)
+                keys.append(key)
+        self._submitted = result = BatchResult(ids)
+        self._restore_reuse(keys, ids, reused)
+        self.own(app_id, [each for each in result.job_ids if each not in self.reuse.stored_job_ids])
+        self._prepare(plan)
+        self._has_to_report = True
+        return result
+
+    # --- the end ---
+
+    def _finish_table(self, result: BatchResult) -> dict[str, Any]:
+        """Store the outputs, write the table, and fail if too many rows failed."""
+        self._submitted = result
+        own_ids = [job_id for job_id in result.job_ids if job_id not in self.reuse.stored_job_ids]
+        self._gather(own_ids, result.jobs)
+        self.jobs.finished = set(own_ids)  # they are not to be canceled any more
+        failures: list[str] = []
+        counts = self._write(failures)
+        self.saved_lines.remove()
+        log.info(
+            "%d rows: %d bought, %d reused, %d skipped, %d failed",
+            *(counts.rows, counts.new_jobs, counts.reused, counts.skipped, counts.failed),
+        )
+        if counts.failed > self._allowed(counts.runnable):
+            raise self._failure_of_table(failures, counts)
+        if counts.failed:
+            log.warning(
+                "Failed: %d of %d rows, as max_failed allows: %s",
+                *(counts.failed, counts.runnable, "; ".join(failures)),
+            )
+        destination = self._table_options.destination
+        self.record_outcome(
+            TaskOutcome(
+                self.jobs.app_id,
+                result.job_ids,
+                counts.failed,
+                None if destination is None else redact(str(destination)),
+                results=redact(self._results_uri),
+                sources=[redact(uri) for uri in self._plan.sources],
+                file_count=counts.file_count,
+            )
+        )
+        return counts.summary(self._results_uri)
+
+    def _gather(self, job_ids: Sequence[str], jobs: Sequence[Job]) -> None:
+        """Store the outputs of jobs, or fetch their results, and let the ledger know."""
+        collector = self._collector
+        try:
+            collector.gather(self.jobs.app_id, job_ids, jobs)
+        finally:
+            self.reuse.save_stored(collector.stored)
+            self.reuse.forget(collector.errors)
+
+    def _write(self, failures: list[str], missing: str = "") -> ResultCounts:
+        """
+        Write the table.
+
+        :param failures: takes the first reasons why rows failed.
+        :param missing: the error of rows of which nothing is known.
+        """
+        for stored in self.reuse.stored.values():
+            self._rows.add_stored(stored, is_reused=True)
+        counts = ResultCounts()
+        self._results.write(counts.count(self._result_rows(failures, missing)))
+        self._has_to_report = False
+        return counts
+
+    def _result_rows(self, failures: list[str], missing: str) -> Iterator[ResultRow]:
+        for index, (row, number) in enumerate(self._plan.numbered()):
+            found = self._result_row(index, row, number, missing)
+            if found.error is not None and found.status is not Status.SKIPPED and len(failures) < MAX_NAMED:
+                key = ", ".join(str(row.values[name]) for name in self._table_options.key)
+                failures.append(clean_text(f"{key}: {found.error}", 300))
+            yield found
+
+    def _result_row(self, index: int, row: PlannedRow, number: int | None, missing: str) -> ResultRow:
+        status, error = (row.status, row.error) if number is None else self._refusal(number)
+        if status is not None or number is None:
+            return ResultRow(index=index, status=status or Status.FAILED, values=row.values, error=error)
+        ids = self._submitted.ids
+        job_id = ids[number] if number < len(ids) else None
+        if job_id is None:
+            error = missing or "it was not submitted"
+            return ResultRow(index=index, status=Status.FAILED, values=row.values, error=error)
+        return self._rows.row(index, job_id, row.values, missing=missing)
+
+    def _refusal(self, number: int) -> tuple[Status | None, str | None]:
+        """Return the status and error of an input that the service did not take."""
+        error = self._submitted.refused.get(number)
+        if error is None:
+            return None, None
+        is_refused = isinstance(error, RunGenBadRequestError)
+        return Status.REFUSED if is_refused else Status.FAILED, error.message
+
+    def _failure_of_table(self, failures: Sequence[str], counts: ResultCounts) -> RunGenJobFailedError:
+        more = "; …" if counts.failed > len(failures) else ""
+        again = f"A retry runs {'only these' if self.is_durable else 'all rows'} again"
+        is_retryable = counts.failed > counts.refused
+        where = f"All reasons are in {redact(self._results_uri)}"
+        return RunGenJobFailedError(
+            f"{counts.failed} of {counts.runnable} rows failed, {self._allowed(counts.runnable)} may "
+            f"(max_failed): {'; '.join(failures)}{more}",
+            app_id=self.jobs.app_id,
+            job_id=next(iter(self._collector.errors), ""),
+            hint=f"{where}. {again if is_retryable else 'Correct them, and clear the task'}",
+            retryable=is_retryable,
+        )
+
+    def _allowed(self, count: int) -> int:
+        return max_failures(self.options.max_failed, count)
+
+    @contextmanager
+    def _reporting_failure(self) -> Iterator[None]:
+        """Write the results table with what is known before an error ends the task."""
+        try:
+            yield
+        except Exception as error:
+            if self._has_to_report and not self.guard.is_killed:
+                self._report(error)
+            raise
+        finally:
+            self._rows.close()
+
+    def _report(self, error: Exception) -> None:
+        cause = error if isinstance(error, RunGenError) else error.__cause__
+        message = cause.message if isinstance(cause, RunGenError) else clean_text(f"{type(error).__name__}: {error}")
+        try:
+            if isinstance(cause, RunGenJobTimeoutError):
+                self._store_finished()
+            for job_id in self.canceled:
+                canceled = RunGenJobCanceledError(f"Canceled: {message}", app_id=self.jobs.app_id, job_id=job_id)
+                self._rows.add_error(job_id, canceled)
+            self._write([], message)
+            self.saved_lines.remove()
+        except Exception as failure:
+            log.warning("Could not write the results table: %s", clean_text(str(failure)))
+
+    def _store_finished(self) -> None:
+        """Store what is paid for, though the task fails."""
+        over = [job_id for job_id in self.jobs.finished if job_id not in self.canceled]
+        with self.opened():
+            self._gather(over, ())
