@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     #: A JSON object. Templates and outputs of tasks may stand in it.
     JsonObject: TypeAlias = str | XComArg | Mapping[str, object]
     JobInput: TypeAlias = JsonObject
-    #: The inputs of many jobs, or the URI of a JSON Lines file.
-    JobInputs: TypeAlias = str | XComArg | Iterable[JobInput]
+    #: The inputs of many jobs, or the URI of files that hold them.
+    JobInputs: TypeAlias = str | os.PathLike[str] | ObjectStoragePath | XComArg | Iterable[JobInput]
+    #: How the files of a table are read.
+    TableFormat: TypeAlias = Literal["jsonl", "csv", "parquet"]
     #: A JSON Schema, the path or URI of a file, or the name of a schema that comes with the package.
     SchemaSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
     #: The folder to store outputs in.
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
     class DecoratorArguments(TaskArguments, total=False):
         """What ``@task.rungen`` takes: see `RunGenDecoratedOperator`."""
 
+        format: TableFormat | None
         app_id: str | XComArg | None
         rungen_conn_id: str
         deferrable: bool
@@ -147,6 +150,7 @@ __all__ = [
     "DEFAULT_CONN_ID",
     "check_choice",
     "check_count",
+    "check_format",
     "check_max_failed",
     "check_schema",
     "default_arg_names",
@@ -187,6 +191,16 @@ def check_choice(value: str, choices: tuple[str, ...], name: str) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def check_format(value: str | None) -> None:
+    """
+    Check that a ``format`` is one that tables are read in, or left out.
+
+    :raises ValueError: it is neither.
+    """
+    if value is not None:
+        check_choice(value, ("jsonl", "csv", "parquet"), "format")
 
 
 def check_schema(source: Any, name: str) -> Any:

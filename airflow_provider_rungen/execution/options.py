@@ -49,6 +49,7 @@ class SubmitOptions(WaitOptions):
 class BatchOptions(SubmitOptions):
     """How a run submits many jobs."""
 
+    format: str | None = None
     max_concurrency: int
     max_failed: float
 

@@ -58,9 +58,10 @@ class BatchRun(DurableRun["BatchOptions"]):
         """
         Submit what is not submitted yet, and wait for all of it when asked to. Call it within `executing`.
 
-        :param read_inputs: returns the inputs: a list, or the URI of a file.
+        :param read_inputs: returns the inputs, as `open_rows` reads them.
         """
-        inputs = Inputs(read_inputs(), Schema.of(self.options.input_schema, "input_schema"))
+        schema = Schema.of(self.options.input_schema, "input_schema")
+        inputs = Inputs(read_inputs(), schema, format=self.options.format)
         app_id = self.app_id
         self.link_to(app_id)
         header = BatchHeader(
