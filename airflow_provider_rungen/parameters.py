@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     #: A JSON object. Templates and outputs of tasks may stand in it.
     JsonObject: TypeAlias = str | XComArg | Mapping[str, object]
     JobInput: TypeAlias = JsonObject
-    #: The inputs of many jobs, or the URI of a JSON Lines file.
-    JobInputs: TypeAlias = str | XComArg | Iterable[JobInput]
-    #: How the rows of a file are written.
-    Format: TypeAlias = Literal["jsonl", "csv", "parquet"]
+    #: The inputs of many jobs, or the URI of files that hold them.
+    JobInputs: TypeAlias = str | os.PathLike[str] | ObjectStoragePath | XComArg | Iterable[JobInput]
+    #: How the files of a table are read.
+    TableFormat: TypeAlias = Literal["jsonl", "csv", "parquet"]
     #: The URI of a file, of a folder or of a glob, or rows.
     Table: TypeAlias = str | os.PathLike[str] | ObjectStoragePath | XComArg | Iterable[Mapping[str, object]]
     #: Makes the input of a job of a row, or skips the row.
@@ -108,6 +108,7 @@ if TYPE_CHECKING:
     class DecoratorArguments(TaskArguments, total=False):
         """What ``@task.rungen`` takes: see `RunGenDecoratedOperator`."""
 
+        format: TableFormat | None
         app_id: str | XComArg | None
         rungen_conn_id: str
         deferrable: bool
@@ -133,7 +134,7 @@ if TYPE_CHECKING:
 
         table: Required[Table]
         key: Required[str | Sequence[str]]
-        format: Format | None
+        format: TableFormat | None
         columns: Sequence[str]
         app_id: str | XComArg | None
         rungen_conn_id: str
@@ -180,10 +181,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_CONN_ID",
-    "FORMATS",
     "check_choice",
     "check_columns",
     "check_count",
+    "check_format",
     "check_ledger",
     "check_max_failed",
     "check_schema",
@@ -192,7 +193,6 @@ __all__ = [
 ]
 
 DEFAULT_CONN_ID = "rungen_default"
-FORMATS = ("jsonl", "csv", "parquet")
 
 
 def check_count(value: int, name: str) -> int:
@@ -226,6 +226,16 @@ def check_choice(value: str, choices: tuple[str, ...], name: str) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def check_format(value: str | None) -> None:
+    """
+    Check that a ``format`` is one that tables are read in, or left out.
+
+    :raises ValueError: it is neither.
+    """
+    if value is not None:
+        check_choice(value, ("jsonl", "csv", "parquet"), "format")
 
 
 def check_columns(names: str | Sequence[str], name: str, *, allow_none: bool = False) -> tuple[str, ...]:

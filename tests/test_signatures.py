@@ -28,6 +28,7 @@ ORDER = [
     "op_kwargs",
     "input",
     "inputs",
+    "format",
     "job_id",
     "name",
     "configuration",

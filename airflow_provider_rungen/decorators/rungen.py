@@ -22,6 +22,7 @@ from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
     check_choice,
     check_count,
+    check_format,
     check_max_failed,
     check_schema,
     default_arg_names,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         Destination,
         Duration,
         SchemaSource,
+        TableFormat,
         TaskArguments,
     )
 
@@ -51,11 +53,13 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
     The function is called once an attempt. Its arguments are templated. Its return value is not, because
     prompts may be untrusted. A dict is the input of one job, whose id is pushed under the XCom key
     ``job_id``, and which may not fail (``max_failed`` is for batches). What else `RunGenRunBatchOperator`
-    takes as ``inputs`` is a batch.
+    takes as ``inputs`` is a batch, as is an object with ``__arrow_c_stream__``, such as a data frame.
 
     :param python_callable: the function.
     :param op_args: its arguments (templated).
     :param op_kwargs: its keyword arguments (templated).
+    :param format: ``jsonl``, ``csv`` or ``parquet``, if the function returns the URI of files. Each file's
+        suffix decides when left out.
     :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
     :param deferrable: wait in the triggerer, without a worker slot.
@@ -108,6 +112,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         python_callable: Callable[..., Any],
         op_args: Collection[Any] | None = None,
         op_kwargs: Mapping[str, Any] | None = None,
+        format: TableFormat | None = None,
         app_id: str | XComArg | None = None,
         rungen_conn_id: str = DEFAULT_CONN_ID,
         deferrable: bool = DEFAULT_DEFERRABLE,
@@ -129,6 +134,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         max_xcom_bytes: int = 1_000_000,
         **kwargs: Unpack[TaskArguments],
     ) -> None:
+        check_format(format)
         check_choice(on_unknown_submission, ("resubmit", "fail"), "on_unknown_submission")
         check_choice(on_clear, ("new", "resume"), "on_clear")
         super().__init__(
@@ -138,6 +144,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
             **_without_inherited(kwargs),
         )
         self.inputs: Any = SET_DURING_EXECUTION
+        self.format = format
         self.app_id = app_id
         self.rungen_conn_id = rungen_conn_id
         self.deferrable = deferrable
@@ -187,7 +194,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         context_merge(context, self.op_kwargs)
         kwargs = determine_kwargs(self.python_callable, self.op_args, context)
         given = self.python_callable(*self.op_args, **kwargs)
-        self.inputs = [given] if isinstance(given, Mapping) else given
+        self.inputs = _shown(given)
         return given
 
     def _decorated_run(self, context: Context) -> DecoratedRun:
@@ -203,6 +210,16 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
             pushes_keys=self.multiple_outputs and self.destination is None,
         )
         return self._start(run)
+
+
+def _shown(given: Any) -> Any:
+    """Return what the UI shows of the inputs."""
+    if isinstance(given, Mapping):
+        return [given]
+    if hasattr(given, "__arrow_c_stream__"):
+        # neither its text nor its length: with DuckDB, each runs the query
+        return f"a table: {type(given).__name__}"
+    return given
 
 
 def _without_inherited(kwargs: TaskArguments) -> dict[str, Any]:
@@ -229,7 +246,7 @@ def rungen_task(
     """
     Make a function a task that runs jobs: ``@task.rungen(app_id=…)``.
 
-    :param python_callable: the function. It returns the input of a job (a dict), or a list of inputs.
+    :param python_callable: the function. It returns the input of a job (a dict), or the inputs of a batch.
     :param multiple_outputs: push each key of a result as an XCom of its own, too.
     :param kwargs: the parameters of `RunGenDecoratedOperator`, and of every task.
     """

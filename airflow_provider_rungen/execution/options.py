@@ -51,7 +51,7 @@ class SubmitOptions(WaitOptions):
 class BatchOptions(SubmitOptions):
     """How a run submits many jobs."""
 
-    format: Literal["jsonl", "csv", "parquet"] | None = None
+    format: str | None = None
     destination: Any = None
     ledger: Ledger | None = None
     max_concurrency: int

@@ -16,6 +16,7 @@ from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
     check_choice,
     check_count,
+    check_format,
     check_max_failed,
     check_schema,
     to_seconds,
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import Context, XComArg
     from airflow_provider_rungen.execution.batch.run import BatchRun
-    from airflow_provider_rungen.parameters import Duration, JobInputs, OperatorArguments, SchemaSource
+    from airflow_provider_rungen.parameters import (
+        Duration,
+        JobInputs,
+        OperatorArguments,
+        SchemaSource,
+        TableFormat,
+    )
 
 
 class RunGenRunBatchOperator(RunGenBaseOperator):
@@ -38,8 +45,9 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     inputs that did not complete are pushed under ``failed``. A retry submits only what failed or was never
     sent.
 
-    :param inputs: a list of JSON objects, or the URI of a JSON Lines file that ``ObjectStoragePath`` can read
-        (templated).
+    :param inputs: a list of JSON objects, or a URI that ``ObjectStoragePath`` can read: of a JSON Lines, CSV
+        or Parquet file, of a folder of them, or with wildcards (templated).
+    :param format: ``jsonl``, ``csv`` or ``parquet``. Each file's suffix decides when left out.
     :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
     :param wait_for_completion: wait until all jobs are over.
@@ -70,6 +78,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         self,
         *,
         inputs: JobInputs,
+        format: TableFormat | None = None,
         app_id: str | XComArg | None = None,
         rungen_conn_id: str = DEFAULT_CONN_ID,
         wait_for_completion: bool = True,
@@ -88,10 +97,12 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         check_deferrable(deferrable=deferrable, wait_for_completion=wait_for_completion, kwargs=kwargs)
+        check_format(format)
         check_choice(on_unknown_submission, ("resubmit", "fail"), "on_unknown_submission")
         check_choice(on_clear, ("new", "resume"), "on_clear")
         super().__init__(**kwargs)
         self.inputs = inputs
+        self.format = format
         self.app_id = app_id
         self.rungen_conn_id = rungen_conn_id
         self.wait_for_completion = wait_for_completion

@@ -13,10 +13,10 @@ from airflow_provider_rungen.operators.base import (
 )
 from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
-    FORMATS,
     check_choice,
     check_columns,
     check_count,
+    check_format,
     check_ledger,
     check_max_failed,
     check_schema,
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.parameters import (
         Destination,
         Duration,
-        Format,
         OperatorArguments,
         SchemaSource,
         Table,
+        TableFormat,
         ToInput,
     )
 
@@ -115,7 +115,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         table: Table,
         key: str | Sequence[str],
         to_input: ToInput | None = None,
-        format: Format | None = None,
+        format: TableFormat | None = None,
         columns: Sequence[str] = (),
         app_id: str | XComArg | None = None,
         rungen_conn_id: str = DEFAULT_CONN_ID,
@@ -139,8 +139,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         max_total_bytes: int | None = None,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
-        if format is not None:
-            check_choice(format, FORMATS, "format")
+        check_format(format)
         check_choice(on_unknown_submission, ("resubmit", "fail"), "on_unknown_submission")
         check_choice(on_clear, ("new", "resume"), "on_clear")
         if destination is None and results is None:

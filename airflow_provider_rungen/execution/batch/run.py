@@ -65,7 +65,7 @@ class BatchRun(DurableRun["BatchOptions"]):
         """
         Submit what is not submitted yet, and wait for all of it when asked to. Call it within `executing`.
 
-        :param read_inputs: returns the inputs.
+        :param read_inputs: returns the inputs, as `open_rows` reads them.
         """
         book = self._open_book()
         inputs = self._read_inputs(read_inputs, book)
