@@ -44,6 +44,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.execution.archive import archiver
 from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
 from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.stored_jobs import read_stored_jobs
 from airflow_provider_rungen.execution.waiting import WaitingRun
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
@@ -508,6 +509,96 @@ def test_an_attempt_after_a_kill_fetches_only_what_is_missing_in_a_store(
     assert run_task(collect_op(job_id, "memory://bucket/x"), context).error is None
     assert sum((fetches(rungen_emulator) - before).values()) == images - there
     assert len(counting.names()) == images + 1
+
+
+# --- many small files at once -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["file", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "memory":
+        request.getfixturevalue("uploads")
+        return "memory://bucket/x"
+    return tmp_path.as_uri()
+
+
+def test_many_files_are_written_read_measured_and_listed(place: str) -> None:
+    storage = Storage(place)
+    files = {(folder, f"{n}.txt"): b"x" * n for folder in ("", "a", "b") for n in range(4)}
+    storage.write_all(files)
+    storage.write_all({("a", "1.txt"): b"new"})
+    files["a", "1.txt"] = b"new"
+    wanted = [*files, ("a", "none"), ("none", "1.txt"), ("", "a")]
+    reader = Storage(place, read_only=True)
+    assert reader.read_all(wanted, 3) == files
+    assert reader.read_all(wanted, 1) == {
+        file: content for file, content in files.items() if len(content) < 2
+    }
+    sizes = {file: len(content) for file, content in files.items()}
+    assert reader.sizes_of(wanted) == sizes
+    in_folders = {file: size for file, size in sizes.items() if file[0]}
+    assert reader.list_all(["a", "b", "none"]) == in_folders
+    assert reader.uri_of("", "1.txt") == f"{place}/1.txt"
+    assert ObjectStoragePath(reader.uri_of("a", "1.txt")).read_bytes() == b"new"
+
+
+def test_nothing_is_created_where_files_are_only_read(tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "none", read_only=True)
+    assert storage.read_all([("a", "1.txt")], 9) == {}
+    assert storage.sizes_of([("a", "1.txt")]) == {}
+    assert storage.list_all(["a"]) == {}
+    assert storage.sizes("a", "") == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_not_visible_before_it_is_complete(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def pipe_file(path: str, value: bytes, **_: Any) -> None:
+        with uploads.open(path, "wb") as file:
+            file.write(value[:1])
+        seen.append(Storage("memory://bucket/x").read_all([("a", "1.txt")], 9))
+        raise OSError("lost the connection")
+
+    Storage("memory://bucket/x").write_all({("a", "1.txt"): b"old"})
+    monkeypatch.setattr(uploads, "pipe_file", pipe_file)
+    with pytest.raises(RunGenOutputError, match="lost the connection"):
+        Storage("memory://bucket/x").write_all({("a", "1.txt"): b"new"})
+    assert seen == [{("a", "1.txt"): b"old"}]
+    assert uploads.names() == {"bucket/x/a/1.txt"}
+
+
+def test_links_are_not_followed_in_many_files(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.txt").write_bytes(b"x")
+    (tmp_path / "a" / "2.txt").symlink_to(tmp_path / "a" / "1.txt")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    storage = Storage(tmp_path)
+    wanted = [(folder, f"{n}.txt") for folder in "ab" for n in (1, 2)]
+    assert storage.read_all(wanted, 9) == {("a", "1.txt"): b"x"}
+    assert storage.sizes_of(wanted) == storage.list_all(["a"]) == {("a", "1.txt"): 1}
+    with pytest.raises(RunGenOutputError, match="symbolic link"):
+        storage.list_all(["a", "b"])
+
+
+def test_a_stored_job_is_read_as_it_was_stored(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    ids = submitted(job(images=2), job(result="a text"), job())
+    smalls = archive(context, ids, tmp_path).value
+    (tmp_path / ids[2] / "0-0.png").write_bytes(b"half a picture")
+    stored = read_stored_jobs(Storage(tmp_path.as_uri()), dict.fromkeys([*ids, "unknown"], APP))
+    assert [stored[job_id].summary for job_id in ids[:2]] == smalls[:2]
+    assert stored.keys() == set(ids[:2])
+    for job_id in ids[:2]:
+        manifest = manifest_of(tmp_path, job_id)
+        assert stored[job_id].app_id == APP
+        assert stored[job_id].result == manifest["result"]
+        assert stored[job_id].created_at == manifest["created_at"]
+        assert stored[job_id].execution_seconds == manifest["execution_time"]
+    assert read_stored_jobs(Storage(tmp_path.as_uri()), dict.fromkeys(ids, "another")) == {}
 
 
 # --- what is there already ----------------------------------------------------------------------------------

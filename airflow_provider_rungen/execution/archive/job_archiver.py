@@ -18,8 +18,8 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import Output, expiry_time, find_outputs, find_urls
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError, RunGenOutputError
-from airflow_provider_rungen.execution.archive.journal import MANIFEST, ManifestJournal
-from airflow_provider_rungen.execution.archive.manifests import RETURNED_FIELDS
+from airflow_provider_rungen.execution.archive.journal import ManifestJournal
+from airflow_provider_rungen.execution.archive.manifests import MANIFEST, RETURNED_FIELDS
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.archiver import OutputArchiver

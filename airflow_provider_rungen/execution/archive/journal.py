@@ -18,17 +18,19 @@ from airflow_provider_rungen.client.download import Download
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import Output, redact_value
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.execution.archive.manifests import manifest_text, parse_manifest
+from airflow_provider_rungen.execution.archive.manifests import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    manifest_text,
+    parse_manifest,
+)
 from airflow_provider_rungen.execution.archive.storage import Storage
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 _PART_PREFIX = "manifest.part-"
 # A job with more outputs writes parts.
 _MAX_OUTPUTS_WITHOUT_PARTS = 8
-# Of the manifest of an earlier attempt, and of its parts together.
-_MAX_MANIFEST_BYTES = 128 * 1024 * 1024
 
 
 class ManifestJournal:
@@ -65,13 +67,14 @@ class ManifestJournal:
         """Find the files that an earlier attempt has stored. Blocks."""
         storage, job = self._storage, self._job
         storage.remove_leftovers(job.id)
-        content = storage.read(job.id, MANIFEST, _MAX_MANIFEST_BYTES)
+        content = storage.read(job.id, MANIFEST, MAX_MANIFEST_BYTES)
         contents = [] if content is None else [content]
         if len(self._outputs) > _MAX_OUTPUTS_WITHOUT_PARTS:
             sizes = storage.sizes(job.id, _PART_PREFIX)
             self.parts = sorted(sizes)
-            if 0 < sum(sizes.values()) <= _MAX_MANIFEST_BYTES:
-                contents += storage.read_all(job.id, self.parts, _MAX_MANIFEST_BYTES)
+            if 0 < sum(sizes.values()) <= MAX_MANIFEST_BYTES:
+                parts = [(job.id, part) for part in self.parts]
+                contents += storage.read_all(parts, MAX_MANIFEST_BYTES).values()
         manifests = [parse_manifest(content, job.app_id, job.id) for content in contents]
         self.is_complete = content is not None and manifests[0].is_complete
         entries = {key: entry for manifest in manifests for key, entry in manifest.entries.items()}

@@ -1,10 +1,25 @@
-"""A job whose outputs are stored, as its manifest describes it."""
+"""Jobs whose outputs are stored, as their manifests describe them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from airflow_provider_rungen.client.models import JobStatus
+from airflow_provider_rungen.execution.archive.manifests import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    RETURNED_FIELDS,
+    Manifest,
+    parse_manifest,
+)
+from airflow_provider_rungen.execution.archive.storage import File, Storage
+from airflow_provider_rungen.execution.archive.threads import batches
+
+# So many manifests are in memory at a time.
+_BATCH = 500
+_MAX_NAME_BYTES = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +48,53 @@ class StoredJob:
     def summary(self) -> dict[str, Any]:
         """The small manifest that a task returns."""
         return {"job_id": self.job_id, "manifest": self.manifest, "outputs": list(self.outputs)}
+
+
+def read_stored_jobs(storage: Storage, jobs: Mapping[str, str]) -> dict[str, StoredJob]:
+    """
+    Return those of many jobs whose manifest is complete, and whose files are there with their size. Blocks.
+
+    :param storage: their destination.
+    :param jobs: the app of each job, by job id.
+    :raises RunGenOutputError: the destination cannot be read.
+    """
+    stored = {}
+    for batch in batches(jobs, _BATCH):
+        contents = storage.read_all([(job_id, MANIFEST) for job_id in batch], MAX_MANIFEST_BYTES)
+        found: dict[str, tuple[Manifest, dict[File, int]]] = {}
+        for (job_id, _), content in contents.items():
+            manifest = parse_manifest(content, jobs[job_id], job_id)
+            files = _files(storage, job_id, manifest)
+            if files is not None:
+                found[job_id] = manifest, files
+        sizes = storage.sizes_of(file for _, files in found.values() for file in files)
+        for job_id, (manifest, files) in found.items():
+            if all(sizes.get(file) == size for file, size in files.items()):
+                stored[job_id] = _stored_job(storage, jobs[job_id], job_id, manifest)
+    return stored
+
+
+def _files(storage: Storage, job_id: str, manifest: Manifest) -> dict[File, int] | None:
+    """Return the sizes of a job's files, or ``None`` unless all are stored in its folder."""
+    if not manifest.is_complete or manifest.invalid_count or manifest.status != JobStatus.COMPLETED:
+        return None
+    files = {}
+    for uri, size in ((entry["uri"], entry["size"]) for entry in manifest.entries.values()):
+        name = uri.rpartition("/")[2]
+        is_name = name not in ("", ".", "..") and name.isprintable() and "\\" not in name
+        if not is_name or len(name.encode()) > _MAX_NAME_BYTES or uri != storage.uri_of(job_id, name):
+            return None
+        files[job_id, name] = size
+    return files
+
+
+def _stored_job(storage: Storage, app_id: str, job_id: str, manifest: Manifest) -> StoredJob:
+    return StoredJob(
+        app_id=app_id,
+        job_id=job_id,
+        manifest=storage.uri_of(job_id, MANIFEST),
+        outputs=[{name: entry[name] for name in RETURNED_FIELDS} for entry in manifest.entries.values()],
+        result=manifest.result,
+        execution_seconds=manifest.execution_seconds,
+        created_at=manifest.created_at,
+    )

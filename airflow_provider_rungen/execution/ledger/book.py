@@ -1,0 +1,241 @@
+"""Read and write the ledger: a small file for each input that was paid for. Blocks."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
+from airflow_provider_rungen.execution.archive.storage import File, Storage
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
+from airflow_provider_rungen.execution.archive.threads import run_concurrently
+from airflow_provider_rungen.execution.ledger.entries import (
+    MAX_ENTRY_BYTES,
+    VERSION,
+    Entry,
+    entry_text,
+    is_manifest_uri,
+    is_run,
+    parse_entry,
+)
+from airflow_provider_rungen.execution.ledger.keys import ledger_key
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+_HEADER: File = ("", "ledger.json")
+_HEADER_TEXT = b'{"version": %d}\n' % VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """
+    What a ledger knows about some inputs, by key.
+
+    :param stored: the jobs that completed, and whose outputs are stored.
+    :param pending: those that were submitted. Only the service knows their status.
+    """
+
+    stored: Mapping[str, StoredJob]
+    pending: Mapping[str, Entry]
+
+
+class LedgerBook:
+    """
+    What was paid for, as one attempt of a task sees it.
+
+    :param ledger: the ledger, with its templates rendered.
+    :param model: the identity of the model.
+    :param run: a token of this task run (lower-case hexadecimal digits), the same in all of its attempts.
+    :raises RunGenInputError: the ledger cannot be written, read or listed.
+    """
+
+    def __init__(self, ledger: Ledger, model: str, run: str) -> None:
+        if not is_run(run):
+            raise ValueError(f"run must consist of hexadecimal digits, not {run!r}")
+        self._ledger = ledger
+        self._model = model
+        self._run = run
+        # checked in __post_init__
+        self._expires: Any = ledger.expires
+        self._storage = Storage(ledger.uri, "ledger")
+        self._destinations: dict[str, Storage] = {}
+        # what this attempt has seen or written, by key
+        self._known: defaultdict[str, set[str]] = defaultdict(set)
+        self._check_access()
+
+    def key(self, job_input: Mapping[str, Any]) -> str:
+        """
+        Return the key of an input.
+
+        :param job_input: the input.
+        :raises RunGenInputError: it is not a JSON object.
+        """
+        return ledger_key(job_input, self._model, self._ledger.version, self._ledger.ignore)
+
+    def find(self, keys: Iterable[str], destination: Any = None) -> Found:
+        """
+        Return what the ledger knows about some keys.
+
+        :param keys: the keys; repeated ones cost nothing.
+        :param destination: where this task stores outputs. A pending job that is stored there counts as
+            stored.
+        :raises RunGenOutputError: the ledger or a destination cannot be read.
+        """
+        entries = {}
+        for key, entry in self._read(set(keys)).items():
+            self._known[key].add(entry.job_id)
+            if self._counts(entry):
+                entries[key] = entry
+        done: defaultdict[str, dict[str, Entry]] = defaultdict(dict)
+        pending: dict[str, Entry] = {}
+        for key, entry in entries.items():
+            (done[entry.destination] if entry.state == "done" else pending)[key] = entry
+        stored: dict[str, StoredJob] = {}
+        for uri, remembered in done.items():
+            stored |= self._stored(self._storage_of_entry(uri), remembered)
+        if gone := [entry for uri in done for key, entry in done[uri].items() if key not in stored]:
+            log.warning(
+                "%d of the remembered jobs are gone from storage and run again: %s",
+                *(len(gone), redact(gone[0].manifest)),
+            )
+        if destination is not None and pending:
+            stored |= self._stored(self._storage_of(destination), pending)
+        return Found(stored, {key: entry for key, entry in pending.items() if key not in stored})
+
+    def add_pending(self, app_id: str, jobs: Mapping[str, str]) -> None:
+        """
+        Remember submitted jobs.
+
+        :param app_id: their app.
+        :param jobs: the id of each job, by key.
+        :raises RunGenOutputError: the ledger cannot be written.
+        """
+        now = datetime.now(UTC)
+        self._write({key: Entry("pending", app_id, job_id, self._run, now) for key, job_id in jobs.items()})
+
+    def add_done(self, jobs: Mapping[str, StoredJob]) -> int:
+        """
+        Remember stored jobs. Return how many of the inputs another run bought in the meantime.
+
+        :param jobs: the job of each key.
+        :raises RunGenOutputError: the ledger cannot be read or written.
+        """
+        now = datetime.now(UTC)
+        current = self._read(set(jobs))
+        entries, refused, twice = {}, [], 0
+        for key, job in jobs.items():
+            entry = Entry(
+                *("done", job.app_id, job.job_id, self._run, now),
+                manifest=job.manifest,
+                execution_seconds=job.execution_seconds,
+            )
+            there = current.get(key)
+            if not is_manifest_uri(job.manifest, job.job_id):
+                refused.append(job)
+            # an entry keeps its time, so that a job that is reused again and again expires
+            elif there is None or (there.job_id, there.manifest) != (job.job_id, job.manifest):
+                entries[key] = entry
+            if there is not None and there.run != self._run:
+                twice += there.job_id not in (job.job_id, *self._known[key])
+        self._write(entries)
+        if refused:
+            log.warning(
+                "Not remembered: %d stored jobs, since their destination has a password, a query string "
+                "or an empty part of a path: %s",
+                *(len(refused), redact(refused[0].manifest)),
+            )
+        if twice:
+            log.warning("Bought twice: %d inputs, since another run submitted them at the same time", twice)
+        return twice
+
+    def remove(self, jobs: Mapping[str, str]) -> None:
+        """
+        Forget canceled jobs, as far as possible. An entry that names another job stays.
+
+        :param jobs: the id of each job, by key.
+        """
+
+        def remove(shard: str) -> None:
+            self._storage.remove(shard, [f"{key}.json" for key in shards[shard]])
+
+        shards: defaultdict[str, list[str]] = defaultdict(list)
+        try:
+            for key, entry in self._read(set(jobs)).items():
+                if entry.job_id == jobs[key]:
+                    shards[key[:2]].append(key)
+            run_concurrently(remove, shards)
+        except RunGenError as error:
+            log.warning("Could not remove %d entries from the ledger: %s", len(jobs), error.message)
+
+    def _check_access(self) -> None:
+        """Write, read and list something before anything is sent: without a right, all is paid for again."""
+        storage = self._storage
+        try:
+            storage.write_all({_HEADER: _HEADER_TEXT})
+            is_read = storage.read_all([_HEADER], MAX_ENTRY_BYTES) == {_HEADER: _HEADER_TEXT}
+            storage.list_all([""])
+        except RunGenOutputError as error:
+            raise RunGenInputError(error.message, hint=error.hint, retryable=error.retryable) from None
+        if not is_read:
+            uri = redact(storage.uri_of(*_HEADER))
+            raise RunGenInputError(
+                f"the uri of the ledger cannot be used: {uri} was written, but cannot be read"
+            )
+
+    def _counts(self, entry: Entry) -> bool:
+        # a retry is not to buy again what this run has bought
+        if entry.run == self._run:
+            return True
+        age = (datetime.now(UTC) - entry.at).total_seconds()
+        return not self._ledger.refresh and (self._expires is None or age <= self._expires)
+
+    def _read(self, keys: set[str]) -> dict[str, Entry]:
+        """Return the valid entries of some keys."""
+        sizes = self._storage.list_all(sorted({key[:2] for key in keys}))
+        files = {_file(key): key for key in keys if _file(key) in sizes}
+        is_small = [file for file in files if sizes[file] <= MAX_ENTRY_BYTES]
+        contents = self._storage.read_all(is_small, MAX_ENTRY_BYTES)
+        parsed = {files[file]: parse_entry(content) for file, content in contents.items()}
+        entries = {key: entry for key, entry in parsed.items() if entry is not None}
+        if broken := [file for file, key in files.items() if key not in entries]:
+            log.warning(
+                "Ignored %d invalid entries of the ledger: %s",
+                *(len(broken), redact(self._storage.uri_of(*min(broken)))),
+            )
+        return entries
+
+    def _write(self, entries: Mapping[str, Entry]) -> None:
+        self._storage.write_all({_file(key): entry_text(entry) for key, entry in entries.items()})
+        for key, entry in entries.items():
+            self._known[key].add(entry.job_id)
+
+    def _stored(self, storage: Storage | None, entries: Mapping[str, Entry]) -> dict[str, StoredJob]:
+        if storage is None:
+            return {}
+        jobs = read_stored_jobs(storage, {entry.job_id: entry.app_id for entry in entries.values()})
+        return {key: jobs[entry.job_id] for key, entry in entries.items() if entry.job_id in jobs}
+
+    def _storage_of(self, destination: Any) -> Storage:
+        text = str(destination)
+        if text not in self._destinations:
+            self._destinations[text] = Storage(destination, read_only=True)
+        return self._destinations[text]
+
+    def _storage_of_entry(self, uri: str) -> Storage | None:
+        try:
+            return self._storage_of(uri)
+        except RunGenInputError as error:
+            log.warning("Ignored a destination in the ledger: %s", error.message)
+            return None
+
+
+def _file(key: str) -> File:
+    return key[:2], f"{key}.json"
