@@ -77,17 +77,16 @@ def _without_row(function: Callable[..., Any]) -> Callable[..., Any]:
     :raises TypeError: it has no parameter for the row.
     """
     signature = inspect.signature(function)
-    first, *rest = [*signature.parameters.values(), None]
+    parameters = list(signature.parameters.values())
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if first is None or first.kind not in positional:
+    if not parameters or parameters[0].kind not in positional:
         raise TypeError("the function of @task.rungen_table needs a first argument: the row")
 
     @functools.wraps(function)
     def stand_in(*args: Any, **kwargs: Any) -> None:
         """Have the signature."""
 
-    parameters = [each for each in rest if each is not None]
-    stand_in.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    stand_in.__signature__ = signature.replace(parameters=parameters[1:])  # type: ignore[attr-defined]
     return stand_in
 
 

@@ -149,14 +149,14 @@ class Storage(Place):
         """Remove the temporary files of killed attempts, but not those that another attempt has locked."""
         if self._is_local:
             names = [name for name in self.sizes(job_id, ".") if name.endswith(_TEMPORARY_SUFFIX)]
-            if unlocked := [name for name in names if self._read(job_id, name, try_lock)]:
+            if unlocked := [name for name in names if self.read_with(job_id, name, try_lock)]:
                 self.remove(job_id, unlocked)
 
     # --- reading ---
 
     def read(self, job_id: str, name: str, max_bytes: int) -> bytes | None:
         """Return the content of a file, or ``None`` if it is missing or larger than ``max_bytes``."""
-        content = self._read(job_id, name, lambda file: file.read(max_bytes + 1))
+        content = self.read_with(job_id, name, lambda file: file.read(max_bytes + 1))
         return content if content is not None and len(content) <= max_bytes else None
 
     def read_all(self, files: Iterable[File], max_bytes: int) -> dict[File, bytes]:
@@ -190,7 +190,7 @@ class Storage(Place):
                 digest.update(chunk)
             return digest.hexdigest() if count == size else None
 
-        return self._read(job_id, name, read)
+        return self.read_with(job_id, name, read)
 
     def sizes(self, job_id: str, prefix: str) -> dict[str, int]:
         """Return the sizes of a job's files whose name begins with a prefix."""
@@ -258,7 +258,8 @@ class Storage(Place):
                 return None
         return info["size"] if info["type"] == "file" else None
 
-    def _read(self, job_id: str, name: str, read: Callable[[BinaryIO], T]) -> T | None:
+    def read_with(self, job_id: str, name: str, read: Callable[[BinaryIO], T]) -> T | None:
+        """Return what a function reads in a file, or ``None`` if it is missing."""
         with self._wrap_errors():
             try:
                 if not self._is_local:

@@ -204,9 +204,7 @@ class Checkpoint:
         """The jobs that no other attempt would find."""
         if self._store is None and self.reuse.book is None:
             return self.job_ids
-        return [
-            self.ids[index] for index in self._changed | self._writing if self._has_job(index)
-        ]
+        return [self.ids[index] for index in self._changed | self._writing if self._has_job(index)]
 
     @property
     def sent_upto(self) -> int:

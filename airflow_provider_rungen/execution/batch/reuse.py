@@ -73,9 +73,7 @@ class Reuse:
         self._saved = {entry.job_id for entry in found.pending.values()}
         self._keys_by_job = {entry.job_id: key for key, entry in found.pending.items()}
         task = run[:_TASK_DIGITS]
-        self.borrowed = {
-            entry.job_id for entry in self.pending.values() if entry.run[:_TASK_DIGITS] != task
-        }
+        self.borrowed = {entry.job_id for entry in self.pending.values() if entry.run[:_TASK_DIGITS] != task}
         reused = sum(self.is_reused(index) for index in range(len(keys)))
         equal = len(keys) - len(self._leaders)
         log.info(
@@ -98,9 +96,7 @@ class Reuse:
         indexes = {index for index in reused if self._leaders[keys[index]] == index}
         found = book.find([keys[index] for index in indexes])
         self.stored = {self._leaders[key]: job for key, job in found.stored.items()}
-        self._keys_by_job = {
-            job_id: key for job_id, key in zip(ids, keys, strict=True) if job_id is not None
-        }
+        self._keys_by_job = {job_id: key for job_id, key in zip(ids, keys, strict=True) if job_id is not None}
         return self
 
     # --- questions ---

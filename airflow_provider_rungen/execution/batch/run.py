@@ -296,7 +296,9 @@ class BatchRun(DurableRun["BatchOptions"]):
                 hint="Look at the app's jobs, then clear the task to submit all inputs again",
                 retryable=False,
             )
-        submitted_at = max([checkpoint.header.submitted_at, *(entry.at.timestamp() for entry in self.reuse.pending.values())])
+        submitted_at = max(
+            [checkpoint.header.submitted_at, *(entry.at.timestamp() for entry in self.reuse.pending.values())]
+        )
         stored = {checkpoint.ids[index] for index in self.reuse.stored} & set(checkpoint.job_ids)
         rest = [job_id for job_id in checkpoint.job_ids if job_id not in stored]
         outcomes = self._fetch(app_id, rest, submitted_at + RESUBMISSION_GRACE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from typing import Any, BinaryIO
@@ -48,10 +49,7 @@ class SavedLines:
                 spool.append(json.loads(line))
             return spool
 
-        try:
-            found = self._storage.read_with("", self._name, read)
-        except ValueError:
-            found = None
+        found: Spool | None = self._storage.read_with("", self._name, read)
         if found is None:
             uri = self._storage.uri_of("", self._name)
             raise RunGenOutputError(
@@ -61,7 +59,5 @@ class SavedLines:
 
     def remove(self) -> None:
         """Remove the file. A failure is not worth one of the task."""
-        try:
+        with contextlib.suppress(RunGenError):
             self._storage.remove("", [self._name])
-        except RunGenError:
-            pass

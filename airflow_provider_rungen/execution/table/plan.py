@@ -111,7 +111,9 @@ class TablePlan:
         self.sources = [rows.uri] if rows.uri else []
         for row in rows:
             if not isinstance(row, Mapping):
-                raise RunGenInputError(f"{rows.place} is a {type(row).__name__}, not an object; nothing was sent")
+                raise RunGenInputError(
+                    f"{rows.place} is a {type(row).__name__}, not an object; nothing was sent"
+                )
             values = [row.get(name) for name in self._names]
             self._check_key(row, rows.place)
             job_input = dict(row) if to_input is None else _call(to_input, dict(row), rows.place)
@@ -175,7 +177,9 @@ def _call(to_input: Callable[[dict[str, Any]], Any], row: dict[str, Any], place:
         ) from error
     if job_input is not None and not isinstance(job_input, Mapping):
         kind = type(job_input).__name__
-        raise RunGenInputError(f"to_input returned a {kind} for {place}, not a dict or None; nothing was sent")
+        raise RunGenInputError(
+            f"to_input returned a {kind} for {place}, not a dict or None; nothing was sent"
+        )
     return job_input
 
 

@@ -114,7 +114,13 @@ class TableRun(BatchRun):
         inputs = Inputs(plan.inputs(rows, read_inputs(), schema), key_of=book.key if book else None)
         log.info(
             "Read %d rows of %s: %d to run or reuse, %d skipped, %d refused",
-            *(len(plan), clean_text(rows.uri or "table"), inputs.count, plan.skipped_count, plan.refused_count),
+            *(
+                len(plan),
+                clean_text(rows.uri or "table"),
+                inputs.count,
+                plan.skipped_count,
+                plan.refused_count,
+            ),
         )
         self._has_to_report = True
         runnable = len(plan) - plan.skipped_count
@@ -301,12 +307,18 @@ class TableRun(BatchRun):
 
     def _report(self, error: Exception) -> None:
         cause = error if isinstance(error, RunGenError) else error.__cause__
-        message = cause.message if isinstance(cause, RunGenError) else clean_text(f"{type(error).__name__}: {error}")
+        message = (
+            cause.message
+            if isinstance(cause, RunGenError)
+            else clean_text(f"{type(error).__name__}: {error}")
+        )
         try:
             if isinstance(cause, RunGenJobTimeoutError):
                 self._store_finished()
             for job_id in self.canceled:
-                canceled = RunGenJobCanceledError(f"Canceled: {message}", app_id=self.jobs.app_id, job_id=job_id)
+                canceled = RunGenJobCanceledError(
+                    f"Canceled: {message}", app_id=self.jobs.app_id, job_id=job_id
+                )
                 self._rows.add_error(job_id, canceled)
             self._write([], message)
             self.saved_lines.remove()
