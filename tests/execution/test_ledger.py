@@ -170,7 +170,7 @@ BAD_FIELDS: dict[str, list[Any]] = {
     "version": [2, 0, True, "1", None, 1.0],
     "state": ["failed", "", None, 1, []],
     "app_id": ["", "..", "a/b", "a?b", 7, None, "x" * 300, "a\nb"],
-    "job_id": ["", "..", "a/b", "job-2", 7, None],
+    "job_id": ["", "..", "a/b", "job-2", "é" * 128, 7, None],
     "run": ["", "xyz", "AB", 7, None, "a" * 200],
     "at": ["", "yesterday", "2026-01-31", "2026-01-31T12:30:00", 1769862600, None, "2" * 99],
     "execution_seconds": ["2.5", -1, float("nan"), 10**400, True, []],
@@ -202,6 +202,11 @@ BROKEN: dict[str, bytes] = {
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 def test_a_broken_entry_is_none(content: bytes) -> None:
     assert parse_entry(content) is None
+
+
+def test_the_id_of_a_pending_job_can_be_the_name_of_a_folder() -> None:
+    assert parse_entry(entry_text(replace(PENDING, job_id="é" * 127))) is not None
+    assert parse_entry(entry_text(replace(PENDING, job_id="é" * 128))) is None
 
 
 @pytest.mark.parametrize(

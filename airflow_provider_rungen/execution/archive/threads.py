@@ -9,7 +9,8 @@ from typing import TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
-_MAX_THREADS = 32
+# More threads slow down a local folder, and a store's client opens few connections.
+_MAX_THREADS = 16
 
 
 def run_concurrently(function: Callable[[S], T], items: Iterable[S]) -> list[T]:

@@ -21,7 +21,8 @@ _FIELDS = frozenset(
 _RUN = re.compile(r"[0-9a-f]{1,128}")
 _MAX_TIME_CHARS = 40
 _MAX_URI_CHARS = 2048
-_MAX_SEGMENT_BYTES = 255
+# Of a file or folder; many file systems allow no more.
+_MAX_NAME_BYTES = 255
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}")
 # Whoever can write an entry is not to make a worker send requests to any host.
 _NO_STORAGE = frozenset(["http", "https", "ftp"])
@@ -77,16 +78,8 @@ def is_manifest_uri(value: Any, job_id: str) -> bool:
             return False
     elif authority:
         return False
-    segments = path.split("/")
     is_in_folder = bool(authority) or path != _manifest_path(job_id)[1:]
-    return (
-        is_in_folder
-        and bool(slash)
-        and all(
-            segment not in ("", ".", "..") and len(segment.encode()) <= _MAX_SEGMENT_BYTES
-            for segment in segments
-        )
-    )
+    return is_in_folder and bool(slash) and all(map(_is_name, path.split("/")))
 
 
 def entry_text(entry: Entry) -> bytes:
@@ -120,6 +113,7 @@ def parse_entry(content: bytes) -> Entry | None:
         and fields["version"] == VERSION
         and is_identifier(fields.get("app_id"))
         and is_identifier(fields.get("job_id"))
+        and _is_name(fields["job_id"])
         and is_run(fields.get("run"))
     )
     if not is_head_valid or at is None or not _is_state_valid(fields):
@@ -145,6 +139,10 @@ def _is_state_valid(fields: Mapping[str, Any]) -> bool:
         and is_manifest_uri(fields.get("manifest"), fields["job_id"])
         and (seconds is None or (not isinstance(seconds, str) and to_number(seconds) is not None))
     )
+
+
+def _is_name(segment: str) -> bool:
+    return segment not in ("", ".", "..") and len(segment.encode()) <= _MAX_NAME_BYTES
 
 
 def _parse_time(value: Any) -> datetime | None:
