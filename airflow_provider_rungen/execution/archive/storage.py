@@ -30,7 +30,7 @@ _MISSING = (FileNotFoundError, IsADirectoryError, PermissionError)
 
 class Storage:
     """
-    A destination, with a folder for each job.
+    A destination, with a folder for each job. A ``job_id`` of ``""`` is the destination itself.
 
     A file is written to a temporary place first: on a local file system beside its target, otherwise in this
     machine's folder for temporary files, from where it is uploaded. In a local destination, symbolic links
@@ -76,7 +76,7 @@ class Storage:
 
     def uri_of(self, job_id: str, name: str) -> str:
         """Return the URI of a file."""
-        return f"{self._text.removesuffix('/')}/{job_id}/{name}"
+        return _join(self._text.removesuffix("/"), job_id, name)
 
     # --- writing ---
 
@@ -206,10 +206,11 @@ class Storage:
     # --- paths and errors ---
 
     def _path(self, job_id: str, name: str = "") -> str:
-        return f"{self._root}/{job_id}/{name}".rstrip("/")
+        return _join(self._root, job_id, name)
 
     def _folder(self, job_id: str, *, create: bool = False) -> contextlib.AbstractContextManager[int]:
-        return open_folder(self._path(job_id), create=create)
+        # the destination itself may be a link, which the dot follows
+        return open_folder(self._path(job_id or "."), create=create)
 
     @contextlib.contextmanager
     def _wrap_errors(self) -> Iterator[None]:
@@ -225,6 +226,10 @@ class Storage:
                 f"the destination cannot be used: {type(error).__name__}: {reason}".removesuffix(": "),
                 hint=_DESTINATION_HINT,
             ) from None
+
+
+def _join(root: str, *parts: str) -> str:
+    return "/".join([root, *filter(None, parts)])
 
 
 def _temporary_name() -> str:
