@@ -58,6 +58,7 @@ ORDER = [
     "on_clear",
     "input_schema",
     "destination",
+    "results",
     "result_schema",
     "max_concurrency",
     "max_failed",
