@@ -59,6 +59,7 @@ ORDER = [
     "on_clear",
     "input_schema",
     "destination",
+    "results",
     "result_schema",
     "max_concurrency",
     "max_failed",

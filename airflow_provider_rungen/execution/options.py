@@ -79,6 +79,7 @@ class CollectOptions:
     """What is done with results."""
 
     destination: Any
+    results: Any = None
     result_schema: Any
     max_failed: float
     max_concurrency: int

@@ -32,7 +32,7 @@ _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, Permission
 
 class Storage(Place):
     """
-    A destination, with a folder for each job.
+    A destination, with a folder for each job. A ``job_id`` of ``""`` is the destination itself.
 
     A file is written to a temporary place first: on a local file system beside its target, otherwise in this
     machine's folder for temporary files, from where it is uploaded. In a local destination, symbolic links

@@ -1,0 +1,113 @@
+"""Keep what the results table says about jobs in a temporary file, since their results may be large."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.output_urls import redact_value
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobCanceledError, RunGenOutputError
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.table.results import ResultRow, Status
+
+
+class JobRows:
+    """
+    The rows of jobs, by job id. Close it when the table is written.
+
+    :raises RunGenOutputError: a method could not use the folder for temporary files.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="rungen-rows-")  # noqa: SIM115 - closed by close
+        self._places: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._file.close()
+
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._places
+
+    def add_stored(self, stored: StoredJob, *, is_reused: bool = False) -> None:
+        """Add a job whose outputs are stored."""
+        self._add(
+            stored.job_id,
+            status=Status.COMPLETED,
+            reused=is_reused,
+            outputs=[output["uri"] for output in stored.outputs],
+            sha256=stored.outputs[0]["sha256"] if stored.outputs else None,
+            result=stored.result,
+            has_result=True,
+            execution_seconds=stored.execution_seconds,
+            created_at=stored.created_at,
+        )
+
+    def add_job(self, job: Job, error: RunGenError | None = None) -> None:
+        """
+        Add a job that is over.
+
+        :param error: why it counts as failed. Without one it has completed, and its result is kept.
+        """
+        fields: dict[str, Any] = {
+            "execution_seconds": job.execution_time,
+            "created_at": job.created_at and job.created_at.isoformat(),
+        }
+        if error is None:
+            self._add(job.id, status=Status.COMPLETED, result=job.result, has_result=True, **fields)
+        else:
+            self.add_error(job.id, error, **fields)
+
+    def add_error(self, job_id: str, error: RunGenError, **fields: Any) -> None:
+        """Add a job that failed."""
+        self._add(job_id, status=_status_of(error), error=error.message, **fields)
+
+    def row(
+        self,
+        index: int,
+        job_id: str | None,
+        values: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        missing: str = "",
+    ) -> ResultRow:
+        """
+        Return a row.
+
+        :param missing: the error of a job that was not added.
+        """
+        if job_id is None or job_id not in self._places:
+            error = "it has no job" if job_id is None else missing
+            return ResultRow(index=index, status=Status.FAILED, values=values, error=error, job_id=job_id)
+        try:
+            self._file.seek(self._places[job_id])
+            fields = json.loads(self._file.readline())
+        except OSError as error:
+            raise _spool_error(error) from None
+        return ResultRow(
+            index=index, job_id=job_id, values=values, **fields | {"status": Status(fields["status"])}
+        )
+
+    def _add(self, job_id: str, *, result: Any = None, **fields: Any) -> None:
+        # signed URLs are removed before anything is on a disk
+        line = json.dumps({**fields, "result": redact_value(result)}) + "\n"
+        try:
+            place = self._file.seek(0, 2)
+            self._file.write(line.encode())
+        except OSError as error:
+            raise _spool_error(error) from None
+        self._places[job_id] = place
+
+
+def _status_of(error: RunGenError) -> Status:
+    return Status.CANCELED if isinstance(error, RunGenJobCanceledError) else Status.FAILED
+
+
+def _spool_error(error: OSError) -> RunGenOutputError:
+    return RunGenOutputError(
+        f"Could not keep the rows of the results table in {tempfile.gettempdir()}: {error.strerror or error}",
+        hint="Check that folder and its free space, or set TMPDIR",
+    )
