@@ -23,6 +23,7 @@ from airflow_provider_rungen.parameters import (
     check_choice,
     check_count,
     check_format,
+    check_ledger,
     check_max_failed,
     check_schema,
     default_arg_names,
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, TaskDecorator, XComArg
-    from airflow_provider_rungen.execution.decorated import DecoratedRun
+    from airflow_provider_rungen.execution.batch.collecting import CollectingRun
+    from airflow_provider_rungen.ledger import Ledger
     from airflow_provider_rungen.parameters import (
         DecoratorArguments,
         Destination,
@@ -77,6 +79,8 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         path or URI of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
         absolute path, or an ``ObjectStoragePath`` (templated).
+    :param ledger: remembers which inputs were paid for, so that an input that was run before is reused. Needs
+        ``destination`` (templated).
     :param result_schema: the JSON Schema that every result has to fit.
     :param max_concurrency: how many submissions, and how many downloads, are in flight at most.
     :param max_failed: how many inputs of a batch may fail without failing the task: a number, or a share
@@ -93,6 +97,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         "inputs",
         "rungen_conn_id",
         "destination",
+        "ledger",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **DecoratedOperator.template_fields_renderers,
@@ -125,6 +130,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         on_clear: Literal["new", "resume"] = "new",
         input_schema: SchemaSource | None = None,
         destination: Destination | None = None,
+        ledger: Ledger | None = None,
         result_schema: SchemaSource | None = None,
         max_concurrency: int = 16,
         max_failed: float = 0,
@@ -157,6 +163,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         self.on_clear = on_clear
         self.input_schema = check_schema(input_schema, "input_schema")
         self.destination = destination
+        self.ledger = check_ledger(ledger, destination)
         self.result_schema = check_schema(result_schema, "result_schema")
         self.max_concurrency = check_count(max_concurrency, "max_concurrency")
         self.max_failed = check_max_failed(max_failed)
@@ -174,7 +181,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         :return: the result, or the list of results in the order of the inputs.
         """
         # not DecoratedOperator's: that of Airflow 3.0 pushes by a method that operators no longer have
-        return self._decorated_run(context).execute(lambda: self._call(context))
+        return self._collecting_run(context).execute(lambda: self._call(context))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """
@@ -182,12 +189,12 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
 
         :return: the result, or the list of results in the order of the inputs.
         """
-        return self._decorated_run(context).complete(event)
+        return self._collecting_run(context).complete(event)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral. When Airflow ended it without an event, no job is left behind."""
         if (reason := deferral_error(next_method, next_kwargs)) is not None:
-            self._decorated_run(context).fail_deferral(reason)
+            self._collecting_run(context).fail_deferral(reason)
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _call(self, context: Context) -> Any:
@@ -197,11 +204,11 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         self.inputs = _shown(given)
         return given
 
-    def _decorated_run(self, context: Context) -> DecoratedRun:
-        from airflow_provider_rungen.execution.decorated import DecoratedRun
+    def _collecting_run(self, context: Context) -> CollectingRun:
+        from airflow_provider_rungen.execution.batch.collecting import CollectingRun
         from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions
 
-        run = DecoratedRun(
+        run = CollectingRun(
             self,
             context,
             BatchOptions.of(self),

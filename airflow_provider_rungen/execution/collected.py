@@ -86,7 +86,7 @@ class CollectedValues:
             )
 
 
-class CollectedTable:
+class CollectedTable(JobRows):
     """
     The results table of a task.
 
@@ -96,21 +96,8 @@ class CollectedTable:
 
     def __init__(self, uri: Any) -> None:
         self._table = ResultsTable(uri)
-        self._rows = JobRows()
         self.uri = self._table.uri
-
-    def add_job(self, job: Job) -> RunGenOutputError | None:
-        self._rows.add_job(job)
-        return None
-
-    def add_stored(self, stored: StoredJob, *, is_reused: bool = False) -> None:
-        self._rows.add_stored(stored, is_reused=is_reused)
-
-    def add_failed(self, job: Job, error: RunGenError) -> None:
-        self._rows.add_job(job, error)
-
-    def close(self) -> None:
-        self._rows.close()
+        super().__init__()
 
     def write(
         self, ids: Sequence[str | None], errors: Mapping[str, RunGenError], missing: str = ""
@@ -122,9 +109,9 @@ class CollectedTable:
         :param missing: the error of the jobs of which nothing is known.
         """
         for job_id, error in errors.items():
-            if job_id not in self._rows:
-                self._rows.add_error(job_id, error)
+            if job_id not in self:
+                self.add_error(job_id, error)
         counts = ResultCounts()
-        rows = (self._rows.row(index, job_id, missing=missing) for index, job_id in enumerate(ids))
+        rows = (self.row(index, job_id, missing=missing) for index, job_id in enumerate(ids))
         self._table.write(counts.count(rows))
         return counts

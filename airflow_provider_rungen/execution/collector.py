@@ -38,20 +38,30 @@ class Collector:
     :param run: the attempt.
     :param options: the operator's parameters.
     :param pushes_keys: whether each key of a result becomes an XCom of its own, too.
+    :param into: takes the results, if neither XCom nor ``options.results`` does.
     :raises RunGenInputError: the schema, the destination or the results table cannot be used.
     """
 
-    def __init__(self, run: WaitingRun[Any], options: CollectOptions, *, pushes_keys: bool = False) -> None:
+    def __init__(
+        self,
+        run: WaitingRun[Any],
+        options: CollectOptions,
+        *,
+        pushes_keys: bool = False,
+        into: Collected | None = None,
+    ) -> None:
         self._run = run
         self._schema = Schema.of(options.result_schema, "result_schema")
         has_destination = options.destination is not None
         self._store = OutputStore(run, options, self._schema) if has_destination else None
         self._values = CollectedValues(options.max_xcom_bytes, pushes_keys=pushes_keys)
         self._table = None if options.results is None else CollectedTable(options.results)
-        self._collected: Collected = self._table or self._values
-        # of the jobs whose outcome is known, those that failed
+        self._collected: Collected = into or self._table or self._values
         self._known: set[str] = set()
-        self._errors: dict[str, RunGenError] = {}
+        #: The jobs that failed.
+        self.errors: dict[str, RunGenError] = {}
+        #: The jobs whose outputs are stored, without results and outputs, of which there may be many.
+        self.stored: list[StoredJob] = []
         self._is_searched = False
 
     def close(self) -> None:
@@ -67,11 +77,7 @@ class Collector:
         if self._store is None or not job_ids:
             return list(job_ids)
 
-        def note(stored: StoredJob) -> None:
-            self._collected.add_stored(stored, is_reused=True)
-            self._known.add(stored.job_id)
-
-        self._store.find(app_id, job_ids, note)
+        self._store.find(app_id, job_ids, lambda stored: self.add_stored(stored, is_reused=True))
         self._is_searched = True
         return [job_id for job_id in job_ids if job_id not in self._known]
 
@@ -95,9 +101,9 @@ class Collector:
                 if isinstance(error, RunGenJobTimeoutError):
                     # those that are over are paid for
                     with suppress(RunGenError):
-                        self._gather(app_id, ids)
+                        self.gather(app_id, ids)
                 try:
-                    self._table.write(ids, self._errors, error.message)
+                    self._table.write(ids, self.errors, error.message)
                 except RunGenError as failure:
                     log.warning("%s", failure)
             raise
@@ -125,17 +131,13 @@ class Collector:
             table has.
         """
         with self.reporting_failure(app_id, ids):
-            for job in jobs:
-                is_stored_below = self._store is not None and job.status is JobStatus.COMPLETED
-                if job.id not in self._known and not is_stored_below:
-                    self._add(job)
-            self._gather(app_id, ids)
-        counts = None if self._table is None else self._table.write(ids, self._errors)
-        reasons = failure_reasons(ids, self._errors)
+            self.gather(app_id, ids, jobs)
+        counts = None if self._table is None else self._table.write(ids, self.errors)
+        reasons = failure_reasons(ids, self.errors)
         failed = list(reasons) if counts is None else list(reasons)[:MAX_FAILED_INDEXES]
         self._run.ti.xcom_push(key="failed", value=failed)
-        enforce_max_failed(ids, self._errors, reasons, max_failed, logged_failures)
-        done = [each for each in dict.fromkeys(ids) if each is not None and each not in self._errors]
+        enforce_max_failed(ids, self.errors, reasons, max_failed, logged_failures)
+        done = [each for each in dict.fromkeys(ids) if each is not None and each not in self.errors]
         destination = None if self._store is None else self._store.shown
         outcome = TaskOutcome(app_id, done, len(reasons), destination)
         if self._table is not None and counts is not None:
@@ -156,8 +158,16 @@ class Collector:
             self._values.check_size(len(json.dumps(value)))
         return value
 
-    def _gather(self, app_id: str, ids: Sequence[str | None]) -> None:
-        """Find the outcomes of the jobs that are not known yet."""
+    def gather(self, app_id: str, ids: Iterable[str | None], jobs: Iterable[Job] = ()) -> None:
+        """
+        Find the outcomes of the jobs that are not known yet.
+
+        :param jobs: those that are known to be over.
+        """
+        for job in jobs:
+            is_stored_below = self._store is not None and job.status is JobStatus.COMPLETED
+            if job.id not in self._known and not is_stored_below:
+                self._add(job)
         rest = [each for each in dict.fromkeys(ids) if each is not None and each not in self._known]
         if not self._is_searched:
             rest = self.find_stored(app_id, rest)
@@ -165,6 +175,13 @@ class Collector:
             self._fetch(app_id, rest)
         elif rest and self._store is not None:
             self._store_outputs(self._store, app_id, rest)
+
+    def add_stored(self, stored: StoredJob, *, is_reused: bool = False) -> StoredJob:
+        """Take a job whose outputs are stored, and return what is kept of it."""
+        self._collected.add_stored(stored, is_reused=is_reused)
+        self._known.add(stored.job_id)
+        self.stored.append(kept := replace(stored, result=None, outputs=()))
+        return kept
 
     def _add(self, job: Job) -> None:
         """Take a job whose result is not stored, or note why it failed."""
@@ -181,7 +198,7 @@ class Collector:
             error = self._collected.add_job(job)
         self._known.add(job.id)
         if error is not None:
-            self._errors[job.id] = error
+            self.errors[job.id] = error
 
     def _fetch(self, app_id: str, job_ids: list[str]) -> None:
         def note(job_id: str, found: Job | RunGenError) -> None:
@@ -192,11 +209,6 @@ class Collector:
         self._run.refetch(app_id, job_ids, note)
 
     def _store_outputs(self, store: OutputStore, app_id: str, job_ids: list[str]) -> None:
-        def note(stored: StoredJob) -> StoredJob:
-            self._collected.add_stored(stored)
-            self._known.add(stored.job_id)
-            return replace(stored, result=None, outputs=())
-
-        errors = store.store(app_id, job_ids, note)
-        self._errors |= errors
+        errors = store.store(app_id, job_ids, self.add_stored)
+        self.errors |= errors
         self._known |= errors.keys()

@@ -41,7 +41,7 @@ class OutputStore:
         #: The folder, as it may be shown.
         self.shown = redact(str(options.destination))
 
-    def find(self, app_id: str, job_ids: Sequence[str], on_found: Callable[[StoredJob], None]) -> None:
+    def find(self, app_id: str, job_ids: Sequence[str], on_found: Callable[[StoredJob], object]) -> None:
         """
         Find the jobs that are stored and complete, without asking the service.
 

@@ -57,8 +57,8 @@ class AttemptOverError(Exception):
 
 def pushed_job_ids(ti: Any) -> set[str] | None:
     """
-    Return the jobs, or the batch, that the latest attempt of a task has pushed; ``None`` when it has not yet. It
-    blocks.
+    Return the jobs, or the batch, that the latest attempt of a task has pushed; ``None`` when it has not yet.
+    Blocks.
 
     :param ti: a trigger's ``task_instance``.
     :raises AttemptOverError: there is a later attempt, which Airflow does not let this one ask about.

@@ -16,7 +16,6 @@ from airflow_provider_rungen.client.output_urls import Output, expiry_time, find
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.journal import ManifestJournal
-from airflow_provider_rungen.execution.archive.manifests import MANIFEST, RETURNED_FIELDS
 from airflow_provider_rungen.execution.archive.steps import retry_step
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 from collections.abc import Callable, Collection
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from airflow_provider_rungen.client.models import JobStatus
 from airflow_provider_rungen.client.output_urls import find_outputs, redact_value
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.journal import MAX_OUTPUTS_WITHOUT_PARTS, PART_PREFIX
-from airflow_provider_rungen.execution.archive.manifests import (
-    MANIFEST,
-    MAX_MANIFEST_BYTES,
-    RETURNED_FIELDS,
-    parse_manifest,
-)
+from airflow_provider_rungen.execution.archive.manifests import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest
 from airflow_provider_rungen.execution.archive.steps import retry_step, run_with_checks
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, files_of, stored_job
 
 
 @dataclass(frozen=True)
@@ -79,40 +71,28 @@ class StoredJobFinder:
         if content is None:
             return None
         manifest = parse_manifest(content, self.app_id, job_id)
-        if not manifest.is_complete or manifest.invalid_count:
-            return None
-        entries, fields = list(manifest.entries.values()), json.loads(content)
+        files, entries = files_of(storage, job_id, manifest), list(manifest.entries.values())
         if (
-            fields.get("status") != JobStatus.COMPLETED
+            files is None
+            or len(files) != len(entries)
             or self._exceeds_limits(entries)
-            or not _describes(entries, fields.get("result"))
-            or not all(self._is_stored(job_id, number, entry) for number, entry in enumerate(entries))
+            or not _describes(entries, manifest.result)
+            or not all(
+                storage.digest(*file, size) == entry["sha256"]
+                for (file, size), entry in zip(files.items(), entries, strict=False)
+            )
         ):
             return None
         if len(entries) > MAX_OUTPUTS_WITHOUT_PARTS:
             # an attempt may have been killed before it removed them
             storage.remove(job_id, storage.sizes(job_id, PART_PREFIX))
-        return StoredJob(
-            self.app_id,
-            job_id,
-            storage.uri_of(job_id, MANIFEST),
-            [{name: entry[name] for name in RETURNED_FIELDS} for entry in entries],
-            fields.get("result"),
-            _to_seconds(fields.get("execution_time")),
-            created_at if isinstance(created_at := fields.get("created_at"), str) else None,
-        )
+        return stored_job(storage, self.app_id, job_id, manifest)
 
     def _exceeds_limits(self, entries: Collection[dict[str, Any]]) -> bool:
         size = sum(entry["size"] for entry in entries)
         return (self.max_outputs is not None and len(entries) > self.max_outputs) or (
             self.max_total_bytes is not None and size > self.max_total_bytes
         )
-
-    def _is_stored(self, job_id: str, number: int, entry: dict[str, Any]) -> bool:
-        name = entry["uri"].rpartition("/")[2]
-        is_ours = name.startswith(f"{number}-") and entry["uri"] == self.storage.uri_of(job_id, name)
-        sha256: str = entry["sha256"]
-        return is_ours and self.storage.digest(job_id, name, entry["size"]) == sha256
 
 
 def _describes(entries: Collection[dict[str, Any]], result: Any) -> bool:
@@ -123,9 +103,3 @@ def _describes(entries: Collection[dict[str, Any]], result: Any) -> bool:
     return [(output.at, output.url) for output in found] == [
         (entry["at"], urls[entry["uri"]]) for entry in entries
     ]
-
-
-def _to_seconds(value: Any) -> float | None:
-    """Return a number of seconds, or ``None``: anybody may have written it."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < 1e12 and math.isfinite(value) else None

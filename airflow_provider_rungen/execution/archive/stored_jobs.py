@@ -64,17 +64,17 @@ def read_stored_jobs(storage: Storage, jobs: Mapping[str, str]) -> dict[str, Sto
         found: dict[str, tuple[Manifest, dict[File, int]]] = {}
         for (job_id, _), content in contents.items():
             manifest = parse_manifest(content, jobs[job_id], job_id)
-            files = _files(storage, job_id, manifest)
+            files = files_of(storage, job_id, manifest)
             if files is not None:
                 found[job_id] = manifest, files
         sizes = storage.sizes_of(file for _, files in found.values() for file in files)
         for job_id, (manifest, files) in found.items():
             if all(sizes.get(file) == size for file, size in files.items()):
-                stored[job_id] = _stored_job(storage, jobs[job_id], job_id, manifest)
+                stored[job_id] = stored_job(storage, jobs[job_id], job_id, manifest)
     return stored
 
 
-def _files(storage: Storage, job_id: str, manifest: Manifest) -> dict[File, int] | None:
+def files_of(storage: Storage, job_id: str, manifest: Manifest) -> dict[File, int] | None:
     """Return the sizes of a job's files, or ``None`` unless all are stored in its folder."""
     if not manifest.is_complete or manifest.invalid_count or manifest.status != JobStatus.COMPLETED:
         return None
@@ -88,7 +88,7 @@ def _files(storage: Storage, job_id: str, manifest: Manifest) -> dict[File, int]
     return files
 
 
-def _stored_job(storage: Storage, app_id: str, job_id: str, manifest: Manifest) -> StoredJob:
+def stored_job(storage: Storage, app_id: str, job_id: str, manifest: Manifest) -> StoredJob:
     return StoredJob(
         app_id=app_id,
         job_id=job_id,

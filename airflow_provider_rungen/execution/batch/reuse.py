@@ -6,11 +6,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.exceptions import RunGenError
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+    from airflow_provider_rungen.execution.collector import Collector
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.ledger.entries import Entry
 
@@ -152,16 +154,21 @@ class Reuse:
         self.book.add_pending(app_id, new)
         self._saved |= set(new.values())
 
-    def save_stored(self, jobs: Iterable[StoredJob]) -> None:
+    @contextmanager
+    def remembering(self, collector: Collector) -> Iterator[None]:
         """
-        Remember jobs whose outputs are stored.
+        Remember what a collector stored, and forget what failed, also when it was interrupted.
 
         :raises RunGenOutputError: the ledger cannot be written.
         """
-        if self.book is None:
-            return
-        known = self._keys_by_job
-        self.book.add_done({known[job.job_id]: job for job in jobs if job.job_id in known})
+        try:
+            yield
+        finally:
+            known = self._keys_by_job
+            jobs = {known[job.job_id]: job for job in collector.stored if job.job_id in known}
+            if self.book is not None and jobs:
+                self.book.add_done(jobs)
+            self.forget(collector.errors)
 
     def forget(self, job_ids: Iterable[str]) -> None:
         """Forget jobs that failed or were canceled. A failure to do so is logged."""

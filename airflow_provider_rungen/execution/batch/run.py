@@ -155,7 +155,11 @@ class BatchRun(DurableRun["BatchOptions"]):
             if event.get("count", 0) > len(jobs):  # more failed than the event holds
                 outcomes = self._fetch(app_id, self.jobs.job_ids).items()
                 jobs = [job_of(outcome, app_id, job_id) for job_id, outcome in outcomes]
-            yield replace(result, jobs=jobs)
+            try:
+                yield replace(result, jobs=jobs)
+            finally:
+                if self.lines_to_save() is not None:
+                    self.saved_lines.remove()
 
     def _restore(self, app_id: str) -> BatchResult:
         """Return what was submitted before the deferral, and answer for its jobs."""

@@ -33,8 +33,9 @@ class JobRows:
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._places
 
+    # --- see `Collected` ---
+
     def add_stored(self, stored: StoredJob, *, is_reused: bool = False) -> None:
-        """Add a job whose outputs are stored."""
         self._add(
             stored.job_id,
             status=Status.COMPLETED,
@@ -47,20 +48,13 @@ class JobRows:
             created_at=stored.created_at,
         )
 
-    def add_job(self, job: Job, error: RunGenError | None = None) -> None:
-        """
-        Add a job that is over.
+    def add_job(self, job: Job) -> None:
+        self._add(job.id, status=Status.COMPLETED, result=job.result, has_result=True, **_times(job))
 
-        :param error: why it counts as failed. Without one it has completed, and its result is kept.
-        """
-        fields: dict[str, Any] = {
-            "execution_seconds": job.execution_time,
-            "created_at": job.created_at and job.created_at.isoformat(),
-        }
-        if error is None:
-            self._add(job.id, status=Status.COMPLETED, result=job.result, has_result=True, **fields)
-        else:
-            self.add_error(job.id, error, **fields)
+    def add_failed(self, job: Job, error: RunGenError) -> None:
+        self.add_error(job.id, error, **_times(job))
+
+    # --- what only a table needs ---
 
     def add_error(self, job_id: str, error: RunGenError, **fields: Any) -> None:
         """Add a job that failed."""
@@ -100,6 +94,13 @@ class JobRows:
         except OSError as error:
             raise _spool_error(error) from None
         self._places[job_id] = place
+
+
+def _times(job: Job) -> dict[str, Any]:
+    return {
+        "execution_seconds": job.execution_time,
+        "created_at": job.created_at and job.created_at.isoformat(),
+    }
 
 
 def _status_of(error: RunGenError) -> Status:

@@ -52,7 +52,8 @@ class TablePlan:
         self._names = tuple(dict.fromkeys([*key, *columns]))
         if types is not None and (absent := [name for name in self._names if name not in types]):
             raise RunGenInputError(
-                f"table has no column {absent[0]!r}, only {clean_text(', '.join(types), 500)}; nothing was sent"
+                f"table has no column {absent[0]!r}, only {clean_text(', '.join(types), 500)}; "
+                "nothing was sent"
             )
         #: The type of each column that is repeated.
         self.types = {name: (types or {}).get(name, "text") for name in self._names}

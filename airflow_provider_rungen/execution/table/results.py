@@ -64,15 +64,39 @@ class ResultRow:
 
 
 class ResultCounts:
-    """What a task returns about the rows of its table."""
+    """The rows of a table, and the jobs behind them."""
 
     def __init__(self) -> None:
-        self.rows = self.reused = self.file_count = 0
+        self.rows = self.reused = self.new_jobs = self.file_count = 0
         self.execution_seconds = 0.0
         self._by_status: Counter[Status] = Counter()
         # several rows may have one job
         self._jobs: set[str] = set()
-        self._new_job_count = 0
+
+    @property
+    def completed(self) -> int:
+        """The rows that have a result."""
+        return self._by_status[Status.COMPLETED]
+
+    @property
+    def skipped(self) -> int:
+        """The rows that were not to have a job."""
+        return self._by_status[Status.SKIPPED]
+
+    @property
+    def refused(self) -> int:
+        """The rows whose input can have no job."""
+        return self._by_status[Status.REFUSED]
+
+    @property
+    def runnable(self) -> int:
+        """The rows that were to have a result."""
+        return self.rows - self.skipped
+
+    @property
+    def failed(self) -> int:
+        """The rows that were to have a result, and have none."""
+        return self.runnable - self.completed
 
     def count(self, rows: Iterable[ResultRow]) -> Iterator[ResultRow]:
         """Yield rows as they are, and count them."""
@@ -83,25 +107,25 @@ class ResultCounts:
             if row.job_id is not None and row.job_id not in self._jobs:
                 self._jobs.add(row.job_id)
                 self.file_count += len(row.outputs)
-                self.execution_seconds += row.execution_seconds or 0
-                self._new_job_count += not row.reused
+                if not row.reused:
+                    self.new_jobs += 1
+                    self.execution_seconds += row.execution_seconds or 0
             yield row
 
     def summary(self, uri: str) -> dict[str, Any]:
         """
-        Return what the task returns. Every row that is neither completed nor skipped has failed.
+        Return what the task returns.
 
         :param uri: the table.
         """
-        completed, skipped = self._by_status[Status.COMPLETED], self._by_status[Status.SKIPPED]
         return {
             "results": uri,
             "rows": self.rows,
-            "completed": completed,
-            "failed": self.rows - completed - skipped,
-            "skipped": skipped,
+            "completed": self.completed,
+            "failed": self.failed,
+            "skipped": self.skipped,
             "reused": self.reused,
-            "jobs": self._new_job_count,
+            "jobs": self.new_jobs,
             "execution_seconds": round(self.execution_seconds, 3),
         }
 

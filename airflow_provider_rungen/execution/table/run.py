@@ -190,6 +190,10 @@ class TableRun(BatchRun):
         self._has_to_report = True
         return result
 
+    def pushed_job_ids(self) -> list[str]:
+        result = self._restore(self.options.app_id or "")
+        return [job_id for job_id in result.job_ids if job_id not in self.reuse.stored_job_ids]
+
     # --- the end ---
 
     def _finish_table(self, result: BatchResult) -> dict[str, Any]:
@@ -200,7 +204,6 @@ class TableRun(BatchRun):
         self.jobs.finished = set(own_ids)  # they are not to be canceled any more
         failures: list[str] = []
         counts = self._write(failures)
-        self.saved_lines.remove()
         log.info(
             "%d rows: %d bought, %d reused, %d skipped, %d failed",
             *(counts.rows, counts.new_jobs, counts.reused, counts.skipped, counts.failed),
@@ -229,11 +232,8 @@ class TableRun(BatchRun):
     def _gather(self, job_ids: Sequence[str], jobs: Sequence[Job]) -> None:
         """Store the outputs of jobs, or fetch their results, and let the ledger know."""
         collector = self._collector
-        try:
+        with self.reuse.remembering(collector):
             collector.gather(self.jobs.app_id, job_ids, jobs)
-        finally:
-            self.reuse.save_stored(collector.stored)
-            self.reuse.forget(collector.errors)
 
     def _write(self, failures: list[str], missing: str = "") -> ResultCounts:
         """
@@ -321,7 +321,6 @@ class TableRun(BatchRun):
                 )
                 self._rows.add_error(job_id, canceled)
             self._write([], message)
-            self.saved_lines.remove()
         except Exception as failure:
             log.warning("Could not write the results table: %s", clean_text(str(failure)))
 

@@ -1,10 +1,11 @@
-"""Runs what the function of ``@task.rungen`` returns, and collects the results."""
+"""Runs a batch, or one job, and collects the results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.batch.result import BatchResult
 from airflow_provider_rungen.execution.batch.run import BatchRun
 from airflow_provider_rungen.execution.collector import Collector
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.waiting import Defer
 
 
-class DecoratedRun(BatchRun):
+class CollectingRun(BatchRun):
     """
-    An attempt of ``@task.rungen``: a batch, or one job, and its results.
+    An attempt that runs a batch, or one job, and returns or stores the results.
 
     :param task: the operator.
     :param context: Airflow's context of the attempt.
@@ -36,7 +37,7 @@ class DecoratedRun(BatchRun):
         defer: Defer,
         *,
         collect: CollectOptions,
-        pushes_keys: bool,
+        pushes_keys: bool = False,
     ) -> None:
         super().__init__(task, context, options, defer)
         self._collect_options = collect
@@ -45,9 +46,9 @@ class DecoratedRun(BatchRun):
 
     def execute(self, call: Callable[[], Any]) -> Any:
         """
-        Call the function, run what it returns, and wait for it.
+        Run the inputs, and wait for them.
 
-        :param call: calls the function.
+        :param call: returns the inputs: a dict for one job.
         :return: the result, or the list of results in the order of the inputs.
         """
         collector: Collector | None = None
@@ -73,9 +74,10 @@ class DecoratedRun(BatchRun):
         with self.completing(event) as result:
             return self._collect(None, result)
 
-    def on_submitted(self, job_ids: list[str]) -> None:
-        if self._is_single and job_ids:
-            self.ti.xcom_push(key="job_id", value=job_ids[0])
+    def push_submitted(self, ids: list[str | None], refused: Mapping[int, RunGenError]) -> None:
+        super().push_submitted(ids, refused)
+        if self._is_single and ids[0] is not None:
+            self.ti.xcom_push(key="job_id", value=ids[0])
 
     def _collect(self, collector: Collector | None, result: BatchResult) -> Any:
         """Return the results in place of the ids. One job fails with its own error."""
@@ -89,10 +91,13 @@ class DecoratedRun(BatchRun):
         failed_count = self.outcome.failed_count if self.outcome else 0
         self.jobs.finished = set(result.job_ids)  # they are not to be canceled any more
         collector = collector or Collector(self, self._collect_options, pushes_keys=self._pushes_keys)
-        return collector.collect(
-            self.jobs.app_id,
-            result.ids,
-            max_failed=max_failed,
-            single=self._is_single,
-            logged_failures=failed_count,
-        )
+        for stored in self.reuse.stored.values():
+            collector.add_stored(stored, is_reused=True)
+        with self.reuse.remembering(collector):
+            return collector.collect(
+                self.jobs.app_id,
+                result.ids,
+                max_failed=max_failed,
+                single=self._is_single,
+                logged_failures=failed_count,
+            )
