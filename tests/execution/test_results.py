@@ -67,6 +67,7 @@ def written(folder: Path, suffix: str, *rows: ResultRow, columns: Any = COLUMNS)
 def test_json_lines_have_values_as_they_are(tmp_path: Path) -> None:
     full, bare = written(tmp_path, "jsonl", FULL, BARE)
     assert list(full) == list(bare) == [*COLUMNS, *FIXED]
+    assert json.loads(full["result"]) == RESULT
     assert full == {
         **FULL.values,
         "index": 0,
@@ -77,7 +78,7 @@ def test_json_lines_have_values_as_they_are(tmp_path: Path) -> None:
         "outputs": list(FULL.outputs),
         "output": "s3://shop/job/0-0.png",
         "sha256": "0" * 64,
-        "result": RESULT,
+        "result": full["result"],
         "execution_seconds": 2.0,
         "created_at": "2025-01-11T16:45:34+00:00",
     }

@@ -128,7 +128,7 @@ def test_stored_files_are_in_the_table(  # noqa: PLR0917 - fixtures
         assert len(row["outputs"]) == images
         assert row["output"] == (row["outputs"][0] if images else None)
         assert row["sha256"] == (manifest["outputs"][0]["sha256"] if images else None)
-        assert row["result"] == manifest["result"]
+        assert json.loads(row["result"]) == manifest["result"]
         assert (row["status"], row["reused"], row["job_id"]) == ("completed", False, job_id)
         assert row["execution_seconds"] == manifest["execution_time"]
         assert row["created_at"] == manifest["created_at"]
@@ -140,7 +140,7 @@ def test_stored_files_are_in_the_table(  # noqa: PLR0917 - fixtures
     rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
     requests = len(rungen_emulator.service.records())
     again = collect(context, ids, tmp_path, **options)
-    assert again.value == outcome.value | {"reused": 2, "jobs": 0}
+    assert again.value == outcome.value | {"reused": 2, "jobs": 0, "execution_seconds": 0}
     assert len(rungen_emulator.service.records()) == requests
     assert table_in(tmp_path) == [row | {"reused": True} for row in rows]
 
@@ -291,7 +291,7 @@ def test_xcom_stays_small_however_many_fail(
 @pytest.mark.parametrize("wait", [True, False])
 def test_results_are_not_held(rungen_emulator: Emulator, context: Any, tmp_path: Path, wait: bool) -> None:
     # as lists, because looking for URLs in long texts takes time
-    ids = submitted(*[job(result=[0] * 50_000) for _ in range(100)])
+    ids = submitted(*[job(result=[{}] * 3_000) for _ in range(100)])
     assert collect(context, ids[:1], tmp_path, wait_for_completion=wait).error is None
     tracemalloc.start()
     try:
@@ -300,5 +300,5 @@ def test_results_are_not_held(rungen_emulator: Emulator, context: Any, tmp_path:
     finally:
         tracemalloc.stop()
     assert outcome.value["completed"] == 100
-    assert (tmp_path / "results.jsonl").stat().st_size > 15_000_000
-    assert peak < 15_000_000, "all lists together have over 40 MB"
+    assert (tmp_path / "results.jsonl").stat().st_size > 1_000_000
+    assert peak < 10_000_000, "all lists together have over 20 MB"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from typing import Any
 
 from airflow_provider_rungen.client import codec
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
+from airflow_provider_rungen.execution.spool import Spool
 from airflow_provider_rungen.execution.table.reader import open_rows
 from airflow_provider_rungen.schemas import Schema
 
@@ -39,11 +38,7 @@ class Inputs:
     ) -> None:
         self._rows = rows = open_rows(source, format=format)
         self._prefix = "" if rows.uri is None else f"{clean_text(rows.uri)}: "
-        self._spool: IO[bytes] | None = None
-        if not rows.is_replayable:
-            self._spool = tempfile.TemporaryFile(prefix="rungen-")  # noqa: SIM115 - closed below
-            # otherwise Python warns that it is left open
-            weakref.finalize(self, self._spool.close)
+        self._spool = None if rows.is_replayable else Spool()
         #: The key of each input, if ``key_of`` was given.
         self.keys: list[str] = []
         digest, self.count = hashlib.sha256(), 0
@@ -52,7 +47,7 @@ class Inputs:
             if key_of is not None:
                 self.keys.append(key_of(item))
             if self._spool is not None:
-                self._spool.write(text + b"\n")
+                self._spool.append_text(text)
             digest.update(hashlib.sha256(text).digest())
             self.count += 1
         self.digest = digest.hexdigest()
@@ -63,8 +58,7 @@ class Inputs:
 
     def __iter__(self) -> Iterator[Any]:
         if self._spool is not None:
-            self._spool.seek(0)
-            yield from map(json.loads, self._spool)
+            yield from self._spool
             return
         left = self.count
         for item in self._rows:

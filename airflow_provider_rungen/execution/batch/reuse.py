@@ -9,8 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenJobCanceledError,
+    RunGenJobFailedError,
+    RunGenNotFoundError,
+    RunGenResultError,
+)
+
 if TYPE_CHECKING:
-    from airflow_provider_rungen.exceptions import RunGenError
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.collector import Collector
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
@@ -18,7 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
+# The errors of jobs that have no use any more.
+_USELESS = (RunGenJobFailedError, RunGenJobCanceledError, RunGenNotFoundError, RunGenResultError)
 # Hexadecimal digits of a task in the token of its run.
 _TASK_DIGITS = 32
 
@@ -168,7 +176,8 @@ class Reuse:
             jobs = {known[job.job_id]: job for job in collector.stored if job.job_id in known}
             if self.book is not None and jobs:
                 self.book.add_done(jobs)
-            self.forget(collector.errors)
+            # the others may still be stored by a later attempt
+            self.forget(job_id for job_id, error in collector.errors.items() if isinstance(error, _USELESS))
 
     def forget(self, job_ids: Iterable[str]) -> None:
         """Forget jobs that failed or were canceled. A failure to do so is logged."""

@@ -91,11 +91,15 @@ class BatchRun(DurableRun["BatchOptions"]):
         jobs = self.wait(
             deadline=deadline,
             visible_by=time.time() + VISIBILITY_GRACE,
-            on_finished=strip_payloads,
+            on_finished=self.keep,
             can_end_from_trigger=None not in result.ids and self.options.destination is None,
             before_end_from_trigger=lambda: self._push_success(result),
         )
         return replace(result, jobs=jobs)
+
+    def keep(self, job: Job) -> Job:
+        """Return what is kept of a job that is over: there may be many."""
+        return strip_payloads(job)
 
     def _read_inputs(self, read_inputs: Callable[[], Any], book: LedgerBook | None) -> Inputs:
         schema = Schema.of(self.options.input_schema, "input_schema")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import redact_value
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobCanceledError, RunGenOutputError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobCanceledError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.spool import Spool
 from airflow_provider_rungen.execution.table.results import ResultRow, Status
 
 
@@ -23,12 +22,12 @@ class JobRows:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="rungen-rows-")  # noqa: SIM115 - closed by close
+        self._spool = Spool()
         self._places: dict[str, int] = {}
 
     def close(self) -> None:
         """Remove the file."""
-        self._file.close()
+        self._spool.close()
 
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._places
@@ -76,24 +75,14 @@ class JobRows:
         if job_id is None or job_id not in self._places:
             error = "it has no job" if job_id is None else missing
             return ResultRow(index=index, status=Status.FAILED, values=values, error=error, job_id=job_id)
-        try:
-            self._file.seek(self._places[job_id])
-            fields = json.loads(self._file.readline())
-        except OSError as error:
-            raise _spool_error(error) from None
+        fields = self._spool.at(self._places[job_id])
         return ResultRow(
             index=index, job_id=job_id, values=values, **fields | {"status": Status(fields["status"])}
         )
 
     def _add(self, job_id: str, *, result: Any = None, **fields: Any) -> None:
         # signed URLs are removed before anything is on a disk
-        line = json.dumps({**fields, "result": redact_value(result)}) + "\n"
-        try:
-            place = self._file.seek(0, 2)
-            self._file.write(line.encode())
-        except OSError as error:
-            raise _spool_error(error) from None
-        self._places[job_id] = place
+        self._places[job_id] = self._spool.append({**fields, "result": redact_value(result)})
 
 
 def _times(job: Job) -> dict[str, Any]:
@@ -105,10 +94,3 @@ def _times(job: Job) -> dict[str, Any]:
 
 def _status_of(error: RunGenError) -> Status:
     return Status.CANCELED if isinstance(error, RunGenJobCanceledError) else Status.FAILED
-
-
-def _spool_error(error: OSError) -> RunGenOutputError:
-    return RunGenOutputError(
-        f"Could not keep the rows of the results table in {tempfile.gettempdir()}: {error.strerror or error}",
-        hint="Check that folder and its free space, or set TMPDIR",
-    )

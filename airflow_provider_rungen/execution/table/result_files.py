@@ -42,7 +42,7 @@ class ResultFile(Protocol):
 
 
 class JsonLinesFile:
-    """One JSON object in each line."""
+    """One JSON object in each line. Results are JSON text, as in the other formats."""
 
     def __init__(self, file: BinaryIO, columns: Mapping[str, str]) -> None:
         self._file = file
@@ -51,7 +51,6 @@ class JsonLinesFile:
     def add(self, row: ResultRow) -> None:
         fields = {name: row.values.get(name) for name in self._columns} | _fixed_fields(row)
         fields["outputs"] = list(row.outputs)
-        fields["result"] = redact_value(row.result)
         self._file.write(f"{_json_text(fields)}\n".encode())
 
     def close(self) -> None:
@@ -71,7 +70,6 @@ class CsvFile:
     def add(self, row: ResultRow) -> None:
         fields = _fixed_fields(row)
         fields["outputs"] = _json_text(list(row.outputs))
-        fields["result"] = _result_text(row)
         self._write(
             [_csv_cell(row.values.get(name)) for name in self._columns]
             + list(map(_csv_cell, fields.values()))
@@ -113,7 +111,6 @@ class ParquetFile:
         fields = {name: self._convert(name, row) for name in self._converters} | _fixed_fields(row)
         fields["created_at"] = _parse_time(row.created_at)
         fields["outputs"] = [_valid_text(uri) for uri in row.outputs]
-        fields["result"] = _result_text(row)
         fields |= {name: _valid_text(value) for name, value in fields.items() if isinstance(value, str)}
         self._rows.append(fields)
         self._chars += sum(len(value) for value in fields.values() if isinstance(value, str))
@@ -156,7 +153,7 @@ class ParquetFile:
 
 
 def _fixed_fields(row: ResultRow) -> dict[str, Any]:
-    """Return the fixed columns in their order. `outputs` and `result` depend on the format."""
+    """Return the fixed columns in their order. `outputs` depends on the format."""
     seconds, created_at = row.execution_seconds, _parse_time(row.created_at)
     return {
         "index": row.index,
@@ -167,7 +164,7 @@ def _fixed_fields(row: ResultRow) -> dict[str, Any]:
         "outputs": None,
         "output": row.outputs[0] if row.outputs else None,
         "sha256": row.sha256,
-        "result": None,
+        "result": _result_text(row),
         "execution_seconds": None if seconds is None or not math.isfinite(seconds) else float(seconds),
         "created_at": None if created_at is None else created_at.isoformat(),
     }

@@ -148,6 +148,9 @@ class TableRun(BatchRun):
         if self._checkpoint is not None:  # the ids would be too many
             self.ti.xcom_push(key="batch", value=self._checkpoint.header.batch)
 
+    def keep(self, job: Job) -> Job:
+        return self._collector.hold(job)
+
     # --- a deferral ---
 
     @property
@@ -316,16 +319,15 @@ class TableRun(BatchRun):
             if isinstance(cause, RunGenJobTimeoutError):
                 self._store_finished()
             for job_id in self.canceled:
-                canceled = RunGenJobCanceledError(
-                    f"Canceled: {message}", app_id=self.jobs.app_id, job_id=job_id
-                )
-                self._rows.add_error(job_id, canceled)
+                if job_id not in self._rows:
+                    canceled = RunGenJobCanceledError(f"Canceled: {message}", app_id="", job_id=job_id)
+                    self._rows.add_error(job_id, canceled)
             self._write([], message)
         except Exception as failure:
             log.warning("Could not write the results table: %s", clean_text(str(failure)))
 
     def _store_finished(self) -> None:
         """Store what is paid for, though the task fails."""
-        over = [job_id for job_id in self.jobs.finished if job_id not in self.canceled]
+        stored = self.reuse.stored_job_ids
         with self.opened():
-            self._gather(over, ())
+            self._gather([job_id for job_id in self._submitted.job_ids if job_id not in stored], ())
