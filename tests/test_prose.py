@@ -67,7 +67,7 @@ def test_words_that_are_fine(tmp_path: Path, text: str) -> None:
 def test_a_finding_names_its_line_and_what_to_use(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("# Title\n\nIt is fine.\n\n```shell\nmake test # as ever\n```\n")
     [found] = prose.check(tmp_path / "page.md")
-    assert str(found) == f"{tmp_path}/page.md:6: as ever: use as usual"
+    assert str(found).endswith("/page.md:6: as ever: use as usual")
 
 
 @pytest.mark.parametrize(

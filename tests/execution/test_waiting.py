@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import (
     BaseOperator,
     TaskDeferred,
 )
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS
 from airflow.triggers.base import TaskSuccessEvent
 from conftest import APP, FakeTaskInstance, run_task
 
@@ -190,7 +190,7 @@ def test_a_retry_after_of_one_of_several_jobs_holds_for_it_alone_in_the_triggere
 
 @pytest.mark.parametrize("mode", ["poke", "reschedule"])
 def test_a_sensor_pokes_no_sooner_than_the_service_asked(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, mode: Any
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, mode: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with RunGenHook() as hook:
         job = hook.run_job(input=job_input(0))
@@ -199,7 +199,10 @@ def test_a_sensor_pokes_no_sooner_than_the_service_asked(
     if mode == "poke":
         assert run_task(op, context).error is None
     else:
-        ti.get_first_reschedule_date = lambda _: None  # type: ignore[attr-defined]
+        if AIRFLOW_V_3_0_PLUS:
+            ti.get_first_reschedule_date = lambda _: None  # type: ignore[attr-defined]
+        else:  # the sensor asks the database, and there is none
+            monkeypatch.setattr("airflow.sensors.base._orig_start_date", lambda **_: None)
         error: Any = run_task(op, context).error
         assert type(error).__name__ == "AirflowRescheduleException"
         assert 0 < error.reschedule_date.timestamp() - time.time() <= 1.5
