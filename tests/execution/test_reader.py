@@ -382,7 +382,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "nanoseconds": (pa.array([NANOSECONDS], pa.timestamp("ns")), ["2024-02-29T01:02:03.456789"]),
     "duration": (pa.array([-90_500], pa.duration("ms")), ["-PT90.5S"]),
     "decimal": (pa.array([Decimal("1.50"), Decimal("0.00")]), ["1.50", "0.00"]),
-    "UUID": (pa.array([UUID.bytes, None], pa.uuid()), [str(UUID), None]),
+    **({"UUID": (pa.array([UUID.bytes, None], pa.uuid()), [str(UUID), None])} if hasattr(pa, "uuid") else {}),
     "list": (pa.array([[1.5, float("nan")], None, []]), [[1.5, None], None, []]),
     "list of texts": (pa.array([["a", None]]), [["a", None]]),
     "struct": (
