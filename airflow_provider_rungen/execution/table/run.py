@@ -163,7 +163,7 @@ class TableRun(BatchRun):
         super().defer(deadline, batch=batch, **arguments)
 
     def lines_to_save(self) -> Iterator[Any]:
-        """Yield what the plan is made of, and of each row what became of it."""
+        """Yield what the plan is made of, and the status or job of each row."""
         yield self._plan.header()
         for row, number in self._plan.numbered():
             status, error, key, is_reused = row.status, row.error, "", False
