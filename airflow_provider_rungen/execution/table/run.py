@@ -126,8 +126,8 @@ class TableRun(BatchRun):
         runnable = len(plan) - plan.skipped_count
         if plan.refused_count > self._allowed(runnable):
             raise RunGenInputError(
-                f"The inputs of {plan.refused_count} rows do not fit input_schema: {plan.first_refusal}; "
-                "nothing was sent"
+                f"The inputs of {plan.refused_count} of {runnable} rows do not fit, "
+                f"{self._allowed(runnable)} may (max_failed): {plan.first_refusal}; nothing was sent"
             )
         return inputs
 
