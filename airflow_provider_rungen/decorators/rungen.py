@@ -74,7 +74,8 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
     :param on_unknown_submission: what a retry does with inputs for which it is unknown whether a job was
         created: ``resubmit`` them, with a warning, or ``fail``.
     :param on_clear: what the attempt after a clear does: run ``new`` jobs for all inputs, or ``resume`` the
-        earlier ones if inputs and app are the same. Failed jobs run again. Needs ``durable``.
+        earlier ones if inputs and app are the same. Failed jobs run again. Needs ``durable``. A ``ledger``
+        always resumes, except with ``refresh``.
     :param input_schema: the JSON Schema that every input has to fit before the first is sent: a dict, the
         path or URI of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Options = TypeVar("Options", bound="SubmitOptions")
-# The jobs are canceled, resumed if their record survives the clear, or found by any later attempt.
+# After a clear, the jobs are canceled, resumed if their record survives it, or found by any later attempt.
 OnClear = Literal["new", "resume", "keep"]
 # What the function of a task may raise to have no more tries.
 _NO_RETRY = (AirflowFailException, AirflowSkipException)
@@ -93,7 +93,7 @@ class DurableRun(WaitingRun[Options]):
 
     @property
     def on_clear(self) -> OnClear:
-        """What becomes of the jobs when the task is cleared."""
+        """What a clear of the task does with its jobs: see `OnClear`."""
         return self.options.on_clear
 
     @property
@@ -172,6 +172,8 @@ class DurableRun(WaitingRun[Options]):
             return "A retry resumes"
         if not (self.is_durable and is_saved):
             return "Then collect or cancel by id"
+        if self.on_clear == "keep":
+            return "Then clear the task to resume, or cancel by id"
         how = "and keep its task state" if attempts.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
         return f"Then clear the task {how} to resume, or cancel by id"
 

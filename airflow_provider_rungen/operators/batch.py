@@ -67,7 +67,8 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     :param on_unknown_submission: what a retry does with inputs for which it is unknown whether a job was
         created: ``resubmit`` them, with a warning, or ``fail``.
     :param on_clear: what the attempt after a clear does: run ``new`` jobs for all inputs, or ``resume`` the
-        earlier ones if inputs and app are the same. Failed jobs run again. Needs ``durable``.
+        earlier ones if inputs and app are the same. Failed jobs run again. Needs ``durable``. A ``ledger``
+        always resumes, except with ``refresh``.
     :param input_schema: the JSON Schema that every input has to fit before the first is sent: a dict, the
         path or URI of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
@@ -82,7 +83,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     template_fields: Sequence[str] = ("app_id", "inputs", "rungen_conn_id", "destination", "ledger")
     template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json"}
     operator_extra_links = JOB_AND_APP
-    # with a destination: as RunGenCollectResultsOperator has them when nothing else is said
+    # with a destination: the defaults of RunGenCollectResultsOperator
     result_schema = None
     max_output_bytes = 1 << 30
     max_outputs = 10_000

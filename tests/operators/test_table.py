@@ -159,8 +159,20 @@ def test_rows_may_be_skipped_refused_and_failed(run: Callable[..., Table], mode:
     assert task.column("status") == ["completed", "skipped", "refused", "failed", "completed"]
     assert [bool(error) for error in task.column("error")] == [False, False, True, True, False]
     assert "no memory" in task.column("error")[3]
+    assert "nothing was sent" not in task.column("error")[2]
     assert (outcome.value["completed"], outcome.value["failed"], outcome.value["skipped"]) == (2, 2, 1)
     assert (task.created, outcome.value["jobs"]) == (3, 3)
+
+
+def test_more_misfits_than_may_fail_are_in_the_table_and_nothing_is_sent(run: Callable[..., Table]) -> None:
+    schema = {"type": "object", "properties": {"prompt": {"type": "string"}}}
+    task = run(products(4), to_input=to_input, input_schema=schema)
+    outcome = task.attempt()
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "1 of 3 rows do not fit, 0 may (max_failed): input.prompt: 7 is not" in str(outcome.error)
+    assert str(outcome.error).count("nothing was sent") == 1
+    assert task.created == 0
+    assert task.column("status") == ["failed", "skipped", "refused", "failed"]
 
 
 def test_what_the_service_refuses_is_refused(run: Callable[..., Table], mode: bool) -> None:

@@ -168,7 +168,7 @@ class _Keys:
 def _call(to_input: Callable[[dict[str, Any]], Any], row: dict[str, Any], place: str) -> Any:
     try:
         job_input = to_input(row)
-    except AirflowException as error:  # the function decides what becomes of the task
+    except AirflowException as error:  # the function decides how the task ends
         error.add_note(f"to_input raised this for {place}")
         raise
     except Exception as error:
@@ -192,5 +192,6 @@ def _misfit(job_input: Mapping[str, Any], place: str, schema: Schema | None) -> 
     try:
         schema.check_input(json.loads(text))
     except RunGenInputError as error:
-        return error.message
+        # the other rows may be sent
+        return error.message.removesuffix("; nothing was sent")
     return None

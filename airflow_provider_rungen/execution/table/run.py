@@ -126,8 +126,8 @@ class TableRun(BatchRun):
         runnable = len(plan) - plan.skipped_count
         if plan.refused_count > self._allowed(runnable):
             raise RunGenInputError(
-                f"The inputs of {plan.refused_count} rows do not fit input_schema: {plan.first_refusal}; "
-                "nothing was sent"
+                f"The inputs of {plan.refused_count} of {runnable} rows do not fit, "
+                f"{self._allowed(runnable)} may (max_failed): {plan.first_refusal}; nothing was sent"
             )
         return inputs
 
@@ -163,7 +163,7 @@ class TableRun(BatchRun):
         super().defer(deadline, batch=batch, **arguments)
 
     def lines_to_save(self) -> Iterator[Any]:
-        """Yield what the plan is made of, and of each row what became of it."""
+        """Yield what the plan is made of, and the status or job of each row."""
         yield self._plan.header()
         for row, number in self._plan.numbered():
             status, error, key, is_reused = row.status, row.error, "", False
