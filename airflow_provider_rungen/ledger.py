@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 from airflow_provider_rungen.client.durations import to_seconds
 
@@ -50,7 +50,3 @@ class Ledger:
             raise ValueError(f"ignore of a Ledger must be a list of field names, not {self.ignore!r}")
         if self.expires is not None:
             self.expires = to_seconds(self.expires, "expires")
-
-    def copy(self) -> Self:
-        """Return a copy: Airflow renders templates in place, and tasks may share a ledger."""
-        return replace(self)

@@ -128,6 +128,26 @@ def test_what_failed_is_bought_anew_and_the_rest_is_not(task: Task, mode: bool) 
     assert task.created == 4 + 2
 
 
+def test_what_completed_is_stored_though_too_many_failed(task: Task, mode: bool) -> None:
+    bad = {"prompt": "bad", "emulator": {"fail": "no luck"}}
+    outcome = task.run([*inputs(3), bad], deferrable=mode)
+    assert "no luck" in str(outcome.error)
+    assert len(list((task.folder / "photos").glob("*/0-0.png"))) == 3
+    again = task.run(inputs(3), deferrable=mode)
+    assert again.error is None
+    assert task.created == 4
+
+
+def test_each_run_renders_the_templates_of_the_ledger_anew(task: Task) -> None:
+    ledger = Ledger("/ledgers/{{ ds }}", version="{{ ds }}")
+    op = task.make([], **task.options | {"ledger": ledger})
+    for day in ("2026-01-01", "2026-01-02"):
+        run = op.prepare_for_execution()
+        run.render_template_fields({"ds": day})
+        assert (run.ledger.uri, run.ledger.version) == (f"/ledgers/{day}", day)
+    assert ledger.uri == "/ledgers/{{ ds }}"
+
+
 def test_a_dict_is_paid_once_too(rungen_emulator: Emulator, tmp_path: Path, mode: bool) -> None:
     task = Task(rungen_emulator, tmp_path, decorated)
     first = task.run({"prompt": "a fox"}, deferrable=mode)

@@ -81,23 +81,25 @@ class CollectingRun(BatchRun):
 
     def _collect(self, collector: Collector | None, result: BatchResult) -> Any:
         """Return the results in place of the ids. One job fails with its own error."""
+        self.jobs.finished = set(result.job_ids)  # they are not to be canceled any more
         max_failed = 0.0 if self._is_single else self._collect_options.max_failed
         for error in result.refused.values() if self._is_single else ():
             raise error
-        if self._is_single and result.job_ids:
-            raise_for_jobs(result.jobs)
-        else:
-            self.finish(result, max_failed)
-        failed_count = self.outcome.failed_count if self.outcome else 0
-        self.jobs.finished = set(result.job_ids)  # they are not to be canceled any more
         collector = collector or Collector(self, self._collect_options, pushes_keys=self._pushes_keys)
         for stored in self.reuse.stored.values():
             collector.add_stored(stored, is_reused=True)
         with self.reuse.remembering(collector):
+            if self._collect_options.destination is not None:
+                # what is paid for is stored, also if the task fails
+                collector.gather(self.jobs.app_id, result.ids, result.jobs)
+            if self._is_single and result.job_ids:
+                raise_for_jobs(result.jobs)
+            else:
+                self.finish(result, max_failed)
             return collector.collect(
                 self.jobs.app_id,
                 result.ids,
                 max_failed=max_failed,
                 single=self._is_single,
-                logged_failures=failed_count,
+                logged_failures=self.outcome.failed_count if self.outcome else 0,
             )

@@ -86,10 +86,10 @@ class Reuse:
         self.borrowed = {entry.job_id for entry in self.pending.values() if entry.run[:_TASK_DIGITS] != task}
         reused = sum(self.is_reused(index) for index in range(len(keys)))
         equal = len(keys) - len(self._leaders)
-        log.info(
-            "Reused %d of %d inputs, which are stored already%s",
-            *(reused, len(keys), f"; {equal} are equal to others" if equal else ""),
-        )
+        if reused:
+            log.info("Reused %d of %d inputs, which are stored already", reused, len(keys))
+        if equal:
+            log.info("%d of %d inputs are equal to others, whose jobs they share", equal, len(keys))
         return self
 
     @classmethod
