@@ -111,10 +111,10 @@ class Reuse:
 
     # --- questions ---
 
-    @property
-    def stored_job_ids(self) -> set[str]:
-        """The jobs that were stored before."""
-        return {job.job_id for job in self.stored.values()}
+    def not_stored(self, job_ids: Iterable[str]) -> list[str]:
+        """Return those of some jobs that were not stored before."""
+        stored = {job.job_id for job in self.stored.values()}
+        return [job_id for job_id in job_ids if job_id not in stored]
 
     def leader(self, index: int) -> int:
         """Return the input whose job an input shares: itself, for most."""

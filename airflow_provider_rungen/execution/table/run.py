@@ -188,21 +188,21 @@ class TableRun(BatchRun):
                 keys.append(key)
         self._submitted = result = BatchResult(ids)
         self._restore_reuse(keys, ids, reused)
-        self.own(app_id, [each for each in result.job_ids if each not in self.reuse.stored_job_ids])
+        self.own(app_id, self.reuse.not_stored(result.job_ids))
         self._prepare(plan)
         self._has_to_report = True
         return result
 
     def pushed_job_ids(self) -> list[str]:
         result = self._restore(self.options.app_id or "")
-        return [job_id for job_id in result.job_ids if job_id not in self.reuse.stored_job_ids]
+        return self.reuse.not_stored(result.job_ids)
 
     # --- the end ---
 
     def _finish_table(self, result: BatchResult) -> dict[str, Any]:
         """Store the outputs, write the table, and fail if too many rows failed."""
         self._submitted = result
-        own_ids = [job_id for job_id in result.job_ids if job_id not in self.reuse.stored_job_ids]
+        own_ids = self.reuse.not_stored(result.job_ids)
         self._gather(own_ids, result.jobs)
         self.jobs.finished = set(own_ids)  # they are not to be canceled any more
         failures: list[str] = []
@@ -328,6 +328,5 @@ class TableRun(BatchRun):
 
     def _store_finished(self) -> None:
         """Store what is paid for, though the task fails."""
-        stored = self.reuse.stored_job_ids
         with self.opened():
-            self._gather([job_id for job_id in self._submitted.job_ids if job_id not in stored], ())
+            self._gather(self.reuse.not_stored(self._submitted.job_ids), ())
