@@ -62,7 +62,8 @@ def _find(base: str, count: int, of: str, expected: int) -> None:
     from airflow_provider_rungen.operators import Ledger
 
     book = LedgerBook(Ledger(f"{base}/ledger"), _MODEL, _RUN)
-    found = book.find([book.key(each) for each in _inputs(count, of)], f"{base}/photos")
+    keys = [book.key(each) for each in _inputs(count, of)]
+    found = book.find(keys, f"{base}/photos", on_stored=lambda job: job.job_id)
     if len(found.stored) != expected:
         raise RuntimeError(f"{len(found.stored)} of {count} keys were found, not {expected}")
 

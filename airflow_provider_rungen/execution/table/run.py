@@ -34,6 +34,7 @@ from airflow_provider_rungen.schemas import Schema
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.client.models import Job
+    from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions, TableOptions
     from airflow_provider_rungen.execution.waiting import Defer
@@ -148,6 +149,9 @@ class TableRun(BatchRun):
         if self._checkpoint is not None:  # the ids would be too many
             self.ti.xcom_push(key="batch", value=self._checkpoint.header.batch)
 
+    def take_stored(self, stored: StoredJob) -> None:
+        self._rows.add_stored(stored, is_reused=True)
+
     def keep(self, job: Job) -> Job:
         return self._collector.hold(job)
 
@@ -245,8 +249,6 @@ class TableRun(BatchRun):
         :param failures: takes the first reasons why rows failed.
         :param missing: the error of rows of which nothing is known.
         """
-        for stored in self.reuse.stored.values():
-            self._rows.add_stored(stored, is_reused=True)
         counts = ResultCounts()
         self._results.write(counts.count(self._result_rows(failures, missing)))
         self._has_to_report = False
