@@ -608,7 +608,8 @@ def test_a_stored_job_is_read_as_it_was_stored(
     ids = submitted(job(images=2), job(result="a text"), job())
     smalls = archive(context, ids, tmp_path).value
     (tmp_path / ids[2] / "0-0.png").write_bytes(b"half a picture")
-    stored = read_stored_jobs(Storage(tmp_path.as_uri()), dict.fromkeys([*ids, "unknown"], APP))
+    storage = Storage(tmp_path.as_uri())
+    stored = read_stored_jobs(storage, dict.fromkeys([*ids, "unknown"], APP), lambda job: job)
     assert [stored[job_id].summary for job_id in ids[:2]] == smalls[:2]
     assert stored.keys() == set(ids[:2])
     for job_id in ids[:2]:
@@ -617,7 +618,7 @@ def test_a_stored_job_is_read_as_it_was_stored(
         assert stored[job_id].result == manifest["result"]
         assert stored[job_id].created_at == manifest["created_at"]
         assert stored[job_id].execution_seconds == manifest["execution_time"]
-    assert read_stored_jobs(Storage(tmp_path.as_uri()), dict.fromkeys(ids, "another")) == {}
+    assert read_stored_jobs(storage, dict.fromkeys(ids, "another"), lambda job: job) == {}
 
 
 # --- what is there already ----------------------------------------------------------------------------------

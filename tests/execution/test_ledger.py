@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
@@ -23,7 +23,7 @@ from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputErr
 from airflow_provider_rungen.execution.archive.manifests import manifest_text
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.ledger.book import LedgerBook
+from airflow_provider_rungen.execution.ledger.book import Found, LedgerBook
 from airflow_provider_rungen.execution.ledger.entries import (
     MAX_ENTRY_BYTES,
     Entry,
@@ -331,6 +331,10 @@ def open_book(base: str, run: str = "a1", **options: Any) -> LedgerBook:
     return LedgerBook(Ledger(f"{base}/ledger", **options), "flux", run)
 
 
+def find(book: LedgerBook, keys: Iterable[str], destination: Any = None) -> Found[StoredJob]:
+    return book.find(keys, destination, on_stored=lambda job: job)
+
+
 def store(destination: str, job_id: str, /, *, size: int = 3, **fields: Any) -> StoredJob:
     """Store a job with one output as the archive does, with some fields of its manifest changed."""
     storage = Storage(destination)
@@ -382,18 +386,18 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_an_input_is_pending_and_then_stored(base: str, caplog: pytest.LogCaptureFixture) -> None:
     book = open_book(base)
     fox, blue = book.key(INPUT), book.key(OTHER)
-    assert book.find([fox, blue, fox]) == book.find([]) == book.find(iter([fox]))
-    assert (book.find([fox]).stored, book.find([fox]).pending) == ({}, {})
+    assert find(book, [fox, blue, fox]) == find(book, []) == find(book, iter([fox]))
+    assert (find(book, [fox]).stored, find(book, [fox]).pending) == ({}, {})
     book.add_pending("flux", {fox: "job-1", blue: "job-2"})
     other = open_book(base, "b2")
-    pending = other.find([fox, blue, fox]).pending
+    pending = find(other, [fox, blue, fox]).pending
     assert {key: (entry.app_id, entry.job_id) for key, entry in pending.items()} == {
         fox: ("flux", "job-1"),
         blue: ("flux", "job-2"),
     }
     job = store(f"{base}/photos", "job-1")
     assert book.add_done({fox: job}) == 0
-    found = other.find([fox, blue])
+    found = find(other, [fox, blue])
     assert found.stored == {fox: job}
     assert found.pending.keys() == {blue}
     assert open_book(base, "c3", version="2").key(INPUT) not in (fox, blue)
@@ -422,7 +426,7 @@ def test_many_inputs_in_several_destinations_are_found(base: str) -> None:
     keys = [book.key({"number": number}) for number in range(40)]
     jobs = {key: store(f"{base}/photos-{i % 3}", f"job-{i}") for i, key in enumerate(keys)}
     book.add_done(jobs)
-    assert open_book(base, "b2").find(keys).stored == jobs
+    assert find(open_book(base, "b2"), keys).stored == jobs
 
 
 def test_a_pending_job_that_is_stored_counts_as_stored(base: str) -> None:
@@ -431,11 +435,11 @@ def test_a_pending_job_that_is_stored_counts_as_stored(base: str) -> None:
     book.add_pending("flux", {fox: "job-1", blue: "job-2"})
     job = store(f"{base}/photos", "job-1")
     store(f"{base}/photos", "job-2", complete=False)
-    assert book.find([fox, blue]).pending.keys() == {fox, blue}
-    found = book.find([fox, blue], f"{base}/photos")
+    assert find(book, [fox, blue]).pending.keys() == {fox, blue}
+    found = find(book, [fox, blue], f"{base}/photos")
     assert found.stored == {fox: job}
     assert found.pending.keys() == {blue}
-    assert book.find([fox], f"{base}/elsewhere").stored == {}
+    assert find(book, [fox], f"{base}/elsewhere").stored == {}
 
 
 @pytest.mark.parametrize("harm", ["file", "manifest", "size"])
@@ -451,7 +455,7 @@ def test_what_is_gone_from_storage_runs_again(base: str, harm: str, caplog: pyte
         else:
             name = "manifest.json" if harm == "manifest" else "0-fox.png"
             storage.remove(f"job-{number}", [name])
-    assert open_book(base, "b2").find(keys).stored == {keys[2]: jobs[keys[2]]}
+    assert find(open_book(base, "b2"), keys).stored == {keys[2]: jobs[keys[2]]}
     [warning] = warnings(caplog)
     assert warning.startswith("2 of the remembered jobs are gone from storage and run again: ")
     assert "/photos/job-" in warning
@@ -475,7 +479,7 @@ def test_a_manifest_that_does_not_hold_runs_again(base: str, fields: dict[str, A
     book = open_book(base)
     key = book.key(INPUT)
     book.add_done({key: store(f"{base}/photos", "job-1", **fields)})
-    found = book.find([key], f"{base}/photos")
+    found = find(book, [key], f"{base}/photos")
     assert (found.stored, found.pending) == ({}, {})
 
 
@@ -501,7 +505,7 @@ def test_no_output_outside_of_the_folder_of_its_job_counts(base: str, uri: str) 
         "content_type": None,
     }
     book.add_done({key: store(f"{base}/photos", "job-1", outputs=[output])})
-    assert book.find([key]).stored == {}
+    assert find(book, [key]).stored == {}
 
 
 def test_a_job_without_outputs_counts(base: str) -> None:
@@ -509,7 +513,7 @@ def test_a_job_without_outputs_counts(base: str) -> None:
     key = book.key(INPUT)
     job = replace(store(f"{base}/photos", "job-1", outputs=[], result="a text"), outputs=[], result="a text")
     book.add_done({key: job})
-    assert book.find([key]).stored == {key: job}
+    assert find(book, [key]).stored == {key: job}
 
 
 def test_broken_entries_are_misses_with_one_warning(base: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -519,7 +523,7 @@ def test_broken_entries_are_misses_with_one_warning(base: str, caplog: pytest.Lo
     Storage(f"{base}/ledger").write_all({(key[:2], f"{key}.json"): text for key, text in files.items()})
     job = store(f"{base}/photos", "job-1")
     book.add_done({keys[-1]: job})
-    found = book.find(keys)
+    found = find(book, keys)
     assert (found.stored, found.pending) == ({keys[-1]: job}, {})
     [warning] = warnings(caplog)
     assert warning.startswith(f"Ignored {len(BROKEN)} invalid entries of the ledger: {base}/ledger/")
@@ -529,7 +533,7 @@ def test_a_destination_that_cannot_be_opened_is_a_miss(base: str, caplog: pytest
     book = open_book(base)
     key = book.key(INPUT)
     write_entry(base, key, replace(DONE, manifest="nosuch://bucket/job-1/manifest.json"))
-    assert book.find([key]).stored == {}
+    assert find(book, [key]).stored == {}
     assert "nosuch://bucket" in warnings(caplog)[0]
 
 
@@ -541,9 +545,9 @@ def test_a_remembered_job_expires(base: str) -> None:
     done = replace(DONE, at=hour_ago, manifest=job.manifest)
     for key, entry in zip(keys, [done, replace(PENDING, at=hour_ago), replace(done, run="c3")], strict=False):
         write_entry(base, key, entry)
-    assert open_book(base, "b2").find(keys).stored.keys() == {keys[0], keys[2]}
-    assert open_book(base, "b2", expires=7200).find(keys).stored.keys() == {keys[0], keys[2]}
-    found = open_book(base, "c3", expires=timedelta(minutes=30)).find(keys)
+    assert find(open_book(base, "b2"), keys).stored.keys() == {keys[0], keys[2]}
+    assert find(open_book(base, "b2", expires=7200), keys).stored.keys() == {keys[0], keys[2]}
+    found = find(open_book(base, "c3", expires=timedelta(minutes=30)), keys)
     # what the task run itself has bought does not expire between its attempts
     assert found.stored.keys() == {keys[2]}
     assert found.pending == {}
@@ -555,7 +559,7 @@ def test_a_job_that_is_reused_does_not_become_younger(base: str) -> None:
     job = store(f"{base}/photos", "job-1")
     done = replace(DONE, at=datetime.now(UTC) - timedelta(hours=1), manifest=job.manifest)
     write_entry(base, key, done)
-    assert book.add_done(book.find([key]).stored) == 0
+    assert book.add_done(find(book, [key]).stored) == 0
     assert read_entry(base, key) == done
 
 
@@ -565,13 +569,13 @@ def test_refresh_runs_all_anew_but_not_in_each_attempt(base: str, caplog: pytest
     first.add_done({fox: store(f"{base}/photos", "job-1")})
     first.add_pending("flux", {blue: "job-2"})
     refreshing = open_book(base, "b2", refresh=True)
-    found = refreshing.find([fox, blue])
+    found = find(refreshing, [fox, blue])
     assert (found.stored, found.pending) == ({}, {})
     refreshing.add_pending("flux", {fox: "job-3", blue: "job-4"})
     assert refreshing.add_done({fox: (job := store(f"{base}/photos", "job-3"))}) == 0
-    retry = open_book(base, "b2", refresh=True).find([fox, blue])
+    retry = find(open_book(base, "b2", refresh=True), [fox, blue])
     assert (retry.stored, retry.pending[blue].job_id) == ({fox: job}, "job-4")
-    assert open_book(base, "c3").find([fox]).stored == {fox: job}
+    assert find(open_book(base, "c3"), [fox]).stored == {fox: job}
     assert warnings(caplog) == []
 
 
@@ -579,7 +583,7 @@ def test_two_runs_at_the_same_moment_are_counted(base: str, caplog: pytest.LogCa
     one, other = open_book(base, "a1"), open_book(base, "b2")
     keys = [one.key({"number": number}) for number in range(3)]
     for book in (one, other):
-        assert book.find(keys).pending == {}
+        assert find(book, keys).pending == {}
     one.add_pending("flux", dict(zip(keys, ["job-1", "job-2"], strict=False)))
     other.add_pending("flux", dict(zip(keys, ["job-3", "job-4"], strict=False)))
     assert one.add_done({keys[0]: store(f"{base}/photos", "job-1")}) == 1
@@ -588,14 +592,14 @@ def test_two_runs_at_the_same_moment_are_counted(base: str, caplog: pytest.LogCa
     assert (
         warnings(caplog) == ["Bought twice: 1 inputs, since another run submitted them at the same time"] * 2
     )
-    assert open_book(base, "c3").find(keys).stored[keys[0]] == last
+    assert find(open_book(base, "c3"), keys).stored[keys[0]] == last
 
 
 def test_a_job_that_another_run_left_is_not_bought_twice(base: str, caplog: pytest.LogCaptureFixture) -> None:
     open_book(base, "a1").add_pending("flux", {(key := open_book(base).key(INPUT)): "job-1"})
     later = open_book(base, "b2")
     # it failed, so that this run buys another one
-    assert later.find([key]).pending[key].job_id == "job-1"
+    assert find(later, [key]).pending[key].job_id == "job-1"
     assert later.add_done({key: store(f"{base}/photos", "job-2")}) == 0
     assert warnings(caplog) == []
 
@@ -606,7 +610,7 @@ def test_only_entries_that_name_the_job_are_removed(base: str, caplog: pytest.Lo
     book.add_pending("flux", {key: f"job-{i}" for i, key in enumerate(keys[:3])})
     open_book(base, "b2").add_pending("flux", {keys[1]: "another"})
     book.remove({keys[0]: "job-0", keys[1]: "job-1", keys[3]: "job-3"})
-    pending = book.find(keys).pending
+    pending = find(book, keys).pending
     assert {key: entry.job_id for key, entry in pending.items()} == {keys[1]: "another", keys[2]: "job-2"}
     assert warnings(caplog) == []
 
@@ -616,14 +620,14 @@ def test_what_other_machines_change_in_s3_is_seen(s3: str, s3_client: Any) -> No
     fox, blue = book.key(INPUT), book.key(OTHER)
     job = store(f"{s3}/photos", "job-1")
     book.add_pending("flux", {fox: "job-1"})
-    assert book.find([fox, blue], f"{s3}/photos").stored == {fox: job}
+    assert find(book, [fox, blue], f"{s3}/photos").stored == {fox: job}
     folder = s3.removeprefix("s3://my_s3@bucket/")
     entry = entry_text(replace(DONE, manifest=job.manifest))
     for key in (fox, blue):
         s3_client.put_object(Bucket="bucket", Key=f"{folder}/ledger/{key[:2]}/{key}.json", Body=entry)
-    assert book.find([fox, blue]).stored == {fox: job, blue: job}
+    assert find(book, [fox, blue]).stored == {fox: job, blue: job}
     s3_client.put_object(Bucket="bucket", Key=f"{folder}/photos/job-1/0-fox.png", Body=b"half a picture")
-    assert book.find([fox, blue]).stored == {}
+    assert find(book, [fox, blue]).stored == {}
 
 
 def test_no_secret_and_no_input_is_written(base: str) -> None:
@@ -648,7 +652,7 @@ def test_a_destination_with_a_password_is_not_remembered(
     job = replace(store("memory://bucket/photos", "job-1"), manifest="")
     for place in ("memory://user:s3cret@bucket", "memory://bucket/x?sig=s3cret", "memory://bucket//x"):
         assert book.add_done({key: replace(job, manifest=f"{place}/job-1/manifest.json")}) == 0
-    assert book.find([key]).stored == {}
+    assert find(book, [key]).stored == {}
     assert len(warnings(caplog)) == 3
     assert all("Not remembered: 1 stored jobs" in warning for warning in warnings(caplog))
     assert "s3cret" not in caplog.text
@@ -717,13 +721,13 @@ def test_an_outage_is_not_mistaken_for_a_miss(failing: Failing, access: str) -> 
     key = book.key(INPUT)
     book.add_done({key: (job := store("memory://bucket/x/photos", "job-1"))})
     failing.refused = access
-    for call in (lambda: book.find([key]), lambda: book.add_done({key: job})):
+    for call in (lambda: find(book, [key]), lambda: book.add_done({key: job})):
         with pytest.raises(RunGenOutputError) as outage:
             call()
         assert outage.value.retryable
         assert "S3CRET" not in str(outage.value)
     failing.refused = ""
-    assert book.find([key]).stored == {key: job}
+    assert find(book, [key]).stored == {key: job}
 
 
 def test_an_outage_of_a_destination_is_not_mistaken_for_a_miss(
@@ -734,9 +738,9 @@ def test_an_outage_of_a_destination_is_not_mistaken_for_a_miss(
     book.add_done({key: (job := store("memory://bucket/photos", "job-1"))})
     failing.refused = "read"
     with pytest.raises(RunGenOutputError, match="the destination cannot be used"):
-        book.find([key])
+        find(book, [key])
     failing.refused = ""
-    assert book.find([key]).stored == {key: job}
+    assert find(book, [key]).stored == {key: job}
 
 
 def test_what_cannot_be_written_is_reported(failing: Failing) -> None:
@@ -747,7 +751,7 @@ def test_what_cannot_be_written_is_reported(failing: Failing) -> None:
         book.add_pending("flux", {key: "job-1"})
     assert outage.value.retryable
     failing.refused = ""
-    assert book.find([key]).pending == {}
+    assert find(book, [key]).pending == {}
     assert not [name for name in failing.store if name.endswith(".part")]
 
 
@@ -779,7 +783,7 @@ def test_symbolic_links_are_not_followed(tmp_path: Path, what: str) -> None:
     }[what]
     path.rename(tmp_path / "moved")
     path.symlink_to(tmp_path / "moved")
-    assert book.find(keys).stored == {keys[1]: jobs[keys[1]]}
+    assert find(book, keys).stored == {keys[1]: jobs[keys[1]]}
 
 
 def test_a_shard_that_is_a_link_is_reported(tmp_path: Path) -> None:
@@ -787,7 +791,7 @@ def test_a_shard_that_is_a_link_is_reported(tmp_path: Path) -> None:
     key = book.key(INPUT)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "ledger" / key[:2]).symlink_to(tmp_path / "elsewhere")
-    for call in (lambda: book.find([key]), lambda: book.add_pending("flux", {key: "job-1"})):
+    for call in (lambda: find(book, [key]), lambda: book.add_pending("flux", {key: "job-1"})):
         with pytest.raises(RunGenOutputError, match="symbolic link"):
             call()
     assert list((tmp_path / "elsewhere").iterdir()) == []
@@ -799,14 +803,14 @@ def test_the_folder_of_the_ledger_may_be_a_link(tmp_path: Path) -> None:
     book = open_book(tmp_path.as_uri())
     key = book.key(INPUT)
     book.add_pending("flux", {key: "job-1"})
-    assert open_book(tmp_path.as_uri()).find([key]).pending[key].job_id == "job-1"
+    assert find(open_book(tmp_path.as_uri()), [key]).pending[key].job_id == "job-1"
 
 
 def test_a_destination_that_is_only_read_is_not_created(tmp_path: Path) -> None:
     book = open_book(tmp_path.as_uri())
     key = book.key(INPUT)
     book.add_pending("flux", {key: "job-1"})
-    assert book.find([key], tmp_path / "photos").pending.keys() == {key}
+    assert find(book, [key], tmp_path / "photos").pending.keys() == {key}
     assert not (tmp_path / "photos").exists()
 
 

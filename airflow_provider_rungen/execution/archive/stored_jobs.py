@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from airflow_provider_rungen.client.models import JobStatus
 from airflow_provider_rungen.execution.archive.manifests import (
@@ -17,6 +17,7 @@ from airflow_provider_rungen.execution.archive.manifests import (
 from airflow_provider_rungen.execution.archive.storage import File, Storage
 from airflow_provider_rungen.execution.archive.threads import batches
 
+T = TypeVar("T")
 # So many manifests are in memory at a time.
 _BATCH = 500
 _MAX_NAME_BYTES = 255
@@ -50,15 +51,18 @@ class StoredJob:
         return {"job_id": self.job_id, "manifest": self.manifest, "outputs": list(self.outputs)}
 
 
-def read_stored_jobs(storage: Storage, jobs: Mapping[str, str]) -> dict[str, StoredJob]:
+def read_stored_jobs(
+    storage: Storage, jobs: Mapping[str, str], on_stored: Callable[[StoredJob], T]
+) -> dict[str, T]:
     """
-    Return those of many jobs whose manifest is complete, and whose files are there with their size. Blocks.
+    Find those of many jobs whose manifest is complete, and whose files are there with their size. Blocks.
 
     :param storage: their destination.
     :param jobs: the app of each job, by job id.
+    :param on_stored: takes each, whose result may be large, and returns what to return of it.
     :raises RunGenOutputError: the destination cannot be read.
     """
-    stored = {}
+    stored: dict[str, T] = {}
     for batch in batches(jobs, _BATCH):
         contents = storage.read_all([(job_id, MANIFEST) for job_id in batch], MAX_MANIFEST_BYTES)
         found: dict[str, tuple[Manifest, dict[File, int]]] = {}
@@ -70,7 +74,7 @@ def read_stored_jobs(storage: Storage, jobs: Mapping[str, str]) -> dict[str, Sto
         sizes = storage.sizes_of(file for _, files in found.values() for file in files)
         for job_id, (manifest, files) in found.items():
             if all(sizes.get(file) == size for file, size in files.items()):
-                stored[job_id] = stored_job(storage, jobs[job_id], job_id, manifest)
+                stored[job_id] = on_stored(stored_job(storage, jobs[job_id], job_id, manifest))
     return stored
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +20,7 @@ from airflow_provider_rungen.exceptions import (
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.collector import Collector
-    from airflow_provider_rungen.execution.ledger.book import LedgerBook
+    from airflow_provider_rungen.execution.ledger.book import Found, LedgerBook
     from airflow_provider_rungen.execution.ledger.entries import Entry
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Reuse:
         self.book = book
         self.keys = keys
         #: By input, the stored job of an equal input, for leaders.
-        self.stored: dict[int, StoredJob] = {}
+        self.stored: dict[int, str] = {}
         #: By input, the job of an equal input that may still run, for leaders.
         self.pending: dict[int, Entry] = {}
         #: Jobs that another task run submitted, which this one does not cancel.
@@ -69,16 +69,23 @@ class Reuse:
         self._saved: set[str] = set()
 
     @classmethod
-    def begin(cls, book: LedgerBook, keys: Sequence[str], destination: str, run: str) -> Self:
+    def begin(
+        cls,
+        book: LedgerBook,
+        keys: Sequence[str],
+        destination: str,
+        run: str,
+        on_stored: Callable[[StoredJob], object],
+    ) -> Self:
         """
         Look all inputs up.
 
         :param destination: where this task stores outputs. Jobs that are stored there already are found, too.
         :param run: the token of the task run.
+        :param on_stored: takes each stored job, as it is found. All of them would fill the memory.
         """
         self = cls(book, keys)
-        found = book.find(self._leaders, destination=destination)
-        self.stored = {self._leaders[key]: job for key, job in found.stored.items()}
+        found = self._find(self._leaders, on_stored, destination)
         self.pending = {self._leaders[key]: entry for key, entry in found.pending.items()}
         self._saved = {entry.job_id for entry in found.pending.values()}
         self._keys_by_job = {entry.job_id: key for key, entry in found.pending.items()}
@@ -94,27 +101,44 @@ class Reuse:
 
     @classmethod
     def restore(
-        cls, book: LedgerBook, keys: Sequence[str], ids: Sequence[str | None], reused: Iterable[int]
+        cls,
+        book: LedgerBook,
+        keys: Sequence[str],
+        ids: Sequence[str | None],
+        reused: Iterable[int],
+        on_stored: Callable[[StoredJob], object],
     ) -> Self:
         """
         Go on after a deferral.
 
         :param ids: the job of each input.
         :param reused: the inputs whose job was stored already.
+        :param on_stored: takes each stored job, as it is found.
         """
         self = cls(book, keys)
         indexes = {index for index in reused if self._leaders[keys[index]] == index}
-        found = book.find([keys[index] for index in indexes])
-        self.stored = {self._leaders[key]: job for key, job in found.stored.items()}
+        self._find([keys[index] for index in indexes], on_stored)
         self._keys_by_job = {job_id: key for job_id, key in zip(ids, keys, strict=True) if job_id is not None}
         return self
 
+    def _find(
+        self, keys: Iterable[str], on_stored: Callable[[StoredJob], object], destination: str | None = None
+    ) -> Found[str]:
+        def take(job: StoredJob) -> str:
+            on_stored(job)
+            return job.job_id
+
+        assert self.book is not None  # noqa: S101 - for the type checker
+        found = self.book.find(keys, destination, on_stored=take)
+        self.stored = {self._leaders[key]: job_id for key, job_id in found.stored.items()}
+        return found
+
     # --- questions ---
 
-    @property
-    def stored_job_ids(self) -> set[str]:
-        """The jobs that were stored before."""
-        return {job.job_id for job in self.stored.values()}
+    def not_stored(self, job_ids: Iterable[str]) -> list[str]:
+        """Return those of some jobs that were not stored before."""
+        stored = set(self.stored.values())
+        return [job_id for job_id in job_ids if job_id not in stored]
 
     def leader(self, index: int) -> int:
         """Return the input whose job an input shares: itself, for most."""
@@ -135,7 +159,7 @@ class Reuse:
     def _expanded(self, ids: Sequence[str | None]) -> Iterator[str | None]:
         for index in range(len(ids)):
             leader = self.leader(index)
-            yield self.stored[leader].job_id if leader in self.stored else ids[leader]
+            yield self.stored[leader] if leader in self.stored else ids[leader]
 
     def expand_refused(self, refused: Mapping[int, RunGenError]) -> Mapping[int, RunGenError]:
         """Return the refused inputs, with those that are equal to one of them."""

@@ -36,6 +36,7 @@ from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.options import BatchOptions
     from airflow_provider_rungen.execution.waiting import Defer
@@ -72,7 +73,8 @@ class BatchRun(DurableRun["BatchOptions"]):
         app_id = self.app_id
         self.link_to(app_id)
         if book is not None:
-            self.reuse = Reuse.begin(book, inputs.keys, str(self.options.destination), run_token(self.ti))
+            destination, token = str(self.options.destination), run_token(self.ti)
+            self.reuse = Reuse.begin(book, inputs.keys, destination, token, self.take_stored)
         header = BatchHeader(
             app_id=app_id,
             digest=inputs.digest,
@@ -96,6 +98,9 @@ class BatchRun(DurableRun["BatchOptions"]):
             before_end_from_trigger=lambda: self._push_success(result),
         )
         return replace(result, jobs=jobs)
+
+    def take_stored(self, stored: StoredJob) -> None:
+        """Take a job that is reused."""
 
     def keep(self, job: Job) -> Job:
         """Return what is kept of a job that is over: there may be many."""
@@ -183,7 +188,7 @@ class BatchRun(DurableRun["BatchOptions"]):
         if self.options.ledger is not None:
             # no key is made any more, so the model makes no difference
             book = LedgerBook(self.options.ledger, "", run_token(self.ti))
-            self.reuse = Reuse.restore(book, keys, ids, reused)
+            self.reuse = Reuse.restore(book, keys, ids, reused, self.take_stored)
 
     @property
     def saved_lines(self) -> SavedLines:

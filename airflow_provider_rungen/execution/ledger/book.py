@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import File, Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
-from airflow_provider_rungen.execution.archive.threads import run_concurrently
+from airflow_provider_rungen.execution.archive.threads import batches, run_concurrently
 from airflow_provider_rungen.execution.ledger.entries import (
     MAX_ENTRY_BYTES,
     VERSION,
@@ -30,21 +30,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+# So much of the ledger is in memory at a time: the names in so many folders, and so many entries.
+_SHARDS_AT_A_TIME = 32
+_ENTRIES_AT_A_TIME = 2000
 _HEADER: File = ("", "ledger.json")
 _HEADER_TEXT = b'{"version": %d}\n' % VERSION
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Found(Generic[T]):
     """
     What a ledger knows about some inputs, by key.
 
-    :param stored: the jobs that completed, and whose outputs are stored.
+    :param stored: what is kept of the jobs that completed, and whose outputs are stored.
     :param pending: those that were submitted. Only the service knows their status.
     """
 
-    stored: Mapping[str, StoredJob]
-    pending: Mapping[str, Entry]
+    stored: dict[str, T]
+    pending: dict[str, Entry]
 
 
 class LedgerBook:
@@ -67,8 +71,8 @@ class LedgerBook:
         self._expires: Any = ledger.expires
         self._storage = Storage(ledger.uri, "ledger")
         self._destinations: dict[str, Storage] = {}
-        # what this attempt has seen or written, by key
-        self._known: defaultdict[str, set[str]] = defaultdict(set)
+        # the jobs that this attempt has seen or written
+        self._known: set[str] = set()
         self._check_access()
 
     def key(self, job_input: Mapping[str, Any]) -> str:
@@ -80,35 +84,41 @@ class LedgerBook:
         """
         return ledger_key(job_input, self._model, self._ledger.version, self._ledger.ignore)
 
-    def find(self, keys: Iterable[str], destination: Any = None) -> Found:
+    def find(
+        self, keys: Iterable[str], destination: Any = None, *, on_stored: Callable[[StoredJob], T]
+    ) -> Found[T]:
         """
         Return what the ledger knows about some keys.
 
         :param keys: the keys; repeated ones cost nothing.
         :param destination: where this task stores outputs. A pending job that is stored there counts as
             stored.
+        :param on_stored: takes each job that is stored, as it is found, and returns what to keep of it.
         :raises RunGenOutputError: the ledger or a destination cannot be read.
         """
-        entries = {}
-        for key, entry in self._read(set(keys)).items():
-            self._known[key].add(entry.job_id)
-            if self._counts(entry):
-                entries[key] = entry
-        done: defaultdict[str, dict[str, Entry]] = defaultdict(dict)
-        pending: dict[str, Entry] = {}
-        for key, entry in entries.items():
-            (done[entry.destination] if entry.state == "done" else pending)[key] = entry
-        stored: dict[str, StoredJob] = {}
-        for uri, remembered in done.items():
-            stored |= self._stored(self._storage_of_entry(uri), remembered)
-        if gone := [entry for uri in done for key, entry in done[uri].items() if key not in stored]:
+        found: Found[T] = Found({}, {})
+        gone: list[str] = []
+        for entries in self._read(set(keys)):
+            self._known |= {entry.job_id for entry in entries.values()}
+            done: defaultdict[str, dict[str, Entry]] = defaultdict(dict)
+            for key, entry in entries.items():
+                if self._counts(entry):
+                    (done[entry.destination] if entry.state == "done" else found.pending)[key] = entry
+            for uri, remembered in done.items():
+                stored = self._stored(self._storage_of_entry(uri), remembered, on_stored)
+                found.stored.update(stored)
+                gone += [entry.manifest for key, entry in remembered.items() if key not in stored]
+        if gone:
             log.warning(
                 "%d of the remembered jobs are gone from storage and run again: %s",
-                *(len(gone), redact(gone[0].manifest)),
+                *(len(gone), redact(gone[0])),
             )
-        if destination is not None and pending:
-            stored |= self._stored(self._storage_of(destination), pending)
-        return Found(stored, {key: entry for key, entry in pending.items() if key not in stored})
+        if destination is not None and found.pending:
+            stored = self._stored(self._storage_of(destination), found.pending, on_stored)
+            found.stored.update(stored)
+            for key in stored:
+                del found.pending[key]
+        return found
 
     def add_pending(self, app_id: str, jobs: Mapping[str, str]) -> None:
         """
@@ -129,7 +139,7 @@ class LedgerBook:
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
         now = datetime.now(UTC)
-        current = self._read(set(jobs))
+        current = self._read_all(set(jobs))
         entries, refused, twice = {}, [], 0
         for key, job in jobs.items():
             entry = Entry(
@@ -144,7 +154,7 @@ class LedgerBook:
             elif there is None or (there.job_id, there.manifest) != (job.job_id, job.manifest):
                 entries[key] = entry
             if there is not None and there.run != self._run:
-                twice += there.job_id not in (job.job_id, *self._known[key])
+                twice += there.job_id != job.job_id and there.job_id not in self._known
         self._write(entries)
         if refused:
             log.warning(
@@ -168,7 +178,7 @@ class LedgerBook:
 
         shards: defaultdict[str, list[str]] = defaultdict(list)
         try:
-            for key, entry in self._read(set(jobs)).items():
+            for key, entry in self._read_all(set(jobs)).items():
                 if entry.job_id == jobs[key]:
                     shards[key[:2]].append(key)
             run_concurrently(remove, shards)
@@ -197,30 +207,44 @@ class LedgerBook:
         age = (datetime.now(UTC) - entry.at).total_seconds()
         return not self._ledger.refresh and (self._expires is None or age <= self._expires)
 
-    def _read(self, keys: set[str]) -> dict[str, Entry]:
+    def _read_all(self, keys: set[str]) -> dict[str, Entry]:
         """Return the valid entries of some keys."""
-        sizes = self._storage.list_all(sorted({key[:2] for key in keys}))
-        files = {_file(key): key for key in keys if _file(key) in sizes}
-        is_small = [file for file in files if sizes[file] <= MAX_ENTRY_BYTES]
-        contents = self._storage.read_all(is_small, MAX_ENTRY_BYTES)
-        parsed = {files[file]: parse_entry(content) for file, content in contents.items()}
-        entries = {key: entry for key, entry in parsed.items() if entry is not None}
-        if broken := [file for file, key in files.items() if key not in entries]:
+        return {key: entry for entries in self._read(keys) for key, entry in entries.items()}
+
+    def _read(self, keys: set[str]) -> Iterator[dict[str, Entry]]:
+        """Yield the valid entries of some keys, part by part."""
+        shards: defaultdict[str, list[File]] = defaultdict(list)
+        for key in keys:
+            shards[key[:2]].append(_file(key))
+        broken: list[File] = []
+        for some in batches(sorted(shards), _SHARDS_AT_A_TIME):
+            sizes = self._storage.list_all(some)
+            existing = [file for shard in some for file in shards[shard] if file in sizes]
+            for files in batches(existing, _ENTRIES_AT_A_TIME):
+                is_small = [file for file in files if sizes[file] <= MAX_ENTRY_BYTES]
+                contents = self._storage.read_all(is_small, MAX_ENTRY_BYTES)
+                parsed = {file: parse_entry(content) for file, content in contents.items()}
+                entries = {file: entry for file, entry in parsed.items() if entry is not None}
+                broken += [file for file in files if file not in entries]
+                yield {_key(file): entry for file, entry in entries.items()}
+        if broken:
             log.warning(
                 "Ignored %d invalid entries of the ledger: %s",
                 *(len(broken), redact(self._storage.uri_of(*min(broken)))),
             )
-        return entries
 
     def _write(self, entries: Mapping[str, Entry]) -> None:
         self._storage.write_all({_file(key): entry_text(entry) for key, entry in entries.items()})
-        for key, entry in entries.items():
-            self._known[key].add(entry.job_id)
+        self._known |= {entry.job_id for entry in entries.values()}
 
-    def _stored(self, storage: Storage | None, entries: Mapping[str, Entry]) -> dict[str, StoredJob]:
+    def _stored(
+        self, storage: Storage | None, entries: Mapping[str, Entry], on_stored: Callable[[StoredJob], T]
+    ) -> dict[str, T]:
         if storage is None:
             return {}
-        jobs = read_stored_jobs(storage, {entry.job_id: entry.app_id for entry in entries.values()})
+        jobs = read_stored_jobs(
+            storage, {entry.job_id: entry.app_id for entry in entries.values()}, on_stored
+        )
         return {key: jobs[entry.job_id] for key, entry in entries.items() if entry.job_id in jobs}
 
     def _storage_of(self, destination: Any) -> Storage:
@@ -239,3 +263,7 @@ class LedgerBook:
 
 def _file(key: str) -> File:
     return key[:2], f"{key}.json"
+
+
+def _key(file: File) -> str:
+    return file[1].removesuffix(".json")

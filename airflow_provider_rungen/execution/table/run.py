@@ -34,6 +34,7 @@ from airflow_provider_rungen.schemas import Schema
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.client.models import Job
+    from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions, TableOptions
     from airflow_provider_rungen.execution.waiting import Defer
@@ -148,6 +149,9 @@ class TableRun(BatchRun):
         if self._checkpoint is not None:  # the ids would be too many
             self.ti.xcom_push(key="batch", value=self._checkpoint.header.batch)
 
+    def take_stored(self, stored: StoredJob) -> None:
+        self._rows.add_stored(stored, is_reused=True)
+
     def keep(self, job: Job) -> Job:
         return self._collector.hold(job)
 
@@ -188,21 +192,21 @@ class TableRun(BatchRun):
                 keys.append(key)
         self._submitted = result = BatchResult(ids)
         self._restore_reuse(keys, ids, reused)
-        self.own(app_id, [each for each in result.job_ids if each not in self.reuse.stored_job_ids])
+        self.own(app_id, self.reuse.not_stored(result.job_ids))
         self._prepare(plan)
         self._has_to_report = True
         return result
 
     def pushed_job_ids(self) -> list[str]:
         result = self._restore(self.options.app_id or "")
-        return [job_id for job_id in result.job_ids if job_id not in self.reuse.stored_job_ids]
+        return self.reuse.not_stored(result.job_ids)
 
     # --- the end ---
 
     def _finish_table(self, result: BatchResult) -> dict[str, Any]:
         """Store the outputs, write the table, and fail if too many rows failed."""
         self._submitted = result
-        own_ids = [job_id for job_id in result.job_ids if job_id not in self.reuse.stored_job_ids]
+        own_ids = self.reuse.not_stored(result.job_ids)
         self._gather(own_ids, result.jobs)
         self.jobs.finished = set(own_ids)  # they are not to be canceled any more
         failures: list[str] = []
@@ -245,8 +249,6 @@ class TableRun(BatchRun):
         :param failures: takes the first reasons why rows failed.
         :param missing: the error of rows of which nothing is known.
         """
-        for stored in self.reuse.stored.values():
-            self._rows.add_stored(stored, is_reused=True)
         counts = ResultCounts()
         self._results.write(counts.count(self._result_rows(failures, missing)))
         self._has_to_report = False
@@ -328,6 +330,5 @@ class TableRun(BatchRun):
 
     def _store_finished(self) -> None:
         """Store what is paid for, though the task fails."""
-        stored = self.reuse.stored_job_ids
         with self.opened():
-            self._gather([job_id for job_id in self._submitted.job_ids if job_id not in stored], ())
+            self._gather(self.reuse.not_stored(self._submitted.job_ids), ())
