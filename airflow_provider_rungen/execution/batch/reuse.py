@@ -57,6 +57,8 @@ class Reuse:
         self.keys = keys
         #: By input, the stored job of an equal input, for leaders.
         self.stored: dict[int, StoredJob] = {}
+        #: The jobs that were stored before.
+        self.stored_job_ids: set[str] = set()
         #: By input, the job of an equal input that may still run, for leaders.
         self.pending: dict[int, Entry] = {}
         #: Jobs that another task run submitted, which this one does not cancel.
@@ -78,7 +80,7 @@ class Reuse:
         """
         self = cls(book, keys)
         found = book.find(self._leaders, destination=destination)
-        self.stored = {self._leaders[key]: job for key, job in found.stored.items()}
+        self._take_stored(found.stored)
         self.pending = {self._leaders[key]: entry for key, entry in found.pending.items()}
         self._saved = {entry.job_id for entry in found.pending.values()}
         self._keys_by_job = {entry.job_id: key for key, entry in found.pending.items()}
@@ -93,28 +95,37 @@ class Reuse:
         return self
 
     @classmethod
-    def restore(
-        cls, book: LedgerBook, keys: Sequence[str], ids: Sequence[str | None], reused: Iterable[int]
-    ) -> Self:
+    def restore(cls, book: LedgerBook, ids: Sequence[str | None], saved: Sequence[Any]) -> Self:
         """
         Go on after a deferral.
 
         :param ids: the job of each input.
-        :param reused: the inputs whose job was stored already.
+        :param saved: what `to_save` returned for each.
         """
-        self = cls(book, keys)
-        indexes = {index for index in reused if self._leaders[keys[index]] == index}
-        found = book.find([keys[index] for index in indexes])
-        self.stored = {self._leaders[key]: job for key, job in found.stored.items()}
-        self._keys_by_job = {job_id: key for job_id, key in zip(ids, keys, strict=True) if job_id is not None}
+        self = cls(book, [key for key, _, _ in saved])
+        jobs = list(zip(ids, saved, strict=True))
+        self._keys_by_job = {job_id: key for job_id, (key, _, _) in jobs if job_id is not None}
+        self.borrowed = {job_id for job_id, (_, _, is_borrowed) in jobs if job_id and is_borrowed}
+        # not by their keys: the ledger may have changed meanwhile, and what expired since then still counts
+        places = {key: (job_id, *place) for job_id, (key, place, _) in jobs if job_id and place}
+        self._take_stored(book.find_again(places))
         return self
 
-    # --- questions ---
+    def to_save(self, index: int, job_id: str | None) -> list[Any]:
+        """
+        Return what `restore` has to know of an input, as JSON has it.
 
-    @property
-    def stored_job_ids(self) -> set[str]:
-        """The jobs that were stored before."""
-        return {job.job_id for job in self.stored.values()}
+        :param job_id: its job.
+        """
+        stored = self.stored.get(self.leader(index))
+        place = None if stored is None else (stored.app_id, stored.manifest)
+        return [self.keys[index], place, job_id in self.borrowed]
+
+    def _take_stored(self, stored: Mapping[str, StoredJob]) -> None:
+        self.stored = {self._leaders[key]: job for key, job in stored.items()}
+        self.stored_job_ids = {job.job_id for job in stored.values()}
+
+    # --- questions ---
 
     def leader(self, index: int) -> int:
         """Return the input whose job an input shares: itself, for most."""

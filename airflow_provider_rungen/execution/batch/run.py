@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -162,44 +162,56 @@ class BatchRun(DurableRun["BatchOptions"]):
             try:
                 yield replace(result, jobs=jobs)
             finally:
-                if self.lines_to_save() is not None:
-                    self.saved_lines.remove()
+                self._remove_saved_lines()
+
+    def fail_deferral(self, reason: str) -> NoReturn:
+        try:
+            super().fail_deferral(reason)
+        finally:
+            self._remove_saved_lines()
 
     def _restore(self, app_id: str) -> BatchResult:
         """Return what was submitted before the deferral, and answer for its jobs."""
         result = BatchResult(self._pushed_ids(), self._pushed_refusals())
-        self.own(app_id, result.job_ids)
-        if self.options.ledger is not None:
-            keys, reused = [], []
-            for index, (key, is_reused) in enumerate(self.saved_lines.load()):
-                keys.append(key)
-                reused += [index] if is_reused else []
-            self._restore_reuse(keys, result.ids, reused)
+        if self.saves_lines:
+            self._restore_reuse(result.ids, list(self.saved_lines.load()))
+        self.own(app_id, self.new_job_ids(result))
         return result
 
-    def _restore_reuse(self, keys: Sequence[str], ids: Sequence[str | None], reused: Sequence[int]) -> None:
+    def _restore_reuse(self, ids: Sequence[str | None], saved: Sequence[Any]) -> None:
         from airflow_provider_rungen.execution.ledger.book import LedgerBook
 
         if self.options.ledger is not None:
             # no key is made any more, so the model makes no difference
             book = LedgerBook(self.options.ledger, "", run_token(self.ti))
-            self.reuse = Reuse.restore(book, keys, ids, reused)
+            self.reuse = Reuse.restore(book, ids, saved)
+
+    def new_job_ids(self, result: BatchResult) -> list[str]:
+        """Return the jobs that were not stored before."""
+        return [job_id for job_id in result.job_ids if job_id not in self.reuse.stored_job_ids]
 
     @property
     def saved_lines(self) -> SavedLines:
         """What the task has to know again after a deferral."""
         return SavedLines(self.options.destination, run_token(self.ti))
 
-    def lines_to_save(self) -> Iterable[Any] | None:
-        """Return what `_restore` reads, if it is more than XCom has."""
-        if self.reuse.book is None:
-            return None
-        reused = (self.reuse.is_reused(index) for index in range(len(self.reuse.keys)))
-        return zip(self.reuse.keys, reused, strict=True)
+    @property
+    def saves_lines(self) -> bool:
+        """Whether that is more than XCom has."""
+        return self.options.ledger is not None
+
+    def lines_to_save(self, checkpoint: Checkpoint) -> Iterator[Any]:
+        """Yield what `_restore` reads."""
+        for index, job_id in enumerate(self.reuse.expand(checkpoint.entries)):
+            yield self.reuse.to_save(index, job_id)
+
+    def _remove_saved_lines(self) -> None:
+        if self.saves_lines:
+            self.saved_lines.remove()
 
     def defer(self, deadline: float, **arguments: Any) -> NoReturn:
-        if (lines := self.lines_to_save()) is not None:
-            self.saved_lines.save(lines)
+        if self.saves_lines and self._checkpoint is not None:
+            self.saved_lines.save(self.lines_to_save(self._checkpoint))
         super().defer(deadline, **arguments)
 
     def finish(self, result: BatchResult, max_failed: float | None = None) -> list[str | None]:
@@ -468,4 +480,4 @@ class BatchRun(DurableRun["BatchOptions"]):
         }
 
     def pushed_job_ids(self) -> list[str]:
-        return [job_id for job_id in self._pushed_ids() if job_id]
+        return self.new_job_ids(self._restore(self.options.app_id or ""))

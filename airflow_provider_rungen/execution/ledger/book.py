@@ -94,21 +94,27 @@ class LedgerBook:
             self._known[key].add(entry.job_id)
             if self._counts(entry):
                 entries[key] = entry
-        done: defaultdict[str, dict[str, Entry]] = defaultdict(dict)
-        pending: dict[str, Entry] = {}
-        for key, entry in entries.items():
-            (done[entry.destination] if entry.state == "done" else pending)[key] = entry
-        stored: dict[str, StoredJob] = {}
-        for uri, remembered in done.items():
-            stored |= self._stored(self._storage_of_entry(uri), remembered)
-        if gone := [entry for uri in done for key, entry in done[uri].items() if key not in stored]:
-            log.warning(
-                "%d of the remembered jobs are gone from storage and run again: %s",
-                *(len(gone), redact(gone[0].manifest)),
-            )
+        done = {key: entry for key, entry in entries.items() if entry.state == "done"}
+        pending = {key: entry for key, entry in entries.items() if entry.state == "pending"}
+        stored = self._stored_as_remembered(done)
         if destination is not None and pending:
             stored |= self._stored(self._storage_of(destination), pending)
         return Found(stored, {key: entry for key, entry in pending.items() if key not in stored})
+
+    def find_again(self, jobs: Mapping[str, tuple[str, str, str]]) -> dict[str, StoredJob]:
+        """
+        Return stored jobs that were found before, whatever the ledger has about them by now.
+
+        :param jobs: the id, the app and the manifest of each job, by key.
+        :raises RunGenOutputError: a destination cannot be read.
+        """
+        now = datetime.now(UTC)
+        return self._stored_as_remembered(
+            {
+                key: Entry("done", app_id, job_id, self._run, now, manifest=manifest)
+                for key, (job_id, app_id, manifest) in jobs.items()
+            }
+        )
 
     def add_pending(self, app_id: str, jobs: Mapping[str, str]) -> None:
         """
@@ -216,6 +222,21 @@ class LedgerBook:
         self._storage.write_all({_file(key): entry_text(entry) for key, entry in entries.items()})
         for key, entry in entries.items():
             self._known[key].add(entry.job_id)
+
+    def _stored_as_remembered(self, entries: Mapping[str, Entry]) -> dict[str, StoredJob]:
+        """Return the jobs of done entries that are stored where these name."""
+        by_destination: defaultdict[str, dict[str, Entry]] = defaultdict(dict)
+        for key, entry in entries.items():
+            by_destination[entry.destination][key] = entry
+        stored: dict[str, StoredJob] = {}
+        for uri, remembered in by_destination.items():
+            stored |= self._stored(self._storage_of_entry(uri), remembered)
+        if gone := [entry for key, entry in entries.items() if key not in stored]:
+            log.warning(
+                "%d of the remembered jobs are gone from storage and run again: %s",
+                *(len(gone), redact(gone[0].manifest)),
+            )
+        return stored
 
     def _stored(self, storage: Storage | None, entries: Mapping[str, Entry]) -> dict[str, StoredJob]:
         if storage is None:

@@ -34,6 +34,7 @@ from airflow_provider_rungen.schemas import Schema
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.client.models import Job
+    from airflow_provider_rungen.execution.batch.checkpoint import Checkpoint
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions, TableOptions
     from airflow_provider_rungen.execution.waiting import Defer
@@ -162,49 +163,46 @@ class TableRun(BatchRun):
         batch = self._checkpoint.header.batch if self._checkpoint else ""
         super().defer(deadline, batch=batch, **arguments)
 
-    def lines_to_save(self) -> Iterator[Any]:
+    @property
+    def saves_lines(self) -> bool:
+        return True
+
+    def lines_to_save(self, checkpoint: Checkpoint) -> Iterator[Any]:
         """Yield what the plan is made of, and of each row what became of it."""
         yield self._plan.header()
         for row, number in self._plan.numbered():
-            status, error, key, is_reused = row.status, row.error, "", False
+            status, error, job_id, saved = row.status, row.error, None, None
             if number is not None:
                 status, error = self._refusal(number)
-                key = self.reuse.keys[number] if self.reuse.keys else ""
-                is_reused = self.reuse.is_reused(number)
-            job_id = None if number is None else self._submitted.ids[number]
-            yield [list(row.values.values()), status, error, job_id, key, is_reused]
+                job_id = self._submitted.ids[number]
+                saved = self.reuse.to_save(number, job_id) if self.reuse.keys else None
+            yield [list(row.values.values()), status, error, job_id, saved]
 
     def _restore(self, app_id: str) -> BatchResult:
         lines = iter(self.saved_lines.load())
         self._plan = plan = TablePlan.restored(next(lines))
         ids: list[str | None] = []
-        keys: list[str] = []
-        reused: list[int] = []
-        for values, status, error, job_id, key, is_reused in lines:
+        saved: list[Any] = []
+        for values, status, error, job_id, saved_of_row in lines:
             plan.add(values, status and Status(status), error)
             if status is None:
-                reused += [len(ids)] if is_reused else []
                 ids.append(job_id)
-                keys.append(key)
+                saved.append(saved_of_row)
         self._submitted = result = BatchResult(ids)
-        self._restore_reuse(keys, ids, reused)
-        self.own(app_id, [each for each in result.job_ids if each not in self.reuse.stored_job_ids])
+        self._restore_reuse(ids, saved)
+        self.own(app_id, self.new_job_ids(result))
         self._prepare(plan)
         self._has_to_report = True
         return result
-
-    def pushed_job_ids(self) -> list[str]:
-        result = self._restore(self.options.app_id or "")
-        return [job_id for job_id in result.job_ids if job_id not in self.reuse.stored_job_ids]
 
     # --- the end ---
 
     def _finish_table(self, result: BatchResult) -> dict[str, Any]:
         """Store the outputs, write the table, and fail if too many rows failed."""
         self._submitted = result
-        own_ids = [job_id for job_id in result.job_ids if job_id not in self.reuse.stored_job_ids]
-        self._gather(own_ids, result.jobs)
-        self.jobs.finished = set(own_ids)  # they are not to be canceled any more
+        new_ids = self.new_job_ids(result)
+        self._gather(new_ids, result.jobs)
+        self.jobs.finished = set(new_ids)  # they are not to be canceled any more
         failures: list[str] = []
         counts = self._write(failures)
         log.info(
@@ -328,6 +326,5 @@ class TableRun(BatchRun):
 
     def _store_finished(self) -> None:
         """Store what is paid for, though the task fails."""
-        stored = self.reuse.stored_job_ids
         with self.opened():
-            self._gather([job_id for job_id in self._submitted.job_ids if job_id not in stored], ())
+            self._gather(self.new_job_ids(self._submitted), ())
