@@ -15,6 +15,7 @@ from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE, job_of, strip_payloads
 from airflow_provider_rungen.exceptions import (
+    RunGenBadRequestError,
     RunGenError,
     RunGenJobFailedError,
     RunGenNotFoundError,
@@ -319,13 +320,15 @@ class BatchRun(DurableRun["BatchOptions"]):
         submitted_at = max(
             [checkpoint.header.submitted_at, *(entry.at.timestamp() for entry in self.reuse.pending.values())]
         )
+        # whoever can write an entry can write any time
+        submitted_at = min(submitted_at, time.time())
         stored = {checkpoint.ids[index] for index in self.reuse.stored} & set(checkpoint.job_ids)
         rest = [job_id for job_id in checkpoint.job_ids if job_id not in stored]
         outcomes = self._fetch(app_id, rest, submitted_at + RESUBMISSION_GRACE)
         completed, failed = stored, 0
         for index, job_id in enumerate(checkpoint.ids):
             outcome = outcomes.get(job_id)
-            if isinstance(outcome, RunGenNotFoundError) or (
+            if isinstance(outcome, RunGenNotFoundError | RunGenBadRequestError) or (
                 isinstance(outcome, Job) and outcome.status in (JobStatus.FAILED, JobStatus.CANCELED)
             ):
                 checkpoint.note(index, Checkpoint.NOT_CREATED)
