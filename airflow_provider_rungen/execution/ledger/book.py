@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -90,7 +90,7 @@ class LedgerBook:
         :raises RunGenOutputError: the ledger or a destination cannot be read.
         """
         entries = {}
-        for key, entry in self._read(set(keys)).items():
+        for key, entry in _without_copies(self._read(set(keys))).items():
             self._known[key].add(entry.job_id)
             if self._counts(entry):
                 entries[key] = entry
@@ -256,6 +256,14 @@ class LedgerBook:
         except RunGenInputError as error:
             log.warning("Ignored a destination in the ledger: %s", error.message)
             return None
+
+
+def _without_copies(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return entries without those that name one job for different inputs, of which it can have only one."""
+    counts = Counter(entry.job_id for entry in entries.values())
+    if copies := {job_id for job_id, count in counts.items() if count > 1}:
+        log.warning("Ignored entries of the ledger: %d jobs are each named by several", len(copies))
+    return {key: entry for key, entry in entries.items() if entry.job_id not in copies}
 
 
 def _file(key: str) -> File:
