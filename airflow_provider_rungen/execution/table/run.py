@@ -144,6 +144,16 @@ class TableRun(BatchRun):
             return str(options.results)
         return f"{str(options.destination).removesuffix('/')}/results.jsonl"
 
+    def _submit(
+        self, inputs: Inputs, checkpoint: Checkpoint, completed: set[str], deadline: float
+    ) -> dict[int, RunGenError]:
+        try:
+            return super()._submit(inputs, checkpoint, completed, deadline)
+        finally:
+            # for the results table of an attempt that fails here
+            if not self._submitted.ids:
+                self._submitted = BatchResult(self.reuse.expand(checkpoint.entries))
+
     def push_submitted(self, ids: list[str | None], refused: Mapping[int, RunGenError]) -> None:
         self._submitted = BatchResult(ids, self.reuse.expand_refused(refused))
         if self._checkpoint is not None:  # the ids would be too many
@@ -245,6 +255,7 @@ class TableRun(BatchRun):
         """
         for stored in self.reuse.stored.values():
             self._rows.add_stored(stored, is_reused=True)
+        self._rows.add_errors(self._collector.errors)
         counts = ResultCounts()
         self._results.write(counts.count(self._result_rows(failures, missing)))
         self._has_to_report = False
@@ -262,12 +273,18 @@ class TableRun(BatchRun):
         status, error = (row.status, row.error) if number is None else self._refusal(number)
         if status is not None or number is None:
             return ResultRow(index=index, status=status or Status.FAILED, values=row.values, error=error)
-        ids = self._submitted.ids
-        job_id = ids[number] if number < len(ids) else None
+        job_id = self._job_of(number)
         if job_id is None:
             error = missing or "it was not submitted"
             return ResultRow(index=index, status=Status.FAILED, values=row.values, error=error)
         return self._rows.row(index, job_id, row.values, missing=missing)
+
+    def _job_of(self, number: int) -> str | None:
+        """Return the job of an input, as far as it is known."""
+        if number < len(self._submitted.ids):
+            return self._submitted.ids[number]
+        stored = self.reuse.stored.get(self.reuse.leader(number))
+        return None if stored is None else stored.job_id
 
     def _refusal(self, number: int) -> tuple[Status | None, str | None]:
         """Return the status and error of an input that the service did not take."""
@@ -316,10 +333,12 @@ class TableRun(BatchRun):
         try:
             if isinstance(cause, RunGenJobTimeoutError):
                 self._store_finished()
-            for job_id in self.canceled:
-                if job_id not in self._rows:
-                    canceled = RunGenJobCanceledError(f"Canceled: {message}", app_id="", job_id=job_id)
-                    self._rows.add_error(job_id, canceled)
+            self._rows.add_errors(
+                {
+                    job_id: RunGenJobCanceledError(f"Canceled: {message}", app_id="", job_id=job_id)
+                    for job_id in self.canceled
+                }
+            )
             self._write([], message)
         except Exception as failure:
             log.warning("Could not write the results table: %s", clean_text(str(failure)))
