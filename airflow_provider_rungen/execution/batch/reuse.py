@@ -31,6 +31,16 @@ _USELESS = (RunGenJobFailedError, RunGenJobCanceledError, RunGenNotFoundError, R
 _TASK_DIGITS = 32
 
 
+def task_token(ti: Any) -> str:
+    """
+    Return hexadecimal digits of a task in one DAG run. A clear does not change them.
+
+    :param ti: the task instance.
+    """
+    task = json.dumps([ti.dag_id, ti.run_id, ti.task_id, ti.map_index])
+    return hashlib.sha256(task.encode()).hexdigest()[:_TASK_DIGITS]
+
+
 def run_token(ti: Any) -> str:
     """
     Return what the attempts of a task run have in common: digits of the task, and of a number that each clear
@@ -38,8 +48,7 @@ def run_token(ti: Any) -> str:
 
     :param ti: the task instance.
     """
-    task = json.dumps([ti.dag_id, ti.run_id, ti.task_id, ti.map_index])
-    return f"{hashlib.sha256(task.encode()).hexdigest()[:_TASK_DIGITS]}{ti.max_tries & 0xFFFF:04x}"
+    return f"{task_token(ti)}{ti.max_tries & 0xFFFF:04x}"
 
 
 class Reuse:

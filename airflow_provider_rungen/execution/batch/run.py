@@ -26,7 +26,7 @@ from airflow_provider_rungen.execution.attempts import End
 from airflow_provider_rungen.execution.batch.checkpoint import KEY, BatchHeader, Checkpoint
 from airflow_provider_rungen.execution.batch.inputs import Inputs
 from airflow_provider_rungen.execution.batch.result import BatchResult
-from airflow_provider_rungen.execution.batch.reuse import Reuse, run_token
+from airflow_provider_rungen.execution.batch.reuse import Reuse, run_token, task_token
 from airflow_provider_rungen.execution.batch.saved import SavedLines
 from airflow_provider_rungen.execution.batch.submitter import BatchSubmitter
 from airflow_provider_rungen.execution.durable import DurableRun, OnClear
@@ -147,6 +147,8 @@ class BatchRun(DurableRun["BatchOptions"]):
             self.own(earlier.header.app_id, earlier.job_ids)
         with self.owning():
             yield
+            if self.attempt.try_number > 1:  # an earlier attempt may have been killed while deferred
+                self._remove_saved_lines()
 
     @contextmanager
     def completing(self, event: Mapping[str, Any]) -> Iterator[BatchResult]:
@@ -194,7 +196,7 @@ class BatchRun(DurableRun["BatchOptions"]):
     @property
     def saved_lines(self) -> SavedLines:
         """What the task has to know again after a deferral."""
-        return SavedLines(self.options.destination, run_token(self.ti))
+        return SavedLines(self.options.destination, task_token(self.ti))
 
     @property
     def saves_lines(self) -> bool:

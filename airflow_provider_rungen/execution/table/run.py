@@ -19,7 +19,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.batch.inputs import Inputs
 from airflow_provider_rungen.execution.batch.result import BatchResult
-from airflow_provider_rungen.execution.batch.reuse import run_token
+from airflow_provider_rungen.execution.batch.reuse import task_token
 from airflow_provider_rungen.execution.batch.run import BatchRun
 from airflow_provider_rungen.execution.batch.saved import SavedLines
 from airflow_provider_rungen.execution.collector import Collector
@@ -169,7 +169,7 @@ class TableRun(BatchRun):
     @property
     def saved_lines(self) -> SavedLines:
         folder, slash, _ = self._results_uri.rpartition("/")
-        return SavedLines(folder + slash, run_token(self.ti))
+        return SavedLines(folder + slash, task_token(self.ti))
 
     def defer(self, deadline: float, **arguments: Any) -> NoReturn:
         batch = self._checkpoint.header.batch if self._checkpoint else ""
