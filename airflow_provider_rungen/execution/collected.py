@@ -108,9 +108,7 @@ class CollectedTable(JobRows):
         :param errors: the errors of jobs that failed.
         :param missing: the error of the jobs of which nothing is known.
         """
-        for job_id, error in errors.items():
-            if job_id not in self:
-                self.add_error(job_id, error)
+        self.add_errors(errors)
         counts = ResultCounts()
         rows = (self.row(index, job_id, missing=missing) for index, job_id in enumerate(ids))
         self._table.write(counts.count(rows))

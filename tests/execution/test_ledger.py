@@ -36,6 +36,7 @@ from airflow_provider_rungen.ledger import Ledger
 
 INPUT = {"prompt": "a red fox", "width": 64}
 OTHER = {"prompt": "a blue fox", "width": 64}
+KEY = "a" * 64
 NOW = datetime(2026, 1, 31, 12, 30, tzinfo=UTC)
 MANIFEST = "s3://my_s3@bucket/photos/job-1/manifest.json"
 DONE = Entry("done", "flux", "job-1", "ab12", NOW, MANIFEST, 2.5)
@@ -154,19 +155,20 @@ def test_a_parameter_after_a_secret_one_stays_in_an_escaped_url() -> None:
 
 @pytest.mark.parametrize("entry", [DONE, PENDING, replace(DONE, execution_seconds=None)])
 def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
-    assert parse_entry(entry_text(entry)) == entry
+    assert parse_entry(KEY, entry_text(KEY, entry)) == entry
 
 
 def test_the_destination_is_where_the_folder_of_the_job_is() -> None:
-    assert DONE.destination == "s3://my_s3@bucket/photos"
+    assert DONE.place.destination == "s3://my_s3@bucket/photos"
 
 
 def changed(**fields: Any) -> bytes:
-    entry = {**json.loads(entry_text(DONE)), **fields}
+    entry = {**json.loads(entry_text(KEY, DONE)), **fields}
     return json.dumps({name: value for name, value in entry.items() if value is not ...}).encode()
 
 
 BAD_FIELDS: dict[str, list[Any]] = {
+    "key": ["", "b" * 64, 7, None],
     "version": [2, 0, True, "1", None, 1.0],
     "state": ["failed", "", None, 1, []],
     "app_id": ["", "..", "a/b", "a?b", 7, None, "x" * 300, "a\nb"],
@@ -180,12 +182,12 @@ BAD_FIELDS: dict[str, list[Any]] = {
 BROKEN: dict[str, bytes] = {
     "empty": b"",
     "binary": b"\xff\x00",
-    "cut": entry_text(DONE)[:-9],
+    "cut": entry_text(KEY, DONE)[:-9],
     "list": b"[]",
     "null": b"null",
     "deep": b"[" * 60_000,
     "long number": b'{"version": ' + b"9" * 5000 + b"}",
-    "too large": entry_text(DONE) + b" " * MAX_ENTRY_BYTES,
+    "too large": entry_text(KEY, DONE) + b" " * MAX_ENTRY_BYTES,
     "pending with a manifest": changed(state="pending"),
     **{
         f"{name} {str(value)[:20]}": changed(**{name: value})
@@ -194,19 +196,19 @@ BROKEN: dict[str, bytes] = {
     },
     **{
         f"without {name}": changed(**{name: ...})
-        for name in ("version", "state", "app_id", "job_id", "run", "at", "manifest")
+        for name in ("version", "key", "state", "app_id", "job_id", "run", "at", "manifest")
     },
 }
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 def test_a_broken_entry_is_none(content: bytes) -> None:
-    assert parse_entry(content) is None
+    assert parse_entry(KEY, content) is None
 
 
 def test_the_id_of_a_pending_job_can_be_the_name_of_a_folder() -> None:
-    assert parse_entry(entry_text(replace(PENDING, job_id="é" * 127))) is not None
-    assert parse_entry(entry_text(replace(PENDING, job_id="é" * 128))) is None
+    assert parse_entry(KEY, entry_text(KEY, replace(PENDING, job_id="é" * 127))) is not None
+    assert parse_entry(KEY, entry_text(KEY, replace(PENDING, job_id="é" * 128))) is None
 
 
 @pytest.mark.parametrize(
@@ -254,13 +256,13 @@ json_values = st.recursive(
 @given(
     st.binary(max_size=200)
     | json_values.map(lambda value: json.dumps(value).encode())
-    | st.dictionaries(st.sampled_from(sorted(json.loads(entry_text(DONE)))), json_values).map(
+    | st.dictionaries(st.sampled_from(sorted(json.loads(entry_text(KEY, DONE)))), json_values).map(
         lambda fields: changed(**fields)
     )
 )
 def test_an_entry_is_none_or_as_this_package_writes_it(content: bytes) -> None:
-    entry = parse_entry(content)
-    assert entry is None or parse_entry(entry_text(entry)) == entry
+    entry = parse_entry(KEY, content)
+    assert entry is None or parse_entry(KEY, entry_text(KEY, entry)) == entry
 
 
 # --- what the book finds ------------------------------------------------------------------------------------
@@ -370,13 +372,13 @@ def store(destination: str, job_id: str, /, *, size: int = 3, **fields: Any) -> 
 
 
 def write_entry(base: str, key: str, content: Entry | bytes) -> None:
-    text = entry_text(content) if isinstance(content, Entry) else content
+    text = entry_text(key, content) if isinstance(content, Entry) else content
     Storage(f"{base}/ledger").write_all({(key[:2], f"{key}.json"): text})
 
 
 def read_entry(base: str, key: str) -> Entry | None:
     content = ObjectStoragePath(f"{base}/ledger/{key[:2]}/{key}.json").read_bytes()
-    return parse_entry(content)
+    return parse_entry(key, content)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -412,6 +414,7 @@ def test_an_entry_is_a_small_file_of_its_own(base: str) -> None:
     assert datetime.now(UTC) - datetime.fromisoformat(fields.pop("at")) < timedelta(minutes=5)
     assert fields == {
         "version": 1,
+        "key": key,
         "state": "done",
         "app_id": "flux",
         "job_id": "job-1",
@@ -622,8 +625,8 @@ def test_what_other_machines_change_in_s3_is_seen(s3: str, s3_client: Any) -> No
     book.add_pending("flux", {fox: "job-1"})
     assert find(book, [fox, blue], f"{s3}/photos").stored == {fox: job}
     folder = s3.removeprefix("s3://my_s3@bucket/")
-    entry = entry_text(replace(DONE, manifest=job.manifest))
     for key in (fox, blue):
+        entry = entry_text(key, replace(DONE, manifest=job.manifest))
         s3_client.put_object(Bucket="bucket", Key=f"{folder}/ledger/{key[:2]}/{key}.json", Body=entry)
     assert find(book, [fox, blue]).stored == {fox: job, blue: job}
     s3_client.put_object(Bucket="bucket", Key=f"{folder}/photos/job-1/0-fox.png", Body=b"half a picture")

@@ -44,7 +44,7 @@ class Place:
                 os.makedirs(base.path, exist_ok=True)
                 if not os.access(base.path, os.W_OK):
                     raise PermissionError("it is not writable")
-        except (OSError, ImportError, ValueError, AirflowNotFoundException) as error:
+        except (OSError, ImportError, TypeError, ValueError, AirflowNotFoundException) as error:
             reason = redact_error(error, text)
             # not chained, because the text of the cause would be logged unredacted
             raise RunGenInputError(

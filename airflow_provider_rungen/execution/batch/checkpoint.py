@@ -248,7 +248,11 @@ class Checkpoint:
         self.reuse.save_submitted(header.app_id, jobs)
         if self._store is not None:
             for chunk in sorted({index // CHUNK for index in self._writing}):
-                ids = tuple(self.ids[chunk * CHUNK : (chunk + 1) * CHUNK])
+                # what others submitted is in the ledger, and not the next attempt's to cancel
+                ids = tuple(
+                    self.NOT_CREATED if job_id in self.reuse.borrowed else job_id
+                    for job_id in self.ids[chunk * CHUNK : (chunk + 1) * CHUNK]
+                )
                 self._store.set(f"{KEY}_{chunk}", _Chunk(header.batch, ids).to_store())
             if header != self._saved_header:
                 self._store.set(KEY, header.to_store())

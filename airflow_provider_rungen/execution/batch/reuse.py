@@ -16,11 +16,12 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
     RunGenResultError,
 )
+from airflow_provider_rungen.execution.ledger.entries import StoredPlace
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.collector import Collector
-    from airflow_provider_rungen.execution.ledger.book import Found, LedgerBook
+    from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.ledger.entries import Entry
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,16 @@ _USELESS = (RunGenJobFailedError, RunGenJobCanceledError, RunGenNotFoundError, R
 _TASK_DIGITS = 32
 
 
+def task_token(ti: Any) -> str:
+    """
+    Return hexadecimal digits of a task in one DAG run. A clear does not change them.
+
+    :param ti: the task instance.
+    """
+    task = json.dumps([ti.dag_id, ti.run_id, ti.task_id, ti.map_index])
+    return hashlib.sha256(task.encode()).hexdigest()[:_TASK_DIGITS]
+
+
 def run_token(ti: Any) -> str:
     """
     Return what the attempts of a task run have in common: digits of the task, and of a number that each clear
@@ -38,8 +49,15 @@ def run_token(ti: Any) -> str:
 
     :param ti: the task instance.
     """
-    task = json.dumps([ti.dag_id, ti.run_id, ti.task_id, ti.map_index])
-    return f"{hashlib.sha256(task.encode()).hexdigest()[:_TASK_DIGITS]}{ti.max_tries & 0xFFFF:04x}"
+    return f"{task_token(ti)}{ti.max_tries & 0xFFFF:04x}"
+
+
+def _placing(on_stored: Callable[[StoredJob], object]) -> Callable[[StoredJob], StoredPlace]:
+    def take(job: StoredJob) -> StoredPlace:
+        on_stored(job)
+        return StoredPlace(job.job_id, job.app_id, job.manifest)
+
+    return take
 
 
 class Reuse:
@@ -56,7 +74,9 @@ class Reuse:
         self.book = book
         self.keys = keys
         #: By input, the stored job of an equal input, for leaders.
-        self.stored: dict[int, str] = {}
+        self.stored: dict[int, StoredPlace] = {}
+        #: The jobs that were stored before.
+        self.stored_job_ids: set[str] = set()
         #: By input, the job of an equal input that may still run, for leaders.
         self.pending: dict[int, Entry] = {}
         #: Jobs that another task run submitted, which this one does not cancel.
@@ -85,7 +105,8 @@ class Reuse:
         :param on_stored: takes each stored job, as it is found. All of them would fill the memory.
         """
         self = cls(book, keys)
-        found = self._find(self._leaders, on_stored, destination)
+        found = book.find(self._leaders, destination, on_stored=_placing(on_stored))
+        self._take_stored(found.stored)
         self.pending = {self._leaders[key]: entry for key, entry in found.pending.items()}
         self._saved = {entry.job_id for entry in found.pending.values()}
         self._keys_by_job = {entry.job_id: key for key, entry in found.pending.items()}
@@ -103,42 +124,39 @@ class Reuse:
     def restore(
         cls,
         book: LedgerBook,
-        keys: Sequence[str],
         ids: Sequence[str | None],
-        reused: Iterable[int],
+        saved: Sequence[Any],
         on_stored: Callable[[StoredJob], object],
     ) -> Self:
         """
         Go on after a deferral.
 
         :param ids: the job of each input.
-        :param reused: the inputs whose job was stored already.
+        :param saved: what `to_save` returned for each.
         :param on_stored: takes each stored job, as it is found.
         """
-        self = cls(book, keys)
-        indexes = {index for index in reused if self._leaders[keys[index]] == index}
-        self._find([keys[index] for index in indexes], on_stored)
-        self._keys_by_job = {job_id: key for job_id, key in zip(ids, keys, strict=True) if job_id is not None}
+        self = cls(book, [key for key, _, _ in saved])
+        jobs = list(zip(ids, saved, strict=True))
+        self._keys_by_job = {job_id: key for job_id, (key, _, _) in jobs if job_id is not None}
+        self.borrowed = {job_id for job_id, (_, _, is_borrowed) in jobs if job_id and is_borrowed}
+        # not by their keys: the ledger may have changed meanwhile, and what expired since then still counts
+        places = {key: StoredPlace(*place) for _, (key, place, _) in jobs if place}
+        self._take_stored(book.find_again(places, on_stored=_placing(on_stored)))
         return self
 
-    def _find(
-        self, keys: Iterable[str], on_stored: Callable[[StoredJob], object], destination: str | None = None
-    ) -> Found[str]:
-        def take(job: StoredJob) -> str:
-            on_stored(job)
-            return job.job_id
+    def to_save(self, index: int, job_id: str | None) -> list[Any]:
+        """
+        Return what `restore` has to know of an input, as JSON has it.
 
-        assert self.book is not None  # noqa: S101 - for the type checker
-        found = self.book.find(keys, destination, on_stored=take)
-        self.stored = {self._leaders[key]: job_id for key, job_id in found.stored.items()}
-        return found
+        :param job_id: its job.
+        """
+        return [self.keys[index], self.stored.get(self.leader(index)), job_id in self.borrowed]
+
+    def _take_stored(self, stored: Mapping[str, StoredPlace]) -> None:
+        self.stored = {self._leaders[key]: place for key, place in stored.items()}
+        self.stored_job_ids = {place.job_id for place in stored.values()}
 
     # --- questions ---
-
-    def not_stored(self, job_ids: Iterable[str]) -> list[str]:
-        """Return those of some jobs that were not stored before."""
-        stored = set(self.stored.values())
-        return [job_id for job_id in job_ids if job_id not in stored]
 
     def leader(self, index: int) -> int:
         """Return the input whose job an input shares: itself, for most."""
@@ -159,7 +177,7 @@ class Reuse:
     def _expanded(self, ids: Sequence[str | None]) -> Iterator[str | None]:
         for index in range(len(ids)):
             leader = self.leader(index)
-            yield self.stored[leader] if leader in self.stored else ids[leader]
+            yield self.stored[leader].job_id if leader in self.stored else ids[leader]
 
     def expand_refused(self, refused: Mapping[int, RunGenError]) -> Mapping[int, RunGenError]:
         """Return the refused inputs, with those that are equal to one of them."""

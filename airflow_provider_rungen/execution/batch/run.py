@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,6 +15,7 @@ from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE, job_of, strip_payloads
 from airflow_provider_rungen.exceptions import (
+    RunGenBadRequestError,
     RunGenError,
     RunGenJobFailedError,
     RunGenNotFoundError,
@@ -25,7 +26,7 @@ from airflow_provider_rungen.execution.attempts import End
 from airflow_provider_rungen.execution.batch.checkpoint import KEY, BatchHeader, Checkpoint
 from airflow_provider_rungen.execution.batch.inputs import Inputs
 from airflow_provider_rungen.execution.batch.result import BatchResult
-from airflow_provider_rungen.execution.batch.reuse import Reuse, run_token
+from airflow_provider_rungen.execution.batch.reuse import Reuse, run_token, task_token
 from airflow_provider_rungen.execution.batch.saved import SavedLines
 from airflow_provider_rungen.execution.batch.submitter import BatchSubmitter
 from airflow_provider_rungen.execution.durable import DurableRun, OnClear
@@ -151,6 +152,8 @@ class BatchRun(DurableRun["BatchOptions"]):
             self.own(earlier.header.app_id, earlier.job_ids)
         with self.owning():
             yield
+            if self.attempt.try_number > 1:  # an earlier attempt may have been killed while deferred
+                self._remove_saved_lines()
 
     @contextmanager
     def completing(self, event: Mapping[str, Any]) -> Iterator[BatchResult]:
@@ -167,44 +170,56 @@ class BatchRun(DurableRun["BatchOptions"]):
             try:
                 yield replace(result, jobs=jobs)
             finally:
-                if self.lines_to_save() is not None:
-                    self.saved_lines.remove()
+                self._remove_saved_lines()
+
+    def fail_deferral(self, reason: str) -> NoReturn:
+        try:
+            super().fail_deferral(reason)
+        finally:
+            self._remove_saved_lines()
 
     def _restore(self, app_id: str) -> BatchResult:
         """Return what was submitted before the deferral, and answer for its jobs."""
         result = BatchResult(self._pushed_ids(), self._pushed_refusals())
-        self.own(app_id, result.job_ids)
-        if self.options.ledger is not None:
-            keys, reused = [], []
-            for index, (key, is_reused) in enumerate(self.saved_lines.load()):
-                keys.append(key)
-                reused += [index] if is_reused else []
-            self._restore_reuse(keys, result.ids, reused)
+        if self.saves_lines:
+            self._restore_reuse(result.ids, list(self.saved_lines.load()))
+        self.own(app_id, self.new_job_ids(result))
         return result
 
-    def _restore_reuse(self, keys: Sequence[str], ids: Sequence[str | None], reused: Sequence[int]) -> None:
+    def _restore_reuse(self, ids: Sequence[str | None], saved: Sequence[Any]) -> None:
         from airflow_provider_rungen.execution.ledger.book import LedgerBook
 
         if self.options.ledger is not None:
             # no key is made any more, so the model makes no difference
             book = LedgerBook(self.options.ledger, "", run_token(self.ti))
-            self.reuse = Reuse.restore(book, keys, ids, reused, self.take_stored)
+            self.reuse = Reuse.restore(book, ids, saved, self.take_stored)
+
+    def new_job_ids(self, result: BatchResult) -> list[str]:
+        """Return the jobs that were not stored before."""
+        return [job_id for job_id in result.job_ids if job_id not in self.reuse.stored_job_ids]
 
     @property
     def saved_lines(self) -> SavedLines:
         """What the task has to know again after a deferral."""
-        return SavedLines(self.options.destination, run_token(self.ti))
+        return SavedLines(self.options.destination, task_token(self.ti))
 
-    def lines_to_save(self) -> Iterable[Any] | None:
-        """Return what `_restore` reads, if it is more than XCom has."""
-        if self.reuse.book is None:
-            return None
-        reused = (self.reuse.is_reused(index) for index in range(len(self.reuse.keys)))
-        return zip(self.reuse.keys, reused, strict=True)
+    @property
+    def saves_lines(self) -> bool:
+        """Whether that is more than XCom has."""
+        return self.options.ledger is not None
+
+    def lines_to_save(self, checkpoint: Checkpoint) -> Iterator[Any]:
+        """Yield what `_restore` reads."""
+        for index, job_id in enumerate(self.reuse.expand(checkpoint.entries)):
+            yield self.reuse.to_save(index, job_id)
+
+    def _remove_saved_lines(self) -> None:
+        if self.saves_lines:
+            self.saved_lines.remove()
 
     def defer(self, deadline: float, **arguments: Any) -> NoReturn:
-        if (lines := self.lines_to_save()) is not None:
-            self.saved_lines.save(lines)
+        if self.saves_lines and self._checkpoint is not None:
+            self.saved_lines.save(self.lines_to_save(self._checkpoint))
         super().defer(deadline, **arguments)
 
     def finish(self, result: BatchResult, max_failed: float | None = None) -> list[str | None]:
@@ -312,13 +327,15 @@ class BatchRun(DurableRun["BatchOptions"]):
         submitted_at = max(
             [checkpoint.header.submitted_at, *(entry.at.timestamp() for entry in self.reuse.pending.values())]
         )
+        # whoever can write an entry can write any time
+        submitted_at = min(submitted_at, time.time())
         stored = {checkpoint.ids[index] for index in self.reuse.stored} & set(checkpoint.job_ids)
         rest = [job_id for job_id in checkpoint.job_ids if job_id not in stored]
         outcomes = self._fetch(app_id, rest, submitted_at + RESUBMISSION_GRACE)
         completed, failed = stored, 0
         for index, job_id in enumerate(checkpoint.ids):
             outcome = outcomes.get(job_id)
-            if isinstance(outcome, RunGenNotFoundError) or (
+            if isinstance(outcome, RunGenNotFoundError | RunGenBadRequestError) or (
                 isinstance(outcome, Job) and outcome.status in (JobStatus.FAILED, JobStatus.CANCELED)
             ):
                 checkpoint.note(index, Checkpoint.NOT_CREATED)
@@ -473,4 +490,4 @@ class BatchRun(DurableRun["BatchOptions"]):
         }
 
     def pushed_job_ids(self) -> list[str]:
-        return [job_id for job_id in self._pushed_ids() if job_id]
+        return self.new_job_ids(self._restore(self.options.app_id or ""))

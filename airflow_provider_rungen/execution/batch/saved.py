@@ -17,7 +17,7 @@ class SavedLines:
     JSON values in one file, from a deferral to the end of the attempt.
 
     :param folder: the URI of the folder to keep them in.
-    :param token: the task run: see `run_token`.
+    :param token: the task: see `task_token`.
     """
 
     def __init__(self, folder: Any, token: str) -> None:

@@ -18,6 +18,7 @@ from airflow_provider_rungen.execution.ledger.entries import (
     MAX_ENTRY_BYTES,
     VERSION,
     Entry,
+    StoredPlace,
     entry_text,
     is_manifest_uri,
     is_run,
@@ -97,28 +98,47 @@ class LedgerBook:
         :raises RunGenOutputError: the ledger or a destination cannot be read.
         """
         found: Found[T] = Found({}, {})
-        gone: list[str] = []
+        done: dict[str, StoredPlace] = {}
         for entries in self._read(set(keys)):
             self._known |= {entry.job_id for entry in entries.values()}
-            done: defaultdict[str, dict[str, Entry]] = defaultdict(dict)
+            done.clear()
             for key, entry in entries.items():
                 if self._counts(entry):
-                    (done[entry.destination] if entry.state == "done" else found.pending)[key] = entry
-            for uri, remembered in done.items():
-                stored = self._stored(self._storage_of_entry(uri), remembered, on_stored)
-                found.stored.update(stored)
-                gone += [entry.manifest for key, entry in remembered.items() if key not in stored]
-        if gone:
-            log.warning(
-                "%d of the remembered jobs are gone from storage and run again: %s",
-                *(len(gone), redact(gone[0])),
-            )
+                    if entry.state == "done":
+                        done[key] = entry.place
+                    else:
+                        found.pending[key] = entry
+            found.stored.update(self.find_again(done, on_stored=on_stored))
         if destination is not None and found.pending:
-            stored = self._stored(self._storage_of(destination), found.pending, on_stored)
+            places = {key: entry.place for key, entry in found.pending.items()}
+            stored = self._stored(self._storage_of(destination), places, on_stored)
             found.stored.update(stored)
             for key in stored:
                 del found.pending[key]
         return found
+
+    def find_again(
+        self, places: Mapping[str, StoredPlace], *, on_stored: Callable[[StoredJob], T]
+    ) -> dict[str, T]:
+        """
+        Return jobs that were stored before, whatever the ledger has about them by now.
+
+        :param places: by key.
+        :param on_stored: see `find`.
+        :raises RunGenOutputError: a destination cannot be read.
+        """
+        by_destination: defaultdict[str, dict[str, StoredPlace]] = defaultdict(dict)
+        for key, place in places.items():
+            by_destination[place.destination][key] = place
+        stored: dict[str, T] = {}
+        for uri, remembered in by_destination.items():
+            stored |= self._stored(self._storage_of_entry(uri), remembered, on_stored)
+        if gone := [place.manifest for key, place in places.items() if key not in stored]:
+            log.warning(
+                "%d of the remembered jobs are gone from storage and run again: %s",
+                *(len(gone), redact(gone[0])),
+            )
+        return stored
 
     def add_pending(self, app_id: str, jobs: Mapping[str, str]) -> None:
         """
@@ -223,7 +243,7 @@ class LedgerBook:
             for files in batches(existing, _ENTRIES_AT_A_TIME):
                 is_small = [file for file in files if sizes[file] <= MAX_ENTRY_BYTES]
                 contents = self._storage.read_all(is_small, MAX_ENTRY_BYTES)
-                parsed = {file: parse_entry(content) for file, content in contents.items()}
+                parsed = {file: parse_entry(_key(file), content) for file, content in contents.items()}
                 entries = {file: entry for file, entry in parsed.items() if entry is not None}
                 broken += [file for file in files if file not in entries]
                 yield {_key(file): entry for file, entry in entries.items()}
@@ -234,18 +254,16 @@ class LedgerBook:
             )
 
     def _write(self, entries: Mapping[str, Entry]) -> None:
-        self._storage.write_all({_file(key): entry_text(entry) for key, entry in entries.items()})
+        self._storage.write_all({_file(key): entry_text(key, entry) for key, entry in entries.items()})
         self._known |= {entry.job_id for entry in entries.values()}
 
     def _stored(
-        self, storage: Storage | None, entries: Mapping[str, Entry], on_stored: Callable[[StoredJob], T]
+        self, storage: Storage | None, places: Mapping[str, StoredPlace], on_stored: Callable[[StoredJob], T]
     ) -> dict[str, T]:
         if storage is None:
             return {}
-        jobs = read_stored_jobs(
-            storage, {entry.job_id: entry.app_id for entry in entries.values()}, on_stored
-        )
-        return {key: jobs[entry.job_id] for key, entry in entries.items() if entry.job_id in jobs}
+        jobs = read_stored_jobs(storage, {place.job_id: place.app_id for place in places.values()}, on_stored)
+        return {key: jobs[place.job_id] for key, place in places.items() if place.job_id in jobs}
 
     def _storage_of(self, destination: Any) -> Storage:
         text = str(destination)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from airflow_provider_rungen.client.parsing import to_number
 from airflow_provider_rungen.execution.archive.manifests import MANIFEST
@@ -16,7 +16,7 @@ from airflow_provider_rungen.execution.records import is_identifier
 VERSION = 1
 MAX_ENTRY_BYTES = 64 * 1024
 _FIELDS = frozenset(
-    ["version", "state", "app_id", "job_id", "run", "at", "manifest", "execution_seconds"],
+    ["version", "key", "state", "app_id", "job_id", "run", "at", "manifest", "execution_seconds"],
 )
 _RUN = re.compile(r"[0-9a-f]{1,128}")
 _MAX_TIME_CHARS = 40
@@ -28,6 +28,25 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,30}")
 _NO_STORAGE = frozenset(["http", "https", "ftp"])
 # The part before the @ is the name of an Airflow connection or of a container, but never a password.
 _AUTHORITY = re.compile(r"(?:[A-Za-z0-9._-]{1,250}@)?[A-Za-z0-9._-]{1,250}(?::[0-9]{1,5})?")
+
+
+class StoredPlace(NamedTuple):
+    """
+    Where a job is stored.
+
+    :param job_id: the job.
+    :param app_id: its app.
+    :param manifest: the URI of its manifest; empty while the job is pending.
+    """
+
+    job_id: str
+    app_id: str
+    manifest: str
+
+    @property
+    def destination(self) -> str:
+        """The destination that has the folder of the job."""
+        return self.manifest.removesuffix(_manifest_path(self.job_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +72,9 @@ class Entry:
     execution_seconds: float | None = None
 
     @property
-    def destination(self) -> str:
-        """The destination that has the folder of the job; empty while it is pending."""
-        return self.manifest.removesuffix(_manifest_path(self.job_id))
+    def place(self) -> StoredPlace:
+        """Where its job is stored."""
+        return StoredPlace(self.job_id, self.app_id, self.manifest)
 
 
 def is_run(value: Any) -> bool:
@@ -82,10 +101,15 @@ def is_manifest_uri(value: Any, job_id: str) -> bool:
     return is_in_folder and bool(slash) and all(map(_is_name, path.split("/")))
 
 
-def entry_text(entry: Entry) -> bytes:
-    """Return the text of an entry, a JSON object."""
+def entry_text(key: str, entry: Entry) -> bytes:
+    """
+    Return the text of an entry, a JSON object.
+
+    :param key: the key of its input, so that a copy of the file is not taken for the entry of another.
+    """
     fields: dict[str, Any] = {
         "version": VERSION,
+        "key": key,
         "state": entry.state,
         "app_id": entry.app_id,
         "job_id": entry.job_id,
@@ -97,8 +121,8 @@ def entry_text(entry: Entry) -> bytes:
     return json.dumps(fields, allow_nan=False).encode() + b"\n"
 
 
-def parse_entry(content: bytes) -> Entry | None:
-    """Return an entry, or ``None`` unless each field is as this package writes it."""
+def parse_entry(key: str, content: bytes) -> Entry | None:
+    """Return the entry of a key, or ``None`` unless each field is as this package writes it."""
     if len(content) > MAX_ENTRY_BYTES:
         return None
     try:
@@ -111,6 +135,7 @@ def parse_entry(content: bytes) -> Entry | None:
     is_head_valid = (
         type(fields.get("version")) is int
         and fields["version"] == VERSION
+        and fields.get("key") == key
         and is_identifier(fields.get("app_id"))
         and is_identifier(fields.get("job_id"))
         and _is_name(fields["job_id"])

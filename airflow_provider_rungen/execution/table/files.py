@@ -81,14 +81,15 @@ def wrap_errors(name: str, uri: str, position: Callable[[], str] = str) -> Itera
         ) from None
 
 
-def find_files(source: Any, format: str | None, name: str) -> list[SourceFile]:
+def find_files(source: Any, format: str | None, name: str, written: str = "") -> list[SourceFile]:
     """
     Return the files of a source, in the order of their paths.
 
     :param source: the URI or path of a file, of a folder, or with wildcards.
     :param format: the format of the files, if it is not that of their suffix.
     :param name: what is read, such as ``inputs``.
-    :raises RunGenInputError: there are none, or the storage cannot be read.
+    :param written: the URI of a file that the task writes, and does not read as part of a folder.
+    :raises RunGenInputError: there are none, the only one is ``written``, or the storage cannot be read.
     """
     from airflow_provider_rungen._airflow import ObjectStoragePath
 
@@ -100,6 +101,9 @@ def find_files(source: Any, format: str | None, name: str) -> list[SourceFile]:
         # another task may have written there after this process listed it
         fs.invalidate_cache()
         is_folder = text.endswith("/")
+        written_path = str(ObjectStoragePath(written).path).lstrip("/") if written else None
+        if path.lstrip("/") == written_path:
+            raise RunGenInputError(f"The task would write to the {name} that it reads: {clean_text(text)}")
         if not is_folder and fs.isfile(path):
             return [single]
         if wildcard := _WILDCARD.search(path):
@@ -115,7 +119,9 @@ def find_files(source: Any, format: str | None, name: str) -> list[SourceFile]:
                 (prefix[0] if prefix else "") + (each if is_local else each.lstrip("/")), fs, each, kind
             )
             for each in sorted(paths)
-            if _is_visible(each, root) and (kind := format or _format_of(each) or "")
+            if _is_visible(each, root)
+            and each.lstrip("/") != written_path
+            and (kind := format or _format_of(each) or "")
         ]
     if not found:
         raise RunGenInputError(

@@ -29,9 +29,6 @@ class JobRows:
         """Remove the file."""
         self._spool.close()
 
-    def __contains__(self, job_id: str) -> bool:
-        return job_id in self._places
-
     # --- see `Collected` ---
 
     def add_stored(self, stored: StoredJob, *, is_reused: bool = False) -> None:
@@ -51,12 +48,17 @@ class JobRows:
         self._add(job.id, status=Status.COMPLETED, result=job.result, has_result=True, **_times(job))
 
     def add_failed(self, job: Job, error: RunGenError) -> None:
-        self.add_error(job.id, error, **_times(job))
+        self._add_error(job.id, error, **_times(job))
 
     # --- what only a table needs ---
 
-    def add_error(self, job_id: str, error: RunGenError, **fields: Any) -> None:
-        """Add a job that failed."""
+    def add_errors(self, errors: Mapping[str, RunGenError]) -> None:
+        """Add the jobs that failed, unless they were added before, with more about them."""
+        for job_id, error in errors.items():
+            if job_id not in self._places:
+                self._add_error(job_id, error)
+
+    def _add_error(self, job_id: str, error: RunGenError, **fields: Any) -> None:
         self._add(job_id, status=_status_of(error), error=error.message, **fields)
 
     def row(

@@ -80,11 +80,14 @@ class TablePlan:
 
     def add(self, values: Sequence[Any], status: Status | None, error: str | None) -> None:
         """Add a row: its key, and the columns that are carried over."""
+        self._add(json.dumps(values), status, error)
+
+    def _add(self, values_text: str, status: Status | None, error: str | None) -> None:
         self.skipped_count += status is Status.SKIPPED
         if status is Status.REFUSED:
             self.refused_count += 1
             self.first_refusal = self.first_refusal or error or ""
-        self._spool.append([values, status, error])
+        self._spool.append_text(f"[{values_text},{json.dumps(status)},{json.dumps(error)}]".encode())
 
     # --- a deferral ---
 
@@ -115,27 +118,42 @@ class TablePlan:
                 raise RunGenInputError(
                     f"{rows.place} is a {type(row).__name__}, not an object; nothing was sent"
                 )
-            values = [row.get(name) for name in self._names]
+            # before the function, which may change what is in the row
+            values_text = self._text(row, self._names, rows.place)
             self._check_key(row, rows.place)
             job_input = dict(row) if to_input is None else _call(to_input, dict(row), rows.place)
             if job_input is None:
-                self.add(values, Status.SKIPPED, None)
+                self._add(values_text, Status.SKIPPED, None)
                 continue
             error = _misfit(job_input, rows.place, schema)
-            self.add(values, None if error is None else Status.REFUSED, error)
+            self._add(values_text, None if error is None else Status.REFUSED, error)
             if error is None:
                 yield job_input
         self._check_keys()
 
     def _check_key(self, row: Mapping[str, Any], place: str) -> None:
         key = [row.get(name) for name in self._key]
-        if any(value is None or value == "" for value in key):
+        # a NaN is the null of pandas, and not equal to itself
+        if any(value is None or value == "" or value != value for value in key):
             self._nulls.add(place)
             return
-        digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).digest()
+        text = self._text(row, self._key, place)
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
         if digest in self._keys:
             self._duplicates.add(clean_text(", ".join(map(str, key)), 100))
         self._keys.add(digest)
+
+    @staticmethod
+    def _text(row: Mapping[str, Any], names: Sequence[str], place: str) -> str:
+        """Return the values of columns as JSON."""
+        try:
+            return json.dumps([row.get(name) for name in names])
+        except (TypeError, ValueError, RecursionError) as error:
+            columns = clean_text(", ".join(map(repr, names)), 200)
+            raise RunGenInputError(
+                f"{place} has a value in {columns} that JSON cannot express: {clean_text(str(error), 200)}; "
+                "nothing was sent"
+            ) from None
 
     def _check_keys(self) -> None:
         self._keys.clear()
@@ -165,7 +183,9 @@ class _Keys:
         return f"{self.count} {self._problem} ({', '.join(self._named)}{more})"
 
 
-def _call(to_input: Callable[[dict[str, Any]], Any], row: dict[str, Any], place: str) -> Any:
+def _call(
+    to_input: Callable[[dict[str, Any]], Any], row: dict[str, Any], place: str
+) -> dict[str, Any] | None:
     try:
         job_input = to_input(row)
     except AirflowException as error:  # the function decides how the task ends
@@ -181,7 +201,7 @@ def _call(to_input: Callable[[dict[str, Any]], Any], row: dict[str, Any], place:
         raise RunGenInputError(
             f"to_input returned a {kind} for {place}, not a dict or None; nothing was sent"
         )
-    return job_input
+    return None if job_input is None else dict(job_input)
 
 
 def _misfit(job_input: Mapping[str, Any], place: str, schema: Schema | None) -> str | None:

@@ -20,7 +20,7 @@ _READERS: dict[str, Callable[[Any], Iterator[NumberedRow]]] = {
 }
 
 
-def open_rows(source: Any, *, format: str | None = None, name: str = "inputs") -> Rows:
+def open_rows(source: Any, *, format: str | None = None, name: str = "inputs", written: str = "") -> Rows:
     """
     Return the rows of a source. They are read when they are iterated over.
 
@@ -28,6 +28,7 @@ def open_rows(source: Any, *, format: str | None = None, name: str = "inputs") -
         ``__arrow_c_stream__``, such as a data frame.
     :param format: ``jsonl``, ``csv`` or ``parquet``, if it is not that of the suffix.
     :param name: what is read, for errors.
+    :param written: the URI of a file that the task writes, and does not read as part of a folder.
     :raises RunGenInputError: it is none of these, or cannot be opened.
     """
     # before Iterable: iterating over a data frame of pandas yields the names of its columns
@@ -36,7 +37,7 @@ def open_rows(source: Any, *, format: str | None = None, name: str = "inputs") -
     if isinstance(source, list | tuple):
         return _ListRows(source, name)
     if _is_path(source):
-        return _FileRows(source, format, name)
+        return _FileRows(source, format, name, written)
     if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
         kind = type(source).__name__
         raise RunGenInputError(f"{name} must be a list, the URI of files or a table, not a {kind}")
@@ -154,9 +155,9 @@ class _ArrowRows(_OnceRows):
 
 
 class _FileRows(Rows):
-    def __init__(self, source: Any, format: str | None, name: str) -> None:
+    def __init__(self, source: Any, format: str | None, name: str, written: str) -> None:
         super().__init__(name)
-        self._files = find_files(source, format, name)
+        self._files = find_files(source, format, name, written)
         self.uri = str(source)
         self.files = tuple(file.uri for file in self._files)
         self._file = self._files[0]

@@ -164,6 +164,7 @@ class ResultsTable:
         count = 0
         with self._storage as storage, contextlib.ExitStack() as stack:
             with self._named_errors():
+                storage.remove_leftovers("")
                 file, path = stack.enter_context(storage.incoming("", self._name))
                 table = RESULT_FILES[self._suffix](file, self._columns)
             stack.callback(table.close)

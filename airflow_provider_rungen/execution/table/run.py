@@ -19,7 +19,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.batch.inputs import Inputs
 from airflow_provider_rungen.execution.batch.result import BatchResult
-from airflow_provider_rungen.execution.batch.reuse import run_token
+from airflow_provider_rungen.execution.batch.reuse import task_token
 from airflow_provider_rungen.execution.batch.run import BatchRun
 from airflow_provider_rungen.execution.batch.saved import SavedLines
 from airflow_provider_rungen.execution.collector import Collector
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.client.models import Job
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+    from airflow_provider_rungen.execution.batch.checkpoint import Checkpoint
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions, TableOptions
     from airflow_provider_rungen.execution.waiting import Defer
@@ -108,7 +109,7 @@ class TableRun(BatchRun):
     def _read_inputs(self, read_inputs: Callable[[], Any], book: LedgerBook | None) -> Inputs:
         """Read the table. What is wrong with it is found before anything is sent."""
         options = self._table_options
-        rows = open_rows(options.table, format=self.options.format, name="table")
+        rows = open_rows(options.table, format=self.options.format, name="table", written=self._results_uri)
         self._plan = plan = TablePlan(options.key, options.columns, rows.column_types())
         self._prepare(plan)
         schema = Schema.of(self.options.input_schema, "input_schema")
@@ -144,6 +145,16 @@ class TableRun(BatchRun):
             return str(options.results)
         return f"{str(options.destination).removesuffix('/')}/results.jsonl"
 
+    def _submit(
+        self, inputs: Inputs, checkpoint: Checkpoint, completed: set[str], deadline: float
+    ) -> dict[int, RunGenError]:
+        try:
+            return super()._submit(inputs, checkpoint, completed, deadline)
+        finally:
+            # for the results table of an attempt that fails here
+            if not self._submitted.ids:
+                self._submitted = BatchResult(self.reuse.expand(checkpoint.entries))
+
     def push_submitted(self, ids: list[str | None], refused: Mapping[int, RunGenError]) -> None:
         self._submitted = BatchResult(ids, self.reuse.expand_refused(refused))
         if self._checkpoint is not None:  # the ids would be too many
@@ -160,55 +171,52 @@ class TableRun(BatchRun):
     @property
     def saved_lines(self) -> SavedLines:
         folder, slash, _ = self._results_uri.rpartition("/")
-        return SavedLines(folder + slash, run_token(self.ti))
+        return SavedLines(folder + slash, task_token(self.ti))
 
     def defer(self, deadline: float, **arguments: Any) -> NoReturn:
         batch = self._checkpoint.header.batch if self._checkpoint else ""
         super().defer(deadline, batch=batch, **arguments)
 
-    def lines_to_save(self) -> Iterator[Any]:
+    @property
+    def saves_lines(self) -> bool:
+        return True
+
+    def lines_to_save(self, checkpoint: Checkpoint) -> Iterator[Any]:
         """Yield what the plan is made of, and the status or job of each row."""
         yield self._plan.header()
         for row, number in self._plan.numbered():
-            status, error, key, is_reused = row.status, row.error, "", False
+            status, error, job_id, saved = row.status, row.error, None, None
             if number is not None:
                 status, error = self._refusal(number)
-                key = self.reuse.keys[number] if self.reuse.keys else ""
-                is_reused = self.reuse.is_reused(number)
-            job_id = None if number is None else self._submitted.ids[number]
-            yield [list(row.values.values()), status, error, job_id, key, is_reused]
+                job_id = self._submitted.ids[number]
+                saved = self.reuse.to_save(number, job_id) if self.reuse.keys else None
+            yield [list(row.values.values()), status, error, job_id, saved]
 
     def _restore(self, app_id: str) -> BatchResult:
         lines = iter(self.saved_lines.load())
         self._plan = plan = TablePlan.restored(next(lines))
         ids: list[str | None] = []
-        keys: list[str] = []
-        reused: list[int] = []
-        for values, status, error, job_id, key, is_reused in lines:
+        saved: list[Any] = []
+        for values, status, error, job_id, saved_of_row in lines:
             plan.add(values, status and Status(status), error)
             if status is None:
-                reused += [len(ids)] if is_reused else []
                 ids.append(job_id)
-                keys.append(key)
+                saved.append(saved_of_row)
         self._submitted = result = BatchResult(ids)
-        self._restore_reuse(keys, ids, reused)
-        self.own(app_id, self.reuse.not_stored(result.job_ids))
+        self._restore_reuse(ids, saved)
+        self.own(app_id, self.new_job_ids(result))
         self._prepare(plan)
         self._has_to_report = True
         return result
-
-    def pushed_job_ids(self) -> list[str]:
-        result = self._restore(self.options.app_id or "")
-        return self.reuse.not_stored(result.job_ids)
 
     # --- the end ---
 
     def _finish_table(self, result: BatchResult) -> dict[str, Any]:
         """Store the outputs, write the table, and fail if too many rows failed."""
         self._submitted = result
-        own_ids = self.reuse.not_stored(result.job_ids)
-        self._gather(own_ids, result.jobs)
-        self.jobs.finished = set(own_ids)  # they are not to be canceled any more
+        new_ids = self.new_job_ids(result)
+        self._gather(new_ids, result.jobs)
+        self.jobs.finished = set(new_ids)  # they are not to be canceled any more
         failures: list[str] = []
         counts = self._write(failures)
         log.info(
@@ -249,6 +257,7 @@ class TableRun(BatchRun):
         :param failures: takes the first reasons why rows failed.
         :param missing: the error of rows of which nothing is known.
         """
+        self._rows.add_errors(self._collector.errors)
         counts = ResultCounts()
         self._results.write(counts.count(self._result_rows(failures, missing)))
         self._has_to_report = False
@@ -266,12 +275,18 @@ class TableRun(BatchRun):
         status, error = (row.status, row.error) if number is None else self._refusal(number)
         if status is not None or number is None:
             return ResultRow(index=index, status=status or Status.FAILED, values=row.values, error=error)
-        ids = self._submitted.ids
-        job_id = ids[number] if number < len(ids) else None
+        job_id = self._job_of(number)
         if job_id is None:
             error = missing or "it was not submitted"
             return ResultRow(index=index, status=Status.FAILED, values=row.values, error=error)
         return self._rows.row(index, job_id, row.values, missing=missing)
+
+    def _job_of(self, number: int) -> str | None:
+        """Return the job of an input, as far as it is known."""
+        if number < len(self._submitted.ids):
+            return self._submitted.ids[number]
+        stored = self.reuse.stored.get(self.reuse.leader(number))
+        return None if stored is None else stored.job_id
 
     def _refusal(self, number: int) -> tuple[Status | None, str | None]:
         """Return the status and error of an input that the service did not take."""
@@ -320,10 +335,12 @@ class TableRun(BatchRun):
         try:
             if isinstance(cause, RunGenJobTimeoutError):
                 self._store_finished()
-            for job_id in self.canceled:
-                if job_id not in self._rows:
-                    canceled = RunGenJobCanceledError(f"Canceled: {message}", app_id="", job_id=job_id)
-                    self._rows.add_error(job_id, canceled)
+            self._rows.add_errors(
+                {
+                    job_id: RunGenJobCanceledError(f"Canceled: {message}", app_id="", job_id=job_id)
+                    for job_id in self.canceled
+                }
+            )
             self._write([], message)
         except Exception as failure:
             log.warning("Could not write the results table: %s", clean_text(str(failure)))
@@ -331,4 +348,4 @@ class TableRun(BatchRun):
     def _store_finished(self) -> None:
         """Store what is paid for, though the task fails."""
         with self.opened():
-            self._gather(self.reuse.not_stored(self._submitted.job_ids), ())
+            self._gather(self.new_job_ids(self._submitted), ())
