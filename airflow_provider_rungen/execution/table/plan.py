@@ -137,7 +137,8 @@ class TablePlan:
         if any(value is None or value == "" or value != value for value in key):
             self._nulls.add(place)
             return
-        text = self._text(row, self._key, place)
+        # 1 and 1.0 are one key where the results are joined
+        text = json.dumps([int(each) if isinstance(each, float) and each.is_integer() else each for each in key])
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
         if digest in self._keys:
             self._duplicates.add(clean_text(", ".join(map(str, key)), 100))
