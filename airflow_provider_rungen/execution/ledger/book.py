@@ -87,7 +87,7 @@ class LedgerBook:
         :param keys: the keys; repeated ones cost nothing.
         :param destination: where this task stores outputs. A pending job that is stored there counts as
             stored.
-        :raises RunGenOutputError: the ledger or a destination cannot be read.
+        :raises RunGenOutputError: the ledger or a destination cannot be read, or the ledger not be written.
         """
         entries = {}
         for key, entry in _without_copies(self._read(set(keys))).items():
@@ -98,7 +98,10 @@ class LedgerBook:
         pending = {key: entry for key, entry in entries.items() if entry.state == "pending"}
         stored = self._stored_as_remembered(done)
         if destination is not None and pending:
-            stored |= self._stored(self._storage_of(destination), pending)
+            # an attempt was killed after it stored them
+            landed = self._stored(self._storage_of(destination), pending)
+            self.add_done(landed)
+            stored |= landed
         return Found(stored, {key: entry for key, entry in pending.items() if key not in stored})
 
     def find_again(self, jobs: Mapping[str, tuple[str, str, str]]) -> dict[str, StoredJob]:
