@@ -246,7 +246,7 @@ class BatchRun(DurableRun["BatchOptions"]):
         refused = result.refused
         # a retry is refused in the same way
         retryable = len(reasons) > len(refused) or any(error.retryable for error in refused.values())
-        again = f"A retry runs {'only these' if self.state.is_durable else 'all inputs'} again"
+        again = f"A retry runs {'only these' if self.is_durable else 'all inputs'} again"
         return RunGenJobFailedError(
             f"{len(reasons)} of {len(result.ids)} inputs failed, {allowed} may (max_failed): "
             f"{format_reasons(reasons)}",
