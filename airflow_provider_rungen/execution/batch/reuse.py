@@ -90,6 +90,8 @@ class Reuse:
         self = cls(book, keys)
         found = book.find(self._leaders, destination=destination)
         self._take_stored(found.stored)
+        if found.unnoted:
+            book.add_done({key: found.stored[key] for key in found.unnoted})
         self.pending = {self._leaders[key]: entry for key, entry in found.pending.items()}
         self._saved = {entry.job_id for entry in found.pending.values()}
         self._keys_by_job = {entry.job_id: key for key, entry in found.pending.items()}

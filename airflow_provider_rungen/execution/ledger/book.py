@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -41,10 +41,12 @@ class Found:
 
     :param stored: the jobs that completed, and whose outputs are stored.
     :param pending: those that were submitted. Only the service knows their status.
+    :param unnoted: the keys of stored jobs whose entries do not say so: an attempt was killed before that.
     """
 
     stored: Mapping[str, StoredJob]
     pending: Mapping[str, Entry]
+    unnoted: Collection[str] = ()
 
 
 class LedgerBook:
@@ -87,7 +89,7 @@ class LedgerBook:
         :param keys: the keys; repeated ones cost nothing.
         :param destination: where this task stores outputs. A pending job that is stored there counts as
             stored.
-        :raises RunGenOutputError: the ledger or a destination cannot be read, or the ledger not be written.
+        :raises RunGenOutputError: the ledger or a destination cannot be read.
         """
         entries = {}
         for key, entry in _without_copies(self._read(set(keys))).items():
@@ -98,11 +100,12 @@ class LedgerBook:
         pending = {key: entry for key, entry in entries.items() if entry.state == "pending"}
         stored = self._stored_as_remembered(done)
         if destination is not None and pending:
-            # an attempt was killed after it stored them
-            landed = self._stored(self._storage_of(destination), pending)
-            self.add_done(landed)
-            stored |= landed
-        return Found(stored, {key: entry for key, entry in pending.items() if key not in stored})
+            stored |= self._stored(self._storage_of(destination), pending)
+        return Found(
+            stored,
+            {key: entry for key, entry in pending.items() if key not in stored},
+            pending.keys() & stored.keys(),
+        )
 
     def find_again(self, jobs: Mapping[str, tuple[str, str, str]]) -> dict[str, StoredJob]:
         """

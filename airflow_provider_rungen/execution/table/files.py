@@ -119,7 +119,9 @@ def find_files(source: Any, format: str | None, name: str, written: str = "") ->
                 (prefix[0] if prefix else "") + (each if is_local else each.lstrip("/")), fs, each, kind
             )
             for each in sorted(paths)
-            if _is_visible(each, root) and each.lstrip("/") != written_path and (kind := format or _format_of(each) or "")
+            if _is_visible(each, root)
+            and each.lstrip("/") != written_path
+            and (kind := format or _format_of(each) or "")
         ]
     if not found:
         raise RunGenInputError(

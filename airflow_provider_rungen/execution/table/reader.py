@@ -20,9 +20,7 @@ _READERS: dict[str, Callable[[Any], Iterator[NumberedRow]]] = {
 }
 
 
-def open_rows(
-    source: Any, *, format: str | None = None, name: str = "inputs", written: str = ""
-) -> Rows:
+def open_rows(source: Any, *, format: str | None = None, name: str = "inputs", written: str = "") -> Rows:
     """
     Return the rows of a source. They are read when they are iterated over.
 
