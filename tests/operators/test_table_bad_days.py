@@ -45,6 +45,10 @@ def slow(row: dict[str, Any]) -> dict[str, Any]:
     return picture(row) | SLOW
 
 
+def endless(row: dict[str, Any]) -> dict[str, Any]:
+    return picture(row) | {"emulator": {"seconds": 600}}
+
+
 def kill_when_submitted(task: Table) -> None:
     """Run an attempt that is killed as soon as all is submitted."""
 
@@ -68,7 +72,7 @@ def entries(task: Table) -> list[Path]:
 def test_a_deferred_task_does_not_cancel_the_jobs_of_another_dag(
     run: Callable[..., Table], mode: bool
 ) -> None:
-    task = run(products(4), to_input=slow)
+    task = run(products(4), to_input=endless)
     task.store = FakeStore()
     kill_when_submitted(task)
     task.store = None
@@ -477,7 +481,7 @@ def test_a_killed_list_is_taken_up(run_inputs: Callable[..., Inputs], store: Any
 def test_a_list_does_not_cancel_the_jobs_of_another_dag(
     run_inputs: Callable[..., Inputs], mode: bool
 ) -> None:
-    task = run_inputs(products(3), to_input=slow, deferrable=mode)
+    task = run_inputs(products(3), to_input=endless, deferrable=mode)
 
     def kill(key: str, _: Any) -> None:
         if key == "job_ids":
