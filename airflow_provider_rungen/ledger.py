@@ -46,7 +46,10 @@ class Ledger:
             raise ValueError("uri of a Ledger must not be empty")
         if not isinstance(self.version, str):
             raise ValueError(f"version of a Ledger must be text, not {self.version!r}")
-        if isinstance(self.ignore, str) or not all(isinstance(name, str) for name in self.ignore):
-            raise ValueError(f"ignore of a Ledger must be a list of field names, not {self.ignore!r}")
+        names = self.ignore if isinstance(self.ignore, str) else tuple(self.ignore)
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"ignore of a Ledger must be a list of field names, not {names!r}")
+        # in one order, so that the DAG is the same each time that it is parsed
+        self.ignore = tuple(sorted(names))
         if self.expires is not None:
             self.expires = to_seconds(self.expires, "expires")

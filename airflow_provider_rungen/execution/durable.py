@@ -16,6 +16,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobError,
     RunGenJobTimeoutError,
+    RunGenOutputError,
 )
 from airflow_provider_rungen.execution import attempts
 from airflow_provider_rungen.execution.attempts import Attempt, End
@@ -194,7 +195,9 @@ class DurableRun(WaitingRun[Options]):
                 hint=f"Raise timeout (now {timeout}) or execution_timeout if it needs longer",
             ) from None
         except Exception as error:
-            is_over = isinstance(error, RunGenJobError) and self.options.wait_for_completion
+            # an error of storage is none of the jobs, and may come while they run
+            is_of_job = isinstance(error, RunGenJobError) and not isinstance(error, RunGenOutputError)
+            is_over = is_of_job and self.options.wait_for_completion
             if not (self.guard.is_killed or _is_refusal(error) or is_over) and self.jobs.job_ids:
                 self._leave_or_cancel(error)
             raise

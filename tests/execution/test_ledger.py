@@ -543,10 +543,11 @@ def test_a_destination_that_cannot_be_opened_is_a_miss(base: str, caplog: pytest
 def test_a_remembered_job_expires(base: str) -> None:
     book = open_book(base, "b2")
     keys = [book.key({"number": number}) for number in range(4)]
-    job = store(f"{base}/photos", "job-1")
+    jobs = [store(f"{base}/photos", f"job-{number}") for number in (1, 2)]
     hour_ago = datetime.now(UTC) - timedelta(hours=1)
-    done = replace(DONE, at=hour_ago, manifest=job.manifest)
-    for key, entry in zip(keys, [done, replace(PENDING, at=hour_ago), replace(done, run="c3")], strict=False):
+    done = [replace(DONE, at=hour_ago, job_id=job.job_id, manifest=job.manifest) for job in jobs]
+    pending = replace(PENDING, at=hour_ago, job_id="job-3")
+    for key, entry in zip(keys, [done[0], pending, replace(done[1], run="c3")], strict=False):
         write_entry(base, key, entry)
     assert find(open_book(base, "b2"), keys).stored.keys() == {keys[0], keys[2]}
     assert find(open_book(base, "b2", expires=7200), keys).stored.keys() == {keys[0], keys[2]}
@@ -625,12 +626,13 @@ def test_what_other_machines_change_in_s3_is_seen(s3: str, s3_client: Any) -> No
     book.add_pending("flux", {fox: "job-1"})
     assert find(book, [fox, blue], f"{s3}/photos").stored == {fox: job}
     folder = s3.removeprefix("s3://my_s3@bucket/")
-    for key in (fox, blue):
-        entry = entry_text(key, replace(DONE, manifest=job.manifest))
+    jobs = {fox: job, blue: store(f"{s3}/photos", "job-2")}
+    for key, stored in jobs.items():
+        entry = entry_text(key, replace(DONE, job_id=stored.job_id, manifest=stored.manifest))
         s3_client.put_object(Bucket="bucket", Key=f"{folder}/ledger/{key[:2]}/{key}.json", Body=entry)
-    assert find(book, [fox, blue]).stored == {fox: job, blue: job}
+    assert find(book, [fox, blue]).stored == jobs
     s3_client.put_object(Bucket="bucket", Key=f"{folder}/photos/job-1/0-fox.png", Body=b"half a picture")
-    assert find(book, [fox, blue]).stored == {}
+    assert find(book, [fox, blue]).stored == {blue: jobs[blue]}
 
 
 def test_no_secret_and_no_input_is_written(base: str) -> None:

@@ -1,4 +1,4 @@
-"""Tables on bad days: attempts that are killed, ledgers that others wrote to, stores and services that fail."""
+"""Tables on bad days: killed attempts, ledgers that others wrote to, stores and services that fail."""
 
 from __future__ import annotations
 
@@ -11,22 +11,42 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
-from conftest import FakeStore
-from test_table import Killed, Table, mode, picture, products, run  # noqa: F401  # fixtures
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskDeferred
+from conftest import FakeStore, Outcome, OutletEvents, TrackedTaskInstance, run_task
+from test_table import MODES, Killed, Table, picture, products
 
-from airflow_provider_rungen.emulator import Fault
-from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
+from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.execution.batch import submitter
+from airflow_provider_rungen.execution.ledger.book import LedgerBook
+from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
+from airflow_provider_rungen.triggers import RunGenJobTrigger
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 SLOW = {"emulator": {"seconds": 2}}
 
 
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> bool:
+    return MODES[request.param]
+
+
+@pytest.fixture
+def run(rungen_emulator: Emulator, tmp_path: Path) -> Callable[..., Table]:
+    return lambda rows, **options: Table(rungen_emulator, tmp_path, rows, **options)
+
+
 def slow(row: dict[str, Any]) -> dict[str, Any]:
     return picture(row) | SLOW
+
+
+def endless(row: dict[str, Any]) -> dict[str, Any]:
+    return picture(row) | {"emulator": {"seconds": 600}}
 
 
 def kill_when_submitted(task: Table) -> None:
@@ -52,7 +72,7 @@ def entries(task: Table) -> list[Path]:
 def test_a_deferred_task_does_not_cancel_the_jobs_of_another_dag(
     run: Callable[..., Table], mode: bool
 ) -> None:
-    task = run(products(4), to_input=slow)
+    task = run(products(4), to_input=endless)
     task.store = FakeStore()
     kill_when_submitted(task)
     task.store = None
@@ -83,8 +103,6 @@ def test_a_changed_table_does_not_cancel_the_jobs_of_another_dag(run: Callable[.
 def test_what_is_reused_stays_so_while_deferred(
     run: Callable[..., Table], change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow_provider_rungen.triggers import RunGenJobTrigger
-
     task = run(products(3))
     assert task.attempt().error is None
     jobs = task.column("job_id")
@@ -158,17 +176,12 @@ def test_a_pending_job_that_the_service_refuses_is_a_miss(run: Callable[..., Tab
 
 
 def test_two_entries_do_not_share_a_job(run: Callable[..., Table], mode: bool) -> None:
-    for is_done in (False, True):
-        shutil.rmtree(task.folder / "ledger") if is_done else None
-        task = run(products(2), deferrable=mode)
-        task.run_id = f"copied {is_done}"
-        if is_done:
-            task.attempt()
-        else:
-            kill_when_submitted(task)
+    task = run(products(2), deferrable=mode)
+    kill_when_submitted(task)
+    for night in "12":  # pending entries, and then those of stored jobs
         first, second = entries(task)
         shutil.copy(first, second)
-        task.next_run(f"{is_done} 2")
+        task.next_run(night)
         assert task.attempt().error is None
         assert len(set(task.column("job_id"))) == 2
 
@@ -251,8 +264,6 @@ def test_values_that_json_cannot_express_are_named(
 
 
 def test_a_mapping_is_an_input(run: Callable[..., Table]) -> None:
-    from types import MappingProxyType
-
     assert run(products(1), to_input=lambda row: MappingProxyType(picture(row))).attempt().error is None
 
 
@@ -294,8 +305,7 @@ def test_the_source_is_not_overwritten(run: Callable[..., Table]) -> None:
 
 # --- SIGKILL ---
 
-# by what has just happened: whether it may happen after a deferral, the function, and the number of the call that
-# is the last; 0 for before the first
+# whether it may happen after a deferral, the function, and the number of its last call; 0 for none
 KILL_POINTS = {
     "the ledger is read": (False, "execution.ledger.book.LedgerBook.find", 0),
     "the first id is saved": (False, "execution.ledger.book.LedgerBook.add_pending", 1),
@@ -359,15 +369,341 @@ def test_a_killed_attempt_costs_nothing(
     task = run(products(6), deferrable=is_deferred, max_concurrency=1)
     method = "execute_complete" if is_late and is_deferred else "execute"
     original = getattr(RunGenRunTableOperator, method)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(
-            RunGenRunTableOperator,
-            method,
-            lambda *args, **kw: kill(lambda: original(*args, **kw), target, after),
-        )
-        task.attempt()
+    with monkeypatch.context() as patch:
+        killed: Any = lambda *args, **kw: kill(lambda: original(*args, **kw), target, after)  # noqa: E731
+        patch.setattr(RunGenRunTableOperator, method, killed)
+        with pytest.raises(Killed):
+            task.attempt()
     outcome = task.attempt()
     assert outcome.error is None
     assert outcome.value["completed"] == 6
     assert task.created == 6
     assert [path.name for path in task.folder.rglob(".*")] == []
+
+
+# --- lists with a ledger ---
+
+
+class Inputs(Table):
+    """A task that runs a list of inputs, or one, in place of a table."""
+
+    kind = "batch"
+
+    def attempt(self, **changes: Any) -> Outcome:
+        self.tries += 1
+        self.ti = ti = TrackedTaskInstance(self.state)
+        ti.dag_id, ti.run_id, ti.try_number, ti.max_tries = (
+            self.dag_id,
+            self.run_id,
+            self.tries,
+            self.max_tries,
+        )
+        ti.on_push = self.on_push
+        options = self.options | changes
+        rows = options.pop("table")
+        inputs = list(map(options.pop("to_input"), rows))
+        del options["key"]
+        if self.kind == "batch":
+            self.op: Any = RunGenRunBatchOperator(task_id="task", inputs=inputs, **options)
+        else:
+            given = inputs[0] if self.kind == "one" else inputs
+            decorated: Any = rungen_task(task_id="task", **options)
+            with DAG("dag", schedule=None):
+                self.op = decorated(lambda: given)().operator
+        self.context: Any = {"ti": ti, "task_state_store": self.store, "outlet_events": OutletEvents()}
+        return self.work(self.op, self.context)
+
+    work = staticmethod(run_task)
+
+    def fail_deferral(self) -> None:
+        """Run an attempt whose deferral Airflow ends."""
+
+        def work(op: Any, context: Any) -> Any:
+            with pytest.raises(TaskDeferred):
+                op.execute(context)
+            op.resume_execution("__fail__", {"error": "Trigger timeout"}, context)
+
+        self.work = work
+        self.attempt()
+
+
+@pytest.fixture(params=["batch", "list", "one"])
+def run_inputs(
+    request: pytest.FixtureRequest, rungen_emulator: Emulator, tmp_path: Path
+) -> Callable[..., Inputs]:
+    def make(rows: Any, **options: Any) -> Inputs:
+        task = Inputs(rungen_emulator, tmp_path, rows[:1] if request.param == "one" else rows, **options)
+        task.kind = request.param
+        return task
+
+    return make
+
+
+def ids(value: Any) -> list[str]:
+    return [each["job_id"] for each in (value if isinstance(value, list) else [value])]
+
+
+def test_a_list_is_paid_once(run_inputs: Callable[..., Inputs], mode: bool) -> None:
+    task = run_inputs(products(4) + products(2), deferrable=mode)
+    first = task.attempt()
+    assert first.error is None
+    bought = 1 if task.kind == "one" else 4
+    assert task.created == bought
+    task.next_run("2")
+    again = task.attempt(destination=(task.folder / "elsewhere").as_uri())
+    assert again.value == first.value
+    assert again.events == []
+    assert task.created == bought
+    task.clear()
+    assert task.attempt().value == first.value
+    assert task.created == bought
+
+
+@pytest.mark.parametrize("store", [None, FakeStore], ids=["2.11", "3.3"])
+def test_a_killed_list_is_taken_up(run_inputs: Callable[..., Inputs], store: Any, mode: bool) -> None:
+    task = run_inputs(products(4), deferrable=mode)
+    task.store = store and store()
+
+    def kill(key: str, _: Any) -> None:
+        if key == "job_ids":
+            raise Killed
+
+    task.on_push = kill
+    with pytest.raises(Killed):
+        task.attempt()
+    bought = task.created
+    task.on_push = None
+    assert task.attempt().error is None
+    assert task.created == bought
+    assert set(task.statuses()) == {"COMPLETED"}
+
+
+def test_a_list_does_not_cancel_the_jobs_of_another_dag(
+    run_inputs: Callable[..., Inputs], mode: bool
+) -> None:
+    task = run_inputs(products(3), to_input=endless, deferrable=mode)
+
+    def kill(key: str, _: Any) -> None:
+        if key == "job_ids":
+            raise Killed
+
+    task.on_push = kill
+    with pytest.raises(Killed):
+        task.attempt()
+    task.on_push = None
+    task.dag_id = "another"
+    task.next_run("x")
+    assert task.attempt(timeout=0.5).error is not None
+    assert "CANCELED" not in task.statuses()
+    if mode:  # and when Airflow ends the deferral, after which no retry follows
+        task.tries = task.max_tries
+        with pytest.raises(RunGenError, match="Airflow ended the wait"):
+            task.fail_deferral()
+        assert "CANCELED" not in task.statuses()
+        assert [path.name for path in task.folder.rglob(".*")] == []
+
+
+def test_a_list_that_fails_is_bought_once(run_inputs: Callable[..., Inputs], mode: bool) -> None:
+    bad = {"prompt": "x", "emulator": {"fail": "no memory"}}
+    task = run_inputs(
+        products(3), deferrable=mode, to_input=lambda row: bad if row["sku"] == "sku-0" else picture(row)
+    )
+    outcome = task.attempt()
+    assert "no memory" in str(outcome.error)
+    bought = task.created
+    outcome = task.attempt(to_input=picture)
+    assert outcome.error is None
+    assert task.created == bought + 1
+
+
+def test_a_list_with_max_failed(run_inputs: Callable[..., Inputs], mode: bool) -> None:
+    bad = {"prompt": "x", "emulator": {"fail": "no memory"}}
+    task = run_inputs(
+        products(3),
+        deferrable=mode,
+        max_failed=0.5,
+        to_input=lambda row: bad if row["sku"] == "sku-1" else picture(row),
+    )
+    outcome = task.attempt()
+    assert outcome.error is None
+    if task.kind != "one":
+        assert outcome.value[1] is None
+        task.next_run("2")
+        outcome = task.attempt()
+        assert task.created == 4
+        assert outcome.value[1] is None
+        assert outcome.value[0] is not None
+
+
+# --- apps ---
+
+
+@pytest.mark.parametrize("kind", ["no_id", "wrong_types", "empty", "garbage", "truncate", "html"])
+def test_an_app_that_cannot_be_read(run: Callable[..., Table], kind: str) -> None:
+    task = run(products(2))
+    assert task.attempt().error is None
+    task.next_run("2")
+    task.emulator.service.inject(Fault(on="get_app", kind=kind))
+    outcome = task.attempt()
+    assert outcome.error is None, outcome.error
+    assert task.created == 2
+
+
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_an_app_that_is_refused(run: Callable[..., Table], status: int) -> None:
+    task = run(products(2))
+    task.emulator.service.inject(Fault(on="get_app", status=status, times=None))
+    outcome = task.attempt()
+    assert outcome.error is not None
+    assert task.created == 0
+
+
+# --- storage that fails ---
+
+
+def test_a_ledger_that_breaks_leaves_no_job_behind(
+    run: Callable[..., Table], mode: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitter, "STORE_RETRY_BUDGET", 0.3)
+    task = run(products(12), to_input=slow, deferrable=mode, max_concurrency=2)
+    ledger = task.folder / "ledger"
+
+    add_pending = LedgerBook.add_pending
+    saved: set[str] = set()
+
+    def break_it(book: LedgerBook, app_id: str, jobs: dict[str, str]) -> None:
+        add_pending(book, app_id, jobs)
+        saved.update(jobs.values())
+        if ledger.is_dir() and task.created > 2:
+            shutil.rmtree(ledger)
+            ledger.write_text("not a folder")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LedgerBook, "add_pending", break_it)
+        outcome = task.attempt()
+    assert "ledger" in str(outcome.error)
+    assert 0 < task.created < 12
+    lost = [job["status"] for job in task.emulator.service.jobs() if job["id"] not in saved]
+    assert lost
+    assert set(lost) == {"CANCELED"}
+    assert task.column("status").count("canceled") == len(lost)
+    ledger.unlink()
+    assert task.attempt().value["completed"] == 12
+
+
+def test_a_results_table_that_cannot_be_written_costs_nothing(run: Callable[..., Table], mode: bool) -> None:
+    task = run(products(3), deferrable=mode)
+    blocked = task.folder / "photos" / "results.jsonl"
+    (blocked / "x").mkdir(parents=True)
+    outcome = task.attempt()
+    assert "Could not write the results table" in str(outcome.error)
+    shutil.rmtree(blocked)
+    assert task.attempt().value["reused"] == 3
+    assert task.created == 3
+
+
+def test_what_was_stored_before_a_kill_is_remembered(run: Callable[..., Table]) -> None:
+    task = run(products(3))
+    original = RunGenRunTableOperator.execute
+    with pytest.MonkeyPatch.context() as patch:
+        target = "execution.ledger.book.LedgerBook.add_done"
+        patch.setattr(
+            RunGenRunTableOperator, "execute", lambda *args: kill(lambda: original(*args), target, 0)
+        )
+        with pytest.raises(Killed):
+            task.attempt()
+    assert task.attempt().value["reused"] == 3
+    task.next_run("2")
+    task.emulator.service.inject(Fault(on="get", status=404, times=None))
+    outcome = task.attempt(destination=(task.folder / "elsewhere").as_uri())
+    assert outcome.value["reused"] == 3
+    assert task.created == 3
+
+
+# --- parameters ---
+
+
+def test_what_is_ignored_may_be_any_collection(run: Callable[..., Table]) -> None:
+    task = run(products(2), to_input=lambda row: picture(row) | {"seed": row["seed"], "id": row["seed"]})
+    names = {"seed", "id"}
+    collections: list[Any] = [names, list(names), (name for name in names)]
+    for seed, ignore in enumerate(collections):
+        task.next_run(str(seed))
+        ledger = Ledger((task.folder / "ledger").as_uri(), ignore=ignore)
+        assert task.attempt(table=products(2, seed=seed), ledger=ledger).error is None
+    assert task.created == 2
+    assert repr(Ledger("/x", ignore={"b", "a", "c"})) == repr(Ledger("/x", ignore=["c", "b", "a"]))
+
+
+@pytest.mark.parametrize("column", ["status", "Index", "job_id", "error"])
+@pytest.mark.parametrize("where", ["key", "columns"])
+def test_columns_of_the_results_table_are_refused(run: Callable[..., Table], column: str, where: str) -> None:
+    task = run([{"sku": 1, column: "x", "title": "t"}], **{where: [column]})
+    outcome = task.attempt()
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "two columns" in str(outcome.error)
+    assert task.created == 0
+
+
+def test_a_share_is_one_of_the_rows_that_run(run: Callable[..., Table], mode: bool) -> None:
+    bad = {"prompt": "x", "emulator": {"fail": "no memory"}}
+    inputs = {"sku-0": None, "sku-1": None, "sku-2": bad}
+    task = run(products(4), deferrable=mode, to_input=lambda row: inputs.get(row["sku"], picture(row)))
+    assert "1 of 2 rows failed, 0 may" in str(task.attempt(max_failed=0.49).error)
+    assert task.attempt(max_failed=0.5).error is None
+
+
+def test_all_rows_may_be_skipped(run: Callable[..., Table], mode: bool) -> None:
+    task = run(products(2), deferrable=mode, to_input=lambda row: None, max_failed=0.5)
+    assert task.attempt().value["skipped"] == 2
+    assert task.column("status") == ["skipped"] * 2
+
+
+def test_equal_keys_of_different_types(run: Callable[..., Table]) -> None:
+    rows = [{"sku": key, "title": str(number)} for number, key in enumerate([1, "1", True, [1], {"a": 1}])]
+    task = run(rows)
+    assert task.attempt().error is None
+    assert task.column("sku") == [1, "1", True, [1], {"a": 1}]
+    outcome = task.attempt(table=[{"sku": 1, "title": "x"}, {"sku": 1.0, "title": "y"}])
+    assert "more than once" in str(outcome.error)
+
+
+def test_no_secret_of_a_uri_is_shown(run: Callable[..., Table], caplog: pytest.LogCaptureFixture) -> None:
+    task = run(
+        products(1),
+        ledger=None,
+        destination=None,
+        to_input=lambda row: {"prompt": "x", "emulator": {"result": {"text": "x"}}},
+    )
+    outcome = task.attempt(results="file:///tmp/x/results.jsonl?sig=SECRETVALUE&X-Amz-Signature=SECRETVALUE")
+    shown = json.dumps([str(outcome.error), outcome.value, task.ti.pushed, caplog.text], default=str)
+    assert "SECRETVALUE" not in shown
+
+
+# --- the decorator ---
+
+
+def test_the_decorator(rungen_emulator: Emulator, tmp_path: Path, mode: bool) -> None:
+    def prompt(row: dict[str, Any], style: str, *, run_id: Any = None, extra: str = "") -> dict[str, Any]:
+        return {"prompt": f"{style} {row['title']} {run_id} {extra}"}
+
+    decorated: Any
+    with DAG("dag", schedule=None):
+        decorated = rungen_table_task(
+            task_id="task",
+            table=products(2),
+            key="sku",
+            destination=tmp_path.as_uri(),
+            deferrable=mode,
+            poll_interval=0.02,
+            defer_after=0,
+        )
+        op = decorated(prompt)("oil", extra="x").operator
+    ti = TrackedTaskInstance()
+    context: Any = {"ti": ti, "task_state_store": None, "outlet_events": OutletEvents(), "run_id": "night"}
+    outcome = run_task(op, context)
+    assert outcome.error is None
+    assert sorted(job["input"]["prompt"] for job in rungen_emulator.service.jobs()) == [
+        "oil product 0 night x",
+        "oil product 1 night x",
+    ]

@@ -55,7 +55,7 @@ def run_token(ti: Any) -> str:
 def _placing(on_stored: Callable[[StoredJob], object]) -> Callable[[StoredJob], StoredPlace]:
     def take(job: StoredJob) -> StoredPlace:
         on_stored(job)
-        return StoredPlace(job.job_id, job.app_id, job.manifest)
+        return StoredPlace(job.job_id, job.app_id, job.manifest, job.execution_seconds)
 
     return take
 
@@ -107,6 +107,8 @@ class Reuse:
         self = cls(book, keys)
         found = book.find(self._leaders, destination, on_stored=_placing(on_stored))
         self._take_stored(found.stored)
+        if found.unnoted:
+            book.add_done({key: found.stored[key] for key in found.unnoted})
         self.pending = {self._leaders[key]: entry for key, entry in found.pending.items()}
         self._saved = {entry.job_id for entry in found.pending.values()}
         self._keys_by_job = {entry.job_id: key for key, entry in found.pending.items()}

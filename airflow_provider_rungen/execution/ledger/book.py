@@ -46,10 +46,12 @@ class Found(Generic[T]):
 
     :param stored: what is kept of the jobs that completed, and whose outputs are stored.
     :param pending: those that were submitted. Only the service knows their status.
+    :param unnoted: the keys of stored jobs whose entries do not say so: an attempt was killed before that.
     """
 
     stored: dict[str, T]
     pending: dict[str, Entry]
+    unnoted: set[str]
 
 
 class LedgerBook:
@@ -97,7 +99,7 @@ class LedgerBook:
         :param on_stored: takes each job that is stored, as it is found, and returns what to keep of it.
         :raises RunGenOutputError: the ledger or a destination cannot be read.
         """
-        found: Found[T] = Found({}, {})
+        found: Found[T] = Found({}, {}, set())
         done: dict[str, StoredPlace] = {}
         for entries in self._read(set(keys)):
             self._known |= {entry.job_id for entry in entries.values()}
@@ -113,6 +115,7 @@ class LedgerBook:
             places = {key: entry.place for key, entry in found.pending.items()}
             stored = self._stored(self._storage_of(destination), places, on_stored)
             found.stored.update(stored)
+            found.unnoted.update(stored)
             for key in stored:
                 del found.pending[key]
         return found
@@ -151,7 +154,7 @@ class LedgerBook:
         now = datetime.now(UTC)
         self._write({key: Entry("pending", app_id, job_id, self._run, now) for key, job_id in jobs.items()})
 
-    def add_done(self, jobs: Mapping[str, StoredJob]) -> int:
+    def add_done(self, jobs: Mapping[str, StoredJob | StoredPlace]) -> int:
         """
         Remember stored jobs. Return how many of the inputs another run bought in the meantime.
 

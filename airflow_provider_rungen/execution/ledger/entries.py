@@ -37,11 +37,13 @@ class StoredPlace(NamedTuple):
     :param job_id: the job.
     :param app_id: its app.
     :param manifest: the URI of its manifest; empty while the job is pending.
+    :param execution_seconds: how long it ran, if known.
     """
 
     job_id: str
     app_id: str
     manifest: str
+    execution_seconds: float | None = None
 
     @property
     def destination(self) -> str:
@@ -74,7 +76,7 @@ class Entry:
     @property
     def place(self) -> StoredPlace:
         """Where its job is stored."""
-        return StoredPlace(self.job_id, self.app_id, self.manifest)
+        return StoredPlace(self.job_id, self.app_id, self.manifest, self.execution_seconds)
 
 
 def is_run(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -133,11 +134,13 @@ class TablePlan:
 
     def _check_key(self, row: Mapping[str, Any], place: str) -> None:
         key = [row.get(name) for name in self._key]
-        # a NaN is the null of pandas, and not equal to itself
-        if any(value is None or value == "" or value != value for value in key):
+        if any(map(_is_null, key)):
             self._nulls.add(place)
             return
-        text = self._text(row, self._key, place)
+        # 1 and 1.0 are one key where the results are joined
+        text = json.dumps(
+            [int(each) if isinstance(each, float) and each.is_integer() else each for each in key]
+        )
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
         if digest in self._keys:
             self._duplicates.add(clean_text(", ".join(map(str, key)), 100))
@@ -181,6 +184,11 @@ class _Keys:
     def __str__(self) -> str:
         more = f" and {self.count - MAX_NAMED} more" if self.count > MAX_NAMED else ""
         return f"{self.count} {self._problem} ({', '.join(self._named)}{more})"
+
+
+def _is_null(value: Any) -> bool:
+    # pandas has NaN in place of null
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _call(

@@ -215,8 +215,8 @@ class TableRun(BatchRun):
         """Store the outputs, write the table, and fail if too many rows failed."""
         self._submitted = result
         new_ids = self.new_job_ids(result)
-        self._gather(new_ids, result.jobs)
         self.jobs.finished = set(new_ids)  # they are not to be canceled any more
+        self._gather(new_ids, result.jobs)
         failures: list[str] = []
         counts = self._write(failures)
         log.info(
