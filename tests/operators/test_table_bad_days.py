@@ -707,3 +707,77 @@ def test_the_decorator(rungen_emulator: Emulator, tmp_path: Path, mode: bool) ->
         "oil product 0 night x",
         "oil product 1 night x",
     ]
+
+
+# --- S3 ---
+
+
+class S3Table(Table):
+    """A table task whose files are all in S3."""
+
+    def __init__(self, emulator: Emulator, s3: str, client: Any, **options: Any) -> None:
+        self.s3, self.client = s3, client
+        self.prefix = s3.removeprefix("s3://my_s3@bucket/")
+        places = {
+            "destination": f"{s3}/photos",
+            "results": f"{s3}/photos/results.jsonl",
+            "ledger": Ledger(f"{s3}/ledger"),
+        }
+        super().__init__(emulator, Path("/nowhere"), f"{s3}/photos/*.jsonl", **places | options)
+
+    def put(self, rows: list[dict[str, Any]]) -> None:
+        body = "\n".join(map(json.dumps, rows)).encode()
+        self.client.put_object(Bucket="bucket", Key=f"{self.prefix}/photos/in.jsonl", Body=body)
+
+    @property
+    def written(self) -> list[dict[str, Any]]:
+        answer = self.client.get_object(Bucket="bucket", Key=f"{self.prefix}/photos/results.jsonl")
+        return [json.loads(line) for line in answer["Body"].read().splitlines()]
+
+    @property
+    def names(self) -> list[str]:
+        listed = self.client.list_objects_v2(Bucket="bucket", Prefix=f"{self.prefix}/")["Contents"]
+        return [each["Key"].rpartition("/")[2] for each in listed]
+
+
+@pytest.fixture
+def in_s3(rungen_emulator: Emulator, s3: str, s3_client: Any) -> Callable[..., S3Table]:
+    return lambda **options: S3Table(rungen_emulator, s3, s3_client, **options)
+
+
+def test_s3_from_night_to_night(in_s3: Callable[..., S3Table], mode: bool) -> None:
+    task = in_s3(deferrable=mode)
+    task.put(products(3))
+    assert task.attempt().value["jobs"] == 3
+    task.next_run("2")
+    task.put(products(4))
+    value = task.attempt().value
+    assert (value["rows"], value["reused"], value["jobs"]) == (4, 3, 1)
+    assert task.column("reused") == [True] * 3 + [False]
+    assert not [name for name in task.names if name.startswith(".")]
+    task.client.delete_object(
+        Bucket="bucket", Key=task.column("output")[0].removeprefix("s3://my_s3@bucket/")
+    )
+    task.next_run("3")
+    assert task.attempt().value["jobs"] == 1
+    assert task.created == 5
+
+
+def test_s3_after_a_kill(in_s3: Callable[..., S3Table], mode: bool) -> None:
+    task = in_s3(deferrable=mode)
+    task.put(products(3))
+    kill_when_submitted(task)
+    assert task.attempt().value["completed"] == 3
+    assert task.created == 3
+    task.next_run("2")
+    assert task.attempt().value["reused"] == 3
+
+
+def test_s3_when_the_time_is_up(in_s3: Callable[..., S3Table]) -> None:
+    task = in_s3(deferrable=True, to_input=endless)
+    task.put(products(3))
+    outcome = task.attempt(timeout=0.5)
+    assert outcome.error is not None
+    assert set(task.statuses()) == {"CANCELED"}
+    assert task.column("status") == ["canceled"] * 3
+    assert not [name for name in task.names if name.startswith(".")]

@@ -155,17 +155,17 @@ class BatchRun(DurableRun["BatchOptions"]):
         """Go on after the wait in the triggerer."""
         app_id = event.get("app_id") or self.options.app_id or ""
         result = self._restore(app_id)
-        with self.owning():
-            app_id = event.get("app_id") or self.app_id
-            self.own(app_id, self.jobs.job_ids)
-            jobs = read_job_event(event)
-            if event.get("count", 0) > len(jobs):  # more failed than the event holds
-                outcomes = self._fetch(app_id, self.jobs.job_ids).items()
-                jobs = [job_of(outcome, app_id, job_id) for job_id, outcome in outcomes]
-            try:
+        try:
+            with self.owning():
+                app_id = event.get("app_id") or self.app_id
+                self.own(app_id, self.jobs.job_ids)
+                jobs = read_job_event(event)
+                if event.get("count", 0) > len(jobs):  # more failed than the event holds
+                    outcomes = self._fetch(app_id, self.jobs.job_ids).items()
+                    jobs = [job_of(outcome, app_id, job_id) for job_id, outcome in outcomes]
                 yield replace(result, jobs=jobs)
-            finally:
-                self._remove_saved_lines()
+        finally:
+            self._remove_saved_lines()
 
     def fail_deferral(self, reason: str) -> NoReturn:
         try:
