@@ -81,6 +81,10 @@ class Collector:
         self._is_searched = True
         return [job_id for job_id in job_ids if job_id not in self._known]
 
+    def accepts(self, stored: StoredJob) -> bool:
+        """Return whether a stored job can be taken: its result has to fit the schema."""
+        return self._store is None or self._store.accepts(stored)
+
     def hold(self, job: Job) -> Job:
         """
         Keep of a job that is over what `collect` returns: there may be many.

@@ -781,3 +781,20 @@ def test_s3_when_the_time_is_up(in_s3: Callable[..., S3Table]) -> None:
     assert set(task.statuses()) == {"CANCELED"}
     assert task.column("status") == ["canceled"] * 3
     assert not [name for name in task.names if name.startswith(".")]
+
+
+# --- the schema of results ---
+
+
+@pytest.mark.parametrize("required", ["images", "text"])
+def test_a_result_that_does_not_fit_is_not_reused(
+    run: Callable[..., Table], mode: bool, required: str
+) -> None:
+    task = run(products(2), deferrable=mode)
+    assert task.attempt().error is None
+    task.next_run("2")
+    outcome = task.attempt(result_schema={"type": "object", "required": [required]}, max_failed=2)
+    assert outcome.error is None
+    fits = required == "images"
+    assert (outcome.value["reused"], outcome.value["failed"]) == ((2, 0) if fits else (0, 2))
+    assert task.created == (2 if fits else 4)

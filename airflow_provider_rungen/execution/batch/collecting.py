@@ -13,6 +13,7 @@ from airflow_provider_rungen.execution.outcomes import raise_for_jobs
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions
     from airflow_provider_rungen.execution.waiting import Defer
 
@@ -43,6 +44,7 @@ class CollectingRun(BatchRun):
         self._collect_options = collect
         self._pushes_keys = pushes_keys
         self._is_single = False
+        self._collector: Collector | None = None
 
     def execute(self, call: Callable[[], Any]) -> Any:
         """
@@ -51,18 +53,17 @@ class CollectingRun(BatchRun):
         :param call: returns the inputs: a dict for one job.
         :return: the result, or the list of results in the order of the inputs.
         """
-        collector: Collector | None = None
 
         def read_inputs() -> Any:
-            nonlocal collector
-            collector = Collector(self, self._collect_options, pushes_keys=self._pushes_keys)
+            # what would keep it from collecting is found before anything is sent
+            self._collector = self._new_collector()
             given = call()
             self._is_single = isinstance(given, Mapping)
             return [given] if self._is_single else given
 
         with self.executing():
             result = self.submit_and_wait(read_inputs)
-            return self._collect(collector, result)
+            return self._collect(result)
 
     def complete(self, event: Mapping[str, Any]) -> Any:
         """
@@ -72,14 +73,20 @@ class CollectingRun(BatchRun):
         """
         self._is_single = self.xcom_pull("job_id") is not None
         with self.completing(event) as result:
-            return self._collect(None, result)
+            return self._collect(result)
 
     def push_submitted(self, ids: list[str | None], refused: Mapping[int, RunGenError]) -> None:
         super().push_submitted(ids, refused)
         if self._is_single and ids[0] is not None:
             self.ti.xcom_push(key="job_id", value=ids[0])
 
-    def _collect(self, collector: Collector | None, result: BatchResult) -> Any:
+    def accepts(self, stored: StoredJob) -> bool:
+        return self._collector is None or self._collector.accepts(stored)
+
+    def _new_collector(self) -> Collector:
+        return Collector(self, self._collect_options, pushes_keys=self._pushes_keys)
+
+    def _collect(self, result: BatchResult) -> Any:
         """Return the results in place of the ids. One job fails with its own error."""
         max_failed = 0.0 if self._is_single else self._collect_options.max_failed
         for error in result.refused.values() if self._is_single else ():
@@ -90,7 +97,7 @@ class CollectingRun(BatchRun):
             self.finish(result, max_failed)
         failed_count = self.outcome.failed_count if self.outcome else 0
         self.jobs.finished = set(result.job_ids)  # they are not to be canceled any more
-        collector = collector or Collector(self, self._collect_options, pushes_keys=self._pushes_keys)
+        collector = self._collector or self._new_collector()
         for stored in self.reuse.stored.values():
             collector.add_stored(stored, is_reused=True)
         with self.reuse.remembering(collector):

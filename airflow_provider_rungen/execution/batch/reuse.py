@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -80,16 +80,27 @@ class Reuse:
         self._saved: set[str] = set()
 
     @classmethod
-    def begin(cls, book: LedgerBook, keys: Sequence[str], destination: str, run: str) -> Self:
+    def begin(
+        cls,
+        book: LedgerBook,
+        keys: Sequence[str],
+        destination: str,
+        run: str,
+        accepts: Callable[[StoredJob], bool],
+    ) -> Self:
         """
         Look all inputs up.
 
         :param destination: where this task stores outputs. Jobs that are stored there already are found, too.
         :param run: the token of the task run.
+        :param accepts: returns whether a stored job can be reused.
         """
         self = cls(book, keys)
         found = book.find(self._leaders, destination=destination)
-        self._take_stored(found.stored)
+        accepted = {key: job for key, job in found.stored.items() if accepts(job)}
+        if unfit := len(found.stored) - len(accepted):
+            log.warning("%d stored results do not fit result_schema, and their inputs run again", unfit)
+        self._take_stored(accepted)
         if found.unnoted:
             book.add_done({key: found.stored[key] for key in found.unnoted})
         self.pending = {self._leaders[key]: entry for key, entry in found.pending.items()}

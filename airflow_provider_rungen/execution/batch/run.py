@@ -37,6 +37,7 @@ from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.options import BatchOptions
     from airflow_provider_rungen.execution.waiting import Defer
@@ -73,7 +74,8 @@ class BatchRun(DurableRun["BatchOptions"]):
         app_id = self.app_id
         self.link_to(app_id)
         if book is not None:
-            self.reuse = Reuse.begin(book, inputs.keys, str(self.options.destination), run_token(self.ti))
+            destination, token = str(self.options.destination), run_token(self.ti)
+            self.reuse = Reuse.begin(book, inputs.keys, destination, token, self.accepts)
         header = BatchHeader(
             app_id=app_id,
             digest=inputs.digest,
@@ -97,6 +99,10 @@ class BatchRun(DurableRun["BatchOptions"]):
             before_end_from_trigger=lambda: self._push_success(result),
         )
         return replace(result, jobs=jobs)
+
+    def accepts(self, stored: StoredJob) -> bool:
+        """Return whether a stored job can be reused."""
+        return True
 
     def keep(self, job: Job) -> Job:
         """Return what is kept of a job that is over: there may be many."""

@@ -34,6 +34,7 @@ from airflow_provider_rungen.schemas import Schema
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.client.models import Job
+    from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.batch.checkpoint import Checkpoint
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions, TableOptions
@@ -158,6 +159,9 @@ class TableRun(BatchRun):
         self._submitted = BatchResult(ids, self.reuse.expand_refused(refused))
         if self._checkpoint is not None:  # the ids would be too many
             self.ti.xcom_push(key="batch", value=self._checkpoint.header.batch)
+
+    def accepts(self, stored: StoredJob) -> bool:
+        return self._collector.accepts(stored)
 
     def keep(self, job: Job) -> Job:
         return self._collector.hold(job)
