@@ -798,3 +798,14 @@ def test_a_result_that_does_not_fit_is_not_reused(
     fits = required == "images"
     assert (outcome.value["reused"], outcome.value["failed"]) == ((2, 0) if fits else (0, 2))
     assert task.created == (2 if fits else 4)
+
+
+def test_a_job_whose_outputs_expired_is_bought_again(run: Callable[..., Table], mode: bool) -> None:
+    task = run(products(2), deferrable=mode)
+    kill_when_submitted(task)
+    [expired, _] = [job["id"] for job in task.emulator.service.jobs()]
+    task.emulator.service.inject(Fault(on="output", status=403, times=None, job_id=expired))
+    task.next_run("8 days later")
+    assert "expired" in str(task.attempt().error)
+    assert task.attempt().value["completed"] == 2
+    assert task.created == 3

@@ -14,6 +14,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobCanceledError,
     RunGenJobFailedError,
     RunGenNotFoundError,
+    RunGenOutputError,
     RunGenResultError,
 )
 
@@ -29,6 +30,11 @@ log = logging.getLogger(__name__)
 _USELESS = (RunGenJobFailedError, RunGenJobCanceledError, RunGenNotFoundError, RunGenResultError)
 # Hexadecimal digits of a task in the token of its run.
 _TASK_DIGITS = 32
+
+
+def _is_useless(error: RunGenError) -> bool:
+    """Return whether a job with this error has no use any more."""
+    return isinstance(error, _USELESS) or (isinstance(error, RunGenOutputError) and error.is_expired)
 
 
 def task_token(ti: Any) -> str:
@@ -210,7 +216,7 @@ class Reuse:
             if self.book is not None and jobs:
                 self.book.add_done(jobs)
             # the others may still be stored by a later attempt
-            self.forget(job_id for job_id, error in collector.errors.items() if isinstance(error, _USELESS))
+            self.forget(job_id for job_id, error in collector.errors.items() if _is_useless(error))
 
     def forget(self, job_ids: Iterable[str]) -> None:
         """Forget jobs that failed or were canceled. A failure to do so is logged."""
