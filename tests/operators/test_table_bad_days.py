@@ -668,14 +668,24 @@ def test_equal_keys_of_different_types(run: Callable[..., Table]) -> None:
     assert "more than once" in str(outcome.error)
 
 
-def test_no_secret_of_a_uri_is_shown(run: Callable[..., Table], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file://{folder}/results.jsonl?X-Amz-Signature=SECRETVALUE",
+        "file://{folder}/results?X-Amz-Signature=SECRETVALUE&x=.csv",
+        "memory://me:SECRETVALUE@host/results.jsonl",
+    ],
+)
+def test_no_secret_of_a_uri_is_shown(
+    run: Callable[..., Table], caplog: pytest.LogCaptureFixture, uri: str
+) -> None:
     task = run(
         products(1),
         ledger=None,
         destination=None,
         to_input=lambda row: {"prompt": "x", "emulator": {"result": {"text": "x"}}},
     )
-    outcome = task.attempt(results="file:///tmp/x/results.jsonl?sig=SECRETVALUE&X-Amz-Signature=SECRETVALUE")
+    outcome = task.attempt(results=uri.format(folder=task.folder))
     shown = json.dumps([str(outcome.error), outcome.value, task.ti.pushed, caplog.text], default=str)
     assert "SECRETVALUE" not in shown
 
