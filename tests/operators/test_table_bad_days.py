@@ -819,3 +819,47 @@ def test_a_job_whose_outputs_expired_is_bought_again(run: Callable[..., Table], 
     assert "expired" in str(task.attempt().error)
     assert task.attempt().value["completed"] == 2
     assert task.created == 3
+
+
+# --- the end of a deferral ---
+
+
+def test_a_table_whose_deferral_airflow_ends_is_written(
+    run: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(op: Any, context: Any) -> Any:
+        with pytest.raises(TaskDeferred):
+            op.execute(context)
+        op.resume_execution("__fail__", {"error": "Trigger timeout"}, context)
+
+    task = run(products(2), deferrable=True)
+    assert task.attempt().error is None
+    task.next_run("2")
+    task.tries = task.max_tries
+    task.options["table"] = products(4)
+    monkeypatch.setattr("test_table.run_task", work)
+    with pytest.raises(RunGenError, match="Airflow ended the wait for 2 jobs"):
+        task.attempt(to_input=lambda row: picture(row) if row["sku"] < "sku-2" else endless(row))
+    assert task.column("status") == ["completed"] * 2 + ["canceled"] * 2
+    assert sorted(task.statuses()) == ["CANCELED"] * 2 + ["COMPLETED"] * 2
+    assert [path.name for path in task.folder.rglob(".*")] == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\n"])
+def test_saved_rows_that_are_gone_cost_nothing(
+    run: Callable[..., Table], content: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = run(products(2), deferrable=True)
+    wait = RunGenJobTrigger.run
+
+    def meddle(trigger: Any) -> Any:
+        [path] = task.folder.rglob(".*")
+        path.unlink() if content is None else path.write_bytes(content)
+        return wait(trigger)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunGenJobTrigger, "run", meddle)
+        assert isinstance(task.attempt().error, RunGenError)
+    assert task.attempt().value["completed"] == 2
+    assert task.created == 2
+    assert [path.name for path in task.folder.rglob(".*")] == []
