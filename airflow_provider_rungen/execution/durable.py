@@ -94,7 +94,7 @@ class DurableRun(WaitingRun[Options]):
 
     @property
     def on_clear(self) -> OnClear:
-        """What becomes of the jobs when the task is cleared."""
+        """What a clear of the task does with the jobs."""
         return self.options.on_clear
 
     @property

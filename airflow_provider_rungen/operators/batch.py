@@ -82,7 +82,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     template_fields: Sequence[str] = ("app_id", "inputs", "rungen_conn_id", "destination", "ledger")
     template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json"}
     operator_extra_links = JOB_AND_APP
-    # with a destination: as RunGenCollectResultsOperator has them when nothing else is said
+    # with a destination: the defaults of RunGenCollectResultsOperator
     result_schema = None
     max_output_bytes = 1 << 30
     max_outputs = 10_000

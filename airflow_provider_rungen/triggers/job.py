@@ -61,7 +61,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param held_back: until when (seconds since 1970) the service asked not to be asked, by job.
     :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
     :param on_clear: whether a clear of the task cancels the jobs (``new``), leaves them to the next attempt
-        if that takes them up (``resume``), or leaves them in any case (``keep``).
+        if that resumes them (``resume``), or leaves them in any case (``keep``).
     :param borrowed: the jobs that other tasks submitted, which are never canceled.
     :param batch: what the attempt pushed under the XCom key ``batch`` in place of the ids of its jobs.
     :param end_from_trigger: end the task here when all jobs completed.

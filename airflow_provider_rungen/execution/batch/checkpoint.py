@@ -221,7 +221,7 @@ class Checkpoint:
         return (ours.app_id, ours.digest, ours.count) == (header.app_id, header.digest, header.count)
 
     def begin_with(self, reuse: Reuse) -> None:
-        """Save ids in the ledger from now on, and take up the jobs that it knows of this app."""
+        """Save ids in the ledger from now on, and resume the jobs that it knows of this app."""
         self.reuse = reuse
         for index, entry in reuse.pending.items():
             if not self._has_job(index) and entry.app_id == self.header.app_id:

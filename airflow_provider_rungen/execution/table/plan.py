@@ -196,7 +196,7 @@ def _call(
 ) -> dict[str, Any] | None:
     try:
         job_input = to_input(row)
-    except AirflowException as error:  # the function decides what becomes of the task
+    except AirflowException as error:  # the function may end the task
         error.add_note(f"to_input raised this for {place}")
         raise
     except Exception as error:

@@ -182,7 +182,7 @@ class TableRun(BatchRun):
         return True
 
     def lines_to_save(self, checkpoint: Checkpoint) -> Iterator[Any]:
-        """Yield what the plan is made of, and of each row what became of it."""
+        """Yield what the plan is made of, and each row with its job or error."""
         yield self._plan.header()
         for row, number in self._plan.numbered():
             status, error, job_id, saved = row.status, row.error, None, None
