@@ -27,7 +27,11 @@ from airflow_provider_rungen.execution.ledger.book import LedgerBook
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
 from airflow_provider_rungen.triggers import RunGenJobTrigger
 
-pytestmark = pytest.mark.usefixtures("unsettled")
+pytestmark = [
+    pytest.mark.usefixtures("unsettled"),
+    # Python 3.12 warns of a fork beside threads
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
 SLOW = {"emulator": {"seconds": 2}}
 
 
