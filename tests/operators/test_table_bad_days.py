@@ -15,8 +15,8 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskDeferred
-from conftest import FakeStore, Outcome, OutletEvents, TrackedTaskInstance, run_task
+from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, TaskDeferred
+from conftest import FakeStore, Outcome, OutletEvents, TrackedTaskInstance, run_task, signal_when
 from test_table import MODES, Killed, Table, picture, products
 
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
@@ -867,3 +867,30 @@ def test_saved_rows_that_are_gone_cost_nothing(
     assert task.attempt().value["completed"] == 2
     assert task.created == 2
     assert [path.name for path in task.folder.rglob(".*")] == []
+
+
+# --- SIGTERM ---
+
+
+@pytest.mark.parametrize("state", ["failed", "running"])
+def test_sigterm_while_outputs_are_stored_costs_nothing(
+    run: Callable[..., Table], mode: bool, state: str
+) -> None:
+    task = run(products(4), deferrable=mode, max_concurrency=1)
+    task.state = state
+    task.emulator.service.inject(Fault(on="output", kind="hang", skip=2))
+
+    def die() -> None:
+        task.op.on_kill()
+        raise AirflowException("Task received SIGTERM signal")
+
+    with signal_when(
+        signal.SIGTERM, lambda: task.emulator.service.stats()["requests"].get("output", 0) > 2, die
+    ):
+        assert task.attempt().error is not None
+    assert task.statuses() == ["COMPLETED"] * 4
+    task.state = "running"
+    assert task.attempt().value["completed"] == 4
+    task.next_run("2")
+    assert task.attempt().value["reused"] == 4
+    assert task.created == 4
