@@ -55,7 +55,8 @@ class Collector:
         has_destination = options.destination is not None
         self._store = OutputStore(run, options, self._schema) if has_destination else None
         self._values = CollectedValues(options.max_xcom_bytes, pushes_keys=pushes_keys)
-        self._table = None if options.results is None else CollectedTable(options.results)
+        has_table = into is None and options.results is not None
+        self._table = CollectedTable(options.results) if has_table else None
         self._collected: Collected = into or self._table or self._values
         self._known: set[str] = set()
         #: The jobs that failed.
@@ -80,6 +81,10 @@ class Collector:
         self._store.find(app_id, job_ids, lambda stored: self.add_stored(stored, is_reused=True))
         self._is_searched = True
         return [job_id for job_id in job_ids if job_id not in self._known]
+
+    def accepts(self, stored: StoredJob) -> bool:
+        """Return whether a stored job can be taken: its result has to fit the schema."""
+        return self._store is None or self._store.accepts(stored)
 
     def hold(self, job: Job) -> Job:
         """

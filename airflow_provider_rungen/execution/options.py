@@ -11,17 +11,23 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.ledger import Ledger
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What every run needs. The fields of all these classes are named and described as the parameters are."""
-
-    rungen_conn_id: str
-    app_id: str | None
+@dataclass(frozen=True)
+class Options:
+    """Parameters. The fields of all these classes are named and described as the parameters are."""
 
     @classmethod
     def of(cls, task: BaseOperator) -> Self:
         """Copy the parameters of an operator, templates rendered."""
-        return cls(**_parameters(cls, task))
+        names = (each.name for each in fields(cls))
+        return cls(**{name: getattr(task, name) for name in names if hasattr(task, name)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """What every run needs."""
+
+    rungen_conn_id: str
+    app_id: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +65,7 @@ class BatchOptions(SubmitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions:
+class TableOptions(Options):
     """What a table is made of, and where its results go."""
 
     table: Any
@@ -68,14 +74,9 @@ class TableOptions:
     results: Any
     destination: Any
 
-    @classmethod
-    def of(cls, task: BaseOperator) -> Self:
-        """Copy the parameters of an operator, templates rendered."""
-        return cls(**_parameters(cls, task))
-
 
 @dataclass(frozen=True, kw_only=True)
-class CollectOptions:
+class CollectOptions(Options):
     """What is done with results."""
 
     destination: Any
@@ -87,13 +88,3 @@ class CollectOptions:
     max_outputs: int
     max_total_bytes: int | None
     max_xcom_bytes: int
-
-    @classmethod
-    def of(cls, task: BaseOperator) -> Self:
-        """Copy the parameters of an operator, templates rendered."""
-        return cls(**_parameters(cls, task))
-
-
-def _parameters(kind: type, task: BaseOperator) -> dict[str, Any]:
-    names = (each.name for each in fields(kind))
-    return {name: getattr(task, name) for name in names if hasattr(task, name)}

@@ -53,7 +53,7 @@ class OutputStore:
         options, guard, found = self._options, self._run.guard, []
 
         def note(stored: StoredJob) -> None:
-            if self._fits_as_stored(stored):
+            if self.accepts(stored):
                 found.append(stored.job_id)
                 on_found(stored)
 
@@ -109,7 +109,7 @@ class OutputStore:
             outcomes = asyncio.run(store())
         return {job_id: error for job_id, error in outcomes.items() if isinstance(error, RunGenError)}
 
-    def _fits_as_stored(self, stored: StoredJob) -> bool:
+    def accepts(self, stored: StoredJob) -> bool:
         """
         Return whether a stored result fits the schema.
 

@@ -15,8 +15,8 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskDeferred
-from conftest import FakeStore, Outcome, OutletEvents, TrackedTaskInstance, run_task
+from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, TaskDeferred
+from conftest import FakeStore, Outcome, OutletEvents, TrackedTaskInstance, run_task, signal_when
 from test_table import MODES, Killed, Table, picture, products
 
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
@@ -27,7 +27,11 @@ from airflow_provider_rungen.execution.ledger.book import LedgerBook
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
 from airflow_provider_rungen.triggers import RunGenJobTrigger
 
-pytestmark = pytest.mark.usefixtures("unsettled")
+pytestmark = [
+    pytest.mark.usefixtures("unsettled"),
+    # Python 3.12 warns of a fork beside threads
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
 SLOW = {"emulator": {"seconds": 2}}
 
 
@@ -366,7 +370,9 @@ def test_a_killed_attempt_costs_nothing(
     run: Callable[..., Table], point: str, is_deferred: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_late, target, after = (KILL_POINTS | KILL_POINTS_OF_DEFERRALS)[point]
-    task = run(products(6), deferrable=is_deferred, max_concurrency=1)
+    # long enough for a deferral
+    lasting: Any = lambda row: picture(row) | {"emulator": {"seconds": 0.7}}  # noqa: E731
+    task = run(products(6), to_input=lasting, deferrable=is_deferred, max_concurrency=1)
     method = "execute_complete" if is_late and is_deferred else "execute"
     original = getattr(RunGenRunTableOperator, method)
     with monkeypatch.context() as patch:
@@ -668,14 +674,24 @@ def test_equal_keys_of_different_types(run: Callable[..., Table]) -> None:
     assert "more than once" in str(outcome.error)
 
 
-def test_no_secret_of_a_uri_is_shown(run: Callable[..., Table], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file://{folder}/results.jsonl?X-Amz-Signature=SECRETVALUE",
+        "file://{folder}/results?X-Amz-Signature=SECRETVALUE&x=.csv",
+        "memory://me:SECRETVALUE@host/results.jsonl",
+    ],
+)
+def test_no_secret_of_a_uri_is_shown(
+    run: Callable[..., Table], caplog: pytest.LogCaptureFixture, uri: str
+) -> None:
     task = run(
         products(1),
         ledger=None,
         destination=None,
         to_input=lambda row: {"prompt": "x", "emulator": {"result": {"text": "x"}}},
     )
-    outcome = task.attempt(results="file:///tmp/x/results.jsonl?sig=SECRETVALUE&X-Amz-Signature=SECRETVALUE")
+    outcome = task.attempt(results=uri.format(folder=task.folder))
     shown = json.dumps([str(outcome.error), outcome.value, task.ti.pushed, caplog.text], default=str)
     assert "SECRETVALUE" not in shown
 
@@ -707,3 +723,176 @@ def test_the_decorator(rungen_emulator: Emulator, tmp_path: Path, mode: bool) ->
         "oil product 0 night x",
         "oil product 1 night x",
     ]
+
+
+# --- S3 ---
+
+
+class S3Table(Table):
+    """A table task whose files are all in S3."""
+
+    def __init__(self, emulator: Emulator, s3: str, client: Any, **options: Any) -> None:
+        self.s3, self.client = s3, client
+        self.prefix = s3.removeprefix("s3://my_s3@bucket/")
+        places = {
+            "destination": f"{s3}/photos",
+            "results": f"{s3}/photos/results.jsonl",
+            "ledger": Ledger(f"{s3}/ledger"),
+        }
+        super().__init__(emulator, Path("/nowhere"), f"{s3}/photos/*.jsonl", **places | options)
+
+    def put(self, rows: list[dict[str, Any]]) -> None:
+        body = "\n".join(map(json.dumps, rows)).encode()
+        self.client.put_object(Bucket="bucket", Key=f"{self.prefix}/photos/in.jsonl", Body=body)
+
+    @property
+    def written(self) -> list[dict[str, Any]]:
+        answer = self.client.get_object(Bucket="bucket", Key=f"{self.prefix}/photos/results.jsonl")
+        return [json.loads(line) for line in answer["Body"].read().splitlines()]
+
+    @property
+    def names(self) -> list[str]:
+        listed = self.client.list_objects_v2(Bucket="bucket", Prefix=f"{self.prefix}/")["Contents"]
+        return [each["Key"].rpartition("/")[2] for each in listed]
+
+
+@pytest.fixture
+def in_s3(rungen_emulator: Emulator, s3: str, s3_client: Any) -> Callable[..., S3Table]:
+    return lambda **options: S3Table(rungen_emulator, s3, s3_client, **options)
+
+
+def test_s3_from_night_to_night(in_s3: Callable[..., S3Table], mode: bool) -> None:
+    task = in_s3(deferrable=mode)
+    task.put(products(3))
+    assert task.attempt().value["jobs"] == 3
+    task.next_run("2")
+    task.put(products(4))
+    value = task.attempt().value
+    assert (value["rows"], value["reused"], value["jobs"]) == (4, 3, 1)
+    assert task.column("reused") == [True] * 3 + [False]
+    assert not [name for name in task.names if name.startswith(".")]
+    task.client.delete_object(
+        Bucket="bucket", Key=task.column("output")[0].removeprefix("s3://my_s3@bucket/")
+    )
+    task.next_run("3")
+    assert task.attempt().value["jobs"] == 1
+    assert task.created == 5
+
+
+def test_s3_after_a_kill(in_s3: Callable[..., S3Table], mode: bool) -> None:
+    task = in_s3(deferrable=mode)
+    task.put(products(3))
+    kill_when_submitted(task)
+    assert task.attempt().value["completed"] == 3
+    assert task.created == 3
+    task.next_run("2")
+    assert task.attempt().value["reused"] == 3
+
+
+def test_s3_when_the_time_is_up(in_s3: Callable[..., S3Table]) -> None:
+    task = in_s3(deferrable=True, to_input=endless)
+    task.put(products(3))
+    outcome = task.attempt(timeout=0.5)
+    assert outcome.error is not None
+    assert set(task.statuses()) == {"CANCELED"}
+    assert task.column("status") == ["canceled"] * 3
+    assert not [name for name in task.names if name.startswith(".")]
+
+
+# --- the schema of results ---
+
+
+@pytest.mark.parametrize("required", ["images", "text"])
+def test_a_result_that_does_not_fit_is_not_reused(
+    run: Callable[..., Table], mode: bool, required: str
+) -> None:
+    task = run(products(2), deferrable=mode)
+    assert task.attempt().error is None
+    task.next_run("2")
+    outcome = task.attempt(result_schema={"type": "object", "required": [required]}, max_failed=2)
+    assert outcome.error is None
+    fits = required == "images"
+    assert (outcome.value["reused"], outcome.value["failed"]) == ((2, 0) if fits else (0, 2))
+    assert task.created == (2 if fits else 4)
+
+
+def test_a_job_whose_outputs_expired_is_bought_again(run: Callable[..., Table], mode: bool) -> None:
+    task = run(products(2), deferrable=mode)
+    kill_when_submitted(task)
+    [expired, _] = [job["id"] for job in task.emulator.service.jobs()]
+    task.emulator.service.inject(Fault(on="output", status=403, times=None, job_id=expired))
+    task.next_run("8 days later")
+    assert "expired" in str(task.attempt().error)
+    assert task.attempt().value["completed"] == 2
+    assert task.created == 3
+
+
+# --- the end of a deferral ---
+
+
+def test_a_table_whose_deferral_airflow_ends_is_written(
+    run: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(op: Any, context: Any) -> Any:
+        with pytest.raises(TaskDeferred):
+            op.execute(context)
+        op.resume_execution("__fail__", {"error": "Trigger timeout"}, context)
+
+    task = run(products(2), deferrable=True)
+    assert task.attempt().error is None
+    task.next_run("2")
+    task.tries = task.max_tries
+    task.options["table"] = products(4)
+    monkeypatch.setattr("test_table.run_task", work)
+    with pytest.raises(RunGenError, match="Airflow ended the wait for 2 jobs"):
+        task.attempt(to_input=lambda row: picture(row) if row["sku"] < "sku-2" else endless(row))
+    assert task.column("status") == ["completed"] * 2 + ["canceled"] * 2
+    assert sorted(task.statuses()) == ["CANCELED"] * 2 + ["COMPLETED"] * 2
+    assert [path.name for path in task.folder.rglob(".*")] == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\n"])
+def test_saved_rows_that_are_gone_cost_nothing(
+    run: Callable[..., Table], content: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = run(products(2), deferrable=True)
+    wait = RunGenJobTrigger.run
+
+    def meddle(trigger: Any) -> Any:
+        [path] = task.folder.rglob(".*")
+        path.unlink() if content is None else path.write_bytes(content)
+        return wait(trigger)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunGenJobTrigger, "run", meddle)
+        assert isinstance(task.attempt().error, RunGenError)
+    assert task.attempt().value["completed"] == 2
+    assert task.created == 2
+    assert [path.name for path in task.folder.rglob(".*")] == []
+
+
+# --- SIGTERM ---
+
+
+@pytest.mark.parametrize("state", ["failed", "running"])
+def test_sigterm_while_outputs_are_stored_costs_nothing(
+    run: Callable[..., Table], mode: bool, state: str
+) -> None:
+    task = run(products(4), deferrable=mode, max_concurrency=1)
+    task.state = state
+    task.emulator.service.inject(Fault(on="output", kind="hang", skip=2))
+
+    def die() -> None:
+        task.op.on_kill()
+        raise AirflowException("Task received SIGTERM signal")
+
+    with signal_when(
+        signal.SIGTERM, lambda: task.emulator.service.stats()["requests"].get("output", 0) > 2, die
+    ):
+        assert task.attempt().error is not None
+    assert task.statuses() == ["COMPLETED"] * 4
+    task.state = "running"
+    assert task.attempt().value["completed"] == 4
+    task.next_run("2")
+    assert task.attempt().value["reused"] == 4
+    assert task.created == 4

@@ -135,21 +135,25 @@ class JobArchiver:
         if expires_at is not None:
             is_past = expires_at <= datetime.now(UTC)
             when = f" {'on' if is_past else 'early, before'} {expires_at:%Y-%m-%d %H:%M UTC}"
-        return RunGenOutputError(
+        error = RunGenOutputError(
             f"the outputs of the job expired{when} ({refusal.message})",
             hint="Run the job again",
             retryable=False,
         )
+        error.is_expired = True
+        return error
 
     async def _retry(self, action: Callable[..., Awaitable[T]], *args: Any) -> T:
         return await retry_step(self._job.id, action, *args)
 
     def _error(self, cause: RunGenError, place: str = "") -> RunGenOutputError:
         job = self._job
-        return RunGenOutputError(
+        error = RunGenOutputError(
             f"Could not store the outputs of job {job.id} of app {job.app_id}: {place}{cause.message}",
             app_id=job.app_id,
             job_id=job.id,
             hint=cause.hint,
             retryable=cause.retryable,
         )
+        error.is_expired = isinstance(cause, RunGenOutputError) and cause.is_expired
+        return error

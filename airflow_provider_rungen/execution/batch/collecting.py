@@ -55,6 +55,7 @@ class CollectingRun(BatchRun):
         """
 
         def read_inputs() -> Any:
+            # what would keep it from collecting is found before anything is sent
             self._collector()
             given = call()
             self._is_single = isinstance(given, Mapping)
@@ -78,11 +79,13 @@ class CollectingRun(BatchRun):
         if self._is_single and ids[0] is not None:
             self.ti.xcom_push(key="job_id", value=ids[0])
 
-    def take_stored(self, stored: StoredJob) -> None:
+    def accepts(self, stored: StoredJob) -> bool:
+        return self._collector().accepts(stored)
+
+    def add_reused(self, stored: StoredJob) -> None:
         self._collector().add_stored(stored, is_reused=True)
 
     def _collector(self) -> Collector:
-        """Return the collector. At the first call, it checks whether the results can be kept."""
         if self._opened_collector is None:
             self._opened_collector = Collector(self, self._collect_options, pushes_keys=self._pushes_keys)
         return self._opened_collector

@@ -14,6 +14,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobCanceledError,
     RunGenJobFailedError,
     RunGenNotFoundError,
+    RunGenOutputError,
     RunGenResultError,
 )
 from airflow_provider_rungen.execution.ledger.entries import StoredPlace
@@ -30,6 +31,11 @@ log = logging.getLogger(__name__)
 _USELESS = (RunGenJobFailedError, RunGenJobCanceledError, RunGenNotFoundError, RunGenResultError)
 # Hexadecimal digits of a task in the token of its run.
 _TASK_DIGITS = 32
+
+
+def _is_useless(error: RunGenError) -> bool:
+    """Return whether a job with this error has no use any more."""
+    return isinstance(error, _USELESS) or (isinstance(error, RunGenOutputError) and error.is_expired)
 
 
 def task_token(ti: Any) -> str:
@@ -95,6 +101,8 @@ class Reuse:
         keys: Sequence[str],
         destination: str,
         run: str,
+        *,
+        accepts: Callable[[StoredJob], bool],
         on_stored: Callable[[StoredJob], object],
     ) -> Self:
         """
@@ -102,13 +110,26 @@ class Reuse:
 
         :param destination: where this task stores outputs. Jobs that are stored there already are found, too.
         :param run: the token of the task run.
-        :param on_stored: takes each stored job, as it is found. All of them would fill the memory.
+        :param accepts: returns whether a stored job can be reused.
+        :param on_stored: takes each that can, as it is found. All of them would fill the memory.
         """
         self = cls(book, keys)
-        found = book.find(self._leaders, destination, on_stored=_placing(on_stored))
-        self._take_stored(found.stored)
-        if found.unnoted:
-            book.add_done({key: found.stored[key] for key in found.unnoted})
+        unfit: list[str] = []
+
+        def take(job: StoredJob) -> StoredPlace | None:
+            if accepts(job):
+                return placing(job)
+            unfit.append(job.job_id)
+            return None
+
+        placing = _placing(on_stored)
+        found = book.find(self._leaders, destination, on_stored=take)
+        stored = {key: place for key, place in found.stored.items() if place is not None}
+        self._take_stored(stored)
+        if unfit:
+            log.warning("%d stored results do not fit result_schema, and their inputs run again", len(unfit))
+        if unnoted := found.unnoted & stored.keys():
+            book.add_done({key: stored[key] for key in unnoted})
         self.pending = {self._leaders[key]: entry for key, entry in found.pending.items()}
         self._saved = {entry.job_id for entry in found.pending.values()}
         self._keys_by_job = {entry.job_id: key for key, entry in found.pending.items()}
@@ -221,7 +242,7 @@ class Reuse:
             if self.book is not None and jobs:
                 self.book.add_done(jobs)
             # the others may still be stored by a later attempt
-            self.forget(job_id for job_id, error in collector.errors.items() if isinstance(error, _USELESS))
+            self.forget(job_id for job_id, error in collector.errors.items() if _is_useless(error))
 
     def forget(self, job_ids: Iterable[str]) -> None:
         """Forget jobs that failed or were canceled. A failure to do so is logged."""

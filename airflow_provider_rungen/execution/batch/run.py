@@ -75,7 +75,9 @@ class BatchRun(DurableRun["BatchOptions"]):
         self.link_to(app_id)
         if book is not None:
             destination, token = str(self.options.destination), run_token(self.ti)
-            self.reuse = Reuse.begin(book, inputs.keys, destination, token, self.take_stored)
+            self.reuse = Reuse.begin(
+                book, inputs.keys, destination, token, accepts=self.accepts, on_stored=self.add_reused
+            )
         header = BatchHeader(
             app_id=app_id,
             digest=inputs.digest,
@@ -100,8 +102,12 @@ class BatchRun(DurableRun["BatchOptions"]):
         )
         return replace(result, jobs=jobs)
 
-    def take_stored(self, stored: StoredJob) -> None:
-        """Take a job that is reused."""
+    def accepts(self, stored: StoredJob) -> bool:
+        """Return whether a stored job can be reused."""
+        return True
+
+    def add_reused(self, stored: StoredJob) -> None:
+        """Take a stored job that is reused."""
 
     def keep(self, job: Job) -> Job:
         """Return what is kept of a job that is over: there may be many."""
@@ -160,17 +166,17 @@ class BatchRun(DurableRun["BatchOptions"]):
         """Go on after the wait in the triggerer."""
         app_id = event.get("app_id") or self.options.app_id or ""
         result = self._restore(app_id)
-        with self.owning():
-            app_id = event.get("app_id") or self.app_id
-            self.own(app_id, self.jobs.job_ids)
-            jobs = read_job_event(event)
-            if event.get("count", 0) > len(jobs):  # more failed than the event holds
-                outcomes = self._fetch(app_id, self.jobs.job_ids).items()
-                jobs = [job_of(outcome, app_id, job_id) for job_id, outcome in outcomes]
-            try:
+        try:
+            with self.owning():
+                app_id = event.get("app_id") or self.app_id
+                self.own(app_id, self.jobs.job_ids)
+                jobs = read_job_event(event)
+                if event.get("count", 0) > len(jobs):  # more failed than the event holds
+                    outcomes = self._fetch(app_id, self.jobs.job_ids).items()
+                    jobs = [job_of(outcome, app_id, job_id) for job_id, outcome in outcomes]
                 yield replace(result, jobs=jobs)
-            finally:
-                self._remove_saved_lines()
+        finally:
+            self._remove_saved_lines()
 
     def fail_deferral(self, reason: str) -> NoReturn:
         try:
@@ -192,7 +198,7 @@ class BatchRun(DurableRun["BatchOptions"]):
         if self.options.ledger is not None:
             # no key is made any more, so the model makes no difference
             book = LedgerBook(self.options.ledger, "", run_token(self.ti))
-            self.reuse = Reuse.restore(book, ids, saved, self.take_stored)
+            self.reuse = Reuse.restore(book, ids, saved, self.add_reused)
 
     def new_job_ids(self, result: BatchResult) -> list[str]:
         """Return the jobs that were not stored before."""

@@ -50,7 +50,7 @@ class SavedLines:
             return spool
 
         found: Spool | None = self._storage.read_with("", self._name, read)
-        if found is None:
+        if not found:  # missing, or empty
             uri = self._storage.uri_of("", self._name)
             raise RunGenOutputError(
                 f"What was kept for the deferred task in {uri} is gone", hint="Clear the task to run it again"

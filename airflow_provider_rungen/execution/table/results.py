@@ -12,7 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from airflow_provider_rungen.client.redaction import redact_error
+from airflow_provider_rungen.client.redaction import redact, redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
@@ -119,7 +119,7 @@ class ResultCounts:
         :param uri: the table.
         """
         return {
-            "results": uri,
+            "results": redact(uri),
             "rows": self.rows,
             "completed": self.completed,
             "failed": self.failed,

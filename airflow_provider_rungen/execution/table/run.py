@@ -160,7 +160,10 @@ class TableRun(BatchRun):
         if self._checkpoint is not None:  # the ids would be too many
             self.ti.xcom_push(key="batch", value=self._checkpoint.header.batch)
 
-    def take_stored(self, stored: StoredJob) -> None:
+    def accepts(self, stored: StoredJob) -> bool:
+        return self._collector.accepts(stored)
+
+    def add_reused(self, stored: StoredJob) -> None:
         self._rows.add_stored(stored, is_reused=True)
 
     def keep(self, job: Job) -> Job:
@@ -182,7 +185,7 @@ class TableRun(BatchRun):
         return True
 
     def lines_to_save(self, checkpoint: Checkpoint) -> Iterator[Any]:
-        """Yield what the plan is made of, and the status or job of each row."""
+        """Yield what the plan is made of, and each row with its job or error."""
         yield self._plan.header()
         for row, number in self._plan.numbered():
             status, error, job_id, saved = row.status, row.error, None, None
