@@ -121,6 +121,7 @@ if TYPE_CHECKING:
         on_clear: Literal["new", "resume"]
         input_schema: SchemaSource | None
         destination: Destination | None
+        ledger: Ledger | None
         result_schema: SchemaSource | None
         max_concurrency: int
         max_failed: float

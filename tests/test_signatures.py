@@ -28,7 +28,11 @@ ORDER = [
     "op_kwargs",
     "input",
     "inputs",
+    "table",
+    "key",
+    "to_input",
     "format",
+    "columns",
     "job_id",
     "name",
     "configuration",
@@ -60,6 +64,7 @@ ORDER = [
     "input_schema",
     "destination",
     "results",
+    "ledger",
     "result_schema",
     "max_concurrency",
     "max_failed",
@@ -67,6 +72,11 @@ ORDER = [
     "max_outputs",
     "max_total_bytes",
     "max_xcom_bytes",
+    "uri",
+    "version",
+    "ignore",
+    "expires",
+    "refresh",
 ]
 EACH = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
