@@ -78,6 +78,11 @@ ORDER = [
     "max_outputs",
     "max_total_bytes",
     "max_xcom_bytes",
+    "uri",
+    "version",
+    "ignore",
+    "expires",
+    "refresh",
 ]
 EACH = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 

@@ -52,6 +52,8 @@ class Table:
 
     def __init__(self, emulator: Emulator, folder: Path, rows: Any, **options: Any) -> None:
         emulator.service.scale("flux-schnell", 1000)
+        # a deferral comes before the first has ended, also on a slow machine
+        emulator.service.job_seconds = 0.3
         self.emulator, self.folder = emulator, folder
         self.options: dict[str, Any] = {
             "table": rows,
