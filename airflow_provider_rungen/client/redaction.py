@@ -20,6 +20,8 @@ _NAME = re.compile(r"[\w.-]{1,250}")
 _PORT = re.compile(r"\d{1,5}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
 _LEVEL = re.compile(r"%((?:25)*)")
+# What ends a password, begins a query string or sets a parameter, and what any of these is escaped with.
+_SUSPECT = re.compile(r"[@?#=%&\\]")
 # Shorter pieces of a URI may occur in a text by chance.
 _SHORTEST_PIECE = 4
 
@@ -132,6 +134,8 @@ def _secret_pieces(uri: str) -> list[str]:
 
 def _redact(text: str, most: int | None, *, is_shown: bool) -> str:
     end = len(text) if most is None else min(most, len(text))
+    if end == len(text) and _SUSPECT.search(text) is None:
+        return text
 
     def clean(url: re.Match[str]) -> str:
         start = url.start("start")

@@ -24,6 +24,7 @@ T = TypeVar("T")
 File: TypeAlias = tuple[str, str]
 _TEMPORARY_SUFFIX = ".part"
 _CHUNK_BYTES = 1 << 20
+_SMALL_BYTES = 1 << 16
 # So many requests are handed to a file system at once, which sends them concurrently.
 _BATCH = 1000
 # Stores answer "forbidden" for a missing file to those who must not list files.
@@ -156,7 +157,14 @@ class Storage(Place):
 
     def read(self, job_id: str, name: str, max_bytes: int) -> bytes | None:
         """Return the content of a file, or ``None`` if it is missing or larger than ``max_bytes``."""
-        content = self.read_with(job_id, name, lambda file: file.read(max_bytes + 1))
+
+        def read(file: BinaryIO) -> bytes:
+            # most files are small, and Python allocates as much as it is asked to read
+            first = min(_SMALL_BYTES, max_bytes + 1)
+            head = file.read(first)
+            return head if len(head) < first else head + file.read(max_bytes + 1 - first)
+
+        content = self.read_with(job_id, name, read)
         return content if content is not None and len(content) <= max_bytes else None
 
     def read_all(self, files: Iterable[File], max_bytes: int) -> dict[File, bytes]:

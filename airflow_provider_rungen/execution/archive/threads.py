@@ -11,14 +11,19 @@ S = TypeVar("S")
 T = TypeVar("T")
 # More threads slow down a local folder, and a store's client opens few connections.
 _MAX_THREADS = 16
+# To hand an item to a thread takes longer than to read a small local file.
+_MOST_AT_A_TIME = 16
 
 
 def run_concurrently(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
     """Call a function for each item, in threads. Return the results in order, or raise the first error."""
     items = list(items)
+    # few, so that all threads end at the same time
+    size = max(1, min(_MOST_AT_A_TIME, len(items) // (4 * _MAX_THREADS)))
     executor = ThreadPoolExecutor(max(1, min(_MAX_THREADS, len(items))))
     try:
-        return list(executor.map(function, items))
+        parts = executor.map(lambda some: list(map(function, some)), batches(items, size))
+        return [result for part in parts for result in part]
     finally:
         # a kill that is raised here does not wait for those that have not begun
         executor.shutdown(cancel_futures=True)

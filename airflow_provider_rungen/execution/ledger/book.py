@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 # So much of the ledger is in memory at a time: the names in so many folders, and so many entries.
-_SHARDS_AT_A_TIME = 32
+_SHARDS_AT_A_TIME = 16
 _ENTRIES_AT_A_TIME = 2000
 _HEADER: File = ("", "ledger.json")
 _HEADER_TEXT = b'{"version": %d}\n' % VERSION
@@ -74,7 +74,7 @@ class LedgerBook:
         self._expires: Any = ledger.expires
         self._storage = Storage(ledger.uri, "ledger")
         self._destinations: dict[str, Storage] = {}
-        # the jobs that this attempt has seen or written
+        # the jobs that this attempt has written, or seen without reusing them
         self._known: set[str] = set()
         self._check_access()
 
@@ -102,7 +102,6 @@ class LedgerBook:
         found: Found[T] = Found({}, {}, set())
         done: dict[str, StoredPlace] = {}
         for entries in self._read(set(keys)):
-            self._known |= {entry.job_id for entry in entries.values()}
             done.clear()
             for key, entry in entries.items():
                 if self._counts(entry):
@@ -111,6 +110,7 @@ class LedgerBook:
                     else:
                         found.pending[key] = entry
             found.stored.update(self.find_again(done, on_stored=on_stored))
+            self._known |= {entry.job_id for key, entry in entries.items() if key not in found.stored}
         if destination is not None and found.pending:
             places = {key: entry.place for key, entry in found.pending.items()}
             stored = self._stored(self._storage_of(destination), places, on_stored)
@@ -236,13 +236,13 @@ class LedgerBook:
 
     def _read(self, keys: set[str]) -> Iterator[dict[str, Entry]]:
         """Yield the valid entries of some keys, part by part."""
-        shards: defaultdict[str, list[File]] = defaultdict(list)
+        shards: defaultdict[str, list[str]] = defaultdict(list)
         for key in keys:
-            shards[key[:2]].append(_file(key))
+            shards[key[:2]].append(key)
         broken: list[File] = []
         for some in batches(sorted(shards), _SHARDS_AT_A_TIME):
             sizes = self._storage.list_all(some)
-            existing = [file for shard in some for file in shards[shard] if file in sizes]
+            existing = [file for shard in some for file in map(_file, shards[shard]) if file in sizes]
             for files in batches(existing, _ENTRIES_AT_A_TIME):
                 is_small = [file for file in files if sizes[file] <= MAX_ENTRY_BYTES]
                 contents = self._storage.read_all(is_small, MAX_ENTRY_BYTES)

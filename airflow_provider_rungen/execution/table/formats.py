@@ -73,7 +73,7 @@ def csv_header(file: Any) -> list[str]:
 
 def read_parquet(file: Any) -> Iterator[NumberedRow]:
     """Yield the rows of a Parquet file."""
-    arrow.load_pyarrow()
+    pa = arrow.load_pyarrow()
     from pyarrow import parquet
 
     with parquet.ParquetFile(file, buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False) as table:
@@ -90,6 +90,8 @@ def read_parquet(file: Any) -> Iterator[NumberedRow]:
             for row in converter.rows(batch, count):
                 count += 1
                 yield count, row
+    # otherwise it keeps several times what it had in use
+    pa.default_memory_pool().release_unused()
 
 
 def parquet_column_types(file: Any) -> dict[str, str]:

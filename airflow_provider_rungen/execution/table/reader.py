@@ -160,12 +160,12 @@ class _FileRows(Rows):
         self._files = find_files(source, format, name, written)
         self.uri = str(source)
         self.files = tuple(file.uri for file in self._files)
-        self._file = self._files[0]
+        self._shown = clean_text(self._files[0].uri)
 
     @property
     def place(self) -> str:
         number = f"{self._unit} {self._number} of " if self._number else ""
-        return f"{number}{clean_text(self._file.uri)}"
+        return f"{number}{self._shown}"
 
     def column_types(self) -> dict[str, str] | None:
         """Return the types of the first file's columns."""
@@ -179,7 +179,8 @@ class _FileRows(Rows):
 
     def __iter__(self) -> Iterator[Any]:
         for file in self._files:
-            self._file, self._number = file, 0
+            # once for each file: callers name each row
+            self._shown, self._number = clean_text(file.uri), 0
             self._unit = "row" if file.format == "parquet" else "line"
             yield from self._read(file)
 

@@ -28,6 +28,8 @@ FIXED_COLUMNS = (
 # What the writer of a Parquet file holds. A row group has so many rows, or fewer when they are large.
 _GROUP_ROWS = 10_000
 _GROUP_CHARS = 16 * 1024 * 1024
+# Arrow holds rows in a fraction of the memory that Python needs.
+_PYTHON_ROWS = 1000
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -104,6 +106,7 @@ class ParquetFile:
         self._schema = pa.schema({name: types[kind] for name, kind in columns.items()} | fixed)
         self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
         self._rows: list[dict[str, Any]] = []
+        self._batches: list[Any] = []
         self._chars = 0
         self._misfits: dict[str, tuple[int, int]] = {}
 
@@ -115,7 +118,9 @@ class ParquetFile:
         self._rows.append(fields)
         self._chars += sum(len(value) for value in fields.values() if isinstance(value, str))
         self._chars += sum(map(len, row.outputs))
-        if len(self._rows) >= _GROUP_ROWS or self._chars >= _GROUP_CHARS:
+        if len(self._rows) >= _PYTHON_ROWS:
+            self._to_arrow()
+        if len(self._batches) * _PYTHON_ROWS >= _GROUP_ROWS or self._chars >= _GROUP_CHARS:
             self._flush()
 
     def close(self) -> None:
@@ -132,12 +137,20 @@ class ParquetFile:
                 *(count, clean_text(name, 100), first),
             )
 
+    def _to_arrow(self) -> None:
+        import pyarrow as pa
+
+        rows, self._rows = self._rows, []
+        if rows:
+            self._batches.append(pa.RecordBatch.from_pylist(rows, schema=self._schema))
+
     def _flush(self) -> None:
         import pyarrow as pa
 
-        rows, self._rows, self._chars = self._rows, [], 0
-        if rows:
-            self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
+        self._to_arrow()
+        batches, self._batches, self._chars = self._batches, [], 0
+        if batches:
+            self._writer.write_table(pa.Table.from_batches(batches))
 
     def _convert(self, name: str, row: ResultRow) -> Any:
         value = row.values.get(name)
