@@ -119,6 +119,7 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_provider_rungen.links.RunGenAppLink",
         ],
         "task-decorators": [
-            {"name": "rungen", "class-name": "airflow_provider_rungen.decorators.rungen_task"}
+            {"name": "rungen", "class-name": "airflow_provider_rungen.decorators.rungen_task"},
+            {"name": "rungen_table", "class-name": "airflow_provider_rungen.decorators.rungen_table_task"},
         ],
     }

@@ -238,3 +238,5 @@ class RunGenOutputError(RunGenJobError):
     """The job completed, but an output cannot be fetched or stored, or the result is too large for XCom."""
 
     default_hint = ""
+    #: Whether the URL of an output expired, so that only a new job can bring it back.
+    is_expired = False

@@ -10,11 +10,12 @@ from airflow_provider_rungen.client.durations import to_seconds
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, MutableMapping, Sequence
+    from collections.abc import Callable, Iterable, MutableMapping, Sequence
     from datetime import datetime
     from typing import Literal, Required, TypeAlias, TypedDict
 
     from airflow_provider_rungen._airflow import ObjectStoragePath, XComArg
+    from airflow_provider_rungen.ledger import Ledger
 
     #: One id, a list, or the output of a task.
     JobIds: TypeAlias = str | XComArg | Sequence[str | XComArg | None]
@@ -22,8 +23,14 @@ if TYPE_CHECKING:
     #: A JSON object. Templates and outputs of tasks may stand in it.
     JsonObject: TypeAlias = str | XComArg | Mapping[str, object]
     JobInput: TypeAlias = JsonObject
-    #: The inputs of many jobs, or the URI of a JSON Lines file.
-    JobInputs: TypeAlias = str | XComArg | Iterable[JobInput]
+    #: The inputs of many jobs, or the URI of files that hold them.
+    JobInputs: TypeAlias = str | os.PathLike[str] | ObjectStoragePath | XComArg | Iterable[JobInput]
+    #: How the files of a table are read.
+    TableFormat: TypeAlias = Literal["jsonl", "csv", "parquet"]
+    #: The URI of a file, of a folder or of a glob, or rows.
+    Table: TypeAlias = str | os.PathLike[str] | ObjectStoragePath | XComArg | Iterable[Mapping[str, object]]
+    #: Makes the input of a job of a row, or skips the row.
+    ToInput: TypeAlias = Callable[[dict[str, Any]], Mapping[str, object] | None]
     #: A JSON Schema, the path or URI of a file, or the name of a schema that comes with the package.
     SchemaSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
     #: The folder to store outputs in.
@@ -101,6 +108,7 @@ if TYPE_CHECKING:
     class DecoratorArguments(TaskArguments, total=False):
         """What ``@task.rungen`` takes: see `RunGenDecoratedOperator`."""
 
+        format: TableFormat | None
         app_id: str | XComArg | None
         rungen_conn_id: str
         deferrable: bool
@@ -113,6 +121,7 @@ if TYPE_CHECKING:
         on_clear: Literal["new", "resume"]
         input_schema: SchemaSource | None
         destination: Destination | None
+        ledger: Ledger | None
         result_schema: SchemaSource | None
         max_concurrency: int
         max_failed: float
@@ -120,6 +129,34 @@ if TYPE_CHECKING:
         max_outputs: int
         max_total_bytes: int | None
         max_xcom_bytes: int
+
+    class TableDecoratorArguments(TaskArguments, total=False):
+        """What ``@task.rungen_table`` takes: see `RunGenRunTableOperator`."""
+
+        table: Required[Table]
+        key: Required[str | Sequence[str]]
+        format: TableFormat | None
+        columns: Sequence[str]
+        app_id: str | XComArg | None
+        rungen_conn_id: str
+        deferrable: bool
+        defer_after: Duration
+        poll_interval: Duration
+        timeout: Duration
+        cancel_on_kill: bool
+        durable: bool
+        on_unknown_submission: Literal["resubmit", "fail"]
+        on_clear: Literal["new", "resume"]
+        input_schema: SchemaSource | None
+        destination: Destination | None
+        results: Destination | None
+        ledger: Ledger | None
+        result_schema: SchemaSource | None
+        max_concurrency: int
+        max_failed: float
+        max_output_bytes: int
+        max_outputs: int
+        max_total_bytes: int | None
 
     class ScaleUpArguments(CommonArguments, total=False):
         """What scaling up takes beside the app and its workers: see `RunGenScaleAppOperator`."""
@@ -146,7 +183,10 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_CONN_ID",
     "check_choice",
+    "check_columns",
     "check_count",
+    "check_format",
+    "check_ledger",
     "check_max_failed",
     "check_schema",
     "default_arg_names",
@@ -187,6 +227,43 @@ def check_choice(value: str, choices: tuple[str, ...], name: str) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def check_format(value: str | None) -> None:
+    """
+    Check that a ``format`` is one that tables are read in, or left out.
+
+    :raises ValueError: it is neither.
+    """
+    if value is not None:
+        check_choice(value, ("jsonl", "csv", "parquet"), "format")
+
+
+def check_columns(names: str | Sequence[str], name: str, *, allow_none: bool = False) -> tuple[str, ...]:
+    """
+    Return the names of columns, of which a text is one.
+
+    :raises ValueError: they are not names, or one occurs twice; the message names the parameter.
+    """
+    columns = (names,) if isinstance(names, str) else tuple(names)
+    if not all(isinstance(column, str) and column for column in columns) or not (columns or allow_none):
+        raise ValueError(f"{name} must be the name of a column, or several, not {names!r}")
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"{name} names a column twice: {names!r}")
+    return columns
+
+
+def check_ledger(ledger: Ledger | None, destination: Any) -> Ledger | None:
+    """
+    Return a ledger as it was given.
+
+    :raises ValueError: there is no ``destination``, and only what is stored can be reused.
+    """
+    if ledger is None:
+        return None
+    if destination is None:
+        raise ValueError("ledger needs destination: only jobs whose outputs are stored can be reused")
+    return ledger
 
 
 def check_schema(source: Any, name: str) -> Any:

@@ -11,7 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import imports, machine, page, real_airflow, sensors, simulate, submits, watching
+from bench import (
+    imports,
+    ledger,
+    machine,
+    page,
+    reader,
+    real_airflow,
+    sensors,
+    simulate,
+    submits,
+    tables,
+    watching,
+)
 from bench.contenders import OURS, POOLED, SESSION
 from bench.service import ROOT
 from bench.watching import AT_ONCE, QUEUE, Load, Plan
@@ -26,6 +38,9 @@ ROUNDS = {
     "imports": 5,
     "airflow": 3,
     "sensors": 2,
+    "reader": 3,
+    "tables": 3,
+    "ledger": 3,
 }
 TASKS = 100
 _BIG = 20_000_000
@@ -72,6 +87,11 @@ MEASURES: dict[str, Callable[[int, float], Any]] = {
     "sizes": sizes,
     "airflow": lambda rounds, scale: real_airflow.measure(rounds, max(4, round(TASKS * scale))),
     "sensors": lambda rounds, scale: sensors.measure(rounds, max(4, round(sensors.SENSORS * scale))),
+    "reader": lambda rounds, scale: reader.measure(rounds, round(1_000_000 * scale)),
+    "tables": lambda rounds, scale: tables.measure(
+        rounds, reused_rows=round(100_000 * scale), changed_rows=round(10_000 * scale)
+    ),
+    "ledger": lambda rounds, scale: ledger.measure(rounds, round(10_000 * scale)),
 }
 
 

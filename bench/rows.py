@@ -3,65 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 from bench.contenders import OURS, POOLED, SESSION
 from bench.imports import ALL, HTTP, OPERATOR, PACKAGE
 from bench.real_airflow import DEFERRABLE, DEFERRED, IN_PLACE, JOB, JOB_DEFERRED, JOB_TO_THE_END, TASK_EACH
+from bench.row import Row, make_row
 from bench.sensors import DEFERRABLE as SENSORS_DEFERRABLE
 from bench.sensors import POKE, STRAIGHT
+from bench.table_rows import ledger_rows, reader_rows, table_rows
 from bench.watching import AT_ONCE, QUEUE
 
 _ORDERS = {QUEUE: "ending in their order", AT_ONCE: "ending in any order"}
-_WHY = {
-    f"requests {AT_ONCE}": "The counters tell how many jobs have ended, not which. When jobs end in another "
-    "order than they were submitted in, the ended ones have to be sought among all that wait.",
-    f"cpu {AT_ONCE}": "It follows the number of requests.",
-    "import operator": "What is left are the package's own modules, of which an operator needs half, each "
-    "read and run once.",
-    "memory": "For a waiting job there is, beside the trigger, what the shared poll loop knows of it; and "
-    "the package is imported, with all that it imports.",
-    "gap 20 MB": "The answer is joined, searched for the key and decoded in one go.",
-    "gap numbers": "Most of it is Python's JSON decoder, which does not let go before it is done; joining "
-    "the answer, searching it for the key and freeing it come on top. Polling each job is blocked for less "
-    "in some rounds, which is not explained.",
-    "one job": "Most of it is Airflow's own: the run is scheduled and a worker is started before there is a "
-    "job.",
-    "one job to the end": "It starts one worker, but a trigger does not fire in the first 6 s, as Airflow "
-    "may lose a task whose trigger does.",
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """
-    A row of the table.
-
-    :param is_reached: whether the target is met; ``None`` without a target or a measurement.
-    """
-
-    name: str
-    what: str
-    figure: str
-    beside: str
-    aim: str
-    is_reached: bool | None
-    why: str = ""
-
-    def verdict(self) -> str:
-        if self.is_reached is None:
-            return "–"
-        return "reached" if self.is_reached else "**not reached**"
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def _row(name: str, what: str, figure: str, beside: str, aim: tuple[str, bool]) -> Row:
-    words, is_reached = aim
-    return Row(name, what, figure, beside, words, is_reached, "" if is_reached else _WHY.get(name, ""))
 
 
 def make_rows(measured: dict[str, Any]) -> list[Row]:
@@ -74,6 +28,9 @@ def make_rows(measured: dict[str, Any]) -> list[Row]:
         "blocked": _blocked,
         "airflow": _airflow,
         "sensors": _sensors,
+        "reader": reader_rows,
+        "tables": table_rows,
+        "ledger": ledger_rows,
     }
     return [row for name, make in makers.items() if name in measured for row in make(measured[name])]
 
@@ -106,12 +63,12 @@ def _watch(runs: list[dict[str, Any]]) -> Iterable[Row]:
         ours = of(runs, "requests_per_job", kind=OURS, order=order)
         pooled = of(runs, "requests_per_job", kind=POOLED, order=order)
         what = f"requests per job, {jobs:,} jobs of 10–60 s {words}, watched at {interval:g} s"
-        yield _row(
+        yield make_row(
             f"requests {order}", what, f"{ours:.2f}", f"each job polled: {pooled:.2f}", ("≤ 1.1", ours <= 1.1)
         )
     for order, words in _ORDERS.items():
         ours, pooled, session = (of(runs, "cpu", kind=kind, order=order) for kind in (OURS, POOLED, SESSION))
-        yield _row(
+        yield make_row(
             f"cpu {order}",
             f"processor time for the same, {words}",
             f"{ours:.2f} s ({ours / session:.2f} ×)",
@@ -120,7 +77,7 @@ def _watch(runs: list[dict[str, Any]]) -> Iterable[Row]:
         )
     for order, words in _ORDERS.items():
         ours, pooled = (late(runs, 95, kind=kind, order=order) for kind in (OURS, POOLED))
-        yield _row(
+        yield make_row(
             f"late {order}",
             f"from a job's end to its event, 95th percentile, {words}",
             f"{ours:.2f} s",
@@ -129,7 +86,7 @@ def _watch(runs: list[dict[str, Any]]) -> Iterable[Row]:
         )
     total = {kind: growth(runs, "before", kind) for kind in (OURS, POOLED)}
     each = {kind: growth(runs, "ready", kind) / jobs for kind in (OURS, POOLED)}
-    yield _row(
+    yield make_row(
         "memory",
         f"memory the triggerer grows by, {jobs:,} tasks waiting",
         f"{total[OURS] / 1e6:.1f} MB ({each[OURS] / 1e3:.1f} kB a task, the rest is imports)",
@@ -143,10 +100,10 @@ def _sizes(runs: list[dict[str, Any]]) -> Iterable[Row]:
     figures = ", ".join(f"{run['requests_per_job']:.2f} ({run['jobs']:,} jobs)" for run in honest)
     # with few jobs, the request for the counters in each round weighs more
     flat = honest[-1]["requests_per_job"] <= honest[0]["requests_per_job"]
-    yield _row("sizes", "requests per job with more and more jobs", figures, "itself", ("flat", flat))
+    yield make_row("sizes", "requests per job with more and more jobs", figures, "itself", ("flat", flat))
     percentiles = ", ".join(f"{run['late'][95]:.1f} s" for run in honest)
     is_soon = all(run["late"][95] <= run["poll_interval"] + 1 for run in honest)
-    yield _row(
+    yield make_row(
         "sizes late", "end to event, 95th percentile, for the same", percentiles, "itself", ("≤ 6 s", is_soon)
     )
     lies = [run for run in runs if run["counters"] != "honest"]
@@ -156,12 +113,12 @@ def _sizes(runs: list[dict[str, Any]]) -> Iterable[Row]:
         for run in lies
     )
     is_same = all(run["outcomes"] == {"over": run["jobs"]} for run in lies)
-    yield _row("lies", "counters that lie", outcomes, "itself", ("outcome the same", is_same))
+    yield make_row("lies", "counters that lie", outcomes, "itself", ("outcome the same", is_same))
 
 
 def _submits(measured: dict[str, Any]) -> Iterable[Row]:
     ours, bare, slow = (median(measured["seconds"][kind]) for kind in ("ours", "bare", "one by one"))
-    yield _row(
+    yield make_row(
         "submits",
         f"{measured['jobs']:,} submissions, {measured['latency'] * 1000:g} ms away, "
         f"{measured['at_a_time']} at a time",
@@ -180,7 +137,7 @@ def _imports(measured: dict[str, Any]) -> Iterable[Row]:
             ("import operator", "`RunGenRunJobOperator` from it", OPERATOR),
             ("import operator", "all operators from it", ALL),
         ):
-            yield _row(
+            yield make_row(
                 name,
                 f"import of {what} on top of `airflow.sdk`, {words}",
                 f"{took[statement]:.1f} ms ({share[statement]:.2f} ×)",
@@ -199,7 +156,7 @@ def _blocked(runs: list[dict[str, Any]]) -> Iterable[Row]:
         ours, pooled = (of(runs, "gap", kind=kind, load=name) * 1000 for kind in (OURS, POOLED))
         idle = of(runs, "idle_gap", kind=OURS, load=name) * 1000
         beside = f"each job polled: {pooled:.0f} ms; nothing else: {idle:.0f} ms"
-        yield _row(name, what, f"{ours:.0f} ms", beside, ("≤ 50 ms", ours <= 50))
+        yield make_row(name, what, f"{ours:.0f} ms", beside, ("≤ 50 ms", ours <= 50))
 
 
 def _airflow(measured: dict[str, Any]) -> Iterable[Row]:
@@ -218,7 +175,7 @@ def _airflow(measured: dict[str, Any]) -> Iterable[Row]:
         if dag_id in seconds:
             ours, times = median(seconds[dag_id]), median(measured["deferrals"][dag_id])
             figure = f"{ours:.1f} s, {'deferred' if times else 'not deferred'}"
-            yield _row("batch", what, figure, beside, ("≤ 20 s", ours <= 20))
+            yield make_row("batch", what, figure, beside, ("≤ 20 s", ours <= 20))
         else:
             unmeasured = "not measured: there is no `RunGenRunBatchOperator` yet"
             yield Row("batch", what, unmeasured, beside, "≤ 20 s", None)
@@ -229,7 +186,7 @@ def _airflow(measured: dict[str, Any]) -> Iterable[Row]:
         (JOB_TO_THE_END, "one job to the end", "deferred at once, `end_from_trigger`"),
     ):
         ours, begun = median(seconds[dag_id]), max(starts[dag_id])
-        yield _row(
+        yield make_row(
             name,
             f"one 2 s job, deferrable, from trigger to success, {words}",
             f"{ours:.1f} s ({ours / slow:.2f} ×), {begun} {'start' if begun == 1 else 'starts'} of a worker",
@@ -243,7 +200,7 @@ def _sensors(measured: dict[str, Any]) -> Iterable[Row]:
         median(measured["cpu"][dag_id]) for dag_id in (POKE, SENSORS_DEFERRABLE, STRAIGHT)
     )
     least = min(poke, deferrable)
-    yield _row(
+    yield make_row(
         "sensors",
         f"processor time of the machine, {measured['sensors']} sensors on "
         f"{measured['job_seconds']:g} s jobs, `start_from_trigger` and `end_from_trigger`",

@@ -36,7 +36,10 @@ nitpick_ignore_regex = [
     ("myst", r"\.\./.*"),  # a folder of the repository, shown as text; tests/test_docs.py checks it
     ("py:.*", r"(airflow|requests|pendulum|aiohttp|collections|datetime|enum|typing)\..*"),
     # imported only for type checkers
-    ("py:class", "Context|JsonValue|TaskDecorator|XComArg"),
+    ("py:class", "Context|JsonValue|ObjectStoragePath|TaskDecorator|XComArg"),
     ("py:class", "Destination|Duration|JobIds|JobInputs?|SchemaSource|JsonObject|[A-Za-z]+Arguments"),
+    ("py:class", "Table|TableFormat|ToInput"),
+    # annotations of a dataclass are texts, without their modules
+    ("py:class", r"os\.PathLike|timedelta"),
     ("py:class", r"airflow_provider_rungen\.(client\.(?!models)|execution\.|_airflow).*"),  # not public
 ]

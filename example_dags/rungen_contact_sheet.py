@@ -1,10 +1,11 @@
-"""Lay out new pictures of the catalog on one page, each with its prompt."""
+"""Lay out the pictures of the catalog on one page, each with its product."""
 
 from __future__ import annotations
 
-import json
+import csv
 from datetime import UTC, datetime
 from html import escape
+from io import StringIO
 from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, Asset, ObjectStoragePath, get_current_context, task
@@ -37,8 +38,8 @@ PAGE = """<!doctype html>
 </main>
 </html>
 """
-FIGURE = """<figure><a href="{source}"><img src="{source}" alt="{prompt}"></a>
-<figcaption>{prompt}<small>{size} · job {job_id}</small></figcaption></figure>"""
+FIGURE = """<figure><a href="{source}"><img src="{source}" alt="{title}"></a>
+<figcaption>{title}<small>{sku} · {age} · job {job_id}</small></figcaption></figure>"""
 
 
 with DAG(
@@ -47,40 +48,45 @@ with DAG(
     start_date=datetime(2025, 1, 1, tzinfo=UTC),
     catchup=False,
     tags=["rungen"],
-):
+) as dag:
 
     @task
     def lay_out() -> list[str]:
-        """Write a page into each folder with new pictures, and return the paths of the pages."""
+        """Write a page beside each new table of pictures, and return the paths of the pages."""
         context: Any = get_current_context()
         # the second name is that of Airflow 2
         events = context.get("triggering_asset_events") or context.get("triggering_dataset_events") or {}
-        return [contact_sheet(event.extra) for of_one in events.values() for event in of_one]
+        # several runs may have replaced the same table
+        tables = {event.extra["results"]: event.extra for of_one in events.values() for event in of_one}
+        return [contact_sheet(extra) for extra in tables.values()]
 
-    sheet = lay_out()
+    lay_out()
 
 
 def contact_sheet(extra: dict[str, Any]) -> str:
     """Write the page of one event, and return its path."""
-    folder = ObjectStoragePath(extra["destination"])
-    manifests = [json.loads(path.read_text()) for path in sorted(folder.glob("*/manifest.json"), key=str)]
+    folder = extra["results"].rpartition("/")[0]
+    # read at once: with Airflow 2, an open file is not iterable
+    table = StringIO(ObjectStoragePath(extra["results"]).read_text())
+    rows = [row for row in csv.DictReader(table) if row["output"]]
     figures = [
         FIGURE.format(
-            # relative to the page, which is in the parent folder
-            source=escape("/".join(picture["uri"].rsplit("/", 2)[1:])),
-            prompt=escape(str(manifest["input"]["prompt"])),
-            size=f"{picture['size'] / 1024:,.0f} KiB",
-            job_id=escape(manifest["job_id"]),
+            # relative to the page
+            source=escape(row["output"].removeprefix(f"{folder}/")),
+            title=escape(f"{row['title']}, {row['color']}"),
+            sku=escape(row["sku"]),
+            age="of an earlier night" if row["reused"] == "true" else "new",
+            job_id=escape(row["job_id"]),
         )
-        for manifest in manifests
-        for picture in manifest["outputs"]
+        for row in rows
     ]
+    new = sum(row["reused"] == "false" for row in rows)
     missing = f", {extra['failed_count']} failed" if extra["failed_count"] else ""
-    page = folder / "contact_sheet.html"
+    page = ObjectStoragePath(f"{folder}/contact_sheet.html")
     page.write_text(
         PAGE.format(
             title="The catalog in pictures",
-            summary=escape(f"{len(figures)} pictures by {extra['app_id']}{missing}"),
+            summary=escape(f"{len(figures)} pictures by {extra['app_id']}, {new} of them new{missing}"),
             figures="\n".join(figures),
         )
     )

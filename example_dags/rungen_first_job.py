@@ -5,7 +5,7 @@ from airflow.providers.common.compat.sdk import DAG
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunJobOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
-with DAG("rungen_first_job", schedule=None, tags=["rungen"]):
+with DAG("rungen_first_job", schedule=None, tags=["rungen"]) as dag:
     paint = RunGenRunJobOperator(
         task_id="paint",
         input={"prompt": "a lighthouse at dawn, oil on canvas", "width": 512, "height": 512},

@@ -29,7 +29,7 @@ with DAG(
     # two concurrent runs would share the app
     max_active_runs=1,
     tags=["rungen"],
-):
+) as dag:
 
     @task
     def extract() -> list[dict[str, Any]]:

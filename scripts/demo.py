@@ -6,7 +6,9 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
 from airflow_instance import AirflowError, AirflowInstance
@@ -17,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".demo"
 PICTURES = HOME / "pictures"
 CATALOGUE = HOME / "catalogue"
+DESCRIPTIONS = HOME / "descriptions"
 RUN_TIMEOUT = 180
 
 
@@ -31,12 +34,13 @@ def main() -> int:
         environment = {
             "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
             "RUNGEN_CATALOGUE_FOLDER": str(CATALOGUE),
+            "RUNGEN_DESCRIPTIONS_FOLDER": str(DESCRIPTIONS),
         }
         try:
             with AirflowInstance(HOME / "airflow", ROOT / "example_dags", environment=environment) as airflow:
                 spent = time.monotonic() - started
                 print(f"Airflow {airflow.version()} is up after {spent:.0f} s: {airflow.url}")
-                is_success = _first_job(airflow) and _catalogue(airflow)
+                is_success = _first_job(airflow) and _catalogue(airflow) and _descriptions(airflow)
                 print("\nStopping Airflow ...", flush=True)
         except AirflowError as error:
             print(f"\n{error}", file=sys.stderr)
@@ -61,21 +65,52 @@ def _first_job(airflow: AirflowInstance) -> bool:
 
 def _catalogue(airflow: AirflowInstance) -> bool:
     dag_id, next_dag_id = "rungen_catalogue", "rungen_contact_sheet"
-    airflow.unpause(next_dag_id)  # a paused DAG would miss the asset's event
     airflow.unpause(dag_id)  # this starts last night's run
     print(f"\nRunning example_dags/{dag_id}.py", flush=True)
     run_id = airflow.wait_for_a_run(dag_id, RUN_TIMEOUT)
     if not _is_success(airflow, dag_id, run_id):
         return False
-    table = airflow.xcom(dag_id, run_id, "write_table").removeprefix("file://")
-    print(f"Table: {_relative(Path(table))}")
+    print(format_summary(airflow.xcom(dag_id, run_id, "paint")))
+    table = change_two_colors(HOME / "changed_catalogue.csv")
+    print(f"\nRunning it again, with other colors of two products: {_relative(table)}", flush=True)
+    airflow.unpause(next_dag_id)  # a paused DAG would miss the asset's event
+    run_id = airflow.trigger(dag_id, {"catalogue": str(table)})
+    if not _is_success(airflow, dag_id, run_id):
+        return False
+    summary = airflow.xcom(dag_id, run_id, "paint")
+    print(f"{format_summary(summary)}\nTable: {_relative(summary['results'])}")
     print(f"\nRunning example_dags/{next_dag_id}.py, started by the asset of the pictures", flush=True)
     run_id = airflow.wait_for_a_run(next_dag_id, RUN_TIMEOUT)
     if not _is_success(airflow, next_dag_id, run_id):
         return False
     [page] = airflow.xcom(next_dag_id, run_id, "lay_out")
-    print(f"Contact sheet for a browser: {_relative(Path(page.removeprefix('file://')))}")
+    print(f"Contact sheet for a browser: {_relative(page)}")
     return True
+
+
+def _descriptions(airflow: AirflowInstance) -> bool:
+    dag_id = "rungen_descriptions"
+    run_id = airflow.trigger(dag_id)
+    print(f"\nRunning example_dags/{dag_id}.py", flush=True)
+    if not _is_success(airflow, dag_id, run_id):
+        return False
+    summary = airflow.xcom(dag_id, run_id, "describe")
+    print(f"{format_summary(summary)}\nTable: {_relative(summary['results'])}")
+    return True
+
+
+def change_two_colors(path: Path) -> Path:
+    """Write the table of products of the catalog to a file, with other colors of two of them."""
+    products = (ROOT / "example_dags" / "rungen_catalogue.csv").read_text()
+    path.write_text(products.replace("boots,blue", "boots,green").replace("clock,black", "clock,red"))
+    return path
+
+
+def format_summary(summary: Mapping[str, Any]) -> str:
+    """Return what a table cost in one line."""
+    counts = {"bought": summary["jobs"], "reused": summary["reused"], "skipped": summary["skipped"]}
+    parts = [f"{count} {name}" for name, count in counts.items() if count]
+    return f"{summary['rows']} rows: {', '.join(parts)}"
 
 
 def _is_success(airflow: AirflowInstance, dag_id: str, run_id: str) -> bool:
@@ -113,8 +148,8 @@ def _download(job_id: str, urls: list[str]) -> list[Path]:
     return pictures
 
 
-def _relative(path: Path) -> Path:
-    return path.relative_to(ROOT)
+def _relative(path: Path | str) -> Path:
+    return Path(str(path).removeprefix("file://")).relative_to(ROOT)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def main() -> None:
             "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "RUNGEN_CATALOGUE_FOLDER": str(HOME / "catalogue"),
+            "RUNGEN_DESCRIPTIONS_FOLDER": str(HOME / "descriptions"),
         }
         airflow = AirflowInstance(
             HOME / "airflow",

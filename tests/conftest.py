@@ -454,3 +454,33 @@ def run_task(op: Any, context: Any) -> Outcome:
         except Exception as error:
             outcome.error = error
         return outcome
+
+
+@pytest.fixture(scope="session")
+def s3_client() -> Iterator[Any]:
+    """Run an S3 server with the bucket `bucket`, and return a client of it."""
+    boto3 = pytest.importorskip("boto3")
+    moto_server = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://{host}:{port}",
+        region_name="us-east-1",
+        aws_access_key_id="me-myself",
+        aws_secret_access_key="a-secret",
+    )
+    client.create_bucket(Bucket="bucket")
+    yield client
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the URI of a folder in S3, with the name of Airflow's connection."""
+    extra = {"endpoint_url": s3_client.meta.endpoint_url, "region_name": "us-east-1"}
+    own = {"conn_type": "aws", "login": "me-myself", "password": "a-secret", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_MY_S3", json.dumps(own))
+    return f"s3://my_s3@bucket/{tmp_path.name}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -14,14 +16,20 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS, AIRFLOW_V_3_3_PLUS
 from conftest import HOME
+from pyarrow import parquet
 
 from airflow_provider_rungen.emulator import Emulator
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from demo import change_two_colors, format_summary
 
 # the first test runs all DAGs, which takes minutes on Airflow 3.2
 pytestmark = pytest.mark.timeout(900)
 
 DAGS = Path(__file__).parent / "dags"
-EXAMPLES = sorted((Path(__file__).parents[1] / "example_dags").glob("*.py"))
+EXAMPLE_DAGS = Path(__file__).parents[1] / "example_dags"
+EXAMPLES = sorted(EXAMPLE_DAGS.glob("*.py"))
 # As documented, and with all that may differ; tests/client/test_endpoints.py has the other combinations.
 WAYS: dict[str, dict[str, Any]] = {
     "documented": {"shape": "wrapped", "words": "upper"},
@@ -47,16 +55,32 @@ class Runs:
 
     def __init__(self, folder: Path, emulator: Emulator) -> None:
         self.emulator = emulator
-        names = [*WAYS, "deferred", "failing", "retried", "scaled"]
-        self.reports = {name: folder / f"{number}.json" for number, name in enumerate(names)}
-        plan = [("rungen_ways", options, str(self.reports[name])) for name, options in WAYS.items()]
-        plan.append(("rungen_deferred", WAYS["documented"], str(self.reports["deferred"])))
-        plan += [(f"rungen_{name}", {}, str(self.reports[name])) for name in ("failing", "retried", "scaled")]
+        self.catalogue, self.descriptions = folder / "catalogue", folder / "descriptions"
+        changed = {"catalogue": str(change_two_colors(folder / "changed.csv"))}
+        runs: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+            **{name: ("rungen_ways", options, {}) for name, options in WAYS.items()},
+            "deferred": ("rungen_deferred", WAYS["documented"], {}),
+            **{name: (f"rungen_{name}", {}, {}) for name in ("failing", "retried", "scaled")},
+            "first night": ("rungen_catalogue", {}, {}),
+            "second night": ("rungen_catalogue", {}, changed),
+            "descriptions": ("rungen_descriptions", {}, {}),
+        }
+        self.reports = {name: folder / f"{number}.json" for number, name in enumerate(runs)}
+        plan = [
+            (dag_id, options, str(self.reports[name]), conf) for name, (dag_id, options, conf) in runs.items()
+        ]
+        # Airflow reads DAG files from one folder
+        dags = folder / "dags"
+        dags.mkdir()
+        for source in (DAGS, EXAMPLE_DAGS):
+            (dags / source.name).symlink_to(source)
         environment = {
             **os.environ,
             "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
-            "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
+            "RUNGEN_CATALOGUE_FOLDER": str(self.catalogue),
+            "RUNGEN_DESCRIPTIONS_FOLDER": str(self.descriptions),
         }
         done = subprocess.run(
             [sys.executable, str(DAGS / "perform.py"), emulator.url, json.dumps(plan)],
@@ -74,11 +98,20 @@ class Runs:
             for line in done.stdout.splitlines()
             if line.startswith("STATES ")
         ]
-        self.states: dict[str, dict[str, str]] = dict(zip(names, states, strict=True))
+        self.states: dict[str, dict[str, str]] = dict(zip(runs, states, strict=True))
 
     def report(self, name: str) -> dict[str, Any]:
         report: dict[str, Any] = json.loads(self.reports[name].read_text())
         return report
+
+    def value(self, name: str, task_id: str) -> Any:
+        """Return what a task returned."""
+        return json.loads(self.reports[name].with_suffix(".values").read_text())[task_id]
+
+    def prompts(self, start: str = "") -> list[str]:
+        """Return the prompts of the jobs that the service has, in order."""
+        prompts = [str(job["input"]["prompt"]) for job in self.emulator.service.jobs()]
+        return [prompt for prompt in prompts if prompt.startswith(start)]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +140,8 @@ def test_the_template_was_rendered(runs: Runs) -> None:
 
 
 def test_no_job_was_made_twice(runs: Runs) -> None:
-    jobs = [job for job in runs.emulator.service.jobs() if job["input"]["prompt"] != "again"]
+    examples = (*runs.prompts("studio photo"), *runs.prompts("Describe"))
+    jobs = [prompt for prompt in runs.prompts() if prompt not in ("again", *examples)]
     assert len(jobs) == 4 * len(WAYS) + 3
     assert runs.emulator.service.count("run") == runs.emulator.service.stats()["jobs_created"]
 
@@ -169,9 +203,52 @@ def test_a_retry_says_that_it_submits_anew(runs: Runs) -> None:
     assert "Not durable" in runs.log
 
 
+def test_a_catalog_pays_for_what_changed(runs: Runs) -> None:
+    assert runs.states["first night"] == runs.states["second night"] == {"paint[-1]": "success"}
+    summaries = [runs.value(name, "paint") for name in ("first night", "second night")]
+    assert [summary["completed"] for summary in summaries] == [10, 10]
+    assert [*map(format_summary, summaries)] == ["10 rows: 10 bought", "10 rows: 2 bought, 8 reused"]
+    prompts = runs.prompts("studio photo")
+    assert len(prompts) == len(set(prompts)) == 12, "no product is paid for twice, unless it changed"
+    assert {prompt.removeprefix("studio photo of ") for prompt in prompts[10:]} == {
+        *("rubber boots, green", "wall clock, red")
+    }
+    with (runs.catalogue / "pictures.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["sku"] for row in rows if row["reused"] == "false"] == ["BT-220", "CL-032"]
+
+
+def test_the_contact_sheet_shows_the_table(runs: Runs) -> None:
+    sheet = runpy.run_path(str(EXAMPLE_DAGS / "rungen_contact_sheet.py"))
+    extra = {
+        "results": runs.value("second night", "paint")["results"],
+        "app_id": "flux-schnell",
+        "failed_count": 0,
+    }
+    page = Path(sheet["contact_sheet"](extra).removeprefix("file://"))
+    text = page.read_text()
+    assert "10 pictures by flux-schnell, 2 of them new" in text
+    pictures = re.findall('<img src="(.*?)" alt="(.*?)">', text)
+    assert [title for _, title in pictures][:2] == ["enamel kettle, red", "rubber boots, green"]
+    for source, _ in pictures:
+        assert (page.parent / source).read_bytes().startswith(b"\x89PNG")
+
+
+def test_parquet_becomes_parquet(runs: Runs) -> None:
+    assert set(runs.states["descriptions"].values()) == {"success"}
+    assert format_summary(runs.value("descriptions", "describe")) == "4 rows: 3 bought, 1 skipped"
+    assert len(runs.prompts("Describe")) == 3
+    table = parquet.read_table(runs.descriptions / "descriptions.parquet")
+    assert table.column("id").to_pylist() == [104, 220, 310, 118]
+    assert table.column("price").to_pylist() == [39.5, 54.0, 620.0, 89.9]
+    assert table.column("status").to_pylist() == ["completed", "completed", "skipped", "completed"]
+    text = json.loads(table.column("result")[0].as_py())
+    assert text == "You said: Describe in two sentences: enamel kettle, 39.5 EUR"
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_is_a_dag(example: Path) -> None:
-    made = runpy.run_path(str(example))
-    dag = made["paint"].dag if "paint" in made else made["sheet"].operator.dag
+def test_an_example_is_a_dag(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+    dag = runpy.run_path(str(example))["dag"]
     assert dag.dag_id == example.stem
     dag.validate()

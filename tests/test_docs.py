@@ -45,6 +45,8 @@ EXTERNAL = {
     "https://jsonlines.org",
     "https://github.com/apache/airflow/pull/73298",
 }
+# By module, the packages that a page may need and that not every environment has.
+OPTIONAL = {"airflow.providers.http": "apache-airflow-providers-http", "duckdb": "duckdb", "pandas": "pandas"}
 PORT = "http://127.0.0.1:8765"
 BUCKETS = ("s3://my-bucket", "s3://bucket", "s3://aws_default@pictures")
 pytestmark = pytest.mark.timeout(600)  # the first test runs all pages: half a minute on an idle machine
@@ -119,9 +121,7 @@ class Shown:
     def __init__(self, folder: Path, emulator: Emulator) -> None:
         self.plan: dict[str, tuple[str, Any]] = {}
         (folder / "dags").mkdir()
-        (folder / "bucket").mkdir()
-        prompts = [json.dumps({"prompt": f"a postcard of day {day}"}) for day in range(3)]
-        (folder / "bucket" / "prompts.jsonl").write_text("\n".join(prompts))
+        _fill_bucket(folder / "bucket")
         for block in BLOCKS:
             if block.language == "python":
                 self._add(block, folder)
@@ -159,6 +159,26 @@ class Shown:
         file.write_text(text)
 
 
+def _fill_bucket(bucket: Path) -> None:
+    """Write the files that the pages read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (bucket / "products").mkdir(parents=True)
+    (bucket / "prompts").mkdir()
+    prompts = [f"a postcard of day {day}" for day in range(3)]
+    (bucket / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts))
+    (bucket / "prompts" / "0.csv").write_text("\n".join(["prompt", *prompts]))
+    (bucket / "products.csv").write_text("sku,title\nA-1,kettle\nA-2,desk\n")
+    for name, titles in {"0": ["kettle", "desk"], "1": ["boots", "lamp"]}.items():
+        columns = {
+            "sku": [f"{name}-{title}" for title in titles],
+            "title": titles,
+            "color": ["red", None],
+        }
+        pq.write_table(pa.table(columns), bucket / "products" / f"{name}.parquet")
+
+
 def _environment(folder: Path, emulator: Emulator) -> dict[str, str]:
     service = emulator.service
     service.add_app("YOUR-APP-ID", workers=4)
@@ -183,8 +203,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
 
 @blocks("python")
 def test_python_does_what_it_shows(block: Block, shown: Shown) -> None:
-    if "airflow.providers.http" in block.text and not find_spec("airflow.providers.http"):
-        pytest.skip("needs apache-airflow-providers-http")
+    for module, package in OPTIONAL.items():
+        if re.search(rf"^(?:import|from) {module}\b", block.text, re.MULTILINE) and not find_spec(module):
+            pytest.skip(f"needs {package}")
     failure = shown.outcomes[block.name]
     assert not failure, failure + shown.log.partition(f"===== {block.name}\n")[2][:20_000]
 
@@ -203,7 +224,8 @@ def test_commands_exist(block: Block, request: pytest.FixtureRequest) -> None:
             case ["make", *targets]:
                 assert set(targets) <= set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M))
             case ["pip", "install", *packages]:
-                assert set(packages) <= {"apache-airflow", "airflow-provider-rungen"}
+                ours = {"airflow-provider-rungen", "airflow-provider-rungen[tables]"}
+                assert set(packages) <= {"apache-airflow", *ours}
             case ["python", "-m", "airflow_provider_rungen.emulator", *arguments]:
                 emulator_arguments().parse_args(arguments)
             case ["export", setting]:

@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, BaseSensorOperator
 import airflow_provider_rungen
 from airflow_provider_rungen import operators, sensors
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
+from airflow_provider_rungen.decorators.table import RunGenTableDecoratedOperator
 
 KINDS: list[Any] = [
     *(getattr(operators, name) for name in operators.__all__),
@@ -28,6 +29,16 @@ ORDER = [
     "op_kwargs",
     "input",
     "inputs",
+    "uri",
+    "version",
+    "ignore",
+    "expires",
+    "refresh",
+    "table",
+    "key",
+    "to_input",
+    "format",
+    "columns",
     "job_id",
     "name",
     "configuration",
@@ -58,6 +69,8 @@ ORDER = [
     "on_clear",
     "input_schema",
     "destination",
+    "results",
+    "ledger",
     "result_schema",
     "max_concurrency",
     "max_failed",
@@ -65,6 +78,11 @@ ORDER = [
     "max_outputs",
     "max_total_bytes",
     "max_xcom_bytes",
+    "uri",
+    "version",
+    "ignore",
+    "expires",
+    "refresh",
 ]
 EACH = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
@@ -167,6 +185,17 @@ def test_a_type_checker_knows_what_every_airflow_sensor_takes() -> None:
 def test_a_type_checker_knows_what_the_decorator_takes() -> None:
     own = set(parameters(RunGenDecoratedOperator)) - {"python_callable", "op_args", "op_kwargs"}
     assert own <= typed_names("DecoratorArguments")
+
+
+def test_a_type_checker_knows_what_the_decorator_for_tables_takes() -> None:
+    own = set(parameters(operators.RunGenRunTableOperator)) - {"to_input"}  # the function itself
+    assert own <= typed_names("TableDecoratorArguments")
+
+
+def test_the_decorator_for_tables_has_the_template_fields_of_its_operator() -> None:
+    fields = {*operators.RunGenRunTableOperator.template_fields, "op_args", "op_kwargs"}
+    assert fields <= set(RunGenTableDecoratedOperator.template_fields)
+    assert documented(RunGenTableDecoratedOperator) == list(parameters(RunGenTableDecoratedOperator))
 
 
 def test_a_type_checker_knows_what_scaling_up_takes() -> None:

@@ -20,6 +20,8 @@ _NAME = re.compile(r"[\w.-]{1,250}")
 _PORT = re.compile(r"\d{1,5}")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
 _LEVEL = re.compile(r"%((?:25)*)")
+# What ends a password, begins a query string or sets a parameter, and what any of these is escaped with.
+_SUSPECT = re.compile(r"[@?#=%&\\]")
 # Shorter pieces of a URI may occur in a text by chance.
 _SHORTEST_PIECE = 4
 
@@ -77,6 +79,11 @@ _PARAMETER = re.compile(
 )
 
 
+_NEXT_PARAMETER = re.compile(rf"{_percent('&', '{0,9}')}.*", re.IGNORECASE)
+# What is left of a query string without some of its parameters.
+_GAP = re.compile(r"([?&])&*([\s\"<>]|\Z)?")
+
+
 def redact(text: str, *, most: int | None = None) -> str:
     """
     Return a text that may be shown, with ``***`` in place of passwords and query strings of URLs.
@@ -92,6 +99,19 @@ def redact(text: str, *, most: int | None = None) -> str:
 def without_secrets(text: str) -> str:
     """Return a text that may be stored: its URLs have no passwords and no query strings."""
     return _redact(text, None, is_shown=False)
+
+
+def without_secret_parameters(text: str) -> str:
+    """Return a text whose URLs lack the parameters that sign or authorize a request, or let it expire."""
+
+    def rest(found: re.Match[str]) -> str:
+        # in a URL that is escaped inside another one, the next parameter belongs to the match
+        following = _NEXT_PARAMETER.search(found[0], found.end(1) - found.start())
+        separator = found[0][0] if found[0][0] in "?&" else ""
+        return separator + (following[0] if following else "")
+
+    kept = _PARAMETER.sub(rest, text)
+    return text if kept == text else _GAP.sub(lambda gap: gap[1] if gap[2] is None else gap[2], kept)
 
 
 def redact_error(error: BaseException, uri: str) -> str:
@@ -114,6 +134,8 @@ def _secret_pieces(uri: str) -> list[str]:
 
 def _redact(text: str, most: int | None, *, is_shown: bool) -> str:
     end = len(text) if most is None else min(most, len(text))
+    if end == len(text) and _SUSPECT.search(text) is None:
+        return text
 
     def clean(url: re.Match[str]) -> str:
         start = url.start("start")

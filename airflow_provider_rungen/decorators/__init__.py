@@ -1,5 +1,6 @@
 """The decorators of the provider."""
 
 from airflow_provider_rungen.decorators.rungen import rungen_task
+from airflow_provider_rungen.decorators.table import rungen_table_task
 
-__all__ = ["rungen_task"]
+__all__ = ["rungen_table_task", "rungen_task"]

@@ -22,6 +22,8 @@ from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
     check_choice,
     check_count,
+    check_format,
+    check_ledger,
     check_max_failed,
     check_schema,
     default_arg_names,
@@ -32,12 +34,14 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, TaskDecorator, XComArg
-    from airflow_provider_rungen.execution.decorated import DecoratedRun
+    from airflow_provider_rungen.execution.batch.collecting import CollectingRun
+    from airflow_provider_rungen.ledger import Ledger
     from airflow_provider_rungen.parameters import (
         DecoratorArguments,
         Destination,
         Duration,
         SchemaSource,
+        TableFormat,
         TaskArguments,
     )
 
@@ -51,11 +55,13 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
     The function is called once an attempt. Its arguments are templated. Its return value is not, because
     prompts may be untrusted. A dict is the input of one job, whose id is pushed under the XCom key
     ``job_id``, and which may not fail (``max_failed`` is for batches). What else `RunGenRunBatchOperator`
-    takes as ``inputs`` is a batch.
+    takes as ``inputs`` is a batch, as is an object with ``__arrow_c_stream__``, such as a data frame.
 
     :param python_callable: the function.
     :param op_args: its arguments (templated).
     :param op_kwargs: its keyword arguments (templated).
+    :param format: ``jsonl``, ``csv`` or ``parquet``, if the function returns the URI of files. Each file's
+        suffix decides when left out.
     :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
     :param deferrable: wait in the triggerer, without a worker slot.
@@ -68,11 +74,14 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
     :param on_unknown_submission: what a retry does with inputs for which it is unknown whether a job was
         created: ``resubmit`` them, with a warning, or ``fail``.
     :param on_clear: what the attempt after a clear does: run ``new`` jobs for all inputs, or ``resume`` the
-        earlier ones if inputs and app are the same. Failed jobs run again. Needs ``durable``.
+        earlier ones if inputs and app are the same. Failed jobs run again. Needs ``durable``. A ``ledger``
+        always resumes, except with ``refresh``.
     :param input_schema: the JSON Schema that every input has to fit before the first is sent: a dict, the
         path or URI of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
         absolute path, or an ``ObjectStoragePath`` (templated).
+    :param ledger: remembers which inputs were paid for, so that an input that was run before is reused. Needs
+        ``destination`` (templated).
     :param result_schema: the JSON Schema that every result has to fit.
     :param max_concurrency: how many submissions, and how many downloads, are in flight at most.
     :param max_failed: how many inputs of a batch may fail without failing the task: a number, or a share
@@ -89,6 +98,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         "inputs",
         "rungen_conn_id",
         "destination",
+        "ledger",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **DecoratedOperator.template_fields_renderers,
@@ -108,6 +118,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         python_callable: Callable[..., Any],
         op_args: Collection[Any] | None = None,
         op_kwargs: Mapping[str, Any] | None = None,
+        format: TableFormat | None = None,
         app_id: str | XComArg | None = None,
         rungen_conn_id: str = DEFAULT_CONN_ID,
         deferrable: bool = DEFAULT_DEFERRABLE,
@@ -120,6 +131,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         on_clear: Literal["new", "resume"] = "new",
         input_schema: SchemaSource | None = None,
         destination: Destination | None = None,
+        ledger: Ledger | None = None,
         result_schema: SchemaSource | None = None,
         max_concurrency: int = 16,
         max_failed: float = 0,
@@ -129,6 +141,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         max_xcom_bytes: int = 1_000_000,
         **kwargs: Unpack[TaskArguments],
     ) -> None:
+        check_format(format)
         check_choice(on_unknown_submission, ("resubmit", "fail"), "on_unknown_submission")
         check_choice(on_clear, ("new", "resume"), "on_clear")
         super().__init__(
@@ -138,6 +151,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
             **_without_inherited(kwargs),
         )
         self.inputs: Any = SET_DURING_EXECUTION
+        self.format = format
         self.app_id = app_id
         self.rungen_conn_id = rungen_conn_id
         self.deferrable = deferrable
@@ -150,6 +164,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         self.on_clear = on_clear
         self.input_schema = check_schema(input_schema, "input_schema")
         self.destination = destination
+        self.ledger = check_ledger(ledger, destination)
         self.result_schema = check_schema(result_schema, "result_schema")
         self.max_concurrency = check_count(max_concurrency, "max_concurrency")
         self.max_failed = check_max_failed(max_failed)
@@ -167,7 +182,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         :return: the result, or the list of results in the order of the inputs.
         """
         # not DecoratedOperator's: that of Airflow 3.0 pushes by a method that operators no longer have
-        return self._decorated_run(context).execute(lambda: self._call(context))
+        return self._collecting_run(context).execute(lambda: self._call(context))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """
@@ -175,26 +190,26 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
 
         :return: the result, or the list of results in the order of the inputs.
         """
-        return self._decorated_run(context).complete(event)
+        return self._collecting_run(context).complete(event)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral. When Airflow ended it without an event, no job is left behind."""
         if (reason := deferral_error(next_method, next_kwargs)) is not None:
-            self._decorated_run(context).fail_deferral(reason)
+            self._collecting_run(context).fail_deferral(reason)
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _call(self, context: Context) -> Any:
         context_merge(context, self.op_kwargs)
         kwargs = determine_kwargs(self.python_callable, self.op_args, context)
         given = self.python_callable(*self.op_args, **kwargs)
-        self.inputs = [given] if isinstance(given, Mapping) else given
+        self.inputs = _shown(given)
         return given
 
-    def _decorated_run(self, context: Context) -> DecoratedRun:
-        from airflow_provider_rungen.execution.decorated import DecoratedRun
+    def _collecting_run(self, context: Context) -> CollectingRun:
+        from airflow_provider_rungen.execution.batch.collecting import CollectingRun
         from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions
 
-        run = DecoratedRun(
+        run = CollectingRun(
             self,
             context,
             BatchOptions.of(self),
@@ -203,6 +218,16 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
             pushes_keys=self.multiple_outputs and self.destination is None,
         )
         return self._start(run)
+
+
+def _shown(given: Any) -> Any:
+    """Return what the UI shows of the inputs."""
+    if isinstance(given, Mapping):
+        return [given]
+    if hasattr(given, "__arrow_c_stream__"):
+        # neither its text nor its length: with DuckDB, each runs the query
+        return f"a table: {type(given).__name__}"
+    return given
 
 
 def _without_inherited(kwargs: TaskArguments) -> dict[str, Any]:
@@ -229,7 +254,7 @@ def rungen_task(
     """
     Make a function a task that runs jobs: ``@task.rungen(app_id=…)``.
 
-    :param python_callable: the function. It returns the input of a job (a dict), or a list of inputs.
+    :param python_callable: the function. It returns the input of a job (a dict), or the inputs of a batch.
     :param multiple_outputs: push each key of a result as an XCom of its own, too.
     :param kwargs: the parameters of `RunGenDecoratedOperator`, and of every task.
     """

@@ -157,15 +157,15 @@ def ask_for_state(ti: Any, then: Callable[[str | None], None] = lambda state: No
         then(state)
         answers.append(state)
 
-    call_airflow_briefly(ask)
+    call_briefly(ask)
     return answers[0] if answers else None
 
 
-def call_airflow_briefly(call: Callable[[], None]) -> None:
+def call_briefly(call: Callable[[], None]) -> None:
     """
-    Call Airflow while a task is killed: in a bounded time, whether it succeeds or not.
+    Do something while a task is killed: in a bounded time, whether it succeeds or not.
 
-    In a thread of its own: the kill may have interrupted a call to the supervisor, which holds a lock.
+    In a thread of its own: the kill may have interrupted a call to Airflow's supervisor, which holds a lock.
     """
 
     def attempt() -> None:

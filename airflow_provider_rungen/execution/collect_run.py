@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.models import Job
@@ -49,31 +50,34 @@ class CollectRun(WaitingRun["WaitOptions"]):
         """
         Collect the results, after the wait.
 
-        :return: the result or small manifest, or the list of them.
+        :return: the result or small manifest, or the list of them; or what the results table has.
         """
         with fail_without_retry(*JOB_IS_OVER), self.opened():
             app_id, ids = self.app_id, self._ids(job_id)
             job_ids = [each for each in dict.fromkeys(ids) if each is not None]
             self.link_to(app_id, job_ids)
-            collector = Collector(self, self._collect_options)
-            jobs: list[Job] = []
-            if self._wait_timeout is not None:
-                self.own(app_id, job_ids)
-                deadline = self.deadline(time.time() + self._wait_timeout)
-                jobs = self.wait(deadline=deadline, on_finished=collector.hold)
-            return self._collect(collector, job_id, app_id, ids, jobs)
+            with closing(Collector(self, self._collect_options)) as collector:
+                jobs: list[Job] = []
+                with collector.reporting_failure(app_id, ids):
+                    pending = collector.find_stored(app_id, job_ids)
+                    if self._wait_timeout is not None:
+                        self.own(app_id, pending)
+                        deadline = self.deadline(time.time() + self._wait_timeout)
+                        jobs = self.wait(deadline=deadline, on_finished=collector.hold)
+                return self._collect(collector, job_id, app_id, ids, jobs)
 
     def complete(self, job_id: Any, event: Mapping[str, Any]) -> Any:
         """
         Collect the results after the wait in the triggerer.
 
-        :return: the result or small manifest, or the list of them.
+        :return: the result or small manifest, or the list of them; or what the results table has.
         """
         with fail_without_retry(*JOB_IS_OVER), self.opened():
-            failed = read_job_event(event)
-            app_id = event.get("app_id") or self.app_id
-            collector = Collector(self, self._collect_options)
-            return self._collect(collector, job_id, app_id, self._ids(job_id), failed)
+            app_id, ids = event.get("app_id") or self.app_id, self._ids(job_id)
+            with closing(Collector(self, self._collect_options)) as collector:
+                with collector.reporting_failure(app_id, ids):
+                    failed = read_job_event(event)
+                return self._collect(collector, job_id, app_id, ids, failed)
 
     def _collect(
         self, collector: Collector, job_id: Any, app_id: str, ids: Sequence[str | None], jobs: list[Job]

@@ -1,28 +1,24 @@
-"""Collects the results of jobs that are over: returns them, or stores their outputs."""
+"""Collects the results of jobs that are over: returns them, stores their outputs, or writes a table."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of, strip_payloads
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenOutputError
-from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenJobTimeoutError
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.collected import Collected, CollectedTable, CollectedValues
+from airflow_provider_rungen.execution.failures import enforce_max_failed, failure_reasons
 from airflow_provider_rungen.execution.job_ids import format_jobs
 from airflow_provider_rungen.execution.lineage import TaskOutcome
-from airflow_provider_rungen.execution.outcomes import (
-    combined_error,
-    format_reasons,
-    is_permanent,
-    max_failures,
-)
-from airflow_provider_rungen.execution.xcom_values import find_key_problem, find_xcom_problem
+from airflow_provider_rungen.execution.output_store import OutputStore
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
@@ -30,6 +26,9 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.waiting import WaitingRun
 
 log = logging.getLogger(__name__)
+
+# With a table of results, XCom has the indexes of so many failed jobs at most.
+MAX_FAILED_INDEXES = 1000
 
 
 class Collector:
@@ -39,19 +38,53 @@ class Collector:
     :param run: the attempt.
     :param options: the operator's parameters.
     :param pushes_keys: whether each key of a result becomes an XCom of its own, too.
-    :raises RunGenInputError: the schema or the destination cannot be used.
+    :param into: takes the results, if neither XCom nor ``options.results`` does.
+    :raises RunGenInputError: the schema, the destination or the results table cannot be used.
     """
 
-    def __init__(self, run: WaitingRun[Any], options: CollectOptions, *, pushes_keys: bool = False) -> None:
+    def __init__(
+        self,
+        run: WaitingRun[Any],
+        options: CollectOptions,
+        *,
+        pushes_keys: bool = False,
+        into: Collected | None = None,
+    ) -> None:
         self._run = run
-        self._options = options
-        self._pushes_keys = pushes_keys
         self._schema = Schema.of(options.result_schema, "result_schema")
-        self._storage = None if options.destination is None else Storage(options.destination)
-        # bytes of the results that are held
-        self._held = 0
-        # by id, errors of the jobs whose results XCom cannot hold
-        self._misfits: dict[str, RunGenOutputError] = {}
+        has_destination = options.destination is not None
+        self._store = OutputStore(run, options, self._schema) if has_destination else None
+        self._values = CollectedValues(options.max_xcom_bytes, pushes_keys=pushes_keys)
+        has_table = into is None and options.results is not None
+        self._table = CollectedTable(options.results) if has_table else None
+        self._collected: Collected = into or self._table or self._values
+        self._known: set[str] = set()
+        #: The jobs that failed.
+        self.errors: dict[str, RunGenError] = {}
+        #: The jobs whose outputs are stored, without results and outputs, of which there may be many.
+        self.stored: list[StoredJob] = []
+        self._is_searched = False
+
+    def close(self) -> None:
+        """Free what is held of results."""
+        self._collected.close()
+
+    def find_stored(self, app_id: str, job_ids: Sequence[str]) -> list[str]:
+        """
+        Find the jobs that are stored and complete. Return the others, which only the service knows.
+
+        :raises RunGenOutputError: the destination cannot be read now.
+        """
+        if self._store is None or not job_ids:
+            return list(job_ids)
+
+        self._store.find(app_id, job_ids, lambda stored: self.add_stored(stored, is_reused=True))
+        self._is_searched = True
+        return [job_id for job_id in job_ids if job_id not in self._known]
+
+    def accepts(self, stored: StoredJob) -> bool:
+        """Return whether a stored job can be taken: its result has to fit the schema."""
+        return self._store is None or self._store.accepts(stored)
 
     def hold(self, job: Job) -> Job:
         """
@@ -59,13 +92,26 @@ class Collector:
 
         :raises RunGenOutputError: the results are too large for XCom.
         """
-        if self._storage is not None:
-            return strip_payloads(job)
-        if misfit := self._misfit_of(job):
-            self._misfits[job.id] = misfit
-            return strip_payloads(job)
-        self._count_held(job.result)
-        return replace(job, input=None)
+        if self._store is None:
+            self._add(job)
+        return strip_payloads(job)
+
+    @contextmanager
+    def reporting_failure(self, app_id: str, ids: Sequence[str | None]) -> Iterator[None]:
+        """Write the results table with what is known before an error ends the task."""
+        try:
+            yield
+        except RunGenError as error:
+            if self._table is not None:
+                if isinstance(error, RunGenJobTimeoutError):
+                    # those that are over are paid for
+                    with suppress(RunGenError):
+                        self.gather(app_id, ids)
+                try:
+                    self._table.write(ids, self.errors, error.message)
+                except RunGenError as failure:
+                    log.warning("%s", failure)
+            raise
 
     def collect(
         self,
@@ -86,142 +132,88 @@ class Collector:
         :param max_failed: how many may fail: a number, or a share below 1.
         :param single: whether to return the value of the only job, and not a list.
         :param logged_failures: how many failures the log names already.
-        :return: the result or small manifest of each job, ``None`` for those that failed.
+        :return: the result or small manifest of each job, ``None`` for those that failed; or what the results
+            table has.
         """
-        outcomes: dict[str, Any] = {}
-        for job in jobs:
-            if self._storage is None or job.status is not JobStatus.COMPLETED:
-                outcomes[job.id] = self._misfits.get(job.id) or self._result_of(job)
-        job_ids = [job_id for job_id in dict.fromkeys(ids) if job_id is not None]
-        if rest := [job_id for job_id in job_ids if job_id not in outcomes]:
-            outcomes |= self._fetch(app_id, rest) if self._storage is None else self._store(app_id, rest)
-        failed_count = self._enforce_max_failed(ids, outcomes, max_failed, logged_failures)
-        collected = {
-            job_id: value for job_id, value in outcomes.items() if not isinstance(value, RunGenError)
-        }
-        values = [None if job_id is None else collected.get(job_id) for job_id in ids]
-        value = values[0] if single else values
-        done = [job_id for job_id in job_ids if job_id in collected]
-        outcome = TaskOutcome(app_id, done, failed_count)
-        if self._storage is None:
-            self._check_size(len(json.dumps(value)))
+        with self.reporting_failure(app_id, ids):
+            self.gather(app_id, ids, jobs)
+        counts = None if self._table is None else self._table.write(ids, self.errors)
+        reasons = failure_reasons(ids, self.errors)
+        failed = list(reasons) if counts is None else list(reasons)[:MAX_FAILED_INDEXES]
+        self._run.ti.xcom_push(key="failed", value=failed)
+        enforce_max_failed(ids, self.errors, reasons, max_failed, logged_failures)
+        done = [each for each in dict.fromkeys(ids) if each is not None and each not in self.errors]
+        destination = None if self._store is None else self._store.shown
+        outcome = TaskOutcome(app_id, done, len(reasons), destination)
+        if self._table is not None and counts is not None:
+            value: Any = counts.summary(self._table.uri)
+            outcome = replace(outcome, results=redact(self._table.uri), file_count=counts.file_count)
         else:
-            destination, manifests = (
-                redact(str(self._options.destination)),
-                [collected[each] for each in done],
-            )
-            outcome = replace(outcome, destination=destination, manifests=manifests)
+            value = self._value(ids, single=single)
+            if self._store is not None:
+                outcome = replace(outcome, manifests=self._values.values(done))
         self._run.record_outcome(outcome)
         log.info("Collected the results of %s", format_jobs(done))
         return value
 
-    def _misfit_of(self, job: Job) -> RunGenOutputError | None:
-        """Return the error of a job whose result XCom cannot hold."""
-        problem = find_xcom_problem(job.result) or (self._pushes_keys and find_key_problem(job.result))
-        if not problem:
-            return None
-        return RunGenOutputError(
-            f"Job {job.id} of app {job.app_id} completed, but XCom cannot hold its result: {problem}",
-            app_id=job.app_id,
-            job_id=job.id,
-            hint="Set destination: the result is stored as a file then, and a small manifest is returned",
-            retryable=False,
-        )
+    def _value(self, ids: Sequence[str | None], *, single: bool) -> Any:
+        values = self._values.values(ids)
+        value = values[0] if single else values
+        if self._store is None:
+            self._values.check_size(len(json.dumps(value)))
+        return value
 
-    def _count_held(self, result: Any) -> None:
-        self._held += len(json.dumps(result))
-        self._check_size(self._held)
+    def gather(self, app_id: str, ids: Iterable[str | None], jobs: Iterable[Job] = ()) -> None:
+        """
+        Find the outcomes of the jobs that are not known yet.
 
-    def _check_size(self, size: int) -> None:
-        limit = self._options.max_xcom_bytes
-        if size > limit:
-            raise RunGenOutputError(
-                f"The results have over {limit} bytes (max_xcom_bytes), too much for XCom",
-                hint="Set destination: the results are stored there, and small manifests are returned",
-                retryable=False,
-            )
+        :param jobs: those that are known to be over.
+        """
+        for job in jobs:
+            is_stored_below = self._store is not None and job.status is JobStatus.COMPLETED
+            if job.id not in self._known and not is_stored_below:
+                self._add(job)
+        rest = [each for each in dict.fromkeys(ids) if each is not None and each not in self._known]
+        if not self._is_searched:
+            rest = self.find_stored(app_id, rest)
+        if rest and self._store is None:
+            self._fetch(app_id, rest)
+        elif rest and self._store is not None:
+            self._store_outputs(self._store, app_id, rest)
 
-    def _result_of(self, job: Job) -> Any:
-        """Return the result of a job, or the error in its place."""
+    def add_stored(self, stored: StoredJob, *, is_reused: bool = False) -> StoredJob:
+        """Take a job whose outputs are stored, and return what is kept of it."""
+        self._collected.add_stored(stored, is_reused=is_reused)
+        self._known.add(stored.job_id)
+        self.stored.append(kept := replace(stored, result=None, outputs=()))
+        return kept
+
+    def _add(self, job: Job) -> None:
+        """Take a job whose result is not stored, or note why it failed."""
+        error: RunGenError | None = None
         try:
             job.raise_for_status()
             if self._schema is not None:
                 self._schema.check_result(job)
-        except RunGenJobError as error:
-            return error
-        return self._misfit_of(job) or job.result
+        except RunGenJobError as failure:
+            error = failure
+        if error is not None:
+            self._collected.add_failed(job, error)
+        else:
+            error = self._collected.add_job(job)
+        self._known.add(job.id)
+        if error is not None:
+            self.errors[job.id] = error
 
-    def _fetch(self, app_id: str, job_ids: list[str]) -> dict[str, Any]:
-        outcomes: dict[str, Any] = {}
-
+    def _fetch(self, app_id: str, job_ids: list[str]) -> None:
         def note(job_id: str, found: Job | RunGenError) -> None:
             if isinstance(found, RunGenError) and len(job_ids) == 1:
                 raise found
-            outcomes[job_id] = outcome = self._result_of(job_of(found, app_id, job_id))
-            if not isinstance(outcome, RunGenError):
-                self._count_held(outcome)
+            self._add(job_of(found, app_id, job_id))
 
         self._run.refetch(app_id, job_ids, note)
-        return outcomes
 
-    def _store(self, app_id: str, job_ids: list[str]) -> dict[str, Any]:
-        from airflow_provider_rungen.client.download import Downloader
-        from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
-
-        storage, hook, options, guard = self._storage, self._run.hook, self._options, self._run.guard
-        assert storage is not None  # noqa: S101 - for the type checker; there is a destination
-
-        async def store() -> dict[str, Any]:
-            downloader = Downloader(
-                hook.settings, max_bytes=options.max_output_bytes, at_once=options.max_concurrency
-            )
-            try:
-                archiver = OutputArchiver(
-                    hook.aperform,
-                    app_id,
-                    storage,
-                    downloader,
-                    max_concurrency=options.max_concurrency,
-                    schema=self._schema,
-                    max_outputs=options.max_outputs,
-                    max_total_bytes=options.max_total_bytes,
-                )
-                return await archiver.run(job_ids, guard.check)
-            finally:
-                await downloader.close()
-                await hook.aclose()
-
-        # a kill is let through between two steps, so that it leaves no half file
-        with guard.defer_signals(), storage:
-            return asyncio.run(store())
-
-    def _enforce_max_failed(
-        self,
-        ids: Sequence[str | None],
-        outcomes: Mapping[str, Any],
-        max_failed: float,
-        logged_failures: int,
-    ) -> int:
-        """Push which jobs failed, and return how many. Fail when they are too many."""
-        errors = {job_id: error for job_id, error in outcomes.items() if isinstance(error, RunGenError)}
-        reasons = {
-            index: "it has no job" if job_id is None else errors[job_id].message
-            for index, job_id in enumerate(ids)
-            if job_id is None or job_id in errors
-        }
-        self._run.ti.xcom_push(key="failed", value=list(reasons))
-        if not reasons:
-            return 0
-        allowed = max_failures(max_failed, len(ids))
-        is_running = any(type(error) is RunGenJobError for error in errors.values())
-        if len(reasons) <= allowed and not is_running:
-            if len(reasons) > logged_failures:
-                log.warning(
-                    "Failed: %d of %d jobs, as max_failed allows: %s",
-                    *(len(reasons), len(ids), format_reasons(reasons)),
-                )
-            return len(reasons)
-        permanent = sum(ids[index] is None or is_permanent(errors[ids[index] or ""]) for index in reasons)
-        named = [error for error in errors.values() if permanent > allowed or not is_permanent(error)]
-        limit = f" ({allowed} of {len(ids)} may fail)" if max_failed else ""
-        raise combined_error(named, len(named), f"were not collected{limit}")
+    def _store_outputs(self, store: OutputStore, app_id: str, job_ids: list[str]) -> None:
+        errors = store.store(app_id, job_ids, self.add_stored)
+        self.errors |= errors
+        self._known |= errors.keys()

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
 from airflow_provider_rungen.client import retry
@@ -16,6 +16,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobError,
     RunGenJobTimeoutError,
+    RunGenOutputError,
 )
 from airflow_provider_rungen.execution import attempts
 from airflow_provider_rungen.execution.attempts import Attempt, End
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Options = TypeVar("Options", bound="SubmitOptions")
+# After a clear, the jobs are canceled, resumed if their record survives it, or found by any later attempt.
+OnClear = Literal["new", "resume", "keep"]
 # What the function of a task may raise to have no more tries.
 _NO_RETRY = (AirflowFailException, AirflowSkipException)
 
@@ -76,20 +79,30 @@ class DurableRun(WaitingRun[Options]):
         """Return the jobs that no other attempt would find, without asking Airflow."""
         return [] if self.state.is_saved else list(self.jobs.job_ids)
 
+    @property
+    def is_durable(self) -> bool:
+        """Whether the next attempt finds the jobs of this one."""
+        return self.state.is_durable
+
     def warn_if_not_durable(self) -> None:
         """Log that a retry submits again, where Airflow keeps no state."""
-        if self.options.durable and not self.state.is_durable:
+        if self.options.durable and not self.is_durable:
             log.info(
                 "Not durable: Airflow keeps the state of a task from 3.3 on. If this attempt dies, the next "
                 "one submits again"
             )
 
     @property
+    def on_clear(self) -> OnClear:
+        """What a clear of the task does with its jobs: see `OnClear`."""
+        return self.options.on_clear
+
+    @property
     def resumes_clears(self) -> bool:
         """Whether the jobs from before a clear are resumed."""
         # Since Airflow 3.4, a record that survived a clear was kept on purpose. A clear of the whole run
         # keeps it, too (apache/airflow #72929), and looks the same.
-        return self.options.on_clear == "resume" or attempts.CLEAR_DISCARDS_STATE
+        return self.on_clear != "new" or attempts.CLEAR_DISCARDS_STATE
 
     def on_checkpoint(self) -> None:
         if not self.state.is_saved:
@@ -100,7 +113,7 @@ class DurableRun(WaitingRun[Options]):
     def defer(self, deadline: float, **arguments: Any) -> NoReturn:
         with self.guard.defer_signals():
             self.state.save_all()
-        super().defer(deadline, on_clear=self.options.on_clear, **arguments)
+        super().defer(deadline, on_clear=self.on_clear, **arguments)
 
     # --- the end of an attempt ---
 
@@ -133,7 +146,7 @@ class DurableRun(WaitingRun[Options]):
     def has_next(self, error: Exception | None = None) -> bool:
         """Return whether another attempt follows that finds what is saved."""
         is_final = isinstance(error, _NO_RETRY) or (isinstance(error, RunGenError) and not error.retryable)
-        return self.state.is_durable and not is_final and self.attempt.has_next
+        return self.is_durable and not is_final and self.attempt.has_next
 
     @contextmanager
     def _leaving_when_refused(self) -> Iterator[None]:
@@ -158,8 +171,10 @@ class DurableRun(WaitingRun[Options]):
         is_saved = not self.unsaved()
         if self.has_next() and is_saved:
             return "A retry resumes"
-        if not (self.state.is_durable and is_saved):
+        if not (self.is_durable and is_saved):
             return "Then collect or cancel by id"
+        if self.on_clear == "keep":
+            return "Then clear the task to resume, or cancel by id"
         how = "and keep its task state" if attempts.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
         return f"Then clear the task {how} to resume, or cancel by id"
 
@@ -180,7 +195,9 @@ class DurableRun(WaitingRun[Options]):
                 hint=f"Raise timeout (now {timeout}) or execution_timeout if it needs longer",
             ) from None
         except Exception as error:
-            is_over = isinstance(error, RunGenJobError) and self.options.wait_for_completion
+            # an error of storage is none of the jobs, and may come while they run
+            is_of_job = isinstance(error, RunGenJobError) and not isinstance(error, RunGenOutputError)
+            is_over = is_of_job and self.options.wait_for_completion
             if not (self.guard.is_killed or _is_refusal(error) or is_over) and self.jobs.job_ids:
                 self._leave_or_cancel(error)
             raise
@@ -213,7 +230,7 @@ class DurableRun(WaitingRun[Options]):
         within -= time.monotonic() - started_at
         last_words = self._cancel_lost(lost, within=max(within, 1))
         if self.state.is_durable and not self.attempt.has_next:
-            attempts.call_airflow_briefly(lambda: self.note_end(End.FAILED))
+            attempts.call_briefly(lambda: self.note_end(End.FAILED))
         return last_words
 
     def _cancel_lost(self, lost: Collection[str], *, within: float | None = None) -> str:
@@ -244,9 +261,8 @@ class DurableRun(WaitingRun[Options]):
             self._state_at_kill = (attempts.ask_for_state(self.ti, self._note_clear),)
         [state] = self._state_at_kill
         if state == TaskInstanceState.RESTARTING:
-            return (
-                self._is_record_kept if attempts.CLEAR_DISCARDS_STATE else self.options.on_clear == "resume"
-            )
+            is_discarded = attempts.CLEAR_DISCARDS_STATE and self.on_clear != "keep"
+            return self._is_record_kept if is_discarded else self.on_clear != "new"
         return not attempts.was_ended_by_user(state)
 
     def _note_clear(self, state: str | None) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
-    from openlineage.client.generated.base import OutputDataset
+    from openlineage.client.generated.base import OutputDataset, OutputDatasetFacet
 
 # An event lists no more jobs, and no more files.
 MAX_LISTED_JOBS = 100
@@ -26,6 +26,9 @@ class TaskOutcome:
     :param failed_count: how many inputs or jobs failed, as ``max_failed`` allows.
     :param destination: the folder where files were stored.
     :param manifests: of each job, the ``outputs`` that were stored there, with ``uri`` and ``size``.
+    :param file_count: how many files were stored, when ``manifests`` does not list them.
+    :param results: the URI of the results table.
+    :param sources: the URIs of the tables that were read.
     """
 
     app_id: str
@@ -33,6 +36,9 @@ class TaskOutcome:
     failed_count: int = 0
     destination: str | None = None
     manifests: Sequence[Mapping[str, Any]] = ()
+    file_count: int | None = None
+    results: str | None = None
+    sources: Sequence[str] = ()
 
     @property
     def files(self) -> list[Mapping[str, Any]]:
@@ -48,15 +54,19 @@ class TaskOutcome:
             "failed_count": self.failed_count,
         }
         if self.destination is not None:
-            extra |= {"destination": self.destination, "file_count": len(self.files)}
+            file_count = len(self.files) if self.file_count is None else self.file_count
+            extra |= {"destination": self.destination, "file_count": file_count}
+        if self.results is not None:
+            extra["results"] = self.results
         return extra
 
 
 def lineage_of(outcome: TaskOutcome, base_url: str) -> OperatorLineage[Any, Any] | None:
     """
-    Return the lineage of a task: the app is its input, the stored files are its outputs.
+    Return the lineage of a task: the app and the source tables are its inputs, the stored files its outputs.
 
-    If there are more than `MAX_LISTED_FILES` files, their folder is the output.
+    If there are more than `MAX_LISTED_FILES` files, their folder is the output. A results table is the only
+    output, because it lists the files.
 
     :param base_url: the address of the API.
     :return: ``None`` if the OpenLineage provider is not installed.
@@ -66,29 +76,39 @@ def lineage_of(outcome: TaskOutcome, base_url: str) -> OperatorLineage[Any, Any]
         from openlineage.client.generated.base import Dataset
     except ImportError:
         return None
-    files = outcome.files
-    if len(files) > MAX_LISTED_FILES and outcome.destination is not None:
+    files: Sequence[Mapping[str, Any]] = outcome.files
+    if outcome.results is not None:
+        files = [{"uri": outcome.results}]
+    elif len(files) > MAX_LISTED_FILES and outcome.destination is not None:
         files = [{"uri": outcome.destination, "size": sum(file["size"] for file in files)}]
     return OperatorLineage(
-        inputs=[Dataset(namespace=base_url, name=f"app/{outcome.app_id}")],
+        inputs=[
+            Dataset(namespace=base_url, name=f"app/{outcome.app_id}"),
+            *(Dataset(*_dataset_name(uri)) for uri in outcome.sources[:MAX_LISTED_FILES]),
+        ],
         outputs=[_output_dataset(file) for file in files],
     )
 
 
 def _output_dataset(file: Mapping[str, Any]) -> OutputDataset:
-    """Return the dataset of a file or folder. OpenLineage's namespace is the bucket, its name the key."""
+    """Return the dataset of a file or folder."""
     from openlineage.client.generated.base import OutputDataset
     from openlineage.client.generated.output_statistics_output_dataset import (
         OutputStatisticsOutputDatasetFacet,
     )
 
-    parts = urlsplit(file["uri"])
+    namespace, name = _dataset_name(file["uri"])
+    facets: dict[str, OutputDatasetFacet] = {}
+    if "size" in file:
+        facets["outputStatistics"] = OutputStatisticsOutputDatasetFacet(size=file["size"])
+    return OutputDataset(namespace=namespace, name=name, outputFacets=facets)
+
+
+def _dataset_name(uri: str) -> tuple[str, str]:
+    """Return the namespace and the name of a dataset: OpenLineage's are the bucket and the key."""
+    parts = urlsplit(uri)
     namespace, name = "file", parts.path
     if parts.scheme not in ("", "file"):
         # the Airflow connection precedes the @
         namespace, name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", parts.path.strip("/")
-    return OutputDataset(
-        namespace=namespace,
-        name=name.rstrip("/") or "/",
-        outputFacets={"outputStatistics": OutputStatisticsOutputDatasetFacet(size=file["size"])},
-    )
+    return namespace, name.rstrip("/") or "/"

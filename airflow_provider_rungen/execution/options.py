@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator
+    from airflow_provider_rungen.ledger import Ledger
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What every run needs. The fields of all these classes are named and described as the parameters are."""
-
-    rungen_conn_id: str
-    app_id: str | None
+@dataclass(frozen=True)
+class Options:
+    """Parameters. The fields of all these classes are named and described as the parameters are."""
 
     @classmethod
     def of(cls, task: BaseOperator) -> Self:
         """Copy the parameters of an operator, templates rendered."""
-        return cls(**_parameters(cls, task))
+        names = (each.name for each in fields(cls))
+        return cls(**{name: getattr(task, name) for name in names if hasattr(task, name)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """What every run needs."""
+
+    rungen_conn_id: str
+    app_id: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +57,30 @@ class SubmitOptions(WaitOptions):
 class BatchOptions(SubmitOptions):
     """How a run submits many jobs."""
 
+    format: str | None = None
+    destination: Any = None
+    ledger: Ledger | None = None
     max_concurrency: int
     max_failed: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectOptions:
+class TableOptions(Options):
+    """What a table is made of, and where its results go."""
+
+    table: Any
+    key: Sequence[str]
+    columns: Sequence[str]
+    results: Any
+    destination: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions(Options):
     """What is done with results."""
 
     destination: Any
+    results: Any = None
     result_schema: Any
     max_failed: float
     max_concurrency: int
@@ -65,13 +88,3 @@ class CollectOptions:
     max_outputs: int
     max_total_bytes: int | None
     max_xcom_bytes: int
-
-    @classmethod
-    def of(cls, task: BaseOperator) -> Self:
-        """Copy the parameters of an operator, templates rendered."""
-        return cls(**_parameters(cls, task))
-
-
-def _parameters(kind: type, task: BaseOperator) -> dict[str, Any]:
-    names = (each.name for each in fields(kind))
-    return {name: getattr(task, name) for name in names if hasattr(task, name)}

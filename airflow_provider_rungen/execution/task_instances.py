@@ -57,14 +57,15 @@ class AttemptOverError(Exception):
 
 def pushed_job_ids(ti: Any) -> set[str] | None:
     """
-    Return the jobs that the latest attempt of a task has pushed, or ``None`` when it has not yet. It blocks.
+    Return the jobs, or the batch, that the latest attempt of a task has pushed; ``None`` when it has not yet.
+    Blocks.
 
     :param ti: a trigger's ``task_instance``.
     :raises AttemptOverError: there is a later attempt, which Airflow does not let this one ask about.
     """
     from airflow_provider_rungen._airflow import XCom
 
-    for key in ("job_id", "job_ids"):
+    for key in ("job_id", "job_ids", "batch"):
         try:
             found: Any = XCom.get_one(
                 key=key, dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index

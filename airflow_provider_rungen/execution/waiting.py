@@ -47,16 +47,20 @@ class OwnedJobs:
     The jobs that an attempt answers for.
 
     :param finished: those that are known to be over.
+    :param borrowed: those that another task run submitted. They are waited for, and never canceled.
     """
 
     app_id: str = ""
     job_ids: Sequence[str] = ()
     finished: Collection[str] = ()
+    borrowed: Collection[str] = ()
 
     @property
     def running(self) -> list[str]:
-        """The jobs that may still run."""
-        return [job_id for job_id in self.job_ids if job_id not in self.finished]
+        """The jobs to keep or cancel: those that may still run."""
+        return [
+            job_id for job_id in self.job_ids if job_id not in self.finished and job_id not in self.borrowed
+        ]
 
 
 class WaitingRun(TaskRun[Options]):
@@ -74,9 +78,9 @@ class WaitingRun(TaskRun[Options]):
         self.jobs = OwnedJobs()
         self._defer = defer
 
-    def own(self, app_id: str, job_ids: Sequence[str]) -> None:
+    def own(self, app_id: str, job_ids: Sequence[str], borrowed: Collection[str] = ()) -> None:
         """Answer for these jobs from now on, and for no others."""
-        self.jobs = OwnedJobs(app_id, job_ids)
+        self.jobs = OwnedJobs(app_id, job_ids, borrowed=borrowed)
 
     def cleanup(self) -> str:
         if self.options.cancel_on_kill and self.jobs.job_ids:
@@ -187,6 +191,7 @@ class WaitingRun(TaskRun[Options]):
                 "deadline": deadline,
                 "deferred_at": now,
                 "cancel_on_kill": self.options.cancel_on_kill,
+                **({"borrowed": list(self.jobs.borrowed)} if self.jobs.borrowed else {}),
                 **arguments,
             },
             deadline - now,

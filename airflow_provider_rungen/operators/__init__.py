@@ -6,31 +6,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from airflow_provider_rungen.ledger import Ledger
     from airflow_provider_rungen.operators.app import RunGenCreateAppOperator, RunGenDeleteAppOperator
     from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
     from airflow_provider_rungen.operators.collect import RunGenCollectResultsOperator
     from airflow_provider_rungen.operators.job import RunGenCancelJobOperator, RunGenRunJobOperator
     from airflow_provider_rungen.operators.lifetime import scaled_app
     from airflow_provider_rungen.operators.scale import RunGenScaleAppOperator
+    from airflow_provider_rungen.operators.table import RunGenRunTableOperator
 
 __all__ = [
+    "Ledger",
     "RunGenCancelJobOperator",
     "RunGenCollectResultsOperator",
     "RunGenCreateAppOperator",
     "RunGenDeleteAppOperator",
     "RunGenRunBatchOperator",
     "RunGenRunJobOperator",
+    "RunGenRunTableOperator",
     "RunGenScaleAppOperator",
     "scaled_app",
 ]
 
 _LAZY_EXPORTS = {
+    "Ledger": "ledger",
     "RunGenCancelJobOperator": "job",
     "RunGenCollectResultsOperator": "collect",
     "RunGenCreateAppOperator": "app",
     "RunGenDeleteAppOperator": "app",
     "RunGenRunBatchOperator": "batch",
     "RunGenRunJobOperator": "job",
+    "RunGenRunTableOperator": "table",
     "RunGenScaleAppOperator": "scale",
     "scaled_app": "lifetime",
 }
@@ -42,7 +48,9 @@ if not TYPE_CHECKING:  # to a type checker, a name that is not there would be th
         # DAG files are parsed all the time, and pay for the operators that they use
         if name not in _LAZY_EXPORTS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY_EXPORTS[name]}"), name)
+        module = _LAZY_EXPORTS[name]
+        package = "airflow_provider_rungen" if module == "ledger" else __name__
+        value = globals()[name] = getattr(import_module(f"{package}.{module}"), name)
         return value
 
     def __dir__() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -62,6 +63,14 @@ class RunGenBaseOperator(BaseOperator):
     def links(self) -> dict[str, str]:
         """The links that this attempt pushed, by XCom key."""
         return {} if self._run is None else self._run.links
+
+    def render_template(self, content: Any, *args: Any, **kwargs: Any) -> Any:
+        """Render templates; those of a ledger in a copy, since Airflow would render tasks' own in place."""
+        from airflow_provider_rungen.ledger import Ledger
+
+        if isinstance(content, Ledger):
+            content = replace(content)
+        return super().render_template(content, *args, **kwargs)
 
     def on_kill(self) -> None:
         """Clean up what was begun, and end the task."""

@@ -16,6 +16,8 @@ from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
     check_choice,
     check_count,
+    check_format,
+    check_ledger,
     check_max_failed,
     check_schema,
     to_seconds,
@@ -25,21 +27,31 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
+    from airflow_provider_rungen.execution.batch.collecting import CollectingRun
     from airflow_provider_rungen.execution.batch.run import BatchRun
-    from airflow_provider_rungen.parameters import Duration, JobInputs, OperatorArguments, SchemaSource
+    from airflow_provider_rungen.ledger import Ledger
+    from airflow_provider_rungen.parameters import (
+        Destination,
+        Duration,
+        JobInputs,
+        OperatorArguments,
+        SchemaSource,
+        TableFormat,
+    )
 
 
 class RunGenRunBatchOperator(RunGenBaseOperator):
     """
-    Run many jobs in one task, and return their ids in the order of the inputs.
+    Run many jobs in one task, and return their ids in the order of the inputs, or what is stored of them.
 
     Every input is checked before the first is sent. The id of an input that the service refused is ``None``.
     The ids are pushed under the XCom key ``job_ids`` when all are submitted. At the end, the indexes of the
     inputs that did not complete are pushed under ``failed``. A retry submits only what failed or was never
     sent.
 
-    :param inputs: a list of JSON objects, or the URI of a JSON Lines file that ``ObjectStoragePath`` can read
-        (templated).
+    :param inputs: a list of JSON objects, or a URI that ``ObjectStoragePath`` can read: of a JSON Lines, CSV
+        or Parquet file, of a folder of them, or with wildcards (templated).
+    :param format: ``jsonl``, ``csv`` or ``parquet``. Each file's suffix decides when left out.
     :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
     :param rungen_conn_id: the Airflow connection (templated).
     :param wait_for_completion: wait until all jobs are over.
@@ -55,21 +67,34 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     :param on_unknown_submission: what a retry does with inputs for which it is unknown whether a job was
         created: ``resubmit`` them, with a warning, or ``fail``.
     :param on_clear: what the attempt after a clear does: run ``new`` jobs for all inputs, or ``resume`` the
-        earlier ones if inputs and app are the same. Failed jobs run again. Needs ``durable``.
+        earlier ones if inputs and app are the same. Failed jobs run again. Needs ``durable``. A ``ledger``
+        always resumes, except with ``refresh``.
     :param input_schema: the JSON Schema that every input has to fit before the first is sent: a dict, the
         path or URI of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
+    :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
+        absolute path, or an ``ObjectStoragePath`` (templated). The small manifests that
+        `RunGenCollectResultsOperator` returns are returned in place of ids.
+    :param ledger: remembers which inputs were paid for, so that an input that was run before is reused. Needs
+        ``destination`` (templated).
     :param max_concurrency: how many submissions are in flight at most.
     :param max_failed: how many inputs may fail without failing the task: a number, or a share below 1.
     """
 
-    template_fields: Sequence[str] = ("app_id", "inputs", "rungen_conn_id")
+    template_fields: Sequence[str] = ("app_id", "inputs", "rungen_conn_id", "destination", "ledger")
     template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json"}
     operator_extra_links = JOB_AND_APP
+    # with a destination: the defaults of RunGenCollectResultsOperator
+    result_schema = None
+    max_output_bytes = 1 << 30
+    max_outputs = 10_000
+    max_total_bytes = None
+    max_xcom_bytes = 0
 
     def __init__(
         self,
         *,
         inputs: JobInputs,
+        format: TableFormat | None = None,
         app_id: str | XComArg | None = None,
         rungen_conn_id: str = DEFAULT_CONN_ID,
         wait_for_completion: bool = True,
@@ -83,15 +108,21 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
         on_clear: Literal["new", "resume"] = "new",
         input_schema: SchemaSource | None = None,
+        destination: Destination | None = None,
+        ledger: Ledger | None = None,
         max_concurrency: int = 16,
         max_failed: float = 0,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         check_deferrable(deferrable=deferrable, wait_for_completion=wait_for_completion, kwargs=kwargs)
+        if destination is not None and not wait_for_completion:
+            raise ValueError("destination needs wait_for_completion=True: outputs are stored after the wait")
+        check_format(format)
         check_choice(on_unknown_submission, ("resubmit", "fail"), "on_unknown_submission")
         check_choice(on_clear, ("new", "resume"), "on_clear")
         super().__init__(**kwargs)
         self.inputs = inputs
+        self.format = format
         self.app_id = app_id
         self.rungen_conn_id = rungen_conn_id
         self.wait_for_completion = wait_for_completion
@@ -105,25 +136,32 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         self.on_unknown_submission = on_unknown_submission
         self.on_clear = on_clear
         self.input_schema = check_schema(input_schema, "input_schema")
+        self.destination = destination
+        self.ledger = check_ledger(ledger, destination)
         self.max_concurrency = check_count(max_concurrency, "max_concurrency")
         self.max_failed = check_max_failed(max_failed)
 
-    def execute(self, context: Context) -> list[str | None]:
+    def execute(self, context: Context) -> Any:
         """
         Submit what is not submitted yet, and wait for all of it when asked to.
 
-        :return: the ids of the jobs, in the order of the inputs.
+        :return: in the order of the inputs, the ids of the jobs, or with ``destination`` their small
+            manifests. ``None`` for an input that was refused, or with ``destination`` that failed.
         """
+        if self.destination is not None:
+            return self._collecting_run(context).execute(lambda: self.inputs)
         run = self._batch_run(context)
         with run.executing():
             return run.finish(run.submit_and_wait(lambda: self.inputs))
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> list[str | None]:
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """
         Go on after the wait in the triggerer.
 
-        :return: the ids of the jobs, in the order of the inputs.
+        :return: see `execute`.
         """
+        if self.destination is not None:
+            return self._collecting_run(context).complete(event)
         run = self._batch_run(context)
         with run.completing(event) as result:
             return run.finish(result)
@@ -139,3 +177,11 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         from airflow_provider_rungen.execution.options import BatchOptions
 
         return self._start(BatchRun(self, context, BatchOptions.of(self), self._defer_for_jobs))
+
+    def _collecting_run(self, context: Context) -> CollectingRun:
+        from airflow_provider_rungen.execution.batch.collecting import CollectingRun
+        from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions
+
+        collect = CollectOptions.of(self)
+        run = CollectingRun(self, context, BatchOptions.of(self), self._defer_for_jobs, collect=collect)
+        return self._start(run)

@@ -41,6 +41,10 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     content type. A small manifest is returned: ``{"job_id", "manifest": uri, "outputs": [{"uri", "size",
     "sha256", "content_type"}]}``. Files that a manifest lists already are not downloaded again.
 
+    With ``results``, a table with a row for each job is written, also before the task fails. Its counts are
+    returned: ``{"results": uri, "rows", "completed", "failed", "skipped", "reused", "jobs",
+    "execution_seconds"}``.
+
     The indexes of jobs that failed are pushed under the XCom key ``failed``. For those that may fail
     (``max_failed``), ``None`` is returned.
 
@@ -57,6 +61,8 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         again would find them canceled.
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
         absolute path, or an ``ObjectStoragePath`` (templated).
+    :param results: the file to write a table of the results to, instead of returning them: a URI or an
+        absolute path that ends in ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
     :param result_schema: the JSON Schema that every result has to fit: a dict, the path or URI of a file, or
         the name of a schema that comes with the package, such as ``flux-schnell``.
     :param max_concurrency: how many files are downloaded at a time at most.
@@ -64,10 +70,10 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     :param max_output_bytes: bytes of a file at most.
     :param max_outputs: files of a job at most.
     :param max_total_bytes: bytes of all files of a job at most. No limit when left out.
-    :param max_xcom_bytes: bytes at most that are returned without ``destination``.
+    :param max_xcom_bytes: bytes at most that are returned without ``destination`` and ``results``.
     """
 
-    template_fields: Sequence[str] = ("app_id", "destination", "job_id", "rungen_conn_id")
+    template_fields: Sequence[str] = ("app_id", "destination", "job_id", "results", "rungen_conn_id")
     operator_extra_links = JOB_AND_APP
 
     def __init__(
@@ -83,6 +89,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         timeout: Duration = 86400,
         cancel_on_kill: bool = False,
         destination: Destination | None = None,
+        results: Destination | None = None,
         result_schema: SchemaSource | None = None,
         max_concurrency: int = 8,
         max_failed: float = 0,
@@ -103,6 +110,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         self.timeout = to_seconds(timeout, "timeout")
         self.cancel_on_kill = cancel_on_kill
         self.destination = destination
+        self.results = results
         self.result_schema = check_schema(result_schema, "result_schema")
         self.max_concurrency = check_count(max_concurrency, "max_concurrency")
         self.max_failed = check_max_failed(max_failed)
@@ -117,7 +125,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         """
         Collect the results, after the wait if there is one.
 
-        :return: the result or small manifest, or the list of them.
+        :return: the result or small manifest, or the list of them; or what the results table has.
         """
         return self._collect_run(context).execute(self.job_id)
 
@@ -125,7 +133,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         """
         Collect the results after the wait in the triggerer.
 
-        :return: the result or small manifest, or the list of them.
+        :return: the result or small manifest, or the list of them; or what the results table has.
         """
         return self._collect_run(context).complete(self.job_id, event)
 

@@ -60,8 +60,10 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
     :param held_back: until when (seconds since 1970) the service asked not to be asked, by job.
     :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
-    :param on_clear: whether a clear of the task cancels the jobs (``new``), or leaves them to the next
-        attempt (``resume``).
+    :param on_clear: whether a clear of the task cancels the jobs (``new``), leaves them to the next attempt
+        if that resumes them (``resume``), or leaves them in any case (``keep``).
+    :param borrowed: the jobs that other tasks submitted, which are never canceled.
+    :param batch: what the attempt pushed under the XCom key ``batch`` in place of the ids of its jobs.
     :param end_from_trigger: end the task here when all jobs completed.
     :param unknown: what another version of the package kept in the database; it is ignored, and logged.
     """
@@ -80,6 +82,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         held_back: dict[str, float] | None = None,
         cancel_on_kill: bool = False,
         on_clear: str = "new",
+        borrowed: list[str] | None = None,
+        batch: str = "",
         end_from_trigger: bool = False,
         **unknown: Any,
     ) -> None:
@@ -95,6 +99,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         self.held_back = held_back
         self.cancel_on_kill = cancel_on_kill
         self.on_clear = on_clear
+        self.borrowed = borrowed
+        self.batch = batch
         self.end_from_trigger = end_from_trigger
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -110,6 +116,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             "held_back": self.held_back,
             "cancel_on_kill": self.cancel_on_kill,
             "on_clear": self.on_clear,
+            "borrowed": self.borrowed,
+            "batch": self.batch,
             "end_from_trigger": self.end_from_trigger,
         }
 
@@ -124,7 +132,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
 
     async def _undo(self, hook: RunGenHook, state: str | None) -> None:
         """Cancel the jobs that no attempt of the task waits for."""
-        job_ids = parse_known_job_ids(self.job_id)
+        borrowed = set(self.borrowed or ())
+        job_ids = [job_id for job_id in parse_known_job_ids(self.job_id) if job_id not in borrowed]
         kept = await self._kept(job_ids, state)
         if kept:
             log.info(
@@ -148,13 +157,13 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         may_resume = self.on_clear == "resume"
         give_up_at = time.monotonic() + TAKE_UP_TIME
         while state not in _ENDED:
-            if state == TaskInstanceState.UP_FOR_RETRY:
-                # this attempt ended on a worker, which decided about its jobs: a retry resumes what is left
+            # an attempt that is up for retry ended on a worker, which decided about its jobs
+            if state == TaskInstanceState.UP_FOR_RETRY or self.on_clear == "keep":
                 return job_ids
             if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
                 pushed = await self._pushed()
                 if pushed is not None:
-                    return [job_id for job_id in job_ids if job_id in pushed]
+                    return [job_id for job_id in job_ids if job_id in pushed or self.batch in pushed]
                 if state == TaskInstanceState.DEFERRED:
                     return job_ids  # a sensor pushes none: it waits for the jobs of others
             if not may_resume and not attempts.CLEAR_DISCARDS_STATE:

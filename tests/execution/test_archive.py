@@ -44,6 +44,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.execution.archive import archiver
 from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
 from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
 from airflow_provider_rungen.execution.waiting import WaitingRun
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
@@ -85,7 +86,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def archive_results(
     folder: Path, results: dict[str, list[Any]], *, max_concurrency: int = 4
-) -> dict[str, dict[str, Any] | RunGenError]:
+) -> dict[str, StoredJob | RunGenError]:
     """Store jobs with these results, of which each request gets the next; return the outcomes."""
 
     async def perform(flow: Flow[Job]) -> Job:
@@ -98,7 +99,7 @@ def archive_results(
         result = left.pop(0) if len(left) > 1 else left[0]
         return Job(job_id, APP, JobStatus.COMPLETED, result)
 
-    async def run() -> dict[str, dict[str, Any] | RunGenError]:
+    async def run() -> dict[str, StoredJob | RunGenError]:
         downloader = Downloader(Settings("http://127.0.0.1:1", KEY), max_bytes=10**6, at_once=4)
         with Storage(folder.as_uri()) as storage:
             store = OutputArchiver(perform, APP, storage, downloader, max_concurrency=max_concurrency)
@@ -113,6 +114,17 @@ def archive_results(
 def manifest_of(folder: Path, job_id: str) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads((folder / job_id / "manifest.json").read_text())
     return manifest
+
+
+def forget(emulator: Emulator) -> None:
+    """Have the service know no job any more."""
+    emulator.service.inject(Fault(on="get", status=404, times=None))
+
+
+def gets_of(emulator: Emulator, job_id: str) -> int:
+    """Count the requests for a job."""
+    records = emulator.service.records()
+    return sum(record.operation == "get" and record.path.endswith(job_id) for record in records)
 
 
 def fetches(emulator: Emulator) -> Counter[str]:
@@ -221,9 +233,9 @@ def test_a_result_that_is_nested_deeply_is_stored(
         deep = {"in": [deep]} if depth < 400 else [deep]
     for _ in range(2):
         outcomes = archive_results(tmp_path, {"deep": [deep], "flat": ["text"]})
-        assert isinstance(outcomes["flat"], dict)
-        assert isinstance(outcomes["deep"], dict)
-        assert len(outcomes["deep"]["outputs"]) == 1
+        assert isinstance(outcomes["flat"], StoredJob)
+        assert isinstance(outcomes["deep"], StoredJob)
+        assert len(outcomes["deep"].outputs) == 1
     assert sum(fetches(rungen_emulator).values()) == 1
     text = (tmp_path / "deep" / "manifest.json").read_text()
     assert url.partition("?")[0] in text
@@ -249,7 +261,8 @@ ODD_RESULTS: dict[str, Any] = {
 @pytest.mark.parametrize("result", ODD_RESULTS.values(), ids=ODD_RESULTS)
 def test_what_xcom_cannot_hold_is_stored(tmp_path: Path, result: Any) -> None:
     outcome = archive_results(tmp_path, {"job": [result]})["job"]
-    assert outcome == {
+    assert isinstance(outcome, StoredJob)
+    assert outcome.summary == {
         "job_id": "job",
         "manifest": (tmp_path / "job" / "manifest.json").as_uri(),
         "outputs": [],
@@ -392,6 +405,13 @@ class Uploads(MemoryFileSystem):  # type: ignore[misc]  # it has no types
 
     cachable = False
     failures = 0
+    unreadable = 0
+
+    def open(self, path: Any, mode: str = "rb", **kwargs: Any) -> Any:
+        if self.unreadable and mode == "rb":
+            self.unreadable -= 1
+            raise RuntimeError(f"lost the connection to {SIGNED}")
+        return super().open(path, mode, **kwargs)
 
     def put_file(self, lpath: Any, rpath: Any, *args: Any, **kwargs: Any) -> None:
         if self.failures:
@@ -510,6 +530,97 @@ def test_an_attempt_after_a_kill_fetches_only_what_is_missing_in_a_store(
     assert len(counting.names()) == images + 1
 
 
+# --- many small files at once -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["file", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "memory":
+        request.getfixturevalue("uploads")
+        return "memory://bucket/x"
+    return tmp_path.as_uri()
+
+
+def test_many_files_are_written_read_measured_and_listed(place: str) -> None:
+    storage = Storage(place)
+    files = {(folder, f"{n}.txt"): b"x" * n for folder in ("", "a", "b") for n in range(4)}
+    storage.write_all(files)
+    storage.write_all({("a", "1.txt"): b"new"})
+    files["a", "1.txt"] = b"new"
+    wanted = [*files, ("a", "none"), ("none", "1.txt"), ("", "a")]
+    reader = Storage(place, read_only=True)
+    assert reader.read_all(wanted, 3) == files
+    assert reader.read_all(wanted, 1) == {
+        file: content for file, content in files.items() if len(content) < 2
+    }
+    sizes = {file: len(content) for file, content in files.items()}
+    assert reader.sizes_of(wanted) == sizes
+    in_folders = {file: size for file, size in sizes.items() if file[0]}
+    assert reader.list_all(["a", "b", "none"]) == in_folders
+    assert reader.uri_of("", "1.txt") == f"{place}/1.txt"
+    assert ObjectStoragePath(reader.uri_of("a", "1.txt")).read_bytes() == b"new"
+
+
+def test_nothing_is_created_where_files_are_only_read(tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "none", read_only=True)
+    assert storage.read_all([("a", "1.txt")], 9) == {}
+    assert storage.sizes_of([("a", "1.txt")]) == {}
+    assert storage.list_all(["a"]) == {}
+    assert storage.sizes("a", "") == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_not_visible_before_it_is_complete(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def pipe_file(path: str, value: bytes, **_: Any) -> None:
+        with uploads.open(path, "wb") as file:
+            file.write(value[:1])
+        seen.append(Storage("memory://bucket/x").read_all([("a", "1.txt")], 9))
+        raise OSError("lost the connection")
+
+    Storage("memory://bucket/x").write_all({("a", "1.txt"): b"old"})
+    monkeypatch.setattr(uploads, "pipe_file", pipe_file)
+    with pytest.raises(RunGenOutputError, match="lost the connection"):
+        Storage("memory://bucket/x").write_all({("a", "1.txt"): b"new"})
+    assert seen == [{("a", "1.txt"): b"old"}]
+    assert uploads.names() == {"bucket/x/a/1.txt"}
+
+
+def test_links_are_not_followed_in_many_files(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.txt").write_bytes(b"x")
+    (tmp_path / "a" / "2.txt").symlink_to(tmp_path / "a" / "1.txt")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    storage = Storage(tmp_path)
+    wanted = [(folder, f"{n}.txt") for folder in "ab" for n in (1, 2)]
+    assert storage.read_all(wanted, 9) == {("a", "1.txt"): b"x"}
+    assert storage.sizes_of(wanted) == storage.list_all(["a"]) == {("a", "1.txt"): 1}
+    with pytest.raises(RunGenOutputError, match="symbolic link"):
+        storage.list_all(["a", "b"])
+
+
+def test_a_stored_job_is_read_as_it_was_stored(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    ids = submitted(job(images=2), job(result="a text"), job())
+    smalls = archive(context, ids, tmp_path).value
+    (tmp_path / ids[2] / "0-0.png").write_bytes(b"half a picture")
+    storage = Storage(tmp_path.as_uri())
+    stored = read_stored_jobs(storage, dict.fromkeys([*ids, "unknown"], APP), lambda job: job)
+    assert [stored[job_id].summary for job_id in ids[:2]] == smalls[:2]
+    assert stored.keys() == set(ids[:2])
+    for job_id in ids[:2]:
+        manifest = manifest_of(tmp_path, job_id)
+        assert stored[job_id].app_id == APP
+        assert stored[job_id].result == manifest["result"]
+        assert stored[job_id].created_at == manifest["created_at"]
+        assert stored[job_id].execution_seconds == manifest["execution_time"]
+    assert read_stored_jobs(storage, dict.fromkeys(ids, "another"), lambda job: job) == {}
+
+
 # --- what is there already ----------------------------------------------------------------------------------
 
 
@@ -523,7 +634,128 @@ def test_what_is_there_is_not_fetched_again(
     assert archive(context, ids, tmp_path).value == first.value
     assert files(tmp_path) == before
     assert sum(fetches(rungen_emulator).values()) == 4
-    assert "4 existing" in caplog.text
+    assert f"Reused 2 jobs: stored in {tmp_path.as_uri()}" in caplog.text
+
+
+@MODES
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("images", [0, 2, 12])
+def test_the_service_is_not_asked_for_what_is_stored(  # noqa: PLR0917 - fixtures
+    rungen_emulator: Emulator,
+    context: Any,
+    ti: Any,
+    tmp_path: Path,
+    deferrable: bool,
+    wait: bool,
+    images: int,
+) -> None:
+    ids = submitted(job(images=images), job(images=images))
+    first = archive(context, ids, tmp_path)
+    before = files(tmp_path)
+    # a part that a killed attempt did not remove
+    (tmp_path / ids[0] / "manifest.part-1-0.json").write_text("{}")
+    forget(rungen_emulator)
+    requests = len(rungen_emulator.service.records())
+    again = archive(context, ids, tmp_path, deferrable=deferrable, wait_for_completion=wait)
+    assert (again.value, again.events) == (first.value, [])
+    assert len(rungen_emulator.service.records()) == requests
+    assert ti.xcoms["failed"] == []
+    if images == 12:
+        assert files(tmp_path) == before
+
+
+@MODES
+def test_the_service_is_asked_for_the_others_alone(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, deferrable: bool
+) -> None:
+    stored, other = submitted(job(), job(seconds=0.3))
+    first = archive(context, [stored], tmp_path).value
+    asked = gets_of(rungen_emulator, stored)
+    outcome = archive(context, [other, None, stored], tmp_path, deferrable=deferrable, max_failed=1)
+    assert [value and value["job_id"] for value in outcome.value] == [other, None, stored]
+    assert outcome.value[2] == first[0]
+    assert len(outcome.events) == deferrable
+    assert gets_of(rungen_emulator, stored) == asked
+    assert gets_of(rungen_emulator, other) > 0
+
+
+def test_a_store_is_asked_in_place_of_the_service(
+    rungen_emulator: Emulator, context: Any, uploads: Uploads
+) -> None:
+    ids = submitted(job(images=3), job(images=12))
+    op = collect_op(ids, "memory://bucket/x")
+    first = run_task(op, context).value
+    forget(rungen_emulator)
+    requests = len(rungen_emulator.service.records())
+    assert run_task(op, context).value == first
+    assert len(rungen_emulator.service.records()) == requests
+
+
+def test_a_store_that_cannot_be_read_fails_the_task_and_can_be_tried_again(
+    rungen_emulator: Emulator, context: Any, uploads: Uploads
+) -> None:
+    [job_id] = submitted(job())
+    first = run_task(collect_op(job_id, "memory://bucket/x"), context).value
+    forget(rungen_emulator)
+    before = len(rungen_emulator.service.records())
+    uploads.unreadable = 99
+    outcome = run_task(collect_op(job_id, "memory://bucket/x"), context)
+    assert type(outcome.error) is RunGenOutputError
+    assert outcome.error.retryable
+    assert len(rungen_emulator.service.records()) == before
+    uploads.unreadable = 3
+    assert run_task(collect_op(job_id, "memory://bucket/x"), context).value == first
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"complete": False},
+        {"complete": None},
+        {"app_id": "another"},
+        {"status": "FAILED"},
+        {"result": {"images": []}},
+        {"result": {"images": [{"image": "https://storage.example/more.png"}, "URI"]}},
+        {"outputs": []},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_is_not_whole_is_not_believed(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, harm: dict[str, Any]
+) -> None:
+    [job_id] = submitted(job())
+    first = archive(context, job_id, tmp_path).value
+    path = tmp_path / job_id / "manifest.json"
+    text = json.dumps(json.loads(path.read_text()) | harm).replace('"URI"', f'"{first["outputs"][0]["uri"]}"')
+    path.write_text(text)
+    asked = gets_of(rungen_emulator, job_id)
+    assert archive(context, job_id, tmp_path).value == first
+    assert gets_of(rungen_emulator, job_id) > asked
+
+
+@pytest.mark.parametrize("limit", [{"max_outputs": 1}, {"max_total_bytes": 100}])
+def test_what_is_stored_has_to_keep_to_the_limits(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, limit: dict[str, int]
+) -> None:
+    [job_id] = submitted(job(images=2))
+    assert archive(context, job_id, tmp_path).error is None
+    assert next(iter(limit)) in str(archive(context, job_id, tmp_path, **limit).error)
+
+
+def test_what_is_stored_has_to_fit_the_schema(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    good, odd = submitted(job(), job(result={"n": 7}))
+    assert archive(context, [good, odd], tmp_path).error is None
+    asked = gets_of(rungen_emulator, good)
+    assert archive(context, good, tmp_path, result_schema="flux-schnell").error is None
+    assert gets_of(rungen_emulator, good) == asked, "the schema wants URLs"
+    outcome = archive(context, odd, tmp_path, result_schema="flux-schnell")
+    assert type(outcome.error) is AirflowFailException
+    # what only the real URL fits is asked for
+    schema = {"properties": {"images": {"items": {"properties": {"image": {"pattern": "^http://127"}}}}}}
+    assert archive(context, good, tmp_path, result_schema=schema).error is None
+    assert gets_of(rungen_emulator, good) > asked
 
 
 @pytest.mark.parametrize("harm", ["tampered", "cut", "gone", "folder"])
@@ -856,7 +1088,7 @@ def test_an_expired_url_is_renewed_once(
         before = rungen_emulator.service.count("get")
         assert archive(context, job_id, tmp_path).error is None
         gets.append(rungen_emulator.service.count("get") - before)
-    assert gets[0] == gets[1] + 1
+    assert gets == [3, 0], "a poll, the result, and once more for the new URLs"
     assert set(fetches(rungen_emulator).values()) == {2}
 
 
@@ -872,8 +1104,8 @@ def test_a_new_url_is_found_by_its_place(rungen_emulator: Emulator, tmp_path: Pa
     # signed again, what was one URL in two places need not be one any more
     results = [[first, first, second], [f"{first_anew}#one", f"{first_anew}#two", second_anew]]
     outcome = archive_results(tmp_path, {"job": results})["job"]
-    assert isinstance(outcome, dict)
-    assert [output["uri"].rpartition("/")[2] for output in outcome["outputs"]] == ["0-0.png", "1-1.png"]
+    assert isinstance(outcome, StoredJob)
+    assert [output["uri"].rpartition("/")[2] for output in outcome.outputs] == ["0-0.png", "1-1.png"]
     assert files(tmp_path)["job/0-0.png"] != files(tmp_path)["job/1-1.png"]
     assert set(fetches(rungen_emulator).values()) == {2}
 

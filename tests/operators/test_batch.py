@@ -25,7 +25,7 @@ from airflow_provider_rungen.exceptions import RunGenForbiddenError
 from airflow_provider_rungen.execution.batch import submitter
 from airflow_provider_rungen.execution.batch.checkpoint import Checkpoint
 from airflow_provider_rungen.links import RunGenAppLink
-from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunBatchOperator
+from airflow_provider_rungen.operators import Ledger, RunGenCollectResultsOperator, RunGenRunBatchOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -366,6 +366,23 @@ def test_what_a_retry_runs_is_told(rungen_emulator: Emulator, mode: bool, durabl
     before = task.created
     task.attempt()
     assert task.created - before == (1 if durable else 3)
+
+
+def test_with_a_ledger_a_retry_runs_only_what_failed(
+    rungen_emulator: Emulator, mode: bool, tmp_path: Path
+) -> None:
+    task = Task(
+        rungen_emulator,
+        inputs=[*prompts(2), {"prompt": "fail: x"}],
+        deferrable=mode,
+        durable=False,
+        destination=str(tmp_path / "stored"),
+        ledger=Ledger(str(tmp_path / "ledger")),
+    )
+    assert str(task.attempt().error).endswith("A retry runs only these again.")
+    before = task.created
+    task.attempt()
+    assert task.created - before == 1
 
 
 def test_a_busy_service_is_given_time(rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_rungen.emulator import Emulator
-from system.stage import AirflowInstance, Run
+from system.stage import AirflowInstance, Place, Run, S3Place
 
 # A dead supervisor is noticed after 15 s, not after 5 minutes.
 IMPATIENT = {
@@ -48,3 +49,38 @@ def start(airflow: AirflowInstance, emulator: Emulator) -> Callable[..., Run]:
         return Run(airflow, emulator, dag_id, **options)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def s3(airflow: AirflowInstance) -> Iterator[Any]:
+    """Run an S3 server with the bucket `pictures`. Airflow's connection is `my_s3`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        url, region = f"http://{host}:{port}", "us-east-1"
+        extra = json.dumps({"endpoint_url": url, "region_name": region})
+        own = {"connection_id": "my_s3", "conn_type": "aws", "login": "me-myself", "password": "a-secret"}
+        airflow.request("POST", "/connections", {**own, "extra": extra})
+        client = boto3.client(
+            "s3",
+            endpoint_url=url,
+            region_name=region,
+            aws_access_key_id="me-myself",
+            aws_secret_access_key="a-secret",
+        )
+        client.create_bucket(Bucket="pictures")
+        yield client
+    finally:
+        server.stop()
+
+
+@pytest.fixture(params=["file", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Where tasks store files."""
+    if request.param == "s3":
+        return S3Place(request.getfixturevalue("s3"), "my_s3", "pictures", tmp_path.name)
+    return Place(tmp_path)

@@ -18,7 +18,35 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from airflow_instance import AirflowInstance
 
-__all__ = ["AirflowInstance", "Run", "task_processes", "until"]
+__all__ = ["AirflowInstance", "Place", "Run", "task_processes", "until"]
+
+
+class Place:
+    """A folder on this machine in which tasks store files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.uri = folder.as_uri()
+
+    def read(self, uri: str) -> bytes:
+        return Path(uri.removeprefix("file://")).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        Path(f"{self.uri.removeprefix('file://')}/{name}").write_bytes(content)
+
+
+class S3Place(Place):
+    """A folder in S3 in which tasks store files."""
+
+    def __init__(self, client: Any, connection: str, bucket: str, folder: str) -> None:
+        self.uri = f"s3://{connection}@{bucket}/{folder}"
+        self._client, self._bucket, self._folder = client, bucket, folder
+
+    def read(self, uri: str) -> bytes:
+        key = uri.partition(f"{self._bucket}/")[2]
+        return bytes(self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read())
+
+    def write(self, name: str, content: bytes) -> None:
+        self._client.put_object(Bucket=self._bucket, Key=f"{self._folder}/{name}", Body=content)
 
 
 class Run:

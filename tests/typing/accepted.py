@@ -7,14 +7,16 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG
 
-from airflow_provider_rungen.decorators import rungen_task
+from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
 from airflow_provider_rungen.operators import (
+    Ledger,
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
     RunGenCreateAppOperator,
     RunGenDeleteAppOperator,
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
+    RunGenRunTableOperator,
     RunGenScaleAppOperator,
     scaled_app,
 )
@@ -22,6 +24,19 @@ from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
 
 # a type checker infers dict[str, object]
 MIXED = {"prompt": "a lighthouse", "width": 512}
+
+ledger = Ledger(
+    uri="s3://bucket/ledger/{{ ds }}",
+    version="1",
+    ignore=["request_id"],
+    expires=timedelta(days=90),
+    refresh=False,
+)
+
+
+def picture(row: dict[str, Any]) -> dict[str, Any] | None:
+    return {"prompt": row["title"]} if row["title"] else None
+
 
 with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
     create = RunGenCreateAppOperator(
@@ -73,6 +88,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
     batch = RunGenRunBatchOperator(
         task_id="batch",
         inputs=[{"prompt": "a lighthouse"}, run.output],
+        format=None,
         app_id="flux-schnell",
         rungen_conn_id="rungen_default",
         wait_for_completion=True,
@@ -86,10 +102,76 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
         on_unknown_submission="resubmit",
         on_clear="new",
         input_schema={"type": "object"},
+        destination="s3://bucket/pictures",
+        ledger=ledger,
         max_concurrency=8,
         max_failed=0.1,
     )
     of_a_file = RunGenRunBatchOperator(task_id="of_a_file", inputs="s3://bucket/prompts.jsonl")
+    RunGenRunBatchOperator(task_id="of_files", inputs="s3://bucket/prompts/", format="csv")
+    table = RunGenRunTableOperator(
+        task_id="table",
+        table="s3://bucket/products/*.parquet",
+        key=["sku", "color"],
+        to_input=picture,
+        format="parquet",
+        columns=["title"],
+        app_id="flux-schnell",
+        rungen_conn_id="rungen_default",
+        deferrable=True,
+        defer_after=0,
+        poll_interval=5,
+        timeout=timedelta(hours=1),
+        cancel_on_kill=True,
+        durable=True,
+        on_unknown_submission="fail",
+        on_clear="resume",
+        input_schema="flux-schnell",
+        destination="s3://bucket/pictures",
+        results="s3://bucket/pictures/results.parquet",
+        ledger=ledger,
+        result_schema="flux-schnell",
+        max_concurrency=8,
+        max_failed=0.02,
+        max_output_bytes=1 << 30,
+        max_outputs=100,
+        max_total_bytes=1 << 40,
+        retries=2,
+    )
+    RunGenRunTableOperator(task_id="rows", table=[{"id": 1}], key="id", results="/tmp/results.csv")  # noqa: S108
+
+    @rungen_table_task(
+        table=table.output,
+        key="sku",
+        format="jsonl",
+        columns=["title"],
+        app_id="flux-schnell",
+        rungen_conn_id="rungen_default",
+        deferrable=True,
+        defer_after=0,
+        poll_interval=5,
+        timeout=timedelta(hours=1),
+        cancel_on_kill=True,
+        durable=True,
+        on_unknown_submission="fail",
+        on_clear="resume",
+        input_schema="flux-schnell",
+        destination="s3://bucket/pictures",
+        results="s3://bucket/pictures/results.parquet",
+        ledger=ledger,
+        result_schema="flux-schnell",
+        max_concurrency=8,
+        max_failed=0.02,
+        max_output_bytes=1 << 30,
+        max_outputs=100,
+        max_total_bytes=1 << 40,
+        retries=2,
+    )
+    def paint_row(row: dict[str, Any], style: str) -> dict[str, Any]:
+        return {"prompt": f"{row['title']}, {style}"}
+
+    # Airflow's types of decorators keep the parameter for the row, which the call must not pass
+    paint_row("in oil")  # type: ignore[call-arg, arg-type]
     wait = RunGenJobSensor(
         task_id="wait",
         job_id=batch.output,
@@ -126,6 +208,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
         timeout=3600,
         cancel_on_kill=False,
         destination="s3://bucket/pictures",
+        results="s3://bucket/results.csv",
         result_schema="flux-schnell",
         max_concurrency=8,
         max_failed=1,
@@ -154,6 +237,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
     )
 
     @rungen_task(
+        format="parquet",
         app_id="flux-schnell",
         rungen_conn_id="rungen_default",
         deferrable=True,
@@ -166,6 +250,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
         on_clear="new",
         input_schema="flux-schnell",
         destination="s3://bucket/pictures",
+        ledger=ledger,
         result_schema="flux-schnell",
         max_concurrency=8,
         max_failed=0,

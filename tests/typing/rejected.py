@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from airflow_provider_rungen.decorators import rungen_task
+from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
 from airflow_provider_rungen.operators import (
+    Ledger,
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
     RunGenCreateAppOperator,
     RunGenDeleteAppOperator,
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
+    RunGenRunTableOperator,
     RunGenScaleAppOperator,
     scaled_app,
 )
@@ -23,11 +25,14 @@ def misspelled() -> None:
     RunGenDeleteAppOperator(task_id="x", app_id="x", poll_intervall=5)  # type: ignore[call-arg]
     RunGenRunBatchOperator(task_id="x", inputs=[], max_fail=1)  # type: ignore[call-arg]
     RunGenRunJobOperator(task_id="x", input={}, wait=True)  # type: ignore[call-arg]
+    RunGenRunTableOperator(task_id="x", table=[], key="x", result="x")  # type: ignore[call-arg]
     RunGenScaleAppOperator(task_id="x", active_workers=1, workers=1)  # type: ignore[call-arg]
     RunGenAppSensor(task_id="x", app_id="x", poke_intervall=5)  # type: ignore[call-arg]
     RunGenJobSensor(task_id="x", job_id="x", softfail=True)  # type: ignore[call-arg]
     scaled_app("x", 1, drained=True)  # type: ignore[call-arg]
     rungen_task(app_id="x", poll_intervall=5)  # type: ignore[call-arg]
+    rungen_table_task(table=[], key="x", result="x")  # type: ignore[call-arg]
+    Ledger("x", expire=5)  # type: ignore[call-arg]
 
 
 def misspelled_parameter_of_airflow() -> None:

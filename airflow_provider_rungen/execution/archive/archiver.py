@@ -6,12 +6,10 @@ Import this module where it is used: it imports aiohttp.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
 
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.download import Downloader
@@ -23,14 +21,15 @@ from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, pace
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
+from airflow_provider_rungen.execution.archive.steps import run_with_checks
 from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.schemas import Schema
 
 log = logging.getLogger(__name__)
 
 # So many failures in a row are an outage, and not single broken files.
 OUTAGE_FAILURES = 16
-_KILL_CHECK_SECONDS = 0.1
 
 
 @dataclass
@@ -46,6 +45,7 @@ class OutputArchiver:
     :param schema: the schema that results must match.
     :param max_outputs: how many outputs a job may have.
     :param max_total_bytes: how many bytes the outputs of a job may have together; ``None`` for any number.
+    :param on_stored: what to keep of a job that is stored, since there may be many.
     """
 
     perform: Callable[[Flow[Job]], Awaitable[Job]]
@@ -57,11 +57,12 @@ class OutputArchiver:
     schema: Schema | None = None
     max_outputs: int = 10_000
     max_total_bytes: int | None = None
+    on_stored: Callable[[StoredJob], StoredJob] = lambda stored: stored
     file_count: int = field(init=False, default=0)
     existing_count: int = field(init=False, default=0)
     total_bytes: int = field(init=False, default=0)
     slots: asyncio.Semaphore = field(init=False)
-    _outcomes: dict[str, dict[str, Any] | RunGenError] = field(init=False, default_factory=dict)
+    _outcomes: dict[str, StoredJob | RunGenError] = field(init=False, default_factory=dict)
     _failures_in_a_row: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -69,28 +70,26 @@ class OutputArchiver:
 
     async def run(
         self, job_ids: Sequence[str], check: Callable[[], None]
-    ) -> dict[str, dict[str, Any] | RunGenError]:
+    ) -> dict[str, StoredJob | RunGenError]:
         """
-        Store the outputs of jobs. Return, by job id, its small manifest or the error that it failed with.
+        Store the outputs of jobs. Return, by job id, what was stored or the error that it failed with.
 
         :param check: called often; an error that it raises ends the work.
         :raises RunGenError: an error that concerns all jobs and is not retryable.
         """
         begun_at = logged_at = time.monotonic()
-        work = asyncio.ensure_future(gather_limited(self._archive, job_ids, self.max_concurrency))
+
+        def check_and_log() -> None:
+            nonlocal logged_at
+            check()
+            if (now := time.monotonic()) - logged_at >= PROGRESS_INTERVAL:
+                logged_at, done = now, len(self._outcomes)
+                rate = pace(done, len(job_ids) - done, now - begun_at)
+                log.info("Stored %s%s", self._figures(len(job_ids)), rate)
+
         try:
-            while not work.done():
-                await asyncio.wait([work], timeout=_KILL_CHECK_SECONDS)
-                check()
-                if (now := time.monotonic()) - logged_at >= PROGRESS_INTERVAL:
-                    logged_at, done = now, len(self._outcomes)
-                    rate = pace(done, len(job_ids) - done, now - begun_at)
-                    log.info("Stored %s%s", self._figures(len(job_ids)), rate)
-            work.result()
+            await run_with_checks(gather_limited(self._archive, job_ids, self.max_concurrency), check_and_log)
         finally:
-            work.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await work
             seconds = format_duration(time.monotonic() - begun_at)
             log.info("Stored in %s: %s", seconds, self._figures(len(job_ids)))
         return self._outcomes
@@ -102,7 +101,7 @@ class OutputArchiver:
             job.raise_for_status()
             if self.schema is not None:
                 self.schema.check_result(job)
-            self._outcomes[job_id] = await JobArchiver(self, job).run()
+            self._outcomes[job_id] = self.on_stored(await JobArchiver(self, job).run())
         except RunGenError as error:
             is_of_job = isinstance(error, RunGenJobError)
             if not error.retryable and not is_of_job and not concerns_one_job(error):

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from airflow_provider_rungen.client import endpoints, retry
+from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.budget import Budget
 from airflow_provider_rungen.client.download import Download
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import Output, expiry_time, find_outputs, find_urls
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError, RunGenOutputError
-from airflow_provider_rungen.execution.archive.journal import MANIFEST, ManifestJournal
-from airflow_provider_rungen.execution.archive.manifests import RETURNED_FIELDS
+from airflow_provider_rungen.execution.archive.journal import ManifestJournal
+from airflow_provider_rungen.execution.archive.steps import retry_step
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
@@ -60,9 +58,9 @@ class JobArchiver:
         self._renewed_urls: dict[str, str] | None = None
         self._renewal = asyncio.Lock()
 
-    async def run(self) -> dict[str, Any]:
+    async def run(self) -> StoredJob:
         """
-        Store the outputs that are not stored yet, and return the small manifest.
+        Store the outputs that are not stored yet, and return what is stored.
 
         :raises RunGenOutputError: an output, or the manifest, could not be stored.
         """
@@ -83,11 +81,7 @@ class JobArchiver:
             raise self._error(error) from error
         if self._errors:
             raise next((error for error in self._errors if not error.retryable), self._errors[0])
-        return {
-            "job_id": self._job.id,
-            "manifest": self._storage.uri_of(self._job.id, MANIFEST),
-            "outputs": [{name: entry[name] for name in RETURNED_FIELDS} for entry in journal.entries],
-        }
+        return journal.stored_job()
 
     async def _store(self, output: Output) -> None:
         if self._budget.is_exceeded:
@@ -141,35 +135,25 @@ class JobArchiver:
         if expires_at is not None:
             is_past = expires_at <= datetime.now(UTC)
             when = f" {'on' if is_past else 'early, before'} {expires_at:%Y-%m-%d %H:%M UTC}"
-        return RunGenOutputError(
+        error = RunGenOutputError(
             f"the outputs of the job expired{when} ({refusal.message})",
             hint="Run the job again",
             retryable=False,
         )
+        error.is_expired = True
+        return error
 
     async def _retry(self, action: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Do something, again after a retryable error, as often and as long as an API request is retried."""
-        failures, give_up_at = 0, math.inf
-        while True:
-            try:
-                return await action(*args)
-            except RunGenError as error:
-                delay, now = retry.retry_delay(failures, error), time.monotonic()
-                failures += 1
-                give_up_at = min(give_up_at, now + retry.RETRY_BUDGET)
-                if not error.retryable or failures == retry.ATTEMPTS or now + delay > give_up_at:
-                    raise
-                log.warning(
-                    "Retrying in %s: %s (job %s)", format_duration(delay), error.message, self._job.id
-                )
-            await asyncio.sleep(delay)
+        return await retry_step(self._job.id, action, *args)
 
     def _error(self, cause: RunGenError, place: str = "") -> RunGenOutputError:
         job = self._job
-        return RunGenOutputError(
+        error = RunGenOutputError(
             f"Could not store the outputs of job {job.id} of app {job.app_id}: {place}{cause.message}",
             app_id=job.app_id,
             job_id=job.id,
             hint=cause.hint,
             retryable=cause.retryable,
         )
+        error.is_expired = isinstance(cause, RunGenOutputError) and cause.is_expired
+        return error

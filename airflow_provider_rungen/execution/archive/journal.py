@@ -18,17 +18,21 @@ from airflow_provider_rungen.client.download import Download
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import Output, redact_value
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.execution.archive.manifests import manifest_text, parse_manifest
+from airflow_provider_rungen.execution.archive.manifests import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    RETURNED_FIELDS,
+    manifest_text,
+    parse_manifest,
+)
 from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-_PART_PREFIX = "manifest.part-"
+PART_PREFIX = "manifest.part-"
 # A job with more outputs writes parts.
-_MAX_OUTPUTS_WITHOUT_PARTS = 8
-# Of the manifest of an earlier attempt, and of its parts together.
-_MAX_MANIFEST_BYTES = 128 * 1024 * 1024
+MAX_OUTPUTS_WITHOUT_PARTS = 8
 
 
 class ManifestJournal:
@@ -65,13 +69,14 @@ class ManifestJournal:
         """Find the files that an earlier attempt has stored. Blocks."""
         storage, job = self._storage, self._job
         storage.remove_leftovers(job.id)
-        content = storage.read(job.id, MANIFEST, _MAX_MANIFEST_BYTES)
+        content = storage.read(job.id, MANIFEST, MAX_MANIFEST_BYTES)
         contents = [] if content is None else [content]
-        if len(self._outputs) > _MAX_OUTPUTS_WITHOUT_PARTS:
-            sizes = storage.sizes(job.id, _PART_PREFIX)
+        if len(self._outputs) > MAX_OUTPUTS_WITHOUT_PARTS:
+            sizes = storage.sizes(job.id, PART_PREFIX)
             self.parts = sorted(sizes)
-            if 0 < sum(sizes.values()) <= _MAX_MANIFEST_BYTES:
-                contents += storage.read_all(job.id, self.parts, _MAX_MANIFEST_BYTES)
+            if 0 < sum(sizes.values()) <= MAX_MANIFEST_BYTES:
+                parts = [(job.id, part) for part in self.parts]
+                contents += storage.read_all(parts, MAX_MANIFEST_BYTES).values()
         manifests = [parse_manifest(content, job.app_id, job.id) for content in contents]
         self.is_complete = content is not None and manifests[0].is_complete
         entries = {key: entry for manifest in manifests for key, entry in manifest.entries.items()}
@@ -103,10 +108,10 @@ class ManifestJournal:
         async with self._lock:
             if not (entries := dict(self._unwritten)):
                 return
-            if len(self._outputs) <= _MAX_OUTPUTS_WITHOUT_PARTS:
+            if len(self._outputs) <= MAX_OUTPUTS_WITHOUT_PARTS:
                 await asyncio.to_thread(self._write, MANIFEST, self._manifest(is_complete=False))
             else:
-                part = f"{_PART_PREFIX}{self._token}-{len(self.parts)}.json"
+                part = f"{PART_PREFIX}{self._token}-{len(self.parts)}.json"
                 content = {**self._head(is_complete=False), "outputs": list(entries.values())}
                 await asyncio.to_thread(self._write, part, content)
                 self.parts.append(part)
@@ -124,20 +129,39 @@ class ManifestJournal:
     def _head(self, *, is_complete: bool) -> dict[str, Any]:
         return {"job_id": self._job.id, "app_id": self._job.app_id, "complete": is_complete}
 
+    def stored_job(self) -> StoredJob:
+        """Return what is stored of the job."""
+        job = self._job
+        return StoredJob(
+            job.app_id,
+            job.id,
+            self._storage.uri_of(job.id, MANIFEST),
+            [{name: entry[name] for name in RETURNED_FIELDS} for entry in self.entries],
+            self._result(),
+            job.execution_time,
+            self._created_at(),
+        )
+
+    def _result(self) -> Any:
+        """Return the result with the URIs of the stored files in place of their URLs."""
+        stored = (output for output in self._outputs if output.name in self.stored)
+        return redact_value(
+            self._job.result, {output.url: self.stored[output.name]["uri"] for output in stored}
+        )
+
+    def _created_at(self) -> str | None:
+        created_at = self._job.created_at
+        return None if created_at is None else created_at.isoformat()
+
     def _manifest(self, *, is_complete: bool) -> dict[str, Any]:
         job = self._job
-        uris = {
-            output.url: self.stored[output.name]["uri"]
-            for output in self._outputs
-            if output.name in self.stored
-        }
         return {
             **self._head(is_complete=is_complete),
             "status": str(job.status),
-            "created_at": job.created_at and job.created_at.isoformat(),
+            "created_at": self._created_at(),
             "execution_time": job.execution_time,
             "landed_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "input": self._input,
-            "result": redact_value(job.result, uris),
+            "result": self._result(),
             "outputs": self.entries,
         }

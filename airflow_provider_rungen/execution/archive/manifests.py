@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS
+from airflow_provider_rungen.client.parsing import to_number, to_text, to_time
 from airflow_provider_rungen.client.texts import clean_text
 
+MANIFEST = "manifest.json"
+# Of a manifest that is read, and of its parts together.
+MAX_MANIFEST_BYTES = 128 * 1024 * 1024
 # The fields of a file that a task returns.
 RETURNED_FIELDS = ("uri", "size", "sha256", "content_type")
 _FIELDS = ("uri", "at", "size", "sha256", "content_type")
@@ -26,11 +30,19 @@ class Manifest:
     :param entries: its valid entries, by URI and place in the result.
     :param is_complete: whether all outputs were stored, according to it.
     :param invalid_count: how many entries are not valid; 1 for a manifest that is not valid as a whole.
+    :param status: the status of the job, if known.
+    :param result: its result.
+    :param created_at: when it was created (ISO 8601), if known.
+    :param execution_seconds: how long it ran, if known.
     """
 
     entries: Mapping[tuple[str, str], dict[str, Any]]
     is_complete: bool
     invalid_count: int
+    status: str = ""
+    result: Any = None
+    created_at: str | None = None
+    execution_seconds: float | None = None
 
 
 def parse_manifest(content: bytes, app_id: str, job_id: str) -> Manifest:
@@ -48,6 +60,10 @@ def parse_manifest(content: bytes, app_id: str, job_id: str) -> Manifest:
         {(entry["uri"], entry["at"]): entry for entry in entries},
         is_complete=fields.get("complete") is True,
         invalid_count=len(outputs) - len(entries),
+        status=to_text(fields.get("status")),
+        result=fields.get("result"),
+        created_at=fields["created_at"] if to_time(fields.get("created_at")) else None,
+        execution_seconds=to_number(fields.get("execution_time")),
     )
 
 

@@ -9,60 +9,44 @@ import contextlib
 import hashlib
 import os
 import secrets
+import stat
 import tempfile
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, BinaryIO, Self, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
 
-from airflow_provider_rungen.client.redaction import redact_error
-from airflow_provider_rungen.client.texts import clean_text
-from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
+from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.local_files import open_folder, opener_in, try_lock
+from airflow_provider_rungen.execution.archive.place import Place
+from airflow_provider_rungen.execution.archive.threads import batches, run_concurrently
 
 T = TypeVar("T")
-# Here a file appears once it is uploaded, and not before.
-_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss"}
-_DESTINATION_HINT = "Check destination, and that the worker may write to it"
+#: The folder of a file and its name. The folder of a file directly in the destination is empty.
+File: TypeAlias = tuple[str, str]
 _TEMPORARY_SUFFIX = ".part"
 _CHUNK_BYTES = 1 << 20
+_SMALL_BYTES = 1 << 16
+# So many requests are handed to a file system at once, which sends them concurrently.
+_BATCH = 1000
 # Stores answer "forbidden" for a missing file to those who must not list files.
-_MISSING = (FileNotFoundError, IsADirectoryError, PermissionError)
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
-class Storage:
+class Storage(Place):
     """
-    A destination, with a folder for each job.
+    A destination, with a folder for each job. A ``job_id`` of ``""`` is the destination itself.
 
     A file is written to a temporary place first: on a local file system beside its target, otherwise in this
     machine's folder for temporary files, from where it is uploaded. In a local destination, symbolic links
     are not followed.
 
-    :param destination: a URI or an absolute path that `ObjectStoragePath` accepts, or one of these.
-    :raises RunGenInputError: nothing can be stored there.
+    :param uri: a URI or an absolute path that `ObjectStoragePath` accepts, or one of these.
+    :param name: the parameter it was passed as, for errors.
+    :param read_only: whether it is only read.
+    :raises RunGenInputError: it cannot be used.
     """
 
-    def __init__(self, destination: Any) -> None:
-        from airflow_provider_rungen._airflow import AirflowNotFoundException, ObjectStoragePath
-
-        self._text = text = str(destination)
-        try:
-            if "://" not in text and not os.path.isabs(text):
-                raise ValueError("it is neither a URI nor an absolute path")
-            base = destination if isinstance(destination, ObjectStoragePath) else ObjectStoragePath(text)
-            # not in a thread, because it may read a connection from Airflow
-            self._fs: Any = base.fs
-            self._root = str(base.path).rstrip("/")
-            self._is_local = base.protocol in ("", "file", "local")
-            if self._is_local:
-                os.makedirs(base.path, exist_ok=True)
-                if not os.access(base.path, os.W_OK):
-                    raise PermissionError("it is not writable")
-        except (OSError, ImportError, ValueError, AirflowNotFoundException) as error:
-            reason = redact_error(error, text)
-            # not chained, because the text of the cause would be logged unredacted
-            raise RunGenInputError(
-                clean_text(f"destination {text!r} cannot be used: {reason}"), hint=_DESTINATION_HINT
-            ) from None
-        self._is_object_store = base.protocol in _OBJECT_STORES
+    def __init__(self, uri: Any, name: str = "destination", *, read_only: bool = False) -> None:
+        super().__init__(uri, name, read_only=read_only)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
@@ -73,10 +57,6 @@ class Storage:
     def __exit__(self, *_: object) -> None:
         if self._temporary is not None:
             self._temporary.cleanup()
-
-    def uri_of(self, job_id: str, name: str) -> str:
-        """Return the URI of a file."""
-        return f"{self._text.removesuffix('/')}/{job_id}/{name}"
 
     # --- writing ---
 
@@ -107,24 +87,13 @@ class Storage:
 
     def put(self, file: BinaryIO, path: str, job_id: str, name: str) -> None:
         """Move or upload an incoming file to its target."""
-        target = self._path(job_id, name)
         with self._wrap_errors():
             file.flush()
             if self._is_local:
                 with self._folder(job_id) as folder:
                     os.replace(path, name, src_dir_fd=folder, dst_dir_fd=folder)
-            elif self._is_object_store:
-                self._fs.put_file(path, target)
             else:
-                partial = self._path(job_id, _temporary_name())
-                self._fs.makedirs(self._path(job_id), exist_ok=True)
-                try:
-                    self._fs.put_file(path, partial)
-                    self._fs.mv(partial, target)
-                except BaseException:
-                    with contextlib.suppress(Exception):
-                        self._fs.rm_file(partial)
-                    raise
+                self._upload(lambda place: self._fs.put_file(path, place), job_id, name)
 
     def write(self, job_id: str, name: str, content: bytes) -> None:
         """Store a small file."""
@@ -132,6 +101,38 @@ class Storage:
             with self._wrap_errors():
                 file.write(content)
             self.put(file, path, job_id, name)
+
+    def write_all(self, files: Mapping[File, bytes]) -> None:
+        """Store many small files, concurrently. Each appears atomically."""
+        if self._is_local:
+            run_concurrently(lambda file: self.write(*file, files[file]), files)
+        elif self._is_object_store:
+            with self._wrap_errors():
+                for batch in batches(files, _BATCH):
+                    self._fs.pipe({self._path(*file): files[file] for file in batch})
+        else:
+
+            def write(file: File) -> None:
+                with self._wrap_errors():
+                    self._upload(lambda place: self._fs.pipe_file(place, files[file]), *file)
+
+            run_concurrently(write, files)
+
+    def _upload(self, send: Callable[[str], None], job_id: str, name: str) -> None:
+        """Upload a file to its target, or to a temporary place if it would be visible meanwhile."""
+        target = self._path(job_id, name)
+        if self._is_object_store:
+            send(target)
+            return
+        partial = self._path(job_id, _temporary_name())
+        self._fs.makedirs(self._path(job_id), exist_ok=True)
+        try:
+            send(partial)
+            self._fs.mv(partial, target)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._fs.rm_file(partial)
+            raise
 
     def remove(self, job_id: str, names: Collection[str]) -> None:
         """Remove the files that exist."""
@@ -149,24 +150,43 @@ class Storage:
         """Remove the temporary files of killed attempts, but not those that another attempt has locked."""
         if self._is_local:
             names = [name for name in self.sizes(job_id, ".") if name.endswith(_TEMPORARY_SUFFIX)]
-            if unlocked := [name for name in names if self._read(job_id, name, try_lock)]:
+            if unlocked := [name for name in names if self.read_with(job_id, name, try_lock)]:
                 self.remove(job_id, unlocked)
 
     # --- reading ---
 
     def read(self, job_id: str, name: str, max_bytes: int) -> bytes | None:
         """Return the content of a file, or ``None`` if it is missing or larger than ``max_bytes``."""
-        content = self._read(job_id, name, lambda file: file.read(max_bytes + 1))
+
+        def read(file: BinaryIO) -> bytes:
+            # most files are small, and Python allocates as much as it is asked to read
+            first = min(_SMALL_BYTES, max_bytes + 1)
+            head = file.read(first)
+            return head if len(head) < first else head + file.read(max_bytes + 1 - first)
+
+        content = self.read_with(job_id, name, read)
         return content if content is not None and len(content) <= max_bytes else None
 
-    def read_all(self, job_id: str, names: Collection[str], max_bytes: int) -> list[bytes]:
-        """Return the contents of those of many small files that can be read."""
+    def read_all(self, files: Iterable[File], max_bytes: int) -> dict[File, bytes]:
+        """Return the contents of many small files, without those that are missing or too large."""
+        files = list(files)
+        contents: list[Any] = []
         if self._is_local:
-            contents = [self.read(job_id, name, max_bytes) for name in names]
-            return [content for content in contents if content is not None]
-        with self._wrap_errors():
-            # concurrently, where the file system can
-            return list(self._fs.cat([self._path(job_id, name) for name in names], on_error="omit").values())
+            contents = run_concurrently(lambda file: _unless_link(self.read, *file, max_bytes), files)
+        else:
+            with self._wrap_errors():
+                for batch in batches(files, _BATCH):
+                    paths = [self._path(*file) for file in batch]
+                    # concurrently, where the file system can
+                    contents += self._fs.cat_ranges(paths, None, None, on_error="return")
+                for content in contents:
+                    if isinstance(content, BaseException) and not isinstance(content, _MISSING):
+                        raise content
+        return {
+            file: content
+            for file, content in zip(files, contents, strict=True)
+            if isinstance(content, bytes) and len(content) <= max_bytes
+        }
 
     def digest(self, job_id: str, name: str, size: int) -> str | None:
         """Return the SHA-256 of a file, or ``None`` if it is missing or has another size."""
@@ -178,21 +198,76 @@ class Storage:
                 digest.update(chunk)
             return digest.hexdigest() if count == size else None
 
-        return self._read(job_id, name, read)
+        return self.read_with(job_id, name, read)
 
     def sizes(self, job_id: str, prefix: str) -> dict[str, int]:
         """Return the sizes of a job's files whose name begins with a prefix."""
-        path = self._path(job_id)
         with self._wrap_errors():
             try:
-                self._fs.invalidate_cache(path)
-                files = [entry for entry in self._fs.ls(path, detail=True) if entry["type"] == "file"]
+                sizes = self._list(job_id)
             except _MISSING:
                 return {}
-        sizes = {entry["name"].rpartition("/")[2]: entry["size"] or 0 for entry in files}
         return {name: size for name, size in sizes.items() if name.startswith(prefix)}
 
-    def _read(self, job_id: str, name: str, read: Callable[[BinaryIO], T]) -> T | None:
+    def sizes_of(self, files: Iterable[File]) -> dict[File, int]:
+        """Return the sizes of those of many files that exist, concurrently."""
+        files = list(files)
+        if not self._is_local:
+            for folder in {folder for folder, _ in files}:
+                self._fs.invalidate_cache(self._path(folder))
+        sizes = run_concurrently(lambda file: _unless_link(self._size, *file), files)
+        return {file: size for file, size in zip(files, sizes, strict=True) if size is not None}
+
+    def list_all(self, folders: Collection[str]) -> dict[File, int]:
+        """
+        Return the sizes of all files in many folders, concurrently.
+
+        :raises RunGenOutputError: a folder that exists cannot be listed.
+        """
+
+        def sizes(folder: str) -> dict[str, int]:
+            with self._wrap_errors(), contextlib.suppress(FileNotFoundError):
+                return self._list(folder)
+            return {}
+
+        if not self._is_local:
+            # because a store needs several requests to find that a folder is missing
+            existing = self._folders()
+            folders = [folder for folder in folders if folder in existing]
+        listed = zip(folders, run_concurrently(sizes, folders), strict=True)
+        return {(folder, name): size for folder, names in listed for name, size in names.items()}
+
+    def _folders(self) -> set[str]:
+        root = self._path("")
+        with self._wrap_errors(), contextlib.suppress(FileNotFoundError):
+            self._fs.invalidate_cache(root)
+            return {str(path).rstrip("/").rpartition("/")[2] for path in self._fs.ls(root, detail=False)}
+        return set()
+
+    def _list(self, folder: str) -> dict[str, int]:
+        path = self._path(folder)
+        if self._is_local:
+            with self._folder(folder) as number, os.scandir(number) as entries:
+                files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+                return {file.name: file.stat(follow_symlinks=False).st_size for file in files}
+        self._fs.invalidate_cache(path)
+        listed = [entry for entry in self._fs.ls(path, detail=True) if entry["type"] == "file"]
+        return {entry["name"].rpartition("/")[2]: entry["size"] or 0 for entry in listed}
+
+    def _size(self, folder: str, name: str) -> int | None:
+        with self._wrap_errors():
+            try:
+                if self._is_local:
+                    with self._folder(folder) as number:
+                        status = os.stat(name, dir_fd=number, follow_symlinks=False)
+                    return status.st_size if stat.S_ISREG(status.st_mode) else None
+                info = self._fs.info(self._path(folder, name))
+            except _MISSING:
+                return None
+        return info["size"] if info["type"] == "file" else None
+
+    def read_with(self, job_id: str, name: str, read: Callable[[BinaryIO], T]) -> T | None:
+        """Return what a function reads in a file, or ``None`` if it is missing."""
         with self._wrap_errors():
             try:
                 if not self._is_local:
@@ -203,28 +278,24 @@ class Storage:
             except _MISSING:
                 return None
 
-    # --- paths and errors ---
+    # --- paths ---
 
-    def _path(self, job_id: str, name: str = "") -> str:
-        return f"{self._root}/{job_id}/{name}".rstrip("/")
+    def _path(self, folder: str, name: str = "") -> str:
+        return "/".join((self._root, *filter(None, (folder, name))))
 
-    def _folder(self, job_id: str, *, create: bool = False) -> contextlib.AbstractContextManager[int]:
-        return open_folder(self._path(job_id), create=create)
+    def _folder(self, folder: str, *, create: bool = False) -> contextlib.AbstractContextManager[int]:
+        # the destination itself may be a symbolic link, which the dot follows
+        return open_folder(self._path(folder or "."), create=create)
 
-    @contextlib.contextmanager
-    def _wrap_errors(self) -> Iterator[None]:
-        """Convert the errors of storage libraries, which may be of any type."""
-        try:
-            yield
-        except RunGenOutputError:
+
+def _unless_link(read: Callable[..., T], *args: Any) -> T | None:
+    """Call a function, and return ``None`` if it meets a symbolic link."""
+    try:
+        return read(*args)
+    except RunGenOutputError as error:
+        if error.retryable:
             raise
-        except Exception as error:
-            reason = clean_text(redact_error(error, self._text), 200)
-            # not chained, because the text of the cause would be logged unredacted
-            raise RunGenOutputError(
-                f"the destination cannot be used: {type(error).__name__}: {reason}".removesuffix(": "),
-                hint=_DESTINATION_HINT,
-            ) from None
+        return None
 
 
 def _temporary_name() -> str:

@@ -1,4 +1,4 @@
-"""Saves the job ids of a batch in Airflow's task state store, so that the next attempt resumes it."""
+"""Saves the job ids of a batch, so that the next attempt resumes it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from airflow_provider_rungen.execution import records
 from airflow_provider_rungen.execution.attempts import Attempt, End, end_from_store
+from airflow_provider_rungen.execution.batch.reuse import Reuse
 from airflow_provider_rungen.execution.state_store import PAUSES
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class _Chunk:
 
 class Checkpoint:
     """
-    The job ids of a batch in Airflow's task state store, saved as they come.
+    The job ids of a batch, saved as they come: in Airflow's task state store, and in the ledger.
 
     ===============  ==================================================================
     entry            meaning
@@ -124,7 +125,7 @@ class Checkpoint:
 
     The ids are saved in chunks. Each chunk names its batch, since an earlier batch may have left its own.
 
-    :param store: the ``task_state_store`` of the context. Without one nothing is saved.
+    :param store: the ``task_state_store`` of the context, or ``None``.
     :param header: the batch, and its deadline.
     """
 
@@ -132,6 +133,8 @@ class Checkpoint:
 
     def __init__(self, store: Any, header: BatchHeader) -> None:
         self._store = store
+        #: What the ledger knows, which saves the ids, too.
+        self.reuse = Reuse()
         self.header = header if header.batch else replace(header, batch=secrets.token_hex(8))
         self.ids = [""] * header.count
         #: Every job that was ever that of an input, in this batch or an earlier one.
@@ -173,10 +176,23 @@ class Checkpoint:
         """The job of each input, or ``None``."""
         return [None if job_id in ("", self.NOT_CREATED) else job_id for job_id in self.ids]
 
+    def _has_job(self, index: int) -> bool:
+        return self.ids[index] not in ("", self.NOT_CREATED)
+
     @property
     def unknown(self) -> list[int]:
         """The inputs whose fate is unknown."""
-        return [index for index, job_id in enumerate(self.ids[: self.sent_upto]) if not job_id]
+        sent = enumerate(self.ids[: self.sent_upto])
+        return [index for index, job_id in sent if not job_id and not self.reuse.needs_no_job(index)]
+
+    @property
+    def absent(self) -> list[int]:
+        """The inputs that need a job and have none."""
+        return [
+            index
+            for index, job_id in enumerate(self.entries)
+            if job_id is None and not self.reuse.needs_no_job(index)
+        ]
 
     @property
     def unsaved(self) -> int:
@@ -186,11 +202,9 @@ class Checkpoint:
     @property
     def unsaved_job_ids(self) -> list[str]:
         """The jobs that no other attempt would find."""
-        if self._store is None:
+        if self._store is None and self.reuse.book is None:
             return self.job_ids
-        return [
-            self.ids[i] for i in self._changed | self._writing if self.ids[i] not in ("", self.NOT_CREATED)
-        ]
+        return [self.ids[index] for index in self._changed | self._writing if self._has_job(index)]
 
     @property
     def sent_upto(self) -> int:
@@ -205,6 +219,13 @@ class Checkpoint:
         """Return whether this is a batch of the same inputs and app."""
         ours = self.header
         return (ours.app_id, ours.digest, ours.count) == (header.app_id, header.digest, header.count)
+
+    def begin_with(self, reuse: Reuse) -> None:
+        """Save ids in the ledger from now on, and resume the jobs that it knows of this app."""
+        self.reuse = reuse
+        for index, entry in reuse.pending.items():
+            if not self._has_job(index) and entry.app_id == self.header.app_id:
+                self.note(index, entry.job_id)
 
     def note(self, index: int, job_id: str) -> None:
         """Set the entry of an input. It is saved at the next flush."""
@@ -223,9 +244,15 @@ class Checkpoint:
         while self._changed:  # one by one, since more may be noted meanwhile
             self._writing.add(self._changed.pop())
         header = self.header
+        jobs = {index: self.ids[index] for index in self._writing if self._has_job(index)}
+        self.reuse.save_submitted(header.app_id, jobs)
         if self._store is not None:
             for chunk in sorted({index // CHUNK for index in self._writing}):
-                ids = tuple(self.ids[chunk * CHUNK : (chunk + 1) * CHUNK])
+                # what others submitted is in the ledger, and not the next attempt's to cancel
+                ids = tuple(
+                    self.NOT_CREATED if job_id in self.reuse.borrowed else job_id
+                    for job_id in self.ids[chunk * CHUNK : (chunk + 1) * CHUNK]
+                )
                 self._store.set(f"{KEY}_{chunk}", _Chunk(header.batch, ids).to_store())
             if header != self._saved_header:
                 self._store.set(KEY, header.to_store())
@@ -238,7 +265,7 @@ class Checkpoint:
             try:
                 self.flush()
             except Exception as error:
-                log.warning("Could not save job ids in the task state store: %s", type(error).__name__)
+                log.warning("Could not save job ids: %s", type(error).__name__)
                 time.sleep(pause)
             else:
                 return True

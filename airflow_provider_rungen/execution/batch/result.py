@@ -25,8 +25,8 @@ class BatchResult:
 
     @property
     def job_ids(self) -> list[str]:
-        """The jobs."""
-        return [job_id for job_id in self.ids if job_id]
+        """The jobs. Equal inputs may share one."""
+        return [job_id for job_id in dict.fromkeys(self.ids) if job_id]
 
     def reasons(self) -> dict[int, str]:
         """Return why inputs did not complete, by their index."""

@@ -5,27 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE, job_of, strip_payloads
 from airflow_provider_rungen.exceptions import (
+    RunGenBadRequestError,
     RunGenError,
     RunGenJobFailedError,
     RunGenNotFoundError,
     RunGenSubmissionUnknownError,
 )
+from airflow_provider_rungen.execution import attempts
 from airflow_provider_rungen.execution.attempts import End
 from airflow_provider_rungen.execution.batch.checkpoint import KEY, BatchHeader, Checkpoint
 from airflow_provider_rungen.execution.batch.inputs import Inputs
 from airflow_provider_rungen.execution.batch.result import BatchResult
+from airflow_provider_rungen.execution.batch.reuse import Reuse, run_token, task_token
+from airflow_provider_rungen.execution.batch.saved import SavedLines
 from airflow_provider_rungen.execution.batch.submitter import BatchSubmitter
-from airflow_provider_rungen.execution.durable import DurableRun
+from airflow_provider_rungen.execution.durable import DurableRun, OnClear
 from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.outcomes import format_reasons, max_failures, read_job_event
 from airflow_provider_rungen.execution.submission import RESUBMISSION_GRACE
@@ -33,6 +37,8 @@ from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+    from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.options import BatchOptions
     from airflow_provider_rungen.execution.waiting import Defer
 
@@ -53,16 +59,25 @@ class BatchRun(DurableRun["BatchOptions"]):
         self._store = context.get("task_state_store") if options.durable else None
         # what is saved of this attempt, or else of an earlier one
         self._checkpoint: Checkpoint | None = None
+        self.reuse = Reuse()
+        #: The jobs that this attempt has canceled.
+        self.canceled: set[str] = set()
 
     def submit_and_wait(self, read_inputs: Callable[[], Any]) -> BatchResult:
         """
         Submit what is not submitted yet, and wait for all of it when asked to. Call it within `executing`.
 
-        :param read_inputs: returns the inputs: a list, or the URI of a file.
+        :param read_inputs: returns the inputs, as `open_rows` reads them.
         """
-        inputs = Inputs(read_inputs(), Schema.of(self.options.input_schema, "input_schema"))
+        book = self._open_book()
+        inputs = self._read_inputs(read_inputs, book)
         app_id = self.app_id
         self.link_to(app_id)
+        if book is not None:
+            destination, token = str(self.options.destination), run_token(self.ti)
+            self.reuse = Reuse.begin(
+                book, inputs.keys, destination, token, accepts=self.accepts, on_stored=self.add_reused
+            )
         header = BatchHeader(
             app_id=app_id,
             digest=inputs.digest,
@@ -75,17 +90,64 @@ class BatchRun(DurableRun["BatchOptions"]):
         deadline = self.deadline(checkpoint.header.deadline)
         refused = self._submit(inputs, checkpoint, completed, deadline)
         self._own_running(checkpoint, completed)
-        result = BatchResult(checkpoint.entries, refused)
+        result = BatchResult(self.reuse.expand(checkpoint.entries), self.reuse.expand_refused(refused))
         if not self.options.wait_for_completion:
             return result
         jobs = self.wait(
             deadline=deadline,
             visible_by=time.time() + VISIBILITY_GRACE,
-            on_finished=strip_payloads,
-            can_end_from_trigger=None not in result.ids,
+            on_finished=self.keep,
+            can_end_from_trigger=None not in result.ids and self.options.destination is None,
             before_end_from_trigger=lambda: self._push_success(result),
         )
         return replace(result, jobs=jobs)
+
+    def accepts(self, stored: StoredJob) -> bool:
+        """Return whether a stored job can be reused."""
+        return True
+
+    def add_reused(self, stored: StoredJob) -> None:
+        """Take a stored job that is reused."""
+
+    def keep(self, job: Job) -> Job:
+        """Return what is kept of a job that is over: there may be many."""
+        return strip_payloads(job)
+
+    def _read_inputs(self, read_inputs: Callable[[], Any], book: LedgerBook | None) -> Inputs:
+        schema = Schema.of(self.options.input_schema, "input_schema")
+        return Inputs(read_inputs(), schema, format=self.options.format, key_of=book.key if book else None)
+
+    def _open_book(self) -> LedgerBook | None:
+        """Open the ledger. The service knows which model the app is."""
+        if self.options.ledger is None:
+            return None
+        from airflow_provider_rungen.execution.ledger.book import LedgerBook
+        from airflow_provider_rungen.execution.ledger.keys import model_identity
+
+        app = self.hook.get_app(app_id=self.app_id)
+        return LedgerBook(self.options.ledger, model_identity(app), run_token(self.ti))
+
+    # --- the ledger ---
+
+    @property
+    def is_durable(self) -> bool:
+        return super().is_durable or self.options.ledger is not None
+
+    @property
+    def on_clear(self) -> OnClear:
+        ledger = self.options.ledger
+        return super().on_clear if ledger is None or ledger.refresh else "keep"
+
+    def own(self, app_id: str, job_ids: Sequence[str], borrowed: Collection[str] = ()) -> None:
+        super().own(app_id, job_ids, borrowed or self.reuse.borrowed)
+
+    def cancel(self, job_ids: Sequence[str], *, within: float | None = None) -> list[str]:
+        left = super().cancel(job_ids, within=within)
+        canceled = set(job_ids) - set(left)
+        self.canceled |= canceled
+        # a kill leaves little time, and the next attempt finds out that they were canceled
+        attempts.call_briefly(lambda: self.reuse.forget(canceled))
+        return left
 
     @contextmanager
     def executing(self) -> Iterator[None]:
@@ -96,21 +158,75 @@ class BatchRun(DurableRun["BatchOptions"]):
             self.own(earlier.header.app_id, earlier.job_ids)
         with self.owning():
             yield
+            if self.attempt.try_number > 1:  # an earlier attempt may have been killed while deferred
+                self._remove_saved_lines()
 
     @contextmanager
     def completing(self, event: Mapping[str, Any]) -> Iterator[BatchResult]:
         """Go on after the wait in the triggerer."""
-        ids = self._pushed_ids()
-        result = BatchResult(ids, self._pushed_refusals())
-        self.own(event.get("app_id") or self.options.app_id or "", result.job_ids)
-        with self.owning():
-            self.own(event.get("app_id") or self.app_id, result.job_ids)
-            jobs = read_job_event(event)
-            if event.get("count", 0) > len(jobs):  # more failed than the event holds
-                app_id = self.jobs.app_id
-                outcomes = self._fetch(app_id, result.job_ids).items()
-                jobs = [job_of(outcome, app_id, job_id) for job_id, outcome in outcomes]
-            yield replace(result, jobs=jobs)
+        app_id = event.get("app_id") or self.options.app_id or ""
+        result = self._restore(app_id)
+        try:
+            with self.owning():
+                app_id = event.get("app_id") or self.app_id
+                self.own(app_id, self.jobs.job_ids)
+                jobs = read_job_event(event)
+                if event.get("count", 0) > len(jobs):  # more failed than the event holds
+                    outcomes = self._fetch(app_id, self.jobs.job_ids).items()
+                    jobs = [job_of(outcome, app_id, job_id) for job_id, outcome in outcomes]
+                yield replace(result, jobs=jobs)
+        finally:
+            self._remove_saved_lines()
+
+    def fail_deferral(self, reason: str) -> NoReturn:
+        try:
+            super().fail_deferral(reason)
+        finally:
+            self._remove_saved_lines()
+
+    def _restore(self, app_id: str) -> BatchResult:
+        """Return what was submitted before the deferral, and answer for its jobs."""
+        result = BatchResult(self._pushed_ids(), self._pushed_refusals())
+        if self.saves_lines:
+            self._restore_reuse(result.ids, list(self.saved_lines.load()))
+        self.own(app_id, self.new_job_ids(result))
+        return result
+
+    def _restore_reuse(self, ids: Sequence[str | None], saved: Sequence[Any]) -> None:
+        from airflow_provider_rungen.execution.ledger.book import LedgerBook
+
+        if self.options.ledger is not None:
+            # no key is made any more, so the model makes no difference
+            book = LedgerBook(self.options.ledger, "", run_token(self.ti))
+            self.reuse = Reuse.restore(book, ids, saved, self.add_reused)
+
+    def new_job_ids(self, result: BatchResult) -> list[str]:
+        """Return the jobs that were not stored before."""
+        return [job_id for job_id in result.job_ids if job_id not in self.reuse.stored_job_ids]
+
+    @property
+    def saved_lines(self) -> SavedLines:
+        """What the task has to know again after a deferral."""
+        return SavedLines(self.options.destination, task_token(self.ti))
+
+    @property
+    def saves_lines(self) -> bool:
+        """Whether that is more than XCom has."""
+        return self.options.ledger is not None
+
+    def lines_to_save(self, checkpoint: Checkpoint) -> Iterator[Any]:
+        """Yield what `_restore` reads."""
+        for index, job_id in enumerate(self.reuse.expand(checkpoint.entries)):
+            yield self.reuse.to_save(index, job_id)
+
+    def _remove_saved_lines(self) -> None:
+        if self.saves_lines:
+            self.saved_lines.remove()
+
+    def defer(self, deadline: float, **arguments: Any) -> NoReturn:
+        if self.saves_lines and self._checkpoint is not None:
+            self.saved_lines.save(self.lines_to_save(self._checkpoint))
+        super().defer(deadline, **arguments)
 
     def finish(self, result: BatchResult, max_failed: float | None = None) -> list[str | None]:
         """
@@ -141,7 +257,7 @@ class BatchRun(DurableRun["BatchOptions"]):
         refused = result.refused
         # a retry is refused in the same way
         retryable = len(reasons) > len(refused) or any(error.retryable for error in refused.values())
-        again = f"A retry runs {'only these' if self.state.is_durable else 'all inputs'} again"
+        again = f"A retry runs {'only these' if self.is_durable else 'all inputs'} again"
         return RunGenJobFailedError(
             f"{len(reasons)} of {len(result.ids)} inputs failed, {allowed} may (max_failed): "
             f"{format_reasons(reasons)}",
@@ -174,19 +290,25 @@ class BatchRun(DurableRun["BatchOptions"]):
         """Return the checkpoint to go on with, and the jobs of an earlier attempt that have completed."""
         earlier = self._checkpoint
         if earlier is None:
-            return new, set()
+            return self._begin(new)
         new.known |= earlier.known
         is_cleared = self.attempt.was_cleared_since(earlier.header.attempt, earlier.header.end)
         if earlier.matches(new.header) and (self.resumes_clears or not is_cleared):
+            earlier.begin_with(self.reuse)
             completed = self._resume(earlier, is_cleared=is_cleared)
             self._extend(earlier, new.header, is_cleared=is_cleared)
             return earlier, completed
         if earlier.job_ids:
             log.info("Task was cleared, or its inputs or app changed: submitting all inputs again")
             if self.options.cancel_on_kill:
-                self.cancel(self.jobs.running)
+                wanted = {entry.job_id for entry in self.reuse.pending.values()}
+                self.cancel([job_id for job_id in self.jobs.running if job_id not in wanted])
         self.own("", [])
-        return new, set()
+        return self._begin(new)
+
+    def _begin(self, new: Checkpoint) -> tuple[Checkpoint, set[str]]:
+        new.begin_with(self.reuse)
+        return new, self._resume(new, is_cleared=False) if new.job_ids else set()
 
     def _extend(self, checkpoint: Checkpoint, new: BatchHeader, *, is_cleared: bool) -> None:
         """Reset the deadline for new jobs, and after a clear for running ones whose time is up."""
@@ -208,12 +330,18 @@ class BatchRun(DurableRun["BatchOptions"]):
                 hint="Look at the app's jobs, then clear the task to submit all inputs again",
                 retryable=False,
             )
-        visible_by = checkpoint.header.submitted_at + RESUBMISSION_GRACE
-        outcomes = self._fetch(app_id, checkpoint.job_ids, visible_by)
-        completed, failed = set(), 0
+        submitted_at = max(
+            [checkpoint.header.submitted_at, *(entry.at.timestamp() for entry in self.reuse.pending.values())]
+        )
+        # whoever can write an entry can write any time
+        submitted_at = min(submitted_at, time.time())
+        stored = {checkpoint.ids[index] for index in self.reuse.stored} & set(checkpoint.job_ids)
+        rest = [job_id for job_id in checkpoint.job_ids if job_id not in stored]
+        outcomes = self._fetch(app_id, rest, submitted_at + RESUBMISSION_GRACE)
+        completed, failed = stored, 0
         for index, job_id in enumerate(checkpoint.ids):
             outcome = outcomes.get(job_id)
-            if isinstance(outcome, RunGenNotFoundError) or (
+            if isinstance(outcome, RunGenNotFoundError | RunGenBadRequestError) or (
                 isinstance(outcome, Job) and outcome.status in (JobStatus.FAILED, JobStatus.CANCELED)
             ):
                 checkpoint.note(index, Checkpoint.NOT_CREATED)
@@ -260,34 +388,34 @@ class BatchRun(DurableRun["BatchOptions"]):
     ) -> dict[int, RunGenError]:
         """Submit what has no job yet, and return the inputs that were refused, with the reason."""
         refused: dict[int, RunGenError] = {}
-        absent = [index for index, job_id in enumerate(checkpoint.entries) if job_id is None]
+        absent = checkpoint.absent
         known_before = len(checkpoint.job_ids)
         self.guard.check()
         with self._naming_lost_jobs(checkpoint), self.guard.defer_signals():
             if absent:
                 refused = self._submit_absent(inputs, checkpoint, completed, deadline)
                 self._log_submitted(checkpoint, len(checkpoint.job_ids) - known_before)
-            self.ti.xcom_push(key="job_ids", value=checkpoint.entries)
-            self.on_submitted(checkpoint.job_ids)
+            self.push_submitted(self.reuse.expand(checkpoint.entries), refused)
             for job_id in checkpoint.job_ids[:1]:
                 self.link_to_job(checkpoint.header.app_id, job_id)
-            if refused:
-                reasons = [
-                    # 0.1 reads the opposite of retryable
-                    (index, error.message if number < MAX_PUSHED_REASONS else "", not error.retryable)
-                    for number, (index, error) in enumerate(sorted(refused.items()))
-                ]
-                self.ti.xcom_push(key="refused", value=reasons)
         return refused
 
-    def on_submitted(self, job_ids: list[str]) -> None:
-        """Push what a subclass pushes right after the submission."""
+    def push_submitted(self, ids: list[str | None], refused: Mapping[int, RunGenError]) -> None:
+        """Push what the task has to know again after a deferral."""
+        self.ti.xcom_push(key="job_ids", value=ids)
+        if refused:
+            reasons = [
+                # 0.1 reads the opposite of retryable
+                (index, error.message if number < MAX_PUSHED_REASONS else "", not error.retryable)
+                for number, (index, error) in enumerate(sorted(refused.items()))
+            ]
+            self.ti.xcom_push(key="refused", value=reasons)
 
     def _submit_absent(
         self, inputs: Inputs, checkpoint: Checkpoint, completed: set[str], deadline: float
     ) -> dict[int, RunGenError]:
         app_id, hook = checkpoint.header.app_id, self.hook
-        absent = {index for index, job_id in enumerate(checkpoint.entries) if job_id is None}
+        absent = set(checkpoint.absent)
         todo = ((index, item) for index, item in enumerate(inputs) if index in absent)
         submitter = BatchSubmitter(
             hook.aperform,
@@ -368,4 +496,4 @@ class BatchRun(DurableRun["BatchOptions"]):
         }
 
     def pushed_job_ids(self) -> list[str]:
-        return [job_id for job_id in self._pushed_ids() if job_id]
+        return self.new_job_ids(self._restore(self.options.app_id or ""))

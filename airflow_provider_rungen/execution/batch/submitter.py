@@ -236,7 +236,7 @@ class BatchSubmitter:
                 now = time.monotonic()
                 if not give_up_at:
                     log.warning(
-                        "Could not save job ids in the task state store: %s; submitting pauses",
+                        "Could not save job ids: %s; submitting pauses",
                         clean_text(f"{type(error).__name__}: {error}"),
                     )
                 give_up_at = give_up_at or now + STORE_RETRY_BUDGET

@@ -1,0 +1,104 @@
+"""Jobs whose outputs are stored, as their manifests describe them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from airflow_provider_rungen.client.models import JobStatus
+from airflow_provider_rungen.execution.archive.manifests import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    RETURNED_FIELDS,
+    Manifest,
+    parse_manifest,
+)
+from airflow_provider_rungen.execution.archive.storage import File, Storage
+from airflow_provider_rungen.execution.archive.threads import batches
+
+T = TypeVar("T")
+# So many manifests are in memory at a time.
+_BATCH = 500
+_MAX_NAME_BYTES = 255
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """
+    A job whose outputs are all stored.
+
+    :param app_id: its app.
+    :param job_id: the job.
+    :param manifest: the URI of its manifest.
+    :param outputs: its files, each with ``uri``, ``size``, ``sha256`` and ``content_type``.
+    :param result: its result, with stored URIs in place of signed URLs.
+    :param execution_seconds: how long it ran, if known.
+    :param created_at: when it was created (ISO 8601), if known.
+    """
+
+    app_id: str
+    job_id: str
+    manifest: str
+    outputs: Sequence[Mapping[str, Any]]
+    result: Any
+    execution_seconds: float | None = None
+    created_at: str | None = None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The small manifest that a task returns."""
+        return {"job_id": self.job_id, "manifest": self.manifest, "outputs": list(self.outputs)}
+
+
+def read_stored_jobs(
+    storage: Storage, jobs: Mapping[str, str], on_stored: Callable[[StoredJob], T]
+) -> dict[str, T]:
+    """
+    Find those of many jobs whose manifest is complete, and whose files are there with their size. Blocks.
+
+    :param storage: their destination.
+    :param jobs: the app of each job, by job id.
+    :param on_stored: takes each, whose result may be large, and returns what to return of it.
+    :raises RunGenOutputError: the destination cannot be read.
+    """
+    stored: dict[str, T] = {}
+    for batch in batches(jobs, _BATCH):
+        contents = storage.read_all([(job_id, MANIFEST) for job_id in batch], MAX_MANIFEST_BYTES)
+        found: dict[str, tuple[Manifest, dict[File, int]]] = {}
+        for (job_id, _), content in contents.items():
+            manifest = parse_manifest(content, jobs[job_id], job_id)
+            files = files_of(storage, job_id, manifest)
+            if files is not None:
+                found[job_id] = manifest, files
+        sizes = storage.sizes_of(file for _, files in found.values() for file in files)
+        for job_id, (manifest, files) in found.items():
+            if all(sizes.get(file) == size for file, size in files.items()):
+                stored[job_id] = on_stored(stored_job(storage, jobs[job_id], job_id, manifest))
+    return stored
+
+
+def files_of(storage: Storage, job_id: str, manifest: Manifest) -> dict[File, int] | None:
+    """Return the sizes of a job's files, or ``None`` unless all are stored in its folder."""
+    if not manifest.is_complete or manifest.invalid_count or manifest.status != JobStatus.COMPLETED:
+        return None
+    files = {}
+    for uri, size in ((entry["uri"], entry["size"]) for entry in manifest.entries.values()):
+        name = uri.rpartition("/")[2]
+        is_name = name not in ("", ".", "..") and name.isprintable() and "\\" not in name
+        if not is_name or len(name.encode()) > _MAX_NAME_BYTES or uri != storage.uri_of(job_id, name):
+            return None
+        files[job_id, name] = size
+    return files
+
+
+def stored_job(storage: Storage, app_id: str, job_id: str, manifest: Manifest) -> StoredJob:
+    return StoredJob(
+        app_id=app_id,
+        job_id=job_id,
+        manifest=storage.uri_of(job_id, MANIFEST),
+        outputs=[{name: entry[name] for name in RETURNED_FIELDS} for entry in manifest.entries.values()],
+        result=manifest.result,
+        execution_seconds=manifest.execution_seconds,
+        created_at=manifest.created_at,
+    )

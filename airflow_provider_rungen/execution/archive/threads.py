@@ -1,0 +1,36 @@
+"""Do many small things that block, such as requests to a store: in batches, and in threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+S = TypeVar("S")
+T = TypeVar("T")
+# More threads slow down a local folder, and a store's client opens few connections.
+_MAX_THREADS = 16
+# To hand an item to a thread takes longer than to read a small local file.
+_MOST_AT_A_TIME = 16
+
+
+def run_concurrently(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
+    """Call a function for each item, in threads. Return the results in order, or raise the first error."""
+    items = list(items)
+    # few, so that all threads end at the same time
+    size = max(1, min(_MOST_AT_A_TIME, len(items) // (4 * _MAX_THREADS)))
+    executor = ThreadPoolExecutor(max(1, min(_MAX_THREADS, len(items))))
+    try:
+        parts = executor.map(lambda some: list(map(function, some)), batches(items, size))
+        return [result for part in parts for result in part]
+    finally:
+        # a kill that is raised here does not wait for those that have not begun
+        executor.shutdown(cancel_futures=True)
+
+
+def batches(items: Iterable[S], size: int) -> Iterator[list[S]]:
+    """Yield the items in lists of a size, the last one of which may be shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,290 @@
+"""Read and write the ledger: a small file for each input that was paid for. Blocks."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
+from airflow_provider_rungen.execution.archive.storage import File, Storage
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
+from airflow_provider_rungen.execution.archive.threads import batches, run_concurrently
+from airflow_provider_rungen.execution.ledger.entries import (
+    MAX_ENTRY_BYTES,
+    VERSION,
+    Entry,
+    StoredPlace,
+    entry_text,
+    is_manifest_uri,
+    is_run,
+    parse_entry,
+)
+from airflow_provider_rungen.execution.ledger.keys import ledger_key
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+# So much of the ledger is in memory at a time: the names in so many folders, and so many entries.
+_SHARDS_AT_A_TIME = 16
+_ENTRIES_AT_A_TIME = 2000
+_HEADER: File = ("", "ledger.json")
+_HEADER_TEXT = b'{"version": %d}\n' % VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[T]):
+    """
+    What a ledger knows about some inputs, by key.
+
+    :param stored: what is kept of the jobs that completed, and whose outputs are stored.
+    :param pending: those that were submitted. Only the service knows their status.
+    :param unnoted: the keys of stored jobs whose entries do not say so: an attempt was killed before that.
+    """
+
+    stored: dict[str, T]
+    pending: dict[str, Entry]
+    unnoted: set[str]
+
+
+class LedgerBook:
+    """
+    What was paid for, as one attempt of a task sees it.
+
+    :param ledger: the ledger, with its templates rendered.
+    :param model: the identity of the model.
+    :param run: a token of this task run (lower-case hexadecimal digits), the same in all of its attempts.
+    :raises RunGenInputError: the ledger cannot be written, read or listed.
+    """
+
+    def __init__(self, ledger: Ledger, model: str, run: str) -> None:
+        if not is_run(run):
+            raise ValueError(f"run must consist of hexadecimal digits, not {run!r}")
+        self._ledger = ledger
+        self._model = model
+        self._run = run
+        # checked in __post_init__
+        self._expires: Any = ledger.expires
+        self._storage = Storage(ledger.uri, "ledger")
+        self._destinations: dict[str, Storage] = {}
+        # the jobs that this attempt has written, or seen without reusing them
+        self._known: set[str] = set()
+        self._check_access()
+
+    def key(self, job_input: Mapping[str, Any]) -> str:
+        """
+        Return the key of an input.
+
+        :param job_input: the input.
+        :raises RunGenInputError: it is not a JSON object.
+        """
+        return ledger_key(job_input, self._model, self._ledger.version, self._ledger.ignore)
+
+    def find(
+        self, keys: Iterable[str], destination: Any = None, *, on_stored: Callable[[StoredJob], T]
+    ) -> Found[T]:
+        """
+        Return what the ledger knows about some keys.
+
+        :param keys: the keys; repeated ones cost nothing.
+        :param destination: where this task stores outputs. A pending job that is stored there counts as
+            stored.
+        :param on_stored: takes each job that is stored, as it is found, and returns what to keep of it.
+        :raises RunGenOutputError: the ledger or a destination cannot be read.
+        """
+        found: Found[T] = Found({}, {}, set())
+        done: dict[str, StoredPlace] = {}
+        for entries in self._read(set(keys)):
+            done.clear()
+            for key, entry in entries.items():
+                if self._counts(entry):
+                    if entry.state == "done":
+                        done[key] = entry.place
+                    else:
+                        found.pending[key] = entry
+            found.stored.update(self.find_again(done, on_stored=on_stored))
+            self._known |= {entry.job_id for key, entry in entries.items() if key not in found.stored}
+        if destination is not None and found.pending:
+            places = {key: entry.place for key, entry in found.pending.items()}
+            stored = self._stored(self._storage_of(destination), places, on_stored)
+            found.stored.update(stored)
+            found.unnoted.update(stored)
+            for key in stored:
+                del found.pending[key]
+        return found
+
+    def find_again(
+        self, places: Mapping[str, StoredPlace], *, on_stored: Callable[[StoredJob], T]
+    ) -> dict[str, T]:
+        """
+        Return jobs that were stored before, whatever the ledger has about them by now.
+
+        :param places: by key.
+        :param on_stored: see `find`.
+        :raises RunGenOutputError: a destination cannot be read.
+        """
+        by_destination: defaultdict[str, dict[str, StoredPlace]] = defaultdict(dict)
+        for key, place in places.items():
+            by_destination[place.destination][key] = place
+        stored: dict[str, T] = {}
+        for uri, remembered in by_destination.items():
+            stored |= self._stored(self._storage_of_entry(uri), remembered, on_stored)
+        if gone := [place.manifest for key, place in places.items() if key not in stored]:
+            log.warning(
+                "%d of the remembered jobs are gone from storage and run again: %s",
+                *(len(gone), redact(gone[0])),
+            )
+        return stored
+
+    def add_pending(self, app_id: str, jobs: Mapping[str, str]) -> None:
+        """
+        Remember submitted jobs.
+
+        :param app_id: their app.
+        :param jobs: the id of each job, by key.
+        :raises RunGenOutputError: the ledger cannot be written.
+        """
+        now = datetime.now(UTC)
+        self._write({key: Entry("pending", app_id, job_id, self._run, now) for key, job_id in jobs.items()})
+
+    def add_done(self, jobs: Mapping[str, StoredJob | StoredPlace]) -> int:
+        """
+        Remember stored jobs. Return how many of the inputs another run bought in the meantime.
+
+        :param jobs: the job of each key.
+        :raises RunGenOutputError: the ledger cannot be read or written.
+        """
+        now = datetime.now(UTC)
+        current = self._read_all(set(jobs))
+        entries, refused, twice = {}, [], 0
+        for key, job in jobs.items():
+            entry = Entry(
+                *("done", job.app_id, job.job_id, self._run, now),
+                manifest=job.manifest,
+                execution_seconds=job.execution_seconds,
+            )
+            there = current.get(key)
+            if not is_manifest_uri(job.manifest, job.job_id):
+                refused.append(job)
+            # an entry keeps its time, so that a job that is reused again and again expires
+            elif there is None or (there.job_id, there.manifest) != (job.job_id, job.manifest):
+                entries[key] = entry
+            if there is not None and there.run != self._run:
+                twice += there.job_id != job.job_id and there.job_id not in self._known
+        self._write(entries)
+        if refused:
+            log.warning(
+                "Not remembered: %d stored jobs, since their destination has a password, a query string "
+                "or an empty part of a path: %s",
+                *(len(refused), redact(refused[0].manifest)),
+            )
+        if twice:
+            log.warning("Bought twice: %d inputs, since another run submitted them at the same time", twice)
+        return twice
+
+    def remove(self, jobs: Mapping[str, str]) -> None:
+        """
+        Forget canceled jobs, as far as possible. An entry that names another job stays.
+
+        :param jobs: the id of each job, by key.
+        """
+
+        def remove(shard: str) -> None:
+            self._storage.remove(shard, [f"{key}.json" for key in shards[shard]])
+
+        shards: defaultdict[str, list[str]] = defaultdict(list)
+        try:
+            for key, entry in self._read_all(set(jobs)).items():
+                if entry.job_id == jobs[key]:
+                    shards[key[:2]].append(key)
+            run_concurrently(remove, shards)
+        except RunGenError as error:
+            log.warning("Could not remove %d entries from the ledger: %s", len(jobs), error.message)
+
+    def _check_access(self) -> None:
+        """Write, read and list something before anything is sent: without a right, all is paid for again."""
+        storage = self._storage
+        try:
+            storage.write_all({_HEADER: _HEADER_TEXT})
+            is_read = storage.read_all([_HEADER], MAX_ENTRY_BYTES) == {_HEADER: _HEADER_TEXT}
+            storage.list_all([""])
+        except RunGenOutputError as error:
+            raise RunGenInputError(error.message, hint=error.hint, retryable=error.retryable) from None
+        if not is_read:
+            uri = redact(storage.uri_of(*_HEADER))
+            raise RunGenInputError(
+                f"the uri of the ledger cannot be used: {uri} was written, but cannot be read"
+            )
+
+    def _counts(self, entry: Entry) -> bool:
+        # a retry is not to buy again what this run has bought
+        if entry.run == self._run:
+            return True
+        age = (datetime.now(UTC) - entry.at).total_seconds()
+        return not self._ledger.refresh and (self._expires is None or age <= self._expires)
+
+    def _read_all(self, keys: set[str]) -> dict[str, Entry]:
+        """Return the valid entries of some keys."""
+        return {key: entry for entries in self._read(keys) for key, entry in entries.items()}
+
+    def _read(self, keys: set[str]) -> Iterator[dict[str, Entry]]:
+        """Yield the valid entries of some keys, part by part."""
+        shards: defaultdict[str, list[str]] = defaultdict(list)
+        for key in keys:
+            shards[key[:2]].append(key)
+        broken: list[File] = []
+        for some in batches(sorted(shards), _SHARDS_AT_A_TIME):
+            sizes = self._storage.list_all(some)
+            existing = [file for shard in some for file in map(_file, shards[shard]) if file in sizes]
+            for files in batches(existing, _ENTRIES_AT_A_TIME):
+                is_small = [file for file in files if sizes[file] <= MAX_ENTRY_BYTES]
+                contents = self._storage.read_all(is_small, MAX_ENTRY_BYTES)
+                parsed = {file: parse_entry(_key(file), content) for file, content in contents.items()}
+                entries = {file: entry for file, entry in parsed.items() if entry is not None}
+                broken += [file for file in files if file not in entries]
+                yield {_key(file): entry for file, entry in entries.items()}
+        if broken:
+            log.warning(
+                "Ignored %d invalid entries of the ledger: %s",
+                *(len(broken), redact(self._storage.uri_of(*min(broken)))),
+            )
+
+    def _write(self, entries: Mapping[str, Entry]) -> None:
+        self._storage.write_all({_file(key): entry_text(key, entry) for key, entry in entries.items()})
+        self._known |= {entry.job_id for entry in entries.values()}
+
+    def _stored(
+        self, storage: Storage | None, places: Mapping[str, StoredPlace], on_stored: Callable[[StoredJob], T]
+    ) -> dict[str, T]:
+        if storage is None:
+            return {}
+        jobs = read_stored_jobs(storage, {place.job_id: place.app_id for place in places.values()}, on_stored)
+        return {key: jobs[place.job_id] for key, place in places.items() if place.job_id in jobs}
+
+    def _storage_of(self, destination: Any) -> Storage:
+        text = str(destination)
+        if text not in self._destinations:
+            self._destinations[text] = Storage(destination, read_only=True)
+        return self._destinations[text]
+
+    def _storage_of_entry(self, uri: str) -> Storage | None:
+        try:
+            return self._storage_of(uri)
+        except RunGenInputError as error:
+            log.warning("Ignored a destination in the ledger: %s", error.message)
+            return None
+
+
+def _file(key: str) -> File:
+    return key[:2], f"{key}.json"
+
+
+def _key(file: File) -> str:
+    return file[1].removesuffix(".json")

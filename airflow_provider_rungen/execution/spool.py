@@ -1,0 +1,73 @@
+"""Holds many values on disk while a task works on them, so that memory stays bounded."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from airflow_provider_rungen.exceptions import RunGenOutputError
+
+_CHUNK_BYTES = 1 << 20
+
+
+class Spool:
+    """
+    JSON values in a temporary file that no other process can open. They are read in the order written.
+
+    :raises RunGenOutputError: a method could not use the folder for temporary files.
+    """
+
+    def __init__(self) -> None:
+        with _named_errors():
+            self._file = tempfile.TemporaryFile(prefix="rungen-")  # noqa: SIM115 - closed below
+        # otherwise Python warns that it is left open
+        self.close = weakref.finalize(self, self._file.close)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, value: Any) -> int:
+        """Add a value, and return its position."""
+        return self.append_text(json.dumps(value, separators=(",", ":")).encode())
+
+    def append_text(self, text: bytes) -> int:
+        """Add a value as JSON text without line breaks, and return its position."""
+        with _named_errors():
+            position = self._file.seek(0, 2)
+            self._file.write(text + b"\n")
+        self._count += 1
+        return position
+
+    def at(self, position: int) -> Any:
+        """Return the value at a position."""
+        with _named_errors():
+            self._file.seek(position)
+            return json.loads(self._file.readline())
+
+    def __iter__(self) -> Iterator[Any]:
+        position = 0
+        while True:
+            with _named_errors():
+                # another read or write may have moved the file's position
+                self._file.seek(position)
+                lines = self._file.readlines(_CHUNK_BYTES)
+                position = self._file.tell()
+            if not lines:
+                return
+            yield from map(json.loads, lines)
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunGenOutputError(
+            f"Could not keep rows in the folder for temporary files: {error.strerror or error}",
+            hint=f"Check {tempfile.gettempdir()} and its free space, or set TMPDIR",
+        ) from None

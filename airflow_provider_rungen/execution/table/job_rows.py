@@ -1,0 +1,98 @@
+"""Keep what the results table says about jobs in a temporary file, since their results may be large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.output_urls import redact_value
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobCanceledError
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.spool import Spool
+from airflow_provider_rungen.execution.table.results import ResultRow, Status
+
+
+class JobRows:
+    """
+    The rows of jobs, by job id. Close it when the table is written.
+
+    :raises RunGenOutputError: a method could not use the folder for temporary files.
+    """
+
+    def __init__(self) -> None:
+        self._spool = Spool()
+        self._places: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._spool.close()
+
+    # --- see `Collected` ---
+
+    def add_stored(self, stored: StoredJob, *, is_reused: bool = False) -> None:
+        self._add(
+            stored.job_id,
+            status=Status.COMPLETED,
+            reused=is_reused,
+            outputs=[output["uri"] for output in stored.outputs],
+            sha256=stored.outputs[0]["sha256"] if stored.outputs else None,
+            result=stored.result,
+            has_result=True,
+            execution_seconds=stored.execution_seconds,
+            created_at=stored.created_at,
+        )
+
+    def add_job(self, job: Job) -> None:
+        self._add(job.id, status=Status.COMPLETED, result=job.result, has_result=True, **_times(job))
+
+    def add_failed(self, job: Job, error: RunGenError) -> None:
+        self._add_error(job.id, error, **_times(job))
+
+    # --- what only a table needs ---
+
+    def add_errors(self, errors: Mapping[str, RunGenError]) -> None:
+        """Add the jobs that failed, unless they were added before, with more about them."""
+        for job_id, error in errors.items():
+            if job_id not in self._places:
+                self._add_error(job_id, error)
+
+    def _add_error(self, job_id: str, error: RunGenError, **fields: Any) -> None:
+        self._add(job_id, status=_status_of(error), error=error.message, **fields)
+
+    def row(
+        self,
+        index: int,
+        job_id: str | None,
+        values: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        missing: str = "",
+    ) -> ResultRow:
+        """
+        Return a row.
+
+        :param missing: the error of a job that was not added.
+        """
+        if job_id is None or job_id not in self._places:
+            error = "it has no job" if job_id is None else missing
+            return ResultRow(index=index, status=Status.FAILED, values=values, error=error, job_id=job_id)
+        fields = self._spool.at(self._places[job_id])
+        return ResultRow(
+            index=index, job_id=job_id, values=values, **fields | {"status": Status(fields["status"])}
+        )
+
+    def _add(self, job_id: str, *, result: Any = None, **fields: Any) -> None:
+        # signed URLs are removed before anything is on a disk
+        self._places[job_id] = self._spool.append({**fields, "result": redact_value(result)})
+
+
+def _times(job: Job) -> dict[str, Any]:
+    return {
+        "execution_seconds": job.execution_time,
+        "created_at": job.created_at and job.created_at.isoformat(),
+    }
+
+
+def _status_of(error: RunGenError) -> Status:
+    return Status.CANCELED if isinstance(error, RunGenJobCanceledError) else Status.FAILED

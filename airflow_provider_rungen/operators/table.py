@@ -1,0 +1,232 @@
+"""The operator that runs a job for each row of a table, and writes a table of the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow_provider_rungen.operators.base import (
+    DEFAULT_DEFERRABLE,
+    JOB_AND_APP,
+    RunGenBaseOperator,
+    deferral_error,
+)
+from airflow_provider_rungen.parameters import (
+    DEFAULT_CONN_ID,
+    check_choice,
+    check_columns,
+    check_count,
+    check_format,
+    check_ledger,
+    check_max_failed,
+    check_schema,
+    to_seconds,
+)
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from airflow_provider_rungen._airflow import Context, XComArg
+    from airflow_provider_rungen.execution.table.run import TableRun
+    from airflow_provider_rungen.ledger import Ledger
+    from airflow_provider_rungen.parameters import (
+        Destination,
+        Duration,
+        OperatorArguments,
+        SchemaSource,
+        Table,
+        TableFormat,
+        ToInput,
+    )
+
+
+class RunGenRunTableOperator(RunGenBaseOperator):
+    """
+    Run a job for each row of a table, store the outputs, and write a table of the results.
+
+    The results table has one row for each row of the source, in the same order: the key columns, the carried
+    over ``columns``, ``index``, ``status`` (``completed``, ``failed``, ``canceled``, ``refused``,
+    ``skipped``), ``error``, ``job_id``, ``reused``, ``outputs`` (stored URIs), ``output`` (the first),
+    ``sha256`` (of the first), ``result`` (JSON text, without signed URLs), ``execution_seconds`` and
+    ``created_at``. It is written atomically, also when the task fails.
+
+    Row values are data, and are never templated.
+
+    :param table: the rows: the URI of a CSV, Parquet or JSON Lines file, of a folder or a glob of such files,
+        or a list of dicts (a URI is templated).
+    :param key: the column that identifies a row, or several. Null or duplicate keys are refused before
+        anything is sent.
+    :param to_input: the function that makes the job's input of a row (a dict), or returns ``None`` to skip
+        the row. It is called once a row and attempt, and must return the same for the same row. When left
+        out, the row is the input.
+    :param format: the format of the files: ``jsonl``, ``csv`` or ``parquet``. Their suffixes decide when
+        left out.
+    :param columns: the columns of the source to carry over to the results table.
+    :param app_id: the app to run. The connection's ``app_id`` when left out (templated).
+    :param rungen_conn_id: the Airflow connection (templated).
+    :param deferrable: wait in the triggerer, without a worker slot.
+    :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
+    :param poll_interval: seconds between two polls.
+    :param timeout: seconds that the jobs may take together, submission included. After that they are
+        canceled, and the task fails. A retry that submits any of them has the whole time.
+    :param cancel_on_kill: cancel the jobs when the task is killed, or cleared while they run.
+    :param durable: save the ids in Airflow's task state store (Airflow 3.3 and later) as they come.
+    :param on_unknown_submission: what a retry does with rows for which it is unknown whether a job was
+        created: ``resubmit`` them, with a warning, or ``fail``.
+    :param on_clear: what the attempt after a clear does: run ``new`` jobs for all rows, or ``resume`` the
+        earlier ones if table and app are the same. Needs ``durable``. A ``ledger`` always resumes, except
+        with ``refresh``.
+    :param input_schema: the JSON Schema that every input has to fit: a dict, the path or URI of a file, or
+        the name of a schema that comes with the package, such as ``flux-schnell``. A row whose input does not
+        fit is ``refused``. If more are than may fail, nothing is sent.
+    :param destination: the folder to store outputs and manifests in: a URI such as
+        ``s3://conn_id@bucket/prefix``, an absolute path, or an ``ObjectStoragePath`` (templated). Without it,
+        only the results table is written, for models whose result is text.
+    :param results: the URI of the results table: ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
+        ``results.jsonl`` in ``destination`` when left out.
+    :param ledger: remembers which inputs were paid for, so that a row whose input was run before is reused.
+        Needs ``destination`` (templated).
+    :param result_schema: the JSON Schema that every result has to fit.
+    :param max_concurrency: how many submissions, and how many downloads, are in flight at most.
+    :param max_failed: how many rows may fail without failing the task: a number, or a share below 1.
+    :param max_output_bytes: bytes of a file at most.
+    :param max_outputs: files of a job at most.
+    :param max_total_bytes: bytes of all files of a job at most. No limit when left out.
+    """
+
+    template_fields: Sequence[str] = (
+        "table",
+        "app_id",
+        "rungen_conn_id",
+        "destination",
+        "results",
+        "ledger",
+    )
+    operator_extra_links = JOB_AND_APP
+    # the results table is what ends the task, so it needs a worker, and there is always a wait
+    wait_for_completion = True
+    end_from_trigger = False
+    # results go to the table, not to XCom
+    max_xcom_bytes = 0
+
+    def __init__(
+        self,
+        *,
+        table: Table,
+        key: str | Sequence[str],
+        to_input: ToInput | None = None,
+        format: TableFormat | None = None,
+        columns: Sequence[str] = (),
+        app_id: str | XComArg | None = None,
+        rungen_conn_id: str = DEFAULT_CONN_ID,
+        deferrable: bool = DEFAULT_DEFERRABLE,
+        defer_after: Duration = 5,
+        poll_interval: Duration = 5,
+        timeout: Duration = 86400,
+        cancel_on_kill: bool = True,
+        durable: bool = True,
+        on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
+        on_clear: Literal["new", "resume"] = "new",
+        input_schema: SchemaSource | None = None,
+        destination: Destination | None = None,
+        results: Destination | None = None,
+        ledger: Ledger | None = None,
+        result_schema: SchemaSource | None = None,
+        max_concurrency: int = 16,
+        max_failed: float = 0,
+        max_output_bytes: int = 1 << 30,
+        max_outputs: int = 10_000,
+        max_total_bytes: int | None = None,
+        **kwargs: Unpack[OperatorArguments],
+    ) -> None:
+        check_format(format)
+        check_choice(on_unknown_submission, ("resubmit", "fail"), "on_unknown_submission")
+        check_choice(on_clear, ("new", "resume"), "on_clear")
+        if destination is None and results is None:
+            raise ValueError("destination or results must be given: the results table is written there")
+        super().__init__(**kwargs)
+        self.table = _protected(table)
+        self.key = check_columns(key, "key")
+        self.to_input = to_input
+        self.format = format
+        self.columns = check_columns(columns, "columns", allow_none=True)
+        self.app_id = app_id
+        self.rungen_conn_id = rungen_conn_id
+        self.deferrable = deferrable
+        self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
+        self.poll_interval = to_seconds(poll_interval, "poll_interval")
+        self.timeout = to_seconds(timeout, "timeout")
+        self.cancel_on_kill = cancel_on_kill
+        self.durable = durable
+        self.on_unknown_submission = on_unknown_submission
+        self.on_clear = on_clear
+        self.input_schema = check_schema(input_schema, "input_schema")
+        self.destination = destination
+        self.results = results
+        self.ledger = check_ledger(ledger, destination)
+        self.result_schema = check_schema(result_schema, "result_schema")
+        self.max_concurrency = check_count(max_concurrency, "max_concurrency")
+        self.max_failed = check_max_failed(max_failed)
+        self.max_output_bytes = check_count(max_output_bytes, "max_output_bytes")
+        self.max_outputs = check_count(max_outputs, "max_outputs")
+        self.max_total_bytes = max_total_bytes
+        if max_total_bytes is not None:
+            check_count(max_total_bytes, "max_total_bytes")
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """
+        Run what is not paid for yet, wait for it, store the outputs, and write the results table.
+
+        :return: ``{"results": uri, "rows", "completed", "failed", "skipped", "reused", "jobs",
+            "execution_seconds"}``.
+        """
+        return self._table_run(context).execute(self._row_function(context))
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """
+        Store the outputs and write the results table after the wait in the triggerer.
+
+        :return: see `execute`.
+        """
+        return self._table_run(context).complete(event)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after a deferral. When Airflow ended it without an event, no job is left behind."""
+        if (reason := deferral_error(next_method, next_kwargs)) is not None:
+            self._table_run(context).fail_deferral(reason)
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def _row_function(self, context: Context) -> Callable[[dict[str, Any]], Any] | None:
+        """Return what makes the input of a row."""
+        return self.to_input
+
+    def _table_run(self, context: Context) -> TableRun:
+        from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions, TableOptions
+        from airflow_provider_rungen.execution.table.run import TableRun
+
+        run = TableRun(
+            self,
+            context,
+            BatchOptions.of(self),
+            self._defer_for_jobs,
+            table=TableOptions.of(self),
+            collect=CollectOptions.of(self),
+        )
+        return self._start(run)
+
+
+class _Rows:
+    """Rows that stand in a DAG file. They are data, so this is no list, whose texts Airflow would render."""
+
+    def __init__(self, rows: Iterable[Any]) -> None:
+        self._rows = list(rows)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._rows)
+
+    def __repr__(self) -> str:
+        return f"{len(self._rows)} rows"
+
+
+def _protected(table: Table) -> Any:
+    return _Rows(table) if isinstance(table, list | tuple) else table

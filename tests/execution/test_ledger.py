@@ -1,0 +1,795 @@
+"""The ledger: which inputs are equal, what an entry may be, and what the book finds in any store."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.client.redaction import without_secret_parameters
+from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
+from airflow_provider_rungen.execution.archive.manifests import manifest_text
+from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.ledger.book import Found, LedgerBook
+from airflow_provider_rungen.execution.ledger.entries import (
+    MAX_ENTRY_BYTES,
+    Entry,
+    entry_text,
+    is_manifest_uri,
+    parse_entry,
+)
+from airflow_provider_rungen.execution.ledger.keys import ledger_key, model_identity
+from airflow_provider_rungen.ledger import Ledger
+
+INPUT = {"prompt": "a red fox", "width": 64}
+OTHER = {"prompt": "a blue fox", "width": 64}
+KEY = "a" * 64
+NOW = datetime(2026, 1, 31, 12, 30, tzinfo=UTC)
+MANIFEST = "s3://my_s3@bucket/photos/job-1/manifest.json"
+DONE = Entry("done", "flux", "job-1", "ab12", NOW, MANIFEST, 2.5)
+PENDING = Entry("pending", "flux", "job-1", "ab12", NOW)
+
+
+# --- which inputs are equal ---------------------------------------------------------------------------------
+
+
+def key(job_input: Any, model: str = "m", version: str = "1", ignore: Any = ()) -> str:
+    return ledger_key(job_input, model, version, ignore)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"a": 1, "b": [1, {"c": 2}]}, {"b": (1, {"c": 2}), "a": 1}),
+        ({"a": 1.0, "b": [2.0], "c": -0.0}, {"a": 1, "b": [2], "c": 0}),
+        ({"a": 1e20}, {"a": 10**20}),
+        ({"a": 0.1}, {"a": 1e-1}),
+    ],
+)
+def test_equal_inputs_have_one_key(one: Any, other: Any) -> None:
+    assert key(one) == key(other)
+
+
+def test_different_inputs_have_different_keys() -> None:
+    inputs: list[Any] = [
+        *({}, {"a": None}, {"a": True}, {"a": 1}, {"a": "1"}, {"a": 1.5}, {"a": [1]}, {"a": [1, 2]}),
+        *({"a": [2, 1]}, {"a": {"b": 1}}, {"A": 1}, {"a": ""}, {"a": False}, {"a": 0}),
+        *({"a": "é"}, {"a": "e\u0301"}, {"a": 2**53}, {"a": 2**53 + 1}),
+    ]
+    keys = {key(one) for one in inputs}
+    assert len(keys) == len(inputs)
+    assert all(len(one) == 64 and set(one) <= set("0123456789abcdef") for one in keys)
+
+
+def test_only_the_fields_at_the_top_can_be_ignored() -> None:
+    assert key({**INPUT, "id": 1}, ignore=["id"]) == key({**INPUT, "id": 2}, ignore=["id"]) == key(INPUT)
+    assert key({"a": {"id": 1}}, ignore=["id"]) != key({"a": {"id": 2}}, ignore=["id"])
+
+
+parts = st.tuples(
+    st.text(max_size=4), st.text(max_size=4), st.dictionaries(st.text(max_size=2), st.text(max_size=4))
+)
+
+
+@given(parts, parts)
+def test_no_part_of_a_key_runs_into_another(one: Any, other: Any) -> None:
+    are_equal = key(one[2], one[0], one[1]) == key(other[2], other[0], other[1])
+    assert are_equal == (one == other)
+
+
+@pytest.mark.parametrize("bad", ["text", None, {"a": float("nan")}, {1: 2}, {"a": {1, 2}}])
+def test_what_is_not_json_has_no_key(bad: Any) -> None:
+    with pytest.raises(RunGenInputError):
+        key(bad)
+
+
+def app(app_id: str, workflow: Any) -> App:
+    return App.from_json({"data": {"id": app_id, "workflow": workflow}})
+
+
+def workflow(url: str = "https://models.example/flux.safetensors", weight: float = 1) -> dict[str, Any]:
+    return {"model_url": url, "tools": {"loras": [{"url": "https://models.example/l", "weight": weight}]}}
+
+
+def test_an_app_that_is_created_anew_is_the_same_model() -> None:
+    same = model_identity(app("a", workflow(weight=1.0)))
+    assert model_identity(app("b", dict(reversed(workflow().items())))) == same
+    assert model_identity(app("a", workflow(weight=0.8))) != same
+    assert model_identity(app("a", workflow("https://models.example/other"))) != same
+
+
+@pytest.mark.parametrize("nothing", [None, {}, "flux", 7, [workflow()], {"a": float("inf")}])
+def test_without_a_workflow_an_app_is_its_own_model(nothing: Any) -> None:
+    assert model_identity(app("a", nothing)) == "app:a"
+    assert model_identity(app("b", nothing)) == "app:b"
+
+
+def test_what_signs_the_url_of_a_model_makes_no_difference() -> None:
+    url = "https://models.example/flux?rev=2"
+    same = model_identity(app("a", workflow(url)))
+    for signed in (
+        f"{url}&X-Amz-Signature=abc&X-Amz-Expires=60&X-Amz-Security-Token=def",
+        "https://models.example/flux?sig=abc&rev=2&Expires=3",
+        f"{url}&token=s3cret",
+    ):
+        assert model_identity(app("a", workflow(signed))) == same
+    assert model_identity(app("a", workflow("https://models.example/flux?rev=3&token=s3cret"))) != same
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://a.example/x?sig=a", "https://a.example/x"),
+        ("https://a.example/x?sig=a&b=1&token=c", "https://a.example/x?b=1"),
+        ("https://a.example/x?b=1&X-Goog-Signature=a&c=2 and more", "https://a.example/x?b=1&c=2 and more"),
+        ("https://a.example/x?b=1", "https://a.example/x?b=1"),
+        ("https://a.example/x?signature_kind=1", "https://a.example/x?signature_kind=1"),
+        ("which? all & none &", "which? all & none &"),
+    ],
+)
+def test_secret_parameters_are_removed(text: str, expected: str) -> None:
+    assert without_secret_parameters(text) == expected
+
+
+def test_a_parameter_after_a_secret_one_stays_in_an_escaped_url() -> None:
+    url = "https://a.example/?u=https%3A%2F%2Fb.example%2Fx%3Fsig%3Dabc%26rev%3D"
+    assert without_secret_parameters(url + "2") != without_secret_parameters(url + "3")
+    assert without_secret_parameters(url + "2") == without_secret_parameters(url.replace("abc", "def") + "2")
+
+
+# --- what an entry may be -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry", [DONE, PENDING, replace(DONE, execution_seconds=None)])
+def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
+    assert parse_entry(KEY, entry_text(KEY, entry)) == entry
+
+
+def test_the_destination_is_where_the_folder_of_the_job_is() -> None:
+    assert DONE.place.destination == "s3://my_s3@bucket/photos"
+
+
+def changed(**fields: Any) -> bytes:
+    entry = {**json.loads(entry_text(KEY, DONE)), **fields}
+    return json.dumps({name: value for name, value in entry.items() if value is not ...}).encode()
+
+
+BAD_FIELDS: dict[str, list[Any]] = {
+    "key": ["", "b" * 64, 7, None],
+    "version": [2, 0, True, "1", None, 1.0],
+    "state": ["failed", "", None, 1, []],
+    "app_id": ["", "..", "a/b", "a?b", 7, None, "x" * 300, "a\nb"],
+    "job_id": ["", "..", "a/b", "job-2", "é" * 128, 7, None],
+    "run": ["", "xyz", "AB", 7, None, "a" * 200],
+    "at": ["", "yesterday", "2026-01-31", "2026-01-31T12:30:00", 1769862600, None, "2" * 99],
+    "execution_seconds": ["2.5", -1, float("nan"), 10**400, True, []],
+    "manifest": ["", None, 7, "job-1/manifest.json"],
+    "unknown": [1],
+}
+BROKEN: dict[str, bytes] = {
+    "empty": b"",
+    "binary": b"\xff\x00",
+    "cut": entry_text(KEY, DONE)[:-9],
+    "list": b"[]",
+    "null": b"null",
+    "deep": b"[" * 60_000,
+    "long number": b'{"version": ' + b"9" * 5000 + b"}",
+    "too large": entry_text(KEY, DONE) + b" " * MAX_ENTRY_BYTES,
+    "pending with a manifest": changed(state="pending"),
+    **{
+        f"{name} {str(value)[:20]}": changed(**{name: value})
+        for name, values in BAD_FIELDS.items()
+        for value in values
+    },
+    **{
+        f"without {name}": changed(**{name: ...})
+        for name in ("version", "key", "state", "app_id", "job_id", "run", "at", "manifest")
+    },
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_a_broken_entry_is_none(content: bytes) -> None:
+    assert parse_entry(KEY, content) is None
+
+
+def test_the_id_of_a_pending_job_can_be_the_name_of_a_folder() -> None:
+    assert parse_entry(KEY, entry_text(KEY, replace(PENDING, job_id="é" * 127))) is not None
+    assert parse_entry(KEY, entry_text(KEY, replace(PENDING, job_id="é" * 128))) is None
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("s3://bucket", "s3://conn_id@bucket/a b/c", "gs://bucket/x", "hdfs://node:8020/x", "memory://b/x"),
+        *("file:///data/x", "/data/x", "/x", "abfs://container@account.example/x"),
+    ],
+)
+def test_a_destination_may_be_anywhere(place: str) -> None:
+    assert is_manifest_uri(f"{place}/job-1/manifest.json", "job-1")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *(
+            "",
+            "photos",
+            "./photos",
+            "s3:/bucket",
+            "//host",
+            "/data/../x",
+            "/data/./x",
+            "/data//x",
+            "/data/x/",
+        ),
+        *("s3://bucket/..", "s3://bucket//x", "s3://", "s3://user:password@bucket", "s3://bucket/x?sig=a"),
+        *("s3://bucket/x#y", "https://host/x", "http://10.0.0.1", "file://host/x", "file://../x", "S3://b"),
+        *("zip://x::s3://bucket", "simplecache::s3://bucket", "/data\\x", "s3://a/s3://b", "s3://b/a\nb"),
+        *(f"/{'x' * 256}", f"s3://b{'/x' * 1024}", "s3://bucket name", "s3://ünï"),
+    ],
+)
+def test_a_destination_has_no_secret_and_no_detour(place: str) -> None:
+    assert not is_manifest_uri(f"{place}/job-1/manifest.json", "job-1")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.binary(max_size=200)
+    | json_values.map(lambda value: json.dumps(value).encode())
+    | st.dictionaries(st.sampled_from(sorted(json.loads(entry_text(KEY, DONE)))), json_values).map(
+        lambda fields: changed(**fields)
+    )
+)
+def test_an_entry_is_none_or_as_this_package_writes_it(content: bytes) -> None:
+    entry = parse_entry(KEY, content)
+    assert entry is None or parse_entry(KEY, entry_text(KEY, entry)) == entry
+
+
+# --- what the book finds ------------------------------------------------------------------------------------
+
+
+def attach(fs: MemoryFileSystem) -> None:
+    """Make `memory://` lead to a file system."""
+    module = import_module(ObjectStoragePath.__module__)  # it moved with Airflow 3
+    module.attach("memory", fs=fs).fs = fs
+
+
+@pytest.fixture
+def memory() -> Iterator[None]:
+    attach(MemoryFileSystem())
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+    yield
+    MemoryFileSystem.store.clear()
+
+
+@pytest.fixture(params=["file", "memory", "s3"])
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the URI of a folder in each kind of store."""
+    if request.param == "s3":
+        return str(request.getfixturevalue("s3"))
+    if request.param == "memory":
+        request.getfixturevalue("memory")
+        return "memory://bucket/x"
+    return tmp_path.as_uri()
+
+
+@pytest.fixture(autouse=True)
+def _log_level(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "airflow_provider_rungen")
+
+
+def open_book(base: str, run: str = "a1", **options: Any) -> LedgerBook:
+    return LedgerBook(Ledger(f"{base}/ledger", **options), "flux", run)
+
+
+def find(book: LedgerBook, keys: Iterable[str], destination: Any = None) -> Found[StoredJob]:
+    return book.find(keys, destination, on_stored=lambda job: job)
+
+
+def store(destination: str, job_id: str, /, *, size: int = 3, **fields: Any) -> StoredJob:
+    """Store a job with one output as the archive does, with some fields of its manifest changed."""
+    storage = Storage(destination)
+    name = "0-fox.png"
+    output = {
+        "uri": storage.uri_of(job_id, name),
+        "size": size,
+        "sha256": "0" * 64,
+        "content_type": "image/png",
+    }
+    manifest = {
+        "job_id": job_id,
+        "app_id": "flux",
+        "complete": True,
+        "status": "COMPLETED",
+        "created_at": "2026-01-31T12:30:00+00:00",
+        "execution_time": "2.5",
+        "input": INPUT,
+        "result": {"image": output["uri"]},
+        "outputs": [{**output, "at": "result.image"}],
+    }
+    text = manifest_text({**manifest, **fields})
+    storage.write_all({(job_id, name): b"png", (job_id, "manifest.json"): text})
+    return StoredJob(
+        app_id="flux",
+        job_id=job_id,
+        manifest=storage.uri_of(job_id, "manifest.json"),
+        outputs=[output],
+        result={"image": output["uri"]},
+        execution_seconds=2.5,
+        created_at="2026-01-31T12:30:00+00:00",
+    )
+
+
+def write_entry(base: str, key: str, content: Entry | bytes) -> None:
+    text = entry_text(key, content) if isinstance(content, Entry) else content
+    Storage(f"{base}/ledger").write_all({(key[:2], f"{key}.json"): text})
+
+
+def read_entry(base: str, key: str) -> Entry | None:
+    content = ObjectStoragePath(f"{base}/ledger/{key[:2]}/{key}.json").read_bytes()
+    return parse_entry(key, content)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_an_input_is_pending_and_then_stored(base: str, caplog: pytest.LogCaptureFixture) -> None:
+    book = open_book(base)
+    fox, blue = book.key(INPUT), book.key(OTHER)
+    assert find(book, [fox, blue, fox]) == find(book, []) == find(book, iter([fox]))
+    assert (find(book, [fox]).stored, find(book, [fox]).pending) == ({}, {})
+    book.add_pending("flux", {fox: "job-1", blue: "job-2"})
+    other = open_book(base, "b2")
+    pending = find(other, [fox, blue, fox]).pending
+    assert {key: (entry.app_id, entry.job_id) for key, entry in pending.items()} == {
+        fox: ("flux", "job-1"),
+        blue: ("flux", "job-2"),
+    }
+    job = store(f"{base}/photos", "job-1")
+    assert book.add_done({fox: job}) == 0
+    found = find(other, [fox, blue])
+    assert found.stored == {fox: job}
+    assert found.pending.keys() == {blue}
+    assert open_book(base, "c3", version="2").key(INPUT) not in (fox, blue)
+    assert warnings(caplog) == []
+
+
+def test_an_entry_is_a_small_file_of_its_own(base: str) -> None:
+    book = open_book(base)
+    key = book.key(INPUT)
+    book.add_done({key: store(f"{base}/photos", "job-1")})
+    fields = json.loads(ObjectStoragePath(f"{base}/ledger/{key[:2]}/{key}.json").read_bytes())
+    assert datetime.now(UTC) - datetime.fromisoformat(fields.pop("at")) < timedelta(minutes=5)
+    assert fields == {
+        "version": 1,
+        "key": key,
+        "state": "done",
+        "app_id": "flux",
+        "job_id": "job-1",
+        "run": "a1",
+        "manifest": f"{base}/photos/job-1/manifest.json",
+        "execution_seconds": 2.5,
+    }
+
+
+def test_many_inputs_in_several_destinations_are_found(base: str) -> None:
+    book = open_book(base)
+    keys = [book.key({"number": number}) for number in range(40)]
+    jobs = {key: store(f"{base}/photos-{i % 3}", f"job-{i}") for i, key in enumerate(keys)}
+    book.add_done(jobs)
+    assert find(open_book(base, "b2"), keys).stored == jobs
+
+
+def test_a_pending_job_that_is_stored_counts_as_stored(base: str) -> None:
+    book = open_book(base)
+    fox, blue = book.key(INPUT), book.key(OTHER)
+    book.add_pending("flux", {fox: "job-1", blue: "job-2"})
+    job = store(f"{base}/photos", "job-1")
+    store(f"{base}/photos", "job-2", complete=False)
+    assert find(book, [fox, blue]).pending.keys() == {fox, blue}
+    found = find(book, [fox, blue], f"{base}/photos")
+    assert found.stored == {fox: job}
+    assert found.pending.keys() == {blue}
+    assert find(book, [fox], f"{base}/elsewhere").stored == {}
+
+
+@pytest.mark.parametrize("harm", ["file", "manifest", "size"])
+def test_what_is_gone_from_storage_runs_again(base: str, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+    book = open_book(base)
+    keys = [book.key({"number": number}) for number in range(3)]
+    jobs = {key: store(f"{base}/photos", f"job-{i}") for i, key in enumerate(keys)}
+    book.add_done(jobs)
+    for number in (0, 1):
+        storage = Storage(f"{base}/photos")
+        if harm == "size":
+            storage.write_all({(f"job-{number}", "0-fox.png"): b"half a picture"})
+        else:
+            name = "manifest.json" if harm == "manifest" else "0-fox.png"
+            storage.remove(f"job-{number}", [name])
+    assert find(open_book(base, "b2"), keys).stored == {keys[2]: jobs[keys[2]]}
+    [warning] = warnings(caplog)
+    assert warning.startswith("2 of the remembered jobs are gone from storage and run again: ")
+    assert "/photos/job-" in warning
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"complete": False},
+        {"complete": 1},
+        {"status": "FAILED"},
+        {"job_id": "job-2"},
+        {"app_id": "other"},
+        {"outputs": None},
+        {"outputs": [{}]},
+        {"size": 4},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_does_not_hold_runs_again(base: str, fields: dict[str, Any]) -> None:
+    book = open_book(base)
+    key = book.key(INPUT)
+    book.add_done({key: store(f"{base}/photos", "job-1", **fields)})
+    found = find(book, [key], f"{base}/photos")
+    assert (found.stored, found.pending) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("{base}/other/job-1/0-fox.png", "{base}/photos/job-2/0-fox.png", "{base}/photos/0-fox.png"),
+        *("{base}/photos/job-1/../job-2/0-fox.png", "{base}/photos/job-1/x/0-fox.png", "/etc/hostname"),
+        *("{base}/photos/job-1/..", "{base}/photos/job-1/", "https://host.example/0-fox.png", ""),
+        "{base}/photos/job-1/" + "x" * 300,
+    ],
+)
+def test_no_output_outside_of_the_folder_of_its_job_counts(base: str, uri: str) -> None:
+    book = open_book(base)
+    key = book.key(INPUT)
+    for place in ("other", "photos"):
+        store(f"{base}/{place}", "job-2")
+    output = {
+        "uri": uri.format(base=base),
+        "at": "result",
+        "size": 3,
+        "sha256": "0" * 64,
+        "content_type": None,
+    }
+    book.add_done({key: store(f"{base}/photos", "job-1", outputs=[output])})
+    assert find(book, [key]).stored == {}
+
+
+def test_a_job_without_outputs_counts(base: str) -> None:
+    book = open_book(base)
+    key = book.key(INPUT)
+    job = replace(store(f"{base}/photos", "job-1", outputs=[], result="a text"), outputs=[], result="a text")
+    book.add_done({key: job})
+    assert find(book, [key]).stored == {key: job}
+
+
+def test_broken_entries_are_misses_with_one_warning(base: str, caplog: pytest.LogCaptureFixture) -> None:
+    book = open_book(base)
+    keys = [book.key({"number": number}) for number in range(len(BROKEN) + 1)]
+    files = dict(zip(keys, BROKEN.values(), strict=False))
+    Storage(f"{base}/ledger").write_all({(key[:2], f"{key}.json"): text for key, text in files.items()})
+    job = store(f"{base}/photos", "job-1")
+    book.add_done({keys[-1]: job})
+    found = find(book, keys)
+    assert (found.stored, found.pending) == ({keys[-1]: job}, {})
+    [warning] = warnings(caplog)
+    assert warning.startswith(f"Ignored {len(BROKEN)} invalid entries of the ledger: {base}/ledger/")
+
+
+def test_a_destination_that_cannot_be_opened_is_a_miss(base: str, caplog: pytest.LogCaptureFixture) -> None:
+    book = open_book(base)
+    key = book.key(INPUT)
+    write_entry(base, key, replace(DONE, manifest="nosuch://bucket/job-1/manifest.json"))
+    assert find(book, [key]).stored == {}
+    assert "nosuch://bucket" in warnings(caplog)[0]
+
+
+def test_a_remembered_job_expires(base: str) -> None:
+    book = open_book(base, "b2")
+    keys = [book.key({"number": number}) for number in range(4)]
+    jobs = [store(f"{base}/photos", f"job-{number}") for number in (1, 2)]
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    done = [replace(DONE, at=hour_ago, job_id=job.job_id, manifest=job.manifest) for job in jobs]
+    pending = replace(PENDING, at=hour_ago, job_id="job-3")
+    for key, entry in zip(keys, [done[0], pending, replace(done[1], run="c3")], strict=False):
+        write_entry(base, key, entry)
+    assert find(open_book(base, "b2"), keys).stored.keys() == {keys[0], keys[2]}
+    assert find(open_book(base, "b2", expires=7200), keys).stored.keys() == {keys[0], keys[2]}
+    found = find(open_book(base, "c3", expires=timedelta(minutes=30)), keys)
+    # what the task run itself has bought does not expire between its attempts
+    assert found.stored.keys() == {keys[2]}
+    assert found.pending == {}
+
+
+def test_a_job_that_is_reused_does_not_become_younger(base: str) -> None:
+    book = open_book(base, "b2")
+    key = book.key(INPUT)
+    job = store(f"{base}/photos", "job-1")
+    done = replace(DONE, at=datetime.now(UTC) - timedelta(hours=1), manifest=job.manifest)
+    write_entry(base, key, done)
+    assert book.add_done(find(book, [key]).stored) == 0
+    assert read_entry(base, key) == done
+
+
+def test_refresh_runs_all_anew_but_not_in_each_attempt(base: str, caplog: pytest.LogCaptureFixture) -> None:
+    first = open_book(base)
+    fox, blue = first.key(INPUT), first.key(OTHER)
+    first.add_done({fox: store(f"{base}/photos", "job-1")})
+    first.add_pending("flux", {blue: "job-2"})
+    refreshing = open_book(base, "b2", refresh=True)
+    found = find(refreshing, [fox, blue])
+    assert (found.stored, found.pending) == ({}, {})
+    refreshing.add_pending("flux", {fox: "job-3", blue: "job-4"})
+    assert refreshing.add_done({fox: (job := store(f"{base}/photos", "job-3"))}) == 0
+    retry = find(open_book(base, "b2", refresh=True), [fox, blue])
+    assert (retry.stored, retry.pending[blue].job_id) == ({fox: job}, "job-4")
+    assert find(open_book(base, "c3"), [fox]).stored == {fox: job}
+    assert warnings(caplog) == []
+
+
+def test_two_runs_at_the_same_moment_are_counted(base: str, caplog: pytest.LogCaptureFixture) -> None:
+    one, other = open_book(base, "a1"), open_book(base, "b2")
+    keys = [one.key({"number": number}) for number in range(3)]
+    for book in (one, other):
+        assert find(book, keys).pending == {}
+    one.add_pending("flux", dict(zip(keys, ["job-1", "job-2"], strict=False)))
+    other.add_pending("flux", dict(zip(keys, ["job-3", "job-4"], strict=False)))
+    assert one.add_done({keys[0]: store(f"{base}/photos", "job-1")}) == 1
+    last = store(f"{base}/photos", "job-3")
+    assert other.add_done({keys[0]: last, keys[2]: store(f"{base}/photos", "job-5")}) == 1
+    assert (
+        warnings(caplog) == ["Bought twice: 1 inputs, since another run submitted them at the same time"] * 2
+    )
+    assert find(open_book(base, "c3"), keys).stored[keys[0]] == last
+
+
+def test_a_job_that_another_run_left_is_not_bought_twice(base: str, caplog: pytest.LogCaptureFixture) -> None:
+    open_book(base, "a1").add_pending("flux", {(key := open_book(base).key(INPUT)): "job-1"})
+    later = open_book(base, "b2")
+    # it failed, so that this run buys another one
+    assert find(later, [key]).pending[key].job_id == "job-1"
+    assert later.add_done({key: store(f"{base}/photos", "job-2")}) == 0
+    assert warnings(caplog) == []
+
+
+def test_only_entries_that_name_the_job_are_removed(base: str, caplog: pytest.LogCaptureFixture) -> None:
+    book = open_book(base)
+    keys = [book.key({"number": number}) for number in range(4)]
+    book.add_pending("flux", {key: f"job-{i}" for i, key in enumerate(keys[:3])})
+    open_book(base, "b2").add_pending("flux", {keys[1]: "another"})
+    book.remove({keys[0]: "job-0", keys[1]: "job-1", keys[3]: "job-3"})
+    pending = find(book, keys).pending
+    assert {key: entry.job_id for key, entry in pending.items()} == {keys[1]: "another", keys[2]: "job-2"}
+    assert warnings(caplog) == []
+
+
+def test_what_other_machines_change_in_s3_is_seen(s3: str, s3_client: Any) -> None:
+    book = open_book(s3)
+    fox, blue = book.key(INPUT), book.key(OTHER)
+    job = store(f"{s3}/photos", "job-1")
+    book.add_pending("flux", {fox: "job-1"})
+    assert find(book, [fox, blue], f"{s3}/photos").stored == {fox: job}
+    folder = s3.removeprefix("s3://my_s3@bucket/")
+    jobs = {fox: job, blue: store(f"{s3}/photos", "job-2")}
+    for key, stored in jobs.items():
+        entry = entry_text(key, replace(DONE, job_id=stored.job_id, manifest=stored.manifest))
+        s3_client.put_object(Bucket="bucket", Key=f"{folder}/ledger/{key[:2]}/{key}.json", Body=entry)
+    assert find(book, [fox, blue]).stored == jobs
+    s3_client.put_object(Bucket="bucket", Key=f"{folder}/photos/job-1/0-fox.png", Body=b"half a picture")
+    assert find(book, [fox, blue]).stored == {blue: jobs[blue]}
+
+
+def test_no_secret_and_no_input_is_written(base: str) -> None:
+    signed = "https://storage.example/in.png?X-Amz-Signature=s3cret"
+    model = model_identity(app("flux", workflow(signed)))
+    book = LedgerBook(Ledger(f"{base}/ledger"), model, "a1")
+    fox, blue = book.key({"prompt": "s3cret", "like": signed}), book.key({"prompt": "s3cret"})
+    book.add_pending("flux", {fox: "job-1", blue: "job-2"})
+    book.add_done({fox: store(f"{base}/photos", "job-1", result=signed)})
+    files = Storage(f"{base}/ledger").list_all({"", fox[:2], blue[:2]})
+    contents = Storage(f"{base}/ledger").read_all(files, 10**6)
+    assert len(contents) >= 2
+    for word in (b"s3cret", b"storage.example", b"Signature", b"prompt", b"models.example"):
+        assert not any(word in content for content in contents.values())
+
+
+def test_a_destination_with_a_password_is_not_remembered(
+    memory: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    book = open_book("memory://bucket/x")
+    key = book.key(INPUT)
+    job = replace(store("memory://bucket/photos", "job-1"), manifest="")
+    for place in ("memory://user:s3cret@bucket", "memory://bucket/x?sig=s3cret", "memory://bucket//x"):
+        assert book.add_done({key: replace(job, manifest=f"{place}/job-1/manifest.json")}) == 0
+    assert find(book, [key]).stored == {}
+    assert len(warnings(caplog)) == 3
+    assert all("Not remembered: 1 stored jobs" in warning for warning in warnings(caplog))
+    assert "s3cret" not in caplog.text
+    assert not any(b"s3cret" in file.getvalue() for file in MemoryFileSystem.store.values())
+
+
+# --- what can go wrong --------------------------------------------------------------------------------------
+
+
+class Failing(MemoryFileSystem):  # type: ignore[misc]  # it has no types
+    """A store that refuses one kind of access."""
+
+    cachable = False
+    refused = ""
+    error: Exception = OSError("no route to https://KEY:S3CRET@storage.example?sig=S3CRET")
+
+    def _check(self, access: str) -> None:
+        if access == self.refused:
+            raise self.error
+
+    def ls(self, *args: Any, **kwargs: Any) -> Any:
+        self._check("list")
+        return super().ls(*args, **kwargs)
+
+    def cat_file(self, *args: Any, **kwargs: Any) -> Any:
+        self._check("read")
+        return super().cat_file(*args, **kwargs)
+
+    def pipe_file(self, *args: Any, **kwargs: Any) -> Any:
+        self._check("write")
+        return super().pipe_file(*args, **kwargs)
+
+    def _rm(self, *args: Any, **kwargs: Any) -> Any:
+        self._check("remove")
+        return super()._rm(*args, **kwargs)
+
+
+@pytest.fixture
+def failing(memory: None) -> Failing:
+    fs = Failing()
+    attach(fs)
+    return fs
+
+
+@pytest.mark.parametrize("access", ["list", "read", "write"])
+@pytest.mark.parametrize("error", [Failing.error, PermissionError("S3CRET?sig=S3CRET")], ids=type)
+def test_a_ledger_that_cannot_be_used_is_reported_before_anything_is_sent(
+    failing: Failing, access: str, error: Exception
+) -> None:
+    failing.refused, failing.error = access, error
+    with pytest.raises(RunGenInputError, match="the ledger cannot be used") as refused:
+        open_book("memory://bucket/x?sig=S3CRET")
+    assert "KEY:S3CRET" not in str(refused.value)
+    assert "sig=S3CRET" not in str(refused.value)
+
+
+@pytest.mark.parametrize("uri", ["some/folder", "nosuch://bucket/x", "/proc/no", "file:///dev/null/x"])
+def test_a_ledger_in_no_place_is_reported(uri: str) -> None:
+    with pytest.raises(RunGenInputError, match="ledger"):
+        LedgerBook(Ledger(uri), "flux", "a1")
+
+
+@pytest.mark.parametrize("access", ["list", "read"])
+def test_an_outage_is_not_mistaken_for_a_miss(failing: Failing, access: str) -> None:
+    book = open_book("memory://bucket/x")
+    key = book.key(INPUT)
+    book.add_done({key: (job := store("memory://bucket/x/photos", "job-1"))})
+    failing.refused = access
+    for call in (lambda: find(book, [key]), lambda: book.add_done({key: job})):
+        with pytest.raises(RunGenOutputError) as outage:
+            call()
+        assert outage.value.retryable
+        assert "S3CRET" not in str(outage.value)
+    failing.refused = ""
+    assert find(book, [key]).stored == {key: job}
+
+
+def test_an_outage_of_a_destination_is_not_mistaken_for_a_miss(
+    failing: Failing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = open_book(tmp_path.as_uri())
+    key = book.key(INPUT)
+    book.add_done({key: (job := store("memory://bucket/photos", "job-1"))})
+    failing.refused = "read"
+    with pytest.raises(RunGenOutputError, match="the destination cannot be used"):
+        find(book, [key])
+    failing.refused = ""
+    assert find(book, [key]).stored == {key: job}
+
+
+def test_what_cannot_be_written_is_reported(failing: Failing) -> None:
+    book = open_book("memory://bucket/x")
+    key = book.key(INPUT)
+    failing.refused = "write"
+    with pytest.raises(RunGenOutputError) as outage:
+        book.add_pending("flux", {key: "job-1"})
+    assert outage.value.retryable
+    failing.refused = ""
+    assert find(book, [key]).pending == {}
+    assert not [name for name in failing.store if name.endswith(".part")]
+
+
+@pytest.mark.parametrize("access", ["list", "read", "remove"])
+def test_what_cannot_be_removed_is_logged(
+    failing: Failing, access: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    book = open_book("memory://bucket/x")
+    keys = [book.key({"number": number}) for number in range(3)]
+    book.add_pending("flux", dict.fromkeys(keys, "job-1"))
+    failing.refused = access
+    book.remove(dict.fromkeys(keys, "job-1"))
+    [warning] = warnings(caplog)
+    assert warning.startswith("Could not remove 3 entries from the ledger: ")
+    assert "S3CRET" not in warning
+
+
+@pytest.mark.parametrize("what", ["entry", "manifest", "output", "folder"])
+def test_symbolic_links_are_not_followed(tmp_path: Path, what: str) -> None:
+    book = open_book(tmp_path.as_uri())
+    keys = [book.key({"number": number}) for number in range(2)]
+    jobs = {key: store(f"{tmp_path}/photos", f"job-{i}") for i, key in enumerate(keys)}
+    book.add_done(jobs)
+    path = {
+        "entry": tmp_path / "ledger" / keys[0][:2] / f"{keys[0]}.json",
+        "manifest": tmp_path / "photos" / "job-0" / "manifest.json",
+        "output": tmp_path / "photos" / "job-0" / "0-fox.png",
+        "folder": tmp_path / "photos" / "job-0",
+    }[what]
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved")
+    assert find(book, keys).stored == {keys[1]: jobs[keys[1]]}
+
+
+def test_a_shard_that_is_a_link_is_reported(tmp_path: Path) -> None:
+    book = open_book(tmp_path.as_uri())
+    key = book.key(INPUT)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "ledger" / key[:2]).symlink_to(tmp_path / "elsewhere")
+    for call in (lambda: find(book, [key]), lambda: book.add_pending("flux", {key: "job-1"})):
+        with pytest.raises(RunGenOutputError, match="symbolic link"):
+            call()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_the_folder_of_the_ledger_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "ledger").symlink_to(tmp_path / "real")
+    book = open_book(tmp_path.as_uri())
+    key = book.key(INPUT)
+    book.add_pending("flux", {key: "job-1"})
+    assert find(open_book(tmp_path.as_uri()), [key]).pending[key].job_id == "job-1"
+
+
+def test_a_destination_that_is_only_read_is_not_created(tmp_path: Path) -> None:
+    book = open_book(tmp_path.as_uri())
+    key = book.key(INPUT)
+    book.add_pending("flux", {key: "job-1"})
+    assert find(book, [key], tmp_path / "photos").pending.keys() == {key}
+    assert not (tmp_path / "photos").exists()
+
+
+@pytest.mark.parametrize("run", ["", "a run", "../x", "AB"])
+def test_a_run_is_a_token(tmp_path: Path, run: str) -> None:
+    with pytest.raises(ValueError, match="run"):
+        open_book(tmp_path.as_uri(), run)

@@ -1,0 +1,606 @@
+"""Rows of lists, files and Arrow tables: which files are read, which values arrive, and what errors name."""
+
+from __future__ import annotations
+
+import datetime as dt
+import errno
+import gzip
+import json
+import os
+import sys
+import traceback
+import tracemalloc
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, ObjectStoragePath
+from fsspec.implementations.memory import MemoryFileSystem
+
+from airflow_provider_rungen.exceptions import RunGenInputError
+from airflow_provider_rungen.execution.table.reader import open_rows
+
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+ROWS = [{"sku": "a1", "title": "a kettle"}, {"sku": "b2", "title": 'a "desk",\nold'}]
+
+
+class Store(MemoryFileSystem):  # type: ignore[misc]  # it has no types
+    """An object store of this process, which can fail."""
+
+    cachable = False
+    store: dict[str, Any] = {}  # each test clears it
+    failing: BaseException | None = None
+
+    def _open(self, *args: Any, **kwargs: Any) -> Any:
+        if self.failing is not None:
+            raise self.failing
+        return super()._open(*args, **kwargs)
+
+
+@pytest.fixture
+def store() -> Store:
+    """The files of ``memory://shop@…``."""
+    fs = Store()
+    fs.store.clear()
+    attach = import_module(ObjectStoragePath.__module__).attach  # it moved with Airflow 3
+    attach("memory", conn_id="shop", fs=fs).fs = fs
+    return fs
+
+
+class ArrowStream:
+    """What data frames have in common: columns when iterated over, and Arrow's stream."""
+
+    def __init__(self, *batches: Any) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.batches[0].schema.names)
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        reader = pa.RecordBatchReader.from_batches(self.batches[0].schema, self.batches)
+        return reader.__arrow_c_stream__(requested_schema)
+
+
+def json_lines(rows: Iterable[Any]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def parquet_bytes(table: Any, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink, **options)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+CSV = b'sku,title\r\na1,a kettle\r\nb2,"a ""desk"",\nold"\r\n'
+#: The same rows in each format.
+CONTENTS = {
+    ".jsonl": json_lines(ROWS),
+    ".ndjson": json_lines(ROWS),
+    ".csv": CSV,
+    ".jsonl.gz": gzip.compress(json_lines(ROWS)),
+    ".csv.gz": gzip.compress(CSV),
+    ".parquet": parquet_bytes(pa.Table.from_pylist(ROWS)),
+    ".pq": parquet_bytes(pa.Table.from_pylist(ROWS)),
+    ".CSV": CSV,
+}
+
+
+def failure(source: Any, **options: Any) -> RunGenInputError:
+    """Return the error of reading all rows."""
+    with pytest.raises(RunGenInputError) as caught:
+        list(open_rows(source, **options))
+    return caught.value
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("suffix", CONTENTS)
+@pytest.mark.parametrize("as_source", [str, Path, "file://{}".format, ObjectStoragePath])
+def test_a_file_is_read_by_its_suffix(tmp_path: Path, suffix: str, as_source: Callable[[Any], Any]) -> None:
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(CONTENTS[suffix])
+    rows = open_rows(as_source(str(path)))
+    assert [list(rows), list(rows)] == [ROWS, ROWS]
+    assert rows.is_replayable
+    assert rows.uri == str(as_source(str(path)))
+    assert rows.files == (rows.uri,)
+
+
+@pytest.mark.parametrize(
+    ("format", "suffix"), [("jsonl", ".jsonl"), ("csv", ".csv"), ("parquet", ".parquet"), ("csv", ".csv.gz")]
+)
+def test_a_format_overrides_the_suffix(tmp_path: Path, format: str, suffix: str) -> None:
+    path = tmp_path / f"rows.txt{'.gz' if suffix.endswith('.gz') else ''}"
+    path.write_bytes(CONTENTS[suffix])
+    assert list(open_rows(path, format=format)) == ROWS
+
+
+def test_a_file_of_another_suffix_is_json_lines(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_bytes(json_lines(ROWS))
+    assert list(open_rows(tmp_path / "rows.txt")) == ROWS
+
+
+def put(store: Store, *names: str) -> None:
+    for name in names:
+        suffix = "." + name.rpartition("/")[2].partition(".")[2]
+        store.pipe_file(f"/bucket/{name}", CONTENTS.get(suffix, b"not rows"))
+
+
+FOLDER = (
+    "t/b.csv",
+    "t/a/2.jsonl",
+    "t/a/1.csv",
+    "t/_SUCCESS",
+    "t/_temporary/0.csv",
+    "t/.hidden.csv",
+    "t/notes.txt",
+    "t2/c.csv",
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "files"),
+    [
+        ("t", ["t/a/1.csv", "t/a/2.jsonl", "t/b.csv"]),
+        ("t/", ["t/a/1.csv", "t/a/2.jsonl", "t/b.csv"]),
+        ("t/*.csv", ["t/b.csv"]),
+        ("t/**/*.csv", ["t/a/1.csv", "t/b.csv"]),
+        ("t/a/?.csv", ["t/a/1.csv"]),
+        ("t/a/[12].*", ["t/a/1.csv", "t/a/2.jsonl"]),
+        ("t*", ["t/a/1.csv", "t/a/2.jsonl", "t/b.csv", "t2/c.csv"]),
+        ("t/_temporary", ["t/_temporary/0.csv"]),
+        ("t/_temporary/*", ["t/_temporary/0.csv"]),
+    ],
+)
+def test_folders_and_patterns_yield_files_in_the_order_of_their_paths(
+    store: Store, source: str, files: list[str]
+) -> None:
+    put(store, *FOLDER)
+    rows = open_rows(f"memory://shop@bucket/{source}")
+    assert rows.files == tuple(f"memory://shop@bucket/{name}" for name in files)
+    assert list(rows) == ROWS * len(files)
+    # each of them can be read with the same connection
+    assert [list(open_rows(uri)) for uri in rows.files] == [ROWS] * len(files)
+
+
+def test_local_folders_have_uris_of_the_kind_they_were_given_as(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "a.csv").write_bytes(CSV)
+    for source in (f"{tmp_path}/t", f"file://{tmp_path}/t", f"{tmp_path}/*/a.csv"):
+        uri = f"file://{tmp_path}/t/a.csv" if source.startswith("file") else f"{tmp_path}/t/a.csv"
+        assert open_rows(source).files == (uri,)
+
+
+def test_a_folder_named_like_a_file_is_a_folder(store: Store) -> None:
+    store.pipe_file("/bucket/t.parquet/part-0.snappy.parquet", CONTENTS[".parquet"])
+    store.pipe_file("/bucket/t.parquet/_SUCCESS", b"")
+    assert list(open_rows("memory://shop@bucket/t.parquet")) == ROWS
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
+    for name in ("[1]?.csv", "1x.csv"):
+        (tmp_path / name).write_bytes(CSV)
+    assert open_rows(tmp_path / "[1]?.csv").files == (f"{tmp_path}/[1]?.csv",)
+
+
+def test_a_format_makes_all_files_of_a_folder_count(store: Store) -> None:
+    put(store, "t/a.csv")
+    store.pipe_file("/bucket/t/b.txt", CSV)
+    store.pipe_file("/bucket/t/_c.txt", CSV)
+    assert list(open_rows("memory://shop@bucket/t", format="csv")) == ROWS * 2
+
+
+@pytest.mark.parametrize("source", ["t", "t/", "t/*.parquet", "none/*"])
+def test_no_file_is_an_error_that_names_what_is_read(store: Store, source: str) -> None:
+    put(store, "t/notes.txt", "t/_x.csv")
+    error = failure(f"memory://shop@bucket/{source}", name="table")
+    assert f"Could not read table: no file of rows in memory://shop@bucket/{source}. " in str(error)
+    assert ".parquet" in error.hint
+    assert not error.retryable
+
+
+def test_a_file_written_after_a_listing_is_found(store: Store) -> None:
+    put(store, "t/a.csv")
+    assert len(open_rows("memory://shop@bucket/t").files) == 1
+    put(store, "t/b.csv")
+    assert len(open_rows("memory://shop@bucket/t").files) == 2
+
+
+# --- errors of storage ---
+
+
+@pytest.mark.parametrize(
+    ("error", "retryable"),
+    [
+        (OSError(errno.EIO, "the network is down"), True),
+        (TimeoutError("too slow"), True),
+        (RuntimeError("an error of a storage library"), True),
+        (PermissionError("Forbidden"), False),
+        (FileNotFoundError("gone"), False),
+        (ValueError("bad settings"), False),
+        (ImportError("no s3fs"), False),
+    ],
+)
+def test_an_error_of_the_storage_is_retried_if_that_may_help(
+    store: Store, error: Exception, retryable: bool
+) -> None:
+    put(store, "a.csv")
+    store.failing = error
+    caught = failure("memory://shop@bucket/a.csv")
+    assert caught.message.startswith("Could not read inputs from memory://shop@bucket/a.csv: ")
+    assert str(error.args[-1]) in caught.message
+    assert caught.retryable is retryable
+
+
+def test_a_kill_is_not_an_error_of_the_storage(store: Store) -> None:
+    put(store, "a.csv")
+    store.failing = AirflowException("Task received SIGTERM signal")
+    with pytest.raises(AirflowException, match="SIGTERM"):
+        list(open_rows("memory://shop@bucket/a.csv"))
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b\n1\n", b"\xff", b"\0"])
+def test_no_error_shows_a_secret_of_the_uri(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.csv?X-Amz-Signature=S3CRET"
+    if content:
+        path.write_bytes(content)
+    error = failure(str(path), format="csv")
+    assert "a.csv?X-Amz-Signature=***" in str(error)
+    assert "S3CRET" not in "".join(traceback.format_exception(error))
+
+
+# --- rows that cannot be read ---
+
+
+BROKEN: dict[str, tuple[str, bytes, str]] = {
+    "not JSON": ("a.jsonl", b'{"a": 1}\n\n{"a": \n', "line 3 of {} is not JSON"),
+    "JSON of another encoding": ("a.jsonl", b'{"a": 1}\n{"a": "\xe4"}\n', "line 2 of {} is not UTF-8"),
+    "nested too deeply": ("a.jsonl", b"[" * 100_000, "line 1 of {} is not JSON"),
+    "too few values": ("a.csv", b"a,b\n1,2\n3\n", "line 3 of {} has 1 values, but the header has 2"),
+    "too many values": ("a.csv", b'a,b\n"1\n",2\n3,4,5\n', "line 4 of {} has 3 values, but the header has 2"),
+    "a column twice": ("a.csv", b"a,b,a\n1,2,3\n", "line 1 of {} has two columns named 'a'"),
+    "a column without a name": ("a.csv", b"a,,b\n1,2,3\n", "line 1 of {} has no name for column 2"),
+    "CSV of another encoding": ("a.csv", b"a\nx\n\xe4\n", "line 3 of {} is not UTF-8"),
+    "UTF-16": ("a.csv", "a\n1\n".encode("utf-16"), "line 1 of {} is not UTF-8"),
+    "UTF-16 without a mark": ("a.csv", "a\n1\n".encode("utf-16-le"), "line 1 of {} has a NUL character"),
+    "an open quotation": ("a.csv", b'a,b\n1,2\n3,"x\ny\n', "line 3 of {} is not CSV: unexpected end of data"),
+    "text after a quotation": ("a.csv", b'a\n"x"y\n', "line 2 of {} is not CSV"),
+    "two Parquet columns": (
+        "a.parquet",
+        parquet_bytes(pa.table([pa.array([1]), pa.array([2])], names=["a", "a"])),
+        "{} has two columns named 'a'",
+    ),
+    "Parquet bytes": (
+        "a.parquet",
+        parquet_bytes(pa.table({"n": range(3000), "raw": [None] * 2999 + [b"x"]})),
+        "row 3000 of {} has bytes in column 'raw'",
+    ),
+    "infinity": (
+        "a.parquet",
+        parquet_bytes(pa.table({"price": [1.0, float("nan"), float("-inf")]})),
+        "row 3 of {} has -inf in column 'price'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_row_that_cannot_be_read_is_named_with_its_file(store: Store, kind: str) -> None:
+    name, content, words = BROKEN[kind]
+    put(store, f"t/0{Path(name).suffix}")
+    store.pipe_file(f"/bucket/t/{name}", content)
+    error = failure("memory://shop@bucket/t")
+    assert error.message.startswith(
+        f"Could not read inputs: {words.format(f'memory://shop@bucket/t/{name}')}"
+    )
+    assert not error.retryable
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.parquet", b"PAR1 is no Parquet"),
+        ("a.parquet", CONTENTS[".parquet"][:-20]),
+        ("a.parquet", b""),
+        ("a.jsonl.gz", b"not compressed"),
+        ("a.csv.gz", gzip.compress(os.urandom(9000).hex().encode())[:-100]),
+    ],
+)
+def test_a_file_that_is_broken_is_named_and_not_retried(store: Store, name: str, content: bytes) -> None:
+    store.pipe_file(f"/bucket/{name}", content)
+    error = failure(f"memory://shop@bucket/{name}")
+    assert error.message.startswith(f"Could not read inputs from memory://shop@bucket/{name}")
+    assert not error.retryable
+
+
+def test_a_parquet_file_that_is_broken_in_the_middle_names_the_last_row(store: Store) -> None:
+    content = bytearray(parquet_bytes(pa.table({"a": range(5000)}), row_group_size=2500, compression="zstd"))
+    with parquet.ParquetFile(pa.BufferReader(bytes(content))) as file:
+        second = file.metadata.row_group(1).column(0)
+        start = second.dictionary_page_offset or second.data_page_offset
+    content[start : start + second.total_compressed_size] = b"\xff" * second.total_compressed_size
+    store.pipe_file("/bucket/a.parquet", bytes(content))
+    assert "memory://shop@bucket/a.parquet after row 2" in failure("memory://shop@bucket/a.parquet").message
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_row_that_never_ends_does_not_fill_the_memory(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(b"a\n")
+    os.truncate(path, 1 << 36)  # a sparse file of 64 GiB
+    error = failure(path)
+    assert ("line 2" if suffix == ".csv" else "line 1") in error.message
+
+
+def test_a_long_text_in_csv_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f'prompt\n"{"x" * 999}\n{"y" * 1_000_000}"\n')
+    [row] = open_rows(path)
+    assert len(row["prompt"]) == 1_001_000
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (b"", []),
+        (b"a,b\n", []),
+        (b"\xef\xbb\xbfa,b\n1,2", [{"a": "1", "b": "2"}]),
+        (b"\n\na\n\n1\n\n2\n\n", [{"a": "1"}, {"a": "2"}]),
+        ("a\n\u2028 \x85\n".encode(), [{"a": "\u2028 \x85"}]),
+        (b'a,b\n"",NULL\n', [{"a": "", "b": "NULL"}]),
+    ],
+)
+def test_every_usual_csv_file_is_read(tmp_path: Path, content: bytes, rows: list[dict[str, str]]) -> None:
+    (tmp_path / "rows.csv").write_bytes(content)
+    assert list(open_rows(tmp_path / "rows.csv")) == rows
+
+
+# --- values ---
+
+DAY, MOMENT = dt.date(2024, 2, 29), dt.datetime(2024, 2, 29, 1, 2, 3, 456789)
+NANOSECONDS = 1_709_168_523_456_789_123
+UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
+VALUES: dict[str, tuple[Any, Any]] = {
+    "integer": (pa.array([2**63 - 1, None]), [2**63 - 1, None]),
+    "unsigned": (pa.array([2**64 - 1], pa.uint64()), [2**64 - 1]),
+    "number": (pa.array([0.1, float("nan"), None]), [0.1, None, None]),
+    "boolean": (pa.array([True, None]), [True, None]),
+    "text": (pa.array(["ä", None, ""]), ["ä", None, ""]),
+    "category": (pa.array(["a", "b", "a", None]).dictionary_encode(), ["a", "b", "a", None]),
+    "nothing": (pa.nulls(2), [None, None]),
+    "date": (pa.array([DAY, None]), ["2024-02-29", None]),
+    "time": (pa.array([3_723_000_001_999], pa.time64("ns")), ["01:02:03.000001"]),
+    "moment": (pa.array([MOMENT]), ["2024-02-29T01:02:03.456789"]),
+    "moment in UTC": (pa.array([MOMENT], pa.timestamp("us", "UTC")), ["2024-02-29T01:02:03.456789+00:00"]),
+    "nanoseconds": (pa.array([NANOSECONDS], pa.timestamp("ns")), ["2024-02-29T01:02:03.456789"]),
+    "duration": (pa.array([-90_500], pa.duration("ms")), ["-PT90.5S"]),
+    "decimal": (pa.array([Decimal("1.50"), Decimal("0.00")]), ["1.50", "0.00"]),
+    **({"UUID": (pa.array([UUID.bytes, None], pa.uuid()), [str(UUID), None])} if hasattr(pa, "uuid") else {}),
+    "list": (pa.array([[1.5, float("nan")], None, []]), [[1.5, None], None, []]),
+    "list of texts": (pa.array([["a", None]]), [["a", None]]),
+    "struct": (
+        pa.array([{"d": DAY, "l": [{"m": Decimal(7)}], "x": "y"}, {"d": None, "l": None, "x": None}]),
+        [{"d": "2024-02-29", "l": [{"m": "7"}], "x": "y"}, {"d": None, "l": None, "x": None}],
+    ),
+    "struct of plain values": (pa.array([{"a": 1}]), [{"a": 1}]),
+    "map": (pa.array([[("k", 1), ("l", None)]], pa.map_(pa.string(), pa.int32())), [{"k": 1, "l": None}]),
+    "map of dates": (pa.array([[("k", DAY)]], pa.map_(pa.string(), pa.date32())), [{"k": "2024-02-29"}]),
+    "nested nanoseconds": (
+        pa.array([[[("k", [NANOSECONDS])]]], pa.list_(pa.map_(pa.string(), pa.list_(pa.timestamp("ns"))))),
+        [[{"k": ["2024-02-29T01:02:03.456789"]}]],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize("source", ["stream", "file"])
+def test_values_arrive_as_json_has_them(tmp_path: Path, kind: str, source: str) -> None:
+    column, expected = VALUES[kind]
+    table: Any = pa.table({"value": column})
+    if source == "file":
+        if kind == "UUID":
+            pytest.skip("a file has the type for old versions of pyarrow, too")
+        table = tmp_path / "rows.parquet"
+        table.write_bytes(parquet_bytes(pa.table({"value": column}), store_schema=True))
+    values = [row["value"] for row in open_rows(table)]
+    assert values == expected
+    assert [type(value) for value in values] == [type(value) for value in expected]
+    assert json.loads(json.dumps(values, allow_nan=False)) == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (pa.array([b"x"]), "bytes"),
+        (pa.array([[b"x"]]), "bytes"),
+        (pa.array([b"xx"], pa.binary(2)), "bytes"),
+        (pa.array([[(1, 2)]], pa.map_(pa.int32(), pa.int32())), "a map whose keys are not text"),
+        (pa.array([{"a": float("inf")}]), "inf"),
+        (pa.array([(1, 2, 3)], pa.month_day_nano_interval()), "a month_day_nano_interval"),
+        (pa.array([10**18], pa.timestamp("us")), "an unreadable value"),
+    ],
+)
+def test_values_that_json_lacks_are_refused_with_row_and_column(column: Any, words: str) -> None:
+    error = failure(pa.table({"value": pa.concat_arrays([pa.nulls(2, column.type), column])}))
+    assert error.message.startswith(f"Could not read inputs: row 3 has {words} in column 'value'")
+
+
+def test_a_column_of_nulls_is_never_refused() -> None:
+    assert list(open_rows(pa.table({"a": [1], "raw": pa.nulls(1, pa.binary())}))) == [{"a": 1, "raw": None}]
+
+
+TYPES = pa.schema(
+    [
+        ("count", pa.uint8()),
+        ("price", pa.float32()),
+        ("is_new", pa.bool_()),
+        ("title", pa.string()),
+        ("day", pa.date32()),
+        ("cost", pa.decimal128(5, 2)),
+        ("tags", pa.list_(pa.int64())),
+        ("kind", pa.dictionary(pa.int8(), pa.string())),
+        ("level", pa.dictionary(pa.int8(), pa.int64())),
+        ("__index_level_0__", pa.int64()),
+    ]
+)
+WORDS = {
+    "count": "integer",
+    "price": "number",
+    "is_new": "boolean",
+    "title": "text",
+    "day": "text",
+    "cost": "text",
+    "tags": "text",
+    "kind": "text",
+    "level": "integer",
+}
+
+
+@pytest.mark.parametrize("source", ["stream", "file"])
+def test_column_types_are_known_without_a_row(tmp_path: Path, source: str) -> None:
+    table: Any = TYPES.empty_table()
+    if source == "file":
+        table = tmp_path / "rows.parquet"
+        table.write_bytes(parquet_bytes(TYPES.empty_table()))
+    rows = open_rows(table)
+    assert rows.column_types() == WORDS
+    assert list(rows) == []
+
+
+def test_column_types_of_other_sources(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(CSV)
+    (tmp_path / "rows.jsonl").write_bytes(CONTENTS[".jsonl"])
+    (tmp_path / "empty.csv").write_bytes(b"")
+    assert open_rows(tmp_path / "rows.csv").column_types() == {"sku": "text", "title": "text"}
+    assert open_rows(tmp_path / "empty.csv").column_types() == {}
+    assert open_rows(tmp_path / "rows.jsonl").column_types() is None
+    assert open_rows(ROWS).column_types() is None
+
+
+@pytest.mark.parametrize("source", ["stream", "file"])
+def test_the_index_that_pandas_adds_is_no_column(tmp_path: Path, source: str) -> None:
+    table: Any = pa.table({"a": [1], "__index_level_0__": [7]})
+    if source == "file":
+        (tmp_path / "rows.parquet").write_bytes(parquet_bytes(table))
+        table = tmp_path / "rows.parquet"
+    assert list(open_rows(table)) == [{"a": 1}]
+
+
+# --- what is no file ---
+
+
+def test_lists_can_be_read_again_and_name_their_rows() -> None:
+    rows = open_rows(ROWS, name="table")
+    assert [(row, rows.place) for row in rows] == [(ROWS[0], "table[0]"), (ROWS[1], "table[1]")]
+    assert list(rows) == ROWS
+    assert (rows.is_replayable, rows.uri, rows.files) == (True, None, ())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda: ArrowStream(*pa.Table.from_pylist(ROWS).to_batches(max_chunksize=1)),
+        lambda: pa.Table.from_pylist(ROWS),
+        lambda: iter(ROWS),
+    ],
+    ids=["stream", "table", "generator"],
+)
+def test_streams_can_be_read_once(source: Callable[[], Any]) -> None:
+    rows = open_rows(source())
+    assert [(row, rows.place) for row in rows] == [(ROWS[0], "row 1"), (ROWS[1], "row 2")]
+    assert (rows.is_replayable, rows.uri) == (False, None)
+    with pytest.raises(RuntimeError, match="once"):
+        list(rows)
+
+
+def test_files_name_their_rows(tmp_path: Path) -> None:
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        (tmp_path / f"rows{suffix}").write_bytes(CONTENTS[suffix])
+    rows = open_rows(tmp_path)
+    assert [rows.place for _ in rows] == [
+        f"line 2 of {tmp_path}/rows.csv",
+        f"line 3 of {tmp_path}/rows.csv",
+        f"line 1 of {tmp_path}/rows.jsonl",
+        f"line 2 of {tmp_path}/rows.jsonl",
+        f"row 1 of {tmp_path}/rows.parquet",
+        f"row 2 of {tmp_path}/rows.parquet",
+    ]
+
+
+def test_a_query_that_fails_midway_names_the_last_row() -> None:
+    def batches() -> Iterator[Any]:
+        yield pa.RecordBatch.from_pylist(ROWS)
+        raise OSError("lost the connection to s3://user:S3CRET@bucket")
+
+    reader = pa.RecordBatchReader.from_batches(pa.Table.from_pylist(ROWS).schema, batches())
+    error = failure(reader)
+    assert error.message.startswith("Could not read inputs from a RecordBatchReader after row 2: ")
+    assert "S3CRET" not in "".join(traceback.format_exception(error))
+    assert error.retryable
+
+
+@pytest.mark.parametrize("source", [{"a": 1}, b"a.csv", 7, None])
+def test_other_sources_are_refused(source: Any) -> None:
+    kind = type(source).__name__
+    assert f"table must be a list, the URI of files or a table, not a {kind}" in str(
+        failure(source, name="table")
+    )
+
+
+@pytest.mark.parametrize("source", ["rows.parquet", "stream"])
+def test_without_pyarrow_the_error_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    (tmp_path / "rows.parquet").write_bytes(CONTENTS[".parquet"])
+    given = ArrowStream(pa.RecordBatch.from_pylist(ROWS)) if source == "stream" else tmp_path / source
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    error = failure(given)
+    assert error.hint == "Install it with: pip install 'airflow-provider-rungen[tables]'"
+    assert not error.retryable
+
+
+def test_without_pyarrow_other_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for suffix in (".csv", ".jsonl"):
+        (tmp_path / f"rows{suffix}").write_bytes(CONTENTS[suffix])
+    assert list(open_rows(tmp_path)) == ROWS * 2
+
+
+# --- memory ---
+
+
+def _table(count: int) -> Any:
+    return pa.table({"n": range(count), "text": [os.urandom(500).hex() for _ in range(count)]})
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".csv.gz", ".parquet", "stream"])
+def test_rows_are_read_as_a_stream(tmp_path: Path, suffix: str) -> None:
+    count = 12_000
+    table = _table(count)
+    source: Any = tmp_path / f"rows{suffix}"
+    if suffix == "stream":
+        source = ArrowStream(*table.to_batches())  # as one batch
+    elif suffix == ".parquet":
+        source.write_bytes(parquet_bytes(table, row_group_size=count))
+    elif suffix == ".jsonl":
+        source.write_bytes(json_lines(table.to_pylist()))
+    else:
+        text = "n,text\n" + "".join(f"{row['n']},{row['text']}\n" for row in table.to_pylist())
+        source.write_bytes(gzip.compress(text.encode(), 1) if suffix.endswith("gz") else text.encode())
+    del table
+    allocated = pa.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in open_rows(source)) == count
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 6_000_000, "of 12 MB"
+    assert pa.total_allocated_bytes() - allocated < 1_000_000

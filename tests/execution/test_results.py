@@ -1,0 +1,370 @@
+"""The results table: its columns in each format, what is refused, and that it is whole or not there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from fsspec.implementations.memory import MemoryFileSystem
+
+from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
+from airflow_provider_rungen.execution.table.results import ResultRow, ResultsTable, Status
+
+SIGNED = "https://storage.example/in.png?X-Amz-Signature=s3cret"
+FIXED = [
+    *("index", "status", "error", "job_id", "reused", "outputs", "output", "sha256"),
+    *("result", "execution_seconds", "created_at"),
+]
+FORMATS = pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+COLUMNS = {"sku": "text", "n": "integer", "price": "number", "on": "boolean"}
+CREATED = datetime(2025, 1, 11, 16, 45, 34, tzinfo=UTC)
+FULL = ResultRow(
+    index=0,
+    status=Status.COMPLETED,
+    values={"sku": 'a,\n"é"', "n": 7, "price": 1.5, "on": True},
+    job_id="job",
+    reused=True,
+    outputs=["s3://shop/job/0-0.png", "s3://shop/job/1-1.png"],
+    sha256="0" * 64,
+    result={"images": [{"image": "s3://shop/job/0-0.png"}], "from": SIGNED, "text": "naïve"},
+    execution_seconds=2,
+    created_at=CREATED,
+)
+RESULT = {"images": [{"image": "s3://shop/job/0-0.png"}], "from": SIGNED.partition("?")[0], "text": "naïve"}
+BARE = ResultRow(index=1, status=Status.REFUSED, values={"sku": "b"}, error="it has no prompt")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a table, with the types that the format has."""
+    if path.suffix == ".parquet":
+        rows: list[dict[str, Any]] = parquet().read_table(path).to_pylist()
+        return rows
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file)) if path.suffix == ".csv" else list(map(json.loads, file))
+
+
+def parquet() -> Any:
+    return import_module("pyarrow.parquet")
+
+
+def written(folder: Path, suffix: str, *rows: ResultRow, columns: Any = COLUMNS) -> list[dict[str, Any]]:
+    path = folder / f"results.{suffix}"
+    assert ResultsTable(path.as_uri(), columns).write(rows) == len(rows)
+    return read(path)
+
+
+def test_json_lines_have_values_as_they_are(tmp_path: Path) -> None:
+    full, bare = written(tmp_path, "jsonl", FULL, BARE)
+    assert list(full) == list(bare) == [*COLUMNS, *FIXED]
+    assert json.loads(full["result"]) == RESULT
+    assert full == {
+        **FULL.values,
+        "index": 0,
+        "status": "completed",
+        "error": None,
+        "job_id": "job",
+        "reused": True,
+        "outputs": list(FULL.outputs),
+        "output": "s3://shop/job/0-0.png",
+        "sha256": "0" * 64,
+        "result": full["result"],
+        "execution_seconds": 2.0,
+        "created_at": "2025-01-11T16:45:34+00:00",
+    }
+    assert {name for name, value in bare.items() if value is not None} == {
+        *("sku", "index", "status", "error", "reused", "outputs")
+    }
+    assert (bare["outputs"], bare["reused"], bare["status"]) == ([], False, "refused")
+
+
+def test_csv_has_json_text_in_cells(tmp_path: Path) -> None:
+    full, bare = written(tmp_path, "csv", FULL, BARE)
+    assert list(full) == [*COLUMNS, *FIXED]
+    assert json.loads(full.pop("outputs")) == list(FULL.outputs)
+    assert json.loads(full.pop("result")) == RESULT
+    assert full == {
+        "sku": FULL.values["sku"],
+        "n": "7",
+        "price": "1.5",
+        "on": "true",
+        "index": "0",
+        "status": "completed",
+        "error": "",
+        "job_id": "job",
+        "reused": "true",
+        "output": "s3://shop/job/0-0.png",
+        "sha256": "0" * 64,
+        "execution_seconds": "2.0",
+        "created_at": "2025-01-11T16:45:34+00:00",
+    }
+    assert (bare["n"], bare["on"], bare["reused"], bare["outputs"], bare["result"]) == (
+        "",
+        "",
+        "false",
+        "[]",
+        "",
+    )
+
+
+def test_parquet_has_types(tmp_path: Path) -> None:
+    full, bare = written(tmp_path, "parquet", FULL, BARE)
+    types = {field.name: str(field.type) for field in parquet().read_schema(tmp_path / "results.parquet")}
+    assert list(types) == [*COLUMNS, *FIXED]
+    assert types == {
+        "sku": "string",
+        "n": "int64",
+        "price": "double",
+        "on": "bool",
+        **dict.fromkeys(FIXED, "string"),
+        "index": "int64",
+        "reused": "bool",
+        "outputs": "list<element: string>",
+        "execution_seconds": "double",
+        "created_at": "timestamp[us, tz=UTC]",
+    }
+    assert json.loads(full["result"]) == RESULT
+    assert "naïve" in full["result"]
+    assert {name: full[name] for name in COLUMNS} == FULL.values
+    assert (full["outputs"], full["output"]) == (list(FULL.outputs), FULL.outputs[0])
+    assert (full["created_at"], full["execution_seconds"]) == (CREATED, 2.0)
+    assert (bare["n"], bare["result"], bare["outputs"], bare["created_at"]) == (None, None, [], None)
+
+
+@FORMATS
+def test_a_table_without_rows_has_its_schema(tmp_path: Path, suffix: str) -> None:
+    assert written(tmp_path, suffix) == []
+    content = (tmp_path / f"results.{suffix}").read_bytes()
+    if suffix == "jsonl":
+        assert content == b""
+    elif suffix == "csv":
+        assert content.decode() == ",".join([*COLUMNS, *FIXED]) + "\n"
+    else:
+        assert parquet().read_schema(tmp_path / "results.parquet").names == [*COLUMNS, *FIXED]
+
+
+@FORMATS
+def test_a_result_of_null_differs_from_none(tmp_path: Path, suffix: str) -> None:
+    rows = [ResultRow(index=n, status=Status.COMPLETED, has_result=bool(n)) for n in range(2)]
+    assert [row["result"] or None for row in written(tmp_path, suffix, *rows)] == [None, "null"]
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    "result", ["\ud800", "\0", [float("nan"), float("inf")], 2**70, {"\ud800": 1}], ids=ascii
+)
+def test_any_result_gives_valid_json(tmp_path: Path, suffix: str, result: Any) -> None:
+    row = ResultRow(index=0, status=Status.COMPLETED, result=result, values={"sku": "\ud800"}, error="\ud800")
+    [stored] = written(tmp_path, suffix, row)
+    assert json.loads(stored["result"]) == (["NaN", "Infinity"] if isinstance(result, list) else result)
+
+
+@pytest.mark.parametrize(
+    ("created_at", "expected"),
+    [
+        ("2025-01-11T16:45:34", CREATED),
+        ("2025-01-11T16:45:34Z", CREATED),
+        (CREATED.astimezone(timezone(timedelta(hours=2))), CREATED),
+        ("yesterday", None),
+        (None, None),
+    ],
+)
+@FORMATS
+def test_times_are_in_utc(tmp_path: Path, suffix: str, created_at: Any, expected: Any) -> None:
+    [row] = written(tmp_path, suffix, ResultRow(index=0, status=Status.FAILED, created_at=created_at))
+    is_parquet = suffix == "parquet"
+    assert (row["created_at"] or None) == (expected if is_parquet or not expected else expected.isoformat())
+
+
+def test_a_value_of_another_type_is_converted_or_null(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = dict(zip("abcd", ["text", "integer", "number", "boolean"], strict=True))
+
+    def row(index: int, *values: Any) -> ResultRow:
+        return ResultRow(index=index, status=Status.SKIPPED, values=dict(zip("abcd", values, strict=True)))
+
+    rows = written(
+        tmp_path,
+        "parquet",
+        row(0, {"x": [1]}, 3.0, 3, False),
+        row(1, 7, "12", "1.5", None),
+        row(2, True, 3.5, [1], "yes"),
+        row(3, None, 2**63, 10**400, 1),
+        columns=columns,
+    )
+    values = [tuple(each[name] for name in "abcd") for each in rows]
+    assert values == [
+        ('{"x": [1]}', 3, 3.0, False),
+        ("7", 12, 1.5, None),
+        ("true", None, None, None),
+        (None, None, None, None),
+    ]
+    assert "null for 2 values of column b" in caplog.text
+    assert "the first is in row 2" in caplog.text
+
+
+def test_nested_values_stay_in_json_lines_and_are_text_in_csv(tmp_path: Path) -> None:
+    row = ResultRow(index=0, status=Status.SKIPPED, values={"sku": {"x": [1, None]}, "price": float("nan")})
+    [lines] = written(tmp_path, "jsonl", row)
+    assert (lines["sku"], lines["price"]) == ({"x": [1, None]}, "NaN")
+    assert json.loads(written(tmp_path, "csv", row)[0]["sku"]) == {"x": [1, None]}
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("results.txt", "must end in .parquet or .csv or .jsonl"),
+        ("results", "must end in"),
+        ("no/such.csv/", "must end in"),
+    ],
+)
+def test_an_unknown_suffix_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(RunGenInputError, match=reason):
+        ResultsTable(f"{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize("uri", ["results.csv", "nosuch://bucket/x.csv", "/dev/null/x.csv", "/proc/no/x.csv"])
+def test_a_place_that_cannot_be_written_is_refused(uri: str) -> None:
+    with pytest.raises(RunGenInputError, match=r"results '.*' cannot be used: .*Check results"):
+        ResultsTable(uri)
+
+
+@pytest.mark.parametrize("name", ["index", "Result", "created_at"])
+def test_a_column_of_a_fixed_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RunGenInputError, match=f"two columns '{name}'.*Rename"):
+        ResultsTable(tmp_path / "results.csv", {name: "text"})
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunGenInputError, match="two columns 'SKU'"):
+        ResultsTable(tmp_path / "results.csv", {"sku": "text", "SKU": "text"})
+
+
+def test_no_secret_of_the_uri_is_shown(tmp_path: Path) -> None:
+    with pytest.raises(RunGenInputError) as caught:
+        ResultsTable("nosuch://me:s3cret@bucket/x.csv")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pyarrow"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(RunGenInputError, match=r"pip install 'airflow-provider-rungen\[tables\]'"):
+        ResultsTable(tmp_path / "results.parquet")
+    assert written(tmp_path, "csv", BARE)
+
+
+# --- whole or not at all ------------------------------------------------------------------------------------
+
+
+class Store(MemoryFileSystem):  # type: ignore[misc]  # it has no types
+    """A file system that is not local, and can refuse files."""
+
+    cachable = False
+    is_broken = False
+
+    def put_file(self, lpath: Any, rpath: Any, *args: Any, **kwargs: Any) -> None:
+        if self.is_broken:
+            raise OSError(f"lost the connection to {SIGNED}")
+        super().put_file(lpath, rpath, *args, **kwargs)
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    attach = import_module(ObjectStoragePath.__module__).attach  # it moved with Airflow 3
+    fs = Store()
+    attach("memory", fs=fs).fs = fs
+    fs.store.clear()
+    yield fs
+    fs.store.clear()
+
+
+def failing() -> Iterator[ResultRow]:
+    yield FULL
+    raise LookupError("the source is gone")
+
+
+@FORMATS
+def test_rows_that_fail_leave_the_old_table(tmp_path: Path, suffix: str) -> None:
+    table = ResultsTable(tmp_path / f"results.{suffix}", COLUMNS)
+    table.write([BARE])
+    before = read(tmp_path / f"results.{suffix}")
+    with pytest.raises(LookupError, match="the source is gone"):
+        table.write(failing())
+    assert read(tmp_path / f"results.{suffix}") == before
+    assert os.listdir(tmp_path) == [f"results.{suffix}"]
+    assert table.write([FULL, BARE]) == 2
+    assert len(read(tmp_path / f"results.{suffix}")) == 2
+
+
+@FORMATS
+def test_a_table_is_uploaded_as_a_whole(store: Store, tmp_path: Path, suffix: str) -> None:
+    uri = f"memory://bucket/x/results.{suffix}"
+    table = ResultsTable(uri, COLUMNS)
+    assert table.uri == uri
+    table.write([BARE])
+    store.is_broken = True
+    with pytest.raises(RunGenOutputError) as caught:
+        table.write([FULL, BARE])
+    assert caught.value.retryable
+    assert f"Could not write the results table {uri}" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    store.is_broken = False
+    with pytest.raises(LookupError):
+        table.write(failing())
+    (tmp_path / f"results.{suffix}").write_bytes(store.cat_file(uri))
+    assert len(read(tmp_path / f"results.{suffix}")) == 1
+    assert len(store.store) == 1
+
+
+def test_a_folder_that_is_a_link_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    ResultsTable(tmp_path / "link" / "results.csv").write([BARE])
+    assert len(read(tmp_path / "real" / "results.csv")) == 1
+
+
+def test_a_disk_that_is_full_is_an_error_of_the_output(tmp_path: Path) -> None:
+    script = """
+import resource, signal, sys
+from airflow_provider_rungen.exceptions import RunGenOutputError
+from airflow_provider_rungen.execution.table.results import ResultRow, ResultsTable, Status
+table = ResultsTable(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    table.write(ResultRow(index=n, status=Status.COMPLETED, result="x" * 1000) for n in range(1000))
+except RunGenOutputError as error:
+    sys.exit(7 if "Could not write the results table" in str(error) else 1)
+"""
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] in (resource.RLIM_INFINITY, 2**63 - 1)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "results.jsonl")], check=False, capture_output=True
+    )
+    assert done.returncode == 7, done.stderr.decode()[-500:]
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [10, 5000])
+def test_row_groups_are_bounded_in_rows_and_in_size(tmp_path: Path, size: int) -> None:
+    rows = (ResultRow(index=n, status=Status.COMPLETED, result="x" * size) for n in range(12_000))
+    assert ResultsTable(tmp_path / "results.parquet").write(rows) == 12_000
+    file = parquet().ParquetFile(tmp_path / "results.parquet")
+    groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    assert max(groups) == 10_000 if size == 10 else max(groups) * size < 2**24
+    assert file.read(columns=["index"]).column("index").to_pylist() == list(range(12_000))

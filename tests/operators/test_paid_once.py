@@ -1,0 +1,177 @@
+"""A ledger for lists: the batch operator and ``@task.rungen`` pay once, by the server's count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG
+from conftest import FakeTaskInstance, Outcome, run_task
+
+from airflow_provider_rungen.decorators import rungen_task
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+
+
+def batch(inputs: Any, **options: Any) -> Any:
+    return RunGenRunBatchOperator(task_id="task", inputs=inputs, **options)
+
+
+def decorated(inputs: Any, **options: Any) -> Any:
+    with DAG("decorated", schedule=None):
+
+        def give() -> Any:
+            return inputs
+
+        function: Any = rungen_task(**options)
+        return function(give)().operator
+
+
+KINDS: dict[str, Callable[..., Any]] = {"batch": batch, "decorated": decorated}
+
+
+class Killed(BaseException):
+    """Ends an attempt at once, as SIGKILL does."""
+
+
+class Task:
+    """A task with a ledger, that runs again and again."""
+
+    def __init__(self, emulator: Emulator, folder: Path, make: Callable[..., Any], **options: Any) -> None:
+        emulator.service.scale("flux-schnell", 1000)
+        self.emulator, self.folder, self.make = emulator, folder, make
+        self.options: dict[str, Any] = {
+            "destination": (folder / "photos").as_uri(),
+            "ledger": Ledger((folder / "ledger").as_uri(), ignore=["request"]),
+            "poll_interval": 0.02,
+            "defer_after": 0,
+        } | options
+        self.runs = 0
+        self.on_push: Callable[[str, Any], None] | None = None
+
+    def run(self, inputs: Any, *, retry: bool = False, **changes: Any) -> Outcome:
+        """Run the first attempt of a run, or a retry."""
+        self.runs += not retry
+        self.ti = FakeTaskInstance()
+        self.ti.run_id = f"run {self.runs}"
+        self.ti.try_number = 1 + retry
+        self.ti.max_tries = 1
+        self.ti.on_push = self.on_push
+        return run_task(self.make(inputs, **self.options | changes), {"ti": self.ti})
+
+    @property
+    def created(self) -> int:
+        return int(self.emulator.service.stats()["jobs_created"])
+
+
+@pytest.fixture(params=KINDS)
+def task(request: pytest.FixtureRequest, rungen_emulator: Emulator, tmp_path: Path) -> Task:
+    return Task(rungen_emulator, tmp_path, KINDS[request.param])
+
+
+@pytest.fixture(params=[False, True], ids=["blocking", "deferred"])
+def mode(request: pytest.FixtureRequest) -> bool:
+    is_deferred: bool = request.param
+    return is_deferred
+
+
+def inputs(count: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"prompt": f"picture {n}", "request": n, **more} for n in range(count)]
+
+
+def test_what_is_stored_is_returned_and_bought_once(task: Task, mode: bool) -> None:
+    first = task.run(inputs(6), deferrable=mode)
+    assert first.error is None
+    assert [sorted(each) for each in first.value] == [["job_id", "manifest", "outputs"]] * 6
+    before = len(task.emulator.service.records())
+    again = task.run(inputs(6, request="another"), deferrable=mode)
+    assert (again.value, again.events) == (first.value, [])
+    assert [record.operation for record in task.emulator.service.records()[before:]] == ["get_app"]
+    more = task.run([{"prompt": "new"}, *inputs(2), {"prompt": "new"}], deferrable=mode)
+    assert more.value[1:3] == first.value[:2]
+    assert more.value[0] == more.value[3]
+    assert task.created == 7
+    assert not list((task.folder / "photos").glob(".rungen-*"))
+
+
+def test_a_retry_takes_up_what_a_killed_attempt_submitted(task: Task, mode: bool) -> None:
+    def kill(key: str, _: Any) -> None:
+        if key == "job_ids":
+            raise Killed
+
+    task.on_push = kill
+    with pytest.raises(Killed):
+        task.run(inputs(6), deferrable=mode)
+    task.on_push = None
+    outcome = task.run(inputs(6), deferrable=mode, retry=True)
+    assert outcome.error is None
+    assert all(outcome.value)
+    assert task.created == 6
+
+
+def test_what_failed_is_bought_anew_and_the_rest_is_not(task: Task, mode: bool) -> None:
+    # the service refuses one, and another fails
+    task.emulator.service.inject(Fault(on="run", status=400, body={"error": "no"}))
+    given = [*inputs(4), {"prompt": "bad", "emulator": {"fail": "no luck"}}]
+    outcome = task.run(given, deferrable=mode, max_failed=2)
+    assert outcome.error is None
+    assert sum(each is None for each in outcome.value) == 2
+    assert task.ti.xcoms["failed"][-1] == 4
+    assert task.created == 4
+    again = task.run(given, deferrable=mode, max_failed=2)
+    assert again.error is None
+    assert sum(each is None for each in again.value) == 1
+    assert task.created == 4 + 2
+
+
+def test_what_completed_is_stored_though_too_many_failed(task: Task, mode: bool) -> None:
+    bad = {"prompt": "bad", "emulator": {"fail": "no luck"}}
+    outcome = task.run([*inputs(3), bad], deferrable=mode)
+    assert "no luck" in str(outcome.error)
+    assert len(list((task.folder / "photos").glob("*/0-0.png"))) == 3
+    again = task.run(inputs(3), deferrable=mode)
+    assert again.error is None
+    assert task.created == 4
+
+
+def test_each_run_renders_the_templates_of_the_ledger_anew(task: Task) -> None:
+    ledger = Ledger("/ledgers/{{ ds }}", version="{{ ds }}")
+    op = task.make([], **task.options | {"ledger": ledger})
+    for day in ("2026-01-01", "2026-01-02"):
+        run = op.prepare_for_execution()
+        run.render_template_fields({"ds": day})
+        assert (run.ledger.uri, run.ledger.version) == (f"/ledgers/{day}", day)
+    assert ledger.uri == "/ledgers/{{ ds }}"
+
+
+def test_a_dict_is_paid_once_too(rungen_emulator: Emulator, tmp_path: Path, mode: bool) -> None:
+    task = Task(rungen_emulator, tmp_path, decorated)
+    first = task.run({"prompt": "a fox"}, deferrable=mode)
+    assert first.error is None
+    again = task.run({"prompt": "a fox"}, deferrable=mode)
+    assert again.value == first.value
+    assert again.value["job_id"] == task.ti.xcoms["job_id"]
+    assert task.created == 1
+
+
+def test_without_a_ledger_a_batch_stores_what_it_runs(
+    rungen_emulator: Emulator, tmp_path: Path, mode: bool
+) -> None:
+    task = Task(rungen_emulator, tmp_path, batch, ledger=None)
+    same = [{"prompt": "the same"}] * 3
+    outcome = task.run(same, deferrable=mode)
+    assert len({each["job_id"] for each in outcome.value}) == task.created == 3
+    assert len(list((tmp_path / "photos").glob("*/0-0.png"))) == 3
+
+
+def test_a_ledger_needs_a_destination_and_that_a_wait(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path.as_uri())
+    for make in KINDS.values():
+        with pytest.raises(ValueError, match="ledger needs destination"):
+            make([], ledger=ledger)
+    with pytest.raises(ValueError, match="destination needs wait_for_completion"):
+        batch([], destination=tmp_path.as_uri(), wait_for_completion=False)

@@ -1,0 +1,517 @@
+"""From a table to a table: which rows get a job, what the results table has, and what the server counted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, Asset
+from conftest import FakeStore, Outcome, OutletEvents, TrackedTaskInstance, run_task, signal_when
+
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+MODES = {"blocking": False, "deferred": True}
+COLUMNS = [
+    *("index", "status", "error", "job_id", "reused", "outputs", "output", "sha256", "result"),
+    *("execution_seconds", "created_at"),
+]
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> bool:
+    return MODES[request.param]
+
+
+def products(count: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"sku": f"sku-{n}", "title": f"product {n}", "price": n + 0.5, **more} for n in range(count)]
+
+
+def to_input(row: dict[str, Any]) -> Any:
+    return {
+        "sku-1": None,
+        "sku-2": {"prompt": 7},
+        "sku-3": {"prompt": "x", "emulator": {"fail": "no memory"}},
+    }.get(row["sku"], picture(row))
+
+
+def picture(row: dict[str, Any]) -> dict[str, Any]:
+    return {"prompt": f"photo of {row['title']}"}
+
+
+class Table:
+    """A table task, with its runs and attempts, in a folder of its own."""
+
+    def __init__(self, emulator: Emulator, folder: Path, rows: Any, **options: Any) -> None:
+        emulator.service.scale("flux-schnell", 1000)
+        # a deferral comes before the first has ended, also on a slow machine
+        emulator.service.job_seconds = 0.3
+        self.emulator, self.folder = emulator, folder
+        self.options: dict[str, Any] = {
+            "table": rows,
+            "key": "sku",
+            "to_input": picture,
+            "destination": (folder / "photos").as_uri(),
+            "ledger": Ledger((folder / "ledger").as_uri()),
+            "poll_interval": 0.02,
+            "defer_after": 0,
+        } | options
+        self.store: Any = None
+        self.dag_id, self.run_id = "dag", "night 1"
+        self.max_tries, self.tries = 1, 0
+        self.state: str | None = "running"
+        self.on_push: Callable[[str, Any], None] | None = None
+        self.outlets: list[Any] = []
+
+    def attempt(self, **changes: Any) -> Outcome:
+        """Run the next attempt."""
+        self.tries += 1
+        self.ti = ti = TrackedTaskInstance(self.state)
+        ti.dag_id, ti.run_id = self.dag_id, self.run_id
+        ti.try_number, ti.max_tries = self.tries, self.max_tries
+        ti.on_push = self.on_push
+        self.op = RunGenRunTableOperator(task_id="task", outlets=self.outlets, **self.options | changes)
+        self.events = OutletEvents()
+        context: Any = {"ti": ti, "task_state_store": self.store, "outlet_events": self.events}
+        return run_task(self.op, context)
+
+    def clear(self) -> None:
+        """Clear the task, as a user does."""
+        self.max_tries = self.tries + 1
+
+    def next_run(self, run_id: str) -> None:
+        self.run_id, self.tries, self.max_tries = run_id, 0, 1
+        self.store = None if self.store is None else FakeStore()
+
+    @property
+    def created(self) -> int:
+        return int(self.emulator.service.stats()["jobs_created"])
+
+    def statuses(self) -> list[str]:
+        return [job["status"] for job in self.emulator.service.jobs()]
+
+    @property
+    def written(self) -> list[dict[str, Any]]:
+        """The results table."""
+        text = (self.folder / "photos" / "results.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+    def column(self, name: str) -> list[Any]:
+        return [row[name] for row in self.written]
+
+
+@pytest.fixture
+def run(rungen_emulator: Emulator, tmp_path: Path) -> Callable[..., Table]:
+    return lambda rows, **options: Table(rungen_emulator, tmp_path, rows, **options)
+
+
+# --- the results table ---
+
+
+def test_each_row_has_a_row(run: Callable[..., Table], mode: bool) -> None:
+    task = run(products(4), deferrable=mode, columns=["price", "title"])
+    outcome = task.attempt()
+    assert outcome.error is None
+    assert len(outcome.events) == mode
+    assert outcome.value == {
+        "results": (task.folder / "photos" / "results.jsonl").as_uri(),
+        "rows": 4,
+        "completed": 4,
+        "failed": 0,
+        "skipped": 0,
+        "reused": 0,
+        "jobs": 4,
+        "execution_seconds": outcome.value["execution_seconds"],
+    }
+    assert outcome.value["execution_seconds"] > 0
+    rows = task.written
+    assert [list(row) for row in rows] == [["sku", "price", "title", *COLUMNS]] * 4
+    jobs = {job["id"]: job["input"]["prompt"] for job in task.emulator.service.jobs()}
+    for index, (row, source) in enumerate(zip(rows, products(4), strict=True)):
+        assert (row["sku"], row["title"]) == (source["sku"], source["title"])
+        assert (row["index"], row["status"], row["error"], row["reused"]) == (index, "completed", None, False)
+        assert jobs[row["job_id"]] == picture(source)["prompt"]
+        assert row["outputs"] == [row["output"]]
+        assert Path(row["output"].removeprefix("file://")).read_bytes().startswith(b"\x89PNG")
+    text = (task.folder / "photos" / "results.jsonl").read_text()
+    assert "signature" not in text.lower()
+
+
+def test_xcom_stays_small(run: Callable[..., Table], mode: bool) -> None:
+    task = run(products(120), deferrable=mode)
+    value = task.attempt().value
+    pushed = json.dumps([value, task.ti.pushed])
+    assert len(pushed) < 1000
+    assert value["rows"] == 120
+
+
+def test_rows_may_be_skipped_refused_and_failed(run: Callable[..., Table], mode: bool) -> None:
+    schema = {"type": "object", "properties": {"prompt": {"type": "string"}}}
+    task = run(products(5), to_input=to_input, deferrable=mode, max_failed=2, input_schema=schema)
+    outcome = task.attempt()
+    assert outcome.error is None
+    assert task.column("status") == ["completed", "skipped", "refused", "failed", "completed"]
+    assert [bool(error) for error in task.column("error")] == [False, False, True, True, False]
+    assert "no memory" in task.column("error")[3]
+    assert "nothing was sent" not in task.column("error")[2]
+    assert (outcome.value["completed"], outcome.value["failed"], outcome.value["skipped"]) == (2, 2, 1)
+    assert (task.created, outcome.value["jobs"]) == (3, 3)
+
+
+def test_more_misfits_than_may_fail_are_in_the_table_and_nothing_is_sent(run: Callable[..., Table]) -> None:
+    schema = {"type": "object", "properties": {"prompt": {"type": "string"}}}
+    task = run(products(4), to_input=to_input, input_schema=schema)
+    outcome = task.attempt()
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "1 of 3 rows do not fit, 0 may (max_failed): input.prompt: 7 is not" in str(outcome.error)
+    assert str(outcome.error).count("nothing was sent") == 1
+    assert task.created == 0
+    assert task.column("status") == ["failed", "skipped", "refused", "failed"]
+
+
+def test_what_the_service_refuses_is_refused(run: Callable[..., Table], mode: bool) -> None:
+    task = run(products(3), deferrable=mode, max_failed=1, max_concurrency=1)
+    task.emulator.service.inject(Fault(on="run", status=400, body={"error": "prompt is not allowed"}))
+    assert task.attempt().error is None
+    assert sorted(task.column("status")) == ["completed", "completed", "refused"]
+    row = next(row for row in task.written if row["status"] == "refused")
+    assert "prompt is not allowed" in row["error"]
+    assert row["job_id"] is None
+
+
+def test_the_table_is_written_when_the_task_fails(run: Callable[..., Table], mode: bool) -> None:
+    bad = {"prompt": "x", "emulator": {"fail": "no memory"}}
+    task = run(
+        products(3),
+        deferrable=mode,
+        to_input=lambda row: bad if row["sku"] == "sku-1" else picture(row),
+    )
+    outcome = task.attempt()
+    assert "1 of 3 rows failed, 0 may" in str(outcome.error)
+    assert "sku-1" in str(outcome.error)
+    assert "results.jsonl" in str(outcome.error)
+    assert task.column("status") == ["completed", "failed", "completed"]
+    # what completed is paid for and is not bought again
+    task.options["to_input"] = picture
+    outcome = task.attempt()
+    assert outcome.error is None
+    assert (outcome.value["jobs"], outcome.value["reused"], task.created) == (1, 2, 4)
+
+
+def test_jobs_that_take_too_long_are_canceled_and_the_others_stored(
+    run: Callable[..., Table], mode: bool
+) -> None:
+    task = run(
+        products(3),
+        deferrable=mode,
+        timeout=1.5,
+        to_input=lambda row: picture(row) | {"emulator": {"seconds": 60 if row["sku"] == "sku-1" else 0.1}},
+    )
+    outcome = task.attempt()
+    assert outcome.error is not None
+    assert task.column("status") == ["completed", "canceled", "completed"]
+    assert sorted(task.statuses()) == ["CANCELED", "COMPLETED", "COMPLETED"]
+    assert task.attempt(timeout=1.0).error is not None
+    assert task.created == 4, "two of them were stored"
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_the_formats(run: Callable[..., Table], suffix: str, tmp_path: Path) -> None:
+    task = run([], results=(tmp_path / f"out.{suffix}").as_uri())
+    assert task.attempt().value["rows"] == 0
+    assert task.emulator.service.count("run") == 0
+    task.next_run("2")
+    value = task.attempt(table=products(2)).value
+    assert value["results"].endswith(f"out.{suffix}")
+    path = tmp_path / f"out.{suffix}"
+    if suffix == "parquet":
+        assert pq.read_table(path).column_names == ["sku", *COLUMNS]
+    elif suffix == "csv":
+        assert next(csv.reader(path.read_text().splitlines())) == ["sku", *COLUMNS]
+    else:
+        assert [json.loads(line)["sku"] for line in path.read_text().splitlines()] == ["sku-0", "sku-1"]
+
+
+def test_parquet_to_parquet_keeps_types(run: Callable[..., Table], tmp_path: Path, mode: bool) -> None:
+    pq.write_table(pa.table({"id": [7, 8], "n": [1.5, 2.5], "title": ["a", "b"]}), tmp_path / "in.parquet")
+    task = run(
+        f"file://{tmp_path}/*.parquet",
+        key="id",
+        columns=["n"],
+        deferrable=mode,
+        results=(tmp_path / "out" / "r.parquet").as_uri(),
+    )
+    assert task.attempt().error is None
+    table = pq.read_table(tmp_path / "out" / "r.parquet")
+    assert table.column("id").to_pylist() == [7, 8]
+    assert table.column("n").to_pylist() == [1.5, 2.5]
+    assert table.schema.field("reused").type == pa.bool_()
+
+
+def test_text_results_need_no_files(run: Callable[..., Table], tmp_path: Path, mode: bool) -> None:
+    def caption(row: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt": "x", "emulator": {"result": {"text": f"caption of {row['title']}"}}}
+
+    for destination in (None, tmp_path.as_uri()):
+        task = run(
+            products(2),
+            to_input=caption,
+            destination=destination,
+            ledger=None,
+            results=(tmp_path / "r.jsonl").as_uri(),
+            deferrable=mode,
+        )
+        task.run_id = str(destination)
+        assert task.attempt().error is None
+        rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+        assert [row["result"] for row in rows] == [
+            json.dumps({"text": f"caption of product {n}"}) for n in (0, 1)
+        ]
+        assert [row["outputs"] for row in rows] == [[], []]
+
+
+def test_the_row_is_the_input_without_a_function(run: Callable[..., Table]) -> None:
+    task = run([{"sku": "{{ ds }}", "prompt": "{row} {{ run_id }} %s"}], to_input=None)
+    assert task.attempt().error is None
+    [job] = task.emulator.service.jobs()
+    assert job["input"] == {"sku": "{{ ds }}", "prompt": "{row} {{ run_id }} %s"}
+    assert task.column("sku") == ["{{ ds }}"]
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (products(2) + products(12), ["12", "sku-0", "more than once", "sku-9"]),
+        ([{"sku": None}, {"sku": ""}, {"title": "x"}], ["3", "null or empty"]),
+        ([{"sku": "a"}, 7], ["int"]),
+    ],
+)
+def test_keys_that_identify_no_row_are_refused_before_anything_is_sent(
+    run: Callable[..., Table], rows: list[Any], words: list[str]
+) -> None:
+    task = run(rows, to_input=lambda _: {"prompt": "x"})
+    if words[0] == "12":
+        task.options["table"] = products(12) + products(12)
+    outcome = task.attempt()
+    assert isinstance(outcome.error, AirflowFailException)
+    for word in (*words, "nothing was sent"):
+        assert word in str(outcome.error)
+    assert task.created == 0
+    assert not (task.folder / "photos" / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize("key", [["sku", "size"], ("size", "sku")])
+def test_a_key_may_have_several_columns(run: Callable[..., Table], key: Sequence[str]) -> None:
+    rows = [{"sku": "a", "size": size, "title": f"a {size}"} for size in ("S", "M")]
+    task = run(rows, key=key)
+    assert task.attempt().error is None
+    assert [list(row)[:2] for row in task.written] == [list(key)] * 2
+
+
+def test_an_error_of_the_function_names_the_row(run: Callable[..., Table], tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("sku,title\na,x\nb,\n")
+    task = run((tmp_path / "in.csv").as_uri(), to_input=lambda row: {"prompt": 1 / len(row["title"] or "")})
+    error = str(task.attempt().error)
+    assert "in.csv" in error
+    assert "ZeroDivisionError" in error
+    assert "nothing was sent" in error
+    assert task.created == 0
+
+
+@pytest.mark.parametrize("kind", [AirflowSkipException, AirflowFailException])
+def test_the_function_may_end_the_task(run: Callable[..., Table], kind: type[Exception]) -> None:
+    def end(_: Any) -> Any:
+        raise kind("not tonight")
+
+    outcome = run(products(1), to_input=end).attempt()
+    assert type(outcome.error) is kind
+
+
+def test_a_column_that_does_not_exist_is_named(run: Callable[..., Table], tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("sku,title\na,x\n")
+    for changes in ({"key": "id"}, {"columns": ["color"]}):
+        outcome = run((tmp_path / "in.csv").as_uri(), **changes).attempt()
+        assert "no column" in str(outcome.error)
+        assert "sku, title" in str(outcome.error)
+
+
+# --- paid once ---
+
+
+@pytest.mark.parametrize("store", [None, FakeStore], ids=["2.11", "3.3"])
+def test_the_next_night_buys_only_what_changed(run: Callable[..., Table], mode: bool, store: Any) -> None:
+    task = run(products(10), deferrable=mode)
+    task.store = store and store()
+    assert task.attempt().value["jobs"] == 10
+    first = task.written
+    task.next_run("night 2")
+    changed = products(10)
+    changed[3]["title"] = changed[7]["title"] = "another"
+    changed[7]["title"] += " one"
+    before = task.emulator.service.stats()["requests"]
+    value = task.attempt(table=changed).value
+    assert (value["jobs"], value["reused"], value["completed"]) == (2, 8, 10)
+    assert task.created == 12
+    assert [row["reused"] for row in task.written] == [n not in (3, 7) for n in range(10)]
+    for n in (0, 9):
+        assert task.written[n] == first[n] | {"reused": True}
+    after = task.emulator.service.stats()["requests"]
+    assert after["output"] - before["output"] == 2
+
+
+def test_a_table_that_is_all_paid_for_costs_one_request(run: Callable[..., Table], mode: bool) -> None:
+    task = run(products(30), deferrable=mode)
+    assert task.attempt().error is None
+    task.next_run("night 2")
+    before = len(task.emulator.service.records())
+    outcome = task.attempt()
+    assert outcome.value["reused"] == 30
+    assert outcome.value["jobs"] == outcome.value["execution_seconds"] == 0
+    assert outcome.events == []
+    assert [record.operation for record in task.emulator.service.records()[before:]] == ["get_app"]
+
+
+def test_a_clear_and_another_dag_buy_nothing(run: Callable[..., Table], mode: bool) -> None:
+    task = run(products(5), deferrable=mode)
+    assert task.attempt().error is None
+    task.clear()
+    assert task.attempt().value["reused"] == 5
+    task.dag_id = "another"
+    task.next_run("x")
+    assert task.attempt(destination=(task.folder / "elsewhere").as_uri()).value["reused"] == 5
+    assert task.created == 5
+
+
+def test_equal_rows_are_one_job(run: Callable[..., Table], mode: bool) -> None:
+    rows = [{"sku": n, "title": "the same"} for n in range(6)]
+    task = run(rows, deferrable=mode)
+    value = task.attempt().value
+    assert (value["rows"], value["completed"], value["jobs"], task.created) == (6, 6, 1, 1)
+    assert len(set(task.column("output"))) == 1
+    task.next_run("2")
+    assert task.attempt(ledger=None).value["jobs"] == 6, "without a ledger, each row has a job"
+
+
+def test_refresh_buys_all_again_and_replaces(run: Callable[..., Table], mode: bool) -> None:
+    task = run(products(3), deferrable=mode)
+    first = task.attempt()
+    old = task.column("job_id")
+    task.next_run("2")
+    fresh = Ledger((task.folder / "ledger").as_uri(), refresh=True)
+    assert task.attempt(ledger=fresh).value["jobs"] == 3
+    new = task.column("job_id")
+    assert not set(new) & set(old)
+    # a retry of the same run keeps what it has bought
+    assert task.attempt(ledger=fresh).value["reused"] == 3
+    task.next_run("3")
+    assert task.attempt().value["reused"] == 3
+    assert task.column("job_id") == new
+    assert first.value["jobs"] == 3
+    assert task.created == 6
+
+
+@pytest.mark.parametrize("what", ["manifest.json", "0-0.png"])
+def test_what_is_gone_from_storage_is_bought_again(
+    run: Callable[..., Table], what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = run(products(3))
+    assert task.attempt().error is None
+    (task.folder / "photos" / task.column("job_id")[1] / what).unlink()
+    task.next_run("2")
+    value = task.attempt().value
+    assert (value["jobs"], value["reused"], task.created) == (1, 2, 4)
+    assert "gone" in caplog.text
+
+
+# --- attempts that are killed ---
+
+
+class Killed(BaseException):
+    """Ends an attempt at once, as SIGKILL does: nothing that comes after it is done."""
+
+
+@pytest.mark.parametrize("store", [None, FakeStore], ids=["2.11", "3.3"])
+def test_a_retry_takes_up_what_a_killed_attempt_submitted(
+    run: Callable[..., Table], store: Any, mode: bool
+) -> None:
+    task = run(products(8), deferrable=mode)
+    task.store = store and store()
+
+    def kill(key: str, _: Any) -> None:
+        if key == "batch":
+            raise Killed
+
+    task.on_push = kill
+    with pytest.raises(Killed):
+        task.attempt()
+    assert task.created == 8
+    task.on_push = None
+    value = task.attempt().value
+    assert (value["completed"], task.created) == (8, 8)
+    assert task.statuses() == ["COMPLETED"] * 8
+
+
+def test_sigterm_cancels_and_forgets(run: Callable[..., Table]) -> None:
+    slow = {"emulator": {"seconds": 60}}
+    task = run(products(6), to_input=lambda row: picture(row) | slow)
+    task.tries = task.max_tries  # the last one
+    task.state = "failed"
+
+    def die() -> None:
+        raise AirflowFailException("killed")
+
+    with signal_when(signal.SIGTERM, lambda: task.created == 6, die):
+        outcome = task.attempt()
+    assert outcome.error is not None
+    assert task.statuses() == ["CANCELED"] * 6
+    assert list((task.folder / "ledger").glob("??/*.json")) == []
+    task.next_run("2")
+    task.state = "running"
+    value = task.attempt(to_input=picture).value
+    assert value["jobs"] == 6
+
+
+def test_another_dag_takes_up_running_jobs_and_does_not_cancel_them(run: Callable[..., Table]) -> None:
+    slow = {"emulator": {"seconds": 2}}
+    to_input: Any = lambda row: picture(row) | slow  # noqa: E731
+    task = run(products(4), to_input=to_input)
+
+    def kill(key: str, _: Any) -> None:
+        if key == "batch":
+            raise Killed
+
+    task.store, task.on_push = FakeStore(), kill
+    with pytest.raises(Killed):
+        task.attempt()
+    task.on_push, task.store = None, None
+    task.dag_id = "another"
+    task.next_run("x")
+    outcome = task.attempt(timeout=0.3)
+    assert outcome.error is not None
+    assert "CANCELED" not in task.statuses()
+    assert task.attempt().value["completed"] == 4
+    assert task.created == 4
+
+
+def test_the_assets_and_lineage_name_the_table(run: Callable[..., Table], tmp_path: Path, mode: bool) -> None:
+    (tmp_path / "in.csv").write_text("sku,title\na,x\n")
+    task = run((tmp_path / "in.csv").as_uri(), deferrable=mode)
+    outlet = Asset("s3://shop/results")
+    task.outlets = [outlet]
+    value = task.attempt().value
+    extra = task.events[outlet].extra
+    assert extra["results"] == value["results"]
+    lineage: Any = task.op.get_openlineage_facets_on_complete(None)
+    assert [each.name for each in lineage.inputs] == ["app/flux-schnell", str(tmp_path / "in.csv")]
+    assert str(tmp_path / "photos" / "results.jsonl") in [each.name for each in lineage.outputs]
