@@ -90,6 +90,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests that need S3 where moto is installed: with the system tests."""
+    for item in items:
+        if "s3_client" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.system)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     call: pytest.CallInfo[None],
@@ -459,10 +467,10 @@ def run_task(op: Any, context: Any) -> Outcome:
 @pytest.fixture(scope="session")
 def s3_client() -> Iterator[Any]:
     """Run an S3 server with the bucket `bucket`, and return a client of it."""
-    boto3 = pytest.importorskip("boto3")
-    moto_server = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     client = boto3.client(
@@ -473,8 +481,10 @@ def s3_client() -> Iterator[Any]:
         aws_secret_access_key="a-secret",
     )
     client.create_bucket(Bucket="bucket")
-    yield client
-    server.stop()
+    try:
+        yield client
+    finally:
+        server.stop()
 
 
 @pytest.fixture

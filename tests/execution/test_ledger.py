@@ -283,7 +283,7 @@ def memory() -> Iterator[None]:
     MemoryFileSystem.store.clear()
 
 
-@pytest.fixture(params=["file", "memory", "s3"])
+@pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.system)])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return the URI of a folder in each kind of store."""
     if request.param == "s3":

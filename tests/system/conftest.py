@@ -52,35 +52,17 @@ def start(airflow: AirflowInstance, emulator: Emulator) -> Callable[..., Run]:
 
 
 @pytest.fixture(scope="session")
-def s3(airflow: AirflowInstance) -> Iterator[Any]:
-    """Run an S3 server with the bucket `pictures`. Airflow's connection is `my_s3`."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        url, region = f"http://{host}:{port}", "us-east-1"
-        extra = json.dumps({"endpoint_url": url, "region_name": region})
-        own = {"connection_id": "my_s3", "conn_type": "aws", "login": "me-myself", "password": "a-secret"}
-        airflow.request("POST", "/connections", {**own, "extra": extra})
-        client = boto3.client(
-            "s3",
-            endpoint_url=url,
-            region_name=region,
-            aws_access_key_id="me-myself",
-            aws_secret_access_key="a-secret",
-        )
-        client.create_bucket(Bucket="pictures")
-        yield client
-    finally:
-        server.stop()
+def airflow_s3(airflow: AirflowInstance, s3_client: Any) -> Any:
+    """Give Airflow a connection to S3, `my_s3`, and return a client."""
+    extra = json.dumps({"endpoint_url": s3_client.meta.endpoint_url, "region_name": "us-east-1"})
+    own = {"connection_id": "my_s3", "conn_type": "aws", "login": "me-myself", "password": "a-secret"}
+    airflow.request("POST", "/connections", {**own, "extra": extra})
+    return s3_client
 
 
 @pytest.fixture(params=["file", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """Where tasks store files."""
     if request.param == "s3":
-        return S3Place(request.getfixturevalue("s3"), "my_s3", "pictures", tmp_path.name)
+        return S3Place(request.getfixturevalue("airflow_s3"), "my_s3", "bucket", tmp_path.name)
     return Place(tmp_path)
