@@ -133,7 +133,7 @@ def test_importing_it_needs_nothing_that_runs_a_task() -> None:
 
 
 def test_an_idle_app_is_scaled_to_zero_and_its_bill_stands_still(rungen_emulator: Emulator) -> None:
-    [event] = run(trigger(), until=lambda events: bool(events))
+    [event] = run(trigger(), until=bool)
     assert 0.3 <= event.pop("idle_seconds") < 10
     assert event == {"app_id": APP, "active_workers": 2, "scaled_down": True}
     assert workers(rungen_emulator) == 0
@@ -153,7 +153,7 @@ def test_an_app_that_works_stays_up_beside_one_that_does_not(rungen_emulator: Em
 def test_an_app_is_scaled_down_when_its_jobs_have_ended(rungen_emulator: Emulator) -> None:
     for _ in range(3):
         submit(0.2)
-    [event] = run(trigger(), until=lambda events: bool(events))
+    [event] = run(trigger(), until=bool)
     assert event["scaled_down"]
     assert [job["status"] for job in rungen_emulator.service.jobs()] == ["COMPLETED"] * 3
 
@@ -184,7 +184,7 @@ def test_what_is_not_known_to_be_idle_stays_up(rungen_emulator: Emulator, body: 
 
 def test_the_answers_of_these_tests_would_be_idle_otherwise(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="get_app", status=200, body=answer(), times=None))
-    [event, *_] = run(trigger(idle_for=0.1), until=lambda events: bool(events))
+    [event, *_] = run(trigger(idle_for=0.1), until=bool)
     assert event["scaled_down"]
 
 
@@ -213,7 +213,7 @@ def test_no_answer_ends_it(
     caplog.set_level(logging.INFO)
     for fault in faults_of(kinds):
         rungen_emulator.service.inject(fault)
-    [event] = run(trigger(), until=lambda events: bool(events))
+    [event] = run(trigger(), until=bool)
     assert event["scaled_down"]
     outages = [line for line in caplog.messages if line.endswith("polling continues")]
     assert len(outages) == 1, "each outage is logged once"
@@ -224,14 +224,14 @@ def test_no_answer_ends_it(
 def test_an_app_that_does_not_exist_does_not_disturb_the_others(
     rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    [event] = run(trigger(["gone", APP]), until=lambda events: bool(events))
+    [event] = run(trigger(["gone", APP]), until=bool)
     assert event["app_id"] == APP
     assert "Could not get app gone (404)" in caplog.text
 
 
 def test_an_app_that_hangs_does_not_disturb_the_others(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="get_app", kind="hang"))
-    [event] = run(trigger([APP, OTHER]), until=lambda events: bool(events))
+    [event] = run(trigger([APP, OTHER]), until=bool)
     assert event["scaled_down"]
 
 
@@ -239,7 +239,7 @@ def test_a_refusal_to_scale_down_is_logged_and_sent_again(
     rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     rungen_emulator.service.inject(Fault(on="update_app", status=403, times=4))
-    [event] = run(trigger(), until=lambda events: bool(events))
+    [event] = run(trigger(), until=bool)
     assert event["scaled_down"]
     assert caplog.text.count(f"STILL BILLED: app {APP}") >= 2
     assert workers(rungen_emulator) == 0
@@ -248,7 +248,7 @@ def test_a_refusal_to_scale_down_is_logged_and_sent_again(
 def test_a_service_that_asks_for_a_pause_gets_it(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="get_app", status=429, headers={"Retry-After": "1"}, times=1))
     started = time.monotonic()
-    run(trigger(idle_for=0.05), until=lambda events: bool(events))
+    run(trigger(idle_for=0.05), until=bool)
     assert time.monotonic() - started > 1
     assert rungen_emulator.service.stats()["early_retries"] == 0
 
