@@ -168,7 +168,7 @@ def test_a_service_that_is_down_for_a_while(
 ) -> None:
     for fault in faults:
         kind = {"status": fault} if isinstance(fault, int) else {"kind": fault}
-        emulator.service.inject(Fault(on="get_app", **kind))  # type: ignore[arg-type]
+        emulator.service.inject(Fault(on="get_app", **kind))
     assert without_times(Watchdog(deferrable=deferrable).attempt(context).value) == [event()]
 
 

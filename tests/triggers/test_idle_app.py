@@ -65,7 +65,7 @@ def workers(emulator: Emulator, app_id: str = APP) -> int:
 
 def submit(seconds: float, app_id: str = APP) -> str:
     with RunGenHook() as hook:
-        job_input = {"prompt": "a red fox", "emulator": {"seconds": seconds}}
+        job_input: dict[str, Any] = {"prompt": "a red fox", "emulator": {"seconds": seconds}}
         return hook.run_job(app_id=app_id, input=job_input).id
 
 
