@@ -270,26 +270,21 @@ def test_an_idle_app_is_scaled_down_while_the_scheduler_is_dead(
     watched.assert_over()
 
 
-def test_an_idle_app_is_scaled_down_when_its_run_is_deleted(
-    airflow: AirflowInstance, start: Callable[..., Run], watched: Paid
+@pytest.mark.parametrize("is_deleted", [False, True], ids=["paused", "deleted"])
+def test_an_idle_app_is_scaled_down_although_its_dag_is_paused_or_deleted(
+    airflow: AirflowInstance, start: Callable[..., Run], watched: Paid, is_deleted: bool
 ) -> None:
-    run = start("scaled", seconds=15, app_id=watched.id)
-    run.wait_for_jobs(1)
-    airflow.request("DELETE", f"/dags/{run.dag_id}/dagRuns/{run.id}")
-    scaled_down_by_the_watchdog(run, watched)
-
-
-def test_an_idle_app_is_scaled_down_while_its_dag_is_paused(
-    airflow: AirflowInstance, start: Callable[..., Run], watched: Paid
-) -> None:
-    run = start("scaled", seconds=15, app_id=watched.id)
+    run = start("scaled_and_forgotten", seconds=5, app_id=watched.id)
     run.wait_for_jobs(1)
     airflow.request("PATCH", f"/dags/{run.dag_id}", {"is_paused": True})
-    try:
-        scaled_down_by_the_watchdog(run, watched)
-        assert states(run)["app_down"] is None, "nobody else has scaled it down"
-        mark_run(run, "failed")  # or it would go on without workers
-    finally:
-        airflow.unpause(run.dag_id)
+    run.wait_for_state("success", task_id="first")
+    if is_deleted:
+        airflow.request("DELETE", f"/dags/{run.dag_id}")  # with its runs
+    scaled_down_by_the_watchdog(run, watched)
+    if is_deleted:
+        return
+    assert states(run)["app_down"] is None, "nobody else has scaled it down"
+    mark_run(run, "failed")  # or it would go on without workers
+    airflow.unpause(run.dag_id)
     run.wait_for_end()
     watched.assert_over()

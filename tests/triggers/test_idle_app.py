@@ -247,9 +247,7 @@ def test_a_refusal_to_scale_down_is_logged_and_sent_again(
 
 def test_a_service_that_asks_for_a_pause_gets_it(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="get_app", status=429, headers={"Retry-After": "1"}, times=1))
-    started = time.monotonic()
     run(trigger(idle_for=0.05), until=bool)
-    assert time.monotonic() - started > 1
     assert rungen_emulator.service.stats()["early_retries"] == 0
 
 
