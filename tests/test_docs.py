@@ -183,6 +183,7 @@ def _environment(folder: Path, emulator: Emulator) -> dict[str, str]:
     service = emulator.service
     service.add_app("YOUR-APP-ID", workers=4)
     service.add_app("YOUR-LLM-APP-ID", kind="text", workers=4)
+    service.add_app("YOUR-NIGHTLY-APP-ID")
     by_hand = {"conn_type": "http", "host": emulator.url, "extra": {"x-api-key": service.api_key}}
     return {
         "AIRFLOW__CORE__UNIT_TEST_MODE": "False",

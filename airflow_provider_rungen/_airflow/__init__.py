@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import airflow
 
 if TYPE_CHECKING:
+    from airflow.providers.standard.triggers.temporal import DateTimeTrigger
     from airflow.sdk import (
         Asset,
         BaseHook,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     )
     from airflow.sdk.execution_time.xcom import XCom
     from airflow.sdk.log import mask_secret
+    from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 Version = tuple[int, int]
 
@@ -82,6 +84,8 @@ PLACES: dict[str, dict[Version, str]] = {
     "DuplicateTaskIdFound": _EXCEPTIONS,
     "TaskDeferred": _EXCEPTIONS,
     "Asset": {(3, 0): "airflow.sdk", (2, 11): "airflow.datasets:Dataset"},
+    # an asset cannot be watched before 3.0, but the module of the trigger can be imported
+    "BaseEventTrigger": {(3, 0): "airflow.triggers.base", (2, 11): "airflow.triggers.base:BaseTrigger"},
     "BaseHook": {(3, 1): "airflow.sdk", (2, 11): "airflow.hooks.base"},
     "BaseOperator": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.baseoperator"},
     "BaseOperatorLink": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.baseoperatorlink"},
@@ -90,9 +94,14 @@ PLACES: dict[str, dict[Version, str]] = {
     "Context": {(3, 0): "airflow.sdk", (2, 11): "airflow.utils.context"},
     "ObjectStoragePath": {(3, 0): "airflow.sdk", (2, 11): "airflow.io.path"},
     "TaskInstanceState": {(3, 1): "airflow.sdk", (2, 11): "airflow.utils.state"},
+    "TriggerEvent": {(2, 11): "airflow.triggers.base"},
     "TriggerRule": {(3, 1): "airflow.sdk", (2, 11): "airflow.utils.trigger_rule"},
     "XCom": {(3, 0): "airflow.sdk.execution_time.xcom", (2, 11): "airflow.models.xcom"},
     "XComArg": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.xcom_arg"},
+    "DateTimeTrigger": {
+        (3, 0): "airflow.providers.standard.triggers.temporal",
+        (2, 11): "airflow.triggers.temporal",
+    },
     "DecoratedOperator": _DECORATORS,
     "TaskDecorator": _DECORATORS,
     "task_decorator_factory": _DECORATORS,

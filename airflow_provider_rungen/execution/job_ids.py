@@ -16,7 +16,7 @@ def parse_job_ids(value: Any) -> list[str | None]:
 
     :raises RunGenInputError: there is no id, or something in it cannot be one.
     """
-    single = is_single(value := _untemplated(value))
+    single = is_single(value := untemplated(value))
     if single:
         ids = [value]
     elif isinstance(value, Iterator):
@@ -25,7 +25,7 @@ def parse_job_ids(value: Any) -> list[str | None]:
         )
     else:
         try:
-            ids = [_untemplated(each) for each in value]
+            ids = [untemplated(each) for each in value]
         except TypeError:
             kind = type(value).__name__
             raise RunGenInputError(f"job_id must be an id or a list of ids, not a {kind}") from None
@@ -50,12 +50,12 @@ def parse_known_job_ids(value: Any) -> list[str]:
 
 def is_single(value: Any) -> bool:
     """Return whether a value stands for one job, so that one result is returned, and not a list."""
-    value = _untemplated(value)
+    value = untemplated(value)
     return value is None or isinstance(value, str)
 
 
-def _untemplated(value: Any) -> Any:
-    """Return what a template made text of."""
+def untemplated(value: Any) -> Any:
+    """Return what a template made text of: a list of ids, or ``None``."""
     if not isinstance(value, str):
         return value
     text = value.strip()

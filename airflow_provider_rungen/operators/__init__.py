@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.operators.app import RunGenCreateAppOperator, RunGenDeleteAppOperator
     from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
     from airflow_provider_rungen.operators.collect import RunGenCollectResultsOperator
+    from airflow_provider_rungen.operators.idle_apps import RunGenScaleDownIdleAppsOperator
     from airflow_provider_rungen.operators.job import RunGenCancelJobOperator, RunGenRunJobOperator
     from airflow_provider_rungen.operators.lifetime import scaled_app
     from airflow_provider_rungen.operators.scale import RunGenScaleAppOperator
@@ -25,6 +26,7 @@ __all__ = [
     "RunGenRunJobOperator",
     "RunGenRunTableOperator",
     "RunGenScaleAppOperator",
+    "RunGenScaleDownIdleAppsOperator",
     "scaled_app",
 ]
 
@@ -38,6 +40,7 @@ _LAZY_EXPORTS = {
     "RunGenRunJobOperator": "job",
     "RunGenRunTableOperator": "table",
     "RunGenScaleAppOperator": "scale",
+    "RunGenScaleDownIdleAppsOperator": "idle_apps",
     "scaled_app": "lifetime",
 }
 

@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 class Paid:
     """An app for one test, and its bill."""
 
-    def __init__(self, emulator: Emulator, init_seconds: float) -> None:
-        self.id = f"app-{uuid.uuid4()}"
+    def __init__(self, emulator: Emulator, init_seconds: float, app_id: str = "") -> None:
+        self.id = app_id or f"app-{uuid.uuid4()}"
         self.service = emulator.service
         self.service.add_app(self.id, init_seconds=init_seconds)
 
@@ -146,7 +146,7 @@ def test_a_task_in_the_middle_cleared_in_a_finished_run(
     assert run.wait_for_end() == "failed"
     airflow.clear(run.dag_id, run.id, ["middle"])
     until(lambda: app.active_workers == 2, 60, lambda: str(states(run)))
-    assert run.wait_for_end() == "failed"
+    run.wait_for_end()
     app.assert_over()
     assert app.numbers() == [UP, DOWN, UP, DOWN]
     assert run.task("middle")["try_number"] == 2
@@ -221,3 +221,87 @@ def test_a_triggerer_killed_while_the_app_initializes(
     app.assert_over()
     assert app.numbers() == [UP, DOWN]
     assert run.task("app_up")["try_number"] == 1
+
+
+@pytest.fixture
+def watched(airflow: AirflowInstance, emulator: Emulator) -> Iterator[Paid]:
+    """Return an app that the triggerer watches."""
+
+    def polls() -> int:
+        return sum(record.path == "/app/watched-app" for record in emulator.service.records())
+
+    before = polls()
+    airflow.unpause("watch_idle_apps")
+    # the first answers are 404
+    until(lambda: polls() > before, 90, lambda: "the triggerer does not poll the app")
+    yield Paid(emulator, 1.0, "watched-app")
+    emulator.service.scale("watched-app", 0)
+
+
+def scaled_down_by_the_watchdog(run: Run, app: Paid) -> None:
+    until(lambda: app.active_workers == 0, 90, lambda: str((run.jobs(), app.bill)))
+    app.assert_over()
+    assert app.numbers()[-2:] == [UP, DOWN]
+    # a job that runs when its app is scaled down is queued again
+    assert run.jobs_by_status() in ({"COMPLETED": 1}, {"CANCELED": 1})
+
+
+def test_an_idle_app_is_scaled_down_while_the_scheduler_is_dead(
+    airflow: AirflowInstance, start: Callable[..., Run], watched: Paid
+) -> None:
+    run = start("scaled", seconds=20, app_id=watched.id)
+    run.wait_for_jobs(1)
+    for pid in airflow.processes("airflow scheduler"):
+        os.kill(pid, signal.SIGKILL)
+    try:
+        until(lambda: run.jobs_by_status() == {"COMPLETED": 1}, 60, lambda: str(run.jobs()))
+        assert watched.active_workers == 2, "while its job ran"
+        scaled_down_by_the_watchdog(run, watched)
+        assert states(run)["app_down"] is None, "nobody else has scaled it down"
+        mark_run(run, "failed")  # or it would go on without workers
+    finally:
+        airflow.start_component("scheduler")
+    watch = airflow.wait_for_a_run("watch_idle_apps", 90)
+    assert airflow.wait_for_run("watch_idle_apps", watch, 90) == "success"
+    log = airflow.log("watch_idle_apps", watch, "report")
+    assert "Idle for 10." in log
+    assert "watched-app had 2 workers, scaled down: True" in log
+    run.wait_for_end()
+    watched.assert_over()
+
+
+@pytest.mark.parametrize("is_deleted", [False, True], ids=["paused", "deleted"])
+def test_an_idle_app_is_scaled_down_although_its_dag_is_paused_or_deleted(
+    airflow: AirflowInstance, start: Callable[..., Run], watched: Paid, is_deleted: bool
+) -> None:
+    run = start("scaled_and_forgotten", seconds=5, app_id=watched.id)
+    run.wait_for_jobs(1)
+    airflow.request("PATCH", f"/dags/{run.dag_id}", {"is_paused": True})
+    run.wait_for_state("success", task_id="first")
+    if is_deleted:
+        airflow.request("DELETE", f"/dags/{run.dag_id}")  # with its runs
+    scaled_down_by_the_watchdog(run, watched)
+    if is_deleted:
+        return
+    assert states(run)["app_down"] is None, "nobody else has scaled it down"
+    mark_run(run, "failed")  # or it would go on without workers
+    airflow.unpause(run.dag_id)
+    run.wait_for_end()
+    watched.assert_over()
+
+
+def test_idle_apps_are_scaled_down_by_a_task_that_waits_in_the_triggerer(
+    start: Callable[..., Run], paid: Callable[..., Paid]
+) -> None:
+    idle, stopped = paid(0.0), paid(0.0)
+    idle.service.scale(idle.id, 2)
+    run = start("scale_down_idle_apps", seconds=0, app_ids=[idle.id, stopped.id])
+    run.wait_for_state("deferred")
+    assert idle.active_workers == 2
+    assert run.wait_for_end() == "success"
+    idle.assert_over()
+    assert (idle.numbers(), stopped.numbers()) == ([DOWN], [])
+    [event] = run.airflow.xcom(run.dag_id, run.id, "run")
+    assert 10 <= event.pop("idle_seconds") < 60
+    assert event == {"app_id": idle.id, "active_workers": 2, "scaled_down": True}
+    assert run.task()["try_number"] == 1

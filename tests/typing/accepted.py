@@ -18,6 +18,7 @@ from airflow_provider_rungen.operators import (
     RunGenRunJobOperator,
     RunGenRunTableOperator,
     RunGenScaleAppOperator,
+    RunGenScaleDownIdleAppsOperator,
     scaled_app,
 )
 from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
@@ -232,6 +233,16 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
         poll_interval=5,
         timeout=600,
     )
+    RunGenScaleDownIdleAppsOperator(
+        task_id="idle",
+        app_ids=["flux-schnell", "llama-text"],
+        idle_for=timedelta(minutes=15),
+        scale_down=True,
+        rungen_conn_id="rungen_default",
+        deferrable=True,
+        retries=2,
+    )
+    RunGenScaleDownIdleAppsOperator(task_id="idle_one", app_ids=create.output, idle_for=900)
     mapped = RunGenRunJobOperator.partial(task_id="mapped", app_id="flux-schnell").expand(
         input=[{"prompt": "x"}]
     )

@@ -58,6 +58,7 @@ def chain(dag_id: str, **options: Any) -> None:
 chain("scaled")
 chain("scaled_deferred", deferrable=True, defer_after=1)
 chain("scaled_without_retries", retries=0)
+chain("scaled_and_forgotten")
 
 with DAG("scaled_draining", schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS):
     with scaled_app(APP, 2, drain=True) as gpu:

@@ -1,0 +1,209 @@
+"""Decides whether an app is idle: it has workers, is billed, and has nothing to do. No I/O."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from airflow_provider_rungen.client.codec import path_segment
+from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.endpoints import get_app
+from airflow_provider_rungen.client.flow import Flow, Sleep
+from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.client.retry import ATTEMPTS
+from airflow_provider_rungen.client.scaling import CONFIRM_TIME, PAUSE, set_workers, workers_of
+from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenNotFoundError
+
+log = logging.getLogger(__name__)
+
+# An app is never taken for idle without these.
+_COUNTERS = ("in_queue", "in_progress", "completed", "failed")
+# Counters of jobs that ended. Not every answer has the last one.
+_ENDS = ("completed", "failed", "retried")
+
+
+class IdleEvent(TypedDict):
+    """
+    What a watchdog reports of an app.
+
+    :param app_id: the app.
+    :param idle_seconds: how long it has been idle at least.
+    :param active_workers: the number of workers that it had.
+    :param scaled_down: whether it was scaled to zero.
+    """
+
+    app_id: str
+    idle_seconds: float
+    active_workers: int
+    scaled_down: bool
+
+
+def check_app_ids(app_ids: Any) -> list[str]:
+    """
+    Return the ids of apps, each once. A text is one id.
+
+    :raises RunGenInputError: there is none, or one of them cannot be an id.
+    """
+    is_one = isinstance(app_ids, str) or not isinstance(app_ids, Iterable)
+    ids: list[str] = [app_ids] if is_one else list(app_ids)
+    if not ids:
+        raise RunGenInputError("app_ids is empty. Name the apps that may be scaled to zero")
+    for app_id in ids:
+        path_segment(app_id, "app_ids")
+    return list(dict.fromkeys(ids))
+
+
+def why_not_idle(app: App) -> str | None:
+    """
+    Return the reason why an app is not idle, or ``None`` if it seems to be.
+
+    A single answer proves nothing: see `IdleWatch`.
+    """
+    return _why_not_up(app) or _why_unknown(app) or _why_busy(app)
+
+
+def _why_not_up(app: App) -> str | None:
+    if workers_of(app) == 0:
+        return "it has no workers"
+    if app.status == "INITIALIZING" or app.workers.get("initializing"):
+        return "it is initializing"
+    return None
+
+
+def _why_unknown(app: App) -> str | None:
+    missing = [
+        *(() if app.active_workers is not None else ("active_workers",)),
+        *(f"jobs.{name}" for name in _COUNTERS if name not in app.jobs),
+        *(() if "running" in app.workers else ("workers.running",)),
+    ]
+    return f"the service does not report {', '.join(missing)}" if missing else None
+
+
+def _why_busy(app: App) -> str | None:
+    if app.pending_jobs:
+        return f"{app.pending_jobs} jobs are queued or running"
+    # the counters of jobs may be frozen, or lag behind
+    if app.workers["running"]:
+        return f"{app.workers['running']} workers are running"
+    if not app.has_status("RUNNING") and not any(app.workers.get(name) for name in ("idle", "ready")):
+        return f"no worker is up, and the status is {app.status or 'not reported'}"
+    return None
+
+
+@dataclass
+class IdleWatch:
+    """
+    Watches an app until it has been idle for long enough. Times are in seconds since 1970.
+
+    At each poll of the period, nothing was queued or running, no job had ended since the first one, and the
+    number of workers was the same. Two polls are the least, ``idle_for`` apart.
+
+    :param app_id: the app.
+    :param idle_for: the seconds.
+    :param since: the first poll of the period, or ``None`` if the app is not idle.
+    :param figures: what must not change during the period.
+    :param is_reported: whether an event of the period was sent.
+    """
+
+    app_id: str
+    idle_for: float
+    since: float | None = None
+    figures: tuple[int, ...] = ()
+    is_reported: bool = False
+    _is_warned: bool = False
+
+    def note(self, app: App, now: float) -> bool:
+        """Record an answer, and return whether the app has been idle for long enough."""
+        reason = why_not_idle(app)
+        if reason is not None:
+            self._log_busy(app, reason)
+            self.restart()
+            return False
+        figures = (app.active_workers or 0, *(app.jobs.get(name, 0) for name in _ENDS))
+        if self.since is None or figures != self.figures:
+            log.info("App %s is idle: %d active workers, no job queued or running", self.app_id, figures[0])
+            self.restart()
+            self.since, self.figures = now, figures
+        return now - self.since >= self.idle_for
+
+    def restart(self) -> None:
+        """Begin a new period with the next poll."""
+        self.since, self.is_reported = None, False
+
+    def event(self, now: float, *, scaled_down: bool) -> IdleEvent:
+        """Return what to report of the period."""
+        return {
+            "app_id": self.app_id,
+            "idle_seconds": round(now - (self.since or now), 1),
+            "active_workers": self.figures[0],
+            "scaled_down": scaled_down,
+        }
+
+    def _log_busy(self, app: App, reason: str) -> None:
+        if reason == _why_unknown(app) and not self._is_warned:
+            self._is_warned = True
+            log.warning("App %s is never taken for idle: %s", self.app_id, reason)
+        elif self.since is not None:
+            log.info("App %s is no longer idle: %s", self.app_id, reason)
+
+
+def first_poll(watch: IdleWatch) -> Flow[bool]:
+    """Poll an app for the first time; return whether it seems to be idle."""
+    app = yield from get_app(watch.app_id)
+    watch.note(app, (yield Sleep(0)))
+    if watch.since is None:
+        log.info("App %s is not idle: %s", watch.app_id, why_not_idle(app))
+    return watch.since is not None
+
+
+def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPTS) -> Flow[IdleEvent | None]:
+    """
+    Poll an app, and scale it to zero if it has been idle for long enough; return what to report.
+
+    :param watch: what earlier polls have seen.
+    :param scale_down: whether to scale it to zero, or only to report it.
+    :param attempts: how many times to send a poll at most.
+    """
+    if not (yield from _has_been_idle(watch, attempts)) or watch.is_reported:
+        return None
+    if not scale_down:
+        watch.is_reported = True
+        return watch.event((yield Sleep(0)), scaled_down=False)
+    # again, since a single answer may be old, and a job may have come in
+    if not (yield from _has_been_idle(watch, attempts)):
+        return None
+    event = watch.event((yield Sleep(0)), scaled_down=True)
+    try:
+        is_down = yield from _scale_to_zero(watch.app_id, event["active_workers"])
+    except RunGenNotFoundError:
+        raise
+    except RunGenError as error:
+        log.error("STILL BILLED: app %s is idle, and could not be scaled down: %s", watch.app_id, error)
+        raise
+    watch.restart()
+    if not is_down:
+        return None
+    idle = format_duration(event["idle_seconds"])
+    log.info("Scaled app %s from %d to 0 workers: idle for %s", watch.app_id, event["active_workers"], idle)
+    return event
+
+
+def _has_been_idle(watch: IdleWatch, attempts: int) -> Flow[bool]:
+    app = yield from get_app(watch.app_id, attempts=attempts)
+    return watch.note(app, (yield Sleep(0)))
+
+
+def _scale_to_zero(app_id: str, before: int) -> Flow[bool]:
+    """Scale an app to zero. Return ``False`` if jobs came in meanwhile, and it got its workers back."""
+    by = (yield Sleep(0)) + CONFIRM_TIME
+    app = yield from set_workers(app_id, 0, poll_interval=PAUSE, deadline=by)
+    if not app.pending_jobs:
+        return True
+    log.warning(
+        "Restoring %d workers of app %s: %d jobs came in while it was scaled down",
+        *(before, app_id, app.pending_jobs),
+    )
+    yield from set_workers(app_id, before, poll_interval=PAUSE, deadline=by + CONFIRM_TIME)
+    return False

@@ -1,0 +1,311 @@
+"""The rule when an app is idle, on a clock of the tests: all that the counters and workers may say."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import APP, KEY, Via
+
+from airflow_provider_rungen.client.idleness import (
+    IdleWatch,
+    check_app_ids,
+    first_poll,
+    poll_idle_app,
+    why_not_idle,
+)
+from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.emulator import Fault
+from airflow_provider_rungen.exceptions import RunGenForbiddenError, RunGenInputError, RunGenNotFoundError
+
+IDLE_FOR = 600.0
+JOBS = {"in_queue": 0, "in_progress": 0, "completed": 7, "failed": 1, "retried": 0}
+WORKERS = {"idle": 2, "initializing": 0, "ready": 2, "running": 0, "throttled": 0, "unhealthy": 0}
+
+
+def app(
+    *,
+    status: str | None = "RUNNING",
+    active_workers: Any = 2,
+    jobs: dict[str, Any] | None = None,
+    workers: dict[str, Any] | None = None,
+    without: str = "",
+) -> App:
+    """Return an idle app, except for what is given. ``without`` is a part that is absent, or a counter."""
+    body: dict[str, Any] = {
+        "id": APP,
+        "status": status,
+        "configuration": {"active_workers": active_workers},
+        "jobs": JOBS | (jobs or {}),
+        "workers": WORKERS | (workers or {}),
+    }
+    part, _, counter = without.partition(".")
+    if counter:
+        del body[part][counter]
+    elif part:
+        del body[part]
+    return App.from_json(body)
+
+
+def note(*answers: tuple[float, App], watch: IdleWatch | None = None) -> list[bool]:
+    """Record answers, each with its minute."""
+    watch = watch or IdleWatch(APP, IDLE_FOR)
+    return [watch.note(answer, minute * 60) for minute, answer in answers]
+
+
+def test_an_app_is_idle_when_it_was_so_for_long_enough() -> None:
+    assert note((0, app()), (5, app()), (9.9, app()), (10, app()), (11, app())) == [
+        *(False, False, False),
+        *(True, True),
+    ]
+
+
+def test_a_single_answer_is_never_enough() -> None:
+    assert note((10_000, app())) == [False]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (app(active_workers=0), "no workers"),
+        (app(status="STOPPED", without="configuration"), "no workers"),
+        (app(status="INITIALIZING"), "initializing"),
+        (app(status="initializing", without="jobs"), "initializing"),
+        (app(workers={"initializing": 1}), "initializing"),
+        (app(jobs={"in_queue": 3}), "3 jobs are queued or running"),
+        (app(jobs={"in_progress": 1}), "1 jobs are queued or running"),
+        (app(workers={"running": 1}), "1 workers are running"),
+        (app(status="STOPPED", workers={"idle": 0, "ready": 0}), "no worker is up"),
+        (app(status="LOADING", workers={"idle": 0, "ready": 0}), "no worker is up"),
+        (app(status=None, workers={"idle": 0, "ready": 0}), "no worker is up"),
+        *((app(without=f"jobs.{each}"), f"jobs.{each}") for each in JOBS if each != "retried"),
+        (app(jobs={"completed": "many"}), "jobs.completed"),
+        (app(without="jobs"), "jobs.in_queue, jobs.in_progress, jobs.completed, jobs.failed"),
+        (app(without="workers"), "workers.running"),
+        (app(without="workers.running"), "workers.running"),
+        (app(without="configuration"), "active_workers"),
+    ],
+)
+def test_what_speaks_against_it(answer: App, reason: str) -> None:
+    assert reason in (why_not_idle(answer) or "")
+    assert note((0, answer), (10, answer), (1000, answer)) == [False] * 3
+    # in the middle of a period, too
+    assert note((0, app()), (5, answer), (10, app()), (19, app()), (20, app())) == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        app(jobs={"completed": 8}),
+        app(jobs={"failed": 2}),
+        app(jobs={"retried": 1}),
+        app(jobs={"completed": 0, "failed": 0}),
+        app(active_workers=3),
+    ],
+    ids=["completed", "failed", "retried", "reset", "scaled"],
+)
+def test_what_changes_begins_a_new_period(answer: App) -> None:
+    assert note((0, app()), (10, answer), (19, answer), (20, answer)) == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        app(without="jobs.retried"),
+        app(status="running"),
+        app(status="DEGRADED"),
+        app(status=None),
+        app(workers={"idle": 0, "ready": 0, "unhealthy": 2}),
+        app(workers={"throttled": 1}),
+    ],
+)
+def test_other_spellings_and_bad_workers_are_billed_and_idle(answer: App) -> None:
+    assert note((0, answer), (10, answer)) == [False, True]
+
+
+def test_absent_counters_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    watch = IdleWatch(APP, IDLE_FOR)
+    note((0, app(without="jobs")), (1, app(without="jobs")), (2, app(without="workers")), watch=watch)
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert line.startswith(f"App {APP} is never taken for idle: the service does not report jobs.in_queue")
+
+
+def test_a_new_app_without_workers_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    new = App.from_json({"id": APP, "status": "STOPPED", "configuration": {"active_workers": 0}})
+    note((0, new), (1, app(status="INITIALIZING", without="jobs")))
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("given", "ids"), [("a", ["a"]), (["a", "b", "a"], ["a", "b"]), (("a",), ["a"]), (iter(["a"]), ["a"])]
+)
+def test_apps_are_one_or_a_list(given: Any, ids: list[str]) -> None:
+    assert check_app_ids(given) == ids
+
+
+@pytest.mark.parametrize("given", [[], "", None, 5, [""], ["a", None], ["a/b"], [["a"]]])
+def test_apps_must_be_named(given: Any) -> None:
+    with pytest.raises(RunGenInputError, match="app_ids"):
+        check_app_ids(given)
+
+
+# --- what is sent -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def poll(direct: Via) -> Callable[..., Any]:
+    """Poll the app after so many minutes."""
+    watch = IdleWatch(APP, IDLE_FOR)
+
+    def poll(after: float = 0, *, scale_down: bool = True) -> Any:
+        direct.clock.now += after * 60
+        return direct(poll_idle_app(watch, scale_down=scale_down))
+
+    return poll
+
+
+def workers(via: Via) -> int:
+    count: int = via.service.stats()["active_workers"][APP]
+    return count
+
+
+def submit(via: Via, seconds: float) -> None:
+    body = json.dumps({"input": {"prompt": "x", "emulator": {"seconds": seconds}}}).encode()
+    headers = {"x-api-key": KEY, "Content-Type": "application/json"}
+    assert via.service.handle("POST", f"/app/{APP}/run_async", headers, body).status == 201
+
+
+def test_an_idle_app_is_scaled_to_zero(
+    direct: Via, poll: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert [poll(), poll(5), workers(direct)] == [None, None, 2]
+    assert poll(5) == {"app_id": APP, "idle_seconds": 600.0, "active_workers": 2, "scaled_down": True}
+    assert workers(direct) == 0
+    assert f"Scaled app {APP} from 2 to 0 workers: idle for 10 min" in caplog.text
+    assert [poll(20), poll(20)] == [None, None]
+    assert direct.service.count("update_app") == 1
+
+
+def test_an_app_that_is_up_again_gets_a_new_period(direct: Via, poll: Callable[..., Any]) -> None:
+    poll()
+    assert poll(10)
+    direct.service.scale(APP, 1)
+    assert poll(10) is None
+    assert poll(10)["active_workers"] == 1
+
+
+def test_without_scaling_down_each_period_is_reported_once(direct: Via, poll: Callable[..., Any]) -> None:
+    poll(scale_down=False)
+    event = poll(12, scale_down=False)
+    assert event == {"app_id": APP, "idle_seconds": 720.0, "active_workers": 2, "scaled_down": False}
+    assert poll(12, scale_down=False) is None
+    submit(direct, 1)
+    assert [poll(scale_down=False), poll(1, scale_down=False)] == [None, None]
+    assert poll(10, scale_down=False)["idle_seconds"] == 600.0
+    assert (workers(direct), direct.service.count("update_app")) == (2, 0)
+
+
+def test_a_job_that_ran_between_two_polls_is_noticed(direct: Via, poll: Callable[..., Any]) -> None:
+    poll()
+    direct.clock.now += 60
+    submit(direct, 1)
+    assert poll(9) is None, "it has ended since, and is counted"
+    assert poll(9) is None
+    assert poll(1)
+
+
+def test_a_long_job_keeps_the_app_up(direct: Via, poll: Callable[..., Any]) -> None:
+    submit(direct, 3600)
+    assert [poll(each) for each in (0, 10, 10, 10, 10, 10)] == [None] * 6
+    assert workers(direct) == 2
+
+
+def test_a_job_that_comes_in_before_the_last_poll_is_noticed(
+    direct: Via, poll: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poll()
+    handle, polls = direct.service.handle, direct.service.count("get_app")
+
+    def handle_with_job(*request: Any) -> Any:
+        reply = handle(*request)
+        if direct.service.count("get_app") == polls + 1 and direct.service.count("run") == 0:
+            submit(direct, 60)
+        return reply
+
+    monkeypatch.setattr(direct.service, "handle", handle_with_job)
+    assert poll(10) is None
+    assert (workers(direct), direct.service.count("run")) == (2, 1)
+
+
+def test_a_job_that_comes_in_while_the_app_is_scaled_down_gets_the_workers_back(
+    direct: Via, poll: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    poll()
+    handle = direct.service.handle
+
+    def handle_with_job(method: str, *request: Any) -> Any:
+        if method == "PUT" and direct.service.count("run") == 0:
+            submit(direct, 60)
+        return handle(method, *request)
+
+    monkeypatch.setattr(direct.service, "handle", handle_with_job)
+    assert poll(10) is None
+    assert workers(direct) == 2
+    assert f"Restoring 2 workers of app {APP}: 1 jobs came in" in caplog.text
+
+
+def test_an_old_answer_is_no_reason_to_scale_down(direct: Via, poll: Callable[..., Any]) -> None:
+    poll()
+    submit(direct, 3600)
+    direct.service.inject(
+        Fault(
+            on="get_app",
+            status=200,
+            body={
+                "id": APP,
+                "status": "RUNNING",
+                "configuration": {"active_workers": 2},
+                "jobs": JOBS | {"completed": 0, "failed": 0},
+                "workers": WORKERS,
+            },
+        )
+    )
+    assert poll(10) is None
+    assert workers(direct) == 2
+
+
+def test_a_request_that_came_to_nothing_is_sent_again(direct: Via, poll: Callable[..., Any]) -> None:
+    poll()
+    body = {"id": APP, "configuration": {"active_workers": 2}}
+    direct.service.inject(Fault(on="update_app", status=200, body=body))
+    assert poll(10)["scaled_down"]
+    assert (workers(direct), direct.service.count("update_app")) == (0, 2)
+
+
+def test_a_refusal_to_scale_down_is_loud_and_tried_again(
+    direct: Via, poll: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    poll()
+    direct.service.inject(Fault(on="update_app", status=403))
+    with pytest.raises(RunGenForbiddenError):
+        poll(10)
+    assert f"STILL BILLED: app {APP} is idle" in caplog.text
+    assert poll(1)["idle_seconds"] == 660.0
+
+
+def test_an_app_that_is_gone_is_an_error(direct: Via) -> None:
+    for flow in (first_poll, lambda watch: poll_idle_app(watch, scale_down=True)):
+        with pytest.raises(RunGenNotFoundError):
+            direct(flow(IdleWatch("gone", IDLE_FOR)))
+
+
+def test_a_failed_poll_does_not_end_a_period(direct: Via, poll: Callable[..., Any]) -> None:
+    poll()
+    direct.service.inject(Fault(on="get_app", status=404))
+    with pytest.raises(RunGenNotFoundError):
+        poll(5)
+    assert poll(5)["idle_seconds"] == 600.0

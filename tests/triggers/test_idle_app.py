@@ -1,0 +1,306 @@
+"""The watchdog's trigger against the emulator: it scales down what is idle, and nothing ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from conftest import APP, KEY
+
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, BaseEventTrigger
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.triggers import RunGenIdleAppTrigger
+
+IDLE_FOR = 0.3
+OTHER = "llama-text"
+
+
+def trigger(app_ids: Any = APP, **options: Any) -> RunGenIdleAppTrigger:
+    """Return a trigger as the triggerer makes it."""
+    _, kwargs = RunGenIdleAppTrigger(
+        app_ids, **{"idle_for": IDLE_FOR, "poll_interval": 0.02, **options}
+    ).serialize()
+    return RunGenIdleAppTrigger(**json.loads(json.dumps(kwargs)))
+
+
+def run(*triggers: RunGenIdleAppTrigger, until: Callable[[list[Any]], bool]) -> list[dict[str, Any]]:
+    """Run triggers side by side until something holds of their events."""
+    events: list[dict[str, Any]] = []
+
+    async def consume(one: RunGenIdleAppTrigger) -> None:
+        async with aclosing(one.run()) as stream:  # type: ignore[type-var]  # Airflow's type is too wide
+            async for event in stream:
+                events.append(event.payload)
+
+    async def work() -> None:
+        tasks = [asyncio.create_task(consume(one)) for one in triggers]
+        give_up_at = time.monotonic() + 20
+        while not until(events):
+            assert time.monotonic() < give_up_at, events
+            assert not any(task.done() for task in tasks), "a trigger ended"
+            await asyncio.sleep(0.005)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(work())
+    return events
+
+
+def workers(emulator: Emulator, app_id: str = APP) -> int:
+    count: int = emulator.service.stats()["active_workers"][app_id]
+    return count
+
+
+def submit(seconds: float, app_id: str = APP) -> str:
+    with RunGenHook() as hook:
+        job_input: dict[str, Any] = {"prompt": "a red fox", "emulator": {"seconds": seconds}}
+        return hook.run_job(app_id=app_id, input=job_input).id
+
+
+def polled(emulator: Emulator, times: int, app_id: str = APP) -> Callable[[Any], bool]:
+    """Return whether an app was polled so many more times than by now."""
+
+    def count() -> int:
+        records = emulator.service.records()
+        return sum(record.path == f"/app/{app_id}" and record.method == "GET" for record in records)
+
+    enough = count() + times
+    return lambda _: count() >= enough
+
+
+def test_it_is_the_same_after_the_way_through_the_database() -> None:
+    before = RunGenIdleAppTrigger(["a", "b"], timedelta(minutes=15), scale_down=False, poll_interval=30)
+    path, kwargs = before.serialize()
+    assert path == "airflow_provider_rungen.triggers.RunGenIdleAppTrigger"
+    assert RunGenIdleAppTrigger(**json.loads(json.dumps(kwargs))).serialize() == (path, kwargs)
+    assert (kwargs["app_ids"], kwargs["idle_for"], kwargs["scale_down"]) == (["a", "b"], 900.0, False)
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="Airflow 2 has no asset watchers")
+def test_airflow_takes_it_for_an_asset_watcher() -> None:
+    from airflow.sdk import AssetWatcher
+
+    one = RunGenIdleAppTrigger(APP, 900)
+    assert AssetWatcher(name="idle", trigger=one).trigger is one  # it validates its trigger
+    same, other = RunGenIdleAppTrigger([APP], timedelta(minutes=15)), RunGenIdleAppTrigger(APP, 901)
+    hashes = [BaseEventTrigger.hash(*each.serialize()) for each in (one, same, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"app_ids": app_ids} for app_ids in ([], "", None, ["a", 5], ["a b"])),
+        *({"idle_for": seconds} for seconds in (0, -1, "15", None)),
+        {"poll_interval": 0},
+    ],
+)
+def test_parameters_are_checked_when_the_dag_is_parsed(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RunGenIdleAppTrigger(**{"app_ids": APP, "idle_for": 900, **wrong})
+
+
+def test_a_misspelled_parameter_is_refused() -> None:
+    with pytest.raises(TypeError, match="scaledown"):
+        RunGenIdleAppTrigger(APP, 900, scaledown=False)  # type: ignore[call-arg]
+
+
+def test_importing_it_needs_nothing_that_runs_a_task() -> None:
+    script = (
+        "import sys; from airflow_provider_rungen._airflow import BaseEventTrigger, BaseHook, conf\n"
+        "before = set(sys.modules)\n"
+        "from airflow_provider_rungen.triggers import RunGenIdleAppTrigger\n"
+        "RunGenIdleAppTrigger('a', 900).serialize()\n"
+        "print(*(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "airflow_provider_rungen.triggers.idle_app" in loaded
+    heavy = ("airflow_provider_rungen.execution", "airflow_provider_rungen.hooks", "aiohttp", "requests")
+    assert [name for name in loaded if name.startswith(heavy)] == []
+
+
+def test_an_idle_app_is_scaled_to_zero_and_its_bill_stands_still(rungen_emulator: Emulator) -> None:
+    [event] = run(trigger(), until=bool)
+    assert 0.3 <= event.pop("idle_seconds") < 10
+    assert event == {"app_id": APP, "active_workers": 2, "scaled_down": True}
+    assert workers(rungen_emulator) == 0
+    bill = rungen_emulator.service.stats()["worker_seconds"][APP]
+    assert run(trigger(), until=polled(rungen_emulator, 5)) == []
+    assert rungen_emulator.service.stats()["worker_seconds"][APP] == bill
+
+
+def test_an_app_that_works_stays_up_beside_one_that_does_not(rungen_emulator: Emulator) -> None:
+    submit(60)
+    enough = polled(rungen_emulator, 40)
+    events = run(trigger([APP, OTHER]), until=lambda events: bool(events) and enough([]))
+    assert [event["app_id"] for event in events] == [OTHER]
+    assert (workers(rungen_emulator), workers(rungen_emulator, OTHER)) == (2, 0)
+
+
+def test_an_app_is_scaled_down_when_its_jobs_have_ended(rungen_emulator: Emulator) -> None:
+    for _ in range(3):
+        submit(0.2)
+    [event] = run(trigger(), until=bool)
+    assert event["scaled_down"]
+    assert [job["status"] for job in rungen_emulator.service.jobs()] == ["COMPLETED"] * 3
+
+
+def answer(**changes: Any) -> dict[str, Any]:
+    counters = {"in_queue": 0, "in_progress": 0, "completed": 0, "failed": 0, "retried": 0}
+    states = {"idle": 0, "initializing": 0, "ready": 2, "running": 0, "throttled": 0, "unhealthy": 0}
+    body = {"id": APP, "status": "RUNNING", "configuration": {"active_workers": 2}}
+    return body | {"jobs": counters, "workers": states} | changes
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        answer(jobs={}),
+        answer(workers={}),
+        {"id": APP, "status": "RUNNING", "configuration": {"active_workers": 2}},
+        answer(workers={"idle": 0, "initializing": 0, "ready": 2, "running": 2}),
+        answer(status="INITIALIZING"),
+    ],
+    ids=["no counters", "no workers", "neither", "frozen counters", "initializing"],
+)
+def test_what_is_not_known_to_be_idle_stays_up(rungen_emulator: Emulator, body: dict[str, Any]) -> None:
+    rungen_emulator.service.inject(Fault(on="get_app", status=200, body=body, times=None))
+    assert run(trigger(idle_for=0.1), until=polled(rungen_emulator, 30)) == []
+    assert rungen_emulator.service.count("update_app") == 0
+
+
+def test_the_answers_of_these_tests_would_be_idle_otherwise(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="get_app", status=200, body=answer(), times=None))
+    [event, *_] = run(trigger(idle_for=0.1), until=bool)
+    assert event["scaled_down"]
+
+
+def test_an_app_that_initializes_stays_up(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.add_app(APP, init_seconds=60)
+    rungen_emulator.service.scale(APP, 1)
+    assert run(trigger(idle_for=0.1), until=polled(rungen_emulator, 30)) == []
+    assert workers(rungen_emulator) == 1
+
+
+def faults_of(kinds: Iterable[Any]) -> list[Fault]:
+    return [
+        Fault(on="get_app", **({"status": kind} if isinstance(kind, int) else {"kind": kind}))
+        for kind in kinds
+    ]
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [[500] * 4, [403] * 4, [404] * 4, [429, 503], ["html", "garbage", "truncate", "deep", "reset_before"]],
+    ids=["500", "403", "404", "429", "unreadable"],
+)
+def test_no_answer_ends_it(
+    rungen_emulator: Emulator, kinds: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for fault in faults_of(kinds):
+        rungen_emulator.service.inject(fault)
+    [event] = run(trigger(), until=bool)
+    assert event["scaled_down"]
+    outages = [line for line in caplog.messages if line.endswith("polling continues")]
+    assert len(outages) == 1, "each outage is logged once"
+    assert "RunGen answers again" in caplog.messages
+    assert KEY not in caplog.text
+
+
+def test_an_app_that_does_not_exist_does_not_disturb_the_others(
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    [event] = run(trigger(["gone", APP]), until=bool)
+    assert event["app_id"] == APP
+    assert "Could not get app gone (404)" in caplog.text
+
+
+def test_an_app_that_hangs_does_not_disturb_the_others(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="get_app", kind="hang"))
+    [event] = run(trigger([APP, OTHER]), until=bool)
+    assert event["scaled_down"]
+
+
+def test_a_refusal_to_scale_down_is_logged_and_sent_again(
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    rungen_emulator.service.inject(Fault(on="update_app", status=403, times=4))
+    [event] = run(trigger(), until=bool)
+    assert event["scaled_down"]
+    assert caplog.text.count(f"STILL BILLED: app {APP}") >= 2
+    assert workers(rungen_emulator) == 0
+
+
+def test_a_service_that_asks_for_a_pause_gets_it(rungen_emulator: Emulator) -> None:
+    rungen_emulator.service.inject(Fault(on="get_app", status=429, headers={"Retry-After": "1"}, times=1))
+    run(trigger(idle_for=0.05), until=bool)
+    assert rungen_emulator.service.stats()["early_retries"] == 0
+
+
+def test_a_rotated_key_is_picked_up(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.hooks.rungen.LOOK_UP_EVERY", 0.05)
+    was_rotated: list[bool] = []
+
+    def rotate(events: list[Any]) -> bool:
+        if not was_rotated and polled_once([]):
+            rungen_emulator.service.configure({"api_key": "another-key"})
+            was_rotated.append(True)
+        if was_rotated and refused([]):
+            monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", rungen_emulator.airflow_connection())
+        return bool(events)
+
+    polled_once, refused = polled(rungen_emulator, 1), polled(rungen_emulator, 6)
+    [event] = run(trigger(), until=rotate)
+    assert event["scaled_down"]
+    assert was_rotated
+
+
+def test_a_connection_that_is_missing_is_waited_for(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_RUNGEN_DEFAULT")
+
+    def create(events: list[Any]) -> bool:
+        if "'rungen_default' does not exist" in caplog.text:
+            os.environ["AIRFLOW_CONN_RUNGEN_DEFAULT"] = rungen_emulator.airflow_connection()
+        return bool(events)
+
+    [event] = run(trigger(), until=create)
+    assert event["scaled_down"]
+
+
+def test_without_scaling_down_it_only_reports(rungen_emulator: Emulator) -> None:
+    enough = polled(rungen_emulator, 60)
+    [event] = run(trigger(scale_down=False), until=lambda events: bool(events) and enough([]))
+    assert not event["scaled_down"]
+    assert (workers(rungen_emulator), rungen_emulator.service.count("update_app")) == (2, 0)
+
+
+def test_two_triggerers_may_run_it(rungen_emulator: Emulator) -> None:
+    both = trigger(), trigger()
+    events = run(*both, until=lambda events: bool(events) and workers(rungen_emulator) == 0)
+    assert 1 <= len(events) <= 2
+    assert workers(rungen_emulator) == 0
+
+
+def test_it_leaves_no_connection_open(rungen_emulator: Emulator) -> None:
+    run(trigger([APP, OTHER]), until=polled(rungen_emulator, 3))
+    give_up_at = time.monotonic() + 10
+    while rungen_emulator.service.connections_open and time.monotonic() < give_up_at:
+        time.sleep(0.005)
+    assert rungen_emulator.service.connections_open == 0
+    assert rungen_emulator.service.stats()["connections_opened"] > 0
