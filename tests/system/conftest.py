@@ -53,7 +53,7 @@ def start(airflow: AirflowInstance, emulator: Emulator) -> Callable[..., Run]:
 
 @pytest.fixture(scope="session")
 def airflow_s3(airflow: AirflowInstance, s3_client: Any) -> Any:
-    """Give Airflow a connection to S3, `my_s3`, and return a client."""
+    """Add the connection `my_s3` to Airflow, and return a client of S3."""
     extra = json.dumps({"endpoint_url": s3_client.meta.endpoint_url, "region_name": "us-east-1"})
     own = {"connection_id": "my_s3", "conn_type": "aws", "login": "me-myself", "password": "a-secret"}
     airflow.request("POST", "/connections", {**own, "extra": extra})
