@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TypeGuard
 
 from airflow_provider_rungen.client.endpoints import get_app
-from airflow_provider_rungen.client.flow import Flow, Sleep
+from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.scaling import ScaleRecord, workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenNotFoundError
@@ -41,11 +41,6 @@ class WorkerHistory:
         return max((workers for _, workers in self.changes), default=0)
 
     @property
-    def is_steady(self) -> bool:
-        """Whether the app had the same number whenever it had workers."""
-        return len({workers for _, workers in self.changes if workers}) <= 1
-
-    @property
     def up_at(self) -> float | None:
         """The time of the first worker."""
         return next((at for at, workers in self.changes if workers), None)
@@ -53,12 +48,16 @@ class WorkerHistory:
     @property
     def down_at(self) -> float | None:
         """The time since when there is no worker; ``None`` if there still is one, or never was."""
-        return self.changes[-1][0] if self.up_at is not None and self.workers == 0 else None
+        last_up = max((index for index, (_, workers) in enumerate(self.changes) if workers), default=None)
+        after = () if last_up is None else self.changes[last_up + 1 :]
+        return after[0][0] if after else None
 
     def changed(self, workers: int, at: float) -> WorkerHistory:
         """Return the history with a number from a time on."""
-        if workers == self.workers:
-            return self
+        return self if workers == self.workers else self.confirmed(workers, at)
+
+    def confirmed(self, workers: int, at: float) -> WorkerHistory:
+        """Return the history with a number that is certain: what was set before is no longer in doubt."""
         return WorkerHistory((*self.changes[: MAX_CHANGES - 1], (at, workers)))
 
     def set_by(self, record: ScaleRecord) -> WorkerHistory:
@@ -109,22 +108,14 @@ class WorkerHistory:
         return [(workers, max(end - start, 0.0)) for (start, workers), (end, _) in pairwise(ends)]
 
 
-def see_workers(
-    history: WorkerHistory, app_id: str, record: ScaleRecord | None = None
-) -> Flow[WorkerHistory]:
-    """
-    Poll an app once, and return its history with what was seen; without an answer, as it should be.
-
-    :param record: a scaling that may have come to nothing.
-    """
+def see_app(app_id: str) -> Flow[App]:
+    """Poll an app once for its bill: an app that is gone has no workers, one without an answer no number."""
     try:
-        app = yield from get_app(app_id, attempts=1, timeout=_SEE_TIME)
+        return (yield from get_app(app_id, attempts=1, timeout=_SEE_TIME))
     except RunGenNotFoundError:
-        app = App(app_id, configuration={"active_workers": 0})
+        return App(app_id, configuration={"active_workers": 0})
     except RunGenError:
-        app = App(app_id)
-    now = yield Sleep(0)
-    return history.seen(app, now, record)
+        return App(app_id)
 
 
 def _is_after(changed_at: float | None, at: float) -> TypeGuard[float]:

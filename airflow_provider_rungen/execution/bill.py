@@ -43,8 +43,8 @@ class JobUsage:
         for report in reports:
             if not isinstance(report, Mapping):
                 continue
-            count = report.get("jobs")
-            jobs.append(count if isinstance(count, int) and count > 0 else 0)
+            count = _decimal(report.get("jobs"))
+            jobs.append(0 if count is None else int(count))
             if (ran := _decimal(report.get("execution_seconds"))) is not None:
                 seconds.append(ran)
         return cls(sum(jobs), sum(seconds, Decimal()) if seconds else None) if jobs else None

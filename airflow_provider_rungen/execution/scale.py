@@ -21,7 +21,7 @@ from airflow_provider_rungen.client.scaling import (
     wait_for_app,
     workers_of,
 )
-from airflow_provider_rungen.client.worker_history import see_workers
+from airflow_provider_rungen.client.worker_history import see_app
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
 from airflow_provider_rungen.execution import attempts
 from airflow_provider_rungen.execution.attempts import Attempt
@@ -153,7 +153,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
             if not error.retryable and self._has_workers(app_id, record.before):
                 self._record = None
             raise
-        self._state.note(history.changed(wanted, now))
+        self._state.note(history.confirmed(wanted, now))
         return record.was_raised
 
     def _resumed(
@@ -231,7 +231,8 @@ class ScaleRun(TaskRun[ScaleOptions]):
         record = self._record
         if record is None:
             return
-        history = self.hook.perform(see_workers(self._state.history, record.app_id, record))
+        app = self.hook.perform(see_app(record.app_id))
+        history = self._state.history.seen(app, time.time(), record)
         try:
             self.hook.perform(restore_workers(record))
         except RunGenError as error:
@@ -240,7 +241,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
         finally:
             self._state.note(history)
         if record.before is not None:
-            self._state.note(history.changed(record.before, time.time()))
+            self._state.note(history.confirmed(record.before, time.time()))
         self._record = None
         self._state.forget(with_history=False)
 

@@ -12,7 +12,7 @@ from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.price import Price, parse_price
 from airflow_provider_rungen.client.scaling import CONFIRM_TIME, ScaleRecord, drain_app, set_workers
-from airflow_provider_rungen.client.worker_history import WorkerHistory, see_workers
+from airflow_provider_rungen.client.worker_history import WorkerHistory, see_app
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution.bill import BILL_KEY, Bill, read_usage
 from airflow_provider_rungen.execution.options import RunOptions
@@ -99,7 +99,8 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
             log.warning("App %s is left up: %s is going to scale it down", app_id, " and ".join(others))
         try:
             is_left_up = bool(others) or self._is_kept_up(app_id)
-            self._history = self.hook.perform(see_workers(self._history, app_id, record))
+            app = self.hook.perform(see_app(app_id))
+            self._history = self._history.seen(app, time.time(), record)
             if not is_left_up:
                 self._scale_to_zero(app_id, record)
         except RunGenNotFoundError:
