@@ -15,6 +15,7 @@ from airflow_provider_rungen.client.scaling import CONFIRM_TIME, ScaleRecord, dr
 from airflow_provider_rungen.client.worker_history import WorkerHistory, see_app
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution.bill import BILL_KEY, Bill, read_usage
+from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.options import RunOptions
 from airflow_provider_rungen.execution.run import TaskRun
 from airflow_provider_rungen.execution.scale_state import KEY, LEFT_KEY, read_history, read_scale_record
@@ -125,6 +126,7 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
             bill = Bill(app_id, self._history, time.time(), is_final, usage, self._price())
             self.ti.xcom_push(key=BILL_KEY, value=bill.to_json())
             log.info("%s", bill)
+            self.record_outcome(TaskOutcome(app_id, (), bill=bill.to_json()))
             if is_final:
                 bill.send_metrics()
         except Exception as error:

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskDeferred, task
-from conftest import FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset, TaskDeferred, task
+from conftest import FakeStore, FakeTaskInstance, Outcome, OutletEvents, run_task, signal_when
 
 from airflow_provider_rungen import triggers
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -33,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("unsettled")
 
 APP = "gpu"
 PRICE = "1.20 USD/h"
+OUTLET = Asset("s3://bucket/bills")
 KILLED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 # The service tells the time of a change to the second, and the tests take a moment.
 TOLERANCE = 2 * 1.5
@@ -78,16 +79,14 @@ class Block:
         ti.task_id, ti.try_number, ti.max_tries = "app_up", self._attempts, 3
         ti.xcom_push = lambda key, value: self._up.update({key: value})
         ti.xcom_pull = lambda key, **_: self._up.get(key)
-        op = RunGenScaleAppOperator(
-            **{
-                "task_id": "app_up",
-                "app_id": APP,
-                "active_workers": 2,
-                "poll_interval": 0.02,
-                "defer_after": 0,
-                **options,
-            }
-        )
+        own: dict[str, Any] = {
+            "task_id": "app_up",
+            "app_id": APP,
+            "active_workers": 2,
+            "poll_interval": 0.02,
+            "defer_after": 0,
+        }
+        op = RunGenScaleAppOperator(**(own | options))
         return op, {"ti": ti, "task_instance": ti, "task_state_store": self.store}
 
     def up(self, **options: Any) -> Outcome:
@@ -106,19 +105,20 @@ class Block:
         ti.get_task_states = lambda **_: {"run": {"app_up": self.up_state, "app_down": "running"}, **others}
         ti.get_dr_count = lambda **_: 1 + len(others)
         ti.get_dagrun_state = lambda *_: "running"
-        op = RunGenScaleDownOperator(
-            **{
-                "task_id": "app_down",
-                "app_id": APP,
-                "scale_up_task_id": "app_up",
-                "poll_interval": 0.02,
-                "price": PRICE,
-            }
-            | {name: value for name, value in options.items() if not name.endswith("_task_ids")}
-        )
-        op.job_task_ids = options.get("job_task_ids", ())
-        op.collect_task_ids = options.get("collect_task_ids", ())
-        return run_task(op, {"ti": ti, "dag": SimpleNamespace(tasks=[op])})
+        job_task_ids = options.pop("job_task_ids", ())
+        collect_task_ids = options.pop("collect_task_ids", ())
+        own: dict[str, Any] = {
+            "task_id": "app_down",
+            "app_id": APP,
+            "scale_up_task_id": "app_up",
+            "poll_interval": 0.02,
+        }
+        op = RunGenScaleDownOperator(**(own | {"price": PRICE} | options))
+        op.outlets = [OUTLET]
+        op.job_task_ids = job_task_ids
+        op.collect_task_ids = collect_task_ids
+        self.down_op, self.events = op, OutletEvents()
+        return run_task(op, {"ti": ti, "dag": SimpleNamespace(tasks=[op]), "outlet_events": self.events})
 
     def _pull(self, key: str, task_ids: Any, **_: Any) -> Any:
         if key == "usage":
@@ -443,7 +443,8 @@ def test_a_retry_of_the_teardown_bills_it_all(block: Block, clock: Clock, emulat
     emulator.service.inject(Fault(on="update_app", status=403))
     assert isinstance(block.down().error, RunGenAppError)
     so_far = block.bill
-    assert (so_far["down_at"], float(so_far["worker_seconds"])) == (None, pytest.approx(200, abs=TOLERANCE))
+    assert so_far["down_at"] is None
+    assert float(so_far["worker_seconds"]) == pytest.approx(200, abs=TOLERANCE)
     clock.advance(30)
     assert block.down() == Outcome()
     block.assert_agrees(260)
@@ -462,7 +463,7 @@ def test_an_app_that_is_left_up_has_a_bill_so_far(
     clock.advance(100)
     record = ScaleRecord(APP, 2, 2, time.time()).to_json()
     pull = block._pull
-    block._pull = lambda key, **which: record if "run_id" in which else pull(key, **which)  # type: ignore[method-assign, assignment]
+    block._pull = lambda key, **which: record if "run_id" in which else pull(key, **which)  # type: ignore[method-assign]
     assert block.down(others={"other": {"app_down": None}}) == Outcome()
     assert block.workers() == 2
     assert block.bill["down_at"] is None
@@ -578,13 +579,14 @@ def test_a_price_and_a_condition_may_be_outputs_of_tasks() -> None:
     @task
     def value() -> Any: ...
 
-    with DAG("d", schedule=None) as dag:
+    d: Any = DAG("d", schedule=None)
+    with d:
         count, price = value.override(task_id="count")(), value.override(task_id="price")()
         with scaled_app(APP, only_if=count, price=price) as gpu:
             job("first")
         with scaled_app(APP, only_if="{{ params.rows }}", price="{{ var.value.price }}"):
             pass
-    dag.validate()
+    d.validate()
     assert gpu.up.upstream_task_ids == {"count"}
     assert "price" in gpu.down.upstream_task_ids
     assert {"only_if"} <= set(gpu.up.template_fields)
@@ -617,3 +619,21 @@ def test_the_bill_is_counted_once_it_is_final(
         "bill.busy_seconds": 120,
         "bill.cost.usd": pytest.approx(1200, abs=2),
     }
+
+
+@pytest.mark.feature("assets")
+def test_an_asset_event_has_the_bill(block: Block) -> None:
+    block.up()
+    block.down()
+    assert block.events[OUTLET].extra == {"app_id": APP, "bill": block.bill}
+
+
+def test_a_facet_of_the_run_is_the_bill(block: Block) -> None:
+    serde = pytest.importorskip("openlineage.client.serde").Serde
+    block.up()
+    block.down()
+    facets = block.down_op.get_openlineage_facets_on_complete(None)
+    assert facets is not None
+    facet = serde.to_dict(facets.run_facets["rungen_bill"])
+    known = {name: value for name, value in block.bill.items() if value is not None}
+    assert {name: value for name, value in facet.items() if not name.startswith("_")} == known
