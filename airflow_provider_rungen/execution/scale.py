@@ -154,6 +154,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
                 self._record = None
             raise
         self._state.note(history.confirmed(wanted, now))
+        self.checkpoint()  # a kill may have come while Airflow was asked
         return record.was_raised
 
     def _resumed(
