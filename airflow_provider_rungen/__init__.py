@@ -48,6 +48,7 @@ def get_provider_info() -> dict[str, Any]:
                         "proxy": "http://user:password@proxy.example:3128",
                         "max_requests_per_second": "no limit",
                         "max_response_bytes": "33554432",
+                        "price": "1.20 USD/h",
                         "app_url": "https://console.example.com/{app_id}",
                         "job_url": "https://console.example.com/{app_id}/{job_id}",
                     },
@@ -68,6 +69,11 @@ def get_provider_info() -> dict[str, Any]:
                     "user_id": {
                         "label": "User ID",
                         "description": "Your user UUID, sent when a job is canceled.",
+                        "schema": text,
+                    },
+                    "price": {
+                        "label": "Price of a worker",
+                        "description": "What a worker of an app costs, such as 1.20 USD/h. For bills alone.",
                         "schema": text,
                     },
                     "app_url": {

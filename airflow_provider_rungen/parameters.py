@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.durations import to_seconds
+from airflow_provider_rungen.client.price import parse_price
 
 if TYPE_CHECKING:
     import os
@@ -188,6 +189,7 @@ __all__ = [
     "check_format",
     "check_ledger",
     "check_max_failed",
+    "check_price",
     "check_schema",
     "default_arg_names",
     "to_seconds",
@@ -264,6 +266,21 @@ def check_ledger(ledger: Ledger | None, destination: Any) -> Ledger | None:
     if destination is None:
         raise ValueError("ledger needs destination: only jobs whose outputs are stored can be reused")
     return ledger
+
+
+def check_price(price: Any) -> Any:
+    """
+    Return a price as it was given; a template or another task's output is checked when the task runs.
+
+    :raises ValueError: it is no price of a worker.
+    """
+    is_known = isinstance(price, str | int | float) and not any(each in str(price) for each in ("{{", "{%"))
+    if is_known:
+        try:
+            parse_price(price)
+        except ValueError as error:
+            raise ValueError(f"price {error}, not {price!r}") from None
+    return price
 
 
 def check_schema(source: Any, name: str) -> Any:

@@ -1,4 +1,8 @@
-"""Pay for a GPU only while it works: scale an app up, paint a batch, scale it down, store the pictures."""
+"""
+Pay for a GPU only while it works: scale an app up, paint a batch, scale it down, store the pictures.
+
+The log of `app_down` ends with what it cost.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,9 @@ with DAG(
         workflow={"model_url": MODEL_URL},
     )
     app_id = create.output
-    with scaled_app(app_id, active_workers=1, deferrable=True, drain=True, drain_timeout=600):
+    with scaled_app(
+        app_id, active_workers=1, deferrable=True, drain=True, drain_timeout=600, price="1.20 USD/h"
+    ):
         paint = RunGenRunBatchOperator(
             task_id="paint", app_id=app_id, inputs=inputs, deferrable=True, input_schema="flux-schnell"
         )

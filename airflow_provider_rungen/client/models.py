@@ -176,6 +176,7 @@ class App:
     :param jobs: the number of jobs by state; empty if the service returns none.
     :param workers: the number of workers by state; empty if the service returns none.
     :param created_at: when it was created (aware, in UTC).
+    :param updated_at: when it was changed last (aware, in UTC).
     """
 
     id: str
@@ -187,6 +188,7 @@ class App:
     jobs: Mapping[str, int] = field(default_factory=dict)
     workers: Mapping[str, int] = field(default_factory=dict)
     created_at: pendulum.DateTime | None = None
+    updated_at: pendulum.DateTime | None = None
 
     @property
     def active_workers(self) -> int | None:
@@ -241,6 +243,7 @@ class App:
             jobs=to_counts(item.get("jobs")),
             workers=to_counts(item.get("workers")),
             created_at=to_time(item.get("created_at")),
+            updated_at=to_time(item.get("updated_at")),
         )
 
     @classmethod

@@ -14,6 +14,7 @@ from airflow_provider_rungen import __version__
 from airflow_provider_rungen.client.address_policy import is_loopback
 from airflow_provider_rungen.client.flow import Request, Response
 from airflow_provider_rungen.client.keymask import mask_key, mask_key_in_text
+from airflow_provider_rungen.client.price import Price
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenResponseError
 
 
@@ -35,6 +36,7 @@ class Settings:
     :param max_requests_per_second: how many requests a sender begins in a second at most.
     :param app_url: the address of an app for people, with ``{app_id}`` in it. Default: its API address.
     :param job_url: the address of a job for people, with ``{app_id}`` and ``{job_id}``. Default: likewise.
+    :param price: what one worker of an app costs, as declared.
     """
 
     base_url: str
@@ -49,6 +51,7 @@ class Settings:
     max_requests_per_second: float | None = None
     app_url: str | None = None
     job_url: str | None = None
+    price: Price | None = None
 
     def headers(self) -> dict[str, str]:
         """Return the headers of every request."""

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
-    from openlineage.client.generated.base import OutputDataset, OutputDatasetFacet
+    from openlineage.client.generated.base import OutputDataset, OutputDatasetFacet, RunFacet
 
 # An event lists no more jobs, and no more files.
 MAX_LISTED_JOBS = 100
@@ -29,6 +29,7 @@ class TaskOutcome:
     :param file_count: how many files were stored, when ``manifests`` does not list them.
     :param results: the URI of the results table.
     :param sources: the URIs of the tables that were read.
+    :param bill: what the workers of the app cost, if the task makes their bill.
     """
 
     app_id: str
@@ -39,6 +40,7 @@ class TaskOutcome:
     file_count: int | None = None
     results: str | None = None
     sources: Sequence[str] = ()
+    bill: Mapping[str, Any] | None = None
 
     @property
     def files(self) -> list[Mapping[str, Any]]:
@@ -47,6 +49,8 @@ class TaskOutcome:
 
     def extra(self) -> dict[str, Any]:
         """Return the extra of an asset event. It is always small, and holds no signed URL."""
+        if self.bill is not None:
+            return {"app_id": self.app_id, "bill": dict(self.bill)}
         extra = {
             "app_id": self.app_id,
             "job_ids": list(self.job_ids[:MAX_LISTED_JOBS]),
@@ -66,7 +70,7 @@ def lineage_of(outcome: TaskOutcome, base_url: str) -> OperatorLineage[Any, Any]
     Return the lineage of a task: the app and the source tables are its inputs, the stored files its outputs.
 
     If there are more than `MAX_LISTED_FILES` files, their folder is the output. A results table is the only
-    output, because it lists the files.
+    output, because it lists the files. A bill is a facet of the run.
 
     :param base_url: the address of the API.
     :return: ``None`` if the OpenLineage provider is not installed.
@@ -87,7 +91,18 @@ def lineage_of(outcome: TaskOutcome, base_url: str) -> OperatorLineage[Any, Any]
             *(Dataset(*_dataset_name(uri)) for uri in outcome.sources[:MAX_LISTED_FILES]),
         ],
         outputs=[_output_dataset(file) for file in files],
+        run_facets={} if outcome.bill is None else {"rungen_bill": _run_facet("Bill", outcome.bill)},
     )
+
+
+def _run_facet(name: str, fields: Mapping[str, Any]) -> RunFacet:
+    """Return a facet of a run with these fields."""
+    import attr
+    from openlineage.client.generated.base import RunFacet
+
+    kind: Any = attr.make_class(f"RunGen{name}RunFacet", list(fields), bases=(RunFacet,), kw_only=True)
+    facet: RunFacet = kind(**fields)
+    return facet
 
 
 def _output_dataset(file: Mapping[str, Any]) -> OutputDataset:

@@ -21,20 +21,19 @@ from airflow_provider_rungen.client.scaling import (
     wait_for_app,
     workers_of,
 )
+from airflow_provider_rungen.client.worker_history import see_app
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
-from airflow_provider_rungen.execution import attempts, records
+from airflow_provider_rungen.execution import attempts
 from airflow_provider_rungen.execution.attempts import Attempt
 from airflow_provider_rungen.execution.options import RunOptions
 from airflow_provider_rungen.execution.outcomes import raise_for_app_event
 from airflow_provider_rungen.execution.run import TaskRun, fail_without_retry
+from airflow_provider_rungen.execution.scale_state import KEY, LEFT_KEY, ScaleState
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
 
 log = logging.getLogger(__name__)
-
-#: The key, in XCom and in Airflow's task state store, of what was done to the app.
-KEY = "scaled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,7 @@ class ScaleOptions(RunOptions):
     """How an app is scaled. The fields are named and described as the operator's parameters are."""
 
     active_workers: Any
+    only_if: Any
     wait_until_running: bool
     deferrable: bool
     defer_after: float
@@ -69,7 +69,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
     ) -> None:
         super().__init__(task, context, options)
         self._defer = defer
-        self._store = context.get("task_state_store")
+        self._state = ScaleState(self.ti, context.get("task_state_store"))
         # what is restored when something goes wrong
         self._record: ScaleRecord | None = None
         # this attempt, if what it did to the app is in the task state store for the next one
@@ -86,6 +86,8 @@ class ScaleRun(TaskRun[ScaleOptions]):
         with fail_without_retry(), self.opened():
             app_id = self.app_id
             self.link_to(app_id)
+            if not is_wanted(options.only_if):
+                return self._leave(app_id)
             wanted = whole_number(options.active_workers, "active_workers")
             deadline = self.deadline(time.time() + options.timeout)
             with self._restoring():
@@ -101,30 +103,44 @@ class ScaleRun(TaskRun[ScaleOptions]):
         :return: the app's id.
         """
         with fail_without_retry(), self.opened():
-            self._keep(read_scale_record(self.xcom_pull(KEY)))
-            if self._store is not None:
+            self._keep(self._state.adopt(self.xcom_pull(KEY)))
+            if self._state.is_durable:
                 self._attempt = Attempt.of(self.context, self.task)
             with self._restoring():
                 raise_for_app_event(event)
                 return self._finish(event.get("app_id") or self.app_id)
 
+    def _leave(self, app_id: str) -> str:
+        """Leave the app as it is. If an earlier attempt scaled it up, the teardown needs to know."""
+        log.info("Left app %s as it is: there is nothing to run (only_if)", app_id)
+        kept = self._state.load()
+        if kept is not None and kept.was_raised:
+            self._state.push(kept)
+        else:
+            self.ti.xcom_push(key=LEFT_KEY, value=app_id)
+        return app_id
+
     def _set_workers(self, app_id: str, wanted: int) -> bool:
         """Set the number if need be, with a record before, and return whether the app goes up."""
-        before = workers_of(self.hook.get_app(app_id=app_id))
-        record = self._resumed(app_id, before, wanted) or ScaleRecord(app_id, wanted, before, time.time())
-        # for the next attempt, for the worker after a deferral, and for the teardown of scaled_app
-        self.ti.xcom_push(key=KEY, value=record.to_json())
+        kept = self._state.load()
+        app = self.hook.get_app(app_id=app_id)
+        before, now = workers_of(app), time.time()
+        history = self._state.history.seen(app, now, kept)
+        record = self._resumed(kept, app_id, before, wanted) or ScaleRecord(app_id, wanted, before, now)
+        self._state.note(history)
+        self._state.push(record)
         self._keep(record)
         if before == wanted:
             log.info("App %s has %d active workers already", app_id, wanted)
             return wanted > 0
-        if self._store is not None:
-            self._store.set(KEY, record.to_json())
+        self._state.keep(record)
+        if self._state.is_durable:
             self._attempt = Attempt.of(self.context, self.task)
         log.info(
             "Scaling app %s to %d active workers; it had %s",
             *(app_id, wanted, "an unknown number" if before is None else before),
         )
+        now = time.time()
         try:
             if record.was_raised:
                 self.hook.scale_app(app_id=app_id, active_workers=wanted)
@@ -137,11 +153,14 @@ class ScaleRun(TaskRun[ScaleOptions]):
             if not error.retryable and self._has_workers(app_id, record.before):
                 self._record = None
             raise
+        self._state.note(history.confirmed(wanted, now))
+        self.checkpoint()  # a kill may have come while Airflow was asked
         return record.was_raised
 
-    def _resumed(self, app_id: str, before: int | None, wanted: int) -> ScaleRecord | None:
+    def _resumed(
+        self, kept: ScaleRecord | None, app_id: str, before: int | None, wanted: int
+    ) -> ScaleRecord | None:
         """Return the record of an earlier attempt that scaled the app up."""
-        kept = None if self._store is None else read_scale_record(self._store.get(KEY))
         if kept is None or kept.app_id != app_id or not kept.was_raised:
             return None
         if before not in (None, kept.active_workers):
@@ -190,8 +209,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
         )
 
     def _finish(self, app_id: str) -> str:
-        if self._store is not None:
-            self._store.delete(KEY)  # it got there: from now on this is what it had
+        self._state.forget(with_history=True)  # it got there: from now on this is what it had
         return app_id
 
     @contextmanager
@@ -211,16 +229,22 @@ class ScaleRun(TaskRun[ScaleOptions]):
             raise
 
     def _restore(self) -> None:
-        if self._record is None:
+        record = self._record
+        if record is None:
             return
+        app = self.hook.perform(see_app(record.app_id))
+        history = self._state.history.seen(app, time.time(), record)
         try:
-            self.hook.perform(restore_workers(self._record))
+            self.hook.perform(restore_workers(record))
         except RunGenError as error:
-            log.error("%s", not_lowered(self._record, error))
+            log.error("%s", not_lowered(record, error))
             return
+        finally:
+            self._state.note(history)
+        if record.before is not None:
+            self._state.note(history.confirmed(record.before, time.time()))
         self._record = None
-        if self._store is not None:
-            self._store.delete(KEY)
+        self._state.forget(with_history=False)
 
     def cleanup(self) -> str:
         """
@@ -254,20 +278,6 @@ class ScaleRun(TaskRun[ScaleOptions]):
         return not attempts.was_ended_by_user(state)
 
 
-def read_scale_record(value: Any) -> ScaleRecord | None:
-    """Return the record of a stored value; ``None``, with a warning, when it is not one."""
-    return records.parse(KEY, value, _read, "it is unknown how many workers the app had")
-
-
-def _read(fields: Mapping[str, Any]) -> ScaleRecord:
-    return ScaleRecord(
-        app_id=records.identifier(fields, "app_id"),
-        active_workers=records.count(fields, "active_workers"),
-        before=records.optional_count(fields, "before"),
-        at=records.moment(fields, "at"),
-    )
-
-
 def whole_number(value: Any, name: str) -> int:
     """
     Return a number of workers, which a template may have made text.
@@ -279,3 +289,15 @@ def whole_number(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise RunGenInputError(f"{name} must be a whole number from 0, not {value!r}; nothing was sent")
     return value
+
+
+def is_wanted(value: Any) -> bool:
+    """
+    Return whether there is something to run: a number or a boolean, which a template may have made text.
+
+    :raises RunGenInputError: it is neither.
+    """
+    if isinstance(value, str):
+        words = {"": False, "none": False, "false": False, "true": True}
+        value = words.get(value.strip().lower(), value)
+    return value is not None and (value if isinstance(value, bool) else whole_number(value, "only_if") > 0)

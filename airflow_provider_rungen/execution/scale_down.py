@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.price import Price, parse_price
 from airflow_provider_rungen.client.scaling import CONFIRM_TIME, ScaleRecord, drain_app, set_workers
+from airflow_provider_rungen.client.worker_history import WorkerHistory, see_app
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
+from airflow_provider_rungen.execution.bill import BILL_KEY, Bill, read_usage
+from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.options import RunOptions
 from airflow_provider_rungen.execution.run import TaskRun
-from airflow_provider_rungen.execution.scale import KEY, read_scale_record
+from airflow_provider_rungen.execution.scale_state import KEY, LEFT_KEY, read_history, read_scale_record
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
@@ -45,11 +49,17 @@ class ScaleDownOptions(RunOptions):
     drain: bool
     drain_timeout: float
     keep_if_busy: bool
+    price: str | None
     poll_interval: float
+    job_task_ids: Sequence[str]
+    collect_task_ids: Sequence[str]
 
 
 class ScaleDownRun(TaskRun[ScaleDownOptions]):
     """An attempt of the teardown of ``scaled_app``."""
+
+    # the workers that the app had while the block had it up
+    _history = WorkerHistory()
 
     def execute(self, teardowns: Iterable[Any]) -> None:
         """
@@ -59,36 +69,77 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
         :raises RunGenAppError: it may still have workers, and be billed. A retry may always help.
         """
         scale_up = self.options.scale_up_task_id
-        record = _scale_record(self.ti, scale_up)
-        if record is None and not _has_started(self.context, scale_up):
-            log.info("Nothing to scale down: this run did not scale the app up")
-            return
+        pushed = _pull(self.ti, scale_up, KEY)
+        record = read_scale_record(pushed)
+        if record is None:
+            left_app_id = _pull(self.ti, scale_up, LEFT_KEY)
+            if left_app_id or not _has_started(self.context, scale_up):
+                log.info("Nothing to scale down: this run did not scale the app up")
+                if left_app_id:
+                    self._push_bill(left_app_id, is_final=True)
+                return
         with self.opened():
             app_id = record.app_id if record else self.app_id
             self.link_to(app_id)
-            if others := _other_teardowns(self.ti, teardowns, app_id):
-                log.warning("App %s is left up: %s is going to scale it down", app_id, " and ".join(others))
-                return
-            self._scale_to_zero(app_id, record)
+            self._history = read_history(pushed)
+            try:
+                is_left_up = self._is_left_up(app_id, record, teardowns)
+            except RunGenError as error:
+                self._push_bill(app_id, is_final=False)
+                raise RunGenAppError(
+                    f"App {app_id} may NOT be scaled down, and is billed until it is: {error.message}",
+                    app_id=app_id,
+                    hint=error.hint,
+                ) from error
+            self._push_bill(app_id, is_final=not is_left_up)
 
-    def _scale_to_zero(self, app_id: str, record: ScaleRecord | None) -> None:
+    def _is_left_up(self, app_id: str, record: ScaleRecord | None, teardowns: Iterable[Any]) -> bool:
+        """Scale the app to zero, unless it has to stay up."""
+        others = _other_teardowns(self.ti, teardowns, app_id)
+        if others:
+            log.warning("App %s is left up: %s is going to scale it down", app_id, " and ".join(others))
         try:
-            if self._is_kept_up(app_id):
-                return
-            interval, by = min(self.options.poll_interval, 5), time.time() + CONFIRM_TIME
-            self.hook.perform(set_workers(app_id, 0, poll_interval=interval, deadline=by))
+            is_left_up = bool(others) or self._is_kept_up(app_id)
+            app = self.hook.perform(see_app(app_id))
+            self._history = self._history.seen(app, time.time(), record)
+            if not is_left_up:
+                self._scale_to_zero(app_id, record)
         except RunGenNotFoundError:
             log.info("App %s is gone", app_id)
-        except RunGenError as error:
-            raise RunGenAppError(
-                f"App {app_id} may NOT be scaled down, and is billed until it is: {error.message}",
-                app_id=app_id,
-                hint=error.hint,
-            ) from error
-        else:
-            seconds = 0.0 if record is None else max(time.time() - record.at, 0)
-            up = "" if record is None else f"; it was up for {format_duration(seconds)}"
-            log.info("Scaled app %s to 0 workers%s", app_id, up)
+            is_left_up = False
+        if not is_left_up:
+            self._history = self._history.changed(0, time.time())
+        return is_left_up
+
+    def _scale_to_zero(self, app_id: str, record: ScaleRecord | None) -> None:
+        interval, by = min(self.options.poll_interval, 5), time.time() + CONFIRM_TIME
+        self.hook.perform(set_workers(app_id, 0, poll_interval=interval, deadline=by))
+        seconds = 0.0 if record is None else max(time.time() - record.at, 0)
+        up = "" if record is None else f"; it was up for {format_duration(seconds)}"
+        log.info("Scaled app %s to 0 workers%s", app_id, up)
+
+    def _push_bill(self, app_id: str, *, is_final: bool) -> None:
+        """Push and log what the block cost. It is not worth a failure."""
+        options = self.options
+        try:
+            usage = read_usage(self.ti, options.job_task_ids, options.collect_task_ids)
+            bill = Bill(app_id, self._history, time.time(), is_final, usage, self._price())
+            self.ti.xcom_push(key=BILL_KEY, value=bill.to_json())
+            log.info("%s", bill)
+            self.record_outcome(TaskOutcome(app_id, (), bill=bill.to_json()))
+            if is_final:
+                bill.send_metrics()
+        except Exception as error:
+            log.warning("There is no bill of app %s: %s", app_id, type(error).__name__, exc_info=True)
+
+    def _price(self) -> Price | None:
+        if self.options.price is None:
+            return self.hook.settings.price
+        try:
+            return parse_price(self.options.price)
+        except ValueError as error:
+            log.error("The bill has no cost: price %s", error)
+            return None
 
     def _is_kept_up(self, app_id: str) -> bool:
         """Wait for the app's jobs, as far as asked for, and return whether it has to stay up for them."""
@@ -111,10 +162,9 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
         return False
 
 
-def _scale_record(ti: Any, scale_up_task_id: str, **of_run: str) -> ScaleRecord | None:
-    """Return what the setup of a run did to the app, as far as it is known."""
-    pulled = ti.xcom_pull(task_ids=scale_up_task_id, key=KEY, map_indexes=ti.map_index, **of_run)
-    return read_scale_record(pulled)
+def _pull(ti: Any, scale_up_task_id: str, key: str, **of_run: str) -> Any:
+    """Return what the setup of a run has pushed."""
+    return ti.xcom_pull(task_ids=scale_up_task_id, key=key, map_indexes=ti.map_index, **of_run)
 
 
 def _has_started(context: Context, task_id: str) -> bool:
@@ -143,7 +193,7 @@ def _other_teardowns(ti: Any, teardowns: Iterable[Any], app_id: str) -> list[str
             # one that runs right now decides like this one does: both scale down
             if state not in _TO_COME or (run_id, task_id) == (ti.run_id, ti.task_id):
                 continue
-            record = _scale_record(ti, downs[task_id].scale_up_task_id, run_id=run_id)
+            record = read_scale_record(_pull(ti, downs[task_id].scale_up_task_id, KEY, run_id=run_id))
             if record and record.app_id == app_id and ti.get_dagrun_state(ti.dag_id, run_id) == "running":
                 others.append(f"{task_id} of run {run_id}")
     return others

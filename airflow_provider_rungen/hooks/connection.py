@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from airflow_provider_rungen.client.address_policy import is_loopback
 from airflow_provider_rungen.client.durations import to_seconds
+from airflow_provider_rungen.client.price import parse_price
 from airflow_provider_rungen.client.settings import Settings, tls_context
 from airflow_provider_rungen.exceptions import RunGenConfigError
 
@@ -232,4 +233,5 @@ _EXTRAS: dict[str, Callable[[Any], Any]] = {
     "max_requests_per_second": _number,
     "app_url": lambda value: _link(value, "app_id"),
     "job_url": lambda value: _link(value, "app_id", "job_id"),
+    "price": parse_price,
 }

@@ -15,7 +15,7 @@ from airflow_provider_rungen._airflow import (
 )
 from airflow_provider_rungen.operators.scale import RunGenScaleAppOperator
 from airflow_provider_rungen.operators.scale_down import RunGenScaleDownOperator
-from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, check_price
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,6 +48,10 @@ _NO_WORKER: dict[str, Any] = {
     "wait_for_downstream": False,
 }
 
+# Tasks that report the jobs of other tasks, and tasks that report none.
+_OF_OTHERS = ("RunGenCollectResultsOperator", "RunGenJobSensor")
+_WITHOUT_JOBS = ("RunGenNoOpOperator", "RunGenScaleAppOperator", "RunGenScaleDownOperator")
+
 
 class RunGenNoOpOperator(BaseOperator):
     """Do nothing: the scheduler lets it succeed by itself, without a worker."""
@@ -70,18 +74,23 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
 
     :param app_id: the app. The connection's ``app_id`` when left out (templated, or a task's ``.output``).
     :param active_workers: the number of workers to have (templated).
+    :param only_if: how much there is to run: a number of rows, or a boolean. With 0, ``False`` or ``None``
+        the app stays down, and the tasks of the block run all the same (templated, or a task's ``.output``).
     :param name: the prefix of its task ids. A second one in a DAG gets a number.
     :param rungen_conn_id: the Airflow connection (templated).
     :param drain: before scaling down, wait until the app's counters report no queued or running job.
     :param drain_timeout: seconds that may take. Then the app is scaled down all the same.
     :param keep_if_busy: do not scale down when the counters report jobs. The tasks of the block are over
         then, so these are the jobs of others, or jobs that a task of the block did not wait for.
+    :param price: what one worker costs, for the ``bill`` that ``{name}_down`` pushes to XCom: ``1.20 USD/h``,
+        ``/min`` or ``/s``. The connection's ``price`` when left out (templated).
     :param poll_interval: seconds between two polls.
     :param pool: the Airflow pool of the two tasks. With one slot, no other run can scale up between the check
         and the scaling of this run's teardown.
     :param options: parameters of `RunGenScaleAppOperator` for scaling up: ``timeout``, ``deferrable``,
         ``retries``, ….
-    :raises ValueError: the DAG has a ``dagrun_timeout``, at which Airflow skips teardowns, too.
+    :raises ValueError: ``price`` is no price; or the DAG has a ``dagrun_timeout``, at which Airflow skips
+        teardowns, too.
     """
 
     def __init__(
@@ -89,11 +98,13 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         app_id: str | XComArg | None = None,
         active_workers: int | str | XComArg = 1,
         *,
+        only_if: bool | int | str | XComArg | None = True,
         name: str = "app",
         rungen_conn_id: str = DEFAULT_CONN_ID,
         drain: bool = False,
         drain_timeout: Duration = 3600,
         keep_if_busy: bool = False,
+        price: str | XComArg | None = None,
         poll_interval: Duration = 5,
         pool: str | None = None,
         **options: Unpack[ScaleUpArguments],
@@ -105,8 +116,13 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             "poll_interval": poll_interval,
             "pool": pool,
         }
-        self._up: dict[str, Any] = {"active_workers": active_workers, **options}
-        self._down = {"drain": drain, "drain_timeout": drain_timeout, "keep_if_busy": keep_if_busy}
+        self._up: dict[str, Any] = {"active_workers": active_workers, "only_if": only_if, **options}
+        self._down = {
+            "drain": drain,
+            "drain_timeout": drain_timeout,
+            "keep_if_busy": keep_if_busy,
+            "price": check_price(price),
+        }
 
     def __enter__(self) -> Self:
         self._name_tasks()
@@ -139,6 +155,19 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             # before 3.3, Airflow only lets a teardown wait for the tasks right before it
             if not AIRFLOW_V_3_3_PLUS or not task.downstream_task_ids & inside.keys():
                 self.down.set_upstream(task)
+        self._bill_jobs_of(inside)
+
+    def _bill_jobs_of(self, inside: Mapping[str, Any]) -> None:
+        """Hand the tasks to the bill. Those of a block inside this one are on the bill of its own app."""
+        inner = [task for task in inside.values() if isinstance(task, RunGenScaleDownOperator)]
+        billed = {task_id for down in inner for task_id in (*down.job_task_ids, *down.collect_task_ids)}
+        for task_id, task in sorted(inside.items()):
+            if task_id in billed or task.task_type in _WITHOUT_JOBS:
+                continue
+            if task.task_type in _OF_OTHERS:
+                self.down.collect_task_ids = (*self.down.collect_task_ids, task_id)
+            else:
+                self.down.job_task_ids = (*self.down.job_task_ids, task_id)
 
     def _name_tasks(self) -> None:
         """Make the tasks, with names that the DAG (or the task group) does not have yet."""

@@ -25,6 +25,8 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
 
     :param active_workers: the number of workers to have. 0 stops the app and its bill (templated).
     :param app_id: the app. The connection's ``app_id`` when left out (templated).
+    :param only_if: how much there is to run: a number, or a boolean. With 0, ``False`` or ``None`` the app
+        is left as it is (templated, or a task's ``.output``).
     :param rungen_conn_id: the Airflow connection (templated).
     :param wait_until_running: going up, wait until the app is ``RUNNING``.
     :param deferrable: wait in the triggerer, without a worker slot.
@@ -35,13 +37,14 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
         time, or when the task fails or is killed or cleared on the way.
     """
 
-    template_fields: Sequence[str] = ("app_id", "active_workers", "rungen_conn_id")
+    template_fields: Sequence[str] = ("app_id", "active_workers", "only_if", "rungen_conn_id")
 
     def __init__(
         self,
         *,
         active_workers: int | str | XComArg,
         app_id: str | XComArg | None = None,
+        only_if: bool | int | str | XComArg | None = True,
         rungen_conn_id: str = DEFAULT_CONN_ID,
         wait_until_running: bool = True,
         deferrable: bool = DEFAULT_DEFERRABLE,
@@ -54,6 +57,7 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
         super().__init__(**kwargs)
         self.active_workers = active_workers
         self.app_id = app_id
+        self.only_if = only_if
         self.rungen_conn_id = rungen_conn_id
         self.wait_until_running = wait_until_running
         self.deferrable = deferrable

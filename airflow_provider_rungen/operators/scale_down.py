@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.operators.base import RunGenBaseOperator
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 class RunGenScaleDownOperator(RunGenBaseOperator):
     """
-    The teardown of `scaled_app`: scale the app to zero, if this run has scaled it up.
+    The teardown of `scaled_app`: scale the app to zero, if this run has scaled it up, and push its ``bill``.
 
     :param app_id: the app. The connection's ``app_id`` when left out (templated).
     :param scale_up_task_id: the task that scaled it up.
@@ -24,8 +25,17 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
     :param drain: wait until the app's own counters report no queued or running job.
     :param drain_timeout: seconds that may take. Then the app is scaled down all the same.
     :param keep_if_busy: leave the app up when its counters report jobs.
+    :param price: what a worker costs, such as ``1.20 USD/h``. The connection's ``price`` when left out
+        (templated).
     :param poll_interval: seconds between two polls.
     """
+
+    template_fields: Sequence[str] = (*RunGenBaseOperator.template_fields, "price")
+
+    #: The tasks of the block whose jobs the bill counts.
+    job_task_ids: Sequence[str] = ()
+    #: Those that only wait for the jobs of others, or collect them.
+    collect_task_ids: Sequence[str] = ()
 
     def __init__(
         self,
@@ -36,6 +46,7 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
         drain: bool = False,
         drain_timeout: Duration = 3600,
         keep_if_busy: bool = False,
+        price: str | XComArg | None = None,
         poll_interval: Duration = 5,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
@@ -46,6 +57,7 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
         self.drain = drain
         self.drain_timeout = to_seconds(drain_timeout, "drain_timeout")
         self.keep_if_busy = keep_if_busy
+        self.price = price
         self.poll_interval = to_seconds(poll_interval, "poll_interval")
 
     def execute(self, context: Context) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.scaling import AppTarget, not_lowered, restore_workers
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.scale import read_scale_record
+from airflow_provider_rungen.execution.scale_state import read_scale_record
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger

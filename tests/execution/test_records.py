@@ -16,7 +16,7 @@ from airflow_provider_rungen.client.scaling import ScaleRecord
 from airflow_provider_rungen.execution.apps import CreationRecord
 from airflow_provider_rungen.execution.attempts import Attempt, End
 from airflow_provider_rungen.execution.batch.checkpoint import BatchHeader, Checkpoint
-from airflow_provider_rungen.execution.scale import read_scale_record
+from airflow_provider_rungen.execution.scale_state import read_scale_record
 from airflow_provider_rungen.execution.submission import SubmissionRecord
 
 DIGEST = "0" * 64

@@ -137,6 +137,7 @@ def test_spaces_around_what_was_pasted_are_no_part_of_it(read: Any, name: str) -
         "allow_http": "true",
         "app_url": "https://console.example/{app_id}",
         "job_url": "https://console.example/{app_id}/{job_id}",
+        "price": "1.20 USD/h",
     }
     value = values.get(name, "30")
     assert read(extra={name: f" {value}\n"}) == read(extra={name: value})
@@ -319,6 +320,17 @@ def test_a_proxy_that_cannot_be_used_is_named_without_its_password(read: Any, pa
     with pytest.raises(RunGenConfigError, match="'proxy' must be the URL") as caught:
         read(extra={"proxy": f"http://me:{password}@proxy.example:3128"})
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "price", ["1.20", "1.20 USD", "USD/h", "1.20 $/h", "-1 USD/h", "1 USD/d", 1.2, {}, True]
+)
+def test_a_price_that_cannot_be_read(read: Any, price: Any) -> None:
+    refused(
+        read,
+        "extra field 'price' must be the price of one worker, such as 1.20 USD/h",
+        extra={"price": price},
+    )
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,9 @@ class TaskInstance3(FakeTaskInstance):
         super().__init__()
         self.states: dict[str, dict[str, str | None]] = {"run": {"app_up": "success", "app_down": "running"}}
         self.scaled: dict[str, Any] = {}
+        self.left: str | None = None
         self.run_states: dict[str, str] = {"run": "running"}
+        self.usage: dict[str, Any] = {}
 
     def get_task_states(
         self, dag_id: str, map_index: int, task_ids: list[str], run_ids: list[str] | None = None
@@ -209,6 +211,10 @@ class TaskInstance3(FakeTaskInstance):
         return self.run_states[run_id]
 
     def xcom_pull(self, key: str, **which: Any) -> Any:
+        if key == "usage":
+            return [self.usage.get(task_id) for task_id in which["task_ids"]]
+        if key == "left":
+            return self.left
         assert key == "scaled"
         name = which.get("run_id", "run")
         return self.scaled.get(name if which["task_ids"] == "app_up" else f"{name} {which['task_ids']}")

@@ -46,6 +46,13 @@ class Paid:
         time.sleep(2)
         assert self.bill == bill
 
+    def assert_agrees(self, run: Run) -> None:
+        """Compare the bill of a run with what the emulator bills, within a poll and the second of a time."""
+        bill = run.airflow.xcom(run.dag_id, run.id, "app_down", "bill")
+        assert float(bill["worker_seconds"]) == pytest.approx(self.bill, abs=2 * (1 + 1))
+        assert bill["down_at"]
+        assert "Bill of app" in run.log(run.task("app_down")["try_number"], task_id="app_down")
+
 
 UP = b'{"configuration":{"active_workers":2}}'
 DOWN = b'{"configuration":{"active_workers":0}}'
@@ -78,6 +85,7 @@ def test_an_app_is_paid_for_while_its_tasks_run(start: Callable[..., Run], paid:
     assert app.numbers() == [UP, DOWN]
     assert set(states(run).values()) == {"success"}
     assert "it was up for " in run.log(task_id="app_down")
+    app.assert_agrees(run)
     assert run.jobs_by_status() == {"COMPLETED": 2}
 
 
@@ -112,6 +120,7 @@ def test_a_worker_killed_while_the_app_initializes(
     os.kill(task_processes(airflow, run, "app_up")["task"], signal.SIGKILL)
     state = run.wait_for_end()
     app.assert_over()
+    app.assert_agrees(run)
     if dag_id == "scaled":
         assert state == "success"
         assert app.numbers() == [UP, DOWN]
@@ -135,6 +144,7 @@ def test_a_run_marked_failed_while_the_app_initializes(
     until(lambda: app.active_workers == 0, 40, lambda: str(states(run)))
     state = run.wait_for_end()
     app.assert_over()
+    app.assert_agrees(run)
     assert (state, states(run)["app_up"], states(run)["app_down"]) == ("failed", "failed", "success")
 
 
@@ -165,6 +175,8 @@ def test_the_first_of_two_runs_to_end_leaves_the_app_to_the_other(
     assert app.active_workers == 2
     assert long.wait_for_end() == "success"
     app.assert_over()
+    app.assert_agrees(long)
+    assert long.airflow.xcom(short.dag_id, short.id, "app_down", "bill")["down_at"] is None
     assert app.numbers() == [UP, DOWN]
 
 
@@ -177,7 +189,31 @@ def test_a_teardown_outlasts_an_outage(
     emulator.service.inject(Fault(on="update_app", status=500, times=7))
     assert run.wait_for_end() == "success"
     app.assert_over()
+    app.assert_agrees(run)
     assert run.task("app_down")["try_number"] == 2
+
+
+def test_a_scale_up_that_fails_and_is_retried_is_on_the_bill(
+    emulator: Emulator, start: Callable[..., Run], paid: Callable[..., Paid]
+) -> None:
+    app = paid(init_seconds=1000)
+    run = start("scaled_impatient", seconds=1, app_id=app.id)
+    assert run.wait_for_end() == "failed"
+    app.assert_over()
+    app.assert_agrees(run)
+    assert app.numbers() == [UP, DOWN, UP, DOWN, DOWN]
+    assert app.bill > 2 * 2 * 6, "both attempts: the timeout also covers what comes before the scaling"
+
+
+def test_an_app_stays_down_when_there_is_nothing_to_run(
+    start: Callable[..., Run], paid: Callable[..., Paid]
+) -> None:
+    app = paid()
+    run = start("scaled_if_needed", seconds=1, app_id=app.id, rows=0)
+    assert run.wait_for_end() == "success"
+    assert app.numbers() == []
+    assert set(states(run).values()) == {"success"}
+    assert run.airflow.xcom(run.dag_id, run.id, "app_down", "bill")["worker_seconds"] == "0.000"
 
 
 def test_a_teardown_that_fails_fails_the_run(
@@ -191,6 +227,9 @@ def test_a_teardown_that_fails_fails_the_run(
     assert states(run) | {"app_down": "failed", "app_end": "upstream_failed"} == states(run)
     assert states(run)["after"] == states(run)["last"] == "success"
     assert "may NOT be scaled down" in run.log(3, task_id="app_down")
+    bill = run.airflow.xcom(run.dag_id, run.id, "app_down", "bill")
+    assert bill["down_at"] is None
+    assert float(bill["worker_seconds"]) > 2 * 6, "what it has cost until then"
     emulator.service.scale(app.id, 0)
 
 
@@ -219,6 +258,7 @@ def test_a_triggerer_killed_while_the_app_initializes(
     airflow.start_component("triggerer")
     assert run.wait_for_end(200) == "success"
     app.assert_over()
+    app.assert_agrees(run)
     assert app.numbers() == [UP, DOWN]
     assert run.task("app_up")["try_number"] == 1
 

@@ -42,10 +42,10 @@ def leave_a_job(**context: Any) -> None:
         hook.run_job(app_id=context["dag_run"].conf["app_id"], input=context["dag_run"].conf["input"])
 
 
-def chain(dag_id: str, **options: Any) -> None:
+def chain(dag_id: str, timeout: float = 100, **options: Any) -> None:
     with DAG(dag_id, schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS) as dag:
         before = meddle.override(task_id="before")("before")
-        with scaled_app(APP, 2, timeout=100, **options) as gpu:
+        with scaled_app(APP, 2, timeout=timeout, price="3600 USD/h", **options) as gpu:
             first = run("first")
             middle = meddle.override(task_id="middle")("middle")
             before >> first >> middle >> run("last")
@@ -59,6 +59,13 @@ chain("scaled")
 chain("scaled_deferred", deferrable=True, defer_after=1)
 chain("scaled_without_retries", retries=0)
 chain("scaled_and_forgotten")
+chain("scaled_impatient", timeout=8)
+
+with (
+    DAG("scaled_if_needed", schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS),
+    scaled_app(APP, 2, only_if="{{ dag_run.conf['rows'] }}"),
+):
+    meddle.override(task_id="first")("first")
 
 with DAG("scaled_draining", schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS):
     with scaled_app(APP, 2, drain=True) as gpu:

@@ -1,0 +1,101 @@
+"""The workers of an app over time, as far as they were set and seen."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from conftest import APP, Via
+
+from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.client.scaling import ScaleRecord
+from airflow_provider_rungen.client.worker_history import MAX_CHANGES, WorkerHistory, see_app
+from airflow_provider_rungen.emulator import Fault
+
+UP = WorkerHistory(((1000.0, 0), (1001.0, 2)))
+RECORD = ScaleRecord(APP, 2, 0, 1000.5)
+
+
+def app(workers: int | None = None, changed_at: float | None = None) -> App:
+    told: dict[str, Any] = {} if workers is None else {"configuration": {"active_workers": workers}}
+    if changed_at is not None:
+        told["updated_at"] = datetime.fromtimestamp(changed_at, UTC).isoformat()
+    return App.from_json({"id": APP, **told})
+
+
+def test_worker_seconds_are_workers_times_seconds() -> None:
+    history = UP.changed(3, 1011.0).changed(0, 1021.0)
+    assert history.worker_seconds(5000.0) == 2 * 10 + 3 * 10
+    assert history.seconds_up(5000.0) == 20
+    assert (history.up_at, history.down_at, history.most) == (1001.0, 1021.0, 3)
+    assert UP.worker_seconds(1002.5) == 3
+    assert (UP.down_at, UP.most) == (None, 2)
+
+
+def test_an_app_that_never_had_workers() -> None:
+    for history in (WorkerHistory(), WorkerHistory(((1000.0, 0),))):
+        assert history.worker_seconds(2000.0) == 0
+        assert (history.up_at, history.down_at, history.most) == (None, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("seen", "worker_seconds"),
+    [
+        (app(2, 1001.0), 2 * 100),
+        (app(None), 2 * 100),
+        # set to zero by somebody else, or by a triggerer
+        (app(0, 1051.0), 2 * 50),
+        # set to another number
+        (app(5, 1051.0), 2 * 50 + 5 * 50),
+        # a clock that is slow, and one that is fast
+        (app(0, 990.0), 0),
+        (app(0, 1120.0), 2 * 100),
+        # a service that does not say when
+        (app(0), 2 * 100),
+        (app(0, 500.0), 2 * 100),
+    ],
+)
+def test_another_number_counts_since_the_app_was_changed(seen: App, worker_seconds: float) -> None:
+    assert UP.seen(seen, 1101.0, RECORD).worker_seconds(1101.0) == worker_seconds
+
+
+@pytest.mark.parametrize(
+    ("seen", "worker_seconds"),
+    [
+        # it was raised, and the answer was lost
+        (app(2, 1001.0), 2 * 99.5),
+        (app(None), 2 * 99.5),
+        # raised and lowered again
+        (app(0, 1050.5), 2 * 50),
+        # never raised
+        (app(0, 500.0), 0),
+        (app(0), 0),
+        (app(0, 999.0), 0),
+    ],
+)
+def test_a_scaling_of_unknown_fate_counts_if_the_app_was_changed(seen: App, worker_seconds: float) -> None:
+    before = WorkerHistory(((1000.5, 0),))
+    assert before.seen(seen, 1100.0, RECORD).worker_seconds(1100.0) == worker_seconds
+
+
+def test_an_app_that_was_up_before_counts_from_the_first_answer() -> None:
+    history = WorkerHistory().seen(app(4, 10.0), 1000.0)
+    assert history.worker_seconds(1010.0) == 40
+
+
+def test_the_history_is_bounded() -> None:
+    history = WorkerHistory()
+    for number in range(2 * MAX_CHANGES):
+        history = history.changed(number % 2, float(number))
+    assert len(history.changes) == MAX_CHANGES
+
+
+def test_an_app_that_is_gone_has_no_workers(direct: Via) -> None:
+    assert direct(see_app("gone")).active_workers == 0
+
+
+def test_an_answer_that_does_not_come_is_not_waited_for(direct: Via) -> None:
+    direct.service.inject(Fault(on="get_app", status=500, times=1))
+    assert direct(see_app(APP)).active_workers is None
+    assert direct.service.count("get_app") == 1
