@@ -102,8 +102,15 @@ def parameters(kind: Any) -> dict[str, inspect.Parameter]:
     }
 
 
+def description(kind: Any) -> str:
+    """Return the docstring that describes the parameters: that of the class which defines them."""
+    if inspect.isclass(kind):
+        kind = next(each for each in kind.__mro__ if "__init__" in vars(each))
+    return inspect.getdoc(kind) or ""
+
+
 def documented(kind: Any) -> list[str]:
-    return [name for name in re.findall(r":param (\w+):", inspect.getdoc(kind) or "") if name != "options"]
+    return [name for name in re.findall(r":param (\w+):", description(kind)) if name != "options"]
 
 
 @EACH
@@ -127,7 +134,7 @@ def test_parameters_come_in_the_same_order_everywhere(kind: Any) -> None:
 
 @EACH
 def test_each_template_field_is_a_parameter_and_documented_as_one(kind: Any) -> None:
-    text = inspect.getdoc(kind) or ""
+    text = description(kind)
     fields = set(getattr(kind, "template_fields", ())) - {"templates_dict", "inputs"}
     if kind is not RunGenDecoratedOperator and "inputs" in kind.__init__.__annotations__:
         fields.add("inputs")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.operators.job import RunGenCancelJobOperator, RunGenRunJobOperator
     from airflow_provider_rungen.operators.lifetime import scaled_app
     from airflow_provider_rungen.operators.scale import RunGenScaleAppOperator
-    from airflow_provider_rungen.operators.table import RunGenRunTableOperator
+    from airflow_provider_rungen.operators.table import RunGenPlanTableOperator, RunGenRunTableOperator
 
 __all__ = [
     "Ledger",
@@ -22,6 +22,7 @@ __all__ = [
     "RunGenCollectResultsOperator",
     "RunGenCreateAppOperator",
     "RunGenDeleteAppOperator",
+    "RunGenPlanTableOperator",
     "RunGenRunBatchOperator",
     "RunGenRunJobOperator",
     "RunGenRunTableOperator",
@@ -36,6 +37,7 @@ _LAZY_EXPORTS = {
     "RunGenCollectResultsOperator": "collect",
     "RunGenCreateAppOperator": "app",
     "RunGenDeleteAppOperator": "app",
+    "RunGenPlanTableOperator": "table",
     "RunGenRunBatchOperator": "batch",
     "RunGenRunJobOperator": "job",
     "RunGenRunTableOperator": "table",

@@ -215,6 +215,27 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         return self._start(run)
 
 
+class RunGenPlanTableOperator(RunGenRunTableOperator):
+    """
+    Return how many jobs `RunGenRunTableOperator` would run with the same parameters, and submit none.
+
+    The service gets a single request, for the app's model, and with no ``ledger`` none. 0 means that every
+    row is stored, skipped or refused: pass the number to `scaled_app` as ``only_if``, so that no GPU starts
+    for nothing. The mean seconds of the stored jobs are pushed under the XCom key ``seconds_per_job`` (null
+    where none is stored), to choose the number of workers.
+
+    The parameters are those of `RunGenRunTableOperator`.
+    """
+
+    def execute(self, context: Context) -> int:  # type: ignore[override]  # it returns a number, not a summary
+        """
+        Read the table, and look its inputs up in the ledger.
+
+        :return: the number of jobs to run, jobs of a killed attempt that may still run included.
+        """
+        return self._table_run(context).count_jobs(self._row_function(context))
+
+
 class _Rows:
     """Rows that stand in a DAG file. They are data, so this is no list, whose texts Airflow would render."""
 

@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from conftest import FakeStore, Outcome, OutletEvents, TrackedTaskInstance, run_task, signal_when
 
 from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
+from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator, RunGenRunTableOperator
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 MODES = {"blocking": False, "deferred": True}
@@ -64,6 +64,7 @@ class Table:
             "poll_interval": 0.02,
             "defer_after": 0,
         } | options
+        self.operator = RunGenRunTableOperator
         self.store: Any = None
         self.dag_id, self.run_id = "dag", "night 1"
         self.max_tries, self.tries = 1, 0
@@ -78,7 +79,7 @@ class Table:
         ti.dag_id, ti.run_id = self.dag_id, self.run_id
         ti.try_number, ti.max_tries = self.tries, self.max_tries
         ti.on_push = self.on_push
-        self.op = RunGenRunTableOperator(task_id="task", outlets=self.outlets, **self.options | changes)
+        self.op = self.operator(task_id="task", outlets=self.outlets, **self.options | changes)
         self.events = OutletEvents()
         context: Any = {"ti": ti, "task_state_store": self.store, "outlet_events": self.events}
         return run_task(self.op, context)
@@ -380,6 +381,28 @@ def test_a_table_that_is_all_paid_for_costs_one_request(run: Callable[..., Table
     assert outcome.value["jobs"] == outcome.value["execution_seconds"] == 0
     assert outcome.events == []
     assert [record.operation for record in task.emulator.service.records()[before:]] == ["get_app"]
+
+
+def test_a_plan_counts_the_jobs_to_run_and_sends_none(run: Callable[..., Table]) -> None:
+    task = run(products(10))
+    task.operator = RunGenPlanTableOperator
+    assert (task.attempt().value, task.ti.xcoms["seconds_per_job"]) == (10, None)
+    assert task.created == 0
+    task.operator = RunGenRunTableOperator
+    assert task.attempt().error is None
+    task.next_run("night 2")
+    task.operator = RunGenPlanTableOperator
+    before = len(task.emulator.service.records())
+    assert task.attempt().value == 0
+    assert task.ti.xcoms["seconds_per_job"] > 0
+    changed = products(12)
+    changed[3]["title"] = changed[4]["title"] = "the same"
+    assert task.attempt(table=changed).value == 3, "two new rows, and two equal ones"
+    operations = [record.operation for record in task.emulator.service.records()[before:]]
+    assert operations == ["get_app"] * 2
+    assert task.attempt(ledger=None).value == 10
+    assert not (task.folder / "photos" / "results.csv").exists()
+    assert "null or empty" in str(task.attempt(table=[{"sku": None, "title": "x"}]).error)
 
 
 def test_a_clear_and_another_dag_buy_nothing(run: Callable[..., Table], mode: bool) -> None:

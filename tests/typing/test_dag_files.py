@@ -18,7 +18,8 @@ from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 ROOT = Path(__file__).parents[2]
 ACCEPTED, REJECTED = (Path(__file__).with_name(name) for name in ("accepted.py", "rejected.py"))
 PUBLIC = [
-    *((name, getattr(operators, name)) for name in operators.__all__),
+    # RunGenPlanTableOperator has the parameters of the other
+    *((name, getattr(operators, name)) for name in operators.__all__ if name != "RunGenPlanTableOperator"),
     *((name, getattr(sensors, name)) for name in sensors.__all__),
     ("rungen_task", RunGenDecoratedOperator),
     ("rungen_table_task", operators.RunGenRunTableOperator),

@@ -74,10 +74,7 @@ class BatchRun(DurableRun["BatchOptions"]):
         app_id = self.app_id
         self.link_to(app_id)
         if book is not None:
-            destination, token = str(self.options.destination), run_token(self.ti)
-            self.reuse = Reuse.begin(
-                book, inputs.keys, destination, token, accepts=self.accepts, on_stored=self.add_reused
-            )
+            self._look_up(inputs, book)
         header = BatchHeader(
             app_id=app_id,
             digest=inputs.digest,
@@ -128,6 +125,13 @@ class BatchRun(DurableRun["BatchOptions"]):
         return LedgerBook(self.options.ledger, model_identity(app), run_token(self.ti))
 
     # --- the ledger ---
+
+    def _look_up(self, inputs: Inputs, book: LedgerBook) -> None:
+        """Find out which inputs were paid for."""
+        destination, token = str(self.options.destination), run_token(self.ti)
+        self.reuse = Reuse.begin(
+            book, inputs.keys, destination, token, accepts=self.accepts, on_stored=self.add_reused
+        )
 
     @property
     def is_durable(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen.client.redaction import redact
@@ -25,6 +26,7 @@ from airflow_provider_rungen.execution.batch.saved import SavedLines
 from airflow_provider_rungen.execution.collector import Collector
 from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.outcomes import max_failures
+from airflow_provider_rungen.execution.run import fail_without_retry
 from airflow_provider_rungen.execution.table.job_rows import JobRows
 from airflow_provider_rungen.execution.table.plan import PlannedRow, TablePlan
 from airflow_provider_rungen.execution.table.reader import open_rows
@@ -90,6 +92,25 @@ class TableRun(BatchRun):
         """
         with self._reporting_failure(), self.executing():
             return self._finish_table(self.submit_and_wait(lambda: to_input))
+
+    def count_jobs(self, to_input: Callable[[dict[str, Any]], Any] | None) -> int:
+        """
+        Return how many jobs `execute` would wait for, and push how long such a job ran. It submits nothing.
+
+        :param to_input: makes the input of a row.
+        """
+        with fail_without_retry(), self.opened():
+            book = self._open_book()
+            inputs = self._read_inputs(lambda: to_input, book)
+            self.link_to(self.app_id)
+            if book is not None:
+                self._look_up(inputs, book)
+            count = sum(not self.reuse.needs_no_job(number) for number in range(inputs.count))
+            seconds = [place.execution_seconds for place in self.reuse.stored.values()]
+            known = [each for each in seconds if each is not None]
+            self.ti.xcom_push(key="seconds_per_job", value=round(fmean(known), 3) if known else None)
+            log.info("%d rows: %d jobs to run", len(self._plan), count)
+            return count
 
     def complete(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """
