@@ -53,6 +53,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
     scale = RunGenScaleAppOperator(
         task_id="scale",
         active_workers="{{ params.workers }}",
+        only_if="{{ params.rows }}",
         app_id=create.output,
         rungen_conn_id="rungen_default",
         wait_until_running=True,
