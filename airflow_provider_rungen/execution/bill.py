@@ -13,12 +13,12 @@ from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.price import Price
 from airflow_provider_rungen.client.worker_history import WorkerHistory
+from airflow_provider_rungen.execution.usage import USAGE_KEY
 
 log = logging.getLogger(__name__)
 
-#: The XCom keys of the bill, and of what a task with jobs reports for it.
+#: The XCom key of the bill.
 BILL_KEY = "bill"
-USAGE_KEY = "usage"
 _SOURCE = "declared price"
 _MILLISECOND = Decimal("0.001")
 _SHARE = Decimal("0.0001")
