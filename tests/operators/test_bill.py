@@ -243,6 +243,15 @@ def test_jobs_of_mapped_tasks_add_up_and_collected_ones_count_once(block: Block,
     assert (block.bill["jobs"], block.bill["busy_seconds"]) == (4, "7.500")
 
 
+def test_the_only_report_may_come_unpacked(block: Block) -> None:
+    report = {"jobs": 3, "execution_seconds": 4}
+    pull = block._pull
+    block._pull = lambda key, **which: report if key == "usage" else pull(key, **which)  # type: ignore[method-assign]
+    block.up()
+    block.down(job_task_ids=["paint"])
+    assert (block.bill["jobs"], block.bill["busy_seconds"]) == (3, "4.000")
+
+
 @pytest.mark.parametrize(
     "usage",
     ["many", 7, {"jobs": True}, {"jobs": "many"}, {"execution_seconds": "NaN"}, {"execution_seconds": -1}],
