@@ -335,6 +335,19 @@ def test_before_airflow_3_3_the_failed_attempts_are_missed(emulator: Emulator, c
     assert block.billed == pytest.approx(800, abs=TOLERANCE)
 
 
+@pytest.mark.usefixtures("stuck")
+def test_the_workers_of_another_app_are_not_on_the_bill(
+    block: Block, clock: Clock, emulator: Emulator
+) -> None:
+    failed_attempt(block, clock)
+    emulator.service.add_app("another")
+    assert block.up(app_id="another").error is None
+    clock.advance(100)
+    assert block.down() == Outcome()
+    assert block.bill["app_id"] == "another"
+    assert float(block.bill["worker_seconds"]) == pytest.approx(200, abs=TOLERANCE)
+
+
 class Death(BaseException):
     """A SIGKILL."""
 
