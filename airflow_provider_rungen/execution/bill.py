@@ -159,7 +159,8 @@ def _pull(ti: Any, task_ids: Sequence[str]) -> Iterable[Any]:
     # in a mapped task group, of the same index only; elsewhere, all indexes of a mapped task
     index = {"map_indexes": ti.map_index} if ti.map_index is not None and ti.map_index >= 0 else {}
     pulled = ti.xcom_pull(task_ids=list(task_ids), key=USAGE_KEY, **index)
-    return () if pulled is None else pulled
+    # the first releases of Airflow 3.0 unpack the only one
+    return (pulled,) if pulled is None or isinstance(pulled, Mapping) else pulled
 
 
 def _decimal(value: Any) -> Decimal | None:
