@@ -132,11 +132,7 @@ class TaskRun(Generic[Options]):
         for outlet in self.task.outlets:
             if isinstance(outlet, Asset):  # an alias has no event until it is given an asset
                 event = self.context["outlet_events"][outlet]
-                event.extra = {**event.extra, **self.outcome_extra(outcome)}
-
-    def outcome_extra(self, outcome: TaskOutcome) -> dict[str, Any]:
-        """Return what the events of outlets contain."""
-        return outcome.extra()
+                event.extra = {**event.extra, **outcome.extra()}
 
 
 @contextmanager

@@ -23,8 +23,12 @@ class Usage:
         self._reused: set[str] = set()
         self._seconds: dict[str, float] = {}
         # the jobs that the triggerer waited for, and their seconds together
-        self._waited_for: Collection[str] = ()
+        self._waited_for: set[str] = set()
         self._waited_seconds = 0.0
+
+    def __bool__(self) -> bool:
+        """Return whether the attempt ran, collected or reused jobs, as far as it is known."""
+        return bool(self._jobs or self._reused)
 
     def note_submitted(self, job_ids: Iterable[str]) -> None:
         """Note jobs of the attempt, before anything else is known of them."""
@@ -55,14 +59,14 @@ class Usage:
             self._jobs[job_id] = job_id not in failed
         seconds = event.get("execution_seconds")
         if isinstance(seconds, int | float):
-            self._waited_for, self._waited_seconds = job_ids, float(seconds)
+            self._waited_for, self._waited_seconds = set(job_ids), float(seconds)
 
     def to_json(self) -> dict[str, Any]:
         """Return the value to push."""
         ends = [is_completed for job_id, is_completed in self._jobs.items() if job_id not in self._reused]
-        seconds = sum(self._seconds.get(job_id, 0) for job_id in self._jobs if job_id not in self._reused)
-        if not any(job_id in self._seconds for job_id in self._waited_for):
-            seconds += self._waited_seconds
+        counted = self._waited_for | self._reused
+        others = (seconds for job_id, seconds in self._seconds.items() if job_id not in counted)
+        seconds = self._waited_seconds + sum(others)
         return {
             "jobs": len(ends),
             "completed": ends.count(True),

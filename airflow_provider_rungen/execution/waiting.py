@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
@@ -105,8 +105,8 @@ class WaitingRun(TaskRun[Options]):
         except Exception as error:  # a task is not to fail for its figures
             log.warning("Could not push what the jobs used: %s", type(error).__name__)
 
-    def outcome_extra(self, outcome: TaskOutcome) -> dict[str, Any]:
-        return {**super().outcome_extra(outcome), USAGE_KEY: self.usage.to_json()}
+    def record_outcome(self, outcome: TaskOutcome) -> None:
+        super().record_outcome(replace(outcome, usage=self.usage.to_json() if self.usage else None))
 
     def cleanup(self) -> str:
         if self.options.cancel_on_kill and self.jobs.job_ids:

@@ -55,7 +55,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
         active_workers="{{ params.workers }}",
         only_if="{{ params.rows }}",
         app_id=create.output,
-        only_if="{{ params.rows }}",
         rungen_conn_id="rungen_default",
         wait_until_running=True,
         deferrable=True,
