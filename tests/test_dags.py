@@ -172,6 +172,15 @@ def test_an_app_is_scaled_down_when_its_tasks_failed_and_left_alone_when_it_was_
     assert runs.emulator.service.count("update_app") == 2
 
 
+def test_the_bill_has_the_jobs_of_mapped_tasks(runs: Runs) -> None:
+    bill = runs.report("scaled")["bill"]
+    assert bill["jobs"] >= 2
+    assert float(bill["busy_seconds"]) >= 300
+    paid = runs.emulator.service.stats()["worker_seconds"]["gpu"]
+    assert float(bill["worker_seconds"]) == pytest.approx(paid, abs=2)
+    assert float(bill["cost"]) == pytest.approx(float(bill["worker_seconds"]), abs=0.001)
+
+
 def test_neither_key_nor_signed_url_is_in_the_log(runs: Runs) -> None:
     assert "Submitted job" in runs.log
     lines = runs.log.splitlines()

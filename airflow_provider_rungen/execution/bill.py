@@ -13,12 +13,12 @@ from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.price import Price
 from airflow_provider_rungen.client.worker_history import WorkerHistory
+from airflow_provider_rungen.execution.usage import USAGE_KEY
 
 log = logging.getLogger(__name__)
 
-#: The XCom keys of the bill, and of what a task with jobs reports for it.
+#: The XCom key of the bill.
 BILL_KEY = "bill"
-USAGE_KEY = "usage"
 _SOURCE = "declared price"
 _MILLISECOND = Decimal("0.001")
 _SHARE = Decimal("0.0001")
@@ -159,7 +159,8 @@ def _pull(ti: Any, task_ids: Sequence[str]) -> Iterable[Any]:
     # in a mapped task group, of the same index only; elsewhere, all indexes of a mapped task
     index = {"map_indexes": ti.map_index} if ti.map_index is not None and ti.map_index >= 0 else {}
     pulled = ti.xcom_pull(task_ids=list(task_ids), key=USAGE_KEY, **index)
-    return () if pulled is None else pulled
+    # the first releases of Airflow 3.0 unpack the only one
+    return (pulled,) if pulled is None or isinstance(pulled, Mapping) else pulled
 
 
 def _decimal(value: Any) -> Decimal | None:

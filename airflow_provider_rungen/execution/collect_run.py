@@ -52,8 +52,9 @@ class CollectRun(WaitingRun["WaitOptions"]):
 
         :return: the result or small manifest, or the list of them; or what the results table has.
         """
-        with fail_without_retry(*JOB_IS_OVER), self.opened():
+        with fail_without_retry(*JOB_IS_OVER), self.opened(), self.reporting_usage():
             app_id, ids = self.app_id, self._ids(job_id)
+            self.usage.note_submitted(filter(None, ids))
             job_ids = [each for each in dict.fromkeys(ids) if each is not None]
             self.link_to(app_id, job_ids)
             with closing(Collector(self, self._collect_options)) as collector:
@@ -72,8 +73,10 @@ class CollectRun(WaitingRun["WaitOptions"]):
 
         :return: the result or small manifest, or the list of them; or what the results table has.
         """
-        with fail_without_retry(*JOB_IS_OVER), self.opened():
+        with fail_without_retry(*JOB_IS_OVER), self.opened(), self.reporting_usage():
             app_id, ids = event.get("app_id") or self.app_id, self._ids(job_id)
+            self.usage.note_submitted(filter(None, ids))
+            self.usage.note_event([each for each in ids if each is not None], event)
             with closing(Collector(self, self._collect_options)) as collector:
                 with collector.reporting_failure(app_id, ids):
                     failed = read_job_event(event)

@@ -18,6 +18,7 @@ from airflow_provider_rungen.execution.collected import Collected, CollectedTabl
 from airflow_provider_rungen.execution.failures import enforce_max_failed, failure_reasons
 from airflow_provider_rungen.execution.job_ids import format_jobs
 from airflow_provider_rungen.execution.lineage import TaskOutcome
+from airflow_provider_rungen.execution.outcomes import JOB_IS_OVER
 from airflow_provider_rungen.execution.output_store import OutputStore
 from airflow_provider_rungen.schemas import Schema
 
@@ -183,6 +184,11 @@ class Collector:
 
     def add_stored(self, stored: StoredJob, *, is_reused: bool = False) -> StoredJob:
         """Take a job whose outputs are stored, and return what is kept of it."""
+        usage = self._run.usage
+        if is_reused:
+            usage.note_reused(stored.job_id)
+        else:
+            usage.note_end(stored.job_id, is_completed=True, seconds=stored.execution_seconds)
         self._collected.add_stored(stored, is_reused=is_reused)
         self._known.add(stored.job_id)
         self.stored.append(kept := replace(stored, result=None, outputs=()))
@@ -190,6 +196,8 @@ class Collector:
 
     def _add(self, job: Job) -> None:
         """Take a job whose result is not stored, or note why it failed."""
+        if job.is_terminal:
+            self._run.usage.note(job)
         error: RunGenError | None = None
         try:
             job.raise_for_status()
@@ -216,4 +224,7 @@ class Collector:
     def _store_outputs(self, store: OutputStore, app_id: str, job_ids: list[str]) -> None:
         errors = store.store(app_id, job_ids, self.add_stored)
         self.errors |= errors
+        for job_id, error in errors.items():
+            if isinstance(error, JOB_IS_OVER):
+                self._run.usage.note_end(job_id, is_completed=False)
         self._known |= errors.keys()

@@ -122,7 +122,12 @@ class DurableRun(WaitingRun[Options]):
         """Open the hook, and decide about the jobs and the record when the attempt ends."""
         with fail_without_retry():
             try:
-                with self._leaving_when_refused(), self.opened() as hook, self._deciding():
+                with (
+                    self._leaving_when_refused(),
+                    self.opened() as hook,
+                    self.reporting_usage(),
+                    self._deciding(),
+                ):
                     yield hook
             except Exception as error:
                 if not self.guard.is_killed and not self.has_next(error):

@@ -70,6 +70,8 @@ class JobRun(DurableRun["SubmitOptions"]):
             self.own(app_id, job_ids)
             for job_id in job_ids:
                 self._submission.confirm(app_id, job_id)
+                self.usage.note_submitted(job_ids)
+                self.usage.note_event(job_ids, event)
                 return self._finish(job_id, read_job_event(event))
             raise RunGenError("The trigger's event names no job, and none was pushed before the deferral")
 
@@ -93,6 +95,7 @@ class JobRun(DurableRun["SubmitOptions"]):
                 found = self._submission.submit(app_id, job_input)
                 log.info("Submitted job %s to app %s", found.job.id, app_id)
             self.own(app_id, [found.job.id])
+            self.usage.note_submitted([found.job.id])
             self.ti.xcom_push(key="job_id", value=found.job.id)
             self.link_to_job(app_id, found.job.id)
         return found

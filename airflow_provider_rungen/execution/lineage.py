@@ -29,6 +29,7 @@ class TaskOutcome:
     :param file_count: how many files were stored, when ``manifests`` does not list them.
     :param results: the URI of the results table.
     :param sources: the URIs of the tables that were read.
+    :param usage: what its jobs used.
     :param bill: what the workers of the app cost, if the task makes their bill.
     """
 
@@ -40,6 +41,7 @@ class TaskOutcome:
     file_count: int | None = None
     results: str | None = None
     sources: Sequence[str] = ()
+    usage: Mapping[str, Any] | None = None
     bill: Mapping[str, Any] | None = None
 
     @property
@@ -62,6 +64,8 @@ class TaskOutcome:
             extra |= {"destination": self.destination, "file_count": file_count}
         if self.results is not None:
             extra["results"] = self.results
+        if self.usage is not None:
+            extra["usage"] = dict(self.usage)
         return extra
 
 
@@ -70,7 +74,7 @@ def lineage_of(outcome: TaskOutcome, base_url: str) -> OperatorLineage[Any, Any]
     Return the lineage of a task: the app and the source tables are its inputs, the stored files its outputs.
 
     If there are more than `MAX_LISTED_FILES` files, their folder is the output. A results table is the only
-    output, because it lists the files. A bill is a facet of the run.
+    output, because it lists the files. What was used and the bill are facets of the run.
 
     :param base_url: the address of the API.
     :return: ``None`` if the OpenLineage provider is not installed.
@@ -91,7 +95,11 @@ def lineage_of(outcome: TaskOutcome, base_url: str) -> OperatorLineage[Any, Any]
             *(Dataset(*_dataset_name(uri)) for uri in outcome.sources[:MAX_LISTED_FILES]),
         ],
         outputs=[_output_dataset(file) for file in files],
-        run_facets={} if outcome.bill is None else {"rungen_bill": _run_facet("Bill", outcome.bill)},
+        run_facets={
+            f"rungen_{name}": _run_facet(name.title(), fields)
+            for name, fields in (("usage", outcome.usage), ("bill", outcome.bill))
+            if fields is not None
+        },
     )
 
 

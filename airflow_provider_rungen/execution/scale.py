@@ -113,7 +113,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
     def _leave(self, app_id: str) -> str:
         """Leave the app as it is. If an earlier attempt scaled it up, the teardown needs to know."""
         log.info("Left app %s as it is: there is nothing to run (only_if)", app_id)
-        kept = self._state.load()
+        kept = self._state.load(app_id)
         if kept is not None and kept.was_raised:
             self._state.push(kept)
         else:
@@ -122,11 +122,11 @@ class ScaleRun(TaskRun[ScaleOptions]):
 
     def _set_workers(self, app_id: str, wanted: int) -> bool:
         """Set the number if need be, with a record before, and return whether the app goes up."""
-        kept = self._state.load()
+        kept = self._state.load(app_id)
         app = self.hook.get_app(app_id=app_id)
         before, now = workers_of(app), time.time()
         history = self._state.history.seen(app, now, kept)
-        record = self._resumed(kept, app_id, before, wanted) or ScaleRecord(app_id, wanted, before, now)
+        record = self._resumed(kept, before, wanted) or ScaleRecord(app_id, wanted, before, now)
         self._state.note(history)
         self._state.push(record)
         self._keep(record)
@@ -141,6 +141,13 @@ class ScaleRun(TaskRun[ScaleOptions]):
             *(app_id, wanted, "an unknown number" if before is None else before),
         )
         now = time.time()
+        self._send(record, wanted)
+        self._state.note(history.confirmed(wanted, now))
+        self.checkpoint()  # a kill may have come while Airflow was asked
+        return record.was_raised
+
+    def _send(self, record: ScaleRecord, wanted: int) -> None:
+        app_id = record.app_id
         try:
             if record.was_raised:
                 self.hook.scale_app(app_id=app_id, active_workers=wanted)
@@ -153,20 +160,16 @@ class ScaleRun(TaskRun[ScaleOptions]):
             if not error.retryable and self._has_workers(app_id, record.before):
                 self._record = None
             raise
-        self._state.note(history.confirmed(wanted, now))
-        self.checkpoint()  # a kill may have come while Airflow was asked
-        return record.was_raised
 
-    def _resumed(
-        self, kept: ScaleRecord | None, app_id: str, before: int | None, wanted: int
-    ) -> ScaleRecord | None:
+    def _resumed(self, kept: ScaleRecord | None, before: int | None, wanted: int) -> ScaleRecord | None:
         """Return the record of an earlier attempt that scaled the app up."""
-        if kept is None or kept.app_id != app_id or not kept.was_raised:
+        if kept is None or not kept.was_raised:
             return None
         if before not in (None, kept.active_workers):
             return None
         log.info(
-            "Resuming: an earlier attempt scaled app %s to %d active workers", app_id, kept.active_workers
+            "Resuming: an earlier attempt scaled app %s to %d active workers",
+            *(kept.app_id, kept.active_workers),
         )
         self._attempt = Attempt.of(self.context, self.task)
         return replace(kept, active_workers=wanted)

@@ -35,22 +35,28 @@ class ScaleState:
         self._ti = ti
         self._store = store
         self._record: ScaleRecord | None = None
+        self._app_id = ""
 
     @property
     def is_durable(self) -> bool:
         """Whether the next attempt knows what this one has done."""
         return self._store is not None
 
-    def load(self) -> ScaleRecord | None:
-        """Load what earlier attempts have kept, and return what the last one has done."""
+    def load(self, app_id: str) -> ScaleRecord | None:
+        """Load what earlier attempts have kept about an app, and return what the last one has done to it."""
+        self._app_id = app_id
         if self._store is None:
             return None
-        self.history = read_history(self._store.get(_HISTORY_KEY))
-        return read_scale_record(self._store.get(KEY))
+        kept = self._store.get(_HISTORY_KEY)
+        if isinstance(kept, Mapping) and kept.get("app_id") == app_id:
+            self.history = read_history(kept)
+        record = read_scale_record(self._store.get(KEY))
+        return record if record is not None and record.app_id == app_id else None
 
     def adopt(self, pushed: Any) -> ScaleRecord | None:
         """Go on from what this attempt has pushed before its deferral."""
         self._record, self.history = read_scale_record(pushed), read_history(pushed)
+        self._app_id = "" if self._record is None else self._record.app_id
         return self._record
 
     def push(self, record: ScaleRecord) -> None:
@@ -88,7 +94,7 @@ class ScaleState:
     def _save_history(self) -> None:
         try:
             if self._store is not None:
-                self._store.set(_HISTORY_KEY, _to_json(self.history))
+                self._store.set(_HISTORY_KEY, {"app_id": self._app_id, **_to_json(self.history)})
         except Exception as error:
             log.warning("Could not save the workers of the app for its bill: %s", type(error).__name__)
 

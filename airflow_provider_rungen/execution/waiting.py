@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
@@ -26,9 +27,11 @@ from airflow_provider_rungen.client.polling import (
 from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
 from airflow_provider_rungen.execution.job_ids import format_jobs
 from airflow_provider_rungen.execution.run import TaskRun
+from airflow_provider_rungen.execution.usage import USAGE_KEY, Usage
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.execution.lineage import TaskOutcome
     from airflow_provider_rungen.execution.options import WaitOptions
 
 log = logging.getLogger(__name__)
@@ -76,11 +79,34 @@ class WaitingRun(TaskRun[Options]):
     def __init__(self, task: BaseOperator, context: Context, options: Options, defer: Defer) -> None:
         super().__init__(task, context, options)
         self.jobs = OwnedJobs()
+        self.usage = Usage()
         self._defer = defer
 
     def own(self, app_id: str, job_ids: Sequence[str], borrowed: Collection[str] = ()) -> None:
         """Answer for these jobs from now on, and for no others."""
         self.jobs = OwnedJobs(app_id, job_ids, borrowed=borrowed)
+
+    @contextmanager
+    def reporting_usage(self) -> Iterator[None]:
+        """Push what the jobs used when the attempt ends, also if it fails. A deferral does not end it."""
+        try:
+            yield
+        except Exception:
+            if not self.guard.is_killed:
+                self.push_usage()
+            raise
+        self.push_usage()
+
+    def push_usage(self) -> None:
+        """Push what the jobs used, and log it."""
+        log.info("Used %s", self.usage)
+        try:
+            self.ti.xcom_push(key=USAGE_KEY, value=self.usage.to_json())
+        except Exception as error:  # a task is not to fail for its figures
+            log.warning("Could not push what the jobs used: %s", type(error).__name__)
+
+    def record_outcome(self, outcome: TaskOutcome) -> None:
+        super().record_outcome(replace(outcome, usage=self.usage.to_json() if self.usage else None))
 
     def cleanup(self) -> str:
         if self.options.cancel_on_kill and self.jobs.job_ids:
@@ -135,10 +161,15 @@ class WaitingRun(TaskRun[Options]):
         app_id, job_ids, interval = self.jobs.app_id, list(self.jobs.job_ids), self.options.poll_interval
         is_wide = len(job_ids) > COUNTER_THRESHOLD
         perform = self.hook.perform_concurrently if is_wide else self.hook.perform
+
+        def noting(job: Job) -> Job:
+            self.usage.note(job)
+            return on_finished(job)
+
         poller = JobPoller(
             app_id,
             log_quietly if is_wide else log_line,
-            on_finished=metrics.counting(on_finished),
+            on_finished=metrics.counting(noting),
             is_lean=on_finished is strip_payloads,
         )
         self.jobs.finished = poller.finished

@@ -17,6 +17,7 @@ from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution import attempts, task_instances
 from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
+from airflow_provider_rungen.execution.usage import USAGE_KEY, Usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink
 from airflow_provider_rungen.links.urls import app_url, job_url
@@ -123,7 +124,9 @@ class RunGenJobTrigger(RunGenBaseTrigger):
 
     def _fired(self, event: dict[str, Any]) -> TriggerEvent:
         if self.end_from_trigger and event["outcome"] == "over" and not event["count"]:
-            return TaskSuccessEvent()
+            usage = Usage()
+            usage.note_event(parse_known_job_ids(self.job_id), event)
+            return TaskSuccessEvent(xcoms={USAGE_KEY: usage.to_json()})
         return TriggerEvent(event)
 
     @property
@@ -241,4 +244,5 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             "outcome": "over",
             "unsuccessful": unsuccessful[:MAX_JOBS_IN_EVENT],
             "count": len(unsuccessful),
+            "execution_seconds": round(sum(job.execution_time or 0 for job in jobs), 3),
         }

@@ -90,11 +90,18 @@ with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
     @task
     def never() -> None: ...
 
-    with scaled_app("gpu", 2, poll_interval=0.05):
+    @task
+    def paint(seconds: int, **context: Any) -> None:
+        context["ti"].xcom_push(key="usage", value={"jobs": 1, "execution_seconds": seconds})
+
+    with scaled_app("gpu", 2, poll_interval=0.05, price="3600 USD/h") as gpu:
+        paint.expand(seconds=[100, 200])
         work = RunGenRunJobOperator(
             task_id="work", app_id="gpu", input={"prompt": "y"}, wait_for_completion=True, **FAST
         )
         work >> fail() >> never()
+    bill: Any = gpu.down.output
+    report.override(task_id="report_bill")("bill", bill["bill"])
     with scaled_app("idle", 2) as idle:
         never.override(task_id="never_too")()
     work >> fail.override(task_id="fail_before")() >> idle.up

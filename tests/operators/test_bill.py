@@ -243,6 +243,15 @@ def test_jobs_of_mapped_tasks_add_up_and_collected_ones_count_once(block: Block,
     assert (block.bill["jobs"], block.bill["busy_seconds"]) == (4, "7.500")
 
 
+def test_the_only_report_may_come_unpacked(block: Block) -> None:
+    report = {"jobs": 3, "execution_seconds": 4}
+    pull = block._pull
+    block._pull = lambda key, **which: report if key == "usage" else pull(key, **which)  # type: ignore[method-assign]
+    block.up()
+    block.down(job_task_ids=["paint"])
+    assert (block.bill["jobs"], block.bill["busy_seconds"]) == (3, "4.000")
+
+
 @pytest.mark.parametrize(
     "usage",
     ["many", 7, {"jobs": True}, {"jobs": "many"}, {"execution_seconds": "NaN"}, {"execution_seconds": -1}],
@@ -324,6 +333,19 @@ def test_before_airflow_3_3_the_failed_attempts_are_missed(emulator: Emulator, c
     block.down()
     assert float(block.bill["worker_seconds"]) == pytest.approx(600, abs=TOLERANCE)
     assert block.billed == pytest.approx(800, abs=TOLERANCE)
+
+
+@pytest.mark.usefixtures("stuck")
+def test_the_workers_of_another_app_are_not_on_the_bill(
+    block: Block, clock: Clock, emulator: Emulator
+) -> None:
+    failed_attempt(block, clock)
+    emulator.service.add_app("another")
+    assert block.up(app_id="another").error is None
+    clock.advance(100)
+    assert block.down() == Outcome()
+    assert block.bill["app_id"] == "another"
+    assert float(block.bill["worker_seconds"]) == pytest.approx(200, abs=TOLERANCE)
 
 
 class Death(BaseException):

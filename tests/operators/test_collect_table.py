@@ -93,6 +93,7 @@ def test_results_are_written_in_the_order_of_the_jobs(
     assert ti.xcoms["failed"] == [1, 2, 3]
     extra = context["outlet_events"][outlet].extra
     assert extra == {
+        "usage": ti.xcoms["usage"],
         "app_id": APP,
         "job_ids": [text, null],
         "job_count": 2,

@@ -74,12 +74,9 @@ def test_a_trigger_is_the_same_after_the_way_through_the_database() -> None:
 
 def test_jobs_that_completed_are_a_short_event(rungen_emulator: Emulator) -> None:
     ids = submitted(0.1, 0)
-    assert fire(trigger(ids)) == [
-        {"app_id": APP, "job_ids": ids, "outcome": "over", "unsuccessful": [], "count": 0}
-    ]
-    assert fire(trigger(ids[:1])) == [
-        {"app_id": APP, "job_ids": ids[:1], "outcome": "over", "unsuccessful": [], "count": 0}
-    ]
+    over = {"app_id": APP, "outcome": "over", "unsuccessful": [], "count": 0}
+    assert fire(trigger(ids)) == [over | {"job_ids": ids, "execution_seconds": 0.1}]
+    assert fire(trigger(ids[:1])) == [over | {"job_ids": ids[:1], "execution_seconds": 0.1}]
 
 
 def test_jobs_that_did_not_complete_are_named(rungen_emulator: Emulator) -> None:

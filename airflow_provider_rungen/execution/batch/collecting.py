@@ -83,6 +83,7 @@ class CollectingRun(BatchRun):
         return self._collector().accepts(stored)
 
     def add_reused(self, stored: StoredJob) -> None:
+        super().add_reused(stored)
         self._collector().add_stored(stored, is_reused=True)
 
     def _collector(self) -> Collector:

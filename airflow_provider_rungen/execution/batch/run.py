@@ -105,6 +105,7 @@ class BatchRun(DurableRun["BatchOptions"]):
 
     def add_reused(self, stored: StoredJob) -> None:
         """Take a stored job that is reused."""
+        self.usage.note_reused(stored.job_id)
 
     def keep(self, job: Job) -> Job:
         """Return what is kept of a job that is over: there may be many."""
@@ -174,6 +175,8 @@ class BatchRun(DurableRun["BatchOptions"]):
             with self.owning():
                 app_id = event.get("app_id") or self.app_id
                 self.own(app_id, self.jobs.job_ids)
+                self.usage.note_submitted(self.jobs.job_ids)
+                self.usage.note_event(self.jobs.job_ids, event)
                 jobs = read_job_event(event)
                 if event.get("count", 0) > len(jobs):  # more failed than the event holds
                     outcomes = self._fetch(app_id, self.jobs.job_ids).items()
@@ -381,6 +384,8 @@ class BatchRun(DurableRun["BatchOptions"]):
                 found[job_id] = outcome
             else:
                 found[job_id] = strip_payloads(outcome)
+                if outcome.is_terminal:
+                    self.usage.note(outcome)
 
         self.refetch(app_id, job_ids, note, visible_by=visible_by)
         return found
@@ -461,6 +466,7 @@ class BatchRun(DurableRun["BatchOptions"]):
         return submitter.refused
 
     def _own_running(self, checkpoint: Checkpoint, completed: set[str]) -> None:
+        self.usage.note_submitted(checkpoint.job_ids)
         running = [job_id for job_id in checkpoint.job_ids if job_id not in completed]
         self.own(checkpoint.header.app_id, running)
 

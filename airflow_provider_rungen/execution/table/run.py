@@ -185,6 +185,7 @@ class TableRun(BatchRun):
         return self._collector.accepts(stored)
 
     def add_reused(self, stored: StoredJob) -> None:
+        super().add_reused(stored)
         self._rows.add_stored(stored, is_reused=True)
 
     def keep(self, job: Job) -> Job:
@@ -366,6 +367,7 @@ class TableRun(BatchRun):
                 }
             )
             self._write([], message)
+            self.push_usage()  # more of the jobs is known by now
         except Exception as failure:
             log.warning("Could not write the results table: %s", clean_text(str(failure)))
 
