@@ -1081,8 +1081,8 @@ def test_what_must_not_be_downloaded_fails_permanently(
 def test_an_expired_url_is_renewed_once(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, status: int
 ) -> None:
-    [job_id] = submitted(job(images=4))
-    rungen_emulator.service.inject(Fault(on="output", status=status, times=4))
+    [job_id] = submitted(job())
+    rungen_emulator.service.inject(Fault(on="output", status=status))
     gets = []
     for _ in range(2):
         before = rungen_emulator.service.count("get")

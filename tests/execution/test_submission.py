@@ -471,6 +471,7 @@ def test_an_id_that_the_store_did_not_take_is_saved_before_a_deferral(emulator: 
 
 @pytest.mark.usefixtures("impatient")
 def test_an_id_that_the_store_did_not_take_is_saved_after_a_deferral(emulator: Emulator) -> None:
+    emulator.service.job_seconds = 1.0  # a deferral comes before the end, also on a slow machine
     task = Task(emulator, **MODES["deferred"])
     failing(task, 1000)
     task.begin()
