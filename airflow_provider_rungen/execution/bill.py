@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,8 +13,6 @@ from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.price import Price
 from airflow_provider_rungen.client.worker_history import WorkerHistory
 from airflow_provider_rungen.execution.usage import USAGE_KEY
-
-log = logging.getLogger(__name__)
 
 #: The XCom key of the bill.
 BILL_KEY = "bill"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from airflow_provider_rungen.client.models import Job, JobStatus
-
-log = logging.getLogger(__name__)
 
 #: The XCom key.
 USAGE_KEY = "usage"
