@@ -106,8 +106,8 @@ if TYPE_CHECKING:
         task_id: Required[str]
         pool: str | None
 
-    class DecoratorArguments(TaskArguments, total=False):
-        """What ``@task.rungen`` takes: see `RunGenDecoratedOperator`."""
+    class JobDecoratorArguments(TaskArguments, total=False):
+        """What both decorators take."""
 
         format: TableFormat | None
         app_id: str | XComArg | None
@@ -129,35 +129,19 @@ if TYPE_CHECKING:
         max_output_bytes: int
         max_outputs: int
         max_total_bytes: int | None
+
+    class DecoratorArguments(JobDecoratorArguments, total=False):
+        """What ``@task.rungen`` takes: see `RunGenDecoratedOperator`."""
+
         max_xcom_bytes: int
 
-    class TableDecoratorArguments(TaskArguments, total=False):
+    class TableDecoratorArguments(JobDecoratorArguments, total=False):
         """What ``@task.rungen_table`` takes: see `RunGenRunTableOperator`."""
 
         table: Required[Table]
         key: Required[str | Sequence[str]]
-        format: TableFormat | None
         columns: Sequence[str]
-        app_id: str | XComArg | None
-        rungen_conn_id: str
-        deferrable: bool
-        defer_after: Duration
-        poll_interval: Duration
-        timeout: Duration
-        cancel_on_kill: bool
-        durable: bool
-        on_unknown_submission: Literal["resubmit", "fail"]
-        on_clear: Literal["new", "resume"]
-        input_schema: SchemaSource | None
-        destination: Destination | None
         results: Destination | None
-        ledger: Ledger | None
-        result_schema: SchemaSource | None
-        max_concurrency: int
-        max_failed: float
-        max_output_bytes: int
-        max_outputs: int
-        max_total_bytes: int | None
 
     class ScaleUpArguments(CommonArguments, total=False):
         """What scaling up takes beside the app and its workers: see `RunGenScaleAppOperator`."""
