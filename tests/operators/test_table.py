@@ -47,6 +47,10 @@ def picture(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": f"photo of {row['title']}"}
 
 
+class Killed(BaseException):
+    """Ends an attempt at once, as SIGKILL does: nothing that comes after it is done."""
+
+
 class Table:
     """A table task, with its runs and attempts, in a folder of its own."""
 
@@ -83,6 +87,18 @@ class Table:
         self.events = OutletEvents()
         context: Any = {"ti": ti, "task_state_store": self.store, "outlet_events": self.events}
         return run_task(self.op, context)
+
+    def attempt_until(self, key: str) -> None:
+        """Run the next attempt, which is killed when it pushes this XCom."""
+
+        def kill(pushed: str, _: Any) -> None:
+            if pushed == key:
+                raise Killed
+
+        self.on_push = kill
+        with pytest.raises(Killed):
+            self.attempt()
+        self.on_push = None
 
     def clear(self) -> None:
         """Clear the task, as a user does."""
@@ -460,10 +476,6 @@ def test_what_is_gone_from_storage_is_bought_again(
 # --- attempts that are killed ---
 
 
-class Killed(BaseException):
-    """Ends an attempt at once, as SIGKILL does: nothing that comes after it is done."""
-
-
 @pytest.mark.parametrize("store", [None, FakeStore], ids=["2.11", "3.3"])
 def test_a_retry_takes_up_what_a_killed_attempt_submitted(
     run: Callable[..., Table], store: Any, mode: bool
@@ -471,15 +483,8 @@ def test_a_retry_takes_up_what_a_killed_attempt_submitted(
     task = run(products(8), deferrable=mode)
     task.store = store and store()
 
-    def kill(key: str, _: Any) -> None:
-        if key == "batch":
-            raise Killed
-
-    task.on_push = kill
-    with pytest.raises(Killed):
-        task.attempt()
+    task.attempt_until("batch")
     assert task.created == 8
-    task.on_push = None
     value = task.attempt().value
     assert (value["completed"], task.created) == (8, 8)
     assert task.statuses() == ["COMPLETED"] * 8
@@ -509,15 +514,9 @@ def test_another_dag_takes_up_running_jobs_and_does_not_cancel_them(run: Callabl
     slow = {"emulator": {"seconds": 2}}
     to_input: Any = lambda row: picture(row) | slow  # noqa: E731
     task = run(products(4), to_input=to_input)
-
-    def kill(key: str, _: Any) -> None:
-        if key == "batch":
-            raise Killed
-
-    task.store, task.on_push = FakeStore(), kill
-    with pytest.raises(Killed):
-        task.attempt()
-    task.on_push, task.store = None, None
+    task.store = FakeStore()
+    task.attempt_until("batch")
+    task.store = None
     task.dag_id = "another"
     task.next_run("x")
     outcome = task.attempt(timeout=0.3)

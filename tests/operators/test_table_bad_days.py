@@ -53,19 +53,6 @@ def endless(row: dict[str, Any]) -> dict[str, Any]:
     return picture(row) | {"emulator": {"seconds": 600}}
 
 
-def kill_when_submitted(task: Table) -> None:
-    """Run an attempt that is killed as soon as all is submitted."""
-
-    def kill(key: str, _: Any) -> None:
-        if key == "batch":
-            raise Killed
-
-    task.on_push = kill
-    with pytest.raises(Killed):
-        task.attempt()
-    task.on_push = None
-
-
 def entries(task: Table) -> list[Path]:
     return sorted((task.folder / "ledger").glob("??/*.json"))
 
@@ -78,7 +65,7 @@ def test_a_deferred_task_does_not_cancel_the_jobs_of_another_dag(
 ) -> None:
     task = run(products(4), to_input=endless)
     task.store = FakeStore()
-    kill_when_submitted(task)
+    task.attempt_until("batch")
     task.store = None
     task.dag_id = "another"
     task.next_run("x")
@@ -89,12 +76,12 @@ def test_a_deferred_task_does_not_cancel_the_jobs_of_another_dag(
 
 def test_a_changed_table_does_not_cancel_the_jobs_of_another_dag(run: Callable[..., Table]) -> None:
     task = run(products(4), to_input=slow)
-    kill_when_submitted(task)
+    task.attempt_until("batch")
     task.dag_id = "another"
     task.next_run("x")
     task.store = FakeStore()
     task.options["table"] = products(6)
-    kill_when_submitted(task)
+    task.attempt_until("batch")
     assert task.created == 6
     task.attempt(table=products(2))
     assert task.statuses() == ["COMPLETED"] * 4 + ["CANCELED"] * 2
@@ -153,7 +140,7 @@ def test_what_is_reused_stays_so_while_deferred(
 
 def test_a_pending_job_from_the_future_is_not_waited_for(run: Callable[..., Table]) -> None:
     task = run(products(2))
-    kill_when_submitted(task)
+    task.attempt_until("batch")
     for path in entries(task):
         entry = json.loads(path.read_text())
         entry |= {
@@ -168,7 +155,7 @@ def test_a_pending_job_from_the_future_is_not_waited_for(run: Callable[..., Tabl
 @pytest.mark.parametrize("status", [400, 404, 422])
 def test_a_pending_job_that_the_service_refuses_is_a_miss(run: Callable[..., Table], status: int) -> None:
     task = run(products(2))
-    kill_when_submitted(task)
+    task.attempt_until("batch")
     path = entries(task)[0]
     entry = json.loads(path.read_text())
     path.write_text(json.dumps(entry | {"job_id": "no-job"}))
@@ -181,7 +168,7 @@ def test_a_pending_job_that_the_service_refuses_is_a_miss(run: Callable[..., Tab
 
 def test_two_entries_do_not_share_a_job(run: Callable[..., Table], mode: bool) -> None:
     task = run(products(2), deferrable=mode)
-    kill_when_submitted(task)
+    task.attempt_until("batch")
     for night in "12":  # pending entries, and then those of stored jobs
         first, second = entries(task)
         shutil.copy(first, second)
@@ -469,16 +456,8 @@ def test_a_list_is_paid_once(run_inputs: Callable[..., Inputs], mode: bool) -> N
 def test_a_killed_list_is_taken_up(run_inputs: Callable[..., Inputs], store: Any, mode: bool) -> None:
     task = run_inputs(products(4), deferrable=mode)
     task.store = store and store()
-
-    def kill(key: str, _: Any) -> None:
-        if key == "job_ids":
-            raise Killed
-
-    task.on_push = kill
-    with pytest.raises(Killed):
-        task.attempt()
+    task.attempt_until("job_ids")
     bought = task.created
-    task.on_push = None
     assert task.attempt().error is None
     assert task.created == bought
     assert set(task.statuses()) == {"COMPLETED"}
@@ -488,15 +467,7 @@ def test_a_list_does_not_cancel_the_jobs_of_another_dag(
     run_inputs: Callable[..., Inputs], mode: bool
 ) -> None:
     task = run_inputs(products(3), to_input=endless, deferrable=mode)
-
-    def kill(key: str, _: Any) -> None:
-        if key == "job_ids":
-            raise Killed
-
-    task.on_push = kill
-    with pytest.raises(Killed):
-        task.attempt()
-    task.on_push = None
+    task.attempt_until("job_ids")
     task.dag_id = "another"
     task.next_run("x")
     assert task.attempt(timeout=0.5).error is not None
@@ -782,7 +753,7 @@ def test_s3_from_night_to_night(in_s3: Callable[..., S3Table], mode: bool) -> No
 def test_s3_after_a_kill(in_s3: Callable[..., S3Table], mode: bool) -> None:
     task = in_s3(deferrable=mode)
     task.put(products(3))
-    kill_when_submitted(task)
+    task.attempt_until("batch")
     assert task.attempt().value["completed"] == 3
     assert task.created == 3
     task.next_run("2")
@@ -818,7 +789,7 @@ def test_a_result_that_does_not_fit_is_not_reused(
 
 def test_a_job_whose_outputs_expired_is_bought_again(run: Callable[..., Table], mode: bool) -> None:
     task = run(products(2), deferrable=mode)
-    kill_when_submitted(task)
+    task.attempt_until("batch")
     [expired, _] = [job["id"] for job in task.emulator.service.jobs()]
     task.emulator.service.inject(Fault(on="output", status=403, times=None, job_id=expired))
     task.next_run("8 days later")
