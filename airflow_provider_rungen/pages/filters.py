@@ -13,10 +13,11 @@ from airflow_provider_rungen.pages.models import Progress
 # What a browser takes for a scheme; it ignores control characters and spaces in it.
 _SCHEME = re.compile(r"[^/?#]*:")
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+_TIMES = {"minute": "%Y-%m-%d %H:%M UTC", "second": "%Y-%m-%d %H:%M:%S UTC", "clock": "%H:%M:%S UTC"}
 _TONES = {
     "good": ("completed", "success", "ready", "done"),
     "bad": ("failed", "refused", "upstream_failed", "unhealthy", "error"),
-    "busy": ("running", "deferred", "initializing", "up_for_retry", "restarting", "throttled"),
+    "busy": ("deferred", "initializing", "up_for_retry", "restarting", "throttled"),
 }
 _TONE_OF = {word: tone for tone, words in _TONES.items() for word in words}
 
@@ -28,9 +29,13 @@ def safe_href(href: str) -> str:
     return href
 
 
-def tone(word: str) -> str:
-    """Return the class for the color of a state."""
-    return _TONE_OF.get(word.lower(), "calm")
+def tone(word: str, running: str = "busy") -> str:
+    """
+    Return the class for the color of a state.
+
+    :param running: the class of ``running``, which is an end for an app, but none for a job.
+    """
+    return running if word.lower() == "running" else _TONE_OF.get(word.lower(), "calm")
 
 
 def words(name: str) -> str:
@@ -51,8 +56,13 @@ def size(count: float) -> str:
     return f"{count:.0f} {unit}" if unit in ("B", "kB") or count >= 10 else f"{count:.1f} {unit}"
 
 
-def utc(at: datetime) -> str:
-    return f"{_in_utc(at):%Y-%m-%d %H:%M:%S} UTC"
+def utc(at: datetime, form: str = "minute") -> str:
+    """
+    Format a time.
+
+    :param form: ``minute``, ``second``, or ``clock`` for a time without its day.
+    """
+    return _in_utc(at).strftime(_TIMES[form])
 
 
 def iso(at: datetime) -> str:
