@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 from conftest import APP, FakeTaskInstance, Outcome, run_task
+from fsspec.implementations.memory import MemoryFileSystem
 from samples import HOSTILE
 
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
@@ -102,7 +104,9 @@ def check(page: Page) -> None:
 def test_collected_jobs_are_on_the_sheet(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, deferrable: bool, results: bool
 ) -> None:
-    good, bad = submitted(job(), job(fail="out of memory"))
+    # neither is over before the task defers
+    seconds = 2 if deferrable else 0
+    good, bad = submitted(job(seconds=seconds), job(seconds=seconds, fail="out of memory"))
     more = {"results": f"{tmp_path}/results.csv"} if results else {}
     op = RunGenCollectResultsOperator(
         task_id="collect",
@@ -200,7 +204,7 @@ def test_the_job_of_a_decorated_function_is_on_the_sheet(
 ) -> None:
     op = RunGenDecoratedOperator(
         task_id="paint",
-        python_callable=job,
+        python_callable=lambda: {"prompt": "a red fox"},
         destination=str(tmp_path),
         contact_sheet=True,
         deferrable=deferrable,
@@ -376,8 +380,10 @@ def test_names_that_need_escaping_and_files_elsewhere(ti: FakeTaskInstance, tmp_
 
 
 def test_object_storage(rungen_emulator: Emulator, context: Any) -> None:
+    fs = MemoryFileSystem()
+    import_module(ObjectStoragePath.__module__).attach("memory", conn_id="shop", fs=fs).fs = fs
     ids = submitted(job())
-    destination = "memory://pictures/of/today"
+    destination = "memory://shop@pictures/today"
     op = RunGenCollectResultsOperator(
         task_id="collect", job_id=ids, destination=destination, contact_sheet=True
     )
@@ -385,6 +391,26 @@ def test_object_storage(rungen_emulator: Emulator, context: Any) -> None:
     html = ObjectStoragePath(f"{destination}/index.html").read_text()
     [source] = re.findall(r'<img src="(.*?)"', html)
     assert ObjectStoragePath(f"{destination}/{source}").read_bytes().startswith(b"\x89PNG")
+
+
+def test_s3(rungen_emulator: Emulator, context: Any, s3: str, s3_client: Any) -> None:
+    folder = s3.rpartition("/")[2]
+    ids = submitted(*[job(seconds=0)] * (JOBS_A_PAGE + 1))
+    for _ in range(2):
+        op = RunGenCollectResultsOperator(task_id="collect", job_id=ids, destination=s3, contact_sheet=True)
+        assert run_task(op, context).error is None
+        listed = s3_client.list_objects_v2(Bucket="bucket", Prefix=f"{folder}/index")["Contents"]
+        names = sorted(entry["Key"].removeprefix(f"{folder}/") for entry in listed)
+        assert len(names) == 2, "the page of the earlier sheet is removed"
+        answer = s3_client.get_object(Bucket="bucket", Key=f"{folder}/index.html")
+        assert answer["ContentType"] == "text/html"
+        html = answer["Body"].read().decode()
+        assert names[0] in html
+        assert "X-Amz" not in html
+        sources = re.findall(r'<img src="(.*?)"', html)
+        assert len(sources) == JOBS_A_PAGE
+        picture = s3_client.get_object(Bucket="bucket", Key=f"{folder}/{sources[0]}")
+        assert picture["Body"].read().startswith(b"\x89PNG")
 
 
 def test_a_timeout_leaves_a_sheet_of_what_is_known(
