@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -209,6 +210,15 @@ def test_python_does_what_it_shows(block: Block, shown: Shown) -> None:
             pytest.skip(f"needs {package}")
     failure = shown.outcomes[block.name]
     assert not failure, failure + shown.log.partition(f"===== {block.name}\n")[2][:20_000]
+
+
+@blocks("python")
+def test_each_dag_is_described(block: Block) -> None:
+    calls = [node for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.Call)]
+    dags = [call for call in calls if getattr(call.func, "id", "") in ("DAG", "dag")]
+    missing = [{"description", "doc_md", "tags"} - {keyword.arg for keyword in dag.keywords} for dag in dags]
+    assert not any(missing), missing
+    assert not dags or ast.get_docstring(ast.parse(block.text)), "its doc_md is the text above it"
 
 
 # --- shell and JSON ---

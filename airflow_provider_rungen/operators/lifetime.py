@@ -51,12 +51,14 @@ _NO_WORKER: dict[str, Any] = {
 }
 
 _UP_DOC = """\
-**Billing starts.** Gives the app its workers, and waits until the app is `RUNNING`. RunGen bills the app from its first worker.
+**Billing starts.** Gives the app its workers, and waits until the app is `RUNNING`. RunGen bills it from the
+first worker.
 
 The tasks of the block wait for this one. `{down}` scales the app down, whatever happens.
 """
 _DOWN_DOC = """\
-**Billing ends.** Scales the app to zero workers when the tasks of the block have ended, whether they succeeded or not.
+**Billing ends.** Scales the app to zero workers when the tasks of the block have ended, whether they
+succeeded or not.
 
 - The log ends with the bill: how long the app was up, and what it cost.
 - If this task fails, the app may still be billed. The log says so, and the run fails.
@@ -85,12 +87,11 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
     """
     Scale an app up for the tasks of a ``with`` block, and down to zero **whatever happens**.
 
-    In the graph, the tasks of the block are in a group ``{name}_is_up``. It begins with ``{name}_up``, *billing
-    starts*, and ends with ``{name}_down``, *billing ends*: a setup and its teardown. After it, ``{name}_end``
-    fails the run when one of them failed. Tasks of the block wait for the app to be ``RUNNING``. The app waits
-    for what the first of them wait for.
-
-    The group does not change task ids. In a task group of yours, that group is the box.
+    It puts the tasks of the block into a group ``{name}_is_up``, which does not change their ids. The group
+    begins with a setup, ``{name}_up`` (*billing starts*), and ends with its teardown, ``{name}_down``
+    (*billing ends*). After it, ``{name}_end`` fails the run when one of the two failed. In a task group of
+    yours there is no other group. Tasks of the block wait for the app to be ``RUNNING``. The app waits for
+    what the first of them wait for.
 
     The target of ``as`` has the operators as ``up`` and ``down``.
 
@@ -199,7 +200,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
                 self.down.job_task_ids = (*self.down.job_task_ids, task_id)
 
     def _add_end(self) -> str:
-        """Add the last task, and return the prefix: one that the DAG (or the task group) does not have yet."""
+        """Add the last task, and return the prefix, which the DAG (or the task group) does not have yet."""
         for number in range(1, 100):
             name = self._name if number == 1 else f"{self._name}_{number}"
             with contextlib.suppress(DuplicateTaskIdFound):
@@ -214,7 +215,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         return name
 
     def _make_group(self, name: str) -> AbstractContextManager[Any]:
-        """Return the box around the block. A group of the user's is one already, and puts its id before others."""
+        """Return the group of the block, or nothing to enter if a group of the user's is around it."""
         outer: Any = self.end.task_group
         if outer is not None and outer.group_id and outer.prefix_group_id:
             return contextlib.nullcontext()

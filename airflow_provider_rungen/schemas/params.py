@@ -38,14 +38,14 @@ def params_from_schema(schema: SchemaSource, /, **defaults: object) -> dict[str,
             f"input_schema has no field {clean_text(repr(min(unknown)), 100)}",
             hint=f"It has: {', '.join(fields)}",
         )
+    defaults = {name: field["default"] for name, field in fields.items() if "default" in field} | defaults
     params = {}
     for name, field in fields.items():
-        own = {"default": field.pop("default")} if "default" in field else {}
-        default = {"default": defaults[name]} if name in defaults else own
-        description = field.pop("description", None)
-        if not default and name not in contents.get("required", ()):
-            default, field = {"default": None}, _or_none(field)
-        params[name] = Param(**default, description=description, schema=field)
+        rules = {key: value for key, value in field.items() if key not in ("default", "description")}
+        if name not in defaults and name not in contents.get("required", ()):
+            defaults[name], rules = None, _or_none(rules)
+        value: dict[str, Any] = {"default": defaults[name]} if name in defaults else {}
+        params[name] = Param(**value, description=field.get("description"), schema=rules)
     return params
 
 
@@ -55,14 +55,14 @@ def _inlined(field: Any, contents: Mapping[str, Any]) -> dict[str, Any]:
     from referencing.jsonschema import DRAFT202012
 
     resolver = Registry().resolver_with_root(Resource.from_contents(contents, DRAFT202012))
-    field = dict(field) if isinstance(field, Mapping) else {}
+    alone: dict[str, Any] = dict(field) if isinstance(field, Mapping) else {}
     for _ in range(10):  # a schema may refer to itself
-        if (ref := field.pop("$ref", None)) is None:
+        if (ref := alone.pop("$ref", None)) is None:
             break
-        field = {**resolver.lookup(ref).contents, **field}
-    if '"$ref"' in json.dumps(field):
-        field |= {name: contents[name] for name in ("$defs", "definitions") if name in contents}
-    return field
+        alone = {**resolver.lookup(ref).contents, **alone}
+    if '"$ref"' in json.dumps(alone):
+        alone |= {name: contents[name] for name in ("$defs", "definitions") if name in contents}
+    return alone
 
 
 def _or_none(field: dict[str, Any]) -> dict[str, Any]:
