@@ -24,6 +24,7 @@ from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from conftest import HOME
 
 from airflow_provider_rungen import (
+    __version__,
     exceptions,
     get_provider_info,
     operators,
@@ -235,8 +236,11 @@ def test_commands_exist(block: Block, request: pytest.FixtureRequest) -> None:
             case ["make", *targets]:
                 assert set(targets) <= set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M))
             case ["pip", "install", *packages]:
-                ours = {"airflow-provider-rungen", "airflow-provider-rungen[tables]"}
-                assert set(packages) <= {"apache-airflow", *ours}
+                wheel = f"dist/airflow_provider_rungen-{__version__}-py3-none-any.whl"
+                # what is installed already only gets its extra: no index needs to have a release of it
+                assert set(packages) <= {"apache-airflow", ".", wheel, "airflow-provider-rungen[tables]"}
+            case ["pip", "wheel", "--no-deps", "--wheel-dir", "dist", "."]:
+                pass
             case ["python", "-m", "airflow_provider_rungen.emulator", *arguments]:
                 emulator_arguments().parse_args(arguments)
             case ["export", setting]:

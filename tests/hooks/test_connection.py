@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -394,6 +395,11 @@ def test_the_provider_info_names_what_exists() -> None:
     assert getattr(importlib.import_module(module), name) is RunGenHook
     assert (kind["connection-type"], kind["hook-name"]) == (RunGenHook.conn_type, RunGenHook.hook_name)
     assert json.loads(json.dumps(info)) == info
+
+
+def test_the_row_of_the_provider_has_a_link_to_documentation() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["urls"]["Documentation"] == get_provider_info()["integrations"][0]["external-doc-url"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the form library that Airflow 2 imports for it
