@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def add_connection(airflow: AirflowInstance, emulator: Emulator) -> None:
-    """Put the connection into Airflow's database, where Admin → Connections shows it, and replace an old one."""
+    """Put the connection into Airflow's database, which Admin → Connections shows. It replaces an old one."""
     fields = json.loads(emulator.airflow_connection())
     body = {"connection_id": CONN_ID, **fields, "extra": json.dumps(fields["extra"])}
     # the emulator has a new port each time
