@@ -51,8 +51,8 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
 
     :param job_id: one id, a list, or the ``.output`` of a task (templated). The ``None`` that stands for an
         input without a job counts as failed.
-    :param app_id: the app of the jobs (templated). When left out, that of the task whose ``.output`` is given,
-        or else the connection's ``app_id``.
+    :param app_id: the app of the jobs (templated). When left out, that of the task whose ``.output`` is
+        given, or else the connection's ``app_id``.
     :param rungen_conn_id: the Airflow connection (templated). When left out, that of the task whose
         ``.output`` is given.
     :param wait_for_completion: wait until the jobs are over. Without it, a job that is not over is an error.

@@ -136,8 +136,8 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
 
     :param job_id: one id, a list, or the ``.output`` of a task (templated). The ``None`` that stands for an
         input without a job is skipped.
-    :param app_id: the app of the jobs (templated). When left out, that of the task whose ``.output`` is given,
-        or else the connection's ``app_id``.
+    :param app_id: the app of the jobs (templated). When left out, that of the task whose ``.output`` is
+        given, or else the connection's ``app_id``.
     :param rungen_conn_id: the Airflow connection (templated). When left out, that of the task whose
         ``.output`` is given.
     :param fail_if_over: fail when a job is already over.

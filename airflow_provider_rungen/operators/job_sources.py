@@ -30,8 +30,8 @@ def find_job_sources(*values: Any) -> list[str]:
 
     tasks = (task for value in values for task, _ in XComArg.iter_xcom_references(value))
     # a mapped task names its class, any other one has it
-    ours = (task for task in tasks if issubclass(getattr(task, "operator_class", type(task)), RunGenBaseOperator))
-    return list(dict.fromkeys(task.task_id for task in ours))
+    kinds = ((task.task_id, getattr(task, "operator_class", type(task))) for task in tasks)
+    return list(dict.fromkeys(task_id for task_id, kind in kinds if issubclass(kind, RunGenBaseOperator)))
 
 
 def follow_job_sources(task: JobConsumer, context: Context) -> None:
@@ -63,7 +63,7 @@ def _sources_of_mapped(task: JobConsumer) -> list[str]:
 
 
 def _pull(ti: Any, sources: Iterable[str], key: str) -> str | None:
-    """Return what all sources pushed under a key; of a source mapped as this task is, what its twin pushed."""
+    """Return what the sources pushed under a key; if they differ, and are mapped, what the twin pushed."""
     from airflow_provider_rungen.exceptions import RunGenInputError
 
     found: set[str] = set()

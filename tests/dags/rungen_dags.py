@@ -45,9 +45,7 @@ with DAG("rungen_ways", schedule=None, start_date=START) as ways:
         input_schema={"$schema": "https://json-schema.org/draft/2020-12/schema", "required": ["prompt"]},
         **FAST,
     ).expand(input=[{"prompt": word} for word in ("one", "two", "three")])
-    wait_mapped = RunGenJobSensor(
-        task_id="wait_mapped", job_id=mapped.output, deferrable=True
-    )
+    wait_mapped = RunGenJobSensor(task_id="wait_mapped", job_id=mapped.output, deferrable=True)
     many = RunGenCollectResultsOperator(task_id="many", job_id=mapped.output, **FAST)
     mapped >> wait_mapped >> many
 

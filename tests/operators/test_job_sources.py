@@ -23,7 +23,7 @@ from airflow_provider_rungen.sensors import RunGenJobSensor
 pytestmark = pytest.mark.usefixtures("unsettled")
 
 TEXT_APP = "llama-text"
-INPUT = {"prompt": "a red fox", "emulator": {"seconds": 0.05}}
+INPUT: dict[str, Any] = {"prompt": "a red fox", "emulator": {"seconds": 0.05}}
 FAST: dict[str, Any] = {"poll_interval": 0.02, "defer_after": 0}
 
 
@@ -37,11 +37,11 @@ class Run:
         ti = FakeTaskInstance()
         ti.task_id, ti.map_index = task_id, map_index
         ti.on_push = lambda key, value: self.xcoms.update({(task_id, key, map_index): value})
-        ti.xcom_pull = self._pull  # type: ignore[method-assign]  # of other tasks, too
+        ti.xcom_pull = self._pull  # type: ignore[assignment]  # of other tasks, too
         return {"ti": ti, "task_instance": ti}
 
     def _pull(self, key: str = "return_value", *, task_ids: str, map_indexes: Any = None) -> Any:
-        found = [value for (task_id, name, _), value in self.xcoms.items() if (task_id, name) == (task_ids, key)]
+        found = [value for (*name, _), value in self.xcoms.items() if name == [task_ids, key]]
         return found[0] if len(found) == 1 else found or None
 
     def perform(self, op: Any, map_index: int = -1, **rendered: Any) -> Any:
@@ -67,7 +67,7 @@ CONSUMERS: dict[str, Callable[..., Any]] = {
     ),
     "collect": lambda **options: RunGenCollectResultsOperator(**FAST, **options),
     "collect_deferred": lambda **options: RunGenCollectResultsOperator(deferrable=True, **FAST, **options),
-    "cancel": lambda **options: RunGenCancelJobOperator(**options),
+    "cancel": RunGenCancelJobOperator,
 }
 
 
@@ -96,7 +96,9 @@ def test_the_jobs_of_a_batch_are_asked_of_the_app_that_ran_them(
     rungen_emulator: Emulator, dag: DAG, consumer: Callable[..., Any]
 ) -> None:
     run = Run()
-    many = RunGenRunBatchOperator(task_id="many", inputs=[INPUT] * 3, app_id=TEXT_APP, wait_for_completion=False)
+    many = RunGenRunBatchOperator(
+        task_id="many", inputs=[INPUT] * 3, app_id=TEXT_APP, wait_for_completion=False
+    )
     after = consumer(task_id="after", job_id=many.output)
     run.perform(after, job_id=run.perform(many))
     assert requests(rungen_emulator) == {TEXT_APP}
