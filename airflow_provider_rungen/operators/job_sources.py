@@ -36,7 +36,7 @@ def find_job_sources(*values: Any) -> list[str]:
 
 def follow_job_sources(task: JobConsumer, context: Context) -> None:
     """
-    Give a task the app and the connection of the tasks that ran its jobs, where it names none itself.
+    Set the app and connection of a task that names none to those of the tasks that ran its jobs.
 
     :raises AirflowFailException: the jobs are of several apps.
     """
