@@ -121,6 +121,8 @@ class TaskRun(Generic[Options]):
 
     def _push_link(self, key: str, url: str) -> None:
         self.links = self.links | {key: url}
+        if self.context.get("task_reschedule_count"):
+            return  # Airflow 3 pushes the links itself at the end of each look of a rescheduling sensor
         try:
             self.ti.xcom_push(key=key, value=url)
         except Exception as error:  # a task is not to fail for its links
