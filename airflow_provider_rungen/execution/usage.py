@@ -27,6 +27,11 @@ class Usage:
         """Return whether the attempt ran, collected or reused jobs, as far as it is known."""
         return bool(self._jobs or self._reused)
 
+    @property
+    def job_ids(self) -> list[str]:
+        """The jobs that the attempt ran or collected, in order."""
+        return list(self._jobs)
+
     def note_submitted(self, job_ids: Iterable[str]) -> None:
         """Note jobs of the attempt, before anything else is known of them."""
         for job_id in job_ids:

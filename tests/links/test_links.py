@@ -107,12 +107,12 @@ def test_a_rescheduling_sensor_pushes_its_links_at_its_first_look(
 
 
 def test_a_sensor_of_airflow_2_pushes_its_links_at_each_look(
-    rungen_emulator: Emulator, ti: FakeTaskInstance
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
 ) -> None:
     """Airflow 2 removes them before each look, and its context does not count the looks."""
     [job_id] = submitted(given(seconds=60))
     for _ in range(3):
-        RunGenJobSensor(task_id="task", job_id=job_id, mode="reschedule").poke({"ti": ti})
+        RunGenJobSensor(task_id="task", job_id=job_id, mode="reschedule").poke(context)
     assert len(ti.pushed) == 2 * 3
 
 

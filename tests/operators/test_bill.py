@@ -650,6 +650,16 @@ def test_an_asset_event_has_the_bill(block: Block) -> None:
     assert block.events[OUTLET].extra == {"app_id": APP, "bill": block.bill}
 
 
+@pytest.mark.feature("lineage")
+def test_a_teardown_that_fails_reports_the_app_and_the_bill_so_far(block: Block, emulator: Emulator) -> None:
+    block.up()
+    emulator.service.inject(Fault(on="update_app", status=403))
+    assert block.down().error
+    lineage: Any = block.down_op.get_openlineage_facets_on_failure(None)
+    assert [dataset.name for dataset in lineage.inputs] == [f"app/{APP}"]
+    assert lineage.run_facets["rungen_bill"].worker_seconds == block.bill["worker_seconds"]
+
+
 def test_a_facet_of_the_run_is_the_bill(block: Block) -> None:
     serde = pytest.importorskip("openlineage.client.serde").Serde
     block.up()
