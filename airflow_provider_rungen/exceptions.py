@@ -78,8 +78,8 @@ class RunGenError(Exception):
     def named_in(self, error: Error) -> Error:
         """Return an error that is raised in place of this one, with its app and jobs."""
         for name in ("app_id", "job_id", "job_ids"):
-            if value := getattr(self, name, None):
-                setattr(error, name, value)
+            if hasattr(self, name):
+                setattr(error, name, getattr(self, name))
         return error
 
 

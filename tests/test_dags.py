@@ -142,7 +142,7 @@ def test_the_template_was_rendered(runs: Runs) -> None:
 def test_no_job_was_made_twice(runs: Runs) -> None:
     examples = (*runs.prompts("studio photo"), *runs.prompts("Describe"))
     jobs = [prompt for prompt in runs.prompts() if prompt not in ("again", *examples)]
-    assert len(jobs) == 4 * len(WAYS) + 3
+    assert len(jobs) == 4 * len(WAYS) + 8
     assert runs.emulator.service.count("run") == runs.emulator.service.stats()["jobs_created"]
 
 
@@ -152,8 +152,35 @@ def test_a_deferred_task_comes_back(runs: Runs) -> None:
 
 
 def test_a_failed_job_fails_its_dag_run(runs: Runs) -> None:
-    assert runs.states["failing"] == {"bad[-1]": "failed", "collected_bad[-1]": "upstream_failed"}
+    states = {**runs.states["failing"]}
+    assert (states.pop("submitted[-1]"), states.pop("collected_bad[-1]")) == ("success", "upstream_failed")
+    assert states == dict.fromkeys(("bad[-1]", "wait_for_bad[-1]", "bad_batch[-1]", "late[-1]"), "failed")
     assert "out of memory" in runs.log
+
+
+def test_a_callback_finds_the_app_and_the_jobs_of_a_failed_task(runs: Runs) -> None:
+    report = runs.report("failing")
+    by_prompt: dict[str, list[str]] = {}
+    for job in runs.emulator.service.jobs():
+        by_prompt.setdefault(job["input"]["prompt"], []).append(job["id"])
+    assert report == {
+        "bad": {
+            "kind": "RunGenJobFailedError",
+            "app_id": "flux-schnell",
+            "job_ids": by_prompt["fail: out of memory"],
+        },
+        "wait_for_bad": {
+            "kind": "AirflowFailException",
+            "app_id": "flux-schnell",
+            "job_ids": by_prompt["fail: no luck"],
+        },
+        "bad_batch": {
+            "kind": "RunGenJobFailedError",
+            "app_id": "llama-text",
+            "job_ids": [job_id for prompt in ("bad", "good") for job_id in by_prompt[prompt]],
+        },
+        "late": {"kind": "AirflowTaskTimeout", "app_id": "flux-schnell", "job_ids": by_prompt["late"]},
+    }
 
 
 def test_an_app_is_scaled_down_when_its_tasks_failed_and_left_alone_when_it_was_not_up(runs: Runs) -> None:

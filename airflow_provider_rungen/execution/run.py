@@ -73,7 +73,7 @@ class TaskRun(Generic[Options]):
     @contextmanager
     def opened(self) -> Iterator[RunGenHook]:
         """Open the hook for one stretch of work. A job that fails it gets the link."""
-        with self.guard.working(), self._naming_jobs(), self.hook as hook:
+        with self.guard.working(), self.naming_jobs(), self.hook as hook:
             _ = hook.settings  # on_kill must not have to ask Airflow for them
             self._is_connected = True
             try:
@@ -84,7 +84,7 @@ class TaskRun(Generic[Options]):
                 raise
 
     @contextmanager
-    def _naming_jobs(self) -> Iterator[None]:
+    def naming_jobs(self) -> Iterator[None]:
         """Note on an error which app and jobs it is about, for the callbacks of the task."""
         try:
             yield

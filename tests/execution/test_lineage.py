@@ -255,7 +255,6 @@ def failing(kind: str, **options: Any) -> Any:
 def test_a_task_that_fails_reports_to_openlineage(
     rungen_emulator: Emulator,
     context: Any,
-    ti: Any,
     deferrable: bool,
     kind: str,
     caplog: pytest.LogCaptureFixture,
@@ -268,7 +267,7 @@ def test_a_task_that_fails_reports_to_openlineage(
     op.dag = DAG("d", schedule=None)
     run: Any = SimpleNamespace(run_id="r")
     manager: Any = ExtractorManager
-    report = manager().extract_metadata(run, op, TaskInstanceState.FAILED, ti)
+    report = manager().extract_metadata(run, op, TaskInstanceState.FAILED, context["ti"])
     assert named(report.inputs) == [(rungen_emulator.url, f"app/{APP}")]
     if kind != "sensor":  # what they used is reported by the tasks that ran them
         usage = report.run_facets["rungen_usage"]
