@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import pickle
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSensorTimeout
-from conftest import APP, TrackedTaskInstance, run_task, signal_when
+from conftest import APP, TrackedTaskInstance, run_task
 
 from airflow_provider_rungen._airflow import AirflowTaskTimeout
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenJobFailedError, RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.links import RunGenJobLink
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
@@ -33,8 +33,6 @@ MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "d
 FAST: dict[str, Any] = {"task_id": "t", "poll_interval": 0.02, "defer_after": 0}
 BAD: dict[str, Any] = {"prompt": "bad", "emulator": {"seconds": 0.2, "fail": "no luck"}}
 SLOW: dict[str, Any] = {"prompt": "slow", "emulator": {"seconds": 60}}
-# the exception of a time limit may strike in a finalizer, which swallows it
-KILLED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def submitted(*inputs: dict[str, Any]) -> list[str]:
@@ -96,30 +94,27 @@ def test_the_error_of_late_jobs_names_them(
     assert named_by(error) == (APP, all_jobs(rungen_emulator))
 
 
-@KILLED
 @EVERY
 def test_a_time_limit_of_airflow_names_the_jobs(
     rungen_emulator: Emulator, tmp_path: Path, make: Callable[..., Any]
 ) -> None:
-    task = make(SLOW, tmp_path)
+    """tests/test_dags.py has a real one."""
+    ti = TrackedTaskInstance()
 
-    def time_out() -> None:
-        raise AirflowTaskTimeout
+    def time_out(key: str, _: Any) -> None:
+        if key == RunGenJobLink.key:
+            raise AirflowTaskTimeout
 
-    def is_waiting() -> bool:
-        return rungen_emulator.service.count("get") > 2
-
-    with signal_when(signal.SIGALRM, is_waiting, time_out), pytest.raises(AirflowTaskTimeout) as raised:
-        task.execute({"ti": TrackedTaskInstance()})
-    error = raised.value
-    assert named_by(error) == (APP, all_jobs(rungen_emulator))
+    ti.on_push = time_out
+    with pytest.raises(AirflowTaskTimeout) as raised:
+        make(SLOW, tmp_path).execute({"ti": ti})
+    assert named_by(raised.value) == (APP, all_jobs(rungen_emulator))
 
 
-@KILLED
 def test_a_kill_names_the_jobs(rungen_emulator: Emulator, tmp_path: Path) -> None:
-    task = batch(SLOW, tmp_path)
-    with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("get") > 2, task.on_kill):
-        error = run_task(task, {"ti": TrackedTaskInstance()}).error
+    task, ti = batch(SLOW, tmp_path), TrackedTaskInstance()
+    ti.on_push = lambda key, _: task.on_kill() if key == RunGenJobLink.key else None
+    error = run_task(task, {"ti": ti}).error
     assert type(error) is AirflowException
     assert named_by(error) == (APP, all_jobs(rungen_emulator))
 
