@@ -7,14 +7,13 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset, TaskDeferred, task
-from conftest import FakeStore, FakeTaskInstance, Outcome, OutletEvents, run_task, signal_when
+from conftest import Clock, FakeStore, FakeTaskInstance, Outcome, OutletEvents, run_task, signal_when
 
 from airflow_provider_rungen import triggers
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -37,25 +36,6 @@ OUTLET = Asset("s3://bucket/bills")
 KILLED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 # The service tells the time of a change to the second, and the tests take a moment.
 TOLERANCE = 2 * 1.5
-
-
-class Clock:
-    """A clock that can jump: the tasks' and the emulator's."""
-
-    def __init__(self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._ahead = 0.0
-        real = time.time
-        monkeypatch.setattr(time, "time", lambda: real() + self._ahead)
-        emulator.service.clock = time.time
-        # what performs flows has kept the real clock
-        for name in ("drive", "adrive"):
-            perform = getattr(import_module("airflow_provider_rungen.client.transport"), name)
-            monkeypatch.setattr(
-                f"airflow_provider_rungen.hooks.base.{name}", partial(perform, clock=time.time)
-            )
-
-    def advance(self, seconds: float) -> None:
-        self._ahead += seconds
 
 
 class Block:
