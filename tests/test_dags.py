@@ -56,11 +56,13 @@ class Runs:
     def __init__(self, folder: Path, emulator: Emulator) -> None:
         self.emulator = emulator
         self.catalogue, self.descriptions = folder / "catalogue", folder / "descriptions"
+        self.costs = folder / "costs.jsonl"
         changed = {"catalogue": str(change_two_colors(folder / "changed.csv"))}
         runs: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
             **{name: ("rungen_ways", options, {}) for name, options in WAYS.items()},
             "deferred": ("rungen_deferred", WAYS["documented"], {}),
-            **{name: (f"rungen_{name}", {}, {}) for name in ("failing", "retried", "scaled")},
+            **{name: (f"rungen_{name}", {}, {}) for name in ("failing", "retried")},
+            "scaled": ("rungen_scaled", {}, {"results": str(self.costs)}),
             "first night": ("rungen_catalogue", {}, {}),
             "second night": ("rungen_catalogue", {}, changed),
             "descriptions": ("rungen_descriptions", {}, {}),
@@ -142,7 +144,7 @@ def test_the_template_was_rendered(runs: Runs) -> None:
 def test_no_job_was_made_twice(runs: Runs) -> None:
     examples = (*runs.prompts("studio photo"), *runs.prompts("Describe"))
     jobs = [prompt for prompt in runs.prompts() if prompt not in ("again", *examples)]
-    assert len(jobs) == 4 * len(WAYS) + 8
+    assert len(jobs) == 4 * len(WAYS) + 10
     assert runs.emulator.service.count("run") == runs.emulator.service.stats()["jobs_created"]
 
 
@@ -206,6 +208,13 @@ def test_the_bill_has_the_jobs_of_mapped_tasks(runs: Runs) -> None:
     paid = runs.emulator.service.stats()["worker_seconds"]["gpu"]
     assert float(bill["worker_seconds"]) == pytest.approx(paid, abs=2)
     assert float(bill["cost"]) == pytest.approx(float(bill["worker_seconds"]), abs=0.001)
+
+
+def test_the_rows_of_a_table_have_their_share_of_the_bill(runs: Runs) -> None:
+    costs = [float(json.loads(line)["cost"]) for line in runs.costs.read_text().splitlines()]
+    assert len(costs) == 2
+    # the other tasks of the block report 300 s, and may not have done so yet
+    assert 0 < sum(costs) <= float(runs.report("scaled")["bill"]["cost"])
 
 
 def test_neither_key_nor_signed_url_is_in_the_log(runs: Runs) -> None:

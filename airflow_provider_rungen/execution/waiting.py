@@ -112,6 +112,7 @@ class WaitingRun(TaskRun[Options]):
     def push_usage(self) -> None:
         """Push what the jobs used, and log it."""
         log.info("Used %s", self.usage)
+        self.usage.send_metrics()
         try:
             self.ti.xcom_push(key=USAGE_KEY, value=self.usage.to_json())
         except Exception as error:  # a task is not to fail for its figures

@@ -15,6 +15,7 @@ from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
+    RunGenRunTableOperator,
     scaled_app,
 )
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -121,6 +122,14 @@ with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
 
     with scaled_app("gpu", 2, poll_interval=0.05, price="3600 USD/h") as gpu:
         paint.expand(seconds=[100, 200])
+        RunGenRunTableOperator(
+            task_id="table",
+            app_id="gpu",
+            table=[{"id": number, "prompt": f"row {number}"} for number in range(2)],
+            key="id",
+            results="{{ dag_run.conf['results'] }}",
+            **FAST,
+        )
         work = RunGenRunJobOperator(
             task_id="work", app_id="gpu", input={"prompt": "y"}, wait_for_completion=True, **FAST
         )
