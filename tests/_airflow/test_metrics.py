@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,7 +60,7 @@ class Backend:
 
     def timer(self, *_: Any, **__: Any) -> Any:
         """Airflow times its own storage with this."""
-        return contextlib.nullcontext()
+        return contextlib.nullcontext(SimpleNamespace(duration=0))
 
 
 def _send_to(stats: Any, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
