@@ -34,9 +34,10 @@ def _check_flux(given: dict[str, Any]) -> None:
     if not isinstance(prompt, str) or not prompt.strip():
         raise Refusal(400, "input.prompt must be a text and not empty")
     for field in ("width", "height", "num_inference_steps"):
-        number = given.get(field, 1)
-        if not _is_number(number) or number != int(number) or number < 1:
+        if not _is_whole(given.get(field, 1)) or given.get(field, 1) < 1:
             raise Refusal(400, f"input.{field} must be a whole number from 1")
+    if not _is_whole(given.get("seed", 1)):
+        raise Refusal(400, "input.seed must be a whole number")
     if not _is_number(given.get("guidance_scale", 1)):
         raise Refusal(400, "input.guidance_scale must be a number")
 
@@ -107,6 +108,10 @@ def _without_weights(workflow: dict[str, Any]) -> dict[str, Any]:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and value == int(value)
 
 
 def _is_number(value: Any) -> bool:

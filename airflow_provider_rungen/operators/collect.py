@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.literals import check_literals
 from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, JOB_AND_APP, RunGenBaseOperator
+from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
 from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
+    check_contact_sheet,
     check_count,
     check_max_failed,
     check_schema,
@@ -51,8 +53,10 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
 
     :param job_id: one id, a list, or the ``.output`` of a task (templated). The ``None`` that stands for an
         input without a job counts as failed.
-    :param app_id: the app of the jobs. The connection's ``app_id`` when left out (templated).
-    :param rungen_conn_id: the Airflow connection (templated).
+    :param app_id: the app of the jobs (templated). When left out, that of the task whose ``.output`` is
+        given, or else the connection's ``app_id``.
+    :param rungen_conn_id: the Airflow connection (templated). When left out, that of the task whose
+        ``.output`` is given.
     :param wait_for_completion: wait until the jobs are over. Without it, a job that is not over is an error.
     :param deferrable: wait in the triggerer, without a worker slot.
     :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
@@ -62,6 +66,8 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         again would find them canceled.
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
         absolute path, or an ``ObjectStoragePath`` (templated).
+    :param contact_sheet: write ``index.html`` to ``destination``: a page with all jobs and what they made,
+        and failures by reason. Its links are relative, so that it opens anywhere.
     :param results: the file to write a table of the results to, instead of returning them: a URI or an
         absolute path that ends in ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
     :param result_schema: the JSON Schema that every result has to fit: a dict, the path or URI of a file, or
@@ -90,6 +96,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         timeout: Duration = 86400,
         cancel_on_kill: bool = False,
         destination: Destination | None = None,
+        contact_sheet: bool = False,
         results: Destination | None = None,
         result_schema: SchemaSource | None = None,
         max_concurrency: int = 8,
@@ -102,6 +109,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.job_id = job_id
+        self.job_sources = find_job_sources(job_id)
         self.app_id = app_id
         self.rungen_conn_id = rungen_conn_id
         self.wait_for_completion = wait_for_completion
@@ -111,6 +119,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         self.timeout = to_seconds(timeout, "timeout")
         self.cancel_on_kill = cancel_on_kill
         self.destination = destination
+        self.contact_sheet = check_contact_sheet(contact_sheet, destination)
         self.results = results
         self.result_schema = check_schema(result_schema, "result_schema")
         self.max_concurrency = check_count(max_concurrency, "max_concurrency")
@@ -143,6 +152,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         from airflow_provider_rungen.execution.collect_run import CollectRun
         from airflow_provider_rungen.execution.options import CollectOptions, WaitOptions
 
+        follow_job_sources(self, context)
         run = CollectRun(
             self,
             context,

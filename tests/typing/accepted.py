@@ -21,6 +21,7 @@ from airflow_provider_rungen.operators import (
     RunGenScaleDownIdleAppsOperator,
     scaled_app,
 )
+from airflow_provider_rungen.schemas import params_from_schema
 from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
 
 # a type checker infers dict[str, object]
@@ -39,7 +40,9 @@ def picture(row: dict[str, Any]) -> dict[str, Any] | None:
     return {"prompt": row["title"]} if row["title"] else None
 
 
-with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
+form = params_from_schema("flux-schnell", prompt="a lighthouse", width=512)
+
+with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form):
     create = RunGenCreateAppOperator(
         task_id="create",
         name="flux",
@@ -105,6 +108,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
         on_clear="new",
         input_schema={"type": "object"},
         destination="s3://bucket/pictures",
+        contact_sheet=True,
         ledger=ledger,
         max_concurrency=8,
         max_failed=0.1,
@@ -130,6 +134,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
         on_clear="resume",
         input_schema="flux-schnell",
         destination="s3://bucket/pictures",
+        contact_sheet=True,
         results="s3://bucket/pictures/results.parquet",
         ledger=ledger,
         result_schema="flux-schnell",
@@ -159,6 +164,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
         on_clear="resume",
         input_schema="flux-schnell",
         destination="s3://bucket/pictures",
+        contact_sheet=True,
         results="s3://bucket/pictures/results.parquet",
         ledger=ledger,
         result_schema="flux-schnell",
@@ -210,6 +216,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
         timeout=3600,
         cancel_on_kill=False,
         destination="s3://bucket/pictures",
+        contact_sheet=True,
         results="s3://bucket/results.csv",
         result_schema="flux-schnell",
         max_concurrency=8,
@@ -262,6 +269,7 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
         on_clear="new",
         input_schema="flux-schnell",
         destination="s3://bucket/pictures",
+        contact_sheet=True,
         ledger=ledger,
         result_schema="flux-schnell",
         max_concurrency=8,
