@@ -96,7 +96,7 @@ def poll_jobs_once(
     goal: WaitGoal | None = None,
 ) -> Flow[list[Job] | None]:
     """
-    Poll jobs once; return those that have finished, in the order given, if the goal is reached, else ``None``.
+    Poll jobs once; return the finished ones in the order given if the goal is reached, else ``None``.
 
     :param poller: what earlier polls of the same jobs found; new jobs are added to it.
     :param poll_interval: seconds to the next poll.

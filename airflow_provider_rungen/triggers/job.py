@@ -52,8 +52,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
 
     The event is ``{"outcome": "over", "unsuccessful": [{"id", "status", "error"}, …], "count"}``, or
     ``{"outcome": "timeout" | "error", "message", …}``, with the ``app_id``, and a few ``job_ids``, not many.
-    With ``left`` or ``stop_after``, it is ``{"outcome": "part", "ended": "0-499", …}`` when some jobs are still
-    in flight. The numbers are those of the jobs in ``job_id``.
+    With ``left`` or ``stop_after``, it is ``{"outcome": "part", "ended": "0-499", …}`` while some jobs are
+    still in flight. The numbers are positions in ``job_id``.
 
     :param rungen_conn_id: the Airflow connection.
     :param app_id: the app of the jobs; the connection's ``app_id`` when left out.
