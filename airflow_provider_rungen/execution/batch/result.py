@@ -37,8 +37,8 @@ class Stopped:
         :param hint: what to do.
         """
         message = (
-            f"Stopped: {self.cause}: {reasons}. {self.canceled + self.unsent} of {count} inputs were not bought "
-            f"({self.canceled} jobs canceled, {self.unsent} inputs not submitted)"
+            f"Stopped: {self.cause}: {reasons}. {self.canceled + self.unsent} of {count} inputs were not "
+            f"bought ({self.canceled} jobs canceled, {self.unsent} inputs not submitted)"
         )
         if self.left:
             message += f". {len(self.left)} jobs could not be canceled and may still run"

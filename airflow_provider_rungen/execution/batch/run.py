@@ -182,9 +182,7 @@ class BatchRun(SendingRun):
         super().defer(deadline, **arguments)
 
     @contextmanager
-    def completing(
-        self, event: Mapping[str, Any], read_inputs: ReadInputs | None = None
-    ) -> Iterator[BatchResult]:
+    def completing(self, event: Mapping[str, Any], read_inputs: ReadInputs = list) -> Iterator[BatchResult]:
         """
         Go on after the wait in the triggerer: with the next wave, if there is one.
 
@@ -202,7 +200,7 @@ class BatchRun(SendingRun):
                 self._remove_saved_lines()
 
     def _go_on(
-        self, event: Mapping[str, Any], state: DeferredBatch | None, read_inputs: ReadInputs | None
+        self, event: Mapping[str, Any], state: DeferredBatch | None, read_inputs: ReadInputs
     ) -> BatchResult:
         self.usage.note_submitted(self.batch.job_ids)
         self._note_event(event)
@@ -280,13 +278,12 @@ class BatchRun(SendingRun):
         self.own(app_id, self.in_flight(self._checkpoint))
         return state
 
-    def _restore_unsent(self, read_inputs: ReadInputs | None) -> None:
+    def _restore_unsent(self, read_inputs: ReadInputs) -> None:
         """Make the inputs that are not submitted available again."""
         wanted = [index for index in self.batch.absent if index not in self.refused]
         if self._lines is not None:
             self.unsent = Unsent(self.saved_inputs, wanted)
             return
-        assert read_inputs is not None
         inputs = self._read_inputs(read_inputs, None)
         if (inputs.digest, inputs.count) == (self.batch.header.digest, self.batch.header.count):
             self.unsent = Unsent(lambda: enumerate(inputs), wanted)
@@ -383,7 +380,8 @@ class BatchRun(SendingRun):
         """
         reasons = format_reasons(result.failures())
         if stopped.retryable:
-            hint = f"Check the app. A retry runs {'only what did not complete' if self.is_durable else 'all of it'}"
+            again = "only what did not complete" if self.is_durable else "all inputs again"
+            hint = f"Check the app. A retry runs {again}"
         else:
             hint = "Correct them, and clear the task"
         return stopped.error(self.jobs.app_id, reasons, len(result.ids), where + hint)

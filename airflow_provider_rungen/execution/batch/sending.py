@@ -1,4 +1,4 @@
-"""Sends the inputs of a batch: what a ledger or an earlier attempt knows has a job already, the rest gets one."""
+"""Sends the inputs of a batch that have no job yet, as far as a ledger or an earlier attempt knows."""
 
 from __future__ import annotations
 
@@ -265,7 +265,8 @@ class SendingRun(DurableRun["BatchOptions"]):
     @property
     def batch(self) -> Checkpoint:
         """The checkpoint, once there is one."""
-        assert self._checkpoint is not None
+        if self._checkpoint is None:
+            raise RuntimeError("no input was looked at yet")
         return self._checkpoint
 
     def _room(self, checkpoint: Checkpoint) -> int:
