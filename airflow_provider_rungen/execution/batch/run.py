@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -178,6 +178,8 @@ class BatchRun(SendingRun):
             }
         if self.saves_lines:
             self.saved_lines.save(self.lines_to_save())
+        elif self._lines is not None:
+            self._remove_saved_lines()
         self._is_deferring = True
         super().defer(deadline, **arguments)
 
@@ -196,7 +198,7 @@ class BatchRun(SendingRun):
                 self.own(app_id, self.jobs.job_ids)
                 yield self._go_on(event, state, read_inputs)
         finally:
-            if not self._is_deferring:
+            if self._lines is not None and not self._is_deferring:
                 self._remove_saved_lines()
 
     def _go_on(
@@ -340,7 +342,9 @@ class BatchRun(SendingRun):
             self.reuse = Reuse.restore(book, ids, saved)
 
     def _remove_saved_lines(self) -> None:
-        if self.options.destination is not None:
+        if self.options.destination is None:
+            return
+        with suppress(RunGenError):  # the folder may be gone
             self.saved_lines.remove()
 
     # --- the end ---
