@@ -264,7 +264,12 @@ def test_inputs_that_change_while_deferred_are_not_submitted(
     path = tmp_path / "inputs.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in inputs()))
     task = make(BATCH, str(path), deferrable=True)
-    task.on_push = lambda key, _: path.write_text('{"prompt": "another"}\n') if key == "batch_state" else None
+
+    def change(key: str, _: Any) -> None:
+        if key == "batch_state":
+            path.write_text('{"prompt": "another"}\n')
+
+    task.on_push = change
     error = task.attempt().error
     assert isinstance(error, AirflowFailException)
     assert "inputs changed while the task was deferred" in str(error)
@@ -426,7 +431,7 @@ def test_a_broken_app_is_not_sent_everything(
     )
     assert task.statuses == {"FAILED": 3, "CANCELED": 57 - unsent}
     usage = task.ti.xcoms["usage"]
-    assert (usage["completed"], usage["failed"]) == (0, 3) or usage["failed"] == 60 - unsent
+    assert (usage["completed"], usage["failed"]) == (0, 60 - unsent)
     if kind == TABLE:
         rows = Counter(row["status"] for row in task.results)
         assert rows == {"failed": 3 + unsent, "canceled": 57 - unsent}

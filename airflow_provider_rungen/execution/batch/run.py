@@ -80,7 +80,8 @@ class BatchRun(SendingRun):
         self.warn_if_not_durable()
         self._checkpoint = earlier = Checkpoint.found(self._store)
         if earlier is not None:
-            self.own(earlier.header.app_id, earlier.job_ids)
+            # the last first: a kill cancels in this order, and most of the others are over
+            self.own(earlier.header.app_id, earlier.job_ids[::-1])
         with self.owning():
             yield
             if self.attempt.try_number > 1:  # an earlier attempt may have been killed while deferred
@@ -143,6 +144,7 @@ class BatchRun(SendingRun):
         log.warning("Stopping: %s. Canceling %d jobs", cause, len(self.jobs.running))
         left = self.cancel(self.jobs.running)
         canceled = self.canceled.intersection(self.jobs.job_ids)
+        self.usage.note_ends(dict.fromkeys(canceled, False), None)
         self.ended.note(
             Job(id=job_id, app_id=self.jobs.app_id, status=JobStatus.CANCELED, error=f"after {cause}")
             for job_id in self.jobs.job_ids
