@@ -34,7 +34,7 @@ class Unsent:
         return indexes, _filter(self._stream, indexes)
 
     def clear(self) -> list[int]:
-        """Give up the inputs, and return their indexes."""
+        """Drop the inputs, and return their indexes."""
         indexes = list(self._wanted)
         self._wanted.clear()
         return indexes

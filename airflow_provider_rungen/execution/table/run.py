@@ -203,7 +203,7 @@ class TableRun(BatchRun):
         return True
 
     def lines_to_save(self) -> Iterator[Any]:
-        """Yield what the plan is made of, and each row with what became of its input."""
+        """Yield what the plan is made of, and each row with the fate of its input."""
         yield self._plan.header()
         find, ids, refused = self.unsent.finder(), self._submitted.ids, self.refused
         for row, number in self._plan.numbered():
