@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 _RANGES = re.compile(r"(?:\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)?")
 
@@ -19,7 +20,7 @@ def format_ranges(numbers: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
-def parse_ranges(text: str, end: int) -> list[int]:
+def parse_ranges(text: Any, end: int) -> list[int]:
     """
     Return the numbers of a text, in ascending order.
 

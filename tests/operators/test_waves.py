@@ -551,6 +551,8 @@ def test_refusals_in_a_row_stop_it(make: Callable[..., Task], kind: str, mode: b
     told = stopped(task, error, 20)
     assert isinstance(error, AirflowFailException)
     assert "3 inputs in a row were refused" in told
+    assert "37 of 42 inputs were not bought (0 jobs canceled, 37 inputs not submitted)" in told
+    assert task.statuses == {"COMPLETED": 2}
     assert task.emulator.service.count("run") == 5
 
 

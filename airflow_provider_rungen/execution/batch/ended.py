@@ -45,21 +45,19 @@ class EndedJobs:
         :return: whether the event tells how each job that is over ended; otherwise, nothing is noted.
         """
         jobs = {job.id: job for job in named}
-        is_numbered = event.get("jobs") == len(job_ids)
-        if event["outcome"] == "part":
-            if not is_numbered:
-                return False
-            ended = [job_ids[number] for number in parse_ranges(event["ended"], len(job_ids))]
-        else:
-            ended = list(job_ids)
-        failed: dict[str, Job | None] = {job_id: job for job_id, job in jobs.items() if job_id in set(ended)}
-        if event.get("count", 0) > len(jobs):
-            if "failed" not in event or not is_numbered:
-                return False
-            numbers = parse_ranges(event["failed"], len(job_ids))
-            failed = {job_ids[number]: jobs.get(job_ids[number]) for number in numbers}
+
+        def numbered(key: str) -> list[str]:
+            if event.get("jobs") != len(job_ids):
+                raise ValueError("the numbers are not those of these jobs")
+            return [job_ids[number] for number in parse_ranges(event.get(key), len(job_ids))]
+
+        try:
+            ended = numbered("ended") if event.get("outcome") == "part" else list(job_ids)
+            failed = numbered("failed") if event.get("count", 0) > len(jobs) else list(jobs)
+        except ValueError:
+            return False
         self.ids.update(ended)
-        self.unsuccessful |= failed
+        self.unsuccessful |= {job_id: jobs.get(job_id) for job_id in failed}
         self.failures = event.get("failures", 0)
         return True
 

@@ -98,7 +98,7 @@ class BatchRun(SendingRun):
             if not options.wait_for_completion:
                 return self.result(checkpoint)
             if is_refused and self.unsent:
-                return self._stop(f"{self._refusals} inputs in a row were refused", retryable=False)
+                return self._stop_refused(deadline)
             if time.time() >= deadline:
                 self.unsent.clear()
             if self.jobs.job_ids and self._wait_for_part(deadline):
@@ -107,7 +107,7 @@ class BatchRun(SendingRun):
                 self.jobs.job_ids = self.jobs.finished = checkpoint.job_ids
                 return self.result(checkpoint)
 
-    def _wait_for_part(self, deadline: float) -> bool:
+    def _wait_for_part(self, deadline: float, *, may_defer: bool = True) -> bool:
         """Wait until more may be submitted, or all is over; return whether everything fails."""
         options, has_unsent = self.options, bool(self.unsent)
         left = (options.max_in_flight or 0) // 2 if has_unsent else 0
@@ -122,7 +122,7 @@ class BatchRun(SendingRun):
             can_end_from_trigger=None not in result.ids and not result.jobs and options.destination is None,
             before_end_from_trigger=lambda: self._push_success(result),
             goal=goal,
-            may_defer=not has_unsent or self.can_read_again,
+            may_defer=may_defer and (not has_unsent or self.can_read_again),
         )
         self.ended.note(jobs)
         self.ended.failures = goal.failures
@@ -135,13 +135,23 @@ class BatchRun(SendingRun):
         return True
 
     def _stop_failing(self) -> BatchResult:
-        return self._stop(f"{self.ended.failures} jobs in a row failed", retryable=True)
+        # of what one poll found, a success may have come last
+        failures = max(self.ended.failures, self.options.stop_after or 0)
+        return self._stop(f"{failures} jobs in a row failed", len(self.unsent.clear()), retryable=True)
 
-    def _stop(self, cause: str, *, retryable: bool) -> BatchResult:
-        """Submit no more, and cancel what is in flight: everything fails."""
-        checkpoint, unsent = self.batch, len(self.unsent.clear())
+    def _stop_refused(self, deadline: float) -> BatchResult:
+        """Submit no more. The jobs of inputs that were accepted may be of use."""
+        unsent = len(self.unsent.clear())
+        log.warning("Submitting no more: %d inputs in a row were refused (stop_after)", self._refusals)
+        if self.jobs.job_ids:
+            self._wait_for_part(deadline, may_defer=False)
+        return self._stop(f"{self._refusals} inputs in a row were refused", unsent, retryable=False)
+
+    def _stop(self, cause: str, unsent: int, *, retryable: bool) -> BatchResult:
+        """Cancel what is in flight, and return how far the batch has come."""
+        checkpoint = self.batch
         cause = f"{cause} (stop_after={self.options.stop_after})"
-        log.warning("Stopping: %s. Canceling %d jobs", cause, len(self.jobs.running))
+        log.warning("Stopped: %s. Canceling %d jobs", cause, len(self.jobs.running))
         left = self.cancel(self.jobs.running)
         canceled = self.canceled.intersection(self.jobs.job_ids)
         self.usage.note_ends(dict.fromkeys(canceled, False), None)
@@ -165,25 +175,25 @@ class BatchRun(SendingRun):
     # --- a deferral ---
 
     def defer(self, deadline: float, **arguments: Any) -> NoReturn:
-        self.push_progress()
-        batch, ended = self.batch, self.ended
-        if self.unsent or ended.ids:
-            seconds = self.usage.seconds_of(ended.ids)
-            state = DeferredBatch(batch.header, deadline, ended, seconds, bool(self.unsent))
-            self.ti.xcom_push(key=STATE_KEY, value=state.to_xcom(self.reuse.expand(batch.entries)))
-            failed = len(ended.unsuccessful)
-            arguments["used"] = {
-                "jobs": len(ended.ids),
-                "completed": len(ended.ids) - failed,
-                "failed": failed,
-                "execution_seconds": seconds,
-            }
+        if self.unsent or self.ended.ids:
+            arguments["used"] = self._push_state(deadline)
         if self.saves_lines:
             self.saved_lines.save(self.lines_to_save())
         elif self._lines is not None:
             self._remove_saved_lines()
         self._is_deferring = True
         super().defer(deadline, **arguments)
+
+    def _push_state(self, deadline: float) -> dict[str, float]:
+        """Push what is over and what is left, and return what the jobs that are over used."""
+        ended, failed = len(self.ended.ids), len(self.ended.unsuccessful)
+        seconds = self.usage.seconds_of(self.ended.ids)
+        state = DeferredBatch(self.batch.header, deadline, self.ended, seconds, bool(self.unsent))
+        # a signal in the middle of a call to the supervisor would leave it out of step
+        with self.guard.defer_signals():
+            self.push_progress()
+            self.ti.xcom_push(key=STATE_KEY, value=state.to_xcom(self.reuse.expand(self.batch.entries)))
+        return {"jobs": ended, "completed": ended - failed, "failed": failed, "execution_seconds": seconds}
 
     @contextmanager
     def completing(self, event: Mapping[str, Any], read_inputs: ReadInputs = list) -> Iterator[BatchResult]:
