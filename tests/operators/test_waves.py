@@ -76,8 +76,7 @@ class Task:
                 table=rows,
                 key="n",
                 to_input=lambda row: json.loads(row["input"]),
-                destination=destination,
-                **options,
+                **{"destination": destination} | options,
             )
 
         def function() -> Any:
@@ -299,6 +298,17 @@ def test_saved_inputs_are_not_read_again(make: Callable[..., Task], kind: str, t
     assert set(task.bought.values()) == {1}
     assert len(task.bought) == COUNT
     assert not list(tmp_path.rglob(".rungen-*"))
+
+
+def test_a_table_of_results_alone_has_those_of_all_waves(make: Callable[..., Task], mode: bool) -> None:
+    task = make(TABLE, inputs(), deferrable=mode)
+    options = {"destination": None, "results": (task.folder / "out" / "results.jsonl").as_uri()}
+    task.options |= options
+    outcome = task.attempt()
+    assert outcome.error is None
+    assert [row["status"] for row in task.results] == ["completed"] * COUNT
+    assert all("images" in row["result"] for row in task.results)
+    assert task.most_in_flight <= LIMIT
 
 
 def test_a_function_with_a_destination_is_called_once(make: Callable[..., Task], tmp_path: Path) -> None:
