@@ -134,7 +134,7 @@ class Task:
                 await stream.aclose()
 
         self.scale(self.workers)
-        event = task.fire()
+        event = asyncio.run(first_event())
         self.scale(0)
         return event
 
