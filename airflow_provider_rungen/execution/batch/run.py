@@ -55,6 +55,7 @@ class BatchRun(SendingRun):
         inputs = self._read_inputs(read_inputs, book)
         app_id = self.app_id
         self.link_to(app_id)
+        self.push_origin(app_id)
         if book is not None:
             self._look_up(inputs, book)
         header = BatchHeader(
@@ -298,13 +299,18 @@ class BatchRun(SendingRun):
         if self._lines is not None:
             self.unsent = Unsent(self.saved_inputs, wanted)
             return
-        inputs = self._read_inputs(read_inputs, None)
-        if (inputs.digest, inputs.count) == (self.batch.header.digest, self.batch.header.count):
-            self.unsent = Unsent(lambda: enumerate(inputs), wanted)
-            return
-        log.error("The inputs changed while the task was deferred: %d of them are not submitted", len(wanted))
-        changed = RunGenInputError("it was not submitted: the inputs changed while the task was deferred")
-        self.refused |= dict.fromkeys(wanted, changed)
+        try:
+            inputs = self._read_inputs(read_inputs, None)
+        except RunGenInputError as error:
+            reason = error.message
+        else:
+            if (inputs.digest, inputs.count) == (self.batch.header.digest, self.batch.header.count):
+                self.unsent = Unsent(lambda: enumerate(inputs), wanted)
+                return
+            reason = "the inputs changed while the task was deferred"
+        # what is in flight is paid for, so the task ends when it is over
+        log.error("Submitting no more: %s. %d inputs are left", reason, len(wanted))
+        self.refused |= dict.fromkeys(wanted, RunGenInputError(f"it was not submitted: {reason}"))
 
     def new_job_ids(self, result: BatchResult) -> list[str]:
         """Return the jobs that were not stored before."""
