@@ -368,7 +368,7 @@ class SendingRun(DurableRun["BatchOptions"]):
         try:
             yield
         except Exception as error:
-            lost = checkpoint.unsaved_job_ids if self.has_next(error) else checkpoint.job_ids
+            lost = checkpoint.unsaved_job_ids if self.has_next(error) else self.in_flight(checkpoint)
             for start in range(0, len(lost), IDS_IN_A_LINE):
                 some = ", ".join(lost[start : start + IDS_IN_A_LINE])
                 log.warning("No retry resumes these jobs of app %s: %s", checkpoint.header.app_id, some)
