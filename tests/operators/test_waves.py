@@ -284,8 +284,8 @@ def test_a_job_that_is_over_is_not_polled_again_in_each_wave(make: Callable[...,
 
 @pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
 def test_a_wave_is_small_in_the_database(make: Callable[..., Task], kind: str) -> None:
-    task = make(kind, inputs(150), deferrable=True, max_in_flight=100)
-    task.workers = 50
+    task = make(kind, inputs(180), deferrable=True, max_in_flight=120)
+    task.workers = 60
     outcome = task.attempt()
     assert outcome.error is None
     assert len(json.dumps(outcome.events[0])) < 2000

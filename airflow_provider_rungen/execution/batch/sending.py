@@ -280,6 +280,11 @@ class SendingRun(DurableRun["BatchOptions"]):
         """Return the jobs to wait for, those that other tasks submitted among them."""
         return [job_id for job_id in checkpoint.job_ids if job_id not in self.ended.ids]
 
+    @property
+    def unsubmitted(self) -> list[int]:
+        """The inputs that were neither accepted nor refused."""
+        return [index for index in self.batch.absent if index not in self.refused]
+
     def push_progress(self) -> None:
         """Push what was submitted, unless that was done."""
         if not self._is_pushed:
