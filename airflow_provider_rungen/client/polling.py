@@ -21,6 +21,7 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.outages import Outages
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT
 from airflow_provider_rungen.client.progress import Progress
+from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenError,
@@ -87,27 +88,40 @@ def outlast_refusal(poll: Callable[[], Flow[T | None]], outages: Outages) -> Flo
 
 
 def poll_jobs_once(
-    poller: JobPoller, job_ids: Sequence[str], *, poll_interval: float = 1.0, left: float | None = None
+    poller: JobPoller,
+    job_ids: Sequence[str],
+    *,
+    poll_interval: float = 1.0,
+    left: float | None = None,
+    goal: WaitGoal | None = None,
 ) -> Flow[list[Job] | None]:
     """
-    Poll jobs once; return them in the order given if all have finished, else ``None``.
+    Poll jobs once; return the finished ones in the order given if the goal is reached, else ``None``.
 
     :param poller: what earlier polls of the same jobs found; new jobs are added to it.
     :param poll_interval: seconds to the next poll.
     :param left: seconds to the deadline of the caller's loop; from 0 down each job is polled, whatever the
         counters say. Without it, this poll stands alone: it polls each job the first time, and outlasts a
         stray refusal of the key.
+    :param goal: what the wait is for: the end of all jobs when left out.
     :raises RunGenError: an error that no waiting can change.
     """
     poller.add(job_ids, (yield Sleep(0)))
+    goal = goal or WaitGoal()
     if left is not None:
-        return (yield from _poll_jobs(poller, job_ids, poll_interval, left, is_full=left <= 0))
-    poll = partial(_poll_jobs, poller, job_ids, poll_interval, POLL_TIMEOUT, is_full=poller.is_fresh)
+        return (yield from _poll_jobs(poller, job_ids, goal, poll_interval, left, is_full=left <= 0))
+    poll = partial(_poll_jobs, poller, job_ids, goal, poll_interval, POLL_TIMEOUT, is_full=poller.is_fresh)
     return (yield from outlast_refusal(poll, poller.outages))
 
 
 def _poll_jobs(
-    poller: JobPoller, job_ids: Sequence[str], poll_interval: float, left: float, *, is_full: bool
+    poller: JobPoller,
+    job_ids: Sequence[str],
+    goal: WaitGoal,
+    poll_interval: float,
+    left: float,
+    *,
+    is_full: bool,
 ) -> Flow[list[Job] | None]:
     if is_full:
         yield from poller.poll_each(job_ids, left)
@@ -118,9 +132,9 @@ def _poll_jobs(
             raise error
         poller.forget([job_id])
         poller.finished[job_id] = failed_by(error, poller.app_id, job_id)
-    if any(job_id not in poller.finished for job_id in job_ids):
-        return None
-    return [poller.finished[job_id] for job_id in job_ids]
+    goal.note_new(poller.finished.values())
+    finished = [poller.finished[job_id] for job_id in job_ids if job_id in poller.finished]
+    return finished if goal.is_reached(len(job_ids) - len(finished)) else None
 
 
 def wait_for_jobs(
@@ -131,6 +145,7 @@ def wait_for_jobs(
     deadline: float | None = None,
     visible_by: float = 0.0,
     poller: JobPoller | None = None,
+    goal: WaitGoal | None = None,
 ) -> Flow[list[Job]]:
     """
     Wait until all jobs have finished, however they ended; return them in the order given.
@@ -142,6 +157,7 @@ def wait_for_jobs(
         may take as long as any.
     :param visible_by: the time (seconds since 1970) until which the service may not know the jobs.
     :param poller: what polls, if it is to keep less of the jobs, or to log otherwise.
+    :param goal: what to wait for, if not for all jobs. Only those that have finished are returned.
     :raises RunGenJobTimeoutError: the deadline passed; names the first job that has not finished.
     :raises RunGenError: an error that no waiting can change.
     """
@@ -151,9 +167,12 @@ def wait_for_jobs(
     now = yield Sleep(0)
     jobs_poller.add(job_ids, now, visible_by)
     progress = Progress(len(job_ids), now)
+    goal = goal or WaitGoal()
 
     def poll(left: float | None) -> Flow[list[Job] | None]:
-        jobs = yield from poll_jobs_once(jobs_poller, job_ids, poll_interval=poll_interval, left=left)
+        jobs = yield from poll_jobs_once(
+            jobs_poller, job_ids, poll_interval=poll_interval, left=left, goal=goal
+        )
         now = yield Sleep(0)
         if jobs is None and is_wide and (line := progress.line(jobs_poller.finished.values(), now)):
             log.info("%s", line)

@@ -24,6 +24,7 @@ from airflow_provider_rungen.client.polling import (
     timeout_error,
     wait_for_jobs,
 )
+from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
 from airflow_provider_rungen.execution.job_ids import format_jobs
 from airflow_provider_rungen.execution.run import TaskRun
@@ -80,6 +81,8 @@ class WaitingRun(TaskRun[Options]):
         super().__init__(task, context, options)
         self.jobs = OwnedJobs()
         self.usage = Usage()
+        #: The jobs that this attempt has canceled.
+        self.canceled: set[str] = set()
         self._defer = defer
 
     @property
@@ -141,6 +144,7 @@ class WaitingRun(TaskRun[Options]):
             if error is not None and not isinstance(error, RunGenConflictError)  # that one is over
         }
         if canceled := [job_id for job_id, error in outcomes.items() if error is None]:
+            self.canceled |= set(canceled)
             log.info("Canceled %s of app %s", format_jobs(canceled), app_id)
         for job_id, error in list(failures.items())[:10]:
             log.warning("Could not cancel job %s of app %s: %s", job_id, app_id, error)
@@ -157,15 +161,19 @@ class WaitingRun(TaskRun[Options]):
         on_finished: Callable[[Job], Job] = identity,
         can_end_from_trigger: bool = True,
         before_end_from_trigger: Callable[[], None] = lambda: None,
+        goal: WaitGoal | None = None,
+        may_defer: bool = True,
     ) -> list[Job]:
         """
-        Wait for the owned jobs here, or defer when they are not over soon.
+        Wait for the owned jobs here, or defer when they are not over soon. Return those that are over.
 
         :param deadline: the time (seconds since 1970) to stop waiting at.
         :param visible_by: the time (seconds since 1970) until which the service may not know the jobs yet.
         :param on_finished: what to keep of a job that is over.
         :param can_end_from_trigger: whether a success needs no worker, as far as the caller knows.
         :param before_end_from_trigger: called before a deferral whose trigger may end the task.
+        :param goal: what to wait for, if not for all jobs.
+        :param may_defer: whether the task can go on after a deferral.
         :raises RunGenJobTimeoutError: the deadline passed.
         """
         app_id, job_ids, interval = self.jobs.app_id, list(self.jobs.job_ids), self.options.poll_interval
@@ -183,7 +191,11 @@ class WaitingRun(TaskRun[Options]):
             is_lean=on_finished is strip_payloads,
         )
         self.jobs.finished = poller.finished
-        if not self.options.deferrable:
+        goal = goal or WaitGoal()
+        # as it is now: a trigger polls all of these jobs again
+        in_trigger = {"left": goal.left, "stop_after": goal.stop_after, "failures": goal.failures}
+        in_trigger = {name: value for name, value in in_trigger.items() if value}
+        if not self.options.deferrable or not may_defer:
             return perform(
                 wait_for_jobs(
                     app_id,
@@ -192,6 +204,7 @@ class WaitingRun(TaskRun[Options]):
                     deadline=deadline,
                     visible_by=visible_by,
                     poller=poller,
+                    goal=goal,
                 )
             )
         defer_at = min(time.time() + self.options.defer_after, deadline)
@@ -199,7 +212,7 @@ class WaitingRun(TaskRun[Options]):
         poller.add(job_ids, time.time(), visible_by)
         while True:
             left = deadline - time.time()
-            jobs = perform(poll_jobs_once(poller, job_ids, poll_interval=pause, left=left))
+            jobs = perform(poll_jobs_once(poller, job_ids, poll_interval=pause, left=left, goal=goal))
             if jobs is not None:
                 return jobs
             if left <= 0:
@@ -214,6 +227,7 @@ class WaitingRun(TaskRun[Options]):
                     known_by=0.0 if poller.has_seen_all else visible_by,
                     held_back=poller.held_back(now),
                     end_from_trigger=ends,
+                    **in_trigger,
                 )
             self.checkpoint()
             self.hook.sleep(min(max(pause, poller.not_before - now), max(defer_at - now, 0)))

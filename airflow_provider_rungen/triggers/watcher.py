@@ -22,6 +22,7 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import concerns_one_job, failed_by, timeout_error
 from airflow_provider_rungen.client.progress import Progress
 from airflow_provider_rungen.client.scaling import AppTarget
+from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 
@@ -38,6 +39,7 @@ class _Waiter:
     :param poll_interval: seconds between two polls.
     :param waiting: the jobs that it still waits for, in its order.
     :param target: what it waits for the app to become.
+    :param goal: how many of its jobs have to be over.
     :param finished: the jobs that have finished.
     :param context: the context of its log.
     """
@@ -45,6 +47,7 @@ class _Waiter:
     poll_interval: float
     waiting: dict[str, None] = field(default_factory=dict)
     target: AppTarget | None = None
+    goal: WaitGoal = field(default_factory=WaitGoal)
     finished: dict[str, Job] = field(default_factory=dict)
     progress: Progress = field(init=False)
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -114,6 +117,7 @@ class SharedPoller:
         deadline: float,
         visible_by: float = 0.0,
         held_back: Mapping[str, float] = MappingProxyType({}),
+        goal: WaitGoal | None = None,
     ) -> list[Job]:
         """
         Wait until all jobs have finished, however they ended; return them in order, without results.
@@ -122,6 +126,7 @@ class SharedPoller:
         :param deadline: the time (seconds since 1970) to stop at.
         :param visible_by: the time (seconds since 1970) until which the service may not know the jobs.
         :param held_back: the `JobPoller.held_back` of the worker.
+        :param goal: what to wait for, if not for all jobs. Only those that have finished are returned.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change.
         """
@@ -130,11 +135,11 @@ class SharedPoller:
         self._poller.add(waiting, time.time(), visible_by, held_back)
         if not job_ids:
             return []
-        waiter = _Waiter(waiting=waiting, poll_interval=poll_interval)
+        waiter = _Waiter(waiting=waiting, poll_interval=poll_interval, goal=goal or WaitGoal())
         for job_id in waiting:
             self._job_waiters[job_id].add(waiter)
         await self._until_done(waiter, deadline)
-        return [waiter.finished[job_id] for job_id in job_ids]
+        return [waiter.finished[job_id] for job_id in job_ids if job_id in waiter.finished]
 
     async def wait_for_app(self, target: AppTarget, *, poll_interval: float, deadline: float) -> None:
         """
@@ -216,6 +221,7 @@ class SharedPoller:
             self._interval = self._shortest_interval()
             await self._hook.aperform(self._poller.poll_once(self._interval))
             self._deliver()
+            self._finish_parts()
             if self._app_waiters:
                 if self._poller.app is None:  # the round did not need the counters
                     await self._hook.aperform(self._poller.poll_app())
@@ -268,9 +274,16 @@ class SharedPoller:
             for waiter in self._job_waiters.pop(job_id, ()):
                 waiter.finished[job_id] = job
                 del waiter.waiting[job_id]
-                if not waiter.waiting:
+                waiter.goal.note(job)
+                if not waiter.waiting or waiter.goal.is_broken:
                     waiter.finish()
         self._poller.forget(finished)
+
+    def _finish_parts(self) -> None:
+        """End the waits for a part of their jobs: after a round, so that all that it found is in them."""
+        for waiter in set().union(*self._job_waiters.values()):
+            if waiter.goal.is_reached(len(waiter.waiting)):
+                waiter.finish()
 
     def _log_progress(self) -> None:
         for waiter in set().union(*self._job_waiters.values()):
