@@ -32,7 +32,7 @@ def timed_out(request: Request, limit: float, exchange: ExchangeState) -> RunGen
     """
     what = "RunGen did not answer in full" if exchange.is_sent else "RunGen could not be reached"
     when = "before the task had to end" if exchange.is_interrupted else f"within {format_duration(limit)}"
-    return RunGenConnectionError(f"Could not {request.purpose}: {what} {when}", sent=exchange.is_sent)
+    return RunGenConnectionError(request.failure(f"{what} {when}"), sent=exchange.is_sent)
 
 
 def connection_failed(request: Request, error: BaseException, *, sent: bool) -> RunGenConnectionError:
@@ -49,7 +49,7 @@ def connection_failed(request: Request, error: BaseException, *, sent: bool) -> 
         if sent
         else "RunGen could not be reached"
     )
-    return RunGenConnectionError(f"Could not {request.purpose}: {what} ({describe_cause(error)})", sent=sent)
+    return RunGenConnectionError(request.failure(f"{what}: {describe_cause(error)}"), sent=sent)
 
 
 def describe_cause(error: BaseException) -> str:

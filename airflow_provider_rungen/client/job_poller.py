@@ -13,14 +13,13 @@ from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.end_locator import EndLocator
 from airflow_provider_rungen.client.endpoints import get_app, get_job
 from airflow_provider_rungen.client.flow import CUT, Flow, Gather, Pending, Sleep
+from airflow_provider_rungen.client.job_log import log_line, status_line
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.outages import LogCallback, Outages, is_unanswered
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, PollBudget, PollState, in_flight
 from airflow_provider_rungen.client.retry import is_refusal
-from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenError, RunGenNotFoundError
-
-log = logging.getLogger(__name__)
 
 # More polls begun at once would hold up an event loop.
 MAX_CONCURRENT_POLLS = 256
@@ -38,16 +37,6 @@ def identity(job: Job) -> Job:
 def strip_payloads(job: Job) -> Job:
     """Keep of a job only how it ended: there may be many, and their results large."""
     return replace(job, input=None, result=None)
-
-
-def log_line(level: int, line: str, job_id: str | None) -> None:
-    """Log a line."""
-    log.log(level, "%s", line)
-
-
-def log_quietly(level: int, line: str, job_id: str | None) -> None:
-    """Log a line, but of single jobs only problems, because there are many."""
-    log_line(level if job_id is None or level > logging.INFO else logging.DEBUG, line, job_id)
 
 
 @dataclass(eq=False)
@@ -333,7 +322,8 @@ class JobPoller:
         if isinstance(outcome, Job):
             self._note_job(state, outcome, now)
         elif isinstance(outcome, RunGenNotFoundError) and state.job is None and now < state.visible_by:
-            self.log(logging.INFO, f"Job {job_id} is not visible yet; polling continues", job_id)
+            line = f"Not visible yet; polling continues {format_ids(self.app_id, job_id)}"
+            self.log(logging.INFO, line, job_id)
         else:
             # a key that is refused for good is so for every job
             self._errors |= dict.fromkeys(self.waiting if is_refusal(outcome) else [job_id], outcome)
@@ -355,8 +345,5 @@ class JobPoller:
     def _log_status(self, before: Job | None, job: Job) -> None:
         if before and before.raw_status == job.raw_status:
             return
-        if not job.is_known_status:
-            line = f"Unknown status {clean_text(job.raw_status, 50)} counts as running (job {job.id})"
-            self.log(logging.WARNING, line, job.id)
-        elif not before or before.status is not job.status:
-            self.log(logging.INFO, f"Job {job.id} is {job.status}", job.id)
+        if not job.is_known_status or not before or before.status is not job.status:
+            self.log(*status_line(job), job.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -9,14 +10,8 @@ from functools import partial
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
-from airflow_provider_rungen.client.job_poller import (
-    JobPoller,
-    identity,
-    log,
-    log_line,
-    log_quietly,
-    strip_payloads,
-)
+from airflow_provider_rungen.client.job_log import log_of
+from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.outages import Outages
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT
@@ -37,9 +32,6 @@ __all__ = [
     "failed_by",
     "identity",
     "job_of",
-    "log",
-    "log_line",
-    "log_quietly",
     "poll_jobs_once",
     "poll_until",
     "strip_payloads",
@@ -147,7 +139,7 @@ def wait_for_jobs(
     """
     job_ids = list(job_ids)
     is_wide = len(job_ids) > COUNTER_THRESHOLD
-    jobs_poller = poller or JobPoller(app_id, log_quietly if is_wide else log_line)
+    jobs_poller = poller or JobPoller(app_id, log_of(is_wide))
     now = yield Sleep(0)
     jobs_poller.add(job_ids, now, visible_by)
     progress = Progress(len(job_ids), now)
@@ -156,7 +148,7 @@ def wait_for_jobs(
         jobs = yield from poll_jobs_once(jobs_poller, job_ids, poll_interval=poll_interval, left=left)
         now = yield Sleep(0)
         if jobs is None and is_wide and (line := progress.line(jobs_poller.finished.values(), now)):
-            log.info("%s", line)
+            jobs_poller.log(logging.INFO, line, None)
         return jobs
 
     deadline = math.inf if deadline is None else deadline

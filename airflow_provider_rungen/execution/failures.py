@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.outcomes import (
+    brief_reason,
     combined_error,
     format_reasons,
     is_permanent,
@@ -24,7 +25,7 @@ def failure_reasons(ids: Sequence[str | None], errors: Mapping[str, RunGenError]
     :param errors: the errors of those that failed.
     """
     return {
-        index: "it has no job" if job_id is None else errors[job_id].message
+        index: "it has no job" if job_id is None else brief_reason(errors[job_id])
         for index, job_id in enumerate(ids)
         if job_id is None or job_id in errors
     }

@@ -114,11 +114,16 @@ def combined_error(errors: Iterable[RunGenError], count: int, problem: str) -> R
     if len(errors) == 1:
         return first
     more = f"; and {count - MAX_REASONS} more" if count > MAX_REASONS else ""
-    reasons = "; ".join(error.message for error in errors[:MAX_REASONS])
+    reasons = "; ".join(brief_reason(error) for error in errors[:MAX_REASONS])
     message = f"{count} jobs {problem}: {reasons}{more}"
     if not isinstance(first, RunGenJobError):
         return RunGenError(message, hint=first.hint, retryable=first.retryable)
     return type(first)(message, app_id=first.app_id, job_id=first.job_id, retryable=first.retryable)
+
+
+def brief_reason(error: RunGenError) -> str:
+    """Return the message of an error for a line that says already that something failed."""
+    return error.message.removeprefix("Failed: ")
 
 
 def is_permanent(error: RunGenError) -> bool:

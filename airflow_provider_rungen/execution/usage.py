@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.texts import format_count
 
 #: The XCom key.
 USAGE_KEY = "usage"
@@ -75,8 +77,12 @@ class Usage:
     def __str__(self) -> str:
         """Return the usage as a line for people."""
         value = self.to_json()
-        reused = f", {value['reused']} reused" if value["reused"] else ""
-        return (
-            f"{value['jobs']} jobs ({value['completed']} completed, {value['failed']} failed){reused}, "
-            f"{value['execution_seconds']} s of execution"
+        in_flight = value["jobs"] - value["completed"] - value["failed"]
+        counts = {"completed": value["completed"], "failed": value["failed"], "in flight": in_flight}
+        ends = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        parts = [format_count(value["jobs"], "job") + (f" ({ends})" if ends else "")]
+        parts += [f"{value['reused']} reused"] * bool(value["reused"])
+        parts += [f"{format_duration(value['execution_seconds'])} of execution"] * bool(
+            value["execution_seconds"]
         )
+        return ", ".join(parts)

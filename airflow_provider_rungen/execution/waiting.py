@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.flow import Flow, Gather
+from airflow_provider_rungen.client.job_log import log_of
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import (
     COUNTER_THRESHOLD,
     JobPoller,
     identity,
-    log_line,
-    log_quietly,
     poll_jobs_once,
     strip_payloads,
     timeout_error,
@@ -168,7 +167,7 @@ class WaitingRun(TaskRun[Options]):
 
         poller = JobPoller(
             app_id,
-            log_quietly if is_wide else log_line,
+            log_of(is_wide),
             on_finished=metrics.counting(noting),
             is_lean=on_finished is strip_payloads,
         )

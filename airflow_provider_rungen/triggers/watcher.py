@@ -17,8 +17,10 @@ from weakref import WeakKeyDictionary
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.flow import Flow
-from airflow_provider_rungen.client.job_poller import JobPoller, log_line, log_quietly, strip_payloads
+from airflow_provider_rungen.client.job_log import log_of
+from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
 from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.outages import LogCallback
 from airflow_provider_rungen.client.polling import concerns_one_job, failed_by, timeout_error
 from airflow_provider_rungen.client.progress import Progress
 from airflow_provider_rungen.client.scaling import AppTarget
@@ -47,11 +49,13 @@ class _Waiter:
     target: AppTarget | None = None
     finished: dict[str, Job] = field(default_factory=dict)
     progress: Progress = field(init=False)
+    log: LogCallback = field(init=False)
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
     def __post_init__(self) -> None:
         self.progress = Progress(len(self.waiting), time.monotonic())
+        self.log = log_of(self.is_wide)
 
     @property
     def jobs(self) -> int:
@@ -275,12 +279,12 @@ class SharedPoller:
     def _log_progress(self) -> None:
         for waiter in set().union(*self._job_waiters.values()):
             if waiter.is_wide and (line := waiter.progress.line(waiter.finished.values(), time.monotonic())):
-                waiter.context.run(log_line, logging.INFO, line, None)
+                waiter.context.run(waiter.log, logging.INFO, line, None)
 
     def _log(self, level: int, line: str, job_id: str | None) -> None:
         """Log a line for everyone that it concerns."""
         for waiter in self._everyone() if job_id is None else self._job_waiters.get(job_id, ()):
-            waiter.context.run(log_quietly if waiter.is_wide else log_line, level, line, job_id)
+            waiter.context.run(waiter.log, level, line, job_id)
 
 
 _pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], SharedPoller]] = (

@@ -102,7 +102,9 @@ def archive_results(
     async def run() -> dict[str, StoredJob | RunGenError]:
         downloader = Downloader(Settings("http://127.0.0.1:1", KEY), max_bytes=10**6, at_once=4)
         with Storage(folder.as_uri()) as storage:
-            store = OutputArchiver(perform, APP, storage, downloader, max_concurrency=max_concurrency)
+            store = OutputArchiver(
+                perform, APP, storage, "file:///here", downloader, max_concurrency=max_concurrency
+            )
             try:
                 return await store.run(list(results), lambda: None)
             finally:

@@ -18,7 +18,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException
 from conftest import APP, KEY, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 
-from airflow_provider_rungen.client import polling as watch
+from airflow_provider_rungen.client import job_log as watch
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -466,7 +466,7 @@ def test_a_kill_in_the_middle_of_a_log_line_is_not_lost(
 
         def emit(self, record: logging.LogRecord) -> None:
             try:
-                if not killed and "is RUNNING" in record.getMessage():
+                if not killed and "Running" in record.getMessage():
                     killed.append(time.monotonic())
                     op.on_kill()
             except Exception:
