@@ -37,7 +37,7 @@ def check_identity(item: Mapping[str, Any], names: Sequence[str], wanted: str, i
     """
     given = [found for name in names if (found := to_id(item.get(name)))]
     if given and all(each.casefold() != wanted.casefold() for each in given):
-        raise RunGenResponseError(f"The answer is about another one: {clean_text(given[0], 80)} {ids}")
+        raise RunGenResponseError(f"The answer is about {clean_text(given[0], 80)} instead {ids}")
 
 
 def missing(field: str, ids: str, body: Any) -> RunGenResponseError:

@@ -879,8 +879,8 @@ def test_a_few_jobs_are_logged_by_their_ids(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.INFO):
         wait(world, list(world.runs))
     assert [record.getMessage() for record in caplog.records] == [
-        *("Job job-0 is RUNNING", "Job job-1 is RUNNING"),
-        *("Job job-0 is COMPLETED", "Job job-1 is COMPLETED"),
+        *(f"Running (job job-0, app {APP})", f"Running (job job-1, app {APP})"),
+        *(f"Completed (job job-0, app {APP})", f"Completed (job job-1, app {APP})"),
     ]
 
 

@@ -177,7 +177,7 @@ def test_a_failed_job_fails_the_task_with_the_services_words(
     outcome = run_task(op, context)
     [job] = rungen_emulator.service.jobs()
     assert type(outcome.error) is RunGenJobFailedError
-    told = f"Job {job['id']} of app {APP} failed: out of memory. "
+    told = f"Failed: out of memory (job {job['id']}, app {APP}). "
     assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
     assert (outcome.error.app_id, outcome.error.job_id) == (APP, job["id"])
     assert rungen_emulator.service.count("cancel") == 0
@@ -647,7 +647,7 @@ def test_collecting_a_failed_job_is_hopeless(
         hook.cancel_job(job_id=gone)
     outcome = run_task(collect_op([good, bad], deferrable=deferrable), context)
     assert isinstance(outcome.error, AirflowFailException)
-    told = f"Job {bad} of app {APP} failed: out of memory. "
+    told = f"Failed: out of memory (job {bad}, app {APP}). "
     assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
     outcome = run_task(collect_op([gone], deferrable=deferrable), context)
     assert isinstance(outcome.error, AirflowFailException)
@@ -826,7 +826,7 @@ def test_a_failed_job_is_told_whatever_the_schema(
 ) -> None:
     [bad] = submitted(taking(0.2, fail="out of memory"))
     outcome = run_task(collect_op(bad, deferrable=deferrable, result_schema="flux-schnell"), context)
-    told = f"Job {bad} of app {APP} failed: out of memory. "
+    told = f"Failed: out of memory (job {bad}, app {APP}). "
     assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
 
 

@@ -140,7 +140,7 @@ def test_a_failed_job_fails_the_sensor_for_good(
     [good] = submitted(0)
     outcome = run_task(sensor([good, bad], deferrable=deferrable), context)
     assert type(outcome.error) is AirflowFailException
-    told = f"Job {bad} of app {APP} failed: out of memory. "
+    told = f"Failed: out of memory (job {bad}, app {APP}). "
     assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
 
 

@@ -774,13 +774,13 @@ def test_lines_go_to_the_log_of_the_waiter_they_are_about(stage: Stage) -> None:
     with hearing() as heard:
         play(scene())
     assert [line for who, line in heard if who == "ann"] == [
-        f"Job {ids[0]} is RUNNING",
-        f"Job {ids[0]} is COMPLETED",
+        f"Running (job {ids[0]}, app {APP})",
+        f"Completed after 10 s (job {ids[0]}, app {APP})",
     ]
     for name in ("bob", "cy"):
         assert [line for who, line in heard if who == name] == [
-            f"Job {ids[1]} is RUNNING",
-            f"Job {ids[1]} is COMPLETED",
+            f"Running (job {ids[1]}, app {APP})",
+            f"Completed after 10 s (job {ids[1]}, app {APP})",
         ]
     assert {who for who, _ in heard} == {"ann", "bob", "cy"}
 
