@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.client.durations import to_seconds
+from airflow_provider_rungen.client.durations import to_optional_seconds, to_seconds
 from airflow_provider_rungen.client.price import parse_price
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ if TYPE_CHECKING:
         defer_after: Duration
         poll_interval: Duration
         timeout: Duration
+        queued_timeout: Duration | None
         cancel_on_kill: bool
         durable: bool
         on_unknown_submission: Literal["resubmit", "fail"]
@@ -176,6 +177,7 @@ __all__ = [
     "check_price",
     "check_schema",
     "default_arg_names",
+    "to_optional_seconds",
     "to_seconds",
 ]
 

@@ -115,7 +115,10 @@ class Lines:
         def at_y(y: float) -> float:
             return bottom - _PLOT_HEIGHT * y / y_ticks[-1]
 
-        drawn = [_text(_MARGIN, top + 14, self.title, "title"), _text(_MARGIN, top + 34, self.y_label, "quiet")]
+        drawn = [
+            _text(_MARGIN, top + 14, self.title, "title"),
+            _text(_MARGIN, top + 34, self.y_label, "quiet"),
+        ]
         for y in y_ticks:
             drawn.append(f'<path class="grid" d="M{_LEFT} {at_y(y):.1f}H{right}"/>')
             drawn.append(_text(_LEFT - 6, at_y(y) + 4, f"{y:,g}", "quiet", "end"))

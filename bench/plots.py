@@ -91,7 +91,9 @@ def _late(runs: Sequence[Mapping[str, Any]]) -> list[Panel]:
             rounds = [run["late"] for run in runs if run["kind"] == kind and run["order"] == order]
             middle = [median(values) for values in zip(*rounds, strict=True)]
             lines.append(Line([(seconds, share) for share, seconds in enumerate(middle)], _LOOKS[kind]))
-        panels.append(Lines(title, lines, "seconds from the job's end to the event", "% of the jobs", x_aim=aim))
+        panels.append(
+            Lines(title, lines, "seconds from the job's end to the event", "% of the jobs", x_aim=aim)
+        )
     return [*panels, Legend(_LEGEND | {"aim": f"aim: 95 % within {aim:g} s"})]
 
 
@@ -138,7 +140,10 @@ def _start(submits: Mapping[str, Any], imports: Mapping[str, Any]) -> list[Panel
         bars.append(Bar(name, seconds, f"{seconds:.1f} s", look))
     imported = []
     for temperature, words in (("warm", "with bytecode"), ("cold", "without bytecode")):
-        for module, name, look in ((OPERATOR, "RunGenRunJobOperator", "ours"), (HTTP, "HttpOperator", "other")):
+        for module, name, look in (
+            (OPERATOR, "RunGenRunJobOperator", "ours"),
+            (HTTP, "HttpOperator", "other"),
+        ):
             value = median(imports[temperature][module]) * 1000
             imported.append(Bar(f"{name}, {words}", value, f"{value:.0f} ms", look))
     return [

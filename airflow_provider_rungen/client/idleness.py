@@ -13,8 +13,9 @@ from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import ATTEMPTS
-from airflow_provider_rungen.client.scaling import CONFIRM_TIME, PAUSE, set_workers, workers_of
+from airflow_provider_rungen.client.scaling import CONFIRM_TIME, PAUSE, set_workers
 from airflow_provider_rungen.client.texts import format_count, format_ids
+from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenNotFoundError
 
 log = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from airflow_provider_rungen.client.job_log import log_line, status_line
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.outages import LogCallback, Outages, is_unanswered
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, PollBudget, PollState, in_flight
+from airflow_provider_rungen.client.queue_watch import QueueWatch
 from airflow_provider_rungen.client.retry import is_refusal
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenError, RunGenNotFoundError
@@ -51,6 +52,7 @@ class JobPoller:
     :param on_finished: makes of a finished job what is kept of it; its error becomes the job's.
     :param on_news: called when a job has finished, or has an error that no waiting can change.
     :param is_lean: whether inputs and results may be left out of the answers.
+    :param watches_queue: whether to warn about an app that has no workers for its queue.
     :param is_shared: whether several wait for the jobs, so that no slow poll may hold up a round.
     """
 
@@ -60,6 +62,7 @@ class JobPoller:
     on_news: Callable[[], None] = lambda: None
     is_lean: bool = False
     is_shared: bool = False
+    watches_queue: bool = True
     #: The finished jobs, until they are forgotten.
     finished: dict[str, Job] = field(default_factory=dict, init=False)
     waiting: dict[str, PollState] = field(default_factory=dict, init=False)
@@ -80,6 +83,7 @@ class JobPoller:
     def __post_init__(self) -> None:
         self.outages = Outages(self.log)
         self.locator = EndLocator(self)
+        self.queue = QueueWatch(self)
 
     @property
     def has_seen_all(self) -> bool:
@@ -167,7 +171,9 @@ class JobPoller:
             self._patience = min(min(max(poll_interval, 1.0), 10.0) * self._stretch, POLL_TIMEOUT)
         self.is_fresh, self.app, self.outages.last_failure = False, None, None
         yield from self._poll_due(poll_interval, now)
-        self.outages.end_round((yield Sleep(0)))
+        self.outages.end_round(now := (yield Sleep(0)))
+        if self.watches_queue:
+            yield from self.queue.look(now)
 
     def poll_each(self, job_ids: Iterable[str], left: float = 0.0) -> Flow[None]:
         """
@@ -183,7 +189,9 @@ class JobPoller:
             self.outages.last_failure = None
         due = [job_id for job_id in self._due(now) if job_id in wanted]
         yield from self.poll(due, PollBudget.until(now, left))
-        self.outages.end_round((yield Sleep(0)))
+        self.outages.end_round(now := (yield Sleep(0)))
+        if self.watches_queue:
+            yield from self.queue.look(now)
 
     def _due(self, now: float) -> list[str]:
         """Return the jobs that may be polled, oldest first, but before them those that were cut off."""
@@ -332,6 +340,10 @@ class JobPoller:
 
     def _note_job(self, state: PollState, job: Job, now: float) -> None:
         before, state.job, state.polled_at = state.job, replace(job, input=None), now
+        if before is None:
+            state.status_since = state.added_at
+        elif before.status is not job.status:
+            state.status_since = now
         if job.is_terminal:
             self.finished[job.id] = job
             self.found += 1

@@ -15,6 +15,7 @@ from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, PollBudget, 
 from airflow_provider_rungen.client.polling import outlast_refusal, poll_until
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.texts import format_count, format_ids
+from airflow_provider_rungen.client.workers import KNOWN_STATUSES, describe
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
     RunGenAppTimeoutError,
@@ -25,9 +26,6 @@ from airflow_provider_rungen.exceptions import (
 
 log = logging.getLogger(__name__)
 
-# The order in which the states of workers are named.
-_WORKER_STATES = ("ready", "running", "idle", "initializing", "throttled", "unhealthy")
-_KNOWN_STATUSES = ("STOPPED", "INITIALIZING", "RUNNING", "")
 # Answers in a row that must name fewer workers before that is believed, because a single one may be old.
 CONFIRMATIONS = 2
 # Answers that must lack the job counters before an app is taken for one that does not count its jobs.
@@ -108,7 +106,7 @@ class AppTarget(AppPoller):
         :raises RunGenAppError: somebody took away the workers that are waited for.
         """
         if (seen := describe(app)) != self._seen:
-            level = logging.INFO if app.status in _KNOWN_STATUSES else logging.WARNING
+            level = logging.INFO if app.status in KNOWN_STATUSES else logging.WARNING
             log.log(level, "%s %s", seen, format_ids(self.app_id))
             self._seen = seen
         wanted, workers = self.active_workers, app.active_workers
@@ -128,28 +126,6 @@ class AppTarget(AppPoller):
         seen = f"it is {self._seen}" if self._seen else "the service did not answer"
         message = f"Not {self.status} in time: {seen} {format_ids(self.app_id)}"
         return RunGenAppTimeoutError(message, app_id=self.app_id)
-
-
-def describe(app: App) -> str:
-    """Return an app's status and workers as text: ``RUNNING, 1 worker: ready, idle``."""
-    status = app.status or "No status"
-    if app.status not in _KNOWN_STATUSES:
-        status = f"Unknown status {status}"
-    workers = describe_workers(app)
-    return f"{status}, {workers}" if workers else status
-
-
-def describe_workers(app: App) -> str:
-    """Return an app's workers as text: ``3 workers: 2 ready, 1 idle``. A worker may have two states."""
-    states = {
-        state: app.workers[state] for state in (*_WORKER_STATES, *app.workers) if app.workers.get(state)
-    }
-    is_single = app.active_workers == 1 and set(states.values()) == {1}
-    counts = ", ".join(state if is_single else f"{count} {state}" for state, count in states.items())
-    if app.active_workers is None:
-        return f"workers: {counts}" if counts else ""
-    count = format_count(app.active_workers, "worker")
-    return f"{count}: {counts}" if counts else count
 
 
 def wait_for_app(target: AppTarget, *, poll_interval: float, deadline: float) -> Flow[App]:
@@ -203,13 +179,6 @@ class ScaleRecord:
     def was_raised(self) -> bool:
         """Whether there is something to lower."""
         return self.active_workers > 0 and (self.before is None or self.before < self.active_workers)
-
-
-def workers_of(app: App) -> int | None:
-    """Return how many workers an app is paid for, where that is known."""
-    if app.active_workers is not None:
-        return app.active_workers
-    return 0 if app.has_status("STOPPED") else None
 
 
 def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) -> Flow[None]:

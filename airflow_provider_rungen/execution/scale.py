@@ -19,10 +19,10 @@ from airflow_provider_rungen.client.scaling import (
     restore_workers,
     set_workers,
     wait_for_app,
-    workers_of,
 )
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.worker_history import see_app
+from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
 from airflow_provider_rungen.execution import attempts
 from airflow_provider_rungen.execution.attempts import Attempt

@@ -16,13 +16,16 @@ from airflow_provider_rungen.client.job_log import log_of
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import (
     COUNTER_THRESHOLD,
+    FIRST_INTERVAL,
+    INTERVAL_GROWTH,
     JobPoller,
     identity,
     poll_jobs_once,
     strip_payloads,
-    timeout_error,
     wait_for_jobs,
 )
+from airflow_provider_rungen.client.queue_watch import QueueTimer
+from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
 from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
 from airflow_provider_rungen.execution.job_ids import format_jobs
 from airflow_provider_rungen.execution.run import TaskRun
@@ -35,8 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Seconds to the second poll of a job that may be over before a deferral is worth it.
-FIRST_INTERVAL = 0.3
 # Results that are fetched again, and held, at a time.
 MAX_HELD = 64
 Options = TypeVar("Options", bound="WaitOptions")
@@ -181,10 +182,13 @@ class WaitingRun(TaskRun[Options]):
                     deadline=deadline,
                     visible_by=visible_by,
                     poller=poller,
+                    first_interval=FIRST_INTERVAL,
+                    queued_timeout=self.options.queued_timeout,
                 )
             )
         defer_at = min(time.time() + self.options.defer_after, deadline)
-        pause = FIRST_INTERVAL
+        pause, limit = FIRST_INTERVAL, self.options.queued_timeout
+        timer = None if limit is None else QueueTimer(limit, time.time())
         poller.add(job_ids, time.time(), visible_by)
         while True:
             left = deadline - time.time()
@@ -192,8 +196,10 @@ class WaitingRun(TaskRun[Options]):
             if jobs is not None:
                 return jobs
             if left <= 0:
-                raise timeout_error(poller, job_ids)
+                raise perform(explain_timeout(poller, job_ids))
             now = time.time()
+            if timer is not None and timer.is_over(poller, job_ids, now):
+                raise timeout_error(poller, job_ids, queued_for=now - timer.moved_at)
             if defer_at <= now < deadline:
                 ends = can_end_from_trigger and self._can_end_from_trigger()
                 if ends:
@@ -202,11 +208,12 @@ class WaitingRun(TaskRun[Options]):
                     deadline,
                     known_by=0.0 if poller.has_seen_all else visible_by,
                     held_back=poller.held_back(now),
+                    **({} if timer is None else {"queued_since": timer.moved_at}),
                     end_from_trigger=ends,
                 )
             self.checkpoint()
             self.hook.sleep(min(max(pause, poller.not_before - now), max(defer_at - now, 0)))
-            pause = min(pause * 1.5, interval)
+            pause = min(pause * INTERVAL_GROWTH, interval)
 
     def defer(self, deadline: float, **arguments: Any) -> NoReturn:
         """Go on waiting for the owned jobs in the triggerer."""
@@ -219,6 +226,7 @@ class WaitingRun(TaskRun[Options]):
                 "job_id": job_ids,
                 "poll_interval": self.options.poll_interval,
                 "deadline": deadline,
+                "queued_timeout": self.options.queued_timeout,
                 "deferred_at": now,
                 "cancel_on_kill": self.options.cancel_on_kill,
                 **({"borrowed": list(self.jobs.borrowed)} if self.jobs.borrowed else {}),

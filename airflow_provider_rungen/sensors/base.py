@@ -23,10 +23,10 @@ def as_sensor_timeout(sensor: BaseSensorOperator) -> Iterator[None]:
     try:
         yield
     except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
-        raise AirflowSensorTimeout(
-            f"{error.message}: the sensor had {format_duration(sensor.timeout)}. Raise timeout if it needs "
-            "longer."
-        ) from error
+        limit = f"Raise timeout (now {format_duration(sensor.timeout)})"
+        hint = error.hint.replace("Raise timeout or execution_timeout", "Raise timeout")
+        hint = hint.replace("Raise timeout", limit) or f"{limit} if it needs longer"
+        raise AirflowSensorTimeout(f"{error.message}. {hint}.") from error
 
 
 @contextmanager

@@ -21,9 +21,11 @@ from airflow_provider_rungen.client.job_log import log_of
 from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.outages import LogCallback
-from airflow_provider_rungen.client.polling import concerns_one_job, failed_by, timeout_error
+from airflow_provider_rungen.client.polling import concerns_one_job, failed_by
 from airflow_provider_rungen.client.progress import Progress
+from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.scaling import AppTarget
+from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 
@@ -40,6 +42,7 @@ class _Waiter:
     :param poll_interval: seconds between two polls.
     :param waiting: the jobs that it still waits for, in its order.
     :param target: what it waits for the app to become.
+    :param timer: limits how long its jobs may stay queued.
     :param finished: the jobs that have finished.
     :param context: the context of its log.
     """
@@ -47,6 +50,7 @@ class _Waiter:
     poll_interval: float
     waiting: dict[str, None] = field(default_factory=dict)
     target: AppTarget | None = None
+    timer: QueueTimer | None = None
     finished: dict[str, Job] = field(default_factory=dict)
     progress: Progress = field(init=False)
     log: LogCallback = field(init=False)
@@ -70,9 +74,17 @@ class _Waiter:
         """Poll once more, because the deadline may have passed while the triggerer was down."""
         return poller.poll_app() if self.target else poller.poll_each(self.waiting.copy())
 
-    def timeout_error(self, poller: JobPoller) -> RunGenError:
+    def explain_timeout(self, poller: JobPoller) -> Flow[RunGenError]:
         """Return the error for what was not so in time."""
-        return self.target.timeout_error() if self.target else timeout_error(poller, self.waiting)
+        if self.target:
+            return self.target.timeout_error()
+        return (yield from explain_timeout(poller, self.waiting))
+
+    def check_queue(self, poller: JobPoller) -> None:
+        """Fail if the jobs have been queued for too long."""
+        now, timer = time.time(), self.timer
+        if timer is not None and timer.is_over(poller, [*self.waiting, *self.finished], now):
+            self.fail(timeout_error(poller, self.waiting, queued_for=now - timer.moved_at))
 
     def finish(self) -> None:
         if not self.done.done():
@@ -118,6 +130,7 @@ class SharedPoller:
         deadline: float,
         visible_by: float = 0.0,
         held_back: Mapping[str, float] = MappingProxyType({}),
+        timer: QueueTimer | None = None,
     ) -> list[Job]:
         """
         Wait until all jobs have finished, however they ended; return them in order, without results.
@@ -126,6 +139,7 @@ class SharedPoller:
         :param deadline: the time (seconds since 1970) to stop at.
         :param visible_by: the time (seconds since 1970) until which the service may not know the jobs.
         :param held_back: the `JobPoller.held_back` of the worker.
+        :param timer: limits how long the jobs may stay queued.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change.
         """
@@ -134,7 +148,7 @@ class SharedPoller:
         self._poller.add(waiting, time.time(), visible_by, held_back)
         if not job_ids:
             return []
-        waiter = _Waiter(waiting=waiting, poll_interval=poll_interval)
+        waiter = _Waiter(waiting=waiting, poll_interval=poll_interval, timer=timer)
         for job_id in waiting:
             self._job_waiters[job_id].add(waiter)
         await self._until_done(waiter, deadline)
@@ -164,7 +178,7 @@ class SharedPoller:
             if not waiter.done.done():
                 await self._poll_last(waiter)
             if not waiter.done.done():
-                raise waiter.timeout_error(self._poller)
+                raise await self._hook.aperform(waiter.explain_timeout(self._poller))
             waiter.done.result()
         finally:
             self._leave(waiter)
@@ -220,6 +234,8 @@ class SharedPoller:
             self._interval = self._shortest_interval()
             await self._hook.aperform(self._poller.poll_once(self._interval))
             self._deliver()
+            for waiter in set().union(*self._job_waiters.values()):
+                waiter.check_queue(self._poller)
             if self._app_waiters:
                 if self._poller.app is None:  # the round did not need the counters
                     await self._hook.aperform(self._poller.poll_app())

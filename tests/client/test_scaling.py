@@ -23,9 +23,9 @@ from airflow_provider_rungen.client.scaling import (
     restore_workers,
     set_workers,
     wait_for_app,
-    workers_of,
 )
 from airflow_provider_rungen.client.transport import drive
+from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
