@@ -111,7 +111,7 @@ class QueueTimer:
         if is_moving or (app is not None and app.jobs.get("in_progress")):
             self._finished, self.moved_at, self._is_stuck = finished, now, False
         elif (known or app is not None) and not poller.outages.failed_rounds:
-            # seen twice, since a job may be between two states
             was_stuck, self._is_stuck = self._is_stuck, now >= self.moved_at + self.limit
-            return was_stuck and self._is_stuck
+            # counters must say so twice, since a job may be between two states
+            return self._is_stuck and (was_stuck or (app is None and len(known) == len(waiting)))
         return False
