@@ -126,7 +126,9 @@ if TYPE_CHECKING:
         ledger: Ledger | None
         result_schema: SchemaSource | None
         max_concurrency: int
+        max_in_flight: int | None
         max_failed: float
+        stop_after: int | None
         max_output_bytes: int
         max_outputs: int
         max_total_bytes: int | None
@@ -173,6 +175,7 @@ __all__ = [
     "check_count",
     "check_format",
     "check_ledger",
+    "check_limit",
     "check_max_failed",
     "check_price",
     "check_schema",
@@ -193,6 +196,15 @@ def check_count(value: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, not {value!r}")
     return value
+
+
+def check_limit(value: int | None, name: str) -> int | None:
+    """
+    Return a positive whole number, or ``None`` for no limit.
+
+    :raises ValueError: it is neither; the message names the parameter.
+    """
+    return None if value is None else check_count(value, name)
 
 
 def check_max_failed(value: float) -> float:

@@ -18,6 +18,7 @@ from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT
 from airflow_provider_rungen.client.progress import Progress
 from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
+from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenError,
@@ -91,27 +92,40 @@ def outlast_refusal(poll: Callable[[], Flow[T | None]], outages: Outages) -> Flo
 
 
 def poll_jobs_once(
-    poller: JobPoller, job_ids: Sequence[str], *, poll_interval: float = 1.0, left: float | None = None
+    poller: JobPoller,
+    job_ids: Sequence[str],
+    *,
+    poll_interval: float = 1.0,
+    left: float | None = None,
+    goal: WaitGoal | None = None,
 ) -> Flow[list[Job] | None]:
     """
-    Poll jobs once; return them in the order given if all have finished, else ``None``.
+    Poll jobs once; return the finished ones in the order given if the goal is reached, else ``None``.
 
     :param poller: what earlier polls of the same jobs found; new jobs are added to it.
     :param poll_interval: seconds to the next poll.
     :param left: seconds to the deadline of the caller's loop; from 0 down each job is polled, whatever the
         counters say. Without it, this poll stands alone: it polls each job the first time, and outlasts a
         stray refusal of the key.
+    :param goal: what the wait is for: the end of all jobs when left out.
     :raises RunGenError: an error that no waiting can change.
     """
     poller.add(job_ids, (yield Sleep(0)))
+    goal = goal or WaitGoal()
     if left is not None:
-        return (yield from _poll_jobs(poller, job_ids, poll_interval, left, is_full=left <= 0))
-    poll = partial(_poll_jobs, poller, job_ids, poll_interval, POLL_TIMEOUT, is_full=poller.is_fresh)
+        return (yield from _poll_jobs(poller, job_ids, goal, poll_interval, left, is_full=left <= 0))
+    poll = partial(_poll_jobs, poller, job_ids, goal, poll_interval, POLL_TIMEOUT, is_full=poller.is_fresh)
     return (yield from outlast_refusal(poll, poller.outages))
 
 
 def _poll_jobs(
-    poller: JobPoller, job_ids: Sequence[str], poll_interval: float, left: float, *, is_full: bool
+    poller: JobPoller,
+    job_ids: Sequence[str],
+    goal: WaitGoal,
+    poll_interval: float,
+    left: float,
+    *,
+    is_full: bool,
 ) -> Flow[list[Job] | None]:
     if is_full:
         yield from poller.poll_each(job_ids, left)
@@ -122,9 +136,9 @@ def _poll_jobs(
             raise error
         poller.forget([job_id])
         poller.finished[job_id] = failed_by(error, poller.app_id, job_id)
-    if any(job_id not in poller.finished for job_id in job_ids):
-        return None
-    return [poller.finished[job_id] for job_id in job_ids]
+    goal.note_new(poller.finished.values())
+    finished = [poller.finished[job_id] for job_id in job_ids if job_id in poller.finished]
+    return finished if goal.is_reached(len(job_ids) - len(finished)) else None
 
 
 def wait_for_jobs(
@@ -137,6 +151,7 @@ def wait_for_jobs(
     poller: JobPoller | None = None,
     first_interval: float = math.inf,
     queued_timeout: float | None = None,
+    goal: WaitGoal | None = None,
 ) -> Flow[list[Job]]:
     """
     Wait until all jobs have finished, however they ended; return them in the order given.
@@ -150,6 +165,7 @@ def wait_for_jobs(
     :param poller: what polls, if it is to keep less of the jobs, or to log otherwise.
     :param first_interval: see `poll_until`.
     :param queued_timeout: seconds that the jobs may stay queued while none of them starts.
+    :param goal: what to wait for, if not for all jobs. Only those that have finished are returned.
     :raises RunGenJobTimeoutError: the deadline passed; names the first job that has not finished.
     :raises RunGenJobQueuedTimeoutError: no job started for ``queued_timeout``.
     :raises RunGenError: an error that no waiting can change.
@@ -161,9 +177,12 @@ def wait_for_jobs(
     jobs_poller.add(job_ids, now, visible_by)
     progress = Progress(len(job_ids), now)
     timer = None if queued_timeout is None else QueueTimer(queued_timeout, now)
+    goal = goal or WaitGoal()
 
     def poll(left: float | None) -> Flow[list[Job] | None]:
-        jobs = yield from poll_jobs_once(jobs_poller, job_ids, poll_interval=poll_interval, left=left)
+        jobs = yield from poll_jobs_once(
+            jobs_poller, job_ids, poll_interval=poll_interval, left=left, goal=goal
+        )
         now = yield Sleep(0)
         if jobs is None and timer is not None and timer.is_over(jobs_poller, job_ids, now):
             raise timeout_error(jobs_poller, job_ids, queued_for=now - timer.moved_at)

@@ -62,7 +62,9 @@ class BatchOptions(SubmitOptions):
     destination: Any = None
     ledger: Ledger | None = None
     max_concurrency: int
+    max_in_flight: int | None = None
     max_failed: float
+    stop_after: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ def read_job_event(event: Mapping[str, Any]) -> list[Job]:
     :raises RunGenError: the trigger could not go on.
     """
     app_id, outcome = event.get("app_id") or "", event.get("outcome")
-    if outcome == "over":
+    if outcome in ("over", "part"):
         return [
             Job(
                 id=str(job.get("id") or ""),

@@ -21,7 +21,7 @@ class Usage:
         self._jobs: dict[str, bool | None] = {}
         self._reused: set[str] = set()
         self._seconds: dict[str, float] = {}
-        # the jobs that the triggerer waited for, and their seconds together
+        # the jobs that ended before this process or in the triggerer, and their seconds together
         self._waited_for: set[str] = set()
         self._waited_seconds = 0.0
 
@@ -54,11 +54,25 @@ class Usage:
         failed = {job.get("id") for job in unsuccessful}
         if event.get("outcome") != "over" or event.get("count", 0) > len(unsuccessful):
             return  # what is not in the event is looked at again
-        for job_id in job_ids:
-            self._jobs[job_id] = job_id not in failed
         seconds = event.get("execution_seconds")
+        self.note_ends({job_id: job_id not in failed for job_id in job_ids}, seconds)
+
+    def note_ends(self, ends: Mapping[str, bool], seconds: Any) -> None:
+        """
+        Note jobs that are over, which were waited for elsewhere.
+
+        :param ends: whether each completed.
+        :param seconds: how long they ran together, if that is known.
+        """
+        self._jobs |= ends
         if isinstance(seconds, int | float):
-            self._waited_for, self._waited_seconds = set(job_ids), float(seconds)
+            self._waited_for |= ends.keys()
+            self._waited_seconds += seconds
+
+    def seconds_of(self, job_ids: Collection[str]) -> float:
+        """Return how long jobs that are over ran together."""
+        others = (self._seconds.get(job_id, 0.0) for job_id in job_ids if job_id not in self._waited_for)
+        return self._waited_seconds + sum(others)
 
     def to_json(self) -> dict[str, Any]:
         """Return the value to push."""

@@ -26,6 +26,7 @@ from airflow_provider_rungen.client.polling import (
 )
 from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
+from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
 from airflow_provider_rungen.execution.job_ids import format_jobs
 from airflow_provider_rungen.execution.run import TaskRun
@@ -80,6 +81,8 @@ class WaitingRun(TaskRun[Options]):
         super().__init__(task, context, options)
         self.jobs = OwnedJobs()
         self.usage = Usage()
+        #: The jobs that this attempt has canceled.
+        self.canceled: set[str] = set()
         self._defer = defer
 
     def own(self, app_id: str, job_ids: Sequence[str], borrowed: Collection[str] = ()) -> None:
@@ -131,6 +134,7 @@ class WaitingRun(TaskRun[Options]):
             if error is not None and not isinstance(error, RunGenConflictError)  # that one is over
         }
         if canceled := [job_id for job_id, error in outcomes.items() if error is None]:
+            self.canceled |= set(canceled)
             log.info("Canceled %s of app %s", format_jobs(canceled), app_id)
         for job_id, error in list(failures.items())[:10]:
             log.warning("Could not cancel job %s of app %s: %s", job_id, app_id, error)
@@ -147,15 +151,19 @@ class WaitingRun(TaskRun[Options]):
         on_finished: Callable[[Job], Job] = identity,
         can_end_from_trigger: bool = True,
         before_end_from_trigger: Callable[[], None] = lambda: None,
+        goal: WaitGoal | None = None,
+        may_defer: bool = True,
     ) -> list[Job]:
         """
-        Wait for the owned jobs here, or defer when they are not over soon.
+        Wait for the owned jobs here, or defer when they are not over soon. Return those that are over.
 
         :param deadline: the time (seconds since 1970) to stop waiting at.
         :param visible_by: the time (seconds since 1970) until which the service may not know the jobs yet.
         :param on_finished: what to keep of a job that is over.
         :param can_end_from_trigger: whether a success needs no worker, as far as the caller knows.
         :param before_end_from_trigger: called before a deferral whose trigger may end the task.
+        :param goal: what to wait for, if not for all jobs.
+        :param may_defer: whether the task can go on after a deferral.
         :raises RunGenJobTimeoutError: the deadline passed.
         """
         app_id, job_ids, interval = self.jobs.app_id, list(self.jobs.job_ids), self.options.poll_interval
@@ -173,7 +181,11 @@ class WaitingRun(TaskRun[Options]):
             is_lean=on_finished is strip_payloads,
         )
         self.jobs.finished = poller.finished
-        if not self.options.deferrable:
+        goal = goal or WaitGoal()
+        # as it is now: a trigger polls all of these jobs again
+        in_trigger = {"left": goal.left, "stop_after": goal.stop_after, "failures": goal.failures}
+        in_trigger = {name: value for name, value in in_trigger.items() if value}
+        if not self.options.deferrable or not may_defer:
             return perform(
                 wait_for_jobs(
                     app_id,
@@ -184,6 +196,7 @@ class WaitingRun(TaskRun[Options]):
                     poller=poller,
                     first_interval=FIRST_INTERVAL,
                     queued_timeout=self.options.queued_timeout,
+                    goal=goal,
                 )
             )
         defer_at = min(time.time() + self.options.defer_after, deadline)
@@ -192,7 +205,7 @@ class WaitingRun(TaskRun[Options]):
         poller.add(job_ids, time.time(), visible_by)
         while True:
             left = deadline - time.time()
-            jobs = perform(poll_jobs_once(poller, job_ids, poll_interval=pause, left=left))
+            jobs = perform(poll_jobs_once(poller, job_ids, poll_interval=pause, left=left, goal=goal))
             if jobs is not None:
                 return jobs
             if left <= 0:
@@ -210,6 +223,7 @@ class WaitingRun(TaskRun[Options]):
                     held_back=poller.held_back(now),
                     **({} if timer is None else {"queued_since": timer.moved_at}),
                     end_from_trigger=ends,
+                    **in_trigger,
                 )
             self.checkpoint()
             self.hook.sleep(min(max(pause, poller.not_before - now), max(defer_at - now, 0)))

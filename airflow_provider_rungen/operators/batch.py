@@ -18,6 +18,7 @@ from airflow_provider_rungen.parameters import (
     check_count,
     check_format,
     check_ledger,
+    check_limit,
     check_max_failed,
     check_schema,
     to_optional_seconds,
@@ -79,7 +80,12 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     :param ledger: remembers which inputs were paid for, so that an input that was run before is reused. Needs
         ``destination`` (templated).
     :param max_concurrency: how many submissions are in flight at most.
+    :param max_in_flight: how many jobs of the task are queued or running at the service at most. The rest is
+        submitted as they end. No limit when ``None``, nor without a wait.
     :param max_failed: how many inputs may fail without failing the task: a number, or a share below 1.
+    :param stop_after: the task ends when so many jobs in a row have failed, with no success in between: it
+        submits no more, cancels what is in flight, and keeps what completed. The same holds for refused
+        inputs. Never when ``None``.
     """
 
     template_fields: Sequence[str] = ("app_id", "inputs", "rungen_conn_id", "destination", "ledger")
@@ -114,7 +120,9 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         destination: Destination | None = None,
         ledger: Ledger | None = None,
         max_concurrency: int = 16,
+        max_in_flight: int | None = 1000,
         max_failed: float = 0,
+        stop_after: int | None = 20,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         check_deferrable(deferrable=deferrable, wait_for_completion=wait_for_completion, kwargs=kwargs)
@@ -143,7 +151,9 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         self.destination = destination
         self.ledger = check_ledger(ledger, destination)
         self.max_concurrency = check_count(max_concurrency, "max_concurrency")
+        self.max_in_flight = check_limit(max_in_flight, "max_in_flight")
         self.max_failed = check_max_failed(max_failed)
+        self.stop_after = check_limit(stop_after, "stop_after")
 
     def execute(self, context: Context) -> Any:
         """
@@ -167,7 +177,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         if self.destination is not None:
             return self._collecting_run(context).complete(event)
         run = self._batch_run(context)
-        with run.completing(event) as result:
+        with run.completing(event, lambda: self.inputs) as result:
             return run.finish(result)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:

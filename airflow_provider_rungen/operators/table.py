@@ -18,6 +18,7 @@ from airflow_provider_rungen.parameters import (
     check_count,
     check_format,
     check_ledger,
+    check_limit,
     check_max_failed,
     check_schema,
     to_optional_seconds,
@@ -90,7 +91,12 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         Needs ``destination`` (templated).
     :param result_schema: the JSON Schema that every result has to fit.
     :param max_concurrency: how many submissions, and how many downloads, are in flight at most.
+    :param max_in_flight: how many jobs of the task are queued or running at the service at most. The rest is
+        submitted as they end. No limit when ``None``.
     :param max_failed: how many rows may fail without failing the task: a number, or a share below 1.
+    :param stop_after: the task ends when so many jobs in a row have failed, with no success in between: it
+        submits no more, cancels what is in flight, and keeps what completed. The same holds for refused
+        inputs. Never when ``None``.
     :param max_output_bytes: bytes of a file at most.
     :param max_outputs: files of a job at most.
     :param max_total_bytes: bytes of all files of a job at most. No limit when left out.
@@ -136,7 +142,9 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         ledger: Ledger | None = None,
         result_schema: SchemaSource | None = None,
         max_concurrency: int = 16,
+        max_in_flight: int | None = 1000,
         max_failed: float = 0,
+        stop_after: int | None = 20,
         max_output_bytes: int = 1 << 30,
         max_outputs: int = 10_000,
         max_total_bytes: int | None = None,
@@ -170,7 +178,9 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         self.ledger = check_ledger(ledger, destination)
         self.result_schema = check_schema(result_schema, "result_schema")
         self.max_concurrency = check_count(max_concurrency, "max_concurrency")
+        self.max_in_flight = check_limit(max_in_flight, "max_in_flight")
         self.max_failed = check_max_failed(max_failed)
+        self.stop_after = check_limit(stop_after, "stop_after")
         self.max_output_bytes = check_count(max_output_bytes, "max_output_bytes")
         self.max_outputs = check_count(max_outputs, "max_outputs")
         self.max_total_bytes = max_total_bytes

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 
 from airflow_provider_rungen._airflow import TaskInstanceState, metrics
-from airflow_provider_rungen.client.models import JobStatus
+from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.client.transport import gather_limited
+from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution import attempts, task_instances
 from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
+from airflow_provider_rungen.execution.ranges import format_ranges
 from airflow_provider_rungen.execution.usage import USAGE_KEY, Usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink
@@ -51,6 +53,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
 
     The event is ``{"outcome": "over", "unsuccessful": [{"id", "status", "error"}, …], "count"}``, or
     ``{"outcome": "timeout" | "error", "message", …}``, with the ``app_id``, and a few ``job_ids``, not many.
+    With ``left`` or ``stop_after``, it is ``{"outcome": "part", "ended": "0-499", …}`` while some jobs are
+    still in flight. The numbers are positions in ``job_id``.
 
     :param rungen_conn_id: the Airflow connection.
     :param app_id: the app of the jobs; the connection's ``app_id`` when left out.
@@ -69,6 +73,10 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param borrowed: the jobs that other tasks submitted, which are never canceled.
     :param batch: what the attempt pushed under the XCom key ``batch`` in place of the ids of its jobs.
     :param end_from_trigger: end the task here when all jobs completed.
+    :param left: how many jobs may still be in flight when the trigger fires.
+    :param stop_after: fire also when so many jobs in a row have failed.
+    :param failures: how many jobs in a row had failed before.
+    :param used: the ``usage`` of the task's earlier jobs, for ``end_from_trigger``.
     :param unknown: what another version of the package kept in the database; it is ignored, and logged.
     """
 
@@ -91,6 +99,10 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         borrowed: list[str] | None = None,
         batch: str = "",
         end_from_trigger: bool = False,
+        left: int = 0,
+        stop_after: int | None = None,
+        failures: int = 0,
+        used: dict[str, float] | None = None,
         **unknown: Any,
     ) -> None:
         self._start(unknown)
@@ -110,6 +122,10 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         self.borrowed = borrowed
         self.batch = batch
         self.end_from_trigger = end_from_trigger
+        self.left = left
+        self.stop_after = stop_after
+        self.failures = failures
+        self.used = used
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return f"airflow_provider_rungen.triggers.{type(self).__name__}", {
@@ -129,13 +145,19 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             "borrowed": self.borrowed,
             "batch": self.batch,
             "end_from_trigger": self.end_from_trigger,
+            "left": self.left,
+            "stop_after": self.stop_after,
+            "failures": self.failures,
+            "used": self.used,
         }
 
     def _fired(self, event: dict[str, Any]) -> TriggerEvent:
         if self.end_from_trigger and event["outcome"] == "over" and not event["count"]:
             usage = Usage()
             usage.note_event(parse_known_job_ids(self.job_id), event)
-            return TaskSuccessEvent(xcoms={USAGE_KEY: usage.to_json()})
+            used = self.used or {}
+            value = {key: value + used.get(key, 0) for key, value in usage.to_json().items()}
+            return TaskSuccessEvent(xcoms={USAGE_KEY: value})
         return TriggerEvent(event)
 
     @property
@@ -238,6 +260,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         timer = None
         if self.queued_timeout is not None:
             timer = QueueTimer(self.queued_timeout, self.queued_since or time.time())
+        goal = WaitGoal(self.left, self.stop_after, self.failures)
         watcher = shared_poller(self.rungen_conn_id, event["app_id"])
         with metrics.timing("wait.triggerer"):
             jobs = await watcher.wait(
@@ -247,6 +270,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 visible_by=self.known_by,
                 held_back=self.held_back or {},
                 timer=timer,
+                goal=goal,
             )
         unsuccessful = [
             {"id": job.id, "status": job.status.value, "error": job.error}
@@ -259,3 +283,18 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             "count": len(unsuccessful),
             "execution_seconds": round(sum(job.execution_time or 0 for job in jobs), 3),
         }
+        if self.left or self.stop_after is not None:
+            event |= _part(job_ids, jobs, goal)
+
+
+def _part(job_ids: list[str], jobs: list[Job], goal: WaitGoal) -> dict[str, Any]:
+    """Return what a worker needs to go on: numbers in place of ids, since there may be many."""
+    ended = {job.id: job for job in jobs}
+    numbered = [(number, ended[job_id]) for number, job_id in enumerate(job_ids) if job_id in ended]
+    failed = [number for number, job in numbered if job.status is not JobStatus.COMPLETED]
+    part: dict[str, Any] = {"jobs": len(job_ids), "failures": goal.failures, "is_broken": goal.is_broken}
+    if len(ended) < len(set(job_ids)):
+        part |= {"outcome": "part", "ended": format_ranges(number for number, _ in numbered)}
+    if len(failed) > MAX_JOBS_IN_EVENT:
+        part["failed"] = format_ranges(failed)
+    return part

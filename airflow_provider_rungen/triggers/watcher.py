@@ -26,6 +26,7 @@ from airflow_provider_rungen.client.progress import Progress
 from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.scaling import AppTarget
 from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
+from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 
@@ -43,6 +44,7 @@ class _Waiter:
     :param waiting: the jobs that it still waits for, in its order.
     :param target: what it waits for the app to become.
     :param timer: limits how long its jobs may stay queued.
+    :param goal: how many of its jobs have to be over.
     :param finished: the jobs that have finished.
     :param context: the context of its log.
     """
@@ -51,6 +53,7 @@ class _Waiter:
     waiting: dict[str, None] = field(default_factory=dict)
     target: AppTarget | None = None
     timer: QueueTimer | None = None
+    goal: WaitGoal = field(default_factory=WaitGoal)
     finished: dict[str, Job] = field(default_factory=dict)
     progress: Progress = field(init=False)
     log: LogCallback = field(init=False)
@@ -131,6 +134,7 @@ class SharedPoller:
         visible_by: float = 0.0,
         held_back: Mapping[str, float] = MappingProxyType({}),
         timer: QueueTimer | None = None,
+        goal: WaitGoal | None = None,
     ) -> list[Job]:
         """
         Wait until all jobs have finished, however they ended; return them in order, without results.
@@ -140,6 +144,7 @@ class SharedPoller:
         :param visible_by: the time (seconds since 1970) until which the service may not know the jobs.
         :param held_back: the `JobPoller.held_back` of the worker.
         :param timer: limits how long the jobs may stay queued.
+        :param goal: what to wait for, if not for all jobs. Only those that have finished are returned.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change.
         """
@@ -148,11 +153,12 @@ class SharedPoller:
         self._poller.add(waiting, time.time(), visible_by, held_back)
         if not job_ids:
             return []
-        waiter = _Waiter(waiting=waiting, poll_interval=poll_interval, timer=timer)
+        goal = goal or WaitGoal()
+        waiter = _Waiter(waiting=waiting, poll_interval=poll_interval, timer=timer, goal=goal)
         for job_id in waiting:
             self._job_waiters[job_id].add(waiter)
         await self._until_done(waiter, deadline)
-        return [waiter.finished[job_id] for job_id in job_ids]
+        return [waiter.finished[job_id] for job_id in job_ids if job_id in waiter.finished]
 
     async def wait_for_app(self, target: AppTarget, *, poll_interval: float, deadline: float) -> None:
         """
@@ -234,6 +240,7 @@ class SharedPoller:
             self._interval = self._shortest_interval()
             await self._hook.aperform(self._poller.poll_once(self._interval))
             self._deliver()
+            self._finish_parts()
             for waiter in set().union(*self._job_waiters.values()):
                 waiter.check_queue(self._poller)
             if self._app_waiters:
@@ -288,9 +295,16 @@ class SharedPoller:
             for waiter in self._job_waiters.pop(job_id, ()):
                 waiter.finished[job_id] = job
                 del waiter.waiting[job_id]
-                if not waiter.waiting:
+                waiter.goal.note(job)
+                if not waiter.waiting or waiter.goal.is_broken:
                     waiter.finish()
         self._poller.forget(finished)
+
+    def _finish_parts(self) -> None:
+        """End the waits for a part of their jobs: after a round, so that all that it found is in them."""
+        for waiter in set().union(*self._job_waiters.values()):
+            if waiter.goal.is_reached(len(waiter.waiting)):
+                waiter.finish()
 
     def _log_progress(self) -> None:
         for waiter in set().union(*self._job_waiters.values()):

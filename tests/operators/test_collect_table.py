@@ -220,7 +220,7 @@ def test_the_table_is_written_when_the_time_is_over(
     assert type(outcome.error) is RunGenJobTimeoutError
     rows = table_in(tmp_path)
     assert [row["status"] for row in rows] == ["failed", "completed", "failed", "failed"]
-    assert "is not over yet: it is RUNNING" in rows[0]["error"]
+    assert "Not over yet: RUNNING" in rows[0]["error"]
     assert len(rows[1]["outputs"]) == stores
     assert rows[1]["result"]
 

@@ -680,7 +680,7 @@ def test_collecting_without_waiting_what_is_not_over_is_an_error_that_may_pass(
     slow, bad = submitted(LONG, taking(0, fail="x"))
     outcome = run_task(collect_op(slow, wait_for_completion=False), context)
     assert type(outcome.error) is RunGenJobError
-    assert "not over yet" in str(outcome.error)
+    assert "Not over yet" in str(outcome.error)
     assert str(outcome.error).endswith(". Wait for it first.")
     assert states(rungen_emulator)[0] == "RUNNING"
     # with a failed one among them, trying again cannot help

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -160,6 +160,31 @@ class Checkpoint:
                     found._load(index, job_id)
         return found
 
+    @classmethod
+    def restored(
+        cls,
+        store: Any,
+        header: BatchHeader,
+        ids: Sequence[str | None],
+        unknown: Collection[int],
+        reuse: Reuse,
+    ) -> Checkpoint:
+        """
+        Return the checkpoint of an attempt that was deferred.
+
+        :param ids: the job of each input.
+        :param unknown: the inputs whose fate is unknown.
+        :param reuse: what the ledger knows, without jobs to resume.
+        """
+        restored = cls(store, header)
+        restored._saved_header, restored.reuse = header, reuse
+        for index, job_id in enumerate(ids):
+            if not reuse.needs_no_job(index):
+                is_absent = index < header.sent_upto and index not in unknown
+                restored.ids[index] = job_id or (cls.NOT_CREATED if is_absent else "")
+        restored.known = set(restored.job_ids)
+        return restored
+
     def _load(self, index: int, job_id: str) -> None:
         # an id that is there already is that of the input before it
         self.ids[index] = "" if job_id in self.known else job_id
@@ -226,6 +251,11 @@ class Checkpoint:
         for index, entry in reuse.pending.items():
             if not self._has_job(index) and entry.app_id == self.header.app_id:
                 self.note(index, entry.job_id)
+
+    def ids_again(self, jobs: Mapping[int, str]) -> None:
+        """Set the jobs of inputs that the ledger had, and has no more. They are not saved."""
+        for index, job_id in jobs.items():
+            self.ids[index] = job_id
 
     def note(self, index: int, job_id: str) -> None:
         """Set the entry of an input. It is saved at the next flush."""

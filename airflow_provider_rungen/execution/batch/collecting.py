@@ -74,6 +74,11 @@ class CollectingRun(BatchRun):
         with self.completing(event) as result:
             return self._collect(result)
 
+    @property
+    def can_read_again(self) -> bool:
+        # the function is called once an attempt, and may return something else the next time
+        return self._collect_options.destination is not None
+
     def push_submitted(self, ids: list[str | None], refused: Mapping[int, RunGenError]) -> None:
         super().push_submitted(ids, refused)
         if self._is_single and ids[0] is not None:

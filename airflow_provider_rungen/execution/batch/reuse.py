@@ -93,6 +93,7 @@ class Reuse:
         self._keys_by_job: dict[str, str] = {}
         # the jobs whose entries are in the ledger already
         self._saved: set[str] = set()
+        self._is_unread = False
 
     @classmethod
     def begin(
@@ -149,23 +150,35 @@ class Reuse:
         book: LedgerBook,
         ids: Sequence[str | None],
         saved: Sequence[Any],
-        on_stored: Callable[[StoredJob], object],
     ) -> Self:
         """
-        Go on after a deferral.
+        Go on after a deferral. The stored jobs are not read yet: see `read_stored`.
 
         :param ids: the job of each input.
         :param saved: what `to_save` returned for each.
-        :param on_stored: takes each stored job, as it is found.
         """
         self = cls(book, [key for key, _, _ in saved])
         jobs = list(zip(ids, saved, strict=True))
         self._keys_by_job = {job_id: key for job_id, (key, _, _) in jobs if job_id is not None}
         self.borrowed = {job_id for job_id, (_, _, is_borrowed) in jobs if job_id and is_borrowed}
-        # not by their keys: the ledger may have changed meanwhile, and what expired since then still counts
-        places = {key: StoredPlace(*place) for _, (key, place, _) in jobs if place}
-        self._take_stored(book.find_again(places, on_stored=_placing(on_stored)))
+        self._take_stored({key: StoredPlace(*place) for _, (key, place, _) in jobs if place})
+        self._is_unread = True
         return self
+
+    def read_stored(self, on_stored: Callable[[StoredJob], object]) -> dict[int, str]:
+        """
+        Read the stored jobs, if a deferral was in between.
+
+        :param on_stored: takes each, as it is found.
+        :return: by input, the jobs that are gone from storage. The service may still have them.
+        """
+        if self.book is None or not self._is_unread:
+            return {}
+        before, self._is_unread = self.stored, False
+        # not by their keys: the ledger may have changed meanwhile, and what expired since then still counts
+        places = {self.keys[leader]: place for leader, place in before.items()}
+        self._take_stored(self.book.find_again(places, on_stored=_placing(on_stored)))
+        return {leader: place.job_id for leader, place in before.items() if leader not in self.stored}
 
     def to_save(self, index: int, job_id: str | None) -> list[Any]:
         """

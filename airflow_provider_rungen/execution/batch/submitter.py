@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from airflow_provider_rungen.client import endpoints, retry
@@ -43,6 +43,8 @@ class BatchSubmitter:
     :param max_concurrency: how many submissions are in flight at most.
     :param deadline: the time (seconds since 1970) after which no more are started.
     :param is_stopping: returns whether to stop at once.
+    :param stop_after: stop when so many inputs in a row were refused.
+    :param refusals: how many in a row were refused before.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class BatchSubmitter:
         max_concurrency: int,
         deadline: float,
         is_stopping: Callable[[], bool],
+        stop_after: int | None = None,
+        refusals: int = 0,
     ) -> None:
         self._perform = perform
         self._app_id = app_id
@@ -70,20 +74,25 @@ class BatchSubmitter:
         self._submitted = 0
         self._news = asyncio.Event()
         self._is_exhausted = self._is_finished = False
+        self._stop_after = stop_after
         self.refused: dict[int, RunGenError] = {}
+        #: How many inputs in a row were refused, up to the last answer.
+        self.refusals = refusals
+        #: Whether so many were refused in a row that it stopped.
+        self.is_broken = False
 
-    async def run(self, todo: Iterable[tuple[int, Any]], total: int) -> None:
+    async def run(self, todo: Iterable[tuple[int, Any]], indexes: Collection[int]) -> None:
         """
         Submit the inputs. Those that are refused one by one go to ``refused``.
 
         :param todo: the inputs, with their indexes.
-        :param total: how many there are.
+        :param indexes: these indexes.
         :raises RunGenError: no input can be submitted.
         :raises Exception: the inputs cannot be read, or the ids not be saved.
         """
         checkpoint = self._checkpoint
         new_from = checkpoint.sent_upto
-        again = {index for index, job_id in enumerate(checkpoint.ids) if job_id == Checkpoint.NOT_CREATED}
+        again = {index for index in indexes if checkpoint.ids[index] == Checkpoint.NOT_CREATED}
         for index in again:  # they may be sent from now on
             checkpoint.note(index, "")
         self._saving = asyncio.create_task(self._save())
@@ -91,7 +100,7 @@ class BatchSubmitter:
             self._news.set()
         failure: Exception | None = None
         try:
-            await self._submit_all(iter(todo), total)
+            await self._submit_all(iter(todo), len(indexes))
         except Exception as error:
             failure = error
         try:
@@ -119,9 +128,13 @@ class BatchSubmitter:
         if failure := failure or self._abort:
             raise failure
 
+    @property
+    def _has_to_stop(self) -> bool:
+        return self._is_stopping() or self._abort is not None or self.is_broken
+
     async def _submit_all(self, rest: Iterator[tuple[int, Any]], total: int) -> None:
         started_at = logged_at = time.monotonic()
-        while not self._is_stopping() and self._abort is None and time.time() < self._deadline:
+        while not self._has_to_stop and time.time() < self._deadline:
             if self._saving.done():  # it ends early only when the store fails
                 await self._saving
             await self._begin(rest)
@@ -187,6 +200,8 @@ class BatchSubmitter:
             elif isinstance(error, RunGenBadRequestError):
                 self.refused[index] = error
                 self._checkpoint.note(index, Checkpoint.NOT_CREATED)
+                self.refusals += 1
+                self.is_broken |= self._stop_after is not None and self.refusals >= self._stop_after
             else:
                 self._checkpoint.note(index, Checkpoint.NOT_CREATED)
                 self._abort = error
@@ -201,6 +216,7 @@ class BatchSubmitter:
                 return
             self._checkpoint.note(index, job.id)
             self._submitted += 1
+            self.refusals = 0
             self._throttles, self._throttled_since = 0, None
             if self._submitted % self._limit == 0:
                 self._limit = min(self._limit + 1, self._max_limit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,10 +19,11 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobFailedError,
     RunGenJobTimeoutError,
 )
+from airflow_provider_rungen.execution.batch.ended import DeferredBatch
 from airflow_provider_rungen.execution.batch.inputs import Inputs
 from airflow_provider_rungen.execution.batch.result import BatchResult
 from airflow_provider_rungen.execution.batch.reuse import task_token
-from airflow_provider_rungen.execution.batch.run import BatchRun
+from airflow_provider_rungen.execution.batch.run import STATE_KEY, BatchRun
 from airflow_provider_rungen.execution.batch.saved import SavedLines
 from airflow_provider_rungen.execution.collector import Collector
 from airflow_provider_rungen.execution.lineage import TaskOutcome
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.client.models import Job
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-    from airflow_provider_rungen.execution.batch.checkpoint import Checkpoint
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions, TableOptions
     from airflow_provider_rungen.execution.waiting import Defer
@@ -166,20 +167,16 @@ class TableRun(BatchRun):
             return str(options.results)
         return f"{str(options.destination).removesuffix('/')}/results.jsonl"
 
-    def _submit(
-        self, inputs: Inputs, checkpoint: Checkpoint, completed: set[str], deadline: float
-    ) -> dict[int, RunGenError]:
+    def submit(self, deadline: float) -> bool:
         try:
-            return super()._submit(inputs, checkpoint, completed, deadline)
+            return super().submit(deadline)
         finally:
             # for the results table of an attempt that fails here
-            if not self._submitted.ids:
-                self._submitted = BatchResult(self.reuse.expand(checkpoint.entries))
+            self._submitted = self.result(self.batch)
 
     def push_submitted(self, ids: list[str | None], refused: Mapping[int, RunGenError]) -> None:
-        self._submitted = BatchResult(ids, self.reuse.expand_refused(refused))
-        if self._checkpoint is not None:  # the ids would be too many
-            self.ti.xcom_push(key="batch", value=self._checkpoint.header.batch)
+        # the ids would be too many
+        self.ti.xcom_push(key="batch", value=self.batch.header.batch)
 
     def accepts(self, stored: StoredJob) -> bool:
         return self._collector.accepts(stored)
@@ -199,40 +196,54 @@ class TableRun(BatchRun):
         return SavedLines(folder + slash, task_token(self.ti))
 
     def defer(self, deadline: float, **arguments: Any) -> NoReturn:
-        batch = self._checkpoint.header.batch if self._checkpoint else ""
-        super().defer(deadline, batch=batch, **arguments)
+        super().defer(deadline, batch=self.batch.header.batch, **arguments)
 
     @property
     def saves_lines(self) -> bool:
         return True
 
-    def lines_to_save(self, checkpoint: Checkpoint) -> Iterator[Any]:
-        """Yield what the plan is made of, and each row with its job or error."""
+    def lines_to_save(self) -> Iterator[Any]:
+        """Yield what the plan is made of, and each row with the fate of its input."""
         yield self._plan.header()
+        find, ids, refused = self.unsent.finder(), self._submitted.ids, self.refused
         for row, number in self._plan.numbered():
-            status, error, job_id, saved = row.status, row.error, None, None
+            sent: list[Any] | None = None
             if number is not None:
-                status, error = self._refusal(number)
-                job_id = self._submitted.ids[number]
-                saved = self.reuse.to_save(number, job_id) if self.reuse.keys else None
-            yield [list(row.values.values()), status, error, job_id, saved]
+                error = refused.get(number)
+                refusal = error and [error.message, error.retryable]
+                saved = self.reuse.to_save(number, ids[number]) if self.reuse.keys else None
+                sent = [ids[number], saved, refusal, find(number)]
+            yield [list(row.values.values()), row.status, row.error, sent]
 
-    def _restore(self, app_id: str) -> BatchResult:
-        lines = iter(self.saved_lines.load())
+    def saved_inputs(self) -> Iterator[tuple[int, Any]]:
+        lines = (sent for _, _, _, sent in islice(self._lines or (), 1, None) if sent is not None)
+        for number, (*_, job_input) in enumerate(lines):
+            if job_input is not None:
+                yield number, job_input
+
+    def _restore(self, app_id: str) -> DeferredBatch | None:
+        self._lines = self.saved_lines.load()
+        lines = iter(self._lines)
         self._plan = plan = TablePlan.restored(next(lines))
         ids: list[str | None] = []
         saved: list[Any] = []
-        for values, status, error, job_id, saved_of_row in lines:
+        for values, status, error, sent in lines:
             plan.add(values, status and Status(status), error)
-            if status is None:
-                ids.append(job_id)
-                saved.append(saved_of_row)
-        self._submitted = result = BatchResult(ids)
-        self._restore_reuse(ids, saved)
-        self.own(app_id, self.new_job_ids(result))
+            if sent is None:
+                continue
+            job_id, saved_of_row, refusal, _ = sent
+            if refusal is not None:
+                message, retryable = refusal
+                kind = RunGenError if retryable else RunGenBadRequestError
+                self.refused[len(ids)] = kind(message, retryable=retryable)
+            ids.append(job_id)
+            saved.append(saved_of_row)
+        self.restore_reuse(ids, saved)
+        state = self.restore_batch(app_id, ids, self.xcom_pull(STATE_KEY))
+        self._submitted = self.result(self.batch)
         self._prepare(plan)
         self._has_to_report = True
-        return result
+        return state
 
     # --- the end ---
 
@@ -248,6 +259,8 @@ class TableRun(BatchRun):
             "%d rows: %d bought, %d reused, %d skipped, %d failed",
             *(counts.rows, counts.new_jobs, counts.reused, counts.skipped, counts.failed),
         )
+        if result.stopped is not None:
+            raise self.stop_error(result, result.stopped, f"All reasons are in {redact(self._results_uri)}. ")
         if counts.failed > self._allowed(counts.runnable):
             raise self._failure_of_table(failures, counts)
         if counts.failed:
@@ -358,6 +371,7 @@ class TableRun(BatchRun):
             else clean_text(f"{type(error).__name__}: {error}")
         )
         try:
+            self.read_stored()
             if isinstance(cause, RunGenJobTimeoutError):
                 self._store_finished()
             self._rows.add_errors(

@@ -1,0 +1,73 @@
+"""Kill a task with 10,000 inputs in a real Airflow: no job is left at the service."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_rungen.emulator import Emulator
+from system.stage import AirflowInstance, Run, task_processes, until
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+COUNT = 10_000
+# Of the first 1000 jobs, these end soon, so that a second wave follows. The others run on.
+SHORT = 600
+Statuses = Callable[[], Counter[str]]
+
+
+@pytest.fixture
+def statuses(emulator: Emulator, tmp_path: Path, request: pytest.FixtureRequest) -> Statuses:
+    """Write 10,000 inputs, and return what counts their jobs by status."""
+    name = f"{request.node.name} "
+    with (tmp_path / "inputs.jsonl").open("w") as file:
+        for n in range(COUNT):
+            options = {"seconds": 1 if n < SHORT else 600}
+            file.write(json.dumps({"prompt": f"{name}{n}", "emulator": options}) + "\n")
+
+    def count() -> Counter[str]:
+        jobs = emulator.service.jobs()
+        return Counter(job["status"] for job in jobs if job["input"]["prompt"].startswith(name))
+
+    return count
+
+
+def wait_for_the_second_wave(statuses: Statuses) -> None:
+    def is_there() -> bool:
+        return statuses()["COMPLETED"] == SHORT and statuses().total() >= 1500
+
+    until(is_there, 200, lambda: str(statuses()))
+
+
+def check_that_none_is_left(statuses: Statuses) -> None:
+    assert statuses().keys() == {"COMPLETED", "CANCELED"}
+    assert statuses()["COMPLETED"] == SHORT
+    assert 900 <= statuses()["CANCELED"] <= 1000
+
+
+def test_a_terminated_batch_of_ten_thousand_leaves_no_job(
+    airflow: AirflowInstance, start: Callable[..., Run], statuses: Statuses, tmp_path: Path
+) -> None:
+    run = start("waves_blocking", seconds=0, inputs=str(tmp_path / "inputs.jsonl"))
+    wait_for_the_second_wave(statuses)
+    os.kill(task_processes(airflow, run)["task"], signal.SIGTERM)
+    assert run.wait_for_end() == "failed"
+    check_that_none_is_left(statuses)
+
+
+def test_a_deferred_batch_of_ten_thousand_that_is_marked_leaves_no_job(
+    start: Callable[..., Run], statuses: Statuses, tmp_path: Path
+) -> None:
+    run = start("waves_deferred", seconds=0, inputs=str(tmp_path / "inputs.jsonl"))
+    wait_for_the_second_wave(statuses)
+    run.wait_for_state("deferred")
+    until(lambda: run.log().count(" starting") >= 2, 60, run.log)
+    run.mark("failed")
+    until(lambda: not statuses().keys() & {"QUEUED", "RUNNING"}, 45, lambda: str(statuses()))
+    assert run.wait_for_end() == "failed"
+    check_that_none_is_left(statuses)
