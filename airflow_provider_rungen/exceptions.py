@@ -26,13 +26,17 @@
         └── RunGenOutputError          the job completed, but an output cannot be fetched or stored
 
 Every error has a ``message``, a ``hint`` (what to do next), and ``retryable``: whether the same call may
-succeed later. ``str(error)`` is the message and the hint.
+succeed later. ``str(error)`` is the message and the hint. An error that ends a task has its ``app_id`` and
+``job_ids``.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, Self
+from collections.abc import Sequence
+from typing import ClassVar, Self, TypeVar
+
+Error = TypeVar("Error", bound=BaseException)
 
 
 class RunGenError(Exception):
@@ -46,6 +50,11 @@ class RunGenError(Exception):
 
     default_hint: ClassVar[str] = ""
     default_retryable: ClassVar[bool] = True
+
+    #: The app, if it is known.
+    app_id: str = ""
+    #: The jobs of the task that raised it, in order.
+    job_ids: Sequence[str] = ()
 
     def __init__(self, message: str = "", *, hint: str | None = None, retryable: bool | None = None) -> None:
         super().__init__(message)
@@ -66,6 +75,13 @@ class RunGenError(Exception):
         revised.args = (message,)
         revised.message, revised.hint, revised.retryable = message, hint, retryable
         return revised
+
+    def named_in(self, error: Error) -> Error:
+        """Return an error that is raised in place of this one, with its app and jobs."""
+        for name in ("app_id", "job_id", "job_ids"):
+            if hasattr(self, name):
+                setattr(error, name, getattr(self, name))
+        return error
 
 
 class RunGenConfigError(RunGenError):

@@ -56,11 +56,13 @@ class Runs:
     def __init__(self, folder: Path, emulator: Emulator) -> None:
         self.emulator = emulator
         self.catalogue, self.descriptions = folder / "catalogue", folder / "descriptions"
+        self.costs = folder / "costs.jsonl"
         changed = {"catalogue": str(change_two_colors(folder / "changed.csv"))}
         runs: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
             **{name: ("rungen_ways", options, {}) for name, options in WAYS.items()},
             "deferred": ("rungen_deferred", WAYS["documented"], {}),
-            **{name: (f"rungen_{name}", {}, {}) for name in ("failing", "retried", "scaled")},
+            **{name: (f"rungen_{name}", {}, {}) for name in ("failing", "retried")},
+            "scaled": ("rungen_scaled", {}, {"results": str(self.costs)}),
             "first night": ("rungen_catalogue", {}, {}),
             "second night": ("rungen_catalogue", {}, changed),
             "descriptions": ("rungen_descriptions", {}, {}),
@@ -142,7 +144,7 @@ def test_the_template_was_rendered(runs: Runs) -> None:
 def test_no_job_was_made_twice(runs: Runs) -> None:
     examples = (*runs.prompts("studio photo"), *runs.prompts("Describe"))
     jobs = [prompt for prompt in runs.prompts() if prompt not in ("again", *examples)]
-    assert len(jobs) == 4 * len(WAYS) + 3
+    assert len(jobs) == 4 * len(WAYS) + 10
     assert runs.emulator.service.count("run") == runs.emulator.service.stats()["jobs_created"]
 
 
@@ -152,8 +154,35 @@ def test_a_deferred_task_comes_back(runs: Runs) -> None:
 
 
 def test_a_failed_job_fails_its_dag_run(runs: Runs) -> None:
-    assert runs.states["failing"] == {"bad[-1]": "failed", "collected_bad[-1]": "upstream_failed"}
+    states = {**runs.states["failing"]}
+    assert (states.pop("submitted[-1]"), states.pop("collected_bad[-1]")) == ("success", "upstream_failed")
+    assert states == dict.fromkeys(("bad[-1]", "wait_for_bad[-1]", "bad_batch[-1]", "late[-1]"), "failed")
     assert "out of memory" in runs.log
+
+
+def test_a_callback_finds_the_app_and_the_jobs_of_a_failed_task(runs: Runs) -> None:
+    report = runs.report("failing")
+    by_prompt: dict[str, list[str]] = {}
+    for job in runs.emulator.service.jobs():
+        by_prompt.setdefault(job["input"]["prompt"], []).append(job["id"])
+    assert report == {
+        "bad": {
+            "kind": "RunGenJobFailedError",
+            "app_id": "flux-schnell",
+            "job_ids": by_prompt["fail: out of memory"],
+        },
+        "wait_for_bad": {
+            "kind": "AirflowFailException",
+            "app_id": "flux-schnell",
+            "job_ids": by_prompt["fail: no luck"],
+        },
+        "bad_batch": {
+            "kind": "RunGenJobFailedError",
+            "app_id": "llama-text",
+            "job_ids": [job_id for prompt in ("bad", "good") for job_id in by_prompt[prompt]],
+        },
+        "late": {"kind": "AirflowTaskTimeout", "app_id": "flux-schnell", "job_ids": by_prompt["late"]},
+    }
 
 
 def test_an_app_is_scaled_down_when_its_tasks_failed_and_left_alone_when_it_was_not_up(runs: Runs) -> None:
@@ -179,6 +208,13 @@ def test_the_bill_has_the_jobs_of_mapped_tasks(runs: Runs) -> None:
     paid = runs.emulator.service.stats()["worker_seconds"]["gpu"]
     assert float(bill["worker_seconds"]) == pytest.approx(paid, abs=2)
     assert float(bill["cost"]) == pytest.approx(float(bill["worker_seconds"]), abs=0.001)
+
+
+def test_the_rows_of_a_table_have_their_share_of_the_bill(runs: Runs) -> None:
+    costs = [float(json.loads(line)["cost"]) for line in runs.costs.read_text().splitlines()]
+    assert len(costs) == 2
+    # the other tasks of the block report 300 s, and may not have done so yet
+    assert 0 < sum(costs) <= float(runs.report("scaled")["bill"]["cost"])
 
 
 def test_neither_key_nor_signed_url_is_in_the_log(runs: Runs) -> None:

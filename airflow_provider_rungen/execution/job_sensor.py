@@ -87,8 +87,11 @@ class JobSensorRun(WaitingRun["WaitOptions"]):
             if jobs is None:
                 self.late = timeout_error(self._poller, job_ids)
                 now, timer = time.time(), self._timer
-                if timer is not None and timer.is_over(self._poller, job_ids, now):
+                is_stuck = timer is not None and timer.is_over(self._poller, job_ids, now)
+                if timer is not None and is_stuck:
                     self.late = timeout_error(self._poller, job_ids, queued_for=now - timer.moved_at)
+                self.name_jobs(self.late)
+                if is_stuck:
                     raise self.late
                 return False
             self._finish(jobs)
@@ -102,9 +105,10 @@ class JobSensorRun(WaitingRun["WaitOptions"]):
     def complete(self, job_id: Any, event: Mapping[str, Any]) -> None:
         """Go on after the wait in the triggerer."""
         with fail_without_retry(*JOB_IS_OVER), self.opened():
-            raise_for_jobs(read_job_event(event), event.get("count", 0))
             app_id = event.get("app_id") or self.app_id
             job_ids = event.get("job_ids") or parse_known_job_ids(job_id)
+            self.is_about(app_id, job_ids)
+            raise_for_jobs(read_job_event(event), event.get("count", 0))
             self.own(app_id, job_ids)
             self._read_schema()
             if self._schema is not None:

@@ -85,8 +85,20 @@ class WaitingRun(TaskRun[Options]):
         self.canceled: set[str] = set()
         self._defer = defer
 
+    @property
+    def job_ids(self) -> Sequence[str]:
+        return list(dict.fromkeys([*super().job_ids, *self.usage.job_ids, *self.jobs.job_ids]))
+
+    def known_outcome(self) -> TaskOutcome | None:
+        outcome = super().known_outcome()
+        return outcome and replace(outcome, usage=self._known_usage())
+
+    def _known_usage(self) -> dict[str, Any] | None:
+        return self.usage.to_json() if self.usage else None
+
     def own(self, app_id: str, job_ids: Sequence[str], borrowed: Collection[str] = ()) -> None:
         """Answer for these jobs from now on, and for no others."""
+        self.known_app_id = app_id or self.known_app_id
         self.jobs = OwnedJobs(app_id, job_ids, borrowed=borrowed)
 
     @contextmanager
@@ -103,13 +115,14 @@ class WaitingRun(TaskRun[Options]):
     def push_usage(self) -> None:
         """Push what the jobs used, and log it."""
         log.info("Used %s", self.usage)
+        self.usage.send_metrics()
         try:
             self.ti.xcom_push(key=USAGE_KEY, value=self.usage.to_json())
         except Exception as error:  # a task is not to fail for its figures
             log.warning("Could not push what the jobs used: %s", type(error).__name__)
 
     def record_outcome(self, outcome: TaskOutcome) -> None:
-        super().record_outcome(replace(outcome, usage=self.usage.to_json() if self.usage else None))
+        super().record_outcome(replace(outcome, usage=self._known_usage()))
 
     def cleanup(self) -> str:
         if self.options.cancel_on_kill and self.jobs.job_ids:

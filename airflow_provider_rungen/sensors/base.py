@@ -26,7 +26,7 @@ def as_sensor_timeout(sensor: BaseSensorOperator) -> Iterator[None]:
         limit = f"Raise timeout (now {format_duration(sensor.timeout)})"
         hint = error.hint.replace("Raise timeout or execution_timeout", "Raise timeout")
         hint = hint.replace("Raise timeout", limit) or f"{limit} if it needs longer"
-        raise AirflowSensorTimeout(f"{error.message}. {hint}.") from error
+        raise error.named_in(AirflowSensorTimeout(f"{error.message}. {hint}.")) from error
 
 
 @contextmanager

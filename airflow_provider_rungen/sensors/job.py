@@ -99,7 +99,7 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
         """Wait for the jobs."""
         run = self._sensor_run(context)
         if not self.deferrable:
-            with run.guard.working(), explain_timeout(self):
+            with run.naming_jobs(), run.guard.working(), explain_timeout(self):
                 return BaseSensorOperator.execute(self, context)
         with apply_soft_fail(self), as_sensor_timeout(self):
             run.execute(self.job_id, self.timeout)

@@ -13,7 +13,9 @@ from airflow.providers.common.compat.sdk import DAG, task
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
     RunGenRunJobOperator,
+    RunGenRunTableOperator,
     scaled_app,
 )
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -22,12 +24,22 @@ FAST: dict[str, Any] = {"poll_interval": 0.05}
 START = datetime(2025, 1, 1)
 
 
-@task
-def report(name: str, value: Any) -> None:
+def write_report(name: str, value: Any) -> None:
     path = Path(os.environ["RUNGEN_TEST_REPORT"])
     known = json.loads(path.read_text()) if path.exists() else {}
     # the output of a mapped task comes as a lazy sequence
     path.write_text(json.dumps(known | {name: value}, default=list))
+
+
+@task
+def report(name: str, value: Any) -> None:
+    write_report(name, value)
+
+
+def report_failure(context: Any) -> None:
+    error = context["exception"]
+    of_error = {"kind": type(error).__name__, "app_id": error.app_id, "job_ids": error.job_ids}
+    write_report(context["ti"].task_id, of_error)
 
 
 with DAG("rungen_ways", schedule=None, start_date=START) as ways:
@@ -75,11 +87,25 @@ with DAG("rungen_deferred", schedule=None, start_date=START) as deferred:
     collected = RunGenCollectResultsOperator(task_id="collected", job_id=good.output, **FAST)
     report.override(task_id="report_collected")("collected", collected.output)
 
-with DAG("rungen_failing", schedule=None, start_date=START) as failing:
+with DAG(
+    "rungen_failing", schedule=None, start_date=START, default_args={"on_failure_callback": report_failure}
+) as failing:
     bad = RunGenRunJobOperator(
         task_id="bad", input={"prompt": "fail: out of memory"}, wait_for_completion=True, **FAST
     )
     collected_bad = RunGenCollectResultsOperator(task_id="collected_bad", job_id=bad.output, **FAST)
+    submitted = RunGenRunJobOperator(task_id="submitted", input={"prompt": "fail: no luck"})
+    RunGenJobSensor(task_id="wait_for_bad", job_id=submitted.output, poke_interval=0.05)
+    fails = {"prompt": "bad", "emulator": {"fail": "no luck", "seconds": 0}}
+    RunGenRunBatchOperator(
+        task_id="bad_batch", app_id="llama-text", inputs=[fails, {"prompt": "good"}], **FAST
+    )
+    RunGenRunBatchOperator(
+        task_id="late",
+        inputs=[{"prompt": "late", "emulator": {"seconds": 60}}] * 2,
+        execution_timeout=timedelta(seconds=2),
+        **FAST,
+    )
 
 with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
 
@@ -96,6 +122,14 @@ with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
 
     with scaled_app("gpu", 2, poll_interval=0.05, price="3600 USD/h") as gpu:
         paint.expand(seconds=[100, 200])
+        RunGenRunTableOperator(
+            task_id="table",
+            app_id="gpu",
+            table=[{"id": number, "prompt": f"row {number}"} for number in range(2)],
+            key="id",
+            results="{{ dag_run.conf['results'] }}",
+            **FAST,
+        )
         work = RunGenRunJobOperator(
             task_id="work", app_id="gpu", input={"prompt": "y"}, wait_for_completion=True, **FAST
         )

@@ -140,7 +140,7 @@ class BatchRun(SendingRun):
         return self._stop(f"{failures} jobs in a row failed", len(self.unsent.clear()), retryable=True)
 
     def _stop_refused(self, deadline: float) -> BatchResult:
-        """Submit no more. The jobs of inputs that were accepted may be of use."""
+        """Submit no more. The jobs of inputs that were accepted may still be useful."""
         unsent = len(self.unsent.clear())
         log.warning("Submitting no more: %d inputs in a row were refused (stop_after)", self._refusals)
         if self.jobs.job_ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
@@ -10,6 +11,7 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobCanceledError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.bill import read_decimal
 from airflow_provider_rungen.execution.spool import Spool
 from airflow_provider_rungen.execution.table.results import ResultRow, Status
 
@@ -24,6 +26,8 @@ class JobRows:
     def __init__(self) -> None:
         self._spool = Spool()
         self._places: dict[str, int] = {}
+        #: How long the jobs ran that are not reused.
+        self.seconds = Decimal()
 
     def close(self) -> None:
         """Remove the file."""
@@ -83,6 +87,8 @@ class JobRows:
         )
 
     def _add(self, job_id: str, *, result: Any = None, **fields: Any) -> None:
+        if job_id not in self._places and not fields.get("reused"):
+            self.seconds += read_decimal(fields.get("execution_seconds")) or 0
         # signed URLs are removed before anything is on a disk
         self._places[job_id] = self._spool.append({**fields, "result": redact_value(result)})
 

@@ -26,6 +26,7 @@ from airflow_provider_rungen.execution.batch.reuse import task_token
 from airflow_provider_rungen.execution.batch.run import STATE_KEY, BatchRun
 from airflow_provider_rungen.execution.batch.saved import SavedLines
 from airflow_provider_rungen.execution.collector import Collector
+from airflow_provider_rungen.execution.cost import find_job_costs
 from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.outcomes import max_failures
 from airflow_provider_rungen.execution.run import fail_without_retry
@@ -297,7 +298,8 @@ class TableRun(BatchRun):
         """
         self._rows.add_errors(self._collector.errors)
         counts = ResultCounts()
-        self._results.write(counts.count(self._result_rows(failures, missing)))
+        costs = find_job_costs(self, self.jobs.app_id, self._rows.seconds)
+        self._results.write(counts.count(costs.charge(self._result_rows(failures, missing))))
         self._has_to_report = False
         return counts
 
