@@ -174,7 +174,7 @@ def test_as_many_may_fail_as_is_said(
     task = Task(rungen_emulator, inputs=inputs, max_failed=max_failed)
     outcome = task.attempt()
     assert bool(outcome.error) is fails
-    assert task.ti.xcoms["failed"] == list(range(failing))
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == list(range(failing))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_too_many_failures_fail_the_task_and_are_named(rungen_emulator: Emulator
     assert f"{len(FAILED_OF_40)} of 40 inputs failed" in told
     assert "out of memory 5" in told
     assert f"and {len(FAILED_OF_40) - 10} more" in told
-    assert task.ti.xcoms["failed"] == FAILED_OF_40
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == FAILED_OF_40
 
 
 @pytest.mark.parametrize("max_failed", [len(FAILED_OF_40), len(FAILED_OF_40) / 40, 0.9])
@@ -281,7 +281,7 @@ def test_failures_that_are_allowed_are_told(rungen_emulator: Emulator, mode: boo
     task = Task(rungen_emulator, inputs=mixed(40), deferrable=mode, max_failed=max_failed)
     ids = task.attempt().value
     assert [index for index, job_id in enumerate(ids) if job_id is None] == list(range(0, 40, 7))
-    assert task.ti.xcoms["failed"] == FAILED_OF_40
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == FAILED_OF_40
 
 
 @pytest.mark.parametrize("max_failed", [-1, 1.0, 1.5, True, "1", float("nan")])
@@ -295,7 +295,7 @@ def test_more_failures_than_an_event_holds_are_all_told(rungen_emulator: Emulato
     task = Task(rungen_emulator, inputs=inputs, deferrable=True, max_failed=130)
     outcome = task.attempt()
     assert len(json.dumps(outcome.events)) < 64_000
-    assert task.ti.xcoms["failed"] == list(range(130))
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == list(range(130))
 
 
 def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
@@ -305,7 +305,7 @@ def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
     rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
     task = Task(rungen_emulator, inputs=prompts(130), deferrable=True)
     assert "130 of 130 inputs failed" in str(task.attempt().error)
-    assert task.ti.xcoms["failed"] == list(range(130))
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == list(range(130))
 
 
 @pytest.mark.parametrize(("allowed", "fails"), [(0.29, False), (0.289, True)])
@@ -322,7 +322,7 @@ def test_a_retry_runs_only_what_failed(rungen_emulator: Emulator, mode: bool) ->
     again = len(FAILED_OF_40) - len(range(0, 40, 7))  # those refused make no job
     task.attempt()
     assert task.created == jobs + again
-    assert task.ti.xcoms["failed"] == FAILED_OF_40
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == FAILED_OF_40
 
 
 def test_a_retry_in_an_outage_does_not_ask_for_every_job(
@@ -617,7 +617,7 @@ def test_an_id_that_all_answers_name_is_the_job_of_the_first_input_alone(rungen_
     rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": "liar"}, taken=True, times=None))
     error = task.attempt(max_failed=4)
     assert error.value == ["liar", None, None, None, None]
-    assert task.ti.xcoms["failed"] == [1, 2, 3, 4]
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == [1, 2, 3, 4]
     outcome = task.attempt(on_unknown_submission="fail")
     assert "for up to 4 inputs (the first is inputs[1])" in str(outcome.error)
     assert task.created == 5
@@ -984,7 +984,7 @@ def test_an_id_that_cannot_be_used_is_a_failure_of_its_input_alone(rungen_emulat
     rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": "../app"}, skip=3))
     task = Task(rungen_emulator, inputs=prompts(10), max_failed=1)
     ids = task.attempt().value
-    assert task.ti.xcoms["failed"] == [ids.index(None)]
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == [ids.index(None)]
     assert len([job_id for job_id in ids if job_id]) == 9
 
 

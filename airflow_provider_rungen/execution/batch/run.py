@@ -20,6 +20,7 @@ from airflow_provider_rungen.execution.batch.reuse import Reuse, run_token, task
 from airflow_provider_rungen.execution.batch.saved import SavedLines
 from airflow_provider_rungen.execution.batch.sending import SendingRun
 from airflow_provider_rungen.execution.batch.unsent import Unsent
+from airflow_provider_rungen.execution.failures import failed_jobs
 from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.outcomes import format_reasons, max_failures, read_job_event
 
@@ -370,7 +371,8 @@ class BatchRun(SendingRun):
         :raises RunGenJobFailedError: more failed than ``max_failed`` allows.
         """
         reasons, count = result.reasons(), len(result.ids)
-        self.ti.xcom_push(key="failed", value=list(reasons))
+        failed = failed_jobs(result.ids, reasons, self.locate(reasons))
+        self.ti.xcom_push(key="failed", value=failed)
         if result.stopped is not None:
             raise self.stop_error(result, result.stopped)
         max_failed = self.options.max_failed if max_failed is None else max_failed
