@@ -775,7 +775,7 @@ class Life:
                 return True
             if re.search(r"Could not cancel \d+ more jobs|\d+ jobs.*may still run|resumes \d+ jobs", text):
                 return True
-            if number == last and re.search(r"\(and \d+ more\) did not finish in time", text):
+            if number == last and re.search(r" and \d+ more, app ", text):
                 return True
         return False
 

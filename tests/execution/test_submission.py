@@ -319,7 +319,7 @@ def test_the_clock_of_a_job_that_is_taken_up_again_does_not_start_anew(emulator:
     assert task.store is not None
     record = task.store.get("rungen_submission")
     outcome = task.attempt(timeout=600)  # the deadline is that of the submission
-    assert "did not finish in time" in str(outcome.error)
+    assert "Not over in time" in str(outcome.error)
     assert task.store.get("rungen_submission") == record
     assert task.statuses() == ["CANCELED"]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from conftest import FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
+from conftest import APP, FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
 
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -201,6 +201,23 @@ def test_a_line_that_is_no_json_is_named(rungen_emulator: Emulator, tmp_path: Pa
     outcome = Task(rungen_emulator, inputs=str(path)).attempt()
     assert "line 3" in str(outcome.error)
     assert rungen_emulator.service.count("run") == 0
+
+
+def test_what_failed_is_named_with_its_line_job_and_reason(
+    rungen_emulator: Emulator, tmp_path: Path, mode: bool
+) -> None:
+    path = tmp_path / "inputs.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"prompt": "fail: out of memory"}\n{"prompt": "c"}\n')
+    task = Task(rungen_emulator, inputs=str(path), deferrable=mode, max_failed=1)
+    ids = task.attempt().value
+    [failed] = task.ti.xcoms["failed"]
+    assert failed == {
+        "index": 1,
+        "file": str(path),
+        "line": 3,
+        "job_id": ids[1],
+        "error": f"out of memory (job {ids[1]}, app {APP})",
+    }
 
 
 @pytest.mark.parametrize(
@@ -896,7 +913,7 @@ def test_a_cleared_attempt_that_died_finds_nothing_of_before_the_clear(
 def test_too_late_cancels_all_of_them(rungen_emulator: Emulator, mode: bool) -> None:
     task = Task(rungen_emulator, inputs=prompts(30, seconds=60), timeout=0.5, deferrable=mode)
     outcome = task.attempt()
-    assert "(and 29 more) did not finish in time" in str(outcome.error)
+    assert " and 29 more, app " in str(outcome.error)
     assert task.statuses() == ["CANCELED"] * 30
 
 
@@ -909,7 +926,7 @@ def test_the_last_look_before_the_time_is_up_trusts_no_counters(rungen_emulator:
 
 def test_a_retry_after_the_time_was_up_has_the_whole_time(rungen_emulator: Emulator, mode: bool) -> None:
     task = Task(rungen_emulator, inputs=prompts(8, seconds=1), timeout=0.3, deferrable=mode)
-    assert "did not finish in time" in str(task.attempt().error)
+    assert "Not over in time" in str(task.attempt().error)
     assert len(set(task.attempt(timeout=60).value)) == 8
     assert task.created == 16
 
@@ -919,7 +936,7 @@ def test_the_time_may_be_up_while_inputs_are_submitted(rungen_emulator: Emulator
         Fault(on="run", status=429, headers={"Retry-After": "30"}, times=None, skip=10)
     )
     task = Task(rungen_emulator, inputs=prompts(40, seconds=60), timeout=0.5)
-    assert "did not finish in time" in str(task.attempt().error)
+    assert "Not over in time" in str(task.attempt().error)
     assert task.statuses() == ["CANCELED"] * 10
 
 
@@ -993,7 +1010,7 @@ def test_only_what_is_not_over_is_canceled(
 ) -> None:
     inputs = [*prompts(60), *prompts(3, seconds=60)]
     task = Task(rungen_emulator, inputs=inputs, timeout=2, deferrable=mode, defer_after=1)
-    assert "(and 2 more) did not finish in time" in str(task.attempt().error)
+    assert " and 2 more, app " in str(task.attempt().error)
     assert Counter(task.statuses()) == {"COMPLETED": 60, "CANCELED": 3}
     assert "not canceled" not in capsys.readouterr().out
     if not mode:
@@ -1010,7 +1027,7 @@ def test_each_of_many_jobs_has_its_own_time_to_be_canceled(
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(connection))
     rungen_emulator.service.inject(Fault(on="cancel", status=503, times=3, skip=80))
     task = Task(rungen_emulator, inputs=prompts(90, seconds=60), timeout=3, poll_interval=1)
-    assert "(and 89 more) did not finish in time" in str(task.attempt().error)
+    assert " and 89 more, app " in str(task.attempt().error)
     assert task.statuses() == ["CANCELED"] * 90
 
 

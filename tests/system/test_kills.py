@@ -164,7 +164,7 @@ def test_a_sensor_that_starts_in_the_triggerer_needs_no_worker(start: Callable[.
     assert run.wait_for_end() == "failed"
     # the sensor of the late job had 8 s
     assert run.task("wait_as_asked")["state"] == "failed"
-    assert f"{late.id} of app {late.app_id} did not finish in time" in run.log(task_id="wait_as_asked")
+    assert f"(job {late.id}, app {late.app_id}). Raise timeout" in run.log(task_id="wait_as_asked")
     assert run.jobs_by_status() == {"COMPLETED": 3}
     for task_id, starts in {"wait": 0, "wait_for_batch": 0, "wait_on_worker": 1}.items():
         assert run.task(task_id)["state"] == "success"

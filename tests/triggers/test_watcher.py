@@ -351,7 +351,7 @@ def test_the_deadline_names_what_is_not_over_in_the_order_given(stage: Stage) ->
     ids = stage.submit(3)
 
     async def scene() -> None:
-        with pytest.raises(RunGenJobTimeoutError, match=rf"{ids[2]} of app {APP} \(and 2 more\)") as caught:
+        with pytest.raises(RunGenJobTimeoutError, match=rf"\(job {ids[2]} and 2 more, app {APP}\)") as caught:
             await wait(ids[::-1], within=0.1)
         assert caught.value.job_id == ids[2]
 
