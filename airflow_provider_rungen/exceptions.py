@@ -103,7 +103,7 @@ class RunGenConnectionError(RunGenError):
     :param sent: whether the request may have reached the service.
     """
 
-    default_hint = "Check the host and proxy of the Airflow connection, or try again later"
+    default_hint = "Check Base URL and Proxy of the Airflow connection, or try again later"
 
     def __init__(
         self, message: str, *, sent: bool = True, hint: str | None = None, retryable: bool | None = None
@@ -115,7 +115,7 @@ class RunGenConnectionError(RunGenError):
 class RunGenResponseError(RunGenError):
     """The service answered with something that cannot be read."""
 
-    default_hint = "Check the host of the Airflow connection, or try again later"
+    default_hint = "Check the Base URL of the Airflow connection, or try again later"
 
 
 class RunGenAPIError(RunGenError):
@@ -155,7 +155,7 @@ class RunGenBadRequestError(RunGenAPIError):
 class RunGenForbiddenError(RunGenAPIError):
     """The API key is missing, wrong or not allowed (401, 403)."""
 
-    default_hint = "Check the API key (password) and team_id of the Airflow connection"
+    default_hint = "Check API key and Team ID of the Airflow connection"
 
 
 class RunGenNotFoundError(RunGenAPIError):

@@ -89,7 +89,7 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
                 f"RunGen redirects to {host}, and redirects are not followed, to keep the key safe", code
             ),
             status_code=code,
-            hint="If the API moved there, change the host of the Airflow connection",
+            hint="If the API moved there, change the Base URL of the Airflow connection",
         )
     try:
         body = json.loads(response.body)

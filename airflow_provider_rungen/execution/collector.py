@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of, strip_payloads
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.collected import Collected, CollectedTable, CollectedValues
 from airflow_provider_rungen.execution.cost import find_job_costs
@@ -210,7 +210,7 @@ class Collector:
             job.raise_for_status()
             if self._schema is not None:
                 self._schema.check_result(job)
-        except RunGenJobError as failure:
+        except RunGenError as failure:
             error = failure
         if error is not None:
             self._collected.add_failed(job, error)

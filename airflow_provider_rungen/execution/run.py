@@ -150,10 +150,14 @@ class TaskRun(Generic[Options]):
         self.links = self.links | {key: url}
         if self.context.get("task_reschedule_count"):
             return  # Airflow 3 pushes the links itself at the end of each look of a rescheduling sensor
+        self.push_quietly(key, url, f"the link to {url}")
+
+    def push_quietly(self, key: str, value: Any, name: str) -> None:
+        """Push what a task is not to fail for."""
         try:
-            self.ti.xcom_push(key=key, value=url)
-        except Exception as error:  # a task is not to fail for its links
-            log.warning("Could not save the link to %s: %s", url, type(error).__name__)
+            self.ti.xcom_push(key=key, value=value)
+        except Exception as error:
+            log.warning("Could not push %s: %s", name, type(error).__name__)
 
     def record_outcome(self, outcome: TaskOutcome) -> None:
         """Add what was done to the events of the task's outlets, and keep it for OpenLineage."""

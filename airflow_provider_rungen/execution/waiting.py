@@ -116,10 +116,7 @@ class WaitingRun(TaskRun[Options]):
         """Push what the jobs used, and log it."""
         log.info("Used %s", self.usage)
         self.usage.send_metrics()
-        try:
-            self.ti.xcom_push(key=USAGE_KEY, value=self.usage.to_json())
-        except Exception as error:  # a task is not to fail for its figures
-            log.warning("Could not push what the jobs used: %s", type(error).__name__)
+        self.push_quietly(USAGE_KEY, self.usage.to_json(), "what the jobs used")
 
     def record_outcome(self, outcome: TaskOutcome) -> None:
         super().record_outcome(replace(outcome, usage=self._known_usage()))

@@ -19,6 +19,7 @@ from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution import attempts, task_instances
 from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
+from airflow_provider_rungen.execution.outcomes import unsuccessful_job
 from airflow_provider_rungen.execution.ranges import format_ranges
 from airflow_provider_rungen.execution.usage import USAGE_KEY, Usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
@@ -272,11 +273,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 timer=timer,
                 goal=goal,
             )
-        unsuccessful = [
-            {"id": job.id, "status": job.status.value, "error": job.error}
-            for job in jobs
-            if job.status is not JobStatus.COMPLETED
-        ]
+        unsuccessful = [unsuccessful_job(job) for job in jobs if job.status is not JobStatus.COMPLETED]
         event |= {
             "outcome": "over",
             "unsuccessful": unsuccessful[:MAX_JOBS_IN_EVENT],

@@ -57,16 +57,14 @@ with DAG("rungen_ways", schedule=None, start_date=START) as ways:
         input_schema={"$schema": "https://json-schema.org/draft/2020-12/schema", "required": ["prompt"]},
         **FAST,
     ).expand(input=[{"prompt": word} for word in ("one", "two", "three")])
-    wait_mapped = RunGenJobSensor(
-        task_id="wait_mapped", job_id=mapped.output, app_id="llama-text", deferrable=True
-    )
-    many = RunGenCollectResultsOperator(task_id="many", job_id=mapped.output, app_id="llama-text", **FAST)
+    wait_mapped = RunGenJobSensor(task_id="wait_mapped", job_id=mapped.output, deferrable=True)
+    many = RunGenCollectResultsOperator(task_id="many", job_id=mapped.output, **FAST)
     mapped >> wait_mapped >> many
 
     each = RunGenCollectResultsOperator.partial(
-        task_id="each", app_id="llama-text", result_schema={"type": "string"}, **FAST
+        task_id="each", result_schema={"type": "string"}, **FAST
     ).expand(job_id=mapped.output)
-    cancel = RunGenCancelJobOperator(task_id="cancel", job_id=mapped.output, app_id="llama-text")
+    cancel = RunGenCancelJobOperator(task_id="cancel", job_id=mapped.output)
     many >> cancel
 
     (

@@ -56,6 +56,7 @@ class BatchRun(SendingRun):
         inputs = self._read_inputs(read_inputs, book)
         app_id = self.app_id
         self.link_to(app_id)
+        self.push_origin(app_id)
         if book is not None:
             self._look_up(inputs, book)
         header = BatchHeader(
