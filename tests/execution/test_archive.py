@@ -979,7 +979,7 @@ def test_a_fault_that_does_not_pass_may_the_next_time_and_the_rest_is_kept(
     assert "Could not store the outputs: result.images[" in message
     assert "127.0.0.1 answered 500" in message
     assert "X-Amz" not in message
-    assert ti.xcoms["failed"] == [0]
+    assert [each["index"] for each in ti.xcoms["failed"]] == [0]
     assert manifest_of(tmp_path, good)["complete"] is True
     assert not [name for name in files(tmp_path) if name.endswith(".part")]
     rungen_emulator.service.clear_faults()
@@ -1030,7 +1030,7 @@ def test_a_job_has_so_many_outputs_at_most(
     many, one = submitted(job(images=12 + more), job())
     outcome = archive(context, [many, one], tmp_path, max_outputs=12, max_failed=1)
     assert outcome.error is None
-    assert ti.xcoms["failed"] == [0] * more
+    assert [each["index"] for each in ti.xcoms["failed"]] == [0] * more
     assert sum(fetches(rungen_emulator).values()) == 1 + 12 * (not more)
     if more:
         assert not (tmp_path / many).exists()
@@ -1058,7 +1058,7 @@ def test_the_outputs_of_a_job_have_so_many_bytes_at_most(
         context, [large, small], tmp_path / "some", max_total_bytes=5999, max_concurrency=2, max_failed=1
     )
     assert outcome.error is None
-    assert ti.xcoms["failed"] == [0]
+    assert [each["index"] for each in ti.xcoms["failed"]] == [0]
     assert rungen_emulator.service.count("output") <= before + 5 + 2 + 1
     error = archive(context, large, tmp_path / "none", max_total_bytes=5999).error
     assert "Could not store the outputs: " in str(error)
@@ -1163,7 +1163,7 @@ def test_some_may_fail(  # noqa: PLR0917 - fixtures
     assert outcome.error is None
     assert [index for index, value in enumerate(outcome.value) if value is None] == failed
     assert outcome.value[1] == outcome.value[5]
-    assert ti.xcoms["failed"] == failed
+    assert [each["index"] for each in ti.xcoms["failed"]] == failed
     extra = context["outlet_events"][outlet].extra
     assert extra["failed_count"] == len(failed)
     assert extra["job_ids"] == ([good] if to == "destination" else [good, large])
@@ -1175,7 +1175,7 @@ def test_some_may_fail(  # noqa: PLR0917 - fixtures
     assert all(
         text in str(outcome.error) for text in ("out of memory", odd, f"{len(failed) - 1} of 6 may fail")
     )
-    assert ti.xcoms["failed"] == failed
+    assert [each["index"] for each in ti.xcoms["failed"]] == failed
 
 
 def test_more_without_a_job_than_may_fail_are_reported_at_once(
@@ -1189,7 +1189,7 @@ def test_more_without_a_job_than_may_fail_are_reported_at_once(
 
 def test_all_may_fail(rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path) -> None:
     assert archive(context, [None, None], tmp_path, max_failed=2).value == [None, None]
-    assert ti.xcoms["failed"] == [0, 1]
+    assert [each["index"] for each in ti.xcoms["failed"]] == [0, 1]
 
 
 def test_what_is_not_over_is_no_failure_that_may_be(
