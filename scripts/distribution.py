@@ -17,7 +17,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "airflow_provider_rungen"
-NEEDED = ("py.typed", "schemas/flux-schnell.input.json", "schemas/flux-schnell.result.json")
+NEEDED = (
+    "py.typed",
+    "pages/templates/page.js",
+    "pages/templates/style.css",
+    "pages/templates/task.html",
+    "schemas/flux-schnell.input.json",
+    "schemas/flux-schnell.result.json",
+)
 # The tests need these in an unpacked sdist.
 IN_SDIST = ("CHANGELOG.md", "LICENSE", "Makefile", "README.md", "docs/reliability.md", "tests/conftest.py")
 

@@ -75,6 +75,7 @@ ORDER = [
     "on_clear",
     "input_schema",
     "destination",
+    "contact_sheet",
     "results",
     "ledger",
     "result_schema",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.models import Job, JobStatus
@@ -15,7 +16,12 @@ from airflow_provider_rungen.client.polling import job_of, strip_payloads
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.collected import Collected, CollectedTable, CollectedValues
+from airflow_provider_rungen.execution.collected import (
+    Collected,
+    CollectedSheet,
+    CollectedTable,
+    CollectedValues,
+)
 from airflow_provider_rungen.execution.cost import find_job_costs
 from airflow_provider_rungen.execution.failures import enforce_max_failed, failed_jobs, failure_reasons
 from airflow_provider_rungen.execution.job_ids import format_jobs
@@ -59,16 +65,24 @@ class Collector:
         has_table = into is None and options.results is not None
         self._table = CollectedTable(options.results) if has_table else None
         self._collected: Collected = into or self._table or self._values
+        has_sheet = into is None and has_destination and options.contact_sheet
+        self._sheet = CollectedSheet(options.destination, run.ti) if has_sheet else None
         self._known: set[str] = set()
         #: The jobs that failed.
         self.errors: dict[str, RunGenError] = {}
-        #: The jobs whose outputs are stored, without results and outputs, of which there may be many.
+        #: The jobs whose outputs are stored, without inputs, results and outputs, of which there may be many.
         self.stored: list[StoredJob] = []
         self._is_searched = False
 
     def close(self) -> None:
         """Free what is held of results."""
-        self._collected.close()
+        for rows in self._takers():
+            rows.close()
+
+    def _takers(self) -> Iterator[Collected]:
+        yield self._collected
+        if self._sheet is not None:
+            yield self._sheet
 
     def find_stored(self, app_id: str, job_ids: Sequence[str]) -> list[str]:
         """
@@ -112,6 +126,7 @@ class Collector:
                     self._write_table(self._table, app_id, ids, error.message)
                 except RunGenError as failure:
                     log.warning("%s", failure)
+            self.write_sheet(app_id, ids, missing=error.message)
             raise
 
     def collect(
@@ -141,6 +156,7 @@ class Collector:
         with self.reporting_failure(app_id, ids):
             self.gather(app_id, ids, jobs)
         counts = None if self._table is None else self._write_table(self._table, app_id, ids)
+        self.write_sheet(app_id, ids)
         reasons = failure_reasons(ids, self.errors)
         self._run.ti.xcom_push(key="failed", value=failed_jobs(ids, reasons, locate(reasons)))
         enforce_max_failed(ids, self.errors, reasons, max_failed, logged_failures)
@@ -157,6 +173,22 @@ class Collector:
         self._run.record_outcome(outcome)
         log.info("Collected the results of %s", format_jobs(done))
         return value
+
+    def write_sheet(
+        self,
+        app_id: str,
+        ids: Sequence[str | None],
+        refused: Mapping[int, RunGenError] = MappingProxyType({}),
+        missing: str = "",
+    ) -> None:
+        """
+        Write the contact sheet, unless none is wanted or it is written.
+
+        :param refused: by index, the errors of inputs without a job.
+        :param missing: the error of jobs of which nothing is known.
+        """
+        if self._sheet is not None:
+            self._sheet.write(app_id, ids, self.errors, refused, missing)
 
     def _write_table(
         self, table: CollectedTable, app_id: str, ids: Sequence[str | None], missing: str = ""
@@ -196,9 +228,10 @@ class Collector:
             usage.note_reused(stored.job_id)
         else:
             usage.note_end(stored.job_id, is_completed=True, seconds=stored.execution_seconds)
-        self._collected.add_stored(stored, is_reused=is_reused)
+        for rows in self._takers():
+            rows.add_stored(stored, is_reused=is_reused)
         self._known.add(stored.job_id)
-        self.stored.append(kept := replace(stored, result=None, outputs=()))
+        self.stored.append(kept := replace(stored, input=None, result=None, outputs=()))
         return kept
 
     def _add(self, job: Job) -> None:
@@ -213,7 +246,8 @@ class Collector:
         except RunGenError as failure:
             error = failure
         if error is not None:
-            self._collected.add_failed(job, error)
+            for rows in self._takers():
+                rows.add_failed(job, error)
         else:
             error = self._collected.add_job(job)
         self._known.add(job.id)

@@ -9,6 +9,7 @@ from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, JOB_AND_A
 from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
 from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
+    check_contact_sheet,
     check_count,
     check_max_failed,
     check_schema,
@@ -66,6 +67,8 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         again would find them canceled.
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
         absolute path, or an ``ObjectStoragePath`` (templated).
+    :param contact_sheet: write ``index.html`` to ``destination``: a page with all jobs and what they made,
+        and failures by reason. Its links are relative, so that it opens anywhere.
     :param results: the file to write a table of the results to, instead of returning them: a URI or an
         absolute path that ends in ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
     :param result_schema: the JSON Schema that every result has to fit: a dict, the path or URI of a file, or
@@ -95,6 +98,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         queued_timeout: Duration | None = None,
         cancel_on_kill: bool = False,
         destination: Destination | None = None,
+        contact_sheet: bool = False,
         results: Destination | None = None,
         result_schema: SchemaSource | None = None,
         max_concurrency: int = 8,
@@ -118,6 +122,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         self.queued_timeout = to_optional_seconds(queued_timeout, "queued_timeout")
         self.cancel_on_kill = cancel_on_kill
         self.destination = destination
+        self.contact_sheet = check_contact_sheet(contact_sheet, destination)
         self.results = results
         self.result_schema = check_schema(result_schema, "result_schema")
         self.max_concurrency = check_count(max_concurrency, "max_concurrency")

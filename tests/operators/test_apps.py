@@ -719,7 +719,7 @@ def test_the_sensor_sees_at_once_that_an_app_is_stopped(
 def test_the_sensor_has_its_time(emulator: Emulator, context: Any, deferrable: bool) -> None:
     outcome = run_task(sensor(deferrable=deferrable, timeout=0.3), context)
     assert isinstance(outcome.error, AirflowSensorTimeout)
-    assert str(outcome.error).endswith("the sensor had 0.3 s. Raise timeout if it needs longer.")
+    assert str(outcome.error).endswith("Raise timeout (now 0.3 s) if it needs longer.")
     softly = run_task(sensor(deferrable=deferrable, timeout=0.3, soft_fail=True), context)
     assert isinstance(softly.error, AirflowSkipException)
 

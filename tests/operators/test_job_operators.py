@@ -651,7 +651,7 @@ def test_collecting_a_failed_job_is_hopeless(
     assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
     outcome = run_task(collect_op([gone], deferrable=deferrable), context)
     assert isinstance(outcome.error, AirflowFailException)
-    assert "canceled" in str(outcome.error)
+    assert "Canceled" in str(outcome.error)
     outcome = run_task(collect_op([good, bad, gone], deferrable=deferrable), context)
     assert isinstance(outcome.error, AirflowFailException)
     assert all(each in str(outcome.error) for each in ("2 jobs", bad, gone))

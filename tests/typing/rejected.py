@@ -53,4 +53,5 @@ def wrong_type() -> None:
     RunGenRunBatchOperator(task_id="x", inputs=[5])  # type: ignore[list-item]
     RunGenRunBatchOperator(task_id="x", inputs=[], max_in_flight="all")  # type: ignore[arg-type]
     RunGenRunTableOperator(task_id="x", table=[], key="x", stop_after="20")  # type: ignore[arg-type]
+    RunGenRunTableOperator(task_id="x", table=[], key="x", contact_sheet="x")  # type: ignore[arg-type]
     RunGenJobSensor(task_id="x", job_id=5)  # type: ignore[arg-type]

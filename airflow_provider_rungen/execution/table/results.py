@@ -49,6 +49,7 @@ class ResultRow:
     :param has_result: whether a ``result`` of ``None`` is what the model returned.
     :param cost: what its job cost, in the currency of the price.
     :param created_at: a time, or its text (ISO 8601).
+    :param about: what only a contact sheet shows; see `contact_sheet.describe_job`.
     """
 
     index: int
@@ -64,6 +65,7 @@ class ResultRow:
     execution_seconds: float | None = None
     cost: Decimal | None = None
     created_at: datetime | str | None = None
+    about: Mapping[str, Any] | None = None
 
 
 class ResultCounts:

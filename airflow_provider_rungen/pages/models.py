@@ -1,0 +1,357 @@
+"""
+What pages show, as frozen values. No Airflow, no I/O.
+
+Texts are plain text, and may come from strangers: a page escapes them. They must be redacted before, as must
+`JobView.input`: a page has no keys and no signed URLs. An ``href`` is relative, or begins with ``http``. In a
+relative one, escape a colon before the first slash: it would be taken for a scheme, and dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
+
+#: Labels and their values, in the order in which they are shown.
+Facts: TypeAlias = Sequence[tuple[str, str]]
+#: How a file is shown; see `output_kinds`.
+OutputKind: TypeAlias = Literal["image", "audio", "video", "text", "download"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """
+    A link, or only its label if there is nothing to lead to.
+
+    :param label: its text.
+    :param href: where it leads; empty for none.
+    """
+
+    label: str
+    href: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputFile:
+    """
+    A stored file of a job.
+
+    :param name: its name, without a folder.
+    :param href: where it is served.
+    :param kind: how to show it. What may not be shown in place is a ``download``.
+    :param media_type: its content type.
+    :param size: its bytes, if known.
+    :param width: pixels, if known, so that the page does not jump when it is loaded.
+    :param height: likewise.
+    """
+
+    name: str
+    href: str
+    kind: OutputKind = "download"
+    media_type: str = ""
+    size: int | None = None
+    width: int | None = None
+    height: int | None = None
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether it is shown in place."""
+        return self.kind != "download"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """
+    One job, or one row or input without a job.
+
+    :param index: its position among the inputs.
+    :param status: ``queued``, ``running``, ``completed``, ``failed``, ``canceled``, ``refused``, ``skipped``
+        or another word, in small letters.
+    :param key: what identifies its row in a table.
+    :param job_id: the job's id; empty without a job.
+    :param seconds: seconds of work, if known.
+    :param error: why it failed.
+    :param prompt: what the model was asked, if the input has it; see `describe.find_prompt`.
+    :param input: the input, redacted.
+    :param facts: what else to say in few words: size, seed, …; see `describe.find_facts`.
+    :param outputs: its files.
+    :param text: the result of a model that answers with text; see `describe.find_text`.
+    :param reused: whether an earlier run paid for it.
+    :param href: the page of the job; empty for none.
+    """
+
+    index: int
+    status: str
+    key: str = ""
+    job_id: str = ""
+    seconds: float | None = None
+    error: str = ""
+    prompt: str = ""
+    input: Mapping[str, Any] | None = None
+    facts: Facts = ()
+    outputs: Sequence[OutputFile] = ()
+    text: str | None = None
+    reused: bool = False
+    href: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureGroup:
+    """
+    Jobs that failed for the same reason.
+
+    :param reason: the reason, without ids.
+    :param count: how many jobs.
+    :param examples: some of them.
+    """
+
+    reason: str
+    count: int
+    examples: Sequence[JobView] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """
+    How far the jobs of a task are.
+
+    :param total: how many there are.
+    :param reused: how many of ``completed`` an earlier run paid for.
+    :param skipped: how many rows were skipped. They count as done.
+    :param rate: jobs a second, if known.
+    :param seconds_left: how long the rest may take, if known.
+    :param is_moving: whether the task runs or is deferred, so that the page asks again.
+    """
+
+    total: int
+    completed: int = 0
+    failed: int = 0
+    canceled: int = 0
+    running: int = 0
+    queued: int = 0
+    skipped: int = 0
+    reused: int = 0
+    rate: float | None = None
+    seconds_left: float | None = None
+    is_moving: bool = False
+
+    @property
+    def done(self) -> int:
+        """How many are over."""
+        return self.completed + self.failed + self.canceled + self.skipped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pager:
+    """
+    Which part of many jobs a page shows.
+
+    :param page: the number of this page, from 1.
+    :param pages: how many there are.
+    :param total: how many jobs there are.
+    :param previous_href: the page before; empty on the first.
+    :param next_href: the page after; empty on the last.
+    """
+
+    page: int
+    pages: int
+    total: int
+    previous_href: str = ""
+    next_href: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """
+    Where the parts of all pages are.
+
+    :param style_href: ``style.css``; see `render.read_asset`.
+    :param script_href: ``page.js``.
+    :param apps_href: the page of all apps; empty for none.
+    """
+
+    style_href: str = "style.css"
+    script_href: str = "page.js"
+    apps_href: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPage:
+    """
+    One attempt of a task, and its jobs.
+
+    :param title: the name to show; the task's id when empty.
+    :param map_index: -1 for a task that is not mapped.
+    :param state: Airflow's word for the state of the task.
+    :param operator: the name of the operator's class.
+    :param jobs: those of one page, in input order.
+    :param pager: which page it is, if there are several.
+    :param failures: all failures, grouped.
+    :param usage: what the jobs used.
+    :param bill: what the app cost.
+    :param files: what the task wrote as a whole: a results table, a folder, …
+    :param notice: what is missing on the page and why: the service or the store does not answer, …
+    :param refresh_href: answers with `render.progress_json`; empty if nothing moves.
+    :param airflow_href: the task in Airflow.
+    """
+
+    dag_id: str
+    task_id: str
+    run_id: str
+    state: str = ""
+    title: str = ""
+    map_index: int = -1
+    try_number: int = 1
+    operator: str = ""
+    app_id: str = ""
+    app_href: str = ""
+    conn_id: str = ""
+    progress: Progress | None = None
+    jobs: Sequence[JobView] = ()
+    pager: Pager | None = None
+    failures: Sequence[FailureGroup] = ()
+    usage: Facts = ()
+    bill: Facts = ()
+    files: Sequence[Link] = ()
+    notice: str = ""
+    refresh_href: str = ""
+    airflow_href: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimelineStep:
+    """
+    One step in the life of a job.
+
+    :param label: ``queued``, ``running``, ``completed``, …
+    :param at: when it began, if known.
+    :param seconds: how long it took, or takes so far, if known.
+    :param is_current: whether the job is at this step now.
+    """
+
+    label: str
+    at: datetime | None = None
+    seconds: float | None = None
+    is_current: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPage:
+    """
+    One job.
+
+    :param job: the job, with all its outputs.
+    :param result_text: the result as indented JSON, redacted and cut; empty for none.
+    :param advice: what to do if it failed.
+    :param notice: what is missing on the page and why.
+    :param task: the page of the task that runs it.
+    :param is_moving: whether the job is not over, so that the page asks again.
+    """
+
+    job: JobView
+    app_id: str
+    app_href: str = ""
+    conn_id: str = ""
+    timeline: Sequence[TimelineStep] = ()
+    result_text: str = ""
+    advice: str = ""
+    notice: str = ""
+    task: Link | None = None
+    airflow_href: str = ""
+    is_moving: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppView:
+    """
+    One app.
+
+    :param status: the service's word, in capitals.
+    :param is_billed: whether it is billed now; ``None`` if that is unknown.
+    :param active_workers: how many workers it is set to, if known.
+    :param workers: how many are in each state, as the service counts them.
+    :param counters: how many jobs are in each state, as the service counts them.
+    :param gpu_tier: its kind of GPU.
+    :param up_since: since when it has workers, if known.
+    :param used_by: the tasks that use it.
+    :param href: the page of the app.
+    """
+
+    app_id: str
+    name: str = ""
+    status: str = ""
+    is_billed: bool | None = None
+    active_workers: int | None = None
+    workers: Mapping[str, int] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+    gpu_tier: str = ""
+    up_since: datetime | None = None
+    used_by: Sequence[Link] = ()
+    href: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppPage:
+    """
+    One app, and what it costs.
+
+    :param app: the app.
+    :param description: what its owner says about it.
+    :param scaled_by: the run that scaled it up.
+    :param bill: what it has cost.
+    :param notice: what is missing on the page and why.
+    """
+
+    app: AppView
+    conn_id: str = ""
+    description: str = ""
+    scaled_by: Link | None = None
+    bill: Facts = ()
+    notice: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionApps:
+    """
+    The apps of one connection.
+
+    :param notice: why the apps are missing.
+    """
+
+    conn_id: str
+    apps: Sequence[AppView] = ()
+    notice: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppsPage:
+    """
+    The apps of all connections that the user may see.
+
+    :param notice: what is missing on the page and why.
+    """
+
+    connections: Sequence[ConnectionApps] = ()
+    notice: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContactSheet:
+    """
+    One page of a contact sheet: a file beside the stored outputs, which needs neither Airflow nor a server.
+
+    :param title: its heading.
+    :param facts: what made it: app, DAG, run, time.
+    :param progress: how the jobs ended.
+    :param jobs: those of this page.
+    :param pager: which page it is, if there are several.
+    :param failures: all failures, grouped.
+    """
+
+    title: str
+    facts: Facts = ()
+    progress: Progress | None = None
+    jobs: Sequence[JobView] = ()
+    pager: Pager | None = None
+    failures: Sequence[FailureGroup] = ()
