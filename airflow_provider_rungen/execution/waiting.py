@@ -25,6 +25,7 @@ from airflow_provider_rungen.client.polling import (
     wait_for_jobs,
 )
 from airflow_provider_rungen.client.queue_watch import QueueTimer
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
 from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
@@ -146,8 +147,8 @@ class WaitingRun(TaskRun[Options]):
         if canceled := [job_id for job_id, error in outcomes.items() if error is None]:
             self.canceled |= set(canceled)
             log.info("Canceled %s of app %s", format_jobs(canceled), app_id)
-        for job_id, error in list(failures.items())[:10]:
-            log.warning("Could not cancel job %s of app %s: %s", job_id, app_id, error)
+        for error in list(failures.values())[:10]:
+            log.warning("%s", error.message)
         if len(failures) > 10:
             log.warning("Could not cancel %d more jobs of app %s", len(failures) - 10, app_id)
         return list(failures)
@@ -242,7 +243,10 @@ class WaitingRun(TaskRun[Options]):
     def defer(self, deadline: float, **arguments: Any) -> NoReturn:
         """Go on waiting for the owned jobs in the triggerer."""
         app_id, job_ids, now = self.jobs.app_id, list(self.jobs.job_ids), time.time()
-        log.info("Waiting for %s of app %s in the triggerer", format_jobs(job_ids), app_id)
+        if len(job_ids) == 1:
+            log.info("Waiting in the triggerer %s", format_ids(app_id, job_ids[0]))
+        else:
+            log.info("Waiting in the triggerer for %d jobs %s", len(job_ids), format_ids(app_id))
         self._defer(
             {
                 "rungen_conn_id": self.options.rungen_conn_id,

@@ -180,7 +180,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         await gather_limited(partial(self._cancel, hook, app_id), rest)
 
     def _left_behind(self) -> str:
-        return f"Jobs of app {self.app_id} may still run: {clean_text(str(self.job_id), 4000)}"
+        return f"May still run: jobs {clean_text(str(self.job_id), 4000)} of app {self.app_id}"
 
     async def _kept(self, job_ids: list[str], state: str | None) -> list[str]:
         """
@@ -225,7 +225,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             await hook.acancel_job(app_id=app_id, job_id=job_id, retry_budget=base.CANCEL_TIME)
             log.info("Canceled job %s of app %s", job_id, app_id)
         except RunGenError as error:
-            log.warning("Could not cancel job %s of app %s: %s", job_id, app_id, error)
+            log.warning("%s", error.message)
 
     async def _link(self, settings: Settings, app_id: str, job_ids: list[str]) -> None:
         from airflow_provider_rungen._airflow import XCom

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE, job_of, strip_payloads
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobFailedError
 from airflow_provider_rungen.execution.batch.checkpoint import BatchHeader, Checkpoint
@@ -388,7 +389,7 @@ class BatchRun(SendingRun):
             )
         else:
             state = "completed" if self.options.wait_for_completion else "were submitted"
-            log.info("All %d jobs of app %s %s", count, self.jobs.app_id, state)
+            log.info("All %d jobs %s %s", count, state, format_ids(self.jobs.app_id))
         return result.ids
 
     def stop_error(self, result: BatchResult, stopped: Stopped, where: str = "") -> RunGenJobFailedError:
@@ -410,9 +411,9 @@ class BatchRun(SendingRun):
         # a retry is refused in the same way
         retryable = len(reasons) > len(refused) or any(error.retryable for error in refused.values())
         again = f"A retry runs {'only these' if self.is_durable else 'all inputs'} again"
+        limit = f", {allowed} may (max_failed)" if allowed else ""
         return RunGenJobFailedError(
-            f"{len(reasons)} of {len(result.ids)} inputs failed, {allowed} may (max_failed): "
-            f"{format_reasons(reasons)}",
+            f"{len(reasons)} of {len(result.ids)} inputs failed{limit}: {format_reasons(reasons)}",
             app_id=self.jobs.app_id,
             job_id=next((result.ids[index] or "" for index in reasons if result.ids[index]), ""),
             hint=again if retryable else "Correct them, and clear the task",
