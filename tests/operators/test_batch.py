@@ -498,11 +498,11 @@ def test_an_unknown_fate_is_a_failure_of_its_input_alone(rungen_emulator: Emulat
     task = Task(rungen_emulator, inputs=prompts(30))
     outcome = task.attempt()
     assert "1 of 30 inputs failed" in str(outcome.error)
-    [index] = task.ti.xcoms["failed"]
+    [failed] = task.ti.xcoms["failed"]
     assert task.created == 30
     ids = task.attempt().value
     assert task.created == 31
-    assert task.prompts()[ids[index]] == f"picture {index}"
+    assert task.prompts()[ids[failed["index"]]] == f"picture {failed['index']}"
 
 
 def test_a_proxy_that_hides_the_answers_buys_one_job_for_each_input(rungen_emulator: Emulator) -> None:

@@ -16,7 +16,7 @@ from system.stage import AirflowInstance, Run, task_processes, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 COUNT = 10_000
-# Of the first 1000 jobs, these end soon, so that a second wave follows. The others run on.
+# Of the first 1000 jobs, these end within 50 s, so that a second wave follows. The others run on.
 SHORT = 600
 Statuses = Callable[[], Counter[str]]
 
@@ -27,7 +27,7 @@ def statuses(emulator: Emulator, tmp_path: Path, request: pytest.FixtureRequest)
     name = f"{request.node.name} "
     with (tmp_path / "inputs.jsonl").open("w") as file:
         for n in range(COUNT):
-            options = {"seconds": 1 if n < SHORT else 600}
+            options = {"seconds": 8 if n < SHORT else 600}
             file.write(json.dumps({"prompt": f"{name}{n}", "emulator": options}) + "\n")
 
     def count() -> Counter[str]:

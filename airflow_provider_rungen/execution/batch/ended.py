@@ -10,6 +10,7 @@ from typing import Any, Self
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.execution import records
 from airflow_provider_rungen.execution.batch.checkpoint import KEY, BatchHeader
+from airflow_provider_rungen.execution.outcomes import read_job_event, unsuccessful_job
 from airflow_provider_rungen.execution.ranges import format_ranges, parse_ranges
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class DeferredBatch:
             "unsuccessful": format_ranges(
                 index for index, job_id in enumerate(ids) if job_id in ended.unsuccessful
             ),
-            "reasons": [[job.id, job.status.value, job.error] for job in explained],
+            "reasons": [unsuccessful_job(job) for job in explained],
             "failures": ended.failures,
             "seconds": self.seconds,
             "has_unsent": self.has_unsent,
@@ -124,11 +125,8 @@ class DeferredBatch:
             ended.ids = {ids[index] or "" for index in parse_ranges(value["ended"], len(ids))}
             failed = [ids[index] or "" for index in parse_ranges(value["unsuccessful"], len(ids))]
             ended.unsuccessful = dict.fromkeys(failed)
-            ended.note(
-                Job(id=job_id, app_id=header.app_id, status=JobStatus(status), error=error)
-                for job_id, status, error in value["reasons"]
-                if job_id in ended.unsuccessful
-            )
+            reasons = {"app_id": header.app_id, "outcome": "over", "unsuccessful": value["reasons"]}
+            ended.note(job for job in read_job_event(reasons) if job.id in ended.unsuccessful)
             ended.failures = int(value["failures"])
             return cls(
                 header,

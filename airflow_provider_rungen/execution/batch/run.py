@@ -100,7 +100,7 @@ class BatchRun(SendingRun):
             self.own_in_flight(checkpoint)
             if not options.wait_for_completion:
                 return self.result(checkpoint)
-            if is_refused and self.unsent:
+            if is_refused and self.unsubmitted:
                 return self._stop_refused(deadline)
             if time.time() >= deadline:
                 self.unsent.clear()
@@ -140,19 +140,20 @@ class BatchRun(SendingRun):
     def _stop_failing(self) -> BatchResult:
         # of what one poll found, a success may have come last
         failures = max(self.ended.failures, self.options.stop_after or 0)
-        return self._stop(f"{failures} jobs in a row failed", len(self.unsent.clear()), retryable=True)
+        return self._stop(f"{failures} jobs in a row failed", retryable=True)
 
     def _stop_refused(self, deadline: float) -> BatchResult:
-        """Submit no more. The jobs of inputs that were accepted may still be useful."""
-        unsent = len(self.unsent.clear())
+        """Submit no more. Inputs that were accepted are fine, so their jobs may end."""
+        self.unsent.clear()
         log.warning("Submitting no more: %d inputs in a row were refused (stop_after)", self._refusals)
         if self.jobs.job_ids:
             self._wait_for_part(deadline, may_defer=False)
-        return self._stop(f"{self._refusals} inputs in a row were refused", unsent, retryable=False)
+        return self._stop(f"{self._refusals} inputs in a row were refused", retryable=False)
 
-    def _stop(self, cause: str, unsent: int, *, retryable: bool) -> BatchResult:
+    def _stop(self, cause: str, *, retryable: bool) -> BatchResult:
         """Cancel what is in flight, and return how far the batch has come."""
-        checkpoint = self.batch
+        checkpoint, unsent = self.batch, len(self.unsubmitted)
+        self.unsent.clear()
         cause = f"{cause} (stop_after={self.options.stop_after})"
         log.warning("Stopped: %s. Canceling %d jobs", cause, len(self.jobs.running))
         left = self.cancel(self.jobs.running)
@@ -297,17 +298,23 @@ class BatchRun(SendingRun):
 
     def _restore_unsent(self, read_inputs: ReadInputs) -> None:
         """Make the inputs that are not submitted available again."""
-        wanted = [index for index in self.batch.absent if index not in self.refused]
+        wanted = self.unsubmitted
         if self._lines is not None:
             self.unsent = Unsent(self.saved_inputs, wanted)
             return
-        inputs = self._read_inputs(read_inputs, None)
-        if (inputs.digest, inputs.count) == (self.batch.header.digest, self.batch.header.count):
-            self.unsent = Unsent(lambda: enumerate(inputs), wanted)
-            return
-        log.error("The inputs changed while the task was deferred: %d of them are not submitted", len(wanted))
-        changed = RunGenInputError("it was not submitted: the inputs changed while the task was deferred")
-        self.refused |= dict.fromkeys(wanted, changed)
+        try:
+            inputs = self._read_inputs(read_inputs, None)
+        except RunGenInputError as error:
+            reason = error.message
+        else:
+            if (inputs.digest, inputs.count) == (self.batch.header.digest, self.batch.header.count):
+                self.unsent = Unsent(lambda: enumerate(inputs), wanted)
+                return
+            reason = "the inputs changed while the task was deferred"
+        # what is in flight is paid for, so the task ends when it is over
+        log.error("Submitting no more: %s. %d inputs are left", reason, len(wanted))
+        self.refused |= dict.fromkeys(wanted, RunGenInputError(f"it was not submitted: {reason}"))
+        self._is_pushed = False
 
     def new_job_ids(self, result: BatchResult) -> list[str]:
         """Return the jobs that were not stored before."""

@@ -286,6 +286,11 @@ class SendingRun(DurableRun["BatchOptions"]):
         """Return the jobs to wait for, those that other tasks submitted among them."""
         return [job_id for job_id in checkpoint.job_ids if job_id not in self.ended.ids]
 
+    @property
+    def unsubmitted(self) -> list[int]:
+        """The inputs that were neither accepted nor refused."""
+        return [index for index in self.batch.absent if index not in self.refused]
+
     def push_progress(self) -> None:
         """Push what was submitted, unless that was done."""
         if not self._is_pushed:
@@ -374,7 +379,7 @@ class SendingRun(DurableRun["BatchOptions"]):
         try:
             yield
         except Exception as error:
-            lost = checkpoint.unsaved_job_ids if self.has_next(error) else checkpoint.job_ids
+            lost = checkpoint.unsaved_job_ids if self.has_next(error) else self.in_flight(checkpoint)
             for start in range(0, len(lost), IDS_IN_A_LINE):
                 some = ", ".join(lost[start : start + IDS_IN_A_LINE])
                 log.warning("No retry resumes these jobs of app %s: %s", checkpoint.header.app_id, some)

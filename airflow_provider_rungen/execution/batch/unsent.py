@@ -33,11 +33,9 @@ class Unsent:
             self._stream = iter(self._read())
         return indexes, _filter(self._stream, indexes)
 
-    def clear(self) -> list[int]:
-        """Drop the inputs, and return their indexes."""
-        indexes = list(self._wanted)
+    def clear(self) -> None:
+        """Drop the inputs."""
         self._wanted.clear()
-        return indexes
 
     def finder(self) -> Callable[[int], Any]:
         """Return a function that returns an input, or ``None``. It is called with ascending indexes."""
