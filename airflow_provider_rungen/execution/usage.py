@@ -106,8 +106,8 @@ class Usage:
     def __str__(self) -> str:
         """Return the usage as a line for people."""
         value = self.to_json()
-        in_flight = value["jobs"] - value["completed"] - value["failed"]
-        counts = {"completed": value["completed"], "failed": value["failed"], "in flight": in_flight}
+        unfinished = value["jobs"] - value["completed"] - value["failed"]
+        counts = {"completed": value["completed"], "failed": value["failed"], "unfinished": unfinished}
         ends = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         parts = [format_count(value["jobs"], "job") + (f" ({ends})" if ends else "")]
         parts += [f"{value['reused']} reused"] * bool(value["reused"])

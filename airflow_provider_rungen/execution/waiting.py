@@ -115,7 +115,8 @@ class WaitingRun(TaskRun[Options]):
 
     def push_usage(self) -> None:
         """Push what the jobs used, and log it."""
-        log.info("Used %s", self.usage)
+        if self.usage:
+            log.info("Used %s", self.usage)
         self.usage.send_metrics()
         self.push_quietly(USAGE_KEY, self.usage.to_json(), "what the jobs used")
 
