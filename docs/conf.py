@@ -33,9 +33,9 @@ toc_object_entries_show_parents = "hide"
 
 # `--nitpicky` applies to names on the site; to check names of other packages, Sphinx would have to download.
 nitpick_ignore_regex = [
-    ("py:.*", r"(airflow|requests|pendulum|aiohttp|collections|datetime|enum|typing)\..*"),
+    ("py:.*", r"(airflow|requests|pendulum|aiohttp|collections|contextlib|datetime|enum|typing)\..*"),
     # imported only for type checkers
-    ("py:class", "Context|JsonValue|ObjectStoragePath|TaskDecorator|XComArg"),
+    ("py:class", "Context|Emulator|JsonValue|ObjectStoragePath|TaskDecorator|XComArg"),
     ("py:class", "Destination|Duration|JobIds|JobInputs?|SchemaSource|JsonObject|[A-Za-z]+Arguments"),
     ("py:class", "IdleEvent|Param|Table|TableFormat|ToInput"),
     ("py:class", r"airflow_provider_rungen\.exceptions\.Error"),  # a type variable
