@@ -64,6 +64,8 @@ class Task:
         self.calls = 0
         #: The workers of the app while a trigger runs.
         self.workers = 3
+        #: Whether no job runs while the task is on a worker that may defer.
+        self.is_held = True
         self.on_push: Callable[[str, Any], None] | None = None
 
     def operator(self, **changes: Any) -> Any:
@@ -108,7 +110,8 @@ class Task:
     def attempt(self, **changes: Any) -> Outcome:
         """Run the next attempt to its end."""
         op, context = self.begin(**changes)
-        stays = not op.deferrable or (self.kind == FUNCTION and op.destination is None)
+        is_waiting = self.kind == FUNCTION and op.destination is None
+        stays = not op.deferrable or is_waiting or not self.is_held
         outcome, step = Outcome(), partial(op.execute, context)
         while True:
             self.scale(100 if stays else 0)
@@ -593,6 +596,7 @@ def test_jobs_that_cannot_be_canceled_are_named(make: Callable[..., Task], mode:
 def test_refusals_in_a_row_stop_it(make: Callable[..., Task], kind: str, mode: bool) -> None:
     given = [*inputs(2), *[{"prompt": "", "seed": n} for n in range(40)]]
     task = make(kind, given, deferrable=mode, stop_after=3, max_concurrency=1, max_in_flight=20)
+    task.is_held = False  # the worker waits for what was accepted
     error = task.attempt().error
     told = stopped(task, error, 20)
     assert isinstance(error, AirflowFailException)
