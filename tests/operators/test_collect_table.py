@@ -74,7 +74,7 @@ def test_results_are_written_in_the_order_of_the_jobs(
     ]
     assert "out of memory" in rows[1]["error"]
     assert rows[2]["error"] == "it has no job"
-    assert "canceled" in rows[3]["error"]
+    assert "Canceled" in rows[3]["error"]
     assert [row["error"] for row in (rows[0], rows[4], rows[5])] == [None] * 3
     assert rows[0]["execution_seconds"] == pytest.approx(0.2)
     assert rows[0]["created_at"].endswith("+00:00")
