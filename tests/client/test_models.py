@@ -480,7 +480,9 @@ def test_error_text_takes_any_json(value: Any) -> None:
     ],
 )
 def test_an_answer_about_another_job_or_app_is_refused(body: Any) -> None:
-    with pytest.raises(RunGenResponseError, match=r"^The answer is about .* instead \((job job-a, )?app app\)"):
+    with pytest.raises(
+        RunGenResponseError, match=r"^The answer is about .* instead \((job job-a, )?app app\)"
+    ):
         Job.from_json(body, app_id="app", job_id="job-a")
 
 
