@@ -21,6 +21,7 @@
         ├── RunGenJobFailedError
         ├── RunGenJobCanceledError
         ├── RunGenJobTimeoutError
+        │   └── RunGenJobQueuedTimeoutError    none of the jobs started in ``queued_timeout``
         ├── RunGenResultError          the job completed, but its result does not fit ``result_schema``
         └── RunGenOutputError          the job completed, but an output cannot be fetched or stored
 
@@ -241,6 +242,12 @@ class RunGenJobTimeoutError(RunGenJobError, TimeoutError):
     """The job was not over in the time it was given."""
 
     default_hint = "Raise timeout or execution_timeout if it needs longer"
+
+
+class RunGenJobQueuedTimeoutError(RunGenJobTimeoutError):
+    """The job stayed queued for longer than ``queued_timeout``, and no other job of the wait started."""
+
+    default_hint = "Scale the app up, or raise queued_timeout if it needs longer"
 
 
 class RunGenResultError(RunGenJobError):

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.client.durations import to_seconds
+from airflow_provider_rungen.client.durations import to_optional_seconds, to_seconds
 from airflow_provider_rungen.client.price import parse_price
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ if TYPE_CHECKING:
         defer_after: Duration
         poll_interval: Duration
         timeout: Duration
+        queued_timeout: Duration | None
         cancel_on_kill: bool
         durable: bool
         on_unknown_submission: Literal["resubmit", "fail"]
@@ -186,6 +187,7 @@ __all__ = [
     "check_schema",
     "default_arg_names",
     "parameter_names",
+    "to_optional_seconds",
     "to_seconds",
 ]
 

@@ -111,7 +111,9 @@ def _json(value: dict[str, Any]) -> str:
 def _page(measured: dict[str, Any], rows: list[Row], drawn: list[tuple[str, str]]) -> str:
     machine = measured["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    headline, *others = drawn
     text = _HEAD + (
+        f"{_image(*headline)}\n"
         f"Measured on {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB of memory, "
         f"{machine['system']}, Python {machine['python']}, {packages}.\n"
         f"{_rounds(measured['settings'])}\n\n"
@@ -124,9 +126,13 @@ def _page(measured: dict[str, Any], rows: list[Row], drawn: list[tuple[str, str]
         text += "\n## What falls short, and why\n\n"
         for row in missed:
             text += f"- {row.what}: {row.figure}, {row.aim} was aimed at. {row.why}".rstrip() + "\n"
-    for file, words in drawn:
-        text += f"\n## {words}\n\n![{words}]({file})\n"
+    for file, words in others:
+        text += f"\n## {words}\n\n{_image(file, words)}"
     return text + _HOW
+
+
+def _image(file: str, words: str) -> str:
+    return f"![{words}]({file})\n"
 
 
 def _rounds(settings: dict[str, Any]) -> str:

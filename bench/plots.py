@@ -2,172 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot
-from matplotlib.axes import Axes
-
+from bench.charts import Bar, Bars, Legend, Line, Lines, Panel, chart
 from bench.contenders import OURS, POOLED, SESSION
 from bench.imports import HTTP, OPERATOR
+from bench.real_airflow import DEFERRABLE, TASK_EACH
 from bench.rows import growth, of
 from bench.watching import AT_ONCE, QUEUE
 
-# a palette for color-blind readers
-_COLORS = {OURS: "#0072B2", POOLED: "#E69F00", SESSION: "#999999"}
+_LOOKS = {OURS: "ours", POOLED: "other", SESSION: "third"}
 _NAMES = {
     OURS: "this provider",
     POOLED: "each job polled, one session",
     SESSION: "each job polled, session per poll",
 }
-_ORDERS = {QUEUE: "jobs end in their order", AT_ONCE: "jobs end in any order"}
-_KINDS = (OURS, POOLED, SESSION)
-# the last two lines often coincide
-_LINES = {OURS: "-", POOLED: "-", SESSION: ":"}
-_AIM = {"color": "#D55E00", "linestyle": "--", "linewidth": 1.2}
+_ORDERS = {QUEUE: "Jobs end in their order", AT_ONCE: "Jobs end in any order"}
+_LEGEND = {_LOOKS[kind]: name for kind, name in _NAMES.items()}
 
 
 def draw(measured: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
-    """Draw the plots that have figures, and return their files and captions."""
-    pyplot.rcParams.update(
-        {
-            "figure.dpi": 110,
-            "figure.constrained_layout.use": True,
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlesize": 10,
-            "legend.frameon": False,
-        }
-    )
-    plots = []
+    """Draw the plots that have figures, and return their files and captions, the headline first."""
+    drawn = []
+    for file, caption, panels in _plots(measured):
+        (folder / file).write_text(chart(caption, panels))
+        drawn.append((file, caption))
+    return drawn
+
+
+def _plots(measured: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Panel]]]:
+    if "airflow" in measured:
+        jobs = measured["airflow"]["jobs"]
+        yield "headline.svg", f"A DAG that runs {jobs:,} jobs", [_headline(measured["airflow"])]
     if "watch" in measured:
-        _requests(measured["watch"], folder / "requests.png")
-        _late(measured["watch"], folder / "latency.png")
-        _cost(measured["watch"], folder / "cost.png")
-        plots += [
-            ("requests.png", "Requests to the service while 1,000 jobs are waited for"),
-            ("latency.png", "How long after a job's end its event comes"),
-            ("cost.png", "Processor time and memory of the waiting process"),
-        ]
+        runs = measured["watch"]
+        yield "requests.svg", "Requests to the service while 1,000 jobs are waited for", _requests(runs)
+        yield "latency.svg", "How long after a job's end its event comes", _late(runs)
+        yield "cost.svg", "Processor time and memory of the waiting process", _cost(runs)
     if "sizes" in measured:
-        _sizes(measured["sizes"], folder / "sizes.png")
-        plots.append(("sizes.png", "Requests per job with more jobs, and with counters that lie"))
+        caption = "Requests per job with more jobs, and with counters that lie"
+        yield "sizes.svg", caption, _sizes(measured["sizes"])
     if "submits" in measured and "imports" in measured:
-        _start(measured["submits"], measured["imports"], folder / "start.png")
-        plots.append(("start.png", "Submitting 1,000 jobs, and importing the operators"))
-    return plots
+        panels = _start(measured["submits"], measured["imports"])
+        yield "start.svg", "Submitting 1,000 jobs, and importing the operators", panels
 
 
-def _save(path: Path) -> None:
-    pyplot.savefig(path, metadata={"Software": None})
-    pyplot.close()
+def _headline(measured: Mapping[str, Any]) -> Bars:
+    jobs, seconds = measured["jobs"], measured["seconds"]
+    ours = median(seconds[DEFERRABLE])
+    each = median(seconds[TASK_EACH]) * jobs / measured["tasks"]
+    return Bars(
+        f"{jobs:,} jobs of {measured['job_seconds']:g} s, from trigger to success",
+        [
+            Bar("one RunGenRunBatchOperator, which waits for all", ours, f"{ours:.0f} s", "ours"),
+            Bar(f"{jobs:,} mapped HttpOperators, which only submit", each, f"{each:.0f} s", "other"),
+        ],
+    )
 
 
-def _bars(
-    axes: Axes, names: Sequence[str], values: Sequence[float], colors: Sequence[str], form: str
-) -> None:
-    bars = axes.barh(names, values, color=colors, height=0.6)
-    plain = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-    axes.bar_label(bars, [form.format(value) for value in values], padding=3, bbox=plain)
-    if not axes.yaxis_inverted():  # the axis may be shared
-        axes.invert_yaxis()
-    axes.set_xlim(0, max(values) * 1.22)
-
-
-def _requests(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
-    figure, both = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+def _requests(runs: Sequence[Mapping[str, Any]]) -> list[Panel]:
     jobs = runs[0]["jobs"]
-    for axes, (order, title) in zip(both, _ORDERS.items(), strict=True):
-        for kind in _KINDS:
-            run = next(run for run in runs if run["kind"] == kind and run["order"] == order)
-            at, count = zip(*run["requests_over_time"], strict=True)
-            axes.plot(at, count, _LINES[kind], color=_COLORS[kind], label=_NAMES[kind], linewidth=2)
-        axes.axhline(1.1 * jobs, label="aim: 1.1 a job", **_AIM)
-        axes.set_title(title)
-        axes.set_xlabel("seconds")
-    both[0].set_ylim(0)
-    both[0].set_ylabel(f"requests so far, {jobs:,} jobs")
-    figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    _save(path)
+    plots = [
+        Lines(
+            title,
+            [Line(_run(runs, kind, order)["requests_over_time"], _LOOKS[kind]) for kind in _NAMES],
+            "seconds",
+            f"requests so far, {jobs:,} jobs",
+            y_aim=1.1 * jobs,
+        )
+        for order, title in _ORDERS.items()
+    ]
+    return [*plots, Legend(_LEGEND | {"aim": "aim: 1.1 requests a job"})]
 
 
-def _late(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
-    figure, both = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-    for axes, (order, title) in zip(both, _ORDERS.items(), strict=True):
-        for kind in _KINDS:
+def _run(runs: Sequence[Mapping[str, Any]], kind: str, order: str) -> Mapping[str, Any]:
+    return next(run for run in runs if run["kind"] == kind and run["order"] == order)
+
+
+def _late(runs: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    panels: list[Panel] = []
+    aim = runs[0]["poll_interval"] + 1
+    for order, title in _ORDERS.items():
+        lines = []
+        for kind in _NAMES:
             rounds = [run["late"] for run in runs if run["kind"] == kind and run["order"] == order]
             middle = [median(values) for values in zip(*rounds, strict=True)]
-            axes.plot(middle, range(101), _LINES[kind], color=_COLORS[kind], label=_NAMES[kind], linewidth=2)
-        axes.axvline(runs[0]["poll_interval"] + 1, label="aim for 95 %", **_AIM)
-        axes.axhline(95, color="#cccccc", linewidth=0.8, zorder=0)
-        axes.set_title(title)
-        axes.set_xlabel("seconds from the job's end to the event")
-        axes.set_xlim(0)
-    both[0].set_ylim(0, 101)
-    both[0].set_ylabel("% of the jobs")
-    figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    _save(path)
-
-
-def _cost(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
-    _, (left, middle, right) = pyplot.subplots(1, 3, figsize=(11, 2.6), sharey=True)
-    names = [_NAMES[kind].replace(", ", ",\n") for kind in _KINDS]
-    colors = [_COLORS[kind] for kind in _KINDS]
-    for axes, (order, title) in zip((left, middle), _ORDERS.items(), strict=True):
-        seconds = [of(runs, "cpu", kind=kind, order=order) for kind in _KINDS]
-        _bars(axes, names, seconds, colors, "{:.2f} s")
-        axes.axvline(seconds[-1] / 10, **_AIM)
-        axes.set_title(f"processor time, {title}")
-    _bars(right, names, [growth(runs, "before", kind) / 1e6 for kind in _KINDS], colors, "{:.1f} MB")
-    right.set_title("memory, imports included")
-    _save(path)
-
-
-def _sizes(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
-    _, (left, right) = pyplot.subplots(1, 2, figsize=(9, 2.8))
-    honest = sorted((run for run in runs if run["counters"] == "honest"), key=lambda run: run["jobs"])
-    jobs = [run["jobs"] for run in honest]
-    left.plot(jobs, [run["requests_per_job"] for run in honest], "o-", color=_COLORS[OURS])
-    for run in honest:
-        place = (run["jobs"], run["requests_per_job"])
-        left.annotate(f"{place[1]:.2f}", place, (0, 7), textcoords="offset points", ha="center")
-    left.set_xscale("log")
-    left.set_xticks(jobs, [f"{count:,}" for count in jobs])
-    left.minorticks_off()
-    left.set_ylim(0, 2)
-    left.set_xlabel("jobs")
-    left.set_title("requests per job")
-    told = [run for run in runs if run["jobs"] == 1000]
-    told.sort(key=lambda run: run["counters"] != "honest")
-    names = [f"counters {run['counters']},\n95 % within {run['late'][95]:.0f} s" for run in told]
-    _bars(right, names, [run["requests_per_job"] for run in told], [_COLORS[OURS]] * len(told), "{:.2f}")
-    right.set_title("requests per job, 1,000 jobs")
-    _save(path)
-
-
-def _start(submits: Mapping[str, Any], imports: Mapping[str, Any], path: Path) -> None:
-    _, (left, right) = pyplot.subplots(1, 2, figsize=(9, 2.4))
-    names = {"bare": "a bare aiohttp loop", "ours": "this provider", "one by one": "one by one"}
-    colors = {"bare": "#999999", "ours": _COLORS[OURS], "one by one": _COLORS[POOLED]}
-    seconds = {kind: median(submits["seconds"][kind]) for kind in names}
-    _bars(left, list(names.values()), list(seconds.values()), list(colors.values()), "{:.1f} s")
-    left.set_title(f"{submits['jobs']:,} submissions, {submits['latency'] * 1000:g} ms away")
-    lines = [
-        (f"{words}, {name}", median(imports[temperature][module]) * 1000, color)
-        for temperature, words in (("warm", "bytecode"), ("cold", "no bytecode"))
-        for module, name, color in (
-            (OPERATOR, "RunGenRunJobOperator", _COLORS[OURS]),
-            (HTTP, "HttpOperator", _COLORS[POOLED]),
+            lines.append(Line([(seconds, share) for share, seconds in enumerate(middle)], _LOOKS[kind]))
+        panels.append(
+            Lines(title, lines, "seconds from the job's end to the event", "% of the jobs", x_aim=aim)
         )
+    return [*panels, Legend(_LEGEND | {"aim": f"aim: 95 % within {aim:g} s"})]
+
+
+def _cost(runs: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    panels: list[Panel] = []
+    for order, title in _ORDERS.items():
+        seconds = {kind: of(runs, "cpu", kind=kind, order=order) for kind in _NAMES}
+        bars = [Bar(_NAMES[kind], value, f"{value:.2f} s", _LOOKS[kind]) for kind, value in seconds.items()]
+        panels.append(Bars(f"Processor time. {title}", bars, aim=seconds[SESSION] / 10))
+    grown = {kind: growth(runs, "before", kind) / 1e6 for kind in _NAMES}
+    bars = [Bar(_NAMES[kind], value, f"{value:.1f} MB", _LOOKS[kind]) for kind, value in grown.items()]
+    panels += [Bars("Memory, imports included", bars), Legend({"aim": "aim: a tenth of session per poll"})]
+    return panels
+
+
+def _sizes(runs: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    honest = sorted((run for run in runs if run["counters"] == "honest"), key=lambda run: run["jobs"])
+    lying = sorted((run for run in runs if run["jobs"] == 1000), key=lambda run: run["counters"] != "honest")
+    return [
+        Bars("Requests per job", [_per_job(f"{run['jobs']:,} jobs", run) for run in honest]),
+        Bars(
+            "Requests per job, 1,000 jobs",
+            [
+                _per_job(f"counters {run['counters']}, 95 % within {run['late'][95]:.0f} s", run)
+                for run in lying
+            ],
+        ),
     ]
-    labels, values, shades = zip(*lines, strict=True)
-    _bars(right, labels, values, shades, "{:.0f} ms")
-    right.set_title("import on top of airflow.sdk")
-    _save(path)
+
+
+def _per_job(name: str, run: Mapping[str, Any]) -> Bar:
+    return Bar(name, run["requests_per_job"], f"{run['requests_per_job']:.2f}", "ours")
+
+
+def _start(submits: Mapping[str, Any], imports: Mapping[str, Any]) -> list[Panel]:
+    kinds = {
+        "bare": ("a bare aiohttp loop", "third"),
+        "ours": ("this provider", "ours"),
+        "one by one": ("one by one", "other"),
+    }
+    bars = []
+    for kind, (name, look) in kinds.items():
+        seconds = median(submits["seconds"][kind])
+        bars.append(Bar(name, seconds, f"{seconds:.1f} s", look))
+    imported = []
+    for temperature, words in (("warm", "with bytecode"), ("cold", "without bytecode")):
+        for module, name, look in (
+            (OPERATOR, "RunGenRunJobOperator", "ours"),
+            (HTTP, "HttpOperator", "other"),
+        ):
+            value = median(imports[temperature][module]) * 1000
+            imported.append(Bar(f"{name}, {words}", value, f"{value:.0f} ms", look))
+    return [
+        Bars(f"{submits['jobs']:,} submissions, {submits['latency'] * 1000:g} ms away", bars),
+        Bars("Import on top of airflow.sdk", imported),
+    ]

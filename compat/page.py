@@ -42,7 +42,7 @@ UI of 3.3 and 2.11.
 _BOUNDS = """
 Some versions of Airflow do not work with the newest version of every package. Airflow's own constraint files,
 which an installation should use, take that into account. These runs use
-[compat/constraints](../compat/constraints) instead.
+`compat/constraints` in the repository instead.
 """
 _PRIVATE = """
 ## Undocumented names of Airflow

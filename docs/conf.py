@@ -33,12 +33,12 @@ toc_object_entries_show_parents = "hide"
 
 # `--nitpicky` applies to names on the site; to check names of other packages, Sphinx would have to download.
 nitpick_ignore_regex = [
-    ("myst", r"\.\./.*"),  # a folder of the repository, shown as text; tests/test_docs.py checks it
     ("py:.*", r"(airflow|requests|pendulum|aiohttp|collections|contextlib|datetime|enum|typing)\..*"),
     # imported only for type checkers
     ("py:class", "Context|Emulator|JsonValue|ObjectStoragePath|TaskDecorator|XComArg"),
     ("py:class", "Destination|Duration|JobIds|JobInputs?|SchemaSource|JsonObject|[A-Za-z]+Arguments"),
-    ("py:class", "IdleEvent|Table|TableFormat|ToInput"),
+    ("py:class", "IdleEvent|Param|Table|TableFormat|ToInput"),
+    ("py:class", r"airflow_provider_rungen\.exceptions\.Error"),  # a type variable
     # annotations of a dataclass are texts, without their modules
     ("py:class", r"os\.PathLike|timedelta"),
     ("py:class", r"airflow_provider_rungen\.(client\.(?!models)|execution\.|_airflow).*"),  # not public

@@ -233,13 +233,13 @@ class Via:
         """Send a request and read the answer like a sender, without sockets."""
         settings = self.settings()
         if settings.base_url != self.emulator.url:
-            raise RunGenConnectionError(f"Could not {request.purpose}: connection refused", sent=False)
+            raise RunGenConnectionError(request.failure("connection refused"), sent=False)
         headers = settings.headers() | settings.headers_for(request)
         reply = self.service.handle(request.method, f"/{request.path}", headers, request.body or b"")
         if reply.fault == "stream":
             settings.check_size(len(reply.body), request)
         elif reply.fault is not None:
-            raise RunGenConnectionError(f"Could not {request.purpose}: {reply.fault}", sent=True)
+            raise RunGenConnectionError(request.failure(str(reply.fault)), sent=True)
         settings.check_size(len(reply.body), request)
         date = email.utils.formatdate(self.clock.now, usegmt=True)
         return settings.response(reply.status, {"Date": date, **reply.headers}, [reply.body])

@@ -265,7 +265,7 @@ def test_a_retry_succeeds(runs: Runs) -> None:
 @pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a new job is submitted, and the log says so")
 def test_a_retry_takes_up_the_job_of_the_attempt_before(runs: Runs) -> None:
     assert [job["input"]["prompt"] for job in runs.emulator.service.jobs()].count("again") == 1
-    assert "of an earlier attempt, which is COMPLETED" in runs.log
+    assert "Resuming a job that is COMPLETED" in runs.log
 
 
 @pytest.mark.skipif(

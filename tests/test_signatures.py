@@ -67,6 +67,7 @@ ORDER = [
     "price",
     "poll_interval",
     "timeout",
+    "queued_timeout",
     "cancel_on_kill",
     "scale_down_on_failure",
     "durable",

@@ -117,8 +117,9 @@ class ResponseBody:
             self.is_enough = True  # the status of a refusal is enough
             if not self._is_refusal:
                 raise RunGenResponseError(
-                    f"Could not {request.purpose}: the answer is encoded as "
-                    f"{clean_text(str(error), 50)}, which was not asked for"
+                    request.failure(
+                        f"the answer is encoded as {clean_text(str(error), 50)}, which was not asked for"
+                    )
                 ) from None
 
     def feed(self, data: bytes) -> Iterator[None]:
@@ -162,9 +163,7 @@ class ResponseBody:
             try:
                 yield from self._filter.feed(piece)
             except TooLongError:
-                message = f"the answer has over {MAX_KEPT} bytes beside its result"
-                raise RunGenResponseError(
-                    f"Could not {self._request.purpose}: {message}", hint="", retryable=False
-                ) from None
+                message = self._request.failure(f"the answer has over {MAX_KEPT} bytes beside its result")
+                raise RunGenResponseError(message, hint="", retryable=False) from None
         else:
             self._chunks.append(piece)

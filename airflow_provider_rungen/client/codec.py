@@ -61,13 +61,13 @@ def decode(response: Response, request: Request, now: float) -> Any:
         # NaN is not JSON, but some servers write it, and a result must not be lost for that
         return json.loads(response.body, parse_constant=lambda _: None)
     except RecursionError:
-        message = f"Could not {request.purpose}: the answer is nested too deeply"
+        message = request.failure("the answer is nested too deeply")
         raise RunGenResponseError(message, hint="", retryable=False) from None
     except ValueError:
         pass
     excerpt = _to_plain_text(response.body)
     reason = f"the answer is not JSON: {excerpt}" if excerpt else "the answer is empty"
-    raise RunGenResponseError(f"Could not {request.purpose}: {reason}")
+    raise RunGenResponseError(request.failure(reason))
 
 
 def error_for(response: Response, request: Request, now: float) -> RunGenAPIError:
@@ -79,14 +79,15 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
     :param now: the time (seconds since 1970), for a ``Retry-After`` that is a date.
     """
     code = response.status
-    failed = f"Could not {request.purpose} ({code})"
     if 300 <= code < 400:
         try:
             host = clean_text(urlsplit(response.headers.get("location", "")).hostname or "nowhere", 100)
         except ValueError:
             host = "nowhere"
         return RunGenAPIError(
-            f"{failed}: RunGen redirects to {host}, and redirects are not followed, to keep the key safe",
+            request.failure(
+                f"RunGen redirects to {host}, and redirects are not followed, to keep the key safe", code
+            ),
             status_code=code,
             hint="If the API moved there, change the Base URL of the Airflow connection",
         )
@@ -99,7 +100,7 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
     is_own_shape = isinstance(body, Mapping) and bool(error_text(body.get("error")))
     kind = RunGenServerError if code >= 500 else _ERRORS.get(code, RunGenAPIError)
     return kind(
-        f"{failed}: {reason}",
+        request.failure(reason, code),
         status_code=code,
         retry_after=asked,
         is_from_service=asked is not None or is_own_shape,

@@ -24,6 +24,11 @@ def to_seconds(value: float | timedelta, name: str, *, allow_zero: bool = False)
     return float(number)
 
 
+def to_optional_seconds(value: float | timedelta | None, name: str) -> float | None:
+    """Return a duration in seconds, if there is one; see `to_seconds`."""
+    return None if value is None else to_seconds(value, name)
+
+
 def format_duration(seconds: float) -> str:
     """Format a duration in its largest unit and the next one: ``0.5 s``, ``45 s``, ``2 min 5 s``, ``1 d``."""
     if seconds < 10:

@@ -10,6 +10,7 @@ from airflow_provider_rungen.client.codec import encode, encode_input, path_segm
 from airflow_provider_rungen.client.flow import Flow, Request, Sleep
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET, call, was_not_accepted
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenConflictError,
@@ -33,7 +34,8 @@ def run_job(app_id: str, input: Mapping[str, Any], *, attempts: int = ATTEMPTS) 
     :raises RunGenSubmissionUnknownError: the job may or may not have been created.
     """
     body = b'{"input":' + encode_input(input) + b"}"
-    request = Request("POST", f"app/{path_segment(app_id)}/run_async", f"run a job of app {app_id}", body)
+    path, about = f"app/{path_segment(app_id)}/run_async", format_ids(app_id)
+    request = Request("POST", path, "run a job", body, about=about)
 
     def read(answer: Any) -> Job:
         job = Job.from_json(answer, app_id=app_id, status=JobStatus.QUEUED)
@@ -51,7 +53,7 @@ def run_job(app_id: str, input: Mapping[str, Any], *, attempts: int = ATTEMPTS) 
             raise
         reason = error.message
     raise RunGenSubmissionUnknownError(
-        f"It is not known whether RunGen created the job of app {app_id}: {reason}",
+        f"Fate unknown: RunGen may have created the job. {reason}",
         hint="Check the app's jobs before you submit it again: it could run and be billed twice",
     )
 
@@ -74,8 +76,8 @@ def get_job(
     :param is_lean: whether a large result and input may be left out.
     """
     path = f"app/{path_segment(app_id)}/job/{path_segment(job_id, 'job_id')}"
-    purpose = f"get job {job_id} of app {app_id}"
-    request = Request("GET", path, purpose, timeout=timeout, is_lean=is_lean)
+    about = format_ids(app_id, job_id)
+    request = Request("GET", path, "get the job", about=about, timeout=timeout, is_lean=is_lean)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id)
     return (yield from call(request, read, attempts=attempts))
 
@@ -109,7 +111,8 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
     :raises RunGenConflictError: the job is over, and was not canceled.
     """
     path = f"app/{path_segment(app_id)}/job/{path_segment(job_id, 'job_id')}"
-    request = Request("PUT", path, f"cancel job {job_id} of app {app_id}", as_user=True, is_lean=True)
+    about = format_ids(app_id, job_id)
+    request = Request("PUT", path, "cancel the job", about=about, as_user=True, is_lean=True)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id, status=JobStatus.CANCELED)
     try:
         return (yield from call(request, read, retry_budget=retry_budget))
@@ -144,8 +147,8 @@ def get_app(
     :param timeout: the most seconds for one request; see `Request`.
     :param is_lean: whether a large workflow may be left out.
     """
-    path, purpose = f"app/{path_segment(app_id)}", f"get app {app_id}"
-    request = Request("GET", path, purpose, timeout=timeout, is_lean=is_lean)
+    path, about = f"app/{path_segment(app_id)}", format_ids(app_id)
+    request = Request("GET", path, "get the app", about=about, timeout=timeout, is_lean=is_lean)
     return (yield from call(request, partial(App.from_json, app_id=app_id), attempts=attempts))
 
 
@@ -172,7 +175,8 @@ def update_app(
     :param body: the fields to change, as for `create_app`.
     :param retry_budget: seconds after which the request is not sent again.
     """
-    request = Request("PUT", f"app/{path_segment(app_id)}", f"update app {app_id}", encode(body, "app"))
+    path, about = f"app/{path_segment(app_id)}", format_ids(app_id)
+    request = Request("PUT", path, "change the app", encode(body, "app"), about=about)
     read = partial(App.from_json, app_id=app_id)
     return (yield from call(request, read, retry_budget=retry_budget))
 
@@ -200,4 +204,5 @@ def delete_app(app_id: str) -> Flow[None]:
 
     :param app_id: the app.
     """
-    yield from call(Request("DELETE", f"app/{path_segment(app_id)}", f"delete app {app_id}"), lambda _: None)
+    path, about = f"app/{path_segment(app_id)}", format_ids(app_id)
+    yield from call(Request("DELETE", path, "delete the app", about=about), lambda _: None)

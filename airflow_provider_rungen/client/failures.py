@@ -40,7 +40,7 @@ def timed_out(
     """
     what = "RunGen did not answer in full" if exchange.is_sent else _unreachable(proxy)
     when = "before the task had to end" if exchange.is_interrupted else f"within {format_duration(limit)}"
-    return RunGenConnectionError(f"Could not {request.purpose}: {what} {when}", sent=exchange.is_sent)
+    return RunGenConnectionError(request.failure(f"{what} {when}"), sent=exchange.is_sent)
 
 
 def connection_failed(
@@ -56,9 +56,7 @@ def connection_failed(
     """
     sent = sent and not isinstance(_root(error), UnicodeError)  # the host's name could not be looked up
     what = "the connection to RunGen was lost before the whole answer came" if sent else _unreachable(proxy)
-    failure = RunGenConnectionError(
-        f"Could not {request.purpose}: {what} ({describe_cause(error)})", sent=sent
-    )
+    failure = RunGenConnectionError(request.failure(f"{what}: {describe_cause(error)}"), sent=sent)
     if getattr(_root(error), "reason", None) in _NOT_TLS:
         failure.add_hint(
             "Is the server speaking plain http? Then the host of the connection has to begin with http://"
@@ -82,7 +80,7 @@ def proxy_failed(request: Request, error: BaseException, proxy: str | None) -> R
     else:
         what = f"could not be reached ({describe_cause(error)})"
     return RunGenConnectionError(
-        f"Could not {request.purpose}: {_name(proxy)} {what}",
+        request.failure(f"{_name(proxy)} {what}"),
         sent=False,
         hint="Check Proxy of the Airflow connection, or the proxy of the environment",
     )

@@ -20,8 +20,9 @@ class Request:
 
     :param method: the HTTP method.
     :param path: the path below the base URL, with its segments already quoted.
-    :param purpose: what the request is for, as an infinitive for logs and errors: ``get app flux``.
+    :param purpose: what the request is for, as an infinitive for logs and errors: ``get the app``.
     :param body: the JSON text to send, if any.
+    :param about: the ids that end its errors: ``(app flux)``.
     :param as_user: whether to send the connection's ``user_id``. The API asks for it when a job is canceled.
     :param timeout: the most seconds for the whole exchange. Without it, only the connection's limits apply.
     :param is_lean: whether ids, status and errors of the answer are enough. Large results and inputs may then
@@ -32,9 +33,15 @@ class Request:
     path: str
     purpose: str
     body: bytes | None = field(default=None, repr=False)
+    about: str = ""
     as_user: bool = False
     timeout: float | None = None
     is_lean: bool = False
+
+    def failure(self, reason: str, status: int | None = None) -> str:
+        """Return the message of an error: ``Could not get the app (404): no such app (app flux)``."""
+        code = "" if status is None else f" ({status})"
+        return f"Could not {self.purpose}{code}: {reason.rstrip('.')} {self.about}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)

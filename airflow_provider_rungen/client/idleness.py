@@ -13,7 +13,9 @@ from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import ATTEMPTS
-from airflow_provider_rungen.client.scaling import CONFIRM_TIME, PAUSE, set_workers, workers_of
+from airflow_provider_rungen.client.scaling import CONFIRM_TIME, PAUSE, set_workers
+from airflow_provider_rungen.client.texts import format_count, format_ids
+from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenNotFoundError
 
 log = logging.getLogger(__name__)
@@ -123,7 +125,8 @@ class IdleWatch:
             return False
         figures = (app.active_workers or 0, *(app.jobs.get(name, 0) for name in _ENDS))
         if self.since is None or figures != self.figures:
-            log.info("App %s is idle: %d active workers, no job queued or running", self.app_id, figures[0])
+            workers = format_count(figures[0], "active worker")
+            log.info("Idle: %s, no job queued or running %s", workers, format_ids(self.app_id))
             self.restart()
             self.since, self.figures = now, figures
         return now - self.since >= self.idle_for
@@ -144,9 +147,9 @@ class IdleWatch:
     def _log_busy(self, app: App, reason: str) -> None:
         if reason == _why_unknown(app) and not self._is_warned:
             self._is_warned = True
-            log.warning("App %s is never taken for idle: %s", self.app_id, reason)
+            log.warning("Never taken for idle: %s %s", reason, format_ids(self.app_id))
         elif self.since is not None:
-            log.info("App %s is no longer idle: %s", self.app_id, reason)
+            log.info("No longer idle: %s %s", reason, format_ids(self.app_id))
 
 
 def first_poll(watch: IdleWatch) -> Flow[bool]:
@@ -154,7 +157,7 @@ def first_poll(watch: IdleWatch) -> Flow[bool]:
     app = yield from get_app(watch.app_id)
     watch.note(app, (yield Sleep(0)))
     if watch.since is None:
-        log.info("App %s is not idle: %s", watch.app_id, why_not_idle(app))
+        log.info("Not idle: %s %s", why_not_idle(app), format_ids(watch.app_id))
     return watch.since is not None
 
 
@@ -180,13 +183,14 @@ def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPT
     except RunGenNotFoundError:
         raise
     except RunGenError as error:
-        log.error("STILL BILLED: app %s is idle, and could not be scaled down: %s", watch.app_id, error)
+        log.error("STILL BILLED: app %s is idle, and may not be scaled down: %s", watch.app_id, error)
         raise
     watch.restart()
     if not is_down:
         return None
     idle = format_duration(event["idle_seconds"])
-    log.info("Scaled app %s from %d to 0 workers: idle for %s", watch.app_id, event["active_workers"], idle)
+    workers = format_count(event["active_workers"], "worker")
+    log.info("Scaled from %s to 0, idle for %s %s", workers, idle, format_ids(watch.app_id))
     return event
 
 
@@ -202,8 +206,8 @@ def _scale_to_zero(app_id: str, before: int) -> Flow[bool]:
     if not app.pending_jobs:
         return True
     log.warning(
-        "Restoring %d workers of app %s: %d jobs came in while it was scaled down",
-        *(before, app_id, app.pending_jobs),
+        "Scaling back to %s: %s came in meanwhile %s",
+        *(format_count(before, "worker"), format_count(app.pending_jobs, "job"), format_ids(app_id)),
     )
     yield from set_workers(app_id, before, poll_interval=PAUSE, deadline=by + CONFIRM_TIME)
     return False

@@ -13,14 +13,14 @@ from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.end_locator import EndLocator
 from airflow_provider_rungen.client.endpoints import get_app, get_job
 from airflow_provider_rungen.client.flow import CUT, Flow, Gather, Pending, Sleep
+from airflow_provider_rungen.client.job_log import log_line, status_line
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.outages import LogCallback, Outages, is_unanswered
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, PollBudget, PollState, in_flight
+from airflow_provider_rungen.client.queue_watch import QueueWatch
 from airflow_provider_rungen.client.retry import is_refusal
-from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenError, RunGenNotFoundError
-
-log = logging.getLogger(__name__)
 
 # More polls begun at once would hold up an event loop.
 MAX_CONCURRENT_POLLS = 256
@@ -40,16 +40,6 @@ def strip_payloads(job: Job) -> Job:
     return replace(job, input=None, result=None)
 
 
-def log_line(level: int, line: str, job_id: str | None) -> None:
-    """Log a line."""
-    log.log(level, "%s", line)
-
-
-def log_quietly(level: int, line: str, job_id: str | None) -> None:
-    """Log a line, but of single jobs only problems, because there are many."""
-    log_line(level if job_id is None or level > logging.INFO else logging.DEBUG, line, job_id)
-
-
 @dataclass(eq=False)
 class JobPoller:
     """
@@ -62,6 +52,7 @@ class JobPoller:
     :param on_finished: makes of a finished job what is kept of it; its error becomes the job's.
     :param on_news: called when a job has finished, or has an error that no waiting can change.
     :param is_lean: whether inputs and results may be left out of the answers.
+    :param watches_queue: whether to warn about an app that has no workers for its queue.
     :param is_shared: whether several wait for the jobs, so that no slow poll may hold up a round.
     """
 
@@ -71,6 +62,7 @@ class JobPoller:
     on_news: Callable[[], None] = lambda: None
     is_lean: bool = False
     is_shared: bool = False
+    watches_queue: bool = True
     #: The finished jobs, until they are forgotten.
     finished: dict[str, Job] = field(default_factory=dict, init=False)
     waiting: dict[str, PollState] = field(default_factory=dict, init=False)
@@ -91,6 +83,7 @@ class JobPoller:
     def __post_init__(self) -> None:
         self.outages = Outages(self.log)
         self.locator = EndLocator(self)
+        self.queue = QueueWatch(self)
 
     @property
     def has_seen_all(self) -> bool:
@@ -178,7 +171,9 @@ class JobPoller:
             self._patience = min(min(max(poll_interval, 1.0), 10.0) * self._stretch, POLL_TIMEOUT)
         self.is_fresh, self.app, self.outages.last_failure = False, None, None
         yield from self._poll_due(poll_interval, now)
-        self.outages.end_round((yield Sleep(0)))
+        self.outages.end_round(now := (yield Sleep(0)))
+        if self.watches_queue:
+            yield from self.queue.look(now)
 
     def poll_each(self, job_ids: Iterable[str], left: float = 0.0) -> Flow[None]:
         """
@@ -194,7 +189,9 @@ class JobPoller:
             self.outages.last_failure = None
         due = [job_id for job_id in self._due(now) if job_id in wanted]
         yield from self.poll(due, PollBudget.until(now, left))
-        self.outages.end_round((yield Sleep(0)))
+        self.outages.end_round(now := (yield Sleep(0)))
+        if self.watches_queue:
+            yield from self.queue.look(now)
 
     def _due(self, now: float) -> list[str]:
         """Return the jobs that may be polled, oldest first, but before them those that were cut off."""
@@ -333,7 +330,8 @@ class JobPoller:
         if isinstance(outcome, Job):
             self._note_job(state, outcome, now)
         elif isinstance(outcome, RunGenNotFoundError) and state.job is None and now < state.visible_by:
-            self.log(logging.INFO, f"Job {job_id} is not visible yet; polling continues", job_id)
+            line = f"Not visible yet; polling continues {format_ids(self.app_id, job_id)}"
+            self.log(logging.INFO, line, job_id)
         else:
             # a key that is refused for good is so for every job
             self._errors |= dict.fromkeys(self.waiting if is_refusal(outcome) else [job_id], outcome)
@@ -342,6 +340,10 @@ class JobPoller:
 
     def _note_job(self, state: PollState, job: Job, now: float) -> None:
         before, state.job, state.polled_at = state.job, replace(job, input=None), now
+        if before is None:
+            state.status_since = state.added_at
+        elif before.status is not job.status:
+            state.status_since = now
         if job.is_terminal:
             self.finished[job.id] = job
             self.found += 1
@@ -355,8 +357,5 @@ class JobPoller:
     def _log_status(self, before: Job | None, job: Job) -> None:
         if before and before.raw_status == job.raw_status:
             return
-        if not job.is_known_status:
-            line = f"Unknown status {clean_text(job.raw_status, 50)} counts as running (job {job.id})"
-            self.log(logging.WARNING, line, job.id)
-        elif not before or before.status is not job.status:
-            self.log(logging.INFO, f"Job {job.id} is {job.status}", job.id)
+        if not job.is_known_status or not before or before.status is not job.status:
+            self.log(*status_line(job), job.id)

@@ -21,7 +21,7 @@ from airflow_provider_rungen.client.parsing import (
     to_time,
     unwrap,
 )
-from airflow_provider_rungen.client.texts import clean_text, error_text
+from airflow_provider_rungen.client.texts import clean_text, error_text, format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenJobCanceledError,
@@ -117,16 +117,20 @@ class Job:
         """
         if self.cause is not None:
             raise self.cause
-        name = f"Job {self.id} of app {self.app_id}"
-        reason = f": {self.error.rstrip('.')}" if self.error else ""
-        if self.status is JobStatus.FAILED:
-            reason = reason or f" (status {clean_text(self.raw_status, 50)}; the service gave no reason)"
-            raise RunGenJobFailedError(f"{name} failed{reason}", app_id=self.app_id, job_id=self.id)
-        if self.status is JobStatus.CANCELED:
-            raise RunGenJobCanceledError(f"{name} was canceled{reason}", app_id=self.app_id, job_id=self.id)
-        if self.status is not JobStatus.COMPLETED:
-            message = f"{name} is not over yet: it is {self.status}"
-            raise RunGenJobError(message, app_id=self.app_id, job_id=self.id)
+        if self.status is JobStatus.COMPLETED:
+            return
+        kinds = {JobStatus.FAILED: RunGenJobFailedError, JobStatus.CANCELED: RunGenJobCanceledError}
+        kind = kinds.get(self.status, RunGenJobError)
+        end = self.end_text if self.is_terminal else f"Not over yet: {self.status}"
+        raise kind(f"{end} {format_ids(self.app_id, self.id)}", app_id=self.app_id, job_id=self.id)
+
+    @property
+    def end_text(self) -> str:
+        """How the job ended, without its ids: ``Failed: out of memory``."""
+        reason = self.error.rstrip(".")
+        if self.status is JobStatus.FAILED and not reason:
+            reason = f"the service gave no reason (status {clean_text(self.raw_status, 50)})"
+        return f"{self.status.capitalize()}: {reason}" if reason else self.status.capitalize()
 
     @classmethod
     def from_json(
@@ -142,17 +146,17 @@ class Job:
         :raises RunGenResponseError: the answer lacks an id or a status, or is about another job or app.
         """
         item = unwrap(body)
-        check_identity(item, ("app_id",), app_id, f"app {app_id}")
+        check_identity(item, ("app_id",), app_id, format_ids(app_id))
         if job_id is not None:
-            check_identity(item, ("job_id", "id"), job_id, f"job {job_id} of app {app_id}")
+            check_identity(item, ("job_id", "id"), job_id, format_ids(app_id, job_id))
         job_id = job_id or to_id(item.get("job_id")) or to_id(item.get("id"))
         if not job_id:
-            raise missing("job id", f"a job of app {app_id}", body)
+            raise missing("job id", format_ids(app_id), body)
         raw_status = item.get("status")
         if isinstance(raw_status, str) and raw_status.strip():
             status = _STATUSES.get(normalize_status(raw_status), JobStatus.RUNNING)
         elif status is None:
-            raise missing("status", f"job {job_id} of app {app_id}", body)
+            raise missing("status", format_ids(app_id, job_id), body)
         error = ""
         if status is JobStatus.FAILED:
             error = error_text({**to_mapping(body), **item}) or error_text(item.get("result"))
@@ -235,10 +239,10 @@ class App:
         """
         item = unwrap(body)
         if app_id is not None:
-            check_identity(item, ("id", "app_id"), app_id, f"app {app_id}")
+            check_identity(item, ("id", "app_id"), app_id, format_ids(app_id))
         app_id = app_id or to_id(item.get("id")) or to_id(item.get("app_id"))
         if not app_id:
-            raise missing("app id", "an app", body)
+            raise missing("app id", "", body)
         outside = {"active_workers": item["active_workers"]} if "active_workers" in item else {}
         return cls(
             id=app_id,

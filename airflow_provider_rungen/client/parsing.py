@@ -25,27 +25,25 @@ def unwrap(body: Any) -> Mapping[str, Any]:
     raise RunGenResponseError("The answer is not a JSON object")
 
 
-def check_identity(item: Mapping[str, Any], names: Sequence[str], wanted: str, subject: str) -> None:
+def check_identity(item: Mapping[str, Any], names: Sequence[str], wanted: str, ids: str) -> None:
     """
     Check that an answer is about what was asked for. An answer without an id is.
 
     :param item: the object of the answer.
     :param names: the fields that may hold its id.
     :param wanted: the id that was asked for.
-    :param subject: what was asked for, for the error.
+    :param ids: the ids that end the error.
     :raises RunGenResponseError: the answer is about something else.
     """
-    ids = [found for name in names if (found := to_id(item.get(name)))]
-    if ids and all(each.casefold() != wanted.casefold() for each in ids):
-        raise RunGenResponseError(f"Asked for {subject}, but the answer is about {clean_text(ids[0], 80)}")
+    given = [found for name in names if (found := to_id(item.get(name)))]
+    if given and all(each.casefold() != wanted.casefold() for each in given):
+        raise RunGenResponseError(f"The answer is about {clean_text(given[0], 80)} instead {ids}")
 
 
-def missing(field: str, subject: str, body: Any) -> RunGenResponseError:
+def missing(field: str, ids: str, body: Any) -> RunGenResponseError:
     """Return the error for an answer that lacks a field, with the service's own error text."""
-    reason = error_text(body)
-    return RunGenResponseError(
-        f"The answer about {subject} has no {field}" + (f": {reason}" if reason else "")
-    )
+    reason = error_text(body).rstrip(".")
+    return RunGenResponseError(f"The answer has no {field}{': ' if reason else ''}{reason} {ids}".rstrip())
 
 
 def to_id(value: Any) -> str:

@@ -29,6 +29,7 @@ class PollState:
     :param not_before: before when it must not be polled, for example because of a ``Retry-After``.
     :param polled_at: when it was last polled successfully, at first ``added_at``.
     :param job: the last answer.
+    :param status_since: since when it has the status of that answer, as far as it was seen.
     :param failures: polls in a row that failed.
     :param is_cut_off: whether the last poll was ended early because too many others were slow.
     :param is_in_flight: whether a poll of it is under way.
@@ -39,6 +40,7 @@ class PollState:
     not_before: float = 0.0
     polled_at: float = 0.0
     job: Job | None = None
+    status_since: float = 0.0
     failures: int = 0
     is_cut_off: bool = False
     is_in_flight: bool = False

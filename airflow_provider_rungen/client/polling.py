@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -9,51 +10,52 @@ from functools import partial
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
-from airflow_provider_rungen.client.job_poller import (
-    JobPoller,
-    identity,
-    log,
-    log_line,
-    log_quietly,
-    strip_payloads,
-)
+from airflow_provider_rungen.client.job_log import log_of
+from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.outages import Outages
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT
 from airflow_provider_rungen.client.progress import Progress
+from airflow_provider_rungen.client.queue_watch import QueueTimer
+from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
 from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenError,
-    RunGenJobTimeoutError,
     RunGenNotFoundError,
     RunGenResponseError,
 )
 
 __all__ = [
     "COUNTER_THRESHOLD",
+    "FIRST_INTERVAL",
+    "INTERVAL_GROWTH",
     "VISIBILITY_GRACE",
     "JobPoller",
     "concerns_one_job",
     "failed_by",
     "identity",
     "job_of",
-    "log",
-    "log_line",
-    "log_quietly",
     "poll_jobs_once",
     "poll_until",
     "strip_payloads",
-    "timeout_error",
     "wait_for_jobs",
 ]
 
+# Seconds to the second poll of a job that may be over soon, and by how much the pauses grow from there.
+FIRST_INTERVAL = 0.3
+INTERVAL_GROWTH = 1.5
 # Seconds within which the service must know a job that it has just created.
 VISIBILITY_GRACE = 120.0
 
 
 def poll_until(
-    poll: Callable[[float | None], Flow[T | None]], outages: Outages, *, poll_interval: float, deadline: float
+    poll: Callable[[float | None], Flow[T | None]],
+    outages: Outages,
+    *,
+    poll_interval: float,
+    deadline: float,
+    first_interval: float = math.inf,
 ) -> Flow[T | None]:
     """
     Poll until there is a result; return ``None`` if there is none by the deadline.
@@ -62,8 +64,9 @@ def poll_until(
     :param outages: what the polls have seen of outages.
     :param poll_interval: seconds between the starts of two polls.
     :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll.
+    :param first_interval: a shorter pause after the first poll, which grows to ``poll_interval``.
     """
-    now = yield Sleep(0)
+    now, interval = (yield Sleep(0)), min(first_interval, poll_interval)
     if now >= deadline:
         return (yield from poll(None))
     while True:
@@ -74,7 +77,8 @@ def poll_until(
         # no poll follows the last one, nor one that hung until the deadline
         if left <= 0 or (now >= deadline and outages.answered_at < begun_at):
             return None
-        pause = max(begun_at + poll_interval - now, outages.pause)
+        pause = max(begun_at + interval - now, outages.pause)
+        interval = min(interval * INTERVAL_GROWTH, poll_interval)
         now = yield Sleep(min(pause, max(deadline - now, 0)))
 
 
@@ -145,6 +149,8 @@ def wait_for_jobs(
     deadline: float | None = None,
     visible_by: float = 0.0,
     poller: JobPoller | None = None,
+    first_interval: float = math.inf,
+    queued_timeout: float | None = None,
     goal: WaitGoal | None = None,
 ) -> Flow[list[Job]]:
     """
@@ -157,16 +163,20 @@ def wait_for_jobs(
         may take as long as any.
     :param visible_by: the time (seconds since 1970) until which the service may not know the jobs.
     :param poller: what polls, if it is to keep less of the jobs, or to log otherwise.
+    :param first_interval: see `poll_until`.
+    :param queued_timeout: seconds that the jobs may stay queued while none of them starts.
     :param goal: what to wait for, if not for all jobs. Only those that have finished are returned.
     :raises RunGenJobTimeoutError: the deadline passed; names the first job that has not finished.
+    :raises RunGenJobQueuedTimeoutError: no job started for ``queued_timeout``.
     :raises RunGenError: an error that no waiting can change.
     """
     job_ids = list(job_ids)
     is_wide = len(job_ids) > COUNTER_THRESHOLD
-    jobs_poller = poller or JobPoller(app_id, log_quietly if is_wide else log_line)
+    jobs_poller = poller or JobPoller(app_id, log_of(is_wide))
     now = yield Sleep(0)
     jobs_poller.add(job_ids, now, visible_by)
     progress = Progress(len(job_ids), now)
+    timer = None if queued_timeout is None else QueueTimer(queued_timeout, now)
     goal = goal or WaitGoal()
 
     def poll(left: float | None) -> Flow[list[Job] | None]:
@@ -174,25 +184,23 @@ def wait_for_jobs(
             jobs_poller, job_ids, poll_interval=poll_interval, left=left, goal=goal
         )
         now = yield Sleep(0)
+        if jobs is None and timer is not None and timer.is_over(jobs_poller, job_ids, now):
+            raise timeout_error(jobs_poller, job_ids, queued_for=now - timer.moved_at)
         if jobs is None and is_wide and (line := progress.line(jobs_poller.finished.values(), now)):
-            log.info("%s", line)
+            jobs_poller.log(logging.INFO, line, None)
         return jobs
 
     deadline = math.inf if deadline is None else deadline
-    jobs = yield from poll_until(poll, jobs_poller.outages, poll_interval=poll_interval, deadline=deadline)
+    jobs = yield from poll_until(
+        poll,
+        jobs_poller.outages,
+        poll_interval=poll_interval,
+        deadline=deadline,
+        first_interval=first_interval,
+    )
     if jobs is None:
-        raise timeout_error(jobs_poller, job_ids)
+        raise (yield from explain_timeout(jobs_poller, job_ids))
     return jobs
-
-
-def timeout_error(poller: JobPoller, job_ids: Iterable[str]) -> RunGenJobTimeoutError:
-    """Return the error for those of the jobs that did not finish in time; it names the first."""
-    waiting = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in poller.finished]
-    more = f" (and {len(waiting) - 1} more)" if len(waiting) > 1 else ""
-    message = f"Job {waiting[0]} of app {poller.app_id}{more} did not finish in time"
-    if (failure := poller.outages.last_failure) is not None:
-        message += f". The last poll failed: {failure.message}"
-    return RunGenJobTimeoutError(message, app_id=poller.app_id, job_id=waiting[0])
 
 
 def concerns_one_job(error: RunGenError) -> bool:

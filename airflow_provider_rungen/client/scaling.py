@@ -8,12 +8,14 @@ from typing import Any
 
 from airflow_provider_rungen.client.endpoints import delete_app, get_app, scale_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
-from airflow_provider_rungen.client.job_poller import log_line
+from airflow_provider_rungen.client.job_log import log_line
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.outages import Outages
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, PollBudget, PollState, in_flight
 from airflow_provider_rungen.client.polling import outlast_refusal, poll_until
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
+from airflow_provider_rungen.client.texts import format_count, format_ids
+from airflow_provider_rungen.client.workers import KNOWN_STATUSES, describe
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
     RunGenAppTimeoutError,
@@ -24,7 +26,6 @@ from airflow_provider_rungen.exceptions import (
 
 log = logging.getLogger(__name__)
 
-_KNOWN_STATUSES = ("STOPPED", "INITIALIZING", "RUNNING", "")
 # Answers in a row that must name fewer workers before that is believed, because a single one may be old.
 CONFIRMATIONS = 2
 # Answers that must lack the job counters before an app is taken for one that does not count its jobs.
@@ -105,19 +106,17 @@ class AppTarget(AppPoller):
         :raises RunGenAppError: somebody took away the workers that are waited for.
         """
         if (seen := describe(app)) != self._seen:
-            level = logging.INFO if app.status in _KNOWN_STATUSES else logging.WARNING
-            log.log(level, "App %s is %s", self.app_id, seen)
+            level = logging.INFO if app.status in KNOWN_STATUSES else logging.WARNING
+            log.log(level, "%s %s", seen, format_ids(self.app_id))
             self._seen = seen
         wanted, workers = self.active_workers, app.active_workers
         if wanted is not None and workers is not None:
             if workers < wanted:
                 self._lowered += self._had_workers
                 if self._lowered >= CONFIRMATIONS:
-                    raise RunGenAppError(
-                        f"App {self.app_id} was set to {workers} active workers by somebody else on its way "
-                        f"to {wanted}",
-                        app_id=self.app_id,
-                    )
+                    count, ids = format_count(workers, "worker"), format_ids(self.app_id)
+                    message = f"Somebody else set the app to {count} on its way to {wanted} {ids}"
+                    raise RunGenAppError(message, app_id=self.app_id)
                 return False
             self._had_workers, self._lowered = True, 0
         return app.has_status(self.status)
@@ -125,19 +124,8 @@ class AppTarget(AppPoller):
     def timeout_error(self) -> RunGenAppTimeoutError:
         """Return the error for an app that did not get there in time, with what was last seen."""
         seen = f"it is {self._seen}" if self._seen else "the service did not answer"
-        message = f"App {self.app_id} was not {self.status} in time: {seen}"
+        message = f"Not {self.status} in time: {seen} {format_ids(self.app_id)}"
         return RunGenAppTimeoutError(message, app_id=self.app_id)
-
-
-def describe(app: App) -> str:
-    """Return an app's status and workers as text: ``RUNNING, 2 active workers (1 idle, 1 running)``."""
-    text = app.status or "without a status"
-    if app.status not in _KNOWN_STATUSES:
-        text = f"in the unknown status {text}"
-    if app.active_workers is not None:
-        text += f", {app.active_workers} active workers"
-    counts = ", ".join(f"{count} {state}" for state, count in sorted(app.workers.items()) if count)
-    return f"{text} ({counts})" if counts else text
 
 
 def wait_for_app(target: AppTarget, *, poll_interval: float, deadline: float) -> Flow[App]:
@@ -193,13 +181,6 @@ class ScaleRecord:
         return self.active_workers > 0 and (self.before is None or self.before < self.active_workers)
 
 
-def workers_of(app: App) -> int | None:
-    """Return how many workers an app is paid for, where that is known."""
-    if app.active_workers is not None:
-        return app.active_workers
-    return 0 if app.has_status("STOPPED") else None
-
-
 def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) -> Flow[None]:
     """
     Set an app back to what it was before it was raised, unless somebody else has set yet another number.
@@ -209,7 +190,8 @@ def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) 
     """
     app_id, before = raised.app_id, raised.before
     if before is None:
-        raise RunGenAppError(f"It is not known how many workers app {app_id} had before", app_id=app_id)
+        message = f"The number of workers before is unknown {format_ids(app_id)}"
+        raise RunGenAppError(message, app_id=app_id)
     workers: int | None = None
     try:
         workers = (yield from get_app(app_id, attempts=1)).active_workers
@@ -218,19 +200,20 @@ def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) 
     except RunGenError:
         pass  # lowering it matters more
     if workers not in (None, before, raised.active_workers):
-        log.warning("Left app %s at %s active workers, which somebody else has set", app_id, workers)
+        line = "Left at %s, which somebody else has set %s"
+        log.warning(line, format_count(workers, "worker"), format_ids(app_id))
         return
     now = yield Sleep(0)
     pause, deadline = min(retry_budget / 4, PAUSE), now + min(2 * retry_budget, CONFIRM_TIME)
     yield from set_workers(app_id, before, poll_interval=pause, deadline=deadline, retry_budget=retry_budget)
-    log.info("Lowered app %s to %s active workers again", app_id, before)
+    log.info("Scaled back to %s %s", format_count(before, "worker"), format_ids(app_id))
 
 
 def not_lowered(raised: ScaleRecord, error: RunGenError) -> str:
     """Return the line to log when an app could not be lowered again."""
     return (
-        f"STILL BILLED: app {raised.app_id} could not be lowered again from {raised.active_workers} active "
-        f"workers: {error.message}. Scale it down yourself."
+        f"STILL BILLED: app {raised.app_id} may still have {format_count(raised.active_workers, 'worker')}: "
+        f"{error.message}. Scale it down yourself."
     )
 
 
@@ -258,7 +241,8 @@ def set_workers(
             return app
         now = yield Sleep(0)
         if now >= deadline:
-            message = f"App {app_id} must have {active_workers} active workers, but is {describe(app)}"
+            wanted = format_count(active_workers, "worker")
+            message = f"Not scaled to {wanted}: still {describe(app)} {format_ids(app_id)}"
             raise RunGenAppTimeoutError(message, app_id=app_id)
         yield Sleep(min(poll_interval, deadline - now))
 
@@ -273,7 +257,8 @@ class _Drain(AppPoller):
     def is_met(self, app: App) -> bool:
         self._polls += 1
         if app.pending_jobs and app.pending_jobs != self.left:
-            log.info("App %s has %d jobs queued or running", self.app_id, app.pending_jobs)
+            jobs = format_count(app.pending_jobs, "job")
+            log.info("Waiting for %s, queued or running %s", jobs, format_ids(self.app_id))
         self.left = self.left if app.pending_jobs is None else app.pending_jobs
         return self.left == 0 or (self.left is None and self._polls >= MAX_MISSING_COUNTERS)
 

@@ -29,6 +29,25 @@ def clean_text(text: str, limit: int = MAX_TEXT) -> str:
     )
 
 
+def format_ids(app_id: str, job_id: str = "") -> str:
+    """Return the ids that end a line: ``(job 15df…, app flux)``."""
+    return f"(job {job_id}, app {app_id})" if job_id else f"(app {app_id})"
+
+
+def format_count(count: int | None, noun: str) -> str:
+    """Return a number of things: ``1 worker``, ``2 workers``."""
+    return f"{'an unknown number of' if count is None else count} {noun}{'' if count == 1 else 's'}"
+
+
+def format_bytes(size: int) -> str:
+    """Return a size in its largest unit: ``24 kB``, ``1.5 MB``."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            count = size / factor
+            return f"{count:.1f} {unit}".replace(".0 ", " ") if count < 10 else f"{count:.0f} {unit}"
+    return format_count(size, "byte")
+
+
 def error_text(body: Any, depth: int = 5) -> str:
     """
     Return the service's own words about an error, or an empty text if there are none.

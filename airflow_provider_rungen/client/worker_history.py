@@ -9,7 +9,8 @@ from typing import TypeGuard
 from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.scaling import ScaleRecord, workers_of
+from airflow_provider_rungen.client.scaling import ScaleRecord
+from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenNotFoundError
 
 # Seconds that a poll may take which only the bill needs.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenConflictError
 from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
 from airflow_provider_rungen.execution.options import RunOptions
@@ -33,8 +34,8 @@ class CancelRun(TaskRun[RunOptions]):
                 except RunGenConflictError:
                     if fail_if_over:
                         raise
-                    log.info("Job %s is already over", each)
+                    log.info("Already over %s", format_ids(app_id, each))
                 else:
-                    log.info("Canceled job %s of app %s", each, app_id)
+                    log.info("Canceled %s", format_ids(app_id, each))
                     canceled.append(each)
         return canceled

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.contact_sheet import SheetWriter, describe_job
@@ -53,7 +54,7 @@ class CollectedValues:
         problem = find_xcom_problem(job.result) or (self._pushes_keys and find_key_problem(job.result))
         if problem:
             return RunGenOutputError(
-                f"Job {job.id} of app {job.app_id} completed, but XCom cannot hold its result: {problem}",
+                f"XCom cannot hold the result: {problem} {format_ids(job.app_id, job.id)}",
                 app_id=job.app_id,
                 job_id=job.id,
                 hint="Set destination: the result is stored as a file then, and a small manifest is returned",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from airflow_provider_rungen.execution.collected import (
     CollectedValues,
 )
 from airflow_provider_rungen.execution.cost import find_job_costs
-from airflow_provider_rungen.execution.failures import enforce_max_failed, failure_reasons
+from airflow_provider_rungen.execution.failures import enforce_max_failed, failed_jobs, failure_reasons
 from airflow_provider_rungen.execution.job_ids import format_jobs
 from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.outcomes import JOB_IS_OVER
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.waiting import WaitingRun
 
 log = logging.getLogger(__name__)
-
-# With a table of results, XCom has the indexes of so many failed jobs at most.
-MAX_FAILED_INDEXES = 1000
 
 
 class Collector:
@@ -141,6 +138,7 @@ class Collector:
         max_failed: float,
         single: bool,
         logged_failures: int = 0,
+        locate: Callable[[Iterable[int]], Mapping[int, Mapping[str, Any]]] = lambda _: {},
     ) -> Any:
         """
         Collect what jobs made, and fail when too many failed.
@@ -151,6 +149,7 @@ class Collector:
         :param max_failed: how many may fail: a number, or a share below 1.
         :param single: whether to return the value of the only job, and not a list.
         :param logged_failures: how many failures the log names already.
+        :param locate: returns the places of inputs in files, by index.
         :return: the result or small manifest of each job, ``None`` for those that failed; or what the results
             table has.
         """
@@ -159,8 +158,7 @@ class Collector:
         counts = None if self._table is None else self._write_table(self._table, app_id, ids)
         self.write_sheet(app_id, ids)
         reasons = failure_reasons(ids, self.errors)
-        failed = list(reasons) if counts is None else list(reasons)[:MAX_FAILED_INDEXES]
-        self._run.ti.xcom_push(key="failed", value=failed)
+        self._run.ti.xcom_push(key="failed", value=failed_jobs(ids, reasons, locate(reasons)))
         enforce_max_failed(ids, self.errors, reasons, max_failed, logged_failures)
         done = [each for each in dict.fromkeys(ids) if each is not None and each not in self.errors]
         destination = None if self._store is None else self._store.shown

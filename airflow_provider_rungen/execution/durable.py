@@ -197,13 +197,11 @@ class DurableRun(WaitingRun[Options]):
             message = error.message
             if left := self.cancel(self.jobs.running):
                 message += f". {_format_left(self.jobs.app_id, left)}"
-            timeout = format_duration(self.options.timeout)
-            raise RunGenJobTimeoutError(
-                message,
-                app_id=self.jobs.app_id,
-                job_id=error.job_id,
-                hint=f"Raise timeout (now {timeout}) or execution_timeout if it needs longer",
-            ) from None
+            hint = error.hint
+            for name in ("timeout", "queued_timeout"):
+                if (limit := getattr(self.options, name)) is not None:
+                    hint = hint.replace(f"Raise {name} ", f"Raise {name} (now {format_duration(limit)}) ")
+            raise error.revised(message, hint=hint, retryable=error.retryable) from None
         except Exception as error:
             # an error of storage is none of the jobs, and may come while they run
             is_of_job = isinstance(error, RunGenJobError) and not isinstance(error, RunGenOutputError)

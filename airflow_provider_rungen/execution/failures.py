@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.outcomes import (
+    brief_reason,
     combined_error,
     format_reasons,
     is_permanent,
@@ -14,6 +18,33 @@ from airflow_provider_rungen.execution.outcomes import (
 )
 
 log = logging.getLogger(__name__)
+
+# XCom has so many failed jobs at most, and so many characters of each error.
+MAX_FAILED = 1000
+MAX_FAILED_ERROR = 200
+
+
+def failed_jobs(
+    ids: Sequence[str | None],
+    reasons: Mapping[int, str],
+    places: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
+) -> list[dict[str, Any]]:
+    """
+    Return the XCom ``failed``: what is known of the first jobs that failed.
+
+    :param ids: the jobs, with ``None`` for an input without a job.
+    :param reasons: why they failed, by index.
+    :param places: the ``file`` and ``line`` of inputs, by index.
+    """
+    return [
+        {
+            "index": index,
+            **places.get(index, {}),
+            "job_id": ids[index],
+            "error": clean_text(reasons[index], MAX_FAILED_ERROR),
+        }
+        for index in sorted(reasons)[:MAX_FAILED]
+    ]
 
 
 def failure_reasons(ids: Sequence[str | None], errors: Mapping[str, RunGenError]) -> dict[int, str]:
@@ -24,7 +55,7 @@ def failure_reasons(ids: Sequence[str | None], errors: Mapping[str, RunGenError]
     :param errors: the errors of those that failed.
     """
     return {
-        index: "it has no job" if job_id is None else errors[job_id].message
+        index: "it has no job" if job_id is None else brief_reason(errors[job_id])
         for index, job_id in enumerate(ids)
         if job_id is None or job_id in errors
     }

@@ -16,6 +16,7 @@ from airflow_provider_rungen.client.idleness import (
     first_poll,
     poll_idle_app,
 )
+from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution import records
 from airflow_provider_rungen.execution.job_ids import untemplated
@@ -116,7 +117,7 @@ class IdleAppsRun(TaskRun[IdleAppsOptions]):
         try:
             return self.hook.perform(poll_idle_app(watch, scale_down=self.options.scale_down))
         except RunGenNotFoundError:
-            log.info("App %s is gone", watch.app_id)
+            log.info("Gone already %s", format_ids(watch.app_id))
         except RunGenError as error:
             self._failures[watch.app_id] = error.message
         return None
@@ -125,8 +126,9 @@ class IdleAppsRun(TaskRun[IdleAppsOptions]):
         """Return the error for the apps that could not be polled or scaled down. A retry may always help."""
         reasons = list(self._failures.values())
         more = f"; and {len(reasons) - _MAX_NAMED} more" if len(reasons) > _MAX_NAMED else ""
+        apps = format_count(len(reasons), "app")
         return RunGenAppError(
-            f"{len(reasons)} apps may be idle, and billed: {'; '.join(reasons[:_MAX_NAMED])}{more}",
+            f"STILL BILLED: {apps} may be idle: {'; '.join(reasons[:_MAX_NAMED])}{more}",
             app_id=next(iter(self._failures)),
         )
 

@@ -13,8 +13,9 @@ from airflow_provider_rungen.client.polling import (
     JobPoller,
     poll_jobs_once,
     strip_payloads,
-    timeout_error,
 )
+from airflow_provider_rungen.client.queue_watch import QueueTimer
+from airflow_provider_rungen.client.timeouts import timeout_error
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
 from airflow_provider_rungen.execution.lineage import TaskOutcome
@@ -52,6 +53,7 @@ class JobSensorRun(WaitingRun["WaitOptions"]):
         self._result_schema = result_schema
         self._schema: Schema | None = None
         self._poller: JobPoller | None = None
+        self._timer: QueueTimer | None = None
         #: What the last poke found not to be over.
         self.late: RunGenJobTimeoutError | None = None
 
@@ -75,12 +77,22 @@ class JobSensorRun(WaitingRun["WaitOptions"]):
             app_id, job_ids = self.jobs.app_id, list(self.jobs.job_ids)
             if self._poller is None:
                 self._poller = JobPoller(app_id, on_finished=metrics.counting(self._check))
+                # a rescheduled sensor has looked at the queue at its first poke
+                self._poller.watches_queue = not self.context.get("task_reschedule_count")
+                if (limit := self.options.queued_timeout) is not None:
+                    self._timer = QueueTimer(limit, time.time())
             is_wide = len(job_ids) > COUNTER_THRESHOLD
             perform = self.hook.perform_concurrently if is_wide else self.hook.perform
             jobs = perform(poll_jobs_once(self._poller, job_ids))
             if jobs is None:
                 self.late = timeout_error(self._poller, job_ids)
+                now, timer = time.time(), self._timer
+                is_stuck = timer is not None and timer.is_over(self._poller, job_ids, now)
+                if timer is not None and is_stuck:
+                    self.late = timeout_error(self._poller, job_ids, queued_for=now - timer.moved_at)
                 self.name_jobs(self.late)
+                if is_stuck:
+                    raise self.late
                 return False
             self._finish(jobs)
             return True

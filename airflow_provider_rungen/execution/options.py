@@ -38,6 +38,7 @@ class WaitOptions(RunOptions):
     deferrable: bool
     defer_after: float
     end_from_trigger: bool = False
+    queued_timeout: float | None = None
     cancel_on_kill: bool
 
 

@@ -17,6 +17,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenForbiddenError,
     RunGenJobCanceledError,
     RunGenJobFailedError,
+    RunGenJobQueuedTimeoutError,
     RunGenJobTimeoutError,
     RunGenNotFoundError,
     RunGenResponseError,
@@ -72,14 +73,15 @@ def read_job_event(event: Mapping[str, Any]) -> list[Job]:
         ]
     if outcome == "timeout":
         job_id = next(iter(event.get("job_ids") or ()), "")
-        raise RunGenJobTimeoutError(_message(event), app_id=app_id, job_id=job_id)
+        kind = RunGenJobQueuedTimeoutError if event.get("queued") else RunGenJobTimeoutError
+        raise kind(_message(event), app_id=app_id, job_id=job_id, hint=event.get("hint") or None)
     message, hint, retryable = _message(event), event.get("hint") or "", _is_retryable(event)
     code = event.get("status_code")
     if "status_code" not in event and (found := _REFUSAL.search(message)):
         code = int(found[1])
     if isinstance(code, int):
-        kind = RunGenForbiddenError if code in (401, 403) else RunGenAPIError
-        raise kind(message, status_code=code, hint=hint, retryable=retryable)
+        refusal = RunGenForbiddenError if code in (401, 403) else RunGenAPIError
+        raise refusal(message, status_code=code, hint=hint, retryable=retryable)
     raise RunGenError(message, hint=hint, retryable=retryable)
 
 
@@ -137,9 +139,14 @@ def combined_error(errors: Iterable[RunGenError], count: int, problem: str) -> R
     if len(errors) == 1:
         return first
     more = f"; and {count - MAX_REASONS} more" if count > MAX_REASONS else ""
-    reasons = "; ".join(error.message for error in errors[:MAX_REASONS])
+    reasons = "; ".join(brief_reason(error) for error in errors[:MAX_REASONS])
     message = f"{count} jobs {problem}: {reasons}{more}"
     return first.revised(message, hint=first.hint, retryable=first.retryable)
+
+
+def brief_reason(error: RunGenError) -> str:
+    """Return the message of an error for a line that says already that something failed."""
+    return error.message.removeprefix("Failed: ")
 
 
 def is_permanent(error: RunGenError) -> bool:

@@ -92,6 +92,7 @@ class OutputStore:
                     hook.aperform,
                     app_id,
                     self._storage,
+                    self.shown,
                     downloader,
                     max_concurrency=options.max_concurrency,
                     schema=self._schema,

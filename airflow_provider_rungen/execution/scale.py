@@ -19,9 +19,10 @@ from airflow_provider_rungen.client.scaling import (
     restore_workers,
     set_workers,
     wait_for_app,
-    workers_of,
 )
+from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.worker_history import see_app
+from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
 from airflow_provider_rungen.execution import attempts
 from airflow_provider_rungen.execution.attempts import Attempt
@@ -113,7 +114,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
 
     def _leave(self, app_id: str) -> str:
         """Leave the app as it is. If an earlier attempt scaled it up, the teardown needs to know."""
-        log.info("Left app %s as it is: there is nothing to run (only_if)", app_id)
+        log.info("Nothing to run (only_if): left as it is %s", format_ids(app_id))
         kept = self._state.load(app_id)
         if kept is not None and kept.was_raised:
             self._state.push(kept)
@@ -132,14 +133,14 @@ class ScaleRun(TaskRun[ScaleOptions]):
         self._state.push(record)
         self._keep(record)
         if before == wanted:
-            log.info("App %s has %d active workers already", app_id, wanted)
+            log.info("Has %s already %s", format_count(wanted, "worker"), format_ids(app_id))
             return wanted > 0
         self._state.keep(record)
         if self._state.is_durable:
             self._attempt = Attempt.of(self.context, self.task)
         log.info(
-            "Scaling app %s to %d active workers; it had %s",
-            *(app_id, wanted, "an unknown number" if before is None else before),
+            "Scaling from %s to %s %s",
+            *(format_count(before, "worker"), format_count(wanted, "worker"), format_ids(app_id)),
         )
         now = time.time()
         self._send(record, wanted)
@@ -169,8 +170,8 @@ class ScaleRun(TaskRun[ScaleOptions]):
         if before not in (None, kept.active_workers):
             return None
         log.info(
-            "Resuming: an earlier attempt scaled app %s to %d active workers",
-            *(kept.app_id, kept.active_workers),
+            "Resuming: an earlier attempt scaled to %s %s",
+            *(format_count(kept.active_workers, "worker"), format_ids(kept.app_id)),
         )
         self._attempt = Attempt.of(self.context, self.task)
         return replace(kept, active_workers=wanted)
@@ -197,7 +198,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
 
     def _defer_wait(self, target: AppTarget, deadline: float) -> NoReturn:
         now = time.time()
-        log.info("Waiting for app %s in the triggerer", target.app_id)
+        log.info("Waiting in the triggerer for %s %s", target.status, format_ids(target.app_id))
         self._defer(
             {
                 "rungen_conn_id": self.options.rungen_conn_id,
@@ -261,10 +262,8 @@ class ScaleRun(TaskRun[ScaleOptions]):
             return ""
         started_at, within = time.monotonic(), self.guard.time_left()
         if self._is_left_to_next():
-            return (
-                f"App {record.app_id} is left at {record.active_workers} active workers, which are billed: "
-                "the next attempt resumes."
-            )
+            workers = format_count(record.active_workers, "worker")
+            return f"STILL BILLED: app {record.app_id} keeps {workers} for the next attempt, which resumes."
         within = max(within - (time.monotonic() - started_at) - 1, 1)
         try:
             self.hook.perform_with_deadline(restore_workers(record, retry_budget=within / 4), within=within)

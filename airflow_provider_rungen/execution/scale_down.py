@@ -12,6 +12,7 @@ from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.price import Price, parse_price
 from airflow_provider_rungen.client.scaling import CONFIRM_TIME, ScaleRecord, drain_app, set_workers
+from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.worker_history import WorkerHistory, see_app
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution.bill import BILL_KEY, Bill, read_usage
@@ -87,7 +88,7 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
             except RunGenError as error:
                 self._push_bill(app_id, is_final=False)
                 raise RunGenAppError(
-                    f"App {app_id} may NOT be scaled down, and is billed until it is: {error.message}",
+                    f"STILL BILLED: app {app_id} may not be scaled down: {error.message}",
                     app_id=app_id,
                     hint=error.hint,
                 ) from error
@@ -97,7 +98,8 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
         """Scale the app to zero, unless it has to stay up."""
         others = _other_teardowns(self.ti, teardowns, app_id)
         if others:
-            log.warning("App %s is left up: %s is going to scale it down", app_id, " and ".join(others))
+            line = "STILL BILLED: app %s stays up until %s scales it down"
+            log.warning(line, app_id, " or ".join(others))
         try:
             is_left_up = bool(others) or self._is_kept_up(app_id)
             app = self.hook.perform(see_app(app_id))
@@ -105,7 +107,7 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
             if not is_left_up:
                 self._scale_to_zero(app_id, record)
         except RunGenNotFoundError:
-            log.info("App %s is gone", app_id)
+            log.info("Gone already %s", format_ids(app_id))
             is_left_up = False
         if not is_left_up:
             self._history = self._history.changed(0, time.time())
@@ -114,9 +116,8 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
     def _scale_to_zero(self, app_id: str, record: ScaleRecord | None) -> None:
         interval, by = min(self.options.poll_interval, 5), time.time() + CONFIRM_TIME
         self.hook.perform(set_workers(app_id, 0, poll_interval=interval, deadline=by))
-        seconds = 0.0 if record is None else max(time.time() - record.at, 0)
-        up = "" if record is None else f"; it was up for {format_duration(seconds)}"
-        log.info("Scaled app %s to 0 workers%s", app_id, up)
+        up = "" if record is None else f" after {format_duration(max(time.time() - record.at, 0))}"
+        log.info("Scaled to 0 workers%s %s", up, format_ids(app_id))
 
     def _push_bill(self, app_id: str, *, is_final: bool) -> None:
         """Push and log what the block cost. It is not worth a failure."""
@@ -130,7 +131,8 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
             if is_final:
                 bill.send_metrics()
         except Exception as error:
-            log.warning("There is no bill of app %s: %s", app_id, type(error).__name__, exc_info=True)
+            line = "No bill: %s %s"
+            log.warning(line, type(error).__name__, format_ids(app_id), exc_info=True)
 
     def _price(self) -> Price | None:
         if self.options.price is None:
@@ -149,16 +151,14 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
         by = time.time() + (options.drain_timeout if options.drain else COUNTER_GRACE)
         left = self.hook.perform(drain_app(app_id, poll_interval=options.poll_interval, deadline=by))
         if left is None:
-            log.warning("App %s does not count its jobs: it is scaled down all the same", app_id)
+            log.warning("Scaling down without counted jobs: the service counts none %s", format_ids(app_id))
         elif left and options.keep_if_busy:
-            log.warning(
-                "App %s is LEFT UP, and billed: %d jobs are queued or running (keep_if_busy)", app_id, left
-            )
+            line = "STILL BILLED: app %s is left up: %s queued or running (keep_if_busy)"
+            log.warning(line, app_id, format_count(left, "job"))
             return True
         elif left:
-            log.warning(
-                "App %s still has %d queued or running jobs (drain_timeout): it is scaled down", app_id, left
-            )
+            line = "Scaling down with %s queued or running (drain_timeout) %s"
+            log.warning(line, format_count(left, "job"), format_ids(app_id))
         return False
 
 

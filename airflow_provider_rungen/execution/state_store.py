@@ -98,7 +98,7 @@ class TaskState:
                     self._store.set(key, value)
             except Exception as error:
                 log.warning(
-                    "Could not save %s in Airflow's task state store: %s; trying again",
+                    "Could not save %s in Airflow's task state store: %s; saving continues",
                     key,
                     type(error).__name__,
                 )

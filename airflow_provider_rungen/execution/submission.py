@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client import codec, endpoints
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenConflictError,
     RunGenError,
@@ -129,24 +130,24 @@ class DurableSubmission:
         if record is None:
             return None
         is_cleared = self._attempt.was_cleared_since(record.attempt, record.end)
-        job = f"job {record.job_id}" if record.job_id else "a job"
+        ids = format_ids(record.app_id, record.job_id)
         if is_cleared and not self._resumes_clears:
-            log.info("Task was cleared after it submitted %s: submitting a new job", job)
+            log.info("Submitting a new job: the task was cleared after an earlier one %s", ids)
             self._cancel_stale(record)
         elif record.app_id != app_id or record.digest != digest(job_input):
-            log.info("Input or app changed after %s was submitted: submitting a new job", job)
+            log.info("Submitting a new job: input or app changed after an earlier one %s", ids)
             self._cancel_stale(record)
         elif record.job_id:
             return self._resume(record, is_cleared=is_cleared)
         elif self._resubmits_unknown or is_cleared:
             log.warning(
-                "Fate unknown: an earlier attempt may have created a job of app %s. Submitting it again, "
-                "which may run and bill it twice",
-                app_id,
+                "Fate unknown: an earlier attempt may have created the job. Submitting it again, which may "
+                "run and bill it twice %s",
+                format_ids(app_id),
             )
         else:
             raise RunGenSubmissionUnknownError(
-                f"Fate unknown: an earlier attempt may have created a job of app {app_id}",
+                f"Fate unknown: an earlier attempt may have created the job {format_ids(app_id)}",
                 hint="Look at the app's jobs, then clear the task to submit it again",
                 retryable=False,
             )
@@ -160,13 +161,14 @@ class DurableSubmission:
         """Cancel the job of a record that a new job replaces (``cancel_on_kill``)."""
         if not (self._options.cancel_on_kill and record.job_id):
             return
+        ids = format_ids(record.app_id, record.job_id)
         try:
             self._hook.cancel_job(app_id=record.app_id, job_id=record.job_id, retry_budget=CANCEL_TIME)
-            log.info("Canceled job %s, which nobody waits for any more", record.job_id)
+            log.info("Canceled, because nobody waits for it %s", ids)
         except (RunGenConflictError, RunGenNotFoundError):
             pass  # it is over
         except RunGenError as error:
-            log.warning("Could not cancel job %s of app %s: %s", record.job_id, record.app_id, error)
+            log.warning("%s", error.message)
 
     def _resume(self, record: SubmissionRecord, *, is_cleared: bool) -> Submission | None:
         """Return the job of an earlier attempt, unless it is useless by now."""
@@ -175,12 +177,14 @@ class DurableSubmission:
         try:
             job = self._hook.perform(flow)
         except RunGenNotFoundError:
-            log.info("Job %s of an earlier attempt is gone: submitting a new one", record.job_id)
+            ids = format_ids(record.app_id, record.job_id)
+            log.info("Submitting a new job: that of an earlier attempt is gone %s", ids)
             return None
         if job.is_terminal and job.status is not JobStatus.COMPLETED:
-            log.info("Job %s of an earlier attempt is %s: submitting a new one", job.id, job.status)
+            ids = format_ids(job.app_id, job.id)
+            log.info("Submitting a new job: that of an earlier attempt is %s %s", job.status, ids)
             return None
-        log.info("Resuming job %s of an earlier attempt, which is %s", job.id, job.status)
+        log.info("Resuming a job that is %s %s", job.status, format_ids(job.app_id, job.id))
         metrics.incr("jobs.resumed")
         if is_cleared:  # the retries of this attempt are to find it
             now = time.time()
@@ -209,8 +213,8 @@ class DurableSubmission:
             job = self._hook.run_job(app_id=app_id, input=job_input)
             if self._record is not None and (app_id, [job.id]) == (self.app_id, self.job_ids):
                 raise RunGenSubmissionUnknownError(
-                    f"Fate unknown: RunGen may have created a job of app {app_id}. Its answer names job "
-                    f"{job.id}, which an earlier attempt submitted",
+                    "Fate unknown: RunGen may have created a job. Its answer names that of an earlier "
+                    f"attempt {format_ids(app_id, job.id)}",
                     hint="Look at the app's jobs first",
                 )
         except RunGenSubmissionUnknownError as error:

@@ -7,7 +7,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from airflow_provider_rungen._airflow import metrics
+from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.texts import format_count
 
 #: The XCom key.
 USAGE_KEY = "usage"
@@ -104,8 +106,12 @@ class Usage:
     def __str__(self) -> str:
         """Return the usage as a line for people."""
         value = self.to_json()
-        reused = f", {value['reused']} reused" if value["reused"] else ""
-        return (
-            f"{value['jobs']} jobs ({value['completed']} completed, {value['failed']} failed){reused}, "
-            f"{value['execution_seconds']} s of execution"
+        unfinished = value["jobs"] - value["completed"] - value["failed"]
+        counts = {"completed": value["completed"], "failed": value["failed"], "unfinished": unfinished}
+        ends = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        parts = [format_count(value["jobs"], "job") + (f" ({ends})" if ends else "")]
+        parts += [f"{value['reused']} reused"] * bool(value["reused"])
+        parts += [f"{format_duration(value['execution_seconds'])} of execution"] * bool(
+            value["execution_seconds"]
         )
+        return ", ".join(parts)

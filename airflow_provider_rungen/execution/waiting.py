@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.flow import Flow, Gather
+from airflow_provider_rungen.client.job_log import log_of
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import (
     COUNTER_THRESHOLD,
+    FIRST_INTERVAL,
+    INTERVAL_GROWTH,
     JobPoller,
     identity,
-    log_line,
-    log_quietly,
     poll_jobs_once,
     strip_payloads,
-    timeout_error,
     wait_for_jobs,
 )
+from airflow_provider_rungen.client.queue_watch import QueueTimer
+from airflow_provider_rungen.client.texts import format_ids
+from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
 from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
 from airflow_provider_rungen.execution.job_ids import format_jobs
@@ -37,8 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Seconds to the second poll of a job that may be over before a deferral is worth it.
-FIRST_INTERVAL = 0.3
 # Results that are fetched again, and held, at a time.
 MAX_HELD = 64
 Options = TypeVar("Options", bound="WaitOptions")
@@ -114,7 +115,8 @@ class WaitingRun(TaskRun[Options]):
 
     def push_usage(self) -> None:
         """Push what the jobs used, and log it."""
-        log.info("Used %s", self.usage)
+        if self.usage:
+            log.info("Used %s", self.usage)
         self.usage.send_metrics()
         self.push_quietly(USAGE_KEY, self.usage.to_json(), "what the jobs used")
 
@@ -146,8 +148,8 @@ class WaitingRun(TaskRun[Options]):
         if canceled := [job_id for job_id, error in outcomes.items() if error is None]:
             self.canceled |= set(canceled)
             log.info("Canceled %s of app %s", format_jobs(canceled), app_id)
-        for job_id, error in list(failures.items())[:10]:
-            log.warning("Could not cancel job %s of app %s: %s", job_id, app_id, error)
+        for error in list(failures.values())[:10]:
+            log.warning("%s", error.message)
         if len(failures) > 10:
             log.warning("Could not cancel %d more jobs of app %s", len(failures) - 10, app_id)
         return list(failures)
@@ -186,7 +188,7 @@ class WaitingRun(TaskRun[Options]):
 
         poller = JobPoller(
             app_id,
-            log_quietly if is_wide else log_line,
+            log_of(is_wide),
             on_finished=metrics.counting(noting),
             is_lean=on_finished is strip_payloads,
         )
@@ -204,11 +206,14 @@ class WaitingRun(TaskRun[Options]):
                     deadline=deadline,
                     visible_by=visible_by,
                     poller=poller,
+                    first_interval=FIRST_INTERVAL,
+                    queued_timeout=self.options.queued_timeout,
                     goal=goal,
                 )
             )
         defer_at = min(time.time() + self.options.defer_after, deadline)
-        pause = FIRST_INTERVAL
+        pause, limit = FIRST_INTERVAL, self.options.queued_timeout
+        timer = None if limit is None else QueueTimer(limit, time.time())
         poller.add(job_ids, time.time(), visible_by)
         while True:
             left = deadline - time.time()
@@ -216,8 +221,10 @@ class WaitingRun(TaskRun[Options]):
             if jobs is not None:
                 return jobs
             if left <= 0:
-                raise timeout_error(poller, job_ids)
+                raise perform(explain_timeout(poller, job_ids))
             now = time.time()
+            if timer is not None and timer.is_over(poller, job_ids, now):
+                raise timeout_error(poller, job_ids, queued_for=now - timer.moved_at)
             if defer_at <= now < deadline:
                 ends = can_end_from_trigger and self._can_end_from_trigger()
                 if ends:
@@ -226,17 +233,21 @@ class WaitingRun(TaskRun[Options]):
                     deadline,
                     known_by=0.0 if poller.has_seen_all else visible_by,
                     held_back=poller.held_back(now),
+                    **({} if timer is None else {"queued_since": timer.moved_at}),
                     end_from_trigger=ends,
                     **in_trigger,
                 )
             self.checkpoint()
             self.hook.sleep(min(max(pause, poller.not_before - now), max(defer_at - now, 0)))
-            pause = min(pause * 1.5, interval)
+            pause = min(pause * INTERVAL_GROWTH, interval)
 
     def defer(self, deadline: float, **arguments: Any) -> NoReturn:
         """Go on waiting for the owned jobs in the triggerer."""
         app_id, job_ids, now = self.jobs.app_id, list(self.jobs.job_ids), time.time()
-        log.info("Waiting for %s of app %s in the triggerer", format_jobs(job_ids), app_id)
+        if len(job_ids) == 1:
+            log.info("Waiting in the triggerer %s", format_ids(app_id, job_ids[0]))
+        else:
+            log.info("Waiting in the triggerer for %d jobs %s", len(job_ids), format_ids(app_id))
         self._defer(
             {
                 "rungen_conn_id": self.options.rungen_conn_id,
@@ -244,6 +255,7 @@ class WaitingRun(TaskRun[Options]):
                 "job_id": job_ids,
                 "poll_interval": self.options.poll_interval,
                 "deadline": deadline,
+                "queued_timeout": self.options.queued_timeout,
                 "deferred_at": now,
                 "cancel_on_kill": self.options.cancel_on_kill,
                 **({"borrowed": list(self.jobs.borrowed)} if self.jobs.borrowed else {}),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.senders import AsyncSender
 from airflow_provider_rungen.client.settings import Settings
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.transport import adrive, gather_limited
 from airflow_provider_rungen.exceptions import RunGenError
 
@@ -50,5 +51,8 @@ def cancel_concurrently(
     worker = threading.Thread(target=lambda: asyncio.run(cancel_all()), daemon=True)
     worker.start()
     worker.join(within + 0.5)
-    late = RunGenError("there was no time left")
-    return {job_id: outcomes.get(job_id, late) for job_id in job_ids}
+    late = "Could not cancel the job: there was no time left"
+    return {
+        job_id: outcomes.get(job_id, RunGenError(f"{late} {format_ids(app_id, job_id)}"))
+        for job_id in job_ids
+    }

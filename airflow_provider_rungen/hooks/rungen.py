@@ -9,10 +9,10 @@ from datetime import timedelta
 from typing import Any
 
 from airflow_provider_rungen.client import endpoints
-from airflow_provider_rungen.client.durations import to_seconds
+from airflow_provider_rungen.client.durations import to_optional_seconds, to_seconds
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import App, Job, JsonValue
-from airflow_provider_rungen.client.polling import wait_for_jobs
+from airflow_provider_rungen.client.polling import FIRST_INTERVAL, wait_for_jobs
 from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
 from airflow_provider_rungen.hooks.base import FlowHook
@@ -86,6 +86,7 @@ class RunGenHook(FlowHook):
         app_id: str | None = None,
         poll_interval: float | timedelta = 5,
         timeout: float | timedelta | None = 86400,
+        queued_timeout: float | timedelta | None = None,
     ) -> Job:
         """
         Wait until a job is over, and return it, whether it completed or not: see ``Job.raise_for_status``.
@@ -94,10 +95,13 @@ class RunGenHook(FlowHook):
         :param app_id: its app; the connection's ``app_id`` if omitted.
         :param poll_interval: seconds between two polls.
         :param timeout: the most seconds to wait; ``None`` for no limit.
+        :param queued_timeout: the most seconds that the job may stay queued; ``None`` for no limit.
         :raises RunGenJobTimeoutError: the job is not over in time; it continues to run.
+        :raises RunGenJobQueuedTimeoutError: it stayed queued; it continues to wait.
         :raises RunGenError: RunGen refused.
         """
-        return self.perform(_wait(self.resolve_app_id(app_id), job_id, poll_interval, timeout))[0]
+        app_id = self.resolve_app_id(app_id)
+        return self.perform(_wait(app_id, job_id, poll_interval, timeout, queued_timeout))[0]
 
     async def await_for_job(
         self,
@@ -106,10 +110,11 @@ class RunGenHook(FlowHook):
         app_id: str | None = None,
         poll_interval: float | timedelta = 5,
         timeout: float | timedelta | None = 86400,  # noqa: ASYNC109 - that of wait_for_job
+        queued_timeout: float | timedelta | None = None,
     ) -> Job:
         """Wait in an event loop until a job is over, and return it; see `wait_for_job`."""
         app_id = await self.aresolve_app_id(app_id)
-        return (await self.aperform(_wait(app_id, job_id, poll_interval, timeout)))[0]
+        return (await self.aperform(_wait(app_id, job_id, poll_interval, timeout, queued_timeout)))[0]
 
     def cancel_job(
         self, *, job_id: str, app_id: str | None = None, retry_budget: float = RETRY_BUDGET
@@ -285,11 +290,17 @@ def _format_apps(apps: Sequence[App], most: int = 20) -> str:
 
 
 def _wait(
-    app_id: str, job_id: str, poll_interval: float | timedelta, timeout: float | timedelta | None
+    app_id: str,
+    job_id: str,
+    poll_interval: float | timedelta,
+    timeout: float | timedelta | None,
+    queued_timeout: float | timedelta | None,
 ) -> Flow[list[Job]]:
     return wait_for_jobs(
         app_id,
         [job_id],
         poll_interval=to_seconds(poll_interval, "poll_interval"),
         deadline=None if timeout is None else time.time() + to_seconds(timeout, "timeout"),
+        first_interval=FIRST_INTERVAL,
+        queued_timeout=to_optional_seconds(queued_timeout, "queued_timeout"),
     )

@@ -24,6 +24,7 @@ from airflow_provider_rungen.parameters import (
     check_limit,
     check_max_failed,
     check_schema,
+    to_optional_seconds,
     to_seconds,
 )
 
@@ -67,6 +68,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     :param poll_interval: seconds between two polls.
     :param timeout: seconds that the jobs may take together, submission included. After that they are
         canceled, and the task fails. A retry that submits any of them has the whole time.
+    :param queued_timeout: seconds that jobs may stay queued while none starts. No limit when left out.
     :param cancel_on_kill: cancel the jobs when the task is killed, or cleared while they run.
     :param durable: save the ids in Airflow's task state store (Airflow 3.3 and later) as they come.
     :param on_unknown_submission: what a retry does with inputs for which it is unknown whether a job was
@@ -115,6 +117,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         end_from_trigger: bool = False,
         poll_interval: Duration = 5,
         timeout: Duration = 86400,
+        queued_timeout: Duration | None = None,
         cancel_on_kill: bool = True,
         durable: bool = True,
         on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
@@ -146,6 +149,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
         self.poll_interval = to_seconds(poll_interval, "poll_interval")
         self.timeout = to_seconds(timeout, "timeout")
+        self.queued_timeout = to_optional_seconds(queued_timeout, "queued_timeout")
         self.cancel_on_kill = cancel_on_kill
         self.durable = durable
         self.on_unknown_submission = on_unknown_submission

@@ -14,6 +14,7 @@ from airflow_provider_rungen.parameters import (
     check_count,
     check_max_failed,
     check_schema,
+    to_optional_seconds,
     to_seconds,
 )
 
@@ -62,6 +63,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
     :param poll_interval: seconds between two polls.
     :param timeout: seconds to wait at most.
+    :param queued_timeout: seconds that jobs may stay queued while none starts. No limit when left out.
     :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
         again would find them canceled.
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
@@ -94,6 +96,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         defer_after: Duration = 5,
         poll_interval: Duration = 5,
         timeout: Duration = 86400,
+        queued_timeout: Duration | None = None,
         cancel_on_kill: bool = False,
         destination: Destination | None = None,
         contact_sheet: bool = False,
@@ -117,6 +120,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
         self.poll_interval = to_seconds(poll_interval, "poll_interval")
         self.timeout = to_seconds(timeout, "timeout")
+        self.queued_timeout = to_optional_seconds(queued_timeout, "queued_timeout")
         self.cancel_on_kill = cancel_on_kill
         self.destination = destination
         self.contact_sheet = check_contact_sheet(contact_sheet, destination)

@@ -19,6 +19,7 @@ from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
     check_choice,
     check_schema,
+    to_optional_seconds,
     to_seconds,
 )
 
@@ -50,6 +51,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         Airflow can (3.3 and later; not with ``outlets``, nor where a plugin has listeners).
     :param poll_interval: seconds between two polls.
     :param timeout: seconds that the job may take. After that it is canceled, and the task fails.
+    :param queued_timeout: seconds that the job may stay queued. No limit when left out.
     :param cancel_on_kill: cancel the job when the task is killed, or cleared while the job runs.
     :param durable: save the job's id in Airflow's task state store (Airflow 3.3 and later), so that a retry
         resumes the job of the last attempt.
@@ -77,6 +79,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         end_from_trigger: bool = False,
         poll_interval: Duration = 5,
         timeout: Duration = 86400,
+        queued_timeout: Duration | None = None,
         cancel_on_kill: bool = True,
         durable: bool = True,
         on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
@@ -97,6 +100,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
         self.poll_interval = to_seconds(poll_interval, "poll_interval")
         self.timeout = to_seconds(timeout, "timeout")
+        self.queued_timeout = to_optional_seconds(queued_timeout, "queued_timeout")
         self.cancel_on_kill = cancel_on_kill
         self.durable = durable
         self.on_unknown_submission = on_unknown_submission

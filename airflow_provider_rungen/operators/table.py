@@ -23,6 +23,7 @@ from airflow_provider_rungen.parameters import (
     check_limit,
     check_max_failed,
     check_schema,
+    to_optional_seconds,
     to_seconds,
 )
 
@@ -72,6 +73,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param poll_interval: seconds between two polls.
     :param timeout: seconds that the jobs may take together, submission included. After that they are
         canceled, and the task fails. A retry that submits any of them has the whole time.
+    :param queued_timeout: seconds that jobs may stay queued while none starts. No limit when left out.
     :param cancel_on_kill: cancel the jobs when the task is killed, or cleared while they run.
     :param durable: save the ids in Airflow's task state store (Airflow 3.3 and later) as they come.
     :param on_unknown_submission: what a retry does with rows for which it is unknown whether a job was
@@ -133,6 +135,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         defer_after: Duration = 5,
         poll_interval: Duration = 5,
         timeout: Duration = 86400,
+        queued_timeout: Duration | None = None,
         cancel_on_kill: bool = True,
         durable: bool = True,
         on_unknown_submission: Literal["resubmit", "fail"] = "resubmit",
@@ -169,6 +172,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
         self.poll_interval = to_seconds(poll_interval, "poll_interval")
         self.timeout = to_seconds(timeout, "timeout")
+        self.queued_timeout = to_optional_seconds(queued_timeout, "queued_timeout")
         self.cancel_on_kill = cancel_on_kill
         self.durable = durable
         self.on_unknown_submission = on_unknown_submission

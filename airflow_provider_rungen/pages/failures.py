@@ -12,12 +12,12 @@ MAX_GROUPS = 20
 MAX_EXAMPLES = 5
 _OTHER = "other reasons"
 _BAD_ENDS = frozenset(["failed", "canceled", "refused"])
-_SUBJECT = re.compile(r"Job \S+ of app \S+ (?:failed: |(?=was ))")
+_SAME_FOR_ALL = re.compile(r"^Failed: | \((?:job [^()]*, )?app [^()]*\)")
 
 
 def failure_reason(job: JobView) -> str:
     """Return why a job failed, without what is different for each job: its id, and its app."""
-    reason = _SUBJECT.sub("", job.error, count=1)
+    reason = _SAME_FOR_ALL.sub("", job.error)
     if job.job_id:
         reason = reason.replace(job.job_id, "…")
     return reason or job.status

@@ -34,9 +34,10 @@ def as_sensor_timeout(sensor: BaseSensorOperator) -> Iterator[None]:
     try:
         yield
     except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
-        message = f"{error.message}: the sensor had {format_duration(sensor.timeout)}"
-        timeout = AirflowSensorTimeout(f"{message}. Raise timeout if it needs longer.")
-        raise error.named_in(timeout) from error
+        limit = f"Raise timeout (now {format_duration(sensor.timeout)})"
+        hint = error.hint.replace("Raise timeout or execution_timeout", "Raise timeout")
+        hint = hint.replace("Raise timeout", limit) or f"{limit} if it needs longer"
+        raise error.named_in(AirflowSensorTimeout(f"{error.message}. {hint}.")) from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from airflow_provider_rungen.operators.base import (
     may_end_from_trigger,
 )
 from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
-from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, check_schema, to_seconds
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, check_schema, to_optional_seconds, to_seconds
 from airflow_provider_rungen.sensors.base import (
     apply_soft_fail,
     as_sensor_timeout,
@@ -57,6 +57,7 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
     :param start_from_trigger: begin in the triggerer, without starting a worker (Airflow 3.3 and later; where
         it cannot, and when mapped, the sensor defers as usual). Together with ``end_from_trigger`` a success
         needs no worker at all. Only with ``deferrable``.
+    :param queued_timeout: seconds that jobs may stay queued while none starts. No limit when left out.
     :param cancel_on_kill: cancel the jobs when the task is killed. Off by default, since a task that runs
         again would find them canceled.
     :param result_schema: the JSON Schema that every result has to fit: a dict, the path or URI of a file, or
@@ -77,6 +78,7 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
         defer_after: Duration = 5,
         end_from_trigger: bool = False,
         start_from_trigger: bool = False,
+        queued_timeout: Duration | None = None,
         cancel_on_kill: bool = False,
         result_schema: SchemaSource | None = None,
         **kwargs: Unpack[SensorArguments],
@@ -89,6 +91,7 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
         self.deferrable = deferrable
         self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
         self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
+        self.queued_timeout = to_optional_seconds(queued_timeout, "queued_timeout")
         self.cancel_on_kill = cancel_on_kill
         self.result_schema = check_schema(result_schema, "result_schema")
         if start_from_trigger and not deferrable:
@@ -116,7 +119,8 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
     def poke(self, context: Context) -> bool:
         """Poll the jobs once, and return whether all are over."""
         run = cast("JobSensorRun", self._run) if self._run else self._sensor_run(context)
-        return run.poke(self.job_id)
+        with as_sensor_timeout(self):
+            return run.poke(self.job_id)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
         """Go on after the wait in the triggerer."""
@@ -135,6 +139,7 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
             deferrable=self.deferrable,
             defer_after=self.defer_after,
             end_from_trigger=self.end_from_trigger,
+            queued_timeout=self.queued_timeout,
             cancel_on_kill=self.cancel_on_kill,
         )
         schema = self.result_schema
@@ -167,6 +172,7 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
                 "job_id": self._as_template("job_id", self.job_id),
                 "poll_interval": self._interval(),
                 "timeout": self.timeout,
+                "queued_timeout": self.queued_timeout,
                 "cancel_on_kill": self.cancel_on_kill,
                 "end_from_trigger": ends,
             },

@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.scaling import AppTarget, not_lowered, restore_workers
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.scale_state import read_scale_record
 from airflow_provider_rungen.hooks.rungen import RunGenHook
@@ -82,7 +83,7 @@ class RunGenAppTrigger(RunGenBaseTrigger):
         return self.raised is not None
 
     def _left_behind(self) -> str:
-        return f"App {self.app_id} may still have the workers that this task gave it, and be billed"
+        return f"STILL BILLED: app {self.app_id} may still have the workers of this task"
 
     async def _undo(self, hook: RunGenHook, state: str | None) -> None:
         """Restore the number of workers."""
@@ -90,7 +91,7 @@ class RunGenAppTrigger(RunGenBaseTrigger):
         if raised is None:
             return
         if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
-            log.info("Left app %s to the attempt that waits for it", raised.app_id)
+            log.info("Left to the attempt that waits for it %s", format_ids(raised.app_id))
             return
         await hook.asettings()
         within = base.CANCEL_TIME * 0.8

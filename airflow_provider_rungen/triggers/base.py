@@ -17,6 +17,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppTimeoutError,
     RunGenError,
+    RunGenJobQueuedTimeoutError,
     RunGenJobTimeoutError,
 )
 from airflow_provider_rungen.execution import task_instances
@@ -63,7 +64,8 @@ class RunGenBaseTrigger(BaseTrigger):
         try:
             await self._wait(event)
         except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
-            event |= {"outcome": "timeout", "message": error.message}
+            event |= {"outcome": "timeout", "message": error.message, "hint": error.hint}
+            event |= {"queued": True} if isinstance(error, RunGenJobQueuedTimeoutError) else {}
         except RunGenError as error:
             event |= {
                 "outcome": "error",

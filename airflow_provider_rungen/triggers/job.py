@@ -12,6 +12,7 @@ from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 
 from airflow_provider_rungen._airflow import TaskInstanceState, metrics
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.client.wait_goal import WaitGoal
@@ -62,6 +63,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param poll_interval: seconds between two polls.
     :param timeout: seconds to wait at most, from the start of the task; used without a ``deadline``.
     :param deadline: the time (seconds since 1970) to stop waiting at.
+    :param queued_timeout: seconds that the jobs may stay queued while none of them starts.
+    :param queued_since: the time (seconds since 1970) when one was last seen to start, or the wait began.
     :param deferred_at: the time (seconds since 1970) of the deferral, if a worker deferred the task.
     :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
     :param held_back: until when (seconds since 1970) the service asked not to be asked, by job.
@@ -87,6 +90,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         poll_interval: float = 5,
         timeout: float = 86400,
         deadline: float | None = None,
+        queued_timeout: float | None = None,
+        queued_since: float = 0,
         deferred_at: float = 0,
         known_by: float = 0,
         held_back: dict[str, float] | None = None,
@@ -108,6 +113,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         self.poll_interval = poll_interval
         self.timeout = timeout
         self.deadline = deadline
+        self.queued_timeout = queued_timeout
+        self.queued_since = queued_since
         self.deferred_at = deferred_at
         self.known_by = known_by
         self.held_back = held_back
@@ -129,6 +136,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             "poll_interval": self.poll_interval,
             "timeout": self.timeout,
             "deadline": self.deadline,
+            "queued_timeout": self.queued_timeout,
+            "queued_since": self.queued_since,
             "deferred_at": self.deferred_at,
             "known_by": self.known_by,
             "held_back": self.held_back,
@@ -171,7 +180,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         await gather_limited(partial(self._cancel, hook, app_id), rest)
 
     def _left_behind(self) -> str:
-        return f"Jobs of app {self.app_id} may still run: {clean_text(str(self.job_id), 4000)}"
+        return f"May still run: jobs {clean_text(str(self.job_id), 4000)} of app {self.app_id}"
 
     async def _kept(self, job_ids: list[str], state: str | None) -> list[str]:
         """
@@ -216,7 +225,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             await hook.acancel_job(app_id=app_id, job_id=job_id, retry_budget=base.CANCEL_TIME)
             log.info("Canceled job %s of app %s", job_id, app_id)
         except RunGenError as error:
-            log.warning("Could not cancel job %s of app %s: %s", job_id, app_id, error)
+            log.warning("%s", error.message)
 
     async def _link(self, settings: Settings, app_id: str, job_ids: list[str]) -> None:
         from airflow_provider_rungen._airflow import XCom
@@ -249,6 +258,9 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         if deadline is None:
             started = getattr(self.task_instance, "start_date", None)
             deadline = (started.timestamp() if started else time.time()) + self.timeout
+        timer = None
+        if self.queued_timeout is not None:
+            timer = QueueTimer(self.queued_timeout, self.queued_since or time.time())
         goal = WaitGoal(self.left, self.stop_after, self.failures)
         watcher = shared_poller(self.rungen_conn_id, event["app_id"])
         with metrics.timing("wait.triggerer"):
@@ -258,6 +270,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 deadline=deadline,
                 visible_by=self.known_by,
                 held_back=self.held_back or {},
+                timer=timer,
                 goal=goal,
             )
         unsuccessful = [unsuccessful_job(job) for job in jobs if job.status is not JobStatus.COMPLETED]

@@ -17,11 +17,15 @@ from weakref import WeakKeyDictionary
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.flow import Flow
-from airflow_provider_rungen.client.job_poller import JobPoller, log_line, log_quietly, strip_payloads
+from airflow_provider_rungen.client.job_log import log_of
+from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.polling import concerns_one_job, failed_by, timeout_error
+from airflow_provider_rungen.client.outages import LogCallback
+from airflow_provider_rungen.client.polling import concerns_one_job, failed_by
 from airflow_provider_rungen.client.progress import Progress
+from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.scaling import AppTarget
+from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
 from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks.rungen import RunGenHook
@@ -39,6 +43,7 @@ class _Waiter:
     :param poll_interval: seconds between two polls.
     :param waiting: the jobs that it still waits for, in its order.
     :param target: what it waits for the app to become.
+    :param timer: limits how long its jobs may stay queued.
     :param goal: how many of its jobs have to be over.
     :param finished: the jobs that have finished.
     :param context: the context of its log.
@@ -47,14 +52,17 @@ class _Waiter:
     poll_interval: float
     waiting: dict[str, None] = field(default_factory=dict)
     target: AppTarget | None = None
+    timer: QueueTimer | None = None
     goal: WaitGoal = field(default_factory=WaitGoal)
     finished: dict[str, Job] = field(default_factory=dict)
     progress: Progress = field(init=False)
+    log: LogCallback = field(init=False)
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
     def __post_init__(self) -> None:
         self.progress = Progress(len(self.waiting), time.monotonic())
+        self.log = log_of(self.is_wide)
 
     @property
     def jobs(self) -> int:
@@ -69,9 +77,17 @@ class _Waiter:
         """Poll once more, because the deadline may have passed while the triggerer was down."""
         return poller.poll_app() if self.target else poller.poll_each(self.waiting.copy())
 
-    def timeout_error(self, poller: JobPoller) -> RunGenError:
+    def explain_timeout(self, poller: JobPoller) -> Flow[RunGenError]:
         """Return the error for what was not so in time."""
-        return self.target.timeout_error() if self.target else timeout_error(poller, self.waiting)
+        if self.target:
+            return self.target.timeout_error()
+        return (yield from explain_timeout(poller, self.waiting))
+
+    def check_queue(self, poller: JobPoller) -> None:
+        """Fail if the jobs have been queued for too long."""
+        now, timer = time.time(), self.timer
+        if timer is not None and timer.is_over(poller, [*self.waiting, *self.finished], now):
+            self.fail(timeout_error(poller, self.waiting, queued_for=now - timer.moved_at))
 
     def finish(self) -> None:
         if not self.done.done():
@@ -117,6 +133,7 @@ class SharedPoller:
         deadline: float,
         visible_by: float = 0.0,
         held_back: Mapping[str, float] = MappingProxyType({}),
+        timer: QueueTimer | None = None,
         goal: WaitGoal | None = None,
     ) -> list[Job]:
         """
@@ -126,6 +143,7 @@ class SharedPoller:
         :param deadline: the time (seconds since 1970) to stop at.
         :param visible_by: the time (seconds since 1970) until which the service may not know the jobs.
         :param held_back: the `JobPoller.held_back` of the worker.
+        :param timer: limits how long the jobs may stay queued.
         :param goal: what to wait for, if not for all jobs. Only those that have finished are returned.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change.
@@ -135,7 +153,8 @@ class SharedPoller:
         self._poller.add(waiting, time.time(), visible_by, held_back)
         if not job_ids:
             return []
-        waiter = _Waiter(waiting=waiting, poll_interval=poll_interval, goal=goal or WaitGoal())
+        goal = goal or WaitGoal()
+        waiter = _Waiter(waiting=waiting, poll_interval=poll_interval, timer=timer, goal=goal)
         for job_id in waiting:
             self._job_waiters[job_id].add(waiter)
         await self._until_done(waiter, deadline)
@@ -165,7 +184,7 @@ class SharedPoller:
             if not waiter.done.done():
                 await self._poll_last(waiter)
             if not waiter.done.done():
-                raise waiter.timeout_error(self._poller)
+                raise await self._hook.aperform(waiter.explain_timeout(self._poller))
             waiter.done.result()
         finally:
             self._leave(waiter)
@@ -222,6 +241,8 @@ class SharedPoller:
             await self._hook.aperform(self._poller.poll_once(self._interval))
             self._deliver()
             self._finish_parts()
+            for waiter in set().union(*self._job_waiters.values()):
+                waiter.check_queue(self._poller)
             if self._app_waiters:
                 if self._poller.app is None:  # the round did not need the counters
                     await self._hook.aperform(self._poller.poll_app())
@@ -288,12 +309,12 @@ class SharedPoller:
     def _log_progress(self) -> None:
         for waiter in set().union(*self._job_waiters.values()):
             if waiter.is_wide and (line := waiter.progress.line(waiter.finished.values(), time.monotonic())):
-                waiter.context.run(log_line, logging.INFO, line, None)
+                waiter.context.run(waiter.log, logging.INFO, line, None)
 
     def _log(self, level: int, line: str, job_id: str | None) -> None:
         """Log a line for everyone that it concerns."""
         for waiter in self._everyone() if job_id is None else self._job_waiters.get(job_id, ()):
-            waiter.context.run(log_quietly if waiter.is_wide else log_line, level, line, job_id)
+            waiter.context.run(waiter.log, level, line, job_id)
 
 
 _pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], SharedPoller]] = (

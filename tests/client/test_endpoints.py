@@ -282,7 +282,7 @@ def test_a_post_with_an_uncertain_refusal_is_sent_once(via: Via, status: int) ->
 def test_a_page_in_place_of_json_is_reported_in_plain_words(via: Via, status: int) -> None:
     page = "<!DOCTYPE html><html><head><style>p {}</style></head><body><p>nginx</p></body></html>"
     via.service.inject(Fault(on="get_app", status=status, body=page, times=None))
-    with pytest.raises(RunGenAPIError, match=r": nginx\.") as caught:
+    with pytest.raises(RunGenAPIError, match=rf": nginx \(app {APP}\)\.") as caught:
         via(endpoints.get_app(APP))
     assert "<" not in str(caught.value)
 
@@ -380,7 +380,7 @@ UNREADABLE = ["html", "empty", "garbage", "no_id"]
 @pytest.mark.parametrize("kind", [*LOST, *UNREADABLE])
 def test_the_fate_of_a_post_whose_answer_is_lost_is_unknown(via: Via, kind: str) -> None:
     via.service.inject(Fault(on="run", kind=kind, times=None))
-    with pytest.raises(RunGenSubmissionUnknownError, match=APP) as caught:
+    with pytest.raises(RunGenSubmissionUnknownError, match=r"^Fate unknown: ") as caught:
         via(endpoints.run_job(APP, INPUT))
     assert via.posts() == 1
     assert via.slept == []
@@ -446,7 +446,7 @@ def test_wrong_types_in_an_answer_are_a_model_or_an_error_of_ours(via: Via, oper
 @pytest.mark.parametrize("kind", LOST)
 def test_a_question_that_meets_accidents_only_ends_in_an_error(via: Via, kind: str) -> None:
     via.service.inject(Fault(on="get_app", kind=kind, times=None))
-    with pytest.raises(RunGenConnectionError, match=f"get app {APP}") as caught:
+    with pytest.raises(RunGenConnectionError, match=rf"^Could not get the app: .* \(app {APP}\)") as caught:
         via(endpoints.get_app(APP))
     assert caught.value.sent
     assert caught.value.retryable

@@ -130,7 +130,7 @@ def test_absent_counters_are_reported_once(caplog: pytest.LogCaptureFixture) -> 
     watch = IdleWatch(APP, IDLE_FOR)
     note((0, app(without="jobs")), (1, app(without="jobs")), (2, app(without="workers")), watch=watch)
     [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert line.startswith(f"App {APP} is never taken for idle: the service does not report jobs.in_queue")
+    assert line.startswith("Never taken for idle: the service does not report jobs.in_queue")
 
 
 def test_a_new_app_without_workers_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -185,7 +185,7 @@ def test_an_idle_app_is_scaled_to_zero(
     assert [poll(), poll(5), workers(direct)] == [None, None, 2]
     assert poll(5) == {"app_id": APP, "idle_seconds": 600.0, "active_workers": 2, "scaled_down": True}
     assert workers(direct) == 0
-    assert f"Scaled app {APP} from 2 to 0 workers: idle for 10 min" in caplog.text
+    assert f"Scaled from 2 workers to 0, idle for 10 min (app {APP})" in caplog.text
     assert [poll(20), poll(20)] == [None, None]
     assert direct.service.count("update_app") == 1
 
@@ -255,7 +255,7 @@ def test_a_job_that_comes_in_while_the_app_is_scaled_down_gets_the_workers_back(
     monkeypatch.setattr(direct.service, "handle", handle_with_job)
     assert poll(10) is None
     assert workers(direct) == 2
-    assert f"Restoring 2 workers of app {APP}: 1 jobs came in" in caplog.text
+    assert f"Scaling back to 2 workers: 1 job came in meanwhile (app {APP})" in caplog.text
 
 
 def test_an_old_answer_is_no_reason_to_scale_down(direct: Via, poll: Callable[..., Any]) -> None:

@@ -183,7 +183,7 @@ def test_the_result_is_returned_unchanged(result: Any) -> None:
 def test_the_reason_of_a_failure_is_found(where: dict[str, Any]) -> None:
     failed = job(status="FAILED", **where)
     assert failed.error == "why"
-    with pytest.raises(RunGenJobFailedError, match="j of app a failed: why"):
+    with pytest.raises(RunGenJobFailedError, match=r"^Failed: why \(job j, app a\)"):
         failed.raise_for_status()
 
 
@@ -192,7 +192,9 @@ def test_the_reason_may_stand_beside_the_data() -> None:
 
 
 def test_a_failure_without_a_reason_is_reported_as_such() -> None:
-    with pytest.raises(RunGenJobFailedError, match=r"ERRORED.*gave no reason") as caught:
+    with pytest.raises(
+        RunGenJobFailedError, match=r"^Failed: the service gave no reason \(status ERRORED\) \(job j, app a\)"
+    ) as caught:
         job(status="ERRORED").raise_for_status()
     assert (caught.value.app_id, caught.value.job_id) == ("a", "j")
 
@@ -203,9 +205,9 @@ def test_only_a_failed_job_has_an_error() -> None:
 
 def test_the_end_of_a_job_is_an_error_unless_it_completed() -> None:
     job(status="COMPLETED").raise_for_status()
-    with pytest.raises(RunGenJobCanceledError, match="was canceled"):
+    with pytest.raises(RunGenJobCanceledError, match=r"^Canceled \(job j, app a\)"):
         job(status="CANCELLED").raise_for_status()
-    with pytest.raises(RunGenJobError, match="is not over yet"):
+    with pytest.raises(RunGenJobError, match=r"^Not over yet: QUEUED \(job j, app a\)"):
         job(status="QUEUED").raise_for_status()
     assert [job(status=word).is_terminal for word in ("QUEUED", "RUNNING", "NEW")] == [False] * 3
     assert [job(status=word).is_terminal for word in ("COMPLETED", "FAILED", "CANCELED")] == [True] * 3
@@ -478,7 +480,9 @@ def test_error_text_takes_any_json(value: Any) -> None:
     ],
 )
 def test_an_answer_about_another_job_or_app_is_refused(body: Any) -> None:
-    with pytest.raises(RunGenResponseError, match="the answer is about"):
+    with pytest.raises(
+        RunGenResponseError, match=r"^The answer is about .* instead \((job job-a, )?app app\)"
+    ):
         Job.from_json(body, app_id="app", job_id="job-a")
 
 

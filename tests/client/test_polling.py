@@ -806,7 +806,7 @@ def test_a_single_poll_ends_though_a_refusal_is_neither_confirmed_nor_disproved(
 
 def test_the_deadline_names_what_is_not_over() -> None:
     world = World(in_order(100, 10, 100))
-    with pytest.raises(RunGenJobTimeoutError, match=r"job-5\d of app .* \(and 4\d more\)") as caught:
+    with pytest.raises(RunGenJobTimeoutError, match=r"job job-5\d and 4\d more, app ") as caught:
         wait(world, list(world.runs), deadline=world.clock.now + 60)
     assert caught.value.job_id.startswith("job-5")
     assert world.now <= 61
@@ -879,8 +879,8 @@ def test_a_few_jobs_are_logged_by_their_ids(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.INFO):
         wait(world, list(world.runs))
     assert [record.getMessage() for record in caplog.records] == [
-        *("Job job-0 is RUNNING", "Job job-1 is RUNNING"),
-        *("Job job-0 is COMPLETED", "Job job-1 is COMPLETED"),
+        *(f"Running (job job-0, app {APP})", f"Running (job job-1, app {APP})"),
+        *(f"Completed (job job-0, app {APP})", f"Completed (job job-1, app {APP})"),
     ]
 
 

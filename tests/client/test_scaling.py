@@ -23,9 +23,9 @@ from airflow_provider_rungen.client.scaling import (
     restore_workers,
     set_workers,
     wait_for_app,
-    workers_of,
 )
 from airflow_provider_rungen.client.transport import drive
+from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
@@ -111,14 +111,13 @@ def test_every_way_to_say_that_an_app_runs(there: Any) -> None:
     ],
 )
 def test_an_app_that_does_not_get_there_is_an_error_that_says_where_it_is(not_there: Any) -> None:
-    with pytest.raises(RunGenAppTimeoutError, match=f"App {APP} was not RUNNING in time") as info:
+    with pytest.raises(RunGenAppTimeoutError, match=r"^Not RUNNING in time: ") as info:
         wait(AppTarget(APP, active_workers=2), not_there)
     assert info.value.app_id == APP
     if isinstance(not_there, dict) and (status := not_there.get("status")):
         assert status in str(info.value)
     if isinstance(not_there, dict) and "unhealthy" in not_there.get("workers", {}):
-        assert "2 active workers" in str(info.value)
-        assert "2 unhealthy" in str(info.value)
+        assert "2 workers: 2 ready, 2 unhealthy" in str(info.value)
 
 
 def test_changes_are_logged_once_and_an_unknown_status_is_a_warning(
@@ -129,8 +128,8 @@ def test_changes_are_logged_once_and_an_unknown_status_is_a_warning(
     half = app("INITIALIZING", 2, workers={"initializing": 1, "ready": 1})
     wait(AppTarget(APP), loading, loading, half, half, app("warming up", 2), app("RUNNING", 2))
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "WARNING", "INFO"]
-    assert "2 active workers (1 initializing, 1 ready)" in caplog.messages[1]
-    assert "unknown status WARMING_UP" in caplog.messages[2]
+    assert caplog.messages[1] == f"INITIALIZING, 2 workers: 1 ready, 1 initializing (app {APP})"
+    assert caplog.messages[2] == f"Unknown status WARMING_UP, 2 workers (app {APP})"
 
 
 def test_an_outage_does_not_end_the_waiting(caplog: pytest.LogCaptureFixture) -> None:
@@ -148,7 +147,7 @@ def test_what_no_waiting_can_change_ends_it() -> None:
 
 def test_an_app_that_somebody_lowers_is_not_waited_for() -> None:
     up, down = app("INITIALIZING", 2), app("STOPPED", 0)
-    with pytest.raises(RunGenAppError, match="set to 0 active workers by somebody else"):
+    with pytest.raises(RunGenAppError, match="set the app to 0 workers on its way to 2"):
         wait(AppTarget(APP, active_workers=2), down, up, down, down, up)
     wait(AppTarget(APP, active_workers=2), down, up, down, up, down, app("RUNNING", 2))
 
@@ -216,7 +215,7 @@ def test_an_app_is_lowered_unless_somebody_else_has_set_it(answer: Any, sent: li
 
 
 def test_an_app_of_which_nobody_knows_what_it_had_is_not_lowered() -> None:
-    with pytest.raises(RunGenAppError, match="not known how many workers"):
+    with pytest.raises(RunGenAppError, match="number of workers before is unknown"):
         play(restore_workers(ScaleRecord(APP, 3, None, 0.0)), [app("RUNNING", 3)])
 
 
@@ -239,7 +238,7 @@ def test_a_number_of_workers_is_set_until_an_answer_confirms_it() -> None:
     assert puts(lower(old, old, old, app("STOPPED", 0))) == [0, 0]
     # an answer that names no number is not taken for a yes
     assert [request.method for request in lower(app())] == ["PUT", "GET"]
-    with pytest.raises(RunGenAppTimeoutError, match="0 active workers, but is RUNNING, 2 active workers"):
+    with pytest.raises(RunGenAppTimeoutError, match=r"^Not scaled to 0 workers: still RUNNING, 2 workers"):
         lower(old)
     assert clock.slept[-12:] == [5.0] * 12
 

@@ -98,14 +98,14 @@ def test_a_failed_job_has_its_own_error(rungen_emulator: Emulator, deferrable: b
     outcome = Attempts(saying("x", fail="out of memory"), deferrable=deferrable).attempt()
     [job] = rungen_emulator.service.jobs()
     assert type(outcome.error) is RunGenJobFailedError
-    assert f"Job {job['id']} of app llama-text failed: out of memory. " in str(outcome.error)
+    assert f"Failed: out of memory (job {job['id']}, app llama-text). " in str(outcome.error)
 
 
 @MODES
 @pytest.mark.parametrize(
     ("emulator", "options", "told"),
     [
-        ({"fail": "x"}, {}, "failed: x"),
+        ({"fail": "x"}, {}, "Failed: x (job "),
         ({}, {"result_schema": {"type": "object"}}, "does not fit result_schema"),
         ({}, {"timeout": 1e-9}, "it was not submitted"),
     ],

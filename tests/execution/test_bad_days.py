@@ -687,8 +687,7 @@ class Life:
         for each, text in self.lines(least=logging.WARNING):
             if each != number:
                 continue
-            count = text.count("It is not known whether RunGen created the job")
-            count += text.count("may have created a job of app")
+            count = text.count("may have created the job") + text.count("may have created a job")
             for pattern in (
                 r"Fate unknown: (\d+) inputs",
                 r"for up to (\d+) inputs",
@@ -767,16 +766,16 @@ class Life:
     def _is_told(self, made: Made, said: list[tuple[int, str]]) -> bool:
         last = len(self.tries)
         for number, text in said:
-            if number < made.attempt or re.match(r"Submitted |Waiting for ", text):
+            if number < made.attempt or re.match(r"Submitted |Waiting |Queued |Running ", text):
                 continue
             is_left = "attempt resumes" in text or "A retry resumes" in text
             if is_left and number < last and number not in self.discarded_after:
                 continue  # then somebody else has to answer for it
-            if made.id in text and not re.search(r" is (QUEUED|RUNNING)$", text):
+            if made.id in text and not re.search(r" is (QUEUED|RUNNING) ", text):
                 return True
             if re.search(r"Could not cancel \d+ more jobs|\d+ jobs.*may still run|resumes \d+ jobs", text):
                 return True
-            if number == last and re.search(r"\(and \d+ more\) did not finish in time", text):
+            if number == last and re.search(r" and \d+ more, app ", text):
                 return True
         return False
 

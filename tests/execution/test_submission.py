@@ -124,8 +124,8 @@ def test_a_running_job_is_taken_up_again(task: Task, caplog: pytest.LogCaptureFi
         outcome = task.attempt()
     assert outcome.value == job_id
     assert task.job_ids() == [job_id]
-    [decision] = [line for line in caplog.messages if "earlier attempt" in line]
-    assert decision == f"Resuming job {job_id} of an earlier attempt, which is RUNNING"
+    [decision] = [line for line in caplog.messages if line.startswith("Resuming")]
+    assert decision == f"Resuming a job that is RUNNING (job {job_id}, app {APP})"
 
 
 def test_a_completed_job_is_used(task: Task, caplog: pytest.LogCaptureFixture) -> None:
@@ -134,7 +134,7 @@ def test_a_completed_job_is_used(task: Task, caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.INFO):
         assert task.attempt().value == job_id
     assert task.job_ids() == [job_id]
-    assert f"Resuming job {job_id} of an earlier attempt, which is COMPLETED" in caplog.messages
+    assert f"Resuming a job that is COMPLETED (job {job_id}, app {APP})" in caplog.messages
 
 
 @pytest.mark.parametrize("end", ["failed", "canceled"])
@@ -171,7 +171,10 @@ def test_a_forgotten_job_is_run_again(task: Task, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.INFO):
         outcome = task.attempt()
     assert outcome.value == task.job_ids()[1]
-    assert f"Job {job_id} of an earlier attempt is gone: submitting a new one" in caplog.messages
+    assert (
+        f"Submitting a new job: that of an earlier attempt is gone (job {job_id}, app {APP})"
+        in caplog.messages
+    )
 
 
 def test_a_changed_input_is_run_anew(task: Task) -> None:
@@ -198,7 +201,7 @@ def test_a_cleared_task_is_run_anew(task: Task, caplog: pytest.LogCaptureFixture
     task.clear()
     with caplog.at_level(logging.INFO):
         assert task.attempt().value == task.job_ids()[1]
-    assert any(line.startswith("Task was cleared after it submitted") for line in caplog.messages)
+    assert any(line.startswith("Submitting a new job: the task was cleared") for line in caplog.messages)
     assert task.statuses()[0] == "CANCELED"
     # and the attempt after the clear is found by the one after it
     assert task.attempt().value == task.job_ids()[1]
@@ -316,7 +319,7 @@ def test_the_clock_of_a_job_that_is_taken_up_again_does_not_start_anew(emulator:
     assert task.store is not None
     record = task.store.get("rungen_submission")
     outcome = task.attempt(timeout=600)  # the deadline is that of the submission
-    assert "did not finish in time" in str(outcome.error)
+    assert "Not over in time" in str(outcome.error)
     assert task.store.get("rungen_submission") == record
     assert task.statuses() == ["CANCELED"]
 

@@ -17,10 +17,11 @@ from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, A
 from airflow.triggers.base import TaskSuccessEvent
 from conftest import APP, FakeTaskInstance, run_task
 
+from airflow_provider_rungen._airflow import AirflowSensorTimeout
 from airflow_provider_rungen.client.polling import wait_for_jobs
 from airflow_provider_rungen.client.senders import MAX_IN_FLIGHT
 from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.exceptions import RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -236,3 +237,52 @@ def test_many_jobs_that_hang_do_not_outlast_the_deadline(rungen_emulator: Emulat
         with pytest.raises(RunGenJobTimeoutError):
             hook.perform_concurrently(flow)
     assert time.monotonic() - begun_at < 6
+
+
+QUEUED_MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
+
+
+@QUEUED_MODES
+def test_a_job_that_nobody_starts_is_canceled_in_time(
+    rungen_emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture, deferrable: bool
+) -> None:
+    rungen_emulator.service.scale(APP, 0)
+    op = RunGenRunJobOperator(
+        task_id="run",
+        input=job_input(1),
+        **{**WAITING, "deferrable": deferrable},
+        defer_after=0,
+        queued_timeout=0.5,
+    )
+    outcome = run_task(op, context)
+    assert type(outcome.error) is RunGenJobQueuedTimeoutError
+    assert str(outcome.error).startswith("Queued for too long: ")
+    assert "no active workers" in str(outcome.error)
+    assert str(outcome.error).endswith(
+        "Scale the app up. Raise queued_timeout (now 0.5 s) if it needs longer."
+    )
+    assert [job["status"] for job in rungen_emulator.service.jobs()] == ["CANCELED"]
+    assert f"App {APP} has no active workers: 1 job stays queued until it is scaled up" in caplog.text
+
+
+@QUEUED_MODES
+def test_a_sensor_on_jobs_that_nobody_starts_leaves_them(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    rungen_emulator.service.scale(APP, 0)
+    with RunGenHook() as hook:
+        job = hook.run_job(input=job_input(1))
+        with pytest.raises(RunGenJobQueuedTimeoutError):
+            hook.wait_for_job(job_id=job.id, poll_interval=0.1, queued_timeout=0.3)
+    sensor = RunGenJobSensor(
+        task_id="wait",
+        job_id=job.id,
+        poke_interval=0.1,
+        deferrable=deferrable,
+        defer_after=0,
+        queued_timeout=0.3,
+    )
+    outcome = run_task(sensor, context)
+    assert isinstance(outcome.error, AirflowSensorTimeout)
+    assert str(outcome.error).startswith("Queued for too long: ")
+    assert [job["status"] for job in rungen_emulator.service.jobs()] == ["QUEUED"]

@@ -233,11 +233,10 @@ def test_a_result_that_xcom_cannot_hold_fails_permanently_and_names_the_way_out(
     outcome = collect(context, [good, bad], deferrable=deferrable)
     assert type(outcome.error) is AirflowFailException
     message = str(outcome.error)
-    assert message.startswith(
-        f"Job {bad} of app {APP} completed, but XCom cannot hold its result: result.a[0]"
-    )
+    assert message.startswith("XCom cannot hold the result: result.a[0]")
+    assert f" (job {bad}, app {APP}). " in message
     assert "Set destination" in message
-    assert ti.xcoms["failed"] == [1]
+    assert [each["index"] for each in ti.xcoms["failed"]] == [1]
     outcome = collect(context, [good, bad], deferrable=deferrable, max_failed=1)
     assert outcome.value == [{"a": ["fine"]}, None]
     assert rungen_emulator.service.stats()["cancels_received"] == 0

@@ -127,9 +127,9 @@ def test_progress_is_in_the_log(
 ) -> None:
     caplog.set_level(logging.INFO)
     run_task(scale_op(deferrable=deferrable), context)
-    told = [line for line in caplog.messages if line.startswith(f"App {APP} is ")]
-    assert told[0] == f"App {APP} is INITIALIZING, 2 active workers (2 initializing)"
-    assert told[-1].startswith(f"App {APP} is RUNNING, 2 active workers")
+    told = [line for line in caplog.messages if line.startswith(("INITIALIZING", "RUNNING"))]
+    assert told[0] == f"INITIALIZING, 2 workers: 2 initializing (app {APP})"
+    assert told[-1].startswith("RUNNING, 2 workers: ")
     assert KEY not in caplog.text
 
 
@@ -144,7 +144,7 @@ def test_an_app_that_takes_too_long_is_lowered_again(
     outcome = run_task(scale_op(deferrable=deferrable, **limit), context)
     assert type(outcome.error) is RunGenAppTimeoutError
     assert outcome.error.app_id == APP
-    assert "INITIALIZING, 2 active workers" in str(outcome.error)
+    assert "INITIALIZING, 2 workers" in str(outcome.error)
     assert "Raise timeout" in str(outcome.error)
     assert (numbers(emulator), workers(emulator)) == ([2, before], before)
 
@@ -220,7 +220,7 @@ def test_a_lowering_that_fails_is_said_loudly(
     op = scale_op(timeout=0.3)
     monkeypatch.setattr("airflow_provider_rungen.client.scaling.AppTarget.timeout_error", _failing(emulator))
     assert run_task(op, context).error
-    assert f"STILL BILLED: app {APP} could not be lowered again from 2 active workers" in caplog.text
+    assert f"STILL BILLED: app {APP} may still have 2 workers: " in caplog.text
     assert any(record.levelname == "ERROR" for record in caplog.records)
     assert store.get("scaled")["before"] == 0, "the next attempt knows"
 
@@ -327,7 +327,7 @@ def test_a_kill_leaves_the_app_up_for_the_next_attempt(
     ti.max_tries = 1
     error = killed_on_the_way_up(emulator, context, ti)
     assert str(error).endswith(
-        f"App {APP} is left at 2 active workers, which are billed: the next attempt resumes."
+        f"STILL BILLED: app {APP} keeps 2 workers for the next attempt, which resumes."
     )
     assert workers(emulator) == 2
     # which knows what to lower to
@@ -719,7 +719,7 @@ def test_the_sensor_sees_at_once_that_an_app_is_stopped(
 def test_the_sensor_has_its_time(emulator: Emulator, context: Any, deferrable: bool) -> None:
     outcome = run_task(sensor(deferrable=deferrable, timeout=0.3), context)
     assert isinstance(outcome.error, AirflowSensorTimeout)
-    assert str(outcome.error).endswith("the sensor had 0.3 s. Raise timeout if it needs longer.")
+    assert str(outcome.error).endswith("Raise timeout (now 0.3 s) if it needs longer.")
     softly = run_task(sensor(deferrable=deferrable, timeout=0.3, soft_fail=True), context)
     assert isinstance(softly.error, AirflowSkipException)
 

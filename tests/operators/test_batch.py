@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException
-from conftest import FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
+from conftest import APP, FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
 
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -174,7 +174,7 @@ def test_as_many_may_fail_as_is_said(
     task = Task(rungen_emulator, inputs=inputs, max_failed=max_failed)
     outcome = task.attempt()
     assert bool(outcome.error) is fails
-    assert task.ti.xcoms["failed"] == list(range(failing))
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == list(range(failing))
 
 
 @pytest.mark.parametrize(
@@ -217,6 +217,23 @@ def test_a_line_that_is_no_json_is_named(rungen_emulator: Emulator, tmp_path: Pa
     outcome = Task(rungen_emulator, inputs=str(path)).attempt()
     assert "line 3" in str(outcome.error)
     assert rungen_emulator.service.count("run") == 0
+
+
+def test_what_failed_is_named_with_its_line_job_and_reason(
+    rungen_emulator: Emulator, tmp_path: Path, mode: bool
+) -> None:
+    path = tmp_path / "inputs.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"prompt": "fail: out of memory"}\n{"prompt": "c"}\n')
+    task = Task(rungen_emulator, inputs=str(path), deferrable=mode, max_failed=1)
+    ids = task.attempt().value
+    [failed] = task.ti.xcoms["failed"]
+    assert failed == {
+        "index": 1,
+        "file": str(path),
+        "line": 3,
+        "job_id": ids[1],
+        "error": f"out of memory (job {ids[1]}, app {APP})",
+    }
 
 
 @pytest.mark.parametrize(
@@ -289,7 +306,7 @@ def test_too_many_failures_fail_the_task_and_are_named(rungen_emulator: Emulator
     assert f"{len(FAILED_OF_40)} of 40 inputs failed" in told
     assert "out of memory 5" in told
     assert f"and {len(FAILED_OF_40) - 10} more" in told
-    assert task.ti.xcoms["failed"] == FAILED_OF_40
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == FAILED_OF_40
 
 
 @pytest.mark.parametrize("max_failed", [len(FAILED_OF_40), len(FAILED_OF_40) / 40, 0.9])
@@ -297,7 +314,7 @@ def test_failures_that_are_allowed_are_told(rungen_emulator: Emulator, mode: boo
     task = Task(rungen_emulator, inputs=mixed(40), deferrable=mode, max_failed=max_failed)
     ids = task.attempt().value
     assert [index for index, job_id in enumerate(ids) if job_id is None] == list(range(0, 40, 7))
-    assert task.ti.xcoms["failed"] == FAILED_OF_40
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == FAILED_OF_40
 
 
 @pytest.mark.parametrize("max_failed", [-1, 1.0, 1.5, True, "1", float("nan")])
@@ -311,7 +328,7 @@ def test_more_failures_than_an_event_holds_are_all_told(rungen_emulator: Emulato
     task = Task(rungen_emulator, inputs=inputs, deferrable=True, max_failed=130)
     outcome = task.attempt()
     assert len(json.dumps(outcome.events)) < 64_000
-    assert task.ti.xcoms["failed"] == list(range(130))
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == list(range(130))
 
 
 def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
@@ -321,7 +338,7 @@ def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
     rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
     task = Task(rungen_emulator, inputs=prompts(130), deferrable=True)
     assert "130 of 130 inputs failed" in str(task.attempt().error)
-    assert task.ti.xcoms["failed"] == list(range(130))
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == list(range(130))
 
 
 @pytest.mark.parametrize(("allowed", "fails"), [(0.29, False), (0.289, True)])
@@ -338,7 +355,7 @@ def test_a_retry_runs_only_what_failed(rungen_emulator: Emulator, mode: bool) ->
     again = len(FAILED_OF_40) - len(range(0, 40, 7))  # those refused make no job
     task.attempt()
     assert task.created == jobs + again
-    assert task.ti.xcoms["failed"] == FAILED_OF_40
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == FAILED_OF_40
 
 
 def test_a_retry_in_an_outage_does_not_ask_for_every_job(
@@ -497,11 +514,11 @@ def test_an_unknown_fate_is_a_failure_of_its_input_alone(rungen_emulator: Emulat
     task = Task(rungen_emulator, inputs=prompts(30))
     outcome = task.attempt()
     assert "1 of 30 inputs failed" in str(outcome.error)
-    [index] = task.ti.xcoms["failed"]
+    [failed] = task.ti.xcoms["failed"]
     assert task.created == 30
     ids = task.attempt().value
     assert task.created == 31
-    assert task.prompts()[ids[index]] == f"picture {index}"
+    assert task.prompts()[ids[failed["index"]]] == f"picture {failed['index']}"
 
 
 def test_a_proxy_that_hides_the_answers_buys_one_job_for_each_input(rungen_emulator: Emulator) -> None:
@@ -633,7 +650,7 @@ def test_an_id_that_all_answers_name_is_the_job_of_the_first_input_alone(rungen_
     rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": "liar"}, taken=True, times=None))
     error = task.attempt(max_failed=4)
     assert error.value == ["liar", None, None, None, None]
-    assert task.ti.xcoms["failed"] == [1, 2, 3, 4]
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == [1, 2, 3, 4]
     outcome = task.attempt(on_unknown_submission="fail")
     assert "for up to 4 inputs (the first is inputs[1])" in str(outcome.error)
     assert task.created == 5
@@ -912,7 +929,7 @@ def test_a_cleared_attempt_that_died_finds_nothing_of_before_the_clear(
 def test_too_late_cancels_all_of_them(rungen_emulator: Emulator, mode: bool) -> None:
     task = Task(rungen_emulator, inputs=prompts(30, seconds=60), timeout=0.5, deferrable=mode)
     outcome = task.attempt()
-    assert "(and 29 more) did not finish in time" in str(outcome.error)
+    assert " and 29 more, app " in str(outcome.error)
     assert task.statuses() == ["CANCELED"] * 30
 
 
@@ -925,7 +942,7 @@ def test_the_last_look_before_the_time_is_up_trusts_no_counters(rungen_emulator:
 
 def test_a_retry_after_the_time_was_up_has_the_whole_time(rungen_emulator: Emulator, mode: bool) -> None:
     task = Task(rungen_emulator, inputs=prompts(8, seconds=1), timeout=0.3, deferrable=mode)
-    assert "did not finish in time" in str(task.attempt().error)
+    assert "Not over in time" in str(task.attempt().error)
     assert len(set(task.attempt(timeout=60).value)) == 8
     assert task.created == 16
 
@@ -935,7 +952,7 @@ def test_the_time_may_be_up_while_inputs_are_submitted(rungen_emulator: Emulator
         Fault(on="run", status=429, headers={"Retry-After": "30"}, times=None, skip=10)
     )
     task = Task(rungen_emulator, inputs=prompts(40, seconds=60), timeout=0.5)
-    assert "did not finish in time" in str(task.attempt().error)
+    assert "Not over in time" in str(task.attempt().error)
     assert task.statuses() == ["CANCELED"] * 10
 
 
@@ -1000,7 +1017,7 @@ def test_an_id_that_cannot_be_used_is_a_failure_of_its_input_alone(rungen_emulat
     rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": "../app"}, skip=3))
     task = Task(rungen_emulator, inputs=prompts(10), max_failed=1)
     ids = task.attempt().value
-    assert task.ti.xcoms["failed"] == [ids.index(None)]
+    assert [each["index"] for each in task.ti.xcoms["failed"]] == [ids.index(None)]
     assert len([job_id for job_id in ids if job_id]) == 9
 
 
@@ -1009,7 +1026,7 @@ def test_only_what_is_not_over_is_canceled(
 ) -> None:
     inputs = [*prompts(60), *prompts(3, seconds=60)]
     task = Task(rungen_emulator, inputs=inputs, timeout=2, deferrable=mode, defer_after=1)
-    assert "(and 2 more) did not finish in time" in str(task.attempt().error)
+    assert " and 2 more, app " in str(task.attempt().error)
     assert Counter(task.statuses()) == {"COMPLETED": 60, "CANCELED": 3}
     assert "not canceled" not in capsys.readouterr().out
     if not mode:
@@ -1026,7 +1043,7 @@ def test_each_of_many_jobs_has_its_own_time_to_be_canceled(
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(connection))
     rungen_emulator.service.inject(Fault(on="cancel", status=503, times=3, skip=80))
     task = Task(rungen_emulator, inputs=prompts(90, seconds=60), timeout=3, poll_interval=1)
-    assert "(and 89 more) did not finish in time" in str(task.attempt().error)
+    assert " and 89 more, app " in str(task.attempt().error)
     assert task.statuses() == ["CANCELED"] * 90
 
 

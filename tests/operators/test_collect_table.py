@@ -15,7 +15,7 @@ from conftest import APP, KEY, Outcome, OutletEvents, run_task
 
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenJobError, RunGenJobTimeoutError
-from airflow_provider_rungen.execution.collector import MAX_FAILED_INDEXES
+from airflow_provider_rungen.execution.failures import MAX_FAILED
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 
@@ -74,7 +74,7 @@ def test_results_are_written_in_the_order_of_the_jobs(
     ]
     assert "out of memory" in rows[1]["error"]
     assert rows[2]["error"] == "it has no job"
-    assert "canceled" in rows[3]["error"]
+    assert "Canceled" in rows[3]["error"]
     assert [row["error"] for row in (rows[0], rows[4], rows[5])] == [None] * 3
     assert rows[0]["execution_seconds"] == pytest.approx(0.2)
     assert rows[0]["created_at"].endswith("+00:00")
@@ -90,7 +90,7 @@ def test_results_are_written_in_the_order_of_the_jobs(
         "reused": 0,
         "jobs": 4,
     }
-    assert ti.xcoms["failed"] == [1, 2, 3]
+    assert [each["index"] for each in ti.xcoms["failed"]] == [1, 2, 3]
     extra = context["outlet_events"][outlet].extra
     assert extra == {
         "usage": ti.xcoms["usage"],
@@ -193,7 +193,7 @@ def test_the_table_is_written_when_too_many_fail(  # noqa: PLR0917 - fixtures
     options: dict[str, Any] = {"result_schema": "flux-schnell", "destination": destination}
     outcome = collect(context, [good, bad, odd], tmp_path, deferrable=deferrable, max_failed=1, **options)
     assert type(outcome.error) is AirflowFailException
-    assert ti.xcoms["failed"] == [1, 2]
+    assert [each["index"] for each in ti.xcoms["failed"]] == [1, 2]
     rows = table_in(tmp_path)
     assert [row["status"] for row in rows] == ["completed", "failed", "failed"]
     assert len(rows[0]["outputs"]) == stores
@@ -220,7 +220,7 @@ def test_the_table_is_written_when_the_time_is_over(
     assert type(outcome.error) is RunGenJobTimeoutError
     rows = table_in(tmp_path)
     assert [row["status"] for row in rows] == ["failed", "completed", "failed", "failed"]
-    assert "is not over yet: it is RUNNING" in rows[0]["error"]
+    assert "Not over yet: RUNNING" in rows[0]["error"]
     assert len(rows[1]["outputs"]) == stores
     assert rows[1]["result"]
 
@@ -285,10 +285,10 @@ def test_results_is_a_template(tmp_path: Path) -> None:
 def test_xcom_stays_small_however_many_fail(
     rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path
 ) -> None:
-    count = MAX_FAILED_INDEXES + 500
+    count = MAX_FAILED + 500
     value = collect(context, [None] * count, tmp_path, max_failed=count).value
     assert (value["rows"], value["failed"]) == (count, count)
-    assert ti.xcoms["failed"] == list(range(MAX_FAILED_INDEXES))
+    assert [each["index"] for each in ti.xcoms["failed"]] == list(range(MAX_FAILED))
 
 
 @pytest.mark.parametrize("wait", [True, False])

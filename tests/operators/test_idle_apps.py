@@ -93,7 +93,7 @@ def test_an_idle_app_is_scaled_to_zero(
     assert without_times(outcome.value) == [event()]
     assert workers(emulator) == 0
     assert "Polling 1 of 1 apps again in 0.2 s" in caplog.text
-    assert f"Scaled app {APP} from 2 to 0 workers" in caplog.text
+    assert "Scaled from 2 workers to 0" in caplog.text
     assert KEY not in caplog.text
 
 
@@ -107,7 +107,7 @@ def test_the_idle_are_scaled_down_and_the_busy_are_not(
     outcome = Watchdog([APP, OTHER, THIRD], deferrable=deferrable).attempt(context)
     assert without_times(outcome.value) == [event()]
     assert [workers(emulator, each) for each in (APP, OTHER, THIRD)] == [0, 2, 0]
-    assert f"App {OTHER} is not idle: 1 jobs are queued or running" in caplog.text
+    assert f"Not idle: 1 jobs are queued or running (app {OTHER})" in caplog.text
     assert emulator.service.count("update_app") == 1
 
 
@@ -190,7 +190,7 @@ def test_an_app_that_may_be_billed_fails_the_task_after_the_others_were_dealt_wi
     outcome = Watchdog([APP, OTHER], deferrable=deferrable).attempt(context)
     assert type(outcome.error) is RunGenAppError, "which a retry may help"
     assert (
-        f"1 apps may be idle, and billed: Could not {'get' if fault.on == 'get_app' else 'update'} app {APP}"
+        f"STILL BILLED: 1 app may be idle: Could not {'get' if fault.on == 'get_app' else 'change'} the app"
         in str(outcome.error)
     )
     assert reason in str(outcome.error)
@@ -201,7 +201,7 @@ def test_an_app_that_may_be_billed_fails_the_task_after_the_others_were_dealt_wi
 
 def test_many_failures_are_one_short_error(emulator: Emulator, context: Any) -> None:
     outcome = Watchdog([f"gone-{number}" for number in range(5)]).attempt(context)
-    assert str(outcome.error).startswith("5 apps may be idle, and billed: Could not get app gone-0 (404)")
+    assert str(outcome.error).startswith("STILL BILLED: 5 apps may be idle: Could not get the app (404)")
     assert "; and 2 more" in str(outcome.error)
 
 

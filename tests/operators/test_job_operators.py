@@ -18,7 +18,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException
 from conftest import APP, KEY, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 
-from airflow_provider_rungen.client import polling as watch
+from airflow_provider_rungen.client import job_log as watch
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -177,7 +177,7 @@ def test_a_failed_job_fails_the_task_with_the_services_words(
     outcome = run_task(op, context)
     [job] = rungen_emulator.service.jobs()
     assert type(outcome.error) is RunGenJobFailedError
-    told = f"Job {job['id']} of app {APP} failed: out of memory. "
+    told = f"Failed: out of memory (job {job['id']}, app {APP}). "
     assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
     assert (outcome.error.app_id, outcome.error.job_id) == (APP, job["id"])
     assert rungen_emulator.service.count("cancel") == 0
@@ -466,7 +466,7 @@ def test_a_kill_in_the_middle_of_a_log_line_is_not_lost(
 
         def emit(self, record: logging.LogRecord) -> None:
             try:
-                if not killed and "is RUNNING" in record.getMessage():
+                if not killed and "Running" in record.getMessage():
                     killed.append(time.monotonic())
                     op.on_kill()
             except Exception:
@@ -647,11 +647,11 @@ def test_collecting_a_failed_job_is_hopeless(
         hook.cancel_job(job_id=gone)
     outcome = run_task(collect_op([good, bad], deferrable=deferrable), context)
     assert isinstance(outcome.error, AirflowFailException)
-    told = f"Job {bad} of app {APP} failed: out of memory. "
+    told = f"Failed: out of memory (job {bad}, app {APP}). "
     assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
     outcome = run_task(collect_op([gone], deferrable=deferrable), context)
     assert isinstance(outcome.error, AirflowFailException)
-    assert "canceled" in str(outcome.error)
+    assert "Canceled" in str(outcome.error)
     outcome = run_task(collect_op([good, bad, gone], deferrable=deferrable), context)
     assert isinstance(outcome.error, AirflowFailException)
     assert all(each in str(outcome.error) for each in ("2 jobs", bad, gone))
@@ -680,7 +680,7 @@ def test_collecting_without_waiting_what_is_not_over_is_an_error_that_may_pass(
     slow, bad = submitted(LONG, taking(0, fail="x"))
     outcome = run_task(collect_op(slow, wait_for_completion=False), context)
     assert type(outcome.error) is RunGenJobError
-    assert "not over yet" in str(outcome.error)
+    assert "Not over yet" in str(outcome.error)
     assert str(outcome.error).endswith(". Wait for it first.")
     assert states(rungen_emulator)[0] == "RUNNING"
     # with a failed one among them, trying again cannot help
@@ -826,7 +826,7 @@ def test_a_failed_job_is_told_whatever_the_schema(
 ) -> None:
     [bad] = submitted(taking(0.2, fail="out of memory"))
     outcome = run_task(collect_op(bad, deferrable=deferrable, result_schema="flux-schnell"), context)
-    told = f"Job {bad} of app {APP} failed: out of memory. "
+    told = f"Failed: out of memory (job {bad}, app {APP}). "
     assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
 
 

@@ -293,7 +293,7 @@ def test_the_teardown_stops_the_app_and_says_how_long_it_was_up(
     caplog.set_level(logging.INFO)
     assert run_task(down_op(), context) == Outcome()
     assert workers(emulator) == 0
-    assert f"Scaled app {APP} to 0 workers; it was up for 1 h 2 min" in caplog.text
+    assert f"Scaled to 0 workers after 1 h 2 min (app {APP})" in caplog.text
 
 
 def test_an_app_that_is_gone_is_fine(emulator: Emulator, context: Any, ti: TaskInstance3) -> None:
@@ -333,7 +333,7 @@ def test_a_teardown_that_fails_is_loud_and_tried_again(
     emulator.service.inject(Fault(on="update_app", status=status, times=None))
     outcome = run_task(down_op(), context)
     assert type(outcome.error) is RunGenAppError, "which a retry may help, even with a wrong key"
-    assert f"App {APP} may NOT be scaled down, and is billed until it is" in str(outcome.error)
+    assert f"STILL BILLED: app {APP} may not be scaled down: " in str(outcome.error)
 
 
 @pytest.mark.parametrize("told", [{}, {"configuration": {"active_workers": 2}}])
@@ -386,7 +386,7 @@ def test_draining_has_its_time(emulator: Emulator, context: Any, caplog: pytest.
     submit(emulator, 60)
     run_task(down_op(drain=True, drain_timeout=0.2), context)
     assert workers(emulator) == 0
-    assert "still has 1 queued or running jobs" in caplog.text
+    assert f"Scaling down with 1 job queued or running (drain_timeout) (app {APP})" in caplog.text
 
 
 def test_an_app_may_stay_up_for_the_jobs_of_others(
@@ -400,7 +400,7 @@ def test_an_app_may_stay_up_for_the_jobs_of_others(
     submit(emulator, 60)
     assert run_task(down_op(keep_if_busy=True), context) == Outcome()
     assert workers(emulator) == 2
-    assert f"App {APP} is LEFT UP, and billed: 1 jobs" in caplog.text
+    assert f"STILL BILLED: app {APP} is left up: 1 job queued or running (keep_if_busy)" in caplog.text
 
 
 @pytest.mark.usefixtures("short_lag")

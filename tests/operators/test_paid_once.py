@@ -120,7 +120,7 @@ def test_what_failed_is_bought_anew_and_the_rest_is_not(task: Task, mode: bool) 
     outcome = task.run(given, deferrable=mode, max_failed=2)
     assert outcome.error is None
     assert sum(each is None for each in outcome.value) == 2
-    assert task.ti.xcoms["failed"][-1] == 4
+    assert task.ti.xcoms["failed"][-1]["index"] == 4
     assert task.created == 4
     again = task.run(given, deferrable=mode, max_failed=2)
     assert again.error is None

@@ -291,7 +291,7 @@ def rows(count: int) -> Iterator[ResultRow]:
             index=index,
             status=Status.FAILED if index % 100 == 99 else Status.COMPLETED,
             values={"sku": f"sku-{index}"},
-            error=f"Job id-{index} of app {APP} failed: out of memory" if index % 100 == 99 else None,
+            error=f"Failed: out of memory (job id-{index}, app {APP})" if index % 100 == 99 else None,
             job_id=f"id-{index}",
             outputs=() if index % 100 == 99 else [f"/pictures/id-{index}/0-a.png"],
             about=describe_job(given, () if index % 100 == 99 else outputs),

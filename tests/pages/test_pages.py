@@ -162,7 +162,7 @@ def test_progress(progress: Progress, headline: str, pace: str) -> None:
 
 def test_failures_are_grouped_by_reason() -> None:
     def failed(index: int, reason: str) -> JobView:
-        error = f"Job id-{index} of app flux failed: {reason}"
+        error = f"Failed: {reason} (job id-{index}, app flux)"
         return JobView(index=index, status="failed", job_id=f"id-{index}", error=error)
 
     jobs = [failed(index, "out of memory" if index % 3 else "bad prompt") for index in range(30)]

@@ -140,7 +140,7 @@ def test_a_failed_job_fails_the_sensor_for_good(
     [good] = submitted(0)
     outcome = run_task(sensor([good, bad], deferrable=deferrable), context)
     assert type(outcome.error) is AirflowFailException
-    told = f"Job {bad} of app {APP} failed: out of memory. "
+    told = f"Failed: out of memory (job {bad}, app {APP}). "
     assert str(outcome.error) == told + "Correct its input if that is the reason, and run it again."
 
 
@@ -261,10 +261,10 @@ def test_the_sensor_ends_in_time_and_leaves_the_jobs(
     outcome = run_task(sensor(ids, deferrable=deferrable, timeout=limit), context)
     assert 0.2 < time.monotonic() - started < 3
     assert isinstance(outcome.error, AirflowSensorTimeout)
-    assert str(outcome.error) == (
-        f"Job {ids[0]} of app {APP} (and 1 more) did not finish in time: the sensor had 0.3 s. "
-        "Raise timeout if it needs longer."
-    )
+    message = str(outcome.error)
+    assert message.startswith("Not over in time: RUNNING for ")
+    assert f" (job {ids[0]} and 1 more, app {APP}). " in message
+    assert message.endswith("Raise timeout (now 0.3 s) if it needs longer.")
     assert states(rungen_emulator) == ["RUNNING", "RUNNING"]
 
 
@@ -276,7 +276,7 @@ def test_a_time_that_is_over_before_the_deferral_ends_in_the_same_way(
     short: dict[str, Any] = {"deferrable": True, "timeout": 0.3, "defer_after": 5}
     outcome = run_task(sensor(job_id, soft_fail=soft_fail, **short), context)
     assert type(outcome.error) is (AirflowSkipException if soft_fail else AirflowSensorTimeout)
-    assert str(outcome.error).endswith("the sensor had 0.3 s. Raise timeout if it needs longer.")
+    assert str(outcome.error).endswith("Raise timeout (now 0.3 s) if it needs longer.")
     assert outcome.events == []
 
 

@@ -124,7 +124,7 @@ def test_a_worker_killed_while_the_app_initializes(
     if dag_id == "scaled":
         assert state == "success"
         assert app.numbers() == [UP, DOWN]
-        assert "Resuming: an earlier attempt scaled app" in run.log(2, task_id="app_up")
+        assert "Resuming: an earlier attempt scaled to" in run.log(2, task_id="app_up")
     else:
         assert state == "failed"
         assert states(run)["first"] == "upstream_failed"

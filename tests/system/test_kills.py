@@ -42,7 +42,7 @@ def test_a_killed_worker_loses_no_job_and_buys_none_twice(
     assert [job["id"] for job in run.jobs()] == [job_id]
     assert airflow.xcom(dag_id, run.id, "run") == airflow.xcom(dag_id, run.id, "run", "job_id") == job_id
     assert run.task()["try_number"] == 2
-    assert f"Resuming job {job_id} of an earlier attempt, which is RUNNING" in run.log(2)
+    assert f"Resuming a job that is RUNNING (job {job_id}, " in run.log(2)
 
 
 def test_a_killed_triggerer_loses_none_of_its_jobs(
@@ -63,7 +63,7 @@ def test_a_task_that_raises_after_the_wait_uses_its_job_again(start: Callable[..
     run = start("raising", seconds=10)
     assert run.wait_for_end() == "success"
     assert run.jobs_by_status() == {"COMPLETED": 1}
-    assert "which is COMPLETED" in run.log(2)
+    assert "Resuming a job that is COMPLETED" in run.log(2)
 
 
 def test_a_clear_after_success_runs_a_new_job(start: Callable[..., Run]) -> None:
@@ -164,7 +164,7 @@ def test_a_sensor_that_starts_in_the_triggerer_needs_no_worker(start: Callable[.
     assert run.wait_for_end() == "failed"
     # the sensor of the late job had 8 s
     assert run.task("wait_as_asked")["state"] == "failed"
-    assert f"{late.id} of app {late.app_id} did not finish in time" in run.log(task_id="wait_as_asked")
+    assert f"(job {late.id}, app {late.app_id}). Raise timeout" in run.log(task_id="wait_as_asked")
     assert run.jobs_by_status() == {"COMPLETED": 3}
     for task_id, starts in {"wait": 0, "wait_for_batch": 0, "wait_on_worker": 1}.items():
         assert run.task(task_id)["state"] == "success"

@@ -226,7 +226,7 @@ def test_an_app_that_does_not_exist_does_not_disturb_the_others(
 ) -> None:
     [event] = run(trigger(["gone", APP]), until=bool)
     assert event["app_id"] == APP
-    assert "Could not get app gone (404)" in caplog.text
+    assert "Could not get the app (404)" in caplog.text
 
 
 def test_an_app_that_hangs_does_not_disturb_the_others(rungen_emulator: Emulator) -> None:

@@ -18,6 +18,7 @@ from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import concerns_one_job
 from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, pace
+from airflow_provider_rungen.client.texts import format_bytes, format_count, format_ids
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
@@ -40,6 +41,7 @@ class OutputArchiver:
     :param perform: performs a flow in the running event loop.
     :param app_id: the app.
     :param storage: where to store them.
+    :param shown: the same for the log, without secrets.
     :param downloader: downloads them.
     :param max_concurrency: how many downloads, and how many jobs, may be in progress at a time.
     :param schema: the schema that results must match.
@@ -51,6 +53,7 @@ class OutputArchiver:
     perform: Callable[[Flow[Job]], Awaitable[Job]]
     app_id: str
     storage: Storage
+    shown: str
     downloader: Downloader
     _: KW_ONLY
     max_concurrency: int
@@ -85,13 +88,13 @@ class OutputArchiver:
             if (now := time.monotonic()) - logged_at >= PROGRESS_INTERVAL:
                 logged_at, done = now, len(self._outcomes)
                 rate = pace(done, len(job_ids) - done, now - begun_at)
-                log.info("Stored %s%s", self._figures(len(job_ids)), rate)
+                log.info("Stored so far: %s%s", self._figures(len(job_ids)), rate)
 
         try:
             await run_with_checks(gather_limited(self._archive, job_ids, self.max_concurrency), check_and_log)
         finally:
             seconds = format_duration(time.monotonic() - begun_at)
-            log.info("Stored in %s: %s", seconds, self._figures(len(job_ids)))
+            log.info("Stored %s in %s; %s", self._figures(len(job_ids)), self.shown, seconds)
         return self._outcomes
 
     async def _archive(self, job_id: str) -> None:
@@ -115,17 +118,23 @@ class OutputArchiver:
 
     def _figures(self, job_count: int) -> str:
         failed_count = sum(isinstance(outcome, RunGenError) for outcome in self._outcomes.values())
-        existing = f", {self.existing_count} existing" if self.existing_count else ""
-        return (
-            f"{self.file_count} files ({self.total_bytes / 1e6:.1f} MB{existing}) "
-            f"of {len(self._outcomes) - failed_count} of {job_count} jobs, {failed_count} failed"
-        )
+        stored_count = len(self._outcomes) - failed_count
+        figures = f"{format_count(self.file_count, 'file')} ({format_bytes(self.total_bytes)})"
+        if job_count > 1:
+            figures += (
+                f" of {job_count} jobs"
+                if stored_count == job_count
+                else f" of {stored_count} of {job_count} jobs"
+            )
+        for count, what in ((failed_count, "failed"), (self.existing_count, "there before")):
+            figures += f", {count} {what}" if count else ""
+        return figures
 
     def _check_outage(self, job_id: str) -> None:
         if self._failures_in_a_row >= max(OUTAGE_FAILURES, 2 * self.max_concurrency):
             raise RunGenOutputError(
-                f"Skipped job {job_id} of app {self.app_id}: "
-                f"the last {self._failures_in_a_row} jobs could not be stored",
+                f"Skipped: the last {self._failures_in_a_row} jobs could not be stored "
+                f"{format_ids(self.app_id, job_id)}",
                 app_id=self.app_id,
                 job_id=job_id,
             )

@@ -13,6 +13,7 @@ from airflow_provider_rungen.client.budget import Budget
 from airflow_provider_rungen.client.download import Download
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import Output, expiry_time, find_outputs, find_urls
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.journal import ManifestJournal
@@ -122,7 +123,8 @@ class JobArchiver:
         async with self._renewal:
             if self._renewed_urls is None:
                 job = self._job
-                log.info("Renewing expired URLs: %s was refused (job %s)", output.at, job.id)
+                ids = format_ids(job.app_id, job.id)
+                log.info("Renewing expired URLs: %s was refused %s", output.at, ids)
                 renewed = await self._archiver.perform(endpoints.get_job(job.app_id, job.id))
                 # by place, because one URL in two places may have become two
                 pairs = zip(find_urls(job.result), find_urls(renewed.result), strict=False)
@@ -149,7 +151,7 @@ class JobArchiver:
     def _error(self, cause: RunGenError, place: str = "") -> RunGenOutputError:
         job = self._job
         error = RunGenOutputError(
-            f"Could not store the outputs of job {job.id} of app {job.app_id}: {place}{cause.message}",
+            f"Could not store the outputs: {place}{cause.message} {format_ids(job.app_id, job.id)}",
             app_id=job.app_id,
             job_id=job.id,
             hint=cause.hint,

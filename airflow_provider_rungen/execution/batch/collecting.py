@@ -118,4 +118,5 @@ class CollectingRun(BatchRun):
                 max_failed=max_failed,
                 single=self._is_single,
                 logged_failures=self.outcome.failed_count if self.outcome else 0,
+                locate=self.locate,
             )

@@ -4,15 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
+from airflow_provider_rungen._airflow import ObjectStoragePath
 from airflow_provider_rungen.client import codec
 from airflow_provider_rungen.client.texts import clean_text
-from airflow_provider_rungen.exceptions import RunGenInputError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
+from airflow_provider_rungen.execution.failures import MAX_FAILED
 from airflow_provider_rungen.execution.spool import Spool
 from airflow_provider_rungen.execution.table.reader import open_rows
 from airflow_provider_rungen.schemas import Schema
+
+log = logging.getLogger(__name__)
+
+
+def find_places(source: Any, indexes: Iterable[int], format: str | None) -> dict[int, dict[str, Any]]:
+    """
+    Find where inputs stand in their files, by index. Files are read again, as far as it needs.
+
+    :param source: what the inputs were read from.
+    :return: nothing if they are not from files, or these cannot be read now.
+    """
+    wanted = set(islice(sorted(indexes), MAX_FAILED))
+    if not wanted or not isinstance(source, str | os.PathLike | ObjectStoragePath):
+        return {}
+    places, last = {}, max(wanted)
+    try:
+        rows = open_rows(source, format=format)
+        for index, _ in zip(range(last + 1), rows, strict=False):
+            if index in wanted:
+                places[index] = rows.position
+    except RunGenError as error:
+        log.warning("Could not find the lines of the inputs that failed: %s", error.message)
+    return places
 
 
 class Inputs:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobFailedError
+from airflow_provider_rungen.execution.outcomes import brief_reason
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class BatchResult:
             try:
                 job.raise_for_status()
             except RunGenError as error:
-                reason_by_job[job.id] = error.message
+                reason_by_job[job.id] = brief_reason(error)
         return reasons | {
             i: reason_by_job[job_id] for i, job_id in enumerate(self.ids) if job_id in reason_by_job
         }

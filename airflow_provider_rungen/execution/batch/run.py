@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE, job_of, strip_payloads
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobFailedError
 from airflow_provider_rungen.execution.batch.checkpoint import BatchHeader, Checkpoint
@@ -20,6 +21,7 @@ from airflow_provider_rungen.execution.batch.reuse import Reuse, run_token, task
 from airflow_provider_rungen.execution.batch.saved import SavedLines
 from airflow_provider_rungen.execution.batch.sending import SendingRun
 from airflow_provider_rungen.execution.batch.unsent import Unsent
+from airflow_provider_rungen.execution.failures import failed_jobs
 from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.outcomes import format_reasons, max_failures, read_job_event
 
@@ -378,7 +380,8 @@ class BatchRun(SendingRun):
         :raises RunGenJobFailedError: more failed than ``max_failed`` allows.
         """
         reasons, count = result.reasons(), len(result.ids)
-        self.ti.xcom_push(key="failed", value=list(reasons))
+        failed = failed_jobs(result.ids, reasons, self.locate(reasons))
+        self.ti.xcom_push(key="failed", value=failed)
         if result.stopped is not None:
             raise self.stop_error(result, result.stopped)
         max_failed = self.options.max_failed if max_failed is None else max_failed
@@ -393,7 +396,7 @@ class BatchRun(SendingRun):
             )
         else:
             state = "completed" if self.options.wait_for_completion else "were submitted"
-            log.info("All %d jobs of app %s %s", count, self.jobs.app_id, state)
+            log.info("All %d jobs %s %s", count, state, format_ids(self.jobs.app_id))
         return result.ids
 
     def stop_error(self, result: BatchResult, stopped: Stopped, where: str = "") -> RunGenJobFailedError:
@@ -415,9 +418,9 @@ class BatchRun(SendingRun):
         # a retry is refused in the same way
         retryable = len(reasons) > len(refused) or any(error.retryable for error in refused.values())
         again = f"A retry runs {'only these' if self.is_durable else 'all inputs'} again"
+        limit = f", {allowed} may (max_failed)" if allowed else ""
         return RunGenJobFailedError(
-            f"{len(reasons)} of {len(result.ids)} inputs failed, {allowed} may (max_failed): "
-            f"{format_reasons(reasons)}",
+            f"{len(reasons)} of {len(result.ids)} inputs failed{limit}: {format_reasons(reasons)}",
             app_id=self.jobs.app_id,
             job_id=next((result.ids[index] or "" for index in reasons if result.ids[index]), ""),
             hint=again if retryable else "Correct them, and clear the task",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from airflow_provider_rungen.execution import attempts
 from airflow_provider_rungen.execution.attempts import End
 from airflow_provider_rungen.execution.batch.checkpoint import KEY, BatchHeader, Checkpoint
 from airflow_provider_rungen.execution.batch.ended import EndedJobs
-from airflow_provider_rungen.execution.batch.inputs import Inputs
+from airflow_provider_rungen.execution.batch.inputs import Inputs, find_places
 from airflow_provider_rungen.execution.batch.result import BatchResult
 from airflow_provider_rungen.execution.batch.reuse import Reuse, run_token
 from airflow_provider_rungen.execution.batch.submitter import BatchSubmitter
@@ -63,6 +63,8 @@ class SendingRun(DurableRun["BatchOptions"]):
         self.ended = EndedJobs()
         self.unsent = Unsent()
         self._refusals = 0
+        # where the inputs come from
+        self._source = getattr(task, "inputs", None)
         # whether ids were pushed, and whether all of them are
         self._has_pushed = self._is_pushed = False
 
@@ -80,8 +82,12 @@ class SendingRun(DurableRun["BatchOptions"]):
         return BatchResult(ids, self.reuse.expand_refused(self.refused), self.ended.jobs)
 
     def _read_inputs(self, read_inputs: Callable[[], Any], book: LedgerBook | None) -> Inputs:
-        schema = Schema.of(self.options.input_schema, "input_schema")
-        return Inputs(read_inputs(), schema, format=self.options.format, key_of=book.key if book else None)
+        schema, self._source = Schema.of(self.options.input_schema, "input_schema"), read_inputs()
+        return Inputs(self._source, schema, format=self.options.format, key_of=book.key if book else None)
+
+    def locate(self, indexes: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """Return the file and line of inputs that come from files."""
+        return find_places(self._source, indexes, self.options.format)
 
     def _open_book(self) -> LedgerBook | None:
         """Open the ledger. The service knows which model the app is."""

@@ -69,6 +69,11 @@ class Rows:
         """The name of the row that was yielded last, for an error."""
         return f"{self._unit} {self._number}" if self._number else "the table"
 
+    @property
+    def position(self) -> dict[str, Any]:
+        """The ``file`` and ``line`` of the row that was yielded last, if it is from a file."""
+        return {}
+
     def column_types(self) -> dict[str, str] | None:
         """
         Return the type of each column: ``integer``, ``number``, ``boolean`` or ``text``.
@@ -166,6 +171,10 @@ class _FileRows(Rows):
     def place(self) -> str:
         number = f"{self._unit} {self._number} of " if self._number else ""
         return f"{number}{self._shown}"
+
+    @property
+    def position(self) -> dict[str, Any]:
+        return {"file": self._shown, "line": self._number}
 
     def column_types(self) -> dict[str, str] | None:
         """Return the types of the first file's columns."""

@@ -1,0 +1,139 @@
+"""Jobs that nobody works on: the warning, the time in the queue, and what a time-out says."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import pytest
+from conftest import APP, Via
+
+from airflow_provider_rungen.client import endpoints
+from airflow_provider_rungen.client.polling import FIRST_INTERVAL, wait_for_jobs
+from airflow_provider_rungen.emulator import Fault
+from airflow_provider_rungen.exceptions import RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
+
+HOUR = 3600.0
+
+
+def submit(direct: Via, count: int, workers: int, seconds: float = 2.0) -> list[str]:
+    direct.service.scale(APP, workers)
+    direct.clock.now += 600  # the workers are there
+    job_input = {"prompt": "x", "emulator": {"seconds": seconds}}
+    return [direct(endpoints.run_job(APP, {**job_input, "seed": n})).id for n in range(count)]
+
+
+def wait(direct: Via, ids: list[str], within: float, **options: Any) -> Any:
+    flow = wait_for_jobs(APP, ids, deadline=direct.clock.now + within, **{"poll_interval": 5, **options})
+    return direct(flow)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize(("count", "jobs"), [(1, "1 job stays"), (4, "4 jobs stay"), (12, "12 jobs stay")])
+def test_an_app_without_workers_is_a_warning_at_once_and_each_hour(
+    direct: Via, caplog: pytest.LogCaptureFixture, count: int, jobs: str
+) -> None:
+    ids = submit(direct, count, workers=0)
+    with pytest.raises(RunGenJobTimeoutError):
+        wait(direct, ids, 3)
+    line = f"App {APP} has no active workers: {jobs} queued until it is scaled up"
+    assert warnings(caplog) == [line]
+    caplog.clear()
+    with pytest.raises(RunGenJobTimeoutError):
+        wait(direct, ids, 2.5 * HOUR)
+    assert warnings(caplog) == [line] * 3
+
+
+def test_a_few_queued_jobs_cost_one_question_a_minute(direct: Via) -> None:
+    ids = submit(direct, 2, workers=0)
+    with pytest.raises(RunGenJobTimeoutError):
+        wait(direct, ids, 600)
+    assert 10 <= direct.service.count("get_app") <= 12
+
+
+def test_jobs_that_run_cost_no_question(direct: Via) -> None:
+    ids = submit(direct, 2, workers=2, seconds=300)
+    wait(direct, ids, 600)
+    assert direct.service.count("get_app") == 0
+
+
+def test_a_queue_that_workers_empty_is_no_warning(direct: Via, caplog: pytest.LogCaptureFixture) -> None:
+    ids = submit(direct, 3, workers=1, seconds=120)
+    wait(direct, ids, HOUR)
+    assert warnings(caplog) == []
+    assert 1 <= direct.service.count("get_app") <= 6
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 403}, {"kind": "reset_after"}])
+def test_an_app_that_does_not_answer_disturbs_no_wait(
+    direct: Via, caplog: pytest.LogCaptureFixture, fault: dict[str, Any]
+) -> None:
+    direct.service.inject(Fault(on="get_app", times=None, **fault))
+    ids = submit(direct, 3, workers=1, seconds=30)
+    assert [job.status for job in wait(direct, ids, HOUR)] == ["COMPLETED"] * 3
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_jobs_that_nobody_starts_end_the_wait(direct: Via, count: int) -> None:
+    ids, started = submit(direct, count, workers=0), direct.clock.now
+    with pytest.raises(RunGenJobQueuedTimeoutError) as caught:
+        wait(direct, ids, HOUR, queued_timeout=60)
+    assert 60 <= direct.clock.now - started <= 75
+    more = f" and {count - 1} more" if count > 1 else ""
+    assert re.fullmatch(
+        rf"Queued for too long: 1 min( \d+ s)?, no active workers \(job {ids[0]}{more}, app {APP}\)\. "
+        r"Scale the app up\. Raise queued_timeout if it needs longer\.",
+        str(caught.value),
+    )
+    assert caught.value.job_id == ids[0]
+    assert isinstance(caught.value, RunGenJobTimeoutError)
+
+
+@pytest.mark.parametrize("count", [4, 12])
+def test_a_queue_that_moves_is_waited_for(direct: Via, count: int) -> None:
+    ids = submit(direct, count, workers=1, seconds=50)
+    jobs = wait(direct, ids, HOUR, queued_timeout=60)
+    assert [job.status for job in jobs] == ["COMPLETED"] * count
+
+
+def test_an_outage_is_not_taken_for_a_queue(direct: Via) -> None:
+    ids = submit(direct, 1, workers=1, seconds=10)
+    direct.service.inject(Fault(on="get", status=503, times=40))
+    [job] = wait(direct, ids, HOUR, queued_timeout=20)
+    assert job.status == "COMPLETED"
+
+
+def test_a_timeout_names_status_time_and_workers(direct: Via) -> None:
+    running, queued = submit(direct, 2, workers=1, seconds=HOUR)
+    with pytest.raises(RunGenJobTimeoutError) as caught:
+        wait(direct, [running], 120)
+    assert str(caught.value) == (
+        f"Not over in time: RUNNING for 2 min, 1 worker: ready, running (job {running}, app {APP}). "
+        "Raise timeout or execution_timeout if it needs longer."
+    )
+    with pytest.raises(RunGenJobTimeoutError) as caught:
+        wait(direct, [queued], 120)
+    assert str(caught.value) == (
+        f"Not over in time: QUEUED for 2 min, 1 worker: ready, running (job {queued}, app {APP}). "
+        "Give the app more workers. Raise timeout if it needs longer."
+    )
+    direct.service.inject(Fault(on="get", status=503, times=None))
+    with pytest.raises(
+        RunGenJobTimeoutError, match="status unknown, the last poll failed: Could not get the"
+    ):
+        wait(direct, [queued], 120)
+
+
+def test_a_short_job_is_seen_soon(direct: Via) -> None:
+    [job_id], started = submit(direct, 1, workers=1), direct.clock.now
+    wait(direct, [job_id], 60, first_interval=FIRST_INTERVAL)
+    assert direct.clock.now - started < 2.5
+    assert direct.service.count("get") <= 6
+    [job_id] = submit(direct, 1, workers=1, seconds=60)
+    wait(direct, [job_id], 100, first_interval=FIRST_INTERVAL)
+    assert direct.service.count("get") <= 6 + 18
