@@ -281,7 +281,7 @@ def _check_request(arguments: list[str]) -> None:
 @blocks("json")
 def test_json_is_json_and_a_connection_can_be_used(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     given = json.loads(block.text)
-    if given.get("conn_type") == "rungen":
+    if isinstance(given, dict) and given.get("conn_type") == "rungen":
         monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", block.text)
         assert RunGenHook().settings.api_key == "YOUR-API-KEY"
 

@@ -340,7 +340,9 @@ def test_a_destination_may_be_any_object_storage_path(
 def test_a_destination_that_cannot_be_used_is_reported_before_the_wait(
     rungen_emulator: Emulator, context: Any, destination: Any
 ) -> None:
-    outcome = run_task(collect_op("job", destination), context)
+    op = collect_op("job", "{{ params.folder }}")
+    op.destination = destination  # as rendered
+    outcome = run_task(op, context)
     assert type(outcome.error) is AirflowFailException
     assert "destination" in str(outcome.error)
     assert rungen_emulator.service.records() == []

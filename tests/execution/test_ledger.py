@@ -338,6 +338,7 @@ def store(destination: str, job_id: str, /, *, size: int = 3, **fields: Any) -> 
         result={"image": output["uri"]},
         execution_seconds=2.5,
         created_at="2026-01-31T12:30:00+00:00",
+        input=INPUT,
     )
 
 

@@ -325,7 +325,7 @@ def test_a_max_failed_that_is_none_is_told_when_the_dag_is_parsed(max_failed: An
 
 def test_more_failures_than_an_event_holds_are_all_told(rungen_emulator: Emulator) -> None:
     inputs = [{"prompt": f"fail: {n}"} for n in range(130)]
-    task = Task(rungen_emulator, inputs=inputs, deferrable=True, max_failed=130)
+    task = Task(rungen_emulator, inputs=inputs, deferrable=True, max_failed=130, stop_after=None)
     outcome = task.attempt()
     assert len(json.dumps(outcome.events)) < 64_000
     assert [each["index"] for each in task.ti.xcoms["failed"]] == list(range(130))
@@ -336,7 +336,7 @@ def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.execution.batch.run.VISIBILITY_GRACE", 0.0)
     rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
-    task = Task(rungen_emulator, inputs=prompts(130), deferrable=True)
+    task = Task(rungen_emulator, inputs=prompts(130), deferrable=True, stop_after=None)
     assert "130 of 130 inputs failed" in str(task.attempt().error)
     assert [each["index"] for each in task.ti.xcoms["failed"]] == list(range(130))
 
@@ -344,7 +344,7 @@ def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
 @pytest.mark.parametrize(("allowed", "fails"), [(0.29, False), (0.289, True)])
 def test_a_share_is_meant_as_it_is_written(rungen_emulator: Emulator, allowed: float, fails: bool) -> None:
     inputs = [{"prompt": "" if n < 29 else "picture"} for n in range(100)]
-    outcome = Task(rungen_emulator, inputs=inputs, max_failed=allowed).attempt()
+    outcome = Task(rungen_emulator, inputs=inputs, max_failed=allowed, stop_after=None).attempt()
     assert bool(outcome.error) is fails
 
 

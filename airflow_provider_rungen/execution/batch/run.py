@@ -145,10 +145,12 @@ class BatchRun(SendingRun):
     def _stop_refused(self, deadline: float) -> BatchResult:
         """Submit no more. Inputs that were accepted are fine, so their jobs may end."""
         self.unsent.clear()
-        log.warning("Submitting no more: %d inputs in a row were refused (stop_after)", self._refusals)
+        # an answer that came after the last refusal may have been a success
+        refusals = max(self._refusals, self.options.stop_after or 0)
+        log.warning("Submitting no more: %d inputs in a row were refused (stop_after)", refusals)
         if self.jobs.job_ids:
             self._wait_for_part(deadline, may_defer=False)
-        return self._stop(f"{self._refusals} inputs in a row were refused", retryable=False)
+        return self._stop(f"{refusals} inputs in a row were refused", retryable=False)
 
     def _stop(self, cause: str, *, retryable: bool) -> BatchResult:
         """Cancel what is in flight, and return how far the batch has come."""
