@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from airflow_provider_rungen._airflow import AirflowFailException, Asset
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.kill import KillGuard
+from airflow_provider_rungen.execution.page_record import MAX_PAGE_JOBS, push_page
 from airflow_provider_rungen.hooks.rungen import RunGenHook
-from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
+from airflow_provider_rungen.links.pages import page_url
 from airflow_provider_rungen.links.urls import app_url, job_url
 
 if TYPE_CHECKING:
@@ -110,16 +112,32 @@ class TaskRun(Generic[Options]):
             self.ti.xcom_push(key="return_value", value=value)
 
     def link_to(self, app_id: str, job_ids: Iterable[str] = ()) -> None:
-        """Push the links to the app, and to the first job."""
-        self._push_link(RunGenAppLink.key, app_url(self.hook.settings, app_id))
-        for job_id in islice(job_ids, 1):
+        """Push the links to the page of the task, to the app, and to the first job."""
+        job_ids = list(islice(job_ids, MAX_PAGE_JOBS))
+        self._push_link(RunGenAppLink.key, app_url(self.hook.settings, app_id), "apps", app_id)
+        self._push_link(RunGenResultsLink.key, "")
+        self.push_page(app_id, job_ids)
+        for job_id in job_ids[:1]:
             self.link_to_job(app_id, job_id)
 
     def link_to_job(self, app_id: str, job_id: str) -> None:
         """Push the link to a job."""
-        self._push_link(RunGenJobLink.key, job_url(self.hook.settings, app_id, job_id))
+        self._push_link(RunGenJobLink.key, job_url(self.hook.settings, app_id, job_id), "jobs", job_id)
 
-    def _push_link(self, key: str, url: str) -> None:
+    def push_page(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
+        """Push what the page of the task has to know, and finds nowhere else."""
+        details = {"connection": self.options.rungen_conn_id, "app": app_id, **self.page_details()}
+        push_page(self.ti, details | ({"jobs": list(job_ids)} if job_ids else {}))
+
+    def page_details(self) -> dict[str, Any]:
+        """Return what else the page of the task has to know; see `page_record`."""
+        return {}
+
+    def _push_link(self, key: str, url: str, *below: str) -> None:
+        """Push a link to a URL, or if that is empty, to a page of the plugin, where there is one."""
+        url = url or page_url(self.ti, *below)
+        if not url:
+            return
         self.links = self.links | {key: url}
         try:
             self.ti.xcom_push(key=key, value=url)

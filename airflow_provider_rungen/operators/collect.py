@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, JOB_AND_APP, RunGenBaseOperator
+from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, JOB_LINKS, RunGenBaseOperator
 from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
     check_count,
@@ -74,7 +74,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     """
 
     template_fields: Sequence[str] = ("app_id", "destination", "job_id", "results", "rungen_conn_id")
-    operator_extra_links = JOB_AND_APP
+    operator_extra_links = JOB_LINKS
 
     def __init__(
         self,

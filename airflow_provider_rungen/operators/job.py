@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
-    JOB_AND_APP,
+    JOB_LINKS,
     RunGenBaseOperator,
     check_deferrable,
     deferral_error,
@@ -60,7 +60,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
 
     template_fields: Sequence[str] = ("app_id", "input", "rungen_conn_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {"input": "json"}
-    operator_extra_links = JOB_AND_APP
+    operator_extra_links = JOB_LINKS
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
     """
 
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
-    operator_extra_links = JOB_AND_APP
+    operator_extra_links = JOB_LINKS
 
     def __init__(
         self,

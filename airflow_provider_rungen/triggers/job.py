@@ -17,9 +17,11 @@ from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution import attempts, task_instances
 from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
+from airflow_provider_rungen.execution.page_record import MAX_PAGE_JOBS, PAGE_KEY
 from airflow_provider_rungen.execution.usage import USAGE_KEY, Usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
-from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
+from airflow_provider_rungen.links.pages import page_url
 from airflow_provider_rungen.links.urls import app_url, job_url
 from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger, ask_airflow
@@ -199,21 +201,30 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         from airflow_provider_rungen._airflow import XCom
 
         ti: Any = self.task_instance
-        links = {RunGenAppLink.key: app_url(settings, app_id)}
+        values: dict[str, Any] = {
+            RunGenResultsLink.key: page_url(ti),
+            RunGenAppLink.key: app_url(settings, app_id) or page_url(ti, "apps", app_id),
+        }
         if job_ids:
-            links[RunGenJobLink.key] = job_url(settings, app_id, job_ids[0])
-        for key, url in links.items():
+            page = page_url(ti, "jobs", job_ids[0])
+            values[RunGenJobLink.key] = job_url(settings, app_id, job_ids[0]) or page
+        if page_url(ti):
+            jobs = job_ids[:MAX_PAGE_JOBS]
+            values[PAGE_KEY] = {"connection": self.rungen_conn_id, "app": app_id, "jobs": jobs}
+        for key, value in values.items():
+            if not value:
+                continue
             try:
                 await XCom.aset(
                     key,
-                    url,
+                    value,
                     dag_id=ti.dag_id,
                     task_id=ti.task_id,
                     run_id=ti.run_id,
                     map_index=ti.map_index,
                 )
             except Exception as error:  # a task is not to fail for its links
-                log.debug("Could not save the link to %s: %s", url, type(error).__name__)
+                log.debug("Could not save %s: %s", key, type(error).__name__)
 
     async def _wait(self, event: dict[str, Any]) -> None:
         job_ids = parse_known_job_ids(self.job_id)

@@ -32,6 +32,7 @@ class Manifest:
     :param invalid_count: how many entries are not valid; 1 for a manifest that is not valid as a whole.
     :param status: the status of the job, if known.
     :param result: its result.
+    :param input: its input.
     :param created_at: when it was created (ISO 8601), if known.
     :param execution_seconds: how long it ran, if known.
     """
@@ -41,6 +42,7 @@ class Manifest:
     invalid_count: int
     status: str = ""
     result: Any = None
+    input: Any = None
     created_at: str | None = None
     execution_seconds: float | None = None
 
@@ -62,6 +64,7 @@ def parse_manifest(content: bytes, app_id: str, job_id: str) -> Manifest:
         invalid_count=len(outputs) - len(entries),
         status=to_text(fields.get("status")),
         result=fields.get("result"),
+        input=fields.get("input"),
         created_at=fields["created_at"] if to_time(fields.get("created_at")) else None,
         execution_seconds=to_number(fields.get("execution_time")),
     )

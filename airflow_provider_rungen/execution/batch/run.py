@@ -14,6 +14,7 @@ from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE, job_of, strip_payloads
+from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenError,
@@ -60,6 +61,7 @@ class BatchRun(DurableRun["BatchOptions"]):
         # what is saved of this attempt, or else of an earlier one
         self._checkpoint: Checkpoint | None = None
         self.reuse = Reuse()
+        self._input_count = 0
         #: The jobs that this attempt has canceled.
         self.canceled: set[str] = set()
 
@@ -72,9 +74,11 @@ class BatchRun(DurableRun["BatchOptions"]):
         book = self._open_book()
         inputs = self._read_inputs(read_inputs, book)
         app_id = self.app_id
+        self._input_count = inputs.count
         self.link_to(app_id)
         if book is not None:
             self._look_up(inputs, book)
+            self.push_page(app_id)
         header = BatchHeader(
             app_id=app_id,
             digest=inputs.digest,
@@ -110,6 +114,14 @@ class BatchRun(DurableRun["BatchOptions"]):
     def keep(self, job: Job) -> Job:
         """Return what is kept of a job that is over: there may be many."""
         return strip_payloads(job)
+
+    def page_details(self) -> dict[str, Any]:
+        destination = self.options.destination
+        return super().page_details() | {
+            "rows": self._input_count,
+            "reused": len(self.reuse.stored) or None,
+            "destination": None if destination is None else redact(str(destination)),
+        }
 
     def _read_inputs(self, read_inputs: Callable[[], Any], book: LedgerBook | None) -> Inputs:
         schema = Schema.of(self.options.input_schema, "input_schema")
