@@ -41,6 +41,8 @@ class OutputFile:
     :param kind: how to show it. What may not be shown in place is a ``download``.
     :param media_type: its content type.
     :param size: its bytes, if known.
+    :param width: pixels, if known, so that the page does not jump when it is loaded.
+    :param height: likewise.
     """
 
     name: str
@@ -48,6 +50,8 @@ class OutputFile:
     kind: OutputKind = "download"
     media_type: str = ""
     size: int | None = None
+    width: int | None = None
+    height: int | None = None
 
     @property
     def is_shown(self) -> bool:

@@ -6,6 +6,10 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.pages import filters
+from airflow_provider_rungen.pages.filters import progress_parts
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
         Site,
         TaskPage,
     )
+
+#: The files that `Site` has the addresses of.
+ASSETS = ("style.css", "page.js")
 
 
 def render_task(page: TaskPage, site: Site) -> str:
@@ -37,42 +44,68 @@ def render_apps(page: AppsPage, site: Site) -> str:
 
 
 def render_contact_sheet(page: ContactSheet) -> str:
-    """Return a page that works alone: its style is inside, its files are beside it."""
+    """Return a page that works alone: its style is inside, and its files are beside it."""
     return _render("contact_sheet.html", page, None)
 
 
 def progress_json(progress: Progress, state: str = "") -> dict[str, Any]:
     """
-    Return what ``page.js`` expects of `TaskPage.refresh_href`.
+    Return the answer of `TaskPage.refresh_href`, which ``page.js`` asks for.
 
     :param state: Airflow's word for the state of the task.
     """
-    return {"state": state, "is_moving": progress.is_moving, "done": progress.done, "total": progress.total}
+    return {
+        "state": state,
+        "is_moving": progress.is_moving,
+        "done": progress.done,
+        "total": progress.total,
+        **progress_parts(progress),
+    }
 
 
+@lru_cache(maxsize=len(ASSETS))
 def read_asset(name: str) -> str:
     """
-    Return ``style.css`` or ``page.js``.
+    Return an asset.
 
+    :param name: one of `ASSETS`.
     :raises KeyError: there is no such asset.
     """
-    if name not in ("style.css", "page.js"):
+    if name not in ASSETS:
         raise KeyError(name)
     return files(__package__).joinpath("templates", name).read_text("utf-8")
 
 
 def _render(template: str, page: Any, site: Site | None) -> str:
-    return _environment().get_template(template).render(page=page, site=site)
+    text = _environment().get_template(template).render(page=page, site=site)
+    # JSON may hold half a character, which no file can
+    return text.encode("utf-8", "replace").decode()
 
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
-    return Environment(
+    environment = Environment(
         loader=PackageLoader(__package__),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(
+        duration=format_duration,
+        iso=filters.iso,
+        json=filters.indented_json,
+        number=filters.number,
+        progress_parts=progress_parts,
+        safe_href=filters.safe_href,
+        size=filters.size,
+        tone=filters.tone,
+        utc=filters.utc,
+        words=filters.words,
+    )
+    # the package's own text, which holds no markup
+    environment.globals["style"] = Markup(read_asset("style.css"))  # noqa: S704
+    return environment

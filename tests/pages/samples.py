@@ -1,0 +1,344 @@
+"""Pages with made-up tasks and jobs, for the tests and for looking at: ``python tests/pages/samples.py FOLDER``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_rungen.emulator.png import draw
+from airflow_provider_rungen.pages import render
+from airflow_provider_rungen.pages.describe import find_facts
+from airflow_provider_rungen.pages.models import (
+    AppPage,
+    AppsPage,
+    AppView,
+    ConnectionApps,
+    ContactSheet,
+    FailureGroup,
+    JobPage,
+    JobView,
+    Link,
+    OutputFile,
+    Pager,
+    Progress,
+    Site,
+    TaskPage,
+    TimelineStep,
+)
+
+NOON = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
+THINGS = ("an oak table", "a wicker chair", "a brass lamp", "a wool rug", "a walnut shelf", "a linen sofa")
+SCENES = (
+    "on a terrace in the morning",
+    "in a bright studio",
+    "in front of a green wall, soft light from the left",
+)
+#: What a model, or somebody who writes prompts, may try.
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}{% raw %}\u202etxt.exe'
+
+
+def prompt(index: int) -> str:
+    return f"{THINGS[index % len(THINGS)]} {SCENES[index % len(SCENES)]}, product photo no. {index}"
+
+
+def picture(index: int, number: int = 0) -> OutputFile:
+    return OutputFile(
+        name=f"{number}-image.png",
+        href=f"files/{index}-{number}.png",
+        kind="image",
+        media_type="image/png",
+        size=24_310 + index,
+        width=1024,
+        height=1024 if index % 5 else 768,
+    )
+
+
+def done(index: int, *, outputs: int = 1, **changes: Any) -> JobView:
+    given = {"prompt": prompt(index), "width": 1024, "height": 1024, "seed": 4000 + index}
+    job = JobView(
+        index=index,
+        status="completed",
+        key=f"SKU-{1000 + index}",
+        job_id=f"15df{index:04x}-7c1e-4a55-9d0e-aa61f8a0c0de",
+        seconds=2.4 + index % 7 / 3,
+        prompt=prompt(index),
+        input=given,
+        facts=find_facts(given),
+        outputs=[picture(index, number) for number in range(outputs)],
+        href=f"job.html?index={index}",
+    )
+    return replace(job, **changes)
+
+
+def failed(index: int, error: str = "out of memory") -> JobView:
+    return done(index, outputs=0, status="failed", error=error, seconds=None)
+
+
+def text_job(index: int) -> JobView:
+    answer = (
+        f"Give {THINGS[index % len(THINGS)]} a place of its own. Solid, calm and made to last, it turns any corner into"
+        " the one everybody sits in.\n\nCare: dust with a dry cloth."
+    )
+    return done(
+        index, outputs=0, prompt=f"Describe {THINGS[index % len(THINGS)]} in two sentences.", text=answer
+    )
+
+
+def task_page(jobs: Sequence[JobView], **changes: Any) -> TaskPage:
+    count = len(jobs)
+    page = TaskPage(
+        dag_id="rungen_catalogue",
+        task_id="take_pictures",
+        run_id="scheduled__2026-03-04T02:00:00+00:00",
+        state="success",
+        operator="RunGenRunTableOperator",
+        app_id="flux-schnell",
+        app_href="app.html",
+        conn_id="rungen_default",
+        progress=Progress(
+            total=count,
+            completed=sum(job.status == "completed" for job in jobs),
+            failed=sum(job.status == "failed" for job in jobs),
+        ),
+        jobs=jobs,
+        usage=[("Jobs bought", f"{count}"), ("Execution time", "8 min 12 s"), ("Seconds a job", "2.4")],
+        bill=[("Worker time", "34 min"), ("Rate", "1.10 USD an hour"), ("Cost", "0.62 USD")],
+        files=[Link(label="s3://bucket/catalog/results.parquet")],
+        airflow_href="/dags/rungen_catalogue",
+    )
+    return replace(page, **changes)
+
+
+def moving() -> TaskPage:
+    jobs = [done(index) for index in range(8)]
+    jobs += [
+        done(index, outputs=0, status="running" if index < 11 else "queued", seconds=None)
+        for index in range(8, 12)
+    ]
+    jobs[3] = failed(3)
+    progress = Progress(
+        total=12, completed=7, failed=1, running=3, queued=1, rate=0.27, seconds_left=15, is_moving=True
+    )
+    failures = [FailureGroup(reason="out of memory", count=1, examples=[jobs[3]])]
+    return task_page(
+        jobs,
+        state="deferred",
+        progress=progress,
+        failures=failures,
+        refresh_href="progress.json",
+        try_number=2,
+        usage=(),
+        bill=(),
+        files=(),
+    )
+
+
+def large() -> TaskPage:
+    jobs = [done(index, reused=index % 3 == 0) for index in range(200)]
+    progress = Progress(total=10_000, completed=9_962, failed=38, reused=3_321)
+    failures = [
+        FailureGroup(
+            reason="out of memory", count=31, examples=[failed(index) for index in range(17, 417, 100)]
+        ),
+        FailureGroup(
+            reason="height must be a multiple of 8", count=7, examples=[failed(index) for index in (5, 9)]
+        ),
+    ]
+    pager = Pager(
+        page=2, pages=50, total=10_000, previous_href="task.html?page=1", next_href="task.html?page=3"
+    )
+    return task_page(jobs, progress=progress, failures=failures, pager=pager)
+
+
+def hostile_job(index: int = 0) -> JobView:
+    files = [
+        OutputFile(name=HOSTILE, href="files/0.svg"),
+        OutputFile(name="run.html", href="javascript:alert(3)"),
+        OutputFile(name="a.png", href=" jav\tascript:alert(4)", kind="image"),
+        OutputFile(name="b.png", href="files/0-0.png", kind="image"),
+    ]
+    return JobView(
+        index=index,
+        status=HOSTILE,
+        key=HOSTILE,
+        job_id=HOSTILE,
+        error=HOSTILE * 20,
+        prompt=HOSTILE * 20 + "\ud800",
+        input={HOSTILE: HOSTILE},
+        facts=[(HOSTILE, HOSTILE)],
+        outputs=files,
+        text=HOSTILE,
+        href="javascript:alert(5)",
+    )
+
+
+def hostile() -> TaskPage:
+    job = hostile_job()
+    words = dict.fromkeys(
+        ("dag_id", "task_id", "run_id", "state", "operator", "app_id", "conn_id", "notice"), HOSTILE
+    )
+    return task_page(
+        [job, failed(1, "x" * 4000)],
+        failures=[FailureGroup(reason=HOSTILE, count=1, examples=[job])],
+        usage=[(HOSTILE, HOSTILE)],
+        bill=[(HOSTILE, HOSTILE)],
+        files=[Link(label=HOSTILE, href="javascript:alert(6)")],
+        airflow_href="javascript:alert(7)",
+        refresh_href="javascript:alert(8)",
+        **words,
+    )
+
+
+def job_page(**changes: Any) -> JobPage:
+    timeline = [
+        TimelineStep(label="queued", at=NOON, seconds=3.2),
+        TimelineStep(label="running", at=NOON.replace(second=3), seconds=2.4),
+        TimelineStep(label="completed", at=NOON.replace(second=5)),
+    ]
+    page = JobPage(
+        job=done(7),
+        app_id="flux-schnell",
+        app_href="app.html",
+        conn_id="rungen_default",
+        timeline=timeline,
+        result_text='{\n  "images": [\n    {\n      "image": "s3://bucket/catalog/15df/0-image.png"\n    }\n  ]\n}',
+        task=Link(label="take_pictures", href="task.html"),
+    )
+    return replace(page, **changes)
+
+
+def failed_job_page() -> JobPage:
+    timeline = [
+        TimelineStep(label="queued", at=NOON, seconds=3.2),
+        TimelineStep(label="running", at=NOON.replace(second=3), seconds=41),
+        TimelineStep(label="failed", at=NOON.replace(second=44)),
+    ]
+    return job_page(
+        job=failed(7),
+        timeline=timeline,
+        result_text="",
+        advice="Use a smaller height and width, or an app with a larger GPU.",
+    )
+
+
+def app(index: int = 0, **changes: Any) -> AppView:
+    view = AppView(
+        app_id=("flux-schnell", "llama-3-8b", "whisper-large", "sdxl-lora")[index % 4],
+        name=("Catalog pictures", "Descriptions", "", "Campaign")[index % 4],
+        status="RUNNING",
+        is_billed=True,
+        active_workers=2,
+        workers={"ready": 1, "running": 1, "initializing": 0},
+        counters={"completed": 10_482, "failed": 38, "in_progress": 2, "in_queue": 417, "retried": 3},
+        gpu_tier="PERFORMANCE",
+        up_since=NOON,
+        used_by=[Link(label="rungen_catalogue.take_pictures", href="task.html")],
+        href="app.html",
+    )
+    return replace(view, **changes)
+
+
+def app_page(**changes: Any) -> AppPage:
+    page = AppPage(
+        app=app(),
+        conn_id="rungen_default",
+        description="FLUX Schnell with the studio's LoRA.",
+        scaled_by=Link(label="rungen_catalogue, scheduled__2026-03-04T02:00:00+00:00", href="run.html"),
+        bill=[("Worker time", "34 min"), ("Rate", "1.10 USD an hour"), ("Cost so far", "0.62 USD")],
+    )
+    return replace(page, **changes)
+
+
+def apps_page() -> AppsPage:
+    off = {"is_billed": False, "active_workers": 0, "workers": {}, "up_since": None, "status": "STOPPED"}
+    own = [
+        app(0),
+        app(1, status="INITIALIZING", workers={"initializing": 1, "ready": 0}, active_workers=1),
+        app(2, **off, used_by=()),
+        app(3, **off),
+    ]
+    return AppsPage(
+        connections=[
+            ConnectionApps(conn_id="rungen_default", apps=own),
+            ConnectionApps(
+                conn_id="rungen_marketing",
+                notice="RunGen did not answer within 5 s. Reload the page to try again.",
+            ),
+            ConnectionApps(conn_id="rungen_test"),
+        ]
+    )
+
+
+def contact_sheet() -> ContactSheet:
+    jobs = [
+        done(index, href="", reused=index % 4 == 0, outputs=1 if index != 2 else 5) for index in range(30)
+    ]
+    jobs[6] = failed(6)
+    return ContactSheet(
+        title="take_pictures",
+        facts=[
+            ("DAG", "rungen_catalogue"),
+            ("run", "scheduled__2026-03-04T02:00:00+00:00"),
+            ("app", "flux-schnell"),
+        ],
+        progress=Progress(total=30, completed=29, failed=1, reused=8),
+        jobs=jobs,
+        failures=[FailureGroup(reason="out of memory", count=1, examples=[jobs[6]])],
+        pager=Pager(page=1, pages=3, total=530, next_href="index.3fa9.2.html"),
+    )
+
+
+def mixed() -> TaskPage:
+    sound = OutputFile(name="0-speech.mp3", href="files/0.mp3", kind="audio", size=88_000)
+    report = OutputFile(name="1-report.pdf", href="files/1.pdf", size=1_250_000)
+    return task_page([text_job(0), replace(text_job(1), outputs=[sound, report]), failed(2), text_job(3)])
+
+
+def pages() -> Mapping[str, Callable[[], str]]:
+    """Return what makes the HTML of each sample, by name."""
+    site = Site(apps_href="apps.html")
+    tasks: dict[str, TaskPage] = {
+        "task": moving(),
+        "large": large(),
+        "empty": task_page(
+            [], progress=Progress(total=0, is_moving=True), state="running", usage=(), bill=(), files=()
+        ),
+        "texts": mixed(),
+        "hostile": hostile(),
+        "down": task_page(
+            [], notice="The store s3://bucket/catalog does not answer. Reload the page to try again."
+        ),
+    }
+    return {
+        **{name: (lambda page=page: render.render_task(page, site)) for name, page in tasks.items()},  # type: ignore[misc]
+        "job": lambda: render.render_job(job_page(), site),
+        "job_failed": lambda: render.render_job(failed_job_page(), site),
+        "job_hostile": lambda: render.render_job(
+            job_page(job=hostile_job(), advice=HOSTILE, result_text=HOSTILE), site
+        ),
+        "app": lambda: render.render_app(app_page(), site),
+        "apps": lambda: render.render_apps(apps_page(), site),
+        "contact_sheet": lambda: render.render_contact_sheet(contact_sheet()),
+    }
+
+
+def main(folder: Path) -> None:
+    (folder / "files").mkdir(parents=True, exist_ok=True)
+    for name, make in pages().items():
+        (folder / f"{name}.html").write_text(make())
+    for name in render.ASSETS:
+        (folder / name).write_text(render.read_asset(name))
+    for index in range(200):
+        for number in range(5 if index == 2 else 1):
+            shape = (1024, 1024 if index % 5 else 768)
+            (folder / "files" / f"{index}-{number}.png").write_bytes(
+                draw(f"{prompt(index)} {number or ''}", *shape)
+            )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
