@@ -21,6 +21,7 @@ OPERATORS = (
     "RunGenCancelJobOperator",
     "RunGenCollectResultsOperator",
     "RunGenCreateAppOperator",
+    "RunGenDecoratedOperator",
     "RunGenDeleteAppOperator",
     "RunGenPlanTableOperator",
     "RunGenRunBatchOperator",
@@ -28,6 +29,8 @@ OPERATORS = (
     "RunGenRunTableOperator",
     "RunGenScaleAppOperator",
     "RunGenScaleDownIdleAppsOperator",
+    "RunGenScaleDownOperator",
+    "RunGenTableDecoratedOperator",
     "RunGenAppSensor",
     "RunGenJobSensor",
 )

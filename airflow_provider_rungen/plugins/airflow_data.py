@@ -68,7 +68,8 @@ def login_url() -> str:
 
 
 def may_read_connection(user: Any, conn_id: str) -> bool:
-    details = ConnectionDetails(conn_id=conn_id)
+    team = Connection.get_team_name(conn_id) if hasattr(Connection, "get_team_name") else None
+    details = ConnectionDetails(conn_id=conn_id, **({"team_name": team} if team else {}))
     return bool(get_auth_manager().is_authorized_connection(method="GET", details=details, user=user))
 
 

@@ -35,7 +35,7 @@ from airflow_provider_rungen.plugins.urls import Urls
 # So many jobs are asked for one by one, to see how far they are. Of more, the counters of the app tell.
 MAX_POLLED = 24
 _UNSTORED = "The files of these jobs are only at RunGen. Set destination on the task to store and see them."
-_IN_FLIGHT = "Counted by the app: jobs of other tasks may be among them."
+_IN_FLIGHT = "The app has jobs of other tasks, too, so that more may be done than is shown."
 
 
 async def task_page(task: TaskRecord, urls: Urls, page: int) -> TaskPage:
@@ -52,7 +52,8 @@ async def task_page(task: TaskRecord, urls: Urls, page: int) -> TaskPage:
     unexplained = [row.job_id for row in jobs.failed if row.job_id and not row.error][:MAX_ASKED]
     unstored = [job_id for job_id in shown if job_id not in manifests]
     found = await gathering.jobs([*unstored, *unexplained])
-    if not task.destination and any(map(views.has_unstored_files, found.values())):
+    is_over = not task.is_moving
+    if is_over and not task.destination and any(map(views.has_unstored_files, found.values())):
         gathering.notices.append(_UNSTORED)
     if jobs.is_partly_counted:
         gathering.notices.append(f"Only the first {jobs.total} rows are counted.")
@@ -117,7 +118,8 @@ async def _progress(gathering: Gathering, jobs: JobRows) -> Progress | None:
     total = len(task.job_ids)
     if not total:  # they are being submitted
         return progress_of(jobs, task)
-    gathering.notices.append(_IN_FLIGHT)
+    if (queued or 0) + (running or 0) > total:
+        gathering.notices.append(_IN_FLIGHT)
     return _with_pace(progress_by_counters(total, task, queued=queued, running=running), task)
 
 

@@ -58,4 +58,4 @@ class Urls:
     def link(self, task: TaskRecord) -> Link:
         """Return a link to the page of a task."""
         index = f"[{task.map_index}]" if task.map_index >= 0 else ""
-        return Link(label=f"{task.dag_id} · {task.task_id}{index} · {task.run_id}", href=self.task(task))
+        return Link(label=f"{task.dag_id} · {task.task_id}{index}", href=self.task(task))
