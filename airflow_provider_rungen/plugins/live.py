@@ -55,6 +55,10 @@ class Cache:
             while len(self._entries) > _MAX_ENTRIES:
                 self._entries.popitem(last=False)
 
+    def clear(self) -> None:
+        with self._lock:
+            self._entries.clear()
+
 
 _cache = Cache()
 
@@ -148,3 +152,8 @@ def _is_small(outcome: Job | RunGenError) -> bool:
         return len(json.dumps([outcome.input, outcome.result])) <= _MAX_CHARS
     except (ValueError, RecursionError):
         return False
+
+
+def forget_answers() -> None:
+    """Ask the service anew."""
+    _cache.clear()

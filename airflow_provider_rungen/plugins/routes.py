@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
@@ -207,7 +207,7 @@ async def _refuse(request: Request, error: HTTPException) -> Response:
     wants_page = "text/html" in request.headers.get("accept", "")
     if error.status_code == 401 and wants_page and _LOGGED_IN not in request.query_params:
         query = urlencode([*request.query_params.multi_items(), (_LOGGED_IN, "1")])
-        back = f"{request.url.path}?{query}"
+        back = f"{quote(request.url.path)}?{query}"
         login = airflow_data.login_url()
         separator = "&" if "?" in login else "?"
         return RedirectResponse(f"{login}{separator}{urlencode({'next': back})}", 302, headers=headers.DATA)
