@@ -122,6 +122,7 @@ if TYPE_CHECKING:
         on_clear: Literal["new", "resume"]
         input_schema: SchemaSource | None
         destination: Destination | None
+        contact_sheet: bool
         ledger: Ledger | None
         result_schema: SchemaSource | None
         max_concurrency: int
@@ -169,6 +170,7 @@ __all__ = [
     "DEFAULT_CONN_ID",
     "check_choice",
     "check_columns",
+    "check_contact_sheet",
     "check_count",
     "check_format",
     "check_ledger",
@@ -237,6 +239,19 @@ def check_columns(names: str | Sequence[str], name: str, *, allow_none: bool = F
     if len(set(columns)) < len(columns):
         raise ValueError(f"{name} names a column twice: {names!r}")
     return columns
+
+
+def check_contact_sheet(contact_sheet: bool, destination: Any) -> bool:
+    """
+    Return a ``contact_sheet`` as it was given.
+
+    :raises ValueError: it is no bool, or there is no ``destination`` to write the sheet to.
+    """
+    if not isinstance(contact_sheet, bool):
+        raise ValueError(f"contact_sheet must be True or False, not {contact_sheet!r}")
+    if contact_sheet and destination is None:
+        raise ValueError("contact_sheet needs destination: the sheet is written beside the outputs")
+    return contact_sheet
 
 
 def check_ledger(ledger: Ledger | None, destination: Any) -> Ledger | None:

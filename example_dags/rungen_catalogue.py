@@ -43,6 +43,8 @@ with DAG(
         to_input=studio_photo,
         columns=["title", "color"],
         destination="{{ params.folder }}/pictures",
+        # a page to look at: pictures/index.html
+        contact_sheet=True,
         results="{{ params.folder }}/pictures.csv",
         # an input that was paid for before is not paid for again
         ledger=Ledger("{{ params.folder }}/ledger"),

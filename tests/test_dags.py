@@ -236,11 +236,13 @@ def test_the_contact_sheet_shows_the_table(runs: Runs) -> None:
     }
     page = Path(sheet["contact_sheet"](extra).removeprefix("file://"))
     text = page.read_text()
-    assert "10 pictures by flux-schnell, 2 of them new" in text
-    pictures = re.findall('<img src="(.*?)" alt="(.*?)">', text)
+    assert "painted by flux-schnell" in text
+    assert "<b>8</b> reused" in text
+    pictures = re.findall('<img src="(.*?)" alt="(.*?)"', text)
     assert [title for _, title in pictures][:2] == ["enamel kettle, red", "rubber boots, green"]
     for source, _ in pictures:
         assert (page.parent / source).read_bytes().startswith(b"\x89PNG")
+    assert "studio photo of enamel kettle, red" in (page.parent / "pictures" / "index.html").read_text()
 
 
 def test_parquet_becomes_parquet(runs: Runs) -> None:

@@ -74,6 +74,7 @@ ORDER = [
     "on_clear",
     "input_schema",
     "destination",
+    "contact_sheet",
     "results",
     "ledger",
     "result_schema",

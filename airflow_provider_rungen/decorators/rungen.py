@@ -21,6 +21,7 @@ from airflow_provider_rungen.operators.base import (
 from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
     check_choice,
+    check_contact_sheet,
     check_count,
     check_format,
     check_ledger,
@@ -80,6 +81,8 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         path or URI of a file, or the name of a schema that comes with the package, such as ``flux-schnell``.
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
         absolute path, or an ``ObjectStoragePath`` (templated).
+    :param contact_sheet: write ``index.html`` to ``destination``: a page with all inputs, what they made,
+        and failures by reason. Its links are relative, so that it opens anywhere.
     :param ledger: remembers which inputs were paid for, so that an input that was run before is reused. Needs
         ``destination`` (templated).
     :param result_schema: the JSON Schema that every result has to fit.
@@ -131,6 +134,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         on_clear: Literal["new", "resume"] = "new",
         input_schema: SchemaSource | None = None,
         destination: Destination | None = None,
+        contact_sheet: bool = False,
         ledger: Ledger | None = None,
         result_schema: SchemaSource | None = None,
         max_concurrency: int = 16,
@@ -164,6 +168,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         self.on_clear = on_clear
         self.input_schema = check_schema(input_schema, "input_schema")
         self.destination = destination
+        self.contact_sheet = check_contact_sheet(contact_sheet, destination)
         self.ledger = check_ledger(ledger, destination)
         self.result_schema = check_schema(result_schema, "result_schema")
         self.max_concurrency = check_count(max_concurrency, "max_concurrency")

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.table.job_rows import JobRows
+from airflow_provider_rungen.execution.table.job_rows import Describe, JobRows
 from airflow_provider_rungen.execution.table.results import ResultCounts, ResultsTable
 from airflow_provider_rungen.execution.xcom_values import find_key_problem, find_xcom_problem
 
@@ -91,13 +91,14 @@ class CollectedTable(JobRows):
     The results table of a task.
 
     :param uri: the file to write.
+    :param describe: see `JobRows`.
     :raises RunGenInputError: it cannot be written.
     """
 
-    def __init__(self, uri: Any) -> None:
+    def __init__(self, uri: Any, describe: Describe | None = None) -> None:
         self._table = ResultsTable(uri)
         self.uri = self._table.uri
-        super().__init__()
+        super().__init__(describe)
 
     def write(
         self, ids: Sequence[str | None], errors: Mapping[str, RunGenError], missing: str = ""

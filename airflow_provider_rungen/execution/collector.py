@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.models import Job, JobStatus
@@ -15,11 +16,14 @@ from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.collected import Collected, CollectedTable, CollectedValues
+from airflow_provider_rungen.execution.contact_sheet import SheetWriter, describe_job
 from airflow_provider_rungen.execution.failures import enforce_max_failed, failure_reasons
 from airflow_provider_rungen.execution.job_ids import format_jobs
 from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.outcomes import JOB_IS_OVER
 from airflow_provider_rungen.execution.output_store import OutputStore
+from airflow_provider_rungen.execution.table.job_rows import JobRows
+from airflow_provider_rungen.execution.table.results import ResultRow
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
@@ -56,19 +60,31 @@ class Collector:
         has_destination = options.destination is not None
         self._store = OutputStore(run, options, self._schema) if has_destination else None
         self._values = CollectedValues(options.max_xcom_bytes, pushes_keys=pushes_keys)
+        has_sheet = into is None and has_destination and options.contact_sheet
+        self._sheet = SheetWriter(options.destination) if has_sheet else None
+        describe = describe_job if has_sheet else None
         has_table = into is None and options.results is not None
-        self._table = CollectedTable(options.results) if has_table else None
+        self._table = CollectedTable(options.results, describe) if has_table else None
+        # what the sheet shows, if no table keeps it
+        self._sheet_rows = JobRows(describe) if has_sheet and not has_table else None
         self._collected: Collected = into or self._table or self._values
+        self._has_sheet = False
         self._known: set[str] = set()
         #: The jobs that failed.
         self.errors: dict[str, RunGenError] = {}
-        #: The jobs whose outputs are stored, without results and outputs, of which there may be many.
+        #: The jobs whose outputs are stored, without inputs, results and outputs, of which there may be many.
         self.stored: list[StoredJob] = []
         self._is_searched = False
 
     def close(self) -> None:
         """Free what is held of results."""
-        self._collected.close()
+        for rows in self._takers():
+            rows.close()
+
+    def _takers(self) -> Iterator[Collected]:
+        yield self._collected
+        if self._sheet_rows is not None:
+            yield self._sheet_rows
 
     def find_stored(self, app_id: str, job_ids: Sequence[str]) -> list[str]:
         """
@@ -112,6 +128,7 @@ class Collector:
                     self._table.write(ids, self.errors, error.message)
                 except RunGenError as failure:
                     log.warning("%s", failure)
+            self.write_sheet(app_id, ids, missing=error.message)
             raise
 
     def collect(
@@ -139,6 +156,7 @@ class Collector:
         with self.reporting_failure(app_id, ids):
             self.gather(app_id, ids, jobs)
         counts = None if self._table is None else self._table.write(ids, self.errors)
+        self.write_sheet(app_id, ids)
         reasons = failure_reasons(ids, self.errors)
         failed = list(reasons) if counts is None else list(reasons)[:MAX_FAILED_INDEXES]
         self._run.ti.xcom_push(key="failed", value=failed)
@@ -156,6 +174,32 @@ class Collector:
         self._run.record_outcome(outcome)
         log.info("Collected the results of %s", format_jobs(done))
         return value
+
+    def write_sheet(
+        self,
+        app_id: str,
+        ids: Sequence[str | None],
+        refused: Mapping[int, RunGenError] = MappingProxyType({}),
+        missing: str = "",
+    ) -> None:
+        """
+        Write the contact sheet, unless none is wanted or it is written.
+
+        :param refused: by index, the errors of inputs without a job.
+        :param missing: the error of jobs of which nothing is known.
+        """
+        kept = self._table or self._sheet_rows
+        if self._sheet is None or kept is None or self._has_sheet:
+            return
+        self._has_sheet = True
+        kept.add_errors(self.errors)
+
+        def rows() -> Iterator[ResultRow]:
+            for index, job_id in enumerate(ids):
+                row = kept.row(index, job_id, missing=missing)
+                yield replace(row, error=refused[index].message) if index in refused else row
+
+        self._sheet.write(rows, self._run.ti, app_id)
 
     def _value(self, ids: Sequence[str | None], *, single: bool) -> Any:
         values = self._values.values(ids)
@@ -189,9 +233,10 @@ class Collector:
             usage.note_reused(stored.job_id)
         else:
             usage.note_end(stored.job_id, is_completed=True, seconds=stored.execution_seconds)
-        self._collected.add_stored(stored, is_reused=is_reused)
+        for rows in self._takers():
+            rows.add_stored(stored, is_reused=is_reused)
         self._known.add(stored.job_id)
-        self.stored.append(kept := replace(stored, result=None, outputs=()))
+        self.stored.append(kept := replace(stored, input=None, result=None, outputs=()))
         return kept
 
     def _add(self, job: Job) -> None:
@@ -206,7 +251,8 @@ class Collector:
         except RunGenJobError as failure:
             error = failure
         if error is not None:
-            self._collected.add_failed(job, error)
+            for rows in self._takers():
+                rows.add_failed(job, error)
         else:
             error = self._collected.add_job(job)
         self._known.add(job.id)

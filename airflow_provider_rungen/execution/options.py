@@ -80,6 +80,7 @@ class CollectOptions(Options):
     """What is done with results."""
 
     destination: Any
+    contact_sheet: bool = False
     results: Any = None
     result_schema: Any
     max_failed: float

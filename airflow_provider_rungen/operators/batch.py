@@ -15,6 +15,7 @@ from airflow_provider_rungen.operators.base import (
 from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
     check_choice,
+    check_contact_sheet,
     check_count,
     check_format,
     check_ledger,
@@ -74,6 +75,8 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
         absolute path, or an ``ObjectStoragePath`` (templated). The small manifests that
         `RunGenCollectResultsOperator` returns are returned in place of ids.
+    :param contact_sheet: write ``index.html`` to ``destination``: a page with all inputs, what they made,
+        and failures by reason. Its links are relative, so that it opens anywhere.
     :param ledger: remembers which inputs were paid for, so that an input that was run before is reused. Needs
         ``destination`` (templated).
     :param max_concurrency: how many submissions are in flight at most.
@@ -109,6 +112,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         on_clear: Literal["new", "resume"] = "new",
         input_schema: SchemaSource | None = None,
         destination: Destination | None = None,
+        contact_sheet: bool = False,
         ledger: Ledger | None = None,
         max_concurrency: int = 16,
         max_failed: float = 0,
@@ -137,6 +141,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         self.on_clear = on_clear
         self.input_schema = check_schema(input_schema, "input_schema")
         self.destination = destination
+        self.contact_sheet = check_contact_sheet(contact_sheet, destination)
         self.ledger = check_ledger(ledger, destination)
         self.max_concurrency = check_count(max_concurrency, "max_concurrency")
         self.max_failed = check_max_failed(max_failed)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, JOB_LINKS, RunGenBaseOperator
 from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
+    check_contact_sheet,
     check_count,
     check_max_failed,
     check_schema,
@@ -61,6 +62,8 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         again would find them canceled.
     :param destination: the folder to store outputs in: a URI such as ``s3://conn_id@bucket/prefix``, an
         absolute path, or an ``ObjectStoragePath`` (templated).
+    :param contact_sheet: write ``index.html`` to ``destination``: a page with all jobs and what they made,
+        and failures by reason. Its links are relative, so that it opens anywhere.
     :param results: the file to write a table of the results to, instead of returning them: a URI or an
         absolute path that ends in ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
     :param result_schema: the JSON Schema that every result has to fit: a dict, the path or URI of a file, or
@@ -89,6 +92,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         timeout: Duration = 86400,
         cancel_on_kill: bool = False,
         destination: Destination | None = None,
+        contact_sheet: bool = False,
         results: Destination | None = None,
         result_schema: SchemaSource | None = None,
         max_concurrency: int = 8,
@@ -110,6 +114,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         self.timeout = to_seconds(timeout, "timeout")
         self.cancel_on_kill = cancel_on_kill
         self.destination = destination
+        self.contact_sheet = check_contact_sheet(contact_sheet, destination)
         self.results = results
         self.result_schema = check_schema(result_schema, "result_schema")
         self.max_concurrency = check_count(max_concurrency, "max_concurrency")

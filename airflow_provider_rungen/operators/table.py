@@ -15,6 +15,7 @@ from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
     check_choice,
     check_columns,
+    check_contact_sheet,
     check_count,
     check_format,
     check_ledger,
@@ -82,6 +83,8 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     :param destination: the folder to store outputs and manifests in: a URI such as
         ``s3://conn_id@bucket/prefix``, an absolute path, or an ``ObjectStoragePath`` (templated). Without it,
         only the results table is written, for models whose result is text.
+    :param contact_sheet: write ``index.html`` to ``destination``: a page with all rows and what they made,
+        and failures by reason. Its links are relative, so that it opens anywhere.
     :param results: the URI of the results table: ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
         ``results.jsonl`` in ``destination`` when left out.
     :param ledger: remembers which inputs were paid for, so that a row whose input was run before is reused.
@@ -129,6 +132,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         on_clear: Literal["new", "resume"] = "new",
         input_schema: SchemaSource | None = None,
         destination: Destination | None = None,
+        contact_sheet: bool = False,
         results: Destination | None = None,
         ledger: Ledger | None = None,
         result_schema: SchemaSource | None = None,
@@ -162,6 +166,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         self.on_clear = on_clear
         self.input_schema = check_schema(input_schema, "input_schema")
         self.destination = destination
+        self.contact_sheet = check_contact_sheet(contact_sheet, destination)
         self.results = results
         self.ledger = check_ledger(ledger, destination)
         self.result_schema = check_schema(result_schema, "result_schema")

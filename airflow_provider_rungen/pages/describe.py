@@ -11,6 +11,7 @@ from airflow_provider_rungen.pages.models import Facts
 MAX_TEXT = 4000
 _PROMPTS = ("prompt", "text", "question", "instruction", "query", "message", "input")
 _TEXTS = ("text", "output", "answer", "response", "content", "generated_text", "completion", "result")
+_MAX_DEPTH = 6
 _SIZE = ("width", "height")
 _FACTS = (
     ("seed", "seed"),
@@ -53,18 +54,16 @@ def find_facts(input: Any) -> Facts:
 
 def find_text(result: Any) -> str | None:
     """Return the text of a result, or ``None`` if it is not text."""
-    if isinstance(result, str):
-        return _cut(result)
-    if isinstance(result, Mapping):
-        for name in _TEXTS:
-            if isinstance(value := result.get(name), str):
-                return _cut(value)
-        choices = result.get("choices")
-        if isinstance(choices, list) and choices:
-            return find_text(choices[0])
-        return find_text(result["message"]) if isinstance(result.get("message"), Mapping) else None
-    if isinstance(result, list) and len(result) == 1:
-        return find_text(result[0])
+    for _ in range(_MAX_DEPTH):
+        if isinstance(result, str):
+            return _cut(result)
+        if isinstance(result, list):
+            # a model that could give several answers gave one
+            result = result[0] if len(result) == 1 else None
+        elif isinstance(result, Mapping):
+            named = (result.get(name) for name in _TEXTS)
+            text = next((value for value in named if isinstance(value, str)), None)
+            result = text if text is not None else result.get("choices") or result.get("message")
     return None
 
 

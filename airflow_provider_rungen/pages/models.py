@@ -2,7 +2,8 @@
 What pages show, as frozen values. No Airflow, no I/O.
 
 Texts are plain text, and may come from strangers: a page escapes them. They must be redacted before, as must
-`JobView.input`: a page has no keys and no signed URLs. An ``href`` is relative, or begins with ``http``.
+`JobView.input`: a page has no keys and no signed URLs. An ``href`` is relative, or begins with ``http``. In a
+relative one, escape a colon before the first slash: it would be taken for a scheme, and dropped.
 """
 
 from __future__ import annotations

@@ -30,6 +30,22 @@ _SHOWN: dict[str, OutputKind] = {
     "video/webm": "video",
     _TEXT: "text",
 }
+_SUFFIXES = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "avif": "image/avif",
+    "mp3": "audio/mpeg",
+    "wav": "audio/wav",
+    "ogg": "audio/ogg",
+    "flac": "audio/flac",
+    "m4a": "audio/mp4",
+    "mp4": "video/mp4",
+    "webm": "video/webm",
+    "txt": _TEXT,
+}
 
 
 def detect(head: bytes, claimed_type: str = "", *, is_whole: bool = True) -> tuple[OutputKind, str]:
@@ -47,9 +63,19 @@ def detect(head: bytes, claimed_type: str = "", *, is_whole: bool = True) -> tup
     return kind, media_type or _DOWNLOAD
 
 
-def kind_of(media_type: str) -> OutputKind:
-    """Return how a file with a content type that `detect` returned is shown."""
-    return _SHOWN.get(_base_type(media_type), "download")
+def guess(name: str, claimed_type: str = "") -> tuple[OutputKind, str]:
+    """
+    Return how to show a file whose content cannot be looked at, and its content type.
+
+    Use it only for a page that a browser opens without a server of ours. An ``<img>`` runs nothing, whatever
+    the file holds.
+
+    :param name: its name. A suffix that is known decides.
+    :param claimed_type: what the host calls it, for a name without a suffix.
+    """
+    _, dot, suffix = name.rpartition(".")
+    media_type = _SUFFIXES.get(suffix.lower(), _DOWNLOAD) if dot else _base_type(claimed_type)
+    return _SHOWN.get(media_type, "download"), media_type or _DOWNLOAD
 
 
 def _base_type(media_type: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.pages import filters
+from airflow_provider_rungen.pages.failures import failure_reason
 from airflow_provider_rungen.pages.filters import progress_parts
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _environment() -> Environment:
         json=filters.indented_json,
         number=filters.number,
         progress_parts=progress_parts,
+        reason=failure_reason,
         safe_href=filters.safe_href,
         size=filters.size,
         tone=filters.tone,

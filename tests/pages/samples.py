@@ -1,7 +1,8 @@
-"""Pages with made-up tasks and jobs, for the tests and for looking at: ``python tests/pages/samples.py FOLDER``."""
+"""Pages with made-up tasks and jobs. To look at them: ``python tests/pages/samples.py FOLDER``."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -80,8 +81,8 @@ def failed(index: int, error: str = "out of memory") -> JobView:
 
 def text_job(index: int) -> JobView:
     answer = (
-        f"Give {THINGS[index % len(THINGS)]} a place of its own. Solid, calm and made to last, it turns any corner into"
-        " the one everybody sits in.\n\nCare: dust with a dry cloth."
+        f"Give {THINGS[index % len(THINGS)]} a place of its own. Solid, calm and made to last, it turns any"
+        " corner into the one everybody sits in.\n\nCare: dust with a dry cloth."
     )
     return done(
         index, outputs=0, prompt=f"Describe {THINGS[index % len(THINGS)]} in two sentences.", text=answer
@@ -205,7 +206,7 @@ def job_page(**changes: Any) -> JobPage:
         app_href="app.html",
         conn_id="rungen_default",
         timeline=timeline,
-        result_text='{\n  "images": [\n    {\n      "image": "s3://bucket/catalog/15df/0-image.png"\n    }\n  ]\n}',
+        result_text=json.dumps({"images": [{"image": "s3://bucket/catalog/15df/0-image.png"}]}, indent=2),
         task=Link(label="take_pictures", href="task.html"),
     )
     return replace(page, **changes)

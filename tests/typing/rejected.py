@@ -51,4 +51,5 @@ def wrong_type() -> None:
     RunGenRunJobOperator(task_id="x", input={}, on_clear="again")  # type: ignore[arg-type]
     RunGenRunJobOperator(task_id="x", input=["prompt"])  # type: ignore[arg-type]
     RunGenRunBatchOperator(task_id="x", inputs=[5])  # type: ignore[list-item]
+    RunGenRunTableOperator(task_id="x", table=[], key="x", contact_sheet="x")  # type: ignore[arg-type]
     RunGenJobSensor(task_id="x", job_id=5)  # type: ignore[arg-type]

@@ -140,6 +140,7 @@ class ManifestJournal:
             self._result(),
             job.execution_time,
             self._created_at(),
+            self._input,
         )
 
     def _result(self) -> Any:

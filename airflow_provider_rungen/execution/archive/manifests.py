@@ -31,6 +31,7 @@ class Manifest:
     :param is_complete: whether all outputs were stored, according to it.
     :param invalid_count: how many entries are not valid; 1 for a manifest that is not valid as a whole.
     :param status: the status of the job, if known.
+    :param input: its input.
     :param result: its result.
     :param input: its input.
     :param created_at: when it was created (ISO 8601), if known.
@@ -41,6 +42,7 @@ class Manifest:
     is_complete: bool
     invalid_count: int
     status: str = ""
+    input: Any = None
     result: Any = None
     input: Any = None
     created_at: str | None = None
@@ -63,6 +65,7 @@ def parse_manifest(content: bytes, app_id: str, job_id: str) -> Manifest:
         is_complete=fields.get("complete") is True,
         invalid_count=len(outputs) - len(entries),
         status=to_text(fields.get("status")),
+        input=fields.get("input"),
         result=fields.get("result"),
         input=fields.get("input"),
         created_at=fields["created_at"] if to_time(fields.get("created_at")) else None,

@@ -35,6 +35,7 @@ class StoredJob:
     :param result: its result, with stored URIs in place of signed URLs.
     :param execution_seconds: how long it ran, if known.
     :param created_at: when it was created (ISO 8601), if known.
+    :param input: its input, redacted, if known.
     """
 
     app_id: str
@@ -44,6 +45,7 @@ class StoredJob:
     result: Any
     execution_seconds: float | None = None
     created_at: str | None = None
+    input: Any = None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -101,4 +103,5 @@ def stored_job(storage: Storage, app_id: str, job_id: str, manifest: Manifest) -
         result=manifest.result,
         execution_seconds=manifest.execution_seconds,
         created_at=manifest.created_at,
+        input=manifest.input,
     )

@@ -102,6 +102,7 @@ class CollectingRun(BatchRun):
             if self._collect_options.destination is not None:
                 # what is paid for is stored, also if the task fails
                 collector.gather(self.jobs.app_id, result.ids, result.jobs)
+                collector.write_sheet(self.jobs.app_id, result.ids, result.refused)
             if self._is_single and result.job_ids:
                 raise_for_jobs(result.jobs)
             else:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import redact_value
@@ -13,15 +13,20 @@ from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.spool import Spool
 from airflow_provider_rungen.execution.table.results import ResultRow, Status
 
+#: Returns what to keep of the input and the outputs of a job.
+Describe: TypeAlias = Callable[[Any, Sequence[Mapping[str, Any]]], Any]
+
 
 class JobRows:
     """
     The rows of jobs, by job id. Close it when the table is written.
 
+    :param describe: what else to keep of each job.
     :raises RunGenOutputError: a method could not use the folder for temporary files.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, describe: Describe | None = None) -> None:
+        self._describe = describe
         self._spool = Spool()
         self._places: dict[str, int] = {}
 
@@ -42,13 +47,21 @@ class JobRows:
             has_result=True,
             execution_seconds=stored.execution_seconds,
             created_at=stored.created_at,
+            **self._about(stored.input, stored.outputs),
         )
 
     def add_job(self, job: Job) -> None:
-        self._add(job.id, status=Status.COMPLETED, result=job.result, has_result=True, **_times(job))
+        self._add(
+            job.id,
+            status=Status.COMPLETED,
+            result=job.result,
+            has_result=True,
+            **_times(job),
+            **self._about(job.input),
+        )
 
     def add_failed(self, job: Job, error: RunGenError) -> None:
-        self._add_error(job.id, error, **_times(job))
+        self._add_error(job.id, error, **_times(job), **self._about(job.input))
 
     # --- what only a table needs ---
 
@@ -81,6 +94,9 @@ class JobRows:
         return ResultRow(
             index=index, job_id=job_id, values=values, **fields | {"status": Status(fields["status"])}
         )
+
+    def _about(self, input: Any, outputs: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+        return {} if self._describe is None else {"about": self._describe(redact_value(input), outputs)}
 
     def _add(self, job_id: str, *, result: Any = None, **fields: Any) -> None:
         # signed URLs are removed before anything is on a disk

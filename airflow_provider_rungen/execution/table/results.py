@@ -47,6 +47,7 @@ class ResultRow:
     :param result: what the model returned. The secrets of its URLs are removed when it is written.
     :param has_result: whether a ``result`` of ``None`` is what the model returned.
     :param created_at: a time, or its text (ISO 8601).
+    :param about: what only a contact sheet shows; see `contact_sheet.describe_job`.
     """
 
     index: int
@@ -61,6 +62,7 @@ class ResultRow:
     has_result: bool = False
     execution_seconds: float | None = None
     created_at: datetime | str | None = None
+    about: Mapping[str, Any] | None = None
 
 
 class ResultCounts:

@@ -24,6 +24,7 @@ from airflow_provider_rungen.execution.batch.reuse import task_token
 from airflow_provider_rungen.execution.batch.run import BatchRun
 from airflow_provider_rungen.execution.batch.saved import SavedLines
 from airflow_provider_rungen.execution.collector import Collector
+from airflow_provider_rungen.execution.contact_sheet import SheetWriter, describe_job
 from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.outcomes import max_failures
 from airflow_provider_rungen.execution.run import fail_without_retry
@@ -77,7 +78,8 @@ class TableRun(BatchRun):
         self._plan: TablePlan
         self._results: ResultsTable
         self._collector: Collector
-        self._rows = JobRows()
+        self._sheet: SheetWriter | None = None
+        self._rows = JobRows(describe_job if collect.contact_sheet else None)
         # whether an error that ends the task is still to be written to the results table
         self._has_to_report = False
         # what was submitted, as far as this attempt got
@@ -168,6 +170,8 @@ class TableRun(BatchRun):
         """Find out whether the results can be kept."""
         self._results = ResultsTable(self._results_uri, plan.types)
         self._collector = Collector(self, self._collect_options, into=self._rows)
+        if self._collect_options.contact_sheet and self._table_options.destination is not None:
+            self._sheet = SheetWriter(self._table_options.destination, self._table_options.key)
 
     @property
     def _results_uri(self) -> str:
@@ -296,6 +300,8 @@ class TableRun(BatchRun):
         counts = ResultCounts()
         self._results.write(counts.count(self._result_rows(failures, missing)))
         self._has_to_report = False
+        if self._sheet is not None:
+            self._sheet.write(lambda: self._result_rows([], missing), self.ti, self.jobs.app_id)
         return counts
 
     def _result_rows(self, failures: list[str], missing: str) -> Iterator[ResultRow]:

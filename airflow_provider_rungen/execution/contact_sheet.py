@@ -1,0 +1,219 @@
+"""
+Write a contact sheet beside the stored outputs: ``index.html``, and further pages for many jobs.
+
+The links of a sheet are relative, so that it works wherever the folder is opened, and holds no signed URL.
+``index.html`` is written last, and the names of the other pages are new each time. So a reader, and whoever
+comes after an attempt that was killed, sees one whole sheet: the earlier or the later one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import re
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.exceptions import RunGenOutputError
+from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.table.results import ResultRow, Status
+from airflow_provider_rungen.pages.describe import find_facts, find_prompt, find_text
+from airflow_provider_rungen.pages.failures import group_failures
+from airflow_provider_rungen.pages.models import ContactSheet, JobView, OutputFile, Pager, Progress
+from airflow_provider_rungen.pages.output_kinds import guess
+
+log = logging.getLogger(__name__)
+
+INDEX = "index.html"
+JOBS_A_PAGE = 200
+_PAGE = re.compile(r"index-[0-9a-f]{8}-\d+\.html")
+_MAX_VALUE_CHARS = 200
+
+
+def describe_job(input: Any, outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a sheet shows of a job, besides what is in the results table."""
+    sides = [input.get(name) for name in ("width", "height")] if isinstance(input, Mapping) else []
+    return {
+        "prompt": find_prompt(input),
+        "facts": find_facts(input),
+        "sides": sides if all(type(side) is int and side > 0 for side in sides) else [],
+        "files": [[output.get("size"), output.get("content_type")] for output in outputs],
+    }
+
+
+class SheetWriter:
+    """
+    Writes the contact sheet of one attempt.
+
+    :param destination: the folder of the outputs.
+    :param key: the columns that identify a row.
+    :raises RunGenInputError: the destination cannot be used.
+    """
+
+    def __init__(self, destination: Any, key: Sequence[str] = ()) -> None:
+        self._storage = Storage(destination)
+        self._prefix = f"{str(destination).removesuffix('/')}/"
+        self._key = key
+        self._shown = redact(str(destination))
+
+    def write(self, rows: Callable[[], Iterable[ResultRow]], ti: Any, app_id: str) -> None:
+        """
+        Write the sheet. A failure is logged and ends nothing, since the jobs are paid for and stored.
+
+        :param rows: returns the rows, in order. It is called twice, since all of them would fill the memory.
+        """
+        try:
+            with self._storage:
+                count = self._write(rows, ti, app_id)
+        except (RunGenOutputError, OSError) as error:
+            reason = error.message if isinstance(error, RunGenOutputError) else type(error).__name__
+            log.warning("No contact sheet: %s. The outputs are stored in %s", reason, clean_text(self._shown))
+        else:
+            log.info(
+                "Wrote the contact sheet of %d jobs to %s/%s", count, self._shown.removesuffix("/"), INDEX
+            )
+
+    def _write(self, rows: Callable[[], Iterable[ResultRow]], ti: Any, app_id: str) -> int:
+        counts = _Counts()
+        failures = group_failures(counts.count(map(self._job, rows())))
+        names = _page_names(counts.shown)
+        facts = [
+            ("DAG", str(ti.dag_id)),
+            ("run", str(ti.run_id)),
+            ("app", app_id),
+            ("written", _now()),
+        ]
+        first = b""
+        jobs = (job for job in map(self._job, rows()) if job.status != Status.SKIPPED)
+        for number, name in enumerate(names, 1):
+            page = ContactSheet(
+                title=str(ti.task_id),
+                facts=facts,
+                progress=counts.progress(),
+                jobs=list(itertools.islice(jobs, JOBS_A_PAGE)),
+                failures=failures if number == 1 else (),
+                pager=_pager(names, number, counts.shown),
+            )
+            content = _render(page)
+            if number == 1:
+                first = content
+            else:
+                self._storage.write("", name, content)
+        self._storage.write("", INDEX, first)
+        older = [name for name in self._storage.sizes("", "index-") if _PAGE.fullmatch(name)]
+        self._storage.remove("", set(older) - set(names))
+        return counts.shown
+
+    def _job(self, row: ResultRow) -> JobView:
+        about = row.about or {}
+        values = {name: _format_value(value) for name, value in row.values.items()}
+        return JobView(
+            index=row.index,
+            status=str(row.status),
+            key=", ".join(values[name] for name in self._key if name in values),
+            job_id=row.job_id or "",
+            seconds=row.execution_seconds,
+            error=redact(row.error or ""),
+            prompt=redact(about.get("prompt", "")),
+            facts=[
+                *((name, value) for name, value in values.items() if value and name not in self._key),
+                *((label, value) for label, value in about.get("facts", ())),
+            ],
+            outputs=list(self._files(row, about)),
+            text=_text_of(row),
+            reused=row.reused,
+        )
+
+    def _files(self, row: ResultRow, about: Mapping[str, Any]) -> Iterator[OutputFile]:
+        described = about.get("files") or [[None, None]] * len(row.outputs)
+        width, height = about.get("sides") or (None, None)
+        for uri, (size, content_type) in zip(row.outputs, described, strict=True):
+            if not uri.startswith(self._prefix):  # the ledger found it in another folder
+                yield OutputFile(name=redact(uri), href="", size=size)
+                continue
+            name = uri.rpartition("/")[2]
+            kind, media_type = guess(name, content_type or "")
+            yield OutputFile(
+                name=name,
+                href=quote(uri.removeprefix(self._prefix)),
+                kind=kind,
+                media_type=media_type,
+                size=size,
+                width=width,
+                height=height,
+            )
+
+
+class _Counts:
+    """The jobs of a sheet by their end."""
+
+    def __init__(self) -> None:
+        self._by_status: Counter[str] = Counter()
+        self._reused = 0
+
+    def count(self, jobs: Iterable[JobView]) -> Iterator[JobView]:
+        for job in jobs:
+            self._by_status[job.status] += 1
+            self._reused += job.reused
+            yield job
+
+    @property
+    def shown(self) -> int:
+        """How many have a place on the sheet."""
+        return self._by_status.total() - self._by_status[Status.SKIPPED]
+
+    def progress(self) -> Progress:
+        by = self._by_status
+        return Progress(
+            total=by.total(),
+            completed=by[Status.COMPLETED],
+            failed=by[Status.FAILED] + by[Status.REFUSED],
+            canceled=by[Status.CANCELED],
+            skipped=by[Status.SKIPPED],
+            reused=self._reused,
+        )
+
+
+def _page_names(count: int) -> list[str]:
+    token = secrets.token_hex(4)
+    pages = max(1, -(-count // JOBS_A_PAGE))
+    return [INDEX, *(f"index-{token}-{number}.html" for number in range(2, pages + 1))]
+
+
+def _pager(names: Sequence[str], number: int, total: int) -> Pager:
+    return Pager(
+        page=number,
+        pages=len(names),
+        total=total,
+        previous_href=names[number - 2] if number > 1 else "",
+        next_href=names[number] if number < len(names) else "",
+    )
+
+
+def _render(page: ContactSheet) -> bytes:
+    from airflow_provider_rungen.pages.render import render_contact_sheet
+
+    return render_contact_sheet(page).encode()
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _text_of(row: ResultRow) -> str | None:
+    if row.outputs or not row.has_result:
+        return None
+    text = find_text(row.result)
+    return None if text is None else redact(text)
+
+
+def _format_value(value: Any) -> str:
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
+    return clean_text(text, _MAX_VALUE_CHARS)

@@ -1,0 +1,448 @@
+"""The contact sheet that operators write beside the outputs, in every mode."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import tracemalloc
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from conftest import APP, FakeTaskInstance, Outcome, run_task
+from fsspec.implementations.memory import MemoryFileSystem
+from samples import HOSTILE
+
+from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.contact_sheet import JOBS_A_PAGE, SheetWriter, describe_job
+from airflow_provider_rungen.execution.table.results import ResultRow, Status
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.operators import (
+    Ledger,
+    RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
+    RunGenRunTableOperator,
+)
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
+QUICK = {"poll_interval": 0.02, "defer_after": 0}
+
+
+class Page(HTMLParser):
+    """A page as a browser reads it: its tags, and its text without styles."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.folder = file.parent
+        self.html = file.read_text()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(self.html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self.cdata_elem else data
+
+    def all(self, tag: str, attribute: str) -> list[str]:
+        return [value for name, attrs in self.tags if name == tag and (value := attrs.get(attribute))]
+
+    def links(self) -> list[str]:
+        return [value for _, attrs in self.tags for name in ("src", "href") if (value := attrs.get(name))]
+
+    def files(self) -> Iterator[Path]:
+        """Yield what the links lead to, from the page on."""
+        for link in self.links():
+            assert not urlsplit(link).scheme, link
+            assert not urlsplit(link).netloc, link
+            yield self.folder / unquote(link)
+
+
+def job(**emulator: Any) -> dict[str, Any]:
+    return {
+        "prompt": "a red fox",
+        "width": 640,
+        "height": 512,
+        "seed": 7,
+        "emulator": {"seconds": 0.3} | emulator,
+    }
+
+
+def submitted(*inputs: dict[str, Any]) -> list[str]:
+    with RunGenHook() as hook:
+        return [hook.run_job(input=one).id for one in inputs]
+
+
+def check(page: Page) -> None:
+    """Check what holds for each page: links work, nothing runs or comes from elsewhere, nothing is secret."""
+    for file in page.files():
+        assert file.exists(), file
+    assert "X-Amz" not in page.html
+    assert "http" not in "".join(page.links())
+    assert not {"script", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
+    assert "@import" not in page.html
+    assert "url(" not in page.html
+    assert "width=device-width, initial-scale=1" in page.all("meta", "content")
+
+
+# --- each operator, in each mode ---
+
+
+@MODES
+@pytest.mark.parametrize("results", [False, True], ids=["manifests", "table"])
+def test_collected_jobs_are_on_the_sheet(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, deferrable: bool, results: bool
+) -> None:
+    # neither is over before the task defers
+    seconds = 2 if deferrable else 0
+    good, bad = submitted(job(seconds=seconds), job(seconds=seconds, fail="out of memory"))
+    more = {"results": f"{tmp_path}/results.csv"} if results else {}
+    op = RunGenCollectResultsOperator(
+        task_id="collect",
+        job_id=[good, None, bad, good],
+        destination=str(tmp_path),
+        contact_sheet=True,
+        deferrable=deferrable,
+        max_failed=2,
+        **QUICK,
+        **more,
+    )
+    outcome = run_task(op, context)
+    assert outcome.error is None
+    assert len(outcome.events) == deferrable
+    page = Page(tmp_path / "index.html")
+    check(page)
+    assert {source.partition("/")[0] for source in page.all("img", "src")} == {good}
+    for file in page.files():
+        assert file.read_bytes().startswith(b"\x89PNG")
+    assert page.all("img", "width") == ["640", "640"]
+    for text in ("a red fox", "640 x 512", "seed 7", "out of memory", "it has no job", "4 jobs", APP):
+        assert text in page.text
+    assert page.text.count("out of memory") == 2, "once as a reason, once at the job"
+
+
+@MODES
+def test_the_rows_of_a_table_are_on_the_sheet(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, deferrable: bool
+) -> None:
+    rows: list[dict[str, Any]] = [{"sku": f"sku-{n}", "title": f"lamp {n}"} for n in range(5)]
+
+    def to_input(row: dict[str, Any]) -> Any:
+        given = {"sku-1": None, "sku-2": {"prompt": 7}, "sku-3": job(fail="out of memory")}
+        return given.get(row["sku"], {"prompt": f"photo of {row['title']}"})
+
+    def attempt(run_id: str) -> Outcome:
+        context["ti"].run_id = run_id
+        op = RunGenRunTableOperator(
+            task_id="paint",
+            table=rows,
+            key="sku",
+            to_input=to_input,
+            columns=["title"],
+            destination=tmp_path.as_uri(),
+            contact_sheet=True,
+            ledger=Ledger((tmp_path / "ledger").as_uri()),
+            input_schema="flux-schnell",
+            max_failed=2,
+            deferrable=deferrable,
+            **QUICK,
+        )
+        return run_task(op, context)
+
+    assert attempt("night 1").error is None
+    page = Page(tmp_path / "index.html")
+    check(page)
+    assert len(page.all("img", "src")) == 2
+    for text in ("sku-0", "lamp 0", "photo of lamp 4", "2 completed", "2 failed", "1 skipped", "night 1"):
+        assert text in page.text
+    assert "sku-1" not in page.text, "a row without a job needs no place"
+    assert "reused" not in page.text
+    assert attempt("night 2").error is None
+    page = Page(tmp_path / "index.html")
+    check(page)
+    assert "2 reused" in page.text
+    assert "photo of lamp 4" in page.text
+    assert len(page.all("img", "src")) == 2
+
+
+@MODES
+def test_the_inputs_of_a_batch_are_on_the_sheet_also_if_it_fails(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, deferrable: bool
+) -> None:
+    inputs = [job(), {"prompt": 7}, job(fail="out of memory")]
+    op = RunGenRunBatchOperator(
+        task_id="batch",
+        inputs=inputs,
+        destination=str(tmp_path),
+        contact_sheet=True,
+        deferrable=deferrable,
+        **QUICK,
+    )
+    outcome = run_task(op, context)
+    assert outcome.error is not None
+    page = Page(tmp_path / "index.html")
+    check(page)
+    assert len(page.all("img", "src")) == 1
+    assert "1 completed" in page.text
+    assert "2 failed" in page.text
+
+
+@MODES
+def test_the_job_of_a_decorated_function_is_on_the_sheet(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, deferrable: bool
+) -> None:
+    op = RunGenDecoratedOperator(
+        task_id="paint",
+        python_callable=lambda: {"prompt": "a red fox"},
+        destination=str(tmp_path),
+        contact_sheet=True,
+        deferrable=deferrable,
+        **QUICK,
+    )
+    assert run_task(op, context).error is None
+    page = Page(tmp_path / "index.html")
+    check(page)
+    assert "1 job" in page.text
+    assert len(page.all("img", "src")) == 1
+
+
+def test_texts_stand_beside_their_prompts(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    [text] = submitted(job(result={"text": HOSTILE}))
+    op = RunGenCollectResultsOperator(
+        task_id="collect", job_id=text, destination=str(tmp_path), contact_sheet=True
+    )
+    assert run_task(op, context).error is None
+    page = Page(tmp_path / "index.html")
+    check(page)
+    assert HOSTILE in page.text
+    assert not page.all("img", "src")
+
+
+def test_a_hostile_prompt_runs_nothing(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    ids = submitted({**job(), "prompt": HOSTILE}, {**job(fail=HOSTILE), "prompt": HOSTILE})
+    op = RunGenCollectResultsOperator(
+        task_id="collect", job_id=ids, destination=str(tmp_path), contact_sheet=True, max_failed=1
+    )
+    assert run_task(op, context).error is None
+    page = Page(tmp_path / "index.html")
+    check(page)
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    assert len(page.all("img", "src")) == 1
+
+
+def test_a_sheet_needs_a_destination() -> None:
+    with pytest.raises(ValueError, match="contact_sheet needs destination"):
+        RunGenCollectResultsOperator(task_id="collect", job_id="x", contact_sheet=True)
+    with pytest.raises(ValueError, match="True or False"):
+        RunGenCollectResultsOperator(task_id="collect", job_id="x", destination="/tmp", contact_sheet="yes")  # type: ignore[arg-type]  # noqa: S108
+
+
+# --- whole or not at all ---
+
+
+def test_a_sheet_that_cannot_be_written_leaves_the_earlier_one_and_fails_nothing(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = submitted(job())
+    folder = tmp_path / "index.html"
+    folder.mkdir()
+    op = RunGenCollectResultsOperator(
+        task_id="collect", job_id=ids, destination=str(tmp_path), contact_sheet=True
+    )
+    outcome = run_task(op, context)
+    assert outcome.error is None
+    assert "No contact sheet: " in caplog.text
+    assert not [name for name in os.listdir(tmp_path) if name.startswith((".", "index-"))]
+
+
+class FailingStorage(Storage):
+    """A store that goes down after some files."""
+
+    writes_left = 10**9
+
+    def write(self, job_id: str, name: str, content: bytes) -> None:
+        if self.writes_left <= 0:
+            raise OSError("the store is down")
+        FailingStorage.writes_left -= 1
+        super().write(job_id, name, content)
+
+
+def rows(count: int) -> Iterator[ResultRow]:
+    for index in range(count):
+        given = {
+            "prompt": f"picture {index} of a fox in the snow",
+            "width": 1024,
+            "height": 1024,
+            "seed": index,
+        }
+        outputs = [{"size": 24_000, "content_type": "image/png"}]
+        yield ResultRow(
+            index=index,
+            status=Status.FAILED if index % 100 == 99 else Status.COMPLETED,
+            values={"sku": f"sku-{index}"},
+            error=f"Job id-{index} of app {APP} failed: out of memory" if index % 100 == 99 else None,
+            job_id=f"id-{index}",
+            outputs=() if index % 100 == 99 else [f"/pictures/id-{index}/0-a.png"],
+            about=describe_job(given, () if index % 100 == 99 else outputs),
+        )
+
+
+def pages_from(index: Path) -> list[Page]:
+    """Return the pages of a sheet, by the link to the next one."""
+    pages = [Page(index)]
+    while following := [attrs["href"] for tag, attrs in pages[-1].tags if attrs.get("rel") == "next"]:
+        pages.append(Page(index.parent / str(following[0])))
+    return pages
+
+
+@pytest.mark.parametrize("writes", range(4))
+def test_a_store_that_fails_midway_leaves_the_earlier_sheet_whole(
+    ti: FakeTaskInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    writes: int,
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.execution.contact_sheet.Storage", FailingStorage)
+    count = 3 * JOBS_A_PAGE
+    monkeypatch.setattr(FailingStorage, "writes_left", 10**9)
+    ti.run_id = "night 1"
+    SheetWriter(tmp_path, ["sku"]).write(lambda: rows(count), ti, APP)
+    monkeypatch.setattr(FailingStorage, "writes_left", writes)
+    ti.run_id = "night 2"
+    SheetWriter(tmp_path, ["sku"]).write(lambda: rows(count), ti, APP)
+    pages = pages_from(tmp_path / "index.html")
+    night = "night 2" if writes == 3 else "night 1"
+    assert [night in page.text for page in pages] == [True] * 3
+    assert ("No contact sheet" in caplog.text) == (writes < 3)
+    assert [str(number) for number in range(count)] == [
+        found for page in pages for found in re.findall(r'id="job-(\d+)"', page.html)
+    ]
+
+
+def test_pages_of_the_earlier_sheet_are_removed(ti: FakeTaskInstance, tmp_path: Path) -> None:
+    (tmp_path / "index-of-mine.html").write_text("not a page of a sheet")
+    for count in (3 * JOBS_A_PAGE, 2 * JOBS_A_PAGE, 1):
+        SheetWriter(tmp_path).write(lambda count=count: rows(count), ti, APP)  # type: ignore[misc]
+        names = [name for name in os.listdir(tmp_path) if name != "index-of-mine.html"]
+        assert len(names) == len(pages_from(tmp_path / "index.html")) == max(1, count // JOBS_A_PAGE)
+    assert (tmp_path / "index-of-mine.html").exists()
+
+
+def test_ten_thousand_jobs_in_bounded_memory_and_time(ti: FakeTaskInstance, tmp_path: Path) -> None:
+    SheetWriter(tmp_path).write(lambda: rows(1), ti, APP)  # loads Jinja2 and the templates
+    begun_at = time.process_time()
+    SheetWriter(tmp_path, ["sku"]).write(lambda: rows(10_000), ti, APP)
+    assert time.process_time() - begun_at < 20
+    pages = pages_from(tmp_path / "index.html")
+    assert len(pages) == 10_000 // JOBS_A_PAGE
+    assert "10,000 jobs" in pages[0].text
+    assert "100 out of memory" in re.sub(r"\s+", " ", pages[0].text)
+    assert max(len(page.html) for page in pages) < 500_000
+    tracemalloc.start()
+    try:
+        SheetWriter(tmp_path, ["sku"]).write(lambda: rows(4000), ti, APP)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6
+
+
+# --- where files are ---
+
+
+def test_names_that_need_escaping_and_files_elsewhere(ti: FakeTaskInstance, tmp_path: Path) -> None:
+    names = ["0-a b#c?d%.png", '0-"><img src=x>.png', "0-page.html", "0-x.svg", "0-javascript:alert(1)"]
+    (tmp_path / "id").mkdir()
+    for name in names:
+        (tmp_path / "id" / name).touch()
+    uris = [f"{tmp_path}/id/{name}" for name in names] + ["s3://user:secret@other/id/0-a.png"]
+    row = ResultRow(index=0, status=Status.COMPLETED, job_id="id", outputs=uris)
+    SheetWriter(tmp_path).write(lambda: [row], ti, APP)
+    page = Page(tmp_path / "index.html")
+    check(page)
+    assert len(page.all("img", "src")) == 2
+    downloads = [attrs["href"] for _, attrs in page.tags if "download" in attrs]
+    assert downloads == ["id/0-page.html", "id/0-x.svg", "id/0-javascript%3Aalert%281%29"]
+    assert "other/id/0-a.png" in page.text
+    assert "secret" not in page.html
+
+
+def test_object_storage(rungen_emulator: Emulator, context: Any) -> None:
+    fs = MemoryFileSystem()
+    import_module(ObjectStoragePath.__module__).attach("memory", conn_id="shop", fs=fs).fs = fs
+    ids = submitted(job())
+    destination = "memory://shop@pictures/today"
+    op = RunGenCollectResultsOperator(
+        task_id="collect", job_id=ids, destination=destination, contact_sheet=True
+    )
+    assert run_task(op, context).error is None
+    html = ObjectStoragePath(f"{destination}/index.html").read_text()
+    [source] = re.findall(r'<img src="(.*?)"', html)
+    assert ObjectStoragePath(f"{destination}/{source}").read_bytes().startswith(b"\x89PNG")
+
+
+def test_s3(rungen_emulator: Emulator, context: Any, s3: str, s3_client: Any) -> None:
+    folder = s3.rpartition("/")[2]
+    ids = submitted(*[job(seconds=0)] * (JOBS_A_PAGE + 1))
+    for _ in range(2):
+        op = RunGenCollectResultsOperator(task_id="collect", job_id=ids, destination=s3, contact_sheet=True)
+        assert run_task(op, context).error is None
+        listed = s3_client.list_objects_v2(Bucket="bucket", Prefix=f"{folder}/index")["Contents"]
+        names = sorted(entry["Key"].removeprefix(f"{folder}/") for entry in listed)
+        assert len(names) == 2, "the page of the earlier sheet is removed"
+        answer = s3_client.get_object(Bucket="bucket", Key=f"{folder}/index.html")
+        assert answer["ContentType"] == "text/html"
+        html = answer["Body"].read().decode()
+        assert names[0] in html
+        assert "X-Amz" not in html
+        sources = re.findall(r'<img src="(.*?)"', html)
+        assert len(sources) == JOBS_A_PAGE
+        picture = s3_client.get_object(Bucket="bucket", Key=f"{folder}/{sources[0]}")
+        assert picture["Body"].read().startswith(b"\x89PNG")
+
+
+def test_a_timeout_leaves_a_sheet_of_what_is_known(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    good, late = submitted(job(seconds=0), job(seconds=600))
+    op = RunGenCollectResultsOperator(
+        task_id="collect",
+        job_id=[good, late],
+        destination=str(tmp_path),
+        contact_sheet=True,
+        results=f"{tmp_path}/results.csv",
+        timeout=0.5,
+        **QUICK,
+    )
+    assert run_task(op, context).error is not None
+    page = Page(tmp_path / "index.html")
+    check(page)
+    assert len(page.all("img", "src")) == 1
+    assert "1 failed" in page.text
+
+
+def test_a_file_that_could_not_be_stored_is_a_failure(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
+) -> None:
+    ids = submitted(job(), job())
+    rungen_emulator.service.inject(Fault("output", status=404, times=None, job_id=ids[0]))
+    op = RunGenCollectResultsOperator(
+        task_id="collect", job_id=ids, destination=str(tmp_path), contact_sheet=True, max_failed=1
+    )
+    run_task(op, context)
+    page = Page(tmp_path / "index.html")
+    check(page)
+    assert "1 completed" in page.text
+    assert "1 failed" in page.text

@@ -1,0 +1,334 @@
+"""How pages look to a browser, and what hostile texts can do in them: nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import datetime, timedelta, timezone
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+import samples
+from samples import HOSTILE
+
+from airflow_provider_rungen.pages import filters, render
+from airflow_provider_rungen.pages.describe import MAX_TEXT, find_facts, find_prompt, find_text
+from airflow_provider_rungen.pages.failures import MAX_EXAMPLES, MAX_GROUPS, group_failures
+from airflow_provider_rungen.pages.models import JobView, Progress
+from airflow_provider_rungen.pages.output_kinds import detect, guess
+
+PAGES = pytest.mark.parametrize("name", samples.pages())
+VOID = {"meta", "link", "img", "rect"}
+#: What may run or load something, if it is not the package's own.
+ATTRIBUTES_OF_URLS = {"href", "src", "action", "formaction", "data", "poster", "srcset"}
+
+
+class Reader(HTMLParser):
+    """Reads a page, and checks that each tag is closed where it should be."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def html() -> dict[str, str]:
+    return {name: make() for name, make in samples.pages().items()}
+
+
+@PAGES
+def test_a_page_is_well_formed_and_fits_a_phone(html: dict[str, str], name: str) -> None:
+    page = Reader(html[name])
+    assert html[name].startswith("<!doctype html>")
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
+    assert ("meta", {"charset": "utf-8"}) in page.tags
+    assert [tag for tag, _ in page.tags].count("h1") == 1
+    assert all("alt" in attrs for tag, attrs in page.tags if tag == "img")
+
+
+@PAGES
+def test_nothing_runs_and_nothing_comes_from_elsewhere(html: dict[str, str], name: str) -> None:
+    page = Reader(html[name])
+    for tag, attrs in page.tags:
+        assert tag not in {"iframe", "object", "embed", "base", "form", "svg:script"}
+        assert not [each for each in attrs if each.startswith("on") or each == "style"]
+        for attribute in ATTRIBUTES_OF_URLS & attrs.keys():
+            assert filters.safe_href(attrs[attribute] or "") == (attrs[attribute] or "")
+            assert not (attrs[attribute] or "").startswith(("http", "//"))
+    scripts = [attrs for tag, attrs in page.tags if tag == "script"]
+    assert scripts == ([] if name == "contact_sheet" else [{"src": "page.js", "defer": None}])
+    assert [tag for tag, _ in page.tags].count("style") == (name == "contact_sheet")
+
+
+@pytest.mark.parametrize("name", ["hostile", "job_hostile"])
+def test_hostile_texts_are_texts(html: dict[str, str], name: str) -> None:
+    page = Reader(html[name])
+    assert HOSTILE in page.text, "it is shown as it is, and no template"
+    assert "alert(1)" in page.text
+    assert not [attrs for tag, attrs in page.tags if tag == "img" and attrs.get("src") == "x"]
+    assert "javascript:" not in "".join(str(attrs) for _, attrs in page.tags)
+    html[name].encode()
+
+
+def test_assets_run_nothing_that_a_policy_forbids() -> None:
+    style, script = map(render.read_asset, ("style.css", "page.js"))
+    assert "@import" not in style
+    assert "url(" not in style
+    assert "http" not in style
+    for name in ("eval(", "innerHTML", "outerHTML", "document.write", "insertAdjacentHTML", ".style", "http"):
+        assert name not in script
+    with pytest.raises(KeyError):
+        render.read_asset("../models.py")
+
+
+def test_nothing_heavy_is_imported_before_a_page_is_rendered() -> None:
+    script = (
+        "import sys; from airflow_provider_rungen.pages import describe, failures, output_kinds, render;"
+        "print([name for name in ('airflow', 'jinja2', 'aiohttp', 'requests') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_large_page_is_rendered_in_time(html: dict[str, str]) -> None:
+    assert html["large"].count("<article") == 200
+    assert len(html["large"]) < 300_000
+    assert "10,000 jobs" in html["large"]
+    assert "Page 2 of 50" in html["large"]
+
+
+def test_what_moves_can_be_read_without_a_script(html: dict[str, str]) -> None:
+    text = Reader(html["task"]).text
+    for words in ("8 of 12 done", "0.27/s, about 15 s left", "3 running", "out of memory", "deferred"):
+        assert words in " ".join(text.split())
+
+
+# --- progress ---
+
+
+def test_the_script_gets_what_the_page_shows(html: dict[str, str]) -> None:
+    progress = samples.moving().progress
+    assert progress is not None
+    answer = render.progress_json(progress, "deferred")
+    json.dumps(answer)
+    assert (answer["done"], answer["total"], answer["is_moving"]) == (8, 12, True)
+    assert sum(part["width"] for part in answer["parts"]) == pytest.approx(100, abs=0.01)
+    for part in answer["parts"]:
+        assert f'data-bar="{part["name"]}" x="{part["x"]}" width="{part["width"]}"' in html["task"]
+        assert f'data-count="{part["name"]}"' in html["task"]
+
+
+@pytest.mark.parametrize(
+    ("progress", "headline", "pace"),
+    [
+        (Progress(total=0), "0 jobs", ""),
+        (Progress(total=1, completed=1), "1 job", ""),
+        (Progress(total=1000, completed=1000, rate=5, seconds_left=0), "1,000 jobs", ""),
+        (Progress(total=3, completed=1), "1 of 3 done", ""),
+        (Progress(total=3, completed=1, is_moving=True, rate=12), "1 of 3 done", "12/s"),
+        (Progress(total=3, is_moving=True, seconds_left=90), "0 of 3 done", "about 1 min 30 s left"),
+        (Progress(total=2, completed=3), "2 jobs", ""),
+    ],
+)
+def test_progress(progress: Progress, headline: str, pace: str) -> None:
+    shown = filters.progress_parts(progress)
+    assert (shown["headline"], shown["pace"]) == (headline, pace)
+    assert all(0 <= part["x"] <= 100 and 0 <= part["width"] <= 100 for part in shown["parts"])
+
+
+# --- failures ---
+
+
+def test_failures_are_grouped_by_reason() -> None:
+    def failed(index: int, reason: str) -> JobView:
+        error = f"Job id-{index} of app flux failed: {reason}"
+        return JobView(index=index, status="failed", job_id=f"id-{index}", error=error)
+
+    jobs = [failed(index, "out of memory" if index % 3 else "bad prompt") for index in range(30)]
+    jobs += [JobView(index=30, status="completed"), JobView(index=31, status="canceled")]
+    jobs += [JobView(index=32, status="failed", job_id="id-32", error="Could not store job id-32: no space")]
+    groups = group_failures(jobs)
+    assert [(group.reason, group.count) for group in groups] == [
+        ("out of memory", 20),
+        ("bad prompt", 10),
+        ("canceled", 1),
+        ("Could not store job …: no space", 1),
+    ]
+    assert [len(group.examples) for group in groups] == [MAX_EXAMPLES, MAX_EXAMPLES, 1, 1]
+    many = group_failures(failed(index, f"reason {index}") for index in range(1000))
+    assert len(many) == MAX_GROUPS + 1
+    assert many[-1].count == 1000 - MAX_GROUPS
+
+
+# --- what may be shown ---
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 8
+
+
+@pytest.mark.parametrize(
+    ("head", "claimed", "kind", "media_type"),
+    [
+        (PNG, "", "image", "image/png"),
+        (PNG, "text/html", "image", "image/png"),
+        (b"\xff\xd8\xff\xe0", "", "image", "image/jpeg"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "", "image", "image/webp"),
+        (b"RIFF\0\0\0\0WAVEfmt ", "", "audio", "audio/wav"),
+        (b"RIFF\0\0\0\0AVI LIST", "video/mp4", "download", "application/octet-stream"),
+        (b"GIF89a\1\0", "", "image", "image/gif"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0", "", "image", "image/avif"),
+        (b"\0\0\0\x20ftypmif1\0\0\0\0mif1avifmiaf", "", "image", "image/avif"),
+        (b"\0\0\0\x20ftypmif1\0\0\0\0mif1heicmiaf", "image/png", "download", "application/octet-stream"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0", "", "video", "video/mp4"),
+        (b"\0\0\0\x20ftypM4A \0\0\2\0", "", "audio", "audio/mp4"),
+        (b"\x1aE\xdf\xa3", "", "video", "video/webm"),
+        (b"ID3\4", "", "audio", "audio/mpeg"),
+        (b"\xff\xfb\x90\x64", "", "audio", "audio/mpeg"),
+        (b"OggS\0", "", "audio", "audio/ogg"),
+        (b"fLaC\0", "", "audio", "audio/flac"),
+        (b"plain words", "text/plain; charset=utf-8", "text", "text/plain"),
+        (b"plain words", "", "download", "application/octet-stream"),
+        (b"bin\0ary", "text/plain", "download", "application/octet-stream"),
+        (b"\xff\xfe", "text/plain", "download", "application/octet-stream"),
+        (b"<svg xmlns='http://x'>", "image/svg+xml", "download", "application/octet-stream"),
+        (b"<svg onload=alert(1)>", "image/png", "download", "application/octet-stream"),
+        (b"<!doctype html><script>", "text/html", "download", "application/octet-stream"),
+        (b"%PDF-1.7", "application/pdf", "download", "application/octet-stream"),
+        (b"", "image/png", "download", "application/octet-stream"),
+        (b"", "", "download", "application/octet-stream"),
+    ],
+)
+def test_the_first_bytes_decide(head: bytes, claimed: str, kind: str, media_type: str) -> None:
+    assert detect(head, claimed) == (kind, media_type)
+
+
+def test_a_character_that_is_cut_at_the_end_of_the_head_is_text() -> None:
+    assert detect("é".encode()[:1], "text/plain", is_whole=False)[0] == "text"
+    assert detect("é".encode()[:1], "text/plain")[0] == "download"
+    assert detect(b"\xff" + b"x" * 10, "text/plain", is_whole=False)[0] == "download"
+
+
+@pytest.mark.parametrize(
+    ("name", "claimed", "kind"),
+    [
+        ("0-a.png", "", "image"),
+        ("0-a.PNG", "text/html", "image"),
+        ("0-a", "image/jpeg", "image"),
+        ("0-a.svg", "image/png", "download"),
+        ("0-a.html", "image/png", "download"),
+        ("0-a", "image/svg+xml", "download"),
+        ("0-a", "", "download"),
+        ("0-a.mp3", "", "audio"),
+        ("0-a.webm", "", "video"),
+        ("0-a.txt", "", "text"),
+    ],
+)
+def test_the_name_decides_where_nothing_can_be_read(name: str, claimed: str, kind: str) -> None:
+    assert guess(name, claimed)[0] == kind
+
+
+# --- what is found in inputs and results ---
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"prompt": " a fox "}, "a fox"),
+        ({"prompt": "", "text": "b"}, "b"),
+        ({"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "c"}]}, "c"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, ""),
+        ({"prompt": 7}, ""),
+        ({"width": 8}, ""),
+        ([1], ""),
+        (None, ""),
+    ],
+)
+def test_the_prompt(given: Any, found: str) -> None:
+    assert find_prompt(given) == found
+
+
+@pytest.mark.parametrize(
+    ("result", "found"),
+    [
+        ("words", "words"),
+        ({"text": "words"}, "words"),
+        ({"choices": [{"message": {"content": "words"}}]}, "words"),
+        (["words"], "words"),
+        ([["words"]], "words"),
+        ({"images": [{"image": "s3://a/b.png"}]}, None),
+        (["a", "b"], None),
+        (None, None),
+        (7, None),
+    ],
+)
+def test_the_text_of_a_result(result: Any, found: str | None) -> None:
+    assert find_text(result) == found
+
+
+def test_deep_and_long_values() -> None:
+    deep: Any = "x"
+    for _ in range(5000):
+        deep = [deep]
+    assert find_text(deep) is None
+    assert len(find_text("x" * 10**6) or "") == MAX_TEXT
+    assert len(find_prompt({"prompt": "x" * 10**6})) == MAX_TEXT
+
+
+def test_facts_of_an_input() -> None:
+    given = {"width": 640, "height": 512, "seed": 0, "num_inference_steps": 4, "steps": 9, "strength": True}
+    assert find_facts(given) == [("size", "640 x 512"), ("seed", "0"), ("steps", "4")]
+    assert find_facts({"seed": "<b>"}) == find_facts(None) == []
+
+
+# --- how values read ---
+
+
+@pytest.mark.parametrize(
+    "href",
+    [
+        *("javascript:alert(1)", "JavaScript:alert(1)", " javascript:alert(1)", "java\tscript:alert(1)"),
+        *("\x01javascript:alert(1)", "data:text/html,<script>", "vbscript:x", "file:///etc/passwd", "x:y"),
+    ],
+)
+def test_a_link_that_may_run_something_is_dropped(href: str) -> None:
+    assert filters.safe_href(href) == ""
+
+
+@pytest.mark.parametrize("href", ["a/b.png", "?page=2", "#job-1", "/dags/a:b", "https://x/y:z", "a%3Ab", ""])
+def test_other_links_stay(href: str) -> None:
+    assert filters.safe_href(href) == href
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (24_310, "24 kB"), (999_600, "1.0 MB"), (1_250_000, "1.2 MB"), (5e13, "50 TB")],
+)
+def test_sizes(count: float, text: str) -> None:
+    assert filters.size(count) == text
+
+
+def test_times_are_in_utc() -> None:
+    at = datetime(2026, 3, 4, 1, 30, 5, tzinfo=timezone(timedelta(hours=2)))
+    assert filters.utc(at) == "2026-03-03 23:30 UTC"
+    assert filters.utc(at, "clock") == "23:30:05 UTC"
+    assert filters.iso(at.replace(tzinfo=None)) == "2026-03-04T01:30:05+00:00"
