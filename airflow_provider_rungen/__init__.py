@@ -83,7 +83,8 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "job_url": {
                         "label": "Link to a job",
-                        "description": "An address with {app_id} and {job_id} in it. Empty: the page in Airflow.",
+                        "description": "An address with {app_id} and {job_id} in it. "
+                        "Empty: the page in Airflow.",
                         "schema": text,
                     },
                     "timeout": {

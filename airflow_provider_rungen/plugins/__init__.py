@@ -81,12 +81,12 @@ def _views() -> list[dict[str, Any]]:
 
 
 class RunGenPlugin(AirflowPlugin):
-    """The pages, their entry in the navigation, and their tab. Nothing on Airflow 2, or with ``pages = False``."""
+    """The pages, their navigation entry, and their tab. Empty on Airflow 2, or with ``pages = False``."""
 
     name = "rungen"
     fastapi_apps: list[Any] = []  # noqa: RUF012 - as Airflow declares them
     external_views: list[Any] = []  # noqa: RUF012
 
     if are_pages_enabled():
-        fastapi_apps = [{"name": "RunGen", "app": LazyApp(), "url_prefix": PREFIX}]  # noqa: RUF012
+        fastapi_apps = [{"name": "RunGen", "app": LazyApp(), "url_prefix": PREFIX}]
         external_views = _views()

@@ -46,7 +46,7 @@ get_user: Callable[..., Any] = security.get_user
 
 
 async def get_user_with_cookie(request: Request) -> Any:
-    """Return the user of a request. Before 3.1.1, Airflow's own function ignores the cookie of the session."""
+    """Return the user of a request. Before 3.1.1, Airflow's own function ignores the session's cookie."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         token = request.cookies.get(COOKIE, "")
@@ -166,7 +166,7 @@ def get_connection(conn_id: str) -> Any:
     """
     Return a connection, with short timeouts: a page does not wait long for the service.
 
-    It is that of Airflow's core: the SDK's look-up, which tasks use, fails in the API server of some versions.
+    It is that of Airflow's core: the SDK's look-up, which tasks use, fails in some API servers.
 
     :raises AirflowNotFoundException: there is none.
     """

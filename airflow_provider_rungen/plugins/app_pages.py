@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from airflow_provider_rungen.client.models import App
@@ -66,7 +67,7 @@ async def connection_app_page(conn_id: str, app_id: str, tasks: list[TaskRecord]
 async def _ask(function: Any, *args: str) -> tuple[Any, str]:
     """Return the answer of the service, or why there is none."""
     try:
-        return await run_within(PAGE_TIME, "service", function, *args, PAGE_TIME), ""
+        return await run_within(PAGE_TIME, "service", partial(function, *args), PAGE_TIME), ""
     except TooSlowError:
         return None, _SLOW
     except RunGenError as error:
@@ -81,7 +82,7 @@ def _view(app: App, conn_id: str, tasks: Iterable[TaskRecord], urls: Urls, limit
     latest: Mapping[tuple[str, str], TaskRecord] = {
         (task.dag_id, task.task_id): task for task in reversed(users)
     }
-    links: list[Link] = [urls.link(task) for task in reversed(latest.values())]
+    links: list[Link] = [urls.link(task) for task in reversed(list(latest.values()))]
     up_since: datetime | None = None
     if app.active_workers:
         up_since = next((at for task in users if (at := views.scaled_up_at(task)) is not None), None)

@@ -1,4 +1,4 @@
-"""Gather what the page of a task or of a job shows: from Airflow, the store and the service, within seconds."""
+"""Gather what the page of a task or a job shows: from Airflow, the store and the service, within seconds."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ T = TypeVar("T")
 PAGE_TIME = 4.0
 _STORE_TIME = 2.5
 _LEAST_TIME = 0.5
-# How many failures without a reason are asked for.
-MAX_ASKED = 40
 
 
 @dataclass

@@ -40,11 +40,12 @@ def of_file(name: str, media_type: str, *, is_inline: bool) -> dict[str, str]:
     :param is_inline: whether it may be shown in place.
     """
     plain = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "_" for char in name)
+    encoded = quote(name.encode("utf-8", "replace"), safe="")
     disposition = "inline" if is_inline else "attachment"
     return {
         **_SAFE,
         "Content-Type": f"{media_type}; charset=utf-8" if media_type.startswith("text/") else media_type,
-        "Content-Disposition": f"{disposition}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}",
+        "Content-Disposition": f"{disposition}; filename=\"{plain}\"; filename*=UTF-8''{encoded}",
         "Content-Security-Policy": _NOTHING,
         "Cache-Control": "private, max-age=600",
     }

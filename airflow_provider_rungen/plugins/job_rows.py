@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.pages.failures import MAX_EXAMPLES, group_failures
 from airflow_provider_rungen.pages.models import FailureGroup, JobView, Progress
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 
 #: Jobs on one page.
 PAGE_SIZE = 100
-# So many failures are grouped, and so many groups are shown, each with some examples.
-MAX_FAILURES = 1000
-MAX_GROUPS = 20
-MAX_EXAMPLES = 3
+# How many failures without a reason the service is asked for.
+MAX_ASKED = 40
 # After the rows of a page, the rest of a table is only counted, up to this row.
 MAX_COUNTED = 100_000
 #: The status of a job of which no more is known.
 UNKNOWN = "unknown"
 FAILED = frozenset({"failed", "canceled", "refused"})
-_ID = re.compile(r"\b(?:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{16,})\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +53,8 @@ class JobRows:
     :param total: how many there are.
     :param statuses: how many have each status.
     :param rows: those of the page.
-    :param failed: the first that failed.
+    :param failures: those that failed, by reason.
+    :param unexplained: some that failed for a reason that only the service knows. They are in no group.
     :param is_partly_counted: whether there are more than were counted.
     """
 
@@ -64,7 +62,8 @@ class JobRows:
     statuses: Mapping[str, int] = field(default_factory=dict)
     reused: int = 0
     rows: tuple[JobRow, ...] = ()
-    failed: tuple[JobRow, ...] = ()
+    failures: Sequence[FailureGroup] = ()
+    unexplained: tuple[JobRow, ...] = ()
     is_partly_counted: bool = False
 
     @classmethod
@@ -75,26 +74,47 @@ class JobRows:
         :param page: its number, from 1.
         """
         start, end = (page - 1) * PAGE_SIZE, page * PAGE_SIZE
-        shown, failed = [], []
+        shown: list[JobRow] = []
+        unexplained: list[JobRow] = []
         statuses: Counter[str] = Counter()
         total = reused = 0
         rows = iter(rows)
-        for row in islice(rows, max(MAX_COUNTED, end)):
-            statuses[row.status] += 1
-            reused += row.reused
-            if start <= total < end:
-                shown.append(row)
-            if row.status in FAILED and len(failed) < MAX_FAILURES:
-                failed.append(row)
-            total += 1
+
+        def failed() -> Iterator[JobView]:
+            nonlocal total, reused
+            for row in islice(rows, max(MAX_COUNTED, end)):
+                statuses[row.status] += 1
+                reused += row.reused
+                if start <= total < end:
+                    shown.append(row)
+                total += 1
+                if row.status not in FAILED:
+                    continue
+                if row.job_id and not row.error and len(unexplained) < MAX_ASKED:
+                    unexplained.append(row)
+                else:
+                    yield _failed_view(row)
+
+        failures = group_failures(failed())
         return cls(
             total=total,
             statuses=statuses,
             reused=reused,
             rows=tuple(shown),
-            failed=tuple(failed),
+            failures=failures,
+            unexplained=tuple(unexplained),
             is_partly_counted=next(rows, None) is not None,
         )
+
+
+def _failed_view(row: JobRow) -> JobView:
+    return JobView(
+        index=row.index,
+        status=row.status,
+        key=shown_text(row.key, 300),
+        job_id=row.job_id,
+        error=shown_text(row.error),
+    )
 
 
 def rows_of_task(task: TaskRecord) -> Iterable[JobRow]:
@@ -205,21 +225,15 @@ def progress_by_counters(
     )
 
 
-def group_failures(failed: Iterable[JobView]) -> list[FailureGroup]:
-    """Group failures by their reason. Ids and numbers of jobs make no difference."""
-    groups: dict[str, list[JobView]] = {}
-    for job in failed:
-        groups.setdefault(reason_of(job.error), []).append(job)
-    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
-    return [
-        FailureGroup(reason=reason, count=len(jobs), examples=tuple(jobs[:MAX_EXAMPLES]))
-        for reason, jobs in ordered[:MAX_GROUPS]
-    ]
-
-
-def reason_of(error: str) -> str:
-    """Return an error without the ids in it."""
-    return _ID.sub("…", shown_text(error)) or "unknown reason"
+def merge_failures(*parts: Sequence[FailureGroup]) -> list[FailureGroup]:
+    """Return groups of failures, those with the same reason as one."""
+    merged: dict[str, FailureGroup] = {}
+    for group in (group for part in parts for group in part):
+        known = merged.setdefault(group.reason, group)
+        if known is not group:
+            count, examples = known.count + group.count, [*known.examples, *group.examples]
+            merged[group.reason] = replace(known, count=count, examples=examples[:MAX_EXAMPLES])
+    return sorted(merged.values(), key=lambda group: -group.count)
 
 
 def shown_text(text: Any, limit: int = 1000) -> str:

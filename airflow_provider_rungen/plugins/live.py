@@ -81,7 +81,9 @@ def get_app(conn_id: str, app_id: str, within: float) -> App:
     return _ask((conn_id, "app", app_id), conn_id, lambda: endpoints.get_app(app_id, attempts=1), within)
 
 
-def get_jobs(conn_id: str, app_id: str, job_ids: Sequence[str], within: float) -> dict[str, Job | RunGenError]:
+def get_jobs(
+    conn_id: str, app_id: str, job_ids: Sequence[str], within: float
+) -> dict[str, Job | RunGenError]:
     """
     Return jobs, or the error in place of one. Blocks.
 

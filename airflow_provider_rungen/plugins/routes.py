@@ -33,7 +33,7 @@ _CAN_READ_TASK = [Depends(airflow_data.can_read_task), Depends(airflow_data.can_
 
 
 async def get_task(dag_id: str, run_id: str, task_id: str, map_index: str) -> TaskRecord:
-    """Return the task of a request. A tab of Airflow leaves the index of a task that is not mapped as it is."""
+    """Return the task of a request. A tab of Airflow does not replace the index of a task without one."""
     try:
         index = int(map_index)
     except ValueError:

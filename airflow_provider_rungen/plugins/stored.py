@@ -1,9 +1,8 @@
-"""What a task stored: manifests, their files, and the rows of its results table. It blocks, in bounded memory."""
+"""What a task stored: manifests, files, and the rows of its results table. It blocks, in bounded memory."""
 
 from __future__ import annotations
 
 import contextlib
-import mimetypes
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -14,7 +13,7 @@ from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import files_of
 from airflow_provider_rungen.execution.archive.threads import run_concurrently
 from airflow_provider_rungen.pages.models import OutputFile
-from airflow_provider_rungen.pages.output_kinds import HEAD_BYTES, detect, kind_of
+from airflow_provider_rungen.pages.output_kinds import HEAD_BYTES, detect, guess
 
 # Of one manifest. A larger one is not shown.
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -37,12 +36,8 @@ class StoredFile:
 
     def view(self, href: str) -> OutputFile:
         """Return how a page shows it. Its first bytes decide when it is served."""
-        media_type = self.claimed_type
-        if kind_of(media_type) == "download":
-            media_type = mimetypes.guess_type(self.name)[0] or media_type
-        return OutputFile(
-            name=self.name, href=href, kind=kind_of(media_type), media_type=media_type, size=self.size
-        )
+        kind, media_type = guess(self.name, self.claimed_type)
+        return OutputFile(name=self.name, href=href, kind=kind, media_type=media_type, size=self.size)
 
 
 class StoredOutputs:

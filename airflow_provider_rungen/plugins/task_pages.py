@@ -9,20 +9,24 @@ from datetime import UTC, datetime
 
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.pages.failures import group_failures
 from airflow_provider_rungen.pages.models import (
     AppPage,
     FailureGroup,
     JobPage,
+    JobView,
     Link,
     Pager,
     Progress,
     TaskPage,
 )
 from airflow_provider_rungen.plugins import views
-from airflow_provider_rungen.plugins.gather import MAX_ASKED, Gathering
+from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.job_rows import (
+    MAX_ASKED,
+    JobRow,
     JobRows,
-    group_failures,
+    merge_failures,
     page_count,
     progress_by_counters,
     progress_of,
@@ -49,9 +53,10 @@ async def task_page(task: TaskRecord, urls: Urls, page: int) -> TaskPage:
     progress = await _progress(gathering, jobs)
     shown = [row.job_id for row in jobs.rows if row.job_id]
     manifests = {} if task.is_moving else await gathering.manifests(shown)
-    unexplained = [row.job_id for row in jobs.failed if row.job_id and not row.error][:MAX_ASKED]
     unstored = [job_id for job_id in shown if job_id not in manifests]
-    found = await gathering.jobs([*unstored, *unexplained])
+    unexplained = [row.job_id for row in jobs.unexplained]
+    examples = [job.job_id for group in jobs.failures for job in group.examples if job.job_id]
+    found = await gathering.jobs([*unstored, *unexplained, *examples[:MAX_ASKED]])
     is_over = not task.is_moving
     if is_over and not task.destination and any(map(views.has_unstored_files, found.values())):
         gathering.notices.append(_UNSTORED)
@@ -105,9 +110,8 @@ async def _progress(gathering: Gathering, jobs: JobRows) -> Progress | None:
             outcome = found.get(row.job_id)
             statuses[outcome.status.value.lower() if isinstance(outcome, Job) else row.status] += 1
         progress = progress_of(replace(jobs, statuses=statuses), task)
-        queued = statuses["queued"]
-        if progress is not None and queued:
-            progress = replace(progress, queued=queued, running=max(0, progress.running - queued))
+        if progress is not None and (count := statuses["queued"]):
+            progress = replace(progress, queued=count, running=max(0, progress.running - count))
         return _with_pace(progress, task)
     app = await gathering.app(task.app_id)
     if app is None:
@@ -151,9 +155,18 @@ def _pager(task: TaskRecord, urls: Urls, jobs: JobRows, page: int) -> Pager | No
 def _failures(
     task: TaskRecord, urls: Urls, jobs: JobRows, found: Mapping[str, Job | RunGenError]
 ) -> list[FailureGroup]:
-    return group_failures(
-        views.job_view(row, task=task, urls=urls, live=found.get(row.job_id)) for row in jobs.failed
+    """Return the failures by reason, with what the service says about the examples."""
+
+    def example(job: JobView) -> JobView:
+        row = JobRow(index=job.index, status=job.status, job_id=job.job_id, key=job.key)
+        view = views.job_view(row, task=task, urls=urls, live=found.get(job.job_id))
+        return replace(view, status=job.status, error=job.error)
+
+    known = [replace(group, examples=list(map(example, group.examples))) for group in jobs.failures]
+    explained = (
+        views.job_view(row, task=task, urls=urls, live=found.get(row.job_id)) for row in jobs.unexplained
     )
+    return merge_failures(known, group_failures(explained))
 
 
 # --- a job --------------------------------------------------------------------------------------------------
@@ -203,4 +216,3 @@ async def app_page(task: TaskRecord, urls: Urls, app_id: str) -> AppPage | None:
         bill=views.bill_facts(task.xcoms.get("bill")),
         notice=gathering.notice,
     )
-

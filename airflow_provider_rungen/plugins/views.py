@@ -116,11 +116,11 @@ def advice(view: JobView) -> str:
     match view.status:
         case "failed":
             return (
-                "Read the error and the input. If the input is right, clear the task in Airflow: it runs only "
-                "what failed. If the input is wrong, correct it first, since a retry fails in the same way."
+                "Read the error and the input. If the input is right, clear the task in Airflow: it runs "
+                "only what failed. If the input is wrong, correct it first: a retry fails in the same way."
             )
         case "canceled":
-            return "The job was canceled by a time-out, by a user or outside of Airflow. Clear the task to run it."
+            return "A timeout, a user or somebody outside of Airflow canceled it. Clear the task to run it."
         case "refused":
             return "RunGen did not accept the input. Correct it, and clear the task."
     return ""

@@ -1,4 +1,4 @@
-"""The links to results, job and app: pushed before the wait, right after a failure, and never a reason to fail."""
+"""The links: pushed before the wait, right after a failure, and never a reason to fail."""
 
 from __future__ import annotations
 
@@ -156,7 +156,11 @@ def test_what_cannot_be_pushed_or_found_fails_nothing(
 
 def test_a_mapped_task_has_the_links() -> None:
     mapped = RunGenRunJobOperator.partial(task_id="mapped").expand(input=[given()])
-    assert [link.name for link in mapped.operator_extra_links] == ["RunGen results", "RunGen job", "RunGen app"]
+    assert [link.name for link in mapped.operator_extra_links] == [
+        "RunGen results",
+        "RunGen job",
+        "RunGen app",
+    ]
 
 
 @MODES
@@ -192,7 +196,9 @@ def test_the_page_of_a_task_learns_early_what_it_shows(
         inputs=[given(), given()], destination=tmp_path.as_uri(), deferrable=deferrable, **POLL
     )
     looks: list[int] = []
-    ti.on_push = lambda key, _: looks.append(rungen_emulator.service.count("run")) if key == PAGE_KEY else None
+    ti.on_push = lambda key, _: (
+        looks.append(rungen_emulator.service.count("run")) if key == PAGE_KEY else None
+    )
     assert run_task(op, context).error is None
     assert looks[0] == 0
     assert ti.xcoms[PAGE_KEY] == {

@@ -101,7 +101,12 @@ class Database:
         now = datetime.now(UTC)
         with create_session() as session:
             self._add_dag(session, ti.dag_id)
-            run = {"run_type": "manual", "run_after": now, "logical_date": now, "state": "running"}
+            run: dict[str, Any] = {
+                "run_type": "manual",
+                "run_after": now,
+                "logical_date": now,
+                "state": "running",
+            }
             session.add(DagRun(dag_id=ti.dag_id, run_id=ti.run_id, **run))
             trigger_id = None
             if trigger is not None:
@@ -118,7 +123,7 @@ class Database:
             columns = {TaskInstance.__table__.columns[name]: value for name, value in task.items()}
             session.execute(insert(TaskInstance.__table__).values(columns))
             for key, value in (ti.xcoms if xcoms is None else xcoms).items():
-                place = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id}
+                place: dict[str, Any] = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id}
                 # as a worker sends it
                 text = json.dumps(value)
                 place |= {"map_index": ti.map_index}
@@ -133,7 +138,8 @@ class Database:
             if session.get(DagBundleModel, "bundle") is None:
                 session.add(DagBundleModel(name="bundle"))
             session.flush()
-            session.add(DagModel(dag_id=dag_id, bundle_name="bundle", fileloc="dag.py"))
+            model: Any = DagModel
+            session.add(model(dag_id=dag_id, bundle_name="bundle", fileloc="dag.py"))
             session.flush()
 
 

@@ -33,7 +33,6 @@ class Manifest:
     :param status: the status of the job, if known.
     :param input: its input.
     :param result: its result.
-    :param input: its input.
     :param created_at: when it was created (ISO 8601), if known.
     :param execution_seconds: how long it ran, if known.
     """
@@ -44,7 +43,6 @@ class Manifest:
     status: str = ""
     input: Any = None
     result: Any = None
-    input: Any = None
     created_at: str | None = None
     execution_seconds: float | None = None
 
@@ -67,7 +65,6 @@ def parse_manifest(content: bytes, app_id: str, job_id: str) -> Manifest:
         status=to_text(fields.get("status")),
         input=fields.get("input"),
         result=fields.get("result"),
-        input=fields.get("input"),
         created_at=fields["created_at"] if to_time(fields.get("created_at")) else None,
         execution_seconds=to_number(fields.get("execution_time")),
     )
