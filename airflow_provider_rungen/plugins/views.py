@@ -169,11 +169,24 @@ def usage_facts(task: TaskRecord) -> Facts:
 def bill_facts(bill: Any) -> Facts:
     """Return what an app has cost: the XCom ``bill``."""
     fields = mapping(bill)
-    facts = [(label, shown_text(fields[name], 100)) for name, label in _BILL if fields.get(name) is not None]
+    facts = [(label, _bill_value(name, fields[name])) for name, label in _BILL if fields.get(name) is not None]
     if fields.get("cost") is not None:
         currency, source = shown_text(fields.get("currency"), 20), shown_text(fields.get("source"), 100)
         facts.append(("Cost", f"{shown_text(fields['cost'], 30)} {currency} ({source})"))
     return facts
+
+
+def _bill_value(name: str, value: Any) -> str:
+    try:
+        if name == "utilization":
+            return f"{float(value):.0%}".replace("%", " %")
+        if name.endswith("_seconds"):
+            return f"{float(value):,.0f}"
+        if name.endswith("_at"):
+            return f"{datetime.fromisoformat(value):%Y-%m-%d %H:%M:%S} UTC"
+    except (TypeError, ValueError, OverflowError):
+        pass
+    return shown_text(value, 100)
 
 
 def scaled_up_at(task: TaskRecord) -> datetime | None:
