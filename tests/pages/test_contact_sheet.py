@@ -393,9 +393,12 @@ def test_object_storage(rungen_emulator: Emulator, context: Any) -> None:
     assert ObjectStoragePath(f"{destination}/{source}").read_bytes().startswith(b"\x89PNG")
 
 
-def test_s3(rungen_emulator: Emulator, context: Any, s3: str, s3_client: Any) -> None:
+def test_s3(
+    rungen_emulator: Emulator, context: Any, s3: str, s3_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.execution.contact_sheet.JOBS_A_PAGE", 5)
     folder = s3.rpartition("/")[2]
-    ids = submitted(*[job(seconds=0)] * (JOBS_A_PAGE + 1))
+    ids = submitted(*[job(seconds=0)] * 6)
     for _ in range(2):
         op = RunGenCollectResultsOperator(task_id="collect", job_id=ids, destination=s3, contact_sheet=True)
         assert run_task(op, context).error is None
@@ -408,7 +411,7 @@ def test_s3(rungen_emulator: Emulator, context: Any, s3: str, s3_client: Any) ->
         assert names[0] in html
         assert "X-Amz" not in html
         sources = re.findall(r'<img src="(.*?)"', html)
-        assert len(sources) == JOBS_A_PAGE
+        assert len(sources) == 5
         picture = s3_client.get_object(Bucket="bucket", Key=f"{folder}/{sources[0]}")
         assert picture["Body"].read().startswith(b"\x89PNG")
 
