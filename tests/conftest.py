@@ -159,6 +159,37 @@ class FakeTime:
         self.sleep(seconds)
 
 
+class PausableClock:
+    """The emulator's clock, which stands still on request, so that no job ends meanwhile."""
+
+    def __init__(self) -> None:
+        # one value, since the emulator's threads read it: the time it shows if paused, and its delay
+        self._state: tuple[float | None, float] = (None, 0.0)
+
+    def time(self) -> float:
+        shown, delay = self._state
+        return time.time() - delay if shown is None else shown
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        shown = self.time()
+        self._state = (shown, 0.0)
+        try:
+            yield
+        finally:
+            self._state = (None, time.time() - shown)
+
+
+emulator_clock = PausableClock()
+
+
+@pytest.fixture
+def rungen_emulator(rungen_emulator: Emulator) -> Emulator:
+    """Run an emulator whose jobs do not end before `run_task` has deferred what defers at once."""
+    rungen_emulator.service.clock = emulator_clock.time
+    return rungen_emulator
+
+
 @dataclass
 class Via:
     """Performs flows against a service: in process, through `requests` or through `aiohttp`."""
@@ -449,12 +480,16 @@ def run_task(op: Any, context: Any) -> Outcome:
         finally:
             await stream.aclose()
 
+    defers_at_once = getattr(op, "deferrable", False) and getattr(op, "defer_after", None) == 0
+    pause = emulator_clock.paused() if defers_at_once else contextlib.nullcontext()
     step = partial(op.execute, context)
     while True:
         try:
-            outcome.value = step()
+            with pause:
+                outcome.value = step()
         except TaskDeferred as deferral:
             event = asyncio.run(first_event(deferral.trigger)).payload
+            pause = contextlib.nullcontext()
             outcome.events.append(event)
             outcome.timeouts.append(deferral.timeout)
             step = partial(getattr(op, deferral.method_name), context, event=event)
