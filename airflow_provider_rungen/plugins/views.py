@@ -169,7 +169,9 @@ def usage_facts(task: TaskRecord) -> Facts:
 def bill_facts(bill: Any) -> Facts:
     """Return what an app has cost: the XCom ``bill``."""
     fields = mapping(bill)
-    facts = [(label, _bill_value(name, fields[name])) for name, label in _BILL if fields.get(name) is not None]
+    facts = [
+        (label, _bill_value(name, fields[name])) for name, label in _BILL if fields.get(name) is not None
+    ]
     if fields.get("cost") is not None:
         currency, source = shown_text(fields.get("currency"), 20), shown_text(fields.get("source"), 100)
         facts.append(("Cost", f"{shown_text(fields['cost'], 30)} {currency} ({source})"))
