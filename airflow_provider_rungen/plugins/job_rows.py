@@ -182,14 +182,14 @@ def progress_of(jobs: JobRows, task: TaskRecord) -> Progress | None:
     if not total:
         return None
     statuses = jobs.statuses
-    pending = total - sum(statuses.get(name, 0) for name in ("completed", "skipped", *FAILED))
     return Progress(
         total=total,
         completed=statuses.get("completed", 0),
         failed=statuses.get("failed", 0) + statuses.get("refused", 0),
         canceled=statuses.get("canceled", 0),
         skipped=statuses.get("skipped", 0),
-        running=pending if task.is_moving else 0,
+        running=statuses.get("running", 0),
+        queued=statuses.get("queued", 0),
         reused=jobs.reused,
         is_moving=task.is_moving,
     )

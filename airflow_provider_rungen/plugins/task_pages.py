@@ -39,6 +39,7 @@ from airflow_provider_rungen.plugins.urls import Urls
 # So many jobs are asked for one by one, to see how far they are. Of more, the counters of the app tell.
 MAX_POLLED = 24
 _UNSTORED = "The files of these jobs are only at RunGen. Set destination on the task to store and see them."
+_SUBMITTING = "The jobs are being submitted."
 _IN_FLIGHT = "The app has jobs of other tasks, too, so that more may be done than is shown."
 
 
@@ -109,18 +110,16 @@ async def _progress(gathering: Gathering, jobs: JobRows) -> Progress | None:
         for row in jobs.rows:
             outcome = found.get(row.job_id)
             statuses[outcome.status.value.lower() if isinstance(outcome, Job) else row.status] += 1
-        progress = progress_of(replace(jobs, statuses=statuses), task)
-        if progress is not None and (count := statuses["queued"]):
-            progress = replace(progress, queued=count, running=max(0, progress.running - count))
-        return _with_pace(progress, task)
+        return _with_pace(progress_of(replace(jobs, statuses=statuses), task), task)
+    total = len(task.job_ids)
+    if not total:
+        gathering.notices.extend([_SUBMITTING] if task.count("rows") else [])
+        return progress_of(jobs, task)
     app = await gathering.app(task.app_id)
     if app is None:
         return progress_of(jobs, task)
     queued, running = app.jobs.get("in_queue"), app.jobs.get("in_progress")
     if queued is None and running is None:
-        return progress_of(jobs, task)
-    total = len(task.job_ids)
-    if not total:  # they are being submitted
         return progress_of(jobs, task)
     if (queued or 0) + (running or 0) > total:
         gathering.notices.append(_IN_FLIGHT)
