@@ -157,5 +157,5 @@ def _is_small(outcome: Job | RunGenError) -> bool:
 
 
 def forget_answers() -> None:
-    """Ask the service anew."""
+    """Remove what the service answered, so that it is asked again."""
     _cache.clear()

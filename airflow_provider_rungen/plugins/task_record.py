@@ -162,7 +162,7 @@ class TaskRecord:
 
     @property
     def has_reported(self) -> bool:
-        """Whether the task has said which inputs failed."""
+        """Whether the task has reported which inputs failed."""
         return "failed" in self.xcoms or (self.is_successful and "job_ids" not in self.xcoms)
 
 
