@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from airflow_instance import AirflowInstance
+from airflow_instance import AirflowError, AirflowInstance
 
 from browser.conftest import KEY
 
@@ -93,15 +94,15 @@ def log_in(page: Page, airflow: AirflowInstance, user: str, url: str) -> None:
 def start(airflow: AirflowInstance, dag_id: str, until: str) -> str:
     """Start a run, wait for a state of its task, and return the address of the page of the task."""
     run_id = airflow.trigger(dag_id)
-    deadline = time.monotonic() + 240
-    while True:
-        [task] = airflow.task_instances(dag_id, run_id)
-        if task["state"] == until:
-            link = airflow.xcom(dag_id, run_id, "paint", "rungen_results_link")
-            return f"{airflow.url}{link}"
-        assert time.monotonic() < deadline, task["state"]
-        assert task["state"] not in ("failed", "upstream_failed")
+    deadline, state = time.monotonic() + 240, ""
+    while state != until:
+        assert time.monotonic() < deadline, state
+        assert state not in ("failed", "upstream_failed")
         time.sleep(0.5)
+        with contextlib.suppress(AirflowError):  # it may be overloaded
+            [task] = airflow.task_instances(dag_id, run_id)
+            state = task["state"]
+    return f"{airflow.url}{airflow.xcom(dag_id, run_id, 'paint', 'rungen_results_link')}"
 
 
 def test_a_gallery_from_the_task_to_its_pictures(airflow: AirflowInstance, page: Page) -> None:
