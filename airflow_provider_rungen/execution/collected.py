@@ -1,16 +1,19 @@
-"""Take collected results: for a value in XCom, or for a table in storage."""
+"""Take collected results: for a value in XCom, a table in storage, or a contact sheet."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.table.job_rows import Describe, JobRows
-from airflow_provider_rungen.execution.table.results import ResultCounts, ResultsTable
+from airflow_provider_rungen.execution.contact_sheet import SheetWriter, describe_job
+from airflow_provider_rungen.execution.table.job_rows import JobRows
+from airflow_provider_rungen.execution.table.results import ResultCounts, ResultRow, ResultsTable
 from airflow_provider_rungen.execution.xcom_values import find_key_problem, find_xcom_problem
 
 
@@ -91,14 +94,13 @@ class CollectedTable(JobRows):
     The results table of a task.
 
     :param uri: the file to write.
-    :param describe: see `JobRows`.
     :raises RunGenInputError: it cannot be written.
     """
 
-    def __init__(self, uri: Any, describe: Describe | None = None) -> None:
+    def __init__(self, uri: Any) -> None:
         self._table = ResultsTable(uri)
         self.uri = self._table.uri
-        super().__init__(describe)
+        super().__init__()
 
     def write(
         self, ids: Sequence[str | None], errors: Mapping[str, RunGenError], missing: str = ""
@@ -114,3 +116,46 @@ class CollectedTable(JobRows):
         rows = (self.row(index, job_id, missing=missing) for index, job_id in enumerate(ids))
         self._table.write(counts.count(rows))
         return counts
+
+
+class CollectedSheet(JobRows):
+    """
+    The contact sheet of a task.
+
+    :param destination: the folder of the outputs.
+    :param ti: the task instance.
+    :raises RunGenInputError: the destination cannot be used.
+    """
+
+    def __init__(self, destination: Any, ti: Any) -> None:
+        self._writer = SheetWriter(destination)
+        self._ti = ti
+        self._is_written = False
+        super().__init__(describe_job)
+
+    def write(
+        self,
+        app_id: str,
+        ids: Sequence[str | None],
+        errors: Mapping[str, RunGenError],
+        refused: Mapping[int, RunGenError] = MappingProxyType({}),
+        missing: str = "",
+    ) -> None:
+        """
+        Write the sheet, unless it is written.
+
+        :param errors: the errors of jobs that failed.
+        :param refused: by index, the errors of inputs without a job.
+        :param missing: the error of the jobs of which nothing is known.
+        """
+        if self._is_written:
+            return
+        self._is_written = True
+        self.add_errors(errors)
+
+        def rows() -> Iterator[ResultRow]:
+            for index, job_id in enumerate(ids):
+                row = self.row(index, job_id, missing=missing)
+                yield replace(row, error=refused[index].message) if index in refused else row
+
+        self._writer.write(rows, self._ti, app_id)

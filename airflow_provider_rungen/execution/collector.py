@@ -15,15 +15,17 @@ from airflow_provider_rungen.client.polling import job_of, strip_payloads
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.collected import Collected, CollectedTable, CollectedValues
-from airflow_provider_rungen.execution.contact_sheet import SheetWriter, describe_job
+from airflow_provider_rungen.execution.collected import (
+    Collected,
+    CollectedSheet,
+    CollectedTable,
+    CollectedValues,
+)
 from airflow_provider_rungen.execution.failures import enforce_max_failed, failure_reasons
 from airflow_provider_rungen.execution.job_ids import format_jobs
 from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.outcomes import JOB_IS_OVER
 from airflow_provider_rungen.execution.output_store import OutputStore
-from airflow_provider_rungen.execution.table.job_rows import JobRows
-from airflow_provider_rungen.execution.table.results import ResultRow
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
@@ -60,15 +62,11 @@ class Collector:
         has_destination = options.destination is not None
         self._store = OutputStore(run, options, self._schema) if has_destination else None
         self._values = CollectedValues(options.max_xcom_bytes, pushes_keys=pushes_keys)
-        has_sheet = into is None and has_destination and options.contact_sheet
-        self._sheet = SheetWriter(options.destination) if has_sheet else None
-        describe = describe_job if has_sheet else None
         has_table = into is None and options.results is not None
-        self._table = CollectedTable(options.results, describe) if has_table else None
-        # what the sheet shows, if no table keeps it
-        self._sheet_rows = JobRows(describe) if has_sheet and not has_table else None
+        self._table = CollectedTable(options.results) if has_table else None
         self._collected: Collected = into or self._table or self._values
-        self._has_sheet = False
+        has_sheet = into is None and has_destination and options.contact_sheet
+        self._sheet = CollectedSheet(options.destination, run.ti) if has_sheet else None
         self._known: set[str] = set()
         #: The jobs that failed.
         self.errors: dict[str, RunGenError] = {}
@@ -83,8 +81,8 @@ class Collector:
 
     def _takers(self) -> Iterator[Collected]:
         yield self._collected
-        if self._sheet_rows is not None:
-            yield self._sheet_rows
+        if self._sheet is not None:
+            yield self._sheet
 
     def find_stored(self, app_id: str, job_ids: Sequence[str]) -> list[str]:
         """
@@ -188,18 +186,8 @@ class Collector:
         :param refused: by index, the errors of inputs without a job.
         :param missing: the error of jobs of which nothing is known.
         """
-        kept = self._table or self._sheet_rows
-        if self._sheet is None or kept is None or self._has_sheet:
-            return
-        self._has_sheet = True
-        kept.add_errors(self.errors)
-
-        def rows() -> Iterator[ResultRow]:
-            for index, job_id in enumerate(ids):
-                row = kept.row(index, job_id, missing=missing)
-                yield replace(row, error=refused[index].message) if index in refused else row
-
-        self._sheet.write(rows, self._run.ti, app_id)
+        if self._sheet is not None:
+            self._sheet.write(app_id, ids, self.errors, refused, missing)
 
     def _value(self, ids: Sequence[str | None], *, single: bool) -> Any:
         values = self._values.values(ids)

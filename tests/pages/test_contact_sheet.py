@@ -34,7 +34,7 @@ from airflow_provider_rungen.operators import (
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
-QUICK = {"poll_interval": 0.02, "defer_after": 0}
+QUICK: Any = {"poll_interval": 0.02, "defer_after": 0}
 
 
 class Page(HTMLParser):
@@ -107,7 +107,7 @@ def test_collected_jobs_are_on_the_sheet(
     # neither is over before the task defers
     seconds = 2 if deferrable else 0
     good, bad = submitted(job(seconds=seconds), job(seconds=seconds, fail="out of memory"))
-    more = {"results": f"{tmp_path}/results.csv"} if results else {}
+    more: Any = {"results": f"{tmp_path}/results.csv"} if results else {}
     op = RunGenCollectResultsOperator(
         task_id="collect",
         job_id=[good, None, bad, good],
