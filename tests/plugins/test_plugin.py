@@ -11,13 +11,10 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-import airflow.plugins_manager
-import pytest
-
 from airflow_provider_rungen import get_provider_info, operators, sensors
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_4_PLUS, BaseOperator
 from airflow_provider_rungen.operators.base import RunGenBaseOperator
-from airflow_provider_rungen.plugins import OPERATORS, RunGenPlugin
+from airflow_provider_rungen.plugins import OPERATORS
 
 LOAD = """
 import json, sys, time
@@ -63,13 +60,6 @@ def test_the_plugin_has_pages_and_an_entry_in_the_navigation() -> None:
 def test_pages_can_be_turned_off() -> None:
     _, _, apps, views = load(AIRFLOW__RUNGEN__PAGES="False")
     assert (apps, views) == ([], [])
-
-
-def test_airflow_takes_the_plugin_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    RunGenPlugin.validate()
-    info = [plugin for plugin in airflow.plugins_manager.get_plugin_info() if plugin["name"] == "rungen"]
-    assert len(info) <= 1  # it is not installed everywhere that the tests run
-    assert not [record for record in caplog.records if "rungen" in record.getMessage().lower()]
 
 
 def test_airflow_knows_the_option() -> None:
