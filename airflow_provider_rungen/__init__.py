@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 def get_provider_info() -> dict[str, Any]:
     """Describe the provider to Airflow: plain data, so that nothing heavy is imported to read it."""
     text = {"type": ["string", "null"]}
-    network = {**text, "section": "Network"}
+    team, network, links = ({**text, "section": name} for name in ("App and team", "Network", "Links"))
     return {
         "package-name": "airflow-provider-rungen",
         "name": "RunGen.AI",
@@ -58,65 +58,70 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": {
                     "app_id": {
                         "label": "Default app ID",
-                        "description": "The app to use when a task names none.",
-                        "schema": text,
+                        "description": "The app to use when a task names none: its id, as Test lists it.",
+                        "schema": team,
                     },
                     "team_id": {
                         "label": "Team ID",
                         "description": "The team to work in. Empty: the key owner's personal context.",
-                        "schema": text,
+                        "schema": team,
                     },
                     "user_id": {
                         "label": "User ID",
-                        "description": "Your user UUID, sent when a job is canceled.",
-                        "schema": text,
+                        "description": "Your user UUID, such as 00000000-0000-4000-8000-000000000000. "
+                        "Sent when a job is canceled.",
+                        "schema": team,
                     },
                     "price": {
                         "label": "Price of a worker",
                         "description": "What a worker of an app costs, such as 1.20 USD/h. For bills alone.",
-                        "schema": text,
-                    },
-                    "app_url": {
-                        "label": "Link to an app",
-                        "description": "An address with {app_id} in it. Empty: the page in Airflow.",
-                        "schema": text,
-                    },
-                    "job_url": {
-                        "label": "Link to a job",
-                        "description": "An address with {app_id} and {job_id} in it. "
-                        "Empty: the page in Airflow.",
-                        "schema": text,
+                        "schema": team,
                     },
                     "timeout": {
                         "label": "Timeout",
-                        "description": "Seconds a request may take. Empty: 10 to connect, 60 to answer.",
+                        "description": "Seconds a request may take, such as 60. Empty: 10 to connect, 60 to "
+                        "answer.",
                         "schema": network,
                     },
                     "verify": {
                         "label": "Verify TLS",
-                        "description": "true, false, or the path of a CA bundle. Empty: true.",
+                        "description": "true, false, or the path of a CA bundle, such as /etc/ssl/ca.pem. "
+                        "Empty: true.",
                         "schema": network,
                     },
                     "proxy": {
                         "label": "Proxy",
-                        "description": "The URL of a proxy, with its password if it needs one. Empty: the "
-                        "environment's.",
+                        "description": "The URL of a proxy, such as http://user:password@proxy.example:3128. "
+                        "Empty: the environment's.",
                         "schema": {**network, "format": "password"},
                     },
                     "allow_http": {
                         "label": "Allow plain http",
                         "description": "Send the API key unencrypted to a host that is not this machine.",
-                        "schema": {"type": ["boolean", "null"], "default": False, "section": "Network"},
+                        "schema": {**network, "type": ["boolean", "null"], "default": False},
                     },
                     "max_requests_per_second": {
                         "label": "Requests per second",
-                        "description": "The most requests a task, or a triggerer for an app, sends a second.",
+                        "description": "The most requests a task, or a triggerer for an app, sends a second, "
+                        "such as 20. Empty: no limit.",
                         "schema": network,
                     },
                     "max_response_bytes": {
                         "label": "Largest answer",
                         "description": "The bytes over which an answer is refused. Empty: 33554432 (32 MiB).",
                         "schema": network,
+                    },
+                    "app_url": {
+                        "label": "Link to an app",
+                        "description": "An address with {app_id} in it, such as "
+                        "https://console.example.com/{app_id}. Empty: the page in Airflow.",
+                        "schema": links,
+                    },
+                    "job_url": {
+                        "label": "Link to a job",
+                        "description": "An address with {app_id} and {job_id} in it, such as "
+                        "https://console.example.com/{app_id}/{job_id}. Empty: the page in Airflow.",
+                        "schema": links,
                     },
                 },
             }

@@ -25,13 +25,17 @@
         └── RunGenOutputError          the job completed, but an output cannot be fetched or stored
 
 Every error has a ``message``, a ``hint`` (what to do next), and ``retryable``: whether the same call may
-succeed later. ``str(error)`` is the message and the hint.
+succeed later. ``str(error)`` is the message and the hint. An error that ends a task has its ``app_id`` and
+``job_ids``.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, Self
+from collections.abc import Sequence
+from typing import ClassVar, Self, TypeVar
+
+Error = TypeVar("Error", bound=BaseException)
 
 
 class RunGenError(Exception):
@@ -45,6 +49,11 @@ class RunGenError(Exception):
 
     default_hint: ClassVar[str] = ""
     default_retryable: ClassVar[bool] = True
+
+    #: The app, if it is known.
+    app_id: str = ""
+    #: The jobs of the task that raised it, in order.
+    job_ids: Sequence[str] = ()
 
     def __init__(self, message: str = "", *, hint: str | None = None, retryable: bool | None = None) -> None:
         super().__init__(message)
@@ -66,6 +75,13 @@ class RunGenError(Exception):
         revised.message, revised.hint, revised.retryable = message, hint, retryable
         return revised
 
+    def named_in(self, error: Error) -> Error:
+        """Return an error that is raised in place of this one, with its app and jobs."""
+        for name in ("app_id", "job_id", "job_ids"):
+            if hasattr(self, name):
+                setattr(error, name, getattr(self, name))
+        return error
+
 
 class RunGenConfigError(RunGenError):
     """The Airflow connection cannot be used as it is."""
@@ -86,7 +102,7 @@ class RunGenConnectionError(RunGenError):
     :param sent: whether the request may have reached the service.
     """
 
-    default_hint = "Check the host and proxy of the Airflow connection, or try again later"
+    default_hint = "Check Base URL and Proxy of the Airflow connection, or try again later"
 
     def __init__(
         self, message: str, *, sent: bool = True, hint: str | None = None, retryable: bool | None = None
@@ -98,7 +114,7 @@ class RunGenConnectionError(RunGenError):
 class RunGenResponseError(RunGenError):
     """The service answered with something that cannot be read."""
 
-    default_hint = "Check the host of the Airflow connection, or try again later"
+    default_hint = "Check the Base URL of the Airflow connection, or try again later"
 
 
 class RunGenAPIError(RunGenError):
@@ -138,7 +154,7 @@ class RunGenBadRequestError(RunGenAPIError):
 class RunGenForbiddenError(RunGenAPIError):
     """The API key is missing, wrong or not allowed (401, 403)."""
 
-    default_hint = "Check the API key (password) and team_id of the Airflow connection"
+    default_hint = "Check API key and Team ID of the Airflow connection"
 
 
 class RunGenNotFoundError(RunGenAPIError):

@@ -1,9 +1,18 @@
-"""Every night, paint each product that is new or has changed, and write a table of all pictures."""
+"""
+## A catalog in pictures
+
+`paint` runs a job for each product that is new or has changed, and writes a table of all pictures. A
+ledger remembers which inputs were paid for: trigger it twice, and the second run pays for nothing.
+
+When the table is written, `rungen_contact_sheet` shows it on one page, if it is unpaused.
+
+To run it each night, set `schedule="0 2 * * *"`.
+"""
 
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +32,8 @@ def studio_photo(product: dict[str, Any]) -> dict[str, Any]:
 
 with DAG(
     "rungen_catalogue",
-    schedule="0 2 * * *",
-    start_date=datetime(2025, 1, 1, tzinfo=UTC),
-    catchup=False,
+    description="Paint each product that is new or has changed, and write a table of all pictures",
+    schedule=None,
     # two runs at the same moment could both pay for a new product
     max_active_runs=1,
     default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},
@@ -34,7 +42,8 @@ with DAG(
         "catalogue": str(Path(__file__).with_name("rungen_catalogue.csv")),
         "folder": FOLDER.as_uri(),
     },
-    tags=["rungen"],
+    doc_md=__doc__,
+    tags=["rungen", "example"],
 ) as dag:
     RunGenRunTableOperator(
         task_id="paint",
@@ -52,4 +61,5 @@ with DAG(
         max_failed=0.1,
         deferrable=True,
         outlets=[Asset("rungen_catalogue_pictures")],
+        doc_md="Waits in the triggerer. The XCom `return_value` counts what was bought and what was reused.",
     )

@@ -1,4 +1,9 @@
-"""Lay out the pictures of the catalog on one page, each with its product."""
+"""
+## The contact sheet
+
+Lays out the pictures of the catalog on one page, each with its product. A run starts when `rungen_catalogue`
+has written its table. Unpause this DAG first: a paused DAG misses the event. It runs no job.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +21,12 @@ from airflow_provider_rungen.pages.render import render_contact_sheet
 
 with DAG(
     "rungen_contact_sheet",
+    description="Lay out the pictures of the catalog on one page, each with its product",
     schedule=[Asset("rungen_catalogue_pictures")],
     start_date=datetime(2025, 1, 1, tzinfo=UTC),
     catchup=False,
-    tags=["rungen"],
+    doc_md=__doc__,
+    tags=["rungen", "example"],
 ) as dag:
 
     @task

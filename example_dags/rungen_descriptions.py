@@ -1,4 +1,11 @@
-"""Write a text about each product of a Parquet table into another one. Needs the extra ``[tables]``."""
+"""
+## From Parquet to Parquet
+
+`export` writes a table of products. `describe` runs a language model for each product that is in stock, and
+writes a table with its texts. A second run pays only for what is new.
+
+The param `app_id` is the app of a language model. The package needs its extra `[tables]`.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +30,11 @@ def prompt_for(product: dict[str, Any]) -> dict[str, Any] | None:
 
 with DAG(
     "rungen_descriptions",
+    description="Write a text about each product of a Parquet table into another one",
     schedule=None,
     params={"folder": FOLDER.as_uri(), "app_id": "llama-text"},
-    tags=["rungen"],
+    doc_md=__doc__,
+    tags=["rungen", "example"],
 ) as dag:
 
     @task
@@ -59,4 +68,5 @@ with DAG(
         results="{{ params.folder }}/descriptions.parquet",
         ledger=Ledger("{{ params.folder }}/ledger"),
         deferrable=True,
+        doc_md="Waits in the triggerer. Products that are out of stock are skipped, and cost nothing.",
     )

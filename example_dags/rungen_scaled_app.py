@@ -1,61 +1,88 @@
 """
-Pay for a GPU only while it works: scale an app up, paint a batch, scale it down, store the pictures.
+## Pay for a GPU only while it works
 
-The log of `app_down` ends with what it cost.
+`create` finds or creates an app, which costs nothing without workers. `plan` counts the pictures that nobody
+has paid for yet. If there are any, the group `app_is_up` gives the app a worker, paints them, and takes the
+worker away, whatever happens.
+
+- The log of **app billing ends** says what the app cost.
+- **app billing checked** is ended by the scheduler, without a worker, so its log is empty.
+- Trigger it twice: the second run finds all pictures in the ledger. It leaves the app down and pays nothing.
+
+To run it each night, set `schedule="0 3 * * *"`.
 """
 
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, task
+from airflow.providers.common.compat.sdk import DAG
 
 from airflow_provider_rungen.operators import (
-    RunGenCollectResultsOperator,
+    Ledger,
     RunGenCreateAppOperator,
-    RunGenRunBatchOperator,
+    RunGenPlanTableOperator,
+    RunGenRunTableOperator,
     scaled_app,
 )
 
 HOME = os.environ.get("AIRFLOW_HOME", "~/airflow")
 FOLDER = Path(os.environ.get("RUNGEN_PICTURES_FOLDER", f"{HOME}/rungen_pictures")).expanduser()
 MODEL_URL = os.environ.get("RUNGEN_MODEL_URL", "https://models.example/flux-schnell.safetensors")
-SUBJECTS = ("a harbor at dawn", "a market in the rain", "a mountain hut at night")
+
+
+def picture(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the input of the row's job."""
+    return {"prompt": row["subject"], "width": 512, "height": 512}
+
 
 with DAG(
     "rungen_scaled_app",
-    schedule="0 3 * * *",
-    start_date=datetime(2025, 1, 1, tzinfo=UTC),
-    catchup=False,
+    description="Give an app a GPU while there are pictures to paint, and see what it cost",
+    schedule=None,
     # two concurrent runs would share the app
     max_active_runs=1,
-    tags=["rungen"],
+    doc_md=__doc__,
+    tags=["rungen", "example"],
 ) as dag:
-
-    @task
-    def extract() -> list[dict[str, Any]]:
-        """Return the input of each job; the app is not up yet, and costs nothing."""
-        return [{"prompt": subject, "width": 512, "height": 512} for subject in SUBJECTS]
-
-    inputs = extract()
-    # the first run creates it, later runs find it by its name; without workers it costs nothing
     create = RunGenCreateAppOperator(
         task_id="create",
         name="pictures of the night",
         configuration={"gpu_tier": "BASIC", "active_workers": 0},
         workflow={"model_url": MODEL_URL},
+        doc_md="Creates the app, without workers. Later runs find it by its name.",
     )
-    app_id = create.output
+    pictures: dict[str, Any] = {
+        "table": [
+            {"id": 1, "subject": "a harbor at dawn"},
+            {"id": 2, "subject": "a market in the rain"},
+            {"id": 3, "subject": "a mountain hut at night"},
+        ],
+        "key": "id",
+        "columns": ["subject"],
+        "to_input": picture,
+        "app_id": create.output,
+        "destination": f"{FOLDER.as_uri()}/night",
+        "ledger": Ledger(f"{FOLDER.as_uri()}/ledger"),
+        "input_schema": "flux-schnell",
+    }
+    plan = RunGenPlanTableOperator(
+        task_id="plan", doc_md="Counts the pictures to pay for. It submits no job.", **pictures
+    )
     with scaled_app(
-        app_id, active_workers=1, deferrable=True, drain=True, drain_timeout=600, price="1.20 USD/h"
+        create.output,
+        active_workers=1,
+        only_if=plan.output,
+        deferrable=True,
+        drain=True,
+        drain_timeout=600,
+        price="1.20 USD/h",
     ):
-        paint = RunGenRunBatchOperator(
-            task_id="paint", app_id=app_id, inputs=inputs, deferrable=True, input_schema="flux-schnell"
+        RunGenRunTableOperator(
+            task_id="paint",
+            deferrable=True,
+            doc_md="Paints the pictures, and waits for them in the triggerer.",
+            **pictures,
         )
-    # results can be downloaded while the app scales down
-    RunGenCollectResultsOperator(
-        task_id="land", app_id=app_id, job_id=paint.output, destination=FOLDER.as_uri()
-    )

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.request import ProxyHandler, build_opener
 
 from airflow_instance import AirflowError, AirflowInstance
 
@@ -35,6 +34,7 @@ def main() -> int:
             "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
             "RUNGEN_CATALOGUE_FOLDER": str(CATALOGUE),
             "RUNGEN_DESCRIPTIONS_FOLDER": str(DESCRIPTIONS),
+            "RUNGEN_PICTURES_FOLDER": str(PICTURES),
         }
         try:
             with AirflowInstance(HOME / "airflow", ROOT / "example_dags", environment=environment) as airflow:
@@ -56,18 +56,15 @@ def _first_job(airflow: AirflowInstance) -> bool:
     print(f"\nRunning example_dags/{dag_id}.py", flush=True)
     if not _is_success(airflow, dag_id, run_id):
         return False
-    job_id = airflow.xcom(dag_id, run_id, "paint")
-    urls = [image["image"] for image in airflow.xcom(dag_id, run_id, "collect")["images"]]
-    for picture in _download(job_id, urls):
-        print(f"Picture: {_relative(picture)} ({picture.stat().st_size:,} bytes)")
+    for output in airflow.xcom(dag_id, run_id, "paint")["outputs"]:
+        print(f"Picture: {_relative(output['uri'])} ({output['size']:,} bytes)")
     return True
 
 
 def _catalogue(airflow: AirflowInstance) -> bool:
     dag_id, next_dag_id = "rungen_catalogue", "rungen_contact_sheet"
-    airflow.unpause(dag_id)  # this starts last night's run
+    run_id = airflow.trigger(dag_id)
     print(f"\nRunning example_dags/{dag_id}.py", flush=True)
-    run_id = airflow.wait_for_a_run(dag_id, RUN_TIMEOUT)
     if not _is_success(airflow, dag_id, run_id):
         return False
     print(format_summary(airflow.xcom(dag_id, run_id, "paint")))
@@ -133,19 +130,6 @@ def _is_success(airflow: AirflowInstance, dag_id: str, run_id: str) -> bool:
             log = airflow.log(dag_id, run_id, task["task_id"], max(task["try_number"], 1))
             print(log, file=sys.stderr)
     return False
-
-
-def _download(job_id: str, urls: list[str]) -> list[Path]:
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    # no proxy can reach the emulator on this machine
-    opener = build_opener(ProxyHandler({}))
-    pictures = []
-    for number, url in enumerate(urls):
-        picture = PICTURES / f"{job_id}-{number}.png"
-        with opener.open(url, timeout=30) as response:
-            picture.write_bytes(response.read())
-        pictures.append(picture)
-    return pictures
 
 
 def _relative(path: Path | str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -14,6 +15,10 @@ from airflow_provider_rungen.emulator import Emulator
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".standalone"
+CONN_ID = "rungen_default"
+FIRST = "rungen_first_job"
+# It runs no job. While paused, it would miss the event that the catalog is painted.
+UNPAUSED = "rungen_contact_sheet"
 
 
 def main() -> None:
@@ -21,10 +26,10 @@ def main() -> None:
         signal.signal(number, lambda *_: sys.exit(0))
     with Emulator(job_seconds=8) as emulator:
         environment = {
-            "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "RUNGEN_CATALOGUE_FOLDER": str(HOME / "catalogue"),
             "RUNGEN_DESCRIPTIONS_FOLDER": str(HOME / "descriptions"),
+            "RUNGEN_PICTURES_FOLDER": str(HOME / "pictures"),
         }
         airflow = AirflowInstance(
             HOME / "airflow",
@@ -34,8 +39,12 @@ def main() -> None:
         )
         print("Starting Airflow (about half a minute) ...", flush=True)
         with airflow:
+            add_connection(airflow, emulator)
+            airflow.unpause(UNPAUSED)
             print(f"Airflow {airflow.version()}, no login needed: {airflow.url}")
+            print(f"Paint a picture: {airflow.url}/dags/{FIRST}")
             print(f"RunGen emulator: {emulator.url} (counts: {emulator.url}/_emulator/stats)")
+            print(f"Its API key, which connection {CONN_ID} has: {emulator.service.api_key}")
             print(f"Airflow's own output: {airflow.log_file.relative_to(ROOT)}")
             print("Press Ctrl-C to stop both.", flush=True)
             try:
@@ -44,6 +53,18 @@ def main() -> None:
                 raise AirflowError(f"Airflow ended; see {airflow.log_file}")
             finally:
                 print("\nStopping ...", flush=True)
+
+
+def add_connection(airflow: AirflowInstance, emulator: Emulator) -> None:
+    """Put the connection into Airflow's database, which Admin → Connections shows. It replaces an old one."""
+    fields = json.loads(emulator.airflow_connection())
+    body = {"connection_id": CONN_ID, **fields, "extra": json.dumps(fields["extra"])}
+    # the emulator has a new port each time
+    known = airflow.request("GET", "/connections", limit=1000)["connections"]
+    if CONN_ID in [each["connection_id"] for each in known]:
+        airflow.request("PATCH", f"/connections/{CONN_ID}", body)
+    else:
+        airflow.request("POST", "/connections", body)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -314,6 +315,25 @@ def serve() -> Iterator[Callable[..., Server]]:
     yield start
     for server in servers:
         server.close()
+
+
+class Clock:
+    """A clock that can jump: the tasks' and the emulator's."""
+
+    def __init__(self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._ahead = 0.0
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + self._ahead)
+        emulator.service.clock = time.time
+        # what performs flows has kept the real clock
+        for name in ("drive", "adrive"):
+            perform = getattr(import_module("airflow_provider_rungen.client.transport"), name)
+            monkeypatch.setattr(
+                f"airflow_provider_rungen.hooks.base.{name}", partial(perform, clock=time.time)
+            )
+
+    def advance(self, seconds: float) -> None:
+        self._ahead += seconds
 
 
 class FakeTaskInstance:

@@ -43,6 +43,9 @@ WAYS: dict[str, dict[str, Any]] = {
         "extra_fields": True,
     },
 }
+NIGHT = ["a harbor at dawn", "a market in the rain", "a mountain hut at night"]
+# What a user types into the form of the first job. Prompts are no templates.
+FORM = {"prompt": "{{ 7 * 7 }}", "width": 320, "height": 256, "seed": 12}
 TASKS = {
     *("run[-1]", "wait[-1]", "one[-1]", "mapped[0]", "mapped[1]", "mapped[2]", "wait_mapped[-1]", "many[-1]"),
     *("each[0]", "each[1]", "each[2]", "cancel[-1]", "report_one[-1]", "report_many[-1]", "report_each[-1]"),
@@ -56,14 +59,19 @@ class Runs:
     def __init__(self, folder: Path, emulator: Emulator) -> None:
         self.emulator = emulator
         self.catalogue, self.descriptions = folder / "catalogue", folder / "descriptions"
+        self.pictures = folder / "pictures"
+        self.costs = folder / "costs.jsonl"
         changed = {"catalogue": str(change_two_colors(folder / "changed.csv"))}
-        runs: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+        runs: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             **{name: ("rungen_ways", options, {}) for name, options in WAYS.items()},
             "deferred": ("rungen_deferred", WAYS["documented"], {}),
-            **{name: (f"rungen_{name}", {}, {}) for name in ("failing", "retried", "scaled")},
+            **{name: (f"rungen_{name}", {}, {}) for name in ("failing", "retried")},
+            "scaled": ("rungen_scaled", {}, {"results": str(self.costs)}),
             "first night": ("rungen_catalogue", {}, {}),
             "second night": ("rungen_catalogue", {}, changed),
             "descriptions": ("rungen_descriptions", {}, {}),
+            "first job": ("rungen_first_job", {}, FORM),
+            **{f"gpu {number}": ("rungen_scaled_app", {}, {}) for number in ("once", "twice")},
         }
         self.reports = {name: folder / f"{number}.json" for number, name in enumerate(runs)}
         plan = [
@@ -81,6 +89,7 @@ class Runs:
             "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
             "RUNGEN_CATALOGUE_FOLDER": str(self.catalogue),
             "RUNGEN_DESCRIPTIONS_FOLDER": str(self.descriptions),
+            "RUNGEN_PICTURES_FOLDER": str(self.pictures),
         }
         done = subprocess.run(
             [sys.executable, str(DAGS / "perform.py"), emulator.url, json.dumps(plan)],
@@ -113,6 +122,11 @@ class Runs:
         prompts = [str(job["input"]["prompt"]) for job in self.emulator.service.jobs()]
         return [prompt for prompt in prompts if prompt.startswith(start)]
 
+    def updates(self) -> list[str]:
+        """Return the ids of the apps that were updated, once for each time."""
+        records = [record for record in self.emulator.service.records() if record.method == "PUT"]
+        return [found[1] for each in records if (found := re.fullmatch("/app/([^/]+)", each.path))]
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
@@ -140,9 +154,9 @@ def test_the_template_was_rendered(runs: Runs) -> None:
 
 
 def test_no_job_was_made_twice(runs: Runs) -> None:
-    examples = (*runs.prompts("studio photo"), *runs.prompts("Describe"))
+    examples = (*runs.prompts("studio photo"), *runs.prompts("Describe"), *NIGHT, FORM["prompt"])
     jobs = [prompt for prompt in runs.prompts() if prompt not in ("again", *examples)]
-    assert len(jobs) == 4 * len(WAYS) + 3
+    assert len(jobs) == 4 * len(WAYS) + 10
     assert runs.emulator.service.count("run") == runs.emulator.service.stats()["jobs_created"]
 
 
@@ -152,8 +166,35 @@ def test_a_deferred_task_comes_back(runs: Runs) -> None:
 
 
 def test_a_failed_job_fails_its_dag_run(runs: Runs) -> None:
-    assert runs.states["failing"] == {"bad[-1]": "failed", "collected_bad[-1]": "upstream_failed"}
+    states = {**runs.states["failing"]}
+    assert (states.pop("submitted[-1]"), states.pop("collected_bad[-1]")) == ("success", "upstream_failed")
+    assert states == dict.fromkeys(("bad[-1]", "wait_for_bad[-1]", "bad_batch[-1]", "late[-1]"), "failed")
     assert "out of memory" in runs.log
+
+
+def test_a_callback_finds_the_app_and_the_jobs_of_a_failed_task(runs: Runs) -> None:
+    report = runs.report("failing")
+    by_prompt: dict[str, list[str]] = {}
+    for job in runs.emulator.service.jobs():
+        by_prompt.setdefault(job["input"]["prompt"], []).append(job["id"])
+    assert report == {
+        "bad": {
+            "kind": "RunGenJobFailedError",
+            "app_id": "flux-schnell",
+            "job_ids": by_prompt["fail: out of memory"],
+        },
+        "wait_for_bad": {
+            "kind": "AirflowFailException",
+            "app_id": "flux-schnell",
+            "job_ids": by_prompt["fail: no luck"],
+        },
+        "bad_batch": {
+            "kind": "RunGenJobFailedError",
+            "app_id": "llama-text",
+            "job_ids": [job_id for prompt in ("bad", "good") for job_id in by_prompt[prompt]],
+        },
+        "late": {"kind": "AirflowTaskTimeout", "app_id": "flux-schnell", "job_ids": by_prompt["late"]},
+    }
 
 
 def test_an_app_is_scaled_down_when_its_tasks_failed_and_left_alone_when_it_was_not_up(runs: Runs) -> None:
@@ -169,7 +210,7 @@ def test_an_app_is_scaled_down_when_its_tasks_failed_and_left_alone_when_it_was_
     assert stats["active_workers"]["gpu"] == 0
     assert stats["worker_seconds"]["gpu"] > 0
     assert stats["worker_seconds"]["idle"] == 0
-    assert runs.emulator.service.count("update_app") == 2
+    assert [count for count in runs.updates() if count == "gpu"] == ["gpu"] * 2
 
 
 def test_the_bill_has_the_jobs_of_mapped_tasks(runs: Runs) -> None:
@@ -181,6 +222,13 @@ def test_the_bill_has_the_jobs_of_mapped_tasks(runs: Runs) -> None:
     assert float(bill["cost"]) == pytest.approx(float(bill["worker_seconds"]), abs=0.001)
 
 
+def test_the_rows_of_a_table_have_their_share_of_the_bill(runs: Runs) -> None:
+    costs = [float(json.loads(line)["cost"]) for line in runs.costs.read_text().splitlines()]
+    assert len(costs) == 2
+    # the other tasks of the block report 300 s, and may not have done so yet
+    assert 0 < sum(costs) <= float(runs.report("scaled")["bill"]["cost"])
+
+
 def test_neither_key_nor_signed_url_is_in_the_log(runs: Runs) -> None:
     assert "Submitted job" in runs.log
     lines = runs.log.splitlines()
@@ -190,6 +238,22 @@ def test_neither_key_nor_signed_url_is_in_the_log(runs: Runs) -> None:
         lines = [line for line in lines if not any(words in line for words in talk)]
     assert [line for line in lines if runs.emulator.service.api_key in line] == []
     assert [line for line in lines if "X-Amz-Signature" in line] == []
+
+
+def test_what_the_form_of_the_first_job_holds_is_its_input(runs: Runs) -> None:
+    assert runs.states["first job"] == {"paint[-1]": "success"}
+    [job] = [job for job in runs.emulator.service.jobs() if job["input"]["prompt"] == FORM["prompt"]]
+    assert job["input"] == FORM, "numbers stay numbers, and empty fields are left out"
+    [manifest] = [json.loads(path.read_text()) for path in runs.pictures.glob("*/manifest.json")]
+    assert manifest["job_id"] == job["id"]
+
+
+def test_the_second_run_of_the_scaled_app_pays_for_nothing(runs: Runs) -> None:
+    assert set(runs.states["gpu once"].values()) == set(runs.states["gpu twice"].values()) == {"success"}
+    assert [runs.value(name, "plan") for name in ("gpu once", "gpu twice")] == [3, 0]
+    assert [prompt for prompt in runs.prompts() if prompt in NIGHT] == NIGHT
+    [app] = [app for app in runs.updates() if app not in ("gpu", "idle")][::2]
+    assert runs.updates().count(app) == 2, "up and down, once"
 
 
 def test_a_retry_succeeds(runs: Runs) -> None:
@@ -263,3 +327,12 @@ def test_an_example_is_a_dag(example: Path, monkeypatch: pytest.MonkeyPatch) -> 
     dag = runpy.run_path(str(example))["dag"]
     assert dag.dag_id == example.stem
     dag.validate()
+    assert all([dag.description, dag.doc_md, dag.tags])
+    assert [task.task_id for task in dag.tasks if not task.doc_md] == []
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_unpausing_an_example_starts_no_run(example: Path) -> None:
+    dag = runpy.run_path(str(example))["dag"]
+    timetable = type(dag.timetable).__name__
+    assert timetable in ("NullTimetable", "AssetTriggeredTimetable", "DatasetTriggeredTimetable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from conftest import HOME
 
 from airflow_provider_rungen import (
+    __version__,
     exceptions,
     get_provider_info,
     operators,
@@ -211,6 +213,15 @@ def test_python_does_what_it_shows(block: Block, shown: Shown) -> None:
     assert not failure, failure + shown.log.partition(f"===== {block.name}\n")[2][:20_000]
 
 
+@blocks("python")
+def test_each_dag_is_described(block: Block) -> None:
+    calls = [node for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.Call)]
+    dags = [call for call in calls if getattr(call.func, "id", "") in ("DAG", "dag")]
+    missing = [{"description", "doc_md", "tags"} - {keyword.arg for keyword in dag.keywords} for dag in dags]
+    assert not any(missing), missing
+    assert not dags or ast.get_docstring(ast.parse(block.text)), "its doc_md is the text above it"
+
+
 # --- shell and JSON ---
 
 
@@ -225,8 +236,11 @@ def test_commands_exist(block: Block, request: pytest.FixtureRequest) -> None:
             case ["make", *targets]:
                 assert set(targets) <= set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M))
             case ["pip", "install", *packages]:
-                ours = {"airflow-provider-rungen", "airflow-provider-rungen[tables]"}
-                assert set(packages) <= {"apache-airflow", *ours}
+                wheel = f"dist/airflow_provider_rungen-{__version__}-py3-none-any.whl"
+                # what is installed already only gets its extra: no index needs to have a release of it
+                assert set(packages) <= {"apache-airflow", ".", wheel, "airflow-provider-rungen[tables]"}
+            case ["pip", "wheel", "--no-deps", "--wheel-dir", "dist", "."]:
+                pass
             case ["python", "-m", "airflow_provider_rungen.emulator", *arguments]:
                 emulator_arguments().parse_args(arguments)
             case ["export", setting]:

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
+from airflow.providers.common.compat.sdk import (
+    AirflowNotFoundException,
+    ObjectStoragePath,
+    ParamValidationError,
+)
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen import schemas
@@ -327,6 +331,64 @@ def test_a_dag_file_parses_without_the_library_unless_it_has_a_dict() -> None:
         "assert 'jsonschema' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+# --- forms --------------------------------------------------------------------------------------------------
+
+SIZED: dict[str, Any] = {
+    "required": ["prompt", "size"],
+    "properties": {
+        "prompt": {"type": "string", "description": "What it shows."},
+        "size": {"$ref": "#/$defs/size", "title": "Size"},
+        "seed": {"type": "integer", "minimum": 1},
+        "style": {"enum": ["oil", "ink"]},
+        "sizes": {"type": "array", "items": {"$ref": "#/$defs/size"}},
+        "mode": {"const": 3},
+        "more": True,
+    },
+    "$defs": {"size": {"type": "integer", "minimum": 64, "default": 512}},
+}
+
+
+def test_a_form_has_the_fields_of_the_schema() -> None:
+    params = schemas.params_from_schema("flux-schnell", prompt="a fox", width=512)
+    assert [*params][:4] == ["prompt", "width", "height", "seed"]
+    values = {name: params[name].resolve() for name in params}
+    assert values == {**dict.fromkeys(params), "prompt": "a fox", "width": 512, "height": 1024}
+    width, seed = params["width"], params["seed"]
+    assert width.schema == {"title": "Width", "type": "integer", "minimum": 1}
+    assert width.description == "Pixels."
+    assert seed.schema["type"] == ["integer", "null"]
+    for bad in (0, "512", None, 5.5):
+        with pytest.raises(ParamValidationError):
+            width.resolve(bad)
+
+
+def test_a_form_of_a_schema_of_ones_own() -> None:
+    params = schemas.params_from_schema(SIZED)
+    assert (params["size"].value, params["size"].schema["title"]) == (512, "Size")
+    assert params["size"].schema["minimum"] == 64
+    with pytest.raises(ParamValidationError, match="no default value"):
+        params["prompt"].resolve()
+    optional = [name for name in params if name not in ("prompt", "size")]
+    assert [params[name].resolve() for name in optional] == [None] * 5
+    assert params["style"].resolve("ink") == "ink"
+    assert params["sizes"].resolve([64]) == [64]
+    for name, bad in (("seed", 0), ("style", "chalk"), ("sizes", [3]), ("mode", 4)):
+        with pytest.raises(ParamValidationError):
+            params[name].resolve(bad)
+
+
+def test_a_form_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text(json.dumps(SIZED))
+    assert [*schemas.params_from_schema(tmp_path / "own.json")] == [*SIZED["properties"]]
+
+
+def test_a_misspelled_field_of_a_form_is_reported() -> None:
+    with pytest.raises(RunGenInputError, match=r"no field 'prompts'\. It has: prompt, width, "):
+        schemas.params_from_schema("flux-schnell", prompts="a fox")
+    with pytest.raises(RunGenInputError, match="unknown"):
+        schemas.params_from_schema("flux")
 
 
 # --- those that come with the package -----------------------------------------------------------------------

@@ -88,7 +88,7 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
         return RunGenAPIError(
             f"{failed}: RunGen redirects to {host}, and redirects are not followed, to keep the key safe",
             status_code=code,
-            hint="If the API moved there, change the host of the Airflow connection",
+            hint="If the API moved there, change the Base URL of the Airflow connection",
         )
     try:
         body = json.loads(response.body)

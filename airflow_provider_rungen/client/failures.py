@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.flow import Request
@@ -22,34 +24,67 @@ class ExchangeState:
     is_interrupted: bool = False
 
 
-def timed_out(request: Request, limit: float, exchange: ExchangeState) -> RunGenConnectionError:
+def timed_out(
+    request: Request, limit: float, exchange: ExchangeState, proxy: str | None
+) -> RunGenConnectionError:
     """
     Return the error for an exchange that was given up.
 
     :param request: the request.
     :param limit: the seconds it had.
     :param exchange: how far it has come.
+    :param proxy: the URL of the proxy in use.
     """
-    what = "RunGen did not answer in full" if exchange.is_sent else "RunGen could not be reached"
+    what = "RunGen did not answer in full" if exchange.is_sent else _unreachable(proxy)
     when = "before the task had to end" if exchange.is_interrupted else f"within {format_duration(limit)}"
     return RunGenConnectionError(f"Could not {request.purpose}: {what} {when}", sent=exchange.is_sent)
 
 
-def connection_failed(request: Request, error: BaseException, *, sent: bool) -> RunGenConnectionError:
+def connection_failed(
+    request: Request, error: BaseException, *, sent: bool, proxy: str | None = None
+) -> RunGenConnectionError:
     """
     Return the error for a connection that could not be made, or was lost.
 
     :param request: the request.
     :param error: the library's error.
     :param sent: whether the request may have been sent.
+    :param proxy: the URL of the proxy in use.
     """
     sent = sent and not isinstance(_root(error), UnicodeError)  # the host's name could not be looked up
-    what = (
-        "the connection to RunGen was lost before the whole answer came"
-        if sent
-        else "RunGen could not be reached"
-    )
+    what = "the connection to RunGen was lost before the whole answer came" if sent else _unreachable(proxy)
     return RunGenConnectionError(f"Could not {request.purpose}: {what} ({describe_cause(error)})", sent=sent)
+
+
+def proxy_failed(request: Request, error: BaseException, proxy: str | None) -> RunGenConnectionError:
+    """
+    Return the error for a proxy that could not be reached, or made no connection. Nothing was sent.
+
+    :param request: the request.
+    :param error: the library's error.
+    :param proxy: the URL of the proxy.
+    """
+    root = _root(error)
+    # http.client has the status in the text only
+    status = getattr(error, "status", None) or re.search(r"^Tunnel connection failed: (\d{3})\b", str(root))
+    if status:
+        what = f"refused to connect to RunGen ({status[1] if isinstance(status, re.Match) else status})"
+    else:
+        what = f"could not be reached ({describe_cause(error)})"
+    return RunGenConnectionError(
+        f"Could not {request.purpose}: {_name(proxy)} {what}",
+        sent=False,
+        hint="Check Proxy of the Airflow connection, or the proxy of the environment",
+    )
+
+
+def _unreachable(proxy: str | None) -> str:
+    return f"RunGen could not be reached{f' through {_name(proxy)}' if proxy else ''}"
+
+
+def _name(proxy: str | None) -> str:
+    """Return the name of a proxy, without its user and password."""
+    return f"the proxy {urlsplit(proxy or '').netloc.rpartition('@')[2]}"
 
 
 def describe_cause(error: BaseException) -> str:

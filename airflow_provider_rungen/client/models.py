@@ -23,6 +23,7 @@ from airflow_provider_rungen.client.parsing import (
 )
 from airflow_provider_rungen.client.texts import clean_text, error_text
 from airflow_provider_rungen.exceptions import (
+    RunGenError,
     RunGenJobCanceledError,
     RunGenJobError,
     RunGenJobFailedError,
@@ -80,6 +81,7 @@ class Job:
     :param created_at: when the service accepted it (aware, in UTC).
     :param execution_time: seconds of work, if known.
     :param raw_status: the service's own word for the status.
+    :param cause: the error that came in place of an answer, when many jobs were asked for.
     """
 
     id: str
@@ -91,6 +93,7 @@ class Job:
     created_at: pendulum.DateTime | None = None
     execution_time: float | None = None
     raw_status: str = field(default="", repr=False)
+    cause: RunGenError | None = field(default=None, repr=False)
 
     @property
     def is_terminal(self) -> bool:
@@ -109,7 +112,10 @@ class Job:
         :raises RunGenJobFailedError: it failed; the message has the service's error text.
         :raises RunGenJobCanceledError: it was canceled.
         :raises RunGenJobError: it is not over.
+        :raises RunGenError: its ``cause``.
         """
+        if self.cause is not None:
+            raise self.cause
         name = f"Job {self.id} of app {self.app_id}"
         reason = f": {self.error.rstrip('.')}" if self.error else ""
         if self.status is JobStatus.FAILED:

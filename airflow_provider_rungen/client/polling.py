@@ -196,4 +196,4 @@ def job_of(outcome: Job | RunGenError, app_id: str, job_id: str) -> Job:
 
 def failed_by(error: RunGenError, app_id: str, job_id: str) -> Job:
     """Return the job that an error makes useless: among others, it counts as failed."""
-    return Job(id=job_id, app_id=app_id, status=JobStatus.FAILED, error=str(error))
+    return Job(id=job_id, app_id=app_id, status=JobStatus.FAILED, error=str(error), cause=error)

@@ -29,6 +29,11 @@ class Price:
     def __str__(self) -> str:
         return f"{self.amount} {self.currency}/{self.unit}"
 
+    @property
+    def per_second(self) -> Decimal:
+        """What a worker costs in a second."""
+        return self.amount / _UNITS[self.unit]
+
     def cost(self, worker_seconds: Decimal) -> Decimal:
         """Return what these seconds of workers cost, to a hundredth of a cent."""
         return (worker_seconds * self.amount / _UNITS[self.unit]).quantize(_COST)

@@ -23,7 +23,7 @@ from airflow_provider_rungen.client.exchange import (
     ExchangeThread,
     check_current,
 )
-from airflow_provider_rungen.client.failures import ExchangeState, connection_failed, timed_out
+from airflow_provider_rungen.client.failures import ExchangeState, connection_failed, proxy_failed, timed_out
 from airflow_provider_rungen.client.flow import Request, Response
 from airflow_provider_rungen.client.lookups import look_up
 from airflow_provider_rungen.client.settings import Settings, environment_ca, tls_context
@@ -76,6 +76,7 @@ class Sender:
         self.settings = settings
         self._sleep = sleep
         self._is_interrupted = is_interrupted
+        self._proxy = settings.proxy_for(settings.base_url)
         self._limiter = RateLimiter(settings.max_requests_per_second)
         self._session: requests.Session | None = None
         self._thread: ExchangeThread | None = None
@@ -114,9 +115,12 @@ class Sender:
         try:
             return exchange.wait(limit, self._is_interrupted)
         except AbandonedError:
-            failure = timed_out(request, limit, exchange)
+            failure = timed_out(request, limit, exchange, self._proxy)
         except (requests.RequestException, HTTPError, OSError, EOFError, zlib.error) as error:
-            failure = connection_failed(request, error, sent=exchange.is_sent)
+            if isinstance(error, requests.exceptions.ProxyError) and not exchange.is_sent:
+                failure = proxy_failed(request, error, self._proxy)
+            else:
+                failure = connection_failed(request, error, sent=exchange.is_sent, proxy=self._proxy)
         # raised out here, so that the library's error, which holds the headers, is not its context
         raise failure
 
@@ -205,9 +209,11 @@ class AsyncSender:
                         return await self._exchange(request, exchange)
             except (aiohttp.ClientError, OSError, ValueError, EOFError, zlib.error) as error:
                 if scope.expired():
-                    failure = timed_out(request, limit, exchange)
+                    failure = timed_out(request, limit, exchange, self._proxy)
+                elif isinstance(error, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
+                    failure = proxy_failed(request, error, self._proxy)
                 else:
-                    failure = connection_failed(request, error, sent=exchange.is_sent)
+                    failure = connection_failed(request, error, sent=exchange.is_sent, proxy=self._proxy)
             # raised out here, so that the library's error, which holds the headers, is not its context
             raise failure
 

@@ -101,7 +101,7 @@ class Settings:
         if size > self.max_response_bytes:
             raise RunGenResponseError(
                 f"Could not {request.purpose}: the answer is larger than {self.max_response_bytes} bytes",
-                hint="If that is expected, raise max_response_bytes in the extra of the Airflow connection",
+                hint="If that is expected, raise Largest answer (max_response_bytes) in the connection",
                 retryable=False,
             )
 

@@ -40,9 +40,9 @@ class JobUsage:
         for report in reports:
             if not isinstance(report, Mapping):
                 continue
-            count = _decimal(report.get("jobs"))
+            count = read_decimal(report.get("jobs"))
             jobs.append(0 if count is None else int(count))
-            if (ran := _decimal(report.get("execution_seconds"))) is not None:
+            if (ran := read_decimal(report.get("execution_seconds"))) is not None:
                 seconds.append(ran)
         return cls(sum(jobs), sum(seconds, Decimal()) if seconds else None) if jobs else None
 
@@ -150,6 +150,12 @@ def read_usage(ti: Any, runners: Sequence[str], collectors: Sequence[str]) -> Jo
     return JobUsage(max(total.jobs for total in found), max(busy, default=None))
 
 
+def read_busy_seconds(ti: Any, task_ids: Sequence[str]) -> Decimal:
+    """Return how long the jobs of some tasks ran, as far as they have pushed it."""
+    total = JobUsage.total(_pull(ti, task_ids))
+    return (total and total.busy_seconds) or Decimal()
+
+
 def _pull(ti: Any, task_ids: Sequence[str]) -> Iterable[Any]:
     if not task_ids:
         return ()
@@ -160,7 +166,8 @@ def _pull(ti: Any, task_ids: Sequence[str]) -> Iterable[Any]:
     return (pulled,) if pulled is None or isinstance(pulled, Mapping) else pulled
 
 
-def _decimal(value: Any) -> Decimal | None:
+def read_decimal(value: Any) -> Decimal | None:
+    """Return a number that is neither negative nor absurd; ``None`` if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -78,6 +78,7 @@ class CollectRun(WaitingRun["WaitOptions"]):
             app_id, ids = event.get("app_id") or self.app_id, self._ids(job_id)
             self.usage.note_submitted(filter(None, ids))
             self.usage.note_event([each for each in ids if each is not None], event)
+            self.is_about(app_id)
             with closing(Collector(self, self._collect_options)) as collector:
                 with collector.reporting_failure(app_id, ids):
                     failed = read_job_event(event)

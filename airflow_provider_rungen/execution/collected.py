@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.contact_sheet import SheetWriter, describe_job
+from airflow_provider_rungen.execution.cost import JobCosts
 from airflow_provider_rungen.execution.table.job_rows import JobRows
 from airflow_provider_rungen.execution.table.results import ResultCounts, ResultRow, ResultsTable
 from airflow_provider_rungen.execution.xcom_values import find_key_problem, find_xcom_problem
@@ -103,18 +105,24 @@ class CollectedTable(JobRows):
         super().__init__()
 
     def write(
-        self, ids: Sequence[str | None], errors: Mapping[str, RunGenError], missing: str = ""
+        self,
+        ids: Sequence[str | None],
+        errors: Mapping[str, RunGenError],
+        missing: str = "",
+        *,
+        costs_of: Callable[[Decimal], JobCosts],
     ) -> ResultCounts:
         """
         Write the table: a row for each id, in order.
 
         :param errors: the errors of jobs that failed.
+        :param costs_of: returns what the jobs cost, given the seconds that they ran.
         :param missing: the error of the jobs of which nothing is known.
         """
         self.add_errors(errors)
         counts = ResultCounts()
         rows = (self.row(index, job_id, missing=missing) for index, job_id in enumerate(ids))
-        self._table.write(counts.count(rows))
+        self._table.write(counts.count(costs_of(self.seconds).charge(rows)))
         return counts
 
 

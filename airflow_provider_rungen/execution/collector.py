@@ -7,13 +7,14 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of, strip_payloads
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.collected import (
     Collected,
@@ -21,6 +22,7 @@ from airflow_provider_rungen.execution.collected import (
     CollectedTable,
     CollectedValues,
 )
+from airflow_provider_rungen.execution.cost import find_job_costs
 from airflow_provider_rungen.execution.failures import enforce_max_failed, failure_reasons
 from airflow_provider_rungen.execution.job_ids import format_jobs
 from airflow_provider_rungen.execution.lineage import TaskOutcome
@@ -30,6 +32,7 @@ from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.options import CollectOptions
+    from airflow_provider_rungen.execution.table.results import ResultCounts
     from airflow_provider_rungen.execution.waiting import WaitingRun
 
 log = logging.getLogger(__name__)
@@ -123,7 +126,7 @@ class Collector:
                     with suppress(RunGenError):
                         self.gather(app_id, ids)
                 try:
-                    self._table.write(ids, self.errors, error.message)
+                    self._write_table(self._table, app_id, ids, error.message)
                 except RunGenError as failure:
                     log.warning("%s", failure)
             self.write_sheet(app_id, ids, missing=error.message)
@@ -153,7 +156,7 @@ class Collector:
         """
         with self.reporting_failure(app_id, ids):
             self.gather(app_id, ids, jobs)
-        counts = None if self._table is None else self._table.write(ids, self.errors)
+        counts = None if self._table is None else self._write_table(self._table, app_id, ids)
         self.write_sheet(app_id, ids)
         reasons = failure_reasons(ids, self.errors)
         failed = list(reasons) if counts is None else list(reasons)[:MAX_FAILED_INDEXES]
@@ -188,6 +191,12 @@ class Collector:
         """
         if self._sheet is not None:
             self._sheet.write(app_id, ids, self.errors, refused, missing)
+
+    def _write_table(
+        self, table: CollectedTable, app_id: str, ids: Sequence[str | None], missing: str = ""
+    ) -> ResultCounts:
+        costs_of = partial(find_job_costs, self._run, app_id, is_collecting=True)
+        return table.write(ids, self.errors, missing, costs_of=costs_of)
 
     def _value(self, ids: Sequence[str | None], *, single: bool) -> Any:
         values = self._values.values(ids)
@@ -236,7 +245,7 @@ class Collector:
             job.raise_for_status()
             if self._schema is not None:
                 self._schema.check_result(job)
-        except RunGenJobError as failure:
+        except RunGenError as failure:
             error = failure
         if error is not None:
             for rows in self._takers():

@@ -107,6 +107,11 @@ class DurableRun(WaitingRun[Options]):
         # keeps it, too (apache/airflow #72929), and looks the same.
         return self.on_clear != "new" or attempts.CLEAR_DISCARDS_STATE
 
+    def push_origin(self, app_id: str) -> None:
+        """Push which app and connection know the jobs, for the tasks that are given their ids."""
+        self.push_quietly("app_id", app_id, "the app")
+        self.push_quietly("rungen_conn_id", self.options.rungen_conn_id, "the connection")
+
     def on_checkpoint(self) -> None:
         if not self.state.is_saved:
             # a signal in the middle of a call to the supervisor would leave it out of step

@@ -85,6 +85,7 @@ class JobRun(DurableRun["SubmitOptions"]):
     def _submit(self, job_input: Any) -> Submission:
         app_id = self.app_id
         self.link_to(app_id)
+        self.push_origin(app_id)
         found = self._submission.find(app_id, job_input)
         if found is None:
             self.own("", [])  # what an earlier attempt left is over, canceled or not to be canceled

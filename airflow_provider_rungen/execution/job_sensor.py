@@ -80,6 +80,7 @@ class JobSensorRun(WaitingRun["WaitOptions"]):
             jobs = perform(poll_jobs_once(self._poller, job_ids))
             if jobs is None:
                 self.late = timeout_error(self._poller, job_ids)
+                self.name_jobs(self.late)
                 return False
             self._finish(jobs)
             return True
@@ -92,9 +93,10 @@ class JobSensorRun(WaitingRun["WaitOptions"]):
     def complete(self, job_id: Any, event: Mapping[str, Any]) -> None:
         """Go on after the wait in the triggerer."""
         with fail_without_retry(*JOB_IS_OVER), self.opened():
-            raise_for_jobs(read_job_event(event), event.get("count", 0))
             app_id = event.get("app_id") or self.app_id
             job_ids = event.get("job_ids") or parse_known_job_ids(job_id)
+            self.is_about(app_id, job_ids)
+            raise_for_jobs(read_job_event(event), event.get("count", 0))
             self.own(app_id, job_ids)
             self._read_schema()
             if self._schema is not None:

@@ -69,13 +69,14 @@ class TaskOutcome:
         return extra
 
 
-def lineage_of(outcome: TaskOutcome, base_url: str) -> OperatorLineage[Any, Any] | None:
+def lineage_of(outcome: TaskOutcome | None, base_url: str) -> OperatorLineage[Any, Any] | None:
     """
     Return the lineage of a task: the app and the source tables are its inputs, the stored files its outputs.
 
     If there are more than `MAX_LISTED_FILES` files, their folder is the output. A results table is the only
     output, because it lists the files. What was used and the bill are facets of the run.
 
+    :param outcome: ``None`` if nothing is known.
     :param base_url: the address of the API.
     :return: ``None`` if the OpenLineage provider is not installed.
     """
@@ -84,6 +85,8 @@ def lineage_of(outcome: TaskOutcome, base_url: str) -> OperatorLineage[Any, Any]
         from openlineage.client.generated.base import Dataset
     except ImportError:
         return None
+    if outcome is None:
+        return OperatorLineage()
     files: Sequence[Mapping[str, Any]] = outcome.files
     if outcome.results is not None:
         files = [{"uri": outcome.results}]

@@ -12,12 +12,14 @@ from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppError,
     RunGenAppTimeoutError,
+    RunGenBadRequestError,
     RunGenError,
     RunGenForbiddenError,
     RunGenJobCanceledError,
-    RunGenJobError,
     RunGenJobFailedError,
     RunGenJobTimeoutError,
+    RunGenNotFoundError,
+    RunGenResponseError,
 )
 
 # Of more failures than this, a message names no reasons.
@@ -26,6 +28,26 @@ MAX_REASONS = 10
 JOB_IS_OVER = (RunGenJobFailedError, RunGenJobCanceledError)
 # The text of a refused API key, as 0.1 wrote it into an event.
 _REFUSAL = re.compile(r"^Could not get (?:job|app) \S+(?: of app \S+)? \((401|403)\): ")
+
+
+# The errors of a single job that may come in place of an answer about it.
+_CAUSES = {kind.__name__: kind for kind in (RunGenNotFoundError, RunGenBadRequestError, RunGenResponseError)}
+
+
+def unsuccessful_job(job: Job) -> dict[str, Any]:
+    """Return what an event holds of a job that did not complete."""
+    found: dict[str, Any] = {"id": job.id, "status": job.status.value, "error": job.error}
+    if (cause := job.cause) is not None:
+        code = {"status_code": cause.status_code} if isinstance(cause, RunGenAPIError) else {}
+        found["cause"] = {"kind": type(cause).__name__, "message": cause.message, "hint": cause.hint, **code}
+    return found
+
+
+def _read_cause(value: Any) -> RunGenError | None:
+    if not isinstance(value, Mapping) or (kind := _CAUSES.get(str(value.get("kind")))) is None:
+        return None
+    code = {"status_code": value["status_code"]} if isinstance(value.get("status_code"), int) else {}
+    return kind(str(value.get("message") or ""), hint=str(value.get("hint") or ""), **code)
 
 
 def read_job_event(event: Mapping[str, Any]) -> list[Job]:
@@ -44,6 +66,7 @@ def read_job_event(event: Mapping[str, Any]) -> list[Job]:
                 app_id=app_id,
                 status=JobStatus.CANCELED if job.get("status") == JobStatus.CANCELED else JobStatus.FAILED,
                 error=job.get("error") or "",
+                cause=_read_cause(job.get("cause")),
             )
             for job in event.get("unsuccessful") or ()
         ]
@@ -95,7 +118,7 @@ def raise_for_jobs(jobs: Iterable[Job], count: int = 0) -> None:
     for job in {job.id: job for job in jobs}.values():
         try:
             job.raise_for_status()
-        except RunGenJobError as error:
+        except RunGenError as error:
             errors.append(error)
     if errors:
         raise combined_error(errors, max(count, len(errors)), "did not complete")
@@ -116,9 +139,7 @@ def combined_error(errors: Iterable[RunGenError], count: int, problem: str) -> R
     more = f"; and {count - MAX_REASONS} more" if count > MAX_REASONS else ""
     reasons = "; ".join(error.message for error in errors[:MAX_REASONS])
     message = f"{count} jobs {problem}: {reasons}{more}"
-    if not isinstance(first, RunGenJobError):
-        return RunGenError(message, hint=first.hint, retryable=first.retryable)
-    return type(first)(message, app_id=first.app_id, job_id=first.job_id, retryable=first.retryable)
+    return first.revised(message, hint=first.hint, retryable=first.retryable)
 
 
 def is_permanent(error: RunGenError) -> bool:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from airflow_provider_rungen._airflow import AirflowFailException, Asset
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.kill import KillGuard
-from airflow_provider_rungen.execution.page_record import MAX_PAGE_JOBS, push_page
+from airflow_provider_rungen.execution.lineage import TaskOutcome, lineage_of
+from airflow_provider_rungen.execution.page_record import MAX_PAGE_JOBS, PAGE_KEY
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
-from airflow_provider_rungen.links.pages import page_url
+from airflow_provider_rungen.links.pages import are_pages_enabled, page_url
 from airflow_provider_rungen.links.urls import app_url, job_url
 
 if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
     from airflow_provider_rungen._airflow import BaseOperator, Context
-    from airflow_provider_rungen.execution.lineage import TaskOutcome
     from airflow_provider_rungen.execution.options import RunOptions
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class TaskRun(Generic[Options]):
         self.outcome: TaskOutcome | None = None
         self.options = options
         self._is_connected = False
+        self.is_about(options.app_id or "")
 
     @property
     def ti(self) -> Any:
@@ -61,10 +63,19 @@ class TaskRun(Generic[Options]):
         """The app of the task: the one that it names, or else the connection's."""
         return self.hook.resolve_app_id(self.options.app_id)
 
+    def is_about(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
+        """Note the app and jobs of the attempt, for what is reported when it fails."""
+        self.known_app_id, self._known_job_ids = app_id, job_ids
+
+    @property
+    def job_ids(self) -> Sequence[str]:
+        """The jobs of the attempt, as far as they are known."""
+        return self._known_job_ids
+
     @contextmanager
     def opened(self) -> Iterator[RunGenHook]:
         """Open the hook for one stretch of work. A job that fails it gets the link."""
-        with self.guard.working(), self.hook as hook:
+        with self.guard.working(), self.naming_jobs(), self.hook as hook:
             _ = hook.settings  # on_kill must not have to ask Airflow for them
             self._is_connected = True
             try:
@@ -73,6 +84,21 @@ class TaskRun(Generic[Options]):
                 if error.job_id:
                     self.link_to_job(error.app_id, error.job_id)
                 raise
+
+    @contextmanager
+    def naming_jobs(self) -> Iterator[None]:
+        """Note on an error which app and jobs it is about, for the callbacks of the task."""
+        try:
+            yield
+        except BaseException as error:  # execution_timeout is no Exception
+            self.name_jobs(error)
+            raise
+
+    def name_jobs(self, error: BaseException) -> None:
+        """Note on an error which app and jobs it is about."""
+        of_error: Any = error
+        of_error.app_id = getattr(error, "app_id", "") or self.known_app_id
+        of_error.job_ids = list(self.job_ids)
 
     def deadline(self, end: float) -> float:
         """
@@ -111,12 +137,12 @@ class TaskRun(Generic[Options]):
         if self.task.do_xcom_push:
             self.ti.xcom_push(key="return_value", value=value)
 
-    def link_to(self, app_id: str, job_ids: Iterable[str] = ()) -> None:
+    def link_to(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
         """Push the links to the page of the task, to the app, and to the first job."""
-        job_ids = list(islice(job_ids, MAX_PAGE_JOBS))
+        self.is_about(app_id, job_ids)
         self._push_link(RunGenAppLink.key, app_url(self.hook.settings, app_id), "apps", app_id)
         self._push_link(RunGenResultsLink.key, "")
-        self.push_page(app_id, job_ids)
+        self.push_page(app_id, job_ids[:MAX_PAGE_JOBS])
         for job_id in job_ids[:1]:
             self.link_to_job(app_id, job_id)
 
@@ -125,9 +151,12 @@ class TaskRun(Generic[Options]):
         self._push_link(RunGenJobLink.key, job_url(self.hook.settings, app_id, job_id), "jobs", job_id)
 
     def push_page(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
-        """Push what the page of the task has to know, and finds nowhere else."""
-        details = {"connection": self.options.rungen_conn_id, "app": app_id, **self.page_details()}
-        push_page(self.ti, details | ({"jobs": list(job_ids)} if job_ids else {}))
+        """Push what the page of the task has to know, and finds nowhere else, where there are pages."""
+        if are_pages_enabled():
+            details = {"connection": self.options.rungen_conn_id, "app": app_id, **self.page_details()}
+            details["jobs"] = list(job_ids) or None
+            value = {name: each for name, each in details.items() if each is not None}
+            self.push_quietly(PAGE_KEY, value, "what the page of the task shows")
 
     def page_details(self) -> dict[str, Any]:
         """Return what else the page of the task has to know; see `page_record`."""
@@ -139,10 +168,16 @@ class TaskRun(Generic[Options]):
         if not url:
             return
         self.links = self.links | {key: url}
+        if self.context.get("task_reschedule_count"):
+            return  # Airflow 3 pushes the links itself at the end of each look of a rescheduling sensor
+        self.push_quietly(key, url, f"the link to {url}")
+
+    def push_quietly(self, key: str, value: Any, name: str) -> None:
+        """Push what a task is not to fail for."""
         try:
-            self.ti.xcom_push(key=key, value=url)
-        except Exception as error:  # a task is not to fail for its links
-            log.warning("Could not save the link to %s: %s", url, type(error).__name__)
+            self.ti.xcom_push(key=key, value=value)
+        except Exception as error:
+            log.warning("Could not push %s: %s", name, type(error).__name__)
 
     def record_outcome(self, outcome: TaskOutcome) -> None:
         """Add what was done to the events of the task's outlets, and keep it for OpenLineage."""
@@ -151,6 +186,20 @@ class TaskRun(Generic[Options]):
             if isinstance(outlet, Asset):  # an alias has no event until it is given an asset
                 event = self.context["outlet_events"][outlet]
                 event.extra = {**event.extra, **outcome.extra()}
+
+    def known_outcome(self) -> TaskOutcome | None:
+        """Return what is known of a task that did not get to its end, or has nothing else to report."""
+        return TaskOutcome(self.known_app_id, self.job_ids) if self.known_app_id else None
+
+    def lineage(self) -> OperatorLineage[Any, Any] | None:
+        """Return what was read and stored; ``None`` where OpenLineage's provider is not installed."""
+        outcome, base_url = self.outcome or self.known_outcome(), ""
+        if outcome is not None:
+            try:
+                base_url = self.hook.settings.base_url
+            except RunGenError:
+                outcome = None
+        return lineage_of(outcome, base_url)
 
 
 @contextmanager
@@ -165,4 +214,4 @@ def fail_without_retry(*also: type[RunGenError]) -> Iterator[None]:
     except RunGenError as error:
         if error.retryable and not isinstance(error, also):
             raise
-        raise AirflowFailException(str(error)) from error
+        raise error.named_in(AirflowFailException(str(error))) from error

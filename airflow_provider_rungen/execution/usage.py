@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.models import Job, JobStatus
 
 #: The XCom key.
@@ -22,10 +24,17 @@ class Usage:
         # the jobs that the triggerer waited for, and their seconds together
         self._waited_for: set[str] = set()
         self._waited_seconds = 0.0
+        # what was sent as metrics
+        self._counted: Counter[str] = Counter()
 
     def __bool__(self) -> bool:
         """Return whether the attempt ran, collected or reused jobs, as far as it is known."""
         return bool(self._jobs or self._reused)
+
+    @property
+    def job_ids(self) -> list[str]:
+        """The jobs that the attempt ran or collected, in order."""
+        return list(self._jobs)
 
     def note_submitted(self, job_ids: Iterable[str]) -> None:
         """Note jobs of the attempt, before anything else is known of them."""
@@ -71,6 +80,12 @@ class Usage:
             "reused": len(self._reused),
             "execution_seconds": round(seconds, 3),
         }
+
+    def send_metrics(self) -> None:
+        """Count what was used, through Airflow's metrics. A second call counts only what was added since."""
+        for name, value in self.to_json().items():
+            metrics.incr(f"usage.{name}", round(value) - self._counted[name])
+            self._counted[name] = round(value)
 
     def __str__(self) -> str:
         """Return the usage as a line for people."""

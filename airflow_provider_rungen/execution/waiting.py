@@ -82,8 +82,20 @@ class WaitingRun(TaskRun[Options]):
         self.usage = Usage()
         self._defer = defer
 
+    @property
+    def job_ids(self) -> Sequence[str]:
+        return list(dict.fromkeys([*super().job_ids, *self.usage.job_ids, *self.jobs.job_ids]))
+
+    def known_outcome(self) -> TaskOutcome | None:
+        outcome = super().known_outcome()
+        return outcome and replace(outcome, usage=self._known_usage())
+
+    def _known_usage(self) -> dict[str, Any] | None:
+        return self.usage.to_json() if self.usage else None
+
     def own(self, app_id: str, job_ids: Sequence[str], borrowed: Collection[str] = ()) -> None:
         """Answer for these jobs from now on, and for no others."""
+        self.known_app_id = app_id or self.known_app_id
         self.jobs = OwnedJobs(app_id, job_ids, borrowed=borrowed)
 
     @contextmanager
@@ -100,13 +112,11 @@ class WaitingRun(TaskRun[Options]):
     def push_usage(self) -> None:
         """Push what the jobs used, and log it."""
         log.info("Used %s", self.usage)
-        try:
-            self.ti.xcom_push(key=USAGE_KEY, value=self.usage.to_json())
-        except Exception as error:  # a task is not to fail for its figures
-            log.warning("Could not push what the jobs used: %s", type(error).__name__)
+        self.usage.send_metrics()
+        self.push_quietly(USAGE_KEY, self.usage.to_json(), "what the jobs used")
 
     def record_outcome(self, outcome: TaskOutcome) -> None:
-        super().record_outcome(replace(outcome, usage=self.usage.to_json() if self.usage else None))
+        super().record_outcome(replace(outcome, usage=self._known_usage()))
 
     def cleanup(self) -> str:
         if self.options.cancel_on_kill and self.jobs.job_ids:

@@ -82,8 +82,8 @@ class FlowHook(BaseHook):
         if not app_id:
             raise RunGenConfigError(
                 "There is no app_id",
-                hint="Set app_id in the task, or in the extra of the Airflow connection "
-                f"{self.rungen_conn_id!r}",
+                hint="Set app_id in the task, or Default app ID (extra field 'app_id') in the Airflow "
+                f"connection {self.rungen_conn_id!r}",
             )
         return app_id
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from airflow_provider_rungen import get_provider_info
 from airflow_provider_rungen.client.address_policy import is_loopback
 from airflow_provider_rungen.client.durations import to_seconds
 from airflow_provider_rungen.client.price import parse_price
@@ -39,7 +40,7 @@ def read_connection(conn: Connection, conn_id: str) -> tuple[Settings, str | Non
         key = _read_key(conn)
         for name in ("app_url", "job_url"):
             if key in unquote(extra.get(name, "")):
-                raise _FieldError(f"extra field {name!r} holds the API key, and everybody would see it")
+                raise _FieldError(f"{_label(name)} holds the API key, and everybody would see it")
         base_url = _read_base_url(conn, allow_http=extra.pop("allow_http", False))
     except _FieldError as error:
         raise RunGenConfigError(f"Airflow connection {conn_id!r}: {error}") from None
@@ -53,9 +54,9 @@ def _read_key(conn: Connection) -> str:
     key = (conn.password or "").strip()
     if not key:
         login = "; login is set, but RunGen has no login" if conn.login else ""
-        raise _FieldError(f"password is empty; it must be the RunGen API key{login}")
+        raise _FieldError(f"API key (password) is empty{login}")
     if not key.isascii() or not key.isprintable():
-        raise _FieldError("password has characters that an API key cannot have")
+        raise _FieldError("API key (password) has characters that no key has")
     return key
 
 
@@ -63,7 +64,7 @@ def _read_key(conn: Connection) -> str:
 
 
 def _read_base_url(conn: Connection, *, allow_http: bool) -> str:
-    invalid = _FieldError("host is not an address; it must look like https://api.rungen.ai")
+    invalid = _FieldError("Base URL (host) is not an address; it must look like https://api.rungen.ai")
     host = (conn.host or "").strip()
     prefix = (conn.schema or "").strip()
     scheme = "https"
@@ -79,21 +80,22 @@ def _read_base_url(conn: Connection, *, allow_http: bool) -> str:
     except ValueError:
         raise invalid from None
     if port is not None and not 0 < port < 65536:
-        raise _FieldError("port is not a port number")
+        raise _FieldError("Port is not a port number")
     name = parts.hostname or ""
     labels = name.removesuffix(".").split(".")
     is_name = re.fullmatch(r"[A-Za-z0-9._:-]+", name) and all(0 < len(label) < 64 for label in labels)
     if parts.scheme not in ("http", "https") or not is_name:
         raise invalid
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise _FieldError("host may have a scheme, a name, a port and a path, and nothing else")
+        raise _FieldError("Base URL (host) may have a scheme, a name, a port and a path, and nothing else")
     if parts.scheme == "http" and not allow_http and not is_loopback(name):
         raise _FieldError(
-            "host is plain http, which would show the API key to the network; use https, or set allow_http"
+            "Base URL (host) is plain http, which would show the API key to the network; use https, or set "
+            "Allow plain http (allow_http)"
         )
     path = "/".join(piece.strip("/") for piece in (parts.path, prefix) if piece.strip("/"))
     if not re.fullmatch(r"[A-Za-z0-9._~/%-]*", path) or ".." in path.split("/"):
-        raise _FieldError("host has an invalid path")
+        raise _FieldError("Base URL (host) has an invalid path")
     netloc = _bracketed(name) + (f":{port}" if port else "")
     return f"{parts.scheme}://{netloc}" + (f"/{path}" if path else "")
 
@@ -127,8 +129,14 @@ def _read_extra(text: str | None) -> dict[str, Any]:
         try:
             extra[name] = _EXTRAS[name](value)
         except ValueError as error:
-            raise _FieldError(f"extra field {name!r} {error}") from None
+            raise _FieldError(f"{_label(name)} {error}") from None
     return extra
+
+
+def _label(name: str) -> str:
+    """Return what a field is called in the form of the connection, and in its JSON."""
+    label = get_provider_info()["connection-types"][0]["conn-fields"][name]["label"]
+    return f"{label} (extra field {name!r})"
 
 
 def _string(value: Any) -> str:

@@ -109,7 +109,11 @@ class ConnectionLookup:
         except Exception as error:
             problem, hint = f"could not be read ({type(error).__name__})", ""
             if isinstance(error, AirflowNotFoundException):
-                problem, hint = "does not exist", "Create it, or correct rungen_conn_id"
+                problem = "does not exist"
+                hint = (
+                    "Add one of type RunGen.AI under Admin → Connections, or set the environment variable "
+                    f"AIRFLOW_CONN_{self._conn_id.upper()}, or correct rungen_conn_id"
+                )
             failure = RunGenConfigError(
                 f"Airflow connection {self._conn_id!r} {problem}", hint=hint, retryable=True
             )

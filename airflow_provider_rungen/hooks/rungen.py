@@ -248,7 +248,7 @@ class RunGenHook(FlowHook):
     # --- the UI ---
 
     def test_connection(self) -> tuple[bool, str]:
-        """Request the apps once, and return whether that worked, with a message for the UI."""
+        """Request the apps once, and return whether all is well, with a message for the UI."""
         try:
             base_url = self.settings.base_url
         except RunGenConfigError as error:
@@ -258,10 +258,13 @@ class RunGenHook(FlowHook):
             with self:
                 apps = self.perform(endpoints.list_apps(attempts=1))
         except RunGenError as error:
-            return False, f"{str(error).rstrip('.')}. The base URL is {base_url}"
-        names = ", ".join(app.name or app.id for app in apps[:5]) + (", …" if len(apps) > 5 else "")
-        count = f"{len(apps)} app{'s' * (len(apps) != 1)}"
-        return True, f"Connected to {base_url}: {count}" + (f" ({names})" if names else "")
+            return False, f"{str(error).rstrip('.')}. The Base URL is {base_url}"
+        found = f"{len(apps)} app{'s' * (len(apps) != 1)}" + _format_apps(apps)
+        default = self._lookup.app_id
+        if default is None or any(app.id == default for app in apps):
+            return True, f"Connected to {base_url}: {found}"
+        hint = f"Correct Default app ID, or check API key and Team ID. The Base URL is {base_url}"
+        return False, f"Default app ID {default!r} is not among the {found}. {hint}"
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
@@ -272,6 +275,13 @@ class RunGenHook(FlowHook):
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Return the labels and hidden fields of Airflow 2's connection form."""
         return ui_field_behaviour()
+
+
+def _format_apps(apps: Sequence[App], most: int = 20) -> str:
+    """Return the names of apps with their ids, since the ids are what tasks and connections need."""
+    names = [f"{app.name} ({app.id})" if app.name else app.id for app in apps[:most]]
+    names += [f"and {len(apps) - most} more"] if len(apps) > most else []
+    return f": {', '.join(names)}" if names else ""
 
 
 def _wait(

@@ -86,11 +86,13 @@ class RunGenBaseOperator(BaseOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return what was read and stored; ``None`` where OpenLineage's provider is not installed."""
-        if self._run is None or self._run.outcome is None:
-            return None
         from airflow_provider_rungen.execution.lineage import lineage_of
 
-        return lineage_of(self._run.outcome, self._run.hook.settings.base_url)
+        return lineage_of(None, "") if self._run is None else self._run.lineage()
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """Return the app, and what its jobs used; ``None`` where OpenLineage's provider is not installed."""
+        return self.get_openlineage_facets_on_complete(task_instance)
 
     def _defer_for_jobs(self, arguments: dict[str, Any], seconds: float) -> NoReturn:
         from airflow_provider_rungen.triggers import RunGenJobTrigger

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, JOB_LINKS, RunGenBaseOperator
+from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
 from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
     check_contact_sheet,
@@ -51,8 +52,10 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
 
     :param job_id: one id, a list, or the ``.output`` of a task (templated). The ``None`` that stands for an
         input without a job counts as failed.
-    :param app_id: the app of the jobs. The connection's ``app_id`` when left out (templated).
-    :param rungen_conn_id: the Airflow connection (templated).
+    :param app_id: the app of the jobs (templated). When left out, that of the task whose ``.output`` is
+        given, or else the connection's ``app_id``.
+    :param rungen_conn_id: the Airflow connection (templated). When left out, that of the task whose
+        ``.output`` is given.
     :param wait_for_completion: wait until the jobs are over. Without it, a job that is not over is an error.
     :param deferrable: wait in the triggerer, without a worker slot.
     :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
@@ -105,6 +108,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.job_id = job_id
+        self.job_sources = find_job_sources(job_id)
         self.app_id = app_id
         self.rungen_conn_id = rungen_conn_id
         self.wait_for_completion = wait_for_completion
@@ -146,6 +150,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         from airflow_provider_rungen.execution.collect_run import CollectRun
         from airflow_provider_rungen.execution.options import CollectOptions, WaitOptions
 
+        follow_job_sources(self, context)
         run = CollectRun(
             self,
             context,

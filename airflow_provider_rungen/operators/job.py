@@ -12,6 +12,7 @@ from airflow_provider_rungen.operators.base import (
     check_deferrable,
     deferral_error,
 )
+from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
 from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
     check_choice,
@@ -135,8 +136,10 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
 
     :param job_id: one id, a list, or the ``.output`` of a task (templated). The ``None`` that stands for an
         input without a job is skipped.
-    :param app_id: the app of the jobs. The connection's ``app_id`` when left out (templated).
-    :param rungen_conn_id: the Airflow connection (templated).
+    :param app_id: the app of the jobs (templated). When left out, that of the task whose ``.output`` is
+        given, or else the connection's ``app_id``.
+    :param rungen_conn_id: the Airflow connection (templated). When left out, that of the task whose
+        ``.output`` is given.
     :param fail_if_over: fail when a job is already over.
     """
 
@@ -154,6 +157,7 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.job_id = job_id
+        self.job_sources = find_job_sources(job_id)
         self.app_id = app_id
         self.rungen_conn_id = rungen_conn_id
         self.fail_if_over = fail_if_over
@@ -167,5 +171,6 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
         from airflow_provider_rungen.execution.cancel import CancelRun
         from airflow_provider_rungen.execution.options import RunOptions
 
+        follow_job_sources(self, context)
         run = self._start(CancelRun(self, context, RunOptions.of(self)))
         return run.execute(self.job_id, fail_if_over=self.fail_if_over)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,6 +12,7 @@ from airflow_provider_rungen._airflow import (
     AIRFLOW_V_3_3_PLUS,
     BaseOperator,
     DuplicateTaskIdFound,
+    TaskGroup,
     TriggerRule,
 )
 from airflow_provider_rungen.operators.scale import RunGenScaleAppOperator
@@ -48,6 +50,25 @@ _NO_WORKER: dict[str, Any] = {
     "wait_for_downstream": False,
 }
 
+_UP_DOC = """\
+**Billing starts.** Gives the app its workers, and waits until the app is `RUNNING`. RunGen bills it from the
+first worker.
+
+The tasks of the block wait for this one. `{down}` scales the app down, whatever happens.
+"""
+_DOWN_DOC = """\
+**Billing ends.** Scales the app to zero workers when the tasks of the block have ended, whether they
+succeeded or not.
+
+- The log ends with the bill: how long the app was up, and what it cost.
+- If this task fails, the app may still be billed. The log says so, and the run fails.
+"""
+_END_DOC = """\
+Succeeds when `{name}_up` and `{name}_down` did. Otherwise it fails the run: the app may still be billed.
+
+The scheduler ends this task by itself, without a worker. That is why **its log is empty**.
+"""
+
 # Tasks that report the jobs of other tasks, and tasks that report none.
 _OF_OTHERS = ("RunGenCollectResultsOperator", "RunGenJobSensor")
 _WITHOUT_JOBS = ("RunGenNoOpOperator", "RunGenScaleAppOperator", "RunGenScaleDownOperator")
@@ -66,9 +87,11 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
     """
     Scale an app up for the tasks of a ``with`` block, and down to zero **whatever happens**.
 
-    It adds to the DAG: ``{name}_begin`` and ``{name}_up``, setups; ``{name}_down``, a teardown that scales to
-    zero; and ``{name}_end``, which fails the run when one of them failed. Tasks of the block wait for the app
-    to be ``RUNNING``. The app waits for what the first of them wait for.
+    It puts the tasks of the block into a group ``{name}_is_up``, which does not change their ids. The group
+    begins with a setup, ``{name}_up`` (*billing starts*), and ends with its teardown, ``{name}_down``
+    (*billing ends*). After it, ``{name}_end`` fails the run when one of the two failed. In a task group of
+    yours there is no other group. Tasks of the block wait for the app to be ``RUNNING``. The app waits for
+    what the first of them wait for.
 
     The target of ``as`` has the operators as ``up`` and ``down``.
 
@@ -125,13 +148,19 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         }
 
     def __enter__(self) -> Self:
-        self._name_tasks()
+        name = self._add_end()
         if self.dag.dagrun_timeout is not None:
             raise ValueError(
                 f"{self.dag.dag_id}: with dagrun_timeout, Airflow skips what is not finished, scaled_app's "
                 "scaling down, too, and the app is billed on. Limit the tasks instead (execution_timeout)"
             )
-        self.down.as_teardown(setups=[self.begin, self.up])
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._make_group(name))
+            self._add_up_and_down(name)
+            self._group = stack.pop_all()
+        self.down.as_teardown(setups=[self.up])
+        # also when the setup has failed: it may have scaled up before
+        self.down.trigger_rule = TriggerRule.ALL_DONE
         # Were the teardown itself to fail the run, Airflow would look at no task before it any more, and a
         # run whose tasks failed would be green. A teardown, for it is not skipped in a run marked failed.
         self.end.as_teardown(on_failure_fail_dagrun=True)
@@ -143,6 +172,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._group.close()
         if kind is not None:
             return
         tasks = self.dag.task_dict
@@ -169,24 +199,46 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             else:
                 self.down.job_task_ids = (*self.down.job_task_ids, task_id)
 
-    def _name_tasks(self) -> None:
-        """Make the tasks, with names that the DAG (or the task group) does not have yet."""
+    def _add_end(self) -> str:
+        """Add the last task, and return the prefix, which the DAG (or the task group) does not have yet."""
         for number in range(1, 100):
             name = self._name if number == 1 else f"{self._name}_{number}"
             with contextlib.suppress(DuplicateTaskIdFound):
-                #: A setup that always succeeds: a teardown does not run when its only setup has failed.
-                self.begin = RunGenNoOpOperator(task_id=f"{name}_begin", **_NO_WORKER)
+                self.end = RunGenNoOpOperator(
+                    task_id=f"{name}_end",
+                    task_display_name=f"{name} billing checked",
+                    doc_md=_END_DOC.format(name=name),
+                    **_NO_WORKER,
+                )
                 break
+        self.dag = self.end.dag
+        return name
+
+    def _make_group(self, name: str) -> AbstractContextManager[Any]:
+        """Return the group of the block, or nothing to enter if a group of the user's is around it."""
+        outer: Any = self.end.task_group
+        if outer is not None and outer.group_id and outer.prefix_group_id:
+            return contextlib.nullcontext()
+        return TaskGroup(f"{name}_is_up", prefix_group_id=False, tooltip="The app is billed while these run.")
+
+    def _add_up_and_down(self, name: str) -> None:
+        ids = {"up": f"{name}_up", "down": f"{name}_down"}
+        up: dict[str, Any] = {
+            "task_display_name": f"{name} billing starts",
+            "doc_md": _UP_DOC.format(**ids),
+            **self._app,
+            **self._up,
+        }
         #: The setup that scales up.
-        self.up = RunGenScaleAppOperator(task_id=f"{name}_up", **self._app, **self._up)
+        self.up = RunGenScaleAppOperator(task_id=ids["up"], **up)
         #: The teardown that scales down.
         self.down = RunGenScaleDownOperator(
-            task_id=f"{name}_down",
+            task_id=ids["down"],
+            task_display_name=f"{name} billing ends",
+            doc_md=_DOWN_DOC.format(**ids),
             scale_up_task_id=self.up.task_id,
             **(_OWN_POLICY | self._app | self._down),
         )
-        self.end = RunGenNoOpOperator(task_id=f"{name}_end", **_NO_WORKER)
-        self.dag = self.up.dag
 
 
 def _tasks_before(task: Any, inside: Mapping[str, Any]) -> list[Any]:

@@ -58,7 +58,7 @@ class RunGenAppSensor(RunGenBaseOperator, BaseSensorOperator):
         """Wait for the app."""
         run = self._sensor_run(context)
         if not self.deferrable:
-            with run.guard.working(), explain_timeout(self):
+            with run.naming_jobs(), run.guard.working(), explain_timeout(self):
                 return BaseSensorOperator.execute(self, context)
         with apply_soft_fail(self):
             run.wait(self.timeout, max(self.poke_interval, 0.1), self._defer_for_app)

@@ -23,10 +23,9 @@ def as_sensor_timeout(sensor: BaseSensorOperator) -> Iterator[None]:
     try:
         yield
     except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
-        raise AirflowSensorTimeout(
-            f"{error.message}: the sensor had {format_duration(sensor.timeout)}. Raise timeout if it needs "
-            "longer."
-        ) from error
+        message = f"{error.message}: the sensor had {format_duration(sensor.timeout)}"
+        timeout = AirflowSensorTimeout(f"{message}. Raise timeout if it needs longer.")
+        raise error.named_in(timeout) from error
 
 
 @contextmanager

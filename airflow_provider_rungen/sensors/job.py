@@ -15,6 +15,7 @@ from airflow_provider_rungen.operators.base import (
     JOB_LINKS,
     RunGenBaseOperator,
 )
+from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, check_schema, to_seconds
 from airflow_provider_rungen.sensors.base import apply_soft_fail, as_sensor_timeout, explain_timeout
 
@@ -38,8 +39,10 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
 
     :param job_id: one id, a list, or the ``.output`` of a task (templated). The ``None`` that stands for an
         input without a job is skipped.
-    :param app_id: the app of the jobs. The connection's ``app_id`` when left out (templated).
-    :param rungen_conn_id: the Airflow connection (templated).
+    :param app_id: the app of the jobs (templated). When left out, that of the task whose ``.output`` is
+        given, or else the connection's ``app_id``.
+    :param rungen_conn_id: the Airflow connection (templated). When left out, that of the task whose
+        ``.output`` is given.
     :param deferrable: wait in the triggerer, without a worker slot.
     :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
     :param end_from_trigger: let a success end in the triggerer, without starting a worker again, where
@@ -73,6 +76,7 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
     ) -> None:
         super().__init__(**cast("Any", kwargs))
         self.job_id = job_id
+        self.job_sources = find_job_sources(job_id)
         self.app_id = app_id
         self.rungen_conn_id = rungen_conn_id
         self.deferrable = deferrable
@@ -96,7 +100,7 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
         """Wait for the jobs."""
         run = self._sensor_run(context)
         if not self.deferrable:
-            with run.guard.working(), explain_timeout(self):
+            with run.naming_jobs(), run.guard.working(), explain_timeout(self):
                 return BaseSensorOperator.execute(self, context)
         with apply_soft_fail(self), as_sensor_timeout(self):
             run.execute(self.job_id, self.timeout)
@@ -116,6 +120,7 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
         from airflow_provider_rungen.execution.job_sensor import JobSensorRun
         from airflow_provider_rungen.execution.options import WaitOptions
 
+        follow_job_sources(self, context)
         options = WaitOptions(
             rungen_conn_id=self.rungen_conn_id,
             app_id=cast("str | None", self.app_id),
@@ -150,8 +155,8 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
             trigger_cls="airflow_provider_rungen.triggers.RunGenJobTrigger",
             # those that are named as the sensor's template fields are rendered in the triggerer
             trigger_kwargs={
-                "rungen_conn_id": self._as_template("rungen_conn_id", self.rungen_conn_id),
-                "app_id": self._as_template("app_id", self.app_id),
+                "rungen_conn_id": self._origin("rungen_conn_id", DEFAULT_CONN_ID),
+                "app_id": self._origin("app_id", None),
                 "job_id": self._as_template("job_id", self.job_id),
                 "poll_interval": self._interval(),
                 "timeout": self.timeout,
@@ -161,6 +166,15 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
             next_method="execute_complete",
             timeout=timedelta(seconds=self.timeout) + DEFERRAL_GRACE,
         )
+
+    def _origin(self, name: str, default: Any) -> Any:
+        """Return the app or connection of the jobs: what is left out is that of the task that ran them."""
+        from airflow.sdk.definitions.xcom_arg import PlainXComArg
+
+        given = getattr(self, name)
+        if given == default and self.job_sources and isinstance(self.job_id, PlainXComArg):
+            given = PlainXComArg(self.job_id.operator, key=name)
+        return self._as_template(name, given)
 
     def _as_template(self, name: str, value: Any) -> Any:
         """

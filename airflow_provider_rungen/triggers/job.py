@@ -17,6 +17,7 @@ from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution import attempts, task_instances
 from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
+from airflow_provider_rungen.execution.outcomes import unsuccessful_job
 from airflow_provider_rungen.execution.page_record import MAX_PAGE_JOBS, PAGE_KEY
 from airflow_provider_rungen.execution.usage import USAGE_KEY, Usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
@@ -246,11 +247,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 visible_by=self.known_by,
                 held_back=self.held_back or {},
             )
-        unsuccessful = [
-            {"id": job.id, "status": job.status.value, "error": job.error}
-            for job in jobs
-            if job.status is not JobStatus.COMPLETED
-        ]
+        unsuccessful = [unsuccessful_job(job) for job in jobs if job.status is not JobStatus.COMPLETED]
         event |= {
             "outcome": "over",
             "unsuccessful": unsuccessful[:MAX_JOBS_IN_EVENT],

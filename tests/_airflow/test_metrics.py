@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import logging
@@ -10,7 +11,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +20,14 @@ from conftest import FakeStore, FakeTaskInstance, run_task
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_2_PLUS, metrics
 from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.exceptions import RunGenConnectionError
+from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator
+from airflow_provider_rungen.operators import (
+    Ledger,
+    RunGenRunBatchOperator,
+    RunGenRunJobOperator,
+    RunGenRunTableOperator,
+)
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -50,6 +57,10 @@ class Backend:
     def timing(self, stat: str, dt: timedelta, **_: Any) -> None:
         self._check()
         self.timings.setdefault(stat, []).append(dt)
+
+    def timer(self, *_: Any, **__: Any) -> Any:
+        """Airflow times its own storage with this."""
+        return contextlib.nullcontext(SimpleNamespace(duration=0))
 
 
 def _send_to(stats: Any, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +155,39 @@ def test_a_job_that_a_retry_takes_up_is_counted(
         assert run_task(RunGenRunBatchOperator(poll_interval=0.02, **batch), context).error is None
     assert sent.worker.counts["rungen.jobs.submitted"] == 3
     assert sent.worker.counts["rungen.jobs.resumed"] == 3
+
+
+USAGE = ("jobs", "completed", "failed", "reused", "execution_seconds")
+
+
+def used(sent: Sent) -> list[int]:
+    # after a trigger, this process counts as a triggerer
+    names = [f"rungen.usage.{name}" for name in USAGE]
+    return [sent.worker.counts[name] or sent.triggerer.counts[name] for name in names]
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_what_jobs_used_is_counted(
+    rungen_emulator: Emulator, context: Any, sent: Sent, deferrable: bool
+) -> None:
+    good, bad = ({"prompt": "x", "emulator": {"seconds": 0.6, **more}} for more in ({}, {"fail": "no luck"}))
+    options: dict[str, Any] = {"poll_interval": 0.05, "defer_after": 0, "deferrable": deferrable}
+    task = RunGenRunBatchOperator(task_id="batch", inputs=[good, good, bad], **options)
+    assert run_task(task, context).error is not None
+    assert used(sent) == [3, 2, 1, 0, 2], "1.8 s"
+
+
+def test_what_a_table_that_fails_used_is_counted_once(
+    rungen_emulator: Emulator, context: Any, sent: Sent, tmp_path: Path
+) -> None:
+    rows = [{"id": number, "prompt": "x", "emulator": {"seconds": 60 * number}} for number in range(2)]
+    options: dict[str, Any] = {"key": "id", "destination": tmp_path.as_uri(), "poll_interval": 0.05}
+    options |= {"ledger": Ledger((tmp_path / "ledger").as_uri()), "timeout": 1}
+    task = RunGenRunTableOperator(task_id="table", table=rows, **options)
+    assert isinstance(run_task(task, context).error, RunGenJobTimeoutError)
+    usage = dict(context["ti"].pushed)["usage"]
+    assert used(sent) == [round(usage[name]) for name in USAGE]
+    assert used(sent)[:2] == [2, 1]
 
 
 def test_requests_are_counted_by_their_status(rungen_emulator: Emulator, sent: Sent) -> None:

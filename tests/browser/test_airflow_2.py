@@ -66,7 +66,11 @@ def test_the_first_job_from_the_connection_to_its_link(
     page.locator("#password").fill(KEY)
     page.get_by_label("Default app ID").fill("flux-schnell")
     page.locator("#test-connection").click()
-    expect(page.get_by_text(f"Connected to {emulator.url}: 2 apps (FLUX Schnell, Llama)")).to_be_visible()
+    expect(
+        page.get_by_text(
+            f"Connected to {emulator.url}: 2 apps: FLUX Schnell (flux-schnell), Llama (llama-text)"
+        )
+    ).to_be_visible()
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_text("Added Row")).to_be_visible()
 

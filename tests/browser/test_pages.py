@@ -42,6 +42,10 @@ class Handler(SimpleHTTPRequestHandler):
     progress: Progress
 
     def do_GET(self) -> None:
+        if self.path == "/favicon.ico":  # browsers ask for it once
+            self.send_response(204)
+            self.end_headers()
+            return
         if not self.path.startswith("/progress.json"):
             super().do_GET()
             return

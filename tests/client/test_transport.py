@@ -631,8 +631,13 @@ def test_waiting_in_an_event_loop_does_not_need_requests() -> None:
 
 def test_a_proxy_that_is_not_there_sent_nothing(send: Send, free_port: int) -> None:
     for url in ("http://rungen.example", "https://rungen.example"):
-        with pytest.raises(RunGenConnectionError, match="could not be reached") as caught:
-            send(settings_for(url, proxy=f"http://127.0.0.1:{free_port}"), POST)
+        blamed = (
+            f"the proxy 127.0.0.1:{free_port} could not be reached .*Check Proxy of the Airflow connection"
+        )
+        with pytest.raises(RunGenConnectionError, match=blamed) as caught:
+            send(settings_for(url, proxy=f"http://me:hush-hush@127.0.0.1:{free_port}"), POST)
+        assert "RunGen could not" not in str(caught.value)
+        assert "hush-hush" not in str(caught.value)
         assert not caught.value.sent
 
 
@@ -642,7 +647,8 @@ def test_a_proxy_that_is_not_there_sent_nothing(send: Send, free_port: int) -> N
 def test_a_tunnel_that_is_refused_sent_nothing(send: Send, refusal: bytes) -> None:
     proxy = Proxy(b"HTTP/1.1 " + refusal + b"\r\nContent-Length: 0\r\n\r\n")
     try:
-        with pytest.raises(RunGenConnectionError, match="could not be reached") as caught:
+        blamed = rf"the proxy 127.0.0.1:\d+ refused to connect to RunGen \({refusal[:3].decode()}\)"
+        with pytest.raises(RunGenConnectionError, match=blamed) as caught:
             send(settings_for("https://rungen.example", proxy=_url_of(proxy)), POST)
     finally:
         proxy.close()

@@ -13,7 +13,9 @@ from airflow.providers.common.compat.sdk import DAG, task
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
     RunGenRunJobOperator,
+    RunGenRunTableOperator,
     scaled_app,
 )
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -22,12 +24,22 @@ FAST: dict[str, Any] = {"poll_interval": 0.05}
 START = datetime(2025, 1, 1)
 
 
-@task
-def report(name: str, value: Any) -> None:
+def write_report(name: str, value: Any) -> None:
     path = Path(os.environ["RUNGEN_TEST_REPORT"])
     known = json.loads(path.read_text()) if path.exists() else {}
     # the output of a mapped task comes as a lazy sequence
     path.write_text(json.dumps(known | {name: value}, default=list))
+
+
+@task
+def report(name: str, value: Any) -> None:
+    write_report(name, value)
+
+
+def report_failure(context: Any) -> None:
+    error = context["exception"]
+    of_error = {"kind": type(error).__name__, "app_id": error.app_id, "job_ids": error.job_ids}
+    write_report(context["ti"].task_id, of_error)
 
 
 with DAG("rungen_ways", schedule=None, start_date=START) as ways:
@@ -45,16 +57,14 @@ with DAG("rungen_ways", schedule=None, start_date=START) as ways:
         input_schema={"$schema": "https://json-schema.org/draft/2020-12/schema", "required": ["prompt"]},
         **FAST,
     ).expand(input=[{"prompt": word} for word in ("one", "two", "three")])
-    wait_mapped = RunGenJobSensor(
-        task_id="wait_mapped", job_id=mapped.output, app_id="llama-text", deferrable=True
-    )
-    many = RunGenCollectResultsOperator(task_id="many", job_id=mapped.output, app_id="llama-text", **FAST)
+    wait_mapped = RunGenJobSensor(task_id="wait_mapped", job_id=mapped.output, deferrable=True)
+    many = RunGenCollectResultsOperator(task_id="many", job_id=mapped.output, **FAST)
     mapped >> wait_mapped >> many
 
     each = RunGenCollectResultsOperator.partial(
-        task_id="each", app_id="llama-text", result_schema={"type": "string"}, **FAST
+        task_id="each", result_schema={"type": "string"}, **FAST
     ).expand(job_id=mapped.output)
-    cancel = RunGenCancelJobOperator(task_id="cancel", job_id=mapped.output, app_id="llama-text")
+    cancel = RunGenCancelJobOperator(task_id="cancel", job_id=mapped.output)
     many >> cancel
 
     (
@@ -75,11 +85,25 @@ with DAG("rungen_deferred", schedule=None, start_date=START) as deferred:
     collected = RunGenCollectResultsOperator(task_id="collected", job_id=good.output, **FAST)
     report.override(task_id="report_collected")("collected", collected.output)
 
-with DAG("rungen_failing", schedule=None, start_date=START) as failing:
+with DAG(
+    "rungen_failing", schedule=None, start_date=START, default_args={"on_failure_callback": report_failure}
+) as failing:
     bad = RunGenRunJobOperator(
         task_id="bad", input={"prompt": "fail: out of memory"}, wait_for_completion=True, **FAST
     )
     collected_bad = RunGenCollectResultsOperator(task_id="collected_bad", job_id=bad.output, **FAST)
+    submitted = RunGenRunJobOperator(task_id="submitted", input={"prompt": "fail: no luck"})
+    RunGenJobSensor(task_id="wait_for_bad", job_id=submitted.output, poke_interval=0.05)
+    fails = {"prompt": "bad", "emulator": {"fail": "no luck", "seconds": 0}}
+    RunGenRunBatchOperator(
+        task_id="bad_batch", app_id="llama-text", inputs=[fails, {"prompt": "good"}], **FAST
+    )
+    RunGenRunBatchOperator(
+        task_id="late",
+        inputs=[{"prompt": "late", "emulator": {"seconds": 60}}] * 2,
+        execution_timeout=timedelta(seconds=2),
+        **FAST,
+    )
 
 with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
 
@@ -96,6 +120,14 @@ with DAG("rungen_scaled", schedule=None, start_date=START) as scaled:
 
     with scaled_app("gpu", 2, poll_interval=0.05, price="3600 USD/h") as gpu:
         paint.expand(seconds=[100, 200])
+        RunGenRunTableOperator(
+            task_id="table",
+            app_id="gpu",
+            table=[{"id": number, "prompt": f"row {number}"} for number in range(2)],
+            key="id",
+            results="{{ dag_run.conf['results'] }}",
+            **FAST,
+        )
         work = RunGenRunJobOperator(
             task_id="work", app_id="gpu", input={"prompt": "y"}, wait_for_completion=True, **FAST
         )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import Asset, AssetAlias
+from airflow.providers.common.compat.sdk import DAG, Asset, AssetAlias, TaskInstanceState
 from conftest import APP, Outcome, OutletEvents, run_task
 
 from airflow_provider_rungen.emulator import Emulator
@@ -22,6 +23,7 @@ from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
+    RunGenScaleAppOperator,
 )
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
@@ -226,13 +228,84 @@ def test_every_operator_reports_to_openlineage(
         op = RunGenRunBatchOperator(inputs=[INPUT] * 2, **options)
     else:
         op = RunGenCollectResultsOperator(job_id=submitted(INPUT), **options)
-    assert op.get_openlineage_facets_on_complete(ti) is None, "nothing was done yet"
+    assert op.get_openlineage_facets_on_complete(ti).inputs == [], "nothing was done yet"
     assert run_task(op, context).error is None
     requests = len(rungen_emulator.service.records())
     lineage = op.get_openlineage_facets_on_complete(ti)
     assert named(lineage.inputs) == [(rungen_emulator.url, f"app/{APP}")]
     assert lineage.outputs == []
     assert len(rungen_emulator.service.records()) == requests, "it must not ask anybody"
+
+
+def failing(kind: str, **options: Any) -> Any:
+    bad = {**INPUT, "prompt": "fail: out of memory"}
+    if kind == "run":
+        return RunGenRunJobOperator(input=bad, wait_for_completion=True, **options)
+    if kind == "batch":
+        return RunGenRunBatchOperator(inputs=[INPUT, bad], **options)
+    if kind == "sensor":
+        del options["poll_interval"]
+        return RunGenJobSensor(job_id=submitted(INPUT, bad), poke_interval=0.02, **options)
+    return RunGenCollectResultsOperator(job_id=submitted(INPUT, bad), **options)
+
+
+@MODES
+@pytest.mark.parametrize("kind", ["run", "batch", "collect", "sensor"])
+@pytest.mark.feature("lineage")
+def test_a_task_that_fails_reports_to_openlineage(
+    rungen_emulator: Emulator,
+    context: Any,
+    deferrable: bool,
+    kind: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from airflow.providers.openlineage.extractors import ExtractorManager
+
+    op = failing(kind, task_id="t", deferrable=deferrable, **FAST)
+    assert run_task(op, context).error is not None
+    requests = len(rungen_emulator.service.records())
+    op.dag = DAG("d", schedule=None)
+    run: Any = SimpleNamespace(run_id="r")
+    manager: Any = ExtractorManager
+    report = manager().extract_metadata(run, op, TaskInstanceState.FAILED, context["ti"])
+    assert named(report.inputs) == [(rungen_emulator.url, f"app/{APP}")]
+    if kind != "sensor":  # what they used is reported by the tasks that ran them
+        usage = report.run_facets["rungen_usage"]
+        count = 1 if kind == "run" else 2
+        assert (usage.jobs, usage.completed, usage.failed) == (count, count - 1, 1)
+        assert usage.execution_seconds == pytest.approx(0.2 * count)
+    assert "non-valid metadata" not in caplog.text
+    assert len(rungen_emulator.service.records()) == requests, "it must not ask anybody"
+
+
+@pytest.mark.feature("lineage")
+def test_a_task_that_cannot_connect_reports_an_empty_lineage(
+    context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from airflow.providers.openlineage.extractors.base import DefaultExtractor
+
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", "{}")
+    op = RunGenRunJobOperator(task_id="run", app_id=APP, input=INPUT)
+    assert run_task(op, context).error is not None
+    report: Any = DefaultExtractor(op).extract_on_failure(ti)
+    assert (report.inputs, report.run_facets) == ([], {})
+    assert [record for record in caplog.records if "openlineage" in record.name] == []
+
+
+@MODES
+@pytest.mark.parametrize("status", ["RUNNING", "STUCK"], ids=["succeeds", "fails"])
+@pytest.mark.feature("lineage")
+def test_scaling_an_app_reports_the_app(
+    rungen_emulator: Emulator, context: Any, ti: Any, deferrable: bool, status: str
+) -> None:
+    seconds = 0.2 if status == "RUNNING" else 100
+    rungen_emulator.service.add_app("gpu", init_seconds=seconds)
+    op = RunGenScaleAppOperator(
+        task_id="up", app_id="gpu", active_workers=1, timeout=1, deferrable=deferrable, **FAST
+    )
+    assert (run_task(op, context).error is None) == (status == "RUNNING")
+    report: Any = op.get_openlineage_facets_on_failure(ti)
+    assert named(report.inputs) == [(rungen_emulator.url, "app/gpu")]
 
 
 @pytest.mark.feature("lineage")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from airflow_provider_rungen.execution.table.results import ResultRow, ResultsTa
 SIGNED = "https://storage.example/in.png?X-Amz-Signature=s3cret"
 FIXED = [
     *("index", "status", "error", "job_id", "reused", "outputs", "output", "sha256"),
-    *("result", "execution_seconds", "created_at"),
+    *("result", "execution_seconds", "cost", "created_at"),
 ]
 FORMATS = pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
 COLUMNS = {"sku": "text", "n": "integer", "price": "number", "on": "boolean"}
@@ -39,6 +40,7 @@ FULL = ResultRow(
     sha256="0" * 64,
     result={"images": [{"image": "s3://shop/job/0-0.png"}], "from": SIGNED, "text": "naïve"},
     execution_seconds=2,
+    cost=Decimal("0.00000050"),
     created_at=CREATED,
 )
 RESULT = {"images": [{"image": "s3://shop/job/0-0.png"}], "from": SIGNED.partition("?")[0], "text": "naïve"}
@@ -80,6 +82,7 @@ def test_json_lines_have_values_as_they_are(tmp_path: Path) -> None:
         "sha256": "0" * 64,
         "result": full["result"],
         "execution_seconds": 2.0,
+        "cost": "0.00000050",
         "created_at": "2025-01-11T16:45:34+00:00",
     }
     assert {name for name, value in bare.items() if value is not None} == {
@@ -106,6 +109,7 @@ def test_csv_has_json_text_in_cells(tmp_path: Path) -> None:
         "output": "s3://shop/job/0-0.png",
         "sha256": "0" * 64,
         "execution_seconds": "2.0",
+        "cost": "0.00000050",
         "created_at": "2025-01-11T16:45:34+00:00",
     }
     assert (bare["n"], bare["on"], bare["reused"], bare["outputs"], bare["result"]) == (
@@ -131,6 +135,7 @@ def test_parquet_has_types(tmp_path: Path) -> None:
         "reused": "bool",
         "outputs": "list<element: string>",
         "execution_seconds": "double",
+        "cost": "decimal128(38, 8)",
         "created_at": "timestamp[us, tz=UTC]",
     }
     assert json.loads(full["result"]) == RESULT
@@ -138,6 +143,7 @@ def test_parquet_has_types(tmp_path: Path) -> None:
     assert {name: full[name] for name in COLUMNS} == FULL.values
     assert (full["outputs"], full["output"]) == (list(FULL.outputs), FULL.outputs[0])
     assert (full["created_at"], full["execution_seconds"]) == (CREATED, 2.0)
+    assert (full["cost"], bare["cost"]) == (Decimal("0.0000005"), None)
     assert (bare["n"], bare["result"], bare["outputs"], bare["created_at"]) == (None, None, [], None)
 
 

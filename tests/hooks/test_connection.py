@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -317,7 +318,7 @@ def test_neither_key_nor_proxy_password_is_in_the_repr(read: Any) -> None:
 
 @pytest.mark.parametrize("password", ["[hush]", "hu[sh", "hush/1", "12/hush", "hush#1", "12?hush"])
 def test_a_proxy_that_cannot_be_used_is_named_without_its_password(read: Any, password: str) -> None:
-    with pytest.raises(RunGenConfigError, match="'proxy' must be the URL") as caught:
+    with pytest.raises(RunGenConfigError, match=r"Proxy \(extra field 'proxy'\) must be the URL") as caught:
         read(extra={"proxy": f"http://me:{password}@proxy.example:3128"})
     assert "hush" not in str(caught.value)
 
@@ -328,7 +329,7 @@ def test_a_proxy_that_cannot_be_used_is_named_without_its_password(read: Any, pa
 def test_a_price_that_cannot_be_read(read: Any, price: Any) -> None:
     refused(
         read,
-        "extra field 'price' must be the price of one worker, such as 1.20 USD/h",
+        "Price of a worker (extra field 'price') must be the price of one worker, such as 1.20 USD/h",
         extra={"price": price},
     )
 
@@ -394,6 +395,11 @@ def test_the_provider_info_names_what_exists() -> None:
     assert getattr(importlib.import_module(module), name) is RunGenHook
     assert (kind["connection-type"], kind["hook-name"]) == (RunGenHook.conn_type, RunGenHook.hook_name)
     assert json.loads(json.dumps(info)) == info
+
+
+def test_the_row_of_the_provider_has_a_link_to_documentation() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["urls"]["Documentation"] == get_provider_info()["integrations"][0]["external-doc-url"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the form library that Airflow 2 imports for it
@@ -492,7 +498,48 @@ def test_the_form_has_a_field_with_a_label_and_a_help_text_for_every_extra(form:
 def test_the_connection_test_reports_what_it_reached(rungen_emulator: Emulator) -> None:
     ok, message = RunGenHook().test_connection()
     assert ok
-    assert message == f"Connected to {rungen_emulator.url}: 2 apps (FLUX Schnell, Llama)"
+    apps = "FLUX Schnell (flux-schnell), Llama (llama-text)"
+    assert message == f"Connected to {rungen_emulator.url}: 2 apps: {apps}"
+
+
+def test_the_connection_test_names_some_of_many_apps(rungen_emulator: Emulator) -> None:
+    for number in range(30):
+        rungen_emulator.service.add_app(f"app-{number}")
+    ok, message = RunGenHook().test_connection()
+    assert ok
+    assert message.endswith(", and 12 more")
+
+
+def test_the_connection_test_fails_when_the_default_app_is_not_there(
+    rungen_emulator: Emulator, read: Any
+) -> None:
+    conn = json.loads(rungen_emulator.airflow_connection())
+    read(**conn | {"extra": {"app_id": "flux-shnell"}})
+    ok, message = RunGenHook().test_connection()
+    assert not ok
+    assert message.startswith(
+        "Default app ID 'flux-shnell' is not among the 2 apps: FLUX Schnell (flux-schnell)"
+    )
+    read(**conn | {"extra": {}})
+    assert RunGenHook().test_connection()[0]
+
+
+def test_the_connection_test_blames_a_dead_proxy(read: Any, free_port: int) -> None:
+    read(host="https://rungen.example", extra={"proxy": f"http://me:{SECRET}@127.0.0.1:{free_port}"})
+    ok, message = RunGenHook().test_connection()
+    assert not ok
+    assert f"the proxy 127.0.0.1:{free_port} could not be reached" in message
+    assert SECRET not in message
+
+
+def test_a_connection_that_does_not_exist_is_explained() -> None:
+    with pytest.raises(RunGenConfigError) as caught:
+        _ = RunGenHook("rungen_of_nobody").settings
+    assert str(caught.value) == (
+        "Airflow connection 'rungen_of_nobody' does not exist. Add one of type RunGen.AI under Admin → "
+        "Connections, or set the environment variable AIRFLOW_CONN_RUNGEN_OF_NOBODY, or correct "
+        "rungen_conn_id."
+    )
 
 
 def test_the_connection_test_reports_that_the_key_is_wrong(
@@ -510,7 +557,7 @@ def test_the_connection_test_reports_that_nobody_is_there(read: Any, free_port: 
     ok, message = RunGenHook().test_connection()
     assert not ok
     assert "could not be reached" in message
-    assert message.endswith(f". The base URL is http://127.0.0.1:{free_port}")
+    assert message.endswith(f". The Base URL is http://127.0.0.1:{free_port}")
     assert SECRET not in message
 
 
@@ -528,7 +575,7 @@ def test_the_connection_test_reports_which_field_is_wrong(read: Any) -> None:
     ok, message = RunGenHook().test_connection()
     assert not ok
     # and not in which connection: the UI tests a copy of it with a name that nobody knows
-    assert message.startswith("extra field 'verify' must be")
+    assert message.startswith("Verify TLS (extra field 'verify') must be")
 
 
 def test_the_app_of_the_connection_is_the_default(read: Any) -> None:

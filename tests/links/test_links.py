@@ -20,7 +20,7 @@ from airflow_provider_rungen.operators import (
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
 )
-from airflow_provider_rungen.sensors import RunGenJobSensor
+from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 
@@ -95,6 +95,32 @@ def test_the_value_at_the_end_is_the_one_that_was_pushed(
         ti.xcoms[APP_LINK],
         ti.xcoms[JOB],
     }
+
+
+@pytest.mark.parametrize("kind", [RunGenJobSensor, RunGenAppSensor])
+def test_a_rescheduling_sensor_pushes_its_links_at_its_first_look(
+    rungen_emulator: Emulator, ti: FakeTaskInstance, kind: Any
+) -> None:
+    options = {"job_id": submitted(given(seconds=60))} if kind is RunGenJobSensor else {"status": "STOPPED"}
+    for look in range(4):  # each is a process of its own
+        task = kind(task_id="task", mode="reschedule", **options)
+        assert task.poke({"ti": ti, "task_reschedule_count": look}) is False
+        # what Airflow 3 pushes at the end of the look
+        assert [link.get_link(task, ti_key=None) for link in task.operator_extra_links] == [
+            ti.xcoms[link.key] for link in task.operator_extra_links
+        ]
+    keys = [link.key for link in task.operator_extra_links]
+    assert sorted(key for key, _ in ti.pushed) == sorted(keys)
+
+
+def test_a_sensor_of_airflow_2_pushes_its_links_at_each_look(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
+) -> None:
+    """Airflow 2 removes them before each look, and its context does not count the looks."""
+    [job_id] = submitted(given(seconds=60))
+    for _ in range(3):
+        RunGenJobSensor(task_id="task", job_id=job_id, mode="reschedule").poke(context)
+    assert len(ti.pushed) == 2 * 3
 
 
 @MODES

@@ -7,14 +7,13 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset, TaskDeferred, task
-from conftest import FakeStore, FakeTaskInstance, Outcome, OutletEvents, run_task, signal_when
+from conftest import Clock, FakeStore, FakeTaskInstance, Outcome, OutletEvents, run_task, signal_when
 
 from airflow_provider_rungen import triggers
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -37,25 +36,6 @@ OUTLET = Asset("s3://bucket/bills")
 KILLED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 # The service tells the time of a change to the second, and the tests take a moment.
 TOLERANCE = 2 * 1.5
-
-
-class Clock:
-    """A clock that can jump: the tasks' and the emulator's."""
-
-    def __init__(self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._ahead = 0.0
-        real = time.time
-        monkeypatch.setattr(time, "time", lambda: real() + self._ahead)
-        emulator.service.clock = time.time
-        # what performs flows has kept the real clock
-        for name in ("drive", "adrive"):
-            perform = getattr(import_module("airflow_provider_rungen.client.transport"), name)
-            monkeypatch.setattr(
-                f"airflow_provider_rungen.hooks.base.{name}", partial(perform, clock=time.time)
-            )
-
-    def advance(self, seconds: float) -> None:
-        self._ahead += seconds
 
 
 class Block:
@@ -648,6 +628,16 @@ def test_an_asset_event_has_the_bill(block: Block) -> None:
     block.up()
     block.down()
     assert block.events[OUTLET].extra == {"app_id": APP, "bill": block.bill}
+
+
+@pytest.mark.feature("lineage")
+def test_a_teardown_that_fails_reports_the_app_and_the_bill_so_far(block: Block, emulator: Emulator) -> None:
+    block.up()
+    emulator.service.inject(Fault(on="update_app", status=403))
+    assert block.down().error
+    lineage: Any = block.down_op.get_openlineage_facets_on_failure(None)
+    assert [dataset.name for dataset in lineage.inputs] == [f"app/{APP}"]
+    assert lineage.run_facets["rungen_bill"].worker_seconds == block.bill["worker_seconds"]
 
 
 def test_a_facet_of_the_run_is_the_bill(block: Block) -> None:

@@ -54,12 +54,51 @@ def test_tasks_inside_come_between() -> None:
     d.validate()
     assert (gpu.up.task_id, gpu.down.task_id) == ("app_up", "app_down")
     assert upstream(d, "first") == {"app_up"}
-    assert upstream(d, "app_down") >= {"app_begin", "app_up", "second"}
+    assert upstream(d, "app_down") >= {"app_up", "second"}
     assert ("first" in upstream(d, "app_down")) != AIRFLOW_V_3_3_PLUS
     assert upstream(d, "outside") == {"first"}
-    assert upstream(d, "app_begin") == upstream(d, "app_up") == set()
-    assert [t.task_id for t in d.tasks if t.is_setup] == ["app_begin", "app_up"]
+    assert upstream(d, "app_up") == set()
+    assert [t.task_id for t in d.tasks if t.is_setup] == ["app_up"]
     assert gpu.down.is_teardown
+
+
+def test_the_graph_is_a_group_with_documented_tasks_and_plain_ids() -> None:
+    with dag() as d:
+        with scaled_app(APP) as gpu:
+            job("paint")
+        with scaled_app(APP, name="painter", task_display_name="mine", doc_md="mine") as mine:
+            job("again")
+    assert set(d.task_group.children) == {"app_is_up", "app_end", "painter_is_up", "painter_end"}
+    group: Any = d.task_group.children["app_is_up"]
+    assert set(group.children) == {"app_up", "paint", "app_down"}
+    tasks: list[Any] = [gpu.up, gpu.down, gpu.end]
+    names = ["app billing starts", "app billing ends", "app billing checked"]
+    assert [task.task_display_name for task in tasks] == names
+    assert all(task.doc_md for task in tasks)
+    assert "its log is empty" in tasks[2].doc_md
+    own: Any = mine.up
+    assert (own.task_display_name, own.doc_md) == ("mine", "mine")
+
+
+def test_a_group_of_the_user_is_the_box_and_puts_its_id_before_the_tasks() -> None:
+    with dag() as d, TaskGroup("group"), scaled_app(APP):
+        job("paint")
+        with TaskGroup("inner"):
+            job("load")
+    assert set(d.task_group.children) == {"group"}
+    assert set(d.task_dict) == {
+        *("group.app_up", "group.paint", "group.inner.load", "group.app_down", "group.app_end")
+    }
+
+
+def test_an_error_in_the_block_leaves_its_group() -> None:
+    with dag() as d:
+        with pytest.raises(KeyError), scaled_app(APP):
+            raise KeyError
+        with pytest.raises(TypeError), scaled_app("other", nonsense=True):  # type: ignore[call-arg]
+            pass
+        job("outside")
+    assert "outside" in d.task_group.children
 
 
 def test_what_costs_no_worker_is_marked_so() -> None:
@@ -71,11 +110,10 @@ def test_what_costs_no_worker_is_marked_so() -> None:
         warnings.simplefilter("ignore")  # Airflow's own
         kind = getattr(module, "DagSerialization", module.SerializedDAG)
         tasks = {t["__var"]["task_id"]: t["__var"] for t in kind.to_dict(d)["dag"]["tasks"]}
-    for task_id in ("app_begin", "app_end"):
-        assert tasks[task_id]["_is_empty"] is True
-        mark: Any = d.task_dict[task_id]
-        assert not mark.on_success_callback
-        assert not mark.on_execute_callback
+    assert [task_id for task_id, fields in tasks.items() if fields.get("_is_empty")] == ["app_end"]
+    mark: Any = d.task_dict["app_end"]
+    assert not mark.on_success_callback
+    assert not mark.on_execute_callback
 
 
 def test_the_run_fails_when_the_teardown_or_the_setup_fails() -> None:
@@ -133,7 +171,7 @@ def test_two_of_a_dag_and_one_inside_another() -> None:
     assert {"app_up", "group.app_up", "app_2_up", "painter_up"} <= set(d.task_dict)
     assert upstream(d, "group.app_up") == {"app_up"}
     assert upstream(d, "app_down") >= {"group.app_end"}
-    assert upstream(d, "app_2_down") == {"app_2_begin", "app_2_up"}
+    assert upstream(d, "app_2_down") == {"app_2_up"}
 
 
 def test_default_args_have_no_say_in_scaling_down() -> None:
@@ -160,7 +198,7 @@ def test_default_args_have_no_say_in_scaling_down() -> None:
     assert not down.wait_for_downstream
     assert (down.pool, down.pool_slots) == ("default_pool", 1)
     assert getattr(down, "retry_policy", None) != "never"
-    assert down.trigger_rule == TriggerRule.ALL_DONE_SETUP_SUCCESS
+    assert down.trigger_rule == TriggerRule.ALL_DONE
     assert gpu.down.app_id == gpu.up.app_id == APP
     assert (gpu.up.retries, gpu.up.deferrable, gpu.up.timeout) == (3, True, 60)
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("unsettled")
 MODES = {"blocking": False, "deferred": True}
 COLUMNS = [
     *("index", "status", "error", "job_id", "reused", "outputs", "output", "sha256", "result"),
-    *("execution_seconds", "created_at"),
+    *("execution_seconds", "cost", "created_at"),
 ]
 
 

@@ -403,8 +403,10 @@ def test_what_the_triggerer_cannot_render_is_refused_when_the_dag_is_parsed() ->
             sensor("{{ ti.xcom_pull(task_ids='run') }}", **{"task_id": "for_ever", **STRAIGHT})
         with pytest.raises(ValueError, match="app_id of elsewhere"):
             sensor("a", app_id=run.output.map(str), **{"task_id": "elsewhere", **STRAIGHT})
-    template = "{{ ti.xcom_pull(task_ids='run', key='return_value', map_indexes=-1) }}"
-    assert cast("Any", waiting).start_trigger_args.trigger_kwargs["job_id"] == template
+    arguments = cast("Any", waiting).start_trigger_args.trigger_kwargs
+    # the app and connection of the task that ran the job, too
+    for name, key in (("job_id", "return_value"), ("app_id", "app_id"), ("rungen_conn_id", "rungen_conn_id")):
+        assert arguments[name] == f"{{{{ ti.xcom_pull(task_ids='run', key='{key}', map_indexes=-1) }}}}"
     assert waiting.upstream_task_ids == {"run"}
 
 

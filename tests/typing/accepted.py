@@ -21,6 +21,7 @@ from airflow_provider_rungen.operators import (
     RunGenScaleDownIdleAppsOperator,
     scaled_app,
 )
+from airflow_provider_rungen.schemas import params_from_schema
 from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
 
 # a type checker infers dict[str, object]
@@ -39,7 +40,9 @@ def picture(row: dict[str, Any]) -> dict[str, Any] | None:
     return {"prompt": row["title"]} if row["title"] else None
 
 
-with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1)):
+form = params_from_schema("flux-schnell", prompt="a lighthouse", width=512)
+
+with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form):
     create = RunGenCreateAppOperator(
         task_id="create",
         name="flux",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
+from airflow_provider_rungen.exceptions import RunGenError
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class BatchResult:
         for job in self.jobs:
             try:
                 job.raise_for_status()
-            except RunGenJobError as error:
+            except RunGenError as error:
                 reason_by_job[job.id] = error.message
         reasons |= {i: reason_by_job[job_id] for i, job_id in enumerate(self.ids) if job_id in reason_by_job}
         return dict(sorted(reasons.items()))

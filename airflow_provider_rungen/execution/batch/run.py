@@ -76,6 +76,7 @@ class BatchRun(DurableRun["BatchOptions"]):
         app_id = self.app_id
         self._input_count = inputs.count
         self.link_to(app_id)
+        self.push_origin(app_id)
         if book is not None:
             self._look_up(inputs, book)
             self.push_page(app_id)

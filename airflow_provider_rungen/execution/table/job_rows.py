@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -10,6 +11,7 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobCanceledError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.bill import read_decimal
 from airflow_provider_rungen.execution.spool import Spool
 from airflow_provider_rungen.execution.table.results import ResultRow, Status
 
@@ -29,6 +31,8 @@ class JobRows:
         self._describe = describe
         self._spool = Spool()
         self._places: dict[str, int] = {}
+        #: How long the jobs ran that are not reused.
+        self.seconds = Decimal()
 
     def close(self) -> None:
         """Remove the file."""
@@ -99,6 +103,8 @@ class JobRows:
         return {} if self._describe is None else {"about": self._describe(redact_value(input), outputs)}
 
     def _add(self, job_id: str, *, result: Any = None, **fields: Any) -> None:
+        if job_id not in self._places and not fields.get("reused"):
+            self.seconds += read_decimal(fields.get("execution_seconds")) or 0
         # signed URLs are removed before anything is on a disk
         self._places[job_id] = self._spool.append({**fields, "result": redact_value(result)})
 

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from airflow_provider_rungen.client.output_urls import redact_value
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 #: The columns that every table has, in this order.
 FIXED_COLUMNS = (
     *("index", "status", "error", "job_id", "reused", "outputs", "output", "sha256"),
-    *("result", "execution_seconds", "created_at"),
+    *("result", "execution_seconds", "cost", "created_at"),
 )
 # What the writer of a Parquet file holds. A row group has so many rows, or fewer when they are large.
 _GROUP_ROWS = 10_000
@@ -52,7 +53,7 @@ class JsonLinesFile:
 
     def add(self, row: ResultRow) -> None:
         fields = {name: row.values.get(name) for name in self._columns} | _fixed_fields(row)
-        fields["outputs"] = list(row.outputs)
+        fields |= {"outputs": list(row.outputs), "cost": _decimal_text(row.cost)}
         self._file.write(f"{_json_text(fields)}\n".encode())
 
     def close(self) -> None:
@@ -71,7 +72,7 @@ class CsvFile:
 
     def add(self, row: ResultRow) -> None:
         fields = _fixed_fields(row)
-        fields["outputs"] = _json_text(list(row.outputs))
+        fields |= {"outputs": _json_text(list(row.outputs)), "cost": _decimal_text(row.cost)}
         self._write(
             [_csv_cell(row.values.get(name)) for name in self._columns]
             + list(map(_csv_cell, fields.values()))
@@ -100,6 +101,7 @@ class ParquetFile:
             "reused": pa.bool_(),
             "outputs": pa.list_(pa.string()),
             "execution_seconds": pa.float64(),
+            "cost": pa.decimal128(38, 8),
             "created_at": pa.timestamp("us", tz="UTC"),
         }
         self._converters = {name: _CONVERTERS[kind] for name, kind in columns.items()}
@@ -166,7 +168,7 @@ class ParquetFile:
 
 
 def _fixed_fields(row: ResultRow) -> dict[str, Any]:
-    """Return the fixed columns in their order. `outputs` depends on the format."""
+    """Return the fixed columns in their order. `outputs` and `cost` depend on the format."""
     seconds, created_at = row.execution_seconds, _parse_time(row.created_at)
     return {
         "index": row.index,
@@ -179,6 +181,7 @@ def _fixed_fields(row: ResultRow) -> dict[str, Any]:
         "sha256": row.sha256,
         "result": _result_text(row),
         "execution_seconds": None if seconds is None or not math.isfinite(seconds) else float(seconds),
+        "cost": row.cost,
         "created_at": None if created_at is None else created_at.isoformat(),
     }
 
@@ -205,6 +208,10 @@ def _json_text(value: Any) -> str:
         text = json.dumps(redact_value(value), ensure_ascii=False)
     # half a surrogate pair
     return text if _valid_text(text) == text else json.dumps(json.loads(text))
+
+
+def _decimal_text(number: Decimal | None) -> str | None:
+    return None if number is None else f"{number:f}"
 
 
 def _result_text(row: ResultRow) -> str | None:

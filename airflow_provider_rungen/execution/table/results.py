@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -46,6 +47,7 @@ class ResultRow:
     :param sha256: the digest of the first file.
     :param result: what the model returned. The secrets of its URLs are removed when it is written.
     :param has_result: whether a ``result`` of ``None`` is what the model returned.
+    :param cost: what its job cost, in the currency of the price.
     :param created_at: a time, or its text (ISO 8601).
     :param about: what only a contact sheet shows; see `contact_sheet.describe_job`.
     """
@@ -61,6 +63,7 @@ class ResultRow:
     result: Any = None
     has_result: bool = False
     execution_seconds: float | None = None
+    cost: Decimal | None = None
     created_at: datetime | str | None = None
     about: Mapping[str, Any] | None = None
 

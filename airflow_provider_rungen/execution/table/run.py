@@ -25,6 +25,7 @@ from airflow_provider_rungen.execution.batch.run import BatchRun
 from airflow_provider_rungen.execution.batch.saved import SavedLines
 from airflow_provider_rungen.execution.collector import Collector
 from airflow_provider_rungen.execution.contact_sheet import SheetWriter, describe_job
+from airflow_provider_rungen.execution.cost import find_job_costs
 from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.outcomes import max_failures
 from airflow_provider_rungen.execution.run import fail_without_retry
@@ -298,7 +299,8 @@ class TableRun(BatchRun):
         """
         self._rows.add_errors(self._collector.errors)
         counts = ResultCounts()
-        self._results.write(counts.count(self._result_rows(failures, missing)))
+        costs = find_job_costs(self, self.jobs.app_id, self._rows.seconds)
+        self._results.write(counts.count(costs.charge(self._result_rows(failures, missing))))
         self._has_to_report = False
         if self._sheet is not None:
             self._sheet.write(lambda: self._result_rows([], missing), self.ti, self.jobs.app_id)

@@ -1,0 +1,220 @@
+"""Compile a JSON Schema, and check inputs and results with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.redaction import redact_error
+from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+    from jsonschema.exceptions import SchemaError, ValidationError
+    from referencing import Resource
+
+MAX_FILE_BYTES = 1 << 20
+# How many violations are counted, and how many an error names.
+MAX_VIOLATIONS = 100
+MAX_NAMED_VIOLATIONS = 3
+_MAX_VALUE_CHARS = 50
+_MAX_VIOLATION_CHARS = 250
+
+
+class Schema:
+    """
+    A compiled JSON Schema: draft 2020-12, unless its ``$schema`` names another draft.
+
+    :param source: a dict, the path or URI of a file, or the name of a schema that comes with the package.
+    :param name: the parameter it was passed as, ``input_schema`` or ``result_schema``.
+    :raises RunGenInputError: it cannot be read or is not a schema; the message names the place in it.
+    """
+
+    def __init__(self, source: Any, name: str) -> None:
+        self._name = (
+            name if isinstance(source, Mapping) else clean_text(f"{name} {source}", _MAX_VIOLATION_CHARS)
+        )
+        self._validator = self._compile(self._read(source, name))
+
+    @property
+    def contents(self) -> Mapping[str, Any]:
+        """The schema itself, with a ``$schema``."""
+        contents: Mapping[str, Any] = self._validator.schema
+        return contents
+
+    @classmethod
+    def of(cls, source: Any, name: str) -> Schema | None:
+        """Return the schema, or ``None`` if there is none."""
+        return None if source is None else cls(source, name)
+
+    def check_input(self, value: Any, name: str = "input") -> None:
+        """
+        Check an input, as it was encoded as JSON and decoded again.
+
+        :param name: how to call it.
+        :raises RunGenInputError: it does not fit; the message names the path in it and the rule.
+        """
+        if violations := self._violations(value, name):
+            raise RunGenInputError(f"{violations} ({self._name}); nothing was sent")
+
+    def accepts(self, value: Any) -> bool:
+        """Return whether a value fits."""
+        return not self._violations(value, "value")
+
+    def check_result(self, job: Job) -> None:
+        """
+        Check the result of a completed job.
+
+        :raises RunGenResultError: it does not fit; the message names the path in it and the rule.
+        """
+        if violations := self._violations(job.result, "result"):
+            raise RunGenResultError(
+                f"The result of job {job.id} of app {job.app_id} does not fit {self._name}: {violations}",
+                app_id=job.app_id,
+                job_id=job.id,
+            )
+
+    def _read(self, source: Any, name: str) -> Any:
+        if isinstance(source, Mapping):
+            return source
+        if not _is_path(source):
+            return json.loads(_packaged_file(source, name).read_text("utf-8"))
+        from airflow_provider_rungen._airflow import AirflowNotFoundException, ObjectStoragePath
+
+        try:
+            with ObjectStoragePath(str(source)).open("rb") as file:
+                text = file.read(MAX_FILE_BYTES + 1)
+            if len(text) > MAX_FILE_BYTES:
+                raise ValueError(f"it has over {MAX_FILE_BYTES} bytes")
+            return json.loads(text)
+        except (OSError, ImportError, ValueError, RecursionError, AirflowNotFoundException) as error:
+            raise self._error(f"cannot be read: {redact_error(error, str(source))}") from None
+
+    def _compile(self, contents: Any) -> Any:
+        """Return a validator that fetches nothing. Every reference must lead to a place in the schema."""
+        from jsonschema.exceptions import SchemaError
+        from jsonschema.validators import Draft202012Validator, validator_for
+        from referencing import Registry
+        from referencing.exceptions import Unresolvable
+        from referencing.jsonschema import UnknownDialect, specification_with
+
+        if not isinstance(contents, Mapping):
+            raise self._error(f"is a {type(contents).__name__}, not an object")
+        contents = {"$schema": Draft202012Validator.META_SCHEMA["$id"], **contents}
+        try:
+            resource = specification_with(str(contents["$schema"])).create_resource(contents)
+            validator = validator_for(contents)
+            validator.check_schema(contents)
+            _check_references(resource, Registry().resolver_with_root(resource))
+        except UnknownDialect:
+            raise self._error(f"names an unknown $schema: {contents['$schema']!r}") from None
+        except SchemaError as error:
+            raise self._error(f"is not a JSON Schema: {_format_violation(error, 'schema')}") from None
+        except (Unresolvable, RecursionError, re.error) as error:
+            raise self._error(f"cannot be used: {_reason(error)}") from None
+        return validator(contents, registry=Registry())
+
+    def _violations(self, value: Any, name: str) -> str:
+        """Return what is wrong with a value, the most useful first, or an empty text."""
+        from jsonschema.exceptions import UnknownType, best_match
+        from referencing.exceptions import Unresolvable
+
+        try:
+            found = list(islice(self._validator.iter_errors(value), MAX_VIOLATIONS))
+        except (Unresolvable, RecursionError, re.error, UnknownType, ArithmeticError) as error:
+            return clean_text(f"{name}: the schema cannot be applied: {_reason(error)}")
+        # a violation higher up is more useful, unless it is that none of several schemas fits
+        found.sort(key=lambda error: (len(error.path), bool(error.context), list(error.path)))
+        named = found[:MAX_NAMED_VIOLATIONS]
+        texts = dict.fromkeys(_format_violation(best_match([error]) or error, name) for error in named)
+        more = [f"and {len(found) - len(named)} more"] if len(found) > len(named) else []
+        return "; ".join([*texts, *more])
+
+    def _error(self, reason: str) -> RunGenInputError:
+        return RunGenInputError(clean_text(f"{self._name} {reason}"))
+
+
+def checked(source: Any, name: str) -> Any:
+    """
+    Return a schema as it was passed, checked as far as possible while a DAG file is parsed.
+
+    :raises RunGenInputError: it is not a schema, or has an unknown name.
+    """
+    if isinstance(source, Mapping):
+        Schema(source, name)
+    elif source is not None and not _is_path(source):
+        _packaged_file(source, name)
+    return source
+
+
+def _is_path(source: Any) -> bool:
+    """Return whether this is a path or a URI, and not the name of a schema that comes with the package."""
+    return isinstance(source, os.PathLike) or (
+        isinstance(source, str) and ("/" in source or source.endswith(".json"))
+    )
+
+
+def _packaged_file(source: Any, name: str) -> Traversable:
+    """Return the file of a schema that comes with the package."""
+    if not isinstance(source, str):
+        raise RunGenInputError(
+            f"{name} must be a dict, a path, a URI or a name, not a {type(source).__name__}"
+        )
+    suffix = f".{name.removesuffix('_schema')}.json"
+    entries = resources.files(__package__).iterdir()
+    files = {entry.name.removesuffix(suffix): entry for entry in entries if entry.name.endswith(suffix)}
+    if source not in files:
+        raise RunGenInputError(
+            f"{name} {clean_text(repr(source), 100)} is unknown",
+            hint=f"Use one of: {', '.join(sorted(files))}; or a path, which has a slash or ends in .json",
+        )
+    return files[source]
+
+
+def _check_references(resource: Resource[Any], resolver: Any) -> None:
+    """Resolve every reference, because a broken one would show only when there is a result."""
+    from referencing.exceptions import Unresolvable
+
+    if isinstance(resource.contents, Mapping):
+        for keyword in ("$ref", "$dynamicRef"):
+            if isinstance(ref := resource.contents.get(keyword), str):
+                try:
+                    resolver.lookup(ref)
+                except Unresolvable as error:
+                    raise Unresolvable(ref=ref) from error
+    for part in resource.subresources():
+        _check_references(part, resolver.in_subresource(part))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it refers to itself without end, or is nested too deeply"
+    if ref := getattr(error, "ref", None):
+        return f"it refers to {ref!r}, which is not in it; nothing is fetched: put it into its $defs"
+    return str(error)
+
+
+def _format_violation(error: ValidationError | SchemaError, name: str) -> str:
+    """Return the path and the rule of a violation. A long value is described, and not shown."""
+    value, message = error.instance, error.message
+    if len(shown := repr(value)) > _MAX_VALUE_CHARS:
+        message = message.replace(shown, _describe(value))
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
+    path = clean_text("".join([name, *steps]), _MAX_VIOLATION_CHARS)
+    return f"{path}: {clean_text(message, _MAX_VIOLATION_CHARS)}"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, str):
+        return f"a text of {len(value)} characters"
+    if isinstance(value, Sequence):
+        return f"an array of {len(value)} items"
+    return "an object" if isinstance(value, Mapping) else "a long number"

@@ -1,0 +1,329 @@
+"""The column ``cost`` of a results table, held against what the emulator bills."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, task
+from conftest import Clock, Outcome, OutletEvents, TrackedTaskInstance, run_task
+
+from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.operators import (
+    Ledger,
+    RunGenCollectResultsOperator,
+    RunGenRunBatchOperator,
+    RunGenRunTableOperator,
+    scaled_app,
+)
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+
+APP = "gpu"
+# a worker costs 1 in a second
+PRICE = "3600 USD/h"
+MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
+FAST: dict[str, Any] = {"app_id": APP, "poll_interval": 0.02, "defer_after": 0}
+# A poll, and the second to which the service tells the time of a change, for each of two workers.
+TOLERANCE = 2 * 1.5
+
+
+@pytest.fixture
+def emulator(rungen_emulator: Emulator) -> Emulator:
+    rungen_emulator.service.add_app(APP, init_seconds=0.1)
+    return rungen_emulator
+
+
+class Night:
+    """A DAG, its XComs, and the results tables that it writes."""
+
+    def __init__(self, emulator: Emulator, folder: Path, clock: Clock) -> None:
+        self.emulator, self.folder, self.clock = emulator, folder, clock
+        self.dag: Any = DAG("night", schedule=None)
+        self.xcoms: dict[tuple[str, str], Any] = {}
+
+    def run(self, op: Any, **changes: Any) -> Outcome:
+        ti: Any = TrackedTaskInstance()
+        ti.task_id = op.task_id
+        ti.xcom_push = lambda key, value: self.xcoms.update({(op.task_id, key): value})
+        ti.xcom_pull = self._pull
+        ti.get_dr_count = lambda **_: 1
+        ti.get_task_states = lambda **_: {"run": dict.fromkeys(self.dag.task_dict, "success")}
+        context: Any = {"ti": ti, "dag": self.dag, "outlet_events": OutletEvents(), **changes}
+        return run_task(op, context)
+
+    def scale_up(self, block: scaled_app) -> None:
+        """Run the setup of a block, and let the app idle for a while."""
+        assert self.run(block.up).error is None
+        self.clock.advance(300)
+
+    def _pull(self, task_ids: Any, key: str = "return_value", **_: Any) -> Any:
+        if isinstance(task_ids, str):
+            return self.xcoms.get((task_ids, key))
+        return [self.xcoms.get((task_id, key)) for task_id in task_ids]
+
+    def table(self, count: int, task_id: str = "paint", **options: Any) -> Any:
+        """Return a task whose first job is steered."""
+        rows: list[dict[str, Any]] = [
+            {"id": number, "prompt": f"{task_id} {number}", "emulator": {"seconds": 0.2 * (number + 1)}}
+            for number in range(count)
+        ]
+        for row in rows[:1]:
+            row["emulator"] |= options.pop("first", {})
+        results = self.uri(task_id)
+        own: dict[str, Any] = {"task_id": task_id, "table": rows, "key": "id", "results": results}
+        own["destination"] = (self.folder / "pictures").as_uri()
+        return RunGenRunTableOperator(**own | FAST | options)
+
+    def uri(self, name: str, suffix: str = "jsonl") -> str:
+        return (self.folder / f"{name}.{suffix}").as_uri()
+
+    def rows(self, name: str = "paint") -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / f"{name}.jsonl").read_text().splitlines()]
+
+    def costs(self, name: str = "paint") -> list[Decimal | None]:
+        return [None if row["cost"] is None else Decimal(row["cost"]) for row in self.rows(name)]
+
+    def total(self, name: str = "paint") -> float:
+        return float(sum(filter(None, self.costs(name))))
+
+    @property
+    def billed(self) -> float:
+        return float(self.emulator.service.stats()["worker_seconds"][APP])
+
+
+@pytest.fixture
+def night(emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
+    clock = Clock(emulator, monkeypatch)
+    clock.advance(1000)  # the app was created some time ago
+    return Night(emulator, tmp_path, clock)
+
+
+def set_price(emulator: Emulator, monkeypatch: pytest.MonkeyPatch, price: str = PRICE) -> None:
+    conn = json.loads(emulator.airflow_connection())
+    conn["extra"] = {**conn.get("extra", {}), "price": price}
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(conn))
+
+
+# --- in a block of scaled_app -------------------------------------------------------------------------------
+
+
+@MODES
+def test_the_rows_share_the_bill_so_far(night: Night, deferrable: bool) -> None:
+    with night.dag, scaled_app(APP, 2, price=PRICE, poll_interval=0.02) as gpu:
+        paint = night.table(3, deferrable=deferrable)
+    night.scale_up(gpu)
+    assert night.run(paint).error is None
+    assert night.total() == pytest.approx(night.billed, abs=TOLERANCE)
+    seconds = [row["execution_seconds"] for row in night.rows()]
+    shares = [float(cost or 0) / night.total() for cost in night.costs()]
+    assert shares == pytest.approx([each / sum(seconds) for each in seconds], abs=0.001)
+    assert night.total() > 600, "idle time is shared out"
+    night.run(gpu.down)
+    final = float(night.xcoms[gpu.down.task_id, "bill"]["cost"])
+    assert final == pytest.approx(night.total(), abs=TOLERANCE)
+
+
+def test_what_was_paid_for_before_costs_nothing(night: Night) -> None:
+    ledger = Ledger((night.folder / "ledger").as_uri())
+    with night.dag, scaled_app(APP, 2, price=PRICE, poll_interval=0.02) as gpu:
+        first, second = night.table(2, ledger=ledger), night.table(2, "again", ledger=ledger)
+    second.table = [*first.table, {"id": 9, "prompt": "new", "emulator": {"seconds": 0.2}}]
+    night.scale_up(gpu)
+    assert night.run(first).error is None
+    assert night.run(second).error is None
+    assert [row["reused"] for row in night.rows("again")] == [True, True, False]
+    reused, _, new = night.costs("again")
+    assert str(reused) == "0E-8"
+    assert new is not None
+    assert night.rows("again")[0]["cost"] == "0.00000000"
+    # the other task of the block has its share of the bill
+    assert 0 < new < night.billed / 2
+
+
+def test_failed_and_skipped_rows(night: Night) -> None:
+    with night.dag, scaled_app(APP, 2, price=PRICE, poll_interval=0.02) as gpu:
+        paint = night.table(3, max_failed=2, first={"fail": "no luck"})
+    paint.to_input = lambda row: None if row["id"] == 1 else row
+    night.scale_up(gpu)
+    assert night.run(paint).error is None
+    assert [row["status"] for row in night.rows()] == ["failed", "skipped", "completed"]
+    failed, skipped, completed = night.costs()
+    assert skipped == 0
+    assert failed, "it ran, too"
+    assert completed
+    assert night.total() == pytest.approx(night.billed, abs=TOLERANCE)
+
+
+def test_a_table_that_fails_has_costs(night: Night, emulator: Emulator) -> None:
+    with night.dag, scaled_app(APP, 2, price=PRICE, poll_interval=0.02) as gpu:
+        paint = night.table(2, first={"fail": "no luck"})
+    night.scale_up(gpu)
+    assert night.run(paint).error is not None
+    assert night.total() == pytest.approx(night.billed, abs=TOLERANCE)
+
+
+def test_what_one_task_runs_and_another_one_collects_is_shared_once(night: Night) -> None:
+    with night.dag, scaled_app(APP, 2, price=PRICE, poll_interval=0.02) as gpu:
+        inputs = [{"prompt": "x", "emulator": {"seconds": 0.3}}] * 2
+        paint = RunGenRunBatchOperator(task_id="paint", inputs=inputs, **FAST)
+        collect = RunGenCollectResultsOperator(
+            task_id="collect", job_id=paint.output, results=night.uri("collect"), **FAST
+        )
+    night.scale_up(gpu)
+    collect.job_id = night.run(paint).value
+    assert night.run(collect).error is None
+    assert night.total("collect") == pytest.approx(night.billed, abs=TOLERANCE)
+
+
+def test_a_task_after_the_block_shares_the_final_bill(night: Night) -> None:
+    with night.dag:
+        with scaled_app(APP, 2, price=PRICE, poll_interval=0.02) as gpu:
+            inputs = [{"prompt": "x", "emulator": {"seconds": 0.2}}] * 3
+            paint = RunGenRunBatchOperator(task_id="paint", inputs=inputs, **FAST)
+        collect = RunGenCollectResultsOperator(
+            task_id="collect", job_id=paint.output, results=night.uri("collect"), **FAST
+        )
+        gpu.down >> collect
+    night.scale_up(gpu)
+    collect.job_id = night.run(paint).value
+    night.run(gpu.down)
+    assert night.run(collect).error is None
+    bill = night.xcoms[gpu.down.task_id, "bill"]
+    assert sum(filter(None, night.costs("collect"))) == Decimal(bill["cost"])
+
+
+def test_the_price_may_be_the_output_of_a_task(night: Night) -> None:
+    with night.dag:
+
+        @task
+        def price() -> str:
+            return PRICE
+
+        declared = price()
+        with scaled_app(APP, 2, price=declared, poll_interval=0.02) as gpu:
+            paint = night.table(1)
+    night.xcoms["price", "return_value"] = PRICE
+    night.scale_up(gpu)
+    assert night.run(paint).error is None
+    assert night.total() == pytest.approx(night.billed, abs=TOLERANCE)
+
+
+def test_a_price_that_cannot_be_read_fails_no_table(night: Night, caplog: pytest.LogCaptureFixture) -> None:
+    with night.dag, scaled_app(APP, 2, price="{{ 'cheap' }}", poll_interval=0.02) as gpu:
+        paint = night.table(1)
+    night.scale_up(gpu)
+    assert night.run(paint).error is None
+    assert night.costs() == [None]
+    assert "The results table has no costs: ValueError: must be the price of one worker" in caplog.text
+
+
+def test_with_nothing_to_run_nothing_costs(night: Night, emulator: Emulator) -> None:
+    emulator.service.scale(APP, 1)  # somebody else's
+    with night.dag, scaled_app(APP, 2, only_if=0, price=PRICE, poll_interval=0.02) as gpu:
+        paint = night.table(1)
+    night.scale_up(gpu)
+    assert night.run(paint).error is None
+    assert night.costs() == [0]
+
+
+def test_a_service_that_does_not_answer_is_no_reason_to_fail(night: Night, emulator: Emulator) -> None:
+    with night.dag, scaled_app(APP, 2, price=PRICE, poll_interval=0.02) as gpu:
+        paint = night.table(1)
+    night.scale_up(gpu)
+    emulator.service.inject(Fault(on="get_app", status=500, times=100))
+    assert night.run(paint).error is None
+    assert night.total() == pytest.approx(night.billed, abs=TOLERANCE)
+
+
+# --- elsewhere ----------------------------------------------------------------------------------------------
+
+
+@MODES
+def test_elsewhere_a_job_costs_what_it_ran(
+    night: Night, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, deferrable: bool
+) -> None:
+    set_price(emulator, monkeypatch)
+    emulator.service.scale(APP, 2)
+    with night.dag:
+        paint = night.table(2, deferrable=deferrable)
+    assert night.run(paint).error is None
+    assert [float(cost or 0) for cost in night.costs()] == pytest.approx([0.2, 0.4])
+    assert sum(filter(None, night.costs())) == Decimal("0.6")
+
+
+def test_a_cheap_job_costs_something(
+    night: Night, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_price(emulator, monkeypatch, "0.01 USD/h")
+    emulator.service.scale(APP, 1)
+    with night.dag:
+        paint = night.table(1)
+    assert night.run(paint).error is None
+    assert night.rows()[0]["cost"] == "0.00000056"
+
+
+def test_rows_that_share_a_job_pay_for_it_once(
+    night: Night, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_price(emulator, monkeypatch)
+    emulator.service.scale(APP, 1)
+    with RunGenHook() as hook:
+        job_id = hook.run_job(app_id=APP, input={"prompt": "x", "emulator": {"seconds": 0.2}}).id
+    with night.dag:
+        collect = RunGenCollectResultsOperator(
+            task_id="collect", job_id=[job_id, None, job_id], max_failed=1, results=night.uri("c"), **FAST
+        )
+    assert night.run(collect).error is None
+    assert night.costs("c") == [Decimal("0.2"), 0, 0]
+
+
+def test_seconds_that_nobody_knows_cost_nobody_knows_what(
+    night: Night, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_price(emulator, monkeypatch)
+    emulator.service.scale(APP, 1)
+    with night.dag:
+        paint = night.table(1, timeout=0.5, first={"seconds": 60})
+    assert night.run(paint).error is not None
+    assert [row["status"] for row in night.rows()] == ["canceled"]
+    assert night.costs() == [None]
+
+
+def test_without_a_price_there_is_no_cost(night: Night) -> None:
+    with night.dag, scaled_app(APP, 2, poll_interval=0.02) as gpu:
+        paint = night.table(2)
+    night.scale_up(gpu)
+    asked = night.emulator.service.count("get_app")
+    assert night.run(paint).error is None
+    assert night.costs() == [None, None]
+    assert night.emulator.service.count("get_app") == asked, "nor is anything asked for it"
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_parquet_has_decimals(
+    night: Night,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    read_parquet: Callable[[Path], Any],
+) -> None:
+    set_price(emulator, monkeypatch)
+    emulator.service.scale(APP, 1)
+    with night.dag:
+        paint = night.table(count, results=night.uri("paint", "parquet"))
+    assert night.run(paint).error is None
+    table = read_parquet(night.folder / "paint.parquet")
+    assert str(table.schema.field("cost").type) == "decimal128(38, 8)"
+    assert table.column("cost").to_pylist() == [Decimal("0.2")] * count
+
+
+@pytest.fixture
+def read_parquet() -> Callable[[Path], Any]:
+    read: Callable[[Path], Any] = pytest.importorskip("pyarrow.parquet").read_table
+    return read
