@@ -111,26 +111,23 @@ def test_a_gallery_from_the_task_to_its_pictures(airflow: AirflowInstance, page:
     url = start(airflow, "gallery", "success")
     run_id = airflow.wait_for_a_run("gallery", 5)
     page.goto(f"{airflow.url}/dags/gallery/runs/{quote(run_id)}/tasks/paint/details")
-    with page.context.expect_page() as opened:
-        page.get_by_role("link", name="RunGen results").click()
-    gallery = opened.value
-    gallery.wait_for_url(url)
-    pictures = gallery.locator("img")
+    page.get_by_role("link", name="RunGen results").click()
+    page.wait_for_url(url)
+    pictures = page.locator("img")
     expect(pictures).to_have_count(100)
     # they load as they come into view
     for number in (0, 50, 99):
         pictures.nth(number).scroll_into_view_if_needed()
         expect(pictures.nth(number)).to_have_js_property("naturalWidth", 320)
-    gallery.evaluate("scrollTo(0, 0)")
-    gallery.set_viewport_size({"width": 1100, "height": 860})
-    gallery.wait_for_load_state("networkidle")
-    gallery.screenshot(path=IMAGES / "results.png")
-    gallery.get_by_role("link", name=re.compile("next", re.IGNORECASE)).first.click()
-    expect(gallery.locator("img")).to_have_count(100)
-    gallery.set_viewport_size({"width": 390, "height": 800})
-    is_wide = gallery.evaluate("document.documentElement.scrollWidth > innerWidth")
+    page.evaluate("scrollTo(0, 0)")
+    page.set_viewport_size({"width": 1100, "height": 860})
+    page.wait_for_load_state("networkidle")
+    page.screenshot(path=IMAGES / "results.png")
+    page.get_by_role("link", name=re.compile("next", re.IGNORECASE)).first.click()
+    expect(page.locator("img")).to_have_count(100)
+    page.set_viewport_size({"width": 390, "height": 800})
+    is_wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
     assert not is_wide
-    gallery.close()
 
 
 def test_progress_moves_by_itself_while_the_task_is_deferred(airflow: AirflowInstance, page: Page) -> None:
