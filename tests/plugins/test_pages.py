@@ -214,9 +214,10 @@ def test_ten_thousand_jobs_take_less_than_two_seconds(world: World) -> None:
     path = world.save(xcoms={"rungen_page": page})
     world.get("/style.css")  # imports are not measured
     for number in (1, 50, 100):
-        started = time.monotonic()
+        # of this process, since the machine may be busy
+        started = time.process_time()
         answer = world.get(f"{path}?page={number}")
-        assert time.monotonic() - started < 2
+        assert time.process_time() - started < 2
         assert f"s{100 * number - 1}" in answer.text
 
 
