@@ -29,8 +29,7 @@ def page_url(ti: Any, *below: str) -> str:
     """
     if not are_pages_enabled():
         return ""
-    map_index = getattr(ti, "map_index", None)
-    map_index = -1 if map_index is None else map_index
+    map_index = -1 if ti.map_index is None else ti.map_index
     return mount_path() + task_path(ti.dag_id, ti.run_id, ti.task_id, map_index) + path(*below)
 
 
