@@ -120,8 +120,12 @@ class Database:
             task |= {"map_index": ti.map_index, "state": state, "try_number": 1, "max_tries": 0}
             task |= {"pool": "default_pool", "pool_slots": 1, "operator": operator, "start_date": now}
             task |= {"trigger_id": trigger_id}
-            columns = {TaskInstance.__table__.columns[name]: value for name, value in task.items()}
-            session.execute(insert(TaskInstance.__table__).values(columns))
+            columns = TaskInstance.__table__.columns
+            if "map_index" not in columns:  # since Airflow 3.4
+                task["region_index"] = task.pop("map_index")
+            session.execute(
+                insert(TaskInstance.__table__).values({columns[name]: each for name, each in task.items()})
+            )
             for key, value in (ti.xcoms if xcoms is None else xcoms).items():
                 place: dict[str, Any] = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id}
                 # as a worker sends it
