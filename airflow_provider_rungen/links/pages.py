@@ -15,7 +15,8 @@ def are_pages_enabled() -> bool:
     """Return whether this Airflow can have the pages, and ``[rungen] pages`` does not turn them off."""
     if not AIRFLOW_V_3_0_PLUS:
         return False
-    from airflow_provider_rungen._airflow import conf
+    # that of the core, which every component has read: the SDK's reads the providers first
+    from airflow.configuration import conf
 
     return bool(conf.getboolean("rungen", "pages", fallback=True))
 
@@ -35,7 +36,7 @@ def page_url(ti: Any, *below: str) -> str:
 
 def mount_path() -> str:
     """Return the path of the plugin on Airflow's host: ``[api] base_url`` may have a path of its own."""
-    from airflow_provider_rungen._airflow import conf
+    from airflow.configuration import conf
 
     return urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/") + PREFIX
 
