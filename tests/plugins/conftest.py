@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -121,6 +120,8 @@ class Database:
             task |= {"pool": "default_pool", "pool_slots": 1, "operator": operator, "start_date": now}
             task |= {"trigger_id": trigger_id}
             columns = TaskInstance.__table__.columns
+            if columns["id"].type.python_type is str:  # before Airflow 3.2
+                task["id"] = str(task["id"])
             if "map_index" not in columns:  # since Airflow 3.4
                 task["region_index"] = task.pop("map_index")
             session.execute(
@@ -128,10 +129,8 @@ class Database:
             )
             for key, value in (ti.xcoms if xcoms is None else xcoms).items():
                 place: dict[str, Any] = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id}
-                # as a worker sends it
-                text = json.dumps(value)
                 place |= {"map_index": ti.map_index}
-                XComModel.set(key=key, value=text, serialize=False, session=session, **place)
+                XComModel.set(key=key, value=value, session=session, **place)
         return task_path(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
 
     def _add_dag(self, session: Any, dag_id: str) -> None:

@@ -18,9 +18,9 @@ from airflow_provider_rungen.plugins import OPERATORS
 
 LOAD = """
 import json, sys, time
+import airflow.configuration
 import airflow.plugins_manager
 import airflow.sdk.bases.operatorlink
-import airflow.sdk.configuration
 known, started = set(sys.modules), time.process_time()
 from airflow_provider_rungen.plugins import RunGenPlugin
 milliseconds = 1000 * (time.process_time() - started)
