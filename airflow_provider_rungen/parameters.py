@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from difflib import get_close_matches
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.durations import to_seconds
@@ -11,7 +14,7 @@ from airflow_provider_rungen.client.price import parse_price
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, MutableMapping, Sequence
+    from collections.abc import Callable, MutableMapping, Sequence
     from datetime import datetime
     from typing import Literal, Required, TypeAlias, TypedDict
 
@@ -175,9 +178,11 @@ __all__ = [
     "check_format",
     "check_ledger",
     "check_max_failed",
+    "check_names",
     "check_price",
     "check_schema",
     "default_arg_names",
+    "parameter_names",
     "to_seconds",
 ]
 
@@ -293,6 +298,34 @@ def check_schema(source: Any, name: str) -> Any:
     from airflow_provider_rungen.schemas import checked
 
     return checked(source, name)
+
+
+def check_names(given: Iterable[str], known: Iterable[str], taker: str) -> None:
+    """
+    Check that every parameter that was given is known. Airflow's own, with ``_`` in front, are not checked.
+
+    :param taker: what takes them, as its user knows it.
+    :raises TypeError: one is unknown; the message names it, and what may have been meant.
+    """
+    known = sorted(known)
+    for name in given:
+        if name in known or name.startswith("_"):
+            continue
+        meant = get_close_matches(name, known, 1)
+        raise TypeError(f"{taker} has no parameter {name!r}" + (f": use {meant[0]!r}" if meant else ""))
+
+
+@cache
+def parameter_names(kind: type) -> frozenset[str]:
+    """Return the names of all parameters of a class, those of its bases included."""
+    makers = [vars(each)["__init__"] for each in kind.__mro__ if "__init__" in vars(each)]
+    signatures = [inspect.signature(maker) for maker in makers]
+    return frozenset(
+        name
+        for signature in signatures
+        for name, parameter in signature.parameters.items()
+        if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
+    )
 
 
 def default_arg_names(kwargs: Mapping[str, Any]) -> set[str]:

@@ -54,6 +54,8 @@ _MASK = "masking the password of a proxy"
 _FORM = "the form of the connection"
 _LOST = "the end of a deferral without an event"
 _POKES = "poking no sooner than the service asked for"
+_LITERALS = "checks of literal parameters, which a mapped task skips"
+_KIT = "`run_operator`"
 _OTHERS = "whether other tasks need an app that is to be scaled down"
 
 PRIVATE_NAMES = [
@@ -86,6 +88,16 @@ PRIVATE_NAMES = [
     PrivateName("airflow.sdk:BaseOperator.resume_execution", _LOST, since=(3, 0)),
     PrivateName("airflow.models.baseoperator:BaseOperator.resume_execution", _LOST, "2.11.2", before=(3, 0)),
     PrivateName("airflow.sdk:BaseOperator.iter_mapped_dependants", "`end_from_trigger`", since=(3, 3)),
+    PrivateName("airflow.listeners.listener:get_listener_manager", "`end_from_trigger`"),
+    PrivateName("airflow.sdk:BaseOperator._BaseOperator__from_mapped", _LITERALS, since=(3, 0)),
+    PrivateName(
+        "airflow.models.baseoperator:BaseOperator._BaseOperator__from_mapped",
+        _LITERALS,
+        "2.11.2",
+        before=(3, 0),
+    ),
+    PrivateName("airflow.sdk.bases.operator:ExecutorSafeguard.sentinel_value", _KIT, since=(3, 0)),
+    PrivateName("airflow.models.base:_sentinel", _KIT, "2.11.2", before=(3, 0)),
     PrivateName(
         "airflow.sdk:BaseOperator.get_closest_mapped_task_group", "`start_from_trigger`", since=(3, 3)
     ),

@@ -34,9 +34,9 @@ toc_object_entries_show_parents = "hide"
 # `--nitpicky` applies to names on the site; to check names of other packages, Sphinx would have to download.
 nitpick_ignore_regex = [
     ("myst", r"\.\./.*"),  # a folder of the repository, shown as text; tests/test_docs.py checks it
-    ("py:.*", r"(airflow|requests|pendulum|aiohttp|collections|datetime|enum|typing)\..*"),
+    ("py:.*", r"(airflow|requests|pendulum|aiohttp|collections|contextlib|datetime|enum|typing)\..*"),
     # imported only for type checkers
-    ("py:class", "Context|JsonValue|ObjectStoragePath|TaskDecorator|XComArg"),
+    ("py:class", "Context|Emulator|JsonValue|ObjectStoragePath|TaskDecorator|XComArg"),
     ("py:class", "Destination|Duration|JobIds|JobInputs?|SchemaSource|JsonObject|[A-Za-z]+Arguments"),
     ("py:class", "IdleEvent|Table|TableFormat|ToInput"),
     # annotations of a dataclass are texts, without their modules

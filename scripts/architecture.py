@@ -23,7 +23,7 @@ DRAWING = ROOT / "docs" / "images" / "architecture.svg"
 FLOORS: tuple[dict[str, int], ...] = (
     {"decorators": 2, "operators": 3, "triggers": 3, "sensors": 2, "plugins": 2},
     {"execution": 1},
-    {"hooks": 3, "links": 2, "schemas": 2, "parameters": 2, "ledger": 2, "retries": 2},
+    {"hooks": 3, "links": 2, "schemas": 2, "parameters": 2, "literals": 2, "ledger": 2, "retries": 2},
     {"client": 5, "pages": 2, "_airflow": 2},
     {"exceptions": 2, "emulator": 5},
 )
@@ -38,13 +38,14 @@ PURPOSES = {
     "links": "links in Airflow's UI",
     "schemas": "JSON Schemas",
     "parameters": "checks and types of parameters",
+    "literals": "mistakes in literals",
     "ledger": "the ledger, as a DAG names it",
     "retries": "the retry policy",
     "client": "RunGen without Airflow: the REST API as flows without I/O, and two drivers for them",
     "pages": "what pages show, and their look",
     "_airflow": "Airflow's names, by version",
     "exceptions": "the error tree",
-    "emulator": "stands for the service; isolated",
+    "emulator": "stands for the service; only run_operator() uses Airflow",
 }
 # Packages that nearly all others import: their box lists who does, instead of arrows.
 LISTED = ("_airflow",)

@@ -52,7 +52,10 @@ from airflow_provider_rungen.client.polling import wait_for_jobs  # noqa: E402
 from airflow_provider_rungen.client.senders import AsyncSender, Sender  # noqa: E402
 from airflow_provider_rungen.client.settings import Settings  # noqa: E402
 from airflow_provider_rungen.client.transport import adrive, drive  # noqa: E402
-from airflow_provider_rungen.emulator import Emulator, Service  # noqa: E402
+from airflow_provider_rungen.emulator import Emulator, Service, fakes  # noqa: E402
+from airflow_provider_rungen.emulator.fakes import FakeStore, OutletEvents  # noqa: E402
+from airflow_provider_rungen.emulator.testing import TaskResult as Outcome  # noqa: E402
+from airflow_provider_rungen.emulator.testing import run_operator  # noqa: E402
 from airflow_provider_rungen.exceptions import RunGenConnectionError  # noqa: E402
 
 hypothesis.settings.register_profile("steady", derandomize=True, database=None, deadline=None)
@@ -60,7 +63,7 @@ hypothesis.settings.load_profile("steady")
 # Hypothesis also draws constants of the modules loaded so far, which differ between test processes.
 vars(hypothesis.internal.conjecture.providers)["is_local_module_file"] = lambda _: False
 
-__all__ = ["wait_for_jobs"]
+__all__ = ["FakeStore", "Outcome", "OutletEvents", "wait_for_jobs"]
 
 T = TypeVar("T")
 KEY = "rungen-emulator-key"
@@ -160,35 +163,16 @@ class FakeTime:
         self.sleep(seconds)
 
 
-class PausableClock:
-    """The emulator's clock, which stands still on request, so that no job ends meanwhile."""
-
-    def __init__(self) -> None:
-        # one value, since the emulator's threads read it: the time it shows if paused, and its delay
-        self._state: tuple[float | None, float] = (None, 0.0)
-
-    def time(self) -> float:
-        shown, delay = self._state
-        return time.time() - delay if shown is None else shown
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        shown = self.time()
-        self._state = (shown, 0.0)
-        try:
-            yield
-        finally:
-            self._state = (None, time.time() - shown)
-
-
-emulator_clock = PausableClock()
+#: The emulator of the test, whose jobs do not end before `run_task` has deferred what defers at once.
+_emulator_of_test: list[Emulator] = []
 
 
 @pytest.fixture
-def rungen_emulator(rungen_emulator: Emulator) -> Emulator:
-    """Run an emulator whose jobs do not end before `run_task` has deferred what defers at once."""
-    rungen_emulator.service.clock = emulator_clock.time
-    return rungen_emulator
+def rungen_emulator(rungen_emulator: Emulator) -> Iterator[Emulator]:
+    """Run an emulator that `run_task` knows."""
+    _emulator_of_test.append(rungen_emulator)
+    yield rungen_emulator
+    _emulator_of_test.clear()
 
 
 @dataclass
@@ -336,31 +320,13 @@ class Clock:
         self._ahead += seconds
 
 
-class FakeTaskInstance:
-    """The parts of a task instance that an operator may use, without a database."""
+class FakeTaskInstance(fakes.FakeTaskInstance):
+    """The task instance of the test kit, which here pulls from whatever task."""
 
-    dag_id = "dag"
-    task_id = "task"
-    run_id = "run"
-    map_index = -1
-    try_number = 1
-    max_tries = 0
-
-    def __init__(self) -> None:
-        self.pushed: list[tuple[str, Any]] = []
-        self.on_push: Callable[[str, Any], None] | None = None
-
-    def xcom_push(self, key: str, value: Any, **_: Any) -> None:
-        self.pushed.append((key, value))
-        if self.on_push is not None:
-            self.on_push(key, value)
-
-    def xcom_pull(self, key: str, **_: Any) -> Any:
-        return self.xcoms.get(key)
-
-    @property
-    def xcoms(self) -> dict[str, Any]:
-        return dict(self.pushed)
+    def xcom_pull(
+        self, task_ids: Any = None, key: str = "return_value", default: Any = None, **_: Any
+    ) -> Any:
+        return self.xcoms.get(key, default)
 
 
 class TrackedTaskInstance(FakeTaskInstance):
@@ -379,22 +345,6 @@ class TrackedTaskInstance(FakeTaskInstance):
         return {self.run_id: {self.task_id: self.state}}
 
 
-class FakeStore:
-    """Airflow 3.3's task state store, which stores JSON."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, str] = {}
-
-    def get(self, key: str) -> Any:
-        return json.loads(self.kept[key]) if key in self.kept else None
-
-    def set(self, key: str, value: Any, **_: Any) -> None:
-        self.kept[key] = json.dumps(value)
-
-    def delete(self, key: str) -> None:
-        self.kept.pop(key, None)
-
-
 @pytest.fixture
 def ti() -> FakeTaskInstance:
     return FakeTaskInstance()
@@ -404,21 +354,6 @@ def ti() -> FakeTaskInstance:
 def context(ti: FakeTaskInstance) -> Any:
     """A context for ``execute``, without a database."""
     return {"ti": ti, "task_instance": ti}
-
-
-class Accessor:
-    """The event of an outlet, as a task sees it."""
-
-    def __init__(self) -> None:
-        self.extra: dict[str, Any] = {}
-
-
-class OutletEvents(dict[Any, Accessor]):
-    """Maps outlets to their events by kind and name, and creates an event on first use."""
-
-    def __getitem__(self, outlet: Any) -> Accessor:
-        name = outlet.uri if hasattr(outlet, "uri") else outlet.name
-        return self.setdefault((type(outlet).__name__, name), Accessor())
 
 
 # Shorter waits for all tests. A test of such a wait sets its own.
@@ -474,49 +409,11 @@ def signal_when(
         signal.signal(number, before)
 
 
-@dataclass
-class Outcome:
-    """The result of a task: its value or its error, and its deferrals."""
-
-    value: Any = None
-    error: BaseException | None = None
-    events: list[dict[str, Any]] = field(default_factory=list)
-    timeouts: list[Any] = field(default_factory=list)
-
-
 def run_task(op: Any, context: Any) -> Outcome:
-    """Run a task as Airflow does: execute it, and run its trigger after each deferral."""
-    from airflow.providers.common.compat.sdk import TaskDeferred
-
-    outcome = Outcome()
-
-    async def first_event(trigger: Any) -> Any:
-        kind = type(trigger)
-        path, kwargs = trigger.serialize()
-        assert path == f"airflow_provider_rungen.triggers.{kind.__name__}"
-        stream = kind(**kwargs).run()
-        try:
-            return await anext(stream)
-        finally:
-            await stream.aclose()
-
+    """Run a task as `run_operator` does, with a context that has no task state store unless it is given."""
     defers_at_once = getattr(op, "deferrable", False) and getattr(op, "defer_after", None) == 0
-    pause = emulator_clock.paused() if defers_at_once else contextlib.nullcontext()
-    step = partial(op.execute, context)
-    while True:
-        try:
-            with pause:
-                outcome.value = step()
-        except TaskDeferred as deferral:
-            event = asyncio.run(first_event(deferral.trigger)).payload
-            pause = contextlib.nullcontext()
-            outcome.events.append(event)
-            outcome.timeouts.append(deferral.timeout)
-            step = partial(getattr(op, deferral.method_name), context, event=event)
-            continue
-        except Exception as error:
-            outcome.error = error
-        return outcome
+    emulator = _emulator_of_test[0] if defers_at_once and _emulator_of_test else None
+    return run_operator(op, context={"task_state_store": None, **context}, emulator=emulator)
 
 
 @pytest.fixture(scope="session")

@@ -188,6 +188,7 @@ def _environment(folder: Path, emulator: Emulator) -> dict[str, str]:
     service.add_app("YOUR-NIGHTLY-APP-ID")
     by_hand = {"conn_type": "http", "host": emulator.url, "extra": {"x-api-key": service.api_key}}
     return {
+        "PYTEST_XDIST_WORKER": "",
         "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
         "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
         "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),

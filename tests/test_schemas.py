@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import traceback
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen import schemas
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.emulator import Service
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultError
 from airflow_provider_rungen.execution.batch.inputs import Inputs
 from airflow_provider_rungen.schemas import Schema, checked
@@ -397,7 +399,7 @@ GOOD = {"prompt": "a fox", "height": 512, "width": 1024, "guidance_scale": 3.5, 
 
 
 @pytest.mark.parametrize(
-    "value", [GOOD, {"prompt": ""}, {**GOOD, "guidance_scale": 3, "emulator": {"seconds": 1}}]
+    "value", [GOOD, {"prompt": "x"}, {**GOOD, "guidance_scale": 3, "emulator": {"seconds": 1}}]
 )
 def test_flux_takes_what_the_api_documents(value: Any) -> None:
     Schema(checked("flux-schnell", "input_schema"), "input_schema").check_input(value)
@@ -407,6 +409,7 @@ def test_flux_takes_what_the_api_documents(value: Any) -> None:
     ("change", "where"),
     [
         ({"prompt": 7}, "input.prompt"),
+        ({"prompt": ""}, "input.prompt"),
         ({"width": 0}, "input.width"),
         ({"height": "512"}, "input.height"),
         ({"height": 5.5}, "input.height"),
@@ -419,6 +422,37 @@ def test_flux_refuses_what_cannot_be_meant(change: dict[str, Any], where: str) -
     assert error_of_input("flux-schnell", GOOD | change).startswith(f"{where}: ")
     assert "'prompt' is a required property" in error_of_input("flux-schnell", {"width": 64})
     assert error_of_input("flux-schnell", "a fox").startswith("input: 'a fox' is not of type 'object'")
+
+
+# For each rule of a field, values on both sides of its bound.
+BOUNDS: dict[str, Callable[[Any], list[Any]]] = {
+    "type": lambda _: [5, 5.0, 5.5, -5.5, "5", True, None, [5], {"x": 5}],
+    "minimum": lambda bound: [bound - 1, bound, bound + 1, float(bound), bound - 0.5, 10**30],
+    "pattern": lambda _: ["", " ", "\n\t", " x ", "x" * 10_000],
+}
+
+
+def cases_of_flux() -> Iterator[dict[str, Any]]:
+    schema = json.loads(Path(schemas.__file__).with_name("flux-schnell.input.json").read_text())
+    yield from ({}, GOOD, GOOD | {"another": None})
+    for field, rules in schema["properties"].items():
+        yield {name: value for name, value in GOOD.items() if name != field}
+        for rule, bound in rules.items():
+            yield from (GOOD | {field: value} for value in BOUNDS.get(rule, lambda _: [])(bound))
+
+
+@pytest.mark.parametrize("value", [*cases_of_flux()], ids=lambda value: repr(value)[:60])
+def test_the_emulator_refuses_what_the_schema_of_flux_refuses(value: dict[str, Any]) -> None:
+    service = Service()
+    body = json.dumps({"input": value}).encode()
+    headers = {"x-api-key": service.api_key, "content-type": "application/json"}
+    reply = service.handle("POST", "/app/flux-schnell/run_async", headers, body)
+    refusal = ""
+    try:
+        Schema("flux-schnell", "input_schema").check_input(value)
+    except RunGenInputError as error:
+        refusal = str(error)
+    assert (reply.status == 400) == bool(refusal), (refusal, reply.body)
 
 
 def test_the_result_of_flux() -> None:

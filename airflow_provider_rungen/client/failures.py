@@ -10,6 +10,9 @@ from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.flow import Request
 from airflow_provider_rungen.exceptions import RunGenConnectionError
 
+# what OpenSSL calls an answer that is not TLS
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
+
 
 @dataclass
 class ExchangeState:
@@ -53,7 +56,14 @@ def connection_failed(
     """
     sent = sent and not isinstance(_root(error), UnicodeError)  # the host's name could not be looked up
     what = "the connection to RunGen was lost before the whole answer came" if sent else _unreachable(proxy)
-    return RunGenConnectionError(f"Could not {request.purpose}: {what} ({describe_cause(error)})", sent=sent)
+    failure = RunGenConnectionError(
+        f"Could not {request.purpose}: {what} ({describe_cause(error)})", sent=sent
+    )
+    if getattr(_root(error), "reason", None) in _NOT_TLS:
+        failure.add_hint(
+            "Is the server speaking plain http? Then the host of the connection has to begin with http://"
+        )
+    return failure
 
 
 def proxy_failed(request: Request, error: BaseException, proxy: str | None) -> RunGenConnectionError:

@@ -58,6 +58,7 @@ _STATUSES = {
     **dict.fromkeys(("FAILED", "FAILURE", "FAIL", "ERROR", "ERRORED"), JobStatus.FAILED),
     **dict.fromkeys(("TIMED_OUT", "TIMEOUT"), JobStatus.FAILED),
 }
+GPU_TIERS = ("BASIC", "STANDARD", "PERFORMANCE")
 _APP_STATUSES = ("STOPPED", "INITIALIZING", "RUNNING")
 
 

@@ -12,6 +12,7 @@ from airflow_provider_rungen._airflow import (
     determine_kwargs,
     task_decorator_factory,
 )
+from airflow_provider_rungen.literals import check_literals
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     JOB_LINKS,
@@ -179,6 +180,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         if max_total_bytes is not None:
             check_count(max_total_bytes, "max_total_bytes")
         self.max_xcom_bytes = check_count(max_xcom_bytes, "max_xcom_bytes")
+        check_literals(self)
 
     def execute(self, context: Context) -> Any:
         """

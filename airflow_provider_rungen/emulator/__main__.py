@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import shlex
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
 
@@ -13,15 +16,32 @@ from airflow_provider_rungen.emulator.server import Emulator
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = vars(_parser().parse_args(argv))
+    parser = _parser()
+    options = vars(parser.parse_args(argv))
+    connections = {
+        "rungen_default": {},
+        **{words[0]: _fields(parser, words[1:]) for words in options.pop("connection")},
+    }
     emulator = Emulator(port=options.pop("port"), **options)
 
-    def print_usage() -> None:
-        print(f"export AIRFLOW_CONN_RUNGEN_DEFAULT={shlex.quote(emulator.airflow_connection())}")
-        print(f"# RunGen emulator on {emulator.url}; counts: curl {emulator.url}/_emulator/stats")
-        print("# Press Ctrl-C to stop it.", flush=True)
+    with ExitStack() as opened:
 
-    emulator.run(print_usage)
+        def print_usage() -> None:
+            for conn_id, given in connections.items():
+                opened.enter_context(emulator.connection(conn_id, **given))
+                variable = f"AIRFLOW_CONN_{conn_id.upper()}"
+                print(f"export {variable}={shlex.quote(os.environ[variable])}")
+            print(f"# RunGen emulator on {emulator.url}; counts: curl {emulator.url}/_emulator/stats")
+            print("# Press Ctrl-C to stop it.", flush=True)
+
+        emulator.run(print_usage)
+
+
+def _fields(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
+    """Return the extra fields of a connection: texts such as ``team_id=marketing``."""
+    if wrong := [word for word in words if not re.fullmatch(r"\w+=.*", word)]:
+        parser.error(f"--connection takes an id and fields such as team_id=marketing, not {wrong[0]}")
+    return dict(word.split("=", 1) for word in words)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,6 +51,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 selects a free one")
+    parser.add_argument(
+        "--connection",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar=("CONN_ID", "FIELD=VALUE"),
+        help="another connection, such as rungen_marketing team_id=marketing app_id=posters; repeatable",
+    )
     for option in fields(Options):
         choices: tuple[Any, ...] = option.metadata["choices"]
         details: dict[str, Any] = {"default": option.default, "help": option.metadata["help"]}

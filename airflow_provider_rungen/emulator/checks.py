@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from airflow_provider_rungen.emulator.apps import App
@@ -23,14 +24,22 @@ def check_input(kind: str, body: dict[str, Any]) -> dict[str, Any]:
         raise Refusal(400, "input must be an object")
     _check_instructions(given.get("emulator", {}))
     if kind == "flux":
-        prompt = given.get("prompt")
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise Refusal(400, "input.prompt must be a text and not empty")
-        for side in ("width", "height"):
-            pixels = given.get(side, 1024)
-            if not _is_int(pixels) or not 64 <= pixels <= 2048:
-                raise Refusal(400, f"input.{side} must be a whole number from 64 to 2048")
+        _check_flux(given)
     return given
+
+
+def _check_flux(given: dict[str, Any]) -> None:
+    """Refuse what the schema ``flux-schnell`` of the package refuses, and nothing else."""
+    prompt = given.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise Refusal(400, "input.prompt must be a text and not empty")
+    for field in ("width", "height", "num_inference_steps"):
+        if not _is_whole(given.get(field, 1)) or given.get(field, 1) < 1:
+            raise Refusal(400, f"input.{field} must be a whole number from 1")
+    if not _is_whole(given.get("seed", 1)):
+        raise Refusal(400, "input.seed must be a whole number")
+    if not _is_number(given.get("guidance_scale", 1)):
+        raise Refusal(400, "input.guidance_scale must be a number")
 
 
 def check_new_app(body: dict[str, Any]) -> None:
@@ -82,7 +91,7 @@ def _check_instructions(instructions: Any) -> None:
         if not _is_int(instructions.get(field, 0)) or instructions.get(field, 0) < 0:
             raise Refusal(400, f"input.emulator.{field} must be a whole number from 0")
     seconds = instructions.get("seconds", 0)
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+    if not _is_number(seconds) or not seconds >= 0:
         raise Refusal(400, "input.emulator.seconds must be a number from 0")
 
 
@@ -99,3 +108,11 @@ def _without_weights(workflow: dict[str, Any]) -> dict[str, Any]:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and value == int(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf

@@ -34,6 +34,8 @@ def _perform(service: Service, request: Request) -> Any:
             service.inject(Fault(**request.object(any_type=True)))
         case ("DELETE", "faults"):
             service.clear_faults()
+        case ("POST", "reset"):
+            service.reset()
         case ("POST", "options"):
             service.configure(request.object(any_type=True))
         case ("POST", "workers"):

@@ -7,13 +7,15 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import quote
 
 from airflow_provider_rungen.emulator import answers, checks, png
 from airflow_provider_rungen.emulator.apps import App, Job, State
+from airflow_provider_rungen.emulator.clock import Clock
 from airflow_provider_rungen.emulator.messages import Refusal, Reply, Request, json_reply
 from airflow_provider_rungen.emulator.options import Options
 from airflow_provider_rungen.emulator.outputs import Signer, storage_error
@@ -30,15 +32,61 @@ class Operations(Options):
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
-        self._apps: dict[str, App] = {}
-        self._jobs: dict[str, Job] = {}
-        self._signer = Signer()
-        self._counts: Counter[str] = Counter()
-        self._inputs: set[tuple[str, str]] = set()
-        self._past_bills: dict[str, float] = {}
-        self._flat_next = False
-        self.add_app(self.app_id, name="FLUX Schnell", workers=self.workers)
-        self.add_app(TEXT_APP_ID, name="Llama", kind="text", workers=self.workers)
+        self._pausable = Clock(self.clock)
+        self.clock = self._pausable
+        self._initial = {option.name: getattr(self, option.name) for option in fields(Options)}
+        # the apps of connections, and their teams
+        self._connected: list[tuple[str, str | None]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """
+        Begin again: with the options of the start, the default apps, and no jobs.
+
+        The apps of open `Emulator.connection` blocks are added again.
+        """
+        with self._lock:
+            for name, value in self._initial.items():
+                setattr(self, name, value)
+            self._apps: dict[str, App] = {}
+            self._jobs: dict[str, Job] = {}
+            self._signer = Signer()
+            self._counts: Counter[str] = Counter()
+            self._inputs: set[tuple[str, str]] = set()
+            self._past_bills: dict[str, float] = {}
+            self._flat_next = False
+            self.add_app(self.app_id, name="FLUX Schnell", workers=self.workers)
+            self.add_app(TEXT_APP_ID, name="Llama", kind="text", workers=self.workers)
+            for app_id, team_id in self._connected:
+                self._add_connected(app_id, team_id)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Stop the service's clock for a ``with`` block: no job starts or ends, and no worker is billed."""
+        return self._pausable.paused()
+
+    @contextmanager
+    def connected(self, app_id: str, team_id: str | None) -> Iterator[None]:
+        """
+        Have an app for a ``with`` block, and after a reset in it, too. It stays when it was there.
+
+        :raises ValueError: the app is another team's.
+        """
+        with self._lock:
+            self._add_connected(app_id, team_id)
+            self._connected.append((app_id, team_id))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._connected.remove((app_id, team_id))
+
+    def _add_connected(self, app_id: str, team_id: str | None) -> None:
+        app = self._apps.get(app_id)
+        if app is None:
+            self.add_app(app_id, workers=self.workers, owner_team_id=team_id)
+        elif app.owner_team_id != team_id:
+            owner = "no team" if app.owner_team_id is None else f"team {app.owner_team_id}"
+            raise ValueError(f"app {app_id} belongs to {owner}")
 
     def add_app(
         self,

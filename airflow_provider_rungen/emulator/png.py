@@ -11,11 +11,13 @@ import struct
 import zlib
 
 CANVAS = 256
+_LONGEST = 1 << 20  # of what is requested, for a ratio that can be computed
 
 
 @functools.lru_cache(maxsize=64)
-def draw(prompt: str, width: int, height: int) -> bytes:
+def draw(prompt: str, width: float, height: float) -> bytes:
     """Return a PNG with the requested aspect ratio. No side is longer than ``CANVAS`` pixels."""
+    width, height = min(width, _LONGEST), min(height, _LONGEST)
     scale = min(1.0, CANVAS / max(width, height))
     return encode(*_paint(prompt, max(1, round(width * scale)), max(1, round(height * scale))))
 

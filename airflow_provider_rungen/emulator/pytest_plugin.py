@@ -1,4 +1,4 @@
-"""The fixture ``rungen_emulator``. pytest loads this module in every run, so it imports almost nothing."""
+"""The fixtures of the emulator. pytest loads this module in every run, so it imports almost nothing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,29 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.emulator.server import Emulator
 
 
-@pytest.fixture
-def rungen_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """Run an emulator with fast jobs. The connection ``rungen_default`` uses it."""
+def _run_emulator(patch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     from airflow_provider_rungen.emulator.server import Emulator
 
     with Emulator(job_seconds=0.05) as emulator:
-        monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", emulator.airflow_connection())
+        patch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", emulator.airflow_connection())
         yield emulator
+
+
+@pytest.fixture
+def rungen_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """Run an emulator with fast jobs for one test. The connection ``rungen_default`` uses it."""
+    yield from _run_emulator(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def rungen_emulator_module() -> Iterator[Emulator]:
+    """Run an emulator for all tests of a module. ``emulator.service.reset()`` makes it as new."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield from _run_emulator(patch)
+
+
+@pytest.fixture(scope="session")
+def rungen_emulator_session() -> Iterator[Emulator]:
+    """Run an emulator for all tests. ``emulator.service.reset()`` makes it as new."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield from _run_emulator(patch)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from aiohttp import web
@@ -66,6 +67,43 @@ class Emulator:
                 "extra": {"app_id": self.service.app_id, **extra},
             }
         )
+
+    @contextlib.contextmanager
+    def connection(
+        self,
+        conn_id: str = "rungen_default",
+        *,
+        team_id: str | None = None,
+        app_id: str | None = None,
+        **extra: Any,
+    ) -> Iterator[str]:
+        """
+        Point an Airflow connection at the emulator for a ``with`` block, and yield its id.
+
+        It is in the environment variable ``AIRFLOW_CONN_…``, which other processes that start meanwhile
+        inherit.
+
+        :param conn_id: the connection.
+        :param team_id: the team to work in. Its apps are its own.
+        :param app_id: the connection's app. It is added if there is none, with as many workers as the
+            default apps have. The default app when left out; for a team ``{default app}-{team_id}``.
+        :param extra: more fields of the connection's extra.
+        :raises ValueError: the app is another team's.
+        """
+        if app_id is None:
+            app_id = self.service.app_id + (f"-{team_id}" if team_id else "")
+        name = f"AIRFLOW_CONN_{conn_id.upper()}"
+        team = {"team_id": team_id} if team_id else {}
+        before = os.environ.get(name)
+        with self.service.connected(app_id, team_id):
+            os.environ[name] = self.airflow_connection(app_id=app_id, **team, **extra)
+            try:
+                yield conn_id
+            finally:
+                if before is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = before
 
     def __enter__(self) -> Self:
         return self.start()

@@ -37,14 +37,24 @@ class Service(Operations):
     """The state and the rules of the emulated service. It is thread-safe."""
 
     def __post_init__(self) -> None:
+        self.connections_open = 0
         super().__post_init__()
-        self.requests: deque[Record] = deque(maxlen=200_000)
-        self.connections_opened = self.connections_open = self.max_open_connections = 0
-        self._faults = Faults()
-        self._operations: Counter[str] = Counter()
-        self._not_before: dict[tuple[str, str, bytes], float] = {}
 
     # Called by tests.
+
+    def reset(self) -> None:
+        """
+        Begin again as a new service: options, apps, jobs, faults, counts and the request log.
+
+        Clients may stay connected. The clock goes on.
+        """
+        with self._lock:
+            super().reset()
+            self.requests: deque[Record] = deque(maxlen=200_000)
+            self.connections_opened, self.max_open_connections = 0, self.connections_open
+            self._faults = Faults()
+            self._operations: Counter[str] = Counter()
+            self._not_before: dict[tuple[str, str, bytes], float] = {}
 
     def inject(self, fault: Fault) -> None:
         """Add a fault. It applies after the earlier ones."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from airflow_provider_rungen.client.models import GPU_TIERS
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.scale import whole_number
-
-GPU_TIERS = ("BASIC", "STANDARD", "PERFORMANCE")
 
 
 def app_body(name: Any, configuration: Any, workflow: Any, description: Any = None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from airflow_provider_rungen.literals import check_literals
 from airflow_provider_rungen.operators.base import RunGenBaseOperator
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, check_choice, to_seconds
 
@@ -54,6 +55,7 @@ class RunGenCreateAppOperator(RunGenBaseOperator):
         self.rungen_conn_id = rungen_conn_id
         self.description = description
         self.if_exists = if_exists
+        check_literals(self)
 
     def execute(self, context: Context) -> str:
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, BaseOperator, conf
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
-from airflow_provider_rungen.parameters import default_arg_names
+from airflow_provider_rungen.parameters import check_names, default_arg_names, parameter_names
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.parameters import OperatorArguments
 
     Run = TypeVar("Run", bound=TaskRun[Any])
+
+log = logging.getLogger(__name__)
 
 # Airflow's own limit of a deferral explains nothing, so it comes only when ours did not.
 DEFERRAL_GRACE = timedelta(minutes=10)
@@ -50,6 +53,8 @@ class RunGenBaseOperator(BaseOperator):
             kwargs["retry_policy"] = retry_policy or RunGenRetryPolicy()
         elif retry_policy is not None and "retry_policy" not in default_arg_names(kwargs):
             warnings.warn("retry_policy has no effect before Airflow 3.3", UserWarning, stacklevel=4)
+        taker = getattr(self, "custom_operator_name", type(self).__name__)
+        check_names(kwargs, parameter_names(type(self)), taker)
         super().__init__(**kwargs)
 
     def _start(self, run: Run) -> Run:
@@ -112,6 +117,24 @@ class RunGenBaseOperator(BaseOperator):
 def deferral_error(next_method: str, next_kwargs: dict[str, Any] | None) -> str | None:
     """Return why Airflow ended a deferral without an event, or ``None`` when it did not."""
     return str((next_kwargs or {}).get("error") or "unknown") if next_method == "__fail__" else None
+
+
+def may_end_from_trigger(wanted: bool, task_id: str) -> bool:
+    """
+    Return whether a success may end in the triggerer: not where a plugin has listeners.
+
+    They would not be called there, so Airflow refuses a DAG file with such a task.
+    """
+    if not wanted:
+        return False
+    from airflow.listeners.listener import get_listener_manager  # it loads all plugins
+
+    if get_listener_manager().has_listeners:
+        log.info(
+            "Task %s ends on a worker: a plugin has listeners, which rules out end_from_trigger", task_id
+        )
+        return False
+    return True
 
 
 def check_deferrable(*, deferrable: bool, wait_for_completion: bool, kwargs: OperatorArguments) -> None:

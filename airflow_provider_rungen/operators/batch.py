@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from airflow_provider_rungen.literals import check_literals
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     JOB_LINKS,
     RunGenBaseOperator,
     check_deferrable,
     deferral_error,
+    may_end_from_trigger,
 )
 from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
@@ -59,7 +61,8 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     :param deferrable: wait in the triggerer, without a worker slot. Only with ``wait_for_completion``.
     :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
     :param end_from_trigger: let a success end in the triggerer, without starting a worker again, where
-        Airflow can (3.3 and later; not with ``outlets``, nor when a task is mapped over the ids).
+        Airflow can (3.3 and later; not with ``outlets``, nor when a task is mapped over the ids, nor where a
+        plugin has listeners).
     :param poll_interval: seconds between two polls.
     :param timeout: seconds that the jobs may take together, submission included. After that they are
         canceled, and the task fails. A retry that submits any of them has the whole time.
@@ -132,7 +135,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
         self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
-        self.end_from_trigger = end_from_trigger
+        self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
         self.poll_interval = to_seconds(poll_interval, "poll_interval")
         self.timeout = to_seconds(timeout, "timeout")
         self.cancel_on_kill = cancel_on_kill
@@ -145,6 +148,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         self.ledger = check_ledger(ledger, destination)
         self.max_concurrency = check_count(max_concurrency, "max_concurrency")
         self.max_failed = check_max_failed(max_failed)
+        check_literals(self)
 
     def execute(self, context: Context) -> Any:
         """

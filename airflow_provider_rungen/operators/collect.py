@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.literals import check_literals
 from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, JOB_LINKS, RunGenBaseOperator
 from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
 from airflow_provider_rungen.parameters import (
@@ -129,6 +130,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         if max_total_bytes is not None:
             check_count(max_total_bytes, "max_total_bytes")
         self.max_xcom_bytes = check_count(max_xcom_bytes, "max_xcom_bytes")
+        check_literals(self)
 
     def execute(self, context: Context) -> Any:
         """

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from airflow_provider_rungen.literals import check_literals
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     JOB_LINKS,
     RunGenBaseOperator,
     check_deferrable,
     deferral_error,
+    may_end_from_trigger,
 )
 from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
 from airflow_provider_rungen.parameters import (
@@ -45,7 +47,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
     :param deferrable: wait in the triggerer, without a worker slot. Only with ``wait_for_completion``.
     :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
     :param end_from_trigger: let a success end in the triggerer, without starting a worker again, where
-        Airflow can (3.3 and later; not with ``outlets``).
+        Airflow can (3.3 and later; not with ``outlets``, nor where a plugin has listeners).
     :param poll_interval: seconds between two polls.
     :param timeout: seconds that the job may take. After that it is canceled, and the task fails.
     :param cancel_on_kill: cancel the job when the task is killed, or cleared while the job runs.
@@ -92,7 +94,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
         self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
-        self.end_from_trigger = end_from_trigger
+        self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
         self.poll_interval = to_seconds(poll_interval, "poll_interval")
         self.timeout = to_seconds(timeout, "timeout")
         self.cancel_on_kill = cancel_on_kill
@@ -100,6 +102,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         self.on_unknown_submission = on_unknown_submission
         self.on_clear = on_clear
         self.input_schema = check_schema(input_schema, "input_schema")
+        check_literals(self)
 
     def execute(self, context: Context) -> str:
         """

@@ -17,7 +17,7 @@ from airflow_provider_rungen._airflow import (
 )
 from airflow_provider_rungen.operators.scale import RunGenScaleAppOperator
 from airflow_provider_rungen.operators.scale_down import RunGenScaleDownOperator
-from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, check_price
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, check_names, check_price, parameter_names
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -112,6 +112,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         and the scaling of this run's teardown.
     :param options: parameters of `RunGenScaleAppOperator` for scaling up: ``timeout``, ``deferrable``,
         ``retries``, ….
+    :raises TypeError: one of ``options`` is unknown.
     :raises ValueError: ``price`` is no price; or the DAG has a ``dagrun_timeout``, at which Airflow skips
         teardowns, too.
     """
@@ -132,6 +133,8 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         pool: str | None = None,
         **options: Unpack[ScaleUpArguments],
     ) -> None:
+        known = parameter_names(scaled_app) | parameter_names(RunGenScaleAppOperator)
+        check_names(options, known, "scaled_app")
         self._name = name
         self._app: dict[str, Any] = {
             "app_id": app_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from airflow_provider_rungen.literals import check_literals
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     JOB_LINKS,
@@ -177,6 +178,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         self.max_total_bytes = max_total_bytes
         if max_total_bytes is not None:
             check_count(max_total_bytes, "max_total_bytes")
+        check_literals(self)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """

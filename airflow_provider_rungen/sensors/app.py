@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow_provider_rungen._airflow import BaseSensorOperator
 from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, RunGenBaseOperator
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
-from airflow_provider_rungen.sensors.base import apply_soft_fail, as_sensor_timeout, explain_timeout
+from airflow_provider_rungen.sensors.base import (
+    apply_soft_fail,
+    as_sensor_timeout,
+    explain_timeout,
+    poke_until_over,
+)
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -59,7 +64,7 @@ class RunGenAppSensor(RunGenBaseOperator, BaseSensorOperator):
         run = self._sensor_run(context)
         if not self.deferrable:
             with run.naming_jobs(), run.guard.working(), explain_timeout(self):
-                return BaseSensorOperator.execute(self, context)
+                return poke_until_over(self, context)
         with apply_soft_fail(self):
             run.wait(self.timeout, max(self.poke_interval, 0.1), self._defer_for_app)
         return None

@@ -14,10 +14,16 @@ from airflow_provider_rungen.operators.base import (
     DEFERRAL_GRACE,
     JOB_LINKS,
     RunGenBaseOperator,
+    may_end_from_trigger,
 )
 from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, check_schema, to_seconds
-from airflow_provider_rungen.sensors.base import apply_soft_fail, as_sensor_timeout, explain_timeout
+from airflow_provider_rungen.sensors.base import (
+    apply_soft_fail,
+    as_sensor_timeout,
+    explain_timeout,
+    poke_until_over,
+)
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -46,7 +52,8 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
     :param deferrable: wait in the triggerer, without a worker slot.
     :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
     :param end_from_trigger: let a success end in the triggerer, without starting a worker again, where
-        Airflow can (3.3 and later; not with ``outlets`` or ``result_schema``).
+        Airflow can (3.3 and later; not with ``outlets`` or ``result_schema``, nor where a plugin has
+        listeners).
     :param start_from_trigger: begin in the triggerer, without starting a worker (Airflow 3.3 and later; where
         it cannot, and when mapped, the sensor defers as usual). Together with ``end_from_trigger`` a success
         needs no worker at all. Only with ``deferrable``.
@@ -81,7 +88,7 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
         self.rungen_conn_id = rungen_conn_id
         self.deferrable = deferrable
         self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
-        self.end_from_trigger = end_from_trigger
+        self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
         self.cancel_on_kill = cancel_on_kill
         self.result_schema = check_schema(result_schema, "result_schema")
         if start_from_trigger and not deferrable:
@@ -101,7 +108,7 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
         run = self._sensor_run(context)
         if not self.deferrable:
             with run.naming_jobs(), run.guard.working(), explain_timeout(self):
-                return BaseSensorOperator.execute(self, context)
+                return poke_until_over(self, context)
         with apply_soft_fail(self), as_sensor_timeout(self):
             run.execute(self.job_id, self.timeout)
         return None

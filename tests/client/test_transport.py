@@ -430,6 +430,13 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
     assert KEY not in everything_in(caught.value)
 
 
+def test_a_server_that_speaks_plain_http_is_suspected(rungen_emulator: Emulator, send: Send) -> None:
+    with pytest.raises(RunGenConnectionError, match=r"Is the server speaking plain http\?") as caught:
+        send(settings_for(rungen_emulator.url.replace("http://", "https://")), POST)
+    assert not caught.value.sent
+    assert "WRONG_VERSION_NUMBER" in str(caught.value)
+
+
 def test_a_certificate_for_another_name_is_refused(
     serve: Any, send: Send, tls: ssl.SSLContext, certificate: Path
 ) -> None:

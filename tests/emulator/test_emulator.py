@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_provider_rungen.emulator import Emulator, Fault, Service, png
+from airflow_provider_rungen.emulator.__main__ import main
 from airflow_provider_rungen.emulator.faults import KINDS
 
 KEY = "rungen-emulator-key"
@@ -230,8 +231,8 @@ class TestJobs:
             {"input": {}},
             {"input": {"prompt": " "}},
             {"input": {"prompt": 7}},
-            {"input": {"prompt": "x", "width": 63}},
-            {"input": {"prompt": "x", "width": 2049}},
+            {"input": {"prompt": "x", "width": 0}},
+            {"input": {"prompt": "x", "guidance_scale": "3"}},
             {"input": {"prompt": "x", "height": "512"}},
             {"input": {"prompt": "x", "height": True}},
             {"input": {"prompt": "x", "emulator": {"seconds": -1}}},
@@ -743,6 +744,8 @@ class TestMemory:
         assert [job["input"] for job in control("GET", "jobs").json] == [{"prompt": "x"}]
         assert [r["operation"] for r in control("GET", "requests").json] == ["get_app", "get_app", "run"]
         assert service.count("unknown") == 0
+        assert control("POST", "reset").status == 200
+        assert control("GET", "jobs").json == []
         for name, body in (
             ("options", {"colour": 1}),
             ("options", {"shape": "x"}),
@@ -751,6 +754,54 @@ class TestMemory:
         ):
             assert control("POST", name, body).status == 400
         assert control("GET", "nothing").status == 404
+
+    def test_a_reset_makes_it_as_new(self, clock: Clock) -> None:
+        new = Service(clock=clock, job_seconds=3)
+        service = Service(clock=clock, job_seconds=3)
+        with Emulator(service) as emulator:
+            client = Client(emulator.url)
+            service.configure({"api_key": "another", "shape": "flat"})
+            service.configure({"api_key": KEY})
+            service.inject(Fault(on="get_app", status=503, headers={"Retry-After": "60"}, times=None))
+            service.add_app("gpu", workers=1)
+            service.scale("flux-schnell", 0)
+            client("GET", FLUX)
+            client("POST", f"{FLUX}/run_async", {"input": {"prompt": "x"}})
+            clock.now += 50
+            service.reset()
+            assert (service.jobs(), service.records()) == ([], [])
+            assert service.stats() == new.stats() | {
+                "max_open_connections": service.connections_open,
+                "worker_seconds": {"flux-schnell": 0, "llama-text": 0},
+            }
+            assert client("GET", "/app/gpu").status == 404
+            assert client.get(client.run())["status"] == "RUNNING"
+            assert service.stats()["duplicate_inputs"] == service.stats()["early_retries"] == 0
+
+    def test_a_reset_does_not_disturb_a_client_that_is_connected(
+        self, client: Client, service: Service
+    ) -> None:
+        connection = http.client.HTTPConnection(urlsplit(client.url).netloc, timeout=10)
+        for _ in range(2):
+            connection.request("GET", FLUX, headers={"X-API-Key": KEY})
+            assert connection.getresponse().read()
+            service.reset()
+            assert service.connections_open == 1
+        connection.close()
+        assert service.count("get_app") == service.stats()["connections_opened"] == 0
+        assert service.stats()["max_open_connections"] == 1
+
+    def test_the_clock_can_stand_still(self, client: Client, clock: Clock, service: Service) -> None:
+        job = client.run()
+        with service.paused(), service.paused():
+            clock.now += 100
+            assert words(client, job) == ["RUNNING"]
+        assert words(client, job) == ["RUNNING"]
+        clock.now += 9
+        assert words(client, job) == ["RUNNING"]
+        clock.now += 1
+        assert words(client, job) == ["COMPLETED"]
+        assert service.stats()["worker_seconds"]["flux-schnell"] == 20
 
     def test_it_holds_many_jobs(self, clock: Clock) -> None:
         service = Service(clock=clock, job_seconds=1, workers=100)
@@ -788,7 +839,15 @@ def size(picture: bytes) -> tuple[int, int]:
 class TestPictures:
     @pytest.mark.parametrize(
         ("asked", "drawn"),
-        [((1024, 1024), (256, 256)), ((64, 128), (64, 128)), ((2048, 64), (256, 8)), ((64, 2048), (8, 256))],
+        [
+            *[
+                ((1024, 1024), (256, 256)),
+                ((64, 128), (64, 128)),
+                ((2048, 64), (256, 8)),
+                ((64, 2048), (8, 256)),
+            ],
+            *[((1, 1), (1, 1)), ((10**400, 1), (256, 1))],
+        ],
     )
     def test_the_ratio_is_kept(self, asked: tuple[int, int], drawn: tuple[int, int]) -> None:
         assert size(png.draw("a fox", *asked)) == drawn
@@ -808,6 +867,44 @@ class TestStarting:
             "host": emulator.url,
             "extra": {"app_id": "flux-schnell", "team_id": "blue"},
         }
+
+    def test_a_second_connection_has_a_team_and_an_app(self, emulator: Emulator, client: Client) -> None:
+        with emulator.connection(
+            "rungen_marketing", team_id="blue", app_id="posters", price="1 USD/h"
+        ) as conn_id:
+            assert conn_id == "rungen_marketing"
+            connection = json.loads(os.environ["AIRFLOW_CONN_RUNGEN_MARKETING"])
+            assert connection["host"] == emulator.url
+            assert connection["extra"] == {"app_id": "posters", "team_id": "blue", "price": "1 USD/h"}
+            for _ in range(2):
+                assert client("GET", "/app/posters").status == 404
+                assert client("GET", "/app/posters", x_team_id="blue").data["workers"]["ready"] == 2
+                emulator.service.reset()
+        assert "AIRFLOW_CONN_RUNGEN_MARKETING" not in os.environ
+        assert client("GET", "/app/posters", x_team_id="blue").status == 200
+        emulator.service.reset()
+        assert client("GET", "/app/posters", x_team_id="blue").status == 404
+
+    def test_a_connection_without_an_app_has_the_default_one_or_one_of_its_team(
+        self, emulator: Emulator, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", "before")
+        with emulator.connection() as outer, emulator.connection(team_id="blue") as inner:
+            assert outer == inner == "rungen_default"
+            extra = json.loads(os.environ["AIRFLOW_CONN_RUNGEN_DEFAULT"])["extra"]
+            assert extra == {"app_id": "flux-schnell-blue", "team_id": "blue"}
+            assert client("GET", f"{FLUX}-blue", x_team_id="blue").status == 200
+        assert os.environ["AIRFLOW_CONN_RUNGEN_DEFAULT"] == "before"
+
+    def test_the_app_of_another_team_is_refused(self, emulator: Emulator) -> None:
+        with (
+            emulator.connection("ours", team_id="blue", app_id="posters"),
+            pytest.raises(ValueError, match="app posters belongs to team blue"),
+            emulator.connection("theirs", team_id="red", app_id="posters"),
+        ):
+            pass
+        assert "AIRFLOW_CONN_OURS" not in os.environ
+        assert "AIRFLOW_CONN_THEIRS" not in os.environ
 
     def test_a_restart_keeps_the_address(self, emulator: Emulator, client: Client) -> None:
         url, job = emulator.url, client.run()
@@ -839,12 +936,28 @@ class TestStarting:
         assert Client(connection["host"])("GET", FLUX).status == 200
         assert rungen_emulator.service.job_seconds == 0.05
 
+    def test_the_fixtures_of_a_module_and_of_a_session(
+        self, rungen_emulator_session: Emulator, rungen_emulator_module: Emulator
+    ) -> None:
+        assert rungen_emulator_session is not rungen_emulator_module
+        connection = json.loads(os.environ["AIRFLOW_CONN_RUNGEN_DEFAULT"])
+        assert connection["host"] == rungen_emulator_module.url
+        Client(rungen_emulator_session.url).run()
+        rungen_emulator_session.service.reset()
+        assert rungen_emulator_session.service.jobs() == []
+        assert rungen_emulator_session.service.job_seconds == 0.05
+
     def test_the_fixture_costs_a_test_run_nothing(self) -> None:
         code = (
             "import sys, airflow_provider_rungen.emulator.pytest_plugin\n"
             "sys.exit(bool({'aiohttp', 'airflow', 'requests'} & set(sys.modules)))"
         )
         subprocess.run([sys.executable, "-c", code], check=True)
+
+    def test_the_command_refuses_what_is_no_field(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            main(["--connection", "rungen_marketing", "marketing"])
+        assert "fields such as team_id=marketing, not marketing" in capsys.readouterr().err
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_the_command(self, number: signal.Signals) -> None:
@@ -857,8 +970,9 @@ class TestStarting:
             "--shape",
             "flat",
         ]
+        more = ["--connection", "rungen_marketing", "team_id=blue", "app_id=posters"]
         with subprocess.Popen(
-            [*command, "--api-key", "it's"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, "--api-key", "it's", *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
             assert process.stderr is not None
@@ -869,6 +983,12 @@ class TestStarting:
             assert connection["password"] == "it's"
             answer = Client(connection["host"])("GET", FLUX, key="it's")
             assert answer.json["id"] == "flux-schnell"
+            _, assignment = shlex.split(process.stdout.readline())
+            name, _, value = assignment.partition("=")
+            assert name == "AIRFLOW_CONN_RUNGEN_MARKETING"
+            assert json.loads(value)["extra"] == {"app_id": "posters", "team_id": "blue"}
+            answer = Client(connection["host"])("GET", "/app/posters", key="it's", x_team_id="blue")
+            assert answer.json["id"] == "posters"
             process.send_signal(number)
             assert process.wait(10) == 0
             assert process.stderr.read() == ""

@@ -632,7 +632,7 @@ WRONG: dict[str, Any] = {
     "name": {"name": " "},
     "description": {"description": 7},
     "configuration": {"configuration": "BASIC"},
-    "configuration.gpu_tier": {"configuration": {"gpu_tier": "basic"}},
+    "configuration.gpu_tier": {"configuration": {"gpu_tier": "{{ 'basic' }}"}},
     "configuration.active_workers": {"configuration": {"gpu_tier": "BASIC", "active_workers": -1}},
     "configuration.location": {"configuration": {"gpu_tier": "BASIC", "location": 7}},
     "workflow": {"workflow": []},

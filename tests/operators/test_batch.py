@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException
 from conftest import FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
 
 from airflow_provider_rungen.client.models import Job
@@ -181,15 +181,31 @@ def test_as_many_may_fail_as_is_said(
     ("inputs", "told"),
     [
         ([{"prompt": "a"}, {"prompt": float("nan")}], r"inputs\[1\]\.prompt"),
-        ([{"prompt": "a"}, "b"], r"inputs\[1\] is a str"),
-        ({"prompt": "a"}, "not a dict"),
-        (7, "not a int"),
         ("file:///no/such/file.jsonl", "no/such/file"),
         ("nosuchscheme://x/y", "nosuchscheme"),
     ],
 )
 def test_nothing_is_sent_when_an_input_is_wrong(rungen_emulator: Emulator, inputs: Any, told: str) -> None:
     outcome = Task(rungen_emulator, inputs=inputs).attempt()
+    with pytest.raises(Exception, match=told):
+        raise outcome.error or AssertionError("no error")
+    assert rungen_emulator.service.count("run") == 0
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ([{"prompt": "a"}, "b"], r"inputs\[1\] is a str"),
+        ({"prompt": "a"}, "not a dict"),
+        (7, "not a int"),
+    ],
+)
+def test_nothing_is_sent_when_the_inputs_of_a_mapped_task_are_wrong(
+    rungen_emulator: Emulator, context: Any, inputs: Any, told: str
+) -> None:
+    with DAG("d", schedule=None):
+        mapped: Any = RunGenRunBatchOperator.partial(task_id="run").expand(inputs=[[{"prompt": "a"}]])
+    outcome = run_task(mapped.unmap({"inputs": inputs}), context)
     with pytest.raises(Exception, match=told):
         raise outcome.error or AssertionError("no error")
     assert rungen_emulator.service.count("run") == 0

@@ -62,8 +62,8 @@ def run_op(**options: Any) -> RunGenRunJobOperator:
 
 @pytest.mark.parametrize("kind", [RunGenRunJobOperator, RunGenRunBatchOperator])
 def test_a_deferral_without_a_wait_is_refused(kind: Any) -> None:
-    given = "input" if kind is RunGenRunJobOperator else "inputs"
-    options = {"task_id": "run", given: [], "wait_for_completion": False}
+    given: dict[str, Any] = {"input": {}} if kind is RunGenRunJobOperator else {"inputs": []}
+    options = {"task_id": "run", **given, "wait_for_completion": False}
     with pytest.raises(ValueError, match="wait_for_completion=True"):
         kind(**options, deferrable=True)
     assert kind(**options, deferrable=False).deferrable is False
@@ -247,7 +247,7 @@ def test_an_event_is_small_and_holds_no_url(
 
 HOPELESS: dict[str, Any] = {
     "bad input": (lambda e: None, {"input": {"prompt": ""}}, "prompt"),
-    "input of no kind": (lambda e: None, {"input": "{'prompt': 'x'}"}, "dict"),
+    "input of no kind": (lambda e: None, {"input": "{{ {'prompt': 'x'} }}"}, "dict"),
     "input that is no JSON": (lambda e: None, {"input": {"prompt": float("nan")}}, "input.prompt"),
     "no such app": (lambda e: None, {"app_id": "no-such-app"}, "no such app"),
     "app that is no id": (lambda e: None, {"app_id": "a/../b"}, "app_id"),
@@ -771,7 +771,7 @@ def test_an_input_is_held_against_its_schema_as_it_is_sent(rungen_emulator: Emul
 
 
 def test_what_is_no_object_is_told_with_a_schema_as_without(rungen_emulator: Emulator, context: Any) -> None:
-    outcome = run_task(run_op(input="a fox", input_schema="flux-schnell"), context)
+    outcome = run_task(run_op(input="{{ 'a fox' }}", input_schema="flux-schnell"), context)
     assert type(outcome.error) is AirflowFailException
     assert "must be a JSON object (a dict)" in str(outcome.error)
     assert rungen_emulator.service.records() == []

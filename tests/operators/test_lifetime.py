@@ -248,14 +248,14 @@ class TaskInstance3(FakeTaskInstance):
     def get_dagrun_state(self, dag_id: str, run_id: str) -> str:
         return self.run_states[run_id]
 
-    def xcom_pull(self, key: str, **which: Any) -> Any:
+    def xcom_pull(self, task_ids: Any = None, key: str = "", default: Any = None, **which: Any) -> Any:
         if key == "usage":
-            return [self.usage.get(task_id) for task_id in which["task_ids"]]
+            return [self.usage.get(task_id) for task_id in task_ids]
         if key == "left":
             return self.left
         assert key == "scaled"
         name = which.get("run_id", "run")
-        return self.scaled.get(name if which["task_ids"] == "app_up" else f"{name} {which['task_ids']}")
+        return self.scaled.get(name if task_ids == "app_up" else f"{name} {task_ids}")
 
 
 @pytest.fixture

@@ -1,0 +1,251 @@
+"""Mistakes that are found when a DAG is parsed, and what must not be taken for one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, task
+from conftest import run_task
+
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_2_PLUS, AIRFLOW_V_3_3_PLUS
+from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
+from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.emulator.testing import run_operator
+from airflow_provider_rungen.operators import (
+    RunGenCollectResultsOperator,
+    RunGenCreateAppOperator,
+    RunGenRunBatchOperator,
+    RunGenRunJobOperator,
+    RunGenRunTableOperator,
+    RunGenScaleAppOperator,
+    scaled_app,
+)
+from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
+
+
+def job(**options: Any) -> Any:
+    return RunGenRunJobOperator(**{"task_id": "x", "input": {"prompt": "x"}, **options})
+
+
+def batch(**options: Any) -> Any:
+    return RunGenRunBatchOperator(**{"task_id": "x", "inputs": [{"prompt": "x"}], **options})
+
+
+def table(**options: Any) -> Any:
+    return RunGenRunTableOperator(**{"task_id": "x", "table": "s3://b/t.csv", "key": "id", **options})
+
+
+def collect(**options: Any) -> Any:
+    return RunGenCollectResultsOperator(task_id="x", job_id="y", **options)
+
+
+def app(**configuration: Any) -> Any:
+    workflow = {"model_url": "https://x"}
+    return RunGenCreateAppOperator(task_id="x", name="x", configuration=configuration, workflow=workflow)
+
+
+@task
+def give() -> Any:
+    return {"prompt": "x"}
+
+
+def picture(row: Any = None) -> Any:
+    return {"prompt": "x"}
+
+
+# --- values -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "message"),
+    [
+        (job, "input", 42, r"input must be an object \(a dict\), a template .*, but it is a int"),
+        (job, "input", None, "input must be an object"),
+        (job, "input", "a lighthouse", "input must be an object"),
+        (job, "input", ["a lighthouse"], "input must be an object"),
+        (job, "input", Path("input.json"), "input must be an object"),
+        (batch, "inputs", {"prompt": "x"}, r"inputs must be a list .* RunGenRunJobOperator\(input="),
+        (batch, "inputs", 42, "inputs must be a list of objects, or the URI of files, but it is a int"),
+        (batch, "inputs", None, "inputs must be a list"),
+        (batch, "inputs", b"s3://bucket/x.csv", "inputs must be a list"),
+        (batch, "inputs", [{"prompt": "x"}, "a lighthouse"], r"inputs\[1\] must be an object"),
+        (batch, "destination", "pictures", "destination must be a URI or an absolute path, not 'pictures'"),
+        (batch, "destination", Path("pictures"), "destination must be a URI or an absolute path"),
+        (table, "destination", "./pictures", "destination must be a URI or an absolute path"),
+        (table, "results", "results.csv", "results must be a URI or an absolute path, not 'results.csv'"),
+        (collect, "destination", "pictures", "destination must be a URI or an absolute path"),
+        (collect, "results", Path("results.csv"), "results must be a URI or an absolute path"),
+        (app, "gpu_tier", "HUGE", "configuration: gpu_tier must be one of BASIC, .*, not 'HUGE'"),
+    ],
+)
+def test_a_literal_mistake_is_found_when_the_dag_is_parsed(
+    kind: Any, name: str, value: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (job, "input", "{{ params.input }}"),
+        (job, "input", "{% if x %}{}{% endif %}"),
+        (job, "input", {"prompt": "{{ ds }}", "width": "{{ params.width }}"}),
+        (batch, "inputs", "{{ ti.xcom_pull('x') }}"),
+        (batch, "inputs", "s3://bucket/prompts.jsonl"),
+        (batch, "inputs", "prompts.csv"),  # the worker's
+        (batch, "inputs", Path("/prompts.csv")),
+        (batch, "inputs", ["{{ params.input }}", {"prompt": "x"}]),
+        (batch, "inputs", ({"prompt": str(number)} for number in range(3))),
+        (batch, "inputs", []),
+        (batch, "destination", "{{ params.folder }}"),
+        (batch, "destination", "file:///pictures"),
+        (batch, "destination", "/pictures"),
+        (batch, "destination", Path("/pictures")),
+        (batch, "destination", ObjectStoragePath("file:///pictures")),
+        (collect, "results", "s3://conn@bucket/{{ ds }}/results.csv"),
+        (app, "gpu_tier", "BASIC"),
+        (app, "gpu_tier", "{{ params.tier }}"),
+        (app, "location", "x"),  # the rest is checked when the task runs
+    ],
+)
+def test_what_may_be_right_is_not_refused(kind: Any, name: str, value: Any) -> None:
+    assert kind(**{name: value})
+
+
+def test_the_output_of_a_task_is_not_refused() -> None:
+    with DAG("d", schedule=None, params={"input": {"prompt": "x"}}) as dag:
+        output: Any = give()
+        job(input=output)
+        job(task_id="y", input=dag.param("input"))
+        batch(task_id="z", inputs=output, destination=output["folder"])
+        batch(task_id="a", inputs=[output, {"prompt": "x"}])
+        RunGenCreateAppOperator(task_id="b", name="x", configuration=output, workflow=output)
+
+
+def test_a_class_with_files_of_templates_may_name_one() -> None:
+    class OfFiles(RunGenRunJobOperator):
+        template_ext = (".json",)
+
+    with DAG("d", schedule=None, template_searchpath="/tmp"):  # noqa: S108 - nothing is read
+        assert OfFiles(task_id="x", input="input.json")
+
+
+def test_a_mapped_task_is_checked_when_it_runs(rungen_emulator: Emulator, context: Any) -> None:
+    with DAG("d", schedule=None):
+        mapped: Any = RunGenRunJobOperator.partial(task_id="x").expand(input=[{"prompt": "x"}, 42])
+        RunGenRunJobOperator.partial(task_id="y").expand(input=give())
+    arguments = mapped.unmap({"input": 42})
+    error = run_task(arguments, context).error
+    assert type(error).__name__ == "AirflowFailException"
+    assert "input must be a JSON object (a dict)" in str(error)
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+
+SCALED: Any = scaled_app
+DECORATOR: Any = rungen_task
+OF_TABLES: Any = rungen_table_task
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: job(inputt={}), "RunGenRunJobOperator has no parameter 'inputt': use 'input'"),
+        (lambda: job(zzz=1), "RunGenRunJobOperator has no parameter 'zzz'$"),
+        (lambda: job(retires=3), "no parameter 'retires': use 'retries'"),
+        (lambda: RunGenAppSensor(task_id="x", poke_intervall=3), "use 'poke_interval'"),  # type: ignore[call-arg]
+        (lambda: SCALED(drainn=True), "scaled_app has no parameter 'drainn': use 'drain'"),
+        (lambda: SCALED(defer_aftr=1), "scaled_app has no parameter 'defer_aftr': use 'defer_after'"),
+        (DECORATOR(retires=1)(picture), "@task.rungen has no parameter 'retires': use 'retries'"),
+        (DECORATOR()(picture).override(app="x"), "@task.rungen has no parameter 'app'"),
+        (
+            OF_TABLES(table=[], key="x", result="/x.csv", results="/x.csv")(picture),
+            "@task.rungen_table has no parameter 'result': use 'results'",
+        ),
+    ],
+)
+def test_a_misspelled_parameter_is_named_as_its_user_knows_it(make: Any, message: str) -> None:
+    with DAG("d", schedule=None), pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_parameters_of_airflow_are_known() -> None:
+    with DAG("d", schedule=None, default_args={"owner": "me", "zzz": 1}):
+        assert job(retries=3, pool="x", outlets=[], do_xcom_push=False).owner == "me"
+        RunGenScaleAppOperator.partial(task_id="y", retries=1).expand(active_workers=[1])
+        with scaled_app("gpu", 2, timeout=5, retries=1, scale_down_on_failure=False):
+            pass
+
+
+# --- end_from_trigger ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listeners() -> Iterator[None]:
+    """Register a listener, as a plugin does."""
+    from airflow.listeners import hookimpl
+    from airflow.listeners.listener import get_listener_manager
+
+    class Listener:
+        @hookimpl
+        def on_starting(self, component: Any) -> None: ...
+
+    listener = Listener()
+    manager: Any = get_listener_manager()
+    manager.add_listener(listener)
+    try:
+        yield
+    finally:
+        manager.pm.unregister(listener)
+
+
+ENDING: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "defer_after": 0}
+
+
+def tasks() -> Any:
+    job(task_id="job", input={"prompt": "x", "emulator": {"seconds": 5}}, wait_for_completion=True, **ENDING)
+    batch(task_id="batch", **ENDING)
+    RunGenJobSensor(task_id="sensor", job_id="x", **ENDING)
+
+
+@pytest.mark.usefixtures("listeners")
+def test_with_listeners_of_a_plugin_a_dag_is_no_import_error(
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO), DAG("d", schedule=None) as dag:
+        tasks()
+    assert [vars(each)["end_from_trigger"] for each in dag.tasks] == [False, False, False]
+    lines = [line for line in caplog.messages if "ends on a worker: a plugin has listeners" in line]
+    assert len(lines) == 3
+    bag(dag)
+    outcome = run_operator(dag.task_dict["batch"], emulator=rungen_emulator)
+    assert (outcome.error, len(outcome.events)) == (None, 1)
+    assert isinstance(outcome.events[0], dict), "an event for a worker"
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a worker is started for it")
+def test_without_listeners_a_success_ends_in_the_triggerer(rungen_emulator: Emulator) -> None:
+    with DAG("d", schedule=None) as dag:
+        tasks()
+    assert [vars(each)["end_from_trigger"] for each in dag.tasks] == [True, True, True]
+    bag(dag)
+    outcome = run_operator(dag.task_dict["batch"], emulator=rungen_emulator)
+    assert (outcome.error, outcome.events) == (None, ["success"])
+    assert outcome.value == outcome.xcoms["job_ids"] == [job["id"] for job in rungen_emulator.service.jobs()]
+    assert json.loads(json.dumps(outcome.xcoms["usage"]))["jobs"] == 1
+
+
+def bag(dag: Any) -> None:
+    """Add a DAG as Airflow does when it has parsed a file."""
+    module = import_module("airflow.dag_processing.dagbag" if AIRFLOW_V_3_2_PLUS else "airflow.models.dagbag")
+    again = {} if AIRFLOW_V_3_0_PLUS else {"root_dag": dag}
+    module.DagBag(os.devnull, collect_dags=False).bag_dag(dag, **again)
