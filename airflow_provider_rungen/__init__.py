@@ -114,22 +114,38 @@ def get_provider_info() -> dict[str, Any]:
                     "app_url": {
                         "label": "Link to an app",
                         "description": "An address with {app_id} in it, such as "
-                        "https://console.example.com/{app_id}. Empty: the API's.",
+                        "https://console.example.com/{app_id}. Empty: the page in Airflow.",
                         "schema": links,
                     },
                     "job_url": {
                         "label": "Link to a job",
                         "description": "An address with {app_id} and {job_id} in it, such as "
-                        "https://console.example.com/{app_id}/{job_id}. Empty: the API's.",
+                        "https://console.example.com/{app_id}/{job_id}. Empty: the page in Airflow.",
                         "schema": links,
                     },
                 },
             }
         ],
         "extra-links": [
+            "airflow_provider_rungen.links.RunGenResultsLink",
             "airflow_provider_rungen.links.RunGenJobLink",
             "airflow_provider_rungen.links.RunGenAppLink",
         ],
+        "config": {
+            "rungen": {
+                "description": "Pages of the RunGen.AI provider in Airflow.",
+                "options": {
+                    "pages": {
+                        "description": "Whether tasks, jobs and apps have pages in Airflow (Airflow 3). "
+                        "Set it for all components.",
+                        "version_added": "0.2.0",
+                        "type": "boolean",
+                        "example": None,
+                        "default": "True",
+                    }
+                },
+            }
+        },
         "task-decorators": [
             {"name": "rungen", "class-name": "airflow_provider_rungen.decorators.rungen_task"},
             {"name": "rungen_table", "class-name": "airflow_provider_rungen.decorators.rungen_table_task"},

@@ -255,6 +255,11 @@ class AirflowInstance:
         with self._opener.open(request, timeout=30) as response:
             return json.loads(response.read() or b"null")
 
+    def log_in(self, username: str, password: str) -> None:
+        """Send later requests as a user of Airflow's simple auth manager."""
+        answer = self._send("POST", "/auth/token", {"username": username, "password": password})
+        self._token = str(answer["access_token"])
+
     def version(self) -> str:
         return str(self.request("GET", "/version")["version"])
 

@@ -21,7 +21,7 @@ DRAWING = ROOT / "docs" / "images" / "architecture.svg"
 
 # The floors from the top: their packages, with the share of the width. A package imports what is below it.
 FLOORS: tuple[dict[str, int], ...] = (
-    {"decorators": 2, "operators": 3, "triggers": 3, "sensors": 2},
+    {"decorators": 2, "operators": 3, "triggers": 3, "sensors": 2, "plugins": 2},
     {"execution": 1},
     {"hooks": 3, "links": 2, "schemas": 2, "parameters": 2, "literals": 2, "ledger": 2, "retries": 2},
     {"client": 5, "pages": 2, "_airflow": 2},
@@ -32,6 +32,7 @@ PURPOSES = {
     "operators": "what DAG authors write: parameters, no logic",
     "triggers": "wait in the triggerer, one poller for each app",
     "sensors": "wait for jobs, or for an app",
+    "plugins": "the pages in Airflow",
     "execution": "what one attempt of a task consists of; imported only when a task runs",
     "hooks": "the connection, and the API for Python code",
     "links": "links in Airflow's UI",

@@ -15,7 +15,7 @@ from airflow_provider_rungen._airflow import (
 from airflow_provider_rungen.literals import check_literals
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
-    JOB_AND_APP,
+    JOB_LINKS,
     RunGenBaseOperator,
     deferral_error,
 )
@@ -116,7 +116,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         **DecoratedOperator.template_fields_renderers,
         "inputs": "json",
     }
-    operator_extra_links = JOB_AND_APP
+    operator_extra_links = JOB_LINKS
     custom_operator_name = "@task.rungen"
     # so that the UI shows the inputs
     overwrite_rtif_after_execution = True

@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 class CancelRun(TaskRun[RunOptions]):
     """An attempt that cancels jobs."""
 
+    def page_details(self) -> dict[str, Any]:
+        return {"waits": False}
+
     def execute(self, job_id: Any, *, fail_if_over: bool) -> list[str]:
         """
         Cancel jobs one by one.

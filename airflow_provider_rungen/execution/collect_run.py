@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.collector import Collector
 from airflow_provider_rungen.execution.job_ids import is_single, parse_job_ids
@@ -88,6 +89,10 @@ class CollectRun(WaitingRun["WaitOptions"]):
     ) -> Any:
         max_failed = self._collect_options.max_failed
         return collector.collect(app_id, ids, jobs, max_failed=max_failed, single=is_single(job_id))
+
+    def page_details(self) -> dict[str, Any]:
+        places = {"destination": self._collect_options.destination, "results": self._collect_options.results}
+        return {name: redact(str(place)) for name, place in places.items() if place is not None}
 
     def _ids(self, job_id: Any) -> list[str | None]:
         """

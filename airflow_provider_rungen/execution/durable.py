@@ -61,6 +61,9 @@ class DurableRun(WaitingRun[Options]):
         # whether the record survived a clear while the task ran
         self._is_record_kept = False
 
+    def page_details(self) -> dict[str, Any]:
+        return {} if self.options.wait_for_completion else {"waits": False}
+
     # --- the record: what the next attempt finds ---
 
     def note_end(self, end: End) -> None:

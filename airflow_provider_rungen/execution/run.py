@@ -12,8 +12,10 @@ from airflow_provider_rungen._airflow import AirflowFailException, Asset
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.kill import KillGuard
 from airflow_provider_rungen.execution.lineage import TaskOutcome, lineage_of
+from airflow_provider_rungen.execution.page_record import MAX_PAGE_JOBS, PAGE_KEY
 from airflow_provider_rungen.hooks.rungen import RunGenHook
-from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
+from airflow_provider_rungen.links.pages import are_pages_enabled, page_url
 from airflow_provider_rungen.links.urls import app_url, job_url
 
 if TYPE_CHECKING:
@@ -136,17 +138,35 @@ class TaskRun(Generic[Options]):
             self.ti.xcom_push(key="return_value", value=value)
 
     def link_to(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
-        """Push the links to the app, and to the first job."""
+        """Push the links to the page of the task, to the app, and to the first job."""
         self.is_about(app_id, job_ids)
-        self._push_link(RunGenAppLink.key, app_url(self.hook.settings, app_id))
+        self._push_link(RunGenAppLink.key, app_url(self.hook.settings, app_id), "apps", app_id)
+        self._push_link(RunGenResultsLink.key, "")
+        self.push_page(app_id, job_ids[:MAX_PAGE_JOBS])
         for job_id in job_ids[:1]:
             self.link_to_job(app_id, job_id)
 
     def link_to_job(self, app_id: str, job_id: str) -> None:
         """Push the link to a job."""
-        self._push_link(RunGenJobLink.key, job_url(self.hook.settings, app_id, job_id))
+        self._push_link(RunGenJobLink.key, job_url(self.hook.settings, app_id, job_id), "jobs", job_id)
 
-    def _push_link(self, key: str, url: str) -> None:
+    def push_page(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
+        """Push what the page of the task has to know, and finds nowhere else, where there are pages."""
+        if are_pages_enabled():
+            details = {"connection": self.options.rungen_conn_id, "app": app_id, **self.page_details()}
+            details["jobs"] = list(job_ids) or None
+            value = {name: each for name, each in details.items() if each is not None}
+            self.push_quietly(PAGE_KEY, value, "what the page of the task shows")
+
+    def page_details(self) -> dict[str, Any]:
+        """Return what else the page of the task has to know; see `page_record`."""
+        return {}
+
+    def _push_link(self, key: str, url: str, *below: str) -> None:
+        """Push a link to a URL, or if that is empty, to a page of the plugin, where there is one."""
+        url = url or page_url(self.ti, *below)
+        if not url:
+            return
         self.links = self.links | {key: url}
         if self.context.get("task_reschedule_count"):
             return  # Airflow 3 pushes the links itself at the end of each look of a rescheduling sensor

@@ -31,7 +31,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _XCOM_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,249}")
 # The tasks push these themselves.
 _USED_KEYS = frozenset(
-    {*("return_value", "job_id", "job_ids", "failed", "refused"), *("rungen_job_link", "rungen_app_link")}
+    {
+        *("return_value", "job_id", "job_ids", "failed", "refused", "usage", "batch_state"),
+        *("app_id", "rungen_conn_id"),
+        *("rungen_job_link", "rungen_app_link", "rungen_results_link", "rungen_page"),
+    }
 )
 
 

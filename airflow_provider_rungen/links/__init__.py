@@ -1,4 +1,4 @@
-"""The links of the provider: from a task in Airflow's UI to its job and its app."""
+"""The links of the provider: from a task in Airflow's UI to its results, its job and its app."""
 
 from __future__ import annotations
 
@@ -39,6 +39,13 @@ class _Link(BaseOperatorLink):
             return ""
 
 
+class RunGenResultsLink(_Link):
+    """The link to the page of the task: its progress, jobs and results."""
+
+    name = "RunGen results"
+    key = "rungen_results_link"
+
+
 class RunGenJobLink(_Link):
     """The link to the task's job. Of many, to the first, or to the first that failed."""
 
@@ -53,4 +60,4 @@ class RunGenAppLink(_Link):
     key = "rungen_app_link"
 
 
-__all__ = ["RunGenAppLink", "RunGenJobLink"]
+__all__ = ["RunGenAppLink", "RunGenJobLink", "RunGenResultsLink"]

@@ -1,4 +1,4 @@
-"""The URLs that links lead to: patterns of the connection, or addresses of the API."""
+"""The URLs that the connection gives for apps and jobs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def app_url(settings: Settings, app_id: str) -> str:
-    """Return the URL of an app's page: the connection's ``app_url``, or the address of the API."""
-    pattern = settings.app_url or f"{settings.base_url}/app/{{app_id}}"
-    return pattern.replace("{app_id}", path_segment(app_id))
+    """Return the URL of an app by the connection's ``app_url``; empty without one."""
+    return (settings.app_url or "").replace("{app_id}", path_segment(app_id))
 
 
 def job_url(settings: Settings, app_id: str, job_id: str) -> str:
-    """Return the URL of a job's page: the connection's ``job_url``, or the address of the API."""
-    pattern = settings.job_url or f"{settings.base_url}/app/{{app_id}}/job/{{job_id}}"
-    return pattern.replace("{app_id}", path_segment(app_id)).replace(
-        "{job_id}", path_segment(job_id, "job_id")
+    """Return the URL of a job by the connection's ``job_url``; empty without one."""
+    return (
+        (settings.job_url or "")
+        .replace("{app_id}", path_segment(app_id))
+        .replace("{job_id}", path_segment(job_id, "job_id"))
     )

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, BaseOperator, conf
-from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.parameters import check_names, default_arg_names, parameter_names
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 # Airflow's own limit of a deferral explains nothing, so it comes only when ours did not.
 DEFERRAL_GRACE = timedelta(minutes=10)
 DEFAULT_DEFERRABLE: bool = conf.getboolean("operators", "default_deferrable", fallback=False)
-JOB_AND_APP = (RunGenJobLink(), RunGenAppLink())
+APP_LINKS = (RunGenResultsLink(), RunGenAppLink())
+JOB_LINKS = (RunGenResultsLink(), RunGenJobLink(), RunGenAppLink())
 
 
 class RunGenBaseOperator(BaseOperator):
@@ -38,7 +39,7 @@ class RunGenBaseOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("app_id", "rungen_conn_id")
-    operator_extra_links: Collection[BaseOperatorLink] = (RunGenAppLink(),)
+    operator_extra_links: Collection[BaseOperatorLink] = APP_LINKS
     ui_color = "#e8e4ff"
 
     _run: TaskRun[Any] | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow_provider_rungen.literals import check_literals
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
-    JOB_AND_APP,
+    JOB_LINKS,
     RunGenBaseOperator,
     check_deferrable,
     deferral_error,
@@ -96,7 +96,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
 
     template_fields: Sequence[str] = ("app_id", "inputs", "rungen_conn_id", "destination", "ledger")
     template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json"}
-    operator_extra_links = JOB_AND_APP
+    operator_extra_links = JOB_LINKS
     # with a destination: the defaults of RunGenCollectResultsOperator
     result_schema = None
     max_output_bytes = 1 << 30

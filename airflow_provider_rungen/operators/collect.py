@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.literals import check_literals
-from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, JOB_AND_APP, RunGenBaseOperator
+from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, JOB_LINKS, RunGenBaseOperator
 from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
 from airflow_provider_rungen.parameters import (
     DEFAULT_CONN_ID,
@@ -83,7 +83,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     """
 
     template_fields: Sequence[str] = ("app_id", "destination", "job_id", "results", "rungen_conn_id")
-    operator_extra_links = JOB_AND_APP
+    operator_extra_links = JOB_LINKS
 
     def __init__(
         self,

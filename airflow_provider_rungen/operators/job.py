@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow_provider_rungen.literals import check_literals
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
-    JOB_AND_APP,
+    JOB_LINKS,
     RunGenBaseOperator,
     check_deferrable,
     deferral_error,
@@ -65,7 +65,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
 
     template_fields: Sequence[str] = ("app_id", "input", "rungen_conn_id")
     template_fields_renderers: ClassVar[dict[str, str]] = {"input": "json"}
-    operator_extra_links = JOB_AND_APP
+    operator_extra_links = JOB_LINKS
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
     """
 
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
-    operator_extra_links = JOB_AND_APP
+    operator_extra_links = JOB_LINKS
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow_provider_rungen.literals import check_literals
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
-    JOB_AND_APP,
+    JOB_LINKS,
     RunGenBaseOperator,
     deferral_error,
 )
@@ -114,7 +114,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         "results",
         "ledger",
     )
-    operator_extra_links = JOB_AND_APP
+    operator_extra_links = JOB_LINKS
     # the results table is what ends the task, so it needs a worker, and there is always a wait
     wait_for_completion = True
     end_from_trigger = False

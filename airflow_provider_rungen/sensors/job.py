@@ -12,7 +12,7 @@ from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, BaseSensorOpera
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     DEFERRAL_GRACE,
-    JOB_AND_APP,
+    JOB_LINKS,
     RunGenBaseOperator,
     may_end_from_trigger,
 )
@@ -66,7 +66,7 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
-    operator_extra_links = JOB_AND_APP
+    operator_extra_links = JOB_LINKS
 
     def __init__(
         self,

@@ -21,9 +21,11 @@ from airflow_provider_rungen.execution import attempts, task_instances
 from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
 from airflow_provider_rungen.execution.outcomes import unsuccessful_job
 from airflow_provider_rungen.execution.ranges import format_ranges
+from airflow_provider_rungen.execution.page_record import MAX_PAGE_JOBS, PAGE_KEY
 from airflow_provider_rungen.execution.usage import USAGE_KEY, Usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
-from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
+from airflow_provider_rungen.links.pages import are_pages_enabled, page_url
 from airflow_provider_rungen.links.urls import app_url, job_url
 from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger, ask_airflow
@@ -231,21 +233,25 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         from airflow_provider_rungen._airflow import XCom
 
         ti: Any = self.task_instance
-        links = {RunGenAppLink.key: app_url(settings, app_id)}
-        if job_ids:
-            links[RunGenJobLink.key] = job_url(settings, app_id, job_ids[0])
-        for key, url in links.items():
-            try:
-                await XCom.aset(
-                    key,
-                    url,
-                    dag_id=ti.dag_id,
-                    task_id=ti.task_id,
-                    run_id=ti.run_id,
-                    map_index=ti.map_index,
-                )
-            except Exception as error:  # a task is not to fail for its links
-                log.debug("Could not save the link to %s: %s", url, type(error).__name__)
+        try:
+            for key, value in self._links(settings, app_id, job_ids).items():
+                place = {"dag_id": ti.dag_id, "task_id": ti.task_id, "run_id": ti.run_id}
+                await XCom.aset(key, value, **place, map_index=ti.map_index)
+        except Exception as error:  # a task is not to fail for its links
+            log.debug("Could not save the links of the task: %s", type(error).__name__)
+
+    def _links(self, settings: Settings, app_id: str, job_ids: list[str]) -> dict[str, Any]:
+        """Return what a worker would push: the links, and what the page of the task shows."""
+        ti: Any = self.task_instance
+        links = {
+            RunGenResultsLink.key: page_url(ti),
+            RunGenAppLink.key: app_url(settings, app_id) or page_url(ti, "apps", app_id),
+        }
+        for job_id in job_ids[:1]:
+            links[RunGenJobLink.key] = job_url(settings, app_id, job_id) or page_url(ti, "jobs", job_id)
+        record = {"connection": self.rungen_conn_id, "app": app_id, "jobs": job_ids[:MAX_PAGE_JOBS]}
+        page = {PAGE_KEY: record} if are_pages_enabled() else {}
+        return {key: url for key, url in links.items() if url} | page
 
     async def _wait(self, event: dict[str, Any]) -> None:
         job_ids = parse_known_job_ids(self.job_id)

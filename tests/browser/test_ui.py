@@ -231,9 +231,10 @@ def test_the_first_job_from_the_connection_to_its_link(
     link = page.get_by_role("link", name="RunGen job")
     expect(link).to_be_visible()
     page.screenshot(path=IMAGES / "link.png")
-    with page.context.expect_page() as opened:
-        link.click()
-    opened.value.wait_for_url(f"{emulator.url}/app/{APP}/job/{job['id']}")
+    assert KEY not in page.content()
+    link.click()
+    page.wait_for_url(re.compile(f"{airflow.url}/rungen/dags/{DAG_ID}/.*/jobs/{job['id']}$"))
+    expect(page.get_by_text("completed").first).to_be_visible()
     assert KEY not in page.content()
 
 

@@ -323,7 +323,11 @@ def test_airflow_knows_the_decorator() -> None:
         mapped: Any = say.override(task_id="mapped").expand(prompt=["a", "b"])
     assert one.operator.custom_operator_name == "@task.rungen"
     assert (one.operator.app_id, one.operator.retries) == ("llama-text", 3)
-    assert [link.name for link in mapped.operator.operator_extra_links] == ["RunGen job", "RunGen app"]
+    assert [link.name for link in mapped.operator.operator_extra_links] == [
+        "RunGen results",
+        "RunGen job",
+        "RunGen app",
+    ]
 
 
 def test_a_schema_that_cannot_be_read_after_the_wait_cancels_nothing(

@@ -1,4 +1,4 @@
-"""The links to job and app: pushed before the wait, right after a failure, and never a reason to fail."""
+"""The links: pushed before the wait, right after a failure, and never a reason to fail."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 from conftest import APP, FakeTaskInstance, run_task
 
 from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.execution.page_record import PAGE_KEY
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
+from airflow_provider_rungen.links.pages import are_pages_enabled
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
     RunGenCollectResultsOperator,
@@ -22,7 +24,8 @@ from airflow_provider_rungen.sensors import RunGenAppSensor, RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 
-JOB, APP_LINK = RunGenJobLink.key, RunGenAppLink.key
+JOB, APP_LINK, RESULTS = RunGenJobLink.key, RunGenAppLink.key, RunGenResultsLink.key
+with_pages = pytest.mark.skipif(not are_pages_enabled(), reason="Airflow 2 has no pages")
 WAIT: dict[str, Any] = {"task_id": "task", "defer_after": 0}
 POLL: dict[str, Any] = {**WAIT, "poll_interval": 0.02}
 
@@ -62,9 +65,10 @@ OF_MANY = pytest.mark.parametrize("make", [batch, collect, sensor])
 MODES = pytest.mark.parametrize("deferrable", [False, True], ids=["blocking", "deferred"])
 
 
+@with_pages
 @EVERY
 @MODES
-def test_both_links_are_there_before_the_wait(
+def test_the_links_are_there_before_the_wait(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, make: Make, deferrable: bool
 ) -> None:
     op = make(deferrable, given())
@@ -72,11 +76,13 @@ def test_both_links_are_there_before_the_wait(
     ti.on_push = lambda key, _: looks.update({key: looks.get(key, rungen_emulator.service.count("get"))})
     assert run_task(op, context).error is None
     [job] = rungen_emulator.service.jobs()
-    address = f"{rungen_emulator.url}/app/{APP}"
-    assert (ti.xcoms[APP_LINK], ti.xcoms[JOB]) == (address, f"{address}/job/{job['id']}")
-    assert (looks[APP_LINK], looks[JOB]) == (0, 0)
+    page = f"/rungen/dags/{ti.dag_id}/runs/{ti.run_id}/tasks/{ti.task_id}/-1"
+    assert ti.xcoms[RESULTS] == page
+    assert (ti.xcoms[APP_LINK], ti.xcoms[JOB]) == (f"{page}/apps/{APP}", f"{page}/jobs/{job['id']}")
+    assert (looks[RESULTS], looks[APP_LINK], looks[JOB]) == (0, 0, 0)
 
 
+@with_pages
 @EVERY
 @MODES
 def test_the_value_at_the_end_is_the_one_that_was_pushed(
@@ -85,6 +91,7 @@ def test_the_value_at_the_end_is_the_one_that_was_pushed(
     op = make(deferrable, given())
     run_task(op, context)
     assert {link.get_link(op, ti_key=None) for link in op.operator_extra_links} == {
+        ti.xcoms[RESULTS],
         ti.xcoms[APP_LINK],
         ti.xcoms[JOB],
     }
@@ -103,7 +110,8 @@ def test_a_rescheduling_sensor_pushes_its_links_at_its_first_look(
             ti.xcoms[link.key] for link in task.operator_extra_links
         ]
     keys = [link.key for link in task.operator_extra_links]
-    assert sorted(key for key, _ in ti.pushed) == sorted(keys)
+    # Airflow removes everything before each look, and does not push what the page shows
+    assert sorted(key for key, _ in ti.pushed) == sorted([*keys, *[PAGE_KEY] * 4])
 
 
 def test_a_sensor_of_airflow_2_pushes_its_links_at_each_look(
@@ -113,7 +121,7 @@ def test_a_sensor_of_airflow_2_pushes_its_links_at_each_look(
     [job_id] = submitted(given(seconds=60))
     for _ in range(3):
         RunGenJobSensor(task_id="task", job_id=job_id, mode="reschedule").poke(context)
-    assert len(ti.pushed) == 2 * 3
+    assert [key for key, _ in ti.pushed if key in (JOB, APP_LINK)] == [APP_LINK, JOB] * 3
 
 
 @MODES
@@ -122,7 +130,7 @@ def test_a_failed_job_keeps_its_link(
 ) -> None:
     assert run_task(run(deferrable, given(fail="out of memory")), context).error is not None
     [job] = rungen_emulator.service.jobs()
-    assert ti.xcoms[JOB].endswith(f"/job/{job['id']}")
+    assert ti.xcoms[JOB].endswith(f"/jobs/{job['id']}")
 
 
 @OF_MANY
@@ -142,7 +150,7 @@ def test_a_submission_that_was_refused_has_the_link_to_the_app(
 ) -> None:
     rungen_emulator.service.inject(Fault(on="run", status=400))
     assert run_task(run(False, given()), context).error is not None
-    assert ti.xcoms[APP_LINK] == f"{rungen_emulator.url}/app/{APP}"
+    assert ti.xcoms[APP_LINK].endswith(f"/apps/{APP}")
     assert JOB not in ti.xcoms
 
 
@@ -164,15 +172,75 @@ def test_what_cannot_be_pushed_or_found_fails_nothing(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
 ) -> None:
     def refuse(key: str, _: Any) -> None:
-        if key in (JOB, APP_LINK):
+        if key in (JOB, APP_LINK, RESULTS, PAGE_KEY):
             raise RuntimeError("the supervisor is busy")
 
     ti.on_push = refuse
     assert run_task(run(False, given()), context).error is None
     untouched = run(False, given())
-    assert [link.get_link(untouched, ti_key=None) for link in untouched.operator_extra_links] == ["", ""]
+    assert [link.get_link(untouched, ti_key=None) for link in untouched.operator_extra_links] == [""] * 3
 
 
 def test_a_mapped_task_has_the_links() -> None:
     mapped = RunGenRunJobOperator.partial(task_id="mapped").expand(input=[given()])
-    assert [link.name for link in mapped.operator_extra_links] == ["RunGen job", "RunGen app"]
+    assert [link.name for link in mapped.operator_extra_links] == [
+        "RunGen results",
+        "RunGen job",
+        "RunGen app",
+    ]
+
+
+@MODES
+def test_without_a_page_and_without_a_pattern_there_is_no_link(
+    rungen_emulator: Emulator,
+    context: Any,
+    ti: FakeTaskInstance,
+    deferrable: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AIRFLOW__RUNGEN__PAGES", "False")
+    op = run(deferrable, given())
+    assert run_task(op, context).error is None
+    assert not {RESULTS, APP_LINK, JOB, PAGE_KEY} & set(ti.xcoms)
+    assert [link.get_link(op, ti_key=None) for link in op.operator_extra_links] == [""] * 3
+
+
+@with_pages
+def test_links_begin_with_the_path_of_airflow(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://example.com/team/airflow/")
+    run_task(run(False, given()), context)
+    assert ti.xcoms[RESULTS].startswith("/team/airflow/rungen/dags/")
+
+
+@with_pages
+@MODES
+def test_the_page_of_a_task_learns_early_what_it_shows(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, deferrable: bool, tmp_path: Any
+) -> None:
+    op = RunGenRunBatchOperator(
+        inputs=[given(), given()], destination=tmp_path.as_uri(), deferrable=deferrable, **POLL
+    )
+    looks: list[int] = []
+    ti.on_push = lambda key, _: (
+        looks.append(rungen_emulator.service.count("run")) if key == PAGE_KEY else None
+    )
+    assert run_task(op, context).error is None
+    assert looks[0] == 0
+    assert ti.xcoms[PAGE_KEY] == {
+        "connection": "rungen_default",
+        "app": APP,
+        "rows": 2,
+        "destination": tmp_path.as_uri(),
+    }
+
+
+@with_pages
+@OF_MANY
+def test_the_page_knows_the_jobs_that_others_submitted(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, make: Make
+) -> None:
+    assert run_task(make(False, given(), given()), context).error is None
+    known = ti.xcoms.get("job_ids") or ti.xcoms[PAGE_KEY]["jobs"]
+    assert known == [job["id"] for job in rungen_emulator.service.jobs()]

@@ -270,13 +270,20 @@ class Storage(Place):
         """Return what a function reads in a file, or ``None`` if it is missing."""
         with self._wrap_errors():
             try:
-                if not self._is_local:
-                    with self._fs.open(self._path(job_id, name), "rb") as file:
-                        return read(file)
-                with self._folder(job_id) as folder, open(name, "rb", opener=opener_in(folder)) as local:
-                    return read(local)
+                with self.opened(job_id, name) as file:
+                    return read(file)
             except _MISSING:
                 return None
+
+    @contextlib.contextmanager
+    def opened(self, job_id: str, name: str) -> Iterator[BinaryIO]:
+        """Open a file to read it. What goes wrong is an error of the storage's own library."""
+        if self._is_local:
+            with self._folder(job_id) as folder, open(name, "rb", opener=opener_in(folder)) as local:
+                yield local
+        else:
+            with self._fs.open(self._path(job_id, name), "rb") as file:
+                yield file
 
     # --- paths ---
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE, job_of, strip_payloads
+from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobFailedError
@@ -46,6 +47,7 @@ class BatchRun(SendingRun):
         self._lines: Spool | None = None
         # whether the saved lines are those of a deferral that begins
         self._is_deferring = False
+        self._input_count = 0
 
     def submit_and_wait(self, read_inputs: ReadInputs) -> BatchResult:
         """
@@ -56,10 +58,12 @@ class BatchRun(SendingRun):
         book = self._open_book()
         inputs = self._read_inputs(read_inputs, book)
         app_id = self.app_id
+        self._input_count = inputs.count
         self.link_to(app_id)
         self.push_origin(app_id)
         if book is not None:
             self._look_up(inputs, book)
+            self.push_page(app_id)
         header = BatchHeader(
             app_id=app_id,
             digest=inputs.digest,
@@ -76,6 +80,14 @@ class BatchRun(SendingRun):
     def keep(self, job: Job) -> Job:
         """Return what is kept of a job that is over: there may be many."""
         return strip_payloads(job)
+
+    def page_details(self) -> dict[str, Any]:
+        destination = self.options.destination
+        return super().page_details() | {
+            "rows": self._input_count,
+            "reused": len(self.reuse.stored) or None,
+            "destination": None if destination is None else redact(str(destination)),
+        }
 
     @contextmanager
     def executing(self) -> Iterator[None]:

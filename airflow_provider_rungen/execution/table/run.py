@@ -129,6 +129,16 @@ class TableRun(BatchRun):
         with self._reporting_failure():
             super().fail_deferral(reason)
 
+    def page_details(self) -> dict[str, Any]:
+        plan = self._plan
+        return super().page_details() | {
+            "rows": len(plan),
+            "skipped": plan.skipped_count,
+            "refused": plan.refused_count,
+            "results": redact(self._results_uri),
+            "key": list(self._table_options.key),
+        }
+
     # --- before the wait ---
 
     def _read_inputs(self, read_inputs: Callable[[], Any], book: LedgerBook | None) -> Inputs:

@@ -1,0 +1,50 @@
+"""Where the pages of the plugin are: the paths that links lead to, and that the plugin serves."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
+
+#: Where the plugin is mounted, below Airflow's own address.
+PREFIX = "/rungen"
+
+
+def are_pages_enabled() -> bool:
+    """Return whether this Airflow can have the pages, and ``[rungen] pages`` does not turn them off."""
+    if not AIRFLOW_V_3_0_PLUS:
+        return False
+    # that of the core, which every component has read: the SDK's reads the providers first
+    from airflow.configuration import conf
+
+    return bool(conf.getboolean("rungen", "pages", fallback=True))
+
+
+def page_url(ti: Any, *below: str) -> str:
+    """
+    Return the URL of the page of a task, relative to Airflow's host; empty where there are no pages.
+
+    :param ti: the task instance.
+    :param below: a page below it, such as ``"jobs"`` and an id.
+    """
+    if not are_pages_enabled():
+        return ""
+    map_index = -1 if ti.map_index is None else ti.map_index
+    return mount_path() + task_path(ti.dag_id, ti.run_id, ti.task_id, map_index) + path(*below)
+
+
+def mount_path() -> str:
+    """Return the path of the plugin on Airflow's host: ``[api] base_url`` may have a path of its own."""
+    from airflow.configuration import conf
+
+    return urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/") + PREFIX
+
+
+def task_path(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """Return the path of the page of a task, below the plugin."""
+    return path("dags", dag_id, "runs", run_id, "tasks", task_id, str(map_index))
+
+
+def path(*segments: str) -> str:
+    return "".join(f"/{quote(segment, safe='')}" for segment in segments)

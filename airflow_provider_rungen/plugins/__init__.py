@@ -1,0 +1,92 @@
+"""
+The plugin of Airflow 3: pages for tasks, jobs and apps.
+
+Every component of Airflow imports this module. The pages themselves are imported with the first request.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.plugins_manager import AirflowPlugin
+
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_4_PLUS
+from airflow_provider_rungen.links.pages import PREFIX, are_pages_enabled, mount_path
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+# Airflow's names for the classes whose tasks have a page.
+OPERATORS = (
+    "RunGenCancelJobOperator",
+    "RunGenCollectResultsOperator",
+    "RunGenCreateAppOperator",
+    "RunGenDecoratedOperator",
+    "RunGenDeleteAppOperator",
+    "RunGenPlanTableOperator",
+    "RunGenRunBatchOperator",
+    "RunGenRunJobOperator",
+    "RunGenRunTableOperator",
+    "RunGenScaleAppOperator",
+    "RunGenScaleDownIdleAppsOperator",
+    "RunGenScaleDownOperator",
+    "RunGenTableDecoratedOperator",
+    "RunGenAppSensor",
+    "RunGenJobSensor",
+)
+
+
+class LazyApp:
+    """The ASGI application of the pages, which is made when a page is opened."""
+
+    _app: Any = None
+
+    async def __call__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+    ) -> None:
+        if self._app is None:
+            # in a thread: the imports take a second
+            from asyncio import to_thread
+
+            LazyApp._app = await to_thread(_make_app)
+        await self._app(scope, receive, send)
+
+
+def _make_app() -> Any:
+    from airflow_provider_rungen.plugins.routes import make_app
+
+    return make_app()
+
+
+def _views() -> list[dict[str, Any]]:
+    """Return the entry in the navigation, and the tab where Airflow can limit it to tasks of RunGen."""
+    views: list[dict[str, Any]] = [
+        {"name": "RunGen", "href": f"{mount_path()}/", "destination": "nav", "url_route": "rungen"}
+    ]
+    if AIRFLOW_V_3_4_PLUS:
+        page = "dags/{DAG_ID}/runs/{RUN_ID}/tasks/{TASK_ID}/{MAP_INDEX}"
+        views.append(
+            {
+                "name": "RunGen results",
+                "href": f"{mount_path()}/{page}",
+                "destination": "task_instance",
+                "url_route": "rungen_results",
+                "applies_to": {"operator": list(OPERATORS)},
+            }
+        )
+    return views
+
+
+class RunGenPlugin(AirflowPlugin):
+    """The pages, their navigation entry, and their tab. Empty on Airflow 2, or with ``pages = False``."""
+
+    name = "rungen"
+    fastapi_apps: list[Any] = []  # noqa: RUF012 - as Airflow declares them
+    external_views: list[Any] = []  # noqa: RUF012
+
+    if are_pages_enabled():
+        fastapi_apps = [{"name": "RunGen", "app": LazyApp(), "url_prefix": PREFIX}]
+        external_views = _views()

@@ -1,0 +1,98 @@
+"""Make the pages of the apps of connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.pages.models import AppPage, AppsPage, AppView, ConnectionApps, Link
+from airflow_provider_rungen.plugins import live, views
+from airflow_provider_rungen.plugins.gather import PAGE_TIME
+from airflow_provider_rungen.plugins.job_rows import shown_text
+from airflow_provider_rungen.plugins.pools import TooSlowError, run_within
+from airflow_provider_rungen.plugins.task_record import TaskRecord
+from airflow_provider_rungen.plugins.urls import Urls
+
+log = logging.getLogger(__name__)
+
+# Of the tasks that use an app, on the overview and on its page.
+_MAX_TASKS = 3
+_MAX_TASKS_OF_APP = 20
+_SLOW = "RunGen did not answer in time."
+
+
+async def apps_page(conn_ids: list[str], tasks: list[TaskRecord], urls: Urls) -> AppsPage:
+    """
+    Return the page of all apps of some connections.
+
+    :param tasks: the tasks that used RunGen last, and that the user may see.
+    """
+    if not conn_ids:
+        return AppsPage(notice="There is no connection to RunGen that you may see.")
+    parts = await asyncio.gather(*(_connection_apps(conn_id, tasks, urls) for conn_id in conn_ids))
+    return AppsPage(connections=parts)
+
+
+async def _connection_apps(conn_id: str, tasks: list[TaskRecord], urls: Urls) -> ConnectionApps:
+    apps, notice = await _ask(live.get_apps, conn_id)
+    return ConnectionApps(
+        conn_id=conn_id,
+        apps=[_view(app, conn_id, tasks, urls, _MAX_TASKS) for app in apps or ()],
+        notice=notice,
+    )
+
+
+async def connection_app_page(conn_id: str, app_id: str, tasks: list[TaskRecord], urls: Urls) -> AppPage:
+    """Return the page of an app of a connection."""
+    app, notice = await _ask(live.get_app, conn_id, app_id)
+    if app is None:
+        return AppPage(app=views.empty_app(app_id), conn_id=conn_id, notice=notice)
+    users = [task for task in tasks if _uses(task, conn_id, app_id)]
+    scaling = next((task for task in users if views.scaled_up_at(task) is not None), None)
+    return AppPage(
+        app=_view(app, conn_id, tasks, urls, _MAX_TASKS_OF_APP),
+        conn_id=conn_id,
+        description=shown_text(app.description),
+        scaled_by=None if scaling is None or not app.active_workers else urls.link(scaling),
+        bill=next((facts for task in users if (facts := views.bill_facts(task.xcoms.get("bill")))), ()),
+    )
+
+
+async def _ask(function: Any, *args: str) -> tuple[Any, str]:
+    """Return the answer of the service, or why there is none."""
+    try:
+        return await run_within(PAGE_TIME, "service", partial(function, *args), PAGE_TIME), ""
+    except TooSlowError:
+        return None, _SLOW
+    except RunGenError as error:
+        return None, f"{error.message}."
+    except Exception as error:
+        log.warning("Could not ask RunGen (%s)", type(error).__name__)
+        return None, f"RunGen could not be asked ({type(error).__name__})."
+
+
+def _view(app: App, conn_id: str, tasks: Iterable[TaskRecord], urls: Urls, limit: int) -> AppView:
+    users = [task for task in tasks if _uses(task, conn_id, app.id)]
+    latest: Mapping[tuple[str, str], TaskRecord] = {
+        (task.dag_id, task.task_id): task for task in reversed(users)
+    }
+    links: list[Link] = [urls.link(task) for task in reversed(list(latest.values()))]
+    up_since: datetime | None = None
+    if app.active_workers:
+        up_since = next((at for task in users if (at := views.scaled_up_at(task)) is not None), None)
+    return views.app_view(
+        app,
+        href=urls.app_of_connection(conn_id, app.id),
+        used_by=links[:limit],
+        up_since=up_since,
+    )
+
+
+def _uses(task: TaskRecord, conn_id: str, app_id: str) -> bool:
+    return (task.conn_id, task.app_id) == (conn_id, app_id)

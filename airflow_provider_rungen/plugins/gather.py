@@ -1,0 +1,145 @@
+"""Gather what the page of a task or a job shows: from Airflow, the store and the service, within seconds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
+
+from airflow_provider_rungen.client.models import App, Job
+from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.execution.archive.manifests import Manifest
+from airflow_provider_rungen.plugins import live
+from airflow_provider_rungen.plugins.job_rows import UNKNOWN, JobRow, JobRows, rows_of_table, rows_of_task
+from airflow_provider_rungen.plugins.pools import TooSlowError, run_within
+from airflow_provider_rungen.plugins.stored import StoredOutputs, read_table
+from airflow_provider_rungen.plugins.task_record import TaskRecord
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+# Seconds until a page is sent, whatever does not answer.
+PAGE_TIME = 4.0
+_STORE_TIME = 2.5
+_LEAST_TIME = 0.5
+
+
+@dataclass
+class Gathering:
+    """
+    What one page has found so far, and what is missing.
+
+    :param task: the task.
+    """
+
+    task: TaskRecord
+    notices: list[str] = field(default_factory=list)
+    _ends_at: float = field(default_factory=lambda: time.monotonic() + PAGE_TIME)
+    _is_service_down: bool = False
+
+    @property
+    def notice(self) -> str:
+        return " ".join(dict.fromkeys(self.notices))
+
+    def _left(self) -> float:
+        return max(_LEAST_TIME, self._ends_at - time.monotonic())
+
+    # --- the store ---
+
+    async def rows(self, page: int) -> JobRows:
+        """Return the rows of a page: those of the results table once it is written, or else the jobs."""
+        task = self.task
+        if task.results and not task.is_moving:
+            table = await self._ask_store(_count_table, task, page)
+            if table is not None:
+                return table
+        return JobRows.count(rows_of_task(task), page)
+
+    async def row_of(self, job_id: str) -> JobRow | None:
+        """Return the row of a job, or ``None`` if it is none of the task's."""
+        task = self.task
+        row = _find_row(task, job_id)
+        if row is None and task.results and not task.is_moving:
+            row = await self._ask_store(_find_in_table, task, job_id)
+        return row
+
+    async def manifests(self, job_ids: Sequence[str]) -> dict[str, Manifest]:
+        """Return what is stored of jobs."""
+        task = self.task
+        if not task.destination or not job_ids:
+            return {}
+        return await self._ask_store(_read_manifests, task, list(job_ids)) or {}
+
+    async def _ask_store(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        try:
+            return await run_within(min(_STORE_TIME, self._left()), "store", function, *args, **kwargs)
+        except TooSlowError:
+            self.notices.append("The storage did not answer in time, so that results are missing.")
+        except RunGenError as error:
+            self.notices.append(f"Results are missing: {error.message}.")
+        except Exception as error:
+            log.warning("Could not read what a task stored (%s)", type(error).__name__)
+            self.notices.append(f"The storage could not be read ({type(error).__name__}).")
+        return None
+
+    # --- the service ---
+
+    async def jobs(self, job_ids: Sequence[str]) -> dict[str, Job | RunGenError]:
+        """Ask the service for jobs."""
+        task = self.task
+        if not job_ids or not task.conn_id or not task.app_id or self._is_service_down:
+            return {}
+        seconds = self._left()
+        found = await self._ask_service(live.get_jobs, task.conn_id, task.app_id, job_ids, seconds) or {}
+        errors = [outcome for outcome in found.values() if isinstance(outcome, RunGenError)]
+        if errors and len(errors) == len(found):
+            self._note_service(errors[0])
+        return found
+
+    async def app(self, app_id: str) -> App | None:
+        """Ask the service for an app."""
+        if not self.task.conn_id or not app_id or self._is_service_down:
+            return None
+        return await self._ask_service(live.get_app, self.task.conn_id, app_id, self._left())
+
+    async def _ask_service(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        try:
+            return await run_within(self._left(), "service", function, *args, **kwargs)
+        except TooSlowError:
+            self._is_service_down = True
+            self.notices.append("RunGen did not answer in time, so that live figures are missing.")
+        except RunGenError as error:
+            self._note_service(error)
+        except Exception as error:
+            log.warning("Could not ask RunGen (%s)", type(error).__name__)
+            self.notices.append(f"RunGen could not be asked ({type(error).__name__}).")
+        return None
+
+    def _note_service(self, error: RunGenError) -> None:
+        self._is_service_down = True
+        self.notices.append(f"Live figures are missing: {error.message}.")
+
+
+def _count_table(task: TaskRecord, page: int) -> JobRows:
+    return JobRows.count(rows_of_table(read_table(task.results), task.key), page)
+
+
+def _read_manifests(task: TaskRecord, job_ids: list[str]) -> dict[str, Manifest]:
+    return StoredOutputs(task.destination, task.app_id).manifests(job_ids)
+
+
+def _find_in_table(task: TaskRecord, job_id: str) -> JobRow | None:
+    """Return the row of a job, or ``None`` if the results table does not have it. Blocks."""
+    rows = rows_of_table(read_table(task.results), task.key)
+    return next((row for row in rows if row.job_id == job_id), None)
+
+
+def _find_row(task: TaskRecord, job_id: str) -> JobRow | None:
+    """Return the row of a job that the task has pushed, or ``None``."""
+    for row in rows_of_task(task):
+        if row.job_id == job_id:
+            return row
+    return JobRow(index=0, status=UNKNOWN, job_id=job_id) if job_id in task.known_job_ids else None

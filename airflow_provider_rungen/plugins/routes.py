@@ -1,0 +1,214 @@
+"""The routes of the pages. Each asks Airflow whether the caller may see it, and only reads."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated, Any
+from urllib.parse import quote, urlencode
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.pages import render
+from airflow_provider_rungen.plugins import airflow_data, app_pages, headers, task_pages
+from airflow_provider_rungen.plugins.gather import Gathering
+from airflow_provider_rungen.plugins.pools import TooSlowError, run_within
+from airflow_provider_rungen.plugins.stored import OpenFile, StoredOutputs
+from airflow_provider_rungen.plugins.task_record import TaskRecord
+from airflow_provider_rungen.plugins.urls import Urls
+
+log = logging.getLogger(__name__)
+
+_TASK = "/dags/{dag_id}/runs/{run_id:path}/tasks/{task_id}/{map_index}"
+# Seconds to open a file, and to read a part of it.
+_OPEN_TIME = 4.5
+_READ_TIME = 30.0
+_LOGGED_IN = "rungen_login"
+_CAN_READ_TASK = [Depends(airflow_data.can_read_task), Depends(airflow_data.can_read_xcom)]
+
+
+async def get_task(dag_id: str, run_id: str, task_id: str, map_index: str) -> TaskRecord:
+    """Return the task of a request. A tab of Airflow does not replace the index of a task without one."""
+    try:
+        index = int(map_index)
+    except ValueError:
+        index = -1
+    task = await run_in_threadpool(airflow_data.find_task, dag_id, run_id, task_id, index)
+    if task is None:
+        raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
+    return task
+
+
+def get_urls(request: Request) -> Urls:
+    return Urls(str(request.scope.get("root_path", "")).rstrip("/"))
+
+
+Task = Annotated[TaskRecord, Depends(get_task)]
+PageUrls = Annotated[Urls, Depends(get_urls)]
+User = Annotated[Any, Depends(airflow_data.get_user)]
+
+
+def make_app() -> FastAPI:
+    """Return the application that the plugin mounts."""
+    app = FastAPI(title="RunGen", docs_url=None, redoc_url=None, openapi_url=None)
+    app.dependency_overrides.update(airflow_data.overrides())
+    app.add_exception_handler(HTTPException, _refuse)  # type: ignore[arg-type]  # its type is that of any error
+    route = functools.partial(app.get, response_class=HTMLResponse)
+    route(f"{_TASK}/progress", dependencies=_CAN_READ_TASK)(show_progress)
+    route(f"{_TASK}/jobs/{{job_id}}/files/{{number}}", dependencies=_CAN_READ_TASK)(send_file)
+    route(f"{_TASK}/jobs/{{job_id}}", dependencies=_CAN_READ_TASK)(show_job)
+    route(f"{_TASK}/apps/{{app_id}}", dependencies=_CAN_READ_TASK)(show_app)
+    route(_TASK, dependencies=_CAN_READ_TASK)(show_task)
+    can_read_connection = [Depends(airflow_data.can_read_connection)]
+    route("/connections/{connection_id}/apps/{app_id}", dependencies=can_read_connection)(show_connection_app)
+    route("/")(show_apps)
+    for name in render.ASSETS:
+        app.get(f"/{name}")(functools.partial(send_asset, name))
+    return app
+
+
+def _degrading(
+    show: Callable[..., Awaitable[Response]],
+) -> Callable[..., Awaitable[Response]]:
+    """Show a notice in place of a traceback."""
+
+    @functools.wraps(show)
+    async def shown(*args: Any, **kwargs: Any) -> Response:
+        try:
+            return await show(*args, **kwargs)
+        except HTTPException:
+            raise
+        except Exception as error:
+            log.exception("Could not make a page of RunGen")
+            raise HTTPException(503, f"This page could not be made ({type(error).__name__}).") from None
+
+    return shown
+
+
+# --- tasks --------------------------------------------------------------------------------------------------
+
+
+@_degrading
+async def show_task(task: Task, urls: PageUrls, page: str = "1") -> Response:
+    number = max(1, int(page)) if page.isdecimal() and len(page) < 9 else 1
+    found = await task_pages.task_page(task, urls, number)
+    return _html(await run_in_threadpool(render.render_task, found, urls.site))
+
+
+@_degrading
+async def show_progress(task: Task) -> Response:
+    progress = await task_pages.task_progress(task)
+    return JSONResponse(render.progress_json(progress, task.state), headers=headers.DATA)
+
+
+@_degrading
+async def show_job(task: Task, urls: PageUrls, job_id: str) -> Response:
+    found = await task_pages.job_page(task, urls, job_id)
+    if found is None:
+        raise HTTPException(404, "This task has no such job.")
+    return _html(await run_in_threadpool(render.render_job, found, urls.site))
+
+
+@_degrading
+async def show_app(task: Task, urls: PageUrls, app_id: str) -> Response:
+    found = await task_pages.app_page(task, urls, app_id)
+    if found is None:
+        raise HTTPException(404, "This task does not use this app.")
+    return _html(await run_in_threadpool(render.render_app, found, urls.site))
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+@_degrading
+async def send_file(task: Task, job_id: str, number: str) -> Response:
+    """Send a file that a manifest names, which is in the destination that the task has pushed."""
+    is_known = number.isdecimal() and len(number) < 9 and task.destination
+    if not is_known or await Gathering(task).row_of(job_id) is None:
+        raise HTTPException(404, "This task has no such file.")
+    try:
+        found = await run_within(_OPEN_TIME, "files", _open, task, job_id, int(number))
+    except TooSlowError:
+        raise HTTPException(504, "The storage did not answer in time.") from None
+    except (RunGenError, OSError) as error:
+        log.warning("Could not open a file of job %s (%s)", job_id, type(error).__name__)
+        raise HTTPException(502, "The file could not be read.") from None
+    if found is None:
+        raise HTTPException(404, "This task has no such file.")
+    file, name, size = found
+    sent = headers.of_file(name, file.media_type, is_inline=file.kind != "download")
+    return StreamingResponse(_parts(file), headers=sent | {"Content-Length": str(size)})
+
+
+def _open(task: TaskRecord, job_id: str, number: int) -> tuple[OpenFile, str, int] | None:
+    outputs = StoredOutputs(task.destination, task.app_id)
+    file = outputs.file(job_id, number)
+    return None if file is None else (OpenFile(outputs, job_id, file), file.name, file.size)
+
+
+async def _parts(file: OpenFile) -> AsyncIterator[bytes]:
+    try:
+        while part := await run_within(_READ_TIME, "files", file.read):
+            yield part
+    finally:
+        file.close()
+
+
+async def send_asset(name: str) -> Response:
+    kind = "text/css" if name.endswith(".css") else "text/javascript"
+    return Response(render.read_asset(name), media_type=kind, headers=headers.ASSET)
+
+
+# --- apps ---------------------------------------------------------------------------------------------------
+
+
+@_degrading
+async def show_apps(user: User, urls: PageUrls) -> Response:
+    conn_ids, tasks = await run_in_threadpool(_visible_to, user)
+    found = await app_pages.apps_page(conn_ids, tasks, urls)
+    return _html(await run_in_threadpool(render.render_apps, found, urls.site))
+
+
+@_degrading
+async def show_connection_app(user: User, urls: PageUrls, connection_id: str, app_id: str) -> Response:
+    tasks = await run_in_threadpool(_tasks_visible_to, user)
+    found = await app_pages.connection_app_page(connection_id, app_id, tasks, urls)
+    return _html(await run_in_threadpool(render.render_app, found, urls.site))
+
+
+def _visible_to(user: Any) -> tuple[list[str], list[TaskRecord]]:
+    conn_ids = airflow_data.rungen_connection_ids()
+    allowed = [conn_id for conn_id in conn_ids if airflow_data.may_read_connection(user, conn_id)]
+    return allowed, _tasks_visible_to(user) if allowed else []
+
+
+def _tasks_visible_to(user: Any) -> list[TaskRecord]:
+    try:
+        return airflow_data.recent_tasks(airflow_data.readable_dag_ids(user))
+    except Exception as error:  # the page is worth showing without them
+        log.warning("Could not find the tasks that use RunGen (%s)", type(error).__name__)
+        return []
+
+
+# --- answers ------------------------------------------------------------------------------------------------
+
+
+def _html(text: str) -> Response:
+    return HTMLResponse(text, headers=headers.PAGE)
+
+
+async def _refuse(request: Request, error: HTTPException) -> Response:
+    """Send who is not logged in to the login, once, and say to others why there is no page."""
+    wants_page = "text/html" in request.headers.get("accept", "")
+    if error.status_code == 401 and wants_page and _LOGGED_IN not in request.query_params:
+        query = urlencode([*request.query_params.multi_items(), (_LOGGED_IN, "1")])
+        back = f"{quote(request.url.path)}?{query}"
+        login = airflow_data.login_url()
+        separator = "&" if "?" in login else "?"
+        return RedirectResponse(f"{login}{separator}{urlencode({'next': back})}", 302, headers=headers.DATA)
+    return PlainTextResponse(f"{error.detail}\n", error.status_code, headers=headers.NOTICE)

@@ -1,0 +1,139 @@
+"""What a task stored: manifests, files, and the rows of its results table. It blocks, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.execution.archive.manifests import MANIFEST, Manifest, parse_manifest
+from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.stored_jobs import files_of
+from airflow_provider_rungen.execution.archive.threads import run_concurrently
+from airflow_provider_rungen.pages.models import OutputFile
+from airflow_provider_rungen.pages.output_kinds import HEAD_BYTES, detect, guess
+
+# Of one manifest. A larger one is not shown.
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+CHUNK_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """
+    A file that a manifest names.
+
+    :param name: its name in the folder of its job.
+    :param claimed_type: its content type, as whoever served it called it.
+    """
+
+    name: str
+    size: int
+    claimed_type: str
+    sha256: str
+
+    def view(self, href: str) -> OutputFile:
+        """Return how a page shows it. Its first bytes decide when it is served."""
+        kind, media_type = guess(self.name, self.claimed_type)
+        return OutputFile(name=self.name, href=href, kind=kind, media_type=media_type, size=self.size)
+
+
+class StoredOutputs:
+    """
+    The outputs of jobs in a destination.
+
+    :param destination: the folder, as the task pushed it.
+    :param app_id: the app of the jobs.
+    :raises RunGenError: it cannot be opened.
+    """
+
+    def __init__(self, destination: str, app_id: str) -> None:
+        self._storage = Storage(destination, read_only=True)
+        self._app_id = app_id
+
+    def manifests(self, job_ids: Sequence[str]) -> dict[str, Manifest]:
+        """
+        Return the manifests of jobs whose outputs are all stored.
+
+        :raises RunGenError: the storage cannot be read.
+        """
+        found = zip(job_ids, run_concurrently(self.manifest, job_ids), strict=True)
+        return {job_id: manifest for job_id, manifest in found if manifest is not None}
+
+    def manifest(self, job_id: str) -> Manifest | None:
+        content = self._storage.read(job_id, MANIFEST, MAX_MANIFEST_BYTES)
+        if content is None:
+            return None
+        manifest = parse_manifest(content, self._app_id, job_id)
+        return None if files_of(self._storage, job_id, manifest) is None else manifest
+
+    def file(self, job_id: str, number: int) -> StoredFile | None:
+        """Return a file of a job by its number, or ``None`` if no manifest names it."""
+        manifest = self.manifest(job_id)
+        files = [] if manifest is None else stored_files(manifest)
+        return files[number] if 0 <= number < len(files) else None
+
+    @contextlib.contextmanager
+    def opened(self, job_id: str, file: StoredFile) -> Iterator[BinaryIO]:
+        with self._storage.opened(job_id, file.name) as opened:
+            yield opened
+
+
+def stored_files(manifest: Manifest) -> list[StoredFile]:
+    """Return the files of a manifest, in the order of its outputs."""
+    return [
+        StoredFile(
+            name=entry["uri"].rpartition("/")[2],
+            size=entry["size"],
+            claimed_type=entry["content_type"] or "",
+            sha256=entry["sha256"],
+        )
+        for entry in manifest.entries.values()
+    ]
+
+
+class OpenFile:
+    """
+    A file that is sent in chunks.
+
+    :raises RunGenError: it cannot be read.
+    """
+
+    def __init__(self, outputs: StoredOutputs, job_id: str, file: StoredFile) -> None:
+        self._stack = contextlib.ExitStack()
+        try:
+            self._opened = self._stack.enter_context(outputs.opened(job_id, file))
+            self._head = self._opened.read(HEAD_BYTES)
+        except BaseException:
+            self._stack.close()
+            raise
+        is_whole = len(self._head) >= file.size
+        self.kind, self.media_type = detect(self._head, file.claimed_type, is_whole=is_whole)
+        self._left = file.size
+
+    def read(self) -> bytes:
+        """Return the next part, and nothing at the end. Never more than the manifest says."""
+        chunk = self._head or self._opened.read(CHUNK_BYTES)
+        self._head, chunk = b"", chunk[: self._left]
+        self._left -= len(chunk)
+        return chunk
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._stack.close()
+
+
+def read_table(uri: str) -> Iterator[Mapping[str, Any]]:
+    """
+    Yield the rows of a results table.
+
+    :raises RunGenError: it cannot be read.
+    """
+    from airflow_provider_rungen.execution.table.reader import open_rows
+
+    for row in open_rows(uri, name="results"):
+        if not isinstance(row, Mapping):
+            raise RunGenError("The results table has a row that is not an object")
+        yield row

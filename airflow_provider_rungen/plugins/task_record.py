@@ -1,0 +1,172 @@
+"""What Airflow knows of one attempt of a task: its state, what it pushed, and what it waits for. No I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from airflow_provider_rungen.execution.page_record import PAGE_KEY
+from airflow_provider_rungen.links import RunGenJobLink
+
+# The states in which a task is not over.
+_MOVING = frozenset(
+    {"scheduled", "queued", "running", "deferred", "restarting", "up_for_retry", "up_for_reschedule"}
+)
+_TUPLE = {"builtins.tuple", "builtins.set"}
+
+
+def plain(value: Any) -> Any:
+    """Return the value of an XCom as JSON values. What is serialized is not made an object again."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return value
+    return _without_envelopes(value)
+
+
+def _without_envelopes(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_envelopes(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("__classname__") in _TUPLE and isinstance(value.get("__data__"), list):
+        return _without_envelopes(value["__data__"])
+    return {name: _without_envelopes(each) for name, each in value.items()}
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def sequence(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRecord:
+    """
+    One attempt of a task.
+
+    :param xcoms: what it has pushed, by key.
+    :param waits_for: the arguments of its trigger while it is deferred.
+    """
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int = -1
+    state: str = ""
+    try_number: int = 1
+    operator: str = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    xcoms: Mapping[str, Any] = field(default_factory=dict)
+    waits_for: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def page(self) -> Mapping[str, Any]:
+        """The XCom ``rungen_page``."""
+        return mapping(self.xcoms.get(PAGE_KEY))
+
+    def _text(self, name: str, in_trigger: str = "") -> str:
+        value = self.page.get(name) or self.waits_for.get(in_trigger)
+        return value if isinstance(value, str) else ""
+
+    @property
+    def conn_id(self) -> str:
+        return self._text("connection", "rungen_conn_id")
+
+    @property
+    def app_id(self) -> str:
+        return self._text("app", "app_id")
+
+    @property
+    def destination(self) -> str:
+        return self._text("destination")
+
+    @property
+    def results(self) -> str:
+        """The results table."""
+        return self._text("results")
+
+    @property
+    def key(self) -> list[str]:
+        """The columns of the results table that identify a row."""
+        return [name for name in sequence(self.page.get("key")) if isinstance(name, str)]
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether the task is not over."""
+        return self.state in _MOVING
+
+    @property
+    def is_successful(self) -> bool:
+        return self.state == "success"
+
+    def count(self, name: str) -> int | None:
+        """Return a number of the XCom ``rungen_page``."""
+        value = self.page.get(name)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+    # --- jobs ---
+
+    @cached_property
+    def job_ids(self) -> list[str | None]:
+        """The job of each input, or ``None``, as far as the task has pushed them."""
+        single, waits_for = self.xcoms.get("job_id"), self.waits_for.get("job_id")
+        waits_for = [waits_for] if isinstance(waits_for, str) else sequence(waits_for)
+        known = sequence(self.page.get("jobs"))  # not all of many
+        others = waits_for if len(waits_for) > len(known) else known
+        single = [single] if isinstance(single, str) else ()
+        for pushed in (sequence(self.xcoms.get("job_ids")), self._returned_ids(), single, others):
+            if pushed:
+                return [each if isinstance(each, str) and each else None for each in pushed]
+        return []
+
+    def _returned_ids(self) -> Sequence[Any]:
+        """Return the jobs of the small manifests that the task returned."""
+        returned = self.xcoms.get("return_value")
+        manifests = [returned] if isinstance(returned, Mapping) else sequence(returned)
+        if not any(isinstance(each, Mapping) and "manifest" in each for each in manifests):
+            return ()
+        return [mapping(each).get("job_id") for each in manifests]
+
+    @cached_property
+    def known_job_ids(self) -> frozenset[str]:
+        """The jobs that the task has pushed."""
+        ids = {each for each in self.job_ids if each}
+        ids |= {each for each in sequence(self.waits_for.get("job_id")) if isinstance(each, str)}
+        if isinstance(one := self.waits_for.get("job_id") or self.xcoms.get("job_id"), str):
+            ids.add(one)
+        linked = self.xcoms.get(RunGenJobLink.key)
+        return frozenset(ids | ({_last_segment(linked)} if isinstance(linked, str) else set()))
+
+    @cached_property
+    def failures(self) -> Mapping[int, str]:
+        """By index, the reason why an input failed; the reason may be empty."""
+        reasons: dict[int, str] = {}
+        for each in sequence(self.xcoms.get("failed")):
+            if isinstance(each, int):
+                reasons[each] = ""
+            elif isinstance(each, Mapping) and isinstance(each.get("index"), int):
+                reasons[each["index"]] = str(each.get("error") or "")
+        for each in sequence(self.xcoms.get("refused")):
+            if isinstance(each, list) and len(each) > 1 and isinstance(each[0], int):
+                reasons[each[0]] = str(each[1] or "")
+        return reasons
+
+    @property
+    def has_reported(self) -> bool:
+        """Whether the task has reported which inputs failed."""
+        return "failed" in self.xcoms or (self.is_successful and "job_ids" not in self.xcoms)
+
+
+def _last_segment(url: str) -> str:
+    from urllib.parse import unquote
+
+    return unquote(url.rstrip("/").rpartition("/")[2])

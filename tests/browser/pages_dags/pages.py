@@ -1,0 +1,69 @@
+"""Tasks whose pages the tests open."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.sdk import DAG
+
+from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunTableOperator
+
+APP = "flux-schnell"
+FOLDER = os.environ.get("PAGES_FOLDER", "/tmp")  # noqa: S108 - the tests set it
+HOSTILE = """<script>document.title = "run"</script>"><img src=x onerror="document.title = 'run'">"""
+THINGS = ("lighthouse", "harbor", "windmill", "orchard", "glacier", "market", "bridge", "meadow")
+LIGHTS = ("at dawn", "in the rain", "under a full moon", "in thick fog", "on a bright winter morning")
+ARGUMENTS: dict[str, Any] = {"start_date": datetime(2025, 1, 1, tzinfo=UTC), "schedule": None}
+BATCH: dict[str, Any] = {"app_id": APP, "deferrable": True, "defer_after": 0, "max_failed": 1000}
+
+
+def scene(number: int) -> dict[str, Any]:
+    thing, light = THINGS[number % len(THINGS)], LIGHTS[number % len(LIGHTS)]
+    size = {"width": 320, "height": (224, 320, 416)[number % 3]}
+    return {"prompt": f"a {thing} {light}", **size, "seed": 1000 + number}
+
+
+with DAG("gallery", **ARGUMENTS):
+    RunGenRunBatchOperator(
+        task_id="paint",
+        inputs=[scene(number) for number in range(200)],
+        destination=f"file://{FOLDER}/gallery",
+        **BATCH,
+    )
+
+with DAG("moving", **ARGUMENTS):
+    RunGenRunBatchOperator(
+        task_id="paint",
+        inputs=[scene(number) | {"emulator": {"seconds": 6 + 6 * number}} for number in range(12)],
+        **BATCH,
+    )
+
+with DAG("hostile", **ARGUMENTS):
+    RunGenRunBatchOperator(
+        task_id="paint",
+        inputs=[
+            {"prompt": HOSTILE, "width": 64, "height": 64},
+            {"prompt": HOSTILE, "width": 64, "height": 64, "emulator": {"fail": HOSTILE}},
+            {
+                "prompt": HOSTILE,
+                "width": 64,
+                "height": 64,
+                "emulator": {"result": {HOSTILE: HOSTILE, "image": "output:0.png"}},
+            },
+        ],
+        destination=f"file://{FOLDER}/hostile",
+        **BATCH,
+    )
+
+with DAG("many", **ARGUMENTS):
+    RunGenRunTableOperator(
+        task_id="paint",
+        table=[{"sku": f"sku-{number}", "prompt": f"thing {number}"} for number in range(10_000)],
+        key="sku",
+        to_input=lambda row: {"prompt": row["prompt"], "width": 64, "height": 64},
+        results=f"file://{FOLDER}/many/results.jsonl",
+        max_concurrency=64,
+        **{name: value for name, value in BATCH.items() if name != "max_failed"},
+    )

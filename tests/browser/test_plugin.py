@@ -1,0 +1,234 @@
+"""The pages of the plugin in a real Airflow and a real browser."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+
+from airflow_provider_rungen.emulator import Emulator, Fault
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from airflow_instance import AirflowError, AirflowInstance
+
+from browser.conftest import KEY
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(560)]
+
+DAGS = Path(__file__).with_name("pages_dags")
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+PASSWORDS = {"admin": "for-the-admin", "viewer": "for-the-viewer"}
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[Emulator]:
+    with Emulator(job_seconds=0.2, workers=50, api_key=KEY) as emulator:
+        yield emulator
+
+
+def environment(emulator: Emulator, home: Path) -> dict[str, str]:
+    passwords = home / "passwords.json"
+    passwords.write_text(json.dumps(PASSWORDS))
+    return {
+        "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,viewer:viewer",
+        "PAGES_FOLDER": str(home),
+    }
+
+
+@pytest.fixture(scope="module")
+def airflow(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowInstance]:
+    home = tmp_path_factory.mktemp("airflow")
+    with AirflowInstance(home, DAGS, environment=environment(emulator, home)) as instance:
+        instance.log_in("admin", PASSWORDS["admin"])
+        yield instance
+
+
+@pytest.fixture(scope="module")
+def as_admin(browser: Browser, airflow: AirflowInstance) -> Any:
+    """What the browser of an admin has in its storage."""
+    return session(browser, airflow, "admin")
+
+
+@pytest.fixture
+def page(browser: Browser, as_admin: Any) -> Iterator[Page]:
+    page = browser.new_page(
+        viewport={"width": 1100, "height": 860}, color_scheme="light", storage_state=as_admin
+    )
+    page.set_default_timeout(30_000)
+    yield page
+    page.close()
+
+
+def session(browser: Browser, airflow: AirflowInstance, user: str) -> Any:
+    page = browser.new_page()
+    log_in(page, airflow, user, f"{airflow.url}/")
+    state = page.context.storage_state()
+    page.close()
+    return state
+
+
+def log_in(page: Page, airflow: AirflowInstance, user: str, url: str) -> None:
+    """Open a page, and log in where that leads to."""
+    page.goto(url)
+    page.get_by_label("Username").fill(user)
+    page.get_by_label("Password", exact=True).fill(PASSWORDS[user])
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(lambda here: "/auth/" not in here)
+
+
+def start(airflow: AirflowInstance, dag_id: str, until: str) -> str:
+    """Start a run, wait for a state of its task, and return the address of the page of the task."""
+    run_id = airflow.trigger(dag_id)
+    deadline, state = time.monotonic() + 240, ""
+    while state != until:
+        assert time.monotonic() < deadline, state
+        assert state not in ("failed", "upstream_failed")
+        time.sleep(0.5)
+        with contextlib.suppress(AirflowError):  # it may be overloaded
+            [task] = airflow.task_instances(dag_id, run_id)
+            state = task["state"]
+    return f"{airflow.url}{airflow.xcom(dag_id, run_id, 'paint', 'rungen_results_link')}"
+
+
+def test_a_gallery_from_the_task_to_its_pictures(airflow: AirflowInstance, page: Page) -> None:
+    from playwright.sync_api import expect
+
+    url = start(airflow, "gallery", "success")
+    run_id = airflow.wait_for_a_run("gallery", 5)
+    page.goto(f"{airflow.url}/dags/gallery/runs/{quote(run_id)}/tasks/paint/details")
+    page.get_by_role("link", name="RunGen results").click()
+    page.wait_for_url(url)
+    pictures = page.locator("img")
+    expect(pictures).to_have_count(100)
+    # they load as they come into view
+    for number in (0, 50, 99):
+        pictures.nth(number).scroll_into_view_if_needed()
+        expect(pictures.nth(number)).not_to_have_js_property("naturalWidth", 0)
+    page.evaluate("scrollTo(0, 0)")
+    page.set_viewport_size({"width": 1100, "height": 860})
+    page.wait_for_load_state("networkidle")
+    page.screenshot(path=IMAGES / "results.png")
+    page.get_by_role("link", name=re.compile("next", re.IGNORECASE)).first.click()
+    expect(page.locator("img")).to_have_count(100)
+    page.set_viewport_size({"width": 390, "height": 800})
+    is_wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
+    assert not is_wide
+
+
+def test_progress_moves_by_itself_while_the_task_is_deferred(airflow: AirflowInstance, page: Page) -> None:
+    from playwright.sync_api import expect
+
+    page.goto(start(airflow, "moving", "deferred"))
+    expect(page.get_by_text("deferred", exact=True).first).to_be_visible()
+    done = page.get_by_text(re.compile(r"^\d+ of 12 done")).first
+    before = done.inner_text()
+    expect(done).not_to_have_text(before, timeout=60_000)
+    page.screenshot(path=IMAGES / "progress.png")
+
+
+def test_a_hostile_job_runs_nothing(airflow: AirflowInstance, page: Page) -> None:
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("dialog", lambda dialog: problems.append(dialog.message))
+    page.goto(start(airflow, "hostile", "success"))
+    jobs = page.eval_on_selector_all(
+        "a", "links => links.map(link => link.href).filter(href => /jobs.[0-9a-f-]+$/.test(href))"
+    )
+    assert len(set(jobs)) == 3
+    for url in (page.url, *sorted(set(jobs))):
+        page.goto(url)
+        assert page.title() != "run"
+        assert "onerror" in page.inner_text("body")
+        assert page.locator("img[src=x], script:not([src])").count() == 0
+    assert problems == []
+
+
+def test_ten_thousand_jobs_are_shown_in_less_than_two_seconds(airflow: AirflowInstance, page: Page) -> None:
+    url = start(airflow, "many", "success")
+    page.goto(url)  # the first page imports what reads tables
+    for number in (1, 57, 100):
+        started = time.monotonic()
+        page.goto(f"{url}?page={number}")
+        assert time.monotonic() - started < 2
+        assert f"sku-{100 * number - 1}" in page.inner_text("body")
+    assert "10,000" in page.inner_text("body")
+
+
+def test_the_navigation_leads_to_the_apps(airflow: AirflowInstance, page: Page) -> None:
+    from playwright.sync_api import expect
+
+    page.goto(airflow.url)
+    page.get_by_role("link", name="RunGen").click()
+    apps = page.frame_locator("iframe")
+    expect(apps.get_by_text("FLUX Schnell")).to_be_visible()
+    expect(apps.get_by_text("rungen_default")).to_be_visible()
+    page.screenshot(path=IMAGES / "apps.png")
+    assert KEY not in page.content()
+
+
+def test_a_viewer_logs_in_and_comes_back(airflow: AirflowInstance, browser: Browser) -> None:
+    from playwright.sync_api import expect
+
+    run_id = airflow.wait_for_a_run("gallery", 5)
+    link = airflow.xcom("gallery", run_id, "paint", "rungen_results_link")
+    page = browser.new_page()
+    log_in(page, airflow, "viewer", f"{airflow.url}{link}")
+    page.wait_for_url(re.compile("/rungen/dags/gallery/"))
+    expect(page.locator("img").first).to_be_visible()
+    # a viewer may not read connections
+    page.goto(f"{airflow.url}/rungen/")
+    expect(page.get_by_text("rungen_default")).to_have_count(0)
+    answer = page.goto(f"{airflow.url}/rungen/connections/rungen_default/apps/flux-schnell")
+    assert answer is not None
+    assert answer.status == 403
+    page.close()
+
+
+def test_a_service_that_hangs_leaves_a_page_that_says_so(
+    airflow: AirflowInstance, emulator: Emulator, page: Page
+) -> None:
+    run_id = airflow.wait_for_a_run("gallery", 5)
+    emulator.service.inject(Fault(on="any", kind="hang", times=None))
+    try:
+        for below in ("", f"/apps/{'flux-schnell'}"):
+            link = airflow.xcom("gallery", run_id, "paint", "rungen_results_link")
+            started = time.monotonic()
+            page.goto(f"{airflow.url}{link}{below}")
+            assert time.monotonic() - started < 5.5
+        assert "missing" in page.inner_text("body")
+    finally:
+        emulator.service.clear_faults()
+
+
+def test_pages_that_are_turned_off_have_no_links(
+    emulator: Emulator, browser: Browser, tmp_path: Path
+) -> None:
+    settings = environment(emulator, tmp_path) | {"AIRFLOW__RUNGEN__PAGES": "False"}
+    with AirflowInstance(tmp_path / "home", DAGS, environment=settings) as instance:
+        instance.log_in("admin", PASSWORDS["admin"])
+        run_id = instance.trigger("hostile")
+        assert instance.wait_for_run("hostile", run_id, 120) == "success"
+        task = f"/dags/hostile/dagRuns/{quote(run_id, safe='')}/taskInstances/paint"
+        links = instance.request("GET", f"{task}/links")["extra_links"]
+        assert set(links.values()) == {None}
+        page = browser.new_page(storage_state=session(browser, instance, "admin"))
+        page.goto(f"{instance.url}/dags")
+        page.get_by_role("link", name="Dags").first.wait_for()
+        assert page.get_by_role("link", name="RunGen").count() == 0
+        page.close()

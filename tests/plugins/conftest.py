@@ -1,0 +1,161 @@
+"""The plugin's application with Airflow's own security and a database of Airflow's."""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from conftest import FakeTaskInstance
+
+from airflow_provider_rungen.links.pages import are_pages_enabled, task_path
+
+if not are_pages_enabled():
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def server() -> Any:
+    """An application like Airflow's API server, with the plugin mounted. It makes Airflow's tables once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from airflow.api_fastapi.app import init_auth_manager
+        from airflow.utils.db import initdb
+        from fastapi import FastAPI
+
+        from airflow_provider_rungen.plugins import RunGenPlugin
+
+        initdb()
+        app = FastAPI()
+        init_auth_manager(app)
+        for part in RunGenPlugin.fastapi_apps:
+            app.mount(part["url_prefix"], part["app"])
+    return app
+
+
+@dataclass
+class Pages:
+    """The pages of the plugin, as one user sees them."""
+
+    server: Any
+    role: str | None = "admin"
+    _clients: list[Any] = field(default_factory=list)
+
+    def get(self, path: str, **kwargs: Any) -> Any:
+        """Request a page below the plugin. Redirects are not followed."""
+        if not self._clients:
+            self._clients.append(self._client())
+        headers = {"accept": "text/html", **kwargs.pop("headers", {})}
+        return self._clients[0].get(f"/rungen{path}", headers=headers, follow_redirects=False, **kwargs)
+
+    def _client(self) -> Any:
+        from fastapi.testclient import TestClient
+
+        cookies = {} if self.role is None else {"_token": token_of(self.role)}
+        return TestClient(self.server, cookies=cookies)
+
+    def as_user(self, role: str | None) -> Pages:
+        return Pages(self.server, role)
+
+
+def token_of(role: str) -> str:
+    """Return the token of a session of a user with a role; an empty one has no rights."""
+    from airflow.api_fastapi.app import get_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+    user = SimpleAuthManagerUser(username=f"the-{role}", role=role or None)
+    return str(get_auth_manager().generate_jwt(user))
+
+
+@pytest.fixture
+def pages(server: Any) -> Pages:
+    return Pages(server)
+
+
+@dataclass
+class Database:
+    """Writes tasks into Airflow's database, as the scheduler and the workers do."""
+
+    def save(
+        self,
+        ti: FakeTaskInstance,
+        state: str = "success",
+        *,
+        xcoms: Mapping[str, Any] | None = None,
+        operator: str = "RunGenRunBatchOperator",
+        trigger: Any = None,
+    ) -> str:
+        """Write a task with what it pushed, and return the path of its page."""
+        from airflow.models.dagrun import DagRun
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.models.trigger import Trigger
+        from airflow.models.xcom import XComModel
+        from airflow.utils.session import create_session
+        from sqlalchemy import insert
+
+        now = datetime.now(UTC)
+        with create_session() as session:
+            self._add_dag(session, ti.dag_id)
+            run: dict[str, Any] = {
+                "run_type": "manual",
+                "run_after": now,
+                "logical_date": now,
+                "state": "running",
+            }
+            session.add(DagRun(dag_id=ti.dag_id, run_id=ti.run_id, **run))
+            trigger_id = None
+            if trigger is not None:
+                classpath, kwargs = trigger.serialize()
+                row = Trigger(classpath=classpath, kwargs=kwargs)
+                session.add(row)
+                session.flush()
+                trigger_id = row.id
+            session.flush()
+            task = {"id": uuid.uuid4(), "task_id": ti.task_id, "dag_id": ti.dag_id, "run_id": ti.run_id}
+            task |= {"map_index": ti.map_index, "state": state, "try_number": 1, "max_tries": 0}
+            task |= {"pool": "default_pool", "pool_slots": 1, "operator": operator, "start_date": now}
+            task |= {"trigger_id": trigger_id}
+            columns = TaskInstance.__table__.columns
+            if columns["id"].type.python_type is str:  # before Airflow 3.2
+                task["id"] = str(task["id"])
+            if "map_index" not in columns:  # since Airflow 3.4
+                task["region_index"] = task.pop("map_index")
+            session.execute(
+                insert(TaskInstance.__table__).values({columns[name]: each for name, each in task.items()})
+            )
+            for key, value in (ti.xcoms if xcoms is None else xcoms).items():
+                place: dict[str, Any] = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id}
+                place |= {"map_index": ti.map_index}
+                XComModel.set(key=key, value=value, session=session, **place)
+        return task_path(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
+
+    def _add_dag(self, session: Any, dag_id: str) -> None:
+        from airflow.models.dag import DagModel
+        from airflow.models.dagbundle import DagBundleModel
+
+        if session.get(DagModel, dag_id) is None:
+            if session.get(DagBundleModel, "bundle") is None:
+                session.add(DagBundleModel(name="bundle"))
+            session.flush()
+            model: Any = DagModel
+            session.add(model(dag_id=dag_id, bundle_name="bundle", fileloc="dag.py"))
+            session.flush()
+
+
+@pytest.fixture
+def database(server: Any) -> Database:
+    return Database()
+
+
+@pytest.fixture(autouse=True)
+def _no_cached_answers() -> Iterator[None]:
+    """Forget what the service answered to an earlier test."""
+    from airflow_provider_rungen.plugins import live
+
+    live.forget_answers()
+    yield
+    live.forget_answers()

@@ -1,0 +1,79 @@
+"""What every component of Airflow loads: little, quickly, and nothing where there are no pages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from airflow_provider_rungen import get_provider_info, operators, sensors
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_4_PLUS, BaseOperator
+from airflow_provider_rungen.operators.base import RunGenBaseOperator
+from airflow_provider_rungen.plugins import OPERATORS
+
+LOAD = """
+import json, sys, time
+import airflow.configuration
+import airflow.plugins_manager
+import airflow.sdk.bases.operatorlink
+known, started = set(sys.modules), time.process_time()
+from airflow_provider_rungen.plugins import RunGenPlugin
+milliseconds = 1000 * (time.process_time() - started)
+apps = [app["url_prefix"] for app in RunGenPlugin.fastapi_apps]
+print(json.dumps([milliseconds, sorted(set(sys.modules) - known), apps, RunGenPlugin.external_views]))
+"""
+
+
+def load(**environment: str) -> Any:
+    """Load the plugin in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOAD],
+        env=os.environ | environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_loading_the_plugin_is_cheap() -> None:
+    # the first load compiles; of the others, the machine may disturb some
+    loads = [load() for _ in range(3)]
+    assert min(milliseconds for milliseconds, *_ in loads) < 20
+    imported = {name.partition(".")[0] for name in loads[-1][1]}
+    assert imported <= {"airflow", "airflow_provider_rungen", "__future__"}
+    assert not [name for name in loads[-1][1] if "fastapi" in name or "models" in name]
+
+
+def test_the_plugin_has_pages_and_an_entry_in_the_navigation() -> None:
+    _, _, apps, views = load()
+    assert apps == ["/rungen"]
+    assert views[0]["href"] == "/rungen/"
+    assert (len(views) == 2) == AIRFLOW_V_3_4_PLUS
+
+
+def test_pages_can_be_turned_off() -> None:
+    _, _, apps, views = load(AIRFLOW__RUNGEN__PAGES="False")
+    assert (apps, views) == ([], [])
+
+
+def test_airflow_knows_the_option() -> None:
+    options = get_provider_info()["config"]["rungen"]["options"]
+    assert options["pages"]["default"] == "True"
+
+
+def classes() -> Iterator[type[BaseOperator]]:
+    for package in (operators, sensors, import_module("airflow_provider_rungen.decorators")):
+        for module in iter_modules(package.__path__, f"{package.__name__}."):
+            for each in vars(import_module(module.name)).values():
+                if isinstance(each, type) and issubclass(each, RunGenBaseOperator):
+                    yield each
+
+
+def test_the_tab_is_shown_for_each_operator() -> None:
+    assert sorted({each.__name__ for each in classes()} - {"RunGenBaseOperator"}) == sorted(OPERATORS)
