@@ -40,6 +40,6 @@ nitpick_ignore_regex = [
     ("py:class", "IdleEvent|Param|Table|TableFormat|ToInput"),
     ("py:class", r"airflow_provider_rungen\.exceptions\.Error"),  # a type variable
     # annotations of a dataclass are texts, without their modules
-    ("py:class", r"os\.PathLike|timedelta"),
+    ("py:class", r"os\.PathLike|timedelta|dict\[str"),
     ("py:class", r"airflow_provider_rungen\.(client\.(?!models)|execution\.|_airflow).*"),  # not public
 ]

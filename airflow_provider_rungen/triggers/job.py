@@ -20,8 +20,8 @@ from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution import attempts, task_instances
 from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
 from airflow_provider_rungen.execution.outcomes import unsuccessful_job
-from airflow_provider_rungen.execution.ranges import format_ranges
 from airflow_provider_rungen.execution.page_record import MAX_PAGE_JOBS, PAGE_KEY
+from airflow_provider_rungen.execution.ranges import format_ranges
 from airflow_provider_rungen.execution.usage import USAGE_KEY, Usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink

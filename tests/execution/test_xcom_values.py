@@ -283,7 +283,7 @@ def test_the_decorator_refuses_them_too(
 ) -> None:
     outcome = run_task(decorated(result=ODD[kind], deferrable=deferrable), context)
     assert type(outcome.error) is AirflowFailException
-    assert "completed, but XCom cannot hold its result: result.a[0]" in str(outcome.error)
+    assert "XCom cannot hold the result: result.a[0]" in str(outcome.error)
     assert rungen_emulator.service.stats()["cancels_received"] == 0
     outcome = run_task(decorated(result=ODD[kind], deferrable=deferrable, destination=str(tmp_path)), context)
     assert find_xcom_problem(outcome.value) == ""
