@@ -38,6 +38,8 @@ pytestmark = [
 ]
 
 HOSTILE = """<script>alert(1)</script>"><img src=x onerror=alert(1)>{{ 7*7 }}javascript:alert(1)"""
+# as a template that Airflow renders to it
+WRITTEN = f"{{% raw %}}{HOSTILE}{{% endraw %}}"
 POLL: dict[str, Any] = {"task_id": "task", "poll_interval": 0.02, "deferrable": False}
 Change = Callable[[dict[str, Any], Path], dict[str, Any]]
 _numbers = itertools.count(1)
@@ -330,9 +332,9 @@ def test_nothing_can_be_written() -> None:
 
 def test_nothing_of_a_hostile_job_is_markup(world: World) -> None:
     inputs = [
-        given(HOSTILE),
-        given(HOSTILE + "2", fail=HOSTILE),
-        given(HOSTILE + "3", result={HOSTILE: [HOSTILE, "output:0.png"]}),
+        given(WRITTEN),
+        given(WRITTEN + "2", fail=WRITTEN),
+        given(WRITTEN + "3", result={HOSTILE: [WRITTEN, "output:0.png"]}),
     ]
     world.perform(batch(world.folder, *inputs))
     path = world.save()
