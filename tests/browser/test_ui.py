@@ -232,6 +232,13 @@ def test_the_first_job_from_the_connection_to_its_link(
     expect(link).to_be_visible()
     page.screenshot(path=IMAGES / "link.png")
     assert KEY not in page.content()
+    details = page.url
+    page.get_by_role("link", name="RunGen results").click()
+    picture = page.locator("img").first
+    expect(picture).not_to_have_js_property("naturalWidth", 0)
+    page.screenshot(path=IMAGES / "first-job.png")
+    assert KEY not in page.content()
+    page.goto(details)
     link.click()
     page.wait_for_url(re.compile(f"{airflow.url}/rungen/dags/{DAG_ID}/.*/jobs/{job['id']}$"))
     expect(page.get_by_text("completed").first).to_be_visible()

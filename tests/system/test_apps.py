@@ -84,7 +84,7 @@ def test_an_app_is_paid_for_while_its_tasks_run(start: Callable[..., Run], paid:
     app.assert_over()
     assert app.numbers() == [UP, DOWN]
     assert set(states(run).values()) == {"success"}
-    assert "it was up for " in run.log(task_id="app_down")
+    assert "Scaled to 0 workers after " in run.log(task_id="app_down")
     app.assert_agrees(run)
     assert run.jobs_by_status() == {"COMPLETED": 2}
 
@@ -171,7 +171,7 @@ def test_the_first_of_two_runs_to_end_leaves_the_app_to_the_other(
     until(lambda: app.active_workers == 2, 60, lambda: str(states(long)))
     short = start("scaled", seconds=1, app_id=app.id)
     assert short.wait_for_end() == "success"
-    assert f"app_down of run {long.id} is going to scale it down" in short.log(task_id="app_down")
+    assert f"stays up until app_down of run {long.id} scales it down" in short.log(task_id="app_down")
     assert app.active_workers == 2
     assert long.wait_for_end() == "success"
     app.assert_over()
@@ -226,7 +226,7 @@ def test_a_teardown_that_fails_fails_the_run(
     assert run.wait_for_end() == "failed"
     assert states(run) | {"app_down": "failed", "app_end": "upstream_failed"} == states(run)
     assert states(run)["after"] == states(run)["last"] == "success"
-    assert "may NOT be scaled down" in run.log(3, task_id="app_down")
+    assert f"STILL BILLED: app {app.id} may not be scaled down" in run.log(3, task_id="app_down")
     bill = run.airflow.xcom(run.dag_id, run.id, "app_down", "bill")
     assert bill["down_at"] is None
     assert float(bill["worker_seconds"]) > 2 * 6, "what it has cost until then"
@@ -239,7 +239,7 @@ def test_a_worker_killed_while_it_scales_down(
     app = paid()
     run = start("scaled_draining", seconds=20, app_id=app.id)
     run.wait_for_state("running", task_id="app_down")
-    until(lambda: "has 1 jobs queued or running" in run.log(task_id="app_down"), 60, lambda: str(states(run)))
+    until(lambda: "Waiting for 1 job, queued or running" in run.log(task_id="app_down"), 60, lambda: str(states(run)))
     os.kill(task_processes(airflow, run, "app_down")["task"], signal.SIGKILL)
     assert run.wait_for_end() == "success"
     app.assert_over()
