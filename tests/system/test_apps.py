@@ -239,7 +239,8 @@ def test_a_worker_killed_while_it_scales_down(
     app = paid()
     run = start("scaled_draining", seconds=20, app_id=app.id)
     run.wait_for_state("running", task_id="app_down")
-    until(lambda: "Waiting for 1 job, queued or running" in run.log(task_id="app_down"), 60, lambda: str(states(run)))
+    line = "Waiting for 1 job, queued or running"
+    until(lambda: line in run.log(task_id="app_down"), 60, lambda: str(states(run)))
     os.kill(task_processes(airflow, run, "app_down")["task"], signal.SIGKILL)
     assert run.wait_for_end() == "success"
     app.assert_over()
