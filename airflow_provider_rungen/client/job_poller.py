@@ -102,6 +102,11 @@ class JobPoller:
         soonest = min((state.not_before for state in self.waiting.values()), default=0.0)
         return max(self.outages.quiet_until, soonest)
 
+    @property
+    def is_app_in_flight(self) -> bool:
+        """Whether a poll of the app is under way."""
+        return self._app_state.is_in_flight
+
     def is_in_flight(self, job_ids: Iterable[str]) -> bool:
         """Return whether a poll of one of these jobs is under way."""
         states = (self.waiting.get(job_id) for job_id in job_ids)

@@ -19,7 +19,7 @@ from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.job_log import log_of
 from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
-from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.outages import LogCallback
 from airflow_provider_rungen.client.polling import concerns_one_job, failed_by
 from airflow_provider_rungen.client.progress import Progress
@@ -196,10 +196,11 @@ class SharedPoller:
                 [poll, waiter.done], timeout=LAST_LOOK_TIME, return_when=asyncio.FIRST_COMPLETED
             )
             if poll.done() and not waiter.done.done():
-                poll.result()
-                if waiter.target:
-                    self._deliver_app()
-                if self._poller.is_in_flight(waiter.waiting):
+                answer, is_in_flight = poll.result(), self._poller.is_in_flight(waiter.waiting)
+                if waiter.target:  # a round that begins meanwhile drops the answer about the app
+                    self._deliver_app(answer)
+                    is_in_flight = answer is None and self._poller.is_app_in_flight
+                if is_in_flight:
                     await asyncio.wait([waiter.done], timeout=LAST_ANSWER_TIME)
         finally:
             poll.cancel()
@@ -246,7 +247,7 @@ class SharedPoller:
             if self._app_waiters:
                 if self._poller.app is None:  # the round did not need the counters
                     await self._hook.aperform(self._poller.poll_app())
-                self._deliver_app()
+                self._deliver_app(self._poller.app)
             self._log_progress()
             _gauge_size()
             self.is_closed = not self._everyone()
@@ -270,9 +271,9 @@ class SharedPoller:
     def _everyone(self) -> set[_Waiter]:
         return set().union(self._app_waiters, *self._job_waiters.values())
 
-    def _deliver_app(self) -> None:
+    def _deliver_app(self, app: App | RunGenError | None) -> None:
         """Hand the answer about the app, if there is one, to those that wait for it."""
-        if (app := self._poller.app) is None:
+        if app is None:
             return
         for waiter in self._app_waiters:
             try:

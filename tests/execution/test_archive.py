@@ -1384,6 +1384,8 @@ warnings.simplefilter("ignore")
 from airflow_provider_rungen.execution.waiting import WaitingRun
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 class TI:
+    dag_id = task_id = run_id = "x"
+    map_index = -1
     def xcom_push(self, *args, **kwargs): pass
 folder, concurrency, *ids = sys.argv[1:]
 RunGenCollectResultsOperator(

@@ -186,7 +186,7 @@ def test_a_teardown_outlasts_an_outage(
     app = paid()
     run = start("scaled", seconds=6, app_id=app.id)
     run.wait_for_jobs(1)
-    emulator.service.inject(Fault(on="update_app", status=500, times=7))
+    emulator.service.inject(Fault(on="update_app", status=500, times=9))
     assert run.wait_for_end() == "success"
     app.assert_over()
     app.assert_agrees(run)
