@@ -102,7 +102,7 @@ def find_task(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskRec
             map_index=map_index,
             state=str(ti.state or ""),
             try_number=ti.try_number,
-            operator=str(ti.operator or ""),
+            operator=str(ti.operator_name or ""),
             started_at=ti.start_date,
             ended_at=ti.end_date,
             xcoms={each.key: plain(each.value) for each in pushed},

@@ -234,6 +234,7 @@ def test_the_first_job_from_the_connection_to_its_link(
     assert KEY not in page.content()
     details = page.url
     page.get_by_role("link", name="RunGen results").click()
+    page.set_viewport_size({"width": 1100, "height": 860})
     picture = page.locator("img").first
     expect(picture).not_to_have_js_property("naturalWidth", 0)
     page.screenshot(path=IMAGES / "first-job.png")
