@@ -70,8 +70,9 @@ def _pull(ti: Any, sources: Iterable[str], key: str) -> str | None:
     for source in sources:
         pulled = ti.xcom_pull(task_ids=source, key=key)
         values = [pulled] if isinstance(pulled, str) else [each for each in pulled or () if each]
-        if len(set(values)) > 1 and 0 <= ti.map_index < len(values):
-            values = [values[ti.map_index]]
+        if len(set(values)) > 1 and ti.map_index >= 0:  # only the one of its twin, if that has pushed any
+            twin = ti.xcom_pull(task_ids=source, key=key, map_indexes=ti.map_index)
+            values = [twin] if isinstance(twin, str) else []
         found.update(values)
     if len(found) > 1:
         raise RunGenInputError(

@@ -18,6 +18,7 @@ from airflow_provider_rungen.operators import (
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
 )
+from airflow_provider_rungen.operators.job_sources import _pull
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -41,7 +42,11 @@ class Run:
         return {"ti": ti, "task_instance": ti}
 
     def _pull(self, key: str = "return_value", *, task_ids: str, map_indexes: Any = None) -> Any:
-        found = [value for (*name, _), value in self.xcoms.items() if name == [task_ids, key]]
+        found = [
+            value
+            for (*name, index), value in self.xcoms.items()
+            if name == [task_ids, key] and map_indexes in (None, index)
+        ]
         return found[0] if len(found) == 1 else found or None
 
     def perform(self, op: Any, map_index: int = -1, **rendered: Any) -> Any:
@@ -172,3 +177,14 @@ def test_jobs_of_several_apps_are_refused(rungen_emulator: Emulator, consumer: C
     with pytest.raises(AirflowFailException, match=f"several apps .*flux-schnell, {TEXT_APP}.*set app_id"):
         run.perform(after, job_id=ids)
     assert requests(rungen_emulator) == set()
+
+
+def test_a_twin_that_pushed_nothing_moves_no_other() -> None:
+    class Ti:  # as XCom.get_all does: only the rows there are
+        map_index = 2
+        rows = {1: "b", 2: "c", 3: "d"}  # 0 failed before it pushed
+
+        def xcom_pull(self, task_ids: str, key: str, map_indexes: Any = None) -> Any:
+            return list(self.rows.values()) if map_indexes is None else self.rows.get(map_indexes)
+
+    assert _pull(Ti(), ["s"], "app_id") == "c"

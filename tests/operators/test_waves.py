@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,8 @@ from conftest import FakeStore, Outcome, TrackedTaskInstance, signal_when
 
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.execution.batch import sending
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -792,3 +795,133 @@ def test_the_log_says_what_waits(make: Callable[..., Task], caplog: pytest.LogCa
     assert (
         f"Submitted {LIMIT} of {COUNT} inputs to app flux-schnell; 20 wait for others to end" in caplog.text
     )
+
+
+# --- bad days of later waves ---
+
+
+def test_a_later_wave_is_not_sent_before_the_store_knows(make: Callable[..., Task]) -> None:
+    task = make(BATCH, inputs(12), deferrable=False)
+    waves: list[int] = []
+
+    def set_(key: str, value: Any, **_: Any) -> None:
+        if key == "rungen_batch_0" and all(each not in ("", "-") for each in value["ids"][:6]):
+            waves.append(1)
+            if len(waves) == 2:  # the first write of the second wave: slow, then the attempt dies
+                time.sleep(1)
+                raise Died
+        FakeStore.set(task.store, key, value)
+
+    task.store.set = set_
+    with contextlib.suppress(Died):
+        task.attempt()
+    del task.store.set
+    task.attempt(on_unknown_submission="fail")
+    assert set(task.bought.values()) == {1}
+
+
+def test_the_time_of_the_last_submission_is_that_of_the_last_wave(
+    make: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make(BATCH, inputs(100, seconds=1.0), deferrable=False)
+
+    def set_(key: str, value: Any, **_: Any) -> None:
+        FakeStore.set(task.store, key, value)
+        if key == "rungen_batch_0" and sum(each not in ("", "-") for each in value["ids"]) >= 12:
+            raise Died
+
+    task.store.set = set_
+    with contextlib.suppress(Died):
+        task.attempt()
+    del task.store.set
+    monkeypatch.setattr(sending, "RESUBMISSION_GRACE", 0.9)  # 30 s, of waves that are longer apart
+    task.emulator.service.inject(Fault(on="get", status=404, job_id=task.jobs[-1]["id"]))
+    task.attempt()
+    assert set(task.bought.values()) == {1}
+
+
+@pytest.mark.parametrize("limit", [1, 4])
+def test_an_outage_slows_small_waves_down_too(make: Callable[..., Task], limit: int) -> None:
+    task = make(BATCH, inputs(60), deferrable=False, max_in_flight=limit, timeout=5)
+    task.emulator.service.inject(Fault(on="run", status=500, times=None))
+    task.attempt()
+    assert task.emulator.service.count("run") < 40
+
+
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+def test_what_completed_is_stored_when_the_rest_cannot_be_sent(
+    make: Callable[..., Task], kind: str, mode: bool, tmp_path: Path
+) -> None:
+    task = make(kind, inputs(), deferrable=mode)
+    task.max_tries = 0
+    task.emulator.service.inject(Fault(on="run", status=402, times=None, skip=18))
+    assert task.attempt().error is not None
+    assert len(list(tmp_path.rglob("*.png"))) >= 12
+
+
+def test_what_completed_is_stored_when_the_deadline_passes(
+    make: Callable[..., Task], mode: bool, tmp_path: Path
+) -> None:
+    task = make(STORED, [*inputs(12), *inputs(COUNT, seconds=60)[12:]], deferrable=mode, timeout=4)
+    task.max_tries = 0
+    assert "Not over in time" in str(task.attempt().error)
+    assert len(list(tmp_path.rglob("*.png"))) == 12
+
+
+def test_all_ids_are_pushed_when_a_later_wave_fails(make: Callable[..., Task]) -> None:
+    task = make(BATCH, inputs(), deferrable=False)
+    task.emulator.service.inject(Fault(on="run", status=402, times=None, skip=18))
+    task.attempt()
+    assert len([each for each in task.ti.xcoms["job_ids"] if each]) == len(task.jobs)
+
+
+@pytest.mark.parametrize("event", [True, False])
+def test_no_job_is_left_when_the_saved_lines_cannot_be_read(
+    make: Callable[..., Task], tmp_path: Path, event: bool
+) -> None:
+    task = make(STORED, [*inputs(8), *inputs(COUNT, seconds=60)[8:]], deferrable=True)
+    task.store, task.max_tries = None, 0
+    trigger = task.complete_until_deferred(task.fire(task.attempt_until_deferred()))
+    found = task.fire(trigger).payload if event else None
+    [path] = tmp_path.rglob(".rungen-*")
+    path.unlink()
+    context: Any = {"ti": task.ti, "task_state_store": None}
+    with pytest.raises((AirflowFailException, RunGenError)):
+        _ = (
+            task.op.execute_complete(context, found)
+            if found
+            else task.op.resume_execution("__fail__", {"error": "lost"}, context)
+        )
+    assert not task.statuses.keys() & {"QUEUED", "RUNNING"}
+
+
+def test_an_attempt_that_was_cut_off_leaves_the_lines_of_its_successor(
+    make: Callable[..., Task], tmp_path: Path
+) -> None:
+    task = make(STORED, inputs(), deferrable=True)
+    event = task.fire(task.attempt_until_deferred())
+    first, ti = task.op, task.ti
+    trigger = task.attempt_until_deferred()  # the successor
+
+    def refuse(key: str, value: Any) -> None:
+        raise RuntimeError("409: not running any more")
+
+    ti.on_push = refuse
+    with pytest.raises(RuntimeError):
+        first.execute_complete({"ti": ti, "task_state_store": task.store}, event.payload)
+    assert list(tmp_path.rglob(".rungen-*"))
+    task.complete_until_deferred(task.fire(trigger))
+
+
+def test_an_outage_of_submissions_cancels_nothing_that_runs(
+    make: Callable[..., Task], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 0.5)  # 120 s
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.1)
+    given = inputs()
+    given[17] = inputs(COUNT, seconds=3)[17]
+    task = make(kind, given, deferrable=False)
+    task.max_tries = 0
+    task.emulator.service.inject(Fault(on="run", status=503, times=60, skip=18))
+    task.attempt()
+    assert task.statuses["CANCELED"] == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.exceptions import RunGenError
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions
     from airflow_provider_rungen.execution.waiting import Defer
+
+log = logging.getLogger(__name__)
 
 
 class CollectingRun(BatchRun):
@@ -45,6 +49,7 @@ class CollectingRun(BatchRun):
         self._pushes_keys = pushes_keys
         self._is_single = False
         self._opened_collector: Collector | None = None
+        self._is_collecting = False
 
     def execute(self, call: Callable[[], Any]) -> Any:
         """
@@ -61,7 +66,7 @@ class CollectingRun(BatchRun):
             self._is_single = isinstance(given, Mapping)
             return [given] if self._is_single else given
 
-        with self.executing():
+        with self._storing_what_completed(), self.executing():
             return self._collect(self.submit_and_wait(read_inputs))
 
     def complete(self, event: Mapping[str, Any]) -> Any:
@@ -71,7 +76,7 @@ class CollectingRun(BatchRun):
         :return: the result, or the list of results in the order of the inputs.
         """
         self._is_single = self.xcom_pull("job_id") is not None
-        with self.completing(event) as result:
+        with self._storing_what_completed(), self.completing(event) as result:
             return self._collect(result)
 
     @property
@@ -96,8 +101,25 @@ class CollectingRun(BatchRun):
             self._opened_collector = Collector(self, self._collect_options, pushes_keys=self._pushes_keys)
         return self._opened_collector
 
+    @contextmanager
+    def _storing_what_completed(self) -> Iterator[None]:
+        """Store what is paid for, though the task fails before it collects."""
+        try:
+            yield
+        except Exception as error:
+            has_destination = self._collect_options.destination is not None
+            if has_destination and not self._is_collecting and self.has_to_store(error):
+                try:
+                    collector = self._collector()
+                    with self.opened(), self.reuse.remembering(collector):
+                        collector.gather(self.jobs.app_id, self.new_job_ids(self.result(self.batch)))
+                except RunGenError as failure:
+                    log.warning("Could not store all that completed: %s", failure.message)
+            raise
+
     def _collect(self, result: BatchResult) -> Any:
         """Return the results in place of the ids. One job fails with its own error."""
+        self._is_collecting = True
         self.jobs.finished = set(result.job_ids)  # they are not to be canceled any more
         max_failed = 0.0 if self._is_single else self._collect_options.max_failed
         for error in result.refused.values() if self._is_single else ():

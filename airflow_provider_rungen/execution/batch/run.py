@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE, job_of, strip_payloads
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.wait_goal import WaitGoal
-from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobFailedError
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenInputError,
+    RunGenJobFailedError,
+    RunGenJobTimeoutError,
+)
 from airflow_provider_rungen.execution.batch.checkpoint import BatchHeader, Checkpoint
 from airflow_provider_rungen.execution.batch.ended import DeferredBatch
 from airflow_provider_rungen.execution.batch.result import BatchResult, Stopped
@@ -98,9 +104,22 @@ class BatchRun(SendingRun):
             # the last first: a kill cancels in this order, and most of the others are over
             self.own(earlier.header.app_id, earlier.job_ids[::-1])
         with self.owning():
+            with self._pushing_all():
+                yield
+            self._remove_saved_lines(of_earlier=True)  # one of them may have been killed while deferred
+
+    @contextmanager
+    def _pushing_all(self) -> Iterator[None]:
+        """Push the ids of all waves, also when a later wave fails."""
+        try:
             yield
-            if self.attempt.try_number > 1:  # an earlier attempt may have been killed while deferred
-                self._remove_saved_lines()
+        except Exception:
+            if self._has_pushed and not self.guard.is_killed:
+                try:
+                    self.push_progress()
+                except Exception as failure:  # the first error counts
+                    log.warning("Could not push the ids of all jobs: %s", type(failure).__name__)
+            raise
 
     # --- the waves ---
 
@@ -221,12 +240,14 @@ class BatchRun(SendingRun):
         :param event: the trigger's event.
         :param read_inputs: returns the inputs again, if they were not saved.
         """
-        state = self._restore(event.get("app_id") or self.options.app_id or "")
+        self._own_last_known(event.get("app_id") or self.options.app_id or "", event.get("job_ids") or ())
         try:
             with self.owning():
                 app_id = event.get("app_id") or self.app_id
                 self.own(app_id, self.jobs.job_ids)
-                yield self._go_on(event, state, read_inputs)
+                state = self._restore(app_id)
+                with self._pushing_all():
+                    yield self._go_on(event, state, read_inputs)
         finally:
             if self._lines is not None and not self._is_deferring:
                 self._remove_saved_lines()
@@ -268,6 +289,14 @@ class BatchRun(SendingRun):
         jobs = [job_of(outcome, app_id, job_id) for job_id, outcome in outcomes.items()]
         self.ended.note(job for job in jobs if job.is_terminal)
 
+    def _own_last_known(self, app_id: str, job_ids: Collection[str]) -> None:
+        """Answer for the jobs until it is known which of them are in flight."""
+        saved = Checkpoint.found(self._store)
+        known = saved.job_ids[::-1] if saved is not None else []
+        if self.options.ledger is None:  # or some may be those of other tasks, which are not to be canceled
+            known = known or list(job_ids) or [job_id for job_id in self.pushed_ids()[::-1] if job_id]
+        self.own(app_id, known)
+
     def fail_deferral(self, reason: str) -> NoReturn:
         try:
             super().fail_deferral(reason)
@@ -275,7 +304,11 @@ class BatchRun(SendingRun):
             self._remove_saved_lines()
 
     def pushed_job_ids(self) -> list[str]:
-        self._restore(self.options.app_id or "")
+        try:
+            self._restore(self.options.app_id or "")
+        except RunGenError as error:
+            log.warning("%s", error.message)
+            self._own_last_known(self.options.app_id or "", ())
         return list(self.jobs.job_ids)
 
     def _restore(self, app_id: str) -> DeferredBatch | None:
@@ -339,7 +372,12 @@ class BatchRun(SendingRun):
     @property
     def saved_lines(self) -> SavedLines:
         """What the task has to know again after a deferral."""
-        return SavedLines(self.options.destination, task_token(self.ti))
+        return SavedLines(self.options.destination, task_token(self.ti), self.attempt.try_number)
+
+    @property
+    def can_save_lines(self) -> bool:
+        """Whether there is a place for it."""
+        return self.options.destination is not None
 
     @property
     def saves_lines(self) -> bool:
@@ -377,13 +415,20 @@ class BatchRun(SendingRun):
             book = LedgerBook(self.options.ledger, "", run_token(self.ti))
             self.reuse = Reuse.restore(book, ids, saved)
 
-    def _remove_saved_lines(self) -> None:
-        if self.options.destination is None:
-            return
-        with suppress(RunGenError):  # the folder may be gone
-            self.saved_lines.remove()
+    def _remove_saved_lines(self, *, of_earlier: bool = False) -> None:
+        if self.can_save_lines:
+            with suppress(RunGenError):  # the folder may be gone
+                self.saved_lines.remove(of_earlier=of_earlier)
 
     # --- the end ---
+
+    def has_to_store(self, error: Exception) -> bool:
+        """Return whether what completed is stored though the task fails, since no other attempt does it."""
+        cause = error if isinstance(error, RunGenError) else error.__cause__
+        if self._checkpoint is None or self.guard.is_killed or not isinstance(cause, RunGenError):
+            return False
+        is_lost = isinstance(cause, RunGenJobTimeoutError) or not self.has_next(cause)
+        return is_lost and not retry.is_refusal(cause)
 
     def finish(self, result: BatchResult, max_failed: float | None = None) -> list[str | None]:
         """

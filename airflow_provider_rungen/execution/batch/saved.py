@@ -11,6 +11,9 @@ from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.spool import Spool
 
+# So many earlier attempts may have left a file.
+MAX_EARLIER = 10
+
 
 class SavedLines:
     """
@@ -18,12 +21,14 @@ class SavedLines:
 
     :param folder: the URI of the folder to keep them in.
     :param token: the task: see `task_token`.
+    :param try_number: the attempt. One that was cut off, and goes on, has another file than its successor.
     """
 
-    def __init__(self, folder: Any, token: str) -> None:
+    def __init__(self, folder: Any, token: str, try_number: int) -> None:
         self._storage = Storage(folder)
-        # a hidden file: nobody takes it for an output
-        self._name = f".rungen-{token}.jsonl"
+        # hidden files: nobody takes them for outputs
+        tries = range(max(try_number, 1), 0, -1)
+        self._name, *self._earlier = (f".rungen-{token}-{number}.jsonl" for number in tries)
 
     def save(self, values: Iterable[Any]) -> None:
         """
@@ -57,7 +62,8 @@ class SavedLines:
             )
         return found
 
-    def remove(self) -> None:
-        """Remove the file. A failure is not worth one of the task."""
-        with contextlib.suppress(RunGenError):
-            self._storage.remove("", [self._name])
+    def remove(self, *, of_earlier: bool = False) -> None:
+        """Remove the file, or those of the last earlier attempts. A failure is not worth one of the task."""
+        for name in self._earlier[:MAX_EARLIER] if of_earlier else [self._name]:
+            with contextlib.suppress(RunGenError):
+                self._storage.remove("", [name])

@@ -27,7 +27,7 @@ from airflow_provider_rungen.execution.batch.ended import EndedJobs
 from airflow_provider_rungen.execution.batch.inputs import Inputs, find_places
 from airflow_provider_rungen.execution.batch.result import BatchResult
 from airflow_provider_rungen.execution.batch.reuse import Reuse, run_token
-from airflow_provider_rungen.execution.batch.submitter import BatchSubmitter
+from airflow_provider_rungen.execution.batch.submitter import BatchSubmitter, Throttle
 from airflow_provider_rungen.execution.batch.unsent import Unsent
 from airflow_provider_rungen.execution.durable import DurableRun, OnClear
 from airflow_provider_rungen.execution.submission import RESUBMISSION_GRACE
@@ -63,6 +63,7 @@ class SendingRun(DurableRun["BatchOptions"]):
         self.ended = EndedJobs()
         self.unsent = Unsent()
         self._refusals = 0
+        self._throttle = Throttle(options.max_concurrency)
         # where the inputs come from
         self._source = getattr(task, "inputs", None)
         # whether ids were pushed, and whether all of them are
@@ -317,11 +318,13 @@ class SendingRun(DurableRun["BatchOptions"]):
     ) -> bool:
         """Submit inputs with these indexes, and return whether it stopped because all are refused."""
         app_id, hook = checkpoint.header.app_id, self.hook
+        # jobs of earlier waves are not to be given up for an outage
+        self._throttle.is_patient = self._has_pushed
         submitter = BatchSubmitter(
             hook.aperform,
             app_id,
             checkpoint,
-            max_concurrency=self.options.max_concurrency,
+            throttle=self._throttle,
             deadline=deadline,
             is_stopping=lambda: self.guard.is_pending,
             stop_after=self.options.stop_after if self.options.wait_for_completion else None,

@@ -33,6 +33,46 @@ PROGRESS_INTERVAL = 10.0
 LAST_ANSWERS = 1.0
 
 
+class Throttle:
+    """
+    How fast the service takes submissions. It outlasts a wave.
+
+    :param max_concurrency: how many submissions are in flight at most.
+    """
+
+    def __init__(self, max_concurrency: int) -> None:
+        self._max_limit = max_concurrency
+        #: How many submissions may be in flight now.
+        self.limit = max_concurrency
+        #: The time (of the monotonic clock) before which nothing is sent.
+        self.not_before = 0.0
+        #: Whether refusals of all that is sent are waited out: until the deadline, as polls do.
+        self.is_patient = False
+        self._since: float | None = None
+        self._failures = self._successes = 0
+
+    def note_success(self) -> None:
+        """Raise the limit again after as many successes as it allows at a time."""
+        self._failures, self._since = 0, None
+        self._successes += 1
+        if self._successes % self.limit == 0:
+            self.limit = min(self.limit + 1, self._max_limit)
+
+    def note_failure(self, error: RunGenError) -> bool:
+        """Back off, and return whether it has been too long in vain."""
+        now = time.monotonic()
+        if now >= self.not_before:  # once for all that were in flight together
+            self._failures += 1
+            self.limit = max(1, self.limit // 2)
+            log.warning("%s; continuing with %d in flight", error.message, self.limit)
+        self.not_before = max(self.not_before, now + retry.retry_delay(self._failures - 1, error))
+        self._since = self._since or now
+        # it may be full until some of our jobs have ended
+        is_full = isinstance(error, RunGenRateLimitedError)
+        is_waited_out = is_full or (self.is_patient and retry.was_not_accepted(error))
+        return now - self._since > retry.RETRY_BUDGET and not is_waited_out
+
+
 class BatchSubmitter:
     """
     Submits inputs concurrently, and backs off when the service is busy or in trouble.
@@ -40,7 +80,7 @@ class BatchSubmitter:
     :param perform: performs a flow in the running event loop.
     :param app_id: the app to run.
     :param checkpoint: where to save the ids.
-    :param max_concurrency: how many submissions are in flight at most.
+    :param throttle: how many submissions are in flight at most.
     :param deadline: the time (seconds since 1970) after which no more are started.
     :param is_stopping: returns whether to stop at once.
     :param stop_after: stop when so many inputs in a row were refused.
@@ -53,7 +93,7 @@ class BatchSubmitter:
         app_id: str,
         checkpoint: Checkpoint,
         *,
-        max_concurrency: int,
+        throttle: Throttle,
         deadline: float,
         is_stopping: Callable[[], bool],
         stop_after: int | None = None,
@@ -64,10 +104,7 @@ class BatchSubmitter:
         self._checkpoint = checkpoint
         self._deadline = deadline
         self._is_stopping = is_stopping
-        self._max_limit = self._limit = max_concurrency
-        self._not_before = 0.0
-        self._throttled_since: float | None = None
-        self._throttles = 0
+        self._throttle = throttle
         self._in_flight: dict[asyncio.Task[Job], tuple[int, Any]] = {}
         self._retries: deque[tuple[int, Any]] = deque()
         self._abort: RunGenError | None = None
@@ -93,11 +130,16 @@ class BatchSubmitter:
         checkpoint = self._checkpoint
         new_from = checkpoint.sent_upto
         again = {index for index in indexes if checkpoint.ids[index] == Checkpoint.NOT_CREATED}
-        for index in again:  # they may be sent from now on
+        for index in again:  # they may be sent from now on, which the store has to know first
             checkpoint.note(index, "")
+        checkpoint.count_as_sent(checkpoint.sent_upto)
+        try:
+            await self._flush()
+        except Exception:
+            for index in again:
+                checkpoint.note(index, Checkpoint.NOT_CREATED)
+            raise
         self._saving = asyncio.create_task(self._save())
-        if checkpoint.unsaved:  # it counts as in flight
-            self._news.set()
         failure: Exception | None = None
         try:
             await self._submit_all(iter(todo), len(indexes))
@@ -152,8 +194,8 @@ class BatchSubmitter:
     async def _begin(self, rest: Iterator[tuple[int, Any]]) -> None:
         """Start as many submissions as may be in flight. Each counts until its id is in the store."""
         while (
-            len(self._in_flight) + self._checkpoint.unsaved < self._limit
-            and time.monotonic() >= self._not_before
+            len(self._in_flight) + self._checkpoint.unsaved < self._throttle.limit
+            and time.monotonic() >= self._throttle.not_before
         ):
             item = self._retries.popleft() if self._retries else next(rest, None)
             if item is None:
@@ -217,21 +259,10 @@ class BatchSubmitter:
             self._checkpoint.note(index, job.id)
             self._submitted += 1
             self.refusals = 0
-            self._throttles, self._throttled_since = 0, None
-            if self._submitted % self._limit == 0:
-                self._limit = min(self._limit + 1, self._max_limit)
+            self._throttle.note_success()
 
     def _slow_down(self, error: RunGenError) -> None:
-        now = time.monotonic()
-        if now >= self._not_before:  # once for all that were in flight together
-            self._throttles += 1
-            self._limit = max(1, self._limit // 2)
-            log.warning("%s; continuing with %d in flight", error.message, self._limit)
-        self._not_before = max(self._not_before, now + retry.retry_delay(self._throttles - 1, error))
-        self._throttled_since = self._throttled_since or now
-        # it may be full until some of our jobs have ended
-        is_full = isinstance(error, RunGenRateLimitedError)
-        if now - self._throttled_since > retry.RETRY_BUDGET and not is_full:
+        if self._throttle.note_failure(error):
             self._abort = error
 
     async def _save(self) -> None:

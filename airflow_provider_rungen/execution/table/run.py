@@ -17,7 +17,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenInputError,
     RunGenJobCanceledError,
     RunGenJobFailedError,
-    RunGenJobTimeoutError,
 )
 from airflow_provider_rungen.execution.batch.ended import DeferredBatch
 from airflow_provider_rungen.execution.batch.inputs import Inputs
@@ -208,10 +207,14 @@ class TableRun(BatchRun):
     @property
     def saved_lines(self) -> SavedLines:
         folder, slash, _ = self._results_uri.rpartition("/")
-        return SavedLines(folder + slash, task_token(self.ti))
+        return SavedLines(folder + slash, task_token(self.ti), self.attempt.try_number)
 
     def defer(self, deadline: float, **arguments: Any) -> NoReturn:
         super().defer(deadline, batch=self.batch.header.batch, **arguments)
+
+    @property
+    def can_save_lines(self) -> bool:
+        return True
 
     @property
     def saves_lines(self) -> bool:
@@ -390,7 +393,7 @@ class TableRun(BatchRun):
         )
         try:
             self.read_stored()
-            if isinstance(cause, RunGenJobTimeoutError):
+            if self.has_to_store(error):
                 self._store_finished()
             self._rows.add_errors(
                 {
@@ -405,5 +408,8 @@ class TableRun(BatchRun):
 
     def _store_finished(self) -> None:
         """Store what is paid for, though the task fails."""
-        with self.opened():
-            self._gather(self.new_job_ids(self._submitted), ())
+        try:
+            with self.opened():
+                self._gather(self.new_job_ids(self._submitted), ())
+        except RunGenError as failure:
+            log.warning("Could not store all that completed: %s", failure.message)
