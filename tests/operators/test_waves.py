@@ -911,17 +911,3 @@ def test_an_attempt_that_was_cut_off_leaves_the_lines_of_its_successor(
         first.execute_complete({"ti": ti, "task_state_store": task.store}, event.payload)
     assert list(tmp_path.rglob(".rungen-*"))
     task.complete_until_deferred(task.fire(trigger))
-
-
-def test_an_outage_of_submissions_cancels_nothing_that_runs(
-    make: Callable[..., Task], kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 0.5)  # 120 s
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.1)
-    given = inputs()
-    given[17] = inputs(COUNT, seconds=3)[17]
-    task = make(kind, given, deferrable=False)
-    task.max_tries = 0
-    task.emulator.service.inject(Fault(on="run", status=503, times=60, skip=18))
-    task.attempt()
-    assert task.statuses["CANCELED"] == 0

@@ -318,8 +318,6 @@ class SendingRun(DurableRun["BatchOptions"]):
     ) -> bool:
         """Submit inputs with these indexes, and return whether it stopped because all are refused."""
         app_id, hook = checkpoint.header.app_id, self.hook
-        # jobs of earlier waves are not to be given up for an outage
-        self._throttle.is_patient = self._has_pushed
         submitter = BatchSubmitter(
             hook.aperform,
             app_id,

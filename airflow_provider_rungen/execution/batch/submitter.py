@@ -46,8 +46,6 @@ class Throttle:
         self.limit = max_concurrency
         #: The time (of the monotonic clock) before which nothing is sent.
         self.not_before = 0.0
-        #: Whether refusals of all that is sent are waited out: until the deadline, as polls do.
-        self.is_patient = False
         self._since: float | None = None
         self._failures = self._successes = 0
 
@@ -69,8 +67,7 @@ class Throttle:
         self._since = self._since or now
         # it may be full until some of our jobs have ended
         is_full = isinstance(error, RunGenRateLimitedError)
-        is_waited_out = is_full or (self.is_patient and retry.was_not_accepted(error))
-        return now - self._since > retry.RETRY_BUDGET and not is_waited_out
+        return now - self._since > retry.RETRY_BUDGET and not is_full
 
 
 class BatchSubmitter:
@@ -130,16 +127,10 @@ class BatchSubmitter:
         checkpoint = self._checkpoint
         new_from = checkpoint.sent_upto
         again = {index for index in indexes if checkpoint.ids[index] == Checkpoint.NOT_CREATED}
-        for index in again:  # they may be sent from now on, which the store has to know first
-            checkpoint.note(index, "")
-        checkpoint.count_as_sent(checkpoint.sent_upto)
-        try:
-            await self._flush()
-        except Exception:
-            for index in again:
-                checkpoint.note(index, Checkpoint.NOT_CREATED)
-            raise
+        await self._announce(again)
         self._saving = asyncio.create_task(self._save())
+        if checkpoint.unsaved:  # it counts as in flight
+            self._news.set()
         failure: Exception | None = None
         try:
             await self._submit_all(iter(todo), len(indexes))
@@ -169,6 +160,21 @@ class BatchSubmitter:
             await self._saving
         if failure := failure or self._abort:
             raise failure
+
+    async def _announce(self, again: Collection[int]) -> None:
+        """Let the store know that inputs which counted as not sent may be sent from now on."""
+        checkpoint = self._checkpoint
+        for index in again:
+            checkpoint.note(index, "")
+        if not checkpoint.sent_upto:
+            return  # each counts as sent before it is
+        checkpoint.count_as_sent(checkpoint.sent_upto)  # with the time of this wave
+        try:
+            await self._flush()
+        except Exception:
+            for index in again:
+                checkpoint.note(index, Checkpoint.NOT_CREATED)
+            raise
 
     @property
     def _has_to_stop(self) -> bool:
