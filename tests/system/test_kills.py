@@ -74,7 +74,7 @@ def test_a_clear_after_success_runs_a_new_job(start: Callable[..., Run]) -> None
     assert run.wait_for_end() == "success"
     assert run.jobs_by_status() == {"COMPLETED": 2}
     # from Airflow 3.4 on, the clear discards the state that the task needs
-    assert ("Task was cleared" in run.log(2)) is not CLEAR_DISCARDS_STATE
+    assert ("the task was cleared" in run.log(2)) is not CLEAR_DISCARDS_STATE
 
 
 def test_a_clear_while_deferred_cancels_the_job_and_runs_a_new_one(start: Callable[..., Run]) -> None:
@@ -154,7 +154,7 @@ def test_a_success_ends_in_the_triggerer_without_a_second_worker(
     [job] = run.jobs()
     assert airflow.xcom("ending", run.id, "run") == job["id"]
     assert run.log().count("Pre Execute") == 1
-    assert "Waiting for job" in run.log()
+    assert "Waiting in the triggerer" in run.log()
 
 
 def test_a_sensor_that_starts_in_the_triggerer_needs_no_worker(start: Callable[..., Run]) -> None:

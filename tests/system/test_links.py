@@ -21,9 +21,12 @@ def links(airflow: AirflowInstance, run: Run, task_id: str, map_index: int = -1)
     return found
 
 
-def to(emulator: Emulator, job_id: str, app_id: str = "flux-schnell") -> dict[str, Any]:
-    app = f"{emulator.url}/app/{app_id}"
-    return {"RunGen app": app, "RunGen job": f"{app}/job/{job_id}"}
+def to(
+    run: Run, task_id: str, job_id: str | None, app_id: str = "flux-schnell", map_index: int = -1
+) -> dict[str, Any]:
+    page = f"/rungen/dags/{run.dag_id}/runs/{quote(run.id, safe='')}/tasks/{task_id}/{map_index}"
+    job = None if job_id is None else f"{page}/jobs/{job_id}"
+    return {"RunGen results": page, "RunGen app": f"{page}/apps/{app_id}", "RunGen job": job}
 
 
 def test_deferred_and_failed_tasks_have_links_and_keep_them(
@@ -32,21 +35,20 @@ def test_deferred_and_failed_tasks_have_links_and_keep_them(
     run = start("linked", seconds=45)
     run.wait_for_state("deferred")
     [job] = run.jobs()
-    assert links(airflow, run, "run") == to(emulator, job["id"])
+    assert links(airflow, run, "run") == to(run, "run", job["id"])
     until(lambda: run.task("failed")["state"] == "failed", 60, lambda: str(run.task("failed")))
     [failed] = [each for each in emulator.service.jobs() if each["input"]["prompt"] == "linked and failed"]
-    assert links(airflow, run, "failed") == to(emulator, failed["id"])
-    assert links(airflow, run, "refused") == {
-        "RunGen app": f"{emulator.url}/app/no-such-app",
-        "RunGen job": None,
-    }
+    assert links(airflow, run, "failed") == to(run, "failed", failed["id"])
+    assert links(airflow, run, "refused") == to(run, "refused", None, "no-such-app")
     run.wait_for_state("deferred", task_id="mapped")
     mapped = [links(airflow, run, "mapped", index)["RunGen job"] for index in (0, 1)]
     by_prompt = {each["input"]["prompt"]: each["id"] for each in emulator.service.jobs()}
-    assert mapped == [to(emulator, by_prompt[f"linked {index}"])["RunGen job"] for index in (0, 1)]
+    assert mapped == [
+        to(run, "mapped", by_prompt[f"linked {index}"], map_index=index)["RunGen job"] for index in (0, 1)
+    ]
     run.wait_for_end()
-    assert links(airflow, run, "run") == to(emulator, job["id"])
-    assert links(airflow, run, "failed") == to(emulator, failed["id"])
+    assert links(airflow, run, "run") == to(run, "run", job["id"])
+    assert links(airflow, run, "failed") == to(run, "failed", failed["id"])
 
 
 def test_a_task_that_no_worker_sees_has_links(
@@ -56,10 +58,10 @@ def test_a_task_that_no_worker_sees_has_links(
         late = hook.run_job(input={"prompt": "late", "emulator": {"seconds": 200}})
     run = start("no_worker", seconds=8, job_id=late.id, app_id=late.app_id)
     until(
-        lambda: links(airflow, run, "wait_as_asked") == to(emulator, late.id, late.app_id),
+        lambda: links(airflow, run, "wait_as_asked") == to(run, "wait_as_asked", late.id, late.app_id),
         60,
         lambda: run.log(task_id="wait_as_asked"),
     )
     run.wait_for_end()
     [job_id] = {airflow.xcom("no_worker", run.id, "run")}
-    assert links(airflow, run, "wait") == to(emulator, job_id)
+    assert links(airflow, run, "wait") == to(run, "wait", job_id)

@@ -66,7 +66,7 @@ def test_a_deferred_batch_of_ten_thousand_that_is_marked_leaves_no_job(
     run = start("waves_deferred", seconds=0, inputs=str(tmp_path / "inputs.jsonl"))
     wait_for_the_second_wave(statuses)
     run.wait_for_state("deferred")
-    until(lambda: run.log().count(" starting") >= 2, 60, run.log)
+    until(lambda: run.log().count(" starting") >= 2, 150, run.log)
     run.mark("failed")
     until(lambda: not statuses().keys() & {"QUEUED", "RUNNING"}, 45, lambda: str(statuses()))
     assert run.wait_for_end() == "failed"
