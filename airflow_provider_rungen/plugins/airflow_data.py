@@ -6,6 +6,7 @@ These functions block, except for those with ``async``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ from airflow_provider_rungen.plugins.task_record import TaskRecord, plain
 log = logging.getLogger(__name__)
 
 COOKIE = "_token"
+CONN_TYPE = "rungen"
 # How many of the latest tasks are looked at to find those that use an app.
 MAX_RECENT = 500
 _TRIGGERS = "airflow_provider_rungen.triggers."
@@ -151,14 +153,12 @@ def readable_dag_ids(user: Any) -> set[str]:
 def rungen_connection_ids() -> list[str]:
     """Return the ids of the connections to RunGen in the database and in the environment."""
     with create_session() as session:
-        found = set(session.scalars(select(Connection.conn_id).where(Connection.conn_type == "rungen")))
+        found = set(session.scalars(select(Connection.conn_id).where(Connection.conn_type == CONN_TYPE)))
     for name in os.environ:
         if name.startswith("AIRFLOW_CONN_") and (conn_id := name.removeprefix("AIRFLOW_CONN_").lower()):
-            try:
-                is_rungen = get_connection(conn_id).conn_type == "rungen"
-            except Exception:
-                is_rungen = False
-            found |= {conn_id} if is_rungen else set()
+            with contextlib.suppress(Exception):  # it is of another type, or broken
+                get_connection(conn_id)
+                found.add(conn_id)
     return sorted(found)
 
 
@@ -168,11 +168,12 @@ def get_connection(conn_id: str) -> Any:
 
     It is that of Airflow's core: the SDK's look-up, which tasks use, fails in some API servers.
 
-    :raises AirflowNotFoundException: there is none.
+    :raises AirflowNotFoundException: there is none, or it is not one to RunGen.
     """
     conn: Any = Connection.get_connection_from_secrets(conn_id)
-    if conn is None:
-        raise AirflowNotFoundException(f"The conn_id `{conn_id}` isn't defined")
+    # the password of another type must not be sent as an API key
+    if conn is None or conn.conn_type != CONN_TYPE:
+        raise AirflowNotFoundException(f"The conn_id `{conn_id}` isn't defined, or not of type {CONN_TYPE}")
     names = ("conn_id", "conn_type", "login", "password", "host", "port", "schema")
     fields = {name: getattr(conn, name) for name in names}
     return SimpleNamespace(**fields, extra=_impatient(conn.extra))
