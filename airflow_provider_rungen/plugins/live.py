@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -33,6 +34,10 @@ class PageHook(RunGenHook):
     @classmethod
     def get_connection(cls, conn_id: str) -> Any:
         return airflow_data.get_connection(conn_id)
+
+    @classmethod
+    async def aget_connection(cls, conn_id: str) -> Any:
+        return await asyncio.to_thread(cls.get_connection, conn_id)
 
 
 class Cache:
