@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
+from starlette.concurrency import run_in_threadpool
+
 from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
@@ -56,12 +58,12 @@ class Gathering:
             table = await self._ask_store(_count_table, task, page)
             if table is not None:
                 return table
-        return JobRows.count(rows_of_task(task), page)
+        return await run_in_threadpool(rows_of_page, task, page)
 
     async def row_of(self, job_id: str) -> JobRow | None:
         """Return the row of a job, or ``None`` if it is none of the task's."""
         task = self.task
-        row = _find_row(task, job_id)
+        row = await run_in_threadpool(_find_row, task, job_id)
         if row is None and task.results and not task.is_moving:
             row = await self._ask_store(_find_in_table, task, job_id)
         return row
@@ -121,6 +123,11 @@ class Gathering:
     def _note_service(self, error: RunGenError) -> None:
         self._is_service_down = True
         self.notices.append(f"Live figures are missing: {error.message}.")
+
+
+def rows_of_page(task: TaskRecord, page: int) -> JobRows:
+    """Return the jobs that a task has pushed, and those of a page of them. It may take long."""
+    return JobRows.count(rows_of_task(task), page)
 
 
 def _count_table(task: TaskRecord, page: int) -> JobRows:
