@@ -131,7 +131,7 @@ def rows_of_page(task: TaskRecord, page: int) -> JobRows:
 
 
 def _count_table(task: TaskRecord, page: int) -> JobRows:
-    return JobRows.count(rows_of_table(read_table(task.results), task.key), page)
+    return JobRows.count(rows_of_table(read_table(task.results, _STORE_TIME), task.key), page)
 
 
 def _read_manifests(task: TaskRecord, job_ids: list[str]) -> dict[str, Manifest]:
@@ -140,8 +140,8 @@ def _read_manifests(task: TaskRecord, job_ids: list[str]) -> dict[str, Manifest]
 
 def _find_in_table(task: TaskRecord, job_id: str) -> JobRow | None:
     """Return the row of a job, or ``None`` if the results table does not have it. Blocks."""
-    rows = rows_of_table(read_table(task.results), task.key)
-    return next((row for row in rows if row.job_id == job_id), None)
+    rows = (row for row in read_table(task.results, _STORE_TIME) if row["job_id"] == job_id)
+    return next(iter(rows_of_table(rows, task.key)), None)
 
 
 def _find_row(task: TaskRecord, job_id: str) -> JobRow | None:

@@ -18,8 +18,9 @@ from airflow_provider_rungen.plugins.task_record import TaskRecord
 PAGE_SIZE = 100
 # How many failures without a reason the service is asked for.
 MAX_ASKED = 40
-# After the rows of a page, the rest of a table is only counted, up to this row.
+# Rows after these are neither counted nor shown.
 MAX_COUNTED = 100_000
+MAX_PAGE = MAX_COUNTED // PAGE_SIZE
 #: The status of a job of which no more is known.
 UNKNOWN = "unknown"
 FAILED = frozenset({"failed", "canceled", "refused"})
@@ -82,7 +83,7 @@ class JobRows:
 
         def failed() -> Iterator[JobView]:
             nonlocal total, reused
-            for row in islice(rows, max(MAX_COUNTED, end)):
+            for row in islice(rows, MAX_COUNTED):
                 statuses[row.status] += 1
                 reused += row.reused
                 if start <= total < end:

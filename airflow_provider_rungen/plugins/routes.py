@@ -17,6 +17,7 @@ from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.pages import render
 from airflow_provider_rungen.plugins import airflow_data, app_pages, headers, task_pages
 from airflow_provider_rungen.plugins.gather import Gathering
+from airflow_provider_rungen.plugins.job_rows import MAX_PAGE
 from airflow_provider_rungen.plugins.pools import TooSlowError, run_within
 from airflow_provider_rungen.plugins.stored import OpenFile, StoredOutputs
 from airflow_provider_rungen.plugins.task_record import TaskRecord
@@ -95,7 +96,7 @@ def _degrading(
 
 @_degrading
 async def show_task(task: Task, urls: PageUrls, page: str = "1") -> Response:
-    number = max(1, int(page)) if page.isdecimal() and len(page) < 9 else 1
+    number = min(max(1, int(page)), MAX_PAGE) if page.isdecimal() and len(page) < 9 else 1
     found = await task_pages.task_page(task, urls, number)
     return _html(await run_in_threadpool(render.render_task, found, urls.site))
 

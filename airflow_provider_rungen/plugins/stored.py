@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -16,6 +17,7 @@ from airflow_provider_rungen.execution.archive.stored_jobs import files_of
 from airflow_provider_rungen.execution.archive.threads import run_concurrently
 from airflow_provider_rungen.pages.models import OutputFile
 from airflow_provider_rungen.pages.output_kinds import HEAD_BYTES, detect, guess
+from airflow_provider_rungen.plugins.pools import TooSlowError
 
 log = logging.getLogger(__name__)
 
@@ -129,13 +131,15 @@ class OpenFile:
             self._stack.close()
 
 
-def read_table(uri: str) -> Iterator[Mapping[str, Any]]:
+def read_table(uri: str, within: float) -> Iterator[Mapping[str, Any]]:
     """
     Yield the rows of a results table.
 
     Who may write XComs chooses the file. Nothing of one that is no results table is yielded, or in an error.
 
+    :param within: seconds. Whoever asked waits no longer.
     :raises RunGenError: it cannot be read, or is no results table.
+    :raises TooSlowError: it was not read in time.
     """
     from airflow_provider_rungen.execution.table.reader import open_rows
     from airflow_provider_rungen.execution.table.result_files import FIXED_COLUMNS, RESULT_FILES
@@ -146,9 +150,11 @@ def read_table(uri: str) -> Iterator[Mapping[str, Any]]:
     rows = open_rows(uri, name="results")
     if rows.files != (uri,):  # a folder, or a pattern
         raise RunGenError(f"{shown} is no results table: it is no single file")
-    is_results = False
+    is_results, ends_at = False, time.monotonic() + within
     try:
         for row in rows:
+            if time.monotonic() > ends_at:
+                raise TooSlowError
             is_results = isinstance(row, Mapping) and columns <= row.keys()
             if not is_results:
                 break

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,11 +14,13 @@ from conftest import APP
 
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.plugins import airflow_data, task_pages
-from airflow_provider_rungen.plugins.job_rows import JobRow
+from airflow_provider_rungen.plugins.job_rows import MAX_COUNTED, JobRow, JobRows
+from airflow_provider_rungen.plugins.pools import TooSlowError, run_within
+from airflow_provider_rungen.plugins.stored import read_table
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
 from airflow_provider_rungen.plugins.views import job_view
-from plugins.conftest import World
+from plugins.conftest import World, result_row
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
 
@@ -86,3 +90,44 @@ def test_the_page_of_a_job_has_its_whole_input(world: World) -> None:
     record = {"connection": "none", "app": APP, "destination": world.folder.as_uri()}
     path = world.save(xcoms={"job_id": "j", "rungen_page": record})
     assert "the end" in world.get(f"{path}/jobs/j").text
+
+
+def test_what_nobody_waits_for_any_more_is_not_begun() -> None:
+    go, begun = threading.Event(), []
+
+    async def attempt(function: Callable[[], Any]) -> None:
+        with pytest.raises(TooSlowError):
+            await run_within(0.2, "store", function)
+
+    async def main() -> None:
+        try:
+            await asyncio.gather(*(attempt(go.wait) for _ in range(8)))
+            await asyncio.gather(*(attempt(lambda: begun.append(1)) for _ in range(50)))
+        finally:
+            go.set()
+        # the threads are free again
+        await run_within(5, "store", lambda: None)
+
+    asyncio.run(main())
+    assert not begun
+
+
+def test_a_page_far_behind_the_last_one_reads_no_more_rows() -> None:
+    read = 0
+
+    def rows() -> Iterator[JobRow]:
+        nonlocal read
+        for read in range(1, 2 * MAX_COUNTED):
+            yield JobRow(index=read, status="completed", job_id=f"j{read}")
+
+    found = JobRows.count(rows(), 99_999_999)
+    assert (found.total, found.is_partly_counted) == (MAX_COUNTED, True)
+    assert read <= MAX_COUNTED + 1
+
+
+def test_a_table_is_not_read_on_when_nobody_waits_any_more(world: World) -> None:
+    table = world.folder / "results.jsonl"
+    table.write_text(f"{json.dumps(result_row(status='completed', job_id='j'))}\n" * 1000)
+    with pytest.raises(TooSlowError):
+        list(read_table(str(table), 0))
+    assert len(list(read_table(str(table), 60))) == 1000
