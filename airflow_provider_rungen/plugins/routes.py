@@ -84,6 +84,8 @@ def _degrading(
             return await show(*args, **kwargs)
         except HTTPException:
             raise
+        except TooSlowError:
+            raise HTTPException(504, "The storage did not answer in time.") from None
         except Exception as error:
             log.exception("Could not make a page of RunGen")
             raise HTTPException(503, f"This page could not be made ({type(error).__name__}).") from None
@@ -130,12 +132,10 @@ async def show_app(task: Task, urls: PageUrls, app_id: str) -> Response:
 async def send_file(task: Task, job_id: str, number: str) -> Response:
     """Send a file that a manifest names, which is in the destination that the task has pushed."""
     is_known = number.isdecimal() and len(number) < 9 and task.destination
-    if not is_known or await Gathering(task).row_of(job_id) is None:
-        raise HTTPException(404, "This task has no such file.")
+    found = None
     try:
-        found = await run_within(_OPEN_TIME, "files", _open, task, job_id, int(number))
-    except TooSlowError:
-        raise HTTPException(504, "The storage did not answer in time.") from None
+        if is_known and await Gathering(task).has_job(job_id):
+            found = await run_within(_OPEN_TIME, "files", _open, task, job_id, int(number))
     except (RunGenError, OSError) as error:
         log.warning("Could not open a file of job %s (%s)", job_id, type(error).__name__)
         raise HTTPException(502, "The file could not be read.") from None

@@ -230,8 +230,10 @@ def submit(*inputs: dict[str, Any]) -> list[str]:
 @pytest.fixture(autouse=True)
 def _no_cached_answers() -> Iterator[None]:
     """Forget what the service answered to an earlier test."""
-    from airflow_provider_rungen.plugins import live
+    from airflow_provider_rungen.plugins import live, table_jobs
 
     live.forget_answers()
+    table_jobs.forget_tables()
     yield
     live.forget_answers()
+    table_jobs.forget_tables()

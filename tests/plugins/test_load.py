@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from airflow.sdk.io import attach
 from conftest import APP
+from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.plugins import airflow_data, task_pages
@@ -131,3 +133,53 @@ def test_a_table_is_not_read_on_when_nobody_waits_any_more(world: World) -> None
     with pytest.raises(TooSlowError):
         list(read_table(str(table), 0))
     assert len(list(read_table(str(table), 60))) == 1000
+
+
+def save_table(world: World, rows: int) -> str:
+    table = world.folder / "results.jsonl"
+    numbered = (
+        result_row(index=number, status="completed", job_id=f"job-{number}") for number in range(rows)
+    )
+    table.write_text("".join(f"{json.dumps(row)}\n" for row in numbered))
+    place = {"results": str(table), "destination": world.folder.as_uri()}
+    return world.save(xcoms={"rungen_page": {"connection": "none", "app": APP, **place}})
+
+
+def test_a_table_is_read_once_for_all_its_pictures(world: World) -> None:
+    path = save_table(world, 100)
+    picture = b"\x89PNG\r\n\x1a\n" + b"x" * 100
+    for number in range(4):
+        job_id = f"job-{number}"
+        uri = f"{world.folder.as_uri()}/{job_id}/image-0.png"
+        entry = {"uri": uri, "at": "image", "size": len(picture), "sha256": "0" * 64}
+        write_manifest(world, job_id, input={}, result={}, outputs=[entry | {"content_type": "image/png"}])
+        (world.folder / job_id / "image-0.png").write_bytes(picture)
+    assert world.get(f"{path}/jobs/job-0/files/0").content == picture
+    # so that it cannot be read again
+    (world.folder / "results.jsonl").unlink()
+    assert [world.get(f"{path}/jobs/job-{number}/files/0").status_code for number in range(4)] == [200] * 4
+    assert world.get(f"{path}/jobs/other/files/0").status_code == 404
+
+
+def test_a_table_that_hangs_is_not_a_missing_job(world: World) -> None:
+    answering = threading.Event()
+
+    class HangingStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
+        def _open(self, *args: Any, **kwargs: Any) -> Any:
+            answering.wait()
+            return super()._open(*args, **kwargs)
+
+        def isfile(self, path: str) -> bool:
+            return True
+
+    fs = HangingStore()
+    attach("memory", conn_id="hanging_table", fs=fs).fs = fs
+    place = {"results": "memory://hanging_table@bucket/r.jsonl", "destination": world.folder.as_uri()}
+    path = world.save(xcoms={"rungen_page": {"connection": "none", "app": APP, **place}})
+    try:
+        for below in ("/jobs/j", "/jobs/j/files/0", "/jobs/k/files/0"):
+            answer = world.get(path + below)
+            assert answer.status_code == 504
+            assert "did not answer in time" in answer.text
+    finally:
+        answering.set()
