@@ -124,16 +124,19 @@ def _trigger_arguments(trigger: Any) -> Mapping[str, Any]:
 
 def recent_tasks(dag_ids: Iterable[str]) -> list[TaskRecord]:
     """Return the tasks that used RunGen last, the latest first, with what they did to their apps."""
-    allowed = set(dag_ids)
     model: Any = XComModel
     columns = (model.dag_id, model.run_id, model.task_id, model.map_index, model.key, model.value)
-    query = select(*columns).order_by(model.timestamp.desc()).limit(MAX_RECENT)
+    query = (
+        select(*columns)
+        .where(model.dag_id.in_(set(dag_ids)))
+        .order_by(model.timestamp.desc())
+        .limit(MAX_RECENT)
+    )
     pages, more = query.where(model.key == PAGE_KEY), query.where(model.key.in_([SCALE_KEY, BILL_KEY]))
     found: dict[tuple[str, str, str, int], dict[str, Any]] = {}
     with create_session() as session:
         for *task, key, value in session.execute(pages):
-            if task[0] in allowed:
-                found.setdefault(tuple(task), {})[key] = plain(value)
+            found.setdefault(tuple(task), {})[key] = plain(value)
         for *task, key, value in session.execute(more):
             if tuple(task) in found:
                 found[tuple(task)][key] = plain(value)

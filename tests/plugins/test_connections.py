@@ -9,7 +9,7 @@ import traceback
 from typing import Any
 
 import pytest
-from conftest import APP
+from conftest import APP, FakeTaskInstance
 
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.plugins import airflow_data
@@ -89,3 +89,18 @@ def threads_of_pages() -> int:
     return sum(
         any("plugins/live.py" in each.filename for each in traceback.extract_stack(frame)) for frame in frames
     )
+
+
+def test_the_tasks_of_other_dags_do_not_hide_those_that_a_user_may_see(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.save(xcoms={"rungen_page": {"connection": "c", "app": APP}})
+    monkeypatch.setattr(airflow_data, "MAX_RECENT", 3)
+    for number in range(3):
+        other = FakeTaskInstance()
+        other.dag_id, other.run_id = "another", f"{world.ti.run_id}_{number}"
+        world.database.save(other, xcoms={"rungen_page": {"connection": "c", "app": APP}})
+    found = airflow_data.recent_tasks([world.ti.dag_id])
+    assert world.ti.run_id in [task.run_id for task in found]
+    assert {task.dag_id for task in found} == {world.ti.dag_id}
+    assert not airflow_data.recent_tasks([])
