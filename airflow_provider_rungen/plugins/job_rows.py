@@ -21,6 +21,8 @@ MAX_ASKED = 40
 # Rows after these are neither counted nor shown.
 MAX_COUNTED = 100_000
 MAX_PAGE = MAX_COUNTED // PAGE_SIZE
+#: More seconds than any job takes.
+MAX_SECONDS = 1e11
 #: The status of a job of which no more is known.
 UNKNOWN = "unknown"
 FAILED = frozenset({"failed", "canceled", "refused"})
@@ -153,15 +155,21 @@ def rows_of_table(rows: Iterable[Mapping[str, Any]], key: list[str]) -> Iterable
 def _number(value: Any, default: int) -> int:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return default
 
 
 def _seconds(value: Any) -> float | None:
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        seconds = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return seconds if is_duration(seconds) else None
+
+
+def is_duration(value: Any) -> bool:
+    """Return whether a value is a number of seconds that a page can show."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_SECONDS
 
 
 def _result(value: Any) -> Any:

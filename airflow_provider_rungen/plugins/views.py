@@ -15,7 +15,7 @@ from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.execution.scale_state import KEY as SCALE_KEY
 from airflow_provider_rungen.pages.describe import MAX_TEXT, cut, find_facts, find_prompt, find_text
 from airflow_provider_rungen.pages.models import AppView, Facts, JobView, Link, TimelineStep
-from airflow_provider_rungen.plugins.job_rows import UNKNOWN, JobRow, shown_text
+from airflow_provider_rungen.plugins.job_rows import UNKNOWN, JobRow, is_duration, shown_text
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord, mapping, sequence
 from airflow_provider_rungen.plugins.urls import Urls
@@ -175,7 +175,7 @@ def usage_facts(task: TaskRecord) -> Facts:
         if isinstance(usage.get(name), int)
     ]
     seconds = usage.get("execution_seconds")
-    return [*facts, ("Execution", format_duration(seconds))] if isinstance(seconds, int | float) else facts
+    return [*facts, ("Execution", format_duration(seconds))] if is_duration(seconds) else facts
 
 
 def bill_facts(bill: Any) -> Facts:
@@ -212,4 +212,7 @@ def scaled_up_at(task: TaskRecord) -> datetime | None:
             up_at = None
         elif up_at is None:
             up_at = at
-    return None if up_at is None else datetime.fromtimestamp(up_at, UTC)
+    try:
+        return None if up_at is None else datetime.fromtimestamp(up_at, UTC)
+    except (ValueError, OverflowError, OSError):  # no time at all
+        return None
