@@ -29,6 +29,8 @@ _TASK = "/dags/{dag_id}/runs/{run_id:path}/tasks/{task_id}/{map_index}"
 # Seconds to open a file, and to read a part of it.
 _OPEN_TIME = 4.5
 _READ_TIME = 30.0
+# The largest that the database can compare.
+_MAX_INDEX = 2**31 - 1
 _LOGGED_IN = "rungen_login"
 _CAN_READ_TASK = [Depends(airflow_data.can_read_task), Depends(airflow_data.can_read_xcom)]
 
@@ -36,10 +38,15 @@ _CAN_READ_TASK = [Depends(airflow_data.can_read_task), Depends(airflow_data.can_
 async def get_task(dag_id: str, run_id: str, task_id: str, map_index: str) -> TaskRecord:
     """Return the task of a request. A tab of Airflow does not replace the index of a task without one."""
     try:
-        index = int(map_index)
+        index = int(map_index) if len(map_index) < 100 else _MAX_INDEX + 1
     except ValueError:
         index = -1
-    task = await run_in_threadpool(airflow_data.find_task, dag_id, run_id, task_id, index)
+    task = None
+    if -1 <= index <= _MAX_INDEX:
+        try:
+            task = await run_in_threadpool(airflow_data.find_task, dag_id, run_id, task_id, index)
+        except Exception as error:
+            raise _not_made(error) from None
     if task is None:
         raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
     return task
@@ -87,10 +94,14 @@ def _degrading(
         except TooSlowError:
             raise HTTPException(504, "The storage did not answer in time.") from None
         except Exception as error:
-            log.exception("Could not make a page of RunGen")
-            raise HTTPException(503, f"This page could not be made ({type(error).__name__}).") from None
+            raise _not_made(error) from None
 
     return shown
+
+
+def _not_made(error: Exception) -> HTTPException:
+    log.error("Could not make a page of RunGen", exc_info=error)
+    return HTTPException(503, f"This page could not be made ({type(error).__name__}).")
 
 
 # --- tasks --------------------------------------------------------------------------------------------------
@@ -208,7 +219,8 @@ async def _refuse(request: Request, error: HTTPException) -> Response:
     wants_page = "text/html" in request.headers.get("accept", "")
     if error.status_code == 401 and wants_page and _LOGGED_IN not in request.query_params:
         query = urlencode([*request.query_params.multi_items(), (_LOGGED_IN, "1")])
-        back = f"{quote(request.url.path)}?{query}"
+        # not that of the URL, in which some characters are encoded already
+        back = f"{quote(request.scope['path'], safe='/:+@')}?{query}"
         login = airflow_data.login_url()
         separator = "&" if "?" in login else "?"
         return RedirectResponse(f"{login}{separator}{urlencode({'next': back})}", 302, headers=headers.DATA)
