@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard
 
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.pages.failures import MAX_EXAMPLES, group_failures
@@ -167,7 +167,7 @@ def _seconds(value: Any) -> float | None:
     return seconds if is_duration(seconds) else None
 
 
-def is_duration(value: Any) -> bool:
+def is_duration(value: Any) -> TypeGuard[float]:
     """Return whether a value is a number of seconds that a page can show."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_SECONDS
 
