@@ -220,7 +220,7 @@ async def _refuse(request: Request, error: HTTPException) -> Response:
     if error.status_code == 401 and wants_page and _LOGGED_IN not in request.query_params:
         query = urlencode([*request.query_params.multi_items(), (_LOGGED_IN, "1")])
         # not that of the URL, in which some characters are encoded already
-        back = f"{quote(request.scope['path'], safe='/:+@')}?{query}"
+        back = f"{quote(request.scope['path'])}?{query}"
         login = airflow_data.login_url()
         separator = "&" if "?" in login else "?"
         return RedirectResponse(f"{login}{separator}{urlencode({'next': back})}", 302, headers=headers.DATA)
