@@ -24,17 +24,17 @@ _FACTS = (
 )
 
 
-def find_prompt(input: Any) -> str:
-    """Return what the model was asked, or nothing if the input does not have it."""
+def find_prompt(input: Any, limit: int = MAX_TEXT) -> str:
+    """Return what the model was asked, or nothing if the input does not have it. It is cut to a limit."""
     if not isinstance(input, Mapping):
         return ""
     for name in _PROMPTS:
         if isinstance(value := input.get(name), str) and value.strip():
-            return _cut(value.strip())
+            return cut(value.strip(), limit)
     messages = input.get("messages")
     if isinstance(messages, list) and messages and isinstance(messages[-1], Mapping):
         content = messages[-1].get("content")
-        return _cut(content.strip()) if isinstance(content, str) else ""
+        return cut(content.strip(), limit) if isinstance(content, str) else ""
     return ""
 
 
@@ -52,11 +52,11 @@ def find_facts(input: Any) -> Facts:
     return list(facts.items())
 
 
-def find_text(result: Any) -> str | None:
-    """Return the text of a result, or ``None`` if it is not text."""
+def find_text(result: Any, limit: int = MAX_TEXT) -> str | None:
+    """Return the text of a result, or ``None`` if it is not text. It is cut to a limit."""
     for _ in range(_MAX_DEPTH):
         if isinstance(result, str):
-            return _cut(result)
+            return cut(result, limit)
         if isinstance(result, list):
             # a model that could give several answers gave one
             result = result[0] if len(result) == 1 else None
@@ -71,5 +71,5 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+def cut(text: str, limit: int = MAX_TEXT) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -6,6 +6,7 @@ These functions block, except for those with ``async``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ from airflow_provider_rungen.plugins.task_record import TaskRecord, plain
 log = logging.getLogger(__name__)
 
 COOKIE = "_token"
+CONN_TYPE = "rungen"
 # How many of the latest tasks are looked at to find those that use an app.
 MAX_RECENT = 500
 _TRIGGERS = "airflow_provider_rungen.triggers."
@@ -122,16 +124,19 @@ def _trigger_arguments(trigger: Any) -> Mapping[str, Any]:
 
 def recent_tasks(dag_ids: Iterable[str]) -> list[TaskRecord]:
     """Return the tasks that used RunGen last, the latest first, with what they did to their apps."""
-    allowed = set(dag_ids)
     model: Any = XComModel
     columns = (model.dag_id, model.run_id, model.task_id, model.map_index, model.key, model.value)
-    query = select(*columns).order_by(model.timestamp.desc()).limit(MAX_RECENT)
+    query = (
+        select(*columns)
+        .where(model.dag_id.in_(set(dag_ids)))
+        .order_by(model.timestamp.desc())
+        .limit(MAX_RECENT)
+    )
     pages, more = query.where(model.key == PAGE_KEY), query.where(model.key.in_([SCALE_KEY, BILL_KEY]))
     found: dict[tuple[str, str, str, int], dict[str, Any]] = {}
     with create_session() as session:
         for *task, key, value in session.execute(pages):
-            if task[0] in allowed:
-                found.setdefault(tuple(task), {})[key] = plain(value)
+            found.setdefault(tuple(task), {})[key] = plain(value)
         for *task, key, value in session.execute(more):
             if tuple(task) in found:
                 found[tuple(task)][key] = plain(value)
@@ -151,14 +156,12 @@ def readable_dag_ids(user: Any) -> set[str]:
 def rungen_connection_ids() -> list[str]:
     """Return the ids of the connections to RunGen in the database and in the environment."""
     with create_session() as session:
-        found = set(session.scalars(select(Connection.conn_id).where(Connection.conn_type == "rungen")))
+        found = set(session.scalars(select(Connection.conn_id).where(Connection.conn_type == CONN_TYPE)))
     for name in os.environ:
         if name.startswith("AIRFLOW_CONN_") and (conn_id := name.removeprefix("AIRFLOW_CONN_").lower()):
-            try:
-                is_rungen = get_connection(conn_id).conn_type == "rungen"
-            except Exception:
-                is_rungen = False
-            found |= {conn_id} if is_rungen else set()
+            with contextlib.suppress(Exception):  # it is of another type, or broken
+                get_connection(conn_id)
+                found.add(conn_id)
     return sorted(found)
 
 
@@ -168,11 +171,12 @@ def get_connection(conn_id: str) -> Any:
 
     It is that of Airflow's core: the SDK's look-up, which tasks use, fails in some API servers.
 
-    :raises AirflowNotFoundException: there is none.
+    :raises AirflowNotFoundException: there is none, or it is not one to RunGen.
     """
     conn: Any = Connection.get_connection_from_secrets(conn_id)
-    if conn is None:
-        raise AirflowNotFoundException(f"The conn_id `{conn_id}` isn't defined")
+    # the password of another type must not be sent as an API key
+    if conn is None or conn.conn_type != CONN_TYPE:
+        raise AirflowNotFoundException(f"The conn_id `{conn_id}` isn't defined, or not of type {CONN_TYPE}")
     names = ("conn_id", "conn_type", "login", "password", "host", "port", "schema")
     fields = {name: getattr(conn, name) for name in names}
     return SimpleNamespace(**fields, extra=_impatient(conn.extra))

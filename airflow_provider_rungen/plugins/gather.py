@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
+from starlette.concurrency import run_in_threadpool
+
 from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
@@ -15,6 +17,7 @@ from airflow_provider_rungen.plugins import live
 from airflow_provider_rungen.plugins.job_rows import UNKNOWN, JobRow, JobRows, rows_of_table, rows_of_task
 from airflow_provider_rungen.plugins.pools import TooSlowError, run_within
 from airflow_provider_rungen.plugins.stored import StoredOutputs, read_table
+from airflow_provider_rungen.plugins.table_jobs import job_ids_of_table
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ class Gathering:
     notices: list[str] = field(default_factory=list)
     _ends_at: float = field(default_factory=lambda: time.monotonic() + PAGE_TIME)
     _is_service_down: bool = False
+    _is_store_slow: bool = False
 
     @property
     def notice(self) -> str:
@@ -56,14 +60,34 @@ class Gathering:
             table = await self._ask_store(_count_table, task, page)
             if table is not None:
                 return table
-        return JobRows.count(rows_of_task(task), page)
+        return await run_in_threadpool(rows_of_page, task, page)
+
+    async def has_job(self, job_id: str) -> bool:
+        """
+        Return whether a job is one of the task's.
+
+        :raises RunGenError: its results table cannot be read.
+        :raises TooSlowError: its results table was not read in time.
+        """
+        task = self.task
+        if job_id in task.known_job_ids:
+            return True
+        if not task.results or task.is_moving:
+            return False
+        return job_id in await run_within(_STORE_TIME, "tables", job_ids_of_table, task)
 
     async def row_of(self, job_id: str) -> JobRow | None:
-        """Return the row of a job, or ``None`` if it is none of the task's."""
+        """
+        Return the row of a job, or ``None`` if it is none of the task's.
+
+        :raises TooSlowError: its results table was not read in time.
+        """
         task = self.task
-        row = _find_row(task, job_id)
+        row = await run_in_threadpool(_find_row, task, job_id)
         if row is None and task.results and not task.is_moving:
             row = await self._ask_store(_find_in_table, task, job_id)
+            if row is None and self._is_store_slow:
+                raise TooSlowError
         return row
 
     async def manifests(self, job_ids: Sequence[str]) -> dict[str, Manifest]:
@@ -77,6 +101,7 @@ class Gathering:
         try:
             return await run_within(min(_STORE_TIME, self._left()), "store", function, *args, **kwargs)
         except TooSlowError:
+            self._is_store_slow = True
             self.notices.append("The storage did not answer in time, so that results are missing.")
         except RunGenError as error:
             self.notices.append(f"Results are missing: {error.message}.")
@@ -123,8 +148,13 @@ class Gathering:
         self.notices.append(f"Live figures are missing: {error.message}.")
 
 
+def rows_of_page(task: TaskRecord, page: int) -> JobRows:
+    """Return the jobs that a task has pushed, and those of a page of them. It may take long."""
+    return JobRows.count(rows_of_task(task), page)
+
+
 def _count_table(task: TaskRecord, page: int) -> JobRows:
-    return JobRows.count(rows_of_table(read_table(task.results), task.key), page)
+    return JobRows.count(rows_of_table(read_table(task.results, _STORE_TIME), task.key), page)
 
 
 def _read_manifests(task: TaskRecord, job_ids: list[str]) -> dict[str, Manifest]:
@@ -133,8 +163,8 @@ def _read_manifests(task: TaskRecord, job_ids: list[str]) -> dict[str, Manifest]
 
 def _find_in_table(task: TaskRecord, job_id: str) -> JobRow | None:
     """Return the row of a job, or ``None`` if the results table does not have it. Blocks."""
-    rows = rows_of_table(read_table(task.results), task.key)
-    return next((row for row in rows if row.job_id == job_id), None)
+    rows = (row for row in read_table(task.results, _STORE_TIME) if row["job_id"] == job_id)
+    return next(iter(rows_of_table(rows, task.key)), None)
 
 
 def _find_row(task: TaskRecord, job_id: str) -> JobRow | None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard
 
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.pages.failures import MAX_EXAMPLES, group_failures
@@ -18,8 +18,11 @@ from airflow_provider_rungen.plugins.task_record import TaskRecord
 PAGE_SIZE = 100
 # How many failures without a reason the service is asked for.
 MAX_ASKED = 40
-# After the rows of a page, the rest of a table is only counted, up to this row.
+# Rows after these are neither counted nor shown.
 MAX_COUNTED = 100_000
+MAX_PAGE = MAX_COUNTED // PAGE_SIZE
+#: More seconds than any job takes.
+MAX_SECONDS = 1e11
 #: The status of a job of which no more is known.
 UNKNOWN = "unknown"
 FAILED = frozenset({"failed", "canceled", "refused"})
@@ -82,7 +85,7 @@ class JobRows:
 
         def failed() -> Iterator[JobView]:
             nonlocal total, reused
-            for row in islice(rows, max(MAX_COUNTED, end)):
+            for row in islice(rows, MAX_COUNTED):
                 statuses[row.status] += 1
                 reused += row.reused
                 if start <= total < end:
@@ -152,15 +155,21 @@ def rows_of_table(rows: Iterable[Mapping[str, Any]], key: list[str]) -> Iterable
 def _number(value: Any, default: int) -> int:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return default
 
 
 def _seconds(value: Any) -> float | None:
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        seconds = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return seconds if is_duration(seconds) else None
+
+
+def is_duration(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a number of seconds that a page can show."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_SECONDS
 
 
 def _result(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -34,12 +35,17 @@ class PageHook(RunGenHook):
     def get_connection(cls, conn_id: str) -> Any:
         return airflow_data.get_connection(conn_id)
 
+    @classmethod
+    async def aget_connection(cls, conn_id: str) -> Any:
+        return await asyncio.to_thread(cls.get_connection, conn_id)
+
 
 class Cache:
     """Answers by key, for some seconds each. The oldest make room."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, max_entries: int = _MAX_ENTRIES) -> None:
         self._clock = clock
+        self._max_entries = max_entries
         self._lock = threading.Lock()
         self._entries: OrderedDict[Any, tuple[float, Any]] = OrderedDict()
 
@@ -52,7 +58,7 @@ class Cache:
         with self._lock:
             self._entries[key] = (self._clock() + seconds, value)
             self._entries.move_to_end(key)
-            while len(self._entries) > _MAX_ENTRIES:
+            while len(self._entries) > self._max_entries:
                 self._entries.popitem(last=False)
 
     def clear(self) -> None:

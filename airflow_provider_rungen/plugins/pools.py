@@ -28,7 +28,7 @@ def _pool(name: str) -> ThreadPoolExecutor:
 
 async def run_within(
     seconds: float,
-    pool: Literal["service", "store", "files"],
+    pool: Literal["service", "store", "tables", "files"],
     function: Callable[P, T],
     *args: P.args,
     **kwargs: P.kwargs,
@@ -36,14 +36,13 @@ async def run_within(
     """
     Call a function in a thread.
 
-    :param seconds: how long to wait for it. The thread is not interrupted.
+    :param seconds: how long to wait for it. If it has not begun by then, it never does. If it has, its thread
+        is not interrupted.
     :param pool: what it may hang for.
     :raises TooSlowError: it did not end in time.
     """
-    future = asyncio.get_running_loop().run_in_executor(_pool(pool), lambda: function(*args, **kwargs))
-    # what it raises later is nobody's concern
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    future = asyncio.wrap_future(_pool(pool).submit(function, *args, **kwargs))
     try:
-        return await asyncio.wait_for(asyncio.shield(future), seconds)
+        return await asyncio.wait_for(future, seconds)
     except TimeoutError:
         raise TooSlowError from None

@@ -17,6 +17,7 @@ from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.pages import render
 from airflow_provider_rungen.plugins import airflow_data, app_pages, headers, task_pages
 from airflow_provider_rungen.plugins.gather import Gathering
+from airflow_provider_rungen.plugins.job_rows import MAX_PAGE
 from airflow_provider_rungen.plugins.pools import TooSlowError, run_within
 from airflow_provider_rungen.plugins.stored import OpenFile, StoredOutputs
 from airflow_provider_rungen.plugins.task_record import TaskRecord
@@ -28,6 +29,8 @@ _TASK = "/dags/{dag_id}/runs/{run_id:path}/tasks/{task_id}/{map_index}"
 # Seconds to open a file, and to read a part of it.
 _OPEN_TIME = 4.5
 _READ_TIME = 30.0
+# The largest that the database can compare.
+_MAX_INDEX = 2**31 - 1
 _LOGGED_IN = "rungen_login"
 _CAN_READ_TASK = [Depends(airflow_data.can_read_task), Depends(airflow_data.can_read_xcom)]
 
@@ -35,10 +38,15 @@ _CAN_READ_TASK = [Depends(airflow_data.can_read_task), Depends(airflow_data.can_
 async def get_task(dag_id: str, run_id: str, task_id: str, map_index: str) -> TaskRecord:
     """Return the task of a request. A tab of Airflow does not replace the index of a task without one."""
     try:
-        index = int(map_index)
+        index = int(map_index) if len(map_index) < 100 else _MAX_INDEX + 1
     except ValueError:
         index = -1
-    task = await run_in_threadpool(airflow_data.find_task, dag_id, run_id, task_id, index)
+    task = None
+    if -1 <= index <= _MAX_INDEX:
+        try:
+            task = await run_in_threadpool(airflow_data.find_task, dag_id, run_id, task_id, index)
+        except Exception as error:
+            raise _not_made(error) from None
     if task is None:
         raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
     return task
@@ -83,11 +91,17 @@ def _degrading(
             return await show(*args, **kwargs)
         except HTTPException:
             raise
+        except TooSlowError:
+            raise HTTPException(504, "The storage did not answer in time.") from None
         except Exception as error:
-            log.exception("Could not make a page of RunGen")
-            raise HTTPException(503, f"This page could not be made ({type(error).__name__}).") from None
+            raise _not_made(error) from None
 
     return shown
+
+
+def _not_made(error: Exception) -> HTTPException:
+    log.error("Could not make a page of RunGen", exc_info=error)
+    return HTTPException(503, f"This page could not be made ({type(error).__name__}).")
 
 
 # --- tasks --------------------------------------------------------------------------------------------------
@@ -95,7 +109,7 @@ def _degrading(
 
 @_degrading
 async def show_task(task: Task, urls: PageUrls, page: str = "1") -> Response:
-    number = max(1, int(page)) if page.isdecimal() and len(page) < 9 else 1
+    number = min(max(1, int(page)), MAX_PAGE) if page.isdecimal() and len(page) < 9 else 1
     found = await task_pages.task_page(task, urls, number)
     return _html(await run_in_threadpool(render.render_task, found, urls.site))
 
@@ -129,12 +143,10 @@ async def show_app(task: Task, urls: PageUrls, app_id: str) -> Response:
 async def send_file(task: Task, job_id: str, number: str) -> Response:
     """Send a file that a manifest names, which is in the destination that the task has pushed."""
     is_known = number.isdecimal() and len(number) < 9 and task.destination
-    if not is_known or await Gathering(task).row_of(job_id) is None:
-        raise HTTPException(404, "This task has no such file.")
+    found = None
     try:
-        found = await run_within(_OPEN_TIME, "files", _open, task, job_id, int(number))
-    except TooSlowError:
-        raise HTTPException(504, "The storage did not answer in time.") from None
+        if is_known and await Gathering(task).has_job(job_id):
+            found = await run_within(_OPEN_TIME, "files", _open, task, job_id, int(number))
     except (RunGenError, OSError) as error:
         log.warning("Could not open a file of job %s (%s)", job_id, type(error).__name__)
         raise HTTPException(502, "The file could not be read.") from None
@@ -207,7 +219,8 @@ async def _refuse(request: Request, error: HTTPException) -> Response:
     wants_page = "text/html" in request.headers.get("accept", "")
     if error.status_code == 401 and wants_page and _LOGGED_IN not in request.query_params:
         query = urlencode([*request.query_params.multi_items(), (_LOGGED_IN, "1")])
-        back = f"{quote(request.url.path)}?{query}"
+        # not that of the URL, in which some characters are encoded already
+        back = f"{quote(request.scope['path'])}?{query}"
         login = airflow_data.login_url()
         separator = "&" if "?" in login else "?"
         return RedirectResponse(f"{login}{separator}{urlencode({'next': back})}", 302, headers=headers.DATA)

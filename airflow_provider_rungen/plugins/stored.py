@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import MANIFEST, Manifest, parse_manifest
 from airflow_provider_rungen.execution.archive.storage import Storage
@@ -14,6 +17,9 @@ from airflow_provider_rungen.execution.archive.stored_jobs import files_of
 from airflow_provider_rungen.execution.archive.threads import run_concurrently
 from airflow_provider_rungen.pages.models import OutputFile
 from airflow_provider_rungen.pages.output_kinds import HEAD_BYTES, detect, guess
+from airflow_provider_rungen.plugins.pools import TooSlowError
+
+log = logging.getLogger(__name__)
 
 # Of one manifest. A larger one is not shown.
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -125,15 +131,40 @@ class OpenFile:
             self._stack.close()
 
 
-def read_table(uri: str) -> Iterator[Mapping[str, Any]]:
+def read_table(uri: str, within: float) -> Iterator[Mapping[str, Any]]:
     """
     Yield the rows of a results table.
 
-    :raises RunGenError: it cannot be read.
+    Who may write XComs chooses the file. Nothing of one that is no results table is yielded, or in an error.
+
+    :param within: seconds. Whoever asked waits no longer.
+    :raises RunGenError: it cannot be read, or is no results table.
+    :raises TooSlowError: it was not read in time.
     """
     from airflow_provider_rungen.execution.table.reader import open_rows
+    from airflow_provider_rungen.execution.table.result_files import FIXED_COLUMNS, RESULT_FILES
 
-    for row in open_rows(uri, name="results"):
-        if not isinstance(row, Mapping):
-            raise RunGenError("The results table has a row that is not an object")
-        yield row
+    shown, columns = clean_text(uri, 200), frozenset(FIXED_COLUMNS)
+    if not uri.lower().endswith(tuple(RESULT_FILES)):
+        raise RunGenError(f"{shown} is no results table: it does not end in {' or '.join(RESULT_FILES)}")
+    rows = open_rows(uri, name="results")
+    if rows.files != (uri,):  # a folder, or a pattern
+        raise RunGenError(f"{shown} is no results table: it is no single file")
+    is_results, ends_at = False, time.monotonic() + within
+    try:
+        for row in rows:
+            if time.monotonic() > ends_at:
+                raise TooSlowError
+            is_results = isinstance(row, Mapping) and columns <= row.keys()
+            if not is_results:
+                break
+            yield row
+        else:
+            return
+    except RunGenError as error:
+        if is_results:
+            raise
+        # its text may have names of columns
+        log.warning("Could not read %s: %s", shown, error.message)
+        raise RunGenError(f"{shown} is missing, or is no results table") from None
+    raise RunGenError(f"{shown} is no results table: it does not have all columns of one")

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from starlette.concurrency import run_in_threadpool
+
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.pages.failures import group_failures
 from airflow_provider_rungen.pages.models import (
     AppPage,
@@ -21,7 +24,7 @@ from airflow_provider_rungen.pages.models import (
     TaskPage,
 )
 from airflow_provider_rungen.plugins import views
-from airflow_provider_rungen.plugins.gather import Gathering
+from airflow_provider_rungen.plugins.gather import Gathering, rows_of_page
 from airflow_provider_rungen.plugins.job_rows import (
     MAX_ASKED,
     JobRow,
@@ -30,7 +33,6 @@ from airflow_provider_rungen.plugins.job_rows import (
     page_count,
     progress_by_counters,
     progress_of,
-    rows_of_task,
     shown_text,
 )
 from airflow_provider_rungen.plugins.task_record import TaskRecord
@@ -63,6 +65,23 @@ async def task_page(task: TaskRecord, urls: Urls, page: int) -> TaskPage:
         gathering.notices.append(_UNSTORED)
     if jobs.is_partly_counted:
         gathering.notices.append(f"Only the first {jobs.total} rows are counted.")
+    # not in the event loop: there may be many large inputs and results
+    return await run_in_threadpool(
+        _task_page, gathering, urls, page, jobs=jobs, progress=progress, manifests=manifests, found=found
+    )
+
+
+def _task_page(
+    gathering: Gathering,
+    urls: Urls,
+    page: int,
+    *,
+    jobs: JobRows,
+    progress: Progress | None,
+    manifests: Mapping[str, Manifest],
+    found: Mapping[str, Job | RunGenError],
+) -> TaskPage:
+    task = gathering.task
     return TaskPage(
         dag_id=task.dag_id,
         task_id=task.task_id,
@@ -95,7 +114,7 @@ async def task_page(task: TaskRecord, urls: Urls, page: int) -> TaskPage:
 async def task_progress(task: TaskRecord) -> Progress:
     """Return how far a task is."""
     gathering = Gathering(task)
-    jobs = JobRows.count(rows_of_task(task), 1)
+    jobs = await run_in_threadpool(rows_of_page, task, 1)
     found = await _progress(gathering, jobs)
     return found or Progress(total=0, is_moving=task.is_moving)
 
@@ -179,9 +198,20 @@ async def job_page(task: TaskRecord, urls: Urls, job_id: str) -> JobPage | None:
         return None
     manifest = (await gathering.manifests([job_id])).get(job_id)
     live = (await gathering.jobs([job_id])).get(job_id)
-    view = views.job_view(row, task=task, urls=urls, manifest=manifest, live=live)
     if not task.destination and views.has_unstored_files(live):
         gathering.notices.append(_UNSTORED)
+    return await run_in_threadpool(_job_page, gathering, urls, row, manifest, live)
+
+
+def _job_page(
+    gathering: Gathering,
+    urls: Urls,
+    row: JobRow,
+    manifest: Manifest | None,
+    live: Job | RunGenError | None,
+) -> JobPage:
+    task = gathering.task
+    view = views.job_view(row, task=task, urls=urls, manifest=manifest, live=live, is_whole=True)
     job = live if isinstance(live, Job) else None
     result = manifest.result if manifest is not None else job.result if job is not None else row.result
     return JobPage(

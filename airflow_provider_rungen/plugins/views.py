@@ -13,15 +13,17 @@ from airflow_provider_rungen.client.output_urls import find_outputs, redact_valu
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.execution.scale_state import KEY as SCALE_KEY
-from airflow_provider_rungen.pages.describe import find_facts, find_prompt, find_text
+from airflow_provider_rungen.pages.describe import MAX_TEXT, cut, find_facts, find_prompt, find_text
 from airflow_provider_rungen.pages.models import AppView, Facts, JobView, Link, TimelineStep
-from airflow_provider_rungen.plugins.job_rows import UNKNOWN, JobRow, shown_text
+from airflow_provider_rungen.plugins.job_rows import UNKNOWN, JobRow, is_duration, shown_text
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord, mapping, sequence
 from airflow_provider_rungen.plugins.urls import Urls
 
 # Of a result on the page of its job.
 MAX_RESULT_CHARS = 100_000
+# Of a text, before it is redacted, which takes time, and cut to what is shown.
+_TO_REDACT = 2 * MAX_TEXT
 _BILL = (
     ("app_id", "App"),
     ("worker_seconds", "Worker seconds"),
@@ -42,6 +44,7 @@ def job_view(
     urls: Urls,
     manifest: Manifest | None = None,
     live: Job | RunGenError | None = None,
+    is_whole: bool = False,
 ) -> JobView:
     """
     Return what is known of a job.
@@ -49,6 +52,7 @@ def job_view(
     :param row: what Airflow or the results table knows.
     :param manifest: what is stored of it.
     :param live: what the service says of it, or why it does not.
+    :param is_whole: whether the view has the whole input. To redact it takes time.
     """
     status, error, seconds, result, given = row.status, row.error, row.seconds, row.result, None
     if isinstance(live, Job):
@@ -66,7 +70,7 @@ def job_view(
         seconds = manifest.execution_seconds if seconds is None else seconds
     if status == UNKNOWN and task.is_moving:
         status = "waiting"
-    given, text = redact_value(given), find_text(redact_value(result))
+    text = find_text(result, _TO_REDACT)
     files = [] if manifest is None else stored_files(manifest)
     return JobView(
         index=row.index,
@@ -75,14 +79,22 @@ def job_view(
         job_id=row.job_id,
         seconds=seconds,
         error="" if status == "completed" else shown_text(error),
-        prompt=find_prompt(given),
-        input=given if isinstance(given, Mapping) else None,
+        prompt=_redacted(find_prompt(given, _TO_REDACT)),
+        input=redact_value(given) if is_whole and isinstance(given, Mapping) else None,
         facts=find_facts(given),
         outputs=[file.view(urls.file(task, row.job_id, number)) for number, file in enumerate(files)],
-        text=None if files else text,
+        text=None if files or text is None else _redacted(text),
         reused=row.reused,
         href=urls.job(task, row.job_id) if row.job_id else "",
     )
+
+
+def _redacted(text: str) -> str:
+    """Return a text of up to `_TO_REDACT` characters as a page shows it."""
+    if len(text) == _TO_REDACT:
+        # without the last word: redaction does not know a part of a URL for what it is
+        text = f"{text.rsplit(None, 1)[0]} …"
+    return cut(str(redact_value(text)))
 
 
 def has_unstored_files(live: Job | RunGenError | None) -> bool:
@@ -163,7 +175,7 @@ def usage_facts(task: TaskRecord) -> Facts:
         if isinstance(usage.get(name), int)
     ]
     seconds = usage.get("execution_seconds")
-    return [*facts, ("Execution", format_duration(seconds))] if isinstance(seconds, int | float) else facts
+    return [*facts, ("Execution", format_duration(seconds))] if is_duration(seconds) else facts
 
 
 def bill_facts(bill: Any) -> Facts:
@@ -200,4 +212,7 @@ def scaled_up_at(task: TaskRecord) -> datetime | None:
             up_at = None
         elif up_at is None:
             up_at = at
-    return None if up_at is None else datetime.fromtimestamp(up_at, UTC)
+    try:
+        return None if up_at is None else datetime.fromtimestamp(up_at, UTC)
+    except (ValueError, OverflowError, OSError):  # no time at all
+        return None

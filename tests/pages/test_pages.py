@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -332,3 +333,12 @@ def test_times_are_in_utc() -> None:
     assert filters.utc(at) == "2026-03-03 23:30 UTC"
     assert filters.utc(at, "clock") == "23:30:05 UTC"
     assert filters.iso(at.replace(tzinfo=None)) == "2026-03-04T01:30:05+00:00"
+
+
+@PAGES
+def test_only_the_link_to_airflow_leaves_the_frame(name: str) -> None:
+    page = samples.pages()[name]()
+    leaving = re.findall(r'<a[^>]*target="_top"[^>]*>([^<]*)', page)
+    assert set(leaving) <= {"Open in Airflow"}
+    # where a frame cannot be left, page.js hides it
+    assert page.count('data-part="airflow"') >= len(leaving)

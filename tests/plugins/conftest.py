@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import html
+import itertools
+import re
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FakeTaskInstance
+from conftest import FakeTaskInstance, run_task
 
+from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links.pages import are_pages_enabled, task_path
 
 if not are_pages_enabled():
     collect_ignore_glob = ["test_*.py"]
+
+_numbers = itertools.count(1)
+
+
+def result_row(**fields: Any) -> dict[str, Any]:
+    """Return a row of a results table, which has all its columns."""
+    from airflow_provider_rungen.execution.table.result_files import FIXED_COLUMNS
+
+    return dict.fromkeys(FIXED_COLUMNS) | {"outputs": []} | fields
 
 
 @pytest.fixture(scope="session")
@@ -151,11 +166,74 @@ def database(server: Any) -> Database:
     return Database()
 
 
+@pytest.fixture
+def ti() -> FakeTaskInstance:
+    """A task of a run of its own."""
+    ti = FakeTaskInstance()
+    ti.run_id = f"manual__{next(_numbers)}+00:00"
+    return ti
+
+
+@dataclass
+class World:
+    """A task, what it needs, and its pages."""
+
+    emulator: Emulator
+    context: Any
+    ti: FakeTaskInstance
+    folder: Path
+    pages: Pages
+    database: Database
+
+    def perform(self, op: Any) -> Any:
+        """Run a task, and return its outcome."""
+        return run_task(op, self.context)
+
+    def run(self, op: Any) -> str:
+        """Run a task that succeeds, and return the path of its page."""
+        assert self.perform(op).error is None
+        return self.save()
+
+    def save(self, state: str = "success", **kwargs: Any) -> str:
+        return self.database.save(self.ti, state, **kwargs)
+
+    def get(self, path: str) -> Any:
+        return self.pages.get(path)
+
+
+@pytest.fixture
+def world(rungen_emulator: Emulator, context: Any, tmp_path: Path, pages: Pages, database: Database) -> World:
+    return World(rungen_emulator, context, context["ti"], tmp_path, pages, database)
+
+
+def given(prompt: str = "a red fox", **emulator: Any) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "width": 64,
+        "height": 64,
+        "seed": 7,
+        "emulator": {"seconds": 0.02, **emulator},
+    }
+
+
+def links(page: str, part: str = "") -> list[str]:
+    """Return the addresses on a page that contain a text, below the plugin."""
+    found = [html.unescape(each) for each in re.findall(r'(?:href|src)="([^"]*)"', page)]
+    return list(dict.fromkeys(each.removeprefix("/rungen") for each in found if part in each))
+
+
+def submit(*inputs: dict[str, Any]) -> list[str]:
+    with RunGenHook() as hook:
+        return [hook.run_job(input=each).id for each in inputs]
+
+
 @pytest.fixture(autouse=True)
 def _no_cached_answers() -> Iterator[None]:
     """Forget what the service answered to an earlier test."""
-    from airflow_provider_rungen.plugins import live
+    from airflow_provider_rungen.plugins import live, table_jobs
 
     live.forget_answers()
+    table_jobs.forget_tables()
     yield
     live.forget_answers()
+    table_jobs.forget_tables()

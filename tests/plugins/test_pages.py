@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import html
-import itertools
 import json
 import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from airflow.sdk.io import attach
-from conftest import APP, KEY, FakeTaskInstance, run_task
+from conftest import APP, KEY
 from fsspec.implementations.memory import MemoryFileSystem
 
-from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
@@ -29,7 +27,7 @@ from airflow_provider_rungen.operators import (
     RunGenScaleAppOperator,
 )
 from airflow_provider_rungen.triggers import RunGenJobTrigger
-from plugins.conftest import Database, Pages
+from plugins.conftest import World, given, links, result_row, submit
 
 pytestmark = [
     pytest.mark.usefixtures("unsettled"),
@@ -42,57 +40,6 @@ HOSTILE = """<script>alert(1)</script>"><img src=x onerror=alert(1)>{{ 7*7 }}jav
 WRITTEN = f"{{% raw %}}{HOSTILE}{{% endraw %}}"
 POLL: dict[str, Any] = {"task_id": "task", "poll_interval": 0.02, "deferrable": False}
 Change = Callable[[dict[str, Any], Path], dict[str, Any]]
-_numbers = itertools.count(1)
-
-
-@pytest.fixture
-def ti() -> FakeTaskInstance:
-    """A task of a run of its own."""
-    ti = FakeTaskInstance()
-    ti.run_id = f"manual__{next(_numbers)}+00:00"
-    return ti
-
-
-@dataclass
-class World:
-    """A task, what it needs, and its pages."""
-
-    emulator: Emulator
-    context: Any
-    ti: FakeTaskInstance
-    folder: Path
-    pages: Pages
-    database: Database
-
-    def perform(self, op: Any) -> Any:
-        """Run a task, and return its outcome."""
-        return run_task(op, self.context)
-
-    def run(self, op: Any) -> str:
-        """Run a task that succeeds, and return the path of its page."""
-        assert self.perform(op).error is None
-        return self.save()
-
-    def save(self, state: str = "success", **kwargs: Any) -> str:
-        return self.database.save(self.ti, state, **kwargs)
-
-    def get(self, path: str) -> Any:
-        return self.pages.get(path)
-
-
-@pytest.fixture
-def world(rungen_emulator: Emulator, context: Any, tmp_path: Path, pages: Pages, database: Database) -> World:
-    return World(rungen_emulator, context, context["ti"], tmp_path, pages, database)
-
-
-def given(prompt: str = "a red fox", **emulator: Any) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "width": 64,
-        "height": 64,
-        "seed": 7,
-        "emulator": {"seconds": 0.02, **emulator},
-    }
 
 
 def batch(destination: Path | None = None, *inputs: dict[str, Any]) -> RunGenRunBatchOperator:
@@ -102,12 +49,6 @@ def batch(destination: Path | None = None, *inputs: dict[str, Any]) -> RunGenRun
         max_failed=100,
         **POLL,
     )
-
-
-def links(page: str, part: str = "") -> list[str]:
-    """Return the addresses on a page that contain a text, below the plugin."""
-    found = [html.unescape(each) for each in re.findall(r'(?:href|src)="([^"]*)"', page)]
-    return list(dict.fromkeys(each.removeprefix("/rungen") for each in found if part in each))
 
 
 # --- what a page shows --------------------------------------------------------------------------------------
@@ -206,9 +147,9 @@ def test_collected_results_are_shown(world: World) -> None:
 def test_ten_thousand_jobs_take_less_than_two_seconds(world: World) -> None:
     table = world.folder / "results.jsonl"
     rows = [
-        {"sku": f"s{number}", "index": number, "status": "failed" if number % 50 == 0 else "completed"}
+        result_row(sku=f"s{number}", index=number, status="failed" if number % 50 == 0 else "completed")
         | {"job_id": f"job-{number}", "error": f"out of memory {number}" if number % 50 == 0 else None}
-        | {"execution_seconds": 1.5, "result": json.dumps({"text": "x" * 200}), "outputs": []}
+        | {"execution_seconds": 1.5, "result": json.dumps({"text": "x" * 200})}
         for number in range(10_000)
     ]
     table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -228,11 +169,6 @@ def test_ten_thousand_jobs_take_less_than_two_seconds(world: World) -> None:
 
 def deferred(ids: list[str]) -> RunGenJobTrigger:
     return RunGenJobTrigger(rungen_conn_id="rungen_default", app_id=APP, job_id=ids)
-
-
-def submit(*inputs: dict[str, Any]) -> list[str]:
-    with RunGenHook() as hook:
-        return [hook.run_job(input=each).id for each in inputs]
 
 
 @pytest.mark.parametrize("count", [6, 30])

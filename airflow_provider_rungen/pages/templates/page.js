@@ -5,6 +5,10 @@
   const SECONDS = 1000;
   const body = document.body;
 
+  // In a tab of Airflow, whose frame is sandboxed, a link cannot leave it. It is the page that is open already.
+  const outside = document.querySelector('[data-part="airflow"]');
+  if (outside && window.self !== window.top) outside.hidden = true;
+
   // --- progress ---
 
   function setProgress(shown) {

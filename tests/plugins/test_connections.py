@@ -1,0 +1,106 @@
+"""Which connections the pages use, and how."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+import traceback
+from typing import Any
+
+import pytest
+from conftest import APP, FakeTaskInstance
+
+from airflow_provider_rungen.emulator import Fault
+from airflow_provider_rungen.plugins import airflow_data
+from airflow_provider_rungen.triggers import RunGenJobTrigger
+from plugins.conftest import World, submit
+
+pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture
+def add_connection(world: World) -> Any:
+    """Adds a connection to Airflow's database, like the default one but for some fields."""
+    from airflow.models.connection import Connection
+    from airflow.utils.session import create_session
+    from sqlalchemy import delete
+
+    added = []
+
+    def add(conn_id: str, **fields: Any) -> None:
+        known = vars(airflow_data.get_connection("rungen_default"))
+        same = {name: known[name] for name in ("conn_type", "host", "port", "schema", "password", "extra")}
+        added.append(conn_id)
+        with create_session() as session:
+            session.add(Connection(conn_id=conn_id, **same | fields))
+
+    yield add
+    with create_session() as session:
+        session.execute(delete(Connection).where(Connection.conn_id.in_(added)))
+
+
+def notices(page: str) -> list[str]:
+    return re.findall(r'class="notice"[^>]*>([^<]*)', page)
+
+
+def test_the_password_of_another_kind_of_connection_is_never_sent(world: World, add_connection: Any) -> None:
+    add_connection("my_aws", conn_type="aws", password="AWSSECRET")
+    before = world.emulator.service.stats()
+    of_task = world.save(
+        xcoms={"rungen_page": {"connection": "my_aws", "app": APP}, "job_ids": ["a", "b"]},
+    )
+    for path in (f"/connections/my_aws/apps/{APP}", of_task, f"{of_task}/jobs/a", f"{of_task}/apps/{APP}"):
+        page = world.get(path)
+        assert page.status_code == 200
+        assert "my_aws" in " ".join(notices(page.text))
+    assert world.emulator.service.stats()["requests"] == before["requests"]
+    assert "my_aws" not in world.get("/").text
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_connection_in_the_database_is_found(world: World, add_connection: Any, count: int) -> None:
+    add_connection("in_database")
+    ids = submit(*({"prompt": f"a fox {number}"} for number in range(count)))
+    page = world.get(
+        world.save(xcoms={"rungen_page": {"connection": "in_database", "app": APP}, "job_ids": ids})
+    )
+    assert "a fox 0" in page.text
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_service_that_hangs_does_not_hold_a_thread(world: World, count: int) -> None:
+    world.emulator.service.job_seconds = 3600
+    ids = submit(*({"prompt": f"{number}"} for number in range(count)))
+    record = {"connection": "rungen_default", "app": APP}
+    trigger = RunGenJobTrigger(rungen_conn_id="rungen_default", app_id=APP, job_id=ids)
+    path = world.save("deferred", xcoms={"rungen_page": record}, trigger=trigger)
+    world.emulator.service.inject(Fault(on="any", kind="hang", times=None))
+    started = time.monotonic()
+    assert world.get(f"{path}/progress").status_code == 200
+    while threads_of_pages():
+        assert time.monotonic() - started < 9
+        time.sleep(0.05)
+
+
+def threads_of_pages() -> int:
+    """Return how many threads ask the service for a page."""
+    frames = sys._current_frames().values()
+    return sum(
+        any("plugins/live.py" in each.filename for each in traceback.extract_stack(frame)) for frame in frames
+    )
+
+
+def test_the_tasks_of_other_dags_do_not_hide_those_that_a_user_may_see(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.save(xcoms={"rungen_page": {"connection": "c", "app": APP}})
+    monkeypatch.setattr(airflow_data, "MAX_RECENT", 3)
+    for number in range(3):
+        other = FakeTaskInstance()
+        other.dag_id, other.run_id = "another", f"{world.ti.run_id}_{number}"
+        world.database.save(other, xcoms={"rungen_page": {"connection": "c", "app": APP}})
+    found = airflow_data.recent_tasks([world.ti.dag_id])
+    assert world.ti.run_id in [task.run_id for task in found]
+    assert {task.dag_id for task in found} == {world.ti.dag_id}
+    assert not airflow_data.recent_tasks([])

@@ -1,0 +1,185 @@
+"""Large tasks, and what hangs, hold up nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from airflow.sdk.io import attach
+from conftest import APP
+from fsspec.implementations.memory import MemoryFileSystem
+
+from airflow_provider_rungen.execution.archive.manifests import Manifest
+from airflow_provider_rungen.plugins import airflow_data, task_pages
+from airflow_provider_rungen.plugins.job_rows import MAX_COUNTED, JobRow, JobRows
+from airflow_provider_rungen.plugins.pools import TooSlowError, run_within
+from airflow_provider_rungen.plugins.stored import read_table
+from airflow_provider_rungen.plugins.task_record import TaskRecord
+from airflow_provider_rungen.plugins.urls import Urls
+from airflow_provider_rungen.plugins.views import job_view
+from plugins.conftest import World, result_row
+
+pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
+
+SIGNED = "https://files.example.org/a.png?X-Amz-Signature=SECRET"
+PROSE = "It was dark, and a = b; 100% of the ships returned. See https://example.org/story?a=b for more.\n"
+
+
+def write_manifest(world: World, job_id: str, **fields: Any) -> None:
+    folder = world.folder / job_id
+    folder.mkdir()
+    manifest = {"app_id": APP, "job_id": job_id, "status": "COMPLETED", "complete": True, "outputs": []}
+    (folder / "manifest.json").write_text(json.dumps(manifest | fields))
+
+
+def test_a_page_of_large_texts_does_not_hold_up_the_event_loop(world: World) -> None:
+    text = PROSE * 300
+    ids = [f"job-{number}" for number in range(100)]
+    for job_id in ids:
+        write_manifest(
+            world, job_id, input={"prompt": "a fox", "document": text}, result={"text": text, "all": [text]}
+        )
+    record = {"connection": "none", "app": APP, "destination": world.folder.as_uri()}
+    world.save(xcoms={"job_ids": ids, "failed": [], "rungen_page": record})
+    task = airflow_data.find_task(world.ti.dag_id, world.ti.run_id, world.ti.task_id, -1)
+    assert task is not None
+    gaps: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            before = time.thread_time()  # not of other threads and processes
+            await asyncio.sleep(0.01)
+            gaps.append(time.thread_time() - before)
+
+    async def make() -> Any:
+        ticking = asyncio.create_task(tick())
+        page = await task_pages.task_page(task, Urls("/rungen"), 1)
+        ticking.cancel()
+        return page
+
+    page = asyncio.run(make())
+    assert len(page.jobs) == 100
+    assert all(job.text.startswith("It was dark") and job.input is None for job in page.jobs)
+    assert max(gaps) < 0.2
+
+
+@pytest.mark.parametrize("length", [0, 3900, 7900, 7950, 7990, 8100])
+def test_a_text_that_is_cut_has_no_signed_url(length: int) -> None:
+    text = ("word " * 2000)[:length] + f" {SIGNED} https://user:SECRET@example.org/ " + "word " * 1000
+    task = TaskRecord(dag_id="d", run_id="r", task_id="t", state="success")
+    manifest = Manifest({}, True, 0, status="COMPLETED", input={"prompt": text}, result={"text": text})
+    for is_whole in (False, True):
+        view = job_view(
+            JobRow(index=0, status="completed", job_id="j"),
+            task=task,
+            urls=Urls("/rungen"),
+            manifest=manifest,
+            is_whole=is_whole,
+        )
+        assert view.text is not None
+        assert len(view.text) <= 4000
+        assert "SECRET" not in f"{view}"
+        assert view.prompt.startswith(text.strip()[:3900] if length > 3900 else "")
+
+
+def test_the_page_of_a_job_has_its_whole_input(world: World) -> None:
+    write_manifest(world, "j", input={"prompt": "a fox", "document": f"{PROSE * 200}the end"}, result={})
+    record = {"connection": "none", "app": APP, "destination": world.folder.as_uri()}
+    path = world.save(xcoms={"job_id": "j", "rungen_page": record})
+    assert "the end" in world.get(f"{path}/jobs/j").text
+
+
+def test_what_nobody_waits_for_any_more_is_not_begun() -> None:
+    go, begun = threading.Event(), []
+
+    async def attempt(function: Callable[[], Any]) -> None:
+        with pytest.raises(TooSlowError):
+            await run_within(0.2, "store", function)
+
+    async def main() -> None:
+        try:
+            await asyncio.gather(*(attempt(go.wait) for _ in range(8)))
+            await asyncio.gather(*(attempt(lambda: begun.append(1)) for _ in range(50)))
+        finally:
+            go.set()
+        # the threads are free again
+        await run_within(5, "store", lambda: None)
+
+    asyncio.run(main())
+    assert not begun
+
+
+def test_a_page_far_behind_the_last_one_reads_no_more_rows() -> None:
+    read = 0
+
+    def rows() -> Iterator[JobRow]:
+        nonlocal read
+        for read in range(1, 2 * MAX_COUNTED):
+            yield JobRow(index=read, status="completed", job_id=f"j{read}")
+
+    found = JobRows.count(rows(), 99_999_999)
+    assert (found.total, found.is_partly_counted) == (MAX_COUNTED, True)
+    assert read <= MAX_COUNTED + 1
+
+
+def test_a_table_is_not_read_on_when_nobody_waits_any_more(world: World) -> None:
+    table = world.folder / "results.jsonl"
+    table.write_text(f"{json.dumps(result_row(status='completed', job_id='j'))}\n" * 1000)
+    with pytest.raises(TooSlowError):
+        list(read_table(str(table), 0))
+    assert len(list(read_table(str(table), 60))) == 1000
+
+
+def save_table(world: World, rows: int) -> str:
+    table = world.folder / "results.jsonl"
+    numbered = (
+        result_row(index=number, status="completed", job_id=f"job-{number}") for number in range(rows)
+    )
+    table.write_text("".join(f"{json.dumps(row)}\n" for row in numbered))
+    place = {"results": str(table), "destination": world.folder.as_uri()}
+    return world.save(xcoms={"rungen_page": {"connection": "none", "app": APP, **place}})
+
+
+def test_a_table_is_read_once_for_all_its_pictures(world: World) -> None:
+    path = save_table(world, 100)
+    picture = b"\x89PNG\r\n\x1a\n" + b"x" * 100
+    for number in range(4):
+        job_id = f"job-{number}"
+        uri = f"{world.folder.as_uri()}/{job_id}/image-0.png"
+        entry = {"uri": uri, "at": "image", "size": len(picture), "sha256": "0" * 64}
+        write_manifest(world, job_id, input={}, result={}, outputs=[entry | {"content_type": "image/png"}])
+        (world.folder / job_id / "image-0.png").write_bytes(picture)
+    assert world.get(f"{path}/jobs/job-0/files/0").content == picture
+    # so that it cannot be read again
+    (world.folder / "results.jsonl").unlink()
+    assert [world.get(f"{path}/jobs/job-{number}/files/0").status_code for number in range(4)] == [200] * 4
+    assert world.get(f"{path}/jobs/other/files/0").status_code == 404
+
+
+def test_a_table_that_hangs_is_not_a_missing_job(world: World) -> None:
+    answering = threading.Event()
+
+    class HangingStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
+        def _open(self, *args: Any, **kwargs: Any) -> Any:
+            answering.wait()
+            return super()._open(*args, **kwargs)
+
+        def isfile(self, path: str) -> bool:
+            return True
+
+    fs = HangingStore()
+    attach("memory", conn_id="hanging_table", fs=fs).fs = fs
+    place = {"results": "memory://hanging_table@bucket/r.jsonl", "destination": world.folder.as_uri()}
+    path = world.save(xcoms={"rungen_page": {"connection": "none", "app": APP, **place}})
+    try:
+        for below in ("/jobs/j", "/jobs/j/files/0", "/jobs/k/files/0"):
+            answer = world.get(path + below)
+            assert answer.status_code == 504
+            assert "did not answer in time" in answer.text
+    finally:
+        answering.set()
