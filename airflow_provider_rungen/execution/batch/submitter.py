@@ -57,7 +57,7 @@ class Throttle:
             self.limit = min(self.limit + 1, self._max_limit)
 
     def note_failure(self, error: RunGenError) -> bool:
-        """Back off, and return whether it has been too long in vain."""
+        """Back off, and return whether it has been too long without success."""
         now = time.monotonic()
         if now >= self.not_before:  # once for all that were in flight together
             self._failures += 1
@@ -162,7 +162,7 @@ class BatchSubmitter:
             raise failure
 
     async def _announce(self, again: Collection[int]) -> None:
-        """Let the store know that inputs which counted as not sent may be sent from now on."""
+        """Save that inputs which counted as not sent may be sent from now on."""
         checkpoint = self._checkpoint
         for index in again:
             checkpoint.note(index, "")
