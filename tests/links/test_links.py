@@ -97,6 +97,7 @@ def test_the_value_at_the_end_is_the_one_that_was_pushed(
     }
 
 
+@with_pages
 @pytest.mark.parametrize("kind", [RunGenJobSensor, RunGenAppSensor])
 def test_a_rescheduling_sensor_pushes_its_links_at_its_first_look(
     rungen_emulator: Emulator, ti: FakeTaskInstance, kind: Any
@@ -114,6 +115,7 @@ def test_a_rescheduling_sensor_pushes_its_links_at_its_first_look(
     assert sorted(key for key, _ in ti.pushed) == sorted([*keys, *[PAGE_KEY] * 4])
 
 
+@with_pages
 def test_a_sensor_of_airflow_2_pushes_its_links_at_each_look(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
 ) -> None:
@@ -124,6 +126,7 @@ def test_a_sensor_of_airflow_2_pushes_its_links_at_each_look(
     assert [key for key, _ in ti.pushed if key in (JOB, APP_LINK)] == [APP_LINK, JOB] * 3
 
 
+@with_pages
 @MODES
 def test_a_failed_job_keeps_its_link(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, deferrable: bool
@@ -133,6 +136,7 @@ def test_a_failed_job_keeps_its_link(
     assert ti.xcoms[JOB].endswith(f"/jobs/{job['id']}")
 
 
+@with_pages
 @OF_MANY
 @MODES
 def test_of_many_jobs_the_first_that_failed_is_linked(
@@ -145,6 +149,7 @@ def test_of_many_jobs_the_first_that_failed_is_linked(
     assert RunGenJobLink().get_link(op, ti_key=None) == ti.xcoms[JOB]
 
 
+@with_pages
 def test_a_submission_that_was_refused_has_the_link_to_the_app(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
 ) -> None:
