@@ -395,7 +395,8 @@ def signal_when(
         while not over.wait(0.002):
             if condition():
                 sent.append(time.monotonic())
-                os.kill(os.getpid(), number)
+                # the thread whose sleep it has to interrupt
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
                 return
 
     before = signal.signal(number, lambda *_: handler())

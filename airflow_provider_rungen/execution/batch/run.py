@@ -251,6 +251,7 @@ class BatchRun(SendingRun):
         finally:
             if self._lines is not None and not self._is_deferring:
                 self._remove_saved_lines()
+                self._remove_saved_lines(of_earlier=True)
 
     def _go_on(
         self, event: Mapping[str, Any], state: DeferredBatch | None, read_inputs: ReadInputs
