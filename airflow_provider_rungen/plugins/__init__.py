@@ -85,7 +85,7 @@ class RunGenPlugin(AirflowPlugin):
 
     name = "rungen"
     fastapi_apps: list[Any] = []  # noqa: RUF012 - as Airflow declares them
-    external_views: list[Any] = []  # noqa: RUF012
+    external_views: list[Any] = []  # noqa: RUF012 - likewise
 
     if are_pages_enabled():
         fastapi_apps = [{"name": "RunGen", "app": LazyApp(), "url_prefix": PREFIX}]

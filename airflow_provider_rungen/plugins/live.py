@@ -138,7 +138,7 @@ def _ask(key: tuple[str, ...], conn_id: str, make_flow: Callable[[], Flow[T]], w
         _cache.put(key, answer, FRESH)
     if isinstance(answer, RunGenError):
         raise answer
-    return answer  # type: ignore[no-any-return]
+    return answer  # type: ignore[no-any-return]  # the cache is untyped
 
 
 def _hook(conn_id: str, within: float) -> PageHook:

@@ -106,7 +106,8 @@ class BatchRun(SendingRun):
         with self.owning():
             with self._pushing_all():
                 yield
-            self._remove_saved_lines(of_earlier=True)  # one of them may have been killed while deferred
+            if self.attempt.try_number > 1:  # an earlier attempt may have been killed while deferred
+                self._remove_saved_lines()
 
     @contextmanager
     def _pushing_all(self) -> Iterator[None]:
@@ -251,7 +252,6 @@ class BatchRun(SendingRun):
         finally:
             if self._lines is not None and not self._is_deferring:
                 self._remove_saved_lines()
-                self._remove_saved_lines(of_earlier=True)
 
     def _go_on(
         self, event: Mapping[str, Any], state: DeferredBatch | None, read_inputs: ReadInputs
@@ -416,10 +416,10 @@ class BatchRun(SendingRun):
             book = LedgerBook(self.options.ledger, "", run_token(self.ti))
             self.reuse = Reuse.restore(book, ids, saved)
 
-    def _remove_saved_lines(self, *, of_earlier: bool = False) -> None:
+    def _remove_saved_lines(self) -> None:
         if self.can_save_lines:
             with suppress(RunGenError):  # the folder may be gone
-                self.saved_lines.remove(of_earlier=of_earlier)
+                self.saved_lines.remove()
 
     # --- the end ---
 

@@ -62,8 +62,8 @@ class SavedLines:
             )
         return found
 
-    def remove(self, *, of_earlier: bool = False) -> None:
-        """Remove the file, or those of the last earlier attempts. A failure is not worth one of the task."""
-        for name in self._earlier[:MAX_EARLIER] if of_earlier else [self._name]:
+    def remove(self) -> None:
+        """Remove the file, and those of the last earlier attempts. A failure is not worth one of the task."""
+        for name in (self._name, *self._earlier[:MAX_EARLIER]):
             with contextlib.suppress(RunGenError):
                 self._storage.remove("", [name])
