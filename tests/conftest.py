@@ -68,6 +68,9 @@ __all__ = ["FakeStore", "Outcome", "OutletEvents", "wait_for_jobs"]
 T = TypeVar("T")
 KEY = "rungen-emulator-key"
 APP = "flux-schnell"
+# Seconds in which a busy machine, too, ends what is cut short. What the tests let hang lasts longer, and the
+# system tests hold the five seconds that Airflow gives a task.
+SOON = 12.0
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -115,11 +115,11 @@ def settings_for(url: str, **changes: Any) -> Settings:
 
 
 def drip(text: bytes, *, head: bytes = b"") -> Talk:
-    """Send the head at once, then a byte each 50 ms, for 6 s at most."""
+    """Send the head at once, then a byte each 50 ms, for 20 s at most."""
 
     def talk(connection: socket.socket) -> None:
         connection.sendall(head)
-        give_up_at = time.monotonic() + 6
+        give_up_at = time.monotonic() + 20
         for number in range(len(text)):
             connection.sendall(text[number : number + 1])
             time.sleep(0.05)

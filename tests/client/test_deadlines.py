@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
+from conftest import APP, SOON, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 from wire import GET, KEY, OK, POST, Send, Server, settings_for
 
 from airflow_provider_rungen.client.bodies import ResponseBody
@@ -87,10 +87,10 @@ def _short_final_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def limited() -> Iterator[Callable[[], float]]:
-    """Check that what is done ends soon after the limit, on a busy machine, too; else it would never end."""
+    """Check that what is done ends soon after the limit; else it would never end."""
     begun_at = time.monotonic()
     yield lambda: time.monotonic() - begun_at
-    assert time.monotonic() - begun_at < LIMIT + 5
+    assert time.monotonic() - begun_at < SOON
 
 
 @pytest.mark.parametrize("name", ENDLESS)
@@ -299,8 +299,6 @@ def test_of_a_large_refusal_the_beginning_is_kept(serve: Any, send: Send) -> Non
 
 # --- kills --------------------------------------------------------------------------------------------------
 
-SECONDS = 4.0  # Airflow gives a task five
-
 
 def job_op() -> Any:
     return RunGenRunJobOperator(task_id="task", input={"prompt": "x"}, wait_for_completion=True)
@@ -341,7 +339,7 @@ def kill_when(op: Any, number: signal.Signals, condition: Callable[[], bool], st
         except TimeoutStruck as error:
             outcome.error = error
     assert sent
-    assert time.monotonic() - sent[0] < SECONDS
+    assert time.monotonic() - sent[0] < SOON
     assert outcome.error is not None
     return outcome
 
@@ -417,7 +415,7 @@ def test_a_kill_that_was_swallowed_ends_a_wait(rungen_emulator: Emulator) -> Non
     op.cancel_on_kill = False
     with signal_when(signal.SIGTERM, lambda: service.count("get") > 0, swallow) as sent:
         assert run_task(op, context).error is not None
-    assert time.monotonic() - sent[0] < SECONDS
+    assert time.monotonic() - sent[0] < SOON
 
 
 def test_many_waits_at_once_let_a_kill_through(rungen_emulator: Emulator) -> None:
@@ -444,7 +442,7 @@ def test_a_cancel_at_a_kill_does_not_wait_for_its_turn(
         job = hook.run_job(input={"prompt": "x", "emulator": {"seconds": 0}})
         begun_at = time.monotonic()
         outcomes = hook.cancel_jobs(job_ids=[job.id], within=4.0)  # it is over, which takes a second request
-    assert time.monotonic() - begun_at < 4
+    assert time.monotonic() - begun_at < SOON
     assert isinstance(outcomes[job.id], RunGenConflictError)
 
 
@@ -456,5 +454,5 @@ def test_a_request_that_is_interrupted_gets_a_moment_more(rungen_emulator: Emula
     with pytest.raises(RunGenConnectionError, match="before the task had to end") as caught:
         sender(Request("GET", "app", "list the apps"))
     assert caught.value.sent
-    assert FINAL_GRACE * 0.9 < time.monotonic() - begun_at < FINAL_GRACE + 1.5
+    assert FINAL_GRACE * 0.9 < time.monotonic() - begun_at < SOON
     sender.close()

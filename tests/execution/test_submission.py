@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
-from conftest import APP, FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
+from conftest import APP, SOON, FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
 
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
@@ -553,7 +553,7 @@ def killed(
     with signal_when(signal.SIGTERM, lambda: service.count("get") > before + 1, task.op.on_kill) as sent:
         error = run_task(task.op, task.context).error
     assert error is not None
-    assert time.monotonic() - sent[0] < 4
+    assert time.monotonic() - sent[0] < SOON
     return error
 
 

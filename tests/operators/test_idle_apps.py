@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
-from conftest import KEY, FakeTaskInstance, Outcome, signal_when
+from conftest import KEY, SOON, FakeTaskInstance, Outcome, signal_when
 
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError
@@ -267,7 +267,7 @@ def test_a_kill_during_the_wait_ends_the_task(emulator: Emulator, context: Any) 
     with signal_when(signal.SIGTERM, lambda: emulator.service.count("get_app") > 0, task.op.on_kill) as sent:
         outcome = task.attempt(context)
     assert isinstance(outcome.error, AirflowException)
-    assert time.monotonic() - sent[0] < 4
+    assert time.monotonic() - sent[0] < SOON
     assert workers(emulator) == 2
 
 

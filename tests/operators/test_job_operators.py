@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException
-from conftest import APP, KEY, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
+from conftest import APP, KEY, SOON, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 
 from airflow_provider_rungen.client import job_log as watch
 from airflow_provider_rungen.client import retry
@@ -215,7 +215,7 @@ def test_a_job_that_takes_too_long_is_canceled(
     started = time.monotonic()
     outcome = run_task(op, context)
     [job] = rungen_emulator.service.jobs()
-    assert 0.25 < time.monotonic() - started < 3
+    assert 0.25 < time.monotonic() - started < SOON
     assert type(outcome.error) is RunGenJobTimeoutError
     assert (outcome.error.app_id, outcome.error.job_id) == (APP, job["id"])
     assert job["id"] in str(outcome.error)
@@ -446,11 +446,11 @@ def test_a_store_that_fails_after_the_submission_does_not_lose_the_job(
 def test_a_kill_cancels_the_job_and_ends_the_task(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
 ) -> None:
-    op = run_op(input=LONG, wait_for_completion=True, timeout=8)
+    op = run_op(input=LONG, wait_for_completion=True, timeout=60)
     with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("get") > 1, op.on_kill) as sent:
         outcome = run_task(op, context)
     assert sent
-    assert time.monotonic() - sent[0] < 1
+    assert time.monotonic() - sent[0] < SOON
     assert isinstance(outcome.error, AirflowException)
     assert not isinstance(outcome.error, AirflowFailException)
     assert states(rungen_emulator) == ["CANCELED"]
@@ -473,33 +473,33 @@ def test_a_kill_in_the_middle_of_a_log_line_is_not_lost(
                 self.handleError(record)
 
     killed: list[float] = []
-    op = run_op(input=LONG, wait_for_completion=True, timeout=5)
+    op = run_op(input=LONG, wait_for_completion=True, timeout=60)
     monkeypatch.setattr(logging, "raiseExceptions", False)
     monkeypatch.setattr(watch.log, "handlers", [Handler()])
     outcome = run_task(op, context)
     assert killed
-    assert time.monotonic() - killed[0] < 1
+    assert time.monotonic() - killed[0] < SOON
     assert isinstance(outcome.error, AirflowException)
     assert "killed" in str(outcome.error)
 
 
 @KILLED
 def test_a_kill_leaves_the_job_when_told_to(rungen_emulator: Emulator, context: Any) -> None:
-    op = run_op(input=LONG, wait_for_completion=True, cancel_on_kill=False, timeout=8)
+    op = run_op(input=LONG, wait_for_completion=True, cancel_on_kill=False, timeout=60)
     with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("get") > 1, op.on_kill) as sent:
         outcome = run_task(op, context)
     assert sent
-    assert time.monotonic() - sent[0] < 1
+    assert time.monotonic() - sent[0] < SOON
     assert isinstance(outcome.error, AirflowException)
     assert states(rungen_emulator) == ["RUNNING"]
 
 
 @KILLED
 def test_a_kill_in_a_long_pause_ends_the_task(rungen_emulator: Emulator, context: Any) -> None:
-    op = run_op(input=LONG, wait_for_completion=True, poll_interval=60, timeout=8)
+    op = run_op(input=LONG, wait_for_completion=True, poll_interval=60, timeout=60)
     with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("get") > 0, op.on_kill) as sent:
         outcome = run_task(op, context)
-    assert time.monotonic() - sent[0] < 1
+    assert time.monotonic() - sent[0] < SOON
     assert isinstance(outcome.error, AirflowException)
     assert states(rungen_emulator) == ["CANCELED"]
 
@@ -507,10 +507,10 @@ def test_a_kill_in_a_long_pause_ends_the_task(rungen_emulator: Emulator, context
 @KILLED
 def test_a_kill_while_a_look_hangs_ends_the_task(rungen_emulator: Emulator, context: Any) -> None:
     rungen_emulator.service.inject(Fault(on="get", kind="hang", skip=1))
-    op = run_op(input=LONG, wait_for_completion=True, timeout=8)
+    op = run_op(input=LONG, wait_for_completion=True, timeout=60)
     with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("get") > 1, op.on_kill) as sent:
         outcome = run_task(op, context)
-    assert time.monotonic() - sent[0] < 1
+    assert time.monotonic() - sent[0] < SOON
     assert isinstance(outcome.error, AirflowException)
     assert states(rungen_emulator) == ["CANCELED"]
 
@@ -527,7 +527,7 @@ def test_a_kill_during_the_submission_waits_for_the_id_and_cancels_the_job(
         outcome = run_task(op, context)
     [job] = rungen_emulator.service.jobs()
     assert sent
-    assert time.monotonic() - sent[0] < 4
+    assert time.monotonic() - sent[0] < SOON
     assert isinstance(outcome.error, AirflowException)
     assert ti.xcoms["job_id"] == job["id"]
     assert job["status"] == "CANCELED"
@@ -541,7 +541,7 @@ def test_a_kill_while_the_submission_is_turned_away_submits_nothing_more(
     op = run_op(input=LONG)
     with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("run") > 0, op.on_kill) as sent:
         outcome = run_task(op, context)
-    assert time.monotonic() - sent[0] < 4
+    assert time.monotonic() - sent[0] < SOON
     assert isinstance(outcome.error, AirflowException)
     assert rungen_emulator.service.stats()["jobs_created"] == 0
 
@@ -576,13 +576,13 @@ def test_a_time_limit_that_strikes_during_the_submission_does_not_lose_the_job(
 def test_a_kill_is_over_in_time_however_many_jobs_there_are(rungen_emulator: Emulator, context: Any) -> None:
     ids = submitted(*[LONG] * 80)
     rungen_emulator.service.inject(Fault(on="cancel", kind="hang", times=None))
-    op = collect_op(ids, cancel_on_kill=True, timeout=8)
+    op = collect_op(ids, cancel_on_kill=True, timeout=60)
     service = rungen_emulator.service
     asked = lambda: service.count("get") + service.count("get_app") > 0  # noqa: E731
     with signal_when(signal.SIGTERM, asked, op.on_kill) as sent:
         outcome = run_task(op, context)
     assert isinstance(outcome.error, AirflowException)
-    assert time.monotonic() - sent[0] < 5
+    assert time.monotonic() - sent[0] < SOON
 
 
 @KILLED
@@ -724,7 +724,7 @@ def test_a_kill_leaves_collected_jobs_alone(rungen_emulator: Emulator, context: 
     op = collect_op(ids)
     with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("get") > 1, op.on_kill) as sent:
         outcome = run_task(op, context)
-    assert time.monotonic() - sent[0] < 1
+    assert time.monotonic() - sent[0] < SOON
     assert isinstance(outcome.error, AirflowException)
     assert states(rungen_emulator) == ["RUNNING", "RUNNING"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from airflow.triggers.base import BaseTrigger
 from asgiref.sync import async_to_sync
-from conftest import APP, KEY
+from conftest import APP, KEY, SOON
 
 from airflow_provider_rungen import _airflow, triggers
 from airflow_provider_rungen.emulator import Emulator, Fault
@@ -99,7 +99,7 @@ def test_the_deadline_is_an_event(rungen_emulator: Emulator) -> None:
     [event] = fire(trigger(ids, deadline=time.time() + 0.2))
     assert event["outcome"] == "timeout"
     assert ids[0] in event["message"]
-    assert time.monotonic() - started < 5  # on a busy machine, too
+    assert time.monotonic() - started < SOON
     assert states(rungen_emulator) == ["RUNNING"]
 
 
@@ -159,10 +159,11 @@ def test_a_trigger_does_not_fire_while_the_deferring_process_goes_down(
     monkeypatch.setattr(base, "SETTLING_TIME", 0.7)
     deferred_at = time.time()
     fire(trigger(submitted(0), deferred_at=deferred_at))
-    assert 0.7 <= time.time() - deferred_at < 3
+    assert time.time() - deferred_at >= 0.7
+    monkeypatch.setattr(base, "SETTLING_TIME", 30.0)
     started = time.monotonic()
-    fire(trigger(submitted(0), deferred_at=deferred_at - 10))
-    assert time.monotonic() - started < 0.6
+    fire(trigger(submitted(0), deferred_at=deferred_at - 40))
+    assert time.monotonic() - started < SOON
 
 
 def test_many_triggers_wait_side_by_side(rungen_emulator: Emulator) -> None:
@@ -170,7 +171,7 @@ def test_many_triggers_wait_side_by_side(rungen_emulator: Emulator) -> None:
     ids = submitted(*[0.3] * 60)
     started = time.monotonic()
     events = fire(*[trigger([job_id], poll_interval=0.2) for job_id in ids])
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < SOON
     assert [event["job_ids"] for event in events] == [[job_id] for job_id in ids]
     assert {event["outcome"] for event in events} == {"over"}
 
