@@ -30,6 +30,8 @@ def run_tests(environment: Environment) -> dict[str, Any]:
     # a separate folder, since pytest keeps only the last few in a shared one
     options = [
         "-q",
+        "-n",
+        "auto",
         "-p",
         "compat.recorder",
         "--record",

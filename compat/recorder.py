@@ -21,8 +21,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if path := config.getoption("--record"):
+    path = config.getoption("--record")
+    if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder(path), "rungen-recorder")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Send the features of each test with its reports, since the process that records may be another one."""
+    for item in items:
+        item.user_properties += [("feature", mark.args[0]) for mark in item.iter_markers("feature")]
 
 
 class Recorder:
@@ -34,20 +41,19 @@ class Recorder:
         self._outcomes: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        for item in session.items:
-            self._outcomes[item.nodeid] = "passed"
-            self._features[item.nodeid] = [mark.args[0] for mark in item.iter_markers("feature")]
-
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        outcome = self._outcomes.setdefault(report.nodeid, "passed")
+        self._features[report.nodeid] = [
+            str(value) for name, value in report.user_properties if name == "feature"
+        ]
         if report.failed:
             self._outcomes[report.nodeid] = "failed"
-        elif report.skipped and self._outcomes[report.nodeid] == "passed":
+        elif report.skipped and outcome == "passed":
             self._outcomes[report.nodeid] = "skipped"
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             self._reasons[report.nodeid] = reason.removeprefix("Skipped: ")
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    def pytest_sessionfinish(self) -> None:
         counts = Counter(self._outcomes.values())
         features: dict[str, dict[str, Any]] = {}
         for test, names in self._features.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -41,6 +41,7 @@ from airflow_provider_rungen.plugins.urls import Urls
 # So many jobs are asked for one by one, to see how far they are. Of more, the counters of the app tell.
 MAX_POLLED = 24
 _UNSTORED = "The files of these jobs are only at RunGen. Set destination on the task to store and see them."
+_NOT_THERE = "Some files are not in {place}. They were not stored, or were moved or removed since."
 _SUBMITTING = "The jobs are being submitted."
 _IN_FLIGHT = "The app has jobs of other tasks, too, so that more may be done than is shown."
 
@@ -60,9 +61,8 @@ async def task_page(task: TaskRecord, urls: Urls, page: int) -> TaskPage:
     unexplained = [row.job_id for row in jobs.unexplained]
     examples = [job.job_id for group in jobs.failures for job in group.examples if job.job_id]
     found = await gathering.jobs([*unstored, *unexplained, *examples[:MAX_ASKED]])
-    is_over = not task.is_moving
-    if is_over and not task.destination and any(map(views.has_unstored_files, found.values())):
-        gathering.notices.append(_UNSTORED)
+    if not task.is_moving:
+        _note_unstored(gathering, [job for job_id, job in found.items() if job_id in unstored])
     if jobs.is_partly_counted:
         gathering.notices.append(f"Only the first {jobs.total} rows are counted.")
     # not in the event loop: there may be many large inputs and results
@@ -170,6 +170,14 @@ def _pager(task: TaskRecord, urls: Urls, jobs: JobRows, page: int) -> Pager | No
     )
 
 
+def _note_unstored(gathering: Gathering, jobs: Iterable[Job | RunGenError | None]) -> None:
+    """Say where the files of jobs are that are not in the destination."""
+    if gathering.notices or not any(map(views.has_unstored_files, jobs)):  # it may be the store that is down
+        return
+    place = shown_text(gathering.task.destination)
+    gathering.notices.append(_NOT_THERE.format(place=place) if place else _UNSTORED)
+
+
 def _failures(
     task: TaskRecord, urls: Urls, jobs: JobRows, found: Mapping[str, Job | RunGenError]
 ) -> list[FailureGroup]:
@@ -198,8 +206,8 @@ async def job_page(task: TaskRecord, urls: Urls, job_id: str) -> JobPage | None:
         return None
     manifest = (await gathering.manifests([job_id])).get(job_id)
     live = (await gathering.jobs([job_id])).get(job_id)
-    if not task.destination and views.has_unstored_files(live):
-        gathering.notices.append(_UNSTORED)
+    if manifest is None and not task.is_moving:
+        _note_unstored(gathering, [live])
     return await run_in_threadpool(_job_page, gathering, urls, row, manifest, live)
 
 

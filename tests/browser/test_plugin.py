@@ -24,9 +24,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from airflow_instance import AirflowError, AirflowInstance
 
 from browser.conftest import KEY
+from compat.environments import AIRFLOWS, Environment
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(560)]
+# a new environment takes minutes
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
+INSTALLED = "installed"
 DAGS = Path(__file__).with_name("pages_dags")
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 PASSWORDS = {"admin": "for-the-admin", "viewer": "for-the-viewer"}
@@ -50,10 +53,23 @@ def environment(emulator: Emulator, home: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="module", params=[INSTALLED, "3.1", "3.4"])
+def version(request: pytest.FixtureRequest) -> str:
+    """The installed Airflow, the first with an entry in the navigation, and the newest pre-release."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def airflow(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowInstance]:
-    home = tmp_path_factory.mktemp("airflow")
-    with AirflowInstance(home, DAGS, environment=environment(emulator, home)) as instance:
+def airflow(
+    version: str, emulator: Emulator, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AirflowInstance]:
+    home, bin_folder = tmp_path_factory.mktemp("airflow"), None
+    if version != INSTALLED:
+        other = Environment(version, AIRFLOWS[version][0])
+        other.make(renew=False)
+        bin_folder = other.executable.parent
+    settings = environment(emulator, home)
+    with AirflowInstance(home, DAGS, environment=settings, bin_folder=bin_folder) as instance:
         instance.log_in("admin", PASSWORDS["admin"])
         yield instance
 
@@ -91,8 +107,14 @@ def log_in(page: Page, airflow: AirflowInstance, user: str, url: str) -> None:
     page.wait_for_url(lambda here: "/auth/" not in here)
 
 
-def start(airflow: AirflowInstance, dag_id: str, until: str) -> str:
-    """Start a run, wait for a state of its task, and return the address of the page of the task."""
+def take(version: str, page: Page, name: str) -> None:
+    """Renew a picture of the documentation, from the Airflow that is installed."""
+    if version == INSTALLED:
+        page.screenshot(path=IMAGES / f"{name}.png")
+
+
+def start(airflow: AirflowInstance, dag_id: str, until: str, *, has_page: bool = True) -> str:
+    """Start a run, wait for a state of its task, and return the address of its page, ours or Airflow's."""
     run_id = airflow.trigger(dag_id)
     deadline, state = time.monotonic() + 240, ""
     while state != until:
@@ -102,10 +124,12 @@ def start(airflow: AirflowInstance, dag_id: str, until: str) -> str:
         with contextlib.suppress(AirflowError):  # it may be overloaded
             [task] = airflow.task_instances(dag_id, run_id)
             state = task["state"]
+    if not has_page:
+        return f"{airflow.url}/dags/{dag_id}/runs/{quote(run_id)}/tasks/paint"
     return f"{airflow.url}{airflow.xcom(dag_id, run_id, 'paint', 'rungen_results_link')}"
 
 
-def test_a_gallery_from_the_task_to_its_pictures(airflow: AirflowInstance, page: Page) -> None:
+def test_a_gallery_from_the_task_to_its_pictures(version: str, airflow: AirflowInstance, page: Page) -> None:
     from playwright.sync_api import expect
 
     url = start(airflow, "gallery", "success")
@@ -122,7 +146,7 @@ def test_a_gallery_from_the_task_to_its_pictures(airflow: AirflowInstance, page:
     page.evaluate("scrollTo(0, 0)")
     page.set_viewport_size({"width": 1100, "height": 860})
     page.wait_for_load_state("networkidle")
-    page.screenshot(path=IMAGES / "results.png")
+    take(version, page, "results")
     page.get_by_role("link", name=re.compile("next", re.IGNORECASE)).first.click()
     expect(page.locator("img")).to_have_count(100)
     page.set_viewport_size({"width": 390, "height": 800})
@@ -130,7 +154,9 @@ def test_a_gallery_from_the_task_to_its_pictures(airflow: AirflowInstance, page:
     assert not is_wide
 
 
-def test_progress_moves_by_itself_while_the_task_is_deferred(airflow: AirflowInstance, page: Page) -> None:
+def test_progress_moves_by_itself_while_the_task_is_deferred(
+    version: str, airflow: AirflowInstance, page: Page
+) -> None:
     from playwright.sync_api import expect
 
     page.goto(start(airflow, "moving", "deferred"))
@@ -138,7 +164,7 @@ def test_progress_moves_by_itself_while_the_task_is_deferred(airflow: AirflowIns
     done = page.get_by_text(re.compile(r"^\d+ of 12 done")).first
     before = done.inner_text()
     expect(done).not_to_have_text(before, timeout=60_000)
-    page.screenshot(path=IMAGES / "progress.png")
+    take(version, page, "progress")
 
 
 def test_a_hostile_job_runs_nothing(airflow: AirflowInstance, page: Page) -> None:
@@ -170,7 +196,7 @@ def test_ten_thousand_jobs_are_shown_in_less_than_two_seconds(airflow: AirflowIn
     assert "10,000" in page.inner_text("body")
 
 
-def test_the_navigation_leads_to_the_apps(airflow: AirflowInstance, page: Page) -> None:
+def test_the_navigation_leads_to_the_apps(version: str, airflow: AirflowInstance, page: Page) -> None:
     from playwright.sync_api import expect
 
     page.goto(airflow.url)
@@ -178,7 +204,7 @@ def test_the_navigation_leads_to_the_apps(airflow: AirflowInstance, page: Page) 
     apps = page.frame_locator("iframe")
     expect(apps.get_by_text("FLUX Schnell")).to_be_visible()
     expect(apps.get_by_text("rungen_default")).to_be_visible()
-    page.screenshot(path=IMAGES / "apps.png")
+    take(version, page, "apps")
     assert KEY not in page.content()
 
 
@@ -214,6 +240,44 @@ def test_a_service_that_hangs_leaves_a_page_that_says_so(
         assert "missing" in page.inner_text("body")
     finally:
         emulator.service.clear_faults()
+
+
+def test_a_store_that_is_gone_leaves_a_page_that_says_so(airflow: AirflowInstance, page: Page) -> None:
+    run_id = airflow.wait_for_a_run("gallery", 5)
+    link = airflow.xcom("gallery", run_id, "paint", "rungen_results_link")
+    folder = airflow.home / "gallery"
+    away = folder.rename(airflow.home / "away")
+    try:
+        started = time.monotonic()
+        page.goto(f"{airflow.url}{link}")
+        assert time.monotonic() - started < 5.5
+        assert f"Some files are not in {folder.as_uri()}" in page.inner_text("body")
+        assert "a lighthouse at dawn" in page.inner_text("body")
+    finally:
+        away.rename(folder)
+
+
+def test_a_task_of_ours_has_a_tab_from_airflow_3_4(
+    version: str, airflow: AirflowInstance, page: Page
+) -> None:
+    from playwright.sync_api import expect
+
+    page.goto(start(airflow, "other", "success", has_page=False))
+    expect(page.get_by_role("link", name="Details")).to_be_visible()
+    expect(page.get_by_role("link", name="RunGen results")).to_have_count(0)
+    run_id = airflow.wait_for_a_run("gallery", 5)
+    page.goto(f"{airflow.url}/dags/gallery/runs/{quote(run_id)}/tasks/paint")
+    expect(page.get_by_role("link", name="Details")).to_be_visible()
+    tab = page.get_by_role("link", name="RunGen results")
+    if tuple(map(int, airflow.version().split(".")[:2])) < (3, 4):
+        expect(tab).to_have_count(0)
+        return
+    tab.click()
+    inside = page.frame_locator("iframe")
+    expect(inside.locator("img").first).to_be_visible()
+    # the frame is sandboxed, and the page that the link leads to is open
+    expect(inside.get_by_text("Open in Airflow")).to_be_hidden()
+    assert KEY not in page.content()
 
 
 def test_pages_that_are_turned_off_have_no_links(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -398,6 +399,17 @@ def test_no_key_and_no_signed_url_is_on_any_page(world: World) -> None:
     for text in texts:
         assert "X-Amz" not in text
         assert KEY not in text
+
+
+def test_files_that_were_removed_are_called_missing(world: World) -> None:
+    world.perform(batch(world.folder, given("one"), given("two")))
+    path, [job, other] = world.save(), world.ti.xcoms["job_ids"]
+    assert "Some files are not in" not in world.get(path).text
+    shutil.rmtree(world.folder / job)
+    for each in (path, f"{path}/jobs/{job}"):
+        page = world.get(each)
+        assert f"Some files are not in {world.folder.as_uri()}" in page.text
+    assert "Some files are not in" not in world.get(f"{path}/jobs/{other}").text
 
 
 # --- when something is out of order -------------------------------------------------------------------------

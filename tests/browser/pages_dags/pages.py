@@ -6,6 +6,7 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow.providers.standard.operators.python import PythonOperator
 from airflow.sdk import DAG
 
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunTableOperator
@@ -67,3 +68,6 @@ with DAG("many", **ARGUMENTS):
         max_concurrency=64,
         **{name: value for name, value in BATCH.items() if name != "max_failed"},
     )
+
+with DAG("other", **ARGUMENTS):
+    PythonOperator(task_id="paint", python_callable=lambda: None)
