@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions
     from airflow_provider_rungen.execution.waiting import Defer
-
-log = logging.getLogger(__name__)
 
 
 class CollectingRun(BatchRun):
@@ -109,13 +106,13 @@ class CollectingRun(BatchRun):
         except Exception as error:
             has_destination = self._collect_options.destination is not None
             if has_destination and not self._is_collecting and self.has_to_store(error):
-                try:
-                    collector = self._collector()
-                    with self.opened(), self.reuse.remembering(collector):
-                        collector.gather(self.jobs.app_id, self.new_job_ids(self.result(self.batch)))
-                except RunGenError as failure:
-                    log.warning("Could not store all that completed: %s", failure.message)
+                self.store_completed(self.result(self.batch), self._gather)
             raise
+
+    def _gather(self, job_ids: Sequence[str]) -> None:
+        collector = self._collector()
+        with self.reuse.remembering(collector):
+            collector.gather(self.jobs.app_id, job_ids)
 
     def _collect(self, result: BatchResult) -> Any:
         """Return the results in place of the ids. One job fails with its own error."""

@@ -431,6 +431,18 @@ class BatchRun(SendingRun):
         is_lost = isinstance(cause, RunGenJobTimeoutError) or not self.has_next(cause)
         return is_lost and not retry.is_refusal(cause)
 
+    def store_completed(self, result: BatchResult, gather: Callable[[list[str]], None]) -> None:
+        """
+        Store what is paid for, though the task fails.
+
+        :param gather: collects the results of jobs.
+        """
+        try:
+            with self.opened():
+                gather(self.new_job_ids(result))
+        except RunGenError as failure:
+            log.warning("Could not store all that completed: %s", failure.message)
+
     def finish(self, result: BatchResult, max_failed: float | None = None) -> list[str | None]:
         """
         Report which inputs failed.

@@ -394,7 +394,7 @@ class TableRun(BatchRun):
         try:
             self.read_stored()
             if self.has_to_store(error):
-                self._store_finished()
+                self.store_completed(self._submitted, lambda job_ids: self._gather(job_ids, ()))
             self._rows.add_errors(
                 {
                     job_id: RunGenJobCanceledError(f"Canceled: {message}", app_id="", job_id=job_id)
@@ -405,11 +405,3 @@ class TableRun(BatchRun):
             self.push_usage()  # more of the jobs is known by now
         except Exception as failure:
             log.warning("Could not write the results table: %s", clean_text(str(failure)))
-
-    def _store_finished(self) -> None:
-        """Store what is paid for, though the task fails."""
-        try:
-            with self.opened():
-                self._gather(self.new_job_ids(self._submitted), ())
-        except RunGenError as failure:
-            log.warning("Could not store all that completed: %s", failure.message)
