@@ -36,7 +36,7 @@ _FEATURES = """
 them run an operator or a trigger alone. `make test-system` kills the parts of a real Airflow 3.3. Its test
 that marks a deferred task also passed on 3.0 and 3.1, and the one that clears a task on 3.1.
 `make test-browser` fills in the connection form, tests the connection and follows the links of a task in the
-UI of 3.3 and 2.11.
+UI of 3.3 and 2.11. It opens the pages in 3.1, 3.3 and the pre-release 3.4.
 
 """
 _BOUNDS = """

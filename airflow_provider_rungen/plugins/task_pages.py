@@ -171,7 +171,7 @@ def _pager(task: TaskRecord, urls: Urls, jobs: JobRows, page: int) -> Pager | No
 
 
 def _note_unstored(gathering: Gathering, jobs: Iterable[Job | RunGenError | None]) -> None:
-    """Say where the files of jobs are that are not in the destination."""
+    """Explain why a page lacks files that jobs made."""
     if gathering.notices or not any(map(views.has_unstored_files, jobs)):  # it may be the store that is down
         return
     place = shown_text(gathering.task.destination)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,13 +59,18 @@ def test_the_first_job_from_the_connection_to_its_link(
         expect(page.get_by_text(label, exact=True)).to_be_visible()
     for name in ("login", "schema", "extra"):
         expect(page.locator(f"#{name}")).to_be_hidden()
-    for field in get_provider_info()["connection-types"][0]["conn-fields"].values():
+    fields = get_provider_info()["connection-types"][0]["conn-fields"]
+    for field in fields.values():
         expect(page.get_by_text(field["label"], exact=True)).to_be_visible()
         expect(page.get_by_text(field["description"], exact=True)).to_be_visible()
     expect(page.locator("#host")).to_have_attribute("placeholder", "https://api.rungen.ai")
     page.locator("#host").fill(emulator.url)
     page.locator("#password").fill(KEY)
     page.get_by_label("Default app ID").fill("flux-schnell")
+    # Airflow 2 has no pages of ours
+    console = "https://console.example/{app_id}"
+    page.get_by_label(fields["app_url"]["label"]).fill(console)
+    page.get_by_label(fields["job_url"]["label"]).fill(console + "/{job_id}")
     page.locator("#test-connection").click()
     expect(
         page.get_by_text(
@@ -78,7 +84,8 @@ def test_the_first_job_from_the_connection_to_its_link(
     assert airflow.wait_for_run(DAG_ID, run_id, 150) == "success"
     [job] = emulator.service.jobs()
     page.goto(f"{airflow.url}/dags/{DAG_ID}/grid?dag_run_id={quote(run_id)}&task_id=paint")
-    app = f"{emulator.url}/app/flux-schnell"
-    expect(page.get_by_role("link", name="RunGen job")).to_have_attribute("href", f"{app}/job/{job['id']}")
+    app = "https://console.example/flux-schnell"
+    expect(page.get_by_role("link", name="RunGen job")).to_have_attribute("href", f"{app}/{job['id']}")
     expect(page.get_by_role("link", name="RunGen app")).to_have_attribute("href", app)
+    expect(page.get_by_role("link", name="RunGen results")).not_to_have_attribute("href", re.compile("."))
     assert KEY not in page.content()
