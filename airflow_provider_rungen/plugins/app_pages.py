@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.pages.models import AppPage, AppsPage, AppView, ConnectionApps, Link
+from airflow_provider_rungen.pages.models import AppPage, AppsPage, AppView, ConnectionApps
 from airflow_provider_rungen.plugins import live, views
 from airflow_provider_rungen.plugins.gather import PAGE_TIME
 from airflow_provider_rungen.plugins.job_rows import shown_text
@@ -48,11 +48,14 @@ async def _connection_apps(conn_id: str, tasks: list[TaskRecord], urls: Urls) ->
     )
 
 
-async def connection_app_page(conn_id: str, app_id: str, tasks: list[TaskRecord], urls: Urls) -> AppPage:
-    """Return the page of an app of a connection."""
-    app, notice = await _ask(live.get_app, conn_id, app_id)
-    if app is None:
-        return AppPage(app=views.empty_app(app_id), conn_id=conn_id, notice=notice)
+async def app_page(conn_id: str, app_id: str, tasks: list[TaskRecord], urls: Urls) -> AppPage:
+    """
+    Return the page of an app.
+
+    :param tasks: the tasks that used RunGen last, and that the user may see.
+    """
+    answer, notice = await _ask(live.get_app, conn_id, app_id)
+    app: App = answer or App(id=app_id)
     users = [task for task in tasks if _uses(task, conn_id, app_id)]
     scaling = next((task for task in users if views.scaled_up_at(task) is not None), None)
     return AppPage(
@@ -61,6 +64,7 @@ async def connection_app_page(conn_id: str, app_id: str, tasks: list[TaskRecord]
         description=shown_text(app.description),
         scaled_by=None if scaling is None or not app.active_workers else urls.link(scaling),
         bill=next((facts for task in users if (facts := views.bill_facts(task.xcoms.get("bill")))), ()),
+        notice=notice,
     )
 
 
@@ -79,10 +83,10 @@ async def _ask(function: Any, *args: str) -> tuple[Any, str]:
 
 def _view(app: App, conn_id: str, tasks: Iterable[TaskRecord], urls: Urls, limit: int) -> AppView:
     users = [task for task in tasks if _uses(task, conn_id, app.id)]
-    latest: Mapping[tuple[str, str], TaskRecord] = {
-        (task.dag_id, task.task_id): task for task in reversed(users)
-    }
-    links: list[Link] = [urls.link(task) for task in reversed(list(latest.values()))]
+    latest: dict[tuple[str, str], TaskRecord] = {}
+    for task in users:
+        latest.setdefault((task.dag_id, task.task_id), task)
+    links = [urls.link(task) for task in latest.values()]
     up_since: datetime | None = None
     if app.active_workers:
         up_since = next((at for task in users if (at := views.scaled_up_at(task)) is not None), None)

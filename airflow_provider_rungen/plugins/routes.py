@@ -129,10 +129,11 @@ async def show_job(task: Task, urls: PageUrls, job_id: str) -> Response:
 
 
 @_degrading
-async def show_app(task: Task, urls: PageUrls, app_id: str) -> Response:
-    found = await task_pages.app_page(task, urls, app_id)
-    if found is None:
+async def show_app(user: User, task: Task, urls: PageUrls, app_id: str) -> Response:
+    if app_id != task.app_id:
         raise HTTPException(404, "This task does not use this app.")
+    tasks = await run_in_threadpool(_tasks_visible_to, user)
+    found = await app_pages.app_page(task.conn_id, app_id, [*tasks, task], urls)
     return _html(await run_in_threadpool(render.render_app, found, urls.site))
 
 
@@ -189,7 +190,7 @@ async def show_apps(user: User, urls: PageUrls) -> Response:
 @_degrading
 async def show_connection_app(user: User, urls: PageUrls, connection_id: str, app_id: str) -> Response:
     tasks = await run_in_threadpool(_tasks_visible_to, user)
-    found = await app_pages.connection_app_page(connection_id, app_id, tasks, urls)
+    found = await app_pages.app_page(connection_id, app_id, tasks, urls)
     return _html(await run_in_threadpool(render.render_app, found, urls.site))
 
 

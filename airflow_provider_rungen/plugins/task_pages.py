@@ -1,4 +1,4 @@
-"""Make the pages of a task, of its jobs and of its apps."""
+"""Make the pages of a task and of its jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.pages.failures import group_failures
 from airflow_provider_rungen.pages.models import (
-    AppPage,
     FailureGroup,
     JobPage,
     JobView,
@@ -234,22 +233,4 @@ def _job_page(
         task=urls.link(task),
         airflow_href=urls.in_airflow(task),
         is_moving=job is not None and not job.is_terminal,
-    )
-
-
-# --- an app -------------------------------------------------------------------------------------------------
-
-
-async def app_page(task: TaskRecord, urls: Urls, app_id: str) -> AppPage | None:
-    """Return the page of an app, or ``None`` if the task does not use it."""
-    if app_id != task.app_id:
-        return None
-    gathering = Gathering(task)
-    app = await gathering.app(app_id)
-    return AppPage(
-        app=views.empty_app(app_id) if app is None else views.app_view(app, used_by=[urls.link(task)]),
-        conn_id=task.conn_id,
-        description="" if app is None else shown_text(app.description),
-        bill=views.bill_facts(task.xcoms.get("bill")),
-        notice=gathering.notice,
     )

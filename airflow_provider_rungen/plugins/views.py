@@ -154,11 +154,6 @@ def app_view(app: App, *, href: str = "", used_by: Sequence[Link] = (), up_since
     )
 
 
-def empty_app(app_id: str) -> AppView:
-    """Return an app of which nothing is known."""
-    return AppView(app_id=app_id)
-
-
 def is_billed(app: App) -> bool | None:
     """Return whether an app is billed now, or ``None`` if its answer does not tell."""
     if app.active_workers or any(app.workers.get(name) for name in _BILLED_WORKERS):

@@ -108,11 +108,15 @@ def test_each_job_has_a_page(world: World) -> None:
 def test_the_app_of_a_task_has_a_page(world: World) -> None:
     op = RunGenScaleAppOperator(task_id="task", active_workers=3)
     assert world.perform(op).error is None
-    page = world.get(world.save(operator="RunGenScaleAppOperator"))
+    path = world.save(operator="RunGenScaleAppOperator")
+    page = world.get(path)
     assert page.status_code == 200
     [app] = links(page.text, "/apps/")
     text = world.get(app).text
     assert "FLUX Schnell" in text
+    assert "Scaled up by" in text
+    assert "since" in text
+    assert path in links(text)  # used by
     assert world.get(app.replace(APP, "another")).status_code == 404
 
 
