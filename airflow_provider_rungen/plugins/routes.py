@@ -19,7 +19,7 @@ from airflow_provider_rungen.plugins import airflow_data, app_pages, headers, ta
 from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.job_rows import MAX_PAGE
 from airflow_provider_rungen.plugins.pools import TooSlowError, run_within
-from airflow_provider_rungen.plugins.stored import OpenFile, StoredOutputs
+from airflow_provider_rungen.plugins.stored import OpenFile, StoredFile, StoredOutputs
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
 
@@ -141,27 +141,34 @@ async def show_app(user: User, task: Task, urls: PageUrls, app_id: str) -> Respo
 
 
 @_degrading
-async def send_file(task: Task, job_id: str, number: str) -> Response:
-    """Send a file that a manifest names, which is in the destination that the task has pushed."""
+async def send_file(request: Request, task: Task, job_id: str, number: str) -> Response:
+    """Send a file that a manifest names, or a range of it, from the destination that the task has pushed."""
     is_known = number.isdecimal() and len(number) < 9 and task.destination
     found = None
     try:
         if is_known and await Gathering(task).has_job(job_id):
-            found = await run_within(_OPEN_TIME, "files", _open, task, job_id, int(number))
+            asked = request.headers.get("range", "")
+            found = await run_within(_OPEN_TIME, "files", _open, task, job_id, int(number), asked)
     except (RunGenError, OSError) as error:
         log.warning("Could not open a file of job %s (%s)", job_id, type(error).__name__)
         raise HTTPException(502, "The file could not be read.") from None
     if found is None:
         raise HTTPException(404, "This task has no such file.")
-    file, name, size = found
-    sent = headers.of_file(name, file.media_type, is_inline=file.kind != "download")
-    return StreamingResponse(_parts(file), headers=sent | {"Content-Length": str(size)})
+    file, stored, part = found
+    is_inline = file.kind != "download"
+    sent = headers.of_file(stored.name, file.media_type, is_inline=is_inline, size=stored.size, part=part)
+    return StreamingResponse(_parts(file), 206 if part else 200, headers=sent)
 
 
-def _open(task: TaskRecord, job_id: str, number: int) -> tuple[OpenFile, str, int] | None:
+def _open(
+    task: TaskRecord, job_id: str, number: int, asked: str
+) -> tuple[OpenFile, StoredFile, tuple[int, int] | None] | None:
     outputs = StoredOutputs(task.destination, task.app_id)
-    file = outputs.file(job_id, number)
-    return None if file is None else (OpenFile(outputs, job_id, file), file.name, file.size)
+    stored = outputs.file(job_id, number)
+    if stored is None:
+        return None
+    part = headers.requested_range(asked, stored.size)
+    return OpenFile(outputs, job_id, stored, part), stored, part
 
 
 async def _parts(file: OpenFile) -> AsyncIterator[bytes]:

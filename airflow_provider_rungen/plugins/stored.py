@@ -104,20 +104,26 @@ class OpenFile:
     """
     A file that is sent in chunks.
 
+    :param part: the first byte to send, and the one after the last.
     :raises RunGenError: it cannot be read.
     """
 
-    def __init__(self, outputs: StoredOutputs, job_id: str, file: StoredFile) -> None:
+    def __init__(
+        self, outputs: StoredOutputs, job_id: str, file: StoredFile, part: tuple[int, int] | None = None
+    ) -> None:
+        start, stop = part or (0, file.size)
         self._stack = contextlib.ExitStack()
         try:
             self._opened = self._stack.enter_context(outputs.opened(job_id, file))
-            self._head = self._opened.read(HEAD_BYTES)
+            head = self._opened.read(HEAD_BYTES)
+            if start:
+                self._opened.seek(start)
         except BaseException:
             self._stack.close()
             raise
-        is_whole = len(self._head) >= file.size
-        self.kind, self.media_type = detect(self._head, file.claimed_type, is_whole=is_whole)
-        self._left = file.size
+        self.kind, self.media_type = detect(head, file.claimed_type, is_whole=len(head) >= file.size)
+        self._head = b"" if start else head
+        self._left = stop - start
 
     def read(self) -> bytes:
         """Return the next part, and nothing at the end. Never more than the manifest says."""

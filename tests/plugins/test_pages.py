@@ -405,6 +405,37 @@ def test_no_key_and_no_signed_url_is_on_any_page(world: World) -> None:
         assert KEY not in text
 
 
+@pytest.mark.parametrize(
+    ("asked", "status", "part"),
+    [
+        ("bytes=0-99", 206, slice(0, 100)),
+        ("bytes=300-", 206, slice(300, None)),
+        ("bytes=2000-999999999", 206, slice(2000, None)),
+        ("bytes=-7", 206, slice(-7, None)),
+        ("bytes=-999999999", 206, slice(None)),
+        ("bytes=999999999-", 200, slice(None)),
+        ("bytes=9-3", 200, slice(None)),
+        ("bytes=-", 200, slice(None)),
+        ("bytes=0-1,5-6", 200, slice(None)),
+        ("lines=0-1", 200, slice(None)),
+    ],
+)
+def test_a_player_gets_the_range_that_it_asks_for(world: World, asked: str, status: int, part: slice) -> None:
+    world.perform(batch(world.folder, given("one")))
+    path, [job] = world.save(), world.ti.xcoms["job_ids"]
+    [file] = links(world.get(path).text, "/files/")[:1]
+    whole = next((world.folder / job).glob("0-*")).read_bytes()
+    answer = world.pages.get(file, headers={"Range": asked})
+    assert (answer.status_code, answer.content) == (status, whole[part])
+    assert answer.headers["Content-Length"] == str(len(whole[part]))
+    assert answer.headers["Accept-Ranges"] == "bytes"
+    if status == 206:
+        start = range(len(whole))[part].start
+        last = start + len(whole[part]) - 1
+        assert answer.headers["Content-Range"] == f"bytes {start}-{last}/{len(whole)}"
+    assert "sandbox" in answer.headers["Content-Security-Policy"]
+
+
 def test_files_that_were_removed_are_called_missing(world: World) -> None:
     world.perform(batch(world.folder, given("one"), given("two")))
     path, [job, other] = world.save(), world.ti.xcoms["job_ids"]

@@ -93,7 +93,7 @@ def test_a_bill_is_readable() -> None:
 
 @pytest.mark.parametrize("name", ['a".png', "a\r\nX: 1.png", "ä.png", "\ud800.png"])
 def test_the_name_of_a_file_cannot_add_a_header(name: str) -> None:
-    disposition = headers.of_file(name, "image/png", is_inline=True)["Content-Disposition"]
+    disposition = headers.of_file(name, "image/png", is_inline=True, size=1, part=None)["Content-Disposition"]
     assert disposition.isascii()
     assert disposition.isprintable()
     assert disposition.count('"') == 2
