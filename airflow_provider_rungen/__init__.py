@@ -131,6 +131,7 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_provider_rungen.links.RunGenJobLink",
             "airflow_provider_rungen.links.RunGenAppLink",
         ],
+        "plugins": [{"name": "rungen", "plugin-class": "airflow_provider_rungen.plugins.RunGenPlugin"}],
         "config": {
             "rungen": {
                 "description": "Pages of the RunGen.AI provider in Airflow.",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import Any
 
@@ -60,6 +61,13 @@ def test_the_plugin_has_pages_and_an_entry_in_the_navigation() -> None:
 def test_pages_can_be_turned_off() -> None:
     _, _, apps, views = load(AIRFLOW__RUNGEN__PAGES="False")
     assert (apps, views) == ([], [])
+
+
+def test_the_provider_names_the_plugin_that_the_entry_point_loads() -> None:
+    [plugin] = get_provider_info()["plugins"]
+    [entry_point] = entry_points(group="airflow.plugins", name=plugin["name"])
+    assert entry_point.value.replace(":", ".") == plugin["plugin-class"]
+    assert entry_point.load().name == plugin["name"]
 
 
 def test_airflow_knows_the_option() -> None:
