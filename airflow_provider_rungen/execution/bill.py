@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from types import MappingProxyType
 from typing import Any
 
 from airflow_provider_rungen._airflow import metrics
@@ -133,35 +134,53 @@ class Bill:
             metrics.incr(f"bill.cost.{self.price.currency.lower()}", round(1000 * (self.cost or 0)))
 
 
-def read_usage(ti: Any, runners: Sequence[str], collectors: Sequence[str]) -> JobUsage | None:
+def read_usage(
+    ti: Any,
+    runners: Iterable[str],
+    collectors: Iterable[str],
+    *,
+    runners_of: Mapping[str, Sequence[str]] | None = None,
+    known: Mapping[str, JobUsage] = MappingProxyType({}),
+) -> JobUsage | None:
     """
     Return what the tasks of a block have pushed about their jobs.
 
-    A job that one task runs and another one collects is reported by both: the larger of the two sums counts.
-
     :param runners: the tasks that may run jobs.
     :param collectors: the tasks that collect or wait for jobs of others.
+    :param runners_of: for each of them, the tasks that ran its jobs. That of the teardown when left out.
+    :param known: what is known of tasks that have not pushed it yet.
     """
-    totals = [JobUsage.total(_pull(ti, task_ids)) for task_ids in (runners, collectors)]
-    found = [total for total in totals if total is not None]
+    runners_of = ti.task.runners_of if runners_of is None else runners_of
+    pulled = {task_id: JobUsage.total(_pull(ti, task_id)) for task_id in (*runners, *collectors)}
+    found = {task_id: usage for task_id, usage in {**pulled, **known}.items() if usage is not None}
     if not found:
         return None
-    busy = [total.busy_seconds for total in found if total.busy_seconds is not None]
-    return JobUsage(max(total.jobs for total in found), max(busy, default=None))
+    jobs = _count_once({task_id: Decimal(usage.jobs) for task_id, usage in found.items()}, runners_of)
+    seconds = {
+        task_id: usage.busy_seconds for task_id, usage in found.items() if usage.busy_seconds is not None
+    }
+    busy = _count_once(seconds, runners_of)
+    # a task without jobs knows nothing about those of others
+    return JobUsage(int(jobs), busy if busy or (seconds and not jobs) else None)
 
 
-def read_busy_seconds(ti: Any, task_ids: Sequence[str]) -> Decimal:
-    """Return how long the jobs of some tasks ran, as far as they have pushed it."""
-    total = JobUsage.total(_pull(ti, task_ids))
-    return (total and total.busy_seconds) or Decimal()
+def _count_once(reported: Mapping[str, Decimal], runners_of: Mapping[str, Sequence[str]]) -> Decimal:
+    """Return the sum of what tasks report. Of what several report about the same jobs, the most counts."""
+    counts = {task_id: count for task_id, count in reported.items() if task_id not in runners_of}
+    # first those that are about the jobs of one task
+    for task_id in sorted(reported.keys() & runners_of.keys(), key=lambda each: len(runners_of[each])):
+        first, *others = runners_of[task_id]
+        counts[first] = max(
+            counts.get(first, Decimal()),
+            reported[task_id] - sum(counts.get(other, Decimal()) for other in others),
+        )
+    return sum(counts.values(), Decimal())
 
 
-def _pull(ti: Any, task_ids: Sequence[str]) -> Iterable[Any]:
-    if not task_ids:
-        return ()
+def _pull(ti: Any, task_id: str) -> Iterable[Any]:
     # in a mapped task group, of the same index only; elsewhere, all indexes of a mapped task
     index = {"map_indexes": ti.map_index} if ti.map_index is not None and ti.map_index >= 0 else {}
-    pulled = ti.xcom_pull(task_ids=list(task_ids), key=USAGE_KEY, **index)
+    pulled = ti.xcom_pull(task_ids=[task_id], key=USAGE_KEY, **index)
     # the first releases of Airflow 3.0 unpack the only one
     return (pulled,) if pulled is None or isinstance(pulled, Mapping) else pulled
 

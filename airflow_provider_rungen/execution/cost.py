@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen.client.price import Price, parse_price
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.client.worker_history import see_app
-from airflow_provider_rungen.execution.bill import BILL_KEY, Bill, read_busy_seconds, read_decimal
+from airflow_provider_rungen.execution.bill import BILL_KEY, Bill, JobUsage, read_decimal, read_usage
 from airflow_provider_rungen.execution.scale_state import KEY, LEFT_KEY, read_history, read_scale_record
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def _share_of_block(
     """Share the bill so far of the ``scaled_app`` block around the task; ``None`` if there is none."""
     task_id = run.task.task_id
     for down in downs:
-        groups = down.job_task_ids, down.collect_task_ids
-        if not any(task_id in group for group in groups):
+        runners, collectors = down.job_task_ids, down.collect_task_ids
+        if task_id not in (*runners, *collectors):
             continue
         price = run.hook.settings.price
         if down.price is not None:
@@ -102,13 +102,9 @@ def _share_of_block(
         amount = None if price is None else _bill_so_far(run, down, app_id, price)
         if amount is None:
             return None
-        # what one task ran and another one collects is reported by both
-        block = max(
-            (seconds if task_id in group else 0)
-            + read_busy_seconds(run.ti, [other for other in group if other != task_id])
-            for group in groups
-        )
-        return JobCosts(amount, Decimal(block))
+        own = {task_id: JobUsage(0, seconds)}
+        block = read_usage(run.ti, runners, collectors, runners_of=down.runners_of, known=own)
+        return JobCosts(amount, (block and block.busy_seconds) or seconds)
     return None
 
 

@@ -78,30 +78,32 @@ class Usage:
             self._waited_for |= ends.keys()
             self._waited_seconds += seconds
 
-    def seconds_of(self, job_ids: Collection[str]) -> float:
-        """Return how long jobs that are over ran together."""
-        others = (self._seconds.get(job_id, 0.0) for job_id in job_ids if job_id not in self._waited_for)
-        return self._waited_seconds + sum(others)
+    def seconds_of(self, job_ids: Iterable[str]) -> float | None:
+        """Return how long jobs that are over ran together; ``None`` if that is known of none."""
+        known = self._seconds.keys() & set(job_ids) - self._waited_for
+        if not known and not self._waited_for:
+            return None
+        return self._waited_seconds + sum(self._seconds[job_id] for job_id in known)
 
     def to_json(self) -> dict[str, Any]:
         """Return the value to push."""
-        ends = [is_completed for job_id, is_completed in self._jobs.items() if job_id not in self._reused]
-        counted = self._waited_for | self._reused
-        others = (seconds for job_id, seconds in self._seconds.items() if job_id not in counted)
-        seconds = self._waited_seconds + sum(others)
+        ends = {job_id: end for job_id, end in self._jobs.items() if job_id not in self._reused}
+        seconds = self.seconds_of(ends) if ends else 0.0
+        ended = list(ends.values())
         return {
             "jobs": len(ends),
-            "completed": ends.count(True),
-            "failed": ends.count(False),
+            "completed": ended.count(True),
+            "failed": ended.count(False),
             "reused": len(self._reused),
-            "execution_seconds": round(seconds, 3),
+            "execution_seconds": None if seconds is None else round(seconds, 3),
         }
 
     def send_metrics(self) -> None:
         """Count what was used, through Airflow's metrics. A second call counts only what was added since."""
         for name, value in self.to_json().items():
-            metrics.incr(f"usage.{name}", round(value) - self._counted[name])
-            self._counted[name] = round(value)
+            count = round(value or 0)
+            metrics.incr(f"usage.{name}", count - self._counted[name])
+            self._counted[name] = count
 
     def __str__(self) -> str:
         """Return the usage as a line for people."""
@@ -111,7 +113,12 @@ class Usage:
         ends = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         parts = [format_count(value["jobs"], "job") + (f" ({ends})" if ends else "")]
         parts += [f"{value['reused']} reused"] * bool(value["reused"])
-        parts += [f"{format_duration(value['execution_seconds'])} of execution"] * bool(
-            value["execution_seconds"]
-        )
+        if seconds := value["execution_seconds"]:
+            parts.append(f"{format_duration(seconds)} of execution")
         return ", ".join(parts)
+
+
+def add_usage(*values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sum of values that `Usage.to_json` returned."""
+    known = {name: [value[name] for value in values if value.get(name) is not None] for name in values[0]}
+    return {name: sum(numbers) if numbers else None for name, numbers in known.items()}

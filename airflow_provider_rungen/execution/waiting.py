@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, AirflowTaskTimeout, metrics
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.flow import Flow, Gather
 from airflow_provider_rungen.client.job_log import log_of
@@ -29,6 +29,7 @@ from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
 from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
+from airflow_provider_rungen.execution import attempts
 from airflow_provider_rungen.execution.job_ids import format_jobs
 from airflow_provider_rungen.execution.run import TaskRun
 from airflow_provider_rungen.execution.usage import USAGE_KEY, Usage
@@ -85,6 +86,8 @@ class WaitingRun(TaskRun[Options]):
         #: The jobs that this attempt has canceled.
         self.canceled: set[str] = set()
         self._defer = defer
+        # whether Airflow calls on_kill next, since execution_timeout has passed
+        self._is_timing_out = False
 
     @property
     def job_ids(self) -> Sequence[str]:
@@ -107,6 +110,9 @@ class WaitingRun(TaskRun[Options]):
         """Push what the jobs used when the attempt ends, also if it fails. A deferral does not end it."""
         try:
             yield
+        except AirflowTaskTimeout:
+            self._is_timing_out = True  # what is canceled then is used, too
+            raise
         except Exception:
             if not self.guard.is_killed:
                 self.push_usage()
@@ -122,6 +128,12 @@ class WaitingRun(TaskRun[Options]):
 
     def record_outcome(self, outcome: TaskOutcome) -> None:
         super().record_outcome(replace(outcome, usage=self._known_usage()))
+
+    def _clean_up(self) -> str:
+        last_words = super()._clean_up()
+        if self._is_timing_out:
+            attempts.call_briefly(self.push_usage)
+        return last_words
 
     def cleanup(self) -> str:
         if self.options.cancel_on_kill and self.jobs.job_ids:
@@ -147,6 +159,7 @@ class WaitingRun(TaskRun[Options]):
         }
         if canceled := [job_id for job_id, error in outcomes.items() if error is None]:
             self.canceled |= set(canceled)
+            self.usage.note_ends(dict.fromkeys(canceled, False), None)
             log.info("Canceled %s of app %s", format_jobs(canceled), app_id)
         for error in list(failures.values())[:10]:
             log.warning("%s", error.message)

@@ -85,6 +85,9 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     template_fields: Sequence[str] = ("app_id", "destination", "job_id", "results", "rungen_conn_id")
     operator_extra_links = JOB_LINKS
 
+    #: The tasks that ran its jobs, as far as ``.output`` tells.
+    job_sources: Sequence[str] = ()
+
     def __init__(
         self,
         *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from airflow_provider_rungen._airflow import XComArg
@@ -18,7 +18,7 @@ class JobConsumer(Protocol):
     task_id: str
     app_id: str | XComArg | None
     rungen_conn_id: str
-    job_sources: list[str]
+    job_sources: Sequence[str]
 
     def get_dag(self) -> Any:
         """Return its DAG, if it has one."""
@@ -26,12 +26,32 @@ class JobConsumer(Protocol):
 
 def find_job_sources(*values: Any) -> list[str]:
     """Return the ids of the tasks of this provider whose output stands in values."""
+    tasks = (task for value in values for task, _ in XComArg.iter_xcom_references(value))
+    return list(dict.fromkeys(task.task_id for task in tasks if is_of_provider(task)))
+
+
+def is_of_provider(task: Any) -> bool:
+    """Return whether a task of a DAG, mapped or not, is of this provider."""
     from airflow_provider_rungen.operators.base import RunGenBaseOperator
 
-    tasks = (task for value in values for task, _ in XComArg.iter_xcom_references(value))
-    # a mapped task names its class, any other one has it
-    kinds = ((task.task_id, getattr(task, "operator_class", type(task))) for task in tasks)
-    return list(dict.fromkeys(task_id for task_id, kind in kinds if issubclass(kind, RunGenBaseOperator)))
+    return issubclass(_class_of(task), RunGenBaseOperator)
+
+
+def is_job_consumer(task: Any) -> bool:
+    """Return whether a task of a DAG, mapped or not, only waits for, collects or cancels jobs of others."""
+    return hasattr(_class_of(task), "job_sources")
+
+
+def _class_of(task: Any) -> Any:
+    """Return the class of a task. A mapped one names it."""
+    return getattr(task, "operator_class", type(task))
+
+
+def job_sources_of(task: Any) -> Sequence[str]:
+    """Return the tasks of this provider whose outputs a task of a DAG, mapped or not, is given as jobs."""
+    if not hasattr(task, "iter_mapped_dependencies"):
+        return cast("Sequence[str]", task.job_sources)
+    return find_job_sources(task.partial_kwargs.get("job_id"), task.expand_input)
 
 
 def follow_job_sources(task: JobConsumer, context: Context) -> None:
@@ -53,13 +73,10 @@ def follow_job_sources(task: JobConsumer, context: Context) -> None:
             task.rungen_conn_id = _pull(ti, sources, "rungen_conn_id") or DEFAULT_CONN_ID
 
 
-def _sources_of_mapped(task: JobConsumer) -> list[str]:
+def _sources_of_mapped(task: JobConsumer) -> Sequence[str]:
     """Return the sources of a task that was made of a mapped one, which got ids in place of outputs."""
     definition = getattr(task.get_dag(), "task_dict", {}).get(task.task_id)
-    if not hasattr(definition, "iter_mapped_dependencies"):
-        return []
-    given = cast("Any", definition).partial_kwargs.get("job_id")
-    return find_job_sources(given, cast("Any", definition).expand_input)
+    return [] if definition is None else job_sources_of(definition)
 
 
 def _pull(ti: Any, sources: Iterable[str], key: str) -> str | None:

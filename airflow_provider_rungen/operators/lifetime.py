@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +14,9 @@ from airflow_provider_rungen._airflow import (
     DuplicateTaskIdFound,
     TaskGroup,
     TriggerRule,
+    XComArg,
 )
+from airflow_provider_rungen.operators.job_sources import is_job_consumer, is_of_provider, job_sources_of
 from airflow_provider_rungen.operators.scale import RunGenScaleAppOperator
 from airflow_provider_rungen.operators.scale_down import RunGenScaleDownOperator
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, check_names, check_price, parameter_names
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
-    from airflow_provider_rungen._airflow import Context, XComArg
+    from airflow_provider_rungen._airflow import Context
     from airflow_provider_rungen.parameters import Duration, ScaleUpArguments
 
 # What the DAG's default_args must not decide: whether, when and how often an app is scaled down.
@@ -69,10 +71,6 @@ Succeeds when `{name}_up` and `{name}_down` did. Otherwise it fails the run: the
 The scheduler ends this task by itself, without a worker. That is why **its log is empty**.
 """
 
-# Tasks that report the jobs of other tasks, and tasks that report none.
-_OF_OTHERS = ("RunGenCollectResultsOperator", "RunGenJobSensor")
-_WITHOUT_JOBS = ("RunGenNoOpOperator", "RunGenScaleAppOperator", "RunGenScaleDownOperator")
-
 
 class RunGenNoOpOperator(BaseOperator):
     """Do nothing: the scheduler lets it succeed by itself, without a worker."""
@@ -81,6 +79,10 @@ class RunGenNoOpOperator(BaseOperator):
     ui_color = "#f4f2ff"
 
     def execute(self, context: Context) -> None: ...
+
+
+# Tasks that report no jobs.
+_WITHOUT_JOBS = (RunGenNoOpOperator, RunGenScaleAppOperator, RunGenScaleDownOperator)
 
 
 class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
@@ -161,6 +163,8 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             stack.enter_context(self._make_group(name))
             self._add_up_and_down(name)
             self._group = stack.pop_all()
+        # a results table in the block needs the price, too
+        XComArg.apply_upstream_relationship(self.up, self._down["price"])
         self.down.as_teardown(setups=[self.up])
         # also when the setup has failed: it may have scaled up before
         self.down.trigger_rule = TriggerRule.ALL_DONE
@@ -194,13 +198,21 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         """Hand the tasks to the bill. Those of a block inside this one are on the bill of its own app."""
         inner = [task for task in inside.values() if isinstance(task, RunGenScaleDownOperator)]
         billed = {task_id for down in inner for task_id in (*down.job_task_ids, *down.collect_task_ids)}
-        for task_id, task in sorted(inside.items()):
-            if task_id in billed or task.task_type in _WITHOUT_JOBS:
-                continue
-            if task.task_type in _OF_OTHERS:
-                self.down.collect_task_ids = (*self.down.collect_task_ids, task_id)
-            else:
-                self.down.job_task_ids = (*self.down.job_task_ids, task_id)
+        tasks = {
+            task_id: task
+            for task_id, task in sorted(inside.items())
+            if task_id not in billed and not isinstance(task, _WITHOUT_JOBS)
+        }
+        runners = [task_id for task_id, task in tasks.items() if not is_job_consumer(task)]
+        runners_of = {
+            task_id: _runners_of(task, {each: tasks[each] for each in runners})
+            for task_id, task in tasks.items()
+            if is_job_consumer(task)
+        }
+        runners_of = {task_id: of for task_id, of in runners_of.items() if not billed.issuperset(of)}
+        self.down.job_task_ids = tuple(runners)
+        self.down.collect_task_ids = tuple(runners_of)
+        self.down.runners_of = runners_of
 
     def _add_end(self) -> str:
         """Add the last task, and return the prefix, which the DAG (or the task group) does not have yet."""
@@ -242,6 +254,13 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             scale_up_task_id=self.up.task_id,
             **(_OWN_POLICY | self._app | self._down),
         )
+
+
+def _runners_of(task: Any, runners: Mapping[str, Any]) -> Sequence[str]:
+    """Return the tasks whose jobs a task collects: all before it, if no ``.output`` tells. Else, itself."""
+    before = task.get_flat_relative_ids(upstream=True) & runners.keys()
+    likely = [task_id for task_id in sorted(before) if is_of_provider(runners[task_id])]
+    return job_sources_of(task) or likely or [task.task_id]
 
 
 def _tasks_before(task: Any, inside: Mapping[str, Any]) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.operators.base import RunGenBaseOperator
@@ -36,6 +37,8 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
     job_task_ids: Sequence[str] = ()
     #: Those that only wait for the jobs of others, or collect them.
     collect_task_ids: Sequence[str] = ()
+    #: For each of these, the tasks that run its jobs.
+    runners_of: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     def __init__(
         self,

@@ -68,6 +68,9 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
     template_fields: Sequence[str] = ("app_id", "job_id", "rungen_conn_id")
     operator_extra_links = JOB_LINKS
 
+    #: The tasks that ran its jobs, as far as ``.output`` tells.
+    job_sources: Sequence[str] = ()
+
     def __init__(
         self,
         *,

@@ -22,7 +22,7 @@ from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
 from airflow_provider_rungen.execution.outcomes import unsuccessful_job
 from airflow_provider_rungen.execution.page_record import MAX_PAGE_JOBS, PAGE_KEY
 from airflow_provider_rungen.execution.ranges import format_ranges
-from airflow_provider_rungen.execution.usage import USAGE_KEY, Usage
+from airflow_provider_rungen.execution.usage import USAGE_KEY, Usage, add_usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.links.pages import are_pages_enabled, page_url
@@ -105,7 +105,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         left: int = 0,
         stop_after: int | None = None,
         failures: int = 0,
-        used: dict[str, float] | None = None,
+        used: dict[str, float | None] | None = None,
         **unknown: Any,
     ) -> None:
         self._start(unknown)
@@ -158,9 +158,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         if self.end_from_trigger and event["outcome"] == "over" and not event["count"]:
             usage = Usage()
             usage.note_event(parse_known_job_ids(self.job_id), event)
-            used = self.used or {}
-            value = {key: value + used.get(key, 0) for key, value in usage.to_json().items()}
-            return TaskSuccessEvent(xcoms={USAGE_KEY: value})
+            return TaskSuccessEvent(xcoms={USAGE_KEY: add_usage(usage.to_json(), self.used or {})})
         return TriggerEvent(event)
 
     @property
@@ -280,11 +278,12 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 goal=goal,
             )
         unsuccessful = [unsuccessful_job(job) for job in jobs if job.status is not JobStatus.COMPLETED]
+        seconds = [job.execution_time for job in jobs if job.execution_time is not None]
         event |= {
             "outcome": "over",
             "unsuccessful": unsuccessful[:MAX_JOBS_IN_EVENT],
             "count": len(unsuccessful),
-            "execution_seconds": round(sum(job.execution_time or 0 for job in jobs), 3),
+            "execution_seconds": round(sum(seconds), 3) if seconds else None,
         }
         if self.left or self.stop_after is not None:
             event |= _part(job_ids, jobs, goal)

@@ -86,7 +86,7 @@ class Block:
         ti.get_dr_count = lambda **_: 1 + len(others)
         ti.get_dagrun_state = lambda *_: "running"
         job_task_ids = options.pop("job_task_ids", ())
-        collect_task_ids = options.pop("collect_task_ids", ())
+        runners_of = options.pop("runners_of", {})
         own: dict[str, Any] = {
             "task_id": "app_down",
             "app_id": APP,
@@ -96,7 +96,8 @@ class Block:
         op = RunGenScaleDownOperator(**(own | {"price": PRICE} | options))
         op.outlets = [OUTLET]
         op.job_task_ids = job_task_ids
-        op.collect_task_ids = collect_task_ids
+        op.collect_task_ids, op.runners_of = tuple(runners_of), runners_of
+        ti.task = op
         self.down_op, self.events = op, OutletEvents()
         return run_task(op, {"ti": ti, "dag": SimpleNamespace(tasks=[op]), "outlet_events": self.events})
 
@@ -211,16 +212,62 @@ def test_a_templated_price_that_cannot_be_read_keeps_no_app_up(
     assert "The bill has no cost: price must be the price of one worker" in caplog.text
 
 
-def test_jobs_of_mapped_tasks_add_up_and_collected_ones_count_once(block: Block, clock: Clock) -> None:
-    block.usage = {
-        "paint": [{"jobs": 1, "execution_seconds": 3}, {"jobs": 1, "execution_seconds": "4.5"}],
-        "other": [{"jobs": 2, "execution_seconds": None}],
-        "collect": [{"jobs": 4, "execution_seconds": 7.5}],
-    }
+def report(jobs: int, seconds: Any) -> list[Any]:
+    return [{"jobs": jobs, "execution_seconds": seconds}]
+
+
+PAIR = {"submit": report(6, None), "collect": report(6, 3)}
+COUNTED = {
+    "a mapped task": ({"paint": [*report(1, 3), *report(1, "4.5")]}, {}, (2, "7.500")),
+    "a pair beside a task that waits": (
+        {**PAIR, "paint": report(2, 1)},
+        {"collect": ["submit"]},
+        (8, "4.000"),
+    ),
+    "jobs that are waited for and collected": (
+        {"paint": report(2, 1), "collect": report(2, 1), "again": report(2, 1)},
+        {"collect": ["paint"], "again": ["paint"]},
+        (2, "1.000"),
+    ),
+    "two collectors of one task": (
+        {**PAIR, "again": report(6, 3)},
+        {"collect": ["submit"], "again": ["submit"]},
+        (6, "3.000"),
+    ),
+    "collectors of one task and of two": (
+        {**PAIR, "paint": report(2, 1), "both": report(8, 4)},
+        {"both": ["paint", "submit"], "collect": ["submit"]},
+        (8, "4.000"),
+    ),
+    "a collector of some of the jobs": (
+        {"paint": report(6, 3), "collect": report(2, 1)},
+        {"collect": ["paint"]},
+        (6, "3.000"),
+    ),
+    "jobs of tasks outside the block": (
+        {"paint": report(2, 1), "collect": report(6, 3), "other": report(1, 2)},
+        {"collect": ["outside"], "other": ["other"]},
+        (9, "6.000"),
+    ),
+    "a task that fails before it reports": (
+        {"submit": [None], "collect": report(6, 3)},
+        {"collect": ["submit"]},
+        (6, "3.000"),
+    ),
+    "a service that reports no seconds": ({"paint": report(6, None), "other": report(0, 0)}, {}, (6, None)),
+    "nothing to run": ({"paint": report(0, 0)}, {}, (0, "0.000")),
+}
+
+
+@pytest.mark.parametrize(("usage", "runners_of", "counted"), COUNTED.values(), ids=COUNTED)
+def test_each_job_counts_once(
+    block: Block, clock: Clock, usage: dict[str, Any], runners_of: dict[str, Any], counted: tuple[int, Any]
+) -> None:
+    block.usage = usage
     block.up()
     clock.advance(10)
-    block.down(job_task_ids=["paint", "other"], collect_task_ids=["collect"])
-    assert (block.bill["jobs"], block.bill["busy_seconds"]) == (4, "7.500")
+    block.down(job_task_ids=[each for each in usage if each not in runners_of], runners_of=runners_of)
+    assert (block.bill["jobs"], block.bill["busy_seconds"]) == counted
 
 
 def test_the_only_report_may_come_unpacked(block: Block) -> None:
@@ -571,6 +618,36 @@ def test_the_bill_counts_the_jobs_of_the_block() -> None:
     assert inner.down.job_task_ids == ("inside",)
 
 
+class Collecting(RunGenCollectResultsOperator):
+    """A collect operator of a user's."""
+
+
+def test_the_bill_knows_whose_jobs_are_collected() -> None:
+    with DAG("d", schedule=None):
+        before = job("before")
+        with scaled_app(APP) as gpu:
+            first, second = job("first"), job("second")
+            Collecting(task_id="subclass", job_id=first.output)
+            Collecting.partial(task_id="mapped").expand(job_id=second.output)
+            Collecting(task_id="both", job_id=[first.output, second.output])
+            Collecting(task_id="outside", job_id=before.output)
+            Collecting(task_id="unknown", job_id=["some", "ids"])
+            Collecting(task_id="template", job_id="{{ ti.xcom_pull('first') }}") << first
+            with scaled_app("other", name="inner"):
+                inside = job("inside")
+            Collecting(task_id="after", job_id=inside.output)
+    assert gpu.down.job_task_ids == ("first", "second")
+    assert gpu.down.runners_of == {
+        "subclass": ["first"],
+        "mapped": ["second"],
+        "both": ["first", "second"],
+        "outside": ["before"],
+        "unknown": ["unknown"],
+        "template": ["first"],
+    }
+    assert set(gpu.down.collect_task_ids) == set(gpu.down.runners_of)
+
+
 @pytest.mark.parametrize("price", ["1.20", "cheap", "1.20 $/h", "1.20 USD/week", 1.2])
 def test_a_price_that_cannot_be_read_is_refused_when_the_dag_is_parsed(price: Any) -> None:
     with DAG("d", schedule=None), pytest.raises(ValueError, match="price must be the price of one worker"):
@@ -589,7 +666,7 @@ def test_a_price_and_a_condition_may_be_outputs_of_tasks() -> None:
         with scaled_app(APP, only_if="{{ params.rows }}", price="{{ var.value.price }}"):
             pass
     d.validate()
-    assert gpu.up.upstream_task_ids == {"count"}
+    assert gpu.up.upstream_task_ids == {"count", "price"}, "tasks of the block read the price, too"
     assert "price" in gpu.down.upstream_task_ids
     assert {"only_if"} <= set(gpu.up.template_fields)
     assert {"price"} <= set(gpu.down.template_fields)

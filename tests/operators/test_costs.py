@@ -49,7 +49,7 @@ class Night:
 
     def run(self, op: Any, **changes: Any) -> Outcome:
         ti: Any = TrackedTaskInstance()
-        ti.task_id = op.task_id
+        ti.task, ti.task_id = op, op.task_id
         ti.xcom_push = lambda key, value: self.xcoms.update({(op.task_id, key): value})
         ti.xcom_pull = self._pull
         ti.get_dr_count = lambda **_: 1

@@ -100,7 +100,7 @@ def test_a_failed_job_is_counted(rungen_emulator: Emulator, tmp_path: Path, defe
 
 def test_without_a_wait_nothing_is_known_of_the_end(rungen_emulator: Emulator) -> None:
     usage, _ = usage_of(RunGenRunBatchOperator(task_id="x", inputs=INPUTS, wait_for_completion=False))
-    assert usage == {"jobs": 3, "completed": 0, "failed": 0, "reused": 0, "execution_seconds": 0}
+    assert usage == {"jobs": 3, "completed": 0, "failed": 0, "reused": 0, "execution_seconds": None}
 
 
 @MODES

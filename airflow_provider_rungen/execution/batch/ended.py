@@ -81,14 +81,14 @@ class DeferredBatch:
     :param header: the batch.
     :param deadline: the time (seconds since 1970) to stop at.
     :param ended: the jobs that are over.
-    :param seconds: how long these ran.
+    :param seconds: how long these ran, if known.
     :param has_unsent: whether inputs are still to be submitted.
     """
 
     header: BatchHeader
     deadline: float
     ended: EndedJobs
-    seconds: float
+    seconds: float | None
     has_unsent: bool
 
     def to_xcom(self, ids: Sequence[str | None]) -> dict[str, Any]:
@@ -128,11 +128,12 @@ class DeferredBatch:
             reasons = {"app_id": header.app_id, "outcome": "over", "unsuccessful": value["reasons"]}
             ended.note(job for job in read_job_event(reasons) if job.id in ended.unsuccessful)
             ended.failures = int(value["failures"])
+            seconds = value["seconds"]
             return cls(
                 header,
                 records.moment(value, "deadline"),
                 ended,
-                float(value["seconds"]),
+                None if seconds is None else float(seconds),
                 bool(value["has_unsent"]),
             )
         except (LookupError, TypeError, ValueError) as error:

@@ -189,10 +189,11 @@ class BatchRun(SendingRun):
         checkpoint, unsent = self.batch, len(self.unsubmitted)
         self.unsent.clear()
         cause = f"{cause} (stop_after={self.options.stop_after})"
-        log.warning("Stopped: %s. Canceling %d jobs", cause, len(self.jobs.running))
-        left = self.cancel(self.jobs.running)
+        running = self.jobs.running
+        log.warning("Stopped: %s. Canceling %d jobs", cause, len(running))
+        left = self.cancel(running)
         canceled = self.canceled.intersection(self.jobs.job_ids)
-        self.usage.note_ends(dict.fromkeys(canceled, False), None)
+        over = [job_id for job_id in running if job_id not in canceled and job_id not in left]
         self.ended.note(
             Job(id=job_id, app_id=self.jobs.app_id, status=JobStatus.CANCELED, error=f"after {cause}")
             for job_id in self.jobs.job_ids
@@ -200,15 +201,16 @@ class BatchRun(SendingRun):
         )
         self.jobs.job_ids = checkpoint.job_ids
         self.jobs.finished = set(checkpoint.job_ids) - set(left)
-        self._explain()
+        self._explain(over)
         stopped = Stopped(cause, len(canceled), unsent, left, retryable)
         return replace(self.result(checkpoint), stopped=stopped)
 
-    def _explain(self) -> None:
-        """Fetch the errors that no event had room for."""
+    def _explain(self, over: Collection[str] = ()) -> None:
+        """Fetch the errors that no event had room for, and how jobs ended that could not be canceled."""
         app_id = self.jobs.app_id
-        outcomes = self._fetch(app_id, self.ended.unexplained)
-        self.ended.note(job_of(outcome, app_id, job_id) for job_id, outcome in outcomes.items())
+        outcomes = self._fetch(app_id, [*self.ended.unexplained, *over])
+        jobs = [job_of(outcome, app_id, job_id) for job_id, outcome in outcomes.items()]
+        self.ended.note(job for job in jobs if job.is_terminal)
 
     # --- a deferral ---
 
@@ -222,7 +224,7 @@ class BatchRun(SendingRun):
         self._is_deferring = True
         super().defer(deadline, **arguments)
 
-    def _push_state(self, deadline: float) -> dict[str, float]:
+    def _push_state(self, deadline: float) -> dict[str, Any]:
         """Push what is over and what is left, and return what the jobs that are over used."""
         ended, failed = len(self.ended.ids), len(self.ended.unsuccessful)
         seconds = self.usage.seconds_of(self.ended.ids)
