@@ -108,7 +108,8 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
     :param keep_if_busy: do not scale down when the counters report jobs. The tasks of the block are over
         then, so these are the jobs of others, or jobs that a task of the block did not wait for.
     :param price: what one worker costs, for the ``bill`` that ``{name}_down`` pushes to XCom: ``1.20 USD/h``,
-        ``/min`` or ``/s``. The connection's ``price`` when left out (templated).
+        ``/min`` or ``/s``. The connection's ``price`` when left out (templated, or the ``.output`` of a task,
+        which the app waits for).
     :param poll_interval: seconds between two polls.
     :param pool: the Airflow pool of the two tasks. With one slot, no other run can scale up between the check
         and the scaling of this run's teardown.

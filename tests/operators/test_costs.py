@@ -181,6 +181,27 @@ def test_what_one_task_runs_and_another_one_collects_is_shared_once(night: Night
     assert night.total("collect") == pytest.approx(night.billed, abs=TOLERANCE)
 
 
+def test_a_table_beside_other_tasks_has_its_share_and_the_bill_counts_each_job_once(night: Night) -> None:
+    with night.dag, scaled_app(APP, 2, price=PRICE, poll_interval=0.02) as gpu:
+        paint = night.table(2)
+        inputs = [{"prompt": f"x {number}", "emulator": {"seconds": 0.3}} for number in range(3)]
+        submit = RunGenRunBatchOperator(task_id="submit", inputs=inputs, wait_for_completion=False, **FAST)
+        first, second = (
+            RunGenCollectResultsOperator(task_id=name, job_id=submit.output, **FAST) for name in ("a", "b")
+        )
+    night.scale_up(gpu)
+    first.job_id = second.job_id = night.run(submit).value
+    for task_of_block in (first, second, paint):
+        assert night.run(task_of_block).error is None
+    share = 0.6 / (0.6 + 0.9)
+    assert night.total() == pytest.approx(share * night.billed, rel=0.02)
+    night.run(gpu.down)
+    bill, jobs = night.xcoms[gpu.down.task_id, "bill"], night.emulator.service.jobs()
+    assert bill["jobs"] == len(jobs) == 5
+    ran = sum(job["finished"] - job["started"] for job in jobs)
+    assert float(bill["busy_seconds"]) == pytest.approx(ran, abs=0.01)
+
+
 def test_a_task_after_the_block_shares_the_final_bill(night: Night) -> None:
     with night.dag:
         with scaled_app(APP, 2, price=PRICE, poll_interval=0.02) as gpu:
@@ -208,6 +229,7 @@ def test_the_price_may_be_the_output_of_a_task(night: Night) -> None:
         declared = price()
         with scaled_app(APP, 2, price=declared, poll_interval=0.02) as gpu:
             paint = night.table(1)
+    assert gpu.up.upstream_task_ids == {"price"}, "the table, which waits for the setup, reads it too"
     night.xcoms["price", "return_value"] = PRICE
     night.scale_up(gpu)
     assert night.run(paint).error is None

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, Asset
-from conftest import FakeTaskInstance, OutletEvents, run_task
+from airflow.providers.common.compat.sdk import DAG, AirflowTaskTimeout, Asset
+from conftest import FakeTaskInstance, OutletEvents, run_task, signal_when
 
 from airflow_provider_rungen.decorators import rungen_task
-from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.emulator import Emulator, Service
+from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     Ledger,
@@ -128,3 +133,175 @@ def test_asset_events_and_the_log_have_it(
     facets: Any = op.get_openlineage_facets_on_complete(None)
     assert facets.run_facets["rungen_usage"].jobs == 3
     assert "Used 3 jobs (2 completed, 1 failed)" in caplog.text
+
+
+# --- seconds that nobody knows ------------------------------------------------------------------------------
+
+
+class Silent(Service):
+    """A service that does not report how long jobs ran."""
+
+    def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
+        reply = super().handle(method, path, headers, body)
+        if "/job/" not in path or not reply.body.startswith(b"{"):
+            return reply
+        answer = json.loads(reply.body)
+        answer.get("data", answer).pop("execution_time", None)
+        return replace(reply, body=json.dumps(answer).encode())
+
+
+@pytest.fixture
+def silent(rungen_emulator: Emulator) -> Emulator:
+    rungen_emulator.service = Silent(workers=10)
+    return rungen_emulator
+
+
+@MODES
+@pytest.mark.parametrize("make", MAKERS)
+def test_seconds_that_the_service_does_not_report_are_unknown(
+    silent: Emulator, tmp_path: Path, make: Callable[..., Any], deferrable: bool
+) -> None:
+    usage, outcome = usage_of(make(tmp_path, deferrable=deferrable, max_failed=1, **FAST))
+    assert outcome.error is None
+    unknown = {"execution_seconds": None}
+    assert usage == {"jobs": 3, "completed": 2, "failed": 1, "reused": 0} | unknown
+    assert "of execution" not in outcome.log
+
+
+def test_unknown_seconds_of_an_earlier_wave_are_unknown_after_a_deferral(
+    silent: Emulator, tmp_path: Path
+) -> None:
+    options = FAST | {"deferrable": True, "max_failed": 1, "max_in_flight": 1}
+    usage, outcome = usage_of(run_batch(tmp_path, **options))
+    assert outcome.error is None
+    assert len(outcome.events) > 1
+    assert (usage["jobs"], usage["execution_seconds"]) == (3, None)
+
+
+def test_unknown_seconds_are_unknown_when_the_task_ends_in_the_triggerer(
+    silent: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "airflow_provider_rungen.execution.waiting.WaitingRun._can_end_from_trigger", lambda _: True
+    )
+    options = FAST | {"deferrable": True, "end_from_trigger": True, "max_in_flight": 1}
+    usage, outcome = usage_of(RunGenRunBatchOperator(task_id="x", inputs=INPUTS[:2], **options))
+    assert outcome.error is None
+    assert (usage["jobs"], usage["completed"], usage["execution_seconds"]) == (2, 2, None)
+
+
+def test_a_task_without_jobs_used_no_seconds(rungen_emulator: Emulator) -> None:
+    usage, _ = usage_of(RunGenRunBatchOperator(task_id="x", inputs=[]))
+    assert (usage["jobs"], usage["execution_seconds"]) == (0, 0)
+
+
+def test_unknown_seconds_are_no_fact_of_the_run(silent: Emulator, tmp_path: Path) -> None:
+    serde = pytest.importorskip("openlineage.client.serde").Serde
+    op = run_batch(tmp_path, max_failed=1, **FAST)
+    usage_of(op)
+    facets: Any = op.get_openlineage_facets_on_complete(None)
+    facet = serde.to_dict(facets.run_facets["rungen_usage"])
+    assert facet["jobs"] == 3
+    assert "execution_seconds" not in facet
+
+
+# --- jobs that the task cancels -----------------------------------------------------------------------------
+
+SLOW = [job_input(0, seconds=600), job_input(1, seconds=600)]
+
+
+def statuses(emulator: Emulator) -> list[str]:
+    return sorted(job["status"] for job in emulator.service.jobs())
+
+
+@MODES
+def test_jobs_that_are_canceled_at_the_deadline_failed(rungen_emulator: Emulator, deferrable: bool) -> None:
+    op = RunGenRunBatchOperator(task_id="x", inputs=SLOW, timeout=0.5, deferrable=deferrable, **FAST)
+    usage, outcome = usage_of(op)
+    assert outcome.error is not None
+    assert statuses(rungen_emulator) == ["CANCELED", "CANCELED"]
+    assert (usage["jobs"], usage["failed"]) == (2, 2)
+    assert "Used 2 jobs (2 failed)" in outcome.log
+
+
+class LateCancel(Service):
+    """A service whose jobs are over when the first cancel comes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.ahead = 0.0
+        self.clock = lambda: time.time() + self.ahead
+
+    def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
+        if method != "GET" and "/job/" in path:
+            self.ahead = 1000.0
+        return super().handle(method, path, headers, body)
+
+
+@MODES
+def test_jobs_that_end_before_they_can_be_canceled_are_what_they_are(
+    rungen_emulator: Emulator, deferrable: bool
+) -> None:
+    rungen_emulator.service = LateCancel(workers=10)
+    failing = [job_input(number, seconds=0, fail="no luck") for number in range(2, 5)]
+    options = FAST | {"deferrable": deferrable, "stop_after": 3}
+    usage, outcome = usage_of(RunGenRunBatchOperator(task_id="x", inputs=[*failing, *SLOW], **options))
+    assert str(outcome.error).startswith("Stopped: ")
+    assert statuses(rungen_emulator) == ["COMPLETED"] * 2 + ["FAILED"] * 3
+    assert (usage["jobs"], usage["completed"], usage["failed"]) == (5, 2, 3)
+    assert usage["execution_seconds"] == pytest.approx(1200, abs=1)
+
+
+# --- execution_timeout --------------------------------------------------------------------------------------
+
+
+def time_out(op: Any, emulator: Emulator, get_count: int) -> FakeTaskInstance:
+    """Run a task until one job is over and so many more polls were sent. Then its time limit strikes."""
+    ti, over_at = FakeTaskInstance(), 0
+
+    def is_due() -> bool:
+        nonlocal over_at
+        if not over_at and "COMPLETED" in statuses(emulator):
+            over_at = emulator.service.count("get")
+        return bool(over_at) and emulator.service.count("get") >= over_at + get_count
+
+    def strike() -> None:
+        raise AirflowTaskTimeout("Timeout")
+
+    with signal_when(signal.SIGALRM, is_due, strike):
+        try:
+            op.execute({"ti": ti})
+        except AirflowTaskTimeout:
+            op.on_kill()  # as Airflow's task runner does
+    return ti
+
+
+def batch_that_is_late() -> Any:
+    return RunGenRunBatchOperator(task_id="x", inputs=[job_input(0), SLOW[1]], **FAST)
+
+
+def collect_what_is_late() -> Any:
+    with RunGenHook() as hook:
+        ids = [hook.run_job(input=each).id for each in (job_input(0), SLOW[1])]
+    return RunGenCollectResultsOperator(task_id="x", job_id=ids, cancel_on_kill=True, **FAST)
+
+
+@pytest.mark.parametrize("make", [batch_that_is_late, collect_what_is_late])
+def test_a_time_limit_of_airflow_pushes_what_was_used(
+    rungen_emulator: Emulator, make: Callable[[], Any]
+) -> None:
+    ti = time_out(make(), rungen_emulator, get_count=4)
+    assert statuses(rungen_emulator) == ["CANCELED", "COMPLETED"]
+    usage = ti.xcoms["usage"]
+    assert (usage["jobs"], usage["completed"], usage["failed"]) == (2, 1, 1)
+    assert usage["execution_seconds"] == pytest.approx(SECONDS)
+    assert [key for key, _ in ti.pushed].count("usage") == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_kill_has_no_time_to_push_what_was_used(rungen_emulator: Emulator) -> None:
+    op, ti = RunGenRunBatchOperator(task_id="x", inputs=SLOW, **FAST), FakeTaskInstance()
+    with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("get") > 1, op.on_kill):
+        assert run_task(op, {"ti": ti}).error is not None
+    assert statuses(rungen_emulator) == ["CANCELED", "CANCELED"]
+    assert "usage" not in ti.xcoms
