@@ -270,7 +270,7 @@ def test_a_worker_count_may_stand_outside_of_the_configuration() -> None:
     assert App.from_json(body).active_workers == 1
 
 
-STRANGE_COUNTS = [
+STRANGE_COUNTS: list[Any] = [
     None,
     "two",
     True,
