@@ -190,21 +190,25 @@ def test_it_scales_an_app(rungen_emulator: Emulator) -> None:
     assert (result.value, result.error, len(result.events)) == ("gpu", None, 1)
 
 
-@pytest.mark.parametrize("how", ["failed", "skipped", "not run", "success"])
-def test_the_teardown_of_a_block_knows_whether_its_setup_ran(rungen_emulator: Emulator, how: str) -> None:
+@pytest.mark.parametrize(
+    ("upstream", "has_run"),
+    [
+        ({"app_up": TaskResult(error=ValueError())}, True),
+        ({"app_up": "flux-schnell"}, True),
+        ({"app_up": TaskResult(error=AirflowSkipException())}, False),
+        ({}, False),
+    ],
+    ids=["failed", "success", "skipped", "not run"],
+)
+def test_the_teardown_of_a_block_knows_whether_its_setup_has_run(
+    rungen_emulator: Emulator, upstream: dict[str, Any], has_run: bool
+) -> None:
     with DAG("d", schedule=None), scaled_app(poll_interval=0.05) as gpu:
         job()
-    upstream: dict[str, Any] = {
-        "failed": {"app_up": TaskResult(error=ValueError())},
-        "skipped": {"app_up": TaskResult(error=AirflowSkipException())},
-        "not run": {},
-        "success": {"app_up": "flux-schnell"},
-    }[how]
     result = run_operator(gpu.down, upstream=upstream)
     assert result.error is None
-    is_touched = how in ("failed", "success")
-    assert rungen_emulator.service.stats()["active_workers"]["flux-schnell"] == (0 if is_touched else 2)
-    assert ("Nothing to scale down" in result.log) != is_touched
+    assert rungen_emulator.service.stats()["active_workers"]["flux-schnell"] == (0 if has_run else 2)
+    assert ("Nothing to scale down" in result.log) != has_run
 
 
 @pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="a task cannot ask for others")
