@@ -388,7 +388,7 @@ def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def with_links(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the links of tasks an address on Airflow 2, too, which has no pages."""
+    """Make the links of tasks lead somewhere on Airflow 2, too, which has no pages."""
     links = {"app_url": "https://console.example/{app_id}", "job_url": "https://console.example/{job_id}"}
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", rungen_emulator.airflow_connection(**links))
 
