@@ -49,6 +49,8 @@ MIN_BYTES_PER_SECOND = 1024
 LOOKUP_TIMEOUT = 3.0
 _CHUNK_BYTES = 256 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
+# How a storage says that a URL has expired: by its code, or by the text beside the code.
+_EXPIRED = re.compile(rb"<Code>Expired\w{0,60}</Code>|<Code>\w{1,60}</Code>.*?<Message>[^<]*\bexpired\b", re.S)
 # The encoding of an upload, which some stores still name after they have removed it.
 _REMOVED_ENCODINGS = ("aws-chunked",)
 _HEADERS = {
@@ -56,6 +58,10 @@ _HEADERS = {
     "Accept-Encoding": "identity",
     "User-Agent": f"airflow-provider-rungen/{__version__}",
 }
+
+
+class ExpiredUrlError(RunGenAPIError):
+    """The host of an output says that its URL has expired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,16 +246,16 @@ async def _resolve(host: str) -> list[str]:
 
 async def _error_of(target: URL, answer: aiohttp.ClientResponse) -> RunGenAPIError | RunGenResponseError:
     """Return the error of an answer without a file. It shows only the code, since the text may be signed."""
-    found = re.search(rb"<Code>(\w{1,60})</Code>", await answer.content.read(4096))
+    body = await answer.content.read(4096)
+    found = re.search(rb"<Code>(\w{1,60})</Code>", body)
     code = found[1].decode() if found else ""
     message = f"{host_of(target)} answered {answer.status} {code}".rstrip()
     if answer.status < 300:
         return RunGenResponseError(message, hint="")
     headers = {name.lower(): value for name, value in answer.headers.items()}
-    # S3 answers 400 for a URL that was signed with expired credentials
-    status = 403 if code == "ExpiredToken" else answer.status
     wait = retry_after(Response(answer.status, headers, b""), time.time())
-    return RunGenAPIError(message, status_code=status, retry_after=wait)
+    kind = ExpiredUrlError if 400 <= answer.status < 500 and _EXPIRED.search(body) else RunGenAPIError
+    return kind(message, status_code=answer.status, retry_after=wait)
 
 
 @contextlib.contextmanager
