@@ -49,8 +49,8 @@ MIN_BYTES_PER_SECOND = 1024
 LOOKUP_TIMEOUT = 3.0
 _CHUNK_BYTES = 256 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
-# How a storage says that a URL has expired: by its code, or by the text beside the code.
-_EXPIRED = re.compile(rb"<Code>Expired\w{0,60}</Code>|<Code>\w{1,60}</Code>.*?<Message>[^<]*\bexpired\b", re.S)
+# How a storage says that a URL has expired: by its code, or by its message.
+_EXPIRED = re.compile(rb"<Code>Expired\w*</Code>|<Message>[^<]*\bexpired\b")
 # The encoding of an upload, which some stores still name after they have removed it.
 _REMOVED_ENCODINGS = ("aws-chunked",)
 _HEADERS = {

@@ -1180,7 +1180,7 @@ def test_what_is_refused_has_expired_only_after_seven_days(
         assert type(error) is RunGenOutputError
         assert error.retryable
         assert "expired" not in text
-        assert "Check that the worker may reach this host" in text
+        assert "check that the worker may reach it" in text
         assert "buys nothing" in text
 
 

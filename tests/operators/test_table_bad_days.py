@@ -789,14 +789,18 @@ def test_a_result_that_does_not_fit_is_not_reused(
     assert task.created == (2 if fits else 4)
 
 
-def test_a_job_whose_outputs_expired_is_bought_again(run: Callable[..., Table], mode: bool) -> None:
+def test_a_job_whose_outputs_expired_is_bought_again(
+    run: Callable[..., Table], mode: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     task = run(products(2), deferrable=mode)
     task.attempt_until("batch")
     [expired, _] = [job["id"] for job in task.emulator.service.jobs()]
     fault = Fault(on="output", status=403, times=None, job_id=expired, body=HAS_EXPIRED)
     task.emulator.service.inject(fault)
     task.next_run("8 days later")
+    caplog.clear()
     assert "expired" in str(task.attempt().error)
+    assert f"Outputs expired: job {expired}; the next attempt pays again" in caplog.text
     assert task.attempt().value["completed"] == 2
     assert task.created == 3
 
@@ -815,8 +819,9 @@ def test_a_job_whose_outputs_are_refused_is_not_bought_again(
             task.next_run("2")
         error = task.attempt().error
         assert not isinstance(error, AirflowFailException)
+        assert "expired" not in str(error)
         assert f"127.0.0.1 answered {status}" in str(error)
-        assert "Check that the worker may reach this host" in str(error)
+        assert "check that the worker may reach it" in str(error)
         assert [json.loads(path.read_text())["state"] for path in entries(task)] == ["pending"] * 6
     task.emulator.service.clear_faults()
     outcome = task.attempt()

@@ -29,10 +29,10 @@ T = TypeVar("T")
 # How a host answers to an expired URL. Proxies answer like this, too.
 _REFUSED_STATUSES = (401, 403, 404, 410)
 _REFUSED_HINT = (
-    "Check that the worker may reach this host. With a ledger, a retry or a clear downloads the outputs again, "
-    "and buys nothing. If they are gone, it buys them again after seven days, or at once with refresh=True"
+    "With a ledger, a retry or a clear downloads the outputs again, and buys nothing. If they are gone, it "
+    "buys them again after seven days, or at once with refresh=True"
 )
-_EXPIRED_HINT = "Run the job again, which is paid for again. With a ledger, a clear or the next run does so"
+_EXPIRED_HINT = "Run the job again, which is paid for again. With a ledger, the next attempt does so"
 
 
 def _is_refusal(error: RunGenAPIError) -> bool:
@@ -155,7 +155,8 @@ class JobArchiver:
         expires_at, when = expiry_time(url, self._job.created_at), ""
         is_past = expires_at is not None and expires_at <= datetime.now(UTC)
         if not is_past and not isinstance(refusal, ExpiredUrlError):
-            return RunGenOutputError(refusal.message, hint=_REFUSED_HINT)
+            message = f"{refusal.message}; check that the worker may reach it"
+            return RunGenOutputError(message, hint=_REFUSED_HINT)
         if expires_at is not None:
             when = f" {'on' if is_past else 'early, before'} {expires_at:%Y-%m-%d %H:%M UTC}"
         error = RunGenOutputError(
