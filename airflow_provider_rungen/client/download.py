@@ -28,6 +28,12 @@ from airflow_provider_rungen.client.address_policy import is_local_name, literal
 from airflow_provider_rungen.client.bodies import Decoder, UnknownEncodingError
 from airflow_provider_rungen.client.budget import Budget
 from airflow_provider_rungen.client.codec import retry_after
+from airflow_provider_rungen.client.data_urls import (
+    content_type_of,
+    decoded_chunks,
+    decoded_size,
+    is_data_url,
+)
 from airflow_provider_rungen.client.download_urls import host_of, parse_url, redirect_target, rejection
 from airflow_provider_rungen.client.failures import describe_cause
 from airflow_provider_rungen.client.flow import Response
@@ -104,13 +110,17 @@ class Downloader:
 
     async def fetch(self, url: str, file: BinaryIO, budget: Budget) -> Download:
         """
-        Download a file into another one, whose contents it replaces.
+        Download a file into another one, whose contents it replaces. A data URL is decoded.
 
         :param budget: where its bytes are taken from.
         :raises RunGenConnectionError: the file did not arrive, or not all of it.
         :raises RunGenAPIError: its host refuses it.
         :raises RunGenOutputError: it must not be downloaded from there, is too large, or cannot be written.
         """
+        if is_data_url(url):
+            with budget.lease(self._max_bytes) as grow_to:
+                grow_to(decoded_size(url))
+                return await _decode(url, file)
         target = parse_url(url)
         for _ in range(MAX_REDIRECTS + 1):
             try:
@@ -237,6 +247,19 @@ async def _decoded_chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes
             # data may decode to a thousand times its size: other tasks, and a kill, get their turn
             await asyncio.sleep(0)
     yield decoder.finish()
+
+
+async def _decode(url: str, file: BinaryIO) -> Download:
+    digest = hashlib.sha256()
+    with _disk_errors():
+        file.seek(0)
+        file.truncate()
+    for chunk in decoded_chunks(url):
+        digest.update(chunk)
+        with _disk_errors():
+            file.write(chunk)
+        await asyncio.sleep(0)
+    return Download(decoded_size(url), digest.hexdigest(), content_type_of(url))
 
 
 async def _resolve(host: str) -> list[str]:

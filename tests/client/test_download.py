@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import gzip
 import hashlib
@@ -325,6 +326,17 @@ def test_a_url_has_expired_if_the_storage_says_so(
     assert isinstance(outcome, ExpiredUrlError) == is_expired
     code = body.partition("<Code>")[2].partition("<")[0]
     assert str(outcome) == f"127.0.0.1 answered {status[:3]} {code}".rstrip()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 196_608, 1_000_000])
+def test_a_data_url_is_decoded(size: int) -> None:
+    content = (BODY * (size // len(BODY) + 1))[:size]
+    text = "data:image/png;base64," + base64.b64encode(content).decode()
+    outcome, file = fetch(text, max_bytes=size)
+    assert outcome == Download(size, hashlib.sha256(content).hexdigest(), "image/png")
+    assert file == content
+    outcome, _ = fetch(text, max_bytes=size - 1)
+    assert "max_output_bytes" in str(outcome)
 
 
 def test_a_success_without_the_file_is_none(host: Host) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import os
@@ -1139,6 +1140,24 @@ def test_outputs_that_have_expired_are_reported_with_the_time(
     assert "403 AccessDenied" in str(outcome.error)
     assert "Run the job again" in str(outcome.error)
     assert fetches(rungen_emulator) == {f"/outputs/{job_id}/0.png": 2}
+
+
+def test_a_data_url_is_stored_as_a_file(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    text = "data:image/png;base64," + base64.b64encode(b"\x89PNG picture").decode()
+    [job_id] = submitted(job(result={"images": [{"image": text}, {"image": "output:0.png"}]}))
+    for _ in range(2):
+        outcome = archive(context, job_id, tmp_path)
+        assert outcome.error is None
+        first, second = outcome.value["outputs"]
+        assert first["content_type"] == "image/png"
+        assert first["uri"].endswith("/0-output.png")
+        assert files(tmp_path)[f"{job_id}/0-output.png"] == b"\x89PNG picture"
+        images = manifest_of(tmp_path, job_id)["result"]["images"]
+        assert [image["image"] for image in images] == [first["uri"], second["uri"]]
+    assert sum(fetches(rungen_emulator).values()) == 1
+    error = archive(context, job_id, tmp_path / "other", max_output_bytes=5).error
+    assert type(error) is AirflowFailException
+    assert "result.images[0].image: the file has over 5 bytes (max_output_bytes)" in str(error)
 
 
 def test_outputs_that_expired_early_are_reported_so(
