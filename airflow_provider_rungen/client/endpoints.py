@@ -23,6 +23,9 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 
+#: Begins the message of a `RunGenSubmissionUnknownError` about one job.
+FATE_UNKNOWN = "Fate unknown: RunGen may have created the job"
+
 
 def run_job(app_id: str, input: Mapping[str, Any], *, attempts: int = ATTEMPTS) -> Flow[Job]:
     """
@@ -54,7 +57,7 @@ def run_job(app_id: str, input: Mapping[str, Any], *, attempts: int = ATTEMPTS) 
             raise
         reason = error.message
     raise RunGenSubmissionUnknownError(
-        f"Fate unknown: RunGen may have created the job. {reason}",
+        f"{FATE_UNKNOWN}. {reason}",
         hint="Check the app's jobs before you submit it again: it could run and be billed twice",
     )
 
