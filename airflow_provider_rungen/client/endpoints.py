@@ -138,7 +138,8 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
             break
         now = yield Sleep(delay)
     status = "its status is unknown" if job is None else f"it is {job.status}"
-    raise RunGenAPIError(f"{conflict.message}, but {status}", status_code=409, retryable=True)
+    message = f"{conflict.message.removesuffix(about).rstrip()}, but {status} {about}"
+    raise RunGenAPIError(message, status_code=409, retryable=True)
 
 
 def _find_job(app_id: str, job_id: str, conflict: RunGenConflictError) -> Flow[Job | None]:

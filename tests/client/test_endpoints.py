@@ -487,7 +487,9 @@ def test_a_job_that_runs_is_not_over_though_the_service_says_so(
     via.clock.now += 1
     for fault in [Fault(on="cancel", status=409, times=None), *faults]:
         via.service.inject(fault)
-    with pytest.raises(RunGenAPIError, match=rf"\(409\).* \(job {job.id}, app {APP}\), but {why}") as caught:
+    with pytest.raises(
+        RunGenAPIError, match=rf"\(409\): .*, but {why} \(job {job.id}, app {APP}\)$"
+    ) as caught:
         via(endpoints.cancel_job(APP, job.id))
     assert not isinstance(caught.value, RunGenConflictError)
     assert caught.value.retryable

@@ -889,7 +889,7 @@ def test_a_job_that_cannot_be_canceled_fails_the_task_after_the_others_are(
     for ids, canceled in (([stubborn, slow], 1), ([stubborn], 1)):
         outcome = run_task(RunGenCancelJobOperator(task_id="cancel", job_id=ids), context)
         assert type(outcome.error) is RunGenAPIError
-        assert f"(job {stubborn}, app {APP}), but it is RUNNING" in str(outcome.error)
+        assert f"but it is RUNNING (job {stubborn}, app {APP})" in str(outcome.error)
         assert rungen_emulator.service.stats()["jobs_cancelled"] == canceled
     assert states(rungen_emulator) == ["RUNNING", "CANCELED"]
 

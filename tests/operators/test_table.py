@@ -581,12 +581,12 @@ def test_rows_of_an_attempt_that_submits_nothing_say_which_may_have_a_job(run: C
 # --- columns that there are not -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", [{"columns": ["titel"]}, {"key": "titel"}, {"key": ["sku", "titel"]}])
+@pytest.mark.parametrize("given", [{"columns": ["titles"]}, {"key": "titles"}, {"key": ["sku", "titles"]}])
 def test_a_column_that_no_row_has_is_named(run: Callable[..., Table], given: dict[str, Any]) -> None:
     table = run(products(3), **given)
     outcome = table.attempt()
     assert isinstance(outcome.error, AirflowFailException)
-    assert "table has no column 'titel', only sku, title, price; nothing was sent" in str(outcome.error)
+    assert "table has no column 'titles', only sku, title, price; nothing was sent" in str(outcome.error)
     assert table.created == 0
 
 
