@@ -132,9 +132,14 @@ def create(folder: Path, python: str) -> None:
 def find_python(version: str) -> str | None:
     """Return an interpreter of a version, such as ``3.11``: this one, one on the PATH, or one of pyenv."""
     name = f"python{version}"
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    # this one may be of a pyenv that is not at home
+    pyenvs = (
+        Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions",
+        Path(sys.base_prefix).parent,
+    )
     candidates = [sys.executable, *(found for found in (shutil.which(name),) if found)]
-    candidates += [str(path) for path in sorted(pyenv.glob(f"{version}.*/bin/{name}"), reverse=True)]
+    for pyenv in pyenvs:
+        candidates += [str(path) for path in sorted(pyenv.glob(f"{version}.*/bin/{name}"), reverse=True)]
     for candidate in candidates:
         # a shim of pyenv on the PATH may not work, and one of Debian may lack venv
         probe = "import ensurepip, venv, sys; print('%d.%d' % sys.version_info[:2])"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
 from typing import Any
@@ -192,6 +192,7 @@ def update_app(
     body: Mapping[str, Any],
     *,
     retry_budget: float = RETRY_BUDGET,
+    on_retry: Callable[[RunGenError, float], None] = lambda *_: None,
 ) -> Flow[App]:
     """
     Change an app.
@@ -199,11 +200,12 @@ def update_app(
     :param app_id: the app.
     :param body: the fields to change, as for `create_app`.
     :param retry_budget: seconds after which the request is not sent again.
+    :param on_retry: called with the last error, and the time (seconds since 1970), before it is sent again.
     """
     path, about = f"app/{path_segment(app_id)}", format_ids(app_id)
     request = Request("PUT", path, "change the app", encode(body, "app"), about=about)
     read = partial(App.from_json, app_id=app_id)
-    return (yield from call(request, read, retry_budget=retry_budget))
+    return (yield from call(request, read, retry_budget=retry_budget, on_retry=on_retry))
 
 
 def scale_app(
@@ -211,6 +213,7 @@ def scale_app(
     active_workers: int,
     *,
     retry_budget: float = RETRY_BUDGET,
+    on_retry: Callable[[RunGenError, float], None] = lambda *_: None,
 ) -> Flow[App]:
     """
     Set the number of an app's workers.
@@ -218,9 +221,10 @@ def scale_app(
     :param app_id: the app.
     :param active_workers: the number to set.
     :param retry_budget: seconds after which the request is not sent again.
+    :param on_retry: see `update_app`.
     """
     body = {"configuration": {"active_workers": active_workers}}
-    return (yield from update_app(app_id, body, retry_budget=retry_budget))
+    return (yield from update_app(app_id, body, retry_budget=retry_budget, on_retry=on_retry))
 
 
 def delete_app(app_id: str) -> Flow[None]:

@@ -35,6 +35,10 @@ CONFIRM_TIME = 60.0
 PAUSE = 5.0
 
 
+class LoweredError(RunGenAppError):
+    """Somebody else took away workers that an app had."""
+
+
 @dataclass
 class AppPoller:
     """
@@ -96,6 +100,7 @@ class AppTarget(AppPoller):
     status: str = "RUNNING"
     active_workers: int | None = None
     _seen: str = field(default="", repr=False)
+    _workers: int | None = field(default=None, repr=False)
     _had_workers: bool = field(default=False, repr=False)
     _lowered: int = field(default=0, repr=False)
 
@@ -103,20 +108,21 @@ class AppTarget(AppPoller):
         """
         Log what has changed, and return whether the app is as it must be.
 
-        :raises RunGenAppError: somebody took away the workers that are waited for.
+        :raises LoweredError: somebody took away the workers that are waited for.
         """
         if (seen := describe(app)) != self._seen:
             level = logging.INFO if app.status in KNOWN_STATUSES else logging.WARNING
             log.log(level, "%s %s", seen, format_ids(self.app_id))
             self._seen = seen
-        wanted, workers = self.active_workers, app.active_workers
+        wanted, self._workers = self.active_workers, app.active_workers
+        workers = self._workers
         if wanted is not None and workers is not None:
             if workers < wanted:
                 self._lowered += self._had_workers
                 if self._lowered >= CONFIRMATIONS:
                     count, ids = format_count(workers, "worker"), format_ids(self.app_id)
                     message = f"Somebody else set the app to {count} on its way to {wanted} {ids}"
-                    raise RunGenAppError(message, app_id=self.app_id)
+                    raise LoweredError(message, app_id=self.app_id)
                 return False
             self._had_workers, self._lowered = True, 0
         return app.has_status(self.status)
@@ -124,7 +130,10 @@ class AppTarget(AppPoller):
     def timeout_error(self) -> RunGenAppTimeoutError:
         """Return the error for an app that did not get there in time, with what was last seen."""
         seen = f"it is {self._seen}" if self._seen else "the service did not answer"
-        message = f"Not {self.status} in time: {seen} {format_ids(self.app_id)}"
+        missed, wanted = f"Not {self.status}", self.active_workers
+        if wanted is not None and self._workers is not None and 0 < self._workers < wanted:
+            missed = f"Only {self._workers} of {wanted} workers"
+        message = f"{missed} in time: {seen} {format_ids(self.app_id)}"
         return RunGenAppTimeoutError(message, app_id=self.app_id)
 
 
@@ -181,11 +190,12 @@ class ScaleRecord:
         return self.active_workers > 0 and (self.before is None or self.before < self.active_workers)
 
 
-def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) -> Flow[None]:
+def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) -> Flow[bool]:
     """
     Set an app back to what it was before it was raised, unless somebody else has set yet another number.
 
     :param retry_budget: seconds after which no further attempt is made.
+    :return: whether it was set back.
     :raises RunGenError: it is not certain that the app was lowered.
     """
     app_id, before = raised.app_id, raised.before
@@ -196,17 +206,19 @@ def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) 
     try:
         workers = (yield from get_app(app_id, attempts=1)).active_workers
     except RunGenNotFoundError:
-        return
+        return False
     except RunGenError:
         pass  # lowering it matters more
-    if workers not in (None, before, raised.active_workers):
+    # fewer than asked for may be all that the service had
+    if workers is not None and not before <= workers <= raised.active_workers:
         line = "Left at %s, which somebody else has set %s"
         log.warning(line, format_count(workers, "worker"), format_ids(app_id))
-        return
+        return False
     now = yield Sleep(0)
     pause, deadline = min(retry_budget / 4, PAUSE), now + min(2 * retry_budget, CONFIRM_TIME)
     yield from set_workers(app_id, before, poll_interval=pause, deadline=deadline, retry_budget=retry_budget)
     log.info("Scaled back to %s %s", format_count(before, "worker"), format_ids(app_id))
+    return True
 
 
 def not_lowered(raised: ScaleRecord, error: RunGenError) -> str:

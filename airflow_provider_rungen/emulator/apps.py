@@ -56,6 +56,7 @@ class App:
     tools: dict[str, Any] = field(default_factory=dict)
     owner_team_id: str | None = None
     init_seconds: float | None = None
+    max_workers: int | None = None
     updated: float = 0.0
     active_workers: int = 0
     ready: int = 0
@@ -127,6 +128,7 @@ class App:
 
     def scale(self, workers: int, now: float, init_seconds: float) -> None:
         self.advance(now)
+        workers = workers if self.max_workers is None else min(workers, self.max_workers)
         self._billed, self._billed_until = self.worker_seconds(now), now
         self.active_workers = workers
         self.ready = min(self.ready, workers)

@@ -97,6 +97,7 @@ class Operations(Options):
         workers: int = 0,
         owner_team_id: str | None = None,
         init_seconds: float | None = None,
+        max_workers: int | None = None,
         model_url: str | None = None,
         tools: dict[str, Any] | None = None,
     ) -> App:
@@ -106,6 +107,7 @@ class Operations(Options):
         :param kind: ``flux`` or ``text``.
         :param workers: the active workers.
         :param init_seconds: how long its later workers take to start; the service's option by default.
+        :param max_workers: how many workers it gets at most, whatever it is set to.
         """
         with self._lock:
             now = self.clock()
@@ -113,6 +115,7 @@ class Operations(Options):
                 app_id, name or app_id, kind, now, model_url or f"https://models.example/{app_id}.safetensors"
             )
             app.owner_team_id, app.init_seconds, app.tools = owner_team_id, init_seconds, tools or {}
+            app.max_workers = max_workers
             app.scale(workers, now, 0.0)
             self._apps[app_id] = app
             return app

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.scaling import LoweredError
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppError,
@@ -98,7 +99,8 @@ def raise_for_app_event(event: Mapping[str, Any]) -> None:
     if outcome == "timeout":
         raise RunGenAppTimeoutError(_message(event), app_id=app_id)
     hint, retryable = event.get("hint") or "", _is_retryable(event)
-    raise RunGenAppError(_message(event), app_id=app_id, hint=hint, retryable=retryable)
+    error_class = LoweredError if event.get("was_lowered") else RunGenAppError
+    raise error_class(_message(event), app_id=app_id, hint=hint, retryable=retryable)
 
 
 def _message(event: Mapping[str, Any]) -> str:

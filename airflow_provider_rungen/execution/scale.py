@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen._airflow import TaskDeferred
 from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.endpoints import scale_app
+from airflow_provider_rungen.client.retry import RETRY_BUDGET, was_not_accepted
 from airflow_provider_rungen.client.scaling import (
     CONFIRM_TIME,
     AppTarget,
+    LoweredError,
     ScaleRecord,
     not_lowered,
     restore_workers,
@@ -23,9 +26,15 @@ from airflow_provider_rungen.client.scaling import (
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.worker_history import see_app
 from airflow_provider_rungen.client.workers import workers_of
-from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
+from airflow_provider_rungen.exceptions import (
+    RunGenAppError,
+    RunGenAppTimeoutError,
+    RunGenError,
+    RunGenInputError,
+)
 from airflow_provider_rungen.execution import attempts
 from airflow_provider_rungen.execution.attempts import Attempt
+from airflow_provider_rungen.execution.blocks import other_teardowns
 from airflow_provider_rungen.execution.options import RunOptions
 from airflow_provider_rungen.execution.outcomes import raise_for_app_event
 from airflow_provider_rungen.execution.run import TaskRun, fail_without_retry
@@ -92,7 +101,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
             wanted = whole_number(options.active_workers, "active_workers")
             deadline = self.deadline(time.time() + options.timeout)
             with self._restoring():
-                is_up = self._set_workers(app_id, wanted)
+                is_up = self._set_workers(app_id, wanted, deadline)
                 if is_up and options.wait_until_running:
                     self._wait(AppTarget(app_id, active_workers=wanted), deadline)
                 return self._finish(app_id)
@@ -122,11 +131,13 @@ class ScaleRun(TaskRun[ScaleOptions]):
             self.ti.xcom_push(key=LEFT_KEY, value=app_id)
         return app_id
 
-    def _set_workers(self, app_id: str, wanted: int) -> bool:
+    def _set_workers(self, app_id: str, wanted: int, deadline: float) -> bool:
         """Set the number if need be, with a record before, and return whether the app goes up."""
         kept = self._state.load(app_id)
         app = self.hook.get_app(app_id=app_id)
         before, now = workers_of(app), time.time()
+        if before is not None and wanted < before and self._is_needed_elsewhere(app_id, before):
+            wanted = before
         history = self._state.history.seen(app, now, kept)
         record = self._resumed(kept, before, wanted) or ScaleRecord(app_id, wanted, before, now)
         self._state.note(history)
@@ -142,17 +153,44 @@ class ScaleRun(TaskRun[ScaleOptions]):
             "Scaling from %s to %s %s",
             *(format_count(before, "worker"), format_count(wanted, "worker"), format_ids(app_id)),
         )
-        now = time.time()
-        self._send(record, wanted)
-        self._state.note(history.confirmed(wanted, now))
+        changed_at = self._send(record, wanted, deadline)
+        self._state.note(history.confirmed(wanted, changed_at))
         self.checkpoint()  # a kill may have come while Airflow was asked
         return record.was_raised
 
-    def _send(self, record: ScaleRecord, wanted: int) -> None:
-        app_id = record.app_id
+    def _is_needed_elsewhere(self, app_id: str, workers: int) -> bool:
+        """Return whether another block of the DAG has the app up, whose workers must not be taken away."""
+        if not self.task.is_setup:
+            return False
+        downs = {
+            task.scale_up_task_id: task
+            for task in self.context["dag"].tasks
+            if hasattr(task, "scale_up_task_id")
+        }
+        own = downs.get(self.task.task_id)
+        others = other_teardowns(self.ti, downs.values(), app_id, "" if own is None else own.task_id)
+        if others:
+            line = "Left at %s until %s scales down %s"
+            log.info(line, format_count(workers, "worker"), " or ".join(others), format_ids(app_id))
+        return bool(others)
+
+    def _send(self, record: ScaleRecord, wanted: int, deadline: float) -> float:
+        """Set the number, and return the first time (seconds since 1970) at which that may have happened."""
+        app_id, since, is_refused = record.app_id, time.time(), True
+
+        def note_retry(error: RunGenError, now: float) -> None:
+            nonlocal since, is_refused
+            is_refused = is_refused and was_not_accepted(error)
+            since = now if is_refused else since
+
         try:
             if record.was_raised:
-                self.hook.scale_app(app_id=app_id, active_workers=wanted)
+                budget = min(RETRY_BUDGET, max(deadline - since, 0))
+                flow = scale_app(app_id, wanted, retry_budget=budget, on_retry=note_retry)
+                app = self.hook.perform(flow)
+                changed_at = 0.0 if app.updated_at is None else app.updated_at.timestamp()
+                # the clock of the service may differ
+                since = changed_at if since <= changed_at <= time.time() else since
             else:
                 interval = min(self.options.poll_interval, 5)
                 by = time.time() + CONFIRM_TIME
@@ -162,6 +200,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
             if not error.retryable and self._has_workers(app_id, record.before):
                 self._record = None
             raise
+        return since
 
     def _resumed(self, kept: ScaleRecord | None, before: int | None, wanted: int) -> ScaleRecord | None:
         """Return the record of an earlier attempt that scaled the app up."""
@@ -228,6 +267,12 @@ class ScaleRun(TaskRun[ScaleOptions]):
             self._restore()
             hint = f"Raise timeout (now {format_duration(self.options.timeout)}) if it needs longer"
             raise RunGenAppTimeoutError(error.message, app_id=error.app_id, hint=hint) from None
+        except LoweredError as error:
+            if self._record is not None:
+                log.warning("Left as somebody else has set it %s", format_ids(error.app_id))
+            raise RunGenAppError(
+                error.message, app_id=error.app_id, hint=error.hint, retryable=error.retryable
+            ) from None
         except BaseException:
             if not self.guard.is_killed:  # then cleanup() has decided
                 self._restore()
@@ -240,13 +285,13 @@ class ScaleRun(TaskRun[ScaleOptions]):
         app = self.hook.perform(see_app(record.app_id))
         history = self._state.history.seen(app, time.time(), record)
         try:
-            self.hook.perform(restore_workers(record))
+            is_restored = self.hook.perform(restore_workers(record))
         except RunGenError as error:
             log.error("%s", not_lowered(record, error))
             return
         finally:
             self._state.note(history)
-        if record.before is not None:
+        if is_restored and record.before is not None:
             self._state.note(history.confirmed(record.before, time.time()))
         self._record = None
         self._state.forget(with_history=False)

@@ -16,6 +16,7 @@ from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.worker_history import WorkerHistory, see_app
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution.bill import BILL_KEY, Bill, read_usage
+from airflow_provider_rungen.execution.blocks import other_teardowns, pull_from_setup, task_states
 from airflow_provider_rungen.execution.lineage import TaskOutcome
 from airflow_provider_rungen.execution.options import RunOptions
 from airflow_provider_rungen.execution.run import TaskRun
@@ -33,12 +34,6 @@ _NOT_STARTED = (
     TaskInstanceState.SKIPPED,
     TaskInstanceState.UPSTREAM_FAILED,
     TaskInstanceState.REMOVED,
-)
-_TO_COME = (
-    None,
-    TaskInstanceState.SCHEDULED,
-    TaskInstanceState.QUEUED,
-    TaskInstanceState.UP_FOR_RETRY,
 )
 
 
@@ -70,10 +65,10 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
         :raises RunGenAppError: it may still have workers, and be billed. A retry may always help.
         """
         scale_up = self.options.scale_up_task_id
-        pushed = _pull(self.ti, scale_up, KEY)
+        pushed = pull_from_setup(self.ti, scale_up, KEY)
         record = read_scale_record(pushed)
         if record is None:
-            left_app_id = _pull(self.ti, scale_up, LEFT_KEY)
+            left_app_id = pull_from_setup(self.ti, scale_up, LEFT_KEY)
             if left_app_id or not _has_started(self.context, scale_up):
                 log.info("Nothing to scale down: this run did not scale the app up")
                 if left_app_id:
@@ -96,7 +91,7 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
 
     def _is_left_up(self, app_id: str, record: ScaleRecord | None, teardowns: Iterable[Any]) -> bool:
         """Scale the app to zero, unless it has to stay up."""
-        others = _other_teardowns(self.ti, teardowns, app_id)
+        others = other_teardowns(self.ti, teardowns, app_id, self.ti.task_id)
         if others:
             line = "STILL BILLED: app %s stays up until %s scales it down"
             log.warning(line, app_id, " or ".join(others))
@@ -162,49 +157,14 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
         return False
 
 
-def _pull(ti: Any, scale_up_task_id: str, key: str, **of_run: str) -> Any:
-    """Return what the setup of a run has pushed."""
-    return ti.xcom_pull(task_ids=scale_up_task_id, key=key, map_indexes=ti.map_index, **of_run)
-
-
 def _has_started(context: Context, task_id: str) -> bool:
     """Return whether a task of this run was ever started, as far as Airflow knows."""
     ti = context["ti"]
     if hasattr(ti, "get_task_states"):  # Airflow 3
-        states = _task_states(ti, [task_id], run_ids=[ti.run_id])
+        states = task_states(ti, [task_id], run_ids=[ti.run_id])
         state = states.get(ti.run_id, {}).get(task_id)
     else:
         dag_run: Any = context["dag_run"]
         other = dag_run.get_task_instance(task_id, map_index=ti.map_index)
         state = None if other is None else other.state
     return state not in _NOT_STARTED
-
-
-def _other_teardowns(ti: Any, teardowns: Iterable[Any], app_id: str) -> list[str]:
-    """Return the teardowns of this DAG, in any of its runs, that are still to scale the same app down."""
-    if not hasattr(ti, "get_task_states"):
-        return []
-    downs = {teardown.task_id: teardown for teardown in teardowns}
-    is_alone = ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) < 2
-    runs: dict[str, Any] = {"run_ids": [ti.run_id]} if is_alone else {}
-    others = []
-    for run_id, states in _task_states(ti, list(downs), **runs).items():
-        for task_id, state in states.items():
-            # one that runs right now decides like this one does: both scale down
-            if state not in _TO_COME or (run_id, task_id) == (ti.run_id, ti.task_id):
-                continue
-            record = read_scale_record(_pull(ti, downs[task_id].scale_up_task_id, KEY, run_id=run_id))
-            if record and record.app_id == app_id and ti.get_dagrun_state(ti.dag_id, run_id) == "running":
-                others.append(f"{task_id} of run {run_id}")
-    return others
-
-
-def _task_states(ti: Any, task_ids: list[str], **of_runs: Any) -> dict[str, dict[str, str | None]]:
-    """Return the states of tasks (at this task's map index), by run."""
-    states = ti.get_task_states(dag_id=ti.dag_id, task_ids=task_ids, map_index=ti.map_index, **of_runs)
-    # None is a task in a loop of Airflow 3.4 that is not mapped
-    suffix = "" if ti.map_index is None or ti.map_index < 0 else f"_{ti.map_index}"
-    return {
-        run_id: {task_id: known[task_id + suffix] for task_id in task_ids if task_id + suffix in known}
-        for run_id, known in states.items()
-    }

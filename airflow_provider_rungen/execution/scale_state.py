@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 from airflow_provider_rungen.client.scaling import ScaleRecord
@@ -132,4 +133,5 @@ def _read_history(fields: Mapping[str, Any]) -> WorkerHistory:
         if not isinstance(change, Mapping):
             raise records.InvalidRecordError("a change is not an object")
         read.append((records.moment(change, "at"), records.count(change, "workers")))
-    return WorkerHistory(tuple(sorted(read)))
+    # two changes at one time stay in their order
+    return WorkerHistory(tuple(sorted(read, key=itemgetter(0))))

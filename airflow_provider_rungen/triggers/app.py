@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
-from airflow_provider_rungen.client.scaling import AppTarget, not_lowered, restore_workers
+from airflow_provider_rungen.client.scaling import AppTarget, LoweredError, not_lowered, restore_workers
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.scale_state import read_scale_record
@@ -75,7 +75,11 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     async def _wait(self, event: dict[str, Any]) -> None:
         goal = AppTarget(self.app_id or "", self.status, self.active_workers)
         watcher = shared_poller(self.rungen_conn_id, goal.app_id)
-        await watcher.wait_for_app(goal, poll_interval=self.poll_interval, deadline=self.deadline)
+        try:
+            await watcher.wait_for_app(goal, poll_interval=self.poll_interval, deadline=self.deadline)
+        except LoweredError:
+            event["was_lowered"] = True
+            raise
         event["outcome"] = "ready"
 
     @property

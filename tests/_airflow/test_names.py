@@ -93,7 +93,7 @@ def test_the_version_decides(name: str, version: tuple[int, int], place: Any) ->
     assert place_of(name, version) == place
 
 
-@pytest.mark.parametrize("name", ["NoSuchName", *(set(PLACES) - set(names_here()))])
+@pytest.mark.parametrize("name", ["NoSuchName", *sorted(set(PLACES) - set(names_here()))])
 def test_what_this_airflow_does_not_have_is_not_an_attribute(name: str) -> None:
     with pytest.raises(AttributeError, match=f"no attribute '{name}' on Airflow"):
         getattr(_airflow, name)

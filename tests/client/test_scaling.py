@@ -106,7 +106,6 @@ def test_every_way_to_say_that_an_app_runs(there: Any) -> None:
         app(None, 2),
         app(None, 2, workers={"initializing": 2}),
         {"data": {}},
-        app("RUNNING", 1),
         503,
     ],
 )
@@ -118,6 +117,13 @@ def test_an_app_that_does_not_get_there_is_an_error_that_says_where_it_is(not_th
         assert status in str(info.value)
     if isinstance(not_there, dict) and "unhealthy" in not_there.get("workers", {}):
         assert "2 workers: 2 ready, 2 unhealthy" in str(info.value)
+
+
+def test_an_app_that_gets_too_few_workers_is_an_error_that_says_how_many() -> None:
+    with pytest.raises(
+        RunGenAppTimeoutError, match=r"^Only 2 of 3 workers in time: it is RUNNING, 2 workers "
+    ):
+        wait(AppTarget(APP, active_workers=3), app("RUNNING", 2))
 
 
 def test_changes_are_logged_once_and_an_unknown_status_is_a_warning(
@@ -202,6 +208,7 @@ def puts(sent: list[Request]) -> list[Any]:
         (app("INITIALIZING", 3), [1]),
         (app("INITIALIZING", "3"), [1]),
         (app("RUNNING", 1), [1]),  # the raise may still be on its way
+        (app("RUNNING", 2), [1]),  # the service had no more
         (app("RUNNING"), [1]),
         (503, [1]),
         (app("STOPPED", 0), []),  # somebody else stopped it

@@ -159,6 +159,31 @@ def test_an_app_that_takes_too_long_is_lowered_again(
 
 
 @MODES
+def test_an_app_that_gets_too_few_workers_is_lowered_again(
+    emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    emulator.service.add_app(APP, max_workers=1)
+    outcome = run_task(scale_op(deferrable=deferrable, timeout=0.3), context)
+    assert type(outcome.error) is RunGenAppTimeoutError
+    assert "Only 1 of 2 workers in time" in str(outcome.error)
+    assert (numbers(emulator), workers(emulator)) == ([2, 0], 0)
+
+
+@MODES
+def test_an_app_that_somebody_else_has_lowered_is_left(
+    emulator: Emulator, context: Any, deferrable: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    emulator.service.add_app(APP, init_seconds=60)
+    lowered = {"id": APP, "status": "RUNNING", "configuration": {"active_workers": 1}}
+    emulator.service.inject(Fault(on="get_app", status=200, body=lowered, times=None, skip=4))
+    outcome = run_task(scale_op(deferrable=deferrable), context)
+    assert type(outcome.error) is RunGenAppError
+    assert "Somebody else set the app to 1 worker on its way to 2" in str(outcome.error)
+    assert f"Left as somebody else has set it (app {APP})" in caplog.text
+    assert numbers(emulator) == [2]
+
+
+@MODES
 def test_nothing_is_lowered_when_told_so(emulator: Emulator, context: Any, deferrable: bool) -> None:
     emulator.service.add_app(APP, init_seconds=60)
     options: dict[str, Any] = {"timeout": 0.2, "scale_down_on_failure": False}

@@ -1019,6 +1019,7 @@ def test_a_kill_cancels_every_job_that_was_submitted(rungen_emulator: Emulator, 
         assert task.created < count
 
 
+@pytest.mark.usefixtures("with_links")
 def test_a_kill_while_a_link_is_pushed_submits_nothing(rungen_emulator: Emulator) -> None:
     task = Task(rungen_emulator, inputs=prompts(40, seconds=60))
 

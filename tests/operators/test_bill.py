@@ -16,9 +16,11 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset
 from conftest import Clock, FakeStore, FakeTaskInstance, Outcome, OutletEvents, run_task, signal_when
 
 from airflow_provider_rungen import triggers
+from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenAppTimeoutError
 from airflow_provider_rungen.execution import task_instances
+from airflow_provider_rungen.execution.scale_state import read_history
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunJobOperator,
@@ -172,6 +174,37 @@ def test_a_bill(block: Block, clock: Clock, caplog: pytest.LogCaptureFixture) ->
     assert bill["up_at"] < bill["down_at"]
     assert f"Bill of app {APP}: 2 workers for 12 min (1,44" in caplog.text
     assert "61 % busy with 830 jobs, about 0.48 USD (declared price)" in caplog.text
+
+
+def test_workers_that_the_service_does_not_have_are_not_billed(
+    block: Block, emulator: Emulator, clock: Clock
+) -> None:
+    emulator.service.add_app(APP, max_workers=1)
+    assert block.up(timeout=0.2, scale_down_on_failure=False).error
+    clock.advance(720)
+    block.down()
+    block.assert_agrees(720)
+
+
+def test_two_changes_at_one_time_stay_in_their_order() -> None:
+    changes = [{"at": 0.0, "workers": workers} for workers in (0, 1, 0)]
+    assert read_history({"changes": changes}).worker_seconds(3600.0) == 0
+
+
+def test_the_wait_before_a_refused_scaling_is_sent_again_is_not_billed(
+    block: Block, emulator: Emulator, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Waiting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            clock.advance(30)
+
+    monkeypatch.setattr(retry.log, "handlers", [Waiting()])
+    monkeypatch.setattr(retry, "BACKOFF", 0.01)
+    emulator.service.inject(Fault(on="update_app", status=429))
+    assert block.up().error is None
+    clock.advance(720)
+    block.down()
+    block.assert_agrees(1440)
 
 
 def test_without_a_price_there_is_no_cost(block: Block, caplog: pytest.LogCaptureFixture) -> None:

@@ -94,6 +94,7 @@ def test_the_error_of_late_jobs_names_them(
     assert named_by(error) == (APP, all_jobs(rungen_emulator))
 
 
+@pytest.mark.usefixtures("with_links")
 @EVERY
 def test_a_time_limit_of_airflow_names_the_jobs(
     rungen_emulator: Emulator, tmp_path: Path, make: Callable[..., Any]
@@ -111,6 +112,7 @@ def test_a_time_limit_of_airflow_names_the_jobs(
     assert named_by(raised.value) == (APP, all_jobs(rungen_emulator))
 
 
+@pytest.mark.usefixtures("with_links")
 def test_a_kill_names_the_jobs(rungen_emulator: Emulator, tmp_path: Path) -> None:
     task, ti = batch(SLOW, tmp_path), TrackedTaskInstance()
     ti.on_push = lambda key, _: task.on_kill() if key == RunGenJobLink.key else None

@@ -414,7 +414,27 @@ def test_a_single_answer_without_counters_decides_nothing(
     assert workers(emulator) == (2 if times else 0)
 
 
-# other runs of the DAG
+# other blocks and runs of the DAG
+
+
+@pytest.mark.parametrize(("big_down", "want"), [(None, 3), ("up_for_retry", 3), ("success", 1)])
+def test_a_block_takes_no_workers_from_another_one(
+    emulator: Emulator, ti: TaskInstance3, caplog: pytest.LogCaptureFixture, big_down: str | None, want: int
+) -> None:
+    caplog.set_level(logging.INFO)
+    with dag() as both:
+        with scaled_app(APP, 3, name="big"):
+            job("first")
+        with scaled_app(APP, 1, name="small", poll_interval=0.02) as small:
+            job("second")
+    emulator.service.scale(APP, 3)
+    ti.task_id = "small_up"
+    ti.states["run"] = {"big_up": "success", "big_down": big_down, "small_down": None}
+    ti.scaled = {"run big_up": ScaleRecord(APP, 3, 0, time.time() - 60).to_json()}
+    assert run_task(small.up, {"ti": ti, "dag": both}).value == APP
+    assert workers(emulator) == want
+    line = f"Left at 3 workers until big_down of run run scales down (app {APP})"
+    assert (line in caplog.messages) == (want == 3)
 
 
 @pytest.mark.parametrize(
