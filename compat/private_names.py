@@ -98,6 +98,10 @@ PRIVATE_NAMES = [
     ),
     PrivateName("airflow.sdk.bases.operator:ExecutorSafeguard.sentinel_value", _KIT, since=(3, 0)),
     PrivateName("airflow.models.base:_sentinel", _KIT, "2.11.2", before=(3, 0)),
+    PrivateName("airflow.sdk.execution_time.context:VariableAccessor", _KIT, since=(3, 0)),
+    PrivateName("airflow.sdk.execution_time.context:ConnectionAccessor", _KIT, since=(3, 0)),
+    PrivateName("airflow.utils.context:VariableAccessor", _KIT, "2.11.2", before=(3, 0)),
+    PrivateName("airflow.utils.context:ConnectionAccessor", _KIT, "2.11.2", before=(3, 0)),
     PrivateName(
         "airflow.sdk:BaseOperator.get_closest_mapped_task_group", "`start_from_trigger`", since=(3, 3)
     ),

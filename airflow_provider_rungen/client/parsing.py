@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -11,6 +12,8 @@ import pendulum
 
 from airflow_provider_rungen.client.texts import clean_text, error_text
 from airflow_provider_rungen.exceptions import RunGenResponseError
+
+_WHOLE = re.compile(r"[0-9]{1,9}(\.0+)?")
 
 
 def unwrap(body: Any) -> Mapping[str, Any]:
@@ -64,14 +67,16 @@ def to_mapping(value: Any) -> Mapping[str, Any]:
 
 
 def to_counts(value: Any) -> Mapping[str, int]:
-    """Return the entries of an object that are counts."""
-    counts: dict[str, int] = {}
-    for name, count in to_mapping(value).items():
-        if isinstance(count, str) and count.isascii() and count.isdigit() and len(count) < 10:
-            counts[name] = int(count)
-        elif isinstance(count, int) and not isinstance(count, bool) and count >= 0:
-            counts[name] = count
-    return counts
+    """Return the entries of an object that are counts: ``2``, ``2.0``, or the text of either."""
+    counts = {name: _to_count(count) for name, count in to_mapping(value).items()}
+    return {name: count for name, count in counts.items() if count is not None}
+
+
+def _to_count(value: Any) -> int | None:
+    if isinstance(value, str):
+        return int(value.partition(".")[0]) if _WHOLE.fullmatch(value) else None
+    is_whole = value.is_integer() if isinstance(value, float) else type(value) is int
+    return int(value) if is_whole and value >= 0 else None
 
 
 def to_number(value: Any) -> float | None:

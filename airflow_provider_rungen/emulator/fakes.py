@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 RETURN_VALUE = "return_value"
+
+_OF_THE_LAST_RUN = (
+    "prev_data_interval_start_success",
+    "prev_data_interval_end_success",
+    "prev_start_date_success",
+    "prev_end_date_success",
+)
 
 
 class FakeTaskInstance:
@@ -57,6 +64,32 @@ class FakeTaskInstance:
         """Return that no earlier task is mapped, as Airflow 2 asks."""
 
 
+class FakeTaskInstance3(FakeTaskInstance):
+    """
+    A task instance that can be asked for others, as on Airflow 3.
+
+    :param states: the states of the tasks of its run, by task id.
+    """
+
+    def __init__(
+        self, operator: Any, upstream: Mapping[str, Mapping[str, Any]], states: Mapping[str, str | None]
+    ) -> None:
+        super().__init__(operator, upstream)
+        self._states = states
+
+    def get_task_states(
+        self, *_: Any, task_ids: Collection[str] | None = None, **__: Any
+    ) -> dict[str, dict[str, str | None]]:
+        is_asked = self._states if task_ids is None else task_ids
+        return {self.run_id: {name: state for name, state in self._states.items() if name in is_asked}}
+
+    def get_dr_count(self, *_: Any, **__: Any) -> int:
+        return 1
+
+    def get_dagrun_state(self, *_: Any, **__: Any) -> str:
+        return "running"
+
+
 class FakeStore:
     """Airflow 3.3's task state store, which stores JSON."""
 
@@ -81,32 +114,54 @@ class OutletEvents(dict[Any, Any]):
         return self.setdefault((type(outlet).__name__, name), SimpleNamespace(extra={}))
 
 
-def context(operator: Any, upstream: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what Airflow gives a task of a manual run at midnight (UTC)."""
+def context(
+    operator: Any, upstream: Mapping[str, Mapping[str, Any]], states: Mapping[str, str]
+) -> dict[str, Any]:
+    """
+    Return what Airflow gives a task of a manual run at midnight (UTC), the first run of its DAG.
+
+    :param operator: the task.
+    :param upstream: the XComs of earlier tasks, by task id and key.
+    :param states: their states. Other tasks of the DAG have none yet.
+    """
     from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS
 
-    ti = FakeTaskInstance(operator, upstream)
+    dag = operator.dag if operator.has_dag() else None
+    known = {**dict.fromkeys(dag.task_dict if dag else ()), **states, operator.task_id: "running"}
     when = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     dates = {"logical_date": when, "data_interval_start": when, "data_interval_end": when}
-    run = {"run_id": ti.run_id, "dag_id": ti.dag_id, "run_type": "manual", "conf": {}, "start_date": when}
-    dag = operator.dag if operator.has_dag() else None
-    params = {**(dag.params.dump() if dag else {}), **operator.params.dump()}
+    run = {"run_id": FakeTaskInstance.run_id, "dag_id": operator.dag_id, "run_type": "manual", "conf": {}}
+    dag_run = SimpleNamespace(**run, start_date=when, **dates)
+    if AIRFLOW_V_3_0_PLUS:
+        ti: FakeTaskInstance = FakeTaskInstance3(operator, upstream, known)
+        macros, accessors = "airflow.sdk.execution_time.macros", "airflow.sdk.execution_time.context"
+    else:
+        ti = FakeTaskInstance(operator, upstream)
+        macros, accessors = "airflow.macros", "airflow.utils.context"
+        dag_run.get_task_instance = lambda task_id, **_: SimpleNamespace(state=known.get(task_id))
+    lookups = import_module(accessors)
     return {
         "ti": ti,
         "task_instance": ti,
+        "task_instance_key_str": f"{ti.dag_id}__{ti.task_id}__{when:%Y%m%d}",
         "task": operator,
         "dag": dag,
-        "dag_run": SimpleNamespace(**run, **dates),
+        "dag_run": dag_run,
         "run_id": ti.run_id,
-        "params": params,
+        "params": {**(dag.params.dump() if dag else {}), **operator.params.dump()},
         **dates,
         "ds": f"{when:%Y-%m-%d}",
         "ds_nodash": f"{when:%Y%m%d}",
         "ts": when.isoformat(),
         "ts_nodash": f"{when:%Y%m%dT%H%M%S}",
-        "macros": import_module(
-            "airflow.sdk.execution_time.macros" if AIRFLOW_V_3_0_PLUS else "airflow.macros"
-        ),
+        "ts_nodash_with_tz": f"{when:%Y%m%dT%H%M%S%z}",
+        **dict.fromkeys(_OF_THE_LAST_RUN),
+        "macros": import_module(macros),
+        "var": {
+            "value": lookups.VariableAccessor(deserialize_json=False),
+            "json": lookups.VariableAccessor(deserialize_json=True),
+        },
+        "conn": lookups.ConnectionAccessor(),
         "inlets": operator.inlets,
         "outlets": operator.outlets,
         "outlet_events": OutletEvents(),

@@ -58,22 +58,23 @@ def run_operator(
     """
     Render the templates of an operator, execute it, and run its trigger after each deferral.
 
-    An error is returned, not raised. Connections come from the environment, and nothing is stored: the
-    operator can be run again. A trigger fires as soon as it can, since no process has to end first.
+    An error is returned, not raised. Connections and variables come from the environment. Nothing is stored:
+    the operator can be run again. A trigger fires as soon as it can, since no process has to end first.
 
     :param operator: the operator, or what a decorated function returned in a DAG. It needs no DAG.
     :param upstream: what earlier tasks returned, by task id, for ``.output`` and ``ti.xcom_pull``. A
-        `TaskResult` also has what they pushed.
+        `TaskResult` also has what they pushed, and whether they failed. Other tasks have not run yet.
     :param context: entries of Airflow's context, such as ``{"ds": "2026-01-31"}``, that replace those made
         here.
-    :param emulator: keeps jobs from ending before a deferrable operator has deferred. They go on then.
+    :param emulator: makes a deferrable operator defer at once, whatever its ``defer_after``. The emulator's
+        clock stands still until then, so that no job ends before.
     """
     if not _is_executable(operator):
         operator = getattr(operator, "operator", operator)
     if not _is_executable(operator):
         raise TypeError(f"a {type(operator).__name__} cannot be executed: run an operator that is not mapped")
     pulled = _xcoms(upstream or {})
-    ready = {**fakes.context(operator, pulled), **(context or {})}
+    ready = {**fakes.context(operator, pulled, _states(upstream or {})), **(context or {})}
     result, ti = TaskResult(), ready["ti"]
     with _restored(operator), _recorded() as lines:
         try:
@@ -98,8 +99,10 @@ def _perform(operator: Any, context: dict[str, Any], result: TaskResult, emulato
     from airflow_provider_rungen._airflow import TaskDeferred
 
     step: Callable[[], Any] = partial(operator.execute, context, **_as_task_runner(operator))
-    is_deferrable = emulator is not None and getattr(operator, "deferrable", False)
-    pause = emulator.service.paused() if emulator and is_deferrable else contextlib.nullcontext()
+    pause: Any = contextlib.nullcontext()
+    if emulator is not None and getattr(operator, "deferrable", False):
+        pause = emulator.service.paused()
+        operator.defer_after = 0.0  # no job ends before, and the pause is short
     while True:
         try:
             with pause:
@@ -161,9 +164,10 @@ def _as_task_runner(operator: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _restored(operator: Any) -> Iterator[None]:
-    """Restore the template fields, so that the operator of a DAG file can be run again."""
+    """Restore what a run changes, so that the operator of a DAG file can be run again."""
     attributes = vars(operator)
-    before = {name: attributes[name] for name in operator.template_fields if name in attributes}
+    names = (*operator.template_fields, "defer_after")
+    before = {name: attributes[name] for name in names if name in attributes}
     attributes["_lock_for_execution"] = True  # or Airflow would take a rendered field for one of the DAG
     try:
         yield
@@ -212,13 +216,30 @@ def _xcoms(upstream: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+def _states(upstream: Mapping[str, Any]) -> dict[str, str]:
+    """Return the states of earlier tasks, by task id."""
+    from airflow_provider_rungen._airflow import AirflowSkipException
+
+    states = dict.fromkeys(upstream, "success")
+    for task_id, result in upstream.items():
+        if isinstance(result, TaskResult) and result.error is not None:
+            states[task_id] = "skipped" if isinstance(result.error, AirflowSkipException) else "failed"
+    return states
+
+
 def _resolve_mapped(operator: Any, upstream: Mapping[str, Mapping[str, Any]]) -> None:
     """Replace the output of mapped tasks, which Airflow would look up in its database."""
+
+    def resolve(value: Any) -> Any:
+        if type(value) in (list, tuple):
+            return type(value)(resolve(each) for each in value)
+        task: Any = getattr(value, "operator", None)
+        is_known = not _is_executable(task) and getattr(task, "task_id", None) in upstream
+        return upstream[task.task_id].get(value.key) if is_known else value
+
     for name in operator.template_fields:
-        output: Any = getattr(operator, name, None)
-        task: Any = getattr(output, "operator", None)
-        if not _is_executable(task) and getattr(task, "task_id", None) in upstream:
-            setattr(operator, name, upstream[task.task_id].get(output.key))
+        if hasattr(operator, name):
+            setattr(operator, name, resolve(getattr(operator, name)))
 
 
 def _is_executable(task: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from airflow_provider_rungen.client.codec import path_segment
@@ -14,25 +14,35 @@ def parse_job_ids(value: Any) -> list[str | None]:
     """
     Return the ids in a value, with ``None`` for an input without a job.
 
+    Lists in a list are read as one, since the outputs of batches arrive like this.
+
     :raises RunGenInputError: there is no id, or something in it cannot be one.
     """
-    single = is_single(value := untemplated(value))
-    if single:
-        ids = [value]
-    elif isinstance(value, Iterator):
+    value = untemplated(value)
+    if isinstance(value, Iterator):
         raise RunGenInputError(
             "job_id must be an id or a list of ids, not an iterator, which can be read once"
         )
-    else:
-        try:
-            ids = [untemplated(each) for each in value]
-        except TypeError:
-            kind = type(value).__name__
-            raise RunGenInputError(f"job_id must be an id or a list of ids, not a {kind}") from None
-    for each in ids:
-        if each is not None or single:
-            path_segment(each, "job_id")
+    if is_single(value):
+        path_segment(value, "job_id")
+        return [value]
+    try:
+        ids = [job_id for each in value for job_id in _flatten(untemplated(each))]
+    except TypeError:
+        kind = type(value).__name__
+        raise RunGenInputError(f"job_id must be an id or a list of ids, not a {kind}") from None
+    for job_id in ids:
+        if job_id is not None:
+            path_segment(job_id, "job_id")
     return ids
+
+
+def _flatten(value: Any) -> Iterator[Any]:
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for each in value:
+            yield from _flatten(untemplated(each))
+    else:
+        yield value
 
 
 def parse_known_job_ids(value: Any) -> list[str]:

@@ -63,6 +63,14 @@ def test_an_app_is_idle_when_it_was_so_for_long_enough() -> None:
     ]
 
 
+@pytest.mark.parametrize("write", [float, str, lambda count: f"{count}.0"], ids=["2.0", "'2'", "'2.0'"])
+def test_counts_may_be_written_as_floats_and_text(write: Callable[[int], Any]) -> None:
+    jobs = {name: write(count) for name, count in JOBS.items()}
+    workers = {name: write(count) for name, count in WORKERS.items()}
+    idle = app(active_workers=write(1), jobs=jobs, workers=workers)
+    assert note((0, idle), (10, idle)) == [False, True]
+
+
 def test_a_single_answer_is_never_enough() -> None:
     assert note((10_000, app())) == [False]
 

@@ -256,8 +256,12 @@ def test_an_app_is_read_whole() -> None:
         assert app.created_at == pendulum.datetime(2025, 1, 11, 16, 45, 34)
 
 
-def test_a_worker_count_may_be_text() -> None:
-    assert App.from_json({"id": "a", "configuration": {"active_workers": "2"}}).active_workers == 2
+@pytest.mark.parametrize("count", ["2", 2.0, "2.0", "2.00"])
+def test_a_count_may_be_text_or_a_whole_float(count: Any) -> None:
+    counts = {"in_queue": count}
+    app = App.from_json({"id": "a", "configuration": {"active_workers": count}, "jobs": counts})
+    assert (app.active_workers, app.pending_jobs) == (2, 2)
+    assert type(app.active_workers) is int
 
 
 def test_a_worker_count_may_stand_outside_of_the_configuration() -> None:
@@ -266,7 +270,25 @@ def test_a_worker_count_may_stand_outside_of_the_configuration() -> None:
     assert App.from_json(body).active_workers == 1
 
 
-@pytest.mark.parametrize("count", [None, "two", True, 1.5, -1, []])
+STRANGE_COUNTS: list[Any] = [
+    None,
+    "two",
+    True,
+    1.5,
+    "1.5",
+    -1,
+    -1.0,
+    "-1",
+    [],
+    math.nan,
+    math.inf,
+    "nan",
+    "1e3",
+    "9" * 5000,
+]
+
+
+@pytest.mark.parametrize("count", STRANGE_COUNTS, ids=lambda count: repr(count)[:9])
 def test_strange_worker_counts_are_none(count: Any) -> None:
     assert App.from_json({"id": "a", "configuration": {"active_workers": count}}).active_workers is None
 

@@ -13,13 +13,14 @@ import pytest
 from airflow.providers.common.compat.sdk import (
     DAG,
     AirflowFailException,
+    AirflowSkipException,
     Asset,
     BaseOperator,
 )
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from conftest import SOON
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS, AIRFLOW_VERSION
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.emulator.testing import TaskResult, run_operator
@@ -29,6 +30,7 @@ from airflow_provider_rungen.operators import (
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
     RunGenScaleAppOperator,
+    scaled_app,
 )
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
@@ -73,6 +75,22 @@ def test_a_deferrable_operator_defers_and_comes_back(
     assert result.timeouts == [pytest.approx(timedelta(days=1, minutes=10), abs=timedelta(seconds=10))]
 
 
+def test_a_deferrable_operator_defers_at_once_with_an_emulator(rungen_emulator: Emulator) -> None:
+    op = job(deferrable=True, defer_after=60, **WAITING)
+    began, billed = time.monotonic(), worker_seconds(rungen_emulator)
+    result = run_operator(op, emulator=rungen_emulator)
+    took = time.monotonic() - began
+    assert [event["outcome"] for event in result.events] == ["over"]
+    assert took < SOON
+    assert 2 * took - (worker_seconds(rungen_emulator) - billed) < SOON, "the clock soon went on"
+    assert op.defer_after == 60
+
+
+def worker_seconds(emulator: Emulator) -> float:
+    bill: float = emulator.service.stats()["worker_seconds"]["flux-schnell"]
+    return bill
+
+
 def test_templates_are_rendered_and_the_operator_can_be_run_again(rungen_emulator: Emulator) -> None:
     with DAG("d", schedule=None, params={"color": "red"}):
         op = job("{{ params.color }} {{ ds }} {{ macros.ds_add(ds, 1) }} {{ dag.dag_id }} {{ task.task_id }}")
@@ -87,6 +105,25 @@ def test_templates_are_rendered_and_the_operator_can_be_run_again(rungen_emulato
         "prompt": "{{ params.color }} {{ ds }} {{ macros.ds_add(ds, 1) }} {{ dag.dag_id }} {{ task.task_id }}"
     }
     assert op.upstream_task_ids == set()
+
+
+def test_templates_know_connections_variables_and_the_task_instance(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_VAR_COLOR", "red")
+    monkeypatch.setenv("AIRFLOW_VAR_SIZE", '{"width": 512}')
+    with DAG("d", schedule=None):
+        op = job(
+            "{{ var.value.color }} {{ var.json.size.width }} {{ conn.rungen_default.conn_type }} "
+            "{{ task_instance_key_str == 'd__paint__' + ds_nodash }} {{ prev_start_date_success }}"
+        )
+    assert run_operator(op).rendered["input"] == {"prompt": "red 512 rungen True None"}
+
+
+@pytest.mark.skipif(AIRFLOW_VERSION == (3, 0), reason="it then asks the supervisor, which does not run")
+def test_a_variable_and_a_connection_may_have_a_default(rungen_emulator: Emulator) -> None:
+    op = job("{{ var.value.get('absent', 'blue') }} {{ conn.get('absent', 'none') }}")
+    assert run_operator(op).rendered["input"] == {"prompt": "blue none"}
 
 
 def test_native_templates_make_numbers(rungen_emulator: Emulator) -> None:
@@ -113,6 +150,11 @@ def test_what_earlier_tasks_returned_is_pulled(rungen_emulator: Emulator) -> Non
     assert run_operator(sensor, upstream={"paint": first}).error is None
     several = run_operator(collect_mapped, upstream={"mapped": [first.value, first.value]}).value
     assert len(several) == 2
+    collect_both = RunGenCollectResultsOperator(
+        task_id="collect_both", job_id=[mapped.output, paint.output], poll_interval=0.05
+    )
+    both = run_operator(collect_both, upstream={"paint": first, "mapped": [first.value] * 2})
+    assert len(both.value) == 3
     assert collect.upstream_task_ids == {"paint"}
     assert isinstance(run_operator(collect).error, AirflowFailException), "no id"
 
@@ -146,6 +188,41 @@ def test_it_scales_an_app(rungen_emulator: Emulator) -> None:
     )
     result = run_operator(op, emulator=rungen_emulator)
     assert (result.value, result.error, len(result.events)) == ("gpu", None, 1)
+
+
+@pytest.mark.parametrize(
+    ("upstream", "has_run"),
+    [
+        ({"app_up": TaskResult(error=ValueError())}, True),
+        ({"app_up": "flux-schnell"}, True),
+        ({"app_up": TaskResult(error=AirflowSkipException())}, False),
+        ({}, False),
+    ],
+    ids=["failed", "success", "skipped", "not run"],
+)
+def test_the_teardown_of_a_block_knows_whether_its_setup_has_run(
+    rungen_emulator: Emulator, upstream: dict[str, Any], has_run: bool
+) -> None:
+    with DAG("d", schedule=None), scaled_app(poll_interval=0.05) as gpu:
+        job()
+    result = run_operator(gpu.down, upstream=upstream)
+    assert result.error is None
+    assert rungen_emulator.service.stats()["active_workers"]["flux-schnell"] == (0 if has_run else 2)
+    assert ("Nothing to scale down" in result.log) != has_run
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="a task cannot ask for others")
+def test_a_teardown_leaves_the_app_to_a_block_that_is_still_to_end(rungen_emulator: Emulator) -> None:
+    with DAG("d", schedule=None):
+        with scaled_app(name="first", poll_interval=0.05) as first:
+            job()
+        with scaled_app(name="second", poll_interval=0.05) as second:
+            RunGenRunJobOperator(task_id="draw", input={"prompt": "x"})
+    results: dict[str, Any] = {}
+    for op, workers in ((first.up, 1), (second.up, 1), (first.down, 1), (second.down, 0)):
+        results[op.task_id] = run_operator(op, upstream=results)
+        assert rungen_emulator.service.stats()["active_workers"]["flux-schnell"] == workers
+    assert "stays up until second_down of run run scales it down" in results["first_down"].log
 
 
 def test_a_mapped_task_is_refused() -> None:

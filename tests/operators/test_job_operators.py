@@ -703,7 +703,7 @@ def test_collecting_ends_in_time_and_leaves_the_jobs(
 
 
 @pytest.mark.parametrize(
-    "bad", [None, "", "a/b", 7, [None, None], [["a"]], {"a": 1}, 1.5, ["a", ""]], ids=repr
+    "bad", [None, "", "a/b", 7, [None, None], [["a/b"]], {"a": 1}, 1.5, ["a", ""]], ids=repr
 )
 @pytest.mark.parametrize(
     "make", [collect_op, lambda job_id: RunGenCancelJobOperator(task_id="c", job_id=job_id)]

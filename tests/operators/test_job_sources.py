@@ -11,6 +11,8 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
 from conftest import FakeTaskInstance, run_task
 
 from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.emulator.service import Record
+from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCancelJobOperator,
@@ -81,10 +83,14 @@ def consumer(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return CONSUMERS[request.param]
 
 
+def about_jobs(emulator: Emulator) -> list[Record]:
+    """Return the requests about a job."""
+    return [record for record in emulator.service.records() if "/job/" in record.path]
+
+
 def requests(emulator: Emulator) -> set[str]:
     """Return the apps that the service was asked about jobs of."""
-    paths = (record.path for record in emulator.service.records() if "/job/" in record.path)
-    return {path.split("/")[2] for path in paths}
+    return {record.path.split("/")[2] for record in about_jobs(emulator)}
 
 
 def test_a_job_is_asked_of_the_app_that_ran_it(
@@ -107,6 +113,38 @@ def test_the_jobs_of_a_batch_are_asked_of_the_app_that_ran_them(
     after = consumer(task_id="after", job_id=many.output)
     run.perform(after, job_id=run.perform(many))
     assert requests(rungen_emulator) == {TEXT_APP}
+
+
+def test_the_outputs_of_several_tasks_are_one_list_of_jobs(
+    rungen_emulator: Emulator, dag: DAG, consumer: Callable[..., Any]
+) -> None:
+    many = RunGenRunBatchOperator(
+        task_id="many", inputs=[INPUT] * 3, app_id=TEXT_APP, wait_for_completion=False
+    )
+    one = RunGenRunJobOperator(task_id="one", input=INPUT, app_id=TEXT_APP)
+    upstream = {task.task_id: run_operator(task) for task in (many, one)}
+    ids = [*upstream["many"].value, upstream["one"].value]
+    outcome = run_operator(consumer(task_id="after", job_id=[many.output, one.output]), upstream=upstream)
+    assert outcome.error is None
+    assert {request.path.split("/")[4] for request in about_jobs(rungen_emulator)} == set(ids)
+    assert requests(rungen_emulator) == {TEXT_APP}
+
+
+def test_the_results_of_several_batches_are_in_the_order_of_their_jobs(
+    rungen_emulator: Emulator, dag: DAG
+) -> None:
+    batches = [
+        RunGenRunBatchOperator(
+            task_id=name,
+            inputs=[{"prompt": f"{name}{number}"} for number in range(2)],
+            app_id=TEXT_APP,
+            poll_interval=0.02,
+        )
+        for name in ("a", "b")
+    ]
+    collect = RunGenCollectResultsOperator(task_id="collect", job_id=[each.output for each in batches])
+    outcome = run_operator(collect, upstream={each.task_id: run_operator(each) for each in batches})
+    assert outcome.value == [f"You said: {prompt}" for prompt in ("a0", "a1", "b0", "b1")]
 
 
 def test_a_job_is_asked_of_the_connection_that_ran_it(
