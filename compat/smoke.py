@@ -16,7 +16,7 @@ import airflow  # noqa: E402 - it reads its settings when imported
 
 import airflow_provider_rungen as package  # noqa: E402
 from airflow_provider_rungen import emulator, operators  # noqa: E402
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS  # noqa: E402
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS  # noqa: E402
 
 # a program, what needs pytest, and what needs a newer Airflow
 _NOT_HERE = {"__main__", "pytest_plugin"} | (set() if AIRFLOW_V_3_3_PLUS else {"retries"})
@@ -26,7 +26,9 @@ def main() -> None:
     if not str(package.__file__).startswith(sys.prefix):
         raise SystemExit("the imported package is not the installed one")
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        if module.name.rpartition(".")[2] not in _NOT_HERE:
+        _, _, name = module.name.rpartition(".")
+        has_pages = AIRFLOW_V_3_0_PLUS or not module.name.startswith(f"{package.__name__}.plugins.")
+        if name not in _NOT_HERE and has_pages:
             importlib.import_module(module.name)
     for lazy in (operators, emulator):
         for name in lazy.__all__:

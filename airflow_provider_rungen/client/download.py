@@ -28,6 +28,12 @@ from airflow_provider_rungen.client.address_policy import is_local_name, literal
 from airflow_provider_rungen.client.bodies import Decoder, UnknownEncodingError
 from airflow_provider_rungen.client.budget import Budget
 from airflow_provider_rungen.client.codec import retry_after
+from airflow_provider_rungen.client.data_urls import (
+    content_type_of,
+    decoded_chunks,
+    decoded_size,
+    is_data_url,
+)
 from airflow_provider_rungen.client.download_urls import host_of, parse_url, redirect_target, rejection
 from airflow_provider_rungen.client.failures import describe_cause
 from airflow_provider_rungen.client.flow import Response
@@ -49,6 +55,8 @@ MIN_BYTES_PER_SECOND = 1024
 LOOKUP_TIMEOUT = 3.0
 _CHUNK_BYTES = 256 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
+# How a storage says that a URL has expired: by its code, or by its message.
+_EXPIRED = re.compile(rb"<Code>Expired\w*</Code>|<Message>[^<]*\bexpired\b")
 # The encoding of an upload, which some stores still name after they have removed it.
 _REMOVED_ENCODINGS = ("aws-chunked",)
 _HEADERS = {
@@ -56,6 +64,10 @@ _HEADERS = {
     "Accept-Encoding": "identity",
     "User-Agent": f"airflow-provider-rungen/{__version__}",
 }
+
+
+class ExpiredUrlError(RunGenAPIError):
+    """The host of an output says that its URL has expired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +110,17 @@ class Downloader:
 
     async def fetch(self, url: str, file: BinaryIO, budget: Budget) -> Download:
         """
-        Download a file into another one, whose contents it replaces.
+        Download a file into another one, whose contents it replaces. A data URL is decoded.
 
         :param budget: where its bytes are taken from.
         :raises RunGenConnectionError: the file did not arrive, or not all of it.
         :raises RunGenAPIError: its host refuses it.
         :raises RunGenOutputError: it must not be downloaded from there, is too large, or cannot be written.
         """
+        if is_data_url(url):
+            with budget.lease(self._max_bytes) as grow_to:
+                grow_to(decoded_size(url))
+                return await _decode(url, file)
         target = parse_url(url)
         for _ in range(MAX_REDIRECTS + 1):
             try:
@@ -233,6 +249,19 @@ async def _decoded_chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes
     yield decoder.finish()
 
 
+async def _decode(url: str, file: BinaryIO) -> Download:
+    digest = hashlib.sha256()
+    with _disk_errors():
+        file.seek(0)
+        file.truncate()
+    for chunk in decoded_chunks(url):
+        digest.update(chunk)
+        with _disk_errors():
+            file.write(chunk)
+        await asyncio.sleep(0)
+    return Download(decoded_size(url), digest.hexdigest(), content_type_of(url))
+
+
 async def _resolve(host: str) -> list[str]:
     infos = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return [str(info[4][0]) for info in infos]
@@ -240,16 +269,16 @@ async def _resolve(host: str) -> list[str]:
 
 async def _error_of(target: URL, answer: aiohttp.ClientResponse) -> RunGenAPIError | RunGenResponseError:
     """Return the error of an answer without a file. It shows only the code, since the text may be signed."""
-    found = re.search(rb"<Code>(\w{1,60})</Code>", await answer.content.read(4096))
+    body = await answer.content.read(4096)
+    found = re.search(rb"<Code>(\w{1,60})</Code>", body)
     code = found[1].decode() if found else ""
     message = f"{host_of(target)} answered {answer.status} {code}".rstrip()
     if answer.status < 300:
         return RunGenResponseError(message, hint="")
     headers = {name.lower(): value for name, value in answer.headers.items()}
-    # S3 answers 400 for a URL that was signed with expired credentials
-    status = 403 if code == "ExpiredToken" else answer.status
     wait = retry_after(Response(answer.status, headers, b""), time.time())
-    return RunGenAPIError(message, status_code=status, retry_after=wait)
+    kind = ExpiredUrlError if 400 <= answer.status < 500 and _EXPIRED.search(body) else RunGenAPIError
+    return kind(message, status_code=answer.status, retry_after=wait)
 
 
 @contextlib.contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import count
 from typing import Any
 
 from airflow_provider_rungen.client.codec import encode, encode_input, path_segment
 from airflow_provider_rungen.client.flow import Flow, Request, Sleep
 from airflow_provider_rungen.client.models import App, Job, JobStatus
-from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET, call, was_not_accepted
+from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET, call, retry_delay, was_not_accepted
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -21,6 +22,9 @@ from airflow_provider_rungen.exceptions import (
     RunGenResponseError,
     RunGenSubmissionUnknownError,
 )
+
+#: Begins the message of a `RunGenSubmissionUnknownError` about one job.
+FATE_UNKNOWN = "Fate unknown: RunGen may have created the job"
 
 
 def run_job(app_id: str, input: Mapping[str, Any], *, attempts: int = ATTEMPTS) -> Flow[Job]:
@@ -53,7 +57,7 @@ def run_job(app_id: str, input: Mapping[str, Any], *, attempts: int = ATTEMPTS) 
             raise
         reason = error.message
     raise RunGenSubmissionUnknownError(
-        f"Fate unknown: RunGen may have created the job. {reason}",
+        f"{FATE_UNKNOWN}. {reason}",
         hint="Check the app's jobs before you submit it again: it could run and be billed twice",
     )
 
@@ -109,22 +113,43 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
     :param job_id: the job.
     :param retry_budget: seconds after which the request is not sent again.
     :raises RunGenConflictError: the job is over, and was not canceled.
+    :raises RunGenAPIError: the service refuses with a 409, but the job may still run.
     """
     path = f"app/{path_segment(app_id)}/job/{path_segment(job_id, 'job_id')}"
     about = format_ids(app_id, job_id)
     request = Request("PUT", path, "cancel the job", about=about, as_user=True, is_lean=True)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id, status=JobStatus.CANCELED)
-    try:
-        return (yield from call(request, read, retry_budget=retry_budget))
-    except RunGenConflictError:
-        # an earlier attempt whose answer was lost may have canceled it
+    now = yield Sleep(0)
+    give_up_at = now + retry_budget
+    for failures in count():
         try:
-            job = yield from get_job(app_id, job_id, attempts=1, is_lean=True)
-        except RunGenError:
-            job = None
-        if job and job.status is JobStatus.CANCELED:
+            return (yield from call(request, read, retry_budget=give_up_at - now))
+        except RunGenConflictError as error:
+            conflict = error
+        job = yield from _find_job(app_id, job_id, conflict)
+        # an earlier attempt whose answer was lost may have canceled it
+        if job is not None and job.status is JobStatus.CANCELED:
             return job
-        raise
+        if job is not None and job.is_terminal:
+            raise conflict
+        delay = retry_delay(failures, conflict)
+        now = yield Sleep(0)
+        if failures + 1 == ATTEMPTS or now + delay > give_up_at:
+            break
+        now = yield Sleep(delay)
+    status = "its status is unknown" if job is None else f"it is {job.status}"
+    message = f"{conflict.message.removesuffix(about).rstrip()}, but {status} {about}"
+    raise RunGenAPIError(message, status_code=409, retryable=True)
+
+
+def _find_job(app_id: str, job_id: str, conflict: RunGenConflictError) -> Flow[Job | None]:
+    """Return a job that the service does not cancel; ``None`` if it cannot be read now."""
+    try:
+        return (yield from get_job(app_id, job_id, attempts=1, is_lean=True))
+    except RunGenNotFoundError:
+        raise conflict from None
+    except RunGenError:
+        return None
 
 
 def list_apps(*, attempts: int = ATTEMPTS) -> Flow[list[App]]:

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from airflow_provider_rungen.client.data_urls import content_type_of, file_name_of, is_data_url
 from airflow_provider_rungen.client.redaction import without_secrets
 from airflow_provider_rungen.client.texts import clean_text
 
@@ -51,7 +52,7 @@ class Output:
 
 def find_outputs(result: Any, limit: int | None = None) -> list[Output]:
     """
-    Find every text in a result that is a URL as a whole. A URL in several places is one output.
+    Find every text in a result that is a URL as a whole, or a data URL. One in several places is one output.
 
     :param limit: how many outputs to find at most; ``None`` for all.
     """
@@ -94,12 +95,15 @@ def _step(key: Any) -> str:
 
 def _is_url_or_container(value: Any) -> bool:
     if isinstance(value, str):
-        return len(value) <= MAX_URL_CHARS and _URL.fullmatch(value) is not None
+        is_short = len(value) <= MAX_URL_CHARS
+        return (is_short and _URL.fullmatch(value) is not None) or is_data_url(value)
     return isinstance(value, Mapping | list)
 
 
 def safe_name(url: str) -> str:
     """Return the file name in a URL, changed so that every file system accepts it as a name."""
+    if (content_type := content_type_of(url)) is not None:
+        return file_name_of(content_type)
     try:
         path = unquote(urlsplit(url[:MAX_URL_CHARS]).path)
     except ValueError:

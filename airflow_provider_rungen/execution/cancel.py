@@ -6,9 +6,10 @@ import logging
 from typing import Any
 
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.exceptions import RunGenConflictError
+from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenConflictError, RunGenError
 from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
 from airflow_provider_rungen.execution.options import RunOptions
+from airflow_provider_rungen.execution.outcomes import combined_error
 from airflow_provider_rungen.execution.run import TaskRun, fail_without_retry
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,10 @@ class CancelRun(TaskRun[RunOptions]):
 
         :return: the ids of those that were canceled.
         :raises RunGenConflictError: a job is over, and it may not be.
+        :raises RunGenAPIError: a job could not be canceled.
         """
-        canceled = []
+        canceled: list[str] = []
+        running: list[RunGenError] = []
         with fail_without_retry(), self.opened() as hook:
             app_id, job_ids = self.app_id, parse_known_job_ids(job_id)
             self.link_to(app_id, job_ids)
@@ -38,7 +41,13 @@ class CancelRun(TaskRun[RunOptions]):
                     if fail_if_over:
                         raise
                     log.info("Already over %s", format_ids(app_id, each))
+                except RunGenAPIError as error:
+                    if error.status_code != 409:
+                        raise
+                    running.append(error)  # the others may be canceled
                 else:
                     log.info("Canceled %s", format_ids(app_id, each))
                     canceled.append(each)
+            if running:
+                raise combined_error(running, len(running), "could not be canceled and may still run")
         return canceled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import gzip
 import hashlib
@@ -20,7 +21,7 @@ from conftest import KEY
 
 from airflow_provider_rungen.client import download
 from airflow_provider_rungen.client.budget import Budget
-from airflow_provider_rungen.client.download import Download, Downloader
+from airflow_provider_rungen.client.download import Download, Downloader, ExpiredUrlError
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -28,7 +29,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenOutputError,
 )
-from airflow_provider_rungen.execution.archive.job_archiver import EXPIRED_STATUSES
 
 BODY = b"picture " * 5000
 HERE = "http://127.0.0.1:1"
@@ -305,12 +305,38 @@ def test_a_refusal_shows_its_status_and_code_and_nothing_signed(
     assert str(outcome) == f"127.0.0.1 answered {status} SignatureDoesNotMatch"
 
 
-def test_credentials_that_have_ended_are_a_url_that_has(host: Host) -> None:
-    host.answer = lambda path: response("400 Bad Request", body=b"<Error><Code>ExpiredToken</Code></Error>")
+@pytest.mark.parametrize(
+    ("status", "body", "is_expired"),
+    [
+        ("400 Bad Request", "<Error><Code>ExpiredToken</Code></Error>", True),
+        ("403 No", "<Error><Code>ExpiredRequest</Code><Message>It is late.</Message></Error>", True),
+        ("403 No", "<Error><Code>AccessDenied</Code>\n<Message>Request has expired</Message></Error>", True),
+        ("403 No", "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>", False),
+        ("404 No", "<Error><Code>NoSuchKey</Code><Message>No</Message><Key>expired</Key></Error>", False),
+        ("403 No", "<p>Your session with the proxy has expired</p>", False),
+        ("503 No", "<Error><Code>SlowDown</Code><Message>It has expired</Message></Error>", False),
+    ],
+)
+def test_a_url_has_expired_if_the_storage_says_so(
+    host: Host, status: str, body: str, is_expired: bool
+) -> None:
+    host.answer = lambda path: response(status, body=body.encode())
     outcome, _ = fetch(host.url)
     assert isinstance(outcome, RunGenAPIError)
-    assert outcome.status_code in EXPIRED_STATUSES
-    assert str(outcome) == "127.0.0.1 answered 400 ExpiredToken"
+    assert isinstance(outcome, ExpiredUrlError) == is_expired
+    code = body.partition("<Code>")[2].partition("<")[0]
+    assert str(outcome) == f"127.0.0.1 answered {status[:3]} {code}".rstrip()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 196_608, 1_000_000])
+def test_a_data_url_is_decoded(size: int) -> None:
+    content = (BODY * (size // len(BODY) + 1))[:size]
+    text = "data:image/png;base64," + base64.b64encode(content).decode()
+    outcome, file = fetch(text, max_bytes=size)
+    assert outcome == Download(size, hashlib.sha256(content).hexdigest(), "image/png")
+    assert file == content
+    outcome, _ = fetch(text, max_bytes=size - 1)
+    assert "max_output_bytes" in str(outcome)
 
 
 def test_a_success_without_the_file_is_none(host: Host) -> None:

@@ -469,6 +469,49 @@ def test_a_job_that_is_over_cannot_be_canceled(via: Via) -> None:
         via(endpoints.cancel_job(APP, job.id))
 
 
+def test_a_job_that_the_service_will_not_cancel_now_is_canceled_later(via: Via) -> None:
+    job = via(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": 900}}))
+    via.service.inject(Fault(on="cancel", status=409, times=2))
+    assert via(endpoints.cancel_job(APP, job.id)).status is JobStatus.CANCELED
+    assert via.service.count("cancel") == 3
+
+
+@pytest.mark.parametrize(
+    ("faults", "why"),
+    [([], "it is RUNNING"), ([Fault(on="get", status=503, times=None)], "its status is unknown")],
+)
+def test_a_job_that_runs_is_not_over_though_the_service_says_so(
+    via: Via, faults: list[Fault], why: str
+) -> None:
+    job = via(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": 900}}))
+    via.clock.now += 1
+    for fault in [Fault(on="cancel", status=409, times=None), *faults]:
+        via.service.inject(fault)
+    with pytest.raises(
+        RunGenAPIError, match=rf"\(409\): .*, but {why} \(job {job.id}, app {APP}\)$"
+    ) as caught:
+        via(endpoints.cancel_job(APP, job.id))
+    assert not isinstance(caught.value, RunGenConflictError)
+    assert caught.value.retryable
+    assert via.service.count("cancel") == retry.ATTEMPTS
+
+
+def test_a_refused_cancel_is_repeated_within_its_budget(via: Via) -> None:
+    job = via(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": 900}}))
+    via.service.inject(Fault(on="cancel", status=409, times=None))
+    with pytest.raises(RunGenAPIError, match="409"):
+        via(endpoints.cancel_job(APP, job.id, retry_budget=0.0))
+    assert via.service.count("cancel") == 1
+
+
+def test_a_job_that_the_service_forgot_is_over(via: Via) -> None:
+    job = via(endpoints.run_job(APP, INPUT))
+    via.service.inject(Fault(on="cancel", status=409))
+    via.service.inject(Fault(on="get", status=404))
+    with pytest.raises(RunGenConflictError):
+        via(endpoints.cancel_job(APP, job.id))
+
+
 @pytest.mark.parametrize("kind", ["reset_after", "truncate"])
 def test_a_deletion_whose_answer_was_lost_is_a_deletion(via: Via, kind: str) -> None:
     if (via.kind, kind) == ("aiohttp", "reset_after"):

@@ -46,6 +46,10 @@ def found(result: Any) -> list[tuple[str, str]]:
         ([SIGNED, {"again": SIGNED}], [("result[0]", "0-a.png")]),
         ("HTTPS://storage.example/b.webp", [("result", "0-b.webp")]),
         ("s3://bucket/x.png", [("result", "0-x.png")]),
+        ({"image": "data:image/png;base64,YQ=="}, [("result.image", "0-output.png")]),
+        (["DATA:Image/JPEG;base64,YWJj", SIGNED], [("result[0]", "0-output.jpg"), ("result[1]", "1-a.png")]),
+        ("data:text/plain;charset=utf-8;base64,YWI=", [("result", "0-output.txt")]),
+        ("data:model/x.y+z;base64," + "YWJj" * 10_000, [("result", "0-output")]),
     ],
 )
 def test_outputs_are_found_wherever_they_stand(result: Any, expected: list[tuple[str, str]]) -> None:
@@ -56,6 +60,9 @@ def test_outputs_are_found_wherever_they_stand(result: Any, expected: list[tuple
     "result",
     [
         *("text", f"see {URL}", f"{URL} ", f"{URL}\n", "a:b", "://x", "", "data:a,b"),
+        *("data:image/png;base64,", "data:image/png;base64,YQ", "data:image/png;base64,YQ=\n"),
+        *("data:image/png;base64,=YQ=", "data:image/png;base64,Y_-=", "see data:image/png;base64,YQ=="),
+        *("data:image/../png;base64,YQ==", "data:;base64,YQ==", "data:image/png,YQ=="),
         *(None, True, 7, 1.5, [], {}, {SIGNED: 1}),
     ],
 )
@@ -239,7 +246,9 @@ def test_the_json_text_of_what_is_deep_says_the_same(value: Any) -> None:
 
 
 def test_cleaning_takes_no_longer_for_what_is_made_to_slow_it() -> None:
-    for text in ("a" * 1_000_000 + "://", "://" * 300_000, "://" + "a" * 1_000_000 + "@", "X-Amz-" * 200_000):
+    data = "data:image/png;base64,"
+    urls = ["a" * 1_000_000 + "://", "://" * 300_000, "://" + "a" * 1_000_000 + "@"]
+    for text in (*urls, "X-Amz-" * 200_000, data * 50_000, data + "=" * 1_000_000, data + "a" * 1_000_001):
         without_secrets(text)
         find_outputs([text])
 

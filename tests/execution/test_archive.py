@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -1082,7 +1084,7 @@ def test_what_must_not_be_downloaded_fails_permanently(
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_an_expired_url_is_renewed_once(
+def test_a_refused_url_is_renewed_once(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, status: int
 ) -> None:
     [job_id] = submitted(job())
@@ -1094,6 +1096,16 @@ def test_an_expired_url_is_renewed_once(
         gets.append(rungen_emulator.service.count("get") - before)
     assert gets == [3, 0], "a poll, the result, and once more for the new URLs"
     assert set(fetches(rungen_emulator).values()) == {2}
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_what_is_refused_before_it_expires_is_tried_again(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, status: int
+) -> None:
+    [job_id] = submitted(job())
+    rungen_emulator.service.inject(Fault(on="output", status=status, times=retry.ATTEMPTS))
+    assert archive(context, job_id, tmp_path).error is None
+    assert set(fetches(rungen_emulator).values()) == {1 + retry.ATTEMPTS}
 
 
 def test_a_new_url_is_found_by_its_place(rungen_emulator: Emulator, tmp_path: Path) -> None:
@@ -1130,14 +1142,65 @@ def test_outputs_that_have_expired_are_reported_with_the_time(
     assert fetches(rungen_emulator) == {f"/outputs/{job_id}/0.png": 2}
 
 
-def test_outputs_that_are_gone_too_early_are_reported_so(
+def test_a_data_url_is_stored_as_a_file(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
+    text = "data:image/png;base64," + base64.b64encode(b"\x89PNG picture").decode()
+    [job_id] = submitted(job(result={"images": [{"image": text}, {"image": "output:0.png"}]}))
+    for _ in range(2):
+        outcome = archive(context, job_id, tmp_path)
+        assert outcome.error is None
+        first, second = outcome.value["outputs"]
+        assert first["content_type"] == "image/png"
+        assert first["uri"].endswith("/0-output.png")
+        assert files(tmp_path)[f"{job_id}/0-output.png"] == b"\x89PNG picture"
+        images = manifest_of(tmp_path, job_id)["result"]["images"]
+        assert [image["image"] for image in images] == [first["uri"], second["uri"]]
+    assert sum(fetches(rungen_emulator).values()) == 1
+    error = archive(context, job_id, tmp_path / "other", max_output_bytes=5).error
+    assert type(error) is AirflowFailException
+    assert "result.images[0].image: the file has over 5 bytes (max_output_bytes)" in str(error)
+
+
+def test_outputs_that_expired_early_are_reported_so(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
-    rungen_emulator.service.inject(Fault(on="output", status=404, times=None))
+    body = "<Error><Code>ExpiredToken</Code></Error>"
+    rungen_emulator.service.inject(Fault(on="output", status=400, times=None, body=body))
     [job_id] = submitted(job())
     outcome = archive(context, job_id, tmp_path)
     assert type(outcome.error) is AirflowFailException
     assert "expired early, before 20" in str(outcome.error)
+    assert "400 ExpiredToken" in str(outcome.error)
+    assert set(fetches(rungen_emulator).values()) == {2}
+
+
+@pytest.mark.parametrize("status", [403, 404])
+@pytest.mark.parametrize("days", [6, 8])
+def test_what_is_refused_has_expired_only_after_seven_days(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, status: int, days: int
+) -> None:
+    [job_id] = submitted(job())
+    old_job = {
+        "id": job_id,
+        "status": "COMPLETED",
+        "created_at": (datetime.now(UTC) - timedelta(days=days)).isoformat(),
+        # signed again, though the file may be deleted
+        "result": {"image": f"{rungen_emulator.url}/outputs/{job_id}/0.png"},
+    }
+    rungen_emulator.service.inject(Fault(on="get", status=200, times=None, body={"data": old_job}))
+    rungen_emulator.service.inject(Fault(on="output", status=status, times=None))
+    error = archive(context, job_id, tmp_path).error
+    text = str(error)
+    assert f"127.0.0.1 answered {status}" in text
+    if days > 7:
+        assert type(error) is AirflowFailException
+        assert "the outputs of the job expired on 20" in text
+        assert "paid for again" in text
+    else:
+        assert type(error) is RunGenOutputError
+        assert error.retryable
+        assert "expired" not in text
+        assert "check that the worker may reach it" in text
+        assert "buys nothing" in text
 
 
 # --- which may fail -----------------------------------------------------------------------------------------

@@ -661,9 +661,10 @@ def test_a_kill_names_a_job_that_it_was_told_to_leave(waiting: Task) -> None:
     assert waiting.statuses() == ["RUNNING"]
 
 
-def test_a_kill_names_a_job_that_it_could_not_cancel(waiting: Task) -> None:
+@pytest.mark.parametrize("status", [500, 409])
+def test_a_kill_names_a_job_that_it_could_not_cancel(waiting: Task, status: int) -> None:
     waiting.max_tries = 0
-    waiting.emulator.service.inject(Fault(on="cancel", status=500, times=None))
+    waiting.emulator.service.inject(Fault(on="cancel", status=status, times=None))
     error = killed(waiting)
     [job_id] = waiting.job_ids()
     assert f"Could not cancel job {job_id} of app {APP}, which may still run" in str(error)

@@ -521,6 +521,53 @@ def test_an_unknown_fate_is_a_failure_of_its_input_alone(rungen_emulator: Emulat
     assert task.prompts()[ids[failed["index"]]] == f"picture {failed['index']}"
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "A retry runs only these again, and may pay twice for 2 inputs of unknown fate"),
+        (
+            {"on_unknown_submission": "fail"},
+            "A retry submits nothing, and fails because of 2 inputs of unknown fate",
+        ),
+        ({"on_unknown_submission": "fail", "durable": False}, "A retry runs all inputs again"),
+    ],
+)
+def test_an_error_says_what_a_retry_does_about_unknown_fates(
+    rungen_emulator: Emulator, mode: bool, options: dict[str, Any], said: str
+) -> None:
+    rungen_emulator.service.inject(Fault(on="run", kind="reset_after", times=2))
+    task = Task(rungen_emulator, inputs=prompts(8, seconds=0.2), deferrable=mode, **options)
+    assert said in str(task.attempt().error)
+
+
+@pytest.mark.parametrize(
+    ("on_clear", "is_discarded", "what"),
+    [("new", False, "all inputs"), ("resume", False, "these"), ("resume", True, "all inputs")],
+)
+def test_an_unknown_fate_says_what_a_clear_submits(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, on_clear: str, is_discarded: bool, what: str
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.execution.attempts.CLEAR_DISCARDS_STATE", is_discarded)
+    rungen_emulator.service.inject(Fault(on="run", kind="reset_after"))
+    task = Task(rungen_emulator, inputs=prompts(8), on_unknown_submission="fail", on_clear=on_clear)
+    for _ in range(2):
+        assert str(task.attempt().error).endswith(f"then clear the task to submit {what} again.")
+
+
+def test_jobs_that_were_canceled_are_not_named(
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=402, times=None, skip=20))
+    rungen_emulator.service.inject(Fault(on="cancel", status=500, times=None, skip=15))
+    task = Task(rungen_emulator, inputs=prompts(40, seconds=60), max_concurrency=4)
+    task.store = None
+    assert "(402)" in str(task.attempt().error)
+    running = {job["id"] for job in rungen_emulator.service.jobs() if job["status"] == "RUNNING"}
+    assert 0 < len(running) < task.created
+    [named] = [line for line in caplog.messages if line.startswith("No retry resumes these jobs")]
+    assert set(named.partition(": ")[2].split(", ")) == running
+
+
 def test_a_proxy_that_hides_the_answers_buys_one_job_for_each_input(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="run", kind="html", status=503, taken=True, times=None))
     task = Task(rungen_emulator, inputs=prompts(4), on_unknown_submission="fail")

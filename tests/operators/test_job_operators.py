@@ -23,6 +23,7 @@ from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
     RunGenConnectionError,
     RunGenError,
     RunGenJobCanceledError,
@@ -878,6 +879,33 @@ def test_canceling_what_is_over_fails_when_told_to(rungen_emulator: Emulator, co
     assert over in str(outcome.error)
     assert states(rungen_emulator) == ["COMPLETED", "RUNNING"]
     assert slow
+
+
+def test_a_job_that_cannot_be_canceled_fails_the_task_after_the_others_are(
+    rungen_emulator: Emulator, context: Any
+) -> None:
+    stubborn, slow = submitted(LONG, LONG)
+    rungen_emulator.service.inject(Fault(on="cancel", status=409, job_id=stubborn, times=None))
+    for ids, canceled in (([stubborn, slow], 1), ([stubborn], 1)):
+        outcome = run_task(RunGenCancelJobOperator(task_id="cancel", job_id=ids), context)
+        assert type(outcome.error) is RunGenAPIError
+        assert f"but it is RUNNING (job {stubborn}, app {APP})" in str(outcome.error)
+        assert rungen_emulator.service.stats()["jobs_cancelled"] == canceled
+    assert states(rungen_emulator) == ["RUNNING", "CANCELED"]
+
+
+@MODES
+def test_a_job_that_cannot_be_canceled_is_named(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    rungen_emulator.service.inject(Fault(on="cancel", status=409, times=None))
+    outcome = run_task(
+        run_op(input=LONG, wait_for_completion=True, timeout=0.3, deferrable=deferrable), context
+    )
+    [job] = rungen_emulator.service.jobs()
+    assert job["status"] == "RUNNING"
+    left = f"Could not cancel job {job['id']} of app {APP}, which may still run"
+    assert left in str(outcome.error)
 
 
 def test_canceling_what_there_is_not_is_hopeless(rungen_emulator: Emulator, context: Any) -> None:

@@ -537,3 +537,72 @@ def test_the_assets_and_lineage_name_the_table(run: Callable[..., Table], tmp_pa
     lineage: Any = task.op.get_openlineage_facets_on_complete(None)
     assert [each.name for each in lineage.inputs] == ["app/flux-schnell", str(tmp_path / "in.csv")]
     assert str(tmp_path / "photos" / "results.jsonl") in [each.name for each in lineage.outputs]
+
+
+# --- unknown fates ------------------------------------------------------------------------------------------
+
+
+def test_rows_that_may_have_a_job_are_told_from_those_that_were_not_sent(
+    run: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 0.5)
+    table = run(products(200), stop_after=None)
+    table.emulator.service.inject(Fault(on="run", kind="no_id", times=None))
+    error = str(table.attempt().error)
+    assert 0 < table.created < 200
+    assert f"RunGen may have created the jobs of {table.created} of 200 inputs" in error
+    assert f"may pay twice for {table.created} inputs of unknown fate" in error
+    told = [text.partition(":")[0] for text in table.column("error")]
+    assert {text: told.count(text) for text in told} == {
+        "Fate unknown": table.created,
+        "not submitted": 200 - table.created,
+    }
+
+
+def test_rows_of_an_attempt_that_submits_nothing_say_which_may_have_a_job(run: Callable[..., Table]) -> None:
+    table = run(products(8), on_unknown_submission="fail")
+    table.store = FakeStore()
+    table.emulator.service.inject(Fault(on="run", kind="reset_after", skip=2))
+    assert "A retry submits nothing, and fails because of 1 input of unknown fate" in str(
+        table.attempt().error
+    )
+    error = table.attempt().error
+    assert str(error).endswith("Look at the app's jobs, then clear the task to submit these again.")
+    assert table.created == 8
+    assert sorted(table.column("status")) == ["completed"] * 7 + ["failed"]
+    assert [text for text in table.column("error") if text] == [
+        "Fate unknown: RunGen may have created the job"
+    ]
+    table.clear()
+    assert table.attempt().error is None
+    assert table.created == 9
+
+
+# --- columns that there are not -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [{"columns": ["titles"]}, {"key": "titles"}, {"key": ["sku", "titles"]}])
+def test_a_column_that_no_row_has_is_named(run: Callable[..., Table], given: dict[str, Any]) -> None:
+    table = run(products(3), **given)
+    outcome = table.attempt()
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "table has no column 'titles', only sku, title, price; nothing was sent" in str(outcome.error)
+    assert table.created == 0
+
+
+def test_a_column_that_only_some_rows_have_is_null_in_the_others(run: Callable[..., Table]) -> None:
+    table = run([*products(2), *products(3, note="new")[2:]], columns=["note"])
+    assert table.attempt().error is None
+    assert table.column("note") == [None, None, "new"]
+
+
+def test_json_lines_may_leave_out_a_column(
+    run: Callable[..., Table], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "products.jsonl"
+    source.write_text("\n".join(json.dumps(row) for row in products(2)))
+    table = run(source.as_uri(), columns=["note"])
+    assert table.attempt().error is None
+    assert table.column("note") == [None, None]
+    assert "No row of the table has the column 'note', so it is null" in caplog.messages
+    assert "table has no column 'id', only sku" in str(table.attempt(key="id").error)

@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFa
 from conftest import FakeStore, Outcome, OutletEvents, TrackedTaskInstance, run_task, signal_when
 from test_table import MODES, Killed, Table, picture, products
 
+from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenError
@@ -33,6 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 SLOW = {"emulator": {"seconds": 2}}
+HAS_EXPIRED = "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
 
 
 @pytest.fixture(params=MODES)
@@ -221,7 +223,7 @@ def test_the_table_tells_what_is_reused_when_nothing_can_be_submitted(
 
 def test_the_table_tells_why_outputs_could_not_be_stored(run: Callable[..., Table], mode: bool) -> None:
     task = run(products(3), deferrable=mode, max_failed=1)
-    task.emulator.service.inject(Fault(on="output", status=410, skip=1, times=None))
+    task.emulator.service.inject(Fault(on="output", status=403, skip=1, times=None, body=HAS_EXPIRED))
     outcome = task.attempt(max_concurrency=1)
     assert "2 of 3 rows failed" in str(outcome.error)
     assert sorted(task.column("status")) == ["completed", "failed", "failed"]
@@ -787,15 +789,71 @@ def test_a_result_that_does_not_fit_is_not_reused(
     assert task.created == (2 if fits else 4)
 
 
-def test_a_job_whose_outputs_expired_is_bought_again(run: Callable[..., Table], mode: bool) -> None:
+def test_a_job_whose_outputs_expired_is_bought_again(
+    run: Callable[..., Table], mode: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     task = run(products(2), deferrable=mode)
     task.attempt_until("batch")
     [expired, _] = [job["id"] for job in task.emulator.service.jobs()]
-    task.emulator.service.inject(Fault(on="output", status=403, times=None, job_id=expired))
+    fault = Fault(on="output", status=403, times=None, job_id=expired, body=HAS_EXPIRED)
+    task.emulator.service.inject(fault)
     task.next_run("8 days later")
+    caplog.clear()
     assert "expired" in str(task.attempt().error)
+    assert f"Outputs expired: job {expired}; the next attempt pays again" in caplog.text
     assert task.attempt().value["completed"] == 2
     assert task.created == 3
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_a_job_whose_outputs_are_refused_is_not_bought_again(
+    run: Callable[..., Table], mode: bool, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "BACKOFF", 0.001)
+    task = run(products(6), deferrable=mode)
+    task.emulator.service.inject(Fault(on="output", status=status, times=None))
+    for attempt in ("first", "retry", "cleared", "next run"):
+        if attempt == "cleared":
+            task.clear()
+        elif attempt == "next run":
+            task.next_run("2")
+        error = task.attempt().error
+        assert not isinstance(error, AirflowFailException)
+        assert "expired" not in str(error)
+        assert f"127.0.0.1 answered {status}" in str(error)
+        assert "check that the worker may reach it" in str(error)
+        assert [json.loads(path.read_text())["state"] for path in entries(task)] == ["pending"] * 6
+    task.emulator.service.clear_faults()
+    outcome = task.attempt()
+    assert outcome.error is None
+    assert task.column("status") == ["completed"] * 6
+    assert task.created == 6
+
+
+def test_a_file_that_is_refused_for_a_moment_fails_no_attempt(
+    run: Callable[..., Table], mode: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "BACKOFF", 0.001)
+    task = run(products(6), deferrable=mode)
+    for status in (401, 403, 404, 410):
+        task.emulator.service.inject(Fault(on="output", status=status))
+    assert task.attempt().error is None
+    assert task.created == 6
+
+
+def test_outputs_that_are_gone_are_bought_again_with_refresh(
+    run: Callable[..., Table], mode: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "BACKOFF", 0.001)
+    task = run(products(2), deferrable=mode)
+    task.attempt_until("batch")
+    for job in task.emulator.service.jobs():
+        task.emulator.service.inject(Fault(on="output", status=404, times=None, job_id=job["id"]))
+    assert "answered 404" in str(task.attempt().error)
+    task.clear()
+    again = Ledger((task.folder / "ledger").as_uri(), refresh=True)
+    assert task.attempt(ledger=again).value["completed"] == 2
+    assert task.created == 4
 
 
 # --- the end of a deferral ---

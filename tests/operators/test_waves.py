@@ -587,9 +587,10 @@ def test_it_never_cancels_the_jobs_of_others(make: Callable[..., Task], mode: bo
     assert not {job["status"] for job in task.jobs[2:]} & {"QUEUED", "RUNNING"}
 
 
-def test_jobs_that_cannot_be_canceled_are_named(make: Callable[..., Task], mode: bool) -> None:
+@pytest.mark.parametrize("status", [402, 409])
+def test_jobs_that_cannot_be_canceled_are_named(make: Callable[..., Task], mode: bool, status: int) -> None:
     task = make(BATCH, [*failing(3), *inputs(COUNT, seconds=60)[3:]], deferrable=mode, stop_after=3)
-    task.emulator.service.inject(Fault(on="cancel", status=402, times=None))
+    task.emulator.service.inject(Fault(on="cancel", status=status, times=None))
     error = str(task.attempt().error)
     left = task.statuses["RUNNING"] + task.statuses["QUEUED"]
     assert left > 0

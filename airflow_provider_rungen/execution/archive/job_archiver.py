@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.budget import Budget
-from airflow_provider_rungen.client.download import Download
+from airflow_provider_rungen.client.download import Download, ExpiredUrlError
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import Output, expiry_time, find_outputs, find_urls
 from airflow_provider_rungen.client.texts import format_ids
@@ -26,8 +26,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# How a host answers to an expired URL.
-EXPIRED_STATUSES = (401, 403, 404, 410)
+# How a host answers to an expired URL. Proxies answer like this, too.
+_REFUSED_STATUSES = (401, 403, 404, 410)
+_REFUSED_HINT = (
+    "With a ledger, a retry or a clear downloads the outputs again, and buys nothing. If they are gone, it "
+    "buys them again after seven days, or at once with refresh=True"
+)
+_EXPIRED_HINT = "Run the job again, which is paid for again. With a ledger, the next attempt does so"
+
+
+def _is_refusal(error: RunGenAPIError) -> bool:
+    return error.status_code in _REFUSED_STATUSES or isinstance(error, ExpiredUrlError)
 
 
 class JobArchiver:
@@ -55,7 +64,7 @@ class JobArchiver:
         self._journal = ManifestJournal(self._storage, job, self._outputs)
         self._budget = Budget(archiver.max_total_bytes)
         self._errors: list[RunGenOutputError] = []
-        # by URL, the one that replaced it after it expired; None before the service was asked
+        # by URL, the one that replaced it after a refusal; None before the service was asked
         self._renewed_urls: dict[str, str] | None = None
         self._renewal = asyncio.Lock()
 
@@ -103,20 +112,25 @@ class JobArchiver:
             archiver.total_bytes += download.size
 
     async def _download(self, output: Output, file: BinaryIO) -> Download:
-        """Download an output. If its URL has expired, ask the service for a new one."""
+        """Download an output. If its host refuses it, ask the service for a new URL."""
         url = (self._renewed_urls or {}).get(output.url, output.url)
-        for _ in range(2):
-            try:
-                return await self._retry(self._archiver.downloader.fetch, url, file, self._budget)
-            except RunGenAPIError as error:
-                if error.status_code not in EXPIRED_STATUSES:
-                    raise
-                refusal = error
-            renewed = await self._renewed_url(output)
-            if renewed in (None, url):
-                break
-            url = renewed
-        raise self._expired_error(output, refusal)
+        try:
+            return await self._retry(self._archiver.downloader.fetch, url, file, self._budget)
+        except RunGenAPIError as error:
+            if not _is_refusal(error):
+                raise
+        url = await self._renewed_url(output) or url
+        return await self._retry(self._fetch_renewed, url, file)
+
+    async def _fetch_renewed(self, url: str, file: BinaryIO) -> Download:
+        """Download an output whose URL is as new as it can be."""
+        try:
+            return await self._archiver.downloader.fetch(url, file, self._budget)
+        except RunGenAPIError as error:
+            if not _is_refusal(error):
+                raise
+            refusal = error
+        raise self._refusal_error(url, refusal)
 
     async def _renewed_url(self, output: Output) -> str | None:
         """Return the current URL of an output. The service is asked once for all outputs of the job."""
@@ -124,22 +138,30 @@ class JobArchiver:
             if self._renewed_urls is None:
                 job = self._job
                 ids = format_ids(job.app_id, job.id)
-                log.info("Renewing expired URLs: %s was refused %s", output.at, ids)
+                log.info("Renewing URLs: %s was refused %s", output.at, ids)
                 renewed = await self._archiver.perform(endpoints.get_job(job.app_id, job.id))
                 # by place, because one URL in two places may have become two
                 pairs = zip(find_urls(job.result), find_urls(renewed.result), strict=False)
                 self._renewed_urls = {old: new for (at, old), (new_at, new) in pairs if at == new_at}
         return self._renewed_urls.get(output.url)
 
-    def _expired_error(self, output: Output, refusal: RunGenAPIError) -> RunGenOutputError:
-        """Return the error of an expired output, with the time if it is known."""
-        expires_at, when = expiry_time(output.url, self._job.created_at), ""
+    def _refusal_error(self, url: str, refusal: RunGenAPIError) -> RunGenOutputError:
+        """
+        Return the error of an output that its host refuses.
+
+        The output has expired only if its time is over, or if the host says so. Otherwise, a proxy may have
+        refused it, and the job that was paid for must not be given up.
+        """
+        expires_at, when = expiry_time(url, self._job.created_at), ""
+        is_past = expires_at is not None and expires_at <= datetime.now(UTC)
+        if not is_past and not isinstance(refusal, ExpiredUrlError):
+            message = f"{refusal.message}; check that the worker may reach it"
+            return RunGenOutputError(message, hint=_REFUSED_HINT)
         if expires_at is not None:
-            is_past = expires_at <= datetime.now(UTC)
             when = f" {'on' if is_past else 'early, before'} {expires_at:%Y-%m-%d %H:%M UTC}"
         error = RunGenOutputError(
             f"the outputs of the job expired{when} ({refusal.message})",
-            hint="Run the job again",
+            hint=_EXPIRED_HINT,
             retryable=False,
         )
         error.is_expired = True

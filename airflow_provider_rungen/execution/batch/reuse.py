@@ -17,6 +17,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenOutputError,
     RunGenResultError,
 )
+from airflow_provider_rungen.execution.job_ids import format_jobs
 from airflow_provider_rungen.execution.ledger.entries import StoredPlace
 
 if TYPE_CHECKING:
@@ -33,9 +34,8 @@ _USELESS = (RunGenJobFailedError, RunGenJobCanceledError, RunGenNotFoundError, R
 _TASK_DIGITS = 32
 
 
-def _is_useless(error: RunGenError) -> bool:
-    """Return whether a job with this error has no use any more."""
-    return isinstance(error, _USELESS) or (isinstance(error, RunGenOutputError) and error.is_expired)
+def _has_expired(error: RunGenError) -> bool:
+    return isinstance(error, RunGenOutputError) and error.is_expired
 
 
 def task_token(ti: Any) -> str:
@@ -254,8 +254,13 @@ class Reuse:
             jobs = {known[job.job_id]: job for job in collector.stored if job.job_id in known}
             if self.book is not None and jobs:
                 self.book.add_done(jobs)
+            failed = {job_id: error for job_id, error in collector.errors.items() if job_id in known}
+            expired = [job_id for job_id, error in failed.items() if _has_expired(error)]
+            if expired:
+                log.warning("Outputs expired: %s; the next attempt pays again", format_jobs(expired))
             # the others may still be stored by a later attempt
-            self.forget(job_id for job_id, error in collector.errors.items() if _is_useless(error))
+            useless = [job_id for job_id, error in failed.items() if isinstance(error, _USELESS)]
+            self.forget(expired + useless)
 
     def forget(self, job_ids: Iterable[str]) -> None:
         """Forget jobs that failed or were canceled. A failure to do so is logged."""

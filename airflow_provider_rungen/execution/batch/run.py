@@ -481,8 +481,7 @@ class BatchRun(SendingRun):
         """
         reasons = format_reasons(result.failures())
         if stopped.retryable:
-            again = "only what did not complete" if self.is_durable else "all inputs again"
-            hint = f"Check the app. A retry runs {again}"
+            hint = f"Check the app. {self.retry_hint('only what did not complete', 'all inputs again')}"
         else:
             hint = "Correct them, and clear the task"
         return stopped.error(self.jobs.app_id, reasons, len(result.ids), where + hint)
@@ -491,7 +490,7 @@ class BatchRun(SendingRun):
         refused = result.refused
         # a retry is refused in the same way
         retryable = len(reasons) > len(refused) or any(error.retryable for error in refused.values())
-        again = f"A retry runs {'only these' if self.is_durable else 'all inputs'} again"
+        again = self.retry_hint("only these again", "all inputs again")
         limit = f", {allowed} may (max_failed)" if allowed else ""
         return RunGenJobFailedError(
             f"{len(reasons)} of {len(result.ids)} inputs failed{limit}: {format_reasons(reasons)}",

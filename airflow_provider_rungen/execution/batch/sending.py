@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.endpoints import FATE_UNKNOWN
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import strip_payloads
 from airflow_provider_rungen.exceptions import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.options import BatchOptions
     from airflow_provider_rungen.execution.waiting import Defer
+    from airflow_provider_rungen.hooks.rungen import RunGenHook
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ class SendingRun(DurableRun["BatchOptions"]):
         self._source = getattr(task, "inputs", None)
         # whether ids were pushed, and whether all of them are
         self._has_pushed = self._is_pushed = False
+        # whether a submission began, and did not end
+        self._is_submitting = False
 
     def accepts(self, stored: StoredJob) -> bool:
         """Return whether a stored job can be reused."""
@@ -80,7 +84,8 @@ class SendingRun(DurableRun["BatchOptions"]):
     def result(self, checkpoint: Checkpoint) -> BatchResult:
         """Return how far the batch has come."""
         ids = self.reuse.expand(checkpoint.entries)
-        return BatchResult(ids, self.reuse.expand_refused(self.refused), self.ended.jobs)
+        unknown = dict.fromkeys(checkpoint.unknown, RunGenSubmissionUnknownError(FATE_UNKNOWN))
+        return BatchResult(ids, self.reuse.expand_refused(unknown | self.refused), self.ended.jobs)
 
     def _read_inputs(self, read_inputs: Callable[[], Any], book: LedgerBook | None) -> Inputs:
         schema, self._source = Schema.of(self.options.input_schema, "input_schema"), read_inputs()
@@ -126,6 +131,25 @@ class SendingRun(DurableRun["BatchOptions"]):
         # a kill leaves little time, and the next attempt finds out that they were canceled
         attempts.call_briefly(lambda: self.reuse.forget(self.canceled.intersection(job_ids)))
         return left
+
+    @contextmanager
+    def owning(self) -> Iterator[RunGenHook]:
+        try:
+            with super().owning() as hook:
+                yield hook
+        except Exception as error:
+            if self._is_submitting:
+                self._name_lost_jobs(error)
+            raise
+
+    def _name_lost_jobs(self, error: Exception) -> None:
+        """Log the ids that nobody else learns when the attempt ends before it pushes them."""
+        checkpoint = self.batch
+        lost = checkpoint.unsaved_job_ids if self.has_next(error) else self.in_flight(checkpoint)
+        left = [job_id for job_id in lost if job_id not in self.canceled]
+        for start in range(0, len(left), IDS_IN_A_LINE):
+            some = ", ".join(left[start : start + IDS_IN_A_LINE])
+            log.warning("No retry resumes these jobs of app %s: %s", checkpoint.header.app_id, some)
 
     # --- the record ---
 
@@ -188,7 +212,7 @@ class SendingRun(DurableRun["BatchOptions"]):
             raise RunGenSubmissionUnknownError(
                 f"Fate unknown: an earlier attempt may have created jobs of app {app_id} for up to "
                 f"{len(unknown)} inputs (the first is inputs[{unknown[0]}])",
-                hint="Look at the app's jobs, then clear the task to submit all inputs again",
+                hint=self._how_to_submit_again,
                 retryable=False,
             )
         submitted_at = max(
@@ -256,7 +280,8 @@ class SendingRun(DurableRun["BatchOptions"]):
         checkpoint, is_broken = self.batch, False
         known_before = len(checkpoint.job_ids)
         self.guard.check()
-        with self._naming_lost_jobs(checkpoint), self.guard.defer_signals():
+        self._is_submitting = True
+        with self.guard.defer_signals():
             indexes, inputs = self.unsent.take(self._room(checkpoint))
             if indexes:
                 self._is_pushed = False
@@ -267,6 +292,7 @@ class SendingRun(DurableRun["BatchOptions"]):
                 self.push_progress()
             for job_id in checkpoint.job_ids[:1] if is_first else ():
                 self.link_to_job(checkpoint.header.app_id, job_id)
+        self._is_submitting = False
         return is_broken
 
     @property
@@ -340,6 +366,8 @@ class SendingRun(DurableRun["BatchOptions"]):
         hook.checkpoint = hook.is_interrupted = None
         try:
             asyncio.run(submit())
+        except RunGenSubmissionUnknownError as error:
+            raise self._explain_unknown(error) from error
         except RunGenError:
             raise
         except Exception:
@@ -350,6 +378,8 @@ class SendingRun(DurableRun["BatchOptions"]):
             raise
         finally:
             hook.checkpoint, hook.is_interrupted = before
+            self.refused |= submitter.refused
+            self._refusals = submitter.refusals
             self.own_in_flight(checkpoint)
             if unknown := checkpoint.unknown:  # what ends the attempt may be another error
                 log.warning(
@@ -357,9 +387,45 @@ class SendingRun(DurableRun["BatchOptions"]):
                     "their jobs; look at the app's jobs",
                     *(len(unknown), app_id, unknown[0]),
                 )
-        self.refused |= submitter.refused
-        self._refusals = submitter.refusals
         return submitter.is_broken
+
+    # --- unknown fates ---
+
+    @property
+    def _how_to_submit_again(self) -> str:
+        is_discarded = attempts.CLEAR_DISCARDS_STATE and self.on_clear != "keep"
+        what = "all inputs" if self.on_clear == "new" or is_discarded else "these"
+        return f"Look at the app's jobs, then clear the task to submit {what} again"
+
+    def retry_hint(self, some: str, everything: str) -> str:
+        """
+        Return what a retry does.
+
+        :param some: what it runs if it finds what this attempt did.
+        :param everything: what it runs if it does not.
+        """
+        if not self.is_durable:
+            return f"A retry runs {everything}"
+        if not (unknown := self.batch.unknown):
+            return f"A retry runs {some}"
+        inputs = f"{len(unknown)} input{'s' * (len(unknown) > 1)} of unknown fate"
+        if self.options.on_unknown_submission == "fail" and self._store is not None:
+            return (
+                f"A retry submits nothing, and fails because of {inputs} (on_unknown_submission). "
+                f"{self._how_to_submit_again}"
+            )
+        return f"A retry runs {some}, and may pay twice for {inputs}. Look at the app's jobs first"
+
+    def _explain_unknown(self, error: RunGenSubmissionUnknownError) -> RunGenSubmissionUnknownError:
+        """Return the error of an attempt that gives up submitting because of such errors."""
+        checkpoint = self.batch
+        unknown, count = len(checkpoint.unknown), len(checkpoint.ids)
+        reason = error.message.removeprefix(f"{FATE_UNKNOWN}. ")
+        return error.revised(
+            f"Fate unknown: RunGen may have created the jobs of {unknown} of {count} inputs. {reason}",
+            hint=self.retry_hint("only what has no job", "all inputs again"),
+            retryable=error.retryable,
+        )
 
     def own_in_flight(self, checkpoint: Checkpoint) -> None:
         """Answer for the jobs that may still run."""
@@ -373,15 +439,3 @@ class SendingRun(DurableRun["BatchOptions"]):
             return
         more = f"; {left} wait for others to end (max_in_flight)" if left else ""
         log.info("Submitted %d of %d inputs to app %s%s", submitted, len(checkpoint.ids), app_id, more)
-
-    @contextmanager
-    def _naming_lost_jobs(self, checkpoint: Checkpoint) -> Iterator[None]:
-        """Log the ids that nobody else learns when the attempt ends before it pushes them."""
-        try:
-            yield
-        except Exception as error:
-            lost = checkpoint.unsaved_job_ids if self.has_next(error) else self.in_flight(checkpoint)
-            for start in range(0, len(lost), IDS_IN_A_LINE):
-                some = ", ".join(lost[start : start + IDS_IN_A_LINE])
-                log.warning("No retry resumes these jobs of app %s: %s", checkpoint.header.app_id, some)
-            raise

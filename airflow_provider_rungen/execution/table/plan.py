@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from airflow_provider_rungen.execution.table.results import Status
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.table.reader import Rows
     from airflow_provider_rungen.schemas import Schema
+
+log = logging.getLogger(__name__)
 
 # How many keys an error names.
 MAX_NAMED = 10
@@ -51,11 +54,12 @@ class TablePlan:
     def __init__(self, key: Sequence[str], columns: Sequence[str], types: Mapping[str, str] | None) -> None:
         self._key = key
         self._names = tuple(dict.fromkeys([*key, *columns]))
-        if types is not None and (absent := [name for name in self._names if name not in types]):
-            raise RunGenInputError(
-                f"table has no column {absent[0]!r}, only {clean_text(', '.join(types), 500)}; "
-                "nothing was sent"
-            )
+        # those that no row had yet, and the columns of the rows before
+        self._absent = set(self._names)
+        self._seen: dict[str, None] = {}
+        if types is not None:
+            self._note_columns(types)
+            self._check_columns(self._names)
         #: The type of each column that is repeated.
         self.types = {name: (types or {}).get(name, "text") for name in self._names}
         self.refused_count = self.skipped_count = 0
@@ -120,6 +124,7 @@ class TablePlan:
                     f"{rows.place} is a {type(row).__name__}, not an object; nothing was sent"
                 )
             # before the function, which may change what is in the row
+            self._note_columns(row)
             values_text = self._text(row, self._names, rows.place)
             self._check_key(row, rows.place)
             job_input = dict(row) if to_input is None else _call(to_input, dict(row), rows.place)
@@ -130,7 +135,25 @@ class TablePlan:
             self._add(values_text, None if error is None else Status.REFUSED, error)
             if error is None:
                 yield job_input
+        if len(self):
+            # JSON Lines are often written without what is null
+            self._check_columns(self._key if rows.uri else self._names)
+            for name in sorted(self._absent):
+                log.warning("No row of the table has the column %r, so it is null", name)
         self._check_keys()
+
+    def _note_columns(self, names: Mapping[str, Any]) -> None:
+        if self._absent:  # a row may leave out what others have
+            self._absent.difference_update(names)
+            self._seen |= dict.fromkeys(map(str, names))
+
+    def _check_columns(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name in self._absent:
+                raise RunGenInputError(
+                    f"table has no column {name!r}, only {clean_text(', '.join(self._seen), 500)}; "
+                    "nothing was sent"
+                )
 
     def _check_key(self, row: Mapping[str, Any], place: str) -> None:
         key = [row.get(name) for name in self._key]

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.client.models import Job
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+    from airflow_provider_rungen.execution.batch.checkpoint import Checkpoint
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions, TableOptions
     from airflow_provider_rungen.execution.waiting import Defer
@@ -187,6 +188,12 @@ class TableRun(BatchRun):
         finally:
             # for the results table of an attempt that fails here
             self._submitted = self.result(self.batch)
+
+    def _resume(self, checkpoint: Checkpoint, *, is_cleared: bool) -> set[str]:
+        try:
+            return super()._resume(checkpoint, is_cleared=is_cleared)
+        finally:
+            self._submitted = self.result(checkpoint)
 
     def push_submitted(self, ids: list[str | None], refused: Mapping[int, RunGenError]) -> None:
         # the ids would be too many
@@ -337,6 +344,8 @@ class TableRun(BatchRun):
         job_id = self._job_of(number)
         if job_id is None:
             error = missing or "it was not submitted"
+            if missing and number < len(self._submitted.ids):
+                error = f"not submitted: {missing}"
             return ResultRow(index=index, status=Status.FAILED, values=row.values, error=error)
         return self._rows.row(index, job_id, row.values, missing=missing)
 
@@ -357,7 +366,7 @@ class TableRun(BatchRun):
 
     def _failure_of_table(self, failures: Sequence[str], counts: ResultCounts) -> RunGenJobFailedError:
         more = "; …" if counts.failed > len(failures) else ""
-        again = f"A retry runs {'only these' if self.is_durable else 'all rows'} again"
+        again = self.retry_hint("only these again", "all rows again")
         is_retryable = counts.failed > counts.refused
         where = f"All reasons are in {redact(self._results_uri)}"
         return RunGenJobFailedError(
