@@ -139,7 +139,7 @@ def read_usage(
     runners: Iterable[str],
     collectors: Iterable[str],
     *,
-    runners_of: Mapping[str, Sequence[str]] | None = None,
+    runners_of: Mapping[str, Sequence[str]],
     known: Mapping[str, JobUsage] = MappingProxyType({}),
 ) -> JobUsage | None:
     """
@@ -147,10 +147,9 @@ def read_usage(
 
     :param runners: the tasks that may run jobs.
     :param collectors: the tasks that collect or wait for jobs of others.
-    :param runners_of: for each of them, the tasks that ran its jobs. That of the teardown when left out.
+    :param runners_of: for each of them, the tasks that ran its jobs.
     :param known: what is known of tasks that have not pushed it yet.
     """
-    runners_of = ti.task.runners_of if runners_of is None else runners_of
     pulled = {task_id: JobUsage.total(_pull(ti, task_id)) for task_id in (*runners, *collectors)}
     found = {task_id: usage for task_id, usage in {**pulled, **known}.items() if usage is not None}
     if not found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ class ScaleDownOptions(RunOptions):
     poll_interval: float
     job_task_ids: Sequence[str]
     collect_task_ids: Sequence[str]
+    runners_of: Mapping[str, Sequence[str]]
 
 
 class ScaleDownRun(TaskRun[ScaleDownOptions]):
@@ -118,7 +119,8 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
         """Push and log what the block cost. It is not worth a failure."""
         options = self.options
         try:
-            usage = read_usage(self.ti, options.job_task_ids, options.collect_task_ids)
+            tasks = options.job_task_ids, options.collect_task_ids
+            usage = read_usage(self.ti, *tasks, runners_of=options.runners_of)
             bill = Bill(app_id, self._history, time.time(), is_final, usage, self._price())
             self.ti.xcom_push(key=BILL_KEY, value=bill.to_json())
             log.info("%s", bill)
