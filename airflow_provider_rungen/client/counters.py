@@ -6,10 +6,9 @@ and polls locate which. The counters are only a hint: they may lag, freeze, be r
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 # Asking for the counters costs a request, so as few jobs are simply polled.
 COUNTER_THRESHOLD = 4
@@ -17,14 +16,55 @@ COUNTER_THRESHOLD = 4
 COUNTER_GRACE = 15.0
 # Contradictions in a row after which the counters are given up.
 MAX_MISMATCHES = 3
-# Seconds between two checks of the counters while they pass.
-CHECK_INTERVAL = 60.0
 # A check polls 1/2**n of the jobs. It begins with this n, which grows with every check passed.
 FIRST_CHECK_SHARE = 4
-# The first check polls all jobs if they are as few.
-THOROUGH_CHECK_SIZE = 64
-# Every job is polled once in this many seconds, however many checks have passed.
-MAX_UNPOLLED_TIME = 6 * 3600.0
+
+
+@dataclass(slots=True)
+class CounterTrust:
+    """
+    How far the counters of an app are trusted. A wait learns it, and the next wait goes on from there.
+
+    :param mismatches: contradictions in a row.
+    :param is_doubted: whether a check found ends that the counters missed, and they have not moved since.
+    :param passed: see `CounterChecks`.
+    :param pause: seconds to the next probe, at least. They grow with every probe passed.
+    """
+
+    mismatches: int = 0
+    is_doubted: bool = False
+    passed: int = FIRST_CHECK_SHARE
+    pause: float = 0.0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the counters are given up."""
+        return self.mismatches >= MAX_MISMATCHES
+
+    def doubt(self) -> None:
+        """Record that the counters missed ends."""
+        self.is_doubted, self.pause = True, 0.0
+
+    def merge(self, other: CounterTrust) -> None:
+        """Take what another wait has learned. Distrust prevails."""
+        self.mismatches = max(self.mismatches, other.mismatches)
+        self.is_doubted = self.is_doubted or other.is_doubted
+        self.passed = min(self.passed, other.passed) and max(self.passed, other.passed)
+        self.pause = 0.0 if self.is_doubted else max(self.pause, other.pause)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what differs from the trust in an app that nothing is known of."""
+        new, mine = asdict(CounterTrust()), asdict(self)
+        return {name: value for name, value in mine.items() if value != new[name]}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Return what `to_json` returned; what another version wrote is read as far as possible."""
+        trust, kept = cls(), value if isinstance(value, dict) else {}
+        for name, default in asdict(trust).items():
+            if type(kept.get(name)) is type(default) and kept[name] >= 0:
+                setattr(trust, name, kept[name])
+        return trust
 
 
 @dataclass(slots=True)
@@ -58,13 +98,15 @@ class CounterLedger:
     ==========================================================  ============================================
 
     The ledger never decides the status of a job: wrong counters cost polls and time, never a wrong outcome.
+
+    :param trust: where mismatches are counted.
     """
 
+    trust: CounterTrust = field(default_factory=CounterTrust)
     unlocated_ends: int = 0
     uncounted_ends: deque[float] = field(default_factory=deque)
     foreign_active: int = 0
     vanished: int = 0
-    mismatches: int = 0
     #: Whether the last report contradicted what was known.
     has_mismatch: bool = False
     _ended: int | None = None
@@ -78,6 +120,10 @@ class CounterLedger:
             f"vanished, {self.foreign_active} foreign jobs active, {self.mismatches} mismatches"
         )
 
+    @property
+    def mismatches(self) -> int:
+        return self.trust.mismatches
+
     def add_job(self) -> None:
         """Record that a job is waited for from now on; so far it may have counted as foreign."""
         self.foreign_active = max(0, self.foreign_active - 1)
@@ -87,7 +133,7 @@ class CounterLedger:
         if self.unlocated_ends:
             self.unlocated_ends -= 1
             if now >= self._proof_counts_from:
-                self.mismatches = 0
+                self.trust.mismatches = 0
         elif self.vanished:
             self.vanished -= 1
         else:
@@ -146,6 +192,8 @@ class CounterLedger:
     def _count_ends(self, reported: int, now: float) -> None:
         if reported < 0:
             self._note_mismatch(now)
+        elif reported > 0:
+            self.trust.is_doubted = False
         while reported > 0 and self.uncounted_ends:
             self.uncounted_ends.popleft()
             reported -= 1
@@ -156,59 +204,6 @@ class CounterLedger:
         return max(0, expected - self._active)
 
     def _note_mismatch(self, now: float) -> None:
-        self.mismatches += not self.has_mismatch
+        self.trust.mismatches += not self.has_mismatch
         self.has_mismatch = True
         self._proof_counts_from = now + self._grace
-
-
-@dataclass(slots=True)
-class CounterChecks:
-    """
-    Decides when to check the counters by polling jobs that they do not ask for, and how many.
-
-    :param passed: a check polls 1/2**passed of the jobs.
-    """
-
-    passed: int = FIRST_CHECK_SHARE
-    _due_at: float | None = None
-    _is_first: bool = True
-
-    def restart(self, now: float) -> None:
-        """Check all jobs at once, because the counters contradicted what was known."""
-        self.passed, self._due_at = 0, now
-
-    def choose(
-        self, polled_at: Mapping[str, float], *, interval: float, grace: float, now: float, has_foreign: bool
-    ) -> list[str]:
-        """
-        Return the jobs to poll now for a check, those first that were not polled for longest.
-
-        :param polled_at: when each job was last polled (seconds since 1970).
-        :param interval: seconds between two checks.
-        :param grace: seconds to the next check after one that failed.
-        :param now: the time (seconds since 1970).
-        :param has_foreign: whether foreign jobs are active, which may hide ends from before the first report.
-        """
-        if self._due_at is None:
-            self._due_at = now + interval
-        if now < self._due_at:
-            return []
-        pause = interval if self.passed else grace
-        self._due_at = now + pause
-        is_thorough = self._is_first and (len(polled_at) <= THOROUGH_CHECK_SIZE or has_foreign)
-        self._is_first = False
-        stale = [job_id for job_id, at in polled_at.items() if at <= now - pause]
-        stale.sort(key=polled_at.__getitem__)
-        size = len(stale) >> (0 if is_thorough else self.passed)
-        return stale[: max(COUNTER_THRESHOLD, size, math.ceil(len(polled_at) * interval / MAX_UNPOLLED_TIME))]
-
-    def note(self, *, polled: int, uncounted: int) -> bool:
-        """
-        Record the outcome of a check; return whether the counters passed.
-
-        :param polled: jobs that the check polled.
-        :param uncounted: located ends that the counters did not report. A few ended after the report.
-        """
-        is_passed = uncounted <= polled // 8
-        self.passed += is_passed
-        return is_passed

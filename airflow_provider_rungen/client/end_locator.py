@@ -1,9 +1,9 @@
 """Locates the jobs that an app's counters report as ended, so that waiting costs close to one request a job.
 
 The counters report how many jobs have ended, and polls of single jobs, oldest first, locate which. The
-counters are only a hint: now and then some jobs are polled whatever they say, and all of them when that finds
-an end that was not reported. Wrong counters are given up. No job is polled twice in a round, so the worst
-counters cost one request a round more than polling each job. No I/O.
+counters are only a hint: now and then some jobs are polled whatever they say, and more of them when that
+finds ends that were not reported. Wrong counters are given up. No job is polled twice in a round, so the
+worst counters cost one request a round more than polling each job. No I/O.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from airflow_provider_rungen.client.counter_checks import CHECK_INTERVAL, CounterChecks
 from airflow_provider_rungen.client.counters import (
-    CHECK_INTERVAL,
     COUNTER_GRACE,
-    MAX_MISMATCHES,
-    CounterChecks,
+    COUNTER_THRESHOLD,
     CounterLedger,
+    CounterTrust,
 )
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import App
@@ -37,18 +37,23 @@ class EndLocator:
     Locates ended jobs for a poller.
 
     :param poller: polls the jobs.
+    :param trust: how far the counters are trusted.
     """
 
     poller: JobPoller
-    ledger: CounterLedger = field(default_factory=CounterLedger)
-    _checks: CounterChecks = field(default_factory=CounterChecks)
+    trust: CounterTrust
+    ledger: CounterLedger = field(init=False)
+    _checks: CounterChecks = field(init=False)
     _missing_counters: int = 0
     _is_given_up: bool = False
+
+    def __post_init__(self) -> None:
+        self.ledger, self._checks = CounterLedger(self.trust), CounterChecks(self.trust)
 
     @property
     def is_trusted(self) -> bool:
         """Whether the counters decide what to poll."""
-        return self.ledger.mismatches < MAX_MISMATCHES
+        return not self.trust.is_lost
 
     def read_counters(self, app: App | RunGenError | None) -> tuple[int, int] | None:
         """
@@ -83,13 +88,7 @@ class EndLocator:
         ended, active = counts
         found = poller.found
         missing = ledger.report(ended, active, waiting=self._added_by(asked_at), now=asked_at, grace=grace)
-        due = poller.pollable(due)
-        sample = self._choose_sample(due, max(CHECK_INTERVAL, poll_interval), grace, asked_at)
-        yield from poller.poll(sample)
-        if sample and not self._checks.note(polled=len(sample), uncounted=len(ledger.uncounted_ends)):
-            missing = len(due)
-        looked = set(sample)
-        rest = poller.pollable(job_id for job_id in due if job_id not in looked)
+        rest = yield from self._check(poller.pollable(due), missing, poll_interval, grace, asked_at)
         rest = yield from self._search(rest, missing - (poller.found - found))
         if poller.outages.last_failure is None:
             waiting = self._added_by(asked_at)
@@ -103,6 +102,25 @@ class EndLocator:
         if not self.is_trusted:
             self._give_up(f"do not add up ({ledger})")
 
+    def _check(
+        self, due: list[str], missing: int, poll_interval: float, grace: float, now: float
+    ) -> Flow[list[str]]:
+        """Check the counters if it is time, and poll on if they fail; return the jobs not polled."""
+        interval = max(CHECK_INTERVAL, poll_interval)
+        sample = self._choose_sample(due, interval, grace, now)
+        if is_probe := not sample and not missing:
+            sample = self._checks.choose_probe(due, interval=interval, poll_interval=poll_interval, now=now)
+        if not sample:
+            return due
+        before = len(self.ledger.uncounted_ends)
+        yield from self.poller.poll(sample)
+        uncounted = len(self.ledger.uncounted_ends) - before
+        looked = set(sample)
+        rest = self.poller.pollable(job_id for job_id in due if job_id not in looked)
+        if self._checks.note(polled=len(sample), uncounted=uncounted, is_probe=is_probe):
+            return rest
+        return (yield from self._follow(rest, 2 * len(sample)))
+
     def _choose_sample(self, due: Sequence[str], interval: float, grace: float, now: float) -> list[str]:
         if self.ledger.has_mismatch:
             self._checks.restart(now)
@@ -113,6 +131,18 @@ class EndLocator:
             now=now,
             has_foreign=self.ledger.foreign_active > 0,
         )
+
+    def _follow(self, job_ids: list[str], step: int) -> Flow[list[str]]:
+        """Poll jobs, oldest first, twice as many each time, until hardly any had ended; return the others."""
+        poller, step = self.poller, max(COUNTER_THRESHOLD, step)
+        while job_ids and not poller.outages.failed_rounds:
+            found = poller.found
+            yield from poller.poll(job_ids[:step])
+            job_ids = job_ids[step:]
+            if poller.found - found <= step // 32:
+                break
+            step *= 2
+        return job_ids
 
     def _search(self, job_ids: list[str], missing: int) -> Flow[list[str]]:
         """Poll jobs, oldest first, until so many were found to have finished; return those not polled."""

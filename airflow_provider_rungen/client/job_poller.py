@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from airflow_provider_rungen.client.codec import path_segment
-from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
+from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD, CounterTrust
 from airflow_provider_rungen.client.end_locator import EndLocator
 from airflow_provider_rungen.client.endpoints import get_app, get_job
 from airflow_provider_rungen.client.flow import CUT, Flow, Gather, Pending, Sleep
@@ -53,6 +53,7 @@ class JobPoller:
     :param on_news: called when a job has finished, or has an error that no waiting can change.
     :param is_lean: whether inputs and results may be left out of the answers.
     :param watches_queue: whether to warn about an app that has no workers for its queue.
+    :param trust: how far the app's counters are trusted, as far as earlier waits know.
     :param is_shared: whether several wait for the jobs, so that no slow poll may hold up a round.
     """
 
@@ -63,6 +64,7 @@ class JobPoller:
     is_lean: bool = False
     is_shared: bool = False
     watches_queue: bool = True
+    trust: CounterTrust = field(default_factory=CounterTrust)
     #: The finished jobs, until they are forgotten.
     finished: dict[str, Job] = field(default_factory=dict, init=False)
     waiting: dict[str, PollState] = field(default_factory=dict, init=False)
@@ -82,7 +84,7 @@ class JobPoller:
 
     def __post_init__(self) -> None:
         self.outages = Outages(self.log)
-        self.locator = EndLocator(self)
+        self.locator = EndLocator(self, self.trust)
         self.queue = QueueWatch(self)
 
     @property

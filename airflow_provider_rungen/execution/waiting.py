@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, AirflowTaskTimeout, metrics
 from airflow_provider_rungen.client import endpoints
+from airflow_provider_rungen.client.counters import CounterTrust
 from airflow_provider_rungen.client.flow import Flow, Gather
 from airflow_provider_rungen.client.job_log import log_of
 from airflow_provider_rungen.client.models import Job
@@ -83,6 +84,8 @@ class WaitingRun(TaskRun[Options]):
         super().__init__(task, context, options)
         self.jobs = OwnedJobs()
         self.usage = Usage()
+        #: How far the app's counters are trusted, as far as the waits of this task know.
+        self.trust = CounterTrust()
         #: The jobs that this attempt has canceled.
         self.canceled: set[str] = set()
         self._defer = defer
@@ -204,6 +207,7 @@ class WaitingRun(TaskRun[Options]):
             log_of(is_wide),
             on_finished=metrics.counting(noting),
             is_lean=on_finished is strip_payloads,
+            trust=self.trust,
         )
         self.jobs.finished = poller.finished
         goal = goal or WaitGoal()
@@ -248,6 +252,7 @@ class WaitingRun(TaskRun[Options]):
                     held_back=poller.held_back(now),
                     **({} if timer is None else {"queued_since": timer.moved_at}),
                     end_from_trigger=ends,
+                    **({"counters": kept} if (kept := self.trust.to_json()) else {}),
                     **in_trigger,
                 )
             self.checkpoint()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 
 from airflow_provider_rungen._airflow import TaskInstanceState, metrics
+from airflow_provider_rungen.client.counters import CounterTrust
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.texts import clean_text
@@ -57,7 +58,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     The event is ``{"outcome": "over", "unsuccessful": [{"id", "status", "error"}, …], "count"}``, or
     ``{"outcome": "timeout" | "error", "message", …}``, with the ``app_id``, and a few ``job_ids``, not many.
     With ``left`` or ``stop_after``, it is ``{"outcome": "part", "ended": "0-499", …}`` while some jobs are
-    still in flight. The numbers are positions in ``job_id``.
+    still in flight. The numbers are positions in ``job_id``, and ``counters`` is as the parameter.
 
     :param rungen_conn_id: the Airflow connection.
     :param app_id: the app of the jobs; the connection's ``app_id`` when left out.
@@ -80,6 +81,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param stop_after: fire also when so many jobs in a row have failed.
     :param failures: how many jobs in a row had failed before.
     :param used: the ``usage`` of the task's earlier jobs, for ``end_from_trigger``.
+    :param counters: how far the app's counters are trusted, as far as earlier waits know.
     :param unknown: what another version of the package kept in the database; it is ignored, and logged.
     """
 
@@ -106,6 +108,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         stop_after: int | None = None,
         failures: int = 0,
         used: dict[str, float | None] | None = None,
+        counters: dict[str, Any] | None = None,
         **unknown: Any,
     ) -> None:
         self._start(unknown)
@@ -129,6 +132,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         self.stop_after = stop_after
         self.failures = failures
         self.used = used
+        self.counters = counters
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return f"airflow_provider_rungen.triggers.{type(self).__name__}", {
@@ -152,6 +156,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             "stop_after": self.stop_after,
             "failures": self.failures,
             "used": self.used,
+            "counters": self.counters,
         }
 
     def _fired(self, event: dict[str, Any]) -> TriggerEvent:
@@ -276,6 +281,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 held_back=self.held_back or {},
                 timer=timer,
                 goal=goal,
+                trust=CounterTrust.from_json(self.counters),
             )
         unsuccessful = [unsuccessful_job(job) for job in jobs if job.status is not JobStatus.COMPLETED]
         seconds = [job.execution_time for job in jobs if job.execution_time is not None]
@@ -286,7 +292,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             "execution_seconds": round(sum(seconds), 3) if seconds else None,
         }
         if self.left or self.stop_after is not None:
-            event |= _part(job_ids, jobs, goal)
+            event |= _part(job_ids, jobs, goal) | {"counters": watcher.trust.to_json()}
 
 
 def _part(job_ids: list[str], jobs: list[Job], goal: WaitGoal) -> dict[str, Any]:

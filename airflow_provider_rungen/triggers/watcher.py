@@ -15,7 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from airflow_provider_rungen._airflow import metrics
-from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
+from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD, CounterTrust
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.job_log import log_of
 from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
@@ -125,6 +125,11 @@ class SharedPoller:
         #: Whether it takes no more waiters.
         self.is_closed = False
 
+    @property
+    def trust(self) -> CounterTrust:
+        """How far the app's counters are trusted."""
+        return self._poller.trust
+
     async def wait(
         self,
         job_ids: Iterable[str],
@@ -135,6 +140,7 @@ class SharedPoller:
         held_back: Mapping[str, float] = MappingProxyType({}),
         timer: QueueTimer | None = None,
         goal: WaitGoal | None = None,
+        trust: CounterTrust | None = None,
     ) -> list[Job]:
         """
         Wait until all jobs have finished, however they ended; return them in order, without results.
@@ -145,9 +151,11 @@ class SharedPoller:
         :param held_back: the `JobPoller.held_back` of the worker.
         :param timer: limits how long the jobs may stay queued.
         :param goal: what to wait for, if not for all jobs. Only those that have finished are returned.
+        :param trust: how far the app's counters are trusted, as far as earlier waits know.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change.
         """
+        self.trust.merge(trust or CounterTrust())
         job_ids = list(job_ids)
         waiting = dict.fromkeys(job_ids)
         self._poller.add(waiting, time.time(), visible_by, held_back)

@@ -6,14 +6,19 @@ import random
 
 import pytest
 
-from airflow_provider_rungen.client.counters import (
+from airflow_provider_rungen.client.counter_checks import (
     CHECK_INTERVAL,
+    FIRST_PROBE_PAUSE,
+    MAX_UNPOLLED_TIME,
+    CounterChecks,
+)
+from airflow_provider_rungen.client.counters import (
     COUNTER_GRACE,
     COUNTER_THRESHOLD,
     FIRST_CHECK_SHARE,
-    MAX_UNPOLLED_TIME,
-    CounterChecks,
+    MAX_MISMATCHES,
     CounterLedger,
+    CounterTrust,
 )
 
 
@@ -212,6 +217,78 @@ def test_a_mismatch_is_followed_by_checks_of_all_jobs_until_one_passes() -> None
 
 
 def test_every_job_is_polled_now_and_then_whatever_has_passed() -> None:
-    checks = CounterChecks(passed=30)
+    checks = CounterChecks(CounterTrust(passed=30))
     choose(checks, 0.0, jobs=100_000)
     assert len(choose(checks, CHECK_INTERVAL, jobs=100_000)) >= 100_000 * CHECK_INTERVAL / MAX_UNPOLLED_TIME
+
+
+def test_jobs_that_were_just_polled_are_checked_as_soon_as_that_is_long_ago() -> None:
+    checks = CounterChecks()
+    choose(checks, 0.0)
+    assert choose(checks, CHECK_INTERVAL, polled_at=10.0) == []
+    assert choose(checks, CHECK_INTERVAL + 9, polled_at=10.0) == []
+    assert choose(checks, CHECK_INTERVAL + 10, polled_at=10.0)
+
+
+# --- probes, and what one wait hands to the next ------------------------------------------------------------
+
+
+def probes(checks: CounterChecks, begin: float = 0.0, *, poll_interval: float = 1.0) -> list[float]:
+    """Return the seconds after which the oldest job is polled, in 10 minutes."""
+    times = []
+    for second in range(601):
+        jobs = checks.choose_probe(
+            ["a", "b"], interval=CHECK_INTERVAL, poll_interval=poll_interval, now=begin + second
+        )
+        assert jobs in ([], ["a"])
+        if jobs:
+            times.append(float(second))
+            assert checks.note(polled=1, uncounted=0, is_probe=True)
+    return times
+
+
+def test_probes_come_early_and_then_seldom() -> None:
+    checks = CounterChecks()
+    assert probes(checks) == [FIRST_PROBE_PAUSE, 6, 14, 30, 62]
+    assert checks.trust.passed == FIRST_CHECK_SHARE, "they check one job"
+    assert probes(CounterChecks(checks.trust), 1000.0) == [], "the next wait goes on from there"
+    assert probes(CounterChecks(), poll_interval=5.0) == [10, 30, 70]
+    assert probes(CounterChecks(), poll_interval=CHECK_INTERVAL) == []
+
+
+def test_doubted_counters_are_probed_in_each_round_until_they_move() -> None:
+    round_ = Round(1000)
+    trust, job_ids = round_.ledger.trust, [f"job-{number}" for number in range(1000)]
+    checks = CounterChecks(trust)
+    assert not checks.note(polled=1, uncounted=1, is_probe=True)
+
+    def probe() -> list[str]:
+        return checks.choose_probe(job_ids, interval=CHECK_INTERVAL, poll_interval=5.0, now=round_.now)
+
+    for _ in range(2):
+        assert probe() == job_ids[: 1000 >> FIRST_CHECK_SHARE]
+        round_(ended=100, active=1000)
+    assert CounterTrust.from_json(trust.to_json()).is_doubted
+    round_(ended=101, active=999, located=1)
+    assert not trust.is_doubted
+    assert probe() == []
+
+
+def test_distrust_prevails_when_waits_are_merged() -> None:
+    trust = CounterTrust(passed=7, pause=16.0)
+    trust.merge(CounterTrust())
+    assert trust == CounterTrust(passed=7, pause=16.0)
+    trust.merge(CounterTrust(mismatches=1, is_doubted=True, passed=0))
+    assert trust == CounterTrust(mismatches=1, is_doubted=True, passed=0)
+    assert not trust.is_lost
+    trust.merge(CounterTrust(mismatches=MAX_MISMATCHES))
+    assert trust.is_lost
+
+
+def test_what_is_kept_of_it_is_small_and_may_be_of_another_version() -> None:
+    assert CounterTrust().to_json() == {}
+    trust = CounterTrust(mismatches=3, passed=0, pause=4.0)
+    assert CounterTrust.from_json(trust.to_json()) == trust
+    strange = {"mismatches": "3", "is_doubted": True, "passed": -1, "pause": None, "later": 1}
+    assert CounterTrust.from_json(strange) == CounterTrust(is_doubted=True)
+    assert CounterTrust.from_json(None) == CounterTrust.from_json([1]) == CounterTrust()

@@ -24,7 +24,7 @@ def test_waiting_costs_little_more_than_it_must(load: Load, most: float) -> None
 # percentile and the maximum.
 BOUNDS = {
     "honest": (0.6, 5.0, 8.0),
-    "frozen": (0.4, 65.0, 80.0),
+    "frozen": (0.6, 32.0, 45.0),
     "lagging": (0.3, 32.0, 60.0),
     "absent": (1.1, 6.0, 7.0),
     "foreign": (1.1, 6.0, 7.0),

@@ -798,6 +798,56 @@ def test_the_log_says_what_waits(make: Callable[..., Task], caplog: pytest.LogCa
     )
 
 
+# --- counters that stand still ---
+
+
+def freeze_counters(task: Task) -> None:
+    counters = {"completed": 100, "failed": 5, "in_progress": 100, "in_queue": 900}
+    body = {"data": {"id": "flux-schnell", "jobs": counters, "configuration": {"active_workers": 1}}}
+    task.emulator.service.inject(Fault(on="get_app", status=200, body=body, times=None))
+
+
+def test_what_a_wave_learned_of_the_counters_is_handed_on_in_the_triggerer(make: Callable[..., Task]) -> None:
+    task = make(BATCH, inputs(), deferrable=True)
+    freeze_counters(task)
+    trigger = task.attempt_until_deferred()
+    trigger.counters = {"mismatches": 3, "later": True}
+    event = task.fire(trigger)
+    assert event.payload["counters"]["mismatches"] == 3
+    assert task.complete_until_deferred(event).counters["mismatches"] == 3
+
+
+def test_what_a_wave_learned_of_the_counters_is_kept_on_the_worker(make: Callable[..., Task]) -> None:
+    task = make(BATCH, inputs(), deferrable=True)
+    freeze_counters(task)
+    event = task.fire(task.attempt_until_deferred(defer_after=0))
+    task.op.defer_after = 60
+    event.payload["counters"] = {"mismatches": 3}
+    task.scale(100)
+    before = task.emulator.service.count("get_app")
+    task.op.execute_complete({"ti": task.ti, "task_state_store": task.store}, event.payload)
+    assert task.emulator.service.count("get_app") == before, "they are asked for no more"
+    assert task.statuses == {"COMPLETED": COUNT}
+
+
+@pytest.mark.parametrize("counters", [None, "x", [3], {"mismatches": "3"}])
+def test_triggers_and_events_of_other_versions_know_nothing_of_the_counters(
+    make: Callable[..., Task], counters: Any
+) -> None:
+    task = make(BATCH, inputs(), deferrable=True)
+    trigger = task.attempt_until_deferred()
+    path, arguments = trigger.serialize()
+    del arguments["counters"]
+    older = type(trigger)(**arguments)
+    assert older.serialize() == (path, arguments | {"counters": None})
+    event = task.fire(older)
+    event.payload["counters"] = counters
+    trigger = task.complete_until_deferred(event)
+    assert not (trigger.counters or {}).get("mismatches")
+    trigger.counters = counters
+    assert task.fire(trigger).payload["outcome"] in ("part", "over")
+
+
 # --- bad days of later waves ---
 
 

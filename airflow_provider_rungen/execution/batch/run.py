@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.counters import CounterTrust
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE, job_of, strip_payloads
 from airflow_provider_rungen.client.redaction import redact
@@ -260,6 +261,7 @@ class BatchRun(SendingRun):
     ) -> BatchResult:
         self.usage.note_submitted(self.batch.job_ids)
         self._note_event(event)
+        self.trust = CounterTrust.from_json(event.get("counters"))
         checkpoint = self.batch
         self.own_in_flight(checkpoint)
         if state is not None and state.has_unsent:
