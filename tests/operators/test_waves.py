@@ -874,7 +874,8 @@ def test_a_later_wave_is_not_sent_before_the_store_knows(make: Callable[..., Tas
 def test_the_time_of_the_last_submission_is_that_of_the_last_wave(
     make: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = make(BATCH, inputs(100, seconds=1.0), deferrable=False)
+    # one at a time, so that nothing else is in flight when it dies
+    task = make(BATCH, inputs(16, seconds=3.0), deferrable=False, max_concurrency=1)
 
     def set_(key: str, value: Any, **_: Any) -> None:
         FakeStore.set(task.store, key, value)
@@ -885,7 +886,7 @@ def test_the_time_of_the_last_submission_is_that_of_the_last_wave(
     with contextlib.suppress(Died):
         task.attempt()
     del task.store.set
-    monkeypatch.setattr(sending, "RESUBMISSION_GRACE", 0.9)  # 30 s, of waves that are longer apart
+    monkeypatch.setattr(sending, "RESUBMISSION_GRACE", 2.7)  # 30 s, of waves that are longer apart
     task.emulator.service.inject(Fault(on="get", status=404, job_id=task.jobs[-1]["id"]))
     task.attempt()
     assert set(task.bought.values()) == {1}
