@@ -29,10 +29,10 @@ class Progress:
             return None
         self._logged_at = now
         statuses = [job.status for job in finished]
-        done, running = len(statuses), self._total - len(statuses)
+        done, unfinished = len(statuses), self._total - len(statuses)
         failed = done - statuses.count(JobStatus.COMPLETED)
-        counts = f"{done} of {self._total} done, {running} running, {failed} failed"
-        return counts + pace(done, running, now - self._begun_at)
+        counts = f"{done} of {self._total} done, {unfinished} queued or running, {failed} failed"
+        return counts + pace(done, unfinished, now - self._begun_at)
 
 
 def pace(done: int, left: int, seconds: float) -> str:

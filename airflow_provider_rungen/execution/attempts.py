@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 #: From Airflow 3.4 on, a clear of a task discards its task state store, unless the user keeps it.
 CLEAR_DISCARDS_STATE = AIRFLOW_V_3_4_PLUS
-#: Seconds to ask Airflow for the state of the task in, when it is killed: 5 s later the process is gone.
-ASK_TIME = 1.5
+# Seconds for a call to Airflow or to the ledger, when the task is killed: 5 s later the process is gone.
+_CALL_TIME = 1.5
 _ENDED_BY_USER = (
     TaskInstanceState.FAILED,
     TaskInstanceState.SUCCESS,
@@ -144,11 +144,14 @@ def is_timing_out() -> bool:
     return isinstance(error, AirflowTaskTimeout)
 
 
-def ask_for_state(ti: Any, then: Callable[[str | None], None] = lambda state: None) -> str | None:
+def ask_for_state(
+    ti: Any, then: Callable[[str | None], None] = lambda state: None, *, within: float = _CALL_TIME
+) -> str | None:
     """
     Ask Airflow for the state of a task, in a bounded time; ``None`` when no answer came.
 
     :param then: called with the state, within the same time.
+    :param within: see `call_briefly`.
     """
     answers: list[str | None] = []
 
@@ -157,15 +160,17 @@ def ask_for_state(ti: Any, then: Callable[[str | None], None] = lambda state: No
         then(state)
         answers.append(state)
 
-    call_briefly(ask)
+    call_briefly(ask, within)
     return answers[0] if answers else None
 
 
-def call_briefly(call: Callable[[], None]) -> None:
+def call_briefly(call: Callable[[], None], within: float) -> None:
     """
     Do something while a task is killed: in a bounded time, whether it succeeds or not.
 
     In a thread of its own: the kill may have interrupted a call to Airflow's supervisor, which holds a lock.
+
+    :param within: the seconds that are left for it. It gets 1.5 s at most.
     """
 
     def attempt() -> None:
@@ -174,7 +179,7 @@ def call_briefly(call: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
-    thread.join(ASK_TIME)
+    thread.join(min(within, _CALL_TIME))
 
 
 def was_ended_by_user(state: str | None) -> bool:

@@ -49,13 +49,12 @@ class JobCosts:
         if row.job_id is None or row.reused or row.job_id in self._charged:
             return Decimal().quantize(_COST)
         seconds = read_decimal(row.execution_seconds)
-        if seconds is None:
+        if seconds is None or not self._seconds:  # if all jobs took 0 s, the service does not measure them
             return None
         self._charged.add(row.job_id)
         self._shared_seconds += seconds
         shared = self._shared
-        if self._seconds:
-            self._shared = (amount * self._shared_seconds / self._seconds).quantize(_COST)
+        self._shared = (amount * self._shared_seconds / self._seconds).quantize(_COST)
         return self._shared - shared
 
 

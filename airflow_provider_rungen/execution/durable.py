@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar
@@ -35,6 +34,9 @@ log = logging.getLogger(__name__)
 Options = TypeVar("Options", bound="SubmitOptions")
 # After a clear, the jobs are canceled, resumed if their record survives it, or found by any later attempt.
 OnClear = Literal["new", "resume", "keep"]
+# Seconds of a kill that are left for the ledger after the cancels, and that the cancels have at least.
+_AFTER_CANCEL = 0.4
+_LEAST_CANCEL = 0.5
 # What the function of a task may raise to have no more tries.
 _NO_RETRY = (AirflowFailException, AirflowSkipException)
 
@@ -236,13 +238,11 @@ class DurableRun(WaitingRun[Options]):
         """
         if not self.jobs.job_ids:
             return ""
-        started_at, within = time.monotonic(), self.guard.time_left()
         lost = self.unsaved() if self._is_left_to_next() else list(self.jobs.job_ids)
-        within -= time.monotonic() - started_at
-        last_words = self._cancel_lost(lost, within=max(within, 1))
         if self.state.is_durable and not self.attempt.has_next:
-            attempts.call_briefly(lambda: self.note_end(End.FAILED))
-        return last_words
+            # before the cancels, because it takes the store no time when all is well
+            attempts.call_briefly(lambda: self.note_end(End.FAILED), self.guard.time_left() / 4)
+        return self._cancel_lost(lost, within=max(self.guard.time_left() - _AFTER_CANCEL, _LEAST_CANCEL))
 
     def _cancel_lost(self, lost: Collection[str], *, within: float | None = None) -> str:
         """Cancel the jobs that no attempt resumes (``cancel_on_kill``), and name those that may still run."""
@@ -269,7 +269,8 @@ class DurableRun(WaitingRun[Options]):
         if attempts.is_timing_out() or not self.has_next():
             return False
         if self._state_at_kill is None:
-            self._state_at_kill = (attempts.ask_for_state(self.ti, self._note_clear),)
+            within = self.guard.time_left() / 2
+            self._state_at_kill = (attempts.ask_for_state(self.ti, self._note_clear, within=within),)
         [state] = self._state_at_kill
         if state == TaskInstanceState.RESTARTING:
             is_discarded = attempts.CLEAR_DISCARDS_STATE and self.on_clear != "keep"

@@ -11,7 +11,8 @@ from typing import Any
 
 from airflow_provider_rungen._airflow import AirflowException
 
-# Airflow kills the process 5 s after the signal.
+# Airflow kills the process 5 s after the signal. All that a kill does shares these seconds: the last answers
+# and ids, the question for the task's state, the cancels, and what the ledger forgets.
 KILL_TIME = 4.0
 _SIGNALS = (signal.SIGTERM, signal.SIGALRM)
 
@@ -37,6 +38,7 @@ class KillGuard:
         self._pending: list[tuple[int, Any]] = []
         # of the monotonic clock
         self._pending_since: float | None = None
+        self._killed_at: float | None = None
         #: Whether the task was killed.
         self.is_killed = False
 
@@ -76,6 +78,7 @@ class KillGuard:
     def kill(self) -> None:
         """Clean up, and end the task."""
         self.is_killed = True
+        self._killed_at = self._killed_at or self._pending_since or time.monotonic()
         self._last_words = self._cleanup() or self._last_words
         # a signal handler that returned would let execute() go on
         self.check()
@@ -90,9 +93,9 @@ class KillGuard:
         return self.is_pending or (self.is_killed and self._thread == threading.get_ident())
 
     def time_left(self) -> float:
-        """Return the seconds that a cleanup has, since the signal may have been deferred."""
-        since = self._pending_since
-        return KILL_TIME if since is None else KILL_TIME - (time.monotonic() - since)
+        """Return the seconds that are left of a kill, which begins with its first signal."""
+        since = self._killed_at or self._pending_since
+        return KILL_TIME if since is None else max(KILL_TIME - (time.monotonic() - since), 0.0)
 
     def deliver_pending(self) -> None:
         """Call the handlers of the signals that were deferred."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, TaskInstanceState
 
@@ -15,6 +16,13 @@ def task_state(ti: Any) -> str | None:
     """
     is_on_worker = hasattr(ti, "get_task_states")
     return _state_from_supervisor(ti) if is_on_worker or AIRFLOW_V_3_0_PLUS else _state_from_database(ti)
+
+
+def loop_position(ti: Any) -> list[Any]:
+    """Return the place of a task in a loop, which Airflow has since 3.4; nothing outside of one."""
+    region = getattr(ti, "region_id", None)
+    # outside of a loop, the region is missing or nil, and the index is the map index
+    return [] if region in (None, UUID(int=0)) else [str(region), ti.region_index]
 
 
 def _state_from_supervisor(ti: Any) -> str | None:

@@ -135,7 +135,7 @@ class WaitingRun(TaskRun[Options]):
     def _clean_up(self) -> str:
         last_words = super()._clean_up()
         if self._is_timing_out:
-            attempts.call_briefly(self.push_usage)
+            attempts.call_briefly(self.push_usage, self.guard.time_left())
         return last_words
 
     def cleanup(self) -> str:

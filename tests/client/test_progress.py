@@ -17,10 +17,10 @@ def finished(completed: int, failed: int, canceled: int = 0) -> list[Job]:
 def test_a_line_comes_once_an_interval() -> None:
     progress = Progress(1000, 5.0)
     assert progress.line([], 5.0 + PROGRESS_INTERVAL - 1) is None
-    assert progress.line([], 5.0 + PROGRESS_INTERVAL) == "0 of 1000 done, 1000 running, 0 failed"
+    assert progress.line([], 5.0 + PROGRESS_INTERVAL) == "0 of 1000 done, 1000 queued or running, 0 failed"
     assert progress.line(finished(10, 0), 6.0 + PROGRESS_INTERVAL) is None
     line = progress.line(finished(90, 7, 3), 105.0)
-    assert line == "100 of 1000 done, 900 running, 10 failed; 1/s, about 15 min left"
+    assert line == "100 of 1000 done, 900 queued or running, 10 failed; 1/s, about 15 min left"
 
 
 @pytest.mark.parametrize(

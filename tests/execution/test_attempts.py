@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_rungen.execution.attempts import Attempt, End
+from airflow_provider_rungen.execution.batch.reuse import task_token
+from airflow_provider_rungen.execution.ledger.entries import is_run
 
 
 @dataclass
@@ -154,3 +158,18 @@ def test_any_sequence_is_read_as_it_was(retries: int, steps: list[str | int], no
             ti.note(End.UNKNOWN)
         else:
             ti.record = replace(ti.attempt), End.UNKNOWN
+
+
+def test_the_iterations_of_a_loop_have_tokens_of_their_own() -> None:
+    """Airflow 3.4 tells them apart by region. Outside of a loop, nothing changes."""
+    place = {"dag_id": "dag", "run_id": "run", "task_id": "task", "map_index": 3}
+    mapped = task_token(SimpleNamespace(**place))
+    assert task_token(SimpleNamespace(**place, region_id=None, region_index=None)) == mapped
+    assert task_token(SimpleNamespace(**place, region_id=UUID(int=0), region_index=3)) == mapped
+    positions = [(UUID(int=1), 0), (UUID(int=1), 1), (UUID(int=2), 0)]
+    tokens = {
+        task_token(SimpleNamespace(**place | {"map_index": None}, region_id=region, region_index=index))
+        for region, index in positions
+    }
+    assert len(tokens | {mapped}) == 4
+    assert all(is_run(token) for token in tokens)

@@ -20,6 +20,8 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.table.job_rows import JobRows
 from airflow_provider_rungen.execution.table.results import ResultRow, ResultsTable, Status
 
 SIGNED = "https://storage.example/in.png?X-Amz-Signature=s3cret"
@@ -349,6 +351,8 @@ def test_a_disk_that_is_full_is_an_error_of_the_output(tmp_path: Path) -> None:
     script = """
 import resource, signal, sys
 from airflow_provider_rungen.exceptions import RunGenOutputError
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.table.job_rows import JobRows
 from airflow_provider_rungen.execution.table.results import ResultRow, ResultsTable, Status
 table = ResultsTable(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -374,3 +378,21 @@ def test_row_groups_are_bounded_in_rows_and_in_size(tmp_path: Path, size: int) -
     groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     assert max(groups) == 10_000 if size == 10 else max(groups) * size < 2**24
     assert file.read(columns=["index"]).column("index").to_pylist() == list(range(12_000))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_stored_file_has_one_uri_in_all_columns(tmp_path: Path, suffix: str) -> None:
+    """Also if it names an Airflow connection, as `s3://conn_id@bucket` does."""
+    uri = "s3://my_s3@bucket/photos/job-1/0-0.png"
+    output = {"uri": uri, "size": 1, "sha256": "0" * 64, "content_type": "image/png"}
+    result = {"images": [{"image": uri}, {"image": "https://me:secret@elsewhere/x.png?sig=secret"}]}
+    rows = JobRows()
+    rows.add_stored(StoredJob("flux", "job-1", f"{uri}.json", [output], result, 1.0, None, None))
+    path = tmp_path / f"results{suffix}"
+    ResultsTable(path.as_uri()).write([rows.row(0, "job-1")])
+    rows.close()
+    text = path.read_text()
+    [row] = [json.loads(text)] if suffix == ".jsonl" else csv.DictReader(text.splitlines())
+    assert row["output"] == uri
+    assert json.loads(row["result"])["images"][0]["image"] == uri
+    assert "secret" not in text

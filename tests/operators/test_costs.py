@@ -349,3 +349,24 @@ def test_parquet_has_decimals(
 def read_parquet() -> Callable[[Path], Any]:
     read: Callable[[Path], Any] = pytest.importorskip("pyarrow.parquet").read_table
     return read
+
+
+@pytest.mark.parametrize("is_in_block", [True, False])
+def test_jobs_that_all_took_no_time_have_no_costs(
+    night: Night, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, is_in_block: bool
+) -> None:
+    """The bill is not 0, so costs of 0 would not add up to it."""
+    set_price(emulator, monkeypatch)
+    body: dict[str, Any] = {"status": "COMPLETED", "result": {}, "execution_time": "0"}
+    with night.dag:
+        if is_in_block:
+            with scaled_app(APP, 2, price=PRICE, poll_interval=0.02) as gpu:
+                paint = night.table(3)
+            night.scale_up(gpu)
+        else:
+            emulator.service.scale(APP, 2)
+            paint = night.table(3)
+    emulator.service.inject(Fault(on="get", status=200, body=body, times=None))
+    assert night.run(paint).error is None
+    assert [row["execution_seconds"] for row in night.rows()] == [0] * 3
+    assert night.costs() == [None] * 3

@@ -606,3 +606,30 @@ def test_json_lines_may_leave_out_a_column(
     assert table.column("note") == [None, None]
     assert "No row of the table has the column 'note', so it is null" in caplog.messages
     assert "table has no column 'id', only sku" in str(table.attempt(key="id").error)
+
+
+@pytest.mark.parametrize("keys", [(1, "1"), (1.0, "1"), (True, "true"), (1.5, "1.5")])
+def test_a_number_and_its_text_are_one_key(run: Callable[..., Table], keys: tuple[Any, Any]) -> None:
+    """A CSV file cannot tell them apart."""
+    task = run([{"sku": key, "title": str(number)} for number, key in enumerate((*keys, "other"))])
+    outcome = task.attempt()
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "1 occur more than once" in str(outcome.error)
+    assert task.created == 0
+
+
+def test_a_retry_with_another_ignored_field_cancels_no_job_that_is_stored(run: Callable[..., Table]) -> None:
+    task = run([])
+    task.options["ledger"] = Ledger((task.folder / "ledger").as_uri(), ignore=["seed"])
+    task.store = FakeStore()
+
+    def attempt(seed: int) -> Outcome:
+        bad: Any = lambda row: {"prompt": 7} if row["price"] == 0.5 else {}  # noqa: E731
+        return task.attempt(table=products(6), to_input=lambda row: picture(row) | {"seed": seed} | bad(row))
+
+    assert attempt(1).error is not None
+    assert task.created == 5
+    attempt(2)
+    assert task.created == 5
+    assert task.emulator.service.count("cancel") == 0
+    assert task.column("reused") == [False, *[True] * 5]

@@ -963,3 +963,15 @@ def test_an_attempt_that_was_cut_off_leaves_the_lines_of_its_successor(
         first.execute_complete({"ti": ti, "task_state_store": task.store}, event.payload)
     assert list(tmp_path.rglob(".rungen-*"))
     task.complete_until_deferred(task.fire(trigger))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_log_counts_as_submitted_rises_from_wave_to_wave(
+    make: Callable[..., Task], mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        make(STORED, inputs(), deferrable=MODES[mode]).attempt()
+    counts = [int(found) for found in re.findall(rf"Submitted (\d+) of {COUNT} inputs", caplog.text)]
+    assert len(counts) > 2
+    assert counts == sorted(set(counts))
+    assert counts[-1] == COUNT

@@ -802,7 +802,7 @@ def test_many_jobs_are_logged_by_their_number_to_who_waits_for_them(
     lines = [line for who, line in heard if who == "ann"]
     assert lines
     assert all(" of 30 done, " in line for line in lines)
-    assert "0 of 30 done, 30 running, 0 failed" in lines
+    assert "0 of 30 done, 30 queued or running, 0 failed" in lines
     assert not [line for who, line in heard if who == "bob" and " done, " in line]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -12,15 +11,15 @@ from typing import Any, Self
 from airflow_provider_rungen.execution import records
 from airflow_provider_rungen.execution.attempts import Attempt, End, end_from_store
 from airflow_provider_rungen.execution.batch.reuse import Reuse
-from airflow_provider_rungen.execution.state_store import PAUSES
-
-log = logging.getLogger(__name__)
+from airflow_provider_rungen.execution.batch.saver import Backlog, Saver
 
 KEY = "rungen_batch"
 # Ids in one value of the state store: some 4 KB, where 64 KB are allowed.
 CHUNK = 100
 # Inputs that a record can be of.
 MAX_INPUTS = 10_000_000
+# Seconds that an attempt which does not submit any more waits for a store.
+_SAVE_TIME = 10.0
 
 
 @dataclass(frozen=True)
@@ -140,9 +139,11 @@ class Checkpoint:
         #: Every job that was ever that of an input, in this batch or an earlier one.
         self.known: set[str] = set()
         self._saved_header: BatchHeader | None = None
-        # the indexes of what is not in the store yet, and of what is being written
-        self._changed: set[int] = set()
-        self._writing: set[int] = set()
+        #: What each store does not have yet. One that fails, or hangs, keeps nothing from the other.
+        self.backlogs = (
+            Backlog("Airflow's task state store", self._write_to_store),
+            Backlog("the ledger", self._write_to_ledger),
+        )
 
     @classmethod
     def found(cls, store: Any) -> Checkpoint | None:
@@ -201,6 +202,11 @@ class Checkpoint:
         """The job of each input, or ``None``."""
         return [None if job_id in ("", self.NOT_CREATED) else job_id for job_id in self.ids]
 
+    @property
+    def submitted_count(self) -> int:
+        """How many inputs have a job that this task run submitted, in whatever wave or attempt."""
+        return sum(job_id not in self.reuse.borrowed for job_id in self.job_ids)
+
     def _has_job(self, index: int) -> bool:
         return self.ids[index] not in ("", self.NOT_CREATED)
 
@@ -221,15 +227,32 @@ class Checkpoint:
 
     @property
     def unsaved(self) -> int:
-        """How many entries are not in the store yet."""
-        return len(self._changed) + len(self._writing)
+        """How many entries are not in each store yet."""
+        in_store, in_ledger = (backlog.pending for backlog in self.backlogs)
+        return len(in_store.keys() | in_ledger.keys())
 
     @property
     def unsaved_job_ids(self) -> list[str]:
-        """The jobs that no other attempt would find."""
-        if self._store is None and self.reuse.book is None:
+        """The jobs that no other attempt would find: those in neither store."""
+        exists = (self._store is not None, self.reuse.book is not None)
+        missing = [
+            dict(each.pending) for each, is_there in zip(self.backlogs, exists, strict=True) if is_there
+        ]
+        if not missing:
             return self.job_ids
-        return [self.ids[index] for index in self._changed | self._writing if self._has_job(index)]
+        first, *others = missing
+        lost = sorted(index for index in first if all(index in other for other in others))
+        return [self.ids[index] for index in lost if self._has_job(index)]
+
+    @property
+    def is_announced(self) -> bool:
+        """Whether the task state store has everything, if there is one."""
+        return self.header == self._saved_header and not self.backlogs[0].pending
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the next attempt finds everything in one of the stores."""
+        return self.is_announced and not self.unsaved_job_ids
 
     @property
     def sent_upto(self) -> int:
@@ -251,6 +274,12 @@ class Checkpoint:
         for index, entry in reuse.pending.items():
             if not self._has_job(index) and entry.app_id == self.header.app_id:
                 self.note(index, entry.job_id)
+        if reuse.book is not None:  # an outage may have kept some from it
+            self.backlogs[1].pending |= {
+                index: job_id
+                for index, job_id in enumerate(self.ids)
+                if self._has_job(index) and index not in reuse.pending and not reuse.needs_no_job(index)
+            }
 
     def ids_again(self, jobs: Mapping[int, str]) -> None:
         """Set the jobs of inputs that the ledger had, and has no more. They are not saved."""
@@ -262,22 +291,18 @@ class Checkpoint:
         self.ids[index] = job_id
         if job_id not in ("", self.NOT_CREATED):
             self.known.add(job_id)
-        self._changed.add(index)
+        for backlog in self.backlogs:
+            backlog.pending[index] = job_id
 
     def count_as_sent(self, index: int) -> None:
         """Count the inputs before this one as sent, from the next flush on."""
         sent_upto = max(self.sent_upto, min(index, len(self.ids)))
         self.header = replace(self.header, sent_upto=sent_upto, submitted_at=time.time())
 
-    def flush(self) -> None:
-        """Save what has changed. After a failure, it can be called again."""
-        while self._changed:  # one by one, since more may be noted meanwhile
-            self._writing.add(self._changed.pop())
+    def _write_to_store(self, entries: Mapping[int, str]) -> None:
         header = self.header
-        jobs = {index: self.ids[index] for index in self._writing if self._has_job(index)}
-        self.reuse.save_submitted(header.app_id, jobs)
         if self._store is not None:
-            for chunk in sorted({index // CHUNK for index in self._writing}):
+            for chunk in sorted({index // CHUNK for index in entries}):
                 # what others submitted is in the ledger, and not the next attempt's to cancel
                 ids = tuple(
                     self.NOT_CREATED if job_id in self.reuse.borrowed else job_id
@@ -287,16 +312,17 @@ class Checkpoint:
             if header != self._saved_header:
                 self._store.set(KEY, header.to_store())
         self._saved_header = header
-        self._writing.clear()
 
-    def flush_with_retries(self) -> bool:
-        """Try a few times to save what has changed, and return whether it is saved."""
-        for pause in (*PAUSES, 0.0):
-            try:
-                self.flush()
-            except Exception as error:
-                log.warning("Could not save job ids: %s", type(error).__name__)
-                time.sleep(pause)
-            else:
-                return True
-        return False
+    def _write_to_ledger(self, entries: Mapping[int, str]) -> None:
+        jobs = {index: job_id for index, job_id in entries.items() if job_id not in ("", self.NOT_CREATED)}
+        self.reuse.save_submitted(self.header.app_id, jobs)
+
+    def save(self) -> bool:
+        """Try a few times to save what has changed, in each store at once. Return whether no job is lost."""
+        savers = [Saver(backlog, _SAVE_TIME) for backlog in self.backlogs]
+        for saver in savers:
+            saver.finish()
+        end = time.monotonic() + _SAVE_TIME
+        while any(saver.is_alive for saver in savers) and time.monotonic() < end:
+            time.sleep(0.005)
+        return self.is_saved

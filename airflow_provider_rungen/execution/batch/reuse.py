@@ -19,6 +19,7 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.job_ids import format_jobs
 from airflow_provider_rungen.execution.ledger.entries import StoredPlace
+from airflow_provider_rungen.execution.task_instances import loop_position
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
@@ -44,7 +45,7 @@ def task_token(ti: Any) -> str:
 
     :param ti: the task instance.
     """
-    task = json.dumps([ti.dag_id, ti.run_id, ti.task_id, ti.map_index])
+    task = json.dumps([ti.dag_id, ti.run_id, ti.task_id, ti.map_index, *loop_position(ti)])
     return hashlib.sha256(task.encode()).hexdigest()[:_TASK_DIGITS]
 
 

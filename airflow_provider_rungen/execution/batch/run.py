@@ -22,6 +22,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobFailedError,
     RunGenJobTimeoutError,
 )
+from airflow_provider_rungen.execution import attempts
 from airflow_provider_rungen.execution.batch.checkpoint import BatchHeader, Checkpoint
 from airflow_provider_rungen.execution.batch.ended import DeferredBatch
 from airflow_provider_rungen.execution.batch.result import BatchResult, Stopped
@@ -82,6 +83,8 @@ class BatchRun(SendingRun):
         )
         checkpoint, completed = self._resume_or_begin(Checkpoint(self._store, header))
         self._checkpoint = checkpoint
+        if checkpoint.unsaved:  # one of the stores did not know them
+            checkpoint.save()
         self.ended.ids |= completed
         self.unsent = Unsent(lambda: enumerate(inputs), checkpoint.absent)
         return self._run_waves(self.deadline(checkpoint.header.deadline))
@@ -260,7 +263,10 @@ class BatchRun(SendingRun):
                     yield self._go_on(event, state, read_inputs)
         finally:
             if self._lines is not None and not self._is_deferring:
-                self._remove_saved_lines()
+                if self.guard.is_killed:  # the bucket may hang
+                    attempts.call_briefly(self._remove_saved_lines, self.guard.time_left())
+                else:
+                    self._remove_saved_lines()
 
     def _go_on(
         self, event: Mapping[str, Any], state: DeferredBatch | None, read_inputs: ReadInputs

@@ -137,7 +137,8 @@ class SendingRun(DurableRun["BatchOptions"]):
     def cancel(self, job_ids: Sequence[str], *, within: float | None = None) -> list[str]:
         left = super().cancel(job_ids, within=within)
         # a kill leaves little time, and the next attempt finds out that they were canceled
-        attempts.call_briefly(lambda: self.reuse.forget(self.canceled.intersection(job_ids)))
+        canceled = self.canceled.intersection(job_ids)
+        attempts.call_briefly(lambda: self.reuse.forget(canceled), self.guard.time_left())
         return left
 
     @contextmanager
@@ -172,7 +173,7 @@ class SendingRun(DurableRun["BatchOptions"]):
 
     def save(self) -> None:
         if self._checkpoint is not None:
-            self._checkpoint.flush_with_retries()
+            self._checkpoint.save()
 
     def unsaved(self) -> list[str]:
         return [] if self._checkpoint is None else self._checkpoint.unsaved_job_ids
@@ -192,10 +193,11 @@ class SendingRun(DurableRun["BatchOptions"]):
             self._extend(earlier, new.header, is_cleared=is_cleared)
             return earlier, completed
         if earlier.job_ids:
-            log.info("Task was cleared, or its inputs or app changed: submitting all inputs again")
+            log.info("Task was cleared, or its inputs or app changed: not resuming the last attempt")
             if self.options.cancel_on_kill:
-                wanted = {entry.job_id for entry in self.reuse.pending.values()}
-                self.cancel([job_id for job_id in self.jobs.running if job_id not in wanted])
+                # what is stored is over, and what is pending is resumed
+                known = self.reuse.stored_job_ids | {entry.job_id for entry in self.reuse.pending.values()}
+                self.cancel([job_id for job_id in self.jobs.running if job_id not in known])
         self.own("", [])
         return self._begin(new)
 
@@ -210,7 +212,7 @@ class SendingRun(DurableRun["BatchOptions"]):
             checkpoint.header = replace(checkpoint.header, deadline=new.deadline)
         if is_cleared:  # the retries of this attempt are to find it
             checkpoint.header = replace(checkpoint.header, attempt=self.attempt, end=End.UNKNOWN)
-            if not checkpoint.flush_with_retries():
+            if not checkpoint.save():
                 log.warning("Could not save in the task state store that the batch was resumed")
 
     def _resume(self, checkpoint: Checkpoint, *, is_cleared: bool) -> set[str]:
@@ -286,7 +288,6 @@ class SendingRun(DurableRun["BatchOptions"]):
         :return: whether it stopped because the service refuses them all.
         """
         checkpoint, is_broken = self.batch, False
-        known_before = len(checkpoint.job_ids)
         self.guard.check()
         self._is_submitting = True
         with self.guard.defer_signals():
@@ -294,7 +295,7 @@ class SendingRun(DurableRun["BatchOptions"]):
             if indexes:
                 self._is_pushed = False
                 is_broken = self._submit_some(inputs, indexes, checkpoint, deadline)
-                self._log_submitted(checkpoint, len(checkpoint.job_ids) - known_before)
+                self._log_submitted(checkpoint)
             is_first = not self._has_pushed
             if is_first or not self.unsent:
                 self.push_progress()
@@ -376,14 +377,6 @@ class SendingRun(DurableRun["BatchOptions"]):
             asyncio.run(submit())
         except RunGenSubmissionUnknownError as error:
             raise self._explain_unknown(error) from error
-        except RunGenError:
-            raise
-        except Exception:
-            checkpoint.flush_with_retries()
-            if self.options.cancel_on_kill:
-                self.own_in_flight(checkpoint)
-                self.cancel(checkpoint.unsaved_job_ids)
-            raise
         finally:
             hook.checkpoint, hook.is_interrupted = before
             self.refused |= submitter.refused
@@ -440,10 +433,11 @@ class SendingRun(DurableRun["BatchOptions"]):
         self.usage.note_submitted(checkpoint.job_ids)
         self.own(checkpoint.header.app_id, self.in_flight(checkpoint))
 
-    def _log_submitted(self, checkpoint: Checkpoint, submitted: int) -> None:
+    def _log_submitted(self, checkpoint: Checkpoint) -> None:
         app_id, left = checkpoint.header.app_id, len(self.unsent)
         if len(checkpoint.ids) == len(checkpoint.job_ids) == 1:
             log.info("Submitted job %s to app %s", checkpoint.job_ids[0], app_id)
             return
         more = f"; {left} wait for others to end (max_in_flight)" if left else ""
-        log.info("Submitted %d of %d inputs to app %s%s", submitted, len(checkpoint.ids), app_id, more)
+        count = checkpoint.submitted_count
+        log.info("Submitted %d of %d inputs to app %s%s", count, len(checkpoint.ids), app_id, more)

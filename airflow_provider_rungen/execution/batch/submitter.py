@@ -7,13 +7,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from airflow_provider_rungen.client import endpoints, retry
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.progress import pace
-from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenError,
@@ -21,6 +21,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.batch.checkpoint import Checkpoint
+from airflow_provider_rungen.execution.batch.saver import Saver
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,12 @@ log = logging.getLogger(__name__)
 SENT_AHEAD = 64
 # Seconds that submitting pauses for a store that fails.
 STORE_RETRY_BUDGET = 60.0
+# Seconds that its last tries take, when it fails at once.
+_LAST_TRIES = 2.0
 PROGRESS_INTERVAL = 10.0
-# Seconds that requests in flight have when the task is killed.
+# Seconds that requests in flight have when the task is killed, and then the stores for the last ids.
 LAST_ANSWERS = 1.0
+LAST_SAVES = 0.75
 
 
 class Throttle:
@@ -106,8 +110,8 @@ class BatchSubmitter:
         self._retries: deque[tuple[int, Any]] = deque()
         self._abort: RunGenError | None = None
         self._submitted = 0
-        self._news = asyncio.Event()
-        self._is_exhausted = self._is_finished = False
+        self._savers: list[Saver] = []
+        self._is_exhausted = False
         self._stop_after = stop_after
         self.refused: dict[int, RunGenError] = {}
         #: How many inputs in a row were refused, up to the last answer.
@@ -127,16 +131,15 @@ class BatchSubmitter:
         checkpoint = self._checkpoint
         new_from = checkpoint.sent_upto
         again = {index for index in indexes if checkpoint.ids[index] == Checkpoint.NOT_CREATED}
-        await self._announce(again)
-        self._saving = asyncio.create_task(self._save())
-        if checkpoint.unsaved:  # it counts as in flight
-            self._news.set()
+        self._savers = [Saver(backlog, STORE_RETRY_BUDGET) for backlog in checkpoint.backlogs]
+        self._wake()
         failure: Exception | None = None
         try:
-            await self._submit_all(iter(todo), len(indexes))
-        except Exception as error:
-            failure = error
-        try:
+            try:
+                await self._announce(again)
+                await self._submit_all(iter(todo), len(indexes))
+            except Exception as error:
+                failure = error
             started_at = time.monotonic()
             while self._in_flight and time.monotonic() < started_at + (
                 LAST_ANSWERS if self._is_stopping() else retry.RETRY_BUDGET
@@ -155,9 +158,7 @@ class BatchSubmitter:
                     "created, and cannot be canceled",
                     *(len(self._in_flight), self._app_id),
                 )
-            self._is_finished = True
-            self._news.set()
-            await self._saving
+            await self._finish_saving()
         if failure := failure or self._abort:
             raise failure
 
@@ -166,15 +167,41 @@ class BatchSubmitter:
         checkpoint = self._checkpoint
         for index in again:
             checkpoint.note(index, "")
-        if not checkpoint.sent_upto:
-            return  # each counts as sent before it is
-        checkpoint.count_as_sent(checkpoint.sent_upto)  # with the time of this wave
-        try:
-            await self._flush()
-        except Exception:
-            for index in again:
-                checkpoint.note(index, Checkpoint.NOT_CREATED)
-            raise
+        if checkpoint.sent_upto:  # otherwise, each counts as sent before it is
+            checkpoint.count_as_sent(checkpoint.sent_upto)  # with the time of this wave
+            self._wake()
+            await self._until(lambda: checkpoint.is_announced)
+
+    def _wake(self) -> None:
+        for saver in self._savers:
+            saver.wake()
+
+    async def _until(self, is_saved: Callable[[], bool]) -> bool:
+        """Wait for what has to be saved before an input is sent, and return whether it is."""
+        while not is_saved():
+            self._check_savers()
+            if self._is_stopping() or time.time() >= self._deadline:
+                return False
+            await asyncio.sleep(0.002)
+        return True
+
+    def _check_savers(self) -> None:
+        for saver in self._savers:
+            saver.check()
+
+    async def _finish_saving(self) -> None:
+        """Save the last ids. A kill waits no longer than it takes to have each of them in one store."""
+        for saver in self._savers:
+            saver.finish()
+        started_at = time.monotonic()
+        while any(saver.is_alive for saver in self._savers):
+            waited = time.monotonic() - started_at
+            if self._is_stopping() and (self._checkpoint.is_saved or waited > LAST_SAVES):
+                return  # the rest is saved while the kill goes on
+            if waited > STORE_RETRY_BUDGET + _LAST_TRIES:
+                break
+            await asyncio.sleep(0.002)
+        self._check_savers()
 
     @property
     def _has_to_stop(self) -> bool:
@@ -183,8 +210,7 @@ class BatchSubmitter:
     async def _submit_all(self, rest: Iterator[tuple[int, Any]], total: int) -> None:
         started_at = logged_at = time.monotonic()
         while not self._has_to_stop and time.time() < self._deadline:
-            if self._saving.done():  # it ends early only when the store fails
-                await self._saving
+            self._check_savers()
             await self._begin(rest)
             if self._is_exhausted and not self._in_flight and not self._retries:
                 break
@@ -194,7 +220,7 @@ class BatchSubmitter:
                 progress = pace(total - left, left, now - started_at)
                 log.info(
                     "Submitted %d of %d inputs to app %s%s",
-                    *(self._submitted, total, self._app_id, progress),
+                    *(self._checkpoint.submitted_count, len(self._checkpoint.ids), self._app_id, progress),
                 )
 
     async def _begin(self, rest: Iterator[tuple[int, Any]]) -> None:
@@ -210,17 +236,16 @@ class BatchSubmitter:
             index, job_input = item
             if index + SENT_AHEAD // 2 >= self._checkpoint.sent_upto:
                 self._checkpoint.count_as_sent(index + SENT_AHEAD)
-                self._news.set()
-            while self._checkpoint.saved_upto <= index:  # nothing is sent before it counts as sent
-                if self._saving.done():
-                    await self._saving
-                if self._is_stopping() or time.time() >= self._deadline:
-                    return
-                await asyncio.sleep(0.002)
+                self._wake()
+            if not await self._until(partial(self._counts_as_sent, index)):
+                return
             task = asyncio.ensure_future(
                 self._perform(endpoints.run_job(self._app_id, job_input, attempts=1))
             )
             self._in_flight[task] = item
+
+    def _counts_as_sent(self, index: int) -> bool:
+        return self._checkpoint.saved_upto > index
 
     async def _take_answers(self, within: float) -> None:
         """Handle the answers that arrived."""
@@ -233,7 +258,7 @@ class BatchSubmitter:
         for task in done:
             self._take(*self._in_flight.pop(task), task)
         if done:
-            self._news.set()
+            self._wake()
 
     def _take(self, index: int, input: Any, task: asyncio.Task[Job]) -> None:
         try:
@@ -270,32 +295,3 @@ class BatchSubmitter:
     def _slow_down(self, error: RunGenError) -> None:
         if self._throttle.note_failure(error):
             self._abort = error
-
-    async def _save(self) -> None:
-        """Save ids as they come."""
-        while not self._is_finished:
-            await self._news.wait()
-            self._news.clear()
-            await self._flush()
-        await self._flush()
-
-    async def _flush(self) -> None:
-        """Save what has changed. When the store fails, retry for a while; submitting pauses meanwhile."""
-        give_up_at, pause = 0.0, retry.BACKOFF
-        while True:
-            try:
-                return await asyncio.to_thread(self._checkpoint.flush)
-            except Exception as error:
-                now = time.monotonic()
-                if not give_up_at:
-                    log.warning(
-                        "Could not save job ids: %s; submitting pauses",
-                        clean_text(f"{type(error).__name__}: {error}"),
-                    )
-                give_up_at = give_up_at or now + STORE_RETRY_BUDGET
-                if now >= give_up_at or self._is_stopping():
-                    raise
-            for _ in range(int(pause / 0.05)):
-                if not self._is_stopping():
-                    await asyncio.sleep(0.05)
-            pause = min(pause * 2, 5.0)

@@ -105,8 +105,9 @@ class JobRows:
     def _add(self, job_id: str, *, result: Any = None, **fields: Any) -> None:
         if job_id not in self._places and not fields.get("reused"):
             self.seconds += read_decimal(fields.get("execution_seconds")) or 0
-        # signed URLs are removed before anything is on a disk
-        self._places[job_id] = self._spool.append({**fields, "result": redact_value(result)})
+        # signed URLs are removed before anything is on a disk. Those of stored files are none.
+        stored = {uri: uri for uri in fields.get("outputs", ())}
+        self._places[job_id] = self._spool.append({**fields, "result": redact_value(result, stored)})
 
 
 def _times(job: Job) -> dict[str, Any]:

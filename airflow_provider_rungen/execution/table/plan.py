@@ -160,10 +160,8 @@ class TablePlan:
         if any(map(_is_null, key)):
             self._nulls.add(place)
             return
-        # 1 and 1.0 are one key where the results are joined
-        text = json.dumps(
-            [int(each) if isinstance(each, float) and each.is_integer() else each for each in key]
-        )
+        # 1, 1.0 and "1" are one key where the results are joined, or written as CSV
+        text = json.dumps([each if isinstance(each, str) else _key_text(each) for each in key])
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
         if digest in self._keys:
             self._duplicates.add(clean_text(", ".join(map(str, key)), 100))
@@ -187,7 +185,7 @@ class TablePlan:
             raise RunGenInputError(
                 f"key {', '.join(map(repr, self._key))} does not identify rows: {'; '.join(problems)}; "
                 "nothing was sent",
-                hint="Choose other columns as key, or remove these rows",
+                hint="Choose other columns as key, or remove these rows. 1 and '1' are one key",
             )
 
 
@@ -212,6 +210,11 @@ class _Keys:
 def _is_null(value: Any) -> bool:
     # pandas has NaN in place of null
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _key_text(value: Any) -> str:
+    """Return the text of a value in a CSV file."""
+    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _call(

@@ -217,7 +217,7 @@ def _decimal_text(number: Decimal | None) -> str | None:
 def _result_text(row: ResultRow) -> str | None:
     if row.result is None and not row.has_result:
         return None
-    return _json_text(redact_value(row.result))
+    return _json_text(redact_value(row.result, {uri: uri for uri in row.outputs}))
 
 
 def _valid_text(text: str) -> str:

@@ -1,0 +1,301 @@
+"""Each id is in one store at least: a ledger that fails or hangs loses none, and holds up no kill."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from conftest import FakeStore, TrackedTaskInstance
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.execution.batch import submitter
+from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
+
+ROWS = 16
+# Airflow kills a process so many seconds after the signal.
+KILL_TIME = 5.0
+
+
+class Places:
+    """What an attempt talks to, each a folder or a file. A file ``hang …`` or ``503 …`` steers one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def meet(self, place: str) -> None:
+        """Fail or hang where the test wants it."""
+        if self.flag("503", place).exists():
+            self.flag("met", place).touch()
+            raise OSError("503 Service Unavailable")
+        while self.flag("hang", place).exists():
+            self.flag("met", place).touch()
+            time.sleep(0.02)
+
+    def flag(self, trouble: str, place: str) -> Path:
+        return self.folder / f"{trouble} {place}"
+
+
+class Bucket(DirFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """A bucket with the folders ``ledger``, ``photos`` and ``results``."""
+
+    cachable = False
+
+    def __init__(self, places: Places) -> None:
+        super().__init__(path=str(places.folder), fs=LocalFileSystem(auto_mkdir=True))
+        self._places = places
+
+    def pipe_file(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        self._places.meet(path.strip("/").split("/")[1])
+        return super().pipe_file(path, *args, **kwargs)
+
+    def put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> Any:
+        self._places.meet(rpath.strip("/").split("/")[1])
+        return super().put_file(lpath, rpath, *args, **kwargs)
+
+    def rm(self, path: list[str], *args: Any, **kwargs: Any) -> Any:
+        self._places.meet(path[0].strip("/").split("/")[1])
+        return super().rm(path, *args, **kwargs)
+
+
+class Store(FakeStore):
+    """Airflow's task state store, in a file."""
+
+    def __init__(self, places: Places) -> None:
+        super().__init__()
+        self._places, self._file = places, places.folder / "store.json"
+        if self._file.exists():
+            self.kept = json.loads(self._file.read_text())
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        self._places.meet("store")
+        super().set(key, value)
+        new = self._file.with_suffix(".new")
+        new.write_text(json.dumps(self.kept))
+        new.rename(self._file)
+
+    def count(self) -> int:
+        """Return how many job ids it has."""
+        values = map(json.loads, self.kept.values())
+        return len({job_id for value in values for job_id in value.get("ids", ())} - {"", "-"})
+
+
+class TaskInstance(TrackedTaskInstance):
+    """A task instance whose state may be long in coming."""
+
+    def __init__(self, places: Places, state: str, try_number: int) -> None:
+        super().__init__(state)
+        self.try_number, self.max_tries = try_number, 1
+        self.on_ask = lambda: places.meet("airflow")
+
+
+class Night:
+    """A table task whose attempts are processes."""
+
+    def __init__(self, emulator: Emulator, folder: Path) -> None:
+        self.emulator, self.places = emulator, Places(folder)
+        self.rows, self.has_store, self.state = ROWS, True, "running"
+        self.tries = self.process = 0
+
+    def begin(self) -> None:
+        """Begin the next attempt."""
+        self.tries += 1
+        self.process = os.fork()
+        if not self.process:
+            try:
+                self._attempt()
+            except BaseException as error:
+                self._report.write_text(f"{type(error).__name__}: {error}")
+            else:
+                self._report.write_text("succeeded")
+            finally:
+                os._exit(0)
+
+    def _attempt(self) -> None:
+        bucket = Bucket(self.places)
+        importlib.import_module(ObjectStoragePath.__module__).attach("memory", fs=bucket).fs = bucket
+        task = RunGenRunTableOperator(
+            task_id="task",
+            table=[{"sku": f"sku-{number}"} for number in range(self.rows)],
+            key="sku",
+            to_input=lambda row: {"prompt": f"photo of {row['sku']}"},
+            destination="memory://bucket/photos",
+            results="memory://bucket/results/results.jsonl",
+            ledger=Ledger("memory://bucket/ledger"),
+            poll_interval=0.1,
+            max_concurrency=4,
+        )
+        # as Airflow's task runner does
+        signal.signal(signal.SIGTERM, lambda *_: task.on_kill())
+        store = Store(self.places) if self.has_store else None
+        ti = TaskInstance(self.places, self.state, self.tries)
+        context: Any = {"ti": ti, "task_state_store": store}
+        task.execute(context)
+
+    @property
+    def _report(self) -> Path:
+        return self.places.folder / f"report {self.tries}"
+
+    def until(self, condition: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert not self._report.exists(), self._report.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    def kill(self) -> float:
+        """Kill the attempt as Airflow does, and return the seconds that it took to end."""
+        started_at = time.monotonic()
+        os.kill(self.process, signal.SIGTERM)
+        self.end(within=KILL_TIME)
+        return time.monotonic() - started_at
+
+    def end(self, within: float = 60.0) -> str:
+        """Wait for the end of the attempt, and return how it ended."""
+        deadline = time.monotonic() + within
+        while self.process and not os.waitpid(self.process, os.WNOHANG)[0]:
+            if time.monotonic() > deadline:
+                os.kill(self.process, signal.SIGKILL)
+                os.waitpid(self.process, 0)
+                break
+            time.sleep(0.005)
+        self.process = 0
+        return self._report.read_text() if self._report.exists() else ""
+
+    def retry(self) -> str:
+        """Run the next attempt to its end, when all is well again."""
+        for trouble in ("hang *", "503 *"):
+            for flag in self.places.folder.glob(trouble):
+                flag.unlink()
+        self.emulator.service.clear_faults()
+        self.emulator.service.clock = lambda: time.time() + 3600  # what ran so far is over
+        self.emulator.service.job_seconds = 0.1
+        self.begin()
+        return self.end()
+
+    @property
+    def entries(self) -> int:
+        """How many ids the ledger has."""
+        return len(list((self.places.folder / "bucket" / "ledger").glob("??/*.json")))
+
+    @property
+    def kept(self) -> int:
+        """How many ids the task state store has."""
+        return Store(self.places).count()
+
+    @property
+    def created(self) -> int:
+        return int(self.emulator.service.stats()["jobs_created"])
+
+    def bought(self) -> Counter[str]:
+        return Counter(job["input"]["prompt"] for job in self.emulator.service.jobs())
+
+    def statuses(self) -> Counter[str]:
+        return Counter(job["status"] for job in self.emulator.service.jobs())
+
+
+EACH_ONCE = {f"photo of sku-{number}": 1 for number in range(ROWS)}
+
+
+@pytest.fixture
+def night(rungen_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
+    rungen_emulator.service.scale("flux-schnell", 1000)
+    rungen_emulator.service.job_seconds = 600.0
+    monkeypatch.setattr(submitter, "STORE_RETRY_BUDGET", 60.0)
+    made = Night(rungen_emulator, tmp_path)
+    yield made
+    made.end(within=0)
+
+
+@pytest.mark.parametrize("trouble", ["503", "hang"])
+@pytest.mark.parametrize("place", ["ledger", "store"])
+def test_a_store_that_fails_loses_no_id_when_the_task_is_killed(
+    night: Night, place: str, trouble: str
+) -> None:
+    night.begin()
+    night.until(lambda: night.entries >= 4)
+    night.places.flag(trouble, place).touch()
+    night.until(night.places.flag("met", place).exists)
+    night.until(lambda: (night.kept if place == "ledger" else night.entries) == night.created > 4)
+    assert night.kill() < KILL_TIME
+    assert night.statuses() == {"RUNNING": night.created}
+    assert night.retry() == "succeeded"
+    assert night.bought() == EACH_ONCE
+    assert night.entries == ROWS
+
+
+def test_an_attempt_without_a_working_ledger_ends_and_its_retry_buys_nothing_twice(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitter, "STORE_RETRY_BUDGET", 0.3)
+    night.begin()
+    night.until(lambda: night.entries >= 4)
+    night.places.flag("503", "ledger").touch()
+    assert "503 Service Unavailable" in night.end()
+    assert night.statuses() == {"RUNNING": night.created}
+    assert 4 < night.created < ROWS
+    assert night.retry() == "succeeded"
+    assert night.bought() == EACH_ONCE
+    assert night.entries == ROWS
+
+
+def test_a_ledger_that_does_not_answer_ends_the_attempt(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitter, "STORE_RETRY_BUDGET", 0.3)
+    night.begin()
+    night.until(lambda: night.entries >= 4)
+    night.places.flag("hang", "ledger").touch()
+    assert "Could not save job ids in the ledger: it does not answer" in night.end()
+    assert night.kept == night.created < ROWS
+    assert night.statuses() == {"RUNNING": night.created}
+
+
+@pytest.mark.parametrize("phase", ["submitting", "waiting"])
+def test_a_user_cancels_all_jobs_in_time_though_the_ledger_hangs(night: Night, phase: str) -> None:
+    night.state, night.rows = "failed", 200 if phase == "submitting" else ROWS
+    night.begin()
+    night.until(lambda: night.entries >= ROWS)
+    night.places.flag("hang", "ledger").touch()
+    if phase == "submitting":
+        night.until(night.places.flag("met", "ledger").exists)
+    assert night.kill() < KILL_TIME
+    assert night.statuses() == {"CANCELED": night.created}
+
+
+@pytest.mark.parametrize("trouble", ["ledger", "airflow", "both"])
+def test_a_kill_without_an_answer_ends_in_time_and_cancels_what_is_lost(night: Night, trouble: str) -> None:
+    """Without a task state store, what the ledger did not take is lost."""
+    night.has_store, night.rows = False, 200
+    night.begin()
+    night.until(lambda: night.entries >= 4)
+    for place in ("ledger", "airflow"):
+        if trouble in (place, "both"):
+            night.places.flag("hang", place).touch()
+    if trouble != "airflow":
+        night.until(night.places.flag("met", "ledger").exists)
+        night.until(lambda: night.created >= night.entries + 4)
+    assert night.kill() < KILL_TIME
+    lost = night.created - night.entries
+    assert bool(lost) == (trouble != "airflow")
+    assert night.statuses() == Counter(RUNNING=night.entries) + Counter(CANCELED=lost)
+
+
+def test_a_kill_while_a_bucket_hangs_with_outputs_costs_nothing(night: Night) -> None:
+    night.emulator.service.job_seconds = 0.1
+    night.places.flag("hang", "photos").touch()
+    night.begin()
+    night.until(night.places.flag("met", "photos").exists)
+    night.kill()
+    assert night.retry() == "succeeded"
+    assert night.bought() == EACH_ONCE
