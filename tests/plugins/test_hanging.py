@@ -54,7 +54,7 @@ def assert_healthy(pages: Pages, path: str) -> None:
 
 
 class HangingStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """A store that does not answer until it is told to."""
+    """A store that does not answer until ``answering`` is set."""
 
     cachable = False
     store: dict[str, Any] = {}
