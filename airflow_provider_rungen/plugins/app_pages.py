@@ -15,7 +15,7 @@ from airflow_provider_rungen.pages.models import AppPage, AppsPage, AppView, Con
 from airflow_provider_rungen.plugins import live, views
 from airflow_provider_rungen.plugins.gather import PAGE_TIME
 from airflow_provider_rungen.plugins.job_rows import shown_text
-from airflow_provider_rungen.plugins.pools import TooSlowError, run_within
+from airflow_provider_rungen.plugins.pools import TooSlowError, charge, run_within
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
 
@@ -70,6 +70,7 @@ async def app_page(conn_id: str, app_id: str, tasks: list[TaskRecord], urls: Url
 
 async def _ask(function: Any, *args: str) -> tuple[Any, str]:
     """Return the answer of the service, or why there is none."""
+    charge("connection", args[0])
     try:
         return await run_within(PAGE_TIME, "service", partial(function, *args), PAGE_TIME), ""
     except TooSlowError:

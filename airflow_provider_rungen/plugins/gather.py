@@ -15,7 +15,7 @@ from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.plugins import live
 from airflow_provider_rungen.plugins.job_rows import UNKNOWN, JobRow, JobRows, rows_of_table, rows_of_task
-from airflow_provider_rungen.plugins.pools import TooSlowError, run_within
+from airflow_provider_rungen.plugins.pools import PoolName, TooSlowError, run_within
 from airflow_provider_rungen.plugins.stored import StoredOutputs, read_table
 from airflow_provider_rungen.plugins.table_jobs import job_ids_of_table
 from airflow_provider_rungen.plugins.task_record import TaskRecord
@@ -57,7 +57,7 @@ class Gathering:
         """Return the rows of a page: those of the results table once it is written, or else the jobs."""
         task = self.task
         if task.results and not task.is_moving:
-            table = await self._ask_store(_count_table, task, page)
+            table = await self._ask_store("tables", _count_table, task, page)
             if table is not None:
                 return table
         return await run_in_threadpool(rows_of_page, task, page)
@@ -85,7 +85,7 @@ class Gathering:
         task = self.task
         row = await run_in_threadpool(_find_row, task, job_id)
         if row is None and task.results and not task.is_moving:
-            row = await self._ask_store(_find_in_table, task, job_id)
+            row = await self._ask_store("tables", _find_in_table, task, job_id)
             if row is None and self._is_store_slow:
                 raise TooSlowError
         return row
@@ -95,11 +95,13 @@ class Gathering:
         task = self.task
         if not task.destination or not job_ids:
             return {}
-        return await self._ask_store(_read_manifests, task, list(job_ids)) or {}
+        return await self._ask_store("store", _read_manifests, task, list(job_ids)) or {}
 
-    async def _ask_store(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    async def _ask_store(
+        self, pool: PoolName, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T | None:
         try:
-            return await run_within(min(_STORE_TIME, self._left()), "store", function, *args, **kwargs)
+            return await run_within(min(_STORE_TIME, self._left()), pool, function, *args, **kwargs)
         except TooSlowError:
             self._is_store_slow = True
             self.notices.append("The storage did not answer in time, so that results are missing.")

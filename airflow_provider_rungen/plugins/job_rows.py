@@ -21,6 +21,10 @@ MAX_ASKED = 40
 # Rows after these are neither counted nor shown.
 MAX_COUNTED = 100_000
 MAX_PAGE = MAX_COUNTED // PAGE_SIZE
+#: Of the id of a job.
+MAX_ID_CHARS = 200
+# A larger result is not kept: a page has many.
+_MAX_RESULT_CHARS = 50_000
 #: More seconds than any job takes.
 MAX_SECONDS = 1e11
 #: The status of a job of which no more is known.
@@ -142,14 +146,24 @@ def rows_of_table(rows: Iterable[Mapping[str, Any]], key: list[str]) -> Iterable
     for number, row in enumerate(rows):
         yield JobRow(
             index=_number(row.get("index"), number),
-            status=str(row.get("status") or UNKNOWN),
-            job_id=str(row.get("job_id") or ""),
-            key=", ".join(str(row.get(name, "")) for name in key),
-            error=str(row.get("error") or ""),
+            status=_text(row.get("status") or UNKNOWN, 50),
+            job_id=job_id_of(row),
+            key=", ".join(_text(row.get(name, ""), 1000) for name in key),
+            error=_text(row.get("error"), 4000),
             seconds=_seconds(row.get("execution_seconds")),
             reused=str(row.get("reused")).lower() == "true",
             result=_result(row.get("result")),
         )
+
+
+def job_id_of(row: Mapping[str, Any]) -> str:
+    """Return the id of the job of a row of a results table."""
+    return _text(row.get("job_id"), MAX_ID_CHARS)
+
+
+def _text(value: Any, limit: int) -> str:
+    """Return a value as text, of which a page keeps many."""
+    return str("" if value is None else value)[:limit]
 
 
 def _number(value: Any, default: int) -> int:
@@ -173,8 +187,9 @@ def is_duration(value: Any) -> TypeGuard[float]:
 
 
 def _result(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
+    """Return the value of a result, which is JSON text in every format, unless it is large."""
+    if not isinstance(value, str) or len(value) > _MAX_RESULT_CHARS:
+        return None
     try:
         return json.loads(value)
     except (ValueError, RecursionError):

@@ -18,8 +18,8 @@ from airflow_provider_rungen.pages import render
 from airflow_provider_rungen.plugins import airflow_data, app_pages, headers, task_pages
 from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.job_rows import MAX_PAGE
-from airflow_provider_rungen.plugins.pools import TooSlowError, run_within
-from airflow_provider_rungen.plugins.stored import OpenFile, StoredFile, StoredOutputs
+from airflow_provider_rungen.plugins.pools import TooSlowError, charge, run_within
+from airflow_provider_rungen.plugins.stored import OpenFile, StoredFile, StoredOutputs, store_of
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
 
@@ -35,7 +35,16 @@ _LOGGED_IN = "rungen_login"
 _CAN_READ_TASK = [Depends(airflow_data.can_read_task), Depends(airflow_data.can_read_xcom)]
 
 
-async def get_task(dag_id: str, run_id: str, task_id: str, map_index: str) -> TaskRecord:
+async def get_user(user: Annotated[Any, Depends(airflow_data.get_user)]) -> Any:
+    """Return who asks. What hangs for them counts for their share of the threads."""
+    charge("user", str(user.get_id()))
+    return user
+
+
+User = Annotated[Any, Depends(get_user)]
+
+
+async def get_task(user: User, dag_id: str, run_id: str, task_id: str, map_index: str) -> TaskRecord:
     """Return the task of a request. A tab of Airflow does not replace the index of a task without one."""
     try:
         index = int(map_index) if len(map_index) < 100 else _MAX_INDEX + 1
@@ -49,6 +58,10 @@ async def get_task(dag_id: str, run_id: str, task_id: str, map_index: str) -> Ta
             raise _not_made(error) from None
     if task is None:
         raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
+    charge("dag", dag_id)
+    charge("connection", task.conn_id)
+    for place in (task.results, task.destination):
+        charge("store", store_of(place))
     return task
 
 
@@ -58,7 +71,6 @@ def get_urls(request: Request) -> Urls:
 
 Task = Annotated[TaskRecord, Depends(get_task)]
 PageUrls = Annotated[Urls, Depends(get_urls)]
-User = Annotated[Any, Depends(airflow_data.get_user)]
 
 
 def make_app() -> FastAPI:

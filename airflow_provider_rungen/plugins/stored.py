@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 # Of one manifest. A larger one is not shown.
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024
+# Of a Parquet table, at a time. Those that a task writes are smaller.
+_MAX_PAGE_BYTES = 64 * 1024 * 1024
+_LOCAL = ("", "file", "local")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,10 @@ class OpenFile:
         return chunk
 
     def close(self) -> None:
+        """Close it, without waiting for a read that hangs."""
+        threading.Thread(target=self._close, name="rungen-close", daemon=True).start()
+
+    def _close(self) -> None:
         with contextlib.suppress(Exception):
             self._stack.close()
 
@@ -147,20 +155,23 @@ def read_table(uri: str, within: float) -> Iterator[Mapping[str, Any]]:
     :raises RunGenError: it cannot be read, or is no results table.
     :raises TooSlowError: it was not read in time.
     """
-    from airflow_provider_rungen.execution.table.reader import open_rows
+    from airflow_provider_rungen.execution.table.reader import open_foreign_file
     from airflow_provider_rungen.execution.table.result_files import FIXED_COLUMNS, RESULT_FILES
 
     shown, columns = clean_text(uri, 200), frozenset(FIXED_COLUMNS)
     if not uri.lower().endswith(tuple(RESULT_FILES)):
         raise RunGenError(f"{shown} is no results table: it does not end in {' or '.join(RESULT_FILES)}")
-    rows = open_rows(uri, name="results")
-    if rows.files != (uri,):  # a folder, or a pattern
-        raise RunGenError(f"{shown} is no results table: it is no single file")
+    rows: Any = None
     is_results, ends_at = False, time.monotonic() + within
+
+    def check() -> None:
+        if time.monotonic() > ends_at:
+            raise RunGenError("it was not read in time")
+
     try:
+        rows = open_foreign_file(uri, name="results", check=check, max_page_bytes=_MAX_PAGE_BYTES)
         for row in rows:
-            if time.monotonic() > ends_at:
-                raise TooSlowError
+            check()
             is_results = isinstance(row, Mapping) and columns <= row.keys()
             if not is_results:
                 break
@@ -168,9 +179,24 @@ def read_table(uri: str, within: float) -> Iterator[Mapping[str, Any]]:
         else:
             return
     except RunGenError as error:
-        if is_results:
+        if time.monotonic() > ends_at:
+            raise TooSlowError from None
+        if is_results or _has_columns(rows, columns):
             raise
         # its text may have names of columns
         log.warning("Could not read %s: %s", shown, error.message)
         raise RunGenError(f"{shown} is missing, or is no results table") from None
     raise RunGenError(f"{shown} is no results table: it does not have all columns of one")
+
+
+def _has_columns(rows: Any, columns: frozenset[str]) -> bool:
+    """Return whether a table of which no row can be read has all columns of a results table."""
+    with contextlib.suppress(RunGenError):
+        return rows is not None and columns <= (rows.column_types() or {}).keys()
+    return False
+
+
+def store_of(uri: str) -> str:
+    """Return what of a URI or path hangs or answers as a whole: a bucket, or what may be a mount."""
+    scheme, _, rest = uri.rpartition("://")
+    return "/".join([scheme, *rest.strip("/").split("/")[: 2 if scheme in _LOCAL else 1]]) if uri else ""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Hashable
 from itertools import islice
 
-from airflow_provider_rungen.plugins.job_rows import MAX_COUNTED
+from airflow_provider_rungen.plugins.job_rows import MAX_COUNTED, job_id_of
 from airflow_provider_rungen.plugins.live import LASTING, Cache
 from airflow_provider_rungen.plugins.pools import TooSlowError
 from airflow_provider_rungen.plugins.stored import read_table
@@ -16,8 +17,8 @@ _READ_TIME = 20.0
 _WAIT_TIME = 2.0
 # Each is up to ten megabytes.
 _known = Cache(max_entries=8)
-# By hash of the table, so that two may share one.
-_locks = tuple(threading.Lock() for _ in range(8))
+# Of the tables that are being read. One that hangs holds up no other one.
+_locks: dict[Hashable, threading.Lock] = {}
 
 
 def job_ids_of_table(task: TaskRecord) -> frozenset[str]:
@@ -28,17 +29,19 @@ def job_ids_of_table(task: TaskRecord) -> frozenset[str]:
     :raises TooSlowError: it is not read yet.
     """
     key = (task.dag_id, task.run_id, task.task_id, task.map_index, task.try_number, task.results)
-    lock = _locks[hash(key) % len(_locks)]
+    lock = _locks.setdefault(key, threading.Lock())
     if not lock.acquire(timeout=_WAIT_TIME):
         raise TooSlowError
     try:
         ids: frozenset[str] | None = _known.get(key)
         if ids is None:
             rows = islice(read_table(task.results, _READ_TIME), MAX_COUNTED)
-            ids = frozenset(str(row["job_id"]) for row in rows if row["job_id"])
+            ids = frozenset(filter(None, map(job_id_of, rows)))
             _known.put(key, ids, LASTING)
         return ids
     finally:
+        # who waits for it goes on, and finds the table
+        _locks.pop(key, None)
         lock.release()
 
 

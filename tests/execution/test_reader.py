@@ -339,6 +339,81 @@ def test_a_row_that_never_ends_does_not_fill_the_memory(tmp_path: Path, suffix: 
     assert ("line 2" if suffix == ".csv" else "line 1") in error.message
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".csv.gz", ".parquet"])
+def test_a_pipe_or_a_device_is_not_read(tmp_path: Path, suffix: str) -> None:
+    path, device = tmp_path / f"pipe{suffix}", tmp_path / f"device{suffix}"
+    os.mkfifo(path)
+    device.symlink_to("/dev/zero")
+    for source in (path, tmp_path, device):
+        error = failure(source)
+        assert "is not a regular file" in error.message
+        assert not error.retryable
+
+
+def test_a_link_to_a_file_of_rows_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(CSV)
+    (tmp_path / "latest.csv").symlink_to("rows.csv")
+    assert list(open_rows(tmp_path / "latest.csv")) == ROWS
+
+
+def test_a_row_of_many_lines_does_not_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    with path.open("w") as file:
+        file.write('a\n"')
+        for _ in range(300):
+            file.write('","\n' * 20_000)
+    error = failure(path)
+    assert "line 2" in error.message
+    assert "more than 16 MiB" in error.message
+
+
+def test_a_parquet_row_of_more_than_the_limit_is_named_with_its_column(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    texts = ["a"] * 30 + ["x" * (17 << 20)] + ["b"]
+    path.write_bytes(parquet_bytes(pa.table({"n": range(32), "text": texts}), use_dictionary=False))
+    error = failure(path)
+    assert error.message == (
+        f"Could not read inputs: row 31 of {path} has more than 16 MiB, 17 of them in column 'text'"
+    )
+    assert "Leave out the large values" in error.hint
+
+
+def test_rows_below_the_limit_are_read_however_many_are_in_a_page(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    texts = [str(number) * (5 << 20) for number in range(8)]
+    table = pa.table({"n": range(8), "text": texts, "same": [texts[0]] * 8})
+    for use_dictionary in (True, False):
+        path.write_bytes(parquet_bytes(table, use_dictionary=use_dictionary, compression="zstd"))
+        assert [(row["n"], row["text"] + row["same"]) for row in open_rows(path)] == [
+            (number, text + texts[0]) for number, text in enumerate(texts)
+        ]
+
+
+def test_rows_that_need_smaller_batches_are_read_once_each(tmp_path: Path) -> None:
+    """Small rows come first, so that many rows are read at a time when large ones appear."""
+    path = tmp_path / "rows.parquet"
+    long = ["x" * 4_000_000] * 100
+    with parquet.ParquetWriter(path, pa.schema({"text": pa.string()}), compression="zstd") as writer:
+        for texts in (["s"] * 100_000, *(long[:10] for _ in range(10)), ["t"] * 3000):
+            writer.write_batch(pa.record_batch({"text": texts}))
+    lengths = [len(row["text"]) for row in open_rows(path)]
+    assert lengths == [1] * 100_000 + [4_000_000] * 100 + [1] * 3000
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "brotli", "zstd", "lz4"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_every_usual_parquet_file_is_read(tmp_path: Path, codec: str, version: str) -> None:
+    path = tmp_path / "rows.parquet"
+    rows = [
+        {"n": number, "text": f"text {number % 9}", "all": ["a", None, f"{number}"] * (number % 4), "f": 0.5}
+        for number in range(5000)
+    ]
+    options = {"compression": codec, "data_page_version": version, "data_page_size": 1000}
+    table = pa.Table.from_pylist(rows)
+    path.write_bytes(parquet_bytes(table, row_group_size=1700, write_statistics=version == "1.0", **options))
+    assert list(open_rows(path)) == rows
+
+
 def test_a_long_text_in_csv_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(f'prompt\n"{"x" * 999}\n{"y" * 1_000_000}"\n')

@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.plugins import airflow_data, task_pages
 from airflow_provider_rungen.plugins.job_rows import MAX_COUNTED, JobRow, JobRows
-from airflow_provider_rungen.plugins.pools import TooSlowError, run_within
+from airflow_provider_rungen.plugins.pools import Kind, TooSlowError, charge, run_within
 from airflow_provider_rungen.plugins.stored import read_table
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
@@ -94,24 +94,53 @@ def test_the_page_of_a_job_has_its_whole_input(world: World) -> None:
     assert "the end" in world.get(f"{path}/jobs/j").text
 
 
-def test_what_nobody_waits_for_any_more_is_not_begun() -> None:
+@pytest.mark.parametrize("kind", ["dag", "user", "store"])
+def test_what_hangs_fills_only_its_own_share_of_the_threads(kind: Kind) -> None:
     go, begun = threading.Event(), []
 
-    async def attempt(function: Callable[[], Any]) -> None:
-        with pytest.raises(TooSlowError):
-            await run_within(0.2, "store", function)
+    async def attempt(name: str, function: Callable[[], Any]) -> None:
+        charge(kind, name)
+        await run_within(0.2, "store", function)
+
+    async def attempts(name: str, function: Callable[[], Any]) -> None:
+        tasks = [asyncio.create_task(attempt(name, function)) for _ in range(50)]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(outcome, TooSlowError) for outcome in outcomes)
 
     async def main() -> None:
         try:
-            await asyncio.gather(*(attempt(go.wait) for _ in range(8)))
-            await asyncio.gather(*(attempt(lambda: begun.append(1)) for _ in range(50)))
+            await attempts("hanging", go.wait)
+            await attempts("hanging", lambda: begun.append(1))
+            assert not begun, "what nobody waits for any more is not begun"
+            await asyncio.create_task(attempt("other", lambda: begun.append(2)))
+            assert begun == [2]
         finally:
             go.set()
-        # the threads are free again
-        await run_within(5, "store", lambda: None)
+        await asyncio.create_task(attempt("hanging", lambda: begun.append(3)))  # the threads are free again
 
     asyncio.run(main())
-    assert not begun
+    assert begun == [2, 3]
+
+
+def test_threads_that_hang_are_replaced_up_to_a_number() -> None:
+    go, running = threading.Event(), 0
+
+    def hang() -> None:
+        nonlocal running
+        running += 1
+        go.wait()
+
+    async def main() -> None:
+        try:
+            for _ in range(10):
+                calls = (run_within(0.1, "files", hang) for _ in range(20))
+                await asyncio.gather(*calls, return_exceptions=True)
+            assert running == 64, "16 and 48 more"
+        finally:
+            go.set()
+        await run_within(5, "files", lambda: None)
+
+    asyncio.run(main())
 
 
 def test_a_page_far_behind_the_last_one_reads_no_more_rows() -> None:

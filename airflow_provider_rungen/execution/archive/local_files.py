@@ -43,16 +43,20 @@ def opener_in(folder: int) -> Callable[[str, int], int]:
 
     def opener(name: str, flags: int) -> int:
         try:
-            # without blocking, because it may be a pipe
-            number = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
+            return open_regular(name, flags | os.O_NOFOLLOW, folder)
         except OSError as error:
             raise _link_error(name) if error.errno == errno.ELOOP else error from None
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            os.close(number)
-            raise IsADirectoryError(errno.EISDIR, "it is not a regular file", name)
-        return number
 
     return opener
+
+
+def open_regular(name: str, flags: int, folder: int | None = None) -> int:
+    """Open a file, as an ``opener`` for `open`, without waiting for the other end of a pipe."""
+    number = os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise IsADirectoryError(errno.EISDIR, "it is not a regular file", name)
+    return number
 
 
 def try_lock(file: BinaryIO) -> bool:

@@ -93,3 +93,17 @@ def _nested_in_microseconds(pa: Any, kind: Any) -> Any:
     if is_fixed:
         return pa.list_(item, kind.list_size)
     return pa.large_list(item) if is_large else pa.list_(item)
+
+
+def size_of(column: Any) -> int:
+    """Return how many bytes the values of a column have, also where they are stored once."""
+    pa = load_pyarrow()
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    from pyarrow import compute
+
+    try:
+        lengths = compute.binary_length(column.dictionary)
+    except pa.ArrowNotImplementedError:  # they are no texts
+        return int(column.indices.nbytes)
+    return compute.sum(lengths.take(column.indices)).as_py() or 0

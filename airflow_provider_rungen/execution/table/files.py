@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from airflow_provider_rungen.client.redaction import redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
+from airflow_provider_rungen.execution.archive.local_files import open_regular
 
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
 # With these errors, another attempt would fail likewise.
@@ -33,25 +35,34 @@ class SourceFile:
     :param fs: its file system.
     :param path: its path there.
     :param format: ``jsonl``, ``csv`` or ``parquet``.
+    :param is_local: whether its path is one of this machine.
+    :param follows_links: whether its path may be a symbolic link.
     """
 
     uri: str
     fs: Any
     path: str
     format: str
+    is_local: bool
+    follows_links: bool = True
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Any]:
         """Open the file, decompressed."""
         is_parquet = self.format == "parquet"
-        # what a cache reads ahead in one column is discarded when another one is read
-        options = {"cache_type": "none"} if is_parquet else {}
-        with self.fs.open(self.path, "rb", **options) as file:
+        with self._open(is_parquet) as file:
             if is_parquet or not self.path.lower().endswith(".gz"):
                 yield file
             else:
                 with gzip.GzipFile(fileobj=file) as decompressed:
                     yield decompressed
+
+    def _open(self, is_parquet: bool) -> Any:
+        if self.is_local:
+            more = 0 if self.follows_links else os.O_NOFOLLOW
+            return open(self.path, "rb", opener=lambda path, flags: open_regular(path, flags | more))
+        # what a cache reads ahead in one column is discarded when another one is read
+        return self.fs.open(self.path, "rb", **({"cache_type": "none"} if is_parquet else {}))
 
 
 @contextlib.contextmanager
@@ -81,6 +92,15 @@ def wrap_errors(name: str, uri: str, position: Callable[[], str] = str) -> Itera
         ) from None
 
 
+def single_file(source: Any, format: str | None = None) -> SourceFile:
+    """Return the file that a URI or path names, whether it exists or not."""
+    from airflow_provider_rungen._airflow import ObjectStoragePath
+
+    base = source if isinstance(source, ObjectStoragePath) else ObjectStoragePath(str(source))
+    path, is_local = str(base.path), base.protocol in ("", "file", "local")
+    return SourceFile(str(source), base.fs, path, format or _format_of(path) or "jsonl", is_local)
+
+
 def find_files(source: Any, format: str | None, name: str, written: str = "") -> list[SourceFile]:
     """
     Return the files of a source, in the order of their paths.
@@ -95,9 +115,8 @@ def find_files(source: Any, format: str | None, name: str, written: str = "") ->
 
     text = str(source)
     with wrap_errors(name, text):
-        base = source if isinstance(source, ObjectStoragePath) else ObjectStoragePath(text)
-        fs, path = base.fs, str(base.path)
-        single = SourceFile(text, fs, path, format or _format_of(path) or "jsonl")
+        single = single_file(source, format)
+        fs, path = single.fs, single.path
         # another task may have written there after this process listed it
         fs.invalidate_cache()
         is_folder = text.endswith("/")
@@ -113,10 +132,12 @@ def find_files(source: Any, format: str | None, name: str, written: str = "") ->
             if not (is_folder or paths or fs.isdir(path)):
                 return [single]  # it is missing, and opening it has the best error
         prefix = _SCHEME_AND_CONNECTION.match(text)
-        is_local = base.protocol in ("", "file", "local")
         found = [
-            SourceFile(
-                (prefix[0] if prefix else "") + (each if is_local else each.lstrip("/")), fs, each, kind
+            replace(
+                single,
+                uri=(prefix[0] if prefix else "") + (each if single.is_local else each.lstrip("/")),
+                path=each,
+                format=kind,
             )
             for each in sorted(paths)
             if _is_visible(each, root)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.table import arrow, formats, values
-from airflow_provider_rungen.execution.table.files import SourceFile, find_files, wrap_errors
-from airflow_provider_rungen.execution.table.formats import NumberedRow
-from airflow_provider_rungen.execution.table.values import RowError
+from airflow_provider_rungen.execution.table import arrow, formats, parquet, values
+from airflow_provider_rungen.execution.table.files import SourceFile, find_files, single_file, wrap_errors
+from airflow_provider_rungen.execution.table.values import NumberedRow, RowError
 
 _READERS: dict[str, Callable[[Any], Iterator[NumberedRow]]] = {
     "jsonl": formats.read_json_lines,
     "csv": formats.read_csv,
-    "parquet": formats.read_parquet,
 }
 
 
@@ -37,11 +36,30 @@ def open_rows(source: Any, *, format: str | None = None, name: str = "inputs", w
     if isinstance(source, list | tuple):
         return _ListRows(source, name)
     if _is_path(source):
-        return _FileRows(source, format, name, written)
+        return _FileRows(find_files(source, format, name, written), str(source), name)
     if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
         kind = type(source).__name__
         raise RunGenInputError(f"{name} must be a list, the URI of files or a table, not a {kind}")
     return _IterableRows(source, name)
+
+
+def open_foreign_file(
+    uri: str, *, name: str, check: Callable[[], None], max_page_bytes: int = parquet.MAX_PAGE_BYTES
+) -> Rows:
+    """
+    Return the rows of one file that somebody else has chosen.
+
+    No folder is searched for it, and a symbolic link is not followed.
+
+    :param uri: its URI or path.
+    :param name: what is read, for errors.
+    :param check: called before each read; an error that it raises ends the reading.
+    :param max_page_bytes: of a Parquet file, see `read_parquet`.
+    :raises RunGenInputError: its storage cannot be opened.
+    """
+    with wrap_errors(name, uri):
+        file = replace(single_file(uri), follows_links=False)
+    return _FileRows([file], uri, name, check=check, max_page_bytes=max_page_bytes)
 
 
 class Rows:
@@ -94,7 +112,8 @@ class Rows:
                 yield row
         except RowError as error:
             self._number = error.number
-            raise RunGenInputError(f"Could not read {self._name}: {self.place} {error.reason}") from None
+            message = f"Could not read {self._name}: {self.place} {error.reason}"
+            raise RunGenInputError(message, hint=error.hint) from None
 
 
 class _ListRows(Rows):
@@ -160,11 +179,21 @@ class _ArrowRows(_OnceRows):
 
 
 class _FileRows(Rows):
-    def __init__(self, source: Any, format: str | None, name: str, written: str) -> None:
+    def __init__(
+        self,
+        files: Sequence[SourceFile],
+        uri: str,
+        name: str,
+        *,
+        check: Callable[[], None] | None = None,
+        max_page_bytes: int = parquet.MAX_PAGE_BYTES,
+    ) -> None:
         super().__init__(name)
-        self._files = find_files(source, format, name, written)
-        self.uri = str(source)
-        self.files = tuple(file.uri for file in self._files)
+        self._files = files
+        self._check = check
+        self._max_page_bytes = max_page_bytes
+        self.uri = uri
+        self.files = tuple(file.uri for file in files)
         self._shown = clean_text(self._files[0].uri)
 
     @property
@@ -183,7 +212,7 @@ class _FileRows(Rows):
             return None
         with wrap_errors(self._name, file.uri), file.open() as opened:
             if file.format == "parquet":
-                return formats.parquet_column_types(opened)
+                return parquet.parquet_column_types(opened)
             return dict.fromkeys(formats.csv_header(opened), "text")
 
     def __iter__(self) -> Iterator[Any]:
@@ -195,7 +224,26 @@ class _FileRows(Rows):
 
     def _read(self, file: SourceFile) -> Iterator[Any]:
         with wrap_errors(self._name, file.uri, self._position), file.open() as opened:
-            yield from self._numbered(_READERS[file.format](opened))
+            source = opened if self._check is None else _CheckedFile(opened, self._check)
+            if file.format == "parquet":
+                yield from self._numbered(parquet.read_parquet(source, self._max_page_bytes))
+            else:
+                yield from self._numbered(_READERS[file.format](source))
+
+
+class _CheckedFile:
+    """A file that calls a function before each read."""
+
+    def __init__(self, file: Any, check: Callable[[], None]) -> None:
+        self._file = file
+        self._check = check
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> Any:
+        self._check()
+        return self._file.read(size)
 
 
 def _is_path(source: Any) -> bool:

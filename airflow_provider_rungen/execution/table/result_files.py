@@ -28,7 +28,7 @@ FIXED_COLUMNS = (
 )
 # What the writer of a Parquet file holds. A row group has so many rows, or fewer when they are large.
 _GROUP_ROWS = 10_000
-_GROUP_CHARS = 16 * 1024 * 1024
+_GROUP_CHARS = 8 * 1024 * 1024
 # Arrow holds rows in a fraction of the memory that Python needs.
 _PYTHON_ROWS = 1000
 _INT64 = range(-(2**63), 2**63)

@@ -10,6 +10,11 @@ from typing import Any, TypeAlias
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.execution.table import arrow
 
+#: A row, and its number: of the line where it begins, or of the row in a Parquet file, from 1.
+NumberedRow: TypeAlias = tuple[int, Any]
+# More than any prompt. A file without line ends, or with an open quotation mark, must not fill the memory.
+MAX_ROW_BYTES = 16 << 20
+LARGE_ROW_HINT = "Leave out the large values, for example by passing the URLs of files"
 # Python objects take several times the memory of Arrow's, so few rows have them at a time.
 ROWS_AT_A_TIME = 1024
 # by their names, since older versions of pyarrow lack some of them
@@ -24,12 +29,14 @@ class RowError(ValueError):
 
     :param number: the row or line, from 1.
     :param reason: what is wrong with it, to follow its name.
+    :param hint: what to do, if that is not obvious.
     """
 
-    def __init__(self, number: int, reason: str) -> None:
+    def __init__(self, number: int, reason: str, hint: str = "") -> None:
         super().__init__(reason)
         self.number = number
         self.reason = reason
+        self.hint = hint
 
 
 class _UnfitError(ValueError):
@@ -78,13 +85,26 @@ class RowConverter:
         :param count: how many rows came before it.
         """
         for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
-            part = batch.slice(start, ROWS_AT_A_TIME)
+            yield from self._rows(batch.slice(start, ROWS_AT_A_TIME), count + start)
+
+    def _rows(self, batch: Any, count: int) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a small batch, after those of its first half if it has many bytes."""
+        sizes = {name: arrow.size_of(batch.column(name)) for name in self._names}
+        if sum(sizes.values()) <= MAX_ROW_BYTES:
             columns = [
-                _values(part.column(name), name, cast, convert, count + start)
+                _values(batch.column(name), name, cast, convert, count)
                 for name, cast, convert in self._columns
             ]
             for row in zip(*columns, strict=True):
                 yield dict(zip(self._names, row, strict=True))
+        elif batch.num_rows > 1:
+            half = batch.num_rows // 2
+            yield from self._rows(batch.slice(0, half), count)
+            yield from self._rows(batch.slice(half), count + half)
+        else:
+            name = max(sizes, key=lambda name: sizes[name])
+            reason = f"has more than {MAX_ROW_BYTES >> 20} MiB, {sizes[name] >> 20} of them in column "
+            raise RowError(count + 1, f"{reason}{clean_text(repr(name), 100)}", LARGE_ROW_HINT)
 
 
 def _values(column: Any, name: str, cast: Any, convert: _Convert | None, count: int) -> list[Any]:

@@ -1,0 +1,299 @@
+"""
+Watches the pages of a Parquet file while pyarrow reads it, so that no row makes it take all memory.
+
+A page says how large it is before it is decompressed. The footer says so for whole columns only, and a few
+bytes of a dictionary's page may become a column of any size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from airflow_provider_rungen.execution.table.values import MAX_ROW_BYTES
+
+_DICTIONARY_PAGE = 2
+_DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY = 6, 7
+# Of a value in a list, whatever its type: its levels, and its place in an array.
+_LEAST_BYTES = 16
+# Texts of smaller dictionaries are no problem in any number.
+_SMALL_BYTES = 1024
+_MAX_HEADER_BYTES = 16 << 20
+_MAX_INT = 2**31 - 1
+
+
+class TooLargeError(Exception):
+    """
+    What is to be read needs too much memory.
+
+    :param column: the column.
+    :param size: how much, in bytes.
+    :param limit: how much it may be.
+    :param rows: how many rows to read at a time instead, or 0 if it is too large anyway.
+    """
+
+    def __init__(self, column: str, size: int, limit: int, rows: int = 0) -> None:
+        super().__init__(f"column {column!r} needs {size} bytes")
+        self.column = column
+        self.size = size
+        self.limit = limit
+        self.rows = rows
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """A column of a row group: what it is, and how far it is read."""
+
+    column: str
+    start: int
+    end: int
+    codec: str
+    is_text: bool
+    is_nested: bool
+    is_category: bool
+    width: int
+    at: int = 0
+    rest: bytes = b""
+    skip: int = 0
+    held: int = 0
+    longest: int = 0
+    dictionary: bytearray | None = None
+    dictionary_bytes: int = 0
+
+
+class WatchedFile:
+    """
+    A file that pyarrow reads, a row group at a time. Each read of a column continues its last one.
+
+    :param file: the file.
+    :param max_bytes: of all pages that are decompressed at a time.
+    """
+
+    def __init__(self, file: Any, max_bytes: int) -> None:
+        self._file = file
+        self._max_bytes = max_bytes
+        self._chunks: list[_Chunk] = []
+        self._rows = 1
+        self._opened = self._held = self._longest = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        at = self._file.tell()
+        data: bytes = self._file.read(size)
+        if self._chunks:
+            self._watch(at, data)
+        elif data.endswith((b"PAR1", b"PARE")) and len(data) >= 8:
+            footer = int.from_bytes(data[-8:-4], "little")
+            if footer > self._max_bytes // 16:
+                raise ValueError(f"its footer has {footer >> 20} MiB")
+        return data
+
+    def begin(self, table: Any, group: int, rows: int) -> None:
+        """
+        Begin to read a row group.
+
+        :param table: the `ParquetFile`.
+        :param rows: how many rows are read at a time.
+        """
+        metadata = table.metadata.row_group(group)
+        chunks = sorted(
+            (_make_chunk(metadata.column(number), table, number) for number in range(metadata.num_columns)),
+            key=lambda chunk: chunk.start,
+        )
+        if any(first.end > second.start for first, second in pairwise(chunks)):
+            raise ValueError("its columns overlap")
+        self._chunks, self._rows = chunks, rows
+        self._opened = self._held = self._longest = 0
+        for chunk in chunks:
+            self._expect(chunk, chunk.width)
+
+    def begin_batch(self) -> None:
+        """Forget the pages of the batch before, except for those that may be in use."""
+        self._opened = 0
+
+    def _watch(self, at: int, data: bytes) -> None:
+        chunk = self._chunks[max(0, bisect_right(self._chunks, at, key=lambda chunk: chunk.start) - 1)]
+        if at == chunk.start:
+            chunk.at, chunk.rest, chunk.skip = at, b"", 0
+        if at != chunk.at + len(chunk.rest):
+            raise ValueError(f"column {chunk.column!r} is not where it should be")
+        data, chunk.rest, at = chunk.rest + data, b"", 0
+        while at < len(data):
+            if chunk.skip:
+                step = self._skip(chunk, data, at)
+            elif chunk.at < chunk.end:
+                try:
+                    header, end = _read_struct(data, at)
+                except IndexError:  # the rest of it is read next
+                    chunk.rest = data[at:]
+                    if len(chunk.rest) > _MAX_HEADER_BYTES:
+                        raise ValueError(f"column {chunk.column!r} has a broken page") from None
+                    return
+                self._open(chunk, header)
+                step = end - at
+            else:
+                step = len(data) - at
+            at += step
+            chunk.at += step
+
+    def _skip(self, chunk: _Chunk, data: bytes, at: int) -> int:
+        """Return how many bytes there are of a page. A dictionary is looked into at its end."""
+        step = min(chunk.skip, len(data) - at)
+        chunk.skip -= step
+        if chunk.dictionary is not None:
+            chunk.dictionary += data[at : at + step]
+            if not chunk.skip:
+                longest, chunk.dictionary = _longest(chunk), None
+                if longest > MAX_ROW_BYTES:
+                    raise TooLargeError(chunk.column, longest, MAX_ROW_BYTES)
+                self._expect(chunk, longest)
+        return step
+
+    def _open(self, chunk: _Chunk, header: dict[int, Any]) -> None:
+        details = header.get(5) or header.get(8) or {}
+        numbers = [header.get(2), header.get(3), details.get(1, 0)]
+        if not all(type(number) is int and 0 <= number <= _MAX_INT for number in numbers):
+            raise ValueError(f"column {chunk.column!r} has a broken page")
+        unpacked, chunk.skip, values = (int(number) for number in numbers)
+        if header.get(1) == _DICTIONARY_PAGE:
+            size = self._open_dictionary(chunk, unpacked)
+        else:
+            size = self._open_data(chunk, unpacked, values, details.get(2 if 5 in header else 4))
+        self._opened += size
+        if (needed := max(self._opened, self._held)) > self._max_bytes:
+            is_alone = max(size, self._held) > self._max_bytes
+            rows = 0 if is_alone else max(1, self._rows // 16)
+            raise TooLargeError(chunk.column, needed, self._max_bytes, rows)
+
+    def _open_dictionary(self, chunk: _Chunk, unpacked: int) -> int:
+        """Return how many bytes a dictionary takes."""
+        chunk.dictionary_bytes = unpacked
+        if chunk.is_text and unpacked > _SMALL_BYTES:
+            chunk.dictionary = bytearray()
+        elif chunk.is_text:
+            self._expect(chunk, unpacked)
+        size = max(2 * unpacked, chunk.skip)  # the page, and its values
+        self._held += size
+        return size
+
+    def _open_data(self, chunk: _Chunk, unpacked: int, values: int, encoding: Any) -> int:
+        """Return how many bytes the values of a page take, as far as one batch may have them."""
+        size = max(unpacked, chunk.skip)
+        if encoding == _DELTA_BYTE_ARRAY:  # each value may repeat all of the one before
+            self._expect(chunk, unpacked)
+        if encoding in (_DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY):  # lengths are decoded at once
+            size += values * 8
+        self._held += size - chunk.held
+        # arrow collects all values of a category
+        chunk.held = 0 if chunk.is_category else size
+        # one row may have all values
+        return max(size, values * max(chunk.longest, _LEAST_BYTES)) if chunk.is_nested else size
+
+    @property
+    def _batch_bytes(self) -> int:
+        return self._max_bytes if self._rows == 1 else self._max_bytes // 8
+
+    def _expect(self, chunk: _Chunk, longest: int) -> None:
+        """Take note of the longest value that any row may have."""
+        if longest > chunk.longest:
+            if not chunk.is_nested:
+                self._longest += longest - chunk.longest
+            chunk.longest = longest
+        if (size := self._longest * self._rows) > self._batch_bytes:
+            rows = max(1, self._max_bytes // 8 // self._longest)
+            raise TooLargeError(chunk.column, size, self._batch_bytes, rows)
+
+
+def _make_chunk(column: Any, table: Any, number: int) -> _Chunk:
+    kind, arrow_schema = table.schema.column(number), table.schema_arrow
+    start, root = column.data_page_offset, column.path_in_schema.partition(".")[0]
+    if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
+        start = column.dictionary_page_offset
+    return _Chunk(
+        column=column.path_in_schema,
+        start=start,
+        end=start + column.total_compressed_size,
+        codec=column.compression,
+        is_text=column.physical_type == "BYTE_ARRAY",
+        is_nested=kind.max_repetition_level > 0,
+        is_category=root in arrow_schema.names and "dictionary<" in str(arrow_schema.field(root).type),
+        width=kind.length if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0,
+    )
+
+
+def _longest(chunk: _Chunk) -> int:
+    """Return the length of the longest text of a dictionary, or that of the whole if it cannot be read."""
+    import pyarrow as pa
+
+    packed: Any = bytes(chunk.dictionary or b"")
+    if chunk.codec != "UNCOMPRESSED":
+        with contextlib.suppress(pa.ArrowException, OSError, ValueError):
+            packed = pa.Codec(chunk.codec.lower()).decompress(packed, chunk.dictionary_bytes)
+        if isinstance(packed, bytes):
+            return min(chunk.dictionary_bytes, MAX_ROW_BYTES)
+    at = longest = 0
+    data, size_at = memoryview(packed), struct.Struct("<I").unpack_from
+    while at + 4 <= len(data):
+        (size,) = size_at(data, at)
+        longest = max(longest, size)
+        at += 4 + size
+    return longest
+
+
+# --- Thrift's compact protocol, as far as the headers of pages use it ---
+
+
+def _read_struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
+    """
+    Return the fields of a structure by number, and where it ends.
+
+    :raises IndexError: it is not whole.
+    """
+    fields: dict[int, Any] = {}
+    number = 0
+    while head := data[at]:
+        at += 1
+        kind = head & 15
+        if head >> 4:
+            number += head >> 4
+        else:
+            number, at = _read_integer(data, at)
+        if kind in (1, 2):
+            fields[number] = kind == 1
+        elif kind == 3:
+            at += 1
+        elif kind in (4, 5, 6):
+            fields[number], at = _read_integer(data, at)
+        elif kind == 7:
+            at += 8
+        elif kind == 8:
+            size, at = _read_varint(data, at)
+            at += size
+        elif kind == 12:
+            fields[number], at = _read_struct(data, at)
+        else:
+            raise ValueError("a page has a field of another type")
+    return fields, at + 1
+
+
+def _read_integer(data: bytes, at: int) -> tuple[int, int]:
+    value, at = _read_varint(data, at)
+    return value >> 1 ^ -(value & 1), at
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        if (shift := shift + 7) > 63:
+            raise ValueError("a page has a number that is too large")
