@@ -22,4 +22,4 @@ from __future__ import annotations
 
 PAGE_KEY = "rungen_page"
 # Of jobs that others submitted: XCom is in Airflow's database.
-MAX_PAGE_JOBS = 1000
+MAX_PAGE_JOBS = 10_000

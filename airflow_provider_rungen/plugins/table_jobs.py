@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from itertools import islice
 
+from airflow_provider_rungen.plugins.cache import LASTING, Cache
 from airflow_provider_rungen.plugins.job_rows import MAX_COUNTED
-from airflow_provider_rungen.plugins.live import LASTING, Cache
 from airflow_provider_rungen.plugins.pools import TooSlowError
 from airflow_provider_rungen.plugins.stored import read_table
 from airflow_provider_rungen.plugins.task_record import TaskRecord
@@ -15,7 +15,7 @@ from airflow_provider_rungen.plugins.task_record import TaskRecord
 _READ_TIME = 20.0
 _WAIT_TIME = 2.0
 # Each is up to ten megabytes.
-_known = Cache(max_entries=8)
+_known = Cache(max_size=8)
 # By hash of the table, so that two may share one.
 _locks = tuple(threading.Lock() for _ in range(8))
 

@@ -45,13 +45,13 @@ _SUBMITTING = "The jobs are being submitted."
 _IN_FLIGHT = "The app has jobs of other tasks, too, so that more may be done than is shown."
 
 
-async def task_page(task: TaskRecord, urls: Urls, page: int) -> TaskPage:
+async def task_page(gathering: Gathering, urls: Urls, page: int) -> TaskPage:
     """
     Return the page of a task.
 
     :param page: the number of the page of jobs, from 1.
     """
-    gathering = Gathering(task)
+    task = gathering.task
     jobs = await gathering.rows(page)
     progress = await _progress(gathering, jobs)
     shown = [row.job_id for row in jobs.rows if row.job_id]
@@ -110,9 +110,9 @@ def _task_page(
     )
 
 
-async def task_progress(task: TaskRecord) -> Progress:
+async def task_progress(gathering: Gathering) -> Progress:
     """Return how far a task is."""
-    gathering = Gathering(task)
+    task = gathering.task
     jobs = await run_in_threadpool(rows_of_page, task, 1)
     found = await _progress(gathering, jobs)
     return found or Progress(total=0, is_moving=task.is_moving)
@@ -197,9 +197,9 @@ def _failures(
 # --- a job --------------------------------------------------------------------------------------------------
 
 
-async def job_page(task: TaskRecord, urls: Urls, job_id: str) -> JobPage | None:
+async def job_page(gathering: Gathering, urls: Urls, job_id: str) -> JobPage | None:
     """Return the page of a job, or ``None`` if it is none of the task's."""
-    gathering = Gathering(task)
+    task = gathering.task
     row = await gathering.row_of(job_id)
     if row is None:
         return None
