@@ -14,7 +14,7 @@ key              value
 ``skipped``      how many of them get no job
 ``refused``      how many of them do not fit
 ``reused``       how many of them an earlier run paid for
-``jobs``         the first jobs that the task waits for, if others submitted them
+``jobs``         the first jobs that the task waits for, if others submitted them; ``null`` without a job
 ===============  ==================================================================
 """
 

@@ -143,8 +143,8 @@ async def show_progress(gathering: Gathered) -> Response:
 
 
 @_degrading
-async def show_job(gathering: Gathered, urls: PageUrls, job_id: str) -> Response:
-    found = await task_pages.job_page(gathering, urls, job_id)
+async def show_job(gathering: Gathered, urls: PageUrls, job_id: str, page: str = "1") -> Response:
+    found = await task_pages.job_page(gathering, urls, job_id, _page_number(page))
     if found is None:
         raise HTTPException(404, "This task has no such job.")
     return _html(await run_in_threadpool(render.render_job, found, urls.site))

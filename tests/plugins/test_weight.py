@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 import time
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from airflow.sdk.io import attach
 from conftest import APP
+from fsspec.implementations.memory import MemoryFileSystem
 from sqlalchemy import event
 
 from plugins.conftest import World, links
@@ -139,3 +142,81 @@ def test_a_cleared_task_shows_its_new_jobs(world: World) -> None:
     assert len(links(world.get(path).text, "/files/")) == 1
     assert world.get(f"{path}/jobs/{job_id_of(1)}/files/0").status_code == 200
     assert world.get(f"{path}/jobs/{job_id_of(0)}/files/0").status_code == 404
+
+
+def save_job(world: World, outputs: int) -> str:
+    """Write a task with one job that has many outputs, and return the path of the page of the job."""
+    store(world, "j", outputs)
+    record = {"connection": "none", "app": APP, "destination": world.folder.as_uri()}
+    return f"{world.save(xcoms={'job_id': 'j', 'rungen_page': record})}/jobs/j"
+
+
+def test_a_job_with_many_outputs_shows_a_hundred_at_a_time(world: World) -> None:
+    path = save_job(world, 10_000)
+    first, second, last = (world.get(f"{path}?page={page}").text for page in (1, 2, 100))
+    assert len(first) < 300_000
+    for page, start in ((first, 0), (second, 100), (last, 9900)):
+        assert links(page, "/files/") == [f"{path}/files/{number}" for number in range(start, start + 100)]
+        assert page.count('loading="lazy"') == 99
+    assert [f"{path}?page=1", f"{path}?page=3"] == links(second, "?page=")
+    assert world.get(f"{path}/files/9999").content == PICTURE
+    of_task = world.get(path.removesuffix("/jobs/j")).text
+    assert len(links(of_task, "/files/")) < 20
+    assert "9,987 more" in of_task
+
+
+def test_a_picture_takes_as_long_beside_ten_thousand_as_beside_a_hundred(world: World) -> None:
+    seconds = {}
+    for outputs in (100, 10_000):
+        path = save_job(world.again(), outputs)
+        pictures = [f"{path}/files/{number}" for number in range(10)]
+        seconds[outputs] = statistics.median(seconds_of(world, *pictures) for _ in range(5))
+    assert seconds[10_000] <= 2 * seconds[100], seconds
+
+
+class VersionedFile(io.BytesIO):
+    """A file of a store that knows its version, and counts how often it is read."""
+
+    def __init__(self, store: VersionedStore, content: bytes) -> None:
+        super().__init__(content)
+        self.details = {"ETag": store.etag}
+        self._store = store
+
+    def read(self, *args: Any) -> bytes:
+        self._store.reads += 1
+        return super().read(*args)
+
+
+class VersionedStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """A store whose manifests have a version."""
+
+    etag = "1"
+    reads = 0
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        opened = super()._open(path, mode, **kwargs)
+        is_counted = mode == "rb" and path.endswith("manifest.json")
+        return VersionedFile(self, opened.getvalue()) if is_counted else opened
+
+
+def test_a_manifest_is_read_once_for_all_files_of_a_version(world: World) -> None:
+    fs = VersionedStore()
+    attach("memory", conn_id="versions", fs=fs).fs = fs
+    place = "memory://versions@bucket/outputs"
+
+    def put(outputs: int) -> None:
+        entries = [{"uri": f"{place}/j/{number}.png", **ENTRY} for number in range(outputs)]
+        manifest = {"app_id": APP, "job_id": "j", "status": "COMPLETED", "complete": True, "outputs": entries}
+        fs.pipe_file("/bucket/outputs/j/manifest.json", json.dumps(manifest).encode())
+        for number in range(outputs):
+            fs.pipe_file(f"/bucket/outputs/j/{number}.png", PICTURE)
+
+    put(20)
+    record = {"connection": "none", "app": APP, "destination": place}
+    path = f"{world.save(xcoms={'job_id': 'j', 'rungen_page': record})}/jobs/j/files"
+    assert [world.get(f"{path}/{number}").status_code for number in range(20)] == [200] * 20
+    assert fs.reads == 1
+    put(1)
+    fs.etag = "2"
+    assert [world.get(f"{path}/{number}").status_code for number in range(3)] == [200, 404, 404]
+    assert fs.reads == 2
