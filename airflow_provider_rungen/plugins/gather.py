@@ -48,12 +48,13 @@ class Gathering:
 
     :param task: the task.
     :param may_ask: whether the service may be asked, with the connection of the task.
+    :param began: when the page was asked for, by the monotonic clock.
     """
 
     task: TaskRecord
     may_ask: bool
+    began: float = field(default_factory=time.monotonic)
     notices: list[str] = field(init=False)
-    _ends_at: float = field(default_factory=lambda: time.monotonic() + PAGE_TIME)
     _is_service_down: bool = False
     _is_store_slow: bool = False
 
@@ -65,7 +66,7 @@ class Gathering:
         return " ".join(dict.fromkeys(self.notices))
 
     def _left(self) -> float:
-        return max(_LEAST_TIME, self._ends_at - time.monotonic())
+        return max(_LEAST_TIME, self.began + PAGE_TIME - time.monotonic())
 
     # --- the store ---
 

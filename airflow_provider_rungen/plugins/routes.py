@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any, ParamSpec, TypeVar
 from urllib.parse import quote, urlencode
@@ -16,7 +17,7 @@ from starlette.responses import StreamingResponse
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.pages import render
 from airflow_provider_rungen.plugins import airflow_data, app_pages, connections, headers, task_pages, xcoms
-from airflow_provider_rungen.plugins.gather import PAGE_TIME, Gathering
+from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.job_rows import MAX_PAGE
 from airflow_provider_rungen.plugins.pools import TooSlowError, run_within
 from airflow_provider_rungen.plugins.stored import OpenFile, StoredFile, StoredOutputs
@@ -29,6 +30,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _TASK = "/dags/{dag_id}/runs/{run_id:path}/tasks/{task_id}/{map_index}"
+# Seconds to read the XComs of a task, and those of the latest tasks, where they are not in the database.
+_XCOM_TIME = 2.5
+_RECENT_TIME = 1.0
 # Seconds to open a file, and to read a part of it.
 _OPEN_TIME = 4.5
 _READ_TIME = 30.0
@@ -38,16 +42,17 @@ _LOGGED_IN = "rungen_login"
 _CAN_READ_TASK = [Depends(airflow_data.can_read_task), Depends(airflow_data.can_read_xcom)]
 
 
-async def get_task(dag_id: str, run_id: str, task_id: str, map_index: str) -> TaskRecord:
+async def get_task(request: Request, dag_id: str, run_id: str, task_id: str, map_index: str) -> TaskRecord:
     """Return the task of a request. A tab of Airflow does not replace the index of a task without one."""
     try:
         index = int(map_index) if len(map_index) < 100 else _MAX_INDEX + 1
     except ValueError:
         index = -1
     task = None
+    request.state.began = time.monotonic()
     if -1 <= index <= _MAX_INDEX:
         try:
-            task = await _read(airflow_data.find_task, dag_id, run_id, task_id, index)
+            task = await _read(_XCOM_TIME, airflow_data.find_task, dag_id, run_id, task_id, index)
         except TooSlowError:
             raise _too_slow() from None
         except Exception as error:
@@ -57,10 +62,10 @@ async def get_task(dag_id: str, run_id: str, task_id: str, map_index: str) -> Ta
     return task
 
 
-async def _read(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Read in Airflow's database, and the XComs that are elsewhere."""
+async def _read(seconds: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Read in Airflow's database, and the XComs that are elsewhere, which may hang."""
     if xcoms.uses_files():
-        return await run_within(PAGE_TIME, "tables", function, *args, **kwargs)
+        return await run_within(seconds, "tables", function, *args, **kwargs)
     return await run_in_threadpool(function, *args, **kwargs)
 
 
@@ -73,8 +78,9 @@ PageUrls = Annotated[Urls, Depends(get_urls)]
 User = Annotated[Any, Depends(airflow_data.get_user)]
 
 
-async def get_gathering(user: User, task: Task) -> Gathering:
-    return Gathering(task, await run_in_threadpool(connections.may_ask, user, task))
+async def get_gathering(request: Request, user: User, task: Task) -> Gathering:
+    may_ask = await run_in_threadpool(connections.may_ask, user, task)
+    return Gathering(task, may_ask, request.state.began)
 
 
 Gathered = Annotated[Gathering, Depends(get_gathering)]
@@ -233,7 +239,7 @@ def _connections_visible_to(user: Any) -> list[str]:
 async def _tasks_visible_to(user: Any) -> list[TaskRecord]:
     try:
         dag_ids = await run_in_threadpool(airflow_data.readable_dag_ids, user)
-        return await _read(airflow_data.recent_tasks, dag_ids)
+        return await _read(_RECENT_TIME, airflow_data.recent_tasks, dag_ids)
     except Exception as error:  # the page is worth showing without them
         log.warning("Could not find the tasks that use RunGen (%s)", type(error).__name__)
         return []
