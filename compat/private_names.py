@@ -56,6 +56,7 @@ _LOST = "the end of a deferral without an event"
 _POKES = "poking no sooner than the service asked for"
 _LITERALS = "checks of literal parameters, which a mapped task skips"
 _KIT = "`run_operator`"
+_PAGES = "the pages"
 _OTHERS = "whether other tasks need an app that is to be scaled down"
 
 PRIVATE_NAMES = [
@@ -108,6 +109,14 @@ PRIVATE_NAMES = [
     PrivateName("airflow.sdk.definitions.xcom_arg:PlainXComArg", "`start_from_trigger`", since=(3, 3)),
     PrivateName("airflow.sdk.execution_time.xcom:XCom.aset", "links of `start_from_trigger`", since=(3, 3)),
     PrivateName("airflow.sdk.execution_time.xcom:XCom.get_value", "links", since=(3, 0)),
+    PrivateName("airflow.sdk.execution_time.comms:XComResult", _PAGES, since=(3, 0)),
+    PrivateName("airflow.models.xcom:XComModel.value", _PAGES, since=(3, 0)),
+    PrivateName("airflow.models.serialized_dag:SerializedDagModel.dag_version_id", _PAGES, since=(3, 0)),
+    PrivateName(
+        "airflow.models.renderedtifields:RenderedTaskInstanceFields.get_templated_fields",
+        _PAGES,
+        since=(3, 0),
+    ),
     PrivateName("airflow.models.xcom:XCom.get_value", "links", "2.11.2", before=(3, 0)),
     PrivateName("airflow.sdk.observability.stats:Stats", _METRICS, since=(3, 2)),
     PrivateName("airflow.observability.stats:Stats", _METRICS, since=(3, 2)),

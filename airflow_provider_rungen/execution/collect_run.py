@@ -13,6 +13,7 @@ from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.collector import Collector
 from airflow_provider_rungen.execution.job_ids import is_single, parse_job_ids
 from airflow_provider_rungen.execution.outcomes import JOB_IS_OVER, max_failures, read_job_event
+from airflow_provider_rungen.execution.page_record import MAX_PAGE_JOBS
 from airflow_provider_rungen.execution.run import fail_without_retry
 from airflow_provider_rungen.execution.waiting import Defer, WaitingRun
 
@@ -46,6 +47,7 @@ class CollectRun(WaitingRun["WaitOptions"]):
         super().__init__(task, context, options, defer)
         self._collect_options = collect
         self._wait_timeout = wait_timeout
+        self._shown_ids: Sequence[str | None] = ()
 
     def execute(self, job_id: Any) -> Any:
         """
@@ -56,6 +58,7 @@ class CollectRun(WaitingRun["WaitOptions"]):
         with fail_without_retry(*JOB_IS_OVER), self.opened(), self.reporting_usage():
             app_id, ids = self.app_id, self._ids(job_id)
             self.usage.note_submitted(filter(None, ids))
+            self._shown_ids = ids[:MAX_PAGE_JOBS]
             job_ids = [each for each in dict.fromkeys(ids) if each is not None]
             self.link_to(app_id, job_ids)
             with closing(Collector(self, self._collect_options)) as collector:
@@ -93,7 +96,9 @@ class CollectRun(WaitingRun["WaitOptions"]):
 
     def page_details(self) -> dict[str, Any]:
         places = {"destination": self._collect_options.destination, "results": self._collect_options.results}
-        return {name: redact(str(place)) for name, place in places.items() if place is not None}
+        details = {name: redact(str(place)) for name, place in places.items() if place is not None}
+        # those without a job among them: failures are known by their index
+        return {**details, "jobs": self._shown_ids}
 
     def _ids(self, job_id: Any) -> list[str | None]:
         """

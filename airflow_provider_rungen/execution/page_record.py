@@ -15,7 +15,7 @@ key              value
 ``refused``      how many of them do not fit
 ``reused``       how many of them an earlier run paid for
 ``new_ledger``   the ledger, if it had to be created
-``jobs``         the first jobs that the task waits for, if others submitted them
+``jobs``         the first jobs that the task waits for, if others submitted them; ``null`` without a job
 ===============  ==================================================================
 """
 
@@ -23,4 +23,4 @@ from __future__ import annotations
 
 PAGE_KEY = "rungen_page"
 # Of jobs that others submitted: XCom is in Airflow's database.
-MAX_PAGE_JOBS = 1000
+MAX_PAGE_JOBS = 10_000

@@ -153,8 +153,12 @@ class TaskRun(Generic[Options]):
     def push_page(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
         """Push what the page of the task has to know, and finds nowhere else, where there are pages."""
         if are_pages_enabled():
-            details = {"connection": self.options.rungen_conn_id, "app": app_id, **self.page_details()}
-            details["jobs"] = list(job_ids) or None
+            details = {
+                "connection": self.options.rungen_conn_id,
+                "app": app_id,
+                "jobs": list(job_ids) or None,
+            }
+            details |= self.page_details()
             value = {name: each for name, each in details.items() if each is not None}
             self.push_quietly(PAGE_KEY, value, "what the page of the task shows")
 

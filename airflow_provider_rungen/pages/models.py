@@ -75,7 +75,8 @@ class JobView:
     :param prompt: what the model was asked, if the input has it; see `describe.find_prompt`.
     :param input: the input, redacted.
     :param facts: what else to say in few words: size, seed, …; see `describe.find_facts`.
-    :param outputs: its files.
+    :param outputs: its files, or the first of many.
+    :param more_outputs: how many more it has.
     :param text: the result of a model that answers with text; see `describe.find_text`.
     :param reused: whether an earlier run paid for it.
     :param href: the page of the job; empty for none.
@@ -91,6 +92,7 @@ class JobView:
     input: Mapping[str, Any] | None = None
     facts: Facts = ()
     outputs: Sequence[OutputFile] = ()
+    more_outputs: int = 0
     text: str | None = None
     reused: bool = False
     href: str = ""
@@ -241,7 +243,8 @@ class JobPage:
     """
     One job.
 
-    :param job: the job, with all its outputs.
+    :param job: the job, with the outputs of one page.
+    :param pager: which page of its outputs it is, if there are several.
     :param result_text: the result as indented JSON, redacted and cut; empty for none.
     :param advice: what to do if it failed.
     :param notice: what is missing on the page and why.
@@ -251,6 +254,7 @@ class JobPage:
 
     job: JobView
     app_id: str
+    pager: Pager | None = None
     app_href: str = ""
     conn_id: str = ""
     timeline: Sequence[TimelineStep] = ()

@@ -13,7 +13,7 @@ from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.pages.models import AppPage, AppsPage, AppView, ConnectionApps
 from airflow_provider_rungen.plugins import live, views
-from airflow_provider_rungen.plugins.gather import PAGE_TIME
+from airflow_provider_rungen.plugins.gather import NOT_ASKED, PAGE_TIME
 from airflow_provider_rungen.plugins.job_rows import shown_text
 from airflow_provider_rungen.plugins.pools import TooSlowError, charge, run_within
 from airflow_provider_rungen.plugins.task_record import TaskRecord
@@ -48,13 +48,18 @@ async def _connection_apps(conn_id: str, tasks: list[TaskRecord], urls: Urls) ->
     )
 
 
-async def app_page(conn_id: str, app_id: str, tasks: list[TaskRecord], urls: Urls) -> AppPage:
+async def app_page(
+    conn_id: str, app_id: str, tasks: list[TaskRecord], urls: Urls, *, may_ask: bool = True
+) -> AppPage:
     """
     Return the page of an app.
 
     :param tasks: the tasks that used RunGen last, and that the user may see.
+    :param may_ask: whether the service may be asked, with this connection.
     """
-    answer, notice = await _ask(live.get_app, conn_id, app_id)
+    answer, notice = None, NOT_ASKED.format(conn_id=shown_text(conn_id, 200))
+    if may_ask:
+        answer, notice = await _ask(live.get_app, conn_id, app_id)
     app: App = answer or App(id=app_id)
     users = [task for task in tasks if _uses(task, conn_id, app_id)]
     scaling = next((task for task in users if views.scaled_up_at(task) is not None), None)

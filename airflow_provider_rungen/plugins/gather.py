@@ -14,7 +14,14 @@ from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.plugins import live
-from airflow_provider_rungen.plugins.job_rows import UNKNOWN, JobRow, JobRows, rows_of_table, rows_of_task
+from airflow_provider_rungen.plugins.job_rows import (
+    UNKNOWN,
+    JobRow,
+    JobRows,
+    rows_of_table,
+    rows_of_task,
+    shown_text,
+)
 from airflow_provider_rungen.plugins.pools import PoolName, TooSlowError, run_within
 from airflow_provider_rungen.plugins.stored import StoredOutputs, read_table
 from airflow_provider_rungen.plugins.table_jobs import job_ids_of_table
@@ -28,6 +35,10 @@ T = TypeVar("T")
 PAGE_TIME = 4.0
 _STORE_TIME = 2.5
 _LEAST_TIME = 0.5
+NOT_ASKED = (
+    "RunGen is not asked, so that live figures are missing: the task does not name connection {conn_id} "
+    "in its DAG, and you may not read it."
+)
 
 
 @dataclass
@@ -36,20 +47,26 @@ class Gathering:
     What one page has found so far, and what is missing.
 
     :param task: the task.
+    :param may_ask: whether the service may be asked, with the connection of the task.
+    :param began: when the page was asked for, by the monotonic clock.
     """
 
     task: TaskRecord
-    notices: list[str] = field(default_factory=list)
-    _ends_at: float = field(default_factory=lambda: time.monotonic() + PAGE_TIME)
+    may_ask: bool
+    began: float = field(default_factory=time.monotonic)
+    notices: list[str] = field(init=False)
     _is_service_down: bool = False
     _is_store_slow: bool = False
+
+    def __post_init__(self) -> None:
+        self.notices = list(self.task.notices)
 
     @property
     def notice(self) -> str:
         return " ".join(dict.fromkeys(self.notices))
 
     def _left(self) -> float:
-        return max(_LEAST_TIME, self._ends_at - time.monotonic())
+        return max(_LEAST_TIME, self.began + PAGE_TIME - time.monotonic())
 
     # --- the store ---
 
@@ -117,7 +134,7 @@ class Gathering:
     async def jobs(self, job_ids: Sequence[str]) -> dict[str, Job | RunGenError]:
         """Ask the service for jobs."""
         task = self.task
-        if not job_ids or not task.conn_id or not task.app_id or self._is_service_down:
+        if not job_ids or not task.app_id or not self._can_ask():
             return {}
         seconds = self._left()
         found = await self._ask_service(live.get_jobs, task.conn_id, task.app_id, job_ids, seconds) or {}
@@ -128,9 +145,16 @@ class Gathering:
 
     async def app(self, app_id: str) -> App | None:
         """Ask the service for an app."""
-        if not self.task.conn_id or not app_id or self._is_service_down:
+        if not app_id or not self._can_ask():
             return None
         return await self._ask_service(live.get_app, self.task.conn_id, app_id, self._left())
+
+    def _can_ask(self) -> bool:
+        if not self.task.conn_id or self._is_service_down:
+            return False
+        if not self.may_ask:
+            self.notices.append(NOT_ASKED.format(conn_id=shown_text(self.task.conn_id, 200)))
+        return self.may_ask
 
     async def _ask_service(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         try:

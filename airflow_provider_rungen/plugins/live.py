@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,12 +13,12 @@ from airflow_provider_rungen.client.flow import Flow, Gather
 from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError
 from airflow_provider_rungen.hooks.rungen import RunGenHook
-from airflow_provider_rungen.plugins import airflow_data
+from airflow_provider_rungen.plugins import connections
+from airflow_provider_rungen.plugins.cache import LASTING, Cache
 
 T = TypeVar("T")
-# Seconds that an answer is used again: of what changes, of what does not, and of errors.
+# Seconds that an answer is used again if it changes, or is an error.
 FRESH = 3.0
-LASTING = 60.0
 # How many requests for jobs are in flight at a time, for one page.
 MAX_AT_A_TIME = 12
 _MAX_ENTRIES = 2000
@@ -29,44 +27,18 @@ _MAX_CHARS = 32_000
 
 
 class PageHook(RunGenHook):
-    """The hook as a page uses it: see `airflow_data.get_connection`."""
+    """The hook as a page uses it: see `connections.get_connection`."""
 
     @classmethod
     def get_connection(cls, conn_id: str) -> Any:
-        return airflow_data.get_connection(conn_id)
+        return connections.get_connection(conn_id)
 
     @classmethod
     async def aget_connection(cls, conn_id: str) -> Any:
         return await asyncio.to_thread(cls.get_connection, conn_id)
 
 
-class Cache:
-    """Answers by key, for some seconds each. The oldest make room."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic, max_entries: int = _MAX_ENTRIES) -> None:
-        self._clock = clock
-        self._max_entries = max_entries
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[Any, tuple[float, Any]] = OrderedDict()
-
-    def get(self, key: Any) -> Any:
-        with self._lock:
-            expires_at, value = self._entries.get(key, (0.0, None))
-            return value if self._clock() < expires_at else None
-
-    def put(self, key: Any, value: Any, seconds: float) -> None:
-        with self._lock:
-            self._entries[key] = (self._clock() + seconds, value)
-            self._entries.move_to_end(key)
-            while len(self._entries) > self._max_entries:
-                self._entries.popitem(last=False)
-
-    def clear(self) -> None:
-        with self._lock:
-            self._entries.clear()
-
-
-_cache = Cache()
+_cache = Cache(_MAX_ENTRIES)
 
 
 def get_apps(conn_id: str, within: float) -> list[App]:

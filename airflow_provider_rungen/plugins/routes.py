@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec, TypeVar
 from urllib.parse import quote, urlencode
 
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -15,7 +16,7 @@ from starlette.responses import StreamingResponse
 
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.pages import render
-from airflow_provider_rungen.plugins import airflow_data, app_pages, headers, task_pages
+from airflow_provider_rungen.plugins import airflow_data, app_pages, connections, headers, task_pages, xcoms
 from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.job_rows import MAX_PAGE
 from airflow_provider_rungen.plugins.pools import TooSlowError, charge, run_within
@@ -25,7 +26,13 @@ from airflow_provider_rungen.plugins.urls import Urls
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _TASK = "/dags/{dag_id}/runs/{run_id:path}/tasks/{task_id}/{map_index}"
+# Seconds to read the XComs of a task, and those of the latest tasks, where they are not in the database.
+_XCOM_TIME = 2.5
+_RECENT_TIME = 1.0
 # Seconds to open a file, and to read a part of it.
 _OPEN_TIME = 4.5
 _READ_TIME = 30.0
@@ -44,16 +51,21 @@ async def get_user(user: Annotated[Any, Depends(airflow_data.get_user)]) -> Any:
 User = Annotated[Any, Depends(get_user)]
 
 
-async def get_task(user: User, dag_id: str, run_id: str, task_id: str, map_index: str) -> TaskRecord:
+async def get_task(
+    request: Request, user: User, *, dag_id: str, run_id: str, task_id: str, map_index: str
+) -> TaskRecord:
     """Return the task of a request. A tab of Airflow does not replace the index of a task without one."""
     try:
         index = int(map_index) if len(map_index) < 100 else _MAX_INDEX + 1
     except ValueError:
         index = -1
     task = None
+    request.state.began = time.monotonic()
     if -1 <= index <= _MAX_INDEX:
         try:
-            task = await run_in_threadpool(airflow_data.find_task, dag_id, run_id, task_id, index)
+            task = await _read(_XCOM_TIME, airflow_data.find_task, dag_id, run_id, task_id, index)
+        except TooSlowError:
+            raise _too_slow() from None
         except Exception as error:
             raise _not_made(error) from None
     if task is None:
@@ -65,12 +77,27 @@ async def get_task(user: User, dag_id: str, run_id: str, task_id: str, map_index
     return task
 
 
+async def _read(seconds: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Read in Airflow's database, and the XComs that are elsewhere, which may hang."""
+    if xcoms.uses_files():
+        return await run_within(seconds, "tables", function, *args, **kwargs)
+    return await run_in_threadpool(function, *args, **kwargs)
+
+
 def get_urls(request: Request) -> Urls:
     return Urls(str(request.scope.get("root_path", "")).rstrip("/"))
 
 
 Task = Annotated[TaskRecord, Depends(get_task)]
 PageUrls = Annotated[Urls, Depends(get_urls)]
+
+
+async def get_gathering(request: Request, user: User, task: Task) -> Gathering:
+    may_ask = await run_in_threadpool(connections.may_ask, user, task)
+    return Gathering(task, may_ask, request.state.began)
+
+
+Gathered = Annotated[Gathering, Depends(get_gathering)]
 
 
 def make_app() -> FastAPI:
@@ -104,11 +131,15 @@ def _degrading(
         except HTTPException:
             raise
         except TooSlowError:
-            raise HTTPException(504, "The storage did not answer in time.") from None
+            raise _too_slow() from None
         except Exception as error:
             raise _not_made(error) from None
 
     return shown
+
+
+def _too_slow() -> HTTPException:
+    return HTTPException(504, "The storage did not answer in time.")
 
 
 def _not_made(error: Exception) -> HTTPException:
@@ -120,32 +151,32 @@ def _not_made(error: Exception) -> HTTPException:
 
 
 @_degrading
-async def show_task(task: Task, urls: PageUrls, page: str = "1") -> Response:
-    number = min(max(1, int(page)), MAX_PAGE) if page.isdecimal() and len(page) < 9 else 1
-    found = await task_pages.task_page(task, urls, number)
+async def show_task(gathering: Gathered, urls: PageUrls, page: str = "1") -> Response:
+    found = await task_pages.task_page(gathering, urls, _page_number(page))
     return _html(await run_in_threadpool(render.render_task, found, urls.site))
 
 
 @_degrading
-async def show_progress(task: Task) -> Response:
-    progress = await task_pages.task_progress(task)
-    return JSONResponse(render.progress_json(progress, task.state), headers=headers.DATA)
+async def show_progress(gathering: Gathered) -> Response:
+    progress = await task_pages.task_progress(gathering)
+    return JSONResponse(render.progress_json(progress, gathering.task.state), headers=headers.DATA)
 
 
 @_degrading
-async def show_job(task: Task, urls: PageUrls, job_id: str) -> Response:
-    found = await task_pages.job_page(task, urls, job_id)
+async def show_job(gathering: Gathered, urls: PageUrls, job_id: str, page: str = "1") -> Response:
+    found = await task_pages.job_page(gathering, urls, job_id, _page_number(page))
     if found is None:
         raise HTTPException(404, "This task has no such job.")
     return _html(await run_in_threadpool(render.render_job, found, urls.site))
 
 
 @_degrading
-async def show_app(user: User, task: Task, urls: PageUrls, app_id: str) -> Response:
+async def show_app(user: User, gathering: Gathered, urls: PageUrls, app_id: str) -> Response:
+    task = gathering.task
     if app_id != task.app_id:
         raise HTTPException(404, "This task does not use this app.")
-    tasks = await run_in_threadpool(_tasks_visible_to, user)
-    found = await app_pages.app_page(task.conn_id, app_id, [*tasks, task], urls)
+    tasks = [*await _tasks_visible_to(user), task]
+    found = await app_pages.app_page(task.conn_id, app_id, tasks, urls, may_ask=gathering.may_ask)
     return _html(await run_in_threadpool(render.render_app, found, urls.site))
 
 
@@ -158,7 +189,7 @@ async def send_file(request: Request, task: Task, job_id: str, number: str) -> R
     is_known = number.isdecimal() and len(number) < 9 and task.destination
     found = None
     try:
-        if is_known and await Gathering(task).has_job(job_id):
+        if is_known and await Gathering(task, may_ask=False).has_job(job_id):
             asked = request.headers.get("range", "")
             found = await run_within(_OPEN_TIME, "files", _open, task, job_id, int(number), asked)
     except (RunGenError, OSError) as error:
@@ -201,33 +232,38 @@ async def send_asset(name: str) -> Response:
 
 @_degrading
 async def show_apps(user: User, urls: PageUrls) -> Response:
-    conn_ids, tasks = await run_in_threadpool(_visible_to, user)
+    conn_ids = await run_in_threadpool(_connections_visible_to, user)
+    tasks = await _tasks_visible_to(user) if conn_ids else []
     found = await app_pages.apps_page(conn_ids, tasks, urls)
     return _html(await run_in_threadpool(render.render_apps, found, urls.site))
 
 
 @_degrading
 async def show_connection_app(user: User, urls: PageUrls, connection_id: str, app_id: str) -> Response:
-    tasks = await run_in_threadpool(_tasks_visible_to, user)
+    tasks = await _tasks_visible_to(user)
     found = await app_pages.app_page(connection_id, app_id, tasks, urls)
     return _html(await run_in_threadpool(render.render_app, found, urls.site))
 
 
-def _visible_to(user: Any) -> tuple[list[str], list[TaskRecord]]:
-    conn_ids = airflow_data.rungen_connection_ids()
-    allowed = [conn_id for conn_id in conn_ids if airflow_data.may_read_connection(user, conn_id)]
-    return allowed, _tasks_visible_to(user) if allowed else []
+def _connections_visible_to(user: Any) -> list[str]:
+    conn_ids = connections.rungen_connection_ids()
+    return [conn_id for conn_id in conn_ids if connections.may_read_connection(user, conn_id)]
 
 
-def _tasks_visible_to(user: Any) -> list[TaskRecord]:
+async def _tasks_visible_to(user: Any) -> list[TaskRecord]:
     try:
-        return airflow_data.recent_tasks(airflow_data.readable_dag_ids(user))
+        dag_ids = await run_in_threadpool(airflow_data.readable_dag_ids, user)
+        return await _read(_RECENT_TIME, airflow_data.recent_tasks, dag_ids)
     except Exception as error:  # the page is worth showing without them
         log.warning("Could not find the tasks that use RunGen (%s)", type(error).__name__)
         return []
 
 
 # --- answers ------------------------------------------------------------------------------------------------
+
+
+def _page_number(page: str) -> int:
+    return min(max(1, int(page)), MAX_PAGE) if page.isdecimal() and len(page) < 9 else 1
 
 
 def _html(text: str) -> Response:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any, BinaryIO
 
 from airflow_provider_rungen.client.texts import clean_text
@@ -18,6 +21,7 @@ from airflow_provider_rungen.execution.archive.stored_jobs import files_of
 from airflow_provider_rungen.execution.archive.threads import run_concurrently
 from airflow_provider_rungen.pages.models import OutputFile
 from airflow_provider_rungen.pages.output_kinds import HEAD_BYTES, detect, guess
+from airflow_provider_rungen.plugins.cache import LASTING, Cache
 from airflow_provider_rungen.plugins.pools import TooSlowError
 
 log = logging.getLogger(__name__)
@@ -28,6 +32,9 @@ CHUNK_BYTES = 256 * 1024
 # Of a Parquet table, at a time. Those that a task writes are smaller.
 _MAX_PAGE_BYTES = 64 * 1024 * 1024
 _LOCAL = ("", "file", "local")
+# By the bytes of their manifests. In memory they take no more.
+_known_files = Cache(max_size=4 * MAX_MANIFEST_BYTES)
+_parsing = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,6 @@ class StoredFile:
     name: str
     size: int
     claimed_type: str
-    sha256: str
 
     def view(self, href: str) -> OutputFile:
         """Return how a page shows it. Its first bytes decide when it is served."""
@@ -61,6 +67,7 @@ class StoredOutputs:
 
     def __init__(self, destination: str, app_id: str) -> None:
         self._storage = Storage(destination, read_only=True)
+        self._destination = destination
         self._app_id = app_id
 
     def manifests(self, job_ids: Sequence[str]) -> dict[str, Manifest]:
@@ -74,16 +81,32 @@ class StoredOutputs:
 
     def manifest(self, job_id: str) -> Manifest | None:
         content = self._storage.read(job_id, MANIFEST, MAX_MANIFEST_BYTES)
-        if content is None:
-            return None
+        return None if content is None else self._parse(job_id, content)
+
+    def _parse(self, job_id: str, content: bytes) -> Manifest | None:
         manifest = parse_manifest(content, self._app_id, job_id)
         return None if files_of(self._storage, job_id, manifest) is None else manifest
 
     def file(self, job_id: str, number: int) -> StoredFile | None:
         """Return a file of a job by its number, or ``None`` if no manifest names it."""
-        manifest = self.manifest(job_id)
-        files = [] if manifest is None else stored_files(manifest)
+        files = self._storage.read_with(job_id, MANIFEST, partial(self._files, job_id)) or ()
         return files[number] if 0 <= number < len(files) else None
+
+    def _files(self, job_id: str, opened: BinaryIO) -> Sequence[StoredFile]:
+        """Return the files that a manifest names. It is parsed once for all of them."""
+        key = (self._destination, self._app_id, job_id, _version(opened))
+        files: Sequence[StoredFile] | None = _known_files.get(key)
+        if files is not None:
+            return files
+        content = opened.read(MAX_MANIFEST_BYTES + 1)
+        with _parsing:  # a browser asks for several files at once
+            files = _known_files.get(key)
+            if files is None:
+                manifest = self._parse(job_id, content) if len(content) <= MAX_MANIFEST_BYTES else None
+                files = () if manifest is None else stored_files(manifest)
+                if key[-1] is not None:
+                    _known_files.put(key, files, LASTING, size=len(content))
+        return files
 
     @contextlib.contextmanager
     def opened(self, job_id: str, file: StoredFile) -> Iterator[BinaryIO]:
@@ -91,16 +114,25 @@ class StoredOutputs:
             yield opened
 
 
-def stored_files(manifest: Manifest) -> list[StoredFile]:
-    """Return the files of a manifest, in the order of its outputs."""
+def _version(opened: BinaryIO) -> Any:
+    """Return what changes with the content of an opened file, or ``None`` if its file system has no such."""
+    if details := getattr(opened, "details", None):  # of fsspec: time and ETag among them
+        return str(details)
+    with contextlib.suppress(OSError):
+        status = os.fstat(opened.fileno())
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return None
+
+
+def stored_files(manifest: Manifest, start: int = 0, stop: int | None = None) -> list[StoredFile]:
+    """Return the files of a manifest, or some of them, in the order of its outputs."""
     return [
         StoredFile(
             name=entry["uri"].rpartition("/")[2],
             size=entry["size"],
             claimed_type=entry["content_type"] or "",
-            sha256=entry["sha256"],
         )
-        for entry in manifest.entries.values()
+        for entry in islice(manifest.entries.values(), start, stop)
     ]
 
 

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Hashable
 from itertools import islice
 
+from airflow_provider_rungen.plugins.cache import LASTING, Cache
 from airflow_provider_rungen.plugins.job_rows import MAX_COUNTED, job_id_of
-from airflow_provider_rungen.plugins.live import LASTING, Cache
 from airflow_provider_rungen.plugins.pools import TooSlowError
 from airflow_provider_rungen.plugins.stored import read_table
 from airflow_provider_rungen.plugins.task_record import TaskRecord
@@ -16,7 +16,7 @@ from airflow_provider_rungen.plugins.task_record import TaskRecord
 _READ_TIME = 20.0
 _WAIT_TIME = 2.0
 # Each is up to ten megabytes.
-_known = Cache(max_entries=8)
+_known = Cache(max_size=8)
 # Of the tables that are being read. One that hangs holds up no other one.
 _locks: dict[Hashable, threading.Lock] = {}
 

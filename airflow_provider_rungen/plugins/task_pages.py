@@ -46,13 +46,13 @@ _NEW_LEDGER = "The ledger {ledger} was new, so that nothing was reused."
 _IN_FLIGHT = "The app has jobs of other tasks, too, so that more may be done than is shown."
 
 
-async def task_page(task: TaskRecord, urls: Urls, page: int) -> TaskPage:
+async def task_page(gathering: Gathering, urls: Urls, page: int) -> TaskPage:
     """
     Return the page of a task.
 
     :param page: the number of the page of jobs, from 1.
     """
-    gathering = Gathering(task)
+    task = gathering.task
     jobs = await gathering.rows(page)
     progress = await _progress(gathering, jobs)
     shown = [row.job_id for row in jobs.rows if row.job_id]
@@ -102,7 +102,7 @@ def _task_page(
             )
             for row in jobs.rows
         ],
-        pager=_pager(task, urls, jobs, page),
+        pager=_pager(urls.task(task), jobs.total, page),
         failures=_failures(task, urls, jobs, found),
         usage=views.usage_facts(task),
         bill=views.bill_facts(task.xcoms.get("bill")),
@@ -113,9 +113,9 @@ def _task_page(
     )
 
 
-async def task_progress(task: TaskRecord) -> Progress:
+async def task_progress(gathering: Gathering) -> Progress:
     """Return how far a task is."""
-    gathering = Gathering(task)
+    task = gathering.task
     jobs = await run_in_threadpool(rows_of_page, task, 1)
     found = await _progress(gathering, jobs)
     return found or Progress(total=0, is_moving=task.is_moving)
@@ -158,15 +158,14 @@ def _with_pace(progress: Progress | None, task: TaskRecord) -> Progress | None:
     return replace(progress, rate=rate, seconds_left=(progress.total - progress.done) / rate)
 
 
-def _pager(task: TaskRecord, urls: Urls, jobs: JobRows, page: int) -> Pager | None:
-    pages = page_count(jobs.total)
+def _pager(here: str, total: int, page: int) -> Pager | None:
+    pages = page_count(total)
     if pages == 1 and page == 1:
         return None
-    here = urls.task(task)
     return Pager(
         page=page,
         pages=pages,
-        total=jobs.total,
+        total=total,
         previous_href=f"{here}?page={min(page - 1, pages)}" if page > 1 else "",
         next_href=f"{here}?page={page + 1}" if page < pages else "",
     )
@@ -200,9 +199,13 @@ def _failures(
 # --- a job --------------------------------------------------------------------------------------------------
 
 
-async def job_page(task: TaskRecord, urls: Urls, job_id: str) -> JobPage | None:
-    """Return the page of a job, or ``None`` if it is none of the task's."""
-    gathering = Gathering(task)
+async def job_page(gathering: Gathering, urls: Urls, job_id: str, page: int) -> JobPage | None:
+    """
+    Return the page of a job, or ``None`` if it is none of the task's.
+
+    :param page: the number of the page of its outputs, from 1.
+    """
+    task = gathering.task
     row = await gathering.row_of(job_id)
     if row is None:
         return None
@@ -210,22 +213,25 @@ async def job_page(task: TaskRecord, urls: Urls, job_id: str) -> JobPage | None:
     live = (await gathering.jobs([job_id])).get(job_id)
     if manifest is None and not task.is_moving:
         _note_unstored(gathering, [live])
-    return await run_in_threadpool(_job_page, gathering, urls, row, manifest, live)
+    return await run_in_threadpool(_job_page, gathering, urls, row, page=page, manifest=manifest, live=live)
 
 
 def _job_page(
     gathering: Gathering,
     urls: Urls,
     row: JobRow,
+    *,
+    page: int,
     manifest: Manifest | None,
     live: Job | RunGenError | None,
 ) -> JobPage:
     task = gathering.task
-    view = views.job_view(row, task=task, urls=urls, manifest=manifest, live=live, is_whole=True)
+    view = views.job_view(row, task=task, urls=urls, manifest=manifest, live=live, is_whole=True, page=page)
     job = live if isinstance(live, Job) else None
     result = manifest.result if manifest is not None else job.result if job is not None else row.result
     return JobPage(
         job=view,
+        pager=_pager(view.href, 0 if manifest is None else len(manifest.entries), page),
         app_id=task.app_id,
         app_href=urls.app(task, task.app_id) if task.app_id else "",
         conn_id=task.conn_id,

@@ -30,7 +30,7 @@ def plain(value: Any) -> Any:
 
 
 def _without_envelopes(value: Any) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple | set):  # the latter by an XCom backend
         return [_without_envelopes(each) for each in value]
     if not isinstance(value, dict):
         return value
@@ -52,8 +52,10 @@ class TaskRecord:
     """
     One attempt of a task.
 
-    :param xcoms: what it has pushed, by key.
+    :param xcoms: what it has pushed, by key: what pages need of it.
+    :param notices: what of that is missing, and why.
     :param waits_for: the arguments of its trigger while it is deferred.
+    :param own_conn_id: the connection that it names in its DAG. XComs may name another one.
     """
 
     dag_id: str
@@ -66,7 +68,9 @@ class TaskRecord:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     xcoms: Mapping[str, Any] = field(default_factory=dict)
+    notices: Sequence[str] = ()
     waits_for: Mapping[str, Any] = field(default_factory=dict)
+    own_conn_id: str = ""
 
     @cached_property
     def page(self) -> Mapping[str, Any]:
@@ -128,18 +132,10 @@ class TaskRecord:
         known = sequence(self.page.get("jobs"))  # not all of many
         others = waits_for if len(waits_for) > len(known) else known
         single = [single] if isinstance(single, str) else ()
-        for pushed in (sequence(self.xcoms.get("job_ids")), self._returned_ids(), single, others):
+        for pushed in (sequence(self.xcoms.get("job_ids")), single, others):
             if pushed:
                 return [each if isinstance(each, str) and each else None for each in pushed]
         return []
-
-    def _returned_ids(self) -> Sequence[Any]:
-        """Return the jobs of the small manifests that the task returned."""
-        returned = self.xcoms.get("return_value")
-        manifests = [returned] if isinstance(returned, Mapping) else sequence(returned)
-        if not any(isinstance(each, Mapping) and "manifest" in each for each in manifests):
-            return ()
-        return [mapping(each).get("job_id") for each in manifests]
 
     @cached_property
     def known_job_ids(self) -> frozenset[str]:

@@ -15,11 +15,13 @@ from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.execution.scale_state import KEY as SCALE_KEY
 from airflow_provider_rungen.pages.describe import MAX_TEXT, cut, find_facts, find_prompt, find_text
 from airflow_provider_rungen.pages.models import AppView, Facts, JobView, Link, TimelineStep
-from airflow_provider_rungen.plugins.job_rows import UNKNOWN, JobRow, is_duration, shown_text
+from airflow_provider_rungen.plugins.job_rows import PAGE_SIZE, UNKNOWN, JobRow, is_duration, shown_text
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord, mapping, sequence
 from airflow_provider_rungen.plugins.urls import Urls
 
+#: Files of a job on the page of its task.
+OUTPUTS_OF_JOB = 13
 # Of a result on the page of its job.
 MAX_RESULT_CHARS = 100_000
 # Of a text, before it is redacted, which takes time, and cut to what is shown.
@@ -45,6 +47,7 @@ def job_view(
     manifest: Manifest | None = None,
     live: Job | RunGenError | None = None,
     is_whole: bool = False,
+    page: int = 1,
 ) -> JobView:
     """
     Return what is known of a job.
@@ -52,7 +55,8 @@ def job_view(
     :param row: what Airflow or the results table knows.
     :param manifest: what is stored of it.
     :param live: what the service says of it, or why it does not.
-    :param is_whole: whether the view has the whole input. To redact it takes time.
+    :param is_whole: whether the view has the whole input, which takes time to redact, and a page of outputs.
+    :param page: which page of outputs, from 1.
     """
     status, error, seconds, result, given = row.status, row.error, row.seconds, row.result, None
     if isinstance(live, Job):
@@ -71,7 +75,10 @@ def job_view(
     if status == UNKNOWN and task.is_moving:
         status = "waiting"
     text = find_text(result, _TO_REDACT)
-    files = [] if manifest is None else stored_files(manifest)
+    start = (page - 1) * PAGE_SIZE
+    count = 0 if manifest is None else len(manifest.entries)
+    stop = start + (PAGE_SIZE if is_whole else OUTPUTS_OF_JOB)
+    files = [] if manifest is None else stored_files(manifest, start, stop)
     return JobView(
         index=row.index,
         status=status,
@@ -82,8 +89,9 @@ def job_view(
         prompt=_redacted(find_prompt(given, _TO_REDACT)),
         input=redact_value(given) if is_whole and isinstance(given, Mapping) else None,
         facts=find_facts(given),
-        outputs=[file.view(urls.file(task, row.job_id, number)) for number, file in enumerate(files)],
-        text=None if files or text is None else _redacted(text),
+        outputs=[file.view(urls.file(task, row.job_id, number)) for number, file in enumerate(files, start)],
+        more_outputs=0 if is_whole else count - len(files),
+        text=None if count or text is None else _redacted(text),
         reused=row.reused,
         href=urls.job(task, row.job_id) if row.job_id else "",
     )

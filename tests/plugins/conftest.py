@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from conftest import FakeTaskInstance, run_task
 
+from airflow_provider_rungen._airflow import conf
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links.pages import are_pages_enabled, task_path
@@ -108,7 +109,6 @@ class Database:
         from airflow.models.dagrun import DagRun
         from airflow.models.taskinstance import TaskInstance
         from airflow.models.trigger import Trigger
-        from airflow.models.xcom import XComModel
         from airflow.utils.session import create_session
         from sqlalchemy import insert
 
@@ -142,11 +142,53 @@ class Database:
             session.execute(
                 insert(TaskInstance.__table__).values({columns[name]: each for name, each in task.items()})
             )
-            for key, value in (ti.xcoms if xcoms is None else xcoms).items():
-                place: dict[str, Any] = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id}
-                place |= {"map_index": ti.map_index}
-                XComModel.set(key=key, value=value, session=session, **place)
+        for key, value in (ti.xcoms if xcoms is None else xcoms).items():
+            self.push(ti, key, value)
         return task_path(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
+
+    def push(self, ti: FakeTaskInstance, key: str, value: Any) -> None:
+        """Write an XCom of a task, as a worker does."""
+        backend = conf.getimport("core", "xcom_backend")
+        place = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": ti.map_index}
+        self.write(ti, key, backend.serialize_value(value, key=key, **place))
+
+    def write(self, ti: FakeTaskInstance, key: str, value: Any) -> None:
+        """Write what the database has of an XCom, as the API server does."""
+        from airflow.models.xcom import XComModel
+        from airflow.utils.session import create_session
+
+        place: dict[str, Any] = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id}
+        place |= {"map_index": ti.map_index}
+        with create_session() as session:
+            XComModel.set(key=key, value=value, serialize=False, session=session, **place)
+
+    def render(self, ti: FakeTaskInstance, **fields: Any) -> None:
+        """Write the rendered fields of a task, as the API server does for a worker that begins it."""
+        from airflow.models.renderedtifields import RenderedTaskInstanceFields
+        from airflow.utils.session import create_session
+        from sqlalchemy import insert
+
+        place = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": ti.map_index}
+        with create_session() as session:
+            session.execute(insert(RenderedTaskInstanceFields).values(**place, rendered_fields=fields))
+
+    def write_dag(self, ti: FakeTaskInstance, dag: Any) -> None:
+        """Write the DAG of a task, as the DAG processor does."""
+        from airflow.models.dag_version import DagVersion
+        from airflow.models.serialized_dag import SerializedDagModel
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.serialization.serialized_objects import LazyDeserializedDAG
+        from airflow.utils.session import create_session
+        from sqlalchemy import update
+
+        written: Any = LazyDeserializedDAG.from_dag(dag) if hasattr(LazyDeserializedDAG, "from_dag") else dag
+        with create_session() as session:
+            SerializedDagModel.write_dag(written, bundle_name="bundle", session=session)
+            session.flush()
+            newest = DagVersion.get_latest_version(ti.dag_id, session=session)
+            assert newest is not None
+            task = TaskInstance.dag_id == ti.dag_id, TaskInstance.run_id == ti.run_id
+            session.execute(update(TaskInstance).where(*task).values(dag_version_id=newest.id))
 
     def _add_dag(self, session: Any, dag_id: str) -> None:
         from airflow.models.dag import DagModel
@@ -199,6 +241,13 @@ class World:
 
     def get(self, path: str) -> Any:
         return self.pages.get(path)
+
+    def again(self) -> World:
+        """Return the same world with another run of the task."""
+        self.ti.run_id = f"manual__{next(_numbers)}+00:00"
+        self.folder /= "again"
+        self.folder.mkdir()
+        return self
 
 
 @pytest.fixture

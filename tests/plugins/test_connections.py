@@ -9,10 +9,12 @@ import traceback
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 from conftest import APP, SOON, FakeTaskInstance
 
 from airflow_provider_rungen.emulator import Fault
-from airflow_provider_rungen.plugins import airflow_data
+from airflow_provider_rungen.operators import RunGenRunJobOperator
+from airflow_provider_rungen.plugins import airflow_data, connections, xcoms
 from airflow_provider_rungen.triggers import RunGenJobTrigger
 from plugins.conftest import World, submit
 
@@ -29,7 +31,7 @@ def add_connection(world: World) -> Any:
     added = []
 
     def add(conn_id: str, **fields: Any) -> None:
-        known = vars(airflow_data.get_connection("rungen_default"))
+        known = vars(connections.get_connection("rungen_default"))
         same = {name: known[name] for name in ("conn_type", "host", "port", "schema", "password", "extra")}
         added.append(conn_id)
         with create_session() as session:
@@ -83,6 +85,67 @@ def test_a_service_that_hangs_does_not_hold_a_thread(world: World, count: int) -
         time.sleep(0.05)
 
 
+@pytest.fixture
+def submitted(world: World) -> dict[str, Any]:
+    """What a task pushed whose job only the service knows."""
+    return {
+        "rungen_page": {"connection": "rungen_default", "app": APP},
+        "job_ids": submit({"prompt": "a fox"}),
+    }
+
+
+def pages_of(world: World, path: str, xcoms: dict[str, Any]) -> list[Any]:
+    """Return all pages of a task, as they are for who may not read connections."""
+    below = ("", "/progress", f"/jobs/{xcoms['job_ids'][0]}", f"/apps/{APP}")
+    answers = [world.pages.as_user("viewer").get(f"{path}{each}") for each in below]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    return answers
+
+
+@pytest.mark.parametrize("state", ["success", "running"])
+@pytest.mark.parametrize("named", [None, "", "another"])
+def test_a_connection_that_only_an_xcom_names_is_not_used_for_who_may_not_read_it(
+    world: World, submitted: dict[str, Any], named: str | None, state: str
+) -> None:
+    path = world.save(state, xcoms=submitted)
+    if named is not None:
+        world.database.render(world.ti, rungen_conn_id=named)
+    before = world.emulator.service.stats()["requests"]
+    page, _, job, app = pages_of(world, path, submitted)
+    assert world.emulator.service.stats()["requests"] == before
+    for answer in (page, job, app):
+        assert "does not name connection rungen_default" in " ".join(notices(answer.text))
+    # who may read it sees more
+    assert "a fox" in world.get(path).text
+
+
+def test_a_connection_that_the_task_names_is_used_for_all_who_may_see_it(
+    world: World, submitted: dict[str, Any]
+) -> None:
+    path = world.save(xcoms=submitted)
+    world.database.render(world.ti, rungen_conn_id="rungen_default")
+    page, _, job, app = pages_of(world, path, submitted)
+    assert "a fox" in page.text
+    assert "a fox" in job.text
+    assert "FLUX Schnell" in app.text
+
+
+@pytest.mark.parametrize("is_mapped", [False, True])
+@pytest.mark.parametrize(("named", "is_used"), [("rungen_default", True), ("{{ params.other }}", False)])
+def test_the_dag_tells_what_a_task_names_once_nothing_rendered_is_kept(
+    world: World, submitted: dict[str, Any], named: str, is_used: bool, is_mapped: bool
+) -> None:
+    path = world.save(xcoms=submitted)
+    with DAG(world.ti.dag_id, schedule=None) as dag:
+        same: dict[str, Any] = {"task_id": world.ti.task_id, "rungen_conn_id": named}
+        if is_mapped:
+            RunGenRunJobOperator.partial(**same).expand(input=[{}])
+        else:
+            RunGenRunJobOperator(**same, input={})
+    world.database.write_dag(world.ti, dag)
+    assert ("a fox" in pages_of(world, path, submitted)[0].text) is is_used
+
+
 def threads_of_pages() -> int:
     """Return how many threads ask the service for a page."""
     frames = sys._current_frames().values()
@@ -95,7 +158,7 @@ def test_the_tasks_of_other_dags_do_not_hide_those_that_a_user_may_see(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.save(xcoms={"rungen_page": {"connection": "c", "app": APP}})
-    monkeypatch.setattr(airflow_data, "MAX_RECENT", 3)
+    monkeypatch.setattr(xcoms, "MAX_RECENT", 3)
     for number in range(3):
         other = FakeTaskInstance()
         other.dag_id, other.run_id = "another", f"{world.ti.run_id}_{number}"

@@ -16,6 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.plugins import airflow_data, task_pages
+from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.job_rows import MAX_COUNTED, JobRow, JobRows
 from airflow_provider_rungen.plugins.pools import Kind, TooSlowError, charge, run_within
 from airflow_provider_rungen.plugins.stored import read_table
@@ -58,7 +59,7 @@ def test_a_page_of_large_texts_does_not_hold_up_the_event_loop(world: World) -> 
 
     async def make() -> Any:
         ticking = asyncio.create_task(tick())
-        page = await task_pages.task_page(task, Urls("/rungen"), 1)
+        page = await task_pages.task_page(Gathering(task, may_ask=True), Urls("/rungen"), 1)
         ticking.cancel()
         return page
 

@@ -149,6 +149,19 @@ def test_collected_results_are_shown(world: World) -> None:
     assert len(links(world.get(world.save()).text, "/files/")) == 3
 
 
+def test_a_failure_is_shown_at_its_job_where_others_have_none(world: World) -> None:
+    fine, bad = submit(given("fine"), given("bad", fail="out of memory"))
+    op = RunGenCollectResultsOperator(job_id=[None, fine, bad], max_failed=2, **POLL)
+    assert world.perform(op).error is None
+    page = world.get(world.save()).text
+    cards = {
+        match[1]: match[0] for match in re.finditer(r'<article.*?id="job-(\d)".*?</article>', page, re.DOTALL)
+    }
+    assert fine in cards["1"]
+    assert "out of memory" not in cards["1"]
+    assert "out of memory" in cards["2"]
+
+
 def test_ten_thousand_jobs_take_less_than_two_seconds(world: World) -> None:
     table = world.folder / "results.jsonl"
     rows = [
