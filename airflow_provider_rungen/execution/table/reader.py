@@ -183,8 +183,10 @@ class _FileRows(Rows):
             return None
         with wrap_errors(self._name, file.uri), file.open() as opened:
             if file.format == "parquet":
-                return formats.parquet_column_types(opened)
-            return dict.fromkeys(formats.csv_header(opened), "text")
+                types = formats.parquet_column_types(opened)
+            else:
+                types = dict.fromkeys(formats.csv_header(opened), "text")
+        return {**dict.fromkeys(file.partition, "text"), **types}
 
     def __iter__(self) -> Iterator[Any]:
         for file in self._files:
@@ -195,7 +197,9 @@ class _FileRows(Rows):
 
     def _read(self, file: SourceFile) -> Iterator[Any]:
         with wrap_errors(self._name, file.uri, self._position), file.open() as opened:
-            yield from self._numbered(_READERS[file.format](opened))
+            for row in self._numbered(_READERS[file.format](opened)):
+                # a column of the file itself wins
+                yield {**file.partition, **row} if file.partition and isinstance(row, dict) else row
 
 
 def _is_path(source: Any) -> bool:
