@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     SchemaSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
     #: The folder to store outputs in.
     Destination: TypeAlias = str | os.PathLike[str] | ObjectStoragePath | XComArg
+    #: What remembers which inputs were paid for, or the folder of one that has nothing else to set.
+    LedgerSource: TypeAlias = Ledger | str | os.PathLike[str] | ObjectStoragePath
     Duration: TypeAlias = float | timedelta
 
     class CommonArguments(TypedDict, total=False):
@@ -127,7 +129,7 @@ if TYPE_CHECKING:
         input_schema: SchemaSource | None
         destination: Destination | None
         contact_sheet: bool
-        ledger: Ledger | None
+        ledger: LedgerSource | None
         result_schema: SchemaSource | None
         max_concurrency: int
         max_in_flight: int | None
@@ -273,17 +275,19 @@ def check_contact_sheet(contact_sheet: bool, destination: Any) -> bool:
     return contact_sheet
 
 
-def check_ledger(ledger: Ledger | None, destination: Any) -> Ledger | None:
+def check_ledger(ledger: LedgerSource | None, destination: Any) -> Ledger | None:
     """
-    Return a ledger as it was given.
+    Return a ledger, made of its folder if that was given.
 
     :raises ValueError: there is no ``destination``, and only what is stored can be reused.
     """
+    from airflow_provider_rungen.ledger import Ledger
+
     if ledger is None:
         return None
     if destination is None:
         raise ValueError("ledger needs destination: only jobs whose outputs are stored can be reused")
-    return ledger
+    return ledger if isinstance(ledger, Ledger) else Ledger(ledger)
 
 
 def check_price(price: Any) -> Any:

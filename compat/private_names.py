@@ -101,6 +101,17 @@ PRIVATE_NAMES = [
     PrivateName("airflow.models.base:_sentinel", _KIT, "2.11.2", before=(3, 0)),
     PrivateName("airflow.sdk.execution_time.context:VariableAccessor", _KIT, since=(3, 0)),
     PrivateName("airflow.sdk.execution_time.context:ConnectionAccessor", _KIT, since=(3, 0)),
+    PrivateName(
+        "airflow.sdk.definitions.mappedoperator:MappedOperator._get_specified_expand_input",
+        _KIT,
+        since=(3, 0),
+    ),
+    PrivateName(
+        "airflow.models.mappedoperator:MappedOperator._get_specified_expand_input",
+        _KIT,
+        "2.11.2",
+        before=(3, 0),
+    ),
     PrivateName("airflow.utils.context:VariableAccessor", _KIT, "2.11.2", before=(3, 0)),
     PrivateName("airflow.utils.context:ConnectionAccessor", _KIT, "2.11.2", before=(3, 0)),
     PrivateName(

@@ -18,7 +18,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, Asset
 
-from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
+from airflow_provider_rungen.operators import RunGenRunTableOperator
 
 HOME = os.environ.get("AIRFLOW_HOME", "~/airflow")
 FOLDER = Path(os.environ.get("RUNGEN_CATALOGUE_FOLDER", f"{HOME}/rungen_catalogue")).expanduser()
@@ -56,7 +56,7 @@ with DAG(
         contact_sheet=True,
         results="{{ params.folder }}/pictures.csv",
         # an input that was paid for before is not paid for again
-        ledger=Ledger("{{ params.folder }}/ledger"),
+        ledger="{{ params.folder }}/ledger",
         input_schema="flux-schnell",
         max_failed=0.1,
         deferrable=True,

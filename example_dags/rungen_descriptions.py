@@ -15,7 +15,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, task
 
-from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
+from airflow_provider_rungen.operators import RunGenRunTableOperator
 
 HOME = os.environ.get("AIRFLOW_HOME", "~/airflow")
 FOLDER = Path(os.environ.get("RUNGEN_DESCRIPTIONS_FOLDER", f"{HOME}/rungen_descriptions")).expanduser()
@@ -66,7 +66,7 @@ with DAG(
         app_id="{{ params.app_id }}",
         destination="{{ params.folder }}",
         results="{{ params.folder }}/descriptions.parquet",
-        ledger=Ledger("{{ params.folder }}/ledger"),
+        ledger="{{ params.folder }}/ledger",
         deferrable=True,
         doc_md="Waits in the triggerer. Products that are out of stock are skipped, and cost nothing.",
     )

@@ -106,6 +106,7 @@ PLACES: dict[str, dict[Version, str]] = {
         (3, 0): "airflow.providers.standard.triggers.temporal",
         (2, 11): "airflow.triggers.temporal",
     },
+    "EnvironmentVariablesBackend": {(2, 11): "airflow.secrets.environment_variables"},
     "DecoratedOperator": _DECORATORS,
     "TaskDecorator": _DECORATORS,
     "task_decorator_factory": _DECORATORS,

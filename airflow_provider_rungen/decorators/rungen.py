@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import Context, TaskDecorator, XComArg
     from airflow_provider_rungen.execution.batch.collecting import CollectingRun
-    from airflow_provider_rungen.ledger import Ledger
     from airflow_provider_rungen.parameters import (
         DecoratorArguments,
         Destination,
         Duration,
+        LedgerSource,
         SchemaSource,
         TableFormat,
         TaskArguments,
@@ -87,8 +87,8 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         absolute path, or an ``ObjectStoragePath`` (templated).
     :param contact_sheet: write ``index.html`` to ``destination``: a page with all inputs, what they made,
         and failures by reason. Its links are relative, so that it opens anywhere.
-    :param ledger: remembers which inputs were paid for, so that an input that was run before is reused. Needs
-        ``destination`` (templated).
+    :param ledger: remembers which inputs were paid for, so that an input that was run before is reused. A
+        text is the folder of a ledger: a URI or an absolute path. Needs ``destination`` (templated).
     :param result_schema: the JSON Schema that every result has to fit.
     :param max_concurrency: how many submissions, and how many downloads, are in flight at most.
     :param max_in_flight: how many jobs of the task are queued or running at the service at most. The rest is
@@ -145,7 +145,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         input_schema: SchemaSource | None = None,
         destination: Destination | None = None,
         contact_sheet: bool = False,
-        ledger: Ledger | None = None,
+        ledger: LedgerSource | None = None,
         result_schema: SchemaSource | None = None,
         max_concurrency: int = 16,
         max_in_flight: int | None = 1000,

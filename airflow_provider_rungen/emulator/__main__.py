@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
 
+from airflow_provider_rungen.emulator.environment import EMULATORS
 from airflow_provider_rungen.emulator.options import Options
 from airflow_provider_rungen.emulator.server import Emulator
 
@@ -27,9 +28,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ExitStack() as opened:
 
         def print_usage() -> None:
+            variables = []
             for conn_id, given in connections.items():
                 opened.enter_context(emulator.connection(conn_id, **given))
-                variable = f"AIRFLOW_CONN_{conn_id.upper()}"
+                variables.append(f"AIRFLOW_CONN_{conn_id.upper()}")
+            for variable in (*variables, EMULATORS):
                 print(f"export {variable}={shlex.quote(os.environ[variable])}")
             print(f"# RunGen emulator on {emulator.url}; counts: curl {emulator.url}/_emulator/stats")
             print("# Press Ctrl-C to stop it.", flush=True)

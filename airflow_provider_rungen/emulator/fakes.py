@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
 from types import SimpleNamespace
@@ -11,12 +12,12 @@ from typing import Any
 
 RETURN_VALUE = "return_value"
 
-_OF_THE_LAST_RUN = (
-    "prev_data_interval_start_success",
-    "prev_data_interval_end_success",
-    "prev_start_date_success",
-    "prev_end_date_success",
-)
+# The default of a parameter: midnight (UTC), at the time of the call.
+TODAY = datetime.min
+
+
+def _midnight() -> datetime:
+    return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 class FakeTaskInstance:
@@ -110,28 +111,113 @@ class OutletEvents(dict[Any, Any]):
     """Maps outlets to their events by kind and name, and creates an event on first use."""
 
     def __getitem__(self, outlet: Any) -> Any:
-        name = outlet.uri if hasattr(outlet, "uri") else outlet.name
-        return self.setdefault((type(outlet).__name__, name), SimpleNamespace(extra={}))
+        return self.setdefault((type(outlet).__name__, _name_of(outlet)), SimpleNamespace(extra={}))
+
+
+class TriggeringEvents(dict[Any, Any]):
+    """Maps assets and aliases, or their names, to the events that started the run."""
+
+    def __getitem__(self, asset: Any) -> Any:
+        return super().__getitem__(_name_of(asset))
+
+
+def _name_of(asset: Any) -> Any:
+    return getattr(asset, "uri", None) or getattr(asset, "name", asset)
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    A run of a DAG: the first one, and a manual one.
+
+    :param logical_date: its logical date; ``None`` if it has none.
+    :param partition_key: its partition, if it has one.
+    :param asset_events: the ``extra`` of the events that started it, by the asset's URI or the alias's name.
+    """
+
+    logical_date: datetime | None
+    partition_key: str | None = None
+    asset_events: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        logical_date: datetime | None,
+        partition_key: str | None,
+        asset_events: Mapping[str, dict[str, Any]] | None,
+    ) -> Run:
+        """
+        Return a run that this Airflow can have.
+
+        :param logical_date: `TODAY` when left out.
+        :raises ValueError: this Airflow has no such runs.
+        """
+        from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_VERSION
+
+        if partition_key is not None and AIRFLOW_VERSION < (3, 2):
+            raise ValueError("partition_key needs Airflow 3.2: earlier runs have no partition")
+        if logical_date is None and not AIRFLOW_V_3_0_PLUS:
+            raise ValueError("logical_date=None needs Airflow 3: each earlier run has a logical date")
+        if logical_date is TODAY:
+            has_none = partition_key is not None or (asset_events is not None and AIRFLOW_V_3_0_PLUS)
+            logical_date = None if has_none else _midnight()
+        return cls(logical_date, partition_key, asset_events or {})
+
+    def names(self, dag_id: str, task_id: str) -> dict[str, Any]:
+        """Return the names in templates that follow from its date and its partition."""
+        from airflow_provider_rungen._airflow import AIRFLOW_VERSION
+
+        key, when = f"{dag_id}__{task_id}__", self.logical_date
+        partition = {"partition_key": self.partition_key} if AIRFLOW_VERSION >= (3, 2) else {}
+        if when is None:
+            return {**partition, "task_instance_key_str": key + FakeTaskInstance.run_id}
+        return {
+            **partition,
+            "task_instance_key_str": f"{key}{when:%Y%m%d}",
+            **self.dates(),
+            "ds": f"{when:%Y-%m-%d}",
+            "ds_nodash": f"{when:%Y%m%d}",
+            "ts": when.isoformat(),
+            "ts_nodash": f"{when:%Y%m%dT%H%M%S}",
+            "ts_nodash_with_tz": f"{when:%Y%m%dT%H%M%S%z}",
+            **dict.fromkeys(("prev_data_interval_start_success", "prev_data_interval_end_success")),
+        }
+
+    def dates(self) -> dict[str, datetime | None]:
+        return dict.fromkeys(("logical_date", "data_interval_start", "data_interval_end"), self.logical_date)
+
+    def dag_run(self, dag_id: str) -> SimpleNamespace:
+        """Return what is ``dag_run`` in templates."""
+        from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_VERSION
+
+        when = self.logical_date or _midnight()
+        run = {"run_id": FakeTaskInstance.run_id, "dag_id": dag_id, "run_type": "manual", "conf": {}}
+        since = {"run_after": when} if AIRFLOW_V_3_0_PLUS else {}
+        partition = {"partition_key": self.partition_key} if AIRFLOW_VERSION >= (3, 2) else {}
+        return SimpleNamespace(**run, start_date=when, **self.dates(), **since, **partition)
 
 
 def context(
-    operator: Any, upstream: Mapping[str, Mapping[str, Any]], states: Mapping[str, str]
+    operator: Any,
+    upstream: Mapping[str, Mapping[str, Any]],
+    states: Mapping[str, str],
+    run: Run,
+    map_index: int | None = None,
 ) -> dict[str, Any]:
     """
-    Return what Airflow gives a task of a manual run at midnight (UTC), the first run of its DAG.
+    Return what Airflow gives a task.
 
     :param operator: the task.
     :param upstream: the XComs of earlier tasks, by task id and key.
     :param states: their states. Other tasks of the DAG have none yet.
+    :param run: the run of the DAG.
+    :param map_index: the index of a mapped task.
     """
     from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS
 
     dag = operator.dag if operator.has_dag() else None
     known = {**dict.fromkeys(dag.task_dict if dag else ()), **states, operator.task_id: "running"}
-    when = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    dates = {"logical_date": when, "data_interval_start": when, "data_interval_end": when}
-    run = {"run_id": FakeTaskInstance.run_id, "dag_id": operator.dag_id, "run_type": "manual", "conf": {}}
-    dag_run = SimpleNamespace(**run, start_date=when, **dates)
+    dag_run = run.dag_run(operator.dag_id)
     if AIRFLOW_V_3_0_PLUS:
         ti: FakeTaskInstance = FakeTaskInstance3(operator, upstream, known)
         macros, accessors = "airflow.sdk.execution_time.macros", "airflow.sdk.execution_time.context"
@@ -139,23 +225,19 @@ def context(
         ti = FakeTaskInstance(operator, upstream)
         macros, accessors = "airflow.macros", "airflow.utils.context"
         dag_run.get_task_instance = lambda task_id, **_: SimpleNamespace(state=known.get(task_id))
+    if map_index is not None:
+        ti.map_index = map_index
     lookups = import_module(accessors)
     return {
         "ti": ti,
         "task_instance": ti,
-        "task_instance_key_str": f"{ti.dag_id}__{ti.task_id}__{when:%Y%m%d}",
         "task": operator,
         "dag": dag,
         "dag_run": dag_run,
         "run_id": ti.run_id,
         "params": {**(dag.params.dump() if dag else {}), **operator.params.dump()},
-        **dates,
-        "ds": f"{when:%Y-%m-%d}",
-        "ds_nodash": f"{when:%Y%m%d}",
-        "ts": when.isoformat(),
-        "ts_nodash": f"{when:%Y%m%dT%H%M%S}",
-        "ts_nodash_with_tz": f"{when:%Y%m%dT%H%M%S%z}",
-        **dict.fromkeys(_OF_THE_LAST_RUN),
+        **run.names(ti.dag_id, ti.task_id),
+        **dict.fromkeys(("prev_start_date_success", "prev_end_date_success")),
         "macros": import_module(macros),
         "var": {
             "value": lookups.VariableAccessor(deserialize_json=False),
@@ -165,7 +247,9 @@ def context(
         "inlets": operator.inlets,
         "outlets": operator.outlets,
         "outlet_events": OutletEvents(),
-        "triggering_asset_events": {},
+        "triggering_asset_events": TriggeringEvents(
+            {name: [SimpleNamespace(extra=extra)] for name, extra in run.asset_events.items()}
+        ),
         "task_state_store": FakeStore() if AIRFLOW_V_3_3_PLUS else None,
         "expanded_ti_count": None,
     }

@@ -12,16 +12,23 @@ if TYPE_CHECKING:
 
 
 def _run_emulator(patch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    from airflow_provider_rungen.emulator.environment import EMULATORS, including
     from airflow_provider_rungen.emulator.server import Emulator
 
     with Emulator(job_seconds=0.05) as emulator:
         patch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", emulator.airflow_connection())
+        patch.setenv(EMULATORS, including(emulator.url))
         yield emulator
 
 
 @pytest.fixture
 def rungen_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """Run an emulator with fast jobs for one test. The connection ``rungen_default`` uses it."""
+    """
+    Run an emulator with fast jobs for one test.
+
+    The connection ``rungen_default`` uses it, whatever secrets backend is configured. A hook whose connection
+    leads elsewhere raises an error and sends nothing.
+    """
     yield from _run_emulator(monkeypatch)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
 import struct
@@ -15,6 +14,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from airflow_provider_rungen.emulator.environment import EMULATORS, including, variable
 from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.emulator.service import Service
 
@@ -81,7 +81,8 @@ class Emulator:
         Point an Airflow connection at the emulator for a ``with`` block, and yield its id.
 
         It is in the environment variable ``AIRFLOW_CONN_…``, which other processes that start meanwhile
-        inherit.
+        inherit. In the block, no secrets backend is asked for it, and a hook whose connection leads anywhere
+        but to an emulator raises an error.
 
         :param conn_id: the connection.
         :param team_id: the team to work in. Its apps are its own.
@@ -92,18 +93,14 @@ class Emulator:
         """
         if app_id is None:
             app_id = self.service.app_id + (f"-{team_id}" if team_id else "")
-        name = f"AIRFLOW_CONN_{conn_id.upper()}"
         team = {"team_id": team_id} if team_id else {}
-        before = os.environ.get(name)
-        with self.service.connected(app_id, team_id):
-            os.environ[name] = self.airflow_connection(app_id=app_id, **team, **extra)
-            try:
-                yield conn_id
-            finally:
-                if before is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = before
+        connection = self.airflow_connection(app_id=app_id, **team, **extra)
+        with (
+            self.service.connected(app_id, team_id),
+            variable(f"AIRFLOW_CONN_{conn_id.upper()}", connection),
+            variable(EMULATORS, including(self.url)),
+        ):
+            yield conn_id
 
     def __enter__(self) -> Self:
         return self.start()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
-from functools import partial
-from importlib import import_module
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.emulator import fakes
-from airflow_provider_rungen.emulator.fakes import RETURN_VALUE
+from airflow_provider_rungen.emulator import fakes, upstreams
+from airflow_provider_rungen.emulator.environment import EMULATORS, including, variable
+from airflow_provider_rungen.emulator.fakes import RETURN_VALUE, TODAY
+from airflow_provider_rungen.emulator.performing import Performance
+from airflow_provider_rungen.emulator.rows import read_rows
+from airflow_provider_rungen.emulator.timelimit import interrupting
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.emulator.server import Emulator
@@ -37,6 +36,7 @@ class TaskResult:
     :param rendered: its template fields, as they were at the end.
     :param events: what its triggers sent, an event for each deferral.
     :param timeouts: the time (a ``timedelta``, or ``None``) that Airflow would have given each deferral.
+    :param asset_events: the ``extra`` of each of its asset events, by the asset's URI or the alias's name.
     """
 
     value: Any = None
@@ -46,6 +46,19 @@ class TaskResult:
     rendered: dict[str, Any] = field(default_factory=dict, compare=False)
     events: list[Any] = field(default_factory=list)
     timeouts: list[Any] = field(default_factory=list)
+    asset_events: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """
+        The rows of the results table that the task wrote. In a CSV, all values are texts.
+
+        :raises ValueError: it wrote none.
+        """
+        summary = self.value if isinstance(self.value, Mapping) else self.xcoms.get("rungen_page") or {}
+        if "results" not in summary:
+            raise ValueError(f"the task wrote no results table; it raised {self.error!r}")
+        return read_rows(summary["results"])
 
 
 def run_operator(
@@ -54,119 +67,92 @@ def run_operator(
     upstream: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
     emulator: Emulator | None = None,
+    map_index: int | None = None,
+    replace: Mapping[str, Any] | None = None,
+    logical_date: datetime | None = TODAY,
+    partition_key: str | None = None,
+    triggered_by: TaskResult | None = None,
+    timeout: float | None = 60,
 ) -> TaskResult:
     """
     Render the templates of an operator, execute it, and run its trigger after each deferral.
 
     An error is returned, not raised. Connections and variables come from the environment. Nothing is stored:
-    the operator can be run again. A trigger fires as soon as it can, since no process has to end first.
+    the operator can be run again. A trigger fires as soon as it can, since no process has to end first. Hooks
+    reach emulators only: that of a fixture, of ``emulator.connection()``, or ``emulator``.
 
     :param operator: the operator, or what a decorated function returned in a DAG. It needs no DAG.
     :param upstream: what earlier tasks returned, by task id, for ``.output`` and ``ti.xcom_pull``. A
-        `TaskResult` also has what they pushed, and whether they failed. Other tasks have not run yet.
-    :param context: entries of Airflow's context, such as ``{"ds": "2026-01-31"}``, that replace those made
-        here.
+        `TaskResult` also has what they pushed, and whether they failed; a mapped task has a list of them.
+        Other tasks have not run yet.
+    :param context: entries of Airflow's context, such as ``{"params": {"color": "red"}}``, that replace those
+        made here.
     :param emulator: makes a deferrable operator defer at once, whatever its ``defer_after``. The emulator's
         clock stands still until then, so that no job ends before.
+    :param map_index: which task of a mapped operator to run, from 0.
+    :param replace: parameters that the operator has in this run, such as ``{"destination": tmp_path}``. They
+        are not templated.
+    :param logical_date: the date of the run, from which ``ds`` and the like follow: today at midnight (UTC)
+        when left out. ``None`` is a run without one (Airflow 3), where these names are undefined.
+    :param partition_key: the partition of the run (Airflow 3.2), which then has no logical date.
+    :param triggered_by: the result of a task whose asset events started the run. On Airflow 3, it then has no
+        logical date.
+    :param timeout: seconds that the task may take; ``None`` for any. Only the main thread is interrupted.
+    :raises TimeoutError: it took longer, and was ended as by ``execution_timeout``.
     """
-    if not _is_executable(operator):
+    from airflow_provider_rungen._airflow import AirflowTaskTimeout
+
+    if not upstreams.is_task(operator):
         operator = getattr(operator, "operator", operator)
-    if not _is_executable(operator):
-        raise TypeError(f"a {type(operator).__name__} cannot be executed: run an operator that is not mapped")
-    pulled = _xcoms(upstream or {})
-    ready = {**fakes.context(operator, pulled, _states(upstream or {})), **(context or {})}
-    result, ti = TaskResult(), ready["ti"]
-    with _restored(operator), _recorded() as lines:
+    if upstreams.is_task(operator) is not (map_index is None):
+        problem = (
+            "is mapped: choose one of its tasks with" if map_index is None else "is not mapped, and has no"
+        )
+        raise TypeError(f"{operator!r} {problem} map_index")
+    pulled = upstreams.xcoms(upstream or {})
+    started_by = None if triggered_by is None else triggered_by.asset_events
+    run = fakes.Run.of(logical_date, partition_key, started_by)
+    made = fakes.context(operator, pulled, upstreams.states(upstream or {}), run, map_index)
+    ready, result = {**made, **(context or {})}, TaskResult()
+    emulators = including(emulator.url if emulator is not None else "")
+    with variable(EMULATORS, emulators), _restored(operator, replace or {}), _recorded() as lines:
+        performance = Performance(operator, ready, result, emulator)
         try:
-            _resolve_mapped(operator, pulled)
-            operator.render_template_fields(ready)
-            result.value = _perform(operator, ready, result, emulator)
+            with interrupting(timeout) as interrupted:
+                result.value = performance.run(pulled, replace or {})
         except Exception as error:
             result.error = error
-        result.rendered = {name: getattr(operator, name, None) for name in operator.template_fields}
+        except AirflowTaskTimeout:
+            if not interrupted:
+                raise
+            performance.end()
+        if interrupted:
+            raise _overrun(performance, timeout, lines)
+        result.rendered = {name: getattr(performance.task, name, None) for name in operator.template_fields}
     result.log = "\n".join(lines)
-    result.xcoms = {**getattr(ti, "xcoms", {})}
-    if result.value is not None and operator.do_xcom_push:
+    result.xcoms = {**getattr(ready["ti"], "xcoms", {})}
+    if result.value is not None and performance.task.do_xcom_push:
         result.xcoms[RETURN_VALUE] = result.value
+    if isinstance(ready["outlet_events"], fakes.OutletEvents):
+        result.asset_events = {name: event.extra for (_, name), event in ready["outlet_events"].items()}
     return result
 
 
-# --- the run ------------------------------------------------------------------------------------------------
-
-
-def _perform(operator: Any, context: dict[str, Any], result: TaskResult, emulator: Emulator | None) -> Any:
-    """Execute an operator, and resume it after each deferral."""
-    from airflow_provider_rungen._airflow import TaskDeferred
-
-    step: Callable[[], Any] = partial(operator.execute, context, **_as_task_runner(operator))
-    pause: Any = contextlib.nullcontext()
-    if emulator is not None and getattr(operator, "deferrable", False):
-        pause = emulator.service.paused()
-        operator.defer_after = 0.0  # no job ends before, and the pause is short
-    while True:
-        try:
-            with pause:
-                return step()
-        except TaskDeferred as deferral:
-            pause = contextlib.nullcontext()
-            result.timeouts.append(deferral.timeout)
-            method, kwargs = deferral.method_name, dict(deferral.kwargs or {})
-            try:
-                event = asyncio.run(_first_event(deferral.trigger, deferral.timeout))
-            except Exception as error:  # as the triggerer reports it
-                reason = "Trigger timeout" if isinstance(error, TimeoutError) else "Trigger failure"
-                method, kwargs = "__fail__", {"error": reason, "traceback": traceback.format_exception(error)}
-            else:
-                result.events.append(event.payload)
-                if (state := getattr(event, "task_instance_state", None)) is not None:
-                    return _end_from_trigger(event, str(state), context["ti"])
-                kwargs["event"] = event.payload
-            step = partial(operator.resume_execution, method, kwargs, context)
-
-
-async def _first_event(trigger: Any, limit: timedelta | None) -> Any:
-    """Run a trigger as the triggerer does, made again from what is stored of it, until it fires."""
-    path, kwargs = trigger.serialize()
-    if "deferred_at" in kwargs:  # no process that deferred is still to end
-        kwargs["deferred_at"] = time.time() - 60
-    module, _, name = path.rpartition(".")
-    stream = getattr(import_module(module), name)(**kwargs).run()
-    try:
-        async with asyncio.timeout(None if limit is None else limit.total_seconds()):
-            return await anext(stream)
-    finally:
-        await stream.aclose()
-
-
-def _end_from_trigger(event: Any, state: str, ti: Any) -> Any:
-    """Do what Airflow does when an event ends the task, and return what the task returned."""
-    for key, value in (event.xcoms or {}).items():
-        ti.xcom_push(key=key, value=value)
-    if state != "success":
-        raise RuntimeError(f"the trigger ended the task: {state}")
-    return ti.xcoms.get(RETURN_VALUE)
-
-
-def _as_task_runner(operator: Any) -> dict[str, Any]:
-    """Return the argument by which Airflow knows that a task is executed by itself."""
-    from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
-
-    if not hasattr(operator.execute, "__wrapped__"):
-        return {}
-    if AIRFLOW_V_3_0_PLUS:
-        from airflow.sdk.bases.operator import ExecutorSafeguard
-
-        sentinel: Any = ExecutorSafeguard.sentinel_value
-    else:
-        sentinel = vars(import_module("airflow.models.base"))["_sentinel"]
-    return {f"{type(operator).__name__}__sentinel": sentinel}
+def _overrun(performance: Performance, timeout: float | None, lines: list[str]) -> TimeoutError:
+    last = lines[-1] if lines else "nothing"
+    error = TimeoutError(
+        f"task {performance.task.task_id!r} did not end within {timeout:g} s: it was {performance.state}. "
+        f"Its log ends with: {last}. Let its jobs end sooner, or raise timeout"
+    )
+    error.add_note("Its log:\n" + "\n".join(lines))
+    return error
 
 
 @contextlib.contextmanager
-def _restored(operator: Any) -> Iterator[None]:
+def _restored(operator: Any, more: Iterable[str]) -> Iterator[None]:
     """Restore what a run changes, so that the operator of a DAG file can be run again."""
-    attributes = vars(operator)
-    names = (*operator.template_fields, "defer_after")
+    attributes = vars(operator) if upstreams.is_task(operator) else {}  # a mapped one is not changed
+    names = (*operator.template_fields, "defer_after", *more)
     before = {name: attributes[name] for name in names if name in attributes}
     attributes["_lock_for_execution"] = True  # or Airflow would take a rendered field for one of the DAG
     try:
@@ -206,42 +192,3 @@ class _Recorder(logging.Handler):
         if record is not self._last:  # it may come from several loggers
             self._last = record
             self.lines.append(self.format(record))
-
-
-def _xcoms(upstream: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the XComs of earlier tasks, by task id and key."""
-    return {
-        task_id: result.xcoms if isinstance(result, TaskResult) else {RETURN_VALUE: result}
-        for task_id, result in upstream.items()
-    }
-
-
-def _states(upstream: Mapping[str, Any]) -> dict[str, str]:
-    """Return the states of earlier tasks, by task id."""
-    from airflow_provider_rungen._airflow import AirflowSkipException
-
-    states = dict.fromkeys(upstream, "success")
-    for task_id, result in upstream.items():
-        if isinstance(result, TaskResult) and result.error is not None:
-            states[task_id] = "skipped" if isinstance(result.error, AirflowSkipException) else "failed"
-    return states
-
-
-def _resolve_mapped(operator: Any, upstream: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replace the output of mapped tasks, which Airflow would look up in its database."""
-
-    def resolve(value: Any) -> Any:
-        if type(value) in (list, tuple):
-            return type(value)(resolve(each) for each in value)
-        task: Any = getattr(value, "operator", None)
-        is_known = not _is_executable(task) and getattr(task, "task_id", None) in upstream
-        return upstream[task.task_id].get(value.key) if is_known else value
-
-    for name in operator.template_fields:
-        if hasattr(operator, name):
-            setattr(operator, name, resolve(getattr(operator, name)))
-
-
-def _is_executable(task: Any) -> bool:
-    """Return whether this is a task, and not a mapped one, from which Airflow makes tasks."""
-    return hasattr(task, "execute")

@@ -8,13 +8,18 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from airflow_provider_rungen import _airflow
 from airflow_provider_rungen._airflow import AirflowNotFoundException, BaseHook
 from airflow_provider_rungen._airflow.masking import amask, mask, proxy_passwords
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.exceptions import RunGenConfigError
+from airflow_provider_rungen.hooks.confinement import find_connection, is_allowed
 from airflow_provider_rungen.hooks.connection import read_connection
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen._airflow import Connection
 
 log = logging.getLogger(__name__)
 
@@ -54,17 +59,17 @@ class ConnectionLookup:
         :raises RunGenConfigError: the connection is missing or invalid; the message names the field.
         """
         settings = self._settings
-        if settings is None or self._is_due(refused):
+        if settings is None or not is_allowed(settings) or self._is_due(refused):
             settings = self._adopt(*self._look_up())
         return settings
 
     async def aget(self, refused: Settings | None = None) -> Settings:
         """Return the settings, in an event loop; see `get`."""
         settings = self._settings
-        if settings is None or refused is not None:
+        if settings is None or not is_allowed(settings) or refused is not None:
             async with self._lock:
                 settings = self._settings
-                if settings is None or self._is_due(refused):
+                if settings is None or not is_allowed(settings) or self._is_due(refused):
                     settings = self._adopt(*await self._alook_up())
         return settings
 
@@ -88,15 +93,28 @@ class ConnectionLookup:
 
     def _look_up(self) -> tuple[Settings, str | None]:
         with self._around(), self._explained():
-            settings, app_id = read_connection(self._hook.get_connection(self._conn_id), self._conn_id)
+            conn = find_connection(self._conn_id) or self._hook.get_connection(self._conn_id)
+            settings, app_id = self._read(conn)
             mask(proxy_passwords(settings.proxy))
         return settings, app_id
 
     async def _alook_up(self) -> tuple[Settings, str | None]:
         with self._explained():
-            conn = await _airflow.get_async_connection(self._conn_id, self._hook)
-            settings, app_id = read_connection(conn, self._conn_id)
+            conn = find_connection(self._conn_id)
+            conn = conn or await _airflow.get_async_connection(self._conn_id, self._hook)
+            settings, app_id = self._read(conn)
             await amask(proxy_passwords(settings.proxy))
+        return settings, app_id
+
+    def _read(self, conn: Connection) -> tuple[Settings, str | None]:
+        settings, app_id = read_connection(conn, self._conn_id)
+        if not is_allowed(settings):
+            raise RunGenConfigError(
+                f"Airflow connection {self._conn_id!r} leads to {settings.base_url}, which a test must not "
+                "reach; nothing was sent",
+                hint="Use the fixture rungen_emulator, or point the connection at an emulator with "
+                f"emulator.connection({self._conn_id!r})",
+            )
         return settings, app_id
 
     @contextlib.contextmanager

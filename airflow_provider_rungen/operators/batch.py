@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context, XComArg
     from airflow_provider_rungen.execution.batch.collecting import CollectingRun
     from airflow_provider_rungen.execution.batch.run import BatchRun
-    from airflow_provider_rungen.ledger import Ledger
     from airflow_provider_rungen.parameters import (
         Destination,
         Duration,
         JobInputs,
+        LedgerSource,
         OperatorArguments,
         SchemaSource,
         TableFormat,
@@ -83,8 +83,8 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         `RunGenCollectResultsOperator` returns are returned in place of ids.
     :param contact_sheet: write ``index.html`` to ``destination``: a page with all inputs, what they made,
         and failures by reason. Its links are relative, so that it opens anywhere.
-    :param ledger: remembers which inputs were paid for, so that an input that was run before is reused. Needs
-        ``destination`` (templated).
+    :param ledger: remembers which inputs were paid for, so that an input that was run before is reused. A
+        text is the folder of a ledger: a URI or an absolute path. Needs ``destination`` (templated).
     :param max_concurrency: how many submissions are in flight at most.
     :param max_in_flight: how many jobs of the task are queued or running at the service at most. The rest is
         submitted as they end. No limit when ``None``, nor without a wait.
@@ -125,7 +125,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         input_schema: SchemaSource | None = None,
         destination: Destination | None = None,
         contact_sheet: bool = False,
-        ledger: Ledger | None = None,
+        ledger: LedgerSource | None = None,
         max_concurrency: int = 16,
         max_in_flight: int | None = 1000,
         max_failed: float = 0,

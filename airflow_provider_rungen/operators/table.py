@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import Context, XComArg
     from airflow_provider_rungen.execution.table.run import TableRun
-    from airflow_provider_rungen.ledger import Ledger
     from airflow_provider_rungen.parameters import (
         Destination,
         Duration,
+        LedgerSource,
         OperatorArguments,
         SchemaSource,
         Table,
@@ -91,8 +91,8 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         and failures by reason. Its links are relative, so that it opens anywhere.
     :param results: the URI of the results table: ``.parquet``, ``.csv`` or ``.jsonl`` (templated).
         ``results.jsonl`` in ``destination`` when left out.
-    :param ledger: remembers which inputs were paid for, so that a row whose input was run before is reused.
-        Needs ``destination`` (templated).
+    :param ledger: remembers which inputs were paid for, so that a row whose input was run before is reused. A
+        text is the folder of a ledger: a URI or an absolute path. Needs ``destination`` (templated).
     :param result_schema: the JSON Schema that every result has to fit.
     :param max_concurrency: how many submissions, and how many downloads, are in flight at most.
     :param max_in_flight: how many jobs of the task are queued or running at the service at most. The rest is
@@ -144,7 +144,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         destination: Destination | None = None,
         contact_sheet: bool = False,
         results: Destination | None = None,
-        ledger: Ledger | None = None,
+        ledger: LedgerSource | None = None,
         result_schema: SchemaSource | None = None,
         max_concurrency: int = 16,
         max_in_flight: int | None = 1000,
@@ -242,7 +242,7 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
 
     The service gets a single request, for the app's model, and with no ``ledger`` none. 0 means that every
     row is stored, skipped or refused: pass the number to `scaled_app` as ``only_if``, so that no GPU starts
-    for nothing. The mean seconds of the stored jobs are pushed under the XCom key ``seconds_per_job`` (null
+    for nothing. The mean seconds of the stored jobs are pushed under the XCom key ``seconds_per_job`` (0
     where none is stored), to choose the number of workers.
 
     The parameters are those of `RunGenRunTableOperator`.

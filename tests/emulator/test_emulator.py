@@ -989,6 +989,7 @@ class TestStarting:
             assert json.loads(value)["extra"] == {"app_id": "posters", "team_id": "blue"}
             answer = Client(connection["host"])("GET", "/app/posters", key="it's", x_team_id="blue")
             assert answer.json["id"] == "posters"
+            assert process.stdout.readline() == f"export RUNGEN_EMULATOR={connection['host']}\n"
             process.send_signal(number)
             assert process.wait(10) == 0
             assert process.stderr.read() == ""

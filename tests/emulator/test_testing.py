@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSkipException,
     Asset,
+    AssetAlias,
     BaseOperator,
 )
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -25,10 +29,12 @@ from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.emulator.testing import TaskResult, run_operator
 from airflow_provider_rungen.exceptions import RunGenJobFailedError
+from airflow_provider_rungen.ledger import Ledger
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
+    RunGenRunTableOperator,
     RunGenScaleAppOperator,
     scaled_app,
 )
@@ -171,14 +177,18 @@ def test_a_decorated_function_can_be_run(rungen_emulator: Emulator) -> None:
     assert result.rendered["inputs"] == [{"prompt": "a kettle on 2026-01-31"}]
 
 
-def test_asset_events_are_in_the_context_that_is_given(rungen_emulator: Emulator) -> None:
-    from airflow_provider_rungen.emulator.fakes import OutletEvents
+def test_asset_events_start_the_next_dag(rungen_emulator: Emulator) -> None:
+    outlet, others = Asset("s3://bucket/pictures"), AssetAlias("others")
+    inputs = [{"prompt": "x"}]
+    op = RunGenRunBatchOperator(task_id="x", inputs=inputs, outlets=[outlet, others], poll_interval=0.05)
+    result = run_operator(op)
+    assert result.asset_events["s3://bucket/pictures"]["job_ids"] == result.value
 
-    outlet = Asset("s3://bucket/pictures")
-    events = OutletEvents()
-    op = RunGenRunBatchOperator(task_id="x", inputs=[{"prompt": "x"}], outlets=[outlet], poll_interval=0.05)
-    result = run_operator(op, context={"outlet_events": events})
-    assert events[outlet].extra["job_ids"] == result.value
+    with DAG("d", schedule=None):
+        by_name = "{{ triggering_asset_events['s3://bucket/pictures'][-1].extra['job_ids'] }}"
+        collect = RunGenCollectResultsOperator(task_id="collect", job_id=by_name, poll_interval=0.05)
+    collected = run_operator(collect, triggered_by=result)
+    assert collected.rendered["job_id"] == str(result.value)
 
 
 def test_it_scales_an_app(rungen_emulator: Emulator) -> None:
@@ -225,11 +235,167 @@ def test_a_teardown_leaves_the_app_to_a_block_that_is_still_to_end(rungen_emulat
     assert "stays up until second_down of run run scales it down" in results["first_down"].log
 
 
-def test_a_mapped_task_is_refused() -> None:
-    with DAG("d", schedule=None):
-        mapped: Any = RunGenRunJobOperator.partial(task_id="x").expand(input=[{"prompt": "x"}])
-    with pytest.raises(TypeError, match="run an operator that is not mapped"):
+# --- mapped tasks ---
+
+
+def test_each_of_the_tasks_of_a_mapped_operator_can_be_run(rungen_emulator: Emulator) -> None:
+    with DAG("d", schedule=None, params={"color": "red"}):
+        mapped: Any = RunGenRunJobOperator.partial(task_id="paint", app_id="llama-text", **WAITING).expand(
+            input=[{"prompt": "{{ params.color }} boat"}, {"prompt": "house {{ ti.map_index }}"}]
+        )
+        collect = RunGenCollectResultsOperator(task_id="c", job_id=mapped.output, poll_interval=0.05)
+    results = [run_operator(mapped, map_index=number) for number in range(2)]
+    assert [result.rendered["input"]["prompt"] for result in results] == ["red boat", "house 1"]
+    collected = run_operator(collect, upstream={"paint": results}, context={"task": collect})
+    assert collected.error is None
+    assert len(rungen_emulator.service.jobs()) == 2
+    with pytest.raises(TypeError, match="map_index"):
         run_operator(mapped)
+    with pytest.raises(TypeError, match="map_index"):
+        run_operator(job(), map_index=0)
+    assert isinstance(run_operator(mapped, map_index=2).error, IndexError)
+
+
+def test_a_mapped_operator_maps_over_what_earlier_tasks_returned(rungen_emulator: Emulator) -> None:
+    with DAG("d", schedule=None):
+        first: Any = BaseOperator(task_id="first")
+        one: Any = RunGenRunJobOperator.partial(task_id="m").expand(input=[{"prompt": "x"}])
+        inputs: Any = BaseOperator(task_id="inputs")
+        mapped: Any = RunGenRunJobOperator.partial(task_id="paint").expand_kwargs(inputs.output)
+        collect: Any = RunGenCollectResultsOperator.partial(task_id="c", poll_interval=0.05).expand(
+            job_id=one.output, app_id=[first.output, "b"]
+        )
+    values = [{"input": {"prompt": "{{ no template }}"}}, {"input": {"prompt": "b"}}]
+    assert run_operator(mapped, upstream={"inputs": values}, map_index=1).error is None
+    result = run_operator(mapped, upstream={"inputs": values}, map_index=0)
+    assert result.rendered["input"] == {"prompt": "{{ no template }}"}, "what a task returned is no template"
+    upstream = {"m": ["j0", "j1"], "first": "a"}
+    found = [run_operator(collect, upstream=upstream, map_index=index).rendered for index in range(4)]
+    pairs = [(each["job_id"], each["app_id"]) for each in found]
+    assert pairs == [("j0", "a"), ("j0", "b"), ("j1", "a"), ("j1", "b")]
+
+
+def test_a_mapped_function_can_be_run(rungen_emulator: Emulator) -> None:
+    @rungen_task(poll_interval=0.05, app_id="llama-text")
+    def describe(name: str) -> dict[str, Any]:
+        return {"prompt": name}
+
+    with DAG("d", schedule=None):
+        described = describe.expand(name=["a kettle", "a desk"])
+    assert run_operator(described, map_index=1).value == "You said: a desk"
+
+
+# --- tables ---
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_the_rows_of_a_table_are_at_hand(rungen_emulator: Emulator, tmp_path: Path, suffix: str) -> None:
+    op = RunGenRunTableOperator(
+        task_id="paint",
+        table="s3://bucket/products.parquet",
+        key="sku",
+        to_input=lambda row: {"prompt": row["title"]},
+        destination="s3://bucket/{{ run_id }}",
+        ledger=Ledger("s3://bucket/ledger"),
+        poll_interval=0.05,
+    )
+    here = {
+        "table": [{"sku": "A-1", "title": "a {{ kettle }}"}],
+        "destination": str(tmp_path),
+        "results": str(tmp_path / f"results.{suffix}"),
+        "ledger": Ledger(tmp_path / "ledger"),
+    }
+    [row] = run_operator(op, replace=here).rows
+    assert (row["sku"], row["status"]) == ("A-1", "completed")
+    assert [each["input"]["prompt"] for each in rungen_emulator.service.jobs()] == ["a {{ kettle }}"]
+    [again] = run_operator(op, replace=here).rows
+    assert again["job_id"] == row["job_id"], "the ledger has it"
+    assert op.table == "s3://bucket/products.parquet"
+    assert "no parameter 'folder'" in str(run_operator(op, replace={"folder": []}).error)
+
+
+def test_rows_of_a_task_without_a_table_are_an_error(rungen_emulator: Emulator) -> None:
+    with pytest.raises(ValueError, match="no results table"):
+        _ = run_operator(job()).rows
+
+
+# --- dates ---
+
+DATED = "{{ dag_run.logical_date or 'none' }} {{ ds is defined }}"
+
+
+def test_a_run_has_the_date_that_is_given(rungen_emulator: Emulator) -> None:
+    op = job("{{ ds }} {{ ts_nodash }} {{ dag_run.logical_date | ds }}")
+    result = run_operator(op, logical_date=datetime(2026, 1, 31, tzinfo=UTC))
+    assert result.rendered["input"]["prompt"] == "2026-01-31 20260131T000000 2026-01-31"
+
+
+@pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="each run has a logical date")
+def test_a_run_may_have_no_date(rungen_emulator: Emulator) -> None:
+    assert run_operator(job(DATED), logical_date=None).rendered["input"]["prompt"] == "none False"
+    assert "'ds' is undefined" in str(run_operator(job("{{ ds }}"), logical_date=None).error)
+    op = job("{{ dag_run.run_after | ds }} {{ task_instance_key_str }}")
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    prompt = run_operator(op, logical_date=None).rendered["input"]["prompt"]
+    assert prompt.endswith("__paint__run")
+    assert prompt.split()[0] in (today, f"{datetime.now(UTC):%Y-%m-%d}")
+
+
+@pytest.mark.skipif(AIRFLOW_V_3_0_PLUS, reason="a run may have none")
+def test_airflow_2_has_no_runs_without_a_date() -> None:
+    with pytest.raises(ValueError, match="Airflow 3"):
+        run_operator(job(), logical_date=None)
+
+
+@pytest.mark.skipif(AIRFLOW_VERSION < (3, 2), reason="runs have no partition")
+def test_a_run_may_have_a_partition(rungen_emulator: Emulator) -> None:
+    op = job("{{ partition_key }} {{ dag_run.partition_key }} " + DATED)
+    result = run_operator(op, partition_key="europe")
+    assert result.rendered["input"]["prompt"] == "europe europe none False"
+
+
+# --- the time limit ---
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_task_that_takes_too_long_is_ended(rungen_emulator: Emulator, deferrable: bool) -> None:
+    rungen_emulator.service.configure({"job_seconds": 600})
+    op = job(deferrable=deferrable, defer_after=0, timeout=900, **WAITING)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"task 'paint' did not end within 0\.7 s") as caught:
+        run_operator(op, emulator=rungen_emulator, timeout=0.7)
+    assert time.monotonic() - began < SOON
+    [made] = rungen_emulator.service.jobs()
+    assert made["status"] == "CANCELED"
+    assert ("deferred to RunGenJobTrigger" if deferrable else "executing") in str(caught.value)
+    assert made["id"] in caught.value.__notes__[0]
+    assert run_operator(job()).error is None, "it can be run again"
+
+
+class Stubborn(BaseOperator):
+    """Takes the interruption for an error of its own."""
+
+    def execute(self, context: Any) -> None:
+        try:
+            threading.Event().wait(60)
+        except BaseException:
+            raise ValueError("what now?") from None
+
+
+def test_an_interruption_that_is_swallowed_still_counts() -> None:
+    with pytest.raises(TimeoutError, match="'stubborn'"):
+        run_operator(Stubborn(task_id="stubborn"), timeout=0.2)
+
+
+def test_an_alarm_of_the_test_runner_stays() -> None:
+    before, handler = signal.getitimer(signal.ITIMER_REAL), signal.getsignal(signal.SIGALRM)
+    signal.setitimer(signal.ITIMER_REAL, 100)
+    try:
+        run_operator(BaseOperator(task_id="x", do_xcom_push=False))
+        assert 90 < signal.getitimer(signal.ITIMER_REAL)[0] <= 100
+        assert signal.getsignal(signal.SIGALRM) is handler
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)
 
 
 @pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="there is no task state store")

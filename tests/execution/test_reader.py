@@ -114,6 +114,35 @@ def test_a_file_is_read_by_its_suffix(tmp_path: Path, suffix: str, as_source: Ca
     assert rows.files == (rows.uri,)
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("source", ["", "/", "/dt=*", "/dt=*/*{suffix}"])
+def test_the_folders_of_hive_keep_their_columns(tmp_path: Path, suffix: str, source: str) -> None:
+    root = tmp_path / "a=b" / "products"
+    for folder in ("dt=2026-01-31/country=de%20at", "dt=2026-02-01/country=__HIVE_DEFAULT_PARTITION__"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / f"0{suffix}").write_bytes(CONTENTS[suffix])
+    rows = open_rows(f"{root}{source.format(suffix=suffix)}".replace(f"*/*{suffix}", f"*/*/*{suffix}"))
+    added = [("2026-01-31", "de at")] * 2 + [("2026-02-01", None)] * 2
+    expected = [
+        {**row, "dt": day, "country": country} for row, (day, country) in zip(ROWS * 2, added, strict=True)
+    ]
+    assert list(rows) == expected
+    types = rows.column_types()
+    assert types is None or {name: types[name] for name in ("dt", "country")} == {
+        "dt": "text",
+        "country": "text",
+    }
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_column_of_the_file_wins_over_its_folder(tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / "sku=other" / "title"
+    folder.mkdir(parents=True)
+    (folder / f"0{suffix}").write_bytes(CONTENTS[suffix])
+    assert list(open_rows(tmp_path)) == ROWS
+    assert list(open_rows(folder)) == ROWS
+
+
 @pytest.mark.parametrize(
     ("format", "suffix"), [("jsonl", ".jsonl"), ("csv", ".csv"), ("parquet", ".parquet"), ("csv", ".csv.gz")]
 )

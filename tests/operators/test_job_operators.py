@@ -323,6 +323,7 @@ def test_a_service_that_is_not_there_may_be_tried_again(
         "AIRFLOW_CONN_RUNGEN_DEFAULT",
         f'{{"conn_type": "rungen", "password": "{KEY}", "host": "http://127.0.0.1:{free_port}"}}',
     )
+    monkeypatch.setenv("RUNGEN_EMULATOR", f"http://127.0.0.1:{free_port}")
     outcome = run_task(run_op(app_id=APP), context)
     assert type(outcome.error) is RunGenConnectionError
 
@@ -564,7 +565,7 @@ def test_a_time_limit_that_strikes_during_the_submission_does_not_lose_the_job(
         signal_when(signal.SIGALRM, lambda: rungen_emulator.service.count("run") > 0, strike) as sent,
         pytest.raises(TaskTimeout),
     ):
-        run_task(op, context)
+        run_task(op, context, timeout=None)
     op.on_kill()
     [job] = rungen_emulator.service.jobs()
     assert sent

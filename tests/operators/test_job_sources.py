@@ -148,11 +148,10 @@ def test_the_results_of_several_batches_are_in_the_order_of_their_jobs(
 
 
 def test_a_job_is_asked_of_the_connection_that_ran_it(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, dag: DAG, consumer: Callable[..., Any]
+    rungen_emulator: Emulator, dag: DAG, consumer: Callable[..., Any]
 ) -> None:
     run = Run()
-    with Emulator(job_seconds=0.05) as other:
-        monkeypatch.setenv("AIRFLOW_CONN_OTHER", other.airflow_connection())
+    with Emulator(job_seconds=0.05) as other, other.connection("other"):
         paint = RunGenRunJobOperator(task_id="paint", input=INPUT, rungen_conn_id="{{ 'other' }}")
         after = consumer(task_id="after", job_id=paint.output)
         job_id = run.perform(paint, rungen_conn_id="other")

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath
 from conftest import FakeTaskInstance, Outcome, run_task
 
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -146,6 +147,21 @@ def test_each_run_renders_the_templates_of_the_ledger_anew(task: Task) -> None:
         run.render_template_fields({"ds": day})
         assert (run.ledger.uri, run.ledger.version) == (f"/ledgers/{day}", day)
     assert ledger.uri == "/ledgers/{{ ds }}"
+
+
+def test_a_text_is_the_folder_of_a_ledger(rungen_emulator: Emulator, tmp_path: Path) -> None:
+    for make in (batch, decorated):
+        op = make([{"prompt": "x"}], ledger=f"{tmp_path}/{{{{ run_id }}}}", destination=tmp_path.as_uri())
+        first, again = (run_operator(op) for _ in range(2))
+        assert first.error is None
+        assert again.value == first.value
+        assert again.xcoms["usage"]["jobs"] == 0
+    assert (tmp_path / "run").is_dir()
+    assert len(rungen_emulator.service.jobs()) == 1
+    for folder in (tmp_path, ObjectStoragePath(tmp_path.as_uri())):
+        assert batch([], ledger=folder, destination="/d").ledger == Ledger(folder)
+    with pytest.raises(ValueError, match="uri of a Ledger"):
+        batch([], ledger="", destination="/d")
 
 
 def test_a_dict_is_paid_once_too(rungen_emulator: Emulator, tmp_path: Path, mode: bool) -> None:

@@ -402,7 +402,7 @@ def test_a_table_that_is_all_paid_for_costs_one_request(run: Callable[..., Table
 def test_a_plan_counts_the_jobs_to_run_and_sends_none(run: Callable[..., Table]) -> None:
     task = run(products(10))
     task.operator = RunGenPlanTableOperator
-    assert (task.attempt().value, task.ti.xcoms["seconds_per_job"]) == (10, None)
+    assert (task.attempt().value, task.ti.xcoms["seconds_per_job"]) == (10, 0)
     assert task.created == 0
     task.operator = RunGenRunTableOperator
     assert task.attempt().error is None

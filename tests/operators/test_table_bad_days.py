@@ -412,7 +412,7 @@ class Inputs(Table):
         self.context: Any = {"ti": ti, "task_state_store": self.store, "outlet_events": OutletEvents()}
         return self.work(self.op, self.context)
 
-    work = staticmethod(run_task)
+    work: Callable[..., Outcome] = staticmethod(run_task)
 
     def fail_deferral(self) -> None:
         """Run an attempt whose deferral Airflow ends."""

@@ -1,7 +1,8 @@
 """Execute the code blocks of the documentation in one process with one database.
 
 The argument is a folder with a ``plan.json``. The outcomes go to ``outcomes.json`` in that folder: the
-traceback of each block, or an empty text if it succeeded.
+traceback of each block, or an empty text if it succeeded. How many jobs each of the two runs of a DAG made
+goes to ``jobs.json``.
 """
 
 from __future__ import annotations
@@ -35,18 +36,22 @@ def main(folder: Path) -> None:
         "command": get_parser().parse_args,
     }
     outcomes: dict[str, str] = {}
+    jobs: dict[str, Any] = {}
     for name, (way, what) in plan.items():
         if way == "test":
             continue
         print("=====", name, flush=True)
         try:
-            ways[way](what)
+            jobs[name] = ways[way](what)
             outcomes[name] = ""
         except (Exception, SystemExit):
             outcomes[name] = traceback.format_exc()
     # the last, since they import some of the DAG files
     outcomes |= run_tests({what: name for name, (way, what) in plan.items() if way == "test"})
     (folder / "outcomes.json").write_text(json.dumps(outcomes))
+    (folder / "jobs.json").write_text(
+        json.dumps({name: jobs[name] for name in jobs if plan[name][0] == "dag"})
+    )
 
 
 def skip_synchronization() -> None:
@@ -58,7 +63,8 @@ def skip_synchronization() -> None:
             setattr(dagbag, name, lambda *_, **__: None)
 
 
-def run_dags(name: str) -> None:
+def run_dags(name: str) -> list[int]:
+    """Run the DAGs of a file twice, and return how many jobs each of the two made."""
     from airflow.sdk import DAG
 
     gc.freeze()  # so that get_objects() lists only what is created from here on
@@ -66,22 +72,34 @@ def run_dags(name: str) -> None:
     # a `with` block need not name its DAG; isinstance() would trigger lazy imports
     dags = {o.dag_id: o for o in gc.get_objects() if type(o) is DAG and o.fileloc == file}
     assert dags, f"no DAG in {file}"
-    for dag_id, dag in dags.items():
-        start_workers()
-        run = dag.test()
-        states = {f"{ti.task_id}[{ti.map_index}]": str(ti.state) for ti in run.get_task_instances()}
-        assert str(run.state) == "success", (dag_id, states)
-        assert "success" in states.values(), (dag_id, states)
-        assert set(states.values()) <= {"success", "skipped"}, (dag_id, states)
+    made = [count_jobs()]
+    for _ in ("with nothing remembered", "with everything"):
+        for dag_id, dag in dags.items():
+            start_workers()
+            run = dag.test()
+            states = {f"{ti.task_id}[{ti.map_index}]": str(ti.state) for ti in run.get_task_instances()}
+            assert str(run.state) == "success", (dag_id, len(made), states)
+            assert "success" in states.values(), (dag_id, len(made), states)
+            assert set(states.values()) <= {"success", "skipped"}, (dag_id, len(made), states)
+        made.append(count_jobs())
+    return [made[1] - made[0], made[2] - made[1]]
 
 
 def start_workers() -> None:
     """Restore the workers of the apps, which the previous DAG may have scaled down."""
-    emulator = json.loads(os.environ["AIRFLOW_CONN_RUNGEN_DEFAULT"])["host"]
     for app_id in ("flux-schnell", "YOUR-APP-ID", "YOUR-LLM-APP-ID"):
-        body = json.dumps({"app_id": app_id, "workers": 4}).encode()
-        with urlopen(f"{emulator}/_emulator/workers", body, timeout=10):  # noqa: S310 - the test's own
-            pass
+        ask_emulator("workers", {"app_id": app_id, "workers": 4})
+
+
+def count_jobs() -> int:
+    return int(ask_emulator("stats")["jobs_created"])
+
+
+def ask_emulator(what: str, body: Any = None) -> Any:
+    emulator = json.loads(os.environ["AIRFLOW_CONN_RUNGEN_DEFAULT"])["host"]
+    data = None if body is None else json.dumps(body).encode()
+    with urlopen(f"{emulator}/_emulator/{what}", data, timeout=10) as answer:  # noqa: S310 - the test's own
+        return json.load(answer)
 
 
 def run_tests(names: dict[str, str]) -> dict[str, str]:

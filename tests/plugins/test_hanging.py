@@ -197,7 +197,7 @@ def test_a_file_that_hangs_is_closed_without_waiting_for_it(hanging: HangingStor
 
     hanging.opened = HangingFile(b"x" * 1000)
     outputs = StoredOutputs("memory://hangs@bucket/x", APP)
-    file = OpenFile(outputs, "j", StoredFile("a.txt", 1000, "text/plain", ""))
+    file = OpenFile(outputs, "j", StoredFile("a.txt", 1000, "text/plain"))
     assert file.read()
     file.close()
     assert not closed.is_set()

@@ -119,6 +119,9 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
     )
     of_a_file = RunGenRunBatchOperator(task_id="of_a_file", inputs="s3://bucket/prompts.jsonl")
     RunGenRunBatchOperator(task_id="of_files", inputs="s3://bucket/prompts/", format="csv")
+    RunGenRunBatchOperator(
+        task_id="paid_once", inputs=[], destination="s3://bucket/pictures", ledger="s3://bucket/ledger"
+    )
     table = RunGenRunTableOperator(
         task_id="table",
         table="s3://bucket/products/*.parquet",

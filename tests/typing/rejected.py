@@ -54,4 +54,5 @@ def wrong_type() -> None:
     RunGenRunTableOperator(task_id="x", table=[], key="x", contact_sheet="x")  # type: ignore[arg-type]
     RunGenRunBatchOperator(task_id="x", inputs=[], max_in_flight="all")  # type: ignore[arg-type]
     RunGenRunTableOperator(task_id="x", table=[], key="x", stop_after="20")  # type: ignore[arg-type]
+    RunGenRunBatchOperator(task_id="x", inputs=[], destination="x", ledger=5)  # type: ignore[arg-type]
     RunGenJobSensor(task_id="x", job_id=5)  # type: ignore[arg-type]

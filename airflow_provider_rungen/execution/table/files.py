@@ -7,9 +7,10 @@ import gzip
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import unquote
 
 from airflow_provider_rungen.client.redaction import redact_error
 from airflow_provider_rungen.client.texts import clean_text
@@ -22,6 +23,7 @@ _PERMANENT = (
     *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
     *(gzip.BadGzipFile, zlib.error, EOFError, ImportError, NotImplementedError, ValueError),
 )
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _WILDCARD = re.compile(r"[*?[]")
 _SCHEME_AND_CONNECTION = re.compile(r"[^/]+://(?:[^/]*@)?")
 
@@ -37,6 +39,7 @@ class SourceFile:
     :param format: ``jsonl``, ``csv`` or ``parquet``.
     :param is_local: whether its path is one of this machine.
     :param follows_links: whether its path may be a symbolic link.
+    :param partition: the columns that are in the names of its folders, as Hive writes them.
     """
 
     uri: str
@@ -45,6 +48,7 @@ class SourceFile:
     format: str
     is_local: bool
     follows_links: bool = True
+    partition: Mapping[str, str | None] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Any]:
@@ -138,6 +142,7 @@ def find_files(source: Any, format: str | None, name: str, written: str = "") ->
                 uri=(prefix[0] if prefix else "") + (each if single.is_local else each.lstrip("/")),
                 path=each,
                 format=kind,
+                partition=_partition(each, root),
             )
             for each in sorted(paths)
             if _is_visible(each, root)
@@ -161,10 +166,23 @@ def _matching(fs: Any, pattern: str) -> Iterable[str]:
     return paths
 
 
+def _names_below(path: str, root: str) -> list[str]:
+    return path.strip("/").removeprefix(root.strip("/")).split("/")
+
+
 def _is_visible(path: str, root: str) -> bool:
     """Return whether no name below the folder marks what is temporary or about the table."""
-    below = path.strip("/").removeprefix(root.strip("/"))
-    return not any(part.startswith((".", "_")) for part in below.split("/"))
+    return not any(name.startswith((".", "_")) for name in _names_below(path, root))
+
+
+def _partition(path: str, root: str) -> dict[str, str | None]:
+    """Return the columns in the names of the folders between a file and the folder: ``dt=2026-01-31``."""
+    pairs = (name.partition("=") for name in _names_below(path, root)[:-1])
+    return {
+        unquote(column): None if value == _HIVE_NULL else unquote(value)
+        for column, equals, value in pairs
+        if equals and column
+    }
 
 
 def _format_of(path: str) -> str | None:

@@ -212,8 +212,10 @@ class _FileRows(Rows):
             return None
         with wrap_errors(self._name, file.uri), file.open() as opened:
             if file.format == "parquet":
-                return parquet.parquet_column_types(opened)
-            return dict.fromkeys(formats.csv_header(opened), "text")
+                types = parquet.parquet_column_types(opened)
+            else:
+                types = dict.fromkeys(formats.csv_header(opened), "text")
+        return {**dict.fromkeys(file.partition, "text"), **types}
 
     def __iter__(self) -> Iterator[Any]:
         for file in self._files:
@@ -226,9 +228,12 @@ class _FileRows(Rows):
         with wrap_errors(self._name, file.uri, self._position), file.open() as opened:
             source = opened if self._check is None else _CheckedFile(opened, self._check)
             if file.format == "parquet":
-                yield from self._numbered(parquet.read_parquet(source, self._max_page_bytes))
+                rows = parquet.read_parquet(source, self._max_page_bytes)
             else:
-                yield from self._numbered(_READERS[file.format](source))
+                rows = _READERS[file.format](source)
+            for row in self._numbered(rows):
+                # a column of the file itself wins
+                yield {**file.partition, **row} if file.partition and isinstance(row, dict) else row
 
 
 class _CheckedFile:

@@ -112,7 +112,8 @@ class TableRun(BatchRun):
             count = sum(not self.reuse.needs_no_job(number) for number in range(inputs.count))
             seconds = [place.execution_seconds for place in self.reuse.stored.values()]
             known = [each for each in seconds if each is not None]
-            self.ti.xcom_push(key="seconds_per_job", value=round(fmean(known), 3) if known else None)
+            # not None, which XComArg takes for a value that was not pushed
+            self.ti.xcom_push(key="seconds_per_job", value=round(fmean(known), 3) if known else 0)
             log.info("%d rows: %d jobs to run", len(self._plan), count)
             return count
 
