@@ -66,6 +66,8 @@ def measure(airflow: AirflowInstance, jobs: int) -> dict[str, float]:
     before = processor_time(airflow)
     pages = [get(page) for _ in range(3)]
     found = re.findall(r'<img src="([^"]*)"', pages[0][1].decode())
+    if len(found) != min(jobs, 100):
+        raise RuntimeError(f"{page} has {len(found)} pictures: {pages[0][1].decode()[:3000]}")
     after_pages = processor_time(airflow)
     is_over, waits = threading.Event(), []
 

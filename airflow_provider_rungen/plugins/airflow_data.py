@@ -24,7 +24,7 @@ from airflow_provider_rungen.execution.bill import BILL_KEY
 from airflow_provider_rungen.execution.page_record import PAGE_KEY
 from airflow_provider_rungen.execution.scale_state import KEY as SCALE_KEY
 from airflow_provider_rungen.plugins import xcoms
-from airflow_provider_rungen.plugins.cache import LASTING, Cache
+from airflow_provider_rungen.plugins.cache import FRESH, LASTING, Cache
 from airflow_provider_rungen.plugins.connections import own_connection
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 
@@ -71,7 +71,7 @@ def login_url() -> str:
 
 def find_task(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskRecord | None:
     """Return the latest attempt of a task, with what pages need of it, or ``None`` if there is none."""
-    place = dag_id, run_id, task_id, map_index
+    place = xcoms.Place(dag_id, run_id, task_id, map_index)
     with create_session() as session:
         ti: Any = session.scalar(
             select(TaskInstance).where(
@@ -83,14 +83,8 @@ def find_task(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskRec
         )
         if ti is None:
             return None
-        attempt: dict[str, Any] = {
-            "state": str(ti.state or ""),
-            "try_number": ti.try_number,
-            "operator": str(ti.operator_name or ""),
-            "started_at": ti.start_date,
-            "ended_at": ti.end_date,
-        }
-        key = place, *attempt.values(), ti.trigger_id, xcoms.version(session, place)
+        attempt = {**place._asdict(), **_attempt_of(ti)}
+        key = *attempt.values(), ti.trigger_id, xcoms.version(session, place)
         if (known := _known.get(key)) is not None:
             return known  # type: ignore[no-any-return]  # the cache is untyped
         found, waits_for = xcoms.find(session, place), _trigger_arguments(session, ti.trigger_id)
@@ -98,18 +92,25 @@ def find_task(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskRec
     # in no session: a store may be slow
     values, notices = xcoms.read(found)
     task = TaskRecord(
-        dag_id=dag_id,
-        run_id=run_id,
-        task_id=task_id,
-        map_index=map_index,
         **attempt,
         xcoms=values,
         notices=tuple(notices),
         waits_for=waits_for,
         own_conn_id=own_conn_id,
     )
-    _known.put(key, task, LASTING, size=len(json.dumps([values, waits_for], default=str)))
+    seconds = FRESH if notices else LASTING
+    _known.put(key, task, seconds, size=len(json.dumps([values, waits_for], default=str)))
     return task
+
+
+def _attempt_of(ti: Any) -> dict[str, Any]:
+    return {
+        "state": str(ti.state or ""),
+        "try_number": ti.try_number,
+        "operator": str(ti.operator_name or ""),
+        "started_at": ti.start_date,
+        "ended_at": ti.end_date,
+    }
 
 
 def _trigger_arguments(session: Any, trigger_id: int | None) -> Mapping[str, Any]:
@@ -136,10 +137,7 @@ def recent_tasks(dag_ids: Collection[str]) -> list[TaskRecord]:
     values = xcoms.resolve([(key, value) for _, key, value in found])
     for (place, key, _), value in zip(found, values, strict=True):
         tasks[place][key] = value
-    return [
-        TaskRecord(dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index, xcoms=values)
-        for (dag_id, run_id, task_id, map_index), values in tasks.items()
-    ]
+    return [TaskRecord(**place._asdict(), xcoms=values) for place, values in tasks.items()]
 
 
 def readable_dag_ids(user: Any) -> set[str]:

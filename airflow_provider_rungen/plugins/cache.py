@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+#: Seconds to keep what changes, and errors.
+FRESH = 3.0
 #: Seconds to keep what does not change.
 LASTING = 60.0
 

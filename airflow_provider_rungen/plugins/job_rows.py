@@ -32,7 +32,7 @@ UNKNOWN = "unknown"
 FAILED = frozenset({"failed", "canceled", "refused"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: a page may count a hundred thousand
 class JobRow:
     """
     A job, or a row or an input without one.
@@ -126,15 +126,14 @@ def _failed_view(row: JobRow) -> JobView:
 
 def rows_of_task(task: TaskRecord) -> Iterable[JobRow]:
     """Yield the jobs that a task has pushed, in the order of its inputs."""
+    failures = task.failures
+    others = "completed" if task.has_reported and task.page.get("waits") is not False else UNKNOWN
     for index, job_id in enumerate(task.job_ids):
-        status = UNKNOWN
-        if index in task.failures:
-            status = "failed" if job_id else "refused"
-        elif job_id is None:
-            status = "failed"
-        elif task.has_reported and task.page.get("waits") is not False:
-            status = "completed"
-        yield JobRow(index=index, status=status, job_id=job_id or "", error=task.failures.get(index, ""))
+        if job_id is None:
+            status = "refused" if index in failures else "failed"
+        else:
+            status = "failed" if index in failures else others
+        yield JobRow(index=index, status=status, job_id=job_id or "", error=failures.get(index, ""))
 
 
 def rows_of_table(rows: Iterable[Mapping[str, Any]], key: list[str]) -> Iterable[JobRow]:

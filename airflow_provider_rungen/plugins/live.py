@@ -14,11 +14,9 @@ from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.plugins import connections
-from airflow_provider_rungen.plugins.cache import LASTING, Cache
+from airflow_provider_rungen.plugins.cache import FRESH, LASTING, Cache
 
 T = TypeVar("T")
-# Seconds that an answer is used again if it changes, or is an error.
-FRESH = 3.0
 # How many requests for jobs are in flight at a time, for one page.
 MAX_AT_A_TIME = 12
 _MAX_ENTRIES = 2000

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from itertools import starmap
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 from airflow.models.xcom import XComModel
 from airflow.sdk.bases.xcom import BaseXCom
@@ -27,8 +27,6 @@ from airflow_provider_rungen.plugins.task_record import plain
 
 log = logging.getLogger(__name__)
 
-#: A task: the ids of its DAG, run and task, and its map index.
-Place: TypeAlias = tuple[str, str, str, int]
 #: The XComs that pages read, and the most bytes of each. An id of a job takes 40.
 LIMITS: Mapping[str, int] = {
     "job_ids": 4 << 20,
@@ -53,6 +51,15 @@ _place = (_model.dag_id, _model.run_id, _model.task_id, _model.map_index)
 _size = func.length(cast(_model.value, Text))
 # what is too large does not leave the database
 _value = case((_size <= case(LIMITS, value=_model.key), _model.value), else_=null())
+
+
+class Place(NamedTuple):
+    """Where a task is."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
 
 
 class TooLargeError(Exception):
@@ -97,7 +104,7 @@ def find_recent(
         left -= min(size or 0, LIMITS[key])
         if left < 0:
             break
-        found.append((tuple(place), key, value))
+        found.append((Place(*place), key, value))
     return found
 
 
@@ -125,7 +132,7 @@ def _through_backend(key: str, value: Any) -> Any:
             return plain(_of_file(value, LIMITS[key]))
         return plain(backend.deserialize_value(XComResult(key=key, value=value)))
     except Exception as error:  # that of any backend
-        log.warning("Could not read an XCom %s (%s)", key, type(error).__name__)
+        log.info("Could not read an XCom %s (%s)", key, type(error).__name__)
         return error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,8 +105,9 @@ def test_a_page_and_its_pictures_take_as_long_for_ten_thousand_jobs_as_for_a_hun
         path = save_batch(world.again(), jobs)
         pictures = links(world.get(path).text, "/files/")
         assert len(pictures) == 100
-        rounds = [(seconds_of(world, path), seconds_of(world, *pictures[:20])) for _ in range(5)]
-        seconds[jobs] = [statistics.median(each) for each in zip(*rounds, strict=True)]
+        rounds = [(seconds_of(world, path), seconds_of(world, *pictures[:20])) for _ in range(7)]
+        # the least, since other processes disturb the others
+        seconds[jobs] = [min(each) for each in zip(*rounds, strict=True)]
     assert all(many <= 2 * few for many, few in zip(seconds[10_000], seconds[100], strict=True)), seconds
 
 
@@ -170,7 +170,7 @@ def test_a_picture_takes_as_long_beside_ten_thousand_as_beside_a_hundred(world: 
     for outputs in (100, 10_000):
         path = save_job(world.again(), outputs)
         pictures = [f"{path}/files/{number}" for number in range(10)]
-        seconds[outputs] = statistics.median(seconds_of(world, *pictures) for _ in range(5))
+        seconds[outputs] = min(seconds_of(world, *pictures) for _ in range(7))
     assert seconds[10_000] <= 2 * seconds[100], seconds
 
 
