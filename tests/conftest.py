@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -172,9 +172,30 @@ class FakeTime:
 _emulator_of_test: list[Emulator] = []
 
 
+class InProcess:
+    """Lets hooks reach an emulator without a connection."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+        self._pid = os.getpid()
+        #: Why the test needs the fixture `on_the_wire`.
+        self.misuse = ""
+
+    def handle_request(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Any:
+        assert os.getpid() == self._pid, "another process needs the fixture on_the_wire"
+        try:
+            return self._emulator.handle_request(method, url, headers, body)
+        except TimeoutError:
+            self.misuse = "an answer that takes time"
+            raise
+        except ConnectionRefusedError:
+            self.misuse = f"a request to {url}"
+            raise
+
+
 @pytest.fixture
 def on_the_wire() -> None:
-    """Send requests to the emulator over a connection."""
+    """Let hooks reach the emulator over connections: for what takes time, other processes and services."""
 
 
 @pytest.fixture
@@ -182,11 +203,13 @@ def rungen_emulator(
     rungen_emulator: Emulator, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Emulator]:
     """Run an emulator that `run_task` knows, and that hooks reach in process."""
+    in_process = InProcess(rungen_emulator)
     if "on_the_wire" not in request.fixturenames:
-        monkeypatch.setattr(RunGenHook, "transport", rungen_emulator)
+        monkeypatch.setattr(RunGenHook, "transport", in_process)
     _emulator_of_test.append(rungen_emulator)
     yield rungen_emulator
     _emulator_of_test.clear()
+    assert not in_process.misuse, f"{in_process.misuse} needs the fixture on_the_wire"
 
 
 @dataclass

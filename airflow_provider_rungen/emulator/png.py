@@ -89,7 +89,17 @@ def _ellipse(
             continue
         paint = fill[3 * (y + left) : 3 * (y + right)]
         if alpha < 1:
-            under = rows[y][3 * left : 3 * right]
-            keep = 1 - alpha
-            paint = bytes([int(alpha * new + keep * old) for new, old in zip(paint, under, strict=True)])
+            paint = _blend(paint, rows[y][3 * left : 3 * right], alpha)
         rows[y][3 * left : 3 * right] = paint
+
+
+def _blend(new: bytes, old: bytes, alpha: float) -> bytes:
+    # added as two large numbers: no byte carries over, since the shares round down
+    shares = zip((new, old), (alpha, 1 - alpha), strict=True)
+    total = sum(int.from_bytes(each.translate(_shares(share)), "big") for each, share in shares)
+    return total.to_bytes(len(new), "big")
+
+
+@functools.cache
+def _shares(share: float) -> bytes:
+    return bytes(int(value * share) for value in range(256))
