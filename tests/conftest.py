@@ -173,7 +173,7 @@ _emulator_of_test: list[Emulator] = []
 
 
 class InProcess:
-    """Lets hooks reach an emulator without a connection."""
+    """Connects hooks to an emulator without a socket."""
 
     def __init__(self, emulator: Emulator) -> None:
         self._emulator = emulator
@@ -195,7 +195,7 @@ class InProcess:
 
 @pytest.fixture
 def on_the_wire() -> None:
-    """Let hooks reach the emulator over connections: for what takes time, other processes and services."""
+    """Reach the emulator over connections: for what takes time, other processes and other services."""
 
 
 @pytest.fixture

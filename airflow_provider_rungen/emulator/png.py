@@ -93,11 +93,11 @@ def _ellipse(
         rows[y][3 * left : 3 * right] = paint
 
 
-def _blend(new: bytes, old: bytes, alpha: float) -> bytes:
+def _blend(new: bytes, old: bytearray, alpha: float) -> bytes:
     # added as two large numbers: no byte carries over, since the shares round down
-    shares = zip((new, old), (alpha, 1 - alpha), strict=True)
-    total = sum(int.from_bytes(each.translate(_shares(share)), "big") for each, share in shares)
-    return total.to_bytes(len(new), "big")
+    above = int.from_bytes(new.translate(_shares(alpha)), "big")
+    below = int.from_bytes(old.translate(_shares(1 - alpha)), "big")
+    return (above + below).to_bytes(len(new), "big")
 
 
 @functools.cache

@@ -38,7 +38,7 @@ class FlowHook(BaseHook):
     :param transport: answers the requests in place of RunGen.
     """
 
-    #: Answers the requests of hooks without a transport of their own. Tests set it, for operators and triggers.
+    #: The transport of hooks that are given none. Tests set it, for operators and triggers.
     transport: Transport | None = None
 
     def __init__(self, rungen_conn_id: str, renew_every: float, transport: Transport | None = None) -> None:
