@@ -1,6 +1,9 @@
 # The interpreter that .venv is made with: 3.11 or newer.
 PYTHON ?= python3
 
+# With bytecode from the last run, each worker of the tests and each task of Airflow starts seconds earlier.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -11,7 +14,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make demo         run the example DAGs: real Airflow, emulated RunGen service, no key needed (two minutes)"
 	@echo "make test         run the tests on all cores (ARGS=\"-k name -x\" passes arguments to pytest, -n 0 uses one process)"
-	@echo "make test-system  run the tests that start a real Airflow and kill parts of it (minutes)"
+	@echo "make test-system  run the tests that start a real Airflow and kill parts of it (AIRFLOWS=2 at a time; minutes)"
 	@echo "make test-browser click through Airflow in a real browser, and renew docs/images (Debian; minutes)"
 	@echo "make test-distributed  run the tests that lose workers and triggerers of an Airflow with CeleryExecutor (minutes)"
 	@echo "make test-compat  run the tests on each Airflow and Python, and renew docs/compatibility.md (an hour; ONLY=2.11 for some)"
@@ -39,13 +42,14 @@ demo: $(READY)
 standalone: $(READY)
 	@$(BIN)/python scripts/standalone.py
 
-# with bytecode from the last run, each worker starts seconds earlier
 test: $(READY)
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto $(ARGS)
+	@$(BIN)/python -m pytest -n auto $(ARGS)
 
+# how many Airflows share the system tests, which mainly wait; each takes 1 GB
+AIRFLOWS ?= 2
 test-system: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[system]'
-	@$(BIN)/python -m pytest -m system
+	@$(BIN)/python -m pytest -m system -n $(AIRFLOWS) $(ARGS)
 
 test-browser: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'

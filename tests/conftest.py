@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import email.utils
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -57,6 +58,7 @@ from airflow_provider_rungen.emulator.fakes import FakeStore, OutletEvents  # no
 from airflow_provider_rungen.emulator.testing import TaskResult as Outcome  # noqa: E402
 from airflow_provider_rungen.emulator.testing import run_operator  # noqa: E402
 from airflow_provider_rungen.exceptions import RunGenConnectionError  # noqa: E402
+from airflow_provider_rungen.hooks import RunGenHook  # noqa: E402
 
 hypothesis.settings.register_profile("steady", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("steady")
@@ -170,12 +172,44 @@ class FakeTime:
 _emulator_of_test: list[Emulator] = []
 
 
+class InProcess:
+    """Connects hooks to an emulator without a socket."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+        self._pid = os.getpid()
+        #: Why the test needs the fixture `on_the_wire`.
+        self.misuse = ""
+
+    def handle_request(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Any:
+        assert os.getpid() == self._pid, "another process needs the fixture on_the_wire"
+        try:
+            return self._emulator.handle_request(method, url, headers, body)
+        except TimeoutError:
+            self.misuse = "an answer that takes time"
+            raise
+        except ConnectionRefusedError:
+            self.misuse = f"a request to {url}"
+            raise
+
+
 @pytest.fixture
-def rungen_emulator(rungen_emulator: Emulator) -> Iterator[Emulator]:
-    """Run an emulator that `run_task` knows."""
+def on_the_wire() -> None:
+    """Reach the emulator over connections: for what takes time, other processes and other services."""
+
+
+@pytest.fixture
+def rungen_emulator(
+    rungen_emulator: Emulator, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Emulator]:
+    """Run an emulator that `run_task` knows, and that hooks reach in process."""
+    in_process = InProcess(rungen_emulator)
+    if "on_the_wire" not in request.fixturenames:
+        monkeypatch.setattr(RunGenHook, "transport", in_process)
     _emulator_of_test.append(rungen_emulator)
     yield rungen_emulator
     _emulator_of_test.clear()
+    assert not in_process.misuse, f"{in_process.misuse} needs the fixture on_the_wire"
 
 
 @dataclass
@@ -254,10 +288,28 @@ def _emulator() -> Iterator[Emulator]:
         yield emulator
 
 
-@pytest.fixture(params=["direct", "requests", "aiohttp"])
+VIAS = ("direct", "requests", "aiohttp")
+
+
+@pytest.fixture(params=VIAS)
 def via(request: pytest.FixtureRequest, _emulator: Emulator) -> Via:
     """Each way to perform a flow, with a new service that uses the fake clock."""
     return Via(request.param, _emulator)
+
+
+def pairwise(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Return rows in which each value of an axis meets each value of each other axis."""
+    values = [[*axis] for axis in axes]
+    met: set[tuple[int, int, int, int]] = set()
+    rows = []
+    places = [*itertools.product(*(range(len(axis)) for axis in values))]
+    # first the rows in which the values of the last axis take turns
+    for row in sorted(places, key=lambda row: sum(row[:-1]) % len(values[-1]) != row[-1]):
+        pairs = {(i, row[i], j, row[j]) for i, j in itertools.combinations(range(len(row)), 2)}
+        if pairs - met:
+            met |= pairs
+            rows.append(tuple(axis[place] for axis, place in zip(values, row, strict=True)))
+    return rows
 
 
 @pytest.fixture

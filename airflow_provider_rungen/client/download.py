@@ -293,8 +293,6 @@ def _disk_errors() -> Iterator[None]:
 def _tls(verify: bool | str) -> ssl.SSLContext | bool:
     """Trust the connection's CA bundle and the usual CAs: outputs may be elsewhere than the service."""
     if isinstance(verify, str):
-        context = tls_context(verify)
-        context.load_default_certs()
-        return context
+        return tls_context(verify, with_default_cas=True)
     path = environment_ca() if verify else None
     return tls_context(path) if path else verify

@@ -172,15 +172,11 @@ class AsyncSender:
         self._proxy = settings.proxy_for(settings.base_url)
         self._limiter = RateLimiter(settings.max_requests_per_second)
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
-        verify = (environment_ca() or True) if settings.verify is True else settings.verify
+        self._verify = (environment_ca() or True) if settings.verify is True else settings.verify
         # no headers here: aiohttp sends those of the session to a proxy, in the clear
         self.session: aiohttp.ClientSession = aiohttp.ClientSession(
             cookie_jar=aiohttp.DummyCookieJar(),
-            connector=aiohttp.TCPConnector(
-                limit=MAX_IN_FLIGHT,
-                ssl=tls_context(verify) if isinstance(verify, str) else verify,
-                resolver=resolver(),
-            ),
+            connector=aiohttp.TCPConnector(limit=MAX_IN_FLIGHT, resolver=resolver()),
             timeout=aiohttp.ClientTimeout(
                 total=None, connect=settings.connect_timeout, sock_read=settings.read_timeout
             ),
@@ -245,7 +241,7 @@ class AsyncSender:
     async def _exchange(self, request: Request, exchange: ExchangeState) -> Response:
         from yarl import URL
 
-        settings = self.settings
+        settings, verify = self.settings, self._verify
         async with self.session.request(
             request.method,
             URL(f"{settings.base_url}/{request.path}", encoded=True),
@@ -253,6 +249,7 @@ class AsyncSender:
             headers=settings.headers() | settings.headers_for(request),
             allow_redirects=False,
             proxy=self._proxy,
+            ssl=tls_context(verify) if isinstance(verify, str) else verify,
             trace_request_ctx=exchange,
         ) as answer:
             encoding = answer.headers.get("Content-Encoding", "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import socket
+import ssl
 from http.client import CONTINUE, OK, PROCESSING, HTTPResponse
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from requests.adapters import HTTPAdapter
 from requests.cookies import RequestsCookieJar
 
 from airflow_provider_rungen.client import exchange
-from airflow_provider_rungen.client.settings import Settings, environment_ca
+from airflow_provider_rungen.client.settings import Settings, environment_ca, tls_context
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection as _Base
@@ -92,6 +93,12 @@ class _TrackedConnection(_Base):
 
     response_class = _Response
     _is_connecting = False
+    # those of urllib3's HTTPS connections
+    ca_certs: str | None = None
+    ca_cert_dir: str | None = None
+    ssl_context: ssl.SSLContext | None = None
+    proxy: Any = None
+    _bundle: str | None = None
     _thread: exchange.ExchangeThread | None = None
 
     def _new_conn(self) -> socket.socket:
@@ -107,11 +114,20 @@ class _TrackedConnection(_Base):
         return sock
 
     def connect(self) -> None:
+        self._share_tls_context()
         self._is_connecting = True
         try:
             super().connect()
         finally:
             self._is_connecting = False
+
+    def _share_tls_context(self) -> None:
+        """Use the context that is loaded once. urllib3 would load the bundle for each connection."""
+        bundle = self.ca_certs or self.ca_cert_dir or self._bundle
+        # urllib3 needs the bundle itself for a proxy that speaks TLS
+        if bundle and getattr(self.proxy, "scheme", None) != "https":
+            self._bundle, self.ca_certs, self.ca_cert_dir = bundle, None, None
+            self.ssl_context = tls_context(bundle)
 
     def send(self, data: Any) -> None:
         if not self._is_connecting:  # what is sent while connecting is for the proxy

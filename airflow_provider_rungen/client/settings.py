@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import json
 import os
@@ -139,16 +140,25 @@ def environment_ca() -> str | None:
     return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
 
 
-def tls_context(path: str) -> ssl.SSLContext:
+def tls_context(path: str, *, with_default_cas: bool = False) -> ssl.SSLContext:
     """
-    Return a TLS context that trusts a CA bundle.
+    Return a TLS context that trusts a CA bundle. It is shared: do not change it.
 
-    :param path: the bundle, or a folder of CAs.
+    :param path: the bundle, or a folder of CAs. It is loaded again once it has changed.
+    :param with_default_cas: whether to trust the CAs of this machine, too.
     :raises RunGenConfigError: it cannot be read.
     """
     try:
-        if os.path.isdir(path):
-            return ssl.create_default_context(capath=path)
-        return ssl.create_default_context(cafile=path)
+        status = os.stat(path)
+        return _load_tls_context(path, (status.st_mtime_ns, status.st_size, status.st_ino), with_default_cas)
     except OSError:
         raise RunGenConfigError(f"verify: {path} is not a CA bundle that can be read") from None
+
+
+@functools.lru_cache(maxsize=8)  # a bundle of the usual CAs takes 6 ms
+def _load_tls_context(path: str, version: tuple[int, ...], with_default_cas: bool) -> ssl.SSLContext:
+    file, folder = (None, path) if os.path.isdir(path) else (path, None)
+    context = ssl.create_default_context(cafile=file, capath=folder)
+    if with_default_cas:
+        context.load_default_certs()
+    return context

@@ -89,7 +89,17 @@ def _ellipse(
             continue
         paint = fill[3 * (y + left) : 3 * (y + right)]
         if alpha < 1:
-            under = rows[y][3 * left : 3 * right]
-            keep = 1 - alpha
-            paint = bytes([int(alpha * new + keep * old) for new, old in zip(paint, under, strict=True)])
+            paint = _blend(paint, rows[y][3 * left : 3 * right], alpha)
         rows[y][3 * left : 3 * right] = paint
+
+
+def _blend(new: bytes, old: bytearray, alpha: float) -> bytes:
+    # added as two large numbers: no byte carries over, since the shares round down
+    above = int.from_bytes(new.translate(_shares(alpha)), "big")
+    below = int.from_bytes(old.translate(_shares(1 - alpha)), "big")
+    return (above + below).to_bytes(len(new), "big")
+
+
+@functools.cache
+def _shares(share: float) -> bytes:
+    return bytes(int(value * share) for value in range(256))

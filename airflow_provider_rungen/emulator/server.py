@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import signal
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 from aiohttp import web
@@ -180,6 +181,22 @@ class Emulator:
             listener.close()
             await http.shutdown(timeout=0.5)
             await listener.wait_closed()
+
+    def handle_request(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Reply:
+        """
+        Answer a request in process, so that the emulator is a transport of the hook. It needs no start.
+
+        :raises ConnectionRefusedError: the URL is not the emulator's.
+        :raises OSError: a fault lets the answer be lost.
+        """
+        if not url.startswith(f"{self.url}/"):
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        reply = self.service.handle(method, url.removeprefix(self.url), headers, body or b"")
+        if reply.fault in ("hang", "drip", "drip_headers"):
+            raise TimeoutError
+        if reply.fault in ("reset", "truncate"):
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        return reply
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         # request.read() would refuse more than 1 MiB

@@ -1,5 +1,6 @@
 """The hook of the provider."""
 
+from airflow_provider_rungen.client.injected import Answer, Transport
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 
-__all__ = ["RunGenHook"]
+__all__ = ["Answer", "RunGenHook", "Transport"]

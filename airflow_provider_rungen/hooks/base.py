@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from airflow_provider_rungen._airflow import BaseHook, metrics
 from airflow_provider_rungen.client.exchange import asleep_with_checks, sleep_with_checks
 from airflow_provider_rungen.client.flow import Flow, Request, Response, T
+from airflow_provider_rungen.client.injected import AsyncInjectedSender, InjectedSender, Transport
 from airflow_provider_rungen.client.senders import AsyncSender, Sender
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.client.transport import adrive, drive
@@ -34,15 +35,21 @@ class FlowHook(BaseHook):
 
     :param rungen_conn_id: the Airflow connection.
     :param renew_every: seconds that pass at least between two look-ups after a refusal.
+    :param transport: answers the requests in place of RunGen.
     """
 
-    def __init__(self, rungen_conn_id: str, renew_every: float) -> None:
+    #: The transport of hooks that are given none. Tests set it, for operators and triggers.
+    transport: Transport | None = None
+
+    def __init__(self, rungen_conn_id: str, renew_every: float, transport: Transport | None = None) -> None:
         super().__init__()
+        if transport is not None:
+            self.transport = transport
         self.rungen_conn_id = rungen_conn_id
         self._lookup = ConnectionLookup(rungen_conn_id, type(self), self._around_lookup, renew_every)
-        self._sender: Sender | None = None
-        self._async_sender: AsyncSender | None = None
-        self._retired: list[AsyncSender] = []
+        self._sender: Sender | InjectedSender | None = None
+        self._async_sender: AsyncSender | AsyncInjectedSender | None = None
+        self._retired: list[AsyncSender | AsyncInjectedSender] = []
         self._stragglers: set[asyncio.Task[Any]] = set()
         #: Called before each request, and again and again while waiting. An error of it ends the call.
         self.checkpoint: Callable[[], None] | None = None
@@ -94,8 +101,15 @@ class FlowHook(BaseHook):
         return self.resolve_app_id(app_id)
 
     def get_conn(self) -> requests.Session:
-        """Return the session of the blocking calls. It sends the API key: use it for RunGen's host only."""
-        return self._get_sender().session
+        """
+        Return the session of the blocking calls. It sends the API key: use it for RunGen's host only.
+
+        :raises RunGenConfigError: the hook has a transport, and so no session.
+        """
+        sender = self._get_sender()
+        if not isinstance(sender, Sender):
+            raise RunGenConfigError("A hook with a transport has no session")
+        return sender.session
 
     # --- blocking ---
 
@@ -120,17 +134,27 @@ class FlowHook(BaseHook):
         if self.checkpoint is not None:
             self.checkpoint()
 
-    def _get_sender(self) -> Sender:
+    def _get_sender(self) -> Sender | InjectedSender:
         settings = self.settings
         if self._sender is not None and self._sender.settings is not settings:
             self.close()  # the connection has changed
         if self._sender is None:
-            self._sender = Sender(
+            self._sender = self._open_sender(
                 settings,
                 sleep=self.sleep,
                 is_interrupted=lambda: self.is_interrupted is not None and self.is_interrupted(),
             )
         return self._sender
+
+    def _open_sender(self, settings: Settings, **options: Any) -> Sender | InjectedSender:
+        if self.transport is not None:
+            return InjectedSender(settings, self.transport)
+        return Sender(settings, **options)
+
+    def _open_async_sender(self, settings: Settings, **options: Any) -> AsyncSender | AsyncInjectedSender:
+        if self.transport is not None:
+            return AsyncInjectedSender(settings, self.transport)
+        return AsyncSender(settings, **options)
 
     def _send(self, request: Request) -> Response:
         response = None
@@ -160,7 +184,7 @@ class FlowHook(BaseHook):
         """
         part = within / 4
         # without the limit of requests a second: their turn may come after the end
-        sender = Sender(
+        sender = self._open_sender(
             replace(self.settings, connect_timeout=part, read_timeout=part, max_requests_per_second=None)
         )
         try:
@@ -189,15 +213,16 @@ class FlowHook(BaseHook):
 
         return await adrive(flow, send, sleep, stragglers=self._stragglers)
 
-    async def _get_async_sender(self) -> AsyncSender:
+    async def _get_async_sender(self) -> AsyncSender | AsyncInjectedSender:
         settings = self.settings
         if self._async_sender is not None and self._async_sender.settings is not settings:
             self._retired.append(self._async_sender)  # other requests may be in flight on it
             self._async_sender = None
         if self._async_sender is None:
             # in a thread: importing it blocks the event loop for a third of a second
-            await asyncio.to_thread(import_module, "aiohttp")
-            self._async_sender = self._async_sender or AsyncSender(
+            if self.transport is None:
+                await asyncio.to_thread(import_module, "aiohttp")
+            self._async_sender = self._async_sender or self._open_async_sender(
                 settings, is_interrupted=self.is_interrupted
             )
         return self._async_sender

@@ -5,23 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from airflow_provider_rungen.client import endpoints
+from airflow_provider_rungen.client.injected import AsyncInjectedSender
 from airflow_provider_rungen.client.senders import AsyncSender
-from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.transport import adrive, gather_limited
 from airflow_provider_rungen.exceptions import RunGenError
 
 
 def cancel_concurrently(
-    settings: Settings, app_id: str, job_ids: Sequence[str], *, within: float, retry_budget: float
+    open_sender: Callable[[], AsyncSender | AsyncInjectedSender],
+    app_id: str,
+    job_ids: Sequence[str],
+    *,
+    within: float,
+    retry_budget: float,
 ) -> dict[str, RunGenError | None]:
     """
     Cancel jobs on connections of their own.
 
-    :param settings: how to reach the service.
+    :param open_sender: opens the connections.
     :param app_id: the app of the jobs.
     :param job_ids: the jobs.
     :param within: the most seconds for all of them.
@@ -31,7 +36,7 @@ def cancel_concurrently(
     outcomes: dict[str, RunGenError | None] = {}
 
     async def cancel_all() -> None:
-        sender = AsyncSender(settings)
+        sender = open_sender()
 
         async def cancel(job_id: str) -> None:
             try:

@@ -6,11 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.durations import to_optional_seconds, to_seconds
 from airflow_provider_rungen.client.flow import Flow
+from airflow_provider_rungen.client.injected import Transport
 from airflow_provider_rungen.client.models import App, Job, JsonValue
 from airflow_provider_rungen.client.polling import FIRST_INTERVAL, wait_for_jobs
 from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET
@@ -36,6 +38,7 @@ class RunGenHook(FlowHook):
     the key may have been replaced.
 
     :param rungen_conn_id: the Airflow connection of type ``rungen``.
+    :param transport: answers the requests in place of RunGen, in tests.
     """
 
     conn_name_attr = "rungen_conn_id"
@@ -43,8 +46,10 @@ class RunGenHook(FlowHook):
     conn_type = "rungen"
     hook_name = "RunGen.AI"
 
-    def __init__(self, rungen_conn_id: str = default_conn_name) -> None:
-        super().__init__(rungen_conn_id, renew_every=LOOK_UP_EVERY)
+    def __init__(
+        self, rungen_conn_id: str = default_conn_name, *, transport: Transport | None = None
+    ) -> None:
+        super().__init__(rungen_conn_id, renew_every=LOOK_UP_EVERY, transport=transport)
 
     # --- jobs ---
 
@@ -159,7 +164,8 @@ class RunGenHook(FlowHook):
         part = min(within / 4, PART)
         if len(job_ids) > 1:
             settings = replace(self.settings, connect_timeout=part, read_timeout=part)
-            return cancel_concurrently(settings, app_id, job_ids, within=within, retry_budget=part)
+            open_sender = partial(self._open_async_sender, settings)
+            return cancel_concurrently(open_sender, app_id, job_ids, within=within, retry_budget=part)
         outcomes: dict[str, RunGenError | None] = {}
         for job_id in job_ids:  # without the import of aiohttp, which takes long
             cancel = endpoints.cancel_job(app_id, job_id, retry_budget=part)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import APP, KEY, SOON, Via, wait_for_jobs
+from conftest import APP, KEY, SOON, VIAS, Via, pairwise, wait_for_jobs
 
 from airflow_provider_rungen import exceptions
 from airflow_provider_rungen.client import codec, endpoints, retry
@@ -207,11 +207,14 @@ CALLS: dict[str, Callable[[], Flow[Any]]] = {
     "update_app": lambda: endpoints.update_app(APP, {"name": "x"}),
     "delete_app": lambda: endpoints.delete_app("no-app"),
 }
+REPEATED = [name for name in CALLS if name not in ("run", "create_app")]
 
 
-@pytest.mark.parametrize("operation", CALLS)
-@pytest.mark.parametrize(("status", "kind"), REFUSALS)
-def test_a_refusal_is_not_repeated(via: Via, operation: str, status: int, kind: type[RunGenAPIError]) -> None:
+@pytest.mark.parametrize(("operation", "refusal", "via"), pairwise(CALLS, REFUSALS, VIAS), indirect=["via"])
+def test_a_refusal_is_not_repeated(
+    via: Via, operation: str, refusal: tuple[int, type[RunGenAPIError]]
+) -> None:
+    status, kind = refusal
     via.service.inject(Fault(on=operation, status=status, body={"error": "because I say so"}, times=None))
 
     with pytest.raises(kind, match="because I say so") as caught:
@@ -225,11 +228,13 @@ def test_a_refusal_is_not_repeated(via: Via, operation: str, status: int, kind: 
     assert via.slept == []
 
 
-@pytest.mark.parametrize("operation", [name for name in CALLS if name not in ("run", "create_app")])
-@pytest.mark.parametrize(("status", "kind"), TROUBLES)
+@pytest.mark.parametrize(
+    ("operation", "trouble", "via"), pairwise(REPEATED, TROUBLES, VIAS), indirect=["via"]
+)
 def test_trouble_is_outlasted_within_bounds(
-    via: Via, operation: str, status: int, kind: type[RunGenAPIError]
+    via: Via, operation: str, trouble: tuple[int, type[RunGenAPIError]]
 ) -> None:
+    status, kind = trouble
     via.service.inject(Fault(on=operation, status=status, times=None))
 
     with pytest.raises(kind) as caught:
@@ -307,9 +312,11 @@ def _retry_after(via: Via, form: str, seconds: float) -> str:
     return email.utils.formatdate(via.clock.now + seconds, usegmt=True)
 
 
-@pytest.mark.parametrize("operation", ["run", "get_app", "update_app"])
-@pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.parametrize("form", ["seconds", "date"])
+@pytest.mark.parametrize(
+    ("form", "status", "operation", "via"),
+    pairwise(["seconds", "date"], [429, 503], ["run", "get_app", "update_app"], VIAS),
+    indirect=["via"],
+)
 def test_retry_after_is_kept(via: Via, form: str, status: int, operation: str) -> None:
     headers = {"Retry-After": _retry_after(via, form, 17)}
     via.service.inject(Fault(on=operation, status=status, headers=headers, times=1))
@@ -411,8 +418,11 @@ def test_a_post_whose_answer_does_not_come_is_unknown(via: Via, kind: str) -> No
     assert via.posts() == 1
 
 
-@pytest.mark.parametrize("kind", [*LOST, "html", "empty", "garbage"])
-@pytest.mark.parametrize("operation", ["get", "get_app", "list_apps"])
+@pytest.mark.parametrize(
+    ("operation", "kind", "via"),
+    pairwise(["get", "get_app", "list_apps"], [*LOST, "html", "empty", "garbage"], VIAS),
+    indirect=["via"],
+)
 def test_a_question_is_asked_again_after_an_accident(via: Via, operation: str, kind: str) -> None:
     job = via(endpoints.run_job(APP, INPUT))
     via.service.inject(Fault(on=operation, kind=kind, times=2))
@@ -562,8 +572,9 @@ def test_a_post_is_repeated_until_the_service_is_there(via: Via, free_port: int)
         later.stop()
 
 
-@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
-@pytest.mark.parametrize("operation", CALLS)
+@pytest.mark.parametrize(
+    ("operation", "status", "via"), pairwise(CALLS, [300, 301, 302, 303, 307, 308], VIAS), indirect=["via"]
+)
 def test_a_redirect_is_refused_and_the_key_goes_nowhere(via: Via, operation: str, status: int) -> None:
     with Emulator() as elsewhere:
         location = f"{elsewhere.url}/app?token=s3cret"
@@ -676,15 +687,15 @@ BAD_INPUTS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("bad", "reason"), BAD_INPUTS, ids=range(len(BAD_INPUTS)))
-def test_an_input_that_is_not_json_is_refused_and_not_sent(via: Via, bad: Any, reason: str) -> None:
+def test_an_input_that_is_not_json_is_refused_and_not_sent(direct: Via, bad: Any, reason: str) -> None:
     with pytest.raises(RunGenInputError, match=reason) as caught:
-        via(endpoints.run_job(APP, bad))
+        direct(endpoints.run_job(APP, bad))
     assert "nothing was sent" in str(caught.value)
     assert not caught.value.retryable
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600
-    assert via.sent == []
-    assert via.service.records() == []
+    assert direct.sent == []
+    assert direct.service.records() == []
 
 
 def test_a_deep_but_finite_input_is_sent_or_refused_in_words() -> None:

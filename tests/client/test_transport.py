@@ -10,6 +10,7 @@ import ipaddress
 import os
 import pickle
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -22,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 from conftest import SOON
 from packaging.version import Version
@@ -420,6 +422,12 @@ def tls(certificate: Path) -> ssl.SSLContext:
     return context
 
 
+@pytest.fixture
+def bundle(certificate: Path, tmp_path: Path) -> Path:
+    """A CA bundle that no other test has loaded."""
+    return Path(shutil.copy(certificate, tmp_path / "bundle.pem"))
+
+
 def test_a_certificate_that_nobody_vouches_for_is_refused(
     serve: Any, send: Send, tls: ssl.SSLContext
 ) -> None:
@@ -478,6 +486,34 @@ def test_an_invalid_ca_bundle_is_an_error_of_ours(
         path.write_text("nonsense" if what == "nonsense" else "")
     with pytest.raises(RunGenError):
         send(settings_for(serve(OK, tls=tls).url, verify=str(path)), GET)
+
+
+def test_a_ca_bundle_is_loaded_once(
+    serve: Any, send: Send, tls: ssl.SSLContext, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loaded = ssl.SSLContext.load_verify_locations, []
+
+    def count(context: ssl.SSLContext, *args: Any, **named: Any) -> None:
+        loaded.append((args, named))
+        load(context, *args, **named)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", count)
+    settings = settings_for(serve(OK, tls=tls).url, verify=str(bundle))
+    assert [send(settings, GET).status for _ in range(5)] == [200] * 5
+    assert len(loaded) == 1
+
+
+def test_a_replaced_ca_bundle_holds_for_the_next_connection(
+    serve: Any, send_all: Any, tls: ssl.SSLContext, bundle: Path
+) -> None:
+    def talk(connection: socket.socket) -> None:
+        bundle.write_text(Path(certifi.where()).read_text())
+        connection.sendall(OK.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n"))
+
+    server = serve(talk, tls=tls)
+    with pytest.raises(RunGenConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
+        send_all(settings_for(server.url, verify=str(bundle)), GET, POST)
+    assert [heard.split()[0] for heard in server.heard] == [b"GET"]
 
 
 @pytest.mark.parametrize("secure", [False, True])

@@ -522,6 +522,7 @@ def test_what_is_written_about_many_outputs_grows_with_their_number_and_no_faste
     assert written[1] < 5 * written[0]
 
 
+@pytest.mark.usefixtures("on_the_wire")
 @pytest.mark.parametrize("images", [3, 40])
 def test_an_attempt_after_a_kill_fetches_only_what_is_missing_in_a_store(
     rungen_emulator: Emulator, context: Any, counting: Counting, images: int
@@ -1337,6 +1338,7 @@ def test_a_result_that_is_too_large_ends_the_wait(rungen_emulator: Emulator, con
 # --- many ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_thousand_outputs_are_stored_few_at_a_time(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
@@ -1373,6 +1375,7 @@ def test_what_waits_to_be_stored_is_not_held(
     assert [(one.result, one.input) for one in held] == [(None, None)] * 2
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_the_log_shows_the_progress(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1390,6 +1393,7 @@ def test_the_log_shows_the_progress(
 # --- kills --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_file_appears_whole(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
     [job_id] = submitted(job(images=1, output_bytes=400))
     rungen_emulator.drip_seconds = 0.001
@@ -1411,6 +1415,7 @@ def test_a_file_appears_whole(rungen_emulator: Emulator, context: Any, tmp_path:
     assert sizes <= {400}
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_leaves_no_half_file(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
     ids = submitted(*[job(images=2, output_bytes=5000) for _ in range(6)])
     rungen_emulator.service.inject(Fault(on="output", kind="drip", times=None, skip=5))
@@ -1434,6 +1439,7 @@ class TimeIsUp(BaseException):
     """What Airflow raises when execution_timeout has passed."""
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_time_limit_ends_it(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
     [job_id] = submitted(job())
     rungen_emulator.service.inject(Fault(on="output", kind="hang", times=None))
@@ -1471,6 +1477,7 @@ RunGenCollectResultsOperator(
 """
 
 
+@pytest.mark.usefixtures("on_the_wire")
 @pytest.mark.parametrize("shape", ["many jobs", "one job"])
 def test_an_attempt_after_a_kill_fetches_only_what_is_missing(
     rungen_emulator: Emulator, tmp_path: Path, shape: str

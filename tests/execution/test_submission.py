@@ -353,6 +353,7 @@ def test_a_retry_that_cannot_begin_leaves_no_job_of_an_earlier_attempt(task: Tas
     assert task.statuses() == ["CANCELED"]
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_while_a_job_is_taken_up_cancels_it(task: Task) -> None:
     task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
     die_after_submission(task)
@@ -514,6 +515,7 @@ def test_a_job_that_was_never_saved_is_canceled_when_the_attempt_fails(emulator:
     assert task.statuses() == ["CANCELED"]
 
 
+@pytest.mark.usefixtures("on_the_wire")
 @pytest.mark.usefixtures("impatient")
 def test_a_kill_while_the_store_is_written_comes_after_the_write(emulator: Emulator) -> None:
     task = Task(emulator, **MODES["blocking"], input=INPUT | {"emulator": {"seconds": 600}})

@@ -213,6 +213,7 @@ def test_a_sensor_pokes_no_sooner_than_the_service_asked(
     assert rungen_emulator.service.count("get") == 2
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_wait_with_a_time_limit_is_over_in_time_though_the_service_hangs(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="get", kind="hang", times=None))
     with RunGenHook() as hook:
@@ -223,6 +224,7 @@ def test_a_wait_with_a_time_limit_is_over_in_time_though_the_service_hangs(runge
     assert time.monotonic() - begun_at < SOON
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_many_jobs_that_hang_do_not_outlast_the_deadline(rungen_emulator: Emulator) -> None:
     """Only so many are asked for at a time: the others must not have the whole time again."""
     rungen_emulator.service.inject(

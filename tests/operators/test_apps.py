@@ -315,6 +315,7 @@ def test_a_kill_on_the_way_up_lowers_the_app_and_ends_the_task(emulator: Emulato
     assert (numbers(emulator), workers(emulator)) == ([2, 0], 0)
 
 
+@pytest.mark.usefixtures("on_the_wire")
 @KILLED
 def test_a_kill_is_over_in_time_when_the_service_hangs(
     emulator: Emulator, context: Any, caplog: pytest.LogCaptureFixture
@@ -456,6 +457,7 @@ def test_a_user_who_ends_the_deferred_task_lowers_the_app(
     assert workers(emulator) == want
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_user_who_ends_the_deferred_task_lowers_an_app_that_does_not_answer_questions(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

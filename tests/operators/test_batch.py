@@ -280,6 +280,7 @@ def test_a_schema_that_cannot_be_read_sends_nothing(rungen_emulator: Emulator) -
     assert rungen_emulator.service.records() == []
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_no_more_are_under_way_than_allowed(rungen_emulator: Emulator) -> None:
     task = Task(rungen_emulator, inputs=prompts(60), max_concurrency=3, wait_for_completion=False)
     assert len(task.attempt().value) == 60
@@ -1032,6 +1033,7 @@ def test_a_kill_while_a_link_is_pushed_submits_nothing(rungen_emulator: Emulator
     assert rungen_emulator.service.count("run") == 0
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_says_what_it_cannot_cancel(
     rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1049,6 +1051,7 @@ def test_a_kill_says_what_it_cannot_cancel(
     assert "Submitted 20 of 40 inputs to app flux-schnell" in caplog.messages
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_kill_that_waits_for_answers_ends_before_airflow_does_it(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="run", kind="hang", times=3, skip=300))
     rungen_emulator.service.inject(Fault(on="cancel", kind="hang", times=None))
@@ -1081,6 +1084,7 @@ def test_only_what_is_not_over_is_canceled(
         assert rungen_emulator.service.count("cancel") == 3
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_each_of_many_jobs_has_its_own_time_to_be_canceled(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1123,6 +1127,7 @@ def test_sensor_and_collect_take_its_output(rungen_emulator: Emulator, context: 
     assert [result["images"][0]["image"].split("/")[4] for result in results] == ids
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_submission_that_its_deadline_ends_logs_how_many_were_submitted(
     rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:

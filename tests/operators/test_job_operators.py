@@ -315,6 +315,7 @@ def test_an_outage_in_the_middle_of_the_waiting_is_outlasted(
     assert rungen_emulator.service.stats()["jobs_created"] == 1
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_service_that_is_not_there_may_be_tried_again(
     context: Any, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -506,6 +507,7 @@ def test_a_kill_in_a_long_pause_ends_the_task(rungen_emulator: Emulator, context
     assert states(rungen_emulator) == ["CANCELED"]
 
 
+@pytest.mark.usefixtures("on_the_wire")
 @KILLED
 def test_a_kill_while_a_look_hangs_ends_the_task(rungen_emulator: Emulator, context: Any) -> None:
     rungen_emulator.service.inject(Fault(on="get", kind="hang", skip=1))
@@ -517,6 +519,7 @@ def test_a_kill_while_a_look_hangs_ends_the_task(rungen_emulator: Emulator, cont
     assert states(rungen_emulator) == ["CANCELED"]
 
 
+@pytest.mark.usefixtures("on_the_wire")
 @KILLED
 @pytest.mark.feature("kill")
 def test_a_kill_during_the_submission_waits_for_the_id_and_cancels_the_job(
@@ -548,6 +551,7 @@ def test_a_kill_while_the_submission_is_turned_away_submits_nothing_more(
     assert rungen_emulator.service.stats()["jobs_created"] == 0
 
 
+@pytest.mark.usefixtures("on_the_wire")
 @KILLED
 def test_a_time_limit_that_strikes_during_the_submission_does_not_lose_the_job(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
@@ -573,6 +577,7 @@ def test_a_time_limit_that_strikes_during_the_submission_does_not_lose_the_job(
     assert job["status"] == "CANCELED"
 
 
+@pytest.mark.usefixtures("on_the_wire")
 @KILLED
 @pytest.mark.feature("kill")
 def test_a_kill_is_over_in_time_however_many_jobs_there_are(rungen_emulator: Emulator, context: Any) -> None:

@@ -147,6 +147,7 @@ def test_the_results_of_several_batches_are_in_the_order_of_their_jobs(
     assert outcome.value == [f"You said: {prompt}" for prompt in ("a0", "a1", "b0", "b1")]
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_job_is_asked_of_the_connection_that_ran_it(
     rungen_emulator: Emulator, dag: DAG, consumer: Callable[..., Any]
 ) -> None:

@@ -99,6 +99,7 @@ def test_what_is_stored_is_returned_and_bought_once(task: Task, mode: bool) -> N
     assert not list((task.folder / "photos").glob(".rungen-*"))
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_retry_takes_up_what_a_killed_attempt_submitted(task: Task, mode: bool) -> None:
     def kill(key: str, _: Any) -> None:
         if key == "job_ids":

@@ -352,6 +352,7 @@ def kill(work: Callable[[], Any], target: str, after: int) -> None:
     raise Killed
 
 
+@pytest.mark.usefixtures("on_the_wire")
 @pytest.mark.parametrize(
     ("point", "is_deferred"),
     [
@@ -585,6 +586,7 @@ def test_a_results_table_that_cannot_be_written_costs_nothing(run: Callable[...,
     assert task.created == 3
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_what_was_stored_before_a_kill_is_remembered(run: Callable[..., Table]) -> None:
     task = run(products(3))
     original = RunGenRunTableOperator.execute
@@ -907,6 +909,7 @@ def test_saved_rows_that_are_gone_cost_nothing(
 # --- SIGTERM ---
 
 
+@pytest.mark.usefixtures("on_the_wire")
 @pytest.mark.parametrize("state", ["failed", "running"])
 def test_sigterm_while_outputs_are_stored_costs_nothing(
     run: Callable[..., Table], mode: bool, state: str

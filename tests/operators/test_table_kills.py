@@ -82,6 +82,7 @@ PHASES: dict[str, Phase] = {
 }
 
 
+@pytest.mark.usefixtures("on_the_wire")
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_killed_table_buys_nothing_twice(rungen_emulator: Emulator, tmp_path: Path, phase: str) -> None:
     rungen_emulator.service.scale("flux-schnell", 100)

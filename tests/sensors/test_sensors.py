@@ -96,6 +96,7 @@ def test_an_input_of_a_batch_that_has_no_job_is_passed_over(
     assert states(rungen_emulator) == ["COMPLETED"] * 2
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_poke_looks_at_many_jobs_side_by_side(rungen_emulator: Emulator, context: Any) -> None:
     ids = submitted(*[0] * 20)
     assert sensor(ids).poke(context) is True

@@ -1,4 +1,4 @@
-"""The Airflow and the emulator that all system tests share."""
+"""The Airflow and the emulator that all system tests of a process share."""
 
 from __future__ import annotations
 
@@ -41,6 +41,17 @@ def airflow(emulator: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Ite
     home, dags = tmp_path_factory.mktemp("airflow"), Path(__file__).parent / "dags"
     with AirflowInstance(home, dags, environment=environment) as instance:
         yield instance
+        check_that_the_key_is_nowhere(instance, emulator)
+
+
+def check_that_the_key_is_nowhere(airflow: AirflowInstance, emulator: Emulator) -> None:
+    """Search the logs (at DEBUG) and the database of all tests that ran in an Airflow."""
+    key = emulator.service.api_key.encode()
+    files = [path for path in airflow.home.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".db" for path in files)
+    assert [path for path in files if key in path.read_bytes()] == []
+    assert emulator.service.stats()["keys_leaked"] == 0
+    assert emulator.service.stats()["early_retries"] == 0
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -195,16 +194,6 @@ def test_an_asset_event_names_the_job_in_every_mode(
         expected = {"app_id": "flux-schnell", "job_ids": [job_id], "job_count": 1, "failed_count": 0}
         assert extras[task_id] == extras[task_id] | expected
     assert run.jobs_by_status() == {"COMPLETED": 2}
-
-
-def test_the_key_is_nowhere(airflow: AirflowInstance, emulator: Emulator) -> None:
-    """Search the logs (at DEBUG) and the database of all other tests. Runs last."""
-    key = emulator.service.api_key.encode()
-    files = [path for path in Path(airflow.home).rglob("*") if path.is_file()]
-    assert any(path.suffix == ".db" for path in files)
-    assert [path for path in files if key in path.read_bytes()] == []
-    assert emulator.service.stats()["keys_leaked"] == 0
-    assert emulator.service.stats()["early_retries"] == 0
 
 
 def test_a_key_that_is_replaced_ends_no_deferred_task(airflow: AirflowInstance) -> None:

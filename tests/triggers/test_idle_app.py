@@ -229,6 +229,7 @@ def test_an_app_that_does_not_exist_does_not_disturb_the_others(
     assert "Could not get the app (404)" in caplog.text
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_an_app_that_hangs_does_not_disturb_the_others(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="get_app", kind="hang"))
     [event] = run(trigger([APP, OTHER]), until=bool)
@@ -297,6 +298,7 @@ def test_two_triggerers_may_run_it(rungen_emulator: Emulator) -> None:
     assert workers(rungen_emulator) == 0
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_it_leaves_no_connection_open(rungen_emulator: Emulator) -> None:
     run(trigger([APP, OTHER]), until=polled(rungen_emulator, 3))
     give_up_at = time.monotonic() + 10

@@ -183,6 +183,7 @@ def test_one_bad_job_does_not_disturb_the_triggers_of_others(rungen_emulator: Em
     assert [event["outcome"] for event in events] == ["over", "error", "error"]
 
 
+@pytest.mark.usefixtures("on_the_wire")
 def test_a_trigger_leaves_no_connection_open(rungen_emulator: Emulator) -> None:
     fire(trigger(submitted(0.1)))
     _until(lambda: rungen_emulator.service.connections_open == 0)

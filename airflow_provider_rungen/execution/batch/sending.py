@@ -21,7 +21,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution import attempts
+from airflow_provider_rungen.execution import attempts, submission
 from airflow_provider_rungen.execution.attempts import End
 from airflow_provider_rungen.execution.batch.checkpoint import KEY, BatchHeader, Checkpoint
 from airflow_provider_rungen.execution.batch.ended import EndedJobs
@@ -31,7 +31,6 @@ from airflow_provider_rungen.execution.batch.reuse import Reuse, run_token
 from airflow_provider_rungen.execution.batch.submitter import BatchSubmitter, Throttle
 from airflow_provider_rungen.execution.batch.unsent import Unsent
 from airflow_provider_rungen.execution.durable import DurableRun, OnClear
-from airflow_provider_rungen.execution.submission import RESUBMISSION_GRACE
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
@@ -232,7 +231,7 @@ class SendingRun(DurableRun["BatchOptions"]):
         submitted_at = min(submitted_at, time.time())
         stored = {checkpoint.ids[index] for index in self.reuse.stored} & set(checkpoint.job_ids)
         rest = [job_id for job_id in checkpoint.job_ids if job_id not in stored]
-        outcomes = self._fetch(app_id, rest, submitted_at + RESUBMISSION_GRACE)
+        outcomes = self._fetch(app_id, rest, submitted_at + submission.RESUBMISSION_GRACE)
         completed, failed = stored, 0
         for index, job_id in enumerate(checkpoint.ids):
             outcome = outcomes.get(job_id)
