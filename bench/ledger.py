@@ -62,6 +62,7 @@ def _find(base: str, count: int, of: str, expected: int) -> None:
     from airflow_provider_rungen.operators import Ledger
 
     book = LedgerBook(Ledger(f"{base}/ledger"), _MODEL, _RUN)
+    book.open()
     keys = [book.key(each) for each in _inputs(count, of)]
     found = book.find(keys, f"{base}/photos", on_stored=lambda job: job.job_id)
     if len(found.stored) != expected:

@@ -33,7 +33,8 @@ def remember(ledger: str, destination: str, model: str, inputs: Iterable[Mapping
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.operators import Ledger
 
-    book, storage = LedgerBook(Ledger(ledger), model, _RUN), Storage(destination)
+    book, storage = LedgerBook(Ledger(ledger), model, _RUN), Storage(destination).prepare()
+    book.open()
     for batch in batches(inputs, _AT_A_TIME):
         files: dict[File, bytes] = {}
         jobs: dict[str, StoredJob] = {}

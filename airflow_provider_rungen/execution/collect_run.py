@@ -59,6 +59,7 @@ class CollectRun(WaitingRun["WaitOptions"]):
             job_ids = [each for each in dict.fromkeys(ids) if each is not None]
             self.link_to(app_id, job_ids)
             with closing(Collector(self, self._collect_options)) as collector:
+                collector.prepare()
                 jobs: list[Job] = []
                 with collector.reporting_failure(app_id, ids):
                     pending = collector.find_stored(app_id, job_ids)

@@ -103,6 +103,7 @@ class CollectedTable(JobRows):
     def __init__(self, uri: Any) -> None:
         self._table = ResultsTable(uri)
         self.uri = self._table.uri
+        self.prepare = self._table.prepare
         super().__init__()
 
     def write(

@@ -74,6 +74,17 @@ class Collector:
         self.stored: list[StoredJob] = []
         self._is_searched = False
 
+    def prepare(self) -> None:
+        """
+        Find out whether the places of outputs and results can be written, before anything is paid for.
+
+        :raises RunGenInputError: one of them cannot be used now.
+        """
+        if self._store is not None:
+            self._store.prepare()
+        if self._table is not None:
+            self._table.prepare()
+
     def close(self) -> None:
         """Free what is held of results."""
         for rows in self._takers():

@@ -30,7 +30,7 @@ class OutputStore:
     :param run: the attempt.
     :param options: the operator's parameters.
     :param schema: what every result has to fit.
-    :raises RunGenInputError: nothing can be stored there.
+    :raises RunGenInputError: there can be no such place.
     """
 
     def __init__(self, run: WaitingRun[Any], options: CollectOptions, schema: Schema | None) -> None:
@@ -38,8 +38,20 @@ class OutputStore:
         self._options = options
         self._schema = schema
         self._storage = Storage(options.destination)
+        self._is_prepared = False
         #: The folder, as it may be shown.
         self.shown = redact(str(options.destination))
+
+    def prepare(self, *, create: bool = True) -> None:
+        """
+        Find out whether outputs can be stored, once.
+
+        :param create: see `Storage.prepare`.
+        :raises RunGenInputError: they cannot be stored now.
+        """
+        if not self._is_prepared:
+            self._storage.prepare(create=create)
+            self._is_prepared = True
 
     def find(self, app_id: str, job_ids: Sequence[str], on_found: Callable[[StoredJob], object]) -> None:
         """
@@ -66,6 +78,9 @@ class OutputStore:
         )
         with guard.defer_signals():
             asyncio.run(finder.run(job_ids, note, guard.check))
+        if len(found) < len(job_ids):
+            # after a deferral nobody has tried it yet, and the others are missing only if it answers
+            self.prepare(create=False)
         if found:
             log.info("Reused %s: stored in %s", format_jobs(found), self.shown)
 

@@ -14,6 +14,7 @@ key              value
 ``skipped``      how many of them get no job
 ``refused``      how many of them do not fit
 ``reused``       how many of them an earlier run paid for
+``new_ledger``   the ledger, if it had to be created
 ``jobs``         the first jobs that the task waits for, if others submitted them
 ===============  ==================================================================
 """

@@ -40,6 +40,7 @@ from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
     RunGenError,
+    RunGenInputError,
     RunGenJobError,
     RunGenOutputError,
     RunGenResultError,
@@ -337,15 +338,19 @@ def test_a_destination_may_be_any_object_storage_path(
 
 
 @pytest.mark.parametrize(
-    "destination", ["", "some/folder", "nosuch://bucket/x", 7, "/proc/no", "file:///dev/null/x"]
+    ("destination", "may_pass"),
+    [
+        *(("", False), ("some/folder", False), ("nosuch://bucket/x", False), (7, False)),
+        *(("/proc/no", True), ("file:///dev/null/x", True)),
+    ],
 )
 def test_a_destination_that_cannot_be_used_is_reported_before_the_wait(
-    rungen_emulator: Emulator, context: Any, destination: Any
+    rungen_emulator: Emulator, context: Any, destination: Any, may_pass: bool
 ) -> None:
     op = collect_op("job", "{{ params.folder }}")
     op.destination = destination  # as rendered
     outcome = run_task(op, context)
-    assert type(outcome.error) is AirflowFailException
+    assert isinstance(outcome.error, RunGenInputError if may_pass else AirflowFailException)
     assert "destination" in str(outcome.error)
     assert rungen_emulator.service.records() == []
 
@@ -380,7 +385,7 @@ def test_no_secret_of_a_destination_is_shown(
         outcome = run_task(collect_op(job_id, "memory://KEY:S3CRET@bucket/x?sig=S3CRET"), context)
     finally:
         monkey.undo()
-    assert isinstance(outcome.error, RunGenOutputError | AirflowFailException)
+    assert isinstance(outcome.error, RunGenInputError | AirflowFailException)
     assert "destination" in str(outcome.error)
     assert "S3CRET" not in "".join(traceback.format_exception(outcome.error)) + caplog.text
 
@@ -549,18 +554,18 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_many_files_are_written_read_measured_and_listed(place: str) -> None:
-    storage = Storage(place)
+    storage = Storage(place).prepare()
     files = {(folder, f"{n}.txt"): b"x" * n for folder in ("", "a", "b") for n in range(4)}
     storage.write_all(files)
     storage.write_all({("a", "1.txt"): b"new"})
     files["a", "1.txt"] = b"new"
     wanted = [*files, ("a", "none"), ("none", "1.txt"), ("", "a")]
     reader = Storage(place, read_only=True)
-    assert reader.read_all(wanted, 3) == files
-    assert reader.read_all(wanted, 1) == {
-        file: content for file, content in files.items() if len(content) < 2
-    }
     sizes = {file: len(content) for file, content in files.items()}
+    assert list(reader.read_all(sizes)) == [files]
+    assert list(reader.read_all({**sizes, ("a", "none"): 1, ("none", "1.txt"): 1})) == [files]
+    with pytest.raises(RunGenOutputError, match=r"only a part of .*a/1\.txt"):
+        list(reader.read_all({**sizes, ("a", "1.txt"): 4}))
     assert reader.sizes_of(wanted) == sizes
     in_folders = {file: size for file, size in sizes.items() if file[0]}
     assert reader.list_all(["a", "b", "none"]) == in_folders
@@ -570,10 +575,13 @@ def test_many_files_are_written_read_measured_and_listed(place: str) -> None:
 
 def test_nothing_is_created_where_files_are_only_read(tmp_path: Path) -> None:
     storage = Storage(tmp_path / "none", read_only=True)
-    assert storage.read_all([("a", "1.txt")], 9) == {}
+    assert storage.read("a", "1.txt", 9) is None
     assert storage.sizes_of([("a", "1.txt")]) == {}
-    assert storage.list_all(["a"]) == {}
     assert storage.sizes("a", "") == {}
+    for look in (lambda: storage.list_all(["a"]), lambda: storage.confirm_missing([("a", "1.txt")])):
+        with pytest.raises(RunGenOutputError) as outage:
+            look()
+        assert outage.value.retryable
     assert list(tmp_path.iterdir()) == []
 
 
@@ -585,14 +593,14 @@ def test_a_file_is_not_visible_before_it_is_complete(
     def pipe_file(path: str, value: bytes, **_: Any) -> None:
         with uploads.open(path, "wb") as file:
             file.write(value[:1])
-        seen.append(Storage("memory://bucket/x").read_all([("a", "1.txt")], 9))
+        seen.append(Storage("memory://bucket/x").read("a", "1.txt", 9))
         raise OSError("lost the connection")
 
     Storage("memory://bucket/x").write_all({("a", "1.txt"): b"old"})
     monkeypatch.setattr(uploads, "pipe_file", pipe_file)
     with pytest.raises(RunGenOutputError, match="lost the connection"):
         Storage("memory://bucket/x").write_all({("a", "1.txt"): b"new"})
-    assert seen == [{("a", "1.txt"): b"old"}]
+    assert seen == [b"old"]
     assert uploads.names() == {"bucket/x/a/1.txt"}
 
 
@@ -603,7 +611,7 @@ def test_links_are_not_followed_in_many_files(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to(tmp_path / "a")
     storage = Storage(tmp_path)
     wanted = [(folder, f"{n}.txt") for folder in "ab" for n in (1, 2)]
-    assert storage.read_all(wanted, 9) == {("a", "1.txt"): b"x"}
+    assert list(storage.read_all({("a", "1.txt"): 1})) == [{("a", "1.txt"): b"x"}]
     assert storage.sizes_of(wanted) == storage.list_all(["a"]) == {("a", "1.txt"): 1}
     with pytest.raises(RunGenOutputError, match="symbolic link"):
         storage.list_all(["a", "b"])
@@ -616,7 +624,8 @@ def test_a_stored_job_is_read_as_it_was_stored(
     smalls = archive(context, ids, tmp_path).value
     (tmp_path / ids[2] / "0-0.png").write_bytes(b"half a picture")
     storage = Storage(tmp_path.as_uri())
-    stored = read_stored_jobs(storage, dict.fromkeys([*ids, "unknown"], APP), lambda job: job)
+    jobs = dict.fromkeys([*ids, "unknown"], APP)
+    stored = read_stored_jobs(storage, jobs, lambda job: job, are_remembered=True)
     assert [stored[job_id].summary for job_id in ids[:2]] == smalls[:2]
     assert stored.keys() == set(ids[:2])
     for job_id in ids[:2]:
@@ -625,7 +634,8 @@ def test_a_stored_job_is_read_as_it_was_stored(
         assert stored[job_id].result == manifest["result"]
         assert stored[job_id].created_at == manifest["created_at"]
         assert stored[job_id].execution_seconds == manifest["execution_time"]
-    assert read_stored_jobs(storage, dict.fromkeys(ids, "another"), lambda job: job) == {}
+    others = dict.fromkeys(ids, "another")
+    assert read_stored_jobs(storage, others, lambda job: job, are_remembered=True) == {}
 
 
 # --- what is there already ----------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ def test_an_unknown_suffix_is_refused(tmp_path: Path, name: str, reason: str) ->
 @pytest.mark.parametrize("uri", ["results.csv", "nosuch://bucket/x.csv", "/dev/null/x.csv", "/proc/no/x.csv"])
 def test_a_place_that_cannot_be_written_is_refused(uri: str) -> None:
     with pytest.raises(RunGenInputError, match=r"results '.*' cannot be used: .*Check results"):
-        ResultsTable(uri)
+        ResultsTable(uri).prepare()
 
 
 @pytest.mark.parametrize("name", ["index", "Result", "created_at"])

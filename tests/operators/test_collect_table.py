@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, Asset
 from conftest import APP, KEY, Outcome, OutletEvents, run_task
 
 from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.exceptions import RunGenJobError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import RunGenInputError, RunGenJobError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.failures import MAX_FAILED
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
@@ -256,12 +256,16 @@ def test_an_error_of_the_only_job_is_in_the_table(
     assert "404" in row["error"]
 
 
-@pytest.mark.parametrize("results", ["/tmp/results.txt", "/dev/null/results.csv"])  # noqa: S108 - not written
+@pytest.mark.parametrize(
+    ("results", "kind"),
+    [("results.txt", AirflowFailException), ("file/results.csv", RunGenInputError)],  # the latter may pass
+)
 def test_a_table_that_cannot_be_written_is_reported_before_the_wait(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, results: str
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, results: str, kind: type[Exception]
 ) -> None:
-    outcome = collect(context, ["job"], tmp_path, results=results)
-    assert type(outcome.error) is AirflowFailException
+    (tmp_path / "file").touch()
+    outcome = collect(context, ["job"], tmp_path, results=f"{tmp_path}/{results}")
+    assert type(outcome.error) is kind
     assert "results" in str(outcome.error)
     assert rungen_emulator.service.records() == []
 

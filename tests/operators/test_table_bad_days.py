@@ -22,7 +22,7 @@ from test_table import MODES, Killed, Table, picture, products
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
 from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.batch import submitter
 from airflow_provider_rungen.execution.ledger.book import LedgerBook
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
@@ -195,14 +195,18 @@ def test_two_entries_do_not_share_a_job(run: Callable[..., Table], mode: bool) -
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_an_entry_of_a_strange_destination_is_a_miss(run: Callable[..., Table], uri: str) -> None:
+def test_an_entry_of_a_strange_destination_buys_nothing(run: Callable[..., Table], uri: str) -> None:
     task = run(products(1))
     assert task.attempt().error is None
     [path] = entries(task)
     entry = json.loads(path.read_text())
     path.write_text(json.dumps(entry | {"manifest": f"{uri}/{entry['job_id']}/manifest.json"}))
     task.next_run("2")
-    assert task.attempt().error is None
+    outcome = task.attempt()
+    assert isinstance(outcome.error, RunGenOutputError)
+    assert outcome.error.retryable
+    assert uri in str(outcome.error)
+    assert task.created == 1
 
 
 # --- failures that leave a table ---

@@ -75,8 +75,8 @@ class ManifestJournal:
             sizes = storage.sizes(job.id, PART_PREFIX)
             self.parts = sorted(sizes)
             if 0 < sum(sizes.values()) <= MAX_MANIFEST_BYTES:
-                parts = [(job.id, part) for part in self.parts]
-                contents += storage.read_all(parts, MAX_MANIFEST_BYTES).values()
+                for some in storage.read_all({(job.id, part): size for part, size in sizes.items()}):
+                    contents += some.values()
         manifests = [parse_manifest(content, job.app_id, job.id) for content in contents]
         self.is_complete = content is not None and manifests[0].is_complete
         entries = {key: entry for manifest in manifests for key, entry in manifest.entries.items()}

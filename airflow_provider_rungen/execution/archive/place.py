@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from airflow_provider_rungen.client.redaction import redact_error
+from airflow_provider_rungen.client.redaction import redact, redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
 
@@ -21,8 +21,8 @@ class Place:
 
     :param uri: a URI or an absolute path that `ObjectStoragePath` accepts, or one of these.
     :param name: the parameter it was passed as, for errors.
-    :param read_only: whether it is only read. Then a local folder may be missing.
-    :raises RunGenInputError: it cannot be used.
+    :param read_only: whether it is only read.
+    :raises RunGenInputError: there can be no such place.
     """
 
     def __init__(self, uri: Any, name: str = "destination", *, read_only: bool = False) -> None:
@@ -40,10 +40,6 @@ class Place:
             self._fs: Any = base.fs
             self._root = str(base.path).rstrip("/")
             self._is_local = base.protocol in ("", "file", "local")
-            if self._is_local and not read_only:
-                os.makedirs(base.path, exist_ok=True)
-                if not os.access(base.path, os.W_OK):
-                    raise PermissionError("it is not writable")
         except (OSError, ImportError, TypeError, ValueError, AirflowNotFoundException) as error:
             reason = redact_error(error, text)
             # not chained, because the text of the cause would be logged unredacted
@@ -66,7 +62,7 @@ class Place:
         except Exception as error:
             reason = clean_text(redact_error(error, self._text), 200)
             # not chained, because the text of the cause would be logged unredacted
-            raise RunGenOutputError(
-                f"the {self._name} cannot be used: {type(error).__name__}: {reason}".removesuffix(": "),
-                hint=self._hint,
-            ) from None
+            raise self._error(f"{type(error).__name__}: {reason}".removesuffix(": ")) from None
+
+    def _error(self, reason: str) -> RunGenOutputError:
+        return RunGenOutputError(f"the {self._name} cannot be used: {redact(reason)}", hint=self._hint)

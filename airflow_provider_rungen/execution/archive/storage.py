@@ -1,5 +1,8 @@
 """Store the files of jobs in a folder of any file system. Each file appears atomically.
 
+A file is missing only if the store says so, while it answers for the place around it. Anything else is an
+outage, and raises: credentials, clocks, a bucket or mount that is gone, a listed file that cannot be read.
+
 The methods of `Storage` block: call them in a thread.
 """
 
@@ -11,13 +14,15 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
 
-from airflow_provider_rungen.exceptions import RunGenOutputError
+from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.local_files import open_folder, opener_in, try_lock
 from airflow_provider_rungen.execution.archive.place import Place
-from airflow_provider_rungen.execution.archive.threads import batches, run_concurrently
+from airflow_provider_rungen.execution.archive.threads import batches, batches_by_size, run_concurrently
 
 T = TypeVar("T")
 #: The folder of a file and its name. The folder of a file directly in the destination is empty.
@@ -27,8 +32,12 @@ _CHUNK_BYTES = 1 << 20
 _SMALL_BYTES = 1 << 16
 # So many requests are handed to a file system at once, which sends them concurrently.
 _BATCH = 1000
-# Stores answer "forbidden" for a missing file to those who must not list files.
-_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+# So many bytes of small files are in memory at a time. As objects, JSON takes several times as much.
+_BATCH_BYTES = 8 << 20
+# Not PermissionError: s3fs also raises it for expired credentials, a wrong clock and the like.
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+# Where a store is tried. In the destination itself, a listing would have all its jobs.
+_PROBE_FOLDER = ".rungen"
 
 
 class Storage(Place):
@@ -42,12 +51,37 @@ class Storage(Place):
     :param uri: a URI or an absolute path that `ObjectStoragePath` accepts, or one of these.
     :param name: the parameter it was passed as, for errors.
     :param read_only: whether it is only read.
-    :raises RunGenInputError: it cannot be used.
+    :raises RunGenInputError: there can be no such place.
     """
 
     def __init__(self, uri: Any, name: str = "destination", *, read_only: bool = False) -> None:
         super().__init__(uri, name, read_only=read_only)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    def prepare(self, *, create: bool = True) -> Self:
+        """
+        Write, list, read and remove a small file, to find out what is not allowed before it costs something.
+
+        :param create: whether to create a missing local folder. It may be a mount that is missing.
+        :raises RunGenInputError: it cannot be used. A retry may help.
+        """
+        folder, name = probe = _PROBE_FOLDER if self._is_object_store else "", _temporary_name()
+        content = name.encode()
+        try:
+            if self._is_local and create:
+                with self._wrap_errors():
+                    os.makedirs(self._root or "/", exist_ok=True)
+            self.write_all({probe: content})
+            try:
+                listed = self.sizes(folder, name)
+                contents = list(self.read_all({(folder, each): size for each, size in listed.items()}))
+            finally:
+                self.remove(folder, [name])
+            if contents != [{probe: content}]:
+                raise self._error(f"{self.uri_of(*probe)} was written, but cannot be read")
+        except RunGenOutputError as error:
+            raise RunGenInputError(error.message, hint=error.hint, retryable=error.retryable) from None
+        return self
 
     def __enter__(self) -> Self:
         if not self._is_local:
@@ -167,26 +201,64 @@ class Storage(Place):
         content = self.read_with(job_id, name, read)
         return content if content is not None and len(content) <= max_bytes else None
 
-    def read_all(self, files: Iterable[File], max_bytes: int) -> dict[File, bytes]:
-        """Return the contents of many small files, without those that are missing or too large."""
-        files = list(files)
-        contents: list[Any] = []
+    def read_all(self, sizes: Mapping[File, int]) -> Iterator[dict[File, bytes]]:
+        """
+        Yield the contents of many files that are there, some megabytes at a time.
+
+        :param sizes: their sizes, as they were listed.
+        :raises RunGenOutputError: one cannot be read as a whole, unless it was removed meanwhile.
+        """
+        for batch in batches_by_size(sizes, _BATCH, _BATCH_BYTES):
+            contents = dict(zip(batch, self._read_batch(batch, sizes), strict=True))
+            if gone := [file for file, content in contents.items() if content is None]:
+                self._check_unlisted(gone)
+            found = {file: content for file, content in contents.items() if content is not None}
+            # one that was replaced meanwhile is rarely shorter, and then a retry reads it
+            for file, content in found.items():
+                if len(content) < sizes[file]:
+                    raise self._error(f"only a part of {self.uri_of(*file)} could be read")
+            yield found
+
+    def _read_batch(self, files: Sequence[File], sizes: Mapping[File, int]) -> list[bytes | None]:
         if self._is_local:
-            contents = run_concurrently(lambda file: _unless_link(self.read, *file, max_bytes), files)
-        else:
-            with self._wrap_errors():
-                for batch in batches(files, _BATCH):
-                    paths = [self._path(*file) for file in batch]
-                    # concurrently, where the file system can
-                    contents += self._fs.cat_ranges(paths, None, None, on_error="return")
-                for content in contents:
-                    if isinstance(content, BaseException) and not isinstance(content, _MISSING):
-                        raise content
-        return {
-            file: content
-            for file, content in zip(files, contents, strict=True)
-            if isinstance(content, bytes) and len(content) <= max_bytes
-        }
+
+            def read(file: File) -> bytes | None:
+                return _unless_link(self.read, *file, max(sizes[file], _BATCH_BYTES))
+
+            return run_concurrently(read, files)
+        # a store refuses to read from the first byte of nothing on
+        full = [file for file in files if sizes[file] or not self._is_object_store]
+        with self._wrap_errors():
+            # concurrently, where the file system can; from a byte on, s3fs does not ask for the size before
+            contents = self._fs.cat_ranges([self._path(*file) for file in full], 0, None, on_error="return")
+            for content in contents:
+                if isinstance(content, BaseException) and not isinstance(content, _MISSING):
+                    raise content
+        read_contents = dict(zip(full, contents, strict=True))
+        found = (read_contents.get(file, b"") for file in files)
+        return [content if isinstance(content, bytes) else None for content in found]
+
+    def confirm_missing(self, files: Iterable[File]) -> None:
+        """
+        Check that files that cannot be found are missing, since the place answers for what it has.
+
+        :raises RunGenOutputError: the place is gone, or has no folder any more, or it lists one of the files.
+        """
+        if not self.folders():
+            uri = clean_text(redact(self._text), 200)
+            raise RunGenOutputError(
+                f"the {self._name} has no files any more, though some are remembered: {uri}",
+                hint="Check that it is mounted on this worker. If the files were removed on purpose, set "
+                "refresh=True for one run",
+            )
+        if not self._is_local:
+            self._check_unlisted(files)
+
+    def _check_unlisted(self, files: Iterable[File]) -> None:
+        files = list(files)
+        listed = self.list_all({folder for folder, _ in files})
+        if unread := [file for file in files if file in listed]:
+            raise self._error(f"{self.uri_of(*unread[0])} is listed, but cannot be read")
 
     def digest(self, job_id: str, name: str, size: int) -> str | None:
         """Return the SHA-256 of a file, or ``None`` if it is missing or has another size."""
@@ -220,29 +292,45 @@ class Storage(Place):
 
     def list_all(self, folders: Collection[str]) -> dict[File, int]:
         """
-        Return the sizes of all files in many folders, concurrently.
+        Return the sizes of all files in many folders, concurrently. A folder may be missing.
 
-        :raises RunGenOutputError: a folder that exists cannot be listed.
+        :raises RunGenOutputError: the place, or a folder that it has, cannot be listed.
         """
 
         def sizes(folder: str) -> dict[str, int]:
-            with self._wrap_errors(), contextlib.suppress(FileNotFoundError):
-                return self._list(folder)
+            with self._wrap_errors():
+                try:
+                    return self._list(folder)
+                except FileNotFoundError:
+                    if not self._is_local and folder in self._folders():
+                        raise
             return {}
 
+        with self._wrap_errors():
+            existing = self._folders()
         if not self._is_local:
             # because a store needs several requests to find that a folder is missing
-            existing = self._folders()
             folders = [folder for folder in folders if folder in existing]
         listed = zip(folders, run_concurrently(sizes, folders), strict=True)
         return {(folder, name): size for folder, names in listed for name, size in names.items()}
 
-    def _folders(self) -> set[str]:
-        root = self._path("")
+    def folders(self) -> set[str]:
+        """Return the names of all folders in the place, apart from hidden ones. The place may be missing."""
         with self._wrap_errors(), contextlib.suppress(FileNotFoundError):
-            self._fs.invalidate_cache(root)
-            return {str(path).rstrip("/").rpartition("/")[2] for path in self._fs.ls(root, detail=False)}
+            return self._folders()
         return set()
+
+    def _folders(self) -> set[str]:
+        if self._is_local:
+            with self._folder("") as number, os.scandir(number) as entries:
+                names = [entry.name for entry in entries if entry.is_dir()]
+        else:
+            root = self._path("")
+            self._fs.invalidate_cache(root)
+            listed = self._fs.ls(root, detail=True)
+            paths = (entry["name"].rstrip("/") for entry in listed if entry["type"] == "directory")
+            names = [path.rpartition("/")[2] for path in paths]
+        return {name for name in names if not name.startswith(".")}
 
     def _list(self, folder: str) -> dict[str, int]:
         path = self._path(folder)
@@ -268,12 +356,13 @@ class Storage(Place):
 
     def read_with(self, job_id: str, name: str, read: Callable[[BinaryIO], T]) -> T | None:
         """Return what a function reads in a file, or ``None`` if it is missing."""
-        with self._wrap_errors():
+        with self._wrap_errors(), contextlib.ExitStack() as stack:
             try:
-                with self.opened(job_id, name) as file:
-                    return read(file)
+                file = stack.enter_context(self.opened(job_id, name))
             except _MISSING:
                 return None
+            # what was opened is there, whatever goes wrong from here on
+            return read(file)
 
     @contextlib.contextmanager
     def opened(self, job_id: str, name: str) -> Iterator[BinaryIO]:

@@ -18,8 +18,8 @@ from airflow_provider_rungen.execution.archive.storage import File, Storage
 from airflow_provider_rungen.execution.archive.threads import batches
 
 T = TypeVar("T")
-# So many manifests are in memory at a time.
-_BATCH = 500
+# The sizes of so many manifests are requested before they are read.
+_BATCH = 1000
 _MAX_NAME_BYTES = 255
 
 
@@ -54,7 +54,7 @@ class StoredJob:
 
 
 def read_stored_jobs(
-    storage: Storage, jobs: Mapping[str, str], on_stored: Callable[[StoredJob], T]
+    storage: Storage, jobs: Mapping[str, str], on_stored: Callable[[StoredJob], T], *, are_remembered: bool
 ) -> dict[str, T]:
     """
     Find those of many jobs whose manifest is complete, and whose files are there with their size. Blocks.
@@ -62,21 +62,30 @@ def read_stored_jobs(
     :param storage: their destination.
     :param jobs: the app of each job, by job id.
     :param on_stored: takes each, whose result may be large, and returns what to return of it.
+    :param are_remembered: whether all were stored there. Then the destination has to confirm what is missing.
     :raises RunGenOutputError: the destination cannot be read.
     """
     stored: dict[str, T] = {}
+    missing: list[File] = []
     for batch in batches(jobs, _BATCH):
-        contents = storage.read_all([(job_id, MANIFEST) for job_id in batch], MAX_MANIFEST_BYTES)
-        found: dict[str, tuple[Manifest, dict[File, int]]] = {}
-        for (job_id, _), content in contents.items():
-            manifest = parse_manifest(content, jobs[job_id], job_id)
-            files = files_of(storage, job_id, manifest)
-            if files is not None:
-                found[job_id] = manifest, files
-        sizes = storage.sizes_of(file for _, files in found.values() for file in files)
-        for job_id, (manifest, files) in found.items():
-            if all(sizes.get(file) == size for file, size in files.items()):
-                stored[job_id] = on_stored(stored_job(storage, jobs[job_id], job_id, manifest))
+        manifests = [(job_id, MANIFEST) for job_id in batch]
+        sizes = storage.sizes_of(manifests)
+        missing += [file for file in manifests if file not in sizes]
+        readable = {file: size for file, size in sizes.items() if size <= MAX_MANIFEST_BYTES}
+        for contents in storage.read_all(readable):
+            found: dict[str, tuple[Manifest, dict[File, int]]] = {}
+            for (job_id, _), content in contents.items():
+                manifest = parse_manifest(content, jobs[job_id], job_id)
+                files = files_of(storage, job_id, manifest)
+                if files is not None:
+                    found[job_id] = manifest, files
+            sizes = storage.sizes_of(file for _, files in found.values() for file in files)
+            missing += [file for _, files in found.values() for file in files if file not in sizes]
+            for job_id, (manifest, files) in found.items():
+                if all(sizes.get(file) == size for file, size in files.items()):
+                    stored[job_id] = on_stored(stored_job(storage, jobs[job_id], job_id, manifest))
+    if missing and are_remembered:
+        storage.confirm_missing(missing)
     return stored
 
 

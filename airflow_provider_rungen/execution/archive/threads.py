@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -33,4 +33,22 @@ def batches(items: Iterable[S], size: int) -> Iterator[list[S]]:
     """Yield the items in lists of a size, the last one of which may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def batches_by_size(sizes: Mapping[S, int], max_count: int, max_bytes: int) -> Iterator[list[S]]:
+    """
+    Yield what has a size in lists, each of which is not larger than that. What is larger comes on its own.
+
+    :param sizes: bytes of each.
+    """
+    batch: list[S] = []
+    total = 0
+    for item, size in sizes.items():
+        if batch and (len(batch) == max_count or total + size > max_bytes):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size
+    if batch:
         yield batch

@@ -76,6 +76,9 @@ class CollectingRun(BatchRun):
         with self._storing_what_completed(), self.completing(event) as result:
             return self._collect(result)
 
+    def prepare_storage(self) -> None:
+        self._collector().prepare()
+
     @property
     def can_read_again(self) -> bool:
         # the function is called once an attempt, and may return something else the next time

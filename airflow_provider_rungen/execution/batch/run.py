@@ -71,6 +71,8 @@ class BatchRun(SendingRun):
         if book is not None:
             self._look_up(inputs, book)
             self.push_page(app_id)
+        # not before the look-up, which has to notice that a folder is missing
+        self.prepare_storage()
         header = BatchHeader(
             app_id=app_id,
             digest=inputs.digest,
@@ -88,9 +90,13 @@ class BatchRun(SendingRun):
         """Return what is kept of a job that is over: there may be many."""
         return strip_payloads(job)
 
+    def prepare_storage(self) -> None:
+        """Find out whether results can be stored, before anything is paid for."""
+
     def page_details(self) -> dict[str, Any]:
         destination = self.options.destination
         return super().page_details() | {
+            "new_ledger": self.new_ledger,
             "rows": self._input_count,
             "reused": len(self.reuse.stored) or None,
             "destination": None if destination is None else redact(str(destination)),

@@ -60,6 +60,8 @@ class SendingRun(DurableRun["BatchOptions"]):
         # what is saved of this attempt, or else of an earlier one
         self._checkpoint: Checkpoint | None = None
         self.reuse = Reuse()
+        #: The ledger, if it did not exist yet.
+        self.new_ledger: str | None = None
         #: The inputs that this attempt could not submit, with the reason.
         self.refused: dict[int, RunGenError] = {}
         self.ended = EndedJobs()
@@ -95,15 +97,21 @@ class SendingRun(DurableRun["BatchOptions"]):
         """Return the file and line of inputs that come from files."""
         return find_places(self._source, indexes, self.options.format)
 
-    def _open_book(self) -> LedgerBook | None:
-        """Open the ledger. The service knows which model the app is."""
+    def _open_book(self, *, create: bool = True) -> LedgerBook | None:
+        """
+        Open the ledger. The service knows which model the app is.
+
+        :param create: see `LedgerBook.open`.
+        """
         if self.options.ledger is None:
             return None
         from airflow_provider_rungen.execution.ledger.book import LedgerBook
         from airflow_provider_rungen.execution.ledger.keys import model_identity
 
         app = self.hook.get_app(app_id=self.app_id)
-        return LedgerBook(self.options.ledger, model_identity(app), run_token(self.ti))
+        book = LedgerBook(self.options.ledger, model_identity(app), run_token(self.ti))
+        self.new_ledger = book.open(create=create)
+        return book
 
     def _look_up(self, inputs: Inputs, book: LedgerBook) -> None:
         """Find out which inputs were paid for."""

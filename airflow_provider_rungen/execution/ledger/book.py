@@ -19,6 +19,7 @@ from airflow_provider_rungen.execution.ledger.entries import (
     VERSION,
     Entry,
     StoredPlace,
+    check_header,
     entry_text,
     is_manifest_uri,
     is_run,
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# So much of the ledger is in memory at a time: the names in so many folders, and so many entries.
+# The names in so many folders are in memory at a time.
 _SHARDS_AT_A_TIME = 16
-_ENTRIES_AT_A_TIME = 2000
 _HEADER: File = ("", "ledger.json")
 _HEADER_TEXT = b'{"version": %d}\n' % VERSION
 
@@ -61,7 +61,7 @@ class LedgerBook:
     :param ledger: the ledger, with its templates rendered.
     :param model: the identity of the model.
     :param run: a token of this task run (lower-case hexadecimal digits), the same in all of its attempts.
-    :raises RunGenInputError: the ledger cannot be written, read or listed.
+    :raises RunGenInputError: there can be no such ledger.
     """
 
     def __init__(self, ledger: Ledger, model: str, run: str) -> None:
@@ -76,7 +76,39 @@ class LedgerBook:
         self._destinations: dict[str, Storage] = {}
         # the jobs that this attempt has written, or seen without reusing them
         self._known: set[str] = set()
-        self._check_access()
+        self._is_missing = False
+
+    def open(self, *, create: bool = True) -> str | None:
+        """
+        Find out whether the ledger can be used, before anything is sent: if not, all is paid for again.
+
+        :param create: whether to create it if it is missing.
+        :return: its URI for the log if it is new, since nothing is remembered then.
+        :raises RunGenInputError: it cannot be written, read, listed or removed from; or it is of another
+            version of this package.
+        """
+        storage = self._storage
+        uri = redact(storage.uri_of(*_HEADER))
+        try:
+            sizes = storage.sizes_of([_HEADER])
+            if any(size > MAX_ENTRY_BYTES for size in sizes.values()):
+                check_header(b"", uri)
+            for contents in storage.read_all(sizes):
+                for content in contents.values():
+                    check_header(content, uri)
+            is_new = not sizes and not storage.folders()
+            self._is_missing = is_new and not create
+            if create:
+                storage.prepare()
+                if not sizes:
+                    storage.write_all({_HEADER: _HEADER_TEXT})
+        except RunGenOutputError as error:
+            raise RunGenInputError(error.message, hint=error.hint, retryable=error.retryable) from None
+        if not is_new:
+            return None
+        folder = redact(str(self._ledger.uri))
+        log.warning("New ledger, nothing is remembered yet: %s", folder)
+        return folder
 
     def key(self, job_input: Mapping[str, Any]) -> str:
         """
@@ -100,6 +132,8 @@ class LedgerBook:
         :raises RunGenOutputError: the ledger or a destination cannot be read.
         """
         found: Found[T] = Found({}, {}, set())
+        if self._is_missing:
+            return found
         done: dict[str, StoredPlace] = {}
         for entries in self._read(set(keys)):
             done.clear()
@@ -113,7 +147,7 @@ class LedgerBook:
             self._known |= {entry.job_id for key, entry in entries.items() if key not in found.stored}
         if destination is not None and found.pending:
             places = {key: entry.place for key, entry in found.pending.items()}
-            stored = self._stored(self._storage_of(destination), places, on_stored)
+            stored = self._stored(Storage(destination, read_only=True), places, on_stored)
             found.stored.update(stored)
             found.unnoted.update(stored)
             for key in stored:
@@ -135,7 +169,8 @@ class LedgerBook:
             by_destination[place.destination][key] = place
         stored: dict[str, T] = {}
         for uri, remembered in by_destination.items():
-            stored |= self._stored(self._storage_of_entry(uri), remembered, on_stored)
+            storage = self._remembered_storage(uri)
+            stored |= self._stored(storage, remembered, on_stored, are_remembered=True)
         if gone := [place.manifest for key, place in places.items() if key not in stored]:
             log.warning(
                 "%d of the remembered jobs are gone from storage and run again: %s",
@@ -208,21 +243,6 @@ class LedgerBook:
         except RunGenError as error:
             log.warning("Could not remove %d entries from the ledger: %s", len(jobs), error.message)
 
-    def _check_access(self) -> None:
-        """Write, read and list something before anything is sent: without a right, all is paid for again."""
-        storage = self._storage
-        try:
-            storage.write_all({_HEADER: _HEADER_TEXT})
-            is_read = storage.read_all([_HEADER], MAX_ENTRY_BYTES) == {_HEADER: _HEADER_TEXT}
-            storage.list_all([""])
-        except RunGenOutputError as error:
-            raise RunGenInputError(error.message, hint=error.hint, retryable=error.retryable) from None
-        if not is_read:
-            uri = redact(storage.uri_of(*_HEADER))
-            raise RunGenInputError(
-                f"the uri of the ledger cannot be used: {uri} was written, but cannot be read"
-            )
-
     def _counts(self, entry: Entry) -> bool:
         # a retry is not to buy again what this run has bought
         if entry.run == self._run:
@@ -243,13 +263,12 @@ class LedgerBook:
         for some in batches(sorted(shards), _SHARDS_AT_A_TIME):
             sizes = self._storage.list_all(some)
             existing = [file for shard in some for file in map(_file, shards[shard]) if file in sizes]
-            for files in batches(existing, _ENTRIES_AT_A_TIME):
-                is_small = [file for file in files if sizes[file] <= MAX_ENTRY_BYTES]
-                contents = self._storage.read_all(is_small, MAX_ENTRY_BYTES)
+            small = {file: sizes[file] for file in existing if sizes[file] <= MAX_ENTRY_BYTES}
+            broken += [file for file in existing if file not in small]
+            for contents in self._storage.read_all(small):
                 parsed = {file: parse_entry(_key(file), content) for file, content in contents.items()}
-                entries = {file: entry for file, entry in parsed.items() if entry is not None}
-                broken += [file for file in files if file not in entries]
-                yield {_key(file): entry for file, entry in entries.items()}
+                broken += [file for file, entry in parsed.items() if entry is None]
+                yield {_key(file): entry for file, entry in parsed.items() if entry is not None}
         if broken:
             log.warning(
                 "Ignored %d invalid entries of the ledger: %s",
@@ -260,26 +279,27 @@ class LedgerBook:
         self._storage.write_all({_file(key): entry_text(key, entry) for key, entry in entries.items()})
         self._known |= {entry.job_id for entry in entries.values()}
 
+    @staticmethod
     def _stored(
-        self, storage: Storage | None, places: Mapping[str, StoredPlace], on_stored: Callable[[StoredJob], T]
+        storage: Storage,
+        places: Mapping[str, StoredPlace],
+        on_stored: Callable[[StoredJob], T],
+        *,
+        are_remembered: bool = False,
     ) -> dict[str, T]:
-        if storage is None:
-            return {}
-        jobs = read_stored_jobs(storage, {place.job_id: place.app_id for place in places.values()}, on_stored)
+        apps = {place.job_id: place.app_id for place in places.values()}
+        jobs = read_stored_jobs(storage, apps, on_stored, are_remembered=are_remembered)
         return {key: jobs[place.job_id] for key, place in places.items() if place.job_id in jobs}
 
-    def _storage_of(self, destination: Any) -> Storage:
-        text = str(destination)
-        if text not in self._destinations:
-            self._destinations[text] = Storage(destination, read_only=True)
-        return self._destinations[text]
-
-    def _storage_of_entry(self, uri: str) -> Storage | None:
-        try:
-            return self._storage_of(uri)
-        except RunGenInputError as error:
-            log.warning("Ignored a destination in the ledger: %s", error.message)
-            return None
+    def _remembered_storage(self, uri: str) -> Storage:
+        if uri not in self._destinations:
+            try:
+                name = f"remembered destination {redact(uri)}"
+                self._destinations[uri] = Storage(uri, name, read_only=True)
+            except RunGenInputError as error:
+                # another worker may have its connection or library, so its files are not missing
+                raise RunGenOutputError(error.message, hint=error.hint) from None
+        return self._destinations[uri]
 
 
 def _file(key: str) -> File:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from airflow_provider_rungen.client.parsing import to_number
+from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.archive.manifests import MANIFEST
 from airflow_provider_rungen.execution.records import is_identifier
 
@@ -77,6 +78,30 @@ class Entry:
     def place(self) -> StoredPlace:
         """Where its job is stored."""
         return StoredPlace(self.job_id, self.app_id, self.manifest, self.execution_seconds)
+
+
+def check_header(content: bytes, uri: str) -> None:
+    """
+    Check the header of a ledger.
+
+    :param uri: where it is, for errors.
+    :raises RunGenInputError: it is none, or another version of this package wrote it.
+    """
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError):
+        fields = None
+    version = fields.get("version") if isinstance(fields, dict) else None
+    if type(version) is not int:
+        raise RunGenInputError(
+            f"the ledger cannot be used: {uri} is not the header of a ledger",
+            hint="Restore that file, or set uri to a folder of its own",
+        )
+    if version != VERSION:
+        raise RunGenInputError(
+            f"the ledger cannot be used: {uri} has version {version}, and this package reads {VERSION}",
+            hint="Install the version of airflow-provider-rungen that wrote it, or set another uri",
+        )
 
 
 def is_run(value: Any) -> bool:

@@ -156,9 +156,26 @@ class ResultsTable:
         if self._suffix == ".parquet":
             _check_pyarrow()
         try:
-            self._storage = Storage(folder + slash)
+            self._storage = Storage(folder + slash, "folder")
         except RunGenInputError as error:
-            raise RunGenInputError(f"results {shown!r} cannot be used: {error.message}", hint=_HINT) from None
+            raise self._refusal(error) from None
+
+    def prepare(self) -> None:
+        """
+        Find out whether the table can be written.
+
+        :raises RunGenInputError: it cannot be written now.
+        """
+        try:
+            self._storage.prepare()
+        except RunGenInputError as error:
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: RunGenInputError) -> RunGenInputError:
+        shown = clean_text(self.uri, 200)
+        return RunGenInputError(
+            f"results {shown!r} cannot be used: {error.message}", hint=_HINT, retryable=error.retryable
+        )
 
     def write(self, rows: Iterable[ResultRow]) -> int:
         """

@@ -104,7 +104,7 @@ class TableRun(BatchRun):
         :param to_input: makes the input of a row.
         """
         with fail_without_retry(), self.opened():
-            book = self._open_book()
+            book = self._open_book(create=False)
             inputs = self._read_inputs(lambda: to_input, book)
             self.link_to(self.app_id)
             if book is not None:
@@ -162,6 +162,7 @@ class TableRun(BatchRun):
         self._has_to_report = True
         runnable = len(plan) - plan.skipped_count
         if plan.refused_count > self._allowed(runnable):
+            self.prepare_storage()  # for the results table, which has all reasons
             raise RunGenInputError(
                 f"The inputs of {plan.refused_count} of {runnable} rows do not fit, "
                 f"{self._allowed(runnable)} may (max_failed): {plan.first_refusal}; nothing was sent"
@@ -174,6 +175,12 @@ class TableRun(BatchRun):
         self._collector = Collector(self, self._collect_options, into=self._rows)
         if self._collect_options.contact_sheet and self._table_options.destination is not None:
             self._sheet = SheetWriter(self._table_options.destination, self._table_options.key)
+
+    def prepare_storage(self) -> None:
+        self._collector.prepare()
+        folder = self._results_uri.rpartition("/")[0]
+        if folder != str(self._table_options.destination).removesuffix("/"):
+            self._results.prepare()
 
     @property
     def _results_uri(self) -> str:

@@ -1,0 +1,382 @@
+"""An outage of storage is not an absence: whole tasks, whose stores fail, by the number of jobs they buy."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
+from conftest import FakeTaskInstance, Outcome, run_task
+from faulty_s3 import CUT, HANG, FaultyS3, S3Fault, S3Request
+from fsspec.implementations.memory import MemoryFileSystem
+
+from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator, RunGenRunTableOperator
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+
+ROWS = 4
+CODES = [
+    S3Fault(400, "ExpiredToken"),
+    S3Fault(403, "ExpiredToken"),
+    S3Fault(403, "RequestTimeTooSkewed"),
+    S3Fault(403, "InvalidAccessKeyId"),
+    S3Fault(403, "SignatureDoesNotMatch"),
+    S3Fault(403, "InvalidObjectState"),
+    S3Fault(403, "AccessDenied"),
+    S3Fault(404, "NoSuchBucket"),
+    S3Fault(503, "SlowDown"),
+]
+
+
+def name_of(fault: S3Fault | Exception) -> str:
+    return f"{fault.code} {fault.status}" if isinstance(fault, S3Fault) else repr(fault)
+
+
+class Task:
+    """A table task with a ledger, that runs again and again."""
+
+    def __init__(self, emulator: Emulator, base: str, **options: Any) -> None:
+        emulator.service.job_seconds = 0.0
+        emulator.service.scale("flux-schnell", 1000)
+        self.emulator = emulator
+        self.options: dict[str, Any] = {
+            "table": [{"n": n, "prompt": f"picture {n}"} for n in range(ROWS)],
+            "key": "n",
+            "destination": f"{base}/photos",
+            "ledger": Ledger(f"{base}/ledger"),
+            "poll_interval": 0.02,
+        } | options
+        self.runs = 0
+
+    def run(self, *, retry: bool = False, **changes: Any) -> Outcome:
+        """Run the first attempt of a run, or a retry."""
+        self.runs += not retry
+        self.ti = FakeTaskInstance()
+        self.ti.run_id = f"run {self.runs}"
+        self.ti.try_number = 1 + retry
+        self.ti.max_tries = 2
+        return run_task(RunGenRunTableOperator(task_id="task", **self.options | changes), {"ti": self.ti})
+
+    @property
+    def bought(self) -> int:
+        return int(self.emulator.service.stats()["jobs_created"])
+
+
+def retryable(outcome: Outcome) -> bool:
+    """Return whether an attempt failed with an error that Airflow retries."""
+    return bool(getattr(outcome.error, "retryable", False))
+
+
+# --- S3, behind a proxy ---
+
+
+@pytest.fixture(scope="session")
+def _proxy(s3_client: Any) -> Iterator[FaultyS3]:
+    with FaultyS3(s3_client.meta.endpoint_url.removeprefix("http://")) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(_proxy: FaultyS3, s3_client: Any) -> Iterator[FaultyS3]:
+    _proxy.reset()
+    yield _proxy
+    _proxy.reset()
+
+
+@pytest.fixture
+def task(proxy: FaultyS3, rungen_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    extra = {
+        "endpoint_url": proxy.url,
+        "region_name": "us-east-1",
+        "config_kwargs": {"retries": {"max_attempts": 0}, "read_timeout": 0.5},
+    }
+    own = {"conn_type": "aws", "login": "me-myself", "password": "a-secret", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_FAULTY_S3", json.dumps(own))
+    return Task(rungen_emulator, f"s3://faulty_s3@bucket/{tmp_path.name}")
+
+
+Where = Callable[[S3Request], bool]
+
+
+def in_folder(name: str, *operations: str) -> Where:
+    return lambda request: f"/{name}/" in f"/{request.key}/" and request.operation in operations
+
+
+EVERYTHING = ("GET", "HEAD", "LIST", "PUT", "DELETE", "BULK_DELETE")
+PLACES: dict[str, Where] = {
+    "GET of stored files": in_folder("photos", "GET"),
+    "GET and HEAD of stored files": in_folder("photos", "GET", "HEAD"),
+    "all of the destination": in_folder("photos", *EVERYTHING),
+    "GET of entries": lambda request: (
+        in_folder("ledger", "GET")(request) and "ledger.json" not in request.key
+    ),
+    "LIST of a shard": lambda request: request.operation == "LIST" and request.key.rstrip("/")[-3:-2] == "/",
+    "all of the ledger": in_folder("ledger", *EVERYTHING),
+}
+
+
+def bought_in(
+    task: Task, faults: Iterable[Any], cause: Callable[[Any], None], end: Callable[[], None]
+) -> dict[str, int | str]:
+    """Buy once, then run in each of several outages. Return what each of these runs bought."""
+    assert task.run().error is None
+    bought: dict[str, int | str] = {}
+    for fault in faults:
+        before = task.bought
+        cause(fault)
+        outcome = task.run()
+        end()
+        bought[name_of(fault)] = task.bought - before if retryable(outcome) else f"not retryable: {outcome}"
+    assert task.run(retry=True).value["reused"] == ROWS
+    return bought
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_no_outage_of_s3_buys_again_what_is_stored(task: Task, proxy: FaultyS3, where: str) -> None:
+    def cause(fault: S3Fault) -> None:
+        proxy.find_fault = lambda request: fault if PLACES[where](request) else None
+
+    faults = [*CODES, CUT, HANG]
+    assert bought_in(task, faults, cause, proxy.reset) == {name_of(fault): 0 for fault in faults}
+
+
+def test_a_destination_that_refuses_everything_buys_nothing(task: Task, proxy: FaultyS3) -> None:
+    proxy.find_fault = lambda request: (
+        S3Fault(403, "AccessDenied") if in_folder("photos", *EVERYTHING)(request) else None
+    )
+    for attempt in range(3):
+        assert retryable(task.run(retry=attempt > 0))
+    assert task.bought == 0
+
+
+@pytest.mark.parametrize(
+    "operations", [["PUT"], ["GET", "HEAD"], ["LIST"], ["DELETE", "BULK_DELETE"]], ids=str
+)
+@pytest.mark.parametrize("has_ledger", [True, False])
+def test_each_right_on_the_destination_is_tried_before_anything_is_bought(
+    task: Task, proxy: FaultyS3, operations: list[str], has_ledger: bool
+) -> None:
+    changes: dict[str, Any] = {} if has_ledger else {"ledger": None}
+    proxy.find_fault = lambda request: (
+        S3Fault(403, "AccessDenied") if in_folder("photos", *operations)(request) else None
+    )
+    outcome = task.run(**changes)
+    assert task.bought == 0
+    assert retryable(outcome)
+    assert "destination" in str(outcome.error)
+    proxy.reset()
+    assert task.run(retry=True, **changes).value["jobs"] == ROWS
+
+
+def test_a_place_is_tried_with_few_requests_and_left_as_it_was(
+    task: Task, proxy: FaultyS3, s3_client: Any
+) -> None:
+    assert task.run().error is None
+    probes = [request.operation for request in proxy.requests if "/.rungen/" in request.key]
+    # of the ledger and of the destination
+    assert probes == 2 * ["PUT", "LIST", "GET", "BULK_DELETE"]
+    keys = {each["Key"] for each in s3_client.list_objects_v2(Bucket="bucket")["Contents"]}
+    assert not [key for key in keys if "/.rungen/" in key]
+
+
+# --- Google Cloud Storage and Azure: the exceptions of gcsfs and adlfs ---
+
+
+class GcsHttpError(Exception):
+    """As `gcsfs.retry.HttpError`, for 401 and all that gcsfs does not know."""
+
+
+class RefreshError(Exception):
+    """As `google.auth.exceptions.RefreshError`, when no new token can be had."""
+
+
+class AzureError(Exception):
+    """As `azure.core.exceptions.AzureError`."""
+
+
+class ClientAuthenticationError(AzureError):
+    """As that of `azure.core`, for an expired token or a wrong clock."""
+
+
+class Cloud(MemoryFileSystem):  # type: ignore[misc]  # it has no types
+    """An object store, some of whose methods raise an error for a folder."""
+
+    cachable = False
+    error: Exception | None = None
+    broken: tuple[str, ...] = ()
+    folder = scheme = ""
+
+    def _check(self, method: str, path: Any) -> None:
+        if self.error is not None and method in self.broken and f"/{self.folder}/" in f"{path}/":
+            raise self.error
+
+    def info(self, path: Any, **kwargs: Any) -> Any:
+        self._check("info", path)
+        return super().info(path, **kwargs)
+
+    def ls(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        self._check("ls", path)
+        return super().ls(path, *args, **kwargs)
+
+    def cat_file(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        self._check("read", path)
+        return super().cat_file(path, *args, **kwargs)
+
+    def pipe_file(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        self._check("write", path)
+        return super().pipe_file(path, *args, **kwargs)
+
+
+@pytest.fixture(params=["gs", "abfs"])
+def cloud(request: pytest.FixtureRequest) -> Iterator[Cloud]:
+    module = import_module(ObjectStoragePath.__module__)  # it moved with Airflow 3
+    fs = Cloud()
+    module.attach(request.param, fs=fs).fs = fs
+    fs.store.clear()
+    fs.scheme = request.param
+    yield fs
+    fs.store.clear()
+
+
+OUTAGES = {
+    "gs": [
+        OSError("Forbidden: https://storage.googleapis.com/b/bucket/o\nInvalid JWT signature"),  # 403
+        ValueError("Bad Request: invalid_grant"),  # 400
+        GcsHttpError("Invalid Credentials, 401"),
+        RefreshError("('invalid_grant: Token has been expired or revoked.', {})"),
+        FileNotFoundError("gs://bucket"),  # a bucket that is gone, too
+    ],
+    "abfs": [
+        ClientAuthenticationError("AuthenticationFailed: Signature not valid in the specified time frame"),
+        AzureError("ServerBusy"),
+        PermissionError("AuthorizationPermissionMismatch"),
+        FileNotFoundError("abfs://container"),  # a container that is gone, too
+    ],
+}
+
+
+@pytest.mark.parametrize("broken", [("read",), ("ls", "info", "read")], ids=str)
+@pytest.mark.parametrize("where", ["photos", "ledger"])
+def test_no_outage_of_another_cloud_buys_again_what_is_stored(
+    cloud: Cloud, rungen_emulator: Emulator, where: str, broken: tuple[str, ...]
+) -> None:
+    errors = OUTAGES[cloud.scheme]
+    cloud.folder, cloud.broken = where, broken
+
+    def cause(error: Exception | None = None) -> None:
+        cloud.error = error
+
+    task = Task(rungen_emulator, f"{cloud.scheme}://bucket/x")
+    assert bought_in(task, errors, cause, cause) == {name_of(error): 0 for error in errors}
+
+
+# --- folders of this machine, and mounts ---
+
+
+@pytest.fixture
+def local(rungen_emulator: Emulator, tmp_path: Path) -> Task:
+    (tmp_path / "mount").mkdir()
+    return Task(rungen_emulator, f"{tmp_path}/mount")
+
+
+def test_a_destination_on_a_missing_mount_buys_nothing(local: Task, tmp_path: Path) -> None:
+    mount, ledger = tmp_path / "mount", Ledger(str(tmp_path / "ledger"))
+    assert local.run(ledger=ledger).error is None
+    mount.rename(tmp_path / "elsewhere")
+    mount.mkdir()  # as where a mount would be
+    for attempt in range(3):
+        outcome = local.run(ledger=ledger, retry=attempt > 0)
+        assert retryable(outcome)
+        assert str(mount / "photos") in str(outcome.error)
+    assert local.bought == ROWS
+    assert not list(mount.iterdir())
+    mount.rmdir()
+    (tmp_path / "elsewhere").rename(mount)
+    assert local.run(ledger=ledger, retry=True).value["reused"] == ROWS
+
+
+def test_a_destination_that_is_a_missing_mount_itself_buys_nothing(local: Task, tmp_path: Path) -> None:
+    photos, ledger = tmp_path / "mount" / "photos", Ledger(str(tmp_path / "ledger"))
+    assert local.run(ledger=ledger).error is None
+    photos.rename(tmp_path / "elsewhere")
+    photos.mkdir()
+    for attempt in range(3):
+        assert retryable(local.run(ledger=ledger, retry=attempt > 0))
+    assert local.bought == ROWS
+
+
+def test_a_ledger_that_had_to_be_created_is_named(
+    local: Task, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warned() -> bool:
+        return any(
+            record.levelname == "WARNING" and f"{tmp_path}/mount/ledger" in record.getMessage()
+            for record in caplog.records
+        )
+
+    assert local.run().error is None
+    assert warned()
+    assert local.ti.xcoms["rungen_page"]["new_ledger"] == f"{tmp_path}/mount/ledger"
+    caplog.clear()
+    assert local.run().error is None
+    assert not warned()
+    assert "new_ledger" not in local.ti.xcoms["rungen_page"]
+
+
+def test_a_plan_creates_no_ledger_and_no_folder(local: Task, tmp_path: Path) -> None:
+    context = {"ti": FakeTaskInstance()}
+    outcome = run_task(RunGenPlanTableOperator(task_id="plan", **local.options), context)
+    assert outcome.value == ROWS
+    assert not list((tmp_path / "mount").iterdir())
+
+
+@pytest.mark.parametrize("what", ["manifest.json", "0-0.png", "entry", "shard"])
+def test_a_local_file_that_cannot_be_read_is_an_outage(
+    local: Task, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A network file system has such errors, and nobody is refused as root."""
+    is_meant: Callable[[str], bool] = {
+        "entry": lambda name: len(name) == len(".json") + 64,
+        "shard": lambda name: name[-3:-2] == "/",
+    }.get(what, lambda name: name == what)
+    current: list[OSError] = []
+    for function in ("open", "stat"):
+        real: Callable[..., Any] = getattr(os, function)
+
+        def broken(path: Any, *args: Any, original: Callable[..., Any] = real, **kwargs: Any) -> Any:
+            if current and isinstance(path, str) and is_meant(path):
+                raise current[0]
+            return original(path, *args, **kwargs)
+
+        monkeypatch.setattr(os, function, broken)
+
+    numbers = [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES, errno.EPERM]
+    errors = [OSError(number, os.strerror(number)) for number in numbers]
+    assert bought_in(local, errors, current.append, current.clear) == {name_of(error): 0 for error in errors}
+
+
+# --- the header of a ledger ---
+
+
+@pytest.mark.parametrize(
+    "header", [b'{"version": 2}\n', b"", b"{", b"[1]", b"\xff", b'{"version": "1"}', b"x" * 100_000]
+)
+def test_a_ledger_of_another_version_is_refused_and_left_alone(
+    local: Task, tmp_path: Path, header: bytes
+) -> None:
+    assert local.run().error is None
+    path = tmp_path / "mount" / "ledger" / "ledger.json"
+    path.write_bytes(header)
+    outcome = local.run()
+    assert type(outcome.error) is AirflowFailException
+    assert str(path) in str(outcome.error)
+    assert ("version 2" in str(outcome.error)) == (b"2" in header)
+    assert path.read_bytes() == header
+    assert local.bought == ROWS
