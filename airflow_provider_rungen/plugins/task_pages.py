@@ -42,6 +42,7 @@ MAX_POLLED = 24
 _UNSTORED = "The files of these jobs are only at RunGen. Set destination on the task to store and see them."
 _NOT_THERE = "Some files are not in {place}. They were not stored, or were moved or removed since."
 _SUBMITTING = "The jobs are being submitted."
+_NEW_LEDGER = "The ledger {ledger} was new, so that nothing was reused."
 _IN_FLIGHT = "The app has jobs of other tasks, too, so that more may be done than is shown."
 
 
@@ -64,6 +65,8 @@ async def task_page(task: TaskRecord, urls: Urls, page: int) -> TaskPage:
         _note_unstored(gathering, [job for job_id, job in found.items() if job_id in unstored])
     if jobs.is_partly_counted:
         gathering.notices.append(f"Only the first {jobs.total} rows are counted.")
+    if task.new_ledger:
+        gathering.notices.append(_NEW_LEDGER.format(ledger=shown_text(task.new_ledger)))
     # not in the event loop: there may be many large inputs and results
     return await run_in_threadpool(
         _task_page, gathering, urls, page, jobs=jobs, progress=progress, manifests=manifests, found=found

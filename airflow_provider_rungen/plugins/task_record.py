@@ -95,6 +95,11 @@ class TaskRecord:
         return self._text("results")
 
     @property
+    def new_ledger(self) -> str:
+        """The ledger, if the task had to create it."""
+        return self._text("new_ledger")
+
+    @property
     def key(self) -> list[str]:
         """The columns of the results table that identify a row."""
         return [name for name in sequence(self.page.get("key")) if isinstance(name, str)]
