@@ -61,6 +61,7 @@ async def get_task(
         index = -1
     task = None
     request.state.began = time.monotonic()
+    charge("dag", dag_id)
     if -1 <= index <= _MAX_INDEX:
         try:
             task = await _read(_XCOM_TIME, airflow_data.find_task, dag_id, run_id, task_id, index)
@@ -70,7 +71,6 @@ async def get_task(
             raise _not_made(error) from None
     if task is None:
         raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
-    charge("dag", dag_id)
     charge("connection", task.conn_id)
     for place in (task.results, task.destination):
         charge("store", store_of(place))
