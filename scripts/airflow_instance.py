@@ -252,7 +252,7 @@ class AirflowInstance:
             headers=headers,
             method=method,
         )
-        with self._opener.open(request, timeout=30) as response:
+        with self._opener.open(request, timeout=60) as response:
             return json.loads(response.read() or b"null")
 
     def log_in(self, username: str, password: str) -> None:
