@@ -51,6 +51,7 @@ async def get_task(user: User, dag_id: str, run_id: str, task_id: str, map_index
     except ValueError:
         index = -1
     task = None
+    charge("dag", dag_id)
     if -1 <= index <= _MAX_INDEX:
         try:
             task = await run_in_threadpool(airflow_data.find_task, dag_id, run_id, task_id, index)
@@ -58,7 +59,6 @@ async def get_task(user: User, dag_id: str, run_id: str, task_id: str, map_index
             raise _not_made(error) from None
     if task is None:
         raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
-    charge("dag", dag_id)
     charge("connection", task.conn_id)
     for place in (task.results, task.destination):
         charge("store", store_of(place))
