@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from airflow_provider_rungen.exceptions import RunGenInputError
@@ -99,7 +100,9 @@ def size_of(column: Any) -> int:
     """Return how many bytes the values of a column have, also where they are stored once."""
     pa = load_pyarrow()
     if not pa.types.is_dictionary(column.type):
-        return int(column.nbytes)
+        with contextlib.suppress(pa.ArrowException):  # older versions know some types only as a whole
+            return int(column.nbytes)
+        return 0
     from pyarrow import compute
 
     try:

@@ -20,10 +20,11 @@ _DICTIONARY_PAGE = 2
 _DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY = 6, 7
 # Of a value in a list, whatever its type: its levels, and its place in an array.
 _LEAST_BYTES = 16
-# Texts of smaller dictionaries are no problem in any number.
-_SMALL_BYTES = 1024
+# Of a batch. If the longest text is no longer than all texts of a dictionary, it is not measured.
+_SMALL_BATCH_BYTES = 1 << 19
 _MAX_HEADER_BYTES = 16 << 20
 _MAX_INT = 2**31 - 1
+_SIZE = struct.Struct("<I")
 
 
 class TooLargeError(Exception):
@@ -108,7 +109,7 @@ class WatchedFile:
         )
         if any(first.end > second.start for first, second in pairwise(chunks)):
             raise ValueError("its columns overlap")
-        self._chunks, self._rows = chunks, rows
+        self._chunks, self._rows = chunks, min(rows, metadata.num_rows)
         self._opened = self._held = self._longest = 0
         for chunk in chunks:
             self._expect(chunk, chunk.width)
@@ -174,7 +175,7 @@ class WatchedFile:
     def _open_dictionary(self, chunk: _Chunk, unpacked: int) -> int:
         """Return how many bytes a dictionary takes."""
         chunk.dictionary_bytes = unpacked
-        if chunk.is_text and unpacked > _SMALL_BYTES:
+        if chunk.is_text and (unpacked * self._rows > _SMALL_BATCH_BYTES or chunk.is_nested):
             chunk.dictionary = bytearray()
         elif chunk.is_text:
             self._expect(chunk, unpacked)
@@ -231,18 +232,18 @@ def _longest(chunk: _Chunk) -> int:
     """Return the length of the longest text of a dictionary, or that of the whole if it cannot be read."""
     import pyarrow as pa
 
-    packed: Any = bytes(chunk.dictionary or b"")
+    data: Any = chunk.dictionary
     if chunk.codec != "UNCOMPRESSED":
-        with contextlib.suppress(pa.ArrowException, OSError, ValueError):
-            packed = pa.Codec(chunk.codec.lower()).decompress(packed, chunk.dictionary_bytes)
-        if isinstance(packed, bytes):
+        try:
+            data = pa.Codec(chunk.codec.lower()).decompress(data, chunk.dictionary_bytes)
+        except (pa.ArrowException, OSError, ValueError):
             return min(chunk.dictionary_bytes, MAX_ROW_BYTES)
-    at = longest = 0
-    data, size_at = memoryview(packed), struct.Struct("<I").unpack_from
-    while at + 4 <= len(data):
-        (size,) = size_at(data, at)
-        longest = max(longest, size)
-        at += 4 + size
+    at, longest, size_at = 0, 0, _SIZE.unpack_from
+    with contextlib.suppress(struct.error):  # at the end
+        while True:
+            (size,) = size_at(data, at)
+            longest = max(longest, size)
+            at += size + 4
     return longest
 
 

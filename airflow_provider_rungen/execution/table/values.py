@@ -85,22 +85,23 @@ class RowConverter:
         :param count: how many rows came before it.
         """
         for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
-            yield from self._rows(batch.slice(start, ROWS_AT_A_TIME), count + start)
+            for part, before in self._parts(batch.slice(start, ROWS_AT_A_TIME), count + start):
+                columns = [
+                    _values(part.column(name), name, cast, convert, before)
+                    for name, cast, convert in self._columns
+                ]
+                for row in zip(*columns, strict=True):
+                    yield dict(zip(self._names, row, strict=True))
 
-    def _rows(self, batch: Any, count: int) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a small batch, after those of its first half if it has many bytes."""
+    def _parts(self, batch: Any, count: int) -> Iterator[tuple[Any, int]]:
+        """Yield parts of a batch that are small enough to convert at a time, and how many rows are before."""
         sizes = {name: arrow.size_of(batch.column(name)) for name in self._names}
         if sum(sizes.values()) <= MAX_ROW_BYTES:
-            columns = [
-                _values(batch.column(name), name, cast, convert, count)
-                for name, cast, convert in self._columns
-            ]
-            for row in zip(*columns, strict=True):
-                yield dict(zip(self._names, row, strict=True))
+            yield batch, count
         elif batch.num_rows > 1:
             half = batch.num_rows // 2
-            yield from self._rows(batch.slice(0, half), count)
-            yield from self._rows(batch.slice(half), count + half)
+            yield from self._parts(batch.slice(0, half), count)
+            yield from self._parts(batch.slice(half), count + half)
         else:
             name = max(sizes, key=lambda name: sizes[name])
             reason = f"has more than {MAX_ROW_BYTES >> 20} MiB, {sizes[name] >> 20} of them in column "
