@@ -39,7 +39,7 @@ class Backlog:
 
 class Saver:
     """
-    Saves a backlog again and again, until it is told to finish.
+    Saves a backlog again and again, until `finish`.
 
     :param backlog: what one store has to take.
     :param patience: seconds in which the store may fail, or not answer.
@@ -101,7 +101,8 @@ class Saver:
 
     def _flush(self) -> None:
         """Save what has changed. When the store fails, retry for a while."""
-        give_up_at, pause, last_pauses = 0.0, retry.BACKOFF, iter(PAUSES)
+        give_up_at, pause = 0.0, retry.BACKOFF
+        last_pauses = iter(() if self._failure else PAUSES)
         while True:
             try:
                 return self._backlog.flush()
