@@ -73,7 +73,7 @@ class Runs:
             "scaled": ("rungen_scaled", {}, {"results": str(self.costs)}),
             "first night": ("rungen_catalogue", {}, {}),
             "second night": ("rungen_catalogue", {}, changed),
-            "descriptions": ("rungen_descriptions", {}, {}),
+            **{name: ("rungen_descriptions", {}, {}) for name in ("descriptions", "descriptions again")},
             "first job": ("rungen_first_job", {}, FORM),
             **{f"gpu {number}": ("rungen_scaled_app", {}, {}) for number in ("once", "twice")},
         }
@@ -318,7 +318,9 @@ def test_the_contact_sheet_shows_the_table(runs: Runs) -> None:
 def test_parquet_becomes_parquet(runs: Runs) -> None:
     assert set(runs.states["descriptions"].values()) == {"success"}
     assert format_summary(runs.value("descriptions", "describe")) == "4 rows: 3 bought, 1 skipped"
-    assert len(runs.prompts("Describe")) == 3
+    again = format_summary(runs.value("descriptions again", "describe"))
+    assert again == "4 rows: 3 reused, 1 skipped"
+    assert len(runs.prompts("Describe")) == 3, "the second run paid for nothing"
     table = parquet.read_table(runs.descriptions / "descriptions.parquet")
     assert table.column("id").to_pylist() == [104, 220, 310, 118]
     assert table.column("price").to_pylist() == [39.5, 54.0, 620.0, 89.9]

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     )
     from airflow.sdk.execution_time.xcom import XCom
     from airflow.sdk.log import mask_secret
+    from airflow.secrets.environment_variables import EnvironmentVariablesBackend
     from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 Version = tuple[int, int]
