@@ -46,7 +46,7 @@ from airflow_provider_rungen.execution import (
     task_instances,
     waiting,
 )
-from airflow_provider_rungen.execution.batch import checkpoint, submitter
+from airflow_provider_rungen.execution.batch import saver, submitter
 from airflow_provider_rungen.execution.batch import run as batch_run
 from airflow_provider_rungen.hooks import rungen as hooks
 from airflow_provider_rungen.operators import (
@@ -806,7 +806,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         (batch_run, {"VISIBILITY_GRACE": 0.4}),
         (job_run, {"VISIBILITY_GRACE": 0.4}),
         (state_store, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
-        (checkpoint, {"PAUSES": (0.01, 0.02)}),
+        (saver, {"PAUSES": (0.01, 0.02)}),
         (submitter, {"STORE_RETRY_BUDGET": 0.4}),
         (waiting, {"FIRST_INTERVAL": 0.05}),
         (end_locator, {"CHECK_INTERVAL": 0.3, "COUNTER_GRACE": 0.2}),

@@ -1,0 +1,134 @@
+"""The record of one attempt: its numbers, what it ran, and how it ended. Nobody else writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+from typing import Any
+
+from airflow_provider_rungen.runs import records
+from airflow_provider_rungen.runs.place import SupersededError
+from airflow_provider_rungen.runs.records import InvalidRecordError
+from airflow_provider_rungen.runs.rows import Writer
+
+_SUFFIX = ".json"
+_MAX_LISTED = 10_000
+
+
+class End(StrEnum):
+    """How an attempt ended, as far as it could record it."""
+
+    UNKNOWN = ""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    #: A user cleared the task while it ran.
+    CLEARED = "cleared"
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """
+    One attempt of a task run.
+
+    :param turn: its number in this run, from 1. Unlike Airflow's, it never starts again.
+    :param nonce: see `Writer`.
+    :param since: the first attempt whose jobs count for this one.
+    :param try_number: with the next three, the numbers of Airflow that tell a retry from a clear.
+    :param run_began: when the DAG run began (seconds since 1970). One that was deleted and made again has the
+        same name, and begins with the first attempt.
+    :param plan: the digest of the plan; empty until the source is read.
+    :param began: when it began (seconds since 1970).
+    :param end: how it ended.
+    :param error: why it failed.
+    :param hint: what to do next.
+    :param still_billing: the jobs that may still run.
+    """
+
+    turn: int
+    nonce: str
+    since: int
+    try_number: int = 1
+    max_tries: int = 0
+    retries: int | None = None
+    clear_number: int | None = None
+    app_id: str = ""
+    model: str = ""
+    run_began: float = 0.0
+    plan: str = ""
+    began: float = 0.0
+    end: End = End.UNKNOWN
+    error: str = ""
+    hint: str = ""
+    still_billing: tuple[str, ...] = ()
+
+    @property
+    def writer(self) -> Writer:
+        return Writer(self.turn, self.try_number, self.nonce)
+
+    def encode(self) -> bytes:
+        """Return the content of the file."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return records.to_lines([{"version": records.VERSION} | values])
+
+    @classmethod
+    def decode(cls, content: bytes) -> AttemptRecord:
+        """
+        Return what a file says.
+
+        :raises InvalidRecordError: it is not such a file, or not a complete one.
+        """
+        return records.decode(content, _read, cls.encode)
+
+
+def next_turn(earlier: Sequence[AttemptRecord], try_number: int, run_began: float) -> int:
+    """
+    Return the turn of an attempt that begins.
+
+    :param earlier: the attempts so far.
+    :param try_number: Airflow's number of the attempt.
+    :param run_began: see `AttemptRecord`.
+    :raises SupersededError: Airflow has started a later attempt. This one was cut off before it began.
+    """
+    for record in earlier:
+        if record.try_number > try_number and record.run_began == run_began:
+            raise SupersededError(
+                f"Attempt {try_number} is cut off: attempt {record.try_number} has begun; nothing was sent"
+            )
+    return 1 + max((record.turn for record in earlier), default=0)
+
+
+def attempt_name(writer: Writer) -> str:
+    """Return the name of the record of an attempt."""
+    return f"{writer}{_SUFFIX}"
+
+
+def parse_attempt_name(name: str) -> Writer | None:
+    """Return whose record has a name; ``None`` for other files."""
+    return Writer.parse(name.removesuffix(_SUFFIX)) if name.endswith(_SUFFIX) else None
+
+
+def _read(lines: list[Any]) -> AttemptRecord:
+    [values] = lines
+    records.check_version(values)
+    record = AttemptRecord(**{name: value for name, value in values.items() if name != "version"})
+    if len(record.still_billing) > _MAX_LISTED:
+        raise InvalidRecordError("still_billing is too long")
+    turn = records.count(record.turn, "turn", least=1)
+    for name, least in (("try_number", 0), ("max_tries", -1)):
+        records.count(getattr(record, name), name, least=least)
+    for name in ("retries", "clear_number"):
+        if (number := getattr(record, name)) is not None:
+            records.count(number, name)
+    for name in ("app_id", "model", "error", "hint"):
+        records.text(getattr(record, name), name, most=4000)
+    return replace(
+        record,
+        nonce=records.hexadecimal(record.nonce, "nonce"),
+        since=records.count(record.since, "since", least=1, most=turn),
+        plan=record.plan and records.hexadecimal(record.plan, "plan"),
+        run_began=records.seconds(record.run_began, "run_began") or 0.0,
+        began=records.seconds(record.began, "began") or 0.0,
+        end=End(record.end),
+        still_billing=tuple(records.identifier(each, "a job") for each in record.still_billing),
+    )

@@ -1,0 +1,151 @@
+"""The file of one writer about one part of the plan: all that it knows of the part. Replaced as a whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from airflow_provider_rungen.runs import records
+from airflow_provider_rungen.runs.records import InvalidRecordError
+from airflow_provider_rungen.runs.rows import Intent, Job, JobState, Row, Writer
+
+#: Inputs in a part. Fewer make more files, more make each replacement larger.
+PART_ROWS = 64
+#: Jobs that one input may have had.
+MAX_JOBS = 1000
+MAX_PART_BYTES = 1 << 22
+_NAME = re.compile(r"(\d{6,9})\.([^.]+)\.(\d{1,9})\.jsonl")
+# The fields of a job that may be left out at its end, if these are all that follows.
+_DEFAULTS: list[Any] = [int(JobState.OPEN), None, "", "", 0]
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """
+    What one writer knows of a part.
+
+    :param plan: the digest of the plan.
+    :param number: the number of the part, from 0.
+    :param writer: who wrote it.
+    :param save: how often the writer had saved anything before, so that a later file replaces an earlier one.
+    :param nth: how many other parts the writer had begun before: a gap shows that a file is missing.
+    :param rows: by input, what is known. Of intents, it has only the writer's own.
+    """
+
+    plan: str
+    number: int
+    writer: Writer
+    save: int
+    nth: int
+    rows: Mapping[int, Row]
+
+    def encode(self) -> bytes:
+        """Return the content of the file."""
+        header = {
+            "version": records.VERSION,
+            "plan": self.plan,
+            "part": self.number,
+            "writer": str(self.writer),
+            "save": self.save,
+            "nth": self.nth,
+            "rows": len(self.rows),
+        }
+        return records.to_lines([header, *(_line(number, row) for number, row in sorted(self.rows.items()))])
+
+    @classmethod
+    def decode(cls, content: bytes) -> PartFile:
+        """
+        Return what a file says.
+
+        :raises InvalidRecordError: it is not such a file, or not a complete one.
+        """
+        if len(content) > MAX_PART_BYTES:
+            raise InvalidRecordError("it is too large")
+        return records.decode(content, _read, cls.encode)
+
+
+@dataclass(frozen=True)
+class PartName:
+    """
+    The name of a part's file.
+
+    :param copy: counts the names that the writer gave up, since nobody knows if a write to them succeeded.
+    """
+
+    number: int
+    writer: Writer
+    copy: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.number:06d}.{self.writer}.{self.copy}.jsonl"
+
+    @classmethod
+    def parse(cls, name: str) -> PartName | None:
+        """Return the parts of a name; ``None`` for other files, such as the temporary ones of a store."""
+        found = _NAME.fullmatch(name)
+        if found is None or (writer := Writer.parse(found[2])) is None:
+            return None
+        parsed = cls(int(found[1]), writer, int(found[3]))
+        return parsed if str(parsed) == name else None
+
+    def next_copy(self) -> PartName:
+        """Return the name to use instead, once the fate of a write is unknown."""
+        return replace(self, copy=self.copy + 1)
+
+
+def _line(number: int, row: Row) -> list[Any]:
+    intent = row.intents[0] if row.intents else None
+    mark = 0 if intent is None else 1 if intent.refusal is None else intent.refusal
+    return [number, mark, *map(_job_values, row.jobs)]
+
+
+def _job_values(job: Job) -> list[Any]:
+    values = [int(job.state), job.seconds, job.stored, job.why, int(job.is_shared)]
+    while values and values[-1] == _DEFAULTS[len(values) - 1]:
+        values.pop()
+    return [job.id, job.turn, *values]
+
+
+def _read(lines: list[Any]) -> PartFile:
+    header, *body = lines
+    records.check_version(header)
+    writer = Writer.parse(header["writer"])
+    if writer is None:
+        raise InvalidRecordError("writer is no attempt")
+    number = records.count(header["part"], "part")
+    return PartFile(
+        plan=records.hexadecimal(header["plan"], "plan"),
+        number=number,
+        writer=writer,
+        save=records.count(header["save"], "save"),
+        nth=records.count(header["nth"], "nth"),
+        rows=dict(_read_row(line, number * PART_ROWS, writer) for line in body),
+    )
+
+
+def _read_row(line: list[Any], first: int, writer: Writer) -> tuple[int, Row]:
+    number, mark, *jobs = line
+    records.count(number, "input", least=first, most=first + PART_ROWS - 1)
+    if len(jobs) > MAX_JOBS:
+        raise InvalidRecordError(f"an input has more than {MAX_JOBS} jobs")
+    row = Row()
+    for job in jobs:
+        row = row.with_job(_read_job(writer, *job))
+    if mark != 0:
+        row = row.with_intent(writer, Intent(writer, None if mark == 1 else records.text(mark, "refusal")))
+    return number, row
+
+
+def _read_job(writer: Writer, job_id: Any, turn: Any, *values: Any) -> Job:
+    state, seconds, stored, why, is_shared = [*values, *_DEFAULTS[len(values) :]]
+    return Job(
+        id=records.identifier(job_id, "id"),
+        turn=records.count(turn, "turn", least=1, most=writer.turn),
+        state=JobState(records.count(state, "state")),
+        seconds=records.seconds(seconds, "seconds"),
+        stored=records.text(stored, "stored", most=2048),
+        why=records.text(why, "why"),
+        is_shared=bool(is_shared),
+    )

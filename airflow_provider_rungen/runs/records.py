@@ -1,0 +1,102 @@
+"""The one validator of everything that is read from storage, where anybody may have written anything."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from airflow_provider_rungen.client import codec
+from airflow_provider_rungen.exceptions import RunGenInputError
+
+T = TypeVar("T")
+
+#: The version of all files of a run.
+VERSION = 1
+MAX_COUNT = 10**9
+_MAX_TEXT = 1000
+_HEX = re.compile(r"[0-9a-f]{8,64}")
+
+
+class InvalidRecordError(ValueError):
+    """Some bytes are not what this version writes; the message names the field."""
+
+
+def to_json(value: Any) -> str:
+    """Return a value as compact JSON, the same text each time."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def to_lines(values: Iterable[Any]) -> bytes:
+    """Return values as JSON Lines."""
+    return "".join(f"{to_json(value)}\n" for value in values).encode("utf-8", "surrogatepass")
+
+
+def decode(content: bytes, read: Callable[[list[Any]], T], encode: Callable[[T], bytes]) -> T:
+    """
+    Return what some JSON Lines say.
+
+    They are valid only if they are, byte for byte, what this version writes about it. So a file that was cut
+    short, extended or edited is not read in part.
+
+    :param read: makes the value of the lines.
+    :param encode: makes the bytes of the value.
+    :raises InvalidRecordError: the bytes are something else.
+    """
+    try:
+        lines = [json.loads(line) for line in content.decode("utf-8", "surrogatepass").split("\n")[:-1]]
+        value = read(lines)
+        is_exact = encode(value) == content
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        reason = str(error) if isinstance(error, InvalidRecordError) else type(error).__name__
+        raise InvalidRecordError(f"it is not a record: {reason}") from None
+    if not is_exact:
+        raise InvalidRecordError("it is not complete, or was changed")
+    return value
+
+
+def check_version(fields: Mapping[str, Any]) -> None:
+    """Raise `InvalidRecordError` for a record of another version."""
+    if fields["version"] != VERSION:
+        raise InvalidRecordError("it is of another version")
+
+
+def text(value: Any, name: str, *, most: int = _MAX_TEXT) -> str:
+    """Return a text of a bounded length; it may be empty."""
+    if not isinstance(value, str) or len(value) > most:
+        raise InvalidRecordError(f"{name} is not a text of at most {most} characters")
+    return value
+
+
+def hexadecimal(value: Any, name: str) -> str:
+    """Return a nonce or a digest."""
+    if not isinstance(value, str) or not _HEX.fullmatch(value):
+        raise InvalidRecordError(f"{name} has other characters than lower-case hexadecimal digits")
+    return value
+
+
+def identifier(value: Any, name: str) -> str:
+    """Return the id of an app or a job."""
+    try:
+        codec.path_segment(value)
+    except RunGenInputError:
+        raise InvalidRecordError(f"{name} is not an id") from None
+    return str(value)
+
+
+def count(value: Any, name: str, *, least: int = 0, most: int = MAX_COUNT) -> int:
+    """Return a whole number in bounds."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InvalidRecordError(f"{name} is not a whole number from {least} to {most}")
+    return value
+
+
+def seconds(value: Any, name: str) -> float | None:
+    """Return a duration or a time, or ``None`` where it is not known."""
+    if value is None:
+        return None
+    # a comparison with NaN is false
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e11:
+        raise InvalidRecordError(f"{name} is not a number of seconds")
+    return float(value)

@@ -1,0 +1,225 @@
+"""The vocabulary: what is known of one input and its jobs, and how two accounts of it merge."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum, IntEnum, auto
+
+_WRITER = re.compile(r"(\d{4,9})-(\d{4,9})-([0-9a-f]{8,64})")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Writer:
+    """
+    Who writes: one attempt of the task, the waves of a deferral included. A later attempt is greater.
+
+    :param turn: the number of the attempt in this run, from 1.
+    :param try_number: Airflow's number, which decides between two attempts that began at the same moment.
+    :param nonce: tells apart two processes that Airflow started for one attempt.
+    """
+
+    turn: int
+    try_number: int
+    nonce: str
+
+    def __str__(self) -> str:
+        return f"{self.turn:04d}-{self.try_number:04d}-{self.nonce}"
+
+    @classmethod
+    def parse(cls, text: str) -> Writer | None:
+        """Return whom a text names; ``None`` for any other text."""
+        found = _WRITER.fullmatch(text)
+        writer = cls(int(found[1]), int(found[2]), found[3]) if found else None
+        return writer if writer is not None and str(writer) == text else None
+
+
+class JobState(IntEnum):
+    """How a job ended, as far as it is known. In a merge, the greater counts."""
+
+    OPEN = 0
+    #: The service does not know the job.
+    LOST = 1
+    CANCELED = 2
+    FAILED = 3
+    COMPLETED = 4
+    #: It completed, but its result cannot be used.
+    INVALID = 5
+
+
+# What may still be learned of a job, by its state.
+_NEXT = {
+    JobState.OPEN: set(JobState) - {JobState.OPEN},
+    JobState.LOST: {JobState.CANCELED, JobState.FAILED, JobState.COMPLETED, JobState.INVALID},
+    JobState.COMPLETED: {JobState.INVALID},
+}
+
+
+_USE = {JobState.COMPLETED: 2, JobState.OPEN: 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """
+    A job of an input.
+
+    :param id: its id.
+    :param turn: the attempt that submitted it, or found it in the ledger.
+    :param state: how it ended.
+    :param seconds: how long it ran, if known.
+    :param stored: where it is stored: ``.`` in the task's own destination, otherwise the URI of its manifest.
+    :param why: why it cannot be used.
+    :param is_shared: whether another task run submitted it. It is never canceled, and not billed here.
+    """
+
+    id: str
+    turn: int
+    state: JobState = JobState.OPEN
+    seconds: float | None = None
+    stored: str = ""
+    why: str = ""
+    is_shared: bool = False
+
+    @property
+    def use(self) -> int:
+        """2 if the job has a result, 1 if it may have one, 0 if it never will."""
+        return _USE.get(self.state, 0)
+
+    def may_become(self, state: JobState) -> bool:
+        """Return whether a job of this state can end, or turn out to have ended, like this."""
+        return state in _NEXT.get(self.state, ())
+
+    def merged(self, other: Job) -> Job:
+        """Return what two accounts of the same job say together, in whichever order."""
+        best = max(self, other, key=_rank)
+        return replace(
+            best,
+            turn=max(self.turn, other.turn),
+            stored=max(self.stored, other.stored),
+            is_shared=self.is_shared or other.is_shared,
+        )
+
+    def contradicts(self, other: Job) -> bool:
+        """Return whether no course of events explains both accounts."""
+        low, high = sorted((self, other), key=lambda job: job.state)
+        return low.state is not high.state and not low.may_become(high.state)
+
+
+def _rank(job: Job) -> tuple[JobState, float, str]:
+    return job.state, -1.0 if job.seconds is None else job.seconds, job.why
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """
+    A submission that was announced, and whose job is not known.
+
+    :param writer: who announced it. Nobody else can withdraw it.
+    :param refusal: why the service refused the input; ``None`` while the fate is open.
+    """
+
+    writer: Writer
+    refusal: str | None = None
+
+
+class InputState(Enum):
+    """What one attempt has to do about an input."""
+
+    #: Nothing was submitted, or it was refused in an earlier attempt.
+    UNSENT = auto()
+    #: This attempt announced it, and does not know the job yet.
+    ANNOUNCED = auto()
+    #: Another attempt announced it, and ended before it knew the job.
+    UNKNOWN = auto()
+    #: The service refused it in this attempt.
+    REFUSED = auto()
+    RUNNING = auto()
+    COMPLETED = auto()
+    #: Its last job cannot be used, and was submitted in an earlier attempt: it runs again.
+    TO_REPEAT = auto()
+    #: Its last job cannot be used, and was submitted in this attempt.
+    FAILED = auto()
+
+
+#: The states of inputs that may be announced. For `UNKNOWN`, ``on_unknown_submission`` decides.
+SUBMITTABLE = frozenset({InputState.UNSENT, InputState.UNKNOWN, InputState.TO_REPEAT})
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """
+    An input.
+
+    :param jobs: its jobs, the latest last. All are billed, and one is used: see `current`.
+    :param intents: its submissions that are not known to have a job, the latest last.
+    """
+
+    jobs: tuple[Job, ...] = ()
+    intents: tuple[Intent, ...] = ()
+
+    def with_job(self, job: Job) -> Row:
+        """Return the row with a job, in place of an earlier account of it."""
+        jobs = [*(each for each in self.jobs if each.id != job.id), job]
+        return replace(self, jobs=tuple(sorted(jobs, key=lambda each: (each.turn, each.id))))
+
+    def without_job(self, job_id: str) -> Row:
+        return replace(self, jobs=tuple(job for job in self.jobs if job.id != job_id))
+
+    def with_intent(self, writer: Writer, intent: Intent | None) -> Row:
+        """Return the row with the one intent of a writer, or without any of it."""
+        others: Iterable[Intent] = (each for each in self.intents if each.writer != writer)
+        intents = [*others, *([intent] if intent else [])]
+        return replace(self, intents=tuple(sorted(intents, key=lambda each: each.writer)))
+
+    def intent_of(self, writer: Writer) -> Intent | None:
+        return next((intent for intent in self.intents if intent.writer == writer), None)
+
+    def current(self, since: int) -> Job | None:
+        """
+        Return the job that the input's result comes from: the latest of those that are of most use.
+
+        :param since: the first attempt that counts; a clear raises it.
+        """
+        jobs = [job for job in self.jobs if job.turn >= since]
+        if len(jobs) == 1:
+            return jobs[0]
+        return max(jobs, key=lambda job: (job.use, job.turn, job.id), default=None)
+
+    def state(self, writer: Writer, since: int) -> InputState:
+        """Return what an attempt has to do about the input."""
+        job = self.current(since)
+        intent = self.intents[-1] if self.intents else None
+        if intent is not None and intent.writer.turn >= max(since, job.turn + 1 if job else 0):
+            if intent.writer == writer:
+                return InputState.ANNOUNCED if intent.refusal is None else InputState.REFUSED
+            # of an unknown submission nothing is known, so an older job is of more use
+            if intent.refusal is None and not (job and job.use):
+                return InputState.UNKNOWN
+        if job is None:
+            return InputState.UNSENT
+        if job.use:
+            return InputState.RUNNING if job.state is JobState.OPEN else InputState.COMPLETED
+        return InputState.TO_REPEAT if job.turn < writer.turn else InputState.FAILED
+
+    def outdated(self, since: int) -> list[Job]:
+        """Return the jobs of this task run that may run, and that nobody waits for."""
+        current = self.current(since)
+        return [
+            job
+            for job in self.jobs
+            if job.state is JobState.OPEN and job is not current and not job.is_shared
+        ]
+
+    def is_over(self, writer: Writer, since: int, *, stores: bool) -> bool:
+        """
+        Return whether an attempt has nothing more to do about the input.
+
+        :param stores: whether outputs are stored.
+        """
+        if self.outdated(since):
+            return False
+        state, job = self.state(writer, since), self.current(since)
+        if state is InputState.COMPLETED:
+            return not stores or (job is not None and bool(job.stored))
+        return state in (InputState.REFUSED, InputState.FAILED)

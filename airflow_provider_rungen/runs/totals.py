@@ -1,0 +1,55 @@
+"""What many inputs amount to: the counts and seconds of a summary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from operator import add, attrgetter
+
+from airflow_provider_rungen.runs.rows import InputState, Row, Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """
+    Counts of inputs and jobs. They add up over parts.
+
+    :param inputs: the inputs that need a job.
+    :param completed: those whose job completed.
+    :param failed: those whose job did not, or cannot be used.
+    :param refused: those that the service refused in this attempt.
+    :param shared: those whose job another task run submitted.
+    :param submitted: the jobs of this task run, of all attempts: what the bill is about.
+    :param seconds: how long these ran, as far as it is known.
+    :param unknown: the submissions that may have created a job which nobody knows.
+    """
+
+    inputs: int = 0
+    completed: int = 0
+    failed: int = 0
+    refused: int = 0
+    shared: int = 0
+    submitted: int = 0
+    seconds: float = 0.0
+    unknown: int = 0
+
+    @classmethod
+    def of(cls, row: Row, writer: Writer, since: int) -> Totals:
+        """Return the totals of one input, as an attempt sees it."""
+        state, current = row.state(writer, since), row.current(since)
+        ours = [job for job in row.jobs if not job.is_shared]
+        return cls(
+            inputs=1,
+            completed=int(state is InputState.COMPLETED),
+            failed=int(state in (InputState.FAILED, InputState.TO_REPEAT)),
+            refused=int(state is InputState.REFUSED),
+            shared=int(current is not None and current.is_shared),
+            submitted=len(ours),
+            seconds=round(sum(job.seconds or 0.0 for job in ours), 3),
+            unknown=sum(intent.refusal is None for intent in row.intents),
+        )
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(*map(add, _values(self), _values(other)))
+
+
+_values = attrgetter(*(field.name for field in fields(Totals)))

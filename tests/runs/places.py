@@ -1,0 +1,92 @@
+"""A place in memory that fails, tears and hides files as storage does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+class Died(BaseException):
+    """Ends a process as abruptly as a test can."""
+
+
+class OutageError(OSError):
+    """Storage does not answer, or refuses to."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """
+    What happens at the nth request of a kind.
+
+    :param what: ``forbidden``, ``lost`` (not done, no answer), ``unanswered`` (done, no answer), ``late`` (no
+        answer; done some requests later), ``half`` (half of it is in a temporary file, and the process dies).
+    :param requests: for how many requests.
+    """
+
+    on: str
+    nth: int
+    what: str
+    requests: int = 1
+
+
+@dataclass
+class MemoryPlace:
+    """
+    Files in memory.
+
+    :param troubles: what goes wrong.
+    :param before: called before each request, with its kind and the file.
+    """
+
+    troubles: tuple[Trouble, ...] = ()
+    before: Callable[[str, str], None] = lambda kind, name: None
+    files: dict[str, bytes] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
+    written: int = 0
+    _late: list[tuple[int, str, bytes]] = field(default_factory=list)
+
+    def get(self, name: str) -> bytes:
+        self._request("get", name)
+        if name in self.hidden or name not in self.files:
+            raise FileNotFoundError(name)
+        return self.files[name]
+
+    def put(self, name: str, content: bytes) -> None:
+        trouble = self._request("put", name, may_raise=False)
+        self.written += len(content)
+        if trouble == "half":
+            self.files[f"{name}.3f5a.part"] = content[: len(content) // 2]
+            raise Died
+        if trouble == "late":
+            self._late.append((self.counts.total() + 7, name, content))
+        elif trouble not in ("lost", "forbidden"):
+            self.files[name] = content
+        if trouble:
+            raise OutageError(trouble)
+
+    def list(self, folder: str) -> list[str]:
+        self._request("list", folder)
+        names = [name.rpartition("/") for name in self.files if name not in self.hidden]
+        return [name for parent, _, name in names if parent == folder]
+
+    def settle(self) -> None:
+        """Do what is late now."""
+        for _, name, content in self._late:
+            self.files[name] = content
+        self._late.clear()
+
+    def _request(self, kind: str, name: str, *, may_raise: bool = True) -> str:
+        self.before(kind, name)
+        self.counts[kind] += 1
+        while self._late and self._late[0][0] <= self.counts.total():
+            _, late_name, content = self._late.pop(0)
+            self.files[late_name] = content
+        for trouble in self.troubles:
+            if trouble.on == kind and 0 <= self.counts[kind] - trouble.nth < trouble.requests:
+                if may_raise:
+                    raise OutageError(trouble.what)
+                return trouble.what
+        return ""

@@ -1,0 +1,288 @@
+"""The log in a place that fails, loses and hides files, and what it costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from places import MemoryPlace, OutageError, Trouble
+
+from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End, attempt_name, next_turn
+from airflow_provider_rungen.runs.jobs import Jobs
+from airflow_provider_rungen.runs.log import RunLog, read_attempts, read_parts
+from airflow_provider_rungen.runs.part_files import PART_ROWS, PartFile
+from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
+from airflow_provider_rungen.runs.records import InvalidRecordError
+from airflow_provider_rungen.runs.rows import InputState, JobState, Writer
+
+PLAN = "cd" * 16
+FOLDER = f"jobs/{PLAN}"
+
+
+def begin(place: MemoryPlace, turn: int = 1) -> tuple[RunLog, Jobs]:
+    log = RunLog(place, AttemptRecord(turn, f"{turn:08x}", 1, turn, app_id="flux", plan=PLAN))
+    log.note()
+    return log, Jobs(PLAN, log.attempt.writer, stores=True)
+
+
+def submit(log: RunLog, jobs: Jobs, numbers: range) -> None:
+    jobs.load(numbers)
+    log.announce(jobs, numbers)
+    for number in numbers:
+        assert jobs.accept(number, f"7a6e5d52-2f4a-4c1e-9d2b-{number:012d}")
+
+
+def finish(jobs: Jobs, numbers: range) -> None:
+    for number in numbers:
+        [job] = jobs.table.rows[number].jobs
+        jobs.end(job.id, JobState.COMPLETED, seconds=1.234)
+        jobs.store(job.id)
+
+
+def read(place: MemoryPlace) -> Jobs:
+    jobs = Jobs(PLAN, Writer(99, 99, "9" * 8))
+    for _, files in read_parts(place, PLAN, [record.writer for record in read_attempts(place)]):
+        jobs.load((), *files)
+    return jobs
+
+
+# --- the intent, and the fence ---
+
+
+@pytest.mark.parametrize("what", ["forbidden", "lost", "unanswered", "late"])
+@pytest.mark.parametrize(("on", "nth"), [("put", 2), ("list", 1)])
+def test_nothing_may_be_sent_when_the_intent_cannot_be_saved(on: str, nth: int, what: str) -> None:
+    place = MemoryPlace((Trouble(on, nth, what),))
+    log, jobs = begin(place)
+    jobs.load(range(3))
+    with pytest.raises(OutageError):
+        log.announce(jobs, range(3))
+    assert jobs.inputs(InputState.UNSENT) == [0, 1, 2]
+    # and once it can, it goes on, whatever is left of the first write
+    submit(log, jobs, range(3))
+    log.save(jobs)
+    place.settle()
+    assert read(place).totals().submitted == 3
+
+
+def test_an_attempt_that_was_cut_off_announces_nothing_more() -> None:
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    submit(log, jobs, range(4))
+    later, _ = begin(place, turn=2)
+    with pytest.raises(SupersededError):
+        submit(log, jobs, range(4, 8))
+    assert jobs.inputs(InputState.UNSENT) == [4, 5, 6, 7]
+    assert not read(place).inputs(InputState.UNKNOWN)
+    # what it knows is welcome
+    log.save(jobs)
+    assert read(place).totals().submitted == 4
+    later.fence()
+
+
+def test_what_was_announced_is_read_by_whoever_is_not_seen() -> None:
+    seen: list[bool] = []
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    jobs.load(range(3))
+    place.before = lambda kind, name: seen.append(
+        f"{FOLDER}/000000.{log.attempt.writer}.0.jsonl" in place.files
+    )
+    log.announce(jobs, range(3))
+    # the list comes after the file
+    assert seen == [False, True]
+
+
+def test_an_attempt_that_was_cut_off_before_it_began_does_not_begin() -> None:
+    earlier = [AttemptRecord(1, "0" * 8, 1, try_number=2, run_began=5.0)]
+    with pytest.raises(SupersededError):
+        next_turn(earlier, 1, 5.0)
+    assert next_turn(earlier, 3, 5.0) == 2
+    # a DAG run that was deleted and made again counts from 1
+    assert next_turn(earlier, 1, 6.0) == 2
+
+
+def test_of_two_attempts_that_begin_together_the_later_one_goes_on() -> None:
+    place = MemoryPlace()
+    first = RunLog(place, AttemptRecord(1, "f" * 8, 1, try_number=1))
+    second = RunLog(place, AttemptRecord(1, "0" * 8, 1, try_number=2))
+    second.note()
+    first.note()
+    second.fence()
+    with pytest.raises(SupersededError):
+        first.fence()
+
+
+# --- what is missing or broken ---
+
+
+@given(parts=st.integers(2, 6), data=st.data())
+def test_a_file_that_is_missing_is_noticed(parts: int, data: st.DataObject) -> None:
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    for part in range(parts):
+        submit(log, jobs, range(part * PART_ROWS, part * PART_ROWS + 3))
+    files = sorted(name for name in place.files if name.startswith(FOLDER))
+    # of the last one nobody else knows
+    place.hidden.add(data.draw(st.sampled_from(files[:-1])))
+    with pytest.raises(DamagedLogError, match=FOLDER):
+        read(place)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"\x00\xff", b"half"])
+def test_a_broken_file_is_named(content: bytes) -> None:
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    submit(log, jobs, range(3))
+    [name] = [name for name in place.files if name.startswith(FOLDER)]
+    place.files[name] = content if content != b"half" else place.files[name][:-20]
+    with pytest.raises(DamagedLogError, match=name):
+        read(place)
+    place.files["attempts/notes.txt"] = place.files[f"{FOLDER}/.DS_Store"] = place.files[f"{name}.part"] = (
+        b"?"
+    )
+    del place.files[name]
+    assert not read(place).table.rows
+
+
+def test_files_of_nobody_are_not_read() -> None:
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    submit(log, jobs, range(3))
+    del place.files[f"attempts/{attempt_name(log.attempt.writer)}"]
+    with pytest.raises(DamagedLogError, match="no record of its attempt"):
+        read(place)
+
+
+def test_a_file_in_the_place_of_another_is_not_read() -> None:
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    submit(log, jobs, range(3))
+    [name] = [name for name in place.files if name.startswith(FOLDER)]
+    place.files[name.replace("000000", "000001")] = place.files[name]
+    with pytest.raises(DamagedLogError, match="another part"):
+        read(place)
+
+
+@pytest.mark.parametrize("on", ["list", "get"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_an_outage_is_not_an_absence(on: str, nth: int) -> None:
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    submit(log, jobs, range(3))
+    place.counts = Counter()
+    place.troubles = (Trouble(on, nth, "forbidden"),)
+    with pytest.raises(OutageError):
+        read(place)
+
+
+# --- the record of an attempt ---
+
+
+def test_a_record_of_an_attempt_can_be_read_back() -> None:
+    place = MemoryPlace()
+    log, _ = begin(place)
+    log.note(
+        end=End.FAILED, error="2 of 3 inputs failed", hint="Clear", still_billing=("job-1",), clear_number=0
+    )
+    assert read_attempts(place) == [log.attempt]
+
+
+@given(st.data())
+def test_a_changed_record_is_none(data: st.DataObject) -> None:
+    content = AttemptRecord(2, "0" * 8, 1, retries=2, plan=PLAN, began=1.5, still_billing=("job-1",)).encode()
+    at = data.draw(st.integers(0, len(content) - 1))
+    changed = content[:at] + data.draw(st.binary(max_size=3)) + content[at + 1 :]
+    try:
+        record = AttemptRecord.decode(changed)
+    except InvalidRecordError:
+        return
+    assert record.encode() == changed
+
+
+# --- a deferral ---
+
+
+def test_a_wave_trusts_only_what_it_left() -> None:
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    submit(log, jobs, range(6))
+    log.save(jobs)
+    handed = log.handover([0])
+    [name] = [name for name in place.files if name.startswith(FOLDER)]
+    wave, after = RunLog(place, log.attempt), Jobs(PLAN, log.attempt.writer)
+    wave.take_over(after, handed)
+    assert after.running == jobs.running
+    assert all(map(after.may_cancel, after.running))
+    edited = place.files[name].replace(b"000000000003", b"000000000009")
+    assert PartFile.decode(edited)
+    place.files[name] = edited
+    with pytest.raises(DamagedLogError, match="changed since the deferral"):
+        RunLog(place, log.attempt).take_over(Jobs(PLAN, log.attempt.writer), handed)
+
+
+def test_what_a_wave_learns_again_changes_nothing() -> None:
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    submit(log, jobs, range(6))
+    finish(jobs, range(6))
+    log.save(jobs, jobs.unsaved.parts)
+    before = dict(place.files)
+    finish(jobs, range(6))
+    log.save(jobs)
+    assert place.files == before
+
+
+# --- what it costs ---
+
+BLOCK = 16
+
+
+def lead(place: MemoryPlace, count: int, *, in_flight: int, ended_at_once: int) -> list[Counter[str]]:
+    """Run so many inputs in waves, and return the requests of each wave."""
+    log, jobs = begin(place)
+    waves: list[Counter[str]] = []
+    sent = ended = 0
+    while ended < count:
+        before, written = Counter(place.counts), place.written
+        while sent < count and sent - ended < in_flight:
+            block = range(sent, min(sent + BLOCK, count))
+            submit(log, jobs, block)
+            sent = block.stop
+        # a queue, with a slow job here and there
+        running = [jobs.table.input_of[each] for each in jobs.running]
+        slow = set(running[: ended_at_once + 20 : ended_at_once // 20])
+        some = [each for each in running[:ended_at_once] if each not in slow] if sent < count else running
+        for number in some:
+            finish(jobs, range(number, number + 1))
+        ended += len(some)
+        log.save(jobs, jobs.unsaved.parts)
+        jobs.close_parts()
+        parts = sorted({number // PART_ROWS for number in jobs.table.rows})
+        handed, inputs = log.handover(parts), list(jobs.table.rows)
+        log, after = RunLog(place, log.attempt), Jobs(PLAN, jobs.writer, stores=True, closed=jobs.closed)
+        log.take_over(after, handed)
+        after.load(inputs)
+        jobs = after
+        waves.append(Counter(place.counts) - before + Counter(written=place.written - written))
+    assert jobs.totals().completed == count
+    return waves
+
+
+def test_a_wave_costs_what_is_open_and_its_new_part() -> None:
+    small, large = (lead(MemoryPlace(), count, in_flight=200, ended_at_once=100) for count in (2_000, 6_000))
+    middle, late = small[len(small) // 2], large[-len(large) // 4]
+    assert large[-1]["written"] < 2 * small[-1]["written"]
+    for kind in ("put", "get", "list", "written"):
+        assert late[kind] <= 1.2 * middle[kind], kind
+
+
+@pytest.mark.parametrize("ended_at_once", [100, 500])
+def test_all_waves_write_no_more_than_twice_the_plan(ended_at_once: int) -> None:
+    count, row = 6_000, 200
+    place = MemoryPlace()
+    lead(place, count, in_flight=1_000, ended_at_once=ended_at_once)
+    # with the plan itself, three times
+    assert place.written <= 2 * count * row
