@@ -46,8 +46,8 @@ from airflow_provider_rungen.execution import (
     task_instances,
     waiting,
 )
-from airflow_provider_rungen.execution.batch import saver, submitter
 from airflow_provider_rungen.execution.batch import run as batch_run
+from airflow_provider_rungen.execution.batch import saver, submitter
 from airflow_provider_rungen.hooks import rungen as hooks
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
