@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -380,3 +381,38 @@ def test_a_ledger_of_another_version_is_refused_and_left_alone(
     assert ("version 2" in str(outcome.error)) == (b"2" in header)
     assert path.read_bytes() == header
     assert local.bought == ROWS
+
+
+@pytest.mark.parametrize("name", ["is_file", "stat"])
+def test_a_file_that_goes_while_its_folder_is_listed_hides_no_other(
+    local: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # the temporary files of other tasks do, when they are renamed: then nothing is lost, and no probe fails
+    scandir = os.scandir
+
+    class Gone:
+        name = ".0123456789abcdef.part"
+
+        def is_dir(self) -> bool:
+            return False
+
+        def is_file(self, **_: Any) -> bool:
+            return self._answer("is_file")
+
+        def stat(self, **_: Any) -> Any:
+            return self._answer("stat")
+
+        def _answer(self, asked: str) -> bool:
+            if asked == name:
+                raise FileNotFoundError(errno.ENOENT, "renamed meanwhile", self.name)
+            return True
+
+    @contextmanager
+    def listing(number: int) -> Iterator[Iterable[Any]]:
+        with scandir(number) as entries:
+            yield [Gone(), *entries]
+
+    assert local.run().error is None
+    monkeypatch.setattr(os, "scandir", listing)
+    outcome = local.run()
+    assert (outcome.error, local.bought) == (None, ROWS)

@@ -335,9 +335,14 @@ class Storage(Place):
     def _list(self, folder: str) -> dict[str, int]:
         path = self._path(folder)
         if self._is_local:
+            sizes = {}
             with self._folder(folder) as number, os.scandir(number) as entries:
-                files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
-                return {file.name: file.stat(follow_symlinks=False).st_size for file in files}
+                for entry in entries:
+                    # others rename their temporary files meanwhile: that is no missing folder
+                    with contextlib.suppress(FileNotFoundError):
+                        if entry.is_file(follow_symlinks=False):
+                            sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
+            return sizes
         self._fs.invalidate_cache(path)
         listed = [entry for entry in self._fs.ls(path, detail=True) if entry["type"] == "file"]
         return {entry["name"].rpartition("/")[2]: entry["size"] or 0 for entry in listed}
