@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, ObjectStoragePath
 from conftest import FakeTaskInstance, Outcome, run_task
 from faulty_s3 import CUT, HANG, FaultyS3, S3Fault, S3Request
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator, RunGenRunTableOperator
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -416,3 +417,12 @@ def test_a_file_that_goes_while_its_folder_is_listed_hides_no_other(
     monkeypatch.setattr(os, "scandir", listing)
     outcome = local.run()
     assert (outcome.error, local.bought) == (None, ROWS)
+
+
+def test_a_kill_while_storage_is_read_is_no_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(_: Any) -> None:
+        raise AirflowException("The task was killed")
+
+    monkeypatch.setattr(os, "scandir", killed)
+    with pytest.raises(AirflowException, match=r"^The task was killed$"):
+        Storage(tmp_path).list_all(["ab"])
