@@ -177,8 +177,13 @@ class Storage(Place):
                         with contextlib.suppress(FileNotFoundError):
                             os.unlink(name, dir_fd=folder)
             elif names:
+                paths = [self._path(job_id, name) for name in names]
                 with contextlib.suppress(FileNotFoundError):
-                    self._fs.rm([self._path(job_id, name) for name in names])
+                    if len(paths) == 1 and "s3" in self._fs.protocol:
+                        # old MinIO and others refuse DeleteObjects for want of a Content-MD5
+                        self._fs.rm_file(paths[0])
+                    else:
+                        self._fs.rm(paths)
 
     def remove_leftovers(self, job_id: str) -> None:
         """Remove the temporary files of killed attempts, but not those that another attempt has locked."""
