@@ -6,17 +6,19 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, ObjectStoragePath
 from conftest import FakeTaskInstance, Outcome, run_task
 from faulty_s3 import CUT, HANG, FaultyS3, S3Fault, S3Request
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator, RunGenRunTableOperator
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -176,14 +178,25 @@ def test_each_right_on_the_destination_is_tried_before_anything_is_bought(
 
 
 def test_a_place_is_tried_with_few_requests_and_left_as_it_was(
-    task: Task, proxy: FaultyS3, s3_client: Any
+    task: Task, proxy: FaultyS3, s3_client: Any, tmp_path: Path
 ) -> None:
     assert task.run().error is None
     probes = [request.operation for request in proxy.requests if "/.rungen/" in request.key]
     # of the ledger and of the destination
-    assert probes == 2 * ["PUT", "LIST", "GET", "BULK_DELETE"]
-    keys = {each["Key"] for each in s3_client.list_objects_v2(Bucket="bucket")["Contents"]}
+    assert probes == 2 * ["PUT", "LIST", "GET", "DELETE"]
+    keys = {
+        each["Key"] for each in s3_client.list_objects_v2(Bucket="bucket", Prefix=tmp_path.name)["Contents"]
+    }
     assert not [key for key in keys if "/.rungen/" in key]
+
+
+def test_a_store_that_removes_one_file_at_a_time_is_no_outage(task: Task, proxy: FaultyS3) -> None:
+    # some that speak S3 do not know DeleteObjects, or want another checksum than botocore sends
+    proxy.find_fault = lambda request: (
+        S3Fault(400, "MissingContentMD5") if request.operation == "BULK_DELETE" else None
+    )
+    outcome = task.run()
+    assert (outcome.error, task.bought) == (None, ROWS)
 
 
 # --- Google Cloud Storage and Azure: the exceptions of gcsfs and adlfs ---
@@ -380,3 +393,47 @@ def test_a_ledger_of_another_version_is_refused_and_left_alone(
     assert ("version 2" in str(outcome.error)) == (b"2" in header)
     assert path.read_bytes() == header
     assert local.bought == ROWS
+
+
+@pytest.mark.parametrize("name", ["is_file", "stat"])
+def test_a_file_that_goes_while_its_folder_is_listed_hides_no_other(
+    local: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # the temporary files of other tasks do, when they are renamed: then nothing is lost, and no probe fails
+    scandir = os.scandir
+
+    class Gone:
+        name = ".0123456789abcdef.part"
+
+        def is_dir(self) -> bool:
+            return False
+
+        def is_file(self, **_: Any) -> bool:
+            return self._answer("is_file")
+
+        def stat(self, **_: Any) -> Any:
+            return self._answer("stat")
+
+        def _answer(self, asked: str) -> bool:
+            if asked == name:
+                raise FileNotFoundError(errno.ENOENT, "renamed meanwhile", self.name)
+            return True
+
+    @contextmanager
+    def listing(number: int) -> Iterator[Iterable[Any]]:
+        with scandir(number) as entries:
+            yield [Gone(), *entries]
+
+    assert local.run().error is None
+    monkeypatch.setattr(os, "scandir", listing)
+    outcome = local.run()
+    assert (outcome.error, local.bought) == (None, ROWS)
+
+
+def test_a_kill_while_storage_is_read_is_no_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(_: Any) -> None:
+        raise AirflowException("The task was killed")
+
+    monkeypatch.setattr(os, "scandir", killed)
+    with pytest.raises(AirflowException, match=r"^The task was killed$"):
+        Storage(tmp_path).list_all(["ab"])

@@ -608,7 +608,9 @@ def test_json_lines_may_leave_out_a_column(
     assert "table has no column 'id', only sku" in str(table.attempt(key="id").error)
 
 
-@pytest.mark.parametrize("keys", [(1, "1"), (1.0, "1"), (True, "true"), (1.5, "1.5")])
+@pytest.mark.parametrize(
+    "keys", [(1, "1"), (1.0, "1"), (True, "true"), (1.5, "1.5"), (1.0, "1.0"), ("1e+16", 1e16), (1, 1.0)]
+)
 def test_a_number_and_its_text_are_one_key(run: Callable[..., Table], keys: tuple[Any, Any]) -> None:
     """A CSV file cannot tell them apart."""
     task = run([{"sku": key, "title": str(number)} for number, key in enumerate((*keys, "other"))])

@@ -55,11 +55,16 @@ class Place:
     @contextlib.contextmanager
     def _wrap_errors(self) -> Iterator[None]:
         """Convert the errors of storage libraries, which may be of any type."""
+        from airflow_provider_rungen._airflow import AirflowException, AirflowNotFoundException
+
         try:
             yield
         except RunGenOutputError:
             raise
         except Exception as error:
+            # Airflow's signal handler raises one when it kills a task
+            if isinstance(error, AirflowException) and not isinstance(error, AirflowNotFoundException):
+                raise
             reason = clean_text(redact_error(error, self._text), 200)
             # not chained, because the text of the cause would be logged unredacted
             raise self._error(f"{type(error).__name__}: {reason}".removesuffix(": ")) from None

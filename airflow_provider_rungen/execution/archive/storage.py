@@ -177,8 +177,13 @@ class Storage(Place):
                         with contextlib.suppress(FileNotFoundError):
                             os.unlink(name, dir_fd=folder)
             elif names:
+                paths = [self._path(job_id, name) for name in names]
                 with contextlib.suppress(FileNotFoundError):
-                    self._fs.rm([self._path(job_id, name) for name in names])
+                    if len(paths) == 1 and "s3" in self._fs.protocol:
+                        # old MinIO and others refuse DeleteObjects for want of a Content-MD5
+                        self._fs.rm_file(paths[0])
+                    else:
+                        self._fs.rm(paths)
 
     def remove_leftovers(self, job_id: str) -> None:
         """Remove the temporary files of killed attempts, but not those that another attempt has locked."""
@@ -335,9 +340,14 @@ class Storage(Place):
     def _list(self, folder: str) -> dict[str, int]:
         path = self._path(folder)
         if self._is_local:
+            sizes = {}
             with self._folder(folder) as number, os.scandir(number) as entries:
-                files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
-                return {file.name: file.stat(follow_symlinks=False).st_size for file in files}
+                for entry in entries:
+                    # others rename their temporary files meanwhile: that is no missing folder
+                    with contextlib.suppress(FileNotFoundError):
+                        if entry.is_file(follow_symlinks=False):
+                            sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
+            return sizes
         self._fs.invalidate_cache(path)
         listed = [entry for entry in self._fs.ls(path, detail=True) if entry["type"] == "file"]
         return {entry["name"].rpartition("/")[2]: entry["size"] or 0 for entry in listed}

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_rungen._airflow import AirflowException
@@ -160,12 +161,12 @@ class TablePlan:
         if any(map(_is_null, key)):
             self._nulls.add(place)
             return
-        # 1, 1.0 and "1" are one key where the results are joined, or written as CSV
-        text = json.dumps([each if isinstance(each, str) else _key_text(each) for each in key])
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        if digest in self._keys:
+        # one key where the results are joined (1 and 1.0), or written as CSV (1.0 and "1.0")
+        texts = map(json.dumps, product(*map(_key_texts, key)))
+        digests = {hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts}
+        if not digests.isdisjoint(self._keys):
             self._duplicates.add(clean_text(", ".join(map(str, key)), 100))
-        self._keys.add(digest)
+        self._keys |= digests
 
     @staticmethod
     def _text(row: Mapping[str, Any], names: Sequence[str], place: str) -> str:
@@ -212,9 +213,13 @@ def _is_null(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _key_text(value: Any) -> str:
-    """Return the text of a value in a CSV file."""
-    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
+def _key_texts(value: Any) -> tuple[str, ...]:
+    """Return the texts that a value has in a CSV file, where a number may be an integer or not."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, float) and value.is_integer():
+        return json.dumps(int(value)), json.dumps(value)
+    return (json.dumps(value),)
 
 
 def _call(
