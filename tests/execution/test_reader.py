@@ -429,6 +429,17 @@ def test_rows_that_need_smaller_batches_are_read_once_each(tmp_path: Path) -> No
     assert lengths == [1] * 100_000 + [4_000_000] * 100 + [1] * 3000
 
 
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_lists_without_any_text_are_read(tmp_path: Path, codec: str, version: str) -> None:
+    """Their dictionary has no bytes, and what follows it is none of it."""
+    for count in (1, 100, 1000):
+        table = pa.table({"texts": pa.array([[]] * count, pa.list_(pa.string())), "i": range(count)})
+        path = tmp_path / f"{count}.parquet"
+        parquet.write_table(table, path, compression=codec, data_page_version=version)
+        assert list(open_rows(path)) == [{"texts": [], "i": number} for number in range(count)]
+
+
 @pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "brotli", "zstd", "lz4"])
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 def test_every_usual_parquet_file_is_read(tmp_path: Path, codec: str, version: str) -> None:
