@@ -87,3 +87,10 @@ def test_what_is_too_large_to_keep_takes_the_room_of_nothing_else() -> None:
     assert (cache.get("a"), cache.get("b")) == ("kept", None)
     cache.put("a", "too large", 60, size=11)
     assert cache.get("a") is None
+
+
+def test_a_connection_that_no_database_can_look_up_gives_a_notice(world: World) -> None:
+    path = world.save(xcoms={"rungen_page": {"connection": "\ud800", "app": APP}})
+    answer = world.get(path)
+    assert answer.status_code == 503
+    assert "This page could not be made (UnicodeEncodeError)." in answer.text
