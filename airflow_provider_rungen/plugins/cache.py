@@ -23,7 +23,7 @@ class Cache:
 
     def __init__(self, max_size: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._left = max_size
+        self._left = self._max_size = max_size
         self._lock = threading.Lock()
         self._entries: OrderedDict[Any, tuple[float, int, Any]] = OrderedDict()
 
@@ -35,6 +35,8 @@ class Cache:
     def put(self, key: Any, value: Any, seconds: float, size: int = 1) -> None:
         with self._lock:
             self._remove(key)
+            if size > self._max_size:
+                return
             self._entries[key] = (self._clock() + seconds, size, value)
             self._left -= size
             while self._left < 0:

@@ -93,7 +93,10 @@ PageUrls = Annotated[Urls, Depends(get_urls)]
 
 
 async def get_gathering(request: Request, user: User, task: Task) -> Gathering:
-    may_ask = await run_in_threadpool(connections.may_ask, user, task)
+    try:
+        may_ask = await run_in_threadpool(connections.may_ask, user, task)
+    except Exception as error:
+        raise _not_made(error) from None
     return Gathering(task, may_ask, request.state.began)
 
 

@@ -121,7 +121,15 @@ def resolve(found: Sequence[tuple[str, Any]]) -> list[Any]:
     """Return what the XCom backend makes of keys and values; an error for one that cannot be read."""
     if uses_files():
         return run_concurrently(lambda each: _through_backend(*each), found)
-    return [plain(value) for _, value in found]
+    return [_in_database(*each) for each in found]
+
+
+def _in_database(key: str, value: Any) -> Any:
+    try:
+        return plain(value)
+    except RecursionError as error:  # lists in lists in lists
+        log.info("Could not read an XCom %s (%s)", key, type(error).__name__)
+        return error
 
 
 def _through_backend(key: str, value: Any) -> Any:

@@ -418,6 +418,24 @@ def test_rows_below_the_limit_are_read_however_many_are_in_a_page(tmp_path: Path
         ]
 
 
+@pytest.mark.parametrize("kind", ["text", "list", "fixed list", "struct"])
+def test_views_of_text_count_for_their_own_row_only(kind: str) -> None:
+    """Data frames have texts as views, a slice of which Arrow counts as the whole column."""
+    if not hasattr(pa, "string_view"):
+        pytest.skip("this pyarrow has no views")
+    view = pa.string_view()
+    types = {"list": pa.list_(view), "fixed list": pa.list_(view, 1), "struct": pa.struct([("a", view)])}
+
+    def values(texts: list[str]) -> list[Any]:
+        return [{"a": text} if kind == "struct" else text if kind == "text" else [text] for text in texts]
+
+    given, large = values(["x" * (1 << 20)] * 30), values(["x", "x" * (22 << 20)])
+    table = pa.table({"text": pa.array(given, types.get(kind, view))})
+    assert [row["text"] for row in open_rows(table)] == given
+    table = pa.table({"text": pa.array(large, types.get(kind, view))})
+    assert "row 2 has more than 16 MiB, 22 of them in column 'text'" in failure(table).message
+
+
 def test_rows_that_need_smaller_batches_are_read_once_each(tmp_path: Path) -> None:
     """Small rows come first, so that many rows are read at a time when large ones appear."""
     path = tmp_path / "rows.parquet"
@@ -427,6 +445,17 @@ def test_rows_that_need_smaller_batches_are_read_once_each(tmp_path: Path) -> No
             writer.write_batch(pa.record_batch({"text": texts}))
     lengths = [len(row["text"]) for row in open_rows(path)]
     assert lengths == [1] * 100_000 + [4_000_000] * 100 + [1] * 3000
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_lists_without_any_text_are_read(tmp_path: Path, codec: str, version: str) -> None:
+    """Their dictionary has no bytes, and what follows it is none of it."""
+    for count in (1, 100, 1000):
+        table = pa.table({"texts": pa.array([[]] * count, pa.list_(pa.string())), "i": range(count)})
+        path = tmp_path / f"{count}.parquet"
+        parquet.write_table(table, path, compression=codec, data_page_version=version)
+        assert list(open_rows(path)) == [{"texts": [], "i": number} for number in range(count)]
 
 
 @pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "brotli", "zstd", "lz4"])

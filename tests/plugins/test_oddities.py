@@ -11,6 +11,7 @@ from conftest import APP
 from sqlalchemy.exc import OperationalError
 
 from airflow_provider_rungen.plugins import airflow_data
+from airflow_provider_rungen.plugins.cache import Cache
 from plugins.conftest import World, result_row
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
@@ -62,3 +63,34 @@ def test_the_login_leads_back_to_the_same_page(world: World, run_id: str) -> Non
     assert answer.status_code == 302
     back = parse_qs(urlsplit(answer.headers["location"]).query)["next"][0]
     assert unquote(urlsplit(back).path) == unquote(path)
+
+
+@pytest.mark.parametrize("depth", [600, 100_000])
+def test_a_value_of_many_levels_hides_no_other_task(world: World, depth: int) -> None:
+    app = f"app-{depth}"
+    world.save(xcoms={"rungen_page": {"connection": "rungen_default", "app": app}})
+    assert "manual" in world.get(f"/connections/rungen_default/apps/{app}").text
+    world.again()
+    path = world.save(xcoms={})
+    for key in ("rungen_page", "bill", "scaled"):
+        world.database.write(world.ti, key, "[" * depth + "]" * depth)
+    answer = world.get(path)
+    assert answer.status_code == 200
+    assert "The XCom rungen_page is missing: it could not be read (RecursionError)." in answer.text
+    assert "manual" in world.get(f"/connections/rungen_default/apps/{app}").text
+
+
+def test_what_is_too_large_to_keep_takes_the_room_of_nothing_else() -> None:
+    cache = Cache(max_size=10)
+    cache.put("a", "kept", 60, size=4)
+    cache.put("b", "too large", 60, size=11)
+    assert (cache.get("a"), cache.get("b")) == ("kept", None)
+    cache.put("a", "too large", 60, size=11)
+    assert cache.get("a") is None
+
+
+def test_a_connection_that_no_database_can_look_up_gives_a_notice(world: World) -> None:
+    path = world.save(xcoms={"rungen_page": {"connection": "\ud800", "app": APP}})
+    answer = world.get(path)
+    assert answer.status_code == 503
+    assert "This page could not be made (UnicodeEncodeError)." in answer.text

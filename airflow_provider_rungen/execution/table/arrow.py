@@ -101,7 +101,7 @@ def size_of(column: Any) -> int:
     pa = load_pyarrow()
     if not pa.types.is_dictionary(column.type):
         with contextlib.suppress(pa.ArrowException):  # older versions know some types only as a whole
-            return int(column.nbytes)
+            return _size_of_views(pa, column) if "_view" in str(column.type) else int(column.nbytes)
         return 0
     from pyarrow import compute
 
@@ -110,3 +110,15 @@ def size_of(column: Any) -> int:
     except pa.ArrowNotImplementedError:  # they are no texts
         return int(column.indices.nbytes)
     return compute.sum(lengths.take(column.indices)).as_py() or 0
+
+
+def _size_of_views(pa: Any, column: Any) -> int:
+    """Return the size of a column with views, of which Arrow counts all texts for each slice."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return size_of(column.storage)
+    if kind.num_fields:
+        parts = column.flatten()  # of a struct its columns, of lists their values
+        return sum(map(size_of, parts if pa.types.is_struct(kind) else [parts]))
+    plain = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}[str(kind)]
+    return int(column.cast(plain).nbytes)

@@ -176,7 +176,8 @@ class WatchedFile:
         """Return how many bytes a dictionary takes."""
         chunk.dictionary_bytes = unpacked
         if chunk.is_text and (unpacked * self._rows > _SMALL_BATCH_BYTES or chunk.is_nested):
-            chunk.dictionary = bytearray()
+            # one without bytes has no end at which to look into it
+            chunk.dictionary = bytearray() if chunk.skip else None
         elif chunk.is_text:
             self._expect(chunk, unpacked)
         size = max(2 * unpacked, chunk.skip)  # the page, and its values
