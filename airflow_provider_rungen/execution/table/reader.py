@@ -19,7 +19,14 @@ _READERS: dict[str, Callable[[Any], Iterator[NumberedRow]]] = {
 }
 
 
-def open_rows(source: Any, *, format: str | None = None, name: str = "inputs", written: str = "") -> Rows:
+def open_rows(
+    source: Any,
+    *,
+    format: str | None = None,
+    name: str = "inputs",
+    written: str = "",
+    are_folders_columns: bool = False,
+) -> Rows:
     """
     Return the rows of a source. They are read when they are iterated over.
 
@@ -28,6 +35,7 @@ def open_rows(source: Any, *, format: str | None = None, name: str = "inputs", w
     :param format: ``jsonl``, ``csv`` or ``parquet``, if it is not that of the suffix.
     :param name: what is read, for errors.
     :param written: the URI of a file that the task writes, and does not read as part of a folder.
+    :param are_folders_columns: whether folders such as ``dt=2026-01-31`` are columns of their rows.
     :raises RunGenInputError: it is none of these, or cannot be opened.
     """
     # before Iterable: iterating over a data frame of pandas yields the names of its columns
@@ -36,7 +44,10 @@ def open_rows(source: Any, *, format: str | None = None, name: str = "inputs", w
     if isinstance(source, list | tuple):
         return _ListRows(source, name)
     if _is_path(source):
-        return _FileRows(find_files(source, format, name, written), str(source), name)
+        files = find_files(source, format, name, written)
+        if not are_folders_columns:
+            files = [replace(file, partition={}) for file in files]
+        return _FileRows(files, str(source), name)
     if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
         kind = type(source).__name__
         raise RunGenInputError(f"{name} must be a list, the URI of files or a table, not a {kind}")

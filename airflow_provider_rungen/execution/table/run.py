@@ -145,7 +145,13 @@ class TableRun(BatchRun):
     def _read_inputs(self, read_inputs: Callable[[], Any], book: LedgerBook | None) -> Inputs:
         """Read the table. What is wrong with it is found before anything is sent."""
         options = self._table_options
-        rows = open_rows(options.table, format=self.options.format, name="table", written=self._results_uri)
+        rows = open_rows(
+            options.table,
+            format=self.options.format,
+            name="table",
+            written=self._results_uri,
+            are_folders_columns=True,
+        )
         self._plan = plan = TablePlan(options.key, options.columns, rows.column_types())
         self._prepare(plan)
         schema = Schema.of(self.options.input_schema, "input_schema")
