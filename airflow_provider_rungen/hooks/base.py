@@ -18,10 +18,13 @@ from airflow_provider_rungen.client.senders import AsyncSender, Sender
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.client.transport import adrive, drive
 from airflow_provider_rungen.exceptions import RunGenConfigError
+from airflow_provider_rungen.hooks.confinement import find_connection
 from airflow_provider_rungen.hooks.lookup import ConnectionLookup
 
 if TYPE_CHECKING:
     import requests  # for the type of get_conn() only
+
+    from airflow_provider_rungen._airflow import Connection
 
 _REFUSED = (401, 403)
 
@@ -110,6 +113,16 @@ class FlowHook(BaseHook):
         if not isinstance(sender, Sender):
             raise RunGenConfigError("A hook with a transport has no session")
         return sender.session
+
+    @classmethod
+    def get_connection(cls, conn_id: str) -> Connection:
+        """Return a connection: in a test that of its emulator, whatever a secrets backend has."""
+        return find_connection(conn_id) or super().get_connection(conn_id)
+
+    @classmethod
+    async def aget_connection(cls, conn_id: str) -> Connection:
+        """Return a connection, in an event loop; see `get_connection`."""
+        return find_connection(conn_id) or await super().aget_connection(conn_id)
 
     # --- blocking ---
 

@@ -97,23 +97,20 @@ class ConnectionLookup:
 
     def _look_up(self) -> tuple[Settings, str | None]:
         with self._around(), self._explained():
-            found = find_connection(self._conn_id)
-            self._is_of_environment = found is not None
-            settings, app_id = self._read(found or self._hook.get_connection(self._conn_id))
+            settings, app_id = self._read(self._hook.get_connection(self._conn_id))
             mask(proxy_passwords(settings.proxy))
         return settings, app_id
 
     async def _alook_up(self) -> tuple[Settings, str | None]:
         with self._explained():
-            found = find_connection(self._conn_id)
-            self._is_of_environment = found is not None
-            conn = found or await _airflow.get_async_connection(self._conn_id, self._hook)
+            conn = await _airflow.get_async_connection(self._conn_id, self._hook)
             settings, app_id = self._read(conn)
             await amask(proxy_passwords(settings.proxy))
         return settings, app_id
 
     def _read(self, conn: Connection) -> tuple[Settings, str | None]:
         settings, app_id = read_connection(conn, self._conn_id)
+        self._is_of_environment = find_connection(self._conn_id) is not None
         if not self._is_usable(settings):
             raise RunGenConfigError(
                 f"Airflow connection {self._conn_id!r} leads to {settings.base_url}, which a test must not "

@@ -66,21 +66,25 @@ class Storage(Place):
         :raises RunGenInputError: it cannot be used. A retry may help.
         """
         folder, name = probe = _PROBE_FOLDER if self._is_object_store else "", _temporary_name()
-        content = name.encode()
+        content, step = name.encode(), "write"
         try:
             if self._is_local and create:
                 with self._wrap_errors():
                     os.makedirs(self._root or "/", exist_ok=True)
             self.write_all({probe: content})
             try:
+                step = "list"
                 listed = self.sizes(folder, name)
+                step = "read"
                 contents = list(self.read_all({(folder, each): size for each, size in listed.items()}))
+                if contents != [{probe: content}]:
+                    raise self._error(f"{self.uri_of(*probe)} was written, but cannot be read")
+                step = "remove"
             finally:
                 self.remove(folder, [name])
-            if contents != [{probe: content}]:
-                raise self._error(f"{self.uri_of(*probe)} was written, but cannot be read")
         except RunGenOutputError as error:
-            raise RunGenInputError(error.message, hint=error.hint, retryable=error.retryable) from None
+            message = f"{error.message} (could not {step} a small file)"
+            raise RunGenInputError(message, hint=error.hint, retryable=error.retryable) from None
         return self
 
     def __enter__(self) -> Self:
