@@ -931,7 +931,9 @@ def test_all_ids_are_pushed_when_a_later_wave_fails(make: Callable[..., Task]) -
 def test_no_job_is_left_when_the_saved_lines_cannot_be_read(
     make: Callable[..., Task], tmp_path: Path, event: bool
 ) -> None:
-    task = make(STORED, [*inputs(8), *inputs(COUNT, seconds=60)[8:]], deferrable=True)
+    # in the second wave, one job runs, and enough others end, however many ended in the first
+    given = [*inputs(1, seconds=60), *inputs(2 * LIMIT)[1:], *inputs(COUNT, seconds=60)[2 * LIMIT :]]
+    task = make(STORED, given, deferrable=True)
     task.store, task.max_tries = None, 0
     trigger = task.complete_until_deferred(task.fire(task.attempt_until_deferred()))
     found = task.fire(trigger).payload if event else None
@@ -945,6 +947,7 @@ def test_no_job_is_left_when_the_saved_lines_cannot_be_read(
             else task.op.resume_execution("__fail__", {"error": "lost"}, context)
         )
     assert not task.statuses.keys() & {"QUEUED", "RUNNING"}
+    assert task.statuses["CANCELED"]
 
 
 def test_an_attempt_that_was_cut_off_leaves_the_lines_of_its_successor(
