@@ -19,6 +19,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 from conftest import FakeStore, Outcome, TrackedTaskInstance, signal_when
 
+from airflow_provider_rungen.client import progress
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenError
@@ -978,3 +979,26 @@ def test_what_the_log_counts_as_submitted_rises_from_wave_to_wave(
     assert len(counts) > 2
     assert counts == sorted(set(counts))
     assert counts[-1] == COUNT
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_log_counts_as_done_rises_from_wave_to_wave(
+    make: Callable[..., Task], mode: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PROGRESS_INTERVAL", 0.0)
+    given = [*failing(5), *inputs(55)]
+    given[10] = {"prompt": ""}
+    task = make(STORED, given, deferrable=MODES[mode], max_in_flight=24)
+    with caplog.at_level(logging.INFO):
+        task.attempt()
+    lines = re.findall(
+        r"(\d+) of (\d+) done, (\d+) queued or running, (?:(\d+) not submitted yet, )?(\d+) failed",
+        caplog.text,
+    )
+    found = [tuple(int(number or 0) for number in line) for line in lines]
+    assert {total for _, total, *_ in found} == {len(given)}
+    assert all(done + running + unsent == total for done, total, running, unsent, _ in found)
+    for counts in zip(*((done, failed) for done, *_, failed in found), strict=True):
+        assert list(counts) == sorted(counts)
+    # the first of a wave counts what earlier ones found
+    assert len({unsent for *_, unsent, _ in found}) > 2
