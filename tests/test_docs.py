@@ -30,6 +30,7 @@ from airflow_provider_rungen import (
     operators,
     sensors,
 )
+from airflow_provider_rungen._airflow import AIRFLOW_VERSION
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.emulator.__main__ import _parser as emulator_arguments
 from airflow_provider_rungen.emulator.faults import KINDS, OPERATIONS
@@ -213,17 +214,24 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
         return Shown(tmp_path_factory.mktemp("pages"), emulator)
 
 
-@blocks("python")
-def test_python_does_what_it_shows(block: Block, shown: Shown) -> None:
+def _skip_what_needs_more(block: Block) -> None:
+    if "photos_by_day" in block.text and AIRFLOW_VERSION < (3, 2):
+        pytest.skip("runs have no partition")
     for module, package in OPTIONAL.items():
         if re.search(rf"^ *(?:import|from) {module}\b", block.text, re.MULTILINE) and not find_spec(module):
             pytest.skip(f"needs {package}")
+
+
+@blocks("python")
+def test_python_does_what_it_shows(block: Block, shown: Shown) -> None:
+    _skip_what_needs_more(block)
     failure = shown.outcomes[block.name]
     assert not failure, failure + shown.log.partition(f"===== {block.name}\n")[2][:20_000]
 
 
 @pytest.mark.parametrize("block", LEDGERS, ids=[block.name for block in LEDGERS])
 def test_a_second_run_of_a_dag_with_a_ledger_buys_nothing(block: Block, shown: Shown) -> None:
+    _skip_what_needs_more(block)
     first, second = shown.jobs[block.name]
     assert first > 0
     assert second == 0

@@ -79,7 +79,8 @@ def run_operator(
 
     An error is returned, not raised. Connections and variables come from the environment. Nothing is stored:
     the operator can be run again. A trigger fires as soon as it can, since no process has to end first. Hooks
-    reach emulators only: that of a fixture, of ``emulator.connection()``, or ``emulator``.
+    reach emulators only: that of a fixture, of ``emulator.connection()``, or ``emulator``. Without any, they
+    reach a service on this machine that is in a connection of the environment.
 
     :param operator: the operator, or what a decorated function returned in a DAG. It needs no DAG.
     :param upstream: what earlier tasks returned, by task id, for ``.output`` and ``ti.xcom_pull``. A

@@ -49,6 +49,7 @@ class ConnectionLookup:
         self._renew_every = renew_every
         self._renew_from = 0.0
         self._settings: Settings | None = None
+        self._is_of_environment = False
         self._lock = asyncio.Lock()
 
     def get(self, refused: Settings | None = None) -> Settings:
@@ -59,23 +60,26 @@ class ConnectionLookup:
         :raises RunGenConfigError: the connection is missing or invalid; the message names the field.
         """
         settings = self._settings
-        if settings is None or not is_allowed(settings) or self._is_due(refused):
+        if settings is None or not self._is_usable(settings) or self._is_due(refused):
             settings = self._adopt(*self._look_up())
         return settings
 
     async def aget(self, refused: Settings | None = None) -> Settings:
         """Return the settings, in an event loop; see `get`."""
         settings = self._settings
-        if settings is None or not is_allowed(settings) or refused is not None:
+        if settings is None or not self._is_usable(settings) or refused is not None:
             async with self._lock:
                 settings = self._settings
-                if settings is None or not is_allowed(settings) or self._is_due(refused):
+                if settings is None or not self._is_usable(settings) or self._is_due(refused):
                     settings = self._adopt(*await self._alook_up())
         return settings
 
     def end_loop(self) -> None:
         """Prepare for another event loop."""
         self._lock = asyncio.Lock()
+
+    def _is_usable(self, settings: Settings) -> bool:
+        return is_allowed(settings, is_of_environment=self._is_of_environment)
 
     def _is_due(self, refused: Settings | None) -> bool:
         """Return whether to look up again. Of many requests that are refused, one is enough."""
@@ -93,27 +97,29 @@ class ConnectionLookup:
 
     def _look_up(self) -> tuple[Settings, str | None]:
         with self._around(), self._explained():
-            conn = find_connection(self._conn_id) or self._hook.get_connection(self._conn_id)
-            settings, app_id = self._read(conn)
+            found = find_connection(self._conn_id)
+            self._is_of_environment = found is not None
+            settings, app_id = self._read(found or self._hook.get_connection(self._conn_id))
             mask(proxy_passwords(settings.proxy))
         return settings, app_id
 
     async def _alook_up(self) -> tuple[Settings, str | None]:
         with self._explained():
-            conn = find_connection(self._conn_id)
-            conn = conn or await _airflow.get_async_connection(self._conn_id, self._hook)
+            found = find_connection(self._conn_id)
+            self._is_of_environment = found is not None
+            conn = found or await _airflow.get_async_connection(self._conn_id, self._hook)
             settings, app_id = self._read(conn)
             await amask(proxy_passwords(settings.proxy))
         return settings, app_id
 
     def _read(self, conn: Connection) -> tuple[Settings, str | None]:
         settings, app_id = read_connection(conn, self._conn_id)
-        if not is_allowed(settings):
+        if not self._is_usable(settings):
             raise RunGenConfigError(
                 f"Airflow connection {self._conn_id!r} leads to {settings.base_url}, which a test must not "
                 "reach; nothing was sent",
                 hint="Use the fixture rungen_emulator, or point the connection at an emulator with "
-                f"emulator.connection({self._conn_id!r})",
+                f"emulator.connection({self._conn_id!r}), or name another stand-in in RUNGEN_EMULATOR",
             )
         return settings, app_id
 

@@ -399,6 +399,7 @@ def test_a_kill_gets_through_a_slow_look_up(
         "extra": {"app_id": APP},
     }
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(connection))
+    monkeypatch.setenv("RUNGEN_EMULATOR", "https://slow.example")
     kill_when(KINDS[kind](), signal.SIGTERM, lambda: names["asked"] > 0)
 
 

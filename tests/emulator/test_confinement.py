@@ -50,6 +50,14 @@ def test_without_a_fixture_nothing_is_sent():
     assert "must not reach" in str(run_operator(paint()).error)
 
 
+def test_without_a_fixture_a_stand_in_on_this_machine_is_used(monkeypatch):
+    # port 9 answers nobody
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", "rungen://:key@127.0.0.1:9/http?app_id=mine&api_retries=0")
+    assert "must not reach" not in str(run_operator(paint()).error)
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", "rungen://:key@api.rungen.ai/https?app_id=mine")
+    assert "must not reach" in str(run_operator(paint()).error)
+
+
 @pytest.mark.parametrize("options", [{}, {"deferrable": True, "defer_after": 0}])
 def test_a_job_runs_at_the_emulator(rungen_emulator, options):
     result = run_operator(paint(**options), emulator=rungen_emulator)
@@ -159,7 +167,7 @@ def test_with_a_secrets_backend_unit_tests_reach_the_emulator_alone(
     tmp_path: Path, real: Emulator, cache: bool
 ) -> None:
     (tmp_path / "test_units.py").write_text(UNIT_TESTS)
-    assert "8 passed" in run_pytest(tmp_path, real, cache)
+    assert "9 passed" in run_pytest(tmp_path, real, cache)
     assert real.service.records() == []
 
 

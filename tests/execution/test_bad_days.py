@@ -46,7 +46,7 @@ from airflow_provider_rungen.execution import (
     task_instances,
     waiting,
 )
-from airflow_provider_rungen.execution.batch import checkpoint, sending, submitter
+from airflow_provider_rungen.execution.batch import checkpoint, submitter
 from airflow_provider_rungen.execution.batch import run as batch_run
 from airflow_provider_rungen.hooks import rungen as hooks
 from airflow_provider_rungen.operators import (
@@ -804,7 +804,6 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         (hooks, {"LOOK_UP_EVERY": 0.05, "PART": 0.3}),
         (submission, {"RESUBMISSION_GRACE": 0.3, "CANCEL_TIME": 1.0}),
         (batch_run, {"VISIBILITY_GRACE": 0.4}),
-        (sending, {"RESUBMISSION_GRACE": 0.3}),
         (job_run, {"VISIBILITY_GRACE": 0.4}),
         (state_store, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
         (checkpoint, {"PAUSES": (0.01, 0.02)}),

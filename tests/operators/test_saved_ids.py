@@ -22,7 +22,8 @@ from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.batch import submitter
 from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 
-pytestmark = pytest.mark.usefixtures("on_the_wire")
+pytestmark = pytest.mark.usefixtures("on_the_wire")  # the attempts are processes
+
 ROWS = 16
 # Airflow kills a process so many seconds after the signal.
 KILL_TIME = 5.0

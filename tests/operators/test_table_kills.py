@@ -78,7 +78,11 @@ PHASES: dict[str, Phase] = {
         lambda emulator, _: emulator.service.inject(Fault(on="output", kind="hang", times=None, skip=5)),
         lambda folder: stored(folder) == 5,
     ),
-    "writing the table": (lambda *_: None, lambda folder: any((folder / "out").glob("*"))),
+    "writing the table": (
+        lambda *_: None,
+        # a folder is tried before anything is sent
+        lambda folder: stored(folder) == ROWS and any((folder / "out").glob("*")),
+    ),
 }
 
 

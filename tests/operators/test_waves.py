@@ -23,7 +23,7 @@ from airflow_provider_rungen.client import progress
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.batch import sending
+from airflow_provider_rungen.execution import submission
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -887,7 +887,7 @@ def test_the_time_of_the_last_submission_is_that_of_the_last_wave(
     with contextlib.suppress(Died):
         task.attempt()
     del task.store.set
-    monkeypatch.setattr(sending, "RESUBMISSION_GRACE", 2.7)  # 30 s, of waves that are longer apart
+    monkeypatch.setattr(submission, "RESUBMISSION_GRACE", 2.7)  # 30 s, of waves that are longer apart
     task.emulator.service.inject(Fault(on="get", status=404, job_id=task.jobs[-1]["id"]))
     task.attempt()
     assert set(task.bought.values()) == {1}

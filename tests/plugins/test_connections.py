@@ -70,6 +70,7 @@ def test_a_connection_in_the_database_is_found(world: World, add_connection: Any
     assert "a fox 0" in page.text
 
 
+@pytest.mark.usefixtures("on_the_wire")
 @pytest.mark.parametrize("count", [1, 6])
 def test_a_service_that_hangs_does_not_hold_a_thread(world: World, count: int) -> None:
     world.emulator.service.job_seconds = 3600

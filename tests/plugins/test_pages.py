@@ -463,6 +463,7 @@ def test_files_that_were_removed_are_called_missing(world: World) -> None:
 # --- when something is out of order -------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("on_the_wire")
 @pytest.mark.parametrize("kind", ["hang", "status", "reset_before", "garbage", "html"])
 def test_a_service_out_of_order_gives_pages_that_say_so(world: World, kind: str) -> None:
     world.perform(batch(world.folder, given("one"), given("two", fail="out of memory")))
