@@ -1,15 +1,11 @@
-"""Look up names in daemon threads, which neither an event loop nor the process waits for at its end."""
+"""Look up names without blocking an event loop, nor the end of it and of the process."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
+from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
 
 
 async def look_up(host: str, port: int, family: int) -> list[Any]:
@@ -21,9 +17,7 @@ async def look_up(host: str, port: int, family: int) -> list[Any]:
     :param family: the family of addresses to look up.
     """
     infos = await in_daemon_thread(
-        lambda: socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG
-        )
+        socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG
     )
     return [_resolved(host, *info) for info in infos]
 
@@ -40,18 +34,3 @@ def _resolved(name: str, family: int, _: int, proto: int, __: str, address: Any)
         "proto": proto,
         "flags": socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
     }
-
-
-async def in_daemon_thread(work: Callable[[], T]) -> T:
-    """Perform blocking work in a daemon thread, and return its result."""
-    future: Future[T] = Future()
-    future.set_running_or_notify_cancel()  # or a canceled caller would cancel it
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="rungen-lookup", daemon=True).start()
-    return await asyncio.wrap_future(future)

@@ -15,7 +15,7 @@ from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.outages import Outages
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT
-from airflow_provider_rungen.client.progress import Progress
+from airflow_provider_rungen.client.progress import OtherInputs, Progress
 from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
 from airflow_provider_rungen.client.wait_goal import WaitGoal
@@ -152,6 +152,7 @@ def wait_for_jobs(
     first_interval: float = math.inf,
     queued_timeout: float | None = None,
     goal: WaitGoal | None = None,
+    others: OtherInputs | None = None,
 ) -> Flow[list[Job]]:
     """
     Wait until all jobs have finished, however they ended; return them in the order given.
@@ -166,6 +167,7 @@ def wait_for_jobs(
     :param first_interval: see `poll_until`.
     :param queued_timeout: seconds that the jobs may stay queued while none of them starts.
     :param goal: what to wait for, if not for all jobs. Only those that have finished are returned.
+    :param others: what the log counts, too.
     :raises RunGenJobTimeoutError: the deadline passed; names the first job that has not finished.
     :raises RunGenJobQueuedTimeoutError: no job started for ``queued_timeout``.
     :raises RunGenError: an error that no waiting can change.
@@ -175,7 +177,7 @@ def wait_for_jobs(
     jobs_poller = poller or JobPoller(app_id, log_of(is_wide))
     now = yield Sleep(0)
     jobs_poller.add(job_ids, now, visible_by)
-    progress = Progress(len(job_ids), now)
+    progress = Progress(len(job_ids), now, others)
     timer = None if queued_timeout is None else QueueTimer(queued_timeout, now)
     goal = goal or WaitGoal()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job, JobStatus
@@ -11,16 +12,27 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 PROGRESS_INTERVAL = 30.0
 
 
+@dataclass(frozen=True)
+class OtherInputs:
+    """The inputs of a batch that a wait for some of its jobs is not about. Some of those done failed."""
+
+    done: int = 0
+    failed: int = 0
+    unsent: int = 0
+
+
 class Progress:
     """
     The progress of a wait.
 
     :param total: how many jobs are waited for.
     :param now: the time at which the wait begins, in seconds of any clock.
+    :param others: what is counted, too.
     """
 
-    def __init__(self, total: int, now: float) -> None:
+    def __init__(self, total: int, now: float, others: OtherInputs | None = None) -> None:
         self._total = total
+        self._others = others or OtherInputs()
         self._begun_at = self._logged_at = now
 
     def line(self, finished: Iterable[Job], now: float) -> str | None:
@@ -28,11 +40,15 @@ class Progress:
         if now - self._logged_at < PROGRESS_INTERVAL:
             return None
         self._logged_at = now
-        statuses = [job.status for job in finished]
-        done, unfinished = len(statuses), self._total - len(statuses)
-        failed = done - statuses.count(JobStatus.COMPLETED)
-        counts = f"{done} of {self._total} done, {unfinished} queued or running, {failed} failed"
-        return counts + pace(done, unfinished, now - self._begun_at)
+        statuses, others = [job.status for job in finished], self._others
+        ended, unfinished = len(statuses), self._total - len(statuses)
+        failed = others.failed + ended - statuses.count(JobStatus.COMPLETED)
+        total = others.done + self._total + others.unsent
+        unsent = f"{others.unsent} not submitted yet, " if others.unsent else ""
+        return (
+            f"{others.done + ended} of {total} done, {unfinished} queued or running, {unsent}{failed} failed"
+            + pace(ended, unfinished + others.unsent, now - self._begun_at)
+        )
 
 
 def pace(done: int, left: int, seconds: float) -> str:

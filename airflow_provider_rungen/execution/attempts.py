@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_4_PLUS, AirflowTaskTimeout, TaskInstanceState
+from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.execution import records
 from airflow_provider_rungen.execution.task_instances import task_state
 
@@ -172,14 +172,8 @@ def call_briefly(call: Callable[[], None], within: float) -> None:
 
     :param within: the seconds that are left for it. It gets 1.5 s at most.
     """
-
-    def attempt() -> None:
-        with suppress(Exception):
-            call()
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(min(within, _CALL_TIME))
+    with suppress(Exception):
+        begin(call).result(min(within, _CALL_TIME))
 
 
 def was_ended_by_user(state: str | None) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
+from concurrent.futures import Future, wait
 from typing import Any
+
+from airflow_provider_rungen.client.daemon_threads import begin
 
 log = logging.getLogger(__name__)
 
@@ -13,7 +15,7 @@ log = logging.getLogger(__name__)
 PAUSES = (0.1, 0.4)
 #: Seconds between two tries to save a value during a wait.
 SAVE_EVERY = 5.0
-# Seconds that a wait is held up by a store that does not answer: a kill is put off for as long.
+# Seconds that a store that does not answer is waited for: a kill is put off for as long.
 _SAVE_TIME = 1.0
 
 
@@ -28,7 +30,7 @@ class TaskState:
         self._store = store
         self._unsaved: dict[str, Any] = {}
         self._next_try = 0.0
-        self._writer: threading.Thread | None = None
+        self._writer: Future[bool] | None = None
 
     @property
     def is_durable(self) -> bool:
@@ -58,21 +60,18 @@ class TaskState:
     def save_all(self) -> bool:
         """Try a few times to save what is not saved; return whether everything is."""
         for pause in (*PAUSES, None):
-            if self._try():
+            if self._try_briefly():
                 return True
-            if pause is not None:
-                time.sleep(pause)
+            if pause is None or self._is_writing:
+                break
+            time.sleep(pause)
         return False
 
     def save_between_polls(self) -> None:
         """Try once to save what is not saved, if the last try is some time ago."""
         if not self._unsaved or time.monotonic() < self._next_try:
             return
-        if self._writer is None or not self._writer.is_alive():
-            self._writer = threading.Thread(target=self._try, daemon=True)
-            self._writer.start()
-        self._writer.join(_SAVE_TIME)
-        self._next_try = time.monotonic() + SAVE_EVERY
+        self._try_briefly()
 
     def note(self, key: str, value: Any) -> None:
         """Save a value that is not worth a failure."""
@@ -91,6 +90,18 @@ class TaskState:
         except Exception as error:
             log.warning("%s was not removed from Airflow's task state store: %s", key, error)
 
+    @property
+    def _is_writing(self) -> bool:
+        return self._writer is not None and not self._writer.done()
+
+    def _try_briefly(self) -> bool:
+        """Try in a thread, because the store may hang, and go on after a second."""
+        if self._writer is None or self._writer.done():
+            self._writer = begin(self._try)
+        self._next_try = time.monotonic() + SAVE_EVERY
+        wait([self._writer], _SAVE_TIME)
+        return self._writer.done() and self._writer.result() and self.is_saved
+
     def _try(self) -> bool:
         for key, value in list(self._unsaved.items()):
             try:
@@ -102,7 +113,6 @@ class TaskState:
                     key,
                     type(error).__name__,
                 )
-                self._next_try = time.monotonic() + SAVE_EVERY
                 return False
             if self._unsaved.get(key) is value:
                 del self._unsaved[key]

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, AirflowTaskTimeout, metrics
@@ -25,6 +25,7 @@ from airflow_provider_rungen.client.polling import (
     strip_payloads,
     wait_for_jobs,
 )
+from airflow_provider_rungen.client.progress import OtherInputs
 from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
@@ -180,6 +181,7 @@ class WaitingRun(TaskRun[Options]):
         can_end_from_trigger: bool = True,
         before_end_from_trigger: Callable[[], None] = lambda: None,
         goal: WaitGoal | None = None,
+        others: OtherInputs | None = None,
         may_defer: bool = True,
     ) -> list[Job]:
         """
@@ -191,6 +193,7 @@ class WaitingRun(TaskRun[Options]):
         :param can_end_from_trigger: whether a success needs no worker, as far as the caller knows.
         :param before_end_from_trigger: called before a deferral whose trigger may end the task.
         :param goal: what to wait for, if not for all jobs.
+        :param others: what the log counts, too.
         :param may_defer: whether the task can go on after a deferral.
         :raises RunGenJobTimeoutError: the deadline passed.
         """
@@ -226,6 +229,7 @@ class WaitingRun(TaskRun[Options]):
                     first_interval=FIRST_INTERVAL,
                     queued_timeout=self.options.queued_timeout,
                     goal=goal,
+                    others=others,
                 )
             )
         defer_at = min(time.time() + self.options.defer_after, deadline)
@@ -253,6 +257,7 @@ class WaitingRun(TaskRun[Options]):
                     **({} if timer is None else {"queued_since": timer.moved_at}),
                     end_from_trigger=ends,
                     **({"counters": kept} if (kept := self.trust.to_json()) else {}),
+                    **({"others": asdict(others)} if others else {}),
                     **in_trigger,
                 )
             self.checkpoint()

@@ -13,6 +13,7 @@ from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 from airflow_provider_rungen._airflow import TaskInstanceState, metrics
 from airflow_provider_rungen.client.counters import CounterTrust
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.progress import OtherInputs
 from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.client.transport import gather_limited
@@ -81,6 +82,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param stop_after: fire also when so many jobs in a row have failed.
     :param failures: how many jobs in a row had failed before.
     :param used: the ``usage`` of the task's earlier jobs, for ``end_from_trigger``.
+    :param others: how many more inputs of the batch are ``done`` (``failed`` among them) or ``unsent``.
     :param counters: how far the app's counters are trusted, as far as earlier waits know.
     :param unknown: what another version of the package kept in the database; it is ignored, and logged.
     """
@@ -108,6 +110,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         stop_after: int | None = None,
         failures: int = 0,
         used: dict[str, float | None] | None = None,
+        others: dict[str, int] | None = None,
         counters: dict[str, Any] | None = None,
         **unknown: Any,
     ) -> None:
@@ -132,6 +135,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         self.stop_after = stop_after
         self.failures = failures
         self.used = used
+        self.others = others
         self.counters = counters
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -156,6 +160,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             "stop_after": self.stop_after,
             "failures": self.failures,
             "used": self.used,
+            "others": self.others,
             "counters": self.counters,
         }
 
@@ -281,6 +286,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
                 held_back=self.held_back or {},
                 timer=timer,
                 goal=goal,
+                others=OtherInputs(**self.others or {}),
                 trust=CounterTrust.from_json(self.counters),
             )
         unsuccessful = [unsuccessful_job(job) for job in jobs if job.status is not JobStatus.COMPLETED]

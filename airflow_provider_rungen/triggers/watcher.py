@@ -22,7 +22,7 @@ from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
 from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.outages import LogCallback
 from airflow_provider_rungen.client.polling import concerns_one_job, failed_by
-from airflow_provider_rungen.client.progress import Progress
+from airflow_provider_rungen.client.progress import OtherInputs, Progress
 from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.scaling import AppTarget
 from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
@@ -45,6 +45,7 @@ class _Waiter:
     :param target: what it waits for the app to become.
     :param timer: limits how long its jobs may stay queued.
     :param goal: how many of its jobs have to be over.
+    :param others: what its log counts, too.
     :param finished: the jobs that have finished.
     :param context: the context of its log.
     """
@@ -54,6 +55,7 @@ class _Waiter:
     target: AppTarget | None = None
     timer: QueueTimer | None = None
     goal: WaitGoal = field(default_factory=WaitGoal)
+    others: OtherInputs | None = None
     finished: dict[str, Job] = field(default_factory=dict)
     progress: Progress = field(init=False)
     log: LogCallback = field(init=False)
@@ -61,7 +63,7 @@ class _Waiter:
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
     def __post_init__(self) -> None:
-        self.progress = Progress(len(self.waiting), time.monotonic())
+        self.progress = Progress(len(self.waiting), time.monotonic(), self.others)
         self.log = log_of(self.is_wide)
 
     @property
@@ -140,6 +142,7 @@ class SharedPoller:
         held_back: Mapping[str, float] = MappingProxyType({}),
         timer: QueueTimer | None = None,
         goal: WaitGoal | None = None,
+        others: OtherInputs | None = None,
         trust: CounterTrust | None = None,
     ) -> list[Job]:
         """
@@ -151,6 +154,7 @@ class SharedPoller:
         :param held_back: the `JobPoller.held_back` of the worker.
         :param timer: limits how long the jobs may stay queued.
         :param goal: what to wait for, if not for all jobs. Only those that have finished are returned.
+        :param others: what the log counts, too.
         :param trust: how far the app's counters are trusted, as far as earlier waits know.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change.
@@ -162,7 +166,7 @@ class SharedPoller:
         if not job_ids:
             return []
         goal = goal or WaitGoal()
-        waiter = _Waiter(waiting=waiting, poll_interval=poll_interval, timer=timer, goal=goal)
+        waiter = _Waiter(waiting=waiting, poll_interval=poll_interval, timer=timer, goal=goal, others=others)
         for job_id in waiting:
             self._job_waiters[job_id].add(waiter)
         await self._until_done(waiter, deadline)

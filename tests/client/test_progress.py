@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, Progress, pace
+from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, OtherInputs, Progress, pace
 
 
 def finished(completed: int, failed: int, canceled: int = 0) -> list[Job]:
@@ -21,6 +21,14 @@ def test_a_line_comes_once_an_interval() -> None:
     assert progress.line(finished(10, 0), 6.0 + PROGRESS_INTERVAL) is None
     line = progress.line(finished(90, 7, 3), 105.0)
     assert line == "100 of 1000 done, 900 queued or running, 10 failed; 1/s, about 15 min left"
+
+
+def test_a_wave_counts_all_inputs_of_its_batch() -> None:
+    progress = Progress(100, 5.0, OtherInputs(done=500, failed=3, unsent=200))
+    line = progress.line(finished(48, 2), 55.0)
+    assert line == (
+        "550 of 800 done, 50 queued or running, 200 not submitted yet, 5 failed; 1/s, about 4 min 10 s left"
+    )
 
 
 @pytest.mark.parametrize(

@@ -540,6 +540,28 @@ def test_a_kill_while_the_store_is_written_comes_after_the_write(emulator: Emula
     assert task.statuses() == ["RUNNING"]
 
 
+@pytest.mark.usefixtures("on_the_wire")
+def test_a_kill_while_the_store_hangs_cancels_the_job_in_time(emulator: Emulator) -> None:
+    task = Task(emulator, **MODES["blocking"], input=INPUT | {"emulator": {"seconds": 600}})
+    is_met, is_over = threading.Event(), threading.Event()
+
+    def hang(value: Any) -> None:
+        if value["job_id"]:
+            is_met.set()
+            is_over.wait(30)
+
+    assert task.store is not None
+    task.store.on_set = hang
+    task.begin()
+    with signal_when(signal.SIGTERM, is_met.is_set, task.op.on_kill) as sent:
+        error = run_task(task.op, task.context).error
+    took = time.monotonic() - sent[0]
+    is_over.set()
+    assert "killed" in str(error)
+    assert task.statuses() == ["CANCELED"]
+    assert took < 5  # then Airflow cuts it off
+
+
 # --- whose job is it? ---------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 from conftest import FakeStore, Outcome, TrackedTaskInstance, signal_when
 
+from airflow_provider_rungen.client import progress
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenError
@@ -931,7 +932,9 @@ def test_all_ids_are_pushed_when_a_later_wave_fails(make: Callable[..., Task]) -
 def test_no_job_is_left_when_the_saved_lines_cannot_be_read(
     make: Callable[..., Task], tmp_path: Path, event: bool
 ) -> None:
-    task = make(STORED, [*inputs(8), *inputs(COUNT, seconds=60)[8:]], deferrable=True)
+    # in the second wave, one job runs, and enough others end, however many ended in the first
+    given = [*inputs(1, seconds=60), *inputs(2 * LIMIT)[1:], *inputs(COUNT, seconds=60)[2 * LIMIT :]]
+    task = make(STORED, given, deferrable=True)
     task.store, task.max_tries = None, 0
     trigger = task.complete_until_deferred(task.fire(task.attempt_until_deferred()))
     found = task.fire(trigger).payload if event else None
@@ -945,6 +948,7 @@ def test_no_job_is_left_when_the_saved_lines_cannot_be_read(
             else task.op.resume_execution("__fail__", {"error": "lost"}, context)
         )
     assert not task.statuses.keys() & {"QUEUED", "RUNNING"}
+    assert task.statuses["CANCELED"]
 
 
 def test_an_attempt_that_was_cut_off_leaves_the_lines_of_its_successor(
@@ -975,3 +979,26 @@ def test_what_the_log_counts_as_submitted_rises_from_wave_to_wave(
     assert len(counts) > 2
     assert counts == sorted(set(counts))
     assert counts[-1] == COUNT
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_log_counts_as_done_rises_from_wave_to_wave(
+    make: Callable[..., Task], mode: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PROGRESS_INTERVAL", 0.0)
+    given = [*failing(5), *inputs(55)]
+    given[10] = {"prompt": ""}
+    task = make(STORED, given, deferrable=MODES[mode], max_in_flight=24)
+    with caplog.at_level(logging.INFO):
+        task.attempt()
+    lines = re.findall(
+        r"(\d+) of (\d+) done, (\d+) queued or running, (?:(\d+) not submitted yet, )?(\d+) failed",
+        caplog.text,
+    )
+    found = [tuple(int(number or 0) for number in line) for line in lines]
+    assert {total for _, total, *_ in found} == {len(given)}
+    assert all(done + running + unsent == total for done, total, running, unsent, _ in found)
+    for counts in zip(*((done, failed) for done, *_, failed in found), strict=True):
+        assert list(counts) == sorted(counts)
+    # the first of a wave counts what earlier ones found
+    assert len({unsent for *_, unsent, _ in found}) > 2

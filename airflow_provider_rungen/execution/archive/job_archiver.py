@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.budget import Budget
+from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
 from airflow_provider_rungen.client.download import Download, ExpiredUrlError
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import Output, expiry_time, find_outputs, find_urls
@@ -76,7 +77,7 @@ class JobArchiver:
         """
         journal, archiver = self._journal, self._archiver
         try:
-            await self._retry(asyncio.to_thread, journal.load)
+            await self._retry(in_daemon_thread, journal.load)
             size = sum(entry["size"] for entry in journal.entries)
             self._budget.take(size)
             archiver.existing_count += len(journal.stored)
@@ -86,7 +87,7 @@ class JobArchiver:
             await gather_limited(self._store, missing, archiver.max_concurrency)
             is_changed = bool(missing) or not journal.is_complete
             if journal.parts or (is_changed and not self._errors):
-                await self._retry(asyncio.to_thread, journal.finish, not self._errors)
+                await self._retry(in_daemon_thread, journal.finish, not self._errors)
         except RunGenOutputError as error:
             raise self._error(error) from error
         if self._errors:
@@ -103,7 +104,7 @@ class JobArchiver:
                     download = await self._download(output, file)
                     journal.add(output, download)
                     await self._retry(journal.flush)
-                    await self._retry(asyncio.to_thread, storage.put, file, path, job.id, output.name)
+                    await self._retry(in_daemon_thread, storage.put, file, path, job.id, output.name)
         except RunGenError as error:
             journal.discard(output)
             self._errors.append(self._error(error, f"{output.at}: "))

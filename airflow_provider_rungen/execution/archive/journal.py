@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
 from airflow_provider_rungen.client.download import Download
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import Output, redact_value
@@ -109,11 +110,11 @@ class ManifestJournal:
             if not (entries := dict(self._unwritten)):
                 return
             if len(self._outputs) <= MAX_OUTPUTS_WITHOUT_PARTS:
-                await asyncio.to_thread(self._write, MANIFEST, self._manifest(is_complete=False))
+                await in_daemon_thread(self._write, MANIFEST, self._manifest(is_complete=False))
             else:
                 part = f"{PART_PREFIX}{self._token}-{len(self.parts)}.json"
                 content = {**self._head(is_complete=False), "outputs": list(entries.values())}
-                await asyncio.to_thread(self._write, part, content)
+                await in_daemon_thread(self._write, part, content)
                 self.parts.append(part)
             for name in entries:
                 self._unwritten.pop(name, None)

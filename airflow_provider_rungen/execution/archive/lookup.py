@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
 from airflow_provider_rungen.client.output_urls import find_outputs, redact_value
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenOutputError
@@ -49,7 +49,7 @@ class StoredJobFinder:
 
         async def look(job_id: str) -> None:
             try:
-                stored = await retry_step(job_id, asyncio.to_thread, self.find, job_id)
+                stored = await retry_step(job_id, in_daemon_thread, self.find, job_id)
             except RunGenOutputError as error:
                 # asking the service does not help while the storage is out of order
                 if error.retryable:

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
 
+from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
@@ -36,6 +37,8 @@ _BATCH = 1000
 _BATCH_BYTES = 8 << 20
 # Not PermissionError: s3fs also raises it for expired credentials, a wrong clock and the like.
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+# Seconds in which a file that was not uploaded as a whole is removed.
+_CLEANUP_TIME = 1.0
 # Where a store is tried. In the destination itself, a listing would have all its jobs.
 _PROBE_FOLDER = ".rungen"
 
@@ -65,6 +68,11 @@ class Storage(Place):
         :param create: whether to create a missing local folder. It may be a mount that is missing.
         :raises RunGenInputError: it cannot be used. A retry may help.
         """
+        # a kill is not to wait until the file is removed
+        begin(self._probe, create).result()
+        return self
+
+    def _probe(self, create: bool) -> None:
         folder, name = probe = _PROBE_FOLDER if self._is_object_store else "", _temporary_name()
         content, step = name.encode(), "write"
         try:
@@ -85,7 +93,6 @@ class Storage(Place):
         except RunGenOutputError as error:
             message = f"{error.message} (could not {step} a small file)"
             raise RunGenInputError(message, hint=error.hint, retryable=error.retryable) from None
-        return self
 
     def __enter__(self) -> Self:
         if not self._is_local:
@@ -168,8 +175,8 @@ class Storage(Place):
             send(partial)
             self._fs.mv(partial, target)
         except BaseException:
-            with contextlib.suppress(Exception):
-                self._fs.rm_file(partial)
+            with contextlib.suppress(Exception):  # a kill may have ended a call that hung
+                begin(self._fs.rm_file, partial).result(_CLEANUP_TIME)
             raise
 
     def remove(self, job_id: str, names: Collection[str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import TypeVar
+
+from airflow_provider_rungen.client.daemon_threads import begin_all
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -20,13 +22,17 @@ def run_concurrently(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
     items = list(items)
     # few, so that all threads end at the same time
     size = max(1, min(_MOST_AT_A_TIME, len(items) // (4 * _MAX_THREADS)))
-    executor = ThreadPoolExecutor(max(1, min(_MAX_THREADS, len(items))))
+    parts = begin_all([partial(_each, function, some) for some in batches(items, size)], _MAX_THREADS)
     try:
-        parts = executor.map(lambda some: list(map(function, some)), batches(items, size))
-        return [result for part in parts for result in part]
+        return [result for part in parts for result in part.result()]
     finally:
-        # a kill that is raised here does not wait for those that have not begun
-        executor.shutdown(cancel_futures=True)
+        # a kill that is raised here waits for none of them
+        for part in parts:
+            part.cancel()
+
+
+def _each(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
+    return list(map(function, items))
 
 
 def batches(items: Iterable[S], size: int) -> Iterator[list[S]]:

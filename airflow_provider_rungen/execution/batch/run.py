@@ -13,6 +13,7 @@ from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.counters import CounterTrust
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import VISIBILITY_GRACE, job_of, strip_payloads
+from airflow_provider_rungen.client.progress import OtherInputs
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.wait_goal import WaitGoal
@@ -167,6 +168,11 @@ class BatchRun(SendingRun):
             can_end_from_trigger=None not in result.ids and not result.jobs and options.destination is None,
             before_end_from_trigger=lambda: self._push_success(result),
             goal=goal,
+            others=OtherInputs(
+                done=len(self.ended.ids) + len(self.refused),
+                failed=len(self.ended.unsuccessful) + len(self.refused),
+                unsent=len(self.unsent),
+            ),
             may_defer=may_defer and (not has_unsent or self.can_read_again),
         )
         self.ended.note(jobs)
