@@ -38,6 +38,12 @@ write("in_a_list", {"texts": [*[["s"]] * 9, ["x" * (40 * MIB)]]})
 write("list", {"numbers": pa.array([[1], [7] * 17_000_000], pa.list_(pa.int64()))})
 nulls = pa.ListArray.from_arrays(pa.array([0, 17_000_000], pa.int32()), pa.nulls(17_000_000, pa.string()))
 write("nulls", {"texts": nulls})
+texts = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), [LONG])
+write("list_of_one", {"texts": pa.ListArray.from_arrays(pa.array([0, 1, 100], pa.int32()), texts)})
+texts = pa.DictionaryArray.from_arrays(pa.array([0] * 60_000_000, pa.int8()), ["s"])
+write("list_of_many", {"texts": pa.ListArray.from_arrays(pa.array([0, 60_000_000], pa.int32()), texts)})
+texts = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), [LONG])
+write("lists", {"texts": pa.ListArray.from_arrays(pa.array(range(101), pa.int32()), texts)})
 
 write("prefixes", {"text": [LONG] * 30}, use_dictionary=False, column_encoding={"text": "DELTA_BYTE_ARRAY"})
 write("category", {"text": pa.DictionaryArray.from_arrays([0] * 100, [LONG])})
@@ -97,8 +103,9 @@ REFUSED = {
     "in_a_list": ("row 1 ", "for column 'texts.list.element', more than 16 MiB"),
     "list": ("row 1 ", "for column 'numbers.list.element', more than 256 MiB"),
     "nulls": ("row 1 ", "for column 'texts.list.element', more than 256 MiB"),
+    "list_of_many": ("row 1 ", "for column 'texts.list.element', more than 256 MiB"),
 }
-READABLE = {"repeated": 40, "prefixes": 30, "category": 100}
+READABLE = {"repeated": 40, "prefixes": 30, "category": 100, "lists": 100}
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +144,14 @@ def test_cells_that_are_stored_once_are_decoded_a_few_at_a_time(folder: Path) ->
     _, *others = read(folder, *READABLE)
     assert [(found["rows"], found["error"]) for found in others] == [(rows, "") for rows in READABLE.values()]
     assert max(found["mib"] for found in others) < 300
+
+
+def test_a_list_that_has_one_large_text_many_times_is_refused_with_its_row(folder: Path) -> None:
+    _, found = read(folder, "list_of_one")
+    assert found["rows"] == 1
+    assert "row 2 " in found["error"]
+    assert "more than 16 MiB, 1485 of them in column 'texts'" in found["error"]
+    assert found["mib"] < 160
 
 
 def test_views_of_large_cells_do_not_fill_the_memory_of_the_api_server(folder: Path) -> None:

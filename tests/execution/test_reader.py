@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -437,6 +438,45 @@ def test_views_of_text_count_for_their_own_row_only(kind: str) -> None:
     assert [row["text"] for row in open_rows(table)] == given
     table = pa.table({"text": pa.array(large, types.get(kind, view))})
     assert "row 2 has more than 16 MiB, 22 of them in column 'text'" in failure(table).message
+
+
+def test_lists_of_text_are_read_whatever_their_longest_text(tmp_path: Path) -> None:
+    """Their longest text times all values of a page is more than the memory, but no row is large."""
+    path, roles = tmp_path / "rows.parquet", ["system", *["user", "assistant"] * 3, "user"]
+
+    def tags(rows: int, longest: int) -> list[list[str]]:
+        return [["x" * longest, *["t"] * 49], *([f"t{n % 7}"] * 50 for n in range(rows - 1))]
+
+    messages = [
+        [{"role": role, "content": "x" * 4400 if role == "system" else f"{n} {role}"} for role in roles]
+        for n in range(8000)
+    ]
+    for values in (messages, tags(2000, 20_000), tags(25_000, 300)):
+        path.write_bytes(parquet_bytes(pa.table({"id": range(len(values)), "values": values})))
+        rows = list(open_rows(path))
+        assert [row["id"] for row in rows] == list(range(len(values)))
+        assert [row["values"] for row in rows] == values
+
+
+def test_lists_of_text_that_no_longer_fit_a_dictionary_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    values = [["x" * 300_000], *([["a"] * 300] * 10), *([f"{n:0300}"] * 3 for n in range(9000))]
+    path.write_bytes(parquet_bytes(pa.table({"values": values}), dictionary_pagesize_limit=1 << 19))
+    with parquet.ParquetFile(path) as file:
+        assert "PLAIN" in file.metadata.row_group(0).column(0).encodings
+    assert [row["values"] for row in open_rows(path)] == values
+
+
+def test_lists_of_a_category_count_for_their_own_row_only() -> None:
+    """Arrow counts the texts of a dictionary once, however often a row has them."""
+
+    def table(*counts: int) -> Any:
+        texts = pa.DictionaryArray.from_arrays(pa.array([0] * sum(counts), pa.int32()), ["x" * (1 << 20)])
+        offsets = pa.array([0, *accumulate(counts)], pa.int32())
+        return pa.table({"texts": pa.ListArray.from_arrays(offsets, texts)})
+
+    assert [len(row["texts"]) for row in open_rows(table(*[10] * 5))] == [10] * 5
+    assert "row 2 has more than 16 MiB, 22 of them in column 'texts'" in failure(table(1, 22)).message
 
 
 def test_rows_that_need_smaller_batches_are_read_once_each(tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ def size_of(column: Any) -> int:
     pa = load_pyarrow()
     if not pa.types.is_dictionary(column.type):
         with contextlib.suppress(pa.ArrowException):  # older versions know some types only as a whole
-            return _size_of_views(pa, column) if "_view" in str(column.type) else int(column.nbytes)
+            is_shared = any(word in str(column.type) for word in ("_view", "dictionary<"))
+            return _size_of_parts(pa, column) if is_shared else int(column.nbytes)
         return 0
     from pyarrow import compute
 
@@ -112,8 +113,8 @@ def size_of(column: Any) -> int:
     return compute.sum(lengths.take(column.indices)).as_py() or 0
 
 
-def _size_of_views(pa: Any, column: Any) -> int:
-    """Return the size of a column with views, of which Arrow counts all texts for each slice."""
+def _size_of_parts(pa: Any, column: Any) -> int:
+    """Return the size of a column with views or dictionaries, of which Arrow counts each text once."""
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
         return size_of(column.storage)

@@ -32,10 +32,8 @@ def read_parquet(file: Any, max_page_bytes: int = MAX_PAGE_BYTES) -> Iterator[Nu
     :param max_page_bytes: of all pages that are decompressed at a time.
     """
     pa = arrow.load_pyarrow()
-    from pyarrow import parquet
-
     watched = WatchedFile(file, max_page_bytes)
-    with parquet.ParquetFile(watched, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table:
+    with _open(watched) as table:
         converter = values.RowConverter(table.schema_arrow)
         count = 0
         for group in range(table.num_row_groups):
@@ -47,6 +45,12 @@ def read_parquet(file: Any, max_page_bytes: int = MAX_PAGE_BYTES) -> Iterator[Nu
     pa.default_memory_pool().release_unused()
 
 
+def _open(file: WatchedFile, **options: Any) -> Any:
+    from pyarrow import parquet
+
+    return parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False, **options)
+
+
 def _batches(table: Any, watched: WatchedFile, group: int, count: int) -> Iterator[Any]:
     """
     Yield the batches of a row group.
@@ -55,10 +59,11 @@ def _batches(table: Any, watched: WatchedFile, group: int, count: int) -> Iterat
     """
     names, rows, done = arrow.used_columns(table.schema_arrow), _rows_of_batch(table, group, count), 0
     columns = names if len(names) < len(table.schema_arrow.names) else None
+    compact: list[int] = []
     while rows:
         skip = done
         try:
-            watched.begin(table, group, rows)
+            watched.begin(table, group, rows, compact)
             for batch in table.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
                 part = batch.slice(skip)
                 skip = max(0, skip - batch.num_rows)
@@ -67,7 +72,11 @@ def _batches(table: Any, watched: WatchedFile, group: int, count: int) -> Iterat
                 watched.begin_batch()
             return
         except TooLargeError as error:
-            # the rows at hand are read again, fewer at a time
+            # the rows at hand are read again: each text once, or fewer rows at a time
+            if error.number is not None:
+                compact.append(error.number)
+                table = _open(watched, metadata=table.metadata, read_dictionary=compact)
+                continue
             if rows == 1 or not error.rows:
                 reason = (
                     f"cannot be read: row group {group + 1} needs {error.size >> 20} MiB at a time for "
@@ -103,7 +112,5 @@ def _rows_of_batch(table: Any, number: int, count: int) -> int:
 def parquet_column_types(file: Any) -> dict[str, str]:
     """Return the type of each column of a Parquet file as JSON has it."""
     arrow.load_pyarrow()
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(WatchedFile(file, MAX_PAGE_BYTES), pre_buffer=False) as table:
+    with _open(WatchedFile(file, MAX_PAGE_BYTES)) as table:
         return arrow.column_types(table.schema_arrow)

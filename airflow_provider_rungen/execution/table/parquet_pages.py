@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import struct
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from airflow_provider_rungen.execution.table.values import MAX_ROW_BYTES
 
-_DICTIONARY_PAGE = 2
+_DICTIONARY_PAGE, _DATA_PAGE_V2 = 2, 3
+_PLAIN, _PLAIN_DICTIONARY, _RLE_DICTIONARY = 0, 2, 8
 _DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY = 6, 7
 # Of a value in a list, whatever its type: its levels, and its place in an array.
 _LEAST_BYTES = 16
@@ -35,14 +37,16 @@ class TooLargeError(Exception):
     :param size: how much, in bytes.
     :param limit: how much it may be.
     :param rows: how many rows to read at a time instead, or 0 if it is too large anyway.
+    :param number: the number of the column if it may fit once it is read as a dictionary.
     """
 
-    def __init__(self, column: str, size: int, limit: int, rows: int = 0) -> None:
+    def __init__(self, column: str, size: int, limit: int, rows: int = 0, number: int | None = None) -> None:
         super().__init__(f"column {column!r} needs {size} bytes")
         self.column = column
         self.size = size
         self.limit = limit
         self.rows = rows
+        self.number = number
 
 
 @dataclass(slots=True)
@@ -50,12 +54,14 @@ class _Chunk:
     """A column of a row group: what it is, and how far it is read."""
 
     column: str
+    number: int | None
     start: int
     end: int
     codec: str
     is_text: bool
     is_nested: bool
     is_category: bool
+    is_compact: bool
     width: int
     at: int = 0
     rest: bytes = b""
@@ -95,16 +101,20 @@ class WatchedFile:
                 raise ValueError(f"its footer has {footer >> 20} MiB")
         return data
 
-    def begin(self, table: Any, group: int, rows: int) -> None:
+    def begin(self, table: Any, group: int, rows: int, compact: Sequence[int] = ()) -> None:
         """
         Begin to read a row group.
 
         :param table: the `ParquetFile`.
         :param rows: how many rows are read at a time.
+        :param compact: the numbers of the columns whose values are read as a dictionary.
         """
         metadata = table.metadata.row_group(group)
         chunks = sorted(
-            (_make_chunk(metadata.column(number), table, number) for number in range(metadata.num_columns)),
+            (
+                _make_chunk(metadata.column(number), table, number, compact)
+                for number in range(metadata.num_columns)
+            ),
             key=lambda chunk: chunk.start,
         )
         if any(first.end > second.start for first, second in pairwise(chunks)):
@@ -157,7 +167,8 @@ class WatchedFile:
         return step
 
     def _open(self, chunk: _Chunk, header: dict[int, Any]) -> None:
-        details = header.get(5) or header.get(8) or {}
+        is_second = header.get(1) == _DATA_PAGE_V2
+        details = header.get(8 if is_second else 5) or {}
         numbers = [header.get(2), header.get(3), details.get(1, 0)]
         if not all(type(number) is int and 0 <= number <= _MAX_INT for number in numbers):
             raise ValueError(f"column {chunk.column!r} has a broken page")
@@ -165,12 +176,14 @@ class WatchedFile:
         if header.get(1) == _DICTIONARY_PAGE:
             size = self._open_dictionary(chunk, unpacked)
         else:
-            size = self._open_data(chunk, unpacked, values, details.get(2 if 5 in header else 4))
+            size = self._open_data(chunk, unpacked, values, details.get(4 if is_second else 2))
         self._opened += size
         if (needed := max(self._opened, self._held)) > self._max_bytes:
             is_alone = max(size, self._held) > self._max_bytes
             rows = 0 if is_alone else max(1, self._rows // 16)
-            raise TooLargeError(chunk.column, needed, self._max_bytes, rows)
+            is_guess = size > max(2 * unpacked, chunk.skip, values * _LEAST_BYTES)
+            number = chunk.number if is_guess else None
+            raise TooLargeError(chunk.column, needed, self._max_bytes, rows, number)
 
     def _open_dictionary(self, chunk: _Chunk, unpacked: int) -> int:
         """Return how many bytes a dictionary takes."""
@@ -191,11 +204,16 @@ class WatchedFile:
             self._expect(chunk, unpacked)
         if encoding in (_DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY):  # lengths are decoded at once
             size += values * 8
-        self._held += size - chunk.held
-        # arrow collects all values of a category
+        is_index = chunk.is_compact and encoding in (_PLAIN_DICTIONARY, _RLE_DICTIONARY)
+        # arrow collects all values of a category, and each batch has a copy of them
+        self._held += (size if is_index or not chunk.is_compact else 3 * size) - chunk.held
         chunk.held = 0 if chunk.is_category else size
-        # one row may have all values
-        return max(size, values * max(chunk.longest, _LEAST_BYTES)) if chunk.is_nested else size
+        if not chunk.is_nested:
+            return size
+        # one row may have all values, and each may be the longest where the page does not have it itself
+        is_whole = encoding in (_PLAIN, _DELTA_LENGTH_BYTE_ARRAY)
+        longest = 0 if is_whole or is_index else chunk.longest
+        return max(size, values * max(longest, _LEAST_BYTES))
 
     @property
     def _batch_bytes(self) -> int:
@@ -212,19 +230,23 @@ class WatchedFile:
             raise TooLargeError(chunk.column, size, self._batch_bytes, rows)
 
 
-def _make_chunk(column: Any, table: Any, number: int) -> _Chunk:
+def _make_chunk(column: Any, table: Any, number: int, compact: Sequence[int]) -> _Chunk:
     kind, arrow_schema = table.schema.column(number), table.schema_arrow
     start, root = column.data_page_offset, column.path_in_schema.partition(".")[0]
     if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
         start = column.dictionary_page_offset
+    is_nested, is_compact = kind.max_repetition_level > 0, number in compact
+    can_be_compact = is_nested and not is_compact and kind.logical_type.type == "STRING"
     return _Chunk(
         column=column.path_in_schema,
+        number=number if can_be_compact else None,
         start=start,
         end=start + column.total_compressed_size,
         codec=column.compression,
         is_text=column.physical_type == "BYTE_ARRAY",
-        is_nested=kind.max_repetition_level > 0,
+        is_nested=is_nested,
         is_category=root in arrow_schema.names and "dictionary<" in str(arrow_schema.field(root).type),
+        is_compact=is_compact,
         width=kind.length if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0,
     )
 
