@@ -26,7 +26,7 @@ from airflow_provider_rungen.execution.scale_state import KEY as SCALE_KEY
 from airflow_provider_rungen.plugins import xcoms
 from airflow_provider_rungen.plugins.cache import FRESH, LASTING, Cache
 from airflow_provider_rungen.plugins.connections import own_connection
-from airflow_provider_rungen.plugins.task_record import TaskRecord
+from airflow_provider_rungen.plugins.task_record import TaskRecord, mapping, plain
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _trigger_arguments(session: Any, trigger_id: int | None) -> Mapping[str, Any
     if trigger is None or not str(trigger.classpath).startswith(_TRIGGERS):
         return {}
     try:
-        return dict(trigger.kwargs)
+        return mapping(plain(trigger.kwargs))
     except Exception as error:  # it is encrypted, perhaps with a key that this server does not have
         log.warning("Could not read the trigger of a task (%s)", type(error).__name__)
         return {}

@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 from starlette.concurrency import run_in_threadpool
 
 from airflow_provider_rungen.client.models import App, Job
+from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.plugins import live
@@ -39,6 +40,8 @@ NOT_ASKED = (
     "RunGen is not asked, so that live figures are missing: the task does not name connection {conn_id} "
     "in its DAG, and you may not read it."
 )
+
+_LEFT_OUT = "The files of {jobs} are missing: their manifests are too large for this page."
 
 
 @dataclass
@@ -112,7 +115,11 @@ class Gathering:
         task = self.task
         if not task.destination or not job_ids:
             return {}
-        return await self._ask_store("store", _read_manifests, task, list(job_ids)) or {}
+        found = await self._ask_store("store", _read_manifests, task, list(job_ids)) or {}
+        manifests = {job_id: manifest for job_id, manifest in found.items() if manifest is not None}
+        if left_out := len(found) - len(manifests):
+            self.notices.append(_LEFT_OUT.format(jobs=format_count(left_out, "job")))
+        return manifests
 
     async def _ask_store(
         self, pool: PoolName, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -183,8 +190,8 @@ def _count_table(task: TaskRecord, page: int) -> JobRows:
     return JobRows.count(rows_of_table(read_table(task.results, _STORE_TIME), task.key), page)
 
 
-def _read_manifests(task: TaskRecord, job_ids: list[str]) -> dict[str, Manifest]:
-    return StoredOutputs(task.destination, task.app_id).manifests(job_ids)
+def _read_manifests(task: TaskRecord, job_ids: list[str]) -> dict[str, Manifest | None]:
+    return StoredOutputs(task.destination, task.app_id).manifests(job_ids, _STORE_TIME)
 
 
 def _find_in_table(task: TaskRecord, job_id: str) -> JobRow | None:

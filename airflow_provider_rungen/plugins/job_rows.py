@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.pages.failures import MAX_EXAMPLES, group_failures
 from airflow_provider_rungen.pages.models import FailureGroup, JobView, Progress
-from airflow_provider_rungen.plugins.task_record import TaskRecord
+from airflow_provider_rungen.plugins.task_record import TaskRecord, well_formed
 
 #: Jobs on one page.
 PAGE_SIZE = 100
@@ -162,7 +162,7 @@ def job_id_of(row: Mapping[str, Any]) -> str:
 
 def _text(value: Any, limit: int) -> str:
     """Return a value as text, of which a page keeps many."""
-    return str("" if value is None else value)[:limit]
+    return well_formed(str("" if value is None else value)[:limit])
 
 
 def _number(value: Any, default: int) -> int:

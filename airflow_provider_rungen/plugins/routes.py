@@ -270,7 +270,8 @@ def _page_number(page: str) -> int:
 
 
 def _html(text: str) -> Response:
-    return HTMLResponse(text, headers=headers.PAGE)
+    # a result may have half characters
+    return HTMLResponse(text.encode(errors="replace"), headers=headers.PAGE)
 
 
 async def _refuse(request: Request, error: HTTPException) -> Response:

@@ -19,6 +19,12 @@ from airflow_provider_rungen.execution.archive.manifests import MANIFEST, Manife
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import files_of
 from airflow_provider_rungen.execution.archive.threads import run_concurrently
+from airflow_provider_rungen.execution.bounded_json import (
+    MAX_VALUES,
+    TooComplexError,
+    count_values,
+    parse_bounded,
+)
 from airflow_provider_rungen.pages.models import OutputFile
 from airflow_provider_rungen.pages.output_kinds import HEAD_BYTES, detect, guess
 from airflow_provider_rungen.plugins.cache import LASTING, Cache
@@ -28,6 +34,9 @@ log = logging.getLogger(__name__)
 
 # Of one manifest. A larger one is not shown.
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+# Of those of one page together. A value counts as so many bytes, since it takes more memory than its text.
+_MAX_PAGE_OF_MANIFESTS = 4 * MAX_MANIFEST_BYTES
+_BYTES_OF_VALUE = 20
 CHUNK_BYTES = 256 * 1024
 # Of a Parquet table, at a time. Those that a task writes are smaller.
 _MAX_PAGE_BYTES = 64 * 1024 * 1024
@@ -70,21 +79,32 @@ class StoredOutputs:
         self._destination = destination
         self._app_id = app_id
 
-    def manifests(self, job_ids: Sequence[str]) -> dict[str, Manifest]:
+    def manifests(self, job_ids: Sequence[str], within: float) -> dict[str, Manifest | None]:
         """
         Return the manifests of jobs whose outputs are all stored.
 
+        :param within: seconds. Whoever asked waits no longer.
+        :return: by job; ``None`` for a manifest that is too large for the page.
         :raises RunGenError: the storage cannot be read.
+        :raises TooSlowError: they were not read in time.
         """
-        found = zip(job_ids, run_concurrently(self.manifest, job_ids), strict=True)
-        return {job_id: manifest for job_id, manifest in found if manifest is not None}
+        budget, ends_at = _Budget(), time.monotonic() + within
 
-    def manifest(self, job_id: str) -> Manifest | None:
-        content = self._storage.read(job_id, MANIFEST, MAX_MANIFEST_BYTES)
-        return None if content is None else self._parse(job_id, content)
+        def manifest(job_id: str) -> Manifest | None:
+            if time.monotonic() > ends_at:
+                raise TooSlowError
+            content = self._storage.read_with(job_id, MANIFEST, partial(budget.read, job_id))
+            try:
+                return None if content is None else self._parse(job_id, content)
+            except TooComplexError:
+                budget.left_out.add(job_id)
+                return None
+
+        found = zip(job_ids, run_concurrently(manifest, job_ids), strict=True)
+        return {job_id: each for job_id, each in found if each is not None or job_id in budget.left_out}
 
     def _parse(self, job_id: str, content: bytes) -> Manifest | None:
-        manifest = parse_manifest(content, self._app_id, job_id)
+        manifest = parse_manifest(content, self._app_id, job_id, parse=parse_bounded)
         return None if files_of(self._storage, job_id, manifest) is None else manifest
 
     def file(self, job_id: str, number: int) -> StoredFile | None:
@@ -102,7 +122,9 @@ class StoredOutputs:
         with _parsing:  # a browser asks for several files at once
             files = _known_files.get(key)
             if files is None:
-                manifest = self._parse(job_id, content) if len(content) <= MAX_MANIFEST_BYTES else None
+                manifest = None
+                with contextlib.suppress(TooComplexError):
+                    manifest = self._parse(job_id, content) if len(content) <= MAX_MANIFEST_BYTES else None
                 files = () if manifest is None else stored_files(manifest)
                 if key[-1] is not None:
                     _known_files.put(key, files, LASTING, size=len(content))
@@ -112,6 +134,31 @@ class StoredOutputs:
     def opened(self, job_id: str, file: StoredFile) -> Iterator[BinaryIO]:
         with self._storage.opened(job_id, file.name) as opened:
             yield opened
+
+
+class _Budget:
+    """What the manifests of one page may take together."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_PAGE_OF_MANIFESTS
+        self._lock = threading.Lock()
+        #: The jobs whose manifests are too large.
+        self.left_out: set[str] = set()
+
+    def read(self, job_id: str, opened: BinaryIO) -> bytes | None:
+        """Return a manifest, or ``None`` if it is too large."""
+        content = opened.read(CHUNK_BYTES)
+        with self._lock:
+            limit = min(self._left, MAX_MANIFEST_BYTES)
+            if len(content) == CHUNK_BYTES <= limit:
+                content += opened.read(limit + 1 - CHUNK_BYTES)
+            values = count_values(content)
+            # one that is too complex is not parsed
+            self._left -= max(len(content), _BYTES_OF_VALUE * values if values <= MAX_VALUES else 0)
+        if len(content) <= limit:
+            return content
+        self.left_out.add(job_id)
+        return None
 
 
 def _version(opened: BinaryIO) -> Any:

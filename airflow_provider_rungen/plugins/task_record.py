@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from airflow_provider_rungen.execution.bounded_json import parse_bounded
 from airflow_provider_rungen.execution.page_record import PAGE_KEY
 from airflow_provider_rungen.links import RunGenJobLink
 
@@ -20,23 +20,34 @@ _TUPLE = {"builtins.tuple", "builtins.set"}
 
 
 def plain(value: Any) -> Any:
-    """Return the value of an XCom as JSON values. What is serialized is not made an object again."""
+    """
+    Return the value of an XCom as JSON values. What is serialized is not made an object again.
+
+    :raises TooComplexError: it is JSON with more values than a page needs.
+    """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_bounded(value)
         except ValueError:
-            return value
+            return well_formed(value)
     return _without_envelopes(value)
+
+
+def well_formed(text: str) -> str:
+    """Return a text without half characters, which JSON may hold but no page and no URL."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _without_envelopes(value: Any) -> Any:
     if isinstance(value, list | tuple | set):  # the latter by an XCom backend
         return [_without_envelopes(each) for each in value]
+    if isinstance(value, str):
+        return well_formed(value)
     if not isinstance(value, dict):
         return value
     if value.get("__classname__") in _TUPLE and isinstance(value.get("__data__"), list):
         return _without_envelopes(value["__data__"])
-    return {name: _without_envelopes(each) for name, each in value.items()}
+    return {_without_envelopes(name): _without_envelopes(each) for name, each in value.items()}
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

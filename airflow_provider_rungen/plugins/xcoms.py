@@ -6,7 +6,6 @@ These functions block.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from itertools import starmap
@@ -20,6 +19,7 @@ from sqlalchemy import Text, case, cast, func, null, select
 from airflow_provider_rungen._airflow import ObjectStoragePath, conf
 from airflow_provider_rungen.execution.archive.threads import run_concurrently
 from airflow_provider_rungen.execution.bill import BILL_KEY
+from airflow_provider_rungen.execution.bounded_json import TooComplexError, parse_bounded
 from airflow_provider_rungen.execution.page_record import PAGE_KEY
 from airflow_provider_rungen.execution.scale_state import KEY as SCALE_KEY
 from airflow_provider_rungen.links import RunGenJobLink
@@ -48,9 +48,11 @@ _OBJECT_STORAGE = "airflow.providers.common.io.xcom.backend"
 
 _model: Any = XComModel
 _place = (_model.dag_id, _model.run_id, _model.task_id, _model.map_index)
-_size = func.length(cast(_model.value, Text))
+# not JSON, which SQLAlchemy parses whatever it is
+_text = cast(_model.value, Text)
+_size = func.length(_text)
 # what is too large does not leave the database
-_value = case((_size <= case(LIMITS, value=_model.key), _model.value), else_=null())
+_value = case((_size <= case(LIMITS, value=_model.key), _text), else_=null())
 
 
 class Place(NamedTuple):
@@ -81,16 +83,16 @@ def version(session: Any, place: Place) -> Any:
     return tuple(map(tuple, session.execute(query)))
 
 
-def find(session: Any, place: Place) -> list[tuple[str, int, Any]]:
-    """Return the key, the size and the value in the database of each XCom of a task. See `LIMITS`."""
+def find(session: Any, place: Place) -> list[tuple[str, int, str | None]]:
+    """Return the key, the size and the JSON in the database of each XCom of a task. See `LIMITS`."""
     query = select(_model.key, _size, _value).where(*_at(place)).order_by(_model.key)
     return [tuple(row) for row in session.execute(query)]
 
 
 def find_recent(
     session: Any, dag_ids: Collection[str], keys: Collection[str]
-) -> list[tuple[Place, str, Any]]:
-    """Return the XComs with certain keys that were pushed last, the latest first, each with its task."""
+) -> list[tuple[Place, str, str | None]]:
+    """Return the JSON of XComs with certain keys that were pushed last, the latest first, and their tasks."""
     query = (
         select(*_place, _model.key, _size, _value)
         .where(_model.dag_id.in_(dag_ids), _model.key.in_(keys))
@@ -98,50 +100,47 @@ def find_recent(
         .limit(_MAX_RECENT_FILES if uses_files() else MAX_RECENT)
         .execution_options(yield_per=_FETCHED_AT_ONCE)
     )
-    found: list[tuple[Place, str, Any]] = []
+    found: list[tuple[Place, str, str | None]] = []
     left = _MAX_RECENT_BYTES
-    for *place, key, size, value in session.execute(query):
+    for *place, key, size, text in session.execute(query):
         left -= min(size or 0, LIMITS[key])
         if left < 0:
             break
-        found.append((Place(*place), key, value))
+        found.append((Place(*place), key, text))
     return found
 
 
-def read(found: Sequence[tuple[str, int, Any]]) -> tuple[dict[str, Any], list[str]]:
+def read(found: Sequence[tuple[str, int, str | None]]) -> tuple[dict[str, Any], list[str]]:
     """Return the values of a task by key, and what its page says of those that are missing."""
-    fitting = [(key, value) for key, size, value in found if (size or 0) <= LIMITS[key]]
+    fitting = [(key, text) for key, size, text in found if (size or 0) <= LIMITS[key]]
     values = dict(zip((key for key, _ in fitting), resolve(fitting), strict=True))
     values |= {key: TooLargeError() for key, size, _ in found if key not in values}
     errors = {key: value for key, value in values.items() if isinstance(value, Exception)}
     return {key: values[key] for key in values.keys() - errors.keys()}, list(starmap(_notice, errors.items()))
 
 
-def resolve(found: Sequence[tuple[str, Any]]) -> list[Any]:
-    """Return what the XCom backend makes of keys and values; an error for one that cannot be read."""
+def resolve(found: Sequence[tuple[str, str | None]]) -> list[Any]:
+    """Return what the XCom backend makes of keys and JSON; an error for one that cannot be read."""
     if uses_files():
-        return run_concurrently(lambda each: _through_backend(*each), found)
-    return [_in_database(*each) for each in found]
+        return run_concurrently(lambda each: _resolve_one(*each), found)
+    return [_resolve_one(*each) for each in found]
 
 
-def _in_database(key: str, value: Any) -> Any:
+def _resolve_one(key: str, text: str | None) -> Any:
     try:
-        return plain(value)
-    except RecursionError as error:  # lists in lists in lists
+        value = None if text is None else parse_bounded(text)
+        return plain(_through_backend(key, value) if uses_files() else value)
+    except Exception as error:  # that of any backend
         log.info("Could not read an XCom %s (%s)", key, type(error).__name__)
         return error
 
 
 def _through_backend(key: str, value: Any) -> Any:
     backend = _backend()
-    try:
-        # its own method reads a file whatever its size
-        if backend.deserialize_value.__module__ == _OBJECT_STORAGE:
-            return plain(_of_file(value, LIMITS[key]))
-        return plain(backend.deserialize_value(XComResult(key=key, value=value)))
-    except Exception as error:  # that of any backend
-        log.info("Could not read an XCom %s (%s)", key, type(error).__name__)
-        return error
+    # its own method reads a file whatever its size
+    if backend.deserialize_value.__module__ == _OBJECT_STORAGE:
+        return _of_file(value, LIMITS[key])
+    return backend.deserialize_value(XComResult(key=key, value=value))
 
 
 def _of_file(value: Any, limit: int) -> Any:
@@ -160,12 +159,14 @@ def _of_file(value: Any, limit: int) -> Any:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise TooLargeError
-    return json.loads(content)
+    return parse_bounded(content)
 
 
 def _notice(key: str, error: Exception) -> str:
     if isinstance(error, TooLargeError):
         return f"The XCom {key} is missing: it has more than the {LIMITS[key] >> 10:,} KiB that a page reads."
+    if isinstance(error, TooComplexError):
+        return f"The XCom {key} is missing: it has more values than a page reads."
     return f"The XCom {key} is missing: it could not be read ({type(error).__name__})."
 
 

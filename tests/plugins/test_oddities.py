@@ -10,7 +10,7 @@ import pytest
 from conftest import APP
 from sqlalchemy.exc import OperationalError
 
-from airflow_provider_rungen.plugins import airflow_data
+from airflow_provider_rungen.plugins import airflow_data, connections
 from airflow_provider_rungen.plugins.cache import Cache
 from plugins.conftest import World, result_row
 
@@ -89,8 +89,15 @@ def test_what_is_too_large_to_keep_takes_the_room_of_nothing_else() -> None:
     assert cache.get("a") is None
 
 
-def test_a_connection_that_no_database_can_look_up_gives_a_notice(world: World) -> None:
-    path = world.save(xcoms={"rungen_page": {"connection": "\ud800", "app": APP}})
+def test_a_connection_that_cannot_be_looked_up_gives_a_notice(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = world.save(xcoms={"rungen_page": {"connection": "another", "app": APP}})
+
+    def fail(*_: Any) -> Any:
+        raise OperationalError("SELECT secret", {}, Exception("gone"))
+
+    monkeypatch.setattr(connections, "may_read_connection", fail)
     answer = world.get(path)
     assert answer.status_code == 503
-    assert "This page could not be made (UnicodeEncodeError)." in answer.text
+    assert "This page could not be made (OperationalError)." in answer.text

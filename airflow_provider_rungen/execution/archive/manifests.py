@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,10 +47,16 @@ class Manifest:
     execution_seconds: float | None = None
 
 
-def parse_manifest(content: bytes, app_id: str, job_id: str) -> Manifest:
-    """Parse a manifest of a job. One that is not valid, or belongs to another job, has no entries."""
+def parse_manifest(
+    content: bytes, app_id: str, job_id: str, *, parse: Callable[[bytes], Any] = json.loads
+) -> Manifest:
+    """
+    Parse a manifest of a job. One that is not valid, or belongs to another job, has no entries.
+
+    :param parse: parses the JSON. Errors of its own are raised.
+    """
     try:
-        fields = json.loads(content)
+        fields = parse(content)
     except (ValueError, RecursionError):
         fields = None
     is_of_job = isinstance(fields, dict) and (fields.get("app_id"), fields.get("job_id")) == (app_id, job_id)

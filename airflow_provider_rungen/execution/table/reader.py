@@ -13,7 +13,7 @@ from airflow_provider_rungen.execution.table import arrow, formats, parquet, val
 from airflow_provider_rungen.execution.table.files import SourceFile, find_files, single_file, wrap_errors
 from airflow_provider_rungen.execution.table.values import NumberedRow, RowError
 
-_READERS: dict[str, Callable[[Any], Iterator[NumberedRow]]] = {
+_READERS: dict[str, Callable[..., Iterator[NumberedRow]]] = {
     "jsonl": formats.read_json_lines,
     "csv": formats.read_csv,
 }
@@ -60,7 +60,7 @@ def open_foreign_file(
     """
     Return the rows of one file that somebody else has chosen.
 
-    No folder is searched for it, and a symbolic link is not followed.
+    No folder is searched for it, and a symbolic link is not followed. A row may have 4 MiB of text.
 
     :param uri: its URI or path.
     :param name: what is read, for errors.
@@ -225,7 +225,7 @@ class _FileRows(Rows):
             if file.format == "parquet":
                 types = parquet.parquet_column_types(opened)
             else:
-                types = dict.fromkeys(formats.csv_header(opened), "text")
+                types = dict.fromkeys(formats.csv_header(opened, is_foreign=self._check is not None), "text")
         return {**dict.fromkeys(file.partition, "text"), **types}
 
     def __iter__(self) -> Iterator[Any]:
@@ -237,11 +237,12 @@ class _FileRows(Rows):
 
     def _read(self, file: SourceFile) -> Iterator[Any]:
         with wrap_errors(self._name, file.uri, self._position), file.open() as opened:
+            is_foreign = self._check is not None
             source = opened if self._check is None else _CheckedFile(opened, self._check)
             if file.format == "parquet":
                 rows = parquet.read_parquet(source, self._max_page_bytes)
             else:
-                rows = _READERS[file.format](source)
+                rows = _READERS[file.format](source, is_foreign=is_foreign)
             for row in self._numbered(rows):
                 # a column of the file itself wins
                 yield {**file.partition, **row} if file.partition and isinstance(row, dict) else row
