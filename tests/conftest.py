@@ -193,6 +193,12 @@ class InProcess:
             raise
 
 
+@pytest.fixture(autouse=True)
+def unconfined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow a test services of its own, though a fixture of a module or session has an emulator."""
+    monkeypatch.delenv("RUNGEN_EMULATOR", raising=False)
+
+
 @pytest.fixture
 def on_the_wire() -> None:
     """Reach the emulator over connections: for what takes time, other processes and other services."""

@@ -250,12 +250,15 @@ class Cloud(MemoryFileSystem):  # type: ignore[misc]  # it has no types
 @pytest.fixture(params=["gs", "abfs"])
 def cloud(request: pytest.FixtureRequest) -> Iterator[Cloud]:
     module = import_module(ObjectStoragePath.__module__)  # it moved with Airflow 3
-    fs = Cloud()
+    stores = import_module(module.attach.__module__)._STORE_CACHE
+    before, fs = dict(stores), Cloud()
     module.attach(request.param, fs=fs).fs = fs
     fs.store.clear()
     fs.scheme = request.param
     yield fs
     fs.store.clear()
+    stores.clear()
+    stores |= before
 
 
 OUTAGES = {
