@@ -13,7 +13,9 @@ from airflow_provider_rungen.runs.records import InvalidRecordError
 from airflow_provider_rungen.runs.rows import Writer
 
 _SUFFIX = ".json"
-_MAX_LISTED = 10_000
+#: So many of the jobs that may still run are named. A record has to be one value of Airflow's store.
+MAX_LISTED = 1000
+_MAX_TEXT = 4000
 
 
 class End(StrEnum):
@@ -35,14 +37,13 @@ class AttemptRecord:
     :param nonce: see `Writer`.
     :param since: the first attempt whose jobs count for this one.
     :param try_number: with the next three, the numbers of Airflow that tell a retry from a clear.
-    :param run_began: when the DAG run began (seconds since 1970). One that was deleted and made again has the
-        same name, and begins with the first attempt.
     :param plan: the digest of the plan; empty until the source is read.
     :param began: when it began (seconds since 1970).
+    :param deadline: when its jobs are canceled (seconds since 1970).
     :param end: how it ended.
     :param error: why it failed.
     :param hint: what to do next.
-    :param still_billing: the jobs that may still run.
+    :param still_billing: the first of the jobs that may still run.
     """
 
     turn: int
@@ -54,9 +55,9 @@ class AttemptRecord:
     clear_number: int | None = None
     app_id: str = ""
     model: str = ""
-    run_began: float = 0.0
     plan: str = ""
     began: float = 0.0
+    deadline: float = 0.0
     end: End = End.UNKNOWN
     error: str = ""
     hint: str = ""
@@ -69,6 +70,10 @@ class AttemptRecord:
     def encode(self) -> bytes:
         """Return the content of the file."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        # a record that could not be read again would stop all later attempts
+        values |= {name: values[name][:_MAX_TEXT] for name in ("error", "hint")}
+        values |= {name: float(values[name]) for name in ("began", "deadline")}
+        values["still_billing"] = self.still_billing[:MAX_LISTED]
         return records.to_lines([{"version": records.VERSION} | values])
 
     @classmethod
@@ -87,11 +92,12 @@ def next_turn(earlier: Sequence[AttemptRecord], try_number: int, run_began: floa
 
     :param earlier: the attempts so far.
     :param try_number: Airflow's number of the attempt.
-    :param run_began: see `AttemptRecord`.
+    :param run_began: when the DAG run began (seconds since 1970). Earlier attempts are those of a deleted run
+        with the same id.
     :raises SupersededError: Airflow has started a later attempt. This one was cut off before it began.
     """
     for record in earlier:
-        if record.try_number > try_number and record.run_began == run_began:
+        if record.try_number > try_number and record.began >= run_began:
             raise SupersededError(
                 f"Attempt {try_number} is cut off: attempt {record.try_number} has begun; nothing was sent"
             )
@@ -112,7 +118,7 @@ def _read(lines: list[Any]) -> AttemptRecord:
     [values] = lines
     records.check_version(values)
     record = AttemptRecord(**{name: value for name, value in values.items() if name != "version"})
-    if len(record.still_billing) > _MAX_LISTED:
+    if len(record.still_billing) > MAX_LISTED:
         raise InvalidRecordError("still_billing is too long")
     turn = records.count(record.turn, "turn", least=1)
     for name, least in (("try_number", 0), ("max_tries", -1)):
@@ -121,14 +127,14 @@ def _read(lines: list[Any]) -> AttemptRecord:
         if (number := getattr(record, name)) is not None:
             records.count(number, name)
     for name in ("app_id", "model", "error", "hint"):
-        records.text(getattr(record, name), name, most=4000)
+        records.text(getattr(record, name), name, most=_MAX_TEXT)
     return replace(
         record,
         nonce=records.hexadecimal(record.nonce, "nonce"),
         since=records.count(record.since, "since", least=1, most=turn),
         plan=record.plan and records.hexadecimal(record.plan, "plan"),
-        run_began=records.seconds(record.run_began, "run_began") or 0.0,
-        began=records.seconds(record.began, "began") or 0.0,
+        began=records.seconds(record.began, "began"),
+        deadline=records.seconds(record.deadline, "deadline"),
         end=End(record.end),
         still_billing=tuple(records.identifier(each, "a job") for each in record.still_billing),
     )

@@ -46,6 +46,9 @@ class Jobs:
         self.unsaved = Unsaved()
         #: What the parts amount to that were let go.
         self.closed = closed
+        #: When the jobs that were loaded had been submitted (seconds since 1970), according to storage. The
+        #: service may not know a job until some seconds later.
+        self.submitted_by = 0.0
 
     def load(self, numbers: Iterable[int], *files: PartFile, is_trusted: bool = False) -> None:
         """
@@ -55,7 +58,8 @@ class Jobs:
         :param files: see `Table.merge`.
         """
         for file in files:
-            self.table.merge(file, is_trusted=is_trusted)
+            self.table.merge(file, is_trusted=is_trusted or file.is_trusted)
+            self.submitted_by = max(self.submitted_by, file.at)
         for number in numbers:
             self.table.rows.setdefault(number, Row())
 
@@ -112,6 +116,11 @@ class Jobs:
         for intent in earlier.intents:
             self.table.rows[number] = self.table.rows[number].with_intent(intent.writer, intent)
 
+    def bill(self, jobs: Iterable[Job]) -> None:
+        """Count jobs of earlier plans that no input wants: they are paid for."""
+        totals = Totals.of(Row(tuple(jobs)), self.writer, self.since)
+        self.closed += replace(totals, inputs=0, completed=0, failed=0, shared=0)
+
     # --- what happens to a job ---
 
     def check(self, job_id: str, *, is_ours: bool) -> None:
@@ -121,6 +130,11 @@ class Jobs:
             self.table.foreign.add(job_id)
             self.unsaved.note(self.table.drop(job_id), Change.OUTCOME)
 
+    def disown(self, job_id: str) -> None:
+        """Note that nobody can tell whose job it is. It is waited for, and neither canceled nor billed."""
+        self.table.unchecked.discard(job_id)
+        self._set_job(replace(self.table.job(job_id), is_shared=True))
+
     def end(self, job_id: str, state: JobState, *, seconds: float | None = None, why: str = "") -> None:
         """Note how a job ended. To learn it again changes nothing."""
         job = self.table.job(job_id)
@@ -128,7 +142,7 @@ class Jobs:
             return
         if not job.may_become(state):
             raise ValueError(f"a job that is {job.state.name} cannot become {state.name}")
-        seconds = job.seconds if seconds is None else round(seconds, 3)
+        seconds = job.seconds if seconds is None else round(float(seconds), 3)
         self._set_job(replace(job, state=state, seconds=seconds, why=why[:_MAX_REASON]))
 
     def store(self, job_id: str, place: str = ".") -> None:
@@ -175,11 +189,24 @@ class Jobs:
 
     # --- saving ---
 
-    def snapshot(self, part: int, *, save: int, nth: int) -> PartFile:
+    @property
+    def unsaved_ids(self) -> set[str]:
+        """The jobs that a kill would lose now, as far as nothing else knows them."""
+        rows = (self.table.row(number) for number in self.unsaved.numbers(Change.ID))
+        return {job.id for row in rows for job in row.jobs}
+
+    def note_unsaved(self, part: int) -> None:
+        """Note that storage may not have what was loaded of a part."""
+        self.unsaved.note(part * PART_ROWS, Change.INTENT)
+        for number, row in self.table.part(part):
+            if row.jobs:
+                self.unsaved.note(number, Change.ID)
+
+    def snapshot(self, part: int, *, save: int, nth: int, at: int) -> PartFile:
         """Return what to save of a part."""
         rows = ((number, self._saved_row(row)) for number, row in self.table.part(part))
         known = {number: row for number, row in rows if row != Row()}
-        return PartFile(self.plan, part, self.writer, save, nth, known)
+        return PartFile(self.plan, part, self.writer, save, nth, at, known)
 
     def note_saved(self, file: PartFile) -> None:
         """Note that a snapshot is durable. What changed meanwhile is still to be saved."""
@@ -188,6 +215,11 @@ class Jobs:
             return self._saved_row(self.table.row(number)) == file.rows.get(number, Row())
 
         self.unsaved.note_saved(file.number, is_current)
+
+    @property
+    def over_unsaved(self) -> list[int]:
+        """The parts that are over, and not saved yet."""
+        return [part for part in self.unsaved.parts if self._is_over(part)]
 
     def close_parts(self) -> list[int]:
         """Drop the parts that are over and saved, keep what they amount to, and return their numbers."""

@@ -16,6 +16,8 @@ PART_ROWS = 64
 #: Jobs that one input may have had.
 MAX_JOBS = 1000
 MAX_PART_BYTES = 1 << 22
+# Seconds since 1970 that any clock may show.
+_LATEST = 10**11
 _NAME = re.compile(r"(\d{6,9})\.([^.]+)\.(\d{1,9})\.jsonl")
 # The fields of a job that may be left out at its end, if these are all that follows.
 _DEFAULTS: list[Any] = [int(JobState.OPEN), None, "", "", 0]
@@ -31,7 +33,9 @@ class PartFile:
     :param writer: who wrote it.
     :param save: how often the writer had saved anything before, so that a later file replaces an earlier one.
     :param nth: how many other parts the writer had begun before: a gap shows that a file is missing.
+    :param at: when it was saved (whole seconds since 1970). Its jobs were submitted before.
     :param rows: by input, what is known. Of intents, it has only the writer's own.
+    :param is_trusted: whether it is certainly that writer's. It is not part of the file.
     """
 
     plan: str
@@ -39,7 +43,9 @@ class PartFile:
     writer: Writer
     save: int
     nth: int
+    at: int
     rows: Mapping[int, Row]
+    is_trusted: bool = False
 
     def encode(self) -> bytes:
         """Return the content of the file."""
@@ -50,6 +56,7 @@ class PartFile:
             "writer": str(self.writer),
             "save": self.save,
             "nth": self.nth,
+            "at": self.at,
             "rows": len(self.rows),
         }
         return records.to_lines([header, *(_line(number, row) for number, row in sorted(self.rows.items()))])
@@ -121,6 +128,7 @@ def _read(lines: list[Any]) -> PartFile:
         writer=writer,
         save=records.count(header["save"], "save"),
         nth=records.count(header["nth"], "nth"),
+        at=records.count(header["at"], "at", most=_LATEST),
         rows=dict(_read_row(line, number * PART_ROWS, writer) for line in body),
     )
 
@@ -144,7 +152,7 @@ def _read_job(writer: Writer, job_id: Any, turn: Any, *values: Any) -> Job:
         id=records.identifier(job_id, "id"),
         turn=records.count(turn, "turn", least=1, most=writer.turn),
         state=JobState(records.count(state, "state")),
-        seconds=records.seconds(seconds, "seconds"),
+        seconds=None if seconds is None else records.seconds(seconds, "seconds"),
         stored=records.text(stored, "stored", most=2048),
         why=records.text(why, "why"),
         is_shared=bool(is_shared),

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar, Protocol
 
 from airflow_provider_rungen.exceptions import RunGenError
 
 
 class Place(Protocol):
     """
-    Files below one folder, which only this task run uses. The methods block.
+    Files that only this task run uses, in folders. The methods block.
 
-    They raise `FileNotFoundError` for a file that the store itself reports missing. Every other error is an
-    outage, whatever its cause: expired credentials, a bucket or mount that is gone, a time-out.
+    They raise `FileNotFoundError` for a file that is certainly missing. Every other error is an outage,
+    whatever its cause: expired credentials, a bucket or mount that is gone, a time-out.
     """
 
-    def get(self, name: str) -> bytes:
-        """Return the content of a file."""
+    #: Whether a later attempt finds what was put.
+    is_durable: ClassVar[bool]
+    #: Whether only Airflow may write there. Otherwise nobody believes it about the ids of jobs.
+    is_trusted: ClassVar[bool]
 
-    def put(self, name: str, content: bytes) -> None:
-        """Create or replace a file. A reader sees all of the new content, or all of the old one."""
+    def vouches(self, name: str) -> bool:
+        """Return whether a file that was got is certainly one that an attempt of this task run has put."""
+
+    def get(self, names: Sequence[str]) -> dict[str, bytes]:
+        """
+        Return the contents of files, by name.
+
+        :raises FileNotFoundError: one is certainly missing. Its text is the name of the first of these.
+        """
+
+    def put(self, files: Mapping[str, bytes]) -> None:
+        """
+        Create or replace files. A reader sees all of a new content, or all of the old one.
+
+        After an error, each of them may be there, or may appear later.
+        """
 
     def list(self, folder: str) -> Collection[str]:
-        """Return the names of the files in a folder. There are none if it is missing."""
+        """Return the names of the files in a folder. There are none if it is certainly missing."""
+
+    def remove(self, names: Collection[str]) -> None:
+        """Remove those of the files that exist."""
 
 
 class DamagedLogError(RunGenError):

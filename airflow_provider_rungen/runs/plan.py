@@ -6,15 +6,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 from airflow_provider_rungen.runs import records
-from airflow_provider_rungen.runs.part_files import PART_ROWS
 from airflow_provider_rungen.runs.records import InvalidRecordError
 
-#: Rows in a part of the plan: a whole number of parts of the log.
-PLAN_ROWS = 16 * PART_ROWS
+#: Rows in a part of the plan, if their inputs are small.
+PLAN_ROWS = 1024
+# With more bytes of inputs, a part is closed earlier.
+_MAX_INPUT_BYTES = 1 << 22
 _INPUT_DIGEST_BYTES = 12
 
 
@@ -33,12 +33,19 @@ class PlannedRow:
     :param digest: the fingerprint of its input; empty if it has none.
     :param status: why it has none, in a word.
     :param why: the same in a sentence.
+    :param first: the first row with an equal input, whose job it shares; ``None`` if it has a job of its own.
     """
 
     values: Sequence[Any] = ()
     digest: str = ""
     status: str = ""
     why: str = ""
+    first: int | None = None
+
+    @property
+    def needs_job(self) -> bool:
+        """Whether its input is submitted."""
+        return bool(self.digest) and self.first is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +65,32 @@ class PlanPart:
         """The names of both files, as the manifest has them."""
         return _name(self.rows), _name(self.inputs)
 
-    @classmethod
-    def of(cls, rows: Iterable[tuple[PlannedRow, Any]]) -> PlanPart:
-        """
-        Return a part.
-
-        :param rows: each with its input, or ``None``.
-        """
-        pairs = list(rows)
-        lines = [[list(row.values), row.digest, row.status, row.why] for row, _ in pairs]
-        inputs = [job_input for row, job_input in pairs if row.digest]
-        return cls(records.to_lines(_trimmed(line) for line in lines), records.to_lines(inputs))
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files by their names."""
+        return dict(zip(self.names, (self.rows, self.inputs), strict=True))
 
 
-def plan_parts(rows: Iterable[tuple[PlannedRow, Any]]) -> Iterator[PlanPart]:
-    """Yield the parts of a plan, one at a time in memory."""
-    iterator = iter(rows)
-    while pairs := list(islice(iterator, PLAN_ROWS)):
-        yield PlanPart.of(pairs)
+def plan_parts(rows: Iterable[tuple[PlannedRow, Any]]) -> Iterator[tuple[int, PlanPart]]:
+    """
+    Yield the parts of a plan, each with the number of its rows.
+
+    :param rows: each row with its input, or ``None``. A part in memory is no larger than it has to be.
+    """
+    lines: list[bytes] = []
+    inputs: list[bytes] = []
+    size = 0
+    for row, job_input in rows:
+        line = [list(row.values), row.digest, row.status, row.why, "" if row.first is None else row.first]
+        lines.append(_line(_trimmed(line)))
+        if row.digest:
+            inputs.append(_line(job_input))
+            size += len(inputs[-1])
+        if len(lines) == PLAN_ROWS or size > _MAX_INPUT_BYTES:
+            yield len(lines), PlanPart(b"".join(lines), b"".join(inputs))
+            lines, inputs, size = [], [], 0
+    if lines:
+        yield len(lines), PlanPart(b"".join(lines), b"".join(inputs))
 
 
 def read_rows(content: bytes, name: str) -> list[PlannedRow]:
@@ -103,21 +118,26 @@ class Manifest:
     """
     What a plan consists of. It is written last, and its digest is the plan's name.
 
-    :param count: the number of rows.
-    :param parts: the names of the two files of each part.
+    :param app_id: the app that is to run.
+    :param parts: of each part, the number of rows, and the names of its two files.
     :param columns: the names of the values of a row.
     :param types: their types.
     :param sources: the URIs that were read.
     """
 
-    count: int
-    parts: Sequence[tuple[str, str]]
+    app_id: str
+    parts: Sequence[tuple[int, str, str]]
     columns: Sequence[str] = ()
     types: Sequence[str] = ()
     sources: Sequence[str] = ()
 
     def encode(self) -> bytes:
         return records.to_lines([{"version": records.VERSION, **asdict(self)}])
+
+    @property
+    def count(self) -> int:
+        """The number of rows."""
+        return sum(rows for rows, _, _ in self.parts)
 
     @property
     def digest(self) -> str:
@@ -143,6 +163,12 @@ def _trimmed(line: list[Any]) -> list[Any]:
     return line
 
 
+def _line(value: Any) -> bytes:
+    # unlike a record, a value may be NaN
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass") + b"\n"
+
+
 def _name(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
@@ -150,4 +176,4 @@ def _name(content: bytes) -> str:
 def _checked_lines(content: bytes, name: str) -> list[Any]:
     if _name(content) != name:
         raise InvalidRecordError("it was changed since it was planned")
-    return [json.loads(line) for line in content.splitlines()]
+    return [json.loads(line.decode("utf-8", "surrogatepass")) for line in content.split(b"\n")[:-1]]

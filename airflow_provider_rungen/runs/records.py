@@ -1,8 +1,9 @@
-"""The one validator of everything that is read from storage, where anybody may have written anything."""
+"""The one validator of all records in storage and in Airflow, where anybody may have written anything."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -10,13 +11,17 @@ from typing import Any, TypeVar
 from airflow_provider_rungen.client import codec
 from airflow_provider_rungen.exceptions import RunGenInputError
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
-#: The version of all files of a run.
+#: The version of all records.
 VERSION = 1
 MAX_COUNT = 10**9
 _MAX_TEXT = 1000
 _HEX = re.compile(r"[0-9a-f]{8,64}")
+# What reading a value of another shape raises.
+_ERRORS = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 class InvalidRecordError(ValueError):
@@ -48,17 +53,42 @@ def decode(content: bytes, read: Callable[[list[Any]], T], encode: Callable[[T],
         lines = [json.loads(line) for line in content.decode("utf-8", "surrogatepass").split("\n")[:-1]]
         value = read(lines)
         is_exact = encode(value) == content
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        reason = str(error) if isinstance(error, InvalidRecordError) else type(error).__name__
-        raise InvalidRecordError(f"it is not a record: {reason}") from None
+    except _ERRORS as error:
+        raise InvalidRecordError(f"it is not a record: {_reason(error)}") from None
     if not is_exact:
         raise InvalidRecordError("it is not complete, or was changed")
     return value
 
 
+def parse(key: str, value: Any, read: Callable[[Any], T], consequence: str) -> T | None:
+    """
+    Return what a value in Airflow's database says, or ``None`` with a warning when it is not a record.
+
+    :param key: the key of the value, for the warning.
+    :param read: makes the record of the fields.
+    :param consequence: what happens without the record, for the warning.
+    """
+    if value is None:
+        return None
+    try:
+        check_version(value)
+        return read(value)
+    except _ERRORS as error:
+        log.warning("Ignored %r in Airflow's database: %s; %s", key, _reason(error), consequence)
+        return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, InvalidRecordError):
+        return str(error)
+    if isinstance(error, KeyError):
+        return f"{str(error)[:100]} is missing"
+    return type(error).__name__
+
+
 def check_version(fields: Mapping[str, Any]) -> None:
-    """Raise `InvalidRecordError` for a record of another version."""
-    if fields["version"] != VERSION:
+    """Raise `InvalidRecordError` for a record of another version. One without a version is of the first."""
+    if fields.get("version", 1) != VERSION:
         raise InvalidRecordError("it is of another version")
 
 
@@ -78,11 +108,18 @@ def hexadecimal(value: Any, name: str) -> str:
 
 def identifier(value: Any, name: str) -> str:
     """Return the id of an app or a job."""
+    if not is_identifier(value):
+        raise InvalidRecordError(f"{name} is not an id")
+    return str(value)
+
+
+def is_identifier(value: Any) -> bool:
+    """Return whether a value can be the id of an app or a job."""
     try:
         codec.path_segment(value)
     except RunGenInputError:
-        raise InvalidRecordError(f"{name} is not an id") from None
-    return str(value)
+        return False
+    return True
 
 
 def count(value: Any, name: str, *, least: int = 0, most: int = MAX_COUNT) -> int:
@@ -92,10 +129,8 @@ def count(value: Any, name: str, *, least: int = 0, most: int = MAX_COUNT) -> in
     return value
 
 
-def seconds(value: Any, name: str) -> float | None:
-    """Return a duration or a time, or ``None`` where it is not known."""
-    if value is None:
-        return None
+def seconds(value: Any, name: str) -> float:
+    """Return a duration, or a time (seconds since 1970)."""
     # a comparison with NaN is false
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e11:
         raise InvalidRecordError(f"{name} is not a number of seconds")

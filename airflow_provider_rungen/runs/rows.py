@@ -86,6 +86,11 @@ class Job:
         """2 if the job has a result, 1 if it may have one, 0 if it never will."""
         return _USE.get(self.state, 0)
 
+    @property
+    def repeat_turn(self) -> int:
+        """The first attempt that may submit the input once more, if the job has no use."""
+        return self.turn if self.is_shared else self.turn + 1
+
     def may_become(self, state: JobState) -> bool:
         """Return whether a job of this state can end, or turn out to have ended, like this."""
         return state in _NEXT.get(self.state, ())
@@ -136,7 +141,7 @@ class InputState(Enum):
     REFUSED = auto()
     RUNNING = auto()
     COMPLETED = auto()
-    #: Its last job cannot be used, and was submitted in an earlier attempt: it runs again.
+    #: Its last job cannot be used, and an earlier attempt or another task run submitted it: it runs again.
     TO_REPEAT = auto()
     #: Its last job cannot be used, and was submitted in this attempt.
     FAILED = auto()
@@ -184,13 +189,13 @@ class Row:
         jobs = [job for job in self.jobs if job.turn >= since]
         if len(jobs) == 1:
             return jobs[0]
-        return max(jobs, key=lambda job: (job.use, job.turn, job.id), default=None)
+        return max(jobs, key=lambda job: (job.use, job.repeat_turn, job.id), default=None)
 
     def state(self, writer: Writer, since: int) -> InputState:
         """Return what an attempt has to do about the input."""
         job = self.current(since)
         intent = self.intents[-1] if self.intents else None
-        if intent is not None and intent.writer.turn >= max(since, job.turn + 1 if job else 0):
+        if intent is not None and intent.writer.turn >= max(since, job.repeat_turn if job else 0):
             if intent.writer == writer:
                 return InputState.ANNOUNCED if intent.refusal is None else InputState.REFUSED
             # of an unknown submission nothing is known, so an older job is of more use
@@ -200,7 +205,7 @@ class Row:
             return InputState.UNSENT
         if job.use:
             return InputState.RUNNING if job.state is JobState.OPEN else InputState.COMPLETED
-        return InputState.TO_REPEAT if job.turn < writer.turn else InputState.FAILED
+        return InputState.TO_REPEAT if job.repeat_turn <= writer.turn else InputState.FAILED
 
     def outdated(self, since: int) -> list[Job]:
         """Return the jobs of this task run that may run, and that nobody waits for."""

@@ -16,13 +16,13 @@ def task_token(
     run_id: str,
     task_id: str,
     map_index: int = -1,
-    region_index: int | None = None,
+    region: str = "",
 ) -> str:
     """
     Return what all attempts of a task run have in common, and no other task run.
 
     :param base_url: the URL of Airflow: staging and production may share a bucket.
-    :param region_index: the pass of a task loop, from Airflow 3.4 on.
+    :param region: the place in a task loop, which there is from Airflow 3.4 on.
     """
-    task = records.to_json([base_url.rstrip("/"), dag_id, run_id, task_id, map_index, region_index])
+    task = records.to_json([base_url.rstrip("/"), dag_id, run_id, task_id, map_index, region])
     return hashlib.sha256(task.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from operator import add, attrgetter
 
-from airflow_provider_rungen.runs.rows import InputState, Row, Writer
+from airflow_provider_rungen.runs.rows import InputState, JobState, Row, Writer
+
+_COMPLETED = (JobState.COMPLETED, JobState.INVALID)
+_FAILED = (JobState.FAILED, JobState.CANCELED, JobState.LOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,10 @@ class Totals:
     :param refused: those that the service refused in this attempt.
     :param shared: those whose job another task run submitted.
     :param submitted: the jobs of this task run, of all attempts: what the bill is about.
-    :param seconds: how long these ran, as far as it is known.
+    :param jobs_completed: those of them that completed at the service, also if their result cannot be used.
+    :param jobs_failed: those that failed, were canceled, or are not known there any more. The others may run.
+    :param timed: those of them of which it is known how long they ran.
+    :param seconds: how long these ran together.
     :param unknown: the submissions that may have created a job which nobody knows.
     """
 
@@ -29,6 +35,9 @@ class Totals:
     refused: int = 0
     shared: int = 0
     submitted: int = 0
+    jobs_completed: int = 0
+    jobs_failed: int = 0
+    timed: int = 0
     seconds: float = 0.0
     unknown: int = 0
 
@@ -44,6 +53,9 @@ class Totals:
             refused=int(state is InputState.REFUSED),
             shared=int(current is not None and current.is_shared),
             submitted=len(ours),
+            jobs_completed=sum(job.state in _COMPLETED for job in ours),
+            jobs_failed=sum(job.state in _FAILED for job in ours),
+            timed=sum(job.seconds is not None for job in ours),
             seconds=round(sum(job.seconds or 0.0 for job in ours), 3),
             unknown=sum(intent.refusal is None for intent in row.intents),
         )

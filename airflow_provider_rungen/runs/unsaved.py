@@ -49,7 +49,12 @@ class Unsaved:
     @property
     def ids(self) -> int:
         """How many jobs a kill would lose now."""
-        return sum(change is Change.ID for part in self._parts.values() for change in part.values())
+        return len(self.numbers(Change.ID))
+
+    def numbers(self, change: Change) -> list[int]:
+        """Return the inputs with a change like this."""
+        changes = (part.items() for part in self._parts.values())
+        return [number for part in changes for number, each in part if each is change]
 
     @property
     def due(self) -> list[int]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from places import MemoryPlace, Trouble
+from places import MemoryPlace, OutageError, Trouble
 from processes import Process
 
 from airflow_provider_rungen.runs.adoption import adopt_rows
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End, next_turn
 from airflow_provider_rungen.runs.jobs import Jobs
-from airflow_provider_rungen.runs.log import RunLog, read_attempts, read_parts
+from airflow_provider_rungen.runs.log import RunLog, Writes, read_attempts, read_parts
 from airflow_provider_rungen.runs.part_files import PART_ROWS, PartFile, PartName
+from airflow_provider_rungen.runs.place import Place
 from airflow_provider_rungen.runs.plan import input_digest
 from airflow_provider_rungen.runs.records import InvalidRecordError
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState, Job, JobState, Row, Writer
@@ -101,7 +102,7 @@ class Life:
     def __init__(self, script: Script) -> None:
         self.script = script
         self.random = random.Random(script.seed)  # noqa: S311 - the same in each run
-        self.place = MemoryPlace(script.troubles, before=self._before)
+        self.place = MemoryPlace(script.troubles, before=self._before, shuffle=self.random.shuffle)
         self.jobs: dict[str, Made] = {}
         self.posts: list[Post] = []
         self.source = list(script.inputs)
@@ -123,6 +124,15 @@ class Life:
         self._plans: dict[str, list[str]] = {}
         for number in range(3):
             self._make(f"foreign {number}", None, polls=40)
+
+    def place_of(self, attempt: int) -> Place:
+        """Return where an attempt keeps the log."""
+        return self.place
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The files of the log."""
+        return self.place.files
 
     # --- the service ---
 
@@ -174,7 +184,7 @@ class Life:
     def post(self, number: int, job_input: str, writer: Writer, plan: str) -> str:
         """Submit an input, and return the id of its job, or what went wrong."""
         self.pause()
-        durable = intents(self.place, plan, writer)
+        durable = intents(self.files, plan, writer)
         self.posts.append(Post(number, job_input, writer, self.time, number in durable, self.is_outage))
         answer = dict(self.script.answers).get(len(self.posts), "")
         if answer in ("busy", "refuse", "nothing"):
@@ -210,6 +220,9 @@ class Life:
 
     def _before(self, kind: str, name: str) -> None:
         self.pause()
+
+    def clock(self) -> float:
+        return float(self.time)
 
     def pause(self) -> None:
         self.time += 1
@@ -303,7 +316,7 @@ class Life:
 
     def forge(self) -> None:
         """Write a later copy of a file, as anybody could: with jobs of others for all of its inputs."""
-        files = [(path, file) for path, file in files_of(self.place) if path.startswith("jobs/")]
+        files = [(path, file) for path, file in files_of(self.files) if path.startswith("jobs/")]
         if not files:
             return
         path, file = self.random.choice(files)
@@ -336,11 +349,13 @@ class Attempt:
     life: Life
     number: int
     handed: dict[str, Any] | None
+    _place: Place = field(init=False)
     _log: RunLog = field(init=False)
     _jobs: Jobs = field(init=False)
     _source: list[str] = field(init=False)
 
     def run(self) -> None:
+        self._place = self.life.place_of(self.number)
         if self.handed is None:
             self._begin()
         else:
@@ -360,7 +375,7 @@ class Attempt:
 
     def _begin(self) -> None:
         life = self.life
-        earlier = read_attempts(life.place)
+        earlier = read_attempts(self._place)
         turn = next_turn(earlier, self.number, 0.0)
         is_cleared = (
             any(event.what == "clear" and event.attempt == self.number for event in life.script.events)
@@ -372,15 +387,15 @@ class Attempt:
         record = AttemptRecord(
             turn, f"{life.random.getrandbits(32):08x}", since, self.number, app_id="flux", plan=plan
         )
-        self._log = log = RunLog(life.place, record)
+        self._log = log = RunLog(self._place, record, life.clock)
         log.note()
         writer = record.writer
         life.began[writer], life.since[writer] = life.time, since
-        life.known_at_begin[writer] = durable_ids(life.place)
+        life.known_at_begin[writer] = durable_ids(life.files)
         life.intents_at_begin[writer] = durable_intents(life)
         self._jobs = jobs = Jobs(plan, writer, since=since, stores=True)
         writers = [each.writer for each in earlier] + [writer]
-        for _, files in read_parts(life.place, plan, writers):
+        for _, files in read_parts(self._place, plan, writers):
             jobs.load((), *files)
         jobs.load(range(len(self._source)))
         others = {each.plan for each in earlier if each.plan and each.plan != plan}
@@ -402,7 +417,7 @@ class Attempt:
     def _rows_of(self, plan: str, writers: list[Writer]) -> Iterator[tuple[str, Row]]:
         inputs = self.life.inputs_of(plan)
         earlier = Jobs(plan, self._log.attempt.writer)
-        for _, files in read_parts(self.life.place, plan, writers):
+        for _, files in read_parts(self._place, plan, writers):
             earlier.load((), *files)
         return ((inputs[number], row) for number, row in sorted(earlier.table.rows.items()))
 
@@ -422,8 +437,11 @@ class Attempt:
             room = MAX_IN_FLIGHT - len(jobs.running)
             if block := todo[: min(BLOCK, max(room, 0))]:
                 self._submit(block, doubtful)
+            # as in a thread, whose failure does not end the wait
+            writes = self._log.writes(jobs)
             for job_id in jobs.running[:7]:
                 self._poll(job_id)
+            self._put(writes)
             for number in jobs.inputs(InputState.COMPLETED):
                 job = jobs.table.rows[number].current(jobs.since)
                 if job is not None and not job.stored:
@@ -436,6 +454,14 @@ class Attempt:
                 for event in life.script.events
             ):
                 self._defer()
+
+    def _put(self, writes: Writes) -> None:
+        try:
+            self._place.put(writes.files)
+        except OutageError:
+            self._log.note_doubt(writes)
+        else:
+            self._log.note_written(self._jobs, writes)
 
     def _submit(self, block: list[int], doubtful: set[int]) -> None:
         jobs, writer = self._jobs, self._log.attempt.writer
@@ -476,7 +502,7 @@ class Attempt:
     def _go_on(self, handed: dict[str, Any]) -> None:
         record: AttemptRecord = handed["attempt"]
         self._source = handed["source"]
-        self._log = RunLog(self.life.place, record)
+        self._log = RunLog(self._place, record, self.life.clock)
         self._jobs = Jobs(
             record.plan, record.writer, since=record.since, stores=True, closed=handed["closed"]
         )
@@ -486,8 +512,8 @@ class Attempt:
     def _results(self) -> dict[str, str]:
         """Read everything, as the end does, and return the job of each input."""
         jobs = Jobs(self._jobs.plan, self._log.attempt.writer, since=self._log.attempt.since, stores=True)
-        writers = [each.writer for each in read_attempts(self.life.place)]
-        for _, files in read_parts(self.life.place, jobs.plan, writers):
+        writers = [each.writer for each in read_attempts(self._place)]
+        for _, files in read_parts(self._place, jobs.plan, writers):
             jobs.load((), *files)
         for job_id in sorted(jobs.table.unchecked):
             # the manifest of a stored job has its input, as the service has that of another one
@@ -513,17 +539,17 @@ def _decode(content: bytes) -> PartFile | None:
         return None
 
 
-def files_of(place: MemoryPlace) -> Iterator[tuple[str, PartFile]]:
-    for path, content in place.files.items():
+def files_of(files: Mapping[str, bytes]) -> Iterator[tuple[str, PartFile]]:
+    for path, content in files.items():
         is_part = path.startswith("jobs/") and PartName.parse(path.rpartition("/")[2])
         if is_part and (file := _decode(content)) is not None:
             yield path, file
 
 
-def intents(place: MemoryPlace, plan: str, writer: Writer) -> set[int]:
+def intents(files: Mapping[str, bytes], plan: str, writer: Writer) -> set[int]:
     """Return the inputs that a writer has announced, and that it has not withdrawn."""
     newest: dict[int, PartFile] = {}
-    for path, file in files_of(place):
+    for path, file in files_of(files):
         if path.startswith(f"jobs/{plan}/") and file.writer == writer:
             known = newest.get(file.number)
             if known is None or known.save < file.save:
@@ -539,11 +565,11 @@ def intents(place: MemoryPlace, plan: str, writer: Writer) -> set[int]:
 def durable_intents(life: Life) -> set[tuple[Writer, str]]:
     return {
         (file.writer, life.inputs_of(file.plan)[number])
-        for _, file in files_of(life.place)
+        for _, file in files_of(life.files)
         for number, row in file.rows.items()
         if any(intent.refusal is None for intent in row.intents)
     }
 
 
-def durable_ids(place: MemoryPlace) -> set[str]:
-    return {job.id for _, file in files_of(place) for row in file.rows.values() for job in row.jobs}
+def durable_ids(files: Mapping[str, bytes]) -> set[str]:
+    return {job.id for _, file in files_of(files) for row in file.rows.values() for job in row.jobs}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 
 class Died(BaseException):
@@ -38,23 +39,44 @@ class MemoryPlace:
 
     :param troubles: what goes wrong.
     :param before: called before each request, with its kind and the file.
+    :param shuffle: puts the files of a put in the order in which they are written.
     """
+
+    is_durable: ClassVar[bool] = True
+    is_trusted: ClassVar[bool] = False
 
     troubles: tuple[Trouble, ...] = ()
     before: Callable[[str, str], None] = lambda kind, name: None
+    shuffle: Callable[[list[str]], None] = lambda names: None
     files: dict[str, bytes] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
     written: int = 0
+    asked: list[int] = field(default_factory=list)
     _late: list[tuple[int, str, bytes]] = field(default_factory=list)
 
-    def get(self, name: str) -> bytes:
-        self._request("get", name)
-        if name in self.hidden or name not in self.files:
-            raise FileNotFoundError(name)
-        return self.files[name]
+    def vouches(self, name: str) -> bool:
+        return False
 
-    def put(self, name: str, content: bytes) -> None:
+    def get(self, names: Sequence[str]) -> dict[str, bytes]:
+        self.asked.append(len(names))
+        found = {}
+        for name in names:
+            self._request("get", name)
+            if name in self.hidden or name not in self.files:
+                raise FileNotFoundError(name)
+            found[name] = self.files[name]
+        return found
+
+    def put(self, files: Mapping[str, bytes]) -> None:
+        """Put all files in any order. A kill leaves some of them; one that fails does not stop the rest."""
+        names = list(files)
+        self.shuffle(names)
+        troubles = [trouble for name in names if (trouble := self._put(name, files[name]))]
+        if troubles:
+            raise OutageError(troubles[0])
+
+    def _put(self, name: str, content: bytes) -> str:
         trouble = self._request("put", name, may_raise=False)
         self.written += len(content)
         if trouble == "half":
@@ -64,8 +86,12 @@ class MemoryPlace:
             self._late.append((self.counts.total() + 7, name, content))
         elif trouble not in ("lost", "forbidden"):
             self.files[name] = content
-        if trouble:
-            raise OutageError(trouble)
+        return trouble
+
+    def remove(self, names: Collection[str]) -> None:
+        for name in names:
+            self._request("remove", name)
+            self.files.pop(name, None)
 
     def list(self, folder: str) -> list[str]:
         self._request("list", folder)

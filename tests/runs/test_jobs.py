@@ -28,12 +28,12 @@ def accept(jobs: Jobs, *numbers: int) -> None:
 
 def save(jobs: Jobs) -> None:
     for part in jobs.unsaved.parts:
-        jobs.note_saved(jobs.snapshot(part, save=1, nth=0))
+        jobs.note_saved(jobs.snapshot(part, save=1, nth=0, at=0))
 
 
 def successor(jobs: Jobs, *, since: int = 1) -> Jobs:
     later = Jobs(PLAN, SECOND, since=since)
-    later.load(range(PART_ROWS), jobs.snapshot(0, save=1, nth=0))
+    later.load(range(PART_ROWS), jobs.snapshot(0, save=1, nth=0, at=0))
     return later
 
 
@@ -50,7 +50,9 @@ def test_an_input_goes_from_unsent_to_completed(jobs: Jobs) -> None:
     assert announced is InputState.ANNOUNCED
     assert running is InputState.RUNNING
     assert completed is InputState.COMPLETED
-    assert jobs.totals() == Totals(inputs=PART_ROWS, completed=1, submitted=1, seconds=1.235)
+    assert jobs.totals() == Totals(
+        inputs=PART_ROWS, completed=1, submitted=1, jobs_completed=1, timed=1, seconds=1.235
+    )
 
 
 def test_nothing_is_accepted_that_was_not_announced(jobs: Jobs) -> None:
@@ -131,9 +133,9 @@ def test_a_foreign_job_is_forgotten_whoever_names_it_again(jobs: Jobs) -> None:
     later = successor(jobs)
     later.check("job-0", is_ours=False)
     assert later.state(0) is InputState.UNSENT
-    later.load((), jobs.snapshot(0, save=2, nth=0))
+    later.load((), jobs.snapshot(0, save=2, nth=0, at=0))
     assert later.state(0) is InputState.UNSENT
-    assert not later.snapshot(0, save=1, nth=0).rows
+    assert not later.snapshot(0, save=1, nth=0, at=0).rows
 
 
 def test_a_job_of_another_task_run_is_neither_billed_nor_canceled(jobs: Jobs) -> None:
@@ -143,6 +145,16 @@ def test_a_job_of_another_task_run_is_neither_billed_nor_canceled(jobs: Jobs) ->
     assert not jobs.may_cancel("job-shared")
     assert jobs.state(1) is InputState.COMPLETED
     assert (jobs.totals().submitted, jobs.totals().shared) == (0, 2)
+
+
+def test_each_job_of_this_task_run_counts_as_it_ended_at_the_service(jobs: Jobs) -> None:
+    states = [JobState.COMPLETED, JobState.INVALID, JobState.FAILED, JobState.CANCELED, JobState.LOST]
+    accept(jobs, *range(len(states) + 1))
+    for number, state in enumerate(states):
+        jobs.end(f"job-{number}", state)
+    jobs.share(10, "job-shared", stored="s3://bucket/job-shared/manifest.json")
+    totals = jobs.totals()
+    assert (totals.submitted, totals.jobs_completed, totals.jobs_failed) == (6, 2, 3)
 
 
 # --- saving ---
@@ -166,7 +178,7 @@ def test_ids_and_intents_are_due_at_once_and_outcomes_when_half_has_changed(jobs
 
 def test_what_changes_during_a_save_is_saved_by_the_next(jobs: Jobs) -> None:
     jobs.announce([0, 1])
-    file = jobs.snapshot(0, save=1, nth=0)
+    file = jobs.snapshot(0, save=1, nth=0, at=0)
     jobs.accept(0, "job-0")
     jobs.note_saved(file)
     assert (jobs.unsaved.due, jobs.unsaved.ids) == ([0], 1)
@@ -186,4 +198,10 @@ def test_a_part_is_let_go_when_it_is_over_and_saved() -> None:
     before = jobs.totals()
     assert jobs.close_parts() == [0]
     assert not jobs.table.rows
-    assert jobs.totals() == before == Totals(2, completed=1, failed=1, submitted=2, seconds=3.0)
+    assert (
+        jobs.totals()
+        == before
+        == Totals(
+            2, completed=1, failed=1, submitted=2, jobs_completed=1, jobs_failed=1, timed=2, seconds=3.0
+        )
+    )

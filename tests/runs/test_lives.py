@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from lives import BLOCK, Event, Life, Script, durable_ids
 from places import Trouble
+from store_lives import StoreLife
 
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import read_attempts, read_parts
@@ -27,6 +28,8 @@ lives = settings(
     report_multiple_bugs=False,
 )
 
+#: A number that no attempt reaches.
+LAST = 99
 TROUBLES = ("forbidden", "lost", "unanswered", "late", "half")
 ANSWERS = ("lost", "nothing", "busy", "refuse", "other")
 FAILURES = (JobState.FAILED, JobState.CANCELED, JobState.INVALID, JobState.LOST)
@@ -75,7 +78,27 @@ def scripts(draw: st.DrawFn) -> Script:
 @lives
 @given(script=scripts())
 def test_no_life_buys_more_than_its_blocks_twice(script: Script) -> None:
-    life = Life(script).lead()
+    judge(Life(script).lead())
+
+
+@lives
+@given(script=scripts())
+@example(  # the fourth attempt thaws before the first one does, and has not begun
+    Script(
+        seed=106,
+        inputs=tuple(f"input {number}" for number in range(30)),
+        events=(Event("freeze", 1, 10), Event("freeze", 4, 1)),
+        changes=((3, "shuffle"),),
+        resubmits=False,
+    )
+)
+def test_no_life_in_the_task_state_store_buys_more_than_its_blocks_twice(script: Script) -> None:
+    # only Airflow writes there
+    events = tuple(event for event in script.events if event.what != "forge")
+    judge(StoreLife(replace(script, events=events)).lead())
+
+
+def judge(life: Life) -> None:
     judge_posts(life)
     judge_doubles(life)
     judge_cut_off(life)
@@ -149,13 +172,13 @@ def judge_results(life: Life) -> None:
 
 def judge_bill(life: Life) -> None:
     """Each id that was saved is billed once."""
-    attempts = read_attempts(life.place)
+    attempts = read_attempts(life.place_of(LAST))
     seen: set[str] = set()
     for plan in {attempt.plan for attempt in attempts}:
         jobs = Jobs(plan, Writer(10**6, 1, "0" * 8))
-        for _, files in read_parts(life.place, plan, [attempt.writer for attempt in attempts]):
+        for _, files in read_parts(life.place_of(LAST), plan, [attempt.writer for attempt in attempts]):
             jobs.load((), *files)
         ids = [job.id for row in jobs.table.rows.values() for job in row.jobs]
         assert len(ids) == len(set(ids)) == jobs.totals().submitted
         seen |= set(ids)
-    assert seen == durable_ids(life.place)
+    assert seen == durable_ids(life.files)

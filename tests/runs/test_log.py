@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -21,8 +22,12 @@ PLAN = "cd" * 16
 FOLDER = f"jobs/{PLAN}"
 
 
+def clock() -> float:
+    return 1000.5
+
+
 def begin(place: MemoryPlace, turn: int = 1) -> tuple[RunLog, Jobs]:
-    log = RunLog(place, AttemptRecord(turn, f"{turn:08x}", 1, turn, app_id="flux", plan=PLAN))
+    log = RunLog(place, AttemptRecord(turn, f"{turn:08x}", 1, turn, app_id="flux", plan=PLAN), clock)
     log.note()
     return log, Jobs(PLAN, log.attempt.writer, stores=True)
 
@@ -96,7 +101,7 @@ def test_what_was_announced_is_read_by_whoever_is_not_seen() -> None:
 
 
 def test_an_attempt_that_was_cut_off_before_it_began_does_not_begin() -> None:
-    earlier = [AttemptRecord(1, "0" * 8, 1, try_number=2, run_began=5.0)]
+    earlier = [AttemptRecord(1, "0" * 8, 1, try_number=2, began=5.5)]
     with pytest.raises(SupersededError):
         next_turn(earlier, 1, 5.0)
     assert next_turn(earlier, 3, 5.0) == 2
@@ -106,13 +111,68 @@ def test_an_attempt_that_was_cut_off_before_it_began_does_not_begin() -> None:
 
 def test_of_two_attempts_that_begin_together_the_later_one_goes_on() -> None:
     place = MemoryPlace()
-    first = RunLog(place, AttemptRecord(1, "f" * 8, 1, try_number=1))
-    second = RunLog(place, AttemptRecord(1, "0" * 8, 1, try_number=2))
+    first = RunLog(place, AttemptRecord(1, "f" * 8, 1, try_number=1), clock)
+    second = RunLog(place, AttemptRecord(1, "0" * 8, 1, try_number=2), clock)
     second.note()
     first.note()
     second.fence()
     with pytest.raises(SupersededError):
         first.fence()
+
+
+def test_nothing_is_sent_when_the_list_lacks_the_attempt_itself() -> None:
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    place.hidden.add(f"attempts/{attempt_name(log.attempt.writer)}")
+    with pytest.raises(DamagedLogError, match="it is missing"):
+        submit(log, jobs, range(3))
+    assert jobs.inputs(InputState.UNSENT) == [0, 1, 2]
+
+
+# --- a save in steps ---
+
+
+def test_what_changes_during_a_put_is_due_after_it() -> None:
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    submit(log, jobs, range(2))
+    writes = log.writes(jobs)
+    rows = dict(jobs.table.rows)
+    jobs.load(range(2, 3))
+    jobs.announce([2])
+    place.put(writes.files)
+    log.note_written(jobs, writes)
+    assert read(place).table.rows == rows
+    assert jobs.unsaved.due == [0]
+
+
+@pytest.mark.parametrize("what", ["forbidden", "lost", "unanswered", "late"])
+def test_all_names_of_a_put_are_given_up_if_one_of_them_is_in_doubt(what: str) -> None:
+    place = MemoryPlace((Trouble("put", 3, what),))
+    log, jobs = begin(place)
+    numbers = range(3 * PART_ROWS)
+    jobs.load(numbers)
+    jobs.announce(numbers)
+    before = log.writes(jobs)
+    with pytest.raises(OutageError):
+        place.put(before.files)
+    log.note_doubt(before)
+    log.save(jobs)
+    place.settle()
+    assert {name for name in place.files if ".1.jsonl" in name} == {
+        name.replace(".0.jsonl", ".1.jsonl") for name in before.files
+    }
+    assert read(place).inputs(InputState.UNKNOWN) == list(numbers)
+
+
+def test_a_reader_learns_when_the_last_job_had_been_submitted() -> None:
+    times = iter([100.9, 200.9, 150.9])
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    log.clock = lambda: next(times)
+    for part in range(3):
+        submit(log, jobs, range(part * PART_ROWS, part * PART_ROWS + 1))
+    assert read(place).submitted_by == 200
 
 
 # --- what is missing or broken ---
@@ -212,7 +272,7 @@ def test_a_wave_trusts_only_what_it_left() -> None:
     log.save(jobs)
     handed = log.handover([0])
     [name] = [name for name in place.files if name.startswith(FOLDER)]
-    wave, after = RunLog(place, log.attempt), Jobs(PLAN, log.attempt.writer)
+    wave, after = RunLog(place, log.attempt, clock), Jobs(PLAN, log.attempt.writer)
     wave.take_over(after, handed)
     assert after.running == jobs.running
     assert all(map(after.may_cancel, after.running))
@@ -220,7 +280,28 @@ def test_a_wave_trusts_only_what_it_left() -> None:
     assert PartFile.decode(edited)
     place.files[name] = edited
     with pytest.raises(DamagedLogError, match="changed since the deferral"):
-        RunLog(place, log.attempt).take_over(Jobs(PLAN, log.attempt.writer), handed)
+        RunLog(place, log.attempt, clock).take_over(Jobs(PLAN, log.attempt.writer), handed)
+
+
+@pytest.mark.parametrize("what", ["forbidden", "lost", "unanswered", "late"])
+def test_what_could_not_be_saved_goes_with_the_wave(what: str) -> None:
+    # the record, the intents of two parts, the ids of the first part, and then nothing
+    place = MemoryPlace((Trouble("put", 5, what),))
+    log, jobs = begin(place)
+    submit(log, jobs, range(PART_ROWS + 6))
+    log.save(jobs, [0])
+    with pytest.raises(OutageError):
+        log.save(jobs)
+    lost = {job_id for job_id in jobs.running if jobs.table.input_of[job_id] >= PART_ROWS}
+    assert jobs.unsaved_ids == lost
+    handed = json.loads(json.dumps(log.handover([0, 1], log.writes(jobs, jobs.unsaved.parts))))
+    wave, after = RunLog(place, log.attempt, clock), Jobs(PLAN, log.attempt.writer, stores=True)
+    wave.take_over(after, handed, jobs.unsaved.parts)
+    assert (after.running, after.unsaved_ids) == (jobs.running, lost)
+    assert all(map(after.may_cancel, after.running))
+    wave.save(after)
+    place.settle()
+    assert (after.unsaved_ids, read(place).running) == (set(), jobs.running)
 
 
 def test_what_a_wave_learns_again_changes_nothing() -> None:
@@ -262,7 +343,10 @@ def lead(place: MemoryPlace, count: int, *, in_flight: int, ended_at_once: int) 
         jobs.close_parts()
         parts = sorted({number // PART_ROWS for number in jobs.table.rows})
         handed, inputs = log.handover(parts), list(jobs.table.rows)
-        log, after = RunLog(place, log.attempt), Jobs(PLAN, jobs.writer, stores=True, closed=jobs.closed)
+        log, after = (
+            RunLog(place, log.attempt, clock),
+            Jobs(PLAN, jobs.writer, stores=True, closed=jobs.closed),
+        )
         log.take_over(after, handed)
         after.load(inputs)
         jobs = after
@@ -286,3 +370,15 @@ def test_all_waves_write_no_more_than_twice_the_plan(ended_at_once: int) -> None
     lead(place, count, in_flight=1_000, ended_at_once=ended_at_once)
     # with the plan itself, three times
     assert place.written <= 2 * count * row
+
+
+def test_a_retry_reads_many_parts_at_a_time() -> None:
+    place = MemoryPlace()
+    log, jobs = begin(place)
+    numbers = range(0, 100 * PART_ROWS, PART_ROWS)
+    jobs.load(numbers)
+    log.announce(jobs, numbers)
+    place.asked.clear()
+    assert read(place).inputs(InputState.UNKNOWN) == list(numbers)
+    # the record of the attempt, and the parts
+    assert place.asked == [1, 64, 36]

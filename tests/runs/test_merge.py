@@ -49,7 +49,15 @@ def part_files(draw: st.DrawFn) -> list[PartFile]:
         for save in range(draw(st.integers(0, 3))):
             numbers = draw(st.lists(st.integers(PART_ROWS, PART_ROWS + 3), unique=True, max_size=3))
             found.append(
-                PartFile(PLAN, 1, writer, save + 1, 0, {each: draw(rows(writer)) for each in numbers})
+                PartFile(
+                    PLAN,
+                    1,
+                    writer,
+                    save + 1,
+                    0,
+                    1_700_000_000,
+                    {each: draw(rows(writer)) for each in numbers},
+                )
             )
     return found
 
@@ -74,7 +82,7 @@ def test_files_merge_alike_in_any_order_and_repeated(files: list[PartFile], rand
 def test_what_one_writer_merged_and_saved_is_all_that_another_needs(files: list[PartFile], cut: int) -> None:
     reader = Jobs(PLAN, Writer(9, 9, "9" * 8))
     reader.load((), *files[:cut])
-    snapshot = reader.snapshot(1, save=1, nth=0)
+    snapshot = reader.snapshot(1, save=1, nth=0, at=0)
     after = merged([snapshot, *files[cut:]])
     whole = merged(files)
     assert {job.id: job for row in after.rows.values() for job in row.jobs} == {
@@ -108,7 +116,7 @@ def test_a_file_says_what_was_written(files: list[PartFile]) -> None:
 def sample() -> PartFile:
     row = Row().with_job(Job("7a6e5d52-2f4a-4c1e-9d2b-0f4f6d1c2b3a", 1, JobState.COMPLETED, 1.25, "."))
     intent = Row().with_intent(WRITERS[0], Intent(WRITERS[0]))
-    return PartFile(PLAN, 0, WRITERS[0], 3, 0, {0: row, 5: intent})
+    return PartFile(PLAN, 0, WRITERS[0], 3, 0, 1_700_000_000, {0: row, 5: intent})
 
 
 @given(st.data())

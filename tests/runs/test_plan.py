@@ -40,9 +40,9 @@ def planned(job_input: Any) -> tuple[PlannedRow, Any]:
 def test_a_plan_can_be_read_back(job_inputs: list[Any]) -> None:
     rows = [planned(each) for each in job_inputs]
     parts = list(plan_parts(rows))
-    manifest = Manifest(len(rows), [part.names for part in parts], ["id"], ["text"])
+    manifest = Manifest("flux", [(count, *part.names) for count, part in parts], ["id"], ["text"])
     assert Manifest.decode(manifest.encode(), manifest.digest).count == len(rows)
-    for part in parts:
+    for _, part in parts:
         names = part.names
         assert read_rows(part.rows, names[0]) == [row for row, _ in rows]
         assert read_inputs(part.inputs, names[1]) == [each for each in job_inputs if each is not None]
@@ -50,17 +50,17 @@ def test_a_plan_can_be_read_back(job_inputs: list[Any]) -> None:
 
 def test_a_large_plan_has_parts_of_their_own() -> None:
     rows = [planned({"prompt": str(number)}) for number in range(PLAN_ROWS + 1)]
-    first, second = plan_parts(rows)
+    (_, first), (_, second) = plan_parts(rows)
     changed = [*rows[:-1], planned({"prompt": "another"})]
-    again, other = plan_parts(changed)
+    (_, again), (_, other) = plan_parts(changed)
     assert again.names == first.names
     assert other.names != second.names
 
 
 @given(st.data())
 def test_a_changed_plan_is_not_read(data: st.DataObject) -> None:
-    [part] = plan_parts([planned({"prompt": "a kettle"})])
-    manifest = Manifest(1, [part.names])
+    [(count, part)] = plan_parts([planned({"prompt": "a kettle"})])
+    manifest = Manifest("flux", [(count, *part.names)])
     for content, read in (
         (part.rows, lambda some: read_rows(some, part.names[0])),
         (part.inputs, lambda some: read_inputs(some, part.names[1])),
@@ -142,7 +142,7 @@ def test_each_task_run_has_a_token_of_its_own() -> None:
         usual | {"dag_id": "dr", "run_id": ""},
     ]
     tokens = [task_token(**each) for each in (usual, *others)]
-    tokens += [task_token(**usual, map_index=0), task_token(**usual, region_index=0)]
+    tokens += [task_token(**usual, map_index=0), task_token(**usual, region="0")]
     assert len(set(tokens)) == len(tokens)
     assert all(set(token) <= set("0123456789abcdef") and len(token) == 32 for token in tokens)
     assert task_token(**usual | {"base_url": "https://airflow.example/"}) == tokens[0]
