@@ -213,6 +213,9 @@ class RunGenJobError(RunGenError):
 
     default_hint = "Wait for it first"
 
+    #: How long the job ran (seconds), if its end and that are known.
+    execution_time: float | None = None
+
     def __init__(
         self,
         message: str,

@@ -42,7 +42,7 @@ PURPOSES = {
     "ledger": "the ledger, as a DAG names it",
     "retries": "the retry policy",
     "client": "RunGen without Airflow: the REST API as flows without I/O, and two drivers for them",
-    "runs": "what one task run is: plan, table of jobs, log; not used yet",
+    "runs": "what one task run is: plan, table of jobs, log",
     "pages": "what pages show, and their look",
     "_airflow": "Airflow's names, by version",
     "exceptions": "the error tree",

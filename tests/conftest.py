@@ -46,6 +46,7 @@ os.environ |= {
     "NETRC": os.devnull,
 }
 
+from faulty_s3 import FaultyS3  # noqa: E402
 from wire import Send, Server, Talk, by_aiohttp, by_requests  # noqa: E402
 
 from airflow_provider_rungen.client.flow import Flow, Request, Response  # noqa: E402
@@ -421,8 +422,8 @@ def context(ti: FakeTaskInstance) -> Any:
 _SHORT_WAITS = {
     "client.retry.BACKOFF": 0.05,
     "client.retry.REFUSAL_GRACE": 0.5,
-    "execution.submission.RESUBMISSION_GRACE": 1.0,
-    "execution.waiting.FIRST_INTERVAL": 0.05,
+    "execution.jobs.resuming.RESUBMISSION_GRACE": 1.0,
+    "execution.jobs.job_wait.FIRST_INTERVAL": 0.05,
 }
 
 
@@ -435,7 +436,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _clears_keep_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the state after a clear, as Airflow 3.3 does, unless a test discards it."""
-    monkeypatch.setattr("airflow_provider_rungen.execution.attempts.CLEAR_DISCARDS_STATE", False)
+    monkeypatch.setattr("airflow_provider_rungen.execution.task.attempts.CLEAR_DISCARDS_STATE", False)
 
 
 @pytest.fixture
@@ -507,6 +508,27 @@ def s3_client() -> Iterator[Any]:
         yield client
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def _s3_proxy(s3_client: Any) -> Iterator[FaultyS3]:
+    with FaultyS3(s3_client.meta.endpoint_url.removeprefix("http://")) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def faulty_s3(_s3_proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    """A proxy before S3, for the connection `faulty_s3`. There is one, as Airflow keeps its file system."""
+    extra = {
+        "endpoint_url": _s3_proxy.url,
+        "region_name": "us-east-1",
+        "config_kwargs": {"retries": {"max_attempts": 0}, "read_timeout": 0.5},
+    }
+    connection = {"conn_type": "aws", "login": "me-myself", "password": "a-secret", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_FAULTY_S3", json.dumps(connection))
+    _s3_proxy.reset()
+    yield _s3_proxy
+    _s3_proxy.reset()
 
 
 @pytest.fixture

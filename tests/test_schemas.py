@@ -24,7 +24,8 @@ from airflow_provider_rungen import schemas
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.emulator import Service
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultError
-from airflow_provider_rungen.execution.batch.inputs import Inputs
+from airflow_provider_rungen.execution.sources.inputs import ManyInputs
+from airflow_provider_rungen.runs.plan import input_digest
 from airflow_provider_rungen.schemas import Schema, checked
 
 PICTURE: dict[str, Any] = {
@@ -495,7 +496,10 @@ def test_an_error_shows_no_secret_of_the_uri(error: Exception) -> None:
     fs = Refusing()
     attach = import_module(ObjectStoragePath.__module__).attach  # it moved with Airflow 3
     attach("memory", conn_id="KEY:S3CRET", fs=fs).fs = fs
-    for read in (lambda: Schema(SECRET_URI, "result_schema"), lambda: Inputs(SECRET_URI)):
+    for read in (
+        lambda: Schema(SECRET_URI, "result_schema"),
+        lambda: list(ManyInputs(SECRET_URI).read(input_digest)),
+    ):
         with pytest.raises(RunGenInputError, match=r"memory://\*\*\*@bucket") as caught:
             read()
         assert "S3CRET" not in "".join(traceback.format_exception(caught.value))

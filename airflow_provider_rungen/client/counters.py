@@ -7,8 +7,7 @@ and polls locate which. The counters are only a hint: they may lag, freeze, be r
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass, field
 
 # Asking for the counters costs a request, so as few jobs are simply polled.
 COUNTER_THRESHOLD = 4
@@ -44,27 +43,6 @@ class CounterTrust:
     def doubt(self) -> None:
         """Record that the counters missed ends."""
         self.is_doubted, self.pause = True, 0.0
-
-    def merge(self, other: CounterTrust) -> None:
-        """Take what another wait has learned. Distrust prevails."""
-        self.mismatches = max(self.mismatches, other.mismatches)
-        self.is_doubted = self.is_doubted or other.is_doubted
-        self.passed = min(self.passed, other.passed) and max(self.passed, other.passed)
-        self.pause = 0.0 if self.is_doubted else max(self.pause, other.pause)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what differs from the trust in an app that nothing is known of."""
-        new, mine = asdict(CounterTrust()), asdict(self)
-        return {name: value for name, value in mine.items() if value != new[name]}
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Return what `to_json` returned; what another version wrote is read as far as possible."""
-        trust, kept = cls(), value if isinstance(value, dict) else {}
-        for name, default in asdict(trust).items():
-            if type(kept.get(name)) is type(default) and kept[name] >= 0:
-                setattr(trust, name, kept[name])
-        return trust
 
 
 @dataclass(slots=True)

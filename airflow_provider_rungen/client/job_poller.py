@@ -88,11 +88,6 @@ class JobPoller:
         self.queue = QueueWatch(self)
 
     @property
-    def has_seen_all(self) -> bool:
-        """Whether the service has answered for every job that is waited for."""
-        return all(state.job is not None for state in self.waiting.values())
-
-    @property
     def is_complete(self) -> bool:
         """Whether no poll is in flight, and everything answered when it was last polled."""
         in_flight = self._app_state.is_in_flight or self.is_in_flight(self.waiting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from airflow_provider_rungen.client import retry
@@ -15,7 +15,7 @@ from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.outages import Outages
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT
-from airflow_provider_rungen.client.progress import OtherInputs, Progress
+from airflow_provider_rungen.client.progress import OtherInputs, Progress, count_ends
 from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
 from airflow_provider_rungen.client.wait_goal import WaitGoal
@@ -34,6 +34,7 @@ __all__ = [
     "JobPoller",
     "concerns_one_job",
     "failed_by",
+    "growing_pauses",
     "identity",
     "job_of",
     "poll_jobs_once",
@@ -49,24 +50,32 @@ INTERVAL_GROWTH = 1.5
 VISIBILITY_GRACE = 120.0
 
 
+def growing_pauses(first: float, longest: float) -> Iterator[float]:
+    """Yield the seconds from the start of each poll to the next: at first a few, soon the longest."""
+    pause = min(first, longest)
+    while True:
+        yield pause
+        pause = min(pause * INTERVAL_GROWTH, longest)
+
+
 def poll_until(
     poll: Callable[[float | None], Flow[T | None]],
     outages: Outages,
     *,
-    poll_interval: float,
+    pauses: Iterator[float],
     deadline: float,
-    first_interval: float = math.inf,
+    wake_at: float = math.inf,
 ) -> Flow[T | None]:
     """
     Poll until there is a result; return ``None`` if there is none by the deadline.
 
     :param poll: polls once, with the seconds to the deadline, or ``None`` for a poll that stands alone.
     :param outages: what the polls have seen of outages.
-    :param poll_interval: seconds between the starts of two polls.
+    :param pauses: the seconds between the starts of two polls, see `growing_pauses`.
     :param deadline: the time (seconds since 1970) to stop at; one that has passed allows a single poll.
-    :param first_interval: a shorter pause after the first poll, which grows to ``poll_interval``.
+    :param wake_at: a time (seconds since 1970) to poll at, whatever the pauses are.
     """
-    now, interval = (yield Sleep(0)), min(first_interval, poll_interval)
+    now = yield Sleep(0)
     if now >= deadline:
         return (yield from poll(None))
     while True:
@@ -77,9 +86,9 @@ def poll_until(
         # no poll follows the last one, nor one that hung until the deadline
         if left <= 0 or (now >= deadline and outages.answered_at < begun_at):
             return None
-        pause = max(begun_at + interval - now, outages.pause)
-        interval = min(interval * INTERVAL_GROWTH, poll_interval)
-        now = yield Sleep(min(pause, max(deadline - now, 0)))
+        pause = max(begun_at + next(pauses) - now, outages.pause)
+        end = wake_at if now < wake_at < deadline else deadline
+        now = yield Sleep(min(pause, max(end - now, 0)))
 
 
 def outlast_refusal(poll: Callable[[], Flow[T | None]], outages: Outages) -> Flow[T | None]:
@@ -98,6 +107,8 @@ def poll_jobs_once(
     poll_interval: float = 1.0,
     left: float | None = None,
     goal: WaitGoal | None = None,
+    only: Collection[str] | None = None,
+    may_raise: bool = True,
 ) -> Flow[list[Job] | None]:
     """
     Poll jobs once; return the finished ones in the order given if the goal is reached, else ``None``.
@@ -108,14 +119,23 @@ def poll_jobs_once(
         counters say. Without it, this poll stands alone: it polls each job the first time, and outlasts a
         stray refusal of the key.
     :param goal: what the wait is for: the end of all jobs when left out.
+    :param only: those of the jobs to poll, unless each is.
+    :param may_raise: whether an error of the only job is raised. Otherwise, it makes it a failed job.
     :raises RunGenError: an error that no waiting can change.
     """
     poller.add(job_ids, (yield Sleep(0)))
-    goal = goal or WaitGoal()
-    if left is not None:
-        return (yield from _poll_jobs(poller, job_ids, goal, poll_interval, left, is_full=left <= 0))
-    poll = partial(_poll_jobs, poller, job_ids, goal, poll_interval, POLL_TIMEOUT, is_full=poller.is_fresh)
-    return (yield from outlast_refusal(poll, poller.outages))
+    is_full = poller.is_fresh if left is None else left <= 0
+    poll = partial(
+        _poll_jobs,
+        poller,
+        job_ids,
+        goal or WaitGoal(),
+        poll_interval,
+        POLL_TIMEOUT if left is None else left,
+        only=job_ids if is_full else only,
+        may_raise=may_raise and len(job_ids) == 1,
+    )
+    return (yield from outlast_refusal(poll, poller.outages) if left is None else poll())
 
 
 def _poll_jobs(
@@ -125,17 +145,18 @@ def _poll_jobs(
     poll_interval: float,
     left: float,
     *,
-    is_full: bool,
+    only: Collection[str] | None,
+    may_raise: bool,
 ) -> Flow[list[Job] | None]:
-    if is_full:
-        yield from poller.poll_each(job_ids, left)
+    if only is not None:
+        yield from poller.poll_each(only, left)
     else:
         yield from poller.poll_once(poll_interval, left)
     for job_id, error in poller.take_errors().items():
-        if len(job_ids) == 1 or not concerns_one_job(error):
+        if may_raise or not concerns_one_job(error):
             raise error
         poller.forget([job_id])
-        poller.finished[job_id] = failed_by(error, poller.app_id, job_id)
+        poller.finished[job_id] = poller.on_finished(failed_by(error, poller.app_id, job_id))
     goal.note_new(poller.finished.values())
     finished = [poller.finished[job_id] for job_id in job_ids if job_id in poller.finished]
     return finished if goal.is_reached(len(job_ids) - len(finished)) else None
@@ -164,7 +185,7 @@ def wait_for_jobs(
         may take as long as any.
     :param visible_by: the time (seconds since 1970) until which the service may not know the jobs.
     :param poller: what polls, if it is to keep less of the jobs, or to log otherwise.
-    :param first_interval: see `poll_until`.
+    :param first_interval: a shorter pause after the first poll, which grows to ``poll_interval``.
     :param queued_timeout: seconds that the jobs may stay queued while none of them starts.
     :param goal: what to wait for, if not for all jobs. Only those that have finished are returned.
     :param others: what the log counts, too.
@@ -188,7 +209,11 @@ def wait_for_jobs(
         now = yield Sleep(0)
         if jobs is None and timer is not None and timer.is_over(jobs_poller, job_ids, now):
             raise timeout_error(jobs_poller, job_ids, queued_for=now - timer.moved_at)
-        if jobs is None and is_wide and (line := progress.line(jobs_poller.finished.values(), now)):
+        if (
+            jobs is None
+            and is_wide
+            and (line := progress.line(*count_ends(jobs_poller.finished.values()), now))
+        ):
             jobs_poller.log(logging.INFO, line, None)
         return jobs
 
@@ -196,9 +221,8 @@ def wait_for_jobs(
     jobs = yield from poll_until(
         poll,
         jobs_poller.outages,
-        poll_interval=poll_interval,
+        pauses=growing_pauses(first_interval, poll_interval),
         deadline=deadline,
-        first_interval=first_interval,
     )
     if jobs is None:
         raise (yield from explain_timeout(jobs_poller, job_ids))

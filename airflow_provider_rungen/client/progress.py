@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from airflow_provider_rungen.client.durations import format_duration
@@ -31,24 +31,37 @@ class Progress:
     """
 
     def __init__(self, total: int, now: float, others: OtherInputs | None = None) -> None:
-        self._total = total
-        self._others = others or OtherInputs()
+        self.total = total
+        self.others = others or OtherInputs()
         self._begun_at = self._logged_at = now
 
-    def line(self, finished: Iterable[Job], now: float) -> str | None:
-        """Return the line to log now, or ``None`` if the last one is recent."""
-        if now - self._logged_at < PROGRESS_INTERVAL:
+    def is_due(self, now: float) -> bool:
+        """Return whether the last line is some time ago."""
+        return now - self._logged_at >= PROGRESS_INTERVAL
+
+    def line(self, ended: int, unsuccessful: int, now: float) -> str | None:
+        """
+        Return the line to log now, or ``None`` if the last one is recent.
+
+        :param ended: how many of the jobs are over.
+        :param unsuccessful: how many of these did not complete.
+        """
+        if not self.is_due(now):
             return None
         self._logged_at = now
-        statuses, others = [job.status for job in finished], self._others
-        ended, unfinished = len(statuses), self._total - len(statuses)
-        failed = others.failed + ended - statuses.count(JobStatus.COMPLETED)
-        total = others.done + self._total + others.unsent
+        others, unfinished = self.others, self.total - ended
+        failed = others.failed + unsuccessful
+        total = others.done + self.total + others.unsent
         unsent = f"{others.unsent} not submitted yet, " if others.unsent else ""
         return (
             f"{others.done + ended} of {total} done, {unfinished} queued or running, {unsent}{failed} failed"
             + pace(ended, unfinished + others.unsent, now - self._begun_at)
         )
+
+
+def count_ends(finished: Collection[Job]) -> tuple[int, int]:
+    """Return how many jobs are over, and how many of them did not complete."""
+    return len(finished), sum(job.status is not JobStatus.COMPLETED for job in finished)
 
 
 def pace(done: int, left: int, seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 from typing import Any
 
 from airflow_provider_rungen.client.endpoints import delete_app, get_app, scale_app
@@ -146,7 +147,7 @@ def wait_for_app(target: AppTarget, *, poll_interval: float, deadline: float) ->
     :raises RunGenAppTimeoutError: the deadline passed.
     :raises RunGenAppError: somebody took away the workers that are waited for.
     """
-    polls = poll_until(target.poll_once, target.outages, poll_interval=poll_interval, deadline=deadline)
+    polls = poll_until(target.poll_once, target.outages, pauses=repeat(poll_interval), deadline=deadline)
     if (app := (yield from polls)) is None:
         raise target.timeout_error()
     return app
@@ -284,7 +285,7 @@ def drain_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[int
     :return: 0, the jobs that are left at the deadline, or ``None`` where the app does not count them.
     """
     drain = _Drain(app_id)
-    yield from poll_until(drain.poll_once, drain.outages, poll_interval=poll_interval, deadline=deadline)
+    yield from poll_until(drain.poll_once, drain.outages, pauses=repeat(poll_interval), deadline=deadline)
     return drain.left
 
 

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, TaskDecorator, XComArg
-    from airflow_provider_rungen.execution.batch.collecting import CollectingRun
+    from airflow_provider_rungen.execution.jobs.runner import Runner
+    from airflow_provider_rungen.execution.sinks.job_sinks import Sink
+    from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import (
         DecoratorArguments,
         Destination,
@@ -203,7 +205,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         :return: the result, or the list of results in the order of the inputs.
         """
         # not DecoratedOperator's: that of Airflow 3.0 pushes by a method that operators no longer have
-        return self._collecting_run(context).execute(lambda: self._call(context))
+        return self._runner(context).execute(lambda: self._source(self._call(context)))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """
@@ -211,12 +213,12 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
 
         :return: the result, or the list of results in the order of the inputs.
         """
-        return self._collecting_run(context).complete(event)
+        return self._runner(context).complete(event)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral. When Airflow ended it without an event, no job is left behind."""
         if (reason := deferral_error(next_method, next_kwargs)) is not None:
-            self._collecting_run(context).fail_deferral(reason)
+            self._runner(context).fail_deferral(reason)
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _call(self, context: Context) -> Any:
@@ -226,17 +228,37 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         self.inputs = _shown(given)
         return given
 
-    def _collecting_run(self, context: Context) -> CollectingRun:
-        from airflow_provider_rungen.execution.batch.collecting import CollectingRun
-        from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions
+    def _source(self, given: Any) -> Source:
+        from airflow_provider_rungen.execution.sources.inputs import ManyInputs, OneInput
+        from airflow_provider_rungen.schemas import Schema
 
-        run = CollectingRun(
+        if isinstance(given, Mapping):
+            return OneInput(given, lambda: Schema.of(self.input_schema, "input_schema"))
+        schema = Schema.of(self.input_schema, "input_schema")
+        return ManyInputs(given, schema, format=self.format, shares_equal=self.ledger is not None)
+
+    def _sink(self, run: Runner) -> Sink:
+        from airflow_provider_rungen.execution.sinks.job_sinks import Results
+        from airflow_provider_rungen.execution.task.options import CollectOptions
+
+        pushes_keys = self.multiple_outputs and self.destination is None
+        sink = Results(run, CollectOptions.of(self), pushes_keys=pushes_keys)
+        sink.is_single = run.is_single
+        return sink
+
+    def _runner(self, context: Context) -> Runner:
+        from airflow_provider_rungen.execution.jobs.runner import Runner
+        from airflow_provider_rungen.execution.task.options import SubmitOptions
+
+        run = Runner(
             self,
             context,
-            BatchOptions.of(self),
+            SubmitOptions.of(self),
             self._defer_for_jobs,
-            collect=CollectOptions.of(self),
-            pushes_keys=self.multiple_outputs and self.destination is None,
+            make_sink=self._sink,
+            folder=self.destination,
+            # the function is called once an attempt, and may return something else the next time
+            can_read_again=self.destination is not None,
         )
         return self._start(run)
 

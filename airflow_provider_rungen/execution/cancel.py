@@ -7,10 +7,10 @@ from typing import Any
 
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenConflictError, RunGenError
-from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
-from airflow_provider_rungen.execution.options import RunOptions
-from airflow_provider_rungen.execution.outcomes import combined_error
-from airflow_provider_rungen.execution.run import TaskRun, fail_without_retry
+from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids
+from airflow_provider_rungen.execution.task.options import RunOptions
+from airflow_provider_rungen.execution.task.outcomes import combined_error
+from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 
 log = logging.getLogger(__name__)
 

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.collector import Collector
-from airflow_provider_rungen.execution.job_ids import is_single, parse_job_ids
-from airflow_provider_rungen.execution.outcomes import JOB_IS_OVER, max_failures, read_job_event
-from airflow_provider_rungen.execution.page_record import MAX_PAGE_JOBS
-from airflow_provider_rungen.execution.run import fail_without_retry
-from airflow_provider_rungen.execution.waiting import Defer, WaitingRun
+from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
+from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
+from airflow_provider_rungen.execution.sinks.collector import Collector
+from airflow_provider_rungen.execution.task.job_ids import is_single, parse_job_ids
+from airflow_provider_rungen.execution.task.outcomes import (
+    JOB_IS_OVER,
+    are_all_over,
+    max_failures,
+    raise_for_event,
+)
+from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS
+from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
+from airflow_provider_rungen.execution.task.usage import Usage
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
-    from airflow_provider_rungen.execution.options import CollectOptions, WaitOptions
+    from airflow_provider_rungen.execution.task.options import CollectOptions, WaitOptions
 
 
-class CollectRun(WaitingRun["WaitOptions"]):
+class CollectRun(TaskRun["WaitOptions"]):
     """
     An attempt that collects the results of jobs.
 
     :param task: the operator.
     :param context: Airflow's context of the attempt.
     :param options: how to wait.
-    :param defer: see `WaitingRun`.
+    :param defer: see `JobWait`.
     :param collect: what to do with the results.
     :param wait_timeout: seconds to wait at most; ``None`` to wait for nothing.
     """
@@ -44,7 +50,10 @@ class CollectRun(WaitingRun["WaitOptions"]):
         collect: CollectOptions,
         wait_timeout: float | None,
     ) -> None:
-        super().__init__(task, context, options, defer)
+        super().__init__(task, context, options)
+        self.usage = Usage()
+        self.usage_report.used = self.usage.to_json
+        self._wait = JobWait(self, defer)
         self._collect_options = collect
         self._wait_timeout = wait_timeout
         self._shown_ids: Sequence[str | None] = ()
@@ -55,22 +64,7 @@ class CollectRun(WaitingRun["WaitOptions"]):
 
         :return: the result or small manifest, or the list of them; or what the results table has.
         """
-        with fail_without_retry(*JOB_IS_OVER), self.opened(), self.reporting_usage():
-            app_id, ids = self.app_id, self._ids(job_id)
-            self.usage.note_submitted(filter(None, ids))
-            self._shown_ids = ids[:MAX_PAGE_JOBS]
-            job_ids = [each for each in dict.fromkeys(ids) if each is not None]
-            self.link_to(app_id, job_ids)
-            with closing(Collector(self, self._collect_options)) as collector:
-                collector.prepare()
-                jobs: list[Job] = []
-                with collector.reporting_failure(app_id, ids):
-                    pending = collector.find_stored(app_id, job_ids)
-                    if self._wait_timeout is not None:
-                        self.own(app_id, pending)
-                        deadline = self.deadline(time.time() + self._wait_timeout)
-                        jobs = self.wait(deadline=deadline, on_finished=collector.hold)
-                return self._collect(collector, job_id, app_id, ids, jobs)
+        return self._run(job_id, None)
 
     def complete(self, job_id: Any, event: Mapping[str, Any]) -> Any:
         """
@@ -78,21 +72,64 @@ class CollectRun(WaitingRun["WaitOptions"]):
 
         :return: the result or small manifest, or the list of them; or what the results table has.
         """
-        with fail_without_retry(*JOB_IS_OVER), self.opened(), self.reporting_usage():
-            app_id, ids = event.get("app_id") or self.app_id, self._ids(job_id)
-            self.usage.note_submitted(filter(None, ids))
-            self.usage.note_event([each for each in ids if each is not None], event)
-            self.is_about(app_id)
-            with closing(Collector(self, self._collect_options)) as collector:
-                with collector.reporting_failure(app_id, ids):
-                    failed = read_job_event(event)
-                return self._collect(collector, job_id, app_id, ids, failed)
+        return self._run(job_id, event)
 
-    def _collect(
-        self, collector: Collector, job_id: Any, app_id: str, ids: Sequence[str | None], jobs: list[Job]
-    ) -> Any:
-        max_failed = self._collect_options.max_failed
-        return collector.collect(app_id, ids, jobs, max_failed=max_failed, single=is_single(job_id))
+    def _run(self, job_id: Any, event: Mapping[str, Any] | None) -> Any:
+        with fail_without_retry(*JOB_IS_OVER), self.opened(), self.usage_report.at_end():
+            app_id, ids = (event or {}).get("app_id") or self.app_id, self._ids(job_id)
+            job_ids = [each for each in dict.fromkeys(ids) if each is not None]
+            self.usage.note_submitted(job_ids)
+            self._shown_ids = ids[:MAX_PAGE_JOBS]
+            if event is None:
+                self.link_to(app_id, job_ids)
+            else:
+                self.is_about(app_id, job_ids)
+            with closing(Collector(self, self._collect_options)) as collector:
+                if event is None:
+                    collector.prepare()
+                with collector.reporting_failure(app_id, ids):
+                    if event is not None:
+                        raise_for_event(event)
+                    are_over = event is not None and are_all_over(event)
+                    jobs = self._wait_for(collector, app_id, job_ids, are_over=are_over)
+                max_failed, single = self._collect_options.max_failed, is_single(job_id)
+                return collector.collect(app_id, ids, jobs, max_failed=max_failed, single=single)
+
+    def _wait_for(
+        self, collector: Collector, app_id: str, job_ids: Sequence[str], *, are_over: bool
+    ) -> list[Job]:
+        """
+        Wait for the jobs that are not stored.
+
+        :param are_over: whether a trigger has seen their ends.
+        """
+        if self._wait_timeout is None or (are_over and self._collect_options.destination is not None):
+            return []  # collecting fetches each of them
+
+        def hold(job: Job) -> Job:
+            self.usage.note(job)
+            return collector.hold(job)
+
+        pending = collector.find_stored(app_id, job_ids)
+        return self._wait.wait(
+            app_id,
+            pending,
+            deadline=self.deadline(time.time() + self._wait_timeout),
+            on_finished=hold,
+            ended=pending if are_over else (),
+        )
+
+    def refetch(
+        self, app_id: str, job_ids: Sequence[str], on_outcome: Callable[[str, Job | RunGenError], None]
+    ) -> None:
+        """Fetch jobs that are over; see `JobWait.refetch`."""
+        self._wait.refetch(app_id, job_ids, on_outcome)
+
+    def cleanup(self) -> str:
+        self._wait.cancel_on_kill()
+        for job_id in self._wait.canceled:
+            self.usage.note_end(job_id, is_completed=False)
+        return ""
 
     def page_details(self) -> dict[str, Any]:
         places = {"destination": self._collect_options.destination, "results": self._collect_options.results}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import (
     COUNTER_THRESHOLD,
@@ -17,26 +16,32 @@ from airflow_provider_rungen.client.polling import (
 from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.timeouts import timeout_error
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
-from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
-from airflow_provider_rungen.execution.lineage import TaskOutcome
-from airflow_provider_rungen.execution.outcomes import JOB_IS_OVER, raise_for_jobs, read_job_event
-from airflow_provider_rungen.execution.run import fail_without_retry
-from airflow_provider_rungen.execution.waiting import Defer, WaitingRun
+from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
+from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids
+from airflow_provider_rungen.execution.task.lineage import TaskOutcome
+from airflow_provider_rungen.execution.task.outcomes import (
+    JOB_IS_OVER,
+    are_all_over,
+    raise_for_event,
+    raise_for_jobs,
+    unsuccessful_jobs,
+)
+from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
-    from airflow_provider_rungen.execution.options import WaitOptions
+    from airflow_provider_rungen.execution.task.options import WaitOptions
 
 
-class JobSensorRun(WaitingRun["WaitOptions"]):
+class JobSensorRun(TaskRun["WaitOptions"]):
     """
     An attempt of a sensor that waits for jobs.
 
     :param task: the sensor.
     :param context: Airflow's context of the attempt.
     :param options: how to wait.
-    :param defer: see `WaitingRun`.
+    :param defer: see `JobWait`.
     :param result_schema: what every result has to fit.
     """
 
@@ -49,7 +54,8 @@ class JobSensorRun(WaitingRun["WaitOptions"]):
         *,
         result_schema: Any,
     ) -> None:
-        super().__init__(task, context, options, defer)
+        super().__init__(task, context, options)
+        self._wait = JobWait(self, defer)
         self._result_schema = result_schema
         self._schema: Schema | None = None
         self._poller: JobPoller | None = None
@@ -64,67 +70,92 @@ class JobSensorRun(WaitingRun["WaitOptions"]):
         :param timeout: seconds to wait at most.
         """
         with fail_without_retry(*JOB_IS_OVER), self.opened():
-            self._begin(job_id)
-            deadline = self.deadline(time.time() + timeout)
-            can_end = self._result_schema is None
-            jobs = self.wait(deadline=deadline, on_finished=self._check, can_end_from_trigger=can_end)
-            self._finish(jobs)
+            self._wait_for(*self._begin(job_id), timeout)
+
+    def complete(self, job_id: Any, event: Mapping[str, Any], timeout: float) -> None:
+        """
+        Go on after the wait in the triggerer.
+
+        :param timeout: seconds to wait at most if the event does not say that all jobs are over.
+        """
+        with fail_without_retry(*JOB_IS_OVER), self.opened():
+            app_id, job_ids = event.get("app_id") or self.app_id, parse_known_job_ids(job_id)
+            self.is_about(app_id, job_ids)
+            raise_for_event(event)
+            raise_for_jobs(unsuccessful_jobs(event), event.get("count", 0))
+            self._read_schema()
+            if not are_all_over(event):
+                self._wait_for(app_id, job_ids, timeout)
+                return
+            if self._schema is not None:
+                self._wait.refetch(app_id, job_ids, self._check_refetched)
+            self._finish(app_id, job_ids, [])
 
     def poke(self, job_id: Any) -> bool:
         """Poll the jobs once, and return whether all are over."""
-        with fail_without_retry(*JOB_IS_OVER), self.opened():
-            self._begin(job_id)
-            app_id, job_ids = self.jobs.app_id, list(self.jobs.job_ids)
-            if self._poller is None:
-                self._poller = JobPoller(app_id, on_finished=metrics.counting(self._check))
+        with fail_without_retry(*JOB_IS_OVER), self.opened() as hook:
+            app_id, job_ids = self._begin(job_id)
+            is_first = self._poller is None
+            self._poller = poller = self._wait.poller_of(app_id, job_ids, self._check)
+            if is_first:
                 # a rescheduled sensor has looked at the queue at its first poke
-                self._poller.watches_queue = not self.context.get("task_reschedule_count")
+                poller.watches_queue = not self.context.get("task_reschedule_count")
                 if (limit := self.options.queued_timeout) is not None:
                     self._timer = QueueTimer(limit, time.time())
-            is_wide = len(job_ids) > COUNTER_THRESHOLD
-            perform = self.hook.perform_concurrently if is_wide else self.hook.perform
-            jobs = perform(poll_jobs_once(self._poller, job_ids))
+            perform = hook.perform_concurrently if len(job_ids) > COUNTER_THRESHOLD else hook.perform
+            jobs = perform(poll_jobs_once(poller, job_ids))
             if jobs is None:
-                self.late = timeout_error(self._poller, job_ids)
-                now, timer = time.time(), self._timer
-                is_stuck = timer is not None and timer.is_over(self._poller, job_ids, now)
-                if timer is not None and is_stuck:
-                    self.late = timeout_error(self._poller, job_ids, queued_for=now - timer.moved_at)
-                self.name_jobs(self.late)
-                if is_stuck:
-                    raise self.late
+                self._note_late(poller, job_ids)
                 return False
-            self._finish(jobs)
+            self._finish(app_id, job_ids, jobs)
             return True
+
+    def cleanup(self) -> str:
+        self._wait.cancel_on_kill()
+        return ""
 
     @property
     def not_before(self) -> float:
         """The time (seconds since 1970) before which the service asked not to be polled."""
         return 0.0 if self._poller is None else self._poller.not_before
 
-    def complete(self, job_id: Any, event: Mapping[str, Any]) -> None:
-        """Go on after the wait in the triggerer."""
-        with fail_without_retry(*JOB_IS_OVER), self.opened():
-            app_id = event.get("app_id") or self.app_id
-            job_ids = event.get("job_ids") or parse_known_job_ids(job_id)
-            self.is_about(app_id, job_ids)
-            raise_for_jobs(read_job_event(event), event.get("count", 0))
-            self.own(app_id, job_ids)
-            self._read_schema()
-            if self._schema is not None:
-                self.refetch(app_id, job_ids, self._check_refetched)
-            self._finish([])
-
-    def _begin(self, job_id: Any) -> None:
+    def _begin(self, job_id: Any) -> tuple[str, list[str]]:
         app_id, job_ids = self.app_id, parse_known_job_ids(job_id)
-        self.own(app_id, job_ids)
+        self.is_about(app_id, job_ids)
         if not self.links:
             self.link_to(app_id, job_ids)
         self._read_schema()
+        return app_id, job_ids
 
-    def _finish(self, jobs: list[Job]) -> None:
+    def _wait_for(self, app_id: str, job_ids: list[str], timeout: float) -> None:
+        ends = self._result_schema is None and self._wait.may_end_from_trigger
+        jobs = self._wait.wait(
+            app_id,
+            job_ids,
+            deadline=self.deadline(time.time() + timeout),
+            on_finished=self._check,
+            # all of them, since nothing else remembers those that failed before the deferral
+            trigger={"job_id": job_ids, "end_from_trigger": ends},
+        )
+        self._finish(app_id, job_ids, jobs)
+
+    def _note_late(self, poller: JobPoller, job_ids: Sequence[str]) -> None:
+        """
+        Note the error of a time-out that may come before the next poke.
+
+        :raises RunGenJobQueuedTimeoutError: the jobs have been queued for too long.
+        """
+        now, timer = time.time(), self._timer
+        is_stuck = timer is not None and timer.is_over(poller, job_ids, now)
+        queued_for = now - timer.moved_at if timer is not None and is_stuck else None
+        self.late = timeout_error(poller, job_ids, queued_for=queued_for)
+        self.name_jobs(self.late)
+        if is_stuck:
+            raise self.late
+
+    def _finish(self, app_id: str, job_ids: Sequence[str], jobs: Sequence[Job]) -> None:
         raise_for_jobs(jobs)
-        self.record_outcome(TaskOutcome(self.jobs.app_id, self.jobs.job_ids))
+        self.record_outcome(TaskOutcome(app_id, job_ids))
 
     def _read_schema(self) -> None:
         self._schema = self._schema or Schema.of(self._result_schema, "result_schema")

@@ -22,7 +22,7 @@ class Spool:
     """
 
     def __init__(self) -> None:
-        with _named_errors():
+        with named_errors():
             self._file = tempfile.TemporaryFile(prefix="rungen-")  # noqa: SIM115 - closed below
         # otherwise Python warns that it is left open
         self.close = weakref.finalize(self, self._file.close)
@@ -37,7 +37,7 @@ class Spool:
 
     def append_text(self, text: bytes) -> int:
         """Add a value as JSON text without line breaks, and return its position."""
-        with _named_errors():
+        with named_errors():
             position = self._file.seek(0, 2)
             self._file.write(text + b"\n")
         self._count += 1
@@ -45,14 +45,14 @@ class Spool:
 
     def at(self, position: int) -> Any:
         """Return the value at a position."""
-        with _named_errors():
+        with named_errors():
             self._file.seek(position)
             return json.loads(self._file.readline())
 
     def __iter__(self) -> Iterator[Any]:
         position = 0
         while True:
-            with _named_errors():
+            with named_errors():
                 # another read or write may have moved the file's position
                 self._file.seek(position)
                 lines = self._file.readlines(_CHUNK_BYTES)
@@ -63,7 +63,7 @@ class Spool:
 
 
 @contextmanager
-def _named_errors() -> Iterator[None]:
+def named_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:

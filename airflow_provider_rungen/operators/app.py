@@ -63,7 +63,7 @@ class RunGenCreateAppOperator(RunGenBaseOperator):
 
         :return: the app's id.
         """
-        from airflow_provider_rungen.execution.apps import CreateAppRun, CreateOptions
+        from airflow_provider_rungen.execution.apps.creation import CreateAppRun, CreateOptions
 
         return self._start(CreateAppRun(self, context, CreateOptions.of(self))).execute()
 
@@ -97,8 +97,8 @@ class RunGenDeleteAppOperator(RunGenBaseOperator):
 
     def execute(self, context: Context) -> None:
         """Delete the app."""
-        from airflow_provider_rungen.execution.apps import DeleteAppRun
-        from airflow_provider_rungen.execution.options import RunOptions
+        from airflow_provider_rungen.execution.apps.creation import DeleteAppRun
+        from airflow_provider_rungen.execution.task.options import RunOptions
 
         options = RunOptions.of(self)
         run = self._start(DeleteAppRun(self, context, options))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_rungen._airflow import BaseOperatorLink
-    from airflow_provider_rungen.execution.run import TaskRun
+    from airflow_provider_rungen.execution.task.run import TaskRun
     from airflow_provider_rungen.parameters import OperatorArguments
 
     Run = TypeVar("Run", bound=TaskRun[Any])
@@ -91,7 +91,7 @@ class RunGenBaseOperator(BaseOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return what was read and stored; ``None`` where OpenLineage's provider is not installed."""
-        from airflow_provider_rungen.execution.lineage import lineage_of
+        from airflow_provider_rungen.execution.task.lineage import lineage_of
 
         return lineage_of(None, "") if self._run is None else self._run.lineage()
 

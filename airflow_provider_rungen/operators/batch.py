@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.execution.batch.collecting import CollectingRun
-    from airflow_provider_rungen.execution.batch.run import BatchRun
+    from airflow_provider_rungen.execution.jobs.runner import Runner
+    from airflow_provider_rungen.execution.sinks.job_sinks import Sink
+    from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import (
         Destination,
         Duration,
@@ -171,11 +172,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         :return: in the order of the inputs, the ids of the jobs, or with ``destination`` their small
             manifests. ``None`` for an input that was refused, or with ``destination`` that failed.
         """
-        if self.destination is not None:
-            return self._collecting_run(context).execute(lambda: self.inputs)
-        run = self._batch_run(context)
-        with run.executing():
-            return run.finish(run.submit_and_wait(lambda: self.inputs))
+        return self._runner(context).execute(self._source)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """
@@ -183,28 +180,40 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
 
         :return: see `execute`.
         """
-        if self.destination is not None:
-            return self._collecting_run(context).complete(event)
-        run = self._batch_run(context)
-        with run.completing(event, lambda: self.inputs) as result:
-            return run.finish(result)
+        return self._runner(context).complete(event, self._source)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral. When Airflow ended it without an event, no job is left behind."""
         if (reason := deferral_error(next_method, next_kwargs)) is not None:
-            self._batch_run(context).fail_deferral(reason)
+            self._runner(context).fail_deferral(reason)
         return super().resume_execution(next_method, next_kwargs, context)
 
-    def _batch_run(self, context: Context) -> BatchRun:
-        from airflow_provider_rungen.execution.batch.run import BatchRun
-        from airflow_provider_rungen.execution.options import BatchOptions
+    def _source(self) -> Source:
+        from airflow_provider_rungen.execution.sources.inputs import ManyInputs
+        from airflow_provider_rungen.schemas import Schema
 
-        return self._start(BatchRun(self, context, BatchOptions.of(self), self._defer_for_jobs))
+        schema = Schema.of(self.input_schema, "input_schema")
+        return ManyInputs(self.inputs, schema, format=self.format, shares_equal=self.ledger is not None)
 
-    def _collecting_run(self, context: Context) -> CollectingRun:
-        from airflow_provider_rungen.execution.batch.collecting import CollectingRun
-        from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions
+    def _sink(self, run: Runner) -> Sink:
+        from airflow_provider_rungen.execution.sinks.job_sinks import JobIds, Results
+        from airflow_provider_rungen.execution.task.options import CollectOptions
 
-        collect = CollectOptions.of(self)
-        run = CollectingRun(self, context, BatchOptions.of(self), self._defer_for_jobs, collect=collect)
+        if self.destination is not None:
+            return Results(run, CollectOptions.of(self))
+        waits, max_failed = self.wait_for_completion, self.max_failed
+        return JobIds(run, is_single=False, waits=waits, max_failed=max_failed)
+
+    def _runner(self, context: Context) -> Runner:
+        from airflow_provider_rungen.execution.jobs.runner import Runner
+        from airflow_provider_rungen.execution.task.options import SubmitOptions
+
+        run = Runner(
+            self,
+            context,
+            SubmitOptions.of(self),
+            self._defer_for_jobs,
+            make_sink=self._sink,
+            folder=self.destination,
+        )
         return self._start(run)

@@ -157,7 +157,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
 
     def _collect_run(self, context: Context) -> CollectRun:
         from airflow_provider_rungen.execution.collect_run import CollectRun
-        from airflow_provider_rungen.execution.options import CollectOptions, WaitOptions
+        from airflow_provider_rungen.execution.task.options import CollectOptions, WaitOptions
 
         follow_job_sources(self, context)
         run = CollectRun(

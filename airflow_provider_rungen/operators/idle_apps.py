@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import Context, XComArg
     from airflow_provider_rungen.client.idleness import IdleEvent
-    from airflow_provider_rungen.execution.idle_apps import IdleAppsRun
+    from airflow_provider_rungen.execution.apps.idle_apps import IdleAppsRun
     from airflow_provider_rungen.parameters import Duration, OperatorArguments
 
 
@@ -73,7 +73,7 @@ class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
         return self._idle_apps_run(context).complete()
 
     def _idle_apps_run(self, context: Context) -> IdleAppsRun:
-        from airflow_provider_rungen.execution.idle_apps import IdleAppsOptions, IdleAppsRun
+        from airflow_provider_rungen.execution.apps.idle_apps import IdleAppsOptions, IdleAppsRun
 
         return self._start(IdleAppsRun(self, context, IdleAppsOptions.of(self), self._defer_for))
 

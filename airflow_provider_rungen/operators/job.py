@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.execution.job_run import JobRun
+    from airflow_provider_rungen.execution.jobs.runner import Runner
+    from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import (
         Duration,
         JobIds,
@@ -114,7 +115,8 @@ class RunGenRunJobOperator(RunGenBaseOperator):
 
         :return: the job's id.
         """
-        return self._job_run(context).execute(self.input)
+        job_id: str = self._runner(context).execute(self._source)
+        return job_id
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """
@@ -122,19 +124,34 @@ class RunGenRunJobOperator(RunGenBaseOperator):
 
         :return: the job's id.
         """
-        return self._job_run(context).complete(event)
+        job_id: str = self._runner(context).complete(event, self._source)
+        return job_id
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral. When Airflow ended it without an event, no job is left behind."""
         if (reason := deferral_error(next_method, next_kwargs)) is not None:
-            self._job_run(context).fail_deferral(reason)
+            self._runner(context).fail_deferral(reason)
         return super().resume_execution(next_method, next_kwargs, context)
 
-    def _job_run(self, context: Context) -> JobRun:
-        from airflow_provider_rungen.execution.job_run import JobRun
-        from airflow_provider_rungen.execution.options import SubmitOptions
+    def _source(self) -> Source:
+        from airflow_provider_rungen.execution.sources.inputs import OneInput
+        from airflow_provider_rungen.schemas import Schema
 
-        return self._start(JobRun(self, context, SubmitOptions.of(self), self._defer_for_jobs))
+        return OneInput(self.input, lambda: Schema.of(self.input_schema, "input_schema"))
+
+    def _runner(self, context: Context) -> Runner:
+        from airflow_provider_rungen.execution.jobs.runner import Runner
+        from airflow_provider_rungen.execution.sinks.job_sinks import JobIds
+        from airflow_provider_rungen.execution.task.options import SubmitOptions
+
+        run = Runner(
+            self,
+            context,
+            SubmitOptions.of(self),
+            self._defer_for_jobs,
+            make_sink=lambda run: JobIds(run, is_single=True),
+        )
+        return self._start(run)
 
 
 class RunGenCancelJobOperator(RunGenBaseOperator):
@@ -179,7 +196,7 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
         :return: the ids of those that were canceled. Those already over are left out.
         """
         from airflow_provider_rungen.execution.cancel import CancelRun
-        from airflow_provider_rungen.execution.options import RunOptions
+        from airflow_provider_rungen.execution.task.options import RunOptions
 
         follow_job_sources(self, context)
         run = self._start(CancelRun(self, context, RunOptions.of(self)))

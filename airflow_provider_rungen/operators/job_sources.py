@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from airflow_provider_rungen._airflow import XComArg
@@ -60,7 +60,7 @@ def follow_job_sources(task: JobConsumer, context: Context) -> None:
 
     :raises AirflowFailException: the jobs are of several apps.
     """
-    from airflow_provider_rungen.execution.run import fail_without_retry
+    from airflow_provider_rungen.execution.task.run import fail_without_retry
 
     sources = task.job_sources or _sources_of_mapped(task)
     if not sources:
@@ -68,9 +68,9 @@ def follow_job_sources(task: JobConsumer, context: Context) -> None:
     ti: Any = context["ti"]
     with fail_without_retry():
         if task.app_id is None:
-            task.app_id = _pull(ti, sources, "app_id")
+            task.app_id = _pull(ti, sources, "app", "app_id")
         if task.rungen_conn_id == DEFAULT_CONN_ID:
-            task.rungen_conn_id = _pull(ti, sources, "rungen_conn_id") or DEFAULT_CONN_ID
+            task.rungen_conn_id = _pull(ti, sources, "connection", "rungen_conn_id") or DEFAULT_CONN_ID
 
 
 def _sources_of_mapped(task: JobConsumer) -> Sequence[str]:
@@ -79,21 +79,33 @@ def _sources_of_mapped(task: JobConsumer) -> Sequence[str]:
     return [] if definition is None else job_sources_of(definition)
 
 
-def _pull(ti: Any, sources: Iterable[str], key: str) -> str | None:
-    """Return what the sources pushed under a key; if they differ, and are mapped, what the twin pushed."""
+def _pull(ti: Any, sources: Iterable[str], name: str, parameter: str) -> str | None:
+    """
+    Return what the sources pushed about themselves; if they differ, and are mapped, what the twin pushed.
+
+    :param name: a key of the XCom: see `page_record`.
+    :param parameter: the parameter to set if they differ.
+    """
     from airflow_provider_rungen.exceptions import RunGenInputError
+    from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
 
     found: set[str] = set()
     for source in sources:
-        pulled = ti.xcom_pull(task_ids=source, key=key)
-        values = [pulled] if isinstance(pulled, str) else [each for each in pulled or () if each]
-        if len(set(values)) > 1 and ti.map_index >= 0:  # only the one of its twin, if that has pushed any
-            twin = ti.xcom_pull(task_ids=source, key=key, map_indexes=ti.map_index)
-            values = [twin] if isinstance(twin, str) else []
-        found.update(values)
+        values = set(_texts(ti.xcom_pull(task_ids=source, key=PAGE_KEY), name))
+        if len(values) > 1 and ti.map_index >= 0:  # only the one of its twin, if that has pushed any
+            twin = ti.xcom_pull(task_ids=source, key=PAGE_KEY, map_indexes=ti.map_index)
+            values = set(_texts(twin, name))
+        found |= values
     if len(found) > 1:
         raise RunGenInputError(
             f"job_id names jobs of several apps or connections ({', '.join(sorted(found))})",
-            hint=f"Use one task for each, or set {key}",
+            hint=f"Use one task for each, or set {parameter}",
         )
     return next(iter(found), None)
+
+
+def _texts(pulled: Any, name: str) -> Iterator[str]:
+    """Yield a field of what one task pushed, or of what each of several pushed."""
+    for record in [pulled] if isinstance(pulled, Mapping) else pulled or ():
+        if isinstance(record, Mapping) and isinstance(text := record.get(name), str) and text:
+            yield text

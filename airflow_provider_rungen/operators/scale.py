@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.execution.scale import ScaleRun
+    from airflow_provider_rungen.execution.apps.scale import ScaleRun
     from airflow_provider_rungen.parameters import Duration, OperatorArguments
 
 
@@ -90,6 +90,6 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _scale_run(self, context: Context) -> ScaleRun:
-        from airflow_provider_rungen.execution.scale import ScaleOptions, ScaleRun
+        from airflow_provider_rungen.execution.apps.scale import ScaleOptions, ScaleRun
 
         return self._start(ScaleRun(self, context, ScaleOptions.of(self), self._defer_for_app))

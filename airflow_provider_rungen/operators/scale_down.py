@@ -69,7 +69,7 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
 
         :raises RunGenAppError: it may still have workers, and be billed. A retry may always help.
         """
-        from airflow_provider_rungen.execution.scale_down import ScaleDownOptions, ScaleDownRun
+        from airflow_provider_rungen.execution.apps.scale_down import ScaleDownOptions, ScaleDownRun
 
         run = self._start(ScaleDownRun(self, context, ScaleDownOptions.of(self)))
         run.execute(task for task in context["dag"].tasks if isinstance(task, RunGenScaleDownOperator))

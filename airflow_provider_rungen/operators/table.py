@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.execution.table.run import TableRun
+    from airflow_provider_rungen.execution.jobs.runner import Runner
+    from airflow_provider_rungen.execution.sinks.job_sinks import Sink
+    from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import (
         Destination,
         Duration,
@@ -201,7 +203,8 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         :return: ``{"results": uri, "rows", "completed", "failed", "skipped", "reused", "jobs",
             "execution_seconds"}``.
         """
-        return self._table_run(context).execute(self._row_function(context))
+        summary: dict[str, Any] = self._runner(context).execute(lambda: self._source(context))
+        return summary
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """
@@ -209,29 +212,54 @@ class RunGenRunTableOperator(RunGenBaseOperator):
 
         :return: see `execute`.
         """
-        return self._table_run(context).complete(event)
+        summary: dict[str, Any] = self._runner(context).complete(event, lambda: self._source(context))
+        return summary
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral. When Airflow ended it without an event, no job is left behind."""
         if (reason := deferral_error(next_method, next_kwargs)) is not None:
-            self._table_run(context).fail_deferral(reason)
+            self._runner(context).fail_deferral(reason)
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _row_function(self, context: Context) -> Callable[[dict[str, Any]], Any] | None:
         """Return what makes the input of a row."""
         return self.to_input
 
-    def _table_run(self, context: Context) -> TableRun:
-        from airflow_provider_rungen.execution.options import BatchOptions, CollectOptions, TableOptions
-        from airflow_provider_rungen.execution.table.run import TableRun
+    def _source(self, context: Context) -> Source:
+        from airflow_provider_rungen.execution.sources.table_rows import TableRows
+        from airflow_provider_rungen.execution.task.options import TableOptions
+        from airflow_provider_rungen.schemas import Schema
 
-        run = TableRun(
+        return TableRows(
+            TableOptions.of(self),
+            self._row_function(context),
+            Schema.of(self.input_schema, "input_schema"),
+            format=self.format,
+            shares_equal=self.ledger is not None,
+        )
+
+    def _sink(self, run: Runner) -> Sink:
+        from airflow_provider_rungen.execution.sinks.table_results import TableResults
+        from airflow_provider_rungen.execution.task.options import CollectOptions, TableOptions
+
+        return TableResults(run, TableOptions.of(self), CollectOptions.of(self))
+
+    def _runner(self, context: Context) -> Runner:
+        from airflow_provider_rungen.client.redaction import redact
+        from airflow_provider_rungen.execution.jobs.runner import Runner
+        from airflow_provider_rungen.execution.table.results import results_uri
+        from airflow_provider_rungen.execution.task.options import SubmitOptions, TableOptions
+
+        uri = results_uri(TableOptions.of(self))
+        run = Runner(
             self,
             context,
-            BatchOptions.of(self),
+            SubmitOptions.of(self),
             self._defer_for_jobs,
-            table=TableOptions.of(self),
-            collect=CollectOptions.of(self),
+            make_sink=self._sink,
+            folder=uri.rpartition("/")[0] if self.destination is None else self.destination,
+            pushes_ids=False,
+            page={"results": redact(uri), "key": list(self.key)},
         )
         return self._start(run)
 
@@ -254,7 +282,9 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
 
         :return: the number of jobs to run, jobs of a killed attempt that may still run included.
         """
-        return self._table_run(context).count_jobs(self._row_function(context))
+        from airflow_provider_rungen.execution.jobs.job_count import count_jobs
+
+        return count_jobs(self._runner(context), lambda: self._source(context))
 
 
 class _Rows:

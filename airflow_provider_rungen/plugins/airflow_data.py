@@ -20,9 +20,9 @@ from airflow.utils.session import create_session
 from fastapi import HTTPException, Request
 from sqlalchemy import func, select
 
-from airflow_provider_rungen.execution.bill import BILL_KEY
-from airflow_provider_rungen.execution.page_record import PAGE_KEY
-from airflow_provider_rungen.execution.scale_state import KEY as SCALE_KEY
+from airflow_provider_rungen.execution.costs.bill import BILL_KEY
+from airflow_provider_rungen.execution.costs.scale_state import KEY as SCALE_KEY
+from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
 from airflow_provider_rungen.plugins import xcoms
 from airflow_provider_rungen.plugins.cache import FRESH, LASTING, Cache
 from airflow_provider_rungen.plugins.connections import own_connection

@@ -12,7 +12,8 @@ from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.flow import Flow, Gather
 from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError
-from airflow_provider_rungen.hooks.rungen import RunGenHook
+from airflow_provider_rungen.hooks.base import FlowHook
+from airflow_provider_rungen.hooks.rungen import LOOK_UP_EVERY
 from airflow_provider_rungen.plugins import connections
 from airflow_provider_rungen.plugins.cache import FRESH, LASTING, Cache
 
@@ -24,7 +25,7 @@ _MAX_ENTRIES = 2000
 _MAX_CHARS = 32_000
 
 
-class PageHook(RunGenHook):
+class PageHook(FlowHook):
     """The hook as a page uses it: see `connections.get_connection`."""
 
     @classmethod
@@ -112,7 +113,7 @@ def _ask(key: tuple[str, ...], conn_id: str, make_flow: Callable[[], Flow[T]], w
 
 
 def _hook(conn_id: str, within: float) -> PageHook:
-    hook = PageHook(conn_id)
+    hook = PageHook(conn_id, LOOK_UP_EVERY)
     end = time.monotonic() + within
 
     def check() -> None:

@@ -19,7 +19,7 @@ from airflow_provider_rungen.execution.archive.manifests import MANIFEST, Manife
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import files_of
 from airflow_provider_rungen.execution.archive.threads import run_concurrently
-from airflow_provider_rungen.execution.bounded_json import (
+from airflow_provider_rungen.execution.table.bounded_json import (
     MAX_VALUES,
     TooComplexError,
     count_values,

@@ -8,8 +8,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from airflow_provider_rungen.execution.bounded_json import parse_bounded
-from airflow_provider_rungen.execution.page_record import PAGE_KEY
+from airflow_provider_rungen.execution.table.bounded_json import parse_bounded
+from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
 from airflow_provider_rungen.links import RunGenJobLink
 
 # The states in which a task is not over.
@@ -167,9 +167,6 @@ class TaskRecord:
                 reasons[each] = ""
             elif isinstance(each, Mapping) and isinstance(each.get("index"), int):
                 reasons[each["index"]] = str(each.get("error") or "")
-        for each in sequence(self.xcoms.get("refused")):
-            if isinstance(each, list) and len(each) > 1 and isinstance(each[0], int):
-                reasons[each[0]] = str(each[1] or "")
         return reasons
 
     @property

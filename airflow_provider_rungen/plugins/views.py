@@ -12,7 +12,7 @@ from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.output_urls import find_outputs, redact_value
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
-from airflow_provider_rungen.execution.scale_state import KEY as SCALE_KEY
+from airflow_provider_rungen.execution.costs.scale_state import KEY as SCALE_KEY
 from airflow_provider_rungen.pages.describe import MAX_TEXT, cut, find_facts, find_prompt, find_text
 from airflow_provider_rungen.pages.models import AppView, Facts, JobView, Link, TimelineStep
 from airflow_provider_rungen.plugins.job_rows import PAGE_SIZE, UNKNOWN, JobRow, is_duration, shown_text

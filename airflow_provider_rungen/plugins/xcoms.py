@@ -18,10 +18,10 @@ from sqlalchemy import Text, case, cast, func, null, select
 
 from airflow_provider_rungen._airflow import ObjectStoragePath, conf
 from airflow_provider_rungen.execution.archive.threads import run_concurrently
-from airflow_provider_rungen.execution.bill import BILL_KEY
-from airflow_provider_rungen.execution.bounded_json import TooComplexError, parse_bounded
-from airflow_provider_rungen.execution.page_record import PAGE_KEY
-from airflow_provider_rungen.execution.scale_state import KEY as SCALE_KEY
+from airflow_provider_rungen.execution.costs.bill import BILL_KEY
+from airflow_provider_rungen.execution.costs.scale_state import KEY as SCALE_KEY
+from airflow_provider_rungen.execution.table.bounded_json import TooComplexError, parse_bounded
+from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
 from airflow_provider_rungen.links import RunGenJobLink
 from airflow_provider_rungen.plugins.task_record import plain
 
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 #: The XComs that pages read, and the most bytes of each. An id of a job takes 40.
 LIMITS: Mapping[str, int] = {
     "job_ids": 4 << 20,
-    "refused": 4 << 20,
     "failed": 1 << 20,
     PAGE_KEY: 1 << 20,
     SCALE_KEY: 1 << 18,

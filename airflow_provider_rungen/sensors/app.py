@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import Context, XComArg
     from airflow_provider_rungen.exceptions import RunGenAppTimeoutError
-    from airflow_provider_rungen.execution.app_sensor import AppSensorRun
+    from airflow_provider_rungen.execution.apps.app_sensor import AppSensorRun
     from airflow_provider_rungen.parameters import SensorArguments
 
 
@@ -80,7 +80,7 @@ class RunGenAppSensor(RunGenBaseOperator, BaseSensorOperator):
             self._sensor_run(context).complete(event)
 
     def _sensor_run(self, context: Context) -> AppSensorRun:
-        from airflow_provider_rungen.execution.app_sensor import AppSensorRun
-        from airflow_provider_rungen.execution.options import RunOptions
+        from airflow_provider_rungen.execution.apps.app_sensor import AppSensorRun
+        from airflow_provider_rungen.execution.task.options import RunOptions
 
         return self._start(AppSensorRun(self, context, RunOptions.of(self), self.status))

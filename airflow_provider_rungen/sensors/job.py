@@ -128,11 +128,11 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
         """Go on after the wait in the triggerer."""
         with apply_soft_fail(self), as_sensor_timeout(self):
-            self._sensor_run(context).complete(self.job_id, event)
+            self._sensor_run(context).complete(self.job_id, event, self.timeout)
 
     def _sensor_run(self, context: Context) -> JobSensorRun:
         from airflow_provider_rungen.execution.job_sensor import JobSensorRun
-        from airflow_provider_rungen.execution.options import WaitOptions
+        from airflow_provider_rungen.execution.task.options import WaitOptions
 
         follow_job_sources(self, context)
         options = WaitOptions(

@@ -10,7 +10,7 @@ from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.scaling import AppTarget, LoweredError, not_lowered, restore_workers
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.scale_state import read_scale_record
+from airflow_provider_rungen.execution.costs.scale_state import read_scale_record
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger
@@ -34,7 +34,6 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral.
     :param raised: what to restore when a user marks or clears the task, as `scaling.ScaleRecord.to_json`.
-    :param unknown: what another version of the package kept in the database; it is ignored, and logged.
     """
 
     def __init__(
@@ -48,9 +47,8 @@ class RunGenAppTrigger(RunGenBaseTrigger):
         deadline: float = 0,
         deferred_at: float = 0,
         raised: dict[str, Any] | None = None,
-        **unknown: Any,
     ) -> None:
-        self._start(unknown)
+        super().__init__()
         self.rungen_conn_id = rungen_conn_id
         self.app_id = app_id
         self.status = status

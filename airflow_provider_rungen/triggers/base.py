@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -20,7 +20,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobQueuedTimeoutError,
     RunGenJobTimeoutError,
 )
-from airflow_provider_rungen.execution import task_instances
+from airflow_provider_rungen.execution.task import task_instances
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 
 log = logging.getLogger(__name__)
@@ -40,14 +40,8 @@ class RunGenBaseTrigger(BaseTrigger):
     app_id: str | None
     deferred_at: float
 
-    def _start(self, unknown: Mapping[str, Any]) -> None:
-        """Begin as a trigger does, and log what another version of the package saved for it."""
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
-        if unknown:
-            log.warning(
-                "%s ignores %s, which another version of airflow-provider-rungen kept for it",
-                *(type(self).__name__, ", ".join(sorted(unknown))),
-            )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         try:
@@ -65,14 +59,15 @@ class RunGenBaseTrigger(BaseTrigger):
             await self._wait(event)
         except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
             event |= {"outcome": "timeout", "message": error.message, "hint": error.hint}
-            event |= {"queued": True} if isinstance(error, RunGenJobQueuedTimeoutError) else {}
+            if isinstance(error, RunGenJobTimeoutError):
+                event["job_id"] = error.job_id
+                event |= {"queued": True} if isinstance(error, RunGenJobQueuedTimeoutError) else {}
         except RunGenError as error:
             event |= {
                 "outcome": "error",
                 "message": error.message,
                 "hint": error.hint,
                 "retryable": error.retryable,
-                "hopeless": not error.retryable,  # for a worker that still runs 0.1
             }
             if isinstance(error, RunGenAPIError):
                 event["status_code"] = error.status_code
@@ -80,7 +75,7 @@ class RunGenBaseTrigger(BaseTrigger):
             # a trigger that raises reaches the task as a bare TaskDeferralError
             log.exception("Waiting for RunGen failed")
             message = f"{type(error).__name__} in the triggerer: {clean_text(str(error))}"
-            event |= {"outcome": "error", "message": message, "retryable": True, "hopeless": False}
+            event |= {"outcome": "error", "message": message, "retryable": True}
         return event
 
     async def _wait(self, event: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The trigger that waits for jobs, and yields one small event: ids, statuses and error texts, no URLs."""
+"""The trigger that waits for jobs, and yields one small event: the task goes on. No URLs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 
 from airflow_provider_rungen._airflow import TaskInstanceState, metrics
-from airflow_provider_rungen.client.counters import CounterTrust
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.progress import OtherInputs
+from airflow_provider_rungen.client.polling import VISIBILITY_GRACE
 from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution import attempts, task_instances
-from airflow_provider_rungen.execution.job_ids import parse_known_job_ids
-from airflow_provider_rungen.execution.outcomes import unsuccessful_job
-from airflow_provider_rungen.execution.page_record import MAX_PAGE_JOBS, PAGE_KEY
-from airflow_provider_rungen.execution.ranges import format_ranges
-from airflow_provider_rungen.execution.usage import USAGE_KEY, Usage, add_usage
+from airflow_provider_rungen.execution.task import attempts, task_instances
+from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids
+from airflow_provider_rungen.execution.task.outcomes import GO_ON, are_all_over, unsuccessful_job
+from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS, PAGE_KEY
+from airflow_provider_rungen.execution.task.ranges import format_ranges
+from airflow_provider_rungen.execution.task.usage import USAGE_KEY, Usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.links.pages import are_pages_enabled, page_url
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Each time a trigger fires, a worker starts: for a part of the jobs, once in so many seconds.
+MIN_WAVE = 60.0
 # In the first part of CANCEL_TIME, the next attempt may resume the jobs of this one.
 TAKE_UP_TIME = 8.0
 # The states of a task that no attempt follows. One that was cleared has none at first.
@@ -48,18 +49,17 @@ _ENDED = (
     TaskInstanceState.UPSTREAM_FAILED,
     TaskInstanceState.REMOVED,
 )
-# Airflow logs events: of more jobs, ids and errors are left out, and fetched again on the worker.
+# Airflow logs events: of more jobs that failed, the errors are left out.
 MAX_JOBS_IN_EVENT = 100
 
 
 class RunGenJobTrigger(RunGenBaseTrigger):
     """
-    Waits until jobs are over, however they end.
+    Waits until jobs are over, however they end, or until it is worth a worker to look at them.
 
-    The event is ``{"outcome": "over", "unsuccessful": [{"id", "status", "error"}, …], "count"}``, or
-    ``{"outcome": "timeout" | "error", "message", …}``, with the ``app_id``, and a few ``job_ids``, not many.
-    With ``left`` or ``stop_after``, it is ``{"outcome": "part", "ended": "0-499", …}`` while some jobs are
-    still in flight. The numbers are positions in ``job_id``, and ``counters`` is as the parameter.
+    The event is ``{"outcome": "go on", "app_id", "ended": "0-499,502", "in_flight"}``, with positions in
+    ``job_id``. It is a hint: a worker looks at the jobs itself. If the wait fails, it is
+    ``{"outcome": "timeout" | "error", "app_id", "message", "hint", …}``.
 
     :param rungen_conn_id: the Airflow connection.
     :param app_id: the app of the jobs; the connection's ``app_id`` when left out.
@@ -67,24 +67,19 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param poll_interval: seconds between two polls.
     :param timeout: seconds to wait at most, from the start of the task; used without a ``deadline``.
     :param deadline: the time (seconds since 1970) to stop waiting at.
-    :param queued_timeout: seconds that the jobs may stay queued while none of them starts.
-    :param queued_since: the time (seconds since 1970) when one was last seen to start, or the wait began.
+    :param queued_timeout: seconds that jobs may stay queued while none starts, from the start of the trigger.
     :param deferred_at: the time (seconds since 1970) of the deferral, if a worker deferred the task.
-    :param known_by: the time (seconds since 1970) until which the service may not know the jobs yet.
-    :param held_back: until when (seconds since 1970) the service asked not to be asked, by job.
+    :param not_before: the time (seconds since 1970) before which the service asked not to be polled.
+    :param left: how many jobs may still be in flight when the trigger fires, after `MIN_WAVE`.
+    :param stop_after: fire also when so many jobs in a row have failed.
     :param cancel_on_kill: cancel the jobs when a user marks or clears the task.
+    :param shared: the jobs that another task run submitted, which are never canceled.
     :param on_clear: whether a clear of the task cancels the jobs (``new``), leaves them to the next attempt
         if that resumes them (``resume``), or leaves them in any case (``keep``).
-    :param borrowed: the jobs that other tasks submitted, which are never canceled.
-    :param batch: what the attempt pushed under the XCom key ``batch`` in place of the ids of its jobs.
+    :param attempt: the attempt that submitted the jobs, as the XCom ``rungen_log`` names it. A task without
+        one keeps no log, so its event names the jobs that failed: ``"unsuccessful": [{"id", "status",
+        "error"}, …], "count"``.
     :param end_from_trigger: end the task here when all jobs completed.
-    :param left: how many jobs may still be in flight when the trigger fires.
-    :param stop_after: fire also when so many jobs in a row have failed.
-    :param failures: how many jobs in a row had failed before.
-    :param used: the ``usage`` of the task's earlier jobs, for ``end_from_trigger``.
-    :param others: how many more inputs of the batch are ``done`` (``failed`` among them) or ``unsent``.
-    :param counters: how far the app's counters are trusted, as far as earlier waits know.
-    :param unknown: what another version of the package kept in the database; it is ignored, and logged.
     """
 
     def __init__(
@@ -97,24 +92,17 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         timeout: float = 86400,
         deadline: float | None = None,
         queued_timeout: float | None = None,
-        queued_since: float = 0,
         deferred_at: float = 0,
-        known_by: float = 0,
-        held_back: dict[str, float] | None = None,
-        cancel_on_kill: bool = False,
-        on_clear: str = "new",
-        borrowed: list[str] | None = None,
-        batch: str = "",
-        end_from_trigger: bool = False,
+        not_before: float = 0,
         left: int = 0,
         stop_after: int | None = None,
-        failures: int = 0,
-        used: dict[str, float | None] | None = None,
-        others: dict[str, int] | None = None,
-        counters: dict[str, Any] | None = None,
-        **unknown: Any,
+        cancel_on_kill: bool = False,
+        shared: list[str] | None = None,
+        on_clear: str = "new",
+        attempt: str = "",
+        end_from_trigger: bool = False,
     ) -> None:
-        self._start(unknown)
+        super().__init__()
         self.rungen_conn_id = rungen_conn_id
         self.app_id = app_id
         self.job_id = job_id
@@ -122,21 +110,16 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         self.timeout = timeout
         self.deadline = deadline
         self.queued_timeout = queued_timeout
-        self.queued_since = queued_since
         self.deferred_at = deferred_at
-        self.known_by = known_by
-        self.held_back = held_back
-        self.cancel_on_kill = cancel_on_kill
-        self.on_clear = on_clear
-        self.borrowed = borrowed
-        self.batch = batch
-        self.end_from_trigger = end_from_trigger
+        self.not_before = not_before
         self.left = left
         self.stop_after = stop_after
-        self.failures = failures
-        self.used = used
-        self.others = others
-        self.counters = counters
+        self.cancel_on_kill = cancel_on_kill
+        self.shared = shared
+        self.on_clear = on_clear
+        self.attempt = attempt
+        self.end_from_trigger = end_from_trigger
+        self._usage = Usage()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return f"airflow_provider_rungen.triggers.{type(self).__name__}", {
@@ -147,28 +130,21 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             "timeout": self.timeout,
             "deadline": self.deadline,
             "queued_timeout": self.queued_timeout,
-            "queued_since": self.queued_since,
             "deferred_at": self.deferred_at,
-            "known_by": self.known_by,
-            "held_back": self.held_back,
-            "cancel_on_kill": self.cancel_on_kill,
-            "on_clear": self.on_clear,
-            "borrowed": self.borrowed,
-            "batch": self.batch,
-            "end_from_trigger": self.end_from_trigger,
+            "not_before": self.not_before,
             "left": self.left,
             "stop_after": self.stop_after,
-            "failures": self.failures,
-            "used": self.used,
-            "others": self.others,
-            "counters": self.counters,
+            "cancel_on_kill": self.cancel_on_kill,
+            "shared": self.shared,
+            "on_clear": self.on_clear,
+            "attempt": self.attempt,
+            "end_from_trigger": self.end_from_trigger,
         }
 
     def _fired(self, event: dict[str, Any]) -> TriggerEvent:
-        if self.end_from_trigger and event["outcome"] == "over" and not event["count"]:
-            usage = Usage()
-            usage.note_event(parse_known_job_ids(self.job_id), event)
-            return TaskSuccessEvent(xcoms={USAGE_KEY: add_usage(usage.to_json(), self.used or {})})
+        used = self._usage.to_json()
+        if self.end_from_trigger and are_all_over(event) and used["completed"] == used["jobs"]:
+            return TaskSuccessEvent(xcoms={USAGE_KEY: used})
         return TriggerEvent(event)
 
     @property
@@ -177,8 +153,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
 
     async def _undo(self, hook: RunGenHook, state: str | None) -> None:
         """Cancel the jobs that no attempt of the task waits for."""
-        borrowed = set(self.borrowed or ())
-        job_ids = [job_id for job_id in parse_known_job_ids(self.job_id) if job_id not in borrowed]
+        shared = set(self.shared or ())
+        job_ids = [job_id for job_id in parse_known_job_ids(self.job_id) if job_id not in shared]
         kept = await self._kept(job_ids, state)
         if kept:
             log.info(
@@ -196,8 +172,8 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         """
         Return the jobs that this attempt, on another triggerer, or a later attempt still waits for.
 
-        A deferred task may be in its next attempt already. That attempt has pushed the ids of its jobs: new
-        ones, or these.
+        A deferred task may be in its next attempt already. That attempt has pushed which jobs it waits for:
+        new ones, or these.
         """
         may_resume = self.on_clear == "resume"
         give_up_at = time.monotonic() + TAKE_UP_TIME
@@ -208,7 +184,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
             if state in (TaskInstanceState.DEFERRED, TaskInstanceState.RUNNING):
                 pushed = await self._pushed()
                 if pushed is not None:
-                    return [job_id for job_id in job_ids if job_id in pushed or self.batch in pushed]
+                    return [job_id for job_id in job_ids if job_id in pushed or self.attempt in pushed]
                 if state == TaskInstanceState.DEFERRED:
                     return job_ids  # a sensor pushes none: it waits for the jobs of others
             if not may_resume and not attempts.CLEAR_DISCARDS_STATE:
@@ -262,53 +238,40 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         return {key: url for key, url in links.items() if url} | page
 
     async def _wait(self, event: dict[str, Any]) -> None:
-        job_ids = parse_known_job_ids(self.job_id)
-        event |= {"job_ids": job_ids} if len(job_ids) <= MAX_JOBS_IN_EVENT else {}
+        job_ids, now = parse_known_job_ids(self.job_id), time.time()
         hook = RunGenHook(self.rungen_conn_id)
         event["app_id"] = await hook.aresolve_app_id(self.app_id)
         if not self.deferred_at:  # no worker has seen the task, and its connection, yet
             await self._link(await hook.asettings(), event["app_id"], job_ids)
-        deadline = self.deadline
+        deadline, limit = self.deadline, self.queued_timeout
         if deadline is None:
             started = getattr(self.task_instance, "start_date", None)
-            deadline = (started.timestamp() if started else time.time()) + self.timeout
-        timer = None
-        if self.queued_timeout is not None:
-            timer = QueueTimer(self.queued_timeout, self.queued_since or time.time())
-        goal = WaitGoal(self.left, self.stop_after, self.failures)
-        watcher = shared_poller(self.rungen_conn_id, event["app_id"])
+            deadline = (started.timestamp() if started else now) + self.timeout
         with metrics.timing("wait.triggerer"):
-            jobs = await watcher.wait(
+            jobs = await shared_poller(self.rungen_conn_id, event["app_id"]).wait(
                 job_ids,
                 poll_interval=self.poll_interval,
                 deadline=deadline,
-                visible_by=self.known_by,
-                held_back=self.held_back or {},
-                timer=timer,
-                goal=goal,
-                others=OtherInputs(**self.others or {}),
-                trust=CounterTrust.from_json(self.counters),
+                # jobs that the task has not submitted itself are not new
+                visible_by=self.deferred_at + VISIBILITY_GRACE if self.attempt else 0.0,
+                not_before=self.not_before,
+                timer=None if limit is None else QueueTimer(limit, now),
+                goal=WaitGoal(self.left, self.stop_after),
+                part_at=self.deferred_at + MIN_WAVE,
             )
-        unsuccessful = [unsuccessful_job(job) for job in jobs if job.status is not JobStatus.COMPLETED]
-        seconds = [job.execution_time for job in jobs if job.execution_time is not None]
-        event |= {
-            "outcome": "over",
-            "unsuccessful": unsuccessful[:MAX_JOBS_IN_EVENT],
-            "count": len(unsuccessful),
-            "execution_seconds": round(sum(seconds), 3) if seconds else None,
+        event |= {"outcome": GO_ON} | self._found(job_ids, jobs)
+
+    def _found(self, job_ids: list[str], jobs: list[Job]) -> dict[str, Any]:
+        """Return what the event says of the jobs that are over, of which there may be many."""
+        for job in jobs:
+            self._usage.note(job)
+        ended = {job.id for job in jobs}
+        found: dict[str, Any] = {
+            "ended": format_ranges(number for number, job_id in enumerate(job_ids) if job_id in ended),
+            "in_flight": len(set(job_ids) - ended),
         }
-        if self.left or self.stop_after is not None:
-            event |= _part(job_ids, jobs, goal) | {"counters": watcher.trust.to_json()}
-
-
-def _part(job_ids: list[str], jobs: list[Job], goal: WaitGoal) -> dict[str, Any]:
-    """Return what a worker needs to go on: numbers in place of ids, since there may be many."""
-    ended = {job.id: job for job in jobs}
-    numbered = [(number, ended[job_id]) for number, job_id in enumerate(job_ids) if job_id in ended]
-    failed = [number for number, job in numbered if job.status is not JobStatus.COMPLETED]
-    part: dict[str, Any] = {"jobs": len(job_ids), "failures": goal.failures, "is_broken": goal.is_broken}
-    if len(ended) < len(set(job_ids)):
-        part |= {"outcome": "part", "ended": format_ranges(number for number, _ in numbered)}
-    if len(failed) > MAX_JOBS_IN_EVENT:
-        part["failed"] = format_ranges(failed)
-    return part
+        if not self.attempt:
+            unsuccessful = [job for job in jobs if job.status is not JobStatus.COMPLETED]
+            named = [unsuccessful_job(job) for job in unsuccessful[:MAX_JOBS_IN_EVENT]]
+            found |= {"unsuccessful": named, "count": len(unsuccessful)}
+        return found

@@ -8,21 +8,20 @@ import contextvars
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from airflow_provider_rungen._airflow import metrics
-from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD, CounterTrust
+from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.job_log import log_of
 from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
 from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.outages import LogCallback
 from airflow_provider_rungen.client.polling import concerns_one_job, failed_by
-from airflow_provider_rungen.client.progress import OtherInputs, Progress
+from airflow_provider_rungen.client.progress import Progress, count_ends
 from airflow_provider_rungen.client.queue_watch import QueueTimer
 from airflow_provider_rungen.client.scaling import AppTarget
 from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
@@ -45,7 +44,7 @@ class _Waiter:
     :param target: what it waits for the app to become.
     :param timer: limits how long its jobs may stay queued.
     :param goal: how many of its jobs have to be over.
-    :param others: what its log counts, too.
+    :param part_at: the time (seconds since 1970) before which a part of its jobs does not end the wait.
     :param finished: the jobs that have finished.
     :param context: the context of its log.
     """
@@ -55,7 +54,7 @@ class _Waiter:
     target: AppTarget | None = None
     timer: QueueTimer | None = None
     goal: WaitGoal = field(default_factory=WaitGoal)
-    others: OtherInputs | None = None
+    part_at: float = 0.0
     finished: dict[str, Job] = field(default_factory=dict)
     progress: Progress = field(init=False)
     log: LogCallback = field(init=False)
@@ -63,7 +62,7 @@ class _Waiter:
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
     def __post_init__(self) -> None:
-        self.progress = Progress(len(self.waiting), time.monotonic(), self.others)
+        self.progress = Progress(len(self.waiting), time.monotonic())
         self.log = log_of(self.is_wide)
 
     @property
@@ -127,11 +126,6 @@ class SharedPoller:
         #: Whether it takes no more waiters.
         self.is_closed = False
 
-    @property
-    def trust(self) -> CounterTrust:
-        """How far the app's counters are trusted."""
-        return self._poller.trust
-
     async def wait(
         self,
         job_ids: Iterable[str],
@@ -139,11 +133,10 @@ class SharedPoller:
         poll_interval: float,
         deadline: float,
         visible_by: float = 0.0,
-        held_back: Mapping[str, float] = MappingProxyType({}),
+        not_before: float = 0.0,
         timer: QueueTimer | None = None,
         goal: WaitGoal | None = None,
-        others: OtherInputs | None = None,
-        trust: CounterTrust | None = None,
+        part_at: float = 0.0,
     ) -> list[Job]:
         """
         Wait until all jobs have finished, however they ended; return them in order, without results.
@@ -151,22 +144,22 @@ class SharedPoller:
         :param poll_interval: seconds between two polls.
         :param deadline: the time (seconds since 1970) to stop at.
         :param visible_by: the time (seconds since 1970) until which the service may not know the jobs.
-        :param held_back: the `JobPoller.held_back` of the worker.
+        :param not_before: the time (seconds since 1970) before which the service asked not to be polled.
         :param timer: limits how long the jobs may stay queued.
         :param goal: what to wait for, if not for all jobs. Only those that have finished are returned.
-        :param others: what the log counts, too.
-        :param trust: how far the app's counters are trusted, as far as earlier waits know.
+        :param part_at: the time (seconds since 1970) before which a part of the jobs does not end the wait.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change.
         """
-        self.trust.merge(trust or CounterTrust())
         job_ids = list(job_ids)
         waiting = dict.fromkeys(job_ids)
-        self._poller.add(waiting, time.time(), visible_by, held_back)
+        self._poller.add(waiting, time.time(), visible_by, {"": not_before})
         if not job_ids:
             return []
         goal = goal or WaitGoal()
-        waiter = _Waiter(waiting=waiting, poll_interval=poll_interval, timer=timer, goal=goal, others=others)
+        waiter = _Waiter(
+            waiting=waiting, poll_interval=poll_interval, timer=timer, goal=goal, part_at=part_at
+        )
         for job_id in waiting:
             self._job_waiters[job_id].add(waiter)
         await self._until_done(waiter, deadline)
@@ -298,12 +291,11 @@ class SharedPoller:
         """Hand what polls found to those that wait for it."""
         finished = dict(self._poller.finished)
         for job_id, error in self._poller.take_errors().items():
-            waiters = self._job_waiters.get(job_id, set())
-            failed = {waiter for waiter in waiters if waiter.jobs == 1 or not concerns_one_job(error)}
-            for waiter in failed:
-                waiter.fail(error)
-            if not failed:
+            if concerns_one_job(error):
                 finished[job_id] = failed_by(error, self._poller.app_id, job_id)
+                continue
+            for waiter in self._job_waiters.get(job_id, ()):
+                waiter.fail(error)
         for job_id, job in finished.items():
             for waiter in self._job_waiters.pop(job_id, ()):
                 waiter.finished[job_id] = job
@@ -316,12 +308,13 @@ class SharedPoller:
     def _finish_parts(self) -> None:
         """End the waits for a part of their jobs: after a round, so that all that it found is in them."""
         for waiter in set().union(*self._job_waiters.values()):
-            if waiter.goal.is_reached(len(waiter.waiting)):
+            if time.time() >= waiter.part_at and waiter.goal.is_reached(len(waiter.waiting)):
                 waiter.finish()
 
     def _log_progress(self) -> None:
         for waiter in set().union(*self._job_waiters.values()):
-            if waiter.is_wide and (line := waiter.progress.line(waiter.finished.values(), time.monotonic())):
+            ends = count_ends(waiter.finished.values())
+            if waiter.is_wide and (line := waiter.progress.line(*ends, time.monotonic())):
                 waiter.context.run(waiter.log, logging.INFO, line, None)
 
     def _log(self, level: int, line: str, job_id: str | None) -> None:

@@ -16,7 +16,6 @@ from airflow_provider_rungen.client.counters import (
     COUNTER_GRACE,
     COUNTER_THRESHOLD,
     FIRST_CHECK_SHARE,
-    MAX_MISMATCHES,
     CounterLedger,
     CounterTrust,
 )
@@ -230,7 +229,7 @@ def test_jobs_that_were_just_polled_are_checked_as_soon_as_that_is_long_ago() ->
     assert choose(checks, CHECK_INTERVAL + 10, polled_at=10.0)
 
 
-# --- probes, and what one wait hands to the next ------------------------------------------------------------
+# --- probes -------------------------------------------------------------------------------------------------
 
 
 def probes(checks: CounterChecks, begin: float = 0.0, *, poll_interval: float = 1.0) -> list[float]:
@@ -268,27 +267,7 @@ def test_doubted_counters_are_probed_in_each_round_until_they_move() -> None:
     for _ in range(2):
         assert probe() == job_ids[: 1000 >> FIRST_CHECK_SHARE]
         round_(ended=100, active=1000)
-    assert CounterTrust.from_json(trust.to_json()).is_doubted
+    assert trust.is_doubted
     round_(ended=101, active=999, located=1)
     assert not trust.is_doubted
     assert probe() == []
-
-
-def test_distrust_prevails_when_waits_are_merged() -> None:
-    trust = CounterTrust(passed=7, pause=16.0)
-    trust.merge(CounterTrust())
-    assert trust == CounterTrust(passed=7, pause=16.0)
-    trust.merge(CounterTrust(mismatches=1, is_doubted=True, passed=0))
-    assert trust == CounterTrust(mismatches=1, is_doubted=True, passed=0)
-    assert not trust.is_lost
-    trust.merge(CounterTrust(mismatches=MAX_MISMATCHES))
-    assert trust.is_lost
-
-
-def test_what_is_kept_of_it_is_small_and_may_be_of_another_version() -> None:
-    assert CounterTrust().to_json() == {}
-    trust = CounterTrust(mismatches=3, passed=0, pause=4.0)
-    assert CounterTrust.from_json(trust.to_json()) == trust
-    strange = {"mismatches": "3", "is_doubted": True, "passed": -1, "pause": None, "later": 1}
-    assert CounterTrust.from_json(strange) == CounterTrust(is_doubted=True)
-    assert CounterTrust.from_json(None) == CounterTrust.from_json([1]) == CounterTrust()

@@ -81,7 +81,7 @@ def _short_final_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "client.exchange.FINAL_GRACE",
         "client.senders.FINAL_GRACE",
-        "execution.batch.submitter.LAST_ANSWERS",
+        "execution.sending.sender.LAST_ANSWERS",
     ):
         monkeypatch.setattr(f"airflow_provider_rungen.{name}", FINAL_GRACE)
 

@@ -204,7 +204,7 @@ def test_the_key_is_nowhere(distributed: DistributedAirflow, emulator: Emulator)
     assert any("attempt=2.log" in path.name for path in files)
     assert [path for path in files if key in path.read_bytes()] == []
     everything = distributed.database.dump()
-    assert b"rungen_batch" in everything
+    assert b"rungen_log" in everything
     assert key not in everything
     assert emulator.service.stats()["keys_leaked"] == 0
     assert emulator.service.stats()["early_retries"] == 0

@@ -61,7 +61,7 @@ def test_without_a_fixture_a_stand_in_on_this_machine_is_used(monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"deferrable": True, "defer_after": 0}])
 def test_a_job_runs_at_the_emulator(rungen_emulator, options):
     result = run_operator(paint(**options), emulator=rungen_emulator)
-    assert (result.error, result.xcoms["app_id"]) == (None, "flux-schnell")
+    assert (result.error, result.xcoms["rungen_page"]["app"]) == (None, "flux-schnell")
     assert rungen_emulator.service.stats()["jobs_created"] == 1
 
 

@@ -77,7 +77,7 @@ def test_a_deferrable_operator_defers_and_comes_back(
     assert time.monotonic() - began < SOON, "the trigger waits for no process to end"
     assert result.error is None
     assert result.value == result.xcoms["job_id"]
-    assert [event["outcome"] for event in result.events] == ["over"]
+    assert [event["outcome"] for event in result.events] == ["go on"]
     assert result.timeouts == [pytest.approx(timedelta(days=1, minutes=10), abs=timedelta(seconds=10))]
 
 
@@ -86,7 +86,7 @@ def test_a_deferrable_operator_defers_at_once_with_an_emulator(rungen_emulator: 
     began, billed = time.monotonic(), worker_seconds(rungen_emulator)
     result = run_operator(op, emulator=rungen_emulator)
     took = time.monotonic() - began
-    assert [event["outcome"] for event in result.events] == ["over"]
+    assert [event["outcome"] for event in result.events] == ["go on"]
     assert took < SOON
     assert 2 * took - (worker_seconds(rungen_emulator) - billed) < SOON, "the clock soon went on"
     assert op.defer_after == 60

@@ -47,9 +47,10 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.archive import archiver
 from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
+from airflow_provider_rungen.execution.archive.many_files import read_listed
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
-from airflow_provider_rungen.execution.waiting import WaitingRun
+from airflow_provider_rungen.execution.jobs.job_wait import JobWait
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 
@@ -563,10 +564,10 @@ def test_many_files_are_written_read_measured_and_listed(place: str) -> None:
     wanted = [*files, ("a", "none"), ("none", "1.txt"), ("", "a")]
     reader = Storage(place, read_only=True)
     sizes = {file: len(content) for file, content in files.items()}
-    assert list(reader.read_all(sizes)) == [files]
-    assert list(reader.read_all({**sizes, ("a", "none"): 1, ("none", "1.txt"): 1})) == [files]
-    with pytest.raises(RunGenOutputError, match=r"only a part of .*a/1\.txt"):
-        list(reader.read_all({**sizes, ("a", "1.txt"): 4}))
+    assert list(read_listed(reader, sizes)) == [files]
+    assert list(read_listed(reader, {**sizes, ("a", "none"): 1, ("none", "1.txt"): 1})) == [files]
+    # one that was replaced by a shorter one since it was listed
+    assert list(read_listed(reader, {**sizes, ("a", "1.txt"): 4})) == [files]
     assert reader.sizes_of(wanted) == sizes
     in_folders = {file: size for file, size in sizes.items() if file[0]}
     assert reader.list_all(["a", "b", "none"]) == in_folders
@@ -612,7 +613,7 @@ def test_links_are_not_followed_in_many_files(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to(tmp_path / "a")
     storage = Storage(tmp_path)
     wanted = [(folder, f"{n}.txt") for folder in "ab" for n in (1, 2)]
-    assert list(storage.read_all({("a", "1.txt"): 1})) == [{("a", "1.txt"): b"x"}]
+    assert list(read_listed(storage, {("a", "1.txt"): 1})) == [{("a", "1.txt"): b"x"}]
     assert storage.sizes_of(wanted) == storage.list_all(["a"]) == {("a", "1.txt"): 1}
     with pytest.raises(RunGenOutputError, match="symbolic link"):
         storage.list_all(["a", "b"])
@@ -1364,13 +1365,13 @@ def test_what_waits_to_be_stored_is_not_held(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[Any] = []
-    wait = WaitingRun.wait
+    wait = JobWait.wait
 
     def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
         held.extend(jobs := wait(self, *args, **kwargs))
         return jobs
 
-    monkeypatch.setattr(WaitingRun, "wait", noting)
+    monkeypatch.setattr(JobWait, "wait", noting)
     assert archive(context, submitted(job(), job()), tmp_path).error is None
     assert [(one.result, one.input) for one in held] == [(None, None)] * 2
 
@@ -1460,7 +1461,6 @@ def test_a_time_limit_ends_it(rungen_emulator: Emulator, context: Any, tmp_path:
 SCRIPT = """
 import sys, warnings
 warnings.simplefilter("ignore")
-from airflow_provider_rungen.execution.waiting import WaitingRun
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 class TI:
     dag_id = task_id = run_id = "x"

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_rungen.execution.attempts import Attempt, End
-from airflow_provider_rungen.execution.batch.reuse import task_token
+from airflow_provider_rungen.execution.jobs.log_home import token_of
 from airflow_provider_rungen.execution.ledger.entries import is_run
+from airflow_provider_rungen.execution.task.attempts import Attempt
+from airflow_provider_rungen.runs.attempt_record import End
 
 
 @dataclass
@@ -121,13 +122,6 @@ def test_the_same_attempt_once_more_is_no_clear() -> None:
     assert not ti.was_cleared
 
 
-def test_a_record_of_the_last_release_knows_max_tries_alone() -> None:
-    earlier = Attempt.from_store({"max_tries": 2})
-    assert not Attempt(2, 2, 2, 0).was_cleared_since(earlier, End.UNKNOWN)
-    assert not Attempt(2, 2, 1, 0).was_cleared_since(earlier, End.UNKNOWN)
-    assert Attempt(2, 3, 2, 1).was_cleared_since(earlier, End.UNKNOWN)
-
-
 STEPS = st.one_of(st.just("retry"), st.just("clear"), st.just("another"), st.integers(0, 4))
 
 
@@ -163,12 +157,12 @@ def test_any_sequence_is_read_as_it_was(retries: int, steps: list[str | int], no
 def test_the_iterations_of_a_loop_have_tokens_of_their_own() -> None:
     """Airflow 3.4 tells them apart by region. Outside of a loop, nothing changes."""
     place = {"dag_id": "dag", "run_id": "run", "task_id": "task", "map_index": 3}
-    mapped = task_token(SimpleNamespace(**place))
-    assert task_token(SimpleNamespace(**place, region_id=None, region_index=None)) == mapped
-    assert task_token(SimpleNamespace(**place, region_id=UUID(int=0), region_index=3)) == mapped
+    mapped = token_of(SimpleNamespace(**place))
+    assert token_of(SimpleNamespace(**place, region_id=None, region_index=None)) == mapped
+    assert token_of(SimpleNamespace(**place, region_id=UUID(int=0), region_index=3)) == mapped
     positions = [(UUID(int=1), 0), (UUID(int=1), 1), (UUID(int=2), 0)]
     tokens = {
-        task_token(SimpleNamespace(**place | {"map_index": None}, region_id=region, region_index=index))
+        token_of(SimpleNamespace(**place | {"map_index": None}, region_id=region, region_index=index))
         for region, index in positions
     }
     assert len(tokens | {mapped}) == 4

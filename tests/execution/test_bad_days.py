@@ -38,22 +38,20 @@ from airflow_provider_rungen import triggers
 from airflow_provider_rungen.client import end_locator, job_poller, outages, poll_state, polling, retry
 from airflow_provider_rungen.emulator import Emulator, Fault, Service
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenForbiddenError
-from airflow_provider_rungen.execution import (
-    attempts,
-    job_run,
-    state_store,
-    submission,
-    task_instances,
-    waiting,
-)
-from airflow_provider_rungen.execution.batch import run as batch_run
-from airflow_provider_rungen.execution.batch import saver, submitter
+from airflow_provider_rungen.execution.jobs import job_wait, resuming, runner, saver
+from airflow_provider_rungen.execution.jobs.log_home import token_of
+from airflow_provider_rungen.execution.jobs.places import StorePlace
+from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
+from airflow_provider_rungen.execution.sending import sender, single
+from airflow_provider_rungen.execution.task import attempts, task_instances
 from airflow_provider_rungen.hooks import rungen as hooks
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
+    RunGenRunTableOperator,
 )
+from airflow_provider_rungen.runs.log import read_attempts
 from airflow_provider_rungen.sensors import RunGenJobSensor
 from airflow_provider_rungen.triggers import base, watcher
 from airflow_provider_rungen.triggers import job as job_trigger
@@ -142,6 +140,9 @@ def faults(draw: st.DrawFn, operations: tuple[str, ...]) -> Fault:
     )
 
 
+#: Whose jobs the task submits itself, and whose outputs are stored.
+OWNERS = ("job", "batch", "stored", "table")
+STORED = ("stored", "table")
 REQUESTS = ("run", "get", "get_app", "cancel")
 EVENTS = {
     **dict.fromkeys(("rotate", "rotate late", "unplug"), (*REQUESTS, "attempt")),
@@ -164,9 +165,9 @@ def events(draw: st.DrawFn) -> Event:
 
 @st.composite
 def scripts(draw: st.DrawFn) -> Script:
-    kind = draw(st.sampled_from(["job", "job", "job", "batch", "batch", "batch", "sensor", "collect"]))
+    kind = draw(st.sampled_from(["job", "job", "batch", "batch", "stored", "table", "sensor", "collect"]))
     count = 1 if kind == "job" else draw(st.integers(1, 7))
-    owns = kind in ("job", "batch")
+    owns = kind in OWNERS
     seconds = st.sampled_from([0.0, 0.1, 0.1, 0.3, 600.0])
     return Script(
         kind=kind,
@@ -192,7 +193,7 @@ def scripts(draw: st.DrawFn) -> Script:
         on_unknown_submission=draw(st.sampled_from(["resubmit", "fail"])),
         on_clear=draw(st.sampled_from(["new", "resume"])),
         end_from_trigger=draw(st.booleans()),
-        max_failed=draw(st.sampled_from([0, 0, 1])) if kind == "batch" else 0,
+        max_failed=draw(st.sampled_from([0, 0, 1])) if owns and kind != "job" else 0,
     )
 
 
@@ -269,6 +270,13 @@ class Store(FakeStore):
             raise Died
 
 
+def read_log(place: StoragePlace | StorePlace) -> str:
+    """Return what the log of a task run says."""
+    folders = ["attempts", *(f"jobs/{record.plan}" for record in read_attempts(place))]
+    names = [f"{folder}/{name}" for folder in dict.fromkeys(folders) for name in place.list(folder)]
+    return " ".join(content.decode() for content in place.get(names).values())
+
+
 class Instance(TrackedTaskInstance):
     """A task instance whose XComs are JSON."""
 
@@ -327,6 +335,23 @@ class Life:
         self.given: list[str] = []
         self.discarded_after: set[int] = set()
         self.service.on_job = self._note_job
+
+    @property
+    def stores(self) -> bool:
+        """Whether outputs are stored, and the log beside them."""
+        return self.script.kind in STORED
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether an attempt can find what an earlier one did."""
+        return self.stores or self.store is not None
+
+    def read_log(self) -> str:
+        """Return what the log of the task run says."""
+        found = "" if self.store is None else read_log(StorePlace(self.store, 100))
+        if self.stores and self.folder.exists():
+            found += read_log(StoragePlace(str(self.folder), token_of(Instance())))
+        return found
 
     # --- what happens ---
 
@@ -421,7 +446,19 @@ class Life:
         }
         if script.kind == "job":
             return RunGenRunJobOperator(input=self.inputs()[0], **common)
-        return RunGenRunBatchOperator(inputs=self.inputs(), max_failed=script.max_failed, **common)
+        common["max_failed"] = script.max_failed
+        if script.kind == "table":
+            rows = [{"n": n, "input": json.dumps(each)} for n, each in enumerate(self.inputs())]
+            del common["end_from_trigger"], common["wait_for_completion"]
+            return RunGenRunTableOperator(
+                table=rows,
+                key="n",
+                to_input=lambda row: json.loads(row["input"]),
+                destination=str(self.folder),
+                **common,
+            )
+        destination = str(self.folder) if self.stores else None
+        return RunGenRunBatchOperator(inputs=self.inputs(), destination=destination, **common)
 
     def lead(self) -> None:
         """Attempt the task until its end."""
@@ -490,8 +527,7 @@ class Life:
         self.discarded_after.add(len(self.tries))
 
     def attempt(self, try_number: int, *, is_cleared: bool) -> None:
-        stored = "" if self.store is None else " ".join(self.store.kept.values())
-        this = Try(len(self.tries) + 1, try_number, is_cleared, stored)
+        this = Try(len(self.tries) + 1, try_number, is_cleared, self.read_log())
         self.tries.append(this)
         self.log.attempt = this.number
         self.order, self.state = "", "running"
@@ -580,6 +616,10 @@ class Life:
         self.tries[-1].killed_at = time.monotonic()
         self.op.on_kill()
 
+    def results(self) -> list[dict[str, Any]]:
+        """Return the results table."""
+        return [json.loads(line) for line in (self.folder / "results.jsonl").read_text().splitlines()]
+
     # --- what is held ---
 
     def lines(self, *, least: int = logging.INFO) -> list[tuple[int, str]]:
@@ -623,7 +663,7 @@ class Life:
         self._judge_errors()
         self._judge_secrets(stats)
         self._judge_cancels()
-        if self.script.kind in ("job", "batch"):
+        if self.script.kind in OWNERS:
             self._judge_purchases()
             self._judge_fates()
         else:
@@ -660,8 +700,7 @@ class Life:
         for this in self.tries:
             said += [repr(error) for error in this.chain()]
             said += [json.dumps(pair) for pair in this.pushed] + [json.dumps(event) for event in this.events]
-        if self.store is not None:
-            said += self.store.kept.values()
+        said.append(self.read_log())
         for text in said:
             self.hold(not any(key in text for key in self.keys), f"a key is in {text}")
             signed = re.search(r"X-Amz-Signature=(?!\*)[0-9a-f]", text)
@@ -712,7 +751,7 @@ class Life:
         between = self.tries[old.attempt : new.attempt]
         is_cleared = any(this.is_cleared for this in between)
         is_discarded = any(old.attempt <= number < new.attempt for number in self.discarded_after)
-        if self.store is None or is_discarded or (is_cleared and self.script.on_clear == "new"):
+        if not self.is_durable or is_discarded or (is_cleared and self.script.on_clear == "new"):
             return True
         job = next(job for job in self.service.jobs() if job["id"] == old.id)
         is_over = job["status"] in ("FAILED", "CANCELED") and job["finished"] <= new.time
@@ -736,7 +775,7 @@ class Life:
         # what a client read or found
         known = " ".join(text for _, text in said)
         known += " ".join(json.dumps(this.pushed) for this in self.tries)
-        known += "" if self.store is None else " ".join(self.store.kept.values())
+        known += self.read_log()
         unknown: Counter[int] = Counter()
         for job in self.service.jobs():
             [made] = [made for made in self.made if made.id == job["id"]]
@@ -746,7 +785,7 @@ class Life:
                 self.hold(self._is_told(made, said), f"job {made.id} runs on, and nobody is told")
         for number, count in unknown.items():
             this = self.tries[number - 1]
-            if this.has_died and (self.store is None or number == len(self.tries)):
+            if this.has_died and (not self.is_durable or number == len(self.tries)):
                 continue
             if this.has_died and number in self.discarded_after:
                 continue
@@ -758,7 +797,7 @@ class Life:
         after = self.tries[made.attempt - 1 :]
         died = [this.number for this in after if this.has_died]
         return bool(died) and (
-            self.store is None
+            not self.is_durable
             or died[-1] == len(self.tries)
             or any(number in self.discarded_after for number in died)
         )
@@ -786,6 +825,9 @@ class Life:
         statuses = {job["id"]: job["status"] for job in self.service.jobs()}
         if self.script.kind in ("sensor", "collect"):
             used: list[Any] = self.given
+        elif self.stores:
+            found = last.value if self.script.kind == "stored" else self.results()
+            used = [each and each["job_id"] for each in found]
         else:
             used = last.value if isinstance(last.value, list) else [last.value]
         bad = [each for each in used if each is None or statuses.get(each) != "COMPLETED"]
@@ -802,13 +844,12 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     scales: list[tuple[Any, dict[str, Any]]] = [
         (retry, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "REFUSAL_GRACE": 0.4, "RETRY_BUDGET": 1.5}),
         (hooks, {"LOOK_UP_EVERY": 0.05, "PART": 0.3}),
-        (submission, {"RESUBMISSION_GRACE": 0.3, "CANCEL_TIME": 1.0}),
-        (batch_run, {"VISIBILITY_GRACE": 0.4}),
-        (job_run, {"VISIBILITY_GRACE": 0.4}),
-        (state_store, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
-        (saver, {"PAUSES": (0.01, 0.02)}),
-        (submitter, {"STORE_RETRY_BUDGET": 0.4}),
-        (waiting, {"FIRST_INTERVAL": 0.05}),
+        (resuming, {"RESUBMISSION_GRACE": 0.3, "CANCEL_TIME": 1.0}),
+        (runner, {"VISIBILITY_GRACE": 0.4}),
+        (saver, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
+        (sender, {"STORE_RETRY_BUDGET": 0.4}),
+        (single, {"ANNOUNCING_TIME": 0.4}),
+        (job_wait, {"FIRST_INTERVAL": 0.05}),
         (end_locator, {"CHECK_INTERVAL": 0.3, "COUNTER_GRACE": 0.2}),
         (poll_state, dict.fromkeys(("POLL_TIMEOUT", "FIRST_POLL_TIMEOUT", "LAST_POLL_TIMEOUT"), 0.5)),
         (job_poller, {"POLL_TIMEOUT": 0.5}),
@@ -816,7 +857,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         (outages, {"REFUSAL_PAUSE": 0.1}),
         (watcher, {"LAST_LOOK_TIME": 1.0, "LAST_ANSWER_TIME": 0.5}),
         (base, {"SETTLING_TIME": 0.0, "CANCEL_TIME": 2.0}),
-        (job_trigger, {"TAKE_UP_TIME": 0.3}),
+        (job_trigger, {"TAKE_UP_TIME": 0.3, "MIN_WAVE": 0.0, "VISIBILITY_GRACE": 0.4}),
     ]
     for module, values in scales:
         for name, value in values.items():
@@ -952,7 +993,7 @@ def test_nobody_is_late_because_of_somebody_else(
     with logged() as log:
         event, at = asyncio.run(both())
         gc.collect()
-    assert (event["outcome"], event["count"]) == ("over", 0)
+    assert (event["outcome"], event["in_flight"], event["count"]) == ("go on", 0, 0)
     [finished] = [job["finished"] for job in service.jobs() if job["id"] == healthy[0]]
     # a round waits a second at least for the slowest look; the rest is for a busy machine
     assert at - finished < 2 * max(poll_interval, 1.0) + 0.5, f"late by {at - finished:.2f} s"

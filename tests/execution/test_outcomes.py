@@ -9,7 +9,16 @@ import pytest
 from conftest import run_task
 
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.exceptions import RunGenJobFailedError, RunGenNotFoundError
+from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
+    RunGenError,
+    RunGenForbiddenError,
+    RunGenJobFailedError,
+    RunGenJobQueuedTimeoutError,
+    RunGenJobTimeoutError,
+    RunGenNotFoundError,
+)
+from airflow_provider_rungen.execution.task.outcomes import ended_positions, raise_for_event
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -64,3 +73,41 @@ def test_a_job_that_failed_is_named_beside_one_that_is_unknown(
     assert type(error) in (RunGenJobFailedError, RunGenNotFoundError)
     assert "out of memory" in str(error)
     assert "404" in str(error)
+
+
+# --- events -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("event", "positions"),
+    [
+        ({"ended": "0-2,4"}, [0, 1, 2, 4]),
+        ({"ended": ""}, []),
+        ({"ended": "0-5"}, None),
+        ({"ended": 7}, None),
+        ({}, None),
+    ],
+)
+def test_an_event_tells_which_jobs_are_over_as_far_as_it_can(event: Any, positions: Any) -> None:
+    assert ended_positions(event, 5) == positions
+
+
+@pytest.mark.parametrize(
+    ("event", "kind"),
+    [
+        ({"outcome": "timeout", "job_id": "j"}, RunGenJobTimeoutError),
+        ({"outcome": "timeout", "queued": True}, RunGenJobQueuedTimeoutError),
+        ({"outcome": "error", "status_code": 403}, RunGenForbiddenError),
+        ({"outcome": "error", "status_code": 500}, RunGenAPIError),
+        ({"outcome": "error"}, RunGenError),
+        ({"outcome": "of another version"}, RunGenError),
+    ],
+)
+@pytest.mark.parametrize("retryable", [False, True])
+def test_an_event_of_a_wait_that_failed_is_its_error(event: Any, kind: Any, retryable: bool) -> None:
+    event = event | {"app_id": "a", "message": "it broke", "hint": "Mend it", "retryable": retryable}
+    with pytest.raises(RunGenError, match="it broke") as caught:
+        raise_for_event(event)
+    assert type(caught.value) is kind
+    assert caught.value.hint == "Mend it"
+    assert caught.value.retryable is (retryable or event["outcome"] == "timeout")

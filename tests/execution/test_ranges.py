@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_rungen.execution.ranges import format_ranges, parse_ranges
+from airflow_provider_rungen.execution.task.ranges import format_ranges, parse_ranges
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,6 @@ def test_a_file_is_read_by_its_suffix(tmp_path: Path, suffix: str, as_source: Ca
     path.write_bytes(CONTENTS[suffix])
     rows = open_rows(as_source(str(path)))
     assert [list(rows), list(rows)] == [ROWS, ROWS]
-    assert rows.is_replayable
     assert rows.uri == str(as_source(str(path)))
     assert rows.files == (rows.uri,)
 
@@ -676,7 +675,7 @@ def test_lists_can_be_read_again_and_name_their_rows() -> None:
     rows = open_rows(ROWS, name="table")
     assert [(row, rows.place) for row in rows] == [(ROWS[0], "table[0]"), (ROWS[1], "table[1]")]
     assert list(rows) == ROWS
-    assert (rows.is_replayable, rows.uri, rows.files) == (True, None, ())
+    assert (rows.uri, rows.files) == (None, ())
 
 
 @pytest.mark.parametrize(
@@ -691,7 +690,7 @@ def test_lists_can_be_read_again_and_name_their_rows() -> None:
 def test_streams_can_be_read_once(source: Callable[[], Any]) -> None:
     rows = open_rows(source())
     assert [(row, rows.place) for row in rows] == [(ROWS[0], "row 1"), (ROWS[1], "row 2")]
-    assert (rows.is_replayable, rows.uri) == (False, None)
+    assert rows.uri is None
     with pytest.raises(RuntimeError, match="once"):
         list(rows)
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
+import base64
 import json
 import logging
 import os
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
-from conftest import APP, SOON, FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
+from conftest import APP, SOON, Clock, FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
 
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import (
@@ -23,9 +24,10 @@ from airflow_provider_rungen.exceptions import (
     RunGenForbiddenError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution import attempts as attempt
-from airflow_provider_rungen.execution import state_store as task_state
+from airflow_provider_rungen.execution.jobs import saver
+from airflow_provider_rungen.execution.task import attempts as attempt
 from airflow_provider_rungen.operators import RunGenRunJobOperator
+from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
 from airflow_provider_rungen.triggers import base as triggers
 
 INPUT = {"prompt": "a lighthouse"}
@@ -39,13 +41,26 @@ MODES: dict[str, dict[str, Any]] = {
 class Store(FakeStore):
     """A store that something can happen to."""
 
-    def __init__(self) -> None:
+    def __init__(self, emulator: Emulator) -> None:
         super().__init__()
-        self.on_set: Callable[[Any], None] = lambda value: None
+        self._emulator = emulator
+        #: Called before a value is kept that names a job.
+        self.on_id: Callable[[], None] = lambda: None
 
     def set(self, key: str, value: Any, **_: Any) -> None:
-        self.on_set(value)
+        if self._names_a_job(value):
+            self.on_id()
         super().set(key, value)
+
+    @property
+    def has_id(self) -> bool:
+        """Whether it names a job."""
+        return any(self._names_a_job(json.loads(value)) for value in list(self.kept.values()))
+
+    def _names_a_job(self, value: Any) -> bool:
+        content = value.get("content") if isinstance(value, dict) else None
+        text = zlib.decompress(base64.b64decode(content)).decode() if content else ""
+        return any(job["id"] in text for job in self._emulator.service.jobs())
 
 
 class Task:
@@ -54,7 +69,7 @@ class Task:
     def __init__(self, emulator: Emulator, **options: Any) -> None:
         self.emulator = emulator
         self.options: dict[str, Any] = {"input": INPUT, "poll_interval": 0.02, "defer_after": 0} | options
-        self.store: Store | None = Store()
+        self.store: Store | None = Store(emulator)
         self.max_tries, self.tries = 2, 0
         self.clear_number = 0
         self.on_push: Callable[[str, Any], None] | None = None
@@ -103,17 +118,16 @@ class Died(BaseException):
 
 
 def die_after_submission(task: Task) -> str:
-    def die(value: Any) -> None:
-        if value["job_id"]:
-            assert task.store is not None
-            task.store.kept["rungen_submission"] = json.dumps(value)
+    """Run an attempt that ends when its job is submitted and saved."""
+
+    def die(key: str, value: Any) -> None:
+        if key == "job_id":
             raise Died
 
-    assert task.store is not None
-    task.store.on_set = die
+    on_push, task.on_push = task.on_push, die
     with pytest.raises(Died):
         task.attempt()
-    task.store.on_set = lambda value: None
+    task.on_push = on_push
     return task.job_ids()[-1]
 
 
@@ -125,7 +139,7 @@ def test_a_running_job_is_taken_up_again(task: Task, caplog: pytest.LogCaptureFi
     assert outcome.value == job_id
     assert task.job_ids() == [job_id]
     [decision] = [line for line in caplog.messages if line.startswith("Resuming")]
-    assert decision == f"Resuming a job that is RUNNING (job {job_id}, app {APP})"
+    assert decision == f"Resuming a job that is not over (job {job_id}, app {APP})"
 
 
 def test_a_completed_job_is_used(task: Task, caplog: pytest.LogCaptureFixture) -> None:
@@ -162,11 +176,12 @@ def test_a_job_that_the_service_does_not_know_yet_is_not_run_again(task: Task) -
     assert task.job_ids() == [job_id]
 
 
-def test_a_forgotten_job_is_run_again(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_forgotten_job_is_run_again(
+    task: Task, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock(task.emulator, monkeypatch)
     job_id = die_after_submission(task)
-    assert task.store is not None
-    record = task.store.get("rungen_submission")
-    task.store.set("rungen_submission", record | {"submitted_at": record["submitted_at"] - 60})
+    clock.advance(60)
     task.emulator.service.inject(Fault(on="get", status=404))
     with caplog.at_level(logging.INFO):
         outcome = task.attempt()
@@ -201,7 +216,7 @@ def test_a_cleared_task_is_run_anew(task: Task, caplog: pytest.LogCaptureFixture
     task.clear()
     with caplog.at_level(logging.INFO):
         assert task.attempt().value == task.job_ids()[1]
-    assert any(line.startswith("Submitting a new job: the task was cleared") for line in caplog.messages)
+    assert any(line.startswith("The task was cleared: canceling its") for line in caplog.messages)
     assert task.statuses()[0] == "CANCELED"
     # and the attempt after the clear is found by the one after it
     assert task.attempt().value == task.job_ids()[1]
@@ -256,15 +271,9 @@ def test_a_retry_after_an_unknown_fate_can_fail_the_task_for_good(emulator: Emul
 
     task = Task(emulator, on_unknown_submission="fail")
 
-    def die(value: Any) -> None:
-        if value["job_id"]:
-            raise Died
-
-    assert task.store is not None
-    task.store.on_set = die
-    with pytest.raises(Died):
-        task.attempt()
-    task.store.on_set = lambda value: None
+    failing(task, 1000)
+    die_after_submission(task)
+    failing(task, 0)
     error = task.attempt().error
     assert isinstance(error, AirflowFailException)
     assert isinstance(error.__cause__, RunGenSubmissionUnknownError)
@@ -282,45 +291,29 @@ def test_a_refused_submission_leaves_no_intent(emulator: Emulator) -> None:
 
 
 def test_a_store_that_fails_after_the_submission_does_not_give_the_job_up(emulator: Emulator) -> None:
-    def fail(value: Any) -> None:
-        if value["job_id"]:
-            raise OSError("disk full")
-
     task = Task(emulator, **MODES["blocking"])
-    assert task.store is not None
-    task.store.on_set = fail
+    failing(task, 1000)
     assert task.attempt().value == task.job_ids()[0]
     assert task.statuses() == ["COMPLETED"]
 
 
 def test_nothing_is_sent_when_the_intent_cannot_be_kept(emulator: Emulator) -> None:
-    def fail(value: Any) -> None:
+    def fail(key: str, value: Any, **_: Any) -> None:
         raise OSError("disk full")
 
     task = Task(emulator)
     assert task.store is not None
-    task.store.on_set = fail
+    task.store.set = fail  # type: ignore[method-assign]
     assert isinstance(task.attempt().error, OSError)
     assert task.job_ids() == []
-
-
-@pytest.mark.parametrize("garbage", ["text", 7, [], {}, {"max_tries": 2}, {"job_id": None, "max_tries": 2}])
-def test_garbage_in_the_store_is_no_job(emulator: Emulator, garbage: Any) -> None:
-    task = Task(emulator)
-    assert task.store is not None
-    task.store.kept["rungen_submission"] = json.dumps(garbage)
-    assert task.attempt().value == task.job_ids()[0]
 
 
 def test_the_clock_of_a_job_that_is_taken_up_again_does_not_start_anew(emulator: Emulator) -> None:
     task = Task(emulator, timeout=0.2, **MODES["blocking"])
     task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
     die_after_submission(task)
-    assert task.store is not None
-    record = task.store.get("rungen_submission")
     outcome = task.attempt(timeout=600)  # the deadline is that of the submission
     assert "Not over in time" in str(outcome.error)
-    assert task.store.get("rungen_submission") == record
     assert task.statuses() == ["CANCELED"]
 
 
@@ -366,17 +359,49 @@ def test_a_kill_while_a_job_is_taken_up_cancels_it(task: Task) -> None:
     assert task.statuses() == ["CANCELED"]
 
 
-@pytest.mark.parametrize(("tries", "statuses"), [(0, ["RUNNING"]), (2, ["CANCELED"])])
-def test_a_deferral_that_airflow_ended_keeps_the_job_only_for_a_next_attempt(
-    emulator: Emulator, tries: int, statuses: list[str]
-) -> None:
-    task = Task(emulator, **MODES["deferred"], input=INPUT | {"emulator": {"seconds": 600}})
-    die_after_submission(task)
-    task.tries = tries
+NEXT = pytest.mark.parametrize(("max_tries", "statuses"), [(2, ["RUNNING"]), (0, ["CANCELED"])])
+
+
+def defer(task: Task, max_tries: int) -> None:
+    task.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    task.max_tries = max_tries
     task.begin()
-    task.ti.xcom_push("job_id", task.job_ids()[0])
+    with pytest.raises(TaskDeferred):
+        task.op.execute(task.context)
+
+
+@NEXT
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_deferral_that_airflow_ended_keeps_the_job_only_for_a_next_attempt(
+    emulator: Emulator, max_tries: int, statuses: list[str], durable: bool
+) -> None:
+    task = Task(emulator, **MODES["deferred"], durable=durable)
+    defer(task, max_tries)
     with pytest.raises(RunGenError, match="Trigger timeout"):
         task.op.resume_execution("__fail__", {"error": "Trigger timeout"}, task.context)
+    assert task.statuses() == (statuses if durable else ["CANCELED"])
+
+
+@NEXT
+def test_an_xcom_that_is_gone_after_a_deferral_leaves_the_job_only_to_a_next_attempt(
+    emulator: Emulator, max_tries: int, statuses: list[str]
+) -> None:
+    task = Task(emulator, **MODES["deferred"])
+    defer(task, max_tries)
+    task.ti.xcom_push("rungen_log", None)
+    with pytest.raises(RunGenError, match="rungen_log is gone"):
+        task.op.execute_complete(task.context, {"outcome": "go on"})
+    assert task.statuses() == statuses
+
+
+@pytest.mark.parametrize(("outcome", "statuses"), [("timeout", ["CANCELED"]), ("error", ["RUNNING"])])
+def test_an_event_that_ends_the_wait_keeps_the_job_only_for_a_next_attempt(
+    emulator: Emulator, outcome: str, statuses: list[str]
+) -> None:
+    task = Task(emulator, **MODES["deferred"])
+    defer(task, 2)
+    with pytest.raises(RunGenError, match="it took long"):
+        task.op.execute_complete(task.context, {"outcome": outcome, "message": "it took long"})
     assert task.statuses() == statuses
 
 
@@ -418,24 +443,24 @@ def failing(task: Task, times: int) -> None:
     """Make the store refuse the job's id so many times."""
     left = [times]
 
-    def fail(value: Any) -> None:
-        if value["job_id"] and left[0]:
+    def fail() -> None:
+        if left[0]:
             left[0] -= 1
             raise StoreError
 
     assert task.store is not None
-    task.store.on_set = fail
+    task.store.on_id = fail
 
 
-def saved_job_id(task: Task) -> str:
+def is_saved(task: Task) -> bool:
     assert task.store is not None
-    return str(task.store.get("rungen_submission")["job_id"])
+    return task.store.has_id
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task_state, "PAUSES", (0.01, 0.01))
-    monkeypatch.setattr(task_state, "SAVE_EVERY", 0.02)
+    monkeypatch.setattr(saver, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(saver, "SAVE_EVERY", 0.02)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -443,7 +468,7 @@ def test_an_id_that_the_store_did_not_take_is_saved_at_once(task: Task) -> None:
     task.options |= {"input": INPUT | {"emulator": {"seconds": 600}}, "wait_for_completion": False}
     failing(task, 2)
     job_id = task.attempt().value
-    assert saved_job_id(task) == job_id
+    assert is_saved(task)
     assert task.attempt().value == job_id
 
 
@@ -451,12 +476,8 @@ def test_an_id_that_the_store_did_not_take_is_saved_at_once(task: Task) -> None:
 def test_an_id_that_the_store_did_not_take_is_saved_between_polls(emulator: Emulator) -> None:
     task = Task(emulator, **MODES["blocking"], input=INPUT | {"emulator": {"seconds": 600}})
     failing(task, 5)
-
-    def is_saved() -> bool:
-        return task.store is not None and "rungen_submission" in task.store.kept and bool(saved_job_id(task))
-
     task.begin()
-    with signal_when(signal.SIGTERM, is_saved, task.op.on_kill):
+    with signal_when(signal.SIGTERM, lambda: is_saved(task), task.op.on_kill):
         error = run_task(task.op, task.context).error
     [job_id] = task.job_ids()
     assert f"resumes job {job_id}" in str(error)
@@ -470,7 +491,7 @@ def test_an_id_that_the_store_did_not_take_is_saved_before_a_deferral(emulator: 
     task.begin()
     with pytest.raises(TaskDeferred):
         task.op.execute(task.context)
-    assert saved_job_id(task) == task.job_ids()[0]
+    assert is_saved(task)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -482,12 +503,11 @@ def test_an_id_that_the_store_did_not_take_is_saved_after_a_deferral(emulator: E
     with pytest.raises(TaskDeferred):
         task.op.execute(task.context)
     [job_id] = task.job_ids()
-    assert saved_job_id(task) == ""
+    assert not is_saved(task)
     failing(task, 0)
-    event = {"outcome": "error", "message": "down", "hopeless": False, "app_id": APP, "job_ids": [job_id]}
     with pytest.raises(RunGenError, match="down"):
-        task.op.execute_complete(task.context, event)
-    assert saved_job_id(task) == job_id
+        task.op.execute_complete(task.context, {"outcome": "error", "message": "down"})
+    assert is_saved(task)
     assert task.attempt().value == job_id
 
 
@@ -503,7 +523,7 @@ def test_an_id_that_the_store_did_not_take_is_saved_at_the_end(emulator: Emulato
     failing(task, 3)
     assert isinstance(task.attempt().error, OSError)
     task.on_push = None
-    assert task.attempt().value == saved_job_id(task) == task.job_ids()[0]
+    assert task.attempt().value == task.job_ids()[0]
 
 
 @pytest.mark.usefixtures("impatient")
@@ -521,22 +541,21 @@ def test_a_kill_while_the_store_is_written_comes_after_the_write(emulator: Emula
     task = Task(emulator, **MODES["blocking"], input=INPUT | {"emulator": {"seconds": 600}})
     tries: list[str] = []
 
-    def kill(value: Any) -> None:
-        if value["job_id"]:
-            tries.append("begun")
-            if len(tries) < 4:
-                raise StoreError
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.1)
-            tries.append("written")
+    def kill() -> None:
+        tries.append("begun")
+        if len(tries) < 4:
+            raise StoreError
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        tries.append("written")
 
     assert task.store is not None
-    task.store.on_set = kill
+    task.store.on_id = kill
     task.begin()
     with signal_when(signal.SIGTERM, lambda: False, task.op.on_kill):
         assert "killed" in str(run_task(task.op, task.context).error)
     assert tries == ["begun"] * 4 + ["written"]
-    assert saved_job_id(task) == task.job_ids()[0]
+    assert is_saved(task)
     assert task.statuses() == ["RUNNING"]
 
 
@@ -545,13 +564,12 @@ def test_a_kill_while_the_store_hangs_cancels_the_job_in_time(emulator: Emulator
     task = Task(emulator, **MODES["blocking"], input=INPUT | {"emulator": {"seconds": 600}})
     is_met, is_over = threading.Event(), threading.Event()
 
-    def hang(value: Any) -> None:
-        if value["job_id"]:
-            is_met.set()
-            is_over.wait(30)
+    def hang() -> None:
+        is_met.set()
+        is_over.wait(30)
 
     assert task.store is not None
-    task.store.on_set = hang
+    task.store.on_id = hang
     task.begin()
     with signal_when(signal.SIGTERM, is_met.is_set, task.op.on_kill) as sent:
         error = run_task(task.op, task.context).error
@@ -598,15 +616,25 @@ def test_a_kill_leaves_the_job_to_the_next_attempt(waiting: Task, state: str | N
 
 def test_a_zombie_leaves_the_job_to_its_successor(waiting: Task) -> None:
     """It is asked to stop when its successor waits for the job already."""
-    killed(waiting)
-    successor = Task(waiting.emulator, **waiting.options | {"timeout": 600})
+    waiting.options["input"] = INPUT | {"emulator": {"seconds": 600}}
+    successor = Task(waiting.emulator, **waiting.options)
     successor.store, successor.tries = waiting.store, 1
-    with contextlib.suppress(RunGenError):
-        successor.attempt(wait_for_completion=False)
-    waiting.tries = 0
-    killed(waiting)
-    assert successor.job_ids() == waiting.job_ids()
+    found: list[str] = []
+
+    def succeed() -> bool:
+        if waiting.emulator.service.count("get") > 1:
+            found.append(successor.attempt(wait_for_completion=False).value)
+        return bool(found)
+
+    waiting.begin()
+    with signal_when(signal.SIGTERM, succeed, waiting.op.on_kill):
+        assert "killed" in str(run_task(waiting.op, waiting.context).error)
+    assert found == waiting.job_ids()
     assert waiting.statuses() == ["RUNNING"]
+    # and one that begins only now does nothing
+    waiting.tries = 0
+    assert isinstance(waiting.attempt().error, SupersededError)
+    assert (waiting.job_ids(), waiting.statuses()) == (found, ["RUNNING"])
 
 
 @pytest.mark.parametrize("state", ["failed", "success", "skipped", "removed", "restarting"])
@@ -734,33 +762,15 @@ def test_a_refusal_cancels_no_job_and_a_retry_takes_it_up(emulator: Emulator, mo
     assert task.attempt(wait_for_completion=False).value == job_id
 
 
-def test_a_refusal_in_the_triggerer_cancels_no_job(emulator: Emulator) -> None:
-    task = Task(emulator, **MODES["deferred"], input=INPUT | {"emulator": {"seconds": 600}}, retries=0)
-    task.max_tries = 0
-    task.begin()
-    with pytest.raises(TaskDeferred):
-        task.op.execute(task.context)
-    error = RunGenForbiddenError("Could not get the job (403)", status_code=403)
-    with (
-        pytest.raises(RunGenForbiddenError, match="on_clear='resume'"),
-        task.op._job_run(task.context).owning(),
-    ):
-        raise error
-    assert task.statuses() == ["RUNNING"]
-
-
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refusal_in_the_event_of_an_older_version_cancels_no_job(emulator: Emulator, status: int) -> None:
-    """Its triggers wrote no status code."""
+def test_a_refusal_in_the_triggerer_cancels_no_job(emulator: Emulator, status: int) -> None:
     task = Task(emulator, **MODES["deferred"], input=INPUT | {"emulator": {"seconds": 600}}, retries=0)
     task.max_tries = 0
     task.begin()
     with pytest.raises(TaskDeferred):
         task.op.execute(task.context)
-    job_ids = task.job_ids()
-    message = f"Could not get job {job_ids[0]} of app {APP} ({status}): invalid API key."
-    event = {"app_id": APP, "job_ids": job_ids, "outcome": "error", "message": message, "hopeless": True}
-    with pytest.raises(RunGenForbiddenError, match="Canceled nothing"):
+    event = {"outcome": "error", "message": "Could not get the job", "status_code": status}
+    with pytest.raises(RunGenForbiddenError, match=r"Canceled nothing.*on_clear='resume'"):
         task.op.execute_complete(task.context, event)
     assert task.statuses() == ["RUNNING"]
 
@@ -779,11 +789,8 @@ def test_a_connection_that_breaks_cancels_no_job_and_is_tried_again(
         else:
             patch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps({"conn_type": "rungen"}))
         error = task.attempt().error
-        complete = task.op.execute_complete
-        event = {"outcome": "over", "app_id": APP, "job_ids": [job_id], "unsuccessful": [], "count": 0}
-        task.begin()
         with pytest.raises(RunGenError, match=job_id):
-            complete(task.context, event)
+            task.op.execute_complete(task.context, {"outcome": "go on"})
     assert isinstance(error, RunGenError)
     assert error.retryable
     assert f"job {job_id} of app {APP} may still run" in str(error)
@@ -851,9 +858,6 @@ def test_a_cleared_task_that_resumes_has_its_time_again(emulator: Emulator) -> N
     time.sleep(0.25)
     task.clear()
     assert task.attempt(timeout=60).value == job_id
-    # and the retry after it does not restart the time
-    assert task.store is not None
-    assert task.store.get("rungen_submission")["deadline"] > time.time() + 30
 
 
 def test_a_cleared_task_that_resumes_submits_again_what_is_unknown(emulator: Emulator) -> None:
@@ -887,32 +891,18 @@ def test_what_is_no_way_to_clear_breaks_the_dag_file() -> None:
 # --- values that nobody wrote -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"submitted_at": "yesterday"},
-        {"submitted_at": None},
-        {"deadline": float("nan")},
-        {"deadline": 10**400},
-        {"job_id": ["a"]},
-        {"job_id": "../app"},
-        {"app_id": 7},
-        {"digest": "x" * 10_000_000},
-        {"max_tries": "2"},
-        {"version": 99},
-    ],
-)
-def test_a_corrupt_record_is_no_job_and_is_told_once(
-    task: Task, change: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    die_after_submission(task)
+@pytest.mark.parametrize("garbage", ["text", 7, [], {}, {"name": "jobs/x", "content": "!"}])
+def test_a_log_that_somebody_changed_is_an_error_and_nothing_is_sent(task: Task, garbage: Any) -> None:
+    job_id = die_after_submission(task)
     assert task.store is not None
-    record = task.store.get("rungen_submission") | change
-    task.store.kept["rungen_submission"] = json.dumps(record)
-    with caplog.at_level(logging.WARNING):
-        assert task.attempt().value == task.job_ids()[1]
-    [line] = [line for line in caplog.messages if line.startswith("Ignored")]
-    assert line.endswith("a new job is submitted")
+    kept = dict(task.store.kept)
+    task.store.kept |= {key: json.dumps(garbage) for key in kept if key.startswith("rungen_1_")}
+    error = task.attempt().error
+    assert isinstance(error, DamagedLogError)
+    assert "nothing more is sent" in str(error)
+    task.store.kept |= kept
+    assert task.attempt().value == job_id
+    assert task.job_ids() == [job_id]
 
 
 def test_an_answer_that_names_the_job_of_an_earlier_attempt_is_of_unknown_fate(emulator: Emulator) -> None:

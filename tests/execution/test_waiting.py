@@ -65,17 +65,6 @@ def test_what_is_not_over_soon_is_deferred(rungen_emulator: Emulator, context: A
     assert rungen_emulator.service.count("get") > 1
 
 
-@pytest.mark.parametrize("count", [1, 9])
-def test_what_was_seen_before_the_deferral_is_no_longer_new(
-    rungen_emulator: Emulator, context: Any, count: int
-) -> None:
-    rungen_emulator.service.scale("flux-schnell", 1000)
-    inputs = [job_input(60)] * count
-    op = RunGenRunBatchOperator(task_id="run", inputs=inputs, defer_after=0, **WAITING)
-    is_new = deferral(op, context).trigger.known_by > time.time() + 60
-    assert is_new is (count > 1)  # of many, not each was looked at
-
-
 def test_a_batch_that_is_over_soon_is_not_deferred(rungen_emulator: Emulator, context: Any) -> None:
     rungen_emulator.service.scale("flux-schnell", 50)
     op = RunGenRunBatchOperator(task_id="run", inputs=[job_input(0.5)] * 30, **WAITING)
@@ -156,36 +145,22 @@ def test_outlets_and_mapped_tasks_need_the_worker(
     for op in (with_outlet, mapped_over):
         deferred = deferral(op, context)
         assert "return_value" not in ti.xcoms
-        assert first_event(deferred).payload["outcome"] == "over"
+        assert first_event(deferred).payload["in_flight"] == 0
 
 
+@pytest.mark.parametrize(("count", "skip"), [(1, 0), (3, 1)], ids=["the only job", "one of several"])
 def test_a_retry_after_holds_from_the_worker_into_the_triggerer(
-    rungen_emulator: Emulator, context: Any
+    rungen_emulator: Emulator, context: Any, count: int, skip: int
 ) -> None:
-    rungen_emulator.service.inject(Fault(on="get", status=503, headers={"Retry-After": "1"}))
-    op = RunGenRunJobOperator(
-        task_id="run", input=job_input(0), **WAITING | {"defer_after": 0.3}, durable=False
-    )
+    with RunGenHook() as hook:
+        ids = [hook.run_job(input=job_input(0.5 * (number != skip))).id for number in range(count)]
+    rungen_emulator.service.inject(Fault(on="get", status=503, headers={"Retry-After": "1"}, skip=skip))
+    op = RunGenJobSensor(task_id="wait", job_id=ids, deferrable=True, poke_interval=0.1, defer_after=0.3)
     begun_at = time.monotonic()
     outcome = run_task(op, context)
     assert outcome.error is None
     assert outcome.events, "it was deferred while the service had asked to be left alone"
     assert time.monotonic() - begun_at >= 1
-    assert rungen_emulator.service.stats()["early_retries"] == 0
-    assert rungen_emulator.service.count("get") == 2
-
-
-def test_a_retry_after_of_one_of_several_jobs_holds_for_it_alone_in_the_triggerer(
-    rungen_emulator: Emulator, context: Any
-) -> None:
-    rungen_emulator.service.inject(Fault(on="get", status=503, headers={"Retry-After": "1"}, skip=1))
-    op = RunGenRunBatchOperator(
-        task_id="run", inputs=[job_input(1), job_input(0), job_input(1)], **WAITING | {"defer_after": 0.3}
-    )
-    deferred = deferral(op, context)
-    _, kwargs = deferred.trigger.serialize()
-    assert list(kwargs["held_back"]) == [kwargs["job_id"][1]]
-    first_event(deferred)
     assert rungen_emulator.service.stats()["early_retries"] == 0
 
 

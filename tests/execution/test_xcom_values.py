@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.execution.xcom_values import (
+from airflow_provider_rungen.execution.sinks.xcom_values import (
     MAX_DEPTH,
     RESERVED_KEYS,
     find_key_problem,

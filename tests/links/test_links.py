@@ -10,7 +10,7 @@ import pytest
 from conftest import APP, FakeTaskInstance, run_task
 
 from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.execution.page_record import PAGE_KEY
+from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
 from airflow_provider_rungen.links.pages import are_pages_enabled
@@ -206,7 +206,7 @@ def test_without_a_page_and_without_a_pattern_there_is_no_link(
     monkeypatch.setenv("AIRFLOW__RUNGEN__PAGES", "False")
     op = run(deferrable, given())
     assert run_task(op, context).error is None
-    assert not {RESULTS, APP_LINK, JOB, PAGE_KEY} & set(ti.xcoms)
+    assert not {RESULTS, APP_LINK, JOB} & set(ti.xcoms)
     assert [link.get_link(op, ti_key=None) for link in op.operator_extra_links] == [""] * 3
 
 

@@ -37,8 +37,8 @@ from airflow_provider_rungen.exceptions import (
     RunGenAppTimeoutError,
     RunGenServerError,
 )
-from airflow_provider_rungen.execution import task_instances
-from airflow_provider_rungen.execution.app_body import app_body
+from airflow_provider_rungen.execution.apps.app_body import app_body
+from airflow_provider_rungen.execution.task import task_instances
 from airflow_provider_rungen.operators import (
     RunGenCreateAppOperator,
     RunGenDeleteAppOperator,
@@ -392,7 +392,7 @@ def killed_after_raising(emulator: Emulator, context: Any) -> None:
 
     op = scale_op(scale_down_on_failure=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("airflow_provider_rungen.execution.scale.ScaleRun._wait", die)
+        patch.setattr("airflow_provider_rungen.execution.apps.scale.ScaleRun._wait", die)
         with pytest.raises(Death):
             op.execute(context)
     assert workers(emulator) == 2
@@ -583,7 +583,7 @@ def test_a_lost_answer_makes_no_second_app(
 def test_a_retry_finds_the_app_of_the_attempt_before(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, if_exists: str
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.apps.LISTED_WITHIN", 0.05)
+    monkeypatch.setattr("airflow_provider_rungen.execution.apps.creation.LISTED_WITHIN", 0.05)
     context["task_state_store"] = FakeStore()
     emulator.service.inject(Fault(on="create_app", kind="reset_after"))
 
@@ -608,11 +608,13 @@ def test_a_retry_finds_the_app_of_the_attempt_before(
 def test_a_retry_waits_for_the_app_to_be_in_the_list(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, keeps: bool
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.apps.LISTED_WITHIN", 0.5)
+    monkeypatch.setattr("airflow_provider_rungen.execution.apps.creation.LISTED_WITHIN", 0.5)
     if keeps:
         context["task_state_store"] = FakeStore()
     with monkeypatch.context() as patch:
-        patch.setattr("airflow_provider_rungen.execution.apps.CreateAppRun._create", killed_once_created)
+        patch.setattr(
+            "airflow_provider_rungen.execution.apps.creation.CreateAppRun._create", killed_once_created
+        )
         with pytest.raises(KeyboardInterrupt):
             create_op().execute(context)
     context["ti"].try_number = 2
@@ -641,7 +643,7 @@ def test_a_proxy_that_hides_the_answer_creates_one_app(
 def test_a_corrupt_record_of_a_creation_is_no_app_of_ours(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, value: Any
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.apps.LISTED_WITHIN", 0.01)
+    monkeypatch.setattr("airflow_provider_rungen.execution.apps.creation.LISTED_WITHIN", 0.01)
     context["task_state_store"] = FakeStore()
     context["task_state_store"].set("rungen_app", value)
     assert [run_task(create_op(), context).value] == apps(emulator)

@@ -22,10 +22,11 @@ from conftest import APP, SOON, FakeStore, Outcome, TrackedTaskInstance, run_tas
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenForbiddenError
-from airflow_provider_rungen.execution.batch import submitter
-from airflow_provider_rungen.execution.batch.checkpoint import Checkpoint
+from airflow_provider_rungen.execution.jobs.places import StorePlace
+from airflow_provider_rungen.execution.sending import sender
 from airflow_provider_rungen.links import RunGenAppLink
 from airflow_provider_rungen.operators import Ledger, RunGenCollectResultsOperator, RunGenRunBatchOperator
+from airflow_provider_rungen.runs.log import read_attempts, read_parts
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
@@ -66,6 +67,16 @@ class Task:
 
     def prompts(self) -> dict[str, str]:
         return {job["id"]: job["input"]["prompt"] for job in self.emulator.service.jobs()}
+
+
+def saved_ids(store: Any) -> set[str]:
+    """Return the jobs that a later attempt finds in a store."""
+    place = StorePlace(store, try_number=100)
+    records = read_attempts(place)
+    writers = {record.writer for record in records}
+    plans = {record.plan for record in records if record.plan}
+    files = [file for plan in plans for _, part in read_parts(place, plan, writers) for file in part]
+    return {job.id for file in files for row in file.rows.values() for job in row.jobs}
 
 
 def prompts(count: int, **emulator: Any) -> list[dict[str, Any]]:
@@ -335,7 +346,8 @@ def test_more_failures_than_an_event_holds_are_all_told(rungen_emulator: Emulato
 def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.batch.run.VISIBILITY_GRACE", 0.0)
+    for module in ("execution.jobs.runner", "triggers.job"):
+        monkeypatch.setattr(f"airflow_provider_rungen.{module}.VISIBILITY_GRACE", 0.0)
     rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
     task = Task(rungen_emulator, inputs=prompts(130), deferrable=True, stop_after=None)
     assert "130 of 130 inputs failed" in str(task.attempt().error)
@@ -386,8 +398,22 @@ def test_inputs_that_are_refused_are_not_tried_again(rungen_emulator: Emulator, 
     assert isinstance(outcome.error, AirflowFailException)
     assert "20 of 25 inputs failed" in str(outcome.error)
     assert str(outcome.error).count("(400)") == 10
-    assert str(outcome.error).endswith("; and 10 more. Correct them, and clear the task.")
+    assert "; and 10 more. Correct them, and clear the task. That submits all 25" in str(outcome.error)
     assert not any(twice in str(outcome.error) for twice in ("..", ".;"))
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({}, "That submits all 4 inputs again; with on_clear='resume', only 1."),
+        ({"on_clear": "resume"}, "That submits only 1 of 4 inputs."),
+    ],
+)
+def test_the_advice_says_what_a_clear_submits(
+    rungen_emulator: Emulator, options: dict[str, Any], advice: str
+) -> None:
+    task = Task(rungen_emulator, inputs=[*prompts(3), {"prompt": ""}], **options)
+    assert str(task.attempt().error).endswith(advice)
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -477,14 +503,13 @@ def test_jobs_that_no_retry_resumes_are_named_when_their_ids_are_not_pushed(
     def fail(key: str, value: Any) -> None:
         raise OSError("the API server is gone")
 
-    monkeypatch.setattr(submitter, "STORE_RETRY_BUDGET", 0.2)
+    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.2)
     task = Task(rungen_emulator, inputs=prompts(60, seconds=0))
     if ends == "refused":
         task.store = None
         rungen_emulator.service.inject(Fault(on="run", status=403, times=None, skip=55))
     elif ends == "store":
-        task.store = FailingStore()
-        task.store.fails_from = 2
+        task.store = FailingStore(lambda: task.created > 0)
     else:
         task.max_tries, task.on_push = 0, fail
     assert task.attempt().error is not None
@@ -548,7 +573,7 @@ def test_an_error_says_what_a_retry_does_about_unknown_fates(
 def test_an_unknown_fate_says_what_a_clear_submits(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, on_clear: str, is_discarded: bool, what: str
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.attempts.CLEAR_DISCARDS_STATE", is_discarded)
+    monkeypatch.setattr("airflow_provider_rungen.execution.task.attempts.CLEAR_DISCARDS_STATE", is_discarded)
     rungen_emulator.service.inject(Fault(on="run", kind="reset_after"))
     task = Task(rungen_emulator, inputs=prompts(8), on_unknown_submission="fail", on_clear=on_clear)
     for _ in range(2):
@@ -614,82 +639,63 @@ class DyingStore(FakeStore):
 
 
 class FailingStore(FakeStore):
-    """Cannot be written to for some time."""
+    """Cannot be written to while it is down, for so many writes at the most."""
 
-    writes = 0
-    fails_from = 4
+    def __init__(self, is_down: Callable[[], bool], times: int = 10_000) -> None:
+        super().__init__()
+        self.is_down, self.times = is_down, times
 
     def set(self, key: str, value: Any, **_: Any) -> None:
-        self.writes += 1
-        if self.writes >= self.fails_from:
+        if self.times and self.is_down():
+            self.times -= 1
             raise RuntimeError("the store is down")
         super().set(key, value)
 
 
 def test_a_store_that_fails_loses_no_job(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submitter, "STORE_RETRY_BUDGET", 0.5)
+    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.5)
     task = Task(rungen_emulator, inputs=prompts(200, seconds=60), wait_for_completion=False)
-    task.store = FailingStore()
+    task.store = FailingStore(lambda: task.created >= 50)
     assert "the store is down" in str(task.attempt().error)
-    kept = Checkpoint.found(task.store)
-    assert kept is not None
     running = {job["id"] for job in rungen_emulator.service.jobs() if job["status"] == "RUNNING"}
     assert 0 < len(running) < task.created
-    assert running == set(kept.job_ids)
-    task.store.fails_from = 10_000
+    assert running == saved_ids(task.store)
+    task.store.times = 0
     assert len(set(task.attempt().value)) == 200
     assert task.statuses().count("RUNNING") == 200
 
 
-class PassingFailure(FakeStore):
-    """Cannot be written to from the nth to the mth write."""
-
-    def __init__(self, fails: range) -> None:
-        super().__init__()
-        self.writes, self.fails = 0, fails
-
-    def set(self, key: str, value: Any, **_: Any) -> None:
-        self.writes += 1
-        if self.writes in self.fails:
-            raise RuntimeError("the store is down")
-        super().set(key, value)
-
-
-@pytest.mark.parametrize("fails", [range(1, 3), range(3, 5), range(6, 9)])
+@pytest.mark.parametrize("created", [1, 60, 120])
 def test_a_store_that_fails_for_a_while_ends_no_batch(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, fails: range
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, created: int
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.05)
     task = Task(rungen_emulator, inputs=prompts(120, seconds=60), wait_for_completion=False)
-    task.store = PassingFailure(fails)
+    task.store = FailingStore(lambda: task.created >= created, times=3)
     ids = task.attempt().value
     assert len(set(ids)) == task.created == 120
-    kept = Checkpoint.found(task.store)
-    assert kept is not None
-    assert kept.job_ids == ids
+    assert saved_ids(task.store) == set(ids)
 
 
 def test_submitting_pauses_while_the_store_fails(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submitter, "STORE_RETRY_BUDGET", 1.0)
+    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 1.0)
     task = Task(rungen_emulator, inputs=prompts(300, seconds=60), max_concurrency=4)
-    task.store = PassingFailure(range(2, 10_000))
+    task.store = FailingStore(lambda: task.created > 0)
     assert "the store is down" in str(task.attempt().error)
-    assert task.created <= 4 + 1
+    assert 0 < task.created <= 4
     assert set(task.statuses()) == {"CANCELED"}
 
 
 def test_ids_that_are_saved_at_last_are_not_canceled(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submitter, "STORE_RETRY_BUDGET", 0.0)
+    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.0)
     task = Task(rungen_emulator, inputs=prompts(40, seconds=60), max_concurrency=4)
-    task.store = PassingFailure(range(4, 5))
+    task.store = FailingStore(lambda: task.created > 0, times=1)
     assert "the store is down" in str(task.attempt().error)
-    kept = Checkpoint.found(task.store)
-    assert kept is not None
-    assert len(kept.job_ids) == task.created > 0
+    assert len(saved_ids(task.store)) == task.created > 0
     assert set(task.statuses()) == {"RUNNING"}
 
 
@@ -731,23 +737,21 @@ def test_a_batch_that_fails_for_good_without_waiting_leaves_no_job_behind(rungen
     assert task.statuses() == ["CANCELED"] * 20
 
 
-def test_inputs_that_cannot_be_read_twice_lose_no_job(rungen_emulator: Emulator, tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_submitted_is_submitted_as_it_was(
+    rungen_emulator: Emulator, tmp_path: Path
+) -> None:
     path = tmp_path / "inputs.jsonl"
-    path.write_text("\n".join(json.dumps(item) for item in prompts(2000, seconds=60)))
+    path.write_text("\n".join(json.dumps(item) for item in prompts(200, seconds=60)))
     task = Task(rungen_emulator, inputs=str(path), wait_for_completion=False)
 
     class BreakingStore(FakeStore):
         def set(self, key: str, value: Any, **_: Any) -> None:
             super().set(key, value)
-            if task.created:
-                path.write_text("{")
+            path.write_text("{")
 
     task.store = BreakingStore()
-    assert "is not JSON" in str(task.attempt().error)
-    kept = Checkpoint.found(task.store)
-    assert kept is not None
-    assert len(kept.job_ids) == task.created > 0
-    assert set(task.statuses()) == {"CANCELED"}
+    ids = task.attempt().value
+    assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(200)]
 
 
 def test_a_retry_runs_no_job_again_that_the_service_does_not_know_yet(rungen_emulator: Emulator) -> None:
@@ -767,9 +771,7 @@ def test_an_attempt_that_died_is_gone_on_with(rungen_emulator: Emulator, writes:
         task.attempt()
     except Died:
         died = True
-    kept = Checkpoint.found(task.store)
-    known = set(kept.job_ids) if kept else set()
-    before = task.created
+    known, before = saved_ids(task.store), task.created
     ids = task.attempt().value
     assert died or before == 150
     assert known <= set(ids)
@@ -785,8 +787,7 @@ def test_a_slow_store_never_lags_behind_by_more_than_is_under_way(rungen_emulato
     class SlowStore(FakeStore):
         def set(self, key: str, value: Any, **_: Any) -> None:
             time.sleep(0.02)
-            kept = Checkpoint.found(self)
-            lags.append(task.created - (len(kept.job_ids) if kept else 0))
+            lags.append(task.created - len(saved_ids(self)))
             super().set(key, value)
 
     lags: list[int] = []
@@ -889,7 +890,7 @@ def test_a_clear_that_resumes_submits_again_what_is_unknown(rungen_emulator: Emu
 def test_a_state_that_was_kept_on_purpose_is_resumed(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.attempts.CLEAR_DISCARDS_STATE", True)
+    monkeypatch.setattr("airflow_provider_rungen.execution.task.attempts.CLEAR_DISCARDS_STATE", True)
     task = Task(rungen_emulator, inputs=prompts(3))
     ids = task.attempt().value
     task.max_tries += 1
@@ -917,45 +918,29 @@ def test_a_kill_leaves_what_is_saved_to_the_next_attempt(rungen_emulator: Emulat
 
 
 @pytest.mark.parametrize(
-    "value",
-    [7, [], {"ids": 7}, {"batch": "b", "ids": {"0": "x"}}, {"batch": "b", "ids": [7]}, {"ids": ["x"] * 9999}],
-)
-def test_a_corrupt_chunk_leaves_the_fate_of_its_inputs_unknown(
-    rungen_emulator: Emulator, value: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    task = Task(rungen_emulator, inputs=prompts(3))
-    task.attempt()
-    task.store.set("rungen_batch_0", value)
-    with caplog.at_level(logging.WARNING):
-        assert len(set(task.attempt().value)) == 3
-    assert task.created == 6
-    assert len([line for line in caplog.messages if line.startswith("Ignored 'rungen_batch_0'")]) == 1
-
-
-@pytest.mark.parametrize(
     "change",
     [
-        {"count": 10**12},
-        {"count": "3"},
-        {"mark": 10**12},
-        {"mark": None},
-        {"deadline": "soon"},
-        {"submitted_at": []},
-        {"app_id": None},
-        {"batch": 7},
+        lambda value: 7,
+        lambda value: [],
+        lambda value: {},
+        lambda value: value | {"name": 7},
+        lambda value: value | {"content": "no base64"},
+        lambda value: value | {"content": value["content"][:-4]},
     ],
 )
-def test_a_corrupt_header_is_no_batch_and_is_told_once(
-    rungen_emulator: Emulator, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+def test_a_value_of_the_store_that_was_changed_is_named_and_nothing_is_sent(
+    rungen_emulator: Emulator, change: Callable[[Any], Any]
 ) -> None:
     task = Task(rungen_emulator, inputs=prompts(3))
     task.attempt()
-    task.store.set("rungen_batch", task.store.get("rungen_batch") | change)
-    with caplog.at_level(logging.WARNING):
-        assert len(set(task.attempt().value)) == 3
-    assert task.created == 6
-    [line] = [line for line in caplog.messages if line.startswith("Ignored")]
-    assert line.endswith("all inputs are submitted anew")
+    keys = [key for key in task.store.kept if key.startswith("rungen_1_")]
+    assert len(keys) > 2
+    for key in keys:
+        value = task.store.get(key)
+        task.store.set(key, change(value))
+        assert f"{key} in Airflow's database was changed; nothing more is sent" in str(task.attempt().error)
+        task.store.set(key, value)
+    assert task.created == 3
 
 
 @pytest.mark.parametrize("writes", [1, 2, 3])
@@ -1116,7 +1101,7 @@ def test_results_are_not_held(rungen_emulator: Emulator, mode: bool, monkeypatch
     task = Task(rungen_emulator, inputs=prompts(100), deferrable=mode, wait_for_completion=True)
     assert len(task.attempt().value) == 100
     task.attempt()
-    assert len(most) >= 200
+    assert len(most) >= 100
     assert max(most) < 10
 
 

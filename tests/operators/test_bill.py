@@ -19,8 +19,8 @@ from airflow_provider_rungen import triggers
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenAppTimeoutError
-from airflow_provider_rungen.execution import task_instances
-from airflow_provider_rungen.execution.scale_state import read_history
+from airflow_provider_rungen.execution.costs.scale_state import read_history
+from airflow_provider_rungen.execution.task import task_instances
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunJobOperator,
@@ -330,7 +330,7 @@ def test_a_bill_that_cannot_be_made_keeps_no_app_up(block: Block, monkeypatch: p
     def fail(*_: Any, **__: Any) -> None:
         raise ConnectionError
 
-    monkeypatch.setattr("airflow_provider_rungen.execution.scale_down.read_usage", fail)
+    monkeypatch.setattr("airflow_provider_rungen.execution.apps.scale_down.read_usage", fail)
     assert block.down() == Outcome()
     assert block.workers() == 0
 
@@ -426,14 +426,16 @@ def killed_attempt(block: Block, where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["scale.ScaleRun._wait", "scale_state.ScaleState.note"], ids=["waiting", "right after the PUT"]
+    "where",
+    ["apps.scale.ScaleRun._wait", "costs.scale_state.ScaleState.note"],
+    ids=["waiting", "right after the PUT"],
 )
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_killed_scale_up_is_paid_for(
     block: Block, clock: Clock, where: str, retries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if where.endswith("note"):
-        from airflow_provider_rungen.execution.scale_state import ScaleState
+        from airflow_provider_rungen.execution.costs.scale_state import ScaleState
 
         note = ScaleState.note
 
@@ -611,7 +613,7 @@ def test_an_app_of_others_is_left_up_when_there_is_nothing_to_run(block: Block, 
 
 
 def test_what_an_earlier_attempt_scaled_up_is_scaled_down(block: Block, clock: Clock) -> None:
-    killed_attempt(block, "scale.ScaleRun._wait")
+    killed_attempt(block, "apps.scale.ScaleRun._wait")
     clock.advance(100)
     assert block.up(only_if=0) == Outcome(value=APP)
     assert block.workers() == 2

@@ -15,7 +15,7 @@ from conftest import APP, KEY, Outcome, OutletEvents, run_task
 
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenJobError, RunGenJobTimeoutError
-from airflow_provider_rungen.execution.failures import MAX_FAILED
+from airflow_provider_rungen.execution.sinks.failures import MAX_FAILED
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 

@@ -220,9 +220,11 @@ def test_jobs_of_several_apps_are_refused(rungen_emulator: Emulator, consumer: C
 def test_a_twin_that_pushed_nothing_moves_no_other() -> None:
     class Ti:  # as XCom.get_all does: only the rows there are
         map_index = 2
-        rows = {1: "b", 2: "c", 3: "d"}  # 0 failed before it pushed
+        rows = {
+            number: {"app": app} for number, app in {1: "b", 2: "c", 3: "d"}.items()
+        }  # 0 failed before it pushed
 
         def xcom_pull(self, task_ids: str, key: str, map_indexes: Any = None) -> Any:
             return list(self.rows.values()) if map_indexes is None else self.rows.get(map_indexes)
 
-    assert _pull(Ti(), ["s"], "app_id") == "c"
+    assert _pull(Ti(), ["s"], "app", "app_id") == "c"

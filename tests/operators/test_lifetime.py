@@ -371,7 +371,7 @@ def statuses(emulator: Emulator) -> list[str]:
 
 @pytest.fixture
 def short_lag(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.scale_down.COUNTER_GRACE", 0.3)
+    monkeypatch.setattr("airflow_provider_rungen.execution.apps.scale_down.COUNTER_GRACE", 0.3)
 
 
 def test_draining_waits_for_the_apps_jobs(emulator: Emulator, context: Any) -> None:
@@ -392,7 +392,7 @@ def test_draining_has_its_time(emulator: Emulator, context: Any, caplog: pytest.
 def test_an_app_may_stay_up_for_the_jobs_of_others(
     emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.scale_down.COUNTER_GRACE", 0.3)
+    monkeypatch.setattr("airflow_provider_rungen.execution.apps.scale_down.COUNTER_GRACE", 0.3)
     submit(emulator, 0.1)
     run_task(down_op(keep_if_busy=True), context)
     assert workers(emulator) == 0, "a job that has just ended is no reason"

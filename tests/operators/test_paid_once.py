@@ -156,7 +156,6 @@ def test_a_text_is_the_folder_of_a_ledger(rungen_emulator: Emulator, tmp_path: P
         first, again = (run_operator(op) for _ in range(2))
         assert first.error is None
         assert again.value == first.value
-        assert again.xcoms["usage"]["jobs"] == 0
     assert (tmp_path / "run").is_dir()
     assert len(rungen_emulator.service.jobs()) == 1
     for folder in (tmp_path, ObjectStoragePath(tmp_path.as_uri())):

@@ -23,8 +23,8 @@ from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
-from airflow_provider_rungen.execution.batch import submitter
 from airflow_provider_rungen.execution.ledger.book import LedgerBook
+from airflow_provider_rungen.execution.sending import sender
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
 from airflow_provider_rungen.triggers import RunGenJobTrigger
 
@@ -43,7 +43,7 @@ def mode(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def run(rungen_emulator: Emulator, tmp_path: Path) -> Callable[..., Table]:
+def run(rungen_emulator: Emulator, with_links: None, tmp_path: Path) -> Callable[..., Table]:
     return lambda rows, **options: Table(rungen_emulator, tmp_path, rows, **options)
 
 
@@ -59,6 +59,12 @@ def entries(task: Table) -> list[Path]:
     return sorted((task.folder / "ledger").glob("??/*.json"))
 
 
+def leftovers(task: Table) -> list[Path]:
+    """Return hidden files, apart from the logs of task runs."""
+    hidden = (path.relative_to(task.folder) for path in task.folder.rglob(".*"))
+    return [path for path in hidden if ".rungen" not in path.parts]
+
+
 # --- the jobs of others ---
 
 
@@ -67,7 +73,7 @@ def test_a_deferred_task_does_not_cancel_the_jobs_of_another_dag(
 ) -> None:
     task = run(products(4), to_input=endless)
     task.store = FakeStore()
-    task.attempt_until("batch")
+    task.attempt_until("rungen_job_link")
     task.store = None
     task.dag_id = "another"
     task.next_run("x")
@@ -78,12 +84,12 @@ def test_a_deferred_task_does_not_cancel_the_jobs_of_another_dag(
 
 def test_a_changed_table_does_not_cancel_the_jobs_of_another_dag(run: Callable[..., Table]) -> None:
     task = run(products(4), to_input=slow)
-    task.attempt_until("batch")
+    task.attempt_until("rungen_job_link")
     task.dag_id = "another"
     task.next_run("x")
     task.store = FakeStore()
     task.options["table"] = products(6)
-    task.attempt_until("batch")
+    task.attempt_until("rungen_job_link")
     assert task.created == 6
     task.attempt(table=products(2))
     assert task.statuses() == ["COMPLETED"] * 4 + ["CANCELED"] * 2
@@ -142,7 +148,7 @@ def test_what_is_reused_stays_so_while_deferred(
 
 def test_a_pending_job_from_the_future_is_not_waited_for(run: Callable[..., Table]) -> None:
     task = run(products(2))
-    task.attempt_until("batch")
+    task.attempt_until("rungen_job_link")
     for path in entries(task):
         entry = json.loads(path.read_text())
         entry |= {
@@ -157,7 +163,7 @@ def test_a_pending_job_from_the_future_is_not_waited_for(run: Callable[..., Tabl
 @pytest.mark.parametrize("status", [400, 404, 422])
 def test_a_pending_job_that_the_service_refuses_is_a_miss(run: Callable[..., Table], status: int) -> None:
     task = run(products(2))
-    task.attempt_until("batch")
+    task.attempt_until("rungen_job_link")
     path = entries(task)[0]
     entry = json.loads(path.read_text())
     path.write_text(json.dumps(entry | {"job_id": "no-job"}))
@@ -170,7 +176,7 @@ def test_a_pending_job_that_the_service_refuses_is_a_miss(run: Callable[..., Tab
 
 def test_two_entries_do_not_share_a_job(run: Callable[..., Table], mode: bool) -> None:
     task = run(products(2), deferrable=mode)
-    task.attempt_until("batch")
+    task.attempt_until("rungen_job_link")
     for night in "12":  # pending entries, and then those of stored jobs
         first, second = entries(task)
         shutil.copy(first, second)
@@ -306,8 +312,10 @@ def test_the_source_is_not_overwritten(run: Callable[..., Table]) -> None:
 KILL_POINTS = {
     "the ledger is read": (False, "execution.ledger.book.LedgerBook.find", 0),
     "the first id is saved": (False, "execution.ledger.book.LedgerBook.add_pending", 1),
-    "all is submitted": (False, "execution.table.run.TableRun.push_submitted", 0),
-    "the wait is over": (True, "execution.collector.Collector.gather", 0),
+    "the attempt is noted": (False, "execution.jobs.storage_place.StoragePlace.put", 1),
+    "the first intent is saved": (False, "execution.sending.log_writer.LogWriter.begin", 1),
+    "all is submitted": (False, "execution.jobs.run_report.RunReport.push_submitted", 0),
+    "the wait is over": (True, "execution.sinks.collector.Collector.gather", 0),
     "a manifest is written": (True, "execution.archive.journal.ManifestJournal.finish", 2),
     "a file is moved": (True, "execution.archive.storage.Storage.put", 8),
     "all is stored": (True, "execution.ledger.book.LedgerBook.add_done", 0),
@@ -317,10 +325,10 @@ KILL_POINTS = {
     "the task ends": (True, "execution.table.results.ResultsTable.write", 1),
 }
 KILL_POINTS_OF_DEFERRALS = {
-    "the rows are to be saved": (False, "execution.batch.saved.SavedLines.save", 0),
-    "the rows are saved": (False, "execution.batch.saved.SavedLines.save", 1),
-    "the saved rows are to be read": (True, "execution.batch.saved.SavedLines.load", 0),
-    "the saved rows are to be removed": (True, "execution.batch.saved.SavedLines.remove", 0),
+    "the state is to be kept": (False, "execution.jobs.deferral.Deferral.keep_state", 0),
+    "the state is kept": (False, "execution.jobs.deferral.Deferral.keep_state", 1),
+    "the state is to be read": (True, "execution.jobs.deferral.Deferral.restore", 0),
+    "the inputs are to be removed": (True, "execution.jobs.plans.Plan.remove_inputs", 0),
 }
 
 
@@ -378,7 +386,7 @@ def test_a_killed_attempt_costs_nothing(
     assert outcome.error is None
     assert outcome.value["completed"] == 6
     assert task.created == 6
-    assert [path.name for path in task.folder.rglob(".*")] == []
+    assert leftovers(task) == []
 
 
 # --- lists with a ledger ---
@@ -484,7 +492,7 @@ def test_a_list_does_not_cancel_the_jobs_of_another_dag(
         with pytest.raises(RunGenError, match="Airflow ended the wait"):
             task.fail_deferral()
         assert "CANCELED" not in task.statuses()
-        assert [path.name for path in task.folder.rglob(".*")] == []
+        assert leftovers(task) == []
 
 
 def test_a_list_that_fails_is_bought_once(run_inputs: Callable[..., Inputs], mode: bool) -> None:
@@ -545,19 +553,16 @@ def test_an_app_that_is_refused(run: Callable[..., Table], status: int) -> None:
 # --- storage that fails ---
 
 
-def test_a_ledger_that_breaks_leaves_no_job_behind(
+def test_a_ledger_that_breaks_costs_nothing(
     run: Callable[..., Table], mode: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submitter, "STORE_RETRY_BUDGET", 0.3)
+    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.3)
     task = run(products(12), to_input=slow, deferrable=mode, max_concurrency=2)
     ledger = task.folder / "ledger"
-
     add_pending = LedgerBook.add_pending
-    saved: set[str] = set()
 
     def break_it(book: LedgerBook, app_id: str, jobs: dict[str, str]) -> None:
         add_pending(book, app_id, jobs)
-        saved.update(jobs.values())
         if ledger.is_dir() and task.created > 2:
             shutil.rmtree(ledger)
             ledger.write_text("not a folder")
@@ -567,12 +572,11 @@ def test_a_ledger_that_breaks_leaves_no_job_behind(
         outcome = task.attempt()
     assert "ledger" in str(outcome.error)
     assert 0 < task.created < 12
-    lost = [job["status"] for job in task.emulator.service.jobs() if job["id"] not in saved]
-    assert lost
-    assert set(lost) == {"CANCELED"}
-    assert task.column("status").count("canceled") == len(lost)
+    # the log has those that the ledger does not
+    assert "CANCELED" not in task.statuses()
     ledger.unlink()
     assert task.attempt().value["completed"] == 12
+    assert task.created == 12
 
 
 def test_a_results_table_that_cannot_be_written_costs_nothing(run: Callable[..., Table], mode: bool) -> None:
@@ -582,8 +586,8 @@ def test_a_results_table_that_cannot_be_written_costs_nothing(run: Callable[...,
     outcome = task.attempt()
     assert "Could not write the results table" in str(outcome.error)
     shutil.rmtree(blocked)
-    assert task.attempt().value["reused"] == 3
-    assert task.created == 3
+    value = task.attempt().value
+    assert (value["jobs"], value["reused"], task.created) == (3, 0, 3)
 
 
 @pytest.mark.usefixtures("on_the_wire")
@@ -597,7 +601,7 @@ def test_what_was_stored_before_a_kill_is_remembered(run: Callable[..., Table]) 
         )
         with pytest.raises(Killed):
             task.attempt()
-    assert task.attempt().value["reused"] == 3
+    assert task.attempt().value["jobs"] == 3
     task.next_run("2")
     task.emulator.service.inject(Fault(on="get", status=404, times=None))
     outcome = task.attempt(destination=(task.folder / "elsewhere").as_uri())
@@ -761,7 +765,7 @@ def test_s3_from_night_to_night(in_s3: Callable[..., S3Table], mode: bool) -> No
 def test_s3_after_a_kill(in_s3: Callable[..., S3Table], mode: bool) -> None:
     task = in_s3(deferrable=mode)
     task.put(products(3))
-    task.attempt_until("batch")
+    task.attempt_until("rungen_job_link")
     assert task.attempt().value["completed"] == 3
     assert task.created == 3
     task.next_run("2")
@@ -799,15 +803,15 @@ def test_a_job_whose_outputs_expired_is_bought_again(
     run: Callable[..., Table], mode: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = run(products(2), deferrable=mode)
-    task.attempt_until("batch")
+    task.attempt_until("rungen_job_link")
     [expired, _] = [job["id"] for job in task.emulator.service.jobs()]
     fault = Fault(on="output", status=403, times=None, job_id=expired, body=HAS_EXPIRED)
     task.emulator.service.inject(fault)
     task.next_run("8 days later")
     caplog.clear()
-    assert "expired" in str(task.attempt().error)
-    assert f"Outputs expired: job {expired}; the next attempt pays again" in caplog.text
     assert task.attempt().value["completed"] == 2
+    assert f"Outputs expired: job {expired}; its input is paid for again" in caplog.text
+    assert task.column("reused") == [False, True]
     assert task.created == 3
 
 
@@ -852,7 +856,7 @@ def test_outputs_that_are_gone_are_bought_again_with_refresh(
 ) -> None:
     monkeypatch.setattr(retry, "BACKOFF", 0.001)
     task = run(products(2), deferrable=mode)
-    task.attempt_until("batch")
+    task.attempt_until("rungen_job_link")
     for job in task.emulator.service.jobs():
         task.emulator.service.inject(Fault(on="output", status=404, times=None, job_id=job["id"]))
     assert "answered 404" in str(task.attempt().error)
@@ -883,27 +887,68 @@ def test_a_table_whose_deferral_airflow_ends_is_written(
         task.attempt(to_input=lambda row: picture(row) if row["sku"] < "sku-2" else endless(row))
     assert task.column("status") == ["completed"] * 2 + ["canceled"] * 2
     assert sorted(task.statuses()) == ["CANCELED"] * 2 + ["COMPLETED"] * 2
-    assert [path.name for path in task.folder.rglob(".*")] == []
+    assert leftovers(task) == []
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\n"])
-def test_saved_rows_that_are_gone_cost_nothing(
-    run: Callable[..., Table], content: bytes | None, monkeypatch: pytest.MonkeyPatch
+# --- the log of the task run ---
+
+
+def forge(content: bytes) -> bytes:
+    return content.replace(b"photo of", b"nudes of").replace(b"sku-", b"uks-")
+
+
+CHANGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "removed": lambda content: None,
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "garbage": lambda content: b"\xff\n",
+    "twice": lambda content: content * 2,
+    "forged": forge,
+}
+# the attempt, its jobs, the plan, and the rows and inputs of the plan
+FILES = {"attempts": "attempts/*", "jobs": "jobs/*/*", "plan": "plans/*"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "has_ledger"),
+    [*((kind, change, False) for kind in FILES for change in CHANGES), ("plan", "forged", True)],
+)
+def test_what_changes_the_log_between_two_waves_decides_nothing(
+    run: Callable[..., Table], kind: str, change: str, has_ledger: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = run(products(2), deferrable=True)
-    wait = RunGenJobTrigger.run
+    # a log of one part is handed over by Airflow itself, so that nobody else has a say
+    count, in_flight = (70, 66) if kind == "jobs" else (8, 2)
+    task = run(products(count), deferrable=True, max_in_flight=in_flight)
+    if not has_ledger:
+        task.options["ledger"] = None
+    wait, before = RunGenJobTrigger.run, {}
 
     def meddle(trigger: Any) -> Any:
-        [path] = task.folder.rglob(".*")
-        path.unlink() if content is None else path.write_bytes(content)
+        for path in (task.folder / "photos" / ".rungen" / "runs").glob(f"*/{FILES[kind]}"):
+            content = path.read_bytes()
+            changed = CHANGES[change](content)
+            if changed == content:
+                continue
+            before[path] = content
+            path.unlink() if changed is None else path.write_bytes(changed)
         return wait(trigger)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunGenJobTrigger, "run", meddle)
-        assert isinstance(task.attempt().error, RunGenError)
-    assert task.attempt().value["completed"] == 2
-    assert task.created == 2
-    assert [path.name for path in task.folder.rglob(".*")] == []
+        outcome = task.attempt()
+    if not before:  # nothing to forge
+        assert (change, outcome.error) == ("forged", None)
+        return
+    if kind == "attempts" and change != "removed":  # only a later attempt reads it
+        assert (outcome.error, task.created) == (None, count)
+        return
+    assert isinstance(outcome.error, RunGenError)
+    assert any(path.name in str(outcome.error) for path in before), outcome.error
+    assert task.created == in_flight
+    for path, content in before.items():
+        path.write_bytes(content)
+    assert task.attempt().value["completed"] == count
+    assert task.created == count
 
 
 # --- SIGTERM ---

@@ -1,4 +1,4 @@
-"""SIGKILL in each phase of a table task: the next attempt buys nothing twice, by the server's count."""
+"""SIGKILL in each phase of a table task, again and again: what the server counted, and what is stored."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from test_table import Table, products
 from airflow_provider_rungen.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.usefixtures("unsettled")
-ROWS = 12
-# The attempt that is killed, in a process of its own. It has no task state store, as on Airflow 2.11.
+ROWS = 24
+#: As many inputs may be bought twice by each kill (``max_concurrency``).
+BLOCK = 4
+# An attempt that is killed, in a process of its own. It has no task state store, as on Airflow 2.11.
 ATTEMPT = """
 import sys, time, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 
+folder, rows, try_number, ledger = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+
 class TI:
-    dag_id, run_id, task_id, map_index, try_number, max_tries = "dag", "night 1", "task", -1, 1, 1
+    dag_id, run_id, task_id, map_index, max_tries = "dag", "night 1", "task", -1, 9
     def xcom_push(self, *args, **kwargs): pass
     def xcom_pull(self, *args, **kwargs): pass
-
-folder, rows = Path(sys.argv[1]), int(sys.argv[2])
 
 def to_input(row):
     if row["sku"] == "sku-5" and (folder / "hold").exists():
@@ -39,6 +41,8 @@ def to_input(row):
         time.sleep(60)
     return {"prompt": f"photo of {row['title']}"}
 
+ti = TI()
+ti.try_number = try_number
 RunGenRunTableOperator(
     task_id="task",
     table=[{"sku": f"sku-{n}", "title": f"product {n}"} for n in range(rows)],
@@ -46,82 +50,122 @@ RunGenRunTableOperator(
     to_input=to_input,
     destination=(folder / "photos").as_uri(),
     results=(folder / "out" / "results.csv").as_uri(),
-    ledger=Ledger((folder / "ledger").as_uri()),
+    ledger=Ledger((folder / "ledger").as_uri()) if ledger == "ledger" else None,
     poll_interval=0.1,
     max_concurrency=4,
-).execute({"ti": TI()})
+    retries=9,
+).execute({"ti": ti})
 """
-
-
-def entries(folder: Path) -> int:
-    """Return how many inputs the ledger has."""
-    return len(list((folder / "ledger").glob("??/*.json")))
 
 
 def stored(folder: Path) -> int:
     return len(list((folder / "photos").glob("*/0-0.png")))
 
 
-Phase = tuple[Callable[[Emulator, Path], Any], Callable[[Path], Any]]
-#: By phase, how the attempt is brought to a halt there, and how it is known that it is there.
-PHASES: dict[str, Phase] = {
-    "reading": (lambda _, folder: (folder / "hold").touch(), lambda folder: (folder / "held").exists()),
-    "submitting": (
-        lambda emulator, _: emulator.service.inject(Fault(on="run", kind="hang", times=None, skip=7)),
-        lambda folder: entries(folder) == 7,
-    ),
-    "waiting": (
-        lambda emulator, _: emulator.service.inject(Fault(on="get", kind="hang", times=None)),
-        lambda folder: entries(folder) == ROWS,
-    ),
-    "storing": (
-        lambda emulator, _: emulator.service.inject(Fault(on="output", kind="hang", times=None, skip=5)),
-        lambda folder: stored(folder) == 5,
-    ),
-    "writing the table": (
-        lambda *_: None,
-        # a folder is tried before anything is sent
-        lambda folder: stored(folder) == ROWS and any((folder / "out").glob("*")),
-    ),
-}
+class Stage:
+    """A table task whose attempts are killed."""
+
+    def __init__(self, emulator: Emulator, folder: Path, ledger: str) -> None:
+        self.service, self.folder, self.ledger = emulator.service, folder, ledger
+        self.tries = 0
+
+    @property
+    def known(self) -> int:
+        """How many jobs the log of the task run has."""
+        files = (self.folder / "photos").glob(".rungen/runs/*/jobs/*/[!.]*")
+        text = "".join(path.read_text() for path in files)
+        return sum(job["id"] in text for job in self.service.jobs())
+
+    @property
+    def bought(self) -> Counter[str]:
+        """How many jobs each prompt has."""
+        return Counter(job["input"]["prompt"] for job in self.service.jobs())
+
+    def kill_when(self, is_there: Callable[[], bool]) -> None:
+        """Begin an attempt, and kill it when it is there."""
+        self.tries += 1
+        arguments = [str(self.folder), str(ROWS), str(self.tries), self.ledger]
+        process = subprocess.Popen(
+            [sys.executable, "-c", ATTEMPT, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while not is_there():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            process.kill()
+            process.wait()
+        self.service.clear_faults()
 
 
-@pytest.mark.usefixtures("on_the_wire")
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_killed_table_buys_nothing_twice(rungen_emulator: Emulator, tmp_path: Path, phase: str) -> None:
+@pytest.fixture(params=["ledger", "no ledger"])
+def stage(request: pytest.FixtureRequest, rungen_emulator: Emulator, tmp_path: Path) -> Stage:
     rungen_emulator.service.scale("flux-schnell", 100)
-    halt, is_there = PHASES[phase]
-    halt(rungen_emulator, tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, "-c", ATTEMPT, str(tmp_path), str(ROWS)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not is_there(tmp_path):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
-    rungen_emulator.service.clear_faults()
-    (tmp_path / "hold").unlink(missing_ok=True)
+    # as a mount: a place that is missing may be one that an earlier attempt has used
+    (tmp_path / "photos").mkdir()
+    return Stage(rungen_emulator, tmp_path, request.param)
 
-    results = (tmp_path / "out" / "results.csv").as_uri()
-    task = Table(rungen_emulator, tmp_path, products(ROWS), results=results)
-    task.tries = 1
-    fetched = rungen_emulator.service.count("output")
+
+def finish(stage: Stage, emulator: Emulator) -> dict[str, Any]:
+    """Run the last attempt to its end, and return what it says."""
+    options: dict[str, Any] = {} if stage.ledger == "ledger" else {"ledger": None}
+    results = (stage.folder / "out" / "results.csv").as_uri()
+    task = Table(emulator, stage.folder, products(ROWS), results=results, **options)
+    task.tries = stage.tries
+    task.max_tries = 9
     outcome = task.attempt()
     assert outcome.error is None
     assert outcome.value["completed"] == ROWS
-    bought = Counter(job["input"]["prompt"] for job in rungen_emulator.service.jobs())
-    assert len(bought) == task.created == ROWS
-    if phase == "storing":
-        # four were on their way
-        assert rungen_emulator.service.count("output") - fetched == ROWS - 5
-    elif phase == "writing the table":
-        assert outcome.value["reused"] == ROWS
-        assert rungen_emulator.service.count("output") == fetched
-    assert stored(tmp_path) == entries(tmp_path) == ROWS
+    assert len(stage.bought) == ROWS
+    value: dict[str, Any] = outcome.value
+    return value
+
+
+@pytest.mark.usefixtures("on_the_wire")
+def test_a_kill_in_each_phase_buys_nothing_that_is_known_twice(
+    stage: Stage, rungen_emulator: Emulator
+) -> None:
+    service, folder = stage.service, stage.folder
+
+    # while the table is read
+    (folder / "hold").touch()
+    stage.kill_when((folder / "held").exists)
+    (folder / "hold").unlink()
+    assert not stage.bought
+
+    # while inputs are submitted: the service takes them, and nobody learns their ids
+    service.inject(Fault(on="run", kind="hang", taken=True, times=None, skip=7))
+    stage.kill_when(lambda: len(service.jobs()) == 7 + BLOCK)
+    assert stage.known == 7
+
+    # while it waits: no id is lost. The first requests are about the jobs that are known
+    service.inject(Fault(on="get", kind="hang", times=None, skip=7))
+    stage.kill_when(lambda: stage.known == ROWS)
+    assert sum(stage.bought.values()) == ROWS + BLOCK
+
+    # while outputs are stored
+    service.inject(Fault(on="output", kind="hang", times=None, skip=5))
+    stage.kill_when(lambda: stored(folder) == 5)
+
+    # while the table is written: the folder is tried before anything is sent, and then it is empty
+    stage.kill_when(lambda: stored(folder) == ROWS and any((folder / "out").glob("*")))
+
+    fetched = service.count("output")
+    value = finish(stage, rungen_emulator)
+    assert service.count("output") == fetched
+    assert sum(stage.bought.values()) == ROWS + BLOCK
+    assert value["jobs"] == ROWS, "those of all attempts whose ids are known"
+    assert stored(folder) == ROWS
+
+
+@pytest.mark.usefixtures("on_the_wire")
+def test_five_kills_in_a_row_buy_one_block_each_at_most(stage: Stage, rungen_emulator: Emulator) -> None:
+    for nth in range(5):
+        made = len(stage.service.jobs())
+        stage.service.inject(Fault(on="run", kind="hang", taken=True, times=None, skip=2))
+        stage.kill_when(lambda: len(stage.service.jobs()) == made + 2 + BLOCK)  # noqa: B023 - it is over then
+        assert stage.known == 2 * (nth + 1)
+    finish(stage, rungen_emulator)
+    assert sum(stage.bought.values()) <= ROWS + 5 * BLOCK

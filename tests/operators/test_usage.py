@@ -75,8 +75,9 @@ def collect(folder: Path, **options: Any) -> Any:
 MAKERS: list[Callable[..., Any]] = [run_batch, run_stored_batch, run_table, run_function, collect]
 
 
-def usage_of(op: Any) -> tuple[dict[str, Any], Any]:
+def usage_of(op: Any, run_id: str = "run", try_number: int = 1) -> tuple[dict[str, Any], Any]:
     ti = FakeTaskInstance()
+    ti.run_id, ti.try_number, ti.max_tries = run_id, try_number, 1
     outcome = run_task(op, {"ti": ti, "outlet_events": OutletEvents()})
     return ti.xcoms["usage"], outcome
 
@@ -117,9 +118,25 @@ def test_what_is_reused_is_no_job(
     options |= {"ledger": Ledger((tmp_path / "ledger").as_uri())}
     if make is run_function:
         options["destination"] = tmp_path.as_uri()
-    usage_of(make(tmp_path, **options))
-    usage, _ = usage_of(make(tmp_path, **options))
+    usage_of(make(tmp_path, **options), "yesterday")
+    usage, _ = usage_of(make(tmp_path, **options), "today")
     assert (usage["jobs"], usage["completed"], usage["failed"], usage["reused"]) == (1, 0, 1, 2)
+
+
+@MODES
+def test_the_jobs_of_all_attempts_are_counted(
+    rungen_emulator: Emulator, tmp_path: Path, deferrable: bool
+) -> None:
+    rungen_emulator.service.scale("flux-schnell", 200)
+    inputs = [job_input(n, seconds=0.2, **({"fail": "no luck"} if n < 10 else {})) for n in range(100)]
+    options = FAST | {"deferrable": deferrable, "stop_after": None, "destination": tmp_path.as_uri()}
+    for try_number in (1, 2):
+        op = RunGenRunBatchOperator(task_id="x", inputs=inputs, **options)
+        usage, _ = usage_of(op, try_number=try_number)
+    assert rungen_emulator.service.stats()["jobs_created"] == 110
+    seconds = usage.pop("execution_seconds")
+    assert usage == {"jobs": 110, "completed": 90, "failed": 20, "reused": 0}
+    assert seconds == pytest.approx(22)
 
 
 def test_asset_events_and_the_log_have_it(
@@ -178,14 +195,14 @@ def test_unknown_seconds_of_an_earlier_wave_are_unknown_after_a_deferral(
     assert (usage["jobs"], usage["execution_seconds"]) == (3, None)
 
 
+@pytest.mark.parametrize("max_in_flight", [None, 1])
 def test_unknown_seconds_are_unknown_when_the_task_ends_in_the_triggerer(
-    silent: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    silent: Emulator, tmp_path: Path, max_in_flight: int | None
 ) -> None:
-    monkeypatch.setattr(
-        "airflow_provider_rungen.execution.waiting.WaitingRun._can_end_from_trigger", lambda _: True
-    )
-    options = FAST | {"deferrable": True, "end_from_trigger": True, "max_in_flight": 1}
-    usage, outcome = usage_of(RunGenRunBatchOperator(task_id="x", inputs=INPUTS[:2], **options))
+    options = FAST | {"deferrable": True, "end_from_trigger": True, "max_in_flight": max_in_flight}
+    with DAG("d", schedule=None):
+        op = RunGenRunBatchOperator(task_id="x", inputs=INPUTS[:2], **options)
+    usage, outcome = usage_of(op)
     assert outcome.error is None
     assert (usage["jobs"], usage["completed"], usage["execution_seconds"]) == (2, 2, None)
 

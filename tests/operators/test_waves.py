@@ -7,26 +7,27 @@ import contextlib
 import json
 import logging
 import re
+import shutil
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskDeferred
 from conftest import FakeStore, Outcome, TrackedTaskInstance, signal_when
 
 from airflow_provider_rungen.client import progress
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution import submission
+from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
+from airflow_provider_rungen.runs.part_files import PART_ROWS
 
-pytestmark = pytest.mark.usefixtures("unsettled")
 BATCH, STORED, TABLE, FUNCTION = "batch", "stored batch", "table", "function"
 KINDS = (BATCH, STORED, TABLE, FUNCTION)
 MODES = {"blocking": False, "deferred": True}
@@ -41,6 +42,11 @@ def inputs(count: int = COUNT, **emulator: Any) -> list[dict[str, Any]]:
 
 def failing(count: int = COUNT, **emulator: Any) -> list[dict[str, Any]]:
     return inputs(count, fail="out of memory", **emulator)
+
+
+def saved_inputs(folder: Path) -> list[Path]:
+    """Return the files of the plan that have inputs."""
+    return [path for path in folder.rglob("plans/*") if "picture" in path.read_text()]
 
 
 class Died(BaseException):
@@ -71,6 +77,7 @@ class Task:
         #: Whether no job runs while the task is on a worker that may defer.
         self.is_held = True
         self.on_push: Callable[[str, Any], None] | None = None
+        self.run_id = "night 1"
 
     def operator(self, **changes: Any) -> Any:
         options = self.options | changes
@@ -104,6 +111,7 @@ class Task:
         self.tries += 1
         self.ti = TrackedTaskInstance(self.state)
         self.ti.try_number, self.ti.max_tries = self.tries, self.max_tries
+        self.ti.run_id = self.run_id
         self.ti.on_push = self.on_push
         self.op = self.operator(**changes)
         return self.op, {"ti": self.ti, "task_state_store": self.store, "outlet_events": {}}
@@ -114,9 +122,18 @@ class Task:
     def attempt(self, **changes: Any) -> Outcome:
         """Run the next attempt to its end."""
         op, context = self.begin(**changes)
+        return self.lead(partial(op.execute, context))
+
+    def go_on(self, trigger: Any) -> Outcome:
+        """Run an attempt that was deferred to its end."""
+        context: Any = {"ti": self.ti, "task_state_store": self.store, "outlet_events": {}}
+        return self.lead(partial(self.op.execute_complete, context, self.fire(trigger).payload))
+
+    def lead(self, step: Callable[[], Any]) -> Outcome:
+        """Run an attempt to its end, deferrals included."""
+        op, outcome = self.op, Outcome()
         is_waiting = self.kind == FUNCTION and op.destination is None
         stays = not op.deferrable or is_waiting or not self.is_held
-        outcome, step = Outcome(), partial(op.execute, context)
         while True:
             self.scale(100 if stays else 0)
             try:
@@ -124,6 +141,7 @@ class Task:
             except TaskDeferred as deferral:
                 event = self.fire(deferral.trigger).payload
                 outcome.events.append(event)
+                context: Any = {"ti": self.ti, "task_state_store": self.store, "outlet_events": {}}
                 step = partial(op.execute_complete, context, event)
                 continue
             except Exception as error:
@@ -204,6 +222,12 @@ class Task:
             assert len(value) == len(by_id)
             return [by_id[job_id] for job_id in self.ti.xcoms["job_ids"]]
         return [by_id[job_id] for job_id in value]
+
+
+@pytest.fixture(autouse=True)
+def _short_waves(unsettled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a trigger fire for a part of its jobs at once, instead of once a minute."""
+    monkeypatch.setattr("airflow_provider_rungen.triggers.job.MIN_WAVE", 0.0)
 
 
 @pytest.fixture(params=KINDS)
@@ -289,14 +313,35 @@ def test_a_job_that_is_over_is_not_polled_again_in_each_wave(make: Callable[...,
     assert sum(late.values()) <= 40 * 2 + collected
 
 
-@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
+@pytest.mark.parametrize("kind", [BATCH, STORED])
 def test_a_wave_is_small_in_the_database(make: Callable[..., Task], kind: str) -> None:
     task = make(kind, inputs(180), deferrable=True, max_in_flight=120)
     task.workers = 60
     outcome = task.attempt()
     assert outcome.error is None
     assert len(json.dumps(outcome.events[0])) < 2000
-    assert len(json.dumps(task.ti.xcoms["batch_state"])) < 2000
+    assert len(json.dumps(task.ti.xcoms["rungen_log"])) < 2000
+
+
+def test_a_wave_writes_its_own_part_of_the_log(make: Callable[..., Task]) -> None:
+    task = make(TABLE, inputs(6 * PART_ROWS, seconds=0.02), deferrable=True, max_in_flight=PART_ROWS)
+    task.workers = 100
+    seen: dict[str, int] = {}
+    waves: list[list[int]] = []
+    sizes: list[int] = []
+
+    def look(key: str, value: Any) -> None:
+        if key == "rungen_log":
+            files = {path.name: path.stat().st_mtime_ns for path in task.folder.rglob("jobs/*/*.jsonl")}
+            waves.append([int(name[:6]) for name, time in files.items() if seen.get(name) != time])
+            seen.update(files)
+            sizes.append(len(json.dumps(value)))
+
+    task.on_push = look
+    assert task.attempt().error is None
+    assert len(waves) >= 6
+    assert all(max(parts) - min(parts) <= 2 for parts in waves if parts), "the parts that are over stay"
+    assert max(sizes) < 2000
 
 
 def test_inputs_of_a_file_are_read_again(make: Callable[..., Task], mode: bool, tmp_path: Path) -> None:
@@ -315,13 +360,12 @@ def test_inputs_that_change_while_deferred_are_not_submitted(
     task = make(BATCH, str(path), deferrable=True)
 
     def change(key: str, _: Any) -> None:
-        if key == "batch_state":
+        if key == "rungen_log":
             path.write_text('{"prompt": "another"}\n')
 
     task.on_push = change
     error = task.attempt().error
-    assert isinstance(error, AirflowFailException)
-    assert "inputs changed while the task was deferred" in str(error)
+    assert "the inputs changed while the task was deferred" in str(error)
     assert task.statuses == {"COMPLETED": len(task.jobs)}
     assert len(task.jobs) < COUNT
     assert [each for each in task.ti.xcoms["job_ids"] if each] == [job["id"] for job in task.jobs]
@@ -336,9 +380,7 @@ def test_saved_inputs_are_not_read_again(make: Callable[..., Task], kind: str, t
     def begin(**changes: Any) -> Any:
         op, context = begun(**changes)
         task.on_push = task.ti.on_push = lambda key, _: (
-            setattr(op, "inputs" if kind == STORED else "table", "/gone.csv")
-            if key == "batch_state"
-            else None
+            setattr(op, "inputs" if kind == STORED else "table", "/gone.csv") if key == "rungen_log" else None
         )
         return op, context
 
@@ -347,7 +389,7 @@ def test_saved_inputs_are_not_read_again(make: Callable[..., Task], kind: str, t
     assert outcome.error is None
     assert set(task.bought.values()) == {1}
     assert len(task.bought) == COUNT
-    assert not list(tmp_path.rglob(".rungen-*"))
+    assert not saved_inputs(tmp_path), "they may be secret"
 
 
 def test_a_table_of_results_alone_has_those_of_all_waves(make: Callable[..., Task], mode: bool) -> None:
@@ -435,17 +477,14 @@ def test_the_deadline_holds_over_waves(make: Callable[..., Task], mode: bool) ->
     assert task.statuses.total() - LIMIT == task.statuses["CANCELED"] <= LIMIT
 
 
-def test_a_success_that_ends_in_the_triggerer_pushes_the_usage_of_all_waves(
-    make: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "airflow_provider_rungen.execution.waiting.WaitingRun._can_end_from_trigger", lambda _: True
-    )
-    task = make(BATCH, inputs(8), deferrable=True, max_in_flight=4, end_from_trigger=True)
-    event = task.fire(task.attempt_until_deferred())
-    while type(event).__name__ != "TaskSuccessEvent":
-        event = task.fire(task.complete_until_deferred(event))
-    used = event.xcoms["usage"]
+def test_a_task_that_was_submitted_in_waves_ends_on_a_worker(make: Callable[..., Task]) -> None:
+    """The last trigger has seen only the jobs of the last wave."""
+    options = {"end_from_trigger": True, "dag": DAG("dag", schedule=None)}
+    task = make(BATCH, inputs(8), deferrable=True, max_in_flight=4, **options)
+    outcome = task.attempt()
+    assert outcome.error is None
+    assert len(outcome.value) == 8
+    used = task.ti.xcoms["usage"]
     assert (used["jobs"], used["completed"], used["failed"], used["reused"]) == (8, 8, 0, 0)
     assert used["execution_seconds"] == pytest.approx(0.15 * 8, abs=0.1)
 
@@ -574,14 +613,7 @@ def test_it_never_cancels_the_jobs_of_others(make: Callable[..., Task], mode: bo
     other.attempt_until_deferred()
     given = [*inputs(2, seconds=60), *failing(5)[2:], *inputs(COUNT, seconds=60)[5:]]
     task = make(TABLE, given, deferrable=mode, **options)
-    begun = task.begin
-
-    def begin(**changes: Any) -> Any:
-        op, context = begun(**changes)
-        task.ti.run_id = "another run"
-        return op, context
-
-    task.begin = begin  # type: ignore[method-assign]
+    task.run_id = "night 2"
     error = str(task.attempt().error)
     assert error.startswith("Stopped: 3 jobs in a row failed")
     assert {job["status"] for job in task.jobs[:2]} <= {"QUEUED", "RUNNING"}
@@ -668,6 +700,62 @@ def test_an_attempt_killed_while_deferred_is_resumed(
     assert task.most_in_flight <= LIMIT
 
 
+@pytest.mark.parametrize("echo", [b'"prompt": "?"', b'"prompt": null'], ids=["other", "left out"])
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+def test_a_service_that_returns_other_inputs_is_no_reason_to_buy_again(
+    make: Callable[..., Task], monkeypatch: pytest.MonkeyPatch, kind: str, echo: bytes, mode: bool
+) -> None:
+    task = make(kind, inputs(seconds=0.4), deferrable=True)
+    task.store = None
+    task.attempt_until_deferred()
+
+    class Edited:
+        """The service, with other inputs in its answers."""
+
+        def __init__(self, transport: Any) -> None:
+            self._transport = transport
+            self.count = 0
+
+        def handle_request(self, *request: Any) -> Any:
+            answer = self._transport.handle_request(*request)
+            body, count = re.subn(rb'"prompt": ?"picture [^"]*"', echo, answer.body)
+            self.count += count
+            return SimpleNamespace(status=answer.status, headers=answer.headers, body=body)
+
+    edited = Edited(RunGenHook.transport)
+    monkeypatch.setattr(RunGenHook, "transport", edited)
+    assert task.attempt(deferrable=mode).error is None
+    assert edited.count
+    assert set(task.bought.values()) == {1}
+    assert task.statuses == {"COMPLETED": COUNT}
+
+
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+def test_without_a_store_the_destination_is_enough(make: Callable[..., Task], kind: str, mode: bool) -> None:
+    task = make(kind, inputs(seconds=0.4), deferrable=True)
+    task.store = None
+    task.complete_until_deferred(task.fire(task.attempt_until_deferred()))
+    outcome = task.attempt(deferrable=mode)
+    assert outcome.error is None
+    assert set(task.bought.values()) == {1}
+    assert task.most_in_flight <= LIMIT
+    assert task.ti.xcoms["usage"]["jobs"] == COUNT, "those of all attempts"
+
+
+@pytest.mark.parametrize("kind", [BATCH, STORED])
+def test_jobs_that_changed_inputs_do_not_want_are_canceled_and_billed(
+    make: Callable[..., Task], kind: str
+) -> None:
+    task = make(kind, inputs(seconds=60), deferrable=True)
+    task.attempt_until_deferred()
+    unwanted = sum(task.statuses.values())
+    task.given = [{"prompt": f"another {n}", "emulator": {"seconds": 0.1}} for n in range(3)]
+    assert task.attempt(deferrable=False).error is None
+    assert task.statuses == {"CANCELED": unwanted, "COMPLETED": 3}
+    usage = task.ti.xcoms["usage"]
+    assert (usage["jobs"], usage["failed"], usage["completed"]) == (unwanted + 3, unwanted, 3)
+
+
 class DyingStore(FakeStore):
     """Ends the attempt at the n-th write."""
 
@@ -682,12 +770,11 @@ class DyingStore(FakeStore):
         super().set(key, value)
 
 
-@pytest.mark.parametrize("kind", [BATCH, TABLE])
 @pytest.mark.parametrize("writes", [2, 4, 9, 17])
 def test_an_attempt_that_died_at_any_write_is_resumed(
-    make: Callable[..., Task], kind: str, mode: bool, writes: int
+    make: Callable[..., Task], mode: bool, writes: int
 ) -> None:
-    task = make(kind, inputs(), deferrable=mode, max_concurrency=2)
+    task = make(BATCH, inputs(), deferrable=mode, max_concurrency=2)
     task.store = DyingStore(writes)
     with contextlib.suppress(Died):
         task.attempt()
@@ -709,7 +796,7 @@ def test_an_attempt_that_died_between_two_waves_is_resumed(
 
     def die(key: str, value: Any) -> None:
         nonlocal pushes
-        pushes += key == "batch_state"
+        pushes += key == "rungen_log"
         if pushes == nth:
             raise Died
 
@@ -722,7 +809,6 @@ def test_an_attempt_that_died_between_two_waves_is_resumed(
     assert set(task.bought.values()) == {1}
     assert len(task.bought) == COUNT
     assert task.most_in_flight <= LIMIT
-    assert not list(task.folder.rglob(".rungen-*.jsonl"))
 
 
 def test_a_mark_while_deferred_cancels_what_is_in_flight(make: Callable[..., Task]) -> None:
@@ -756,7 +842,7 @@ def test_with_a_ledger_a_wave_looks_nothing_up_twice(
     first.store = None
     assert first.attempt().error is None
     task = make(TABLE, [*inputs(), *inputs(4)], **options)
-    task.store, task.tries = None, 0
+    task.store, task.run_id = None, "night 2"
     outcome = task.attempt()
     assert outcome.error is None
     assert (outcome.value["reused"], outcome.value["completed"]) == (14, COUNT + 4)
@@ -766,24 +852,13 @@ def test_with_a_ledger_a_wave_looks_nothing_up_twice(
     assert task.most_in_flight <= LIMIT
 
 
-def test_without_a_store_a_ledger_resumes_a_deferred_wave(make: Callable[..., Task], tmp_path: Path) -> None:
-    ledger = Ledger((tmp_path / "ledger").as_uri())
-    task = make(TABLE, inputs(seconds=0.4), deferrable=True, ledger=ledger)
-    task.store = None
-    task.complete_until_deferred(task.fire(task.attempt_until_deferred()))
-    outcome = task.attempt()
-    assert outcome.error is None
-    assert set(task.bought.values()) == {1}
-    assert task.most_in_flight <= LIMIT
-
-
 def test_reused_rows_are_in_the_table_of_a_task_that_stops(
     make: Callable[..., Task], mode: bool, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"ledger": Ledger((tmp_path / "ledger").as_uri()), "deferrable": mode}
     assert make(TABLE, inputs(5), **options).attempt().error is None
     task = make(TABLE, [*inputs(5), *failing(COUNT)[5:]], stop_after=3, **options)
-    task.ti = TrackedTaskInstance()
+    task.run_id = "night 2"
     stopped(task, task.attempt().error)
     rows = Counter(row["status"] for row in task.results)
     assert rows["completed"] == 5
@@ -799,98 +874,7 @@ def test_the_log_says_what_waits(make: Callable[..., Task], caplog: pytest.LogCa
     )
 
 
-# --- counters that stand still ---
-
-
-def freeze_counters(task: Task) -> None:
-    counters = {"completed": 100, "failed": 5, "in_progress": 100, "in_queue": 900}
-    body = {"data": {"id": "flux-schnell", "jobs": counters, "configuration": {"active_workers": 1}}}
-    task.emulator.service.inject(Fault(on="get_app", status=200, body=body, times=None))
-
-
-def test_what_a_wave_learned_of_the_counters_is_handed_on_in_the_triggerer(make: Callable[..., Task]) -> None:
-    task = make(BATCH, inputs(), deferrable=True)
-    freeze_counters(task)
-    trigger = task.attempt_until_deferred()
-    trigger.counters = {"mismatches": 3, "later": True}
-    event = task.fire(trigger)
-    assert event.payload["counters"]["mismatches"] == 3
-    assert task.complete_until_deferred(event).counters["mismatches"] == 3
-
-
-def test_what_a_wave_learned_of_the_counters_is_kept_on_the_worker(make: Callable[..., Task]) -> None:
-    task = make(BATCH, inputs(), deferrable=True)
-    freeze_counters(task)
-    event = task.fire(task.attempt_until_deferred(defer_after=0))
-    task.op.defer_after = 60
-    event.payload["counters"] = {"mismatches": 3}
-    task.scale(100)
-    before = task.emulator.service.count("get_app")
-    task.op.execute_complete({"ti": task.ti, "task_state_store": task.store}, event.payload)
-    assert task.emulator.service.count("get_app") == before, "they are asked for no more"
-    assert task.statuses == {"COMPLETED": COUNT}
-
-
-@pytest.mark.parametrize("counters", [None, "x", [3], {"mismatches": "3"}])
-def test_triggers_and_events_of_other_versions_know_nothing_of_the_counters(
-    make: Callable[..., Task], counters: Any
-) -> None:
-    task = make(BATCH, inputs(), deferrable=True)
-    trigger = task.attempt_until_deferred()
-    path, arguments = trigger.serialize()
-    del arguments["counters"]
-    older = type(trigger)(**arguments)
-    assert older.serialize() == (path, arguments | {"counters": None})
-    event = task.fire(older)
-    event.payload["counters"] = counters
-    trigger = task.complete_until_deferred(event)
-    assert not (trigger.counters or {}).get("mismatches")
-    trigger.counters = counters
-    assert task.fire(trigger).payload["outcome"] in ("part", "over")
-
-
 # --- bad days of later waves ---
-
-
-def test_a_later_wave_is_not_sent_before_the_store_knows(make: Callable[..., Task]) -> None:
-    task = make(BATCH, inputs(12), deferrable=False)
-    waves: list[int] = []
-
-    def set_(key: str, value: Any, **_: Any) -> None:
-        if key == "rungen_batch_0" and all(each not in ("", "-") for each in value["ids"][:6]):
-            waves.append(1)
-            if len(waves) == 2:  # the first write of the second wave: slow, then the attempt dies
-                time.sleep(1)
-                raise Died
-        FakeStore.set(task.store, key, value)
-
-    task.store.set = set_
-    with contextlib.suppress(Died):
-        task.attempt()
-    del task.store.set
-    task.attempt(on_unknown_submission="fail")
-    assert set(task.bought.values()) == {1}
-
-
-def test_the_time_of_the_last_submission_is_that_of_the_last_wave(
-    make: Callable[..., Task], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # one at a time, so that nothing else is in flight when it dies
-    task = make(BATCH, inputs(16, seconds=3.0), deferrable=False, max_concurrency=1)
-
-    def set_(key: str, value: Any, **_: Any) -> None:
-        FakeStore.set(task.store, key, value)
-        if key == "rungen_batch_0" and sum(each not in ("", "-") for each in value["ids"]) >= 12:
-            raise Died
-
-    task.store.set = set_
-    with contextlib.suppress(Died):
-        task.attempt()
-    del task.store.set
-    monkeypatch.setattr(submission, "RESUBMISSION_GRACE", 2.7)  # 30 s, of waves that are longer apart
-    task.emulator.service.inject(Fault(on="get", status=404, job_id=task.jobs[-1]["id"]))
-    task.attempt()
-    assert set(task.bought.values()) == {1}
 
 
 @pytest.mark.parametrize("limit", [1, 4])
@@ -928,45 +912,130 @@ def test_all_ids_are_pushed_when_a_later_wave_fails(make: Callable[..., Task]) -
     assert len([each for each in task.ti.xcoms["job_ids"] if each]) == len(task.jobs)
 
 
+@pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("event", [True, False])
-def test_no_job_is_left_when_the_saved_lines_cannot_be_read(
-    make: Callable[..., Task], tmp_path: Path, event: bool
+def test_no_job_is_left_when_the_log_is_gone_after_a_deferral(
+    make: Callable[..., Task], kind: str, event: bool
 ) -> None:
-    # in the second wave, one job runs, and enough others end, however many ended in the first
-    given = [*inputs(1, seconds=60), *inputs(2 * LIMIT)[1:], *inputs(COUNT, seconds=60)[2 * LIMIT :]]
-    task = make(STORED, given, deferrable=True)
+    task = make(kind, inputs(seconds=60), deferrable=True)
     task.store, task.max_tries = None, 0
-    trigger = task.complete_until_deferred(task.fire(task.attempt_until_deferred()))
-    found = task.fire(trigger).payload if event else None
-    [path] = tmp_path.rglob(".rungen-*")
-    path.unlink()
+    task.attempt_until_deferred()
+    shutil.rmtree(task.folder / "out" / ".rungen")
     context: Any = {"ti": task.ti, "task_state_store": None}
-    with pytest.raises((AirflowFailException, RunGenError)):
-        _ = (
-            task.op.execute_complete(context, found)
-            if found
-            else task.op.resume_execution("__fail__", {"error": "lost"}, context)
-        )
-    assert not task.statuses.keys() & {"QUEUED", "RUNNING"}
-    assert task.statuses["CANCELED"]
+    step = ("execute_complete", {"event": {"outcome": "go on"}}) if event else ("__fail__", {"error": "lost"})
+    with pytest.raises(RunGenError, match=r"Could not read the (log|plan) of the task run: .* it is missing"):
+        task.op.resume_execution(*step, context)
+    assert task.statuses == {"CANCELED": LIMIT}
 
 
-def test_an_attempt_that_was_cut_off_leaves_the_lines_of_its_successor(
-    make: Callable[..., Task], tmp_path: Path
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+def test_a_log_that_airflow_knows_of_and_that_is_gone_buys_nothing(
+    make: Callable[..., Task], kind: str
 ) -> None:
-    task = make(STORED, inputs(), deferrable=True)
+    task = make(kind, failing(), deferrable=False, stop_after=None)
+    assert task.attempt().error is not None
+    made = len(task.jobs)
+    log = task.folder / "out" / ".rungen" / "runs"
+    log.rename(task.folder / "elsewhere")
+    outcome = task.attempt()
+    assert "The log of the task run is missing" in str(outcome.error)
+    assert len(task.jobs) == made
+    # after a clear, nobody needs it
+    task.max_tries = 9
+    task.attempt()
+    assert len(task.jobs) == made + COUNT
+
+
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+@pytest.mark.parametrize("is_there", [False, True], ids=["missing", "empty"])
+def test_a_damaged_part_leaves_no_job_of_the_others_after_a_deferral(
+    make: Callable[..., Task], kind: str, is_there: bool
+) -> None:
+    task = make(kind, inputs(2 * PART_ROWS, seconds=60), deferrable=True, max_in_flight=2 * PART_ROWS)
+    task.store, task.max_tries = None, 0
+    task.attempt_until_deferred()
+    [path] = task.folder.rglob("jobs/*/000000.*")
+    path.write_text("") if is_there else path.unlink()
+    with pytest.raises(RunGenError, match=rf"{path.name}: it .* {PART_ROWS} jobs of app .* may still run"):
+        task.op.execute_complete({"ti": task.ti, "task_state_store": None}, {"outcome": "go on"})
+    assert task.statuses["CANCELED"] == PART_ROWS
+
+
+@pytest.mark.parametrize("kind", [STORED, TABLE])
+def test_inputs_of_a_part_that_is_gone_when_it_is_over_are_not_called_unsent(
+    make: Callable[..., Task], kind: str
+) -> None:
+    task = make(kind, inputs(4 * PART_ROWS, seconds=0.02), deferrable=True, max_in_flight=PART_ROWS)
+    task.store, task.workers = None, 100
+
+    def remove(key: str, value: Any) -> None:
+        if key == "rungen_log" and 0 not in value["parts"]:
+            for path in task.folder.rglob("jobs/*/000000.*"):
+                path.unlink()
+
+    task.on_push = remove
+    error = task.attempt().error
+    assert re.search("Could not read the log of the task run: .*000000.*: it is missing", str(error))
+    assert not (task.folder / "out" / "results.jsonl").exists()
+    assert task.attempt().error is not None  # and nothing is bought again
+    assert set(task.bought.values()) == {1}
+
+
+@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
+@pytest.mark.parametrize("max_tries", [2, 0], ids=["retry", "clear"])
+def test_an_attempt_that_was_cut_off_leaves_all_to_its_successor(
+    make: Callable[..., Task], kind: str, max_tries: int
+) -> None:
+    task = make(kind, inputs(), deferrable=True, on_clear="resume")
+    task.max_tries = max_tries
     event = task.fire(task.attempt_until_deferred())
     first, ti = task.op, task.ti
+    task.max_tries = 2
     trigger = task.attempt_until_deferred()  # the successor
-
-    def refuse(key: str, value: Any) -> None:
-        raise RuntimeError("409: not running any more")
-
-    ti.on_push = refuse
-    with pytest.raises(RuntimeError):
+    made = len(task.jobs)
+    with pytest.raises(Exception, match="is cut off"):
         first.execute_complete({"ti": ti, "task_state_store": task.store}, event.payload)
-    assert list(tmp_path.rglob(".rungen-*"))
-    task.complete_until_deferred(task.fire(trigger))
+    assert len(task.jobs) == made
+    assert kind != TABLE or not (task.folder / "out" / "results.jsonl").exists()
+    assert task.go_on(trigger).error is None
+    assert task.statuses == {"COMPLETED": COUNT}
+    assert set(task.bought.values()) == {1}
+
+
+@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
+def test_a_wave_that_begins_again_after_its_worker_was_lost_buys_nothing_twice(
+    make: Callable[..., Task], kind: str
+) -> None:
+    task = make(kind, inputs(), deferrable=True)
+    event = task.fire(task.attempt_until_deferred())
+    pushed = list(task.ti.pushed)
+    task.complete_until_deferred(event)  # it has submitted more
+    task.ti.pushed = pushed
+    context: Any = {"ti": task.ti, "task_state_store": task.store}
+    with pytest.raises(RunGenError, match="changed since the deferral"):
+        task.operator().execute_complete(context, event.payload)
+    outcome = task.attempt()
+    assert outcome.error is None
+    assert set(task.bought.values()) == {1}
+    assert task.prompts_of(outcome.value) == [each["prompt"] for each in inputs()]
+
+
+@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
+def test_lost_repeated_and_spurious_events_change_nothing(make: Callable[..., Task], kind: str) -> None:
+    task = make(kind, inputs(), deferrable=True)
+    trigger = task.attempt_until_deferred()
+    events = [task.fire(trigger)]
+    trigger = task.complete_until_deferred(events[0])
+    task.scale(0)
+    # nothing is new whatever they say
+    for spurious in ({}, {"ended": "0-5", "in_flight": 0}, {"ended": "7"}, events[0].payload):
+        event = SimpleNamespace(payload={"outcome": "go on", "app_id": "flux-schnell"} | spurious)
+        trigger = task.complete_until_deferred(event)
+    outcome = task.go_on(trigger)
+    assert outcome.error is None
+    assert task.prompts_of(outcome.value) == [each["prompt"] for each in inputs()]
+    assert task.statuses == {"COMPLETED": COUNT}
+    assert set(task.bought.values()) == {1}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -981,24 +1050,21 @@ def test_what_the_log_counts_as_submitted_rises_from_wave_to_wave(
     assert counts[-1] == COUNT
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_what_the_log_counts_as_done_rises_from_wave_to_wave(
-    make: Callable[..., Task], mode: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_what_the_log_counts_as_done_rises_from_wave_to_wave_and_attempt_to_attempt(
+    make: Callable[..., Task], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "PROGRESS_INTERVAL", 0.0)
     given = [*failing(5), *inputs(55)]
     given[10] = {"prompt": ""}
-    task = make(STORED, given, deferrable=MODES[mode], max_in_flight=24)
-    with caplog.at_level(logging.INFO):
-        task.attempt()
-    lines = re.findall(
-        r"(\d+) of (\d+) done, (\d+) queued or running, (?:(\d+) not submitted yet, )?(\d+) failed",
-        caplog.text,
-    )
-    found = [tuple(int(number or 0) for number in line) for line in lines]
-    assert {total for _, total, *_ in found} == {len(given)}
-    assert all(done + running + unsent == total for done, total, running, unsent, _ in found)
-    for counts in zip(*((done, failed) for done, *_, failed in found), strict=True):
-        assert list(counts) == sorted(counts)
-    # the first of a wave counts what earlier ones found
-    assert len({unsent for *_, unsent, _ in found}) > 2
+    task = make(STORED, given, deferrable=False, max_in_flight=24)
+    pattern = r"(\d+) of (\d+) done, (\d+) queued or running, (?:(\d+) not submitted yet, )?(\d+) failed"
+    for failed in (6, 6):  # a retry runs what failed again
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert f"{failed} of 60 inputs failed" in str(task.attempt().error)
+        lines = re.findall(pattern, caplog.text)
+        found = [tuple(int(number or 0) for number in line) for line in lines]
+        assert {total for _, total, *_ in found} == {len(given)}
+        assert all(done + running + unsent == total for done, total, running, unsent, _ in found)
+        for counts in zip(*((done, failures) for done, *_, failures in found), strict=True):
+            assert list(counts) == sorted(counts)

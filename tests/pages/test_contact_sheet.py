@@ -22,7 +22,7 @@ from samples import HOSTILE
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.contact_sheet import JOBS_A_PAGE, SheetWriter, describe_job
+from airflow_provider_rungen.execution.sinks.contact_sheet import JOBS_A_PAGE, SheetWriter, describe_job
 from airflow_provider_rungen.execution.table.results import ResultRow, Status
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
@@ -314,7 +314,7 @@ def test_a_store_that_fails_midway_leaves_the_earlier_sheet_whole(
     caplog: pytest.LogCaptureFixture,
     writes: int,
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.contact_sheet.Storage", FailingStorage)
+    monkeypatch.setattr("airflow_provider_rungen.execution.sinks.contact_sheet.Storage", FailingStorage)
     count = 3 * JOBS_A_PAGE
     monkeypatch.setattr(FailingStorage, "writes_left", 10**9)
     ti.run_id = "night 1"
@@ -396,7 +396,7 @@ def test_object_storage(rungen_emulator: Emulator, context: Any) -> None:
 def test_s3(
     rungen_emulator: Emulator, context: Any, s3: str, s3_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.contact_sheet.JOBS_A_PAGE", 5)
+    monkeypatch.setattr("airflow_provider_rungen.execution.sinks.contact_sheet.JOBS_A_PAGE", 5)
     folder = s3.rpartition("/")[2]
     ids = submitted(*[job(seconds=0)] * 6)
     for _ in range(2):

@@ -196,7 +196,7 @@ def test_a_check_of_results_needs_a_worker(rungen_emulator: Emulator, context: A
     [job_id] = submitted(0.5, result=7)
     options: dict[str, Any] = {"deferrable": True, "end_from_trigger": True, "result_schema": "flux-schnell"}
     outcome = run_task(sensor(job_id, **options), context)
-    assert [event["outcome"] for event in outcome.events] == ["over"]
+    assert [event["outcome"] for event in outcome.events] == ["go on"]
     assert type(outcome.error) is AirflowFailException
 
 
@@ -213,7 +213,7 @@ def test_a_sensor_that_starts_in_the_triggerer_checks_results_on_a_worker(
     arguments = sensor("x", **options).start_trigger_args
     assert arguments.trigger_kwargs["end_from_trigger"] is True
     task.job_id = str(ids)  # as the template makes it
-    event = {"outcome": "over", "unsuccessful": [], "count": 0, "app_id": APP}
+    event = {"outcome": "go on", "ended": "0-1", "in_flight": 0, "app_id": APP}
     with pytest.raises(AirflowFailException, match=f"{ids[1]}.* 7 is not of type 'object'"):
         task.execute_complete(context, event)
 
@@ -368,7 +368,7 @@ def test_a_sensor_that_starts_in_the_triggerer_waits_for_its_jobs(
         task = sensor(given, **STRAIGHT)
         assert cast("Any", task).start_from_trigger is True
         event = started(task)
-        assert (event["app_id"], event["outcome"], event["job_ids"]) == (APP, "over", ids)
+        assert (event["app_id"], event["outcome"], event["ended"]) == (APP, "go on", "0-1")
         task.execute_complete(context, event)
 
 

@@ -15,9 +15,11 @@ from airflow.triggers.base import BaseTrigger
 from asgiref.sync import async_to_sync
 from conftest import APP, KEY, SOON
 
-from airflow_provider_rungen import _airflow, triggers
+from airflow_provider_rungen import _airflow
 from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.execution import attempts, task_instances
+from airflow_provider_rungen.exceptions import RunGenNotFoundError
+from airflow_provider_rungen.execution.task import attempts, task_instances
+from airflow_provider_rungen.execution.task.outcomes import ended_positions, raise_for_jobs, unsuccessful_jobs
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.triggers import RunGenJobTrigger, base, job
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger
@@ -74,9 +76,9 @@ def test_a_trigger_is_the_same_after_the_way_through_the_database() -> None:
 
 def test_jobs_that_completed_are_a_short_event(rungen_emulator: Emulator) -> None:
     ids = submitted(0.1, 0)
-    over = {"app_id": APP, "outcome": "over", "unsuccessful": [], "count": 0}
-    assert fire(trigger(ids)) == [over | {"job_ids": ids, "execution_seconds": 0.1}]
-    assert fire(trigger(ids[:1])) == [over | {"job_ids": ids[:1], "execution_seconds": 0.1}]
+    over = {"app_id": APP, "outcome": "go on", "ended": "0-1", "in_flight": 0}
+    assert fire(trigger(ids, attempt="0001-0001-ab")) == [over]
+    assert fire(trigger(ids)) == [over | {"unsuccessful": [], "count": 0}]
 
 
 def test_jobs_that_did_not_complete_are_named(rungen_emulator: Emulator) -> None:
@@ -85,7 +87,7 @@ def test_jobs_that_did_not_complete_are_named(rungen_emulator: Emulator) -> None
     with RunGenHook() as hook:
         hook.cancel_job(job_id=gone)
     [event] = fire(trigger([gone, good, bad]))
-    assert event["outcome"] == "over"
+    assert event["outcome"] == "go on"
     assert [(job["id"], job["status"]) for job in event["unsuccessful"]] == [
         (gone, "CANCELED"),
         (bad, "FAILED"),
@@ -108,10 +110,10 @@ def test_a_deadline_that_passed_while_the_triggerer_was_down_still_allows_a_look
 ) -> None:
     ids = submitted(0)
     [event] = fire(trigger(ids, deadline=time.time() - 3600))
-    assert event["outcome"] == "over"
+    assert event["outcome"] == "go on"
 
 
-@pytest.mark.parametrize(("status", "retryable"), [(403, False), (404, False), (410, False)])
+@pytest.mark.parametrize(("status", "retryable"), [(403, False), (410, False)])
 def test_a_refusal_that_lasts_is_an_event(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, status: int, retryable: bool
 ) -> None:
@@ -149,7 +151,7 @@ def test_an_outage_is_no_event(rungen_emulator: Emulator, monkeypatch: pytest.Mo
         rungen_emulator.service.inject(Fault(on="get", kind=kind))
     rungen_emulator.service.inject(Fault(on="get", status=503, times=3))
     [event] = fire(trigger(ids))
-    assert event["outcome"] == "over"
+    assert event["outcome"] == "go on"
 
 
 def test_a_trigger_does_not_fire_while_the_deferring_process_goes_down(
@@ -172,15 +174,19 @@ def test_many_triggers_wait_side_by_side(rungen_emulator: Emulator) -> None:
     started = time.monotonic()
     events = fire(*[trigger([job_id], poll_interval=0.2) for job_id in ids])
     assert time.monotonic() - started < SOON
-    assert [event["job_ids"] for event in events] == [[job_id] for job_id in ids]
-    assert {event["outcome"] for event in events} == {"over"}
+    assert [event["in_flight"] for event in events] == [0] * 60
+    assert {event["outcome"] for event in events} == {"go on"}
 
 
 def test_one_bad_job_does_not_disturb_the_triggers_of_others(rungen_emulator: Emulator) -> None:
     good, other = submitted(0.2, 0.3)
     rungen_emulator.service.inject(Fault(on="get", job_id=other, status=404, times=None))
     events = fire(trigger([good]), trigger([other]), trigger(["unknown"]))
-    assert [event["outcome"] for event in events] == ["over", "error", "error"]
+    assert [event["outcome"] for event in events] == ["go on"] * 3
+    assert [event["count"] for event in events] == [0, 1, 1]
+    for event in events[1:]:
+        with pytest.raises(RunGenNotFoundError):
+            raise_for_jobs(unsuccessful_jobs(event))
 
 
 @pytest.mark.usefixtures("on_the_wire")
@@ -188,6 +194,41 @@ def test_a_trigger_leaves_no_connection_open(rungen_emulator: Emulator) -> None:
     fire(trigger(submitted(0.1)))
     _until(lambda: rungen_emulator.service.connections_open == 0)
     assert rungen_emulator.service.stats()["connections_opened"] > 0
+
+
+# --- a part of the jobs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "options"),
+    [((0, 0, 60), {"left": 1}), ((60, 0, 0), {"stop_after": 2})],
+    ids=["few in flight", "all fail"],
+)
+def test_a_part_of_the_jobs_may_be_enough(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, seconds: Any, options: Any
+) -> None:
+    monkeypatch.setattr(base, "SETTLING_TIME", 0.0)
+    rungen_emulator.service.scale(APP, 20)
+    all_fail = "stop_after" in options
+    ids = submitted(*seconds, **({"fail": "x"} if all_fail else {}))
+    # that all fail is reported at once
+    deferred_at = time.time() - (0 if all_fail else job.MIN_WAVE)
+    [event] = fire(trigger(ids, attempt="a", deferred_at=deferred_at, **options))
+    over = [number for number, each in enumerate(seconds) if not each]
+    assert ended_positions(event, len(ids)) == over
+    assert (event["outcome"], event["in_flight"]) == ("go on", 1)
+
+
+def test_a_part_of_the_jobs_starts_a_worker_once_a_minute(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "SETTLING_TIME", 0.0)
+    rungen_emulator.service.scale(APP, 20)
+    deferred_at = time.time() - job.MIN_WAVE + 0.5
+    fire(trigger(submitted(0, 60), left=1, deferred_at=deferred_at))
+    assert time.time() >= deferred_at + job.MIN_WAVE
+    fire(trigger(submitted(0, 0), left=1, deferred_at=(now := time.time())))
+    assert time.time() - now < SOON
 
 
 # --- killed -------------------------------------------------------------------------------------------------
@@ -345,6 +386,33 @@ def test_jobs_that_the_next_attempt_has_taken_up_are_left_to_it(
     assert states(rungen_emulator) == ["CANCELED", "RUNNING"]
 
 
+@pytest.mark.parametrize(
+    ("latest", "want"),
+    [
+        ({"attempt": "0001-0001-ab"}, "RUNNING"),
+        ({"attempt": "0002-0002-cd", "resumes": ["0001-0001-ab"]}, "RUNNING"),
+        ({"attempt": "0002-0002-cd"}, "CANCELED"),
+    ],
+    ids=["moved", "resumed", "begun anew"],
+)
+def test_the_jobs_of_a_table_are_left_to_the_attempt_that_waits_for_them(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, *, ids: list[str], latest: Any, want: str
+) -> None:
+    xcoms = {"rungen_log": latest}
+    monkeypatch.setattr(task_instances, "task_state", lambda _: "deferred")
+    monkeypatch.setattr(_airflow.XCom, "get_one", lambda key, **_: xcoms.get(key))
+    _start_and_end(trigger(ids, attempt="0001-0001-ab"), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == [want, want]
+
+
+def test_jobs_of_other_task_runs_are_never_canceled(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, ids: list[str]
+) -> None:
+    monkeypatch.setattr(task_instances, "task_state", lambda _: "failed")
+    _start_and_end(trigger(ids, shared=ids[1:]), rungen_emulator, kill=True)
+    assert states(rungen_emulator) == ["CANCELED", "RUNNING"]
+
+
 @pytest.mark.parametrize(("on_clear", "want"), [("new", "CANCELED"), ("resume", "RUNNING")])
 def test_an_attempt_that_another_has_replaced_cancels_its_jobs(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, ids: list[str], on_clear: str, want: str
@@ -397,61 +465,11 @@ def test_a_clear_whose_next_attempt_does_not_come_soon(
     assert states(rungen_emulator) == [want, want]
 
 
-# --- rows and events of other versions ----------------------------------------------------------------------
-
-#: What 0.1.0 keeps in Airflow's database for its triggers.
-ROW: dict[str, Any] = {
-    "rungen_conn_id": "rungen_default",
-    "app_id": APP,
-    "poll_interval": 0.02,
-    "timeout": 0,
-    "deferred_at": 1.0,
-    "known_by": 0,
-    "cancel_on_kill": True,
-    "end_from_trigger": False,
-}
-
-
-def test_a_row_of_the_last_release_is_understood(rungen_emulator: Emulator) -> None:
-    ids = submitted(0)
-    [event] = fire(RunGenJobTrigger(**ROW, job_id=ids, deadline=time.time() + 30))
-    assert (event["outcome"], event["job_ids"]) == ("over", ids)
-
-
-def test_a_row_of_a_newer_version_is_understood_as_far_as_it_goes(
-    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
-) -> None:
-    ids = submitted(0)
-    row: dict[str, Any] = {
-        "job_id": ids,
-        "deadline": time.time() + 30,
-        "deferred_at": 1.0,
-        "app_id": APP,
-        "priority": "high",
-    }
-    [event] = fire(RunGenJobTrigger(**row))
-    assert event["outcome"] == "over"
-    assert "ignores priority" in caplog.text
-
-
-def test_an_app_trigger_of_other_versions_is_understood(rungen_emulator: Emulator) -> None:
-    old: dict[str, Any] = {
-        "rungen_conn_id": "rungen_default",
-        "app_id": APP,
-        "status": "RUNNING",
-        "active_workers": None,
-        "poll_interval": 0.02,
-        "deadline": time.time() + 30,
-        "deferred_at": 1.0,
-        "raised": None,
-    }
-    for row in (old, old | {"region": "eu"}):
-        [event] = fire(triggers.RunGenAppTrigger(**row))
-        assert event["outcome"] == "ready"
+# --- without a job ------------------------------------------------------------------------------------------
 
 
 def test_a_row_without_jobs_is_an_error_that_says_so(rungen_emulator: Emulator) -> None:
-    [event] = fire(RunGenJobTrigger(**ROW, deadline=time.time() + 5))
+    [event] = fire(RunGenJobTrigger(app_id=APP, deferred_at=1.0))
     assert event["outcome"] == "error"
     assert "job_id" in event["message"]
 
@@ -461,13 +479,7 @@ def test_a_kill_of_a_trigger_without_an_id_does_not_raise(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, nothing: Any
 ) -> None:
     monkeypatch.setattr(task_instances, "task_state", lambda _: "failed")
-    one = RunGenJobTrigger(**ROW | {"job_id": nothing, "cancel_on_kill": True})
+    one = RunGenJobTrigger(app_id=APP, deferred_at=1.0, job_id=nothing, cancel_on_kill=True)
     one.task_instance = SimpleNamespace(task_id="t")  # type: ignore[assignment]
     asyncio.run(one.on_kill())
     assert rungen_emulator.service.count("cancel") == 0
-
-
-def test_an_event_can_be_read_by_a_worker_of_the_first_version(rungen_emulator: Emulator) -> None:
-    rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
-    [event] = fire(RunGenJobTrigger(**ROW, job_id="gone", deadline=time.time() + 5))
-    assert event["hopeless"] is not event["retryable"]

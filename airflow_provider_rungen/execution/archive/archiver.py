@@ -48,6 +48,7 @@ class OutputArchiver:
     :param max_outputs: how many outputs a job may have.
     :param max_total_bytes: how many bytes the outputs of a job may have together; ``None`` for any number.
     :param on_stored: what to keep of a job that is stored, since there may be many.
+    :param log_level: of the line about what was stored.
     """
 
     perform: Callable[[Flow[Job]], Awaitable[Job]]
@@ -61,6 +62,7 @@ class OutputArchiver:
     max_outputs: int = 10_000
     max_total_bytes: int | None = None
     on_stored: Callable[[StoredJob], StoredJob] = lambda stored: stored
+    log_level: int = logging.INFO
     file_count: int = field(init=False, default=0)
     existing_count: int = field(init=False, default=0)
     total_bytes: int = field(init=False, default=0)
@@ -94,10 +96,12 @@ class OutputArchiver:
             await run_with_checks(gather_limited(self._archive, job_ids, self.max_concurrency), check_and_log)
         finally:
             seconds = format_duration(time.monotonic() - begun_at)
-            log.info("Stored %s in %s; %s", self._figures(len(job_ids)), self.shown, seconds)
+            figures = self._figures(len(job_ids))
+            log.log(self.log_level, "Stored %s in %s; %s", figures, self.shown, seconds)
         return self._outcomes
 
     async def _archive(self, job_id: str) -> None:
+        job: Job | None = None
         try:
             self._check_outage(job_id)
             job = await self.perform(endpoints.get_job(self.app_id, job_id))
@@ -107,6 +111,8 @@ class OutputArchiver:
             self._outcomes[job_id] = self.on_stored(await JobArchiver(self, job).run())
         except RunGenError as error:
             is_of_job = isinstance(error, RunGenJobError)
+            if isinstance(error, RunGenJobError) and job is not None:
+                error.execution_time = job.execution_time
             if not error.retryable and not is_of_job and not concerns_one_job(error):
                 raise
             self._outcomes[job_id] = error

@@ -26,6 +26,7 @@ from airflow_provider_rungen.execution.archive.manifests import (
     manifest_text,
     parse_manifest,
 )
+from airflow_provider_rungen.execution.archive.many_files import read_listed
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 
@@ -76,7 +77,7 @@ class ManifestJournal:
             sizes = storage.sizes(job.id, PART_PREFIX)
             self.parts = sorted(sizes)
             if 0 < sum(sizes.values()) <= MAX_MANIFEST_BYTES:
-                for some in storage.read_all({(job.id, part): size for part, size in sizes.items()}):
+                for some in read_listed(storage, {(job.id, part): size for part, size in sizes.items()}):
                     contents += some.values()
         manifests = [parse_manifest(content, job.app_id, job.id) for content in contents]
         self.is_complete = content is not None and manifests[0].is_complete

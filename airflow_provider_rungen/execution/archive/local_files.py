@@ -15,23 +15,38 @@ from airflow_provider_rungen.exceptions import RunGenOutputError
 
 
 @contextlib.contextmanager
-def open_folder(path: str, *, create: bool = False) -> Iterator[int]:
+def open_folder(path: str, *below: str, create: bool = False) -> Iterator[int]:
     """
     Open a folder, and return its file descriptor.
 
-    :raises RunGenOutputError: it is a symbolic link.
+    :param below: the names of folders on the way from ``path`` to the one to open.
+    :param create: whether to create each of them, ``path`` included.
+    :raises RunGenOutputError: one of them is a symbolic link.
     """
+    with contextlib.ExitStack() as stack:
+        folder = _open_folder(path, None, create=create)
+        stack.callback(os.close, folder)
+        for name in below:
+            folder = _open_folder(name, folder, create=create)
+            stack.callback(os.close, folder)
+        yield folder
+
+
+def _open_folder(name: str, parent: int | None, *, create: bool) -> int:
     if create:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(path)
+            os.mkdir(name, dir_fd=parent)
     try:
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     except OSError as error:
-        raise _link_error(path) if os.path.islink(path) else error from None
+        raise _link_error(name) if _is_link(name, parent) else error from None
+
+
+def _is_link(name: str, parent: int | None) -> bool:
     try:
-        yield folder
-    finally:
-        os.close(folder)
+        return stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
 
 
 def opener_in(folder: int) -> Callable[[str, int], int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from airflow_provider_rungen.client.models import JobStatus
+from airflow_provider_rungen.execution.archive.folder import File
 from airflow_provider_rungen.execution.archive.manifests import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -14,7 +15,8 @@ from airflow_provider_rungen.execution.archive.manifests import (
     Manifest,
     parse_manifest,
 )
-from airflow_provider_rungen.execution.archive.storage import File, Storage
+from airflow_provider_rungen.execution.archive.many_files import read_listed
+from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.threads import batches
 
 T = TypeVar("T")
@@ -72,7 +74,7 @@ def read_stored_jobs(
         sizes = storage.sizes_of(manifests)
         missing += [file for file in manifests if file not in sizes]
         readable = {file: size for file, size in sizes.items() if size <= MAX_MANIFEST_BYTES}
-        for contents in storage.read_all(readable):
+        for contents in read_listed(storage, readable):
             found: dict[str, tuple[Manifest, dict[File, int]]] = {}
             for (job_id, _), content in contents.items():
                 manifest = parse_manifest(content, jobs[job_id], job_id)

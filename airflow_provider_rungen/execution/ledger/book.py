@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
-from airflow_provider_rungen.execution.archive.storage import File, Storage
+from airflow_provider_rungen.execution.archive.folder import File
+from airflow_provider_rungen.execution.archive.many_files import read_listed, read_unlisted
+from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
 from airflow_provider_rungen.execution.archive.threads import batches, run_concurrently
 from airflow_provider_rungen.execution.ledger.entries import (
@@ -23,6 +25,7 @@ from airflow_provider_rungen.execution.ledger.entries import (
     entry_text,
     is_manifest_uri,
     is_run,
+    is_same_task,
     parse_entry,
 )
 from airflow_provider_rungen.execution.ledger.keys import ledger_key
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+# To list all shards takes about as many requests as to read so many entries.
+_MAX_DIRECT = 256
 # The names in so many folders are in memory at a time.
 _SHARDS_AT_A_TIME = 16
 _HEADER: File = ("", "ledger.json")
@@ -47,11 +52,13 @@ class Found(Generic[T]):
     :param stored: what is kept of the jobs that completed, and whose outputs are stored.
     :param pending: those that were submitted. Only the service knows their status.
     :param unnoted: the keys of stored jobs whose entries do not say so: an attempt was killed before that.
+    :param own: the keys of jobs that this task submitted in this DAG run, whatever was cleared since.
     """
 
-    stored: dict[str, T]
-    pending: dict[str, Entry]
-    unnoted: set[str]
+    stored: dict[str, T] = field(default_factory=dict)
+    pending: dict[str, Entry] = field(default_factory=dict)
+    unnoted: set[str] = field(default_factory=set)
+    own: set[str] = field(default_factory=set)
 
 
 class LedgerBook:
@@ -93,7 +100,7 @@ class LedgerBook:
             sizes = storage.sizes_of([_HEADER])
             if any(size > MAX_ENTRY_BYTES for size in sizes.values()):
                 check_header(b"", uri)
-            for contents in storage.read_all(sizes):
+            for contents in read_listed(storage, sizes):
                 for content in contents.values():
                     check_header(content, uri)
             is_new = not sizes and not storage.folders()
@@ -123,7 +130,7 @@ class LedgerBook:
         self, keys: Iterable[str], destination: Any = None, *, on_stored: Callable[[StoredJob], T]
     ) -> Found[T]:
         """
-        Return what the ledger knows about some keys.
+        Return what the ledger knows about many keys: a plan.
 
         :param keys: the keys; repeated ones cost nothing.
         :param destination: where this task stores outputs. A pending job that is stored there counts as
@@ -131,20 +138,11 @@ class LedgerBook:
         :param on_stored: takes each job that is stored, as it is found, and returns what to keep of it.
         :raises RunGenOutputError: the ledger or a destination cannot be read.
         """
-        found: Found[T] = Found({}, {}, set())
+        found: Found[T] = Found()
         if self._is_missing:
             return found
-        done: dict[str, StoredPlace] = {}
-        for entries in self._read(set(keys)):
-            done.clear()
-            for key, entry in entries.items():
-                if self._counts(entry):
-                    if entry.state == "done":
-                        done[key] = entry.place
-                    else:
-                        found.pending[key] = entry
-            found.stored.update(self.find_again(done, on_stored=on_stored))
-            self._known |= {entry.job_id for key, entry in entries.items() if key not in found.stored}
+        for entries in self._read_listed(set(keys)):
+            self._sort(entries, found, on_stored)
         if destination is not None and found.pending:
             places = {key: entry.place for key, entry in found.pending.items()}
             stored = self._stored(Storage(destination, read_only=True), places, on_stored)
@@ -153,6 +151,33 @@ class LedgerBook:
             for key in stored:
                 del found.pending[key]
         return found
+
+    def find_now(
+        self, keys: Iterable[str], *, on_stored: Callable[[StoredJob], T], without: Collection[str] = ()
+    ) -> Found[T]:
+        """
+        Return what the ledger knows about a few keys at this moment: a block that is to be submitted.
+
+        :param on_stored: see `find`.
+        :param without: jobs that do not count.
+        :raises RunGenOutputError: the ledger or a destination cannot be read.
+        """
+        found: Found[T] = Found()
+        entries = self._read_all(set(keys))
+        counting = {key: entry for key, entry in entries.items() if entry.job_id not in without}
+        self._sort(counting, found, on_stored)
+        return found
+
+    def _sort(
+        self, entries: Mapping[str, Entry], found: Found[T], on_stored: Callable[[StoredJob], T]
+    ) -> None:
+        """Add what entries say, as far as they count."""
+        counting = {key: entry for key, entry in entries.items() if self._counts(entry)}
+        done = {key: entry.place for key, entry in counting.items() if entry.state == "done"}
+        found.stored.update(self.find_again(done, on_stored=on_stored))
+        found.pending.update({key: entry for key, entry in counting.items() if entry.state == "pending"})
+        found.own.update(key for key, entry in counting.items() if is_same_task(entry.run, self._run))
+        self._known |= {entry.job_id for key, entry in entries.items() if key not in found.stored}
 
     def find_again(
         self, places: Mapping[str, StoredPlace], *, on_stored: Callable[[StoredJob], T]
@@ -178,6 +203,15 @@ class LedgerBook:
             )
         return stored
 
+    def apps_of(self, jobs: Mapping[str, str]) -> dict[str, str]:
+        """
+        Return the apps of jobs, by key, as far as their entries are still there.
+
+        :param jobs: the id of each job, by key.
+        """
+        entries = self._read_all(set(jobs))
+        return {key: entry.app_id for key, entry in entries.items() if entry.job_id == jobs[key]}
+
     def add_pending(self, app_id: str, jobs: Mapping[str, str]) -> None:
         """
         Remember submitted jobs.
@@ -188,6 +222,15 @@ class LedgerBook:
         """
         now = datetime.now(UTC)
         self._write({key: Entry("pending", app_id, job_id, self._run, now) for key, job_id in jobs.items()})
+
+    def add_missing(self, app_id: str, jobs: Mapping[str, str]) -> None:
+        """
+        Remember submitted jobs whose key has no entry that counts.
+
+        :raises RunGenOutputError: the ledger cannot be read or written.
+        """
+        counting = {key for key, entry in self._read_all(set(jobs)).items() if self._counts(entry)}
+        self.add_pending(app_id, {key: job_id for key, job_id in jobs.items() if key not in counting})
 
     def add_done(self, jobs: Mapping[str, StoredJob | StoredPlace]) -> int:
         """
@@ -251,11 +294,35 @@ class LedgerBook:
         return not self._ledger.refresh and (self._expires is None or age <= self._expires)
 
     def _read_all(self, keys: set[str]) -> dict[str, Entry]:
-        """Return the valid entries of some keys."""
-        return {key: entry for entries in self._read(keys) for key, entry in entries.items()}
+        """Return the valid entries of some keys, as cheaply as possible."""
+        entries = self._read_directly(keys) if len(keys) <= _MAX_DIRECT else None
+        if entries is None:
+            entries = {key: entry for some in self._read_listed(keys) for key, entry in some.items()}
+        return entries
 
-    def _read(self, keys: set[str]) -> Iterator[dict[str, Entry]]:
-        """Yield the valid entries of some keys, part by part."""
+    def _read_directly(self, keys: set[str]) -> dict[str, Entry] | None:
+        """
+        Return the valid entries of a few keys, without a listing: a shard may have thousands of others.
+
+        :return: ``None`` if anything is unusual. Then a listing shows whether it is an outage.
+        :raises RunGenOutputError: the ledger is gone.
+        """
+        if not keys:
+            return {}
+        try:
+            contents = read_unlisted(self._storage, [_HEADER, *map(_file, keys)], MAX_ENTRY_BYTES)
+        except RunGenOutputError:
+            return None
+        # what is not there while the header is, is missing
+        if not contents.pop(_HEADER, b""):
+            self._storage.confirm_missing([_HEADER])
+            return None
+        parsed = {_key(file): parse_entry(_key(file), content) for file, content in contents.items()}
+        entries = {key: entry for key, entry in parsed.items() if entry is not None}
+        return entries if len(entries) == len(parsed) else None
+
+    def _read_listed(self, keys: set[str]) -> Iterator[dict[str, Entry]]:
+        """Yield the valid entries of many keys, part by part."""
         shards: defaultdict[str, list[str]] = defaultdict(list)
         for key in keys:
             shards[key[:2]].append(key)
@@ -265,7 +332,7 @@ class LedgerBook:
             existing = [file for shard in some for file in map(_file, shards[shard]) if file in sizes]
             small = {file: sizes[file] for file in existing if sizes[file] <= MAX_ENTRY_BYTES}
             broken += [file for file in existing if file not in small]
-            for contents in self._storage.read_all(small):
+            for contents in read_listed(self._storage, small):
                 parsed = {file: parse_entry(_key(file), content) for file, content in contents.items()}
                 broken += [file for file, entry in parsed.items() if entry is None]
                 yield {_key(file): entry for file, entry in parsed.items() if entry is not None}

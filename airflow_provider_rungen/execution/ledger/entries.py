@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from airflow_provider_rungen.client.parsing import to_number
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.archive.manifests import MANIFEST
-from airflow_provider_rungen.execution.records import is_identifier
+from airflow_provider_rungen.runs.records import is_identifier
 
 VERSION = 1
 MAX_ENTRY_BYTES = 64 * 1024
@@ -20,6 +20,7 @@ _FIELDS = frozenset(
     ["version", "key", "state", "app_id", "job_id", "run", "at", "manifest", "execution_seconds"],
 )
 _RUN = re.compile(r"[0-9a-f]{1,128}")
+_TASK_DIGITS = 32
 _MAX_TIME_CHARS = 40
 _MAX_URI_CHARS = 2048
 # Of a file or folder; many file systems allow no more.
@@ -107,6 +108,21 @@ def check_header(content: bytes, uri: str) -> None:
 def is_run(value: Any) -> bool:
     """Return whether a value can be the token of a task run: lower-case hexadecimal digits."""
     return isinstance(value, str) and _RUN.fullmatch(value) is not None
+
+
+def run_token(task: str, max_tries: int) -> str:
+    """
+    Return the token of a task run, in which a clear changes the last digits.
+
+    :param task: the token of the task in its DAG run, 32 hexadecimal digits.
+    :param max_tries: Airflow's number, which each clear changes.
+    """
+    return f"{task}{max_tries & 0xFFFF:04x}"
+
+
+def is_same_task(run: str, other: str) -> bool:
+    """Return whether two tokens are those of one task in one DAG run, whatever was cleared in between."""
+    return run[:_TASK_DIGITS] == other[:_TASK_DIGITS]
 
 
 def is_manifest_uri(value: Any, job_id: str) -> bool:

@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from airflow_provider_rungen.execution.bounded_json import TooComplexError, parse_bounded
 from airflow_provider_rungen.execution.table import values
+from airflow_provider_rungen.execution.table.bounded_json import TooComplexError, parse_bounded
 from airflow_provider_rungen.execution.table.values import (
     LARGE_ROW_HINT,
     MAX_ROW_BYTES,

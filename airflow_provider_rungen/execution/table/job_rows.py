@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from array import array
+from collections.abc import Callable, Collection, Mapping, Sequence
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -11,7 +13,7 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobCanceledError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.bill import read_decimal
+from airflow_provider_rungen.execution.costs.bill import read_decimal
 from airflow_provider_rungen.execution.spool import Spool
 from airflow_provider_rungen.execution.table.results import ResultRow, Status
 
@@ -30,13 +32,28 @@ class JobRows:
     def __init__(self, describe: Describe | None = None) -> None:
         self._describe = describe
         self._spool = Spool()
-        self._places: dict[str, int] = {}
-        #: How long the jobs ran that are not reused.
-        self.seconds = Decimal()
+        self._numbers: dict[str, int] = {}
+        # of each, by its number: where its row is, and how long it ran unless it is reused
+        self._positions = array("q")
+        self._seconds = array("d")
 
     def close(self) -> None:
         """Remove the file."""
         self._spool.close()
+
+    @property
+    def seconds(self) -> Decimal:
+        """How long the jobs ran that are not reused."""
+        return self.seconds_without(())
+
+    def seconds_without(self, shared: Collection[str]) -> Decimal:
+        """
+        Return how long the jobs ran that are not reused.
+
+        :param shared: other jobs to leave out.
+        """
+        known = (self._seconds[number] for each, number in self._numbers.items() if each not in shared)
+        return sum((Decimal(str(seconds)) for seconds in known if not math.isnan(seconds)), Decimal())
 
     # --- see `Collected` ---
 
@@ -72,7 +89,7 @@ class JobRows:
     def add_errors(self, errors: Mapping[str, RunGenError]) -> None:
         """Add the jobs that failed, unless they were added before, with more about them."""
         for job_id, error in errors.items():
-            if job_id not in self._places:
+            if job_id not in self._numbers:
                 self._add_error(job_id, error)
 
     def _add_error(self, job_id: str, error: RunGenError, **fields: Any) -> None:
@@ -85,29 +102,38 @@ class JobRows:
         values: Mapping[str, Any] = MappingProxyType({}),
         *,
         missing: str = "",
+        **known: Any,
     ) -> ResultRow:
         """
         Return a row.
 
         :param missing: the error of a job that was not added.
+        :param known: fields that count more than what was added.
         """
-        if job_id is None or job_id not in self._places:
+        if job_id is None or job_id not in self._numbers:
             error = "it has no job" if job_id is None else missing
-            return ResultRow(index=index, status=Status.FAILED, values=values, error=error, job_id=job_id)
-        fields = self._spool.at(self._places[job_id])
+            return ResultRow(
+                index=index, status=Status.FAILED, values=values, error=error, job_id=job_id, **known
+            )
+        fields = self._spool.at(self._positions[self._numbers[job_id]])
         return ResultRow(
-            index=index, job_id=job_id, values=values, **fields | {"status": Status(fields["status"])}
+            index=index, job_id=job_id, values=values, **fields | {"status": Status(fields["status"])} | known
         )
 
     def _about(self, input: Any, outputs: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         return {} if self._describe is None else {"about": self._describe(redact_value(input), outputs)}
 
     def _add(self, job_id: str, *, result: Any = None, **fields: Any) -> None:
-        if job_id not in self._places and not fields.get("reused"):
-            self.seconds += read_decimal(fields.get("execution_seconds")) or 0
+        seconds = None if fields.get("reused") else read_decimal(fields.get("execution_seconds"))
         # signed URLs are removed before anything is on a disk. Those of stored files are none.
         stored = {uri: uri for uri in fields.get("outputs", ())}
-        self._places[job_id] = self._spool.append({**fields, "result": redact_value(result, stored)})
+        position = self._spool.append({**fields, "result": redact_value(result, stored)})
+        number = self._numbers.setdefault(job_id, len(self._positions))
+        if number == len(self._positions):
+            self._positions.append(0)
+            self._seconds.append(0)
+        self._positions[number] = position
+        self._seconds[number] = math.nan if seconds is None else float(seconds)
 
 
 def _times(job: Job) -> dict[str, Any]:

@@ -80,8 +80,6 @@ class Rows:
     :param name: what is read, for errors.
     """
 
-    #: Whether the rows can be iterated over more than once.
-    is_replayable = True
     #: The source as it was given, if it is one of files. It may be signed.
     uri: str | None = None
     #: The URIs of the files.
@@ -92,6 +90,7 @@ class Rows:
         self._name = name
         # the row or line that was yielded last, from 1
         self._number = 0
+        self._is_read = False
 
     @property
     def place(self) -> str:
@@ -113,6 +112,12 @@ class Rows:
 
     def __iter__(self) -> Iterator[Any]:
         raise NotImplementedError
+
+    def _note_only_read(self) -> None:
+        """Note that rows are read which are gone after that."""
+        if self._is_read:
+            raise RuntimeError(f"{self._name} can be read once only")
+        self._is_read = True
 
     def _position(self) -> str:
         return f" after {self._unit} {self._number}" if self._number else ""
@@ -140,32 +145,17 @@ class _ListRows(Rows):
         return self._numbered(enumerate(self._source, 1))
 
 
-class _OnceRows(Rows):
-    """Rows that are gone once they are read."""
-
-    is_replayable = False
-    _is_read = False
-
-    def __iter__(self) -> Iterator[Any]:
-        if self._is_read:
-            raise RuntimeError(f"{self._name} can be read once only")
-        self._is_read = True
-        return self._read()
-
-    def _read(self) -> Iterator[Any]:
-        raise NotImplementedError
-
-
-class _IterableRows(_OnceRows):
+class _IterableRows(Rows):
     def __init__(self, source: Iterable[Any], name: str) -> None:
         super().__init__(name)
         self._source = source
 
-    def _read(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:
+        self._note_only_read()
         return self._numbered(enumerate(self._source, 1))
 
 
-class _ArrowRows(_OnceRows):
+class _ArrowRows(Rows):
     def __init__(self, source: Any, name: str) -> None:
         super().__init__(name)
         pa = arrow.load_pyarrow()
@@ -175,6 +165,10 @@ class _ArrowRows(_OnceRows):
 
     def column_types(self) -> dict[str, str]:
         return arrow.column_types(self._reader.schema)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._note_only_read()
+        return self._read()
 
     def _read(self) -> Iterator[Any]:
         with wrap_errors(self._name, f"a {self._kind}", self._position), self._reader:

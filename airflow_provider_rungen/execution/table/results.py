@@ -11,13 +11,16 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.redaction import redact, redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.table.result_files import COLUMN_TYPES, FIXED_COLUMNS, RESULT_FILES
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.task.options import TableOptions
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +155,7 @@ class ResultsTable:
         self._suffix = next((each for each in RESULT_FILES if self._name.lower().endswith(each)), "")
         if not self._suffix:
             raise RunGenInputError(f"results {shown!r} must end in {' or '.join(RESULT_FILES)}")
-        self._check_columns()
+        check_columns(self._columns)
         if self._suffix == ".parquet":
             _check_pyarrow()
         try:
@@ -201,21 +204,6 @@ class ResultsTable:
         log.info("Wrote %d rows to %s", count, clean_text(self.uri))
         return count
 
-    def _check_columns(self) -> None:
-        for name, kind in self._columns.items():
-            if kind not in COLUMN_TYPES:
-                raise ValueError(f"the type of column {name!r} must be one of {COLUMN_TYPES}, not {kind!r}")
-        # readers such as DuckDB do not tell capitals from small letters
-        seen = {name.casefold() for name in FIXED_COLUMNS}
-        for name in self._columns:
-            if name.casefold() in seen:
-                raise RunGenInputError(
-                    f"results: there would be two columns {clean_text(repr(name), 100)}",
-                    hint="Rename that column of the source: a results table has the columns "
-                    f"{', '.join(FIXED_COLUMNS)}",
-                )
-            seen.add(name.casefold())
-
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
         try:
@@ -230,6 +218,35 @@ class ResultsTable:
                 hint=_HINT,
                 retryable=retryable,
             ) from None
+
+
+def results_uri(options: TableOptions) -> str:
+    """Return the URI of the results table of a task."""
+    if options.results is not None:
+        return str(options.results)
+    return f"{str(options.destination).removesuffix('/')}/results.jsonl"
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """
+    Check the columns that a results table has before the fixed ones.
+
+    :param columns: their types: see `COLUMN_TYPES`.
+    :raises RunGenInputError: there would be two of a name.
+    """
+    for name, kind in columns.items():
+        if kind not in COLUMN_TYPES:
+            raise ValueError(f"the type of column {name!r} must be one of {COLUMN_TYPES}, not {kind!r}")
+    # readers such as DuckDB do not tell capitals from small letters
+    seen = {name.casefold() for name in FIXED_COLUMNS}
+    for name in columns:
+        if name.casefold() in seen:
+            raise RunGenInputError(
+                f"results: there would be two columns {clean_text(repr(name), 100)}",
+                hint="Rename that column of the source: a results table has the columns "
+                f"{', '.join(FIXED_COLUMNS)}",
+            )
+        seen.add(name.casefold())
 
 
 def _check_pyarrow() -> None:

@@ -1,0 +1,1 @@
+"""Creates, deletes and scales apps, and waits for them."""

@@ -1,0 +1,177 @@
+"""Creates and deletes apps."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.client.scaling import remove_app
+from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.exceptions import (
+    RunGenAPIError,
+    RunGenAppError,
+    RunGenConnectionError,
+    RunGenNotFoundError,
+    RunGenResponseError,
+)
+from airflow_provider_rungen.execution.apps.app_body import app_body
+from airflow_provider_rungen.execution.task.options import RunOptions
+from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
+from airflow_provider_rungen.runs import records
+
+log = logging.getLogger(__name__)
+
+KEY = "rungen_app"
+# Seconds within which an app has to be in the list, if it was created by a request whose answer was lost.
+LISTED_WITHIN = 10.0
+_LONGEST_NAME = 10_000
+_MOST_OTHERS = 10_000
+
+
+@dataclass(frozen=True)
+class CreationRecord:
+    """
+    An app that an attempt is about to create, in Airflow's task state store.
+
+    :param name: its name.
+    :param others: the apps of this name that existed before.
+    """
+
+    name: str
+    others: tuple[str, ...]
+
+    @classmethod
+    def from_store(cls, value: Any) -> Self | None:
+        """Return the record of a stored value; ``None``, with a warning, when it is not one."""
+        return records.parse(KEY, value, cls._read, "an app of this name counts as somebody else's")
+
+    @classmethod
+    def _read(cls, fields: Mapping[str, Any]) -> Self:
+        others = fields["others"]
+        if not isinstance(others, list) or len(others) > _MOST_OTHERS:
+            raise records.InvalidRecordError(f"others is not a list of at most {_MOST_OTHERS}")
+        name = records.text(fields["name"], "name", most=_LONGEST_NAME)
+        return cls(name, tuple(records.identifier(other, "one of others") for other in others))
+
+    def to_store(self) -> dict[str, Any]:
+        """Return the value to store."""
+        return {"version": records.VERSION, "name": self.name, "others": list(self.others)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreateOptions(RunOptions):
+    """The app to create. The fields are named and described as the operator's parameters are."""
+
+    app_id: str | None = None
+    name: str
+    configuration: Any
+    workflow: Any
+    description: str | None
+    if_exists: Literal["use", "fail"]
+
+
+class CreateAppRun(TaskRun[CreateOptions]):
+    """An attempt that creates an app."""
+
+    def execute(self) -> str:
+        """
+        Create the app, or find it.
+
+        :return: the app's id.
+        :raises RunGenAppError: there is an app of this name, and ``if_exists`` is ``fail``.
+        """
+        with fail_without_retry(), self.opened():
+            app_id = self._find_or_create()
+            self.link_to(app_id)
+            return app_id
+
+    def _find_or_create(self) -> str:
+        options, store = self.options, self.context.get("task_state_store")
+        body = app_body(options.name, options.configuration, options.workflow, options.description)
+        record = CreationRecord.from_store(store.get(KEY)) if store is not None else None
+        is_retry = record is not None or self.ti.try_number > 1
+        apps = self._wait_until_listed(LISTED_WITHIN if is_retry else 0)
+        if record is not None and record.name == body["name"]:
+            own = [app for app in apps if app.id not in record.others]
+            if own:
+                log.info("Using app %s, which an earlier attempt created", own[0].id)
+                return own[0].id
+        if apps:
+            return self._use(apps)
+        if store is not None:
+            store.set(KEY, CreationRecord(body["name"], tuple(app.id for app in apps)).to_store())
+        with self.guard.defer_signals():
+            app = self._create(body)
+        log.info("Created app %s (%s)", app.id, app.name or options.name)
+        return app.id
+
+    def _of_this_name(self) -> list[App]:
+        """Return the apps of this name, the oldest first where their ages are known."""
+        name = clean_text(self.options.name).strip()
+        apps = [app for app in self.hook.list_apps() if app.name.strip() == name]
+        return sorted(apps, key=lambda app: app.created_at.timestamp() if app.created_at else float("inf"))
+
+    def _use(self, apps: list[App]) -> str:
+        """Return the id of an app that exists already, with a warning where it differs."""
+        app, options = apps[0], self.options
+        also = f", and {len(apps) - 1} more of this name" if len(apps) > 1 else ""
+        if options.if_exists == "fail":
+            raise RunGenAppError(
+                f"An app named {options.name!r} exists already: {app.id}{also}",
+                app_id=app.id,
+                hint="Delete it, take another name, or set if_exists='use'",
+                retryable=False,
+            )
+        log.info("Using app %s: an app named %r exists already%s", app.id, options.name, also)
+        given = (
+            ("gpu_tier", options.configuration, app.configuration),
+            ("model_url", options.workflow, app.workflow),
+        )
+        for field, wanted, actual in given:
+            if field in actual and actual[field] != wanted[field]:
+                log.warning("Its %s is %s, not %s: it is used as it is", field, actual[field], wanted[field])
+        return app.id
+
+    def _create(self, body: dict[str, Any]) -> App:
+        try:
+            return self.hook.create_app(**body)
+        except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
+            if not error.retryable or retry.was_not_accepted(error):
+                raise
+            failure = error
+        log.warning("%s; looking whether the app was created", failure.message)
+        if apps := self._wait_until_listed(LISTED_WITHIN):
+            return apps[0]
+        raise failure
+
+    def _wait_until_listed(self, within: float) -> list[App]:
+        """Return the apps of this name. A new one may take a while to be in the list."""
+        give_up_at = time.time() + within
+        while not (apps := self._of_this_name()) and time.time() < give_up_at:
+            self.hook.sleep(LISTED_WITHIN / 5)
+        return apps
+
+
+class DeleteAppRun(TaskRun[RunOptions]):
+    """An attempt that deletes an app."""
+
+    def execute(self, app_id: str, *, poll_interval: float, timeout: float) -> None:
+        """
+        Scale the app to zero, wait until it has stopped, and delete it.
+
+        :raises RunGenAppTimeoutError: it did not stop in time.
+        """
+        with fail_without_retry(), self.opened() as hook:
+            deadline = self.deadline(time.time() + timeout)
+            self.link_to(app_id)
+            try:
+                hook.perform(remove_app(app_id, poll_interval=poll_interval, deadline=deadline))
+            except RunGenNotFoundError:
+                log.info("App %s is gone already", app_id)
+            else:
+                log.info("Deleted app %s", app_id)

@@ -1,0 +1,350 @@
+"""Brings an app to a number of workers, and back when something goes wrong."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow_provider_rungen._airflow import TaskDeferred
+from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.endpoints import scale_app
+from airflow_provider_rungen.client.retry import RETRY_BUDGET, was_not_accepted
+from airflow_provider_rungen.client.scaling import (
+    CONFIRM_TIME,
+    AppTarget,
+    LoweredError,
+    ScaleRecord,
+    not_lowered,
+    restore_workers,
+    set_workers,
+    wait_for_app,
+)
+from airflow_provider_rungen.client.texts import format_count, format_ids
+from airflow_provider_rungen.client.worker_history import see_app
+from airflow_provider_rungen.client.workers import workers_of
+from airflow_provider_rungen.exceptions import (
+    RunGenAppError,
+    RunGenAppTimeoutError,
+    RunGenError,
+    RunGenInputError,
+)
+from airflow_provider_rungen.execution.costs.blocks import other_teardowns
+from airflow_provider_rungen.execution.costs.scale_state import KEY, LEFT_KEY, ScaleState
+from airflow_provider_rungen.execution.task import attempts
+from airflow_provider_rungen.execution.task.options import RunOptions
+from airflow_provider_rungen.execution.task.outcomes import raise_for_app_event
+from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen._airflow import BaseOperator, Context
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleOptions(RunOptions):
+    """How an app is scaled. The fields are named and described as the operator's parameters are."""
+
+    active_workers: Any
+    only_if: Any
+    wait_until_running: bool
+    deferrable: bool
+    defer_after: float
+    poll_interval: float
+    timeout: float
+    scale_down_on_failure: bool
+
+
+class ScaleRun(TaskRun[ScaleOptions]):
+    """
+    An attempt that scales an app.
+
+    :param task: the operator.
+    :param context: Airflow's context of the attempt.
+    :param options: the operator's parameters.
+    :param defer: defers the task with these arguments of `RunGenAppTrigger`, and seconds until the deadline.
+    """
+
+    def __init__(
+        self,
+        task: BaseOperator,
+        context: Context,
+        options: ScaleOptions,
+        defer: Callable[[dict[str, Any], float], NoReturn],
+    ) -> None:
+        super().__init__(task, context, options)
+        self._defer = defer
+        self._state = ScaleState(self.ti, context.get("task_state_store"))
+        # what is restored when something goes wrong
+        self._record: ScaleRecord | None = None
+        # this attempt, if what it did to the app is in the task state store for the next one
+        self._attempt: attempts.Attempt | None = None
+        self._state_at_kill: tuple[str | None] | None = None
+
+    def execute(self) -> str:
+        """
+        Set the number of workers, and wait for the app.
+
+        :return: the app's id.
+        """
+        options = self.options
+        with fail_without_retry(), self.opened():
+            app_id = self.app_id
+            self.link_to(app_id)
+            if not is_wanted(options.only_if):
+                return self._leave(app_id)
+            wanted = whole_number(options.active_workers, "active_workers")
+            deadline = self.deadline(time.time() + options.timeout)
+            with self._restoring():
+                is_up = self._set_workers(app_id, wanted, deadline)
+                if is_up and options.wait_until_running:
+                    self._wait(AppTarget(app_id, active_workers=wanted), deadline)
+                return self._finish(app_id)
+
+    def complete(self, event: Mapping[str, Any]) -> str:
+        """
+        Go on after the wait in the triggerer.
+
+        :return: the app's id.
+        """
+        with fail_without_retry(), self.opened():
+            self.is_about(event.get("app_id") or self.known_app_id)
+            self._keep(self._state.adopt(self.xcom_pull(KEY)))
+            if self._state.is_durable:
+                self._attempt = attempts.Attempt.of(self.context, self.task)
+            with self._restoring():
+                raise_for_app_event(event)
+                return self._finish(event.get("app_id") or self.app_id)
+
+    def _leave(self, app_id: str) -> str:
+        """Leave the app as it is. If an earlier attempt scaled it up, the teardown needs to know."""
+        log.info("Nothing to run (only_if): left as it is %s", format_ids(app_id))
+        kept = self._state.load(app_id)
+        if kept is not None and kept.was_raised:
+            self._state.push(kept)
+        else:
+            self.ti.xcom_push(key=LEFT_KEY, value=app_id)
+        return app_id
+
+    def _set_workers(self, app_id: str, wanted: int, deadline: float) -> bool:
+        """Set the number if need be, with a record before, and return whether the app goes up."""
+        kept = self._state.load(app_id)
+        app = self.hook.get_app(app_id=app_id)
+        before, now = workers_of(app), time.time()
+        if before is not None and wanted < before and self._is_needed_elsewhere(app_id, before):
+            wanted = before
+        history = self._state.history.seen(app, now, kept)
+        record = self._resumed(kept, before, wanted) or ScaleRecord(app_id, wanted, before, now)
+        self._state.note(history)
+        self._state.push(record)
+        self._keep(record)
+        if before == wanted:
+            log.info("Has %s already %s", format_count(wanted, "worker"), format_ids(app_id))
+            return wanted > 0
+        self._state.keep(record)
+        if self._state.is_durable:
+            self._attempt = attempts.Attempt.of(self.context, self.task)
+        log.info(
+            "Scaling from %s to %s %s",
+            *(format_count(before, "worker"), format_count(wanted, "worker"), format_ids(app_id)),
+        )
+        changed_at = self._send(record, wanted, deadline)
+        self._state.note(history.confirmed(wanted, changed_at))
+        self.guard.check()  # a kill may have come while Airflow was asked
+        return record.was_raised
+
+    def _is_needed_elsewhere(self, app_id: str, workers: int) -> bool:
+        """Return whether another block of the DAG has the app up, whose workers must not be taken away."""
+        if not self.task.is_setup:
+            return False
+        downs = {
+            task.scale_up_task_id: task
+            for task in self.context["dag"].tasks
+            if hasattr(task, "scale_up_task_id")
+        }
+        own = downs.get(self.task.task_id)
+        others = other_teardowns(self.ti, downs.values(), app_id, "" if own is None else own.task_id)
+        if others:
+            line = "Left at %s until %s scales down %s"
+            log.info(line, format_count(workers, "worker"), " or ".join(others), format_ids(app_id))
+        return bool(others)
+
+    def _send(self, record: ScaleRecord, wanted: int, deadline: float) -> float:
+        """Set the number, and return the first time (seconds since 1970) at which that may have happened."""
+        app_id, since, is_refused = record.app_id, time.time(), True
+
+        def note_retry(error: RunGenError, now: float) -> None:
+            nonlocal since, is_refused
+            is_refused = is_refused and was_not_accepted(error)
+            since = now if is_refused else since
+
+        try:
+            if record.was_raised:
+                budget = min(RETRY_BUDGET, max(deadline - since, 0))
+                flow = scale_app(app_id, wanted, retry_budget=budget, on_retry=note_retry)
+                app = self.hook.perform(flow)
+                changed_at = 0.0 if app.updated_at is None else app.updated_at.timestamp()
+                # the clock of the service may differ
+                since = changed_at if since <= changed_at <= time.time() else since
+            else:
+                interval = min(self.options.poll_interval, 5)
+                by = time.time() + CONFIRM_TIME
+                self.hook.perform(set_workers(app_id, wanted, poll_interval=interval, deadline=by))
+        except RunGenError as error:
+            # refused, but perhaps not the first time it was sent, when the answer was lost
+            if not error.retryable and self._has_workers(app_id, record.before):
+                self._record = None
+            raise
+        return since
+
+    def _resumed(self, kept: ScaleRecord | None, before: int | None, wanted: int) -> ScaleRecord | None:
+        """Return the record of an earlier attempt that scaled the app up."""
+        if kept is None or not kept.was_raised:
+            return None
+        if before not in (None, kept.active_workers):
+            return None
+        log.info(
+            "Resuming: an earlier attempt scaled to %s %s",
+            *(format_count(kept.active_workers, "worker"), format_ids(kept.app_id)),
+        )
+        self._attempt = attempts.Attempt.of(self.context, self.task)
+        return replace(kept, active_workers=wanted)
+
+    def _has_workers(self, app_id: str, count: int | None) -> bool:
+        try:
+            return workers_of(self.hook.get_app(app_id=app_id, attempts=1)) == count
+        except RunGenError:
+            return False
+
+    def _keep(self, record: ScaleRecord | None) -> None:
+        if self.options.scale_down_on_failure and record is not None and record.was_raised:
+            self._record = record
+
+    def _wait(self, target: AppTarget, deadline: float) -> None:
+        options = self.options
+        limit = min(time.time() + options.defer_after, deadline) if options.deferrable else deadline
+        try:
+            self.hook.perform(wait_for_app(target, poll_interval=options.poll_interval, deadline=limit))
+        except RunGenAppTimeoutError:
+            if time.time() >= deadline:
+                raise
+            self._defer_wait(target, deadline)
+
+    def _defer_wait(self, target: AppTarget, deadline: float) -> NoReturn:
+        now = time.time()
+        log.info("Waiting in the triggerer for %s %s", target.status, format_ids(target.app_id))
+        self._defer(
+            {
+                "rungen_conn_id": self.options.rungen_conn_id,
+                "app_id": target.app_id,
+                "status": target.status,
+                "active_workers": target.active_workers,
+                "poll_interval": self.options.poll_interval,
+                "deadline": deadline,
+                "deferred_at": now,
+                "raised": None if self._record is None else self._record.to_json(),
+            },
+            deadline - now,
+        )
+
+    def _finish(self, app_id: str) -> str:
+        self._state.forget(with_history=True)  # it got there: from now on this is what it had
+        return app_id
+
+    @contextmanager
+    def _restoring(self) -> Iterator[None]:
+        """Restore the number of workers when anything goes wrong."""
+        try:
+            yield
+        except TaskDeferred:
+            raise
+        except RunGenAppTimeoutError as error:
+            self._restore()
+            hint = f"Raise timeout (now {format_duration(self.options.timeout)}) if it needs longer"
+            raise RunGenAppTimeoutError(error.message, app_id=error.app_id, hint=hint) from None
+        except LoweredError as error:
+            if self._record is not None:
+                log.warning("Left as somebody else has set it %s", format_ids(error.app_id))
+            raise RunGenAppError(
+                error.message, app_id=error.app_id, hint=error.hint, retryable=error.retryable
+            ) from None
+        except BaseException:
+            if not self.guard.is_killed:  # then cleanup() has decided
+                self._restore()
+            raise
+
+    def _restore(self) -> None:
+        record = self._record
+        if record is None:
+            return
+        app = self.hook.perform(see_app(record.app_id))
+        history = self._state.history.seen(app, time.time(), record)
+        try:
+            is_restored = self.hook.perform(restore_workers(record))
+        except RunGenError as error:
+            log.error("%s", not_lowered(record, error))
+            return
+        finally:
+            self._state.note(history)
+        if is_restored and record.before is not None:
+            self._state.note(history.confirmed(record.before, time.time()))
+        self._record = None
+        self._state.forget(with_history=False)
+
+    def cleanup(self) -> str:
+        """
+        Restore the number of workers, unless the next attempt goes on with the app.
+
+        An attempt may be asked to stop because it was cut off, after its successor began to wait for the app.
+        """
+        record = self._record
+        if record is None:
+            return ""
+        started_at, within = time.monotonic(), self.guard.time_left()
+        if self._is_left_to_next():
+            workers = format_count(record.active_workers, "worker")
+            return f"STILL BILLED: app {record.app_id} keeps {workers} for the next attempt, which resumes."
+        within = max(within - (time.monotonic() - started_at) - 1, 1)
+        try:
+            self.hook.perform_with_deadline(restore_workers(record, retry_budget=within / 4), within=within)
+            self._record = None
+        except RunGenError as error:
+            log.error("%s", not_lowered(record, error))
+        return ""
+
+    def _is_left_to_next(self) -> bool:
+        if self._attempt is None or not self._attempt.has_next or attempts.is_timing_out():
+            return False
+        if self._state_at_kill is None:
+            self._state_at_kill = (attempts.ask_for_state(self.ti),)
+        [state] = self._state_at_kill
+        return not attempts.was_ended_by_user(state)
+
+
+def whole_number(value: Any, name: str) -> int:
+    """
+    Return a number of workers, which a template may have made text.
+
+    :raises RunGenInputError: it is not a whole number from 0.
+    """
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RunGenInputError(f"{name} must be a whole number from 0, not {value!r}; nothing was sent")
+    return value
+
+
+def is_wanted(value: Any) -> bool:
+    """
+    Return whether there is something to run: a number or a boolean, which a template may have made text.
+
+    :raises RunGenInputError: it is neither.
+    """
+    if isinstance(value, str):
+        words = {"": False, "none": False, "false": False, "true": True}
+        value = words.get(value.strip().lower(), value)
+    return value is not None and (value if isinstance(value, bool) else whole_number(value, "only_if") > 0)

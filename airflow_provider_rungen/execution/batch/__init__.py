@@ -1,1 +1,0 @@
-"""Runs many jobs in one task."""

@@ -1,0 +1,203 @@
+"""The bill of ``scaled_app``: what the workers of a block cost, and how busy its jobs kept them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from types import MappingProxyType
+from typing import Any
+
+from airflow_provider_rungen._airflow import metrics
+from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.price import Price
+from airflow_provider_rungen.client.worker_history import WorkerHistory
+from airflow_provider_rungen.execution.task.usage import USAGE_KEY
+
+#: The XCom key of the bill.
+BILL_KEY = "bill"
+_SOURCE = "declared price"
+_MILLISECOND = Decimal("0.001")
+_SHARE = Decimal("0.0001")
+
+
+@dataclass(frozen=True, slots=True)
+class JobUsage:
+    """
+    What the tasks of a block report about their jobs.
+
+    :param jobs: how many there were.
+    :param busy_seconds: how long they ran, where the service reports it.
+    """
+
+    jobs: int
+    busy_seconds: Decimal | None
+
+    @classmethod
+    def total(cls, reports: Iterable[Any]) -> JobUsage | None:
+        """Return the sum of what tasks pushed as ``usage``; ``None`` if none of them did."""
+        jobs, seconds = [], []
+        for report in reports:
+            if not isinstance(report, Mapping):
+                continue
+            count = read_decimal(report.get("jobs"))
+            jobs.append(0 if count is None else int(count))
+            if (ran := read_decimal(report.get("execution_seconds"))) is not None:
+                seconds.append(ran)
+        return cls(sum(jobs), sum(seconds, Decimal()) if seconds else None) if jobs else None
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """
+    What the workers of an app cost while a block had them.
+
+    :param app_id: the app.
+    :param history: the workers that it had.
+    :param until: the time (seconds since 1970) of the bill.
+    :param is_final: whether the app was scaled down.
+    :param usage: what the tasks of the block report about their jobs.
+    :param price: the declared price of a worker.
+    """
+
+    app_id: str
+    history: WorkerHistory
+    until: float
+    is_final: bool = True
+    usage: JobUsage | None = None
+    price: Price | None = None
+
+    @property
+    def worker_seconds(self) -> Decimal:
+        """The number of workers times the seconds that the app had it."""
+        return Decimal(self.history.worker_seconds(self.until)).quantize(_MILLISECOND)
+
+    @property
+    def busy_seconds(self) -> Decimal | None:
+        """The seconds that the jobs of the block ran, if the tasks report it."""
+        busy = None if self.usage is None else self.usage.busy_seconds
+        return None if busy is None else busy.quantize(_MILLISECOND)
+
+    @property
+    def utilization(self) -> Decimal | None:
+        """The share of the paid time in which jobs of the block ran."""
+        busy, paid = self.busy_seconds, self.worker_seconds
+        return None if busy is None or not paid else (busy / paid).quantize(_SHARE)
+
+    @property
+    def cost(self) -> Decimal | None:
+        """What it costs at the declared price."""
+        return None if self.price is None else self.price.cost(self.worker_seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the bill as plain data: decimals and times are text."""
+        price = self.price
+        return {
+            "app_id": self.app_id,
+            "worker_seconds": str(self.worker_seconds),
+            "busy_seconds": _text(self.busy_seconds),
+            "utilization": _text(self.utilization),
+            "jobs": self.usage and self.usage.jobs,
+            "up_at": _time(self.history.up_at),
+            "down_at": _time(self.history.down_at) if self.is_final else None,
+            "price": _text(price),
+            "cost": _text(self.cost),
+            "currency": price and price.currency,
+            "source": price and _SOURCE,
+        }
+
+    def __str__(self) -> str:
+        """Return the bill as one line for people."""
+        parts = [f"Bill of app {self.app_id}{'' if self.is_final else ' so far'}: {self._describe_workers()}"]
+        if self.utilization is not None and self.usage is not None:
+            parts.append(f"{self.utilization:.0%} busy with {self.usage.jobs} jobs".replace("%", " %"))
+        if (cost := self.cost) is not None and self.price is not None:
+            amount = f"about {cost:.2f}" if cost >= Decimal("0.005") or not cost else "less than 0.01"
+            parts.append(f"{amount} {self.price.currency} ({_SOURCE})")
+        return ", ".join(parts)
+
+    def _describe_workers(self) -> str:
+        most = self.history.most
+        if not most:
+            return "no workers"
+        numbers = {workers for _, workers in self.history.changes if workers}
+        up_for = format_duration(self.history.seconds_up(self.until))
+        workers = f"{'' if len(numbers) == 1 else 'up to '}{most} worker{'' if most == 1 else 's'}"
+        return f"{workers} for {up_for} ({self.worker_seconds:,.0f} worker seconds)"
+
+    def send_metrics(self) -> None:
+        """Count what was paid for, through Airflow's metrics."""
+        metrics.incr("bill.worker_seconds", round(self.worker_seconds))
+        metrics.incr("bill.busy_seconds", round(self.busy_seconds or 0))
+        if self.price is not None:
+            metrics.incr(f"bill.cost.{self.price.currency.lower()}", round(1000 * (self.cost or 0)))
+
+
+def read_usage(
+    ti: Any,
+    runners: Iterable[str],
+    collectors: Iterable[str],
+    *,
+    runners_of: Mapping[str, Sequence[str]],
+    known: Mapping[str, JobUsage] = MappingProxyType({}),
+) -> JobUsage | None:
+    """
+    Return what the tasks of a block have pushed about their jobs.
+
+    :param runners: the tasks that may run jobs.
+    :param collectors: the tasks that collect or wait for jobs of others.
+    :param runners_of: for each of them, the tasks that ran its jobs.
+    :param known: what is known of tasks that have not pushed it yet.
+    """
+    pulled = {task_id: JobUsage.total(_pull(ti, task_id)) for task_id in (*runners, *collectors)}
+    found = {task_id: usage for task_id, usage in {**pulled, **known}.items() if usage is not None}
+    if not found:
+        return None
+    jobs = _count_once({task_id: Decimal(usage.jobs) for task_id, usage in found.items()}, runners_of)
+    seconds = {
+        task_id: usage.busy_seconds for task_id, usage in found.items() if usage.busy_seconds is not None
+    }
+    busy = _count_once(seconds, runners_of)
+    # a task without jobs knows nothing about those of others
+    return JobUsage(int(jobs), busy if busy or (seconds and not jobs) else None)
+
+
+def _count_once(reported: Mapping[str, Decimal], runners_of: Mapping[str, Sequence[str]]) -> Decimal:
+    """Return the sum of what tasks report. Of what several report about the same jobs, the most counts."""
+    counts = {task_id: count for task_id, count in reported.items() if task_id not in runners_of}
+    # first those that are about the jobs of one task
+    for task_id in sorted(reported.keys() & runners_of.keys(), key=lambda each: len(runners_of[each])):
+        first, *others = runners_of[task_id]
+        counts[first] = max(
+            counts.get(first, Decimal()),
+            reported[task_id] - sum(counts.get(other, Decimal()) for other in others),
+        )
+    return sum(counts.values(), Decimal())
+
+
+def _pull(ti: Any, task_id: str) -> Iterable[Any]:
+    # in a mapped task group, of the same index only; elsewhere, all indexes of a mapped task
+    index = {"map_indexes": ti.map_index} if ti.map_index is not None and ti.map_index >= 0 else {}
+    pulled = ti.xcom_pull(task_ids=[task_id], key=USAGE_KEY, **index)
+    # the first releases of Airflow 3.0 unpack the only one
+    return (pulled,) if pulled is None or isinstance(pulled, Mapping) else pulled
+
+
+def read_decimal(value: Any) -> Decimal | None:
+    """Return a number that is neither negative nor absurd; ``None`` if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() and 0 <= number < 10**12 else None
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _time(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")

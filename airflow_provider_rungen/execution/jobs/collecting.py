@@ -1,0 +1,152 @@
+"""Note how the jobs of an attempt ended, and collect what they made while others run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.polling import job_of
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
+from airflow_provider_rungen.execution.jobs.resuming import ENDS, end_of
+from airflow_provider_rungen.execution.sinks.failures import is_useless
+from airflow_provider_rungen.execution.task.outcomes import ended_positions
+from airflow_provider_rungen.runs.rows import JobState
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.jobs.runner import Runner
+
+
+class Collecting:
+    """
+    Collects for one attempt.
+
+    :param run: the attempt.
+    :param stores: whether outputs are stored.
+    """
+
+    def __init__(self, run: Runner, *, stores: bool) -> None:
+        self._run = run
+        self._log = run.task_log
+        self._stores = stores
+        #: How many jobs failed since the last success.
+        self.failures = 0
+        #: The jobs that a trigger found to be over, and that no poll has seen since.
+        self.ended: list[str] = []
+        # the jobs that are over, and whose outputs are to be stored
+        self._to_store: list[str] = []
+
+    def find_unstored(self) -> None:
+        """Find the jobs that are known to have completed, and whose outputs are not stored."""
+        self._to_store = self._log.completed if self._stores else []
+
+    def note_over(self, over: Collection[Job]) -> None:
+        """Note how jobs ended. An input whose job another task run submitted may need one of its own."""
+        jobs = self._log.jobs
+        numbers = []
+        for job in over:
+            if job.id not in jobs.table.input_of:
+                continue
+            numbers.append(jobs.table.input_of[job.id])
+            self._run.report.note_over(job)
+            self._log.end(job.id, ENDS[job.status], seconds=job.execution_time, why=job.error or "")
+            if job.status is JobStatus.COMPLETED and self._stores:
+                self._to_store.append(job.id)
+        self._log.requeue(numbers)
+        self._run.submitting.forget([job.id for job in over if job.status is not JobStatus.COMPLETED])
+        if not self._stores:  # the results were taken as they came
+            self._note_collected([job.id for job in over], len(self._run.sink.stored))
+
+    def look_at(self, job_ids: list[str]) -> None:
+        """Find out how jobs are that may be over."""
+        over: list[Job] = []
+
+        def note(job_id: str, outcome: Job | RunGenError) -> None:
+            job = job_of(outcome, self._log.app_id, job_id)
+            if job.is_terminal:
+                over.append(self._run.sink.hold(job))
+
+        self._run.wait.refetch(self._log.app_id, job_ids, note)
+        self.note_over(over)
+
+    def look_at_ended(self, event: Mapping[str, Any]) -> bool:
+        """Look at the jobs that the trigger found to be over, and return whether everything fails."""
+        running = self._log.jobs.running
+        ended = [running[place] for place in ended_positions(event, len(running)) or ()]
+        if not self._stores:
+            self.ended = ended
+            return False
+        # storing them tells how they ended
+        self.gather(ended)
+        self._note_ended_unstored(ended)
+        return self._count_failures(ended)
+
+    def _count_failures(self, ended: Collection[str]) -> bool:
+        """Count how many of the jobs failed in a row, and return whether it is worth to go on no more."""
+        table, stop_after = self._log.jobs.table, self._run.options.stop_after
+        is_broken = False
+        for job_id in ended:
+            match table.job(job_id).state if job_id in table.input_of else None:
+                case JobState.COMPLETED | JobState.INVALID:
+                    self.failures = 0
+                case JobState.FAILED:
+                    self.failures += 1
+            is_broken |= stop_after is not None and self.failures >= stop_after
+        return is_broken and bool(self._log.has_unsent or self._log.jobs.running)
+
+    def _note_ended_unstored(self, ended: list[str]) -> None:
+        jobs = self._log.jobs
+        numbers = [jobs.table.input_of[job_id] for job_id in ended if job_id in jobs.table.input_of]
+        for job_id in ended:
+            error = self._run.sink.errors.get(job_id)
+            if not isinstance(error, RunGenJobError) or job_id not in jobs.table.input_of:
+                continue
+            if jobs.table.job(job_id).state is JobState.OPEN:
+                seconds = error.execution_time
+                self._log.end(job_id, end_of(error), seconds=seconds, why=error.message)
+        self._log.requeue(numbers)
+
+    def store(self) -> None:
+        """Store the outputs of jobs that are over, while others run."""
+        if job_ids := self._to_store:
+            self._to_store = []
+            self.gather(job_ids)
+
+    def gather(self, job_ids: list[str]) -> None:
+        """Collect what jobs made, and note how that went."""
+        before = len(self._run.sink.stored)
+        try:
+            self._run.sink.gather(self._log.app_id, job_ids, self._run.report.over(job_ids))
+        finally:
+            self._note_collected(job_ids, before)
+
+    def _note_collected(self, job_ids: list[str], stored_before: int) -> None:
+        jobs, new = self._log.jobs, self._run.sink.stored[stored_before:]
+        # first the ledger: once the log says so, nobody looks again
+        self._run.submitting.remember(new)
+        for stored in new:
+            self._log.end(stored.job_id, JobState.COMPLETED, seconds=stored.execution_seconds)
+            if stored.job_id in jobs.table.input_of:
+                jobs.store(stored.job_id)
+        errors = {
+            job_id: self._run.sink.errors[job_id] for job_id in job_ids if job_id in self._run.sink.errors
+        }
+        for job_id, error in errors.items():
+            if is_useless(error):
+                seconds = error.execution_time if isinstance(error, RunGenJobError) else None
+                self._log.end_useless(job_id, end_of(error), seconds=seconds, why=error.message)
+        self._run.submitting.forget_useless(errors)
+        # an input whose job another task run submitted gets one of its own at once
+        useless = [jobs.table.input_of[job_id] for job_id in errors if job_id in jobs.table.input_of]
+        self._log.requeue(useless)
+
+    def collect_rest(self) -> None:
+        """Collect the jobs that are over, and nobody has collected yet."""
+        reused = self._run.submitting.read_reused()
+        self.gather([job_id for job_id in self._run.report.result().job_ids if job_id not in reused])
+
+    def let_go(self) -> None:
+        """Save what is over, so that it need not be in memory."""
+        # a signal in the middle of a call to the supervisor would leave it out of step
+        with self._run.guard.defer_signals():
+            self._log.let_go()

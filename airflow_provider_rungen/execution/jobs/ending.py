@@ -1,0 +1,261 @@
+"""Decide at the end of an attempt which jobs are left to the next one, and which are canceled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
+from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenJobTimeoutError
+from airflow_provider_rungen.execution.task import attempts
+from airflow_provider_rungen.execution.task.job_ids import format_jobs
+from airflow_provider_rungen.runs.attempt_record import End
+from airflow_provider_rungen.runs.place import SupersededError
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.jobs.task_log import TaskLog
+    from airflow_provider_rungen.execution.task.kill import KillGuard
+    from airflow_provider_rungen.execution.task.options import SubmitOptions
+
+log = logging.getLogger(__name__)
+
+# After a clear, the jobs are canceled, resumed if the log survives it, or found by any later attempt.
+OnClear = Literal["new", "resume", "keep"]
+# Seconds of a kill that are left for the ledger after the cancels, and that the cancels have at least.
+_AFTER_CANCEL = 0.4
+_LEAST_CANCEL = 0.5
+# What the function of a task may raise to have no more tries.
+_NO_RETRY = (AirflowFailException, AirflowSkipException)
+
+
+class Cancel(Protocol):
+    """Cancels jobs of the task's app, and returns those that may still run."""
+
+    def __call__(self, job_ids: Sequence[str], *, within: float | None = None) -> list[str]:
+        """Cancel jobs, within so many seconds."""
+
+
+class Ending:
+    """
+    Decides about the jobs of an attempt that ends.
+
+    :param ti: the task instance.
+    :param options: the operator's parameters.
+    :param guard: the kill guard of the attempt.
+    :param task_log: the jobs.
+    :param cancel: see `Cancel`.
+    :param unsaved: returns the jobs that no other attempt would find, without asking Airflow.
+    :param find_jobs: reads which jobs may run, if an attempt ends before it does so.
+    """
+
+    def __init__(
+        self,
+        ti: Any,
+        options: SubmitOptions,
+        guard: KillGuard,
+        task_log: TaskLog,
+        *,
+        cancel: Cancel,
+        unsaved: Callable[[], list[str]],
+        find_jobs: Callable[[], None],
+    ) -> None:
+        self._ti = ti
+        self._options = options
+        self._guard = guard
+        self._log = task_log
+        self._cancel = cancel
+        self._unsaved = unsaved
+        self._find_jobs = find_jobs
+        #: The app of the jobs.
+        self.app_id = options.app_id or ""
+        # the state of the task that Airflow gave when it was killed, once it was asked for
+        self._state_at_kill: tuple[str | None] | None = None
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether the next attempt finds the jobs of this one."""
+        return self._log.home.is_durable or self._options.ledger is not None
+
+    @property
+    def on_clear(self) -> OnClear:
+        """What a clear of the task does with its jobs: see `OnClear`."""
+        ledger = self._options.ledger
+        return self._options.on_clear if ledger is None or ledger.refresh else "keep"
+
+    @property
+    def resumes_clears(self) -> bool:
+        """Whether the jobs from before a clear are resumed."""
+        # Since Airflow 3.4, a log whose head survived a clear was kept on purpose. A clear of the whole run
+        # keeps it, too (apache/airflow #72929), and looks the same.
+        return self.on_clear != "new" or (attempts.CLEAR_DISCARDS_STATE and self._log.home.has_head)
+
+    def has_next(self, error: Exception | None = None) -> bool:
+        """Return whether another attempt follows that finds what is saved."""
+        is_final = isinstance(error, _NO_RETRY) or (isinstance(error, RunGenError) and not error.retryable)
+        return self.is_durable and not is_final and self._log.home.numbers.has_next
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record how the attempt ends, and leave the jobs alone when the connection is at fault."""
+        try:
+            with self._leaving_when_refused():
+                yield
+        except Exception as error:
+            if not self._guard.is_killed:
+                self._note_failure(error)
+            raise
+        self._log.note(end=End.SUCCEEDED)
+
+    def _note_failure(self, error: Exception) -> None:
+        message, hint = (error.message, error.hint) if isinstance(error, RunGenError) else (str(error), "")
+        self._log.note(
+            end=End.UNKNOWN if self.has_next(error) else End.FAILED,
+            error=message[:1000],
+            hint=hint[:1000],
+            still_billing=tuple(self._log.running[:100]),
+        )
+
+    @contextmanager
+    def _leaving_when_refused(self) -> Iterator[None]:
+        """Leave the jobs alone when the connection or the key is at fault, and name those that run."""
+        try:
+            yield
+        except RunGenError as error:
+            if not is_refusal(error):
+                raise
+            self._find_jobs()
+            if not self._log.running:
+                raise
+            failure = error
+        else:
+            return
+        running = self._log.running
+        raise failure.revised(
+            f"{failure.message}. Canceled nothing: {format_jobs(running)} of app {self.app_id} may still run",
+            hint=f"Check the Airflow connection {self._options.rungen_conn_id!r}. {self._how_to_resume()}",
+            retryable=True,
+        ) from failure
+
+    def _how_to_resume(self) -> str:
+        is_saved = not self._unsaved()
+        if self.has_next() and is_saved:
+            return "A retry resumes"
+        if not (self.is_durable and is_saved):
+            return "Then collect or cancel by id"
+        if self.on_clear == "keep":
+            return "Then clear the task to resume, or cancel by id"
+        how = "and keep its task state" if attempts.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
+        return f"Then clear the task {how} to resume, or cancel by id"
+
+    @contextmanager
+    def canceling(self) -> Iterator[None]:
+        """Cancel the jobs when the attempt ends before they do, unless the next attempt resumes them."""
+        try:
+            yield
+        except RunGenJobTimeoutError as error:
+            message = error.message
+            if left := self._cancel(self._log.running):
+                message += f". {_format_left(self.app_id, left)}"
+            hint = error.hint
+            for name in ("timeout", "queued_timeout"):
+                if (limit := getattr(self._options, name)) is not None:
+                    hint = hint.replace(f"Raise {name} ", f"Raise {name} (now {format_duration(limit)}) ")
+            raise error.revised(message, hint=hint, retryable=error.retryable) from None
+        except Exception as error:
+            is_left = self._guard.is_killed or is_refusal(error) or isinstance(error, SupersededError)
+            if not is_left and self._log.running:
+                self._leave_or_cancel(error)
+            raise
+
+    def _leave_or_cancel(self, error: Exception) -> None:
+        """Cancel what the next attempt does not resume, and name what may still run."""
+        if self._log.has_begun:
+            self._log.saver.save()
+        lost = self._unsaved() if self.has_next(error) else self._log.running
+        left = self._cancel_lost(lost)
+        if not left:
+            return
+        if isinstance(error, RunGenError):
+            error.add_hint(left)
+        else:
+            log.error("%s", left)
+
+    # --- a kill ---
+
+    def clean_up(self, *, is_connected: bool) -> str:
+        """
+        Cancel the jobs (``cancel_on_kill``) that the next attempt does not resume.
+
+        An attempt may be asked to stop because it was cut off, after its successor resumed the jobs. So with
+        tries left the jobs are canceled only if Airflow reports that a user ended the task.
+
+        :param is_connected: whether the connection is known. Airflow cannot be asked for it any more.
+        :return: what the last line of the log says about what is left.
+        """
+        running = self._log.running
+        if not running:
+            return ""
+        if not is_connected:
+            return f"Canceled nothing: {_sentence(running, self.app_id)} may still run."
+        lost = self._unsaved() if self._is_left_to_next() else running
+        if self.is_durable and not self._log.home.numbers.has_next:
+            # before the cancels, because it takes the store no time when all is well
+            note = lambda: self._log.note(end=End.FAILED)  # noqa: E731 - a thread calls it
+            attempts.call_briefly(note, self._guard.time_left() / 4)
+        return self._cancel_lost(lost, within=max(self._guard.time_left() - _AFTER_CANCEL, _LEAST_CANCEL))
+
+    def _cancel_lost(self, lost: Collection[str], *, within: float | None = None) -> str:
+        """Cancel the jobs that no attempt resumes (``cancel_on_kill``), and name those that may still run."""
+        running, lost = self._log.running, set(lost)
+        kept = [job_id for job_id in running if job_id not in lost]
+        left = [job_id for job_id in running if job_id in lost]
+        sentences = []
+        if left and self._options.cancel_on_kill:
+            if left := self._cancel(left, within=within):
+                sentences.append(_format_left(self.app_id, left))
+        elif left:
+            sentences.append(f"{_sentence(left, self.app_id)} may still run (cancel_on_kill)")
+        if kept:
+            sentences.append(f"The next attempt resumes {format_jobs(kept)} of app {self.app_id}")
+        return "".join(f"{sentence}. " for sentence in sentences).strip()
+
+    def _is_left_to_next(self) -> bool:
+        """Return whether the next attempt, which there may be already, decides about the jobs."""
+        if attempts.is_timing_out() or not self.has_next():
+            return False
+        if self._state_at_kill is None:
+            within = self._guard.time_left() / 2
+            self._state_at_kill = (attempts.ask_for_state(self._ti, self._note_clear, within=within),)
+        [state] = self._state_at_kill
+        if state == TaskInstanceState.RESTARTING:
+            is_discarded = attempts.CLEAR_DISCARDS_STATE and self.on_clear != "keep"
+            return self._log.home.has_head if is_discarded else self.on_clear != "new"
+        return not attempts.was_ended_by_user(state)
+
+    def _note_clear(self, state: str | None) -> None:
+        """Note that a user cleared the task while it ran, which its numbers do not show."""
+        if state == TaskInstanceState.RESTARTING:
+            if attempts.CLEAR_DISCARDS_STATE:
+                self._log.home.look_for_head()
+            else:
+                self._log.note(end=End.CLEARED)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether the key or the connection is at fault, which is no reason to cancel a job."""
+    return isinstance(error, RunGenConfigError) or (
+        isinstance(error, RunGenError) and retry.is_refusal(error)
+    )
+
+
+def _sentence(job_ids: Sequence[str], app_id: str) -> str:
+    jobs = format_jobs(list(job_ids))
+    return f"{jobs[:1].upper()}{jobs[1:]} of app {app_id}"
+
+
+def _format_left(app_id: str, job_ids: Sequence[str]) -> str:
+    return f"Could not cancel {format_jobs(list(job_ids))} of app {app_id}, which may still run: see above"

@@ -1,0 +1,315 @@
+"""Waits for jobs on a worker, hands the wait over to the triggerer, cancels jobs, and fetches them again."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
+from airflow_provider_rungen.client import endpoints
+from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
+from airflow_provider_rungen.client.flow import Flow, Gather, T
+from airflow_provider_rungen.client.job_log import QuietLog, log_line
+from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.polling import (
+    FIRST_INTERVAL,
+    JobPoller,
+    growing_pauses,
+    identity,
+    strip_payloads,
+)
+from airflow_provider_rungen.client.progress import OtherInputs, Progress, count_ends
+from airflow_provider_rungen.client.queue_watch import QueueTimer
+from airflow_provider_rungen.client.texts import format_ids
+from airflow_provider_rungen.client.timeouts import explain_timeout
+from airflow_provider_rungen.client.wait_goal import WaitGoal
+from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
+from airflow_provider_rungen.execution.jobs.poll_rounds import PollRounds
+from airflow_provider_rungen.execution.task.job_ids import format_jobs
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.task.options import WaitOptions
+    from airflow_provider_rungen.execution.task.run import TaskRun
+
+log = logging.getLogger(__name__)
+
+# Results that are fetched again, and held, at a time.
+MAX_HELD = 64
+# Of more jobs that could not be canceled, the reasons are not logged.
+MAX_LOGGED_CANCELS = 10
+Defer = Callable[[dict[str, Any], float], NoReturn]
+
+
+class JobWait:
+    """
+    All waits of an attempt. They share one poller: many short waits poll no more often than a long one.
+
+    :param run: the attempt. Its options are `WaitOptions`.
+    :param defer: defers the task with these arguments of `RunGenJobTrigger`, and seconds until the deadline.
+    """
+
+    def __init__(self, run: TaskRun[Any], defer: Defer) -> None:
+        self._run = run
+        self._options: WaitOptions = run.options
+        self._defer = defer
+        #: The jobs that this attempt has canceled.
+        self.canceled: set[str] = set()
+        #: Returns what progress lines count beside the jobs that were waited for.
+        self.others: Callable[[], OtherInputs] = OtherInputs
+        self._poller: JobPoller | None = None
+        self._on_finished: Callable[[Job], Job] = identity
+        self._shared: Collection[str] = ()
+        # the jobs whose ends a trigger has counted
+        self._counted: set[str] = set()
+        # the jobs that are over, and whose result could not be taken
+        self._not_taken: list[Job] = []
+        self._pauses = growing_pauses(FIRST_INTERVAL, self._options.poll_interval)
+        self._polled_at: float | None = None
+        self._defer_at = math.inf
+        self._quiet_log = QuietLog()
+        self._progress: Progress | None = None
+        # how many jobs there are so far
+        self._count = 0
+        #: How many jobs the waits have returned, and how many of these did not complete.
+        self.returned = self.unsuccessful = 0
+
+    # --- waiting ---
+
+    @metrics.timing("wait.worker")
+    def wait(
+        self,
+        app_id: str,
+        job_ids: Collection[str],
+        *,
+        deadline: float,
+        visible_by: float = 0.0,
+        on_finished: Callable[[Job], Job] = identity,
+        goal: WaitGoal | None = None,
+        may_defer: bool = True,
+        before_defer: Callable[[list[Job]], Mapping[str, Any]] = lambda over: {},
+        ended: Collection[str] = (),
+        shared: Mapping[str, float] = MappingProxyType({}),
+        trigger: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[Job]:
+        """
+        Wait for jobs, here or in the triggerer if that takes long. Return those that are over, once each.
+
+        The jobs of earlier waits that are not among them are polled no more.
+
+        :param deadline: the time (seconds since 1970) to stop waiting at.
+        :param visible_by: the time (seconds since 1970) until which the service may not know new jobs.
+        :param on_finished: takes each job that is over, with its result, and returns what to keep of it.
+        :param goal: what to wait for, if not for all jobs. It is used for this wait only.
+        :param may_defer: whether the task can go on after a deferral.
+        :param before_defer: called before a deferral with the jobs that are over. It returns more arguments
+            of `RunGenJobTrigger`, which waits for the others.
+        :param ended: the jobs that a trigger found to be over. They are polled first, and each of them.
+        :param shared: the jobs that another task run submitted, each with its own ``visible_by``. They are
+            never canceled.
+        :param trigger: more arguments of `RunGenJobTrigger`. With ``end_from_trigger``, the jobs must
+            be all that the task has.
+        :raises RunGenJobTimeoutError: the deadline passed.
+        :raises RunGenError: an error that no waiting can change, and that is not one of a single job.
+        """
+        goal, job_ids = goal or WaitGoal(), list(dict.fromkeys(job_ids))
+        poller = self.poller_of(app_id, job_ids, on_finished, lambda job_id: shared.get(job_id, visible_by))
+        self._shared = frozenset(shared)
+        self._counted |= set(ended)
+        if goal.is_reached(sum(job_id in poller.waiting for job_id in job_ids)):
+            return self._take(poller, job_ids)
+        can_defer = may_defer and self._options.deferrable
+        limit, now = self._options.queued_timeout, time.time()
+        rounds = PollRounds(
+            poller,
+            job_ids,
+            goal,
+            poll_interval=self._options.poll_interval,
+            deadline=deadline,
+            stop_at=self._defer_at if can_defer else math.inf,
+            ended=ended,
+            timer=None if limit is None else QueueTimer(limit, now),
+            log_progress=self._log_progress,
+        )
+        self._perform(rounds.run(self._pauses, self._polled_at), job_ids)
+        self._polled_at = rounds.polled_at
+        if rounds.is_reached:
+            return self._take(poller, job_ids)
+        if rounds.is_stopped:
+            over = self._take(poller, job_ids)
+            self._hand_over(rounds, {**trigger, **before_defer(over)})
+        raise self._perform(explain_timeout(poller, job_ids), job_ids)
+
+    def poller_of(
+        self,
+        app_id: str,
+        job_ids: Collection[str],
+        on_finished: Callable[[Job], Job] = identity,
+        visible_by: Callable[[str], float] = lambda job_id: 0.0,
+    ) -> JobPoller:
+        """Return what polls these jobs, and no others any more."""
+        if self._poller is None or self._poller.app_id != app_id:
+            self._poller = JobPoller(app_id, self._log, on_finished=self._keep)
+            self._progress = Progress(0, now := time.time())
+            self._defer_at = now + self._options.defer_after
+        poller, self._on_finished = self._poller, on_finished
+        poller.is_lean = on_finished is strip_payloads
+        known = {*poller.waiting, *poller.finished}
+        poller.forget(known.difference(job_ids))
+        self._count += len(set(job_ids) - known)
+        for job_id in job_ids:
+            poller.add([job_id], time.time(), visible_by(job_id))
+        return poller
+
+    def take_over(self) -> list[Job]:
+        """Return the jobs that are over, and that no wait has returned: an error ended it before."""
+        not_taken, self._not_taken = self._not_taken, []
+        if self._poller is None:
+            return not_taken
+        return [*not_taken, *self._take(self._poller, list(self._poller.finished))]
+
+    @property
+    def in_flight(self) -> list[str]:
+        """The jobs of the last wait that may still run, and that this task may cancel."""
+        waiting = () if self._poller is None else self._poller.waiting
+        return [job_id for job_id in waiting if job_id not in self._shared and job_id not in self.canceled]
+
+    @property
+    def may_end_from_trigger(self) -> bool:
+        """Whether a success needs no worker: asset events and lengths to map over are made there."""
+        task = self._run.task
+        if not self._options.end_from_trigger or not AIRFLOW_V_3_3_PLUS or task.outlets:
+            return False
+        return next(iter(task.iter_mapped_dependants()), None) is None
+
+    def _perform(self, flow: Flow[T], job_ids: Sequence[str]) -> T:
+        hook = self._run.hook
+        return (hook.perform_concurrently if len(job_ids) > COUNTER_THRESHOLD else hook.perform)(flow)
+
+    def _keep(self, job: Job) -> Job:
+        # the service has reported how it ended, and no trigger has counted it
+        if job.cause is None and job.id not in self._counted:
+            metrics.incr(f"jobs.{job.status.lower()}")
+        try:
+            return self._on_finished(job)
+        except RunGenError:
+            self._not_taken.append(strip_payloads(job))
+            raise
+
+    def _take(self, poller: JobPoller, job_ids: Sequence[str]) -> list[Job]:
+        jobs = [poller.finished[job_id] for job_id in job_ids if job_id in poller.finished]
+        returned, unsuccessful = count_ends(jobs)
+        self.returned += returned
+        self.unsuccessful += unsuccessful
+        poller.forget(job.id for job in jobs)
+        return jobs
+
+    def _log(self, level: int, line: str, job_id: str | None) -> None:
+        (self._quiet_log if self._count > COUNTER_THRESHOLD else log_line)(level, line, job_id)
+
+    def _log_progress(self, poller: JobPoller, now: float) -> None:
+        if self._progress is None or self._count <= COUNTER_THRESHOLD or not self._progress.is_due(now):
+            return
+        self._progress.total, self._progress.others = self._count, self.others()
+        ended, unsuccessful = count_ends(poller.finished.values())
+        line = self._progress.line(self.returned + ended, self.unsuccessful + unsuccessful, now)
+        if line is not None:
+            self._log(logging.INFO, line, None)
+
+    def _hand_over(self, rounds: PollRounds, more: Mapping[str, Any]) -> NoReturn:
+        poller, goal, now, options = rounds.poller, rounds.goal, time.time(), self._options
+        job_ids = list(rounds.job_ids)
+        if not more.get("end_from_trigger"):  # such a trigger must see those that failed, too
+            job_ids = [job_id for job_id in job_ids if job_id in poller.waiting]
+        is_one = len(job_ids) == 1
+        what = format_ids(poller.app_id, job_ids[0] if is_one else "")
+        log.info("Waiting in the triggerer %s%s", "" if is_one else f"for {len(job_ids)} jobs ", what)
+        arguments = {
+            "rungen_conn_id": options.rungen_conn_id,
+            "app_id": poller.app_id,
+            "job_id": job_ids,
+            "poll_interval": options.poll_interval,
+            "deadline": rounds.deadline,
+            "queued_timeout": options.queued_timeout,
+            "deferred_at": now,
+            "not_before": max(poller.held_back(now).values(), default=0.0),
+            "left": goal.left,
+            "stop_after": goal.stop_after and max(goal.stop_after - goal.failures, 1),
+            "cancel_on_kill": options.cancel_on_kill,
+            "shared": [job_id for job_id in job_ids if job_id in self._shared],
+        }
+        self._defer(arguments | dict(more), rounds.deadline - now)
+
+    # --- canceling ---
+
+    def cancel(self, app_id: str, job_ids: Sequence[str], *, within: float | None = None) -> list[str]:
+        """
+        Cancel jobs, and return those that may still run.
+
+        :param within: the seconds that it may take; when left out, as many as the jobs need.
+        """
+        if not job_ids:
+            return []
+        hook = self._run.hook
+        if within is None:
+            within = 60.0 + len(job_ids) / (hook.settings.max_requests_per_second or 20)
+        outcomes = hook.cancel_jobs(app_id=app_id, job_ids=job_ids, within=within)
+        failures = {
+            job_id: error
+            for job_id, error in outcomes.items()
+            if error is not None and not isinstance(error, RunGenConflictError)  # that one is over
+        }
+        if canceled := [job_id for job_id, error in outcomes.items() if error is None]:
+            self.canceled |= set(canceled)
+            log.info("Canceled %s of app %s", format_jobs(canceled), app_id)
+        for error in list(failures.values())[:MAX_LOGGED_CANCELS]:
+            log.warning("%s", error.message)
+        if (more := len(failures) - MAX_LOGGED_CANCELS) > 0:
+            log.warning("Could not cancel %d more jobs of app %s", more, app_id)
+        return list(failures)
+
+    def cancel_on_kill(self) -> None:
+        """Cancel what the last wait was for, as far as the time of a kill allows (``cancel_on_kill``)."""
+        if self._options.cancel_on_kill and self._poller is not None:
+            within = max(self._run.guard.time_left(), 1)
+            self.cancel(self._poller.app_id, self.in_flight, within=within)
+
+    # --- fetching again ---
+
+    def refetch(
+        self,
+        app_id: str,
+        job_ids: Sequence[str],
+        on_outcome: Callable[[str, Job | RunGenError], None],
+        visible_by: float = 0.0,
+    ) -> None:
+        """
+        Fetch jobs that are over, so many at a time.
+
+        :param on_outcome: takes a job, or the error in its place, as it comes. What it raises ends it all.
+        :param visible_by: the time (seconds since 1970) until which the service may not know the jobs yet.
+        """
+        self._perform(_refetch(app_id, job_ids, on_outcome, visible_by), job_ids)
+
+
+def _refetch(
+    app_id: str,
+    job_ids: Sequence[str],
+    on_outcome: Callable[[str, Job | RunGenError], None],
+    visible_by: float,
+) -> Flow[None]:
+    def fetch(job_id: str) -> Flow[None]:
+        try:
+            job = yield from endpoints.get_job_when_visible(app_id, job_id, visible_by=visible_by)
+        except RunGenError as error:
+            on_outcome(job_id, error)
+        else:
+            on_outcome(job_id, job)
+
+    for start in range(0, len(job_ids), MAX_HELD):
+        for refused in (yield Gather([fetch(job_id) for job_id in job_ids[start : start + MAX_HELD]])):
+            if refused is not None:
+                raise refused

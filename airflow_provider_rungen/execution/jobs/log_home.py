@@ -1,0 +1,196 @@
+"""Where the log of a task run is, and which attempts have written it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, conf
+from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.execution.jobs.places import MemoryPlace, StorePlace
+from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
+from airflow_provider_rungen.execution.task.attempts import Attempt
+from airflow_provider_rungen.execution.task.task_instances import loop_position
+from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
+from airflow_provider_rungen.runs.log import read_attempts
+from airflow_provider_rungen.runs.place import DamagedLogError
+from airflow_provider_rungen.runs.rows import Writer
+from airflow_provider_rungen.runs.task_token import task_token
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.hooks.rungen import RunGenHook
+
+log = logging.getLogger(__name__)
+
+_HEAD_KEY = "rungen_log"
+
+
+def token_of(ti: Any) -> str:
+    """Return the token of a task run; see `task_token`."""
+    base_url = conf.get("api" if AIRFLOW_V_3_0_PLUS else "webserver", "base_url", fallback="")
+    return task_token(
+        base_url=base_url,
+        dag_id=ti.dag_id,
+        run_id=ti.run_id,
+        task_id=ti.task_id,
+        map_index=-1 if ti.map_index is None else ti.map_index,
+        region="/".join(map(str, loop_position(ti))),
+    )
+
+
+class LogHome:
+    """
+    The place of the log of a task run.
+
+    :param task: the operator.
+    :param context: Airflow's context of the attempt.
+    :param folder: the URI of the folder to keep the log in; ``None`` for Airflow's task state store, or the
+        memory of this process where there is none.
+    :param is_durable: whether a later attempt is to resume what this one leaves.
+    :param hook: has the API key, which files in the folder are sealed with.
+    """
+
+    def __init__(
+        self, task: BaseOperator, context: Context, *, folder: Any, is_durable: bool, hook: RunGenHook
+    ) -> None:
+        self._hook = hook
+        ti, store = context["ti"], context.get("task_state_store") if is_durable else None
+        self.numbers = Attempt.of(context, task)
+        self.began = getattr(getattr(context.get("dag_run"), "start_date", None), "timestamp", float)()
+        self._store = store
+        #: Whether Airflow knows of the log. From Airflow 3.4 on, a clear makes it forget.
+        self.has_head = False
+        self._head: Any = None
+        self.token = token_of(ti)
+        self._folder = folder
+        #: Where it is, and where ids go that this place does not take.
+        self.place: StoragePlace | StorePlace | MemoryPlace = MemoryPlace()
+        self.spare: StorePlace | None = None
+        #: Whether a later attempt finds what this one leaves.
+        self.is_durable = is_durable and (folder is not None or store is not None)
+        #: The attempts before this one.
+        self.earlier: list[AttemptRecord] = []
+
+    def open(self) -> None:
+        """
+        Find the place of the log.
+
+        :raises RunGenInputError: there can be no such place.
+        """
+        state = None if self._store is None else StorePlace(self._store, self.numbers.try_number)
+        if self._folder is not None:
+            self.place, self.spare = StoragePlace(self._folder, self.token, self._seal_key), state
+        elif state is not None:
+            self.place = state
+
+    @property
+    def _seal_key(self) -> bytes:
+        """A key that only those have who have the API key. After a change of that, nothing is vouched for."""
+        try:
+            api_key = self._hook.settings.api_key
+        except RunGenError:
+            return b""
+        return hashlib.sha256(b"the run log of " + api_key.encode()).digest()
+
+    def find_attempts(self, has_ledger: Callable[[], bool]) -> None:
+        """
+        Find the attempts before this one, without writing anything.
+
+        :param has_ledger: returns whether a ledger knows what earlier attempts submitted, too.
+        :raises RunGenError: they cannot be read, or are in a place that cannot be used now.
+        """
+        self.open()
+        self.look_for_head()
+        if isinstance(self.place, StoragePlace) and not self.place.has_begun():
+            # nothing is created before the inputs are checked
+            self._check_missing(self.place, has_ledger)
+        else:
+            self.earlier = self._attempts()
+
+    def confirm_attempts(self) -> None:
+        """Find the attempts before this one, if none were found. Now the place may be written to."""
+        if not self.earlier:
+            # it tells for certain what it has
+            self.earlier = self._attempts()
+
+    def write_head(self, writer: Writer, plan: str) -> None:
+        """Note in Airflow that there is a log, where it has a store."""
+        if self._store is not None:
+            head = {"attempt": str(writer), "plan": plan, "place": self._place_digest}
+            self._store.set(_HEAD_KEY, head | {"numbers": asdict(self.numbers)})
+
+    def _check_missing(self, place: StoragePlace, has_ledger: Callable[[], bool]) -> None:
+        """Find out what it means that no log is there."""
+        if not self.is_durable or (not self.has_head and self.numbers.try_number == 1) or has_ledger():
+            return
+        if self.has_head:
+            place.check_reachable()
+            self._check_head(place)
+        elif self._store is None:
+            # Airflow knows of no log before 3.3, and an earlier attempt may have failed before it had one
+            log.warning(
+                "Earlier attempts left no log in %s. If they submitted jobs, these are not known here: "
+                "check that it is mounted",
+                place.shown,
+            )
+
+    def _check_head(self, place: StoragePlace) -> None:
+        """
+        Find out why a log is missing of which Airflow knows.
+
+        :raises DamagedLogError: it was removed. After a clear, or in another destination, it is not needed.
+        """
+        head = self._head
+        numbers = head.get("numbers") if isinstance(head, Mapping) else None
+        if not isinstance(numbers, Mapping) or head.get("place") != self._place_digest:
+            return
+        if not self.numbers.was_cleared_since(Attempt(**numbers), End.UNKNOWN):
+            raise DamagedLogError(
+                f"The log of the task run is missing in {place.shown}; nothing was sent",
+                hint="Restore its folder in .rungen/runs, and retry. Without it nobody knows which jobs run. "
+                "Look at the app's jobs, then clear the task to submit all inputs again",
+            )
+
+    @property
+    def _place_digest(self) -> str:
+        """What tells one destination from another. A changed one has no log yet."""
+        return hashlib.sha256(str(self._folder).encode()).hexdigest()[:16]
+
+    def look_for_head(self) -> None:
+        """Find out whether Airflow knows of the log."""
+        self._head = None if self._store is None else self._store.get(_HEAD_KEY)
+        self.has_head = self._head is not None
+
+    @property
+    def is_cleared(self) -> bool:
+        """Whether the task was cleared since the last attempt, so that its jobs may be unwanted."""
+        if not self.earlier:
+            return False
+        last = self.earlier[-1]
+        if last.try_number >= self.numbers.try_number and last.began < self.began:
+            return True  # the DAG run was deleted, and made again
+        is_forgotten = self._store is not None and not self.has_head
+        numbers = Attempt(last.try_number, last.max_tries, last.retries, last.clear_number)
+        return is_forgotten or self.numbers.was_cleared_since(numbers, last.end)
+
+    @property
+    def last_app_id(self) -> str:
+        """The app of the last attempt."""
+        return next((record.app_id for record in reversed(self.earlier) if record.app_id), "")
+
+    @property
+    def run_token(self) -> str:
+        """What names this task run in a ledger; each clear changes its end."""
+        return f"{self.token}{self.numbers.max_tries & 0xFFFF:04x}"
+
+    @property
+    def writers(self) -> set[Writer]:
+        """Who wrote the log before this attempt."""
+        return {record.writer for record in self.earlier}
+
+    def _attempts(self) -> list[AttemptRecord]:
+        return read_attempts(self.place) if self.place.is_durable else []

@@ -1,0 +1,118 @@
+"""Read back what was let go of a task run, and keep the rest over a deferral."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen.execution.jobs.places import MemoryPlace
+from airflow_provider_rungen.execution.jobs.plans import Plan
+from airflow_provider_rungen.execution.jobs.saver import Saver
+from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
+from airflow_provider_rungen.runs.jobs import Jobs
+from airflow_provider_rungen.runs.log import RunLog, missing_part, read_parts
+from airflow_provider_rungen.runs.rows import Row
+from airflow_provider_rungen.runs.totals import Totals
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.jobs.task_log import TaskLog
+
+# So many parts are read back at a time.
+_PARTS_AT_A_TIME = 64
+# Seconds that the last saves may take.
+_END_TIME = 30.0
+
+
+def rows_of(task_log: TaskLog, parts: Iterable[int]) -> Iterator[tuple[int, Row]]:
+    """
+    Yield what is known of the inputs of parts, in order. What was let go is read again.
+
+    :raises DamagedLogError: of a part that was let go, nothing is there any more.
+    """
+    writers = task_log.home.writers | {task_log.jobs.writer}
+    open_parts, parts = task_log.open_parts, iter(parts)
+    while some := list(islice(parts, _PARTS_AT_A_TIME)):
+        closed = [part for part in some if part not in open_parts]
+        known = Jobs(
+            task_log.jobs.plan, task_log.jobs.writer, since=task_log.jobs.since, stores=task_log.stores
+        )
+        for place in (task_log.home.spare, task_log.home.place) if closed else ():
+            if place is not None:
+                for _, files in read_parts(place, known.plan, writers, only=set(closed)):
+                    known.load((), *files, is_trusted=True)
+        for part in some:
+            if part in open_parts:
+                yield from task_log.jobs.table.part(part)
+                continue
+            rows = list(known.table.part(part))
+            # what is over has a job, or was refused
+            if not rows and part in task_log.loaded and task_log.plan.numbers(part):
+                raise missing_part(known.plan, part)
+            yield from rows
+
+
+def keep_state(task_log: TaskLog, is_stopping: Callable[[], bool]) -> dict[str, Any]:
+    """
+    Return what `restore_state` needs: what could not be saved, too.
+
+    :param is_stopping: returns whether to wait for the log no longer.
+    """
+    task_log.saver.save(task_log.jobs.unsaved.parts, within=_END_TIME, is_stopping=is_stopping)
+    task_log.jobs.close_parts()
+    parts = sorted(task_log.open_parts)
+    # the next wave reads the files of this attempt, and no others
+    if missing := task_log.run_log.missing(task_log.jobs, parts):
+        task_log.saver.save(missing, within=_END_TIME, is_stopping=is_stopping)
+        missing = task_log.run_log.missing(task_log.jobs, parts)
+    unsaved = sorted({*task_log.jobs.unsaved.parts, *missing})
+    # one part is short, and so no outage keeps it from the next wave
+    carried = task_log.run_log.writes(task_log.jobs, parts if task_log.part_count == 1 else unsaved)
+    return {
+        **task_log.summary(),
+        "record": asdict(task_log.run_log.attempt),
+        "earlier": [asdict(each) for each in task_log.home.earlier],
+        "log": task_log.run_log.handover(parts, carried),
+        "unsaved": unsaved,
+        "closed": asdict(task_log.jobs.closed),
+        "parts": parts,
+        "loaded": sorted(task_log.loaded.difference(range(task_log.next_part))),
+        "next_part": task_log.next_part,
+        "rows": task_log.plan.count,
+        "count": task_log.count,
+        "deadline": task_log.deadline,
+        "has_inputs": task_log.has_inputs,
+        "has_unsent": task_log.has_unsent,
+        "has_stopped": task_log.has_stopped,
+        "memory": task_log.home.place.to_json() if isinstance(task_log.home.place, MemoryPlace) else None,
+    }
+
+
+def restore_state(task_log: TaskLog, state: Mapping[str, Any]) -> None:
+    """
+    Restore the jobs after a deferral.
+
+    :param state: what `keep_state` returned.
+    :raises DamagedLogError: the log is not as this attempt left it.
+    """
+    record, *task_log.home.earlier = map(_record_of, [state["record"], *state["earlier"]])
+    if state["memory"] is not None:
+        task_log.home.place = MemoryPlace(state["memory"])
+    closed = Totals(**state["closed"])
+    task_log.jobs = Jobs(
+        record.plan, record.writer, since=record.since, stores=task_log.stores, closed=closed
+    )
+    task_log.known_saver = Saver(task_log.jobs, RunLog(task_log.home.place, record, clock=time.time))
+    task_log.plan = Plan.unread(record.plan, state["rows"])
+    task_log.count, task_log.deadline = state["count"], state["deadline"]
+    task_log.has_inputs, task_log.has_stopped = state["has_inputs"], state["has_stopped"]
+    task_log.next_part = state["next_part"]
+    task_log.loaded = {*range(task_log.next_part), *state["loaded"]}
+    task_log.run_log.take_over(task_log.jobs, state["log"], state["unsaved"])
+
+
+def _record_of(fields: Mapping[str, Any]) -> AttemptRecord:
+    record = AttemptRecord(**fields)
+    return replace(record, end=End(record.end), still_billing=tuple(record.still_billing))

@@ -1,0 +1,343 @@
+"""What an attempt that runs jobs reports: ids, counts, usage, and what a retry would do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.endpoints import FATE_UNKNOWN
+from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.progress import OtherInputs
+from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.exceptions import (
+    RunGenBadRequestError,
+    RunGenError,
+    RunGenJobTimeoutError,
+    RunGenSubmissionUnknownError,
+)
+from airflow_provider_rungen.execution.jobs.log_state import rows_of
+from airflow_provider_rungen.execution.sinks.batch_result import BatchResult, Stopped
+from airflow_provider_rungen.execution.task import attempts
+from airflow_provider_rungen.runs.rows import InputState, JobState, Row
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.jobs.runner import Runner
+    from airflow_provider_rungen.execution.sources.inputs import Source
+
+log = logging.getLogger(__name__)
+
+_STATUS = {JobState.CANCELED: JobStatus.CANCELED}
+_IN_DOUBT = (InputState.ANNOUNCED, InputState.UNKNOWN)
+
+
+@dataclass
+class _Known:
+    """What is known of inputs, by number, and of jobs: see `BatchResult`."""
+
+    ids: list[str | None] = field(default_factory=list)
+    refused: dict[int, RunGenError] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    shared: set[str] = field(default_factory=set)
+
+    def copy(self) -> _Known:
+        return _Known(list(self.ids), dict(self.refused), dict(self.jobs), set(self.shared))
+
+
+class RunReport:
+    """
+    Reports what an attempt did.
+
+    :param run: the attempt.
+    :param pushes_ids: see `Runner`.
+    """
+
+    def __init__(self, run: Runner, *, pushes_ids: bool) -> None:
+        self._run = run
+        self._pushes_ids = pushes_ids
+        #: How many inputs or rows there are.
+        self.rows = 0
+        #: Why inputs are not submitted any more.
+        self.unsent_reason = ""
+        #: Whether ids were pushed.
+        self.has_pushed = False
+        self._pushed_count = -1
+        # the jobs that did not complete, with all that is known of them
+        self._over: dict[str, Job] = {}
+        # what is known of the parts that were let go, which may be read from storage
+        self._closed = _Known()
+        self._closed_parts: set[int] = set()
+
+    def page_details(self) -> dict[str, Any]:
+        """Return what the page of the task has to know of the source."""
+        source: Any = self._run.source
+        if not hasattr(source, "skipped_count"):
+            return {}
+        return {"skipped": source.skipped_count, "refused": source.refused_count}
+
+    @staticmethod
+    def about(source: Source) -> dict[str, Any]:
+        """Return what the manifest of a plan says about its source."""
+        return {"columns": list(source.columns), "types": list(source.types), "sources": list(source.uris)}
+
+    def job_ids(self) -> list[str]:
+        """Return the jobs of the inputs, as far as they are known without a look at storage."""
+        jobs = self._run.task_log.jobs
+        rows = (row.current(jobs.since) for _, row in sorted(jobs.table.rows.items()))
+        return [*filter(None, self._closed.ids), *(job.id for job in rows if job is not None)]
+
+    # --- XCom ---
+
+    def push_submitted(self) -> None:
+        """Push the ids after the first submission, and after the last."""
+        if not self.has_pushed or not self._run.task_log.has_unsent:
+            self.push_ids()
+
+    def note_pushed(self) -> None:
+        """Note that all ids were pushed before a deferral."""
+        self.has_pushed = True
+        self._pushed_count = self._run.task_log.jobs.totals().submitted
+
+    def push_ids(self) -> None:
+        """Push the ids of the jobs, unless all are pushed."""
+        task_log, ti = self._run.task_log, self._run.ti
+        count = task_log.jobs.totals().submitted
+        if self._pushes_ids and (not self.has_pushed or count != self._pushed_count):
+            ids = self.result().ids
+            if not self._run.is_single:
+                ti.xcom_push(key="job_ids", value=ids)
+            elif ids[0] is not None:
+                ti.xcom_push(key="job_id", value=ids[0])
+        if not self.has_pushed:
+            for job_id in (*task_log.running, *task_log.shared)[-1:]:
+                self._run.link_to_job(task_log.app_id, job_id)
+        self.has_pushed, self._pushed_count = True, count
+
+    def push_ids_of_failed(self) -> None:
+        """Push the ids of all waves, also when a later wave fails."""
+        if self.has_pushed and not self._run.guard.is_killed:
+            try:
+                self.push_ids()
+            except Exception as failure:  # the first error counts
+                log.warning("Could not push the ids of all jobs: %s", type(failure).__name__)
+
+    # --- the end ---
+
+    def note_over(self, job: Job) -> None:
+        """Keep how a job ended."""
+        self._over[job.id] = job
+
+    def note_canceled(self, job_id: str, why: str) -> None:
+        """Keep why this attempt canceled a job."""
+        app_id = self._run.task_log.app_id
+        self._over[job_id] = Job(id=job_id, app_id=app_id, status=JobStatus.CANCELED, error=why)
+
+    def over(self, job_ids: Collection[str]) -> list[Job]:
+        """Return those of some jobs that the service has just returned, or that failed."""
+        found = [self._over[job_id] for job_id in job_ids if job_id in self._over]
+        for job in found:
+            if job.status is JobStatus.COMPLETED:
+                del self._over[job.id]
+        return found
+
+    def result(self, stopped: Stopped | None = None) -> BatchResult:
+        """Return how far the task has come."""
+        task_log, plan = self._run.task_log, self._run.task_log.plan
+        open_parts = task_log.open_parts
+        self._add_closed(set(range(task_log.part_count)) - open_parts - self._closed_parts)
+        known = self._closed.copy()
+        self._add_rows(known, rows_of(task_log, sorted(open_parts)))
+        if self.unsent_reason:
+            error = RunGenError(self.unsent_reason)
+            known.refused |= {
+                number: error
+                for number, job_id in enumerate(known.ids)
+                if job_id is None and number not in known.refused
+            }
+        if self._run.options.ledger is not None:
+            for number, planned in enumerate(plan.rows()):
+                if planned.first is not None:
+                    known.ids[number] = known.ids[planned.first]
+                    if planned.first in known.refused:
+                        known.refused[number] = known.refused[planned.first]
+        refused = dict(sorted(known.refused.items()))
+        submitted = task_log.jobs.totals().submitted
+        return BatchResult(known.ids, refused, list(known.jobs.values()), stopped, known.shared, submitted)
+
+    def _add_closed(self, parts: set[int]) -> None:
+        """Read parts that were let go, once. They do not change any more."""
+        if not self._closed_parts:
+            self._closed.ids = [None] * self._run.task_log.plan.count
+        parts &= self._run.task_log.loaded
+        self._add_rows(self._closed, rows_of(self._run.task_log, sorted(parts)))
+        self._closed_parts |= parts
+
+    def _add_rows(self, known: _Known, rows: Iterable[tuple[int, Row]]) -> None:
+        task_log = self._run.task_log
+        writer, since = task_log.jobs.writer, task_log.jobs.since
+        for number, row in rows:
+            state, job = row.state(writer, since), row.current(since)
+            if state is InputState.REFUSED or state in _IN_DOUBT:
+                known.refused[number] = self._refusal(number, row, is_in_doubt=state in _IN_DOUBT)
+            elif job is not None:
+                known.ids[number] = job.id
+                if job.is_shared:
+                    known.shared.add(job.id)
+                if not job.use:
+                    known.jobs[job.id] = self._over.get(job.id) or Job(
+                        id=job.id,
+                        app_id=task_log.app_id,
+                        status=_STATUS.get(job.state, JobStatus.FAILED),
+                        error=job.why,
+                        execution_time=job.seconds,
+                    )
+
+    def _refusal(self, number: int, row: Row, *, is_in_doubt: bool) -> RunGenError:
+        if (error := self._run.submitting.errors.get(number)) is not None:
+            return error
+        if is_in_doubt:
+            return RunGenSubmissionUnknownError(FATE_UNKNOWN)
+        intent = row.intent_of(self._run.task_log.jobs.writer)
+        return RunGenBadRequestError((intent and intent.refusal) or "it was refused", retryable=False)
+
+    def write_failure(self, error: Exception) -> None:
+        """Write what is known to the sink before an error ends the task. It never raises."""
+        run = self._run
+        self.push_ids_of_failed()
+        try:
+            if self._has_to_store(error):
+                with run.opened():
+                    run.collecting.collect_rest()
+            run.sink.report(self.result(), run.task_log.plan, error)
+            run.usage_report.push()  # more of the jobs is known by now
+        except Exception as failure:
+            log.warning("Could not write all that is known: %s", clean_text(str(failure)))
+
+    def _has_to_store(self, error: Exception) -> bool:
+        """Return whether what completed is stored though the task fails, since no other attempt does it."""
+        cause = error if isinstance(error, RunGenError) else error.__cause__
+        if not isinstance(cause, RunGenError) or not self._run.options.wait_for_completion:
+            return False
+        is_lost = isinstance(cause, RunGenJobTimeoutError) or not self._run.ending.has_next(cause)
+        return is_lost and not retry.is_refusal(cause)
+
+    def others(self) -> OtherInputs:
+        """Return what progress lines count beside the jobs that this process waits, or has waited, for."""
+        task_log, wait = self._run.task_log, self._run.wait
+        unsent = task_log.unsent_count
+        done = task_log.count - unsent - len(task_log.jobs.running)
+        failed = done - task_log.jobs.totals().completed
+        return OtherInputs(done - wait.returned, failed - wait.unsuccessful, unsent)
+
+    def usage(self) -> dict[str, Any]:
+        """Return what the jobs of all attempts used: the XCom ``usage``."""
+        totals = self._run.task_log.jobs.totals()
+        return {
+            "jobs": totals.submitted,
+            "completed": totals.jobs_completed,
+            "failed": totals.jobs_failed,
+            "reused": totals.shared,
+            # of a service that does not say so, nobody knows
+            "execution_seconds": round(totals.seconds, 3) if totals.timed or not totals.submitted else None,
+        }
+
+    # --- what a retry does ---
+
+    @property
+    def how_to_submit_again(self) -> str:
+        """How to submit inputs of unknown fate again."""
+        on_clear = self._run.ending.on_clear
+        is_discarded = attempts.CLEAR_DISCARDS_STATE and on_clear != "keep"
+        if self._run.task_log.count == 1:
+            return "Look at the app's jobs, then clear the task to submit it again"
+        what = "all inputs" if on_clear == "new" or is_discarded else "these"
+        return f"Look at the app's jobs, then clear the task to submit {what} again"
+
+    def clear_hint(self) -> str:
+        """Return what to do about inputs that no retry can help, and what that submits."""
+        task_log, ending = self._run.task_log, self._run.ending
+        totals = task_log.jobs.totals()
+        some, everything = totals.inputs - totals.completed, task_log.count
+        advice = "Correct them, and clear the task"
+        if some >= everything:
+            return advice
+        if not ending.is_durable:
+            return f"{advice}. That submits all {everything} inputs again"
+        if ending.on_clear == "new":
+            how = "if you keep its task state" if attempts.CLEAR_DISCARDS_STATE else "with on_clear='resume'"
+            return f"{advice}. That submits all {everything} inputs again; {how}, only {some}"
+        return f"{advice}. That submits only {some} of {everything} inputs"
+
+    def retry_hint(self, some: str, everything: str) -> str:
+        """
+        Return what a retry does.
+
+        :param some: what it runs if it finds what this attempt did.
+        :param everything: what it runs if it does not.
+        """
+        if not self._run.ending.is_durable:
+            return f"A retry runs {everything}"
+        if not (unknown := self._run.task_log.unknown):
+            return f"A retry runs {some}"
+        inputs = f"{len(unknown)} input{'s' * (len(unknown) > 1)} of unknown fate"
+        if self._run.options.on_unknown_submission == "fail" and self._run.task_log.home.is_durable:
+            return (
+                f"A retry submits nothing, and fails because of {inputs} (on_unknown_submission). "
+                f"{self.how_to_submit_again}"
+            )
+        return f"A retry runs {some}, and may pay twice for {inputs}. Look at the app's jobs first"
+
+    def explain_unknown(self, error: RunGenSubmissionUnknownError) -> RunGenSubmissionUnknownError:
+        """Return the error of an attempt that gives up submitting because of such errors."""
+        task_log = self._run.task_log
+        if task_log.count == 1:
+            is_resubmitted = self._run.options.on_unknown_submission == "resubmit"
+            return error.revised(error.message, hint=error.hint, retryable=is_resubmitted)
+        reason = error.message.removeprefix(f"{FATE_UNKNOWN}. ")
+        return error.revised(
+            f"Fate unknown: RunGen may have created the jobs of {len(task_log.unknown)} of "
+            f"{task_log.count} inputs. {reason}",
+            hint=self.retry_hint("only what has no job", "all inputs again"),
+            retryable=error.retryable,
+        )
+
+    def log_submitted(self, new: int) -> None:
+        """Log how many inputs were submitted."""
+        task_log = self._run.task_log
+        if task_log.count == 1:
+            for job_id in task_log.running if new else ():
+                log.info("Submitted job %s to app %s", job_id, task_log.app_id)
+            return
+        left, totals = task_log.unsent_count, task_log.jobs.totals()
+        submitted = task_log.count - left - totals.shared - totals.refused - len(task_log.unknown)
+        limit = self._run.options.max_in_flight
+        is_held_up = left and limit is not None and len(task_log.jobs.running) >= limit
+        more = f"; {left} wait for others to end (max_in_flight)" if is_held_up else ""
+        log.info("Submitted %d of %d inputs to app %s%s", submitted, task_log.count, task_log.app_id, more)
+
+    def can_end_from_trigger(self, over_count: int) -> bool:
+        """
+        Return whether a success needs no worker, and push what it returns if so.
+
+        :param over_count: how many jobs of this wait are over: the trigger counts what they used.
+        """
+        run = self._run
+        totals, running = run.task_log.jobs.totals(), run.task_log.jobs.running
+        if (
+            not run.wait.may_end_from_trigger
+            or run.options.destination is not None
+            or run.task_log.has_unsent
+            # it cannot count what earlier waves and attempts used
+            or totals.shared
+            or totals.submitted != len(running) + over_count
+        ):
+            return False
+        result = self.result()
+        if None in result.ids or result.jobs:
+            return False
+        if not run.is_single:
+            run.ti.xcom_push(key="failed", value=[])
+        run.push_return_value(result.ids[0] if run.is_single else result.ids)
+        return True

@@ -1,0 +1,348 @@
+"""Run the jobs of a task: submit, wait, collect as they end, defer, go on, stop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.polling import VISIBILITY_GRACE
+from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.wait_goal import WaitGoal
+from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
+from airflow_provider_rungen.execution.jobs.collecting import Collecting
+from airflow_provider_rungen.execution.jobs.deferral import Deferral
+from airflow_provider_rungen.execution.jobs.ending import Ending
+from airflow_provider_rungen.execution.jobs.job_wait import JobWait
+from airflow_provider_rungen.execution.jobs.log_home import LogHome
+from airflow_provider_rungen.execution.jobs.plans import Plan
+from airflow_provider_rungen.execution.jobs.resuming import Resuming
+from airflow_provider_rungen.execution.jobs.run_report import RunReport
+from airflow_provider_rungen.execution.jobs.stopping import Stopping
+from airflow_provider_rungen.execution.jobs.submitting import Submitting
+from airflow_provider_rungen.execution.jobs.task_log import TaskLog
+from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
+from airflow_provider_rungen.execution.task.job_ids import format_jobs
+from airflow_provider_rungen.execution.task.outcomes import raise_for_event
+from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
+from airflow_provider_rungen.execution.task.usage import Usage
+from airflow_provider_rungen.runs.place import SupersededError
+from airflow_provider_rungen.runs.plan import input_digest
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.execution.jobs.job_wait import Defer
+    from airflow_provider_rungen.execution.sinks.job_sinks import Sink
+    from airflow_provider_rungen.execution.sources.inputs import Source
+    from airflow_provider_rungen.execution.task.options import SubmitOptions
+
+log = logging.getLogger(__name__)
+
+MakeSource = Callable[[], "Source"]
+
+
+class Runner(TaskRun["SubmitOptions"]):
+    """
+    An attempt that runs the jobs of a task.
+
+    :param task: the operator.
+    :param context: Airflow's context of the attempt.
+    :param options: the operator's parameters.
+    :param defer: defers the task; see `JobWait`.
+    :param make_sink: makes what takes the results of the jobs, given this attempt.
+    :param folder: where the log is kept; ``None`` without a place of the user's.
+    :param pushes_ids: whether the ids of the jobs are pushed: one as ``job_id``, many as ``job_ids``.
+    :param page: what else the page of the task has to know; see `page_record`.
+    :param can_read_again: whether the source can be read again after a deferral.
+    """
+
+    def __init__(
+        self,
+        task: BaseOperator,
+        context: Context,
+        options: SubmitOptions,
+        defer: Defer,
+        *,
+        make_sink: Callable[[Runner], Sink],
+        folder: Any = None,
+        pushes_ids: bool = True,
+        page: Mapping[str, Any] = MappingProxyType({}),
+        can_read_again: bool = True,
+    ) -> None:
+        super().__init__(task, context, options)
+        self.hook.checkpoint = self._checkpoint
+        self._make_sink = make_sink
+        self._sink: Sink | None = None
+        self._make_source: MakeSource | None = None
+        self.wait = JobWait(self, defer)
+        self._stores = options.destination is not None
+        home = LogHome(task, context, folder=folder, is_durable=options.durable, hook=self.hook)
+        self.task_log = TaskLog(home, stores=self._stores)
+        self.report = RunReport(self, pushes_ids=pushes_ids)
+        self.wait.others, self.usage_report.used = self.report.others, self.report.usage
+        #: What a collector notes, and nobody reads: the log knows it.
+        self.usage = Usage()
+        self.refetch, self.retry_hint = self.wait.refetch, self.report.retry_hint
+        self.clear_hint = self.report.clear_hint
+        self.submitting = Submitting(self)
+        self.collecting = Collecting(self, stores=self._stores)
+        self.deferral = Deferral(self, stores=self._stores)
+        self.stopping = Stopping(self)
+        self.ending = Ending(
+            self.ti,
+            options,
+            self.guard,
+            self.task_log,
+            cancel=self.stopping.cancel,
+            unsaved=self.submitting.unsaved_ids,
+            find_jobs=self.deferral.find_jobs,
+        )
+        self.source: Source | None = None
+        self.is_single = False  #: Whether there is one job, whose error is that of the task.
+        self._can_read_again = can_read_again
+        self.was_deferred = False  #: Whether this process goes on after a deferral.
+        self._page = page
+
+    # --- what Airflow calls ---
+
+    def execute(self, make_source: MakeSource) -> Any:
+        """
+        Run what has no job yet, and return what the sink makes of the jobs.
+
+        :param make_source: returns the source; it is called once.
+        """
+        if self.options.durable and not self.ending.is_durable:
+            log.info(
+                "Not durable: without a destination, jobs are remembered from Airflow 3.3 on. If this "
+                "attempt dies, the next one submits again"
+            )
+        with self._working():
+            self._begin(make_source)
+            return self._go_on()
+
+    def complete(self, event: Mapping[str, Any], make_source: MakeSource | None = None) -> Any:
+        """
+        Go on after a wait in the triggerer.
+
+        :param event: the trigger's event. It is a hint: the jobs are looked at again.
+        :param make_source: returns the source again, if that is possible.
+        """
+        self._make_source, self.was_deferred = make_source, True
+        with self._working():
+            self.deferral.restore(make_source)
+            raise_for_event(event)
+            if self.collecting.look_at_ended(event):
+                self.stopping.stop_failing()
+                return self._finish()
+            return self._go_on()
+
+    def fail_deferral(self, reason: str) -> NoReturn:
+        """
+        Decide about the jobs when Airflow ended the deferral without an event.
+
+        :raises RunGenError: always.
+        """
+        self.was_deferred = True
+        with self._working():
+            self.deferral.restore(None)
+            jobs = format_jobs(self.task_log.jobs.running)
+            raise RunGenError(f"Airflow ended the wait for {jobs} in the triggerer: {reason}")
+        raise AssertionError  # nothing swallows it
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Open the hook, and decide about the jobs when the attempt ends."""
+        try:
+            with (
+                fail_without_retry(),
+                self._reporting_failure(),
+                self.ending.recording(),
+                self.opened(),
+                self.usage_report.at_end(),
+                self.submitting.naming_lost_jobs(),
+                self.ending.canceling(),
+            ):
+                yield
+        finally:
+            if self._sink is not None:
+                self._sink.close()
+
+    @property
+    def sink(self) -> Sink:
+        """What takes the results."""
+        if self._sink is None:
+            self._sink = self._make_sink(self)
+        return self._sink
+
+    @contextmanager
+    def _reporting_failure(self) -> Iterator[None]:
+        """Write what is known before an error ends the task."""
+        try:
+            yield
+        except Exception as error:
+            # what a later attempt has written is not replaced
+            is_cut_off = isinstance(error, SupersededError)
+            if self.task_log.has_begun and not (self.guard.is_killed or is_cut_off):
+                self.report.write_failure(error)
+                self.name_jobs(error)  # more of them are known by now
+            raise
+
+    # --- the begin ---
+
+    def _begin(self, make_source: MakeSource) -> None:
+        self.task_log.look(self.submitting.has_ledger)
+        self.ending.app_id = self.task_log.home.last_app_id or self.ending.app_id
+        book, model = self.submitting.open_ledger()
+        self.source = source = make_source()
+        self.is_single = source.is_single
+        app_id, sink = self.app_id, self.sink
+        digest_of = input_digest if book is None else book.key
+        plan = Plan.of_source(app_id, source.read(digest_of), lambda: self.report.about(source))
+        self.report.rows = plan.count
+        self.link_to(app_id)
+        if plan.digest not in {record.plan for record in self.task_log.home.earlier}:
+            self._check(source, plan)
+        if book is not None:
+            self.submitting.look_up(book, plan)
+            self.push_page(app_id)
+        # not before the look-up, which has to notice that a folder is missing
+        sink.prepare()
+        is_cleared, now = self.task_log.home.is_cleared, time.time()
+        unwanted = self.task_log.begin(
+            plan,
+            app_id=app_id,
+            model=model,
+            deadline=now + self.options.timeout,
+            resumes=self.ending.resumes_clears,
+            saves_inputs=self.options.deferrable and self.options.wait_for_completion,
+        )
+        self.ending.app_id = app_id
+        resuming = Resuming(
+            self.task_log, self.wait, self.options, app_id, input_of=plan.input, digest_of=digest_of
+        )
+        resuming.cancel_unwanted(unwanted)
+        self.submitting.note_found()
+        resuming.check_unknown(self.report.how_to_submit_again, is_cleared=is_cleared)
+        resuming.look()
+        self.submitting.submitted_at = min(self.task_log.jobs.submitted_by, now)
+        self.submitting.remember_resumed()
+        self.task_log.keep_deadline(now)
+        self.collecting.find_unstored()
+
+    def _check(self, source: Source, plan: Plan) -> None:
+        try:
+            source.check(self.options.max_failed)
+        except RunGenInputError as error:
+            # a table says which rows do not fit
+            self.sink.report(BatchResult([None] * plan.count), plan, error)
+            raise
+
+    # --- the work ---
+
+    def _go_on(self) -> Any:
+        """Submit, wait and collect in turns, until all inputs have a job and all jobs are over."""
+        task_log, options = self.task_log, self.options
+        deadline = self.deadline(task_log.deadline)
+        while True:
+            is_refused = self.submitting.submit(deadline)
+            if not options.wait_for_completion:
+                break
+            if is_refused and task_log.has_unsent:
+                self.stopping.stop_refused(deadline)
+                break
+            if time.time() >= deadline:
+                task_log.stop_submitting()
+            if task_log.jobs.running and self.wait_for_part(deadline):
+                self.stopping.stop_failing()
+                break
+            self.collecting.store()
+            self.collecting.let_go()
+            if not task_log.has_unsent and not task_log.jobs.running:
+                break
+        return self._finish()
+
+    def wait_for_part(self, deadline: float, *, may_defer: bool = True) -> bool:
+        """Wait until more may be submitted or stored, or all is over; return whether everything fails."""
+        task_log, options = self.task_log, self.options
+        running = task_log.jobs.running
+        half = (options.max_in_flight or 0) // 2 if task_log.has_unsent else 0
+        if task_log.has_unsent and len(running) <= half:  # refused inputs left room
+            return False
+        # outputs are stored while others run, some at a time
+        left = max(half, len(running) - max(len(running) // 4, 1)) if self._stores else half
+        goal = WaitGoal(left, options.stop_after, self.collecting.failures)
+        over: list[Job] = []
+        try:
+            over = self.wait.wait(
+                task_log.app_id,
+                running,
+                deadline=deadline,
+                visible_by=self.submitting.submitted_at + VISIBILITY_GRACE,
+                on_finished=self.sink.hold,
+                goal=goal,
+                may_defer=may_defer and (self._can_read_again or not task_log.has_unsent),
+                before_defer=lambda over: self.deferral.keep_state(over, half),
+                ended=self.collecting.ended,
+                shared=dict.fromkeys(task_log.shared, self.submitting.shared_by),
+            )
+        finally:
+            self.collecting.failures, self.collecting.ended = goal.failures, []
+            # an error may end a wait in which jobs have ended
+            self.collecting.note_over([*over, *self.wait.take_over()])
+        return goal.is_broken and bool(task_log.has_unsent or task_log.jobs.running)
+
+    # --- the end ---
+
+    def _finish(self) -> Any:
+        task_log = self.task_log
+        if self.options.wait_for_completion:
+            self.collecting.collect_rest()
+        task_log.save_end()
+        result = self.report.result(self.stopping.stopped)
+        value = self.sink.finish(result, task_log.plan)
+        task_log.remove_inputs()
+        return value
+
+    def _checkpoint(self) -> None:
+        """End a killed attempt, and save during a wait what the log did not take before."""
+        self.guard.check()
+        if self.task_log.has_begun:
+            with self.guard.defer_signals():
+                self.task_log.saver.save_between_polls()
+
+    def cleanup(self) -> str:
+        self.collecting.note_over(self.wait.take_over())
+        return self.ending.clean_up(is_connected=True)
+
+    def _clean_up(self) -> str:
+        # the kill may come during the look-up of the connection
+        return super()._clean_up() if self._is_connected else self.ending.clean_up(is_connected=False)
+
+    # --- what is reported ---
+
+    @property
+    def job_ids(self) -> Sequence[str]:
+        """The jobs of the inputs, as far as they are known."""
+        return self.report.job_ids()
+
+    def locate(self, numbers: Iterable[int]) -> Mapping[int, Mapping[str, Any]]:
+        """Return the file and line of inputs that come from files."""
+        if self.source is None and self._make_source is not None:
+            self.source = self._make_source()
+        return {} if self.source is None else self.source.places(numbers)
+
+    def page_details(self) -> dict[str, Any]:
+        destination = self.options.destination
+        return {
+            "waits": None if self.options.wait_for_completion else False,
+            "new_ledger": self.submitting.new_ledger,
+            "rows": self.report.rows,
+            "reused": self.submitting.reused_count or None,
+            "destination": None if destination is None else redact(str(destination)),
+            **self._page,
+            **self.report.page_details(),
+        }

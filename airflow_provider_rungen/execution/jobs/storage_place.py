@@ -1,0 +1,131 @@
+"""Keep the log of a task run in the user's storage."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
+
+from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
+from airflow_provider_rungen.execution.archive.folder import File
+from airflow_provider_rungen.execution.archive.many_files import read_confirmed
+from airflow_provider_rungen.execution.archive.storage import Storage
+
+_RUNS = ".rungen/runs"
+_SEAL = re.compile(rb'\{"seal":"[0-9a-f]{64}"\}\n\Z')
+_ABOUT = "about.txt"
+_ABOUT_TEXT = b"""\
+What one run of a task in Airflow submitted to RunGen, and what became of it.
+While the task runs, or may be retried: without this folder, all of its inputs are submitted again.
+"""
+
+
+class StoragePlace:
+    """
+    A folder in the user's storage, for each task run.
+
+    :param folder: the destination, as `Storage` takes it. It is neither created nor listed.
+    :param token: see `runs.task_token`.
+    :param seal_key: what files are sealed with. Whoever has no such key may write here, and is not believed
+        about the ids of jobs.
+    """
+
+    is_durable: ClassVar[bool] = True
+    is_trusted: ClassVar[bool] = False
+
+    def __init__(self, folder: Any, token: str, seal_key: bytes = b"") -> None:
+        self._storage = Storage(folder)
+        self._seal_key = seal_key
+        self._sealed: set[str] = set()
+        self._root = f"{_RUNS}/{token}"
+        self._is_marked = False
+        #: The destination, as it may be shown.
+        self.shown = clean_text(redact(str(folder)), 200)
+
+    def has_begun(self) -> bool:
+        """Return whether the folder is there, without writing anything. If not, nobody can tell why."""
+        return bool(self._storage.list_folder(self._root))
+
+    def check_reachable(self) -> None:
+        """
+        Check that the destination can be used, and do not create it: it may be a mount that is missing.
+
+        :raises RunGenInputError: it cannot be used now.
+        """
+        try:
+            self._storage.prepare(create=False)
+        except RunGenInputError as error:
+            raise RunGenInputError(
+                f"{error.message}. An earlier attempt may have kept its jobs there",
+                hint="Check that it is mounted. If it is new, create it",
+                retryable=error.retryable,
+            ) from None
+
+    def get(self, names: Sequence[str]) -> dict[str, bytes]:
+        files = {name: self._file(name) for name in names}
+        contents = read_confirmed(self._storage, list(files.values()))
+        if missing := [name for name, file in files.items() if file not in contents]:
+            self._check_presence()
+            raise FileNotFoundError(missing[0])
+        return {name: self._unsealed(name, contents[file]) for name, file in files.items()}
+
+    def put(self, files: Mapping[str, bytes]) -> None:
+        sealed = {name: content + self._seal(name, content) for name, content in files.items()}
+        self._storage.write_all({self._file(name): content for name, content in sealed.items()})
+
+    def vouches(self, name: str) -> bool:
+        return name in self._sealed
+
+    def _seal(self, name: str, content: bytes) -> bytes:
+        if not self._seal_key:
+            return b""
+        seal = hmac.new(self._seal_key, f"{self._root}/{name}\n".encode() + content, hashlib.sha256)
+        return b'{"seal":"%s"}\n' % seal.hexdigest().encode()
+
+    def _unsealed(self, name: str, content: bytes) -> bytes:
+        found = _SEAL.search(content)
+        if found is None:
+            return content
+        content = content[: found.start()]
+        if hmac.compare_digest(found[0], self._seal(name, content)):
+            self._sealed.add(name)
+        else:
+            self._sealed.discard(name)
+        return content
+
+    def list(self, folder: str) -> Collection[str]:
+        path, _ = self._file(f"{folder}/")
+        names = self._storage.list_folder(path)
+        if not names:
+            self._check_presence()
+            return ()
+        return [name for name in names if not name.startswith(".")]
+
+    def remove(self, names: Collection[str]) -> None:
+        files = [self._file(name) for name in names]
+        for folder in {folder for folder, _ in files}:
+            self._storage.remove(folder, [name for each, name in files if each == folder])
+
+    def _file(self, name: str) -> File:
+        folder, _, file = name.rpartition("/")
+        return f"{self._root}/{folder}".rstrip("/"), file
+
+    def _check_presence(self) -> None:
+        """
+        Check that what is not found is missing: that the place lists a file which is there for certain.
+
+        A bucket or a mount that is gone looks like an empty folder, and so do all of its files.
+        """
+        if not self._is_marked:
+            self._storage.write_all({(self._root, _ABOUT): _ABOUT_TEXT})
+            self._is_marked = True
+        if _ABOUT not in (self._storage.list_folder(self._root) or {}):
+            uri = clean_text(redact(self._storage.uri_of(self._root, _ABOUT)), 200)
+            raise RunGenOutputError(
+                f"the destination cannot be used: {uri} was written, but is not listed",
+                hint="Check that it is mounted, and that the worker may list it",
+            )

@@ -1,0 +1,336 @@
+"""Submit the inputs of a task, as many at a time as may be in flight, and ask the ledger before."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen.exceptions import (
+    RunGenBadRequestError,
+    RunGenError,
+    RunGenSubmissionUnknownError,
+)
+from airflow_provider_rungen.execution.jobs import resuming
+from airflow_provider_rungen.execution.jobs.log_state import rows_of
+from airflow_provider_rungen.execution.sending.single import submit_one
+from airflow_provider_rungen.execution.sending.throttle import Throttle
+from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+    from airflow_provider_rungen.execution.jobs.plans import Plan
+    from airflow_provider_rungen.execution.jobs.runner import Runner
+    from airflow_provider_rungen.execution.ledger.book import LedgerBook
+    from airflow_provider_rungen.execution.sending.paid import Found, PaidInputs
+
+log = logging.getLogger(__name__)
+
+_IDS_IN_A_LINE = 50
+
+
+class Submitting:
+    """
+    Submits the inputs of one attempt.
+
+    :param run: the attempt.
+    """
+
+    def __init__(self, run: Runner) -> None:
+        self._run = run
+        self._log = run.task_log
+        self._throttle = Throttle(run.options.max_concurrency)
+        #: Why inputs have no job, as far as this attempt knows.
+        self.errors: dict[int, RunGenError] = {}
+        #: How many inputs in a row were refused.
+        self.refusals = 0
+        #: The ledger, if it did not exist yet.
+        self.new_ledger: str | None = None
+        self.paid: PaidInputs | None = None
+        #: When the last jobs may have been submitted (seconds since 1970).
+        self.submitted_at = 0.0
+        #: How many inputs have a job that was stored before.
+        self.reused_count = 0
+        self._found: Found | None = None
+        # whether the stored jobs that are reused are to be read again
+        self._is_reopened = False
+        # whether a submission began, and did not end
+        self._is_submitting = False
+        # the jobs that no other attempt would find, unless the log has taken their ids since
+        self._lost: set[str] = set()
+
+    # --- the ledger ---
+
+    def has_ledger(self) -> bool:
+        """Return whether there is a ledger already."""
+        ledger = self._run.options.ledger
+        if ledger is None:
+            return False
+        from airflow_provider_rungen.execution.archive.storage import Storage
+
+        return bool(Storage(ledger.uri, "ledger").list_folder(""))
+
+    def open_ledger(self, *, create: bool = True) -> tuple[LedgerBook | None, str]:
+        """
+        Open the ledger, and return the model with it. The service knows which model the app is.
+
+        :param create: see `LedgerBook.open`.
+        """
+        options, hook = self._run.options, self._run.hook
+        if options.ledger is None:
+            return None, ""
+        from airflow_provider_rungen.execution.ledger.book import LedgerBook
+        from airflow_provider_rungen.execution.ledger.keys import model_identity
+
+        model = model_identity(hook.get_app(app_id=self._run.app_id))
+        book = LedgerBook(options.ledger, model, self._log.home.run_token)
+        self.new_ledger = book.open(create=create)
+        return book, model
+
+    def look_up(self, book: LedgerBook, plan: Plan) -> Found:
+        """Find out which inputs of a plan were paid for."""
+        self.paid = self._make_paid(book, plan)
+        first: dict[str, int] = {}
+        copies: Counter[str] = Counter()
+        for number, row in enumerate(plan.rows()):
+            if row.needs_job:
+                first[row.digest] = number
+            elif row.digest:
+                copies[row.digest] += 1
+        self._found = self.paid.find_all(first, copies)
+        stored = self._found.stored
+        self.reused_count = sum(1 + copies[digest] for digest, number in first.items() if number in stored)
+        return self._found
+
+    def reopen_ledger(self) -> None:
+        """Use the ledger again after a deferral. The keys are in the plan."""
+        if self._run.options.ledger is not None:
+            from airflow_provider_rungen.execution.ledger.book import LedgerBook
+
+            book = LedgerBook(self._run.options.ledger, "", self._log.home.run_token)
+            self.paid = self._make_paid(book, self._run.task_log.plan)
+            self._is_reopened = True
+
+    def _make_paid(self, book: LedgerBook, plan: Plan) -> PaidInputs:
+        from airflow_provider_rungen.execution.sending.paid import PaidInputs
+
+        sink = self._run.sink
+        return PaidInputs(
+            book,
+            self._log.jobs,
+            str(self._run.options.destination),
+            self._run.app_id,
+            key_of_number=lambda number: plan.row(number).digest,
+            accepts=sink.accepts,
+            on_stored=lambda stored: sink.add_stored(stored, is_reused=True),
+        )
+
+    def read_reused(self) -> set[str]:
+        """Read the stored jobs of others again after a deferral, and return those that need no collecting."""
+        if self.paid is None or not self._is_reopened:
+            return set()
+        self._is_reopened = False
+        jobs = {
+            number: row.current(self._log.jobs.since)
+            for number, row in rows_of(self._log, range(self._log.part_count))
+        }
+        # "." is stored by this task run
+        places = {number: job for number, job in jobs.items() if job and job.is_shared and job.stored != "."}
+        stored = {number: job for number, job in places.items() if job.stored}
+        gone = self.paid.read_again(stored)
+        return {job.id for number, job in stored.items() if number not in gone}
+
+    def note_found(self) -> None:
+        """Note what the ledger knows of the inputs, those that are loaded later among them."""
+        if self.paid is not None and self._found is not None:
+            self.paid.jobs = self._log.jobs
+            self._log.on_load = self._note_known
+            self._note_known(list(self._log.todo))
+
+    def _note_known(self, numbers: Collection[int]) -> None:
+        if self.paid is None or self._found is None:
+            return
+        stored, pending = self._found.stored, self._found.pending
+        known = replace(
+            self._found,
+            stored={number: stored[number] for number in numbers if number in stored},
+            pending={number: pending[number] for number in numbers if number in pending},
+        )
+        self._log.drop(self.paid.note(known))
+
+    @property
+    def shared_by(self) -> float:
+        """The time (seconds since 1970) until which the service may not know the jobs of other runs."""
+        return 0.0 if self.paid is None else self.paid.submitted_at + resuming.RESUBMISSION_GRACE
+
+    def remember(self, stored: Sequence[StoredJob]) -> None:
+        """Note in the ledger which jobs are stored."""
+        numbers = self._log.jobs.table.input_of
+        if self.paid is not None and stored:
+            self.paid.add_done({numbers[job.job_id]: job for job in stored if job.job_id in numbers})
+
+    def remember_resumed(self) -> None:
+        """Note jobs of earlier attempts in the ledger, which an outage may have kept from it."""
+        if self.paid is not None:
+            jobs = self._log.jobs
+            rows = {number: jobs.table.rows[number] for number in jobs.inputs(InputState.RUNNING)}
+            current = {number: row.current(jobs.since) for number, row in rows.items()}
+            self.paid.add_missing({n: job.id for n, job in current.items() if job and not job.is_shared})
+
+    def forget_useless(self, errors: Mapping[str, RunGenError]) -> None:
+        """Remove the jobs from the ledger that no attempt can use, given why this one cannot."""
+        if self.paid is not None and errors:
+            self.paid.forget_useless(errors)
+
+    def forget(self, job_ids: Collection[str]) -> None:
+        """Remove jobs of no use from the ledger."""
+        if self.paid is not None and job_ids:
+            self.paid.forget(job_ids)
+
+    def submit(self, deadline: float) -> bool:
+        """
+        Submit as many inputs as may be in flight.
+
+        :param deadline: the time (seconds since 1970) after which nothing is submitted.
+        :return: whether it stopped because the service refuses them all.
+        """
+        run, is_broken = self._run, False
+        run.guard.check()
+        room = self._room()
+        self._is_submitting = True
+        with run.guard.defer_signals():
+            if room and self._log.has_unsent and time.time() < deadline:
+                is_broken = self._submit_some(room, deadline)
+            run.report.push_submitted()
+        self._is_submitting = False
+        return is_broken
+
+    def _room(self) -> int:
+        """Return how many inputs may be submitted now."""
+        limit, unsent = self._run.options.max_in_flight, self._log.unsent_count
+        if limit is None or not self._run.options.wait_for_completion:
+            return unsent
+        return min(max(limit - len(self._log.jobs.running), 0), unsent)
+
+    def _submit_some(self, room: int, deadline: float) -> bool:
+        # only this thread changes the table of jobs, and the inputs are read in another
+        taken, plan = list(self._log.take(room)), self._run.task_log.plan
+        todo = ((number, plan.input(number)) for number in taken)
+        before = self._log.jobs.totals().submitted
+        try:
+            if not taken:
+                return False
+            if self._log.plan.count == 1:
+                return self._submit_single(*next(todo))
+            return self._submit_many(todo, len(taken), deadline)
+        except RunGenSubmissionUnknownError as error:
+            raise self._run.report.explain_unknown(error) from error
+        finally:
+            rest = [number for number in taken if self._log.jobs.state(number) in SUBMITTABLE]
+            self._log.requeue(rest)
+            self.submitted_at = time.time()
+            self._run.report.log_submitted(self._log.jobs.totals().submitted - before)
+
+    def _submit_single(self, number: int, job_input: Any) -> bool:
+        """Submit the only input, without an event loop."""
+        if self.paid is not None and self.paid.note(self.paid.find([number])):
+            return False
+        run = self._run
+        try:
+            job = submit_one(
+                run.hook,
+                self._log.app_id,
+                number,
+                job_input,
+                saver=self._log.saver,
+                is_stopping=lambda: run.guard.is_pending,
+            )
+        except RunGenBadRequestError as error:
+            self.errors[number] = error
+            return False
+        self._lost = {job.id}
+        if self.paid is not None:
+            self.paid.add_pending({number: job.id})
+            self._lost = set()
+        return False
+
+    def _submit_many(self, todo: Iterator[tuple[int, Any]], count: int, deadline: float) -> bool:
+        import asyncio
+
+        from airflow_provider_rungen.execution.sending.sender import Sender
+
+        run, hook, options = self._run, self._run.hook, self._run.options
+        sender = Sender(
+            hook.aperform,
+            self._log.app_id,
+            self._log.jobs,
+            self._log.run_log,
+            self.paid,
+            throttle=self._throttle,
+            deadline=deadline,
+            is_stopping=lambda: run.guard.is_pending,
+            stop_after=options.stop_after if options.wait_for_completion else None,
+            refusals=self.refusals,
+            spare=self._log.home.spare,
+        )
+
+        async def submit() -> None:
+            try:
+                await sender.run(todo, count)
+            finally:
+                await hook.aclose()
+
+        # the submission itself looks for a kill, and gives what is in flight its last second
+        before = hook.checkpoint, hook.is_interrupted
+        hook.checkpoint = hook.is_interrupted = None
+        try:
+            asyncio.run(submit())
+        finally:
+            hook.checkpoint, hook.is_interrupted = before
+            self.errors |= sender.errors
+            self.refusals = sender.refusals
+            self._lost.update(sender.unsaved_ids())
+            self._warn_of_unknown()
+        return sender.is_broken
+
+    def _warn_of_unknown(self) -> None:
+        unknown = self._log.unknown
+        if unknown:  # what ends the attempt may be another error
+            log.warning(
+                "Fate unknown: %d inputs of app %s (the first is inputs[%d]). RunGen may have created "
+                "their jobs; look at the app's jobs",
+                *(len(unknown), self._log.app_id, unknown[0]),
+            )
+
+    # --- what nobody else knows ---
+
+    def unsaved_ids(self) -> list[str]:
+        """Return the jobs that no other attempt would find, without asking Airflow."""
+        running = self._log.running
+        if self._log.home.is_durable:
+            self._lost &= self._log.jobs.unsaved_ids
+        elif self.paid is None:
+            return running
+        return [job_id for job_id in running if job_id in self._lost]
+
+    def note_lost(self, job_ids: Collection[str]) -> None:
+        """Note the jobs that only the XCom of a deferral knows."""
+        self._lost = set(job_ids)
+
+    @contextmanager
+    def naming_lost_jobs(self) -> Iterator[None]:
+        """Log the ids that nobody else learns when the attempt ends before it pushes them."""
+        try:
+            yield
+        except Exception as error:
+            if self._is_submitting:
+                running = self._log.running
+                lost = self.unsaved_ids() if self._run.ending.has_next(error) else running
+                for start in range(0, len(lost), _IDS_IN_A_LINE):
+                    some = ", ".join(lost[start : start + _IDS_IN_A_LINE])
+                    log.warning("No retry resumes these jobs of app %s: %s", self._log.app_id, some)
+            raise

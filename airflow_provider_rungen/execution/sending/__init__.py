@@ -1,0 +1,1 @@
+"""Submits inputs, each after its intent is durable."""

@@ -1,0 +1,264 @@
+"""What a ledger knows of the inputs of a task run: asked before the first, and again before each block."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenJobCanceledError,
+    RunGenJobFailedError,
+    RunGenNotFoundError,
+    RunGenOutputError,
+    RunGenResultError,
+)
+from airflow_provider_rungen.execution.ledger.entries import StoredPlace
+from airflow_provider_rungen.execution.task.job_ids import format_jobs
+from airflow_provider_rungen.runs.rows import SUBMITTABLE, Job, JobState, Row
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+    from airflow_provider_rungen.execution.ledger import book
+    from airflow_provider_rungen.execution.ledger.entries import Entry
+    from airflow_provider_rungen.runs.jobs import Jobs
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+# The errors of jobs that have no use any more.
+_USELESS = (RunGenJobFailedError, RunGenJobCanceledError, RunGenNotFoundError, RunGenResultError)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """
+    What the ledger knows about some inputs, by number.
+
+    :param stored: the jobs whose outputs are stored.
+    :param pending: the jobs that may still run.
+    :param own: the inputs whose jobs this task submitted in this DAG run.
+    :param unread: the stored jobs that nobody has taken yet.
+    """
+
+    stored: Mapping[int, StoredPlace]
+    pending: Mapping[int, Entry]
+    own: Collection[int] = ()
+    unread: Collection[StoredJob] = ()
+
+
+class PaidInputs:
+    """
+    The ledger, as one task run sees it. What it knows of an input becomes a job in `Jobs`, and nothing else.
+
+    `note` runs in the thread that owns `jobs`. All other methods block, and may run in any other.
+
+    :param ledger: the ledger, which is open.
+    :param jobs: the jobs of the task run.
+    :param destination: where this task stores outputs.
+    :param app_id: the app that runs the inputs.
+    :param key_of_number: returns the key of an input in the ledger.
+    :param accepts: returns whether a stored job can be used: whether its result fits `result_schema`.
+    :param on_stored: takes each stored job that can. All of them would fill the memory.
+    """
+
+    def __init__(
+        self,
+        ledger: book.LedgerBook,
+        jobs: Jobs,
+        destination: str,
+        app_id: str,
+        *,
+        key_of_number: Callable[[int], str],
+        accepts: Callable[[StoredJob], bool],
+        on_stored: Callable[[StoredJob], object],
+    ) -> None:
+        self._ledger = ledger
+        #: The jobs of the task run. A later wave may set others.
+        self.jobs = jobs
+        self._destination = destination
+        self._app_id = app_id
+        self._key_of = key_of_number
+        self._accepts = accepts
+        self._on_stored = on_stored
+        self._unfit: set[str] = set()
+        #: When the youngest job that `note` took was submitted (seconds since 1970), and never in the future.
+        self.submitted_at = 0.0
+
+    # --- what the ledger knows ---
+
+    def find_all(self, keys: Mapping[str, int], copies: Mapping[str, int] | None = None) -> Found:
+        """
+        Look up a plan, before anything is sent. Stored jobs are read, and taken at once.
+
+        :param keys: the first input of each key.
+        :param copies: how many more inputs have the same key.
+        :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
+        """
+        copies = copies or {}
+        found = self._ledger.find(keys, self._destination, on_stored=self._taking(self._on_stored))
+        places = ((key, found.stored[key]) for key in found.unnoted)
+        if unnoted := {key: place for key, place in places if place is not None}:
+            self._ledger.add_done(unnoted)
+        equal = sum(copies.values())
+        if reused := sum(1 + copies.get(key, 0) for key, place in found.stored.items() if place is not None):
+            log.info("Reused %d of %d inputs, which are stored already", reused, len(keys) + equal)
+        if equal:
+            log.info("%d of %d inputs are equal to others, whose jobs they share", equal, len(keys) + equal)
+        return self._by_number(found, keys)
+
+    def find(self, numbers: Iterable[int]) -> Found:
+        """
+        Look up a block right before it is announced. Pass what is found to `note`.
+
+        :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
+        """
+        keys = {self._key_of(number): number for number in numbers}
+        unread: list[StoredJob] = []
+        found = self._ledger.find_now(keys, on_stored=self._taking(unread.append), without=self._unfit)
+        return self._by_number(found, keys, unread)
+
+    def note(self, found: Found) -> list[int]:
+        """
+        Add the jobs that were found to those of the task run.
+
+        :return: the inputs that need no job of their own.
+        """
+        for stored_job in found.unread:
+            self._on_stored(stored_job)
+        running = {number: entry.place for number, entry in found.pending.items()}
+        noted = [
+            number
+            for places in (found.stored, running)
+            for number in sorted(places)
+            if self._add(number, places[number], is_own=number in found.own)
+        ]
+        times = (found.pending[number].at.timestamp() for number in noted if number in found.pending)
+        # whoever can write an entry can write any time
+        self.submitted_at = max([self.submitted_at, *(min(at, time.time()) for at in times)])
+        return noted
+
+    def read_again(self, jobs: Mapping[int, Job]) -> set[int]:
+        """
+        Read stored jobs that were found before a deferral. What has expired since then still counts.
+
+        :param jobs: by input.
+        :return: the inputs whose jobs are gone from storage. The service may still have them.
+        :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
+        """
+        numbers = {self._key_of(number): number for number in jobs}
+        apps = self._ledger.apps_of({key: jobs[number].id for key, number in numbers.items()})
+        places = {
+            key: StoredPlace(jobs[number].id, apps.get(key, self._app_id), jobs[number].stored)
+            for key, number in numbers.items()
+        }
+        read = self._ledger.find_again(places, on_stored=self._on_stored)
+        return {number for key, number in numbers.items() if key not in read}
+
+    # --- what it learns ---
+
+    def add_pending(self, jobs: Mapping[int, str]) -> None:
+        """
+        Remember jobs of this task run, as soon as their ids are known.
+
+        :param jobs: by input.
+        :raises RunGenOutputError: the ledger cannot be written.
+        """
+        if jobs:
+            self._ledger.add_pending(self._app_id, self._by_key(jobs))
+
+    def add_missing(self, jobs: Mapping[int, str]) -> None:
+        """
+        Remember jobs that are resumed from the log, as far as an outage kept them from the ledger.
+
+        :param jobs: by input.
+        :raises RunGenOutputError: the ledger cannot be read or written.
+        """
+        if jobs:
+            self._ledger.add_missing(self._app_id, self._by_key(jobs))
+
+    def add_done(self, stored: Mapping[int, StoredJob | StoredPlace]) -> None:
+        """
+        Remember stored jobs. Call it before the log says that they are stored, since nobody asks again then.
+
+        :param stored: by input.
+        :raises RunGenOutputError: the ledger cannot be read or written.
+        """
+        if stored:
+            self._ledger.add_done(self._by_key(stored))
+
+    def forget(self, job_ids: Iterable[str]) -> None:
+        """Forget jobs that failed or were canceled. A failure to do so is logged."""
+        numbers = self.jobs.table.input_of
+        if jobs := {self._key_of(numbers[job_id]): job_id for job_id in job_ids if job_id in numbers}:
+            self._ledger.remove(jobs)
+
+    def forget_useless(self, errors: Mapping[str, RunGenError]) -> None:
+        """
+        Forget the jobs that no attempt can use.
+
+        :param errors: by job, why this attempt cannot.
+        """
+        expired = [job_id for job_id, error in errors.items() if _has_expired(error)]
+        if expired:
+            log.warning("Outputs expired: %s; its input is paid for again", format_jobs(expired))
+        self.forget(expired + [job_id for job_id, error in errors.items() if isinstance(error, _USELESS)])
+
+    # --- internal ---
+
+    def _by_key(self, values: Mapping[int, T]) -> dict[str, T]:
+        return {self._key_of(number): value for number, value in values.items()}
+
+    def _taking(self, take: Callable[[StoredJob], object]) -> Callable[[StoredJob], StoredPlace | None]:
+        def place(job: StoredJob) -> StoredPlace | None:
+            if not self._accepts(job):
+                self._unfit.add(job.job_id)
+                return None
+            take(job)
+            return StoredPlace(job.job_id, job.app_id, job.manifest, job.execution_seconds)
+
+        return place
+
+    def _by_number(
+        self,
+        found: book.Found[StoredPlace | None],
+        keys: Mapping[str, int],
+        unread: Collection[StoredJob] = (),
+    ) -> Found:
+        stored = {keys[key]: place for key, place in found.stored.items() if place is not None}
+        if unfit := len(found.stored) - len(stored):
+            log.warning("%d stored results do not fit result_schema, and their inputs run again", unfit)
+        # nobody can wait for the jobs of another app
+        pending = {keys[key]: entry for key, entry in found.pending.items() if entry.app_id == self._app_id}
+        return Found(stored, pending, {keys[key] for key in found.own}, unread)
+
+    def _add(self, number: int, place: StoredPlace, *, is_own: bool) -> bool:
+        """Add a job, unless its input has one by now, or the job is known: then it failed, or is not ours."""
+        jobs, job_id = self.jobs, place.job_id
+        table = jobs.table
+        if jobs.state(number) not in SUBMITTABLE or job_id in table.foreign:
+            return False
+        if (known_number := table.input_of.get(job_id)) is not None:
+            # one that does not count any more (durable=False), and that the ledger has kept
+            if known_number != number or not table.job(job_id).use:
+                return False
+        elif not is_own:
+            return jobs.share(number, job_id, stored=place.manifest)
+        is_here = place.destination == self._destination.rstrip("/")
+        job = Job(
+            job_id,
+            # an earlier attempt submitted it, so that it runs again if it failed
+            max(jobs.writer.turn - 1, jobs.since),
+            JobState.COMPLETED if place.manifest else JobState.OPEN,
+            seconds=place.execution_seconds,
+            stored="." if is_here else place.manifest,
+        )
+        jobs.adopt(number, Row((job,)))
+        return True
+
+
+def _has_expired(error: RunGenError) -> bool:
+    return isinstance(error, RunGenOutputError) and error.is_expired

@@ -1,0 +1,1 @@
+"""What takes the results of jobs: ids, values, stored files, a table."""

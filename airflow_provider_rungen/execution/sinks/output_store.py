@@ -1,0 +1,189 @@
+"""Find and store the outputs of jobs in the destination of one attempt."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.output_urls import redact_value
+from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.texts import format_bytes, format_count
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
+from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.task.job_ids import format_jobs
+from airflow_provider_rungen.schemas import Schema
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.sinks.collector import CollectingTask
+    from airflow_provider_rungen.execution.task.options import CollectOptions
+
+log = logging.getLogger(__name__)
+
+
+class OutputStore:
+    """
+    Where an attempt stores the outputs of jobs.
+
+    :param run: the attempt.
+    :param options: the operator's parameters.
+    :param schema: what every result has to fit.
+    :param is_piecemeal: whether a few jobs are stored at a time, so that `log_total` logs the figures.
+    :raises RunGenInputError: there can be no such place.
+    """
+
+    def __init__(
+        self,
+        run: CollectingTask,
+        options: CollectOptions,
+        schema: Schema | None,
+        *,
+        is_piecemeal: bool = False,
+    ) -> None:
+        self._run = run
+        self._options = options
+        self._schema = schema
+        self._storage = Storage(options.destination)
+        self._is_prepared = False
+        self._is_piecemeal = is_piecemeal
+        # what was stored so far
+        self._job_count = self._file_count = self._total_bytes = 0
+        #: The folder, as it may be shown.
+        self.shown = redact(str(options.destination))
+
+    def prepare(self, *, create: bool = True) -> None:
+        """
+        Find out whether outputs can be stored, once.
+
+        :param create: see `Storage.prepare`.
+        :raises RunGenInputError: they cannot be stored now.
+        """
+        if not self._is_prepared:
+            self._storage.prepare(create=create)
+            self._is_prepared = True
+
+    def find(self, app_id: str, job_ids: Sequence[str], on_found: Callable[[StoredJob], object]) -> None:
+        """
+        Find the jobs that are stored and complete, without asking the service.
+
+        :param on_found: takes each, as it is found.
+        :raises RunGenOutputError: the destination cannot be read now.
+        """
+        from airflow_provider_rungen.execution.archive.lookup import StoredJobFinder
+
+        options, guard, found = self._options, self._run.guard, []
+
+        def note(stored: StoredJob) -> None:
+            if self.accepts(stored):
+                found.append(stored.job_id)
+                on_found(stored)
+
+        finder = StoredJobFinder(
+            self._storage,
+            app_id,
+            max_concurrency=options.max_concurrency,
+            max_outputs=options.max_outputs,
+            max_total_bytes=options.max_total_bytes,
+        )
+        with guard.defer_signals():
+            asyncio.run(finder.run(job_ids, note, guard.check))
+        if len(found) < len(job_ids):
+            # after a deferral nobody has tried it yet, and the others are missing only if it answers
+            self.prepare(create=False)
+        if found:
+            log.info("Reused %s: stored in %s", format_jobs(found), self.shown)
+
+    def read(self, app_id: str, job_ids: Sequence[str], on_found: Callable[[StoredJob], object]) -> None:
+        """
+        Find the jobs that an earlier attempt of this task run has stored. Their files are not read again.
+
+        :param on_found: takes each, as it is found.
+        :raises RunGenOutputError: the destination cannot be read now.
+        """
+        from airflow_provider_rungen.execution.archive.stored_jobs import read_stored_jobs
+
+        def note(stored: StoredJob) -> bool:
+            if is_accepted := self.accepts(stored):
+                on_found(stored)
+            return is_accepted
+
+        found = read_stored_jobs(self._storage, dict.fromkeys(job_ids, app_id), note, are_remembered=False)
+        if len(found) < len(job_ids):
+            # a folder that is not there has none of them, but it may be a mount that is missing
+            self.prepare(create=False)
+
+    def store(
+        self, app_id: str, job_ids: Sequence[str], on_stored: Callable[[StoredJob], StoredJob]
+    ) -> dict[str, RunGenError]:
+        """
+        Store the outputs of jobs. Return the errors of those that failed.
+
+        :param on_stored: takes each job that is stored, and returns what to keep of it.
+        :raises RunGenError: an error that concerns all jobs and is not retryable.
+        """
+        from airflow_provider_rungen.client.download import Downloader
+        from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
+
+        hook, options, guard = self._run.hook, self._options, self._run.guard
+
+        async def store() -> dict[str, StoredJob | RunGenError]:
+            downloader = Downloader(
+                hook.settings, max_bytes=options.max_output_bytes, at_once=options.max_concurrency
+            )
+            archiver = OutputArchiver(
+                hook.aperform,
+                app_id,
+                self._storage,
+                self.shown,
+                downloader,
+                max_concurrency=options.max_concurrency,
+                schema=self._schema,
+                max_outputs=options.max_outputs,
+                max_total_bytes=options.max_total_bytes,
+                on_stored=on_stored,
+                log_level=logging.DEBUG if self._is_piecemeal else logging.INFO,
+            )
+            try:
+                return await archiver.run(job_ids, guard.check)
+            finally:
+                self._file_count += archiver.file_count
+                self._total_bytes += archiver.total_bytes
+                await downloader.close()
+                await hook.aclose()
+
+        # a kill is let through between two steps, so that it leaves no half file
+        with guard.defer_signals(), self._storage:
+            outcomes = asyncio.run(store())
+        errors = {job_id: error for job_id, error in outcomes.items() if isinstance(error, RunGenError)}
+        self._job_count += len(outcomes) - len(errors)
+        return errors
+
+    def log_total(self) -> None:
+        """Log what was stored piecemeal since the last call."""
+        if self._is_piecemeal and self._job_count:
+            files, jobs = format_count(self._file_count, "file"), format_count(self._job_count, "job")
+            log.info("Stored %s (%s) of %s in %s", files, format_bytes(self._total_bytes), jobs, self.shown)
+            self._job_count = self._file_count = self._total_bytes = 0
+
+    def accepts(self, stored: StoredJob) -> bool:
+        """
+        Return whether a stored result fits the schema.
+
+        The schema is about what the service returns, so a URL stands in for each stored URI. A result that
+        does not fit like this may still fit as it was: then the service is asked for the job.
+        """
+        if self._schema is None:
+            return True
+        urls = {
+            output["uri"]: f"https://stored.invalid/{output['uri'].rpartition('/')[2]}"
+            for output in stored.outputs
+        }
+        result = redact_value(stored.result, urls)
+        try:
+            self._schema.check_result(Job(stored.job_id, stored.app_id, JobStatus.COMPLETED, result))
+        except RunGenJobError:
+            return False
+        return True

@@ -1,0 +1,105 @@
+"""Find what XCom cannot hold, or would return changed. No I/O, no Airflow.
+
+A result comes from a model, and so from whoever wrote its input. When an XCom is pulled, Airflow creates
+objects from dicts with certain keys. On the way there, msgpack, JSON and PostgreSQL refuse or change some
+values. Nothing is repaired, because every repair would lose something.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from airflow_provider_rungen.client.texts import clean_text
+
+# Airflow 3.3 reads fewer than 200 levels, and 190 if lists and dicts alternate.
+MAX_DEPTH = 100
+# A dict with one of these keys may become any object. All versions of Airflow are covered.
+RESERVED_KEYS = frozenset(
+    {
+        *("__classname__", "__version__", "__data__", "__id__", "__cache__"),
+        *("__type", "__source", "__var"),
+    }
+)
+_MAX_PATH_CHARS = 200
+# A task sends integers of 64 bits to its supervisor.
+_MIN_INT, _INT_LIMIT = -(2**63), 2**64
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# With multiple_outputs, keys become part of a path in Airflow's API.
+_XCOM_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,249}")
+# The tasks push these themselves.
+_USED_KEYS = frozenset(
+    {
+        *("return_value", "job_id", "job_ids", "failed", "usage", "rungen_log"),
+        *("app_id", "rungen_conn_id"),
+        *("rungen_job_link", "rungen_app_link", "rungen_results_link", "rungen_page"),
+    }
+)
+
+
+def find_xcom_problem(result: Any) -> str:
+    """Return what in a result XCom cannot hold, with its path, or an empty text."""
+    path, problem = _find_problem(result, 0)
+    path = f"result{path}"
+    if len(path) > _MAX_PATH_CHARS:
+        path = path[:_MAX_PATH_CHARS] + "…"
+    return f"{path} {problem}" if problem else ""
+
+
+def find_key_problem(result: Any) -> str:
+    """Return which key of a result cannot be the key of an XCom (``multiple_outputs``), or an empty text."""
+    for key in result if isinstance(result, Mapping) else ():
+        if _XCOM_KEY.fullmatch(key) is None or key in _USED_KEYS:
+            return f"result has the key {clean_text(repr(key), 100)}, which cannot be the key of an XCom"
+    return ""
+
+
+def _find_problem(value: Any, depth: int) -> tuple[str, str]:
+    """Return the path from a value to the first problem in it, and the problem."""
+    if depth == MAX_DEPTH and isinstance(value, Mapping | list):
+        return "", f"is nested deeper than {MAX_DEPTH} levels"
+    if problem := _problem_of(value):
+        return "", problem
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    for key, item in items:
+        path, problem = _find_problem(item, depth + 1)
+        if problem:
+            step = f"[{key}]" if isinstance(key, int) else f".{clean_text(key, 100)}"
+            return step + path, problem
+    return "", ""
+
+
+def _problem_of(value: Any) -> str:
+    """Return what is wrong with a value itself, apart from the values inside it."""
+    if isinstance(value, str):
+        return _problem_of_text(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _problem_of_number(value)
+    if isinstance(value, Mapping):
+        return next(filter(None, map(_problem_of_key, value)), "")
+    is_json = value is None or isinstance(value, bool | list)
+    return "" if is_json else f"is a {type(value).__name__}, which is not valid JSON"
+
+
+def _problem_of_number(value: float) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"is {value}, which is not valid JSON"
+    # floats, too, because PostgreSQL returns them as integers
+    return "" if _MIN_INT <= value < _INT_LIMIT else "is a number that does not fit into 64 bits"
+
+
+def _problem_of_text(text: str) -> str:
+    if "\0" in text:
+        return "holds a NUL character"
+    return "holds half a surrogate pair" if not text.isascii() and _SURROGATE.search(text) else ""
+
+
+def _problem_of_key(key: Any) -> str:
+    if not isinstance(key, str):
+        return f"has a key that is a {type(key).__name__}"
+    problem = "is reserved by Airflow" if key in RESERVED_KEYS else _problem_of_text(key)
+    return f"has the key {clean_text(repr(key), 100)}, which {problem}" if problem else ""

@@ -1,0 +1,204 @@
+"""Where inputs come from: a dict, or many of them. For the rows of a table, see `sources/table_rows.py`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+from airflow_provider_rungen.client import codec
+from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
+from airflow_provider_rungen.runs.plan import PlannedRow
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.table.reader import Rows
+    from airflow_provider_rungen.schemas import Schema
+
+log = logging.getLogger(__name__)
+
+#: Returns the digest of an input, in hexadecimal digits.
+KeyOf = Callable[[Mapping[str, Any]], str]
+# Two of a billion inputs share 16 bytes of their digest with a probability of 10^-21.
+_DIGEST_BYTES = 16
+# The places of no more inputs are looked up: XCom names as many failures.
+_MAX_PLACES = 1000
+
+
+class Source(Protocol):
+    """
+    The rows of a task. After a deferral the plan has them, and the source is not read again.
+
+    The attributes are complete when `read` is exhausted.
+    """
+
+    #: The names of the values of a row, and their types.
+    columns: Sequence[str]
+    types: Sequence[str]
+    #: The URIs of the files that were read, without secrets.
+    uris: Sequence[str]
+    #: Whether there is one input, and the error of its job is that of the task.
+    is_single: bool
+
+    def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
+        """
+        Yield each row with its input, or with ``None``.
+
+        :raises RunGenInputError: the source cannot be read, or a row cannot be used.
+        """
+
+    def check(self, max_failed: float) -> None:
+        """
+        Check, after `read`, whether an input, or too many rows, cannot be sent.
+
+        :param max_failed: how many may fail: a number, or a share below 1.
+        :raises RunGenInputError: it cannot be sent, or these are more.
+        """
+
+    def name(self, number: int) -> str:
+        """Return the name of an input, for an error."""
+
+    def places(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """Return the ``file`` and ``line`` of inputs that are in files, by number."""
+
+
+class EqualInputs:
+    """
+    Finds the first of several rows with an equal input. A million take 150 MB.
+
+    :param is_wanted: whether to look for them. Otherwise, each row is its own.
+    """
+
+    def __init__(self, *, is_wanted: bool) -> None:
+        self._is_wanted = is_wanted
+        self._numbers: dict[bytes, int] = {}
+
+    def first(self, digest: str, number: int) -> int | None:
+        """Return the number of an earlier row with this digest, if there is one."""
+        if not self._is_wanted:
+            return None
+        first = self._numbers.setdefault(bytes.fromhex(digest)[:_DIGEST_BYTES], number)
+        return None if first == number else first
+
+
+class OneInput:
+    """
+    The input of a single job.
+
+    :param job_input: a dict.
+    :param schema: returns what it has to fit. A retry, which has a job, does not need it.
+    """
+
+    columns: Sequence[str] = ()
+    types: Sequence[str] = ()
+    uris: Sequence[str] = ()
+    is_single = True
+
+    def __init__(self, job_input: Any, schema: Callable[[], Schema | None] = lambda: None) -> None:
+        self._input = job_input
+        self._schema = schema
+
+    def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
+        job_input = self._as_sent()
+        yield PlannedRow(digest=key_of(job_input)), job_input
+
+    def _as_sent(self) -> Any:
+        return json.loads(codec.encode_input(self._input))
+
+    def check(self, max_failed: float) -> None:
+        if (schema := self._schema()) is not None:
+            schema.check_input(self._as_sent())
+
+    def name(self, number: int) -> str:
+        return "input"
+
+    def places(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
+        return {}
+
+
+class ManyInputs:
+    """
+    The inputs of a batch.
+
+    :param source: what `open_rows` reads.
+    :param schema: what every input has to fit.
+    :param format: the format of the files, if it is not that of their suffix.
+    :param shares_equal: whether equal inputs share one job.
+    """
+
+    columns: Sequence[str] = ()
+    types: Sequence[str] = ()
+    is_single = False
+
+    def __init__(
+        self,
+        source: Any,
+        schema: Schema | None = None,
+        *,
+        format: str | None = None,
+        shares_equal: bool = False,
+    ) -> None:
+        # a single job does not need it
+        from airflow_provider_rungen._airflow import ObjectStoragePath
+
+        self.uris: Sequence[str] = ()
+        self._source = source
+        self._schema = schema
+        self._format = format
+        self._shares_equal = shares_equal
+        self._has_files = isinstance(source, str | os.PathLike | ObjectStoragePath)
+        self._prefix = f"{clean_text(str(source))}: " if self._has_files else ""
+
+    def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
+        rows, equal = self._open(), EqualInputs(is_wanted=self._shares_equal)
+        self.uris = [redact(rows.uri)] if rows.uri else []
+        for number, item in enumerate(rows):
+            job_input = self._checked(item, number, rows)
+            digest = key_of(job_input)
+            yield PlannedRow(digest=digest, first=equal.first(digest, number)), job_input
+
+    def check(self, max_failed: float) -> None:
+        pass
+
+    def name(self, number: int) -> str:
+        return f"{self._prefix}inputs[{number}]"
+
+    def places(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """Return the ``file`` and ``line`` of inputs. The files are read again, up to the last of them."""
+        wanted = set(islice(sorted(numbers), _MAX_PLACES))
+        if not wanted or not self._has_files:
+            return {}
+        places: dict[int, dict[str, Any]] = {}
+        try:
+            rows = self._open()
+            for number, _ in zip(range(max(wanted) + 1), rows, strict=False):
+                if number in wanted:
+                    places[number] = rows.position
+        except RunGenError as error:
+            log.warning("Could not find the lines of the inputs that failed: %s", error.message)
+        return places
+
+    def _open(self) -> Rows:
+        # a single job does not need it
+        from airflow_provider_rungen.execution.table.reader import open_rows
+
+        return open_rows(self._source, format=self._format)
+
+    def _checked(self, item: Any, number: int, rows: Rows) -> Any:
+        """Return an input as JSON has it."""
+        name = self.name(number)
+        try:
+            if not isinstance(item, dict):
+                raise RunGenInputError(f"{name} is a {type(item).__name__}, not an object; nothing was sent")
+            job_input = json.loads(codec.encode(item, name))
+            if self._schema is not None:
+                self._schema.check_input(job_input, name)
+        except RunGenInputError as error:
+            if rows.uri is not None:
+                error.add_hint(f"It is {rows.place}")
+            raise
+        return job_input

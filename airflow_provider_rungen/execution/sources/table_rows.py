@@ -1,0 +1,289 @@
+"""The rows of a table: which get a job, which are skipped or refused, and what the results repeat."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen._airflow import AirflowException
+from airflow_provider_rungen.client import codec
+from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.exceptions import RunGenInputError
+from airflow_provider_rungen.execution.sources.inputs import EqualInputs, KeyOf
+from airflow_provider_rungen.execution.table.reader import open_rows
+from airflow_provider_rungen.execution.table.results import Status, check_columns, results_uri
+from airflow_provider_rungen.execution.task.outcomes import max_failures
+from airflow_provider_rungen.runs.plan import PlannedRow
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.task.options import TableOptions
+    from airflow_provider_rungen.schemas import Schema
+
+log = logging.getLogger(__name__)
+
+ToInput = Callable[[dict[str, Any]], Any]
+# How many keys an error names.
+_MAX_NAMED = 10
+
+
+class TableRows:
+    """
+    The rows of a table.
+
+    :param options: the table, its key, and the columns to repeat.
+    :param to_input: makes the input of a row, or ``None`` for a row without a job. Without it, the row is the
+        input.
+    :param schema: what an input has to fit. A row that does not is refused.
+    :param format: the format of the files, if it is not that of their suffix.
+    :param shares_equal: whether rows with equal inputs share one job.
+    """
+
+    is_single = False
+
+    def __init__(
+        self,
+        options: TableOptions,
+        to_input: ToInput | None = None,
+        schema: Schema | None = None,
+        *,
+        format: str | None = None,
+        shares_equal: bool = False,
+    ) -> None:
+        self.columns: Sequence[str] = ()
+        self.types: Sequence[str] = ()
+        self.uris: Sequence[str] = ()
+        #: The rows so far, and those for which `to_input` returned ``None``, or what does not fit the schema.
+        self.count = self.skipped_count = self.refused_count = 0
+        #: Why the first of the latter was refused.
+        self.first_refusal = ""
+        self._options = options
+        self._to_input = to_input
+        self._schema = schema
+        self._format = format
+        self._shares_equal = shares_equal
+
+    def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
+        options = self._options
+        rows = open_rows(
+            options.table,
+            format=self._format,
+            name="table",
+            written=results_uri(options),
+            are_folders_columns=True,
+        )
+        columns = _Columns(options.key, options.columns, rows.column_types())
+        check_columns(columns.types)
+        self.columns, self.types = list(columns.types), list(columns.types.values())
+        self.uris = [redact(rows.uri)] if rows.uri else []
+        keys, equal = _Keys(options.key), EqualInputs(is_wanted=self._shares_equal)
+        for number, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                kind = type(row).__name__
+                raise RunGenInputError(f"{rows.place} is a {kind}, not an object; nothing was sent")
+            # before the function, which may change what is in the row
+            values = columns.take(row, rows.place)
+            keys.add(row, rows.place)
+            job_input, status, why = self._make_input(row, rows.place)
+            self._count(status, why)
+            if status:
+                yield PlannedRow(values, status=status, why=why), None
+            else:
+                digest = key_of(job_input)
+                yield PlannedRow(values, digest, first=equal.first(digest, number)), job_input
+        # JSON Lines are often written without what is null
+        columns.check(options.key if rows.uri else self.columns)
+        keys.check()
+        self._log(rows.uri)
+
+    def check(self, max_failed: float) -> None:
+        runnable = self.count - self.skipped_count
+        if self.refused_count > (allowed := max_failures(max_failed, runnable)):
+            raise RunGenInputError(
+                f"The inputs of {self.refused_count} of {runnable} rows do not fit, "
+                f"{allowed} may (max_failed): {self.first_refusal}; nothing was sent"
+            )
+
+    def name(self, number: int) -> str:
+        return f"table[{number}]"
+
+    def places(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """Return nothing: the results table has all reasons, beside the key of each row."""
+        return {}
+
+    def _make_input(self, row: Mapping[str, Any], place: str) -> tuple[Any, str, str]:
+        """Return the input of a row, or the status and the reason of one without an input."""
+        job_input = dict(row) if self._to_input is None else _call(self._to_input, dict(row), place)
+        if job_input is None:
+            return None, Status.SKIPPED, ""
+        job_input = json.loads(codec.encode(job_input, f"the input of {place}"))
+        try:
+            if self._schema is not None:
+                self._schema.check_input(job_input)
+        except RunGenInputError as error:
+            # the other rows may be sent
+            return None, Status.REFUSED, error.message.removesuffix("; nothing was sent")
+        return job_input, "", ""
+
+    def _count(self, status: str, why: str) -> None:
+        self.count += 1
+        self.skipped_count += status == Status.SKIPPED
+        self.refused_count += status == Status.REFUSED
+        self.first_refusal = self.first_refusal or why
+
+    def _log(self, uri: str | None) -> None:
+        to_run = self.count - self.skipped_count - self.refused_count
+        log.info(
+            "Read %d rows of %s: %d to run or reuse, %d skipped, %d refused",
+            *(self.count, clean_text(uri or "table"), to_run, self.skipped_count, self.refused_count),
+        )
+
+
+class _Columns:
+    """
+    The columns that the results repeat: the key, and what is carried over.
+
+    :param types: the types of all columns, where the source has types.
+    """
+
+    def __init__(self, key: Sequence[str], others: Sequence[str], types: Mapping[str, str] | None) -> None:
+        names = tuple(dict.fromkeys([*key, *others]))
+        # those that no row had yet, and the columns of the rows before
+        self._absent = set(names)
+        self._seen: dict[str, None] = {}
+        if types is not None:
+            self._note(types)
+            self._check(names)
+        #: The type of each.
+        self.types = {name: (types or {}).get(name, "text") for name in names}
+
+    def take(self, row: Mapping[str, Any], place: str) -> Sequence[Any]:
+        """Return a copy of the values of a row, as JSON has them."""
+        self._note(row)
+        try:
+            text = json.dumps([row.get(name) for name in self.types])
+        except (TypeError, ValueError, RecursionError) as error:
+            columns = clean_text(", ".join(map(repr, self.types)), 200)
+            raise RunGenInputError(
+                f"{place} has a value in {columns} that JSON cannot express: {clean_text(str(error), 200)}; "
+                "nothing was sent"
+            ) from None
+        values: list[Any] = json.loads(text)
+        return values
+
+    def check(self, required: Sequence[str]) -> None:
+        """
+        Check, after the last row, which columns there are. Of no rows, nothing is known.
+
+        :raises RunGenInputError: no row had one that is required.
+        """
+        if not self._seen:
+            return
+        self._check(required)
+        for name in sorted(self._absent):
+            log.warning("No row of the table has the column %r, so it is null", name)
+
+    def _note(self, names: Mapping[str, Any]) -> None:
+        if self._absent:  # a row may leave out what others have
+            self._absent.difference_update(names)
+            self._seen |= dict.fromkeys(map(str, names))
+
+    def _check(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name in self._absent:
+                raise RunGenInputError(
+                    f"table has no column {name!r}, only {clean_text(', '.join(self._seen), 500)}; "
+                    "nothing was sent"
+                )
+
+
+class _Keys:
+    """The keys of all rows, which have to identify them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._digests: set[bytes] = set()
+        self._duplicates = _Problem("occur more than once")
+        self._nulls = _Problem("are null or empty")
+
+    def add(self, row: Mapping[str, Any], place: str) -> None:
+        key = [row.get(name) for name in self._names]
+        if any(map(_is_null, key)):
+            self._nulls.add(place)
+            return
+        # one key where the results are joined (1 and 1.0), or written as CSV (1.0 and "1.0")
+        texts = map(json.dumps, product(*map(_key_texts, key)))
+        digests = {hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts}
+        if not digests.isdisjoint(self._digests):
+            self._duplicates.add(clean_text(", ".join(map(str, key)), 100))
+        self._digests |= digests
+
+    def check(self) -> None:
+        """
+        Check them, after the last row.
+
+        :raises RunGenInputError: one is null, or occurs more than once.
+        """
+        self._digests.clear()
+        if problems := [str(each) for each in (self._nulls, self._duplicates) if each.count]:
+            raise RunGenInputError(
+                f"key {', '.join(map(repr, self._names))} does not identify rows: {'; '.join(problems)}; "
+                "nothing was sent",
+                hint="Choose other columns as key, or remove these rows. 1 and '1' are one key",
+            )
+
+
+class _Problem:
+    """A problem of keys, of which the first few are named."""
+
+    def __init__(self, problem: str) -> None:
+        self.count = 0
+        self._problem = problem
+        self._named: list[str] = []
+
+    def add(self, key: str) -> None:
+        self.count += 1
+        if len(self._named) < _MAX_NAMED:
+            self._named.append(key)
+
+    def __str__(self) -> str:
+        more = f" and {self.count - _MAX_NAMED} more" if self.count > _MAX_NAMED else ""
+        return f"{self.count} {self._problem} ({', '.join(self._named)}{more})"
+
+
+def _is_null(value: Any) -> bool:
+    # pandas has NaN in place of null
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _key_texts(value: Any) -> tuple[str, ...]:
+    """Return the texts that a value has in a CSV file, where a number may be an integer or not."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, float) and value.is_integer():
+        return json.dumps(int(value)), json.dumps(value)
+    return (json.dumps(value),)
+
+
+def _call(to_input: ToInput, row: dict[str, Any], place: str) -> Mapping[str, Any] | None:
+    try:
+        job_input = to_input(row)
+    except AirflowException as error:  # the function decides how the task ends
+        error.add_note(f"to_input raised this for {place}")
+        raise
+    except Exception as error:
+        reason = clean_text(f"{type(error).__name__}: {error}")
+        raise RunGenInputError(
+            f"to_input failed for {place}: {reason}; nothing was sent", retryable=True
+        ) from error
+    if job_input is not None and not isinstance(job_input, Mapping):
+        kind = type(job_input).__name__
+        raise RunGenInputError(
+            f"to_input returned a {kind} for {place}, not a dict or None; nothing was sent"
+        )
+    return job_input

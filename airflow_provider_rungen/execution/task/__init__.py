@@ -1,0 +1,1 @@
+"""What every attempt of a task has: its parameters, numbers, links, kill guard and outcome."""

@@ -1,0 +1,134 @@
+"""The numbers of an attempt: is it a retry or the first after a clear, and does another follow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_4_PLUS, AirflowTaskTimeout, TaskInstanceState
+from airflow_provider_rungen.client.daemon_threads import begin
+from airflow_provider_rungen.execution.task.task_instances import task_state
+from airflow_provider_rungen.runs.attempt_record import End
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen._airflow import BaseOperator, Context
+
+#: From Airflow 3.4 on, a clear of a task discards its task state store, unless the user keeps it.
+CLEAR_DISCARDS_STATE = AIRFLOW_V_3_4_PLUS
+# Seconds for a call to Airflow or to the ledger, when the task is killed: 5 s later the process is gone.
+_CALL_TIME = 1.5
+_ENDED_BY_USER = (
+    TaskInstanceState.FAILED,
+    TaskInstanceState.SUCCESS,
+    TaskInstanceState.SKIPPED,
+    TaskInstanceState.REMOVED,
+)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """
+    The numbers that Airflow gives an attempt.
+
+    :param try_number: which attempt it is, from 1; it goes on after a clear.
+    :param max_tries: the attempt after which no retry follows is ``max_tries + 1``.
+    :param retries: the ``retries`` of the task in the DAG that this attempt runs.
+    :param clear_number: how often tasks of the DAG run were cleared.
+    """
+
+    try_number: int = 1
+    max_tries: int = 0
+    retries: int | None = None
+    clear_number: int | None = None
+
+    @classmethod
+    def of(cls, context: Context, task: BaseOperator) -> Attempt:
+        """Return the numbers of the attempt that runs."""
+        ti, dag_run = context["ti"], context.get("dag_run")
+        return cls(
+            try_number=ti.try_number,
+            max_tries=ti.max_tries,
+            retries=task.retries,
+            clear_number=getattr(dag_run, "clear_number", None),
+        )
+
+    @property
+    def has_next(self) -> bool:
+        """Whether a retry follows when this attempt fails."""
+        return self.try_number <= self.max_tries
+
+    def was_cleared_since(self, earlier: Attempt, end: End) -> bool:
+        """
+        Return whether the task was cleared after an earlier attempt; else this attempt is a retry.
+
+        A retry leaves ``max_tries`` as it is. A clear sets it to ``try_number + retries``, with the number of
+        the last attempt and the current ``retries``. So the attempt after a clear, which has the next number,
+        sees ``max_tries - (try_number - 1) == retries``. The result is the old ``max_tries`` if ``retries``
+        was lowered by as many as the attempts made: 2 retries, attempt 1, lowered to 1, cleared: 1 + 1 = 2.
+
+        A retry sees the same equation if ``retries`` was lowered like this without a clear. Two things tell
+        them apart. Every clear in the DAG run raises ``clear_number`` (except ``reset_dag_runs=false`` of the
+        API). And no retry follows a final failure. A retry can follow a success, if Airflow could not save
+        what the task returned.
+
+        :param earlier: the attempt of the record.
+        :param end: how it ended.
+        """
+        if self.max_tries != earlier.max_tries:
+            return True
+        if self.try_number <= earlier.try_number:
+            return False  # the same attempt once more
+        if end in (End.FAILED, End.CLEARED):
+            return True
+        would_be_the_same = self.max_tries - (self.try_number - 1) == self.retries
+        if self.clear_number is None or earlier.clear_number is None:
+            return would_be_the_same and earlier.retries not in (None, self.retries)
+        if self.clear_number == earlier.clear_number:
+            return False
+        return would_be_the_same or end is End.SUCCEEDED
+
+
+def is_timing_out() -> bool:
+    """Return whether ``execution_timeout`` is being handled: Airflow calls ``on_kill`` then, too."""
+    error = sys.exception()
+    return isinstance(error, AirflowTaskTimeout)
+
+
+def ask_for_state(
+    ti: Any, then: Callable[[str | None], None] = lambda state: None, *, within: float = _CALL_TIME
+) -> str | None:
+    """
+    Ask Airflow for the state of a task, in a bounded time; ``None`` when no answer came.
+
+    :param then: called with the state, within the same time.
+    :param within: see `call_briefly`.
+    """
+    answers: list[str | None] = []
+
+    def ask() -> None:
+        state = task_state(ti)
+        then(state)
+        answers.append(state)
+
+    call_briefly(ask, within)
+    return answers[0] if answers else None
+
+
+def call_briefly(call: Callable[[], None], within: float) -> None:
+    """
+    Do something while a task is killed: in a bounded time, whether it succeeds or not.
+
+    In a thread of its own: the kill may have interrupted a call to Airflow's supervisor, which holds a lock.
+
+    :param within: the seconds that are left for it. It gets 1.5 s at most.
+    """
+    with suppress(Exception):
+        begin(call).result(min(within, _CALL_TIME))
+
+
+def was_ended_by_user(state: str | None) -> bool:
+    """Return whether a user marked the task: then no other attempt follows."""
+    return state in _ENDED_BY_USER

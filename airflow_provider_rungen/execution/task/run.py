@@ -1,0 +1,219 @@
+"""One attempt of a task: its hook, kill guard, links and outcome."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from airflow_provider_rungen._airflow import AirflowFailException, Asset
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
+from airflow_provider_rungen.execution.task.kill import KillGuard
+from airflow_provider_rungen.execution.task.lineage import TaskOutcome, lineage_of
+from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS, PAGE_KEY
+from airflow_provider_rungen.execution.task.usage import UsageReport
+from airflow_provider_rungen.hooks.rungen import RunGenHook
+from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
+from airflow_provider_rungen.links.pages import page_url
+from airflow_provider_rungen.links.urls import app_url, job_url
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.execution.task.options import Connected
+
+log = logging.getLogger(__name__)
+
+Options = TypeVar("Options", bound="Connected")
+
+
+class TaskRun(Generic[Options]):
+    """
+    One attempt of a task, made in ``execute()`` and again in ``execute_complete()``.
+
+    :param task: the operator.
+    :param context: Airflow's context of the attempt.
+    :param options: the operator's parameters.
+    """
+
+    def __init__(self, task: BaseOperator, context: Context, options: Options) -> None:
+        self.task = task
+        self.context = context
+        self.guard = KillGuard(self._clean_up)
+        self.hook = RunGenHook(options.rungen_conn_id)
+        self.hook.checkpoint = self.guard.check
+        self.hook.is_interrupted = self.guard.is_interrupted
+        self.hook.around_lookup = self.guard.defer_signals
+        #: The links that were pushed, by XCom key.
+        self.links: dict[str, str] = {}
+        self.outcome: TaskOutcome | None = None
+        self.options = options
+        #: Reports what the jobs of the attempt used, once its ``used`` is set.
+        self.usage_report = UsageReport(self.guard, self.push_quietly)
+        self._is_connected = False
+        self.is_about(options.app_id or "")
+
+    @property
+    def ti(self) -> Any:
+        """The task instance."""
+        return self.context["ti"]
+
+    @property
+    def app_id(self) -> str:
+        """The app of the task: the one that it names, or else the connection's."""
+        return self.hook.resolve_app_id(self.options.app_id)
+
+    def is_about(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
+        """Note the app and jobs of the attempt, for what is reported when it fails."""
+        self.known_app_id, self._known_job_ids = app_id, job_ids
+
+    @property
+    def job_ids(self) -> Sequence[str]:
+        """The jobs of the attempt, as far as they are known."""
+        return self._known_job_ids
+
+    @contextmanager
+    def opened(self) -> Iterator[RunGenHook]:
+        """Open the hook for one stretch of work. A job that fails it gets the link."""
+        with self.guard.working(), self.naming_jobs(), self.hook as hook:
+            _ = hook.settings  # on_kill must not have to ask Airflow for them
+            self._is_connected = True
+            try:
+                yield hook
+            except RunGenJobError as error:
+                if error.job_id:
+                    self.link_to_job(error.app_id, error.job_id)
+                raise
+
+    @contextmanager
+    def naming_jobs(self) -> Iterator[None]:
+        """Note on an error which app and jobs it is about, for the callbacks of the task."""
+        try:
+            yield
+        except BaseException as error:  # execution_timeout is no Exception
+            self.name_jobs(error)
+            raise
+
+    def name_jobs(self, error: BaseException) -> None:
+        """Note on an error which app and jobs it is about."""
+        of_error: Any = error
+        of_error.app_id = getattr(error, "app_id", "") or self.known_app_id
+        of_error.job_ids = list(self.job_ids)
+
+    def deadline(self, end: float) -> float:
+        """
+        Return the time (seconds since 1970) to stop at: the task's ``execution_timeout`` counts, too.
+
+        Airflow does not apply it to a deferred task.
+        """
+        limit = self.task.execution_timeout
+        return end if limit is None else min(end, time.time() + limit.total_seconds())
+
+    def cleanup(self) -> str:
+        """
+        Undo what a kill makes useless, within `KillGuard.time_left`, without asking Airflow for anything.
+
+        :return: what the last line of the log says about what is left.
+        """
+        return ""
+
+    def _clean_up(self) -> str:
+        last_words = self.cleanup() if self._is_connected else ""
+        self.usage_report.push_at_kill()
+        return last_words
+
+    def xcom_pull(self, key: str) -> Any:
+        """Return what this task pushed in this attempt."""
+        return self.ti.xcom_pull(task_ids=self.ti.task_id, key=key, map_indexes=self.ti.map_index)
+
+    def push_return_value(self, value: Any) -> None:
+        """Push what the task returns when it ends in the triggerer, which cannot."""
+        if self.task.do_xcom_push:
+            self.ti.xcom_push(key="return_value", value=value)
+
+    def link_to(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
+        """Push the links to the page of the task, to the app, and to the first job."""
+        self.is_about(app_id, job_ids)
+        self._push_link(RunGenAppLink.key, app_url(self.hook.settings, app_id), "apps", app_id)
+        self._push_link(RunGenResultsLink.key, "")
+        self.push_page(app_id, job_ids[:MAX_PAGE_JOBS])
+        for job_id in job_ids[:1]:
+            self.link_to_job(app_id, job_id)
+
+    def link_to_job(self, app_id: str, job_id: str) -> None:
+        """Push the link to a job."""
+        self._push_link(RunGenJobLink.key, job_url(self.hook.settings, app_id, job_id), "jobs", job_id)
+
+    def push_page(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
+        """Push what the task is about: see `page_record`."""
+        details = {"connection": self.options.rungen_conn_id, "app": app_id, "jobs": list(job_ids) or None}
+        details |= self.page_details()
+        value = {name: each for name, each in details.items() if each is not None}
+        self.push_quietly(PAGE_KEY, value, "what the task is about")
+
+    def page_details(self) -> dict[str, Any]:
+        """Return what else the page of the task has to know; see `page_record`."""
+        return {}
+
+    def _push_link(self, key: str, url: str, *below: str) -> None:
+        """Push a link to a URL, or if that is empty, to a page of the plugin, where there is one."""
+        url = url or page_url(self.ti, *below)
+        if not url:
+            return
+        self.links = self.links | {key: url}
+        if self.context.get("task_reschedule_count"):
+            return  # Airflow 3 pushes the links itself at the end of each look of a rescheduling sensor
+        self.push_quietly(key, url, f"the link to {url}")
+
+    def push_quietly(self, key: str, value: Any, name: str) -> None:
+        """Push what a task is not to fail for."""
+        try:
+            self.ti.xcom_push(key=key, value=value)
+        except Exception as error:
+            log.warning("Could not push %s: %s", name, type(error).__name__)
+
+    def record_outcome(self, outcome: TaskOutcome) -> None:
+        """Add what was done to the events of the task's outlets, and keep it for OpenLineage."""
+        self.outcome = outcome = self._with_usage(outcome)
+        for outlet in self.task.outlets:
+            if isinstance(outlet, Asset):  # an alias has no event until it is given an asset
+                event = self.context["outlet_events"][outlet]
+                event.extra = {**event.extra, **outcome.extra()}
+
+    def known_outcome(self) -> TaskOutcome | None:
+        """Return what is known of a task that did not get to its end, or has nothing else to report."""
+        outcome = TaskOutcome(self.known_app_id, self.job_ids) if self.known_app_id else None
+        return outcome and self._with_usage(outcome)
+
+    def _with_usage(self, outcome: TaskOutcome) -> TaskOutcome:
+        usage = self.usage_report.value()
+        return outcome if usage is None else replace(outcome, usage=usage)
+
+    def lineage(self) -> OperatorLineage[Any, Any] | None:
+        """Return what was read and stored; ``None`` where OpenLineage's provider is not installed."""
+        outcome, base_url = self.outcome or self.known_outcome(), ""
+        if outcome is not None:
+            try:
+                base_url = self.hook.settings.base_url
+            except RunGenError:
+                outcome = None
+        return lineage_of(outcome, base_url)
+
+
+@contextmanager
+def fail_without_retry(*also: type[RunGenError]) -> Iterator[None]:
+    """
+    Convert permanent errors to `AirflowFailException`.
+
+    :param also: errors that are permanent here, though the same call may succeed later.
+    """
+    try:
+        yield
+    except RunGenError as error:
+        if error.retryable and not isinstance(error, also):
+            raise
+        raise error.named_in(AirflowFailException(str(error))) from error

@@ -1,0 +1,133 @@
+"""What the jobs of a task used: the XCom ``usage``."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from airflow_provider_rungen._airflow import AirflowTaskTimeout, metrics
+from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.texts import format_count
+from airflow_provider_rungen.execution.task import attempts
+from airflow_provider_rungen.execution.task.kill import KillGuard
+
+log = logging.getLogger(__name__)
+
+#: The XCom key.
+USAGE_KEY = "usage"
+
+
+class Usage:
+    """What is known of the jobs that one attempt ran or collected."""
+
+    def __init__(self) -> None:
+        # whether each job completed; None while it is not known to be over
+        self._jobs: dict[str, bool | None] = {}
+        self._reused: set[str] = set()
+        self._seconds: dict[str, float] = {}
+
+    def note_submitted(self, job_ids: Iterable[str]) -> None:
+        """Note jobs of the attempt, before anything else is known of them."""
+        for job_id in job_ids:
+            self._jobs.setdefault(job_id, None)
+
+    def note(self, job: Job) -> None:
+        """Note a job that is over."""
+        self.note_end(job.id, is_completed=job.status is JobStatus.COMPLETED, seconds=job.execution_time)
+
+    def note_end(self, job_id: str, *, is_completed: bool, seconds: float | None = None) -> None:
+        """Note how a job ended."""
+        self._jobs[job_id] = is_completed
+        if seconds is not None:
+            self._seconds[job_id] = seconds
+
+    def note_reused(self, job_id: str) -> None:
+        """Note a job whose outputs were stored before."""
+        self._reused.add(job_id)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the value to push."""
+        ends = {job_id: end for job_id, end in self._jobs.items() if job_id not in self._reused}
+        known = [self._seconds[job_id] for job_id in ends if job_id in self._seconds]
+        seconds = sum(known) if known or not ends else None
+        ended = list(ends.values())
+        return {
+            "jobs": len(ends),
+            "completed": ended.count(True),
+            "failed": ended.count(False),
+            "reused": len(self._reused),
+            "execution_seconds": None if seconds is None else round(seconds, 3),
+        }
+
+
+class UsageReport:
+    """
+    Reports what the jobs of an attempt used, when it ends: as a line, as metrics and as an XCom.
+
+    :param guard: knows whether the task was killed.
+    :param push: pushes an XCom: its key, its value, and what it is for people. It must not raise.
+    """
+
+    def __init__(self, guard: KillGuard, push: Callable[[str, Any, str], None]) -> None:
+        #: Returns what `Usage.to_json` does; ``None`` for a task that is not about jobs.
+        self.used: Callable[[], Mapping[str, Any] | None] = lambda: None
+        self._guard = guard
+        self._push = push
+        self._counted: Counter[str] = Counter()
+        self._reported: Mapping[str, Any] | None = None
+        # whether Airflow calls on_kill next, since execution_timeout has passed
+        self._is_timing_out = False
+
+    def value(self) -> dict[str, Any] | None:
+        """Return what was used; ``None`` while that is nothing."""
+        used = self.used()
+        return dict(used) if used and (used["jobs"] or used["reused"]) else None
+
+    @contextmanager
+    def at_end(self) -> Iterator[None]:
+        """Report when the block ends, also if it fails. A deferral does not end it."""
+        try:
+            yield
+        except AirflowTaskTimeout:
+            self._is_timing_out = True  # what is canceled then is used, too
+            raise
+        except Exception:
+            if not self._guard.is_killed:
+                self.push()
+            raise
+        self.push()
+
+    def push(self) -> None:
+        """Report what was used. A second call counts only what was added since."""
+        used = self.used()
+        if used is None or used == self._reported:
+            return
+        self._reported = used
+        if used["jobs"] or used["reused"]:
+            log.info("Used %s", format_usage(used))
+        for name, value in used.items():
+            count = round(value or 0)
+            metrics.incr(f"usage.{name}", count - self._counted[name])
+            self._counted[name] = count
+        self._push(USAGE_KEY, dict(used), "what the jobs used")
+
+    def push_at_kill(self) -> None:
+        """Report after the cancels if the time of the task is over: else another attempt may follow."""
+        if self._is_timing_out:
+            attempts.call_briefly(self.push, self._guard.time_left())
+
+
+def format_usage(used: Mapping[str, Any]) -> str:
+    """Return what `Usage.to_json` returned as a line for people."""
+    unfinished = used["jobs"] - used["completed"] - used["failed"]
+    counts = {"completed": used["completed"], "failed": used["failed"], "unfinished": unfinished}
+    ends = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    parts = [format_count(used["jobs"], "job") + (f" ({ends})" if ends else "")]
+    parts += [f"{used['reused']} reused"] * bool(used["reused"])
+    if seconds := used["execution_seconds"]:
+        parts.append(f"{format_duration(seconds)} of execution")
+    return ", ".join(parts)

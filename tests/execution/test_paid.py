@@ -1,0 +1,483 @@
+"""The ledger as one task run sees it: what a look-up costs, how it is used, and two runs at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from faulty_s3 import FaultyS3, S3Fault
+from fsspec.implementations.memory import MemoryFileSystem
+
+from airflow_provider_rungen.exceptions import RunGenJobFailedError, RunGenOutputError, RunGenResultError
+from airflow_provider_rungen.execution.archive.manifests import manifest_text
+from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.ledger.book import LedgerBook
+from airflow_provider_rungen.execution.ledger.entries import Entry, entry_text, run_token
+from airflow_provider_rungen.execution.sending.paid import PaidInputs
+from airflow_provider_rungen.ledger import Ledger
+from airflow_provider_rungen.runs.jobs import Jobs
+from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState, JobState, Writer
+
+A, B = (run_token(task * 32, 2) for task in "ab")
+BLOCK = 16
+
+
+def key_of(number: int) -> str:
+    return f"{number * 2654435761 % 2**32:08x}" + "0" * 56
+
+
+def store(destination: str, job_id: str, app_id: str = "flux") -> StoredJob:
+    """Store a job without outputs, as the archive does."""
+    storage = Storage(destination)
+    manifest = {"job_id": job_id, "app_id": app_id, "complete": True, "status": "COMPLETED", "outputs": []}
+    storage.write_all({(job_id, "manifest.json"): manifest_text({**manifest, "result": job_id})})
+    return StoredJob(app_id, job_id, storage.uri_of(job_id, "manifest.json"), [], job_id)
+
+
+class Run:
+    """
+    A task run, and its ledger.
+
+    :param base: where the ledger and the destination are.
+    :param token: the token of the task run.
+    :param turn: the attempt.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        token: str = A,
+        *,
+        turn: int = 1,
+        count: int = 100,
+        accepts: Callable[[StoredJob], bool] = lambda _: True,
+        **options: Any,
+    ) -> None:
+        self.destination = f"{base}/photos"
+        self.jobs = Jobs("a" * 32, Writer(turn, turn, "0" * 8), stores=True)
+        self.jobs.load(range(count))
+        self.taken: list[str] = []
+        ledger = LedgerBook(Ledger(f"{base}/ledger", **options), "model", token)
+        ledger.open()
+        self.paid = PaidInputs(
+            *(ledger, self.jobs, self.destination, "flux"),
+            key_of_number=key_of,
+            accepts=accepts,
+            on_stored=lambda job: self.taken.append(job.job_id),
+        )
+
+    def look_up(self, *numbers: int) -> list[int]:
+        return self.paid.note(self.paid.find(numbers))
+
+    def begin(self, count: int) -> list[int]:
+        return self.paid.note(self.paid.find_all({key_of(number): number for number in range(count)}))
+
+    def accept(self, number: int, job_id: str) -> None:
+        self.jobs.announce([number])
+        assert self.jobs.accept(number, job_id)
+
+    def buy(self, number: int, job_id: str) -> None:
+        self.accept(number, job_id)
+        self.paid.add_pending({number: job_id})
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    (tmp_path / "photos").mkdir()
+    return str(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _log_level(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "airflow_provider_rungen")
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [record.getMessage() for record in caplog.records]
+    return [message for message in found if not message.startswith("New ledger")]
+
+
+# --- what a look-up costs, and what counts as missing -------------------------------------------------------
+
+
+class Counting(MemoryFileSystem):  # type: ignore[misc]  # it has no types
+    """A store that counts requests."""
+
+    cachable = False
+    reads = lists = 0
+
+    def cat_file(self, *args: Any, **kwargs: Any) -> Any:
+        self.reads += 1
+        return super().cat_file(*args, **kwargs)
+
+    def ls(self, *args: Any, **kwargs: Any) -> Any:
+        self.lists += 1
+        return super().ls(*args, **kwargs)
+
+
+@pytest.fixture
+def counting() -> Iterator[Counting]:
+    module, fs = import_module(ObjectStoragePath.__module__), Counting()  # it moved with Airflow 3
+    module.attach("memory", fs=fs).fs = fs
+    fs.store.clear()
+    yield fs
+    fs.store.clear()
+
+
+def test_a_block_costs_a_read_for_each_input_however_large_the_ledger_is(counting: Counting) -> None:
+    run = Run("memory://bucket/x", B)
+    entry = Entry("pending", "flux", "job", A, datetime.now(UTC))
+    for number in range(100_000):
+        key = key_of(number)
+        path = f"/bucket/x/ledger/{key[:2]}/{key}.json"
+        counting.store[path] = file = type(counting.store["/bucket/x/ledger/ledger.json"])(counting, path)
+        file.write(entry_text(key, replace(entry, job_id=f"job-{number}")))
+    counting.reads = counting.lists = 0
+    numbers = range(BLOCK // 2, BLOCK + BLOCK // 2)
+    run.jobs.load(range(100_000, 100_000 + BLOCK))
+    assert run.look_up(*numbers) == list(numbers)
+    assert run.look_up(*range(100_000, 100_000 + BLOCK)) == []
+    # and the header, which proves that what is missing is missing
+    assert (counting.reads, counting.lists) == (2 * (BLOCK + 1), 0)
+
+
+def test_a_block_in_s3_costs_a_get_for_each_input(faulty_s3: FaultyS3, s3: str) -> None:
+    base = s3.replace("my_s3", "faulty_s3")
+    one, other = Run(base, A), Run(base, B)
+    for number in range(4):
+        one.buy(number, f"job-{number}")
+    faulty_s3.reset()
+    assert other.look_up(*range(BLOCK)) == [0, 1, 2, 3]
+    assert [request.operation for request in faulty_s3.requests] == ["GET"] * (BLOCK + 1)
+
+
+@pytest.mark.parametrize(
+    "fault", [S3Fault(403, "ExpiredToken"), S3Fault(404, "NoSuchBucket"), S3Fault(503, "SlowDown")], ids=str
+)
+def test_nothing_in_an_outage_of_s3_is_missing(faulty_s3: FaultyS3, s3: str, fault: S3Fault) -> None:
+    run = Run(s3.replace("my_s3", "faulty_s3"))
+    faulty_s3.find_fault = lambda request: fault
+    with pytest.raises(RunGenOutputError) as outage:
+        run.look_up(0)
+    assert outage.value.retryable
+    faulty_s3.reset()
+    assert run.look_up(0) == []
+
+
+@pytest.mark.parametrize("is_mount", [True, False])
+def test_nothing_is_missing_in_a_folder_that_is_gone(base: str, tmp_path: Path, is_mount: bool) -> None:
+    run = Run(base)
+    Run(base, B).buy(0, "job-0")
+    (tmp_path / "ledger").rename(tmp_path / "elsewhere")
+    if is_mount:
+        (tmp_path / "ledger").mkdir()
+    with pytest.raises(RunGenOutputError, match="ledger") as outage:
+        run.look_up(0)
+    assert outage.value.retryable
+    if is_mount:
+        (tmp_path / "ledger").rmdir()
+    (tmp_path / "elsewhere").rename(tmp_path / "ledger")
+    assert run.look_up(0) == [0]
+
+
+def test_a_local_shard_is_not_listed_for_a_few_inputs(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = Run(base), Run(base, B)
+    one.buy(0, "job-0")
+
+    def refuse(*_: Any) -> None:
+        raise OSError("it would list a shard")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert other.look_up(0, 1) == [0]
+
+
+# --- how it is used -----------------------------------------------------------------------------------------
+
+
+def test_a_job_of_another_run_is_shared_and_one_of_this_task_is_adopted(base: str) -> None:
+    Run(base, B).buy(0, "job-b")
+    Run(base, run_token("a" * 32, 1)).buy(1, "job-a")  # before a clear
+    run = Run(base, A, turn=2)
+    before = datetime.now(UTC).timestamp()
+    assert run.look_up(0, 1, 2) == [0, 1]
+    assert run.jobs.running == ["job-b", "job-a"]
+    assert [run.jobs.table.job(job_id).is_shared for job_id in ("job-b", "job-a")] == [True, False]
+    assert (run.jobs.totals().submitted, run.jobs.totals().shared) == (1, 1)
+    assert before - 60 < run.paid.submitted_at <= datetime.now(UTC).timestamp()
+    run.jobs.end("job-a", JobState.FAILED)
+    assert run.jobs.state(1) is InputState.TO_REPEAT
+
+
+def test_a_stored_job_is_taken_when_it_is_noted(base: str) -> None:
+    other, own = Run(base, B), Run(base, A)
+    other.buy(0, "job-b")
+    other.paid.add_done({0: store(other.destination, "job-b")})
+    own.buy(1, "job-a")
+    own.paid.add_done({1: store(own.destination, "job-a")})
+    run = Run(base, A, turn=2)
+    found = run.paid.find([0, 1])
+    assert run.taken == []
+    assert run.paid.note(found) == [0, 1]
+    assert sorted(run.taken) == ["job-a", "job-b"]
+    assert run.jobs.table.job("job-b").stored == f"{base}/photos/job-b/manifest.json"
+    assert run.jobs.table.job("job-a").stored == "."
+    assert {run.jobs.state(number) for number in (0, 1)} == {InputState.COMPLETED}
+
+
+def test_a_pending_job_of_another_app_is_not_waited_for_but_a_stored_one_is_used(base: str) -> None:
+    other = Run(base, B)
+    other.paid = PaidInputs(
+        *(other.paid._ledger, other.jobs, other.destination, "flux-of-yesterday"),
+        key_of_number=key_of,
+        accepts=lambda _: True,
+        on_stored=print,
+    )
+    other.buy(0, "job-0")
+    other.buy(1, "job-1")
+    other.paid.add_done({1: store(other.destination, "job-1", "flux-of-yesterday")})
+    run = Run(base)
+    assert run.look_up(0, 1) == [1]
+    # after a deferral, the log does not say which app it was
+    again = Run(base)
+    assert again.paid.read_again({1: run.jobs.table.job("job-1")}) == set()
+    assert again.taken == ["job-1"]
+    Storage(run.destination).remove("job-1", ["manifest.json"])
+    store(run.destination, "job-9")
+    assert again.paid.read_again({1: run.jobs.table.job("job-1")}) == {1}
+
+
+def test_an_input_that_has_a_job_by_now_keeps_it(base: str) -> None:
+    run, other = Run(base), Run(base, B)
+    for number in range(3):
+        other.buy(number, f"job-{number}")
+    found = run.paid.find([0, 1, 2])
+    run.accept(0, "job-own")
+    run.accept(3, "job-1")  # somebody has written the id of another input's job
+    assert run.paid.note(found) == [2]
+
+
+@pytest.mark.parametrize("end", [JobState.FAILED, JobState.CANCELED, JobState.LOST, JobState.INVALID])
+def test_an_input_whose_shared_job_has_no_use_runs_once_itself(base: str, end: JobState) -> None:
+    one, run = Run(base, B), Run(base, A)
+    one.buy(0, "job-z")
+    assert run.look_up(0) == [0]
+    run.jobs.end("job-z", end)
+    assert run.jobs.state(0) is InputState.TO_REPEAT
+    assert run.look_up(0) == []  # the other run has not forgotten it yet
+    run.buy(0, "job-a")
+    assert run.jobs.running == ["job-a"]
+    one.paid.forget(["job-z"])
+    assert Run(base, B).look_up(0) == [0]  # the entry names the new job
+    run.jobs.end("job-a", JobState.FAILED)
+    assert run.jobs.state(0) is InputState.FAILED
+    later = Run(base, A, turn=2)
+    later.jobs.load((), run.jobs.snapshot(0, save=1, nth=0, at=0))
+    assert later.jobs.state(0) is InputState.TO_REPEAT
+
+
+def test_a_refusal_in_place_of_a_shared_job_counts(base: str) -> None:
+    Run(base, B).buy(0, "job-b")
+    run = Run(base)
+    run.look_up(0)
+    run.jobs.end("job-b", JobState.FAILED)
+    run.jobs.announce([0])
+    assert run.jobs.state(0) is InputState.ANNOUNCED
+    run.jobs.refuse(0, "no")
+    assert run.jobs.state(0) is InputState.REFUSED
+
+
+@pytest.mark.parametrize("next_token", [A, B], ids=["retry", "next run"])
+def test_what_does_not_fit_runs_again(base: str, next_token: str, caplog: pytest.LogCaptureFixture) -> None:
+    first = Run(base)
+    for number in range(2):
+        first.buy(number, f"job-{number}")
+    job = store(first.destination, "job-0")
+    first.paid.add_done({0: job})
+    store(first.destination, "job-1")  # a kill came before the ledger was written
+    caplog.clear()
+    run = Run(base, next_token, turn=2, accepts=lambda _: False)
+    assert run.begin(2) == run.look_up(0) == []
+    assert messages(caplog) == ["2 stored results do not fit result_schema, and their inputs run again"]
+    assert run.taken == []
+    run.buy(0, "job-2")
+    # in the attempt that finds out, the same is done
+    run.paid.forget_useless({"job-2": RunGenResultError("bad"), "job-1": RunGenJobFailedError("x")})
+    assert Run(base, B).look_up(0) == []
+
+
+def test_a_plan_is_looked_up_at_once(base: str, caplog: pytest.LogCaptureFixture) -> None:
+    one = Run(base, B)
+    for number in range(3):
+        one.buy(number, f"job-{number}")
+    one.paid.add_done({0: store(one.destination, "job-0")})
+    store(one.destination, "job-1")  # a kill came before the ledger was written
+    caplog.clear()
+    run = Run(base)
+    found = run.paid.find_all({key_of(number): number for number in range(4)}, {key_of(0): 2, key_of(3): 1})
+    assert run.paid.note(found) == [0, 1, 2]
+    assert run.jobs.inputs(InputState.UNSENT)[0] == 3
+    assert messages(caplog) == [
+        "Reused 4 of 7 inputs, which are stored already",
+        "3 of 7 inputs are equal to others, whose jobs they share",
+    ]
+    # the entry says so now
+    assert Run(f"{base}", A).look_up(1) == [1]
+    elsewhere = Run(base)
+    elsewhere.destination = f"{base}/elsewhere"
+    assert elsewhere.look_up(1) == [1]
+    assert elsewhere.taken == ["job-1"]
+
+
+def test_what_expired_or_is_refreshed_runs_again_but_not_in_a_retry(base: str) -> None:
+    key, old = key_of(0), datetime.now(UTC) - timedelta(hours=1)
+    Run(base)
+    entry = entry_text(key, Entry("pending", "flux", "job-0", B, old))
+    Storage(f"{base}/ledger").write_all({(key[:2], f"{key}.json"): entry})
+    assert Run(base, A, expires=60).look_up(0) == Run(base, A, refresh=True).look_up(0) == []
+    assert Run(base, B, expires=60, refresh=True, turn=2).look_up(0) == [0]
+
+
+# --- what the ledger learns ---------------------------------------------------------------------------------
+
+
+def test_what_an_outage_kept_from_the_ledger_is_written_again(base: str) -> None:
+    run = Run(base)
+    run.buy(0, "job-0")
+    run.paid.add_done({0: store(run.destination, "job-0")})
+    run.accept(1, "job-1")
+    later = Run(base, turn=2)
+    later.paid.add_missing({0: "job-0", 1: "job-1"})
+    other = Run(base, B)
+    assert other.look_up(0, 1) == [0, 1]
+    assert other.taken == ["job-0"]
+
+
+def test_a_job_that_failed_or_expired_is_forgotten(base: str, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(base)
+    for number in range(4):
+        run.buy(number, f"job-{number}")
+    caplog.clear()
+    expired = RunGenOutputError("gone")
+    expired.is_expired = True
+    run.paid.forget(["job-0", "nobody's"])
+    run.paid.forget_useless({"job-1": expired, "job-2": RunGenOutputError("for now")})
+    assert Run(base, B).look_up(0, 1, 2, 3) == [2, 3]
+    assert messages(caplog) == ["Outputs expired: job job-1; its input is paid for again"]
+
+
+# --- two runs at once ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Made:
+    """A job of the fake service, with the steps at which it was created, remembered and over."""
+
+    id: str
+    number: int
+    run: str
+    state: JobState = JobState.OPEN
+    remembered: float = float("inf")
+    over: float = float("inf")
+
+
+@dataclass
+class Service:
+    """A service that runs what it was sent, and fails some of it."""
+
+    chance: random.Random
+    failing: float
+    step: int = 0
+    made: dict[str, Made] = field(default_factory=dict)
+
+    def post(self, number: int, run: str, found_at: int) -> Made:
+        for job in self.made.values():
+            # one that somebody else could have known of, and that has a result or may have one
+            if job.number == number and job.remembered < found_at and job.state in (0, JobState.COMPLETED):
+                raise AssertionError(f"{run} bought input {number}, which {job.run} has bought")
+        job = Made(f"job-{len(self.made)}", number, run)
+        self.made[job.id] = job
+        return job
+
+    def tick(self) -> None:
+        self.step += 1
+        for job in self.made.values():
+            if job.state is JobState.OPEN and self.chance.random() < 0.02:
+                failed = self.chance.random() < self.failing
+                job.state = JobState.FAILED if failed else JobState.COMPLETED
+
+
+def live(run: Run, name: str, service: Service, *, is_atomic: bool) -> Iterator[None]:
+    """
+    Perform a task run. At each step, the other one may go on.
+
+    :param is_atomic: whether a block is found, sent and remembered in one step.
+    """
+    jobs, paid = run.jobs, run.paid
+    run.begin(len(jobs.table.rows))
+    yield
+    while True:
+        room = min(4, 10 - len(jobs.running))
+        if numbers := jobs.inputs(*SUBMITTABLE)[:room]:
+            found_at, found = service.step, paid.find(numbers)
+            if not is_atomic:
+                yield
+            noted = paid.note(found)
+            announced = [number for number in numbers if number not in noted]
+            jobs.announce(announced)
+            new = [service.post(number, name, found_at) for number in announced]
+            for job in new:
+                assert jobs.accept(job.number, job.id)
+            if not is_atomic:
+                yield
+            paid.add_pending({job.number: job.id for job in new})
+            for job in new:
+                job.remembered = service.step
+        for job_id in jobs.running:
+            state = service.made[job_id].state
+            jobs.end(job_id, state)
+            if state is JobState.COMPLETED:
+                paid.add_done({service.made[job_id].number: store(run.destination, job_id)})
+                jobs.store(job_id)
+            elif state is JobState.FAILED and service.chance.random() < 0.5:
+                paid.forget([job_id])
+        if not jobs.running and not jobs.inputs(*SUBMITTABLE):
+            return
+        yield
+
+
+@pytest.mark.parametrize("is_atomic", [True, False])
+@pytest.mark.parametrize("failing", [0.0, 0.3])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_buys_nothing_that_another_has_submitted(
+    base: str, seed: int, failing: float, is_atomic: bool
+) -> None:
+    chance = random.Random(seed)  # noqa: S311 - not for secrets
+    service = Service(chance, failing)
+    runs = {token: Run(base, token, count=60) for token in (A, B)}
+    lives = [live(run, token, service, is_atomic=is_atomic) for token, run in runs.items()]
+    for _ in range(chance.randrange(10)):  # the first one has begun
+        next(lives[0])
+        service.tick()
+    while lives:
+        current = chance.choice(lives)
+        service.tick()
+        if next(current, lives) is lives:
+            lives.remove(current)
+    for run in runs.values():
+        assert set(map(run.jobs.state, range(60))) <= {InputState.COMPLETED, InputState.FAILED}
+    bought = [job.number for job in service.made.values() if job.state is JobState.COMPLETED]
+    if is_atomic:
+        assert len(bought) == len(set(bought))
+    if not failing:
+        assert set(bought) == set(range(60))
+        assert all(run.jobs.totals().completed == 60 for run in runs.values())

@@ -1,0 +1,215 @@
+"""The sources of a task: each row once, with its digest, and what is refused before anything is sent."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from airflow.providers.common.compat.sdk import AirflowSkipException
+
+from airflow_provider_rungen.exceptions import RunGenInputError
+from airflow_provider_rungen.execution.sources.inputs import ManyInputs, OneInput, Source
+from airflow_provider_rungen.execution.sources.table_rows import TableRows, ToInput
+from airflow_provider_rungen.execution.task.options import TableOptions
+from airflow_provider_rungen.runs.plan import PlannedRow, input_digest
+from airflow_provider_rungen.schemas import Schema
+
+INPUTS: list[dict[str, Any]] = [{"prompt": "a"}, {"prompt": "b", "seed": 1}, {"seed": 1, "prompt": "b"}]
+SCHEMA = {"type": "object", "properties": {"prompt": {"type": "string"}}}
+
+
+def read(source: Source) -> list[tuple[PlannedRow, Any]]:
+    return list(source.read(input_digest))
+
+
+def table(rows: Any, to_input: ToInput | None = None, **options: Any) -> TableRows:
+    about = {"table": rows, "key": ["sku"], "columns": [], "results": None, "destination": "file:///out"}
+    given = {name: options.pop(name) for name in about.keys() & options.keys()}
+    return TableRows(TableOptions(**about | given), to_input, **options)
+
+
+def lines(path: Path, *rows: Any) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path.as_uri()
+
+
+# --- inputs ---
+
+
+def test_a_single_input_needs_neither_the_reader_nor_pyarrow() -> None:
+    script = """
+import sys
+from airflow_provider_rungen.execution.sinks.job_sinks import JobIds
+from airflow_provider_rungen.execution.sources.inputs import OneInput
+[(row, job_input)] = OneInput({"prompt": "a"}).read(lambda job_input: "00")
+heavy = ("pyarrow", "aiohttp", "fsspec", "jsonschema", "airflow_provider_rungen.execution.table.reader")
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"prompt": float("nan")}, "input.prompt is nan"),
+        ({"prompt": 7}, "input.prompt: 7 is not"),
+        ("a", "it is a str"),
+    ],
+)
+def test_a_single_input_is_checked(given: Any, words: str) -> None:
+    source = OneInput(given, lambda: Schema(SCHEMA, "input_schema"))
+    with pytest.raises(RunGenInputError, match=words):
+        source.check(0)
+
+
+@pytest.mark.parametrize("kind", ["list", "iterable", "file", "arrow"])
+def test_many_inputs_come_in_order_with_their_digests(kind: str, tmp_path: Path) -> None:
+    uri = lines(tmp_path / "inputs.jsonl", *INPUTS)
+    sources = {"list": INPUTS, "iterable": iter(INPUTS), "file": uri, "arrow": pa.Table.from_pylist(INPUTS)}
+    source = ManyInputs(sources[kind])
+    rows = read(source)
+    assert [job_input["prompt"] for _, job_input in rows] == ["a", "b", "b"]
+    assert [row.digest for row, _ in rows] == [input_digest(job_input) for _, job_input in rows]
+    assert rows[1][0].digest == rows[2][0].digest, "the order of fields makes no difference"
+    assert {row.first for row, _ in rows} == {None}
+    assert source.uris == ([uri] if kind == "file" else [])
+
+
+def test_equal_inputs_name_the_first_if_they_share_its_job() -> None:
+    rows = read(ManyInputs([*INPUTS, INPUTS[0], INPUTS[1]], shares_equal=True))
+    assert [row.first for row, _ in rows] == [None, None, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ("c", r"inputs\[1\] is a str"),
+        ({"prompt": 7}, r"inputs\[1\].prompt: 7 is not"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_named_with_its_line(bad: Any, words: str, tmp_path: Path) -> None:
+    uri = lines(tmp_path / "inputs.jsonl", INPUTS[0], bad)
+    with pytest.raises(RunGenInputError, match=words) as caught:
+        read(ManyInputs(uri, Schema(SCHEMA, "input_schema")))
+    assert "It is line 2 of" in caught.value.hint
+
+
+def test_failed_inputs_are_found_in_their_files_again(tmp_path: Path) -> None:
+    lines(tmp_path / "1.jsonl", *INPUTS[:2])
+    lines(tmp_path / "2.jsonl", *INPUTS[2:])
+    source = ManyInputs(tmp_path.as_uri())  # as after a deferral: it was not read
+    places = source.places([1, 2])
+    assert [(Path(place["file"]).name, place["line"]) for place in places.values()] == [
+        ("1.jsonl", 2),
+        ("2.jsonl", 1),
+    ]
+    (tmp_path / "1.jsonl").unlink()
+    (tmp_path / "2.jsonl").unlink()
+    assert source.places([1]) == {}
+    assert ManyInputs(INPUTS).places([1]) == {}
+
+
+def test_a_signed_uri_is_not_shown(tmp_path: Path) -> None:
+    source = ManyInputs("https://storage.example/in.jsonl?X-Amz-Signature=s3cret")
+    assert "s3cret" not in source.name(0)
+
+
+# --- tables ---
+
+
+def test_rows_are_repeated_as_the_function_got_them() -> None:
+    def to_input(row: dict[str, Any]) -> Any:
+        row["tags"].append("changed")
+        return {"b": None, "c": {"prompt": 7}}.get(row["sku"], {"prompt": row["sku"]})
+
+    rows = [{"sku": sku, "tags": ["x"], "price": 1.5} for sku in "abcd"]
+    source = table(rows, to_input, schema=Schema(SCHEMA, "input_schema"), columns=["tags"])
+    planned = [row for row, _ in read(source)]
+    assert [row.status for row in planned] == ["", "skipped", "refused", ""]
+    assert [row.values for row in planned] == [[sku, ["x"]] for sku in "abcd"]
+    assert [bool(row.digest) for row in planned] == [True, False, False, True]
+    assert (source.columns, source.types) == (["sku", "tags"], ["text", "text"])
+    assert planned[2].why == source.first_refusal
+    assert "input.prompt: 7 is not" in planned[2].why
+
+
+def test_more_misfits_than_may_fail_are_an_error_once_all_is_read() -> None:
+    rows = [{"sku": 1, "prompt": 7}, {"sku": 2, "prompt": "x"}, {"sku": 3, "prompt": 8}]
+    source = table(rows, schema=Schema(SCHEMA, "input_schema"))
+    assert len(read(source)) == source.count == 3
+    source.check(2)
+    source.check(0.7)
+    with pytest.raises(RunGenInputError, match=r"2 of 3 rows do not fit, 1 may \(max_failed\)"):
+        source.check(0.5)
+
+
+def test_the_types_of_the_source_are_kept(tmp_path: Path) -> None:
+    source = table(pa.table({"sku": [1], "price": [0.5], "on": [True], "x": ["x"]}), columns=["price", "on"])
+    read(source)
+    assert source.types == ["integer", "number", "boolean"]
+
+
+def test_a_column_that_results_have_themselves_is_refused_before_a_row_is_read() -> None:
+    def rows() -> Iterator[Any]:
+        raise AssertionError
+        yield
+
+    with pytest.raises(RunGenInputError, match="two columns 'status'"):
+        read(table(rows(), columns=["status"]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"sku": 1}, {"sku": "1"}], "1 occur more than once"),
+        ([{"sku": 1.0}, {"sku": 1}], "1 occur more than once"),
+        ([{"sku": None}, {"sku": ""}, {"sku": float("nan")}], "3 are null or empty"),
+        ([{"id": 1}], "no column 'sku', only id"),
+        ([["sku", 1]], "is a list, not an object"),
+        ([{"sku": {1}}], "JSON cannot express"),
+    ],
+)
+def test_rows_without_a_key_of_their_own_are_refused(rows: Any, words: str) -> None:
+    with pytest.raises(RunGenInputError, match=words):
+        read(table(rows, lambda row: {"prompt": "x"}))
+
+
+@pytest.mark.parametrize(
+    ("made", "words"), [("text", "returned a str"), ({"n": float("inf")}, "input of .* is inf")]
+)
+def test_what_the_function_returns_is_checked(made: Any, words: str) -> None:
+    with pytest.raises(RunGenInputError, match=words):
+        read(table([{"sku": 1}], lambda row: made))
+
+
+def test_the_function_may_end_the_task_or_fail_for_a_while() -> None:
+    def skip(row: dict[str, Any]) -> Any:
+        raise AirflowSkipException("nothing new")
+
+    with pytest.raises(AirflowSkipException):
+        read(table([{"sku": 1}], skip))
+    with pytest.raises(RunGenInputError, match="KeyError") as caught:
+        read(table([{"sku": 1}], lambda row: row["prompt"]))
+    assert caught.value.retryable
+
+
+def test_a_large_table_is_not_held() -> None:
+    count = 20_000
+    rows = ({"sku": number, "prompt": "x" * 1000} for number in range(count))
+    source = table(rows, shares_equal=True)
+    tracemalloc.start()
+    try:
+        read_count = sum(1 for _ in source.read(input_digest))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert read_count == count
+    assert peak / count < 500, "its inputs together have 1000 bytes a row"

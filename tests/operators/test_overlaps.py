@@ -1,0 +1,77 @@
+"""Two runs of a table at a time, and storage that is slow: what the server counts, and how long it takes."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Outcome
+from test_table import MODES, Table, products
+
+from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.execution.archive.storage import Storage
+
+pytestmark = pytest.mark.usefixtures("unsettled")
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> bool:
+    return MODES[request.param]
+
+
+def test_a_run_that_overlaps_another_buys_nothing_that_the_other_has_submitted(
+    rungen_emulator: Emulator, tmp_path: Path, mode: bool
+) -> None:
+    rows: Any = products(200)
+    nights = [
+        Table(rungen_emulator, tmp_path, rows, deferrable=mode, max_in_flight=40, poll_interval=0.05)
+        for _ in range(2)
+    ]
+    outcomes: dict[str, Outcome] = {}
+
+    def run(task: Table, name: str) -> None:
+        task.run_id = name
+        task.options["results"] = (tmp_path / f"{name}.jsonl").as_uri()
+        outcomes[name] = task.attempt()
+
+    first, second = (
+        threading.Thread(target=contextvars.copy_context().run, args=(run, task, name))
+        for task, name in zip(nights, "AB", strict=True)
+    )
+    first.start()
+    while nights[0].created < 80 and first.is_alive():
+        time.sleep(0.01)
+    second.start()
+    first.join(100)
+    second.join(100)
+    assert [outcomes[name].error for name in "AB"] == [None, None]
+    created: dict[str, list[float]] = {}
+    for job in rungen_emulator.service.jobs():
+        created.setdefault(job["input"]["prompt"], []).append(job["created"])
+    # two lookups in the same moment find nothing, as long as there are no claims
+    assert max(max(times) - min(times) for times in created.values()) < 1
+    assert sum(outcomes[name].value["jobs"] for name in "AB") == nights[0].created
+    assert [outcomes[name].value["completed"] for name in "AB"] == [200, 200]
+
+
+def test_slow_storage_adds_a_fifth_to_the_time_of_the_jobs_at_most(
+    rungen_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Table(rungen_emulator, tmp_path, products(200), poll_interval=0.1, ledger=None)
+    rungen_emulator.service.scale("flux-schnell", 13)
+    rungen_emulator.service.job_seconds = 1.0
+    put = Storage.put
+
+    def put_slowly(*args: Any) -> None:
+        time.sleep(0.2)
+        put(*args)
+
+    monkeypatch.setattr(Storage, "put", put_slowly)
+    assert task.attempt().error is None
+    ended, jobs = time.time(), rungen_emulator.service.jobs()
+    begun, over = min(job["created"] for job in jobs), max(job["finished"] for job in jobs)
+    assert ended - over <= (over - begun) / 5

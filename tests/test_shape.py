@@ -1,0 +1,89 @@
+"""The shape of the package: short modules, no chains of classes, no imports that lead back."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "airflow_provider_rungen"
+MAX_LINES = 350
+# Longer, until they are split.
+LONG = {
+    "client/job_poller.py",
+    "execution/ledger/book.py",
+    "pages/models.py",  # data
+    "parameters.py",  # types
+}
+# Errors and operators may have a grandparent. These have one more, or are neither.
+DEEP = {
+    "exceptions.RunGenJobQueuedTimeoutError",  # whoever catches a time-out of the job means this one, too
+    "emulator.service.Service",  # a dataclass, whose base classes are its options and its state
+}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    paths = sorted((ROOT / PACKAGE).rglob("*.py"))
+    return {str(path.relative_to(ROOT / PACKAGE)): path for path in paths}
+
+
+def test_modules_are_short() -> None:
+    long = {name for name, path in modules().items() if len(path.read_text().splitlines()) > MAX_LINES}
+    assert long == LONG
+
+
+# --- classes ---
+
+
+def classes_of(name: str, path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the classes of a module with their base classes, by their full names."""
+    tree, module = ast.parse(path.read_text()), name.removesuffix(".py").replace("/", ".")
+    imported = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}".removeprefix(f"{PACKAGE}.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            bases = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
+            names = [ast.unparse(base) for base in bases]
+            yield (
+                f"{module}.{node.name}",
+                [imported.get(each, f"{module}.{each}") for each in names],
+            )
+
+
+def test_no_class_has_a_grandparent() -> None:
+    classes = dict(each for name, path in modules().items() for each in classes_of(name, path))
+
+    def height(name: str) -> int:
+        return 1 + max(map(height, classes[name]), default=0) if name in classes else 0
+
+    heights = {name: height(name) for name in classes}
+    assert heights["exceptions.RunGenJobFailedError"] == 3, "the bases are found"
+    relaxed = ("exceptions.", "operators.", "sensors.", "decorators.")
+    high = {
+        name
+        for name, height in heights.items()
+        if height > (3 if name.startswith(relaxed) or name.endswith("Error") else 2)
+    }
+    assert high == DEEP
+
+
+# --- imports ---
+
+
+def test_no_import_leads_back() -> None:
+    """Also within functions; imports for type checkers do not count."""
+    grimp = pytest.importorskip("grimp")
+    graph = grimp.build_graph(PACKAGE, cache_dir=None, exclude_type_checking_imports=True)
+    left = {name: graph.find_modules_directly_imported_by(name) - {name} for name in graph.modules}
+    while done := {name for name, imported in left.items() if not imported & left.keys()}:
+        left = {name: imported for name, imported in left.items() if name not in done}
+    assert sorted(left) == []
