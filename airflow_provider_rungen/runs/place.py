@@ -41,9 +41,6 @@ class Place(Protocol):
     def list(self, folder: str) -> Collection[str]:
         """Return the names of the files in a folder. There are none if it is certainly missing."""
 
-    def remove(self, names: Collection[str]) -> None:
-        """Remove those of the files that exist."""
-
 
 class DamagedLogError(RunGenError):
     """The log of the task run cannot be read as a whole, so nothing is submitted."""

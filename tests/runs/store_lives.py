@@ -55,6 +55,6 @@ def _decode(content: bytes) -> tuple[str, bytes]:
     except ValueError:  # half of one
         return "", b""
     # each file of these lives is one value
-    return value.get("name", ""), zlib.decompress(base64.b64decode(value["content"])) if value.get(
-        "name"
-    ) else b""
+    if "content" not in value:  # names, or which attempt is the latest
+        return "", b""
+    return value["name"], zlib.decompress(base64.b64decode(value["content"]))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import threading
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Collection, Mapping, Sequence
+from itertools import count, islice
 from typing import Any, ClassVar
 
 from airflow_provider_rungen.client.texts import clean_text
@@ -15,17 +16,19 @@ from airflow_provider_rungen.runs.place import DamagedLogError
 
 # Characters of content in a value of the task state store, which takes 64 KB.
 _VALUE_SIZE = 48_000
+# Names in a value: one has up to 90 characters.
+_NAMES = 400
 # Bytes of a file there. It has to be read in one piece.
 _MOST_BYTES = 1 << 28
+_LATEST_KEY = "rungen_latest"
 
 
 class StorePlace:
     """
     Airflow's task state store, which has keys and values, and no list of them.
 
-    An attempt numbers its values from 0, and leaves no gap, so that they are found by asking for one after
-    the other. A file is one value, or several in a row, with its name. The first one is the attempt's record.
-    Each attempt also leaves a mark for all before it, which tells them that it has begun.
+    So each attempt keeps the names of its files in values of their own, and one value says which attempt has
+    begun last. A file is one value, or if it is large, one that names the others.
 
     Threads take turns: one that waits for a store which does not answer may have been given up.
 
@@ -39,17 +42,10 @@ class StorePlace:
     def __init__(self, store: Any, try_number: int) -> None:
         self._store = store
         self._try_number = try_number
-        #: The attempt and the numbers of its values that each file is in.
-        self._files: dict[str, tuple[int, Sequence[int]]] = {}
-        #: What had to be read to find a file, until it is asked for.
-        self._contents: dict[str, bytes] = {}
-        #: Where to look for the next file of an attempt.
-        self._ends: dict[int, int] = {}
-        #: Keys that have to say nothing: there may be no value, which would hide what follows, or an old one.
-        self._void: list[str] = []
-        #: The attempts that do not know yet that this one has begun.
-        self._unmarked: list[int] = []
-        self._numbers: Iterator[int] | None = None
+        #: The names of the files of each attempt, as far as they were asked for.
+        self._names: dict[int, dict[str, None]] = {}
+        # how many of our names the store has for certain
+        self._listed = 0
         self._turns = threading.Lock()
 
     def vouches(self, name: str) -> bool:
@@ -57,138 +53,102 @@ class StorePlace:
 
     def get(self, names: Sequence[str]) -> dict[str, bytes]:
         with self._turns:
-            self._find_own()
-            if not self._files.keys() >= set(names):
-                self._find_earlier()
             return {name: self._read(name) for name in names}
 
     def put(self, files: Mapping[str, bytes]) -> None:
         with self._turns:
-            self._put(files)
+            own = self._own_names()
+            for name, content in files.items():
+                self._write(name, content)
+                own[name] = None
+            for start in (
+                range(self._listed // _NAMES * _NAMES, len(own), _NAMES) if len(own) > self._listed else ()
+            ):
+                names = list(islice(own, start, start + _NAMES))
+                self._store.set(_names_key(self._try_number, start), {"names": names})
+            self._listed = len(own)
+            if any(name.startswith(f"{ATTEMPTS}/") for name in files):
+                self._find_latest()
 
     def list(self, folder: str) -> Collection[str]:
         with self._turns:
-            return self._list(folder)
+            self._own_names()
+            latest = self._try_number
+            if folder == ATTEMPTS:
+                latest = self._find_latest()
+            for other in {*range(1, self._try_number), latest} - {self._try_number}:
+                # others go on to write, but nothing before their record
+                if folder != ATTEMPTS or not self._names.get(other):
+                    self._names[other] = self._read_names(other)
+            paths = (name.rpartition("/") for names in self._names.values() for name in names)
+            return {name for parent, _, name in paths if parent == folder}
 
-    def remove(self, names: Collection[str]) -> None:
-        with self._turns:
-            self._remove(names)
+    def _find_latest(self) -> int:
+        """Return which attempt has begun last, after making sure that the store knows of this one."""
+        match self._store.get(_LATEST_KEY):
+            case None:
+                latest = 0
+            case {"try_number": int(latest)}:
+                pass
+            case _:
+                raise _damaged(_LATEST_KEY)
+        has_begun = any(name.startswith(f"{ATTEMPTS}/") for name in self._own_names())
+        if latest < self._try_number and has_begun:
+            self._store.set(_LATEST_KEY, {"try_number": self._try_number})
+        return max(latest, self._try_number)
 
-    def _put(self, files: Mapping[str, bytes]) -> None:
-        numbers = self._find_own()
-        self._fill_void()
-        for name, content in files.items():
-            is_new = name not in self._files
-            self._write(name, content, numbers)
-            if is_new and name.startswith(f"{ATTEMPTS}/"):
-                self._unmarked = [*range(1, self._try_number)]
-        # a mark of an attempt without a record would hide that of another one
-        while self._unmarked:
-            self._store.set(_mark(self._unmarked[0]), {"try_number": self._try_number})
-            self._unmarked.pop(0)
+    # --- names ---
 
-    def _list(self, folder: str) -> Collection[str]:
-        self._contents.clear()  # others may have replaced them
-        self._find_own()
-        # nothing but the record of an attempt before this one has noted itself: what it puts meanwhile counts
-        self._find_earlier(most=1 if folder == ATTEMPTS else None)
-        if (mark := self._store.get(_mark(self._try_number))) is not None:
-            self._find_files(_later_try(_mark(self._try_number), mark, self._try_number), most=1)
-        paths = (name.rpartition("/") for name in self._files)
-        return [name for parent, _, name in paths if parent == folder]
+    def _own_names(self) -> dict[str, None]:
+        if self._try_number not in self._names:  # there are some after a deferral
+            self._names[self._try_number] = self._read_names(self._try_number)
+            self._listed = len(self._names[self._try_number])
+        return self._names[self._try_number]
 
-    def _remove(self, names: Collection[str]) -> None:
-        self._find_own()
-        if not self._files.keys() >= set(names):
-            self._find_earlier()
-        for name in names:
-            self._void += self._keys(name)
-            self._files.pop(name, None)
-            self._contents.pop(name, None)
-        self._fill_void()
+    def _read_names(self, try_number: int) -> dict[str, None]:
+        found: dict[str, None] = {}
+        for start in count(0, _NAMES):
+            key = _names_key(try_number, start)
+            match self._store.get(key):
+                case None:
+                    break
+                case {"names": [*names]} if all(isinstance(name, str) for name in names):
+                    found |= dict.fromkeys(names)
+                case _:
+                    raise _damaged(key)
+            if len(names) < _NAMES:
+                break
+        return found
 
-    # --- reading ---
-
-    def _find_own(self) -> Iterator[int]:
-        """Find what this attempt has put before a deferral, and return the numbers of its next values."""
-        if self._numbers is None:
-            self._find_files(self._try_number)
-            self._numbers = count(self._ends[self._try_number])
-        return self._numbers
-
-    def _find_earlier(self, most: int | None = None) -> None:
-        for try_number in range(1, self._try_number):
-            self._find_files(try_number, most)
-
-    def _find_files(self, try_number: int, most: int | None = None) -> None:
-        """Find the files of an attempt that are not known yet, in so many of its values."""
-        start = self._ends.setdefault(try_number, 0)
-        name, text = "", ""
-        for number in count(start):
-            key = _key(try_number, number)
-            if (most is not None and number >= most) or (value := self._store.get(key)) is None:
-                return
-            part, content, follows, goes_on = _fields(key, value)
-            if not follows or part != name:  # what came before was not written to its end
-                name, text, start = "" if follows else part, "", number
-            text += content
-            if goes_on:
-                continue
-            if name and self._files.get(name, (0,))[0] <= try_number:
-                self._files[name] = try_number, range(start, number + 1)
-                self._contents[name] = _unpack(key, text)
-            self._ends[try_number] = number + 1
-            name = ""
+    # --- files ---
 
     def _read(self, name: str) -> bytes:
-        if name in self._contents:
-            return self._contents.pop(name)
-        text = ""
-        for key in self._keys(name):
-            if (value := self._store.get(key)) is None:
+        for try_number in sorted({*range(1, self._try_number + 1), *self._names}, reverse=True):
+            if try_number not in self._names:
+                self._names[try_number] = self._read_names(try_number)
+            if name in self._names[try_number]:
+                key = _key(try_number, name)
+                content, more = self._read_value(key, name)
+                return _unpack(key, content + "".join(self._read_value(each, name)[0] for each in more))
+        raise FileNotFoundError(name)
+
+    def _read_value(self, key: str, name: str) -> tuple[str, Sequence[str]]:
+        match self._store.get(key):
+            case None:
                 raise FileNotFoundError(name)
-            part, content, *_ = _fields(key, value)
-            if part != name:
-                raise _damaged(key)
-            text += content
-        if not text:
-            raise FileNotFoundError(name)
-        return _unpack(name, text)
+            case {"name": str(found), "content": str(content), "more": [*more]} if found == name:
+                return content, more
+        raise _damaged(key)
 
-    # --- writing ---
-
-    def _write(self, name: str, content: bytes, numbers: Iterator[int]) -> None:
-        text = _pack(content)
-        pieces = [text[at : at + _VALUE_SIZE] for at in range(0, len(text), _VALUE_SIZE)]
-        owner, values = self._files.get(name, (0, ()))
-        # only one value is replaced atomically
-        is_new = not (owner == self._try_number and len(values) == len(pieces) == 1)
-        if is_new:
-            values = [next(numbers) for _ in pieces]
-        for nth, (number, piece) in enumerate(zip(values, pieces, strict=True)):
-            value = _value(name, piece, follows=nth > 0, goes_on=nth + 1 < len(pieces))
-            try:
-                self._store.set(_key(self._try_number, number), value)
-            except BaseException:
-                self._void += [_key(self._try_number, each) for each in values[nth:] if is_new]
-                raise
-        if is_new and owner == self._try_number:
-            self._void += self._keys(name)
-        self._files[name] = self._try_number, values
-        self._contents.pop(name, None)
-
-    def _keys(self, name: str) -> Sequence[str]:
-        try_number, numbers = self._files.get(name, (0, ()))
-        return [_key(try_number, number) for number in numbers]
-
-    def _fill_void(self) -> None:
-        while self._void:
-            key = self._void.pop()
-            try:
-                self._store.set(key, _value())
-            except BaseException:
-                self._void.append(key)
-                raise
+    def _write(self, name: str, content: bytes) -> None:
+        key, text = _key(self._try_number, name), _pack(content)
+        first, *others = [text[at : at + _VALUE_SIZE] for at in range(0, len(text), _VALUE_SIZE)]
+        # the other values have keys that depend on the content, so that they replace none that is in use
+        token = _token(text)
+        more = [f"{key}_{token}_{number}" for number in range(len(others))]
+        for other, piece in zip(more, others, strict=True):
+            self._store.set(other, {"name": name, "content": piece, "more": []})
+        self._store.set(key, {"name": name, "content": first, "more": more})
 
 
 class MemoryPlace:
@@ -223,39 +183,17 @@ class MemoryPlace:
         paths = (name.rpartition("/") for name in self._files)
         return [name for parent, _, name in paths if parent == folder]
 
-    def remove(self, names: Collection[str]) -> None:
-        for name in names:
-            self._files.pop(name, None)
+
+def _key(try_number: int, name: str) -> str:
+    return f"rungen_{try_number}_{_token(name)}"
 
 
-def _key(try_number: int, number: int) -> str:
-    return f"rungen_{try_number}_{number}"
+def _names_key(try_number: int, start: int) -> str:
+    return f"rungen_{try_number}_names_{start // _NAMES}"
 
 
-def _mark(try_number: int) -> str:
-    return f"rungen_{try_number}_later"
-
-
-def _later_try(key: str, mark: Any, try_number: int) -> int:
-    match mark:
-        case {"try_number": int(later)} if later > try_number:
-            return later
-    raise _damaged(key)
-
-
-def _value(
-    name: str = "", content: str = "", *, follows: bool = False, goes_on: bool = False
-) -> dict[str, Any]:
-    """Return a value with a file, or with a piece of one. Without a name, it only fills a gap."""
-    flags = {"follows": follows, "goes_on": goes_on}
-    return {"name": name, "content": content} | {flag: True for flag, is_set in flags.items() if is_set}
-
-
-def _fields(key: str, value: Any) -> tuple[str, str, bool, bool]:
-    match value:
-        case {"name": str(name), "content": str(content)}:
-            return name, content, value.get("follows") is True, value.get("goes_on") is True
-    raise _damaged(key)
+def _token(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def _pack(content: bytes) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import accumulate, repeat
 from typing import Any, Self
 
+from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
 from airflow_provider_rungen.execution.spool import named_errors
 from airflow_provider_rungen.runs.part_files import PART_ROWS
 from airflow_provider_rungen.runs.place import DamagedLogError, Place
@@ -111,7 +112,7 @@ class Plan:
         if self.digest not in there:
             place.put({f"{_FOLDER}/{self.digest}": self.manifest.encode()})
 
-    def remove_inputs(self, place: Place) -> None:
+    def remove_inputs(self, place: StoragePlace) -> None:
         """Remove the inputs from where they were saved."""
         place.remove([f"{_FOLDER}/{name}" for _, _, name in self.manifest.parts])
 

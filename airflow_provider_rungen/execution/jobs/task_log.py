@@ -15,6 +15,7 @@ from airflow_provider_rungen.execution.jobs.adopting import Unwanted, adopt_earl
 from airflow_provider_rungen.execution.jobs.log_home import LogHome
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.jobs.saver import Saver
+from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, next_turn
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog, read_parts
@@ -285,9 +286,10 @@ class TaskLog:
 
     def remove_inputs(self) -> None:
         """Remove the inputs from where they were saved: the run is over."""
-        if self.has_inputs:
+        place = self.home.place
+        if self.has_inputs and isinstance(place, StoragePlace):
             try:
-                self.plan.remove_inputs(self.home.place)
+                self.plan.remove_inputs(place)
             except RunGenError as error:
                 log.debug("The inputs were not removed: %s", error.message)
 
