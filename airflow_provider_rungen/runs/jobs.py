@@ -50,7 +50,7 @@ class Jobs:
         #: service may not know a job until some seconds later.
         self.submitted_by = 0.0
 
-    def load(self, numbers: Iterable[int], *files: PartFile, is_trusted: bool = False) -> None:
+    def load(self, numbers: Iterable[int], *files: PartFile) -> None:
         """
         Add the inputs of a part, and what writers know of them.
 
@@ -58,7 +58,7 @@ class Jobs:
         :param files: see `Table.merge`.
         """
         for file in files:
-            self.table.merge(file, is_trusted=is_trusted or file.is_trusted)
+            self.table.merge(file)
             self.submitted_by = max(self.submitted_by, file.at)
         for number in numbers:
             self.table.rows.setdefault(number, Row())

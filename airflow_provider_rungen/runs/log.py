@@ -269,7 +269,7 @@ class RunLog:
             if content is None:
                 digests[_path(jobs.plan, self._names[part])] = digest
             else:
-                jobs.load((), PartFile.decode(content.encode()), is_trusted=True)
+                jobs.load((), replace(PartFile.decode(content.encode()), is_trusted=True))
                 carried.append(_path(jobs.plan, self._names[part]))
         for part in unsaved:
             jobs.note_unsaved(part)
@@ -281,7 +281,7 @@ class RunLog:
             damage, contents = error, _get_each(self.place, digests)
         for path, content in contents.items():
             if _digest(content) == digests[path]:
-                jobs.load((), PartFile.decode(content), is_trusted=True)
+                jobs.load((), replace(PartFile.decode(content), is_trusted=True))
             else:
                 damage = damage or _damaged(path, "it was changed since the deferral")
         # Airflow may go on twice from one deferral, if the first worker is lost

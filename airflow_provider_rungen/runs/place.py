@@ -18,11 +18,13 @@ class Place(Protocol):
 
     #: Whether a later attempt finds what was put.
     is_durable: ClassVar[bool]
-    #: Whether only Airflow may write there. Otherwise nobody believes it about the ids of jobs.
-    is_trusted: ClassVar[bool]
 
     def vouches(self, name: str) -> bool:
-        """Return whether a file that was got is certainly one that an attempt of this task run has put."""
+        """
+        Return whether a file that was got is certainly one that an attempt of this task run has put.
+
+        Otherwise nobody believes it about the ids of jobs.
+        """
 
     def get(self, names: Sequence[str]) -> dict[str, bytes]:
         """

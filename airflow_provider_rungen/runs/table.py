@@ -54,15 +54,11 @@ class Table:
         self.unchecked.discard(job_id)
         return number
 
-    def merge(self, file: PartFile, *, is_trusted: bool = False) -> None:
-        """
-        Add what a writer knows of a part.
-
-        :param is_trusted: whether it is, byte for byte, what this attempt wrote before a deferral.
-        """
+    def merge(self, file: PartFile) -> None:
+        """Add what a writer knows of a part."""
         for number, row in file.rows.items():
             for job in row.jobs:
-                self.merge_job(number, job, is_trusted=is_trusted)
+                self.merge_job(number, job, is_trusted=file.is_trusted)
         key = file.number, file.writer
         if file.save < self._newest.get(key, 0):
             return

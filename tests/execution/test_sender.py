@@ -62,7 +62,6 @@ class MemoryPlace(Store):
     """A place of a log."""
 
     is_durable: ClassVar[bool] = True
-    is_trusted: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -434,6 +434,10 @@ class Inputs(Table):
         self.work = work
         self.attempt()
 
+    def attempt_until_submitted(self) -> None:
+        """Run the next attempt, which is killed when it has submitted its jobs."""
+        self.attempt_until("job_id" if self.kind == "one" else "job_ids")
+
 
 @pytest.fixture(params=["batch", "list", "one"])
 def run_inputs(
@@ -471,7 +475,7 @@ def test_a_list_is_paid_once(run_inputs: Callable[..., Inputs], mode: bool) -> N
 def test_a_killed_list_is_taken_up(run_inputs: Callable[..., Inputs], store: Any, mode: bool) -> None:
     task = run_inputs(products(4), deferrable=mode)
     task.store = store and store()
-    task.attempt_until("job_ids")
+    task.attempt_until_submitted()
     bought = task.created
     assert task.attempt().error is None
     assert task.created == bought
@@ -482,7 +486,7 @@ def test_a_list_does_not_cancel_the_jobs_of_another_dag(
     run_inputs: Callable[..., Inputs], mode: bool
 ) -> None:
     task = run_inputs(products(3), to_input=endless, deferrable=mode)
-    task.attempt_until("job_ids")
+    task.attempt_until_submitted()
     task.dag_id = "another"
     task.next_run("x")
     assert task.attempt(timeout=0.5).error is not None

@@ -43,7 +43,6 @@ class MemoryPlace:
     """
 
     is_durable: ClassVar[bool] = True
-    is_trusted: ClassVar[bool] = False
 
     troubles: tuple[Trouble, ...] = ()
     before: Callable[[str, str], None] = lambda kind, name: None

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 from airflow_provider_rungen.execution.jobs.plans import read_digests
 from airflow_provider_rungen.runs.adoption import adopt_rows
 from airflow_provider_rungen.runs.jobs import Jobs
-from airflow_provider_rungen.runs.log import read_parts
 from airflow_provider_rungen.runs.rows import Job
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.execution.jobs.log_home import LogHome
     from airflow_provider_rungen.execution.jobs.task_log import TaskLog
 
 
@@ -42,7 +40,8 @@ def adopt_earlier(task_log: TaskLog, app_id: str) -> list[Unwanted]:
         digests = {number: row.digest for number, row in enumerate(task_log.plan.rows()) if row.needs_job}
     for other, other_app_id in others.items():
         known = Jobs(other, task_log.jobs.writer, since=task_log.jobs.since)
-        _load_other(home, known)
+        for _, files in home.read_parts(other):
+            known.load((), *files)
         planned = read_digests(home.place, other)
         rows = sorted(known.table.rows.items())
         pairs = [("" if planned is None else planned[number], row) for number, row in rows]
@@ -56,11 +55,3 @@ def adopt_earlier(task_log: TaskLog, app_id: str) -> list[Unwanted]:
                     is_ours = job.id not in known.table.unchecked
                     unwanted.setdefault(job.id, Unwanted(other_app_id, job, digest, is_ours))
     return list(unwanted.values())
-
-
-def _load_other(home: LogHome, jobs: Jobs) -> None:
-    writers = home.writers
-    for place in (home.spare, home.place):
-        if place is not None:
-            for _, files in read_parts(place, jobs.plan, writers, only=range(1 << 30)):
-                jobs.load((), *files, is_trusted=place.is_trusted)

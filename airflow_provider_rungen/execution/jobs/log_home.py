@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
 from airflow_provider_rungen.execution.task.attempts import Attempt
 from airflow_provider_rungen.execution.task.task_instances import loop_position
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
-from airflow_provider_rungen.runs.log import read_attempts
+from airflow_provider_rungen.runs.log import read_attempts, read_parts
 from airflow_provider_rungen.runs.place import DamagedLogError
 from airflow_provider_rungen.runs.rows import Writer
 from airflow_provider_rungen.runs.task_token import task_token
@@ -23,10 +23,12 @@ from airflow_provider_rungen.runs.task_token import task_token
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.hooks.rungen import RunGenHook
+    from airflow_provider_rungen.runs.part_files import PartFile
 
 log = logging.getLogger(__name__)
 
 _HEAD_KEY = "rungen_log"
+_ANY_PART = range(1 << 30)
 
 
 def token_of(ti: Any) -> str:
@@ -187,10 +189,28 @@ class LogHome:
         """What names this task run in a ledger; each clear changes its end."""
         return f"{self.token}{self.numbers.max_tries & 0xFFFF:04x}"
 
-    @property
-    def writers(self) -> set[Writer]:
-        """Who wrote the log before this attempt."""
-        return {record.writer for record in self.earlier}
+    def read_parts(
+        self,
+        plan: str,
+        only: Collection[int] = _ANY_PART,
+        *,
+        also: Collection[Writer] = (),
+        is_whole: bool = False,
+    ) -> Iterator[tuple[int, list[PartFile]]]:
+        """
+        Yield what attempts know of a plan, part by part. Exhaust it before anything is sent.
+
+        :param only: the parts to read.
+        :param also: other attempts than the earlier ones.
+        :param is_whole: whether all parts are read, and it is an error if a file is missing.
+        :raises DamagedLogError: a file cannot be read.
+        """
+        writers = {*(record.writer for record in self.earlier), *also}
+        for place in (self.spare, self.place):
+            if place is not None:
+                # nobody knows what the spare place should have
+                is_checked = is_whole and place is self.place
+                yield from read_parts(place, plan, writers, only=None if is_checked else only)
 
     def _attempts(self) -> list[AttemptRecord]:
         return read_attempts(self.place) if self.place.is_durable else []

@@ -13,7 +13,7 @@ from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.jobs.saver import Saver
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
 from airflow_provider_rungen.runs.jobs import Jobs
-from airflow_provider_rungen.runs.log import RunLog, missing_part, read_parts
+from airflow_provider_rungen.runs.log import RunLog, missing_part
 from airflow_provider_rungen.runs.rows import Row
 from airflow_provider_rungen.runs.totals import Totals
 
@@ -32,17 +32,16 @@ def rows_of(task_log: TaskLog, parts: Iterable[int]) -> Iterator[tuple[int, Row]
 
     :raises DamagedLogError: of a part that was let go, nothing is there any more.
     """
-    writers = task_log.home.writers | {task_log.jobs.writer}
     open_parts, parts = task_log.open_parts, iter(parts)
     while some := list(islice(parts, _PARTS_AT_A_TIME)):
         closed = [part for part in some if part not in open_parts]
         known = Jobs(
             task_log.jobs.plan, task_log.jobs.writer, since=task_log.jobs.since, stores=task_log.stores
         )
-        for place in (task_log.home.spare, task_log.home.place) if closed else ():
-            if place is not None:
-                for _, files in read_parts(place, known.plan, writers, only=set(closed)):
-                    known.load((), *files, is_trusted=True)
+        if closed:
+            also = [task_log.jobs.writer]
+            for _, files in task_log.home.read_parts(known.plan, set(closed), also=also):
+                known.load((), *files)
         for part in some:
             if part in open_parts:
                 yield from task_log.jobs.table.part(part)

@@ -37,7 +37,6 @@ class StorePlace:
     """
 
     is_durable: ClassVar[bool] = True
-    is_trusted: ClassVar[bool] = True
 
     def __init__(self, store: Any, try_number: int) -> None:
         self._store = store
@@ -159,7 +158,6 @@ class MemoryPlace:
     """
 
     is_durable: ClassVar[bool] = False
-    is_trusted: ClassVar[bool] = True
 
     def __init__(self, files: Mapping[str, str] | None = None) -> None:
         self._files = {name: _unpack(name, text) for name, text in (files or {}).items()}

@@ -35,7 +35,6 @@ class StoragePlace:
     """
 
     is_durable: ClassVar[bool] = True
-    is_trusted: ClassVar[bool] = False
 
     def __init__(self, folder: Any, token: str, seal_key: bytes = b"") -> None:
         self._storage = Storage(folder)

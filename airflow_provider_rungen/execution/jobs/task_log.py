@@ -18,7 +18,7 @@ from airflow_provider_rungen.execution.jobs.saver import Saver
 from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, next_turn
 from airflow_provider_rungen.runs.jobs import Jobs
-from airflow_provider_rungen.runs.log import RunLog, read_parts
+from airflow_provider_rungen.runs.log import RunLog
 from airflow_provider_rungen.runs.part_files import PART_ROWS
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState, JobState, Writer
 
@@ -114,8 +114,9 @@ class TaskLog:
         run_log.note()
         self.home.write_head(record.writer, plan.digest)
         # that of one input is known by its name
-        if self.home.place.is_durable and (plan.count > 1 or not self.home.place.is_trusted):
-            self.has_inputs = saves_inputs and not self.home.place.is_trusted
+        in_storage = isinstance(self.home.place, StoragePlace)
+        if self.home.place.is_durable and (plan.count > 1 or in_storage):
+            self.has_inputs = saves_inputs and in_storage
             plan.save(self.home.place, with_inputs=self.has_inputs)
         self.plan, self.deadline = plan, deadline
         self.count = sum(row.needs_job for row in plan.rows())
@@ -133,14 +134,9 @@ class TaskLog:
 
     def _read_parts(self, jobs: Jobs, numbers_of: Callable[[int], Collection[int]]) -> None:
         """Load the parts that writers know something of. What is over is let go at once."""
-        writers = self.home.writers
-        for place in (self.home.spare, self.home.place):
-            if place is None:
-                continue
-            only = None if place is self.home.place else range(1 << 30)
-            for part, files in read_parts(place, jobs.plan, writers, only=only):
-                jobs.load(numbers_of(part), *files, is_trusted=place.is_trusted)
-                self.loaded.add(part)
+        for part, files in self.home.read_parts(jobs.plan, is_whole=True):
+            jobs.load(numbers_of(part), *files)
+            self.loaded.add(part)
         jobs.close_parts()
         self.todo.extend(jobs.inputs(*SUBMITTABLE))
 
@@ -301,11 +297,11 @@ class TaskLog:
         :raises Exception: the log cannot be written, or read, where the results are.
         """
         parts = self.jobs.unsaved.parts
-        if self.home.place.is_trusted:  # no results are there, and it is not worth a failure
-            self.saver.save(parts, within=_END_TIME)
-        else:
+        if isinstance(self.home.place, StoragePlace):
             self.run_log.save(self.jobs, parts)
             self.run_log.fence()
+        else:  # no results are there, and it is not worth a failure
+            self.saver.save(parts, within=_END_TIME)
 
     def let_go(self) -> None:
         """Save the parts that are over, and keep only what they amount to."""
