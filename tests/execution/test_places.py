@@ -105,13 +105,14 @@ def test_what_was_put_is_there_for_a_later_process(opener: Opener) -> None:
 
 def test_only_who_has_the_key_is_believed(tmp_path: Path) -> None:
     names = ["jobs/aa/0.jsonl", "jobs/aa/1.jsonl"]
-    place = StoragePlace(str(tmp_path), TOKEN, b"key")
+    place = StoragePlace(str(tmp_path), TOKEN, b"key", b"secret")
     place.put({names[0]: b"job-0\n", names[1]: b"job-1\n"})
     first, second = sorted(tmp_path.rglob("*.jsonl"))
-    for key, is_known in ((b"key", True), (b"another", False), (b"", False)):
-        reader = StoragePlace(str(tmp_path), TOKEN, key)
+    known = (b"key",), (b"secret",), (b"new key", b"secret")
+    for keys in (*known, (b"another",), ()):
+        reader = StoragePlace(str(tmp_path), TOKEN, *keys)
         assert reader.get(names) == {names[0]: b"job-0\n", names[1]: b"job-1\n"}
-        assert [reader.vouches(name) for name in names] == [is_known, is_known]
+        assert [reader.vouches(name) for name in names] == [keys in known] * 2
     # neither an edited file, nor one that was written for another name
     first.write_bytes(first.read_bytes().replace(b"job-0", b"job-9"))
     edited, moved = first.read_bytes(), second.read_bytes()

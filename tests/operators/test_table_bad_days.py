@@ -23,6 +23,8 @@ from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
+from airflow_provider_rungen.execution.jobs import resuming
+from airflow_provider_rungen.execution.jobs.collecting import Collecting
 from airflow_provider_rungen.execution.ledger.book import LedgerBook
 from airflow_provider_rungen.execution.sending import sender
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
@@ -980,4 +982,57 @@ def test_sigterm_while_outputs_are_stored_costs_nothing(
     assert task.attempt().value["completed"] == 4
     task.next_run("2")
     assert task.attempt().value["reused"] == 4
+    assert task.created == 4
+
+
+# --- what the service says is not what we know ---
+
+
+@pytest.mark.parametrize("knows", ["ledger", "Airflow"])
+def test_jobs_are_known_after_a_change_of_the_key_though_the_service_writes_inputs_its_own_way(
+    run: Callable[..., Table], mode: bool, knows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = run(products(3), deferrable=mode, **({} if knows == "ledger" else {"ledger": None}))
+    task.store = FakeStore() if knows == "Airflow" else None
+    task.attempt_until("rungen_job_link")
+    task.emulator.service.api_key = "rungen-new-key"
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", task.emulator.airflow_connection())
+    for job in task.emulator.service.jobs():
+        written = {
+            "job_id": job["id"],
+            "status": "COMPLETED",
+            "input": {"prompt": job["input"]["prompt"].upper()},
+            "result": {"text": "a photo"},
+        }
+        task.emulator.service.inject(
+            Fault(on="get", status=200, job_id=job["id"], times=None, body={"data": written})
+        )
+    outcome = task.attempt()
+    assert outcome.error is None, outcome.error
+    assert outcome.value["completed"] == 3
+    assert task.created == 3
+
+
+@pytest.mark.parametrize("has_ledger", [True, False])
+@pytest.mark.parametrize("store", [None, FakeStore], ids=["2.11", "3.3"])
+def test_what_is_stored_is_not_bought_again_when_the_service_forgets_it(
+    run: Callable[..., Table], has_ledger: bool, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resuming, "RESUBMISSION_GRACE", 0)
+    task = run(products(4), **({} if has_ledger else {"ledger": None}))
+    task.store = store and store()
+
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:  # all is stored, and the log does not say so yet
+        patch.setattr(Collecting, "_note_collected" if not has_ledger else "let_go", kill)
+        with pytest.raises(Killed):
+            task.attempt()
+    assert len(list((task.folder / "photos").glob("*/manifest.json"))) >= 1
+    stored = [path.parent.name for path in (task.folder / "photos").glob("*/manifest.json")]
+    for job_id in stored:
+        task.emulator.service.inject(Fault(on="get", status=404, times=None, job_id=job_id))
+    outcome = task.attempt()
+    assert outcome.error is None, outcome.error
     assert task.created == 4

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +69,8 @@ class LogHome:
         #: Whether Airflow knows of the log. From Airflow 3.4 on, a clear makes it forget.
         self.has_head = False
         self._head: Any = None
+        # what only Airflow knows of this log, so that files are believed after the API key was replaced
+        self._secret = secrets.token_hex(32)
         self.token = token_of(ti)
         self._folder = folder
         #: Where it is, and where ids go that this place does not take.
@@ -83,20 +87,22 @@ class LogHome:
 
         :raises RunGenInputError: there can be no such place.
         """
+        self.look_for_head()
+        if isinstance(self._head, Mapping):
+            self._secret = str(self._head.get("secret", self._secret))
         state = None if self._store is None else StorePlace(self._store, self.numbers.try_number)
         if self._folder is not None:
-            self.place, self.spare = StoragePlace(self._folder, self.token, self._seal_key), state
+            self.place, self.spare = StoragePlace(self._folder, self.token, *self._seal_keys()), state
         elif state is not None:
             self.place = state
 
-    @property
-    def _seal_key(self) -> bytes:
-        """A key that only those have who have the API key. After a change of that, nothing is vouched for."""
-        try:
+    def _seal_keys(self) -> Iterator[bytes]:
+        """Yield a key that only those have who have the API key, and one that Airflow keeps from 3.3 on."""
+        with suppress(RunGenError):
             api_key = self._hook.settings.api_key
-        except RunGenError:
-            return b""
-        return hashlib.sha256(b"the run log of " + api_key.encode()).digest()
+            yield hashlib.sha256(b"the run log of " + api_key.encode()).digest()
+        if self._store is not None:
+            yield self._secret.encode()
 
     def find_attempts(self, has_ledger: Callable[[], bool]) -> None:
         """
@@ -106,7 +112,6 @@ class LogHome:
         :raises RunGenError: they cannot be read, or are in a place that cannot be used now.
         """
         self.open()
-        self.look_for_head()
         if isinstance(self.place, StoragePlace) and not self.place.has_begun():
             # nothing is created before the inputs are checked
             self._check_missing(self.place, has_ledger)
@@ -122,7 +127,7 @@ class LogHome:
     def write_head(self, writer: Writer, plan: str) -> None:
         """Note in Airflow that there is a log, where it has a store."""
         if self._store is not None:
-            head = {"attempt": str(writer), "plan": plan, "place": self._place_digest}
+            head = {"attempt": str(writer), "plan": plan, "place": self._place_digest, "secret": self._secret}
             self._store.set(_HEAD_KEY, head | {"numbers": asdict(self.numbers)})
 
     def _check_missing(self, place: StoragePlace, has_ledger: Callable[[], bool]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import metrics
@@ -63,6 +63,7 @@ class Resuming:
     :param app_id: the app.
     :param input_of: returns the input of a row.
     :param digest_of: returns the fingerprint of an input.
+    :param is_remembered: returns whether a ledger names a job for its input, too.
     """
 
     task_log: TaskLog
@@ -71,6 +72,9 @@ class Resuming:
     app_id: str
     input_of: Callable[[int], Any]
     digest_of: Callable[[Mapping[str, Any]], str]
+    is_remembered: Callable[[str], bool]
+    #: The jobs that the service does not know. Their outputs may be stored.
+    lost: list[str] = field(default_factory=list)
 
     def check_unknown(self, how_to_submit_again: str, *, is_cleared: bool) -> None:
         """
@@ -123,15 +127,17 @@ class Resuming:
 
     def _note(self, job_id: str, outcome: Job | RunGenError) -> None:
         jobs = self.task_log.jobs
+        is_ours = isinstance(outcome, Job) and self._is_ours(job_id, outcome)
         if isinstance(outcome, RunGenNotFoundError | RunGenBadRequestError):
             self.task_log.end(job_id, JobState.LOST)
+            self.lost.append(job_id)
         elif isinstance(outcome, RunGenError):
             raise outcome
-        elif job_id in jobs.table.unchecked and not self._is_ours(job_id, outcome):
+        elif job_id in jobs.table.unchecked and not (is_ours or self.is_remembered(job_id)):
             log.warning("Ignored a job that the log names, but whose input is another %s", job_id)
             jobs.check(job_id, is_ours=False)
         else:
-            if isinstance(outcome.input, Mapping) or job_id not in jobs.table.unchecked:
+            if job_id not in jobs.table.unchecked or (is_ours and isinstance(outcome.input, Mapping)):
                 jobs.check(job_id, is_ours=True)
             else:
                 jobs.disown(job_id)

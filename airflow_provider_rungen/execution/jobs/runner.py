@@ -222,12 +222,20 @@ class Runner(TaskRun["SubmitOptions"]):
         )
         self.ending.app_id = app_id
         resuming = Resuming(
-            self.task_log, self.wait, self.options, app_id, input_of=plan.input, digest_of=digest_of
+            self.task_log,
+            self.wait,
+            self.options,
+            app_id,
+            input_of=plan.input,
+            digest_of=digest_of,
+            is_remembered=self.submitting.is_remembered,
         )
         resuming.cancel_unwanted(unwanted)
         self.submitting.note_found()
         resuming.check_unknown(self.report.how_to_submit_again, is_cleared=is_cleared)
         resuming.look()
+        if resuming.lost and self._stores:
+            self.collecting.gather(resuming.lost)
         self.submitting.submitted_at = min(self.task_log.jobs.submitted_by, now)
         self.submitting.remember_resumed()
         self.task_log.keep_deadline(now)

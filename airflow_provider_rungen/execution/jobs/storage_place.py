@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import product
 from typing import Any, ClassVar
 
 from airflow_provider_rungen.client.redaction import redact
@@ -16,7 +17,7 @@ from airflow_provider_rungen.execution.archive.many_files import read_confirmed
 from airflow_provider_rungen.execution.archive.storage import Storage
 
 _RUNS = ".rungen/runs"
-_SEAL = re.compile(rb'\{"seal":"[0-9a-f]{64}"\}\n\Z')
+_SEALS = re.compile(rb'\{"seals":\["([0-9a-f",]{64,1000})"\]\}\n\Z')
 _ABOUT = "about.txt"
 _ABOUT_TEXT = b"""\
 What one run of a task in Airflow submitted to RunGen, and what became of it.
@@ -30,15 +31,15 @@ class StoragePlace:
 
     :param folder: the destination, as `Storage` takes it. It is neither created nor listed.
     :param token: see `runs.task_token`.
-    :param seal_key: what files are sealed with. Whoever has no such key may write here, and is not believed
-        about the ids of jobs.
+    :param seal_keys: what files are sealed with, each of them. Whoever has none of these keys may write here,
+        and is not believed about the ids of jobs.
     """
 
     is_durable: ClassVar[bool] = True
 
-    def __init__(self, folder: Any, token: str, seal_key: bytes = b"") -> None:
+    def __init__(self, folder: Any, token: str, *seal_keys: bytes) -> None:
         self._storage = Storage(folder)
-        self._seal_key = seal_key
+        self._seal_keys = seal_keys
         self._sealed: set[str] = set()
         self._root = f"{_RUNS}/{token}"
         self._is_marked = False
@@ -73,24 +74,27 @@ class StoragePlace:
         return {name: self._unsealed(name, contents[file]) for name, file in files.items()}
 
     def put(self, files: Mapping[str, bytes]) -> None:
-        sealed = {name: content + self._seal(name, content) for name, content in files.items()}
+        sealed = {name: content + self._sealed_end(name, content) for name, content in files.items()}
         self._storage.write_all({self._file(name): content for name, content in sealed.items()})
 
     def vouches(self, name: str) -> bool:
         return name in self._sealed
 
-    def _seal(self, name: str, content: bytes) -> bytes:
-        if not self._seal_key:
-            return b""
-        seal = hmac.new(self._seal_key, f"{self._root}/{name}\n".encode() + content, hashlib.sha256)
-        return b'{"seal":"%s"}\n' % seal.hexdigest().encode()
+    def _seals(self, name: str, content: bytes) -> list[bytes]:
+        text = f"{self._root}/{name}\n".encode() + content
+        return [hmac.new(key, text, hashlib.sha256).hexdigest().encode() for key in self._seal_keys]
+
+    def _sealed_end(self, name: str, content: bytes) -> bytes:
+        seals = b'","'.join(self._seals(name, content))
+        return b'{"seals":["%s"]}\n' % seals if seals else b""
 
     def _unsealed(self, name: str, content: bytes) -> bytes:
-        found = _SEAL.search(content)
+        found = _SEALS.search(content)
         if found is None:
             return content
         content = content[: found.start()]
-        if hmac.compare_digest(found[0], self._seal(name, content)):
+        seals = found[1].split(b'","')
+        if any(hmac.compare_digest(*pair) for pair in product(seals, self._seals(name, content))):
             self._sealed.add(name)
         else:
             self._sealed.discard(name)

@@ -149,7 +149,7 @@ class Submitting:
         if self.paid is not None and self._found is not None:
             self.paid.jobs = self._log.jobs
             self._log.on_load = self._note_known
-            self._note_known(list(self._log.todo))
+            self._note_known([*self._log.todo, *self._log.jobs.inputs(InputState.RUNNING)])
 
     def _note_known(self, numbers: Collection[int]) -> None:
         if self.paid is None or self._found is None:
@@ -161,6 +161,12 @@ class Submitting:
             pending={number: pending[number] for number in numbers if number in pending},
         )
         self._log.drop(self.paid.note(known))
+
+    def is_remembered(self, job_id: str) -> bool:
+        """Return whether the ledger, too, names a job of the log for its input."""
+        number = self._log.jobs.table.input_of[job_id]
+        entry = self._found.pending.get(number) if self._found is not None else None
+        return entry is not None and entry.job_id == job_id
 
     @property
     def shared_by(self) -> float:

@@ -239,6 +239,15 @@ class PaidInputs:
         """Add a job, unless its input has one by now, or the job is known: then it failed, or is not ours."""
         jobs, job_id = self.jobs, place.job_id
         table = jobs.table
+        if (
+            place.manifest
+            and table.input_of.get(job_id) == number
+            and table.job(job_id).state is JobState.OPEN
+        ):
+            # an attempt was killed before it noted this, and the service may have forgotten the job
+            jobs.end(job_id, JobState.COMPLETED, seconds=place.execution_seconds)
+            jobs.store(job_id, self._place_of(place))
+            return True
         if jobs.state(number) not in SUBMITTABLE or job_id in table.foreign:
             return False
         if (known_number := table.input_of.get(job_id)) is not None:
@@ -247,17 +256,19 @@ class PaidInputs:
                 return False
         elif not is_own:
             return jobs.share(number, job_id, stored=place.manifest)
-        is_here = place.destination == self._destination.rstrip("/")
         job = Job(
             job_id,
             # an earlier attempt submitted it, so that it runs again if it failed
             max(jobs.writer.turn - 1, jobs.since),
             JobState.COMPLETED if place.manifest else JobState.OPEN,
             seconds=place.execution_seconds,
-            stored="." if is_here else place.manifest,
+            stored=self._place_of(place),
         )
         jobs.adopt(number, Row((job,)))
         return True
+
+    def _place_of(self, place: StoredPlace) -> str:
+        return "." if place.destination == self._destination.rstrip("/") else place.manifest
 
 
 def _has_expired(error: RunGenError) -> bool:
