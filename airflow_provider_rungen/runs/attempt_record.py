@@ -44,6 +44,7 @@ class AttemptRecord:
     :param error: why it failed.
     :param hint: what to do next.
     :param still_billing: the first of the jobs that may still run.
+    :param begun: how often it had begun parts of the log (see `PartFile.nth`), as far as the record knows.
     """
 
     turn: int
@@ -62,6 +63,7 @@ class AttemptRecord:
     error: str = ""
     hint: str = ""
     still_billing: tuple[str, ...] = ()
+    begun: int = 0
 
     @property
     def writer(self) -> Writer:
@@ -121,7 +123,7 @@ def _read(lines: list[Any]) -> AttemptRecord:
     if len(record.still_billing) > MAX_LISTED:
         raise InvalidRecordError("still_billing is too long")
     turn = records.count(record.turn, "turn", least=1)
-    for name, least in (("try_number", 0), ("max_tries", -1)):
+    for name, least in (("try_number", 0), ("max_tries", -1), ("begun", 0)):
         records.count(getattr(record, name), name, least=least)
     for name in ("retries", "clear_number"):
         if (number := getattr(record, name)) is not None:

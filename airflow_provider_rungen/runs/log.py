@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, attempt_name, parse_attempt_name
@@ -48,13 +49,19 @@ def read_attempts(place: Place) -> list[AttemptRecord]:
 
 
 def read_parts(
-    place: Place, plan: str, writers: Collection[Writer], *, only: Collection[int] | None = None
+    place: Place,
+    plan: str,
+    writers: Collection[Writer],
+    *,
+    only: Collection[int] | None = None,
+    least: Mapping[Writer, int] = MappingProxyType({}),
 ) -> Iterator[tuple[int, list[PartFile]]]:
     """
     Yield what all writers know of the parts of a plan, part by part. Exhaust it before anything is sent.
 
     :param writers: the attempts: a file of anybody else is none of the log.
     :param only: the parts to read; all if left out. Only then is it noticed that a file is missing.
+    :param least: how often writers have begun parts of the plan, at least.
     :raises DamagedLogError: a file is missing, or cannot be read.
     """
     listed: defaultdict[int, list[PartName]] = defaultdict(list)
@@ -62,7 +69,7 @@ def read_parts(
         name = PartName.parse(text)
         if name is not None and (only is None or name.number in only):
             listed[name.number].append(name)
-    begun: defaultdict[Writer, set[int]] = defaultdict(set)
+    begun: dict[Writer, set[int]] = {writer: set() for writer in {*writers, *least}}
     numbers = sorted(listed)
     for first in range(0, len(numbers), _BATCH):
         batch = numbers[first : first + _BATCH]
@@ -73,7 +80,7 @@ def read_parts(
                 begun[file.writer].add(file.nth)
             yield number, files
     for writer, seen in begun.items():
-        if only is None and len(seen) <= max(seen):
+        if only is None and len(seen) < max([least.get(writer, 0), *(nth + 1 for nth in seen)]):
             raise _damaged(_folder(plan), f"files of attempt {writer} are missing")
 
 
@@ -142,7 +149,8 @@ class RunLog:
 
     def note(self, **changes: Any) -> None:
         """Write the record of the attempt, with changes. It fences off all earlier attempts."""
-        attempt = replace(self.attempt, **changes)
+        # so that a later attempt notices if the newest parts are missing
+        attempt = replace(self.attempt, begun=self.begun, **changes)
         self.place.put({_attempt_path(attempt): attempt.encode()})
         self.attempt = attempt
 

@@ -112,11 +112,12 @@ class LogHome:
         :raises RunGenError: they cannot be read, or are in a place that cannot be used now.
         """
         self.open()
-        if isinstance(self.place, StoragePlace) and not self.place.has_begun():
-            # nothing is created before the inputs are checked
-            self._check_missing(self.place, has_ledger)
-        else:
+        place = self.place
+        # nothing is created before the inputs are checked
+        if not isinstance(place, StoragePlace) or place.has_begun():
             self.earlier = self._attempts()
+        if isinstance(place, StoragePlace) and not self.earlier:
+            self._check_missing(place, has_ledger)
 
     def confirm_attempts(self) -> None:
         """Find the attempts before this one, if none were found. Now the place may be written to."""
@@ -211,11 +212,12 @@ class LogHome:
         :raises DamagedLogError: a file cannot be read.
         """
         writers = {*(record.writer for record in self.earlier), *also}
+        least = {record.writer: record.begun for record in self.earlier if record.plan == plan}
         for place in (self.spare, self.place):
             if place is not None:
                 # nobody knows what the spare place should have
                 is_checked = is_whole and place is self.place
-                yield from read_parts(place, plan, writers, only=None if is_checked else only)
+                yield from read_parts(place, plan, writers, only=None if is_checked else only, least=least)
 
     def _attempts(self) -> list[AttemptRecord]:
         return read_attempts(self.place) if self.place.is_durable else []
