@@ -89,21 +89,29 @@ def error_for(response: Response, request: Request, now: float) -> RunGenAPIErro
                 f"RunGen redirects to {host}, and redirects are not followed, to keep the key safe", code
             ),
             status_code=code,
+            retryable=True,
             hint="If the API moved there, change the Base URL of the Airflow connection",
         )
+    is_json = True
     try:
         body = json.loads(response.body)
     except (ValueError, RecursionError):
-        body = None
+        body, is_json = None, not response.body
     reason = error_text(body) or _to_plain_text(response.body) or "the service gave no reason"
     asked = retry_after(response, now)
     is_own_shape = isinstance(body, Mapping) and bool(error_text(body.get("error")))
     kind = RunGenServerError if code >= 500 else _ERRORS.get(code, RunGenAPIError)
+    is_refused_input = request.method == "POST" and kind is RunGenBadRequestError
+    # RunGen answers in JSON: a page says something about whoever stands between, and for a moment
+    is_page = not is_json and code not in (401, 403, 404) and not is_refused_input
+    if is_page and code < 500:
+        kind = RunGenAPIError
     return kind(
         request.failure(reason, code),
         status_code=code,
         retry_after=asked,
         is_from_service=asked is not None or is_own_shape,
+        retryable=True if is_page else None,
     )
 
 

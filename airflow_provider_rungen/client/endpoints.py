@@ -53,7 +53,8 @@ def run_job(app_id: str, input: Mapping[str, Any], *, attempts: int = ATTEMPTS) 
         return (yield from call(request, read, attempts=attempts))
     except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
         is_refused = isinstance(error, RunGenAPIError) and not error.retryable
-        if is_refused or was_not_accepted(error):
+        is_redirected = isinstance(error, RunGenAPIError) and 300 <= error.status_code < 400
+        if is_refused or is_redirected or was_not_accepted(error):
             raise
         reason = error.message
     raise RunGenSubmissionUnknownError(
@@ -113,6 +114,7 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
     :param job_id: the job.
     :param retry_budget: seconds after which the request is not sent again.
     :raises RunGenConflictError: the job is over, and was not canceled.
+    :raises RunGenNotFoundError: the service does not know the job, also after some seconds.
     :raises RunGenAPIError: the service refuses with a 409, but the job may still run.
     """
     path = f"app/{path_segment(app_id)}/job/{path_segment(job_id, 'job_id')}"
@@ -124,25 +126,29 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
     for failures in count():
         try:
             return (yield from call(request, read, retry_budget=give_up_at - now))
-        except RunGenConflictError as error:
-            conflict = error
-        job = yield from _find_job(app_id, job_id, conflict)
+        except (RunGenConflictError, RunGenNotFoundError) as error:
+            refusal = error
+        # what was submitted a moment ago may not be known yet
+        is_known = isinstance(refusal, RunGenConflictError)
+        job = (yield from _find_job(app_id, job_id, refusal)) if is_known else None
         # an earlier attempt whose answer was lost may have canceled it
         if job is not None and job.status is JobStatus.CANCELED:
             return job
         if job is not None and job.is_terminal:
-            raise conflict
-        delay = retry_delay(failures, conflict)
+            raise refusal
+        delay = retry_delay(failures, refusal)
         now = yield Sleep(0)
         if failures + 1 == ATTEMPTS or now + delay > give_up_at:
             break
         now = yield Sleep(delay)
+    if not is_known:
+        raise refusal
     status = "its status is unknown" if job is None else f"it is {job.status}"
-    message = f"{conflict.message.removesuffix(about).rstrip()}, but {status} {about}"
+    message = f"{refusal.message.removesuffix(about).rstrip()}, but {status} {about}"
     raise RunGenAPIError(message, status_code=409, retryable=True)
 
 
-def _find_job(app_id: str, job_id: str, conflict: RunGenConflictError) -> Flow[Job | None]:
+def _find_job(app_id: str, job_id: str, conflict: RunGenAPIError) -> Flow[Job | None]:
     """Return a job that the service does not cancel; ``None`` if it cannot be read now."""
     try:
         return (yield from get_job(app_id, job_id, attempts=1, is_lean=True))

@@ -255,7 +255,6 @@ HOPELESS: dict[str, Any] = {
     "app that is no id": (lambda e: None, {"app_id": "a/../b"}, "app_id"),
     "wrong key": (lambda e: setattr(e.service, "api_key", "another"), {}, "API key"),
     "payment required": (lambda e: e.service.inject(Fault(on="run", status=402)), {}, "402"),
-    "redirect": (lambda e: e.service.inject(Fault(on="run", kind="redirect")), {}, "redirect"),
 }
 
 

@@ -928,6 +928,25 @@ def test_no_job_is_left_when_the_log_is_gone_after_a_deferral(
     assert task.statuses == {"CANCELED": LIMIT}
 
 
+@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
+def test_a_triggerer_whose_clock_is_ahead_ends_no_job(make: Callable[..., Task], kind: str) -> None:
+    task = make(kind, inputs(seconds=60), deferrable=True)
+    task.attempt_until_deferred()
+    event = {"outcome": "timeout", "message": "over", "app_id": "flux-schnell"}
+    with pytest.raises(TaskDeferred):
+        task.op.execute_complete({"ti": task.ti, "task_state_store": task.store}, event)
+    assert "CANCELED" not in task.statuses
+
+
+@pytest.mark.parametrize("event", [None, "over", []])
+def test_an_event_that_is_none_leaves_the_jobs_to_the_retry(make: Callable[..., Task], event: Any) -> None:
+    task = make(STORED, inputs(seconds=60), deferrable=True)
+    task.attempt_until_deferred()
+    with pytest.raises(RunGenError):
+        task.op.execute_complete({"ti": task.ti, "task_state_store": task.store}, event)
+    assert "CANCELED" not in task.statuses
+
+
 @pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("part", ["runs", "runs/*/attempts", "runs/*/jobs"])
 def test_a_log_that_airflow_knows_of_and_that_is_gone_buys_nothing(

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Seconds by which the clocks of two machines may differ unnoticed.
+_CLOCK_SKEW = 5.0
+
 MakeSource = Callable[[], "Source"]
 
 
@@ -134,11 +137,20 @@ class Runner(TaskRun["SubmitOptions"]):
         self._make_source, self.was_deferred = make_source, True
         with self._working():
             self.deferral.restore(make_source)
-            raise_for_event(event)
+            event = event if isinstance(event, Mapping) else {}
+            if not self._is_early(event):
+                raise_for_event(event)
             if self.collecting.look_at_ended(event):
                 self.stopping.stop_failing()
                 return self._finish()
             return self._go_on()
+
+    def _is_early(self, event: Mapping[str, Any]) -> bool:
+        """Return whether a trigger says that the deadline has passed, and its clock is ahead of ours."""
+        is_about_deadline = event.get("outcome") == "timeout" and not event.get("queued")
+        # with an execution_timeout, only the trigger knows the deadline
+        is_known = is_about_deadline and self.task.execution_timeout is None
+        return is_known and time.time() < self.task_log.deadline - _CLOCK_SKEW
 
     def fail_deferral(self, reason: str) -> NoReturn:
         """
