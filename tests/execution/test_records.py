@@ -12,14 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_rungen.client.scaling import ScaleRecord
-from airflow_provider_rungen.execution.apps.creation import CreationRecord
 from airflow_provider_rungen.execution.costs.scale_state import read_history, read_scale_record
 
-CREATION = CreationRecord("a name", ("one", "two"))
 RAISED = ScaleRecord("app", 2, 0, time.time())
 
 READ: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
-    "creation": (CreationRecord.from_store, CREATION.to_store()),
     "scaled": (read_scale_record, RAISED.to_json()),
     "workers": (read_history, {"changes": [{"at": 1.0, "workers": 2}]}),
 }
@@ -35,7 +32,6 @@ HOSTILE: list[Any] = [
 
 
 def test_a_record_comes_back_as_it_was() -> None:
-    assert CreationRecord.from_store(CREATION.to_store()) == CREATION
     assert read_scale_record(RAISED.to_json()) == RAISED
 
 

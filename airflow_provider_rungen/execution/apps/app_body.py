@@ -34,43 +34,11 @@ def app_body(name: Any, configuration: Any, workflow: Any, description: Any = No
     if configuration.get("location") is not None:
         _text(configuration["location"], "configuration.location")
     if workflow.get("tools") is not None:
-        body["workflow"]["tools"] = _tools(workflow["tools"])
+        _object(workflow["tools"], "workflow.tools")
     if description is not None:
         _text(description, "description", or_empty=True)
         body["description"] = description
     return body
-
-
-def _tools(tools: Any) -> dict[str, Any]:
-    _object(tools, "workflow.tools")
-    if tools.get("loras") is None:
-        return dict(tools)
-    if not isinstance(tools["loras"], list | tuple):
-        raise _wrong("workflow.tools.loras", "a list", tools["loras"])
-    loras = [_lora(lora, f"workflow.tools.loras[{index}]") for index, lora in enumerate(tools["loras"])]
-    return {**tools, "loras": loras}
-
-
-def _lora(lora: Any, path: str) -> dict[str, Any]:
-    _object(lora, path)
-    for field in ("id", "versionId"):
-        if field in lora and (isinstance(lora[field], bool) or not isinstance(lora[field], int)):
-            _text(lora[field], f"{path}.{field}")
-    if "name" in lora:
-        _text(lora["name"], f"{path}.name")
-    if "downloadUrl" in lora:
-        _text(lora["downloadUrl"], f"{path}.downloadUrl")
-        if not lora["downloadUrl"].startswith(("https://", "http://")):
-            raise RunGenInputError(f"{path}.downloadUrl must be an http(s) URL; nothing was sent")
-    if "weight" not in lora:
-        return dict(lora)
-    try:
-        weight = float(lora["weight"]) if isinstance(lora["weight"], str) else lora["weight"]
-    except ValueError:
-        weight = None
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise _wrong(f"{path}.weight", "a number", lora["weight"])
-    return {**lora, "weight": weight}
 
 
 def _object(value: Any, path: str) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.models import App
@@ -22,45 +21,13 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.execution.apps.app_body import app_body
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
-from airflow_provider_rungen.runs import records
 
 log = logging.getLogger(__name__)
 
+# The key, in Airflow's task state store, of the name of the app that an attempt is about to create.
 KEY = "rungen_app"
 # Seconds within which an app has to be in the list, if it was created by a request whose answer was lost.
 LISTED_WITHIN = 10.0
-_LONGEST_NAME = 10_000
-_MOST_OTHERS = 10_000
-
-
-@dataclass(frozen=True)
-class CreationRecord:
-    """
-    An app that an attempt is about to create, in Airflow's task state store.
-
-    :param name: its name.
-    :param others: the apps of this name that existed before.
-    """
-
-    name: str
-    others: tuple[str, ...]
-
-    @classmethod
-    def from_store(cls, value: Any) -> Self | None:
-        """Return the record of a stored value; ``None``, with a warning, when it is not one."""
-        return records.parse(KEY, value, cls._read, "an app of this name counts as somebody else's")
-
-    @classmethod
-    def _read(cls, fields: Mapping[str, Any]) -> Self:
-        others = fields["others"]
-        if not isinstance(others, list) or len(others) > _MOST_OTHERS:
-            raise records.InvalidRecordError(f"others is not a list of at most {_MOST_OTHERS}")
-        name = records.text(fields["name"], "name", most=_LONGEST_NAME)
-        return cls(name, tuple(records.identifier(other, "one of others") for other in others))
-
-    def to_store(self) -> dict[str, Any]:
-        """Return the value to store."""
-        return {"version": records.VERSION, "name": self.name, "others": list(self.others)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +60,17 @@ class CreateAppRun(TaskRun[CreateOptions]):
     def _find_or_create(self) -> str:
         options, store = self.options, self.context.get("task_state_store")
         body = app_body(options.name, options.configuration, options.workflow, options.description)
-        record = CreationRecord.from_store(store.get(KEY)) if store is not None else None
-        is_retry = record is not None or self.ti.try_number > 1
+        # the name of an app that did not exist when an earlier attempt was about to create it
+        announced = None if store is None else store.get(KEY)
+        is_retry = announced is not None or self.ti.try_number > 1
         apps = self._wait_until_listed(LISTED_WITHIN if is_retry else 0)
-        if record is not None and record.name == body["name"]:
-            own = [app for app in apps if app.id not in record.others]
-            if own:
-                log.info("Using app %s, which an earlier attempt created", own[0].id)
-                return own[0].id
+        if apps and announced == options.name:
+            log.info("Using app %s, which an earlier attempt created", apps[0].id)
+            return apps[0].id
         if apps:
             return self._use(apps)
         if store is not None:
-            store.set(KEY, CreationRecord(body["name"], tuple(app.id for app in apps)).to_store())
+            store.set(KEY, options.name)
         with self.guard.defer_signals():
             app = self._create(body)
         log.info("Created app %s (%s)", app.id, app.name or options.name)
