@@ -65,7 +65,7 @@ class RunGenAppSensor(RunGenBaseOperator, BaseSensorOperator):
         if not self.deferrable:
             with run.naming_jobs(), run.guard.working(), explain_timeout(self):
                 return poke_until_over(self, context)
-        with apply_soft_fail(self):
+        with apply_soft_fail(self), as_sensor_timeout(self):
             run.wait(self.timeout, max(self.poke_interval, 0.1), self._defer_for_app)
         return None
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.models import normalize_status
 from airflow_provider_rungen.client.scaling import AppTarget, poll_app_once
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError
+from airflow_provider_rungen.execution.apps.app_wait import Defer, wait_or_defer
 from airflow_provider_rungen.execution.task.outcomes import raise_for_app_event
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 
@@ -37,38 +38,31 @@ class AppSensorRun(TaskRun["RunOptions"]):
     def poke(self) -> bool:
         """Poll the app once, and return whether it has the status."""
         with fail_without_retry(), self.opened() as hook:
-            self._target = self._target or AppTarget(self.app_id, self._status)
-            if not self.links:
-                self.link_to(self._target.app_id)
-            is_ready = hook.perform(poll_app_once(self._target)) is not None
-            self.late = None if is_ready else self._target.timeout_error()
+            target = self._known_target()
+            is_ready = hook.perform(poll_app_once(target)) is not None
+            self.late = None if is_ready else target.timeout_error()
             return is_ready
 
-    def wait(
-        self, timeout: float, poll_interval: float, defer: Callable[[dict[str, Any], float], NoReturn]
-    ) -> None:
+    def wait(self, timeout: float, poll_interval: float, defer: Defer) -> None:
         """
         Wait in the triggerer, unless the first poll finds the app ready.
 
         :param timeout: seconds to wait at most.
         :param poll_interval: seconds between two polls.
-        :param defer: defers the task with these arguments of `RunGenAppTrigger`, and seconds to the deadline.
+        :param defer: defers the task; see `wait_or_defer`.
+        :raises RunGenAppTimeoutError: the time has passed.
         """
-        deadline = self.deadline(time.time() + timeout)
-        if self.poke():
-            return
         now = time.time()
-        defer(
-            {
-                "rungen_conn_id": self.options.rungen_conn_id,
-                "app_id": self.app_id,
-                "status": self._status,
-                "poll_interval": poll_interval,
-                "deadline": deadline,
-                "deferred_at": now,
-            },
-            deadline - now,
-        )
+        ends: dict[str, float] = {"defer_at": now, "deadline": self.deadline(now + timeout)}
+        with fail_without_retry(), self.opened():
+            wait_or_defer(self, self._known_target(), defer, poll_interval=poll_interval, **ends)
+
+    def _known_target(self) -> AppTarget:
+        """Return what to wait for, with what earlier polls have seen."""
+        self._target = self._target or AppTarget(self.app_id, self._status)
+        if not self.links:
+            self.link_to(self._target.app_id)
+        return self._target
 
     def complete(self, event: Mapping[str, Any]) -> None:
         """Go on after the wait in the triggerer."""

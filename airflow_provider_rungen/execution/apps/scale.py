@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import TaskDeferred
 from airflow_provider_rungen.client.durations import format_duration
@@ -21,7 +22,6 @@ from airflow_provider_rungen.client.scaling import (
     not_lowered,
     restore_workers,
     set_workers,
-    wait_for_app,
 )
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.worker_history import see_app
@@ -32,6 +32,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenInputError,
 )
+from airflow_provider_rungen.execution.apps.app_wait import Defer, wait_or_defer
 from airflow_provider_rungen.execution.costs.blocks import other_teardowns
 from airflow_provider_rungen.execution.costs.scale_state import KEY, LEFT_KEY, ScaleState
 from airflow_provider_rungen.execution.task import attempts
@@ -66,7 +67,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
     :param task: the operator.
     :param context: Airflow's context of the attempt.
     :param options: the operator's parameters.
-    :param defer: defers the task with these arguments of `RunGenAppTrigger`, and seconds until the deadline.
+    :param defer: defers the task; see `wait_or_defer`.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
         task: BaseOperator,
         context: Context,
         options: ScaleOptions,
-        defer: Callable[[dict[str, Any], float], NoReturn],
+        defer: Defer,
     ) -> None:
         super().__init__(task, context, options)
         self._defer = defer
@@ -102,7 +103,15 @@ class ScaleRun(TaskRun[ScaleOptions]):
             with self._restoring():
                 is_up = self._set_workers(app_id, wanted, deadline)
                 if is_up and options.wait_until_running:
-                    self._wait(AppTarget(app_id, active_workers=wanted), deadline)
+                    wait_or_defer(
+                        self,
+                        AppTarget(app_id, active_workers=wanted),
+                        self._defer,
+                        poll_interval=options.poll_interval,
+                        defer_at=time.time() + options.defer_after if options.deferrable else math.inf,
+                        deadline=deadline,
+                        raised=None if self._record is None else self._record.to_json(),
+                    )
                 return self._finish(app_id)
 
     def complete(self, event: Mapping[str, Any]) -> str:
@@ -223,33 +232,6 @@ class ScaleRun(TaskRun[ScaleOptions]):
     def _keep(self, record: ScaleRecord | None) -> None:
         if self.options.scale_down_on_failure and record is not None and record.was_raised:
             self._record = record
-
-    def _wait(self, target: AppTarget, deadline: float) -> None:
-        options = self.options
-        limit = min(time.time() + options.defer_after, deadline) if options.deferrable else deadline
-        try:
-            self.hook.perform(wait_for_app(target, poll_interval=options.poll_interval, deadline=limit))
-        except RunGenAppTimeoutError:
-            if time.time() >= deadline:
-                raise
-            self._defer_wait(target, deadline)
-
-    def _defer_wait(self, target: AppTarget, deadline: float) -> NoReturn:
-        now = time.time()
-        log.info("Waiting in the triggerer for %s %s", target.status, format_ids(target.app_id))
-        self._defer(
-            {
-                "rungen_conn_id": self.options.rungen_conn_id,
-                "app_id": target.app_id,
-                "status": target.status,
-                "active_workers": target.active_workers,
-                "poll_interval": self.options.poll_interval,
-                "deadline": deadline,
-                "deferred_at": now,
-                "raised": None if self._record is None else self._record.to_json(),
-            },
-            deadline - now,
-        )
 
     def _finish(self, app_id: str) -> str:
         self._state.forget(with_history=True)  # it got there: from now on this is what it had
