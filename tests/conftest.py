@@ -46,7 +46,9 @@ os.environ |= {
     "NETRC": os.devnull,
 }
 
+import bad_answers  # noqa: E402
 from faulty_s3 import FaultyS3  # noqa: E402
+from odd_answers import OddService  # noqa: E402
 from wire import Send, Server, Talk, by_aiohttp, by_requests  # noqa: E402
 
 from airflow_provider_rungen.client.flow import Flow, Request, Response  # noqa: E402
@@ -54,7 +56,7 @@ from airflow_provider_rungen.client.polling import wait_for_jobs  # noqa: E402
 from airflow_provider_rungen.client.senders import AsyncSender, Sender  # noqa: E402
 from airflow_provider_rungen.client.settings import Settings  # noqa: E402
 from airflow_provider_rungen.client.transport import adrive, drive  # noqa: E402
-from airflow_provider_rungen.emulator import Emulator, Service, fakes  # noqa: E402
+from airflow_provider_rungen.emulator import Emulator, fakes  # noqa: E402
 from airflow_provider_rungen.emulator.fakes import FakeStore, OutletEvents  # noqa: E402
 from airflow_provider_rungen.emulator.testing import TaskResult as Outcome  # noqa: E402
 from airflow_provider_rungen.emulator.testing import run_operator  # noqa: E402
@@ -186,8 +188,9 @@ class InProcess:
         assert os.getpid() == self._pid, "another process needs the fixture on_the_wire"
         try:
             return self._emulator.handle_request(method, url, headers, body)
-        except TimeoutError:
-            self.misuse = "an answer that takes time"
+        except (TimeoutError, ConnectionResetError):
+            if self._emulator.service.requests[-1].fault in ("hang", "drip", "drip_headers"):
+                self.misuse = "an answer that takes time"
             raise
         except ConnectionRefusedError:
             self.misuse = f"a request to {url}"
@@ -226,15 +229,13 @@ class Via:
     kind: str
     emulator: Emulator
     clock: FakeTime = field(default_factory=FakeTime)
+    service: OddService = field(init=False)
     overrides: dict[str, Any] = field(default_factory=dict)
     sent: list[Request] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.emulator.service = Service(clock=self.clock.time, job_seconds=2.0)
-
-    @property
-    def service(self) -> Service:
-        return self.emulator.service
+        self.service = OddService(clock=self.clock.time, job_seconds=2.0)
+        self.emulator.service = self.service
 
     @property
     def slept(self) -> list[float]:
@@ -280,10 +281,8 @@ class Via:
             raise RunGenConnectionError(request.failure("connection refused"), sent=False)
         headers = settings.headers() | settings.headers_for(request)
         reply = self.service.handle(request.method, f"/{request.path}", headers, request.body or b"")
-        if reply.fault == "stream":
-            settings.check_size(len(reply.body), request)
-        elif reply.fault is not None:
-            raise RunGenConnectionError(request.failure(str(reply.fault)), sent=True)
+        if reply.send not in (None, bad_answers.stream):
+            raise RunGenConnectionError(request.failure("lost"), sent=True)
         settings.check_size(len(reply.body), request)
         date = email.utils.formatdate(self.clock.now, usegmt=True)
         return settings.response(reply.status, {"Date": date, **reply.headers}, [reply.body])
@@ -384,6 +383,14 @@ class Clock:
 
 class FakeTaskInstance(fakes.FakeTaskInstance):
     """The task instance of the test kit, which here pulls from whatever task."""
+
+    #: Called after each push.
+    on_push: Callable[[str, Any], None] | None = None
+
+    def xcom_push(self, key: str, value: Any, **more: Any) -> None:
+        super().xcom_push(key, value, **more)
+        if self.on_push is not None:
+            self.on_push(key, value)
 
     def xcom_pull(
         self, task_ids: Any = None, key: str = "return_value", default: Any = None, **_: Any

@@ -20,6 +20,7 @@ from airflow.providers.common.compat.version_compat import (
     AIRFLOW_V_3_3_PLUS,
 )
 from conftest import HOME
+from odd_answers import OddService
 from pyarrow import parquet
 
 from airflow_provider_rungen.emulator import Emulator
@@ -36,15 +37,17 @@ EXAMPLE_DAGS = Path(__file__).parents[1] / "example_dags"
 EXAMPLES = sorted(EXAMPLE_DAGS.glob("*.py"))
 # As documented, and with all that may differ; tests/client/test_endpoints.py has the other combinations.
 WAYS: dict[str, dict[str, Any]] = {
-    "documented": {"shape": "wrapped", "words": "upper"},
+    "documented": {"style": {}},
     "different": {
-        "shape": "flat",
-        "words": "alternate",
-        "id_field": "both",
-        "run_status": 200,
-        "time_format": "space",
-        "execution_time_as": "number",
-        "extra_fields": True,
+        "style": {
+            "shape": "flat",
+            "words": "alternate",
+            "id_field": "both",
+            "run_status": 200,
+            "time_format": "space",
+            "execution_time_as": "number",
+            "extra_fields": True,
+        }
     },
 }
 NIGHT = ["a harbor at dawn", "a market in the rain", "a mountain hut at night"]
@@ -134,7 +137,7 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    with Emulator(job_seconds=0.1) as emulator:
+    with Emulator(OddService(job_seconds=0.1)) as emulator:
         emulator.service.add_app("gpu", init_seconds=0.5)
         emulator.service.add_app("idle")
         yield Runs(tmp_path_factory.mktemp("reports"), emulator)

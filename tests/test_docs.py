@@ -21,7 +21,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
+from bad_answers import Fault
 from conftest import HOME
+from odd_answers import OddService
 
 from airflow_provider_rungen import (
     __version__,
@@ -31,9 +33,10 @@ from airflow_provider_rungen import (
     sensors,
 )
 from airflow_provider_rungen._airflow import AIRFLOW_VERSION
-from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.emulator.__main__ import _parser as emulator_arguments
-from airflow_provider_rungen.emulator.faults import KINDS, OPERATIONS
+from airflow_provider_rungen.emulator.faults import OPERATIONS
+from airflow_provider_rungen.emulator.faults import Fault as UsersFault
 from airflow_provider_rungen.emulator.options import Options
 from airflow_provider_rungen.hooks import RunGenHook
 
@@ -400,8 +403,8 @@ def test_each_field_of_the_connection_is_documented() -> None:
 def test_each_option_of_the_emulator_is_documented() -> None:
     page = _text("testing.md")
     assert [option.name for option in fields(Options) if f"| `{option.name}` |" not in page] == []
-    # a name with a dash would read badly in a table
-    assert [name for name in (*KINDS, *OPERATIONS) if name != "unknown" and f"`{name}`" not in page] == []
+    names = {*UsersFault.kinds, *OPERATIONS} - {"unknown"}
+    assert [name for name in names if f"`{name}`" not in page] == []
 
 
 # --- docs/moving.md, the column "by hand" ---
@@ -415,7 +418,7 @@ def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[A
     pytest.importorskip("airflow.providers.http")
     [block] = [block for block in BLOCKS if '"by_hand"' in block.text]
     (tmp_path / "by_hand.py").write_text(block.text)
-    with Emulator(job_seconds=0) as emulator, warnings.catch_warnings():
+    with Emulator(OddService(job_seconds=0)) as emulator, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are Airflow's own
         for name, value in _environment(tmp_path, emulator).items():
             if name.startswith("AIRFLOW_CONN_"):
@@ -472,7 +475,7 @@ def test_by_hand_one_bad_look_ends_the_sensor(by_hand: tuple[Any, Emulator], con
 def test_by_hand_some_ends_are_not_seen(by_hand: tuple[Any, Emulator], context: Any) -> None:
     module, emulator = by_hand
     assert _look(module, "no-such-job", context) is False
-    emulator.service.configure({"words": "alternate"})
+    emulator.service.configure({"style": {"words": "alternate"}})
     module.submit.data = json.dumps({"input": {"prompt": "fail: out of memory"}})
     assert _look(module, module.submit.execute(context), context) is False
     assert emulator.service.stats()["jobs_failed"] == 1

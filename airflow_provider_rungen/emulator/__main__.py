@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import shlex
+import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
@@ -15,6 +16,8 @@ from airflow_provider_rungen.emulator.environment import EMULATORS
 from airflow_provider_rungen.emulator.options import Options
 from airflow_provider_rungen.emulator.server import Emulator
 
+_STOP = {signal.SIGINT, signal.SIGTERM}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
@@ -23,21 +26,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         "rungen_default": {},
         **{words[0]: _fields(parser, words[1:]) for words in options.pop("connection")},
     }
-    emulator = Emulator(port=options.pop("port"), **options)
-
-    with ExitStack() as opened:
-
-        def print_usage() -> None:
-            variables = []
-            for conn_id, given in connections.items():
-                opened.enter_context(emulator.connection(conn_id, **given))
-                variables.append(f"AIRFLOW_CONN_{conn_id.upper()}")
-            for variable in (*variables, EMULATORS):
-                print(f"export {variable}={shlex.quote(os.environ[variable])}")
-            print(f"# RunGen emulator on {emulator.url}; counts: curl {emulator.url}/_emulator/stats")
-            print("# Press Ctrl-C to stop it.", flush=True)
-
-        emulator.run(print_usage)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
+    with Emulator(port=options.pop("port"), **options) as emulator, ExitStack() as opened:
+        variables = []
+        for conn_id, given in connections.items():
+            opened.enter_context(emulator.connection(conn_id, **given))
+            variables.append(f"AIRFLOW_CONN_{conn_id.upper()}")
+        for variable in (*variables, EMULATORS):
+            print(f"export {variable}={shlex.quote(os.environ[variable])}")
+        print(f"# RunGen emulator on {emulator.url}; counts: curl {emulator.url}/_emulator/stats")
+        print("# Press Ctrl-C to stop it.", flush=True)
+        signal.sigwait(_STOP)
 
 
 def _fields(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
@@ -63,16 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         help="another connection, such as rungen_marketing team_id=marketing app_id=posters; repeatable",
     )
     for option in fields(Options):
-        choices: tuple[Any, ...] = option.metadata["choices"]
         details: dict[str, Any] = {"default": option.default, "help": option.metadata["help"]}
-        if option.default is False:
-            details["action"] = "store_true"
-        elif option.default is None:
+        if option.default is None:
             details.update(nargs="+", metavar="TEAM")
         else:
-            details.update(type=type(option.default), choices=choices or None)
-            if not choices:
-                details["metavar"] = type(option.default).__name__.upper()
+            details.update(type=type(option.default), metavar=type(option.default).__name__.upper())
         parser.add_argument(f"--{option.name.replace('_', '-')}", **details)
     return parser
 

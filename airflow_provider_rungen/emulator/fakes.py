@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
@@ -41,7 +41,6 @@ class FakeTaskInstance:
             self.max_tries = operator.retries or 0
         self.start_date = datetime.now(UTC)
         self.pushed: list[tuple[str, Any]] = []
-        self.on_push: Callable[[str, Any], None] | None = None
         self._upstream = upstream or {}
 
     @property
@@ -51,8 +50,6 @@ class FakeTaskInstance:
 
     def xcom_push(self, key: str, value: Any, **_: Any) -> None:
         self.pushed.append((key, value))
-        if self.on_push is not None:
-            self.on_push(key, value)
 
     def xcom_pull(self, task_ids: Any = None, key: str = RETURN_VALUE, default: Any = None, **_: Any) -> Any:
         if isinstance(task_ids, list | tuple):

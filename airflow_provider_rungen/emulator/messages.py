@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 
 @dataclass(frozen=True)
@@ -14,14 +17,13 @@ class Reply:
     """
     An answer.
 
-    :param fault: what the HTTP layer does wrong: ``reset``, ``truncate``, ``hang``, ``drip``,
-        ``drip_headers`` or ``stream``.
+    :param send: sends it in another way than a server does: given the request of aiohttp and the answer.
     """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-    fault: str | None = None
+    send: Callable[[web.BaseRequest, Reply], Awaitable[web.StreamResponse | None]] | None = None
 
 
 class Refusal(Exception):  # noqa: N818 - a refusal is a regular answer, not a defect
@@ -42,20 +44,12 @@ class Request:
     headers: dict[str, str]
     body: bytes
     segments: tuple[str, ...]
-    query: str
 
     @classmethod
     def parse(cls, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Request:
-        raw, _, query = path.partition("?")
-        segments = tuple(unquote(segment) for segment in raw.split("/")[1:])
-        return cls(
-            method.upper(),
-            path,
-            {name.lower(): text for name, text in headers.items()},
-            body,
-            segments,
-            query,
-        )
+        segments = tuple(unquote(segment) for segment in path.partition("?")[0].split("/")[1:])
+        lower = {name.lower(): text for name, text in headers.items()}
+        return cls(method.upper(), path, lower, body, segments)
 
     def object(self, *, any_type: bool = False) -> dict[str, Any]:
         """

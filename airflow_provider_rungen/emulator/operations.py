@@ -54,7 +54,6 @@ class Operations(Options):
             self._counts: Counter[str] = Counter()
             self._inputs: set[tuple[str, str]] = set()
             self._past_bills: dict[str, float] = {}
-            self._flat_next = False
             self.add_app(self.app_id, name="FLUX Schnell", workers=self.workers)
             self.add_app(TEXT_APP_ID, name="Llama", kind="text", workers=self.workers)
             for app_id, team_id in self._connected:
@@ -144,23 +143,19 @@ class Operations(Options):
         self._inputs.add(seen)
         self._jobs[job.id] = job
         app.submit(job, now)
-        wrapped = self._wrapped()
-        answer = answers.run_answer(self, job, wrapped)
-        return json_reply(self.run_status, {"data": answer} if wrapped else answer)
+        return _reply(201, answers.run_answer(job))
 
     def _get(self, request: Request, team: str | None, now: float) -> Reply:
         app = self._app(request, team, now)
         job = self._job(request, app)
-        return self._reply(200, answers.job_answer(self, job, now, self._result(app, job, now)))
+        return _reply(200, answers.job_answer(job, now, self._result(app, job, now)))
 
     def _cancel(self, request: Request, team: str | None, now: float) -> Reply:
         app = self._app(request, team, now)
         job = self._job(request, app)
-        if self.require_user_id and not request.headers.get("x-authenticated-user-id"):
-            raise Refusal(400, "X-Authenticated-User-Id is missing")
         if not app.cancel(job, now):
             raise Refusal(409, f"the job is already over ({job.state.value})")
-        return self._reply(200, answers.cancel_answer(self, job))
+        return _reply(200, answers.cancel_answer(job))
 
     def _result(self, app: App, job: Job, now: float) -> Any:
         if job.state is not State.COMPLETED:
@@ -191,9 +186,7 @@ class Operations(Options):
         return result
 
     def _output(self, request: Request, now: float) -> Reply:
-        if "x-api-key" in request.headers or any(self.api_key in text for text in request.headers.values()):
-            self._counts["keys_leaked"] += 1
-        refusal = self._signer.refuse(request.path.partition("?")[0], request.query, now)
+        refusal = self._signer.refuse(request.path, now)
         if refusal:
             return refusal
         job, number = self._jobs.get(request.segments[1]), request.segments[2].removesuffix(".png")
@@ -207,7 +200,7 @@ class Operations(Options):
                 (content * (size // len(content) + 1))[:size],
             )
         prompt = str(job.input.get("prompt", "")) + (f" #{number}" if number != "0" else "")
-        picture = png.draw(prompt, job.input.get("width", 1024), job.input.get("height", 1024))
+        picture = png.draw(prompt, *checks.picture_size(job.input))
         return Reply(200, {"Content-Type": "image/png"}, picture)
 
     # Apps
@@ -215,10 +208,10 @@ class Operations(Options):
     def _list_apps(self, _request: Request, team: str | None, _now: float) -> Reply:
         self._advance()
         apps = [app for app in self._apps.values() if app.owner_team_id == team]
-        return self._reply(200, [answers.app_answer(self, app) for app in apps])
+        return _reply(200, [answers.app_answer(app) for app in apps])
 
     def _get_app(self, request: Request, team: str | None, now: float) -> Reply:
-        return self._reply(200, answers.app_answer(self, self._app(request, team, now)))
+        return _reply(200, answers.app_answer(self._app(request, team, now)))
 
     def _create_app(self, request: Request, team: str | None, now: float) -> Reply:
         body = request.object()
@@ -236,7 +229,7 @@ class Operations(Options):
         app.description = body.get("description", "")
         app.gpu_tier, app.location = configuration["gpu_tier"], configuration.get("location")
         app.scale(configuration.get("active_workers", 0), now, self.init_seconds)
-        return self._reply(self.create_status, answers.app_answer(self, app, just_created=True))
+        return _reply(201, answers.new_app_answer(app))
 
     def _update_app(self, request: Request, team: str | None, now: float) -> Reply:
         app = self._app(request, team, now)
@@ -250,7 +243,7 @@ class Operations(Options):
         app.updated = now
         if "active_workers" in configuration:
             self.scale(app.id, configuration["active_workers"])
-        return self._reply(200, answers.app_answer(self, app))
+        return _reply(200, answers.app_answer(app))
 
     def _delete_app(self, request: Request, team: str | None, now: float) -> Reply:
         app = self._app(request, team, now)
@@ -281,11 +274,6 @@ class Operations(Options):
             app.advance(now)
         return now
 
-    def _wrapped(self) -> bool:
-        if self.shape == "mixed":
-            self._flat_next = not self._flat_next
-            return self._flat_next
-        return self.shape == "wrapped"
 
-    def _reply(self, status: int, answer: Any) -> Reply:
-        return json_reply(status, {"data": answer} if self._wrapped() else answer)
+def _reply(status: int, answer: Any) -> Reply:
+    return json_reply(status, {"data": answer})

@@ -10,20 +10,11 @@ import random
 import struct
 import zlib
 
-CANVAS = 256
-_LONGEST = 1 << 20  # of what is requested, for a ratio that can be computed
-
 
 @functools.lru_cache(maxsize=64)
-def draw(prompt: str, width: float, height: float) -> bytes:
-    """Return a PNG with the requested aspect ratio. No side is longer than ``CANVAS`` pixels."""
-    width, height = min(width, _LONGEST), min(height, _LONGEST)
-    scale = min(1.0, CANVAS / max(width, height))
-    return encode(*_paint(prompt, max(1, round(width * scale)), max(1, round(height * scale))))
-
-
-def encode(width: int, height: int, rows: list[bytearray]) -> bytes:
-    pixels = b"".join(b"\0" + bytes(row) for row in rows)
+def draw(prompt: str, width: int, height: int) -> bytes:
+    """Return a PNG of this size."""
+    pixels = b"".join(b"\0" + row for row in _paint(prompt, width, height))
     return (
         b"\x89PNG\r\n\x1a\n"
         + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
@@ -36,7 +27,7 @@ def _chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-def _paint(prompt: str, width: int, height: int) -> tuple[int, int, list[bytearray]]:
+def _paint(prompt: str, width: int, height: int) -> list[bytearray]:
     """Paint a sky, a sun with halos, some balloons and three ranges of hills."""
     dice = random.Random(hashlib.sha256(prompt.encode("utf-8", "replace")).digest())  # noqa: S311 - a picture
     hue, size = dice.random(), min(width, height)
@@ -60,7 +51,7 @@ def _paint(prompt: str, width: int, height: int) -> tuple[int, int, list[bytearr
             middle = (dice.random() * width, (0.95 + 0.15 * layer) * height)
             across = (dice.uniform(0.25, 0.6) * width, dice.uniform(0.15, 0.4) * height)
             _ellipse(rows, middle, across, fill)
-    return width, height, rows
+    return rows
 
 
 def _color(hue: float, saturation: float, value: float) -> tuple[int, int, int]:

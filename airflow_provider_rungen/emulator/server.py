@@ -1,4 +1,4 @@
-"""Serves a ``Service`` over HTTP on the loopback interface, in a thread or in the foreground."""
+"""Serves a ``Service`` over HTTP on the loopback interface."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import contextlib
 import errno
 import json
 import os
-import signal
-import socket
-import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, Self
 
 from aiohttp import web
@@ -19,9 +16,10 @@ from aiohttp import web
 from airflow_provider_rungen.emulator.environment import EMULATORS, including, variable
 from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.emulator.service import Service
+from airflow_provider_rungen.emulator.wire import hang
 
-_HANG_SECONDS = 120.0
-_CHUNK = 64 * 1024
+# How long a request that hangs holds up the end.
+_SECONDS_TO_END = 0.1
 
 
 class Emulator:
@@ -36,10 +34,7 @@ class Emulator:
     def __init__(self, service: Service | None = None, *, port: int = 0, **options: Any) -> None:
         self.port = port
         self.service = service or Service(**options)
-        self.drip_seconds = 1.0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopping: asyncio.Event | None = None
-        self._thread: threading.Thread | None = None
+        self._loop: _LoopThread | None = None
 
     @property
     def service(self) -> Service:
@@ -115,73 +110,31 @@ class Emulator:
         Serve from a new thread, and return when it answers requests.
 
         :raises RuntimeError: it is running already.
+        :raises OSError: the port is taken.
         """
-        if self._thread is not None:
+        if self._loop is not None:
             raise RuntimeError("the emulator is running already")
-        started = threading.Event()
-        failure: list[BaseException] = []
-
-        def serve() -> None:
-            try:
-                asyncio.run(self.serve(started.set))
-            except BaseException as error:
-                failure.append(error)
-            finally:
-                started.set()
-
-        self._thread = threading.Thread(target=serve, name="rungen-emulator", daemon=True)
-        self._thread.start()
-        started.wait()
-        if failure:
-            self._thread.join()
-            self._thread = None
-            raise failure[0]
+        self._loop = _LoopThread()
+        try:
+            self._loop.perform(self._listen())
+        except OSError:
+            self.stop()
+            raise
         return self
 
     def stop(self) -> None:
         """Stop serving, and end requests that hang."""
-        thread, self._thread = self._thread, None
-        if thread is None:
-            return
-        if self._loop is not None and self._stopping is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._stopping.set)
-        thread.join()
+        if self._loop is not None:
+            self._loop.perform(self._runner.cleanup())
+            self._loop.end()
+            self._loop = None
 
-    def run(self, started: Callable[[], None] = lambda: None) -> None:
-        """Serve in the foreground until SIGINT or SIGTERM."""
-
-        async def main() -> None:
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self._stop_soon)
-            await self.serve(started)
-
-        asyncio.run(main())
-
-    def _stop_soon(self) -> None:
-        if self._stopping is not None:
-            self._stopping.set()
-
-    async def serve(self, started: Callable[[], None] = lambda: None) -> None:
-        """
-        Serve in this event loop until stopped.
-
-        :param started: called when requests are answered.
-        """
-        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        http = _Counted(self._answer, handler_cancellation=True, access_log=None)
-        http.emulator = self
-        listener = await self._loop.create_server(http, "127.0.0.1", self.port, backlog=1024)
-        try:
-            self.port = listener.sockets[0].getsockname()[1]
-            self.service.outputs_url = self.url
-            started()
-            await self._stopping.wait()
-        finally:
-            listener.close()
-            await http.shutdown(timeout=0.5)
-            await listener.wait_closed()
+    async def _listen(self) -> None:
+        self._runner = web.ServerRunner(_Counted(self), shutdown_timeout=_SECONDS_TO_END)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=1024).start()
+        self.port = self._runner.addresses[0][1]
+        self.service.outputs_url = self.url
 
     def handle_request(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Reply:
         """
@@ -193,85 +146,51 @@ class Emulator:
         if not url.startswith(f"{self.url}/"):
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         reply = self.service.handle(method, url.removeprefix(self.url), headers, body or b"")
-        if reply.fault in ("hang", "drip", "drip_headers"):
+        if reply.send is hang:
             raise TimeoutError
-        if reply.fault in ("reset", "truncate"):
+        if reply.send is not None:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         return reply
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request over HTTP."""
         # request.read() would refuse more than 1 MiB
         body = await request.content.read() if request.body_exists else b""
         reply = self.service.handle(request.method, request.raw_path, dict(request.headers), body)
-        if reply.fault is None:
-            return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
-        return await self._answer_with_fault(request, reply)
+        if reply.send is not None:
+            return await reply.send(request, reply) or web.Response()
+        return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
 
-    async def _answer_with_fault(self, request: web.BaseRequest, reply: Reply) -> web.StreamResponse:
-        if reply.fault in ("reset", "hang"):
-            if reply.fault == "hang":
-                await self._pause(_HANG_SECONDS)
-            _reset(request)
-            return web.Response()
-        if reply.fault == "drip_headers":
-            await self._drip_headers(request)
-            return web.Response()
-        response = web.StreamResponse(status=reply.status, headers=reply.headers)
-        if reply.fault != "stream":
-            response.content_length = len(reply.body)
-        await response.prepare(request)
-        if reply.fault == "truncate":
-            await response.write(reply.body[: len(reply.body) // 2])
-            if request.transport is not None:
-                request.transport.close()
-        step = 1 if reply.fault == "drip" else _CHUNK
-        for start in range(0, 0 if reply.fault == "truncate" else len(reply.body), step):
-            await response.write(reply.body[start : start + step])
-            if reply.fault == "drip" and await self._pause(self.drip_seconds):
-                break
-        return response
 
-    async def _drip_headers(self, request: web.BaseRequest) -> None:
-        """Send headers without end, a byte at a time, until the client closes the connection."""
-        transport = request.transport
-        line = b"HTTP/1.1 200 OK\r\nX-Padding: "
-        while transport is not None and not transport.is_closing():
-            transport.write(line[:1])
-            line = line[1:] or b"x"
-            if await self._pause(self.drip_seconds):
-                break
-        _reset(request)
+class _LoopThread:
+    """An event loop that runs in a thread of its own."""
 
-    async def _pause(self, seconds: float) -> bool:
-        """Wait, and return whether the emulator was stopped meanwhile."""
-        assert self._stopping is not None  # noqa: S101 - for the type checker
-        try:
-            await asyncio.wait_for(self._stopping.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rungen-emulator", daemon=True)
+        self._thread.start()
+
+    def perform(self, work: Coroutine[Any, Any, None]) -> None:
+        """Perform it in the loop, and wait until it has ended."""
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 class _Counted(web.Server):
     """Counts the connections of the service."""
 
-    emulator: Emulator
+    def __init__(self, emulator: Emulator) -> None:
+        super().__init__(emulator.answer, handler_cancellation=True, access_log=None)
+        self._emulator = emulator
 
     def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
-        self.emulator.service.connection(+1)
+        self._emulator.service.connection(+1)
         super().connection_made(handler, transport)
 
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
-        self.emulator.service.connection(-1)
+        self._emulator.service.connection(-1)
         super().connection_lost(handler, exc)
-
-
-def _reset(request: web.BaseRequest) -> None:
-    transport = request.transport
-    if transport is None:
-        return
-    # with a linger time of zero, closing sends RST instead of FIN
-    transport.get_extra_info("socket").setsockopt(
-        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-    )
-    transport.abort()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from airflow_provider_rungen.emulator import control
@@ -30,6 +29,7 @@ class Record:
     body: bytes
     status: int
     fault: str | None
+    retry_after: str | None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -54,7 +54,6 @@ class Service(Operations):
             self.connections_opened, self.max_open_connections = 0, self.connections_open
             self._faults = Faults()
             self._operations: Counter[str] = Counter()
-            self._not_before: dict[tuple[str, str, bytes], float] = {}
 
     def inject(self, fault: Fault) -> None:
         """Add a fault. It applies after the earlier ones."""
@@ -74,7 +73,7 @@ class Service(Operations):
         """
         Change options by name.
 
-        :raises ValueError: an option is unknown, or its value is not allowed.
+        :raises ValueError: an option is unknown.
         """
         known = {option.name for option in fields(Options)}
         if unknown := sorted(set(changes) - known):
@@ -125,8 +124,6 @@ class Service(Operations):
                 "jobs_cancelled": states[State.CANCELED],
                 "cancels_received": self._operations["cancel"],
                 "requests": dict(self._operations),
-                "keys_leaked": self._counts["keys_leaked"],
-                "early_retries": self._counts["early_retries"],
                 "duplicate_inputs": self._counts["duplicate_inputs"],
                 "worker_seconds": bills,
                 "active_workers": {app.id: app.active_workers for app in self._apps.values()},
@@ -157,22 +154,17 @@ class Service(Operations):
             now = self.clock()
             operation = _operation(request)
             self._operations[operation] += 1
-            retry_key = (operation, path, body if operation == "run" else b"")
-            self._counts["early_retries"] += now < self._not_before.get(retry_key, now)
             fault = self._faults.take(operation, _job_id(operation, request))
-            if fault is None:
-                reply = self._perform(operation, request, now)
-                status = reply.status
-            else:
-                performed = fault.performs
-                reply = self._perform(operation, request, now) if performed else json_reply(200, {})
+            performed = fault is None or fault.performs
+            reply = self._perform(operation, request, now) if performed else json_reply(200, {})
+            if fault is not None:
                 reply = fault.apply(reply)
-                status = 0 if reply.fault in ("reset", "hang") and not performed else reply.status
-            if "Retry-After" in reply.headers:
-                self._not_before[retry_key] = _retry_time(reply.headers["Retry-After"], now)
-            kind = None if fault is None else fault.kind
+            status = reply.status if performed or reply.send is None else 0
+            kind, after = None if fault is None else fault.kind, reply.headers.get("Retry-After")
             self.requests.append(
-                Record(now, operation, method, path, request.headers, body[:_LOGGED_BODY], status, kind)
+                Record(
+                    now, operation, method, path, request.headers, body[:_LOGGED_BODY], status, kind, after
+                )
             )
             return reply
 
@@ -226,14 +218,3 @@ def _no_operation(request: Request) -> Refusal:
 def _job_id(operation: str, request: Request) -> str | None:
     place = {"get": 3, "cancel": 3, "output": 1}.get(operation)
     return None if place is None else request.segments[place]
-
-
-def _retry_time(text: str, now: float) -> float:
-    try:
-        return now + float(text)
-    except ValueError:
-        pass
-    try:
-        return parsedate_to_datetime(text).timestamp()
-    except ValueError:
-        return now

@@ -12,14 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from bad_answers import Fault
+from client_mistakes import early_retries
 from conftest import APP, KEY, SOON, VIAS, Via, pairwise, wait_for_jobs
+from odd_answers import Style
 
 from airflow_provider_rungen import exceptions
 from airflow_provider_rungen.client import codec, endpoints, retry
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.transport import drive
-from airflow_provider_rungen.emulator import Emulator, Fault, Service
+from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenBadRequestError,
@@ -53,11 +56,9 @@ def wait(job_ids: list[str], *, every: float = 5, deadline: float | None = None)
 @pytest.mark.parametrize("shape", ["wrapped", "flat", "mixed"])
 @pytest.mark.parametrize("via", ["direct"], indirect=True)  # what carries an answer does not change it
 def test_a_job_goes_its_way_in_every_shape(
-    via: Via, shape: str, id_field: str, words: str, time_format: str
+    via: Via, shape: Any, id_field: Any, words: Any, time_format: Any
 ) -> None:
-    via.service.configure(
-        {"shape": shape, "id_field": id_field, "words": words, "time_format": time_format, "workers": 1}
-    )
+    via.service.style = Style(shape=shape, id_field=id_field, words=words, time_format=time_format)
     via.service.scale(APP, 1)
 
     first = via(endpoints.run_job(APP, INPUT))
@@ -86,8 +87,8 @@ def test_a_job_goes_its_way_in_every_shape(
 
 @pytest.mark.parametrize("error_field", ["error", "error_message", "message", "result", "detail", "nested"])
 @pytest.mark.parametrize("failed_word", ["FAILED", "FAILURE", "ERROR", "errored", "TIMED_OUT", "timed out"])
-def test_the_error_text_of_a_failed_job_is_found(direct: Via, error_field: str, failed_word: str) -> None:
-    direct.service.configure({"error_field": error_field, "failed_word": failed_word})
+def test_the_error_text_of_a_failed_job_is_found(direct: Via, error_field: Any, failed_word: str) -> None:
+    direct.service.style = Style(error_field=error_field, failed_word=failed_word)
     job = direct(endpoints.run_job(APP, {"prompt": "fail: out of memory"}))
 
     [failed] = direct(wait([job.id]))
@@ -102,10 +103,8 @@ def test_the_error_text_of_a_failed_job_is_found(direct: Via, error_field: str, 
 
 @pytest.mark.parametrize("execution_time_as", ["string", "number"])
 @pytest.mark.parametrize("run_status", [200, 201, 202])
-def test_small_print_does_not_matter(via: Via, run_status: int, execution_time_as: str) -> None:
-    via.service.configure(
-        {"run_status": run_status, "execution_time_as": execution_time_as, "extra_fields": True}
-    )
+def test_small_print_does_not_matter(via: Via, run_status: int, execution_time_as: Any) -> None:
+    via.service.style = Style(run_status=run_status, execution_time_as=execution_time_as, extra_fields=True)
     job = via(endpoints.run_job(APP, INPUT))
     [done] = via(wait([job.id]))
     assert (done.status, done.execution_time) == (JobStatus.COMPLETED, 2.0)
@@ -113,8 +112,9 @@ def test_small_print_does_not_matter(via: Via, run_status: int, execution_time_a
 
 @pytest.mark.parametrize("shape", ["wrapped", "flat"])
 @pytest.mark.parametrize("create_status", [200, 201])
-def test_an_app_goes_its_way_in_every_shape(via: Via, shape: str, create_status: int) -> None:
-    via.service.configure({"shape": shape, "create_status": create_status, "init_seconds": 60.0})
+def test_an_app_goes_its_way_in_every_shape(via: Via, shape: Any, create_status: int) -> None:
+    via.service.style = Style(shape=shape, create_status=create_status)
+    via.service.init_seconds = 60.0
     body: dict[str, Any] = {
         "name": "My app",
         "description": "what for",
@@ -347,7 +347,7 @@ def test_retry_after_is_kept(via: Via, form: str, status: int, operation: str) -
 
     assert len(via.slept) == 1
     assert 16 <= via.slept[0] <= 19
-    assert via.service.stats()["early_retries"] == 0
+    assert early_retries(via.service) == 0
 
 
 @pytest.mark.parametrize("asked", [61, 90, 119, 3600])
@@ -355,7 +355,7 @@ def test_nobody_comes_back_before_the_service_asked(via: Via, asked: int) -> Non
     via.service.inject(Fault(on="get_app", status=429, headers={"Retry-After": str(asked)}))
     with contextlib.suppress(RunGenRateLimitedError):
         via(endpoints.get_app(APP))
-    assert via.service.stats()["early_retries"] == 0
+    assert early_retries(via.service) == 0
 
 
 def test_nobody_asks_for_a_job_before_the_service_asked(via: Via) -> None:
@@ -363,7 +363,7 @@ def test_nobody_asks_for_a_job_before_the_service_asked(via: Via) -> None:
     via.service.inject(Fault(on="get", status=429, headers={"Retry-After": "45"}, times=3))
     [done] = via(wait([job.id]))
     assert done.status is JobStatus.COMPLETED
-    assert via.service.stats()["early_retries"] == 0
+    assert early_retries(via.service) == 0
 
 
 @pytest.mark.parametrize(
@@ -798,7 +798,7 @@ def test_a_job_that_is_over_is_not_asked_for_again(via: Via) -> None:
 def test_an_unknown_status_counts_as_running_and_is_logged_once(
     via: Via, caplog: pytest.LogCaptureFixture
 ) -> None:
-    via.service.configure({"failed_word": "WARMING_UP"})
+    via.service.style = Style(failed_word="WARMING_UP")
     job = via(endpoints.run_job(APP, {"prompt": "fail: x"}))
     via.clock.now += 10
     with caplog.at_level(logging.INFO), pytest.raises(RunGenJobTimeoutError, match=job.id) as caught:

@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+from bad_answers import Fault
+from client_mistakes import early_retries, keys_leaked
+from odd_answers import OddService, Style
 
-from airflow_provider_rungen.emulator import Emulator, Fault, Service, png
+from airflow_provider_rungen.emulator import Emulator, Service, png
 from airflow_provider_rungen.emulator.__main__ import main
-from airflow_provider_rungen.emulator.faults import KINDS
 
 KEY = "rungen-emulator-key"
 START = 1_736_613_934.0  # 2025-01-11T16:45:34
@@ -187,12 +189,6 @@ class TestJobs:
         assert service.stats()["jobs_cancelled"] == 0
         assert service.stats()["cancels_received"] == 1
 
-    def test_the_user_id_of_a_cancel_may_be_required(self, client: Client, service: Service) -> None:
-        service.require_user_id = True
-        job = client.run()
-        assert client("PUT", f"{FLUX}/job/{job}").status == 400
-        assert client("PUT", f"{FLUX}/job/{job}", X_Authenticated_User_Id="u").status == 200
-
     @pytest.mark.parametrize(
         "given", [{"prompt": "fail: out of memory"}, {"emulator": {"fail": "out of memory"}}]
     )
@@ -232,6 +228,8 @@ class TestJobs:
             {"input": {"prompt": " "}},
             {"input": {"prompt": 7}},
             {"input": {"prompt": "x", "width": 0}},
+            {"input": {"prompt": "x", "width": -64}},
+            {"input": {"prompt": "x", "height": 100_000}},
             {"input": {"prompt": "x", "guidance_scale": "3"}},
             {"input": {"prompt": "x", "height": "512"}},
             {"input": {"prompt": "x", "height": True}},
@@ -366,6 +364,9 @@ class TestApps:
             {"workflow": {}},
             {"workflow": {"model_url": ""}},
             {"workflow": {"model_url": "x", "tools": "x"}},
+            {"workflow": {"model_url": "x", "tools": {"loras": {}}}},
+            {"workflow": {"model_url": "x", "tools": {"loras": ["ink"]}}},
+            {"workflow": {"model_url": "x", "tools": {"loras": [{"weight": "0.8"}]}}},
         ],
     )
     def test_creating_needs_what_the_contract_needs(self, client: Client, change: dict[str, Any]) -> None:
@@ -470,78 +471,48 @@ class TestOutputs:
 
     def test_a_leaked_key_is_noticed(self, client: Client, service: Service, url: Callable[[], str]) -> None:
         client.download(url())
-        assert service.stats()["keys_leaked"] == 0
+        assert keys_leaked(service) == 0
         client.download(url(), x_api_key="any")
         client.download(url(), Authorization=f"Bearer {KEY}")
-        assert service.stats()["keys_leaked"] == 2
+        assert keys_leaked(service) == 2
 
 
-class TestReadings:
-    """Each way to read what the documentation leaves open."""
+class TestStyles:
+    """The styles in which the tests have it answer: see tests/client/test_endpoints.py."""
 
-    def test_flat(self, client: Client, service: Service) -> None:
-        service.shape = "flat"
+    @pytest.fixture
+    def service(self, emulator: Emulator, clock: Clock) -> OddService:
+        service = OddService(clock=clock)
+        emulator.service = service
+        return service
+
+    def test_flat(self, client: Client, service: OddService) -> None:
+        service.style = Style(shape="flat")
         answer = client("POST", f"{FLUX}/run_async", {"input": {"prompt": "x"}}).json
         assert answer.keys() == {"job_id", "status", "app_id", "created_at", "input"}
         assert client("GET", f"{FLUX}/job/{answer['job_id']}").json["id"] == answer["job_id"]
         assert client("GET", FLUX).json["id"] == "flux-schnell"
         assert len(client("GET", "/app").json) == 2
 
-    def test_mixed(self, client: Client, service: Service) -> None:
-        service.shape = "mixed"
+    def test_mixed(self, client: Client, service: OddService) -> None:
+        service.style = Style(shape="mixed")
         assert [("data" in client("GET", FLUX).json) for _ in range(4)] == [True, False, True, False]
 
-    @pytest.mark.parametrize(
-        ("id_field", "fields"), [("job_id", {"job_id"}), ("id", {"id"}), ("both", {"id", "job_id"})]
-    )
-    def test_id_field(self, client: Client, service: Service, id_field: str, fields: set[str]) -> None:
-        service.id_field = id_field
-        answer = client("POST", f"{FLUX}/run_async", {"input": {"prompt": "x"}}).data
-        path = f"{FLUX}/job/{answer[min(fields)]}"
-        for seen in (answer, client("GET", path).data, client("PUT", path).data):
-            assert {"id", "job_id"} & seen.keys() == fields
-
-    @pytest.mark.parametrize(
-        ("spelling", "expected"),
-        [
-            ("upper", ["QUEUED", "RUNNING", "COMPLETED", "CANCELED", "FAILED"]),
-            ("lower", ["queued", "running", "completed", "canceled", "failed"]),
-            ("title", ["Queued", "Running", "Completed", "Canceled", "Failed"]),
-            ("alternate", ["IN_QUEUE", "in_progress", "Completed", "CANCELLED", "ERROR"]),
-        ],
-    )
-    def test_words(self, client: Client, service: Service, spelling: str, expected: list[str]) -> None:
-        service.words = spelling
-        completed = client.run(emulator={"seconds": 0})
-        failed = client.run(emulator={"seconds": 0, "fail": "no"})
-        canceled = client.run()
-        client("PUT", f"{FLUX}/job/{canceled}")
-        running = [client.run(), client.run()]
-        assert words(client, client.run(), running[0], completed, canceled, failed) == expected
-
-    @pytest.mark.parametrize("field", ["error", "error_message", "message", "result", "detail", "nested"])
-    def test_failures(self, client: Client, service: Service, field: str) -> None:
-        service.error_field, service.failed_word = field, "CRASHED"
-        job = client.get(client.run(emulator={"seconds": 0, "fail": "no"}))
-        assert job["status"] == "CRASHED"
-        assert (job["error"]["message"] if field == "nested" else job[field]) == "no"
-
-    def test_times_and_unknown_fields(self, client: Client, service: Service) -> None:
-        service.time_format, service.execution_time_as, service.extra_fields = "space", "number", True
-        job = client.get(client.run(emulator={"seconds": 0}))
+    def test_a_job(self, client: Client, service: OddService) -> None:
+        service.style = Style(
+            id_field="both", time_format="space", execution_time_as="number", run_status=202
+        )
+        answer = client("POST", f"{FLUX}/run_async", {"input": {"prompt": "x", "emulator": {"seconds": 0}}})
+        assert (answer.status, answer.data["job_id"]) == (202, answer.data["id"])
+        job = client.get(answer.data["id"])
         assert job["created_at"] == "2025-01-11 16:45:34"
-        assert job["execution_time"] == 0.0
-        assert "x_trace" in job
 
-    def test_status_codes(self, client: Client, service: Service) -> None:
-        service.run_status = 202
-        assert client("POST", f"{FLUX}/run_async", {"input": {"prompt": "x"}}).status == 202
-        service.create_status = 200
-        assert client("POST", "/app", NEW_APP).status == 200
-
-    def test_an_unknown_value_of_an_option_is_refused(self, service: Service) -> None:
-        with pytest.raises(ValueError, match="shape must be one of wrapped, flat, mixed"):
-            service.shape = "round"
+    @pytest.mark.parametrize("field", ["error_message", "nested"])
+    def test_failures(self, client: Client, service: OddService, field: Any) -> None:
+        service.style = Style(words="lower", failed_word="CRASHED", error_field=field, extra_fields=True)
+        job = client.get(client.run(emulator={"seconds": 0, "fail": "no"}))
+        assert (job["status"], "x_trace" in job) == ("crashed", True)
+        assert (job["error"]["message"] if field == "nested" else job[field]) == "no"
 
 
 class TestFaults:
@@ -604,10 +575,8 @@ class TestFaults:
         assert failures
 
     def test_an_answer_that_drips(self, client: Client, emulator: Emulator) -> None:
-        emulator.drip_seconds = 0.001
-        emulator.service.inject(Fault(kind="drip"))
+        emulator.service.inject(Fault(kind="drip", drip_seconds=0.001))
         assert client("GET", "/app/llama-text").data["id"] == "llama-text"
-        emulator.drip_seconds = 1.0
         emulator.service.inject(Fault(kind="drip"))
         connection = http.client.HTTPConnection(urlsplit(client.url).netloc, timeout=0.2)
         connection.request("GET", FLUX, headers={"x-api-key": KEY})
@@ -678,7 +647,7 @@ class TestFaults:
         service.inject(Fault(on="output", kind="truncate"))
         with pytest.raises(http.client.IncompleteRead):
             client.download(url)
-        for kind in KINDS:
+        for kind in Fault.kinds:
             if kind not in ("reset_before", "reset_after", "truncate", "hang", "drip", "drip_headers"):
                 service.inject(Fault(on="output", kind=kind, size=10))
                 client.download(url)
@@ -709,10 +678,10 @@ class TestMemory:
             client("POST", f"{FLUX}/run_async", {"input": {"prompt": "another"}})
             clock.now = START + 19
             client(*TestFaults.RUN)
-        assert service.stats()["early_retries"] == 3
+        assert early_retries(service) == 3
         clock.now = START + 30
         client(*TestFaults.RUN)
-        assert service.stats()["early_retries"] == 3
+        assert early_retries(service) == 3
 
     def test_stats(self, client: Client, clock: Clock, service: Service) -> None:
         for given in ({}, {}, {"prompt": "fail:x"}, {}):
@@ -733,12 +702,12 @@ class TestMemory:
         def control(method: str, name: str, body: Any = None) -> Answer:
             return client(method, f"/_emulator/{name}", body, key=None)
 
-        assert control("POST", "options", {"shape": "flat", "job_seconds": 0}).status == 200
+        assert control("POST", "options", {"job_seconds": 0}).status == 200
         assert control("POST", "faults", {"on": "get_app", "status": 500, "times": None}).status == 200
         assert control("POST", "workers", {"app_id": "flux-schnell", "workers": 7}).status == 200
         assert client("GET", FLUX).status == 500
         assert control("DELETE", "faults").status == 200
-        assert client("GET", FLUX).json["configuration"]["active_workers"] == 7
+        assert client("GET", FLUX).data["configuration"]["active_workers"] == 7
         client("POST", f"{FLUX}/run_async", {"input": {"prompt": "x"}})
         assert control("GET", "stats").json["jobs_completed"] == 1
         assert [job["input"] for job in control("GET", "jobs").json] == [{"prompt": "x"}]
@@ -748,7 +717,6 @@ class TestMemory:
         assert control("GET", "jobs").json == []
         for name, body in (
             ("options", {"colour": 1}),
-            ("options", {"shape": "x"}),
             ("faults", {"x": 1}),
             ("workers", {"app_id": "none", "workers": 1}),
         ):
@@ -760,7 +728,7 @@ class TestMemory:
         service = Service(clock=clock, job_seconds=3)
         with Emulator(service) as emulator:
             client = Client(emulator.url)
-            service.configure({"api_key": "another", "shape": "flat"})
+            service.configure({"api_key": "another", "job_seconds": 0})
             service.configure({"api_key": KEY})
             service.inject(Fault(on="get_app", status=503, headers={"Retry-After": "60"}, times=None))
             service.add_app("gpu", workers=1)
@@ -776,7 +744,7 @@ class TestMemory:
             }
             assert client("GET", "/app/gpu").status == 404
             assert client.get(client.run())["status"] == "RUNNING"
-            assert service.stats()["duplicate_inputs"] == service.stats()["early_retries"] == 0
+            assert service.stats()["duplicate_inputs"] == early_retries(service) == 0
 
     def test_a_reset_does_not_disturb_a_client_that_is_connected(
         self, client: Client, service: Service
@@ -837,20 +805,23 @@ def size(picture: bytes) -> tuple[int, int]:
 
 
 class TestPictures:
+    @pytest.mark.parametrize("asked", [(512, 384), (1024, 1024), (2048, 64), (64, 2048), (1, 1)])
+    def test_it_has_the_size_that_was_asked_for(self, asked: tuple[int, int]) -> None:
+        assert size(png.draw("a fox", *asked)) == asked
+
     @pytest.mark.parametrize(
-        ("asked", "drawn"),
+        ("app", "given", "drawn"),
         [
-            *[
-                ((1024, 1024), (256, 256)),
-                ((64, 128), (64, 128)),
-                ((2048, 64), (256, 8)),
-                ((64, 2048), (8, 256)),
-            ],
-            *[((1, 1), (1, 1)), ((10**400, 1), (256, 1))],
+            (FLUX, {}, (1024, 1024)),
+            (FLUX, {"width": 512.0, "height": 384}, (512, 384)),
+            ("/app/llama-text", {"width": "wide", "height": 10**9}, (1024, 1024)),
         ],
     )
-    def test_the_ratio_is_kept(self, asked: tuple[int, int], drawn: tuple[int, int]) -> None:
-        assert size(png.draw("a fox", *asked)) == drawn
+    def test_what_is_not_asked_for_is_usual(
+        self, client: Client, app: str, given: dict[str, Any], drawn: tuple[int, int]
+    ) -> None:
+        job_id = client.run(app, **given, emulator={"seconds": 0, "result": "output:0.png"})
+        assert size(client.download(client.get(job_id, app)["result"]).body) == drawn
 
     def test_the_prompt_decides(self) -> None:
         first = png.draw("a fox", 256, 256)
@@ -967,8 +938,6 @@ class TestStarting:
             "airflow_provider_rungen.emulator",
             "--job-seconds",
             "0",
-            "--shape",
-            "flat",
         ]
         more = ["--connection", "rungen_marketing", "team_id=blue", "app_id=posters"]
         with subprocess.Popen(
@@ -982,13 +951,13 @@ class TestStarting:
             connection = json.loads(value)
             assert connection["password"] == "it's"
             answer = Client(connection["host"])("GET", FLUX, key="it's")
-            assert answer.json["id"] == "flux-schnell"
+            assert answer.data["id"] == "flux-schnell"
             _, assignment = shlex.split(process.stdout.readline())
             name, _, value = assignment.partition("=")
             assert name == "AIRFLOW_CONN_RUNGEN_MARKETING"
             assert json.loads(value)["extra"] == {"app_id": "posters", "team_id": "blue"}
             answer = Client(connection["host"])("GET", "/app/posters", key="it's", x_team_id="blue")
-            assert answer.json["id"] == "posters"
+            assert answer.data["id"] == "posters"
             assert process.stdout.readline() == f"export RUNGEN_EMULATOR={connection['host']}\n"
             process.send_signal(number)
             assert process.wait(10) == 0

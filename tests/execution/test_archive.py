@@ -29,6 +29,8 @@ from airflow.providers.common.compat.sdk import (
     Asset,
     ObjectStoragePath,
 )
+from bad_answers import Fault
+from client_mistakes import early_retries, keys_leaked
 from conftest import APP, KEY, SOON, Outcome, OutletEvents, run_task, signal_when
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -37,7 +39,7 @@ from airflow_provider_rungen.client.download import Downloader
 from airflow_provider_rungen.client.flow import Flow, Request
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.settings import Settings
-from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenInputError,
@@ -184,7 +186,7 @@ def test_outputs_are_stored_and_small_manifests_returned(  # noqa: PLR0917 - fix
     assert "X-Amz-Signature" not in everything
     assert "s3cret" not in everything
     assert KEY not in everything
-    assert rungen_emulator.service.stats()["keys_leaked"] == 0
+    assert keys_leaked(rungen_emulator.service) == 0
     assert sum(fetches(rungen_emulator).values()) == 3
 
 
@@ -969,7 +971,7 @@ def test_a_fault_that_may_pass_is_outlasted(
     outcome = archive(context, job_id, tmp_path)
     assert outcome.error is None
     assert sum(fetches(rungen_emulator).values()) == 4
-    assert rungen_emulator.service.stats()["early_retries"] == 0
+    assert early_retries(rungen_emulator.service) == 0
     assert len(files(tmp_path)) == 4
 
 
@@ -1383,8 +1385,7 @@ def test_the_log_shows_the_progress(
     caplog.set_level("INFO")
     monkeypatch.setattr(archiver, "PROGRESS_INTERVAL", 0.0)
     ids = submitted(*[job() for _ in range(5)])
-    rungen_emulator.service.inject(Fault(on="output", kind="drip", job_id=ids[4], taken=True))
-    rungen_emulator.drip_seconds = 0.0005
+    rungen_emulator.service.inject(Fault(on="output", kind="drip", job_id=ids[4], drip_seconds=0.0005))
     archive(context, ids, tmp_path, max_concurrency=1)
     lines = [record.getMessage() for record in caplog.records if record.name == archiver.__name__]
     assert any("of 4 of 5 jobs" in line and "left" in line for line in lines)
@@ -1397,8 +1398,7 @@ def test_the_log_shows_the_progress(
 @pytest.mark.usefixtures("on_the_wire")
 def test_a_file_appears_whole(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
     [job_id] = submitted(job(images=1, output_bytes=400))
-    rungen_emulator.drip_seconds = 0.001
-    rungen_emulator.service.inject(Fault(on="output", kind="drip"))
+    rungen_emulator.service.inject(Fault(on="output", kind="drip", drip_seconds=0.001))
     sizes, over = set(), threading.Event()
 
     def watch() -> None:
@@ -1485,8 +1485,7 @@ def test_an_attempt_after_a_kill_fetches_only_what_is_missing(
     images = 1 if shape == "many jobs" else 40
     ids = submitted(*[job(images=images, output_bytes=3000) for _ in range(40 // images)])
     # what comes after the first 20 never comes to its end
-    rungen_emulator.service.inject(Fault(on="output", kind="drip", times=None, skip=20))
-    rungen_emulator.drip_seconds = 60
+    rungen_emulator.service.inject(Fault(on="output", kind="drip", times=None, skip=20, drip_seconds=60))
     command = [sys.executable, "-c", SCRIPT, tmp_path.as_uri(), "4", *ids]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:

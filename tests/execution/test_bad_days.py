@@ -30,13 +30,15 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 from airflow.triggers.base import TaskSuccessEvent
+from bad_answers import Fault
+from client_mistakes import keys_leaked
 from conftest import APP, FakeStore, TrackedTaskInstance
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_rungen import triggers
 from airflow_provider_rungen.client import end_locator, job_poller, outages, poll_state, polling, retry
-from airflow_provider_rungen.emulator import Emulator, Fault, Service
+from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenForbiddenError
 from airflow_provider_rungen.execution.jobs import job_wait, resuming, runner, saver
 from airflow_provider_rungen.execution.jobs.log_home import token_of
@@ -123,7 +125,8 @@ def faults(draw: st.DrawFn, operations: tuple[str, ...]) -> Fault:
     if draw(st.booleans()):
         kind = draw(st.sampled_from(WRONG))
         taken = draw(st.booleans()) if kind in ("hang", "drip_headers") else None
-        return Fault(on=on, kind=kind, taken=taken, size=1_100_000, times=times, skip=skip)
+        sizes: dict[str, Any] = {"size": 1_100_000, "drip_seconds": 0.05}
+        return Fault(on=on, kind=kind, taken=taken, times=times, skip=skip, **sizes)
     status = draw(st.sampled_from((*STATUSES, 429, 502, 503, 503, 504)))
     kind = draw(st.sampled_from(["status", "status", "html"]))
     after = draw(st.sampled_from([None, None, "0", "1"]))
@@ -695,7 +698,7 @@ class Life:
             self.hold(not is_bad, f"left behind: {text}")
 
     def _judge_secrets(self, stats: dict[str, Any]) -> None:
-        self.hold(stats["keys_leaked"] == 0, "a key was leaked")
+        self.hold(keys_leaked(self.service) == 0, "a key was leaked")
         said = [text for _, _, text in self.log.lines]
         for this in self.tries:
             said += [repr(error) for error in this.chain()]
@@ -868,7 +871,6 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[Emulator]:
     with Emulator() as emulator:
-        emulator.drip_seconds = 0.05
         yield emulator
 
 

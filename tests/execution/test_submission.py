@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
+from bad_answers import Fault
 from conftest import APP, SOON, Clock, FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
 
-from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenForbiddenError,

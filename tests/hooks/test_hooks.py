@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import requests
+from bad_answers import Fault
 from conftest import APP, SOON, wait_for_jobs
 
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.models import JobStatus
-from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenConfigError,
     RunGenConflictError,
@@ -150,7 +151,6 @@ def test_the_user_is_named_only_on_cancel_and_the_team_always(
     monkeypatch.setenv("AIRFLOW_CONN_OTHER", uri)
     service = rungen_emulator.service
     service.add_app("mine", owner_team_id="team", workers=1)
-    service.require_user_id = True
     with RunGenHook("other") as hook:
         job = hook.run_job(input={**INPUT, "emulator": {"seconds": 60}})
         hook.get_job(job_id=job.id)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from bad_answers import Fault
 from conftest import APP, KEY
 
-from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.emulator.testing import run_operator
 from airflow_provider_rungen.exceptions import (
     RunGenConfigError,

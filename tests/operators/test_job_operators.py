@@ -18,12 +18,13 @@ from typing import Any, cast
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, TaskDeferred
+from bad_answers import Fault
 from conftest import APP, KEY, SOON, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
 
 from airflow_provider_rungen.client import job_log as watch
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
-from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenConnectionError,
@@ -529,8 +530,7 @@ def test_a_kill_while_a_look_hangs_ends_the_task(rungen_emulator: Emulator, cont
 def test_a_kill_during_the_submission_waits_for_the_id_and_cancels_the_job(
     rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
 ) -> None:
-    rungen_emulator.drip_seconds = 0.002
-    rungen_emulator.service.inject(Fault(on="run", kind="drip"))
+    rungen_emulator.service.inject(Fault(on="run", kind="drip", drip_seconds=0.002))
     op = run_op(input=LONG)
     with signal_when(signal.SIGTERM, lambda: rungen_emulator.service.count("run") > 0, op.on_kill) as sent:
         outcome = run_task(op, context)
@@ -566,8 +566,7 @@ def test_a_time_limit_that_strikes_during_the_submission_does_not_lose_the_job(
     def strike() -> None:
         raise TaskTimeout
 
-    rungen_emulator.drip_seconds = 0.002
-    rungen_emulator.service.inject(Fault(on="run", kind="drip"))
+    rungen_emulator.service.inject(Fault(on="run", kind="drip", drip_seconds=0.002))
     op = run_op(input=LONG)
     with (
         signal_when(signal.SIGALRM, lambda: rungen_emulator.service.count("run") > 0, strike) as sent,

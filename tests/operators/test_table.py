@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, Asset
+from bad_answers import Fault
 from conftest import FakeStore, Outcome, OutletEvents, TrackedTaskInstance, run_task, signal_when
 
-from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator, RunGenRunTableOperator
 
 pytestmark = pytest.mark.usefixtures("unsettled")

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, TaskDeferred
+from bad_answers import Fault
 from conftest import FakeStore, Outcome, OutletEvents, TrackedTaskInstance, run_task, signal_when
 from test_table import MODES, Killed, Table, picture, products
 
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
-from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.jobs import resuming
 from airflow_provider_rungen.execution.jobs.collecting import Collecting

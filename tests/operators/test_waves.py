@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, TaskDeferred
+from bad_answers import Fault
 from conftest import FakeStore, Outcome, TrackedTaskInstance, signal_when
 
 from airflow_provider_rungen.client import progress
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
-from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator

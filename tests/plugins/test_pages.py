@@ -15,10 +15,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from airflow.sdk.io import attach
+from bad_answers import Fault
 from conftest import APP, KEY, SOON
 from fsspec.implementations.memory import MemoryFileSystem
 
-from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from airflow.triggers.base import BaseTrigger
 from asgiref.sync import async_to_sync
+from bad_answers import Fault
 from conftest import APP, KEY, SOON
 
 from airflow_provider_rungen import _airflow
-from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import RunGenNotFoundError
 from airflow_provider_rungen.execution.task import attempts, task_instances
 from airflow_provider_rungen.execution.task.outcomes import ended_positions, raise_for_jobs, unsuccessful_jobs
