@@ -9,16 +9,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from bad_answers import Fault
+from client_mistakes import early_retries
 from conftest import APP, KEY
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, BaseEventTrigger
-from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.triggers import RunGenIdleAppTrigger
 
@@ -158,61 +160,12 @@ def test_an_app_is_scaled_down_when_its_jobs_have_ended(rungen_emulator: Emulato
     assert [job["status"] for job in rungen_emulator.service.jobs()] == ["COMPLETED"] * 3
 
 
-def answer(**changes: Any) -> dict[str, Any]:
-    counters = {"in_queue": 0, "in_progress": 0, "completed": 0, "failed": 0, "retried": 0}
-    states = {"idle": 0, "initializing": 0, "ready": 2, "running": 0, "throttled": 0, "unhealthy": 0}
-    body = {"id": APP, "status": "RUNNING", "configuration": {"active_workers": 2}}
-    return body | {"jobs": counters, "workers": states} | changes
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        answer(jobs={}),
-        answer(workers={}),
-        {"id": APP, "status": "RUNNING", "configuration": {"active_workers": 2}},
-        answer(workers={"idle": 0, "initializing": 0, "ready": 2, "running": 2}),
-        answer(status="INITIALIZING"),
-    ],
-    ids=["no counters", "no workers", "neither", "frozen counters", "initializing"],
-)
-def test_what_is_not_known_to_be_idle_stays_up(rungen_emulator: Emulator, body: dict[str, Any]) -> None:
-    rungen_emulator.service.inject(Fault(on="get_app", status=200, body=body, times=None))
-    assert run(trigger(idle_for=0.1), until=polled(rungen_emulator, 30)) == []
-    assert rungen_emulator.service.count("update_app") == 0
-
-
-def test_the_answers_of_these_tests_would_be_idle_otherwise(rungen_emulator: Emulator) -> None:
-    rungen_emulator.service.inject(Fault(on="get_app", status=200, body=answer(), times=None))
-    [event, *_] = run(trigger(idle_for=0.1), until=bool)
-    assert event["scaled_down"]
-
-
-def test_an_app_that_initializes_stays_up(rungen_emulator: Emulator) -> None:
-    rungen_emulator.service.add_app(APP, init_seconds=60)
-    rungen_emulator.service.scale(APP, 1)
-    assert run(trigger(idle_for=0.1), until=polled(rungen_emulator, 30)) == []
-    assert workers(rungen_emulator) == 1
-
-
-def faults_of(kinds: Iterable[Any]) -> list[Fault]:
-    return [
-        Fault(on="get_app", **({"status": kind} if isinstance(kind, int) else {"kind": kind}))
-        for kind in kinds
-    ]
-
-
-@pytest.mark.parametrize(
-    "kinds",
-    [[500] * 4, [403] * 4, [404] * 4, [429, 503], ["html", "garbage", "truncate", "deep", "reset_before"]],
-    ids=["500", "403", "404", "429", "unreadable"],
-)
-def test_no_answer_ends_it(
-    rungen_emulator: Emulator, kinds: list[Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_answer_ends_it(rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    for fault in faults_of(kinds):
-        rungen_emulator.service.inject(fault)
+    for status in (500, 403, 404, 429, 503):
+        rungen_emulator.service.inject(Fault(on="get_app", status=status))
+    for kind in ("html", "garbage", "reset_before"):
+        rungen_emulator.service.inject(Fault(on="get_app", kind=kind))
     [event] = run(trigger(), until=bool)
     assert event["scaled_down"]
     outages = [line for line in caplog.messages if line.endswith("polling continues")]
@@ -249,7 +202,7 @@ def test_a_refusal_to_scale_down_is_logged_and_sent_again(
 def test_a_service_that_asks_for_a_pause_gets_it(rungen_emulator: Emulator) -> None:
     rungen_emulator.service.inject(Fault(on="get_app", status=429, headers={"Retry-After": "1"}, times=1))
     run(trigger(idle_for=0.05), until=bool)
-    assert rungen_emulator.service.stats()["early_retries"] == 0
+    assert early_retries(rungen_emulator.service) == 0
 
 
 def test_a_rotated_key_is_picked_up(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
