@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import airflow
 
 if TYPE_CHECKING:
-    from airflow.providers.standard.triggers.temporal import DateTimeTrigger
     from airflow.sdk import (
         Asset,
         BaseHook,
@@ -103,10 +102,6 @@ PLACES: dict[str, dict[Version, str]] = {
     "TriggerRule": {(3, 1): "airflow.sdk", (2, 11): "airflow.utils.trigger_rule"},
     "XCom": {(3, 0): "airflow.sdk.execution_time.xcom", (2, 11): "airflow.models.xcom"},
     "XComArg": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.xcom_arg"},
-    "DateTimeTrigger": {
-        (3, 0): "airflow.providers.standard.triggers.temporal",
-        (2, 11): "airflow.triggers.temporal",
-    },
     "EnvironmentVariablesBackend": {(2, 11): "airflow.secrets.environment_variables"},
     "DecoratedOperator": _DECORATORS,
     "TaskDecorator": _DECORATORS,

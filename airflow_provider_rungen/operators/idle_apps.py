@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
-from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, RunGenBaseOperator
+from airflow_provider_rungen.operators.base import RunGenBaseOperator
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, to_seconds
 
 if TYPE_CHECKING:
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import Context, XComArg
     from airflow_provider_rungen.client.idleness import IdleEvent
-    from airflow_provider_rungen.execution.apps.idle_apps import IdleAppsRun
     from airflow_provider_rungen.parameters import Duration, OperatorArguments
 
 
@@ -24,7 +22,8 @@ class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
 
     An app is idle if it has workers and, at both polls, its counters report that no job is queued or running,
     none has ended in between, and no worker is running or initializing. An app whose counters are absent is
-    never idle. Without an idle app at the first poll, the task ends at once.
+    never idle. Without an idle app at the first poll, the task ends at once. To watch apps without a worker
+    slot, use `RunGenIdleAppTrigger`.
 
     Return a list of ``{"app_id", "idle_seconds", "active_workers", "scaled_down"}``, one for each app that
     was idle, with the number of workers before.
@@ -33,7 +32,6 @@ class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
     :param idle_for: seconds that an app must have been idle.
     :param scale_down: scale to zero. Otherwise, idle apps are only reported.
     :param rungen_conn_id: the Airflow connection (templated).
-    :param deferrable: wait in the triggerer, without a worker slot.
     """
 
     template_fields: Sequence[str] = ("app_ids", "rungen_conn_id")
@@ -45,7 +43,6 @@ class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
         idle_for: Duration,
         scale_down: bool = True,
         rungen_conn_id: str = DEFAULT_CONN_ID,
-        deferrable: bool = DEFAULT_DEFERRABLE,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
@@ -53,7 +50,6 @@ class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
         self.idle_for = to_seconds(idle_for, "idle_for")
         self.scale_down = scale_down
         self.rungen_conn_id = rungen_conn_id
-        self.deferrable = deferrable
 
     def execute(self, context: Context) -> list[IdleEvent]:
         """
@@ -62,24 +58,6 @@ class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
         :return: what was idle.
         :raises RunGenAppError: an app may be idle, and billed. The others are dealt with.
         """
-        return self._idle_apps_run(context).execute()
-
-    def execute_complete(self, context: Context, event: Any = None) -> list[IdleEvent]:
-        """
-        Go on after the wait in the triggerer.
-
-        :return: what was idle.
-        """
-        return self._idle_apps_run(context).complete()
-
-    def _idle_apps_run(self, context: Context) -> IdleAppsRun:
         from airflow_provider_rungen.execution.apps.idle_apps import IdleAppsOptions, IdleAppsRun
 
-        return self._start(IdleAppsRun(self, context, IdleAppsOptions.of(self), self._defer_for))
-
-    def _defer_for(self, seconds: float) -> NoReturn:
-        from airflow_provider_rungen._airflow import DateTimeTrigger
-        from airflow_provider_rungen.triggers.base import SETTLING_TIME
-
-        moment = datetime.now(UTC) + timedelta(seconds=max(seconds, SETTLING_TIME))
-        self._defer_to(DateTimeTrigger(moment=moment), seconds)
+        return self._start(IdleAppsRun(self, context, IdleAppsOptions.of(self))).execute()

@@ -262,7 +262,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         idle_for=timedelta(minutes=15),
         scale_down=True,
         rungen_conn_id="rungen_default",
-        deferrable=True,
         retries=2,
     )
     RunGenScaleDownIdleAppsOperator(task_id="idle_one", app_ids=create.output, idle_for=900)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.idleness import (
@@ -21,17 +20,13 @@ from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunG
 from airflow_provider_rungen.execution.task.job_ids import untemplated
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
-from airflow_provider_rungen.runs import records
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
 
 log = logging.getLogger(__name__)
 
-#: The XCom key of what the first polls have seen.
-KEY = "idle_since"
 _MAX_NAMED = 3
-_LONGEST_REASON = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,28 +37,13 @@ class IdleAppsOptions(RunOptions):
     app_ids: Any
     idle_for: float
     scale_down: bool
-    deferrable: bool
 
 
 class IdleAppsRun(TaskRun[IdleAppsOptions]):
-    """
-    An attempt that scales idle apps to zero.
+    """An attempt that scales idle apps to zero."""
 
-    :param task: the operator.
-    :param context: Airflow's context of the attempt.
-    :param options: the operator's parameters.
-    :param defer: defers the task for so many seconds.
-    """
-
-    def __init__(
-        self,
-        task: BaseOperator,
-        context: Context,
-        options: IdleAppsOptions,
-        defer: Callable[[float], NoReturn],
-    ) -> None:
+    def __init__(self, task: BaseOperator, context: Context, options: IdleAppsOptions) -> None:
         super().__init__(task, context, options)
-        self._defer = defer
         # why apps could not be polled or scaled down
         self._failures: dict[str, str] = {}
 
@@ -78,23 +58,13 @@ class IdleAppsRun(TaskRun[IdleAppsOptions]):
             app_ids = check_app_ids(untemplated(self.options.app_ids))
             self.link_to(app_ids[0])
             watches = [IdleWatch(app_id, self.options.idle_for) for app_id in app_ids]
-            seen = [watch for watch in watches if self._is_idle_at_first(watch)]
-            if seen:
-                idle_for = format_duration(self.options.idle_for)
-                log.info("Polling %d of %d apps again in %s", len(seen), len(app_ids), idle_for)
-                if self.options.deferrable:
-                    self._save(seen)
-                    self._defer(self.options.idle_for)
-            return self._finish(seen)
-
-    def complete(self) -> list[IdleEvent]:
-        """
-        Go on after the wait in the triggerer.
-
-        :return: the events of the apps that were idle.
-        """
-        with fail_without_retry(), self.opened():
-            return self._finish(self._load())
+            idle = [watch for watch in watches if self._is_idle_at_first(watch)]
+            if idle:
+                self._wait(idle, len(app_ids))
+            events = [event for watch in idle if (event := self._scale_down(watch)) is not None]
+            if self._failures:
+                raise self._failure()
+            return events
 
     def _is_idle_at_first(self, watch: IdleWatch) -> bool:
         try:
@@ -103,15 +73,12 @@ class IdleAppsRun(TaskRun[IdleAppsOptions]):
             self._failures[watch.app_id] = error.message
             return False
 
-    def _finish(self, watches: list[IdleWatch]) -> list[IdleEvent]:
-        if watches:
-            # after a deferral, too: the clocks of two workers may differ
-            polled_at = max(watch.since or 0 for watch in watches)
-            self.hook.sleep(max(polled_at + self.options.idle_for - time.time(), 0))
-        events = [event for watch in watches if (event := self._scale_down(watch)) is not None]
-        if self._failures:
-            raise self._failure()
-        return events
+    def _wait(self, idle: list[IdleWatch], count: int) -> None:
+        """Wait until each of the idle apps has been watched for long enough."""
+        idle_for = self.options.idle_for
+        log.info("Polling %d of %d apps again in %s", len(idle), count, format_duration(idle_for))
+        last_poll = max(watch.since or 0 for watch in idle)
+        self.hook.sleep(max(last_poll + idle_for - time.time(), 0))
 
     def _scale_down(self, watch: IdleWatch) -> IdleEvent | None:
         try:
@@ -131,35 +98,3 @@ class IdleAppsRun(TaskRun[IdleAppsOptions]):
             f"STILL BILLED: {apps} may be idle: {'; '.join(reasons[:_MAX_NAMED])}{more}",
             app_id=next(iter(self._failures)),
         )
-
-    # --- over a deferral ---
-
-    def _save(self, watches: list[IdleWatch]) -> None:
-        """Push what was seen: `dag.test()` drops the arguments of a deferral."""
-        apps = {watch.app_id: {"since": watch.since, "figures": watch.figures} for watch in watches}
-        self.ti.xcom_push(
-            key=KEY, value={"version": records.VERSION, "apps": apps, "failures": self._failures}
-        )
-
-    def _load(self) -> list[IdleWatch]:
-        loaded = records.parse(KEY, self.xcom_pull(KEY), self._read, "no app is scaled down")
-        if loaded is None:
-            raise RunGenAppError("It is not known which apps were idle before the wait")
-        return loaded
-
-    def _read(self, fields: Mapping[str, Any]) -> list[IdleWatch]:
-        apps, failures = fields["apps"], fields["failures"]
-        if not isinstance(apps, Mapping) or not isinstance(failures, Mapping):
-            raise records.InvalidRecordError("it holds no apps")
-        self._failures = {
-            app_id: records.text(reason, "failures", most=_LONGEST_REASON)
-            for app_id, reason in failures.items()
-        }
-        return [self._read_watch(app_id, seen) for app_id, seen in apps.items()]
-
-    def _read_watch(self, app_id: str, seen: Any) -> IdleWatch:
-        figures = seen["figures"]
-        if not isinstance(figures, list | tuple) or not all(isinstance(figure, int) for figure in figures):
-            raise records.InvalidRecordError("figures are not numbers")
-        since = records.seconds(seen["since"], "since")
-        return IdleWatch(app_id, self.options.idle_for, since, tuple(figures))

@@ -30,6 +30,4 @@ with DAG("watch_idle_apps", schedule=[Asset("idle_apps", watchers=[watcher])], c
 
 
 with DAG("scale_down_idle_apps", schedule=None, render_template_as_native_obj=True):
-    RunGenScaleDownIdleAppsOperator(
-        task_id="run", app_ids="{{ dag_run.conf['app_ids'] }}", idle_for=10, deferrable=True
-    )
+    RunGenScaleDownIdleAppsOperator(task_id="run", app_ids="{{ dag_run.conf['app_ids'] }}", idle_for=10)
