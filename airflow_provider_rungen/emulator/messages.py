@@ -62,12 +62,17 @@ class Request:
         if content_type != "application/json" and not any_type:
             raise Refusal(400, "a body must be sent with Content-Type: application/json")
         try:
-            content = json.loads(self.body)
+            content = json.loads(self.body, parse_constant=_refuse_constant)
         except ValueError:
             raise Refusal(400, "the body is not JSON") from None
         if not isinstance(content, dict):
             raise Refusal(400, "the body must be a JSON object")
         return content
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse ``NaN`` and ``Infinity``, which only Python takes for JSON."""
+    raise ValueError(f"{name} is not JSON")
 
 
 def json_reply(status: int, content: Any, headers: Mapping[str, str] | None = None) -> Reply:

@@ -163,10 +163,10 @@ class Operations(Options):
         instructions = job.input.get("emulator", {})
         if "result" in instructions:
             return self._with_outputs(instructions["result"], job, now)
-        padding = "x" * instructions.get("result_bytes", 0)
+        padding = "x" * int(instructions.get("result_bytes", 0))
         if app.kind != "flux":
             return padding or f"You said: {job.input.get('prompt', json.dumps(job.input))}"
-        names = [f"{number}.png" for number in range(instructions.get("images", 1))]
+        names = [f"{number}.png" for number in range(int(instructions.get("images", 1)))]
         images = [{"image": self._output_url(job, name, now)} for name in names]
         return {"images": images, "padding": padding} if padding else {"images": images}
 
@@ -192,7 +192,7 @@ class Operations(Options):
         job, number = self._jobs.get(request.segments[1]), request.segments[2].removesuffix(".png")
         if job is None:
             return storage_error(404, "NoSuchKey", "The specified key does not exist.")
-        if size := job.input.get("emulator", {}).get("output_bytes"):
+        if size := int(job.input.get("emulator", {}).get("output_bytes", 0)):
             content = f"{job.id}/{number} ".encode()
             return Reply(
                 200,
@@ -228,7 +228,7 @@ class Operations(Options):
         )
         app.description = body.get("description", "")
         app.gpu_tier, app.location = configuration["gpu_tier"], configuration.get("location")
-        app.scale(configuration.get("active_workers", 0), now, self.init_seconds)
+        app.scale(int(configuration.get("active_workers", 0)), now, self.init_seconds)
         return _reply(201, answers.new_app_answer(app))
 
     def _update_app(self, request: Request, team: str | None, now: float) -> Reply:
@@ -242,7 +242,7 @@ class Operations(Options):
         app.tools = body.get("workflow", {}).get("tools", app.tools)
         app.updated = now
         if "active_workers" in configuration:
-            self.scale(app.id, configuration["active_workers"])
+            self.scale(app.id, int(configuration["active_workers"]))
         return _reply(200, answers.app_answer(app))
 
     def _delete_app(self, request: Request, team: str | None, now: float) -> Reply:

@@ -222,6 +222,7 @@ class TestJobs:
         [
             b"{",
             b"[]",
+            b'{"input": {"prompt": "x", "guidance_scale": NaN}}',
             {},
             {"input": None},
             {"input": {}},

@@ -650,7 +650,7 @@ def test_wrong_loras_are_refused_by_the_service(emulator: Emulator, context: Any
     workflow = {"model_url": "m", "tools": {"loras": [LORA | {"weight": "heavy"}]}}
     outcome = run_task(create_op(workflow=workflow), context)
     assert isinstance(outcome.error, AirflowFailException)
-    assert "(400): workflow.tools.loras must be" in str(outcome.error)
+    assert "(400): workflow.tools.loras.0.weight: 'heavy' is not" in str(outcome.error)
     assert apps(emulator) == []
 
 
