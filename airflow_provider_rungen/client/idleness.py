@@ -13,7 +13,7 @@ from airflow_provider_rungen.client.endpoints import get_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.retry import ATTEMPTS
-from airflow_provider_rungen.client.scaling import CONFIRM_TIME, PAUSE, set_workers
+from airflow_provider_rungen.client.scaling import set_workers
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenNotFoundError
@@ -201,13 +201,12 @@ def _has_been_idle(watch: IdleWatch, attempts: int) -> Flow[bool]:
 
 def _scale_to_zero(app_id: str, before: int) -> Flow[bool]:
     """Scale an app to zero. Return ``False`` if jobs came in meanwhile, and it got its workers back."""
-    by = (yield Sleep(0)) + CONFIRM_TIME
-    app = yield from set_workers(app_id, 0, poll_interval=PAUSE, deadline=by)
+    app = yield from set_workers(app_id, 0)
     if not app.pending_jobs:
         return True
     log.warning(
         "Scaling back to %s: %s came in meanwhile %s",
         *(format_count(before, "worker"), format_count(app.pending_jobs, "job"), format_ids(app_id)),
     )
-    yield from set_workers(app_id, before, poll_interval=PAUSE, deadline=by + CONFIRM_TIME)
+    yield from set_workers(app_id, before)
     return False

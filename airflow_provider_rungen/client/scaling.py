@@ -215,9 +215,8 @@ def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) 
         line = "Left at %s, which somebody else has set %s"
         log.warning(line, format_count(workers, "worker"), format_ids(app_id))
         return False
-    now = yield Sleep(0)
-    pause, deadline = min(retry_budget / 4, PAUSE), now + min(2 * retry_budget, CONFIRM_TIME)
-    yield from set_workers(app_id, before, poll_interval=pause, deadline=deadline, retry_budget=retry_budget)
+    pause, within = retry_budget / 4, min(2 * retry_budget, CONFIRM_TIME)
+    yield from set_workers(app_id, before, poll_interval=pause, within=within, retry_budget=retry_budget)
     log.info("Scaled back to %s %s", format_count(before, "worker"), format_ids(app_id))
     return True
 
@@ -234,18 +233,19 @@ def set_workers(
     app_id: str,
     active_workers: int,
     *,
-    poll_interval: float,
-    deadline: float,
+    poll_interval: float = PAUSE,
+    within: float = CONFIRM_TIME,
     retry_budget: float = RETRY_BUDGET,
 ) -> Flow[App]:
     """
     Set the number of an app's workers, again until an answer confirms it, where answers name a number.
 
-    :param poll_interval: seconds between two attempts.
-    :param deadline: the time (seconds since 1970) to stop at, after one attempt at least.
+    :param poll_interval: seconds between two attempts, `PAUSE` at most.
+    :param within: seconds after which no further attempt is made.
     :param retry_budget: seconds after which a request that fails is not sent again.
-    :raises RunGenAppTimeoutError: the answers named another number until the deadline.
+    :raises RunGenAppTimeoutError: the answers named another number until then.
     """
+    deadline = (yield Sleep(0)) + within
     while True:
         app = yield from scale_app(app_id, active_workers, retry_budget=retry_budget)
         if app.active_workers != active_workers:  # the answer may be old, or name no number
@@ -257,7 +257,7 @@ def set_workers(
             wanted = format_count(active_workers, "worker")
             message = f"Not scaled to {wanted}: still {describe(app)} {format_ids(app_id)}"
             raise RunGenAppTimeoutError(message, app_id=app_id)
-        yield Sleep(min(poll_interval, deadline - now))
+        yield Sleep(min(poll_interval, PAUSE, deadline - now))
 
 
 @dataclass
@@ -302,7 +302,8 @@ def remove_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[No
     app = yield from get_app(app_id)
     if not (target.is_met(app) and app.active_workers == 0):
         # an app may say STOPPED while it is not: before it begins to start
-        yield from set_workers(app_id, 0, poll_interval=poll_interval, deadline=deadline)
+        within = deadline - (yield Sleep(0))
+        yield from set_workers(app_id, 0, poll_interval=poll_interval, within=within)
         yield from wait_for_app(target, poll_interval=poll_interval, deadline=deadline)
     while True:
         try:

@@ -236,7 +236,7 @@ def test_a_number_of_workers_is_set_until_an_answer_confirms_it() -> None:
     clock = FakeTime()
 
     def lower(*answers: Any) -> list[Request]:
-        flow = set_workers(APP, 0, poll_interval=5, deadline=clock.now + 60)
+        flow = set_workers(APP, 0)
         return play(flow, answers, clock)[1]
 
     assert puts(lower(app("STOPPED", 0))) == [0]

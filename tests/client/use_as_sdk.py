@@ -25,7 +25,7 @@ def blocking(settings: Settings) -> None:
     sender = Sender(settings)
     try:
         deadline = time.time() + 30
-        app = drive(scaling.set_workers(APP, 3, poll_interval=0.1, deadline=deadline), sender)
+        app = drive(scaling.set_workers(APP, 3, poll_interval=0.1), sender)
         assert app.active_workers == 3, app
         job = drive(endpoints.run_job(APP, {"prompt": "a lighthouse"}), sender)
         wait = polling.wait_for_jobs(APP, [job.id], poll_interval=0.1, deadline=deadline)

@@ -427,7 +427,7 @@ def killed_attempt(block: Block, where: str) -> None:
 
 @pytest.mark.parametrize(
     "where",
-    ["apps.scale.ScaleRun._wait", "costs.scale_state.ScaleState.note"],
+    ["apps.scale.wait_or_defer", "costs.scale_state.ScaleState.note"],
     ids=["waiting", "right after the PUT"],
 )
 @pytest.mark.parametrize("retries", [0, 1])
@@ -613,7 +613,7 @@ def test_an_app_of_others_is_left_up_when_there_is_nothing_to_run(block: Block, 
 
 
 def test_what_an_earlier_attempt_scaled_up_is_scaled_down(block: Block, clock: Clock) -> None:
-    killed_attempt(block, "apps.scale.ScaleRun._wait")
+    killed_attempt(block, "apps.scale.wait_or_defer")
     clock.advance(100)
     assert block.up(only_if=0) == Outcome(value=APP)
     assert block.workers() == 2

@@ -15,7 +15,6 @@ from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.endpoints import scale_app
 from airflow_provider_rungen.client.retry import RETRY_BUDGET, was_not_accepted
 from airflow_provider_rungen.client.scaling import (
-    CONFIRM_TIME,
     AppTarget,
     LoweredError,
     ScaleRecord,
@@ -200,9 +199,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
                 # the clock of the service may differ
                 since = changed_at if since <= changed_at <= time.time() else since
             else:
-                interval = min(self.options.poll_interval, 5)
-                by = time.time() + CONFIRM_TIME
-                self.hook.perform(set_workers(app_id, wanted, poll_interval=interval, deadline=by))
+                self.hook.perform(set_workers(app_id, wanted, poll_interval=self.options.poll_interval))
         except RunGenError as error:
             # refused, but perhaps not the first time it was sent, when the answer was lost
             if not error.retryable and self._has_workers(app_id, record.before):

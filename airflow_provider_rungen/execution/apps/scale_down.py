@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.price import Price, parse_price
-from airflow_provider_rungen.client.scaling import CONFIRM_TIME, ScaleRecord, drain_app, set_workers
+from airflow_provider_rungen.client.scaling import ScaleRecord, drain_app, set_workers
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.worker_history import WorkerHistory, see_app
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
@@ -110,8 +110,7 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
         return is_left_up
 
     def _scale_to_zero(self, app_id: str, record: ScaleRecord | None) -> None:
-        interval, by = min(self.options.poll_interval, 5), time.time() + CONFIRM_TIME
-        self.hook.perform(set_workers(app_id, 0, poll_interval=interval, deadline=by))
+        self.hook.perform(set_workers(app_id, 0, poll_interval=self.options.poll_interval))
         up = "" if record is None else f" after {format_duration(max(time.time() - record.at, 0))}"
         log.info("Scaled to 0 workers%s %s", up, format_ids(app_id))
 
