@@ -19,7 +19,13 @@ _LOGGED_BODY = 4096
 
 @dataclass(frozen=True)
 class Record:
-    """One request as it arrived. Status 0 means that it was not answered."""
+    """
+    One request as it arrived.
+
+    :param status: the status of its answer; 0 if there was none.
+    :param fault: the kind of the fault that applied to it.
+    :param retry_after: what its answer asked for.
+    """
 
     time: float
     operation: str
@@ -159,11 +165,17 @@ class Service(Operations):
             reply = self._perform(operation, request, now) if performed else json_reply(200, {})
             if fault is not None:
                 reply = fault.apply(reply)
-            status = reply.status if performed or reply.send is None else 0
-            kind, after = None if fault is None else fault.kind, reply.headers.get("Retry-After")
             self.requests.append(
                 Record(
-                    now, operation, method, path, request.headers, body[:_LOGGED_BODY], status, kind, after
+                    time=now,
+                    operation=operation,
+                    method=method,
+                    path=path,
+                    headers=request.headers,
+                    body=body[:_LOGGED_BODY],
+                    status=reply.status if performed or reply.send is None else 0,
+                    fault=None if fault is None else fault.kind,
+                    retry_after=reply.headers.get("Retry-After"),
                 )
             )
             return reply
