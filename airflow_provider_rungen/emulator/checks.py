@@ -10,7 +10,8 @@ from jsonschema.exceptions import best_match
 from airflow_provider_rungen.emulator.apps import App
 from airflow_provider_rungen.emulator.messages import Refusal
 
-_USUAL_SIDE = 1024
+# less than a model paints, since most tests do not look at their pictures
+_USUAL_SIDE = 256
 _LONGEST_REASON = 200
 
 _TEXT = {"type": "string"}

@@ -813,9 +813,9 @@ class TestPictures:
     @pytest.mark.parametrize(
         ("app", "given", "drawn"),
         [
-            (FLUX, {}, (1024, 1024)),
+            (FLUX, {}, (256, 256)),
             (FLUX, {"width": 512.0, "height": 384}, (512, 384)),
-            ("/app/llama-text", {"width": "wide", "height": 10**9}, (1024, 1024)),
+            ("/app/llama-text", {"width": "wide", "height": 10**9}, (256, 256)),
         ],
     )
     def test_what_is_not_asked_for_is_usual(
