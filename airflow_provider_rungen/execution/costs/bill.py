@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from types import MappingProxyType
 from typing import Any
 
 from airflow_provider_rungen._airflow import metrics
@@ -140,7 +139,6 @@ def read_usage(
     collectors: Iterable[str],
     *,
     runners_of: Mapping[str, Sequence[str]],
-    known: Mapping[str, JobUsage] = MappingProxyType({}),
 ) -> JobUsage | None:
     """
     Return what the tasks of a block have pushed about their jobs.
@@ -148,10 +146,9 @@ def read_usage(
     :param runners: the tasks that may run jobs.
     :param collectors: the tasks that collect or wait for jobs of others.
     :param runners_of: for each of them, the tasks that ran its jobs.
-    :param known: what is known of tasks that have not pushed it yet.
     """
     pulled = {task_id: JobUsage.total(_pull(ti, task_id)) for task_id in (*runners, *collectors)}
-    found = {task_id: usage for task_id, usage in {**pulled, **known}.items() if usage is not None}
+    found = {task_id: usage for task_id, usage in pulled.items() if usage is not None}
     if not found:
         return None
     jobs = _count_once({task_id: Decimal(usage.jobs) for task_id, usage in found.items()}, runners_of)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.price import Price
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.costs.cost import JobCosts
+from airflow_provider_rungen.execution.costs.prices import add_costs
 from airflow_provider_rungen.execution.sinks.contact_sheet import SheetWriter, describe_job
 from airflow_provider_rungen.execution.sinks.xcom_values import find_key_problem, find_xcom_problem
 from airflow_provider_rungen.execution.table.job_rows import JobRows
@@ -112,19 +112,19 @@ class CollectedTable(JobRows):
         errors: Mapping[str, RunGenError],
         missing: str = "",
         *,
-        costs_of: Callable[[Decimal], JobCosts],
+        price: Price | None,
     ) -> ResultCounts:
         """
         Write the table: a row for each id, in order.
 
         :param errors: the errors of jobs that failed.
-        :param costs_of: returns what the jobs cost, given the seconds that they ran.
         :param missing: the error of the jobs of which nothing is known.
+        :param price: what a worker costs.
         """
         self.add_errors(errors)
         counts = ResultCounts()
         rows = (self.row(index, job_id, missing=missing) for index, job_id in enumerate(ids))
-        self._table.write(counts.count(costs_of(self.seconds).charge(rows)))
+        self._table.write(counts.count(add_costs(rows, price)))
         return counts
 
 

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +20,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenOutputError,
 )
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.costs.cost import find_job_costs
+from airflow_provider_rungen.execution.costs.prices import find_price
 from airflow_provider_rungen.execution.sinks.collected import (
     Collected,
     CollectedSheet,
@@ -245,8 +244,7 @@ class Collector:
     def _write_table(
         self, table: CollectedTable, app_id: str, ids: Sequence[str | None], missing: str = ""
     ) -> ResultCounts:
-        costs_of = partial(find_job_costs, self._run, app_id, is_collecting=True)
-        return table.write(ids, self.errors, missing, costs_of=costs_of)
+        return table.write(ids, self.errors, missing, price=find_price(self._run))
 
     def gather_rest(self, app_id: str, ids: Iterable[str | None], jobs: Iterable[Job] = ()) -> None:
         """Gather, at the end, what was not gathered before. What failed stays as it is."""

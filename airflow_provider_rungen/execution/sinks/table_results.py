@@ -10,7 +10,7 @@ from airflow_provider_rungen.client.polling import strip_payloads
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenBadRequestError, RunGenJobFailedError
-from airflow_provider_rungen.execution.costs.cost import find_job_costs
+from airflow_provider_rungen.execution.costs.prices import add_costs, find_price
 from airflow_provider_rungen.execution.sinks.collector import Collector
 from airflow_provider_rungen.execution.sinks.contact_sheet import SheetWriter, describe_job
 from airflow_provider_rungen.execution.sinks.failures import error_text, stop_error
@@ -125,10 +125,9 @@ class TableResults:
         """
         self._rows.add_errors(self.errors)
         app_id, counts, manifest = self._run.known_app_id, ResultCounts(), plan.manifest
-        seconds = self._rows.seconds_without(result.shared)
-        costs = find_job_costs(cast("Any", self._run), app_id, seconds)
+        price = find_price(cast("Any", self._run))
         table = ResultsTable(self._uri, dict(zip(manifest.columns, manifest.types, strict=True)))
-        table.write(counts.count(costs.charge(self._result_rows(result, plan, failures, missing))))
+        table.write(counts.count(add_costs(self._result_rows(result, plan, failures, missing), price)))
         self._is_written = True
         if result.submitted is not None:
             counts.new_jobs = result.submitted

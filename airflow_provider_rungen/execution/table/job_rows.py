@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from array import array
-from collections.abc import Callable, Collection, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -13,7 +11,6 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobCanceledError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.costs.bill import read_decimal
 from airflow_provider_rungen.execution.spool import Spool
 from airflow_provider_rungen.execution.table.results import ResultRow, Status
 
@@ -33,27 +30,12 @@ class JobRows:
         self._describe = describe
         self._spool = Spool()
         self._numbers: dict[str, int] = {}
-        # of each, by its number: where its row is, and how long it ran unless it is reused
+        # of each, by its number: where its row is
         self._positions = array("q")
-        self._seconds = array("d")
 
     def close(self) -> None:
         """Remove the file."""
         self._spool.close()
-
-    @property
-    def seconds(self) -> Decimal:
-        """How long the jobs ran that are not reused."""
-        return self.seconds_without(())
-
-    def seconds_without(self, shared: Collection[str]) -> Decimal:
-        """
-        Return how long the jobs ran that are not reused.
-
-        :param shared: other jobs to leave out.
-        """
-        known = (self._seconds[number] for each, number in self._numbers.items() if each not in shared)
-        return sum((Decimal(str(seconds)) for seconds in known if not math.isnan(seconds)), Decimal())
 
     # --- see `Collected` ---
 
@@ -124,16 +106,13 @@ class JobRows:
         return {} if self._describe is None else {"about": self._describe(redact_value(input), outputs)}
 
     def _add(self, job_id: str, *, result: Any = None, **fields: Any) -> None:
-        seconds = None if fields.get("reused") else read_decimal(fields.get("execution_seconds"))
         # signed URLs are removed before anything is on a disk. Those of stored files are none.
         stored = {uri: uri for uri in fields.get("outputs", ())}
         position = self._spool.append({**fields, "result": redact_value(result, stored)})
         number = self._numbers.setdefault(job_id, len(self._positions))
         if number == len(self._positions):
             self._positions.append(0)
-            self._seconds.append(0)
         self._positions[number] = position
-        self._seconds[number] = math.nan if seconds is None else float(seconds)
 
 
 def _times(job: Job) -> dict[str, Any]:
