@@ -136,8 +136,6 @@ if TYPE_CHECKING:
         max_failed: float
         stop_after: int | None
         max_output_bytes: int
-        max_outputs: int
-        max_total_bytes: int | None
 
     class DecoratorArguments(JobDecoratorArguments, total=False):
         """What ``@task.rungen`` takes: see `RunGenDecoratedOperator`."""

@@ -84,8 +84,6 @@ ORDER = [
     "max_failed",
     "stop_after",
     "max_output_bytes",
-    "max_outputs",
-    "max_total_bytes",
     "max_xcom_bytes",
     "uri",
     "version",

@@ -26,7 +26,6 @@ from yarl import URL
 from airflow_provider_rungen import __version__
 from airflow_provider_rungen.client.address_policy import is_local_name, literal, may_be_reached
 from airflow_provider_rungen.client.bodies import Decoder, UnknownEncodingError
-from airflow_provider_rungen.client.budget import Budget
 from airflow_provider_rungen.client.codec import retry_after
 from airflow_provider_rungen.client.data_urls import (
     content_type_of,
@@ -108,23 +107,21 @@ class Downloader:
         # the proxy itself may be in a private network
         self._direct, self._proxied = session(_CheckedResolver(self.check)), session(None)
 
-    async def fetch(self, url: str, file: BinaryIO, budget: Budget) -> Download:
+    async def fetch(self, url: str, file: BinaryIO) -> Download:
         """
         Download a file into another one, whose contents it replaces. A data URL is decoded.
 
-        :param budget: where its bytes are taken from.
         :raises RunGenConnectionError: the file did not arrive, or not all of it.
         :raises RunGenAPIError: its host refuses it.
         :raises RunGenOutputError: it must not be downloaded from there, is too large, or cannot be written.
         """
         if is_data_url(url):
-            with budget.lease(self._max_bytes) as grow_to:
-                grow_to(decoded_size(url))
-                return await _decode(url, file)
+            self._check_size(decoded_size(url))
+            return await _decode(url, file)
         target = parse_url(url)
         for _ in range(MAX_REDIRECTS + 1):
             try:
-                outcome = await self._request(target, file, budget)
+                outcome = await self._request(target, file)
             except (aiohttp.ClientError, OSError, ValueError, EOFError, zlib.error) as error:
                 reason = describe_cause(error)
             else:
@@ -139,7 +136,7 @@ class Downloader:
             )
         raise rejection(f"it is redirected more than {MAX_REDIRECTS} times")
 
-    async def _request(self, target: URL, file: BinaryIO, budget: Budget) -> Download | URL:
+    async def _request(self, target: URL, file: BinaryIO) -> Download | URL:
         """Download a file, or return the URL that it is redirected to."""
         settings = self._settings
         proxy = settings.proxy_for(str(target.with_query(None)))
@@ -152,13 +149,18 @@ class Downloader:
                 return redirect_target(target, answer.headers.get("Location", ""))
             if answer.status != 200:
                 raise await _error_of(target, answer)
-            with budget.lease(self._max_bytes) as grow_to:
-                return await self._read(answer, file, grow_to)
+            return await self._read(answer, file)
 
-    async def _read(
-        self, answer: aiohttp.ClientResponse, file: BinaryIO, grow_to: Callable[[int], None]
-    ) -> Download:
-        grow_to(answer.content_length or 0)
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise RunGenOutputError(
+                f"the file has over {self._max_bytes} bytes (max_output_bytes)",
+                hint="Raise max_output_bytes if that size is right",
+                retryable=False,
+            )
+
+    async def _read(self, answer: aiohttp.ClientResponse, file: BinaryIO) -> Download:
+        self._check_size(answer.content_length or 0)
         size, digest = 0, hashlib.sha256()
         begun_at = time.monotonic()
         with _disk_errors():
@@ -166,7 +168,7 @@ class Downloader:
             file.truncate()
         async for chunk in _decoded_chunks(answer):
             size += len(chunk)
-            grow_to(size)
+            self._check_size(size)
             if time.monotonic() - begun_at > self._settings.read_timeout + size / MIN_BYTES_PER_SECOND:
                 raise TimeoutError(f"less than {MIN_BYTES_PER_SECOND} bytes a second")
             digest.update(chunk)

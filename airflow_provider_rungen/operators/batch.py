@@ -101,8 +101,6 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     # with a destination: the defaults of RunGenCollectResultsOperator
     result_schema = None
     max_output_bytes = 1 << 30
-    max_outputs = 10_000
-    max_total_bytes = None
     max_xcom_bytes = 0
 
     def __init__(

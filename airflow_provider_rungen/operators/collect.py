@@ -77,8 +77,6 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
     :param max_concurrency: how many files are downloaded at a time at most.
     :param max_failed: how many jobs may fail without failing the task: a number, or a share below 1.
     :param max_output_bytes: bytes of a file at most.
-    :param max_outputs: files of a job at most.
-    :param max_total_bytes: bytes of all files of a job at most. No limit when left out.
     :param max_xcom_bytes: bytes at most that are returned without ``destination`` and ``results``.
     """
 
@@ -108,8 +106,6 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         max_concurrency: int = 8,
         max_failed: float = 0,
         max_output_bytes: int = 1 << 30,
-        max_outputs: int = 10_000,
-        max_total_bytes: int | None = None,
         max_xcom_bytes: int = 1_000_000,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
@@ -132,10 +128,6 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         self.max_concurrency = check_count(max_concurrency, "max_concurrency")
         self.max_failed = check_max_failed(max_failed)
         self.max_output_bytes = check_count(max_output_bytes, "max_output_bytes")
-        self.max_outputs = check_count(max_outputs, "max_outputs")
-        self.max_total_bytes = max_total_bytes
-        if max_total_bytes is not None:
-            check_count(max_total_bytes, "max_total_bytes")
         self.max_xcom_bytes = check_count(max_xcom_bytes, "max_xcom_bytes")
         check_literals(self)
 

@@ -104,8 +104,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         submits no more, cancels what is in flight, and keeps what completed. The same holds for refused
         inputs. Never when ``None``.
     :param max_output_bytes: bytes of a file at most.
-    :param max_outputs: files of a job at most.
-    :param max_total_bytes: bytes of all files of a job at most. No limit when left out.
     """
 
     template_fields: Sequence[str] = (
@@ -153,8 +151,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         max_failed: float = 0,
         stop_after: int | None = 20,
         max_output_bytes: int = 1 << 30,
-        max_outputs: int = 10_000,
-        max_total_bytes: int | None = None,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         check_format(format)
@@ -190,10 +186,6 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         self.max_failed = check_max_failed(max_failed)
         self.stop_after = check_limit(stop_after, "stop_after")
         self.max_output_bytes = check_count(max_output_bytes, "max_output_bytes")
-        self.max_outputs = check_count(max_outputs, "max_outputs")
-        self.max_total_bytes = max_total_bytes
-        if max_total_bytes is not None:
-            check_count(max_total_bytes, "max_total_bytes")
         check_literals(self)
 
     def execute(self, context: Context) -> dict[str, Any]:

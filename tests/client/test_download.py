@@ -20,7 +20,6 @@ import pytest
 from conftest import KEY
 
 from airflow_provider_rungen.client import download
-from airflow_provider_rungen.client.budget import Budget
 from airflow_provider_rungen.client.download import Download, Downloader, ExpiredUrlError
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.exceptions import (
@@ -91,7 +90,7 @@ def fetch(
     async def run() -> Download | RunGenError:
         downloader = Downloader(settings, max_bytes=max_bytes, at_once=2)
         try:
-            return await downloader.fetch(url, file, Budget())
+            return await downloader.fetch(url, file)
         except RunGenError as error:
             return error
         finally:
@@ -165,7 +164,7 @@ def test_a_file_that_is_large_once_decoded_does_not_hold_up_the_event_loop(host:
         downloader = Downloader(Settings(HERE, KEY), max_bytes=10**8, at_once=1)
         counter = asyncio.ensure_future(count_writes_of_each_turn())
         try:
-            return await downloader.fetch(host.url, File(), Budget())
+            return await downloader.fetch(host.url, File())
         finally:
             counter.cancel()
             await downloader.close()
@@ -354,7 +353,7 @@ def test_a_full_disk_is_no_fault_of_the_network(host: Host) -> None:
     async def run() -> None:
         downloader = Downloader(Settings(HERE, KEY), max_bytes=10**6, at_once=1)
         try:
-            await downloader.fetch(host.url, Full(), Budget())
+            await downloader.fetch(host.url, Full())
         finally:
             await downloader.close()
 

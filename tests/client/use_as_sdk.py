@@ -10,7 +10,6 @@ import time
 sys.modules["airflow"] = None  # type: ignore[assignment]  # whoever imports it gets an ImportError
 
 from airflow_provider_rungen.client import endpoints, polling, scaling  # noqa: E402
-from airflow_provider_rungen.client.budget import Budget  # noqa: E402
 from airflow_provider_rungen.client.download import Downloader  # noqa: E402
 from airflow_provider_rungen.client.models import Job, JobStatus  # noqa: E402
 from airflow_provider_rungen.client.output_urls import find_outputs  # noqa: E402
@@ -50,7 +49,7 @@ async def download(settings: Settings, job: Job) -> None:
     downloader, file = Downloader(settings, max_bytes=10_000_000, at_once=1), io.BytesIO()
     try:
         [output] = find_outputs(job.result)
-        await downloader.fetch(output.url, file, Budget())
+        await downloader.fetch(output.url, file)
     finally:
         await downloader.close()
     assert file.getvalue().startswith(b"\x89PNG"), file.getvalue()[:20]

@@ -47,7 +47,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenOutputError,
     RunGenResultError,
 )
-from airflow_provider_rungen.execution.archive import archiver
+from airflow_provider_rungen.execution.archive import archiver, job_archiver
 from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
 from airflow_provider_rungen.execution.archive.many_files import read_listed
 from airflow_provider_rungen.execution.archive.storage import Storage
@@ -399,18 +399,9 @@ def test_a_destination_is_a_template() -> None:
     assert op.destination == "file:///data/2025-01-11"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("max_concurrency", "max_output_bytes", "max_outputs", "max_total_bytes"),
-        *("max_xcom_bytes", "max_failed"),
-    ],
-)
+@pytest.mark.parametrize("name", ["max_concurrency", "max_output_bytes", "max_xcom_bytes", "max_failed"])
 @pytest.mark.parametrize("bad", [-1, "1", 1.5, None, True])
 def test_a_number_that_is_none_breaks_the_dag_file(name: str, bad: Any) -> None:
-    if (name, bad) == ("max_total_bytes", None):
-        assert collect_op("j", "/x", max_total_bytes=None).max_total_bytes is None
-        return
     with pytest.raises(ValueError, match=name):
         collect_op("j", "/x", **{name: bad})
 
@@ -754,15 +745,6 @@ def test_a_manifest_that_is_not_whole_is_not_believed(
     assert gets_of(rungen_emulator, job_id) > asked
 
 
-@pytest.mark.parametrize("limit", [{"max_outputs": 1}, {"max_total_bytes": 100}])
-def test_what_is_stored_has_to_keep_to_the_limits(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, limit: dict[str, int]
-) -> None:
-    [job_id] = submitted(job(images=2))
-    assert archive(context, job_id, tmp_path).error is None
-    assert next(iter(limit)) in str(archive(context, job_id, tmp_path, **limit).error)
-
-
 def test_what_is_stored_has_to_fit_the_schema(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
@@ -1042,45 +1024,25 @@ def test_a_file_that_is_too_large_fails_permanently(
 
 
 @pytest.mark.parametrize("more", [0, 1])
-def test_a_job_has_so_many_outputs_at_most(
-    rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path, more: int
+def test_a_job_has_so_many_outputs_at_most(  # noqa: PLR0917 - fixtures
+    rungen_emulator: Emulator,
+    context: Any,
+    ti: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: int,
 ) -> None:
+    monkeypatch.setattr(job_archiver, "MAX_OUTPUTS", 12)
     many, one = submitted(job(images=12 + more), job())
-    outcome = archive(context, [many, one], tmp_path, max_outputs=12, max_failed=1)
+    outcome = archive(context, [many, one], tmp_path, max_failed=1)
     assert outcome.error is None
     assert [each["index"] for each in ti.xcoms["failed"]] == [0] * more
     assert sum(fetches(rungen_emulator).values()) == 1 + 12 * (not more)
     if more:
         assert not (tmp_path / many).exists()
-        error = archive(context, many, tmp_path, max_outputs=12).error
+        error = archive(context, many, tmp_path).error
         assert type(error) is AirflowFailException
         assert "Could not store the outputs: it has more than 12 outputs" in str(error)
-
-
-@pytest.mark.parametrize("is_retried", [False, True])
-def test_the_outputs_of_a_job_have_so_many_bytes_at_most(
-    rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path, is_retried: bool
-) -> None:
-    if is_retried:
-        rungen_emulator.service.inject(
-            Fault(on="output", kind="truncate")
-        )  # what is fetched again counts once
-    large, small = submitted(job(images=12, output_bytes=1000), job(output_bytes=1000))
-    assert archive(context, large, tmp_path / "all", max_total_bytes=12_000).error is None
-    assert archive(context, large, tmp_path / "all", max_total_bytes=12_000).error is None
-    before = rungen_emulator.service.count("output")
-    error = archive(context, large, tmp_path / "all", max_total_bytes=11_999).error
-    assert rungen_emulator.service.count("output") == before
-    assert type(error) is AirflowFailException
-    outcome = archive(
-        context, [large, small], tmp_path / "some", max_total_bytes=5999, max_concurrency=2, max_failed=1
-    )
-    assert outcome.error is None
-    assert [each["index"] for each in ti.xcoms["failed"]] == [0]
-    assert rungen_emulator.service.count("output") <= before + 5 + 2 + 1
-    error = archive(context, large, tmp_path / "none", max_total_bytes=5999).error
-    assert "Could not store the outputs: " in str(error)
-    assert "the outputs of the job have over 5999 bytes (max_total_bytes)" in str(error)
 
 
 @pytest.mark.parametrize(

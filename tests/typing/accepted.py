@@ -151,8 +151,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         max_failed=0.02,
         stop_after=5,
         max_output_bytes=1 << 30,
-        max_outputs=100,
-        max_total_bytes=1 << 40,
         retries=2,
     )
     RunGenRunTableOperator(task_id="rows", table=[{"id": 1}], key="id", results="/tmp/results.csv")  # noqa: S108
@@ -184,8 +182,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         max_failed=0.02,
         stop_after=5,
         max_output_bytes=1 << 30,
-        max_outputs=100,
-        max_total_bytes=1 << 40,
         retries=2,
     )
     def paint_row(row: dict[str, Any], style: str) -> dict[str, Any]:
@@ -237,8 +233,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         max_concurrency=8,
         max_failed=1,
         max_output_bytes=1 << 30,
-        max_outputs=100,
-        max_total_bytes=None,
         max_xcom_bytes=1_000_000,
     )
     cancel = RunGenCancelJobOperator(
@@ -292,8 +286,6 @@ with DAG("accepted", schedule=None, start_date=datetime(2025, 1, 1), params=form
         max_failed=0,
         stop_after=5,
         max_output_bytes=1 << 30,
-        max_outputs=100,
-        max_total_bytes=1 << 40,
         max_xcom_bytes=1_000_000,
         multiple_outputs=False,
         retries=2,

@@ -45,8 +45,6 @@ class OutputArchiver:
     :param downloader: downloads them.
     :param max_concurrency: how many downloads, and how many jobs, may be in progress at a time.
     :param schema: the schema that results must match.
-    :param max_outputs: how many outputs a job may have.
-    :param max_total_bytes: how many bytes the outputs of a job may have together; ``None`` for any number.
     :param on_stored: what to keep of a job that is stored, since there may be many.
     :param log_level: of the line about what was stored.
     """
@@ -59,8 +57,6 @@ class OutputArchiver:
     _: KW_ONLY
     max_concurrency: int
     schema: Schema | None = None
-    max_outputs: int = 10_000
-    max_total_bytes: int | None = None
     on_stored: Callable[[StoredJob], StoredJob] = lambda stored: stored
     log_level: int = logging.INFO
     file_count: int = field(init=False, default=0)

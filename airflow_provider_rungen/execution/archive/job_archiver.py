@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from airflow_provider_rungen.client import endpoints
-from airflow_provider_rungen.client.budget import Budget
 from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
 from airflow_provider_rungen.client.download import Download, ExpiredUrlError
 from airflow_provider_rungen.client.models import Job
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+# A result with more is no list of pictures. Its manifest would not fit into memory.
+MAX_OUTPUTS = 10_000
 # How a host answers to an expired URL. Proxies answer like this, too.
 _REFUSED_STATUSES = (401, 403, 404, 410)
 _REFUSED_HINT = (
@@ -53,17 +54,16 @@ class JobArchiver:
         self._archiver = archiver
         self._storage = archiver.storage
         self._job = job
-        self._outputs = find_outputs(job.result, archiver.max_outputs + 1)
-        if len(self._outputs) > archiver.max_outputs:
+        self._outputs = find_outputs(job.result, MAX_OUTPUTS + 1)
+        if len(self._outputs) > MAX_OUTPUTS:
             raise self._error(
                 RunGenOutputError(
-                    f"it has more than {archiver.max_outputs} outputs (max_outputs)",
-                    hint="Raise max_outputs if that number is right",
+                    f"it has more than {MAX_OUTPUTS:,} outputs, which is the limit",
+                    hint="Let the model return fewer outputs, or one archive of them",
                     retryable=False,
                 )
             )
         self._journal = ManifestJournal(self._storage, job, self._outputs)
-        self._budget = Budget(archiver.max_total_bytes)
         self._errors: list[RunGenOutputError] = []
         # by URL, the one that replaced it after a refusal; None before the service was asked
         self._renewed_urls: dict[str, str] | None = None
@@ -78,11 +78,9 @@ class JobArchiver:
         journal, archiver = self._journal, self._archiver
         try:
             await self._retry(in_daemon_thread, journal.load)
-            size = sum(entry["size"] for entry in journal.entries)
-            self._budget.take(size)
             archiver.existing_count += len(journal.stored)
             archiver.file_count += len(journal.stored)
-            archiver.total_bytes += size
+            archiver.total_bytes += sum(entry["size"] for entry in journal.entries)
             missing = [output for output in self._outputs if output.name not in journal.stored]
             await gather_limited(self._store, missing, archiver.max_concurrency)
             is_changed = bool(missing) or not journal.is_complete
@@ -95,8 +93,6 @@ class JobArchiver:
         return journal.stored_job()
 
     async def _store(self, output: Output) -> None:
-        if self._budget.is_exceeded:
-            return
         archiver, storage, job, journal = self._archiver, self._storage, self._job, self._journal
         try:
             async with archiver.slots:
@@ -116,7 +112,7 @@ class JobArchiver:
         """Download an output. If its host refuses it, ask the service for a new URL."""
         url = (self._renewed_urls or {}).get(output.url, output.url)
         try:
-            return await self._retry(self._archiver.downloader.fetch, url, file, self._budget)
+            return await self._retry(self._archiver.downloader.fetch, url, file)
         except RunGenAPIError as error:
             if not _is_refusal(error):
                 raise
@@ -126,7 +122,7 @@ class JobArchiver:
     async def _fetch_renewed(self, url: str, file: BinaryIO) -> Download:
         """Download an output whose URL is as new as it can be."""
         try:
-            return await self._archiver.downloader.fetch(url, file, self._budget)
+            return await self._archiver.downloader.fetch(url, file)
         except RunGenAPIError as error:
             if not _is_refusal(error):
                 raise

@@ -25,16 +25,12 @@ class StoredJobFinder:
     :param storage: where they may be stored.
     :param app_id: the app.
     :param max_concurrency: how many jobs to look at at a time.
-    :param max_outputs: a job with more outputs does not count as stored.
-    :param max_total_bytes: nor does one whose outputs have more bytes together.
     """
 
     storage: Storage
     app_id: str
     _: KW_ONLY
     max_concurrency: int = 8
-    max_outputs: int | None = None
-    max_total_bytes: int | None = None
 
     async def run(
         self, job_ids: Collection[str], on_found: Callable[[StoredJob], None], check: Callable[[], None]
@@ -75,7 +71,6 @@ class StoredJobFinder:
         if (
             files is None
             or len(files) != len(entries)
-            or self._exceeds_limits(entries)
             or not _describes(entries, manifest.result)
             or not all(
                 storage.digest(*file, size) == entry["sha256"]
@@ -87,12 +82,6 @@ class StoredJobFinder:
             # an attempt may have been killed before it removed them
             storage.remove(job_id, storage.sizes(job_id, PART_PREFIX))
         return stored_job(storage, self.app_id, job_id, manifest)
-
-    def _exceeds_limits(self, entries: Collection[dict[str, Any]]) -> bool:
-        size = sum(entry["size"] for entry in entries)
-        return (self.max_outputs is not None and len(entries) > self.max_outputs) or (
-            self.max_total_bytes is not None and size > self.max_total_bytes
-        )
 
 
 def _describes(entries: Collection[dict[str, Any]], result: Any) -> bool:

@@ -85,8 +85,6 @@ class OutputStore:
             self._storage,
             app_id,
             max_concurrency=options.max_concurrency,
-            max_outputs=options.max_outputs,
-            max_total_bytes=options.max_total_bytes,
         )
         with guard.defer_signals():
             asyncio.run(finder.run(job_ids, note, guard.check))
@@ -141,8 +139,6 @@ class OutputStore:
                 downloader,
                 max_concurrency=options.max_concurrency,
                 schema=self._schema,
-                max_outputs=options.max_outputs,
-                max_total_bytes=options.max_total_bytes,
                 on_stored=on_stored,
                 log_level=logging.DEBUG if self._is_piecemeal else logging.INFO,
             )

@@ -111,8 +111,6 @@ class CollectOptions:
     max_failed: float
     max_concurrency: int
     max_output_bytes: int
-    max_outputs: int
-    max_total_bytes: int | None
     max_xcom_bytes: int
 
     @classmethod
