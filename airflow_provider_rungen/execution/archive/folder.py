@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -21,7 +20,6 @@ File: TypeAlias = tuple[str, str]
 #: How a file that is missing shows. Not PermissionError: s3fs also raises it for expired credentials, a wrong
 #: clock and the like.
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-_CHUNK_BYTES = 1 << 20
 _SMALL_BYTES = 1 << 16
 # Here a file appears once it is uploaded, and not before.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss"}
@@ -98,18 +96,11 @@ class Folder:
 
     # --- what is there ---
 
-    def sizes(self, job_id: str, prefix: str) -> dict[str, int]:
-        """Return the sizes of a job's files whose name begins with a prefix."""
-        sizes = self.list_folder(job_id) or {}
-        return {name: size for name, size in sizes.items() if name.startswith(prefix)}
-
-    def list_folder(self, folder: str) -> dict[str, int] | None:
-        """Return the sizes of the files in a folder, or ``None`` if it, or the place, cannot be found."""
-        with self.wrap_errors():
-            try:
-                return self._list(folder)
-            except MISSING:
-                return None
+    def list_folder(self, folder: str) -> dict[str, int]:
+        """Return the sizes of the files in a folder: none if it, or the place, cannot be found."""
+        with self.wrap_errors(), contextlib.suppress(*MISSING):
+            return self._list(folder)
+        return {}
 
     def sizes_of(self, files: Iterable[File]) -> dict[File, int]:
         """Return the sizes of those of many files that exist, concurrently."""
@@ -215,18 +206,6 @@ class Folder:
         else:
             with self.fs.open(self.path_of(job_id, name), "rb") as file:
                 yield file
-
-    def digest(self, job_id: str, name: str, size: int) -> str | None:
-        """Return the SHA-256 of a file, or ``None`` if it is missing or has another size."""
-
-        def read(file: BinaryIO) -> str | None:
-            count, digest = 0, hashlib.sha256()
-            while count <= size and (chunk := file.read(_CHUNK_BYTES)):
-                count += len(chunk)
-                digest.update(chunk)
-            return digest.hexdigest() if count == size else None
-
-        return self.read_with(job_id, name, read)
 
 
 def read_most(file: BinaryIO, max_bytes: int) -> bytes:

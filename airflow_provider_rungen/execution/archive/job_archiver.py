@@ -1,11 +1,12 @@
-"""Store the outputs of one job: download each, record it in the manifest, and move it to its target."""
+"""Store the outputs of one job: download each, move it to its target, and record it in the manifest."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from airflow_provider_rungen.client import endpoints
@@ -82,31 +83,38 @@ class JobArchiver:
             archiver.file_count += len(journal.stored)
             archiver.total_bytes += sum(entry["size"] for entry in journal.entries)
             missing = [output for output in self._outputs if output.name not in journal.stored]
-            await gather_limited(self._store, missing, archiver.max_concurrency)
-            is_changed = bool(missing) or not journal.is_complete
-            if journal.parts or (is_changed and not self._errors):
-                await self._retry(in_daemon_thread, journal.finish, not self._errors)
+            await self._store_all(missing)
+            if journal.is_changed or not (journal.is_complete or self._errors):
+                await self._retry(partial(journal.save, is_complete=not self._errors))
         except RunGenOutputError as error:
             raise self._error(error) from error
         if self._errors:
             raise next((error for error in self._errors if not error.retryable), self._errors[0])
         return journal.stored_job()
 
+    async def _store_all(self, outputs: Sequence[Output]) -> None:
+        is_over = asyncio.Event()
+        saving = asyncio.ensure_future(self._journal.save_regularly(is_over))
+        try:
+            await gather_limited(self._store, outputs, self._archiver.max_concurrency)
+            is_over.set()
+            # two writes at a time could replace the later manifest with the earlier one
+            await saving
+        finally:
+            saving.cancel()
+
     async def _store(self, output: Output) -> None:
-        archiver, storage, job, journal = self._archiver, self._storage, self._job, self._journal
+        archiver, storage, job = self._archiver, self._storage, self._job
         try:
             async with archiver.slots:
                 with storage.incoming(job.id, output.name) as (file, path):
                     download = await self._download(output, file)
-                    journal.add(output, download)
-                    await self._retry(journal.flush)
                     await self._retry(in_daemon_thread, storage.put, file, path, job.id, output.name)
-        except RunGenError as error:
-            journal.discard(output)
-            self._errors.append(self._error(error, f"{output.at}: "))
-        else:
             archiver.file_count += 1
             archiver.total_bytes += download.size
+            self._journal.add(output, download)
+        except RunGenError as error:
+            self._errors.append(self._error(error, f"{output.at}: "))
 
     async def _download(self, output: Output, file: BinaryIO) -> Download:
         """Download an output. If its host refuses it, ask the service for a new URL."""

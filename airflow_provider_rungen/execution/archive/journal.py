@@ -1,15 +1,15 @@
 """Keep the manifest of one job in the destination, so that a later attempt downloads only what is missing.
 
-An entry is written before its file is moved to its target. A job with few outputs rewrites its whole manifest
-for that. With many outputs this would take quadratic time, so new entries are written to parts beside the
-manifest. The parts are removed once the manifest is written.
+The manifest is written every second while files arrive, and at the end. It only lists files that are there.
+What arrived since it was written last is in no manifest. After a kill, the next attempt downloads that again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import secrets
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,7 @@ from airflow_provider_rungen.client.download import Download
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import Output, redact_value
 from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.manifests import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -26,15 +27,13 @@ from airflow_provider_rungen.execution.archive.manifests import (
     manifest_text,
     parse_manifest,
 )
-from airflow_provider_rungen.execution.archive.many_files import read_listed
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 
 log = logging.getLogger(__name__)
 
-PART_PREFIX = "manifest.part-"
-# A job with more outputs writes parts.
-MAX_OUTPUTS_WITHOUT_PARTS = 8
+# Seconds between two writes while files arrive.
+SAVE_INTERVAL = 1.0
 
 
 class ManifestJournal:
@@ -47,52 +46,50 @@ class ManifestJournal:
     """
 
     def __init__(self, storage: Storage, job: Job, outputs: Sequence[Output]) -> None:
-        #: By output name, the files that are stored or about to be.
+        #: By output name, the files that are stored.
         self.stored: dict[str, dict[str, Any]] = {}
         #: Whether an earlier attempt stored everything.
         self.is_complete = False
-        #: The names of all parts, including those of earlier attempts.
-        self.parts: list[str] = []
         self._storage = storage
         self._job = job
         self._outputs = outputs
         self._input = redact_value(job.input)
-        self._unwritten: dict[str, dict[str, Any]] = {}
-        # one call writes at a time, including the entries of those that wait
-        self._lock = asyncio.Lock()
-        self._token = secrets.token_hex(4)
+        self._saved_count = 0
 
     @property
     def entries(self) -> list[dict[str, Any]]:
         """The entries of the stored files, in the order of the outputs."""
         return [self.stored[output.name] for output in self._outputs if output.name in self.stored]
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether files were stored that the manifest does not list yet."""
+        return len(self.stored) > self._saved_count
+
     def load(self) -> None:
         """Find the files that an earlier attempt has stored. Blocks."""
         storage, job = self._storage, self._job
         storage.remove_leftovers(job.id)
         content = storage.read(job.id, MANIFEST, MAX_MANIFEST_BYTES)
-        contents = [] if content is None else [content]
-        if len(self._outputs) > MAX_OUTPUTS_WITHOUT_PARTS:
-            sizes = storage.sizes(job.id, PART_PREFIX)
-            self.parts = sorted(sizes)
-            if 0 < sum(sizes.values()) <= MAX_MANIFEST_BYTES:
-                for some in read_listed(storage, {(job.id, part): size for part, size in sizes.items()}):
-                    contents += some.values()
-        manifests = [parse_manifest(content, job.app_id, job.id) for content in contents]
-        self.is_complete = content is not None and manifests[0].is_complete
-        entries = {key: entry for manifest in manifests for key, entry in manifest.entries.items()}
+        if content is None:
+            return
+        manifest, sizes = parse_manifest(content, job.app_id, job.id), storage.list_folder(job.id)
+        self.is_complete = manifest.is_complete
         for output in self._outputs:
-            entry = entries.get((storage.uri_of(job.id, output.name), output.at))
-            if entry and storage.digest(job.id, output.name, entry["size"]) == entry["sha256"]:
+            entry = manifest.entries.get((storage.uri_of(job.id, output.name), output.at))
+            # files appear as a whole, so there is no need to read them for their digest
+            if entry and sizes.get(output.name) == entry["size"]:
                 self.stored[output.name] = entry
-        if invalid_count := sum(manifest.invalid_count for manifest in manifests):
+        self._saved_count = len(self.stored)
+        if manifest.invalid_count:
             uri = redact(storage.uri_of(job.id, MANIFEST))
-            log.warning("Ignored %d invalid manifest entries (job %s, %s)", invalid_count, job.id, uri)
+            log.warning(
+                "Ignored %d invalid manifest entries (job %s, %s)", manifest.invalid_count, job.id, uri
+            )
 
     def add(self, output: Output, download: Download) -> None:
-        """Add an output whose file is about to be moved to its target."""
-        self.stored[output.name] = self._unwritten[output.name] = {
+        """Add an output whose file is stored."""
+        self.stored[output.name] = {
             "uri": self._storage.uri_of(self._job.id, output.name),
             "at": output.at,
             "size": download.size,
@@ -100,36 +97,28 @@ class ManifestJournal:
             "content_type": download.content_type,
         }
 
-    def discard(self, output: Output) -> None:
-        """Forget an output that could not be stored."""
-        self.stored.pop(output.name, None)
-        self._unwritten.pop(output.name, None)
-
-    async def flush(self) -> None:
-        """Write the entries that were added, unless a concurrent call has written them."""
-        async with self._lock:
-            if not (entries := dict(self._unwritten)):
+    async def save_regularly(self, is_over: asyncio.Event) -> None:
+        """Write the manifest whenever files were added. What fails is tried again."""
+        pause = SAVE_INTERVAL
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(is_over.wait(), pause)
                 return
-            if len(self._outputs) <= MAX_OUTPUTS_WITHOUT_PARTS:
-                await in_daemon_thread(self._write, MANIFEST, self._manifest(is_complete=False))
-            else:
-                part = f"{PART_PREFIX}{self._token}-{len(self.parts)}.json"
-                content = {**self._head(is_complete=False), "outputs": list(entries.values())}
-                await in_daemon_thread(self._write, part, content)
-                self.parts.append(part)
-            for name in entries:
-                self._unwritten.pop(name, None)
+            begun_at = time.monotonic()
+            if self.is_changed:
+                with contextlib.suppress(RunGenOutputError):
+                    await self.save(is_complete=False)
+            # a large manifest takes a while to write, and is not to take most of the time
+            pause = max(SAVE_INTERVAL, 9 * (time.monotonic() - begun_at))
 
-    def finish(self, is_complete: bool) -> None:
-        """Write the whole manifest, then remove its parts. Blocks."""
-        self._write(MANIFEST, self._manifest(is_complete=is_complete))
-        self._storage.remove(self._job.id, self.parts)
+    async def save(self, *, is_complete: bool) -> None:
+        """Write the manifest."""
+        manifest, count = self._manifest(is_complete=is_complete), len(self.stored)
+        await in_daemon_thread(self._write, manifest)
+        self._saved_count = count
 
-    def _write(self, name: str, content: dict[str, Any]) -> None:
-        self._storage.write(self._job.id, name, manifest_text(content))
-
-    def _head(self, *, is_complete: bool) -> dict[str, Any]:
-        return {"job_id": self._job.id, "app_id": self._job.app_id, "complete": is_complete}
+    def _write(self, manifest: dict[str, Any]) -> None:
+        self._storage.write(self._job.id, MANIFEST, manifest_text(manifest))
 
     def stored_job(self) -> StoredJob:
         """Return what is stored of the job."""
@@ -159,7 +148,9 @@ class ManifestJournal:
     def _manifest(self, *, is_complete: bool) -> dict[str, Any]:
         job = self._job
         return {
-            **self._head(is_complete=is_complete),
+            "job_id": job.id,
+            "app_id": job.app_id,
+            "complete": is_complete,
             "status": str(job.status),
             "created_at": self._created_at(),
             "execution_time": job.execution_time,

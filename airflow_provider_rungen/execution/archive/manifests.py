@@ -13,7 +13,7 @@ from airflow_provider_rungen.client.parsing import to_number, to_text, to_time
 from airflow_provider_rungen.client.texts import clean_text
 
 MANIFEST = "manifest.json"
-# Of a manifest that is read, and of its parts together.
+# Of a manifest that is read.
 MAX_MANIFEST_BYTES = 128 * 1024 * 1024
 # The fields of a file that a task returns.
 RETURNED_FIELDS = ("uri", "size", "sha256", "content_type")

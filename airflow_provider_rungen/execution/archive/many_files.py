@@ -70,7 +70,7 @@ def read_confirmed(folder: Folder, files: Sequence[File]) -> dict[File, bytes]:
     contents = dict(zip(files, _read(folder, files), strict=True))
     found = {file: content for file, content in contents.items() if isinstance(content, bytes)}
     failed = [file for file in files if file not in found]
-    listed = {name: folder.list_folder(name) or {} for name in {name for name, _ in failed}}
+    listed = {name: folder.list_folder(name) for name in {name for name, _ in failed}}
     for file in failed:
         size = listed[file[0]].get(file[1])
         if size == 0:  # a store refuses to read from the first byte of nothing on

@@ -70,10 +70,10 @@ class Storage(Folder):
             self.write_all({probe: content})
             try:
                 step = "list"
-                listed = self.sizes(folder, name)
+                sizes = self.list_folder(folder)
                 step = "read"
-                contents = list(read_listed(self, {(folder, each): size for each, size in listed.items()}))
-                if contents != [{probe: content}]:
+                listed = {probe: sizes[name]} if name in sizes else {}
+                if list(read_listed(self, listed)) != [{probe: content}]:
                     raise self.error(f"{self.uri_of(*probe)} was written, but cannot be read")
                 step = "remove"
             finally:
@@ -187,9 +187,9 @@ class Storage(Folder):
     def remove_leftovers(self, job_id: str) -> None:
         """Remove the temporary files of killed attempts, but not those that another attempt has locked."""
         if self.is_local:
-            names = [name for name in self.sizes(job_id, ".") if name.endswith(_TEMPORARY_SUFFIX)]
-            if unlocked := [name for name in names if self.read_with(job_id, name, try_lock)]:
-                self.remove(job_id, unlocked)
+            hidden = [name for name in self.list_folder(job_id) if name.startswith(".")]
+            names = [name for name in hidden if name.endswith(_TEMPORARY_SUFFIX)]
+            self.remove(job_id, [name for name in names if self.read_with(job_id, name, try_lock)])
 
     def confirm_missing(self, files: Iterable[File]) -> None:
         """

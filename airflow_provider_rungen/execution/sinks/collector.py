@@ -140,9 +140,12 @@ class Collector:
         """
         if self._store is None or not job_ids:
             return list(job_ids)
-        self._store.find(app_id, job_ids, lambda stored: self.add_stored(stored, is_reused=True))
+        others = self._store.find(app_id, job_ids, lambda stored: self.add_stored(stored, is_reused=True))
         self._is_searched = True
-        return [job_id for job_id in job_ids if job_id not in self._known]
+        if len(others) < len(job_ids):
+            found = [job_id for job_id in job_ids if job_id not in others]
+            log.info("Reused %s: stored in %s", format_jobs(found), self._store.shown)
+        return others
 
     def accepts(self, stored: StoredJob) -> bool:
         """Return whether a stored job can be taken: its result has to fit the schema."""
@@ -283,13 +286,12 @@ class Collector:
         if self._store is None or not job_ids or not self._runs_jobs:
             return self.find_stored(app_id, job_ids)
         try:
-            self._store.read(app_id, job_ids, self.add_stored)
+            return self._store.find(app_id, job_ids, self.add_stored)
         except (RunGenOutputError, RunGenInputError) as error:
             if not error.retryable:
                 raise
             self.errors |= {each: error for each in job_ids if each not in self._known}
             return ()
-        return [each for each in job_ids if each not in self._known]
 
     def _is_settled(self, job_id: str) -> bool:
         error = self.errors.get(job_id)

@@ -107,7 +107,7 @@ class SheetWriter:
             else:
                 self._storage.write("", name, content)
         self._storage.write("", INDEX, first)
-        older = [name for name in self._storage.sizes("", "index-") if _PAGE.fullmatch(name)]
+        older = [name for name in self._storage.list_folder("") if _PAGE.fullmatch(name)]
         self._storage.remove("", set(older) - set(names))
         return counts.shown
 

@@ -14,7 +14,6 @@ from airflow_provider_rungen.client.texts import format_bytes, format_count
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
@@ -65,38 +64,9 @@ class OutputStore:
             self._storage.prepare(create=create)
             self._is_prepared = True
 
-    def find(self, app_id: str, job_ids: Sequence[str], on_found: Callable[[StoredJob], object]) -> None:
+    def find(self, app_id: str, job_ids: Sequence[str], on_found: Callable[[StoredJob], object]) -> list[str]:
         """
-        Find the jobs that are stored and complete, without asking the service.
-
-        :param on_found: takes each, as it is found.
-        :raises RunGenOutputError: the destination cannot be read now.
-        """
-        from airflow_provider_rungen.execution.archive.lookup import StoredJobFinder
-
-        options, guard, found = self._options, self._run.guard, []
-
-        def note(stored: StoredJob) -> None:
-            if self.accepts(stored):
-                found.append(stored.job_id)
-                on_found(stored)
-
-        finder = StoredJobFinder(
-            self._storage,
-            app_id,
-            max_concurrency=options.max_concurrency,
-        )
-        with guard.defer_signals():
-            asyncio.run(finder.run(job_ids, note, guard.check))
-        if len(found) < len(job_ids):
-            # after a deferral nobody has tried it yet, and the others are missing only if it answers
-            self.prepare(create=False)
-        if found:
-            log.info("Reused %s: stored in %s", format_jobs(found), self.shown)
-
-    def read(self, app_id: str, job_ids: Sequence[str], on_found: Callable[[StoredJob], object]) -> None:
-        """
-        Find the jobs that an earlier attempt of this task run has stored. Their files are not read again.
+        Find the jobs that are stored as a whole, without asking the service, and return the others.
 
         :param on_found: takes each, as it is found.
         :raises RunGenOutputError: the destination cannot be read now.
@@ -112,6 +82,7 @@ class OutputStore:
         if len(found) < len(job_ids):
             # a folder that is not there has none of them, but it may be a mount that is missing
             self.prepare(create=False)
+        return [job_id for job_id in job_ids if not found.get(job_id)]
 
     def store(
         self, app_id: str, job_ids: Sequence[str], on_stored: Callable[[StoredJob], StoredJob]
