@@ -230,11 +230,11 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         return ManyInputs(given, schema, format=self.format, shares_equal=self.ledger is not None)
 
     def _sink(self, run: Runner) -> Sink:
-        from airflow_provider_rungen.execution.sinks.job_sinks import Results
+        from airflow_provider_rungen.execution.sinks.returned import Results
         from airflow_provider_rungen.execution.task.options import CollectOptions
 
         pushes_keys = self.multiple_outputs and self.destination is None
-        sink = Results(run, CollectOptions.of(self), pushes_keys=pushes_keys)
+        sink = Results(run, CollectOptions.of(self), pushes_keys=pushes_keys, advice=run)
         sink.is_single = run.is_single
         return sink
 

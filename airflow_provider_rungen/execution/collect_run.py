@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
-from airflow_provider_rungen.execution.sinks.collector import Collector
+from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
+from airflow_provider_rungen.execution.sinks.returned import Results
+from airflow_provider_rungen.execution.sinks.table_results import TableResults
 from airflow_provider_rungen.execution.task.job_ids import is_single, parse_job_ids
 from airflow_provider_rungen.execution.task.outcomes import (
     JOB_IS_OVER,
@@ -22,10 +26,27 @@ from airflow_provider_rungen.execution.task.outcomes import (
 from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 from airflow_provider_rungen.execution.task.usage import Usage
+from airflow_provider_rungen.runs.plan import Manifest, PlannedRow
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.execution.task.options import CollectOptions, WaitOptions
+
+
+class CollectedPlan:
+    """
+    The plan of a task that collects: a row for each id, without columns.
+
+    :param app_id: the app of the jobs.
+    :param count: how many ids there are.
+    """
+
+    def __init__(self, app_id: str, count: int) -> None:
+        self.manifest = Manifest(app_id, ())
+        self._count = count
+
+    def rows(self) -> Iterable[PlannedRow]:
+        return repeat(PlannedRow(), self._count)
 
 
 class CollectRun(TaskRun["WaitOptions"]):
@@ -84,19 +105,44 @@ class CollectRun(TaskRun["WaitOptions"]):
                 self.link_to(app_id, job_ids)
             else:
                 self.is_about(app_id, job_ids)
-            with closing(Collector(self, self._collect_options)) as collector:
+            with closing(self._sink(is_single=is_single(job_id))) as sink:
                 if event is None:
-                    collector.prepare()
-                with collector.reporting_failure(app_id, ids):
-                    if event is not None:
-                        raise_for_event(event)
-                    are_over = event is not None and are_all_over(event)
-                    jobs = self._wait_for(collector, app_id, job_ids, are_over=are_over)
-                max_failed, single = self._collect_options.max_failed, is_single(job_id)
-                return collector.collect(app_id, ids, jobs, max_failed=max_failed, single=single)
+                    sink.prepare()
+                return self._collect(sink, app_id, ids, event)
+
+    def _sink(self, *, is_single: bool) -> Results | TableResults:
+        if self._collect_options.results is not None:
+            return TableResults(self, self._collect_options, usage=self.usage)
+        sink = Results(self, self._collect_options, usage=self.usage)
+        sink.is_single = is_single
+        return sink
+
+    def _collect(
+        self,
+        sink: Results | TableResults,
+        app_id: str,
+        ids: list[str | None],
+        event: Mapping[str, Any] | None,
+    ) -> Any:
+        no_job = RunGenError("it has no job", retryable=False)
+        result = BatchResult(ids, {index: no_job for index, each in enumerate(ids) if each is None})
+        plan = CollectedPlan(app_id, len(ids))
+        try:
+            if event is not None:
+                raise_for_event(event)
+            are_over = event is not None and are_all_over(event)
+            jobs = self._wait_for(sink, app_id, result.job_ids, are_over=are_over)
+            return sink.finish(replace(result, jobs=jobs), plan)
+        except RunGenError as error:
+            if isinstance(error, RunGenJobTimeoutError) and self._collect_options.results is not None:
+                # those that are over are paid for
+                with suppress(RunGenError):
+                    sink.gather(app_id, ids)
+            sink.report(result, plan, error)
+            raise
 
     def _wait_for(
-        self, collector: Collector, app_id: str, job_ids: Sequence[str], *, are_over: bool
+        self, sink: Results | TableResults, app_id: str, job_ids: Sequence[str], *, are_over: bool
     ) -> list[Job]:
         """
         Wait for the jobs that are not stored.
@@ -108,9 +154,9 @@ class CollectRun(TaskRun["WaitOptions"]):
 
         def hold(job: Job) -> Job:
             self.usage.note(job)
-            return collector.hold(job)
+            return sink.hold(job)
 
-        pending = collector.find_stored(app_id, job_ids)
+        pending = sink.find_stored(app_id, job_ids)
         return self._wait.wait(
             app_id,
             pending,

@@ -194,11 +194,12 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         return ManyInputs(self.inputs, schema, format=self.format, shares_equal=self.ledger is not None)
 
     def _sink(self, run: Runner) -> Sink:
-        from airflow_provider_rungen.execution.sinks.job_sinks import JobIds, Results
+        from airflow_provider_rungen.execution.sinks.job_sinks import JobIds
+        from airflow_provider_rungen.execution.sinks.returned import Results
         from airflow_provider_rungen.execution.task.options import CollectOptions
 
         if self.destination is not None:
-            return Results(run, CollectOptions.of(self))
+            return Results(run, CollectOptions.of(self), advice=run)
         waits, max_failed = self.wait_for_completion, self.max_failed
         return JobIds(run, is_single=False, waits=waits, max_failed=max_failed)
 

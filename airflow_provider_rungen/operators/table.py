@@ -232,9 +232,9 @@ class RunGenRunTableOperator(RunGenBaseOperator):
 
     def _sink(self, run: Runner) -> Sink:
         from airflow_provider_rungen.execution.sinks.table_results import TableResults
-        from airflow_provider_rungen.execution.task.options import CollectOptions, TableOptions
+        from airflow_provider_rungen.execution.task.options import CollectOptions
 
-        return TableResults(run, TableOptions.of(self), CollectOptions.of(self))
+        return TableResults(run, CollectOptions.of(self), key=self.key, advice=run)
 
     def _runner(self, context: Context) -> Runner:
         from airflow_provider_rungen.client.redaction import redact

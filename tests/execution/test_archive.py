@@ -721,15 +721,16 @@ def test_a_store_is_asked_in_place_of_the_service(
     assert len(rungen_emulator.service.records()) == requests
 
 
+@pytest.mark.parametrize("options", [{}, {"wait_for_completion": False, "max_failed": 1}], ids=str)
 def test_a_store_that_cannot_be_read_fails_the_task_and_can_be_tried_again(
-    rungen_emulator: Emulator, context: Any, uploads: Uploads
+    rungen_emulator: Emulator, context: Any, uploads: Uploads, options: dict[str, Any]
 ) -> None:
     [job_id] = submitted(job())
     first = run_task(collect_op(job_id, "memory://bucket/x"), context).value
     forget(rungen_emulator)
     before = len(rungen_emulator.service.records())
     uploads.unreadable = 99
-    outcome = run_task(collect_op(job_id, "memory://bucket/x"), context)
+    outcome = run_task(collect_op(job_id, "memory://bucket/x", **options), context)
     assert type(outcome.error) is RunGenOutputError
     assert outcome.error.retryable
     assert len(rungen_emulator.service.records()) == before

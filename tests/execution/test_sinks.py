@@ -26,9 +26,9 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
 from airflow_provider_rungen.execution.sinks.failures import is_useless
-from airflow_provider_rungen.execution.sinks.job_sinks import Results
+from airflow_provider_rungen.execution.sinks.returned import Results
 from airflow_provider_rungen.execution.sinks.table_results import TableResults
-from airflow_provider_rungen.execution.task.options import CollectOptions, RunOptions, TableOptions
+from airflow_provider_rungen.execution.task.options import CollectOptions, RunOptions
 from airflow_provider_rungen.execution.task.run import TaskRun
 from airflow_provider_rungen.operators import RunGenRunTableOperator
 from airflow_provider_rungen.runs.plan import PlannedRow
@@ -82,7 +82,7 @@ class Task:
         task = RunGenRunTableOperator(
             task_id="task", table=[], key="sku", **self.options, result_schema={"type": ["object", "array"]}
         )
-        self.collect, self.table = CollectOptions.of(task), TableOptions.of(task)
+        self.collect = CollectOptions.of(task)
         self.attempt = attempt = Attempt(task, self._context, RunOptions.of(task))
         attempt.is_about(APP)
         return attempt
@@ -90,9 +90,9 @@ class Task:
     def sink(self, kind: Any = TableResults) -> Any:
         """Return the sink of a new attempt."""
         attempt = self.next_attempt()
-        sink: Any = Results(attempt, self.collect)
+        sink: Any = Results(attempt, self.collect, advice=attempt)
         if kind is TableResults:
-            sink = TableResults(attempt, self.table, self.collect)
+            sink = TableResults(attempt, self.collect, key=["sku"], advice=attempt)
         sink.prepare()
         return sink
 

@@ -270,7 +270,9 @@ def test_a_result_that_is_nested_too_deeply_is_the_failure_of_its_job(
 
 def decorated(**options: Any) -> Any:
     options = {"app_id": APP, "poll_interval": 0.02, "defer_after": 0, **options}
-    given = {"prompt": "x", "emulator": {"seconds": 0, "result": options.pop("result")}}
+    given: Any = {"prompt": "x", "emulator": {"seconds": 0, "result": options.pop("result")}}
+    if options.pop("is_many", False):
+        given = [given, {"prompt": "x", "emulator": {"seconds": 0}}]
     with DAG("decorated", schedule=None):
         task: Any = rungen_task(task_id="say", **options)
         return task(lambda: given)().operator
@@ -287,6 +289,18 @@ def test_the_decorator_refuses_them_too(
     assert rungen_emulator.service.stats()["cancels_received"] == 0
     outcome = run_task(decorated(result=ODD[kind], deferrable=deferrable, destination=str(tmp_path)), context)
     assert find_xcom_problem(outcome.value) == ""
+
+
+@MODES
+def test_a_decorated_batch_names_the_way_out(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    outcome = run_task(decorated(result=ODD["nul"], is_many=True, deferrable=deferrable), context)
+    assert type(outcome.error) is AirflowFailException
+    assert "1 of 2 inputs failed" in str(outcome.error)
+    assert "Set destination" in str(outcome.error)
+    [failed] = context["ti"].xcoms["failed"]
+    assert failed["index"] == 0
 
 
 @pytest.mark.parametrize("is_split", [False, True])

@@ -319,7 +319,7 @@ KILL_POINTS = {
     "the first intent is saved": (False, "execution.sending.log_writer.LogWriter.begin", 1),
     "all is submitted": (False, "execution.jobs.run_report.RunReport.push_submitted", 0),
     "the wait is over": (True, "execution.sinks.collector.Collector.gather", 0),
-    "a manifest is written": (True, "execution.archive.journal.ManifestJournal.finish", 2),
+    "a manifest is written": (True, "execution.archive.journal.ManifestJournal._write", 2),
     "a file is moved": (True, "execution.archive.storage.Storage.put", 8),
     "all is stored": (True, "execution.ledger.book.LedgerBook.add_done", 0),
     "the ledger is written": (True, "execution.ledger.book.LedgerBook.add_done", 1),

@@ -29,7 +29,6 @@ from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.outcomes import raise_for_event
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
-from airflow_provider_rungen.execution.task.usage import Usage
 from airflow_provider_rungen.runs.place import SupersededError
 from airflow_provider_rungen.runs.plan import input_digest
 
@@ -87,8 +86,6 @@ class Runner(TaskRun["SubmitOptions"]):
         self.task_log = TaskLog(home, stores=self._stores)
         self.report = RunReport(self, pushes_ids=pushes_ids)
         self.wait.others, self.usage_report.used = self.report.others, self.report.usage
-        #: What a collector notes, and nobody reads: the log knows it.
-        self.usage = Usage()
         self.refetch, self.retry_hint = self.wait.refetch, self.report.retry_hint
         self.clear_hint = self.report.clear_hint
         self.submitting = Submitting(self)

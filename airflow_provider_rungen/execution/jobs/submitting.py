@@ -126,7 +126,7 @@ class Submitting:
             self._run.app_id,
             key_of_number=lambda number: plan.row(number).digest,
             accepts=sink.accepts,
-            on_stored=lambda stored: sink.add_stored(stored, is_reused=True),
+            on_stored=sink.add_stored,
         )
 
     def read_reused(self) -> set[str]:

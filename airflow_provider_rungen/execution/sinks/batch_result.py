@@ -1,13 +1,12 @@
-"""The result of a batch: the job of each input, and why inputs failed."""
+"""The result of a batch: the job of each input, and why inputs have no result."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobFailedError
-from airflow_provider_rungen.execution.task.outcomes import brief_reason
+from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 
 
 @dataclass(frozen=True)
@@ -28,31 +27,14 @@ class Stopped:
     left: Sequence[str]
     retryable: bool
 
-    def error(self, app_id: str, reasons: str, count: int, hint: str) -> RunGenJobFailedError:
-        """
-        Return the error that ends the task.
-
-        :param app_id: the app.
-        :param reasons: the first reasons.
-        :param count: how many inputs the batch has.
-        :param hint: what to do.
-        """
-        message = (
-            f"Stopped: {self.cause}: {reasons}. {self.canceled + self.unsent} of {count} inputs were not "
-            f"bought ({self.canceled} jobs canceled, {self.unsent} inputs not submitted)"
-        )
-        if self.left:
-            message += f". {len(self.left)} jobs could not be canceled and may still run"
-        return RunGenJobFailedError(message, app_id=app_id, job_id="", hint=hint, retryable=self.retryable)
-
 
 @dataclass(frozen=True)
 class BatchResult:
     """
-    The result of a batch.
+    The result of a batch: the job of each input.
 
     :param ids: the job of each input, or ``None``.
-    :param refused: the inputs that have no job, with the reason.
+    :param refused: by index, the errors of inputs that have no job.
     :param jobs: the jobs that are over, all that failed among them.
     :param stopped: why it was stopped before all inputs had a job.
     :param shared: the jobs that another task run submitted, or that were stored before.
@@ -72,27 +54,30 @@ class BatchResult:
         """The jobs. Equal inputs may share one."""
         return [job_id for job_id in dict.fromkeys(self.ids) if job_id]
 
-    def reasons(self) -> dict[int, str]:
-        """Return why inputs did not complete, by their index."""
-        reasons = {index: "it was not submitted" for index, job_id in enumerate(self.ids) if job_id is None}
-        reasons |= self.failures(JobStatus.FAILED, JobStatus.CANCELED)
-        return dict(sorted(reasons.items()))
-
-    def failures(self, *statuses: JobStatus) -> dict[int, str]:
+    def errors(self, of_jobs: Mapping[str, RunGenError]) -> dict[int, RunGenError]:
         """
-        Return why inputs were refused, or their jobs ended, by their index.
+        Return why inputs have no result, by their index.
 
-        :param statuses: the statuses that count: that of a failed job when left out.
+        :param of_jobs: why jobs have none, beside those that did not complete.
         """
-        reasons = {index: error.message for index, error in self.refused.items()}
-        reason_by_job = {}
+        by_job = dict(of_jobs)
         for job in self.jobs:
-            if job.status not in (statuses or (JobStatus.FAILED,)):
-                continue
-            try:
-                job.raise_for_status()
-            except RunGenError as error:
-                reason_by_job[job.id] = brief_reason(error)
-        return reasons | {
-            i: reason_by_job[job_id] for i, job_id in enumerate(self.ids) if job_id in reason_by_job
-        }
+            if job.is_terminal and (error := _error_of(job)) is not None:
+                by_job[job.id] = error
+        found = {}
+        for index, job_id in enumerate(self.ids):
+            if index in self.refused:
+                found[index] = self.refused[index]
+            elif job_id is None:
+                found[index] = RunGenJobTimeoutError("it was not submitted")
+            elif job_id in by_job:
+                found[index] = by_job[job_id]
+        return found
+
+
+def _error_of(job: Job) -> RunGenError | None:
+    try:
+        job.raise_for_status()
+    except RunGenError as error:
+        return error
+    return None

@@ -1,87 +1,79 @@
-"""Collects the results of jobs that are over: returns them, stores their outputs, or writes a table."""
+"""Takes what jobs made, once each: stores it, or keeps it for what a task returns or writes."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of, strip_payloads
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import (
+    RunGenBadRequestError,
     RunGenError,
     RunGenInputError,
-    RunGenJobTimeoutError,
     RunGenOutputError,
 )
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.costs.prices import find_price
-from airflow_provider_rungen.execution.sinks.collected import (
-    Collected,
-    CollectedSheet,
-    CollectedTable,
-    CollectedValues,
-)
-from airflow_provider_rungen.execution.sinks.failures import (
-    enforce_max_failed,
-    failed_jobs,
-    failure_reasons,
-    is_useless,
-)
+from airflow_provider_rungen.execution.sinks.contact_sheet import SheetWriter, describe_job
+from airflow_provider_rungen.execution.sinks.failures import is_useless
 from airflow_provider_rungen.execution.sinks.output_store import OutputStore
+from airflow_provider_rungen.execution.table.job_rows import JobRows
+from airflow_provider_rungen.execution.table.results import ResultRow, Status
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
-from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.outcomes import JOB_IS_OVER
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
-    from airflow_provider_rungen.execution.table.results import ResultCounts
+    from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
+    from airflow_provider_rungen.execution.sinks.failures import Advice
+    from airflow_provider_rungen.execution.sinks.job_sinks import SinkPlan
+    from airflow_provider_rungen.execution.sinks.xcom_values import XComValues
     from airflow_provider_rungen.execution.task.kill import KillGuard
+    from airflow_provider_rungen.execution.task.lineage import TaskOutcome
     from airflow_provider_rungen.execution.task.options import CollectOptions
     from airflow_provider_rungen.execution.task.usage import Usage
     from airflow_provider_rungen.hooks.rungen import RunGenHook
+    from airflow_provider_rungen.runs.plan import PlannedRow
 
 log = logging.getLogger(__name__)
 
 
 class CollectingTask(Protocol):
-    """What the collection of results needs of an attempt: a `TaskRun` with its usage, and with `refetch`."""
+    """What the collection of results needs of an attempt: a `TaskRun` with `JobWait.refetch`."""
 
     task: BaseOperator
     context: Context
     hook: RunGenHook
     guard: KillGuard
-    usage: Usage
+    known_app_id: str
 
     @property
     def ti(self) -> Any: ...
 
-    def opened(self) -> AbstractContextManager[RunGenHook]: ...
-
     def record_outcome(self, outcome: TaskOutcome) -> None: ...
 
-    def refetch(
-        self, app_id: str, job_ids: Sequence[str], on_outcome: Callable[[str, Job | RunGenError], None]
-    ) -> None: ...
+    @property
+    def refetch(self) -> Callable[[str, Sequence[str], Callable[[str, Job | RunGenError], None]], None]: ...
 
 
 class Collector:
     """
-    Collects results for one attempt. What would keep it from doing so is found out here, before the wait.
+    What the sinks of results have in common: how each job ended, and the rows of tables and sheets.
+
+    What would keep it from collecting is found out here, before the wait.
 
     :param run: the attempt.
     :param options: the operator's parameters.
-    :param pushes_keys: whether each key of a result becomes an XCom of its own, too.
-    :param into: takes the results, if neither XCom nor ``options.results`` does.
-    :param runs_jobs: whether this task runs the jobs. Then what is stored is no reuse, and its files are not
-        read again.
-    :raises RunGenInputError: the schema, the destination or the results table cannot be used.
+    :param values: takes what the task returns. Otherwise rows are kept, for a results table.
+    :param key: the columns that identify a row, for a contact sheet.
+    :param advice: what the attempt knows of its inputs, if it runs the jobs. Otherwise it collects those of
+        another task: what is stored already is reused then.
+    :param usage: where to note how jobs ended, if the attempt does not do so itself.
+    :raises RunGenInputError: the schema or the destination cannot be used.
     """
 
     def __init__(
@@ -89,48 +81,84 @@ class Collector:
         run: CollectingTask,
         options: CollectOptions,
         *,
-        pushes_keys: bool = False,
-        into: Collected | None = None,
-        runs_jobs: bool = False,
+        values: XComValues | None = None,
+        key: Sequence[str] = (),
+        advice: Advice | None = None,
+        usage: Usage | None = None,
     ) -> None:
-        self._run = run
-        self._schema = Schema.of(options.result_schema, "result_schema")
-        has_destination = options.destination is not None
-        self._store = (
-            OutputStore(run, options, self._schema, is_piecemeal=runs_jobs) if has_destination else None
-        )
-        self._values = CollectedValues(options.max_xcom_bytes, pushes_keys=pushes_keys)
-        has_table = into is None and options.results is not None
-        self._table = CollectedTable(options.results) if has_table else None
-        self._collected: Collected = into or self._table or self._values
-        has_sheet = into is None and has_destination and options.contact_sheet
-        self._sheet = CollectedSheet(options.destination, run.ti) if has_sheet else None
-        self._runs_jobs = runs_jobs
-        # a task that runs the jobs counts their attempts, too
-        self._usage = None if runs_jobs else run.usage
-        self._known: set[str] = set()
-        #: The jobs that cannot be used, or not yet.
+        #: Whether outputs are stored.
+        self.stores = options.destination is not None
+        #: The jobs that cannot be used, or not yet: see `failures.is_useless`.
         self.errors: dict[str, RunGenError] = {}
         #: The jobs whose outputs are stored, without inputs, results and outputs. The caller may remove them.
         self.stored: list[StoredJob] = []
-        self._is_searched = False
+        #: Takes the result of a job that a poll finds over, if results are not stored, and returns the rest.
+        # polls are cheaper if nothing of a result is wanted
+        self.hold: Callable[[Job], Job] = strip_payloads if self.stores else self._hold
+        self._run = run
+        self._options = options
+        self._advice = advice
+        self._usage = usage
+        self._schema = Schema.of(options.result_schema, "result_schema")
+        is_piecemeal = advice is not None
+        self._store = (
+            OutputStore(run, options, self._schema, is_piecemeal=is_piecemeal) if self.stores else None
+        )
+        has_sheet = self.stores and options.contact_sheet
+        self._sheet = SheetWriter(options.destination, key) if has_sheet else None
+        self._takers: list[XComValues | JobRows] = []
+        if values is not None:
+            self._takers.append(values)
+        if values is None or has_sheet:
+            self._rows = JobRows(describe_job if has_sheet else None)
+            self._takers.append(self._rows)
+        self._shown_destination = redact(str(options.destination)) if self.stores else None
+        self._known: set[str] = set()
+        self._searched: set[str] = set()
+        # what another task stored, if this one collects
+        self._reused: set[str] = set()
+        self._is_written = False
 
     def prepare(self) -> None:
-        """Raise `RunGenInputError` if the places of outputs and results cannot be written now."""
+        """
+        Find out whether results can be kept, before anything is sent.
+
+        :raises RunGenInputError: they cannot be kept now.
+        """
         if self._store is not None:
             self._store.prepare()
-        if self._table is not None:
-            self._table.prepare()
 
     def close(self) -> None:
         """Free what is held of results."""
-        for rows in self._takers():
-            rows.close()
+        for taker in self._takers:
+            taker.close()
 
-    def _takers(self) -> Iterator[Collected]:
-        yield self._collected
-        if self._sheet is not None:
-            yield self._sheet
+    # --- how jobs ended ---
+
+    def accepts(self, stored: StoredJob) -> bool:
+        """Return whether a stored job can be used: its result has to fit the schema."""
+        return self._store is None or self._store.accepts(stored)
+
+    def gather(self, app_id: str, job_ids: Iterable[str | None], jobs: Iterable[Job] = ()) -> None:
+        """
+        Take jobs that are over, once each. What failed for a reason that may pass is tried again.
+
+        :param jobs: those among them that the service has just returned, and further ones that failed.
+        """
+        returned = self._add_unsuccessful(jobs)
+        rest = [each for each in dict.fromkeys(job_ids) if each is not None and not self._is_settled(each)]
+        # the service may have forgotten what it has not just returned
+        unsure = [each for each in rest if each not in returned and each not in self._known]
+        # for a task that collects, an outage is not how a job ended
+        search = self.find_stored if self._advice is None else self._search
+        settled = set(unsure).difference(search(app_id, unsure))
+        if rest := [each for each in rest if each not in settled]:
+            self._take(app_id, rest)
+
+    def gather_known(self, app_id: str, job_ids: Iterable[str | None], jobs: Iterable[Job] = ()) -> None:
+        """Gather what is known without the service, when an error ends the task."""
+        self._add_unsuccessful(jobs)
+        self._search(app_id, [each for each in dict.fromkeys(job_ids) if each and each not in self._known])
 
     def find_stored(self, app_id: str, job_ids: Sequence[str]) -> list[str]:
         """
@@ -138,155 +166,44 @@ class Collector:
 
         :raises RunGenOutputError: the destination cannot be read now.
         """
-        if self._store is None or not job_ids:
-            return list(job_ids)
-        others = self._store.find(app_id, job_ids, lambda stored: self.add_stored(stored, is_reused=True))
-        self._is_searched = True
-        if len(others) < len(job_ids):
-            found = [job_id for job_id in job_ids if job_id not in others]
-            log.info("Reused %s: stored in %s", format_jobs(found), self._store.shown)
-        return others
+        unsure = [each for each in job_ids if each not in self._searched]
+        if self._store is None or not unsure:
+            return [each for each in job_ids if each not in self._known]
+        self._store.find(app_id, unsure, self.add_stored)
+        self._searched.update(unsure)
+        found = [each for each in unsure if each in self._known]
+        if found and self._usage is not None:
+            self._reused.update(found)
+            for job_id in found:
+                self._usage.note_reused(job_id)
+            log.info("Reused %s: stored in %s", format_jobs(found), self._shown_destination)
+        return [each for each in job_ids if each not in self._known]
 
-    def accepts(self, stored: StoredJob) -> bool:
-        """Return whether a stored job can be taken: its result has to fit the schema."""
-        return self._store is None or self._store.accepts(stored)
+    def add_stored(self, stored: StoredJob) -> StoredJob:
+        """Take a job whose outputs are stored, and return what is kept of it."""
+        if self._usage is not None:
+            self._usage.note_end(stored.job_id, is_completed=True, seconds=stored.execution_seconds)
+        for taker in self._takers:
+            taker.add_stored(stored)
+        self._known.add(stored.job_id)
+        self.errors.pop(stored.job_id, None)
+        self.stored.append(kept := replace(stored, input=None, result=None, outputs=()))
+        return kept
 
-    def hold(self, job: Job) -> Job:
-        """
-        Keep of a job that is over what `collect` returns: there may be many.
-
-        :raises RunGenOutputError: the results are too large for XCom.
-        """
-        if self._store is None:
-            self._add(job)
-        return strip_payloads(job)
-
-    @contextmanager
-    def reporting_failure(self, app_id: str, ids: Sequence[str | None]) -> Iterator[None]:
-        """Write the results table with what is known before an error ends the task."""
-        try:
-            yield
-        except RunGenError as error:
-            if self._table is not None:
-                if isinstance(error, RunGenJobTimeoutError):
-                    # those that are over are paid for
-                    with suppress(RunGenError):
-                        self.gather(app_id, ids)
-                try:
-                    self._write_table(self._table, app_id, ids, error.message)
-                except RunGenError as failure:
-                    log.warning("%s", failure)
-            self.write_sheet(app_id, ids, missing=error.message)
-            raise
-
-    def collect(
-        self,
-        app_id: str,
-        ids: Sequence[str | None],
-        jobs: Iterable[Job] = (),
-        *,
-        max_failed: float,
-        single: bool,
-        logged_failures: int = 0,
-        locate: Callable[[Iterable[int]], Mapping[int, Mapping[str, Any]]] = lambda _: {},
-    ) -> Any:
-        """
-        Collect what jobs made, and fail when too many failed.
-
-        :param app_id: their app.
-        :param ids: the jobs, with ``None`` for an input without a job.
-        :param jobs: those that are known to be over. The others are fetched.
-        :param max_failed: how many may fail: a number, or a share below 1.
-        :param single: whether to return the value of the only job, and not a list.
-        :param logged_failures: how many failures the log names already.
-        :param locate: returns the places of inputs in files, by index.
-        :return: the result or small manifest of each job, ``None`` for those that failed; or what the results
-            table has.
-        """
-        with self.reporting_failure(app_id, ids):
-            self.gather_rest(app_id, ids, jobs)
-        counts = None if self._table is None else self._write_table(self._table, app_id, ids)
-        self.write_sheet(app_id, ids)
-        reasons = failure_reasons(ids, self.errors)
-        self._run.ti.xcom_push(key="failed", value=failed_jobs(ids, reasons, locate(reasons)))
-        enforce_max_failed(ids, self.errors, reasons, max_failed, logged_failures)
-        done = [each for each in dict.fromkeys(ids) if each is not None and each not in self.errors]
-        value: Any
-        destination = None if self._store is None else self._store.shown
-        outcome = TaskOutcome(app_id, done, len(reasons), destination)
-        if self._table is not None and counts is not None:
-            value = counts.summary(self._table.uri)
-            outcome = replace(outcome, results=redact(self._table.uri), file_count=counts.file_count)
-        else:
-            values = self._values.values(ids)
-            value = values[0] if single else values
-            if self._store is None:
-                self._values.check_size(len(json.dumps(value)))
-            else:
-                outcome = replace(outcome, manifests=self._values.values(done))
-        self._run.record_outcome(outcome)
-        log.info("Collected the results of %s", format_jobs(done))
-        return value
-
-    def write_sheet(
-        self,
-        app_id: str,
-        ids: Sequence[str | None],
-        refused: Mapping[int, RunGenError] = MappingProxyType({}),
-        missing: str = "",
-    ) -> None:
-        """
-        Write the contact sheet, unless none is wanted or it is written.
-
-        :param refused: by index, the errors of inputs without a job.
-        :param missing: the error of jobs of which nothing is known.
-        """
-        if self._sheet is not None:
-            self._sheet.write(app_id, ids, self.errors, refused, missing)
-
-    def _write_table(
-        self, table: CollectedTable, app_id: str, ids: Sequence[str | None], missing: str = ""
-    ) -> ResultCounts:
-        return table.write(ids, self.errors, missing, price=find_price(self._run))
-
-    def gather_rest(self, app_id: str, ids: Iterable[str | None], jobs: Iterable[Job] = ()) -> None:
-        """Gather, at the end, what was not gathered before. What failed stays as it is."""
-        self.gather(app_id, (each for each in ids if each not in self.errors), jobs)
-        if self._store is not None:
-            self._store.log_total()
-
-    def gather_known(self, app_id: str, ids: Iterable[str | None], jobs: Iterable[Job] = ()) -> None:
-        """Gather what is known without the service, when an error ends the task."""
-        self.gather(app_id, (), jobs)
-        self._search(app_id, [each for each in dict.fromkeys(ids) if each and each not in self._known])
-
-    def gather(self, app_id: str, ids: Iterable[str | None], jobs: Iterable[Job] = ()) -> None:
-        """
-        Take jobs that are over, once each. What failed for a reason that may pass is tried again.
-
-        :param jobs: those among them that the service has just returned, and further ones that failed.
-        """
-        returned = set()
+    def _add_unsuccessful(self, jobs: Iterable[Job]) -> set[str]:
+        """Add the jobs that did not complete, and return those that did."""
+        completed = set()
         for job in jobs:
             if job.status is JobStatus.COMPLETED:
-                returned.add(job.id)
+                completed.add(job.id)
             elif job.id not in self._known:
                 self._add(job)
-        rest = [each for each in dict.fromkeys(ids) if each is not None and not self._is_settled(each)]
-        if not self._is_searched:
-            # the service may have forgotten what it has not just returned
-            unsure = [each for each in rest if each not in returned and each not in self._known]
-            settled = set(unsure).difference(self._search(app_id, unsure))
-            rest = [each for each in rest if each not in settled]
-        if rest:
-            self._take(app_id, rest)
+        return completed
 
     def _search(self, app_id: str, job_ids: Sequence[str]) -> Sequence[str]:
-        """Find the jobs that are stored, and return the others."""
-        if self._store is None or not job_ids or not self._runs_jobs:
-            return self.find_stored(app_id, job_ids)
+        """Find the jobs that are stored, and return the others; in an outage, note it for all of them."""
         try:
-            return self._store.find(app_id, job_ids, self.add_stored)
+            return self.find_stored(app_id, job_ids)
         except (RunGenOutputError, RunGenInputError) as error:
             if not error.retryable:
                 raise
@@ -297,18 +214,9 @@ class Collector:
         error = self.errors.get(job_id)
         return job_id in self._known and (error is None or not error.retryable or is_useless(error))
 
-    def add_stored(self, stored: StoredJob, *, is_reused: bool = False) -> StoredJob:
-        """Take a job whose outputs are stored, and return what is kept of it."""
-        if self._usage is not None and is_reused:
-            self._usage.note_reused(stored.job_id)
-        elif self._usage is not None:
-            self._usage.note_end(stored.job_id, is_completed=True, seconds=stored.execution_seconds)
-        for rows in self._takers():
-            rows.add_stored(stored, is_reused=is_reused)
-        self._known.add(stored.job_id)
-        self.errors.pop(stored.job_id, None)
-        self.stored.append(kept := replace(stored, input=None, result=None, outputs=()))
-        return kept
+    def _hold(self, job: Job) -> Job:
+        self._add(job)
+        return strip_payloads(job)
 
     def _add(self, job: Job) -> None:
         """Take a job whose result is not stored, or note why it failed."""
@@ -321,10 +229,10 @@ class Collector:
                 self._schema.check_result(job)
         except RunGenError as failure:
             error = failure
-            for rows in self._takers():
-                rows.add_failed(job, failure)
+            for taker in self._takers:
+                taker.add_failed(job, failure)
         else:
-            error = self._collected.add_job(job)
+            error = next(filter(None, [taker.add_job(job) for taker in self._takers]), None)
         self._known.add(job.id)
         self.errors.pop(job.id, None)
         if error is not None:
@@ -347,3 +255,60 @@ class Collector:
         for job_id, error in errors.items():
             if isinstance(error, JOB_IS_OVER) and self._usage is not None:
                 self._usage.note_end(job_id, is_completed=False)
+
+    # --- the end ---
+
+    def _gather_rest(self, result: BatchResult) -> dict[int, RunGenError]:
+        """Gather what was not gathered before, and return why inputs have no result, by their index."""
+        ids = [each for each in result.ids if each not in self.errors]
+        self.gather(self._run.known_app_id, ids, result.jobs)
+        if self._store is not None:
+            self._store.log_total()
+        return result.errors(self.errors)
+
+    def _done(self, result: BatchResult) -> list[str]:
+        """Return the jobs that can be used."""
+        return [job_id for job_id in result.job_ids if job_id not in self.errors]
+
+    def _write_sheet(self, result: BatchResult, plan: SinkPlan, missing: str = "") -> None:
+        """
+        Write the contact sheet, if one is wanted.
+
+        :param missing: the error of jobs of which nothing is known.
+        """
+        self._is_written = True
+        if self._sheet is not None:
+            app_id = self._run.known_app_id
+            self._sheet.write(lambda: self._result_rows(result, plan, missing), self._run.ti, app_id)
+
+    def _result_rows(self, result: BatchResult, plan: SinkPlan, missing: str = "") -> Iterator[ResultRow]:
+        """
+        Yield a row for each row of the plan.
+
+        :param missing: the error of jobs of which nothing is known.
+        """
+        self._rows.add_errors(self.errors)
+        columns = plan.manifest.columns
+        for number, planned in enumerate(plan.rows()):
+            values = dict(zip(columns, planned.values, strict=True))
+            job_id = result.ids[number] if number < len(result.ids) else None
+            if job_id is None or planned.status or number in result.refused:
+                status, why = _end_without_job(number, planned, result, missing)
+                yield ResultRow(index=number, status=status, values=values, error=why or None)
+            else:
+                is_reused = job_id in result.shared or job_id in self._reused
+                yield self._rows.row(number, job_id, values, missing, is_reused=is_reused)
+
+
+def _end_without_job(
+    number: int, planned: PlannedRow, result: BatchResult, missing: str
+) -> tuple[Status, str]:
+    """Return how a row ended that has no job, and why."""
+    if planned.status:
+        return Status(planned.status), planned.why
+    if (refusal := result.refused.get(number)) is not None:
+        is_refused = isinstance(refusal, RunGenBadRequestError)
+        return Status.REFUSED if is_refused else Status.FAILED, refusal.message
+    if number >= len(result.ids):
+        return Status.FAILED, missing or "it was not submitted"
+    return Status.FAILED, f"not submitted: {missing}" if missing else "it was not submitted"

@@ -1,9 +1,9 @@
-"""Decide whether more jobs failed than may fail, and which jobs have no use any more."""
+"""Decide whether too many inputs or jobs failed, and which jobs have no use any more."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobCanceledError,
     RunGenJobError,
     RunGenJobFailedError,
+    RunGenJobTimeoutError,
     RunGenNotFoundError,
     RunGenOutputError,
     RunGenResultError,
@@ -28,27 +29,26 @@ from airflow_provider_rungen.execution.task.outcomes import (
 
 log = logging.getLogger(__name__)
 
-
 # XCom has so many failed jobs at most, and so many characters of each error.
 MAX_FAILED = 1000
 MAX_FAILED_ERROR = 200
 _USELESS = (RunGenJobFailedError, RunGenJobCanceledError, RunGenNotFoundError, RunGenResultError)
-
-
-def has_expired(error: RunGenError) -> bool:
-    """Return whether an output of a job expired before it was stored."""
-    return isinstance(error, RunGenOutputError) and error.is_expired
+# How the inputs end that a stop has kept from running.
+_STOPPED = (RunGenJobCanceledError, RunGenJobTimeoutError)
 
 
 def is_useless(error: RunGenError) -> bool:
     """Return whether a job with this error has no use any more, so that a retry runs its input again."""
-    return isinstance(error, _USELESS) or has_expired(error)
+    return isinstance(error, _USELESS) or (isinstance(error, RunGenOutputError) and error.is_expired)
 
 
 class Advice(Protocol):
-    """What an attempt knows of what comes after it."""
+    """What an attempt that runs jobs knows of its inputs, and of what comes after it."""
 
     known_app_id: str
+
+    def locate(self, numbers: Iterable[int]) -> Mapping[int, Mapping[str, Any]]:
+        """Return the ``file`` and ``line`` of inputs, by number: see `Source.places`."""
 
     def retry_hint(self, some: str, everything: str) -> str:
         """
@@ -62,107 +62,105 @@ class Advice(Protocol):
         """Return what to do about inputs that no retry can help, and what that submits."""
 
 
-def failed_jobs(
-    ids: Sequence[str | None],
-    reasons: Mapping[int, str],
-    places: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
-) -> list[dict[str, Any]]:
-    """
-    Return the XCom ``failed``: what is known of the first jobs that failed.
-
-    :param ids: the jobs, with ``None`` for an input without a job.
-    :param reasons: why they failed, by index.
-    :param places: the ``file`` and ``line`` of inputs, by index.
-    """
-    return [
-        {
-            "index": index,
-            **places.get(index, {}),
-            "job_id": ids[index],
-            "error": clean_text(reasons[index], MAX_FAILED_ERROR),
-        }
-        for index in sorted(reasons)[:MAX_FAILED]
-    ]
-
-
-def failure_reasons(ids: Sequence[str | None], errors: Mapping[str, RunGenError]) -> dict[int, str]:
-    """
-    Return why jobs failed, by index.
-
-    :param ids: the jobs, with ``None`` for an input without a job.
-    :param errors: the errors of those that failed.
-    """
-    return {
-        index: "it has no job" if job_id is None else brief_reason(errors[job_id])
-        for index, job_id in enumerate(ids)
-        if job_id is None or job_id in errors
-    }
-
-
-def enforce_max_failed(
-    ids: Sequence[str | None],
-    errors: Mapping[str, RunGenError],
-    reasons: Mapping[int, str],
-    max_failed: float,
-    logged_failures: int,
+def check_inputs(
+    ti: Any, advice: Advice, result: BatchResult, errors: Mapping[int, RunGenError], max_failed: float
 ) -> None:
     """
-    Fail when too many jobs failed, or one is not over.
+    Report which inputs of a batch failed: in the log and as the XCom ``failed``.
 
-    :param reasons: see `failure_reasons`.
+    :param errors: why they have no result, by index.
     :param max_failed: how many may fail: a number, or a share below 1.
-    :param logged_failures: how many failures the log names already.
+    :raises RunGenJobFailedError: more failed, or the batch was stopped.
     """
-    if not reasons:
-        return
-    allowed = max_failures(max_failed, len(ids))
+    push_failed(ti, result.ids, errors, advice.locate(errors))
+    if result.stopped is not None:
+        raise stop_error(advice, result.stopped, errors, len(result.ids))
+    reasons = _reasons(errors)
+    if len(errors) > (allowed := max_failures(max_failed, len(result.ids))):
+        # a retry runs a job that failed again, and is refused what was refused
+        over = {job.id for job in result.jobs}
+        # what keeps a result from being returned says how it can be
+        hints = [error.hint for index, error in sorted(errors.items()) if result.ids[index] and error.hint]
+        raise failure_error(
+            advice,
+            f"{len(errors)} of {len(result.ids)} inputs failed, {allowed} may (max_failed): {reasons}",
+            job_id=next((job_id for index in sorted(errors) if (job_id := result.ids[index])), ""),
+            what="inputs",
+            retryable=any(error.retryable or result.ids[index] in over for index, error in errors.items()),
+            otherwise=hints[0] if hints else advice.clear_hint(),
+        )
+    warn_of_failures(len(errors), len(result.ids), "inputs", reasons)
+
+
+def check_collected(
+    ti: Any, result: BatchResult, errors: Mapping[int, RunGenError], max_failed: float
+) -> None:
+    """
+    Report which jobs could not be collected: in the log and as the XCom ``failed``.
+
+    :param errors: why they have no result, by index.
+    :param max_failed: how many may fail: a number, or a share below 1.
+    :raises RunGenError: more failed, or one is not over.
+    """
+    push_failed(ti, result.ids, errors)
+    allowed = max_failures(max_failed, len(result.ids))
     is_running = any(type(error) is RunGenJobError for error in errors.values())
-    if len(reasons) <= allowed and not is_running:
-        if len(reasons) > logged_failures:
-            log.warning(
-                "Failed: %d of %d jobs, as max_failed allows: %s",
-                *(len(reasons), len(ids), format_reasons(reasons)),
-            )
-        return
-    permanent = sum(ids[index] is None or is_permanent(errors[ids[index] or ""]) for index in reasons)
-    named = [error for error in errors.values() if permanent > allowed or not is_permanent(error)]
-    limit = f" ({allowed} of {len(ids)} may fail)" if max_failed else ""
-    raise combined_error(named, len(named), f"were not collected{limit}")
+    if len(errors) > allowed or is_running:
+        is_hopeless = sum(map(is_permanent, errors.values())) > allowed
+        # a job may be there several times
+        of_jobs = dict.fromkeys(error for index, error in errors.items() if result.ids[index] is not None)
+        named = [error for error in of_jobs if is_hopeless or not is_permanent(error)]
+        limit = f" ({allowed} of {len(result.ids)} may fail)" if max_failed else ""
+        raise combined_error(named, len(named), f"were not collected{limit}")
+    warn_of_failures(len(errors), len(result.ids), "jobs", _reasons(errors))
 
 
-def inputs_error(
-    run: Advice, result: BatchResult, reasons: Mapping[int, str], allowed: int
+def failure_error(
+    advice: Advice, message: str, *, job_id: str, what: str, retryable: bool, otherwise: str, where: str = ""
 ) -> RunGenJobFailedError:
     """
-    Return the error of a batch of which too many inputs failed.
+    Return the error of a task of which too much failed.
 
-    :param reasons: see `BatchResult.reasons`.
-    :param allowed: how many may fail.
+    :param what: what has failed, in the plural.
+    :param otherwise: what to do if no retry helps.
+    :param where: where more of the reasons are.
     """
-    refused = result.refused
-    # a retry is refused in the same way
-    retryable = len(reasons) > len(refused) or any(error.retryable for error in refused.values())
-    limit = f", {allowed} may (max_failed)" if allowed else ""
+    hint = advice.retry_hint("only these again", f"all {what} again") if retryable else otherwise
     return RunGenJobFailedError(
-        f"{len(reasons)} of {len(result.ids)} inputs failed{limit}: {format_reasons(reasons)}",
-        app_id=run.known_app_id,
-        job_id=next((job_id for index in reasons if (job_id := result.ids[index])), ""),
-        hint=run.retry_hint("only these again", "all inputs again") if retryable else run.clear_hint(),
-        retryable=retryable,
+        message, app_id=advice.known_app_id, job_id=job_id, hint=where + hint, retryable=retryable
     )
 
 
-def stop_error(run: Advice, result: BatchResult, stopped: Stopped, where: str = "") -> RunGenJobFailedError:
+def stop_error(
+    advice: Advice, stopped: Stopped, errors: Mapping[int, RunGenError], count: int, where: str = ""
+) -> RunGenJobFailedError:
     """
     Return the error of a batch that was stopped.
 
+    :param errors: why inputs have no result, by index.
+    :param count: how many inputs there are.
     :param where: where more of the reasons are.
     """
-    hint = run.clear_hint()
+    reasons = _reasons({index: error for index, error in errors.items() if not isinstance(error, _STOPPED)})
+    not_bought = stopped.canceled + stopped.unsent
+    message = (
+        f"Stopped: {stopped.cause}: {reasons}. {not_bought} of {count} inputs were not bought "
+        f"({stopped.canceled} jobs canceled, {stopped.unsent} inputs not submitted)"
+    )
+    if stopped.left:
+        message += f". {len(stopped.left)} jobs could not be canceled and may still run"
+    hint = advice.clear_hint()
     if stopped.retryable:
-        hint = f"Check the app. {run.retry_hint('only what did not complete', 'all inputs again')}"
-    reasons = format_reasons(result.failures())
-    return stopped.error(run.known_app_id, reasons, len(result.ids), where + hint)
+        hint = f"Check the app. {advice.retry_hint('only what did not complete', 'all inputs again')}"
+    return RunGenJobFailedError(
+        message, app_id=advice.known_app_id, job_id="", hint=where + hint, retryable=stopped.retryable
+    )
+
+
+def warn_of_failures(failed: int, count: int, what: str, reasons: str) -> None:
+    """Log what failed, if anything did, and may."""
+    if failed:
+        log.warning("Failed: %d of %d %s, as max_failed allows: %s", failed, count, what, reasons)
 
 
 def error_text(error: BaseException) -> str:
@@ -171,3 +169,31 @@ def error_text(error: BaseException) -> str:
     if isinstance(cause, RunGenError):
         return cause.message
     return clean_text(f"{type(error).__name__}: {error}")
+
+
+def push_failed(
+    ti: Any,
+    ids: Sequence[str | None],
+    errors: Mapping[int, RunGenError],
+    places: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
+) -> None:
+    """
+    Push the XCom ``failed``: what is known of the first inputs that failed.
+
+    :param errors: why they have no result, by index.
+    :param places: the ``file`` and ``line`` of inputs, by index.
+    """
+    failed = [
+        {
+            "index": index,
+            **places.get(index, {}),
+            "job_id": ids[index],
+            "error": clean_text(brief_reason(errors[index]), MAX_FAILED_ERROR),
+        }
+        for index in sorted(errors)[:MAX_FAILED]
+    ]
+    ti.xcom_push(key="failed", value=failed)
+
+
+def _reasons(errors: Mapping[int, RunGenError]) -> str:
+    return format_reasons({index: brief_reason(error) for index, error in errors.items()})

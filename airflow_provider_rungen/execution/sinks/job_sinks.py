@@ -1,37 +1,28 @@
-"""Takes jobs: their ids, or their results. For a results table, see `sinks/table_results.py`."""
+"""What takes the jobs of a task, and what takes their ids alone."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_rungen.client.polling import strip_payloads
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
-from airflow_provider_rungen.execution.sinks.failures import (
-    Advice,
-    error_text,
-    failed_jobs,
-    inputs_error,
-    stop_error,
-)
+from airflow_provider_rungen.execution.sinks.failures import Advice, check_inputs
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
-from airflow_provider_rungen.execution.task.outcomes import format_reasons, max_failures, raise_for_jobs
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.models import Job
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
-    from airflow_provider_rungen.execution.sinks.collector import CollectingTask
-    from airflow_provider_rungen.execution.task.options import CollectOptions
     from airflow_provider_rungen.runs.plan import Manifest, PlannedRow
 
 log = logging.getLogger(__name__)
 
 
 class SinkTask(Advice, Protocol):
-    """What a sink needs of the `TaskRun` that it is made for, beside what `Collector` needs."""
+    """What a sink of ids needs of an attempt."""
 
     @property
     def ti(self) -> Any:
@@ -39,9 +30,6 @@ class SinkTask(Advice, Protocol):
 
     def record_outcome(self, outcome: TaskOutcome) -> None:
         """Report what was done."""
-
-    def locate(self, numbers: Iterable[int]) -> Mapping[int, Mapping[str, Any]]:
-        """Return the ``file`` and ``line`` of inputs, by number: see `Source.places`."""
 
 
 class SinkPlan(Protocol):
@@ -79,7 +67,7 @@ class Sink(Protocol):
     def accepts(self, stored: StoredJob) -> bool:
         """Return whether a stored job can be used."""
 
-    def add_stored(self, stored: StoredJob, *, is_reused: bool = False) -> object:
+    def add_stored(self, stored: StoredJob) -> object:
         """Take a job that was found stored."""
 
     def hold(self, job: Job) -> Job:
@@ -136,24 +124,23 @@ class JobIds:
     def accepts(self, stored: StoredJob) -> bool:
         return True
 
-    def add_stored(self, stored: StoredJob, *, is_reused: bool = False) -> None:
+    def add_stored(self, stored: StoredJob) -> None:
         pass
 
     def gather(self, app_id: str, job_ids: Iterable[str], jobs: Iterable[Job] = ()) -> None:
         pass
 
     def finish(self, result: BatchResult, plan: SinkPlan) -> Any:
-        app_id, job_ids = self._run.known_app_id, result.job_ids
+        app_id, job_ids, errors = self._run.known_app_id, result.job_ids, result.errors({})
         if self._is_single:
-            raise_for_single(app_id, result)
-            self._run.record_outcome(TaskOutcome(app_id, job_ids))
-            return job_ids[0] if job_ids else None
-        failed_count = check_inputs(self._run, result, self._max_failed)
-        if not failed_count:
-            state = "completed" if self._waits else "were submitted"
-            log.info("All %d jobs %s %s", len(result.ids), state, format_ids(app_id))
-        self._run.record_outcome(TaskOutcome(app_id, job_ids, failed_count))
-        return result.ids
+            raise_for_single(app_id, errors)
+        else:
+            check_inputs(self._run.ti, self._run, result, errors, self._max_failed)
+            if not errors:
+                state = "completed" if self._waits else "were submitted"
+                log.info("All %d jobs %s %s", len(result.ids), state, format_ids(app_id))
+        self._run.record_outcome(TaskOutcome(app_id, job_ids, len(errors)))
+        return next(iter(job_ids), None) if self._is_single else result.ids
 
     def report(self, result: BatchResult, plan: SinkPlan, error: BaseException) -> None:
         pass
@@ -162,101 +149,14 @@ class JobIds:
         pass
 
 
-class Results:
-    """
-    Return the results of jobs, or small manifests of what is stored of them.
-
-    :param run: the attempt.
-    :param options: what to do with results.
-    :param pushes_keys: whether each key of a result becomes an XCom of its own, too.
-    :raises RunGenInputError: the schema or the destination cannot be used.
-    """
-
-    def __init__(
-        self,
-        run: SinkTask,
-        options: CollectOptions,
-        *,
-        pushes_keys: bool = False,
-    ) -> None:
-        # a single job without results does not need it
-        from airflow_provider_rungen.execution.sinks.collector import Collector
-
-        #: Whether there is one job, whose error is that of the task. Set it once that is known.
-        self.is_single = False
-        self.stores = options.destination is not None
-        self._run = run
-        self._options = options
-        self._collector = collector = Collector(
-            cast("CollectingTask", run), options, pushes_keys=pushes_keys, runs_jobs=True
-        )
-        self.errors, self.stored = collector.errors, collector.stored
-        self.prepare, self.accepts, self.close = collector.prepare, collector.accepts, collector.close
-        self.add_stored, self.gather = collector.add_stored, collector.gather
-        # polls are cheaper if nothing of a result is wanted
-        self.hold: Callable[[Job], Job] = strip_payloads if self.stores else collector.hold
-
-    def finish(self, result: BatchResult, plan: SinkPlan) -> Any:
-        app_id, collector, failed_count = self._run.known_app_id, self._collector, 0
-        if self.stores:
-            # what is paid for is stored, also if the task fails
-            collector.gather_rest(app_id, result.ids, result.jobs)
-            collector.write_sheet(app_id, result.ids, result.refused)
-        if self.is_single:
-            raise_for_single(app_id, result)
-        else:
-            failed_count = check_inputs(self._run, result, self._options.max_failed)
-        return collector.collect(
-            app_id,
-            result.ids,
-            result.jobs,
-            max_failed=0 if self.is_single else self._options.max_failed,
-            single=self.is_single,
-            logged_failures=failed_count,
-            locate=self._run.locate,
-        )
-
-    def report(self, result: BatchResult, plan: SinkPlan, error: BaseException) -> None:
-        if not self._options.contact_sheet or not result.ids:
-            return
-        app_id, missing = self._run.known_app_id, error_text(error)
-        try:
-            self._collector.gather_known(app_id, result.ids, result.jobs)
-            self._collector.write_sheet(app_id, result.ids, result.refused, missing=missing)
-        except RunGenError as failure:
-            log.warning("Could not write the contact sheet: %s", failure.message)
-
-
-def raise_for_single(app_id: str, result: BatchResult) -> None:
+def raise_for_single(app_id: str, errors: Mapping[int, RunGenError]) -> None:
     """
     Raise the error of the only job.
 
     :raises RunGenError: it was refused, did not complete, or there was no time to submit it.
     """
-    for error in result.refused.values():
+    for error in errors.values():
+        if type(error) is RunGenJobTimeoutError and not error.job_id:
+            message = f"The time was up before the job: it was not submitted {format_ids(app_id)}"
+            raise RunGenJobTimeoutError(message, app_id=app_id)
         raise error
-    raise_for_jobs(result.jobs)
-    if not result.job_ids:
-        message = f"The time was up before the job: it was not submitted {format_ids(app_id)}"
-        raise RunGenJobTimeoutError(message, app_id=app_id)
-
-
-def check_inputs(run: SinkTask, result: BatchResult, max_failed: float) -> int:
-    """
-    Report which inputs of a batch failed: in the log and as the XCom ``failed``. Return how many.
-
-    :param max_failed: how many may fail: a number, or a share below 1.
-    :raises RunGenJobFailedError: more failed.
-    """
-    reasons = result.reasons()
-    run.ti.xcom_push(key="failed", value=failed_jobs(result.ids, reasons, run.locate(reasons)))
-    if result.stopped is not None:
-        raise stop_error(run, result, result.stopped)
-    if len(reasons) > (allowed := max_failures(max_failed, len(result.ids))):
-        raise inputs_error(run, result, reasons, allowed)
-    if reasons:
-        log.warning(
-            "Failed: %d of %d inputs, as max_failed allows: %s",
-            *(len(reasons), len(result.ids), format_reasons(reasons)),
-        )
-    return len(reasons)

@@ -64,9 +64,9 @@ class OutputStore:
             self._storage.prepare(create=create)
             self._is_prepared = True
 
-    def find(self, app_id: str, job_ids: Sequence[str], on_found: Callable[[StoredJob], object]) -> list[str]:
+    def find(self, app_id: str, job_ids: Sequence[str], on_found: Callable[[StoredJob], object]) -> None:
         """
-        Find the jobs that are stored as a whole, without asking the service, and return the others.
+        Find the jobs that are stored as a whole, without asking the service.
 
         :param on_found: takes each, as it is found.
         :raises RunGenOutputError: the destination cannot be read now.
@@ -82,7 +82,6 @@ class OutputStore:
         if len(found) < len(job_ids):
             # a folder that is not there has none of them, but it may be a mount that is missing
             self.prepare(create=False)
-        return [job_id for job_id in job_ids if not found.get(job_id)]
 
     def store(
         self, app_id: str, job_ids: Sequence[str], on_stored: Callable[[StoredJob], StoredJob]

@@ -1,4 +1,4 @@
-"""Find what XCom cannot hold, or would return changed. No I/O, no Airflow.
+"""What a task returns of jobs, and what XCom cannot hold, or would return changed. No I/O, no Airflow.
 
 A result comes from a model, and so from whoever wrote its input. When an XCom is pulled, Airflow creates
 objects from dicts with certain keys. On the way there, msgpack, JSON and PostgreSQL refuse or change some
@@ -7,12 +7,16 @@ values. Nothing is repaired, because every repair would lose something.
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.texts import clean_text, format_ids
+from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 
 # Airflow 3.3 reads fewer than 200 levels, and 190 if lists and dicts alternate.
 MAX_DEPTH = 100
@@ -37,6 +41,69 @@ _USED_KEYS = frozenset(
         *("rungen_job_link", "rungen_app_link", "rungen_results_link", "rungen_page"),
     }
 )
+
+
+class XComValues:
+    """
+    The results, or small manifests, that a task returns, by job.
+
+    :param max_bytes: bytes of all results at most.
+    :param pushes_keys: whether each key of a result becomes an XCom of its own, too.
+    """
+
+    def __init__(self, max_bytes: int, *, pushes_keys: bool = False) -> None:
+        self._max_bytes = max_bytes
+        self._pushes_keys = pushes_keys
+        self._held_bytes = 0
+        self._values: dict[str, Any] = {}
+
+    def add_job(self, job: Job) -> RunGenOutputError | None:
+        """
+        Add the result of a job, or return why XCom cannot hold it.
+
+        :raises RunGenOutputError: all results together are too large for XCom.
+        """
+        problem = find_xcom_problem(job.result) or (self._pushes_keys and find_key_problem(job.result))
+        if problem:
+            return RunGenOutputError(
+                f"XCom cannot hold the result: {problem} {format_ids(job.app_id, job.id)}",
+                app_id=job.app_id,
+                job_id=job.id,
+                hint="Set destination: the result is stored as a file then, and a small manifest is returned",
+                retryable=False,
+            )
+        self._held_bytes += len(json.dumps(job.result))
+        self.check_size(self._held_bytes)
+        self._values[job.id] = job.result
+        return None
+
+    def add_stored(self, stored: StoredJob) -> None:
+        """Add the small manifest of a stored job."""
+        self._values[stored.job_id] = stored.summary
+
+    def add_failed(self, job: Job, error: RunGenError) -> None:
+        """Do nothing: a job that failed has no value."""
+
+    def close(self) -> None:
+        """Forget all values."""
+        self._values.clear()
+
+    def of(self, ids: Sequence[str | None]) -> list[Any]:
+        """Return the values of jobs, with ``None`` for those that have none."""
+        return [None if job_id is None else self._values.get(job_id) for job_id in ids]
+
+    def check_size(self, size: int) -> None:
+        """
+        Check the size of results.
+
+        :raises RunGenOutputError: they are too large for XCom.
+        """
+        if size > self._max_bytes:
+            raise RunGenOutputError(
+                f"The results have over {self._max_bytes} bytes (max_xcom_bytes), too much for XCom",
+                hint="Set destination: the results are stored there, and small manifests are returned",
+                retryable=False,
+            )
 
 
 def find_xcom_problem(result: Any) -> str:

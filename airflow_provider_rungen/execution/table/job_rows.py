@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -29,21 +28,18 @@ class JobRows:
     def __init__(self, describe: Describe | None = None) -> None:
         self._describe = describe
         self._spool = Spool()
-        self._numbers: dict[str, int] = {}
-        # of each, by its number: where its row is
-        self._positions = array("q")
+        # by job, where its row is
+        self._positions: dict[str, int] = {}
 
     def close(self) -> None:
         """Remove the file."""
         self._spool.close()
 
-    # --- see `Collected` ---
-
-    def add_stored(self, stored: StoredJob, *, is_reused: bool = False) -> None:
+    def add_stored(self, stored: StoredJob) -> None:
+        """Add a job whose outputs are stored."""
         self._add(
             stored.job_id,
             status=Status.COMPLETED,
-            reused=is_reused,
             outputs=[output["uri"] for output in stored.outputs],
             sha256=stored.outputs[0]["sha256"] if stored.outputs else None,
             result=stored.result,
@@ -54,6 +50,7 @@ class JobRows:
         )
 
     def add_job(self, job: Job) -> None:
+        """Add a job that completed."""
         self._add(
             job.id,
             status=Status.COMPLETED,
@@ -64,43 +61,38 @@ class JobRows:
         )
 
     def add_failed(self, job: Job, error: RunGenError) -> None:
+        """Add a job that is over, and counts as failed."""
         self._add_error(job.id, error, **_times(job), **self._about(job.input))
-
-    # --- what only a table needs ---
 
     def add_errors(self, errors: Mapping[str, RunGenError]) -> None:
         """Add the jobs that failed, unless they were added before, with more about them."""
         for job_id, error in errors.items():
-            if job_id not in self._numbers:
+            if job_id not in self._positions:
                 self._add_error(job_id, error)
-
-    def _add_error(self, job_id: str, error: RunGenError, **fields: Any) -> None:
-        self._add(job_id, status=_status_of(error), error=error.message, **fields)
 
     def row(
         self,
         index: int,
-        job_id: str | None,
+        job_id: str,
         values: Mapping[str, Any] = MappingProxyType({}),
-        *,
         missing: str = "",
-        **known: Any,
+        *,
+        is_reused: bool = False,
     ) -> ResultRow:
         """
         Return a row.
 
         :param missing: the error of a job that was not added.
-        :param known: fields that count more than what was added.
+        :param is_reused: whether the job was paid for before.
         """
-        if job_id is None or job_id not in self._numbers:
-            error = "it has no job" if job_id is None else missing
-            return ResultRow(
-                index=index, status=Status.FAILED, values=values, error=error, job_id=job_id, **known
-            )
-        fields = self._spool.at(self._positions[self._numbers[job_id]])
-        return ResultRow(
-            index=index, job_id=job_id, values=values, **fields | {"status": Status(fields["status"])} | known
-        )
+        fields: dict[str, Any] = {"status": Status.FAILED, "error": missing}
+        if job_id in self._positions:
+            fields = self._spool.at(self._positions[job_id])
+        fields["status"] = Status(fields["status"])
+        return ResultRow(index=index, job_id=job_id, values=values, reused=is_reused, **fields)
+
+    def _add_error(self, job_id: str, error: RunGenError, **fields: Any) -> None:
+        self._add(job_id, status=_status_of(error), error=error.message, **fields)
 
     def _about(self, input: Any, outputs: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         return {} if self._describe is None else {"about": self._describe(redact_value(input), outputs)}
@@ -108,11 +100,7 @@ class JobRows:
     def _add(self, job_id: str, *, result: Any = None, **fields: Any) -> None:
         # signed URLs are removed before anything is on a disk. Those of stored files are none.
         stored = {uri: uri for uri in fields.get("outputs", ())}
-        position = self._spool.append({**fields, "result": redact_value(result, stored)})
-        number = self._numbers.setdefault(job_id, len(self._positions))
-        if number == len(self._positions):
-            self._positions.append(0)
-        self._positions[number] = position
+        self._positions[job_id] = self._spool.append({**fields, "result": redact_value(result, stored)})
 
 
 def _times(job: Job) -> dict[str, Any]:

@@ -20,10 +20,12 @@ from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.table.result_files import COLUMN_TYPES, FIXED_COLUMNS, RESULT_FILES
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.execution.task.options import TableOptions
+    from airflow_provider_rungen.execution.task.options import CollectOptions, TableOptions
 
 log = logging.getLogger(__name__)
 
+# How many failed rows an error names.
+_MAX_NAMED = 10
 _HINT = "Check results, and that the worker may write there"
 
 
@@ -77,6 +79,8 @@ class ResultCounts:
     def __init__(self) -> None:
         self.rows = self.reused = self.new_jobs = self.file_count = 0
         self.execution_seconds = 0.0
+        #: The first rows that were to have a result, and have none.
+        self.first_failed: list[ResultRow] = []
         self._by_status: Counter[Status] = Counter()
         # several rows may have one job
         self._jobs: set[str] = set()
@@ -112,6 +116,9 @@ class ResultCounts:
             self.rows += 1
             self.reused += row.reused
             self._by_status[row.status] += 1
+            has_failed = row.status not in (Status.COMPLETED, Status.SKIPPED)
+            if has_failed and len(self.first_failed) < _MAX_NAMED:
+                self.first_failed.append(row)
             if row.job_id is not None and row.job_id not in self._jobs:
                 self._jobs.add(row.job_id)
                 self.file_count += len(row.outputs)
@@ -220,7 +227,7 @@ class ResultsTable:
             ) from None
 
 
-def results_uri(options: TableOptions) -> str:
+def results_uri(options: CollectOptions | TableOptions) -> str:
     """Return the URI of the results table of a task."""
     if options.results is not None:
         return str(options.results)
