@@ -11,12 +11,10 @@ from typing import Any
 
 from airflow_provider_rungen.exceptions import RunGenOutputError
 
-_CHUNK_BYTES = 1 << 20
-
 
 class Spool:
     """
-    JSON values in a temporary file that no other process can open. They are read in the order written.
+    JSON values in a temporary file that no other process can open.
 
     :raises RunGenOutputError: a method could not use the folder for temporary files.
     """
@@ -26,21 +24,12 @@ class Spool:
             self._file = tempfile.TemporaryFile(prefix="rungen-")  # noqa: SIM115 - closed below
         # otherwise Python warns that it is left open
         self.close = weakref.finalize(self, self._file.close)
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
 
     def append(self, value: Any) -> int:
         """Add a value, and return its position."""
-        return self.append_text(json.dumps(value, separators=(",", ":")).encode())
-
-    def append_text(self, text: bytes) -> int:
-        """Add a value as JSON text without line breaks, and return its position."""
         with named_errors():
             position = self._file.seek(0, 2)
-            self._file.write(text + b"\n")
-        self._count += 1
+            self._file.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
         return position
 
     def at(self, position: int) -> Any:
@@ -48,18 +37,6 @@ class Spool:
         with named_errors():
             self._file.seek(position)
             return json.loads(self._file.readline())
-
-    def __iter__(self) -> Iterator[Any]:
-        position = 0
-        while True:
-            with named_errors():
-                # another read or write may have moved the file's position
-                self._file.seek(position)
-                lines = self._file.readlines(_CHUNK_BYTES)
-                position = self._file.tell()
-            if not lines:
-                return
-            yield from map(json.loads, lines)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import json
 import logging
 import re
 import secrets
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +22,7 @@ from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.table.results import ResultRow, Status
+from airflow_provider_rungen.execution.table.results import ResultCounts, ResultRow, Status
 from airflow_provider_rungen.pages.describe import find_facts, find_prompt, find_text
 from airflow_provider_rungen.pages.failures import group_failures
 from airflow_provider_rungen.pages.models import ContactSheet, JobView, OutputFile, Pager, Progress
@@ -81,9 +80,9 @@ class SheetWriter:
             )
 
     def _write(self, rows: Callable[[], Iterable[ResultRow]], ti: Any, app_id: str) -> int:
-        counts = _Counts()
-        failures = group_failures(counts.count(map(self._job, rows())))
-        names = _page_names(counts.shown)
+        counts = ResultCounts()
+        failures = group_failures(map(self._job, counts.count(rows())))
+        names = _page_names(counts.runnable)
         facts = [
             ("DAG", str(ti.dag_id)),
             ("run", str(ti.run_id)),
@@ -96,10 +95,10 @@ class SheetWriter:
             page = ContactSheet(
                 title=str(ti.task_id),
                 facts=facts,
-                progress=counts.progress(),
+                progress=_progress(counts),
                 jobs=list(itertools.islice(jobs, JOBS_A_PAGE)),
                 failures=failures if number == 1 else (),
-                pager=_pager(names, number, counts.shown),
+                pager=_pager(names, number, counts.runnable),
             )
             content = _render(page)
             if number == 1:
@@ -109,7 +108,7 @@ class SheetWriter:
         self._storage.write("", INDEX, first)
         older = [name for name in self._storage.list_folder("") if _PAGE.fullmatch(name)]
         self._storage.remove("", set(older) - set(names))
-        return counts.shown
+        return counts.runnable
 
     def _job(self, row: ResultRow) -> JobView:
         about = row.about or {}
@@ -151,34 +150,15 @@ class SheetWriter:
             )
 
 
-class _Counts:
-    """The jobs of a sheet by their end."""
-
-    def __init__(self) -> None:
-        self._by_status: Counter[str] = Counter()
-        self._reused = 0
-
-    def count(self, jobs: Iterable[JobView]) -> Iterator[JobView]:
-        for job in jobs:
-            self._by_status[job.status] += 1
-            self._reused += job.reused
-            yield job
-
-    @property
-    def shown(self) -> int:
-        """How many have a place on the sheet."""
-        return self._by_status.total() - self._by_status[Status.SKIPPED]
-
-    def progress(self) -> Progress:
-        by = self._by_status
-        return Progress(
-            total=by.total(),
-            completed=by[Status.COMPLETED],
-            failed=by[Status.FAILED] + by[Status.REFUSED],
-            canceled=by[Status.CANCELED],
-            skipped=by[Status.SKIPPED],
-            reused=self._reused,
-        )
+def _progress(counts: ResultCounts) -> Progress:
+    return Progress(
+        total=counts.rows,
+        completed=counts.completed,
+        failed=counts.failed - counts.canceled,
+        canceled=counts.canceled,
+        skipped=counts.skipped,
+        reused=counts.reused,
+    )
 
 
 def _page_names(count: int) -> list[str]:

@@ -96,6 +96,11 @@ class ResultCounts:
         return self._by_status[Status.SKIPPED]
 
     @property
+    def canceled(self) -> int:
+        """The rows whose job was canceled."""
+        return self._by_status[Status.CANCELED]
+
+    @property
     def refused(self) -> int:
         """The rows whose input can have no job."""
         return self._by_status[Status.REFUSED]
