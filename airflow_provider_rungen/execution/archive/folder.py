@@ -108,7 +108,7 @@ class Folder:
         if not self.is_local:
             for folder in {folder for folder, _ in files}:
                 self.fs.invalidate_cache(self.path_of(folder))
-        sizes = run_concurrently(lambda file: unless_link(self._size, *file), files)
+        sizes = run_concurrently(self._size_unless_link, files)
         return {file: size for file, size in zip(files, sizes, strict=True) if size is not None}
 
     def list_all(self, folders: Collection[str]) -> dict[File, int]:
@@ -168,6 +168,14 @@ class Folder:
         listed = [entry for entry in self.fs.ls(path, detail=True) if entry["type"] == "file"]
         return {entry["name"].rpartition("/")[2]: entry["size"] or 0 for entry in listed}
 
+    def _size_unless_link(self, file: File) -> int | None:
+        try:
+            return self._size(*file)
+        except RunGenOutputError as error:
+            if error.retryable:
+                raise
+            return None
+
     def _size(self, folder: str, name: str) -> int | None:
         with self.wrap_errors():
             try:
@@ -184,8 +192,12 @@ class Folder:
 
     def read(self, job_id: str, name: str, max_bytes: int) -> bytes | None:
         """Return the content of a file, or ``None`` if it is missing or larger than ``max_bytes``."""
-        content = self.read_with(job_id, name, lambda file: read_most(file, max_bytes))
+        content = self.read_most(job_id, name, max_bytes)
         return content if content is not None and len(content) <= max_bytes else None
+
+    def read_most(self, job_id: str, name: str, max_bytes: int | None) -> bytes | None:
+        """Return the content of a file; of one that is larger than ``max_bytes``, so many and one more."""
+        return self.read_with(job_id, name, lambda file: _read_most(file, max_bytes))
 
     def read_with(self, job_id: str, name: str, read: Callable[[BinaryIO], T]) -> T | None:
         """Return what a function reads in a file, or ``None`` if it is missing."""
@@ -208,19 +220,10 @@ class Folder:
                 yield file
 
 
-def read_most(file: BinaryIO, max_bytes: int) -> bytes:
-    """Return the content of a file; of a larger one, so many bytes and one more."""
+def _read_most(file: BinaryIO, max_bytes: int | None) -> bytes:
+    if max_bytes is None:
+        return file.read()
     # most files are small, and Python allocates as much as it is asked to read
     first = min(_SMALL_BYTES, max_bytes + 1)
     head = file.read(first)
     return head if len(head) < first else head + file.read(max_bytes + 1 - first)
-
-
-def unless_link(read: Callable[..., T], *args: Any) -> T | None:
-    """Call a function, and return ``None`` if it meets a symbolic link."""
-    try:
-        return read(*args)
-    except RunGenOutputError as error:
-        if error.retryable:
-            raise
-        return None
