@@ -109,9 +109,7 @@ def archive_results(
     async def run() -> dict[str, StoredJob | RunGenError]:
         downloader = Downloader(Settings("http://127.0.0.1:1", KEY), max_bytes=10**6, at_once=4)
         with Storage(folder.as_uri()) as storage:
-            store = OutputArchiver(
-                perform, APP, storage, "file:///here", downloader, max_concurrency=max_concurrency
-            )
+            store = OutputArchiver(perform, APP, storage, downloader, max_concurrency=max_concurrency)
             try:
                 return await store.run(list(results), lambda: None)
             finally:
@@ -1373,7 +1371,7 @@ def test_the_log_shows_the_progress(
     ids = submitted(*[job() for _ in range(5)])
     rungen_emulator.service.inject(Fault(on="output", kind="drip", job_id=ids[4], drip_seconds=0.0005))
     archive(context, ids, tmp_path, max_concurrency=1)
-    lines = [record.getMessage() for record in caplog.records if record.name == archiver.__name__]
+    lines = [line for line in caplog.messages if line.startswith("Stored")]
     assert any("of 4 of 5 jobs" in line and "left" in line for line in lines)
     assert re.match(r"Stored 5 files \([\d.]+ kB\) of 5 jobs in \S+; ", lines[-1])
 

@@ -13,14 +13,14 @@ from dataclasses import KW_ONLY, dataclass, field
 
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.download import Downloader
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.polling import concerns_one_job
 from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, pace
-from airflow_provider_rungen.client.texts import format_bytes, format_count, format_ids
+from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenOutputError
+from airflow_provider_rungen.execution.archive.figures import Figures
 from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
 from airflow_provider_rungen.execution.archive.steps import run_with_checks
 from airflow_provider_rungen.execution.archive.storage import Storage
@@ -41,27 +41,22 @@ class OutputArchiver:
     :param perform: performs a flow in the running event loop.
     :param app_id: the app.
     :param storage: where to store them.
-    :param shown: the same for the log, without secrets.
     :param downloader: downloads them.
     :param max_concurrency: how many downloads, and how many jobs, may be in progress at a time.
     :param schema: the schema that results must match.
     :param on_stored: what to keep of a job that is stored, since there may be many.
-    :param log_level: of the line about what was stored.
+    :param figures: counts what is stored.
     """
 
     perform: Callable[[Flow[Job]], Awaitable[Job]]
     app_id: str
     storage: Storage
-    shown: str
     downloader: Downloader
     _: KW_ONLY
     max_concurrency: int
     schema: Schema | None = None
     on_stored: Callable[[StoredJob], StoredJob] = lambda stored: stored
-    log_level: int = logging.INFO
-    file_count: int = field(init=False, default=0)
-    existing_count: int = field(init=False, default=0)
-    total_bytes: int = field(init=False, default=0)
+    figures: Figures = field(default_factory=Figures)
     slots: asyncio.Semaphore = field(init=False)
     _outcomes: dict[str, StoredJob | RunGenError] = field(init=False, default_factory=dict)
     _failures_in_a_row: int = field(init=False, default=0)
@@ -84,16 +79,14 @@ class OutputArchiver:
             nonlocal logged_at
             check()
             if (now := time.monotonic()) - logged_at >= PROGRESS_INTERVAL:
-                logged_at, done = now, len(self._outcomes)
-                rate = pace(done, len(job_ids) - done, now - begun_at)
-                log.info("Stored so far: %s%s", self._figures(len(job_ids)), rate)
+                logged_at, done, count = now, len(self._outcomes), len(job_ids)
+                rate = pace(done, count - done, now - begun_at)
+                log.info("Stored so far: %s of %d of %d jobs%s", self.figures, done, count, rate)
 
         try:
             await run_with_checks(gather_limited(self._archive, job_ids, self.max_concurrency), check_and_log)
         finally:
-            seconds = format_duration(time.monotonic() - begun_at)
-            figures = self._figures(len(job_ids))
-            log.log(self.log_level, "Stored %s in %s; %s", figures, self.shown, seconds)
+            self.figures.seconds += time.monotonic() - begun_at
         return self._outcomes
 
     async def _archive(self, job_id: str) -> None:
@@ -117,20 +110,7 @@ class OutputArchiver:
                 self._failures_in_a_row += 1
         else:
             self._failures_in_a_row = 0
-
-    def _figures(self, job_count: int) -> str:
-        failed_count = sum(isinstance(outcome, RunGenError) for outcome in self._outcomes.values())
-        stored_count = len(self._outcomes) - failed_count
-        figures = f"{format_count(self.file_count, 'file')} ({format_bytes(self.total_bytes)})"
-        if job_count > 1:
-            figures += (
-                f" of {job_count} jobs"
-                if stored_count == job_count
-                else f" of {stored_count} of {job_count} jobs"
-            )
-        for count, what in ((failed_count, "failed"), (self.existing_count, "there before")):
-            figures += f", {count} {what}" if count else ""
-        return figures
+            self.figures.jobs += 1
 
     def _check_outage(self, job_id: str) -> None:
         if self._failures_in_a_row >= max(OUTAGE_FAILURES, 2 * self.max_concurrency):

@@ -76,12 +76,12 @@ class JobArchiver:
 
         :raises RunGenOutputError: an output, or the manifest, could not be stored.
         """
-        journal, archiver = self._journal, self._archiver
+        journal, figures = self._journal, self._archiver.figures
         try:
             await self._retry(in_daemon_thread, journal.load)
-            archiver.existing_count += len(journal.stored)
-            archiver.file_count += len(journal.stored)
-            archiver.total_bytes += sum(entry["size"] for entry in journal.entries)
+            figures.existing += len(journal.stored)
+            figures.files += len(journal.stored)
+            figures.total_bytes += sum(entry["size"] for entry in journal.entries)
             missing = [output for output in self._outputs if output.name not in journal.stored]
             await self._store_all(missing)
             if journal.is_changed or not (journal.is_complete or self._errors):
@@ -110,8 +110,8 @@ class JobArchiver:
                 with storage.incoming(job.id, output.name) as (file, path):
                     download = await self._download(output, file)
                     await self._retry(in_daemon_thread, storage.put, file, path, job.id, output.name)
-            archiver.file_count += 1
-            archiver.total_bytes += download.size
+            archiver.figures.files += 1
+            archiver.figures.total_bytes += download.size
             self._journal.add(output, download)
         except RunGenError as error:
             self._errors.append(self._error(error, f"{output.at}: "))

@@ -100,10 +100,7 @@ class Collector:
         self._advice = advice
         self._usage = usage
         self._schema = Schema.of(options.result_schema, "result_schema")
-        is_piecemeal = advice is not None
-        self._store = (
-            OutputStore(run, options, self._schema, is_piecemeal=is_piecemeal) if self.stores else None
-        )
+        self._store = OutputStore(run, options, self._schema) if self.stores else None
         has_sheet = self.stores and options.contact_sheet
         self._sheet = SheetWriter(options.destination, key) if has_sheet else None
         self._takers: list[XComValues | JobRows] = []
@@ -261,9 +258,11 @@ class Collector:
     def _gather_rest(self, result: BatchResult) -> dict[int, RunGenError]:
         """Gather what was not gathered before, and return why inputs have no result, by their index."""
         ids = [each for each in result.ids if each not in self.errors]
-        self.gather(self._run.known_app_id, ids, result.jobs)
-        if self._store is not None:
-            self._store.log_total()
+        try:
+            self.gather(self._run.known_app_id, ids, result.jobs)
+        finally:
+            if self._store is not None:
+                self._store.log_total()
         return result.errors(self.errors)
 
     def _done(self, result: BatchResult) -> list[str]:

@@ -7,11 +7,13 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.client.redaction import redact
-from airflow_provider_rungen.client.texts import format_bytes, format_count
+from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
+from airflow_provider_rungen.execution.archive.figures import Figures
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.schemas import Schema
@@ -30,28 +32,16 @@ class OutputStore:
     :param run: the attempt.
     :param options: the operator's parameters.
     :param schema: what every result has to fit.
-    :param is_piecemeal: whether a few jobs are stored at a time, so that `log_total` logs the figures.
     :raises RunGenInputError: there can be no such place.
     """
 
-    def __init__(
-        self,
-        run: CollectingTask,
-        options: CollectOptions,
-        schema: Schema | None,
-        *,
-        is_piecemeal: bool = False,
-    ) -> None:
+    def __init__(self, run: CollectingTask, options: CollectOptions, schema: Schema | None) -> None:
         self._run = run
         self._options = options
         self._schema = schema
         self._storage = Storage(options.destination)
         self._is_prepared = False
-        self._is_piecemeal = is_piecemeal
-        # what was stored so far
-        self._job_count = self._file_count = self._total_bytes = 0
-        #: The folder, as it may be shown.
-        self.shown = redact(str(options.destination))
+        self._figures = Figures()
 
     def prepare(self, *, create: bool = True) -> None:
         """
@@ -105,34 +95,31 @@ class OutputStore:
                 hook.aperform,
                 app_id,
                 self._storage,
-                self.shown,
                 downloader,
                 max_concurrency=options.max_concurrency,
                 schema=self._schema,
                 on_stored=on_stored,
-                log_level=logging.DEBUG if self._is_piecemeal else logging.INFO,
+                figures=self._figures,
             )
             try:
                 return await archiver.run(job_ids, guard.check)
             finally:
-                self._file_count += archiver.file_count
-                self._total_bytes += archiver.total_bytes
                 await downloader.close()
                 await hook.aclose()
 
         # a kill is let through between two steps, so that it leaves no half file
         with guard.defer_signals(), self._storage:
             outcomes = asyncio.run(store())
-        errors = {job_id: error for job_id, error in outcomes.items() if isinstance(error, RunGenError)}
-        self._job_count += len(outcomes) - len(errors)
-        return errors
+        return {job_id: error for job_id, error in outcomes.items() if isinstance(error, RunGenError)}
 
     def log_total(self) -> None:
-        """Log what was stored piecemeal since the last call."""
-        if self._is_piecemeal and self._job_count:
-            files, jobs = format_count(self._file_count, "file"), format_count(self._job_count, "job")
-            log.info("Stored %s (%s) of %s in %s", files, format_bytes(self._total_bytes), jobs, self.shown)
-            self._job_count = self._file_count = self._total_bytes = 0
+        """Log what was stored."""
+        if jobs := self._figures.jobs:
+            log.info(
+                "Stored %s of %s in %s; %s",
+                *(self._figures, format_count(jobs, "job"), redact(str(self._options.destination))),
+                format_duration(self._figures.seconds),
+            )
 
     def accepts(self, stored: StoredJob) -> bool:
         """
