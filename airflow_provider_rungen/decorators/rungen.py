@@ -233,10 +233,14 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         from airflow_provider_rungen.execution.sinks.returned import Results
         from airflow_provider_rungen.execution.task.options import CollectOptions
 
-        pushes_keys = self.multiple_outputs and self.destination is None
-        sink = Results(run, CollectOptions.of(self), pushes_keys=pushes_keys, advice=run)
-        sink.is_single = run.is_single
-        return sink
+        return Results(
+            run,
+            CollectOptions.of(self),
+            refetch=run.wait.refetch,
+            is_single=run.is_single,
+            pushes_keys=self.multiple_outputs and self.destination is None,
+            advice=run,
+        )
 
     def _runner(self, context: Context) -> Runner:
         from airflow_provider_rungen.execution.jobs.runner import Runner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import repeat
@@ -111,11 +111,10 @@ class CollectRun(TaskRun["WaitOptions"]):
                 return self._collect(sink, app_id, ids, event)
 
     def _sink(self, *, is_single: bool) -> Results | TableResults:
-        if self._collect_options.results is not None:
-            return TableResults(self, self._collect_options, usage=self.usage)
-        sink = Results(self, self._collect_options, usage=self.usage)
-        sink.is_single = is_single
-        return sink
+        options, refetch = self._collect_options, self._wait.refetch
+        if options.results is not None:
+            return TableResults(self, options, refetch=refetch, usage=self.usage)
+        return Results(self, options, refetch=refetch, is_single=is_single, usage=self.usage)
 
     def _collect(
         self,
@@ -164,12 +163,6 @@ class CollectRun(TaskRun["WaitOptions"]):
             on_finished=hold,
             ended=pending if are_over else (),
         )
-
-    def refetch(
-        self, app_id: str, job_ids: Sequence[str], on_outcome: Callable[[str, Job | RunGenError], None]
-    ) -> None:
-        """Fetch jobs that are over; see `JobWait.refetch`."""
-        self._wait.refetch(app_id, job_ids, on_outcome)
 
     def cleanup(self) -> str:
         self._wait.cancel_on_kill()

@@ -199,7 +199,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         from airflow_provider_rungen.execution.task.options import CollectOptions
 
         if self.destination is not None:
-            return Results(run, CollectOptions.of(self), advice=run)
+            return Results(run, CollectOptions.of(self), refetch=run.wait.refetch, advice=run)
         waits, max_failed = self.wait_for_completion, self.max_failed
         return JobIds(run, is_single=False, waits=waits, max_failed=max_failed)
 

@@ -234,7 +234,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         from airflow_provider_rungen.execution.sinks.table_results import TableResults
         from airflow_provider_rungen.execution.task.options import CollectOptions
 
-        return TableResults(run, CollectOptions.of(self), key=self.key, advice=run)
+        return TableResults(run, CollectOptions.of(self), refetch=run.wait.refetch, key=self.key, advice=run)
 
     def _runner(self, context: Context) -> Runner:
         from airflow_provider_rungen.client.redaction import redact

@@ -90,9 +90,9 @@ class Task:
     def sink(self, kind: Any = TableResults) -> Any:
         """Return the sink of a new attempt."""
         attempt = self.next_attempt()
-        sink: Any = Results(attempt, self.collect, advice=attempt)
+        sink: Any = Results(attempt, self.collect, refetch=attempt.refetch, advice=attempt)
         if kind is TableResults:
-            sink = TableResults(attempt, self.collect, key=["sku"], advice=attempt)
+            sink = TableResults(attempt, self.collect, refetch=attempt.refetch, key=["sku"], advice=attempt)
         sink.prepare()
         return sink
 

@@ -13,8 +13,8 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.execution.costs.bill import read_decimal
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.execution.sinks.collector import CollectingTask
     from airflow_provider_rungen.execution.table.results import ResultRow
+    from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def add_costs(rows: Iterable[ResultRow], price: Price | None) -> Iterator[Result
             yield replace(row, cost=(seconds * price.per_second).quantize(_COST))
 
 
-def find_price(run: CollectingTask) -> Price | None:
+def find_price(run: TaskRun[Any]) -> Price | None:
     """
     Return what a worker costs: the price of the ``scaled_app`` block around the task, or the connection's.
 

@@ -86,8 +86,7 @@ class Runner(TaskRun["SubmitOptions"]):
         self.task_log = TaskLog(home, stores=self._stores)
         self.report = RunReport(self, pushes_ids=pushes_ids)
         self.wait.others, self.usage_report.used = self.report.others, self.report.usage
-        self.refetch, self.retry_hint = self.wait.refetch, self.report.retry_hint
-        self.clear_hint = self.report.clear_hint
+        self.retry_hint, self.clear_hint = self.report.retry_hint, self.report.clear_hint
         self.submitting = Submitting(self)
         self.collecting = Collecting(self, stores=self._stores)
         self.deferral = Deferral(self, stores=self._stores)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of, strip_payloads
@@ -27,37 +27,20 @@ from airflow_provider_rungen.execution.task.outcomes import JOB_IS_OVER
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
     from airflow_provider_rungen.execution.sinks.failures import Advice
     from airflow_provider_rungen.execution.sinks.job_sinks import SinkPlan
     from airflow_provider_rungen.execution.sinks.xcom_values import XComValues
-    from airflow_provider_rungen.execution.task.kill import KillGuard
-    from airflow_provider_rungen.execution.task.lineage import TaskOutcome
     from airflow_provider_rungen.execution.task.options import CollectOptions
+    from airflow_provider_rungen.execution.task.run import TaskRun
     from airflow_provider_rungen.execution.task.usage import Usage
-    from airflow_provider_rungen.hooks.rungen import RunGenHook
     from airflow_provider_rungen.runs.plan import PlannedRow
 
 log = logging.getLogger(__name__)
 
 
-class CollectingTask(Protocol):
-    """What the collection of results needs of an attempt: a `TaskRun` with `JobWait.refetch`."""
-
-    task: BaseOperator
-    context: Context
-    hook: RunGenHook
-    guard: KillGuard
-    known_app_id: str
-
-    @property
-    def ti(self) -> Any: ...
-
-    def record_outcome(self, outcome: TaskOutcome) -> None: ...
-
-    @property
-    def refetch(self) -> Callable[[str, Sequence[str], Callable[[str, Job | RunGenError], None]], None]: ...
+#: Fetches jobs that are over: see `JobWait.refetch`.
+Refetch: TypeAlias = Callable[[str, Sequence[str], Callable[[str, Job | RunGenError], None]], None]
 
 
 class Collector:
@@ -68,6 +51,7 @@ class Collector:
 
     :param run: the attempt.
     :param options: the operator's parameters.
+    :param refetch: fetches the results of jobs that are over.
     :param values: takes what the task returns. Otherwise rows are kept, for a results table.
     :param key: the columns that identify a row, for a contact sheet.
     :param advice: what the attempt knows of its inputs, if it runs the jobs. Otherwise it collects those of
@@ -78,9 +62,10 @@ class Collector:
 
     def __init__(
         self,
-        run: CollectingTask,
+        run: TaskRun[Any],
         options: CollectOptions,
         *,
+        refetch: Refetch,
         values: XComValues | None = None,
         key: Sequence[str] = (),
         advice: Advice | None = None,
@@ -97,6 +82,7 @@ class Collector:
         self.hold: Callable[[Job], Job] = strip_payloads if self.stores else self._hold
         self._run = run
         self._options = options
+        self._refetch = refetch
         self._advice = advice
         self._usage = usage
         self._schema = Schema.of(options.result_schema, "result_schema")
@@ -244,7 +230,7 @@ class Collector:
             self._add(job_of(found, app_id, job_id))
 
         if self._store is None:
-            self._run.refetch(app_id, job_ids, note)
+            self._refetch(app_id, job_ids, note)
             return
         errors = self._store.store(app_id, job_ids, self.add_stored)
         self.errors |= errors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job, JobStatus
@@ -19,8 +19,8 @@ from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.execution.sinks.collector import CollectingTask
     from airflow_provider_rungen.execution.task.options import CollectOptions
+    from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class OutputStore:
     :raises RunGenInputError: there can be no such place.
     """
 
-    def __init__(self, run: CollectingTask, options: CollectOptions, schema: Schema | None) -> None:
+    def __init__(self, run: TaskRun[Any], options: CollectOptions, schema: Schema | None) -> None:
         self._run = run
         self._options = options
         self._schema = schema

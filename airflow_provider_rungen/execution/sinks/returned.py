@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.sinks.collector import Collector
+from airflow_provider_rungen.execution.sinks.collector import Collector, Refetch
 from airflow_provider_rungen.execution.sinks.failures import (
     check_collected,
     check_inputs,
@@ -21,10 +21,10 @@ from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
-    from airflow_provider_rungen.execution.sinks.collector import CollectingTask
     from airflow_provider_rungen.execution.sinks.failures import Advice
     from airflow_provider_rungen.execution.sinks.job_sinks import SinkPlan
     from airflow_provider_rungen.execution.task.options import CollectOptions
+    from airflow_provider_rungen.execution.task.run import TaskRun
     from airflow_provider_rungen.execution.task.usage import Usage
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ class Results(Collector):
 
     :param run: the attempt.
     :param options: what to do with results.
+    :param refetch: see `Collector`.
+    :param is_single: whether there is one job, whose error and value are those of the task.
     :param pushes_keys: whether each key of a result becomes an XCom of its own, too.
     :param advice: see `Collector`.
     :param usage: see `Collector`.
@@ -44,31 +46,32 @@ class Results(Collector):
 
     def __init__(
         self,
-        run: CollectingTask,
+        run: TaskRun[Any],
         options: CollectOptions,
         *,
+        refetch: Refetch,
+        is_single: bool = False,
         pushes_keys: bool = False,
         advice: Advice | None = None,
         usage: Usage | None = None,
     ) -> None:
         self._values = XComValues(options.max_xcom_bytes, pushes_keys=pushes_keys)
-        super().__init__(run, options, values=self._values, advice=advice, usage=usage)
-        #: Whether there is one job, whose error and value are those of the task. Set it once that is known.
-        self.is_single = False
+        super().__init__(run, options, refetch=refetch, values=self._values, advice=advice, usage=usage)
+        self._is_single = is_single
 
     def finish(self, result: BatchResult, plan: SinkPlan) -> Any:
         errors = self._gather_rest(result)
         self._write_sheet(result, plan)
         if self._advice is None:
             check_collected(self._run.ti, result, errors, self._options.max_failed)
-        elif self.is_single:
+        elif self._is_single:
             push_failed(self._run.ti, result.ids, errors)
             raise_for_single(self._run.known_app_id, errors)
         else:
             check_inputs(self._run.ti, self._advice, result, errors, self._options.max_failed)
         done = self._done(result)
         values = self._values.of(result.ids)
-        value = values[0] if self.is_single else values
+        value = values[0] if self._is_single else values
         if not self.stores:
             self._values.check_size(len(json.dumps(value)))
         self._run.record_outcome(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.execution.costs.prices import add_costs, find_price
-from airflow_provider_rungen.execution.sinks.collector import Collector
+from airflow_provider_rungen.execution.sinks.collector import Collector, Refetch
 from airflow_provider_rungen.execution.sinks.failures import (
     Advice,
     check_collected,
@@ -25,9 +25,9 @@ from airflow_provider_rungen.execution.task.outcomes import max_failures
 if TYPE_CHECKING:
     from airflow_provider_rungen.exceptions import RunGenError
     from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
-    from airflow_provider_rungen.execution.sinks.collector import CollectingTask
     from airflow_provider_rungen.execution.sinks.job_sinks import SinkPlan
     from airflow_provider_rungen.execution.task.options import CollectOptions
+    from airflow_provider_rungen.execution.task.run import TaskRun
     from airflow_provider_rungen.execution.task.usage import Usage
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class TableResults(Collector):
 
     :param run: the attempt.
     :param options: what to do with results.
+    :param refetch: see `Collector`.
     :param key: the columns that identify a row.
     :param advice: see `Collector`.
     :param usage: see `Collector`.
@@ -47,14 +48,15 @@ class TableResults(Collector):
 
     def __init__(
         self,
-        run: CollectingTask,
+        run: TaskRun[Any],
         options: CollectOptions,
         *,
+        refetch: Refetch,
         key: Sequence[str] = (),
         advice: Advice | None = None,
         usage: Usage | None = None,
     ) -> None:
-        super().__init__(run, options, key=key, advice=advice, usage=usage)
+        super().__init__(run, options, refetch=refetch, key=key, advice=advice, usage=usage)
         self._key = key
         self._uri = results_uri(options)
         self._table = ResultsTable(self._uri)
