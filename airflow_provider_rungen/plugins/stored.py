@@ -38,8 +38,6 @@ MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 _MAX_PAGE_OF_MANIFESTS = 4 * MAX_MANIFEST_BYTES
 _BYTES_OF_VALUE = 20
 CHUNK_BYTES = 256 * 1024
-# Of a Parquet table, at a time. Those that a task writes are smaller.
-_MAX_PAGE_BYTES = 64 * 1024 * 1024
 _LOCAL = ("", "file", "local")
 # By the bytes of their manifests. In memory they take no more.
 _known_files = Cache(max_size=4 * MAX_MANIFEST_BYTES)
@@ -248,7 +246,7 @@ def read_table(uri: str, within: float) -> Iterator[Mapping[str, Any]]:
             raise RunGenError("it was not read in time")
 
     try:
-        rows = open_foreign_file(uri, name="results", check=check, max_page_bytes=_MAX_PAGE_BYTES)
+        rows = open_foreign_file(uri, name="results", check=check)
         for row in rows:
             check()
             is_results = isinstance(row, Mapping) and columns <= row.keys()

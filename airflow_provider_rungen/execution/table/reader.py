@@ -54,9 +54,7 @@ def open_rows(
     return _IterableRows(source, name)
 
 
-def open_foreign_file(
-    uri: str, *, name: str, check: Callable[[], None], max_page_bytes: int = parquet.MAX_PAGE_BYTES
-) -> Rows:
+def open_foreign_file(uri: str, *, name: str, check: Callable[[], None]) -> Rows:
     """
     Return the rows of one file that somebody else has chosen.
 
@@ -65,12 +63,11 @@ def open_foreign_file(
     :param uri: its URI or path.
     :param name: what is read, for errors.
     :param check: called before each read; an error that it raises ends the reading.
-    :param max_page_bytes: of a Parquet file, see `read_parquet`.
     :raises RunGenInputError: its storage cannot be opened.
     """
     with wrap_errors(name, uri):
         file = replace(single_file(uri), follows_links=False)
-    return _FileRows([file], uri, name, check=check, max_page_bytes=max_page_bytes)
+    return _FileRows([file], uri, name, check=check)
 
 
 class Rows:
@@ -191,12 +188,10 @@ class _FileRows(Rows):
         name: str,
         *,
         check: Callable[[], None] | None = None,
-        max_page_bytes: int = parquet.MAX_PAGE_BYTES,
     ) -> None:
         super().__init__(name)
         self._files = files
         self._check = check
-        self._max_page_bytes = max_page_bytes
         self.uri = uri
         self.files = tuple(file.uri for file in files)
         self._shown = clean_text(self._files[0].uri)
@@ -234,7 +229,7 @@ class _FileRows(Rows):
             is_foreign = self._check is not None
             source = opened if self._check is None else _CheckedFile(opened, self._check)
             if file.format == "parquet":
-                rows = parquet.read_parquet(source, self._max_page_bytes)
+                rows = parquet.read_parquet(source)
             else:
                 rows = _READERS[file.format](source, is_foreign=is_foreign)
             for row in self._numbered(rows):
