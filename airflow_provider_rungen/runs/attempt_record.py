@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -11,6 +11,7 @@ from airflow_provider_rungen.runs import records
 from airflow_provider_rungen.runs.place import SupersededError
 from airflow_provider_rungen.runs.records import InvalidRecordError
 from airflow_provider_rungen.runs.rows import Writer
+from airflow_provider_rungen.runs.totals import Totals
 
 _SUFFIX = ".json"
 #: So many of the jobs that may still run are named. A record has to be one value of Airflow's store.
@@ -45,6 +46,7 @@ class AttemptRecord:
     :param hint: what to do next.
     :param still_billing: the first of the jobs that may still run.
     :param begun: how often it had begun parts of the log (see `PartFile.nth`), as far as the record knows.
+    :param totals: what its inputs amounted to at its end; empty until then.
     """
 
     turn: int
@@ -64,6 +66,7 @@ class AttemptRecord:
     hint: str = ""
     still_billing: tuple[str, ...] = ()
     begun: int = 0
+    totals: Totals = Totals()  # noqa: RUF009 - it is frozen
 
     @property
     def writer(self) -> Writer:
@@ -76,6 +79,7 @@ class AttemptRecord:
         values |= {name: values[name][:_MAX_TEXT] for name in ("error", "hint")}
         values |= {name: float(values[name]) for name in ("began", "deadline")}
         values["still_billing"] = self.still_billing[:MAX_LISTED]
+        values["totals"] = asdict(self.totals)
         return records.to_lines([{"version": records.VERSION} | values])
 
     @classmethod
@@ -139,4 +143,5 @@ def _read(lines: list[Any]) -> AttemptRecord:
         deadline=records.seconds(record.deadline, "deadline"),
         end=End(record.end),
         still_billing=tuple(records.identifier(each, "a job") for each in record.still_billing),
+        totals=Totals.decode(values["totals"]),
     )

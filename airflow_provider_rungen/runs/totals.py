@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from operator import add, attrgetter
+from typing import Any
 
+from airflow_provider_rungen.runs import records
 from airflow_provider_rungen.runs.rows import InputState, JobState, Row, Writer
 
 _COMPLETED = (JobState.COMPLETED, JobState.INVALID)
@@ -59,6 +62,16 @@ class Totals:
             seconds=round(sum(job.seconds or 0.0 for job in ours), 3),
             unknown=sum(intent.refusal is None for intent in row.intents),
         )
+
+    @classmethod
+    def decode(cls, fields: Mapping[str, Any]) -> Totals:
+        """
+        Return what the fields of a record say.
+
+        :raises InvalidRecordError: one is no count.
+        """
+        counts = {name: records.count(fields[name], name) for name in fields if name != "seconds"}
+        return cls(**counts, seconds=records.seconds(fields["seconds"], "seconds"))
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(*map(add, _values(self), _values(other)))

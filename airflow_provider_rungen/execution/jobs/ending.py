@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from airflow_provider_rungen._airflow import AirflowFailException, AirflowSkipException, TaskInstanceState
@@ -108,16 +109,15 @@ class Ending:
             if not self._guard.is_killed:
                 self._note_failure(error)
             raise
-        self._log.note(end=End.SUCCEEDED)
+        self._note_end(End.SUCCEEDED)
 
     def _note_failure(self, error: Exception) -> None:
         message, hint = (error.message, error.hint) if isinstance(error, RunGenError) else (str(error), "")
-        self._log.note(
-            end=End.UNKNOWN if self.has_next(error) else End.FAILED,
-            error=message[:1000],
-            hint=hint[:1000],
-            still_billing=tuple(self._log.running[:100]),
-        )
+        self._note_end(End.UNKNOWN if self.has_next(error) else End.FAILED, message, hint)
+
+    def _note_end(self, end: End, error: str = "", hint: str = "") -> None:
+        running, totals = tuple(self._log.running), self._log.jobs.totals()
+        self._log.note(end=end, error=error, hint=hint, still_billing=running, totals=totals)
 
     @contextmanager
     def _leaving_when_refused(self) -> Iterator[None]:
@@ -204,7 +204,7 @@ class Ending:
         lost = self._unsaved() if self._is_left_to_next() else running
         if self.is_durable and not self._log.home.numbers.has_next:
             # before the cancels, because it takes the store no time when all is well
-            note = lambda: self._log.note(end=End.FAILED)  # noqa: E731 - a thread calls it
+            note = partial(self._note_end, End.FAILED, "It was killed")
             attempts.call_briefly(note, self._guard.time_left() / 4)
         return self._cancel_lost(lost, within=max(self._guard.time_left() - _AFTER_CANCEL, _LEAST_CANCEL))
 

@@ -114,4 +114,9 @@ def restore_state(task_log: TaskLog, state: Mapping[str, Any]) -> None:
 
 def _record_of(fields: Mapping[str, Any]) -> AttemptRecord:
     record = AttemptRecord(**fields)
-    return replace(record, end=End(record.end), still_billing=tuple(record.still_billing))
+    return replace(
+        record,
+        end=End(record.end),
+        still_billing=tuple(record.still_billing),
+        totals=Totals(**fields["totals"]),
+    )
