@@ -13,7 +13,7 @@ from typing import Any
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, attempt_name, parse_attempt_name
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.part_files import PartFile, PartName
-from airflow_provider_rungen.runs.place import DamagedLogError, Place, SupersededError
+from airflow_provider_rungen.runs.place import DamagedLogError, Place, ReadablePlace, SupersededError
 from airflow_provider_rungen.runs.records import InvalidRecordError
 from airflow_provider_rungen.runs.rows import Row, Writer
 
@@ -25,7 +25,7 @@ ATTEMPTS = "attempts"
 _BATCH = 64
 
 
-def read_attempts(place: Place) -> list[AttemptRecord]:
+def read_attempts(place: ReadablePlace) -> list[AttemptRecord]:
     """
     Return the attempts of the task run so far, the latest last.
 
@@ -49,7 +49,7 @@ def read_attempts(place: Place) -> list[AttemptRecord]:
 
 
 def read_parts(
-    place: Place,
+    place: ReadablePlace,
     plan: str,
     writers: Collection[Writer],
     *,
@@ -90,7 +90,7 @@ def missing_part(plan: str, part: int) -> DamagedLogError:
 
 
 def _decode_files(
-    place: Place,
+    place: ReadablePlace,
     contents: Mapping[str, bytes],
     plan: str,
     names: list[PartName],
@@ -322,7 +322,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _get(place: Place, paths: Sequence[str]) -> dict[str, bytes]:
+def _get(place: ReadablePlace, paths: Sequence[str]) -> dict[str, bytes]:
     try:
         return place.get(paths) if paths else {}
     except FileNotFoundError as error:

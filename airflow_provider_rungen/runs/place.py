@@ -8,16 +8,13 @@ from typing import ClassVar, Protocol
 from airflow_provider_rungen.exceptions import RunGenError
 
 
-class Place(Protocol):
+class ReadablePlace(Protocol):
     """
     Files that only this task run uses, in folders. The methods block.
 
     They raise `FileNotFoundError` for a file that is certainly missing. Every other error is an outage,
     whatever its cause: expired credentials, a bucket or mount that is gone, a time-out.
     """
-
-    #: Whether a later attempt finds what was put.
-    is_durable: ClassVar[bool]
 
     def vouches(self, name: str) -> bool:
         """
@@ -33,15 +30,22 @@ class Place(Protocol):
         :raises FileNotFoundError: one is certainly missing. Its text is the name of the first of these.
         """
 
+    def list(self, folder: str) -> Collection[str]:
+        """Return the names of the files in a folder. There are none if it is certainly missing."""
+
+
+class Place(ReadablePlace, Protocol):
+    """Files that an attempt of the task run reads and writes."""
+
+    #: Whether a later attempt finds what was put.
+    is_durable: ClassVar[bool]
+
     def put(self, files: Mapping[str, bytes]) -> None:
         """
         Create or replace files. A reader sees all of a new content, or all of the old one.
 
         After an error, each of them may be there, or may appear later.
         """
-
-    def list(self, folder: str) -> Collection[str]:
-        """Return the names of the files in a folder. There are none if it is certainly missing."""
 
 
 class DamagedLogError(RunGenError):

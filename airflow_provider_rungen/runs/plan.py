@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 from airflow_provider_rungen.runs import records
 from airflow_provider_rungen.runs.records import InvalidRecordError
+
+T = TypeVar("T")
 
 #: Rows in a part of the plan, if their inputs are small.
 PLAN_ROWS = 1024
@@ -100,7 +102,7 @@ def read_rows(content: bytes, name: str) -> list[PlannedRow]:
     :param name: the name that the manifest has for it.
     :raises InvalidRecordError: it is not the content that was planned.
     """
-    return [PlannedRow(*line) for line in _checked_lines(content, name)]
+    return _checked(content, name, _read_row)
 
 
 def read_inputs(content: bytes, name: str) -> list[Any]:
@@ -110,7 +112,7 @@ def read_inputs(content: bytes, name: str) -> list[Any]:
     :param name: the name that the manifest has for it.
     :raises InvalidRecordError: it is not the content that was planned.
     """
-    return _checked_lines(content, name)
+    return _checked(content, name, lambda line: line)
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,8 @@ class Manifest:
         :param digest: the plan that was written, as Airflow knows it.
         :raises InvalidRecordError: it is another plan.
         """
-        [values] = _checked_lines(content, digest)
-        records.check_version(values)
-        return cls(**{name: value for name, value in values.items() if name != "version"})
+        [manifest] = _checked(content, digest, _read_manifest)
+        return manifest
 
 
 def _trimmed(line: list[Any]) -> list[Any]:
@@ -173,7 +174,36 @@ def _name(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _checked_lines(content: bytes, name: str) -> list[Any]:
+def _checked(content: bytes, name: str, read: Callable[[Any], T]) -> list[T]:
+    """Return what each line says. Whoever can write the name can write any content with it."""
     if _name(content) != name:
         raise InvalidRecordError("it was changed since it was planned")
-    return [json.loads(line.decode("utf-8", "surrogatepass")) for line in content.split(b"\n")[:-1]]
+    lines = content.split(b"\n")[:-1]
+    try:
+        return [read(json.loads(line.decode("utf-8", "surrogatepass"))) for line in lines]
+    except records.ERRORS as error:
+        raise InvalidRecordError(f"it is not a part of a plan: {type(error).__name__}") from None
+
+
+def _read_row(line: Any) -> PlannedRow:
+    row = PlannedRow(*line)
+    for field in ("digest", "status", "why"):
+        records.text(getattr(row, field), field, most=_MAX_INPUT_BYTES)
+    if not isinstance(row.values, list):
+        raise InvalidRecordError("values are no list")
+    return row if row.first is None else replace(row, first=records.count(row.first, "first"))
+
+
+def _read_manifest(values: Any) -> Manifest:
+    records.check_version(values)
+    manifest = Manifest(**{name: value for name, value in values.items() if name != "version"})
+    parts = [
+        (
+            records.count(count, "rows"),
+            records.hexadecimal(rows, "rows"),
+            records.hexadecimal(inputs, "inputs"),
+        )
+        for count, rows, inputs in manifest.parts
+    ]
+    columns = [records.text(column, "a column", most=_MAX_INPUT_BYTES) for column in manifest.columns]
+    return replace(manifest, parts=parts, columns=columns)

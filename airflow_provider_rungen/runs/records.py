@@ -20,8 +20,8 @@ VERSION = 1
 MAX_COUNT = 10**9
 _MAX_TEXT = 1000
 _HEX = re.compile(r"[0-9a-f]{8,64}")
-# What reading a value of another shape raises.
-_ERRORS = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+#: What reading a value of another shape raises.
+ERRORS = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 class InvalidRecordError(ValueError):
@@ -53,7 +53,7 @@ def decode(content: bytes, read: Callable[[list[Any]], T], encode: Callable[[T],
         lines = [json.loads(line) for line in content.decode("utf-8", "surrogatepass").split("\n")[:-1]]
         value = read(lines)
         is_exact = encode(value) == content
-    except _ERRORS as error:
+    except ERRORS as error:
         raise InvalidRecordError(f"it is not a record: {_reason(error)}") from None
     if not is_exact:
         raise InvalidRecordError("it is not complete, or was changed")
@@ -73,7 +73,7 @@ def parse(key: str, value: Any, read: Callable[[Any], T], consequence: str) -> T
     try:
         check_version(value)
         return read(value)
-    except _ERRORS as error:
+    except ERRORS as error:
         log.warning("Ignored %r in Airflow's database: %s; %s", key, _reason(error), consequence)
         return None
 

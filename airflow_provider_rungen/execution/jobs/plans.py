@@ -14,7 +14,7 @@ from typing import Any, Self
 from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
 from airflow_provider_rungen.execution.spool import named_errors
 from airflow_provider_rungen.runs.part_files import PART_ROWS
-from airflow_provider_rungen.runs.place import DamagedLogError, Place
+from airflow_provider_rungen.runs.place import DamagedLogError, Place, ReadablePlace
 from airflow_provider_rungen.runs.plan import Manifest, PlannedRow, plan_parts, read_inputs, read_rows
 from airflow_provider_rungen.runs.records import InvalidRecordError
 
@@ -65,9 +65,9 @@ class Plan:
         return cls(Manifest(app_id, parts, **about()), file.load)
 
     @classmethod
-    def saved(cls, place: Place, digest: str) -> Self:
+    def saved(cls, place: ReadablePlace, digest: str) -> Self:
         """
-        Return a plan that was saved with its inputs.
+        Return a plan that was saved. Its inputs are read only if they are asked for.
 
         :param digest: its name, as Airflow knows it.
         :raises DamagedLogError: it is missing, or is another one.
@@ -164,6 +164,8 @@ class Plan:
             content = self._load(part, 0)
             with _damage(name):
                 known = (part, read_rows(content, name))
+                if len(known[1]) != self.manifest.parts[part][0]:
+                    raise InvalidRecordError("it has another number of rows")
             self._rows = known
         return known[1]
 
@@ -219,7 +221,7 @@ def _damage(path: str) -> Iterator[None]:
         raise DamagedLogError(f"Could not read the plan of the task run: {path}: {error}") from None
 
 
-def _get(place: Place, path: str) -> bytes:
+def _get(place: ReadablePlace, path: str) -> bytes:
     try:
         return place.get([path])[path]
     except FileNotFoundError:

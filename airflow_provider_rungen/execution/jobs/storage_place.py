@@ -16,13 +16,19 @@ from airflow_provider_rungen.execution.archive.folder import File
 from airflow_provider_rungen.execution.archive.many_files import read_confirmed
 from airflow_provider_rungen.execution.archive.storage import Storage
 
-_RUNS = ".rungen/runs"
+#: The folder of all logs, in the folder of a task. Each has a folder there, named by its token.
+RUNS = ".rungen/runs"
 _SEALS = re.compile(rb'\{"seals":\["([0-9a-f",]{64,1000})"\]\}\n\Z')
 _ABOUT = "about.txt"
 _ABOUT_TEXT = b"""\
 What one run of a task in Airflow submitted to RunGen, and what became of it.
 While the task runs, or may be retried: without this folder, all of its inputs are submitted again.
 """
+
+
+def without_seal(content: bytes) -> bytes:
+    """Return the content of a file without its seal, if it has one. Whose seal it is remains open."""
+    return _SEALS.sub(b"", content)
 
 
 class StoragePlace:
@@ -41,7 +47,7 @@ class StoragePlace:
         self._storage = Storage(folder)
         self._seal_keys = seal_keys
         self._sealed: set[str] = set()
-        self._root = f"{_RUNS}/{token}"
+        self._root = f"{RUNS}/{token}"
         self._is_marked = False
         #: The destination, as it may be shown.
         self.shown = clean_text(redact(str(folder)), 200)
