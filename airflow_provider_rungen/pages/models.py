@@ -179,6 +179,23 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEnd:
+    """
+    How a task ended that did not succeed.
+
+    :param error: why it failed.
+    :param hint: what to do about it.
+    :param still_billing: jobs that may still run and be billed.
+    :param more_billing: how many more of these there are.
+    """
+
+    error: str
+    hint: str = ""
+    still_billing: Sequence[Link] = ()
+    more_billing: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskPage:
     """
     One attempt of a task, and its jobs.
@@ -189,7 +206,8 @@ class TaskPage:
     :param operator: the name of the operator's class.
     :param jobs: those of one page, in input order.
     :param pager: which page it is, if there are several.
-    :param failures: all failures, grouped.
+    :param end: how the task ended, if it did not succeed.
+    :param failures: failures, grouped.
     :param usage: what the jobs used.
     :param bill: what the app cost.
     :param files: what the task wrote as a whole: a results table, a folder, …
@@ -212,6 +230,7 @@ class TaskPage:
     progress: Progress | None = None
     jobs: Sequence[JobView] = ()
     pager: Pager | None = None
+    end: TaskEnd | None = None
     failures: Sequence[FailureGroup] = ()
     usage: Facts = ()
     bill: Facts = ()

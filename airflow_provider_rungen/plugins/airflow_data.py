@@ -22,6 +22,7 @@ from sqlalchemy import func, select
 
 from airflow_provider_rungen.execution.costs.bill import BILL_KEY
 from airflow_provider_rungen.execution.costs.scale_state import KEY as SCALE_KEY
+from airflow_provider_rungen.execution.jobs.log_home import token_of
 from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
 from airflow_provider_rungen.plugins import xcoms
 from airflow_provider_rungen.plugins.cache import FRESH, LASTING, Cache
@@ -110,6 +111,7 @@ def _attempt_of(ti: Any) -> dict[str, Any]:
         "operator": str(ti.operator_name or ""),
         "started_at": ti.start_date,
         "ended_at": ti.end_date,
+        "token": token_of(ti),
     }
 
 

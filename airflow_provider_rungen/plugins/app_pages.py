@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.pages.models import AppPage, AppsPage, AppView, ConnectionApps
 from airflow_provider_rungen.plugins import live, views
-from airflow_provider_rungen.plugins.gather import NOT_ASKED, PAGE_TIME
+from airflow_provider_rungen.plugins.gather import NOT_ASKED, PAGE_TIME, explain
 from airflow_provider_rungen.plugins.job_rows import shown_text
-from airflow_provider_rungen.plugins.pools import TooSlowError, charge, run_within
+from airflow_provider_rungen.plugins.pools import charge, run_within
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
-
-log = logging.getLogger(__name__)
 
 # Of the tasks that use an app, on the overview and on its page.
 _MAX_TASKS = 3
 _MAX_TASKS_OF_APP = 20
-_SLOW = "RunGen did not answer in time."
 
 
 async def apps_page(conn_ids: list[str], tasks: list[TaskRecord], urls: Urls) -> AppsPage:
@@ -78,13 +73,8 @@ async def _ask(function: Any, *args: str) -> tuple[Any, str]:
     charge("connection", args[0])
     try:
         return await run_within(PAGE_TIME, "service", partial(function, *args), PAGE_TIME), ""
-    except TooSlowError:
-        return None, _SLOW
-    except RunGenError as error:
-        return None, f"{error.message}."
     except Exception as error:
-        log.warning("Could not ask RunGen (%s)", type(error).__name__)
-        return None, f"RunGen could not be asked ({type(error).__name__})."
+        return None, explain("service", error)
 
 
 def _view(app: App, conn_id: str, tasks: Iterable[TaskRecord], urls: Urls, limit: int) -> AppView:

@@ -20,12 +20,11 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
-PoolName: TypeAlias = Literal["service", "store", "tables", "files"]
+PoolName: TypeAlias = Literal["service", "store", "files"]
 Kind: TypeAlias = Literal["user", "dag", "store", "connection"]
 Share: TypeAlias = tuple[Kind, str]
 
-# The rows of a table take memory.
-_THREADS: dict[PoolName, int] = {"service": 16, "store": 16, "tables": 8, "files": 16}
+_THREADS: dict[PoolName, int] = {"service": 16, "store": 16, "files": 16}
 # How much of a pool each may use: a DAG does not take all that a user may use who looks at it.
 _PARTS: dict[Kind, float] = {"dag": 1 / 4, "user": 1 / 2, "store": 3 / 4, "connection": 3 / 4}
 # So many threads of a pool are replaced when nobody waits for them any more.

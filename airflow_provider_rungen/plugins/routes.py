@@ -72,7 +72,7 @@ async def get_task(
     if task is None:
         raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
     charge("connection", task.conn_id)
-    for place in (task.results, task.destination):
+    for place in (task.log, task.destination):
         charge("store", store_of(place))
     return task
 
@@ -80,7 +80,7 @@ async def get_task(
 async def _read(seconds: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Read in Airflow's database, and the XComs that are elsewhere, which may hang."""
     if xcoms.uses_files():
-        return await run_within(seconds, "tables", function, *args, **kwargs)
+        return await run_within(seconds, "store", function, *args, **kwargs)
     return await run_in_threadpool(function, *args, **kwargs)
 
 
@@ -166,8 +166,11 @@ async def show_progress(gathering: Gathered) -> Response:
 
 
 @_degrading
-async def show_job(gathering: Gathered, urls: PageUrls, job_id: str, page: str = "1") -> Response:
-    found = await task_pages.job_page(gathering, urls, job_id, _page_number(page))
+async def show_job(
+    gathering: Gathered, urls: PageUrls, job_id: str, page: str = "1", task_page: str = "1"
+) -> Response:
+    pages = _page_number(task_page), _page_number(page)
+    found = await task_pages.job_page(gathering, urls, job_id, *pages)
     if found is None:
         raise HTTPException(404, "This task has no such job.")
     return _html(await run_in_threadpool(render.render_job, found, urls.site))
@@ -187,12 +190,12 @@ async def show_app(user: User, gathering: Gathered, urls: PageUrls, app_id: str)
 
 
 @_degrading
-async def send_file(request: Request, task: Task, job_id: str, number: str) -> Response:
+async def send_file(request: Request, task: Task, job_id: str, number: str, task_page: str = "1") -> Response:
     """Send a file that a manifest names, or a range of it, from the destination that the task has pushed."""
     is_known = number.isdecimal() and len(number) < 9 and task.destination
     found = None
     try:
-        if is_known and await Gathering(task, may_ask=False).has_job(job_id):
+        if is_known and await Gathering(task, may_ask=False).has_job(job_id, _page_number(task_page)):
             asked = request.headers.get("range", "")
             found = await run_within(_OPEN_TIME, "files", _open, task, job_id, int(number), asked)
     except (RunGenError, OSError) as error:

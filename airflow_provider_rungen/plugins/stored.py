@@ -1,36 +1,31 @@
-"""What a task stored: manifests, files, and the rows of its results table. It blocks, in bounded memory."""
+"""What a task stored: manifests and files. It blocks, in bounded memory."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO
 
-from airflow_provider_rungen.client.texts import clean_text
-from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import MANIFEST, Manifest, parse_manifest
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import files_of
 from airflow_provider_rungen.execution.archive.threads import run_concurrently
-from airflow_provider_rungen.execution.table.bounded_json import (
+from airflow_provider_rungen.pages.models import OutputFile
+from airflow_provider_rungen.pages.output_kinds import HEAD_BYTES, detect, guess
+from airflow_provider_rungen.plugins.bounded_json import (
     MAX_VALUES,
     TooComplexError,
     count_values,
     parse_bounded,
 )
-from airflow_provider_rungen.pages.models import OutputFile
-from airflow_provider_rungen.pages.output_kinds import HEAD_BYTES, detect, guess
 from airflow_provider_rungen.plugins.cache import LASTING, Cache
 from airflow_provider_rungen.plugins.pools import TooSlowError
-
-log = logging.getLogger(__name__)
 
 # Of one manifest. A larger one is not shown.
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -220,57 +215,6 @@ class OpenFile:
     def _close(self) -> None:
         with contextlib.suppress(Exception):
             self._stack.close()
-
-
-def read_table(uri: str, within: float) -> Iterator[Mapping[str, Any]]:
-    """
-    Yield the rows of a results table.
-
-    Who may write XComs chooses the file. Nothing of one that is no results table is yielded, or in an error.
-
-    :param within: seconds. Whoever asked waits no longer.
-    :raises RunGenError: it cannot be read, or is no results table.
-    :raises TooSlowError: it was not read in time.
-    """
-    from airflow_provider_rungen.execution.table.reader import open_foreign_file
-    from airflow_provider_rungen.execution.table.result_files import FIXED_COLUMNS, RESULT_FILES
-
-    shown, columns = clean_text(uri, 200), frozenset(FIXED_COLUMNS)
-    if not uri.lower().endswith(tuple(RESULT_FILES)):
-        raise RunGenError(f"{shown} is no results table: it does not end in {' or '.join(RESULT_FILES)}")
-    rows: Any = None
-    is_results, ends_at = False, time.monotonic() + within
-
-    def check() -> None:
-        if time.monotonic() > ends_at:
-            raise RunGenError("it was not read in time")
-
-    try:
-        rows = open_foreign_file(uri, name="results", check=check)
-        for row in rows:
-            check()
-            is_results = isinstance(row, Mapping) and columns <= row.keys()
-            if not is_results:
-                break
-            yield row
-        else:
-            return
-    except RunGenError as error:
-        if time.monotonic() > ends_at:
-            raise TooSlowError from None
-        if is_results or _has_columns(rows, columns):
-            raise
-        # its text may have names of columns
-        log.warning("Could not read %s: %s", shown, error.message)
-        raise RunGenError(f"{shown} is missing, or is no results table") from None
-    raise RunGenError(f"{shown} is no results table: it does not have all columns of one")
-
-
-def _has_columns(rows: Any, columns: frozenset[str]) -> bool:
-    """Return whether a table of which no row can be read has all columns of a results table."""
-    with contextlib.suppress(RunGenError):
-        return rows is not None and columns <= (rows.column_types() or {}).keys()
-    return False
 
 
 def store_of(uri: str) -> str:

@@ -14,21 +14,20 @@ from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.pages.failures import group_failures
 from airflow_provider_rungen.pages.models import (
-    FailureGroup,
     JobPage,
     JobView,
     Link,
     Pager,
     Progress,
+    TaskEnd,
     TaskPage,
 )
 from airflow_provider_rungen.plugins import views
-from airflow_provider_rungen.plugins.gather import Gathering, rows_of_page
+from airflow_provider_rungen.plugins.gather import Gathering
 from airflow_provider_rungen.plugins.job_rows import (
     MAX_ASKED,
     JobRow,
     JobRows,
-    merge_failures,
     page_count,
     progress_by_counters,
     progress_of,
@@ -36,6 +35,7 @@ from airflow_provider_rungen.plugins.job_rows import (
 )
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
+from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
 
 # So many jobs are asked for one by one, to see how far they are. Of more, the counters of the app tell.
 MAX_POLLED = 24
@@ -43,6 +43,8 @@ _UNSTORED = "The files of these jobs are only at RunGen. Set destination on the 
 _NOT_THERE = "Some files are not in {place}. They were not stored, or were moved or removed since."
 _SUBMITTING = "The jobs are being submitted."
 _NEW_LEDGER = "The ledger {ledger} was new, so that nothing was reused."
+_UNCOUNTED = "The last attempt did not record its end, so that only the rows of this page are known."
+_NO_RECORD = "The last attempt did not record its end: it was killed, or its worker was lost."
 _IN_FLIGHT = "The app has jobs of other tasks, too, so that more may be done than is shown."
 
 
@@ -58,13 +60,14 @@ async def task_page(gathering: Gathering, urls: Urls, page: int) -> TaskPage:
     shown = [row.job_id for row in jobs.rows if row.job_id]
     manifests = {} if task.is_moving else await gathering.manifests(shown)
     unstored = [job_id for job_id in shown if job_id not in manifests]
-    unexplained = [row.job_id for row in jobs.unexplained]
-    examples = [job.job_id for group in jobs.failures for job in group.examples if job.job_id]
-    found = await gathering.jobs([*unstored, *unexplained, *examples[:MAX_ASKED]])
+    failed = [row.job_id for row in jobs.failed if row.job_id]
+    end = _end_of(gathering)
+    billing = () if end is None else end.still_billing[:MAX_ASKED]
+    found = await gathering.jobs([*unstored, *failed[:MAX_ASKED], *billing])
     if not task.is_moving:
         _note_unstored(gathering, [job for job_id, job in found.items() if job_id in unstored])
-    if jobs.is_partly_counted:
-        gathering.notices.append(f"Only the first {jobs.total} rows are counted.")
+        if jobs.is_uncounted:
+            gathering.notices.append(_UNCOUNTED)
     if task.new_ledger:
         gathering.notices.append(_NEW_LEDGER.format(ledger=shown_text(task.new_ledger)))
     # not in the event loop: there may be many large inputs and results
@@ -84,6 +87,11 @@ def _task_page(
     found: Mapping[str, Job | RunGenError],
 ) -> TaskPage:
     task = gathering.task
+
+    def view(row: JobRow) -> JobView:
+        manifest, live = manifests.get(row.job_id), found.get(row.job_id)
+        return views.job_view(row, task=task, urls=urls, manifest=manifest, live=live)
+
     return TaskPage(
         dag_id=task.dag_id,
         task_id=task.task_id,
@@ -96,14 +104,10 @@ def _task_page(
         app_href=urls.app(task, task.app_id) if task.app_id else "",
         conn_id=task.conn_id,
         progress=progress,
-        jobs=[
-            views.job_view(
-                row, task=task, urls=urls, manifest=manifests.get(row.job_id), live=found.get(row.job_id)
-            )
-            for row in jobs.rows
-        ],
+        jobs=list(map(view, jobs.rows)),
         pager=_pager(urls.task(task), jobs.total, page),
-        failures=_failures(task, urls, jobs, found),
+        end=_shown_end(gathering, urls, found),
+        failures=group_failures(map(view, jobs.failed)),
         usage=views.usage_facts(task),
         bill=views.bill_facts(task.xcoms.get("bill")),
         files=[Link(label=shown_text(place)) for place in (task.results, task.destination) if place],
@@ -113,10 +117,33 @@ def _task_page(
     )
 
 
+def _end_of(gathering: Gathering) -> AttemptRecord | None:
+    """Return the record of the last attempt of a task that did not succeed, once it is over."""
+    task = gathering.task
+    return None if task.is_moving or task.is_successful else gathering.attempt
+
+
+def _shown_end(gathering: Gathering, urls: Urls, found: Mapping[str, Job | RunGenError]) -> TaskEnd | None:
+    task, attempt = gathering.task, _end_of(gathering)
+    if attempt is None:
+        return None
+    error = attempt.error or (_NO_RECORD if attempt.end is End.UNKNOWN else "")
+    if error and attempt.try_number != task.try_number:
+        error = f"Attempt {attempt.try_number}: {error}"
+    over = {job_id for job_id, job in found.items() if isinstance(job, Job) and job.is_terminal}
+    billing = [job_id for job_id in attempt.still_billing if job_id not in over]
+    return TaskEnd(
+        error=shown_text(error),
+        hint=shown_text(attempt.hint),
+        still_billing=[Link(label=job_id, href=urls.job(task, job_id)) for job_id in billing[:MAX_ASKED]],
+        more_billing=max(0, len(billing) - MAX_ASKED),
+    )
+
+
 async def task_progress(gathering: Gathering) -> Progress:
     """Return how far a task is."""
     task = gathering.task
-    jobs = await run_in_threadpool(rows_of_page, task, 1)
+    jobs = await gathering.rows(1)
     found = await _progress(gathering, jobs)
     return found or Progress(total=0, is_moving=task.is_moving)
 
@@ -159,15 +186,15 @@ def _with_pace(progress: Progress | None, task: TaskRecord) -> Progress | None:
 
 
 def _pager(here: str, total: int, page: int) -> Pager | None:
-    pages = page_count(total)
+    here, pages = f"{here}{'&' if '?' in here else '?'}", page_count(total)
     if pages == 1 and page == 1:
         return None
     return Pager(
         page=page,
         pages=pages,
         total=total,
-        previous_href=f"{here}?page={min(page - 1, pages)}" if page > 1 else "",
-        next_href=f"{here}?page={page + 1}" if page < pages else "",
+        previous_href=f"{here}page={min(page - 1, pages)}" if page > 1 else "",
+        next_href=f"{here}page={page + 1}" if page < pages else "",
     )
 
 
@@ -179,34 +206,20 @@ def _note_unstored(gathering: Gathering, jobs: Iterable[Job | RunGenError | None
     gathering.notices.append(_NOT_THERE.format(place=place) if place else _UNSTORED)
 
 
-def _failures(
-    task: TaskRecord, urls: Urls, jobs: JobRows, found: Mapping[str, Job | RunGenError]
-) -> list[FailureGroup]:
-    """Return the failures by reason, with what the service says about the examples."""
-
-    def example(job: JobView) -> JobView:
-        row = JobRow(index=job.index, status=job.status, job_id=job.job_id, key=job.key)
-        view = views.job_view(row, task=task, urls=urls, live=found.get(job.job_id))
-        return replace(view, status=job.status, error=job.error)
-
-    known = [replace(group, examples=list(map(example, group.examples))) for group in jobs.failures]
-    explained = (
-        views.job_view(row, task=task, urls=urls, live=found.get(row.job_id)) for row in jobs.unexplained
-    )
-    return merge_failures(known, group_failures(explained))
-
-
 # --- a job --------------------------------------------------------------------------------------------------
 
 
-async def job_page(gathering: Gathering, urls: Urls, job_id: str, page: int) -> JobPage | None:
+async def job_page(
+    gathering: Gathering, urls: Urls, job_id: str, page_of_task: int, page: int
+) -> JobPage | None:
     """
     Return the page of a job, or ``None`` if it is none of the task's.
 
+    :param page_of_task: the page of the task that has the job, from 1.
     :param page: the number of the page of its outputs, from 1.
     """
     task = gathering.task
-    row = await gathering.row_of(job_id)
+    row = await gathering.row_of(job_id, page_of_task)
     if row is None:
         return None
     manifest = (await gathering.manifests([job_id])).get(job_id)
@@ -228,7 +241,7 @@ def _job_page(
     task = gathering.task
     view = views.job_view(row, task=task, urls=urls, manifest=manifest, live=live, is_whole=True, page=page)
     job = live if isinstance(live, Job) else None
-    result = manifest.result if manifest is not None else job.result if job is not None else row.result
+    result = manifest.result if manifest is not None else None if job is None else job.result
     return JobPage(
         job=view,
         pager=_pager(view.href, 0 if manifest is None else len(manifest.entries), page),

@@ -8,9 +8,9 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from airflow_provider_rungen.execution.table.bounded_json import parse_bounded
 from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
 from airflow_provider_rungen.links import RunGenJobLink
+from airflow_provider_rungen.plugins.bounded_json import parse_bounded
 
 # The states in which a task is not over.
 _MOVING = frozenset(
@@ -67,6 +67,7 @@ class TaskRecord:
     :param notices: what of that is missing, and why.
     :param waits_for: the arguments of its trigger while it is deferred.
     :param own_conn_id: the connection that it names in its DAG. XComs may name another one.
+    :param token: the token of the task run, which names its log.
     """
 
     dag_id: str
@@ -82,6 +83,7 @@ class TaskRecord:
     notices: Sequence[str] = ()
     waits_for: Mapping[str, Any] = field(default_factory=dict)
     own_conn_id: str = ""
+    token: str = ""
 
     @cached_property
     def page(self) -> Mapping[str, Any]:
@@ -103,6 +105,11 @@ class TaskRecord:
     @property
     def destination(self) -> str:
         return self._text("destination")
+
+    @property
+    def log(self) -> str:
+        """The folder that has the run log, if the task runs jobs of its own, and has one in storage."""
+        return "" if "jobs" in self.page else self.destination or self.results.rpartition("/")[0]
 
     @property
     def results(self) -> str:
@@ -161,13 +168,9 @@ class TaskRecord:
     @cached_property
     def failures(self) -> Mapping[int, str]:
         """By index, the reason why an input failed; the reason may be empty."""
-        reasons: dict[int, str] = {}
-        for each in sequence(self.xcoms.get("failed")):
-            if isinstance(each, int):
-                reasons[each] = ""
-            elif isinstance(each, Mapping) and isinstance(each.get("index"), int):
-                reasons[each["index"]] = str(each.get("error") or "")
-        return reasons
+        failed = map(mapping, sequence(self.xcoms.get("failed")))
+        indexed = ((each.get("index"), str(each.get("error") or "")) for each in failed)
+        return {index: error for index, error in indexed if isinstance(index, int)}
 
     @property
     def has_reported(self) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from airflow_provider_rungen.links.pages import PREFIX, path, task_path
 from airflow_provider_rungen.pages.models import Link, Site
+from airflow_provider_rungen.plugins.job_rows import PAGE_SIZE
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 
 
@@ -37,11 +38,14 @@ class Urls:
     def progress(self, task: TaskRecord) -> str:
         return self.task(task, "progress")
 
-    def job(self, task: TaskRecord, job_id: str) -> str:
-        return self.task(task, "jobs", job_id)
+    def job(self, task: TaskRecord, job_id: str, *below: str, row: int = 0) -> str:
+        """
+        Return the page of a job, or a page below it.
 
-    def file(self, task: TaskRecord, job_id: str, number: int) -> str:
-        return self.task(task, "jobs", job_id, "files", str(number))
+        :param row: the row of the job. The page of the task that has it is named, as it knows the job.
+        """
+        page = row // PAGE_SIZE + 1
+        return self.task(task, "jobs", job_id, *below) + (f"?task_page={page}" if page > 1 else "")
 
     def app(self, task: TaskRecord, app_id: str) -> str:
         return self.task(task, "apps", app_id)

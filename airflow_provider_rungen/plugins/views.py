@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow_provider_rungen.client.durations import format_duration
-from airflow_provider_rungen.client.models import App, Job
+from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.output_urls import find_outputs, redact_value
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
@@ -52,19 +52,21 @@ def job_view(
     """
     Return what is known of a job.
 
-    :param row: what Airflow or the results table knows.
+    :param row: what the run log or Airflow knows.
     :param manifest: what is stored of it.
     :param live: what the service says of it, or why it does not.
     :param is_whole: whether the view has the whole input, which takes time to redact, and a page of outputs.
     :param page: which page of outputs, from 1.
     """
-    status, error, seconds, result, given = row.status, row.error, row.seconds, row.result, None
+    status, error, seconds, result, given = row.status, row.error, row.seconds, None, None
     if isinstance(live, Job):
-        status = live.status.value.lower() if status in (UNKNOWN, "failed", "completed") else status
+        # a job may have completed with a result that is of no use
+        is_useless = status == "failed" and live.status is JobStatus.COMPLETED
+        if status in (UNKNOWN, "failed", "completed") and not is_useless:
+            status = live.status.value.lower()
         error = error or live.error
         seconds = live.execution_time if seconds is None else seconds
-        result = live.result if result is None else result
-        given = live.input
+        result, given = live.result, live.input
     elif isinstance(live, RunGenError) and not error and status == UNKNOWN:
         error = live.message
     if manifest is not None:
@@ -89,11 +91,14 @@ def job_view(
         prompt=_redacted(find_prompt(given, _TO_REDACT)),
         input=redact_value(given) if is_whole and isinstance(given, Mapping) else None,
         facts=find_facts(given),
-        outputs=[file.view(urls.file(task, row.job_id, number)) for number, file in enumerate(files, start)],
+        outputs=[
+            file.view(urls.job(task, row.job_id, "files", str(number), row=row.index))
+            for number, file in enumerate(files, start)
+        ],
         more_outputs=0 if is_whole else count - len(files),
         text=None if count or text is None else _redacted(text),
         reused=row.reused,
-        href=urls.job(task, row.job_id) if row.job_id else "",
+        href=urls.job(task, row.job_id, row=row.index) if row.job_id else "",
     )
 
 

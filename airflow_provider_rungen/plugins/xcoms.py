@@ -20,9 +20,9 @@ from airflow_provider_rungen._airflow import ObjectStoragePath, conf
 from airflow_provider_rungen.execution.archive.threads import run_concurrently
 from airflow_provider_rungen.execution.costs.bill import BILL_KEY
 from airflow_provider_rungen.execution.costs.scale_state import KEY as SCALE_KEY
-from airflow_provider_rungen.execution.table.bounded_json import TooComplexError, parse_bounded
 from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
 from airflow_provider_rungen.links import RunGenJobLink
+from airflow_provider_rungen.plugins.bounded_json import TooComplexError, parse_bounded
 from airflow_provider_rungen.plugins.task_record import plain
 
 log = logging.getLogger(__name__)

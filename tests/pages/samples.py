@@ -27,6 +27,7 @@ from airflow_provider_rungen.pages.models import (
     Pager,
     Progress,
     Site,
+    TaskEnd,
     TaskPage,
     TimelineStep,
 )
@@ -184,6 +185,9 @@ def hostile() -> TaskPage:
     )
     return task_page(
         [job, failed(1, "x" * 4000)],
+        end=TaskEnd(
+            error=HOSTILE, hint=HOSTILE, still_billing=[Link(label=HOSTILE, href="javascript:alert(9)")]
+        ),
         failures=[FailureGroup(reason=HOSTILE, count=1, examples=[job])],
         usage=[(HOSTILE, HOSTILE)],
         bill=[(HOSTILE, HOSTILE)],

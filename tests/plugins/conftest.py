@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import html
 import itertools
+import json
 import re
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FakeTaskInstance, run_task
+from conftest import APP, FakeTaskInstance, run_task
 
 from airflow_provider_rungen._airflow import conf
 from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.execution.jobs.log_home import token_of
+from airflow_provider_rungen.execution.jobs.plans import Plan
+from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.links.pages import are_pages_enabled, task_path
+from airflow_provider_rungen.runs.attempt_record import AttemptRecord
+from airflow_provider_rungen.runs.jobs import Jobs
+from airflow_provider_rungen.runs.log import RunLog
+from airflow_provider_rungen.runs.plan import PlannedRow, input_digest
+from airflow_provider_rungen.runs.rows import JobState
 
 if not are_pages_enabled():
     collect_ignore_glob = ["test_*.py"]
@@ -27,11 +36,44 @@ if not are_pages_enabled():
 _numbers = itertools.count(1)
 
 
-def result_row(**fields: Any) -> dict[str, Any]:
-    """Return a row of a results table, which has all its columns."""
-    from airflow_provider_rungen.execution.table.result_files import FIXED_COLUMNS
+def write_log(
+    ti: FakeTaskInstance,
+    folder: Any,
+    states: Sequence[JobState | None],
+    *,
+    key: str = "s{number}",
+    job_id: str = "job-{number}",
+    why: str = "out of memory {number}",
+    **end: Any,
+) -> None:
+    """
+    Write the log of a task run with one attempt.
 
-    return dict.fromkeys(FIXED_COLUMNS) | {"outputs": []} | fields
+    :param states: how the job of each row ended; ``None`` for a row that was not submitted.
+    :param end: what the attempt recorded at its end; nothing if left out.
+    """
+    place = StoragePlace(folder, token_of(ti))
+    keys = (key.format(number=number) for number in range(len(states)))
+    rows: Iterator[tuple[PlannedRow, Any]] = (
+        (PlannedRow([each], input_digest(number)), {}) for number, each in enumerate(keys)
+    )
+    plan = Plan.of_source(APP, rows, lambda: {"columns": ["sku"], "types": ["text"]})
+    attempt = AttemptRecord(turn=1, nonce="0" * 8, since=1, app_id=APP, plan=plan.digest)
+    run_log = RunLog(place, attempt, clock=lambda: 0)
+    run_log.note()
+    plan.save(place, with_inputs=False)
+    jobs = Jobs(plan.digest, attempt.writer)
+    jobs.load(range(len(states)))
+    known = {number: state for number, state in enumerate(states) if state is not None}
+    jobs.announce(known)
+    for number, state in known.items():
+        jobs.accept(number, job_id.format(number=number))
+        if state is not JobState.OPEN:
+            reason = "" if state is JobState.COMPLETED else why.format(number=number)
+            jobs.end(job_id.format(number=number), state, seconds=1.5, why=reason)
+    run_log.save(jobs, jobs.unsaved.parts)
+    if end:
+        run_log.note(**{"totals": jobs.totals()} | end)
 
 
 @pytest.fixture(scope="session")
@@ -71,14 +113,14 @@ class Pages:
     def _client(self) -> Any:
         from fastapi.testclient import TestClient
 
-        cookies = {} if self.role is None else {"_token": token_of(self.role)}
+        cookies = {} if self.role is None else {"_token": session_token(self.role)}
         return TestClient(self.server, cookies=cookies)
 
     def as_user(self, role: str | None) -> Pages:
         return Pages(self.server, role)
 
 
-def token_of(role: str) -> str:
+def session_token(role: str) -> str:
     """Return the token of a session of a user with a role; an empty one has no rights."""
     from airflow.api_fastapi.app import get_auth_manager
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
@@ -279,10 +321,24 @@ def submit(*inputs: dict[str, Any]) -> list[str]:
 @pytest.fixture(autouse=True)
 def _no_cached_answers() -> Iterator[None]:
     """Forget what the service answered to an earlier test."""
-    from airflow_provider_rungen.plugins import live, table_jobs
+    from airflow_provider_rungen.plugins import live, run_log
 
     live.forget_answers()
-    table_jobs.forget_tables()
+    run_log.forget_pages()
     yield
     live.forget_answers()
-    table_jobs.forget_tables()
+    run_log.forget_pages()
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all texts that the process parses as JSON, whoever does it."""
+    sizes: list[int] = []
+    loads: Callable[..., Any] = json.loads
+
+    def count(text: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(text))
+        return loads(text, *args, **kwargs)
+
+    monkeypatch.setattr(json, "loads", count)
+    return sizes

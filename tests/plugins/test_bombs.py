@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import APP
 
-from airflow_provider_rungen.execution.table.bounded_json import MAX_VALUES, TooComplexError, parse_bounded
-from airflow_provider_rungen.execution.table.formats import read_csv, read_json_lines
-from airflow_provider_rungen.execution.table.values import RowError
+from airflow_provider_rungen.plugins.bounded_json import MAX_VALUES, TooComplexError, parse_bounded
 from airflow_provider_rungen.plugins.pools import TooSlowError
 from airflow_provider_rungen.plugins.stored import StoredOutputs
 from airflow_provider_rungen.plugins.task_record import plain
-from plugins.conftest import World, links, result_row
+from plugins.conftest import World, links
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
 
@@ -25,20 +21,6 @@ pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("
 BOMB = f"[{'[],' * 1_300_000}[]]"
 HALF = "\ud800"
 RECORD = {"connection": "none", "app": APP}
-
-
-@pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of all texts that the process parses as JSON, whoever does it."""
-    sizes: list[int] = []
-    loads: Callable[..., Any] = json.loads
-
-    def count(text: Any, *args: Any, **kwargs: Any) -> Any:
-        sizes.append(len(text))
-        return loads(text, *args, **kwargs)
-
-    monkeypatch.setattr(json, "loads", count)
-    return sizes
 
 
 def stored_manifest(folder: Path, job_id: str, result: str = "null") -> Path:
@@ -72,28 +54,6 @@ def test_json_in_a_text_is_not_parsed_either() -> None:
         plain(json.loads(json.dumps(BOMB).replace("[", "\\u005b").replace(",", "\\u002c")))
 
 
-def test_a_results_table_with_a_row_of_many_values_is_explained(world: World, parsed: list[int]) -> None:
-    good = json.dumps(result_row(index=0, status="completed", job_id="j"))
-    bomb = f'{json.dumps(result_row(index=1, status="completed"))[:-1]}, "x": {BOMB}}}'
-    table = world.folder / "results.jsonl"
-    table.write_text(f"{good}\n{bomb}\n")
-    path = world.save(xcoms={"rungen_page": RECORD | {"results": str(table)}})
-    page = world.get(path)
-    assert page.status_code == 200
-    assert "Results are missing" in page.text
-    assert "line 2" in page.text
-    assert world.get(f"{path}/jobs/other").status_code == 404
-    assert max(parsed) < 100_000
-
-
-@pytest.mark.parametrize("read", [read_json_lines, read_csv])
-def test_a_row_of_a_foreign_file_is_smaller(read: Any) -> None:
-    row = b"[" + b'"' + b"x" * (5 << 20) + b'"' + b"]"
-    assert list(read(io.BytesIO(b"[1]\n" + row if read is read_json_lines else b"a\n" + row[1:-1])))
-    with pytest.raises(RowError, match="4 MiB"):
-        list(read(io.BytesIO(row), is_foreign=True))
-
-
 def test_an_xcom_of_many_values_is_not_parsed(world: World, request: pytest.FixtureRequest) -> None:
     bomb: list[list[Any]] = [[]] * 600_000
     path = world.save(xcoms={"rungen_page": RECORD, "job_ids": bomb})
@@ -121,19 +81,28 @@ def test_a_manifest_of_many_values_is_not_parsed(world: World, request: pytest.F
 @pytest.mark.parametrize(
     "result", [json.dumps("x" * (3 << 20)), f"[{'[],' * 150_000}[]]"], ids=["bytes", "values"]
 )
-def test_the_manifests_of_a_page_are_bounded_together(world: World, parsed: list[int], result: str) -> None:
+def test_the_manifests_of_a_page_are_bounded_together(tmp_path: Path, parsed: list[int], result: str) -> None:
     ids = [f"job-{number}" for number in range(30)]
-    size = sum(stored_manifest(world.folder, job_id, result).stat().st_size for job_id in ids)
-    path = save_jobs(world, ids)
+    size = sum(stored_manifest(tmp_path, job_id, result).stat().st_size for job_id in ids)
+    outputs = StoredOutputs(tmp_path.as_uri(), APP)
     parsed.clear()
-    page = world.get(path)
-    assert page.status_code == 200
-    shown = links(page.text, "/files/")
+    found = outputs.manifests(ids, 60)
+    shown = [job_id for job_id, manifest in found.items() if manifest is not None]
     assert 0 < len(shown) < 10
-    assert f"The files of {30 - len(shown)} jobs are missing" in page.text
+    assert len(found) == 30, "the others are too large for the page"
     assert sum(parsed) < size / 5
     # on a page of its own it is shown
-    assert links(world.get(f"{path}/jobs/job-29").text, "/files/") == [f"{path}/jobs/job-29/files/0"]
+    assert outputs.manifests(["job-29"], 60)["job-29"] is not None
+
+
+def test_a_page_says_how_many_manifests_are_too_large_for_it(world: World) -> None:
+    ids = [f"job-{number}" for number in range(6)]
+    for job_id in ids:
+        stored_manifest(world.folder, job_id, json.dumps("x" * (3 << 20)))
+    page = world.get(save_jobs(world, ids)).text
+    shown = links(page, "/files/")
+    assert 0 < len(shown) < 6
+    assert f"The files of {6 - len(shown)} job" in page
 
 
 def test_manifests_are_read_no_longer_than_somebody_waits(tmp_path: Path, parsed: list[int]) -> None:
@@ -168,13 +137,6 @@ def test_half_characters_in_xcoms_are_replaced(world: World, xcoms: dict[str, An
 
 def test_half_characters_in_what_is_stored_are_replaced(world: World) -> None:
     stored_manifest(world.folder, "a", json.dumps({HALF: HALF}))
-    table = world.folder / "results.jsonl"
-    rows = [
-        result_row(index=index, status="completed", job_id=job_id, name=HALF, result=json.dumps(HALF))
-        for index, job_id in enumerate(["a", HALF])
-    ]
-    table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    record = RECORD | {"destination": world.folder.as_uri(), "key": ["name"], "results": str(table)}
-    path = world.save(xcoms={"rungen_page": record})
+    path = save_jobs(world, ["a", HALF])
     for each in (path, f"{path}/jobs/a"):
         assert world.get(each).status_code == 200, each

@@ -6,24 +6,21 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from airflow.sdk.io import attach
 from conftest import APP
-from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.plugins import airflow_data, task_pages
 from airflow_provider_rungen.plugins.gather import Gathering
-from airflow_provider_rungen.plugins.job_rows import MAX_COUNTED, JobRow, JobRows
+from airflow_provider_rungen.plugins.job_rows import JobRow
 from airflow_provider_rungen.plugins.pools import Kind, TooSlowError, charge, run_within
-from airflow_provider_rungen.plugins.stored import read_table
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
 from airflow_provider_rungen.plugins.views import job_view
-from plugins.conftest import World, result_row
+from plugins.conftest import World
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
 
@@ -142,74 +139,3 @@ def test_threads_that_hang_are_replaced_up_to_a_number() -> None:
         await run_within(5, "files", lambda: None)
 
     asyncio.run(main())
-
-
-def test_a_page_far_behind_the_last_one_reads_no_more_rows() -> None:
-    read = 0
-
-    def rows() -> Iterator[JobRow]:
-        nonlocal read
-        for read in range(1, 2 * MAX_COUNTED):
-            yield JobRow(index=read, status="completed", job_id=f"j{read}")
-
-    found = JobRows.count(rows(), 99_999_999)
-    assert (found.total, found.is_partly_counted) == (MAX_COUNTED, True)
-    assert read <= MAX_COUNTED + 1
-
-
-def test_a_table_is_not_read_on_when_nobody_waits_any_more(world: World) -> None:
-    table = world.folder / "results.jsonl"
-    table.write_text(f"{json.dumps(result_row(status='completed', job_id='j'))}\n" * 1000)
-    with pytest.raises(TooSlowError):
-        list(read_table(str(table), 0))
-    assert len(list(read_table(str(table), 60))) == 1000
-
-
-def save_table(world: World, rows: int) -> str:
-    table = world.folder / "results.jsonl"
-    numbered = (
-        result_row(index=number, status="completed", job_id=f"job-{number}") for number in range(rows)
-    )
-    table.write_text("".join(f"{json.dumps(row)}\n" for row in numbered))
-    place = {"results": str(table), "destination": world.folder.as_uri()}
-    return world.save(xcoms={"rungen_page": {"connection": "none", "app": APP, **place}})
-
-
-def test_a_table_is_read_once_for_all_its_pictures(world: World) -> None:
-    path = save_table(world, 100)
-    picture = b"\x89PNG\r\n\x1a\n" + b"x" * 100
-    for number in range(4):
-        job_id = f"job-{number}"
-        uri = f"{world.folder.as_uri()}/{job_id}/image-0.png"
-        entry = {"uri": uri, "at": "image", "size": len(picture), "sha256": "0" * 64}
-        write_manifest(world, job_id, input={}, result={}, outputs=[entry | {"content_type": "image/png"}])
-        (world.folder / job_id / "image-0.png").write_bytes(picture)
-    assert world.get(f"{path}/jobs/job-0/files/0").content == picture
-    # so that it cannot be read again
-    (world.folder / "results.jsonl").unlink()
-    assert [world.get(f"{path}/jobs/job-{number}/files/0").status_code for number in range(4)] == [200] * 4
-    assert world.get(f"{path}/jobs/other/files/0").status_code == 404
-
-
-def test_a_table_that_hangs_is_not_a_missing_job(world: World) -> None:
-    answering = threading.Event()
-
-    class HangingStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
-        def _open(self, *args: Any, **kwargs: Any) -> Any:
-            answering.wait()
-            return super()._open(*args, **kwargs)
-
-        def isfile(self, path: str) -> bool:
-            return True
-
-    fs = HangingStore()
-    attach("memory", conn_id="hanging_table", fs=fs).fs = fs
-    place = {"results": "memory://hanging_table@bucket/r.jsonl", "destination": world.folder.as_uri()}
-    path = world.save(xcoms={"rungen_page": {"connection": "none", "app": APP, **place}})
-    try:
-        for below in ("/jobs/j", "/jobs/j/files/0", "/jobs/k/files/0"):
-            answer = world.get(path + below)
-            assert answer.status_code == 504
-            assert "did not answer in time" in answer.text
-    finally:
-        answering.set()

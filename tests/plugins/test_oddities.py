@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -12,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from airflow_provider_rungen.plugins import airflow_data, connections
 from airflow_provider_rungen.plugins.cache import Cache
-from plugins.conftest import World, result_row
+from plugins.conftest import World
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
 
@@ -38,13 +37,11 @@ def test_a_database_out_of_order_gives_a_notice(world: World, monkeypatch: pytes
 
 @pytest.mark.parametrize("seconds", ["inf", "-inf", "nan", "1e300", -1, 1e30, "1" * 400, True, None, []])
 def test_impossible_times_are_left_out(world: World, seconds: Any) -> None:
-    table = world.folder / "results.jsonl"
-    row = result_row(index=seconds, status="completed", job_id="j", execution_seconds=seconds)
-    table.write_text(json.dumps(row))
-    record = {"connection": "rungen_default", "app": APP, "results": str(table)}
+    record = {"connection": "rungen_default", "app": APP, "rows": seconds}
     path = world.save(
         xcoms={
             "rungen_page": record,
+            "job_ids": ["j"],
             "usage": {"jobs": 1, "execution_seconds": seconds},
             "scaled": {"changes": [{"at": seconds, "workers": 1}]},
             "bill": {"worker_seconds": seconds, "utilization": seconds, "up_at": seconds},

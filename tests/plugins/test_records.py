@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from conftest import APP
 
+from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.plugins import headers
 from airflow_provider_rungen.plugins.job_rows import (
-    MAX_ASKED,
     JobRow,
     JobRows,
     progress_by_counters,
-    rows_of_table,
     rows_of_task,
 )
 from airflow_provider_rungen.plugins.task_record import TaskRecord, plain
-from airflow_provider_rungen.plugins.views import bill_facts, scaled_up_at
+from airflow_provider_rungen.plugins.urls import Urls
+from airflow_provider_rungen.plugins.views import bill_facts, job_view, scaled_up_at
 
 
 def record(state: str = "success", **xcoms: Any) -> TaskRecord:
@@ -34,17 +36,31 @@ def test_nothing_in_an_xcom_becomes_an_object() -> None:
     assert plain("no JSON") == "no JSON"
 
 
-@pytest.mark.parametrize(
-    "failed", [[1], [{"index": 1, "job_id": "b", "error": "out of memory"}]], ids=["indexes", "objects"]
-)
-def test_failed_inputs_are_known_in_both_forms(failed: Any) -> None:
-    rows = list(rows_of_task(record(job_ids=["a", "b", None], failed=[*failed, 2])))
+def test_an_input_without_a_job_was_refused() -> None:
+    failed = [{"index": 1, "job_id": "b", "error": "out of memory"}, {"index": 2}]
+    rows = list(rows_of_task(record(job_ids=["a", "b", None], failed=failed)))
     assert [row.status for row in rows] == ["completed", "failed", "refused"]
+    assert [row.error for row in rows] == ["", "out of memory", ""]
 
 
 def test_a_job_that_is_only_submitted_is_not_completed() -> None:
     task = record(job_id="a", rungen_page={"waits": False})
     assert [row.status for row in rows_of_task(task)] == ["unknown"]
+
+
+@pytest.mark.parametrize(("state", "status"), [("deferred", "unknown"), ("failed", "not submitted")])
+def test_an_input_that_is_not_submitted_has_not_failed(state: str, status: str) -> None:
+    task = record(state, job_ids=["a", None, None], failed=[{"index": 2, "error": "too large"}])
+    assert [row.status for row in rows_of_task(task)][1:] == [status, "refused"]
+
+
+def test_a_completed_job_whose_result_is_of_no_use_has_failed() -> None:
+    row = JobRow(index=0, status="failed", job_id="j", error="the schema does not fit")
+    live = Job(id="j", app_id=APP, status=JobStatus.COMPLETED)
+    view = job_view(row, task=record(), urls=Urls("/rungen"), live=live)
+    assert (view.status, view.error) == ("failed", "the schema does not fit")
+    canceled = replace(live, status=JobStatus.CANCELED)
+    assert job_view(row, task=record(), urls=Urls("/rungen"), live=canceled).status == "canceled"
 
 
 def test_rows_are_counted_beyond_the_page() -> None:
@@ -55,14 +71,7 @@ def test_rows_are_counted_beyond_the_page() -> None:
     found = JobRows.count(rows, 2)
     assert (found.total, found.statuses["failed"]) == (250, 125)
     assert [row.index for row in found.rows] == list(range(100, 200))
-    assert len(found.unexplained) == MAX_ASKED
-    assert sum(group.count for group in found.failures) == 125 - MAX_ASKED
-
-
-def test_the_cells_of_csv_are_read() -> None:
-    cells = {"index": "3", "status": "completed", "execution_seconds": "", "reused": "true", "result": '"hi"'}
-    [row] = rows_of_table([cells | {"sku": "x"}], ["sku"])
-    assert (row.index, row.seconds, row.reused, row.result, row.key) == (3, None, True, "hi", "x")
+    assert len(found.failed) == 125
 
 
 def test_counters_of_the_app_never_show_more_than_the_task_has() -> None:

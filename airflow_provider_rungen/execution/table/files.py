@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,7 +37,6 @@ class SourceFile:
     :param path: its path there.
     :param format: ``jsonl``, ``csv`` or ``parquet``.
     :param is_local: whether its path is one of this machine.
-    :param follows_links: whether its path may be a symbolic link.
     :param partition: the columns that are in the names of its folders, as Hive writes them.
     """
 
@@ -47,7 +45,6 @@ class SourceFile:
     path: str
     format: str
     is_local: bool
-    follows_links: bool = True
     partition: Mapping[str, str | None] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -63,8 +60,7 @@ class SourceFile:
 
     def _open(self, is_parquet: bool) -> Any:
         if self.is_local:
-            more = 0 if self.follows_links else os.O_NOFOLLOW
-            return open(self.path, "rb", opener=lambda path, flags: open_regular(path, flags | more))
+            return open(self.path, "rb", opener=open_regular)
         # what a cache reads ahead in one column is discarded when another one is read
         return self.fs.open(self.path, "rb", **({"cache_type": "none"} if is_parquet else {}))
 

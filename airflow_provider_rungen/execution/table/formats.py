@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from airflow_provider_rungen.execution.table import values
-from airflow_provider_rungen.execution.table.bounded_json import TooComplexError, parse_bounded
 from airflow_provider_rungen.execution.table.values import (
     LARGE_ROW_HINT,
     MAX_ROW_BYTES,
@@ -18,37 +17,24 @@ from airflow_provider_rungen.execution.table.values import (
 )
 
 _CHUNK_BYTES = 1 << 16
-# Of a file that somebody else has chosen.
-_MAX_FOREIGN_BYTES = 4 << 20
 
 
-def read_json_lines(file: Any, *, is_foreign: bool = False) -> Iterator[NumberedRow]:
-    """
-    Yield the values of a JSON Lines file. Blank lines are skipped.
-
-    :param is_foreign: whether somebody else has chosen the file. Its rows are smaller and simpler.
-    """
-    parse = parse_bounded if is_foreign else json.loads
-    for number, line in _lines(file, _max_bytes(is_foreign)):
+def read_json_lines(file: Any) -> Iterator[NumberedRow]:
+    """Yield the values of a JSON Lines file. Blank lines are skipped."""
+    for number, line in _lines(file):
         text = line.strip()
         if text:
             try:
-                yield number, parse(text)
+                yield number, json.loads(text)
             except (ValueError, RecursionError):
                 raise RowError(number, "is not JSON") from None
-            except TooComplexError:
-                raise RowError(number, "has too many values") from None
 
 
-def read_csv(file: Any, *, is_foreign: bool = False) -> Iterator[NumberedRow]:
-    """
-    Yield the rows of a CSV file with a header. All values are text. Blank lines are skipped.
-
-    :param is_foreign: whether somebody else has chosen the file. Its rows are smaller.
-    """
+def read_csv(file: Any) -> Iterator[NumberedRow]:
+    """Yield the rows of a CSV file with a header. All values are text. Blank lines are skipped."""
     # for the whole process, so never lower than it was
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
-    lines = _CsvLines(file, _max_bytes(is_foreign))
+    lines = _CsvLines(file)
     reader = csv.reader(lines, strict=True)
     header: list[str] = []
     number = 1
@@ -70,9 +56,8 @@ def read_csv(file: Any, *, is_foreign: bool = False) -> Iterator[NumberedRow]:
 class _CsvLines:
     """The lines of a CSV file. A row may have many; who reads it sets ``size`` to 0 after each row."""
 
-    def __init__(self, file: Any, max_bytes: int) -> None:
-        self._lines = _lines(file, max_bytes)
-        self._max_bytes = max_bytes
+    def __init__(self, file: Any) -> None:
+        self._lines = _lines(file)
         self._first = 1
         self.size = 0
 
@@ -83,14 +68,14 @@ class _CsvLines:
             if not self.size:
                 self._first = number
             self.size += len(line) + 1
-            if self.size > self._max_bytes + 1:
-                raise _too_large(self._first, self._max_bytes)
+            if self.size > MAX_ROW_BYTES + 1:
+                raise _too_large(self._first)
             yield f"{line}\n"
 
 
-def csv_header(file: Any, *, is_foreign: bool = False) -> list[str]:
+def csv_header(file: Any) -> list[str]:
     """Return the names of the columns of a CSV file."""
-    reader = csv.reader(_CsvLines(file, _max_bytes(is_foreign)), strict=True)
+    reader = csv.reader(_CsvLines(file), strict=True)
     try:
         header = next((row for row in reader if row), [])
     except csv.Error as error:
@@ -99,22 +84,18 @@ def csv_header(file: Any, *, is_foreign: bool = False) -> list[str]:
     return header
 
 
-def _max_bytes(is_foreign: bool) -> int:
-    return _MAX_FOREIGN_BYTES if is_foreign else MAX_ROW_BYTES
+def _too_large(number: int) -> RowError:
+    return RowError(number, f"has more than {MAX_ROW_BYTES >> 20} MiB", LARGE_ROW_HINT)
 
 
-def _too_large(number: int, max_bytes: int) -> RowError:
-    return RowError(number, f"has more than {max_bytes >> 20} MiB", LARGE_ROW_HINT)
-
-
-def _lines(file: Any, max_bytes: int) -> Iterator[tuple[int, str]]:
+def _lines(file: Any) -> Iterator[tuple[int, str]]:
     """
     Yield the lines of a file, and their numbers, without line ends.
 
     Only line feeds end a line, since texts may hold the other separators that Python knows.
     """
     number = 0
-    for number, line in enumerate(_byte_lines(file, max_bytes), 1):
+    for number, line in enumerate(_byte_lines(file), 1):
         try:
             text = (line if number > 1 else line.removeprefix(codecs.BOM_UTF8)).decode()
         except UnicodeDecodeError:
@@ -122,7 +103,7 @@ def _lines(file: Any, max_bytes: int) -> Iterator[tuple[int, str]]:
         yield number, text
 
 
-def _byte_lines(file: Any, max_bytes: int) -> Iterator[bytes]:
+def _byte_lines(file: Any) -> Iterator[bytes]:
     # not by readline(), which the files of some file systems lack, or have in pure Python
     parts: list[bytes] = []
     size = number = 0
@@ -135,7 +116,7 @@ def _byte_lines(file: Any, max_bytes: int) -> Iterator[bytes]:
             yield from others[:-1]
             number += len(others)
             parts, size = [others[-1]], len(others[-1])
-        if size > max_bytes:
-            raise _too_large(number + 1, max_bytes)
+        if size > MAX_ROW_BYTES:
+            raise _too_large(number + 1)
     if size:
         yield b"".join(parts)

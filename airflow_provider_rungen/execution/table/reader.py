@@ -10,12 +10,13 @@ from typing import Any
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.table import arrow, formats, parquet, values
-from airflow_provider_rungen.execution.table.files import SourceFile, find_files, single_file, wrap_errors
+from airflow_provider_rungen.execution.table.files import SourceFile, find_files, wrap_errors
 from airflow_provider_rungen.execution.table.values import NumberedRow, RowError
 
-_READERS: dict[str, Callable[..., Iterator[NumberedRow]]] = {
+_READERS: dict[str, Callable[[Any], Iterator[NumberedRow]]] = {
     "jsonl": formats.read_json_lines,
     "csv": formats.read_csv,
+    "parquet": parquet.read_parquet,
 }
 
 
@@ -52,22 +53,6 @@ def open_rows(
         kind = type(source).__name__
         raise RunGenInputError(f"{name} must be a list, the URI of files or a table, not a {kind}")
     return _IterableRows(source, name)
-
-
-def open_foreign_file(uri: str, *, name: str, check: Callable[[], None]) -> Rows:
-    """
-    Return the rows of one file that somebody else has chosen.
-
-    No folder is searched for it, and a symbolic link is not followed. A row may have 4 MiB of text.
-
-    :param uri: its URI or path.
-    :param name: what is read, for errors.
-    :param check: called before each read; an error that it raises ends the reading.
-    :raises RunGenInputError: its storage cannot be opened.
-    """
-    with wrap_errors(name, uri):
-        file = replace(single_file(uri), follows_links=False)
-    return _FileRows([file], uri, name, check=check)
 
 
 class Rows:
@@ -181,17 +166,9 @@ class _ArrowRows(Rows):
 
 
 class _FileRows(Rows):
-    def __init__(
-        self,
-        files: Sequence[SourceFile],
-        uri: str,
-        name: str,
-        *,
-        check: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, files: Sequence[SourceFile], uri: str, name: str) -> None:
         super().__init__(name)
         self._files = files
-        self._check = check
         self.uri = uri
         self.files = tuple(file.uri for file in files)
         self._shown = clean_text(self._files[0].uri)
@@ -214,7 +191,7 @@ class _FileRows(Rows):
             if file.format == "parquet":
                 types = parquet.parquet_column_types(opened)
             else:
-                types = dict.fromkeys(formats.csv_header(opened, is_foreign=self._check is not None), "text")
+                types = dict.fromkeys(formats.csv_header(opened), "text")
         return {**dict.fromkeys(file.partition, "text"), **types}
 
     def __iter__(self) -> Iterator[Any]:
@@ -226,30 +203,9 @@ class _FileRows(Rows):
 
     def _read(self, file: SourceFile) -> Iterator[Any]:
         with wrap_errors(self._name, file.uri, self._position), file.open() as opened:
-            is_foreign = self._check is not None
-            source = opened if self._check is None else _CheckedFile(opened, self._check)
-            if file.format == "parquet":
-                rows = parquet.read_parquet(source)
-            else:
-                rows = _READERS[file.format](source, is_foreign=is_foreign)
-            for row in self._numbered(rows):
+            for row in self._numbered(_READERS[file.format](opened)):
                 # a column of the file itself wins
                 yield {**file.partition, **row} if file.partition and isinstance(row, dict) else row
-
-
-class _CheckedFile:
-    """A file that calls a function before each read."""
-
-    def __init__(self, file: Any, check: Callable[[], None]) -> None:
-        self._file = file
-        self._check = check
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def read(self, size: int = -1) -> Any:
-        self._check()
-        return self._file.read(size)
 
 
 def _is_path(source: Any) -> bool:

@@ -1,0 +1,391 @@
+"""A page of a task run shows its own rows, from its run log."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.io import attach
+from conftest import APP, signal_when
+from fsspec.implementations.memory import MemoryFileSystem
+
+from airflow_provider_rungen.execution.jobs.log_home import token_of
+from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunTableOperator
+from airflow_provider_rungen.runs.attempt_record import End
+from airflow_provider_rungen.runs.rows import JobState
+from airflow_provider_rungen.runs.totals import Totals
+from plugins.conftest import World, given, links, write_log
+
+pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
+
+POLL: dict[str, Any] = {"task_id": "task", "poll_interval": 0.02, "deferrable": False}
+DONE, FAILED, OPEN = JobState.COMPLETED, JobState.FAILED, JobState.OPEN
+SIGNED = "https://files.example.org/a.png?X-Amz-Signature=SECRET"
+
+
+def save_task(world: World, state: str = "success", folder: Any = None, **page: Any) -> str:
+    """Write a task with a log, and return the path of its page."""
+    record = {
+        "connection": "none",
+        "app": APP,
+        "results": f"{folder or world.folder}/r.csv",
+        "key": ["sku"],
+        **page,
+    }
+    return world.save(state, xcoms={"rungen_page": record})
+
+
+def table(world: World, *skus: str, **changes: Any) -> RunGenRunTableOperator:
+    """Return a task that always writes to the same results."""
+    return RunGenRunTableOperator(
+        table=[{"sku": sku, "prompt": sku} for sku in skus],
+        key="sku",
+        **{
+            "to_input": lambda row: given(row["prompt"]),
+            "results": f"{world.folder}/results.csv",
+            **changes,
+            **POLL,
+        },
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def tokens(world: World, names: str) -> list[Path]:
+    """Return files of the log of the task."""
+    return sorted((world.folder / ".rungen/runs" / token_of(world.ti)).glob(names))
+
+
+# --- whose rows ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_destination", [True, False])
+def test_an_older_run_shows_its_own_rows(world: World, has_destination: bool) -> None:
+    place = {"destination": world.folder.as_uri()} if has_destination else {}
+    older = world.run(table(world, "shoe", "hat", **place))
+    folder = world.folder
+    newer = replace(world.again(), folder=folder)
+    path = newer.run(table(newer, "coat", **place))
+    assert "coat" in newer.get(path).text
+    page = newer.get(older).text
+    assert "shoe" in page
+    assert "hat" in page
+    assert "coat" not in page
+    assert "2 jobs" in page
+    assert len(links(page, "/files/")) == 2 * has_destination
+
+
+def test_the_results_table_is_not_read(world: World) -> None:
+    path = world.run(table(world, "shoe"))
+    (world.folder / "results.csv").write_text("index,sku\n0,forged\n")
+    page = world.get(path).text
+    assert "shoe" in page
+    assert "forged" not in page
+
+
+def test_no_task_shows_the_log_of_another(world: World) -> None:
+    write_log(world.ti, world.folder, [DONE])
+    save_task(world)
+    path = save_task(replace(world.again(), folder=world.folder), folder=world.folder.parent)
+    page = world.get(path).text
+    assert "s0" not in page
+    assert "there is no run log in" in page
+
+
+def test_rows_are_shown_with_their_reasons_whether_they_have_a_job_or_not(world: World) -> None:
+    path = world.run(
+        table(
+            world,
+            *("fine", "bad", "skipped"),
+            to_input=lambda row: (
+                None
+                if row["sku"] == "skipped"
+                else given(row["sku"], **({"fail": "out of memory"} if row["sku"] == "bad" else {}))
+            ),
+            max_failed=1,
+        )
+    )
+    page = world.get(path).text
+    cards = page.split("<article")[1:]
+    assert len(cards) == 3
+    assert ("fine" in cards[0], "failed" in cards[0]) == (True, False)
+    assert "out of memory" in cards[1]
+    assert "skipped" in cards[2]
+    assert "Failures" in page
+
+
+def test_rows_are_shown_while_the_task_runs(world: World) -> None:
+    write_log(world.ti, world.folder, [DONE, OPEN, None])
+    path = save_task(world, "running", rows=3)
+    page = world.get(path).text
+    assert "s2" in page
+    assert "not submitted" not in page
+    assert world.get(f"{path}/progress").json()["done"] == 1
+
+
+# --- the numbers --------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_all_pages_are_those_of_the_log(world: World) -> None:
+    write_log(world.ti, world.folder, [DONE] * 240 + [FAILED] * 9 + [None], end=End.FAILED, error="too many")
+    path = save_task(world, "failed")
+    for page in ("1", "3"):
+        text = world.get(f"{path}?page={page}").text
+        assert "249 of 250 done" in text
+        assert "<b>240</b> completed" in text
+        assert "<b>9</b> failed" in text
+    assert "not submitted" in text
+    assert "out of memory" in text
+
+
+def test_jobs_whose_cancellation_the_log_missed_are_counted_by_its_last_record(world: World) -> None:
+    totals = Totals(inputs=3, completed=1, failed=2, submitted=3)
+    write_log(world.ti, world.folder, [DONE, OPEN, OPEN], end=End.FAILED, error="too slow", totals=totals)
+    page = world.get(save_task(world, "failed")).text
+    assert "3 jobs" in page
+    assert "<b>1</b> completed" in page
+    assert "<b>2</b> failed" in page
+
+
+def test_without_a_record_of_the_end_no_number_is_made_up(world: World) -> None:
+    write_log(world.ti, world.folder, [DONE] * 250)
+    page = world.get(save_task(world, "failed")).text
+    assert "only the rows of this page are known" in page
+    assert "0 of 250 done" in page
+    assert "it was killed, or its worker was lost" in page
+
+
+def test_all_pages_of_ten_thousand_jobs_are_light(world: World) -> None:
+    write_log(world.ti, world.folder, ([DONE] * 49 + [FAILED]) * 200, end=End.SUCCEEDED)
+    path = save_task(world)
+    world.get("/style.css")  # imports are not measured
+    for page in (1, 50, 100):
+        # of this process, since the machine may be busy
+        started = time.process_time()
+        answer = world.get(f"{path}?page={page}")
+        assert time.process_time() - started < 0.5
+        assert f"s{100 * page - 1}" in answer.text
+        assert "10,000 jobs" in answer.text
+
+
+class CountingStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """A store that notes which files are read, and refuses to be written to."""
+
+    cachable = False
+    store: dict[str, Any] = {}
+    pseudo_dirs = [""]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[str] = []
+        self.is_read_only = False
+
+    def cat_ranges(self, paths: list[str], *args: Any, **kwargs: Any) -> Any:
+        self.reads += paths
+        return super().cat_ranges(paths, *args, **kwargs)
+
+    def pipe_file(self, path: str, value: bytes, **kwargs: Any) -> None:
+        assert not self.is_read_only, path
+        super().pipe_file(path, value, **kwargs)
+
+
+@pytest.fixture
+def counting() -> CountingStore:
+    fs = CountingStore()
+    attach("memory", conn_id="counts", fs=fs).fs = fs
+    return fs
+
+
+def test_only_what_a_page_shows_is_read_and_nothing_is_written(world: World, counting: CountingStore) -> None:
+    folder = "memory://counts@bucket/results"
+    write_log(world.ti, folder, [DONE] * 3000, end=End.SUCCEEDED)
+    path = save_task(world, folder=folder)
+    counting.is_read_only, counting.reads = True, []
+    assert "s1999" in world.get(f"{path}?page=20").text
+    read = sorted(each.rpartition(token_of(world.ti))[2].split("/")[1] for each in counting.reads)
+    assert read == ["attempts", "jobs", "jobs", "jobs", "plans", "plans"]
+    # nor again for the jobs of the page
+    assert world.get(f"{path}/jobs/job-1950?task_page=20").status_code == 200
+    assert len(counting.reads) == 6
+    # without a log, too
+    assert "there is no run log" in world.get(save_task(world.again(), folder=folder)).text
+
+
+def test_a_page_of_a_log_changes_no_file(world: World) -> None:
+    path = world.run(table(world, "shoe", destination=world.folder.as_uri()))
+    shutil.rmtree(tokens(world, "jobs/*")[0])
+    before = files(world.folder)
+    assert world.get(path).status_code == 200
+    assert files(world.folder) == before
+
+
+def test_jobs_of_any_page_and_their_files_are_those_of_the_task(world: World) -> None:
+    path = world.run(
+        table(world, *(f"sku-{number}" for number in range(120)), destination=world.folder.as_uri())
+    )
+    second = world.get(f"{path}?page=2").text
+    pictures, jobs = links(second, "/files/"), links(second, "/jobs/")
+    assert len(pictures) == 20
+    for each in (pictures[-1], next(job for job in jobs if "/files/" not in job)):
+        assert world.get(each).status_code == 200
+        # each is named with its page
+        assert world.get(each.partition("?")[0]).status_code == 404
+        assert world.get(each.replace("task_page=2", "task_page=1")).status_code == 404
+    assert world.get(f"{path}/jobs/other/files/0").status_code == 404
+
+
+# --- how it ended -------------------------------------------------------------------------------------------
+
+
+def test_a_failed_task_says_why_and_what_to_do(world: World) -> None:
+    op = table(world, "fine", "bad", to_input=lambda row: given(row["sku"], fail="out of memory"))
+    error = world.perform(op).error
+    page = html.unescape(world.get(world.save("failed")).text)
+    assert "2 of 2 rows failed" in page
+    assert "out of memory" in page
+    assert str(error).rpartition(". ")[2].rstrip(".") in page
+    assert "No jobs yet" not in page
+    assert "May still run" not in page
+
+
+def test_a_failed_task_names_the_jobs_that_may_still_run(world: World) -> None:
+    billing = tuple(f"open-{number}" for number in range(60))
+    end: dict[str, Any] = {
+        "end": End.FAILED,
+        "error": "it was stopped",
+        "hint": "Cancel them",
+        "still_billing": billing,
+    }
+    write_log(world.ti, world.folder, [DONE, OPEN], **end)
+    path = save_task(world, "failed")
+    page = world.get(path).text
+    for words in ("it was stopped", "Cancel them", "May still run, and be billed", "open-0", "and 20 more"):
+        assert words in page
+    assert world.get(f"{path}/jobs/open-0").status_code == 200
+    assert "it was stopped" not in world.get(save_task(replace(world.again(), folder=world.folder))).text
+
+
+def test_a_killed_task_names_the_jobs_that_may_still_run(world: World) -> None:
+    op = RunGenRunBatchOperator(
+        inputs=[given("slow", seconds=60)],
+        destination=world.folder.as_uri(),
+        cancel_on_kill=False,
+        **POLL,
+    )
+    with signal_when(signal.SIGTERM, lambda: "job_ids" in world.ti.xcoms, op.on_kill):
+        assert "killed" in str(world.perform(op).error)
+    page = world.get(world.save("failed")).text
+    assert "It was killed" in page
+    assert "May still run, and be billed" in page
+    assert world.ti.xcoms["job_ids"][0] in page
+
+
+def test_a_job_that_is_over_is_not_named_as_one_that_may_run(world: World) -> None:
+    op = RunGenRunBatchOperator(inputs=[given("one")], destination=world.folder.as_uri(), **POLL)
+    assert world.perform(op).error is None
+    [record] = tokens(world, "attempts/*.json")
+    fields = json.loads(record.read_bytes().splitlines()[0])
+    [job] = world.ti.xcoms["job_ids"]
+    fields |= {"end": "failed", "error": "it was killed", "still_billing": [job]}
+    record.write_text(f"{json.dumps(fields, separators=(',', ':'))}\n")
+    page = world.get(world.save("failed")).text
+    assert "it was killed" in page
+    assert "May still run" not in page
+
+
+@pytest.mark.parametrize("state", ["success", "failed"])
+def test_a_log_that_is_gone_is_explained(world: World, state: str) -> None:
+    op = RunGenRunBatchOperator(inputs=[given("one")], destination=world.folder.as_uri(), **POLL)
+    assert world.perform(op).error is None
+    shutil.rmtree(world.folder / ".rungen")
+    page = world.get(world.save(state)).text
+    assert f"there is no run log in {world.folder.as_uri()}" in page
+    # what Airflow knows
+    assert len(links(page, "/files/")) == 1
+
+
+# --- what anybody may have written --------------------------------------------------------------------------
+
+
+def make_large(path: Path) -> None:
+    path.write_bytes(b"[" + b"[]," * 1_300_000 + b"[]]\n")
+
+
+def make_huge(path: Path) -> None:
+    os.truncate(path, 1 << 36)
+
+
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def make_link(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+    path.symlink_to("moved")
+
+
+def make_other(path: Path) -> None:
+    path.write_text('{"version":1}\n[]\n')
+
+
+@pytest.mark.parametrize("make", [make_large, make_huge, make_pipe, make_link, make_other])
+@pytest.mark.parametrize("names", ["attempts/*", "jobs/*/*", "plans/*"])
+def test_a_file_that_is_none_of_the_log_is_explained(
+    world: World, parsed: list[int], names: str, make: Callable[[Path], None]
+) -> None:
+    write_log(world.ti, world.folder, [DONE], end=End.SUCCEEDED)
+    path = save_task(world)
+    for file in tokens(world, names):
+        make(file)
+    parsed.clear()
+    started = time.process_time()
+    page = world.get(path)
+    assert time.process_time() - started < 1
+    assert page.status_code == 200
+    # a part of which no file is there is one of which nothing is known
+    is_missing = names == "jobs/*/*" and make in (make_pipe, make_link)
+    assert ("not submitted" if is_missing else "Results are missing") in page.text
+    assert max(parsed, default=0) < 100_000
+    assert world.get(f"{path}/jobs/job-0").status_code == 404
+    assert world.get(f"{path}/jobs/job-0/files/0").status_code == 404
+
+
+def test_many_files_are_read_up_to_a_size_together(world: World) -> None:
+    write_log(world.ti, world.folder, [DONE], end=End.SUCCEEDED)
+    [record] = tokens(world, "attempts/*")
+    for number in range(2, 200):
+        record.with_name(f"0001-0001-{number:08d}.json").write_bytes(b"x" * (1 << 20))
+    page = world.get(save_task(world)).text
+    assert "too large for this page" in page
+
+
+@pytest.mark.parametrize("text", ["\ud800", SIGNED, "<script>alert(1)</script>"])
+def test_texts_of_a_log_are_harmless(world: World, text: str) -> None:
+    end = {"end": End.FAILED, "error": text, "hint": text}
+    write_log(world.ti, world.folder, [FAILED], key=text, why=text, **end)
+    path = save_task(world, "failed")
+    for each in (path, f"{path}/jobs/job-0"):
+        page = world.get(each)
+        assert page.status_code == 200
+        assert "SECRET" not in page.text
+        assert "<script>alert" not in page.text
+
+
+@pytest.mark.parametrize("page", ["0", "-1", "99999999", "9" * 30])
+def test_a_page_that_no_log_has_is_empty(world: World, page: str) -> None:
+    write_log(world.ti, world.folder, [DONE], end=End.SUCCEEDED)
+    path = save_task(world)
+    assert world.get(f"{path}?page={page}").status_code == 200
+    assert world.get(f"{path}/jobs/job-0?task_page={page}").status_code in (200, 404)
