@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any, ParamSpec, TypeVar
 from urllib.parse import quote, urlencode
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
@@ -63,12 +64,7 @@ async def get_task(
     request.state.began = time.monotonic()
     charge("dag", dag_id)
     if -1 <= index <= _MAX_INDEX:
-        try:
-            task = await _read(_XCOM_TIME, airflow_data.find_task, dag_id, run_id, task_id, index)
-        except TooSlowError:
-            raise _too_slow() from None
-        except Exception as error:
-            raise _not_made(error) from None
+        task = await _read(_XCOM_TIME, airflow_data.find_task, dag_id, run_id, task_id, index)
     if task is None:
         raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
     charge("connection", task.conn_id)
@@ -93,10 +89,7 @@ PageUrls = Annotated[Urls, Depends(get_urls)]
 
 
 async def get_gathering(request: Request, user: User, task: Task) -> Gathering:
-    try:
-        may_ask = await run_in_threadpool(connections.may_ask, user, task)
-    except Exception as error:
-        raise _not_made(error) from None
+    may_ask = await run_in_threadpool(connections.may_ask, user, task)
     return Gathering(task, may_ask, request.state.began)
 
 
@@ -106,6 +99,7 @@ Gathered = Annotated[Gathering, Depends(get_gathering)]
 def make_app() -> FastAPI:
     """Return the application that the plugin mounts."""
     app = FastAPI(title="RunGen", docs_url=None, redoc_url=None, openapi_url=None)
+    app.router.route_class = DegradingRoute
     app.dependency_overrides.update(airflow_data.overrides())
     app.add_exception_handler(HTTPException, _refuse)  # type: ignore[arg-type]  # its type is that of any error
     route = functools.partial(app.get, response_class=HTMLResponse)
@@ -122,50 +116,39 @@ def make_app() -> FastAPI:
     return app
 
 
-def _degrading(
-    show: Callable[..., Awaitable[Response]],
-) -> Callable[..., Awaitable[Response]]:
-    """Show a notice in place of a traceback."""
+class DegradingRoute(APIRoute):
+    """A route that shows a notice in place of a traceback, whatever fails."""
 
-    @functools.wraps(show)
-    async def shown(*args: Any, **kwargs: Any) -> Response:
-        try:
-            return await show(*args, **kwargs)
-        except HTTPException:
-            raise
-        except TooSlowError:
-            raise _too_slow() from None
-        except Exception as error:
-            raise _not_made(error) from None
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
 
-    return shown
+        async def degrade(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except HTTPException:
+                raise
+            except TooSlowError:
+                raise HTTPException(504, "The storage did not answer in time.") from None
+            except Exception as error:
+                log.error("Could not make a page of RunGen", exc_info=error)
+                raise HTTPException(503, f"This page could not be made ({type(error).__name__}).") from None
 
-
-def _too_slow() -> HTTPException:
-    return HTTPException(504, "The storage did not answer in time.")
-
-
-def _not_made(error: Exception) -> HTTPException:
-    log.error("Could not make a page of RunGen", exc_info=error)
-    return HTTPException(503, f"This page could not be made ({type(error).__name__}).")
+        return degrade
 
 
 # --- tasks --------------------------------------------------------------------------------------------------
 
 
-@_degrading
 async def show_task(gathering: Gathered, urls: PageUrls, page: str = "1") -> Response:
     found = await task_pages.task_page(gathering, urls, _page_number(page))
     return _html(await run_in_threadpool(render.render_task, found, urls.site))
 
 
-@_degrading
 async def show_progress(gathering: Gathered) -> Response:
     progress = await task_pages.task_progress(gathering)
     return JSONResponse(render.progress_json(progress, gathering.task.state), headers=headers.DATA)
 
 
-@_degrading
 async def show_job(
     gathering: Gathered, urls: PageUrls, job_id: str, page: str = "1", task_page: str = "1"
 ) -> Response:
@@ -176,7 +159,6 @@ async def show_job(
     return _html(await run_in_threadpool(render.render_job, found, urls.site))
 
 
-@_degrading
 async def show_app(user: User, gathering: Gathered, urls: PageUrls, app_id: str) -> Response:
     task = gathering.task
     if app_id != task.app_id:
@@ -189,7 +171,6 @@ async def show_app(user: User, gathering: Gathered, urls: PageUrls, app_id: str)
 # --- files --------------------------------------------------------------------------------------------------
 
 
-@_degrading
 async def send_file(request: Request, task: Task, job_id: str, number: str, task_page: str = "1") -> Response:
     """Send a file that a manifest names, or a range of it, from the destination that the task has pushed."""
     is_known = number.isdecimal() and len(number) < 9 and task.destination
@@ -236,7 +217,6 @@ async def send_asset(name: str) -> Response:
 # --- apps ---------------------------------------------------------------------------------------------------
 
 
-@_degrading
 async def show_apps(user: User, urls: PageUrls) -> Response:
     conn_ids = await run_in_threadpool(_connections_visible_to, user)
     tasks = await _tasks_visible_to(user) if conn_ids else []
@@ -244,7 +224,6 @@ async def show_apps(user: User, urls: PageUrls) -> Response:
     return _html(await run_in_threadpool(render.render_apps, found, urls.site))
 
 
-@_degrading
 async def show_connection_app(user: User, urls: PageUrls, connection_id: str, app_id: str) -> Response:
     tasks = await _tasks_visible_to(user)
     found = await app_pages.app_page(connection_id, app_id, tasks, urls)
