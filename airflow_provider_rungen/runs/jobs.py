@@ -70,18 +70,18 @@ class Jobs:
         for number in numbers:
             self._expect(number, *SUBMITTABLE)
         for number in numbers:
-            self._set_intent(number, Intent(self.writer), Change.INTENT)
+            self._set_intent(number, Intent(self.writer))
 
     def withdraw(self, numbers: Iterable[int]) -> None:
         """Note that inputs which were announced were certainly not accepted."""
         for number in numbers:
             self._expect(number, InputState.ANNOUNCED)
-            self._set_intent(number, None, Change.OUTCOME)
+            self._set_intent(number, None)
 
     def refuse(self, number: int, why: str) -> None:
         """Note that the service refused an input that was announced."""
         self._expect(number, InputState.ANNOUNCED)
-        self._set_intent(number, Intent(self.writer, why[:_MAX_REASON]), Change.OUTCOME)
+        self._set_intent(number, Intent(self.writer, why[:_MAX_REASON]))
 
     def accept(self, number: int, job_id: str) -> bool:
         """
@@ -92,7 +92,7 @@ class Jobs:
         self._expect(number, InputState.ANNOUNCED)
         if not self._add(number, Job(job_id, self.writer.turn), Change.ID):
             return False
-        self._set_intent(number, None, Change.ID)
+        self._set_intent(number, None)
         return True
 
     def share(self, number: int, job_id: str, *, stored: str = "") -> bool:
@@ -252,9 +252,9 @@ class Jobs:
         self.unsaved.note(number, change)
         return True
 
-    def _set_intent(self, number: int, intent: Intent | None, change: Change) -> None:
+    def _set_intent(self, number: int, intent: Intent | None) -> None:
         self.table.rows[number] = self.table.rows[number].with_intent(self.writer, intent)
-        self.unsaved.note(number, change)
+        self.unsaved.note(number, Change.INTENT)
 
     def _set_job(self, job: Job) -> None:
         number = self.table.input_of[job.id]

@@ -14,7 +14,7 @@ class Change(IntEnum):
 
     #: A request: the service knows how a job ended, and the destination what is stored.
     OUTCOME = 0
-    #: A second submission: nobody knows that there may be a job.
+    #: Whether there may be a job: a second submission, or a retry that stops for fear of one.
     INTENT = 1
     #: A job: nobody else knows its id. It keeps its slot until the id is saved.
     ID = 2
