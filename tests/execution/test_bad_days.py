@@ -40,11 +40,11 @@ from airflow_provider_rungen import triggers
 from airflow_provider_rungen.client import end_locator, job_poller, outages, poll_state, polling, retry
 from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenForbiddenError
-from airflow_provider_rungen.execution.jobs import job_wait, resuming, runner, saver
+from airflow_provider_rungen.execution.jobs import job_wait, resuming, runner
 from airflow_provider_rungen.execution.jobs.log_home import token_of
 from airflow_provider_rungen.execution.jobs.places import StorePlace
 from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
-from airflow_provider_rungen.execution.sending import sender, single
+from airflow_provider_rungen.execution.sending import saver, sender
 from airflow_provider_rungen.execution.task import attempts, task_instances
 from airflow_provider_rungen.hooks import rungen as hooks
 from airflow_provider_rungen.operators import (
@@ -851,7 +851,6 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         (runner, {"VISIBILITY_GRACE": 0.4}),
         (saver, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
         (sender, {"STORE_RETRY_BUDGET": 0.4}),
-        (single, {"ANNOUNCING_TIME": 0.4}),
         (job_wait, {"FIRST_INTERVAL": 0.05}),
         (end_locator, {"CHECK_INTERVAL": 0.3, "COUNTER_GRACE": 0.2}),
         (poll_state, dict.fromkeys(("POLL_TIMEOUT", "FIRST_POLL_TIMEOUT", "LAST_POLL_TIMEOUT"), 0.5)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -12,22 +13,22 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from airflow_provider_rungen.client import endpoints
+from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.retry import ATTEMPTS
 from airflow_provider_rungen.client.transport import adrive, drive
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
     RunGenError,
     RunGenForbiddenError,
+    RunGenRateLimitedError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution.jobs.saver import Saver
-from airflow_provider_rungen.execution.sending import sender
+from airflow_provider_rungen.execution.sending import inputs, log_writer, sender
+from airflow_provider_rungen.execution.sending.saver import Saver
 from airflow_provider_rungen.execution.sending.sender import Sender
-from airflow_provider_rungen.execution.sending.single import submit_one
 from airflow_provider_rungen.execution.sending.throttle import Throttle
-from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog, read_attempts, read_parts
@@ -100,7 +101,7 @@ class FakeLedger(Store):
 
     def __init__(self, known: Mapping[int, str] | None = None) -> None:
         super().__init__()
-        self.known = known or {}
+        self.known = dict(known or {})
         self.asked: list[int] = []
         self.pending: dict[int, str] = {}
         self.jobs: Jobs | None = None
@@ -131,6 +132,7 @@ class Scene:
         self.log.note()
         self.place.counts.clear()
         self.jobs = Jobs(PLAN, self.log.attempt.writer)
+        self.saver = Saver(self.jobs, self.log)
         if ledger is not None:
             ledger.jobs = self.jobs
         self.posts: list[int] = []
@@ -202,15 +204,15 @@ class Scene:
 
     def send(self, todo: Iterator[tuple[int, Any]] | int, **options: Any) -> Sender:
         """Send inputs."""
+        perform = options.pop("perform", self.perform)
         inputs = ((number, {"number": number}) for number in range(todo)) if isinstance(todo, int) else todo
         self.jobs.load(range(200))
 
         async def run() -> Sender:
             made = self.sender = Sender(
-                self.perform,
+                perform,
                 APP,
-                self.jobs,
-                self.log,
+                self.saver,
                 self.ledger,
                 throttle=options.pop("throttle", None) or Throttle(LIMIT),
                 deadline=options.pop("deadline", None) or time.time() + 60,
@@ -239,27 +241,16 @@ class Scene:
             assert time.monotonic() < give_up_at, "a thread is left behind"
             time.sleep(0.002)
 
-    def send_one(self, number: int = 0) -> Job:
-        """Send a single input."""
-        self.jobs.load(range(3))
+    def send_one(self, number: int = 0, *, within: float = 3.0) -> Sender:
+        """Send a single input as a task with one input does: with blocking requests."""
         begun_at = time.monotonic()
-        try:
-            return submit_one(
-                cast("RunGenHook", self),
-                APP,
-                number,
-                {"number": number},
-                saver=Saver(self.jobs, self.log),
-                is_stopping=lambda: self.is_stopping,
-            )
-        finally:
-            assert not self.violations
-            assert time.monotonic() < begun_at + 2
+        todo = iter([(number, {"number": number})])
+        made = self.send(todo, perform=self.perform_blocking, throttle=Throttle(1, ATTEMPTS))
+        assert time.monotonic() < begun_at + within
+        return made
 
-    def run_job(self, *, app_id: str, input: Any) -> Job:
-        """Do as a hook does."""
-        flow = endpoints.run_job(app_id, input)
-        return drive(flow, lambda request: self._answer(self._receive(request)))
+    async def perform_blocking(self, flow: Flow[Job]) -> Job:
+        return await in_daemon_thread(drive, flow, lambda request: self._answer(self._receive(request)))
 
     def states(self, count: int) -> Counter[str]:
         """Return what this attempt knows of the first inputs."""
@@ -362,6 +353,20 @@ def test_what_the_ledger_has_is_not_sent(make: Callable[..., Scene]) -> None:
     scene.send(8)
     assert sorted(scene.posts) == [1, 2, 3, 4, 6, 7]
     assert scene.ledger.pending.keys() == set(scene.posts)
+    assert scene.states(8) == {"RUNNING": 8}
+
+
+def test_what_another_run_submits_while_the_service_is_busy_is_not_sent(
+    make: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "LOOKUP_LIFETIME", 0.05)
+    ledger = FakeLedger()
+    scene = make(ledger=ledger)
+    scene.answers = {0: [answer(429, **{"retry-after": "1"})]}
+    # the next block was looked up before
+    scene.watch(lambda: len(ledger.asked) >= 8, lambda: ledger.known.update({6: job_id(106)}))
+    scene.send(8)
+    assert sorted(scene.posts) == [0, 0, 1, 2, 3, 4, 5, 7]
     assert scene.states(8) == {"RUNNING": 8}
 
 
@@ -540,7 +545,7 @@ def kill_when(scene: Scene, number: int, begin: Callable[[Callable[[], None]], N
 
 
 def assert_in_time(killed: list[float]) -> None:
-    assert time.monotonic() - killed[0] < sender.LAST_ANSWERS + sender.LAST_SAVES + 1
+    assert time.monotonic() - killed[0] < sender.LAST_ANSWERS + log_writer.LAST_SAVES + 1
 
 
 def test_a_kill_saves_what_was_sent_and_withdraws_the_rest(make: Callable[..., Scene]) -> None:
@@ -579,7 +584,7 @@ def test_a_kill_leaves_each_id_in_the_store_that_works(
 
 def test_a_kill_while_nothing_can_be_saved_names_what_is_lost(make: Callable[..., Scene]) -> None:
     scene = make()
-    scene.watch(lambda: len(scene.posts) >= 9, lambda: setattr(scene.place, "trouble", "hang"))
+    scene.watch(lambda: len(scene.posts) >= 9, lambda: setattr(scene.place, "trouble", "hang at put"))
     scene.watch(scene.place.met.is_set, lambda: setattr(scene, "is_stopping", True))
     made = scene.send(60)
     lost = {job_id(number) for number in scene.lost()}
@@ -595,7 +600,7 @@ def test_a_kill_while_nothing_can_be_saved_names_what_is_lost(make: Callable[...
 
 def test_a_single_job_is_announced_before_and_saved_after_its_post(make: Callable[..., Scene]) -> None:
     scene = make()
-    assert scene.send_one(2).id == job_id(2)
+    scene.send_one(2)
     assert scene.logged() == ids(2)
     assert not scene.later().inputs(InputState.UNKNOWN)
     assert not scene.jobs.unsaved.due
@@ -617,19 +622,30 @@ def test_a_single_job_that_is_not_accepted_leaves_an_intent_only_if_its_fate_is_
     scene.send_one(0)
     scene.answers[1] = [reply]
     with pytest.raises(error):
-        scene.send_one(1)
+        raise scene.send_one(1).errors[1]
     assert scene.jobs.state(1).name == state
     assert scene.later().inputs(InputState.UNKNOWN) == [1] * is_unknown
 
 
+def test_a_single_job_is_retried_a_few_times_like_any_other_request(make: Callable[..., Scene]) -> None:
+    scene = make()
+    scene.answers[0] = [answer(429, **BUSY)] * (ATTEMPTS + 1)
+    with pytest.raises(RunGenRateLimitedError):
+        scene.send_one(within=15)
+    assert scene.posts == [0] * ATTEMPTS
+    assert scene.states(1) == {"UNSENT": 1}
+    assert not scene.later().inputs(InputState.UNKNOWN)
+
+
 @pytest.mark.parametrize("trouble", ["503 at put", "503 at list", "hang at put", "hang at list"])
 def test_a_single_job_is_not_sent_without_a_durable_intent_nor_after_a_kill(
-    make: Callable[..., Scene], trouble: str
+    make: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
+    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.3)
     scene = make()
     scene.place.trouble = trouble
     scene.watch(scene.place.met.is_set, lambda: setattr(scene, "is_stopping", "hang" in trouble))
-    with pytest.raises((OSError, RunGenError), match=r"503|killed"):
+    with contextlib.nullcontext() if "hang" in trouble else pytest.raises(OSError, match="503"):
         scene.send_one()
     assert not scene.posts
     assert scene.states(1) == {"UNSENT": 1}
@@ -654,8 +670,9 @@ def test_a_single_job_whose_id_cannot_be_saved_runs_and_its_id_is_saved_later(
 ) -> None:
     scene = make()
     scene.on_post = lambda _: setattr(scene.place, "trouble", trouble)
-    assert scene.send_one().id == job_id(0)
+    assert set(scene.send_one().unsaved_ids()) == ids(0)
+    assert scene.states(1) == {"RUNNING": 1}
     assert scene.jobs.unsaved.ids == 1
     scene.heal()
-    scene.log.save(scene.jobs)
+    assert scene.saver.save()
     assert scene.logged() == ids(0)

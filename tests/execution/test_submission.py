@@ -25,7 +25,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenForbiddenError,
     RunGenSubmissionUnknownError,
 )
-from airflow_provider_rungen.execution.jobs import saver
+from airflow_provider_rungen.execution.sending import log_writer, saver
 from airflow_provider_rungen.execution.task import attempts as attempt
 from airflow_provider_rungen.operators import RunGenRunJobOperator
 from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
@@ -460,6 +460,7 @@ def is_saved(task: Task) -> bool:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_writer, "LAST_TIME", 0.1)
     monkeypatch.setattr(saver, "PAUSES", (0.01, 0.01))
     monkeypatch.setattr(saver, "SAVE_EVERY", 0.02)
 

@@ -316,7 +316,7 @@ KILL_POINTS = {
     "the ledger is read": (False, "execution.ledger.book.LedgerBook.find", 0),
     "the first id is saved": (False, "execution.ledger.book.LedgerBook.add_pending", 1),
     "the attempt is noted": (False, "execution.jobs.storage_place.StoragePlace.put", 1),
-    "the first intent is saved": (False, "execution.sending.log_writer.LogWriter.begin", 1),
+    "the first intent is saved": (False, "runs.log.RunLog.fence", 1),
     "all is submitted": (False, "execution.jobs.run_report.RunReport.push_submitted", 0),
     "the wait is over": (True, "execution.sinks.collector.Collector.gather", 0),
     "a manifest is written": (True, "execution.archive.journal.ManifestJournal._write", 2),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace
 from airflow_provider_rungen.execution.jobs.plans import Plan
-from airflow_provider_rungen.execution.jobs.saver import Saver
+from airflow_provider_rungen.execution.sending.saver import Saver
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog, missing_part

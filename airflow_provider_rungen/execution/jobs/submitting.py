@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.exceptions import (
-    RunGenBadRequestError,
-    RunGenError,
-    RunGenSubmissionUnknownError,
-)
+from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
+from airflow_provider_rungen.client.retry import ATTEMPTS
+from airflow_provider_rungen.exceptions import RunGenError, RunGenSubmissionUnknownError
 from airflow_provider_rungen.execution.jobs import resuming
 from airflow_provider_rungen.execution.jobs.log_state import rows_of
-from airflow_provider_rungen.execution.sending.single import submit_one
+from airflow_provider_rungen.execution.sending.sender import Sender
 from airflow_provider_rungen.execution.sending.throttle import Throttle
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState
 
 if TYPE_CHECKING:
+    from airflow_provider_rungen.client.flow import Flow
+    from airflow_provider_rungen.client.models import Job
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.jobs.plans import Plan
     from airflow_provider_rungen.execution.jobs.runner import Runner
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.sending.paid import Found, PaidInputs
+    from airflow_provider_rungen.hooks.rungen import RunGenHook
 
 log = logging.getLogger(__name__)
 
@@ -228,11 +232,7 @@ class Submitting:
         todo = ((number, plan.input(number)) for number in taken)
         before = self._log.jobs.totals().submitted
         try:
-            if not taken:
-                return False
-            if self._log.plan.count == 1:
-                return self._submit_single(*next(todo))
-            return self._submit_many(todo, len(taken), deadline)
+            return bool(taken) and self._send(todo, len(taken), deadline)
         except RunGenSubmissionUnknownError as error:
             raise self._run.report.explain_unknown(error) from error
         finally:
@@ -241,43 +241,18 @@ class Submitting:
             self.submitted_at = time.time()
             self._run.report.log_submitted(self._log.jobs.totals().submitted - before)
 
-    def _submit_single(self, number: int, job_input: Any) -> bool:
-        """Submit the only input, without an event loop."""
-        if self.paid is not None and self.paid.note(self.paid.find([number])):
-            return False
-        run = self._run
-        try:
-            job = submit_one(
-                run.hook,
-                self._log.app_id,
-                number,
-                job_input,
-                saver=self._log.saver,
-                is_stopping=lambda: run.guard.is_pending,
-            )
-        except RunGenBadRequestError as error:
-            self.errors[number] = error
-            return False
-        self._lost = {job.id}
-        if self.paid is not None:
-            self.paid.add_pending({number: job.id})
-            self._lost = set()
-        return False
-
-    def _submit_many(self, todo: Iterator[tuple[int, Any]], count: int, deadline: float) -> bool:
-        import asyncio
-
-        from airflow_provider_rungen.execution.sending.sender import Sender
-
+    def _send(self, todo: Iterator[tuple[int, Any]], count: int, deadline: float) -> bool:
         run, hook, options = self._run, self._run.hook, self._run.options
+        if is_single := self._log.count == 1:
+            _ = hook.settings  # not all of Airflow's versions can be asked for them in another thread
         sender = Sender(
-            hook.aperform,
+            partial(_perform_in_thread, hook) if is_single else hook.aperform,
             self._log.app_id,
-            self._log.jobs,
-            self._log.run_log,
+            self._log.saver,
             self.paid,
-            throttle=self._throttle,
-            deadline=deadline,
+            # one job does not wait for others to end
+            throttle=Throttle(1, ATTEMPTS) if is_single else self._throttle,
+            deadline=math.inf if is_single else deadline,
             is_stopping=lambda: run.guard.is_pending,
             stop_after=options.stop_after if options.wait_for_completion else None,
             refusals=self.refusals,
@@ -300,7 +275,10 @@ class Submitting:
             self.errors |= sender.errors
             self.refusals = sender.refusals
             self._lost.update(sender.unsaved_ids())
-            self._warn_of_unknown()
+            if not is_single:
+                self._warn_of_unknown()
+        if is_single and isinstance(error := sender.errors.get(0), RunGenSubmissionUnknownError):
+            raise error
         return sender.is_broken
 
     def _warn_of_unknown(self) -> None:
@@ -340,3 +318,8 @@ class Submitting:
                     some = ", ".join(lost[start : start + _IDS_IN_A_LINE])
                     log.warning("No retry resumes these jobs of app %s: %s", self._log.app_id, some)
             raise
+
+
+async def _perform_in_thread(hook: RunGenHook, flow: Flow[Job]) -> Job:
+    """Perform a flow without aiohttp: one request is not worth its import."""
+    return await in_daemon_thread(lambda: hook.perform(flow))

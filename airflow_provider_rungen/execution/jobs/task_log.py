@@ -14,8 +14,8 @@ from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.adopting import Unwanted, adopt_earlier
 from airflow_provider_rungen.execution.jobs.log_home import LogHome
 from airflow_provider_rungen.execution.jobs.plans import Plan
-from airflow_provider_rungen.execution.jobs.saver import Saver
 from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
+from airflow_provider_rungen.execution.sending.saver import Saver
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, next_turn
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import asyncio
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
-from airflow_provider_rungen.execution.sending.store_calls import StoreCalls
-from airflow_provider_rungen.runs.jobs import Jobs
-from airflow_provider_rungen.runs.log import RunLog, Writes
-from airflow_provider_rungen.runs.part_files import PART_ROWS
+from airflow_provider_rungen.client.daemon_threads import begin, in_daemon_thread
+from airflow_provider_rungen.execution.sending.saver import Saver
+from airflow_provider_rungen.execution.sending.store_writer import StoreWriter
 from airflow_provider_rungen.runs.place import Place
 
-#: A number, and its input.
-Item: TypeAlias = tuple[int, Any]
-
-# Seconds that the last tries take, when a store fails at once.
-_LAST_TRIES = 2.0
-# Seconds after which a kill counts on the log no more, and puts the same files into the spare place.
-_LOG_TIME = 0.25
+# Seconds that the last ids may take in the log, and then in the spare place, when nothing more is sent.
+LAST_TIME = 2.0
+# Seconds that a kill waits for the log, and for all places together.
+LOG_TIME_OF_KILL = 0.25
+LAST_SAVES = 0.75
+_POLL = 0.05
 
 
 class IdStore(Protocol):
@@ -30,214 +33,163 @@ class IdStore(Protocol):
 
 class LogWriter:
     """
-    Writes to the log, one write at a time, and to the ledger beside it.
+    Writes intents and ids to the log, and ids to the ledger beside it.
 
-    The owner polls, in the thread that changes `jobs`. The writes are made in daemon threads.
-
+    :param saver: writes the log. Only the event loop's thread changes its jobs.
+    :param spare: where the files of the log go if its own place fails at the end.
     :param budget: seconds in which a store may fail, or not answer.
-    :param wake: called in another thread when a write has ended.
+    :param is_stopping: returns whether the task is killed.
+    :param is_more_due_soon: see `StoreWriter`.
     """
 
     def __init__(
         self,
-        jobs: Jobs,
-        log: RunLog,
+        saver: Saver,
         ledger: IdStore | None,
         spare: Place | None,
         *,
         budget: float,
-        wake: Callable[[], None],
+        is_stopping: Callable[[], bool],
+        is_more_due_soon: Callable[[int], bool],
     ) -> None:
-        self._jobs, self._log, self._ledger, self._spare = jobs, log, ledger, spare
-        self._log_calls = StoreCalls("save job ids in the run log", budget, wake)
-        self._ledger_calls = StoreCalls("save job ids in the ledger", budget, wake)
-        self._spare_calls = StoreCalls("save job ids in the spare place", _LAST_TRIES, wake)
-        #: The inputs whose intent is not durable yet, or not fenced.
-        self.announced: list[Item] = []
-        self._on_announced: Callable[[list[Item]], None] = lambda _: None
-        self._unlogged: dict[int, str] = {}
+        self._saver, self._jobs, self._run_log = saver, saver.jobs, saver.run_log
+        self._ledger, self._spare = ledger, spare
+        self._is_stopping = is_stopping
+        self._in_log = StoreWriter("save job ids in the run log", self._write_log, budget, is_more_due_soon)
+        self._in_ledger = StoreWriter(
+            "save job ids in the ledger", self._write_ledger, budget, is_more_due_soon
+        )
+        self._in_spare = StoreWriter("save job ids in the spare place", self._write_spare, LAST_TIME)
+        #: The inputs that wait until they may be sent.
+        self.announcing: set[int] = set()
+        # the jobs that the ledger does not have, and those that no later attempt would find
         self._unledgered: dict[int, str] = {}
-        # the jobs that no later attempt would find
         self._at_risk: dict[int, str] = {}
-        self._taken_back: set[int] = set()
+        self._killed_at = math.inf
 
-    # --- what happened ---
-
-    def add_id(self, number: int, job_id: str) -> None:
-        """Note the job of an input."""
-        self._unlogged[number] = self._at_risk[number] = job_id
-        if self._ledger is not None:
-            self._unledgered[number] = job_id
-
-    def take_back(self, numbers: Iterable[int]) -> None:
-        """Note that intents were withdrawn or refused: the last write has to say so."""
-        self._taken_back.update(number // PART_ROWS for number in numbers)
-
-    def give_up(self) -> list[Item]:
-        """Return the inputs whose intent is not durable yet, and forget about them."""
-        announced, self.announced = self.announced, []
-        return announced
-
-    def take(self) -> None:
-        """Handle the writes that have ended."""
-        for calls in self._all_calls:
-            calls.take()
-
-    def check(self) -> None:
-        """
-        Raise what keeps a store from working.
-
-        :raises Exception: it failed for too long.
-        """
-        self._log_calls.check()
-        self._ledger_calls.check()
-
-    # --- questions ---
-
-    @property
-    def held(self) -> int:
-        """How many submissions keep their slot, because their id is not in each durable store."""
-        waiting = self._unledgered.keys()
-        return len(waiting | self._unlogged.keys() if self._log.place.is_durable else waiting)
-
-    @property
-    def has_ids(self) -> bool:
-        """Whether the next write to the log has ids."""
-        return bool(self._unlogged)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the log can be written now."""
-        return self._log_calls.is_ready
-
-    @property
-    def failure(self) -> BaseException | None:
-        """Why a store was given up."""
-        return self._log_calls.failure or self._ledger_calls.failure
+    def start(self) -> None:
+        """Begin to write."""
+        self._in_log.start()
+        self._in_ledger.start()
 
     def unsaved_ids(self) -> list[str]:
-        """Return the jobs that no later attempt would find."""
-        self.take()
+        """Return the jobs that no later attempt would find, also while a last write goes on."""
         return list(self._at_risk.values())
 
-    # --- writes ---
-
-    def begin(self, block: list[Item], on_announced: Callable[[list[Item]], None]) -> None:
+    async def announce(self, number: int) -> None:
         """
-        Begin to save what is due, together with the intent to submit some inputs.
+        Wait until an input may be sent: its intent is durable, and so are all ids that are known by now.
 
-        :param block: these inputs; none if the last ones are still to be announced.
-        :param on_announced: called with them when they may be sent.
+        If that fails, or is canceled, the intent is withdrawn.
+
+        :raises Exception: a store failed for too long, or a later attempt has begun.
         """
-        if block:
-            self._jobs.announce([number for number, _ in block])
-            self.announced, self._on_announced = block, on_announced
-        self._begin_write(None)
+        self._jobs.announce([number])
+        self.announcing.add(number)
+        flushes = [self._in_log.flush()]
+        if self._unledgered:
+            flushes.append(self._in_ledger.flush())
+        try:
+            await asyncio.gather(*flushes)
+        except BaseException:
+            self._jobs.withdraw([number])
+            raise
+        finally:
+            self.announcing.discard(number)
 
-    def begin_ledger(self) -> None:
-        """Begin to save ids in the ledger, unless there are none, or it is busy."""
-        if self._ledger is not None and self._unledgered and self._ledger_calls.is_ready:
-            ids = dict(self._unledgered)
-
-            def note_saved(_: None) -> None:
-                _forget(ids, self._unledgered, self._at_risk)
-
-            self._ledger_calls.begin(partial(self._ledger.add_pending, ids), note_saved)
-
-    def _begin_write(self, parts: Sequence[int] | None) -> None:
-        writes = self._log.writes(self._jobs, parts)
-        write, ids = _Write(self._log, writes, has_intents=bool(self.announced)), dict(self._unlogged)
-
-        def note_written() -> None:
-            self._log.note_written(self._jobs, writes)
-            _forget(ids, self._unlogged, *([self._at_risk] if self._log.place.is_durable else []))
-
-        def on_done(_: None) -> None:
-            note_written()
-            self._on_announced(self.give_up())
-
-        def on_failed() -> None:
-            if write.is_put:
-                note_written()
-            else:
-                self._log.note_doubt(writes)
-
-        self._log_calls.begin(write, on_done, on_failed)
+    def add(self, number: int, job_id: str) -> None:
+        """Note the job of an input. It is written soon."""
+        self._at_risk[number] = job_id
+        self._in_log.note_due()
+        if self._ledger is not None:
+            self._unledgered[number] = job_id
+            self._in_ledger.note_due()
 
     # --- the end ---
 
-    def begin_end(self) -> None:
-        """Try stores that fail once more."""
-        for calls in self._all_calls:
-            calls.try_again(_LAST_TRIES)
+    async def finish(self) -> BaseException | None:
+        """
+        Write the last ids, and which intents were withdrawn.
 
-    def begin_last(self, *, is_killed: bool) -> None:
-        """Begin to save what is left, where that is possible now. Call it again and again."""
-        if self._log_calls.is_ready and (parts := self._last_parts):
-            self._begin_write(parts)
-        self.begin_ledger()
-        if self._spare is not None and self._is_savable and self._is_log_doubtful(is_killed=is_killed):
-            self._begin_spare(self._spare)
+        A log that fails or hangs is not waited for until it works, because saving goes on after the
+        submission. A kill waits no longer than it takes to have each id in one store.
 
-    def is_done(self, *, is_killed: bool) -> bool:
-        """Return whether all is saved, or cannot be. For a kill, it is enough if one store has each id."""
-        is_log_done = _is_done(self._log_calls, self._last_parts)
-        if is_killed:
-            return not self._is_savable and (is_log_done or self._is_log_doubtful(is_killed=True))
-        is_ledger_done = _is_done(self._ledger_calls, self._unledgered)
-        has_spare = self._spare is not None and self._is_log_doubtful(is_killed=False)
-        return is_log_done and is_ledger_done and _is_done(self._spare_calls, has_spare and self._at_risk)
+        :return: why the ledger was given up.
+        """
+        self._in_log.start()
+        in_log, in_ledger = self._in_log.flush(), self._in_ledger.flush()
+        await self._wait_for([in_log], LAST_TIME, LOG_TIME_OF_KILL)
+        saves = [in_ledger]
+        if self._spare is not None and self._is_savable:
+            self._in_spare.start()
+            saves.append(self._in_spare.flush())
+        await self._wait_for(saves, math.inf, LAST_SAVES, is_enough=lambda: not self._is_savable)
+        for writer in (self._in_log, self._in_ledger, self._in_spare):
+            await writer.stop()
+        return in_ledger.exception() if in_ledger.done() else None
 
-    def _begin_spare(self, place: Place) -> None:
-        if self._spare_calls.is_ready:
-            ids, files = dict(self._at_risk), self._log.writes(self._jobs, self._last_parts).files
+    async def _wait_for(
+        self,
+        writes: Collection[asyncio.Future[None]],
+        seconds: float,
+        seconds_of_kill: float,
+        is_enough: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """
+        Wait for writes.
 
-            def note_saved(_: None) -> None:
-                _forget(ids, self._at_risk)
-
-            self._spare_calls.begin(partial(place.put, files), note_saved)
-
-    def _is_log_doubtful(self, *, is_killed: bool) -> bool:
-        calls = self._log_calls
-        is_late = calls.is_failing or calls.busy_for > _LOG_TIME
-        return calls.failure is not None or (is_killed and is_late)
+        :param seconds: how long to wait at most.
+        :param seconds_of_kill: how long a kill waits at most, from its beginning on.
+        :param is_enough: returns whether a kill need not wait any more.
+        """
+        give_up_at = time.monotonic() + seconds
+        while time.monotonic() < give_up_at and not all(write.done() for write in writes):
+            if self._is_stopping():
+                if self._killed_at == math.inf:
+                    self._killed_at = time.monotonic()
+                    self._in_ledger.start()
+                if is_enough():
+                    return
+                give_up_at = min(give_up_at, self._killed_at + seconds_of_kill)
+            await asyncio.wait(writes, timeout=_POLL)
 
     @property
     def _is_savable(self) -> bool:
         """Whether a job is at risk, and a store could take it."""
-        return bool(self._at_risk) and (self._log.place.is_durable or self._ledger is not None)
+        return bool(self._at_risk) and (self._run_log.place.is_durable or self._ledger is not None)
 
-    @property
-    def _last_parts(self) -> list[int]:
-        unsaved = self._jobs.unsaved
-        return sorted({*unsaved.due, *self._taken_back.intersection(unsaved.parts)})
+    # --- one try each ---
 
-    @property
-    def _all_calls(self) -> tuple[StoreCalls, ...]:
-        return self._log_calls, self._ledger_calls, self._spare_calls
+    async def _write_log(self) -> None:
+        if self._saver.late is not None:
+            with suppress(Exception):
+                await asyncio.wrap_future(self._saver.late)
+        has_intents, ids = bool(self.announcing), list(self._at_risk)
+        with self._saver.writing() as write:
+            if self._run_log.place.is_durable:
+                write.add_done_callback(partial(self._forget, ids))
+            await asyncio.wrap_future(write)
+        if has_intents:
+            await in_daemon_thread(self._run_log.fence)
 
+    async def _write_ledger(self) -> None:
+        if self._ledger is None or not self._unledgered:
+            return
+        ids = dict(self._unledgered)
+        write = begin(self._ledger.add_pending, ids)
+        write.add_done_callback(partial(self._forget, ids))
+        await asyncio.wrap_future(write)
+        for number in ids:
+            del self._unledgered[number]
 
-class _Write:
-    """One write to the log. If it has intents, a look for later attempts follows."""
+    async def _write_spare(self) -> None:
+        if self._spare is not None:
+            write = begin(self._spare.put, self._run_log.writes(self._jobs).files)
+            write.add_done_callback(partial(self._forget, list(self._at_risk)))
+            await asyncio.wrap_future(write)
 
-    def __init__(self, log: RunLog, writes: Writes, *, has_intents: bool) -> None:
-        self._log, self._writes, self._has_intents = log, writes, has_intents
-        #: Whether it is durable, whatever the look for later attempts says.
-        self.is_put = False
-
-    def __call__(self) -> None:
-        if self._writes.files:
-            self._log.place.put(self._writes.files)
-        self.is_put = True
-        if self._has_intents:
-            self._log.fence()
-
-
-def _is_done(calls: StoreCalls, rest: object) -> bool:
-    return calls.failure is not None or not (rest or calls.is_busy)
-
-
-def _forget(saved: Mapping[int, str], *stores: dict[int, str]) -> None:
-    for number in saved:
-        for unsaved in stores:
-            unsaved.pop(number, None)
+    def _forget(self, numbers: Collection[int], write: Future[None]) -> None:
+        """Note that jobs are at risk no more. Called in any thread, also after the event loop has ended."""
+        if not write.cancelled() and write.exception() is None:
+            for number in numbers:
+                self._at_risk.pop(number, None)

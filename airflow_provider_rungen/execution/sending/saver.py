@@ -1,11 +1,12 @@
-"""Saves what is due in the run log, from the thread that changes the jobs. Without an event loop."""
+"""Saves what is due in the run log, from the thread that changes the jobs."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.texts import clean_text
@@ -33,9 +34,31 @@ class Saver:
     def __init__(self, jobs: Jobs, run_log: RunLog) -> None:
         self.jobs = jobs
         self.run_log = run_log
-        # a write that did not end in time
-        self._late: Future[None] | None = None
+        #: A write that did not end in time. The next one waits for its end.
+        self.late: Future[None] | None = None
         self._next_try = 0.0
+
+    @contextmanager
+    def writing(self, parts: Iterable[int] | None = None) -> Iterator[Future[None]]:
+        """
+        Write in a daemon thread while the block waits for it. How it ended is noted after the block.
+
+        :param parts: see `RunLog.writes`.
+        """
+        writes = self.run_log.writes(self.jobs, parts)
+        write: Future[None] = Future()
+        if writes.files:
+            write = begin(self.run_log.place.put, writes.files)
+        else:
+            write.set_result(None)
+        try:
+            yield write
+        finally:
+            if write.done() and not write.cancelled() and write.exception() is None:
+                self.run_log.note_written(self.jobs, writes)
+            else:
+                self.run_log.note_doubt(writes)
+                self.late = None if write.done() else write
 
     def save(
         self,
@@ -56,7 +79,7 @@ class Saver:
             if not (problem := self._try(parts, within, is_stopping)):
                 return True
             log.warning("Could not save in the run log: %s; saving continues", problem)
-            if self._late is not None or pause is None:
+            if pause is None or self.late is not None:
                 break
             time.sleep(pause)
         return False
@@ -69,27 +92,19 @@ class Saver:
 
     def _try(self, parts: list[int] | None, within: float, is_stopping: Callable[[], bool]) -> str:
         """Try to save, and return what the problem is."""
-        if self._late is not None:
-            _wait(self._late, within, is_stopping)
-            if not self._late.done():
-                return "it does not answer"
-            self._late = None
-        writes = self.run_log.writes(self.jobs, parts)
-        if not writes.files:
-            return ""
-        attempt = begin(self.run_log.place.put, writes.files)
-        _wait(attempt, within, is_stopping)
-        if attempt.done() and attempt.exception() is None:
-            self.run_log.note_written(self.jobs, writes)
-            return ""
-        self.run_log.note_doubt(writes)
-        if not attempt.done():
-            self._late = attempt
+        if self.late is not None and not _is_done(self.late, within, is_stopping):
             return "it does not answer"
-        return clean_text(f"{type(attempt.exception()).__name__}: {attempt.exception()}", 300)
+        self.late = None
+        with self.writing(parts) as write:
+            if not _is_done(write, within, is_stopping):
+                return "it does not answer"
+        error = write.exception()
+        return "" if error is None else clean_text(f"{type(error).__name__}: {error}", 300)
 
 
-def _wait(attempt: Future[None], within: float, is_stopping: Callable[[], bool]) -> None:
+def _is_done(write: Future[None], within: float, is_stopping: Callable[[], bool]) -> bool:
+    """Wait for the end of a write, and return whether it came."""
     give_up_at = time.monotonic() + within
-    while not attempt.done() and time.monotonic() < give_up_at and not is_stopping():
-        wait([attempt], _POLL)
+    while not write.done() and time.monotonic() < give_up_at and not is_stopping():
+        wait([write], _POLL)
+    return write.done()
