@@ -18,6 +18,7 @@ import heapq
 import json
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,7 +35,8 @@ ANSWER_TIME = 0.002
 # What the variants change: shares of the queue, and seconds.
 CANCELED_SHARE, FOREIGN_SHARE = 0.1, 0.2
 FROZEN_AT, LAG = 30.0, 7.0
-VARIANTS = ("honest", "frozen", "lagging", "absent", "foreign", "canceled")
+#: What the counters may do. The last two are honest, but others use the app, too.
+VARIANTS = ("honest", "frozen", "lagging", "absent", "zero", "half", "jumping", "foreign", "canceled")
 _GIVE_UP_AFTER = 6 * 3600.0
 
 
@@ -47,15 +49,18 @@ class Load:
     :param shortest: seconds that a job runs at least.
     :param longest: seconds that a job runs at most; all durations between are as likely.
     :param jobs: how many there are.
+    :param requeued: the share of jobs that lose their worker once, and are queued again behind all others.
     """
 
     workers: int
     shortest: float
     longest: float
     jobs: int = 1000
+    requeued: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.workers} workers × {self.shortest:g}–{self.longest:g} s"
+        again = f", {self.requeued:.0%} twice" if self.requeued else ""
+        return f"{self.workers:,} workers × {self.shortest:g}–{self.longest:g} s{again}"
 
     def queue(self, seed: int, *, canceled: float = 0.0, foreign: float = 0.0) -> list[SimulatedJob]:
         """
@@ -70,32 +75,52 @@ class Load:
         if foreign:
             chance.shuffle(is_ours)
         span = size * (self.shortest + self.longest) / 2 / self.workers
-        free, jobs = [0.0] * self.workers, []
-        for number in range(size):
-            starts = heapq.heappop(free)
+        free, queue = [0.0] * self.workers, deque(range(size))
+        lost: dict[int, tuple[float, float]] = {}
+        jobs: dict[int, SimulatedJob] = {}
+        while queue:
+            number = queue.popleft()
+            free_at, runs = heapq.heappop(free), [lost[number]] if number in lost else []
+            starts = max([free_at, *(until for _, until in runs)])
             ends, status = starts + chance.uniform(self.shortest, self.longest), "COMPLETED"
+            if self.requeued and not runs and chance.random() < self.requeued:
+                lost[number] = (starts, chance.uniform(starts, ends))
+                heapq.heappush(free, lost[number][1])
+                queue.append(number)
+                continue
             if canceled and chance.random() < canceled and (at := chance.uniform(0, span)) < ends:
                 ends, status = at, "CANCELED"
-            heapq.heappush(free, max(starts, ends))
-            jobs.append(SimulatedJob(f"job-{number}", starts, ends, status, is_ours[number]))
-        return jobs
+            heapq.heappush(free, max(free_at, ends))
+            runs.append((starts, ends))
+            jobs[number] = SimulatedJob(f"job-{number}", tuple(runs), ends, status, is_ours[number])
+        return [jobs[number] for number in range(size)]
 
 
-LOADS = (Load(4, 1, 6), Load(20, 1, 6), Load(20, 5, 60), Load(100, 10, 60), Load(8, 2, 3))
+LOADS = (
+    *(Load(4, 1, 6), Load(20, 1, 6), Load(20, 5, 60), Load(100, 10, 60), Load(8, 2, 3)),
+    *(Load(20, 5, 60, requeued=0.05), Load(1000, 10, 60)),
+)
 
 
 @dataclass(frozen=True)
 class SimulatedJob:
-    """A job, with its times in seconds since the submission."""
+    """A job, with its times in seconds since the submission: when it runs, and when it ends."""
 
     id: str
-    starts: float
+    runs: tuple[tuple[float, float], ...]
     ends: float
     status: str
     is_ours: bool
 
+    @property
+    def starts(self) -> float:
+        """When the last run begins."""
+        return self.runs[-1][0]
+
     def status_at(self, now: float) -> str:
-        return self.status if self.ends <= now else "RUNNING" if self.starts <= now else "QUEUED"
+        if self.ends <= now:
+            return self.status
+        return "RUNNING" if any(begin <= now < end for begin, end in self.runs) else "QUEUED"
 
 
 @dataclass
@@ -104,7 +129,7 @@ class SimulatedApp:
     Answers polls of jobs and of the app.
 
     :param jobs: the queue of the app.
-    :param counters: ``honest``, or ``frozen``, ``lagging`` or ``absent``.
+    :param counters: what they do, one of `VARIANTS`.
     """
 
     jobs: Sequence[SimulatedJob]
@@ -140,12 +165,23 @@ class SimulatedApp:
     def _count(self) -> dict[str, int]:
         at = {"lagging": self.now - LAG, "frozen": min(self.now, FROZEN_AT)}.get(self.counters, self.now)
         statuses = [job.status_at(at) for job in self.jobs]
-        return {
+        counts = {
             "completed": statuses.count("COMPLETED"),
             "failed": 0,
             "in_progress": statuses.count("RUNNING"),
             "in_queue": statuses.count("QUEUED"),
         }
+        match self.counters:
+            case "zero":
+                return dict.fromkeys(counts, 0)
+            case "half":  # every other job seems to run forever
+                uncounted = statuses[::2].count("COMPLETED")
+                counts["completed"] -= uncounted
+                counts["in_progress"] += uncounted
+            case "jumping":
+                chance = random.Random(self.requests)
+                return {name: chance.randrange(2 * len(self.jobs)) for name in counts}
+        return counts
 
 
 def _response(body: dict[str, Any]) -> Response:
@@ -244,7 +280,7 @@ def simulate(
     canceled = CANCELED_SHARE if variant == "canceled" else 0.0
     foreign = FOREIGN_SHARE if variant == "foreign" else 0.0
     queue = load.queue(seed, canceled=canceled, foreign=foreign)
-    app = SimulatedApp(queue, variant if variant in ("frozen", "lagging", "absent") else "honest")
+    app = SimulatedApp(queue, variant)
     waiting = {job.id: job for job in queue if job.is_ours}
     late: list[float] = []
     for round_number, ended in enumerate(poller(app, load, list(waiting))):
@@ -286,20 +322,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="another seed is another run (1)")
     seed = parser.parse_args().seed
     print("Requests per job; 1,000 jobs submitted at once, polled every 5 s\n")
-    print(f"{'':24}{'this provider':>15}{'fewest':>9}{'plain':>9}{'each':>9}")
+    print(f"{'':32}{'this provider':>15}{'fewest':>9}{'plain':>9}{'each':>9}")
     for load in LOADS:
         figures = [simulate(load, poller, seed=seed).requests for poller in (fewest, plain_poller)]
         columns = "".join(f"{figure:9.2f}" for figure in [*figures, poll_each(load, seed=seed)])
-        print(f"{load!s:24}{simulate(load, seed=seed).requests:15.2f}{columns}")
+        print(f"{load!s:32}{simulate(load, seed=seed).requests:15.2f}{columns}")
     print(
         "\nThe same, and the 95th percentile and the maximum of the time from a job's end until it is found\n"
     )
-    print(f"{'':34}{'this provider':>24}{'plain':>24}")
+    print(f"{'':42}{'this provider':>24}{'plain':>24}")
     for variant in VARIANTS:
         for load in LOADS:
             figures_of = partial(simulate, load, seed=seed, variant=variant)
             columns = "".join(f"{figures_of(poller)!s:>24}" for poller in (package_poller, plain_poller))
-            print(f"{variant:10}{load!s:24}{columns}")
+            print(f"{variant:10}{load!s:32}{columns}")
 
 
 if __name__ == "__main__":

@@ -6,15 +6,15 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from types import MappingProxyType
 
 from airflow_provider_rungen.client.codec import path_segment
-from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD, CounterTrust
-from airflow_provider_rungen.client.end_locator import EndLocator
 from airflow_provider_rungen.client.endpoints import get_app, get_job
 from airflow_provider_rungen.client.flow import CUT, Flow, Gather, Pending, Sleep
 from airflow_provider_rungen.client.job_log import log_line, status_line
-from airflow_provider_rungen.client.models import App, Job, JobStatus
+from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD, JobSearch, read_counters
+from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.outages import LogCallback, Outages, is_unanswered
 from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, PollBudget, PollState, in_flight
 from airflow_provider_rungen.client.queue_watch import QueueWatch
@@ -53,7 +53,6 @@ class JobPoller:
     :param on_news: called when a job has finished, or has an error that no waiting can change.
     :param is_lean: whether inputs and results may be left out of the answers.
     :param watches_queue: whether to warn about an app that has no workers for its queue.
-    :param trust: how far the app's counters are trusted, as far as earlier waits know.
     :param is_shared: whether several wait for the jobs, so that no slow poll may hold up a round.
     """
 
@@ -64,7 +63,6 @@ class JobPoller:
     is_lean: bool = False
     is_shared: bool = False
     watches_queue: bool = True
-    trust: CounterTrust = field(default_factory=CounterTrust)
     #: The finished jobs, until they are forgotten.
     finished: dict[str, Job] = field(default_factory=dict, init=False)
     waiting: dict[str, PollState] = field(default_factory=dict, init=False)
@@ -84,14 +82,9 @@ class JobPoller:
 
     def __post_init__(self) -> None:
         self.outages = Outages(self.log)
-        self.locator = EndLocator(self, self.trust)
+        self._search = JobSearch(self)
+        self._places = count()
         self.queue = QueueWatch(self)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether no poll is in flight, and everything answered when it was last polled."""
-        in_flight = self._app_state.is_in_flight or self.is_in_flight(self.waiting)
-        return not self.outages.silent and not in_flight
 
     @property
     def not_before(self) -> float:
@@ -139,8 +132,11 @@ class JobPoller:
         for job_id in job_ids:
             if job_id not in self.waiting and job_id not in self.finished:
                 not_before = max(held_back.get("", 0.0), held_back.get(job_id, 0.0))
-                self.waiting[job_id] = PollState(now, visible_by, not_before, polled_at=now)
-                self.locator.ledger.add_job()
+                self.waiting[job_id] = PollState(now, visible_by, not_before, place=self.next_place())
+
+    def next_place(self) -> int:
+        """Return the place of a job that is queued behind all others."""
+        return next(self._places)
 
     def forget(self, job_ids: Iterable[str]) -> None:
         """Stop waiting for jobs, and drop their results."""
@@ -225,21 +221,20 @@ class JobPoller:
             yield Gather(polls, patience=0 if self.is_shared else None)
 
     def _poll_many(self, due: list[str], poll_interval: float, now: float) -> Flow[None]:
-        if len(self.waiting) <= COUNTER_THRESHOLD or not self.locator.is_trusted:
+        if len(self.waiting) <= COUNTER_THRESHOLD:
             yield from self.poll(due)
             return
         was_silent = self._app_state in self.outages.silent
         app = yield from self.poll_app()
-        if (counts := self.locator.read_counters(app)) is not None:
-            yield from self.locator.locate(due, counts, poll_interval=poll_interval, asked_at=now)
-            return
-        is_silent = self._app_state in self.outages.silent
-        if self._app_state.is_in_flight and self._is_answering((yield Sleep(0))):
-            yield from self.poll(due)  # the service is slow, or hangs for the counters alone
-            return
-        yield from self.poll(due[:1])  # the counters alone may be silent, or all of the service
-        if not self.outages.failed_rounds and (was_silent or not is_silent):
-            yield from self.poll(due[1:])
+        counters = read_counters(app) if isinstance(app, App) else None
+        is_slow = self._app_state.is_in_flight and self._is_answering((yield Sleep(0)))
+        if app is None and not is_slow:
+            yield from self.poll(due[:1])  # the counters alone may be silent, or all of the service
+            is_silent, due = self._app_state in self.outages.silent, due[1:]
+            if self.outages.failed_rounds or (is_silent and not was_silent):
+                return
+        due = self.pollable(due)
+        yield from self._search.search(due, counters, poll_interval=poll_interval, asked_at=now)
 
     def _is_answering(self, now: float) -> bool:
         """Return whether the service has answered within the time that a poll may take."""
@@ -346,12 +341,11 @@ class JobPoller:
             state.status_since = state.added_at
         elif before.status is not job.status:
             state.status_since = now
+        self._search.note_job(state, job)
         if job.is_terminal:
             self.finished[job.id] = job
             self.found += 1
             del self.waiting[job.id]
-            if job.status is not JobStatus.CANCELED:  # the service does not count these
-                self.locator.ledger.locate_end(now)
         self._log_status(before, job)
         if job.is_terminal:
             self.on_news()

@@ -27,9 +27,10 @@ class PollState:
     :param added_at: when the wait for it began.
     :param visible_by: until when the service may not know it.
     :param not_before: before when it must not be polled, for example because of a ``Retry-After``.
-    :param polled_at: when it was last polled successfully, at first ``added_at``.
+    :param polled_at: when a poll of it was last answered, 0 if none was.
     :param job: the last answer.
     :param status_since: since when it has the status of that answer, as far as it was seen.
+    :param place: where it stands in the queue: a job that is queued again has a new place behind all others.
     :param failures: polls in a row that failed.
     :param is_cut_off: whether the last poll was ended early because too many others were slow.
     :param is_in_flight: whether a poll of it is under way.
@@ -41,6 +42,7 @@ class PollState:
     polled_at: float = 0.0
     job: Job | None = None
     status_since: float = 0.0
+    place: int = 0
     failures: int = 0
     is_cut_off: bool = False
     is_in_flight: bool = False

@@ -14,10 +14,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from airflow_provider_rungen._airflow import metrics
-from airflow_provider_rungen.client.counters import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.flow import Flow
 from airflow_provider_rungen.client.job_log import log_of
 from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
+from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.outages import LogCallback
 from airflow_provider_rungen.client.polling import concerns_one_job, failed_by

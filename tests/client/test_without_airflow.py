@@ -17,7 +17,7 @@ PURE = (
     *("models", "parsing", "texts", "flow", "endpoints", "retry", "codec", "bodies", "lean_json"),
     *("durations", "redaction", "keymask", "address_policy", "failures"),
     *("output_urls", "polling", "job_poller", "poll_state"),
-    *("end_locator", "outages", "counters", "counter_checks", "progress", "scaling"),
+    *("job_search", "outages", "progress", "scaling"),
 )
 
 

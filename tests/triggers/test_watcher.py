@@ -120,8 +120,9 @@ def watchers() -> list[SharedPoller]:
 
 
 def test_hundreds_of_triggers_share_one_loop_one_lookup_and_a_few_connections(
-    stage: Stage, unsettled: None
+    stage: Stage, unsettled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.job_search.CHECK_PAUSE", 600.0)
     ids = stage.submit(300)
 
     async def first_event(job_id: str) -> Any:
