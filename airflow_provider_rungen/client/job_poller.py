@@ -326,8 +326,9 @@ class JobPoller:
             return None
         if isinstance(outcome, Job):
             self._note_job(state, outcome, now)
-        elif isinstance(outcome, RunGenNotFoundError) and state.job is None and now < state.visible_by:
-            line = f"Not visible yet; polling continues {format_ids(self.app_id, job_id)}"
+        elif isinstance(outcome, RunGenNotFoundError) and state.may_appear(now):
+            since = "yet" if state.job is None else "any more"
+            line = f"Not visible {since}; polling continues {format_ids(self.app_id, job_id)}"
             self.log(logging.INFO, line, job_id)
         else:
             # a key that is refused for good is so for every job
@@ -337,6 +338,7 @@ class JobPoller:
 
     def _note_job(self, state: PollState, job: Job, now: float) -> None:
         before, state.job, state.polled_at = state.job, replace(job, input=None), now
+        state.visible_by = 0.0
         if before is None:
             state.status_since = state.added_at
         elif before.status is not job.status:

@@ -17,6 +17,8 @@ LAST_POLL_TIMEOUT = 2.0
 # Seconds after the deadline within which all last polls must end, and that each gets even then.
 LAST_POLLS_TIME = 30.0
 MIN_POLL_TIMEOUT = 0.5
+# Seconds for which a job that was seen must not be found before it counts as gone: a replica may lag behind.
+GONE_GRACE = 30.0
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +27,7 @@ class PollState:
     What is known of a job that is waited for. Times are in seconds since 1970.
 
     :param added_at: when the wait for it began.
-    :param visible_by: until when the service may not know it.
+    :param visible_by: until when the service may not know it: after its submission, or from a first 404 on.
     :param not_before: before when it must not be polled, for example because of a ``Retry-After``.
     :param polled_at: when a poll of it was last answered, 0 if none was.
     :param job: the last answer.
@@ -46,6 +48,12 @@ class PollState:
     failures: int = 0
     is_cut_off: bool = False
     is_in_flight: bool = False
+
+    def may_appear(self, now: float) -> bool:
+        """Note that the service does not know the job; return whether it may know it later."""
+        if self.job is not None and not self.visible_by:
+            self.visible_by = now + GONE_GRACE
+        return now < self.visible_by
 
 
 def in_flight(state: PollState, request: Flow[T]) -> Flow[T | RunGenError]:

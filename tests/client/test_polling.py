@@ -21,6 +21,7 @@ from airflow_provider_rungen.client import job_poller
 from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.outages import REFUSAL_PAUSE
+from airflow_provider_rungen.client.poll_state import GONE_GRACE
 from airflow_provider_rungen.client.polling import (
     COUNTER_THRESHOLD,
     JobPoller,
@@ -811,8 +812,20 @@ def test_a_job_may_be_unknown_at_first() -> None:
             wait(World(runs), waited[:1], visible_by=world.start + 4)
 
 
-def test_a_job_that_was_seen_is_no_longer_new() -> None:
-    world = World(in_order(1, 60))
+@pytest.mark.parametrize("count", [1, 20])
+def test_a_replica_that_lags_behind_ends_no_job_that_was_seen(count: int) -> None:
+    world = World(in_order(count, 200, 210))
+
+    def lag(_: Request) -> None:
+        world.refuse = {"job-0": 404} if 12 < world.now < 30 else {}
+
+    world.on_request = lag
+    jobs = wait(world, list(world.runs))
+    assert {job.status for job in jobs} == {"COMPLETED"}
+
+
+def test_a_job_that_was_seen_is_gone_when_it_stays_unknown() -> None:
+    world = World(in_order(1, 600))
 
     def forget(_: Request) -> None:
         if world.now > 12:
@@ -821,7 +834,18 @@ def test_a_job_that_was_seen_is_no_longer_new() -> None:
     world.on_request = forget
     with pytest.raises(RunGenNotFoundError):
         wait(world, ["job-0"], visible_by=world.start + 1000)
-    assert world.now < 12 + 2 * EVERY
+    assert 12 + GONE_GRACE <= world.now < 12 + GONE_GRACE + 2 * EVERY
+
+
+def test_two_answers_are_needed_that_a_job_is_gone() -> None:
+    world = World(in_order(1, 600))
+
+    def lag(_: Request) -> None:
+        world.refuse = {"job-0": 404} if 100 < world.now < 150 else {}
+
+    world.on_request = lag
+    [job] = wait(world, ["job-0"], poll_interval=60.0)
+    assert job.status == "COMPLETED"
 
 
 def test_nothing_is_asked_for_an_id_that_cannot_be_one() -> None:

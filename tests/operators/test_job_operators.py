@@ -1003,9 +1003,32 @@ def test_a_job_that_the_service_knows_only_after_a_moment_is_not_given_up(
 def test_a_job_that_the_service_never_knows_is_told(
     rungen_emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.jobs.runner.VISIBILITY_GRACE", 0.2)
+    for grace in ("VISIBILITY_GRACE", "GONE_GRACE"):
+        monkeypatch.setattr(f"airflow_provider_rungen.execution.jobs.runner.{grace}", 0.2)
     rungen_emulator.service.inject(Fault(on="get", status=404, times=None))
     outcome = run_task(run_op(wait_for_completion=True), context)
+    assert isinstance(outcome.error, AirflowFailException)
+    assert "404" in str(outcome.error)
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_job_that_was_seen_is_not_given_up_for_a_404(
+    rungen_emulator: Emulator, context: Any, deferrable: bool
+) -> None:
+    rungen_emulator.service.inject(Fault(on="get", status=404, skip=1, times=1))
+    op = run_op(input=taking(0.5), wait_for_completion=True, deferrable=deferrable, poll_interval=0.05)
+    outcome = run_task(op, context)
+    assert outcome.error is None
+    assert rungen_emulator.service.count("get") >= 3
+    assert states(rungen_emulator) == ["COMPLETED"], "it is not submitted again"
+
+
+def test_a_job_that_was_seen_and_stays_unknown_is_given_up(
+    rungen_emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_rungen.client.poll_state.GONE_GRACE", 0.2)
+    rungen_emulator.service.inject(Fault(on="get", status=404, skip=1, times=None))
+    outcome = run_task(run_op(input=taking(5), wait_for_completion=True, poll_interval=0.05), context)
     assert isinstance(outcome.error, AirflowFailException)
     assert "404" in str(outcome.error)
 
