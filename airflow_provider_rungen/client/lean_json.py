@@ -1,4 +1,7 @@
-"""Large JSON, reduced while it arrives: bulky values become ``null``, in short steps. No I/O."""
+"""Large JSON, reduced while it arrives: bulky values become ``null``, in short steps. No I/O.
+
+A parser such as ``msgspec`` is faster, but needs the whole answer in memory, and many polls are in flight.
+"""
 
 from __future__ import annotations
 
