@@ -16,7 +16,13 @@ from airflow_provider_rungen.client.job_log import log_line, status_line
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD, JobSearch, read_counters
 from airflow_provider_rungen.client.models import App, Job
 from airflow_provider_rungen.client.outages import LogCallback, Outages, is_unanswered
-from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, PollBudget, PollState, in_flight
+from airflow_provider_rungen.client.poll_state import (
+    MIN_POLL_TIMEOUT,
+    POLL_TIMEOUT,
+    PollBudget,
+    PollState,
+    in_flight,
+)
 from airflow_provider_rungen.client.queue_watch import QueueWatch
 from airflow_provider_rungen.client.retry import is_refusal
 from airflow_provider_rungen.client.texts import format_ids
@@ -177,6 +183,8 @@ class JobPoller:
         """
         Poll these jobs, whatever the counters say; a shared poller may do so in the middle of a round.
 
+        After the deadline, those are left out that did not answer until then.
+
         :param left: seconds to the deadline.
         """
         now = yield Sleep(0)
@@ -186,6 +194,9 @@ class JobPoller:
         if not self.is_shared:
             self.outages.last_failure = None
         due = [job_id for job_id in self._due(now) if job_id in wanted]
+        if left <= 0:
+            states = {job_id: self.waiting[job_id] for job_id in due}
+            due = [job_id for job_id in due if not (states[job_id].is_cut_off or states[job_id].failures)]
         yield from self.poll(due, PollBudget.until(now, left))
         self.outages.end_round(now := (yield Sleep(0)))
         if self.watches_queue:
@@ -312,7 +323,8 @@ class JobPoller:
         """Return the seconds to wait for a poll: many, which take turns, must not outlast the deadline."""
         if self.is_shared or math.isinf(budget.end_by):
             return self._patience
-        return budget.remaining(now)
+        # longer than the shortest poll, since one that is given up holds its place until it ends
+        return max(budget.remaining(now), 2 * MIN_POLL_TIMEOUT)
 
     def _note_outcome(self, job_id: str, outcome: Job | RunGenError, now: float) -> RunGenError | None:
         state = self.waiting.get(job_id)  # None if its last waiter left in the meantime

@@ -166,11 +166,16 @@ class JobSearch:
     def _advance(self, queue: Sequence[str], *, is_full: bool) -> Flow[None]:
         """Poll jobs that may have started, until one is queued, or all reported ends are found."""
         places = {job_id: self._poller.waiting[job_id].place for job_id in self._unpolled(queue)}
+        is_slow = False
         while places and (is_full or self._unlocated > 0) and not self._poller.outages.failed_rounds:
             polled = len(queue) - len(places)
             step = max(polled // 4, 2) if is_full else min(self._unlocated, max(polled, LOOK_AHEAD))
+            if is_slow:
+                step = len(places)
             batch = {job_id: places.pop(job_id) for job_id in list(places)[:step]}
             yield from self._poll(list(batch))
+            # a step takes long when one of its jobs does not answer
+            is_slow = any(self._is_silent(job_id) for job_id in batch)
             if any(self._is_queued(job_id) and batch[job_id] > self._youngest_started for job_id in batch):
                 # one that is queued again must not hide those behind it
                 ahead = sorted(list(places)[:LOOK_AHEAD], key=self._polled_at)[:1]
@@ -193,6 +198,10 @@ class JobSearch:
     def _is_running(self, job_id: str) -> bool:
         state = self._poller.waiting.get(job_id)
         return state is not None and state.job is not None and state.job.status is not JobStatus.QUEUED
+
+    def _is_silent(self, job_id: str) -> bool:
+        state = self._poller.waiting.get(job_id)
+        return state is not None and (state.failures > 0 or state.is_cut_off or state.is_in_flight)
 
     def _is_queued(self, job_id: str) -> bool:
         state = self._poller.waiting.get(job_id)

@@ -846,8 +846,8 @@ def test_an_answer_that_no_waiting_can_change_ends_it(via: Via, status: int, kin
     with pytest.raises(kind):
         via(wait([job.id]))
     looks_in_vain = via.service.count("get") - 2
-    # a key that is refused may be replaced in a moment
-    assert 2 <= looks_in_vain <= 5 if status == 403 else looks_in_vain == 1
+    # a key that is refused may be replaced in a moment, and a replica may lag behind
+    assert 2 <= looks_in_vain <= 8 if status in (403, 404) else looks_in_vain == 1
 
 
 def test_the_deadline_ends_the_waiting_and_leaves_the_job(via: Via) -> None:
