@@ -101,6 +101,7 @@ class FakeLedger(Store):
 
     def __init__(self, known: Mapping[int, str] | None = None) -> None:
         super().__init__()
+        self.has_company = False
         self.known = dict(known or {})
         self.asked: list[int] = []
         self.pending: dict[int, str] = {}
@@ -367,6 +368,20 @@ def test_what_another_run_submits_while_the_service_is_busy_is_not_sent(
     scene.watch(lambda: len(ledger.asked) >= 8, lambda: ledger.known.update({6: job_id(106)}))
     scene.send(8)
     assert sorted(scene.posts) == [0, 0, 1, 2, 3, 4, 5, 7]
+    assert scene.states(8) == {"RUNNING": 8}
+
+
+def test_what_another_run_is_about_to_submit_is_left_to_it(
+    make: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "_YIELD_TIME", (0.2, 0.2))
+    ledger = FakeLedger({0: job_id(100)})
+    ledger.has_company = True
+    scene = make(ledger=ledger)
+    others = {number: job_id(100 + number) for number in range(1, 6)}
+    scene.watch(lambda: 1 in ledger.asked, lambda: ledger.known.update(others))
+    scene.send(8)
+    assert sorted(scene.posts) == [6, 7]
     assert scene.states(8) == {"RUNNING": 8}
 
 

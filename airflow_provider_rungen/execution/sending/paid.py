@@ -85,6 +85,8 @@ class PaidInputs:
         self._accepts = accepts
         self._on_stored = on_stored
         self._unfit: set[str] = set()
+        #: Whether another task run submits equal inputs.
+        self.has_company = False
         #: When the youngest job that `note` took was submitted (seconds since 1970), and never in the future.
         self.submitted_at = 0.0
 
@@ -136,6 +138,7 @@ class PaidInputs:
             for number in sorted(places)
             if self._add(number, places[number], is_own=number in found.own)
         ]
+        self.has_company |= any(n in found.pending and n not in found.own for n in noted)
         times = (found.pending[number].at.timestamp() for number in noted if number in found.pending)
         # whoever can write an entry can write any time
         self.submitted_at = max([self.submitted_at, *(min(at, time.time()) for at in times)])
