@@ -124,11 +124,11 @@ def manifest_of(folder: Path, job_id: str) -> dict[str, Any]:
 
 
 def are_listed(contents: dict[str, bytes]) -> bool:
-    """Return whether manifests list all outputs that are there."""
+    """Return whether there are outputs, and manifests list all of them."""
     manifests = [json.loads(content) for name, content in contents.items() if name.endswith("manifest.json")]
     listed = {entry["uri"] for manifest in manifests for entry in manifest["outputs"]}
     there = [name for name in contents if not name.endswith((".json", ".part"))]
-    return len(listed) == len(there)
+    return len(listed) == len(there) > 0
 
 
 def forget(emulator: Emulator) -> None:

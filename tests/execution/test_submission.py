@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import math
 import os
 import signal
 import threading
@@ -25,6 +26,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenForbiddenError,
     RunGenSubmissionUnknownError,
 )
+from airflow_provider_rungen.execution.jobs import deferral
 from airflow_provider_rungen.execution.sending import log_writer, saver
 from airflow_provider_rungen.execution.task import attempts as attempt
 from airflow_provider_rungen.operators import RunGenRunJobOperator
@@ -397,8 +399,9 @@ def test_an_xcom_that_is_gone_after_a_deferral_leaves_the_job_only_to_a_next_att
 
 @pytest.mark.parametrize(("outcome", "statuses"), [("timeout", ["CANCELED"]), ("error", ["RUNNING"])])
 def test_an_event_that_ends_the_wait_keeps_the_job_only_for_a_next_attempt(
-    emulator: Emulator, outcome: str, statuses: list[str]
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, outcome: str, statuses: list[str]
 ) -> None:
+    monkeypatch.setattr(deferral, "_CLOCK_SKEW", math.inf)
     task = Task(emulator, **MODES["deferred"])
     defer(task, 2)
     with pytest.raises(RunGenError, match="it took long"):

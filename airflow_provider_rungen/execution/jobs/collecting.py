@@ -36,8 +36,14 @@ class Collecting:
         # the jobs that are over, and whose outputs are to be stored
         self._to_store: list[str] = []
 
-    def find_unstored(self) -> None:
-        """Find the jobs that are known to have completed, and whose outputs are not stored."""
+    def find_unstored(self, lost: list[str] | None = None) -> None:
+        """
+        Find the jobs that are known to have completed, and whose outputs are not stored.
+
+        :param lost: jobs that the service does not know. What they made may be stored.
+        """
+        if lost and self._stores:
+            self.gather(lost)
         self._to_store = self._log.completed if self._stores else []
 
     def note_over(self, over: Collection[Job]) -> None:

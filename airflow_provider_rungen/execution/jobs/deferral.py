@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
 from airflow_provider_rungen.execution.jobs.log_state import keep_state, restore_state
 from airflow_provider_rungen.execution.jobs.plans import Plan
+from airflow_provider_rungen.execution.task.outcomes import raise_for_event
 from airflow_provider_rungen.execution.task.task_instances import LOG_KEY
 from airflow_provider_rungen.runs.place import DamagedLogError
 from airflow_provider_rungen.runs.plan import input_digest
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.runner import MakeSource, Runner
 
 log = logging.getLogger(__name__)
+
+# Seconds by which the clocks of two machines may differ unnoticed.
+_CLOCK_SKEW = 5.0
 
 
 class Deferral:
@@ -100,6 +105,20 @@ class Deferral:
             log.error("Submitting no more: %s. %d inputs are left", problem, left)
             self._run.report.unsent_reason = f"it was not submitted: {problem}"
         self._run.collecting.find_unstored()
+
+    def check_event(self, event: Any) -> Mapping[str, Any]:
+        """
+        Return a trigger's event, if the wait in the triggerer did not fail.
+
+        :raises RunGenError: see `raise_for_event`.
+        """
+        checked: Mapping[str, Any] = event if isinstance(event, Mapping) else {}
+        is_timeout = checked.get("outcome") == "timeout" and not checked.get("queued")
+        # a triggerer's clock may be ahead; with an execution_timeout, only the trigger knows the deadline
+        is_checked = is_timeout and self._run.task.execution_timeout is None
+        if not is_checked or time.time() >= self._log.deadline - _CLOCK_SKEW:
+            raise_for_event(checked)
+        return checked
 
     def find_jobs(self) -> None:
         """Read which jobs may run, though the attempt cannot begin, or go on."""

@@ -60,7 +60,6 @@ class Resuming:
     :param task_log: the log, after the attempt has begun.
     :param wait: asks the service, and cancels.
     :param options: the operator's parameters.
-    :param app_id: the app.
     :param input_of: returns the input of a row.
     :param digest_of: returns the fingerprint of an input.
     :param is_remembered: returns whether a ledger names a job for its input, too.
@@ -69,12 +68,16 @@ class Resuming:
     task_log: TaskLog
     wait: JobWait
     options: SubmitOptions
-    app_id: str
     input_of: Callable[[int], Any]
     digest_of: Callable[[Mapping[str, Any]], str]
     is_remembered: Callable[[str], bool]
     #: The jobs that the service does not know. Their outputs may be stored.
     lost: list[str] = field(default_factory=list)
+
+    @property
+    def app_id(self) -> str:
+        """The app."""
+        return self.task_log.app_id
 
     def check_unknown(self, how_to_submit_again: str, *, is_cleared: bool) -> None:
         """

@@ -28,7 +28,6 @@ from airflow_provider_rungen.execution.jobs.submitting import Submitting
 from airflow_provider_rungen.execution.jobs.task_log import TaskLog
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
-from airflow_provider_rungen.execution.task.outcomes import raise_for_event
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 from airflow_provider_rungen.runs.place import SupersededError
 from airflow_provider_rungen.runs.plan import input_digest
@@ -41,9 +40,6 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.task.options import SubmitOptions
 
 log = logging.getLogger(__name__)
-
-# Seconds by which the clocks of two machines may differ unnoticed.
-_CLOCK_SKEW = 5.0
 
 MakeSource = Callable[[], "Source"]
 
@@ -134,20 +130,11 @@ class Runner(TaskRun["SubmitOptions"]):
         self._make_source, self.was_deferred = make_source, True
         with self._working():
             self.deferral.restore(make_source)
-            event = event if isinstance(event, Mapping) else {}
-            if not self._is_early(event):
-                raise_for_event(event)
+            event = self.deferral.check_event(event)
             if self.collecting.look_at_ended(event):
                 self.stopping.stop_failing()
                 return self._finish()
             return self._go_on()
-
-    def _is_early(self, event: Mapping[str, Any]) -> bool:
-        """Return whether a trigger says that the deadline has passed, and its clock is ahead of ours."""
-        is_about_deadline = event.get("outcome") == "timeout" and not event.get("queued")
-        # with an execution_timeout, only the trigger knows the deadline
-        is_known = is_about_deadline and self.task.execution_timeout is None
-        return is_known and time.time() < self.task_log.deadline - _CLOCK_SKEW
 
     def fail_deferral(self, reason: str) -> NoReturn:
         """
@@ -234,7 +221,6 @@ class Runner(TaskRun["SubmitOptions"]):
             self.task_log,
             self.wait,
             self.options,
-            app_id,
             input_of=plan.input,
             digest_of=digest_of,
             is_remembered=self.submitting.is_remembered,
@@ -243,12 +229,10 @@ class Runner(TaskRun["SubmitOptions"]):
         self.submitting.note_found()
         resuming.check_unknown(self.report.how_to_submit_again, is_cleared=is_cleared)
         resuming.look()
-        if resuming.lost and self._stores:
-            self.collecting.gather(resuming.lost)
         self.submitting.submitted_at = min(self.task_log.jobs.submitted_by, now)
         self.submitting.remember_resumed()
         self.task_log.keep_deadline(now)
-        self.collecting.find_unstored()
+        self.collecting.find_unstored(resuming.lost)
 
     def _check(self, source: Source, plan: Plan) -> None:
         try:
