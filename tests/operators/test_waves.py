@@ -584,6 +584,14 @@ def test_when_all_is_over_nothing_is_stopped(make: Callable[..., Task], mode: bo
     assert "3 of 3 inputs failed" in str(task.attempt().error)
 
 
+@pytest.mark.parametrize("kind", [FUNCTION, TABLE])
+def test_results_that_cannot_be_used_are_failures(make: Callable[..., Task], kind: str, mode: bool) -> None:
+    schema = {"type": "object", "required": ["verdict"]}
+    task = make(kind, inputs(), deferrable=mode, stop_after=3, max_in_flight=2, result_schema=schema)
+    assert "jobs in a row failed (stop_after=3)" in str(task.attempt().error)
+    assert len(task.jobs) < COUNT / 2
+
+
 def test_canceled_jobs_are_no_failures(make: Callable[..., Task]) -> None:
     task = make(BATCH, inputs(COUNT, seconds=0.2), stop_after=3, max_failed=COUNT)
 

@@ -29,12 +29,14 @@ class Collecting:
         self._run = run
         self._log = run.task_log
         self._stores = stores
-        #: How many jobs failed since the last success.
+        #: How many jobs failed since the last success. One whose result cannot be used has failed, too.
         self.failures = 0
         #: The jobs that a trigger found to be over, and that no poll has seen since.
         self.ended: list[str] = []
         # the jobs that are over, and whose outputs are to be stored
         self._to_store: list[str] = []
+        # the jobs that are over, and not counted in `failures`
+        self._uncounted: list[str] = []
 
     def find_unstored(self, lost: list[str] | None = None) -> None:
         """
@@ -54,6 +56,7 @@ class Collecting:
             if job.id not in jobs.table.input_of:
                 continue
             numbers.append(jobs.table.input_of[job.id])
+            self._uncounted.append(job.id)
             self._run.report.note_over(job)
             self._log.end(job.id, ENDS[job.status], seconds=job.execution_time, why=job.error or "")
             if job.status is JobStatus.COMPLETED and self._stores:
@@ -93,9 +96,9 @@ class Collecting:
         is_broken = False
         for job_id in ended:
             match table.job(job_id).state if job_id in table.input_of else None:
-                case JobState.COMPLETED | JobState.INVALID:
+                case JobState.COMPLETED:
                     self.failures = 0
-                case JobState.FAILED:
+                case JobState.FAILED | JobState.INVALID:
                     self.failures += 1
             is_broken |= stop_after is not None and self.failures >= stop_after
         return is_broken and bool(self._log.has_unsent or self._log.jobs.running)
@@ -112,11 +115,13 @@ class Collecting:
                 self._log.end(job_id, end_of(error), seconds=seconds, why=error.message)
         self._log.requeue(numbers)
 
-    def store(self) -> None:
-        """Store the outputs of jobs that are over, while others run."""
+    def store(self) -> bool:
+        """Store the outputs of jobs that are over, while others run; return whether everything fails."""
         if job_ids := self._to_store:
             self._to_store = []
             self.gather(job_ids)
+        ended, self._uncounted = self._uncounted, []
+        return self._count_failures(ended)
 
     def gather(self, job_ids: list[str]) -> None:
         """Collect what jobs made, and note how that went."""

@@ -257,10 +257,10 @@ class Runner(TaskRun["SubmitOptions"]):
                 break
             if time.time() >= deadline:
                 task_log.stop_submitting()
-            if task_log.jobs.running and self.wait_for_part(deadline):
+            is_failing = bool(task_log.jobs.running) and self.wait_for_part(deadline)
+            if is_failing or self.collecting.store():
                 self.stopping.stop_failing()
                 break
-            self.collecting.store()
             self.collecting.let_go()
             if not task_log.has_unsent and not task_log.jobs.running:
                 break
@@ -292,7 +292,7 @@ class Runner(TaskRun["SubmitOptions"]):
                 shared=dict.fromkeys(task_log.shared, self.submitting.shared_by),
             )
         finally:
-            self.collecting.failures, self.collecting.ended = goal.failures, []
+            self.collecting.ended = []
             # an error may end a wait in which jobs have ended
             self.collecting.note_over([*over, *self.wait.take_over()])
         return goal.is_broken and bool(task_log.has_unsent or task_log.jobs.running)
