@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -288,7 +289,8 @@ def test_a_ledger_that_does_not_answer_ends_the_attempt(
     night.begin()
     night.until(lambda: night.entries >= 4)
     night.places.flag("hang", "ledger").touch()
-    assert "Could not save job ids in the ledger: it does not answer" in night.end()
+    # whichever of them comes first
+    assert re.search("Could not (save job ids|look inputs up) in the ledger: it does not answer", night.end())
     assert night.logged == night.created < ROWS
     assert night.statuses() == {"RUNNING": night.created}
 
@@ -316,7 +318,8 @@ def test_a_kill_without_an_answer_ends_in_time_and_cancels_what_is_lost(
     night.has_store, night.rows = False, 200
     answers = night.hold_answers(after=8)
     night.begin()
-    night.until(lambda: night.created == 9)
+    # until then, the stores are to have all ids that are known
+    night.until(lambda: night.created > 8 and min(night.entries, night.logged) >= 8)
     for place in hanging:
         night.places.flag("hang", place).touch()
     answers.set()

@@ -108,7 +108,9 @@ def test_a_page_and_its_pictures_take_as_long_for_ten_thousand_jobs_as_for_a_hun
         rounds = [(seconds_of(world, path), seconds_of(world, *pictures[:20])) for _ in range(7)]
         # the least, since other processes disturb the others
         seconds[jobs] = [min(each) for each in zip(*rounds, strict=True)]
-    assert all(many <= 2 * few for many, few in zip(seconds[10_000], seconds[100], strict=True)), seconds
+    # a machine that is free at one moment, and busy at another, makes a difference of some hundredths
+    pairs = zip(seconds[10_000], seconds[100], strict=True)
+    assert all(many <= 2 * few + 0.05 for many, few in pairs), seconds
 
 
 def test_pictures_load_no_xcom_once_the_page_is_open(world: World, loaded: Loaded) -> None:
