@@ -170,8 +170,8 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
             trigger_cls="airflow_provider_rungen.triggers.RunGenJobTrigger",
             # those that are named as the sensor's template fields are rendered in the triggerer
             trigger_kwargs={
-                "rungen_conn_id": self._origin("rungen_conn_id", DEFAULT_CONN_ID),
-                "app_id": self._origin("app_id", None),
+                "rungen_conn_id": self._origin("rungen_conn_id", DEFAULT_CONN_ID, "connection"),
+                "app_id": self._origin("app_id", None, "app"),
                 "job_id": self._as_template("job_id", self.job_id),
                 "poll_interval": self._interval(),
                 "timeout": self.timeout,
@@ -183,13 +183,20 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
             timeout=timedelta(seconds=self.timeout) + DEFERRAL_GRACE,
         )
 
-    def _origin(self, name: str, default: Any) -> Any:
-        """Return the app or connection of the jobs: what is left out is that of the task that ran them."""
+    def _origin(self, name: str, default: Any, key: str) -> Any:
+        """
+        Return the app or connection of the jobs: what is left out is that of the task that ran them.
+
+        :param key: what it is in the XCom of that task.
+        """
         from airflow.sdk.definitions.xcom_arg import PlainXComArg
+
+        from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
 
         given = getattr(self, name)
         if given == default and self.job_sources and isinstance(self.job_id, PlainXComArg):
-            given = PlainXComArg(self.job_id.operator, key=name)
+            record = self._as_template(name, PlainXComArg(self.job_id.operator, key=PAGE_KEY))
+            return record.replace(" }}", f"[{key!r}] }}}}")
         return self._as_template(name, given)
 
     def _as_template(self, name: str, value: Any) -> Any:

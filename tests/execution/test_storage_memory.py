@@ -37,11 +37,11 @@ def operator(count, size, place):
     ledger = Ledger(f"{folder}/{place}-ledger")
     options = {"destination": f"{folder}/{place}", "ledger": ledger, "poll_interval": 0.1}
     if what == "table":
-        return RunGenRunTableOperator(task_id="task", table=inputs, key="prompt", **options)
+        return RunGenRunTableOperator(task_id=what, table=inputs, key="prompt", **options)
     if what == "batch":
-        return RunGenRunBatchOperator(task_id="task", inputs=inputs, **options)
+        return RunGenRunBatchOperator(task_id=what, inputs=inputs, **options)
     ids = json.load(open(f"{folder}/{place}.json"))
-    return RunGenCollectResultsOperator(task_id="task", job_id=ids, destination=f"{folder}/{place}")
+    return RunGenCollectResultsOperator(task_id=what, job_id=ids, destination=f"{folder}/{place}")
 
 def run(*arguments):
     outcome = run_operator(operator(*arguments))

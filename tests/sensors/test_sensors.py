@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
 
+import jinja2
 import pytest
 from airflow.providers.common.compat.sdk import (
     DAG,
@@ -394,7 +395,9 @@ def test_a_sensor_that_starts_in_the_triggerer_says_that_there_is_no_id(
 
 
 @SINCE_3_3
-def test_what_the_triggerer_cannot_render_is_refused_when_the_dag_is_parsed() -> None:
+def test_what_the_triggerer_cannot_render_is_refused_when_the_dag_is_parsed(
+    rungen_emulator: Emulator, context: Any
+) -> None:
     with DAG("straight"):
         run = RunGenRunJobOperator(task_id="run", input=INPUT)
         many = RunGenRunJobOperator.partial(task_id="many").expand(input=[INPUT])
@@ -407,8 +410,18 @@ def test_what_the_triggerer_cannot_render_is_refused_when_the_dag_is_parsed() ->
             sensor("a", app_id=run.output.map(str), **{"task_id": "elsewhere", **STRAIGHT})
     arguments = cast("Any", waiting).start_trigger_args.trigger_kwargs
     # the app and connection of the task that ran the job, too
-    for name, key in (("job_id", "return_value"), ("app_id", "app_id"), ("rungen_conn_id", "rungen_conn_id")):
-        assert arguments[name] == f"{{{{ ti.xcom_pull(task_ids='run', key='{key}', map_indexes=-1) }}}}"
+    job_id = run_task(run, context).value
+    pushed = dict(context["ti"].pushed) | {"return_value": job_id}
+
+    def pull(*, task_ids: str, key: str, map_indexes: int) -> Any:
+        assert (task_ids, map_indexes) == ("run", -1)
+        return pushed[key]
+
+    rendered = [
+        jinja2.Template(arguments[name]).render(ti=SimpleNamespace(xcom_pull=pull))
+        for name in ("job_id", "app_id", "rungen_conn_id")
+    ]
+    assert rendered == [job_id, APP, "rungen_default"]
     assert waiting.upstream_task_ids == {"run"}
 
 
