@@ -16,7 +16,6 @@ from conftest import FakeTaskInstance, Outcome, run_task
 from faulty_s3 import CUT, HANG, FaultyS3, S3Fault, S3Request
 from fsspec.implementations.memory import MemoryFileSystem
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.operators import Ledger, RunGenPlanTableOperator, RunGenRunTableOperator
@@ -328,7 +327,7 @@ def test_a_ledger_that_had_to_be_created_is_named(
 
     assert local.run().error is None
     assert warned()
-    assert shown() == (f"{tmp_path}/mount/ledger" if AIRFLOW_V_3_0_PLUS else None)  # Airflow 2 has no pages
+    assert shown() == f"{tmp_path}/mount/ledger"
     caplog.clear()
     assert local.run().error is None
     assert not warned()
