@@ -104,7 +104,7 @@ class CollectRun(TaskRun["WaitOptions"]):
             if event is None:
                 self.link_to(app_id, job_ids)
             else:
-                self.is_about(app_id, job_ids)
+                self.note_app(app_id, job_ids)
             with closing(self._sink(is_single=is_single(job_id))) as sink:
                 if event is None:
                     sink.prepare()

@@ -80,7 +80,7 @@ class JobSensorRun(TaskRun["WaitOptions"]):
         """
         with fail_without_retry(*JOB_IS_OVER), self.opened():
             app_id, job_ids = event.get("app_id") or self.app_id, parse_known_job_ids(job_id)
-            self.is_about(app_id, job_ids)
+            self.note_app(app_id, job_ids)
             raise_for_event(event)
             raise_for_jobs(unsuccessful_jobs(event), event.get("count", 0))
             self._read_schema()
@@ -121,7 +121,7 @@ class JobSensorRun(TaskRun["WaitOptions"]):
 
     def _begin(self, job_id: Any) -> tuple[str, list[str]]:
         app_id, job_ids = self.app_id, parse_known_job_ids(job_id)
-        self.is_about(app_id, job_ids)
+        self.note_app(app_id, job_ids)
         if not self.links:
             self.link_to(app_id, job_ids)
         self._read_schema()

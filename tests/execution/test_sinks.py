@@ -84,7 +84,7 @@ class Task:
         )
         self.collect = CollectOptions.of(task)
         self.attempt = attempt = Attempt(task, self._context, RunOptions.of(task))
-        attempt.is_about(APP)
+        attempt.note_app(APP)
         return attempt
 
     def sink(self, kind: Any = TableResults) -> Any:

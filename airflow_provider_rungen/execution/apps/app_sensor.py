@@ -66,6 +66,6 @@ class AppSensorRun(TaskRun["RunOptions"]):
 
     def complete(self, event: Mapping[str, Any]) -> None:
         """Go on after the wait in the triggerer."""
-        self.is_about(event.get("app_id") or self.known_app_id)
+        self.note_app(event.get("app_id") or self.known_app_id)
         with fail_without_retry():
             raise_for_app_event(event)

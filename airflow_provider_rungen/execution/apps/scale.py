@@ -120,7 +120,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
         :return: the app's id.
         """
         with fail_without_retry(), self.opened():
-            self.is_about(event.get("app_id") or self.known_app_id)
+            self.note_app(event.get("app_id") or self.known_app_id)
             self._keep(self._state.adopt(self.xcom_pull(KEY)))
             if self._state.is_durable:
                 self._attempt = attempts.Attempt.of(self.context, self.task)

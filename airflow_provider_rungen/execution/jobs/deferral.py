@@ -88,7 +88,7 @@ class Deferral:
         self._run.submitting.submitted_at = state["submitted_at"]
         self._run.report.unsent_reason = state["unsent_reason"]
         self._run.ending.app_id = app_id = state["record"]["app_id"]
-        self._run.is_about(app_id)
+        self._run.note_app(app_id)
         self._run.submitting.note_lost(state["lost"])
         # the jobs first: without the plan, they still have to be left to the next attempt, or canceled
         try:

@@ -55,7 +55,7 @@ class TaskRun(Generic[Options]):
         #: Reports what the jobs of the attempt used, once its ``used`` is set.
         self.usage_report = UsageReport(self.guard, self.push_quietly)
         self._is_connected = False
-        self.is_about(options.app_id or "")
+        self.note_app(options.app_id or "")
 
     @property
     def ti(self) -> Any:
@@ -67,7 +67,7 @@ class TaskRun(Generic[Options]):
         """The app of the task: the one that it names, or else the connection's."""
         return self.hook.resolve_app_id(self.options.app_id)
 
-    def is_about(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
+    def note_app(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
         """Note the app and jobs of the attempt, for what is reported when it fails."""
         self.known_app_id, self._known_job_ids = app_id, job_ids
 
@@ -137,7 +137,7 @@ class TaskRun(Generic[Options]):
 
     def link_to(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
         """Push the links to the page of the task, to the app, and to the first job."""
-        self.is_about(app_id, job_ids)
+        self.note_app(app_id, job_ids)
         self._push_link(RunGenAppLink.key, app_url(self.hook.settings, app_id), "apps", app_id)
         self._push_link(RunGenResultsLink.key, "")
         self.push_page(app_id, job_ids[:MAX_PAGE_JOBS])
