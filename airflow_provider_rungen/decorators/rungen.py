@@ -243,20 +243,13 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenBaseOperator):
         )
 
     def _runner(self, context: Context) -> Runner:
-        from airflow_provider_rungen.execution.jobs.runner import Runner
-        from airflow_provider_rungen.execution.task.options import SubmitOptions
-
-        run = Runner(
-            self,
+        return self._runner_of(
             context,
-            SubmitOptions.of(self),
-            self._defer_for_jobs,
-            make_sink=self._sink,
+            self._sink,
             folder=self.destination,
             # the function is called once an attempt, and may return something else the next time
             can_read_again=self.destination is not None,
         )
-        return self._start(run)
 
 
 def _shown(given: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -16,7 +16,9 @@ from airflow_provider_rungen.parameters import check_names, default_arg_names, p
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_provider_rungen._airflow import BaseOperatorLink
+    from airflow_provider_rungen._airflow import BaseOperatorLink, Context
+    from airflow_provider_rungen.execution.jobs.runner import Runner
+    from airflow_provider_rungen.execution.sinks.job_sinks import Sink
     from airflow_provider_rungen.execution.task.run import TaskRun
     from airflow_provider_rungen.parameters import OperatorArguments
 
@@ -98,6 +100,19 @@ class RunGenBaseOperator(BaseOperator):
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Return the app, and what its jobs used; ``None`` where OpenLineage's provider is not installed."""
         return self.get_openlineage_facets_on_complete(task_instance)
+
+    def _runner_of(self, context: Context, make_sink: Callable[[Runner], Sink], **settings: Any) -> Runner:
+        """
+        Return an attempt that runs jobs.
+
+        :param settings: see `Runner`.
+        """
+        from airflow_provider_rungen.execution.jobs.runner import Runner
+        from airflow_provider_rungen.execution.task.options import SubmitOptions
+
+        options = SubmitOptions.of(self)
+        run = Runner(self, context, options, self._defer_for_jobs, make_sink=make_sink, **settings)
+        return self._start(run)
 
     def _defer_for_jobs(self, arguments: dict[str, Any], seconds: float) -> NoReturn:
         from airflow_provider_rungen.triggers import RunGenJobTrigger

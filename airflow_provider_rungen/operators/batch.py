@@ -204,15 +204,4 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         return JobIds(run, is_single=False, waits=waits, max_failed=max_failed)
 
     def _runner(self, context: Context) -> Runner:
-        from airflow_provider_rungen.execution.jobs.runner import Runner
-        from airflow_provider_rungen.execution.task.options import SubmitOptions
-
-        run = Runner(
-            self,
-            context,
-            SubmitOptions.of(self),
-            self._defer_for_jobs,
-            make_sink=self._sink,
-            folder=self.destination,
-        )
-        return self._start(run)
+        return self._runner_of(context, self._sink, folder=self.destination)

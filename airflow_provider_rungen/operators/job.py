@@ -140,18 +140,9 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         return OneInput(self.input, lambda: Schema.of(self.input_schema, "input_schema"))
 
     def _runner(self, context: Context) -> Runner:
-        from airflow_provider_rungen.execution.jobs.runner import Runner
         from airflow_provider_rungen.execution.sinks.job_sinks import JobIds
-        from airflow_provider_rungen.execution.task.options import SubmitOptions
 
-        run = Runner(
-            self,
-            context,
-            SubmitOptions.of(self),
-            self._defer_for_jobs,
-            make_sink=lambda run: JobIds(run, is_single=True),
-        )
-        return self._start(run)
+        return self._runner_of(context, lambda run: JobIds(run, is_single=True))
 
 
 class RunGenCancelJobOperator(RunGenBaseOperator):

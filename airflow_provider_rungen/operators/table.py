@@ -238,22 +238,17 @@ class RunGenRunTableOperator(RunGenBaseOperator):
 
     def _runner(self, context: Context) -> Runner:
         from airflow_provider_rungen.client.redaction import redact
-        from airflow_provider_rungen.execution.jobs.runner import Runner
         from airflow_provider_rungen.execution.table.results import results_uri
-        from airflow_provider_rungen.execution.task.options import SubmitOptions, TableOptions
+        from airflow_provider_rungen.execution.task.options import TableOptions
 
         uri = results_uri(TableOptions.of(self))
-        run = Runner(
-            self,
+        return self._runner_of(
             context,
-            SubmitOptions.of(self),
-            self._defer_for_jobs,
-            make_sink=self._sink,
+            self._sink,
             folder=uri.rpartition("/")[0] if self.destination is None else self.destination,
             pushes_ids=False,
             page={"results": redact(uri), "key": list(self.key)},
         )
-        return self._start(run)
 
 
 class RunGenPlanTableOperator(RunGenRunTableOperator):
