@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.emulator import upstreams
 from airflow_provider_rungen.emulator.fakes import RETURN_VALUE
-from airflow_provider_rungen.emulator.timelimit import interrupting
+from airflow_provider_rungen.emulator.timelimit import interrupting, run_apart
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.emulator.server import Emulator
@@ -75,7 +75,7 @@ class Performance:
                 method, kwargs = deferral.method_name, dict(deferral.kwargs or {})
                 self._trigger = deferral.trigger
                 try:
-                    event = asyncio.run(_first_event(deferral.trigger, deferral.timeout))
+                    event = run_apart(partial(_first_event, deferral.trigger, deferral.timeout))
                 except Exception as error:  # as the triggerer reports it
                     reason = "Trigger timeout" if isinstance(error, TimeoutError) else "Trigger failure"
                     method, kwargs = (

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import contextvars
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # Seconds until the next interruption, in case that something took the first one for an error of its own.
 _AGAIN = 5.0
@@ -48,3 +54,32 @@ def interrupting(seconds: float | None) -> Iterator[list[float]]:
         signal.signal(signal.SIGALRM, before)
         if others:
             signal.setitimer(signal.ITIMER_REAL, max(others - (time.monotonic() - began), 0.001), repeat)
+
+
+def run_apart(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """
+    Run a coroutine in an event loop in a thread, and return what it returns.
+
+    An interruption cancels it. In the main thread it would hit the loop between any two steps, and be taken
+    for the error of a callback. A triggerer is another process, too.
+
+    :param work: returns the coroutine.
+    """
+    is_over, ends = threading.Event(), list[Callable[[], Any]]()
+
+    async def run() -> T:
+        task = asyncio.ensure_future(work())
+        ends.append(partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel))
+        if is_over.is_set():  # interrupted before it began
+            task.cancel()
+        return await task
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(contextvars.copy_context().run, lambda: asyncio.run(run()))
+        try:
+            return future.result()
+        finally:
+            is_over.set()
+            for end in ends:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    end()
