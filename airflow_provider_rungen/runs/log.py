@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -212,7 +213,7 @@ class RunLog:
         """
         files: dict[str, bytes] = {}
         snapshots = []
-        at = int(self.clock())
+        at = math.ceil(self.clock())  # no earlier than the last submission
         for part in jobs.unsaved.due if parts is None else list(parts):
             name = self._names.setdefault(part, PartName(part, self.attempt.writer))
             self.saves += 1

@@ -47,6 +47,7 @@ def adopt_earlier(task_log: TaskLog, app_id: str) -> list[Unwanted]:
         pairs = [("" if planned is None else planned[number], row) for number, row in rows]
         if app_id == other_app_id:
             left = {job.id for job in adopt_rows(task_log.jobs, digests, pairs)}
+            task_log.jobs.submitted_by = max(task_log.jobs.submitted_by, known.submitted_by)
         else:
             left = set(known.table.input_of)
         for digest, row in pairs:
