@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.exceptions import RunGenAppError
 from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, RunGenBaseOperator, deferral_error
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, to_seconds
 
@@ -85,8 +86,10 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral. When Airflow ended it without an event, the app is scaled down, too."""
         if (reason := deferral_error(next_method, next_kwargs)) is not None:
+            from airflow_provider_rungen.execution.task.outcomes import error_to_json
+
             message = f"Airflow ended the wait for the app in the triggerer: {reason}"
-            return self.execute_complete(context, {"outcome": "error", "message": message})
+            return self.execute_complete(context, {"error": error_to_json(RunGenAppError(message))})
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _scale_run(self, context: Context) -> ScaleRun:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
-from airflow_provider_rungen.client.scaling import AppTarget, LoweredError, not_lowered, restore_workers
+from airflow_provider_rungen.client.scaling import AppTarget, not_lowered, restore_workers
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.costs.scale_state import read_scale_record
+from airflow_provider_rungen.execution.task.outcomes import GO_ON
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger
@@ -19,12 +21,13 @@ from airflow_provider_rungen.triggers.watcher import shared_poller
 log = logging.getLogger(__name__)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class RunGenAppTrigger(RunGenBaseTrigger):
     """
     Waits until an app has a status.
 
-    The event is ``{"outcome": "ready"}`` or ``{"outcome": "timeout" | "error", "message", …}``, with the
-    ``app_id``.
+    The event is ``{"outcome": "go on", "app_id"}`` or ``{"outcome": "error", "app_id", "error"}``, with the
+    error as `error_to_json` returns it.
 
     :param rungen_conn_id: the Airflow connection.
     :param app_id: the app.
@@ -36,49 +39,20 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     :param raised: what to restore when a user marks or clears the task, as `scaling.ScaleRecord.to_json`.
     """
 
-    def __init__(
-        self,
-        *,
-        rungen_conn_id: str = RunGenHook.default_conn_name,
-        app_id: str = "",
-        status: str = "RUNNING",
-        active_workers: int | None = None,
-        poll_interval: float = 5,
-        deadline: float = 0,
-        deferred_at: float = 0,
-        raised: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        self.rungen_conn_id = rungen_conn_id
-        self.app_id = app_id
-        self.status = status
-        self.active_workers = active_workers
-        self.poll_interval = poll_interval
-        self.deadline = deadline
-        self.deferred_at = deferred_at
-        self.raised = raised
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        return f"airflow_provider_rungen.triggers.{type(self).__name__}", {
-            "rungen_conn_id": self.rungen_conn_id,
-            "app_id": self.app_id,
-            "status": self.status,
-            "active_workers": self.active_workers,
-            "poll_interval": self.poll_interval,
-            "deadline": self.deadline,
-            "deferred_at": self.deferred_at,
-            "raised": self.raised,
-        }
+    rungen_conn_id: str = RunGenHook.default_conn_name
+    app_id: str = ""
+    status: str = "RUNNING"
+    active_workers: int | None = None
+    poll_interval: float = 5
+    deadline: float = 0
+    deferred_at: float = 0
+    raised: dict[str, Any] | None = None
 
     async def _wait(self, event: dict[str, Any]) -> None:
         goal = AppTarget(self.app_id or "", self.status, self.active_workers)
         watcher = shared_poller(self.rungen_conn_id, goal.app_id)
-        try:
-            await watcher.wait_for_app(goal, poll_interval=self.poll_interval, deadline=self.deadline)
-        except LoweredError:
-            event["was_lowered"] = True
-            raise
-        event["outcome"] = "ready"
+        await watcher.wait_for_app(goal, poll_interval=self.poll_interval, deadline=self.deadline)
+        event["outcome"] = GO_ON
 
     @property
     def _undoes(self) -> bool:

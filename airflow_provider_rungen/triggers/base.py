@@ -7,20 +7,16 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, fields
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_provider_rungen.client.texts import clean_text
-from airflow_provider_rungen.exceptions import (
-    RunGenAPIError,
-    RunGenAppTimeoutError,
-    RunGenError,
-    RunGenJobQueuedTimeoutError,
-    RunGenJobTimeoutError,
-)
+from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.task import task_instances
+from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 
 log = logging.getLogger(__name__)
@@ -33,15 +29,24 @@ CANCEL_TIME = 20.0
 _kills: set[asyncio.Task[None]] = set()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class RunGenBaseTrigger(BaseTrigger):
-    """What the triggers have in common: when they fire, that they never raise, and what a kill does."""
+    """
+    What the triggers have in common: when they fire, that they never raise, and what a kill does.
+
+    The fields of a trigger are its arguments.
+    """
 
     rungen_conn_id: str
     app_id: str | None
     deferred_at: float
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+    def __post_init__(self) -> None:
+        BaseTrigger.__init__(self)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        arguments = {each.name: getattr(self, each.name) for each in fields(self) if each.init}
+        return f"airflow_provider_rungen.triggers.{type(self).__name__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         try:
@@ -57,25 +62,13 @@ class RunGenBaseTrigger(BaseTrigger):
         event: dict[str, Any] = {"app_id": self.app_id or ""}
         try:
             await self._wait(event)
-        except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
-            event |= {"outcome": "timeout", "message": error.message, "hint": error.hint}
-            if isinstance(error, RunGenJobTimeoutError):
-                event["job_id"] = error.job_id
-                event |= {"queued": True} if isinstance(error, RunGenJobQueuedTimeoutError) else {}
         except RunGenError as error:
-            event |= {
-                "outcome": "error",
-                "message": error.message,
-                "hint": error.hint,
-                "retryable": error.retryable,
-            }
-            if isinstance(error, RunGenAPIError):
-                event["status_code"] = error.status_code
+            event |= {"outcome": "error", "error": error_to_json(error)}
         except Exception as error:
             # a trigger that raises reaches the task as a bare TaskDeferralError
             log.exception("Waiting for RunGen failed")
-            message = f"{type(error).__name__} in the triggerer: {clean_text(str(error))}"
-            event |= {"outcome": "error", "message": message, "retryable": True}
+            failure = RunGenError(f"{type(error).__name__} in the triggerer: {clean_text(str(error))}")
+            event |= {"outcome": "error", "error": error_to_json(failure)}
         return event
 
     async def _wait(self, event: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +54,14 @@ _ENDED = (
 MAX_JOBS_IN_EVENT = 100
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class RunGenJobTrigger(RunGenBaseTrigger):
     """
     Waits until jobs are over, however they end, or until it is worth a worker to look at them.
 
     The event is ``{"outcome": "go on", "app_id", "ended": "0-499,502", "in_flight"}``, with positions in
     ``job_id``. It is a hint: a worker looks at the jobs itself. If the wait fails, it is
-    ``{"outcome": "timeout" | "error", "app_id", "message", "hint", …}``.
+    ``{"outcome": "error", "app_id", "error"}``, with the error as `error_to_json` returns it.
 
     :param rungen_conn_id: the Airflow connection.
     :param app_id: the app of the jobs; the connection's ``app_id`` when left out.
@@ -82,64 +84,23 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param end_from_trigger: end the task here when all jobs completed.
     """
 
-    def __init__(
-        self,
-        *,
-        rungen_conn_id: str = RunGenHook.default_conn_name,
-        app_id: str | None = None,
-        job_id: Any = None,
-        poll_interval: float = 5,
-        timeout: float = 86400,
-        deadline: float | None = None,
-        queued_timeout: float | None = None,
-        deferred_at: float = 0,
-        not_before: float = 0,
-        left: int = 0,
-        stop_after: int | None = None,
-        cancel_on_kill: bool = False,
-        shared: list[str] | None = None,
-        on_clear: str = "new",
-        attempt: str = "",
-        end_from_trigger: bool = False,
-    ) -> None:
-        super().__init__()
-        self.rungen_conn_id = rungen_conn_id
-        self.app_id = app_id
-        self.job_id = job_id
-        self.poll_interval = poll_interval
-        self.timeout = timeout
-        self.deadline = deadline
-        self.queued_timeout = queued_timeout
-        self.deferred_at = deferred_at
-        self.not_before = not_before
-        self.left = left
-        self.stop_after = stop_after
-        self.cancel_on_kill = cancel_on_kill
-        self.shared = shared
-        self.on_clear = on_clear
-        self.attempt = attempt
-        self.end_from_trigger = end_from_trigger
-        self._usage = Usage()
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        return f"airflow_provider_rungen.triggers.{type(self).__name__}", {
-            "rungen_conn_id": self.rungen_conn_id,
-            "app_id": self.app_id,
-            "job_id": self.job_id,
-            "poll_interval": self.poll_interval,
-            "timeout": self.timeout,
-            "deadline": self.deadline,
-            "queued_timeout": self.queued_timeout,
-            "deferred_at": self.deferred_at,
-            "not_before": self.not_before,
-            "left": self.left,
-            "stop_after": self.stop_after,
-            "cancel_on_kill": self.cancel_on_kill,
-            "shared": self.shared,
-            "on_clear": self.on_clear,
-            "attempt": self.attempt,
-            "end_from_trigger": self.end_from_trigger,
-        }
+    rungen_conn_id: str = RunGenHook.default_conn_name
+    app_id: str | None = None
+    job_id: Any = None
+    poll_interval: float = 5
+    timeout: float = 86400
+    deadline: float | None = None
+    queued_timeout: float | None = None
+    deferred_at: float = 0
+    not_before: float = 0
+    left: int = 0
+    stop_after: int | None = None
+    cancel_on_kill: bool = False
+    shared: list[str] = field(default_factory=list)
+    on_clear: str = "new"
+    attempt: str = ""
+    end_from_trigger: bool = False
+    _usage: Usage = field(default_factory=Usage, init=False)
 
     def _fired(self, event: dict[str, Any]) -> TriggerEvent:
         used = self._usage.to_json()
@@ -153,7 +114,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
 
     async def _undo(self, hook: RunGenHook, state: str | None) -> None:
         """Cancel the jobs that no attempt of the task waits for."""
-        shared = set(self.shared or ())
+        shared = set(self.shared)
         job_ids = [job_id for job_id in parse_known_job_ids(self.job_id) if job_id not in shared]
         kept = await self._kept(job_ids, state)
         if kept:

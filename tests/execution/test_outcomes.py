@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from typing import Any
 
 import pytest
 from conftest import run_task
 
+from airflow_provider_rungen.client.scaling import LoweredError
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -15,10 +17,9 @@ from airflow_provider_rungen.exceptions import (
     RunGenForbiddenError,
     RunGenJobFailedError,
     RunGenJobQueuedTimeoutError,
-    RunGenJobTimeoutError,
     RunGenNotFoundError,
 )
-from airflow_provider_rungen.execution.task.outcomes import ended_positions, raise_for_event
+from airflow_provider_rungen.execution.task.outcomes import ended_positions, error_to_json, raise_for_event
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -93,21 +94,30 @@ def test_an_event_tells_which_jobs_are_over_as_far_as_it_can(event: Any, positio
 
 
 @pytest.mark.parametrize(
-    ("event", "kind"),
+    "error",
     [
-        ({"outcome": "timeout", "job_id": "j"}, RunGenJobTimeoutError),
-        ({"outcome": "timeout", "queued": True}, RunGenJobQueuedTimeoutError),
-        ({"outcome": "error", "status_code": 403}, RunGenForbiddenError),
-        ({"outcome": "error", "status_code": 500}, RunGenAPIError),
-        ({"outcome": "error"}, RunGenError),
-        ({"outcome": "of another version"}, RunGenError),
+        RunGenJobQueuedTimeoutError("it broke", app_id="a", job_id="j"),
+        RunGenForbiddenError("it broke", status_code=403, hint="Mend it"),
+        RunGenAPIError("it broke", status_code=500, retryable=False),
+        RunGenError("it broke", retryable=False),
+        LoweredError("it broke", app_id="a"),
     ],
+    ids=lambda error: type(error).__name__,
 )
-@pytest.mark.parametrize("retryable", [False, True])
-def test_an_event_of_a_wait_that_failed_is_its_error(event: Any, kind: Any, retryable: bool) -> None:
-    event = event | {"app_id": "a", "message": "it broke", "hint": "Mend it", "retryable": retryable}
-    with pytest.raises(RunGenError, match="it broke") as caught:
+def test_an_event_of_a_wait_that_failed_is_its_error(error: RunGenError) -> None:
+    event = json.loads(json.dumps({"outcome": "error", "error": error_to_json(error)}))
+    with pytest.raises(type(error), match="it broke") as caught:
         raise_for_event(event)
-    assert type(caught.value) is kind
-    assert caught.value.hint == "Mend it"
-    assert caught.value.retryable is (retryable or event["outcome"] == "timeout")
+    assert type(caught.value) is type(error)
+    for name in ("hint", "retryable", "app_id", "job_id", "status_code"):
+        assert getattr(caught.value, name, None) == getattr(error, name, None)
+
+
+@pytest.mark.parametrize(
+    "event", [None, "go on", {}, {"outcome": "of another version"}, {"error": {"kind": "SystemExit"}}]
+)
+def test_an_event_that_is_none_is_an_error_that_a_retry_may_help(event: Any) -> None:
+    with pytest.raises(RunGenError) as caught:
+        raise_for_event(event)
+    assert type(caught.value) is RunGenError
+    assert caught.value.retryable

@@ -24,11 +24,13 @@ from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenForbiddenError,
+    RunGenJobTimeoutError,
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.jobs import deferral
 from airflow_provider_rungen.execution.sending import log_writer, saver
 from airflow_provider_rungen.execution.task import attempts as attempt
+from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.operators import RunGenRunJobOperator
 from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
 from airflow_provider_rungen.triggers import base as triggers
@@ -397,15 +399,17 @@ def test_an_xcom_that_is_gone_after_a_deferral_leaves_the_job_only_to_a_next_att
     assert task.statuses() == statuses
 
 
-@pytest.mark.parametrize(("outcome", "statuses"), [("timeout", ["CANCELED"]), ("error", ["RUNNING"])])
+@pytest.mark.parametrize(
+    ("kind", "statuses"), [(RunGenJobTimeoutError, ["CANCELED"]), (RunGenError, ["RUNNING"])]
+)
 def test_an_event_that_ends_the_wait_keeps_the_job_only_for_a_next_attempt(
-    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, outcome: str, statuses: list[str]
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, kind: type[RunGenError], statuses: list[str]
 ) -> None:
     monkeypatch.setattr(deferral, "_CLOCK_SKEW", math.inf)
     task = Task(emulator, **MODES["deferred"])
     defer(task, 2)
     with pytest.raises(RunGenError, match="it took long"):
-        task.op.execute_complete(task.context, {"outcome": outcome, "message": "it took long"})
+        task.op.execute_complete(task.context, {"error": error_to_json(kind("it took long"))})
     assert task.statuses() == statuses
 
 
@@ -511,7 +515,7 @@ def test_an_id_that_the_store_did_not_take_is_saved_after_a_deferral(emulator: E
     assert not is_saved(task)
     failing(task, 0)
     with pytest.raises(RunGenError, match="down"):
-        task.op.execute_complete(task.context, {"outcome": "error", "message": "down"})
+        task.op.execute_complete(task.context, {"error": error_to_json(RunGenError("down"))})
     assert is_saved(task)
     assert task.attempt().value == job_id
 
@@ -774,7 +778,7 @@ def test_a_refusal_in_the_triggerer_cancels_no_job(emulator: Emulator, status: i
     task.begin()
     with pytest.raises(TaskDeferred):
         task.op.execute(task.context)
-    event = {"outcome": "error", "message": "Could not get the job", "status_code": status}
+    event = {"error": error_to_json(RunGenForbiddenError("Could not get the job", status_code=status))}
     with pytest.raises(RunGenForbiddenError, match=r"Canceled nothing.*on_clear='resume'"):
         task.op.execute_complete(task.context, event)
     assert task.statuses() == ["RUNNING"]

@@ -24,7 +24,9 @@ from conftest import FakeStore, Outcome, TrackedTaskInstance, signal_when
 from airflow_provider_rungen.client import progress
 from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
+from airflow_provider_rungen.execution.jobs import resuming
+from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
 from airflow_provider_rungen.runs.part_files import PART_ROWS
@@ -765,6 +767,20 @@ def test_jobs_that_changed_inputs_do_not_want_are_canceled_and_billed(
     assert (usage["jobs"], usage["failed"], usage["completed"]) == (unwanted + 3, unwanted, 3)
 
 
+@pytest.mark.parametrize("kind", [BATCH, STORED, TABLE])
+def test_a_job_that_the_service_does_not_know_yet_is_resumed_though_inputs_were_added(
+    make: Callable[..., Task], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(resuming, "RESUBMISSION_GRACE", 30.0)
+    task = make(kind, inputs(seconds=0.4), deferrable=True)
+    task.attempt_until_deferred()
+    task.emulator.service.inject(Fault(on="get", status=404))
+    task.given = [*inputs(seconds=0.4), {"prompt": "one more"}]
+    assert task.attempt(deferrable=False).error is None
+    assert set(task.bought.values()) == {1}
+    assert task.statuses == {"COMPLETED": COUNT + 1}
+
+
 class DyingStore(FakeStore):
     """Ends the attempt at the n-th write."""
 
@@ -941,7 +957,7 @@ def test_no_job_is_left_when_the_log_is_gone_after_a_deferral(
 def test_a_triggerer_whose_clock_is_ahead_ends_no_job(make: Callable[..., Task], kind: str) -> None:
     task = make(kind, inputs(seconds=60), deferrable=True)
     task.attempt_until_deferred()
-    event = {"outcome": "timeout", "message": "over", "app_id": "flux-schnell"}
+    event = {"error": error_to_json(RunGenJobTimeoutError("over", app_id="flux-schnell"))}
     with pytest.raises(TaskDeferred):
         task.op.execute_complete({"ti": task.ti, "task_state_store": task.store}, event)
     assert "CANCELED" not in task.statuses

@@ -100,8 +100,8 @@ def test_the_deadline_is_an_event(rungen_emulator: Emulator) -> None:
     ids = submitted(60)
     started = time.monotonic()
     [event] = fire(trigger(ids, deadline=time.time() + 0.2))
-    assert event["outcome"] == "timeout"
-    assert ids[0] in event["message"]
+    assert event["error"]["kind"] == "RunGenJobTimeoutError"
+    assert ids[0] in event["error"]["message"]
     assert time.monotonic() - started < SOON
     assert states(rungen_emulator) == ["RUNNING"]
 
@@ -122,8 +122,8 @@ def test_a_refusal_that_lasts_is_an_event(
     ids = submitted(60)
     rungen_emulator.service.inject(Fault(on="get", status=status, times=None))
     [event] = fire(trigger(ids))
-    assert (event["outcome"], event["retryable"]) == ("error", retryable)
-    assert str(status) in event["message"]
+    assert (event["outcome"], event["error"]["retryable"]) == ("error", retryable)
+    assert str(status) in event["error"]["message"]
     assert KEY not in json.dumps(event)
 
 
@@ -135,14 +135,14 @@ def test_without_a_connection_a_trigger_that_begins_its_task_is_an_event(
         monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", '{"conn_type": "rungen", "extra": {"team": "x"}}')
     conn_id = "no_such_connection" if is_missing else "rungen_default"
     [event] = fire(trigger(["j"], rungen_conn_id=conn_id, deferred_at=0))
-    assert (event["outcome"], event["retryable"]) == ("error", is_missing)
-    assert f"'{conn_id}'" in event["message"]
+    assert (event["outcome"], event["error"]["retryable"]) == ("error", is_missing)
+    assert f"'{conn_id}'" in event["error"]["message"]
 
 
 def test_a_connection_that_is_missing_during_a_wait_is_waited_for_and_named_at_the_deadline() -> None:
     [event] = fire(trigger(["j"], rungen_conn_id="no_such_connection", deadline=time.time() + 0.3))
-    assert event["outcome"] == "timeout"
-    assert "'no_such_connection' does not exist" in event["message"]
+    assert event["error"]["kind"] == "RunGenJobTimeoutError"
+    assert "'no_such_connection' does not exist" in event["error"]["message"]
 
 
 def test_an_outage_is_no_event(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,7 +472,7 @@ def test_a_clear_whose_next_attempt_does_not_come_soon(
 def test_a_row_without_jobs_is_an_error_that_says_so(rungen_emulator: Emulator) -> None:
     [event] = fire(RunGenJobTrigger(app_id=APP, deferred_at=1.0))
     assert event["outcome"] == "error"
-    assert "job_id" in event["message"]
+    assert "job_id" in event["error"]["message"]
 
 
 @pytest.mark.parametrize("nothing", ["", None, "None", [None]])

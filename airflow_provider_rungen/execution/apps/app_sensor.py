@@ -10,7 +10,7 @@ from airflow_provider_rungen.client.models import normalize_status
 from airflow_provider_rungen.client.scaling import AppTarget, poll_app_once
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError
 from airflow_provider_rungen.execution.apps.app_wait import Defer, wait_or_defer
-from airflow_provider_rungen.execution.task.outcomes import raise_for_app_event
+from airflow_provider_rungen.execution.task.outcomes import raise_for_event
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 
 if TYPE_CHECKING:
@@ -68,4 +68,4 @@ class AppSensorRun(TaskRun["RunOptions"]):
         """Go on after the wait in the triggerer."""
         self.note_app(event.get("app_id") or self.known_app_id)
         with fail_without_retry():
-            raise_for_app_event(event)
+            raise_for_event(event)

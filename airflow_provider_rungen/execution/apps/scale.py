@@ -36,7 +36,7 @@ from airflow_provider_rungen.execution.costs.blocks import other_teardowns
 from airflow_provider_rungen.execution.costs.scale_state import KEY, LEFT_KEY, ScaleState
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.options import RunOptions
-from airflow_provider_rungen.execution.task.outcomes import raise_for_app_event
+from airflow_provider_rungen.execution.task.outcomes import raise_for_event
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
             if self._state.is_durable:
                 self._attempt = attempts.Attempt.of(self.context, self.task)
             with self._restoring():
-                raise_for_app_event(event)
+                raise_for_event(event)
                 return self._finish(event.get("app_id") or self.app_id)
 
     def _leave(self, app_id: str) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.log_state import keep_state, restore_state
 from airflow_provider_rungen.execution.jobs.plans import Plan
-from airflow_provider_rungen.execution.task.outcomes import raise_for_event
+from airflow_provider_rungen.execution.task.outcomes import event_error
 from airflow_provider_rungen.execution.task.task_instances import LOG_KEY
 from airflow_provider_rungen.runs.place import DamagedLogError
 from airflow_provider_rungen.runs.plan import input_digest
@@ -110,14 +110,14 @@ class Deferral:
         """
         Return a trigger's event, if the wait in the triggerer did not fail.
 
-        :raises RunGenError: see `raise_for_event`.
+        :raises RunGenError: see `event_error`.
         """
-        checked: Mapping[str, Any] = event if isinstance(event, Mapping) else {}
-        is_timeout = checked.get("outcome") == "timeout" and not checked.get("queued")
+        error = event_error(event)
         # a triggerer's clock may be ahead; with an execution_timeout, only the trigger knows the deadline
-        is_checked = is_timeout and self._run.task.execution_timeout is None
-        if not is_checked or time.time() >= self._log.deadline - _CLOCK_SKEW:
-            raise_for_event(checked)
+        is_checked = type(error) is RunGenJobTimeoutError and self._run.task.execution_timeout is None
+        if error is not None and not (is_checked and time.time() < self._log.deadline - _CLOCK_SKEW):
+            raise error
+        checked: Mapping[str, Any] = event
         return checked
 
     def find_jobs(self) -> None:

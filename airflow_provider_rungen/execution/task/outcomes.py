@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.scaling import LoweredError
-from airflow_provider_rungen.exceptions import (
-    RunGenAPIError,
-    RunGenAppError,
-    RunGenAppTimeoutError,
-    RunGenBadRequestError,
-    RunGenError,
-    RunGenForbiddenError,
-    RunGenJobCanceledError,
-    RunGenJobFailedError,
-    RunGenJobQueuedTimeoutError,
-    RunGenJobTimeoutError,
-    RunGenNotFoundError,
-    RunGenResponseError,
-)
+from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobCanceledError, RunGenJobFailedError
 from airflow_provider_rungen.execution.task.ranges import parse_ranges
 
 # Of more failures than this, a message names no reasons.
@@ -30,47 +17,60 @@ MAX_REASONS = 10
 JOB_IS_OVER = (RunGenJobFailedError, RunGenJobCanceledError)
 # The event of a wait that has come as far as it should.
 GO_ON = "go on"
-# The errors of a single job that may come in place of an answer about it.
-_CAUSES = {kind.__name__: kind for kind in (RunGenNotFoundError, RunGenBadRequestError, RunGenResponseError)}
+# What an event says of an error beside its message.
+_ABOUT = ("app_id", "job_id", "status_code")
+
+
+def error_to_json(error: RunGenError) -> dict[str, Any]:
+    """Return an error as an event holds it: see `read_error`."""
+    about = {name: getattr(error, name) for name in _ABOUT if getattr(error, name, None)}
+    names = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+    return {**names, "retryable": error.retryable, **about}
+
+
+def read_error(found: Any) -> RunGenError | None:
+    """Return the error that an event holds; ``None`` if it holds none."""
+    if not isinstance(found, Mapping):
+        return None
+    kind = next((each for each in _kinds(RunGenError) if each.__name__ == found.get("kind")), RunGenError)
+    message, hint = str(found.get("message") or ""), str(found.get("hint") or "")
+    error = kind(message, hint=hint, retryable=bool(found.get("retryable", True)))
+    for name in _ABOUT:
+        if isinstance(value := found.get(name), str | int):
+            setattr(error, name, value)
+    return error
+
+
+def _kinds(kind: type[RunGenError]) -> Iterator[type[RunGenError]]:
+    yield kind
+    for each in kind.__subclasses__():
+        yield from _kinds(each)
+
+
+def event_error(event: Any) -> RunGenError | None:
+    """Return why the wait in the triggerer failed. If it did not, the event is a hint to look again."""
+    if isinstance(event, Mapping) and event.get("outcome") == GO_ON:
+        return None
+    found = event.get("error") if isinstance(event, Mapping) else None
+    return read_error(found) or RunGenError(
+        f"Could not read the trigger's event {clean_text(str(event), 200)}"
+    )
+
+
+def raise_for_event(event: Any) -> None:
+    """
+    Raise if the wait in the triggerer failed.
+
+    :raises RunGenError: what the trigger could not go on for: see `event_error`.
+    """
+    if (error := event_error(event)) is not None:
+        raise error
 
 
 def unsuccessful_job(job: Job) -> dict[str, Any]:
     """Return what an event holds of a job that did not complete."""
     found: dict[str, Any] = {"id": job.id, "status": job.status.value, "error": job.error}
-    if (cause := job.cause) is not None:
-        code = {"status_code": cause.status_code} if isinstance(cause, RunGenAPIError) else {}
-        found["cause"] = {"kind": type(cause).__name__, "message": cause.message, "hint": cause.hint, **code}
-    return found
-
-
-def _read_cause(value: Any) -> RunGenError | None:
-    if not isinstance(value, Mapping) or (kind := _CAUSES.get(str(value.get("kind")))) is None:
-        return None
-    code = {"status_code": value["status_code"]} if isinstance(value.get("status_code"), int) else {}
-    return kind(str(value.get("message") or ""), hint=str(value.get("hint") or ""), **code)
-
-
-def raise_for_event(event: Mapping[str, Any]) -> None:
-    """
-    Raise if the wait in the triggerer failed. Otherwise the event is a hint to look at the jobs.
-
-    :raises RunGenJobTimeoutError: the deadline passed.
-    :raises RunGenForbiddenError: RunGen refuses the API key.
-    :raises RunGenError: the trigger could not go on.
-    """
-    outcome = event.get("outcome")
-    if outcome == GO_ON:
-        return
-    message, hint = _message(event), event.get("hint") or ""
-    if outcome == "timeout":
-        kind = RunGenJobQueuedTimeoutError if event.get("queued") else RunGenJobTimeoutError
-        app_id, job_id = event.get("app_id") or "", event.get("job_id") or ""
-        raise kind(message, app_id=app_id, job_id=job_id, hint=hint or None)
-    code, retryable = event.get("status_code"), bool(event.get("retryable", True))
-    if isinstance(code, int):
-        refusal = RunGenForbiddenError if code in (401, 403) else RunGenAPIError
-        raise refusal(message, status_code=code, hint=hint, retryable=retryable)
-    raise RunGenError(message, hint=hint, retryable=retryable)
+    return found if job.cause is None else found | {"cause": error_to_json(job.cause)}
 
 
 def ended_positions(event: Mapping[str, Any], count: int) -> list[int] | None:
@@ -99,31 +99,10 @@ def unsuccessful_jobs(event: Mapping[str, Any]) -> list[Job]:
             app_id=event.get("app_id") or "",
             status=JobStatus.CANCELED if job.get("status") == JobStatus.CANCELED else JobStatus.FAILED,
             error=job.get("error") or "",
-            cause=_read_cause(job.get("cause")),
+            cause=read_error(job.get("cause")),
         )
         for job in event.get("unsuccessful") or ()
     ]
-
-
-def raise_for_app_event(event: Mapping[str, Any]) -> None:
-    """
-    Raise if the app is not ready.
-
-    :raises RunGenAppTimeoutError: the deadline passed.
-    :raises RunGenAppError: the trigger could not go on.
-    """
-    app_id, outcome = event.get("app_id") or "", event.get("outcome")
-    if outcome == "ready":
-        return
-    if outcome == "timeout":
-        raise RunGenAppTimeoutError(_message(event), app_id=app_id)
-    hint, retryable = event.get("hint") or "", bool(event.get("retryable", True))
-    error_class = LoweredError if event.get("was_lowered") else RunGenAppError
-    raise error_class(_message(event), app_id=app_id, hint=hint, retryable=retryable)
-
-
-def _message(event: Mapping[str, Any]) -> str:
-    return event.get("message") or f"Could not read the trigger's event (outcome {event.get('outcome')!r})"
 
 
 def raise_for_jobs(jobs: Iterable[Job], count: int = 0) -> None:
