@@ -757,14 +757,6 @@ def test_a_file_that_changes_while_it_is_submitted_is_submitted_as_it_was(
     assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(200)]
 
 
-def test_a_retry_runs_no_job_again_that_the_service_does_not_know_yet(rungen_emulator: Emulator) -> None:
-    task = Task(rungen_emulator, inputs=prompts(10), wait_for_completion=False)
-    ids = task.attempt().value
-    rungen_emulator.service.inject(Fault(on="get", status=404, times=3))
-    assert task.attempt().value == ids
-    assert task.created == 10
-
-
 @pytest.mark.parametrize("writes", [1, 2, 3, 4, 6, 9])
 def test_an_attempt_that_died_is_gone_on_with(rungen_emulator: Emulator, writes: int, mode: bool) -> None:
     task = Task(rungen_emulator, inputs=prompts(150), deferrable=mode)
@@ -800,19 +792,6 @@ def test_a_slow_store_never_lags_behind_by_more_than_is_under_way(rungen_emulato
     assert max(lags) <= 4
 
 
-def test_an_unknown_fate_can_fail_the_task_for_good(rungen_emulator: Emulator) -> None:
-    task = Task(rungen_emulator, inputs=prompts(20), on_unknown_submission="fail")
-    rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=10))
-    task.attempt()
-    before = task.created
-    outcome = task.attempt()
-    assert isinstance(outcome.error, AirflowFailException)
-    assert "clear the task" in str(outcome.error)
-    assert task.created == before
-    task.max_tries += 1
-    assert len(task.attempt().value) == 20
-
-
 @pytest.mark.parametrize("status", [429, 403])
 def test_what_was_certainly_not_taken_has_no_unknown_fate(
     rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture, status: int
@@ -838,15 +817,6 @@ def test_a_retry_that_got_no_answer_for_what_failed_has_an_unknown_fate(
     assert len([line for line in caplog.messages if "1 inputs may have jobs already" in line]) == 1
 
 
-def test_a_retry_that_cannot_begin_leaves_no_job_of_an_earlier_attempt(rungen_emulator: Emulator) -> None:
-    task = Task(rungen_emulator, inputs=prompts(20, seconds=60))
-    task.on_push = lambda key, _: (_ for _ in ()).throw(OSError("the API server is gone"))
-    assert isinstance(task.attempt().error, OSError)
-    assert task.statuses() == ["RUNNING"] * 20
-    assert isinstance(task.attempt(inputs="file:///no/such/file").error, AirflowFailException)
-    assert task.statuses() == ["CANCELED"] * 20
-
-
 def test_a_clear_cancels_what_runs_and_submits_anew(rungen_emulator: Emulator) -> None:
     task = Task(rungen_emulator, inputs=prompts(20, seconds=60), wait_for_completion=False)
     first = task.attempt().value
@@ -854,57 +824,6 @@ def test_a_clear_cancels_what_runs_and_submits_anew(rungen_emulator: Emulator) -
     second = task.attempt().value
     assert not set(first) & set(second)
     assert task.statuses() == ["CANCELED"] * 20 + ["RUNNING"] * 20
-
-
-def test_a_clear_resumes_where_it_is_told_to(rungen_emulator: Emulator, mode: bool) -> None:
-    fails = {"prompt": "x", "emulator": {"seconds": 0, "fail": "CUDA out of memory"}}
-    inputs = [fails, *prompts(5, seconds=0), *prompts(5, seconds=1)]
-    task = Task(rungen_emulator, inputs=inputs, on_clear="resume", deferrable=mode)
-    task.attempt(wait_for_completion=False)
-    before = task.ti.xcoms["job_ids"]
-    task.max_tries += 1
-    task.attempt()
-    assert task.ti.xcoms["job_ids"][1:] == before[1:]
-    assert task.ti.xcoms["job_ids"][0] != before[0]
-    assert task.created == 12
-    # a retry of the attempt after the clear goes on with it, too
-    task.attempt()
-    assert task.ti.xcoms["job_ids"][1:] == before[1:]
-
-
-def test_a_clear_that_resumes_begins_the_time_anew_when_it_is_up(rungen_emulator: Emulator) -> None:
-    inputs = prompts(5, seconds=0.6)
-    task = Task(rungen_emulator, inputs=inputs, on_clear="resume", timeout=0.1)
-    ids = task.attempt(wait_for_completion=False).value
-    time.sleep(0.15)
-    task.max_tries += 1
-    assert task.attempt(timeout=60).value == ids
-
-
-def test_a_clear_that_resumes_submits_again_what_is_unknown(rungen_emulator: Emulator) -> None:
-    task = Task(rungen_emulator, inputs=prompts(5), on_clear="resume", on_unknown_submission="fail")
-    rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=2))
-    task.attempt()
-    task.max_tries += 1
-    assert len(set(task.attempt().value)) == 5
-    assert task.created == 6
-
-
-def test_a_state_that_was_kept_on_purpose_is_resumed(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.execution.task.attempts.CLEAR_DISCARDS_STATE", True)
-    task = Task(rungen_emulator, inputs=prompts(3))
-    ids = task.attempt().value
-    task.max_tries += 1
-    assert task.attempt().value == ids
-    assert task.created == 3
-
-
-def test_a_clear_after_retries_were_lowered_submits_anew(rungen_emulator: Emulator) -> None:
-    task = Task(rungen_emulator, inputs=prompts(3), wait_for_completion=False)
-    ids = task.attempt(retries=2).value
-    assert not set(task.attempt(retries=1).value) & set(ids)
 
 
 def test_a_kill_leaves_what_is_saved_to_the_next_attempt(rungen_emulator: Emulator) -> None:

@@ -34,7 +34,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobFailedError,
     RunGenJobTimeoutError,
     RunGenResultError,
-    RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import (
@@ -280,17 +279,6 @@ def test_a_wrong_connection_is_hopeless(context: Any, monkeypatch: pytest.Monkey
     assert "password" in str(outcome.error)
 
 
-@pytest.mark.parametrize("kind", ["reset_after", "garbage", "no_id"])
-def test_a_submission_of_unknown_fate_may_be_tried_again(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, kind: str
-) -> None:
-    rungen_emulator.service.inject(Fault(on="run", kind=kind))
-    outcome = run_task(run_op(), context)
-    assert type(outcome.error) is RunGenSubmissionUnknownError
-    assert rungen_emulator.service.count("run") == 1
-    assert "job_id" not in ti.xcoms
-
-
 @MODES
 def test_an_answer_in_the_middle_of_the_waiting_that_is_hopeless_leaves_no_job(
     rungen_emulator: Emulator, context: Any, deferrable: bool
@@ -341,75 +329,6 @@ def test_a_duration_that_is_none_breaks_the_dag_file(name: str, bad: Any) -> Non
 # --- retries ------------------------------------------------------------------------------------------------
 
 
-def test_a_retry_takes_up_the_job_of_the_attempt_before(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
-) -> None:
-    context["task_state_store"] = FakeStore()
-    ti.max_tries = 3
-    first = run_task(run_op(input=taking(0.2)), context)
-    ti.try_number = 2
-    second = run_task(run_op(input=taking(0.2), wait_for_completion=True), context)
-    assert (first.error, second.error) == (None, None)
-    assert first.value == second.value
-    assert rungen_emulator.service.stats()["jobs_created"] == 1
-    assert [value for key, value in ti.pushed if key == "job_id"] == [first.value, first.value]
-
-
-@pytest.mark.parametrize(
-    "change", ["cleared", "input", "app", "failed", "canceled", "forgotten", "not durable"]
-)
-def test_a_retry_submits_anew_where_the_old_job_is_of_no_use(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, change: str
-) -> None:
-    context["task_state_store"] = FakeStore()
-    ti.max_tries = 3
-    fails = {"fail": "x"} if change == "failed" else {}
-    first = run_task(run_op(input=taking(0, **fails)), context)
-    options: dict[str, Any] = {"input": taking(0, **fails)}
-    if change == "cleared":
-        ti.max_tries = 7
-    elif change == "input":
-        options["input"] = {"prompt": "another"}
-    elif change == "app":
-        options["app_id"] = "llama-text"
-    elif change == "canceled":
-        first = run_task(run_op(input=LONG, durable=True), context)
-        options["input"] = LONG
-        with RunGenHook() as hook:
-            hook.cancel_job(job_id=first.value)
-    elif change == "forgotten":
-        rungen_emulator.service._jobs.clear()
-    elif change == "not durable":
-        options["durable"] = False
-    second = run_task(run_op(**options), context)
-    assert second.error is None
-    assert second.value != first.value
-    assert rungen_emulator.service.jobs()[-1]["id"] == second.value
-
-
-def test_a_submission_of_unknown_fate_is_repeated_or_not_as_told(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
-) -> None:
-    for word, created, kind in (("resubmit", 2, type(None)), ("fail", 1, AirflowFailException)):
-        context["task_state_store"] = FakeStore()
-        rungen_emulator.service._jobs.clear()
-        rungen_emulator.service.inject(Fault(on="run", kind="reset_after"))
-        first = run_task(run_op(on_unknown_submission=word), context)
-        assert isinstance(
-            first.error, RunGenSubmissionUnknownError if word == "resubmit" else AirflowFailException
-        )
-        second = run_task(run_op(on_unknown_submission=word), context)
-        assert isinstance(second.error, kind)
-        assert rungen_emulator.service.stats()["jobs_created"] == created
-
-
-def test_a_submission_that_was_refused_leaves_no_trace(rungen_emulator: Emulator, context: Any) -> None:
-    context["task_state_store"] = FakeStore()
-    rungen_emulator.service.inject(Fault(on="run", status=400))
-    assert run_task(run_op(on_unknown_submission="fail"), context).error is not None
-    assert run_task(run_op(on_unknown_submission="fail"), context).error is None
-
-
 def test_the_trace_is_left_before_the_job_is_submitted_and_holds_no_input(
     rungen_emulator: Emulator, context: Any
 ) -> None:
@@ -430,21 +349,6 @@ def test_the_trace_is_left_before_the_job_is_submitted_and_holds_no_input(
     written = str(store.kept) + str(kept)
     assert "my secret prompt" not in written
     assert KEY not in written
-
-
-def test_a_store_that_fails_after_the_submission_does_not_lose_the_job(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance
-) -> None:
-    class Failing(FakeStore):
-        def set(self, key: str, value: Any, **_: Any) -> None:
-            if rungen_emulator.service.count("run"):
-                raise OSError("the supervisor is gone")
-            super().set(key, value)
-
-    context["task_state_store"] = Failing()
-    outcome = run_task(run_op(), context)
-    assert outcome.error is None
-    assert ti.xcoms["job_id"] == outcome.value
 
 
 # --- killed -------------------------------------------------------------------------------------------------
