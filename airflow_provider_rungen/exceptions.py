@@ -21,7 +21,6 @@
         ├── RunGenJobFailedError
         ├── RunGenJobCanceledError
         ├── RunGenJobTimeoutError
-        │   └── RunGenJobQueuedTimeoutError  no job started within ``queued_timeout``
         │   └── RunGenJobQueuedTimeoutError    none of the jobs started in ``queued_timeout``
         ├── RunGenResultError          the job completed, but its result does not fit ``result_schema``
         └── RunGenOutputError          the job completed, but an output cannot be fetched or stored

@@ -135,7 +135,7 @@ class JobSensorRun(TaskRun["WaitOptions"]):
             deadline=self.deadline(time.time() + timeout),
             on_finished=self._check,
             # all of them, since nothing else remembers those that failed before the deferral
-            trigger={"job_id": job_ids, "end_from_trigger": ends},
+            before_defer=lambda over: {"job_id": job_ids, "end_from_trigger": ends},
         )
         self._finish(app_id, job_ids, jobs)
 

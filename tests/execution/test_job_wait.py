@@ -156,7 +156,7 @@ def test_a_deferral_hands_over_what_is_in_flight(
 
     def save(over: list[Job]) -> dict[str, Any]:
         saved.append((service.clock(), [job.id for job in over]))
-        return {"on_clear": "keep"}
+        return {"attempt": "0001-0001-ab", "on_clear": "keep"}
 
     failing = submitted(1, fail="x")
     ids = [*failing, *submitted(60, 60, 60)]
@@ -169,7 +169,6 @@ def test_a_deferral_hands_over_what_is_in_flight(
             goal=WaitGoal(left=1, stop_after=5, failures=1),
             before_defer=save,
             shared={ids[2]: 0.0},
-            trigger={"attempt": "0001-0001-ab", "on_clear": "resume"},
         )
     [(saved_at, over)] = saved
     assert saved_at - (deadline - DAY) == pytest.approx(20, abs=1)
@@ -188,7 +187,10 @@ def test_a_trigger_that_may_end_the_task_sees_all_jobs(
     ids = [*submitted(1, fail="x"), *submitted(60)]
     with pytest.raises(DeferralError) as caught:
         wait(deferrable=True).wait(
-            APP, ids, deadline=rungen_emulator.service.clock() + DAY, trigger={"end_from_trigger": True}
+            APP,
+            ids,
+            deadline=rungen_emulator.service.clock() + DAY,
+            before_defer=lambda over: {"end_from_trigger": True},
         )
     assert caught.value.arguments["job_id"] == ids
 

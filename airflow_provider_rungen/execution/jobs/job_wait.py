@@ -93,7 +93,6 @@ class JobWait:
         before_defer: Callable[[list[Job]], Mapping[str, Any]] = lambda over: {},
         ended: Collection[str] = (),
         shared: Mapping[str, float] = MappingProxyType({}),
-        trigger: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Job]:
         """
         Wait for jobs, here or in the triggerer if that takes long. Return those that are over, once each.
@@ -106,12 +105,11 @@ class JobWait:
         :param goal: what to wait for, if not for all jobs. It is used for this wait only.
         :param may_defer: whether the task can go on after a deferral.
         :param before_defer: called before a deferral with the jobs that are over. It returns more arguments
-            of `RunGenJobTrigger`, which waits for the others.
+            of `RunGenJobTrigger`, which waits for the others: for all with ``end_from_trigger``, if these
+            are all that the task has.
         :param ended: the jobs that a trigger found to be over. They are polled first, and each of them.
         :param shared: the jobs that another task run submitted, each with its own ``visible_by``. They are
             never canceled.
-        :param trigger: more arguments of `RunGenJobTrigger`. With ``end_from_trigger``, the jobs must
-            be all that the task has.
         :raises RunGenJobTimeoutError: the deadline passed.
         :raises RunGenError: an error that no waiting can change, and that is not one of a single job.
         """
@@ -139,8 +137,7 @@ class JobWait:
         if rounds.is_reached:
             return self._take(poller, job_ids)
         if rounds.is_stopped:
-            over = self._take(poller, job_ids)
-            self._hand_over(rounds, {**trigger, **before_defer(over)})
+            self._hand_over(rounds, before_defer(self._take(poller, job_ids)))
         raise self._perform(explain_timeout(poller, job_ids), job_ids)
 
     def poller_of(
