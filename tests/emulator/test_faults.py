@@ -106,12 +106,13 @@ def rows() -> Iterator[dict[tuple[str, str], Seen]]:
     yield seen
     if len(seen) < 3 * len(FAULTS):
         return
-    lines = ["| fault | run | get | cancel |", "| --- | --- | --- | --- |"]
+    faults: dict[str, list[str]] = {}
     for name in FAULTS:
         run, get, cancel = (seen[name, on] for on in ("run", "get", "cancel"))
-        lines.append(
-            f"| {name} | {run} | {get.requests} sent: {get.got} | {cancel.requests} sent: {cancel.got} |"
-        )
+        outcome = f"{run} | {get.requests} sent: {get.got} | {cancel.requests} sent: {cancel.got}"
+        faults.setdefault(outcome, []).append(name)
+    lines = ["| fault | run | get | cancel |", "| --- | --- | --- | --- |"]
+    lines += [f"| {'; '.join(names)} | {outcome} |" for outcome, names in faults.items()]
     page = PAGE.read_text()
     head, rest = page.split(BEGIN)
     tail = rest.split(END)[1]
