@@ -21,46 +21,26 @@ _HOW = """\
 
 ## How it is measured
 
-- Everything goes over real HTTP to the [emulator](../testing.md), which runs in a process of its
-  own, as does each of those who wait. The emulator counts the requests, and says when a job
-  ended.
-- **Each job polled** are two triggers written for this page, as many providers have them: ask for the one
-  job, sleep for the interval, ask again; over one shared session, or with a session opened for each poll.
-  Their first polls are spread over one interval, and they are spared the look-up of the Airflow connection.
-- **First come, first served** is simulated by `python -m bench.simulate`, without a service and with a
-  virtual clock: all jobs are submitted at once, each runs for a time by chance, and they are polled every
-  5 s. *The fewest possible* is what an oracle needs: it learns for free how many jobs have ended, it knows
-  when each started and how durations are distributed, and it polls the likeliest first. *A plain poller* asks
-  for no counters. It polls the oldest jobs, 8 at a time, until it meets a queued one. The command also prints
-  what counters that lag, freeze or are absent cost, and foreign and canceled jobs.
-- Those compared wait at the same time, side by side, each with a service of its own; what is sensitive to
-  that (the heartbeat, submissions, imports, DAGs) is measured in turn. Figures are medians over the rounds,
-  except for one-by-one submissions (200, once, scaled up), mapped tasks (once, scaled up), sizes and lies
-  (once).
-- **Jobs ending in their order** run on an app with a worker for every 20 jobs, first come, first served; they
-  end evenly between 10 and 60 s. **Jobs ending in any order** all run at once, each for a time between 10 and
-  60 s by chance.
-- Processor time is that of the waiting process, from the first trigger's start to the last event, without
-  imports and with logging turned off, for all. Memory is what the process holds when all wait, over what it
-  held after it had imported what Airflow's triggerer imports. What was imported is taken out of garbage
-  collection, for all.
-- **Counters that lie** are those in the app's answer: frozen as of the beginning, all zero, or absent.
-- The heartbeat is measured with time ten times as fast (jobs of 1–6 s, polled at 0.5 s), so the loop has ten
-  times as much to do as in the other rows. The 20 MB are fetched beside 19 usual jobs.
-- An import is measured in a fresh process, garbage collection frozen, after `import airflow.sdk`; without
-  bytecode means that what is imported after `airflow.sdk` has to be compiled. A DAG file pays for the
-  operators that it names; the package alone loads none.
-- A DAG's time is from the request that triggers it to the end of its run, in a private `airflow standalone`
-  that is up and has read the DAG. A start of a worker is one process for the task. A deferrable task looks
-  for the end on the worker for 5 s first, unless `defer_after=0`.
-- The sensors wait all at once, each for a job of its own, in an `airflow standalone` on PostgreSQL. Counted
-  is what all processes of the machine work from the submission of the jobs to the end of the run, less what
-  they work in the same time when Airflow runs nothing.
-- Each reader of a table runs in a process of its own, in turn with ours. Most memory is the largest resident
-  memory of that process, in the worst round.
-- Tables run as a task does, without Airflow's database, in a process of their own. The stored jobs, with one
-  small file each, are written before. The bare loop reads the table, and for each row the ledger's entry, the
-  manifest and the size of the file. The outputs of 0 s jobs are small pictures, which the emulator paints.
+- Everything goes over real HTTP to the [emulator](../testing.md). It runs in a process of its own, as
+  does each of those who wait. Figures are medians over the rounds.
+- **Each job polled** are two triggers written for this page, as many providers have them: they ask for
+  one job, sleep, and ask again, over one shared session, or with a session for each poll.
+- **First come, first served** is simulated by `python -m bench.simulate` with a virtual clock, polled
+  every 5 s. *The fewest possible* is what an oracle needs. It knows how many jobs have ended, when each
+  started, and how durations are distributed. *A plain poller* asks for no counters: it polls the oldest
+  jobs until it meets a queued one.
+- **Jobs ending in their order** run on an app with a worker for every 20 jobs, and end evenly between 10
+  and 60 s. **Jobs ending in any order** all run at once, each for a time between 10 and 60 s by chance.
+- **Counters that lie** are frozen, all zero, or absent.
+- Processor time is that of the waiting process, without imports and logging. Memory is what it holds when
+  all wait, over what Airflow's triggerer imports.
+- The heartbeat is measured with time ten times as fast.
+- An import is measured in a fresh process, after `import airflow.sdk`.
+- A DAG's time is from the request that triggers it to the end of its run, in a private `airflow
+  standalone`.
+- The sensors wait all at once. Counted is what all processes of the machine work, less what they work
+  when Airflow runs nothing.
+- Readers and tables run in processes of their own. Most memory is that of the worst round.
 - A look-up of a stored key reads the entry and the manifest, and asks for the size of the file. S3 is
   emulated by moto, and has a tenth of the keys.
 """
