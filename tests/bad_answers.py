@@ -13,8 +13,8 @@ from typing import Any
 from aiohttp import web
 
 from airflow_provider_rungen import emulator
+from airflow_provider_rungen.emulator.faults import reset
 from airflow_provider_rungen.emulator.messages import Reply
-from airflow_provider_rungen.emulator.wire import reset
 
 _PAGE = b"<!DOCTYPE html><html><head><title>Bad gateway</title></head><body>proxy</body></html>"
 # More levels than any JSON parser of Python accepts.

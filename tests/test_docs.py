@@ -12,7 +12,7 @@ import sys
 import urllib.request
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from textwrap import dedent
@@ -37,7 +37,7 @@ from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.emulator.__main__ import _parser as emulator_arguments
 from airflow_provider_rungen.emulator.faults import OPERATIONS
 from airflow_provider_rungen.emulator.faults import Fault as UsersFault
-from airflow_provider_rungen.emulator.options import Options
+from airflow_provider_rungen.emulator.operations import options
 from airflow_provider_rungen.hooks import RunGenHook
 
 ROOT = Path(__file__).parents[1]
@@ -402,7 +402,7 @@ def test_each_field_of_the_connection_is_documented() -> None:
 
 def test_each_option_of_the_emulator_is_documented() -> None:
     page = _text("testing.md")
-    assert [option.name for option in fields(Options) if f"| `{option.name}` |" not in page] == []
+    assert [option.name for option in options() if f"| `{option.name}` |" not in page] == []
     names = {*UsersFault.kinds, *OPERATIONS} - {"unknown"}
     assert [name for name in names if f"`{name}`" not in page] == []
 

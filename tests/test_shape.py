@@ -22,7 +22,6 @@ LONG = {
 # Errors and operators may have a grandparent. These have one more, or are neither.
 DEEP = {
     "exceptions.RunGenJobQueuedTimeoutError",  # whoever catches a time-out of the job means this one, too
-    "emulator.service.Service",  # a dataclass, whose base classes are its options and its state
 }
 
 

@@ -9,11 +9,10 @@ import shlex
 import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import fields
 from typing import Any
 
 from airflow_provider_rungen.emulator.environment import EMULATORS
-from airflow_provider_rungen.emulator.options import Options
+from airflow_provider_rungen.emulator.operations import options
 from airflow_provider_rungen.emulator.server import Emulator
 
 _STOP = {signal.SIGINT, signal.SIGTERM}
@@ -21,16 +20,16 @@ _STOP = {signal.SIGINT, signal.SIGTERM}
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
-    options = vars(parser.parse_args(argv))
+    given = vars(parser.parse_args(argv))
     connections = {
         "rungen_default": {},
-        **{words[0]: _fields(parser, words[1:]) for words in options.pop("connection")},
+        **{words[0]: _fields(parser, words[1:]) for words in given.pop("connection")},
     }
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
-    with Emulator(port=options.pop("port"), **options) as emulator, ExitStack() as opened:
+    with Emulator(**given) as emulator, ExitStack() as opened:
         variables = []
-        for conn_id, given in connections.items():
-            opened.enter_context(emulator.connection(conn_id, **given))
+        for conn_id, extra in connections.items():
+            opened.enter_context(emulator.connection(conn_id, **extra))
             variables.append(f"AIRFLOW_CONN_{conn_id.upper()}")
         for variable in (*variables, EMULATORS):
             print(f"export {variable}={shlex.quote(os.environ[variable])}")
@@ -61,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("CONN_ID", "FIELD=VALUE"),
         help="another connection, such as rungen_marketing team_id=marketing app_id=posters; repeatable",
     )
-    for option in fields(Options):
+    for option in options():
         details: dict[str, Any] = {"default": option.default, "help": option.metadata["help"]}
         if option.default is None:
             details.update(nargs="+", metavar="TEAM")

@@ -1,11 +1,12 @@
-"""Apps, their workers and their queues, brought up to date at each request."""
+"""Apps, their workers and their queues, brought up to date at each request, and how the API shows them."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from math import inf
 from typing import Any
@@ -40,31 +41,42 @@ class Job:
     started: float | None = None
     finished: float | None = None
 
+    def shown(self, now: float, result: Any) -> dict[str, Any]:
+        """Return the answer to a request for the job."""
+        answer: dict[str, Any] = {
+            "id": self.id,
+            "created_at": format_time(self.created),
+            "request": {"input": self.input},
+            "result": result,
+            "status": self.state,
+        }
+        if self.started is not None:
+            answer["execution_time"] = str(round((self.finished or now) - self.started, 3))
+        if self.state is State.FAILED:
+            answer["error"] = self.error
+        return answer
+
 
 @dataclass(eq=False)
 class App:
-    """A deployed model with its queue: first come, first served, one job per ready worker."""
+    """
+    A deployed model with its queue: first come, first served, one job per ready worker.
+
+    :param kind: ``flux`` or ``text``.
+    :param details: its name, description, configuration and workflow, as the API shows them.
+    """
 
     id: str
-    name: str
     kind: str
     created: float
-    model_url: str = ""
-    description: str = ""
-    gpu_tier: str = "BASIC"
-    location: str | None = None
-    tools: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any]
     owner_team_id: str | None = None
     init_seconds: float | None = None
     max_workers: int | None = None
     updated: float = 0.0
     active_workers: int = 0
     ready: int = 0
-    busy: int = 0
-    waiting: int = 0
-    completed: int = 0
-    failed: int = 0
-    retried: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     _queue: deque[Job] = field(default_factory=deque)
     _running: list[tuple[float, int, Job]] = field(default_factory=list)
     _loading: list[float] = field(default_factory=list)
@@ -75,16 +87,6 @@ class App:
     def __post_init__(self) -> None:
         self.updated = self._billed_until = self.created
 
-    @property
-    def status(self) -> str:
-        if not self.active_workers:
-            return "STOPPED"
-        return "RUNNING" if self.ready else "INITIALIZING"
-
-    @property
-    def initializing(self) -> int:
-        return len(self._loading)
-
     def worker_seconds(self, now: float) -> float:
         """Return the bill: active workers times seconds, whether or not they had jobs."""
         return self._billed + self.active_workers * (now - self._billed_until)
@@ -92,9 +94,6 @@ class App:
     def advance(self, now: float) -> None:
         """Apply everything that was due until now, in order."""
         while True:
-            # A running job that was canceled leaves its entry behind.
-            while self._running and self._running[0][2].state is not State.RUNNING:
-                heapq.heappop(self._running)
             ready_at = self._loading[0] if self._loading else inf
             done_at = self._running[0][0] if self._running else inf
             if min(ready_at, done_at) > now:
@@ -102,24 +101,23 @@ class App:
             if ready_at <= done_at:
                 heapq.heappop(self._loading)
                 self.ready += 1
-                self._start(ready_at)
             else:
-                self._finish(heapq.heappop(self._running)[2], done_at)
-                self._start(done_at)
+                _, _, job = heapq.heappop(self._running)
+                job.state, job.finished = State.COMPLETED if job.error is None else State.FAILED, done_at
+                self.counts[job.state] += 1
+            self._start(min(ready_at, done_at))
 
     def submit(self, job: Job, now: float) -> None:
-        self.advance(now)
         self._queue.append(job)
-        self.waiting += 1
         self._start(now)
 
     def cancel(self, job: Job, now: float) -> bool:
         """Cancel a job, which frees its worker at once. Return whether it was still queued or running."""
-        self.advance(now)
         if job.state is State.QUEUED:
-            self.waiting -= 1
+            self._queue.remove(job)
         elif job.state is State.RUNNING:
-            self.busy -= 1
+            self._running = [entry for entry in self._running if entry[2] is not job]
+            heapq.heapify(self._running)
         else:
             return False
         job.state, job.finished = State.CANCELED, now
@@ -140,31 +138,54 @@ class App:
         self.advance(now)
 
     def _start(self, at: float) -> None:
-        while self.busy < self.ready and self._queue:
+        while len(self._running) < self.ready and self._queue:
             job = self._queue.popleft()
-            if job.state is State.CANCELED:
-                continue
             job.state, job.started = State.RUNNING, at
-            self.waiting -= 1
-            self.busy += 1
             heapq.heappush(self._running, (at + job.seconds, next(self._serial), job))
 
-    def _finish(self, job: Job, at: float) -> None:
-        self.busy -= 1
-        job.finished = at
-        if job.error is None:
-            job.state = State.COMPLETED
-            self.completed += 1
-        else:
-            job.state = State.FAILED
-            self.failed += 1
-
     def _requeue(self) -> None:
-        running = [entry for entry in self._running if entry[2].state is State.RUNNING]
-        for _, _, job in sorted(running, key=lambda entry: entry[1], reverse=True):
+        self.counts["retried"] += len(self._running)
+        for _, _, job in sorted(self._running, key=lambda entry: entry[1], reverse=True):
             job.state, job.started = State.QUEUED, None
             self._queue.appendleft(job)
         self._running.clear()
-        self.busy = 0
-        self.waiting += len(running)
-        self.retried += len(running)
+
+    def shown(self, *, is_new: bool = False) -> dict[str, Any]:
+        """
+        Return an answer about the app.
+
+        :param is_new: whether it is the answer to its creation, which lacks counters.
+        """
+        status = "STOPPED" if not self.active_workers else "RUNNING" if self.ready else "INITIALIZING"
+        answer = {
+            "id": self.id,
+            "status": status,
+            **self.details,
+            "configuration": {**self.details["configuration"], "active_workers": self.active_workers},
+            "created_at": format_time(self.created),
+            "created_by": "emulator",
+            "owner_team_id": self.owner_team_id,
+            "owner_user_id": "00000000-0000-4000-8000-000000000001",
+            "updated_at": format_time(self.updated),
+        }
+        jobs = {
+            "completed": self.counts[State.COMPLETED],
+            "failed": self.counts[State.FAILED],
+            "in_progress": len(self._running),
+            "in_queue": len(self._queue),
+            "retried": self.counts["retried"],
+        }
+        workers = {
+            "idle": max(0, self.ready - len(self._running)),
+            "initializing": len(self._loading),
+            "ready": self.ready,
+            "running": len(self._running),
+            "throttled": 0,
+            "unhealthy": 0,
+        }
+        return answer if is_new else {**answer, "jobs": jobs, "workers": workers}
+
+
+def format_time(when: float) -> str:
+    """Return a time as the API writes it."""
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_rungen.emulator.messages import Reply
-from airflow_provider_rungen.emulator.wire import hang, reset
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 OPERATIONS = (
     *("run", "get", "cancel"),
     *("list_apps", "get_app", "create_app", "update_app", "delete_app"),
     *("output", "unknown"),
 )
+_HANG_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,10 @@ class Fault:
         """Whether the request is performed nevertheless."""
         return self.kind == "reset_after" if self.taken is None else self.taken
 
+    def matches(self, operation: str, job_id: str | None) -> bool:
+        """Return whether it concerns a request for an operation, about a job."""
+        return self.on in ("any", operation) and self.job_id in (None, job_id)
+
     def apply(self, reply: Reply) -> Reply:
         """Return the answer that this fault makes out of the right one."""
         if self.kind != "status":
@@ -73,27 +83,17 @@ class Fault:
         return usual | {name.title(): text for name, text in (self.headers or {}).items()}
 
 
-class Faults:
-    """The injected faults, in order."""
+async def reset(request: web.BaseRequest, reply: Reply) -> None:
+    """Reset the connection, and send nothing."""
+    if request.transport is None:
+        return
+    # with a linger time of zero, closing sends RST instead of FIN
+    linger = struct.pack("ii", 1, 0)
+    request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    request.transport.abort()
 
-    def __init__(self) -> None:
-        self._pending: list[Fault] = []
 
-    def inject(self, fault: Fault) -> None:
-        self._pending.append(fault)
-
-    def clear(self) -> None:
-        self._pending.clear()
-
-    def take(self, operation: str, job_id: str | None) -> Fault | None:
-        """Return the first fault that applies to a request, and count it as used."""
-        for place, fault in enumerate(self._pending):
-            if fault.on not in ("any", operation) or fault.job_id not in (None, job_id) or fault.times == 0:
-                continue
-            if fault.skip:
-                self._pending[place] = replace(fault, skip=fault.skip - 1)
-                continue
-            if fault.times is not None:
-                self._pending[place] = replace(fault, times=fault.times - 1)
-            return fault
-        return None
+async def hang(request: web.BaseRequest, reply: Reply) -> None:
+    """Send nothing for two minutes, and reset the connection."""
+    await asyncio.sleep(_HANG_SECONDS)
+    await reset(request, reply)

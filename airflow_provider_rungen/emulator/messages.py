@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,20 @@ class Refusal(Exception):  # noqa: N818 - a refusal is a regular answer, not a d
 
     def __init__(self, status: int, text: str, **headers: str) -> None:
         super().__init__(text)
-        self.status = status
-        self.headers = headers
+        self.reply = json_reply(status, {"error": text}, headers)
+
+
+class StorageRefusal(Refusal):
+    """Ends the download of an output as an object storage does."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(403, text)
+        body = (
+            '<?xml version="1.0" encoding="UTF-8"?>\n'
+            f"<Error><Code>{code}</Code><Message>{text}</Message>"
+            f"<RequestId>{secrets.token_hex(8).upper()}</RequestId></Error>"
+        )
+        self.reply = Reply(403, {"Content-Type": "application/xml"}, body.encode())
 
 
 @dataclass(frozen=True)
@@ -51,23 +64,19 @@ class Request:
         lower = {name.lower(): text for name, text in headers.items()}
         return cls(method.upper(), path, lower, body, segments)
 
-    def object(self, *, any_type: bool = False) -> dict[str, Any]:
+    def json(self) -> Any:
         """
         Return the body.
 
-        :param any_type: whether any Content-Type is accepted.
-        :raises Refusal: it is not a JSON object.
+        :raises Refusal: it is not JSON.
         """
         content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type != "application/json" and not any_type:
+        if content_type != "application/json":
             raise Refusal(400, "a body must be sent with Content-Type: application/json")
         try:
-            content = json.loads(self.body, parse_constant=_refuse_constant)
+            return json.loads(self.body, parse_constant=_refuse_constant)
         except ValueError:
             raise Refusal(400, "the body is not JSON") from None
-        if not isinstance(content, dict):
-            raise Refusal(400, "the body must be a JSON object")
-        return content
 
 
 def _refuse_constant(name: str) -> None:
@@ -79,7 +88,3 @@ def json_reply(status: int, content: Any, headers: Mapping[str, str] | None = No
     return Reply(
         status, {"Content-Type": "application/json", **(headers or {})}, json.dumps(content).encode()
     )
-
-
-def error_reply(status: int, text: str, headers: Mapping[str, str] | None = None) -> Reply:
-    return json_reply(status, {"error": text}, headers)

@@ -8,15 +8,17 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, Self
 
 from aiohttp import web
 
 from airflow_provider_rungen.emulator.environment import EMULATORS, including, variable
+from airflow_provider_rungen.emulator.faults import hang
 from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.emulator.service import Service
-from airflow_provider_rungen.emulator.wire import hang
 
 # How long a request that hangs holds up the end.
 _SECONDS_TO_END = 0.1
@@ -34,7 +36,7 @@ class Emulator:
     def __init__(self, service: Service | None = None, *, port: int = 0, **options: Any) -> None:
         self.port = port
         self.service = service or Service(**options)
-        self._loop: _LoopThread | None = None
+        self._stop: Callable[[], object] | None = None
 
     @property
     def service(self) -> Service:
@@ -112,29 +114,38 @@ class Emulator:
         :raises RuntimeError: it is running already.
         :raises OSError: the port is taken.
         """
-        if self._loop is not None:
+        if self._stop is not None:
             raise RuntimeError("the emulator is running already")
-        self._loop = _LoopThread()
-        try:
-            self._loop.perform(self._listen())
-        except OSError:
-            self.stop()
-            raise
+        started: Future[Callable[[], object]] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(started)), name="rungen-emulator", daemon=True
+        )
+        self._thread.start()
+        self._stop = started.result()
         return self
 
     def stop(self) -> None:
         """Stop serving, and end requests that hang."""
-        if self._loop is not None:
-            self._loop.perform(self._runner.cleanup())
-            self._loop.end()
-            self._loop = None
+        if self._stop is not None:
+            self._stop()
+            self._thread.join()
+            self._stop = None
 
-    async def _listen(self) -> None:
-        self._runner = web.ServerRunner(_Counted(self), shutdown_timeout=_SECONDS_TO_END)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=1024).start()
-        self.port = self._runner.addresses[0][1]
-        self.service.outputs_url = self.url
+    async def _serve(self, started: Future[Callable[[], object]]) -> None:
+        """Serve until the function is called that ``started`` returns."""
+        end = asyncio.Event()
+        runner = web.ServerRunner(_Counted(self), shutdown_timeout=_SECONDS_TO_END)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", self.port, backlog=1024).start()
+        except OSError as error:
+            started.set_exception(error)
+        else:
+            self.port = runner.addresses[0][1]
+            self.service.outputs_url = self.url
+            started.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, end.set))
+            await end.wait()
+        await runner.cleanup()
 
     def handle_request(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Reply:
         """
@@ -160,24 +171,6 @@ class Emulator:
         if reply.send is not None:
             return await reply.send(request, reply) or web.Response()
         return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
-
-
-class _LoopThread:
-    """An event loop that runs in a thread of its own."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="rungen-emulator", daemon=True)
-        self._thread.start()
-
-    def perform(self, work: Coroutine[Any, Any, None]) -> None:
-        """Perform it in the loop, and wait until it has ended."""
-        asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def end(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 class _Counted(web.Server):

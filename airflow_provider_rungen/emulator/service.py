@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from airflow_provider_rungen.emulator import control
 from airflow_provider_rungen.emulator.apps import State
-from airflow_provider_rungen.emulator.faults import Fault, Faults
-from airflow_provider_rungen.emulator.messages import Refusal, Reply, Request, error_reply, json_reply
-from airflow_provider_rungen.emulator.operations import Operations
-from airflow_provider_rungen.emulator.options import Options
+from airflow_provider_rungen.emulator.faults import Fault
+from airflow_provider_rungen.emulator.messages import Refusal, Reply, Request, json_reply
+from airflow_provider_rungen.emulator.operations import Operations, options
 
 _LOGGED_BODY = 4096
 
@@ -40,7 +40,11 @@ class Record:
 
 @dataclass(kw_only=True, eq=False)
 class Service(Operations):
-    """The state and the rules of the emulated service. It is thread-safe."""
+    """
+    The emulated service. It is thread-safe.
+
+    Its options can be changed by assignment while it runs.
+    """
 
     def __post_init__(self) -> None:
         self.connections_open = 0
@@ -58,22 +62,19 @@ class Service(Operations):
             super().reset()
             self.requests: deque[Record] = deque(maxlen=200_000)
             self.connections_opened, self.max_open_connections = 0, self.connections_open
-            self._faults = Faults()
             self._operations: Counter[str] = Counter()
+            self.clear_faults()
 
     def inject(self, fault: Fault) -> None:
         """Add a fault. It applies after the earlier ones."""
         with self._lock:
-            self._faults.inject(fault)
+            self._faults.append((fault, itertools.count()))
 
     def clear_faults(self) -> None:
+        """Remove all faults."""
         with self._lock:
-            self._faults.clear()
-
-    def expire_urls(self) -> None:
-        """Expire all URLs of outputs that were returned until now."""
-        with self._lock:
-            self._signer.expire_all()
+            # with the number of requests that each has matched
+            self._faults: list[tuple[Fault, Iterator[int]]] = []
 
     def configure(self, changes: Mapping[str, Any]) -> None:
         """
@@ -81,8 +82,7 @@ class Service(Operations):
 
         :raises ValueError: an option is unknown.
         """
-        known = {option.name for option in fields(Options)}
-        if unknown := sorted(set(changes) - known):
+        if unknown := sorted(set(changes) - {option.name for option in options()}):
             raise ValueError(f"no such option: {', '.join(unknown)}")
         with self._lock:
             for name, value in changes.items():
@@ -100,18 +100,11 @@ class Service(Operations):
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return all jobs in the order of their creation."""
+        shown = ("id", "app_id", "input", "created", "started", "finished")
         with self._lock:
             self._advance()
             return [
-                {
-                    "id": job.id,
-                    "app_id": job.app_id,
-                    "status": job.state.value,
-                    "input": job.input,
-                    "created": job.created,
-                    "started": job.started,
-                    "finished": job.finished,
-                }
+                {"status": job.state.value, **{name: getattr(job, name) for name in shown}}
                 for job in self._jobs.values()
             ]
 
@@ -120,9 +113,9 @@ class Service(Operations):
         with self._lock:
             now = self._advance()
             states = Counter(job.state for job in self._jobs.values())
-            bills = dict(self._past_bills)
+            bills = self._past_bills.copy()
             for app in self._apps.values():
-                bills[app.id] = bills.get(app.id, 0.0) + app.worker_seconds(now)
+                bills[app.id] += app.worker_seconds(now)
             return {
                 "jobs_created": len(self._jobs),
                 "jobs_completed": states[State.COMPLETED],
@@ -130,12 +123,14 @@ class Service(Operations):
                 "jobs_cancelled": states[State.CANCELED],
                 "cancels_received": self._operations["cancel"],
                 "requests": dict(self._operations),
-                "duplicate_inputs": self._counts["duplicate_inputs"],
-                "worker_seconds": bills,
+                "duplicate_inputs": len(self._jobs) - len(self._inputs),
+                "worker_seconds": dict(bills),
                 "active_workers": {app.id: app.active_workers for app in self._apps.values()},
                 "connections_opened": self.connections_opened,
                 "max_open_connections": self.max_open_connections,
             }
+
+    # Called by the HTTP layer.
 
     def connection(self, change: int) -> None:
         """Count a connection that was opened (+1) or closed (-1)."""
@@ -145,8 +140,6 @@ class Service(Operations):
             self.connections_opened += max(0, change)
             self.max_open_connections = max(self.max_open_connections, self.connections_open)
 
-    # Called by the HTTP layer.
-
     def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
         """
         Answer a request.
@@ -154,13 +147,13 @@ class Service(Operations):
         :param path: the path as sent, with its query string.
         """
         request = Request.parse(method, path, headers, body)
-        if request.segments[:1] == ("_emulator",):
-            return control.answer(self, request)
+        if request.segments[0] == "_emulator":
+            return self._control(request)
         with self._lock:
-            now = self.clock()
+            now = self.now()
             operation = _operation(request)
             self._operations[operation] += 1
-            fault = self._faults.take(operation, _job_id(operation, request))
+            fault = self._take_fault(operation, request)
             performed = fault is None or fault.performs
             reply = self._perform(operation, request, now) if performed else json_reply(200, {})
             if fault is not None:
@@ -180,6 +173,17 @@ class Service(Operations):
             )
             return reply
 
+    def _take_fault(self, operation: str, request: Request) -> Fault | None:
+        """Return the first fault that applies to a request."""
+        place = {"get": 3, "cancel": 3, "output": 1}.get(operation)
+        job_id = None if place is None else request.segments[place]
+        for fault, matched in self._faults:
+            if fault.matches(operation, job_id):
+                used = next(matched) - fault.skip
+                if used >= 0 and (fault.times is None or used < fault.times):
+                    return fault
+        return None
+
     def _perform(self, operation: str, request: Request, now: float) -> Reply:
         try:
             if operation == "output":
@@ -190,7 +194,7 @@ class Service(Operations):
             perform: Callable[[Request, str | None, float], Reply] = getattr(self, f"_{operation}")
             return perform(request, team, now)
         except Refusal as refusal:
-            return error_reply(refusal.status, str(refusal), refusal.headers)
+            return refusal.reply
 
     def _authorize(self, request: Request) -> str | None:
         if request.headers.get("x-api-key") != self.api_key:
@@ -199,6 +203,34 @@ class Service(Operations):
         if team is not None and self.teams is not None and team not in self.teams:
             raise Refusal(403, "the API key may not be used for this team")
         return team
+
+    def _control(self, request: Request) -> Reply:
+        """Answer a control request. It needs no key and is not logged; a wrong body is answered with 400."""
+
+        def body() -> dict[str, Any]:
+            return dict(json.loads(request.body))
+
+        def records() -> list[dict[str, Any]]:
+            return [{**asdict(each), "body": each.body.decode("utf-8", "replace")} for each in self.records()]
+
+        actions: dict[tuple[str, ...], Callable[[], Any]] = {
+            ("GET", "stats"): self.stats,
+            ("GET", "requests"): records,
+            ("GET", "jobs"): self.jobs,
+            ("POST", "faults"): lambda: self.inject(Fault(**body())),
+            ("DELETE", "faults"): self.clear_faults,
+            ("POST", "reset"): self.reset,
+            ("POST", "options"): lambda: self.configure(body()),
+            ("POST", "workers"): lambda: self.scale(**body()),
+        }
+        action = actions.get((request.method, *request.segments[1:]))
+        if action is None:
+            return Refusal(404, "no such control").reply
+        try:
+            answer = action()
+            return json_reply(200, {} if answer is None else answer)
+        except (KeyError, TypeError, ValueError) as error:
+            return Refusal(400, f"{type(error).__name__}: {error}").reply
 
 
 def _methods(request: Request) -> dict[str, str]:
@@ -225,8 +257,3 @@ def _no_operation(request: Request) -> Refusal:
     if methods := _methods(request):
         return Refusal(405, f"{request.method} is not allowed here", Allow=", ".join(methods))
     return Refusal(404, "no such path")
-
-
-def _job_id(operation: str, request: Request) -> str | None:
-    place = {"get": 3, "cancel": 3, "output": 1}.get(operation)
-    return None if place is None else request.segments[place]
