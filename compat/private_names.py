@@ -97,8 +97,8 @@ PRIVATE_NAMES = [
         "2.11.2",
         before=(3, 0),
     ),
-    PrivateName("airflow.sdk.bases.operator:ExecutorSafeguard.sentinel_value", _KIT, since=(3, 0)),
-    PrivateName("airflow.models.base:_sentinel", _KIT, "2.11.2", before=(3, 0)),
+    PrivateName("airflow.sdk.bases.operator:ExecutorSafeguard.test_mode", _KIT, since=(3, 0)),
+    PrivateName("airflow.models.baseoperator:ExecutorSafeguard.test_mode", _KIT, "2.11.2", before=(3, 0)),
     PrivateName("airflow.sdk.execution_time.context:VariableAccessor", _KIT, since=(3, 0)),
     PrivateName("airflow.sdk.execution_time.context:ConnectionAccessor", _KIT, since=(3, 0)),
     PrivateName(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
 from types import SimpleNamespace
@@ -14,10 +13,6 @@ RETURN_VALUE = "return_value"
 
 # The default of a parameter: midnight (UTC), at the time of the call.
 TODAY = datetime.min
-
-
-def _midnight() -> datetime:
-    return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 class FakeTaskInstance:
@@ -122,118 +117,124 @@ def _name_of(asset: Any) -> Any:
     return getattr(asset, "uri", None) or getattr(asset, "name", asset)
 
 
-@dataclass(frozen=True)
-class Run:
+# --- the results of earlier tasks ---
+
+
+def xcoms_of(result: Any) -> dict[str, Any]:
     """
-    A run of a DAG: the first one, and a manual one.
+    Return the XComs of a task, by key.
 
-    :param logical_date: its logical date; ``None`` if it has none.
-    :param partition_key: its partition, if it has one.
-    :param asset_events: the ``extra`` of the events that started it, by the asset's URI or the alias's name.
+    :param result: a `TaskResult`, a list of them for a mapped task, or what the task returned.
     """
-
-    logical_date: datetime | None
-    partition_key: str | None = None
-    asset_events: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls,
-        logical_date: datetime | None,
-        partition_key: str | None,
-        asset_events: Mapping[str, dict[str, Any]] | None,
-    ) -> Run:
-        """
-        Return a run that this Airflow can have.
-
-        :param logical_date: `TODAY` when left out.
-        :raises ValueError: this Airflow has no such runs.
-        """
-        from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_VERSION
-
-        if partition_key is not None and AIRFLOW_VERSION < (3, 2):
-            raise ValueError("partition_key needs Airflow 3.2: earlier runs have no partition")
-        if logical_date is None and not AIRFLOW_V_3_0_PLUS:
-            raise ValueError("logical_date=None needs Airflow 3: each earlier run has a logical date")
-        if logical_date is TODAY:
-            has_none = partition_key is not None or (asset_events is not None and AIRFLOW_V_3_0_PLUS)
-            logical_date = None if has_none else _midnight()
-        return cls(logical_date, partition_key, asset_events or {})
-
-    def names(self, dag_id: str, task_id: str) -> dict[str, Any]:
-        """Return the names in templates that follow from its date and its partition."""
-        from airflow_provider_rungen._airflow import AIRFLOW_VERSION
-
-        key, when = f"{dag_id}__{task_id}__", self.logical_date
-        partition = {"partition_key": self.partition_key} if AIRFLOW_VERSION >= (3, 2) else {}
-        if when is None:
-            return {**partition, "task_instance_key_str": key + FakeTaskInstance.run_id}
-        return {
-            **partition,
-            "task_instance_key_str": f"{key}{when:%Y%m%d}",
-            **self.dates(),
-            "ds": f"{when:%Y-%m-%d}",
-            "ds_nodash": f"{when:%Y%m%d}",
-            "ts": when.isoformat(),
-            "ts_nodash": f"{when:%Y%m%dT%H%M%S}",
-            "ts_nodash_with_tz": f"{when:%Y%m%dT%H%M%S%z}",
-            **dict.fromkeys(("prev_data_interval_start_success", "prev_data_interval_end_success")),
-        }
-
-    def dates(self) -> dict[str, datetime | None]:
-        return dict.fromkeys(("logical_date", "data_interval_start", "data_interval_end"), self.logical_date)
-
-    def dag_run(self, dag_id: str) -> SimpleNamespace:
-        """Return what is ``dag_run`` in templates."""
-        from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_VERSION
-
-        when = self.logical_date or _midnight()
-        run = {"run_id": FakeTaskInstance.run_id, "dag_id": dag_id, "run_type": "manual", "conf": {}}
-        since = {"run_after": when} if AIRFLOW_V_3_0_PLUS else {}
-        partition = {"partition_key": self.partition_key} if AIRFLOW_VERSION >= (3, 2) else {}
-        return SimpleNamespace(**run, start_date=when, **self.dates(), **since, **partition)
+    if hasattr(result, "xcoms"):
+        return dict(result.xcoms)
+    if isinstance(result, list) and result and all(hasattr(each, "xcoms") for each in result):
+        keys = dict.fromkeys(key for each in result for key in each.xcoms)
+        return {key: [each.xcoms[key] for each in result if key in each.xcoms] for key in keys}
+    return {RETURN_VALUE: result}
 
 
-def context(
+def _state_of(result: Any) -> str:
+    from airflow_provider_rungen._airflow import AirflowSkipException
+
+    results = result if isinstance(result, list) else [result]
+    errors = [each.error for each in results if hasattr(each, "xcoms") and each.error is not None]
+    if not errors:
+        return "success"
+    return "skipped" if isinstance(errors[-1], AirflowSkipException) else "failed"
+
+
+# --- the run ---
+
+
+def make_dag_run(
+    dag_id: str, logical_date: datetime | None, partition_key: str | None, *, is_triggered: bool
+) -> SimpleNamespace:
+    """
+    Return what is ``dag_run`` in templates: a manual run, and the first one.
+
+    :param logical_date: `TODAY` when left out.
+    :param is_triggered: whether asset events started it.
+    :raises ValueError: this Airflow has no such runs.
+    """
+    from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_VERSION
+
+    if partition_key is not None and AIRFLOW_VERSION < (3, 2):
+        raise ValueError("partition_key needs Airflow 3.2: earlier runs have no partition")
+    if logical_date is None and not AIRFLOW_V_3_0_PLUS:
+        raise ValueError("logical_date=None needs Airflow 3: each earlier run has a logical date")
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if logical_date is TODAY:
+        has_none = partition_key is not None or (is_triggered and AIRFLOW_V_3_0_PLUS)
+        logical_date = None if has_none else today
+    run = SimpleNamespace(run_id=FakeTaskInstance.run_id, dag_id=dag_id, run_type="manual", conf={})
+    run.start_date = logical_date or today
+    run.logical_date = run.data_interval_start = run.data_interval_end = logical_date
+    if AIRFLOW_V_3_0_PLUS:
+        run.run_after = run.start_date
+    if AIRFLOW_VERSION >= (3, 2):
+        run.partition_key = partition_key
+    return run
+
+
+def _date_names(when: datetime) -> dict[str, Any]:
+    """Return the names in templates that follow from a logical date."""
+    return {
+        **dict.fromkeys(("logical_date", "data_interval_start", "data_interval_end"), when),
+        "ds": f"{when:%Y-%m-%d}",
+        "ds_nodash": f"{when:%Y%m%d}",
+        "ts": when.isoformat(),
+        "ts_nodash": f"{when:%Y%m%dT%H%M%S}",
+        "ts_nodash_with_tz": f"{when:%Y%m%dT%H%M%S%z}",
+        **dict.fromkeys(("prev_data_interval_start_success", "prev_data_interval_end_success")),
+    }
+
+
+def make_context(
     operator: Any,
-    upstream: Mapping[str, Mapping[str, Any]],
-    states: Mapping[str, str],
-    run: Run,
-    map_index: int | None = None,
+    dag_run: SimpleNamespace,
+    upstream: Mapping[str, Any],
+    asset_events: Mapping[str, Any],
+    map_index: int | None,
 ) -> dict[str, Any]:
     """
     Return what Airflow gives a task.
 
     :param operator: the task.
-    :param upstream: the XComs of earlier tasks, by task id and key.
-    :param states: their states. Other tasks of the DAG have none yet.
-    :param run: the run of the DAG.
+    :param dag_run: the run of the DAG.
+    :param upstream: the results of earlier tasks, by task id. Other tasks of the DAG have no state yet.
+    :param asset_events: the ``extra`` of the events that started the run, by asset URI or alias name.
     :param map_index: the index of a mapped task.
     """
     from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS
 
     dag = operator.dag if operator.has_dag() else None
-    known = {**dict.fromkeys(dag.task_dict if dag else ()), **states, operator.task_id: "running"}
-    dag_run = run.dag_run(operator.dag_id)
+    xcoms = {task_id: xcoms_of(result) for task_id, result in upstream.items()}
+    states: dict[str, str | None] = dict.fromkeys(dag.task_dict if dag else ())
+    states |= {task_id: _state_of(result) for task_id, result in upstream.items()}
+    states[operator.task_id] = "running"
     if AIRFLOW_V_3_0_PLUS:
-        ti: FakeTaskInstance = FakeTaskInstance3(operator, upstream, known)
+        ti: FakeTaskInstance = FakeTaskInstance3(operator, xcoms, states)
         macros, accessors = "airflow.sdk.execution_time.macros", "airflow.sdk.execution_time.context"
     else:
-        ti = FakeTaskInstance(operator, upstream)
+        ti = FakeTaskInstance(operator, xcoms)
         macros, accessors = "airflow.macros", "airflow.utils.context"
-        dag_run.get_task_instance = lambda task_id, **_: SimpleNamespace(state=known.get(task_id))
+        dag_run.get_task_instance = lambda task_id, **_: SimpleNamespace(state=states.get(task_id))
     if map_index is not None:
         ti.map_index = map_index
-    lookups = import_module(accessors)
+    when, lookups = dag_run.logical_date, import_module(accessors)
+    key = dag_run.run_id if when is None else f"{when:%Y%m%d}"
     return {
         "ti": ti,
         "task_instance": ti,
+        "task_instance_key_str": f"{ti.dag_id}__{ti.task_id}__{key}",
         "task": operator,
         "dag": dag,
         "dag_run": dag_run,
         "run_id": ti.run_id,
         "params": {**(dag.params.dump() if dag else {}), **operator.params.dump()},
-        **run.names(ti.dag_id, ti.task_id),
+        **({} if when is None else _date_names(when)),
+        **({"partition_key": dag_run.partition_key} if hasattr(dag_run, "partition_key") else {}),
         **dict.fromkeys(("prev_start_date_success", "prev_end_date_success")),
         "macros": import_module(macros),
         "var": {
@@ -245,7 +246,7 @@ def context(
         "outlets": operator.outlets,
         "outlet_events": OutletEvents(),
         "triggering_asset_events": TriggeringEvents(
-            {name: [SimpleNamespace(extra=extra)] for name, extra in run.asset_events.items()}
+            {name: [SimpleNamespace(extra=extra)] for name, extra in asset_events.items()}
         ),
         "task_state_store": FakeStore() if AIRFLOW_V_3_3_PLUS else None,
         "expanded_ti_count": None,

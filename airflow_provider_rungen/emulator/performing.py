@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import math
+import signal
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_provider_rungen.emulator import upstreams
-from airflow_provider_rungen.emulator.fakes import RETURN_VALUE
-from airflow_provider_rungen.emulator.timelimit import interrupting, run_apart
+import jinja2
+
+from airflow_provider_rungen.emulator.fakes import RETURN_VALUE, xcoms_of
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.emulator.server import Emulator
     from airflow_provider_rungen.emulator.testing import TaskResult
 
+T = TypeVar("T")
+
 _SECONDS_TO_END = 10.0
+# Seconds until the next interruption, in case that something took the first one for an error of its own.
+_AGAIN = 5.0
 
 
 class Performance:
@@ -42,53 +51,50 @@ class Performance:
         self._emulator = emulator
         self._trigger: Any = None
 
-    def run(self, pulled: Mapping[str, Mapping[str, Any]], replace: Mapping[str, Any]) -> Any:
+    def run(self, upstream: Mapping[str, Any], replace: Mapping[str, Any]) -> Any:
         """
         Return what the task returns.
 
-        :param pulled: the XComs of earlier tasks, by task id and key.
+        :param upstream: the results of earlier tasks, by task id.
         :param replace: the attributes that are set once the templates are rendered.
         """
-        self.task = upstreams.render(self.task, self._context, pulled)
+        self.task = task = _render(self.task, self._context, upstream)
         for name, value in replace.items():
-            if not hasattr(self.task, name):
-                raise TypeError(f"{type(self.task).__name__} has no parameter {name!r} to replace")
-            setattr(self.task, name, value)
-        return self._execute()
+            if not hasattr(task, name):
+                raise TypeError(f"{type(task).__name__} has no parameter {name!r} to replace")
+            setattr(task, name, value)
+        if self._emulator is None or not getattr(task, "deferrable", False):
+            return self._perform(partial(task.execute, self._context))
+        task.defer_after = 0.0  # no job ends before, and the pause is short
+        return self._perform(partial(self._pause_and_execute, self._emulator))
 
-    def _execute(self) -> Any:
+    def _pause_and_execute(self, emulator: Emulator) -> Any:
+        with emulator.service.paused():
+            return self.task.execute(self._context)
+
+    def _perform(self, step: Callable[[], Any]) -> Any:
         from airflow_provider_rungen._airflow import TaskDeferred
 
-        task, context = self.task, self._context
-        step: Callable[[], Any] = partial(task.execute, context, **_as_task_runner(task))
-        pause: Any = contextlib.nullcontext()
-        if self._emulator is not None and getattr(task, "deferrable", False):
-            pause = self._emulator.service.paused()
-            task.defer_after = 0.0  # no job ends before, and the pause is short
         while True:
             try:
-                with pause:
-                    return step()
+                return step()
             except TaskDeferred as deferral:
-                pause = contextlib.nullcontext()
                 self._result.timeouts.append(deferral.timeout)
                 method, kwargs = deferral.method_name, dict(deferral.kwargs or {})
                 self._trigger = deferral.trigger
                 try:
-                    event = run_apart(partial(_first_event, deferral.trigger, deferral.timeout))
+                    event = _run_apart(_first_event(deferral.trigger, deferral.timeout))
                 except Exception as error:  # as the triggerer reports it
                     reason = "Trigger timeout" if isinstance(error, TimeoutError) else "Trigger failure"
-                    method, kwargs = (
-                        "__fail__",
-                        {"error": reason, "traceback": traceback.format_exception(error)},
-                    )
+                    method = "__fail__"
+                    kwargs = {"error": reason, "traceback": traceback.format_exception(error)}
                 else:
                     self._result.events.append(event.payload)
                     if (state := getattr(event, "task_instance_state", None)) is not None:
-                        return _end_from_trigger(event, str(state), context["ti"])
+                        return _end_from_trigger(event, str(state), self._context["ti"])
                     kwargs["event"] = event.payload
                 self._trigger = None
-                step = partial(task.resume_execution, method, kwargs, context)
+                step = partial(self.task.resume_execution, method, kwargs, self._context)
 
     @property
     def state(self) -> str:
@@ -106,6 +112,9 @@ class Performance:
                 self.task.resume_execution("__fail__", {"error": "Trigger timeout"}, self._context)
 
 
+# --- triggers ---
+
+
 async def _first_event(trigger: Any, limit: timedelta | None) -> Any:
     """Run a trigger as the triggerer does, made again from what is stored of it, until it fires."""
     path, kwargs = trigger.serialize()
@@ -120,6 +129,25 @@ async def _first_event(trigger: Any, limit: timedelta | None) -> Any:
         await stream.aclose()
 
 
+def _run_apart(work: Coroutine[Any, Any, T]) -> T:
+    """
+    Run a coroutine in an event loop in a thread, and return what it returns.
+
+    An interruption cancels it. In the main thread it would hit the loop between any two steps, and be taken
+    for the error of a callback. A triggerer is another process, too.
+    """
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+    loop = runner.get_loop()
+    task = loop.create_task(work)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(loop.run_until_complete, task)
+        try:
+            return ended.result()
+        finally:
+            loop.call_soon_threadsafe(task.cancel)
+            pool.submit(runner.close)
+
+
 def _end_from_trigger(event: Any, state: str, ti: Any) -> Any:
     """Do what Airflow does when an event ends the task, and return what the task returned."""
     for key, value in (event.xcoms or {}).items():
@@ -129,16 +157,107 @@ def _end_from_trigger(event: Any, state: str, ti: Any) -> Any:
     return ti.xcoms.get(RETURN_VALUE)
 
 
-def _as_task_runner(operator: Any) -> dict[str, Any]:
-    """Return the argument by which Airflow knows that a task is executed by itself."""
-    from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
+# --- the time limit ---
 
-    if not hasattr(operator.execute, "__wrapped__"):
-        return {}
-    if AIRFLOW_V_3_0_PLUS:
-        from airflow.sdk.bases.operator import ExecutorSafeguard
 
-        sentinel: Any = ExecutorSafeguard.sentinel_value
-    else:
-        sentinel = vars(import_module("airflow.models.base"))["_sentinel"]
-    return {f"{type(operator).__name__}__sentinel": sentinel}
+@contextlib.contextmanager
+def interrupting(seconds: float | None) -> Iterator[list[float]]:
+    """
+    Raise ``AirflowTaskTimeout`` in the block after some seconds, and yield the times when it was.
+
+    Only the main thread can be interrupted. If the test runner has an alarm that rings before, it stays.
+
+    :param seconds: never when ``None``.
+    """
+    began, interrupted = time.monotonic(), list[float]()
+    is_main = threading.current_thread() is threading.main_thread()
+    others, repeat = signal.getitimer(signal.ITIMER_REAL) if is_main else (0.0, 0.0)
+    if seconds is None or not is_main or 0 < others <= seconds:
+        yield interrupted
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        from airflow_provider_rungen._airflow import AirflowTaskTimeout
+
+        interrupted.append(time.monotonic())
+        raise AirflowTaskTimeout(f"{seconds:g} s have passed")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
+    try:
+        yield interrupted
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if others:
+            signal.setitimer(signal.ITIMER_REAL, max(others - (time.monotonic() - began), 0.001), repeat)
+
+
+# --- templates, and what a mapped task maps over ---
+
+
+def is_task(task: Any) -> bool:
+    """Return whether this is a task, and not a mapped one, from which Airflow makes tasks."""
+    return hasattr(task, "execute")
+
+
+def _render(operator: Any, context: dict[str, Any], upstream: Mapping[str, Any]) -> Any:
+    """Render the templates of a task, and return it: for a mapped task, the one of the map index."""
+    environment = operator.get_template_env()
+    environment.undefined = jinja2.StrictUndefined if not operator.has_dag() else environment.undefined
+    if is_task(operator):
+        for name in operator.template_fields:
+            if hasattr(operator, name):
+                setattr(operator, name, _resolve_mapped(getattr(operator, name), upstream))
+        operator.render_template_fields(context, environment)
+        return operator
+    mapped, expanded = copy.copy(operator), operator._get_specified_expand_input()
+    setattr(mapped, operator._expand_input_attr, _Expansion(expanded, context, upstream))
+    mapped.render_template_fields(context, environment)
+    return context["task"]
+
+
+class _Expansion:
+    """
+    What a mapped task maps over, resolved, since Airflow would look up its length in its database.
+
+    :param expanded: Airflow's own.
+    :param context: what Airflow gives the task.
+    :param upstream: the results of earlier tasks, by task id.
+    """
+
+    def __init__(self, expanded: Any, context: dict[str, Any], upstream: Mapping[str, Any]) -> None:
+        values = _resolve(expanded.value, context, upstream)
+        index, count = context["ti"].map_index, len(values)
+        given: Any = expanded.value
+        if isinstance(values, dict):
+            count = math.prod(map(len, values.values()))
+        if index not in range(count):
+            raise IndexError(f"map_index is {index}, but {context['task']!r} is mapped over {count}")
+        self._resolved = type(expanded)(values)
+        self._given = given if isinstance(given, dict) else given[index] if isinstance(given, list) else {}
+
+    def resolve(self, *args: Any, **kwargs: Any) -> tuple[Mapping[str, Any], set[int]]:
+        """Return the parameters of the task, and the ids of those that are no templates."""
+        data, _ = self._resolved.resolve(*args, **kwargs)
+        given = self._given if isinstance(self._given, dict) else {}
+        return data, {id(each) for name, each in data.items() if hasattr(given.get(name, self), "resolve")}
+
+
+def _resolve(value: Any, context: dict[str, Any], upstream: Mapping[str, Any]) -> Any:
+    """Replace the outputs of tasks by what they returned."""
+    if isinstance(value, dict):
+        return {name: _resolve(each, context, upstream) for name, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_resolve(each, context, upstream) for each in value)
+    value = _resolve_mapped(value, upstream)
+    return value.resolve(context) if hasattr(value, "resolve") and hasattr(value, "operator") else value
+
+
+def _resolve_mapped(value: Any, upstream: Mapping[str, Any]) -> Any:
+    """Replace the output of mapped tasks, which Airflow would look up in its database."""
+    if type(value) in (list, tuple):
+        return type(value)(_resolve_mapped(each, upstream) for each in value)
+    task: Any = getattr(value, "operator", None)
+    is_known = not is_task(task) and getattr(task, "task_id", None) in upstream
+    return xcoms_of(upstream[task.task_id]).get(value.key) if is_known else value

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
-from airflow_provider_rungen.emulator import fakes, upstreams
 from airflow_provider_rungen.emulator.environment import EMULATORS, including, variable
-from airflow_provider_rungen.emulator.fakes import RETURN_VALUE, TODAY
-from airflow_provider_rungen.emulator.performing import Performance
-from airflow_provider_rungen.emulator.rows import read_rows
-from airflow_provider_rungen.emulator.timelimit import interrupting
+from airflow_provider_rungen.emulator.fakes import (
+    RETURN_VALUE,
+    TODAY,
+    OutletEvents,
+    make_context,
+    make_dag_run,
+)
+from airflow_provider_rungen.emulator.performing import Performance, interrupting, is_task
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.emulator.server import Emulator
@@ -58,7 +66,7 @@ class TaskResult:
         summary = self.value if isinstance(self.value, Mapping) else self.xcoms.get("rungen_page") or {}
         if "results" not in summary:
             raise ValueError(f"the task wrote no results table; it raised {self.error!r}")
-        return read_rows(summary["results"])
+        return _read_rows(summary["results"])
 
 
 def run_operator(
@@ -103,24 +111,22 @@ def run_operator(
     """
     from airflow_provider_rungen._airflow import AirflowTaskTimeout
 
-    if not upstreams.is_task(operator):
-        operator = getattr(operator, "operator", operator)
-    if upstreams.is_task(operator) is not (map_index is None):
-        problem = (
-            "is mapped: choose one of its tasks with" if map_index is None else "is not mapped, and has no"
-        )
-        raise TypeError(f"{operator!r} {problem} map_index")
-    pulled = upstreams.xcoms(upstream or {})
-    started_by = None if triggered_by is None else triggered_by.asset_events
-    run = fakes.Run.of(logical_date, partition_key, started_by)
-    made = fakes.context(operator, pulled, upstreams.states(upstream or {}), run, map_index)
+    operator = operator if is_task(operator) else getattr(operator, "operator", operator)
+    if is_task(operator) is not (map_index is None):
+        problem = "mapped: choose a task with" if map_index is None else "not mapped, and has no"
+        raise TypeError(f"{operator!r} is {problem} map_index")
+    dag_run = make_dag_run(
+        operator.dag_id, logical_date, partition_key, is_triggered=triggered_by is not None
+    )
+    asset_events = triggered_by.asset_events if triggered_by is not None else {}
+    made = make_context(operator, dag_run, upstream or {}, asset_events, map_index)
     ready, result = {**made, **(context or {})}, TaskResult()
     emulators = including(emulator.url if emulator is not None else "")
-    with variable(EMULATORS, emulators), _restored(operator, replace or {}), _recorded() as lines:
+    with variable(EMULATORS, emulators), _as_task_runner(operator, replace or {}), _recorded() as lines:
         performance = Performance(operator, ready, result, emulator)
         try:
             with interrupting(timeout) as interrupted:
-                result.value = performance.run(pulled, replace or {})
+                result.value = performance.run(upstream or {}, replace or {})
         except Exception as error:
             result.error = error
         except AirflowTaskTimeout:
@@ -134,7 +140,7 @@ def run_operator(
     result.xcoms = {**getattr(ready["ti"], "xcoms", {})}
     if result.value is not None and performance.task.do_xcom_push:
         result.xcoms[RETURN_VALUE] = result.value
-    if isinstance(ready["outlet_events"], fakes.OutletEvents):
+    if isinstance(ready["outlet_events"], OutletEvents):
         result.asset_events = {name: event.extra for (_, name), event in ready["outlet_events"].items()}
     return result
 
@@ -150,25 +156,28 @@ def _overrun(performance: Performance, timeout: float | None, lines: list[str]) 
 
 
 @contextlib.contextmanager
-def _restored(operator: Any, more: Iterable[str]) -> Iterator[None]:
-    """Restore what a run changes, so that the operator of a DAG file can be run again."""
-    attributes = vars(operator) if upstreams.is_task(operator) else {}  # a mapped one is not changed
-    names = (*operator.template_fields, "defer_after", *more)
+def _as_task_runner(operator: Any, replaced: Iterable[str]) -> Iterator[None]:
+    """Allow the operator to be executed by itself, and to be run again: restore what a run changes."""
+    from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
+
+    module = "airflow.sdk.bases.operator" if AIRFLOW_V_3_0_PLUS else "airflow.models.baseoperator"
+    attributes = vars(operator) if is_task(operator) else {}  # a mapped one is not changed
+    names = (*operator.template_fields, "defer_after", *replaced)
     before = {name: attributes[name] for name in names if name in attributes}
     attributes["_lock_for_execution"] = True  # or Airflow would take a rendered field for one of the DAG
     try:
-        yield
+        with patch.object(import_module(module).ExecutorSafeguard, "test_mode", True):
+            yield
     finally:
-        attributes["_lock_for_execution"] = False
-        attributes.update(before)
+        attributes.update(before, _lock_for_execution=False)
 
 
 @contextlib.contextmanager
 def _recorded() -> Iterator[list[str]]:
     """Record what is logged: the package's messages from INFO, and others as they are configured."""
-    recorder, package = _Recorder(), logging.getLogger(_PACKAGE)
+    recorder, package, of_tasks = _Recorder(), logging.getLogger(_PACKAGE), logging.getLogger("airflow.task")
     # Airflow 2.11 does not pass on what a task logs
-    loggers = [logging.getLogger(name) for name in ("", "airflow.task")]
+    loggers = [logging.getLogger(), *([] if of_tasks.propagate else [of_tasks])]
     level = package.level
     if package.getEffectiveLevel() > logging.INFO:
         package.setLevel(logging.INFO)
@@ -187,9 +196,24 @@ class _Recorder(logging.Handler):
         super().__init__()
         self.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
         self.lines: list[str] = []
-        self._last: logging.LogRecord | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record is not self._last:  # it may come from several loggers
-            self._last = record
-            self.lines.append(self.format(record))
+        self.lines.append(self.format(record))
+
+
+def _read_rows(uri: str) -> list[dict[str, Any]]:
+    """Return the rows of a ``.jsonl``, ``.csv`` or ``.parquet`` file."""
+    from airflow_provider_rungen._airflow import ObjectStoragePath
+
+    with ObjectStoragePath(uri).open("rb") as file:  # which Airflow 2.11 cannot iterate over
+        content = file.read()
+    if uri.endswith(".parquet"):
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        rows: list[dict[str, Any]] = parquet.read_table(pa.BufferReader(content)).to_pylist()
+        return rows
+    text = content.decode()
+    if uri.endswith(".csv"):
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    return [json.loads(line) for line in text.split("\n") if line]
