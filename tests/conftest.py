@@ -49,7 +49,7 @@ os.environ |= {
 import bad_answers  # noqa: E402
 from faulty_s3 import FaultyS3  # noqa: E402
 from odd_answers import OddService  # noqa: E402
-from wire import Send, Server, Talk, by_aiohttp, by_requests  # noqa: E402
+from wire import Server, Talk  # noqa: E402
 
 from airflow_provider_rungen.client.flow import Flow, Request, Response  # noqa: E402
 from airflow_provider_rungen.client.polling import wait_for_jobs  # noqa: E402
@@ -330,18 +330,6 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
     return port
-
-
-@pytest.fixture(params=[by_requests, by_aiohttp], ids=["requests", "aiohttp"])
-def send_all(request: pytest.FixtureRequest) -> Any:
-    """Each sender, as a function that sends several requests and closes it."""
-    return request.param
-
-
-@pytest.fixture
-def send(send_all: Any) -> Send:
-    """Each sender, as a function that sends one request and closes it."""
-    return lambda settings, request: send_all(settings, request)[0]
 
 
 @pytest.fixture

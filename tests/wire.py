@@ -1,8 +1,7 @@
-"""What the tests of the senders share: a scripted server, and both senders."""
+"""What the tests of the senders share: a scripted server, and a sender."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 import socket
@@ -14,34 +13,28 @@ from dataclasses import replace
 from typing import Any
 
 from airflow_provider_rungen.client.flow import Request, Response
-from airflow_provider_rungen.client.senders import AsyncSender, Sender
+from airflow_provider_rungen.client.senders import Sender
 from airflow_provider_rungen.client.settings import Settings
 
 KEY = "sk-0123456789-very-secret"
 GET = Request("GET", "app", "list the apps")
 POST = Request("POST", "app/a/run_async", "run a job of app a", b'{"input":{}}')
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
-Send = Callable[[Settings, Request], Response]
 Talk = Callable[[socket.socket], None]
 
 
-def by_requests(settings: Settings, *requests: Request) -> list[Response]:
+def send(settings: Settings, request: Request) -> Response:
+    """Send one request."""
+    return send_each(settings, request)[0]
+
+
+def send_each(settings: Settings, *requests: Request) -> list[Response]:
+    """Send requests, over one connection where the server allows it."""
     sender = Sender(settings)
     try:
         return [sender(request) for request in requests]
     finally:
         sender.close()
-
-
-def by_aiohttp(settings: Settings, *requests: Request) -> list[Response]:
-    async def work() -> list[Response]:
-        sender = AsyncSender(settings)
-        try:
-            return [await sender(request) for request in requests]
-        finally:
-            await sender.close()
-
-    return asyncio.run(work())
 
 
 class Server:

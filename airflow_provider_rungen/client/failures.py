@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -72,11 +71,8 @@ def proxy_failed(request: Request, error: BaseException, proxy: str | None) -> R
     :param error: the library's error.
     :param proxy: the URL of the proxy.
     """
-    root = _root(error)
-    # http.client has the status in the text only
-    status = getattr(error, "status", None) or re.search(r"^Tunnel connection failed: (\d{3})\b", str(root))
-    if status:
-        what = f"refused to connect to RunGen ({status[1] if isinstance(status, re.Match) else status})"
+    if status := getattr(error, "status", None):
+        what = f"refused to connect to RunGen ({status})"
     else:
         what = f"could not be reached ({describe_cause(error)})"
     return RunGenConnectionError(

@@ -1,31 +1,27 @@
 """
-Send requests: a blocking sender (`requests`) and an asynchronous one (`aiohttp`).
+Send requests over HTTP: in an event loop, or blocking.
 
-Each library is imported when its sender is made, so that DAG files parse fast.
+aiohttp is imported when a sender is made, so that DAG files parse fast.
 """
 
 from __future__ import annotations
 
 import asyncio
+import queue
 import socket
+import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.bodies import CHUNK, ResponseBody
-from airflow_provider_rungen.client.exchange import (
-    CHECK_INTERVAL,
-    FINAL_GRACE,
-    AbandonedError,
-    ExchangeThread,
-    check_current,
-)
+from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
 from airflow_provider_rungen.client.failures import ExchangeState, connection_failed, proxy_failed, timed_out
 from airflow_provider_rungen.client.flow import Request, Response
-from airflow_provider_rungen.client.lookups import look_up
 from airflow_provider_rungen.client.settings import Settings, environment_ca, tls_context
 
 if TYPE_CHECKING:
@@ -33,6 +29,10 @@ if TYPE_CHECKING:
     import requests
 
 MAX_IN_FLIGHT = 32
+# Seconds between two checks whether the caller is interrupted.
+CHECK_INTERVAL = 0.1
+# Seconds that a request in flight may take once its caller is interrupted.
+FINAL_GRACE = 1.0
 
 
 class RateLimiter:
@@ -52,107 +52,6 @@ class RateLimiter:
         begin = max(now, self._next)
         self._next = begin + self._gap
         return begin - now
-
-
-class Sender:
-    """
-    Sends requests over one `requests.Session`, blocking.
-
-    A thread performs each of them. The caller leaves it behind at the deadline, or when a signal comes.
-
-    :param settings: how to reach the service.
-    :param sleep: sleeps until a request may begin.
-    :param is_interrupted: returns whether the caller has to end soon, so that a request in flight gets
-        little time.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        sleep: Callable[[float], None] = time.sleep,
-        is_interrupted: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.settings = settings
-        self._sleep = sleep
-        self._is_interrupted = is_interrupted
-        self._proxy = settings.proxy_for(settings.base_url)
-        self._limiter = RateLimiter(settings.max_requests_per_second)
-        self._session: requests.Session | None = None
-        self._thread: ExchangeThread | None = None
-        self._open()
-
-    def _open(self) -> tuple[requests.Session, ExchangeThread]:
-        """Return the session and its thread, new ones if the last exchange was abandoned."""
-        if self._session is None or self._thread is None or self._thread.is_aborted:
-            from airflow_provider_rungen.client.sessions import Session
-
-            self._session = Session(self.settings)
-            self._thread = ExchangeThread(self._session.close)
-        return self._session, self._thread
-
-    @property
-    def session(self) -> requests.Session:
-        """The session. It sends the API key."""
-        return self._open()[0]
-
-    def __call__(self, request: Request) -> Response:
-        """
-        Send a request and read the whole answer.
-
-        :param request: the request.
-        :raises RunGenConnectionError: there was no whole answer in time.
-        :raises RunGenResponseError: the answer is too large, or encoded in an unknown way.
-        """
-        import requests
-        from urllib3.exceptions import HTTPError
-
-        if wait := self._limiter.reserve():
-            self._sleep(wait)
-        session, thread = self._open()
-        limit = self.settings.time_limit(request)
-        exchange = thread.start(partial(self._exchange, session, request, limit))
-        try:
-            return exchange.wait(limit, self._is_interrupted)
-        except AbandonedError:
-            failure = timed_out(request, limit, exchange, self._proxy)
-        except (requests.RequestException, HTTPError, OSError, EOFError, zlib.error) as error:
-            if isinstance(error, requests.exceptions.ProxyError) and not exchange.is_sent:
-                failure = proxy_failed(request, error, self._proxy)
-            else:
-                failure = connection_failed(request, error, sent=exchange.is_sent, proxy=self._proxy)
-        # raised out here, so that the library's error, which holds the headers, is not its context
-        raise failure
-
-    def _exchange(self, session: requests.Session, request: Request, limit: float) -> Response:
-        settings = self.settings
-        timeouts = [min(each, limit) for each in (settings.connect_timeout, settings.read_timeout)]
-        with session.request(
-            request.method,
-            f"{settings.base_url}/{request.path}",
-            data=request.body,
-            headers=settings.headers_for(request),
-            timeout=(max(0.001, timeouts[0]), max(0.001, timeouts[1])),
-            verify=session.verify,
-            allow_redirects=False,
-            stream=True,
-        ) as answer:
-            encoding = answer.headers.get("Content-Encoding", "")
-            body = ResponseBody(request, settings.check_size, answer.status_code, encoding)
-            # urllib3 1 lacks read1, which returns what has arrived instead of waiting for all of it
-            read = getattr(answer.raw, "read1", answer.raw.read)
-            while not body.is_enough and (chunk := read(CHUNK, decode_content=False)):
-                for _ in body.feed(chunk):
-                    check_current()
-            if not body.is_enough and answer.raw.length_remaining:  # urllib3 1 does not check
-                raise EOFError("the end of the body is missing")
-            return settings.response(answer.status_code, answer.headers, body.finish())
-
-    def close(self) -> None:
-        """Close the connections. The sender can be used again."""
-        if self._thread is not None:
-            self._thread.close()
-            self._thread = None
 
 
 class AsyncSender:
@@ -192,6 +91,10 @@ class AsyncSender:
         :raises RunGenConnectionError: there was no whole answer in time.
         :raises RunGenResponseError: the answer is too large, or encoded in an unknown way.
         """
+        return await self.send(request, self._is_interrupted)
+
+    async def send(self, request: Request, is_interrupted: Callable[[], bool] | None) -> Response:
+        """Send a request, whose caller may be interrupted by something else; see `__call__`."""
         import aiohttp
 
         async with self._in_flight:
@@ -201,7 +104,7 @@ class AsyncSender:
             scope = asyncio.timeout(limit)
             try:
                 async with scope:
-                    with self._shortened_if_interrupted(scope, exchange):
+                    with _shortened(scope, exchange, is_interrupted):
                         return await self._exchange(request, exchange)
             except (aiohttp.ClientError, OSError, ValueError, EOFError, zlib.error) as error:
                 if scope.expired():
@@ -212,31 +115,6 @@ class AsyncSender:
                     failure = connection_failed(request, error, sent=exchange.is_sent, proxy=self._proxy)
             # raised out here, so that the library's error, which holds the headers, is not its context
             raise failure
-
-    @contextmanager
-    def _shortened_if_interrupted(self, scope: asyncio.Timeout, exchange: ExchangeState) -> Iterator[None]:
-        is_interrupted = self._is_interrupted
-        if is_interrupted is None:
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        timer: asyncio.TimerHandle
-
-        def check() -> None:
-            nonlocal timer
-            if not is_interrupted():
-                timer = loop.call_later(CHECK_INTERVAL, check)
-                return
-            exchange.is_interrupted = True
-            end = loop.time() + (FINAL_GRACE if exchange.is_sent else 0.0)
-            if not scope.expired():
-                scope.reschedule(min(scope.when() or end, end))
-
-        timer = loop.call_later(CHECK_INTERVAL, check)
-        try:
-            yield
-        finally:
-            timer.cancel()
 
     async def _exchange(self, request: Request, exchange: ExchangeState) -> Response:
         from yarl import URL
@@ -266,6 +144,156 @@ class AsyncSender:
         await self.session.close()
 
 
+@contextmanager
+def _shortened(
+    scope: asyncio.Timeout, exchange: ExchangeState, is_interrupted: Callable[[], bool] | None
+) -> Iterator[None]:
+    """Shorten the time of an exchange once its caller is interrupted."""
+    if is_interrupted is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def check() -> None:
+        nonlocal timer
+        if not is_interrupted():
+            timer = loop.call_later(CHECK_INTERVAL, check)
+            return
+        exchange.is_interrupted = True
+        end = loop.time() + (FINAL_GRACE if exchange.is_sent else 0.0)
+        if not scope.expired():
+            scope.reschedule(min(scope.when() or end, end))
+
+    timer = loop.call_later(CHECK_INTERVAL, check)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class Sender:
+    """
+    Sends requests, blocking, through an `AsyncSender` in the event loop of a daemon thread.
+
+    So a signal can end the call at any time, and the limit of a request holds whatever a server does.
+
+    :param settings: how to reach the service.
+    :param sleep: sleeps until a request may begin.
+    :param is_interrupted: returns whether the caller has to end soon, so that a request in flight gets
+        little time.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        is_interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.settings = settings
+        self._sleep = sleep
+        self._is_interrupted = is_interrupted
+        self._limiter = RateLimiter(settings.max_requests_per_second)
+        self._session: requests.Session | None = None
+        self._thread: _SenderThread | None = None
+
+    @property
+    def session(self) -> requests.Session:
+        """A session for the service, which sends the API key. It shares nothing with the other requests."""
+        if self._session is None:
+            from airflow_provider_rungen.client.sessions import open_session
+
+            self._session = open_session(self.settings)
+        return self._session
+
+    def __call__(self, request: Request) -> Response:
+        """
+        Send a request and read the whole answer, as `AsyncSender` does.
+
+        :param request: the request.
+        :raises RunGenConnectionError: there was no whole answer in time.
+        :raises RunGenResponseError: the answer is too large, or encoded in an unknown way.
+        """
+        if wait := self._limiter.reserve():
+            self._sleep(wait)
+        if self._thread is None or not self._thread.is_alive():  # no thread survives a fork
+            # it does not pace requests: `sleep` does, which a kill can end
+            self._thread = _SenderThread(replace(self.settings, max_requests_per_second=None))
+        return self._thread.send(request, self._is_interrupted)
+
+    def close(self) -> None:
+        """Close the connections. The sender can be used again."""
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+class _SenderThread:
+    """
+    An `AsyncSender` in the event loop of a daemon thread.
+
+    Callers share no lock with it, since signal handlers may raise in the main thread at any time.
+
+    :param settings: how to reach the service.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        import aiohttp  # noqa: F401 - here, since the first request would wait for it in the loop
+
+        opened: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, AsyncSender, asyncio.Event]]
+        opened = queue.SimpleQueue()
+        work = _keep_open(settings, opened)  # no method: the thread ends when nobody has this object
+        self._thread = threading.Thread(target=asyncio.run, args=(work,), name="rungen-sender", daemon=True)
+        self._thread.start()
+        self._loop, self._sender, stop = opened.get()
+        #: Closes the connections, and ends the thread.
+        self.close = weakref.finalize(self, _call_in, self._loop, stop.set)
+        self.close.atexit = False
+
+    def is_alive(self) -> bool:
+        """Return whether it can send."""
+        return self._thread.is_alive()
+
+    def send(self, request: Request, is_interrupted: Callable[[], bool]) -> Response:
+        """Send a request. An error that a signal handler raises cancels it."""
+        tasks: list[asyncio.Task[Response]] = []
+        done: queue.SimpleQueue[asyncio.Task[Response]] = queue.SimpleQueue()
+        ends_soon = False
+
+        def begin() -> None:
+            tasks.append(asyncio.ensure_future(self._sender.send(request, lambda: ends_soon)))
+            tasks[0].add_done_callback(done.put)
+
+        try:
+            _call_in(self._loop, begin)
+            while True:
+                with suppress(queue.Empty):
+                    return done.get(timeout=CHECK_INTERVAL).result()
+                ends_soon = is_interrupted()  # asked here, since it may depend on the thread
+        except BaseException:
+            _call_in(self._loop, lambda: [task.cancel() for task in tasks])
+            raise
+
+
+async def _keep_open(settings: Settings, opened: queue.SimpleQueue[Any]) -> None:
+    stop = asyncio.Event()
+    sender = AsyncSender(settings)
+    opened.put((asyncio.get_running_loop(), sender, stop))
+    try:
+        await stop.wait()
+    finally:
+        await sender.close()
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, work: Callable[[], object]) -> None:
+    with suppress(RuntimeError):  # it is closed
+        loop.call_soon_threadsafe(work)
+
+
 def _tracing() -> aiohttp.TraceConfig:
     """Return what notes that a request may have been sent."""
     import aiohttp
@@ -280,14 +308,33 @@ def _tracing() -> aiohttp.TraceConfig:
 
 
 def resolver() -> aiohttp.abc.AbstractResolver:
-    """Return a resolver for aiohttp whose look-ups nothing waits for in the end."""
+    """Return a resolver for aiohttp whose look-ups neither a loop nor the process waits for at its end."""
     from aiohttp.abc import AbstractResolver, ResolveResult
 
     class Resolver(AbstractResolver):
         async def resolve(
             self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
         ) -> list[ResolveResult]:
-            return await look_up(host, port, family)
+            infos = await in_daemon_thread(
+                socket.getaddrinfo,
+                host,
+                port,
+                type=socket.SOCK_STREAM,
+                family=family,
+                flags=socket.AI_ADDRCONFIG,
+            )
+            numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+            return [
+                ResolveResult(
+                    hostname=host,
+                    host=str(address[0]),
+                    port=int(address[1]),
+                    family=found,
+                    proto=protocol,
+                    flags=numeric,
+                )
+                for found, _, protocol, _, address in infos
+            ]
 
         async def close(self) -> None: ...
 

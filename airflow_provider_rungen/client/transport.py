@@ -22,7 +22,7 @@ from airflow_provider_rungen.client.flow import (
     Sleep,
     T,
 )
-from airflow_provider_rungen.client.senders import MAX_IN_FLIGHT
+from airflow_provider_rungen.client.senders import CHECK_INTERVAL, MAX_IN_FLIGHT
 from airflow_provider_rungen.exceptions import RunGenError
 
 log = logging.getLogger(__name__)
@@ -192,3 +192,21 @@ async def gather_limited(
     finally:
         for worker in workers:
             worker.cancel()
+
+
+def sleep_with_checks(seconds: float, check: Callable[[], None]) -> None:
+    """Sleep, and call ``check`` again and again. An error of it ends the sleep."""
+    end = time.monotonic() + seconds
+    check()
+    while (rest := end - time.monotonic()) > 0:
+        time.sleep(min(rest, CHECK_INTERVAL))
+        check()
+
+
+async def asleep_with_checks(seconds: float, check: Callable[[], None]) -> None:
+    """Do the same in an event loop."""
+    end = time.monotonic() + seconds
+    check()
+    while (rest := end - time.monotonic()) > 0:
+        await asyncio.sleep(min(rest, CHECK_INTERVAL))
+        check()

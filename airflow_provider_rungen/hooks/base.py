@@ -11,12 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_rungen._airflow import BaseHook, metrics
-from airflow_provider_rungen.client.exchange import asleep_with_checks, sleep_with_checks
 from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.injected import AsyncInjectedSender, InjectedSender, Transport
 from airflow_provider_rungen.client.senders import AsyncSender, Sender
 from airflow_provider_rungen.client.settings import Settings
-from airflow_provider_rungen.client.transport import adrive, drive
+from airflow_provider_rungen.client.transport import adrive, asleep_with_checks, drive, sleep_with_checks
 from airflow_provider_rungen.exceptions import RunGenConfigError
 from airflow_provider_rungen.hooks.confinement import find_connection
 from airflow_provider_rungen.hooks.lookup import ConnectionLookup

@@ -18,10 +18,9 @@ from typing import Any
 
 import pytest
 from conftest import APP, SOON, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
-from wire import GET, KEY, OK, POST, Send, Server, settings_for
+from wire import GET, KEY, OK, POST, Server, send, settings_for
 
 from airflow_provider_rungen.client.bodies import ResponseBody
-from airflow_provider_rungen.client.exchange import AbandonedError, ExchangeThread
 from airflow_provider_rungen.client.flow import Request
 from airflow_provider_rungen.client.senders import Sender
 from airflow_provider_rungen.decorators import rungen_task
@@ -79,7 +78,6 @@ def endless(first: bytes, again: bytes, gap: float) -> Callable[[socket.socket],
 @pytest.fixture(autouse=True)
 def _short_final_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
-        "client.exchange.FINAL_GRACE",
         "client.senders.FINAL_GRACE",
         "execution.sending.sender.LAST_ANSWERS",
     ):
@@ -96,7 +94,7 @@ def limited() -> Iterator[Callable[[], float]]:
 
 @pytest.mark.parametrize("name", ENDLESS)
 @pytest.mark.usefixtures("limited")
-def test_an_endless_answer_ends_at_the_limit(serve: Any, send: Send, name: str) -> None:
+def test_an_endless_answer_ends_at_the_limit(serve: Any, name: str) -> None:
     server = serve(endless(*ENDLESS[name]))
     # an HTTP library that finds it too odd may end it sooner, in its own way
     with pytest.raises(RunGenConnectionError) as caught:
@@ -106,22 +104,8 @@ def test_an_endless_answer_ends_at_the_limit(serve: Any, send: Send, name: str) 
     assert server.closed.wait(10)  # nobody listens to it any more
 
 
-def test_an_answer_that_ends_because_it_was_aborted_is_not_returned() -> None:
-    ended = threading.Event()
-
-    class AbortedThread(ExchangeThread):
-        def abort(self) -> None:
-            super().abort()
-            ended.set()
-            time.sleep(0.05)  # long enough for the work to return
-
-    exchange = AbortedThread(lambda: None).start(lambda: b"{" if ended.wait(10) else b"")
-    with pytest.raises(AbandonedError):
-        exchange.wait(0.05, lambda: False)
-
-
 @pytest.mark.usefixtures("limited")
-def test_a_request_has_a_limit_of_its_own(serve: Any, send: Send) -> None:
+def test_a_request_has_a_limit_of_its_own(serve: Any) -> None:
     server = serve(endless(b"HTTP/1.1 200 ", b"O", 0.02))
     settings = settings_for(server.url, connect_timeout=5.0, read_timeout=60.0)
     with pytest.raises(RunGenConnectionError, match=f"within {LIMIT} s") as caught:
@@ -136,7 +120,7 @@ def test_a_limit_of_a_request_gives_it_no_more_than_the_connection_does() -> Non
 
 
 @pytest.mark.usefixtures("limited")
-def test_a_tls_handshake_that_drips_ends_at_the_limit(serve: Any, send: Send) -> None:
+def test_a_tls_handshake_that_drips_ends_at_the_limit(serve: Any) -> None:
     server = serve(endless(b"\x16\x03\x03\x40\x00", b"\x02", 0.02), head=1)
     with pytest.raises(RunGenConnectionError, match="could not be reached") as caught:
         send(settings_for(server.url.replace("http:", "https:"), **LIMITS), POST)
@@ -163,7 +147,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
 
 def test_a_slow_look_up_ends_at_the_limit_and_nothing_is_sent_afterwards(
-    serve: Any, send: Send, names: dict[str, Any], limited: Callable[[], float]
+    serve: Any, names: dict[str, Any], limited: Callable[[], float]
 ) -> None:
     server = serve(OK)
     names["seconds"] = 10.0
@@ -177,7 +161,7 @@ def test_a_slow_look_up_ends_at_the_limit_and_nothing_is_sent_afterwards(
 
 
 @pytest.mark.usefixtures("limited")
-def test_addresses_that_do_not_answer_share_the_limit(send: Send, names: dict[str, Any]) -> None:
+def test_addresses_that_do_not_answer_share_the_limit(names: dict[str, Any]) -> None:
     names["addresses"] = 10
     with socket.socket() as listener, contextlib.ExitStack() as stack:
         listener.bind(("127.0.0.1", 0))
@@ -193,7 +177,7 @@ def test_addresses_that_do_not_answer_share_the_limit(send: Send, names: dict[st
     assert not caught.value.sent
 
 
-def test_a_request_after_one_that_was_abandoned_uses_a_new_session(serve: Any) -> None:
+def test_a_sender_goes_on_after_a_request_without_an_answer(serve: Any) -> None:
     hostile = endless(b"HTTP/1.1 200 ", b"O", 0.02)
 
     def talk(connection: socket.socket) -> None:
@@ -201,22 +185,37 @@ def test_a_request_after_one_that_was_abandoned_uses_a_new_session(serve: Any) -
 
     server = serve(talk)
     sender = Sender(settings_for(server.url, **LIMITS))
-    before = sender.session
     with pytest.raises(RunGenConnectionError):
         sender(GET)
     assert sender(GET).body == b"{}"
-    assert sender.session is not before
-    assert sender.session.headers["x-api-key"] == KEY
-    assert sender.session.get(f"{server.url}/by-hand", timeout=5).status_code == 200
+    sender.close()
+    assert sender(GET).body == b"{}"
     sender.close()
 
 
-def test_the_session_of_a_hook_can_be_used_by_hand(rungen_emulator: Emulator) -> None:
+def test_a_sender_ends_its_thread_and_connections_with_itself(rungen_emulator: Emulator) -> None:
+    def threads() -> int:
+        return sum(thread.name == "rungen-sender" for thread in threading.enumerate())
+
+    sender = Sender(settings_for(rungen_emulator.url, read_timeout=5.0))
+    sender(GET)
+    before = threads()
+    del sender
+    begun_at = time.monotonic()
+    while threads() == before and time.monotonic() - begun_at < SOON:
+        time.sleep(0.01)
+    assert threads() < before
+
+
+def test_the_session_of_a_hook_follows_no_redirect(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = serve(OK)
+    server = serve(b"HTTP/1.1 302 Go\r\nLocation: %s/x\r\nContent-Length: 0\r\n\r\n" % other.url.encode())
+    connection = {"conn_type": "rungen", "host": server.url, "password": KEY}
+    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(connection))
     with RunGenHook() as hook:
-        hook.list_apps()
-        assert hook.get_conn().get(f"{rungen_emulator.url}/app", timeout=5).status_code == 200
-        assert len(hook.list_apps()) == 2
-    assert rungen_emulator.service.stats()["connections_opened"] == 1
+        assert hook.get_conn().get(f"{server.url}/app", timeout=5).status_code == 302
+    assert f"x-api-key: {KEY}".encode() in server.heard[0]
+    assert other.heard == []
 
 
 # --- bombs, and answers of which little is needed -----------------------------------------------------------
@@ -236,9 +235,7 @@ def bomb() -> bytes:
 
 @pytest.mark.parametrize("is_lean", [False, True])
 @pytest.mark.parametrize("status", [b"200 OK", b"500 Oh"])
-def test_a_bomb_is_refused_before_it_goes_off(
-    serve: Any, send: Send, bomb: bytes, is_lean: bool, status: bytes
-) -> None:
+def test_a_bomb_is_refused_before_it_goes_off(serve: Any, bomb: bytes, is_lean: bool, status: bytes) -> None:
     server = serve(packed(bomb, status))
     settings = settings_for(server.url, read_timeout=20.0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -260,7 +257,7 @@ def test_empty_members_are_decoded_in_short_steps(is_lean: bool) -> None:
 
 
 @pytest.mark.parametrize("encoding", [b"br", b"zstd", b"gzip, gzip"])
-def test_an_encoding_that_was_not_asked_for_cannot_be_read(serve: Any, send: Send, encoding: bytes) -> None:
+def test_an_encoding_that_was_not_asked_for_cannot_be_read(serve: Any, encoding: bytes) -> None:
     for status in (b"200 OK", b"403 No"):
         head = b"HTTP/1.1 %s\r\nContent-Encoding: %s\r\nContent-Length: 2\r\n\r\n{}" % (status, encoding)
         server = serve(head)
@@ -273,7 +270,7 @@ def test_an_encoding_that_was_not_asked_for_cannot_be_read(serve: Any, send: Sen
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
-def test_a_lean_answer_comes_without_its_bulk(serve: Any, send: Send, is_packed: bool) -> None:
+def test_a_lean_answer_comes_without_its_bulk(serve: Any, is_packed: bool) -> None:
     job = {"id": "j", "result": list(range(100_000)), "status": "COMPLETED", "input": "x" * 100_000}
     body = json.dumps({"data": job}).encode()
     plain = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
@@ -286,13 +283,13 @@ def test_a_lean_answer_comes_without_its_bulk(serve: Any, send: Send, is_packed:
         send(replace(settings, max_response_bytes=500_000), replace(GET, is_lean=True))
 
 
-def test_a_small_answer_is_not_reduced(serve: Any, send: Send) -> None:
+def test_a_small_answer_is_not_reduced(serve: Any) -> None:
     body = json.dumps({"result": "x" * 65_000}).encode()
     server = serve(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     assert send(settings_for(server.url), replace(GET, is_lean=True)).body == body
 
 
-def test_of_a_large_refusal_the_beginning_is_kept(serve: Any, send: Send) -> None:
+def test_of_a_large_refusal_the_beginning_is_kept(serve: Any) -> None:
     body = b"<p>oh</p>" + b"x" * 30_000_000
     server = serve(b"HTTP/1.1 502 Oh\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     assert send(settings_for(server.url, read_timeout=20.0), GET).body == body[: 256 * 1024]

@@ -27,10 +27,10 @@ import certifi
 import pytest
 from conftest import SOON
 from packaging.version import Version
-from wire import GET, KEY, OK, POST, Send, Server, by_requests, drip, settings_for
+from wire import GET, KEY, OK, POST, Server, drip, send, send_each, settings_for
 
 from airflow_provider_rungen.client.flow import Flow, Request, Response
-from airflow_provider_rungen.client.senders import AsyncSender, Sender
+from airflow_provider_rungen.client.senders import Sender
 from airflow_provider_rungen.client.settings import proxy_of_environment
 from airflow_provider_rungen.client.transport import adrive, drive, gather_limited
 from airflow_provider_rungen.emulator import Emulator
@@ -55,7 +55,7 @@ def everything_in(error: BaseException) -> str:
 # --- answers as they should be ------------------------------------------------------------------------------
 
 
-def test_status_headers_and_body_come_back(serve: Any, send: Send) -> None:
+def test_status_headers_and_body_come_back(serve: Any) -> None:
     server = serve(b"HTTP/1.1 418 Teapot\r\nContent-Length: 5\r\nRetry-After: 7\r\nX-Odd: a\r\n\r\nshort")
     answer = send(settings_for(server.url), GET)
     assert (answer.status, answer.body) == (418, b"short")
@@ -63,7 +63,7 @@ def test_status_headers_and_body_come_back(serve: Any, send: Send) -> None:
     assert answer.headers["x-odd"] == "a"
 
 
-def test_the_request_is_as_the_api_wants_it(serve: Any, send: Send) -> None:
+def test_the_request_is_as_the_api_wants_it(serve: Any) -> None:
     server = serve(OK)
     send(settings_for(server.url + "/prefix", team_id="t"), POST)
     [heard] = server.heard
@@ -76,14 +76,14 @@ def test_the_request_is_as_the_api_wants_it(serve: Any, send: Send) -> None:
     assert not any(line.startswith((b"authorization", b"cookie", b"expect")) for line in lines)
 
 
-def test_a_quoted_path_stays_quoted(serve: Any, send: Send) -> None:
+def test_a_quoted_path_stays_quoted(serve: Any) -> None:
     server = serve(OK)
     send(settings_for(server.url), Request("GET", "app/a%3Ab%40c~%C3%A4%2B", "x"))
     assert server.heard[0].startswith(b"GET /app/a%3Ab%40c~%C3%A4%2B HTTP/1.1")
 
 
 @pytest.mark.parametrize("step", [1, 7, 100_000])
-def test_a_gzipped_answer_is_unpacked_however_it_is_cut(serve: Any, send: Send, step: int) -> None:
+def test_a_gzipped_answer_is_unpacked_however_it_is_cut(serve: Any, step: int) -> None:
     plain = b'{"data": "' + b"fox " * 2000 + b'"}'
     packed = gzip.compress(plain)
 
@@ -97,30 +97,30 @@ def test_a_gzipped_answer_is_unpacked_however_it_is_cut(serve: Any, send: Send, 
     assert send(settings_for(serve(talk).url, read_timeout=5.0), GET).body == plain
 
 
-def test_a_chunked_answer_is_put_together(serve: Any, send: Send) -> None:
+def test_a_chunked_answer_is_put_together(serve: Any) -> None:
     server = serve(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1;ext=1\r\n}\r\n0\r\nX: y\r\n\r\n"
     )
     assert send(settings_for(server.url), GET).body == b"{}"
 
 
-def test_an_answer_without_a_length_ends_with_the_connection(serve: Any, send: Send) -> None:
+def test_an_answer_without_a_length_ends_with_the_connection(serve: Any) -> None:
     assert send(settings_for(serve(b"HTTP/1.0 200 OK\r\n\r\n[1, 2]").url), GET).body == b"[1, 2]"
 
 
 @pytest.mark.parametrize("interim", [b"100 Continue", b"102 Processing", b"103 Early Hints", b"199 Odd"])
-def test_interim_answers_are_skipped(serve: Any, send: Send, interim: bytes) -> None:
+def test_interim_answers_are_skipped(serve: Any, interim: bytes) -> None:
     server = serve(2 * (b"HTTP/1.1 " + interim + b"\r\nLink: </a>\r\n\r\n") + OK)
     answer = send(settings_for(server.url), POST)
     assert (answer.status, answer.body) == (200, b"{}")
     assert "link" not in answer.headers
 
 
-def test_cookies_are_not_kept(serve: Any, send_all: Any) -> None:
+def test_cookies_are_not_kept(serve: Any) -> None:
     server = serve(
         b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b; Path=/\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
     )
-    send_all(settings_for(server.url), GET, GET)
+    send_each(settings_for(server.url), GET, GET)
     assert len(server.heard) == 2
     assert b"cookie" not in server.heard[1].lower()
 
@@ -148,7 +148,7 @@ BROKEN: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_answer_is_an_error_of_ours_or_an_answer(serve: Any, send: Send, name: str) -> None:
+def test_a_broken_answer_is_an_error_of_ours_or_an_answer(serve: Any, name: str) -> None:
     server = serve(BROKEN[name])
     failure: RunGenConnectionError | None = None
     started = time.monotonic()
@@ -169,7 +169,7 @@ def test_a_broken_answer_is_an_error_of_ours_or_an_answer(serve: Any, send: Send
 
 
 @pytest.mark.parametrize("name", ["less than promised", "chunk cut short", "no last chunk"])
-def test_a_body_cut_short_is_never_taken_for_whole(serve: Any, send: Send, name: str) -> None:
+def test_a_body_cut_short_is_never_taken_for_whole(serve: Any, name: str) -> None:
     # `{}` is JSON as it stands: only the framing tells that there was more
     with pytest.raises(RunGenConnectionError):
         send(settings_for(serve(BROKEN[name]).url), GET)
@@ -178,7 +178,7 @@ def test_a_body_cut_short_is_never_taken_for_whole(serve: Any, send: Send, name:
 @pytest.mark.parametrize(
     "head", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{"]
 )
-def test_silence_is_bounded(serve: Any, send: Send, head: bytes) -> None:
+def test_silence_is_bounded(serve: Any, head: bytes) -> None:
     def talk(connection: socket.socket) -> None:
         connection.sendall(head)
         connection.recv(1)  # until the client gives up
@@ -190,7 +190,7 @@ def test_silence_is_bounded(serve: Any, send: Send, head: bytes) -> None:
     assert time.monotonic() - started < SOON
 
 
-def test_a_dripping_body_is_bounded(serve: Any, send: Send) -> None:
+def test_a_dripping_body_is_bounded(serve: Any) -> None:
     server = serve(drip(b"x" * 500, head=b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"))
     started = time.monotonic()
     with pytest.raises(RunGenConnectionError) as caught:
@@ -199,7 +199,7 @@ def test_a_dripping_body_is_bounded(serve: Any, send: Send) -> None:
     assert time.monotonic() - started < SOON
 
 
-def test_a_dripping_redirect_is_bounded(serve: Any, send: Send) -> None:
+def test_a_dripping_redirect_is_bounded(serve: Any) -> None:
     head = b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 500\r\n\r\n"
     server = serve(drip(b"x" * 500, head=head))
     started = time.monotonic()
@@ -209,7 +209,7 @@ def test_a_dripping_redirect_is_bounded(serve: Any, send: Send) -> None:
 
 
 @pytest.mark.parametrize("status", [b"200 OK", b"302 Found", b"500 Oh"])
-def test_an_endless_body_is_cut_off(serve: Any, send: Send, status: bytes) -> None:
+def test_an_endless_body_is_cut_off(serve: Any, status: bytes) -> None:
     sent = 0
 
     def talk(connection: socket.socket) -> None:
@@ -224,7 +224,7 @@ def test_an_endless_body_is_cut_off(serve: Any, send: Send, status: bytes) -> No
     assert sent < 50_000_000
 
 
-def test_a_small_body_that_unpacks_to_a_large_one_is_cut_off(serve: Any, send: Send) -> None:
+def test_a_small_body_that_unpacks_to_a_large_one_is_cut_off(serve: Any) -> None:
     packed = gzip.compress(b"\0" * 50_000_000)
     server = serve(
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed) + packed
@@ -236,20 +236,20 @@ def test_a_small_body_that_unpacks_to_a_large_one_is_cut_off(serve: Any, send: S
 # --- what was never sent ------------------------------------------------------------------------------------
 
 
-def test_a_refused_connection_sent_nothing(free_port: int, send: Send) -> None:
+def test_a_refused_connection_sent_nothing(free_port: int) -> None:
     with pytest.raises(RunGenConnectionError, match="could not be reached") as caught:
         send(settings_for(f"http://127.0.0.1:{free_port}"), POST)
     assert not caught.value.sent
     assert KEY not in everything_in(caught.value)
 
 
-def test_a_name_that_does_not_resolve_sent_nothing(send: Send) -> None:
+def test_a_name_that_does_not_resolve_sent_nothing() -> None:
     with pytest.raises(RunGenConnectionError, match="could not be reached") as caught:
         send(settings_for("https://no-such-host.invalid"), POST)
     assert not caught.value.sent
 
 
-def test_a_connection_that_is_not_accepted_sent_nothing(send: Send) -> None:
+def test_a_connection_that_is_not_accepted_sent_nothing() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -271,7 +271,7 @@ def test_a_connection_that_is_not_accepted_sent_nothing(send: Send) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://a..b", "http://" + "a" * 70 + ".x"])
-def test_an_address_that_is_invalid_sent_nothing(send: Send, url: str) -> None:
+def test_an_address_that_is_invalid_sent_nothing(url: str) -> None:
     with pytest.raises(RunGenConnectionError) as caught:
         send(settings_for(url), POST)
     assert not caught.value.sent
@@ -290,7 +290,7 @@ def _away(server: Server) -> str:
 
 
 def test_a_proxy_of_the_environment_is_overruled_by_that_of_the_connection(
-    serve: Any, send: Send, monkeypatch: pytest.MonkeyPatch
+    serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted, other = serve(OK), serve(OK)
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
@@ -304,7 +304,7 @@ def test_a_proxy_of_the_environment_is_overruled_by_that_of_the_connection(
     "host", ["127.0.0.1", "127.8.9.1", "localhost", "rungen.localhost", "[::1]", "[::ffff:127.0.0.1]"]
 )
 def test_what_is_on_this_machine_is_never_reached_through_a_proxy(
-    serve: Any, send: Send, monkeypatch: pytest.MonkeyPatch, by: str, host: str
+    serve: Any, monkeypatch: pytest.MonkeyPatch, by: str, host: str
 ) -> None:
     proxy = serve(OK)
     if by != "connection":
@@ -320,9 +320,7 @@ def test_what_is_on_this_machine_is_never_reached_through_a_proxy(
     assert settings.proxy_for(settings.base_url) is None
 
 
-def test_the_netrc_is_not_used(
-    serve: Any, send: Send, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_netrc_is_not_used(serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text(
         "machine 127.0.0.1 login me password hidden-password\ndefault login me password hidden-password\n"
@@ -335,7 +333,7 @@ def test_the_netrc_is_not_used(
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_given_back_and_not_followed(serve: Any, send: Send, status: int) -> None:
+def test_a_redirect_is_given_back_and_not_followed(serve: Any, status: int) -> None:
     other = serve(OK)
     server = serve(
         b"HTTP/1.1 %d Go\r\nLocation: %s/x\r\nContent-Length: 0\r\n\r\n" % (status, other.url.encode())
@@ -346,19 +344,19 @@ def test_a_redirect_is_given_back_and_not_followed(serve: Any, send: Send, statu
 
 
 @pytest.mark.parametrize("location", [b"http://[bad", b"//", b"http://h:port/", b"\xff\xfe", b"mailto:x"])
-def test_a_redirect_to_nonsense_is_given_back(serve: Any, send: Send, location: bytes) -> None:
+def test_a_redirect_to_nonsense_is_given_back(serve: Any, location: bytes) -> None:
     server = serve(b"HTTP/1.1 302 Go\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n")
     assert send(settings_for(server.url), GET).status == 302
 
 
-def test_a_key_that_the_service_repeats_is_masked(serve: Any, send: Send) -> None:
+def test_a_key_that_the_service_repeats_is_masked(serve: Any) -> None:
     body = b'{"error": "no such key: %s"}' % KEY.encode()
     server = serve(b"HTTP/1.1 403 No\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     answer = send(settings_for(server.url), GET)
     assert answer.body == b'{"error": "no such key: ***"}'
 
 
-def test_errors_of_every_kind_hold_no_key(serve: Any, send: Send, free_port: int) -> None:
+def test_errors_of_every_kind_hold_no_key(serve: Any, free_port: int) -> None:
     proxy = f"http://me:hidden-password@127.0.0.1:{free_port}"
     cases = [
         settings_for(serve(b"").url),
@@ -428,9 +426,7 @@ def bundle(certificate: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(certificate, tmp_path / "bundle.pem"))
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(
-    serve: Any, send: Send, tls: ssl.SSLContext
-) -> None:
+def test_a_certificate_that_nobody_vouches_for_is_refused(serve: Any, tls: ssl.SSLContext) -> None:
     server = serve(OK, tls=tls)
     with pytest.raises(RunGenConnectionError) as caught:
         send(settings_for(server.url), POST)
@@ -439,7 +435,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
     assert KEY not in everything_in(caught.value)
 
 
-def test_a_server_that_speaks_plain_http_is_suspected(rungen_emulator: Emulator, send: Send) -> None:
+def test_a_server_that_speaks_plain_http_is_suspected(rungen_emulator: Emulator) -> None:
     with pytest.raises(RunGenConnectionError, match=r"Is the server speaking plain http\?") as caught:
         send(settings_for(rungen_emulator.url.replace("http://", "https://")), POST)
     assert not caught.value.sent
@@ -447,7 +443,7 @@ def test_a_server_that_speaks_plain_http_is_suspected(rungen_emulator: Emulator,
 
 
 def test_a_certificate_for_another_name_is_refused(
-    serve: Any, send: Send, tls: ssl.SSLContext, certificate: Path
+    serve: Any, tls: ssl.SSLContext, certificate: Path
 ) -> None:
     server = serve(OK, tls=tls)
     with pytest.raises(RunGenConnectionError) as caught:
@@ -456,19 +452,17 @@ def test_a_certificate_for_another_name_is_refused(
     assert server.heard == []
 
 
-def test_a_ca_bundle_of_the_connection_is_used(
-    serve: Any, send: Send, tls: ssl.SSLContext, certificate: Path
-) -> None:
+def test_a_ca_bundle_of_the_connection_is_used(serve: Any, tls: ssl.SSLContext, certificate: Path) -> None:
     assert send(settings_for(serve(OK, tls=tls).url, verify=str(certificate)), GET).status == 200
 
 
 @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")  # that is what was asked for
-def test_the_verification_can_be_switched_off(serve: Any, send: Send, tls: ssl.SSLContext) -> None:
+def test_the_verification_can_be_switched_off(serve: Any, tls: ssl.SSLContext) -> None:
     assert send(settings_for(serve(OK, tls=tls).url, verify=False), GET).status == 200
 
 
 def test_a_ca_bundle_in_the_environment_does_not_overrule_the_connection(
-    serve: Any, send: Send, tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Any, tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", os.devnull)
     monkeypatch.setenv("CURL_CA_BUNDLE", os.devnull)
@@ -477,7 +471,7 @@ def test_a_ca_bundle_in_the_environment_does_not_overrule_the_connection(
 
 @pytest.mark.parametrize("what", ["empty", "nonsense", "directory", "missing"])
 def test_an_invalid_ca_bundle_is_an_error_of_ours(
-    serve: Any, send: Send, tls: ssl.SSLContext, tmp_path: Path, what: str
+    serve: Any, tls: ssl.SSLContext, tmp_path: Path, what: str
 ) -> None:
     path = tmp_path / "bundle"
     if what == "directory":
@@ -489,7 +483,7 @@ def test_an_invalid_ca_bundle_is_an_error_of_ours(
 
 
 def test_a_ca_bundle_is_loaded_once(
-    serve: Any, send: Send, tls: ssl.SSLContext, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Any, tls: ssl.SSLContext, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load, loaded = ssl.SSLContext.load_verify_locations, []
 
@@ -504,7 +498,7 @@ def test_a_ca_bundle_is_loaded_once(
 
 
 def test_a_replaced_ca_bundle_holds_for_the_next_connection(
-    serve: Any, send_all: Any, tls: ssl.SSLContext, bundle: Path
+    serve: Any, tls: ssl.SSLContext, bundle: Path
 ) -> None:
     def talk(connection: socket.socket) -> None:
         bundle.write_text(Path(certifi.where()).read_text())
@@ -512,13 +506,13 @@ def test_a_replaced_ca_bundle_holds_for_the_next_connection(
 
     server = serve(talk, tls=tls)
     with pytest.raises(RunGenConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
-        send_all(settings_for(server.url, verify=str(bundle)), GET, POST)
+        send_each(settings_for(server.url, verify=str(bundle)), GET, POST)
     assert [heard.split()[0] for heard in server.heard] == [b"GET"]
 
 
 @pytest.mark.parametrize("secure", [False, True])
 def test_talking_the_wrong_protocol_sent_nothing_that_counts(
-    serve: Any, send: Send, tls: ssl.SSLContext, secure: bool
+    serve: Any, tls: ssl.SSLContext, secure: bool
 ) -> None:
     if secure:  # https to a server of plain http
         server = serve(b"HTTP/1.1 400 Bad\r\n\r\n", head=1)
@@ -577,7 +571,7 @@ def proxy() -> Iterator[Proxy]:
     server.close()
 
 
-def test_a_proxy_forwards_plain_http(proxy: Proxy, serve: Any, send: Send) -> None:
+def test_a_proxy_forwards_plain_http(proxy: Proxy, serve: Any) -> None:
     server = serve(OK)
     assert send(settings_for(_away(server), proxy=_url_of(proxy)), POST).status == 200
     assert proxy.heard[0].startswith(f"POST {_away(server)}/app/a/run_async HTTP/1.1".encode())
@@ -585,7 +579,7 @@ def test_a_proxy_forwards_plain_http(proxy: Proxy, serve: Any, send: Send) -> No
 
 
 def test_a_proxy_tunnels_https_and_never_sees_the_key(
-    proxy: Proxy, serve: Any, send: Send, tls: ssl.SSLContext, certificate: Path
+    proxy: Proxy, serve: Any, tls: ssl.SSLContext, certificate: Path
 ) -> None:
     server = serve(OK, tls=tls)
     settings = settings_for(
@@ -601,7 +595,7 @@ def test_a_proxy_tunnels_https_and_never_sees_the_key(
 
 
 def test_a_proxy_of_the_environment_is_used(
-    proxy: Proxy, serve: Any, send: Send, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(OK)
     monkeypatch.setenv("http_proxy", _url_of(proxy))
@@ -611,7 +605,7 @@ def test_a_proxy_of_the_environment_is_used(
 
 @pytest.mark.parametrize("around", ["{}", " http://{} "])
 def test_a_proxy_of_the_environment_is_used_however_it_is_written(
-    proxy: Proxy, serve: Any, send: Send, monkeypatch: pytest.MonkeyPatch, around: str
+    proxy: Proxy, serve: Any, monkeypatch: pytest.MonkeyPatch, around: str
 ) -> None:
     server = serve(OK)
     monkeypatch.setenv("http_proxy", around.format(_url_of(proxy).removeprefix("http://")))
@@ -657,23 +651,22 @@ def test_the_environment_names_the_same_proxy_for_both(
             assert proxy_of_environment(url) == select_proxy(url, get_environ_proxies(url, no_proxy=None))
 
 
-def test_waiting_in_an_event_loop_does_not_need_requests() -> None:
-    """It would cost the triggerer 6 MB."""
+def test_requests_is_imported_for_those_who_use_it_only() -> None:
+    """It would cost each worker and triggerer some megabytes."""
     script = "\n".join(
         [
-            "import asyncio, sys",
-            "from airflow_provider_rungen.client.senders import AsyncSender; "
+            "import sys",
+            "from airflow_provider_rungen.client.senders import Sender",
             "from airflow_provider_rungen.client.settings import Settings",
-            "async def main(): await AsyncSender(Settings('https://rungen.example', 'key')).close()",
-            "asyncio.run(main())",
-            "print('requests' in sys.modules)",
+            "sender = Sender(Settings('https://rungen.example', 'key'))",
+            "print('requests' in sys.modules, sender.session is not None and 'requests' in sys.modules)",
         ]
     )
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "False True"
 
 
-def test_a_proxy_that_is_not_there_sent_nothing(send: Send, free_port: int) -> None:
+def test_a_proxy_that_is_not_there_sent_nothing(free_port: int) -> None:
     for url in ("http://rungen.example", "https://rungen.example"):
         blamed = (
             f"the proxy 127.0.0.1:{free_port} could not be reached .*Check Proxy of the Airflow connection"
@@ -688,7 +681,7 @@ def test_a_proxy_that_is_not_there_sent_nothing(send: Send, free_port: int) -> N
 @pytest.mark.parametrize(
     "refusal", [b"407 Proxy Authentication Required", b"403 Forbidden", b"502 Bad Gateway"]
 )
-def test_a_tunnel_that_is_refused_sent_nothing(send: Send, refusal: bytes) -> None:
+def test_a_tunnel_that_is_refused_sent_nothing(refusal: bytes) -> None:
     proxy = Proxy(b"HTTP/1.1 " + refusal + b"\r\nContent-Length: 0\r\n\r\n")
     try:
         blamed = rf"the proxy 127.0.0.1:\d+ refused to connect to RunGen \({refusal[:3].decode()}\)"
@@ -703,35 +696,21 @@ def test_a_tunnel_that_is_refused_sent_nothing(send: Send, refusal: bytes) -> No
 # --- reuse --------------------------------------------------------------------------------------------------
 
 
-def test_one_connection_serves_many_requests(send_all: Any) -> None:
+def test_one_connection_serves_many_requests() -> None:
     with Emulator() as emulator:
         settings = settings_for(emulator.url, api_key=emulator.service.api_key, read_timeout=5.0)
-        assert [answer.status for answer in send_all(settings, *[GET] * 20)] == [200] * 20
+        assert [answer.status for answer in send_each(settings, *[GET] * 20)] == [200] * 20
         assert emulator.service.stats()["connections_opened"] == 1
 
 
-def test_a_connection_that_the_server_closed_meanwhile_is_made_anew(serve: Any, send_all: Any) -> None:
+def test_a_connection_that_the_server_closed_meanwhile_is_made_anew(serve: Any) -> None:
     server = serve(OK)  # closes after each answer without saying so
-    sender_settings = settings_for(server.url)
-    if send_all is by_requests:
-        sender = Sender(sender_settings)
-        first = sender(POST)
-        server.closed.wait(5)
-        second = sender(POST)
-        sender.close()
-    else:
-
-        async def work() -> tuple[Response, Response]:
-            sender = AsyncSender(sender_settings)
-            try:
-                first = await sender(POST)
-                server.closed.wait(5)
-                await asyncio.sleep(0.01)  # let the loop hear of it
-                return first, await sender(POST)
-            finally:
-                await sender.close()
-
-        first, second = asyncio.run(work())
+    sender = Sender(settings_for(server.url))
+    first = sender(POST)
+    server.closed.wait(5)
+    time.sleep(0.01)  # let the loop hear of it
+    second = sender(POST)
+    sender.close()
     assert (first.status, second.status) == (200, 200)
     assert len(server.heard) == 2
 
