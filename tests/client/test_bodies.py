@@ -69,14 +69,6 @@ def test_what_is_kept_is_as_it_was(value: Any, sizes: list[int], ascii: bool, in
         assert json.loads(reduced(body, sizes)) == without(value)
 
 
-@pytest.mark.parametrize("cut", range(120, 140))
-def test_a_string_ends_before_an_object_that_its_block_cuts(cut: int) -> None:
-    """The scan skips whole blocks, and the brackets after a string are not its own."""
-    kept = {"a": None, "b": {"c": [1, {"d": "\\"}]}}
-    body = json.dumps({"result": "x" * cut + "\u0007", **kept}, indent=2).encode()
-    assert json.loads(reduced(body)) == {"result": None, **kept}
-
-
 @given(body=st.text(alphabet='[]{}":,\\ a1n\n').map(str.encode) | st.binary(), sizes=sizes)
 def test_what_is_no_json_object_is_kept_or_stays_unreadable(body: bytes, sizes: list[int]) -> None:
     kept = reduced(body, sizes)
