@@ -46,18 +46,28 @@ class RunGenError(Exception):
     :param message: what failed, and why.
     :param hint: what to do next. Each class has a default.
     :param retryable: whether the same call may succeed later. Each class has a default.
+    :param app_id: the app, if it is known.
+    :param job_id: the job, if it is about a single one.
     """
 
     default_hint: ClassVar[str] = ""
     default_retryable: ClassVar[bool] = True
 
-    #: The app, if it is known.
-    app_id: str = ""
     #: The jobs of the task that raised it, in order.
     job_ids: Sequence[str] = ()
 
-    def __init__(self, message: str = "", *, hint: str | None = None, retryable: bool | None = None) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        hint: str | None = None,
+        retryable: bool | None = None,
+        app_id: str = "",
+        job_id: str = "",
+    ) -> None:
         super().__init__(message)
+        self.app_id = app_id
+        self.job_id = job_id
         self.message = message.strip().removesuffix(".")
         self.hint = (self.default_hint if hint is None else hint).strip().removesuffix(".")
         self.retryable = self.default_retryable if retryable is None else retryable
@@ -79,8 +89,7 @@ class RunGenError(Exception):
     def named_in(self, error: Error) -> Error:
         """Return an error that is raised in place of this one, with its app and jobs."""
         for name in ("app_id", "job_id", "job_ids"):
-            if hasattr(self, name):
-                setattr(error, name, getattr(self, name))
+            setattr(error, name, getattr(self, name))
         return error
 
 
@@ -185,17 +194,7 @@ class RunGenSubmissionUnknownError(RunGenError):
 
 
 class RunGenAppError(RunGenError):
-    """
-    An app is not as it is needed.
-
-    :param app_id: the app.
-    """
-
-    def __init__(
-        self, message: str, *, app_id: str = "", hint: str | None = None, retryable: bool | None = None
-    ) -> None:
-        super().__init__(message, hint=hint, retryable=retryable)
-        self.app_id = app_id
+    """An app is not as it is needed."""
 
 
 class RunGenAppTimeoutError(RunGenAppError, TimeoutError):
@@ -203,30 +202,12 @@ class RunGenAppTimeoutError(RunGenAppError, TimeoutError):
 
 
 class RunGenJobError(RunGenError):
-    """
-    A job did not come to the end it was meant for.
-
-    :param app_id: the app the job belongs to.
-    :param job_id: the job.
-    """
+    """A job did not come to the end it was meant for."""
 
     default_hint = "Wait for it first"
 
     #: How long the job ran (seconds), if its end and that are known.
     execution_time: float | None = None
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        app_id: str = "",
-        job_id: str = "",
-        hint: str | None = None,
-        retryable: bool | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint, retryable=retryable)
-        self.app_id = app_id
-        self.job_id = job_id
 
 
 class RunGenJobFailedError(RunGenJobError):

@@ -224,7 +224,7 @@ def rungen_emulator(
 
 @dataclass
 class Via:
-    """Performs flows against a service: in process, through `requests` or through `aiohttp`."""
+    """Performs flows against a service: in process, blocking, or in an event loop."""
 
     kind: str
     emulator: Emulator
@@ -245,7 +245,7 @@ class Via:
         return replace(Settings(base_url=self.emulator.url, api_key=KEY), **self.overrides)
 
     def __call__(self, flow: Flow[T]) -> T:
-        if self.kind == "aiohttp":
+        if self.kind == "loop":
             return asyncio.run(self._aperform(flow))
         if self.kind == "direct":
             return drive(flow, self._recording(self._handle), self.clock.sleep, self.clock.time)
@@ -294,7 +294,7 @@ def _emulator() -> Iterator[Emulator]:
         yield emulator
 
 
-VIAS = ("direct", "requests", "aiohttp")
+VIAS = ("direct", "blocking")  # tests/emulator/test_faults.py compares blocking calls and event loops
 
 
 @pytest.fixture(params=VIAS)

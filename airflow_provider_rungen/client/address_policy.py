@@ -21,28 +21,15 @@ _METADATA = frozenset(
         *("100.100.100.200", "168.63.129.16"),
     )
 )
-# IANA's special-purpose registries, since `is_global` differs between versions of Python. In IPv6, only
-# 2000::/3 is public.
+# Of IANA's special-purpose registries, and multicast, since `is_global` differs between versions of Python.
+# 192.0.0.0/24 has the metadata of a cloud. In IPv6, only 2000::/3 is public.
 _SPECIAL = tuple(
     ip_network(block)
     for block in (
-        "0.0.0.0/8",  # this network
-        "169.254.0.0/16",  # link-local
-        "192.0.0.0/24",  # protocol assignments; metadata of a cloud
-        "192.0.2.0/24",  # documentation
-        "192.31.196.0/24",  # AS112
-        "192.52.193.0/24",  # automatic multicast tunneling
-        "192.88.99.0/24",  # relays of 6to4
-        "192.175.48.0/24",  # AS112
-        "198.18.0.0/15",  # benchmarks
-        "198.51.100.0/24",  # documentation
-        "203.0.113.0/24",  # documentation
-        "224.0.0.0/4",  # multicast
-        "240.0.0.0/4",  # reserved, and broadcast
-        "2001::/23",  # protocol assignments, with Teredo and ORCHID
-        "2001:db8::/32",  # documentation
-        "2620:4f:8000::/48",  # AS112
-        "3fff::/20",  # documentation
+        *("0.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24"),
+        *("192.52.193.0/24", "192.88.99.0/24", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24"),
+        *("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        *("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20"),
     )
 )
 _PUBLIC_IPV6 = ip_network("2000::/3")
@@ -81,19 +68,19 @@ def is_loopback(host: str) -> bool:
     return is_local_name(host) if address is None else _target(address).is_loopback
 
 
-def may_be_reached(address: str, own: Iterable[str]) -> bool:
+def may_be_reached(address: str, service: Iterable[str]) -> bool:
     """
     Return whether an address is public, or in the same private network as the service.
 
     :param address: an IP address.
-    :param own: the addresses of the service.
+    :param service: the addresses of the service.
     """
     ip = _target(address)
     if ip in _METADATA:
         return False
     for blocks in (_LOOPBACK, *((block,) for block in _PRIVATE)):
         if _is_in(ip, blocks):
-            return any(_is_in(_target(each), blocks) for each in own)
+            return any(_is_in(_target(each), blocks) for each in service)
     return not _is_in(ip, _SPECIAL) and (isinstance(ip, IPv4Address) or ip in _PUBLIC_IPV6)
 
 

@@ -15,7 +15,7 @@ CHUNK = 64 * 1024
 SMALL = 64 * 1024
 # How many bytes of a reduced body, or of the body of a refusal, are kept at most.
 MAX_KEPT = 256 * 1024
-_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_GZIP = 16 + zlib.MAX_WBITS
 
 
 class UnknownEncodingError(ValueError):
@@ -26,7 +26,7 @@ class Decoder:
     """
     Decompresses a body, with bounded output for each step.
 
-    :param encoding: its ``Content-Encoding``: gzip, deflate or none.
+    :param encoding: its ``Content-Encoding``: gzip or none.
     :param ignored: names in the header that mean nothing.
     :param step: how many bytes one step yields at most.
     :raises UnknownEncodingError: it is another encoding.
@@ -35,7 +35,7 @@ class Decoder:
     def __init__(self, encoding: str, *, ignored: tuple[str, ...] = (), step: int = CHUNK) -> None:
         names = (name.strip() for name in encoding.lower().split(","))
         self.encoding = ", ".join(name for name in names if name not in ("", "identity", *ignored))
-        if self.encoding not in ("", "gzip", "x-gzip", "deflate"):
+        if self.encoding not in ("", "gzip", "x-gzip"):
             raise UnknownEncodingError(self.encoding)
         self._step = step
         self._unzip: zlib._Decompress | None = None
@@ -57,7 +57,7 @@ class Decoder:
         self._held = b""
         while rest and not self._has_padding:
             if self._unzip is None:
-                self._unzip = zlib.decompressobj(self._window(rest))
+                self._unzip = zlib.decompressobj(_GZIP)
             elif self._unzip.eof:
                 if rest == b"\x1f":  # half of what begins another gzip member
                     self._held = rest
@@ -65,7 +65,7 @@ class Decoder:
                 if not rest.startswith(b"\x1f\x8b"):  # padding, which gzip ignores, too
                     self._has_padding = True
                     return
-                self._unzip = zlib.decompressobj(_GZIP_OR_ZLIB)
+                self._unzip = zlib.decompressobj(_GZIP)
             yield self._unzip.decompress(rest, self._step)
             rest = self._unzip.unused_data or self._unzip.unconsumed_tail
 
@@ -81,11 +81,6 @@ class Decoder:
         if not self._unzip.eof:
             raise EOFError("the compressed end is missing")
         return rest
-
-    def _window(self, data: bytes) -> int:
-        # some servers send deflate without the zlib header
-        is_raw = self.encoding == "deflate" and data[0] & 0x0F != 8 and not data.startswith(b"\x1f")
-        return -zlib.MAX_WBITS if is_raw else _GZIP_OR_ZLIB
 
 
 class ResponseBody:

@@ -24,19 +24,18 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from airflow_provider_rungen import __version__
-from airflow_provider_rungen.client.address_policy import is_local_name, literal, may_be_reached
+from airflow_provider_rungen.client.address_policy import is_local_name, is_loopback, literal, may_be_reached
 from airflow_provider_rungen.client.bodies import Decoder, UnknownEncodingError
 from airflow_provider_rungen.client.codec import retry_after
-from airflow_provider_rungen.client.data_urls import (
+from airflow_provider_rungen.client.failures import describe_cause
+from airflow_provider_rungen.client.flow import Response
+from airflow_provider_rungen.client.output_urls import (
+    MAX_CONTENT_TYPE_CHARS,
     content_type_of,
     decoded_chunks,
     decoded_size,
     is_data_url,
 )
-from airflow_provider_rungen.client.download_urls import host_of, parse_url, redirect_target, rejection
-from airflow_provider_rungen.client.failures import describe_cause
-from airflow_provider_rungen.client.flow import Response
-from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS
 from airflow_provider_rungen.client.senders import resolver
 from airflow_provider_rungen.client.settings import Settings, environment_ca, tls_context
 from airflow_provider_rungen.client.texts import clean_text
@@ -117,7 +116,7 @@ class Downloader:
         """
         if is_data_url(url):
             self._check_size(decoded_size(url))
-            return await _decode(url, file)
+            return await self._save(_data_chunks(url), file, content_type_of(url))
         target = parse_url(url)
         for _ in range(MAX_REDIRECTS + 1):
             try:
@@ -161,12 +160,15 @@ class Downloader:
 
     async def _read(self, answer: aiohttp.ClientResponse, file: BinaryIO) -> Download:
         self._check_size(answer.content_length or 0)
-        size, digest = 0, hashlib.sha256()
-        begun_at = time.monotonic()
+        content_type = clean_text(answer.headers.get("Content-Type", ""), MAX_CONTENT_TYPE_CHARS)
+        return await self._save(_decoded_chunks(answer), file, content_type or None)
+
+    async def _save(self, chunks: AsyncIterator[bytes], file: BinaryIO, content_type: str | None) -> Download:
+        size, digest, begun_at = 0, hashlib.sha256(), time.monotonic()
         with _disk_errors():
             file.seek(0)
             file.truncate()
-        async for chunk in _decoded_chunks(answer):
+        async for chunk in chunks:
             size += len(chunk)
             self._check_size(size)
             if time.monotonic() - begun_at > self._settings.read_timeout + size / MIN_BYTES_PER_SECOND:
@@ -174,8 +176,7 @@ class Downloader:
             digest.update(chunk)
             with _disk_errors():
                 file.write(chunk)
-        content_type = clean_text(answer.headers.get("Content-Type", ""), MAX_CONTENT_TYPE_CHARS)
-        return Download(size, digest.hexdigest(), content_type or None)
+        return Download(size, digest.hexdigest(), content_type)
 
     async def _check_host(self, host: str, *, is_proxied: bool) -> None:
         """Check a host that is an address, or resolved by a proxy. The resolver checks all other names."""
@@ -251,17 +252,10 @@ async def _decoded_chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes
     yield decoder.finish()
 
 
-async def _decode(url: str, file: BinaryIO) -> Download:
-    digest = hashlib.sha256()
-    with _disk_errors():
-        file.seek(0)
-        file.truncate()
+async def _data_chunks(url: str) -> AsyncIterator[bytes]:
     for chunk in decoded_chunks(url):
-        digest.update(chunk)
-        with _disk_errors():
-            file.write(chunk)
+        yield chunk
         await asyncio.sleep(0)
-    return Download(decoded_size(url), digest.hexdigest(), content_type_of(url))
 
 
 async def _resolve(host: str) -> list[str]:
@@ -298,3 +292,56 @@ def _tls(verify: bool | str) -> ssl.SSLContext | bool:
         return tls_context(verify, with_default_cas=True)
     path = environment_ca() if verify else None
     return tls_context(path) if path else verify
+
+
+# --- which URLs are downloaded, and which redirects are followed ---
+
+
+def parse_url(url: str) -> URL:
+    """
+    Return a URL that may be downloaded, as far as the URL alone shows it.
+
+    :raises RunGenOutputError: it is invalid, not http or https, or names no host.
+    """
+    try:
+        target = URL(url, encoded=True)
+        _ = target.port
+    except ValueError:
+        raise rejection("its URL cannot be parsed") from None
+    if target.scheme not in ("http", "https"):
+        raise rejection(f"its URL is {clean_text(target.scheme, 20)}, not http or https")
+    host = target.raw_host or ""
+    # libraries disagree about hosts that look like an address and are not
+    is_ambiguous = literal(host) is None and (":" in host or host.replace(".", "").isdigit())
+    if not host or not host.isascii() or is_ambiguous:
+        raise rejection("its URL has no valid host")
+    return target
+
+
+def redirect_target(source: URL, location: str) -> URL:
+    """
+    Return the URL that a redirect leads to.
+
+    :param location: the ``Location`` header.
+    :raises RunGenOutputError: the redirect must not be followed.
+    """
+    host = host_of(source)
+    if not location:
+        raise rejection(f"{host} redirected it without a Location header")
+    try:
+        target = parse_url(str(source.join(URL(location, encoded=True))))
+    except ValueError:
+        raise rejection(f"{host} redirected it to a URL that cannot be parsed") from None
+    if target.scheme != "https" and not is_loopback(target.raw_host or ""):
+        raise rejection(f"{host} redirected it to {host_of(target)} over plain http, which is not followed")
+    return target
+
+
+def host_of(target: URL) -> str:
+    """Return the host of a URL, for a message."""
+    return clean_text(target.raw_host or "", 100)
+
+
+def rejection(reason: str) -> RunGenOutputError:
+    """Return the error of an output that cannot be downloaded, however often it is tried."""
+    return RunGenOutputError(reason, retryable=False)

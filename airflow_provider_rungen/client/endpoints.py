@@ -27,6 +27,15 @@ from airflow_provider_rungen.exceptions import (
 FATE_UNKNOWN = "Fate unknown: RunGen may have created the job"
 
 
+def _app_request(method: str, app_id: str, purpose: str, **options: Any) -> Request:
+    return Request(method, f"app/{path_segment(app_id)}", purpose, about=format_ids(app_id), **options)
+
+
+def _job_request(method: str, app_id: str, job_id: str, purpose: str, **options: Any) -> Request:
+    path = f"app/{path_segment(app_id)}/job/{path_segment(job_id, 'job_id')}"
+    return Request(method, path, purpose, about=format_ids(app_id, job_id), **options)
+
+
 def run_job(app_id: str, input: Mapping[str, Any], *, attempts: int = ATTEMPTS) -> Flow[Job]:
     """
     Submit a job.
@@ -80,9 +89,7 @@ def get_job(
     :param timeout: the most seconds for one request; see `Request`.
     :param is_lean: whether a large result and input may be left out.
     """
-    path = f"app/{path_segment(app_id)}/job/{path_segment(job_id, 'job_id')}"
-    about = format_ids(app_id, job_id)
-    request = Request("GET", path, "get the job", about=about, timeout=timeout, is_lean=is_lean)
+    request = _job_request("GET", app_id, job_id, "get the job", timeout=timeout, is_lean=is_lean)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id)
     return (yield from call(request, read, attempts=attempts))
 
@@ -117,9 +124,7 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
     :raises RunGenNotFoundError: the service does not know the job, also after some seconds.
     :raises RunGenAPIError: the service refuses with a 409, but the job may still run.
     """
-    path = f"app/{path_segment(app_id)}/job/{path_segment(job_id, 'job_id')}"
-    about = format_ids(app_id, job_id)
-    request = Request("PUT", path, "cancel the job", about=about, as_user=True, is_lean=True)
+    request = _job_request("PUT", app_id, job_id, "cancel the job", as_user=True, is_lean=True)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id, status=JobStatus.CANCELED)
     now = yield Sleep(0)
     give_up_at = now + retry_budget
@@ -144,7 +149,7 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
     if not is_known:
         raise refusal
     status = "its status is unknown" if job is None else f"it is {job.status}"
-    message = f"{refusal.message.removesuffix(about).rstrip()}, but {status} {about}"
+    message = f"{refusal.message.removesuffix(request.about).rstrip()}, but {status} {request.about}"
     raise RunGenAPIError(message, status_code=409, retryable=True)
 
 
@@ -178,8 +183,7 @@ def get_app(
     :param timeout: the most seconds for one request; see `Request`.
     :param is_lean: whether a large workflow may be left out.
     """
-    path, about = f"app/{path_segment(app_id)}", format_ids(app_id)
-    request = Request("GET", path, "get the app", about=about, timeout=timeout, is_lean=is_lean)
+    request = _app_request("GET", app_id, "get the app", timeout=timeout, is_lean=is_lean)
     return (yield from call(request, partial(App.from_json, app_id=app_id), attempts=attempts))
 
 
@@ -208,8 +212,7 @@ def update_app(
     :param retry_budget: seconds after which the request is not sent again.
     :param on_retry: called with the last error, and the time (seconds since 1970), before it is sent again.
     """
-    path, about = f"app/{path_segment(app_id)}", format_ids(app_id)
-    request = Request("PUT", path, "change the app", encode(body, "app"), about=about)
+    request = _app_request("PUT", app_id, "change the app", body=encode(body, "app"))
     read = partial(App.from_json, app_id=app_id)
     return (yield from call(request, read, retry_budget=retry_budget, on_retry=on_retry))
 
@@ -239,5 +242,4 @@ def delete_app(app_id: str) -> Flow[None]:
 
     :param app_id: the app.
     """
-    path, about = f"app/{path_segment(app_id)}", format_ids(app_id)
-    yield from call(Request("DELETE", path, "delete the app", about=about), lambda _: None)
+    yield from call(_app_request("DELETE", app_id, "delete the app"), lambda _: None)

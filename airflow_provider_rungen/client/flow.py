@@ -79,13 +79,13 @@ class Gather(Generic[T]):
     Perform flows concurrently, where the driver can. It answers with a result or a `RunGenError` for each.
 
     :param flows: the flows.
-    :param patience: seconds that each flow has from its own start. A flow that takes longer either continues
+    :param wait_at_most: seconds that each flow has from its own start. A flow that takes longer continues
         in the background (its outcome is `PENDING`) or is ended (`CUT`). A blocking driver ignores it: it
         performs one flow after another.
     """
 
     flows: Sequence[Flow[T]]
-    patience: float | None = None
+    wait_at_most: float | None = None
 
 
 Flow: TypeAlias = Generator[Request | Sleep | Gather[Any], Any, T]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.outages import LogCallback
 from airflow_provider_rungen.client.texts import clean_text, format_ids
 
 log = logging.getLogger(__name__)
+
+# Takes a log level, a line, and the id of the job it is about, or ``None``.
+LogCallback = Callable[[int, str, str | None], None]
 
 # Among many jobs, so many problems of single ones are logged.
 MAX_LOGGED_PROBLEMS = 10

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from types import MappingProxyType
 
 from airflow_provider_rungen.client.codec import path_segment
 from airflow_provider_rungen.client.endpoints import get_app, get_job
 from airflow_provider_rungen.client.flow import CUT, Flow, Gather, Pending, Sleep
-from airflow_provider_rungen.client.job_log import log_line, status_line
+from airflow_provider_rungen.client.job_log import LogCallback, log_line, status_line
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD, JobSearch, read_counters
 from airflow_provider_rungen.client.models import App, Job
-from airflow_provider_rungen.client.outages import LogCallback, Outages, is_unanswered
 from airflow_provider_rungen.client.poll_state import (
     MIN_POLL_TIMEOUT,
     POLL_TIMEOUT,
+    Outages,
     PollBudget,
     PollState,
     in_flight,
+    is_unanswered,
 )
 from airflow_provider_rungen.client.queue_watch import QueueWatch
 from airflow_provider_rungen.client.retry import is_refusal
@@ -32,8 +32,6 @@ from airflow_provider_rungen.exceptions import RunGenError, RunGenNotFoundError
 MAX_CONCURRENT_POLLS = 256
 # Silent jobs that are polled again in a round.
 SILENT_JOBS_PER_ROUND = 8
-# Jobs whose own pauses are handed on at most.
-MAX_HELD_BACK = 64
 
 
 def identity(job: Job) -> Job:
@@ -82,9 +80,8 @@ class JobPoller:
     _app_state: PollState = field(default_factory=lambda: PollState(0.0), init=False)
     _errors: dict[str, RunGenError] = field(default_factory=dict, init=False)
     _budget: PollBudget = field(default=PollBudget(), init=False)
-    # seconds that a shared round waits for a poll; a service that is slow for many jobs stretches them
-    _patience: float | None = field(default=None, init=False)
-    _stretch: float = field(default=1.0, init=False)
+    # seconds that a shared round waits for a poll
+    _poll_time: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.outages = Outages(self.log)
@@ -94,9 +91,14 @@ class JobPoller:
 
     @property
     def not_before(self) -> float:
-        """The time (seconds since 1970) until which the service is to be left alone, 0 for none."""
+        """The time (seconds since 1970) from which a job may be polled again."""
         soonest = min((state.not_before for state in self.waiting.values()), default=0.0)
         return max(self.outages.quiet_until, soonest)
+
+    @property
+    def all_not_before(self) -> float:
+        """The time (seconds since 1970) from which all jobs may be polled again."""
+        return max([self.outages.quiet_until, *(state.not_before for state in self.waiting.values())])
 
     @property
     def is_app_in_flight(self) -> bool:
@@ -108,36 +110,25 @@ class JobPoller:
         states = (self.waiting.get(job_id) for job_id in job_ids)
         return any(state is not None and state.is_in_flight for state in states)
 
-    def held_back(self, now: float) -> dict[str, float]:
-        """
-        Return the times (seconds since 1970) before which another poller must not poll.
-
-        :return: by job; what holds for all of them under an empty id, and if they are many, only that.
-        """
-        times = {"": self.not_before} | {job_id: state.not_before for job_id, state in self.waiting.items()}
-        times = {key: at for key, at in times.items() if at > (max(now, times[""]) if key else now)}
-        return times if len(times) <= MAX_HELD_BACK else {key: at for key, at in times.items() if not key}
-
     def add(
         self,
         job_ids: Collection[str],
         now: float,
         visible_by: float = 0.0,
-        held_back: Mapping[str, float] = MappingProxyType({}),
+        not_before: float = 0.0,
     ) -> None:
         """
         Wait for more jobs, the oldest first.
 
         :param now: the time (seconds since 1970).
         :param visible_by: the time (seconds since 1970) until which the service may not know them.
-        :param held_back: the `held_back` of another poller.
+        :param not_before: the time (seconds since 1970) before which they must not be polled.
         :raises RunGenInputError: an id cannot be one; none is added.
         """
         for job_id in job_ids:
             path_segment(job_id, "job_id")
         for job_id in job_ids:
             if job_id not in self.waiting and job_id not in self.finished:
-                not_before = max(held_back.get("", 0.0), held_back.get(job_id, 0.0))
                 self.waiting[job_id] = PollState(now, visible_by, not_before, place=self.next_place())
 
     def next_place(self) -> int:
@@ -157,35 +148,32 @@ class JobPoller:
         errors, self._errors = self._errors, {}
         return errors
 
-    def poll_once(self, poll_interval: float, left: float = math.inf) -> Flow[None]:
+    def poll_once(self, poll_interval: float, seconds_left: float = math.inf) -> Flow[None]:
         """
         Poll the jobs that are worth it, once; those that have finished go to ``finished``.
 
         :param poll_interval: seconds to the next round.
-        :param left: seconds to the deadline.
+        :param seconds_left: seconds to the deadline.
         """
         now = yield Sleep(0)
         if self.outages.is_quiet(now):
             return
-        self._budget = PollBudget.until(now, left)
+        self._budget = PollBudget.until(now, seconds_left)
         if self.is_shared:
-            was_cut_off = any(state.is_cut_off for state in self.waiting.values())
-            stretch = self._stretch * (2 if was_cut_off else 0.9)
-            self._stretch = min(max(stretch, 1.0), POLL_TIMEOUT)
-            self._patience = min(min(max(poll_interval, 1.0), 10.0) * self._stretch, POLL_TIMEOUT)
+            self._poll_time = min(max(poll_interval, 1.0), 10.0)
         self.is_fresh, self.app, self.outages.last_failure = False, None, None
         yield from self._poll_due(poll_interval, now)
         self.outages.end_round(now := (yield Sleep(0)))
         if self.watches_queue:
             yield from self.queue.look(now)
 
-    def poll_each(self, job_ids: Iterable[str], left: float = 0.0) -> Flow[None]:
+    def poll_each(self, job_ids: Iterable[str], seconds_left: float = 0.0) -> Flow[None]:
         """
         Poll these jobs, whatever the counters say; a shared poller may do so in the middle of a round.
 
         After the deadline, those are left out that did not answer until then.
 
-        :param left: seconds to the deadline.
+        :param seconds_left: seconds to the deadline.
         """
         now = yield Sleep(0)
         if self.outages.is_quiet(now):
@@ -194,10 +182,10 @@ class JobPoller:
         if not self.is_shared:
             self.outages.last_failure = None
         due = [job_id for job_id in self._due(now) if job_id in wanted]
-        if left <= 0:
+        if seconds_left <= 0:
             states = {job_id: self.waiting[job_id] for job_id in due}
             due = [job_id for job_id in due if not (states[job_id].is_cut_off or states[job_id].failures)]
-        yield from self.poll(due, PollBudget.until(now, left))
+        yield from self.poll(due, PollBudget.until(now, seconds_left))
         self.outages.end_round(now := (yield Sleep(0)))
         if self.watches_queue:
             yield from self.queue.look(now)
@@ -229,7 +217,7 @@ class JobPoller:
         yield from self._poll_many([job_id for job_id in due if job_id not in silent], poll_interval, now)
         again = self.pollable(job_id for job_id in due if job_id in silent)
         if polls := [self._poll_job(job_id, self._budget) for job_id in again[:SILENT_JOBS_PER_ROUND]]:
-            yield Gather(polls, patience=0 if self.is_shared else None)
+            yield Gather(polls, wait_at_most=0 if self.is_shared else None)
 
     def _poll_many(self, due: list[str], poll_interval: float, now: float) -> Flow[None]:
         if len(self.waiting) <= COUNTER_THRESHOLD:
@@ -262,7 +250,7 @@ class JobPoller:
         self.app, state = None, self._app_state
         if not state.is_in_flight and now >= state.not_before - 0.001:
             poll = self._poll_app(self._budget.timeout(now))
-            [outcome] = yield Gather([poll], patience=self._patience_of(self._budget, now))
+            [outcome] = yield Gather([poll], wait_at_most=self._wait_at_most(self._budget, now))
             if isinstance(outcome, Pending):
                 self.outages.silent.add(state)
         return self.app
@@ -288,9 +276,9 @@ class JobPoller:
         job_ids = self.pollable(job_ids)
         if not job_ids:
             return
-        answers, patience = self.answers, self._patience_of(budget, (yield Sleep(0)))
+        answers, wait_at_most = self.answers, self._wait_at_most(budget, (yield Sleep(0)))
         polls = [self._poll_job(job_id, budget) for job_id in job_ids]
-        outcomes: list[RunGenError | Pending | None] = yield Gather(polls, patience=patience)
+        outcomes: list[RunGenError | Pending | None] = yield Gather(polls, wait_at_most=wait_at_most)
         for job_id, outcome in zip(job_ids, outcomes, strict=True):
             if outcome is CUT and (state := self.waiting.get(job_id)) is not None:
                 state.is_cut_off = True
@@ -319,10 +307,10 @@ class JobPoller:
         job = yield from get_job(self.app_id, job_id, attempts=1, timeout=timeout, is_lean=self.is_lean)
         return self.on_finished(job) if job.is_terminal else job
 
-    def _patience_of(self, budget: PollBudget, now: float) -> float | None:
+    def _wait_at_most(self, budget: PollBudget, now: float) -> float | None:
         """Return the seconds to wait for a poll: many, which take turns, must not outlast the deadline."""
         if self.is_shared or math.isinf(budget.end_by):
-            return self._patience
+            return self._poll_time
         # longer than the shortest poll, since one that is given up holds its place until it ends
         return max(budget.remaining(now), 2 * MIN_POLL_TIMEOUT)
 

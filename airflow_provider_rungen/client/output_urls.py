@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -13,7 +14,6 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from airflow_provider_rungen.client.data_urls import content_type_of, file_name_of, is_data_url
 from airflow_provider_rungen.client.redaction import without_secrets
 from airflow_provider_rungen.client.texts import clean_text
 
@@ -33,6 +33,32 @@ MAX_DEPTH = 200
 _NAME_PART_CHARS = 500
 # The host is bounded, because libraries normalize it in quadratic time.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?=\S)[^\s/?#]{0,1000}(?:[/?#]\S*)?")
+
+# Without its content, so that a long text that is no data URL is not read.
+_DATA_HEAD = re.compile(
+    r"data:([\w.+-]{1,60}/[\w.+-]{1,60})(?:;[\w.+-]{1,60}=[\w.+-]{0,60}){0,5};base64,",
+    re.ASCII | re.IGNORECASE,
+)
+_DATA_CONTENT = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_CHUNK_CHARS = 256 * 1024
+_SUFFIXES = {
+    "application/json": ".json",
+    "application/pdf": ".pdf",
+    "audio/flac": ".flac",
+    "audio/mpeg": ".mp3",
+    "audio/ogg": ".ogg",
+    "audio/wav": ".wav",
+    "audio/x-wav": ".wav",
+    "image/avif": ".avif",
+    "image/gif": ".gif",
+    "image/jpeg": ".jpg",
+    "image/png": ".png",
+    "image/svg+xml": ".svg",
+    "image/webp": ".webp",
+    "text/plain": ".txt",
+    "video/mp4": ".mp4",
+    "video/webm": ".webm",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +129,7 @@ def _is_url_or_container(value: Any) -> bool:
 def safe_name(url: str) -> str:
     """Return the file name in a URL, changed so that every file system accepts it as a name."""
     if (content_type := content_type_of(url)) is not None:
-        return file_name_of(content_type)
+        return "output" + _SUFFIXES.get(content_type, "")
     try:
         path = unquote(urlsplit(url[:MAX_URL_CHARS]).path)
     except ValueError:
@@ -147,34 +173,10 @@ def redact_value(value: Any, stored_uris: Mapping[str, str] | None = None) -> An
 
 
 def _json_text(value: Any) -> str:
-    """Return the JSON text of a value that may be nested deeper than the standard library recurses."""
-    text: list[str] = []
-    stack = [_json_parts(value)]
-    while stack:
-        part = next(stack[-1], None)
-        if part is None:
-            stack.pop()
-        elif isinstance(part, str):
-            text.append(part)
-        else:
-            stack.append(part)
-    return "".join(text)
-
-
-def _json_parts(value: Any) -> Iterator[Any]:
-    """Yield JSON text, and in the place of each value inside it the parts of that."""
-    if isinstance(value, Mapping):
-        brackets, items = "{}", [(f"{json.dumps(str(key))}: ", item) for key, item in value.items()]
-    elif isinstance(value, list):
-        brackets, items = "[]", [("", item) for item in value]
-    else:
-        yield json.dumps(value)
-        return
-    yield brackets[0]
-    for index, (key, item) in enumerate(items):
-        yield f"{', ' if index else ''}{key}"
-        yield _json_parts(item)
-    yield brackets[1]
+    try:
+        return json.dumps(value)
+    except RecursionError:  # no service makes this, and no parser could read it
+        return "nested too deeply to be stored"
 
 
 def expiry_time(url: str, created_at: datetime | None) -> datetime | None:
@@ -193,3 +195,38 @@ def expiry_time(url: str, created_at: datetime | None) -> datetime | None:
         signed_at = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%S%z")
         times.append(signed_at + timedelta(seconds=int(query["X-Amz-Expires"][0])))
     return min(times, default=None)
+
+
+# --- data URLs: files that a result contains as base64 text ---
+
+
+def is_data_url(text: str) -> bool:
+    """Return whether a text is a data URL as a whole, with base64 that can be decoded."""
+    head = _DATA_HEAD.match(text)
+    return (
+        head is not None
+        and (len(text) - head.end()) % 4 == 0
+        and _DATA_CONTENT.fullmatch(text, head.end()) is not None
+    )
+
+
+def content_type_of(url: str) -> str | None:
+    """Return the content type that a data URL claims, or ``None`` for another URL."""
+    head = _DATA_HEAD.match(url)
+    return None if head is None else head[1].lower()
+
+
+def decoded_size(url: str) -> int:
+    """Return how many bytes a data URL has."""
+    return (len(url) - _content_start(url)) // 4 * 3 - url.count("=", -2)
+
+
+def decoded_chunks(url: str) -> Iterator[bytes]:
+    """Yield the bytes of a data URL in small parts."""
+    for start in range(_content_start(url), len(url), _CHUNK_CHARS):
+        yield base64.b64decode(url[start : start + _CHUNK_CHARS])
+
+
+def _content_start(url: str) -> int:
+    head = _DATA_HEAD.match(url)
+    return len(url) if head is None else head.end()

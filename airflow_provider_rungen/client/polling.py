@@ -5,19 +5,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import partial
 
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.flow import Flow, Sleep, T
 from airflow_provider_rungen.client.job_log import log_of
-from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
+from airflow_provider_rungen.client.job_poller import JobPoller
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.outages import Outages
-from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT
+from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages
 from airflow_provider_rungen.client.progress import OtherInputs, Progress, count_ends
-from airflow_provider_rungen.client.queue_watch import QueueTimer
-from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
+from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout, timeout_error
 from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,
@@ -25,23 +22,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
     RunGenResponseError,
 )
-
-__all__ = [
-    "COUNTER_THRESHOLD",
-    "FIRST_INTERVAL",
-    "INTERVAL_GROWTH",
-    "VISIBILITY_GRACE",
-    "JobPoller",
-    "concerns_one_job",
-    "failed_by",
-    "growing_pauses",
-    "identity",
-    "job_of",
-    "poll_jobs_once",
-    "poll_until",
-    "strip_payloads",
-    "wait_for_jobs",
-]
 
 # Seconds to the second poll of a job that may be over soon, and by how much the pauses grow from there.
 FIRST_INTERVAL = 0.3
@@ -79,12 +59,12 @@ def poll_until(
     if now >= deadline:
         return (yield from poll(None))
     while True:
-        begun_at, left = now, deadline - now
-        if (result := (yield from poll(left))) is not None:
+        begun_at, seconds_left = now, deadline - now
+        if (result := (yield from poll(seconds_left))) is not None:
             return result
         now = yield Sleep(0)
         # no poll follows the last one, nor one that hung until the deadline
-        if left <= 0 or (now >= deadline and outages.answered_at < begun_at):
+        if seconds_left <= 0 or (now >= deadline and outages.answered_at < begun_at):
             return None
         pause = max(begun_at + next(pauses) - now, outages.pause)
         end = wake_at if now < wake_at < deadline else deadline
@@ -105,7 +85,7 @@ def poll_jobs_once(
     job_ids: Sequence[str],
     *,
     poll_interval: float = 1.0,
-    left: float | None = None,
+    seconds_left: float | None = None,
     goal: WaitGoal | None = None,
     only: Collection[str] | None = None,
     may_raise: bool = True,
@@ -115,51 +95,32 @@ def poll_jobs_once(
 
     :param poller: what earlier polls of the same jobs found; new jobs are added to it.
     :param poll_interval: seconds to the next poll.
-    :param left: seconds to the deadline of the caller's loop; from 0 down each job is polled, whatever the
-        counters say. Without it, this poll stands alone: it polls each job the first time, and outlasts a
-        stray refusal of the key.
-    :param goal: what the wait is for: the end of all jobs when left out.
+    :param seconds_left: seconds to the deadline of the caller's loop. If there are none, each job is polled,
+        whatever the counters say. Without it, this is a single poll: the first polls each job, and each
+        outlasts a stray refusal of the key.
+    :param goal: what the wait is for. Default: the end of all jobs.
     :param only: those of the jobs to poll, unless each is.
     :param may_raise: whether an error of the only job is raised. Otherwise, it makes it a failed job.
     :raises RunGenError: an error that no waiting can change.
     """
     poller.add(job_ids, (yield Sleep(0)))
-    is_full = poller.is_fresh if left is None else left <= 0
-    poll = partial(
-        _poll_jobs,
-        poller,
-        job_ids,
-        goal or WaitGoal(),
-        poll_interval,
-        POLL_TIMEOUT if left is None else left,
-        only=job_ids if is_full else only,
-        may_raise=may_raise and len(job_ids) == 1,
-    )
-    return (yield from outlast_refusal(poll, poller.outages) if left is None else poll())
+    is_single, time = seconds_left is None, POLL_TIMEOUT if seconds_left is None else seconds_left
+    if time <= 0 or (is_single and poller.is_fresh):
+        only = job_ids
 
+    def poll() -> Flow[list[Job] | None]:
+        yield from poller.poll_once(poll_interval, time) if only is None else poller.poll_each(only, time)
+        for job_id, error in poller.take_errors().items():
+            if (may_raise and len(job_ids) == 1) or not concerns_one_job(error):
+                raise error
+            poller.forget([job_id])
+            poller.finished[job_id] = poller.on_finished(failed_by(error, poller.app_id, job_id))
+        aim.note_new(poller.finished.values())
+        finished = [poller.finished[job_id] for job_id in job_ids if job_id in poller.finished]
+        return finished if aim.is_reached(len(job_ids) - len(finished)) else None
 
-def _poll_jobs(
-    poller: JobPoller,
-    job_ids: Sequence[str],
-    goal: WaitGoal,
-    poll_interval: float,
-    left: float,
-    *,
-    only: Collection[str] | None,
-    may_raise: bool,
-) -> Flow[list[Job] | None]:
-    if only is not None:
-        yield from poller.poll_each(only, left)
-    else:
-        yield from poller.poll_once(poll_interval, left)
-    for job_id, error in poller.take_errors().items():
-        if may_raise or not concerns_one_job(error):
-            raise error
-        poller.forget([job_id])
-        poller.finished[job_id] = poller.on_finished(failed_by(error, poller.app_id, job_id))
-    goal.note_new(poller.finished.values())
-    finished = [poller.finished[job_id] for job_id in job_ids if job_id in poller.finished]
-    return finished if goal.is_reached(len(job_ids) - len(finished)) else None
+    aim = goal or WaitGoal()
+    return (yield from outlast_refusal(poll, poller.outages) if is_single else poll())
 
 
 def wait_for_jobs(
@@ -202,9 +163,9 @@ def wait_for_jobs(
     timer = None if queued_timeout is None else QueueTimer(queued_timeout, now)
     goal = goal or WaitGoal()
 
-    def poll(left: float | None) -> Flow[list[Job] | None]:
+    def poll(seconds_left: float | None) -> Flow[list[Job] | None]:
         jobs = yield from poll_jobs_once(
-            jobs_poller, job_ids, poll_interval=poll_interval, left=left, goal=goal
+            jobs_poller, job_ids, poll_interval=poll_interval, seconds_left=seconds_left, goal=goal
         )
         now = yield Sleep(0)
         if jobs is None and timer is not None and timer.is_over(jobs_poller, job_ids, now):

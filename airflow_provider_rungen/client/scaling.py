@@ -11,8 +11,7 @@ from airflow_provider_rungen.client.endpoints import delete_app, get_app, scale_
 from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.job_log import log_line
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.outages import Outages
-from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, PollBudget, PollState, in_flight
+from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages, PollBudget, PollState, in_flight
 from airflow_provider_rungen.client.polling import outlast_refusal, poll_until
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.texts import format_count, format_ids

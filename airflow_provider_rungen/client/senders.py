@@ -13,8 +13,8 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,8 @@ class AsyncSender:
             auto_decompress=False,
             trace_configs=[_tracing()],
         )
+        # aiohttp would send a request again by itself, and a deletion would seem to be refused
+        self.session._retry_connection = False
 
     async def __call__(self, request: Request) -> Response:
         """
@@ -102,10 +104,10 @@ class AsyncSender:
                 await asyncio.sleep(wait)
             limit, exchange = self.settings.time_limit(request), ExchangeState()
             scope = asyncio.timeout(limit)
+            watch = is_interrupted and asyncio.ensure_future(_end_soon(scope, exchange, is_interrupted))
             try:
                 async with scope:
-                    with _shortened(scope, exchange, is_interrupted):
-                        return await self._exchange(request, exchange)
+                    return await self._exchange(request, exchange)
             except (aiohttp.ClientError, OSError, ValueError, EOFError, zlib.error) as error:
                 if scope.expired():
                     failure = timed_out(request, limit, exchange, self._proxy)
@@ -113,6 +115,9 @@ class AsyncSender:
                     failure = proxy_failed(request, error, self._proxy)
                 else:
                     failure = connection_failed(request, error, sent=exchange.is_sent, proxy=self._proxy)
+            finally:
+                if watch:
+                    watch.cancel()
             # raised out here, so that the library's error, which holds the headers, is not its context
             raise failure
 
@@ -144,32 +149,17 @@ class AsyncSender:
         await self.session.close()
 
 
-@contextmanager
-def _shortened(
-    scope: asyncio.Timeout, exchange: ExchangeState, is_interrupted: Callable[[], bool] | None
-) -> Iterator[None]:
+async def _end_soon(
+    scope: asyncio.Timeout, exchange: ExchangeState, is_interrupted: Callable[[], bool]
+) -> None:
     """Shorten the time of an exchange once its caller is interrupted."""
-    if is_interrupted is None:
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle
-
-    def check() -> None:
-        nonlocal timer
-        if not is_interrupted():
-            timer = loop.call_later(CHECK_INTERVAL, check)
-            return
-        exchange.is_interrupted = True
-        end = loop.time() + (FINAL_GRACE if exchange.is_sent else 0.0)
-        if not scope.expired():
-            scope.reschedule(min(scope.when() or end, end))
-
-    timer = loop.call_later(CHECK_INTERVAL, check)
-    try:
-        yield
-    finally:
-        timer.cancel()
+    await asyncio.sleep(CHECK_INTERVAL)
+    while not is_interrupted():  # noqa: ASYNC110 - it may depend on the thread
+        await asyncio.sleep(CHECK_INTERVAL)
+    exchange.is_interrupted = True
+    end = asyncio.get_running_loop().time() + (FINAL_GRACE if exchange.is_sent else 0.0)
+    if not scope.expired():
+        scope.reschedule(min(scope.when() or end, end))
 
 
 class Sender:

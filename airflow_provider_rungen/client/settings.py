@@ -58,7 +58,7 @@ class Settings:
         """Return the headers of every request."""
         headers = {
             "Accept": "application/json",
-            "Accept-Encoding": "gzip, deflate",  # no more than `bodies` can decode
+            "Accept-Encoding": "gzip",  # no more than `bodies` can decode
             "User-Agent": f"airflow-provider-rungen/{__version__}",
             "x-api-key": self.api_key,
         }

@@ -32,7 +32,7 @@ AsyncSend = Callable[[Request], Awaitable[Response]]
 Item = TypeVar("Item")
 Step = Request | Sleep | Gather[Any]
 # How many flows of a `Gather` may continue in the background.
-MAX_STRAGGLERS = 16
+MAX_BACKGROUND = 16
 
 
 def drive(
@@ -78,7 +78,7 @@ async def adrive(
     send: AsyncSend,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     clock: Callable[[], float] = time.time,
-    stragglers: set[asyncio.Task[Any]] | None = None,
+    background: set[asyncio.Task[Any]] | None = None,
 ) -> T:
     """
     Perform a flow in an event loop, and return what it returns.
@@ -87,8 +87,8 @@ async def adrive(
     :param send: sends a request.
     :param sleep: sleeps.
     :param clock: returns the time, in seconds since 1970.
-    :param stragglers: holds the flows that continue in the background (`Gather.patience`). The caller cancels
-        them in the end. Without it, none continues.
+    :param background: holds the flows that continue in the background (`Gather.wait_at_most`). The caller
+        cancels them in the end. Without it, none continues.
     """
 
     async def perform(step: Step) -> Any:
@@ -98,7 +98,7 @@ async def adrive(
             return clock()
         if isinstance(step, Gather):
             flows = [adrive(_caught(each), send, sleep, clock) for each in step.flows]
-            return await _gather(flows, step.patience, stragglers)
+            return await _gather(flows, step.wait_at_most, background)
         return await send(step)
 
     with closing(flow):  # see drive
@@ -123,38 +123,38 @@ def _caught(flow: Flow[T]) -> Flow[T | RunGenError]:
 
 async def _gather(
     flows: Sequence[Coroutine[Any, Any, T | RunGenError]],
-    patience: float | None,
-    stragglers: set[asyncio.Task[Any]] | None,
+    wait_at_most: float | None,
+    background: set[asyncio.Task[Any]] | None,
 ) -> list[T | RunGenError | Pending]:
-    """Perform flows concurrently; see `Gather`. With ``patience``, no more start than may be in flight."""
+    """Perform flows concurrently; see `Gather`. With a limit of time, no more start than may be in flight."""
     loop = asyncio.get_running_loop()
     outcomes: list[T | RunGenError | Pending] = [CUT] * len(flows)
     queue = deque(enumerate(flows))
     running: dict[asyncio.Task[T | RunGenError], tuple[int, float]] = {}  # in the order of their ends
     try:
         while queue or running:
-            slots = len(flows) if patience is None else max(1, MAX_IN_FLIGHT - len(stragglers or ()))
+            slots = len(flows) if wait_at_most is None else max(1, MAX_IN_FLIGHT - len(background or ()))
             while queue and len(running) < slots:
                 index, flow = queue.popleft()
-                running[asyncio.ensure_future(flow)] = index, loop.time() + (patience or 0.0)
-            if patience is None:
+                running[asyncio.ensure_future(flow)] = index, loop.time() + (wait_at_most or 0.0)
+            if wait_at_most is None:
                 await asyncio.wait(running)
             else:
                 [(_, end), *_] = running.values()
-                left = max(end - loop.time(), 0.0)
-                await asyncio.wait(running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                timeout = max(end - loop.time(), 0.0)
+                await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             for task in [task for task in running if task.done()]:
                 index, _ = running.pop(task)
                 outcomes[index] = task.result()
             now = loop.time()
             for task in [task for task, (_, end) in running.items() if end <= now]:
                 index, _ = running.pop(task)
-                if stragglers is None or len(stragglers) >= MAX_STRAGGLERS:
+                if background is None or len(background) >= MAX_BACKGROUND:
                     task.cancel()
                     continue
                 outcomes[index] = PENDING
-                stragglers.add(task)
-                task.add_done_callback(stragglers.discard)
+                background.add(task)
+                task.add_done_callback(background.discard)
                 task.add_done_callback(_log_failure)
     finally:
         for task in running:
@@ -165,8 +165,8 @@ async def _gather(
     return outcomes
 
 
-def _log_failure(straggler: asyncio.Task[Any]) -> None:
-    if not straggler.cancelled() and (error := straggler.exception()):
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()):
         log.error("A request in the background failed", exc_info=error)
 
 

@@ -6,15 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
+from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.polling import (
-    COUNTER_THRESHOLD,
-    JobPoller,
-    poll_jobs_once,
-    strip_payloads,
-)
-from airflow_provider_rungen.client.queue_watch import QueueTimer
-from airflow_provider_rungen.client.timeouts import timeout_error
+from airflow_provider_rungen.client.polling import poll_jobs_once
+from airflow_provider_rungen.client.queue_watch import QueueTimer, timeout_error
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
 from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids

@@ -223,7 +223,7 @@ class FlowHook(BaseHook):
             else:
                 await asleep_with_checks(seconds, self._check)
 
-        return await adrive(flow, send, sleep, stragglers=self._stragglers)
+        return await adrive(flow, send, sleep, background=self._stragglers)
 
     async def _get_async_sender(self) -> AsyncSender | AsyncInjectedSender:
         settings = self.settings

@@ -15,16 +15,14 @@ from weakref import WeakKeyDictionary
 
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.flow import Flow
-from airflow_provider_rungen.client.job_log import log_of
+from airflow_provider_rungen.client.job_log import LogCallback, log_of
 from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import App, Job
-from airflow_provider_rungen.client.outages import LogCallback
 from airflow_provider_rungen.client.polling import concerns_one_job, failed_by
 from airflow_provider_rungen.client.progress import Progress, count_ends
-from airflow_provider_rungen.client.queue_watch import QueueTimer
+from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout, timeout_error
 from airflow_provider_rungen.client.scaling import AppTarget
-from airflow_provider_rungen.client.timeouts import explain_timeout, timeout_error
 from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.hooks.rungen import RunGenHook
@@ -153,7 +151,7 @@ class SharedPoller:
         """
         job_ids = list(job_ids)
         waiting = dict.fromkeys(job_ids)
-        self._poller.add(waiting, time.time(), visible_by, {"": not_before})
+        self._poller.add(waiting, time.time(), visible_by, not_before)
         if not job_ids:
             return []
         goal = goal or WaitGoal()

@@ -45,19 +45,13 @@ GZIPPED = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
 ENDLESS: dict[str, tuple[bytes, bytes, float]] = {
     "status line": (b"HTTP/1.1 200 ", b"O", 0.02),
     "headers": (b"HTTP/1.1 200 OK\r\n", b"X-Drip: x\r\n", 0.05),
-    "one header": (b"HTTP/1.1 200 OK\r\nX-Drip: ", b"x", 0.02),
-    "100 continue, slow": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.02),
     "100 continue, fast": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100, 0.002),
     "body": (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{", b" ", 0.02),
     "body until it closes": (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{", b" ", 0.02),
     "body of a refusal": (b"HTTP/1.1 500 Oh\r\nContent-Length: 100000\r\n\r\n{", b" ", 0.02),
     "body of a redirect": (b"HTTP/1.1 302 Go\r\nLocation: /\r\nContent-Length: 9999\r\n\r\n", b" ", 0.02),
     "chunks": (CHUNKED, b"1\r\n \r\n", 0.02),
-    "chunk size": (CHUNKED, b"0", 0.02),
-    "chunk extension": (CHUNKED + b"1;a=", b"x", 0.02),
-    "trailers, slow": (CHUNKED + b"2\r\n{}\r\n0\r\n", b"X-Trailer: x\r\n", 0.02),
     "trailers, fast": (CHUNKED + b"2\r\n{}\r\n0\r\n", b"X-Trailer: x\r\n" * 50, 0.001),
-    "empty gzip members, slow": (GZIPPED, gzip.compress(b""), 0.02),
     "empty gzip members, fast": (GZIPPED, gzip.compress(b"") * 500, 0.002),
 }
 
@@ -266,7 +260,7 @@ def test_an_encoding_that_was_not_asked_for_cannot_be_read(serve: Any, encoding:
                 send(settings_for(server.url), GET)
         else:
             assert send(settings_for(server.url), GET).status == 403
-        assert re.search(rb"(?i)accept-encoding: gzip, deflate\r\n", server.heard[0])
+        assert re.search(rb"(?i)accept-encoding: gzip\r\n", server.heard[0])
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
@@ -364,9 +358,7 @@ def test_a_kill_gets_through_a_submission(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "name", ["status line", "100 continue, fast", "trailers, slow", "empty gzip members, fast"]
-)
+@pytest.mark.parametrize("name", ["status line", "100 continue, fast", "empty gzip members, fast"])
 def test_a_kill_gets_through_an_endless_answer_to_a_submission(
     serve: Any, monkeypatch: pytest.MonkeyPatch, kind: str, name: str, number: signal.Signals
 ) -> None:

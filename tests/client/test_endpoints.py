@@ -1,4 +1,4 @@
-"""The endpoints: every shape, refusal and accident, in three ways to perform a flow."""
+"""The endpoints: every shape, refusal and accident, in two ways to perform a flow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from client_mistakes import early_retries
 from conftest import APP, KEY, SOON, VIAS, Via, pairwise, wait_for_jobs
 from odd_answers import Style
 
-from airflow_provider_rungen import exceptions
 from airflow_provider_rungen.client import codec, endpoints, retry
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.models import Job, JobStatus
@@ -83,22 +82,6 @@ def test_a_job_goes_its_way_in_every_shape(
     assert (failed.status, failed.error, failed.result) == (JobStatus.FAILED, "no foxes here", None)
     assert gone.status is JobStatus.CANCELED
     assert via.service.stats()["jobs_created"] == 3
-
-
-@pytest.mark.parametrize("error_field", ["error", "error_message", "message", "result", "detail", "nested"])
-@pytest.mark.parametrize("failed_word", ["FAILED", "FAILURE", "ERROR", "errored", "TIMED_OUT", "timed out"])
-def test_the_error_text_of_a_failed_job_is_found(direct: Via, error_field: Any, failed_word: str) -> None:
-    direct.service.style = Style(error_field=error_field, failed_word=failed_word)
-    job = direct(endpoints.run_job(APP, {"prompt": "fail: out of memory"}))
-
-    [failed] = direct(wait([job.id]))
-
-    if error_field == "result":  # the emulator puts it where the result stands
-        assert failed.error in ("", "out of memory")
-    else:
-        assert failed.error == "out of memory"
-    with pytest.raises(exceptions.RunGenJobFailedError, match=job.id):
-        failed.raise_for_status()
 
 
 @pytest.mark.parametrize("execution_time_as", ["string", "number"])
@@ -459,7 +442,7 @@ def test_a_question_is_asked_again_after_an_accident(via: Via, operation: str, k
         assert [app.id for app in answer] == [APP, "llama-text"]
     else:
         assert answer.id == (job.id if operation == "get" else APP)
-    assert 1 <= len(via.slept) <= 2  # aiohttp repeats a GET by itself when a reused connection was reset
+    assert len(via.slept) == 2
 
 
 @pytest.mark.parametrize("operation", ["get", "list_apps", "get_app"])
@@ -482,7 +465,7 @@ def test_a_question_that_meets_accidents_only_ends_in_an_error(via: Via, kind: s
         via(endpoints.get_app(APP))
     assert caught.value.sent
     assert caught.value.retryable
-    assert via.service.count("get_app") >= retry.ATTEMPTS
+    assert via.service.count("get_app") == retry.ATTEMPTS
     assert len(via.slept) == retry.ATTEMPTS - 1
 
 
@@ -546,8 +529,6 @@ def test_a_job_that_the_service_forgot_is_over(via: Via) -> None:
 
 @pytest.mark.parametrize("kind", ["reset_after", "truncate"])
 def test_a_deletion_whose_answer_was_lost_is_a_deletion(via: Via, kind: str) -> None:
-    if (via.kind, kind) == ("aiohttp", "reset_after"):
-        pytest.skip("aiohttp itself sends it again, unseen, and the flow gets but the second answer, a 404")
     via.service.add_app("doomed", workers=0)
     # a 204 has no body that could be cut short, so give it one
     via.service.inject(Fault(on="delete_app", kind=kind))
@@ -661,12 +642,6 @@ def _assert_refused(via: Via, bad: Any) -> None:
     assert via.service.records() == []
 
 
-def test_an_unhashable_or_bad_id_further_on_is_refused_before_anything_is_sent(direct: Via) -> None:
-    with pytest.raises(RunGenInputError):
-        direct(wait(["good", "bad/id"]))
-    assert direct.sent == []
-
-
 @pytest.mark.parametrize("app_id", ["ä-ö", "a:b@c", "a;b=c,d", "a+b&c", "~a.b_c-d", "狐", "a'(b)*!$"])
 def test_unusual_ids_arrive_as_they_are(via: Via, app_id: str) -> None:
     via.service.add_app(app_id, workers=1)
@@ -742,47 +717,7 @@ def test_a_change_of_an_app_is_checked_as_well(direct: Via) -> None:
     assert direct.sent == []
 
 
-# --- size ---------------------------------------------------------------------------------------------------
-
-
-def test_a_large_result_comes_whole(via: Via) -> None:
-    size = 20 * 1024 * 1024
-    job = via(endpoints.run_job("llama-text", {"prompt": "x", "emulator": {"result_bytes": size}}))
-    via.clock.now += 3
-    done = via(endpoints.get_job("llama-text", job.id))
-    assert len(done.result) == size
-
-
-def test_an_answer_over_the_limit_is_refused(via: Via) -> None:
-    via.overrides = {"max_response_bytes": 1000}
-    via.service.inject(Fault(on="get_app", kind="oversize", size=1_000_000, times=None))
-    with pytest.raises(RunGenResponseError, match="max_response_bytes"):
-        via(endpoints.get_app(APP))
-
-
-def test_an_answer_over_the_limit_does_not_keep_the_waiting_going_on(via: Via) -> None:
-    job = via(endpoints.run_job("llama-text", {"prompt": "x", "emulator": {"result_bytes": 100_000}}))
-    via.overrides = {"max_response_bytes": 50_000}
-    deadline = via.clock.now + 3600
-    with pytest.raises(RunGenResponseError, match="max_response_bytes"):
-        via(wait_for_jobs("llama-text", [job.id], poll_interval=5, deadline=deadline))
-
-
 # --- waiting ------------------------------------------------------------------------------------------------
-
-
-def test_waiting_gives_the_jobs_in_the_order_of_the_ids_with_duplicates(via: Via) -> None:
-    ids = [via(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": s}})).id for s in (30, 1, 12)]
-    order = [ids[2], ids[0], ids[2], ids[1], ids[0]]
-    jobs = via(wait(order))
-    assert [job.id for job in jobs] == order
-    assert all(job.status is JobStatus.COMPLETED for job in jobs)
-
-
-def test_waiting_for_nothing_asks_nothing(via: Via) -> None:
-    assert via(wait([])) == []
-    assert via.sent == []
-    assert via.slept == []
 
 
 def test_a_job_that_is_over_is_not_asked_for_again(via: Via) -> None:
@@ -826,17 +761,6 @@ def test_an_outage_is_logged_once_and_the_wait_goes_on(
     assert max(via.slept) <= retry.BACKOFF_CAP * 1.25
 
 
-def test_the_trouble_of_one_job_does_not_hide_the_others(
-    direct: Via, caplog: pytest.LogCaptureFixture
-) -> None:
-    ids = [direct(endpoints.run_job(APP, {**INPUT, "emulator": {"seconds": 1}})).id for _ in range(3)]
-    direct.service.inject(Fault(on="get", status=500, job_id=ids[1], times=8))
-    with caplog.at_level(logging.WARNING):
-        jobs = direct(wait(ids))
-    assert all(job.status is JobStatus.COMPLETED for job in jobs)
-    assert len(caplog.records) <= 2
-
-
 @pytest.mark.parametrize(
     ("status", "kind"), [(403, RunGenForbiddenError), (404, RunGenNotFoundError), (410, RunGenAPIError)]
 )
@@ -861,37 +785,12 @@ def test_the_deadline_ends_the_waiting_and_leaves_the_job(via: Via) -> None:
     assert via.service.stats()["jobs_cancelled"] == 0
 
 
-def test_a_deadline_in_the_past_allows_one_look(via: Via) -> None:
-    job = via(endpoints.run_job(APP, INPUT)).id
-    with pytest.raises(RunGenJobTimeoutError):
-        via(wait([job], deadline=0))
-    via.clock.now += 3
-    assert via(wait([job], deadline=0))[0].status is JobStatus.COMPLETED
-    assert via.slept == []
-
-
 def test_the_deadline_holds_in_an_outage(via: Via) -> None:
     job = via(endpoints.run_job(APP, INPUT)).id
     via.service.inject(Fault(on="get", status=503, times=None, headers={"Retry-After": "50"}))
     with pytest.raises(RunGenJobTimeoutError):
         via(wait([job], deadline=via.clock.now + 70))
     assert sum(via.slept) <= 70.1
-
-
-def test_an_error_text_that_repeats_the_key_is_shown_without_it(via: Via) -> None:
-    via.service.inject(Fault(on="get_app", status=400, body={"error": f"key {KEY} is not good: {KEY}"}))
-    with pytest.raises(RunGenBadRequestError, match="is not good") as caught:
-        via(endpoints.get_app(APP))
-    assert KEY not in repr(caught.value)
-
-
-def test_an_error_text_with_a_url_is_shown_without_its_query(via: Via) -> None:
-    url = "https://bucket.example/x.png?X-Amz-Signature=abcdef&X-Amz-Expires=604800#frag"
-    via.service.inject(Fault(on="get_app", status=400, body={"error": f"cannot read {url} today\x1b[31m"}))
-    with pytest.raises(RunGenBadRequestError, match=r"bucket\.example/x\.png") as caught:
-        via(endpoints.get_app(APP))
-    assert "abcdef" not in str(caught.value)
-    assert "\x1b" not in str(caught.value)
 
 
 def test_the_key_is_wrong(via: Via) -> None:

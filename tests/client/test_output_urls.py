@@ -221,28 +221,13 @@ def test_what_json_cannot_say_is_kept_as_text() -> None:
 
 def test_what_is_nested_too_deeply_is_kept_as_json_text() -> None:
     deep: Any = {"image": SIGNED}
-    for _ in range(600):
+    for _ in range(400):
         deep = [deep]
     shallow, levels = redact_value(deep), 0
     while isinstance(shallow, list):
         [shallow], levels = shallow, levels + 1
     assert levels == MAX_DEPTH
-    assert json.loads(shallow) == json.loads("[" * 400 + json.dumps({"image": URL}) + "]" * 400)
-    for _ in range(200_000):
-        deep = [deep]
-    assert json.dumps(redact_value(deep)).count("[") == 200_600
-
-
-@given(JSON)
-def test_the_json_text_of_what_is_deep_says_the_same(value: Any) -> None:
-    deep = value
-    for _ in range(MAX_DEPTH):
-        deep = [deep]
-    text = redact_value(deep)
-    for _ in range(MAX_DEPTH):
-        [text] = text
-    if isinstance(value, dict | list) and "//" not in json.dumps(value):
-        assert text == json.dumps(value)
+    assert json.loads(shallow) == json.loads("[" * 200 + json.dumps({"image": URL}) + "]" * 200)
 
 
 def test_cleaning_takes_no_longer_for_what_is_made_to_slow_it() -> None:

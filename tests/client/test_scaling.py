@@ -12,7 +12,7 @@ from conftest import APP, FakeTime, Via
 
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.outages import REFUSAL_PAUSE
+from airflow_provider_rungen.client.poll_state import REFUSAL_PAUSE
 from airflow_provider_rungen.client.scaling import (
     MAX_MISSING_COUNTERS,
     AppTarget,

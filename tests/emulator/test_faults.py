@@ -130,23 +130,22 @@ def test_both_clients_handle_a_fault_in_the_same_way(
     on: str,
 ) -> None:
     limits = {"read_timeout": 0.25, "max_response_bytes": 200_000}
-    by_requests, by_aiohttp = (
-        perform(Via(kind, _emulator, overrides=limits), on, FAULTS[name](on))
-        for kind in ("requests", "aiohttp")
+    blocking, in_loop = (
+        perform(Via(kind, _emulator, overrides=limits), on, FAULTS[name](on)) for kind in ("blocking", "loop")
     )
-    assert by_requests == by_aiohttp
-    rows[name, on] = by_requests
+    assert blocking == in_loop
+    rows[name, on] = blocking
     if on == "run":
-        assert by_requests.jobs <= 1
+        assert blocking.jobs <= 1
         # no second POST if the first may have been taken, and no silence about it
-        assert by_requests.requests == 1 or by_requests.got == "Job"
-        if by_requests.got != "Job" and by_requests.jobs:
-            assert by_requests.got == "SubmissionUnknown"
+        assert blocking.requests == 1 or blocking.got == "Job"
+        if blocking.got != "Job" and blocking.jobs:
+            assert blocking.got == "SubmissionUnknown"
 
 
 def test_a_connection_that_failed_is_retried_and_its_fate_is_known(free_port: int) -> None:
     with Emulator() as emulator:
-        for kind in ("requests", "aiohttp"):
+        for kind in ("blocking", "loop"):
             via = Via(kind, emulator, overrides={"base_url": f"http://127.0.0.1:{free_port}"})
             with pytest.raises(RunGenError) as caught:
                 via(endpoints.run_job(APP, INPUT))
@@ -159,7 +158,7 @@ def test_a_wait_outlasts_every_passing_fault_and_logs_it_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for name in ("500", "HTML page, 200", "empty body", "body cut short", "reset after it was taken", "429"):
-        via = Via("aiohttp", _emulator)
+        via = Via("loop", _emulator)
         job = via(endpoints.run_job(APP, {"prompt": "a lighthouse"}))
         for _ in range(3):
             via.service.inject(FAULTS[name]("get"))

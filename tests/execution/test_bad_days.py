@@ -37,7 +37,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_rungen import triggers
-from airflow_provider_rungen.client import job_poller, outages, poll_state, polling, retry
+from airflow_provider_rungen.client import job_poller, poll_state, polling, retry
 from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenForbiddenError
 from airflow_provider_rungen.execution.jobs import job_wait, resuming, runner
@@ -852,11 +852,10 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         (saver, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),
         (sender, {"STORE_RETRY_BUDGET": 0.4}),
         (job_wait, {"FIRST_INTERVAL": 0.05}),
-        (poll_state, {"GONE_GRACE": 0.2}),
+        (poll_state, {"GONE_GRACE": 0.2, "REFUSAL_PAUSE": 0.1}),
         (poll_state, dict.fromkeys(("POLL_TIMEOUT", "FIRST_POLL_TIMEOUT", "LAST_POLL_TIMEOUT"), 0.5)),
         (job_poller, {"POLL_TIMEOUT": 0.5}),
         (polling, {"POLL_TIMEOUT": 0.5}),
-        (outages, {"REFUSAL_PAUSE": 0.1}),
         (watcher, {"LAST_LOOK_TIME": 1.0, "LAST_ANSWER_TIME": 0.5}),
         (base, {"SETTLING_TIME": 0.0, "CANCEL_TIME": 2.0}),
         (job_trigger, {"TAKE_UP_TIME": 0.3, "MIN_WAVE": 0.0, "VISIBILITY_GRACE": 0.4}),

@@ -21,11 +21,12 @@ from client_mistakes import early_retries
 from conftest import APP, KEY, SOON, FakeTime
 
 from airflow_provider_rungen import _airflow as compat
+from airflow_provider_rungen.client.job_poller import JobPoller
+from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.polling import COUNTER_THRESHOLD, JobPoller
 from airflow_provider_rungen.client.scaling import AppTarget
 from airflow_provider_rungen.client.senders import MAX_IN_FLIGHT
-from airflow_provider_rungen.client.transport import MAX_STRAGGLERS
+from airflow_provider_rungen.client.transport import MAX_BACKGROUND
 from airflow_provider_rungen.emulator import Emulator, Service
 from airflow_provider_rungen.exceptions import (
     RunGenAppTimeoutError,
@@ -516,7 +517,7 @@ def test_a_retry_after_of_one_job_silences_that_job_alone(stage: Stage) -> None:
     assert sum(record.path.endswith(late) for record in stage.service.records()) == 1
 
 
-@pytest.mark.parametrize("count", [MAX_STRAGGLERS + 4, MAX_IN_FLIGHT + 8])
+@pytest.mark.parametrize("count", [MAX_BACKGROUND + 4, MAX_IN_FLIGHT + 8])
 def test_many_looks_that_hang_hold_up_nobody(stage: Stage, count: int) -> None:
     """The jobs that hang are older, and more than may be asked for at a time: the others get their turn."""
     stuck = stage.submit(count, seconds=NEVER)
@@ -537,7 +538,7 @@ def test_many_looks_that_hang_hold_up_nobody(stage: Stage, count: int) -> None:
 
 
 def test_a_service_that_is_slower_than_the_polls_answers_for_every_job(stage: Stage) -> None:
-    running = stage.submit(2 * MAX_STRAGGLERS, seconds=NEVER)
+    running = stage.submit(2 * MAX_BACKGROUND, seconds=NEVER)
     ids = stage.submit(8, seconds=0)
     stage.pass_by(20)
     stage.service.inject(Fault(on="get", kind="drip", drip_seconds=0.006, times=None))

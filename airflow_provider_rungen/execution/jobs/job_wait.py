@@ -13,19 +13,13 @@ from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, metrics
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.flow import Flow, Gather, T
 from airflow_provider_rungen.client.job_log import QuietLog, log_line
+from airflow_provider_rungen.client.job_poller import JobPoller, identity, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job
-from airflow_provider_rungen.client.polling import (
-    FIRST_INTERVAL,
-    JobPoller,
-    growing_pauses,
-    identity,
-    strip_payloads,
-)
+from airflow_provider_rungen.client.polling import FIRST_INTERVAL, growing_pauses
 from airflow_provider_rungen.client.progress import OtherInputs, Progress, count_ends
-from airflow_provider_rungen.client.queue_watch import QueueTimer
+from airflow_provider_rungen.client.queue_watch import QueueTimer, explain_timeout
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.client.timeouts import explain_timeout
 from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
 from airflow_provider_rungen.execution.jobs.poll_rounds import PollRounds
@@ -232,7 +226,7 @@ class JobWait:
             "deadline": rounds.deadline,
             "queued_timeout": options.queued_timeout,
             "deferred_at": now,
-            "not_before": max(poller.held_back(now).values(), default=0.0),
+            "not_before": poller.all_not_before,
             "left": goal.left,
             "stop_after": goal.stop_after and max(goal.stop_after - goal.failures, 1),
             "cancel_on_kill": options.cancel_on_kill,

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from airflow_provider_rungen.client.flow import Flow, Sleep
-from airflow_provider_rungen.client.polling import JobPoller, poll_jobs_once, poll_until
-from airflow_provider_rungen.client.queue_watch import QueueTimer
-from airflow_provider_rungen.client.timeouts import timeout_error
+from airflow_provider_rungen.client.job_poller import JobPoller
+from airflow_provider_rungen.client.polling import poll_jobs_once, poll_until
+from airflow_provider_rungen.client.queue_watch import QueueTimer, timeout_error
 from airflow_provider_rungen.client.wait_goal import WaitGoal
 
 
@@ -61,7 +61,7 @@ class PollRounds:
             self.poller,
             self.job_ids,
             poll_interval=self.poll_interval,
-            left=left if left is not None or self.poller.is_fresh else 0.0,
+            seconds_left=left if left is not None or self.poller.is_fresh else 0.0,
             goal=self.goal,
             only=only or None,
             may_raise=False,

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.polling import job_of, strip_payloads
+from airflow_provider_rungen.client.polling import job_of
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import (
     RunGenBadRequestError,

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_provider_rungen.client.polling import strip_payloads
+from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.sinks.failures import Advice, check_inputs
