@@ -7,7 +7,6 @@ import re
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -105,18 +104,3 @@ class Server:
 
 def settings_for(url: str, **changes: Any) -> Settings:
     return replace(Settings(base_url=url, api_key=KEY, connect_timeout=0.7, read_timeout=0.5), **changes)
-
-
-def drip(text: bytes, *, head: bytes = b"") -> Talk:
-    """Send the head at once, then a byte each 50 ms, for 20 s at most."""
-
-    def talk(connection: socket.socket) -> None:
-        connection.sendall(head)
-        give_up_at = time.monotonic() + 20
-        for number in range(len(text)):
-            connection.sendall(text[number : number + 1])
-            time.sleep(0.05)
-            if time.monotonic() > give_up_at:
-                return
-
-    return talk

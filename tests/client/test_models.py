@@ -437,42 +437,9 @@ def test_clean_text_is_one_printable_line_of_some_length(text: str) -> None:
     assert len(cleaned) <= 10 * 500 + 1
 
 
-@given(
-    before=st.text(st.characters(codec="utf-8"), max_size=20),
-    place=st.from_regex(
-        r"[a-z0-9.-]{1,20}(:[0-9]{1,4})?(/[A-Za-z0-9._~%@:+,;=-]{1,10}){0,3}", fullmatch=True
-    ),
-    query=st.from_regex(
-        r"(\?|#|\?#|\?\?)[A-Za-z0-9._~%@:/?!$()*+,;=&'-]{0,20}SECRET[A-Za-z0-9._~%=&'-]{0,20}", fullmatch=True
-    ),
-    after=st.sampled_from(["", " and so on", "\nnext", '" said', "</a>"]),
-    scheme=st.sampled_from(["http", "https", "HTTPS"]),
-)
-def test_clean_text_has_no_query_of_a_url(
-    before: str, scheme: str, place: str, query: str, after: str
-) -> None:
-    cleaned = clean_text(f"{before} {scheme}://{place}{query}{after}", 10_000)
-    assert "SECRET" not in cleaned
-    assert place in cleaned
-
-
 @pytest.mark.parametrize("padding", [400, 470, 495, 500, 505, 9_970, 9_999, 10_001])
 def test_cutting_a_text_does_not_lay_its_query_bare(padding: int) -> None:
     text = "x" * padding + " https://h.example/p?X-Amz-Signature=SECRETSECRET&b=SECRET"
-    assert "SECRET" not in clean_text(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "X-Amz-Signature=SECRET&X-Amz-Expires=7",
-        "s3://bucket/key?X-Amz-Signature=SECRET",
-        "//host/path?x-amz-security-token=SECRET",
-        "https://h/p?Signature=SECRET&Key-Pair-Id=x",
-        r"{\"image\": \"https://h/p?a=1\u0026X-Amz-Signature=SECRET\"}",
-    ],
-)
-def test_clean_text_knows_signatures(text: str) -> None:
     assert "SECRET" not in clean_text(text)
 
 

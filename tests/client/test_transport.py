@@ -27,7 +27,7 @@ import certifi
 import pytest
 from conftest import SOON
 from packaging.version import Version
-from wire import GET, KEY, OK, POST, Server, drip, send, send_each, settings_for
+from wire import GET, KEY, OK, POST, Server, send, send_each, settings_for
 
 from airflow_provider_rungen.client.flow import Flow, Request, Response
 from airflow_provider_rungen.client.senders import Sender
@@ -76,46 +76,6 @@ def test_the_request_is_as_the_api_wants_it(serve: Any) -> None:
     assert not any(line.startswith((b"authorization", b"cookie", b"expect")) for line in lines)
 
 
-def test_a_quoted_path_stays_quoted(serve: Any) -> None:
-    server = serve(OK)
-    send(settings_for(server.url), Request("GET", "app/a%3Ab%40c~%C3%A4%2B", "x"))
-    assert server.heard[0].startswith(b"GET /app/a%3Ab%40c~%C3%A4%2B HTTP/1.1")
-
-
-@pytest.mark.parametrize("step", [1, 7, 100_000])
-def test_a_gzipped_answer_is_unpacked_however_it_is_cut(serve: Any, step: int) -> None:
-    plain = b'{"data": "' + b"fox " * 2000 + b'"}'
-    packed = gzip.compress(plain)
-
-    def talk(connection: socket.socket) -> None:
-        connection.sendall(
-            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
-        )
-        for start in range(0, len(packed), step):
-            connection.sendall(packed[start : start + step])
-
-    assert send(settings_for(serve(talk).url, read_timeout=5.0), GET).body == plain
-
-
-def test_a_chunked_answer_is_put_together(serve: Any) -> None:
-    server = serve(
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1;ext=1\r\n}\r\n0\r\nX: y\r\n\r\n"
-    )
-    assert send(settings_for(server.url), GET).body == b"{}"
-
-
-def test_an_answer_without_a_length_ends_with_the_connection(serve: Any) -> None:
-    assert send(settings_for(serve(b"HTTP/1.0 200 OK\r\n\r\n[1, 2]").url), GET).body == b"[1, 2]"
-
-
-@pytest.mark.parametrize("interim", [b"100 Continue", b"102 Processing", b"103 Early Hints", b"199 Odd"])
-def test_interim_answers_are_skipped(serve: Any, interim: bytes) -> None:
-    server = serve(2 * (b"HTTP/1.1 " + interim + b"\r\nLink: </a>\r\n\r\n") + OK)
-    answer = send(settings_for(server.url), POST)
-    assert (answer.status, answer.body) == (200, b"{}")
-    assert "link" not in answer.headers
-
-
 def test_cookies_are_not_kept(serve: Any) -> None:
     server = serve(
         b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b; Path=/\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
@@ -127,52 +87,26 @@ def test_cookies_are_not_kept(serve: Any) -> None:
 
 # --- answers as they should not be --------------------------------------------------------------------------
 
+# The last ones look whole: only the framing, or the compression, tells that there was more.
 BROKEN: dict[str, bytes] = {
     "nothing": b"",
     "not http": b"SSH-2.0-OpenSSH_9.6\r\n",
-    "half a status line": b"HTTP/1.1 20",
-    "no status": b"HTTP/1.1\r\n\r\n",
-    "status of letters": b"HTTP/1.1 abc OK\r\n\r\n",
-    "half a header": b"HTTP/1.1 200 OK\r\nContent-Le",
-    "less than promised": b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n{}",
-    "chunk cut short": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{}",
-    "no last chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n",
-    "chunk size of letters": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
     "bad gzip": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\n\r\nnot gzip!",
+    "less than promised": b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n{}",
+    "no last chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n",
     "half a gzip": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 15\r\n\r\n"
     + gzip.compress(b"{}" * 500)[:15],
-    "giant header": b"HTTP/1.1 200 OK\r\nX-Giant: " + b"x" * 200_000 + b"\r\nContent-Length: 2\r\n\r\n{}",
-    "many headers": b"HTTP/1.1 200 OK\r\n" + b"X-Many: x\r\n" * 5000 + b"Content-Length: 2\r\n\r\n{}",
-    "text after a number": b"HTTP/1.1 200 OK\r\nContent-Length: 2x\r\n\r\n{}",
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_answer_is_an_error_of_ours_or_an_answer(serve: Any, name: str) -> None:
+def test_a_broken_answer_is_an_error_of_ours(serve: Any, name: str) -> None:
     server = serve(BROKEN[name])
-    failure: RunGenConnectionError | None = None
-    started = time.monotonic()
-    try:
-        answer = send(settings_for(server.url), POST)
-    except RunGenConnectionError as error:
-        failure = error
-    assert time.monotonic() - started < SOON
+    with pytest.raises(RunGenConnectionError, match="run a job of app a") as caught:
+        send(settings_for(server.url), POST)
     assert len(server.heard) == 1
-    if failure is None:
-        # lenient libraries take these for an answer; that it is cut is then seen in the JSON
-        assert name in ("half a header", "half a gzip", "many headers", "giant header", "text after a number")
-        assert isinstance(answer, Response)
-    else:
-        assert failure.sent
-        assert "run a job of app a" in str(failure)
-        assert KEY not in everything_in(failure)
-
-
-@pytest.mark.parametrize("name", ["less than promised", "chunk cut short", "no last chunk"])
-def test_a_body_cut_short_is_never_taken_for_whole(serve: Any, name: str) -> None:
-    # `{}` is JSON as it stands: only the framing tells that there was more
-    with pytest.raises(RunGenConnectionError):
-        send(settings_for(serve(BROKEN[name]).url), GET)
+    assert caught.value.sent
+    assert KEY not in everything_in(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -187,24 +121,6 @@ def test_silence_is_bounded(serve: Any, head: bytes) -> None:
     with pytest.raises(RunGenConnectionError) as caught:
         send(settings_for(serve(talk).url), POST)
     assert caught.value.sent
-    assert time.monotonic() - started < SOON
-
-
-def test_a_dripping_body_is_bounded(serve: Any) -> None:
-    server = serve(drip(b"x" * 500, head=b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"))
-    started = time.monotonic()
-    with pytest.raises(RunGenConnectionError) as caught:
-        send(settings_for(server.url), POST)
-    assert caught.value.sent
-    assert time.monotonic() - started < SOON
-
-
-def test_a_dripping_redirect_is_bounded(serve: Any) -> None:
-    head = b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 500\r\n\r\n"
-    server = serve(drip(b"x" * 500, head=head))
-    started = time.monotonic()
-    with pytest.raises(RunGenError):
-        send(settings_for(server.url), POST)
     assert time.monotonic() - started < SOON
 
 
@@ -224,15 +140,6 @@ def test_an_endless_body_is_cut_off(serve: Any, status: bytes) -> None:
     assert sent < 50_000_000
 
 
-def test_a_small_body_that_unpacks_to_a_large_one_is_cut_off(serve: Any) -> None:
-    packed = gzip.compress(b"\0" * 50_000_000)
-    server = serve(
-        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed) + packed
-    )
-    with pytest.raises(RunGenResponseError, match="max_response_bytes"):
-        send(settings_for(server.url, max_response_bytes=1_000_000, read_timeout=20.0), GET)
-
-
 # --- what was never sent ------------------------------------------------------------------------------------
 
 
@@ -247,27 +154,6 @@ def test_a_name_that_does_not_resolve_sent_nothing() -> None:
     with pytest.raises(RunGenConnectionError, match="could not be reached") as caught:
         send(settings_for("https://no-such-host.invalid"), POST)
     assert not caught.value.sent
-
-
-def test_a_connection_that_is_not_accepted_sent_nothing() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        port = listener.getsockname()[1]
-        fillers = [socket.socket() for _ in range(4)]
-        try:
-            for filler in fillers:
-                filler.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    filler.connect(("127.0.0.1", port))
-            started = time.monotonic()
-            with pytest.raises(RunGenConnectionError) as caught:
-                send(settings_for(f"http://127.0.0.1:{port}", connect_timeout=0.3), POST)
-        finally:
-            for filler in fillers:
-                filler.close()
-    assert not caught.value.sent
-    assert time.monotonic() - started < SOON
 
 
 @pytest.mark.parametrize("url", ["http://a..b", "http://" + "a" * 70 + ".x"])
@@ -341,19 +227,6 @@ def test_a_redirect_is_given_back_and_not_followed(serve: Any, status: int) -> N
     answer = send(settings_for(server.url), POST)
     assert (answer.status, answer.headers["location"]) == (status, f"{other.url}/x")
     assert other.connections == 0
-
-
-@pytest.mark.parametrize("location", [b"http://[bad", b"//", b"http://h:port/", b"\xff\xfe", b"mailto:x"])
-def test_a_redirect_to_nonsense_is_given_back(serve: Any, location: bytes) -> None:
-    server = serve(b"HTTP/1.1 302 Go\r\nLocation: " + location + b"\r\nContent-Length: 0\r\n\r\n")
-    assert send(settings_for(server.url), GET).status == 302
-
-
-def test_a_key_that_the_service_repeats_is_masked(serve: Any) -> None:
-    body = b'{"error": "no such key: %s"}' % KEY.encode()
-    server = serve(b"HTTP/1.1 403 No\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-    answer = send(settings_for(server.url), GET)
-    assert answer.body == b'{"error": "no such key: ***"}'
 
 
 def test_errors_of_every_kind_hold_no_key(serve: Any, free_port: int) -> None:
@@ -508,22 +381,6 @@ def test_a_replaced_ca_bundle_holds_for_the_next_connection(
     with pytest.raises(RunGenConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
         send_each(settings_for(server.url, verify=str(bundle)), GET, POST)
     assert [heard.split()[0] for heard in server.heard] == [b"GET"]
-
-
-@pytest.mark.parametrize("secure", [False, True])
-def test_talking_the_wrong_protocol_sent_nothing_that_counts(
-    serve: Any, tls: ssl.SSLContext, secure: bool
-) -> None:
-    if secure:  # https to a server of plain http
-        server = serve(b"HTTP/1.1 400 Bad\r\n\r\n", head=1)
-        url = server.url.replace("http:", "https:")
-    else:
-        server = serve(OK, tls=tls)
-        url = server.url.replace("https:", "http:")
-    with pytest.raises(RunGenConnectionError) as caught:
-        send(settings_for(url), POST)
-    assert server.heard == [] or secure
-    assert not (secure and caught.value.sent)
 
 
 # --- proxies ------------------------------------------------------------------------------------------------
