@@ -23,7 +23,7 @@ DRAWING = ROOT / "docs" / "images" / "architecture.svg"
 FLOORS: tuple[dict[str, int], ...] = (
     {"decorators": 2, "operators": 3, "triggers": 3, "sensors": 2, "plugins": 2},
     {"execution": 1},
-    {"hooks": 3, "links": 2, "schemas": 2, "parameters": 2, "literals": 2, "ledger": 2, "retries": 2},
+    {"hooks": 3, "links": 2, "schemas": 2, "parameters": 2, "checks": 2, "ledger": 2, "retries": 2},
     {"client": 5, "runs": 3, "pages": 2, "_airflow": 2},
     {"exceptions": 2, "emulator": 5},
 )
@@ -37,8 +37,8 @@ PURPOSES = {
     "hooks": "the connection, and the API for Python code",
     "links": "links in Airflow's UI",
     "schemas": "JSON Schemas",
-    "parameters": "checks and types of parameters",
-    "literals": "mistakes in literals",
+    "parameters": "types of parameters",
+    "checks": "checks of parameters",
     "ledger": "the ledger, as a DAG names it",
     "retries": "the retry policy",
     "client": "RunGen without Airflow: the REST API as flows without I/O, and two drivers for them",

@@ -59,20 +59,6 @@ def test_importing_the_hooks_needs_nothing_heavy() -> None:
     assert not loaded & HEAVY
 
 
-def test_an_operator_is_loaded_when_it_is_asked_for() -> None:
-    before, after = run(
-        "import sys",
-        f"from {PACKAGE} import operators",
-        "def loaded():",
-        "    return {name.rpartition('.')[2] for name in sys.modules if 'rungen.operators.' in name}",
-        "before = loaded()",
-        "operators.RunGenScaleAppOperator",
-        "print((sorted(before), sorted(loaded())))",
-    )
-    assert before == []
-    assert after == ["base", "scale"]
-
-
 def test_the_pytest_plugin_adds_only_itself() -> None:
     loaded = run(
         "import sys, pytest",
@@ -100,25 +86,13 @@ def test_a_run_without_the_fixture_never_loads_the_server(tmp_path: Path) -> Non
     assert str([PACKAGE, f"{PACKAGE}.emulator", f"{PACKAGE}.emulator.pytest_plugin"]) in done.stdout
 
 
-@pytest.mark.parametrize("name", operators.__all__)
-def test_every_operator_that_is_named_is_there(name: str) -> None:
-    assert getattr(operators, name).__name__ == name
-    assert name in dir(operators)
-
-
-def test_an_operator_that_is_not_there() -> None:
-    name = "RunGenRunJobsOperator"
-    with pytest.raises(AttributeError, match="no attribute 'RunGenRunJobsOperator'"):
-        getattr(operators, name)
-
-
 def _classes() -> list[type]:
     classes = [getattr(operators, name) for name in operators.__all__ if name.startswith("RunGen")]
     return [*classes, sensors.RunGenJobSensor, sensors.RunGenAppSensor, RunGenDecoratedOperator]
 
 
 # They copy or wrap a value, ask whether it is given, or read which tasks it refers to.
-READERS = {"_protected", "check_contact_sheet", "check_ledger", "find_job_sources"}
+READERS = {"find_job_sources"}
 
 
 @pytest.mark.parametrize("kind", _classes(), ids=lambda kind: kind.__name__)

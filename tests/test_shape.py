@@ -17,7 +17,6 @@ LONG = {
     "client/job_poller.py",
     "execution/ledger/book.py",
     "pages/models.py",  # data
-    "parameters.py",  # types
 }
 # Errors and operators may have a grandparent. These have one more, or are neither.
 DEEP = {

@@ -20,7 +20,6 @@ KINDS: list[Any] = [
     *(getattr(operators, name) for name in operators.__all__),
     sensors.RunGenJobSensor,
     sensors.RunGenAppSensor,
-    RunGenDecoratedOperator,
 ]
 #: The order of all parameters; the first is what the task is about.
 ORDER = [
@@ -137,10 +136,8 @@ def test_parameters_come_in_the_same_order_everywhere(kind: Any) -> None:
 @EACH
 def test_each_template_field_is_a_parameter_and_documented_as_one(kind: Any) -> None:
     text = description(kind)
-    fields = set(getattr(kind, "template_fields", ())) - {"templates_dict", "inputs"}
-    if kind is not RunGenDecoratedOperator and "inputs" in kind.__init__.__annotations__:
-        fields.add("inputs")
-    assert fields <= set(parameters(kind)) | {"inputs"}
+    fields = set(getattr(kind, "template_fields", ()))
+    assert fields <= set(parameters(kind))
     marked = {
         name
         for name, described in re.findall(r":param (\w+): ((?:.|\n)*?)(?=\n:param|\n:raises|\Z)", text)
@@ -149,7 +146,7 @@ def test_each_template_field_is_a_parameter_and_documented_as_one(kind: Any) -> 
     if kind is operators.scaled_app:  # its tasks have the fields
         assert marked <= {"active_workers", "app_id", "only_if", "price", "rungen_conn_id"}
     else:
-        assert marked - {"active_workers", "app_id", "rungen_conn_id"} <= fields | {"inputs"}
+        assert marked - {"active_workers", "app_id", "rungen_conn_id"} <= fields
         assert fields - {"rungen_conn_id"} <= marked
 
 
@@ -198,20 +195,40 @@ def test_a_type_checker_knows_what_every_airflow_sensor_takes() -> None:
     assert airflow_names(BaseSensorOperator) <= typed_names("SensorArguments")
 
 
-def test_a_type_checker_knows_what_the_decorator_takes() -> None:
-    own = set(parameters(RunGenDecoratedOperator)) - {"python_callable", "op_args", "op_kwargs"}
-    assert own <= typed_names("DecoratorArguments")
+DECORATED = pytest.mark.parametrize(
+    ("kind", "operator", "lacks", "types"),
+    [
+        (
+            RunGenDecoratedOperator,
+            operators.RunGenRunBatchOperator,
+            {"inputs", "wait_for_completion", "end_from_trigger"},
+            "DecoratorArguments",
+        ),
+        (
+            RunGenTableDecoratedOperator,
+            operators.RunGenRunTableOperator,
+            {"to_input"},  # the function itself
+            "TableDecoratorArguments",
+        ),
+    ],
+)
 
 
-def test_a_type_checker_knows_what_the_decorator_for_tables_takes() -> None:
-    own = set(parameters(operators.RunGenRunTableOperator)) - {"to_input"}  # the function itself
-    assert own <= typed_names("TableDecoratorArguments")
+@DECORATED
+def test_a_type_checker_knows_what_a_decorator_takes(
+    kind: Any, operator: Any, lacks: set[str], types: str
+) -> None:
+    taken = set(parameters(kind)) - {"python_callable", "op_args", "op_kwargs"} | set(parameters(operator))
+    assert taken - lacks <= typed_names(types)
+    assert not lacks & typed_names(types)
 
 
-def test_the_decorator_for_tables_has_the_template_fields_of_its_operator() -> None:
-    fields = {*operators.RunGenRunTableOperator.template_fields, "op_args", "op_kwargs"}
-    assert fields <= set(RunGenTableDecoratedOperator.template_fields)
-    assert documented(RunGenTableDecoratedOperator) == list(parameters(RunGenTableDecoratedOperator))
+@DECORATED
+def test_a_decorator_has_the_template_fields_of_its_operator(
+    kind: Any, operator: Any, lacks: set[str], types: str
+) -> None:
+    assert {*operator.template_fields, "op_args", "op_kwargs"} <= set(kind.template_fields)
+    assert documented(kind) == list(parameters(kind))
 
 
 def test_a_type_checker_knows_what_scaling_up_takes() -> None:

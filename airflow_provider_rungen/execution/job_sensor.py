@@ -38,6 +38,7 @@ class JobSensorRun(TaskRun["WaitOptions"]):
     :param context: Airflow's context of the attempt.
     :param options: how to wait.
     :param defer: see `JobWait`.
+    :param job_id: the jobs, as the sensor was given them.
     :param result_schema: what every result has to fit.
     """
 
@@ -48,10 +49,12 @@ class JobSensorRun(TaskRun["WaitOptions"]):
         options: WaitOptions,
         defer: Defer,
         *,
+        job_id: Any,
         result_schema: Any,
     ) -> None:
         super().__init__(task, context, options)
         self._wait = JobWait(self, defer)
+        self._job_id = job_id
         self._result_schema = result_schema
         self._schema: Schema | None = None
         self._poller: JobPoller | None = None
@@ -59,23 +62,23 @@ class JobSensorRun(TaskRun["WaitOptions"]):
         #: What the last poke found not to be over.
         self.late: RunGenJobTimeoutError | None = None
 
-    def execute(self, job_id: Any, timeout: float) -> None:
+    def execute(self, timeout: float) -> None:
         """
         Wait for the jobs, in the triggerer when they are not over soon.
 
         :param timeout: seconds to wait at most.
         """
         with fail_without_retry(*JOB_IS_OVER), self.opened():
-            self._wait_for(*self._begin(job_id), timeout)
+            self._wait_for(*self._begin(), timeout)
 
-    def complete(self, job_id: Any, event: Mapping[str, Any], timeout: float) -> None:
+    def complete(self, event: Mapping[str, Any], timeout: float) -> None:
         """
         Go on after the wait in the triggerer.
 
         :param timeout: seconds to wait at most if the event does not say that all jobs are over.
         """
         with fail_without_retry(*JOB_IS_OVER), self.opened():
-            app_id, job_ids = event.get("app_id") or self.app_id, parse_known_job_ids(job_id)
+            app_id, job_ids = event.get("app_id") or self.app_id, parse_known_job_ids(self._job_id)
             self.note_app(app_id, job_ids)
             raise_for_event(event)
             raise_for_jobs(unsuccessful_jobs(event), event.get("count", 0))
@@ -87,10 +90,10 @@ class JobSensorRun(TaskRun["WaitOptions"]):
                 self._wait.refetch(app_id, job_ids, self._check_refetched)
             self._finish(app_id, job_ids, [])
 
-    def poke(self, job_id: Any) -> bool:
+    def poke(self) -> bool:
         """Poll the jobs once, and return whether all are over."""
         with fail_without_retry(*JOB_IS_OVER), self.opened() as hook:
-            app_id, job_ids = self._begin(job_id)
+            app_id, job_ids = self._begin()
             is_first = self._poller is None
             self._poller = poller = self._wait.poller_of(app_id, job_ids, self._check)
             if is_first:
@@ -115,8 +118,8 @@ class JobSensorRun(TaskRun["WaitOptions"]):
         """The time (seconds since 1970) before which the service asked not to be polled."""
         return 0.0 if self._poller is None else self._poller.not_before
 
-    def _begin(self, job_id: Any) -> tuple[str, list[str]]:
-        app_id, job_ids = self.app_id, parse_known_job_ids(job_id)
+    def _begin(self) -> tuple[str, list[str]]:
+        app_id, job_ids = self.app_id, parse_known_job_ids(self._job_id)
         self.note_app(app_id, job_ids)
         if not self.links:
             self.link_to(app_id, job_ids)

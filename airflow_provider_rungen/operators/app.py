@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from airflow_provider_rungen.literals import check_literals
+from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.operators.base import RunGenBaseOperator
-from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, check_choice, to_seconds
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -47,15 +47,8 @@ class RunGenCreateAppOperator(RunGenBaseOperator):
         if_exists: Literal["use", "fail"] = "use",
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
-        check_choice(if_exists, ("use", "fail"), "if_exists")
         super().__init__(**kwargs)
-        self.name = name
-        self.configuration = configuration
-        self.workflow = workflow
-        self.rungen_conn_id = rungen_conn_id
-        self.description = description
-        self.if_exists = if_exists
-        check_literals(self)
+        set_parameters(self, locals())
 
     def execute(self, context: Context) -> str:
         """
@@ -90,10 +83,7 @@ class RunGenDeleteAppOperator(RunGenBaseOperator):
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
-        self.app_id = app_id
-        self.rungen_conn_id = rungen_conn_id
-        self.poll_interval = to_seconds(poll_interval, "poll_interval")
-        self.timeout = to_seconds(timeout, "timeout")
+        set_parameters(self, locals())
 
     def execute(self, context: Context) -> None:
         """Delete the app."""

@@ -10,8 +10,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, BaseOperator, conf
+from airflow_provider_rungen.checks import check_names, default_arg_names, parameter_names
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
-from airflow_provider_rungen.parameters import check_names, default_arg_names, parameter_names
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -48,6 +48,11 @@ class RunGenBaseOperator(BaseOperator):
     # a kill may come before there is a run: while Airflow renders the templates, for one
     _is_killed = False
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Return a parameter: see `set_parameters`."""
+
     def __init__(self, *, retry_policy: Any = None, **kwargs: Any) -> None:
         if AIRFLOW_V_3_3_PLUS:
             from airflow_provider_rungen.retries import RunGenRetryPolicy
@@ -66,6 +71,15 @@ class RunGenBaseOperator(BaseOperator):
         run.guard.is_killed |= self._is_killed
         self._run = run
         return run
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after a deferral. When Airflow ended it without an event, nothing is left behind."""
+        if next_method == "__fail__":
+            self._end_deferral(context, str((next_kwargs or {}).get("error") or "unknown"))
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def _end_deferral(self, context: Context, reason: str) -> None:
+        """Undo what a deferral left behind that Airflow ended without an event."""
 
     @property
     def links(self) -> dict[str, str]:
@@ -127,11 +141,6 @@ class RunGenBaseOperator(BaseOperator):
     def _defer_to(self, trigger: Any, seconds: float) -> NoReturn:
         timeout = timedelta(seconds=max(seconds, 0)) + DEFERRAL_GRACE
         self.defer(trigger=trigger, method_name="execute_complete", timeout=timeout)
-
-
-def deferral_error(next_method: str, next_kwargs: dict[str, Any] | None) -> str | None:
-    """Return why Airflow ended a deferral without an event, or ``None`` when it did not."""
-    return str((next_kwargs or {}).get("error") or "unknown") if next_method == "__fail__" else None
 
 
 def may_end_from_trigger(wanted: bool, task_id: str) -> bool:

@@ -5,28 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow_provider_rungen.literals import check_literals
+from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     JOB_LINKS,
     RunGenBaseOperator,
     check_deferrable,
-    deferral_error,
     may_end_from_trigger,
 )
-from airflow_provider_rungen.parameters import (
-    DEFAULT_CONN_ID,
-    check_choice,
-    check_contact_sheet,
-    check_count,
-    check_format,
-    check_ledger,
-    check_limit,
-    check_max_failed,
-    check_schema,
-    to_optional_seconds,
-    to_seconds,
-)
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -134,34 +121,9 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         check_deferrable(deferrable=deferrable, wait_for_completion=wait_for_completion, kwargs=kwargs)
         if destination is not None and not wait_for_completion:
             raise ValueError("destination needs wait_for_completion=True: outputs are stored after the wait")
-        check_format(format)
-        check_choice(on_unknown_submission, ("resubmit", "fail"), "on_unknown_submission")
-        check_choice(on_clear, ("new", "resume"), "on_clear")
         super().__init__(**kwargs)
-        self.inputs = inputs
-        self.format = format
-        self.app_id = app_id
-        self.rungen_conn_id = rungen_conn_id
-        self.wait_for_completion = wait_for_completion
-        self.deferrable = deferrable
-        self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
+        set_parameters(self, locals())
         self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
-        self.poll_interval = to_seconds(poll_interval, "poll_interval")
-        self.timeout = to_seconds(timeout, "timeout")
-        self.queued_timeout = to_optional_seconds(queued_timeout, "queued_timeout")
-        self.cancel_on_kill = cancel_on_kill
-        self.durable = durable
-        self.on_unknown_submission = on_unknown_submission
-        self.on_clear = on_clear
-        self.input_schema = check_schema(input_schema, "input_schema")
-        self.destination = destination
-        self.contact_sheet = check_contact_sheet(contact_sheet, destination)
-        self.ledger = check_ledger(ledger, destination)
-        self.max_concurrency = check_count(max_concurrency, "max_concurrency")
-        self.max_in_flight = check_limit(max_in_flight, "max_in_flight")
-        self.max_failed = check_max_failed(max_failed)
-        self.stop_after = check_limit(stop_after, "stop_after")
-        check_literals(self)
 
     def execute(self, context: Context) -> Any:
         """
@@ -180,18 +142,18 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         """
         return self._runner(context).complete(event, self._source)
 
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after a deferral. When Airflow ended it without an event, no job is left behind."""
-        if (reason := deferral_error(next_method, next_kwargs)) is not None:
-            self._runner(context).fail_deferral(reason)
-        return super().resume_execution(next_method, next_kwargs, context)
+    def _end_deferral(self, context: Context, reason: str) -> None:
+        self._runner(context).fail_deferral(reason)
 
     def _source(self) -> Source:
+        return self._source_of(self.inputs)
+
+    def _source_of(self, inputs: Any) -> Source:
         from airflow_provider_rungen.execution.sources.inputs import ManyInputs
         from airflow_provider_rungen.schemas import Schema
 
         schema = Schema.of(self.input_schema, "input_schema")
-        return ManyInputs(self.inputs, schema, format=self.format, shares_equal=self.ledger is not None)
+        return ManyInputs(inputs, schema, format=self.format, shares_equal=self.ledger is not None)
 
     def _sink(self, run: Runner) -> Sink:
         from airflow_provider_rungen.execution.sinks.job_sinks import JobIds

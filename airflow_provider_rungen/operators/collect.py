@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.literals import check_literals
+from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, JOB_LINKS, RunGenBaseOperator
 from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
-from airflow_provider_rungen.parameters import (
-    DEFAULT_CONN_ID,
-    check_contact_sheet,
-    check_count,
-    check_max_failed,
-    check_schema,
-    to_optional_seconds,
-    to_seconds,
-)
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -110,26 +102,8 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
-        self.job_id = job_id
+        set_parameters(self, locals())
         self.job_sources = find_job_sources(job_id)
-        self.app_id = app_id
-        self.rungen_conn_id = rungen_conn_id
-        self.wait_for_completion = wait_for_completion
-        self.deferrable = deferrable
-        self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
-        self.poll_interval = to_seconds(poll_interval, "poll_interval")
-        self.timeout = to_seconds(timeout, "timeout")
-        self.queued_timeout = to_optional_seconds(queued_timeout, "queued_timeout")
-        self.cancel_on_kill = cancel_on_kill
-        self.destination = destination
-        self.contact_sheet = check_contact_sheet(contact_sheet, destination)
-        self.results = results
-        self.result_schema = check_schema(result_schema, "result_schema")
-        self.max_concurrency = check_count(max_concurrency, "max_concurrency")
-        self.max_failed = check_max_failed(max_failed)
-        self.max_output_bytes = check_count(max_output_bytes, "max_output_bytes")
-        self.max_xcom_bytes = check_count(max_xcom_bytes, "max_xcom_bytes")
-        check_literals(self)
 
     def execute(self, context: Context) -> Any:
         """

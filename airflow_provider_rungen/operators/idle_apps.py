@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.operators.base import RunGenBaseOperator
-from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, to_seconds
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -46,10 +47,7 @@ class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
-        self.app_ids = app_ids
-        self.idle_for = to_seconds(idle_for, "idle_for")
-        self.scale_down = scale_down
-        self.rungen_conn_id = rungen_conn_id
+        set_parameters(self, locals())
 
     def execute(self, context: Context) -> list[IdleEvent]:
         """

@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow_provider_rungen.literals import check_literals
+from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     JOB_LINKS,
     RunGenBaseOperator,
     check_deferrable,
-    deferral_error,
     may_end_from_trigger,
 )
 from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
-from airflow_provider_rungen.parameters import (
-    DEFAULT_CONN_ID,
-    check_choice,
-    check_schema,
-    to_optional_seconds,
-    to_seconds,
-)
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -89,25 +82,9 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         check_deferrable(deferrable=deferrable, wait_for_completion=wait_for_completion, kwargs=kwargs)
-        check_choice(on_unknown_submission, ("resubmit", "fail"), "on_unknown_submission")
-        check_choice(on_clear, ("new", "resume"), "on_clear")
         super().__init__(**kwargs)
-        self.input = input
-        self.app_id = app_id
-        self.rungen_conn_id = rungen_conn_id
-        self.wait_for_completion = wait_for_completion
-        self.deferrable = deferrable
-        self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
+        set_parameters(self, locals())
         self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
-        self.poll_interval = to_seconds(poll_interval, "poll_interval")
-        self.timeout = to_seconds(timeout, "timeout")
-        self.queued_timeout = to_optional_seconds(queued_timeout, "queued_timeout")
-        self.cancel_on_kill = cancel_on_kill
-        self.durable = durable
-        self.on_unknown_submission = on_unknown_submission
-        self.on_clear = on_clear
-        self.input_schema = check_schema(input_schema, "input_schema")
-        check_literals(self)
 
     def execute(self, context: Context) -> str:
         """
@@ -127,11 +104,8 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         job_id: str = self._runner(context).complete(event, self._source)
         return job_id
 
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after a deferral. When Airflow ended it without an event, no job is left behind."""
-        if (reason := deferral_error(next_method, next_kwargs)) is not None:
-            self._runner(context).fail_deferral(reason)
-        return super().resume_execution(next_method, next_kwargs, context)
+    def _end_deferral(self, context: Context, reason: str) -> None:
+        self._runner(context).fail_deferral(reason)
 
     def _source(self) -> Source:
         from airflow_provider_rungen.execution.sources.inputs import OneInput
@@ -174,11 +148,8 @@ class RunGenCancelJobOperator(RunGenBaseOperator):
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
-        self.job_id = job_id
+        set_parameters(self, locals())
         self.job_sources = find_job_sources(job_id)
-        self.app_id = app_id
-        self.rungen_conn_id = rungen_conn_id
-        self.fail_if_over = fail_if_over
 
     def execute(self, context: Context) -> list[str]:
         """

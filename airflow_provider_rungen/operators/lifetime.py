@@ -16,10 +16,11 @@ from airflow_provider_rungen._airflow import (
     TriggerRule,
     XComArg,
 )
+from airflow_provider_rungen.checks import check_names, parameter_names
 from airflow_provider_rungen.operators.job_sources import is_job_consumer, is_of_provider, job_sources_of
 from airflow_provider_rungen.operators.scale import RunGenScaleAppOperator
 from airflow_provider_rungen.operators.scale_down import RunGenScaleDownOperator
-from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, check_names, check_price, parameter_names
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -150,7 +151,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             "drain": drain,
             "drain_timeout": drain_timeout,
             "keep_if_busy": keep_if_busy,
-            "price": check_price(price),
+            "price": price,
         }
 
     def __enter__(self) -> Self:

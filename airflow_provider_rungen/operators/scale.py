@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.exceptions import RunGenAppError
-from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, RunGenBaseOperator, deferral_error
-from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, to_seconds
+from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, RunGenBaseOperator
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -56,16 +57,7 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
-        self.active_workers = active_workers
-        self.app_id = app_id
-        self.only_if = only_if
-        self.rungen_conn_id = rungen_conn_id
-        self.wait_until_running = wait_until_running
-        self.deferrable = deferrable
-        self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
-        self.poll_interval = to_seconds(poll_interval, "poll_interval")
-        self.timeout = to_seconds(timeout, "timeout")
-        self.scale_down_on_failure = scale_down_on_failure
+        set_parameters(self, locals())
 
     def execute(self, context: Context) -> str:
         """
@@ -83,14 +75,11 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
         """
         return self._scale_run(context).complete(event)
 
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after a deferral. When Airflow ended it without an event, the app is scaled down, too."""
-        if (reason := deferral_error(next_method, next_kwargs)) is not None:
-            from airflow_provider_rungen.execution.task.outcomes import error_to_json
+    def _end_deferral(self, context: Context, reason: str) -> None:
+        from airflow_provider_rungen.execution.task.outcomes import error_to_json
 
-            message = f"Airflow ended the wait for the app in the triggerer: {reason}"
-            return self.execute_complete(context, {"error": error_to_json(RunGenAppError(message))})
-        return super().resume_execution(next_method, next_kwargs, context)
+        error = RunGenAppError(f"Airflow ended the wait for the app in the triggerer: {reason}")
+        self._scale_run(context).complete({"error": error_to_json(error)})
 
     def _scale_run(self, context: Context) -> ScaleRun:
         from airflow_provider_rungen.execution.apps.scale import ScaleOptions, ScaleRun

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.operators.base import RunGenBaseOperator
-from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, to_seconds
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -54,14 +55,7 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
-        self.app_id = app_id
-        self.scale_up_task_id = scale_up_task_id
-        self.rungen_conn_id = rungen_conn_id
-        self.drain = drain
-        self.drain_timeout = to_seconds(drain_timeout, "drain_timeout")
-        self.keep_if_busy = keep_if_busy
-        self.price = price
-        self.poll_interval = to_seconds(poll_interval, "poll_interval")
+        set_parameters(self, locals())
 
     def execute(self, context: Context) -> None:
         """

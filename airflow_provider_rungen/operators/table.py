@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_provider_rungen.literals import check_literals
+from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     JOB_LINKS,
     RunGenBaseOperator,
-    deferral_error,
 )
-from airflow_provider_rungen.parameters import (
-    DEFAULT_CONN_ID,
-    check_choice,
-    check_columns,
-    check_contact_sheet,
-    check_count,
-    check_format,
-    check_ledger,
-    check_limit,
-    check_max_failed,
-    check_schema,
-    to_optional_seconds,
-    to_seconds,
-)
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -153,40 +139,10 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         max_output_bytes: int = 1 << 30,
         **kwargs: Unpack[OperatorArguments],
     ) -> None:
-        check_format(format)
-        check_choice(on_unknown_submission, ("resubmit", "fail"), "on_unknown_submission")
-        check_choice(on_clear, ("new", "resume"), "on_clear")
         if destination is None and results is None:
             raise ValueError("destination or results must be given: the results table is written there")
         super().__init__(**kwargs)
-        self.table = _protected(table)
-        self.key = check_columns(key, "key")
-        self.to_input = to_input
-        self.format = format
-        self.columns = check_columns(columns, "columns", allow_none=True)
-        self.app_id = app_id
-        self.rungen_conn_id = rungen_conn_id
-        self.deferrable = deferrable
-        self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
-        self.poll_interval = to_seconds(poll_interval, "poll_interval")
-        self.timeout = to_seconds(timeout, "timeout")
-        self.queued_timeout = to_optional_seconds(queued_timeout, "queued_timeout")
-        self.cancel_on_kill = cancel_on_kill
-        self.durable = durable
-        self.on_unknown_submission = on_unknown_submission
-        self.on_clear = on_clear
-        self.input_schema = check_schema(input_schema, "input_schema")
-        self.destination = destination
-        self.contact_sheet = check_contact_sheet(contact_sheet, destination)
-        self.results = results
-        self.ledger = check_ledger(ledger, destination)
-        self.result_schema = check_schema(result_schema, "result_schema")
-        self.max_concurrency = check_count(max_concurrency, "max_concurrency")
-        self.max_in_flight = check_limit(max_in_flight, "max_in_flight")
-        self.max_failed = check_max_failed(max_failed)
-        self.stop_after = check_limit(stop_after, "stop_after")
-        self.max_output_bytes = check_count(max_output_bytes, "max_output_bytes")
-        check_literals(self)
+        set_parameters(self, locals())
 
     def execute(self, context: Context) -> dict[str, Any]:
         """
@@ -207,15 +163,13 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         summary: dict[str, Any] = self._runner(context).complete(event, lambda: self._source(context))
         return summary
 
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after a deferral. When Airflow ended it without an event, no job is left behind."""
-        if (reason := deferral_error(next_method, next_kwargs)) is not None:
-            self._runner(context).fail_deferral(reason)
-        return super().resume_execution(next_method, next_kwargs, context)
+    def _end_deferral(self, context: Context, reason: str) -> None:
+        self._runner(context).fail_deferral(reason)
 
     def _row_function(self, context: Context) -> Callable[[dict[str, Any]], Any] | None:
         """Return what makes the input of a row."""
-        return self.to_input
+        to_input: ToInput | None = self.to_input
+        return to_input
 
     def _source(self, context: Context) -> Source:
         from airflow_provider_rungen.execution.sources.table_rows import TableRows
@@ -272,20 +226,3 @@ class RunGenPlanTableOperator(RunGenRunTableOperator):
         from airflow_provider_rungen.execution.jobs.job_count import count_jobs
 
         return count_jobs(self._runner(context), lambda: self._source(context))
-
-
-class _Rows:
-    """Rows that stand in a DAG file. They are data, so this is no list, whose texts Airflow would render."""
-
-    def __init__(self, rows: Iterable[Any]) -> None:
-        self._rows = list(rows)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._rows)
-
-    def __repr__(self) -> str:
-        return f"{len(self._rows)} rows"
-
-
-def _protected(table: Table) -> Any:
-    return _Rows(table) if isinstance(table, list | tuple) else table

@@ -1,4 +1,4 @@
-"""How a sensor ends: Airflow's own errors and skips, whatever mode it waits in."""
+"""What the sensors have in common: Airflow's own loop, errors and skips, whatever mode they wait in."""
 
 from __future__ import annotations
 
@@ -14,54 +14,76 @@ from airflow_provider_rungen._airflow import (
     BaseSensorOperator,
 )
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenJobTimeoutError
+from airflow_provider_rungen.operators.base import RunGenBaseOperator
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
-    from airflow_provider_rungen.sensors.app import RunGenAppSensor
-    from airflow_provider_rungen.sensors.job import RunGenJobSensor
+    from airflow_provider_rungen.execution.apps.app_wait import AppSensorRun
+    from airflow_provider_rungen.execution.job_sensor import JobSensorRun
 
 
-def poke_until_over(sensor: BaseSensorOperator, context: Context) -> Any:
-    """Run Airflow's own loop, without the guard of 2.11, which warns of an ``execute`` that another calls."""
-    return inspect.unwrap(BaseSensorOperator.execute)(sensor, context)
+class RunGenBaseSensor(RunGenBaseOperator, BaseSensorOperator):
+    """A task that waits. What it waits for is in a run, made for each attempt."""
 
+    @property
+    def poll_interval(self) -> float:
+        """The seconds between two polls."""
+        return max(self.poke_interval, 0.1)
 
-@contextmanager
-def as_sensor_timeout(sensor: BaseSensorOperator) -> Iterator[None]:
-    """Convert a time-out to the one that Airflow knows of sensors."""
-    from airflow_provider_rungen.client.durations import format_duration
+    def execute(self, context: Context) -> Any:
+        """Wait."""
+        run = self._make_run(context)
+        if self.deferrable:
+            with self._ending():
+                run.execute(self.timeout)
+            return None
+        with run.naming_jobs(), run.guard.working():
+            try:
+                # Airflow's own loop, without the guard of 2.11, which warns of an `execute` called by another
+                return inspect.unwrap(BaseSensorOperator.execute)(self, context)
+            except AirflowSensorTimeout as error:
+                if run.late is None:
+                    raise
+                with self._as_sensor_timeout():  # which names what was late
+                    raise run.late from error
 
-    try:
-        yield
-    except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
-        limit = f"Raise timeout (now {format_duration(sensor.timeout)})"
-        hint = error.hint.replace("Raise timeout or execution_timeout", "Raise timeout")
-        hint = hint.replace("Raise timeout", limit) or f"{limit} if it needs longer"
-        raise error.named_in(AirflowSensorTimeout(f"{error.message}. {hint}.")) from error
+    def poke(self, context: Context) -> bool:
+        """Poll once, and return whether the wait is over."""
+        run: Any = self._run or self._make_run(context)
+        with self._as_sensor_timeout():
+            is_over: bool = run.poke()
+        return is_over
 
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
+        """Go on after the wait in the triggerer."""
+        with self._ending():
+            self._make_run(context).complete(event, self.timeout)
 
-@contextmanager
-def explain_timeout(sensor: RunGenJobSensor | RunGenAppSensor) -> Iterator[None]:
-    """Name what was late where Airflow's own loop raises the time-out, which knows no more than that."""
-    try:
-        yield
-    except AirflowSensorTimeout as error:
-        if sensor.late is None:
+    def _make_run(self, context: Context) -> AppSensorRun | JobSensorRun:
+        """Return an attempt of the sensor."""
+        raise NotImplementedError
+
+    @contextmanager
+    def _as_sensor_timeout(self) -> Iterator[None]:
+        """Convert a time-out to the one that Airflow knows of sensors."""
+        from airflow_provider_rungen.client.durations import format_duration
+
+        try:
+            yield
+        except (RunGenJobTimeoutError, RunGenAppTimeoutError) as error:
+            limit = f"Raise timeout (now {format_duration(self.timeout)})"
+            hint = error.hint.replace("Raise timeout or execution_timeout", "Raise timeout")
+            hint = hint.replace("Raise timeout", limit) or f"{limit} if it needs longer"
+            raise error.named_in(AirflowSensorTimeout(f"{error.message}. {hint}.")) from error
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Apply ``soft_fail`` and ``never_fail``, which Airflow does in its own loop only."""
+        try:
+            with self._as_sensor_timeout():
+                yield
+        except (AirflowSensorTimeout, AirflowFailException, RunGenError) as error:
+            may_pass = isinstance(error, RunGenError)
+            if self.never_fail or (self.soft_fail and not may_pass):
+                raise AirflowSkipException(f"Skipping: {error}") from error
             raise
-        with as_sensor_timeout(sensor):
-            raise sensor.late from error
-
-
-@contextmanager
-def apply_soft_fail(sensor: BaseSensorOperator) -> Iterator[None]:
-    """Apply ``soft_fail`` and ``never_fail`` where Airflow's own loop, which does it, is not run."""
-    try:
-        yield
-    except (AirflowSensorTimeout, AirflowFailException) as error:
-        if sensor.soft_fail or sensor.never_fail:
-            raise AirflowSkipException(f"Skipping: {error}") from error
-        raise
-    except RunGenError as error:
-        if sensor.never_fail:
-            raise AirflowSkipException(f"Skipping: {error}") from error
-        raise

@@ -8,22 +8,17 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS, BaseSensorOperator
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_3_PLUS
+from airflow_provider_rungen.checks import set_parameters
 from airflow_provider_rungen.operators.base import (
     DEFAULT_DEFERRABLE,
     DEFERRAL_GRACE,
     JOB_LINKS,
-    RunGenBaseOperator,
     may_end_from_trigger,
 )
 from airflow_provider_rungen.operators.job_sources import find_job_sources, follow_job_sources
-from airflow_provider_rungen.parameters import DEFAULT_CONN_ID, check_schema, to_optional_seconds, to_seconds
-from airflow_provider_rungen.sensors.base import (
-    apply_soft_fail,
-    as_sensor_timeout,
-    explain_timeout,
-    poke_until_over,
-)
+from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
+from airflow_provider_rungen.sensors.base import RunGenBaseSensor
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -31,12 +26,11 @@ if TYPE_CHECKING:
     from airflow.triggers.base import StartTriggerArgs
 
     from airflow_provider_rungen._airflow import Context, XComArg
-    from airflow_provider_rungen.exceptions import RunGenJobTimeoutError
     from airflow_provider_rungen.execution.job_sensor import JobSensorRun
     from airflow_provider_rungen.parameters import Duration, JobIds, SchemaSource, SensorArguments
 
 
-class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
+class RunGenJobSensor(RunGenBaseSensor):
     """
     Wait until jobs are over. Fail when one failed or was canceled.
 
@@ -87,16 +81,9 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
         **kwargs: Unpack[SensorArguments],
     ) -> None:
         super().__init__(**cast("Any", kwargs))
-        self.job_id = job_id
+        set_parameters(self, locals())
         self.job_sources = find_job_sources(job_id)
-        self.app_id = app_id
-        self.rungen_conn_id = rungen_conn_id
-        self.deferrable = deferrable
-        self.defer_after = to_seconds(defer_after, "defer_after", allow_zero=True)
         self.end_from_trigger = may_end_from_trigger(end_from_trigger, self.task_id)
-        self.queued_timeout = to_optional_seconds(queued_timeout, "queued_timeout")
-        self.cancel_on_kill = cancel_on_kill
-        self.result_schema = check_schema(result_schema, "result_schema")
         if start_from_trigger and not deferrable:
             raise ValueError("start_from_trigger needs deferrable=True")
         # on the instance alone: Airflow breaks mapped tasks of a class that says so
@@ -104,52 +91,20 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
         if self.start_from_trigger:
             self.start_trigger_args = self._start_arguments()
 
-    @property
-    def late(self) -> RunGenJobTimeoutError | None:
-        """What the last poke found not to be over."""
-        return None if self._run is None else cast("JobSensorRun", self._run).late
-
-    def execute(self, context: Context) -> Any:
-        """Wait for the jobs."""
-        run = self._sensor_run(context)
-        if not self.deferrable:
-            with run.naming_jobs(), run.guard.working(), explain_timeout(self):
-                return poke_until_over(self, context)
-        with apply_soft_fail(self), as_sensor_timeout(self):
-            run.execute(self.job_id, self.timeout)
-        return None
-
-    def poke(self, context: Context) -> bool:
-        """Poll the jobs once, and return whether all are over."""
-        run = cast("JobSensorRun", self._run) if self._run else self._sensor_run(context)
-        with as_sensor_timeout(self):
-            return run.poke(self.job_id)
-
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
-        """Go on after the wait in the triggerer."""
-        with apply_soft_fail(self), as_sensor_timeout(self):
-            self._sensor_run(context).complete(self.job_id, event, self.timeout)
-
-    def _sensor_run(self, context: Context) -> JobSensorRun:
+    def _make_run(self, context: Context) -> JobSensorRun:
         from airflow_provider_rungen.execution.job_sensor import JobSensorRun
         from airflow_provider_rungen.execution.task.options import WaitOptions
 
         follow_job_sources(self, context)
-        options = WaitOptions(
-            rungen_conn_id=self.rungen_conn_id,
-            app_id=cast("str | None", self.app_id),
-            poll_interval=self._interval(),
-            deferrable=self.deferrable,
-            defer_after=self.defer_after,
-            end_from_trigger=self.end_from_trigger,
-            queued_timeout=self.queued_timeout,
-            cancel_on_kill=self.cancel_on_kill,
+        run = JobSensorRun(
+            self,
+            context,
+            WaitOptions.of(self),
+            self._defer_for_jobs,
+            job_id=self.job_id,
+            result_schema=self.result_schema,
         )
-        schema = self.result_schema
-        return self._start(JobSensorRun(self, context, options, self._defer_for_jobs, result_schema=schema))
-
-    def _interval(self) -> float:
-        return max(self.poke_interval, 0.1)
+        return self._start(run)
 
     def _get_next_poke_interval(
         self, started_at: Any, run_duration: Callable[[], float], *args: Any, **kwargs: Any
@@ -173,7 +128,7 @@ class RunGenJobSensor(RunGenBaseOperator, BaseSensorOperator):
                 "rungen_conn_id": self._origin("rungen_conn_id", DEFAULT_CONN_ID, "connection"),
                 "app_id": self._origin("app_id", None, "app"),
                 "job_id": self._as_template("job_id", self.job_id),
-                "poll_interval": self._interval(),
+                "poll_interval": self.poll_interval,
                 "timeout": self.timeout,
                 "queued_timeout": self.queued_timeout,
                 "cancel_on_kill": self.cancel_on_kill,

@@ -1,18 +1,23 @@
-"""Waits for an app: on the worker at first, then in the triggerer."""
+"""Wait for an app: by the pokes of a sensor, or on the worker at first, and then in the triggerer."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from airflow_provider_rungen.client.models import normalize_status
 from airflow_provider_rungen.client.scaling import AppTarget, wait_for_app
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError
+from airflow_provider_rungen.execution.task.options import RunOptions
+from airflow_provider_rungen.execution.task.outcomes import raise_for_event
+from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.execution.task.run import TaskRun
+    from airflow_provider_rungen._airflow import BaseOperator, Context
 
 #: Defers the task with arguments of `RunGenAppTrigger`, and the seconds until its deadline.
 Defer = Callable[[dict[str, Any], float], NoReturn]
@@ -43,12 +48,11 @@ def wait_or_defer(
     until = min(defer_at, deadline)
     try:
         run.hook.perform(wait_for_app(target, poll_interval=poll_interval, deadline=until))
+        return
     except RunGenAppTimeoutError:
         now = time.time()
         if now >= deadline:
             raise
-    else:
-        return
     log.info("Waiting in the triggerer for %s %s", target.status, format_ids(target.app_id))
     given = {
         "rungen_conn_id": run.options.rungen_conn_id,
@@ -60,3 +64,63 @@ def wait_or_defer(
         "deferred_at": now,
     }
     defer(given | arguments, deadline - now)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppSensorOptions(RunOptions):
+    """What a sensor waits for. The fields are named and described as the sensor's parameters are."""
+
+    status: str
+    poll_interval: float
+
+
+class AppSensorRun(TaskRun[AppSensorOptions]):
+    """
+    An attempt of a sensor that waits for an app.
+
+    :param task: the sensor.
+    :param context: Airflow's context of the attempt.
+    :param options: the sensor's parameters.
+    :param defer: defers the task; see `wait_or_defer`.
+    """
+
+    def __init__(self, task: BaseOperator, context: Context, options: AppSensorOptions, defer: Defer) -> None:
+        super().__init__(task, context, options)
+        self._defer = defer
+        self._target: AppTarget | None = None
+        #: The error of a time-out that may come before the next poke.
+        self.late: RunGenAppTimeoutError | None = None
+
+    def poke(self) -> bool:
+        """Poll the app once, and return whether it has the status."""
+        with fail_without_retry(), self.opened() as hook:
+            target = self._known_target()
+            is_ready = hook.perform(target.poll_once()) is not None
+            self.late = None if is_ready else target.timeout_error()
+            return is_ready
+
+    def execute(self, timeout: float) -> None:
+        """
+        Wait in the triggerer, unless the first poll finds the app ready.
+
+        :param timeout: seconds to wait at most.
+        :raises RunGenAppTimeoutError: the time has passed.
+        """
+        now, interval = time.time(), self.options.poll_interval
+        ends: dict[str, float] = {"defer_at": now, "deadline": self.deadline(now + timeout)}
+        with fail_without_retry(), self.opened():
+            wait_or_defer(self, self._known_target(), self._defer, poll_interval=interval, **ends)
+
+    def complete(self, event: Mapping[str, Any], timeout: float) -> None:
+        """Go on after the wait in the triggerer, which has taken all of the time."""
+        self.note_app(event.get("app_id") or self.known_app_id)
+        with fail_without_retry():
+            raise_for_event(event)
+
+    def _known_target(self) -> AppTarget:
+        """Return what to wait for, with what earlier polls have seen."""
+        status = normalize_status(self.options.status or "RUNNING")
+        self._target = self._target or AppTarget(self.app_id, status)
+        if not self.links:
+            self.link_to(self._target.app_id)
+        return self._target

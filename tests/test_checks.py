@@ -1,4 +1,4 @@
-"""Mistakes that are found when a DAG is parsed, and what must not be taken for one."""
+"""Mistakes in parameters that are found when a DAG is parsed, and what must not be taken for one."""
 
 from __future__ import annotations
 

@@ -1,0 +1,257 @@
+"""Check the parameters of operators and sensors when a DAG is parsed, and set them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen._airflow import SET_DURING_EXECUTION
+from airflow_provider_rungen.client.durations import to_optional_seconds, to_seconds
+from airflow_provider_rungen.client.models import GPU_TIERS
+from airflow_provider_rungen.client.price import parse_price
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen._airflow import BaseOperator
+    from airflow_provider_rungen.ledger import Ledger
+
+
+def set_parameters(task: BaseOperator, given: Mapping[str, Any]) -> None:
+    """
+    Set the parameters of a task, checked and converted.
+
+    A parameter is checked by its name, which means the same in every operator. A template field is checked
+    only if it is a literal: Airflow renders templates and outputs of tasks later, and a task that it makes of
+    a mapped one runs already.
+
+    :param task: the task.
+    :param given: the local variables of its ``__init__``.
+    :raises ValueError: a parameter is wrong; the message names it.
+    """
+    is_running = getattr(task, "_BaseOperator__from_mapped", False)
+    for name, value in given.items():
+        if name in ("self", "kwargs", "__class__"):
+            continue
+        if (convert := _CONVERSIONS.get(name)) is not None:
+            setattr(task, name, convert(value, name))
+            continue
+        if (check := _LITERALS.get(name)) and not is_running and not _is_template(value, task.template_ext):
+            check(value, name)
+        setattr(task, name, value)
+    for name, reason in _NEED_DESTINATION.items():
+        if getattr(task, name, None) and getattr(task, "destination", None) is None:
+            raise ValueError(f"{name} needs destination: {reason}")
+
+
+# --- values -------------------------------------------------------------------------------------------------
+
+
+def _check_count(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+    return value
+
+
+def _check_limit(value: Any, name: str) -> int | None:
+    return None if value is None else _check_count(value, name)
+
+
+def _check_max_failed(value: Any, name: str) -> Any:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not is_count and not (isinstance(value, float) and 0 <= value < 1):
+        raise ValueError(f"{name} must be a whole number, or a share below 1, not {value!r}")
+    return value
+
+
+def _check_choice(value: Any, name: str, *, choices: Sequence[Any]) -> Any:
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
+    return value
+
+
+def _check_columns(names: Any, name: str) -> tuple[str, ...]:
+    """Return the names of columns, of which a text is one."""
+    columns = (names,) if isinstance(names, str) else tuple(names)
+    is_named = bool(columns) or name == "columns"
+    if not is_named or not all(isinstance(column, str) and column for column in columns):
+        raise ValueError(f"{name} must be the name of a column, or several, not {names!r}")
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"{name} names a column twice: {names!r}")
+    return columns
+
+
+class _Rows:
+    """Rows that stand in a DAG file. They are data, so this is no list, whose texts Airflow would render."""
+
+    def __init__(self, rows: Iterable[Any]) -> None:
+        self._rows = list(rows)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._rows)
+
+    def __repr__(self) -> str:
+        return f"{len(self._rows)} rows"
+
+
+def _to_rows(value: Any, _: str) -> Any:
+    return _Rows(value) if isinstance(value, list | tuple) else value
+
+
+def _to_ledger(value: Any, _: str) -> Ledger | None:
+    from airflow_provider_rungen.ledger import Ledger
+
+    return value if value is None or isinstance(value, Ledger) else Ledger(value)
+
+
+def _check_schema(source: Any, name: str) -> Any:
+    """Return a schema as it was given, checked as far as it can be when a DAG is parsed."""
+    if source is None:
+        return None
+    from airflow_provider_rungen.schemas import checked
+
+    return checked(source, name)
+
+
+_CONVERSIONS: dict[str, Callable[[Any, str], Any]] = {
+    "columns": _check_columns,
+    "contact_sheet": partial(_check_choice, choices=(True, False)),
+    "defer_after": partial(to_seconds, allow_zero=True),
+    "drain_timeout": to_seconds,
+    "format": partial(_check_choice, choices=("jsonl", "csv", "parquet", None)),
+    "idle_for": to_seconds,
+    "if_exists": partial(_check_choice, choices=("use", "fail")),
+    "input_schema": _check_schema,
+    "key": _check_columns,
+    "ledger": _to_ledger,
+    "max_concurrency": _check_count,
+    "max_failed": _check_max_failed,
+    "max_in_flight": _check_limit,
+    "max_output_bytes": _check_count,
+    "max_xcom_bytes": _check_count,
+    "on_clear": partial(_check_choice, choices=("new", "resume")),
+    "on_unknown_submission": partial(_check_choice, choices=("resubmit", "fail")),
+    "poll_interval": to_seconds,
+    "queued_timeout": to_optional_seconds,
+    "result_schema": _check_schema,
+    "stop_after": _check_limit,
+    "table": _to_rows,
+    "timeout": to_seconds,
+}
+_NEED_DESTINATION = {
+    "contact_sheet": "the sheet is written beside the outputs",
+    "ledger": "only jobs whose outputs are stored can be reused",
+}
+
+
+# --- literals in template fields ----------------------------------------------------------------------------
+
+
+def _is_template(value: Any, endings: Iterable[str] = ()) -> bool:
+    if isinstance(value, str):
+        return "{{" in value or "{%" in value or value.endswith(tuple(endings))
+    if isinstance(value, os.PathLike):  # it has another `resolve` than what Airflow resolves
+        return False
+    return value is SET_DURING_EXECUTION or hasattr(value, "resolve")
+
+
+def _check_input(value: Any, name: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"{name} must be an object (a dict), a template or a task's output, but it is a {_type(value)}"
+        )
+
+
+def _check_inputs(value: Any, name: str) -> None:
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            if not _is_template(item):
+                _check_input(item, f"{name}[{index}]")
+    elif isinstance(value, Mapping):
+        raise ValueError(
+            f"{name} must be a list of objects, or the URI of files. For a single job, use "
+            f"[{{…}}] or RunGenRunJobOperator(input={{…}})"
+        )
+    elif isinstance(value, bytes) or not (
+        isinstance(value, Iterable | os.PathLike) or hasattr(value, "__arrow_c_stream__")
+    ):
+        raise ValueError(f"{name} must be a list of objects, or the URI of files, but it is a {_type(value)}")
+
+
+def _type(value: Any) -> str:
+    return type(value).__name__  # not the value, which may hold a secret
+
+
+def _check_folder(value: Any, name: str) -> None:
+    text = str(value) if isinstance(value, str | os.PathLike) else ""
+    if text and "://" not in text and not os.path.isabs(text):
+        raise ValueError(
+            f"{name} must be a URI or an absolute path, not {text!r}: each worker has its own folder"
+        )
+
+
+def _check_configuration(value: Any, name: str) -> None:
+    tier = value.get("gpu_tier", "") if isinstance(value, Mapping) else ""
+    if isinstance(tier, str) and tier and not _is_template(tier) and tier not in GPU_TIERS:
+        raise ValueError(f"{name}: gpu_tier must be one of {', '.join(GPU_TIERS)}, not {tier!r}")
+
+
+def _check_price(value: Any, name: str) -> None:
+    try:
+        if value is not None:
+            parse_price(value)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}, not {value!r}") from None
+
+
+_LITERALS: dict[str, Callable[[Any, str], None]] = {
+    "input": _check_input,
+    "inputs": _check_inputs,
+    "destination": _check_folder,
+    "results": _check_folder,
+    "configuration": _check_configuration,
+    "price": _check_price,
+}
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+
+def check_names(given: Iterable[str], known: Iterable[str], taker: str) -> None:
+    """
+    Check that every parameter that was given is known. Airflow's own, with ``_`` in front, are not checked.
+
+    :param taker: what takes them, as its user knows it.
+    :raises TypeError: one is unknown; the message names it, and what may have been meant.
+    """
+    known = sorted(known)
+    for name in given:
+        if name in known or name.startswith("_"):
+            continue
+        meant = get_close_matches(name, known, 1)
+        raise TypeError(f"{taker} has no parameter {name!r}" + (f": use {meant[0]!r}" if meant else ""))
+
+
+@cache
+def parameter_names(kind: type) -> frozenset[str]:
+    """Return the names of all parameters of a class, those of its bases included."""
+    makers = [vars(each)["__init__"] for each in kind.__mro__ if "__init__" in vars(each)]
+    signatures = [inspect.signature(maker) for maker in makers]
+    return frozenset(
+        name
+        for signature in signatures
+        for name, parameter in signature.parameters.items()
+        if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
+    )
+
+
+def default_arg_names(kwargs: Mapping[str, Any]) -> set[str]:
+    """
+    Return the names in the ``default_args`` that apply to a task.
+
+    :param kwargs: what the task's ``__init__`` was given. For a mapped task, Airflow mixes the two.
+    """
+    found = [getattr(kwargs.get(owner), "default_args", None) for owner in ("dag", "task_group")]
+    return {name for each in (*found, kwargs.get("default_args")) for name in each or {}}
