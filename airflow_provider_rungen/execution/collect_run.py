@@ -30,7 +30,7 @@ from airflow_provider_rungen.runs.plan import Manifest, PlannedRow
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
-    from airflow_provider_rungen.execution.task.options import CollectOptions, WaitOptions
+    from airflow_provider_rungen.execution.task.options import CollectOptions, JobOptions
 
 
 class CollectedPlan:
@@ -49,7 +49,7 @@ class CollectedPlan:
         return repeat(PlannedRow(), self._count)
 
 
-class CollectRun(TaskRun["WaitOptions"]):
+class CollectRun(TaskRun["JobOptions"]):
     """
     An attempt that collects the results of jobs.
 
@@ -65,7 +65,7 @@ class CollectRun(TaskRun["WaitOptions"]):
         self,
         task: BaseOperator,
         context: Context,
-        options: WaitOptions,
+        options: JobOptions,
         defer: Defer,
         *,
         collect: CollectOptions,

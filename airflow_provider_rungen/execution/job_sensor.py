@@ -27,10 +27,10 @@ from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
-    from airflow_provider_rungen.execution.task.options import WaitOptions
+    from airflow_provider_rungen.execution.task.options import JobOptions
 
 
-class JobSensorRun(TaskRun["WaitOptions"]):
+class JobSensorRun(TaskRun["JobOptions"]):
     """
     An attempt of a sensor that waits for jobs.
 
@@ -46,7 +46,7 @@ class JobSensorRun(TaskRun["WaitOptions"]):
         self,
         task: BaseOperator,
         context: Context,
-        options: WaitOptions,
+        options: JobOptions,
         defer: Defer,
         *,
         job_id: Any,

@@ -122,9 +122,9 @@ class RunGenBaseOperator(BaseOperator):
         :param settings: see `Runner`.
         """
         from airflow_provider_rungen.execution.jobs.runner import Runner
-        from airflow_provider_rungen.execution.task.options import SubmitOptions
+        from airflow_provider_rungen.execution.task.options import JobOptions
 
-        options = SubmitOptions.of(self)
+        options = JobOptions.of(self)
         run = Runner(self, context, options, self._defer_for_jobs, make_sink=make_sink, **settings)
         return self._start(run)
 

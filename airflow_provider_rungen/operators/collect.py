@@ -123,13 +123,13 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
 
     def _collect_run(self, context: Context) -> CollectRun:
         from airflow_provider_rungen.execution.collect_run import CollectRun
-        from airflow_provider_rungen.execution.task.options import CollectOptions, WaitOptions
+        from airflow_provider_rungen.execution.task.options import CollectOptions, JobOptions
 
         follow_job_sources(self, context)
         run = CollectRun(
             self,
             context,
-            WaitOptions.of(self),
+            JobOptions.of(self),
             self._defer_for_jobs,
             collect=CollectOptions.of(self),
             wait_timeout=self.timeout if self.wait_for_completion else None,

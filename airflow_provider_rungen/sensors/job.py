@@ -93,13 +93,13 @@ class RunGenJobSensor(RunGenBaseSensor):
 
     def _make_run(self, context: Context) -> JobSensorRun:
         from airflow_provider_rungen.execution.job_sensor import JobSensorRun
-        from airflow_provider_rungen.execution.task.options import WaitOptions
+        from airflow_provider_rungen.execution.task.options import JobOptions
 
         follow_job_sources(self, context)
         run = JobSensorRun(
             self,
             context,
-            WaitOptions.of(self),
+            JobOptions.of(self),
             self._defer_for_jobs,
             job_id=self.job_id,
             result_schema=self.result_schema,

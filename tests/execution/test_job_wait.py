@@ -19,7 +19,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
 )
 from airflow_provider_rungen.execution.jobs.job_wait import JobWait
-from airflow_provider_rungen.execution.task.options import WaitOptions
+from airflow_provider_rungen.execution.task.options import JobOptions
 from airflow_provider_rungen.execution.task.run import TaskRun
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
@@ -56,7 +56,8 @@ def wait(clock: Clock, ti: FakeTaskInstance) -> Callable[..., JobWait]:
 
     def wait(**options: Any) -> JobWait:
         given = {"poll_interval": 5.0, "deferrable": False, "defer_after": 20.0, "cancel_on_kill": True}
-        wait_options = WaitOptions(**{"rungen_conn_id": "rungen_default", "app_id": APP, **given, **options})
+        task: dict[str, Any] = {"rungen_conn_id": "rungen_default", "app_id": APP, "timeout": 60}
+        wait_options = JobOptions(**{**task, **given, **options})
         context: Any = {"ti": ti}
         return JobWait(TaskRun(BaseOperator(task_id="wait"), context, wait_options), defer)
 

@@ -686,7 +686,7 @@ def test_the_bill_knows_whose_jobs_are_collected() -> None:
 @pytest.mark.parametrize("price", ["1.20", "cheap", "1.20 $/h", "1.20 USD/week", 1.2])
 def test_a_price_that_cannot_be_read_is_refused_when_the_dag_is_parsed(price: Any) -> None:
     with DAG("d", schedule=None), pytest.raises(ValueError, match="price must be the price of one worker"):
-        scaled_app(APP, price=price)
+        scaled_app(APP, price=price).__enter__()
 
 
 def test_a_price_and_a_condition_may_be_outputs_of_tasks() -> None:

@@ -20,7 +20,7 @@ from airflow_provider_rungen.runs.place import SupersededError
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.task_log import TaskLog
     from airflow_provider_rungen.execution.task.kill import KillGuard
-    from airflow_provider_rungen.execution.task.options import SubmitOptions
+    from airflow_provider_rungen.execution.task.options import JobOptions
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Ending:
     def __init__(
         self,
         ti: Any,
-        options: SubmitOptions,
+        options: JobOptions,
         guard: KillGuard,
         task_log: TaskLog,
         *,

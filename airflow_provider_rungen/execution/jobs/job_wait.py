@@ -26,7 +26,7 @@ from airflow_provider_rungen.execution.jobs.poll_rounds import PollRounds
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.execution.task.options import WaitOptions
+    from airflow_provider_rungen.execution.task.options import JobOptions
     from airflow_provider_rungen.execution.task.run import TaskRun
 
 log = logging.getLogger(__name__)
@@ -42,13 +42,13 @@ class JobWait:
     """
     All waits of an attempt. They share one poller: many short waits poll no more often than a long one.
 
-    :param run: the attempt. Its options are `WaitOptions`.
+    :param run: the attempt. Its options are `JobOptions`.
     :param defer: defers the task with these arguments of `RunGenJobTrigger`, and seconds until the deadline.
     """
 
     def __init__(self, run: TaskRun[Any], defer: Defer) -> None:
         self._run = run
-        self._options: WaitOptions = run.options
+        self._options: JobOptions = run.options
         self._defer = defer
         #: The jobs that this attempt has canceled.
         self.canceled: set[str] = set()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.adopting import Unwanted
     from airflow_provider_rungen.execution.jobs.job_wait import JobWait
     from airflow_provider_rungen.execution.jobs.task_log import TaskLog
-    from airflow_provider_rungen.execution.task.options import SubmitOptions
+    from airflow_provider_rungen.execution.task.options import JobOptions
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Resuming:
 
     task_log: TaskLog
     wait: JobWait
-    options: SubmitOptions
+    options: JobOptions
     input_of: Callable[[int], Any]
     digest_of: Callable[[Mapping[str, Any]], str]
     is_remembered: Callable[[str], bool]

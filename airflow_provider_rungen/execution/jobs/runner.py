@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.job_wait import Defer
     from airflow_provider_rungen.execution.sinks.job_sinks import Sink
     from airflow_provider_rungen.execution.sources.inputs import Source
-    from airflow_provider_rungen.execution.task.options import SubmitOptions
+    from airflow_provider_rungen.execution.task.options import JobOptions
 
 log = logging.getLogger(__name__)
 
 MakeSource = Callable[[], "Source"]
 
 
-class Runner(TaskRun["SubmitOptions"]):
+class Runner(TaskRun["JobOptions"]):
     """
     An attempt that runs the jobs of a task.
 
@@ -63,7 +63,7 @@ class Runner(TaskRun["SubmitOptions"]):
         self,
         task: BaseOperator,
         context: Context,
-        options: SubmitOptions,
+        options: JobOptions,
         defer: Defer,
         *,
         make_sink: Callable[[Runner], Sink],

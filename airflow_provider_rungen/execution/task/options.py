@@ -8,74 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator
     from airflow_provider_rungen.ledger import Ledger
 
 
-T = TypeVar("T")
-
-
-def _copied(cls: type[T], task: BaseOperator) -> T:
-    """Copy the parameters of an operator, templates rendered."""
-    names = (each.name for each in fields(cls))  # type: ignore[arg-type]  # it is a dataclass
-    return cls(**{name: getattr(task, name) for name in names if hasattr(task, name)})
-
-
-class Connected(Protocol):
-    """What every run needs."""
-
-    @property
-    def rungen_conn_id(self) -> str:
-        """The Airflow connection."""
-
-    @property
-    def app_id(self) -> str | None:
-        """The app, if it is not the connection's."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Nothing but what every run needs."""
+    """What every run needs."""
 
     rungen_conn_id: str
-    app_id: str | None
+    app_id: str | None = None
 
     @classmethod
     def of(cls, task: BaseOperator) -> Self:
-        return _copied(cls, task)
+        """Copy the parameters of an operator, templates rendered."""
+        names = [each.name for each in fields(cls) if hasattr(task, each.name)]
+        return cls(**{name: getattr(task, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
-class WaitOptions:
-    """How a run waits for jobs."""
+class JobOptions(RunOptions):
+    """How a run waits for jobs, and how it submits, keeps and cancels them if it does."""
 
-    rungen_conn_id: str
-    app_id: str | None
     poll_interval: float
     deferrable: bool
     defer_after: float
     end_from_trigger: bool = False
     queued_timeout: float | None = None
     cancel_on_kill: bool
-
-    @classmethod
-    def of(cls, task: BaseOperator) -> Self:
-        return _copied(cls, task)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubmitOptions(WaitOptions):
-    """How a run submits, keeps and cancels jobs."""
-
-    wait_for_completion: bool
+    wait_for_completion: bool = True
     timeout: float
-    durable: bool
-    on_unknown_submission: Literal["resubmit", "fail"]
-    on_clear: Literal["new", "resume"]
-    input_schema: Any
+    durable: bool = True
+    on_unknown_submission: Literal["resubmit", "fail"] = "resubmit"
+    on_clear: Literal["new", "resume"] = "new"
+    input_schema: Any = None
     format: str | None = None
     destination: Any = None
     ledger: Ledger | None = None
@@ -86,7 +55,7 @@ class SubmitOptions(WaitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions:
+class TableOptions(RunOptions):
     """What a table is made of, and where its results go."""
 
     table: Any
@@ -95,13 +64,9 @@ class TableOptions:
     results: Any
     destination: Any
 
-    @classmethod
-    def of(cls, task: BaseOperator) -> Self:
-        return _copied(cls, task)
-
 
 @dataclass(frozen=True, kw_only=True)
-class CollectOptions:
+class CollectOptions(RunOptions):
     """What is done with results."""
 
     destination: Any
@@ -112,7 +77,3 @@ class CollectOptions:
     max_concurrency: int
     max_output_bytes: int
     max_xcom_bytes: int
-
-    @classmethod
-    def of(cls, task: BaseOperator) -> Self:
-        return _copied(cls, task)

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_rungen._airflow import BaseOperator, Context
-    from airflow_provider_rungen.execution.task.options import Connected
+    from airflow_provider_rungen.execution.task.options import RunOptions
 
 log = logging.getLogger(__name__)
 
-Options = TypeVar("Options", bound="Connected")
+Options = TypeVar("Options", bound="RunOptions")
 
 
 class TaskRun(Generic[Options]):
