@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from itertools import count
 from typing import Any
@@ -202,7 +202,6 @@ def update_app(
     body: Mapping[str, Any],
     *,
     retry_budget: float = RETRY_BUDGET,
-    on_retry: Callable[[RunGenError, float], None] = lambda *_: None,
 ) -> Flow[App]:
     """
     Change an app.
@@ -210,11 +209,10 @@ def update_app(
     :param app_id: the app.
     :param body: the fields to change, as for `create_app`.
     :param retry_budget: seconds after which the request is not sent again.
-    :param on_retry: called with the last error, and the time (seconds since 1970), before it is sent again.
     """
     request = _app_request("PUT", app_id, "change the app", body=encode(body, "app"))
     read = partial(App.from_json, app_id=app_id)
-    return (yield from call(request, read, retry_budget=retry_budget, on_retry=on_retry))
+    return (yield from call(request, read, retry_budget=retry_budget))
 
 
 def scale_app(
@@ -222,7 +220,6 @@ def scale_app(
     active_workers: int,
     *,
     retry_budget: float = RETRY_BUDGET,
-    on_retry: Callable[[RunGenError, float], None] = lambda *_: None,
 ) -> Flow[App]:
     """
     Set the number of an app's workers.
@@ -230,10 +227,9 @@ def scale_app(
     :param app_id: the app.
     :param active_workers: the number to set.
     :param retry_budget: seconds after which the request is not sent again.
-    :param on_retry: see `update_app`.
     """
     body = {"configuration": {"active_workers": active_workers}}
-    return (yield from update_app(app_id, body, retry_budget=retry_budget, on_retry=on_retry))
+    return (yield from update_app(app_id, body, retry_budget=retry_budget))
 
 
 def delete_app(app_id: str) -> Flow[None]:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # An app is never taken for idle without these.
 _COUNTERS = ("in_queue", "in_progress", "completed", "failed")
+_UNKNOWN = "the service does not report"
 # Counters of jobs that ended. Not every answer has the last one.
 _ENDS = ("completed", "failed", "retried")
 
@@ -63,24 +64,16 @@ def why_not_idle(app: App) -> str | None:
 
     A single answer proves nothing: see `IdleWatch`.
     """
-    return _why_not_up(app) or _why_unknown(app) or _why_busy(app)
-
-
-def _why_not_up(app: App) -> str | None:
     if workers_of(app) == 0:
         return "it has no workers"
     if app.status == "INITIALIZING" or app.workers.get("initializing"):
         return "it is initializing"
-    return None
-
-
-def _why_unknown(app: App) -> str | None:
     missing = [
         *(() if app.active_workers is not None else ("active_workers",)),
         *(f"jobs.{name}" for name in _COUNTERS if name not in app.jobs),
         *(() if "running" in app.workers else ("workers.running",)),
     ]
-    return f"the service does not report {', '.join(missing)}" if missing else None
+    return f"{_UNKNOWN} {', '.join(missing)}" if missing else _why_busy(app)
 
 
 def _why_busy(app: App) -> str | None:
@@ -107,6 +100,7 @@ class IdleWatch:
     :param since: the first poll of the period, or ``None`` if the app is not idle.
     :param figures: what must not change during the period.
     :param is_reported: whether an event of the period was sent.
+    :param reason: why the app was not idle at the last poll.
     """
 
     app_id: str
@@ -114,13 +108,14 @@ class IdleWatch:
     since: float | None = None
     figures: tuple[int, ...] = ()
     is_reported: bool = False
+    reason: str | None = None
     _is_warned: bool = False
 
     def note(self, app: App, now: float) -> bool:
         """Record an answer, and return whether the app has been idle for long enough."""
-        reason = why_not_idle(app)
-        if reason is not None:
-            self._log_busy(app, reason)
+        self.reason = why_not_idle(app)
+        if self.reason is not None:
+            self._log_busy(self.reason)
             self.restart()
             return False
         figures = (app.active_workers or 0, *(app.jobs.get(name, 0) for name in _ENDS))
@@ -144,21 +139,12 @@ class IdleWatch:
             "scaled_down": scaled_down,
         }
 
-    def _log_busy(self, app: App, reason: str) -> None:
-        if reason == _why_unknown(app) and not self._is_warned:
+    def _log_busy(self, reason: str) -> None:
+        if reason.startswith(_UNKNOWN) and not self._is_warned:
             self._is_warned = True
             log.warning("Never taken for idle: %s %s", reason, format_ids(self.app_id))
         elif self.since is not None:
             log.info("No longer idle: %s %s", reason, format_ids(self.app_id))
-
-
-def first_poll(watch: IdleWatch) -> Flow[bool]:
-    """Poll an app for the first time; return whether it seems to be idle."""
-    app = yield from get_app(watch.app_id)
-    watch.note(app, (yield Sleep(0)))
-    if watch.since is None:
-        log.info("Not idle: %s %s", why_not_idle(app), format_ids(watch.app_id))
-    return watch.since is not None
 
 
 def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPTS) -> Flow[IdleEvent | None]:

@@ -38,7 +38,6 @@ def call(
     *,
     attempts: int = ATTEMPTS,
     retry_budget: float = RETRY_BUDGET,
-    on_retry: Callable[[RunGenError, float], None] = lambda *_: None,
 ) -> Flow[T]:
     """
     Send a request, retry it where that is safe and may help, and return the answer.
@@ -50,7 +49,6 @@ def call(
     :param read: turns the decoded answer into a model.
     :param attempts: how many times to send the request at most.
     :param retry_budget: seconds after which the request is not sent again.
-    :param on_retry: called with the last error, and the time (seconds since 1970), before it is sent again.
     :raises RunGenError: the error of the last attempt.
     """
     now = yield Sleep(0)
@@ -80,7 +78,6 @@ def call(
             attempts,
         )
         now = yield Sleep(delay)
-        on_retry(failure, now)
     raise failure
 
 

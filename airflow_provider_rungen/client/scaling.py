@@ -152,16 +152,6 @@ def wait_for_app(target: AppTarget, *, poll_interval: float, deadline: float) ->
     return app
 
 
-def poll_app_once(target: AppTarget) -> Flow[App | None]:
-    """
-    Poll an app once; return it if it is as it must be.
-
-    :param target: what it must be, and what earlier polls have seen.
-    :raises RunGenAppError: somebody took away the workers that are waited for.
-    """
-    return target.poll_once()
-
-
 # --- up and down -------------------------------------------------------------------------------------------
 
 
@@ -190,42 +180,44 @@ class ScaleRecord:
         return self.active_workers > 0 and (self.before is None or self.before < self.active_workers)
 
 
-def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) -> Flow[bool]:
+def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) -> Flow[bool | None]:
     """
     Set an app back to what it was before it was raised, unless somebody else has set yet another number.
 
     :param retry_budget: seconds after which no further attempt is made.
-    :return: whether it was set back.
-    :raises RunGenError: it is not certain that the app was lowered.
+    :return: whether it was set back; ``None``, with a line in the log, if that is not certain.
     """
     app_id, before = raised.app_id, raised.before
-    if before is None:
-        message = f"The number of workers before is unknown {format_ids(app_id)}"
-        raise RunGenAppError(message, app_id=app_id)
-    workers: int | None = None
-    try:
-        workers = (yield from get_app(app_id, attempts=1)).active_workers
-    except RunGenNotFoundError:
-        return False
-    except RunGenError:
-        pass  # lowering it matters more
-    # fewer than asked for may be all that the service had
-    if workers is not None and not before <= workers <= raised.active_workers:
-        line = "Left at %s, which somebody else has set %s"
-        log.warning(line, format_count(workers, "worker"), format_ids(app_id))
-        return False
     pause, within = retry_budget / 4, min(2 * retry_budget, CONFIRM_TIME)
-    yield from set_workers(app_id, before, poll_interval=pause, within=within, retry_budget=retry_budget)
+    try:
+        if before is None:
+            raise RunGenAppError("The number of workers before is unknown", app_id=app_id)
+        if not (yield from _is_as_raised(raised)):
+            return False
+        yield from set_workers(app_id, before, poll_interval=pause, within=within, retry_budget=retry_budget)
+    except RunGenError as error:
+        workers = format_count(raised.active_workers, "worker")
+        line = "STILL BILLED: app %s may still have %s: %s. Scale it down yourself."
+        log.error(line, app_id, workers, error.message)
+        return None
     log.info("Scaled back to %s %s", format_count(before, "worker"), format_ids(app_id))
     return True
 
 
-def not_lowered(raised: ScaleRecord, error: RunGenError) -> str:
-    """Return the line to log when an app could not be lowered again."""
-    return (
-        f"STILL BILLED: app {raised.app_id} may still have {format_count(raised.active_workers, 'worker')}: "
-        f"{error.message}. Scale it down yourself."
-    )
+def _is_as_raised(raised: ScaleRecord) -> Flow[bool]:
+    """Return whether nobody else has set the app since, or that is not known: lowering it matters more."""
+    try:
+        workers = (yield from get_app(raised.app_id, attempts=1)).active_workers
+    except RunGenNotFoundError:
+        return False
+    except RunGenError:
+        return True
+    # fewer than asked for may be all that the service had
+    if workers is None or (raised.before or 0) <= workers <= raised.active_workers:
+        return True
+    line = "Left at %s, which somebody else has set %s"
+    log.warning(line, format_count(workers, "worker"), format_ids(raised.app_id))
+    return False
 
 
 def set_workers(

@@ -61,17 +61,6 @@ class WorkerHistory:
         """Return the history with a number that is certain: what was set before is no longer in doubt."""
         return WorkerHistory((*self.changes[: MAX_CHANGES - 1], (at, workers)))
 
-    def set_by(self, record: ScaleRecord) -> WorkerHistory:
-        """Return the history with what a scaling has set."""
-        return self if self.includes(record) else self.changed(record.active_workers, record.at)
-
-    def includes(self, record: ScaleRecord) -> bool:
-        """Return whether what a scaling has set is in the history."""
-        # what the app had before may have been seen at that very time
-        return bool(self.changes) and (
-            self.changes[-1] == (record.at, record.active_workers) or self.changes[-1][0] > record.at
-        )
-
     def seen(self, app: App, now: float, record: ScaleRecord | None = None) -> WorkerHistory:
         """
         Return the history with what an answer shows.
@@ -83,18 +72,23 @@ class WorkerHistory:
         :param now: its time (seconds since 1970).
         :param record: a scaling that may have come to nothing.
         """
-        workers = workers_of(app)
+        workers, history = workers_of(app), self
         changed_at = None if app.updated_at is None else app.updated_at.timestamp()
-        history = self
         if record is not None and (
             workers in (None, record.active_workers) or _is_after(changed_at, record.at)
         ):
-            history = self.set_by(record)
+            history = self._with(record)
         if workers is None:
             return history
         if history.changes and _is_after(changed_at, last := history.changes[-1][0]):
             now = min(max(changed_at, last), now)
         return history.changed(workers, now)
+
+    def _with(self, record: ScaleRecord) -> WorkerHistory:
+        """Return the history with what a scaling has set, unless something later is known."""
+        # what the app had before may have been seen at that very time
+        is_known = self.changes and self.changes[-1][0] > record.at
+        return self if is_known else self.changed(record.active_workers, record.at)
 
     def worker_seconds(self, until: float) -> float:
         """Return the number of workers times the seconds that the app had it."""

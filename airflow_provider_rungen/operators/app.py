@@ -20,7 +20,7 @@ class RunGenCreateAppOperator(RunGenBaseOperator):
     """
     Create an app, and return its id.
 
-    What is sent is checked first. A retry creates no second app: it finds the app of the last attempt by its
+    A retry creates no second app: it finds the app of the last attempt by its
     name. On Airflow 3.3 and later it knows that the app is its own.
 
     :param name: the app's name (templated).

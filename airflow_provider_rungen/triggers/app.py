@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
-from airflow_provider_rungen.client.scaling import AppTarget, not_lowered, restore_workers
+from airflow_provider_rungen.client.scaling import AppTarget, restore_workers
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.costs.scale_state import read_scale_record
 from airflow_provider_rungen.execution.task.outcomes import GO_ON
 from airflow_provider_rungen.hooks.rungen import RunGenHook
@@ -72,8 +71,5 @@ class RunGenAppTrigger(RunGenBaseTrigger):
         await hook.asettings()
         within = base.CANCEL_TIME * 0.8
         flow = restore_workers(raised, retry_budget=within / 4)
-        try:
-            # a question without an answer must not take all the time
-            await asyncio.to_thread(hook.perform_with_deadline, flow, within=within)
-        except RunGenError as error:
-            log.error("%s", not_lowered(raised, error))
+        # a question without an answer must not take all the time
+        await asyncio.to_thread(hook.perform_with_deadline, flow, within=within)

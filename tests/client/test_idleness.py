@@ -13,7 +13,6 @@ from conftest import APP, KEY, Via
 from airflow_provider_rungen.client.idleness import (
     IdleWatch,
     check_app_ids,
-    first_poll,
     poll_idle_app,
     why_not_idle,
 )
@@ -306,9 +305,8 @@ def test_a_refusal_to_scale_down_is_loud_and_tried_again(
 
 
 def test_an_app_that_is_gone_is_an_error(direct: Via) -> None:
-    for flow in (first_poll, lambda watch: poll_idle_app(watch, scale_down=True)):
-        with pytest.raises(RunGenNotFoundError):
-            direct(flow(IdleWatch("gone", IDLE_FOR)))
+    with pytest.raises(RunGenNotFoundError):
+        direct(poll_idle_app(IdleWatch("gone", IDLE_FOR), scale_down=True))
 
 
 def test_a_failed_poll_does_not_end_a_period(direct: Via, poll: Callable[..., Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,10 +16,11 @@ from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
     RunGenAppError,
     RunGenConnectionError,
+    RunGenInputError,
     RunGenNotFoundError,
     RunGenResponseError,
 )
-from airflow_provider_rungen.execution.apps.app_body import app_body
+from airflow_provider_rungen.execution.apps.scale import whole_number
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 
@@ -34,7 +36,6 @@ LISTED_WITHIN = 10.0
 class CreateOptions(RunOptions):
     """The app to create. The fields are named and described as the operator's parameters are."""
 
-    app_id: str | None = None
     name: str
     configuration: Any
     workflow: Any
@@ -59,7 +60,7 @@ class CreateAppRun(TaskRun[CreateOptions]):
 
     def _find_or_create(self) -> str:
         options, store = self.options, self.context.get("task_state_store")
-        body = app_body(options.name, options.configuration, options.workflow, options.description)
+        body = _app_body(options)
         # the name of an app that did not exist when an earlier attempt was about to create it
         announced = None if store is None else store.get(KEY)
         is_retry = announced is not None or self.ti.try_number > 1
@@ -99,8 +100,10 @@ class CreateAppRun(TaskRun[CreateOptions]):
             ("model_url", options.workflow, app.workflow),
         )
         for field, wanted, actual in given:
-            if field in actual and actual[field] != wanted[field]:
-                log.warning("Its %s is %s, not %s: it is used as it is", field, actual[field], wanted[field])
+            if field in actual and actual[field] != wanted.get(field):
+                log.warning(
+                    "Its %s is %s, not %s: it is used as it is", field, actual[field], wanted.get(field)
+                )
         return app.id
 
     def _create(self, body: dict[str, Any]) -> App:
@@ -121,6 +124,26 @@ class CreateAppRun(TaskRun[CreateOptions]):
         while not (apps := self._of_this_name()) and time.time() < give_up_at:
             self.hook.sleep(LISTED_WITHIN / 5)
         return apps
+
+
+def _app_body(options: CreateOptions) -> dict[str, Any]:
+    """
+    Return the body that creates an app. The service checks its fields.
+
+    :raises RunGenInputError: a template left no text, or no object.
+    """
+    kinds = {"name": str, "configuration": Mapping, "workflow": Mapping}
+    for field, kind in kinds.items():
+        if not (value := getattr(options, field)) or not isinstance(value, kind):
+            wanted = "text" if kind is str else "an object (a dict)"
+            found = clean_text(repr(value), 80)
+            raise RunGenInputError(f"{field} must be {wanted}, not {found}; nothing was sent")
+    configuration = dict(options.configuration)
+    if "active_workers" in configuration:  # a template makes text of a number
+        count = whole_number(configuration["active_workers"], "configuration.active_workers")
+        configuration["active_workers"] = count
+    body = {"name": options.name, "configuration": configuration, "workflow": options.workflow}
+    return body if options.description is None else {**body, "description": options.description}
 
 
 class DeleteAppRun(TaskRun[RunOptions]):

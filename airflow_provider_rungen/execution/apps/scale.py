@@ -1,4 +1,4 @@
-"""Brings an app to a number of workers, and back when something goes wrong."""
+"""Bring an app to a number of workers, and back when something goes wrong."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen._airflow import TaskDeferred
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.endpoints import scale_app
-from airflow_provider_rungen.client.retry import RETRY_BUDGET, was_not_accepted
+from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.scaling import (
     AppTarget,
     LoweredError,
     ScaleRecord,
-    not_lowered,
     restore_workers,
     set_workers,
 )
@@ -69,21 +68,12 @@ class ScaleRun(TaskRun[ScaleOptions]):
     :param defer: defers the task; see `wait_or_defer`.
     """
 
-    def __init__(
-        self,
-        task: BaseOperator,
-        context: Context,
-        options: ScaleOptions,
-        defer: Defer,
-    ) -> None:
+    def __init__(self, task: BaseOperator, context: Context, options: ScaleOptions, defer: Defer) -> None:
         super().__init__(task, context, options)
         self._defer = defer
         self._state = ScaleState(self.ti, context.get("task_state_store"))
         # what is restored when something goes wrong
         self._record: ScaleRecord | None = None
-        # this attempt, if what it did to the app is in the task state store for the next one
-        self._attempt: attempts.Attempt | None = None
-        self._state_at_kill: tuple[str | None] | None = None
 
     def execute(self) -> str:
         """
@@ -121,12 +111,35 @@ class ScaleRun(TaskRun[ScaleOptions]):
         """
         with fail_without_retry(), self.opened():
             self.note_app(event.get("app_id") or self.known_app_id)
-            self._keep(self._state.adopt(self.xcom_pull(KEY)))
-            if self._state.is_durable:
-                self._attempt = attempts.Attempt.of(self.context, self.task)
+            self._restore_later(self._state.adopt(self.xcom_pull(KEY)))
             with self._restoring():
                 raise_for_event(event)
                 return self._finish(event.get("app_id") or self.app_id)
+
+    def cleanup(self) -> str:
+        """
+        Restore the number of workers, unless the next attempt goes on with the app.
+
+        An attempt may be asked to stop because it was cut off, after its successor began to wait for the app.
+        """
+        record = self._record
+        if record is None:
+            return ""
+        self._record = None
+        if self._is_left_to_next():
+            workers = format_count(record.active_workers, "worker")
+            return f"STILL BILLED: app {record.app_id} keeps {workers} for the next attempt, which resumes."
+        within = max(self.guard.time_left() - 1, 1)
+        self.hook.perform_with_deadline(restore_workers(record, retry_budget=within / 4), within=within)
+        return ""
+
+    def _is_left_to_next(self) -> bool:
+        is_resumed = self._state.is_durable and attempts.Attempt.of(self.context, self.task).has_next
+        return (
+            is_resumed
+            and not attempts.is_timing_out()
+            and not attempts.was_ended_by_user(attempts.ask_for_state(self.ti))
+        )
 
     def _leave(self, app_id: str) -> str:
         """Leave the app as it is. If an earlier attempt scaled it up, the teardown needs to know."""
@@ -146,21 +159,24 @@ class ScaleRun(TaskRun[ScaleOptions]):
         if before is not None and wanted < before and self._is_needed_elsewhere(app_id, before):
             wanted = before
         history = self._state.history.seen(app, now, kept)
-        record = self._resumed(kept, before, wanted) or ScaleRecord(app_id, wanted, before, now)
+        record = ScaleRecord(app_id, wanted, before, now)
+        if kept is not None and kept.was_raised and before in (None, kept.active_workers):
+            workers = format_count(kept.active_workers, "worker")
+            log.info("Resuming: an earlier attempt scaled to %s %s", workers, format_ids(app_id))
+            record = replace(kept, active_workers=wanted)
         self._state.note(history)
         self._state.push(record)
-        self._keep(record)
         if before == wanted:
+            self._restore_later(record)
             log.info("Has %s already %s", format_count(wanted, "worker"), format_ids(app_id))
             return wanted > 0
         self._state.keep(record)
-        if self._state.is_durable:
-            self._attempt = attempts.Attempt.of(self.context, self.task)
+        self._restore_later(record)
         log.info(
             "Scaling from %s to %s %s",
             *(format_count(before, "worker"), format_count(wanted, "worker"), format_ids(app_id)),
         )
-        changed_at = self._send(record, wanted, deadline)
+        changed_at = self._send(record, deadline)
         self._state.note(history.confirmed(wanted, changed_at))
         self.guard.check()  # a kill may have come while Airflow was asked
         return record.was_raised
@@ -169,56 +185,31 @@ class ScaleRun(TaskRun[ScaleOptions]):
         """Return whether another block of the DAG has the app up, whose workers must not be taken away."""
         if not self.task.is_setup:
             return False
-        downs = {
-            task.scale_up_task_id: task
-            for task in self.context["dag"].tasks
-            if hasattr(task, "scale_up_task_id")
-        }
-        own = downs.get(self.task.task_id)
-        others = other_teardowns(self.ti, downs.values(), app_id, "" if own is None else own.task_id)
+        downs = [task for task in self.context["dag"].tasks if hasattr(task, "scale_up_task_id")]
+        own = next((down.task_id for down in downs if down.scale_up_task_id == self.task.task_id), "")
+        others = other_teardowns(self.ti, downs, app_id, own)
         if others:
             line = "Left at %s until %s scales down %s"
             log.info(line, format_count(workers, "worker"), " or ".join(others), format_ids(app_id))
         return bool(others)
 
-    def _send(self, record: ScaleRecord, wanted: int, deadline: float) -> float:
+    def _send(self, record: ScaleRecord, deadline: float) -> float:
         """Set the number, and return the first time (seconds since 1970) at which that may have happened."""
-        app_id, since, is_refused = record.app_id, time.time(), True
-
-        def note_retry(error: RunGenError, now: float) -> None:
-            nonlocal since, is_refused
-            is_refused = is_refused and was_not_accepted(error)
-            since = now if is_refused else since
-
+        app_id, wanted, since = record.app_id, record.active_workers, time.time()
         try:
-            if record.was_raised:
-                budget = min(RETRY_BUDGET, max(deadline - since, 0))
-                flow = scale_app(app_id, wanted, retry_budget=budget, on_retry=note_retry)
-                app = self.hook.perform(flow)
-                changed_at = 0.0 if app.updated_at is None else app.updated_at.timestamp()
-                # the clock of the service may differ
-                since = changed_at if since <= changed_at <= time.time() else since
-            else:
+            if not record.was_raised:
                 self.hook.perform(set_workers(app_id, wanted, poll_interval=self.options.poll_interval))
+                return since
+            budget = min(RETRY_BUDGET, max(deadline - since, 0))
+            app = self.hook.perform(scale_app(app_id, wanted, retry_budget=budget))
         except RunGenError as error:
             # refused, but perhaps not the first time it was sent, when the answer was lost
             if not error.retryable and self._has_workers(app_id, record.before):
                 self._record = None
             raise
-        return since
-
-    def _resumed(self, kept: ScaleRecord | None, before: int | None, wanted: int) -> ScaleRecord | None:
-        """Return the record of an earlier attempt that scaled the app up."""
-        if kept is None or not kept.was_raised:
-            return None
-        if before not in (None, kept.active_workers):
-            return None
-        log.info(
-            "Resuming: an earlier attempt scaled to %s %s",
-            *(format_count(kept.active_workers, "worker"), format_ids(kept.app_id)),
-        )
-        self._attempt = attempts.Attempt.of(self.context, self.task)
-        return replace(kept, active_workers=wanted)
+        changed_at = 0.0 if app.updated_at is None else app.updated_at.timestamp()
+        # the clock of the service may differ
+        return changed_at if since <= changed_at <= time.time() else since
 
     def _has_workers(self, app_id: str, count: int | None) -> bool:
         try:
@@ -226,13 +217,15 @@ class ScaleRun(TaskRun[ScaleOptions]):
         except RunGenError:
             return False
 
-    def _keep(self, record: ScaleRecord | None) -> None:
-        if self.options.scale_down_on_failure and record is not None and record.was_raised:
-            self._record = record
-
     def _finish(self, app_id: str) -> str:
         self._state.forget(with_history=True)  # it got there: from now on this is what it had
         return app_id
+
+    # --- when something goes wrong ---
+
+    def _restore_later(self, record: ScaleRecord | None) -> None:
+        if self.options.scale_down_on_failure and record is not None and record.was_raised:
+            self._record = record
 
     @contextmanager
     def _restoring(self) -> Iterator[None]:
@@ -241,67 +234,31 @@ class ScaleRun(TaskRun[ScaleOptions]):
             yield
         except TaskDeferred:
             raise
-        except RunGenAppTimeoutError as error:
-            self._restore()
-            hint = f"Raise timeout (now {format_duration(self.options.timeout)}) if it needs longer"
-            raise RunGenAppTimeoutError(error.message, app_id=error.app_id, hint=hint) from None
         except LoweredError as error:
             if self._record is not None:
                 log.warning("Left as somebody else has set it %s", format_ids(error.app_id))
             raise RunGenAppError(
                 error.message, app_id=error.app_id, hint=error.hint, retryable=error.retryable
             ) from None
-        except BaseException:
-            if not self.guard.is_killed:  # then cleanup() has decided
-                self._restore()
+        except BaseException as error:
+            self._restore()
+            if isinstance(error, RunGenAppTimeoutError):
+                error.hint = f"Raise timeout (now {format_duration(self.options.timeout)}) if it needs longer"
             raise
 
     def _restore(self) -> None:
         record = self._record
-        if record is None:
+        if record is None or self.guard.is_killed:  # then cleanup() has decided
             return
         app = self.hook.perform(see_app(record.app_id))
         history = self._state.history.seen(app, time.time(), record)
-        try:
-            is_restored = self.hook.perform(restore_workers(record))
-        except RunGenError as error:
-            log.error("%s", not_lowered(record, error))
-            return
-        finally:
-            self._state.note(history)
+        is_restored = self.hook.perform(restore_workers(record))
         if is_restored and record.before is not None:
-            self._state.note(history.confirmed(record.before, time.time()))
-        self._record = None
-        self._state.forget(with_history=False)
-
-    def cleanup(self) -> str:
-        """
-        Restore the number of workers, unless the next attempt goes on with the app.
-
-        An attempt may be asked to stop because it was cut off, after its successor began to wait for the app.
-        """
-        record = self._record
-        if record is None:
-            return ""
-        started_at, within = time.monotonic(), self.guard.time_left()
-        if self._is_left_to_next():
-            workers = format_count(record.active_workers, "worker")
-            return f"STILL BILLED: app {record.app_id} keeps {workers} for the next attempt, which resumes."
-        within = max(within - (time.monotonic() - started_at) - 1, 1)
-        try:
-            self.hook.perform_with_deadline(restore_workers(record, retry_budget=within / 4), within=within)
+            history = history.confirmed(record.before, time.time())
+        self._state.note(history)
+        if is_restored is not None:
             self._record = None
-        except RunGenError as error:
-            log.error("%s", not_lowered(record, error))
-        return ""
-
-    def _is_left_to_next(self) -> bool:
-        if self._attempt is None or not self._attempt.has_next or attempts.is_timing_out():
-            return False
-        if self._state_at_kill is None:
-            self._state_at_kill = (attempts.ask_for_state(self.ti),)
-        [state] = self._state_at_kill
-        return not attempts.was_ended_by_user(state)
+            self._state.forget(with_history=False)
 
 
 def whole_number(value: Any, name: str) -> int:
