@@ -27,6 +27,7 @@ from airflow_provider_rungen.exceptions import RunGenInputError, RunGenResultErr
 from airflow_provider_rungen.execution.sources.inputs import ManyInputs
 from airflow_provider_rungen.runs.plan import input_digest
 from airflow_provider_rungen.schemas import Schema, checked
+from airflow_provider_rungen.schemas.schema import MAX_FILE_BYTES, MAX_NAMED_VIOLATIONS, MAX_VIOLATIONS
 
 PICTURE: dict[str, Any] = {
     "type": "object",
@@ -94,7 +95,7 @@ def test_where_one_of_several_has_to_fit_the_deepest_is_reported() -> None:
 
 def test_the_violations_of_a_huge_value_are_not_all_looked_for() -> None:
     message = error_of_input({"items": {"type": "string"}}, list(range(100_000)))
-    assert f"and {schemas.MAX_VIOLATIONS - schemas.MAX_NAMED_VIOLATIONS} more" in message
+    assert f"and {MAX_VIOLATIONS - MAX_NAMED_VIOLATIONS} more" in message
 
 
 @pytest.mark.parametrize(
@@ -284,7 +285,7 @@ def test_a_file_is_read_when_the_task_runs(tmp_path: Path) -> None:
         (b"{", "cannot be read"),
         (b"\xff\xfe", "cannot be read"),
         (b"[" * 100_000, "cannot be read"),
-        (b" " * (schemas.MAX_FILE_BYTES + 1), "has over"),
+        (b" " * (MAX_FILE_BYTES + 1), "has over"),
         (b"[]", "is a list, not an object"),
         (b'{"type": "txt"}', r"is not a JSON Schema: schema\.type"),
     ],

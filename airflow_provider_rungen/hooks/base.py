@@ -17,8 +17,7 @@ from airflow_provider_rungen.client.senders import AsyncSender, Sender
 from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.client.transport import adrive, asleep_with_checks, drive, sleep_with_checks
 from airflow_provider_rungen.exceptions import RunGenConfigError
-from airflow_provider_rungen.hooks.confinement import find_connection
-from airflow_provider_rungen.hooks.lookup import ConnectionLookup
+from airflow_provider_rungen.hooks.lookup import ConnectionLookup, find_connection
 
 if TYPE_CHECKING:
     import requests  # for the type of get_conn() only

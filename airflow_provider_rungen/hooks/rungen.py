@@ -19,7 +19,7 @@ from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
 from airflow_provider_rungen.hooks.base import FlowHook
 from airflow_provider_rungen.hooks.cancel import cancel_concurrently
-from airflow_provider_rungen.hooks.form import form_widgets, ui_field_behaviour
+from airflow_provider_rungen.hooks.connection import form_widgets, ui_field_behaviour
 
 # Seconds that a request to cancel one of many jobs may take.
 PART = 15.0

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_rungen._airflow import XComArg
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
-
-
-class JobConsumer(Protocol):
-    """A task that is given the ids of jobs."""
-
-    task_id: str
-    app_id: str | XComArg | None
-    rungen_conn_id: str
-    job_sources: Sequence[str]
-
-    def get_dag(self) -> Any:
-        """Return its DAG, if it has one."""
+    from airflow_provider_rungen.operators.base import RunGenBaseOperator
 
 
 def find_job_sources(*values: Any) -> list[str]:
@@ -54,7 +43,7 @@ def job_sources_of(task: Any) -> Sequence[str]:
     return find_job_sources(task.partial_kwargs.get("job_id"), task.expand_input)
 
 
-def follow_job_sources(task: JobConsumer, context: Context) -> None:
+def follow_job_sources(task: RunGenBaseOperator, context: Context) -> None:
     """
     Set the app and connection of a task that names none to those of the tasks that ran its jobs.
 
@@ -73,7 +62,7 @@ def follow_job_sources(task: JobConsumer, context: Context) -> None:
             task.rungen_conn_id = _pull(ti, sources, "connection", "rungen_conn_id") or DEFAULT_CONN_ID
 
 
-def _sources_of_mapped(task: JobConsumer) -> Sequence[str]:
+def _sources_of_mapped(task: RunGenBaseOperator) -> Sequence[str]:
     """Return the sources of a task that was made of a mapped one, which got ids in place of outputs."""
     definition = getattr(task.get_dag(), "task_dict", {}).get(task.task_id)
     return [] if definition is None else job_sources_of(definition)
