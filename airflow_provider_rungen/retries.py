@@ -28,7 +28,8 @@ class RunGenRetryPolicy(RetryPolicy):
         if isinstance(exception, RunGenError) and not exception.retryable:
             return RetryDecision.fail("Trying again cannot help")
         asked = exception.retry_after if isinstance(exception, RunGenAPIError) else None
-        if asked is None or (context is not None and asked <= _usual_delay(context["task"], try_number)):
+        usual = 0.0 if context is None else context["task"].retry_delay.total_seconds()
+        if asked is None or asked <= usual:
             return RetryDecision.default()
         return RetryDecision.retry(timedelta(seconds=asked), f"RunGen asked to wait {format_duration(asked)}")
 
@@ -38,17 +39,3 @@ class RunGenRetryPolicy(RetryPolicy):
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> RunGenRetryPolicy:
         return cls()
-
-
-def _usual_delay(task: Any, try_number: int) -> float:
-    """Return the seconds that Airflow would wait at least."""
-    delay: float = task.retry_delay.total_seconds()
-    growth = task.retry_exponential_backoff
-    factor = 2.0 if growth is True else float(growth)  # the scheduler reads True as 2
-    if factor <= 0 or factor == 1:
-        return delay  # max_retry_delay is for delays that grow
-    try:
-        delay *= factor ** (try_number - 1)
-    except OverflowError:
-        delay = float("inf")
-    return delay if task.max_retry_delay is None else min(delay, task.max_retry_delay.total_seconds())

@@ -35,10 +35,9 @@ from airflow.providers.common.compat.sdk import RetryAction, RetryDecision, Retr
 from airflow_provider_rungen.retries import RunGenRetryPolicy
 
 
-def decision(error: BaseException, try_number: int = 1, **task: Any) -> RetryDecision:
-    usual = {"retry_delay": timedelta(minutes=5), "retry_exponential_backoff": 0, "max_retry_delay": None}
-    context: Any = {"task": SimpleNamespace(**usual | task)}
-    return RunGenRetryPolicy().evaluate(error, try_number, 5, context)
+def decision(error: BaseException) -> RetryDecision:
+    context: Any = {"task": SimpleNamespace(retry_delay=timedelta(minutes=5))}
+    return RunGenRetryPolicy().evaluate(error, 1, 5, context)
 
 
 def asking(seconds: float | None) -> RunGenRateLimitedError:
@@ -64,32 +63,6 @@ def test_a_retry_waits_as_long_as_the_service_asked(error: Exception) -> None:
 )
 def test_the_rest_is_left_to_airflow(error: Exception) -> None:
     assert decision(error) == RetryDecision.default()
-
-
-def test_the_usual_delay_is_never_shortened() -> None:
-    growing = {"retry_delay": timedelta(seconds=100), "retry_exponential_backoff": 2.0}
-    assert decision(asking(300), 2, **growing).action is RetryAction.RETRY
-    assert decision(asking(300), 3, **growing).action is RetryAction.DEFAULT
-    capped = growing | {"max_retry_delay": timedelta(seconds=200)}
-    assert decision(asking(300), 9, **capped).retry_delay == timedelta(seconds=300)
-
-
-@pytest.mark.parametrize(
-    ("options", "try_number", "asked"),
-    [
-        ({"retry_exponential_backoff": True}, 3, 1800),  # which is read as 2
-        ({"retry_exponential_backoff": 2.0}, 60, 1800),  # more than a timedelta holds
-        ({"retry_exponential_backoff": 2.0}, 2000, 1800),  # more than a float holds
-        ({"max_retry_delay": timedelta(minutes=2)}, 1, 300),  # only for delays that grow
-    ],
-    ids=str,
-)
-def test_the_usual_delay_is_the_one_of_airflow(
-    options: dict[str, Any], try_number: int, asked: float
-) -> None:
-    task = RunGenRunJobOperator(task_id="t", input={}, retry_delay=timedelta(minutes=10), **options)
-    decided = RunGenRetryPolicy().evaluate(asking(asked), try_number, 9999, {"task": task})
-    assert decided == RetryDecision.default()
 
 
 def test_without_a_context_the_service_has_its_way() -> None:

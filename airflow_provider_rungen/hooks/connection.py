@@ -65,26 +65,18 @@ def _read_key(conn: Connection) -> str:
 
 def _read_base_url(conn: Connection, *, allow_http: bool) -> str:
     invalid = _FieldError("Base URL (host) is not an address; it must look like https://api.rungen.ai")
-    host = (conn.host or "").strip()
-    prefix = (conn.schema or "").strip()
-    scheme = "https"
+    host, prefix, scheme = (conn.host or "").strip() or DEFAULT_HOST, (conn.schema or "").strip(), "https"
     if prefix in ("http", "https"):  # Airflow's HTTP connections keep the scheme here
         scheme, prefix = prefix, ""
-    if not host:
-        host = DEFAULT_HOST
-    elif "://" not in host:
-        host = f"{scheme}://{_bracketed(host)}"
     try:
-        parts = urlsplit(host)
+        parts = urlsplit(host if "://" in host else f"{scheme}://{_bracketed(host)}")
         port = conn.port or parts.port  # Airflow's UI sends 0 for none
     except ValueError:
         raise invalid from None
     if port is not None and not 0 < port < 65536:
         raise _FieldError("Port is not a port number")
     name = parts.hostname or ""
-    labels = name.removesuffix(".").split(".")
-    is_name = re.fullmatch(r"[A-Za-z0-9._:-]+", name) and all(0 < len(label) < 64 for label in labels)
-    if parts.scheme not in ("http", "https") or not is_name:
+    if parts.scheme not in ("http", "https") or not re.fullmatch(r"[A-Za-z0-9._:-]+", name):
         raise invalid
     if parts.username or parts.password or parts.query or parts.fragment:
         raise _FieldError("Base URL (host) may have a scheme, a name, a port and a path, and nothing else")

@@ -164,7 +164,7 @@ def test_an_app_that_somebody_else_has_lowered_is_left(
     lowered = {"id": APP, "status": "RUNNING", "configuration": {"active_workers": 1}}
     emulator.service.inject(Fault(on="get_app", status=200, body=lowered, times=None, skip=4))
     outcome = run_task(scale_op(deferrable=deferrable), context)
-    assert type(outcome.error) is RunGenAppError
+    assert isinstance(outcome.error, RunGenAppError)
     assert "Somebody else set the app to 1 worker on its way to 2" in str(outcome.error)
     assert f"Left as somebody else has set it (app {APP})" in caplog.text
     assert numbers(emulator) == [2]

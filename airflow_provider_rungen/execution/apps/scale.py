@@ -25,7 +25,6 @@ from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.worker_history import see_app
 from airflow_provider_rungen.client.workers import workers_of
 from airflow_provider_rungen.exceptions import (
-    RunGenAppError,
     RunGenAppTimeoutError,
     RunGenError,
     RunGenInputError,
@@ -237,9 +236,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
         except LoweredError as error:
             if self._record is not None:
                 log.warning("Left as somebody else has set it %s", format_ids(error.app_id))
-            raise RunGenAppError(
-                error.message, app_id=error.app_id, hint=error.hint, retryable=error.retryable
-            ) from None
+            raise
         except BaseException as error:
             self._restore()
             if isinstance(error, RunGenAppTimeoutError):
