@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import DAG, Asset, ObjectStoragePath, g
 
 from airflow_provider_rungen.pages.models import ContactSheet, JobView, OutputFile, Progress
 from airflow_provider_rungen.pages.output_kinds import guess
-from airflow_provider_rungen.pages.render import render_contact_sheet
+from airflow_provider_rungen.pages.render import render
 
 with DAG(
     "rungen_contact_sheet",
@@ -61,7 +61,7 @@ def contact_sheet(extra: dict[str, Any]) -> str:
         jobs=jobs,
     )
     page = ObjectStoragePath(f"{folder}/contact_sheet.html")
-    page.write_text(render_contact_sheet(sheet))
+    page.write_text(render(sheet))
     return str(page)
 
 
@@ -72,7 +72,7 @@ def product(row: dict[str, str], folder: str) -> JobView:
         name=name,
         # relative to the page
         href=quote(row["output"].removeprefix(f"{folder}/")),
-        kind=guess(name)[0],
+        kind=guess(name),
     )
     return JobView(
         index=int(row["index"]),

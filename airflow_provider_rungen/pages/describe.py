@@ -1,14 +1,20 @@
-"""Find in inputs and results what people want to see first: the prompt, size and seed, the text. No I/O."""
+"""Find what people want to see first: the prompt, the text of a result, why jobs failed. No I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from airflow_provider_rungen.pages.models import Facts
+from airflow_provider_rungen.pages.models import FAILED, Facts, FailureGroup, JobView
 
 #: Characters of a prompt or a text at most.
 MAX_TEXT = 4000
+MAX_GROUPS = 20
+MAX_EXAMPLES = 5
+_OTHER = "other reasons"
+_SAME_FOR_ALL = re.compile(r"^Failed: | \((?:job [^()]*, )?app [^()]*\)")
 _PROMPTS = ("prompt", "text", "question", "instruction", "query", "message", "input")
 _TEXTS = ("text", "output", "answer", "response", "content", "generated_text", "completion", "result")
 _MAX_DEPTH = 6
@@ -73,3 +79,33 @@ def _is_number(value: Any) -> bool:
 
 def cut(text: str, limit: int = MAX_TEXT) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def failure_reason(job: JobView) -> str:
+    """Return why a job failed, without what is different for each job: its id, and its app."""
+    reason = _SAME_FOR_ALL.sub("", job.error)
+    if job.job_id:
+        reason = reason.replace(job.job_id, "…")
+    return reason or job.status
+
+
+def group_failures(jobs: Iterable[JobView]) -> Sequence[FailureGroup]:
+    """
+    Return the failed jobs by reason, the most frequent first, in bounded memory.
+
+    :param jobs: all jobs. Those that did not fail are left out.
+    """
+    counts: dict[str, int] = {}
+    examples: dict[str, list[JobView]] = {}
+    for job in jobs:
+        if job.status not in FAILED:
+            continue
+        reason = failure_reason(job)
+        if reason not in counts and len(counts) >= MAX_GROUPS:
+            reason = _OTHER
+        counts[reason] = counts.get(reason, 0) + 1
+        if len(shown := examples.setdefault(reason, [])) < MAX_EXAMPLES:
+            # the reason need not be repeated
+            shown.append(job if reason == _OTHER else replace(job, error=""))
+    ranked = sorted(counts, key=lambda reason: (reason == _OTHER, -counts[reason]))
+    return [FailureGroup(reason=each, count=counts[each], examples=examples[each]) for each in ranked]

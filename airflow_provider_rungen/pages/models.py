@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeAlias
 Facts: TypeAlias = Sequence[tuple[str, str]]
 #: How a file is shown; see `output_kinds`.
 OutputKind: TypeAlias = Literal["image", "audio", "video", "text", "download"]
+#: The statuses of jobs that failed; ``refused`` is that of an input without a job.
+FAILED = frozenset(["failed", "canceled", "refused"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,6 @@ class OutputFile:
     :param name: its name, without a folder.
     :param href: where it is served.
     :param kind: how to show it. What may not be shown in place is a ``download``.
-    :param media_type: its content type.
     :param size: its bytes, if known.
     :param width: pixels, if known, so that the page does not jump when it is loaded.
     :param height: likewise.
@@ -49,7 +50,6 @@ class OutputFile:
     name: str
     href: str
     kind: OutputKind = "download"
-    media_type: str = ""
     size: int | None = None
     width: int | None = None
     height: int | None = None
@@ -151,14 +151,12 @@ class Pager:
 
     :param page: the number of this page, from 1.
     :param pages: how many there are.
-    :param total: how many jobs there are.
     :param previous_href: the page before; empty on the first.
     :param next_href: the page after; empty on the last.
     """
 
     page: int
     pages: int
-    total: int
     previous_href: str = ""
     next_href: str = ""
 
@@ -200,7 +198,6 @@ class TaskPage:
     """
     One attempt of a task, and its jobs.
 
-    :param title: the name to show; the task's id when empty.
     :param map_index: -1 for a task that is not mapped.
     :param state: Airflow's word for the state of the task.
     :param operator: the name of the operator's class.
@@ -220,7 +217,6 @@ class TaskPage:
     task_id: str
     run_id: str
     state: str = ""
-    title: str = ""
     map_index: int = -1
     try_number: int = 1
     operator: str = ""
@@ -349,14 +345,9 @@ class ConnectionApps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppsPage:
-    """
-    The apps of all connections that the user may see.
-
-    :param notice: what is missing on the page and why.
-    """
+    """The apps of all connections that the user may see."""
 
     connections: Sequence[ConnectionApps] = ()
-    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

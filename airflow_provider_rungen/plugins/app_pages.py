@@ -28,8 +28,6 @@ async def apps_page(conn_ids: list[str], tasks: list[TaskRecord], urls: Urls) ->
 
     :param tasks: the tasks that used RunGen last, and that the user may see.
     """
-    if not conn_ids:
-        return AppsPage(notice="There is no connection to RunGen that you may see.")
     parts = await asyncio.gather(*(_connection_apps(conn_id, tasks, urls) for conn_id in conn_ids))
     return AppsPage(connections=parts)
 

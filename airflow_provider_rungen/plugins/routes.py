@@ -141,7 +141,7 @@ class DegradingRoute(APIRoute):
 
 async def show_task(gathering: Gathered, urls: PageUrls, page: str = "1") -> Response:
     found = await task_pages.task_page(gathering, urls, _page_number(page))
-    return _html(await run_in_threadpool(render.render_task, found, urls.site))
+    return _html(await run_in_threadpool(render.render, found, urls.site))
 
 
 async def show_progress(gathering: Gathered) -> Response:
@@ -156,7 +156,7 @@ async def show_job(
     found = await task_pages.job_page(gathering, urls, job_id, *pages)
     if found is None:
         raise HTTPException(404, "This task has no such job.")
-    return _html(await run_in_threadpool(render.render_job, found, urls.site))
+    return _html(await run_in_threadpool(render.render, found, urls.site))
 
 
 async def show_app(user: User, gathering: Gathered, urls: PageUrls, app_id: str) -> Response:
@@ -165,7 +165,7 @@ async def show_app(user: User, gathering: Gathered, urls: PageUrls, app_id: str)
         raise HTTPException(404, "This task does not use this app.")
     tasks = [*await _tasks_visible_to(user), task]
     found = await app_pages.app_page(task.conn_id, app_id, tasks, urls, may_ask=gathering.may_ask)
-    return _html(await run_in_threadpool(render.render_app, found, urls.site))
+    return _html(await run_in_threadpool(render.render, found, urls.site))
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -221,13 +221,13 @@ async def show_apps(user: User, urls: PageUrls) -> Response:
     conn_ids = await run_in_threadpool(_connections_visible_to, user)
     tasks = await _tasks_visible_to(user) if conn_ids else []
     found = await app_pages.apps_page(conn_ids, tasks, urls)
-    return _html(await run_in_threadpool(render.render_apps, found, urls.site))
+    return _html(await run_in_threadpool(render.render, found, urls.site))
 
 
 async def show_connection_app(user: User, urls: PageUrls, connection_id: str, app_id: str) -> Response:
     tasks = await _tasks_visible_to(user)
     found = await app_pages.app_page(connection_id, app_id, tasks, urls)
-    return _html(await run_in_threadpool(render.render_app, found, urls.site))
+    return _html(await run_in_threadpool(render.render, found, urls.site))
 
 
 def _connections_visible_to(user: Any) -> list[str]:

@@ -54,8 +54,8 @@ class StoredFile:
 
     def view(self, href: str) -> OutputFile:
         """Return how a page shows it. Its first bytes decide when it is served."""
-        kind, media_type = guess(self.name, self.claimed_type)
-        return OutputFile(name=self.name, href=href, kind=kind, media_type=media_type, size=self.size)
+        kind = guess(self.name, self.claimed_type)
+        return OutputFile(name=self.name, href=href, kind=kind, size=self.size)
 
 
 class StoredOutputs:

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
-from airflow_provider_rungen.pages.failures import group_failures
+from airflow_provider_rungen.pages.describe import group_failures
 from airflow_provider_rungen.pages.models import (
     JobPage,
     JobView,
@@ -192,7 +192,6 @@ def _pager(here: str, total: int, page: int) -> Pager | None:
     return Pager(
         page=page,
         pages=pages,
-        total=total,
         previous_href=f"{here}page={min(page - 1, pages)}" if page > 1 else "",
         next_href=f"{here}page={page + 1}" if page < pages else "",
     )

@@ -172,7 +172,7 @@ def test_a_contact_sheet_opens_from_a_folder(page: Page, folder: Path, complaint
         jobs=jobs,
         failures=[FailureGroup(reason="out of memory", count=1, examples=[jobs[6]])],
     )
-    (folder / "index.html").write_text(render.render_contact_sheet(sheet))
+    (folder / "index.html").write_text(render.render(sheet))
     page.goto((folder / "index.html").as_uri())
     expect(page.locator("#job-0 img")).to_be_visible()
     page.wait_for_load_state("networkidle")

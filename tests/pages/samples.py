@@ -52,7 +52,6 @@ def picture(index: int, number: int = 0) -> OutputFile:
         name=f"{number}-image.png",
         href=f"files/{index}-{number}.png",
         kind="image",
-        media_type="image/png",
         size=24_310 + index,
         width=1024,
         height=1024 if index % 5 else 768,
@@ -150,9 +149,7 @@ def large() -> TaskPage:
             reason="height must be a multiple of 8", count=7, examples=[failed(index) for index in (5, 9)]
         ),
     ]
-    pager = Pager(
-        page=2, pages=50, total=10_000, previous_href="task.html?page=1", next_href="task.html?page=3"
-    )
+    pager = Pager(page=2, pages=50, previous_href="task.html?page=1", next_href="task.html?page=3")
     return task_page(jobs, progress=progress, failures=failures, pager=pager)
 
 
@@ -293,7 +290,7 @@ def contact_sheet() -> ContactSheet:
         progress=Progress(total=30, completed=29, failed=1, reused=8),
         jobs=jobs,
         failures=[FailureGroup(reason="out of memory", count=1, examples=[jobs[6]])],
-        pager=Pager(page=1, pages=3, total=530, next_href="index.3fa9.2.html"),
+        pager=Pager(page=1, pages=3, next_href="index.3fa9.2.html"),
     )
 
 
@@ -319,15 +316,15 @@ def pages() -> Mapping[str, Callable[[], str]]:
         ),
     }
     return {
-        **{name: (lambda page=page: render.render_task(page, site)) for name, page in tasks.items()},  # type: ignore[misc]
-        "job": lambda: render.render_job(job_page(), site),
-        "job_failed": lambda: render.render_job(failed_job_page(), site),
-        "job_hostile": lambda: render.render_job(
+        **{name: (lambda page=page: render.render(page, site)) for name, page in tasks.items()},  # type: ignore[misc]
+        "job": lambda: render.render(job_page(), site),
+        "job_failed": lambda: render.render(failed_job_page(), site),
+        "job_hostile": lambda: render.render(
             job_page(job=hostile_job(), advice=HOSTILE, result_text=HOSTILE), site
         ),
-        "app": lambda: render.render_app(app_page(), site),
-        "apps": lambda: render.render_apps(apps_page(), site),
-        "contact_sheet": lambda: render.render_contact_sheet(contact_sheet()),
+        "app": lambda: render.render(app_page(), site),
+        "apps": lambda: render.render(apps_page(), site),
+        "contact_sheet": lambda: render.render(contact_sheet()),
     }
 
 

@@ -14,9 +14,16 @@ import pytest
 import samples
 from samples import HOSTILE
 
-from airflow_provider_rungen.pages import filters, render
-from airflow_provider_rungen.pages.describe import MAX_TEXT, find_facts, find_prompt, find_text
-from airflow_provider_rungen.pages.failures import MAX_EXAMPLES, MAX_GROUPS, group_failures
+from airflow_provider_rungen.pages import render
+from airflow_provider_rungen.pages.describe import (
+    MAX_EXAMPLES,
+    MAX_GROUPS,
+    MAX_TEXT,
+    find_facts,
+    find_prompt,
+    find_text,
+    group_failures,
+)
 from airflow_provider_rungen.pages.models import JobView, Progress
 from airflow_provider_rungen.pages.output_kinds import detect, guess
 
@@ -75,7 +82,7 @@ def test_nothing_runs_and_nothing_comes_from_elsewhere(html: dict[str, str], nam
         assert tag not in {"iframe", "object", "embed", "base", "form", "svg:script"}
         assert not [each for each in attrs if each.startswith("on") or each == "style"]
         for attribute in ATTRIBUTES_OF_URLS & attrs.keys():
-            assert filters.safe_href(attrs[attribute] or "") == (attrs[attribute] or "")
+            assert render.safe_href(attrs[attribute] or "") == (attrs[attribute] or "")
             assert not (attrs[attribute] or "").startswith(("http", "//"))
     scripts = [attrs for tag, attrs in page.tags if tag == "script"]
     assert scripts == ([] if name == "contact_sheet" else [{"src": "page.js", "defer": None}])
@@ -105,7 +112,7 @@ def test_assets_run_nothing_that_a_policy_forbids() -> None:
 
 def test_nothing_heavy_is_imported_before_a_page_is_rendered() -> None:
     script = (
-        "import sys; from airflow_provider_rungen.pages import describe, failures, output_kinds, render;"
+        "import sys; from airflow_provider_rungen.pages import describe, output_kinds, render;"
         "print([name for name in ('airflow', 'jinja2', 'aiohttp', 'requests') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)
@@ -153,7 +160,7 @@ def test_the_script_gets_what_the_page_shows(html: dict[str, str]) -> None:
     ],
 )
 def test_progress(progress: Progress, headline: str, pace: str) -> None:
-    shown = filters.progress_parts(progress)
+    shown = render.progress_parts(progress)
     assert (shown["headline"], shown["pace"]) == (headline, pace)
     assert all(0 <= part["x"] <= 100 and 0 <= part["width"] <= 100 for part in shown["parts"])
 
@@ -245,7 +252,7 @@ def test_a_character_that_is_cut_at_the_end_of_the_head_is_text() -> None:
     ],
 )
 def test_the_name_decides_where_nothing_can_be_read(name: str, claimed: str, kind: str) -> None:
-    assert guess(name, claimed)[0] == kind
+    assert guess(name, claimed) == kind
 
 
 # --- what is found in inputs and results ---
@@ -312,27 +319,19 @@ def test_facts_of_an_input() -> None:
     ],
 )
 def test_a_link_that_may_run_something_is_dropped(href: str) -> None:
-    assert filters.safe_href(href) == ""
+    assert render.safe_href(href) == ""
 
 
 @pytest.mark.parametrize("href", ["a/b.png", "?page=2", "#job-1", "/dags/a:b", "https://x/y:z", "a%3Ab", ""])
 def test_other_links_stay(href: str) -> None:
-    assert filters.safe_href(href) == href
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (24_310, "24 kB"), (999_600, "1.0 MB"), (1_250_000, "1.2 MB"), (5e13, "50 TB")],
-)
-def test_sizes(count: float, text: str) -> None:
-    assert filters.size(count) == text
+    assert render.safe_href(href) == href
 
 
 def test_times_are_in_utc() -> None:
     at = datetime(2026, 3, 4, 1, 30, 5, tzinfo=timezone(timedelta(hours=2)))
-    assert filters.utc(at) == "2026-03-03 23:30 UTC"
-    assert filters.utc(at, "clock") == "23:30:05 UTC"
-    assert filters.iso(at.replace(tzinfo=None)) == "2026-03-04T01:30:05+00:00"
+    assert render.utc(at) == "2026-03-03 23:30 UTC"
+    assert render.utc(at, "clock") == "23:30:05 UTC"
+    assert render.iso(at.replace(tzinfo=None)) == "2026-03-04T01:30:05+00:00"
 
 
 @PAGES

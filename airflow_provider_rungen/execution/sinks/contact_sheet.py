@@ -23,8 +23,7 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.table.results import ResultCounts, ResultRow, Status
-from airflow_provider_rungen.pages.describe import find_facts, find_prompt, find_text
-from airflow_provider_rungen.pages.failures import group_failures
+from airflow_provider_rungen.pages.describe import find_facts, find_prompt, find_text, group_failures
 from airflow_provider_rungen.pages.models import ContactSheet, JobView, OutputFile, Pager, Progress
 from airflow_provider_rungen.pages.output_kinds import guess
 
@@ -98,7 +97,7 @@ class SheetWriter:
                 progress=_progress(counts),
                 jobs=list(itertools.islice(jobs, JOBS_A_PAGE)),
                 failures=failures if number == 1 else (),
-                pager=_pager(names, number, counts.runnable),
+                pager=_pager(names, number),
             )
             content = _render(page)
             if number == 1:
@@ -138,12 +137,10 @@ class SheetWriter:
                 yield OutputFile(name=redact(uri), href="", size=size)
                 continue
             name = uri.rpartition("/")[2]
-            kind, media_type = guess(name, content_type or "")
             yield OutputFile(
                 name=name,
                 href=quote(uri.removeprefix(self._prefix)),
-                kind=kind,
-                media_type=media_type,
+                kind=guess(name, content_type or ""),
                 size=size,
                 width=width,
                 height=height,
@@ -167,20 +164,19 @@ def _page_names(count: int) -> list[str]:
     return [INDEX, *(f"index-{token}-{number}.html" for number in range(2, pages + 1))]
 
 
-def _pager(names: Sequence[str], number: int, total: int) -> Pager:
+def _pager(names: Sequence[str], number: int) -> Pager:
     return Pager(
         page=number,
         pages=len(names),
-        total=total,
         previous_href=names[number - 2] if number > 1 else "",
         next_href=names[number] if number < len(names) else "",
     )
 
 
 def _render(page: ContactSheet) -> bytes:
-    from airflow_provider_rungen.pages.render import render_contact_sheet
+    from airflow_provider_rungen.pages.render import render
 
-    return render_contact_sheet(page).encode()
+    return render(page).encode()
 
 
 def _now() -> str:
