@@ -6,36 +6,29 @@ These functions block, except for those with ``async``.
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api import security
 from airflow.models.taskinstance import TaskInstance
-from airflow.models.trigger import Trigger
 from airflow.utils.session import create_session
 from fastapi import HTTPException, Request
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from airflow_provider_rungen.execution.costs.bill import BILL_KEY
 from airflow_provider_rungen.execution.costs.scale_state import KEY as SCALE_KEY
 from airflow_provider_rungen.execution.jobs.log_home import token_of
 from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
 from airflow_provider_rungen.plugins import xcoms
-from airflow_provider_rungen.plugins.cache import FRESH, LASTING, Cache
-from airflow_provider_rungen.plugins.connections import own_connection
-from airflow_provider_rungen.plugins.task_record import TaskRecord, mapping, plain
-
-log = logging.getLogger(__name__)
+from airflow_provider_rungen.plugins.bounded import CACHE, FRESH, LASTING
+from airflow_provider_rungen.plugins.connections import find_dag_connection
+from airflow_provider_rungen.plugins.task_record import TaskRecord
 
 COOKIE = "_token"
-_MAX_TRIGGER_CHARS = 8 << 20
-_TRIGGERS = "airflow_provider_rungen.triggers."
-# The tasks whose pages are open, by the length of their XComs. In memory they take some six times as much.
-_known = Cache(max_size=8 << 20)
+# The objects of a task in memory take some six times as much as the JSON of its XComs.
+_BYTES_OF_CHAR = 6
 
 # --- who asks ---
 
@@ -84,61 +77,40 @@ def find_task(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskRec
         )
         if ti is None:
             return None
-        attempt = {**place._asdict(), **_attempt_of(ti)}
-        key = *attempt.values(), ti.trigger_id, xcoms.version(session, place)
-        if (known := _known.get(key)) is not None:
+        attempt = {
+            **place._asdict(),
+            "state": str(ti.state or ""),
+            "try_number": ti.try_number,
+            "operator": str(ti.operator_name or ""),
+            "started_at": ti.start_date,
+            "token": token_of(ti),
+        }
+        key = "task", *attempt.values(), xcoms.version(session, place)
+        if (known := CACHE.get(key)) is not None:
             return known  # type: ignore[no-any-return]  # the cache is untyped
-        found, waits_for = xcoms.find(session, place), _trigger_arguments(session, ti.trigger_id)
-        own_conn_id = own_connection(session, ti)
+        found, dag_conn_id = xcoms.find(session, place), find_dag_connection(session, ti)
     # in no session: a store may be slow
-    values, notices = xcoms.read(found)
+    values = {stored.key: value for stored, value in zip(found, xcoms.read(found), strict=True)}
+    errors = {key: value for key, value in values.items() if isinstance(value, Exception)}
     task = TaskRecord(
         **attempt,
-        xcoms=values,
-        notices=tuple(notices),
-        waits_for=waits_for,
-        own_conn_id=own_conn_id,
+        xcoms={key: value for key, value in values.items() if key not in errors},
+        notices=[xcoms.notice(key, error) for key, error in errors.items()],
+        dag_conn_id=dag_conn_id,
     )
-    seconds = FRESH if notices else LASTING
-    _known.put(key, task, seconds, size=len(json.dumps([values, waits_for], default=str)))
+    size = _BYTES_OF_CHAR * sum(stored.size for stored in found if stored.key not in errors)
+    CACHE.put(key, task, FRESH if errors else LASTING, size)
     return task
-
-
-def _attempt_of(ti: Any) -> dict[str, Any]:
-    return {
-        "state": str(ti.state or ""),
-        "try_number": ti.try_number,
-        "operator": str(ti.operator_name or ""),
-        "started_at": ti.start_date,
-        "ended_at": ti.end_date,
-        "token": token_of(ti),
-    }
-
-
-def _trigger_arguments(session: Any, trigger_id: int | None) -> Mapping[str, Any]:
-    if trigger_id is None:
-        return {}
-    is_small = func.length(Trigger.encrypted_kwargs) <= _MAX_TRIGGER_CHARS
-    trigger = session.scalar(select(Trigger).where(Trigger.id == trigger_id, is_small))
-    if trigger is None or not str(trigger.classpath).startswith(_TRIGGERS):
-        return {}
-    try:
-        return mapping(plain(trigger.kwargs))
-    except Exception as error:  # it is encrypted, perhaps with a key that this server does not have
-        log.warning("Could not read the trigger of a task (%s)", type(error).__name__)
-        return {}
 
 
 def recent_tasks(dag_ids: Collection[str]) -> list[TaskRecord]:
     """Return the tasks that used RunGen last, the latest first, with what they did to their apps."""
     with create_session() as session:
-        pages = xcoms.find_recent(session, dag_ids, [PAGE_KEY])
-        more = xcoms.find_recent(session, dag_ids, [SCALE_KEY, BILL_KEY])
-    tasks: dict[xcoms.Place, dict[str, Any]] = {place: {} for place, _, _ in pages}
-    found = [each for each in (*pages, *more) if each[0] in tasks]
-    values = xcoms.resolve([(key, value) for _, key, value in found])
-    for (place, key, _), value in zip(found, values, strict=True):
-        tasks[place][key] = value
+        found = xcoms.find_recent(session, dag_ids, [PAGE_KEY, SCALE_KEY, BILL_KEY])
+    tasks: dict[xcoms.Place, dict[str, Any]] = {}
+    for (place, stored), value in zip(found, xcoms.read([stored for _, stored in found]), strict=True):
+        if not isinstance(value, Exception):
+            tasks.setdefault(place, {})[stored.key] = value
     return [TaskRecord(**place._asdict(), xcoms=values) for place, values in tasks.items()]
 
 

@@ -12,9 +12,9 @@ from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.pages.models import AppPage, AppsPage, AppView, ConnectionApps
 from airflow_provider_rungen.plugins import live, views
 from airflow_provider_rungen.plugins.gather import NOT_ASKED, PAGE_TIME, explain
-from airflow_provider_rungen.plugins.job_rows import shown_text
-from airflow_provider_rungen.plugins.pools import charge, run_within
+from airflow_provider_rungen.plugins.rows import shown_text
 from airflow_provider_rungen.plugins.task_record import TaskRecord
+from airflow_provider_rungen.plugins.threads import charge, run_within
 from airflow_provider_rungen.plugins.urls import Urls
 
 # Of the tasks that use an app, on the overview and on its page.
@@ -55,13 +55,13 @@ async def app_page(
         answer, notice = await _ask(live.get_app, conn_id, app_id)
     app: App = answer or App(id=app_id)
     users = [task for task in tasks if _uses(task, conn_id, app_id)]
-    scaling = next((task for task in users if views.scaled_up_at(task) is not None), None)
+    scaling = next((task for task in users if views.up_since(task.scaled) is not None), None)
     return AppPage(
         app=_view(app, conn_id, tasks, urls, _MAX_TASKS_OF_APP),
         conn_id=conn_id,
         description=shown_text(app.description),
         scaled_by=None if scaling is None or not app.active_workers else urls.link(scaling),
-        bill=next((facts for task in users if (facts := views.bill_facts(task.xcoms.get("bill")))), ()),
+        bill=next((facts for task in users if (facts := views.bill_facts(task.bill))), ()),
         notice=notice,
     )
 
@@ -83,7 +83,7 @@ def _view(app: App, conn_id: str, tasks: Iterable[TaskRecord], urls: Urls, limit
     links = [urls.link(task) for task in latest.values()]
     up_since: datetime | None = None
     if app.active_workers:
-        up_since = next((at for task in users if (at := views.scaled_up_at(task)) is not None), None)
+        up_since = next((at for task in users if (at := views.up_since(task.scaled)) is not None), None)
     return views.app_view(
         app,
         href=urls.app_of_connection(conn_id, app.id),

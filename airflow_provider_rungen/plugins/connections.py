@@ -1,11 +1,9 @@
-"""Which connections there are, which of them a page may use, and how. These functions block."""
+"""Which connections there are, and which of them a page may use. These functions block."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from types import SimpleNamespace
 from typing import Any
 
 from airflow.api_fastapi.app import get_auth_manager
@@ -26,7 +24,7 @@ _FIELD = "rungen_conn_id"
 
 def may_ask(user: Any, task: TaskRecord) -> bool:
     """Return whether the page of a task may use its connection. What the task has pushed does not decide."""
-    return task.conn_id == task.own_conn_id or may_read_connection(user, task.conn_id)
+    return task.conn_id == task.dag_conn_id or may_read_connection(user, task.conn_id)
 
 
 def may_read_connection(user: Any, conn_id: str) -> bool:
@@ -35,7 +33,7 @@ def may_read_connection(user: Any, conn_id: str) -> bool:
     return bool(get_auth_manager().is_authorized_connection(method="GET", details=details, user=user))
 
 
-def own_connection(session: Any, ti: Any) -> str:
+def find_dag_connection(session: Any, ti: Any) -> str:
     """
     Return the connection that a task names in its DAG.
 
@@ -65,29 +63,16 @@ def rungen_connection_ids() -> list[str]:
     return sorted(found)
 
 
-def get_connection(conn_id: str) -> Any:
+def get_connection(conn_id: str) -> Connection:
     """
-    Return a connection, with short timeouts: a page does not wait long for the service.
+    Return a connection to RunGen.
 
     It is that of Airflow's core: the SDK's look-up, which tasks use, fails in some API servers.
 
     :raises AirflowNotFoundException: there is none, or it is not one to RunGen.
     """
-    conn: Any = Connection.get_connection_from_secrets(conn_id)
+    conn = Connection.get_connection_from_secrets(conn_id)
     # the password of another type must not be sent as an API key
     if conn is None or conn.conn_type != CONN_TYPE:
         raise AirflowNotFoundException(f"The conn_id `{conn_id}` isn't defined, or not of type {CONN_TYPE}")
-    names = ("conn_id", "conn_type", "login", "password", "host", "port", "schema")
-    fields = {name: getattr(conn, name) for name in names}
-    return SimpleNamespace(**fields, extra=_impatient(conn.extra))
-
-
-def _impatient(extra: str | None) -> str | None:
-    try:
-        fields = json.loads(extra or "{}")
-    except ValueError:
-        return extra
-    if not isinstance(fields, dict):
-        return extra
-    fields.pop("extra__rungen__timeout", None)
-    return json.dumps(fields | {"timeout": {"connect": 2, "read": 3}})
+    return conn

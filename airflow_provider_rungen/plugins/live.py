@@ -5,28 +5,33 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias, TypeVar
 
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.flow import Flow, Gather
 from airflow_provider_rungen.client.models import App, Job
+from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError
 from airflow_provider_rungen.hooks.base import FlowHook
 from airflow_provider_rungen.hooks.rungen import LOOK_UP_EVERY
 from airflow_provider_rungen.plugins import connections
-from airflow_provider_rungen.plugins.cache import FRESH, LASTING, Cache
+from airflow_provider_rungen.plugins.bounded import CACHE, FRESH, LASTING
 
-T = TypeVar("T")
-# How many requests for jobs are in flight at a time, for one page.
-MAX_AT_A_TIME = 12
-_MAX_ENTRIES = 2000
+# How many requests are in flight at a time, for one page.
+_MAX_AT_A_TIME = 12
 # A larger answer is not kept.
 _MAX_CHARS = 32_000
+# Each answer counts as so many bytes, besides what is large in it.
+_LEAST_BYTES = 2000
+# What an answer is about: the kind of it, and ids.
+Key: TypeAlias = tuple[str, ...]
+T = TypeVar("T")
 
 
 class PageHook(FlowHook):
-    """The hook as a page uses it: see `connections.get_connection`."""
+    """The hook as a page uses it: with Airflow's core, and without waiting long for the service."""
 
     @classmethod
     def get_connection(cls, conn_id: str) -> Any:
@@ -36,8 +41,8 @@ class PageHook(FlowHook):
     async def aget_connection(cls, conn_id: str) -> Any:
         return await asyncio.to_thread(cls.get_connection, conn_id)
 
-
-_cache = Cache(_MAX_ENTRIES)
+    def _open_async_sender(self, settings: Settings, **options: Any) -> Any:
+        return super()._open_async_sender(replace(settings, connect_timeout=2, read_timeout=3), **options)
 
 
 def get_apps(conn_id: str, within: float) -> list[App]:
@@ -46,7 +51,7 @@ def get_apps(conn_id: str, within: float) -> list[App]:
 
     :raises RunGenError: the service refused, or did not answer in time.
     """
-    return _ask((conn_id, "apps"), conn_id, lambda: endpoints.list_apps(attempts=1), within)
+    return _ask_one(conn_id, ("apps",), endpoints.list_apps(attempts=1), within)
 
 
 def get_app(conn_id: str, app_id: str, within: float) -> App:
@@ -55,7 +60,7 @@ def get_app(conn_id: str, app_id: str, within: float) -> App:
 
     :raises RunGenError: the service refused, or did not answer in time.
     """
-    return _ask((conn_id, "app", app_id), conn_id, lambda: endpoints.get_app(app_id, attempts=1), within)
+    return _ask_one(conn_id, ("app", app_id), endpoints.get_app(app_id, attempts=1), within)
 
 
 def get_jobs(
@@ -66,50 +71,35 @@ def get_jobs(
 
     :raises RunGenError: the connection cannot be read.
     """
-    found: dict[str, Job | RunGenError] = {}
-    for job_id in job_ids:
-        if (cached := _cache.get((conn_id, "job", app_id, job_id))) is not None:
-            found[job_id] = cached
-    missing = [job_id for job_id in dict.fromkeys(job_ids) if job_id not in found]
-    if missing:
-        for job_id, outcome in zip(missing, _fetch(conn_id, app_id, missing, within), strict=True):
-            found[job_id] = outcome
-            if _is_small(outcome):
-                is_over = isinstance(outcome, Job) and outcome.is_terminal
-                _cache.put((conn_id, "job", app_id, job_id), outcome, LASTING if is_over else FRESH)
-    return found
+    flows: dict[Key, Flow[Job]] = {
+        ("job", app_id, job_id): endpoints.get_job(app_id, job_id, attempts=1)
+        for job_id in dict.fromkeys(job_ids)
+    }
+    return {key[-1]: answer for key, answer in _ask(conn_id, flows, within).items()}
 
 
-def _fetch(conn_id: str, app_id: str, job_ids: list[str], within: float) -> list[Job | RunGenError]:
-    outcomes: list[Job | RunGenError] = []
-
-    def flow() -> Flow[None]:
-        for start in range(0, len(job_ids), MAX_AT_A_TIME):
-            part = job_ids[start : start + MAX_AT_A_TIME]
-            flows = [endpoints.get_job(app_id, job_id, attempts=1) for job_id in part]
-            outcomes.extend((yield Gather(flows)))
-
-    hook = _hook(conn_id, within)
-    if len(job_ids) == 1:  # without the import of aiohttp
-        with hook:
-            hook.perform(flow())
-    else:
-        hook.perform_concurrently(flow())
-    return outcomes
-
-
-def _ask(key: tuple[str, ...], conn_id: str, make_flow: Callable[[], Flow[T]], within: float) -> T:
-    answer: Any = _cache.get(key)
-    if answer is None:
-        try:
-            with _hook(conn_id, within) as hook:
-                answer = hook.perform(make_flow())
-        except RunGenError as error:
-            answer = error
-        _cache.put(key, answer, FRESH)
+def _ask_one(conn_id: str, key: Key, flow: Flow[T], within: float) -> T:
+    [answer] = _ask(conn_id, {key: flow}, within).values()
     if isinstance(answer, RunGenError):
         raise answer
-    return answer  # type: ignore[no-any-return]  # the cache is untyped
+    return answer
+
+
+def _ask(conn_id: str, flows: Mapping[Key, Flow[T]], within: float) -> dict[Key, T | RunGenError]:
+    """Return what flows return, by key, or their errors. What was asked for lately is not asked for again."""
+    answers = {key: CACHE.get((conn_id, *key)) for key in flows}
+    missing = [key for key, answer in answers.items() if answer is None]
+
+    def ask() -> Flow[None]:
+        for start in range(0, len(missing), _MAX_AT_A_TIME):
+            part = missing[start : start + _MAX_AT_A_TIME]
+            answers.update(zip(part, (yield Gather([flows[key] for key in part])), strict=True))
+
+    if missing:
+        _hook(conn_id, within).perform_concurrently(ask())
+    for key in missing:
+        _keep((conn_id, *key), answers[key])
+    return answers
 
 
 def _hook(conn_id: str, within: float) -> PageHook:
@@ -124,15 +114,13 @@ def _hook(conn_id: str, within: float) -> PageHook:
     return hook
 
 
-def _is_small(outcome: Job | RunGenError) -> bool:
-    if isinstance(outcome, RunGenError):
-        return True
-    try:
-        return len(json.dumps([outcome.input, outcome.result])) <= _MAX_CHARS
-    except (ValueError, RecursionError):
-        return False
-
-
-def forget_answers() -> None:
-    """Remove what the service answered, so that it is asked again."""
-    _cache.clear()
+def _keep(key: Key, answer: Any) -> None:
+    size = 0
+    if isinstance(answer, Job):
+        try:
+            size = len(json.dumps([answer.input, answer.result]))
+        except (ValueError, RecursionError):
+            return
+    if size <= _MAX_CHARS:
+        has_ended = isinstance(answer, Job) and answer.is_terminal
+        CACHE.put(key, answer, LASTING if has_ended else FRESH, _LEAST_BYTES + size)

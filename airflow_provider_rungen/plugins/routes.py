@@ -18,11 +18,11 @@ from starlette.responses import StreamingResponse
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.pages import render
 from airflow_provider_rungen.plugins import airflow_data, app_pages, connections, headers, task_pages, xcoms
-from airflow_provider_rungen.plugins.gather import Gathering
-from airflow_provider_rungen.plugins.job_rows import MAX_PAGE
-from airflow_provider_rungen.plugins.pools import TooSlowError, charge, run_within
+from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering
+from airflow_provider_rungen.plugins.rows import MAX_PAGE
 from airflow_provider_rungen.plugins.stored import OpenFile, StoredFile, StoredOutputs, store_of
 from airflow_provider_rungen.plugins.task_record import TaskRecord
+from airflow_provider_rungen.plugins.threads import TooSlowError, charge, run_within
 from airflow_provider_rungen.plugins.urls import Urls
 
 log = logging.getLogger(__name__)
@@ -173,10 +173,14 @@ async def show_app(user: User, gathering: Gathered, urls: PageUrls, app_id: str)
 
 async def send_file(request: Request, task: Task, job_id: str, number: str, task_page: str = "1") -> Response:
     """Send a file that a manifest names, or a range of it, from the destination that the task has pushed."""
-    is_known = number.isdecimal() and len(number) < 9 and task.destination
     found = None
     try:
-        if is_known and await Gathering(task, may_ask=False).has_job(job_id, _page_number(task_page)):
+        if (
+            task.destination
+            and number.isdecimal()
+            and len(number) < 9
+            and await _has_job(task, job_id, task_page)
+        ):
             asked = request.headers.get("range", "")
             found = await run_within(_OPEN_TIME, "files", _open, task, job_id, int(number), asked)
     except (RunGenError, OSError) as error:
@@ -190,15 +194,22 @@ async def send_file(request: Request, task: Task, job_id: str, number: str, task
     return StreamingResponse(_parts(file), 206 if part else 200, headers=sent)
 
 
+async def _has_job(task: TaskRecord, job_id: str, task_page: str) -> bool:
+    """Return whether a job is one of the task's. The log is not read for what the task has pushed."""
+    if job_id in task.known_job_ids:
+        return True
+    return await Gathering(task, may_ask=False).row_of(job_id, _page_number(task_page)) is not None
+
+
 def _open(
     task: TaskRecord, job_id: str, number: int, asked: str
 ) -> tuple[OpenFile, StoredFile, tuple[int, int] | None] | None:
-    outputs = StoredOutputs(task.destination, task.app_id)
+    outputs = StoredOutputs(task.destination, task.app_id, STORE_TIME)
     stored = outputs.file(job_id, number)
     if stored is None:
         return None
     part = headers.requested_range(asked, stored.size)
-    return OpenFile(outputs, job_id, stored, part), stored, part
+    return OpenFile(outputs.storage, job_id, stored, part), stored, part
 
 
 async def _parts(file: OpenFile) -> AsyncIterator[bytes]:

@@ -3,40 +3,87 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
-from typing import Any, BinaryIO
 
+from airflow_provider_rungen.execution.archive.folder import File
 from airflow_provider_rungen.execution.archive.manifests import MANIFEST, Manifest, parse_manifest
+from airflow_provider_rungen.execution.archive.many_files import read_unlisted
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import files_of
-from airflow_provider_rungen.execution.archive.threads import run_concurrently
-from airflow_provider_rungen.pages.models import OutputFile
-from airflow_provider_rungen.pages.output_kinds import HEAD_BYTES, detect, guess
-from airflow_provider_rungen.plugins.bounded_json import (
-    MAX_VALUES,
-    TooComplexError,
-    count_values,
-    parse_bounded,
-)
-from airflow_provider_rungen.plugins.cache import LASTING, Cache
-from airflow_provider_rungen.plugins.pools import TooSlowError
+from airflow_provider_rungen.execution.archive.threads import batches
+from airflow_provider_rungen.pages.output_kinds import HEAD_BYTES, detect
+from airflow_provider_rungen.plugins.bounded import CACHE, FRESH, MAX_VALUES, count_values
+from airflow_provider_rungen.plugins.threads import TooSlowError
 
-# Of one manifest. A larger one is not shown.
-MAX_MANIFEST_BYTES = 4 * 1024 * 1024
-# Of those of one page together. A value counts as so many bytes, since it takes more memory than its text.
-_MAX_PAGE_OF_MANIFESTS = 4 * MAX_MANIFEST_BYTES
+# Of the manifests of one page together.
+_MAX_BYTES = 16 << 20
+# All files are read up to this size at once. Larger ones are read few at a time.
+_SMALL_BYTES = 64 << 10
+_FEW = 4
+# A value counts as so many bytes, since it takes more memory than its text.
 _BYTES_OF_VALUE = 20
+_BYTES_OF_FILE = 300
 CHUNK_BYTES = 256 * 1024
 _LOCAL = ("", "file", "local")
-# By the bytes of their manifests. In memory they take no more.
-_known_files = Cache(max_size=4 * MAX_MANIFEST_BYTES)
-_parsing = threading.Lock()
+
+
+class BoundedStorage:
+    """
+    A storage of which only so much is read, for so long.
+
+    :param uri: the storage, as the task pushed it.
+    :param max_bytes: of all files together.
+    :param within: seconds. Whoever asked waits no longer.
+    :raises RunGenError: it cannot be opened.
+    """
+
+    def __init__(self, uri: str, max_bytes: int, within: float) -> None:
+        self.storage = Storage(uri, read_only=True)
+        self._budget = max_bytes
+        self._ends_at = time.monotonic() + within
+
+    def list(self, folder: str) -> Collection[str]:
+        """
+        Return the names of the files in a folder.
+
+        :raises RunGenError: the storage cannot be read.
+        :raises TooSlowError: the time is over.
+        """
+        self._check_time()
+        return self.storage.list_folder(folder)
+
+    def read(self, files: Sequence[File]) -> dict[File, bytes | None]:
+        """
+        Return the JSON in those of some files that exist; ``None`` for one that is too large for the page.
+
+        :raises RunGenError: the storage cannot be read.
+        :raises TooSlowError: the time is over.
+        """
+        self._check_time()
+        contents = read_unlisted(self.storage, files, _SMALL_BYTES)
+        large = [file for file, content in contents.items() if len(content) > _SMALL_BYTES]
+        found = {file: self._take(content) for file, content in contents.items() if file not in large}
+        for some in batches(large, _FEW):
+            self._check_time()
+            limit = max(0, self._budget // _FEW)
+            for file, content in read_unlisted(self.storage, some, limit).items():
+                found[file] = None if len(content) > limit else self._take(content)
+        return found
+
+    def _take(self, content: bytes) -> bytes | None:
+        values = count_values(content)
+        if values > MAX_VALUES:
+            return None
+        self._budget -= max(len(content), _BYTES_OF_VALUE * values)
+        return content if self._budget >= 0 else None
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._ends_at:
+            raise TooSlowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +99,6 @@ class StoredFile:
     size: int
     claimed_type: str
 
-    def view(self, href: str) -> OutputFile:
-        """Return how a page shows it. Its first bytes decide when it is served."""
-        kind = guess(self.name, self.claimed_type)
-        return OutputFile(name=self.name, href=href, kind=kind, size=self.size)
-
 
 class StoredOutputs:
     """
@@ -64,104 +106,46 @@ class StoredOutputs:
 
     :param destination: the folder, as the task pushed it.
     :param app_id: the app of the jobs.
+    :param within: seconds to read manifests in. Whoever asked waits no longer.
     :raises RunGenError: it cannot be opened.
     """
 
-    def __init__(self, destination: str, app_id: str) -> None:
-        self._storage = Storage(destination, read_only=True)
-        self._destination = destination
+    def __init__(self, destination: str, app_id: str, within: float) -> None:
+        self._bounded = BoundedStorage(destination, _MAX_BYTES, within)
+        self.storage = self._bounded.storage
         self._app_id = app_id
+        self._key = ("files", destination, app_id)
 
-    def manifests(self, job_ids: Sequence[str], within: float) -> dict[str, Manifest | None]:
+    def manifests(self, job_ids: Sequence[str]) -> dict[str, Manifest | None]:
         """
         Return the manifests of jobs whose outputs are all stored.
 
-        :param within: seconds. Whoever asked waits no longer.
         :return: by job; ``None`` for a manifest that is too large for the page.
         :raises RunGenError: the storage cannot be read.
         :raises TooSlowError: they were not read in time.
         """
-        budget, ends_at = _Budget(), time.monotonic() + within
-
-        def manifest(job_id: str) -> Manifest | None:
-            if time.monotonic() > ends_at:
-                raise TooSlowError
-            content = self._storage.read_with(job_id, MANIFEST, partial(budget.read, job_id))
-            try:
-                return None if content is None else self._parse(job_id, content)
-            except TooComplexError:
-                budget.left_out.add(job_id)
-                return None
-
-        found = zip(job_ids, run_concurrently(manifest, job_ids), strict=True)
-        return {job_id: each for job_id, each in found if each is not None or job_id in budget.left_out}
-
-    def _parse(self, job_id: str, content: bytes) -> Manifest | None:
-        manifest = parse_manifest(content, self._app_id, job_id, parse=parse_bounded)
-        return None if files_of(self._storage, job_id, manifest) is None else manifest
+        contents = self._bounded.read([(job_id, MANIFEST) for job_id in job_ids])
+        found: dict[str, Manifest | None] = {}
+        for (job_id, _), content in contents.items():
+            manifest = None if content is None else parse_manifest(content, self._app_id, job_id)
+            if manifest is None or files_of(self.storage, job_id, manifest) is not None:
+                found[job_id] = manifest
+        return found
 
     def file(self, job_id: str, number: int) -> StoredFile | None:
-        """Return a file of a job by its number, or ``None`` if no manifest names it."""
-        files = self._storage.read_with(job_id, MANIFEST, partial(self._files, job_id)) or ()
-        return files[number] if 0 <= number < len(files) else None
+        """
+        Return a file of a job by its number, or ``None`` if no manifest names it.
 
-    def _files(self, job_id: str, opened: BinaryIO) -> Sequence[StoredFile]:
-        """Return the files that a manifest names. It is parsed once for all of them."""
-        key = (self._destination, self._app_id, job_id, _version(opened))
-        files: Sequence[StoredFile] | None = _known_files.get(key)
-        if files is not None:
-            return files
-        content = opened.read(MAX_MANIFEST_BYTES + 1)
-        with _parsing:  # a browser asks for several files at once
-            files = _known_files.get(key)
-            if files is None:
-                manifest = None
-                with contextlib.suppress(TooComplexError):
-                    manifest = self._parse(job_id, content) if len(content) <= MAX_MANIFEST_BYTES else None
-                files = () if manifest is None else stored_files(manifest)
-                if key[-1] is not None:
-                    _known_files.put(key, files, LASTING, size=len(content))
-        return files
-
-    @contextlib.contextmanager
-    def opened(self, job_id: str, file: StoredFile) -> Iterator[BinaryIO]:
-        with self._storage.opened(job_id, file.name) as opened:
-            yield opened
-
-
-class _Budget:
-    """What the manifests of one page may take together."""
-
-    def __init__(self) -> None:
-        self._left = _MAX_PAGE_OF_MANIFESTS
-        self._lock = threading.Lock()
-        #: The jobs whose manifests are too large.
-        self.left_out: set[str] = set()
-
-    def read(self, job_id: str, opened: BinaryIO) -> bytes | None:
-        """Return a manifest, or ``None`` if it is too large."""
-        content = opened.read(CHUNK_BYTES)
-        with self._lock:
-            limit = min(self._left, MAX_MANIFEST_BYTES)
-            if len(content) == CHUNK_BYTES <= limit:
-                content += opened.read(limit + 1 - CHUNK_BYTES)
-            values = count_values(content)
-            # one that is too complex is not parsed
-            self._left -= max(len(content), _BYTES_OF_VALUE * values if values <= MAX_VALUES else 0)
-        if len(content) <= limit:
-            return content
-        self.left_out.add(job_id)
-        return None
-
-
-def _version(opened: BinaryIO) -> Any:
-    """Return what changes with the content of an opened file, or ``None`` if its file system has no such."""
-    if details := getattr(opened, "details", None):  # of fsspec: time and ETag among them
-        return str(details)
-    with contextlib.suppress(OSError):
-        status = os.fstat(opened.fileno())
-        return status.st_ino, status.st_size, status.st_mtime_ns
-    return None
+        :raises RunGenError: the storage cannot be read.
+        :raises TooSlowError: the manifest was not read in time.
+        """
+        key = (*self._key, job_id)
+        files: Sequence[StoredFile] | None = CACHE.get(key)  # a browser asks for many files of a job
+        if files is None:
+            manifest = self.manifests([job_id]).get(job_id)
+            files = [] if manifest is None else stored_files(manifest)
+            CACHE.put(key, files, FRESH, _BYTES_OF_FILE * (1 + len(files)))
+        return files[number] if number < len(files) else None
 
 
 def stored_files(manifest: Manifest, start: int = 0, stop: int | None = None) -> list[StoredFile]:
@@ -180,17 +164,19 @@ class OpenFile:
     """
     A file that is sent in chunks.
 
+    :param storage: the destination.
+    :param job_id: the job of the file.
     :param part: the first byte to send, and the one after the last.
     :raises RunGenError: it cannot be read.
     """
 
     def __init__(
-        self, outputs: StoredOutputs, job_id: str, file: StoredFile, part: tuple[int, int] | None = None
+        self, storage: Storage, job_id: str, file: StoredFile, part: tuple[int, int] | None = None
     ) -> None:
         start, stop = part or (0, file.size)
         self._stack = contextlib.ExitStack()
         try:
-            self._opened = self._stack.enter_context(outputs.opened(job_id, file))
+            self._opened = self._stack.enter_context(storage.opened(job_id, file.name))
             head = self._opened.read(HEAD_BYTES)
             if start:
                 self._opened.seek(start)
@@ -199,13 +185,13 @@ class OpenFile:
             raise
         self.kind, self.media_type = detect(head, file.claimed_type, is_whole=len(head) >= file.size)
         self._head = b"" if start else head
-        self._left = stop - start
+        self._unsent = stop - start
 
     def read(self) -> bytes:
         """Return the next part, and nothing at the end. Never more than the manifest says."""
         chunk = self._head or self._opened.read(CHUNK_BYTES)
-        self._head, chunk = b"", chunk[: self._left]
-        self._left -= len(chunk)
+        self._head, chunk = b"", chunk[: self._unsent]
+        self._unsent -= len(chunk)
         return chunk
 
     def close(self) -> None:

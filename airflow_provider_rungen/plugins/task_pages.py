@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -24,28 +24,20 @@ from airflow_provider_rungen.pages.models import (
 )
 from airflow_provider_rungen.plugins import views
 from airflow_provider_rungen.plugins.gather import Gathering
-from airflow_provider_rungen.plugins.job_rows import (
-    MAX_ASKED,
-    JobRow,
-    JobRows,
-    page_count,
-    progress_by_counters,
-    progress_of,
-    shown_text,
-)
+from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, JobRows, shown_text
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
 
-# So many jobs are asked for one by one, to see how far they are. Of more, the counters of the app tell.
-MAX_POLLED = 24
+# So many failures, and so many jobs that may still run, the service is asked for.
+_MAX_ASKED = 40
 _UNSTORED = "The files of these jobs are only at RunGen. Set destination on the task to store and see them."
 _NOT_THERE = "Some files are not in {place}. They were not stored, or were moved or removed since."
-_SUBMITTING = "The jobs are being submitted."
 _NEW_LEDGER = "The ledger {ledger} was new, so that nothing was reused."
 _UNCOUNTED = "The last attempt did not record its end, so that only the rows of this page are known."
 _NO_RECORD = "The last attempt did not record its end: it was killed, or its worker was lost."
-_IN_FLIGHT = "The app has jobs of other tasks, too, so that more may be done than is shown."
+
+Live = Mapping[str, Job | RunGenError]
 
 
 async def task_page(gathering: Gathering, urls: Urls, page: int) -> TaskPage:
@@ -56,23 +48,23 @@ async def task_page(gathering: Gathering, urls: Urls, page: int) -> TaskPage:
     """
     task = gathering.task
     jobs = await gathering.rows(page)
-    progress = await _progress(gathering, jobs)
     shown = [row.job_id for row in jobs.rows if row.job_id]
     manifests = {} if task.is_moving else await gathering.manifests(shown)
-    unstored = [job_id for job_id in shown if job_id not in manifests]
+    ended = [row.job_id for row in jobs.rows if row.job_id and row.status != UNKNOWN]
+    unstored = [job_id for job_id in (*ended, *_open_jobs(task, jobs)) if job_id not in manifests]
     failed = [row.job_id for row in jobs.failed if row.job_id]
-    end = _end_of(gathering)
-    billing = () if end is None else end.still_billing[:MAX_ASKED]
-    found = await gathering.jobs([*unstored, *failed[:MAX_ASKED], *billing])
+    attempt = _unsuccessful(task, jobs)
+    billing = () if attempt is None else attempt.still_billing[:_MAX_ASKED]
+    live = await gathering.jobs([*unstored, *failed[:_MAX_ASKED], *billing])
     if not task.is_moving:
-        _note_unstored(gathering, [job for job_id, job in found.items() if job_id in unstored])
-        if jobs.is_uncounted:
+        _note_unstored(gathering, map(live.get, unstored))
+        if not jobs.counts and not jobs.is_whole:
             gathering.notices.append(_UNCOUNTED)
-    if task.new_ledger:
-        gathering.notices.append(_NEW_LEDGER.format(ledger=shown_text(task.new_ledger)))
+    if ledger := task.page.new_ledger:
+        gathering.notices.append(_NEW_LEDGER.format(ledger=shown_text(ledger)))
     # not in the event loop: there may be many large inputs and results
     return await run_in_threadpool(
-        _task_page, gathering, urls, page, jobs=jobs, progress=progress, manifests=manifests, found=found
+        _task_page, gathering, urls, page, jobs=jobs, manifests=manifests, live=live
     )
 
 
@@ -82,15 +74,14 @@ def _task_page(
     page: int,
     *,
     jobs: JobRows,
-    progress: Progress | None,
     manifests: Mapping[str, Manifest],
-    found: Mapping[str, Job | RunGenError],
+    live: Live,
 ) -> TaskPage:
     task = gathering.task
 
-    def view(row: JobRow) -> JobView:
-        manifest, live = manifests.get(row.job_id), found.get(row.job_id)
-        return views.job_view(row, task=task, urls=urls, manifest=manifest, live=live)
+    def view(row: JobView) -> JobView:
+        manifest, outcome = manifests.get(row.job_id), live.get(row.job_id)
+        return views.job_view(row, task=task, urls=urls, manifest=manifest, live=outcome)
 
     return TaskPage(
         dag_id=task.dag_id,
@@ -103,90 +94,52 @@ def _task_page(
         app_id=task.app_id,
         app_href=urls.app(task, task.app_id) if task.app_id else "",
         conn_id=task.conn_id,
-        progress=progress,
+        progress=_progress(task, jobs, live),
         jobs=list(map(view, jobs.rows)),
         pager=_pager(urls.task(task), jobs.total, page),
-        end=_shown_end(gathering, urls, found),
+        end=_end(task, jobs, urls, live),
         failures=group_failures(map(view, jobs.failed)),
-        usage=views.usage_facts(task),
-        bill=views.bill_facts(task.xcoms.get("bill")),
-        files=[Link(label=shown_text(place)) for place in (task.results, task.destination) if place],
+        usage=views.usage_facts(task.usage),
+        bill=views.bill_facts(task.bill),
+        files=[Link(label=shown_text(place)) for place in (task.page.results, task.destination) if place],
         notice=gathering.notice,
         refresh_href=urls.progress(task) if task.is_moving else "",
         airflow_href=urls.in_airflow(task),
     )
 
 
-def _end_of(gathering: Gathering) -> AttemptRecord | None:
-    """Return the record of the last attempt of a task that did not succeed, once it is over."""
-    task = gathering.task
-    return None if task.is_moving or task.is_successful else gathering.attempt
+def _unsuccessful(task: TaskRecord, jobs: JobRows) -> AttemptRecord | None:
+    """Return the record of the last attempt of a task that did not succeed, once it has ended."""
+    return None if task.is_moving or task.is_successful else jobs.attempt
 
 
-def _shown_end(gathering: Gathering, urls: Urls, found: Mapping[str, Job | RunGenError]) -> TaskEnd | None:
-    task, attempt = gathering.task, _end_of(gathering)
+def _end(task: TaskRecord, jobs: JobRows, urls: Urls, live: Live) -> TaskEnd | None:
+    attempt = _unsuccessful(task, jobs)
     if attempt is None:
         return None
     error = attempt.error or (_NO_RECORD if attempt.end is End.UNKNOWN else "")
     if error and attempt.try_number != task.try_number:
         error = f"Attempt {attempt.try_number}: {error}"
-    over = {job_id for job_id, job in found.items() if isinstance(job, Job) and job.is_terminal}
-    billing = [job_id for job_id in attempt.still_billing if job_id not in over]
+    ended = {job_id for job_id, job in live.items() if isinstance(job, Job) and job.is_terminal}
+    billing = [job_id for job_id in attempt.still_billing if job_id not in ended]
     return TaskEnd(
         error=shown_text(error),
         hint=shown_text(attempt.hint),
-        still_billing=[Link(label=job_id, href=urls.job(task, job_id)) for job_id in billing[:MAX_ASKED]],
-        more_billing=max(0, len(billing) - MAX_ASKED),
+        still_billing=[Link(label=job_id, href=urls.job(task, job_id)) for job_id in billing[:_MAX_ASKED]],
+        more_billing=max(0, len(billing) - _MAX_ASKED),
     )
 
 
-async def task_progress(gathering: Gathering) -> Progress:
-    """Return how far a task is."""
-    task = gathering.task
-    jobs = await gathering.rows(1)
-    found = await _progress(gathering, jobs)
-    return found or Progress(total=0, is_moving=task.is_moving)
-
-
-async def _progress(gathering: Gathering, jobs: JobRows) -> Progress | None:
-    task = gathering.task
-    if not task.is_moving:
-        return progress_of(jobs, task)
-    if 0 < jobs.total <= MAX_POLLED and jobs.total >= (task.count("rows") or 0):
-        statuses: Counter[str] = Counter()
-        found = await gathering.jobs([row.job_id for row in jobs.rows if row.job_id])
-        for row in jobs.rows:
-            outcome = found.get(row.job_id)
-            statuses[outcome.status.value.lower() if isinstance(outcome, Job) else row.status] += 1
-        return _with_pace(progress_of(replace(jobs, statuses=statuses), task), task)
-    total = len(task.job_ids)
-    if not total:
-        gathering.notices.extend([_SUBMITTING] if task.count("rows") else [])
-        return progress_of(jobs, task)
-    app = await gathering.app(task.app_id)
-    if app is None:
-        return progress_of(jobs, task)
-    queued, running = app.jobs.get("in_queue"), app.jobs.get("in_progress")
-    if queued is None and running is None:
-        return progress_of(jobs, task)
-    if (queued or 0) + (running or 0) > total:
-        gathering.notices.append(_IN_FLIGHT)
-    return _with_pace(progress_by_counters(total, task, queued=queued, running=running), task)
-
-
-def _with_pace(progress: Progress | None, task: TaskRecord) -> Progress | None:
-    if progress is None or task.started_at is None:
-        return progress
-    done = progress.done - progress.reused - progress.skipped
-    seconds = (datetime.now(UTC) - task.started_at).total_seconds()
-    if done <= 0 or seconds <= 0:
-        return progress
-    rate = done / seconds
-    return replace(progress, rate=rate, seconds_left=(progress.total - progress.done) / rate)
+def _note_unstored(gathering: Gathering, jobs: Iterable[Job | RunGenError | None]) -> None:
+    """Explain why a page lacks files that jobs made."""
+    if gathering.notices or not any(map(views.has_unstored_files, jobs)):  # it may be the store that is down
+        return
+    place = shown_text(gathering.task.destination)
+    gathering.notices.append(_NOT_THERE.format(place=place) if place else _UNSTORED)
 
 
 def _pager(here: str, total: int, page: int) -> Pager | None:
-    here, pages = f"{here}{'&' if '?' in here else '?'}", page_count(total)
+    here, pages = f"{here}{'&' if '?' in here else '?'}", max(1, -(-total // PAGE_SIZE))
     if pages == 1 and page == 1:
         return None
     return Pager(
@@ -197,12 +150,51 @@ def _pager(here: str, total: int, page: int) -> Pager | None:
     )
 
 
-def _note_unstored(gathering: Gathering, jobs: Iterable[Job | RunGenError | None]) -> None:
-    """Explain why a page lacks files that jobs made."""
-    if gathering.notices or not any(map(views.has_unstored_files, jobs)):  # it may be the store that is down
-        return
-    place = shown_text(gathering.task.destination)
-    gathering.notices.append(_NOT_THERE.format(place=place) if place else _UNSTORED)
+# --- progress -----------------------------------------------------------------------------------------------
+
+
+async def task_progress(gathering: Gathering) -> Progress:
+    """Return how far a task is."""
+    task = gathering.task
+    jobs = await gathering.rows(1)
+    live = await gathering.jobs(_open_jobs(task, jobs))
+    return _progress(task, jobs, live) or Progress(total=0, is_moving=task.is_moving)
+
+
+def _open_jobs(task: TaskRecord, jobs: JobRows) -> Sequence[str]:
+    """Return the jobs of a page that may run. Of many, the first: a page of a task that moves asks often."""
+    open_jobs = [row.job_id for row in jobs.rows if row.job_id and row.status == UNKNOWN]
+    return open_jobs[:_MAX_ASKED] if task.is_moving else open_jobs
+
+
+def _progress(task: TaskRecord, jobs: JobRows, live: Live) -> Progress | None:
+    """Return how the jobs of a task ended, as far as the page, its log or Airflow knows."""
+    counts, copies = jobs.counts, jobs.copies
+    if jobs.is_whole:
+        seen = Counter(views.status_of(row, live.get(row.job_id)) for row in jobs.rows)
+        # what the log knows of the end is more than what the service did not say
+        if task.is_moving or UNKNOWN not in seen or not counts:
+            counts, copies = seen, 0
+    total = max(jobs.total, task.page.rows) - copies
+    if not total:
+        return None
+    progress = Progress(
+        total=total,
+        completed=counts.get("completed", 0),
+        failed=counts.get("failed", 0) + counts.get("refused", 0),
+        canceled=counts.get("canceled", 0),
+        skipped=counts.get("skipped", 0),
+        running=counts.get("running", 0),
+        queued=counts.get("queued", 0),
+        reused=jobs.reused,
+        is_moving=task.is_moving,
+    )
+    done = progress.done - progress.reused - progress.skipped
+    seconds = (datetime.now(UTC) - task.started_at).total_seconds() if task.started_at else 0
+    if done <= 0 or seconds <= 0:
+        return progress
+    rate = done / seconds
+    return replace(progress, rate=rate, seconds_left=(total - progress.done) / rate)
 
 
 # --- a job --------------------------------------------------------------------------------------------------
@@ -231,7 +223,7 @@ async def job_page(
 def _job_page(
     gathering: Gathering,
     urls: Urls,
-    row: JobRow,
+    row: JobView,
     *,
     page: int,
     manifest: Manifest | None,
@@ -249,7 +241,7 @@ def _job_page(
         conn_id=task.conn_id,
         timeline=() if job is None else views.timeline(job),
         result_text=views.result_text(result),
-        advice=views.advice(view),
+        advice=views.ADVICE.get(view.status, ""),
         notice=gathering.notice,
         task=urls.link(task),
         airflow_href=urls.in_airflow(task),

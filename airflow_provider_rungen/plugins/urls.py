@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from airflow_provider_rungen.links.pages import PREFIX, path, task_path
 from airflow_provider_rungen.pages.models import Link, Site
-from airflow_provider_rungen.plugins.job_rows import PAGE_SIZE
+from airflow_provider_rungen.plugins.rows import PAGE_SIZE
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,35 +13,48 @@ from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.output_urls import find_outputs, redact_value
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
-from airflow_provider_rungen.execution.costs.scale_state import KEY as SCALE_KEY
 from airflow_provider_rungen.pages.describe import MAX_TEXT, cut, find_facts, find_prompt, find_text
-from airflow_provider_rungen.pages.models import AppView, Facts, JobView, Link, TimelineStep
-from airflow_provider_rungen.plugins.job_rows import PAGE_SIZE, UNKNOWN, JobRow, is_duration, shown_text
+from airflow_provider_rungen.pages.models import AppView, Facts, JobView, Link, OutputFile, TimelineStep
+from airflow_provider_rungen.pages.output_kinds import guess
+from airflow_provider_rungen.pages.render import utc
+from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, shown_text
 from airflow_provider_rungen.plugins.stored import stored_files
-from airflow_provider_rungen.plugins.task_record import TaskRecord, mapping, sequence
+from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
+from airflow_provider_rungen.plugins.xcoms import BillXCom, ScaledXCom, Usage
 
 #: Files of a job on the page of its task.
 OUTPUTS_OF_JOB = 13
+#: What to do about a job, by how it ended.
+ADVICE = {
+    "failed": "Read the error and the input. If the input is right, clear the task in Airflow: it runs only "
+    "what failed. If the input is wrong, correct it first: a retry fails in the same way.",
+    "canceled": "A timeout, a user or somebody outside of Airflow canceled it. Clear the task to run it.",
+    "refused": "RunGen did not accept the input. Correct it, and clear the task.",
+}
 # Of a result on the page of its job.
-MAX_RESULT_CHARS = 100_000
+_MAX_RESULT_CHARS = 100_000
 # Of a text, before it is redacted, which takes time, and cut to what is shown.
 _TO_REDACT = 2 * MAX_TEXT
-_BILL = (
-    ("app_id", "App"),
-    ("worker_seconds", "Worker seconds"),
-    ("busy_seconds", "Busy seconds"),
-    ("utilization", "Utilization"),
-    ("jobs", "Jobs"),
-    ("up_at", "Up since"),
-    ("down_at", "Down at"),
-    ("price", "Price of a worker"),
-)
 _BILLED_WORKERS = ("idle", "initializing", "ready", "running", "throttled", "unhealthy")
 
 
+def status_of(row: JobView, live: Job | RunGenError | None) -> str:
+    """
+    Return the status of a job.
+
+    :param row: what the run log or Airflow knows.
+    :param live: what the service says of it, or why it does not.
+    """
+    if not isinstance(live, Job) or row.status not in (UNKNOWN, "failed", "completed"):
+        return row.status
+    if row.status == "failed" and live.status is JobStatus.COMPLETED:
+        return row.status  # it completed with a result that is of no use
+    return live.status.value.lower()
+
+
 def job_view(
-    row: JobRow,
+    row: JobView,
     *,
     task: TaskRecord,
     urls: Urls,
@@ -58,17 +72,13 @@ def job_view(
     :param is_whole: whether the view has the whole input, which takes time to redact, and a page of outputs.
     :param page: which page of outputs, from 1.
     """
-    status, error, seconds, result, given = row.status, row.error, row.seconds, None, None
+    status, error, seconds, result, given = status_of(row, live), row.error, row.seconds, None, None
     if isinstance(live, Job):
-        # a job may have completed with a result that is of no use
-        is_useless = status == "failed" and live.status is JobStatus.COMPLETED
-        if status in (UNKNOWN, "failed", "completed") and not is_useless:
-            status = live.status.value.lower()
         error = error or live.error
         seconds = live.execution_time if seconds is None else seconds
         result, given = live.result, live.input
-    elif isinstance(live, RunGenError) and not error and status == UNKNOWN:
-        error = live.message
+    elif live is not None and status == UNKNOWN:
+        error = error or live.message
     if manifest is not None:
         status = "completed" if status == UNKNOWN else status
         result = manifest.result if result is None else result
@@ -77,27 +87,31 @@ def job_view(
     if status == UNKNOWN and task.is_moving:
         status = "waiting"
     text = find_text(result, _TO_REDACT)
-    start = (page - 1) * PAGE_SIZE
     count = 0 if manifest is None else len(manifest.entries)
+    start = (page - 1) * PAGE_SIZE
     stop = start + (PAGE_SIZE if is_whole else OUTPUTS_OF_JOB)
     files = [] if manifest is None else stored_files(manifest, start, stop)
-    return JobView(
-        index=row.index,
+    return replace(
+        row,
         status=status,
         key=shown_text(row.key, 300),
-        job_id=row.job_id,
         seconds=seconds,
         error="" if status == "completed" else shown_text(error),
         prompt=_redacted(find_prompt(given, _TO_REDACT)),
         input=redact_value(given) if is_whole and isinstance(given, Mapping) else None,
         facts=find_facts(given),
         outputs=[
-            file.view(urls.job(task, row.job_id, "files", str(number), row=row.index))
+            OutputFile(
+                name=file.name,
+                href=urls.job(task, row.job_id, "files", str(number), row=row.index),
+                # its first bytes decide when it is served
+                kind=guess(file.name, file.claimed_type),
+                size=file.size,
+            )
             for number, file in enumerate(files, start)
         ],
         more_outputs=0 if is_whole else count - len(files),
         text=None if count or text is None else _redacted(text),
-        reused=row.reused,
         href=urls.job(task, row.job_id, row=row.index) if row.job_id else "",
     )
 
@@ -120,7 +134,7 @@ def result_text(result: Any) -> str:
     if result is None:
         return ""
     text = json.dumps(redact_value(result), indent=2, ensure_ascii=False)
-    return text if len(text) <= MAX_RESULT_CHARS else f"{text[:MAX_RESULT_CHARS]}\n…"
+    return text if len(text) <= _MAX_RESULT_CHARS else f"{text[:_MAX_RESULT_CHARS]}\n…"
 
 
 def timeline(job: Job) -> Sequence[TimelineStep]:
@@ -134,21 +148,6 @@ def timeline(job: Job) -> Sequence[TimelineStep]:
     if job.is_terminal:
         steps.append(TimelineStep(label=status, is_current=True))
     return steps
-
-
-def advice(view: JobView) -> str:
-    """Return what to do about a job that failed."""
-    match view.status:
-        case "failed":
-            return (
-                "Read the error and the input. If the input is right, clear the task in Airflow: it runs "
-                "only what failed. If the input is wrong, correct it first: a retry fails in the same way."
-            )
-        case "canceled":
-            return "A timeout, a user or somebody outside of Airflow canceled it. Clear the task to run it."
-        case "refused":
-            return "RunGen did not accept the input. Correct it, and clear the task."
-    return ""
 
 
 def app_view(app: App, *, href: str = "", used_by: Sequence[Link] = (), up_since: Any = None) -> AppView:
@@ -174,53 +173,47 @@ def is_billed(app: App) -> bool | None:
     return None if app.active_workers is None and not app.workers else False
 
 
-def usage_facts(task: TaskRecord) -> Facts:
-    """Return what the jobs of a task used: the XCom ``usage``."""
-    usage = mapping(task.xcoms.get("usage"))
-    facts = [
-        (name.capitalize(), str(usage[name]))
-        for name in ("jobs", "completed", "failed", "reused")
-        if isinstance(usage.get(name), int)
-    ]
-    seconds = usage.get("execution_seconds")
-    return [*facts, ("Execution", format_duration(seconds))] if is_duration(seconds) else facts
-
-
-def bill_facts(bill: Any) -> Facts:
-    """Return what an app has cost: the XCom ``bill``."""
-    fields = mapping(bill)
-    facts = [
-        (label, _bill_value(name, fields[name])) for name, label in _BILL if fields.get(name) is not None
-    ]
-    if fields.get("cost") is not None:
-        currency, source = shown_text(fields.get("currency"), 20), shown_text(fields.get("source"), 100)
-        facts.append(("Cost", f"{shown_text(fields['cost'], 30)} {currency} ({source})"))
+def usage_facts(usage: Usage) -> Facts:
+    """Return what the jobs of a task used."""
+    counts = usage.model_dump(exclude={"execution_seconds"}, exclude_none=True)
+    facts = [(name.capitalize(), str(count)) for name, count in counts.items()]
+    if usage.execution_seconds is not None:
+        facts.append(("Execution", format_duration(usage.execution_seconds)))
     return facts
 
 
-def _bill_value(name: str, value: Any) -> str:
-    try:
-        if name == "utilization":
-            return f"{float(value):.0%}".replace("%", " %")
-        if name.endswith("_seconds"):
-            return f"{float(value):,.0f}"
-        if name.endswith("_at"):
-            return f"{datetime.fromisoformat(value):%Y-%m-%d %H:%M:%S} UTC"
-    except (TypeError, ValueError, OverflowError):
-        pass
-    return shown_text(value, 100)
+def bill_facts(bill: BillXCom) -> Facts:
+    """Return what an app has cost."""
+    share = None if bill.utilization is None else f"{100 * bill.utilization:.0f} %"
+    cost = bill.cost and f"{bill.cost} {bill.currency or ''} ({bill.source or ''})"
+    facts = (
+        ("App", bill.app_id),
+        ("Worker seconds", _number(bill.worker_seconds)),
+        ("Busy seconds", _number(bill.busy_seconds)),
+        ("Utilization", share),
+        ("Jobs", _number(bill.jobs)),
+        ("Up since", _time(bill.up_at)),
+        ("Down at", _time(bill.down_at)),
+        ("Price of a worker", bill.price),
+        ("Cost", cost),
+    )
+    return [(label, shown_text(value, 200)) for label, value in facts if value is not None]
 
 
-def scaled_up_at(task: TaskRecord) -> datetime | None:
-    """Return when a task scaled its app up, or ``None`` if it did not."""
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:,.0f}"
+
+
+def _time(at: datetime | None) -> str | None:
+    return None if at is None else utc(at, "second")
+
+
+def up_since(scaled: ScaledXCom) -> datetime | None:
+    """Return since when a task has its app scaled up, or ``None`` if it has not."""
     up_at: float | None = None
-    for change in sequence(mapping(task.xcoms.get(SCALE_KEY)).get("changes")):
-        at, workers = mapping(change).get("at"), mapping(change).get("workers")
-        if not workers or not isinstance(at, int | float):
+    for change in scaled.changes:
+        if not change.workers:
             up_at = None
         elif up_at is None:
-            up_at = at
-    try:
-        return None if up_at is None else datetime.fromtimestamp(up_at, UTC)
-    except (ValueError, OverflowError, OSError):  # no time at all
-        return None
+            up_at = change.at
+    return None if up_at is None else datetime.fromtimestamp(up_at, UTC)

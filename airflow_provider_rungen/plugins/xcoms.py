@@ -1,19 +1,20 @@
 """
-What tasks have pushed, as far as pages need it: a few keys, each up to a size.
+What tasks have pushed, as far as pages need it: a few keys, each up to a size, and each of a type.
 
-These functions block.
+The functions block.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from itertools import starmap
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import Annotated, Any, NamedTuple
 
 from airflow.models.xcom import XComModel
 from airflow.sdk.bases.xcom import BaseXCom
 from airflow.sdk.execution_time.comms import XComResult
+from pydantic import AfterValidator, BaseModel, Field, StrictInt, StrictStr, TypeAdapter
 from sqlalchemy import Text, case, cast, func, null, select
 
 from airflow_provider_rungen._airflow import ObjectStoragePath, conf
@@ -21,35 +22,111 @@ from airflow_provider_rungen.execution.archive.threads import run_concurrently
 from airflow_provider_rungen.execution.costs.bill import BILL_KEY
 from airflow_provider_rungen.execution.costs.scale_state import KEY as SCALE_KEY
 from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
+from airflow_provider_rungen.execution.task.usage import USAGE_KEY
 from airflow_provider_rungen.links import RunGenJobLink
-from airflow_provider_rungen.plugins.bounded_json import TooComplexError, parse_bounded
-from airflow_provider_rungen.plugins.task_record import plain
+from airflow_provider_rungen.plugins.bounded import TooComplexError, parse_bounded
 
 log = logging.getLogger(__name__)
 
-#: The XComs that pages read, and the most bytes of each. An id of a job takes 40.
-LIMITS: Mapping[str, int] = {
-    "job_ids": 4 << 20,
-    "failed": 1 << 20,
-    PAGE_KEY: 1 << 20,
-    SCALE_KEY: 1 << 18,
-    BILL_KEY: 1 << 16,
-    "job_id": 1 << 16,
-    "usage": 1 << 16,
-    RunGenJobLink.key: 1 << 16,
+Count = Annotated[StrictInt, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, lt=1e11, allow_inf_nan=False)]
+# JSON may hold half a character, which no page and no URL can
+PlainText = Annotated[StrictStr, AfterValidator(lambda text: text.encode(errors="replace").decode())]
+Ids = list[PlainText | None]
+
+
+class PageXCom(BaseModel):
+    """The XCom ``rungen_page``: see `page_record`."""
+
+    connection: PlainText = ""
+    app: PlainText = ""
+    destination: PlainText = ""
+    results: PlainText = ""
+    key: list[PlainText] = []
+    waits: bool = True
+    rows: Count = 0
+    skipped: Count = 0
+    refused: Count = 0
+    reused: Count = 0
+    new_ledger: PlainText = ""
+    jobs: Ids | None = None
+
+
+class Failure(BaseModel):
+    """An entry of the XCom ``failed``."""
+
+    index: Count
+    job_id: PlainText | None = None
+    error: PlainText = ""
+
+
+class Usage(BaseModel):
+    """The XCom ``usage``."""
+
+    jobs: Count | None = None
+    completed: Count | None = None
+    failed: Count | None = None
+    reused: Count | None = None
+    execution_seconds: Seconds | None = None
+
+
+class BillXCom(BaseModel):
+    """The XCom ``bill``: see `Bill.to_json`."""
+
+    app_id: PlainText | None = None
+    worker_seconds: Seconds | None = None
+    busy_seconds: Seconds | None = None
+    utilization: Seconds | None = None
+    jobs: Count | None = None
+    up_at: datetime | None = None
+    down_at: datetime | None = None
+    price: PlainText | None = None
+    cost: PlainText | None = None
+    currency: PlainText | None = None
+    source: PlainText | None = None
+
+
+class Change(BaseModel):
+    """A change of the number of workers of an app."""
+
+    at: Seconds
+    workers: Count
+
+
+class ScaledXCom(BaseModel):
+    """The XCom ``scaled``: see `ScaleState`."""
+
+    changes: list[Change] = []
+
+
+# The XComs that pages read: the most bytes of each, and its type. An id of a job takes 40 bytes.
+_KINDS: Mapping[str, tuple[int, Any]] = {
+    "job_ids": (4 << 20, Ids),
+    "failed": (1 << 20, list[Failure]),
+    PAGE_KEY: (1 << 20, PageXCom),
+    SCALE_KEY: (1 << 18, ScaledXCom),
+    BILL_KEY: (1 << 16, BillXCom),
+    "job_id": (1 << 16, PlainText),
+    USAGE_KEY: (1 << 16, Usage),
+    RunGenJobLink.key: (1 << 16, PlainText),
 }
-# Of the tasks that used RunGen last: how many are looked at, the same where each is a file, and their bytes.
-MAX_RECENT = 500
-_MAX_RECENT_FILES = 50
+LIMITS = {key: limit for key, (limit, _) in _KINDS.items()}
+_TYPES: Mapping[str, TypeAdapter[Any]] = {key: TypeAdapter(kind) for key, (_, kind) in _KINDS.items()}
+# Of the tasks that used RunGen last: how many XComs are looked at, the same where each is a file, and their
+# bytes.
+MAX_RECENT = 1000
+_MAX_RECENT_FILES = 100
 _MAX_RECENT_BYTES = 8 << 20
 _FETCHED_AT_ONCE = 10
+# How JSON in a text begins.
+_JSON = ("[", "{", '"')
 _OBJECT_STORAGE = "airflow.providers.common.io.xcom.backend"
 
 _model: Any = XComModel
 _place = (_model.dag_id, _model.run_id, _model.task_id, _model.map_index)
 # not JSON, which SQLAlchemy parses whatever it is
 _text = cast(_model.value, Text)
-_size = func.length(_text)
+_size = func.coalesce(func.length(_text), 0)
 # what is too large does not leave the database
 _value = case((_size <= case(LIMITS, value=_model.key), _text), else_=null())
 
@@ -61,6 +138,15 @@ class Place(NamedTuple):
     run_id: str
     task_id: str
     map_index: int
+
+
+class StoredXCom(NamedTuple):
+    """An XCom as the database has it."""
+
+    key: str
+    size: int
+    #: Its JSON, unless it is larger than its limit.
+    text: str | None
 
 
 class TooLargeError(Exception):
@@ -82,16 +168,16 @@ def version(session: Any, place: Place) -> Any:
     return tuple(map(tuple, session.execute(query)))
 
 
-def find(session: Any, place: Place) -> list[tuple[str, int, str | None]]:
-    """Return the key, the size and the JSON in the database of each XCom of a task. See `LIMITS`."""
+def find(session: Any, place: Place) -> list[StoredXCom]:
+    """Return the XComs of a task that pages need."""
     query = select(_model.key, _size, _value).where(*_at(place)).order_by(_model.key)
-    return [tuple(row) for row in session.execute(query)]
+    return [StoredXCom(*row) for row in session.execute(query)]
 
 
 def find_recent(
     session: Any, dag_ids: Collection[str], keys: Collection[str]
-) -> list[tuple[Place, str, str | None]]:
-    """Return the JSON of XComs with certain keys that were pushed last, the latest first, and their tasks."""
+) -> list[tuple[Place, StoredXCom]]:
+    """Return the XComs with certain keys that were pushed last, the latest first, and their tasks."""
     query = (
         select(*_place, _model.key, _size, _value)
         .where(_model.dag_id.in_(dag_ids), _model.key.in_(keys))
@@ -99,38 +185,35 @@ def find_recent(
         .limit(_MAX_RECENT_FILES if uses_files() else MAX_RECENT)
         .execution_options(yield_per=_FETCHED_AT_ONCE)
     )
-    found: list[tuple[Place, str, str | None]] = []
-    left = _MAX_RECENT_BYTES
+    found = []
+    budget = _MAX_RECENT_BYTES
     for *place, key, size, text in session.execute(query):
-        left -= min(size or 0, LIMITS[key])
-        if left < 0:
+        budget -= min(size, LIMITS[key])
+        if budget < 0:
             break
-        found.append((Place(*place), key, text))
+        found.append((Place(*place), StoredXCom(key, size, text)))
     return found
 
 
-def read(found: Sequence[tuple[str, int, str | None]]) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of a task by key, and what its page says of those that are missing."""
-    fitting = [(key, text) for key, size, text in found if (size or 0) <= LIMITS[key]]
-    values = dict(zip((key for key, _ in fitting), resolve(fitting), strict=True))
-    values |= {key: TooLargeError() for key, size, _ in found if key not in values}
-    errors = {key: value for key, value in values.items() if isinstance(value, Exception)}
-    return {key: values[key] for key in values.keys() - errors.keys()}, list(starmap(_notice, errors.items()))
-
-
-def resolve(found: Sequence[tuple[str, str | None]]) -> list[Any]:
-    """Return what the XCom backend makes of keys and JSON; an error for one that cannot be read."""
+def read(found: Sequence[StoredXCom]) -> list[Any]:
+    """Return the values of XComs, each of its type; an error for one that cannot be read."""
     if uses_files():
-        return run_concurrently(lambda each: _resolve_one(*each), found)
-    return [_resolve_one(*each) for each in found]
+        return run_concurrently(_read_one, found)
+    return list(map(_read_one, found))
 
 
-def _resolve_one(key: str, text: str | None) -> Any:
+def _read_one(stored: StoredXCom) -> Any:
     try:
-        value = None if text is None else parse_bounded(text)
-        return plain(_through_backend(key, value) if uses_files() else value)
+        if stored.size > LIMITS[stored.key]:
+            raise TooLargeError
+        value = parse_bounded(stored.text or "null")
+        if uses_files():
+            value = _through_backend(stored.key, value)
+        if isinstance(value, str) and value.startswith(_JSON):  # as some versions of Airflow store it
+            value = parse_bounded(value)
+        return _TYPES[stored.key].validate_python(value)
     except Exception as error:  # that of any backend
-        log.info("Could not read an XCom %s (%s)", key, type(error).__name__)
+        log.info("Could not read an XCom %s (%s)", stored.key, type(error).__name__)
         return error
 
 
@@ -161,12 +244,16 @@ def _of_file(value: Any, limit: int) -> Any:
     return parse_bounded(content)
 
 
-def _notice(key: str, error: Exception) -> str:
-    if isinstance(error, TooLargeError):
-        return f"The XCom {key} is missing: it has more than the {LIMITS[key] >> 10:,} KiB that a page reads."
-    if isinstance(error, TooComplexError):
-        return f"The XCom {key} is missing: it has more values than a page reads."
-    return f"The XCom {key} is missing: it could not be read ({type(error).__name__})."
+def notice(key: str, error: Exception) -> str:
+    """Return what a page says of an XCom that it lacks."""
+    match error:
+        case TooLargeError():
+            reason = f"it has more than the {LIMITS[key] >> 10:,} KiB that a page reads"
+        case TooComplexError():
+            reason = "it has more values than a page reads"
+        case _:
+            reason = f"it could not be read ({type(error).__name__})"
+    return f"The XCom {key} is missing: {reason}."
 
 
 def _at(place: Place) -> list[Any]:

@@ -320,14 +320,12 @@ def submit(*inputs: dict[str, Any]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _no_cached_answers() -> Iterator[None]:
-    """Forget what the service answered to an earlier test."""
-    from airflow_provider_rungen.plugins import live, run_log
+    """Forget what an earlier test asked the service for, and read."""
+    from airflow_provider_rungen.plugins.bounded import CACHE
 
-    live.forget_answers()
-    run_log.forget_pages()
+    CACHE.clear()
     yield
-    live.forget_answers()
-    run_log.forget_pages()
+    CACHE.clear()
 
 
 @pytest.fixture

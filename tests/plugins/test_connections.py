@@ -15,7 +15,6 @@ from conftest import APP, SOON, FakeTaskInstance
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.operators import RunGenRunJobOperator
 from airflow_provider_rungen.plugins import airflow_data, connections, xcoms
-from airflow_provider_rungen.triggers import RunGenJobTrigger
 from plugins.conftest import World, submit
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
@@ -31,8 +30,11 @@ def add_connection(world: World) -> Any:
     added = []
 
     def add(conn_id: str, **fields: Any) -> None:
-        known = vars(connections.get_connection("rungen_default"))
-        same = {name: known[name] for name in ("conn_type", "host", "port", "schema", "password", "extra")}
+        known = connections.get_connection("rungen_default")
+        same = {
+            name: getattr(known, name)
+            for name in ("conn_type", "host", "port", "schema", "password", "extra")
+        }
         added.append(conn_id)
         with create_session() as session:
             session.add(Connection(conn_id=conn_id, **same | fields))
@@ -75,9 +77,8 @@ def test_a_connection_in_the_database_is_found(world: World, add_connection: Any
 def test_a_service_that_hangs_does_not_hold_a_thread(world: World, count: int) -> None:
     world.emulator.service.job_seconds = 3600
     ids = submit(*({"prompt": f"{number}"} for number in range(count)))
-    record = {"connection": "rungen_default", "app": APP}
-    trigger = RunGenJobTrigger(rungen_conn_id="rungen_default", app_id=APP, job_id=ids)
-    path = world.save("deferred", xcoms={"rungen_page": record}, trigger=trigger)
+    record = {"connection": "rungen_default", "app": APP, "jobs": ids}
+    path = world.save("deferred", xcoms={"rungen_page": record})
     world.emulator.service.inject(Fault(on="any", kind="hang", times=None))
     started = time.monotonic()
     assert world.get(f"{path}/progress").status_code == 200

@@ -75,6 +75,10 @@ class HangingStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no typ
         self._hang()
         return super()._open(*args, **kwargs)
 
+    def cat_file(self, *args: Any, **kwargs: Any) -> Any:
+        self._hang()
+        return super().cat_file(*args, **kwargs)
+
     def ls(self, *args: Any, **kwargs: Any) -> Any:
         self._hang()
         return super().ls(*args, **kwargs)
@@ -128,8 +132,8 @@ def test_a_file_that_hangs_is_closed_without_waiting_for_it(hanging: HangingStor
             closed.set()
 
     hanging.opened = HangingFile(b"x" * 1000)
-    outputs = StoredOutputs("memory://hangs@bucket/x", APP)
-    file = OpenFile(outputs, "j", StoredFile("a.txt", 1000, "text/plain"))
+    outputs = StoredOutputs("memory://hangs@bucket/x", APP, SOON)
+    file = OpenFile(outputs.storage, "j", StoredFile("a.txt", 1000, "text/plain"))
     assert file.read()
     file.close()
     assert not closed.is_set()

@@ -27,7 +27,6 @@ from airflow_provider_rungen.operators import (
     RunGenRunTableOperator,
     RunGenScaleAppOperator,
 )
-from airflow_provider_rungen.triggers import RunGenJobTrigger
 from plugins.conftest import World, given, links, submit
 
 pytestmark = [
@@ -165,18 +164,13 @@ def test_a_failure_is_shown_at_its_job_where_others_have_none(world: World) -> N
 # --- a task that is not over --------------------------------------------------------------------------------
 
 
-def deferred(ids: list[str]) -> RunGenJobTrigger:
-    return RunGenJobTrigger(rungen_conn_id="rungen_default", app_id=APP, job_id=ids)
-
-
 @pytest.mark.parametrize("count", [6, 30])
 def test_progress_moves_while_the_task_is_deferred(world: World, count: int) -> None:
     world.emulator.service.job_seconds = 3600
     ids = submit(*({"prompt": f"{number}"} for number in range(count)))
     path = world.save(
         "deferred",
-        xcoms={"rungen_page": {"connection": "rungen_default", "app": APP}},
-        trigger=deferred(ids),
+        xcoms={"rungen_page": {"connection": "rungen_default", "app": APP, "jobs": ids}},
     )
     assert "deferred" in world.get(path).text
     [address] = re.findall(r'"([^"]*/progress)"', world.get(path).text)
@@ -185,9 +179,9 @@ def test_progress_moves_while_the_task_is_deferred(world: World, count: int) -> 
     with RunGenHook() as hook:
         for job_id in ids[:3]:
             hook.cancel_job(job_id=job_id)
-    from airflow_provider_rungen.plugins import live
+    from airflow_provider_rungen.plugins.bounded import CACHE
 
-    live.forget_answers()
+    CACHE.clear()
     after = world.get(html.unescape(address).removeprefix("/rungen")).json()
     assert (after["done"], after["total"]) == (3, count)
 
@@ -494,9 +488,9 @@ def test_a_store_that_hangs_is_explained(world: World) -> None:
     answering = threading.Event()
 
     class HangingStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
-        def _open(self, *args: Any, **kwargs: Any) -> Any:
+        def cat_file(self, *args: Any, **kwargs: Any) -> Any:
             answering.wait()
-            return super()._open(*args, **kwargs)
+            return super().cat_file(*args, **kwargs)
 
     fs = HangingStore()
     attach("memory", conn_id="hanging", fs=fs).fs = fs
