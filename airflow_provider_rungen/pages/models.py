@@ -237,29 +237,13 @@ class TaskPage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TimelineStep:
-    """
-    One step in the life of a job.
-
-    :param label: ``queued``, ``running``, ``completed``, …
-    :param at: when it began, if known.
-    :param seconds: how long it took, or takes so far, if known.
-    :param is_current: whether the job is at this step now.
-    """
-
-    label: str
-    at: datetime | None = None
-    seconds: float | None = None
-    is_current: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class JobPage:
     """
     One job.
 
     :param job: the job, with the outputs of one page.
     :param pager: which page of its outputs it is, if there are several.
+    :param created_at: when RunGen accepted it, if known.
     :param result_text: the result as indented JSON, redacted and cut; empty for none.
     :param advice: what to do if it failed.
     :param notice: what is missing on the page and why.
@@ -272,7 +256,7 @@ class JobPage:
     pager: Pager | None = None
     app_href: str = ""
     conn_id: str = ""
-    timeline: Sequence[TimelineStep] = ()
+    created_at: datetime | None = None
     result_text: str = ""
     advice: str = ""
     notice: str = ""

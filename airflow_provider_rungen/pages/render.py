@@ -24,7 +24,7 @@ Page: TypeAlias = "TaskPage | JobPage | AppPage | AppsPage | ContactSheet"
 ASSETS = ("style.css", "page.js")
 # What a browser takes for a scheme; it ignores control characters and spaces in it.
 _SCHEME = re.compile(r"[^/?#]*:")
-_TIMES = {"minute": "%Y-%m-%d %H:%M UTC", "second": "%Y-%m-%d %H:%M:%S UTC", "clock": "%H:%M:%S UTC"}
+_TIMES = {"minute": "%Y-%m-%d %H:%M UTC", "second": "%Y-%m-%d %H:%M:%S UTC"}
 _TONES = {
     "good": ("completed", "success", "ready", "done"),
     "bad": ("failed", "refused", "upstream_failed", "unhealthy", "error"),
@@ -132,7 +132,7 @@ def utc(at: datetime, form: str = "minute") -> str:
     """
     Format a time.
 
-    :param form: ``minute``, ``second``, or ``clock`` for a time without its day.
+    :param form: ``minute`` or ``second``.
     """
     return _in_utc(at).strftime(_TIMES[form])
 

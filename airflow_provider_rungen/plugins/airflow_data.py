@@ -6,7 +6,7 @@ These functions block, except for those with ``async``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from airflow.api_fastapi.app import get_auth_manager
@@ -94,7 +94,7 @@ def find_task(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskRec
     errors = {key: value for key, value in values.items() if isinstance(value, Exception)}
     task = TaskRecord(
         **attempt,
-        xcoms={key: value for key, value in values.items() if key not in errors},
+        **_fields({key: value for key, value in values.items() if key not in errors}),
         notices=[xcoms.notice(key, error) for key, error in errors.items()],
         dag_conn_id=dag_conn_id,
     )
@@ -111,7 +111,12 @@ def recent_tasks(dag_ids: Collection[str]) -> list[TaskRecord]:
     for (place, stored), value in zip(found, xcoms.read([stored for _, stored in found]), strict=True):
         if not isinstance(value, Exception):
             tasks.setdefault(place, {})[stored.key] = value
-    return [TaskRecord(**place._asdict(), xcoms=values) for place, values in tasks.items()]
+    return [TaskRecord(**place._asdict(), **_fields(values)) for place, values in tasks.items()]
+
+
+def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a task by the values of its XComs."""
+    return {xcoms.FIELDS.get(key, key): value for key, value in values.items()}
 
 
 def readable_dag_ids(user: Any) -> set[str]:

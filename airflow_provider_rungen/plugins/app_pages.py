@@ -93,4 +93,4 @@ def _view(app: App, conn_id: str, tasks: Iterable[TaskRecord], urls: Urls, limit
 
 
 def _uses(task: TaskRecord, conn_id: str, app_id: str) -> bool:
-    return (task.conn_id, task.app_id) == (conn_id, app_id)
+    return (task.page.connection, task.page.app) == (conn_id, app_id)

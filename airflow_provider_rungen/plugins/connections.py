@@ -24,7 +24,7 @@ _FIELD = "rungen_conn_id"
 
 def may_ask(user: Any, task: TaskRecord) -> bool:
     """Return whether the page of a task may use its connection. What the task has pushed does not decide."""
-    return task.conn_id == task.dag_conn_id or may_read_connection(user, task.conn_id)
+    return task.page.connection == task.dag_conn_id or may_read_connection(user, task.page.connection)
 
 
 def may_read_connection(user: Any, conn_id: str) -> bool:

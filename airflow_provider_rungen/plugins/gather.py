@@ -113,7 +113,7 @@ class Gathering:
             if row.job_id == job_id:
                 return row
         billing = () if rows.attempt is None else rows.attempt.still_billing
-        if job_id in self.task.known_job_ids or job_id in billing:
+        if self.task.has_pushed(job_id) or job_id in billing:
             return JobView(index=0, status=UNKNOWN, job_id=job_id)
         if isinstance(error := self._errors.get("store"), TooSlowError):
             raise error
@@ -122,12 +122,12 @@ class Gathering:
     async def manifests(self, job_ids: Sequence[str]) -> dict[str, Manifest]:
         """Return what is stored of jobs."""
         task = self.task
-        if not task.destination or not job_ids:
+        if not task.page.destination or not job_ids:
             return {}
         seconds = min(STORE_TIME, self._seconds_left())
 
         def read() -> dict[str, Manifest | None]:
-            return StoredOutputs(task.destination, task.app_id, seconds).manifests(job_ids)
+            return StoredOutputs(task.page.destination, task.page.app, seconds).manifests(job_ids)
 
         found = await self._ask("store", seconds, read) or {}
         manifests = {job_id: manifest for job_id, manifest in found.items() if manifest is not None}
@@ -143,14 +143,14 @@ class Gathering:
     async def jobs(self, job_ids: Sequence[str]) -> dict[str, Job | RunGenError]:
         """Ask the service for jobs."""
         task = self.task
-        if not job_ids or not task.app_id or not task.conn_id:
+        if not job_ids or not task.page.app or not task.page.connection:
             return {}
         if not self.may_ask:
-            self.notices.append(NOT_ASKED.format(conn_id=shown_text(task.conn_id, 200)))
+            self.notices.append(NOT_ASKED.format(conn_id=shown_text(task.page.connection, 200)))
             return {}
         seconds = self._seconds_left()
         found = await self._ask(
-            "service", seconds, live.get_jobs, task.conn_id, task.app_id, job_ids, seconds
+            "service", seconds, live.get_jobs, task.page.connection, task.page.app, job_ids, seconds
         )
         found = found or {}
         errors = [outcome for outcome in found.values() if isinstance(outcome, RunGenError)]

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any, ParamSpec, TypeVar
 from urllib.parse import quote, urlencode
 
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
@@ -20,7 +20,7 @@ from airflow_provider_rungen.pages import render
 from airflow_provider_rungen.plugins import airflow_data, app_pages, connections, headers, task_pages, xcoms
 from airflow_provider_rungen.plugins.gather import STORE_TIME, Gathering
 from airflow_provider_rungen.plugins.rows import MAX_PAGE
-from airflow_provider_rungen.plugins.stored import OpenFile, StoredFile, StoredOutputs, store_of
+from airflow_provider_rungen.plugins.stored import OpenFile, StoredOutputs, store_of
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.threads import TooSlowError, charge, run_within
 from airflow_provider_rungen.plugins.urls import Urls
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_TASK = "/dags/{dag_id}/runs/{run_id:path}/tasks/{task_id}/{map_index}"
 # Seconds to read the XComs of a task, and those of the latest tasks, where they are not in the database.
 _XCOM_TIME = 2.5
 _RECENT_TIME = 1.0
@@ -40,7 +39,7 @@ _READ_TIME = 30.0
 # The largest that the database can compare.
 _MAX_INDEX = 2**31 - 1
 _LOGGED_IN = "rungen_login"
-_CAN_READ_TASK = [Depends(airflow_data.can_read_task), Depends(airflow_data.can_read_xcom)]
+_NO_FILE = HTTPException(404, "This task has no such file.")
 
 
 async def get_user(user: Annotated[Any, Depends(airflow_data.get_user)]) -> Any:
@@ -67,8 +66,8 @@ async def get_task(
         task = await _read(_XCOM_TIME, airflow_data.find_task, dag_id, run_id, task_id, index)
     if task is None:
         raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
-    charge("connection", task.conn_id)
-    for place in (task.log, task.destination):
+    charge("connection", task.page.connection)
+    for place in (task.log, task.page.destination):
         charge("store", store_of(place))
     return task
 
@@ -96,26 +95,6 @@ async def get_gathering(request: Request, user: User, task: Task) -> Gathering:
 Gathered = Annotated[Gathering, Depends(get_gathering)]
 
 
-def make_app() -> FastAPI:
-    """Return the application that the plugin mounts."""
-    app = FastAPI(title="RunGen", docs_url=None, redoc_url=None, openapi_url=None)
-    app.router.route_class = DegradingRoute
-    app.dependency_overrides.update(airflow_data.overrides())
-    app.add_exception_handler(HTTPException, _refuse)  # type: ignore[arg-type]  # its type is that of any error
-    route = functools.partial(app.get, response_class=HTMLResponse)
-    route(f"{_TASK}/progress", dependencies=_CAN_READ_TASK)(show_progress)
-    route(f"{_TASK}/jobs/{{job_id}}/files/{{number}}", dependencies=_CAN_READ_TASK)(send_file)
-    route(f"{_TASK}/jobs/{{job_id}}", dependencies=_CAN_READ_TASK)(show_job)
-    route(f"{_TASK}/apps/{{app_id}}", dependencies=_CAN_READ_TASK)(show_app)
-    route(_TASK, dependencies=_CAN_READ_TASK)(show_task)
-    can_read_connection = [Depends(airflow_data.can_read_connection)]
-    route("/connections/{connection_id}/apps/{app_id}", dependencies=can_read_connection)(show_connection_app)
-    route("/")(show_apps)
-    for name in render.ASSETS:
-        app.get(f"/{name}")(functools.partial(send_asset, name))
-    return app
-
-
 class DegradingRoute(APIRoute):
     """A route that shows a notice in place of a traceback, whatever fails."""
 
@@ -136,80 +115,71 @@ class DegradingRoute(APIRoute):
         return degrade
 
 
+router = APIRouter(route_class=DegradingRoute, default_response_class=HTMLResponse)
+of_task = APIRouter(
+    prefix="/dags/{dag_id}/runs/{run_id:path}/tasks/{task_id}/{map_index}",
+    dependencies=[Depends(airflow_data.can_read_task), Depends(airflow_data.can_read_xcom)],
+    route_class=DegradingRoute,
+    default_response_class=HTMLResponse,
+)
+
+
+def make_app() -> FastAPI:
+    """Return the application that the plugin mounts."""
+    app = FastAPI(title="RunGen", docs_url=None, redoc_url=None, openapi_url=None)
+    app.dependency_overrides.update(airflow_data.overrides())
+    app.add_exception_handler(HTTPException, _refuse)  # type: ignore[arg-type]  # its type is that of any error
+    app.include_router(of_task)
+    app.include_router(router)
+    return app
+
+
 # --- tasks --------------------------------------------------------------------------------------------------
 
 
-async def show_task(gathering: Gathered, urls: PageUrls, page: str = "1") -> Response:
-    found = await task_pages.task_page(gathering, urls, _page_number(page))
-    return _html(await run_in_threadpool(render.render, found, urls.site))
-
-
+@of_task.get("/progress")
 async def show_progress(gathering: Gathered) -> Response:
     progress = await task_pages.task_progress(gathering)
     return JSONResponse(render.progress_json(progress, gathering.task.state), headers=headers.DATA)
 
 
-async def show_job(
-    gathering: Gathered, urls: PageUrls, job_id: str, page: str = "1", task_page: str = "1"
-) -> Response:
-    pages = _page_number(task_page), _page_number(page)
-    found = await task_pages.job_page(gathering, urls, job_id, *pages)
-    if found is None:
-        raise HTTPException(404, "This task has no such job.")
-    return _html(await run_in_threadpool(render.render, found, urls.site))
-
-
-async def show_app(user: User, gathering: Gathered, urls: PageUrls, app_id: str) -> Response:
-    task = gathering.task
-    if app_id != task.app_id:
-        raise HTTPException(404, "This task does not use this app.")
-    tasks = [*await _tasks_visible_to(user), task]
-    found = await app_pages.app_page(task.conn_id, app_id, tasks, urls, may_ask=gathering.may_ask)
-    return _html(await run_in_threadpool(render.render, found, urls.site))
-
-
 # --- files --------------------------------------------------------------------------------------------------
 
 
+@of_task.get("/jobs/{job_id}/files/{number}")
 async def send_file(request: Request, task: Task, job_id: str, number: str, task_page: str = "1") -> Response:
     """Send a file that a manifest names, or a range of it, from the destination that the task has pushed."""
-    found = None
+    is_number = number.isdecimal() and len(number) < 9
+    if not task.page.destination or not is_number or not await _has_job(task, job_id, task_page):
+        raise _NO_FILE
+    asked = request.headers.get("range", "")
     try:
-        if (
-            task.destination
-            and number.isdecimal()
-            and len(number) < 9
-            and await _has_job(task, job_id, task_page)
-        ):
-            asked = request.headers.get("range", "")
-            found = await run_within(_OPEN_TIME, "files", _open, task, job_id, int(number), asked)
+        file, sent = await run_within(_OPEN_TIME, "files", _open, task, job_id, int(number), asked)
     except (RunGenError, OSError) as error:
         log.warning("Could not open a file of job %s (%s)", job_id, type(error).__name__)
         raise HTTPException(502, "The file could not be read.") from None
-    if found is None:
-        raise HTTPException(404, "This task has no such file.")
-    file, stored, part = found
-    is_inline = file.kind != "download"
-    sent = headers.of_file(stored.name, file.media_type, is_inline=is_inline, size=stored.size, part=part)
-    return StreamingResponse(_parts(file), 206 if part else 200, headers=sent)
+    return StreamingResponse(_parts(file), 206 if "Content-Range" in sent else 200, headers=sent)
 
 
 async def _has_job(task: TaskRecord, job_id: str, task_page: str) -> bool:
     """Return whether a job is one of the task's. The log is not read for what the task has pushed."""
-    if job_id in task.known_job_ids:
+    if task.has_pushed(job_id):
         return True
     return await Gathering(task, may_ask=False).row_of(job_id, _page_number(task_page)) is not None
 
 
-def _open(
-    task: TaskRecord, job_id: str, number: int, asked: str
-) -> tuple[OpenFile, StoredFile, tuple[int, int] | None] | None:
-    outputs = StoredOutputs(task.destination, task.app_id, STORE_TIME)
+def _open(task: TaskRecord, job_id: str, number: int, asked: str) -> tuple[OpenFile, dict[str, str]]:
+    """Open a file, and return it with its headers."""
+    outputs = StoredOutputs(task.page.destination, task.page.app, STORE_TIME)
     stored = outputs.file(job_id, number)
     if stored is None:
-        return None
+        raise _NO_FILE
     part = headers.requested_range(asked, stored.size)
-    return OpenFile(outputs.storage, job_id, stored, part), stored, part
+    file = OpenFile(outputs.storage, job_id, stored, part)
+    is_inline = file.kind != "download"
+    return file, headers.of_file(
+        stored.name, file.media_type, is_inline=is_inline, size=stored.size, part=part
+    )
 
 
 async def _parts(file: OpenFile) -> AsyncIterator[bytes]:
@@ -225,20 +195,58 @@ async def send_asset(name: str) -> Response:
     return Response(render.read_asset(name), media_type=kind, headers=headers.ASSET)
 
 
+for asset in render.ASSETS:
+    router.get(f"/{asset}")(functools.partial(send_asset, asset))
+
+
+# --- pages of a task ----------------------------------------------------------------------------------------
+
+
+@of_task.get("/jobs/{job_id}")
+async def show_job(
+    gathering: Gathered, urls: PageUrls, job_id: str, page: str = "1", task_page: str = "1"
+) -> Response:
+    pages = _page_number(task_page), _page_number(page)
+    found = await task_pages.job_page(gathering, urls, job_id, *pages)
+    if found is None:
+        raise HTTPException(404, "This task has no such job.")
+    return await _html(found, urls)
+
+
+@of_task.get("/apps/{app_id}")
+async def show_app(user: User, gathering: Gathered, urls: PageUrls, app_id: str) -> Response:
+    task = gathering.task
+    if app_id != task.page.app:
+        raise HTTPException(404, "This task does not use this app.")
+    tasks = [*await _tasks_visible_to(user), task]
+    found = await app_pages.app_page(task.page.connection, app_id, tasks, urls, may_ask=gathering.may_ask)
+    return await _html(found, urls)
+
+
+@of_task.get("")  # the last: a run may have slashes
+async def show_task(gathering: Gathered, urls: PageUrls, page: str = "1") -> Response:
+    found = await task_pages.task_page(gathering, urls, _page_number(page))
+    return await _html(found, urls)
+
+
 # --- apps ---------------------------------------------------------------------------------------------------
 
 
+@router.get("/")
 async def show_apps(user: User, urls: PageUrls) -> Response:
     conn_ids = await run_in_threadpool(_connections_visible_to, user)
     tasks = await _tasks_visible_to(user) if conn_ids else []
     found = await app_pages.apps_page(conn_ids, tasks, urls)
-    return _html(await run_in_threadpool(render.render, found, urls.site))
+    return await _html(found, urls)
 
 
+@router.get(
+    "/connections/{connection_id}/apps/{app_id}", dependencies=[Depends(airflow_data.can_read_connection)]
+)
 async def show_connection_app(user: User, urls: PageUrls, connection_id: str, app_id: str) -> Response:
     tasks = await _tasks_visible_to(user)
     found = await app_pages.app_page(connection_id, app_id, tasks, urls)
-    return _html(await run_in_threadpool(render.render, found, urls.site))
+    return await _html(found, urls)
 
 
 def _connections_visible_to(user: Any) -> list[str]:
@@ -262,9 +270,8 @@ def _page_number(page: str) -> int:
     return min(max(1, int(page)), MAX_PAGE) if page.isdecimal() and len(page) < 9 else 1
 
 
-def _html(text: str) -> Response:
-    # a result may have half characters
-    return HTMLResponse(text.encode(errors="replace"), headers=headers.PAGE)
+async def _html(page: render.Page, urls: Urls) -> Response:
+    return HTMLResponse(await run_in_threadpool(render.render, page, urls.site), headers=headers.PAGE)
 
 
 async def _refuse(request: Request, error: HTTPException) -> Response:

@@ -53,7 +53,7 @@ def pushed_rows(task: TaskRecord, page: int) -> JobRows:
 
     :param page: the number of the page, from 1.
     """
-    ids = task.job_ids
+    ids = task.known_job_ids
     failed = {row.index: row for row in failed_rows(task) if row.index < len(ids)}
     with_job = "completed" if task.has_reported and task.page.waits else UNKNOWN
     without_job = UNKNOWN if task.is_moving else NOT_SUBMITTED
@@ -79,7 +79,7 @@ def failed_rows(task: TaskRecord) -> list[JobView]:
             job_id=failure.job_id or "",
             error=failure.error,
         )
-        for failure in task.failures
+        for failure in task.failed or ()
     ]
 
 

@@ -91,9 +91,9 @@ def _task_page(
         map_index=task.map_index,
         try_number=task.try_number,
         operator=task.operator,
-        app_id=task.app_id,
-        app_href=urls.app(task, task.app_id) if task.app_id else "",
-        conn_id=task.conn_id,
+        app_id=task.page.app,
+        app_href=urls.app(task, task.page.app) if task.page.app else "",
+        conn_id=task.page.connection,
         progress=_progress(task, jobs, live),
         jobs=list(map(view, jobs.rows)),
         pager=_pager(urls.task(task), jobs.total, page),
@@ -101,7 +101,9 @@ def _task_page(
         failures=group_failures(map(view, jobs.failed)),
         usage=views.usage_facts(task.usage),
         bill=views.bill_facts(task.bill),
-        files=[Link(label=shown_text(place)) for place in (task.page.results, task.destination) if place],
+        files=[
+            Link(label=shown_text(place)) for place in (task.page.results, task.page.destination) if place
+        ],
         notice=gathering.notice,
         refresh_href=urls.progress(task) if task.is_moving else "",
         airflow_href=urls.in_airflow(task),
@@ -134,7 +136,7 @@ def _note_unstored(gathering: Gathering, jobs: Iterable[Job | RunGenError | None
     """Explain why a page lacks files that jobs made."""
     if gathering.notices or not any(map(views.has_unstored_files, jobs)):  # it may be the store that is down
         return
-    place = shown_text(gathering.task.destination)
+    place = shown_text(gathering.task.page.destination)
     gathering.notices.append(_NOT_THERE.format(place=place) if place else _UNSTORED)
 
 
@@ -236,10 +238,10 @@ def _job_page(
     return JobPage(
         job=view,
         pager=_pager(view.href, 0 if manifest is None else len(manifest.entries), page),
-        app_id=task.app_id,
-        app_href=urls.app(task, task.app_id) if task.app_id else "",
-        conn_id=task.conn_id,
-        timeline=() if job is None else views.timeline(job),
+        app_id=task.page.app,
+        app_href=urls.app(task, task.page.app) if task.page.app else "",
+        conn_id=task.page.connection,
+        created_at=None if job is None else job.created_at,
         result_text=views.result_text(result),
         advice=views.ADVICE.get(view.status, ""),
         notice=gathering.notice,

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
-from typing import Any
 from urllib.parse import unquote
 
-from airflow_provider_rungen.execution.costs.bill import BILL_KEY
-from airflow_provider_rungen.execution.costs.scale_state import KEY as SCALE_KEY
-from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
-from airflow_provider_rungen.execution.task.usage import USAGE_KEY
-from airflow_provider_rungen.links import RunGenJobLink
 from airflow_provider_rungen.plugins.xcoms import BillXCom, Failure, PageXCom, ScaledXCom, Usage
 
 # The states in which a task has not ended.
@@ -27,10 +20,11 @@ class TaskRecord:
     """
     One attempt of a task.
 
-    :param xcoms: what it has pushed, by key: what pages need of it.
-    :param notices: what of that is missing, and why.
-    :param dag_conn_id: the connection that it names in its DAG. XComs may name another one.
     :param token: the token of the task run, which names its log.
+    :param dag_conn_id: the connection that it names in its DAG. XComs may name another one.
+    :param page: the XCom ``rungen_page``. This and what follows is what the task has pushed.
+    :param job_link: the link to a job.
+    :param notices: which XComs are missing, and why.
     """
 
     dag_id: str
@@ -41,10 +35,17 @@ class TaskRecord:
     try_number: int = 1
     operator: str = ""
     started_at: datetime | None = None
-    xcoms: Mapping[str, Any] = field(default_factory=dict)
-    notices: Sequence[str] = ()
-    dag_conn_id: str = ""
     token: str = ""
+    dag_conn_id: str = ""
+    page: PageXCom = field(default_factory=PageXCom)
+    job_ids: Sequence[str | None] | None = None
+    job_id: str = ""
+    failed: Sequence[Failure] | None = None
+    usage: Usage = field(default_factory=Usage)
+    bill: BillXCom = field(default_factory=BillXCom)
+    scaled: ScaledXCom = field(default_factory=ScaledXCom)
+    job_link: str = ""
+    notices: Sequence[str] = ()
 
     @property
     def is_moving(self) -> bool:
@@ -55,60 +56,23 @@ class TaskRecord:
     def is_successful(self) -> bool:
         return self.state == "success"
 
-    # --- what it pushed ---
-
-    @property
-    def page(self) -> PageXCom:
-        return self.xcoms.get(PAGE_KEY) or PageXCom()
-
-    @property
-    def usage(self) -> Usage:
-        return self.xcoms.get(USAGE_KEY) or Usage()
-
-    @property
-    def bill(self) -> BillXCom:
-        return self.xcoms.get(BILL_KEY) or BillXCom()
-
-    @property
-    def scaled(self) -> ScaledXCom:
-        return self.xcoms.get(SCALE_KEY) or ScaledXCom()
-
-    @property
-    def conn_id(self) -> str:
-        return self.page.connection
-
-    @property
-    def app_id(self) -> str:
-        return self.page.app
-
-    @property
-    def destination(self) -> str:
-        return self.page.destination
-
     @property
     def log(self) -> str:
         """The folder that has the run log, if the task runs jobs of its own, and has one in storage."""
-        return "" if self.page.jobs is not None else self.destination or self.page.results.rpartition("/")[0]
+        page = self.page
+        return "" if page.jobs is not None else page.destination or page.results.rpartition("/")[0]
 
     @property
-    def job_ids(self) -> Sequence[str | None]:
+    def known_job_ids(self) -> Sequence[str | None]:
         """The job of each input, or ``None``, as far as the task has pushed them."""
-        single = self.xcoms.get("job_id")
-        return self.xcoms.get("job_ids") or ([single] if single else self.page.jobs or ())
+        return self.job_ids or ([self.job_id] if self.job_id else self.page.jobs or ())
 
-    @cached_property
-    def known_job_ids(self) -> frozenset[str | None]:
-        """The jobs that the task has pushed, and the one that its link leads to."""
-        linked = unquote(self.xcoms.get(RunGenJobLink.key, "").rstrip("/").rpartition("/")[2])
-        return frozenset({*self.job_ids, linked} - {None, ""})
-
-    @property
-    def failures(self) -> Sequence[Failure]:
-        """The inputs that failed, as far as the task has pushed them."""
-        failures: Sequence[Failure] = self.xcoms.get("failed", ())
-        return failures
+    def has_pushed(self, job_id: str) -> bool:
+        """Return whether a task has pushed a job, or a link to it."""
+        linked = unquote(self.job_link.rstrip("/").rpartition("/")[2])
+        return job_id == linked or job_id in self.known_job_ids
 
     @property
     def has_reported(self) -> bool:
         """Whether the task has reported which inputs failed."""
-        return "failed" in self.xcoms or (self.is_successful and "job_ids" not in self.xcoms)
+        return self.failed is not None or (self.is_successful and self.job_ids is None)

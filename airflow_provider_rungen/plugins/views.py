@@ -14,7 +14,7 @@ from airflow_provider_rungen.client.output_urls import find_outputs, redact_valu
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.pages.describe import MAX_TEXT, cut, find_facts, find_prompt, find_text
-from airflow_provider_rungen.pages.models import AppView, Facts, JobView, Link, OutputFile, TimelineStep
+from airflow_provider_rungen.pages.models import AppView, Facts, JobView, Link, OutputFile
 from airflow_provider_rungen.pages.output_kinds import guess
 from airflow_provider_rungen.pages.render import utc
 from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, shown_text
@@ -135,19 +135,6 @@ def result_text(result: Any) -> str:
         return ""
     text = json.dumps(redact_value(result), indent=2, ensure_ascii=False)
     return text if len(text) <= _MAX_RESULT_CHARS else f"{text[:_MAX_RESULT_CHARS]}\n…"
-
-
-def timeline(job: Job) -> Sequence[TimelineStep]:
-    """Return the steps of a job that its answer tells."""
-    status = job.status.value.lower()
-    steps = [TimelineStep(label="queued", at=job.created_at, is_current=status == "queued")]
-    if status != "queued":
-        steps.append(
-            TimelineStep(label="running", seconds=job.execution_time, is_current=status == "running")
-        )
-    if job.is_terminal:
-        steps.append(TimelineStep(label=status, is_current=True))
-    return steps
 
 
 def app_view(app: App, *, href: str = "", used_by: Sequence[Link] = (), up_since: Any = None) -> AppView:

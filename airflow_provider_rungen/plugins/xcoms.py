@@ -110,6 +110,8 @@ _KINDS: Mapping[str, tuple[int, Any]] = {
     USAGE_KEY: (1 << 16, Usage),
     RunGenJobLink.key: (1 << 16, PlainText),
 }
+#: The fields of a task that have other names than their XComs.
+FIELDS = {PAGE_KEY: "page", RunGenJobLink.key: "job_link"}
 LIMITS = {key: limit for key, (limit, _) in _KINDS.items()}
 _TYPES: Mapping[str, TypeAdapter[Any]] = {key: TypeAdapter(kind) for key, (_, kind) in _KINDS.items()}
 # Of the tasks that used RunGen last: how many XComs are looked at, the same where each is a file, and their

@@ -29,7 +29,6 @@ from airflow_provider_rungen.pages.models import (
     Site,
     TaskEnd,
     TaskPage,
-    TimelineStep,
 )
 
 NOON = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
@@ -196,17 +195,12 @@ def hostile() -> TaskPage:
 
 
 def job_page(**changes: Any) -> JobPage:
-    timeline = [
-        TimelineStep(label="queued", at=NOON, seconds=3.2),
-        TimelineStep(label="running", at=NOON.replace(second=3), seconds=2.4),
-        TimelineStep(label="completed", at=NOON.replace(second=5)),
-    ]
     page = JobPage(
         job=done(7),
         app_id="flux-schnell",
         app_href="app.html",
         conn_id="rungen_default",
-        timeline=timeline,
+        created_at=NOON,
         result_text=json.dumps({"images": [{"image": "s3://bucket/catalog/15df/0-image.png"}]}, indent=2),
         task=Link(label="take_pictures", href="task.html"),
     )
@@ -214,14 +208,8 @@ def job_page(**changes: Any) -> JobPage:
 
 
 def failed_job_page() -> JobPage:
-    timeline = [
-        TimelineStep(label="queued", at=NOON, seconds=3.2),
-        TimelineStep(label="running", at=NOON.replace(second=3), seconds=41),
-        TimelineStep(label="failed", at=NOON.replace(second=44)),
-    ]
     return job_page(
         job=failed(7),
-        timeline=timeline,
         result_text="",
         advice="Use a smaller height and width, or an app with a larger GPU.",
     )

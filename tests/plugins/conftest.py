@@ -145,12 +145,10 @@ class Database:
         *,
         xcoms: Mapping[str, Any] | None = None,
         operator: str = "RunGenRunBatchOperator",
-        trigger: Any = None,
     ) -> str:
         """Write a task with what it pushed, and return the path of its page."""
         from airflow.models.dagrun import DagRun
         from airflow.models.taskinstance import TaskInstance
-        from airflow.models.trigger import Trigger
         from airflow.utils.session import create_session
         from sqlalchemy import insert
 
@@ -164,18 +162,10 @@ class Database:
                 "state": "running",
             }
             session.add(DagRun(dag_id=ti.dag_id, run_id=ti.run_id, **run))
-            trigger_id = None
-            if trigger is not None:
-                classpath, kwargs = trigger.serialize()
-                row = Trigger(classpath=classpath, kwargs=kwargs)
-                session.add(row)
-                session.flush()
-                trigger_id = row.id
             session.flush()
             task = {"id": uuid.uuid4(), "task_id": ti.task_id, "dag_id": ti.dag_id, "run_id": ti.run_id}
             task |= {"map_index": ti.map_index, "state": state, "try_number": 1, "max_tries": 0}
             task |= {"pool": "default_pool", "pool_slots": 1, "operator": operator, "start_date": now}
-            task |= {"trigger_id": trigger_id}
             columns = TaskInstance.__table__.columns
             if columns["id"].type.python_type is str:  # before Airflow 3.2
                 task["id"] = str(task["id"])

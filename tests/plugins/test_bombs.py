@@ -89,16 +89,6 @@ def test_the_manifests_of_a_page_are_bounded_together(tmp_path: Path, parsed: li
     assert StoredOutputs(tmp_path.as_uri(), APP, 60).manifests(["job-29"])["job-29"] is not None
 
 
-def test_a_page_says_how_many_manifests_are_too_large_for_it(world: World) -> None:
-    ids = [f"job-{number}" for number in range(6)]
-    for job_id in ids:
-        stored_manifest(world.folder, job_id, json.dumps("x" * (3 << 20)))
-    page = world.get(save_jobs(world, ids)).text
-    shown = links(page, "/files/")
-    assert 0 < len(shown) < 6
-    assert f"The files of {6 - len(shown)} job" in page
-
-
 def test_manifests_are_read_no_longer_than_somebody_waits(tmp_path: Path, parsed: list[int]) -> None:
     ids = [f"job-{number}" for number in range(100)]
     for job_id in ids:

@@ -19,7 +19,7 @@ from airflow_provider_rungen.plugins.xcoms import BillXCom, Failure, PageXCom, S
 
 
 def record(state: str = "success", **xcoms: Any) -> TaskRecord:
-    return TaskRecord(dag_id="d", run_id="r", task_id="t", state=state, xcoms=xcoms)
+    return TaskRecord(dag_id="d", run_id="r", task_id="t", state=state, **xcoms)
 
 
 FAILED = [Failure(index=1, job_id="b", error="out of memory"), Failure(index=2)]
@@ -30,7 +30,7 @@ FAILED = [Failure(index=1, job_id="b", error="out of memory"), Failure(index=2)]
     [
         (record(job_ids=["a", "b", None], failed=FAILED), ["completed", "failed", "refused"]),
         # only submitted
-        (record(job_id="a", rungen_page=PageXCom(waits=False)), ["unknown"]),
+        (record(job_id="a", page=PageXCom(waits=False)), ["unknown"]),
         (record("deferred", job_ids=["a", None]), ["unknown", "unknown"]),
         (
             record("failed", job_ids=["a", None, None], failed=FAILED[1:]),
@@ -44,7 +44,7 @@ def test_the_status_of_what_a_task_pushed(task: TaskRecord, statuses: list[str])
     assert {status: count for status, count in rows.counts.items() if count} == {
         status: statuses.count(status) for status in statuses
     }
-    assert [row.error for row in rows.failed] == [each.error for each in task.failures]
+    assert [row.error for row in rows.failed] == [each.error for each in task.failed or ()]
 
 
 def test_rows_are_counted_beyond_the_page() -> None:

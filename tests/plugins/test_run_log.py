@@ -58,10 +58,6 @@ def table(world: World, *skus: str, **changes: Any) -> RunGenRunTableOperator:
     )
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def tokens(world: World, names: str) -> list[Path]:
     """Return files of the log of the task."""
     return sorted((world.folder / ".rungen/runs" / token_of(world.ti)).glob(names))
@@ -84,14 +80,6 @@ def test_an_older_run_shows_its_own_rows(world: World, has_destination: bool) ->
     assert "coat" not in page
     assert "2 jobs" in page
     assert len(links(page, "/files/")) == 2 * has_destination
-
-
-def test_the_results_table_is_not_read(world: World) -> None:
-    path = world.run(table(world, "shoe"))
-    (world.folder / "results.csv").write_text("index,sku\n0,forged\n")
-    page = world.get(path).text
-    assert "shoe" in page
-    assert "forged" not in page
 
 
 def test_no_task_shows_the_log_of_another(world: World) -> None:
@@ -132,6 +120,15 @@ def test_rows_are_shown_while_the_task_runs(world: World) -> None:
     assert "s2" in page
     assert "not submitted" not in page
     assert world.get(f"{path}/progress").json()["done"] == 1
+
+
+def test_progress_counts_the_rows_of_all_pages(world: World) -> None:
+    write_log(world.ti, world.folder, [DONE] * 150 + [FAILED] * 3 + [OPEN] * 60 + [None] * 37)
+    path = save_task(world, "running", rows=250)
+    answer = world.get(f"{path}/progress").json()
+    assert (answer["done"], answer["total"], answer["is_moving"]) == (153, 250, True)
+    assert [part["count"] for part in answer["parts"][:2]] == [150, 3]
+    assert "153 of 250 done" in world.get(f"{path}?page=3").text
 
 
 # --- the numbers --------------------------------------------------------------------------------------------
@@ -220,14 +217,6 @@ def test_only_what_a_page_shows_is_read_and_nothing_is_written(world: World, cou
     assert len(counting.reads) == 6
     # without a log, too
     assert "there is no run log" in world.get(save_task(world.again(), folder=folder)).text
-
-
-def test_a_page_of_a_log_changes_no_file(world: World) -> None:
-    path = world.run(table(world, "shoe", destination=world.folder.as_uri()))
-    shutil.rmtree(tokens(world, "jobs/*")[0])
-    before = files(world.folder)
-    assert world.get(path).status_code == 200
-    assert files(world.folder) == before
 
 
 def test_jobs_of_any_page_and_their_files_are_those_of_the_task(world: World) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -90,28 +89,6 @@ def loaded(server: Any) -> Iterator[Loaded]:
     event.remove(engine, "reset", reset)
 
 
-def seconds_of(world: World, *paths: str) -> float:
-    """Return the processor time of this process for a request for each path: the machine may be busy."""
-    started = time.process_time()
-    for path in paths:
-        assert world.get(path).status_code == 200, path
-    return time.process_time() - started
-
-
-def test_a_page_and_its_pictures_take_as_long_for_ten_thousand_jobs_as_for_a_hundred(world: World) -> None:
-    seconds = {}
-    for jobs in (100, 10_000):
-        path = save_batch(world.again(), jobs)
-        pictures = links(world.get(path).text, "/files/")
-        assert len(pictures) == 100
-        rounds = [(seconds_of(world, path), seconds_of(world, *pictures[:20])) for _ in range(7)]
-        # the least, since other processes disturb the others
-        seconds[jobs] = [min(each) for each in zip(*rounds, strict=True)]
-    # a machine that is free at one moment, and busy at another, makes a difference of some hundredths
-    pairs = zip(seconds[10_000], seconds[100], strict=True)
-    assert all(many <= 2 * few + 0.05 for many, few in pairs), seconds
-
-
 def test_pictures_load_no_xcom_once_the_page_is_open(world: World, loaded: Loaded) -> None:
     path = save_batch(world, 10_000)
     assert loaded.of(world, path) > 39 * 10_000  # the ids
@@ -164,15 +141,6 @@ def test_a_job_with_many_outputs_shows_a_hundred_at_a_time(world: World) -> None
     of_task = world.get(path.removesuffix("/jobs/j")).text
     assert len(links(of_task, "/files/")) < 20
     assert "9,987 more" in of_task
-
-
-def test_a_picture_takes_as_long_beside_ten_thousand_as_beside_a_hundred(world: World) -> None:
-    seconds = {}
-    for outputs in (100, 10_000):
-        path = save_job(world.again(), outputs)
-        pictures = [f"{path}/files/{number}" for number in range(10)]
-        seconds[outputs] = min(seconds_of(world, *pictures) for _ in range(7))
-    assert seconds[10_000] <= 2 * seconds[100], seconds
 
 
 class CountingStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
