@@ -8,19 +8,14 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from airflow.providers.common.compat.sdk import ObjectStoragePath
 from conftest import APP, FakeTaskInstance, Outcome, run_task
-from fsspec.implementations.memory import MemoryFileSystem
-from samples import HOSTILE
 
-from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
-from airflow_provider_rungen.emulator import Emulator, Fault
+from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.sinks.contact_sheet import JOBS_A_PAGE, SheetWriter, describe_job
 from airflow_provider_rungen.execution.table.results import ResultRow, Status
@@ -198,49 +193,6 @@ def test_the_inputs_of_a_batch_are_on_the_sheet_also_if_it_fails(
     assert "2 failed" in page.text
 
 
-@MODES
-def test_the_job_of_a_decorated_function_is_on_the_sheet(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, deferrable: bool
-) -> None:
-    op = RunGenDecoratedOperator(
-        task_id="paint",
-        python_callable=lambda: {"prompt": "a red fox"},
-        destination=str(tmp_path),
-        contact_sheet=True,
-        deferrable=deferrable,
-        **QUICK,
-    )
-    assert run_task(op, context).error is None
-    page = Page(tmp_path / "index.html")
-    check(page)
-    assert "1 job" in page.text
-    assert len(page.all("img", "src")) == 1
-
-
-def test_texts_stand_beside_their_prompts(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
-    [text] = submitted(job(result={"text": HOSTILE}))
-    op = RunGenCollectResultsOperator(
-        task_id="collect", job_id=text, destination=str(tmp_path), contact_sheet=True
-    )
-    assert run_task(op, context).error is None
-    page = Page(tmp_path / "index.html")
-    check(page)
-    assert HOSTILE in page.text
-    assert not page.all("img", "src")
-
-
-def test_a_hostile_prompt_runs_nothing(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
-    ids = submitted({**job(), "prompt": HOSTILE}, {**job(fail=HOSTILE), "prompt": HOSTILE})
-    op = RunGenCollectResultsOperator(
-        task_id="collect", job_id=ids, destination=str(tmp_path), contact_sheet=True, max_failed=1
-    )
-    assert run_task(op, context).error is None
-    page = Page(tmp_path / "index.html")
-    check(page)
-    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
-    assert len(page.all("img", "src")) == 1
-
-
 def test_a_sheet_needs_a_destination() -> None:
     with pytest.raises(ValueError, match="contact_sheet needs destination"):
         RunGenCollectResultsOperator(task_id="collect", job_id="x", contact_sheet=True)
@@ -379,20 +331,6 @@ def test_names_that_need_escaping_and_files_elsewhere(ti: FakeTaskInstance, tmp_
     assert "secret" not in page.html
 
 
-def test_object_storage(rungen_emulator: Emulator, context: Any) -> None:
-    fs = MemoryFileSystem()
-    import_module(ObjectStoragePath.__module__).attach("memory", conn_id="shop", fs=fs).fs = fs
-    ids = submitted(job())
-    destination = "memory://shop@pictures/today"
-    op = RunGenCollectResultsOperator(
-        task_id="collect", job_id=ids, destination=destination, contact_sheet=True
-    )
-    assert run_task(op, context).error is None
-    html = ObjectStoragePath(f"{destination}/index.html").read_text()
-    [source] = re.findall(r'<img src="(.*?)"', html)
-    assert ObjectStoragePath(f"{destination}/{source}").read_bytes().startswith(b"\x89PNG")
-
-
 def test_s3(
     rungen_emulator: Emulator, context: Any, s3: str, s3_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,38 +352,3 @@ def test_s3(
         assert len(sources) == 5
         picture = s3_client.get_object(Bucket="bucket", Key=f"{folder}/{sources[0]}")
         assert picture["Body"].read().startswith(b"\x89PNG")
-
-
-def test_a_timeout_leaves_a_sheet_of_what_is_known(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path
-) -> None:
-    good, late = submitted(job(seconds=0), job(seconds=600))
-    op = RunGenCollectResultsOperator(
-        task_id="collect",
-        job_id=[good, late],
-        destination=str(tmp_path),
-        contact_sheet=True,
-        results=f"{tmp_path}/results.csv",
-        timeout=0.5,
-        **QUICK,
-    )
-    assert run_task(op, context).error is not None
-    page = Page(tmp_path / "index.html")
-    check(page)
-    assert len(page.all("img", "src")) == 1
-    assert "1 failed" in page.text
-
-
-def test_a_file_that_could_not_be_stored_is_a_failure(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path
-) -> None:
-    ids = submitted(job(), job())
-    rungen_emulator.service.inject(Fault("output", status=404, times=None, job_id=ids[0]))
-    op = RunGenCollectResultsOperator(
-        task_id="collect", job_id=ids, destination=str(tmp_path), contact_sheet=True, max_failed=1
-    )
-    run_task(op, context)
-    page = Page(tmp_path / "index.html")
-    check(page)
-    assert "1 completed" in page.text
-    assert "1 failed" in page.text
