@@ -9,9 +9,11 @@ relative one, escape a colon before the first slash: it would be taken for a sch
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
+
+from airflow_provider_rungen.client.models import App
 
 #: Labels and their values, in the order in which they are shown.
 Facts: TypeAlias = Sequence[tuple[str, str]]
@@ -270,24 +272,16 @@ class AppView:
     """
     One app.
 
-    :param status: the service's word, in capitals.
+    :param app: the app, as the service describes it.
     :param is_billed: whether it is billed now; ``None`` if that is unknown.
-    :param active_workers: how many workers it is set to, if known.
-    :param workers: how many are in each state, as the service counts them.
-    :param counters: how many jobs are in each state, as the service counts them.
     :param gpu_tier: its kind of GPU.
     :param up_since: since when it has workers, if known.
     :param used_by: the tasks that use it.
     :param href: the page of the app.
     """
 
-    app_id: str
-    name: str = ""
-    status: str = ""
+    app: App
     is_billed: bool | None = None
-    active_workers: int | None = None
-    workers: Mapping[str, int] = field(default_factory=dict)
-    counters: Mapping[str, int] = field(default_factory=dict)
     gpu_tier: str = ""
     up_since: datetime | None = None
     used_by: Sequence[Link] = ()
@@ -300,7 +294,6 @@ class AppPage:
     One app, and what it costs.
 
     :param app: the app.
-    :param description: what its owner says about it.
     :param scaled_by: the run that scaled it up.
     :param bill: what it has cost.
     :param notice: what is missing on the page and why.
@@ -308,7 +301,6 @@ class AppPage:
 
     app: AppView
     conn_id: str = ""
-    description: str = ""
     scaled_by: Link | None = None
     bill: Facts = ()
     notice: str = ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -59,9 +58,8 @@ async def app_page(
     return AppPage(
         app=_view(app, conn_id, tasks, urls, _MAX_TASKS_OF_APP),
         conn_id=conn_id,
-        description=shown_text(app.description),
         scaled_by=None if scaling is None or not app.active_workers else urls.link(scaling),
-        bill=next((facts for task in users if (facts := views.bill_facts(task.bill))), ()),
+        bill=next((facts for task in users if (facts := views.figures(task.bill))), ()),
         notice=notice,
     )
 
@@ -80,15 +78,14 @@ def _view(app: App, conn_id: str, tasks: Iterable[TaskRecord], urls: Urls, limit
     latest: dict[tuple[str, str], TaskRecord] = {}
     for task in users:
         latest.setdefault((task.dag_id, task.task_id), task)
-    links = [urls.link(task) for task in latest.values()]
-    up_since: datetime | None = None
-    if app.active_workers:
-        up_since = next((at for task in users if (at := views.up_since(task.scaled)) is not None), None)
-    return views.app_view(
-        app,
+    since = (at for task in users if (at := views.up_since(task.scaled)) is not None)
+    return AppView(
+        app=app,
+        is_billed=views.is_billed(app),
+        gpu_tier=shown_text(str(app.configuration.get("gpu_tier") or ""), 50),
+        up_since=next(since, None) if app.active_workers else None,
+        used_by=[urls.link(task) for task in latest.values()][:limit],
         href=urls.app_of_connection(conn_id, app.id),
-        used_by=links[:limit],
-        up_since=up_since,
     )
 
 

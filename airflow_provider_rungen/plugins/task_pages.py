@@ -99,8 +99,8 @@ def _task_page(
         pager=_pager(urls.task(task), jobs.total, page),
         end=_end(task, jobs, urls, live),
         failures=group_failures(map(view, jobs.failed)),
-        usage=views.usage_facts(task.usage),
-        bill=views.bill_facts(task.bill),
+        usage=views.figures(task.usage),
+        bill=views.figures(task.bill),
         files=[
             Link(label=shown_text(place)) for place in (task.page.results, task.page.destination) if place
         ],

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from urllib.parse import unquote
 
-from airflow_provider_rungen.plugins.xcoms import BillXCom, Failure, PageXCom, ScaledXCom, Usage
+from airflow_provider_rungen.client.worker_history import WorkerHistory
+from airflow_provider_rungen.plugins.xcoms import Failure, Figures, PageXCom
 
 # The states in which a task has not ended.
 _MOVING = frozenset(
@@ -41,9 +42,9 @@ class TaskRecord:
     job_ids: Sequence[str | None] | None = None
     job_id: str = ""
     failed: Sequence[Failure] | None = None
-    usage: Usage = field(default_factory=Usage)
-    bill: BillXCom = field(default_factory=BillXCom)
-    scaled: ScaledXCom = field(default_factory=ScaledXCom)
+    usage: Figures = field(default_factory=dict)
+    bill: Figures = field(default_factory=dict)
+    scaled: WorkerHistory = WorkerHistory()  # noqa: RUF009 - it is frozen
     job_link: str = ""
     notices: Sequence[str] = ()
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.output_urls import find_outputs, redact_value
+from airflow_provider_rungen.client.worker_history import WorkerHistory
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.pages.describe import MAX_TEXT, cut, find_facts, find_prompt, find_text
-from airflow_provider_rungen.pages.models import AppView, Facts, JobView, Link, OutputFile
+from airflow_provider_rungen.pages.models import Facts, JobView, OutputFile
 from airflow_provider_rungen.pages.output_kinds import guess
-from airflow_provider_rungen.pages.render import utc
 from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, shown_text
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
-from airflow_provider_rungen.plugins.xcoms import BillXCom, ScaledXCom, Usage
+from airflow_provider_rungen.plugins.xcoms import Figures
 
 #: Files of a job on the page of its task.
 OUTPUTS_OF_JOB = 13
@@ -137,22 +136,6 @@ def result_text(result: Any) -> str:
     return text if len(text) <= _MAX_RESULT_CHARS else f"{text[:_MAX_RESULT_CHARS]}\n…"
 
 
-def app_view(app: App, *, href: str = "", used_by: Sequence[Link] = (), up_since: Any = None) -> AppView:
-    return AppView(
-        app_id=app.id,
-        name=shown_text(app.name, 200),
-        status=shown_text(app.status, 50),
-        is_billed=is_billed(app),
-        active_workers=app.active_workers,
-        workers=app.workers,
-        counters=app.jobs,
-        gpu_tier=shown_text(app.configuration.get("gpu_tier"), 50),
-        up_since=up_since,
-        used_by=used_by,
-        href=href,
-    )
-
-
 def is_billed(app: App) -> bool | None:
     """Return whether an app is billed now, or ``None`` if its answer does not tell."""
     if app.active_workers or any(app.workers.get(name) for name in _BILLED_WORKERS):
@@ -160,47 +143,15 @@ def is_billed(app: App) -> bool | None:
     return None if app.active_workers is None and not app.workers else False
 
 
-def usage_facts(usage: Usage) -> Facts:
-    """Return what the jobs of a task used."""
-    counts = usage.model_dump(exclude={"execution_seconds"}, exclude_none=True)
-    facts = [(name.capitalize(), str(count)) for name, count in counts.items()]
-    if usage.execution_seconds is not None:
-        facts.append(("Execution", format_duration(usage.execution_seconds)))
-    return facts
+def figures(values: Figures) -> Facts:
+    """Return the figures of an XCom, by the names that they have there."""
+    named = ((name.replace("_", " ").capitalize(), value) for name, value in values.items())
+    return [(shown_text(name, 50), shown_text(str(value), 100)) for name, value in named if value is not None]
 
 
-def bill_facts(bill: BillXCom) -> Facts:
-    """Return what an app has cost."""
-    share = None if bill.utilization is None else f"{100 * bill.utilization:.0f} %"
-    cost = bill.cost and f"{bill.cost} {bill.currency or ''} ({bill.source or ''})"
-    facts = (
-        ("App", bill.app_id),
-        ("Worker seconds", _number(bill.worker_seconds)),
-        ("Busy seconds", _number(bill.busy_seconds)),
-        ("Utilization", share),
-        ("Jobs", _number(bill.jobs)),
-        ("Up since", _time(bill.up_at)),
-        ("Down at", _time(bill.down_at)),
-        ("Price of a worker", bill.price),
-        ("Cost", cost),
-    )
-    return [(label, shown_text(value, 200)) for label, value in facts if value is not None]
-
-
-def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:,.0f}"
-
-
-def _time(at: datetime | None) -> str | None:
-    return None if at is None else utc(at, "second")
-
-
-def up_since(scaled: ScaledXCom) -> datetime | None:
-    """Return since when a task has its app scaled up, or ``None`` if it has not."""
+def up_since(history: WorkerHistory) -> datetime | None:
+    """Return since when an app has workers, or ``None`` if it has none."""
     up_at: float | None = None
-    for change in scaled.changes:
-        if not change.workers:
-            up_at = None
-        elif up_at is None:
-            up_at = change.at
+    for at, workers in history.changes:
+        up_at = (at if up_at is None else up_at) if workers else None
     return None if up_at is None else datetime.fromtimestamp(up_at, UTC)

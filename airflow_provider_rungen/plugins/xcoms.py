@@ -8,19 +8,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
 from typing import Annotated, Any, NamedTuple
 
 from airflow.models.xcom import XComModel
 from airflow.sdk.bases.xcom import BaseXCom
 from airflow.sdk.execution_time.comms import XComResult
-from pydantic import AfterValidator, BaseModel, Field, StrictInt, StrictStr, TypeAdapter
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    PlainValidator,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+)
 from sqlalchemy import Text, case, cast, func, null, select
 
 from airflow_provider_rungen._airflow import ObjectStoragePath, conf
+from airflow_provider_rungen.client.worker_history import WorkerHistory
 from airflow_provider_rungen.execution.archive.threads import run_concurrently
 from airflow_provider_rungen.execution.costs.bill import BILL_KEY
 from airflow_provider_rungen.execution.costs.scale_state import KEY as SCALE_KEY
+from airflow_provider_rungen.execution.costs.scale_state import read_history
 from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
 from airflow_provider_rungen.execution.task.usage import USAGE_KEY
 from airflow_provider_rungen.links import RunGenJobLink
@@ -29,10 +39,11 @@ from airflow_provider_rungen.plugins.bounded import TooComplexError, parse_bound
 log = logging.getLogger(__name__)
 
 Count = Annotated[StrictInt, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0, lt=1e11, allow_inf_nan=False)]
 # JSON may hold half a character, which no page and no URL can
 PlainText = Annotated[StrictStr, AfterValidator(lambda text: text.encode(errors="replace").decode())]
 Ids = list[PlainText | None]
+#: The figures of a bill, or of what jobs used, by name.
+Figures = dict[PlainText, PlainText | StrictInt | StrictFloat | None]
 
 
 class PageXCom(BaseModel):
@@ -60,54 +71,15 @@ class Failure(BaseModel):
     error: PlainText = ""
 
 
-class Usage(BaseModel):
-    """The XCom ``usage``."""
-
-    jobs: Count | None = None
-    completed: Count | None = None
-    failed: Count | None = None
-    reused: Count | None = None
-    execution_seconds: Seconds | None = None
-
-
-class BillXCom(BaseModel):
-    """The XCom ``bill``: see `Bill.to_json`."""
-
-    app_id: PlainText | None = None
-    worker_seconds: Seconds | None = None
-    busy_seconds: Seconds | None = None
-    utilization: Seconds | None = None
-    jobs: Count | None = None
-    up_at: datetime | None = None
-    down_at: datetime | None = None
-    price: PlainText | None = None
-    cost: PlainText | None = None
-    currency: PlainText | None = None
-    source: PlainText | None = None
-
-
-class Change(BaseModel):
-    """A change of the number of workers of an app."""
-
-    at: Seconds
-    workers: Count
-
-
-class ScaledXCom(BaseModel):
-    """The XCom ``scaled``: see `ScaleState`."""
-
-    changes: list[Change] = []
-
-
 # The XComs that pages read: the most bytes of each, and its type. An id of a job takes 40 bytes.
 _KINDS: Mapping[str, tuple[int, Any]] = {
     "job_ids": (4 << 20, Ids),
     "failed": (1 << 20, list[Failure]),
     PAGE_KEY: (1 << 20, PageXCom),
-    SCALE_KEY: (1 << 18, ScaledXCom),
-    BILL_KEY: (1 << 16, BillXCom),
+    SCALE_KEY: (1 << 18, Annotated[WorkerHistory, PlainValidator(read_history)]),
+    BILL_KEY: (1 << 16, Figures),
     "job_id": (1 << 16, PlainText),
-    USAGE_KEY: (1 << 16, Usage),
+    USAGE_KEY: (1 << 16, Figures),
     RunGenJobLink.key: (1 << 16, PlainText),
 }
 #: The fields of a task that have other names than their XComs.

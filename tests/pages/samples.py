@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.emulator.png import draw
 from airflow_provider_rungen.pages import render
 from airflow_provider_rungen.pages.describe import find_facts
@@ -215,49 +216,46 @@ def failed_job_page() -> JobPage:
     )
 
 
-def app(index: int = 0, **changes: Any) -> AppView:
-    view = AppView(
-        app_id=("flux-schnell", "llama-3-8b", "whisper-large", "sdxl-lora")[index % 4],
-        name=("Catalog pictures", "Descriptions", "", "Campaign")[index % 4],
-        status="RUNNING",
-        is_billed=True,
-        active_workers=2,
-        workers={"ready": 1, "running": 1, "initializing": 0},
-        counters={"completed": 10_482, "failed": 38, "in_progress": 2, "in_queue": 417, "retried": 3},
+def app(index: int = 0, *, workers: int = 2, status: str = "RUNNING", **counts: int) -> AppView:
+    return AppView(
+        app=App(
+            id=("flux-schnell", "llama-3-8b", "whisper-large", "sdxl-lora")[index % 4],
+            name=("Catalog pictures", "Descriptions", "", "Campaign")[index % 4],
+            description="FLUX Schnell with the studio's LoRA.",
+            status=status,
+            configuration={"active_workers": workers},
+            jobs={"completed": 10_482, "failed": 38, "in_progress": 2, "in_queue": 417, "retried": 3},
+            workers=counts,
+        ),
+        is_billed=bool(workers),
         gpu_tier="PERFORMANCE",
-        up_since=NOON,
-        used_by=[Link(label="rungen_catalogue.take_pictures", href="task.html")],
+        up_since=NOON if workers else None,
+        used_by=[Link(label="rungen_catalogue.take_pictures", href="task.html")] if index != 2 else (),
         href="app.html",
     )
-    return replace(view, **changes)
 
 
-def app_page(**changes: Any) -> AppPage:
-    page = AppPage(
-        app=app(),
+def app_page() -> AppPage:
+    return AppPage(
+        app=app(ready=1, running=1, initializing=0),
         conn_id="rungen_default",
-        description="FLUX Schnell with the studio's LoRA.",
         scaled_by=Link(label="rungen_catalogue, scheduled__2026-03-04T02:00:00+00:00", href="run.html"),
         bill=[("Worker time", "34 min"), ("Rate", "1.10 USD an hour"), ("Cost so far", "0.62 USD")],
     )
-    return replace(page, **changes)
 
 
 def apps_page() -> AppsPage:
-    off = {"is_billed": False, "active_workers": 0, "workers": {}, "up_since": None, "status": "STOPPED"}
-    own = [
-        app(0),
-        app(1, status="INITIALIZING", workers={"initializing": 1, "ready": 0}, active_workers=1),
-        app(2, **off, used_by=()),
-        app(3, **off),
+    views = [
+        app(0, ready=1, running=1),
+        app(1, workers=1, status="INITIALIZING", initializing=1, ready=0),
+        app(2, workers=0, status="STOPPED"),
+        app(3, workers=0, status="STOPPED"),
     ]
+    notice = "RunGen did not answer within 5 s. Reload the page to try again."
     return AppsPage(
         connections=[
-            ConnectionApps(conn_id="rungen_default", apps=own),
-            ConnectionApps(
-                conn_id="rungen_marketing",
-                notice="RunGen did not answer within 5 s. Reload the page to try again.",
-            ),
+            ConnectionApps(conn_id="rungen_default", apps=views),
+            ConnectionApps(conn_id="rungen_marketing", notice=notice),
             ConnectionApps(conn_id="rungen_test"),
         ]
     )

@@ -9,13 +9,14 @@ import pytest
 from conftest import APP
 
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.worker_history import WorkerHistory
 from airflow_provider_rungen.pages.models import JobView
 from airflow_provider_rungen.plugins import headers
 from airflow_provider_rungen.plugins.rows import pushed_rows
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
-from airflow_provider_rungen.plugins.views import bill_facts, job_view, up_since
-from airflow_provider_rungen.plugins.xcoms import BillXCom, Failure, PageXCom, ScaledXCom
+from airflow_provider_rungen.plugins.views import figures, job_view, up_since
+from airflow_provider_rungen.plugins.xcoms import Failure, PageXCom
 
 
 def record(state: str = "success", **xcoms: Any) -> TaskRecord:
@@ -65,20 +66,15 @@ def test_a_completed_job_whose_result_is_of_no_use_has_failed() -> None:
 
 
 def test_the_app_is_up_since_its_last_start() -> None:
-    changes = [{"at": 1.0, "workers": 1}, {"at": 2.0, "workers": 0}, {"at": 3.0, "workers": 2}]
-    since = up_since(ScaledXCom(changes=[*changes, {"at": 4.0, "workers": 3}]))  # type: ignore[list-item]
+    changes = ((1.0, 1), (2.0, 0), (3.0, 2), (4.0, 3))
+    since = up_since(WorkerHistory(changes))
     assert since is not None
     assert since.timestamp() == 3.0
-    assert up_since(ScaledXCom(changes=changes[:2])) is None  # type: ignore[arg-type]
+    assert up_since(WorkerHistory(changes[:2])) is None
 
 
 def test_a_bill_is_readable() -> None:
-    bill = {"utilization": "0.1407", "worker_seconds": "21.329", "up_at": "2026-01-02T03:04:05+00:00"}
-    cost = {"cost": "0.0071", "currency": "USD", "source": "declared price"}
-    facts = dict(bill_facts(BillXCom.model_validate(bill | cost)))
-    assert facts["Utilization"] == "14 %"
-    assert facts["Up since"] == "2026-01-02 03:04:05 UTC"
-    assert facts["Cost"] == "0.0071 USD (declared price)"
+    assert figures({"worker_seconds": "21.329", "down_at": None}) == [("Worker seconds", "21.329")]
 
 
 @pytest.mark.parametrize("name", ['a".png', "a\r\nX: 1.png", "ä.png", "\ud800.png"])
