@@ -64,7 +64,7 @@ def _find(base: str, count: int, of: str, expected: int) -> None:
     book = LedgerBook(Ledger(f"{base}/ledger"), _MODEL, _RUN)
     book.open()
     keys = [book.key(each) for each in _inputs(count, of)]
-    found = book.find(keys, f"{base}/photos", on_stored=lambda job: job.job_id)
+    found = book.find(keys, lambda job: None, destination=f"{base}/photos")
     if len(found.stored) != expected:
         raise RuntimeError(f"{len(found.stored)} of {count} keys were found, not {expected}")
 
@@ -72,7 +72,7 @@ def _find(base: str, count: int, of: str, expected: int) -> None:
 def _read_bare(base: str, count: int) -> None:
     """Read the files that a look-up needs, as fast as the file system lets them be read."""
     from airflow_provider_rungen._airflow import ObjectStoragePath
-    from airflow_provider_rungen.execution.ledger.keys import ledger_key
+    from airflow_provider_rungen.execution.ledger.entries import ledger_key
 
     fs, root = ObjectStoragePath(base).fs, str(ObjectStoragePath(base).path).rstrip("/")
     keys = [ledger_key(each, _MODEL, "1", ()) for each in _inputs(count)]

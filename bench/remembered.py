@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bench.service import APP
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.execution.archive.folder import File
-    from airflow_provider_rungen.execution.archive.storage import Storage
+    from airflow_provider_rungen.execution.archive.storage import File, Storage
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 
 FILE_NAME = "0-output.png"

@@ -174,7 +174,7 @@ def _run_bare(folder: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    from airflow_provider_rungen.execution.ledger.keys import ledger_key
+    from airflow_provider_rungen.execution.ledger.entries import ledger_key
 
     ledger, model, found = folder / "ledger", _model(), []
     for row in _table_rows(folder):
@@ -194,7 +194,7 @@ def _remember_all(folder: Path) -> None:
 
 
 def _model() -> str:
-    from airflow_provider_rungen.execution.ledger.keys import model_identity
+    from airflow_provider_rungen.execution.ledger.entries import model_identity
     from airflow_provider_rungen.hooks import RunGenHook
 
     with RunGenHook() as hook:

@@ -9,10 +9,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from airflow_provider_rungen.execution.archive.folder import File
 from airflow_provider_rungen.execution.archive.manifests import MANIFEST, Manifest, parse_manifest
-from airflow_provider_rungen.execution.archive.many_files import read_unlisted
-from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.storage import File, Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import files_of
 from airflow_provider_rungen.execution.archive.threads import batches
 from airflow_provider_rungen.pages.output_kinds import HEAD_BYTES, detect
@@ -64,13 +62,13 @@ class BoundedStorage:
         :raises TooSlowError: the time is over.
         """
         self._check_time()
-        contents = read_unlisted(self.storage, files, _SMALL_BYTES)
+        contents = self.storage.read_all(files, _SMALL_BYTES)
         large = [file for file, content in contents.items() if len(content) > _SMALL_BYTES]
         found = {file: self._take(content) for file, content in contents.items() if file not in large}
         for some in batches(large, _FEW):
             self._check_time()
             limit = max(0, self._budget // _FEW)
-            for file, content in read_unlisted(self.storage, some, limit).items():
+            for file, content in self.storage.read_all(some, limit).items():
                 found[file] = None if len(content) > limit else self._take(content)
         return found
 

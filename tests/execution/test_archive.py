@@ -47,9 +47,8 @@ from airflow_provider_rungen.exceptions import (
     RunGenOutputError,
     RunGenResultError,
 )
-from airflow_provider_rungen.execution.archive import archiver, job_archiver, journal
+from airflow_provider_rungen.execution.archive import archiver, job_archiver
 from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
-from airflow_provider_rungen.execution.archive.many_files import read_listed
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
 from airflow_provider_rungen.execution.jobs.job_wait import JobWait
@@ -106,16 +105,21 @@ def archive_results(
         result = left.pop(0) if len(left) > 1 else left[0]
         return Job(job_id, APP, JobStatus.COMPLETED, result)
 
-    async def run() -> dict[str, StoredJob | RunGenError]:
-        downloader = Downloader(Settings("http://127.0.0.1:1", KEY), max_bytes=10**6, at_once=4)
-        with Storage(folder.as_uri()) as storage:
-            store = OutputArchiver(perform, APP, storage, downloader, max_concurrency=max_concurrency)
-            try:
-                return await store.run(list(results), lambda: None)
-            finally:
-                await downloader.close()
+    stored: dict[str, StoredJob | RunGenError] = {}
 
-    return asyncio.run(run())
+    async def run() -> dict[str, RunGenError]:
+        downloader = Downloader(Settings("http://127.0.0.1:1", KEY), max_bytes=10**6, at_once=4)
+        store = OutputArchiver(
+            *(perform, APP, Storage(folder.as_uri()), downloader),
+            max_concurrency=max_concurrency,
+            on_stored=lambda job: stored.update({job.job_id: job}),
+        )
+        try:
+            return await store.run(list(results), lambda: None)
+        finally:
+            await downloader.close()
+
+    return stored | asyncio.run(run())
 
 
 def manifest_of(folder: Path, job_id: str) -> dict[str, Any]:
@@ -491,15 +495,17 @@ def test_an_upload_that_fails_is_repeated_and_shows_no_half_file(
 
 
 class Counting(Uploads):
-    """Counts the bytes and files that are uploaded."""
+    """Counts the files that are uploaded."""
 
     sent: Counter[str]
 
-    def put_file(self, lpath: Any, rpath: Any, *args: Any, **kwargs: Any) -> None:
-        kind = "manifest" if "-manifest." in str(lpath) else "output"
-        self.sent[kind] += Path(lpath).stat().st_size
-        self.sent[f"{kind} files"] += 1
-        super().put_file(lpath, rpath, *args, **kwargs)
+    def put_file(self, *args: Any, **kwargs: Any) -> None:
+        self.sent["outputs"] += 1
+        super().put_file(*args, **kwargs)
+
+    def pipe_file(self, path: Any, value: bytes, **kwargs: Any) -> None:
+        self.sent["manifests"] += b'"outputs"' in value
+        super().pipe_file(path, value, **kwargs)
 
 
 @pytest.fixture
@@ -522,8 +528,8 @@ def test_the_manifest_of_many_outputs_is_written_once_a_second_at_most(
         begun_at = time.monotonic()
         value = run_task(collect_op(job_id, "memory://bucket/x"), context).value
         seconds = time.monotonic() - begun_at
-        assert len(value["outputs"]) == counting.sent["output files"] == count
-        assert counting.sent["manifest files"] <= 1 + seconds / journal.SAVE_INTERVAL
+        assert len(value["outputs"]) == counting.sent["outputs"] == count
+        assert counting.sent["manifests"] <= 1 + seconds / job_archiver.SAVE_INTERVAL
         assert len({name for name in counting.names() if job_id in name}) == count + 1
 
 
@@ -540,7 +546,7 @@ def test_an_attempt_after_a_kill_fetches_only_what_is_missing_in_a_store(
     def is_half() -> bool:
         contents = {name: counting.cat_file(name) for name in counting.names()}
         return (
-            counting.sent["output files"] >= half
+            counting.sent["outputs"] >= half
             and rungen_emulator.service.count("output") > half
             and are_listed(contents)
         )
@@ -576,10 +582,10 @@ def test_many_files_are_written_read_measured_and_listed(place: str) -> None:
     wanted = [*files, ("a", "none"), ("none", "1.txt"), ("", "a")]
     reader = Storage(place, read_only=True)
     sizes = {file: len(content) for file, content in files.items()}
-    assert list(read_listed(reader, sizes)) == [files]
-    assert list(read_listed(reader, {**sizes, ("a", "none"): 1, ("none", "1.txt"): 1})) == [files]
+    assert list(reader.read_listed(sizes)) == [files]
+    assert list(reader.read_listed({**sizes, ("a", "none"): 1, ("none", "1.txt"): 1})) == [files]
     # one that was replaced by a shorter one since it was listed
-    assert list(read_listed(reader, {**sizes, ("a", "1.txt"): 4})) == [files]
+    assert list(reader.read_listed({**sizes, ("a", "1.txt"): 4})) == [files]
     assert reader.sizes_of(wanted) == sizes
     in_folders = {file: size for file, size in sizes.items() if file[0]}
     assert reader.list_all(["a", "b", "none"]) == in_folders
@@ -589,7 +595,7 @@ def test_many_files_are_written_read_measured_and_listed(place: str) -> None:
 
 def test_nothing_is_created_where_files_are_only_read(tmp_path: Path) -> None:
     storage = Storage(tmp_path / "none", read_only=True)
-    assert storage.read("a", "1.txt", 9) is None
+    assert storage.read_all([("a", "1.txt")]) == {}
     assert storage.sizes_of([("a", "1.txt")]) == {}
     assert storage.list_folder("a") == {}
     for look in (lambda: storage.list_all(["a"]), lambda: storage.confirm_missing([("a", "1.txt")])):
@@ -607,14 +613,14 @@ def test_a_file_is_not_visible_before_it_is_complete(
     def pipe_file(path: str, value: bytes, **_: Any) -> None:
         with uploads.open(path, "wb") as file:
             file.write(value[:1])
-        seen.append(Storage("memory://bucket/x").read("a", "1.txt", 9))
+        seen.append(Storage("memory://bucket/x").read_all([("a", "1.txt")]))
         raise OSError("lost the connection")
 
     Storage("memory://bucket/x").write_all({("a", "1.txt"): b"old"})
     monkeypatch.setattr(uploads, "pipe_file", pipe_file)
     with pytest.raises(RunGenOutputError, match="lost the connection"):
         Storage("memory://bucket/x").write_all({("a", "1.txt"): b"new"})
-    assert seen == [b"old"]
+    assert seen == [{("a", "1.txt"): b"old"}]
     assert uploads.names() == {"bucket/x/a/1.txt"}
 
 
@@ -625,7 +631,7 @@ def test_links_are_not_followed_in_many_files(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to(tmp_path / "a")
     storage = Storage(tmp_path)
     wanted = [(folder, f"{n}.txt") for folder in "ab" for n in (1, 2)]
-    assert list(read_listed(storage, {("a", "1.txt"): 1})) == [{("a", "1.txt"): b"x"}]
+    assert list(storage.read_listed({("a", "1.txt"): 1})) == [{("a", "1.txt"): b"x"}]
     assert storage.sizes_of(wanted) == storage.list_all(["a"]) == {("a", "1.txt"): 1}
     with pytest.raises(RunGenOutputError, match="symbolic link"):
         storage.list_all(["a", "b"])
@@ -933,14 +939,14 @@ def test_a_pipe_in_the_place_of_a_file_holds_nothing_up(
 
 
 def test_files_that_another_attempt_is_at_work_on_are_left_alone(tmp_path: Path) -> None:
-    with Storage(tmp_path.as_uri()) as ours, Storage(tmp_path.as_uri()) as other:
-        with ours.incoming("job", "0-a.png") as (file, path):
-            file.write(b"image")
-            (tmp_path / "job" / ".left.part").touch()
-            other.remove_leftovers("job")
-            assert list(files(tmp_path)) == [f"job/{path}"]
-            ours.put(file, path, "job", "0-a.png")
-        assert files(tmp_path) == {"job/0-a.png": b"image"}
+    ours, other = Storage(tmp_path.as_uri()), Storage(tmp_path.as_uri())
+    with ours.incoming("job", "0-a.png") as (file, path):
+        file.write(b"image")
+        (tmp_path / "job" / ".left.part").touch()
+        other.remove_leftovers("job")
+        assert list(files(tmp_path)) == [f"job/{path}"]
+        ours.put(file, path, "job", "0-a.png")
+    assert files(tmp_path) == {"job/0-a.png": b"image"}
 
 
 def test_the_manifest_of_another_app_is_not_believed(

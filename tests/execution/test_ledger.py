@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -21,18 +21,19 @@ from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.redaction import without_secret_parameters
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.manifests import manifest_text
-from airflow_provider_rungen.execution.archive.many_files import read_listed
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-from airflow_provider_rungen.execution.ledger.book import Found, LedgerBook
+from airflow_provider_rungen.execution.ledger.book import LedgerBook
 from airflow_provider_rungen.execution.ledger.entries import (
     MAX_ENTRY_BYTES,
     Entry,
+    destination_of,
     entry_text,
     is_manifest_uri,
+    ledger_key,
+    model_identity,
     parse_entry,
 )
-from airflow_provider_rungen.execution.ledger.keys import ledger_key, model_identity
 from airflow_provider_rungen.ledger import Ledger
 
 INPUT = {"prompt": "a red fox", "width": 64}
@@ -40,8 +41,8 @@ OTHER = {"prompt": "a blue fox", "width": 64}
 KEY = "a" * 64
 NOW = datetime(2026, 1, 31, 12, 30, tzinfo=UTC)
 MANIFEST = "s3://my_s3@bucket/photos/job-1/manifest.json"
-DONE = Entry("done", "flux", "job-1", "ab12", NOW, MANIFEST, 2.5)
-PENDING = Entry("pending", "flux", "job-1", "ab12", NOW)
+DONE = Entry("flux", "job-1", "ab12", NOW, MANIFEST, 2.5)
+PENDING = Entry("flux", "job-1", "ab12", NOW)
 
 
 # --- which inputs are equal ---------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
 
 
 def test_the_destination_is_where_the_folder_of_the_job_is() -> None:
-    assert DONE.place.destination == "s3://my_s3@bucket/photos"
+    assert destination_of(MANIFEST, "job-1") == "s3://my_s3@bucket/photos"
 
 
 def changed(**fields: Any) -> bytes:
@@ -306,12 +307,18 @@ def open_book(base: str, run: str = "a1", **options: Any) -> LedgerBook:
     return book
 
 
-def find(book: LedgerBook, keys: Iterable[str], destination: Any = None) -> Found[StoredJob]:
-    return book.find(keys, destination, on_stored=lambda job: job)
+@dataclass
+class Found:
+    """What a ledger finds."""
+
+    stored: dict[str, StoredJob]
+    pending: dict[str, Entry]
 
 
-def find_now(book: LedgerBook, keys: Iterable[str]) -> Found[StoredJob]:
-    return book.find_now(keys, on_stored=lambda job: job)
+def find(book: LedgerBook, keys: Iterable[str], destination: Any = None) -> Found:
+    taken: dict[str, StoredJob] = {}
+    found = book.find(keys, lambda job: taken.update({job.job_id: job}), destination=destination)
+    return Found({key: taken[entry.job_id] for key, entry in found.stored.items()}, found.pending)
 
 
 def store(destination: str, job_id: str, /, *, size: int = 3, **fields: Any) -> StoredJob:
@@ -378,7 +385,7 @@ def test_an_input_is_pending_and_then_stored(base: str, caplog: pytest.LogCaptur
         blue: ("flux", "job-2"),
     }
     job = store(f"{base}/photos", "job-1")
-    assert book.add_done({fox: job}) == 0
+    book.add_done({fox: job})
     found = find(other, [fox, blue])
     assert found.stored == {fox: job}
     assert found.pending.keys() == {blue}
@@ -437,7 +444,7 @@ def test_what_is_gone_from_storage_runs_again(base: str, harm: str, caplog: pyte
             storage.write_all({(f"job-{number}", "0-fox.png"): b"half a picture"})
         else:
             name = "manifest.json" if harm == "manifest" else "0-fox.png"
-            storage.remove(f"job-{number}", [name])
+            storage.remove([(f"job-{number}", name)])
     assert find(open_book(base, "b2"), keys).stored == {keys[2]: jobs[keys[2]]}
     [warning] = warnings(caplog)
     assert warning.startswith("2 of the remembered jobs are gone from storage and run again: ")
@@ -544,7 +551,7 @@ def test_a_job_that_is_reused_does_not_become_younger(base: str) -> None:
     job = store(f"{base}/photos", "job-1")
     done = replace(DONE, at=datetime.now(UTC) - timedelta(hours=1), manifest=job.manifest)
     write_entry(base, key, done)
-    assert book.add_done(find(book, [key]).stored) == 0
+    book.add_done(find(book, [key]).stored)
     assert read_entry(base, key) == done
 
 
@@ -557,7 +564,7 @@ def test_refresh_runs_all_anew_but_not_in_each_attempt(base: str, caplog: pytest
     found = find(refreshing, [fox, blue])
     assert (found.stored, found.pending) == ({}, {})
     refreshing.add_pending("flux", {fox: "job-3", blue: "job-4"})
-    assert refreshing.add_done({fox: (job := store(f"{base}/photos", "job-3"))}) == 0
+    refreshing.add_done({fox: (job := store(f"{base}/photos", "job-3"))})
     retry = find(open_book(base, "b2", refresh=True), [fox, blue])
     assert (retry.stored, retry.pending[blue].job_id) == ({fox: job}, "job-4")
     assert find(open_book(base, "c3"), [fox]).stored == {fox: job}
@@ -571,9 +578,9 @@ def test_two_runs_at_the_same_moment_are_counted(base: str, caplog: pytest.LogCa
         assert find(book, keys).pending == {}
     one.add_pending("flux", dict(zip(keys, ["job-1", "job-2"], strict=False)))
     other.add_pending("flux", dict(zip(keys, ["job-3", "job-4"], strict=False)))
-    assert one.add_done({keys[0]: store(f"{base}/photos", "job-1")}) == 1
+    one.add_done({keys[0]: store(f"{base}/photos", "job-1")})
     last = store(f"{base}/photos", "job-3")
-    assert other.add_done({keys[0]: last, keys[2]: store(f"{base}/photos", "job-5")}) == 1
+    other.add_done({keys[0]: last, keys[2]: store(f"{base}/photos", "job-5")})
     assert (
         warnings(caplog) == ["Bought twice: 1 inputs, since another run submitted them at the same time"] * 2
     )
@@ -585,7 +592,7 @@ def test_a_job_that_another_run_left_is_not_bought_twice(base: str, caplog: pyte
     later = open_book(base, "b2")
     # it failed, so that this run buys another one
     assert find(later, [key]).pending[key].job_id == "job-1"
-    assert later.add_done({key: store(f"{base}/photos", "job-2")}) == 0
+    later.add_done({key: store(f"{base}/photos", "job-2")})
     assert warnings(caplog) == []
 
 
@@ -625,7 +632,7 @@ def test_no_secret_and_no_input_is_written(base: str) -> None:
     book.add_pending("flux", {fox: "job-1", blue: "job-2"})
     book.add_done({fox: store(f"{base}/photos", "job-1", result=signed)})
     files = Storage(f"{base}/ledger").list_all({"", fox[:2], blue[:2]})
-    [contents] = read_listed(Storage(f"{base}/ledger"), files)
+    [contents] = Storage(f"{base}/ledger").read_listed(files)
     assert len(contents) >= 2
     for word in (b"s3cret", b"storage.example", b"Signature", b"prompt", b"models.example"):
         assert not any(word in content for content in contents.values())
@@ -638,7 +645,7 @@ def test_a_destination_with_a_password_is_not_remembered(
     key = book.key(INPUT)
     job = replace(store("memory://bucket/photos", "job-1"), manifest="")
     for place in ("memory://user:s3cret@bucket", "memory://bucket/x?sig=s3cret", "memory://bucket//x"):
-        assert book.add_done({key: replace(job, manifest=f"{place}/job-1/manifest.json")}) == 0
+        book.add_done({key: replace(job, manifest=f"{place}/job-1/manifest.json")})
     assert find(book, [key]).stored == {}
     assert len(warnings(caplog)) == 3
     assert all("Not remembered: 1 stored jobs" in warning for warning in warnings(caplog))
@@ -709,8 +716,8 @@ def test_an_outage_is_not_mistaken_for_a_miss(failing: Failing, access: str) -> 
     book.add_done({key: (job := store("memory://bucket/x/photos", "job-1"))})
     failing.refused = access
     # to read a few entries needs no listing
-    calls: list[Callable[[], object]] = [lambda: find(book, [key])]
-    calls += [lambda: find_now(book, [key]), lambda: book.add_done({key: job})] if access == "read" else []
+    calls: list[Callable[[], object]] = [lambda: find(book, [key, *map(str, range(256))])]
+    calls += [lambda: find(book, [key]), lambda: book.add_done({key: job})] if access == "read" else []
     for call in calls:
         with pytest.raises(RunGenOutputError) as outage:
             call()

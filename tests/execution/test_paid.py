@@ -22,13 +22,13 @@ from airflow_provider_rungen.execution.archive.manifests import manifest_text
 from airflow_provider_rungen.execution.archive.storage import Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.ledger.book import LedgerBook
-from airflow_provider_rungen.execution.ledger.entries import Entry, entry_text, run_token
+from airflow_provider_rungen.execution.ledger.entries import Entry, entry_text
 from airflow_provider_rungen.execution.sending.paid import PaidInputs
 from airflow_provider_rungen.ledger import Ledger
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState, JobState, Writer
 
-A, B = (run_token(task * 32, 2) for task in "ab")
+A, B = (task * 32 + "0002" for task in "ab")
 BLOCK = 16
 
 
@@ -136,7 +136,7 @@ def counting() -> Iterator[Counting]:
 
 def test_a_block_costs_a_read_for_each_input_however_large_the_ledger_is(counting: Counting) -> None:
     run = Run("memory://bucket/x", B)
-    entry = Entry("pending", "flux", "job", A, datetime.now(UTC))
+    entry = Entry("flux", "job", A, datetime.now(UTC))
     for number in range(100_000):
         key = key_of(number)
         path = f"/bucket/x/ledger/{key[:2]}/{key}.json"
@@ -206,7 +206,7 @@ def test_a_local_shard_is_not_listed_for_a_few_inputs(base: str, monkeypatch: py
 
 def test_a_job_of_another_run_is_shared_and_one_of_this_task_is_adopted(base: str) -> None:
     Run(base, B).buy(0, "job-b")
-    Run(base, run_token("a" * 32, 1)).buy(1, "job-a")  # before a clear
+    Run(base, "a" * 32 + "0001").buy(1, "job-a")  # before a clear
     run = Run(base, A, turn=2)
     before = datetime.now(UTC).timestamp()
     assert run.look_up(0, 1, 2) == [0, 1]
@@ -251,7 +251,7 @@ def test_a_pending_job_of_another_app_is_not_waited_for_but_a_stored_one_is_used
     again = Run(base)
     assert again.paid.read_again({1: run.jobs.table.job("job-1")}) == set()
     assert again.taken == ["job-1"]
-    Storage(run.destination).remove("job-1", ["manifest.json"])
+    Storage(run.destination).remove([("job-1", "manifest.json")])
     store(run.destination, "job-9")
     assert again.paid.read_again({1: run.jobs.table.job("job-1")}) == {1}
 
@@ -341,7 +341,7 @@ def test_a_plan_is_looked_up_at_once(base: str, caplog: pytest.LogCaptureFixture
 def test_what_expired_or_is_refreshed_runs_again_but_not_in_a_retry(base: str) -> None:
     key, old = key_of(0), datetime.now(UTC) - timedelta(hours=1)
     Run(base)
-    entry = entry_text(key, Entry("pending", "flux", "job-0", B, old))
+    entry = entry_text(key, Entry("flux", "job-0", B, old))
     Storage(f"{base}/ledger").write_all({(key[:2], f"{key}.json"): entry})
     assert Run(base, A, expires=60).look_up(0) == Run(base, A, refresh=True).look_up(0) == []
     assert Run(base, B, expires=60, refresh=True, turn=2).look_up(0) == [0]

@@ -25,10 +25,10 @@ from airflow_provider_rungen.exceptions import (
     RunGenServerError,
 )
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
-from airflow_provider_rungen.execution.sinks.failures import is_useless
 from airflow_provider_rungen.execution.sinks.returned import Results
 from airflow_provider_rungen.execution.sinks.table_results import TableResults
 from airflow_provider_rungen.execution.task.options import CollectOptions, RunOptions
+from airflow_provider_rungen.execution.task.outcomes import is_useless
 from airflow_provider_rungen.execution.task.run import TaskRun
 from airflow_provider_rungen.operators import RunGenRunTableOperator
 from airflow_provider_rungen.runs.plan import PlannedRow

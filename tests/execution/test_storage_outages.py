@@ -103,7 +103,6 @@ PLACES: dict[str, Where] = {
     "GET of entries": lambda request: (
         in_folder("ledger", "GET")(request) and "ledger.json" not in request.key
     ),
-    "LIST of a shard": lambda request: request.operation == "LIST" and request.key.rstrip("/")[-3:-2] == "/",
     "all of the ledger": in_folder("ledger", *EVERYTHING),
 }
 

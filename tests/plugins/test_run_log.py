@@ -188,9 +188,9 @@ class CountingStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no ty
         self.reads: list[str] = []
         self.is_read_only = False
 
-    def cat_ranges(self, paths: list[str], *args: Any, **kwargs: Any) -> Any:
-        self.reads += paths
-        return super().cat_ranges(paths, *args, **kwargs)
+    def cat_file(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        self.reads.append(path)
+        return super().cat_file(path, *args, **kwargs)
 
     def pipe_file(self, path: str, value: bytes, **kwargs: Any) -> None:
         assert not self.is_read_only, path

@@ -6,6 +6,7 @@ Import this module where it is used: it imports aiohttp.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,17 +21,16 @@ from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, pace
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.transport import gather_limited
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenOutputError
-from airflow_provider_rungen.execution.archive.figures import Figures
 from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
-from airflow_provider_rungen.execution.archive.steps import run_with_checks
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.archive.stored_jobs import Figures, StoredJob
 from airflow_provider_rungen.schemas import Schema
 
 log = logging.getLogger(__name__)
 
 # So many failures in a row are an outage, and not single broken files.
 OUTAGE_FAILURES = 16
+_KILL_CHECK_SECONDS = 0.1
 
 
 @dataclass
@@ -44,7 +44,7 @@ class OutputArchiver:
     :param downloader: downloads them.
     :param max_concurrency: how many downloads, and how many jobs, may be in progress at a time.
     :param schema: the schema that results must match.
-    :param on_stored: what to keep of a job that is stored, since there may be many.
+    :param on_stored: takes each job that is stored.
     :param figures: counts what is stored.
     """
 
@@ -54,40 +54,41 @@ class OutputArchiver:
     downloader: Downloader
     _: KW_ONLY
     max_concurrency: int
+    on_stored: Callable[[StoredJob], object]
     schema: Schema | None = None
-    on_stored: Callable[[StoredJob], StoredJob] = lambda stored: stored
     figures: Figures = field(default_factory=Figures)
     slots: asyncio.Semaphore = field(init=False)
-    _outcomes: dict[str, StoredJob | RunGenError] = field(init=False, default_factory=dict)
+    _errors: dict[str, RunGenError] = field(init=False, default_factory=dict)
     _failures_in_a_row: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.slots = asyncio.Semaphore(self.max_concurrency)
 
-    async def run(
-        self, job_ids: Sequence[str], check: Callable[[], None]
-    ) -> dict[str, StoredJob | RunGenError]:
+    async def run(self, job_ids: Sequence[str], check: Callable[[], None]) -> dict[str, RunGenError]:
         """
-        Store the outputs of jobs. Return, by job id, what was stored or the error that it failed with.
+        Store the outputs of jobs. Return, by job id, the errors of those that could not be stored.
 
         :param check: called often; an error that it raises ends the work.
         :raises RunGenError: an error that concerns all jobs and is not retryable.
         """
         begun_at = logged_at = time.monotonic()
-
-        def check_and_log() -> None:
-            nonlocal logged_at
-            check()
-            if (now := time.monotonic()) - logged_at >= PROGRESS_INTERVAL:
-                logged_at, done, count = now, len(self._outcomes), len(job_ids)
-                rate = pace(done, count - done, now - begun_at)
-                log.info("Stored so far: %s of %d of %d jobs%s", self.figures, done, count, rate)
-
+        jobs_before = self.figures.jobs
+        work = asyncio.ensure_future(gather_limited(self._archive, job_ids, self.max_concurrency))
         try:
-            await run_with_checks(gather_limited(self._archive, job_ids, self.max_concurrency), check_and_log)
+            while not work.done():
+                await asyncio.wait([work], timeout=_KILL_CHECK_SECONDS)
+                check()
+                if (now := time.monotonic()) - logged_at >= PROGRESS_INTERVAL:
+                    logged_at, count = now, len(job_ids)
+                    done = self.figures.jobs - jobs_before + len(self._errors)
+                    rate = pace(done, count - done, now - begun_at)
+                    log.info("Stored so far: %s of %d of %d jobs%s", self.figures, done, count, rate)
+            work.result()
         finally:
-            self.figures.seconds += time.monotonic() - begun_at
-        return self._outcomes
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await work
+        return self._errors
 
     async def _archive(self, job_id: str) -> None:
         job: Job | None = None
@@ -97,14 +98,14 @@ class OutputArchiver:
             job.raise_for_status()
             if self.schema is not None:
                 self.schema.check_result(job)
-            self._outcomes[job_id] = self.on_stored(await JobArchiver(self, job).run())
+            self.on_stored(await JobArchiver(self, job).run())
         except RunGenError as error:
             is_of_job = isinstance(error, RunGenJobError)
             if isinstance(error, RunGenJobError) and job is not None:
                 error.execution_time = job.execution_time
             if not error.retryable and not is_of_job and not concerns_one_job(error):
                 raise
-            self._outcomes[job_id] = error
+            self._errors[job_id] = error
             # how a job ended, and a permanent error, are no sign of an outage
             if error.retryable and (not is_of_job or isinstance(error, RunGenOutputError)):
                 self._failures_in_a_row += 1

@@ -35,6 +35,7 @@ class Manifest:
     :param result: its result.
     :param created_at: when it was created (ISO 8601), if known.
     :param execution_seconds: how long it ran, if known.
+    :param app_id: its app.
     """
 
     entries: Mapping[tuple[str, str], dict[str, Any]]
@@ -45,6 +46,7 @@ class Manifest:
     result: Any = None
     created_at: str | None = None
     execution_seconds: float | None = None
+    app_id: str = ""
 
 
 def parse_manifest(
@@ -53,15 +55,18 @@ def parse_manifest(
     """
     Parse a manifest of a job. One that is not valid, or belongs to another job, has no entries.
 
+    :param app_id: the app of the job; empty if it is not known.
     :param parse: parses the JSON. Errors of its own are raised.
     """
     try:
         fields = parse(content)
     except (ValueError, RecursionError):
         fields = None
-    is_of_job = isinstance(fields, dict) and (fields.get("app_id"), fields.get("job_id")) == (app_id, job_id)
-    outputs = fields.get("outputs") if is_of_job else None
-    if not isinstance(outputs, list):
+    if not isinstance(fields, dict):
+        fields = {}
+    app, outputs = fields.get("app_id"), fields.get("outputs")
+    is_of_job = app == (app_id or app) and fields.get("job_id") == job_id
+    if not is_of_job or not isinstance(outputs, list):
         return Manifest({}, is_complete=False, invalid_count=1)
     entries = [entry for entry in map(_parse_entry, outputs) if entry is not None]
     return Manifest(
@@ -73,6 +78,7 @@ def parse_manifest(
         result=fields.get("result"),
         created_at=fields["created_at"] if to_time(fields.get("created_at")) else None,
         execution_seconds=to_number(fields.get("execution_time")),
+        app_id=to_text(app),
     )
 
 

@@ -10,30 +10,36 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeAlias, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin
-from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.redaction import redact, redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
-from airflow_provider_rungen.execution.archive.folder import File, Folder
-from airflow_provider_rungen.execution.archive.local_files import opener_in, try_lock
-from airflow_provider_rungen.execution.archive.many_files import BATCH, check_unlisted, read_listed
+from airflow_provider_rungen.execution.archive.local_files import LocalFiles, temporary_name
+from airflow_provider_rungen.execution.archive.remote_files import RemoteFiles
 from airflow_provider_rungen.execution.archive.threads import batches, run_concurrently
 
-_TEMPORARY_SUFFIX = ".part"
-# Seconds in which a file that was not uploaded as a whole is removed.
-_CLEANUP_TIME = 1.0
+T = TypeVar("T")
+#: The folder of a file and its name. The folder of a file directly in the destination is empty.
+File: TypeAlias = tuple[str, str]
+# How a file that is missing shows. Not PermissionError: s3fs also raises it for expired credentials, a wrong
+# clock and the like.
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+# Where a file appears once it is uploaded, and not before.
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss"}
 # Where a store is tried. In the destination itself, a listing would have all its jobs.
 _PROBE_FOLDER = ".rungen"
+# So many files are read at a time, and so many bytes of them are in memory. As objects, JSON takes several
+# times as much.
+_BATCH = 1000
+_BATCH_BYTES = 8 << 20
 
 
-class Storage(Folder):
+class Storage:
     """
-    A destination, with a folder for each job. A ``job_id`` of ``""`` is the destination itself.
+    A destination, with a folder for each job. A ``folder`` of ``""`` is the destination itself.
 
     A file is written to a temporary place first: on a local file system beside its target, otherwise in this
     machine's folder for temporary files, from where it is uploaded. In a local destination, symbolic links
@@ -46,8 +52,52 @@ class Storage(Folder):
     """
 
     def __init__(self, uri: Any, name: str = "destination", *, read_only: bool = False) -> None:
-        super().__init__(uri, name, read_only=read_only)
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        from airflow_provider_rungen._airflow import AirflowNotFoundException, ObjectStoragePath
+
+        self._text = text = str(uri)
+        self._name = name
+        self._hint = f"Check {name}, and that the worker may {'read' if read_only else 'write to'} it"
+        try:
+            if "://" not in text and not os.path.isabs(text):
+                raise ValueError("it is neither a URI nor an absolute path")
+            base = uri if isinstance(uri, ObjectStoragePath) else ObjectStoragePath(text)
+            # not in a thread, because it may read a connection from Airflow
+            fs, root = base.fs, str(base.path).rstrip("/")
+        except (OSError, ImportError, TypeError, ValueError, AirflowNotFoundException) as error:
+            reason = redact_error(error, text)
+            # not chained, because the text of the cause would be logged unredacted
+            raise RunGenInputError(
+                clean_text(f"{name} {text!r} cannot be used: {reason}"), hint=self._hint
+            ) from None
+        self._is_local = base.protocol in ("", "file", "local")
+        self._is_object_store = base.protocol in _OBJECT_STORES
+        self._files: LocalFiles | RemoteFiles = RemoteFiles(fs, root, is_atomic=self._is_object_store)
+        if self._is_local:
+            self._files = LocalFiles(root)
+
+    def uri_of(self, folder: str, name: str) -> str:
+        """Return the URI of a file."""
+        return "/".join((self._text.removesuffix("/"), *filter(None, (folder, name))))
+
+    @contextlib.contextmanager
+    def _wrap_errors(self) -> Iterator[None]:
+        """Convert the errors of storage libraries, which may be of any type."""
+        from airflow_provider_rungen._airflow import AirflowException, AirflowNotFoundException
+
+        try:
+            yield
+        except RunGenOutputError:
+            raise
+        except Exception as error:
+            # Airflow's signal handler raises one when it kills a task
+            if isinstance(error, AirflowException) and not isinstance(error, AirflowNotFoundException):
+                raise
+            reason = clean_text(redact_error(error, self._text), 200)
+            # not chained, because the text of the cause would be logged unredacted
+            raise self._error(f"{type(error).__name__}: {reason}".removesuffix(": ")) from None
+
+    def _error(self, reason: str) -> RunGenOutputError:
+        return RunGenOutputError(f"the {self._name} cannot be used: {redact(reason)}", hint=self._hint)
 
     def prepare(self, *, create: bool = True) -> Self:
         """
@@ -61,152 +111,206 @@ class Storage(Folder):
         return self
 
     def _probe(self, create: bool) -> None:
-        folder, name = probe = _PROBE_FOLDER if self.is_object_store else "", _temporary_name()
+        folder, name = probe = _PROBE_FOLDER if self._is_object_store else "", temporary_name()
         content, step = name.encode(), "write"
         try:
-            if self.is_local and create:
-                with self.wrap_errors():
-                    os.makedirs(self.root or "/", exist_ok=True)
-            self.write_all({probe: content})
+            if create:
+                with self._wrap_errors():
+                    self._files.create_root()
+            self.write(folder, name, content)
             try:
                 step = "list"
-                sizes = self.list_folder(folder)
+                is_listed = name in self.list_folder(folder)
                 step = "read"
-                listed = {probe: sizes[name]} if name in sizes else {}
-                if list(read_listed(self, listed)) != [{probe: content}]:
-                    raise self.error(f"{self.uri_of(*probe)} was written, but cannot be read")
+                if not is_listed or self.read_all([probe]) != {probe: content}:
+                    raise self._error(f"{self.uri_of(*probe)} was written, but cannot be read")
                 step = "remove"
             finally:
-                self.remove(folder, [name])
+                self.remove([probe])
         except RunGenOutputError as error:
             message = f"{error.message} (could not {step} a small file)"
             raise RunGenInputError(message, hint=error.hint, retryable=error.retryable) from None
 
-    def __enter__(self) -> Self:
-        if not self.is_local:
-            self._temporary = tempfile.TemporaryDirectory(prefix="rungen-", ignore_cleanup_errors=True)
-        return self
+    # --- what is there ---
 
-    def __exit__(self, *_: object) -> None:
-        if self._temporary is not None:
-            self._temporary.cleanup()
+    def folders(self) -> set[str]:
+        """Return the names of all folders in the place, apart from hidden ones. The place may be missing."""
+        with self._wrap_errors(), contextlib.suppress(FileNotFoundError):
+            return self._folders()
+        return set()
 
-    # --- writing ---
+    def _folders(self) -> set[str]:
+        return {name for name in self._files.folders() if not name.startswith(".")}
 
-    @contextlib.contextmanager
-    def incoming(self, job_id: str, name: str) -> Iterator[tuple[BinaryIO, str]]:
-        """Open a temporary file, and return it with its path. It is removed unless `put` moves it."""
-        with self.wrap_errors():
-            if self._temporary is None:
-                path = _temporary_name()
-                with self.folder_of(job_id, create=True) as folder:
-                    # not by tempfile, whose files only their owner may read
-                    file = open(path, "xb", opener=opener_in(folder))  # noqa: SIM115 - closed below
-                    try_lock(file)
-            else:
-                # stores derive the content type from the name
-                path = f"{self._temporary.name}/{secrets.token_hex(8)}-{name}"
-                file = open(path, "xb")  # noqa: SIM115 - closed below
-        try:
-            yield file, path
-        finally:
-            with contextlib.suppress(OSError):  # closing fails on a full disk
-                file.close()
-            with contextlib.suppress(OSError, RunGenOutputError):
-                if self._temporary is None:
-                    self.remove(job_id, [path])
-                else:
-                    os.unlink(path)
+    def list_folder(self, folder: str) -> dict[str, int]:
+        """Return the sizes of the files in a folder: none if it, or the place, cannot be found."""
+        with self._wrap_errors(), contextlib.suppress(*_MISSING):
+            return self._files.list_folder(folder)
+        return {}
 
-    def put(self, file: BinaryIO, path: str, job_id: str, name: str) -> None:
-        """Move or upload an incoming file to its target."""
-        with self.wrap_errors():
-            file.flush()
-            if self.is_local:
-                with self.folder_of(job_id) as folder:
-                    os.replace(path, name, src_dir_fd=folder, dst_dir_fd=folder)
-            else:
-                self._upload(lambda place: self.fs.put_file(path, place), job_id, name)
+    def list_all(self, folders: Collection[str]) -> dict[File, int]:
+        """
+        Return the sizes of all files in many folders, concurrently. A folder may be missing.
 
-    def write(self, job_id: str, name: str, content: bytes) -> None:
-        """Store a small file."""
-        with self.incoming(job_id, name) as (file, path):
-            with self.wrap_errors():
-                file.write(content)
-            self.put(file, path, job_id, name)
+        :raises RunGenOutputError: the place, or a folder that it has, cannot be listed.
+        """
 
-    def write_all(self, files: Mapping[File, bytes]) -> None:
-        """Store many small files, concurrently. Each appears atomically."""
-        if self.is_local:
-            run_concurrently(lambda file: self.write(*file, files[file]), files)
-        elif self.is_object_store:
-            with self.wrap_errors():
-                for batch in batches(files, BATCH):
-                    self.fs.pipe({self.path_of(*file): files[file] for file in batch})
-        else:
+        def list_one(folder: str) -> dict[str, int]:
+            with self._wrap_errors():
+                try:
+                    return self._files.list_folder(folder)
+                except FileNotFoundError:
+                    if folder in self._folders():
+                        raise
+            return {}
 
-            def write(file: File) -> None:
-                with self.wrap_errors():
-                    self._upload(lambda place: self.fs.pipe_file(place, files[file]), *file)
+        # a store needs several requests to find that a folder is missing
+        with self._wrap_errors():
+            existing = self._folders()
+        folders = [folder for folder in folders if folder in existing]
+        listed = zip(folders, run_concurrently(list_one, folders), strict=True)
+        return {(folder, name): size for folder, names in listed for name, size in names.items()}
 
-            run_concurrently(write, files)
+    def sizes_of(self, files: Iterable[File]) -> dict[File, int]:
+        """Return the sizes of those of many files that exist, concurrently. Links do not exist."""
 
-    def _upload(self, send: Callable[[str], None], job_id: str, name: str) -> None:
-        """Upload a file to its target, or to a temporary place if it would be visible meanwhile."""
-        target = self.path_of(job_id, name)
-        if self.is_object_store:
-            send(target)
-            return
-        partial = self.path_of(job_id, _temporary_name())
-        self.fs.makedirs(self.path_of(job_id), exist_ok=True)
-        try:
-            send(partial)
-            self.fs.mv(partial, target)
-        except BaseException:
-            with contextlib.suppress(Exception):  # a kill may have ended a call that hung
-                begin(self.fs.rm_file, partial).result(_CLEANUP_TIME)
-            raise
+        def size(file: File) -> int | None:
+            try:
+                with self._wrap_errors(), contextlib.suppress(*_MISSING):
+                    return self._files.size(*file)
+            except RunGenOutputError as error:
+                if error.retryable:
+                    raise
+            return None
 
-    def remove(self, job_id: str, names: Collection[str]) -> None:
-        """Remove the files that exist."""
-        with self.wrap_errors():
-            if self.is_local:
-                with contextlib.suppress(FileNotFoundError), self.folder_of(job_id) as folder:
-                    for name in names:
-                        with contextlib.suppress(FileNotFoundError):
-                            os.unlink(name, dir_fd=folder)
-            elif names:
-                paths = [self.path_of(job_id, name) for name in names]
-                with contextlib.suppress(FileNotFoundError):
-                    if len(paths) == 1 and "s3" in self.fs.protocol:
-                        # old MinIO and others refuse DeleteObjects for want of a Content-MD5
-                        self.fs.rm_file(paths[0])
-                    else:
-                        self.fs.rm(paths)
+        files = list(files)
+        sizes = zip(files, run_concurrently(size, files), strict=True)
+        return {file: size for file, size in sizes if size is not None}
 
-    def remove_leftovers(self, job_id: str) -> None:
-        """Remove the temporary files of killed attempts, but not those that another attempt has locked."""
-        if self.is_local:
-            hidden = [name for name in self.list_folder(job_id) if name.startswith(".")]
-            names = [name for name in hidden if name.endswith(_TEMPORARY_SUFFIX)]
-            self.remove(job_id, [name for name in names if self.read_with(job_id, name, try_lock)])
+    def check_unlisted(self, files: Collection[File]) -> None:
+        """
+        Check that files that could not be read are missing.
 
-    def confirm_missing(self, files: Iterable[File]) -> None:
+        :raises RunGenOutputError: one is listed, or the place cannot be listed.
+        """
+        if files:
+            listed = self.list_all({folder for folder, _ in files})
+            self._refuse_listed(file for file in files if file in listed)
+
+    def confirm_missing(self, files: Collection[File]) -> None:
         """
         Check that files that cannot be found are missing, since the place answers for what it has.
 
         :raises RunGenOutputError: the place is gone, or has no folder any more, or it lists one of the files.
         """
         if not self.folders():
-            uri = clean_text(redact(self.text), 200)
+            uri = clean_text(redact(self._text), 200)
             raise RunGenOutputError(
-                f"the {self.name} has no files any more, though some are remembered: {uri}",
+                f"the {self._name} has no files any more, though some are remembered: {uri}",
                 hint="Check that it is mounted on this worker. If the files were removed on purpose, set "
                 "refresh=True for one run",
             )
-        if not self.is_local:
-            check_unlisted(self, files)
+        if not self._is_local:
+            self.check_unlisted(files)
 
+    def _refuse_listed(self, files: Iterable[File]) -> None:
+        for file in files:
+            raise self._error(f"{self.uri_of(*file)} is listed, but cannot be read")
 
-def _temporary_name() -> str:
-    return f".{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
+    # --- reading ---
+
+    def opened(self, folder: str, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        """Open a file to read it. What goes wrong is an error of the storage's own library."""
+        return self._files.open(folder, name)
+
+    def read_with(self, folder: str, name: str, read: Callable[[BinaryIO], T]) -> T | None:
+        """Return what a function reads in a file, or ``None`` if it is missing."""
+        with self._wrap_errors(), contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(self.opened(folder, name))
+            except _MISSING:
+                return None
+            # what was opened is there, whatever goes wrong from here on
+            return read(file)
+
+    def read_all(self, files: Collection[File], max_bytes: int | None = None) -> dict[File, bytes]:
+        """
+        Return the contents of the files that exist, concurrently.
+
+        Whoever takes the others for missing has to know that the place answers at that moment: ask for a file
+        that is there along with them.
+
+        :param max_bytes: of a larger file, so many bytes and one more are returned.
+        :raises RunGenOutputError: one cannot be read, or is behind a symbolic link.
+        """
+
+        def read(file: File) -> bytes | None:
+            with self._wrap_errors(), contextlib.suppress(*_MISSING):
+                return self._files.read(*file, max_bytes)
+            return None
+
+        contents = zip(files, run_concurrently(read, files), strict=True)
+        return {file: content for file, content in contents if content is not None}
+
+    def read_listed(self, sizes: Mapping[File, int]) -> Iterator[dict[File, bytes]]:
+        """
+        Yield the contents of many files that are there, some megabytes at a time.
+
+        :param sizes: their sizes, as they were listed.
+        :raises RunGenOutputError: one cannot be read, unless it was removed meanwhile.
+        """
+        for batch in batches(sizes, _BATCH, sizes.__getitem__, _BATCH_BYTES):
+            contents = self.read_all(batch)
+            self.check_unlisted([file for file in batch if file not in contents])
+            yield contents
+
+    def read_confirmed(self, files: Collection[File]) -> dict[File, bytes]:
+        """
+        Return the contents of small files that were not listed. Those that no listing has are left out.
+
+        :raises RunGenOutputError: one cannot be read, though it is there, or nobody can tell.
+        """
+        contents = self.read_all(files)
+        missing = [file for file in files if file not in contents]
+        listed = {folder: self.list_folder(folder) for folder in {folder for folder, _ in missing}}
+        self._refuse_listed((folder, name) for folder, name in missing if name in listed[folder])
+        return contents
+
+    # --- writing ---
+
+    @contextlib.contextmanager
+    def incoming(self, folder: str, name: str) -> Iterator[tuple[BinaryIO, str]]:
+        """Open a temporary file, and return it with its path. It is removed unless `put` moves it."""
+        with contextlib.ExitStack() as stack:
+            with self._wrap_errors():
+                incoming = stack.enter_context(self._files.incoming(folder, name))
+            yield incoming
+
+    def put(self, file: BinaryIO, path: str, folder: str, name: str) -> None:
+        """Move or upload an incoming file to its target."""
+        with self._wrap_errors():
+            file.flush()
+            self._files.put(path, folder, name)
+
+    def write(self, folder: str, name: str, content: bytes) -> None:
+        """Store a small file."""
+        with self._wrap_errors():
+            self._files.write(folder, name, content)
+
+    def write_all(self, files: Mapping[File, bytes]) -> None:
+        """Store many small files, concurrently."""
+        run_concurrently(lambda file: self.write(*file, files[file]), files)
+
+    def remove(self, files: Iterable[File]) -> None:
+        """Remove those of many files that exist, concurrently."""
+
+        def remove(file: File) -> None:
+            with self._wrap_errors(), contextlib.suppress(FileNotFoundError):
+                self._files.remove(*file)
+
+        run_concurrently(remove, files)
+
+    def remove_leftovers(self, folder: str) -> None:
+        """Remove the temporary files that killed attempts left in a folder."""
+        with self._wrap_errors():
+            self._files.remove_leftovers(folder)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from airflow_provider_rungen.client.models import JobStatus
-from airflow_provider_rungen.execution.archive.folder import File
+from airflow_provider_rungen.client.texts import format_bytes, format_count
 from airflow_provider_rungen.execution.archive.manifests import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -15,8 +15,7 @@ from airflow_provider_rungen.execution.archive.manifests import (
     Manifest,
     parse_manifest,
 )
-from airflow_provider_rungen.execution.archive.many_files import read_listed
-from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.storage import File, Storage
 from airflow_provider_rungen.execution.archive.threads import batches
 
 T = TypeVar("T")
@@ -55,6 +54,34 @@ class StoredJob:
         return {"job_id": self.job_id, "manifest": self.manifest, "outputs": list(self.outputs)}
 
 
+@dataclass
+class Figures:
+    """
+    How much was stored, for the log.
+
+    :param jobs: how many jobs.
+    :param files: how many files, those included that an earlier attempt had stored.
+    :param existing: how many files an earlier attempt had stored.
+    :param total_bytes: the size of all files.
+    """
+
+    jobs: int = 0
+    files: int = 0
+    existing: int = 0
+    total_bytes: int = 0
+
+    def add(self, entries: Iterable[Mapping[str, Any]], *, are_new: bool = True) -> None:
+        """Count files, given their manifest entries."""
+        for entry in entries:
+            self.files += 1
+            self.existing += not are_new
+            self.total_bytes += entry["size"]
+
+    def __str__(self) -> str:
+        files = f"{format_count(self.files, 'file')} ({format_bytes(self.total_bytes)})"
+        return f"{files}, {self.existing} there before," if self.existing else files
+
+
 def read_stored_jobs(
     storage: Storage, jobs: Mapping[str, str], on_stored: Callable[[StoredJob], T], *, are_remembered: bool
 ) -> dict[str, T]:
@@ -62,7 +89,7 @@ def read_stored_jobs(
     Find those of many jobs whose manifest is complete, and whose files are there with their size. Blocks.
 
     :param storage: their destination.
-    :param jobs: the app of each job, by job id.
+    :param jobs: the app of each job, by job id; empty if it is not known.
     :param on_stored: takes each, whose result may be large, and returns what to return of it.
     :param are_remembered: whether all were stored there. Then the destination has to confirm what is missing.
     :raises RunGenOutputError: the destination cannot be read.
@@ -74,7 +101,7 @@ def read_stored_jobs(
         sizes = storage.sizes_of(manifests)
         missing += [file for file in manifests if file not in sizes]
         readable = {file: size for file, size in sizes.items() if size <= MAX_MANIFEST_BYTES}
-        for contents in read_listed(storage, readable):
+        for contents in storage.read_listed(readable):
             found: dict[str, tuple[Manifest, dict[File, int]]] = {}
             for (job_id, _), content in contents.items():
                 manifest = parse_manifest(content, jobs[job_id], job_id)
@@ -85,7 +112,7 @@ def read_stored_jobs(
             missing += [file for _, files in found.values() for file in files if file not in sizes]
             for job_id, (manifest, files) in found.items():
                 if all(sizes.get(file) == size for file, size in files.items()):
-                    stored[job_id] = on_stored(stored_job(storage, jobs[job_id], job_id, manifest))
+                    stored[job_id] = on_stored(_stored_job(storage, job_id, manifest))
     if missing and are_remembered:
         storage.confirm_missing(missing)
     return stored
@@ -105,9 +132,9 @@ def files_of(storage: Storage, job_id: str, manifest: Manifest) -> dict[File, in
     return files
 
 
-def stored_job(storage: Storage, app_id: str, job_id: str, manifest: Manifest) -> StoredJob:
+def _stored_job(storage: Storage, job_id: str, manifest: Manifest) -> StoredJob:
     return StoredJob(
-        app_id=app_id,
+        app_id=manifest.app_id,
         job_id=job_id,
         manifest=storage.uri_of(job_id, MANIFEST),
         outputs=[{name: entry[name] for name in RETURNED_FIELDS} for entry in manifest.entries.values()],

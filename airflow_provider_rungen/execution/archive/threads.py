@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
 from typing import TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin_all
@@ -22,7 +21,8 @@ def run_concurrently(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
     items = list(items)
     # few, so that all threads end at the same time
     size = max(1, min(_MOST_AT_A_TIME, len(items) // (4 * _MAX_THREADS)))
-    parts = begin_all([partial(_each, function, some) for some in batches(items, size)], _MAX_THREADS)
+    calls = [partial(_map, function, some) for some in batches(items, size)]
+    parts = begin_all(calls, _MAX_THREADS)
     try:
         return [result for part in parts for result in part.result()]
     finally:
@@ -31,27 +31,23 @@ def run_concurrently(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
             part.cancel()
 
 
-def _each(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
+def _map(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
     return list(map(function, items))
 
 
-def batches(items: Iterable[S], size: int) -> Iterator[list[S]]:
-    """Yield the items in lists of a size, the last one of which may be shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
-def batches_by_size(sizes: Mapping[S, int], max_count: int, max_bytes: int) -> Iterator[list[S]]:
+def batches(
+    items: Iterable[S], max_count: int, size_of: Callable[[S], int] = lambda _: 0, max_size: int = 0
+) -> Iterator[list[S]]:
     """
-    Yield what has a size in lists, each of which is not larger than that. What is larger comes on its own.
+    Yield the items in lists of bounded length and size. An item that is larger comes on its own.
 
-    :param sizes: bytes of each.
+    :param size_of: returns the size of an item.
     """
     batch: list[S] = []
     total = 0
-    for item, size in sizes.items():
-        if batch and (len(batch) == max_count or total + size > max_bytes):
+    for item in items:
+        size = size_of(item)
+        if batch and (len(batch) == max_count or total + size > max_size):
             yield batch
             batch, total = [], 0
         batch.append(item)

@@ -9,8 +9,7 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.jobs.resuming import ENDS, end_of
-from airflow_provider_rungen.execution.sinks.failures import is_useless
-from airflow_provider_rungen.execution.task.outcomes import ended_positions
+from airflow_provider_rungen.execution.task.outcomes import ended_positions, is_useless
 from airflow_provider_rungen.runs.rows import JobState
 
 if TYPE_CHECKING:

@@ -12,9 +12,7 @@ from typing import Any, ClassVar
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
-from airflow_provider_rungen.execution.archive.folder import File
-from airflow_provider_rungen.execution.archive.many_files import read_confirmed
-from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.storage import File, Storage
 
 #: The folder of all logs, in the folder of a task. Each has a folder there, named by its token.
 RUNS = ".rungen/runs"
@@ -73,7 +71,7 @@ class StoragePlace:
 
     def get(self, names: Sequence[str]) -> dict[str, bytes]:
         files = {name: self._file(name) for name in names}
-        contents = read_confirmed(self._storage, list(files.values()))
+        contents = self._storage.read_confirmed(list(files.values()))
         if missing := [name for name, file in files.items() if file not in contents]:
             self._check_presence()
             raise FileNotFoundError(missing[0])
@@ -115,9 +113,7 @@ class StoragePlace:
         return [name for name in names if not name.startswith(".")]
 
     def remove(self, names: Collection[str]) -> None:
-        files = [self._file(name) for name in names]
-        for folder in {folder for folder, _ in files}:
-            self._storage.remove(folder, [name for each, name in files if each == folder])
+        self._storage.remove(map(self._file, names))
 
     def _file(self, name: str) -> File:
         folder, _, file = name.rpartition("/")

@@ -88,7 +88,7 @@ class Submitting:
         if options.ledger is None:
             return None, ""
         from airflow_provider_rungen.execution.ledger.book import LedgerBook
-        from airflow_provider_rungen.execution.ledger.keys import model_identity
+        from airflow_provider_rungen.execution.ledger.entries import model_identity
 
         model = model_identity(hook.get_app(app_id=self._run.app_id))
         book = LedgerBook(options.ledger, model, self._log.home.run_token)

@@ -4,38 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenOutputError
-from airflow_provider_rungen.execution.archive.folder import File
-from airflow_provider_rungen.execution.archive.many_files import read_listed, read_unlisted
-from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.storage import File, Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
-from airflow_provider_rungen.execution.archive.threads import batches, run_concurrently
+from airflow_provider_rungen.execution.archive.threads import batches
 from airflow_provider_rungen.execution.ledger.entries import (
     MAX_ENTRY_BYTES,
     VERSION,
     Entry,
-    StoredPlace,
     check_header,
+    destination_of,
     entry_text,
     is_manifest_uri,
     is_run,
     is_same_task,
+    ledger_key,
     parse_entry,
 )
-from airflow_provider_rungen.execution.ledger.keys import ledger_key
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 # To list all shards takes about as many requests as to read so many entries.
 _MAX_DIRECT = 256
 # The names in so many folders are in memory at a time.
@@ -45,17 +42,17 @@ _HEADER_TEXT = b'{"version": %d}\n' % VERSION
 
 
 @dataclass(frozen=True, slots=True)
-class Found(Generic[T]):
+class Found:
     """
     What a ledger knows about some inputs, by key.
 
-    :param stored: what is kept of the jobs that completed, and whose outputs are stored.
+    :param stored: those whose job completed, and whose outputs are stored.
     :param pending: those that were submitted. Only the service knows their status.
     :param unnoted: the keys of stored jobs whose entries do not say so: an attempt was killed before that.
     :param own: the keys of jobs that this task submitted in this DAG run, whatever was cleared since.
     """
 
-    stored: dict[str, T] = field(default_factory=dict)
+    stored: dict[str, Entry] = field(default_factory=dict)
     pending: dict[str, Entry] = field(default_factory=dict)
     unnoted: set[str] = field(default_factory=set)
     own: set[str] = field(default_factory=set)
@@ -95,20 +92,16 @@ class LedgerBook:
             version of this package.
         """
         storage = self._storage
-        uri = redact(storage.uri_of(*_HEADER))
         try:
-            sizes = storage.sizes_of([_HEADER])
-            if any(size > MAX_ENTRY_BYTES for size in sizes.values()):
-                check_header(b"", uri)
-            for contents in read_listed(storage, sizes):
-                for content in contents.values():
-                    check_header(content, uri)
-            is_new = not sizes and not storage.folders()
+            header = storage.read_all([_HEADER], MAX_ENTRY_BYTES).get(_HEADER)
+            if header is not None:
+                check_header(header, redact(storage.uri_of(*_HEADER)))
+            is_new = header is None and not storage.folders()
             self._is_missing = is_new and not create
             if create:
                 storage.prepare()
-                if not sizes:
-                    storage.write_all({_HEADER: _HEADER_TEXT})
+                if header is None:
+                    storage.write(*_HEADER, _HEADER_TEXT)
         except RunGenOutputError as error:
             raise RunGenInputError(error.message, hint=error.hint, retryable=error.retryable) from None
         if not is_new:
@@ -126,165 +119,93 @@ class LedgerBook:
         """
         return ledger_key(job_input, self._model, self._ledger.version, self._ledger.ignore)
 
-    def find(
-        self, keys: Iterable[str], destination: Any = None, *, on_stored: Callable[[StoredJob], T]
-    ) -> Found[T]:
-        """
-        Return what the ledger knows about many keys: a plan.
+    # --- reading ---
 
-        :param keys: the keys; repeated ones cost nothing.
+    def find(
+        self,
+        keys: Iterable[str],
+        on_stored: Callable[[StoredJob], object],
+        *,
+        destination: Any = None,
+        without: Collection[str] = (),
+    ) -> Found:
+        """
+        Return what the ledger knows about inputs at this moment.
+
+        :param keys: the keys of the inputs.
+        :param on_stored: takes each job that is stored, as it is found.
         :param destination: where this task stores outputs. A pending job that is stored there counts as
             stored.
-        :param on_stored: takes each job that is stored, as it is found, and returns what to keep of it.
-        :raises RunGenOutputError: the ledger or a destination cannot be read.
-        """
-        found: Found[T] = Found()
-        if self._is_missing:
-            return found
-        for entries in self._read_listed(set(keys)):
-            self._sort(entries, found, on_stored)
-        if destination is not None and found.pending:
-            places = {key: entry.place for key, entry in found.pending.items()}
-            stored = self._stored(Storage(destination, read_only=True), places, on_stored)
-            found.stored.update(stored)
-            found.unnoted.update(stored)
-            for key in stored:
-                del found.pending[key]
-        return found
-
-    def find_now(
-        self, keys: Iterable[str], *, on_stored: Callable[[StoredJob], T], without: Collection[str] = ()
-    ) -> Found[T]:
-        """
-        Return what the ledger knows about a few keys at this moment: a block that is to be submitted.
-
-        :param on_stored: see `find`.
         :param without: jobs that do not count.
         :raises RunGenOutputError: the ledger or a destination cannot be read.
         """
-        found: Found[T] = Found()
-        entries = self._read_all(set(keys))
-        counting = {key: entry for key, entry in entries.items() if entry.job_id not in without}
-        self._sort(counting, found, on_stored)
+        found = Found()
+        if self._is_missing:
+            return found
+        entries = {key: each for key, each in self._read(set(keys)).items() if each.job_id not in without}
+        for key, entry in entries.items():
+            if self._counts(entry):
+                (found.stored if entry.manifest else found.pending)[key] = entry
+                if is_same_task(entry.run, self._run):
+                    found.own.add(key)
+        stored = self.find_again(found.stored.values(), on_stored)
+        for key in [key for key, entry in found.stored.items() if entry.job_id not in stored]:
+            del found.stored[key]
+        self._known |= {entry.job_id for key, entry in entries.items() if key not in found.stored}
+        if destination is not None and found.pending:
+            self._find_unnoted(found, Storage(destination, read_only=True), on_stored)
         return found
 
-    def _sort(
-        self, entries: Mapping[str, Entry], found: Found[T], on_stored: Callable[[StoredJob], T]
+    def _find_unnoted(
+        self, found: Found, destination: Storage, on_stored: Callable[[StoredJob], object]
     ) -> None:
-        """Add what entries say, as far as they count."""
-        counting = {key: entry for key, entry in entries.items() if self._counts(entry)}
-        done = {key: entry.place for key, entry in counting.items() if entry.state == "done"}
-        found.stored.update(self.find_again(done, on_stored=on_stored))
-        found.pending.update({key: entry for key, entry in counting.items() if entry.state == "pending"})
-        found.own.update(key for key, entry in counting.items() if is_same_task(entry.run, self._run))
-        self._known |= {entry.job_id for key, entry in entries.items() if key not in found.stored}
+        def note(job: StoredJob) -> StoredJob:
+            on_stored(job)
+            return replace(job, input=None, result=None, outputs=())
 
-    def find_again(
-        self, places: Mapping[str, StoredPlace], *, on_stored: Callable[[StoredJob], T]
-    ) -> dict[str, T]:
+        apps = {entry.job_id: entry.app_id for entry in found.pending.values()}
+        jobs = read_stored_jobs(destination, apps, note, are_remembered=False)
+        for key, entry in list(found.pending.items()):
+            if job := jobs.get(entry.job_id):
+                found.stored[key] = replace(
+                    entry, manifest=job.manifest, execution_seconds=job.execution_seconds
+                )
+                found.unnoted.add(key)
+                del found.pending[key]
+
+    def find_again(self, entries: Iterable[Entry], on_stored: Callable[[StoredJob], object]) -> set[str]:
         """
-        Return jobs that were stored before, whatever the ledger has about them by now.
+        Return those of some stored jobs that are still there, whatever the ledger has about them by now.
 
-        :param places: by key.
-        :param on_stored: see `find`.
+        :param entries: the entry of each job. An app that is not known is empty.
+        :param on_stored: takes each job that is there.
         :raises RunGenOutputError: a destination cannot be read.
         """
-        by_destination: defaultdict[str, dict[str, StoredPlace]] = defaultdict(dict)
-        for key, place in places.items():
-            by_destination[place.destination][key] = place
-        stored: dict[str, T] = {}
-        for uri, remembered in by_destination.items():
+        by_destination: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        manifests = {}
+        for entry in entries:
+            by_destination[destination_of(entry.manifest, entry.job_id)][entry.job_id] = entry.app_id
+            manifests[entry.job_id] = entry.manifest
+        stored: set[str] = set()
+        for uri, apps in by_destination.items():
             storage = self._remembered_storage(uri)
-            stored |= self._stored(storage, remembered, on_stored, are_remembered=True)
-        if gone := [place.manifest for key, place in places.items() if key not in stored]:
+            stored.update(read_stored_jobs(storage, apps, on_stored, are_remembered=True))
+        if gone := [manifest for job_id, manifest in manifests.items() if job_id not in stored]:
             log.warning(
                 "%d of the remembered jobs are gone from storage and run again: %s",
                 *(len(gone), redact(gone[0])),
             )
         return stored
 
-    def apps_of(self, jobs: Mapping[str, str]) -> dict[str, str]:
-        """
-        Return the apps of jobs, by key, as far as their entries are still there.
-
-        :param jobs: the id of each job, by key.
-        """
-        entries = self._read_all(set(jobs))
-        return {key: entry.app_id for key, entry in entries.items() if entry.job_id == jobs[key]}
-
-    def add_pending(self, app_id: str, jobs: Mapping[str, str]) -> None:
-        """
-        Remember submitted jobs.
-
-        :param app_id: their app.
-        :param jobs: the id of each job, by key.
-        :raises RunGenOutputError: the ledger cannot be written.
-        """
-        now = datetime.now(UTC)
-        self._write({key: Entry("pending", app_id, job_id, self._run, now) for key, job_id in jobs.items()})
-
-    def add_missing(self, app_id: str, jobs: Mapping[str, str]) -> None:
-        """
-        Remember submitted jobs whose key has no entry that counts.
-
-        :raises RunGenOutputError: the ledger cannot be read or written.
-        """
-        counting = {key for key, entry in self._read_all(set(jobs)).items() if self._counts(entry)}
-        self.add_pending(app_id, {key: job_id for key, job_id in jobs.items() if key not in counting})
-
-    def add_done(self, jobs: Mapping[str, StoredJob | StoredPlace]) -> int:
-        """
-        Remember stored jobs. Return how many of the inputs another run bought in the meantime.
-
-        :param jobs: the job of each key.
-        :raises RunGenOutputError: the ledger cannot be read or written.
-        """
-        now = datetime.now(UTC)
-        current = self._read_all(set(jobs))
-        entries, refused, twice = {}, [], 0
-        for key, job in jobs.items():
-            entry = Entry(
-                *("done", job.app_id, job.job_id, self._run, now),
-                manifest=job.manifest,
-                execution_seconds=job.execution_seconds,
-            )
-            there = current.get(key)
-            if not is_manifest_uri(job.manifest, job.job_id):
-                refused.append(job)
-            # an entry keeps its time, so that a job that is reused again and again expires
-            elif there is None or (there.job_id, there.manifest) != (job.job_id, job.manifest):
-                entries[key] = entry
-            if there is not None and there.run != self._run:
-                twice += there.job_id != job.job_id and there.job_id not in self._known
-        self._write(entries)
-        if refused:
-            log.warning(
-                "Not remembered: %d stored jobs, since their destination has a password, a query string "
-                "or an empty part of a path: %s",
-                *(len(refused), redact(refused[0].manifest)),
-            )
-        if twice:
-            log.warning("Bought twice: %d inputs, since another run submitted them at the same time", twice)
-        return twice
-
-    def remove(self, jobs: Mapping[str, str]) -> None:
-        """
-        Forget canceled jobs, as far as possible. An entry that names another job stays.
-
-        :param jobs: the id of each job, by key.
-        """
-
-        def remove(shard: str) -> None:
-            self._storage.remove(shard, [f"{key}.json" for key in shards[shard]])
-
-        shards: defaultdict[str, list[str]] = defaultdict(list)
-        try:
-            for key, entry in self._read_all(set(jobs)).items():
-                if entry.job_id == jobs[key]:
-                    shards[key[:2]].append(key)
-            run_concurrently(remove, shards)
-        except RunGenError as error:
-            log.warning("Could not remove %d entries from the ledger: %s", len(jobs), error.message)
+    def _remembered_storage(self, uri: str) -> Storage:
+        if uri not in self._destinations:
+            try:
+                name = f"remembered destination {redact(uri)}"
+                self._destinations[uri] = Storage(uri, name, read_only=True)
+            except RunGenInputError as error:
+                # another worker may have its connection or library, so its files are not missing
+                raise RunGenOutputError(error.message, hint=error.hint) from None
+        return self._destinations[uri]
 
     def _counts(self, entry: Entry) -> bool:
         # a retry is not to buy again what this run has bought
@@ -293,12 +214,10 @@ class LedgerBook:
         age = (datetime.now(UTC) - entry.at).total_seconds()
         return not self._ledger.refresh and (self._expires is None or age <= self._expires)
 
-    def _read_all(self, keys: set[str]) -> dict[str, Entry]:
+    def _read(self, keys: set[str]) -> dict[str, Entry]:
         """Return the valid entries of some keys, as cheaply as possible."""
         entries = self._read_directly(keys) if len(keys) <= _MAX_DIRECT else None
-        if entries is None:
-            entries = {key: entry for some in self._read_listed(keys) for key, entry in some.items()}
-        return entries
+        return self._read_listed(keys) if entries is None else entries
 
     def _read_directly(self, keys: set[str]) -> dict[str, Entry] | None:
         """
@@ -310,63 +229,117 @@ class LedgerBook:
         if not keys:
             return {}
         try:
-            contents = read_unlisted(self._storage, [_HEADER, *map(_file, keys)], MAX_ENTRY_BYTES)
+            contents = self._storage.read_all([_HEADER, *map(_file, keys)], MAX_ENTRY_BYTES)
         except RunGenOutputError:
             return None
         # what is not there while the header is, is missing
         if not contents.pop(_HEADER, b""):
             self._storage.confirm_missing([_HEADER])
             return None
-        parsed = {_key(file): parse_entry(_key(file), content) for file, content in contents.items()}
-        entries = {key: entry for key, entry in parsed.items() if entry is not None}
-        return entries if len(entries) == len(parsed) else None
+        entries = _parse(contents)
+        return entries if len(entries) == len(contents) else None
 
-    def _read_listed(self, keys: set[str]) -> Iterator[dict[str, Entry]]:
-        """Yield the valid entries of many keys, part by part."""
-        shards: defaultdict[str, list[str]] = defaultdict(list)
+    def _read_listed(self, keys: set[str]) -> dict[str, Entry]:
+        """Return the valid entries of many keys. Others are named in a warning."""
+        shards: defaultdict[str, list[File]] = defaultdict(list)
         for key in keys:
-            shards[key[:2]].append(key)
-        broken: list[File] = []
+            shards[key[:2]].append(_file(key))
+        entries: dict[str, Entry] = {}
+        invalid: list[File] = []
         for some in batches(sorted(shards), _SHARDS_AT_A_TIME):
             sizes = self._storage.list_all(some)
-            existing = [file for shard in some for file in map(_file, shards[shard]) if file in sizes]
+            existing = [file for shard in some for file in shards[shard] if file in sizes]
             small = {file: sizes[file] for file in existing if sizes[file] <= MAX_ENTRY_BYTES}
-            broken += [file for file in existing if file not in small]
-            for contents in read_listed(self._storage, small):
-                parsed = {file: parse_entry(_key(file), content) for file, content in contents.items()}
-                broken += [file for file, entry in parsed.items() if entry is None]
-                yield {_key(file): entry for file, entry in parsed.items() if entry is not None}
-        if broken:
+            valid: dict[str, Entry] = {}
+            for contents in self._storage.read_listed(small):
+                valid |= _parse(contents)
+            invalid += [file for file in existing if _key(file) not in valid]
+            entries |= valid
+        if invalid:
             log.warning(
                 "Ignored %d invalid entries of the ledger: %s",
-                *(len(broken), redact(self._storage.uri_of(*min(broken)))),
+                *(len(invalid), redact(self._storage.uri_of(*min(invalid)))),
             )
+        return entries
+
+    # --- writing ---
+
+    def add_pending(self, app_id: str, jobs: Mapping[str, str]) -> None:
+        """
+        Remember submitted jobs.
+
+        :param app_id: their app.
+        :param jobs: the id of each job, by key.
+        :raises RunGenOutputError: the ledger cannot be written.
+        """
+        now = datetime.now(UTC)
+        self._write({key: Entry(app_id, job_id, self._run, now) for key, job_id in jobs.items()})
+
+    def add_missing(self, app_id: str, jobs: Mapping[str, str]) -> None:
+        """
+        Remember submitted jobs whose key has no entry that counts.
+
+        :raises RunGenOutputError: the ledger cannot be read or written.
+        """
+        counting = {key for key, entry in self._read(set(jobs)).items() if self._counts(entry)}
+        self.add_pending(app_id, {key: job_id for key, job_id in jobs.items() if key not in counting})
+
+    def add_done(self, jobs: Mapping[str, StoredJob | Entry]) -> None:
+        """
+        Remember stored jobs, and log how many of the inputs another run bought in the meantime.
+
+        :param jobs: the job of each key.
+        :raises RunGenOutputError: the ledger cannot be read or written.
+        """
+        now = datetime.now(UTC)
+        current = self._read(set(jobs))
+        refused = {key: job for key, job in jobs.items() if not is_manifest_uri(job.manifest, job.job_id)}
+        twice = sum(
+            entry.run != self._run and entry.job_id != jobs[key].job_id and entry.job_id not in self._known
+            for key, entry in current.items()
+        )
+        self._write(
+            {
+                key: Entry(job.app_id, job.job_id, self._run, now, job.manifest, job.execution_seconds)
+                for key, job in jobs.items()
+                # an entry keeps its time, so that a job that is reused again and again expires
+                if key not in refused and not _says(current.get(key), job)
+            }
+        )
+        if refused:
+            log.warning(
+                "Not remembered: %d stored jobs, since their destination has a password, a query string "
+                "or an empty part of a path: %s",
+                *(len(refused), redact(next(iter(refused.values())).manifest)),
+            )
+        if twice:
+            log.warning("Bought twice: %d inputs, since another run submitted them at the same time", twice)
+
+    def remove(self, jobs: Mapping[str, str]) -> None:
+        """
+        Forget canceled jobs, as far as possible. An entry that names another job stays.
+
+        :param jobs: the id of each job, by key.
+        """
+        try:
+            entries = self._read(set(jobs))
+            self._storage.remove(_file(key) for key, each in entries.items() if each.job_id == jobs[key])
+        except RunGenError as error:
+            log.warning("Could not remove %d entries from the ledger: %s", len(jobs), error.message)
 
     def _write(self, entries: Mapping[str, Entry]) -> None:
         self._storage.write_all({_file(key): entry_text(key, entry) for key, entry in entries.items()})
         self._known |= {entry.job_id for entry in entries.values()}
 
-    @staticmethod
-    def _stored(
-        storage: Storage,
-        places: Mapping[str, StoredPlace],
-        on_stored: Callable[[StoredJob], T],
-        *,
-        are_remembered: bool = False,
-    ) -> dict[str, T]:
-        apps = {place.job_id: place.app_id for place in places.values()}
-        jobs = read_stored_jobs(storage, apps, on_stored, are_remembered=are_remembered)
-        return {key: jobs[place.job_id] for key, place in places.items() if place.job_id in jobs}
 
-    def _remembered_storage(self, uri: str) -> Storage:
-        if uri not in self._destinations:
-            try:
-                name = f"remembered destination {redact(uri)}"
-                self._destinations[uri] = Storage(uri, name, read_only=True)
-            except RunGenInputError as error:
-                # another worker may have its connection or library, so its files are not missing
-                raise RunGenOutputError(error.message, hint=error.hint) from None
-        return self._destinations[uri]
+def _says(entry: Entry | None, job: StoredJob | Entry) -> bool:
+    return entry is not None and (entry.job_id, entry.manifest) == (job.job_id, job.manifest)
+
+
+def _parse(contents: Mapping[File, bytes]) -> dict[str, Entry]:
+    """Return the valid entries, by key."""
+    parsed = {_key(file): parse_entry(_key(file), content) for file, content in contents.items()}
+    return {key: entry for key, entry in parsed.items() if entry is not None}
 
 
 def _file(key: str) -> File:

@@ -1,27 +1,26 @@
-"""The entries of a ledger: write them as text, and validate those that are read. No I/O."""
+"""What a ledger remembers: the key of an input, and the entry of a key. No I/O."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from airflow_provider_rungen.client.parsing import to_number
+from airflow_provider_rungen.client.codec import encode, encode_input
+from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.client.redaction import without_secret_parameters
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.archive.manifests import MANIFEST
-from airflow_provider_rungen.runs.records import is_identifier
+from airflow_provider_rungen.runs import records
 
 VERSION = 1
 MAX_ENTRY_BYTES = 64 * 1024
-_FIELDS = frozenset(
-    ["version", "key", "state", "app_id", "job_id", "run", "at", "manifest", "execution_seconds"],
-)
 _RUN = re.compile(r"[0-9a-f]{1,128}")
 _TASK_DIGITS = 32
-_MAX_TIME_CHARS = 40
 _MAX_URI_CHARS = 2048
 # Of a file or folder; many file systems allow no more.
 _MAX_NAME_BYTES = 255
@@ -32,42 +31,76 @@ _NO_STORAGE = frozenset(["http", "https", "ftp"])
 _AUTHORITY = re.compile(r"(?:[A-Za-z0-9._-]{1,250}@)?[A-Za-z0-9._-]{1,250}(?::[0-9]{1,5})?")
 
 
-class StoredPlace(NamedTuple):
+# --- keys ---
+
+
+def model_identity(app: App) -> str:
     """
-    Where a job is stored.
+    Return what tells one model from another: an app's workflow, or its id if the service returns none.
 
-    :param job_id: the job.
-    :param app_id: its app.
-    :param manifest: the URI of its manifest; empty while the job is pending.
-    :param execution_seconds: how long it ran, if known.
+    Parameters that sign the URLs in a workflow make no difference, since they change with each answer.
+
+    :param app: the app, from an answer that has its workflow.
     """
+    if app.workflow:
+        try:
+            encode(app.workflow, "workflow")
+        except RunGenInputError:
+            pass
+        else:
+            return _canonical_json(app.workflow, without_secret_parameters)
+    return f"app:{app.id}"
 
-    job_id: str
-    app_id: str
-    manifest: str
-    execution_seconds: float | None = None
 
-    @property
-    def destination(self) -> str:
-        """The destination that has the folder of the job."""
-        return self.manifest.removesuffix(_manifest_path(self.job_id))
+def ledger_key(job_input: Mapping[str, Any], model: str, version: str, ignore: Collection[str]) -> str:
+    """
+    Return the key of an input: equal inputs to equal models have equal keys.
+
+    :param job_input: the input.
+    :param model: the identity of the model.
+    :param version: any text.
+    :param ignore: top-level fields of the input that make no difference.
+    :raises RunGenInputError: the input is not a JSON object.
+    """
+    encode_input(job_input)
+    fields = {name: value for name, value in job_input.items() if name not in ignore}
+    # an array, because no part of it can be mistaken for a piece of its neighbor
+    return hashlib.sha256(_canonical_json([model, version, fields]).encode()).hexdigest()
+
+
+def _canonical_json(value: Any, change_text: Callable[[str], str] = str) -> str:
+    return json.dumps(_canonical(value, change_text), sort_keys=True, separators=(",", ":"))
+
+
+def _canonical(value: Any, change_text: Callable[[str], str]) -> Any:
+    """Return a JSON value in which equal numbers are of one type, as in RFC 8785."""
+    if isinstance(value, str):
+        return change_text(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, Mapping):
+        return {name: _canonical(item, change_text) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item, change_text) for item in value]
+    return value
+
+
+# --- entries ---
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """
-    What a ledger remembers about one input.
+    What a ledger remembers about one input: its job.
 
-    :param state: ``pending`` from its submission, ``done`` once its outputs are stored.
     :param app_id: the app of the job.
     :param job_id: the job.
     :param run: the task run that wrote the entry.
     :param at: when it was written (aware).
-    :param manifest: the URI of the job's manifest, once it is stored.
+    :param manifest: the URI of the job's manifest; empty until its outputs are stored.
     :param execution_seconds: how long the job ran, if known.
     """
 
-    state: Literal["pending", "done"]
     app_id: str
     job_id: str
     run: str
@@ -75,10 +108,61 @@ class Entry:
     manifest: str = ""
     execution_seconds: float | None = None
 
-    @property
-    def place(self) -> StoredPlace:
-        """Where its job is stored."""
-        return StoredPlace(self.job_id, self.app_id, self.manifest, self.execution_seconds)
+
+def entry_text(key: str, entry: Entry) -> bytes:
+    """
+    Return the text of an entry, a JSON object.
+
+    :param key: the key of its input, so that a copy of the file is not taken for the entry of another.
+    """
+    return json.dumps(_fields(key, entry), allow_nan=False).encode() + b"\n"
+
+
+def _fields(key: str, entry: Entry) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "version": VERSION,
+        "key": key,
+        "state": "done" if entry.manifest else "pending",
+        "app_id": entry.app_id,
+        "job_id": entry.job_id,
+        "run": entry.run,
+        "at": entry.at.isoformat(),
+    }
+    if entry.manifest:
+        fields |= {"manifest": entry.manifest, "execution_seconds": entry.execution_seconds}
+    return fields
+
+
+def parse_entry(key: str, content: bytes) -> Entry | None:
+    """Return the entry of a key, or ``None`` unless it has the fields that this package writes about it."""
+    if len(content) > MAX_ENTRY_BYTES:
+        return None
+    try:
+        fields = json.loads(content)
+        entry = _read_entry(fields)
+    except records.ERRORS:
+        return None
+    # as text, in which 1 and True differ
+    is_exact = json.dumps(fields, sort_keys=True) == json.dumps(_fields(key, entry), sort_keys=True)
+    return entry if is_exact else None
+
+
+def _read_entry(fields: Mapping[str, Any]) -> Entry:
+    entry = Entry(
+        records.identifier(fields["app_id"], "app_id"),
+        records.identifier(fields["job_id"], "job_id"),
+        fields["run"],
+        datetime.fromisoformat(fields["at"]),
+        fields.get("manifest", ""),
+        fields.get("execution_seconds"),
+    )
+    if entry.execution_seconds is not None:
+        records.seconds(entry.execution_seconds, "execution_seconds")
+    if not _is_name(entry.job_id) or not is_run(entry.run) or entry.at.tzinfo is None:
+        raise records.InvalidRecordError("job_id, run or at")
+    if entry.manifest and not is_manifest_uri(entry.manifest, entry.job_id):
+        raise records.InvalidRecordError("manifest")
+    return entry
 
 
 def check_header(content: bytes, uri: str) -> None:
@@ -89,10 +173,9 @@ def check_header(content: bytes, uri: str) -> None:
     :raises RunGenInputError: it is none, or another version of this package wrote it.
     """
     try:
-        fields = json.loads(content)
-    except (ValueError, RecursionError):
-        fields = None
-    version = fields.get("version") if isinstance(fields, dict) else None
+        version = json.loads(content)["version"]
+    except records.ERRORS:
+        version = None
     if type(version) is not int:
         raise RunGenInputError(
             f"the ledger cannot be used: {uri} is not the header of a ledger",
@@ -110,16 +193,6 @@ def is_run(value: Any) -> bool:
     return isinstance(value, str) and _RUN.fullmatch(value) is not None
 
 
-def run_token(task: str, max_tries: int) -> str:
-    """
-    Return the token of a task run, in which a clear changes the last digits.
-
-    :param task: the token of the task in its DAG run, 32 hexadecimal digits.
-    :param max_tries: Airflow's number, which each clear changes.
-    """
-    return f"{task}{max_tries & 0xFFFF:04x}"
-
-
 def is_same_task(run: str, other: str) -> bool:
     """Return whether two tokens are those of one task in one DAG run, whatever was cleared in between."""
     return run[:_TASK_DIGITS] == other[:_TASK_DIGITS]
@@ -129,7 +202,7 @@ def is_manifest_uri(value: Any, job_id: str) -> bool:
     """Return whether a value is the URI of a job's manifest, without a secret and without detours."""
     if not isinstance(value, str) or len(value) > _MAX_URI_CHARS or not value.isprintable():
         return False
-    if not value.endswith(_manifest_path(job_id)) or re.search(r"[?#\\]|::", value):
+    if not destination_of(value, job_id) or re.search(r"[?#\\]|::", value):
         return False
     scheme, separator, rest = value.rpartition("://")
     authority, slash, path = rest.partition("/")
@@ -140,88 +213,15 @@ def is_manifest_uri(value: Any, job_id: str) -> bool:
             return False
     elif authority:
         return False
-    is_in_folder = bool(authority) or path != _manifest_path(job_id)[1:]
+    is_in_folder = bool(authority) or path != f"{job_id}/{MANIFEST}"
     return is_in_folder and bool(slash) and all(map(_is_name, path.split("/")))
 
 
-def entry_text(key: str, entry: Entry) -> bytes:
-    """
-    Return the text of an entry, a JSON object.
-
-    :param key: the key of its input, so that a copy of the file is not taken for the entry of another.
-    """
-    fields: dict[str, Any] = {
-        "version": VERSION,
-        "key": key,
-        "state": entry.state,
-        "app_id": entry.app_id,
-        "job_id": entry.job_id,
-        "run": entry.run,
-        "at": entry.at.isoformat(),
-    }
-    if entry.state == "done":
-        fields |= {"manifest": entry.manifest, "execution_seconds": entry.execution_seconds}
-    return json.dumps(fields, allow_nan=False).encode() + b"\n"
-
-
-def parse_entry(key: str, content: bytes) -> Entry | None:
-    """Return the entry of a key, or ``None`` unless each field is as this package writes it."""
-    if len(content) > MAX_ENTRY_BYTES:
-        return None
-    try:
-        fields = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(fields, dict) or not fields.keys() <= _FIELDS:
-        return None
-    at = _parse_time(fields.get("at"))
-    is_head_valid = (
-        type(fields.get("version")) is int
-        and fields["version"] == VERSION
-        and fields.get("key") == key
-        and is_identifier(fields.get("app_id"))
-        and is_identifier(fields.get("job_id"))
-        and _is_name(fields["job_id"])
-        and is_run(fields.get("run"))
-    )
-    if not is_head_valid or at is None or not _is_state_valid(fields):
-        return None
-    return Entry(
-        fields["state"],
-        fields["app_id"],
-        fields["job_id"],
-        fields["run"],
-        at,
-        fields.get("manifest", ""),
-        fields.get("execution_seconds"),
-    )
-
-
-def _is_state_valid(fields: Mapping[str, Any]) -> bool:
-    """Return whether an entry has what belongs to its state."""
-    if fields.get("state") == "pending":
-        return not fields.keys() & {"manifest", "execution_seconds"}
-    seconds = fields.get("execution_seconds")
-    return (
-        fields.get("state") == "done"
-        and is_manifest_uri(fields.get("manifest"), fields["job_id"])
-        and (seconds is None or (not isinstance(seconds, str) and to_number(seconds) is not None))
-    )
+def destination_of(manifest: str, job_id: str) -> str:
+    """Return the destination that has the folder of a job, given the URI of its manifest."""
+    destination, separator, rest = manifest.rpartition(f"/{job_id}/{MANIFEST}")
+    return destination if separator and not rest else ""
 
 
 def _is_name(segment: str) -> bool:
     return segment not in ("", ".", "..") and len(segment.encode()) <= _MAX_NAME_BYTES
-
-
-def _parse_time(value: Any) -> datetime | None:
-    if not isinstance(value, str) or len(value) > _MAX_TIME_CHARS:
-        return None
-    try:
-        at = datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    return at if at.tzinfo is not None else None
-
-
-def _manifest_path(job_id: str) -> str:
-    return f"/{job_id}/{MANIFEST}"

@@ -6,31 +6,23 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from airflow_provider_rungen.exceptions import (
-    RunGenError,
-    RunGenJobCanceledError,
-    RunGenJobFailedError,
-    RunGenNotFoundError,
-    RunGenOutputError,
-    RunGenResultError,
-)
-from airflow_provider_rungen.execution.ledger.entries import StoredPlace
+from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
+from airflow_provider_rungen.execution.ledger.entries import Entry, destination_of
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
+from airflow_provider_rungen.execution.task.outcomes import is_useless
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, Job, JobState, Row
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.ledger import book
-    from airflow_provider_rungen.execution.ledger.entries import Entry
     from airflow_provider_rungen.runs.jobs import Jobs
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-# The errors of jobs that have no use any more.
-_USELESS = (RunGenJobFailedError, RunGenJobCanceledError, RunGenNotFoundError, RunGenResultError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +33,13 @@ class Found:
     :param stored: the jobs whose outputs are stored.
     :param pending: the jobs that may still run.
     :param own: the inputs whose jobs this task submitted in this DAG run.
-    :param unread: the stored jobs that nobody has taken yet.
+    :param untaken: the stored jobs that nobody has taken yet.
     """
 
-    stored: Mapping[int, StoredPlace]
+    stored: Mapping[int, Entry]
     pending: Mapping[int, Entry]
     own: Collection[int] = ()
-    unread: Collection[StoredJob] = ()
+    untaken: Collection[StoredJob] = ()
 
 
 class PaidInputs:
@@ -77,7 +69,7 @@ class PaidInputs:
         on_stored: Callable[[StoredJob], object],
     ) -> None:
         self._ledger = ledger
-        #: The jobs of the task run. A later wave may set others.
+        #: The jobs of the task run. They are others after a deferral.
         self.jobs = jobs
         self._destination = destination
         self._app_id = app_id
@@ -101,12 +93,12 @@ class PaidInputs:
         :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
         """
         copies = copies or {}
-        found = self._ledger.find(keys, self._destination, on_stored=self._taking(self._on_stored))
-        places = ((key, found.stored[key]) for key in found.unnoted)
-        if unnoted := {key: place for key, place in places if place is not None}:
+        found = self._ledger.find(keys, self._take(self._on_stored), destination=self._destination)
+        usable = self._usable(found)
+        if unnoted := {key: usable[key] for key in found.unnoted if key in usable}:
             self._ledger.add_done(unnoted)
         equal = sum(copies.values())
-        if reused := sum(1 + copies.get(key, 0) for key, place in found.stored.items() if place is not None):
+        if reused := sum(1 + copies.get(key, 0) for key in usable):
             log.info("Reused %d of %d inputs, which are stored already", reused, len(keys) + equal)
         if equal:
             log.info("%d of %d inputs are equal to others, whose jobs they share", equal, len(keys) + equal)
@@ -119,9 +111,9 @@ class PaidInputs:
         :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
         """
         keys = {self._key_of(number): number for number in numbers}
-        unread: list[StoredJob] = []
-        found = self._ledger.find_now(keys, on_stored=self._taking(unread.append), without=self._unfit)
-        return self._by_number(found, keys, unread)
+        untaken: list[StoredJob] = []
+        found = self._ledger.find(keys, self._take(untaken.append), without=self._unfit)
+        return self._by_number(found, keys, untaken)
 
     def note(self, found: Found) -> list[int]:
         """
@@ -129,14 +121,13 @@ class PaidInputs:
 
         :return: the inputs that need no job of their own.
         """
-        for stored_job in found.unread:
+        for stored_job in found.untaken:
             self._on_stored(stored_job)
-        running = {number: entry.place for number, entry in found.pending.items()}
         noted = [
             number
-            for places in (found.stored, running)
-            for number in sorted(places)
-            if self._add(number, places[number], is_own=number in found.own)
+            for entries in (found.stored, found.pending)
+            for number in sorted(entries)
+            if self._add(number, entries[number], is_own=number in found.own)
         ]
         self.has_company |= any(n in found.pending and n not in found.own for n in noted)
         times = (found.pending[number].at.timestamp() for number in noted if number in found.pending)
@@ -150,16 +141,12 @@ class PaidInputs:
 
         :param jobs: by input.
         :return: the inputs whose jobs are gone from storage. The service may still have them.
-        :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
+        :raises RunGenOutputError: a place of stored jobs cannot be read.
         """
-        numbers = {self._key_of(number): number for number in jobs}
-        apps = self._ledger.apps_of({key: jobs[number].id for key, number in numbers.items()})
-        places = {
-            key: StoredPlace(jobs[number].id, apps.get(key, self._app_id), jobs[number].stored)
-            for key, number in numbers.items()
-        }
-        read = self._ledger.find_again(places, on_stored=self._on_stored)
-        return {number for key, number in numbers.items() if key not in read}
+        now = datetime.now(UTC)
+        entries = [Entry("", job.id, "", now, job.stored) for job in jobs.values()]
+        stored = self._ledger.find_again(entries, self._on_stored)
+        return {number for number, job in jobs.items() if job.id not in stored}
 
     # --- what it learns ---
 
@@ -170,8 +157,7 @@ class PaidInputs:
         :param jobs: by input.
         :raises RunGenOutputError: the ledger cannot be written.
         """
-        if jobs:
-            self._ledger.add_pending(self._app_id, self._by_key(jobs))
+        self._ledger.add_pending(self._app_id, self._by_key(jobs))
 
     def add_missing(self, jobs: Mapping[int, str]) -> None:
         """
@@ -180,18 +166,16 @@ class PaidInputs:
         :param jobs: by input.
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
-        if jobs:
-            self._ledger.add_missing(self._app_id, self._by_key(jobs))
+        self._ledger.add_missing(self._app_id, self._by_key(jobs))
 
-    def add_done(self, stored: Mapping[int, StoredJob | StoredPlace]) -> None:
+    def add_done(self, stored: Mapping[int, StoredJob]) -> None:
         """
         Remember stored jobs. Call it before the log says that they are stored, since nobody asks again then.
 
         :param stored: by input.
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
-        if stored:
-            self._ledger.add_done(self._by_key(stored))
+        self._ledger.add_done(self._by_key(stored))
 
     def forget(self, job_ids: Iterable[str]) -> None:
         """Forget jobs that failed or were canceled. A failure to do so is logged."""
@@ -205,74 +189,67 @@ class PaidInputs:
 
         :param errors: by job, why this attempt cannot.
         """
-        expired = [job_id for job_id, error in errors.items() if _has_expired(error)]
-        if expired:
+        useless = {job_id: error for job_id, error in errors.items() if is_useless(error)}
+        if expired := [job_id for job_id, each in useless.items() if isinstance(each, RunGenOutputError)]:
             log.warning("Outputs expired: %s; its input is paid for again", format_jobs(expired))
-        self.forget(expired + [job_id for job_id, error in errors.items() if isinstance(error, _USELESS)])
+        self.forget(useless)
 
     # --- internal ---
 
     def _by_key(self, values: Mapping[int, T]) -> dict[str, T]:
         return {self._key_of(number): value for number, value in values.items()}
 
-    def _taking(self, take: Callable[[StoredJob], object]) -> Callable[[StoredJob], StoredPlace | None]:
-        def place(job: StoredJob) -> StoredPlace | None:
-            if not self._accepts(job):
-                self._unfit.add(job.job_id)
-                return None
-            take(job)
-            return StoredPlace(job.job_id, job.app_id, job.manifest, job.execution_seconds)
+    def _take(self, take: Callable[[StoredJob], object]) -> Callable[[StoredJob], None]:
+        """Return a function that takes the stored jobs that can be used, and notes the others."""
 
-        return place
+        def take_if_accepted(job: StoredJob) -> None:
+            if self._accepts(job):
+                take(job)
+            else:
+                self._unfit.add(job.job_id)
+
+        return take_if_accepted
+
+    def _usable(self, found: book.Found) -> dict[str, Entry]:
+        return {key: entry for key, entry in found.stored.items() if entry.job_id not in self._unfit}
 
     def _by_number(
-        self,
-        found: book.Found[StoredPlace | None],
-        keys: Mapping[str, int],
-        unread: Collection[StoredJob] = (),
+        self, found: book.Found, keys: Mapping[str, int], untaken: Collection[StoredJob] = ()
     ) -> Found:
-        stored = {keys[key]: place for key, place in found.stored.items() if place is not None}
+        stored = {keys[key]: entry for key, entry in self._usable(found).items()}
         if unfit := len(found.stored) - len(stored):
             log.warning("%d stored results do not fit result_schema, and their inputs run again", unfit)
         # nobody can wait for the jobs of another app
         pending = {keys[key]: entry for key, entry in found.pending.items() if entry.app_id == self._app_id}
-        return Found(stored, pending, {keys[key] for key in found.own}, unread)
+        return Found(stored, pending, {keys[key] for key in found.own}, untaken)
 
-    def _add(self, number: int, place: StoredPlace, *, is_own: bool) -> bool:
+    def _add(self, number: int, entry: Entry, *, is_own: bool) -> bool:
         """Add a job, unless its input has one by now, or the job is known: then it failed, or is not ours."""
-        jobs, job_id = self.jobs, place.job_id
+        jobs, job_id = self.jobs, entry.job_id
         table = jobs.table
-        if (
-            place.manifest
-            and table.input_of.get(job_id) == number
-            and table.job(job_id).state is JobState.OPEN
-        ):
+        is_here = destination_of(entry.manifest, job_id) == self._destination.rstrip("/")
+        place = "." if is_here else entry.manifest
+        known_number = table.input_of.get(job_id)
+        if entry.manifest and known_number == number and table.job(job_id).state is JobState.OPEN:
             # an attempt was killed before it noted this, and the service may have forgotten the job
-            jobs.end(job_id, JobState.COMPLETED, seconds=place.execution_seconds)
-            jobs.store(job_id, self._place_of(place))
+            jobs.end(job_id, JobState.COMPLETED, seconds=entry.execution_seconds)
+            jobs.store(job_id, place)
             return True
         if jobs.state(number) not in SUBMITTABLE or job_id in table.foreign:
             return False
-        if (known_number := table.input_of.get(job_id)) is not None:
+        if known_number is not None:
             # one that does not count any more (durable=False), and that the ledger has kept
             if known_number != number or not table.job(job_id).use:
                 return False
         elif not is_own:
-            return jobs.share(number, job_id, stored=place.manifest)
+            return jobs.share(number, job_id, stored=entry.manifest)
         job = Job(
             job_id,
             # an earlier attempt submitted it, so that it runs again if it failed
             max(jobs.writer.turn - 1, jobs.since),
-            JobState.COMPLETED if place.manifest else JobState.OPEN,
-            seconds=place.execution_seconds,
-            stored=self._place_of(place),
+            JobState.COMPLETED if entry.manifest else JobState.OPEN,
+            seconds=entry.execution_seconds,
+            stored=place if entry.manifest else "",
         )
         jobs.adopt(number, Row((job,)))
         return True
-
-    def _place_of(self, place: StoredPlace) -> str:
-        return "." if place.destination == self._destination.rstrip("/") else place.manifest
-
-
-def _has_expired(error: RunGenError) -> bool:
-    return isinstance(error, RunGenOutputError) and error.is_expired

@@ -19,12 +19,11 @@ from airflow_provider_rungen.exceptions import (
 )
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.sinks.contact_sheet import SheetWriter, describe_job
-from airflow_provider_rungen.execution.sinks.failures import is_useless
 from airflow_provider_rungen.execution.sinks.output_store import OutputStore
 from airflow_provider_rungen.execution.table.job_rows import JobRows
 from airflow_provider_rungen.execution.table.results import ResultRow, Status
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
-from airflow_provider_rungen.execution.task.outcomes import JOB_IS_OVER
+from airflow_provider_rungen.execution.task.outcomes import JOB_IS_OVER, is_useless
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class Collector:
     ) -> None:
         #: Whether outputs are stored.
         self.stores = options.destination is not None
-        #: The jobs that cannot be used, or not yet: see `failures.is_useless`.
+        #: The jobs that cannot be used, or not yet: see `outcomes.is_useless`.
         self.errors: dict[str, RunGenError] = {}
         #: The jobs whose outputs are stored, without inputs, results and outputs. The caller may remove them.
         self.stored: list[StoredJob] = []

@@ -68,8 +68,7 @@ class SheetWriter:
         :param rows: returns the rows, in order. It is called twice, since all of them would fill the memory.
         """
         try:
-            with self._storage:
-                count = self._write(rows, ti, app_id)
+            count = self._write(rows, ti, app_id)
         except (RunGenOutputError, OSError) as error:
             reason = error.message if isinstance(error, RunGenOutputError) else type(error).__name__
             log.warning("No contact sheet: %s. The outputs are stored in %s", reason, clean_text(self._shown))
@@ -106,7 +105,7 @@ class SheetWriter:
                 self._storage.write("", name, content)
         self._storage.write("", INDEX, first)
         older = [name for name in self._storage.list_folder("") if _PAGE.fullmatch(name)]
-        self._storage.remove("", set(older) - set(names))
+        self._storage.remove(("", name) for name in set(older) - set(names))
         return counts.runnable
 
     def _job(self, row: ResultRow) -> JobView:

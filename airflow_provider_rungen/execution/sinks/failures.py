@@ -14,9 +14,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobError,
     RunGenJobFailedError,
     RunGenJobTimeoutError,
-    RunGenNotFoundError,
-    RunGenOutputError,
-    RunGenResultError,
 )
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult, Stopped
 from airflow_provider_rungen.execution.task.outcomes import (
@@ -32,14 +29,8 @@ log = logging.getLogger(__name__)
 # XCom has so many failed jobs at most, and so many characters of each error.
 MAX_FAILED = 1000
 MAX_FAILED_ERROR = 200
-_USELESS = (RunGenJobFailedError, RunGenJobCanceledError, RunGenNotFoundError, RunGenResultError)
 # How the inputs end that a stop has kept from running.
 _STOPPED = (RunGenJobCanceledError, RunGenJobTimeoutError)
-
-
-def is_useless(error: RunGenError) -> bool:
-    """Return whether a job with this error has no use any more, so that a retry runs its input again."""
-    return isinstance(error, _USELESS) or (isinstance(error, RunGenOutputError) and error.is_expired)
 
 
 class Advice(Protocol):

@@ -52,7 +52,7 @@ class Sink(Protocol):
 
     #: Whether outputs are stored.
     stores: bool
-    #: The jobs that cannot be used, or not yet: see `failures.is_useless`.
+    #: The jobs that cannot be used, or not yet: see `outcomes.is_useless`.
     errors: dict[str, RunGenError]
     #: What was stored. The caller may remove what it has seen: there may be many.
     stored: list[StoredJob]

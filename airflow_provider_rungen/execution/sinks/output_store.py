@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,8 @@ from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
-from airflow_provider_rungen.execution.archive.figures import Figures
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.archive.stored_jobs import Figures, StoredJob, read_stored_jobs
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class OutputStore:
         self._storage = Storage(options.destination)
         self._is_prepared = False
         self._figures = Figures()
+        self._seconds = 0.0
 
     def prepare(self, *, create: bool = True) -> None:
         """
@@ -61,7 +62,6 @@ class OutputStore:
         :param on_found: takes each, as it is found.
         :raises RunGenOutputError: the destination cannot be read now.
         """
-        from airflow_provider_rungen.execution.archive.stored_jobs import read_stored_jobs
 
         def note(stored: StoredJob) -> bool:
             if is_accepted := self.accepts(stored):
@@ -74,12 +74,12 @@ class OutputStore:
             self.prepare(create=False)
 
     def store(
-        self, app_id: str, job_ids: Sequence[str], on_stored: Callable[[StoredJob], StoredJob]
+        self, app_id: str, job_ids: Sequence[str], on_stored: Callable[[StoredJob], object]
     ) -> dict[str, RunGenError]:
         """
         Store the outputs of jobs. Return the errors of those that failed.
 
-        :param on_stored: takes each job that is stored, and returns what to keep of it.
+        :param on_stored: takes each job that is stored.
         :raises RunGenError: an error that concerns all jobs and is not retryable.
         """
         from airflow_provider_rungen.client.download import Downloader
@@ -87,7 +87,7 @@ class OutputStore:
 
         hook, options, guard = self._run.hook, self._options, self._run.guard
 
-        async def store() -> dict[str, StoredJob | RunGenError]:
+        async def store() -> dict[str, RunGenError]:
             downloader = Downloader(
                 hook.settings, max_bytes=options.max_output_bytes, at_once=options.max_concurrency
             )
@@ -107,10 +107,13 @@ class OutputStore:
                 await downloader.close()
                 await hook.aclose()
 
+        begun_at = time.monotonic()
         # a kill is let through between two steps, so that it leaves no half file
-        with guard.defer_signals(), self._storage:
-            outcomes = asyncio.run(store())
-        return {job_id: error for job_id, error in outcomes.items() if isinstance(error, RunGenError)}
+        with guard.defer_signals():
+            try:
+                return asyncio.run(store())
+            finally:
+                self._seconds += time.monotonic() - begun_at
 
     def log_total(self) -> None:
         """Log what was stored."""
@@ -118,7 +121,7 @@ class OutputStore:
             log.info(
                 "Stored %s of %s in %s; %s",
                 *(self._figures, format_count(jobs, "job"), redact(str(self._options.destination))),
-                format_duration(self._figures.seconds),
+                format_duration(self._seconds),
             )
 
     def accepts(self, stored: StoredJob) -> bool:

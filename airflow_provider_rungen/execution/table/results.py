@@ -198,8 +198,8 @@ class ResultsTable:
 
         :raises RunGenOutputError: it could not be written. An older table is still there.
         """
-        count = 0
-        with self._storage as storage, contextlib.ExitStack() as stack:
+        count, storage = 0, self._storage
+        with contextlib.ExitStack() as stack:
             with self._named_errors():
                 storage.remove_leftovers("")
                 file, path = stack.enter_context(storage.incoming("", self._name))

@@ -8,13 +8,21 @@ from typing import Any
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.texts import clean_text
-from airflow_provider_rungen.exceptions import RunGenError, RunGenJobCanceledError, RunGenJobFailedError
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenJobCanceledError,
+    RunGenJobFailedError,
+    RunGenNotFoundError,
+    RunGenOutputError,
+    RunGenResultError,
+)
 from airflow_provider_rungen.execution.task.ranges import parse_ranges
 
 # Of more failures than this, a message names no reasons.
 MAX_REASONS = 10
 # A job that ended like this does so at the next look, too.
 JOB_IS_OVER = (RunGenJobFailedError, RunGenJobCanceledError)
+_USELESS = (*JOB_IS_OVER, RunGenNotFoundError, RunGenResultError)
 # The event of a wait that has come as far as it should.
 GO_ON = "go on"
 # What an event says of an error beside its message.
@@ -148,6 +156,11 @@ def brief_reason(error: RunGenError) -> str:
 def is_permanent(error: RunGenError) -> bool:
     """Return whether a job has this error at the next look, too."""
     return not error.retryable or isinstance(error, JOB_IS_OVER)
+
+
+def is_useless(error: RunGenError) -> bool:
+    """Return whether a job with this error has no use any more, so that a retry runs its input again."""
+    return isinstance(error, _USELESS) or (isinstance(error, RunGenOutputError) and error.is_expired)
 
 
 def max_failures(max_failed: float, count: int) -> int:
