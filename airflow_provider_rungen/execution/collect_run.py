@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import repeat
@@ -16,7 +17,7 @@ from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
 from airflow_provider_rungen.execution.sinks.returned import Results
 from airflow_provider_rungen.execution.sinks.table_results import TableResults
-from airflow_provider_rungen.execution.task.job_ids import is_single, parse_job_ids
+from airflow_provider_rungen.execution.task.job_ids import format_jobs, is_single, parse_job_ids
 from airflow_provider_rungen.execution.task.outcomes import (
     JOB_IS_OVER,
     are_all_over,
@@ -31,6 +32,8 @@ from airflow_provider_rungen.runs.plan import Manifest, PlannedRow
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.execution.task.options import CollectOptions, JobOptions
+
+log = logging.getLogger(__name__)
 
 
 class CollectedPlan:
@@ -73,7 +76,8 @@ class CollectRun(TaskRun["JobOptions"]):
     ) -> None:
         super().__init__(task, context, options)
         self.usage = Usage()
-        self.usage_report.used = self.usage.to_json
+        self.usage_report.used = self._used
+        self._sink: Results | TableResults | None = None
         self._wait = JobWait(self, defer)
         self._collect_options = collect
         self._wait_timeout = wait_timeout
@@ -105,16 +109,15 @@ class CollectRun(TaskRun["JobOptions"]):
                 self.link_to(app_id, job_ids)
             else:
                 self.note_app(app_id, job_ids)
-            with closing(self._sink(is_single=is_single(job_id))) as sink:
+            with closing(self._make_sink(is_single=is_single(job_id))) as self._sink:
                 if event is None:
-                    sink.prepare()
-                return self._collect(sink, app_id, ids, event)
+                    self._sink.prepare()
+                return self._collect(self._sink, app_id, ids, event)
 
-    def _sink(self, *, is_single: bool) -> Results | TableResults:
-        options, refetch = self._collect_options, self._wait.refetch
-        if options.results is not None:
-            return TableResults(self, options, refetch=refetch, usage=self.usage)
-        return Results(self, options, refetch=refetch, is_single=is_single, usage=self.usage)
+    def _make_sink(self, *, is_single: bool) -> Results | TableResults:
+        if self._collect_options.results is not None:
+            return TableResults(self, self._collect_options, refetch=self._refetch)
+        return Results(self, self._collect_options, refetch=self._refetch, is_single=is_single)
 
     def _collect(
         self,
@@ -129,40 +132,75 @@ class CollectRun(TaskRun["JobOptions"]):
         try:
             if event is not None:
                 raise_for_event(event)
+            result = self._with_reused(sink, app_id, result)
+            pending = [job_id for job_id in result.job_ids if job_id not in result.shared]
             are_over = event is not None and are_all_over(event)
-            jobs = self._wait_for(sink, app_id, result.job_ids, are_over=are_over)
+            jobs = self._wait_for(sink, app_id, pending, are_over=are_over)
             return sink.finish(replace(result, jobs=jobs), plan)
         except RunGenError as error:
             if isinstance(error, RunGenJobTimeoutError) and self._collect_options.results is not None:
                 # those that are over are paid for
                 with suppress(RunGenError):
+                    result = self._with_reused(sink, app_id, result)
                     sink.gather(app_id, ids)
             sink.report(result, plan, error)
             raise
+
+    def _with_reused(self, sink: Results | TableResults, app_id: str, result: BatchResult) -> BatchResult:
+        """Find the jobs that were stored before, and return the result with them."""
+        if not sink.stores:
+            return result
+        unstored = set(sink.find_stored(app_id, result.job_ids))
+        reused = [job_id for job_id in result.job_ids if job_id not in unstored]
+        for job_id in reused:
+            self.usage.note_reused(job_id)
+        if reused:
+            shown = redact(str(self._collect_options.destination))
+            log.info("Reused %s: stored in %s", format_jobs(reused), shown)
+        return replace(result, shared=frozenset(reused))
 
     def _wait_for(
         self, sink: Results | TableResults, app_id: str, job_ids: Sequence[str], *, are_over: bool
     ) -> list[Job]:
         """
-        Wait for the jobs that are not stored.
+        Wait for jobs.
 
         :param are_over: whether a trigger has seen their ends.
         """
-        if self._wait_timeout is None or (are_over and self._collect_options.destination is not None):
+        if self._wait_timeout is None or (are_over and sink.stores):
             return []  # collecting fetches each of them
 
         def hold(job: Job) -> Job:
             self.usage.note(job)
             return sink.hold(job)
 
-        pending = sink.find_stored(app_id, job_ids)
         return self._wait.wait(
             app_id,
-            pending,
+            job_ids,
             deadline=self.deadline(time.time() + self._wait_timeout),
             on_finished=hold,
-            ended=pending if are_over else (),
+            ended=job_ids if are_over else (),
         )
+
+    def _refetch(
+        self, app_id: str, job_ids: Sequence[str], on_outcome: Callable[[str, Job | RunGenError], None]
+    ) -> None:
+        def note(job_id: str, outcome: Job | RunGenError) -> None:
+            if isinstance(outcome, Job) and outcome.is_terminal:
+                self.usage.note(outcome)
+            on_outcome(job_id, outcome)
+
+        self._wait.refetch(app_id, job_ids, note)
+
+    def _used(self) -> dict[str, Any]:
+        """Return the XCom ``usage``. Storing outputs tells how jobs ended, too."""
+        if self._sink is not None:
+            for stored in self._sink.stored:
+                self.usage.note_end(stored.job_id, is_completed=True, seconds=stored.execution_seconds)
+            for job_id, error in self._sink.errors.items():
+                if isinstance(error, JOB_IS_OVER):
+                    self.usage.note_end(job_id, is_completed=False, seconds=error.execution_time)
+        return self.usage.to_json()
 
     def cleanup(self) -> str:
         self._wait.cancel_on_kill()

@@ -163,7 +163,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         if self.destination is not None:
             return Results(run, CollectOptions.of(self), refetch=run.wait.refetch, advice=run)
         waits, max_failed = self.wait_for_completion, self.max_failed
-        return JobIds(run, is_single=False, waits=waits, max_failed=max_failed)
+        return JobIds(run, advice=run, is_single=False, waits=waits, max_failed=max_failed)
 
     def _runner(self, context: Context) -> Runner:
         return self._runner_of(context, self._sink, folder=self.destination)

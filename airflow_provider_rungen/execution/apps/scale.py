@@ -30,8 +30,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenInputError,
 )
 from airflow_provider_rungen.execution.apps.app_wait import Defer, wait_or_defer
-from airflow_provider_rungen.execution.costs.blocks import other_teardowns
-from airflow_provider_rungen.execution.costs.scale_state import KEY, LEFT_KEY, ScaleState
+from airflow_provider_rungen.execution.costs.scale_state import KEY, LEFT_KEY, ScaleState, other_teardowns
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.outcomes import raise_for_event

@@ -16,8 +16,15 @@ from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.worker_history import WorkerHistory, see_app
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution.costs.bill import BILL_KEY, Bill, read_usage
-from airflow_provider_rungen.execution.costs.blocks import other_teardowns, pull_from_setup, task_states
-from airflow_provider_rungen.execution.costs.scale_state import KEY, LEFT_KEY, read_history, read_scale_record
+from airflow_provider_rungen.execution.costs.scale_state import (
+    KEY,
+    LEFT_KEY,
+    other_teardowns,
+    pull_from_setup,
+    read_history,
+    read_scale_record,
+    task_states,
+)
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.run import TaskRun

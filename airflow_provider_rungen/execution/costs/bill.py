@@ -1,24 +1,34 @@
-"""The bill of ``scaled_app``: what the workers of a block cost, and how busy its jobs kept them."""
+"""What the workers of a ``scaled_app`` block cost, how busy its jobs kept them, and what each row cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.durations import format_duration
-from airflow_provider_rungen.client.price import Price
+from airflow_provider_rungen.client.price import Price, parse_price
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.client.worker_history import WorkerHistory
 from airflow_provider_rungen.execution.task.usage import USAGE_KEY
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.table.results import ResultRow
+    from airflow_provider_rungen.execution.task.run import TaskRun
+
+log = logging.getLogger(__name__)
 
 #: The XCom key of the bill.
 BILL_KEY = "bill"
 _SOURCE = "declared price"
 _MILLISECOND = Decimal("0.001")
 _SHARE = Decimal("0.0001")
+# The digits of the column ``cost``.
+_COST = Decimal("0.00000001")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +189,40 @@ def _pull(ti: Any, task_id: str) -> Iterable[Any]:
     pulled = ti.xcom_pull(task_ids=[task_id], key=USAGE_KEY, **index)
     # the first releases of Airflow 3.0 unpack the only one
     return (pulled,) if pulled is None or isinstance(pulled, Mapping) else pulled
+
+
+# --- rows ---
+
+
+def add_costs(rows: Iterable[ResultRow], price: Price | None) -> Iterator[ResultRow]:
+    """Yield rows with their costs, as far as it is known how long their jobs ran."""
+    for row in rows:
+        seconds = read_decimal(row.execution_seconds)
+        if price is None or seconds is None:
+            yield row
+        else:
+            yield replace(row, cost=(seconds * price.per_second).quantize(_COST))
+
+
+def find_price(run: TaskRun[Any]) -> Price | None:
+    """
+    Return what a worker costs: the price of the ``scaled_app`` block around the task, or the connection's.
+
+    It is not worth a failure.
+    """
+    try:
+        dag = run.context.get("dag")
+        downs: list[Any] = [task for task in dag.tasks if hasattr(task, "scale_up_task_id")] if dag else []
+        for down in downs:
+            if run.task.task_id in (*down.job_task_ids, *down.collect_task_ids) and down.price is not None:
+                return parse_price(run.task.render_template(down.price, run.context))
+        return run.hook.settings.price
+    except Exception as error:
+        if run.guard.is_killed:
+            raise
+        reason = clean_text(f"{type(error).__name__}: {error}", 200)
+        log.warning("The results table has no costs: %s", reason)
+        return None
 
 
 def read_decimal(value: Any) -> Decimal | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,8 +21,7 @@ from airflow_provider_rungen.execution.sinks.contact_sheet import SheetWriter, d
 from airflow_provider_rungen.execution.sinks.output_store import OutputStore
 from airflow_provider_rungen.execution.table.job_rows import JobRows
 from airflow_provider_rungen.execution.table.results import ResultRow, Status
-from airflow_provider_rungen.execution.task.job_ids import format_jobs
-from airflow_provider_rungen.execution.task.outcomes import JOB_IS_OVER, is_useless
+from airflow_provider_rungen.execution.task.outcomes import is_useless
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
@@ -33,11 +31,7 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.sinks.xcom_values import XComValues
     from airflow_provider_rungen.execution.task.options import CollectOptions
     from airflow_provider_rungen.execution.task.run import TaskRun
-    from airflow_provider_rungen.execution.task.usage import Usage
     from airflow_provider_rungen.runs.plan import PlannedRow
-
-log = logging.getLogger(__name__)
-
 
 #: Fetches jobs that are over: see `JobWait.refetch`.
 Refetch: TypeAlias = Callable[[str, Sequence[str], Callable[[str, Job | RunGenError], None]], None]
@@ -47,16 +41,15 @@ class Collector:
     """
     What the sinks of results have in common: how each job ended, and the rows of tables and sheets.
 
-    What would keep it from collecting is found out here, before the wait.
+    What prevents it from collecting raises here, before the wait.
 
     :param run: the attempt.
     :param options: the operator's parameters.
     :param refetch: fetches the results of jobs that are over.
     :param values: takes what the task returns. Otherwise rows are kept, for a results table.
     :param key: the columns that identify a row, for a contact sheet.
-    :param advice: what the attempt knows of its inputs, if it runs the jobs. Otherwise it collects those of
-        another task: what is stored already is reused then.
-    :param usage: where to note how jobs ended, if the attempt does not do so itself.
+    :param advice: what the attempt knows of its inputs, if it runs the jobs; ``None`` if it collects those of
+        another task.
     :raises RunGenInputError: the schema or the destination cannot be used.
     """
 
@@ -69,13 +62,12 @@ class Collector:
         values: XComValues | None = None,
         key: Sequence[str] = (),
         advice: Advice | None = None,
-        usage: Usage | None = None,
     ) -> None:
         #: Whether outputs are stored.
         self.stores = options.destination is not None
         #: The jobs that cannot be used, or not yet: see `outcomes.is_useless`.
         self.errors: dict[str, RunGenError] = {}
-        #: The jobs whose outputs are stored, without inputs, results and outputs. The caller may remove them.
+        #: The jobs whose outputs are stored, without inputs, results and outputs.
         self.stored: list[StoredJob] = []
         #: Takes the result of a job that a poll finds over, if results are not stored, and returns the rest.
         # polls are cheaper if nothing of a result is wanted
@@ -84,7 +76,6 @@ class Collector:
         self._options = options
         self._refetch = refetch
         self._advice = advice
-        self._usage = usage
         self._schema = Schema.of(options.result_schema, "result_schema")
         self._store = OutputStore(run, options, self._schema) if self.stores else None
         has_sheet = self.stores and options.contact_sheet
@@ -96,10 +87,10 @@ class Collector:
             self._rows = JobRows(describe_job if has_sheet else None)
             self._takers.append(self._rows)
         self._shown_destination = redact(str(options.destination)) if self.stores else None
-        self._known: set[str] = set()
+        # the jobs whose results were taken
+        self._taken: set[str] = set()
+        # the jobs that were looked for in the destination
         self._searched: set[str] = set()
-        # what another task stored, if this one collects
-        self._reused: set[str] = set()
         self._is_written = False
 
     def prepare(self) -> None:
@@ -131,17 +122,14 @@ class Collector:
         returned = self._add_unsuccessful(jobs)
         rest = [each for each in dict.fromkeys(job_ids) if each is not None and not self._is_settled(each)]
         # the service may have forgotten what it has not just returned
-        unsure = [each for each in rest if each not in returned and each not in self._known]
-        # for a task that collects, an outage is not how a job ended
-        search = self.find_stored if self._advice is None else self._search
-        settled = set(unsure).difference(search(app_id, unsure))
+        settled = self._search(app_id, [each for each in rest if each not in returned])
         if rest := [each for each in rest if each not in settled]:
             self._take(app_id, rest)
 
     def gather_known(self, app_id: str, job_ids: Iterable[str | None], jobs: Iterable[Job] = ()) -> None:
         """Gather what is known without the service, when an error ends the task."""
         self._add_unsuccessful(jobs)
-        self._search(app_id, [each for each in dict.fromkeys(job_ids) if each and each not in self._known])
+        self._search(app_id, [each for each in dict.fromkeys(job_ids) if each and not self._is_settled(each)])
 
     def find_stored(self, app_id: str, job_ids: Sequence[str]) -> list[str]:
         """
@@ -150,28 +138,21 @@ class Collector:
         :raises RunGenOutputError: the destination cannot be read now.
         """
         unsure = [each for each in job_ids if each not in self._searched]
-        if self._store is None or not unsure:
-            return [each for each in job_ids if each not in self._known]
-        self._store.find(app_id, unsure, self.add_stored)
-        self._searched.update(unsure)
-        found = [each for each in unsure if each in self._known]
-        if found and self._usage is not None:
-            self._reused.update(found)
-            for job_id in found:
-                self._usage.note_reused(job_id)
-            log.info("Reused %s: stored in %s", format_jobs(found), self._shown_destination)
-        return [each for each in job_ids if each not in self._known]
+        if self._store is not None and unsure:
+            self._store.find(app_id, unsure, self.add_stored)
+            self._searched.update(unsure)
+        return [each for each in job_ids if each not in self._taken]
 
-    def add_stored(self, stored: StoredJob) -> StoredJob:
-        """Take a job whose outputs are stored, and return what is kept of it."""
-        if self._usage is not None:
-            self._usage.note_end(stored.job_id, is_completed=True, seconds=stored.execution_seconds)
+    def add_stored(self, stored: StoredJob) -> None:
+        """Take a job whose outputs are stored."""
         for taker in self._takers:
             taker.add_stored(stored)
-        self._known.add(stored.job_id)
-        self.errors.pop(stored.job_id, None)
-        self.stored.append(kept := replace(stored, input=None, result=None, outputs=()))
-        return kept
+        self._note_taken(stored.job_id)
+        self.stored.append(replace(stored, input=None, result=None, outputs=()))
+
+    def _note_taken(self, job_id: str) -> None:
+        self._taken.add(job_id)
+        self.errors.pop(job_id, None)
 
     def _add_unsuccessful(self, jobs: Iterable[Job]) -> set[str]:
         """Add the jobs that did not complete, and return those that did."""
@@ -179,23 +160,23 @@ class Collector:
         for job in jobs:
             if job.status is JobStatus.COMPLETED:
                 completed.add(job.id)
-            elif job.id not in self._known:
+            elif not self._is_settled(job.id):
                 self._add(job)
         return completed
 
-    def _search(self, app_id: str, job_ids: Sequence[str]) -> Sequence[str]:
-        """Find the jobs that are stored, and return the others; in an outage, note it for all of them."""
+    def _search(self, app_id: str, job_ids: Sequence[str]) -> set[str]:
+        """Find the jobs that are stored. Return those, or all in an outage, which is their error then."""
         try:
-            return self.find_stored(app_id, job_ids)
+            return set(job_ids).difference(self.find_stored(app_id, job_ids))
         except (RunGenOutputError, RunGenInputError) as error:
             if not error.retryable:
                 raise
-            self.errors |= {each: error for each in job_ids if each not in self._known}
-            return ()
+            self.errors |= {each: error for each in job_ids if each not in self._taken}
+            return set(job_ids)
 
     def _is_settled(self, job_id: str) -> bool:
         error = self.errors.get(job_id)
-        return job_id in self._known and (error is None or not error.retryable or is_useless(error))
+        return job_id in self._taken if error is None else not error.retryable or is_useless(error)
 
     def _hold(self, job: Job) -> Job:
         self._add(job)
@@ -203,23 +184,19 @@ class Collector:
 
     def _add(self, job: Job) -> None:
         """Take a job whose result is not stored, or note why it failed."""
-        if job.is_terminal and self._usage is not None:
-            self._usage.note(job)
-        error: RunGenError | None
         try:
             job.raise_for_status()
             if self._schema is not None:
                 self._schema.check_result(job)
-        except RunGenError as failure:
-            error = failure
+        except RunGenError as error:
             for taker in self._takers:
-                taker.add_failed(job, failure)
-        else:
-            error = next(filter(None, [taker.add_job(job) for taker in self._takers]), None)
-        self._known.add(job.id)
-        self.errors.pop(job.id, None)
-        if error is not None:
+                taker.add_failed(job, error)
             self.errors[job.id] = error
+        else:
+            self._note_taken(job.id)
+            for taker in self._takers:
+                if problem := taker.add_job(job):
+                    self.errors[job.id] = problem
 
     def _take(self, app_id: str, job_ids: list[str]) -> None:
         """Store the outputs of jobs, or fetch their results."""
@@ -231,13 +208,8 @@ class Collector:
 
         if self._store is None:
             self._refetch(app_id, job_ids, note)
-            return
-        errors = self._store.store(app_id, job_ids, self.add_stored)
-        self.errors |= errors
-        self._known |= errors.keys()
-        for job_id, error in errors.items():
-            if isinstance(error, JOB_IS_OVER) and self._usage is not None:
-                self._usage.note_end(job_id, is_completed=False)
+        else:
+            self.errors |= self._store.store(app_id, job_ids, self.add_stored)
 
     # --- the end ---
 
@@ -281,8 +253,7 @@ class Collector:
                 status, why = _end_without_job(number, planned, result, missing)
                 yield ResultRow(index=number, status=status, values=values, error=why or None)
             else:
-                is_reused = job_id in result.shared or job_id in self._reused
-                yield self._rows.row(number, job_id, values, missing, is_reused=is_reused)
+                yield self._rows.row(number, job_id, values, missing, is_reused=job_id in result.shared)
 
 
 def _end_without_job(

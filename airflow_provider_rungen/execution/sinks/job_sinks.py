@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.texts import format_ids
@@ -16,20 +16,15 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.client.models import Job
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
+    from airflow_provider_rungen.execution.sinks.returned import Results
+    from airflow_provider_rungen.execution.sinks.table_results import TableResults
+    from airflow_provider_rungen.execution.task.run import TaskRun
     from airflow_provider_rungen.runs.plan import Manifest, PlannedRow
 
+    #: Takes the jobs of a task as they end: see `Collector`.
+    Sink: TypeAlias = "JobIds | Results | TableResults"
+
 log = logging.getLogger(__name__)
-
-
-class SinkTask(Advice, Protocol):
-    """What a sink of ids needs of an attempt."""
-
-    @property
-    def ti(self) -> Any:
-        """The task instance."""
-
-    def record_outcome(self, outcome: TaskOutcome) -> None:
-        """Report what was done."""
 
 
 class SinkPlan(Protocol):
@@ -43,58 +38,12 @@ class SinkPlan(Protocol):
         """Return the rows, in order. It may be called again."""
 
 
-class Sink(Protocol):
-    """
-    Takes the jobs of a task as they end.
-
-    In a `BatchResult`, a row that is equal to another one has the job, or the refusal, of that row.
-    """
-
-    #: Whether outputs are stored.
-    stores: bool
-    #: The jobs that cannot be used, or not yet: see `outcomes.is_useless`.
-    errors: dict[str, RunGenError]
-    #: What was stored. The caller may remove what it has seen: there may be many.
-    stored: list[StoredJob]
-
-    def prepare(self) -> None:
-        """
-        Find out whether results can be kept, before anything is sent.
-
-        :raises RunGenInputError: they cannot be kept now.
-        """
-
-    def accepts(self, stored: StoredJob) -> bool:
-        """Return whether a stored job can be used."""
-
-    def add_stored(self, stored: StoredJob) -> object:
-        """Take a job that was found stored."""
-
-    def hold(self, job: Job) -> Job:
-        """Take the result of a job that a poll finds over, if results are not stored, and return the rest."""
-
-    def gather(self, app_id: str, job_ids: Iterable[str], jobs: Iterable[Job] = ()) -> None:
-        """Store or fetch what is over, and was not taken yet. See `Collector.gather`."""
-
-    def finish(self, result: BatchResult, plan: SinkPlan) -> Any:
-        """
-        Return what the task returns, when all jobs are over.
-
-        :raises RunGenError: too many failed.
-        """
-
-    def report(self, result: BatchResult, plan: SinkPlan, error: BaseException) -> None:
-        """Write what is known when an error ends the task. A failure to do so is logged."""
-
-    def close(self) -> None:
-        """Free what is held."""
-
-
 class JobIds:
     """
-    Return the ids of jobs.
+    Return the ids of jobs. There is nothing else to take.
 
     :param run: the attempt.
+    :param advice: what it knows of its inputs.
     :param is_single: whether there is one job, whose error is that of the task.
     :param waits: whether the task waits for the jobs.
     :param max_failed: how many may fail: a number, or a share below 1.
@@ -105,8 +54,9 @@ class JobIds:
 
     def __init__(
         self,
-        run: SinkTask,
+        run: TaskRun[Any],
         *,
+        advice: Advice,
         is_single: bool,
         waits: bool = True,
         max_failed: float = 0,
@@ -114,6 +64,7 @@ class JobIds:
         self.errors: dict[str, RunGenError] = {}
         self.stored: list[StoredJob] = []
         self._run = run
+        self._advice = advice
         self._is_single = is_single
         self._waits = waits
         self._max_failed = max_failed
@@ -135,7 +86,7 @@ class JobIds:
         if self._is_single:
             raise_for_single(app_id, errors)
         else:
-            check_inputs(self._run.ti, self._run, result, errors, self._max_failed)
+            check_inputs(self._run.ti, self._advice, result, errors, self._max_failed)
             if not errors:
                 state = "completed" if self._waits else "were submitted"
                 log.info("All %d jobs %s %s", len(result.ids), state, format_ids(app_id))

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.sinks.job_sinks import SinkPlan
     from airflow_provider_rungen.execution.task.options import CollectOptions
     from airflow_provider_rungen.execution.task.run import TaskRun
-    from airflow_provider_rungen.execution.task.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,6 @@ class Results(Collector):
     :param is_single: whether there is one job, whose error and value are those of the task.
     :param pushes_keys: whether each key of a result becomes an XCom of its own, too.
     :param advice: see `Collector`.
-    :param usage: see `Collector`.
     :raises RunGenInputError: the schema or the destination cannot be used.
     """
 
@@ -53,10 +51,9 @@ class Results(Collector):
         is_single: bool = False,
         pushes_keys: bool = False,
         advice: Advice | None = None,
-        usage: Usage | None = None,
     ) -> None:
         self._values = XComValues(options.max_xcom_bytes, pushes_keys=pushes_keys)
-        super().__init__(run, options, refetch=refetch, values=self._values, advice=advice, usage=usage)
+        super().__init__(run, options, refetch=refetch, values=self._values, advice=advice)
         self._is_single = is_single
 
     def finish(self, result: BatchResult, plan: SinkPlan) -> Any:

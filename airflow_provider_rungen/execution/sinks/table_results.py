@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
-from airflow_provider_rungen.execution.costs.prices import add_costs, find_price
+from airflow_provider_rungen.execution.costs.bill import add_costs, find_price
 from airflow_provider_rungen.execution.sinks.collector import Collector, Refetch
 from airflow_provider_rungen.execution.sinks.failures import (
     Advice,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.sinks.job_sinks import SinkPlan
     from airflow_provider_rungen.execution.task.options import CollectOptions
     from airflow_provider_rungen.execution.task.run import TaskRun
-    from airflow_provider_rungen.execution.task.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +41,6 @@ class TableResults(Collector):
     :param refetch: see `Collector`.
     :param key: the columns that identify a row.
     :param advice: see `Collector`.
-    :param usage: see `Collector`.
     :raises RunGenInputError: the schema, the destination or the results table cannot be used.
     """
 
@@ -54,9 +52,8 @@ class TableResults(Collector):
         refetch: Refetch,
         key: Sequence[str] = (),
         advice: Advice | None = None,
-        usage: Usage | None = None,
     ) -> None:
-        super().__init__(run, options, refetch=refetch, key=key, advice=advice, usage=usage)
+        super().__init__(run, options, refetch=refetch, key=key, advice=advice)
         self._key = key
         self._uri = results_uri(options)
         self._table = ResultsTable(self._uri)
