@@ -1,11 +1,40 @@
-"""Arrow's types: which columns a schema has, and which types its values have as JSON."""
+"""Reads the rows of Parquet files and Arrow tables, a few megabytes at a time, as JSON has them."""
 
 from __future__ import annotations
 
-import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from itertools import islice
 from typing import Any
 
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
+from airflow_provider_rungen.execution.table.formats import (
+    LARGE_ROW_HINT,
+    MAX_ROW_BYTES,
+    NumberedRow,
+    RowError,
+    TableContent,
+    check_names,
+)
+
+# Python objects take several times the memory of Arrow's, so few rows have them at a time.
+_ROWS_AT_A_TIME = 1024
+# Arrow's batches of a row group are as large as the group without it, and each column has such a buffer.
+_BUFFER_BYTES = 1 << 20
+_BATCH_BYTES = 4 << 20
+# What a column chunk has beside its values.
+_CHUNK_BYTES = 16 << 10
+# By their names, since older versions of pyarrow lack some of them.
+_TEXTS = ("string", "large_string", "string_view")
+_BYTES = ("binary", "large_binary", "fixed_size_binary")
+_UUID = "extension<arrow.uuid>"
+_UNREADABLE = (ValueError, OverflowError, ArithmeticError, LookupError)
+
+
+class _UnfitError(ValueError):
+    """JSON has no such values."""
 
 
 def load_pyarrow() -> Any:
@@ -18,108 +47,268 @@ def load_pyarrow() -> Any:
         import pyarrow
     except ImportError:
         raise RunGenInputError(
-            "Could not read a table: pyarrow is not installed",
+            "Parquet files and Arrow tables need pyarrow, which is not installed",
             hint="Install it with: pip install 'airflow-provider-rungen[tables]'",
         ) from None
     return pyarrow
 
 
-def used_columns(schema: Any) -> list[str]:
-    """Return the names of the columns, without those that pandas adds for an index without a name."""
-    return [name for name in schema.names if not name.startswith("__index_level_")]
+# --- Parquet ---
+
+
+def read_parquet(file: Any) -> TableContent:
+    """Return the types of the columns of a Parquet file, and its rows."""
+    pa = load_pyarrow()
+    from pyarrow.parquet import ParquetFile
+
+    table = ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
+    def rows() -> Iterator[NumberedRow]:
+        yield from read_batches(table.schema_arrow, _batches(table))
+        # otherwise it keeps several times what it had in use
+        pa.default_memory_pool().release_unused()
+
+    return column_types(table.schema_arrow), rows()
+
+
+def _batches(table: Any) -> Iterator[Any]:
+    first = 1
+    for number in range(table.num_row_groups):
+        group = table.metadata.row_group(number)
+        rows = _rows_of_batch(group, number, first)
+        yield from table.iter_batches(rows, row_groups=[number], use_threads=False)
+        first += group.num_rows
+
+
+def _rows_of_batch(group: Any, number: int, first: int) -> int:
+    """
+    Return how many rows to read at a time, so that rows of a megabyte do not fill the memory.
+
+    :param group: the metadata of the row group.
+    :param number: its number, from 0.
+    :param first: the number of its first row, from 1.
+    :raises RowError: a row is too large.
+    """
+    columns = [group.column(index) for index in range(group.num_columns)]
+    total, rows = sum(column.total_uncompressed_size for column in columns), max(group.num_rows, 1)
+    if total / rows > MAX_ROW_BYTES + len(columns) * _CHUNK_BYTES:
+        largest = max(columns, key=lambda column: column.total_uncompressed_size)
+        raise RowError(
+            first,
+            f"or one after it has more than {MAX_ROW_BYTES >> 20} MiB: row group {number + 1} has "
+            f"{total >> 20} MiB in {group.num_rows} rows, {largest.total_uncompressed_size >> 20} of them "
+            f"in column {clean_text(repr(largest.path_in_schema), 100)}",
+            f"{LARGE_ROW_HINT}, or write the table with fewer rows in each row group",
+        )
+    return int(min(max(_BATCH_BYTES * rows / max(total, 1), 1), _ROWS_AT_A_TIME))
+
+
+# --- schemas and batches ---
 
 
 def column_types(schema: Any) -> dict[str, str]:
     """Return the type of each column as JSON has it: everything but numbers and booleans is text."""
-    types = load_pyarrow().types
+    pa = load_pyarrow()
 
     def word(kind: Any) -> str:
-        kind = plain_type(kind)
-        if types.is_boolean(kind):
+        if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+            return word(kind.value_type)
+        if isinstance(kind, pa.BaseExtensionType):
+            return word(kind.storage_type)
+        if pa.types.is_boolean(kind):
             return "boolean"
-        if types.is_integer(kind):
+        if pa.types.is_integer(kind):
             return "integer"
-        return "number" if types.is_floating(kind) else "text"
+        return "number" if pa.types.is_floating(kind) else "text"
 
-    return {name: word(schema.field(name).type) for name in used_columns(schema)}
-
-
-def plain_type(kind: Any) -> Any:
-    """Return the type of the values of an encoded or extended type."""
-    pa = load_pyarrow()
-    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
-        return plain_type(kind.value_type)
-    if isinstance(kind, pa.BaseExtensionType) and not is_uuid(kind):
-        return plain_type(kind.storage_type)
-    return kind
+    return {field.name: word(field.type) for field in schema if _is_used(field.name)}
 
 
-def is_uuid(kind: Any) -> bool:
-    return getattr(kind, "extension_name", "") == "arrow.uuid"
-
-
-def in_microseconds(kind: Any) -> Any:
+def read_batches(schema: Any, batches: Iterable[Any]) -> Iterator[NumberedRow]:
     """
-    Return a type with microseconds in place of nanoseconds, or the same type.
+    Yield the rows of Arrow's record batches.
+
+    :param schema: the schema of all of them.
+    :raises RowError: a column has no name, or that of another, or JSON has no such value.
+    """
+    names = list(filter(_is_used, schema.names))
+    check_names(names, 0)
+    # a list may have one text many times, which counts once
+    may_be_larger = "dictionary<" in str(schema)
+    count = 0
+    for batch in batches:
+        step = MAX_ROW_BYTES * batch.num_rows // max(batch.nbytes, 1)
+        step = min(max(step, 1), _ROWS_AT_A_TIME)
+        for start in range(0, batch.num_rows, step):
+            part = batch.slice(start, step)
+            columns = [_column_values(part, name, count) for name in names]
+            is_large = may_be_larger or part.nbytes > MAX_ROW_BYTES
+            for values in zip(*columns, strict=True):
+                count += 1
+                row = dict(zip(names, values, strict=True))
+                if is_large:
+                    _check_size(row, count)
+                yield count, row
+
+
+def _is_used(name: str) -> bool:
+    """Return whether a column is one of the table, and not the index that pandas adds."""
+    return not name.startswith("__index_level_")
+
+
+def _check_size(row: dict[str, Any], number: int) -> None:
+    """
+    Check the size of a row.
+
+    :raises RowError: it is too large.
+    """
+    sizes = {name: _size_of(value) for name, value in row.items()}
+    if sum(sizes.values()) > MAX_ROW_BYTES:
+        name = max(sizes, key=lambda name: sizes[name])
+        reason = f"has more than {MAX_ROW_BYTES >> 20} MiB, {sizes[name] >> 20} of them in column "
+        raise RowError(number, f"{reason}{clean_text(repr(name), 100)}", LARGE_ROW_HINT)
+
+
+def _size_of(value: Any) -> int:
+    """Return about how many bytes a value has as JSON."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, list | dict):
+        return sum(map(_size_of, value.values() if isinstance(value, dict) else value))
+    return 1
+
+
+# --- values ---
+
+
+def _column_values(batch: Any, name: str, count: int) -> list[Any]:
+    """
+    Return the values of a column.
+
+    :param count: how many rows came before the batch.
+    :raises RowError: JSON has no such value. It names the first row that has one.
+    """
+    try:
+        return _values(batch.column(name))
+    except _UNREADABLE as error:
+        if batch.num_rows > 1:
+            for index in range(batch.num_rows):
+                _column_values(batch.slice(index, 1), name, count + index)
+        column = f"column {clean_text(repr(name), 100)}"
+        if isinstance(error, _UnfitError):
+            reason = f"has {error} in {column}, which JSON cannot express"
+        else:
+            reason = f"has an unreadable value in {column}: {clean_text(str(error), 200)}"
+        raise RowError(count + 1, reason) from None
+
+
+def _values(column: Any) -> list[Any]:
+    """Return the values of a column as JSON has them."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    kind = column.type
+    if column.null_count == len(column):
+        return [None] * len(column)
+    if pa.types.is_dictionary(kind):
+        # a text that many rows have is one object
+        used = column.indices.unique()
+        by_index = dict(zip(used.to_pylist(), _values(column.dictionary.take(used)), strict=True))
+        return [by_index[index] for index in column.indices.to_pylist()]
+    if pa.types.is_run_end_encoded(kind):
+        return _values(compute.run_end_decode(column))
+    if isinstance(kind, pa.BaseExtensionType) and str(kind) != _UUID:
+        return _values(column.storage)
+    return _plain_values(column)
+
+
+def _plain_values(column: Any) -> list[Any]:
+    from pyarrow import compute, types
+
+    kind = column.type
+    if types.is_struct(kind):
+        return _objects(column)
+    if types.is_map(kind):
+        return _maps(column)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        items = iter(_values(column.flatten()))
+        lengths = compute.list_value_length(column).to_pylist()
+        return [None if length is None else list(islice(items, length)) for length in lengths]
+    convert = _converter(kind)
+    values: list[Any] = _in_microseconds(column).to_pylist()
+    return values if convert is None else [None if value is None else convert(value) for value in values]
+
+
+def _objects(column: Any) -> list[Any]:
+    names = [field.name for field in column.type]
+    if len(set(names)) < len(names):
+        raise _UnfitError("two fields of one name")
+    fields = zip(*map(_values, column.flatten()), strict=True)
+    are_there = column.is_valid().to_pylist()
+    return [
+        dict(zip(names, values, strict=True)) if is_there else None
+        for is_there, values in zip(are_there, fields, strict=True)
+    ]
+
+
+def _maps(column: Any) -> list[Any]:
+    import pyarrow as pa
+
+    kind = column.type
+    if str(kind.key_type) not in _TEXTS:
+        raise _UnfitError("a map whose keys are not text")
+    # Arrow cannot flatten maps
+    entries = column.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
+    return [
+        None if pairs is None else {pair["key"]: pair["value"] for pair in pairs}
+        for pairs in _values(entries)
+    ]
+
+
+def _in_microseconds(column: Any) -> Any:
+    """
+    Return a column with microseconds in place of nanoseconds.
 
     Python has no nanoseconds: without pandas it is an error to read them, with pandas their text has more
     digits.
     """
-    pa = load_pyarrow()
-    types, plain = pa.types, plain_type(kind)
-    if plain != kind:  # a cast would decode it, which not every type can
-        return kind if (wanted := in_microseconds(plain)) == plain else wanted
-    if types.is_timestamp(kind) and kind.unit == "ns":
-        return pa.timestamp("us", tz=kind.tz)
-    if types.is_time64(kind):
-        return pa.time64("us")
-    if types.is_duration(kind) and kind.unit == "ns":
-        return pa.duration("us")
-    return _nested_in_microseconds(pa, kind)
+    import pyarrow as pa
 
-
-def _nested_in_microseconds(pa: Any, kind: Any) -> Any:
-    types = pa.types
-    if types.is_struct(kind):
-        return pa.struct([field.with_type(in_microseconds(field.type)) for field in kind])
-    if types.is_map(kind):
-        key, item = in_microseconds(kind.key_type), in_microseconds(kind.item_type)
-        return kind if (key, item) == (kind.key_type, kind.item_type) else pa.map_(key, item)
-    is_large, is_fixed = types.is_large_list(kind), types.is_fixed_size_list(kind)
-    if not (types.is_list(kind) or is_large or is_fixed):
-        return kind
-    item = in_microseconds(kind.value_type)
-    if item == kind.value_type:  # a new type would give the items another name
-        return kind
-    if is_fixed:
-        return pa.list_(item, kind.list_size)
-    return pa.large_list(item) if is_large else pa.list_(item)
-
-
-def size_of(column: Any) -> int:
-    """Return how many bytes the values of a column have, also where they are stored once."""
-    pa = load_pyarrow()
-    if not pa.types.is_dictionary(column.type):
-        with contextlib.suppress(pa.ArrowException):  # older versions know some types only as a whole
-            is_shared = any(word in str(column.type) for word in ("_view", "dictionary<"))
-            return _size_of_parts(pa, column) if is_shared else int(column.nbytes)
-        return 0
-    from pyarrow import compute
-
-    try:
-        lengths = compute.binary_length(column.dictionary)
-    except pa.ArrowNotImplementedError:  # they are no texts
-        return int(column.indices.nbytes)
-    return compute.sum(lengths.take(column.indices)).as_py() or 0
-
-
-def _size_of_parts(pa: Any, column: Any) -> int:
-    """Return the size of a column with views or dictionaries, of which Arrow counts each text once."""
     kind = column.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return size_of(column.storage)
-    if kind.num_fields:
-        parts = column.flatten()  # of a struct its columns, of lists their values
-        return sum(map(size_of, parts if pa.types.is_struct(kind) else [parts]))
-    plain = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}[str(kind)]
-    return int(column.cast(plain).nbytes)
+    if getattr(kind, "unit", "") != "ns":
+        return column
+    if pa.types.is_timestamp(kind):
+        return column.cast(pa.timestamp("us", tz=kind.tz), safe=False)
+    return column.cast(pa.time64("us") if pa.types.is_time64(kind) else pa.duration("us"), safe=False)
+
+
+def _converter(kind: Any) -> Callable[[Any], Any] | None:
+    """Return what converts a value of a type, or ``None`` if Python's value is JSON's."""
+    from pyarrow import types
+
+    text = str(kind)
+    if types.is_boolean(kind) or types.is_integer(kind) or text in _TEXTS:
+        return None
+    if types.is_floating(kind):
+        return _finite
+    if types.is_decimal(kind):
+        return lambda value: format(value, "f")
+    if types.is_duration(kind):
+        return _duration
+    if types.is_date(kind) or types.is_time(kind) or types.is_timestamp(kind):
+        return lambda value: value.isoformat()
+    if text == _UUID:
+        return str
+    raise _UnfitError("bytes" if text.startswith(_BYTES) else f"a {text}")
+
+
+def _finite(value: float) -> float | None:
+    if math.isinf(value):
+        raise _UnfitError(str(value))
+    return None if math.isnan(value) else value
+
+
+def _duration(value: timedelta) -> str:
+    sign, value = ("-", -value) if value < timedelta(0) else ("", value)
+    seconds = f"{value.days * 86400 + value.seconds}.{value.microseconds:06}".rstrip("0").rstrip(".")
+    return f"{sign}PT{seconds}S"

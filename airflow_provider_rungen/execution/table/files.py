@@ -7,7 +7,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,8 +15,13 @@ from airflow_provider_rungen.client.redaction import redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
 from airflow_provider_rungen.execution.archive.local_files import open_regular
+from airflow_provider_rungen.execution.table.formats import RowError
 
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
+_FORMATS = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"), "jsonl"),
+    **dict.fromkeys((".csv", ".csv.gz"), "csv"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+}
 # With these errors, another attempt would fail likewise.
 _PERMANENT = (
     *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
@@ -24,7 +29,7 @@ _PERMANENT = (
 )
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _WILDCARD = re.compile(r"[*?[]")
-_SCHEME_AND_CONNECTION = re.compile(r"[^/]+://(?:[^/]*@)?")
+_SCHEME_AND_CONNECTION = re.compile(r"(?:[^/]+://(?:[^/]*@)?)?")
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def wrap_errors(name: str, uri: str, position: Callable[[], str] = str) -> Itera
 
     try:
         yield
-    except RunGenError:
+    except (RunGenError, RowError):
         raise
     except Exception as error:
         # Airflow's signal handler raises one when it kills a task
@@ -90,15 +95,6 @@ def wrap_errors(name: str, uri: str, position: Callable[[], str] = str) -> Itera
             f"Could not read {name} from {clean_text(f'{uri}{position()}: {reason}')}",
             retryable=not isinstance(error, (*_PERMANENT, AirflowNotFoundException)),
         ) from None
-
-
-def single_file(source: Any, format: str | None = None) -> SourceFile:
-    """Return the file that a URI or path names, whether it exists or not."""
-    from airflow_provider_rungen._airflow import ObjectStoragePath
-
-    base = source if isinstance(source, ObjectStoragePath) else ObjectStoragePath(str(source))
-    path, is_local = str(base.path), base.protocol in ("", "file", "local")
-    return SourceFile(str(source), base.fs, path, format or _format_of(path) or "jsonl", is_local)
 
 
 def find_files(source: Any, format: str | None, name: str, written: str = "") -> list[SourceFile]:
@@ -113,16 +109,17 @@ def find_files(source: Any, format: str | None, name: str, written: str = "") ->
     """
     from airflow_provider_rungen._airflow import ObjectStoragePath
 
-    text = str(source)
-    with wrap_errors(name, text):
-        single = single_file(source, format)
-        fs, path = single.fs, single.path
+    uri = str(source)
+    with wrap_errors(name, uri):
+        base = source if isinstance(source, ObjectStoragePath) else ObjectStoragePath(uri)
+        fs, path, is_local = base.fs, str(base.path), base.protocol in ("", "file", "local")
+        single = SourceFile(uri, fs, path, format or _format_of(path) or "jsonl", is_local)
         # another task may have written there after this process listed it
         fs.invalidate_cache()
-        is_folder = text.endswith("/")
         written_path = str(ObjectStoragePath(written).path).lstrip("/") if written else None
         if path.lstrip("/") == written_path:
-            raise RunGenInputError(f"The task would write to the {name} that it reads: {clean_text(text)}")
+            raise RunGenInputError(f"The task would write to the {name} that it reads: {clean_text(uri)}")
+        is_folder = uri.endswith("/")
         if not is_folder and fs.isfile(path):
             return [single]
         if wildcard := _WILDCARD.search(path):
@@ -131,23 +128,19 @@ def find_files(source: Any, format: str | None, name: str, written: str = "") ->
             root, paths = path, fs.find(path)
             if not (is_folder or paths or fs.isdir(path)):
                 return [single]  # it is missing, and opening it has the best error
-        prefix = _SCHEME_AND_CONNECTION.match(text)
-        found = [
-            replace(
-                single,
-                uri=(prefix[0] if prefix else "") + (each if single.is_local else each.lstrip("/")),
-                path=each,
-                format=kind,
-                partition=_partition(each, root),
-            )
-            for each in sorted(paths)
-            if _is_visible(each, root)
-            and each.lstrip("/") != written_path
-            and (kind := format or _format_of(each) or "")
-        ]
+        prefix = _SCHEME_AND_CONNECTION.match(uri)[0]  # type: ignore[index]  # it matches any text
+        found = []
+        for each in sorted(paths):
+            names = each.strip("/").removeprefix(root.strip("/")).split("/")
+            kind = format or _format_of(each)
+            # names of temporary files, and of those about the table
+            is_hidden = any(part.startswith((".", "_")) for part in names)
+            if kind and not is_hidden and each.lstrip("/") != written_path:
+                shown = prefix + (each if is_local else each.lstrip("/"))
+                found.append(SourceFile(shown, fs, each, kind, is_local, _partition(names[:-1])))
     if not found:
         raise RunGenInputError(
-            f"Could not read {name}: no file of rows in {clean_text(text)}",
+            f"Could not read {name}: no file of rows in {clean_text(uri)}",
             hint=f"Files end in {', '.join(_FORMATS)} unless format is set. "
             "Names that begin with a dot or an underscore are skipped",
         )
@@ -162,18 +155,9 @@ def _matching(fs: Any, pattern: str) -> Iterable[str]:
     return paths
 
 
-def _names_below(path: str, root: str) -> list[str]:
-    return path.strip("/").removeprefix(root.strip("/")).split("/")
-
-
-def _is_visible(path: str, root: str) -> bool:
-    """Return whether no name below the folder marks what is temporary or about the table."""
-    return not any(name.startswith((".", "_")) for name in _names_below(path, root))
-
-
-def _partition(path: str, root: str) -> dict[str, str | None]:
-    """Return the columns in the names of the folders between a file and the folder: ``dt=2026-01-31``."""
-    pairs = (name.partition("=") for name in _names_below(path, root)[:-1])
+def _partition(folders: Iterable[str]) -> dict[str, str | None]:
+    """Return the columns in the names of folders: ``dt=2026-01-31``."""
+    pairs = (name.partition("=") for name in folders)
     return {
         unquote(column): None if value == _HIVE_NULL else unquote(value)
         for column, equals, value in pairs
@@ -182,9 +166,4 @@ def _partition(path: str, root: str) -> dict[str, str | None]:
 
 
 def _format_of(path: str) -> str | None:
-    path = path.lower()
-    decompressed = path.removesuffix(".gz")
-    for suffix, found in _FORMATS.items():
-        if decompressed.endswith(suffix):
-            return None if found == "parquet" and decompressed != path else found
-    return None
+    return next((kind for suffix, kind in _FORMATS.items() if path.lower().endswith(suffix)), None)

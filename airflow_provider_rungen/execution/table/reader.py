@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.table import arrow, formats, parquet, values
+from airflow_provider_rungen.execution.table import arrow, formats
 from airflow_provider_rungen.execution.table.files import SourceFile, find_files, wrap_errors
-from airflow_provider_rungen.execution.table.values import NumberedRow, RowError
+from airflow_provider_rungen.execution.table.formats import RowError, TableContent
 
-_READERS: dict[str, Callable[[Any], Iterator[NumberedRow]]] = {
-    "jsonl": formats.read_json_lines,
-    "csv": formats.read_csv,
-    "parquet": parquet.read_parquet,
+#: By format, what reads an open file, and what its rows are counted in.
+_FORMATS: dict[str, tuple[Callable[[Any], TableContent], str]] = {
+    "jsonl": (formats.read_json_lines, "line"),
+    "csv": (formats.read_csv, "line"),
+    "parquet": (arrow.read_parquet, "row"),
 }
+
+
+def is_path(source: Any) -> bool:
+    """Return whether a source is the URI or path of files."""
+    from airflow_provider_rungen._airflow import ObjectStoragePath
+
+    return isinstance(source, str | os.PathLike | ObjectStoragePath)
 
 
 def open_rows(
@@ -41,18 +50,59 @@ def open_rows(
     """
     # before Iterable: iterating over a data frame of pandas yields the names of its columns
     if hasattr(source, "__arrow_c_stream__"):
-        return _ArrowRows(source, name)
-    if isinstance(source, list | tuple):
-        return _ListRows(source, name)
-    if _is_path(source):
+        return Rows(name, [_arrow_part(source, name)])
+    if is_path(source):
         files = find_files(source, format, name, written)
         if not are_folders_columns:
             files = [replace(file, partition={}) for file in files]
-        return _FileRows(files, str(source), name)
+        return Rows(name, list(map(_file_part, files)), str(source))
     if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
         kind = type(source).__name__
         raise RunGenInputError(f"{name} must be a list, the URI of files or a table, not a {kind}")
-    return _IterableRows(source, name)
+    return Rows(name, [_Part(lambda: nullcontext((None, enumerate(source, 1))))])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """
+    A part of a source: one of several files, or all of it.
+
+    :param open: opens it.
+    :param source: the URI of the file, or what else it is, for errors of the library that reads it.
+    :param unit: what its rows are counted in.
+    """
+
+    open: Callable[[], AbstractContextManager[TableContent]]
+    source: str = ""
+    unit: str = "row"
+
+
+def _arrow_part(source: Any, name: str) -> _Part:
+    pa = arrow.load_pyarrow()
+    kind = f"a {type(source).__name__}"
+    with wrap_errors(name, kind):
+        reader = pa.RecordBatchReader.from_stream(source)
+    types = arrow.column_types(reader.schema)
+    return _Part(lambda: nullcontext((types, arrow.read_batches(reader.schema, reader))), kind)
+
+
+def _file_part(file: SourceFile) -> _Part:
+    read, unit = _FORMATS[file.format]
+
+    @contextmanager
+    def opened() -> Iterator[TableContent]:
+        with file.open() as stream:
+            types, rows = read(stream)
+            if file.partition:
+                types = types and {**dict.fromkeys(file.partition, "text"), **types}
+                # a column of the file itself wins
+                rows = (
+                    (number, {**file.partition, **row} if isinstance(row, dict) else row)
+                    for number, row in rows
+                )
+            yield types, rows
+
+    return _Part(opened, file.uri, unit)
 
 
 class Rows:
@@ -60,157 +110,61 @@ class Rows:
     The rows of a source. JSON Lines and lists may hold other values than dicts, which the caller refuses.
 
     :param name: what is read, for errors.
+    :param parts: the parts of the source, in order.
+    :param uri: the source as it was given, if it is one of files. It may be signed.
     """
 
-    #: The source as it was given, if it is one of files. It may be signed.
-    uri: str | None = None
-    #: The URIs of the files.
-    files: tuple[str, ...] = ()
-    _unit = "row"
-
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, parts: Sequence[_Part], uri: str | None = None) -> None:
+        self.uri = uri
         self._name = name
-        # the row or line that was yielded last, from 1
-        self._number = 0
-        self._is_read = False
+        self._parts = parts
+        self._enter(parts[0])
 
     @property
     def place(self) -> str:
         """The name of the row that was yielded last, for an error."""
-        return f"{self._unit} {self._number}" if self._number else "the table"
+        row = f"{self._part.unit} {self._number}" if self._number else ""
+        return " of ".join(filter(None, (row, self._shown))) or "the table"
 
     @property
     def position(self) -> dict[str, Any]:
-        """The ``file`` and ``line`` of the row that was yielded last, if it is from a file."""
-        return {}
+        """The ``file`` and ``line`` of the row that was yielded last."""
+        return {"file": self._shown, "line": self._number}
 
     def column_types(self) -> dict[str, str] | None:
         """
-        Return the type of each column: ``integer``, ``number``, ``boolean`` or ``text``.
+        Return the type of each column of the first file: ``integer``, ``number``, ``boolean`` or ``text``.
 
         :return: ``None`` if each row has its own.
         """
-        return None
+        with self._named_errors(), self._part.open() as (types, _):
+            return types
 
     def __iter__(self) -> Iterator[Any]:
-        raise NotImplementedError
+        for part in self._parts:
+            self._enter(part)
+            with self._named_errors(), part.open() as (_, rows):
+                for self._number, row in rows:
+                    yield row
 
-    def _note_only_read(self) -> None:
-        """Note that rows are read which are gone after that."""
-        if self._is_read:
-            raise RuntimeError(f"{self._name} can be read once only")
-        self._is_read = True
+    def _enter(self, part: _Part) -> None:
+        self._part = part
+        # once for each part: callers name each row
+        self._shown = clean_text(part.source)
+        # the row or line that was yielded last, from 1
+        self._number = 0
 
-    def _position(self) -> str:
-        return f" after {self._unit} {self._number}" if self._number else ""
-
-    def _numbered(self, rows: Iterable[NumberedRow]) -> Iterator[Any]:
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Convert errors of reading. Those of a generator in a DAG file are its author's."""
+        source = self._part.source
         try:
-            for self._number, row in rows:
-                yield row
+            with wrap_errors(self._name, source, self._position) if source else nullcontext():
+                yield
         except RowError as error:
             self._number = error.number
             message = f"Could not read {self._name}: {self.place} {error.reason}"
             raise RunGenInputError(message, hint=error.hint) from None
 
-
-class _ListRows(Rows):
-    def __init__(self, source: list[Any] | tuple[Any, ...], name: str) -> None:
-        super().__init__(name)
-        self._source = source
-
-    @property
-    def place(self) -> str:
-        return f"{self._name}[{self._number - 1}]"
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._numbered(enumerate(self._source, 1))
-
-
-class _IterableRows(Rows):
-    def __init__(self, source: Iterable[Any], name: str) -> None:
-        super().__init__(name)
-        self._source = source
-
-    def __iter__(self) -> Iterator[Any]:
-        self._note_only_read()
-        return self._numbered(enumerate(self._source, 1))
-
-
-class _ArrowRows(Rows):
-    def __init__(self, source: Any, name: str) -> None:
-        super().__init__(name)
-        pa = arrow.load_pyarrow()
-        self._kind = type(source).__name__
-        with wrap_errors(name, f"a {self._kind}"):
-            self._reader = pa.RecordBatchReader.from_stream(source)
-
-    def column_types(self) -> dict[str, str]:
-        return arrow.column_types(self._reader.schema)
-
-    def __iter__(self) -> Iterator[Any]:
-        self._note_only_read()
-        return self._read()
-
-    def _read(self) -> Iterator[Any]:
-        with wrap_errors(self._name, f"a {self._kind}", self._position), self._reader:
-            yield from self._numbered(self._rows())
-
-    def _rows(self) -> Iterator[NumberedRow]:
-        converter = values.RowConverter(self._reader.schema)
-        count = 0
-        for batch in self._reader:
-            for row in converter.rows(batch, count):
-                count += 1
-                yield count, row
-
-
-class _FileRows(Rows):
-    def __init__(self, files: Sequence[SourceFile], uri: str, name: str) -> None:
-        super().__init__(name)
-        self._files = files
-        self.uri = uri
-        self.files = tuple(file.uri for file in files)
-        self._shown = clean_text(self._files[0].uri)
-
-    @property
-    def place(self) -> str:
-        number = f"{self._unit} {self._number} of " if self._number else ""
-        return f"{number}{self._shown}"
-
-    @property
-    def position(self) -> dict[str, Any]:
-        return {"file": self._shown, "line": self._number}
-
-    def column_types(self) -> dict[str, str] | None:
-        """Return the types of the first file's columns."""
-        file = self._files[0]
-        if file.format == "jsonl":
-            return None
-        with wrap_errors(self._name, file.uri), file.open() as opened:
-            if file.format == "parquet":
-                types = parquet.parquet_column_types(opened)
-            else:
-                types = dict.fromkeys(formats.csv_header(opened), "text")
-        return {**dict.fromkeys(file.partition, "text"), **types}
-
-    def __iter__(self) -> Iterator[Any]:
-        for file in self._files:
-            # once for each file: callers name each row
-            self._shown, self._number = clean_text(file.uri), 0
-            self._unit = "row" if file.format == "parquet" else "line"
-            yield from self._read(file)
-
-    def _read(self, file: SourceFile) -> Iterator[Any]:
-        with wrap_errors(self._name, file.uri, self._position), file.open() as opened:
-            for row in self._numbered(_READERS[file.format](opened)):
-                # a column of the file itself wins
-                yield {**file.partition, **row} if file.partition and isinstance(row, dict) else row
-
-
-def _is_path(source: Any) -> bool:
-    if isinstance(source, str | os.PathLike):
-        return True
-    from airflow_provider_rungen._airflow import ObjectStoragePath
-
-    return isinstance(source, ObjectStoragePath)
+    def _position(self) -> str:
+        return f" after {self._part.unit} {self._number}" if self._number else ""
