@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,13 +45,12 @@ class RunGenTableDecoratedOperator(DecoratedOperator, RunGenRunTableOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            # Airflow checks that the call gives the function all of its arguments
-            python_callable=_without_row(python_callable),
-            op_args=op_args,
+            python_callable=python_callable,
+            # Airflow checks that the function takes these arguments. The first stands for the row
+            op_args=(None, *(op_args or ())),
             op_kwargs=op_kwargs,
             **kwargs,
         )
-        self.python_callable = python_callable
 
     def execute(self, context: Context) -> dict[str, Any]:
         """
@@ -66,28 +63,9 @@ class RunGenTableDecoratedOperator(DecoratedOperator, RunGenRunTableOperator):
 
     def _row_function(self, context: Context) -> Callable[[dict[str, Any]], Any]:
         context_merge(context, self.op_kwargs)
-        kwargs = determine_kwargs(self.python_callable, ({}, *self.op_args), context)
-        return lambda row: self.python_callable(row, *self.op_args, **kwargs)
-
-
-def _without_row(function: Callable[..., Any]) -> Callable[..., Any]:
-    """
-    Return a function with the same parameters but the first.
-
-    :raises TypeError: it has no parameter for the row.
-    """
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if not parameters or parameters[0].kind not in positional:
-        raise TypeError("the function of @task.rungen_table needs a first argument: the row")
-
-    @functools.wraps(function)
-    def stand_in(*args: Any, **kwargs: Any) -> None:
-        """Have the signature."""
-
-    stand_in.__signature__ = signature.replace(parameters=parameters[1:])  # type: ignore[attr-defined]
-    return stand_in
+        kwargs = determine_kwargs(self.python_callable, self.op_args, context)
+        _, *op_args = self.op_args
+        return lambda row: self.python_callable(row, *op_args, **kwargs)
 
 
 def rungen_table_task(

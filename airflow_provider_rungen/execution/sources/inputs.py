@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client import codec
 from airflow_provider_rungen.client.redaction import redact
@@ -29,7 +28,7 @@ _DIGEST_BYTES = 16
 _MAX_PLACES = 1000
 
 
-class Source(Protocol):
+class Source:
     """
     The rows of a task. After a deferral the plan has them, and the source is not read again.
 
@@ -37,12 +36,12 @@ class Source(Protocol):
     """
 
     #: The names of the values of a row, and their types.
-    columns: Sequence[str]
-    types: Sequence[str]
+    columns: Sequence[str] = ()
+    types: Sequence[str] = ()
     #: The URIs of the files that were read, without secrets.
-    uris: Sequence[str]
+    uris: Sequence[str] = ()
     #: Whether there is one input, and the error of its job is that of the task.
-    is_single: bool
+    is_single = False
 
     def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
         """
@@ -50,6 +49,7 @@ class Source(Protocol):
 
         :raises RunGenInputError: the source cannot be read, or a row cannot be used.
         """
+        raise NotImplementedError
 
     def check(self, max_failed: float) -> None:
         """
@@ -61,9 +61,11 @@ class Source(Protocol):
 
     def name(self, number: int) -> str:
         """Return the name of an input, for an error."""
+        raise NotImplementedError
 
     def places(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
         """Return the ``file`` and ``line`` of inputs that are in files, by number."""
+        return {}
 
 
 class EqualInputs:
@@ -85,7 +87,7 @@ class EqualInputs:
         return None if first == number else first
 
 
-class OneInput:
+class OneInput(Source):
     """
     The input of a single job.
 
@@ -93,9 +95,6 @@ class OneInput:
     :param schema: returns what it has to fit. A retry, which has a job, does not need it.
     """
 
-    columns: Sequence[str] = ()
-    types: Sequence[str] = ()
-    uris: Sequence[str] = ()
     is_single = True
 
     def __init__(self, job_input: Any, schema: Callable[[], Schema | None] = lambda: None) -> None:
@@ -116,11 +115,8 @@ class OneInput:
     def name(self, number: int) -> str:
         return "input"
 
-    def places(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
-        return {}
 
-
-class ManyInputs:
+class ManyInputs(Source):
     """
     The inputs of a batch.
 
@@ -129,10 +125,6 @@ class ManyInputs:
     :param format: the format of the files, if it is not that of their suffix.
     :param shares_equal: whether equal inputs share one job.
     """
-
-    columns: Sequence[str] = ()
-    types: Sequence[str] = ()
-    is_single = False
 
     def __init__(
         self,
@@ -143,14 +135,13 @@ class ManyInputs:
         shares_equal: bool = False,
     ) -> None:
         # a single job does not need it
-        from airflow_provider_rungen._airflow import ObjectStoragePath
+        from airflow_provider_rungen.execution.table.reader import is_path
 
-        self.uris: Sequence[str] = ()
         self._source = source
         self._schema = schema
         self._format = format
         self._shares_equal = shares_equal
-        self._has_files = isinstance(source, str | os.PathLike | ObjectStoragePath)
+        self._has_files = is_path(source)
         self._prefix = f"{clean_text(str(source))}: " if self._has_files else ""
 
     def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
@@ -161,9 +152,6 @@ class ManyInputs:
             digest = key_of(job_input)
             yield PlannedRow(digest=digest, first=equal.first(digest, number)), job_input
 
-    def check(self, max_failed: float) -> None:
-        pass
-
     def name(self, number: int) -> str:
         return f"{self._prefix}inputs[{number}]"
 
@@ -172,18 +160,15 @@ class ManyInputs:
         wanted = set(islice(sorted(numbers), _MAX_PLACES))
         if not wanted or not self._has_files:
             return {}
-        places: dict[int, dict[str, Any]] = {}
         try:
             rows = self._open()
-            for number, _ in zip(range(max(wanted) + 1), rows, strict=False):
-                if number in wanted:
-                    places[number] = rows.position
+            numbered = zip(range(max(wanted) + 1), rows, strict=False)
+            return {number: rows.position for number, _ in numbered if number in wanted}
         except RunGenError as error:
             log.warning("Could not find the lines of the inputs that failed: %s", error.message)
-        return places
+            return {}
 
     def _open(self) -> Rows:
-        # a single job does not need it
         from airflow_provider_rungen.execution.table.reader import open_rows
 
         return open_rows(self._source, format=self._format)
@@ -198,7 +183,7 @@ class ManyInputs:
             if self._schema is not None:
                 self._schema.check_input(job_input, name)
         except RunGenInputError as error:
-            if rows.uri is not None:
+            if self._has_files:
                 error.add_hint(f"It is {rows.place}")
             raise
         return job_input

@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ from airflow_provider_rungen.client import codec
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.sources.inputs import EqualInputs, KeyOf
+from airflow_provider_rungen.execution.sources.inputs import EqualInputs, KeyOf, Source
 from airflow_provider_rungen.execution.table.reader import open_rows
-from airflow_provider_rungen.execution.table.results import Status, check_columns, results_uri
+from airflow_provider_rungen.execution.table.results import FIXED_COLUMNS, Status, results_uri
 from airflow_provider_rungen.execution.task.outcomes import max_failures
 from airflow_provider_rungen.runs.plan import PlannedRow
 
@@ -32,7 +33,7 @@ ToInput = Callable[[dict[str, Any]], Any]
 _MAX_NAMED = 10
 
 
-class TableRows:
+class TableRows(Source):
     """
     The rows of a table.
 
@@ -44,8 +45,6 @@ class TableRows:
     :param shares_equal: whether rows with equal inputs share one job.
     """
 
-    is_single = False
-
     def __init__(
         self,
         options: TableOptions,
@@ -55,18 +54,14 @@ class TableRows:
         format: str | None = None,
         shares_equal: bool = False,
     ) -> None:
-        self.columns: Sequence[str] = ()
-        self.types: Sequence[str] = ()
-        self.uris: Sequence[str] = ()
-        #: The rows so far, and those for which `to_input` returned ``None``, or what does not fit the schema.
-        self.count = self.skipped_count = self.refused_count = 0
-        #: Why the first of the latter was refused.
-        self.first_refusal = ""
         self._options = options
         self._to_input = to_input
         self._schema = schema
         self._format = format
         self._shares_equal = shares_equal
+        # the rows so far, and why the first that does not fit the schema does not
+        self._counts: Counter[str] = Counter()
+        self._first_refusal = ""
 
     def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
         options = self._options
@@ -78,19 +73,20 @@ class TableRows:
             are_folders_columns=True,
         )
         columns = _Columns(options.key, options.columns, rows.column_types())
-        check_columns(columns.types)
         self.columns, self.types = list(columns.types), list(columns.types.values())
         self.uris = [redact(rows.uri)] if rows.uri else []
         keys, equal = _Keys(options.key), EqualInputs(is_wanted=self._shares_equal)
         for number, row in enumerate(rows):
+            place = rows.place
             if not isinstance(row, Mapping):
-                kind = type(row).__name__
-                raise RunGenInputError(f"{rows.place} is a {kind}, not an object; nothing was sent")
+                raise RunGenInputError(f"{place} is a {type(row).__name__}, not an object; nothing was sent")
             # before the function, which may change what is in the row
-            values = columns.take(row, rows.place)
-            keys.add(row, rows.place)
-            job_input, status, why = self._make_input(row, rows.place)
-            self._count(status, why)
+            values = columns.take(row, place)
+            keys.add(row, place)
+            job_input = self._make_input(row, place)
+            why = self._refusal(job_input)
+            status = Status.SKIPPED if job_input is None else Status.REFUSED if why else ""
+            self._counts[status] += 1
             if status:
                 yield PlannedRow(values, status=status, why=why), None
             else:
@@ -99,49 +95,38 @@ class TableRows:
         # JSON Lines are often written without what is null
         columns.check(options.key if rows.uri else self.columns)
         keys.check()
-        self._log(rows.uri)
+        log.info(
+            "Read %d rows of %s: %d to run or reuse, %d skipped, %d refused",
+            *(self._counts.total(), clean_text(rows.uri or "table")),
+            *(self._counts[status] for status in ("", Status.SKIPPED, Status.REFUSED)),
+        )
 
     def check(self, max_failed: float) -> None:
-        runnable = self.count - self.skipped_count
-        if self.refused_count > (allowed := max_failures(max_failed, runnable)):
+        refused, runnable = self._counts[Status.REFUSED], self._counts.total() - self._counts[Status.SKIPPED]
+        if refused > (allowed := max_failures(max_failed, runnable)):
             raise RunGenInputError(
-                f"The inputs of {self.refused_count} of {runnable} rows do not fit, "
-                f"{allowed} may (max_failed): {self.first_refusal}; nothing was sent"
+                f"The inputs of {refused} of {runnable} rows do not fit, "
+                f"{allowed} may (max_failed): {self._first_refusal}; nothing was sent"
             )
 
     def name(self, number: int) -> str:
         return f"table[{number}]"
 
-    def places(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
-        """Return nothing: the results table has all reasons, beside the key of each row."""
-        return {}
-
-    def _make_input(self, row: Mapping[str, Any], place: str) -> tuple[Any, str, str]:
-        """Return the input of a row, or the status and the reason of one without an input."""
+    def _make_input(self, row: Mapping[str, Any], place: str) -> Any:
+        """Return the input of a row as JSON has it, or ``None`` for a row without a job."""
         job_input = dict(row) if self._to_input is None else _call(self._to_input, dict(row), place)
-        if job_input is None:
-            return None, Status.SKIPPED, ""
-        job_input = json.loads(codec.encode(job_input, f"the input of {place}"))
+        return None if job_input is None else json.loads(codec.encode(job_input, f"the input of {place}"))
+
+    def _refusal(self, job_input: Any) -> str:
+        """Return why an input does not fit the schema. Other rows may be sent, so this is no error."""
         try:
-            if self._schema is not None:
+            if self._schema is not None and job_input is not None:
                 self._schema.check_input(job_input)
         except RunGenInputError as error:
-            # the other rows may be sent
-            return None, Status.REFUSED, error.message.removesuffix("; nothing was sent")
-        return job_input, "", ""
-
-    def _count(self, status: str, why: str) -> None:
-        self.count += 1
-        self.skipped_count += status == Status.SKIPPED
-        self.refused_count += status == Status.REFUSED
-        self.first_refusal = self.first_refusal or why
-
-    def _log(self, uri: str | None) -> None:
-        to_run = self.count - self.skipped_count - self.refused_count
-        log.info(
-            "Read %d rows of %s: %d to run or reuse, %d skipped, %d refused",
-            *(self.count, clean_text(uri or "table"), to_run, self.skipped_count, self.refused_count),
-        )
+            reason = error.message.removesuffix("; nothing was sent")
+            self._first_refusal = self._first_refusal or reason
+            return reason
+        return ""
 
 
 class _Columns:
@@ -149,6 +134,7 @@ class _Columns:
     The columns that the results repeat: the key, and what is carried over.
 
     :param types: the types of all columns, where the source has types.
+    :raises RunGenInputError: the source has no such column, or the results table has a fixed one of its name.
     """
 
     def __init__(self, key: Sequence[str], others: Sequence[str], types: Mapping[str, str] | None) -> None:
@@ -158,9 +144,17 @@ class _Columns:
         self._seen: dict[str, None] = {}
         if types is not None:
             self._note(types)
-            self._check(names)
+            self.check(names)
         #: The type of each.
         self.types = {name: (types or {}).get(name, "text") for name in names}
+        # readers such as DuckDB do not distinguish capital letters
+        counts = Counter(name.casefold() for name in (*FIXED_COLUMNS, *names))
+        if twice := next((name for name in names if counts[name.casefold()] > 1), None):
+            raise RunGenInputError(
+                f"results: there would be two columns {clean_text(repr(twice), 100)}",
+                hint="Rename that column of the source: a results table has the columns "
+                f"{', '.join(FIXED_COLUMNS)}",
+            )
 
     def take(self, row: Mapping[str, Any], place: str) -> Sequence[Any]:
         """Return a copy of the values of a row, as JSON has them."""
@@ -178,28 +172,22 @@ class _Columns:
 
     def check(self, required: Sequence[str]) -> None:
         """
-        Check, after the last row, which columns there are. Of no rows, nothing is known.
+        Check which columns there are. Nothing is known of a table without columns.
 
         :raises RunGenInputError: no row had one that is required.
         """
-        if not self._seen:
-            return
-        self._check(required)
-        for name in sorted(self._absent):
+        for name in sorted(self._absent) if self._seen else ():
+            if name in required:
+                raise RunGenInputError(
+                    f"table has no column {name!r}, only {clean_text(', '.join(self._seen), 500)}; "
+                    "nothing was sent"
+                )
             log.warning("No row of the table has the column %r, so it is null", name)
 
     def _note(self, names: Mapping[str, Any]) -> None:
         if self._absent:  # a row may leave out what others have
             self._absent.difference_update(names)
             self._seen |= dict.fromkeys(map(str, names))
-
-    def _check(self, names: Sequence[str]) -> None:
-        for name in names:
-            if name in self._absent:
-                raise RunGenInputError(
-                    f"table has no column {name!r}, only {clean_text(', '.join(self._seen), 500)}; "
-                    "nothing was sent"
-                )
 
 
 class _Keys:
@@ -208,19 +196,19 @@ class _Keys:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self._digests: set[bytes] = set()
-        self._duplicates = _Problem("occur more than once")
-        self._nulls = _Problem("are null or empty")
+        self._duplicates: list[str] = []
+        self._nulls: list[str] = []
 
     def add(self, row: Mapping[str, Any], place: str) -> None:
         key = [row.get(name) for name in self._names]
         if any(map(_is_null, key)):
-            self._nulls.add(place)
+            self._nulls.append(place)
             return
         # one key where the results are joined (1 and 1.0), or written as CSV (1.0 and "1.0")
         texts = map(json.dumps, product(*map(_key_texts, key)))
         digests = {hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts}
         if not digests.isdisjoint(self._digests):
-            self._duplicates.add(clean_text(", ".join(map(str, key)), 100))
+            self._duplicates.append(clean_text(", ".join(map(str, key)), 100))
         self._digests |= digests
 
     def check(self) -> None:
@@ -229,31 +217,18 @@ class _Keys:
 
         :raises RunGenInputError: one is null, or occurs more than once.
         """
-        self._digests.clear()
-        if problems := [str(each) for each in (self._nulls, self._duplicates) if each.count]:
+        problems = {"are null or empty": self._nulls, "occur more than once": self._duplicates}
+        texts = [
+            f"{len(keys)} {problem} ({', '.join(keys[:_MAX_NAMED])}{', …' if len(keys) > _MAX_NAMED else ''})"
+            for problem, keys in problems.items()
+            if keys
+        ]
+        if texts:
             raise RunGenInputError(
-                f"key {', '.join(map(repr, self._names))} does not identify rows: {'; '.join(problems)}; "
+                f"key {', '.join(map(repr, self._names))} does not identify rows: {'; '.join(texts)}; "
                 "nothing was sent",
                 hint="Choose other columns as key, or remove these rows. 1 and '1' are one key",
             )
-
-
-class _Problem:
-    """A problem of keys, of which the first few are named."""
-
-    def __init__(self, problem: str) -> None:
-        self.count = 0
-        self._problem = problem
-        self._named: list[str] = []
-
-    def add(self, key: str) -> None:
-        self.count += 1
-        if len(self._named) < _MAX_NAMED:
-            self._named.append(key)
-
-    def __str__(self) -> str:
-        more = f" and {self.count - _MAX_NAMED} more" if self.count > _MAX_NAMED else ""
-        return f"{self.count} {self._problem} ({', '.join(self._named)}{more})"
 
 
 def _is_null(value: Any) -> bool:

@@ -39,6 +39,8 @@ class JobRows:
         """Add a job whose outputs are stored."""
         self._add(
             stored.job_id,
+            input=stored.input,
+            files=stored.outputs,
             status=Status.COMPLETED,
             outputs=[output["uri"] for output in stored.outputs],
             sha256=stored.outputs[0]["sha256"] if stored.outputs else None,
@@ -46,29 +48,21 @@ class JobRows:
             has_result=True,
             execution_seconds=stored.execution_seconds,
             created_at=stored.created_at,
-            **self._about(stored.input, stored.outputs),
         )
 
     def add_job(self, job: Job) -> None:
         """Add a job that completed."""
-        self._add(
-            job.id,
-            status=Status.COMPLETED,
-            result=job.result,
-            has_result=True,
-            **_times(job),
-            **self._about(job.input),
-        )
+        self._add_ended(job, status=Status.COMPLETED, result=job.result, has_result=True)
 
     def add_failed(self, job: Job, error: RunGenError) -> None:
-        """Add a job that is over, and counts as failed."""
-        self._add_error(job.id, error, **_times(job), **self._about(job.input))
+        """Add a job that ended, and counts as failed."""
+        self._add_ended(job, status=_status_of(error), error=error.message)
 
     def add_errors(self, errors: Mapping[str, RunGenError]) -> None:
         """Add the jobs that failed, unless they were added before, with more about them."""
         for job_id, error in errors.items():
             if job_id not in self._positions:
-                self._add_error(job_id, error)
+                self._add(job_id, status=_status_of(error), error=error.message)
 
     def row(
         self,
@@ -91,23 +85,30 @@ class JobRows:
         fields["status"] = Status(fields["status"])
         return ResultRow(index=index, job_id=job_id, values=values, reused=is_reused, **fields)
 
-    def _add_error(self, job_id: str, error: RunGenError, **fields: Any) -> None:
-        self._add(job_id, status=_status_of(error), error=error.message, **fields)
+    def _add_ended(self, job: Job, **fields: Any) -> None:
+        self._add(
+            job.id,
+            input=job.input,
+            execution_seconds=job.execution_time,
+            created_at=job.created_at and job.created_at.isoformat(),
+            **fields,
+        )
 
-    def _about(self, input: Any, outputs: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-        return {} if self._describe is None else {"about": self._describe(redact_value(input), outputs)}
-
-    def _add(self, job_id: str, *, result: Any = None, **fields: Any) -> None:
+    def _add(
+        self,
+        job_id: str,
+        *,
+        input: Any = None,
+        files: Sequence[Mapping[str, Any]] = (),
+        result: Any = None,
+        **fields: Any,
+    ) -> None:
         # signed URLs are removed before anything is on a disk. Those of stored files are none.
-        stored = {uri: uri for uri in fields.get("outputs", ())}
-        self._positions[job_id] = self._spool.append({**fields, "result": redact_value(result, stored)})
-
-
-def _times(job: Job) -> dict[str, Any]:
-    return {
-        "execution_seconds": job.execution_time,
-        "created_at": job.created_at and job.created_at.isoformat(),
-    }
+        stored = {output["uri"]: output["uri"] for output in files}
+        fields["result"] = redact_value(result, stored)
+        if self._describe is not None:
+            fields["about"] = self._describe(redact_value(input), files)
+        self._positions[job_id] = self._spool.append(fields)
 
 
 def _status_of(error: RunGenError) -> Status:

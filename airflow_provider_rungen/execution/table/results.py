@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_rungen.client.parsing import to_time
 from airflow_provider_rungen.client.redaction import redact, redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.table.result_files import COLUMN_TYPES, FIXED_COLUMNS, RESULT_FILES
+from airflow_provider_rungen.execution.table.arrow import load_pyarrow
+from airflow_provider_rungen.execution.table.result_files import WRITERS, Values, json_text
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.task.options import CollectOptions, TableOptions
 
 log = logging.getLogger(__name__)
 
+#: The columns that every table has, in this order, with their types: see `write_parquet`.
+FIXED_COLUMNS = {
+    "index": "integer",
+    "status": "text",
+    "error": "text",
+    "job_id": "text",
+    "reused": "boolean",
+    "outputs": "texts",
+    "output": "text",
+    "sha256": "text",
+    "result": "text",
+    "execution_seconds": "number",
+    "cost": "decimal",
+    "created_at": "time",
+}
 # How many failed rows an error names.
 _MAX_NAMED = 10
-_HINT = "Check results, and that the worker may write there"
+_HINT = "Check results, and that the worker may write to it"
 
 
 class Status(StrEnum):
@@ -50,10 +64,10 @@ class ResultRow:
     :param reused: whether its job was stored before.
     :param outputs: the URIs of its stored files.
     :param sha256: the digest of the first file.
-    :param result: what the model returned. The secrets of its URLs are removed when it is written.
-    :param has_result: whether a ``result`` of ``None`` is what the model returned.
+    :param result: what the model returned, without the secrets of its URLs.
+    :param has_result: whether the model returned a result, which may be ``None``.
     :param cost: what its job cost, in the currency of the price.
-    :param created_at: a time, or its text (ISO 8601).
+    :param created_at: when its job was created (ISO 8601). A manifest may hold any text.
     :param about: what only a contact sheet shows; see `contact_sheet.describe_job`.
     """
 
@@ -69,41 +83,43 @@ class ResultRow:
     has_result: bool = False
     execution_seconds: float | None = None
     cost: Decimal | None = None
-    created_at: datetime | str | None = None
+    created_at: str | None = None
     about: Mapping[str, Any] | None = None
+
+    @property
+    def output(self) -> str | None:
+        """The URI of the first file."""
+        return self.outputs[0] if self.outputs else None
+
+    def written(self, columns: Iterable[str]) -> Values:
+        """
+        Return what is written of the row.
+
+        :param columns: the table's own columns.
+        """
+        created_at = to_time(self.created_at)
+        repeated = {name: self.values.get(name) for name in columns}
+        fixed = {name: getattr(self, name) for name in FIXED_COLUMNS}
+        return {
+            **repeated,
+            **fixed,
+            "result": json_text(self.result) if self.has_result else None,
+            "cost": None if self.cost is None else f"{self.cost:f}",
+            "created_at": None if created_at is None else created_at.isoformat(),
+        }
 
 
 class ResultCounts:
-    """The rows of a table, and the jobs behind them."""
+    """The rows of a table by how they ended, and the jobs behind them."""
 
     def __init__(self) -> None:
-        self.rows = self.reused = self.new_jobs = self.file_count = 0
+        self.rows = self.completed = self.canceled = self.refused = self.skipped = 0
+        self.reused = self.new_jobs = self.file_count = 0
         self.execution_seconds = 0.0
         #: The first rows that were to have a result, and have none.
         self.first_failed: list[ResultRow] = []
-        self._by_status: Counter[Status] = Counter()
         # several rows may have one job
         self._jobs: set[str] = set()
-
-    @property
-    def completed(self) -> int:
-        """The rows that have a result."""
-        return self._by_status[Status.COMPLETED]
-
-    @property
-    def skipped(self) -> int:
-        """The rows that were not to have a job."""
-        return self._by_status[Status.SKIPPED]
-
-    @property
-    def canceled(self) -> int:
-        """The rows whose job was canceled."""
-        return self._by_status[Status.CANCELED]
-
-    @property
-    def refused(self) -> int:
-        """The rows whose input can have no job."""
-        return self._by_status[Status.REFUSED]
 
     @property
     def runnable(self) -> int:
@@ -120,9 +136,11 @@ class ResultCounts:
         for row in rows:
             self.rows += 1
             self.reused += row.reused
-            self._by_status[row.status] += 1
-            has_failed = row.status not in (Status.COMPLETED, Status.SKIPPED)
-            if has_failed and len(self.first_failed) < _MAX_NAMED:
+            self.completed += row.status is Status.COMPLETED
+            self.canceled += row.status is Status.CANCELED
+            self.refused += row.status is Status.REFUSED
+            self.skipped += row.status is Status.SKIPPED
+            if row.status not in (Status.COMPLETED, Status.SKIPPED) and len(self.first_failed) < _MAX_NAMED:
                 self.first_failed.append(row)
             if row.job_id is not None and row.job_id not in self._jobs:
                 self._jobs.add(row.job_id)
@@ -152,28 +170,24 @@ class ResultCounts:
 
 class ResultsTable:
     """
-    A table of results. Whatever keeps it from being written is found here, as far as that is possible.
+    A table of results.
 
     :param uri: the file to write, as `ObjectStoragePath` accepts it. Its suffix is the format.
-    :param columns: the types of the table's own columns, by name: see `COLUMN_TYPES`.
-    :raises RunGenInputError: it cannot be written: its place, its suffix, its columns, or pyarrow is missing.
+    :param columns: the types of the table's own columns, by name: see `write_parquet`.
+    :raises RunGenInputError: it cannot be written: its place, its suffix, or pyarrow is missing.
     """
 
     def __init__(self, uri: Any, columns: Mapping[str, str] = MappingProxyType({})) -> None:
         self.uri = str(uri)
-        self._columns = dict(columns)
+        self._columns = columns
         folder, slash, self._name = self.uri.rpartition("/")
-        shown = clean_text(self.uri, 200)
-        self._suffix = next((each for each in RESULT_FILES if self._name.lower().endswith(each)), "")
+        self._suffix = next((each for each in WRITERS if self._name.lower().endswith(each)), "")
         if not self._suffix:
-            raise RunGenInputError(f"results {shown!r} must end in {' or '.join(RESULT_FILES)}")
-        check_columns(self._columns)
+            shown = clean_text(self.uri, 200)
+            raise RunGenInputError(f"results {shown!r} must end in {' or '.join(WRITERS)}")
         if self._suffix == ".parquet":
-            _check_pyarrow()
-        try:
-            self._storage = Storage(folder + slash, "folder")
-        except RunGenInputError as error:
-            raise self._refusal(error) from None
+            load_pyarrow()
+        self._storage = Storage(folder + slash, "results")
 
     def prepare(self) -> None:
         """
@@ -181,55 +195,29 @@ class ResultsTable:
 
         :raises RunGenInputError: it cannot be written now.
         """
-        try:
-            self._storage.prepare()
-        except RunGenInputError as error:
-            raise self._refusal(error) from None
+        self._storage.prepare()
 
-    def _refusal(self, error: RunGenInputError) -> RunGenInputError:
-        shown = clean_text(self.uri, 200)
-        return RunGenInputError(
-            f"results {shown!r} cannot be used: {error.message}", hint=_HINT, retryable=error.retryable
-        )
-
-    def write(self, rows: Iterable[ResultRow]) -> int:
+    def write(self, rows: Iterable[ResultRow]) -> None:
         """
-        Write the table, and return the number of its rows. It replaces an older one once it is complete.
+        Write the table. It replaces an older one once it is complete.
 
         :raises RunGenOutputError: it could not be written. An older table is still there.
         """
-        count, storage = 0, self._storage
-        with contextlib.ExitStack() as stack:
-            with self._named_errors():
-                storage.remove_leftovers("")
-                file, path = stack.enter_context(storage.incoming("", self._name))
-                table = RESULT_FILES[self._suffix](file, self._columns)
-            stack.callback(table.close)
-            for row in rows:
-                # what the rows themselves raise is none of the table's errors
-                with self._named_errors():
-                    table.add(row)
-                count += 1
-            with self._named_errors():
-                table.close()
-                storage.put(file, path, "", self._name)
-        log.info("Wrote %d rows to %s", count, clean_text(self.uri))
-        return count
-
-    @contextlib.contextmanager
-    def _named_errors(self) -> Iterator[None]:
+        reason = f"Could not write the results table {clean_text(self.uri, 200)}"
+        written = (row.written(self._columns) for row in rows)
         try:
-            yield
-        except (OSError, RunGenOutputError) as error:
-            reason, retryable = clean_text(redact_error(error, self.uri), 200), True
-            if isinstance(error, RunGenOutputError):
-                reason, retryable = error.message, error.retryable
-            # not chained, because the text of the cause would be logged unredacted
-            raise RunGenOutputError(
-                f"Could not write the results table {clean_text(self.uri, 200)}: {reason}",
-                hint=_HINT,
-                retryable=retryable,
-            ) from None
+            self._storage.remove_leftovers("")
+            with self._storage.incoming("", self._name) as (file, path):
+                WRITERS[self._suffix](file, {**self._columns, **FIXED_COLUMNS}, written)
+                self._storage.put(file, path, "", self._name)
+        # neither is chained, because the text of its cause would be logged unredacted
+        except RunGenOutputError as error:
+            message = f"{reason}: {error.message}"
+            raise error.revised(message, hint=error.hint, retryable=error.retryable) from None
+        except OSError as error:
+            message = f"{reason}: {clean_text(redact_error(error, self.uri), 200)}"
+            raise RunGenOutputError(message, hint=_HINT, retryable=True) from None
+        log.info("Wrote the results table %s", clean_text(self.uri))
 
 
 def results_uri(options: CollectOptions | TableOptions) -> str:
@@ -237,35 +225,3 @@ def results_uri(options: CollectOptions | TableOptions) -> str:
     if options.results is not None:
         return str(options.results)
     return f"{str(options.destination).removesuffix('/')}/results.jsonl"
-
-
-def check_columns(columns: Mapping[str, str]) -> None:
-    """
-    Check the columns that a results table has before the fixed ones.
-
-    :param columns: their types: see `COLUMN_TYPES`.
-    :raises RunGenInputError: there would be two of a name.
-    """
-    for name, kind in columns.items():
-        if kind not in COLUMN_TYPES:
-            raise ValueError(f"the type of column {name!r} must be one of {COLUMN_TYPES}, not {kind!r}")
-    # readers such as DuckDB do not tell capitals from small letters
-    seen = {name.casefold() for name in FIXED_COLUMNS}
-    for name in columns:
-        if name.casefold() in seen:
-            raise RunGenInputError(
-                f"results: there would be two columns {clean_text(repr(name), 100)}",
-                hint="Rename that column of the source: a results table has the columns "
-                f"{', '.join(FIXED_COLUMNS)}",
-            )
-        seen.add(name.casefold())
-
-
-def _check_pyarrow() -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        raise RunGenInputError(
-            "results: a .parquet file needs pyarrow, which is not installed",
-            hint="Install it with: pip install 'airflow-provider-rungen[tables]'. Or use .csv or .jsonl",
-        ) from None
