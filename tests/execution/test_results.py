@@ -87,14 +87,25 @@ WRITTEN = {
     "created_at": "2025-01-11T16:45:34+00:00",
 }
 WRITTEN_BARE = dict.fromkeys([*COLUMNS, *FIXED]) | {
-    "sku": "b", "index": 1, "status": "refused", "error": "it has no prompt",
-    "reused": False, "outputs": [],
+    "sku": "b",
+    "index": 1,
+    "status": "refused",
+    "error": "it has no prompt",
+    "reused": False,
+    "outputs": [],
 }
 TYPES = {
-    "sku": "string", "n": "int64", "price": "double", "on": "bool",
+    "sku": "string",
+    "n": "int64",
+    "price": "double",
+    "on": "bool",
     **dict.fromkeys(FIXED, "string"),
-    "index": "int64", "reused": "bool", "outputs": "list<element: string>",
-    "execution_seconds": "double", "cost": "decimal128(38, 8)", "created_at": "timestamp[us, tz=UTC]",
+    "index": "int64",
+    "reused": "bool",
+    "outputs": "list<element: string>",
+    "execution_seconds": "double",
+    "cost": "decimal128(38, 8)",
+    "created_at": "timestamp[us, tz=UTC]",
 }
 
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -169,12 +171,14 @@ def test_a_second_column_of_a_name_is_refused_before_a_row_is_read(columns: list
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"sku": 1}, {"sku": "1"}], "1 occur more than once"),
-        ([{"sku": 1.0}, {"sku": 1}], "1 occur more than once"),
-        ([{"sku": None}, {"sku": ""}, {"sku": float("nan")}], "3 are null or empty"),
-        ([{"id": 1}], "no column 'sku', only id"),
-        ([["sku", 1]], "is a list, not an object"),
-        ([{"sku": {1}}], "JSON cannot express"),
+        ([{"sku": n} for n in range(12)] * 2, r"12 occur more than once \(0, .*, 9, …\); nothing was sent"),
+        ([{"sku": None}, {"sku": ""}, {"sku": float("nan")}], r"3 are null or empty \(row 1, row 2, row 3\)"),
+        ([{"id": 1, "title": "x"}], "table has no column 'sku', only id, title; nothing was sent"),
+        ([["sku", 1]], "row 1 is a list, not an object"),
+        *(
+            ([{"sku": "a"}, {"sku": value}], "row 2 has a value in 'sku' that JSON cannot express")
+            for value in ({1}, b"x", date(2026, 1, 1), 10**5000)
+        ),
     ],
 )
 def test_rows_without_a_key_of_their_own_are_refused(rows: Any, words: str) -> None:
@@ -183,11 +187,60 @@ def test_rows_without_a_key_of_their_own_are_refused(rows: Any, words: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("made", "words"), [("text", "returned a str"), ({"n": float("inf")}, "input of .* is inf")]
+    "keys", [(1, "1"), (1.0, "1"), (True, "true"), (1.5, "1.5"), (1.0, "1.0"), ("1e+16", 1e16), (1, 1.0)]
+)
+def test_a_number_and_its_text_are_one_key(keys: tuple[Any, Any]) -> None:
+    """A CSV file cannot distinguish them."""
+    with pytest.raises(RunGenInputError, match="1 occur more than once"):
+        read(table([{"sku": key} for key in (*keys, "other")]))
+
+
+def test_keys_may_be_of_any_type_and_of_several_columns() -> None:
+    read(table([{"sku": key} for key in (1, "x", True, [1], {"a": 1})]))
+    source = table([{"sku": "a", "size": size} for size in "SM"], key=["size", "sku"])
+    assert [row.values for row, _ in read(source)] == [["S", "a"], ["M", "a"]]
+
+
+def test_a_column_may_be_absent_from_some_rows_and_from_all_json_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"sku": 1}, {"sku": 2, "note": "new"}]
+    assert [row.values for row, _ in read(table(rows, columns=["note"]))] == [[1, None], [2, "new"]]
+    with pytest.raises(RunGenInputError, match="table has no column 'notes', only sku, note"):
+        read(table(rows, columns=["notes"]))
+    uri = lines(tmp_path / "rows.jsonl", *rows)
+    assert [row.values for row, _ in read(table(uri, columns=["notes"]))] == [[1, None], [2, None]]
+    assert "No row of the table has the column 'notes', so it is null" in caplog.messages
+    with pytest.raises(RunGenInputError, match="table has no column 'id', only sku, note"):
+        read(table(uri, key=["id"]))
+
+
+def test_a_file_without_a_row_needs_columns_only_if_it_has_a_header(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    assert read(table(str(tmp_path / "rows.jsonl"))) == []
+    (tmp_path / "rows.csv").touch()
+    with pytest.raises(RunGenInputError, match="table has no column 'sku', only ;"):
+        read(table(str(tmp_path / "rows.csv")))
+
+
+def test_the_results_are_neither_read_nor_overwritten(tmp_path: Path) -> None:
+    uri = lines(tmp_path / "in.jsonl", {"sku": 1})
+    lines(tmp_path / "results.jsonl", {"sku": 2})
+    for results in (None, (tmp_path / "results.jsonl").as_uri()):
+        source = table(tmp_path.as_uri(), destination=tmp_path.as_uri(), results=results)
+        assert [row.values for row, _ in read(source)] == [[1]]
+    with pytest.raises(RunGenInputError, match="The task would write to the table that it reads"):
+        read(table(uri, results=uri))
+
+
+@pytest.mark.parametrize(
+    ("made", "words"), [("text", "returned a str"), ({"n": float("inf")}, "input of row 1.* is inf")]
 )
 def test_what_the_function_returns_is_checked(made: Any, words: str) -> None:
     with pytest.raises(RunGenInputError, match=words):
         read(table([{"sku": 1}], lambda row: made))
+    [(_, job_input)] = read(table([{"sku": 1}], MappingProxyType))
+    assert job_input == {"sku": 1}
 
 
 def test_the_function_may_end_the_task_or_fail_for_a_while() -> None:
@@ -196,13 +249,13 @@ def test_the_function_may_end_the_task_or_fail_for_a_while() -> None:
 
     with pytest.raises(AirflowSkipException):
         read(table([{"sku": 1}], skip))
-    with pytest.raises(RunGenInputError, match="KeyError") as caught:
+    with pytest.raises(RunGenInputError, match=r"failed for row 1: KeyError: .*nothing was sent") as caught:
         read(table([{"sku": 1}], lambda row: row["prompt"]))
     assert caught.value.retryable
 
 
 def test_a_large_table_is_not_held() -> None:
-    count = 20_000
+    count = 5_000
     rows = ({"sku": number, "prompt": "x" * 1000} for number in range(count))
     source = table(rows, shares_equal=True)
     tracemalloc.start()

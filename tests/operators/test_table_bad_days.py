@@ -9,27 +9,23 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowException, AirflowFailException, TaskDeferred
 from bad_answers import Fault
-from conftest import FakeStore, Outcome, OutletEvents, TrackedTaskInstance, run_task, signal_when
+from conftest import FakeStore, OutletEvents, TrackedTaskInstance, run_task, signal_when
 from test_table import MODES, Killed, Table, picture, products
 
 from airflow_provider_rungen.client import retry
-from airflow_provider_rungen.decorators import rungen_table_task, rungen_task
+from airflow_provider_rungen.decorators import rungen_table_task
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
+from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs import resuming
 from airflow_provider_rungen.execution.jobs.collecting import Collecting
-from airflow_provider_rungen.execution.ledger.book import LedgerBook
-from airflow_provider_rungen.execution.sending import sender
-from airflow_provider_rungen.operators import Ledger, RunGenRunBatchOperator, RunGenRunTableOperator
+from airflow_provider_rungen.operators import Ledger, RunGenRunTableOperator
 from airflow_provider_rungen.triggers import RunGenJobTrigger
 
 pytestmark = [
@@ -72,20 +68,6 @@ def leftovers(task: Table) -> list[Path]:
 # --- the jobs of others ---
 
 
-def test_a_deferred_task_does_not_cancel_the_jobs_of_another_dag(
-    run: Callable[..., Table], mode: bool
-) -> None:
-    task = run(products(4), to_input=endless)
-    task.store = FakeStore()
-    task.attempt_until("rungen_job_link")
-    task.store = None
-    task.dag_id = "another"
-    task.next_run("x")
-    outcome = task.attempt(timeout=0.5, deferrable=mode)
-    assert outcome.error is not None
-    assert "CANCELED" not in task.statuses()
-
-
 def test_a_changed_table_does_not_cancel_the_jobs_of_another_dag(run: Callable[..., Table]) -> None:
     task = run(products(4), to_input=slow)
     task.attempt_until("rungen_job_link")
@@ -102,9 +84,8 @@ def test_a_changed_table_does_not_cancel_the_jobs_of_another_dag(run: Callable[.
 # --- while deferred ---
 
 
-@pytest.mark.parametrize("change", ["expired", "pruned", "refreshed"])
 def test_what_is_reused_stays_so_while_deferred(
-    run: Callable[..., Table], change: str, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = run(products(3))
     assert task.attempt().error is None
@@ -113,31 +94,17 @@ def test_what_is_reused_stays_so_while_deferred(
     task.dag_id = "another"
     wait = RunGenJobTrigger.run
 
-    def meddle(trigger: Any) -> Any:
+    def prune(trigger: Any) -> Any:
         for path in entries(task):
-            entry = json.loads(path.read_text())
-            if entry["state"] == "pending":
-                continue
-            if change == "expired":
-                entry["at"] = (datetime.now(UTC) - timedelta(days=9)).isoformat()
-                path.write_text(json.dumps(entry))
-            elif change == "pruned":
+            if json.loads(path.read_text())["state"] != "pending":
                 path.unlink()
-            else:
-                entry["job_id"] = "11111111-1111-4111-8111-111111111111"
-                entry["manifest"] = entry["manifest"].replace(
-                    json.loads(path.read_text())["job_id"], entry["job_id"]
-                )
-                path.write_text(json.dumps(entry))
         return wait(trigger)
 
-    monkeypatch.setattr(RunGenJobTrigger, "run", meddle)
-    ledger = Ledger((task.folder / "ledger").as_uri(), expires=86400)
+    monkeypatch.setattr(RunGenJobTrigger, "run", prune)
     task.emulator.service.inject(Fault(on="get", status=404, times=None, job_id=jobs[0]))
     outcome = task.attempt(
         table=products(4),
         deferrable=True,
-        ledger=ledger,
         destination=(task.folder / "photos2").as_uri(),
         results=(task.folder / "photos" / "results.jsonl").as_uri(),
     )
@@ -178,47 +145,6 @@ def test_a_pending_job_that_the_service_refuses_is_a_miss(run: Callable[..., Tab
     assert task.column("status") == ["completed"] * 2
 
 
-def test_two_entries_do_not_share_a_job(run: Callable[..., Table], mode: bool) -> None:
-    task = run(products(2), deferrable=mode)
-    task.attempt_until("rungen_job_link")
-    for night in "12":  # pending entries, and then those of stored jobs
-        first, second = entries(task)
-        shutil.copy(first, second)
-        task.next_run(night)
-        assert task.attempt().error is None
-        assert len(set(task.column("job_id"))) == 2
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "smb://host/share",
-        "github://org/repo",
-        "sftp://host/x",
-        "memory://x",
-        "hf://a/b",
-        "zip://x/y",
-        "simplecache://x/y",
-        "git://x/y",
-        "gs://bucket/x",
-        "generic://x/y",
-    ],
-)
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_an_entry_of_a_strange_destination_buys_nothing(run: Callable[..., Table], uri: str) -> None:
-    task = run(products(1))
-    assert task.attempt().error is None
-    [path] = entries(task)
-    entry = json.loads(path.read_text())
-    path.write_text(json.dumps(entry | {"manifest": f"{uri}/{entry['job_id']}/manifest.json"}))
-    task.next_run("2")
-    outcome = task.attempt()
-    assert isinstance(outcome.error, RunGenOutputError)
-    assert outcome.error.retryable
-    assert uri in str(outcome.error)
-    assert task.created == 1
-
-
 # --- failures that leave a table ---
 
 
@@ -244,70 +170,6 @@ def test_the_table_tells_why_outputs_could_not_be_stored(run: Callable[..., Tabl
     for row in task.written:
         assert ("expired" in (row["error"] or "")) == (row["status"] == "failed")
     assert re.search(r"sku-\d: Could not store", str(outcome.error))
-
-
-# --- rows ---
-
-
-@pytest.mark.parametrize(
-    "value",
-    [datetime(2026, 1, 1), float("nan"), b"x", {1, 2}, {1: 2, "a": 3}, 10**400, [1, {"a": None}], 10**5000],
-    ids=["date", "nan", "bytes", "set", "mixed", "huge", "nested", "too huge"],
-)
-@pytest.mark.parametrize("column", ["sku", "title", "price"])
-def test_values_that_json_cannot_express_are_named(
-    run: Callable[..., Table], value: Any, column: str
-) -> None:
-    rows = products(2)
-    rows[1][column] = value
-    task = run(rows, columns=["price"], to_input=lambda row: {"prompt": "x"})
-    outcome = task.attempt()
-    if outcome.error is not None:
-        assert isinstance(outcome.error, AirflowFailException), repr(outcome.error)
-        assert "row 2" in str(outcome.error)
-        assert task.created == 0
-    else:
-        assert len(task.written) == 2
-
-
-def test_a_mapping_is_an_input(run: Callable[..., Table]) -> None:
-    assert run(products(1), to_input=lambda row: MappingProxyType(picture(row))).attempt().error is None
-
-
-def test_the_function_may_change_its_row(run: Callable[..., Table], mode: bool) -> None:
-    def change(row: dict[str, Any]) -> dict[str, Any]:
-        row["tags"].append("seen")
-        return picture(row)
-
-    rows = [row | {"tags": ["a"]} for row in products(2)]
-    task = run(rows, to_input=change, columns=["tags"], deferrable=mode)
-    assert task.attempt().error is None
-    assert task.column("tags") == [["a"], ["a"]]
-
-
-# --- places ---
-
-
-def test_the_results_are_not_read_as_source(run: Callable[..., Table], mode: bool) -> None:
-    task = run([], deferrable=mode)
-    source = task.folder / "photos"
-    source.mkdir()
-    (source / "in.jsonl").write_text("\n".join(map(json.dumps, products(2))))
-    for night in "123":
-        task.next_run(night)
-        outcome = task.attempt(table=source.as_uri())
-        assert outcome.error is None
-        assert outcome.value["rows"] == 2
-
-
-def test_the_source_is_not_overwritten(run: Callable[..., Table]) -> None:
-    task = run([])
-    path = task.folder / "in.jsonl"
-    path.write_text("\n".join(map(json.dumps, products(2))))
-    outcome = task.attempt(table=str(path), results=path.as_uri())
-    assert isinstance(outcome.error, AirflowFailException)
-    assert task.created == 0
-    assert "product 0" in path.read_text()
 
 
 # --- SIGKILL ---
@@ -393,152 +255,10 @@ def test_a_killed_attempt_costs_nothing(
     assert leftovers(task) == []
 
 
-# --- lists with a ledger ---
-
-
-class Inputs(Table):
-    """A task that runs a list of inputs, or one, in place of a table."""
-
-    kind = "batch"
-
-    def attempt(self, **changes: Any) -> Outcome:
-        self.tries += 1
-        self.ti = ti = TrackedTaskInstance(self.state)
-        ti.dag_id, ti.run_id, ti.try_number, ti.max_tries = (
-            self.dag_id,
-            self.run_id,
-            self.tries,
-            self.max_tries,
-        )
-        ti.on_push = self.on_push
-        options = self.options | changes
-        rows = options.pop("table")
-        inputs = list(map(options.pop("to_input"), rows))
-        del options["key"]
-        if self.kind == "batch":
-            self.op: Any = RunGenRunBatchOperator(task_id="task", inputs=inputs, **options)
-        else:
-            given = inputs[0] if self.kind == "one" else inputs
-            decorated: Any = rungen_task(task_id="task", **options)
-            with DAG("dag", schedule=None):
-                self.op = decorated(lambda: given)().operator
-        self.context: Any = {"ti": ti, "task_state_store": self.store, "outlet_events": OutletEvents()}
-        return self.work(self.op, self.context)
-
-    work: Callable[..., Outcome] = staticmethod(run_task)
-
-    def fail_deferral(self) -> None:
-        """Run an attempt whose deferral Airflow ends."""
-
-        def work(op: Any, context: Any) -> Any:
-            with pytest.raises(TaskDeferred):
-                op.execute(context)
-            op.resume_execution("__fail__", {"error": "Trigger timeout"}, context)
-
-        self.work = work
-        self.attempt()
-
-    def attempt_until_submitted(self) -> None:
-        """Run the next attempt, which is killed when it has submitted its jobs."""
-        self.attempt_until("job_id" if self.kind == "one" else "job_ids")
-
-
-@pytest.fixture(params=["batch", "list", "one"])
-def run_inputs(
-    request: pytest.FixtureRequest, rungen_emulator: Emulator, tmp_path: Path
-) -> Callable[..., Inputs]:
-    def make(rows: Any, **options: Any) -> Inputs:
-        task = Inputs(rungen_emulator, tmp_path, rows[:1] if request.param == "one" else rows, **options)
-        task.kind = request.param
-        return task
-
-    return make
-
-
-def ids(value: Any) -> list[str]:
-    return [each["job_id"] for each in (value if isinstance(value, list) else [value])]
-
-
-def test_a_list_is_paid_once(run_inputs: Callable[..., Inputs], mode: bool) -> None:
-    task = run_inputs(products(4) + products(2), deferrable=mode)
-    first = task.attempt()
-    assert first.error is None
-    bought = 1 if task.kind == "one" else 4
-    assert task.created == bought
-    task.next_run("2")
-    again = task.attempt(destination=(task.folder / "elsewhere").as_uri())
-    assert again.value == first.value
-    assert again.events == []
-    assert task.created == bought
-    task.clear()
-    assert task.attempt().value == first.value
-    assert task.created == bought
-
-
-@pytest.mark.parametrize("store", [None, FakeStore], ids=["2.11", "3.3"])
-def test_a_killed_list_is_taken_up(run_inputs: Callable[..., Inputs], store: Any, mode: bool) -> None:
-    task = run_inputs(products(4), deferrable=mode)
-    task.store = store and store()
-    task.attempt_until_submitted()
-    bought = task.created
-    assert task.attempt().error is None
-    assert task.created == bought
-    assert set(task.statuses()) == {"COMPLETED"}
-
-
-def test_a_list_does_not_cancel_the_jobs_of_another_dag(
-    run_inputs: Callable[..., Inputs], mode: bool
-) -> None:
-    task = run_inputs(products(3), to_input=endless, deferrable=mode)
-    task.attempt_until_submitted()
-    task.dag_id = "another"
-    task.next_run("x")
-    assert task.attempt(timeout=0.5).error is not None
-    assert "CANCELED" not in task.statuses()
-    if mode:  # and when Airflow ends the deferral, after which no retry follows
-        task.tries = task.max_tries
-        with pytest.raises(RunGenError, match="Airflow ended the wait"):
-            task.fail_deferral()
-        assert "CANCELED" not in task.statuses()
-        assert leftovers(task) == []
-
-
-def test_a_list_that_fails_is_bought_once(run_inputs: Callable[..., Inputs], mode: bool) -> None:
-    bad = {"prompt": "x", "emulator": {"fail": "no memory"}}
-    task = run_inputs(
-        products(3), deferrable=mode, to_input=lambda row: bad if row["sku"] == "sku-0" else picture(row)
-    )
-    outcome = task.attempt()
-    assert "no memory" in str(outcome.error)
-    bought = task.created
-    outcome = task.attempt(to_input=picture)
-    assert outcome.error is None
-    assert task.created == bought + 1
-
-
-def test_a_list_with_max_failed(run_inputs: Callable[..., Inputs], mode: bool) -> None:
-    bad = {"prompt": "x", "emulator": {"fail": "no memory"}}
-    task = run_inputs(
-        products(3),
-        deferrable=mode,
-        max_failed=0.5,
-        to_input=lambda row: bad if row["sku"] == "sku-1" else picture(row),
-    )
-    outcome = task.attempt()
-    assert outcome.error is None
-    if task.kind != "one":
-        assert outcome.value[1] is None
-        task.next_run("2")
-        outcome = task.attempt()
-        assert task.created == 4
-        assert outcome.value[1] is None
-        assert outcome.value[0] is not None
-
-
 # --- apps ---
 
 
-@pytest.mark.parametrize("kind", ["no_id", "wrong_types", "empty", "garbage", "truncate", "html"])
+@pytest.mark.parametrize("kind", ["wrong_types", "garbage"])
 def test_an_app_that_cannot_be_read(run: Callable[..., Table], kind: str) -> None:
     task = run(products(2))
     assert task.attempt().error is None
@@ -561,32 +281,6 @@ def test_an_app_that_is_refused(run: Callable[..., Table], status: int) -> None:
 # --- storage that fails ---
 
 
-def test_a_ledger_that_breaks_costs_nothing(
-    run: Callable[..., Table], mode: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.3)
-    task = run(products(12), to_input=slow, deferrable=mode, max_concurrency=2)
-    ledger = task.folder / "ledger"
-    add_pending = LedgerBook.add_pending
-
-    def break_it(book: LedgerBook, app_id: str, jobs: dict[str, str]) -> None:
-        add_pending(book, app_id, jobs)
-        if ledger.is_dir() and task.created > 2:
-            shutil.rmtree(ledger)
-            ledger.write_text("not a folder")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LedgerBook, "add_pending", break_it)
-        outcome = task.attempt()
-    assert "ledger" in str(outcome.error)
-    assert 0 < task.created < 12
-    # the log has those that the ledger does not
-    assert "CANCELED" not in task.statuses()
-    ledger.unlink()
-    assert task.attempt().value["completed"] == 12
-    assert task.created == 12
-
-
 def test_a_results_table_that_cannot_be_written_costs_nothing(run: Callable[..., Table], mode: bool) -> None:
     task = run(products(3), deferrable=mode)
     blocked = task.folder / "photos" / "results.jsonl"
@@ -596,25 +290,6 @@ def test_a_results_table_that_cannot_be_written_costs_nothing(run: Callable[...,
     shutil.rmtree(blocked)
     value = task.attempt().value
     assert (value["jobs"], value["reused"], task.created) == (3, 0, 3)
-
-
-@pytest.mark.usefixtures("on_the_wire")
-def test_what_was_stored_before_a_kill_is_remembered(run: Callable[..., Table]) -> None:
-    task = run(products(3))
-    original = RunGenRunTableOperator.execute
-    with pytest.MonkeyPatch.context() as patch:
-        target = "execution.ledger.book.LedgerBook.add_done"
-        patch.setattr(
-            RunGenRunTableOperator, "execute", lambda *args: kill(lambda: original(*args), target, 0)
-        )
-        with pytest.raises(Killed):
-            task.attempt()
-    assert task.attempt().value["jobs"] == 3
-    task.next_run("2")
-    task.emulator.service.inject(Fault(on="get", status=404, times=None))
-    outcome = task.attempt(destination=(task.folder / "elsewhere").as_uri())
-    assert outcome.value["reused"] == 3
-    assert task.created == 3
 
 
 # --- parameters ---
@@ -632,16 +307,6 @@ def test_what_is_ignored_may_be_any_collection(run: Callable[..., Table]) -> Non
     assert repr(Ledger("/x", ignore={"b", "a", "c"})) == repr(Ledger("/x", ignore=["c", "b", "a"]))
 
 
-@pytest.mark.parametrize("column", ["status", "Index", "job_id", "error"])
-@pytest.mark.parametrize("where", ["key", "columns"])
-def test_columns_of_the_results_table_are_refused(run: Callable[..., Table], column: str, where: str) -> None:
-    task = run([{"sku": 1, column: "x", "title": "t"}], **{where: [column]})
-    outcome = task.attempt()
-    assert isinstance(outcome.error, AirflowFailException)
-    assert "two columns" in str(outcome.error)
-    assert task.created == 0
-
-
 def test_a_share_is_one_of_the_rows_that_run(run: Callable[..., Table], mode: bool) -> None:
     bad = {"prompt": "x", "emulator": {"fail": "no memory"}}
     inputs = {"sku-0": None, "sku-1": None, "sku-2": bad}
@@ -650,25 +315,9 @@ def test_a_share_is_one_of_the_rows_that_run(run: Callable[..., Table], mode: bo
     assert task.attempt(max_failed=0.5).error is None
 
 
-def test_all_rows_may_be_skipped(run: Callable[..., Table], mode: bool) -> None:
-    task = run(products(2), deferrable=mode, to_input=lambda row: None, max_failed=0.5)
-    assert task.attempt().value["skipped"] == 2
-    assert task.column("status") == ["skipped"] * 2
-
-
-def test_equal_keys_of_different_types(run: Callable[..., Table]) -> None:
-    rows = [{"sku": key, "title": str(number)} for number, key in enumerate([1, "x", True, [1], {"a": 1}])]
-    task = run(rows)
-    assert task.attempt().error is None
-    assert task.column("sku") == [1, "x", True, [1], {"a": 1}]
-    outcome = task.attempt(table=[{"sku": 1, "title": "x"}, {"sku": 1.0, "title": "y"}])
-    assert "more than once" in str(outcome.error)
-
-
 @pytest.mark.parametrize(
     "uri",
     [
-        "file://{folder}/results.jsonl?X-Amz-Signature=SECRETVALUE",
         "file://{folder}/results?X-Amz-Signature=SECRETVALUE&x=.csv",
         "memory://me:SECRETVALUE@host/results.jsonl",
     ],
@@ -770,26 +419,6 @@ def test_s3_from_night_to_night(in_s3: Callable[..., S3Table], mode: bool) -> No
     assert task.created == 5
 
 
-def test_s3_after_a_kill(in_s3: Callable[..., S3Table], mode: bool) -> None:
-    task = in_s3(deferrable=mode)
-    task.put(products(3))
-    task.attempt_until("rungen_job_link")
-    assert task.attempt().value["completed"] == 3
-    assert task.created == 3
-    task.next_run("2")
-    assert task.attempt().value["reused"] == 3
-
-
-def test_s3_when_the_time_is_up(in_s3: Callable[..., S3Table]) -> None:
-    task = in_s3(deferrable=True, to_input=endless)
-    task.put(products(3))
-    outcome = task.attempt(timeout=0.5)
-    assert outcome.error is not None
-    assert set(task.statuses()) == {"CANCELED"}
-    assert task.column("status") == ["canceled"] * 3
-    assert not [name for name in task.names if name.startswith(".")]
-
-
 # --- the schema of results ---
 
 
@@ -845,17 +474,6 @@ def test_a_job_whose_outputs_are_refused_is_not_bought_again(
     outcome = task.attempt()
     assert outcome.error is None
     assert task.column("status") == ["completed"] * 6
-    assert task.created == 6
-
-
-def test_a_file_that_is_refused_for_a_moment_fails_no_attempt(
-    run: Callable[..., Table], mode: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retry, "BACKOFF", 0.001)
-    task = run(products(6), deferrable=mode)
-    for status in (401, 403, 404, 410):
-        task.emulator.service.inject(Fault(on="output", status=status))
-    assert task.attempt().error is None
     assert task.created == 6
 
 

@@ -158,14 +158,3 @@ def test_a_kill_in_each_phase_buys_nothing_that_is_known_twice(
     assert sum(stage.bought.values()) == ROWS + BLOCK
     assert value["jobs"] == ROWS, "those of all attempts whose ids are known"
     assert stored(folder) == ROWS
-
-
-@pytest.mark.usefixtures("on_the_wire")
-def test_five_kills_in_a_row_buy_one_block_each_at_most(stage: Stage, rungen_emulator: Emulator) -> None:
-    for nth in range(5):
-        made = len(stage.service.jobs())
-        stage.service.inject(Fault(on="run", kind="hang", taken=True, times=None, skip=2))
-        stage.kill_when(lambda: len(stage.service.jobs()) == made + 2 + BLOCK)  # noqa: B023 - it is over then
-        assert stage.known == 2 * (nth + 1)
-    finish(stage, rungen_emulator)
-    assert sum(stage.bought.values()) <= ROWS + 5 * BLOCK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -68,25 +69,17 @@ class Source:
         return {}
 
 
-class EqualInputs:
+def first_equal(numbers: dict[bytes, int], digest: str, number: int) -> int | None:
     """
-    Finds the first of several rows with an equal input. A million take 150 MB.
+    Return the number of an earlier input with the same digest, if there is one.
 
-    :param is_wanted: whether to look for them. Otherwise, each row is its own.
+    :param numbers: the first input with each digest so far. A million take 150 MB.
     """
-
-    def __init__(self, *, is_wanted: bool) -> None:
-        self._is_wanted = is_wanted
-        self._numbers: dict[bytes, int] = {}
-
-    def first(self, digest: str, number: int) -> int | None:
-        """Return the number of an earlier row with this digest, if there is one."""
-        if not self._is_wanted:
-            return None
-        first = self._numbers.setdefault(bytes.fromhex(digest)[:_DIGEST_BYTES], number)
-        return None if first == number else first
+    first = numbers.setdefault(bytes.fromhex(digest)[:_DIGEST_BYTES], number)
+    return None if first == number else first
 
 
+@dataclass
 class OneInput(Source):
     """
     The input of a single job.
@@ -95,27 +88,26 @@ class OneInput(Source):
     :param schema: returns what it has to fit. A retry, which has a job, does not need it.
     """
 
+    job_input: Any
+    schema: Callable[[], Schema | None] = lambda: None
     is_single = True
-
-    def __init__(self, job_input: Any, schema: Callable[[], Schema | None] = lambda: None) -> None:
-        self._input = job_input
-        self._schema = schema
 
     def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
         job_input = self._as_sent()
         yield PlannedRow(digest=key_of(job_input)), job_input
 
     def _as_sent(self) -> Any:
-        return json.loads(codec.encode_input(self._input))
+        return json.loads(codec.encode_input(self.job_input))
 
     def check(self, max_failed: float) -> None:
-        if (schema := self._schema()) is not None:
+        if (schema := self.schema()) is not None:
             schema.check_input(self._as_sent())
 
     def name(self, number: int) -> str:
         return "input"
 
 
+@dataclass
 class ManyInputs(Source):
     """
     The inputs of a batch.
@@ -126,31 +118,28 @@ class ManyInputs(Source):
     :param shares_equal: whether equal inputs share one job.
     """
 
-    def __init__(
-        self,
-        source: Any,
-        schema: Schema | None = None,
-        *,
-        format: str | None = None,
-        shares_equal: bool = False,
-    ) -> None:
+    source: Any
+    schema: Schema | None = None
+    _: KW_ONLY
+    format: str | None = None
+    shares_equal: bool = False
+
+    def __post_init__(self) -> None:
         # a single job does not need it
         from airflow_provider_rungen.execution.table.reader import is_path
 
-        self._source = source
-        self._schema = schema
-        self._format = format
-        self._shares_equal = shares_equal
-        self._has_files = is_path(source)
-        self._prefix = f"{clean_text(str(source))}: " if self._has_files else ""
+        self._has_files = is_path(self.source)
+        self._prefix = f"{clean_text(str(self.source))}: " if self._has_files else ""
 
     def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
-        rows, equal = self._open(), EqualInputs(is_wanted=self._shares_equal)
+        rows = self._open()
+        numbers: dict[bytes, int] = {}
         self.uris = [redact(rows.uri)] if rows.uri else []
         for number, item in enumerate(rows):
             job_input = self._checked(item, number, rows)
             digest = key_of(job_input)
-            yield PlannedRow(digest=digest, first=equal.first(digest, number)), job_input
+            first = first_equal(numbers, digest, number) if self.shares_equal else None
+            yield PlannedRow(digest=digest, first=first), job_input
 
     def name(self, number: int) -> str:
         return f"{self._prefix}inputs[{number}]"
@@ -171,7 +160,7 @@ class ManyInputs(Source):
     def _open(self) -> Rows:
         from airflow_provider_rungen.execution.table.reader import open_rows
 
-        return open_rows(self._source, format=self._format)
+        return open_rows(self.source, format=self.format)
 
     def _checked(self, item: Any, number: int, rows: Rows) -> Any:
         """Return an input as JSON has it."""
@@ -180,8 +169,8 @@ class ManyInputs(Source):
             if not isinstance(item, dict):
                 raise RunGenInputError(f"{name} is a {type(item).__name__}, not an object; nothing was sent")
             job_input = json.loads(codec.encode(item, name))
-            if self._schema is not None:
-                self._schema.check_input(job_input, name)
+            if self.schema is not None:
+                self.schema.check_input(job_input, name)
         except RunGenInputError as error:
             if self._has_files:
                 error.add_hint(f"It is {rows.place}")

@@ -8,6 +8,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from airflow_provider_rungen.client import codec
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.sources.inputs import EqualInputs, KeyOf, Source
+from airflow_provider_rungen.execution.sources.inputs import KeyOf, Source, first_equal
 from airflow_provider_rungen.execution.table.reader import open_rows
 from airflow_provider_rungen.execution.table.results import FIXED_COLUMNS, Status, results_uri
 from airflow_provider_rungen.execution.task.outcomes import max_failures
@@ -33,6 +34,7 @@ ToInput = Callable[[dict[str, Any]], Any]
 _MAX_NAMED = 10
 
 
+@dataclass
 class TableRows(Source):
     """
     The rows of a table.
@@ -45,29 +47,23 @@ class TableRows(Source):
     :param shares_equal: whether rows with equal inputs share one job.
     """
 
-    def __init__(
-        self,
-        options: TableOptions,
-        to_input: ToInput | None = None,
-        schema: Schema | None = None,
-        *,
-        format: str | None = None,
-        shares_equal: bool = False,
-    ) -> None:
-        self._options = options
-        self._to_input = to_input
-        self._schema = schema
-        self._format = format
-        self._shares_equal = shares_equal
-        # the rows so far, and why the first that does not fit the schema does not
+    options: TableOptions
+    to_input: ToInput | None = None
+    schema: Schema | None = None
+    _: KW_ONLY
+    format: str | None = None
+    shares_equal: bool = False
+
+    def __post_init__(self) -> None:
+        # the rows so far by their status, and why the first was refused
         self._counts: Counter[str] = Counter()
         self._first_refusal = ""
 
     def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
-        options = self._options
+        options = self.options
         rows = open_rows(
             options.table,
-            format=self._format,
+            format=self.format,
             name="table",
             written=results_uri(options),
             are_folders_columns=True,
@@ -75,7 +71,7 @@ class TableRows(Source):
         columns = _Columns(options.key, options.columns, rows.column_types())
         self.columns, self.types = list(columns.types), list(columns.types.values())
         self.uris = [redact(rows.uri)] if rows.uri else []
-        keys, equal = _Keys(options.key), EqualInputs(is_wanted=self._shares_equal)
+        keys, numbers = _Keys(options.key), dict[bytes, int]()
         for number, row in enumerate(rows):
             place = rows.place
             if not isinstance(row, Mapping):
@@ -91,9 +87,11 @@ class TableRows(Source):
                 yield PlannedRow(values, status=status, why=why), None
             else:
                 digest = key_of(job_input)
-                yield PlannedRow(values, digest, first=equal.first(digest, number)), job_input
-        # JSON Lines are often written without what is null
-        columns.check(options.key if rows.uri else self.columns)
+                first = first_equal(numbers, digest, number) if self.shares_equal else None
+                yield PlannedRow(values, digest, first=first), job_input
+        if self._counts:  # of no rows, nothing is known
+            # JSON Lines are often written without what is null
+            columns.check(options.key if rows.uri else self.columns)
         keys.check()
         log.info(
             "Read %d rows of %s: %d to run or reuse, %d skipped, %d refused",
@@ -114,14 +112,14 @@ class TableRows(Source):
 
     def _make_input(self, row: Mapping[str, Any], place: str) -> Any:
         """Return the input of a row as JSON has it, or ``None`` for a row without a job."""
-        job_input = dict(row) if self._to_input is None else _call(self._to_input, dict(row), place)
+        job_input = dict(row) if self.to_input is None else _call(self.to_input, dict(row), place)
         return None if job_input is None else json.loads(codec.encode(job_input, f"the input of {place}"))
 
     def _refusal(self, job_input: Any) -> str:
         """Return why an input does not fit the schema. Other rows may be sent, so this is no error."""
         try:
-            if self._schema is not None and job_input is not None:
-                self._schema.check_input(job_input)
+            if self.schema is not None and job_input is not None:
+                self.schema.check_input(job_input)
         except RunGenInputError as error:
             reason = error.message.removesuffix("; nothing was sent")
             self._first_refusal = self._first_refusal or reason
@@ -172,11 +170,11 @@ class _Columns:
 
     def check(self, required: Sequence[str]) -> None:
         """
-        Check which columns there are. Nothing is known of a table without columns.
+        Check which columns there are.
 
         :raises RunGenInputError: no row had one that is required.
         """
-        for name in sorted(self._absent) if self._seen else ():
+        for name in sorted(self._absent):
             if name in required:
                 raise RunGenInputError(
                     f"table has no column {name!r}, only {clean_text(', '.join(self._seen), 500)}; "

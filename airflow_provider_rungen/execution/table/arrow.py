@@ -89,15 +89,13 @@ def _rows_of_batch(group: Any, number: int, first: int) -> int:
     :param first: the number of its first row, from 1.
     :raises RowError: a row is too large.
     """
-    columns = [group.column(index) for index in range(group.num_columns)]
-    total, rows = sum(column.total_uncompressed_size for column in columns), max(group.num_rows, 1)
-    if total / rows > MAX_ROW_BYTES + len(columns) * _CHUNK_BYTES:
-        largest = max(columns, key=lambda column: column.total_uncompressed_size)
+    sizes = [group.column(index).total_uncompressed_size for index in range(group.num_columns)]
+    total, rows = sum(sizes), max(group.num_rows, 1)
+    if total / rows > MAX_ROW_BYTES + len(sizes) * _CHUNK_BYTES:
         raise RowError(
             first,
             f"or one after it has more than {MAX_ROW_BYTES >> 20} MiB: row group {number + 1} has "
-            f"{total >> 20} MiB in {group.num_rows} rows, {largest.total_uncompressed_size >> 20} of them "
-            f"in column {clean_text(repr(largest.path_in_schema), 100)}",
+            f"{total >> 20} MiB in {group.num_rows} rows",
             f"{LARGE_ROW_HINT}, or write the table with fewer rows in each row group",
         )
     return int(min(max(_BATCH_BYTES * rows / max(total, 1), 1), _ROWS_AT_A_TIME))
@@ -133,22 +131,28 @@ def read_batches(schema: Any, batches: Iterable[Any]) -> Iterator[NumberedRow]:
     """
     names = list(filter(_is_used, schema.names))
     check_names(names, 0)
-    # a list may have one text many times, which counts once
-    may_be_larger = "dictionary<" in str(schema)
+    # Arrow counts a text once, however often a list of a category has it
+    has_categories = "dictionary<" in str(schema)
     count = 0
     for batch in batches:
-        step = MAX_ROW_BYTES * batch.num_rows // max(batch.nbytes, 1)
-        step = min(max(step, 1), _ROWS_AT_A_TIME)
+        size = _bytes_of(batch)
+        step = min(max(MAX_ROW_BYTES * batch.num_rows // max(size, 1), 1), _ROWS_AT_A_TIME)
         for start in range(0, batch.num_rows, step):
             part = batch.slice(start, step)
             columns = [_column_values(part, name, count) for name in names]
-            is_large = may_be_larger or part.nbytes > MAX_ROW_BYTES
             for values in zip(*columns, strict=True):
                 count += 1
                 row = dict(zip(names, values, strict=True))
-                if is_large:
+                if has_categories or size > MAX_ROW_BYTES:
                     _check_size(row, count)
                 yield count, row
+
+
+def _bytes_of(batch: Any) -> int:
+    try:
+        return int(batch.nbytes)
+    except NotImplementedError:  # of texts as views, older versions only know all of their buffers
+        return int(batch.get_total_buffer_size())
 
 
 def _is_used(name: str) -> bool:
