@@ -160,19 +160,16 @@ class _LogReader:
 
     def get(self, names: Sequence[str]) -> dict[str, bytes]:
         """
-        Return the contents of files, by name.
+        Return the contents of files, by name. Those that are missing are left out.
 
-        :raises FileNotFoundError: one is missing.
         :raises RunGenError: one is larger than a page reads.
         """
         files = {name: (f"{self._root}/{name}".rpartition("/")[::2]) for name in names}
         contents = self._storage.read(list(files.values()))
         for name, file in files.items():
-            if file not in contents:
-                raise FileNotFoundError(name)
-            if contents[file] is None:
+            if contents.get(file, b"") is None:
                 raise RunGenError(f"the run log has a file that is too large for this page: {name}")
-        return {name: without_seal(contents[file] or b"") for name, file in files.items()}
+        return {name: without_seal(contents[file] or b"") for name, file in files.items() if file in contents}
 
     def list(self, folder: str) -> Collection[str]:
         """Return the names of the files in a folder, without those that are being written."""

@@ -6,8 +6,8 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +20,8 @@ from airflow_provider_rungen.runs.rows import Row, Writer
 
 #: The folder of the records of attempts.
 ATTEMPTS = "attempts"
-
+_MISSING = "it is missing"
+_CHANGED = "it was changed since the deferral"
 
 #: Parts that are read at a time.
 _BATCH = 64
@@ -87,7 +88,7 @@ def read_parts(
 
 def missing_part(plan: str, part: int) -> DamagedLogError:
     """Return the error of a part that was saved, and of which no file is there."""
-    return _damaged(f"{_folder(plan)}/{part:06d}.*", "it is missing")
+    return _damaged(f"{_folder(plan)}/{part:06d}.*", _MISSING)
 
 
 def _decode_files(
@@ -115,16 +116,18 @@ def _decode_files(
 
 
 @dataclass(frozen=True)
-class Writes:
+class _Written:
     """
-    What is due: files to put, as they were at one moment.
+    What an attempt has written of a part.
 
-    :param files: their contents, by name.
-    :param parts: the snapshots in them, in the same order.
+    :param copy: see `PartName`.
+    :param nth: see `PartFile`; ``None`` until a file is durable.
+    :param digest: the fingerprint of the file that is durable.
     """
 
-    files: Mapping[str, bytes]
-    parts: Sequence[PartFile]
+    copy: int = 0
+    nth: int | None = None
+    digest: str = ""
 
 
 @dataclass
@@ -144,9 +147,7 @@ class RunLog:
     clock: Callable[[], float]
     saves: int = 0
     begun: int = 0
-    _names: dict[int, PartName] = field(default_factory=dict)
-    _nth: dict[int, int] = field(default_factory=dict)
-    _digests: dict[int, str] = field(default_factory=dict)
+    _written: dict[int, _Written] = field(default_factory=dict)
 
     def note(self, **changes: Any) -> None:
         """Write the record of the attempt, with changes. It fences off all earlier attempts."""
@@ -155,26 +156,12 @@ class RunLog:
         self.place.put({_attempt_path(attempt): attempt.encode()})
         self.attempt = attempt
 
-    def announce(self, jobs: Jobs, numbers: Collection[int]) -> None:
-        """
-        Make the intent to submit inputs durable, together with all that is due. Then they may be sent.
-
-        :raises SupersededError: a later attempt has begun, so nothing may be sent.
-        """
-        jobs.announce(numbers)
-        try:
-            self.save(jobs)
-            # only now: of two attempts, at least one sees the other's file
-            self.fence()
-        except BaseException:
-            jobs.withdraw(numbers)
-            with suppress(Exception):
-                self.save(jobs, jobs.unsaved.parts)
-            raise
-
     def fence(self) -> None:
         """
         Raise an error if a later attempt has begun, or if nobody can tell.
+
+        Call it after an intent is saved and before the input is sent: of two attempts, at least one sees the
+        other's file.
 
         :raises SupersededError: one has.
         :raises DamagedLogError: the record of this attempt is not listed, so that of a later one may not be.
@@ -185,77 +172,88 @@ class RunLog:
                 f"Attempt {self.attempt.try_number} is cut off: attempt {later.try_number} has begun"
             )
         if self.attempt.writer not in writers:
-            raise _damaged(_attempt_path(self.attempt), "it is missing")
+            raise _damaged(_attempt_path(self.attempt), _MISSING)
+
+    # --- a save ---
 
     def save(self, jobs: Jobs, parts: Iterable[int] | None = None) -> None:
         """
         Save parts, and wait for it.
 
-        :param parts: see `writes`.
+        :param parts: see `snapshots`.
         """
-        writes = self.writes(jobs, parts)
-        if not writes.files:
-            return
+        with self.saving(jobs, parts) as files:
+            if files:
+                self.place.put(files)
+
+    @contextmanager
+    def saving(self, jobs: Jobs, parts: Iterable[int] | None = None) -> Iterator[dict[str, bytes]]:
+        """
+        Yield the files that the block has to put. The jobs may change meanwhile.
+
+        After an error in the block, each of the files may be there, or may appear later. So their names are
+        not used again.
+
+        :param parts: see `snapshots`.
+        """
+        snapshots = self.snapshots(jobs, parts)
+        files = {name: file.encode() for name, file in snapshots.items()}
         try:
-            self.place.put(writes.files)
+            yield files
         except BaseException:
-            self.note_doubt(writes)
+            for file in snapshots.values():
+                written = self._written_of(file.number)
+                self._written[file.number] = replace(written, copy=written.copy + 1)
             raise
-        self.note_written(jobs, writes)
+        self.begun += any(self._written_of(file.number).nth is None for file in snapshots.values())
+        for name, file in snapshots.items():
+            copy = self._written_of(file.number).copy
+            self._written[file.number] = _Written(copy, file.nth, _digest(files[name]))
+            jobs.note_saved(file)
 
-    # --- a save in three steps, of which only the second blocks: in between, the jobs may change ---
-
-    def writes(self, jobs: Jobs, parts: Iterable[int] | None = None) -> Writes:
+    def snapshots(self, jobs: Jobs, parts: Iterable[int] | None = None) -> dict[str, PartFile]:
         """
-        Return what to put. The fate of it is to be noted before the next call.
+        Return what is known of parts, by the names of their files.
 
         :param parts: the parts; those that are due if left out.
         """
-        files: dict[str, bytes] = {}
-        snapshots = []
-        at = math.ceil(self.clock())  # no earlier than the last submission
-        for part in jobs.unsaved.due if parts is None else list(parts):
-            name = self._names.setdefault(part, PartName(part, self.attempt.writer))
+        # no earlier than the last submission
+        snapshots, at = {}, math.ceil(self.clock())
+        for part in jobs.unsaved.due if parts is None else parts:
             self.saves += 1
             # those that begin together share a number, since a kill may leave any of them
-            nth = self._nth.get(part, self.begun)
-            snapshots.append(jobs.snapshot(part, save=self.saves, nth=nth, at=at))
-            files[_path(jobs.plan, name)] = snapshots[-1].encode()
-        return Writes(files, snapshots)
+            nth = self._written_of(part).nth
+            nth = self.begun if nth is None else nth
+            file = jobs.snapshot(part, save=self.saves, nth=nth, at=at)
+            snapshots[self._path(jobs.plan, part)] = file
+        return snapshots
 
-    def note_written(self, jobs: Jobs, writes: Writes) -> None:
-        """Note that all of it is durable."""
-        self.begun += any(file.number not in self._nth for file in writes.parts)
-        for file, content in zip(writes.parts, writes.files.values(), strict=True):
-            self._nth[file.number] = file.nth
-            self._digests[file.number] = _digest(content)
-            jobs.note_saved(file)
+    def _written_of(self, part: int) -> _Written:
+        return self._written.get(part, _Written())
 
-    def note_doubt(self, writes: Writes) -> None:
-        """Abandon the names, since each file may be there, or may appear after what is put next."""
-        for file in writes.parts:
-            self._names[file.number] = self._names[file.number].next_copy()
+    def _path(self, plan: str, part: int) -> str:
+        return _path(plan, PartName(part, self.attempt.writer, self._written_of(part).copy))
 
     # --- a deferral ---
 
     def missing(self, jobs: Jobs, parts: Iterable[int]) -> list[int]:
         """Return the parts of which only the files of earlier attempts know something."""
-        unwritten = (part for part in parts if part not in self._digests)
+        unwritten = (part for part in parts if not self._written_of(part).digest)
         return [part for part in unwritten if any(row != Row() for _, row in jobs.table.part(part))]
 
-    def handover(self, parts: Iterable[int], carried: Writes | None = None) -> dict[str, Any]:
+    def handover(self, parts: Iterable[int], carried: Iterable[PartFile] = ()) -> dict[str, Any]:
         """
         Return what this attempt has to know after a deferral, as JSON has it.
 
         :param parts: the parts that are not over.
         :param carried: those of them to hand over themselves. All others are to be saved before.
         """
-        files = {} if carried is None else {file.number: file for file in carried.parts}
+        contents = {file.number: file.encode().decode() for file in carried}
+        written = {part: self._written_of(part) for part in parts}
         kept = {
-            str(part): [self._names[part].copy, self._nth.get(part), self._digests.get(part), file]
-            for part in parts
-            for file in [files[part].encode().decode() if part in files else None]
-            if part in self._digests or file
+            str(part): [*astuple(each), contents.get(part)]
+            for part, each in written.items()
+            if each.digest or part in contents
         }
         return {"saves": self.saves, "begun": self.begun, "parts": kept}
 
@@ -263,48 +261,42 @@ class RunLog:
         """
         Go on after a deferral: read the parts that are not over, and nothing else.
 
-        An error comes after all that can be read was loaded.
+        An error comes after all that can be read was loaded, since the jobs in the other files still have to
+        be left to the next attempt, or canceled.
 
         :param unsaved: the parts that were handed over, and are not saved yet.
         :raises DamagedLogError: a file is not as this attempt left it.
         """
         self.saves, self.begun = handed["saves"], handed["begun"]
         digests, carried = {}, []
-        for text, (copy, nth, digest, content) in handed["parts"].items():
-            part = int(text)
-            self._names[part] = PartName(part, self.attempt.writer, copy)
-            if digest is not None:
-                self._nth[part], self._digests[part] = nth, digest
+        for text, (*values, content) in handed["parts"].items():
+            self._written[int(text)] = _Written(*values)
+            path = self._path(jobs.plan, int(text))
             if content is None:
-                digests[_path(jobs.plan, self._names[part])] = digest
+                digests[path] = self._written[int(text)].digest
             else:
                 jobs.load((), replace(PartFile.decode(content.encode()), is_trusted=True))
-                carried.append(_path(jobs.plan, self._names[part]))
+                carried.append(path)
         for part in unsaved:
             jobs.note_unsaved(part)
-        damage: DamagedLogError | None = None
-        try:
-            contents = _get(self.place, list(digests))
-        except DamagedLogError as error:
-            # the jobs in the other files still have to be left to the next attempt, or canceled
-            damage, contents = error, _get_each(self.place, digests)
+        contents = self.place.get(list(digests)) if digests else {}
+        problems = dict.fromkeys(digests.keys() - contents.keys(), _MISSING)
         for path, content in contents.items():
             if _digest(content) == digests[path]:
                 jobs.load((), replace(PartFile.decode(content), is_trusted=True))
             else:
-                damage = damage or _damaged(path, "it was changed since the deferral")
+                problems[path] = _CHANGED
         # Airflow may go on twice from one deferral, if the first worker is lost
-        if changed := next((path for path in carried if self._has_newer(path)), None):
-            damage = damage or _damaged(changed, "it was changed since the deferral")
-        if damage is not None:
-            raise damage
+        problems |= dict.fromkeys(self._newer(carried), _CHANGED)
+        if problems:
+            raise _damaged(*min(problems.items()))
 
-    def _has_newer(self, path: str) -> bool:
-        """Return whether a file was saved after the deferral. An outage is no reason to believe so."""
-        try:
-            return PartFile.decode(self.place.get([path])[path]).save > self.saves
-        except Exception:
-            return False
+    def _newer(self, paths: list[str]) -> list[str]:
+        """Return the files that were saved after the deferral. An outage is no reason to believe so."""
+        with suppress(Exception):
+            contents = self.place.get(paths) if paths else {}
+            return [path for path, each in contents.items() if PartFile.decode(each).save > self.saves]
+        return []
 
 
 def _attempt_path(attempt: AttemptRecord) -> str:
@@ -324,19 +316,11 @@ def _digest(content: bytes) -> str:
 
 
 def _get(place: ReadablePlace, paths: Sequence[str]) -> dict[str, bytes]:
-    try:
-        return place.get(paths) if paths else {}
-    except FileNotFoundError as error:
-        raise _damaged(str(error), "it is missing") from None
-
-
-def _get_each(place: Place, paths: Iterable[str]) -> dict[str, bytes]:
-    """Return the files that are not missing."""
-    found: dict[str, bytes] = {}
+    contents = place.get(paths) if paths else {}
     for path in paths:
-        with suppress(FileNotFoundError):
-            found |= place.get([path])
-    return found
+        if path not in contents:
+            raise _damaged(path, _MISSING)
+    return contents
 
 
 def _damaged(path: str, reason: object) -> DamagedLogError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_rungen.runs import records
@@ -96,10 +96,6 @@ class PartName:
             return None
         parsed = cls(int(found[1]), writer, int(found[3]))
         return parsed if str(parsed) == name else None
-
-    def next_copy(self) -> PartName:
-        """Return the name to use instead, once the fate of a write is unknown."""
-        return replace(self, copy=self.copy + 1)
 
 
 def _line(number: int, row: Row) -> list[Any]:

@@ -12,8 +12,8 @@ class ReadablePlace(Protocol):
     """
     Files that only this task run uses, in folders. The methods block.
 
-    They raise `FileNotFoundError` for a file that is certainly missing. Every other error is an outage,
-    whatever its cause: expired credentials, a bucket or mount that is gone, a time-out.
+    Every error is an outage, whatever its cause: expired credentials, a bucket or mount that is gone, or a
+    time-out.
     """
 
     def vouches(self, name: str) -> bool:
@@ -24,11 +24,7 @@ class ReadablePlace(Protocol):
         """
 
     def get(self, names: Sequence[str]) -> dict[str, bytes]:
-        """
-        Return the contents of files, by name.
-
-        :raises FileNotFoundError: one is certainly missing. Its text is the name of the first of these.
-        """
+        """Return the contents of files, by name. Those that are certainly missing are left out."""
 
     def list(self, folder: str) -> Collection[str]:
         """Return the names of the files in a folder. There are none if it is certainly missing."""

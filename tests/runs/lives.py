@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from places import MemoryPlace, OutageError, Trouble
+from places import MemoryPlace, OutageError, Trouble, announce
 from processes import Process
 
 from airflow_provider_rungen.runs.adoption import adopt_rows
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End, next_turn
 from airflow_provider_rungen.runs.jobs import Jobs
-from airflow_provider_rungen.runs.log import RunLog, Writes, read_attempts, read_parts
+from airflow_provider_rungen.runs.log import RunLog, read_attempts, read_parts
 from airflow_provider_rungen.runs.part_files import PART_ROWS, PartFile, PartName
 from airflow_provider_rungen.runs.place import Place
 from airflow_provider_rungen.runs.plan import input_digest
@@ -330,7 +331,7 @@ class Life:
             for number, job_id in zip(ours, foreign, strict=False)
         }
         forged = replace(file, rows=rows, save=file.save + self.random.randint(0, 9))
-        self.place.files[f"{folder}/{name.next_copy()}"] = forged.encode()
+        self.place.files[f"{folder}/{replace(name, copy=name.copy + 1)}"] = forged.encode()
         self.forged = True
 
     def plan_of(self, source: list[str]) -> str:
@@ -438,10 +439,10 @@ class Attempt:
             if block := todo[: min(BLOCK, max(room, 0))]:
                 self._submit(block, doubtful)
             # as in a thread, whose failure does not end the wait
-            writes = self._log.writes(jobs)
-            for job_id in jobs.running[:7]:
-                self._poll(job_id)
-            self._put(writes)
+            with suppress(OutageError), self._log.saving(jobs) as files:
+                for job_id in jobs.running[:7]:
+                    self._poll(job_id)
+                self._place.put(files)
             for number in jobs.inputs(InputState.COMPLETED):
                 job = jobs.table.rows[number].current(jobs.since)
                 if job is not None and not job.stored:
@@ -455,17 +456,9 @@ class Attempt:
             ):
                 self._defer()
 
-    def _put(self, writes: Writes) -> None:
-        try:
-            self._place.put(writes.files)
-        except OutageError:
-            self._log.note_doubt(writes)
-        else:
-            self._log.note_written(self._jobs, writes)
-
     def _submit(self, block: list[int], doubtful: set[int]) -> None:
         jobs, writer = self._jobs, self._log.attempt.writer
-        self._log.announce(jobs, block)
+        announce(self._log, jobs, block)
         for number in block:
             answer = self.life.post(number, self._source[number], writer, jobs.plan)
             if answer == "busy":

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
+
+from airflow_provider_rungen.runs.jobs import Jobs
+from airflow_provider_rungen.runs.log import RunLog
 
 
 class Died(BaseException):
@@ -62,9 +66,8 @@ class MemoryPlace:
         found = {}
         for name in names:
             self._request("get", name)
-            if name in self.hidden or name not in self.files:
-                raise FileNotFoundError(name)
-            found[name] = self.files[name]
+            if name in self.files and name not in self.hidden:
+                found[name] = self.files[name]
         return found
 
     def put(self, files: Mapping[str, bytes]) -> None:
@@ -115,3 +118,16 @@ class MemoryPlace:
                     raise OutageError(trouble.what)
                 return trouble.what
         return ""
+
+
+def announce(log: RunLog, jobs: Jobs, numbers: Collection[int]) -> None:
+    """Make the intent to submit inputs durable, as `LogWriter` does for many that wait."""
+    jobs.announce(numbers)
+    try:
+        log.save(jobs)
+        log.fence()
+    except BaseException:
+        jobs.withdraw(numbers)
+        with suppress(Exception):
+            log.save(jobs, jobs.unsaved.parts)
+        raise

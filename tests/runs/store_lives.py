@@ -27,10 +27,8 @@ class _Store:
         self._values = values
 
     def get(self, key: str) -> Any:
-        try:
-            return json.loads(self._values.get([key])[key])
-        except FileNotFoundError:
-            return None
+        content = self._values.get([key]).get(key)
+        return None if content is None else json.loads(content)
 
     def set(self, key: str, value: Any) -> None:
         self._values.put({key: json.dumps(value).encode()})

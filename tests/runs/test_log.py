@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from places import MemoryPlace, OutageError, Trouble
+from places import MemoryPlace, OutageError, Trouble, announce
 
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End, attempt_name, next_turn
 from airflow_provider_rungen.runs.jobs import Jobs
@@ -34,7 +34,7 @@ def begin(place: MemoryPlace, turn: int = 1) -> tuple[RunLog, Jobs]:
 
 def submit(log: RunLog, jobs: Jobs, numbers: range) -> None:
     jobs.load(numbers)
-    log.announce(jobs, numbers)
+    announce(log, jobs, numbers)
     for number in numbers:
         assert jobs.accept(number, f"7a6e5d52-2f4a-4c1e-9d2b-{number:012d}")
 
@@ -64,7 +64,7 @@ def test_nothing_may_be_sent_when_the_intent_cannot_be_saved(on: str, nth: int, 
     log, jobs = begin(place)
     jobs.load(range(3))
     with pytest.raises(OutageError):
-        log.announce(jobs, range(3))
+        announce(log, jobs, range(3))
     assert jobs.inputs(InputState.UNSENT) == [0, 1, 2]
     # and once it can, it goes on, whatever is left of the first write
     submit(log, jobs, range(3))
@@ -96,7 +96,7 @@ def test_what_was_announced_is_read_by_whoever_is_not_seen() -> None:
     place.before = lambda kind, name: seen.append(
         f"{FOLDER}/000000.{log.attempt.writer}.0.jsonl" in place.files
     )
-    log.announce(jobs, range(3))
+    announce(log, jobs, range(3))
     # the list comes after the file
     assert seen == [False, True]
 
@@ -137,12 +137,11 @@ def test_what_changes_during_a_put_is_due_after_it() -> None:
     place = MemoryPlace()
     log, jobs = begin(place)
     submit(log, jobs, range(2))
-    writes = log.writes(jobs)
     rows = dict(jobs.table.rows)
-    jobs.load(range(2, 3))
-    jobs.announce([2])
-    place.put(writes.files)
-    log.note_written(jobs, writes)
+    with log.saving(jobs) as files:
+        jobs.load(range(2, 3))
+        jobs.announce([2])
+        place.put(files)
     assert read(place).table.rows == rows
     assert jobs.unsaved.due == [0]
 
@@ -154,14 +153,12 @@ def test_all_names_of_a_put_are_given_up_if_one_of_them_is_in_doubt(what: str) -
     numbers = range(3 * PART_ROWS)
     jobs.load(numbers)
     jobs.announce(numbers)
-    before = log.writes(jobs)
-    with pytest.raises(OutageError):
-        place.put(before.files)
-    log.note_doubt(before)
+    with pytest.raises(OutageError), log.saving(jobs) as before:
+        place.put(before)
     log.save(jobs)
     place.settle()
     assert {name for name in place.files if ".1.jsonl" in name} == {
-        name.replace(".0.jsonl", ".1.jsonl") for name in before.files
+        name.replace(".0.jsonl", ".1.jsonl") for name in before
     }
     assert read(place).inputs(InputState.UNKNOWN) == list(numbers)
 
@@ -297,7 +294,7 @@ def test_what_could_not_be_saved_goes_with_the_wave(what: str) -> None:
         log.save(jobs)
     lost = {job_id for job_id in jobs.running if jobs.table.input_of[job_id] >= PART_ROWS}
     assert jobs.unsaved_ids == lost
-    handed = json.loads(json.dumps(log.handover([0, 1], log.writes(jobs, jobs.unsaved.parts))))
+    handed = json.loads(json.dumps(log.handover([0, 1], log.snapshots(jobs, [1]).values())))
     wave, after = RunLog(place, log.attempt, clock), Jobs(PLAN, log.attempt.writer, stores=True)
     wave.take_over(after, handed, jobs.unsaved.parts)
     assert (after.running, after.unsaved_ids) == (jobs.running, lost)
@@ -380,7 +377,7 @@ def test_a_retry_reads_many_parts_at_a_time() -> None:
     log, jobs = begin(place)
     numbers = range(0, 100 * PART_ROWS, PART_ROWS)
     jobs.load(numbers)
-    log.announce(jobs, numbers)
+    announce(log, jobs, numbers)
     place.asked.clear()
     assert read(place).inputs(InputState.UNKNOWN) == list(numbers)
     # the record of the attempt, and the parts

@@ -68,12 +68,12 @@ def keep_state(task_log: TaskLog, is_stopping: Callable[[], bool]) -> dict[str, 
         missing = task_log.run_log.missing(task_log.jobs, parts)
     unsaved = sorted({*task_log.jobs.unsaved.parts, *missing})
     # one part is short, and so no outage keeps it from the next wave
-    carried = task_log.run_log.writes(task_log.jobs, parts if task_log.part_count == 1 else unsaved)
+    carried = task_log.run_log.snapshots(task_log.jobs, parts if task_log.part_count == 1 else unsaved)
     return {
         **task_log.summary(),
         "record": asdict(task_log.run_log.attempt),
         "earlier": [asdict(each) for each in task_log.home.earlier],
-        "log": task_log.run_log.handover(parts, carried),
+        "log": task_log.run_log.handover(parts, carried.values()),
         "unsaved": unsaved,
         "closed": asdict(task_log.jobs.closed),
         "parts": parts,

@@ -52,7 +52,8 @@ class StorePlace:
 
     def get(self, names: Sequence[str]) -> dict[str, bytes]:
         with self._turns:
-            return {name: self._read(name) for name in names}
+            contents = {name: self._read(name) for name in names}
+        return {name: content for name, content in contents.items() if content is not None}
 
     def put(self, files: Mapping[str, bytes]) -> None:
         with self._turns:
@@ -121,20 +122,24 @@ class StorePlace:
 
     # --- files ---
 
-    def _read(self, name: str) -> bytes:
+    def _read(self, name: str) -> bytes | None:
         for try_number in sorted({*range(1, self._try_number + 1), *self._names}, reverse=True):
             if try_number not in self._names:
                 self._names[try_number] = self._read_names(try_number)
             if name in self._names[try_number]:
-                key = _key(try_number, name)
-                content, more = self._read_value(key, name)
-                return _unpack(key, content + "".join(self._read_value(each, name)[0] for each in more))
-        raise FileNotFoundError(name)
+                return self._read_values(_key(try_number, name), name)
+        return None
 
-    def _read_value(self, key: str, name: str) -> tuple[str, Sequence[str]]:
+    def _read_values(self, key: str, name: str) -> bytes | None:
+        first = self._read_value(key, name)
+        values = [first, *(self._read_value(each, name) for each in (first[1] if first else ()))]
+        texts = [value[0] for value in values if value is not None]
+        return _unpack(key, "".join(texts)) if len(texts) == len(values) else None
+
+    def _read_value(self, key: str, name: str) -> tuple[str, Sequence[str]] | None:
         match self._store.get(key):
             case None:
-                raise FileNotFoundError(name)
+                return None
             case {"name": str(found), "content": str(content), "more": [*more]} if found == name:
                 return content, more
         raise _damaged(key)
@@ -170,9 +175,7 @@ class MemoryPlace:
         return True
 
     def get(self, names: Sequence[str]) -> dict[str, bytes]:
-        if missing := [name for name in names if name not in self._files]:
-            raise FileNotFoundError(missing[0])
-        return {name: self._files[name] for name in names}
+        return {name: self._files[name] for name in names if name in self._files}
 
     def put(self, files: Mapping[str, bytes]) -> None:
         self._files.update(files)

@@ -222,7 +222,7 @@ def _damage(path: str) -> Iterator[None]:
 
 
 def _get(place: ReadablePlace, path: str) -> bytes:
-    try:
-        return place.get([path])[path]
-    except FileNotFoundError:
-        raise DamagedLogError(f"Could not read the plan of the task run: {path}: it is missing") from None
+    content = place.get([path]).get(path)
+    if content is None:
+        raise DamagedLogError(f"Could not read the plan of the task run: {path}: it is missing")
+    return content

@@ -72,10 +72,11 @@ class StoragePlace:
     def get(self, names: Sequence[str]) -> dict[str, bytes]:
         files = {name: self._file(name) for name in names}
         contents = self._storage.read_confirmed(list(files.values()))
-        if missing := [name for name, file in files.items() if file not in contents]:
+        if len(contents) < len(files):
             self._check_presence()
-            raise FileNotFoundError(missing[0])
-        return {name: self._unsealed(name, contents[file]) for name, file in files.items()}
+        return {
+            name: self._unsealed(name, contents[file]) for name, file in files.items() if file in contents
+        }
 
     def put(self, files: Mapping[str, bytes]) -> None:
         sealed = {name: content + self._sealed_end(name, content) for name, content in files.items()}

@@ -7,14 +7,13 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
-from airflow_provider_rungen.execution.sending.log_writer import IdStore
 from airflow_provider_rungen.execution.sending.store_writer import call_store
 
 #: A number, and its input.
@@ -28,7 +27,7 @@ _SHORT_LIFETIME = 1.0
 _YIELD_TIME = 1.0, 4.0
 
 
-class LedgerPort(IdStore, Protocol):
+class LedgerPort(Protocol):
     """The ledger, as a sender sees it."""
 
     #: Whether another run submits equal inputs.
@@ -39,6 +38,9 @@ class LedgerPort(IdStore, Protocol):
 
     def note(self, found: Any) -> Collection[int]:
         """Note what was found in the table of jobs, and return the inputs that need no job any more."""
+
+    def add_pending(self, jobs: Mapping[int, str]) -> None:
+        """Remember submitted jobs, by input. Blocks."""
 
 
 @dataclass

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
 
 from airflow_provider_rungen.client.daemon_threads import begin, in_daemon_thread
+from airflow_provider_rungen.execution.sending.inputs import LedgerPort
 from airflow_provider_rungen.execution.sending.saver import Saver
 from airflow_provider_rungen.execution.sending.store_writer import StoreWriter
 from airflow_provider_rungen.runs.place import Place
@@ -22,13 +22,6 @@ LAST_TIME = 2.0
 LOG_TIME_OF_KILL = 0.25
 LAST_SAVES = 0.75
 _POLL = 0.05
-
-
-class IdStore(Protocol):
-    """What remembers submitted jobs beside the log: the ledger."""
-
-    def add_pending(self, jobs: Mapping[int, str]) -> None:
-        """Remember submitted jobs, by input. Blocks."""
 
 
 class LogWriter:
@@ -45,12 +38,12 @@ class LogWriter:
     def __init__(
         self,
         saver: Saver,
-        ledger: IdStore | None,
+        ledger: LedgerPort | None,
         spare: Place | None,
         *,
         budget: float,
         is_stopping: Callable[[], bool],
-        is_more_due_soon: Callable[[int], bool],
+        is_more_due_soon: Callable[[], bool],
     ) -> None:
         self._saver, self._jobs, self._run_log = saver, saver.jobs, saver.run_log
         self._ledger, self._spare = ledger, spare
@@ -67,11 +60,6 @@ class LogWriter:
         self._at_risk: dict[int, str] = {}
         self._killed_at = math.inf
 
-    def start(self) -> None:
-        """Begin to write."""
-        self._in_log.start()
-        self._in_ledger.start()
-
     def unsaved_ids(self) -> list[str]:
         """Return the jobs that no later attempt would find, also while a last write goes on."""
         return list(self._at_risk.values())
@@ -86,11 +74,12 @@ class LogWriter:
         """
         self._jobs.announce([number])
         self.announcing.add(number)
-        flushes = [self._in_log.flush()]
+        writes = [self._in_log.flush()]
         if self._unledgered:
-            flushes.append(self._in_ledger.flush())
+            writes.append(self._in_ledger.flush())
         try:
-            await asyncio.gather(*flushes)
+            # others wait for them, too
+            await asyncio.gather(*map(asyncio.shield, writes))
         except BaseException:
             self._jobs.withdraw([number])
             raise
@@ -100,10 +89,10 @@ class LogWriter:
     def add(self, number: int, job_id: str) -> None:
         """Note the job of an input. It is written soon."""
         self._at_risk[number] = job_id
-        self._in_log.note_due()
+        self._in_log.flush()
         if self._ledger is not None:
             self._unledgered[number] = job_id
-            self._in_ledger.note_due()
+            self._in_ledger.flush()
 
     # --- the end ---
 
@@ -116,21 +105,20 @@ class LogWriter:
 
         :return: why the ledger was given up.
         """
-        self._in_log.start()
+        self._in_log.retry_now()
         in_log, in_ledger = self._in_log.flush(), self._in_ledger.flush()
         await self._wait_for([in_log], LAST_TIME, LOG_TIME_OF_KILL)
         saves = [in_ledger]
         if self._spare is not None and self._is_savable:
-            self._in_spare.start()
             saves.append(self._in_spare.flush())
         await self._wait_for(saves, math.inf, LAST_SAVES, is_enough=lambda: not self._is_savable)
         for writer in (self._in_log, self._in_ledger, self._in_spare):
             await writer.stop()
-        return in_ledger.exception() if in_ledger.done() else None
+        return None if in_ledger.cancelled() else in_ledger.exception()
 
     async def _wait_for(
         self,
-        writes: Collection[asyncio.Future[None]],
+        writes: Collection[asyncio.Task[None]],
         seconds: float,
         seconds_of_kill: float,
         is_enough: Callable[[], bool] = lambda: False,
@@ -147,7 +135,7 @@ class LogWriter:
             if self._is_stopping():
                 if self._killed_at == math.inf:
                     self._killed_at = time.monotonic()
-                    self._in_ledger.start()
+                    self._in_ledger.retry_now()
                 if is_enough():
                     return
                 give_up_at = min(give_up_at, self._killed_at + seconds_of_kill)
@@ -161,10 +149,11 @@ class LogWriter:
     # --- one try each ---
 
     async def _write_log(self) -> None:
+        has_intents = bool(self.announcing)
         if self._saver.late is not None:
             with suppress(Exception):
                 await asyncio.wrap_future(self._saver.late)
-        has_intents, ids = bool(self.announcing), list(self._at_risk)
+        ids = list(self._at_risk)
         with self._saver.writing() as write:
             if self._run_log.place.is_durable:
                 write.add_done_callback(partial(self._forget, ids))
@@ -184,7 +173,8 @@ class LogWriter:
 
     async def _write_spare(self) -> None:
         if self._spare is not None:
-            write = begin(self._spare.put, self._run_log.writes(self._jobs).files)
+            snapshots = self._run_log.snapshots(self._jobs)
+            write = begin(self._spare.put, {name: file.encode() for name, file in snapshots.items()})
             write.add_done_callback(partial(self._forget, list(self._at_risk)))
             await asyncio.wrap_future(write)
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.texts import clean_text
@@ -41,24 +41,21 @@ class Saver:
     @contextmanager
     def writing(self, parts: Iterable[int] | None = None) -> Iterator[Future[None]]:
         """
-        Write in a daemon thread while the block waits for it. How it ended is noted after the block.
+        Write in a daemon thread while the block waits for it. It fails if the block leaves it too early.
 
-        :param parts: see `RunLog.writes`.
+        :param parts: see `RunLog.snapshots`.
         """
-        writes = self.run_log.writes(self.jobs, parts)
-        write: Future[None] = Future()
-        if writes.files:
-            write = begin(self.run_log.place.put, writes.files)
-        else:
-            write.set_result(None)
-        try:
-            yield write
-        finally:
-            if write.done() and not write.cancelled() and write.exception() is None:
-                self.run_log.note_written(self.jobs, writes)
+        with self.run_log.saving(self.jobs, parts) as files:
+            write: Future[None] = Future()
+            if files:
+                write = begin(self.run_log.place.put, files)
             else:
-                self.run_log.note_doubt(writes)
+                write.set_result(None)
+            try:
+                yield write
+            finally:
                 self.late = None if write.done() else write
+            write.result(0)
 
     def save(
         self,
@@ -70,15 +67,18 @@ class Saver:
         """
         Try a few times to save, and return whether that succeeded.
 
-        :param parts: see `RunLog.writes`.
+        :param parts: see `RunLog.snapshots`.
         :param within: the seconds that one try may take.
         :param is_stopping: returns whether to wait no longer.
         """
         parts = None if parts is None else list(parts)
         for pause in (*PAUSES, None):
-            if not (problem := self._try(parts, within, is_stopping)):
+            try:
+                self._try(parts, within, is_stopping)
+            except Exception as error:
+                log.warning("Could not save in the run log: %s; saving continues", _reason(error))
+            else:
                 return True
-            log.warning("Could not save in the run log: %s; saving continues", problem)
             if pause is None or self.late is not None:
                 break
             time.sleep(pause)
@@ -87,24 +87,24 @@ class Saver:
     def save_between_polls(self) -> None:
         """Try once to save what is due, if the last try is some time ago."""
         if time.monotonic() >= self._next_try:
-            self._try(None, SAVE_TIME, lambda: False)
+            with suppress(Exception):
+                self._try(None, SAVE_TIME, lambda: False)
             self._next_try = time.monotonic() + SAVE_EVERY
 
-    def _try(self, parts: list[int] | None, within: float, is_stopping: Callable[[], bool]) -> str:
-        """Try to save, and return what the problem is."""
-        if self.late is not None and not _is_done(self.late, within, is_stopping):
-            return "it does not answer"
-        self.late = None
+    def _try(self, parts: list[int] | None, within: float, is_stopping: Callable[[], bool]) -> None:
+        give_up_at = time.monotonic() + within
+
+        def wait_for(write: Future[None]) -> None:
+            while not write.done() and time.monotonic() < give_up_at and not is_stopping():
+                wait([write], _POLL)
+            if not write.done():
+                raise TimeoutError("it does not answer")
+
+        if self.late is not None:
+            wait_for(self.late)
         with self.writing(parts) as write:
-            if not _is_done(write, within, is_stopping):
-                return "it does not answer"
-        error = write.exception()
-        return "" if error is None else clean_text(f"{type(error).__name__}: {error}", 300)
+            wait_for(write)
 
 
-def _is_done(write: Future[None], within: float, is_stopping: Callable[[], bool]) -> bool:
-    """Wait for the end of a write, and return whether it came."""
-    give_up_at = time.monotonic() + within
-    while not write.done() and time.monotonic() < give_up_at and not is_stopping():
-        wait([write], _POLL)
-    return write.done()
+def _reason(error: Exception) -> str:
+    return clean_text(f"{type(error).__name__}: {error}", 300)

@@ -103,7 +103,6 @@ class Sender:
         inputs = Inputs(
             todo, self._ledger, block_size=lambda: self._throttle.limit, budget=STORE_RETRY_BUDGET
         )
-        self._writer.start()
         count = min(self._throttle.max_concurrency, total)
         workers = [asyncio.create_task(self._work(inputs)) for _ in range(count)]
         try:
@@ -137,12 +136,11 @@ class Sender:
     def _has_to_stop(self) -> bool:
         return self._has_ended or self.is_broken or self._is_stopping() or time.time() >= self._deadline
 
-    def _is_more_due_soon(self, waiting: int) -> bool:
+    def _is_more_due_soon(self) -> bool:
         """Return whether more workers are about to wait for a write."""
-        in_flight = len(self._in_flight)
-        is_one_on_its_way = in_flight + len(self._writer.announcing) < self._throttle.in_use
+        in_flight, waiting = len(self._in_flight), len(self._writer.announcing)
         # while most submissions are in flight, some of them end soon
-        return is_one_on_its_way or waiting < in_flight
+        return in_flight + waiting < self._throttle.in_use or waiting < in_flight
 
     # --- one worker ---
 

@@ -20,12 +20,18 @@ T = TypeVar("T")
 
 # Seconds between two tries, at most.
 _MAX_PAUSE = 5.0
-# Seconds that what is due waits for more, so that they share a write.
+# Seconds that a write waits for more to write, and between checks whether there will be more.
 _GATHERING_TIME = 0.1
+_GATHERING_POLL = 0.005
 
 
 async def call_store(
-    purpose: str, call: Callable[[], Awaitable[T]], budget: float, *, is_retried: bool = True
+    purpose: str,
+    call: Callable[[], Awaitable[T]],
+    budget: float,
+    *,
+    is_retried: bool = True,
+    hurry: asyncio.Event | None = None,
 ) -> T:
     """
     Call a store until it works.
@@ -34,10 +40,11 @@ async def call_store(
     :param call: makes one try.
     :param budget: seconds in which the store may fail, or not answer.
     :param is_retried: whether a failed call can be made again.
+    :param hurry: set it to try again at once.
     :raises Exception: it failed for too long, or a later attempt has begun.
     """
     give_up_at: float | None = None
-    pause = retry.BACKOFF
+    pause, hurry = retry.BACKOFF, hurry or asyncio.Event()
     while True:
         try:
             async with asyncio.timeout(budget + 1) as limit:
@@ -53,19 +60,22 @@ async def call_store(
                 log.warning("Could not %s: %s; retrying", purpose, reason)
             if time.monotonic() + pause > give_up_at:
                 raise
-        await asyncio.sleep(pause)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(hurry.wait(), pause)
+        hurry.clear()
         pause = min(2 * pause, _MAX_PAUSE)
 
 
 class StoreWriter:
     """
-    Writes what is due to one store, one write at a time.
+    Writes to one store, one write at a time. All who ask before a write begins share it.
+
+    A store that failed for too long is given up: every later write fails in the same way.
 
     :param purpose: see `call_store`.
     :param write: tries to write what is due at this moment.
     :param budget: see `call_store`.
-    :param is_more_due_soon: returns whether to wait a moment for more, given how many wait for the next
-        write.
+    :param is_more_due_soon: returns whether a write waits a moment for more.
     """
 
     def __init__(
@@ -73,81 +83,42 @@ class StoreWriter:
         purpose: str,
         write: Callable[[], Awaitable[None]],
         budget: float,
-        is_more_due_soon: Callable[[int], bool] = lambda waiting: False,
+        is_more_due_soon: Callable[[], bool] = lambda: False,
     ) -> None:
         self._purpose, self._write, self._budget = purpose, write, budget
         self._is_more_due_soon = is_more_due_soon
-        self._due = asyncio.Event()
-        self._waiting: list[asyncio.Future[None]] = []
-        self._is_writing = False
-        self._failure: BaseException | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        #: The write that began last, and the one that begins after it.
+        self._last: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to write. If it has begun before, try again now, even if the store was given up."""
-        if self._is_writing:
-            return
-        if self._task is not None:
-            self._task.cancel()
-            self._due.set()
-        self._failure = None
-        self._task = asyncio.create_task(self._run())
+    def flush(self) -> asyncio.Task[None]:
+        """Return a write of all that is due now. Shield it where the waiter may be canceled."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._write_after(self._last))
+            # nobody may look at its failure
+            self._next.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._next
+
+    def retry_now(self) -> None:
+        """Wait no longer to retry a write that failed, and use the store again if it was given up."""
+        self._hurry.set()
+        if self._last is not None and self._last.done():
+            self._last = self._next = None
 
     async def stop(self) -> None:
         """End, whether or not all is written."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._last, self._next) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def note_due(self) -> None:
-        """Note that there is something to write."""
-        self._due.set()
-
-    def flush(self) -> asyncio.Future[None]:
-        """Return a future that is done when all that is due now is written, or when the store is given up."""
-        flushed = asyncio.get_running_loop().create_future()
-        self._waiting.append(flushed)
-        self._due.set()
-        if self._failure is not None:
-            self._resolve(len(self._waiting), self._failure)
-        return flushed
-
-    async def _run(self) -> None:
-        try:
-            while True:
-                await self._due.wait()
-                await self._gather()
-                self._due.clear()
-                await call_store(self._purpose, self._try, self._budget)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # whatever it is, somebody waits
-            self._failure = error
-            self._resolve(len(self._waiting), error)
-
-    async def _gather(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_GATHERING_TIME):
-                while self._is_more_due_soon(len(self._waiting)):
-                    self._due.clear()
-                    await self._due.wait()
-
-    async def _try(self) -> None:
-        count = len(self._waiting)
-        self._is_writing = True
-        try:
-            await self._write()
-        finally:
-            self._is_writing = False
-        self._resolve(count)
-
-    def _resolve(self, count: int, failure: BaseException | None = None) -> None:
-        resolved, self._waiting = self._waiting[:count], self._waiting[count:]
-        for each in resolved:
-            if each.done():  # whoever waited was canceled
-                continue
-            if failure is None:
-                each.set_result(None)
-            else:
-                each.set_exception(failure)
-                each.exception()  # nobody may look at it any more
+    async def _write_after(self, last: asyncio.Task[None] | None) -> None:
+        if last is not None:
+            await last
+        give_up_at = time.monotonic() + _GATHERING_TIME
+        # no event: many things make more due
+        while self._is_more_due_soon() and time.monotonic() < give_up_at:  # noqa: ASYNC110
+            await asyncio.sleep(_GATHERING_POLL)
+        self._last, self._next = self._next, None
+        await call_store(self._purpose, self._write, self._budget, hurry=self._hurry)
