@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen.client.job_poller import JobPoller, strip_payloads
 from airflow_provider_rungen.client.job_search import COUNTER_THRESHOLD
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.polling import poll_jobs_once
+from airflow_provider_rungen.client.polling import job_of, poll_jobs_once
 from airflow_provider_rungen.client.queue_watch import QueueTimer, timeout_error
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
@@ -18,9 +18,9 @@ from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.outcomes import (
     JOB_IS_OVER,
     are_all_over,
+    parse_ranges,
     raise_for_event,
     raise_for_jobs,
-    unsuccessful_jobs,
 )
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 from airflow_provider_rungen.schemas import Schema
@@ -28,6 +28,9 @@ from airflow_provider_rungen.schemas import Schema
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.execution.task.options import JobOptions
+
+# Of more jobs that failed, an error names no reasons.
+_MAX_FAILED = 100
 
 
 class JobSensorRun(TaskRun["JobOptions"]):
@@ -81,7 +84,8 @@ class JobSensorRun(TaskRun["JobOptions"]):
             app_id, job_ids = event.get("app_id") or self.app_id, parse_known_job_ids(self._job_id)
             self.note_app(app_id, job_ids)
             raise_for_event(event)
-            raise_for_jobs(unsuccessful_jobs(event), event.get("count", 0))
+            places = parse_ranges(event.get("failed"), len(job_ids))
+            self._raise_for_failed(app_id, [job_ids[place] for place in places])
             self._read_schema()
             if not are_all_over(event):
                 self._wait_for(app_id, job_ids, timeout)
@@ -155,6 +159,16 @@ class JobSensorRun(TaskRun["JobOptions"]):
     def _finish(self, app_id: str, job_ids: Sequence[str], jobs: Sequence[Job]) -> None:
         raise_for_jobs(jobs)
         self.record_outcome(TaskOutcome(app_id, job_ids))
+
+    def _raise_for_failed(self, app_id: str, job_ids: Sequence[str]) -> None:
+        """Raise the errors of jobs that the trigger found to have failed."""
+        found: list[Job] = []
+
+        def note(job_id: str, outcome: Job | RunGenError) -> None:
+            found.append(job_of(outcome, app_id, job_id))
+
+        self._wait.refetch(app_id, job_ids[:_MAX_FAILED], note)
+        raise_for_jobs(found, len(job_ids))
 
     def _read_schema(self) -> None:
         self._schema = self._schema or Schema.of(self._result_schema, "result_schema")

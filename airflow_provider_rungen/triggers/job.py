@@ -21,9 +21,12 @@ from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.task import attempts, task_instances
 from airflow_provider_rungen.execution.task.job_ids import parse_known_job_ids
-from airflow_provider_rungen.execution.task.outcomes import GO_ON, are_all_over, unsuccessful_job
+from airflow_provider_rungen.execution.task.outcomes import (
+    GO_ON,
+    are_all_over,
+    format_ranges,
+)
 from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS, PAGE_KEY
-from airflow_provider_rungen.execution.task.ranges import format_ranges
 from airflow_provider_rungen.execution.task.usage import USAGE_KEY, Usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
@@ -50,8 +53,8 @@ _ENDED = (
     TaskInstanceState.UPSTREAM_FAILED,
     TaskInstanceState.REMOVED,
 )
-# Airflow logs events: of more jobs that failed, the errors are left out.
-MAX_JOBS_IN_EVENT = 100
+# A line of the log names no more jobs.
+_MAX_LISTED = 100
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -79,8 +82,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
     :param on_clear: whether a clear of the task cancels the jobs (``new``), leaves them to the next attempt
         if that resumes them (``resume``), or leaves them in any case (``keep``).
     :param attempt: the attempt that submitted the jobs, as the XCom ``rungen_log`` names it. A task without
-        one keeps no log, so its event names the jobs that failed: ``"unsuccessful": [{"id", "status",
-        "error"}, …], "count"``.
+        one keeps no log, so its event names the jobs that failed, in ``"failed"``.
     :param end_from_trigger: end the task here when all jobs completed.
     """
 
@@ -120,7 +122,7 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         if kept:
             log.info(
                 "Left jobs to the attempt that waits for them: %s",
-                ", ".join(kept[:MAX_JOBS_IN_EVENT]),
+                ", ".join(kept[:_MAX_LISTED]),
             )
         app_id = await hook.aresolve_app_id(self.app_id)
         rest = [job_id for job_id in job_ids if job_id not in set(kept)]
@@ -227,12 +229,11 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         for job in jobs:
             self._usage.note(job)
         ended = {job.id for job in jobs}
+        failed = {job.id for job in jobs if job.status is not JobStatus.COMPLETED}
         found: dict[str, Any] = {
             "ended": format_ranges(number for number, job_id in enumerate(job_ids) if job_id in ended),
             "in_flight": len(set(job_ids) - ended),
         }
         if not self.attempt:
-            unsuccessful = [job for job in jobs if job.status is not JobStatus.COMPLETED]
-            named = [unsuccessful_job(job) for job in unsuccessful[:MAX_JOBS_IN_EVENT]]
-            found |= {"unsuccessful": named, "count": len(unsuccessful)}
+            found["failed"] = format_ranges(number for number, each in enumerate(job_ids) if each in failed)
         return found

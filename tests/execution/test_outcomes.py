@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from conftest import run_task
+from hypothesis import given
+from hypothesis import strategies as st
 
 from airflow_provider_rungen.client.scaling import LoweredError
 from airflow_provider_rungen.emulator import Emulator
@@ -19,7 +21,12 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobQueuedTimeoutError,
     RunGenNotFoundError,
 )
-from airflow_provider_rungen.execution.task.outcomes import ended_positions, error_to_json, raise_for_event
+from airflow_provider_rungen.execution.task.outcomes import (
+    error_to_json,
+    format_ranges,
+    parse_ranges,
+    raise_for_event,
+)
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -79,18 +86,21 @@ def test_a_job_that_failed_is_named_beside_one_that_is_unknown(
 # --- events -------------------------------------------------------------------------------------------------
 
 
+@given(st.sets(st.integers(0, 200)))
+def test_an_event_tells_which_jobs_are_over(numbers: set[int]) -> None:
+    assert parse_ranges(format_ranges(numbers), 201) == sorted(numbers)
+
+
 @pytest.mark.parametrize(
-    ("event", "positions"),
-    [
-        ({"ended": "0-2,4"}, [0, 1, 2, 4]),
-        ({"ended": ""}, []),
-        ({"ended": "0-5"}, None),
-        ({"ended": 7}, None),
-        ({}, None),
-    ],
+    ("text", "positions"), [("0-2,4", [0, 1, 2, 4]), ("", []), ("3-5,9", [3, 4]), ("9" * 30, [])]
 )
-def test_an_event_tells_which_jobs_are_over_as_far_as_it_can(event: Any, positions: Any) -> None:
-    assert ended_positions(event, 5) == positions
+def test_an_event_is_read_as_far_as_it_fits(text: Any, positions: list[int]) -> None:
+    assert parse_ranges(text, 5) == positions
+
+
+@pytest.mark.parametrize("text", ["a", "1,", "1--2", "-1", "0 1", None, 7, ["0"]])
+def test_an_event_that_says_something_else_names_no_jobs(text: Any) -> None:
+    assert parse_ranges(text, 5) == []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.polling import job_of
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.jobs.resuming import ENDS, end_of
-from airflow_provider_rungen.execution.task.outcomes import ended_positions, is_useless
+from airflow_provider_rungen.execution.task.outcomes import is_useless, parse_ranges
 from airflow_provider_rungen.runs.rows import JobState
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Collecting:
     def look_at_ended(self, event: Mapping[str, Any]) -> bool:
         """Look at the jobs that the trigger found to be over, and return whether everything fails."""
         running = self._log.jobs.running
-        ended = [running[place] for place in ended_positions(event, len(running)) or ()]
+        ended = [running[place] for place in parse_ranges(event.get("ended"), len(running))]
         if not self._stores:
             self.ended = ended
             return False

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
-from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
     RunGenError,
@@ -16,7 +18,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenOutputError,
     RunGenResultError,
 )
-from airflow_provider_rungen.execution.task.ranges import parse_ranges
 
 # Of more failures than this, a message names no reasons.
 MAX_REASONS = 10
@@ -25,6 +26,7 @@ JOB_IS_OVER = (RunGenJobFailedError, RunGenJobCanceledError)
 _USELESS = (*JOB_IS_OVER, RunGenNotFoundError, RunGenResultError)
 # The event of a wait that has come as far as it should.
 GO_ON = "go on"
+_RANGES = re.compile(r"(?:\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)?")
 # What an event says of an error beside its message.
 _ABOUT = ("app_id", "job_id", "status_code")
 
@@ -75,42 +77,29 @@ def raise_for_event(event: Any) -> None:
         raise error
 
 
-def unsuccessful_job(job: Job) -> dict[str, Any]:
-    """Return what an event holds of a job that did not complete."""
-    found: dict[str, Any] = {"id": job.id, "status": job.status.value, "error": job.error}
-    return found if job.cause is None else found | {"cause": error_to_json(job.cause)}
+def format_ranges(numbers: Iterable[int]) -> str:
+    """Return a text for different numbers, in ascending order."""
+    ranges: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
-def ended_positions(event: Mapping[str, Any], count: int) -> list[int] | None:
-    """
-    Return which of the jobs that a trigger waited for it found to be over, by position.
-
-    :param count: how many jobs it was given.
-    :return: ``None`` if the event does not say so.
-    """
-    try:
-        return parse_ranges(event.get("ended"), count)
-    except ValueError:
-        return None
+def parse_ranges(text: Any, end: int) -> list[int]:
+    """Return the numbers below ``end`` that a text names; none for something else."""
+    if not isinstance(text, str) or not _RANGES.fullmatch(text):
+        return []
+    bounds = (part.partition("-") for part in text.split(",") if part)
+    ranges = (range(int(first), min(int(last or first) + 1, end)) for first, _, last in bounds)
+    return list(chain.from_iterable(ranges))
 
 
 def are_all_over(event: Mapping[str, Any]) -> bool:
     """Return whether a trigger has seen the end of each of its jobs."""
     return event.get("outcome") == GO_ON and event.get("in_flight") == 0
-
-
-def unsuccessful_jobs(event: Mapping[str, Any]) -> list[Job]:
-    """Return the jobs that did not complete, as far as the event names them."""
-    return [
-        Job(
-            id=str(job.get("id") or ""),
-            app_id=event.get("app_id") or "",
-            status=JobStatus.CANCELED if job.get("status") == JobStatus.CANCELED else JobStatus.FAILED,
-            error=job.get("error") or "",
-            cause=read_error(job.get("cause")),
-        )
-        for job in event.get("unsuccessful") or ()
-    ]
 
 
 def raise_for_jobs(jobs: Iterable[Job], count: int = 0) -> None:
