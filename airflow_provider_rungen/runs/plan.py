@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from airflow_provider_rungen.runs import records
 from airflow_provider_rungen.runs.records import InvalidRecordError
-
-T = TypeVar("T")
 
 #: Rows in a part of the plan, if their inputs are small.
 PLAN_ROWS = 1024
@@ -53,29 +51,31 @@ class PlannedRow:
 @dataclass(frozen=True, slots=True)
 class PlanPart:
     """
-    The content of a part. The inputs are a file of their own, since they are deleted when the run is over.
+    The content of a part. The inputs are a file of their own, since they are deleted at the end of the run.
 
+    :param count: the number of its rows.
     :param rows: JSON Lines, one a row.
     :param inputs: JSON Lines, one for each row with an input.
     """
 
+    count: int
     rows: bytes
     inputs: bytes
 
     @property
-    def names(self) -> tuple[str, str]:
-        """The names of both files, as the manifest has them."""
-        return _name(self.rows), _name(self.inputs)
+    def files(self) -> dict[str, bytes]:
+        """Both files, by the names that the manifest has for them."""
+        return {_name(content): content for content in (self.rows, self.inputs)}
 
     @property
-    def files(self) -> dict[str, bytes]:
-        """The files by their names."""
-        return dict(zip(self.names, (self.rows, self.inputs), strict=True))
+    def entry(self) -> tuple[int, str, str]:
+        """What the manifest says of the part."""
+        return self.count, _name(self.rows), _name(self.inputs)
 
 
-def plan_parts(rows: Iterable[tuple[PlannedRow, Any]]) -> Iterator[tuple[int, PlanPart]]:
+def plan_parts(rows: Iterable[tuple[PlannedRow, Any]]) -> Iterator[PlanPart]:
     """
-    Yield the parts of a plan, each with the number of its rows.
+    Yield the parts of a plan.
 
     :param rows: each row with its input, or ``None``. A part in memory is no larger than it has to be.
     """
@@ -83,16 +83,15 @@ def plan_parts(rows: Iterable[tuple[PlannedRow, Any]]) -> Iterator[tuple[int, Pl
     inputs: list[bytes] = []
     size = 0
     for row, job_input in rows:
-        line = [list(row.values), row.digest, row.status, row.why, "" if row.first is None else row.first]
-        lines.append(_line(_trimmed(line)))
+        lines.append(_line([list(row.values), row.digest, row.status, row.why, row.first]))
         if row.digest:
             inputs.append(_line(job_input))
             size += len(inputs[-1])
         if len(lines) == PLAN_ROWS or size > _MAX_INPUT_BYTES:
-            yield len(lines), PlanPart(b"".join(lines), b"".join(inputs))
+            yield PlanPart(len(lines), b"".join(lines), b"".join(inputs))
             lines, inputs, size = [], [], 0
     if lines:
-        yield len(lines), PlanPart(b"".join(lines), b"".join(inputs))
+        yield PlanPart(len(lines), b"".join(lines), b"".join(inputs))
 
 
 def read_rows(content: bytes, name: str) -> list[PlannedRow]:
@@ -102,17 +101,19 @@ def read_rows(content: bytes, name: str) -> list[PlannedRow]:
     :param name: the name that the manifest has for it.
     :raises InvalidRecordError: it is not the content that was planned.
     """
-    return _checked(content, name, _read_row)
+    return [PlannedRow(*line) for line in read_lines(content, name)]
 
 
-def read_inputs(content: bytes, name: str) -> list[Any]:
+def read_lines(content: bytes, name: str) -> list[Any]:
     """
-    Return the inputs of a part, in the order of the rows that have one.
+    Return what the lines of a file of a plan say, such as the inputs of a part.
 
-    :param name: the name that the manifest has for it.
+    :param name: its name, which is the fingerprint of what was planned.
     :raises InvalidRecordError: it is not the content that was planned.
     """
-    return _checked(content, name, lambda line: line)
+    if _name(content) != name:
+        raise InvalidRecordError("it was changed since it was planned")
+    return [json.loads(line.decode("utf-8", "surrogatepass")) for line in content.split(b"\n")[:-1]]
 
 
 @dataclass(frozen=True)
@@ -154,14 +155,9 @@ class Manifest:
         :param digest: the plan that was written, as Airflow knows it.
         :raises InvalidRecordError: it is another plan.
         """
-        [manifest] = _checked(content, digest, _read_manifest)
-        return manifest
-
-
-def _trimmed(line: list[Any]) -> list[Any]:
-    while line and line[-1] == "":
-        line.pop()
-    return line
+        [values] = read_lines(content, digest)
+        records.check_version(values)
+        return cls(**{name: value for name, value in values.items() if name != "version"})
 
 
 def _line(value: Any) -> bytes:
@@ -172,38 +168,3 @@ def _line(value: Any) -> bytes:
 
 def _name(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
-
-
-def _checked(content: bytes, name: str, read: Callable[[Any], T]) -> list[T]:
-    """Return what each line says. Whoever can write the name can write any content with it."""
-    if _name(content) != name:
-        raise InvalidRecordError("it was changed since it was planned")
-    lines = content.split(b"\n")[:-1]
-    try:
-        return [read(json.loads(line.decode("utf-8", "surrogatepass"))) for line in lines]
-    except records.ERRORS as error:
-        raise InvalidRecordError(f"it is not a part of a plan: {type(error).__name__}") from None
-
-
-def _read_row(line: Any) -> PlannedRow:
-    row = PlannedRow(*line)
-    for field in ("digest", "status", "why"):
-        records.text(getattr(row, field), field, most=_MAX_INPUT_BYTES)
-    if not isinstance(row.values, list):
-        raise InvalidRecordError("values are no list")
-    return row if row.first is None else replace(row, first=records.count(row.first, "first"))
-
-
-def _read_manifest(values: Any) -> Manifest:
-    records.check_version(values)
-    manifest = Manifest(**{name: value for name, value in values.items() if name != "version"})
-    parts = [
-        (
-            records.count(count, "rows"),
-            records.hexadecimal(rows, "rows"),
-            records.hexadecimal(inputs, "inputs"),
-        )
-        for count, rows, inputs in manifest.parts
-    ]
-    columns = [records.text(column, "a column", most=_MAX_INPUT_BYTES) for column in manifest.columns]
-    return replace(manifest, parts=parts, columns=columns)

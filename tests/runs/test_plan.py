@@ -17,7 +17,7 @@ from airflow_provider_rungen.runs.plan import (
     PlannedRow,
     input_digest,
     plan_parts,
-    read_inputs,
+    read_lines,
     read_rows,
 )
 from airflow_provider_rungen.runs.records import InvalidRecordError
@@ -40,30 +40,30 @@ def planned(job_input: Any) -> tuple[PlannedRow, Any]:
 def test_a_plan_can_be_read_back(job_inputs: list[Any]) -> None:
     rows = [planned(each) for each in job_inputs]
     parts = list(plan_parts(rows))
-    manifest = Manifest("flux", [(count, *part.names) for count, part in parts], ["id"], ["text"])
+    manifest = Manifest("flux", [part.entry for part in parts], ["id"], ["text"])
     assert Manifest.decode(manifest.encode(), manifest.digest).count == len(rows)
-    for _, part in parts:
-        names = part.names
-        assert read_rows(part.rows, names[0]) == [row for row, _ in rows]
-        assert read_inputs(part.inputs, names[1]) == [each for each in job_inputs if each is not None]
+    for part in parts:
+        _, rows_name, inputs_name = part.entry
+        assert read_rows(part.rows, rows_name) == [row for row, _ in rows]
+        assert read_lines(part.inputs, inputs_name) == [each for each in job_inputs if each is not None]
 
 
 def test_a_large_plan_has_parts_of_their_own() -> None:
     rows = [planned({"prompt": str(number)}) for number in range(PLAN_ROWS + 1)]
-    (_, first), (_, second) = plan_parts(rows)
-    changed = [*rows[:-1], planned({"prompt": "another"})]
-    (_, again), (_, other) = plan_parts(changed)
-    assert again.names == first.names
-    assert other.names != second.names
+    first, second = plan_parts(rows)
+    again, other = plan_parts([*rows[:-1], planned({"prompt": "another"})])
+    assert again.entry == first.entry
+    assert other.entry != second.entry
 
 
 @given(st.data())
 def test_a_changed_plan_is_not_read(data: st.DataObject) -> None:
-    [(count, part)] = plan_parts([planned({"prompt": "a kettle"})])
-    manifest = Manifest("flux", [(count, *part.names)])
+    [part] = plan_parts([planned({"prompt": "a kettle"})])
+    _, rows_name, inputs_name = part.entry
+    manifest = Manifest("flux", [part.entry])
     for content, read in (
-        (part.rows, lambda some: read_rows(some, part.names[0])),
-        (part.inputs, lambda some: read_inputs(some, part.names[1])),
+        (part.rows, lambda some: read_rows(some, rows_name)),
+        (part.inputs, lambda some: read_lines(some, inputs_name)),
         (manifest.encode(), lambda some: Manifest.decode(some, manifest.digest)),
     ):
         at = data.draw(st.integers(0, len(content) - 1))

@@ -7,22 +7,22 @@ import tempfile
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from functools import lru_cache, partial
 from itertools import accumulate, repeat
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
 from airflow_provider_rungen.execution.spool import named_errors
+from airflow_provider_rungen.runs import records
 from airflow_provider_rungen.runs.part_files import PART_ROWS
 from airflow_provider_rungen.runs.place import DamagedLogError, Place, ReadablePlace
-from airflow_provider_rungen.runs.plan import Manifest, PlannedRow, plan_parts, read_inputs, read_rows
-from airflow_provider_rungen.runs.records import InvalidRecordError
+from airflow_provider_rungen.runs.plan import Manifest, PlannedRow, plan_parts, read_lines, read_rows
+
+T = TypeVar("T")
 
 _FOLDER = "plans"
 # So many bytes of parts are put at a time.
 _PUT_BYTES = 8 << 20
-#: Returns the rows of a part (0), or its inputs (1).
-Load = Callable[[int, int], bytes]
 
 
 class Plan:
@@ -30,17 +30,18 @@ class Plan:
     The rows of a task run, and their inputs. A part at a time is in memory.
 
     :param manifest: what it consists of.
-    :param load: returns the rows of a part (0), or its inputs (1).
+    :param load: returns the content of a file that the manifest names.
     """
 
-    def __init__(self, manifest: Manifest, load: Load) -> None:
+    def __init__(self, manifest: Manifest, load: Callable[[str], bytes]) -> None:
         self.manifest = manifest
         self.digest = manifest.digest
         self.count = manifest.count
         self._load = load
         self._ends = list(accumulate(rows for rows, _, _ in manifest.parts))
-        self._rows: tuple[int, list[PlannedRow]] = (-1, [])
-        self._inputs: tuple[int, dict[int, Any]] = (-1, {})
+        # several threads may ask
+        self._rows_of = lru_cache(1)(self._read_rows)
+        self._inputs_of = lru_cache(1)(self._read_inputs)
 
     @classmethod
     def of_source(
@@ -57,12 +58,12 @@ class Plan:
         :param about: returns the other fields of the manifest, when all is read.
         :raises RunGenOutputError: the folder for temporary files cannot be used.
         """
-        file = _TemporaryParts()
+        files = _TemporaryFiles()
         parts = []
-        for count, part in plan_parts(rows):
-            file.add(part.rows, part.inputs)
-            parts.append((count, *part.names))
-        return cls(Manifest(app_id, parts, **about()), file.load)
+        for part in plan_parts(rows):
+            files.add(part.files)
+            parts.append(part.entry)
+        return cls(Manifest(app_id, parts, **about()), files.load)
 
     @classmethod
     def saved(cls, place: ReadablePlace, digest: str) -> Self:
@@ -72,20 +73,14 @@ class Plan:
         :param digest: its name, as Airflow knows it.
         :raises DamagedLogError: it is missing, or is another one.
         """
-        path = f"{_FOLDER}/{digest}"
-        with _damage(path):
-            manifest = Manifest.decode(_get(place, path), digest)
-
-        def load(number: int, kind: int) -> bytes:
-            return _get(place, f"{_FOLDER}/{manifest.parts[number][1 + kind]}")
-
-        return cls(manifest, load)
+        load = partial(_get, place)
+        return cls(_read(Manifest.decode, load(digest), digest), load)
 
     @classmethod
     def unread(cls, digest: str, count: int) -> Self:
         """Return a plan of which only the number of its inputs is known."""
 
-        def load(number: int, kind: int) -> bytes:
+        def load(name: str) -> bytes:
             raise RuntimeError("the plan was not read again")
 
         self = cls(Manifest("", ()), load)
@@ -96,14 +91,14 @@ class Plan:
         """
         Put what is not there yet, the manifest last.
 
-        :param with_inputs: whether a later wave needs the inputs, too.
+        :param with_inputs: whether the attempt needs the inputs after a deferral.
         """
         there = set(place.list(_FOLDER))
         files: dict[str, bytes] = {}
-        for number, (_, *names) in enumerate(self.manifest.parts):
-            for kind, name in enumerate(names[: 1 + with_inputs]):
+        for _, *names in self.manifest.parts:
+            for name in names[: 1 + with_inputs]:
                 if name not in there:
-                    files[f"{_FOLDER}/{name}"] = self._load(number, kind)
+                    files[f"{_FOLDER}/{name}"] = self._load(name)
             if sum(map(len, files.values())) > _PUT_BYTES:
                 place.put(files)
                 files = {}
@@ -120,12 +115,10 @@ class Plan:
 
     def rows(self, first: int = 0, end: int | None = None) -> Iterator[PlannedRow]:
         """Yield rows, in order."""
-        if not self.manifest.parts and self.count:
-            yield from repeat(PlannedRow(digest=self.digest), min(end or self.count, self.count) - first)
-            return
-        for number in range(first, self.count if end is None else min(end, self.count)):
-            part, begin = self._part_of(number)
-            yield self._rows_of(part)[number - begin]
+        numbers = range(first, self.count if end is None else min(end, self.count))
+        if not self.manifest.parts:
+            return repeat(PlannedRow(digest=self.digest), len(numbers))
+        return map(self.row, numbers)
 
     def numbers(self, part: int) -> list[int]:
         """Return the rows of a part of the log that need a job."""
@@ -141,33 +134,21 @@ class Plan:
     def input(self, number: int) -> Any:
         """Return the input of a row."""
         part, begin = self._part_of(number)
-        known = self._inputs
-        if known[0] != part:
-            rows = self._rows_of(part)
-            numbers = [begin + place for place, row in enumerate(rows) if row.digest]
-            name = self.manifest.parts[part][2]
-            content = self._load(part, 1)
-            with _damage(name):
-                known = (part, dict(zip(numbers, read_inputs(content, name), strict=True)))
-            self._inputs = known
-        return known[1][number]
+        return self._inputs_of(part)[number - begin]
 
     def _part_of(self, number: int) -> tuple[int, int]:
         part = bisect_right(self._ends, number)
         return part, self._ends[part - 1] if part else 0
 
-    def _rows_of(self, part: int) -> list[PlannedRow]:
-        # several threads may ask
-        known = self._rows
-        if known[0] != part:
-            name = self.manifest.parts[part][1]
-            content = self._load(part, 0)
-            with _damage(name):
-                known = (part, read_rows(content, name))
-                if len(known[1]) != self.manifest.parts[part][0]:
-                    raise InvalidRecordError("it has another number of rows")
-            self._rows = known
-        return known[1]
+    def _read_rows(self, part: int) -> list[PlannedRow]:
+        _, name, _ = self.manifest.parts[part]
+        return _read(read_rows, self._load(name), name)
+
+    def _read_inputs(self, part: int) -> dict[int, Any]:
+        _, _, name = self.manifest.parts[part]
+        inputs = _read(read_lines, self._load(name), name)
+        places = (place for place, row in enumerate(self._rows_of(part)) if row.digest)
+        return dict(zip(places, inputs, strict=True))
 
 
 def read_digests(place: Place, digest: str) -> list[str] | None:
@@ -178,51 +159,46 @@ def read_digests(place: Place, digest: str) -> list[str] | None:
     """
     if digest not in place.list(_FOLDER):
         return None
-    path = f"{_FOLDER}/{digest}"
-    with _damage(path):
-        manifest = Manifest.decode(_get(place, path), digest)
-    digests = []
-    for _, name, _ in manifest.parts:
-        path = f"{_FOLDER}/{name}"
-        with _damage(path):
-            digests += [row.digest for row in read_rows(_get(place, path), name)]
-    return digests
+    return [row.digest for row in Plan.saved(place, digest).rows()]
 
 
-class _TemporaryParts:
-    """Parts of a plan in a temporary file that no other process can open."""
+class _TemporaryFiles:
+    """Files of a plan in a temporary file that no other process can open."""
 
     def __init__(self) -> None:
         with named_errors():
             self._file = tempfile.TemporaryFile(prefix="rungen-")  # noqa: SIM115 - closed below
         # otherwise Python warns that it is left open
         self.close = weakref.finalize(self, self._file.close)
-        self._places: list[tuple[int, int, int]] = []
+        self._places: dict[str, tuple[int, int]] = {}
 
-    def add(self, rows: bytes, inputs: bytes) -> None:
+    def add(self, files: Mapping[str, bytes]) -> None:
         with named_errors():
-            self._places.append((self._file.seek(0, 2), len(rows), len(inputs)))
-            self._file.write(rows)
-            self._file.write(inputs)
+            for name, content in files.items():
+                self._places[name] = (len(content), self._file.seek(0, 2))
+                self._file.write(content)
 
-    def load(self, number: int, kind: int) -> bytes:
-        position, rows, inputs = self._places[number]
+    def load(self, name: str) -> bytes:
         with named_errors():
             self._file.flush()
-            return os.pread(self._file.fileno(), *((inputs, position + rows) if kind else (rows, position)))
+            return os.pread(self._file.fileno(), *self._places[name])
 
 
-@contextmanager
-def _damage(path: str) -> Iterator[None]:
-    """Name the file that is not what was planned."""
+def _read(read: Callable[[bytes, str], T], content: bytes, name: str) -> T:
     try:
-        yield
-    except InvalidRecordError as error:
-        raise DamagedLogError(f"Could not read the plan of the task run: {path}: {error}") from None
+        return read(content, name)
+    except records.ERRORS as error:
+        reason = str(error) if isinstance(error, records.InvalidRecordError) else type(error).__name__
+        raise _damaged(name, reason) from None
 
 
-def _get(place: ReadablePlace, path: str) -> bytes:
+def _get(place: ReadablePlace, name: str) -> bytes:
+    path = f"{_FOLDER}/{name}"
     content = place.get([path]).get(path)
     if content is None:
-        raise DamagedLogError(f"Could not read the plan of the task run: {path}: it is missing")
+        raise _damaged(name, "it is missing")
     return content
+
+
+def _damaged(name: str, reason: str) -> DamagedLogError:
+    return DamagedLogError(f"Could not read the plan of the task run: {_FOLDER}/{name}: {reason}")
