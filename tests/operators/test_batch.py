@@ -858,7 +858,7 @@ def test_a_value_of_the_store_that_was_changed_is_named_and_nothing_is_sent(
     names = {key: task.store.get(key).get("name", "plans/") for key in task.store.kept}
     # of the plan, only its name is looked at
     keys = [key for key, name in names.items() if not name.startswith("plans/")]
-    assert len(keys) == 2
+    assert len(keys) == 3
     for key in keys:
         value = task.store.get(key)
         task.store.set(key, change(value))

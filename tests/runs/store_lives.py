@@ -43,7 +43,7 @@ class StoreLife(Life):
     @property
     def files(self) -> Mapping[str, bytes]:
         values = (_decode(content) for content in self.place.files.values())
-        return {name: content for name, content in values if name}
+        return {name: content for name, content in values if "/" in name}
 
 
 @lru_cache(1000)
@@ -53,6 +53,6 @@ def _decode(content: bytes) -> tuple[str, bytes]:
     except ValueError:  # half of one
         return "", b""
     # each file of these lives is one value
-    if "content" not in value:  # names, or which attempt is the latest
+    if "content" not in value:  # which attempt is the latest
         return "", b""
     return value["name"], zlib.decompress(base64.b64decode(value["content"]))

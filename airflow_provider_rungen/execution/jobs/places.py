@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import threading
 import zlib
 from collections.abc import Collection, Mapping, Sequence
-from itertools import count, islice
 from typing import Any, ClassVar
 
 from airflow_provider_rungen.client.texts import clean_text
@@ -16,10 +16,10 @@ from airflow_provider_rungen.runs.place import DamagedLogError
 
 # Characters of content in a value of the task state store, which takes 64 KB.
 _VALUE_SIZE = 48_000
-# Names in a value: one has up to 90 characters.
-_NAMES = 400
 # Bytes of a file there. It has to be read in one piece.
 _MOST_BYTES = 1 << 28
+#: The file with the names of all others of an attempt.
+_NAMES = "names"
 _LATEST_KEY = "rungen_latest"
 
 
@@ -27,8 +27,8 @@ class StorePlace:
     """
     Airflow's task state store, which has keys and values, and no list of them.
 
-    So each attempt keeps the names of its files in values of their own, and one value says which attempt has
-    begun last. A file is one value, or if it is large, one that names the others.
+    So each attempt keeps the names of its files in one of them, and one value says which attempt has begun
+    last. A file is one value, or if it is large, one that names the others.
 
     Threads take turns: one that waits for a store which does not answer may have been given up.
 
@@ -52,27 +52,25 @@ class StorePlace:
 
     def get(self, names: Sequence[str]) -> dict[str, bytes]:
         with self._turns:
-            contents = {name: self._read(name) for name in names}
+            tries = {name: self._last_try(name) for name in names}
+            contents = {name: self._read(number, name) for name, number in tries.items() if number}
         return {name: content for name, content in contents.items() if content is not None}
 
     def put(self, files: Mapping[str, bytes]) -> None:
         with self._turns:
-            own = self._own_names()
+            ours = self._our_names()
             for name, content in files.items():
                 self._write(name, content)
-                own[name] = None
-            for start in (
-                range(self._listed // _NAMES * _NAMES, len(own), _NAMES) if len(own) > self._listed else ()
-            ):
-                names = list(islice(own, start, start + _NAMES))
-                self._store.set(_names_key(self._try_number, start), {"names": names})
-            self._listed = len(own)
+                ours[name] = None
+            if len(ours) > self._listed:
+                self._write(_NAMES, json.dumps([*ours]).encode())
+            self._listed = len(ours)
             if any(name.startswith(f"{ATTEMPTS}/") for name in files):
                 self._find_latest()
 
     def list(self, folder: str) -> Collection[str]:
         with self._turns:
-            self._own_names()
+            self._our_names()
             latest = self._try_number
             if folder == ATTEMPTS:
                 latest = self._find_latest()
@@ -92,45 +90,40 @@ class StorePlace:
                 pass
             case _:
                 raise _damaged(_LATEST_KEY)
-        has_begun = any(name.startswith(f"{ATTEMPTS}/") for name in self._own_names())
+        has_begun = any(name.startswith(f"{ATTEMPTS}/") for name in self._our_names())
         if latest < self._try_number and has_begun:
             self._store.set(_LATEST_KEY, {"try_number": self._try_number})
         return max(latest, self._try_number)
 
     # --- names ---
 
-    def _own_names(self) -> dict[str, None]:
+    def _our_names(self) -> dict[str, None]:
         if self._try_number not in self._names:  # there are some after a deferral
             self._names[self._try_number] = self._read_names(self._try_number)
             self._listed = len(self._names[self._try_number])
         return self._names[self._try_number]
 
+    def _last_try(self, name: str) -> int | None:
+        """Return the last attempt that has a file."""
+        numbers: Sequence[int] = sorted({*range(1, self._try_number + 1), *self._names}, reverse=True)
+        for number in numbers:
+            if number not in self._names:
+                self._names[number] = self._read_names(number)
+            if name in self._names[number]:
+                return number
+        return None
+
     def _read_names(self, try_number: int) -> dict[str, None]:
-        found: dict[str, None] = {}
-        for start in count(0, _NAMES):
-            key = _names_key(try_number, start)
-            match self._store.get(key):
-                case None:
-                    break
-                case {"names": [*names]} if all(isinstance(name, str) for name in names):
-                    found |= dict.fromkeys(names)
-                case _:
-                    raise _damaged(key)
-            if len(names) < _NAMES:
-                break
-        return found
+        try:
+            names = json.loads(self._read(try_number, _NAMES) or "[]")
+            return dict.fromkeys(map(str, names))
+        except (ValueError, TypeError):
+            raise _damaged(_key(try_number, _NAMES)) from None
 
     # --- files ---
 
-    def _read(self, name: str) -> bytes | None:
-        for try_number in sorted({*range(1, self._try_number + 1), *self._names}, reverse=True):
-            if try_number not in self._names:
-                self._names[try_number] = self._read_names(try_number)
-            if name in self._names[try_number]:
-                return self._read_values(_key(try_number, name), name)
-        return None
-
-    def _read_values(self, key: str, name: str) -> bytes | None:
+    def _read(self, try_number: int, name: str) -> bytes | None:
+        key = _key(try_number, name)
         first = self._read_value(key, name)
         values = [first, *(self._read_value(each, name) for each in (first[1] if first else ()))]
         texts = [value[0] for value in values if value is not None]
@@ -187,10 +180,6 @@ class MemoryPlace:
 
 def _key(try_number: int, name: str) -> str:
     return f"rungen_{try_number}_{_token(name)}"
-
-
-def _names_key(try_number: int, start: int) -> str:
-    return f"rungen_{try_number}_names_{start // _NAMES}"
 
 
 def _token(text: str) -> str:
