@@ -24,9 +24,8 @@ from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.log import read_attempts, read_parts
 from airflow_provider_rungen.runs.part_files import PART_ROWS
 from airflow_provider_rungen.runs.plan import PlannedRow
-from airflow_provider_rungen.runs.rows import InputState, JobState, Row
+from airflow_provider_rungen.runs.rows import InputState, JobState, Row, Totals
 from airflow_provider_rungen.runs.table import Table
-from airflow_provider_rungen.runs.totals import Totals
 
 # Of all files that one page reads.
 _MAX_BYTES = 8 << 20

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
 from airflow_provider_rungen.runs import records
 from airflow_provider_rungen.runs.place import SupersededError
-from airflow_provider_rungen.runs.records import InvalidRecordError
-from airflow_provider_rungen.runs.rows import Writer
-from airflow_provider_rungen.runs.totals import Totals
+from airflow_provider_rungen.runs.rows import Totals, Writer
 
 _SUFFIX = ".json"
 #: So many of the jobs that may still run are named. A record has to be one value of Airflow's store.
@@ -91,6 +89,23 @@ class AttemptRecord:
         """
         return records.decode(content, _read, cls.encode)
 
+    @classmethod
+    def of_fields(cls, values: Mapping[str, Any]) -> AttemptRecord:
+        """
+        Return the record with these fields, as JSON has them.
+
+        :raises InvalidRecordError: a field has another value than this version writes.
+        """
+        record = cls(**{name: value for name, value in values.items() if name != "version"})
+        return replace(
+            records.checked(record),
+            # it names a folder
+            plan=record.plan and records.hexadecimal(record.plan, "plan"),
+            end=End(record.end),
+            still_billing=tuple(records.identifier(each, "a job") for each in record.still_billing),
+            totals=records.checked(Totals(**values["totals"])),
+        )
+
 
 def next_turn(earlier: Sequence[AttemptRecord], try_number: int, run_began: float) -> int:
     """
@@ -123,25 +138,4 @@ def parse_attempt_name(name: str) -> Writer | None:
 def _read(lines: list[Any]) -> AttemptRecord:
     [values] = lines
     records.check_version(values)
-    record = AttemptRecord(**{name: value for name, value in values.items() if name != "version"})
-    if len(record.still_billing) > MAX_LISTED:
-        raise InvalidRecordError("still_billing is too long")
-    turn = records.count(record.turn, "turn", least=1)
-    for name, least in (("try_number", 0), ("max_tries", -1), ("begun", 0)):
-        records.count(getattr(record, name), name, least=least)
-    for name in ("retries", "clear_number"):
-        if (number := getattr(record, name)) is not None:
-            records.count(number, name)
-    for name in ("app_id", "model", "error", "hint"):
-        records.text(getattr(record, name), name, most=_MAX_TEXT)
-    return replace(
-        record,
-        nonce=records.hexadecimal(record.nonce, "nonce"),
-        since=records.count(record.since, "since", least=1, most=turn),
-        plan=record.plan and records.hexadecimal(record.plan, "plan"),
-        began=records.seconds(record.began, "began"),
-        deadline=records.seconds(record.deadline, "deadline"),
-        end=End(record.end),
-        still_billing=tuple(records.identifier(each, "a job") for each in record.still_billing),
-        totals=Totals.decode(values["totals"]),
-    )
+    return AttemptRecord.of_fields(values)

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from enum import IntEnum
 
 from airflow_provider_rungen.runs.part_files import PART_ROWS, PartFile
-from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState, Intent, Job, JobState, Row, Writer
+from airflow_provider_rungen.runs.rows import (
+    SUBMITTABLE,
+    InputState,
+    Intent,
+    Job,
+    JobState,
+    Row,
+    Totals,
+    Writer,
+)
 from airflow_provider_rungen.runs.table import Table
-from airflow_provider_rungen.runs.totals import Totals
-from airflow_provider_rungen.runs.unsaved import Change, Unsaved
 
 _MAX_REASON = 300
+
+
+class Change(IntEnum):
+    """How much a change costs if it is lost. The greater counts."""
+
+    #: A request: the service knows how a job ended, and the destination what is stored.
+    OUTCOME = 0
+    #: Whether there may be a job: a second submission, or a retry that stops for fear of one.
+    INTENT = 1
+    #: A job: nobody else knows its id. It keeps its slot until the id is saved.
+    ID = 2
 
 
 class Jobs:
@@ -24,7 +44,7 @@ class Jobs:
     :param writer: the attempt.
     :param since: the first attempt whose jobs count. Jobs of earlier ones are billed, and canceled.
     :param stores: whether outputs are stored.
-    :param closed: what the parts amount to that were let go before a deferral.
+    :param closed: the totals of the parts that were dropped before a deferral.
     """
 
     def __init__(
@@ -42,9 +62,9 @@ class Jobs:
         self._stores = stores
         #: The rows, and what other writers know of them.
         self.table = Table()
-        #: What is not in storage yet.
-        self.unsaved = Unsaved()
-        #: What the parts amount to that were let go.
+        # the inputs whose rows have changed since they were saved
+        self._changes: dict[int, Change] = {}
+        #: The totals of the parts that were dropped.
         self.closed = closed
         #: When the jobs that were loaded had been submitted (seconds since 1970), according to storage. The
         #: service may not know a job until some seconds later.
@@ -112,7 +132,7 @@ class Jobs:
         self._expect(number, *SUBMITTABLE)
         for job in earlier.jobs:
             self.table.merge_job(number, job)
-            self.unsaved.note(number, Change.OUTCOME)
+            self._note(number, Change.OUTCOME)
         for intent in earlier.intents:
             self.table.rows[number] = self.table.rows[number].with_intent(intent.writer, intent)
 
@@ -128,7 +148,7 @@ class Jobs:
         self.table.unchecked.discard(job_id)
         if not is_ours:
             self.table.foreign.add(job_id)
-            self.unsaved.note(self.table.drop(job_id), Change.OUTCOME)
+            self._note(self.table.drop(job_id), Change.OUTCOME)
 
     def disown(self, job_id: str) -> None:
         """Note that nobody can tell whose job it is. It is waited for, and neither canceled nor billed."""
@@ -136,12 +156,9 @@ class Jobs:
         self._set_job(replace(self.table.job(job_id), is_shared=True))
 
     def end(self, job_id: str, state: JobState, *, seconds: float | None = None, why: str = "") -> None:
-        """Note how a job ended. To learn it again changes nothing."""
-        job = self.table.job(job_id)
-        if job.state is state:
+        """Note how a job ended. What is known already, or contradicts that, changes nothing."""
+        if job_id not in self.table.input_of or not (job := self.table.job(job_id)).may_become(state):
             return
-        if not job.may_become(state):
-            raise ValueError(f"a job that is {job.state.name} cannot become {state.name}")
         seconds = job.seconds if seconds is None else round(float(seconds), 3)
         self._set_job(replace(job, state=state, seconds=seconds, why=why[:_MAX_REASON]))
 
@@ -183,24 +200,41 @@ class Jobs:
         return job_id not in self.table.unchecked and not self.table.job(job_id).is_shared
 
     def totals(self) -> Totals:
-        """Return what all inputs amount to that were loaded so far."""
+        """Return the totals of all inputs that were loaded so far."""
         rows = self.table.rows.values()
         return sum((Totals.of(row, self.writer, self.since) for row in rows), self.closed)
 
     # --- saving ---
 
     @property
+    def unsaved_parts(self) -> list[int]:
+        """All parts with changes that are not saved."""
+        return sorted({number // PART_ROWS for number in self._changes})
+
+    @property
+    def due_parts(self) -> list[int]:
+        """The parts to save now: for the sake of one change, or because half of their rows have changed."""
+        urgent = {number // PART_ROWS for number, change in self._changes.items() if change > Change.OUTCOME}
+        counts = Counter(number // PART_ROWS for number in self._changes)
+        return sorted(urgent.union(part for part, count in counts.items() if 2 * count >= PART_ROWS))
+
+    @property
+    def done_unsaved(self) -> list[int]:
+        """The parts that are done, and not saved yet."""
+        return [part for part in self.unsaved_parts if self._is_done(part)]
+
+    @property
     def unsaved_ids(self) -> set[str]:
         """The jobs that a kill would lose now, as far as nothing else knows them."""
-        rows = (self.table.row(number) for number in self.unsaved.numbers(Change.ID))
+        rows = (self.table.row(number) for number, each in self._changes.items() if each is Change.ID)
         return {job.id for row in rows for job in row.jobs}
 
     def note_unsaved(self, part: int) -> None:
         """Note that storage may not have what was loaded of a part."""
-        self.unsaved.note(part * PART_ROWS, Change.INTENT)
+        self._note(part * PART_ROWS, Change.INTENT)
         for number, row in self.table.part(part):
             if row.jobs:
-                self.unsaved.note(number, Change.ID)
+                self._note(number, Change.ID)
 
     def snapshot(self, part: int, *, save: int, nth: int, at: int) -> PartFile:
         """Return what to save of a part."""
@@ -210,36 +244,33 @@ class Jobs:
 
     def note_saved(self, file: PartFile) -> None:
         """Note that a snapshot is durable. What changed meanwhile is still to be saved."""
-
-        def is_current(number: int) -> bool:
-            return self._saved_row(self.table.row(number)) == file.rows.get(number, Row())
-
-        self.unsaved.note_saved(file.number, is_current)
-
-    @property
-    def over_unsaved(self) -> list[int]:
-        """The parts that are over, and not saved yet."""
-        return [part for part in self.unsaved.parts if self._is_over(part)]
+        first = file.number * PART_ROWS
+        for number in range(first, first + PART_ROWS):
+            if self._saved_row(self.table.row(number)) == file.rows.get(number, Row()):
+                self._changes.pop(number, None)
 
     def close_parts(self) -> list[int]:
-        """Drop the parts that are over and saved, keep what they amount to, and return their numbers."""
+        """Drop the parts that are done and saved, keep their totals, and return their numbers."""
         loaded = {number // PART_ROWS for number in self.table.rows}
-        over = sorted(part for part in loaded.difference(self.unsaved.parts) if self._is_over(part))
-        for part in over:
+        done = sorted(part for part in loaded.difference(self.unsaved_parts) if self._is_done(part))
+        for part in done:
             for number, row in list(self.table.part(part)):
                 self.closed += Totals.of(row, self.writer, self.since)
                 self.table.forget(number)
-        return over
-
-    def _is_over(self, part: int) -> bool:
-        rows = self.table.part(part)
-        return all(row.is_over(self.writer, self.since, stores=self._stores) for _, row in rows)
+        return done
 
     # --- internal ---
 
+    def _note(self, number: int, change: Change) -> None:
+        self._changes[number] = max(change, self._changes.get(number, change))
+
+    def _is_done(self, part: int) -> bool:
+        rows = self.table.part(part)
+        return all(row.is_done(self.writer, self.since, stores=self._stores) for _, row in rows)
+
     def _saved_row(self, row: Row) -> Row:
-        own = row.intent_of(self.writer)
-        return Row(row.jobs, (own,) if own else ())
+        intent = row.intent_of(self.writer)
+        return Row(row.jobs, (intent,) if intent else ())
 
     def _expect(self, number: int, *states: InputState) -> None:
         if (state := self.state(number)) not in states:
@@ -249,14 +280,44 @@ class Jobs:
         if job.id in self.table.input_of or job.id in self.table.foreign:
             return False
         self.table.put(number, job)
-        self.unsaved.note(number, change)
+        self._note(number, change)
         return True
 
     def _set_intent(self, number: int, intent: Intent | None) -> None:
         self.table.rows[number] = self.table.rows[number].with_intent(self.writer, intent)
-        self.unsaved.note(number, Change.INTENT)
+        self._note(number, Change.INTENT)
 
     def _set_job(self, job: Job) -> None:
         number = self.table.input_of[job.id]
         self.table.put(number, job)
-        self.unsaved.note(number, Change.OUTCOME)
+        self._note(number, Change.OUTCOME)
+
+
+def adopt_rows(jobs: Jobs, digests: Mapping[int, str], earlier: Iterable[tuple[str, Row]]) -> list[Job]:
+    """
+    Resume the jobs of earlier plans whose input the new plan has, too.
+
+    :param jobs: the new plan, with all that storage knows of it.
+    :param digests: the fingerprint of each of its inputs.
+    :param earlier: the same of the inputs of earlier plans, with their rows.
+    :return: the jobs that no input of the new plan wants. What runs of them is to be canceled.
+    """
+    waiting: defaultdict[str, list[Row]] = defaultdict(list)
+    for digest, row in earlier:
+        known = [job for job in row.jobs if job.id in jobs.table.input_of]
+        for job in known:
+            jobs.table.merge_job(jobs.table.input_of[job.id], job)
+        if not known and (row.jobs or row.intents):
+            waiting[digest].append(row)
+    for rows in waiting.values():
+        rows.sort(key=lambda row: _usefulness(row, jobs.since))
+    for number in jobs.inputs(*SUBMITTABLE):
+        if rows := waiting.get(digests[number], []):
+            jobs.adopt(number, rows.pop())
+    return [job for rows in waiting.values() for row in rows for job in row.jobs]
+
+
+def _usefulness(row: Row, since: int) -> int:
+    """Return a greater number for a row that should be taken first."""
+    job = row.current(since)
+    return int(bool(row.intents)) if job is None else 2 + job.use

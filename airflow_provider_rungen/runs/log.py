@@ -217,9 +217,8 @@ class RunLog:
 
         :param parts: the parts; those that are due if left out.
         """
-        # no earlier than the last submission
         snapshots, at = {}, math.ceil(self.clock())
-        for part in jobs.unsaved.due if parts is None else parts:
+        for part in jobs.due_parts if parts is None else parts:
             self.saves += 1
             # those that begin together share a number, since a kill may leave any of them
             nth = self._written_of(part).nth
@@ -245,7 +244,7 @@ class RunLog:
         """
         Return what this attempt has to know after a deferral, as JSON has it.
 
-        :param parts: the parts that are not over.
+        :param parts: the parts that are not done.
         :param carried: those of them to hand over themselves. All others are to be saved before.
         """
         contents = {file.number: file.encode().decode() for file in carried}
@@ -259,7 +258,7 @@ class RunLog:
 
     def take_over(self, jobs: Jobs, handed: Mapping[str, Any], unsaved: Collection[int] = ()) -> None:
         """
-        Go on after a deferral: read the parts that are not over, and nothing else.
+        Go on after a deferral: read the parts that are not done, and nothing else.
 
         An error comes after all that can be read was loaded, since the jobs in the other files still have to
         be left to the next attempt, or canceled.

@@ -16,8 +16,6 @@ PART_ROWS = 64
 #: Jobs that one input may have had.
 MAX_JOBS = 1000
 MAX_PART_BYTES = 1 << 22
-# Seconds since 1970 that any clock may show.
-_LATEST = 10**11
 _NAME = re.compile(r"(\d{6,9})\.([^.]+)\.(\d{1,9})\.jsonl")
 # The fields of a job that may be left out at its end, if these are all that follows.
 _DEFAULTS: list[Any] = [int(JobState.OPEN), None, "", "", 0]
@@ -34,7 +32,7 @@ class PartFile:
     :param save: how often the writer had saved anything before, so that a later file replaces an earlier one.
     :param nth: how many other parts the writer had begun before: a gap shows that a file is missing.
     :param at: when it was saved (whole seconds since 1970). Its jobs were submitted before.
-    :param rows: by input, what is known. Of intents, it has only the writer's own.
+    :param rows: by input, what is known. Of intents, it has only those of the writer.
     :param is_trusted: whether it is certainly that writer's. It is not part of the file.
     """
 
@@ -117,16 +115,9 @@ def _read(lines: list[Any]) -> PartFile:
     writer = Writer.parse(header["writer"])
     if writer is None:
         raise InvalidRecordError("writer is no attempt")
-    number = records.count(header["part"], "part")
-    return PartFile(
-        plan=records.hexadecimal(header["plan"], "plan"),
-        number=number,
-        writer=writer,
-        save=records.count(header["save"], "save"),
-        nth=records.count(header["nth"], "nth"),
-        at=records.count(header["at"], "at", most=_LATEST),
-        rows=dict(_read_row(line, number * PART_ROWS, writer) for line in body),
-    )
+    plan, number, save, nth, at = (header[name] for name in ("plan", "part", "save", "nth", "at"))
+    rows = dict(_read_row(line, number * PART_ROWS, writer) for line in body)
+    return records.checked(PartFile(plan, number, writer, save, nth, at, rows))
 
 
 def _read_row(line: list[Any], first: int, writer: Writer) -> tuple[int, Row]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.runs import records
+
+_TOKEN_DIGITS = 32
 
 
 class ReadablePlace(Protocol):
@@ -54,3 +58,22 @@ class SupersededError(RunGenError):
     """A later attempt of the task has begun, so this one submits nothing more."""
 
     default_hint = "The later attempt goes on with the jobs of this one"
+
+
+def task_token(
+    *,
+    base_url: str,
+    dag_id: str,
+    run_id: str,
+    task_id: str,
+    map_index: int = -1,
+    region: str = "",
+) -> str:
+    """
+    Return what all attempts of a task run have in common, and no other task run.
+
+    :param base_url: the URL of Airflow: staging and production may share a bucket.
+    :param region: the place in a task loop, which there is from Airflow 3.4 on.
+    """
+    task = records.to_json([base_url.rstrip("/"), dag_id, run_id, task_id, map_index, region])
+    return hashlib.sha256(task.encode("utf-8", "surrogatepass")).hexdigest()[:_TOKEN_DIGITS]

@@ -6,7 +6,9 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from dataclasses import fields
+from types import NoneType
+from typing import Any, TypeVar, cast
 
 from airflow_provider_rungen.client import codec
 from airflow_provider_rungen.exceptions import RunGenInputError
@@ -20,6 +22,12 @@ VERSION = 1
 MAX_COUNT = 10**9
 _MAX_TEXT = 1000
 _HEX = re.compile(r"[0-9a-f]{8,64}")
+_KINDS: Mapping[str, set[type[Any]]] = {
+    "int": {int},
+    "float": {float},
+    "str": {str},
+    "int | None": {int, NoneType},
+}
 #: What reading a value of another shape raises.
 ERRORS = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
@@ -84,6 +92,20 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{str(error)[:100]} is missing"
     return type(error).__name__
+
+
+def checked(record: T) -> T:
+    """
+    Return a dataclass whose fields have the types that they annotate, as far as these are types of JSON.
+
+    :raises InvalidRecordError: one has another type.
+    """
+    for field in fields(cast("Any", record)):
+        value = getattr(record, field.name)
+        # a bool is no int here
+        if type(value) not in _KINDS.get(str(field.type), {type(value)}):
+            raise InvalidRecordError(f"{field.name} is not {field.type}")
+    return record
 
 
 def check_version(fields: Mapping[str, Any]) -> None:

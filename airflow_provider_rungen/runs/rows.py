@@ -1,11 +1,12 @@
-"""The vocabulary: what is known of one input and its jobs, and how two accounts of it merge."""
+"""What is known of one input and its jobs, how two accounts of it merge, and the totals of many."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum, IntEnum, auto
+from operator import add, attrgetter
 
 _WRITER = re.compile(r"(\d{4,9})-(\d{4,9})-([0-9a-f]{8,64})")
 
@@ -13,7 +14,7 @@ _WRITER = re.compile(r"(\d{4,9})-(\d{4,9})-([0-9a-f]{8,64})")
 @dataclass(frozen=True, slots=True, order=True)
 class Writer:
     """
-    Who writes: one attempt of the task, the waves of a deferral included. A later attempt is greater.
+    Who writes: one attempt of the task, with all of its deferrals. A later attempt is greater.
 
     :param turn: the number of the attempt in this run, from 1.
     :param try_number: Airflow's number, which decides between two attempts that began at the same moment.
@@ -104,11 +105,6 @@ class Job:
             stored=max(self.stored, other.stored),
             is_shared=self.is_shared or other.is_shared,
         )
-
-    def contradicts(self, other: Job) -> bool:
-        """Return whether no course of events explains both accounts."""
-        low, high = sorted((self, other), key=lambda job: job.state)
-        return low.state is not high.state and not low.may_become(high.state)
 
 
 def _rank(job: Job) -> tuple[JobState, float, str]:
@@ -216,7 +212,7 @@ class Row:
             if job.state is JobState.OPEN and job is not current and not job.is_shared
         ]
 
-    def is_over(self, writer: Writer, since: int, *, stores: bool) -> bool:
+    def is_done(self, writer: Writer, since: int, *, stores: bool) -> bool:
         """
         Return whether an attempt has nothing more to do about the input.
 
@@ -228,3 +224,63 @@ class Row:
         if state is InputState.COMPLETED:
             return not stores or (job is not None and bool(job.stored))
         return state in (InputState.REFUSED, InputState.FAILED)
+
+
+_ENDED_WELL = (JobState.COMPLETED, JobState.INVALID)
+_ENDED_BADLY = (JobState.FAILED, JobState.CANCELED, JobState.LOST)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """
+    Counts of inputs and jobs. They add up over parts.
+
+    :param inputs: the inputs that need a job.
+    :param completed: those whose job completed.
+    :param failed: those whose job did not, or cannot be used.
+    :param refused: those that the service refused in this attempt.
+    :param shared: those whose job another task run submitted.
+    :param submitted: the jobs of this task run, of all attempts: what the bill is about.
+    :param jobs_completed: those of them that completed at the service, also if their result cannot be used.
+    :param jobs_failed: those that failed, were canceled, or are not known there any more. The others may run.
+    :param timed: those of them of which it is known how long they ran.
+    :param seconds: how long these ran together.
+    :param unknown: the submissions that may have created a job which nobody knows.
+    """
+
+    inputs: int = 0
+    completed: int = 0
+    failed: int = 0
+    refused: int = 0
+    shared: int = 0
+    submitted: int = 0
+    jobs_completed: int = 0
+    jobs_failed: int = 0
+    timed: int = 0
+    seconds: float = 0.0
+    unknown: int = 0
+
+    @classmethod
+    def of(cls, row: Row, writer: Writer, since: int) -> Totals:
+        """Return the totals of one input, as an attempt sees it."""
+        state, current = row.state(writer, since), row.current(since)
+        ours = [job for job in row.jobs if not job.is_shared]
+        return cls(
+            inputs=1,
+            completed=int(state is InputState.COMPLETED),
+            failed=int(state in (InputState.FAILED, InputState.TO_REPEAT)),
+            refused=int(state is InputState.REFUSED),
+            shared=int(current is not None and current.is_shared),
+            submitted=len(ours),
+            jobs_completed=sum(job.state in _ENDED_WELL for job in ours),
+            jobs_failed=sum(job.state in _ENDED_BADLY for job in ours),
+            timed=sum(job.seconds is not None for job in ours),
+            seconds=round(sum(job.seconds or 0.0 for job in ours), 3),
+            unknown=sum(intent.refusal is None for intent in row.intents),
+        )
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(*map(add, _values(self), _values(other)))
+
+
+_values = attrgetter(*(field.name for field in fields(Totals)))

@@ -18,14 +18,12 @@ class Table:
     :param input_of: by job.
     :param unchecked: jobs that only storage names: nobody has seen yet that they are those of their input.
     :param foreign: jobs that are not those of their input, whoever named them.
-    :param contradictory: jobs with accounts that no course of events explains.
     """
 
     rows: dict[int, Row] = field(default_factory=dict)
     input_of: dict[str, int] = field(default_factory=dict)
     unchecked: set[str] = field(default_factory=set)
     foreign: set[str] = field(default_factory=set)
-    contradictory: set[str] = field(default_factory=set)
     _newest: dict[tuple[int, Writer], int] = field(default_factory=dict)
 
     def row(self, number: int) -> Row:
@@ -77,10 +75,7 @@ class Table:
             if not is_trusted:
                 self.unchecked.add(job.id)
         else:
-            known = self.job(job.id)
-            if known.contradicts(job):
-                self.contradictory.add(job.id)
-            job = known.merged(job)
+            job = self.job(job.id).merged(job)
             if number < owner:
                 self.rows[owner] = self.rows[owner].without_job(job.id)
             number = min(number, owner)

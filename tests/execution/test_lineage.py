@@ -61,73 +61,42 @@ def run(context: Any, op: Any) -> tuple[Outcome, dict[str, Any]]:
 # --- asset events -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wait", "deferrable"), [(True, False), (True, True), (False, False)])
+@MODES
+@pytest.mark.parametrize("kind", ["run", "batch", "collect", "sensor"])
 @pytest.mark.feature("assets")
-def test_running_a_job_is_reported(
-    rungen_emulator: Emulator, context: Any, deferrable: bool, wait: bool
+def test_what_was_done_is_reported(
+    rungen_emulator: Emulator, context: Any, deferrable: bool, kind: str
 ) -> None:
-    op = RunGenRunJobOperator(
-        task_id="run", input=INPUT, wait_for_completion=wait, deferrable=deferrable, outlets=[OUTLET], **FAST
-    )
-    outcome, extra = run(context, op)
-    assert len(outcome.events) == deferrable
-    assert extra == {"app_id": APP, "job_ids": [outcome.value], "job_count": 1, "failed_count": 0}
-
-
-@MODES
-@pytest.mark.feature("assets")
-def test_running_a_batch_is_reported(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
     inputs = [{**INPUT, "prompt": prompt} for prompt in ("a", "", "fail: x", "b")]
-    op = RunGenRunBatchOperator(
-        task_id="run", inputs=inputs, max_failed=2, deferrable=deferrable, outlets=[OUTLET], **FAST
-    )
+    ids = submitted(INPUT, INPUT) if kind in ("collect", "sensor") else []
+    options: dict[str, Any] = {"task_id": "t", "deferrable": deferrable, "outlets": [OUTLET]} | FAST
+    op: Any
+    match kind:
+        case "run":
+            op = RunGenRunJobOperator(input=INPUT, wait_for_completion=True, **options)
+        case "batch":
+            op = RunGenRunBatchOperator(inputs=inputs, max_failed=2, **options)
+        case "collect":
+            op = RunGenCollectResultsOperator(job_id=ids, **options)
+        case _:
+            options["poke_interval"] = options.pop("poll_interval")
+            op = RunGenJobSensor(job_id=ids, **options)
     outcome, extra = run(context, op)
     assert len(outcome.events) == deferrable
-    ids = [job_id for job_id in outcome.value if job_id]
-    assert extra == {"app_id": APP, "job_ids": ids, "job_count": 3, "failed_count": 2}
+    ids = ids or [outcome.value] * (kind == "run") or [job_id for job_id in outcome.value if job_id]
+    failed = 2 if kind == "batch" else 0
+    assert extra == {"app_id": APP, "job_ids": ids, "job_count": len(ids), "failed_count": failed}
 
 
-@MODES
-@pytest.mark.feature("assets")
-def test_collecting_is_reported(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
-    ids = submitted(INPUT, INPUT)
-    op = RunGenCollectResultsOperator(
-        task_id="collect", job_id=ids, deferrable=deferrable, outlets=[OUTLET], **FAST
-    )
-    outcome, extra = run(context, op)
-    assert len(outcome.events) == deferrable
-    assert "X-Amz-Signature" in str(outcome.value)
-    assert extra == {"app_id": APP, "job_ids": ids, "job_count": 2, "failed_count": 0}
-
-
-@MODES
-@pytest.mark.feature("assets")
-def test_waiting_is_reported(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
-    ids = submitted(INPUT, INPUT)
-    op = RunGenJobSensor(
-        task_id="wait", job_id=ids, poke_interval=0.02, deferrable=deferrable, defer_after=0, outlets=[OUTLET]
-    )
-    outcome, extra = run(context, op)
-    assert outcome.error is None
-    assert len(outcome.events) == deferrable
-    assert extra == {"app_id": APP, "job_ids": ids, "job_count": 2, "failed_count": 0}
-
-
-def test_a_task_that_fails_reports_nothing(rungen_emulator: Emulator, context: Any) -> None:
-    op = RunGenRunJobOperator(
-        task_id="run", input={"prompt": "fail: x"}, wait_for_completion=True, outlets=[OUTLET], **FAST
-    )
-    outcome, extra = run(context, op)
-    assert outcome.error is not None
-    assert extra == {}
-
-
-def test_what_others_put_into_the_extra_stays(rungen_emulator: Emulator, context: Any) -> None:
+def test_only_a_task_that_succeeds_adds_to_the_extra(rungen_emulator: Emulator, context: Any) -> None:
     context["outlet_events"] = events = OutletEvents()
     events[OUTLET].extra = {"mine": 1, "job_count": "old"}
-    run_task(RunGenRunJobOperator(task_id="run", input=INPUT, outlets=[OUTLET]), context)
-    assert events[OUTLET].extra["mine"] == 1
-    assert events[OUTLET].extra["job_count"] == 1
+    for prompt, count in (("fail: x", "old"), ("a", 1)):
+        op = RunGenRunJobOperator(
+            task_id="run", input={"prompt": prompt}, wait_for_completion=True, outlets=[OUTLET], **FAST
+        )
+        run_task(op, context)
+        assert (events[OUTLET].extra["mine"], events[OUTLET].extra["job_count"]) == (1, count)
 
 
 def test_outlets_that_have_no_event_are_left_alone(rungen_emulator: Emulator, context: Any) -> None:
@@ -137,18 +106,6 @@ def test_outlets_that_have_no_event_are_left_alone(rungen_emulator: Emulator, co
     assert outcome.error is None
     assert events[OUTLET].extra == events[outlets[2]].extra != {}
     assert len(events) == 2
-
-
-@pytest.mark.feature("assets")
-def test_airflows_own_events_take_the_extra(rungen_emulator: Emulator, context: Any) -> None:
-    try:
-        from airflow.sdk.execution_time.context import OutletEventAccessors
-    except ImportError:
-        from airflow.utils.context import OutletEventAccessors
-    context["outlet_events"] = events = OutletEventAccessors()
-    outlets = [AssetAlias("alias"), OUTLET]
-    outcome = run_task(RunGenRunJobOperator(task_id="run", input=INPUT, outlets=outlets), context)
-    assert events[OUTLET].extra["job_ids"] == [outcome.value]
 
 
 def test_an_extra_is_small_however_many_jobs_there_are() -> None:
@@ -306,16 +263,6 @@ def test_scaling_an_app_reports_the_app(
     assert (run_task(op, context).error is None) == (status == "RUNNING")
     report: Any = op.get_openlineage_facets_on_failure(ti)
     assert named(report.inputs) == [(rungen_emulator.url, "app/gpu")]
-
-
-@pytest.mark.feature("lineage")
-def test_openlineage_accepts_the_report(rungen_emulator: Emulator, context: Any, ti: Any) -> None:
-    from airflow.providers.openlineage.extractors.base import DefaultExtractor
-
-    op = RunGenRunJobOperator(task_id="run", input=INPUT)
-    run_task(op, context)
-    report: Any = DefaultExtractor(op).extract_on_complete(ti)
-    assert named(report.inputs) == [(rungen_emulator.url, f"app/{APP}")]
 
 
 def test_without_openlineage_nothing_is_reported(

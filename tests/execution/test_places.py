@@ -6,8 +6,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +14,6 @@ import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 from conftest import FakeStore
 from faulty_s3 import CUT, HANG, FaultyS3, S3Fault
-from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace, StorePlace
@@ -180,12 +178,6 @@ def test_a_log_is_read_as_it_was_written(opener: Opener) -> None:
     assert after.running == jobs.running
 
 
-def test_only_memory_is_lost(tmp_path: Path) -> None:
-    places: list[Place] = [StoragePlace(str(tmp_path), TOKEN), StorePlace(FakeStore(), 1), MemoryPlace()]
-    assert [place.vouches("attempts/x") for place in places] == [False, True, True]
-    assert [place.is_durable for place in places] == [True, True, False]
-
-
 # --- a folder of this machine ---
 
 
@@ -279,17 +271,6 @@ def test_an_outage_of_s3_is_not_an_absence(proxy: FaultyS3, s3_uri: str, step: s
     assert StoragePlace(s3_uri, TOKEN).get(["attempts/1.json"]) == {"attempts/1.json": b"1"}
 
 
-def test_a_bucket_that_is_gone_is_an_outage(proxy: FaultyS3) -> None:
-    place = StoragePlace("s3://faulty_s3@no-such-bucket/x", TOKEN)
-    calls: list[Callable[[], object]] = [
-        lambda: place.list("attempts"),
-        lambda: place.get(["attempts/1.json"]),
-    ]
-    for call in calls:
-        with pytest.raises(RunGenOutputError):
-            call()
-
-
 def test_a_log_in_s3_costs_few_requests_and_never_lists_the_destination(
     proxy: FaultyS3, s3_uri: str, tmp_path: Path
 ) -> None:
@@ -317,68 +298,6 @@ def test_a_log_in_s3_costs_few_requests_and_never_lists_the_destination(
     with pytest.raises(SupersededError):
         first.fence()
     assert all(TOKEN in request.key for request in proxy.requests)
-
-
-# --- other clouds, whose errors differ ---
-
-
-class Cloud(MemoryFileSystem):  # type: ignore[misc]  # it has no types
-    """An object store that answers reads and lists with an error."""
-
-    cachable = False
-    error: Exception | None = None
-
-    def ls(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        self._check()
-        return super().ls(path, *args, **kwargs)
-
-    def cat_file(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        self._check()
-        return super().cat_file(path, *args, **kwargs)
-
-    def _check(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-
-@pytest.fixture
-def cloud() -> Iterator[Cloud]:
-    module = import_module(ObjectStoragePath.__module__)  # it moved with Airflow 3
-    stores = import_module(module.attach.__module__)._STORE_CACHE
-    before, fs = dict(stores), Cloud()
-    module.attach("gs", fs=fs).fs = fs
-    fs.store.clear()
-    yield fs
-    fs.store.clear()
-    stores.clear()
-    stores |= before
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError("Forbidden: https://storage.googleapis.com/b/bucket/o\nInvalid JWT signature"),
-        ValueError("Bad Request: invalid_grant"),
-        FileNotFoundError("gs://bucket"),
-        PermissionError("AuthorizationPermissionMismatch"),
-        RuntimeError("ServerBusy"),
-    ],
-    ids=repr,
-)
-def test_an_outage_of_another_cloud_is_not_an_absence(cloud: Cloud, error: Exception) -> None:
-    place = StoragePlace("gs://bucket/x", TOKEN)
-    place.put({"attempts/1.json": b"1"})
-    cloud.error = error
-    calls: list[Callable[[], object]] = [
-        lambda: place.get(["attempts/1.json"]),
-        lambda: place.list("attempts"),
-        lambda: place.list("jobs/aa"),
-    ]
-    for call in calls:
-        with pytest.raises(RunGenOutputError):
-            call()
-    cloud.error = None
-    assert place.get(["attempts/1.json"]) == {"attempts/1.json": b"1"}
 
 
 # --- Airflow's task state store ---

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import threading
 import time
@@ -26,7 +25,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.sending import inputs, log_writer, sender
-from airflow_provider_rungen.execution.sending.saver import Saver
+from airflow_provider_rungen.execution.sending.log_writer import Saver
 from airflow_provider_rungen.execution.sending.sender import Sender
 from airflow_provider_rungen.execution.sending.throttle import Throttle
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
@@ -349,14 +348,6 @@ def test_a_place_that_is_not_durable_holds_up_nothing(make: Callable[..., Scene]
     assert not scene.send(10).unsaved_ids()
 
 
-def test_what_the_ledger_has_is_not_sent(make: Callable[..., Scene]) -> None:
-    scene = make(ledger=FakeLedger({0: job_id(100), 5: job_id(105)}))
-    scene.send(8)
-    assert sorted(scene.posts) == [1, 2, 3, 4, 6, 7]
-    assert scene.ledger.pending.keys() == set(scene.posts)
-    assert scene.states(8) == {"RUNNING": 8}
-
-
 def test_what_another_run_submits_while_the_service_is_busy_is_not_sent(
     make: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -613,35 +604,6 @@ def test_a_kill_while_nothing_can_be_saved_names_what_is_lost(make: Callable[...
 # --- a single job ---
 
 
-def test_a_single_job_is_announced_before_and_saved_after_its_post(make: Callable[..., Scene]) -> None:
-    scene = make()
-    scene.send_one(2)
-    assert scene.logged() == ids(2)
-    assert not scene.later().inputs(InputState.UNKNOWN)
-    assert not scene.jobs.unsaved.due
-
-
-@pytest.mark.parametrize(
-    ("reply", "error", "state", "is_unknown"),
-    [
-        (answer(422), RunGenBadRequestError, "REFUSED", False),
-        (answer(403), RunGenForbiddenError, "UNSENT", False),
-        (answer(502), RunGenSubmissionUnknownError, "ANNOUNCED", True),
-        (answer(201, job_id=job_id(0)), RunGenSubmissionUnknownError, "ANNOUNCED", True),
-    ],
-)
-def test_a_single_job_that_is_not_accepted_leaves_an_intent_only_if_its_fate_is_unknown(
-    make: Callable[..., Scene], reply: Response, error: type[Exception], state: str, is_unknown: bool
-) -> None:
-    scene = make()
-    scene.send_one(0)
-    scene.answers[1] = [reply]
-    with pytest.raises(error):
-        raise scene.send_one(1).errors[1]
-    assert scene.jobs.state(1).name == state
-    assert scene.later().inputs(InputState.UNKNOWN) == [1] * is_unknown
-
-
 def test_a_single_job_is_retried_a_few_times_like_any_other_request(make: Callable[..., Scene]) -> None:
     scene = make()
     scene.answers[0] = [answer(429, **BUSY)] * (ATTEMPTS + 1)
@@ -650,44 +612,3 @@ def test_a_single_job_is_retried_a_few_times_like_any_other_request(make: Callab
     assert scene.posts == [0] * ATTEMPTS
     assert scene.states(1) == {"UNSENT": 1}
     assert not scene.later().inputs(InputState.UNKNOWN)
-
-
-@pytest.mark.parametrize("trouble", ["503 at put", "503 at list", "hang at put", "hang at list"])
-def test_a_single_job_is_not_sent_without_a_durable_intent_nor_after_a_kill(
-    make: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch, trouble: str
-) -> None:
-    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 0.3)
-    scene = make()
-    scene.place.trouble = trouble
-    scene.watch(scene.place.met.is_set, lambda: setattr(scene, "is_stopping", "hang" in trouble))
-    with contextlib.nullcontext() if "hang" in trouble else pytest.raises(OSError, match="503"):
-        scene.send_one()
-    assert not scene.posts
-    assert scene.states(1) == {"UNSENT": 1}
-    scene.heal()
-    scene.is_stopping = False
-    scene.send_one()
-    assert scene.logged() == ids(0)
-
-
-def test_a_single_job_is_not_sent_by_an_attempt_that_was_cut_off(make: Callable[..., Scene]) -> None:
-    scene = make()
-    RunLog(scene.place, AttemptRecord(2, "2" * 8, 1, 2, app_id=APP, plan=PLAN), time.time).note()
-    with pytest.raises(SupersededError):
-        scene.send_one()
-    assert not scene.posts
-    assert not scene.later().inputs(InputState.UNKNOWN)
-
-
-@pytest.mark.parametrize("trouble", ["503", "hang"])
-def test_a_single_job_whose_id_cannot_be_saved_runs_and_its_id_is_saved_later(
-    make: Callable[..., Scene], trouble: str
-) -> None:
-    scene = make()
-    scene.on_post = lambda _: setattr(scene.place, "trouble", trouble)
-    assert set(scene.send_one().unsaved_ids()) == ids(0)
-    assert scene.states(1) == {"RUNNING": 1}
-    assert scene.jobs.unsaved.ids == 1
-    scene.heal()
-    assert scene.saver.save()
-    assert scene.logged() == ids(0)

@@ -28,7 +28,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.jobs import deferral
-from airflow_provider_rungen.execution.sending import log_writer, saver
+from airflow_provider_rungen.execution.sending import log_writer
 from airflow_provider_rungen.execution.task import attempts as attempt
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.operators import RunGenRunJobOperator
@@ -145,15 +145,6 @@ def test_a_running_job_is_taken_up_again(task: Task, caplog: pytest.LogCaptureFi
     assert task.job_ids() == [job_id]
     [decision] = [line for line in caplog.messages if line.startswith("Resuming")]
     assert decision == f"Resuming a job that is not over (job {job_id}, app {APP})"
-
-
-def test_a_completed_job_is_used(task: Task, caplog: pytest.LogCaptureFixture) -> None:
-    task.emulator.service.configure({"job_seconds": 0})
-    job_id = die_after_submission(task)
-    with caplog.at_level(logging.INFO):
-        assert task.attempt().value == job_id
-    assert task.job_ids() == [job_id]
-    assert f"Resuming a job that is COMPLETED (job {job_id}, app {APP})" in caplog.messages
 
 
 @pytest.mark.parametrize("end", ["failed", "canceled"])
@@ -285,32 +276,6 @@ def test_a_retry_after_an_unknown_fate_can_fail_the_task_for_good(emulator: Emul
     assert len(task.job_ids()) == 1
     task.clear()
     assert task.attempt().value == task.job_ids()[1]
-
-
-def test_a_refused_submission_leaves_no_intent(emulator: Emulator) -> None:
-    task = Task(emulator, on_unknown_submission="fail")
-    emulator.service.inject(Fault(on="run", status=403))
-    assert task.attempt().error is not None
-    assert task.job_ids() == []
-    assert task.attempt().value == task.job_ids()[0]
-
-
-def test_a_store_that_fails_after_the_submission_does_not_give_the_job_up(emulator: Emulator) -> None:
-    task = Task(emulator, **MODES["blocking"])
-    failing(task, 1000)
-    assert task.attempt().value == task.job_ids()[0]
-    assert task.statuses() == ["COMPLETED"]
-
-
-def test_nothing_is_sent_when_the_intent_cannot_be_kept(emulator: Emulator) -> None:
-    def fail(key: str, value: Any, **_: Any) -> None:
-        raise OSError("disk full")
-
-    task = Task(emulator)
-    assert task.store is not None
-    task.store.set = fail  # type: ignore[method-assign]
-    assert isinstance(task.attempt().error, OSError)
-    assert task.job_ids() == []
 
 
 def test_the_clock_of_a_job_that_is_taken_up_again_does_not_start_anew(emulator: Emulator) -> None:
@@ -468,8 +433,8 @@ def is_saved(task: Task) -> bool:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_writer, "LAST_TIME", 0.1)
-    monkeypatch.setattr(saver, "PAUSES", (0.01, 0.01))
-    monkeypatch.setattr(saver, "SAVE_EVERY", 0.02)
+    monkeypatch.setattr(log_writer, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(log_writer, "SAVE_EVERY", 0.02)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -491,16 +456,6 @@ def test_an_id_that_the_store_did_not_take_is_saved_between_polls(emulator: Emul
     [job_id] = task.job_ids()
     assert f"resumes job {job_id}" in str(error)
     assert task.statuses() == ["RUNNING"]
-
-
-@pytest.mark.usefixtures("impatient")
-def test_an_id_that_the_store_did_not_take_is_saved_before_a_deferral(emulator: Emulator) -> None:
-    task = Task(emulator, **MODES["deferred"], input=INPUT | {"emulator": {"seconds": 600}})
-    failing(task, 3)
-    task.begin()
-    with pytest.raises(TaskDeferred):
-        task.op.execute(task.context)
-    assert is_saved(task)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -810,19 +765,6 @@ def test_a_connection_that_breaks_cancels_no_job_and_is_tried_again(
 # --- cleared ------------------------------------------------------------------------------------------------
 
 
-def test_a_clear_after_retries_were_lowered_runs_a_new_job(task: Task) -> None:
-    """``max_tries`` is what it was: try 1 and 1 retry are 2, as 2 retries were."""
-    first = task.attempt(retries=2).value
-    task.clear_number += 1
-    assert task.attempt(retries=1).value == task.job_ids()[1] != first
-
-
-def test_a_retry_after_retries_were_lowered_takes_the_job_up(task: Task) -> None:
-    task.options["retries"] = 2
-    job_id = die_after_submission(task)
-    assert task.attempt(retries=1).value == job_id
-
-
 def test_a_clear_after_the_last_failure_runs_a_new_job(task: Task) -> None:
     task.options["input"] = INPUT | {"emulator": {"seconds": 0.2}}
     task.on_push = lambda key, value: (_ for _ in ()).throw(OSError("the API server is gone"))
@@ -841,23 +783,6 @@ def test_a_cleared_task_resumes_where_it_is_told_to(task: Task, caplog: pytest.L
     with caplog.at_level(logging.INFO):
         assert task.attempt(wait_for_completion=True).value == job_id
     assert task.job_ids() == [job_id]
-
-
-def test_a_cleared_task_that_resumes_runs_a_failed_job_anew(task: Task) -> None:
-    task.options |= {"on_clear": "resume", "input": INPUT | {"emulator": {"seconds": 0, "fail": "CUDA"}}}
-    die_after_submission(task)
-    task.clear()
-    task.attempt()
-    assert len(task.job_ids()) == 2
-
-
-@pytest.mark.parametrize("changes", [{"input": {"prompt": "a windmill"}}, {"app_id": "another"}])
-def test_a_cleared_task_does_not_resume_another_input_or_app(task: Task, changes: dict[str, Any]) -> None:
-    task.emulator.service.add_app("another", workers=1)
-    task.options["on_clear"] = "resume"
-    die_after_submission(task)
-    task.clear()
-    assert task.attempt(**changes).value == task.job_ids()[1]
 
 
 def test_a_cleared_task_that_resumes_has_its_time_again(emulator: Emulator) -> None:

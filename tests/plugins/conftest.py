@@ -71,7 +71,7 @@ def write_log(
         if state is not JobState.OPEN:
             reason = "" if state is JobState.COMPLETED else why.format(number=number)
             jobs.end(job_id.format(number=number), state, seconds=1.5, why=reason)
-    run_log.save(jobs, jobs.unsaved.parts)
+    run_log.save(jobs, jobs.unsaved_parts)
     if end:
         run_log.note(**{"totals": jobs.totals()} | end)
 

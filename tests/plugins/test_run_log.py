@@ -21,8 +21,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from airflow_provider_rungen.execution.jobs.log_home import token_of
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunTableOperator
 from airflow_provider_rungen.runs.attempt_record import End
-from airflow_provider_rungen.runs.rows import JobState
-from airflow_provider_rungen.runs.totals import Totals
+from airflow_provider_rungen.runs.rows import JobState, Totals
 from plugins.conftest import World, given, links, write_log
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]

@@ -13,9 +13,8 @@ from typing import Any
 from places import MemoryPlace, OutageError, Trouble, announce
 from processes import Process
 
-from airflow_provider_rungen.runs.adoption import adopt_rows
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End, next_turn
-from airflow_provider_rungen.runs.jobs import Jobs
+from airflow_provider_rungen.runs.jobs import Jobs, adopt_rows
 from airflow_provider_rungen.runs.log import RunLog, read_attempts, read_parts
 from airflow_provider_rungen.runs.part_files import PART_ROWS, PartFile, PartName
 from airflow_provider_rungen.runs.place import Place
@@ -362,7 +361,7 @@ class Attempt:
         else:
             self._go_on(self.handed)
         self._work()
-        self._log.save(self._jobs, self._jobs.unsaved.parts)
+        self._log.save(self._jobs, self._jobs.unsaved_parts)
         totals = self._jobs.totals()
         if totals.completed < totals.inputs:
             self._log.note(end=End.FAILED)
@@ -480,7 +479,7 @@ class Attempt:
             self._jobs.end(job_id, made.state, seconds=1.0)
 
     def _defer(self) -> None:
-        self._log.save(self._jobs, self._jobs.unsaved.parts)
+        self._log.save(self._jobs, self._jobs.unsaved_parts)
         self._jobs.close_parts()
         parts = {number // PART_ROWS for number in self._jobs.table.rows}
         self.handed = {

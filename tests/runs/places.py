@@ -129,5 +129,5 @@ def announce(log: RunLog, jobs: Jobs, numbers: Collection[int]) -> None:
     except BaseException:
         jobs.withdraw(numbers)
         with suppress(Exception):
-            log.save(jobs, jobs.unsaved.parts)
+            log.save(jobs, jobs.unsaved_parts)
         raise

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_rungen.runs.adoption import adopt_rows
-from airflow_provider_rungen.runs.jobs import Jobs
+from airflow_provider_rungen.runs.jobs import Jobs, adopt_rows
+from airflow_provider_rungen.runs.place import task_token
 from airflow_provider_rungen.runs.plan import (
     PLAN_ROWS,
     Manifest,
@@ -22,7 +22,6 @@ from airflow_provider_rungen.runs.plan import (
 )
 from airflow_provider_rungen.runs.records import InvalidRecordError
 from airflow_provider_rungen.runs.rows import InputState, Intent, Job, JobState, Row, Writer
-from airflow_provider_rungen.runs.task_token import task_token
 
 inputs = st.dictionaries(
     st.text(max_size=5),

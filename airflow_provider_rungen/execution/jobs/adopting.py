@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.execution.jobs.plans import read_digests
-from airflow_provider_rungen.runs.adoption import adopt_rows
-from airflow_provider_rungen.runs.jobs import Jobs
+from airflow_provider_rungen.runs.jobs import Jobs, adopt_rows
 from airflow_provider_rungen.runs.rows import Job
 
 if TYPE_CHECKING:

@@ -50,17 +50,14 @@ class Collecting:
     def note_over(self, over: Collection[Job]) -> None:
         """Note how jobs ended. An input whose job another task run submitted may need one of its own."""
         jobs = self._log.jobs
-        numbers = []
         for job in over:
             if job.id not in jobs.table.input_of:
                 continue
-            numbers.append(jobs.table.input_of[job.id])
             self._uncounted.append(job.id)
             self._run.report.note_over(job)
             self._log.end(job.id, ENDS[job.status], seconds=job.execution_time, why=job.error or "")
             if job.status is JobStatus.COMPLETED and self._stores:
                 self._to_store.append(job.id)
-        self._log.requeue(numbers)
         self._run.submitting.forget([job.id for job in over if job.status is not JobStatus.COMPLETED])
         if not self._stores:  # the results were taken as they came
             self._note_collected([job.id for job in over], len(self._run.sink.stored))
@@ -104,7 +101,6 @@ class Collecting:
 
     def _note_ended_unstored(self, ended: list[str]) -> None:
         jobs = self._log.jobs
-        numbers = [jobs.table.input_of[job_id] for job_id in ended if job_id in jobs.table.input_of]
         for job_id in ended:
             error = self._run.sink.errors.get(job_id)
             if not isinstance(error, RunGenJobError) or job_id not in jobs.table.input_of:
@@ -112,7 +108,6 @@ class Collecting:
             if jobs.table.job(job_id).state is JobState.OPEN:
                 seconds = error.execution_time
                 self._log.end(job_id, end_of(error), seconds=seconds, why=error.message)
-        self._log.requeue(numbers)
 
     def store(self) -> bool:
         """Store the outputs of jobs that are over, while others run; return whether everything fails."""
@@ -146,9 +141,6 @@ class Collecting:
                 seconds = error.execution_time if isinstance(error, RunGenJobError) else None
                 self._log.end_useless(job_id, end_of(error), seconds=seconds, why=error.message)
         self._run.submitting.forget_useless(errors)
-        # an input whose job another task run submitted gets one of its own at once
-        useless = [jobs.table.input_of[job_id] for job_id in errors if job_id in jobs.table.input_of]
-        self._log.requeue(useless)
 
     def collect_rest(self) -> None:
         """Collect the jobs that are over, and nobody has collected yet."""

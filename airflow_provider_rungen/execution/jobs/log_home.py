@@ -18,9 +18,8 @@ from airflow_provider_rungen.execution.task.attempts import Attempt
 from airflow_provider_rungen.execution.task.task_instances import loop_position
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
 from airflow_provider_rungen.runs.log import read_attempts, read_parts
-from airflow_provider_rungen.runs.place import DamagedLogError
+from airflow_provider_rungen.runs.place import DamagedLogError, task_token
 from airflow_provider_rungen.runs.rows import Writer
-from airflow_provider_rungen.runs.task_token import task_token
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
@@ -68,7 +67,7 @@ class LogHome:
         self._store = store
         #: Whether Airflow knows of the log. From Airflow 3.4 on, a clear makes it forget.
         self.has_head = False
-        self._head: Any = None
+        self._head: Mapping[str, Any] = {}
         # what only Airflow knows of this log, so that files are believed after the API key was replaced
         self._secret = secrets.token_hex(32)
         self.token = token_of(ti)
@@ -88,8 +87,7 @@ class LogHome:
         :raises RunGenInputError: there can be no such place.
         """
         self.look_for_head()
-        if isinstance(self._head, Mapping):
-            self._secret = str(self._head.get("secret", self._secret))
+        self._secret = str(self._head.get("secret", self._secret))
         state = None if self._store is None else StorePlace(self._store, self.numbers.try_number)
         if self._folder is not None:
             self.place, self.spare = StoragePlace(self._folder, self.token, *self._seal_keys()), state
@@ -132,31 +130,27 @@ class LogHome:
             self._store.set(_HEAD_KEY, head | {"numbers": asdict(self.numbers)})
 
     def _check_missing(self, place: StoragePlace, has_ledger: Callable[[], bool]) -> None:
-        """Find out what it means that no log is there."""
-        if not self.is_durable or (not self.has_head and self.numbers.try_number == 1) or has_ledger():
-            return
-        if self.has_head:
-            place.check_reachable()
-            self._check_head(place)
-        elif self._store is None:
-            # Airflow knows of no log before 3.3, and an earlier attempt may have failed before it had one
-            log.warning(
-                "Earlier attempts left no log in %s. If they submitted jobs, these are not known here: "
-                "check that it is mounted",
-                place.shown,
-            )
-
-    def _check_head(self, place: StoragePlace) -> None:
         """
-        Find out why a log is missing of which Airflow knows.
+        Find out why there is no log.
 
         :raises DamagedLogError: it was removed. After a clear, or in another destination, it is not needed.
         """
-        head = self._head
-        numbers = head.get("numbers") if isinstance(head, Mapping) else None
-        if not isinstance(numbers, Mapping) or head.get("place") != self._place_digest:
+        if not self.is_durable or (not self.has_head and self.numbers.try_number == 1) or has_ledger():
             return
-        if not self.numbers.was_cleared_since(Attempt(**numbers), End.UNKNOWN):
+        if not self.has_head:
+            if self._store is None:
+                # Airflow knows of no log before 3.3, and an earlier attempt may have failed before it had one
+                log.warning(
+                    "Earlier attempts left no log in %s. If they submitted jobs, these are not known here: "
+                    "check that it is mounted",
+                    place.shown,
+                )
+            return
+        place.check_reachable()
+        numbers = self._head.get("numbers") if self._head.get("place") == self._place_digest else None
+        if isinstance(numbers, Mapping) and not self.numbers.was_cleared_since(
+            Attempt(**numbers), End.UNKNOWN
+        ):
             raise DamagedLogError(
                 f"The log of the task run is missing in {place.shown}; nothing was sent",
                 hint="Restore its folder in .rungen/runs, and retry. Without it nobody knows which jobs run. "
@@ -170,8 +164,9 @@ class LogHome:
 
     def look_for_head(self) -> None:
         """Find out whether Airflow knows of the log."""
-        self._head = None if self._store is None else self._store.get(_HEAD_KEY)
-        self.has_head = self._head is not None
+        head = None if self._store is None else self._store.get(_HEAD_KEY)
+        self.has_head = head is not None
+        self._head = head if isinstance(head, Mapping) else {}
 
     @property
     def is_cleared(self) -> bool:

@@ -1,21 +1,20 @@
-"""Read back what was let go of a task run, and keep the rest over a deferral."""
+"""Read dropped parts of a task run again, and keep the others over a deferral."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace
 from airflow_provider_rungen.execution.jobs.plans import Plan
-from airflow_provider_rungen.execution.sending.saver import Saver
-from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
+from airflow_provider_rungen.execution.sending.log_writer import Saver
+from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog, missing_part
-from airflow_provider_rungen.runs.rows import Row
-from airflow_provider_rungen.runs.totals import Totals
+from airflow_provider_rungen.runs.rows import Row, Totals
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.task_log import TaskLog
@@ -28,9 +27,9 @@ _END_TIME = 30.0
 
 def rows_of(task_log: TaskLog, parts: Iterable[int]) -> Iterator[tuple[int, Row]]:
     """
-    Yield what is known of the inputs of parts, in order. What was let go is read again.
+    Yield what is known of the inputs of parts, in order. What was dropped is read again.
 
-    :raises DamagedLogError: of a part that was let go, nothing is there any more.
+    :raises DamagedLogError: nothing is there any more of a part that was dropped.
     """
     open_parts, parts = task_log.open_parts, iter(parts)
     while some := list(islice(parts, _PARTS_AT_A_TIME)):
@@ -47,7 +46,7 @@ def rows_of(task_log: TaskLog, parts: Iterable[int]) -> Iterator[tuple[int, Row]
                 yield from task_log.jobs.table.part(part)
                 continue
             rows = list(known.table.part(part))
-            # what is over has a job, or was refused
+            # what is done has a job, or was refused
             if not rows and part in task_log.loaded and task_log.plan.numbers(part):
                 raise missing_part(known.plan, part)
             yield from rows
@@ -59,23 +58,24 @@ def keep_state(task_log: TaskLog, is_stopping: Callable[[], bool]) -> dict[str, 
 
     :param is_stopping: returns whether to wait for the log no longer.
     """
-    task_log.saver.save(task_log.jobs.unsaved.parts, within=_END_TIME, is_stopping=is_stopping)
-    task_log.jobs.close_parts()
+    jobs, run_log = task_log.jobs, task_log.run_log
+    # after the deferral, only the files of this attempt are read
+    due = {*jobs.unsaved_parts, *run_log.missing(jobs, task_log.open_parts)}
+    task_log.saver.save(sorted(due), within=_END_TIME, is_stopping=is_stopping)
+    jobs.close_parts()
     parts = sorted(task_log.open_parts)
-    # the next wave reads the files of this attempt, and no others
-    if missing := task_log.run_log.missing(task_log.jobs, parts):
-        task_log.saver.save(missing, within=_END_TIME, is_stopping=is_stopping)
-        missing = task_log.run_log.missing(task_log.jobs, parts)
-    unsaved = sorted({*task_log.jobs.unsaved.parts, *missing})
-    # one part is short, and so no outage keeps it from the next wave
-    carried = task_log.run_log.snapshots(task_log.jobs, parts if task_log.part_count == 1 else unsaved)
+    unsaved = sorted({*jobs.unsaved_parts, *run_log.missing(jobs, parts)})
+    # one part is short, and so no outage can hide it
+    carried = run_log.snapshots(jobs, parts if task_log.part_count == 1 else unsaved)
+    resumed = [record for record in task_log.home.earlier if record.turn >= jobs.since]
     return {
-        **task_log.summary(),
-        "record": asdict(task_log.run_log.attempt),
+        "attempt": str(jobs.writer),
+        "resumes": [str(record.writer) for record in resumed],
+        "record": asdict(run_log.attempt),
         "earlier": [asdict(each) for each in task_log.home.earlier],
-        "log": task_log.run_log.handover(parts, carried.values()),
+        "log": run_log.handover(parts, carried.values()),
         "unsaved": unsaved,
-        "closed": asdict(task_log.jobs.closed),
+        "closed": asdict(jobs.closed),
         "parts": parts,
         "loaded": sorted(task_log.loaded.difference(range(task_log.next_part))),
         "next_part": task_log.next_part,
@@ -96,7 +96,7 @@ def restore_state(task_log: TaskLog, state: Mapping[str, Any]) -> None:
     :param state: what `keep_state` returned.
     :raises DamagedLogError: the log is not as this attempt left it.
     """
-    record, *task_log.home.earlier = map(_record_of, [state["record"], *state["earlier"]])
+    record, *task_log.home.earlier = map(AttemptRecord.of_fields, [state["record"], *state["earlier"]])
     if state["memory"] is not None:
         task_log.home.place = MemoryPlace(state["memory"])
     closed = Totals(**state["closed"])
@@ -110,13 +110,3 @@ def restore_state(task_log: TaskLog, state: Mapping[str, Any]) -> None:
     task_log.next_part = state["next_part"]
     task_log.loaded = {*range(task_log.next_part), *state["loaded"]}
     task_log.run_log.take_over(task_log.jobs, state["log"], state["unsaved"])
-
-
-def _record_of(fields: Mapping[str, Any]) -> AttemptRecord:
-    record = AttemptRecord(**fields)
-    return replace(
-        record,
-        end=End(record.end),
-        still_billing=tuple(record.still_billing),
-        totals=Totals(**fields["totals"]),
-    )

@@ -119,12 +119,9 @@ class Resuming:
             if self.task_log.count == 1 and self._completed_count:
                 log.info("Resuming a job that is COMPLETED %s", format_ids(self.app_id, self._only_job()))
             return
-        inputs = [jobs.table.input_of[job_id] for job_id in known]
         # whoever may write to storage can write any time
         submitted_by = min(jobs.submitted_by, time.time())
         self.wait.refetch(self.app_id, known, self._note, submitted_by + RESUBMISSION_GRACE)
-        # in the order of the inputs, those that run again among the others
-        self.task_log.requeue(inputs)
         self._log_found(known)
         self._cancel_outdated()
 

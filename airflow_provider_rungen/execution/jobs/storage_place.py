@@ -34,7 +34,7 @@ class StoragePlace:
     A folder in the user's storage, for each task run.
 
     :param folder: the destination, as `Storage` takes it. It is neither created nor listed.
-    :param token: see `runs.task_token`.
+    :param token: see `runs.place.task_token`.
     :param seal_keys: what files are sealed with, each of them. Whoever has none of these keys may write here,
         and is not believed about the ids of jobs.
     """

@@ -154,7 +154,7 @@ class Submitting:
         if self.paid is not None and self._found is not None:
             self.paid.jobs = self._log.jobs
             self._log.on_load = self._note_known
-            self._note_known([*self._log.todo, *self._log.jobs.inputs(InputState.RUNNING)])
+            self._note_known(self._log.jobs.inputs(*SUBMITTABLE, InputState.RUNNING))
 
     def _note_known(self, numbers: Collection[int]) -> None:
         if self.paid is None or self._found is None:
@@ -165,7 +165,7 @@ class Submitting:
             stored={number: stored[number] for number in numbers if number in stored},
             pending={number: pending[number] for number in numbers if number in pending},
         )
-        self._log.drop(self.paid.note(known))
+        self.paid.note(known)
 
     def is_remembered(self, job_id: str) -> bool:
         """Return whether the ledger, too, names a job of the log for its input."""
@@ -229,7 +229,7 @@ class Submitting:
 
     def _submit_some(self, room: int, deadline: float) -> bool:
         # only this thread changes the table of jobs, and the inputs are read in another
-        taken, plan = list(self._log.take(room)), self._run.task_log.plan
+        taken, plan = self._log.take(room), self._run.task_log.plan
         todo = ((number, plan.input(number)) for number in taken)
         before = self._log.jobs.totals().submitted
         try:
@@ -237,8 +237,6 @@ class Submitting:
         except RunGenSubmissionUnknownError as error:
             raise self._run.report.explain_unknown(error) from error
         finally:
-            rest = [number for number in taken if self._log.jobs.state(number) in SUBMITTABLE]
-            self._log.requeue(rest)
             self.submitted_at = time.time()
             self._run.report.log_submitted(self._log.jobs.totals().submitted - before)
 

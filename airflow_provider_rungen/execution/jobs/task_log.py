@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from airflow_provider_rungen.execution.jobs.adopting import Unwanted, adopt_earl
 from airflow_provider_rungen.execution.jobs.log_home import LogHome
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
-from airflow_provider_rungen.execution.sending.saver import Saver
+from airflow_provider_rungen.execution.sending.log_writer import Saver
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord, next_turn
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
@@ -48,8 +47,6 @@ class TaskLog:
         self.known_saver: Saver | None = None
         self.plan = Plan.unread("", 0)
         self.jobs = Jobs("0" * 8, Writer(1, 1, "0" * 8))
-        #: The inputs to submit that are loaded, in order.
-        self.todo: deque[int] = deque()
         #: The deadline of the jobs (seconds since 1970).
         self.deadline = 0.0
         #: Called with the inputs that were loaded.
@@ -60,7 +57,7 @@ class TaskLog:
         self.next_part = 0
         #: The parts that were loaded, those that were let go among them.
         self.loaded: set[int] = set()
-        #: Whether a later wave finds the inputs in storage.
+        #: Whether the inputs are in storage after a deferral.
         self.has_inputs = False
         #: Whether nothing more is submitted, whatever is left.
         self.has_stopped = False
@@ -79,7 +76,7 @@ class TaskLog:
         if plans and self.home.is_durable:
             last = self.home.earlier[-1]
             self.jobs = Jobs(plans[-1], last.writer, since=last.since, stores=self.stores)
-            self._read_parts(self.jobs, lambda part: ())
+            self._read_parts(lambda part: ())
 
     def begin(
         self, plan: Plan, *, app_id: str, model: str, deadline: float, resumes: bool, saves_inputs: bool
@@ -92,7 +89,7 @@ class TaskLog:
         :param model: the identity of its model, if known.
         :param deadline: the deadline (seconds since 1970) of jobs that are submitted now.
         :param resumes: whether jobs from before a clear count.
-        :param saves_inputs: whether a later wave needs the inputs, and cannot read the source.
+        :param saves_inputs: whether the attempt needs the inputs after a deferral.
         :return: the jobs of earlier plans that nobody waits for any more.
         """
         self.home.confirm_attempts()
@@ -123,22 +120,18 @@ class TaskLog:
         self.jobs = Jobs(plan.digest, record.writer, since=record.since, stores=self.stores)
         self.known_saver = Saver(self.jobs, run_log)
         # `look` has loaded parts of the last plan
-        self.todo.clear()
         self.loaded.clear()
         if not earlier:
             return []
-        self._read_parts(self.jobs, plan.numbers)
-        unwanted = adopt_earlier(self, app_id)
-        self.todo = deque(self.jobs.inputs(*SUBMITTABLE))
-        return unwanted
+        self._read_parts(plan.numbers)
+        return adopt_earlier(self, app_id)
 
-    def _read_parts(self, jobs: Jobs, numbers_of: Callable[[int], Collection[int]]) -> None:
-        """Load the parts that writers know something of. What is over is let go at once."""
-        for part, files in self.home.read_parts(jobs.plan, is_whole=True):
-            jobs.load(numbers_of(part), *files)
+    def _read_parts(self, numbers_of: Callable[[int], Collection[int]]) -> None:
+        """Load the parts that writers know something of. What is done is dropped at once."""
+        for part, files in self.home.read_parts(self.jobs.plan, is_whole=True):
+            self.jobs.load(numbers_of(part), *files)
             self.loaded.add(part)
-        jobs.close_parts()
-        self.todo.extend(jobs.inputs(*SUBMITTABLE))
+        self.jobs.close_parts()
 
     # --- the inputs to submit ---
 
@@ -156,7 +149,6 @@ class TaskLog:
                 self.loaded.add(part)
                 numbers = self.plan.numbers(part)
                 self.jobs.load(numbers)
-                self.todo.extend(numbers)
                 self.on_load(numbers)
                 return numbers
         return None
@@ -165,6 +157,13 @@ class TaskLog:
         """Load all parts."""
         while self.load_next() is not None:
             pass
+
+    def take(self, most: int) -> list[int]:
+        """Return the next inputs to submit."""
+        found = self.jobs.inputs(*SUBMITTABLE)
+        while len(found) < most and (numbers := self.load_next()) is not None:
+            found += [number for number in numbers if self.jobs.state(number) in SUBMITTABLE]
+        return found[:most]
 
     @property
     def has_unsent(self) -> bool:
@@ -177,31 +176,13 @@ class TaskLog:
         if self.has_stopped:
             return 0
         loaded = self.jobs.closed.inputs + len(self.jobs.table.rows)
-        return self.count - loaded + len(self.todo)
+        return self.count - loaded + len(self.jobs.inputs(*SUBMITTABLE))
 
     def stop_submitting(self) -> int:
-        """Submit nothing more, and return how many inputs are left out."""
-        left = self.unsent_count
+        """Submit nothing more, and return how many inputs are not submitted."""
+        unsent = self.unsent_count
         self.has_stopped = True
-        return left
-
-    def drop(self, numbers: Collection[int]) -> None:
-        """Do not submit inputs that need no job of their own any more."""
-        found = set(numbers)
-        self.todo = deque(number for number in self.todo if number not in found)
-
-    def requeue(self, numbers: Iterable[int]) -> None:
-        """Submit inputs again whose job turned out to be of no use."""
-        known = {*self.todo, *numbers}
-        self.todo = deque(number for number in sorted(known) if self.jobs.state(number) in SUBMITTABLE)
-
-    def take(self, most: int) -> Iterator[int]:
-        """Yield the next inputs to submit."""
-        for _ in range(most):
-            while not self.todo:
-                if self.load_next() is None:
-                    return
-            yield self.todo.popleft()
+        return unsent
 
     # --- the jobs ---
 
@@ -220,21 +201,13 @@ class TaskLog:
         return [job.id for job in jobs if job.state is JobState.OPEN and job.is_shared]
 
     def end(self, job_id: str, state: JobState, *, seconds: float | None = None, why: str = "") -> None:
-        """Note how a job ended, unless it is none of the loaded ones, or the service contradicts itself."""
-        table = self.jobs.table
-        if job_id not in table.input_of:
-            return
-        if table.job(job_id).state is state or table.job(job_id).may_become(state):
-            self.jobs.end(job_id, state, seconds=seconds, why=why)
-        else:
-            table.contradictory.add(job_id)
+        """Note how a job ended, if it is one of those that are loaded."""
+        self.jobs.end(job_id, state, seconds=seconds, why=why)
 
     def end_useless(self, job_id: str, state: JobState, *, seconds: float | None, why: str) -> None:
         """Note that the result of a job cannot be used, so that a retry runs its input again."""
-        table = self.jobs.table
-        if job_id in table.input_of and table.job(job_id).state is not JobState.COMPLETED:
-            self.end(job_id, state, seconds=seconds, why=why)
-        if job_id in table.input_of and table.job(job_id).state is JobState.COMPLETED:
+        self.end(job_id, state, seconds=seconds, why=why)
+        if job_id in self.jobs.table.input_of and self.jobs.table.job(job_id).state is JobState.COMPLETED:
             self.end(job_id, JobState.INVALID, why=why)
 
     @property
@@ -281,7 +254,7 @@ class TaskLog:
             self.note(deadline=deadline)
 
     def remove_inputs(self) -> None:
-        """Remove the inputs from where they were saved: the run is over."""
+        """Remove the inputs from where they were saved, at the end of the run."""
         place = self.home.place
         if self.has_inputs and isinstance(place, StoragePlace):
             try:
@@ -296,7 +269,7 @@ class TaskLog:
         :raises SupersededError: a later attempt has begun, and replaces them.
         :raises Exception: the log cannot be written, or read, where the results are.
         """
-        parts = self.jobs.unsaved.parts
+        parts = self.jobs.unsaved_parts
         if isinstance(self.home.place, StoragePlace):
             self.run_log.save(self.jobs, parts)
             self.run_log.fence()
@@ -304,11 +277,11 @@ class TaskLog:
             self.saver.save(parts, within=_END_TIME)
 
     def let_go(self) -> None:
-        """Save the parts that are over, and keep only what they amount to."""
+        """Save the parts that are done, and keep only their totals."""
         try:
-            self.run_log.save(self.jobs, [*self.jobs.unsaved.due, *self.jobs.over_unsaved])
+            self.run_log.save(self.jobs, [*self.jobs.due_parts, *self.jobs.done_unsaved])
         except Exception as error:
-            log.debug("What is over was not saved yet: %s", type(error).__name__)
+            log.debug("Parts that are done were not saved yet: %s", type(error).__name__)
         self.jobs.close_parts()
 
     def note(self, **changes: Any) -> None:
@@ -327,18 +300,12 @@ class TaskLog:
 
     # --- a deferral ---
 
-    def summary(self) -> dict[str, Any]:
-        """Return which attempts submitted the jobs that this one waits for."""
-        resumed = [record for record in self.home.earlier if record.turn >= self.jobs.since]
-        return {"attempt": str(self.jobs.writer), "resumes": [str(each.writer) for each in resumed]}
-
     def use_plan(self, plan: Plan, parts: Iterable[int]) -> None:
         """
         Go on with a plan after a deferral.
 
-        :param parts: the parts that are not over.
+        :param parts: the parts that are not done.
         """
         self.plan = plan
         for part in parts:
             self.jobs.load(plan.numbers(part))
-        self.todo = deque(self.jobs.inputs(*SUBMITTABLE))

@@ -55,6 +55,7 @@ class _Block:
     look_up_at: float = math.inf
 
 
+@dataclass(eq=False)
 class Inputs:
     """
     The inputs that are to be announced next.
@@ -64,23 +65,19 @@ class Inputs:
     :param budget: seconds in which the ledger may fail, or not answer.
     """
 
-    def __init__(
-        self,
-        todo: Iterator[Item],
-        ledger: LedgerPort | None,
-        *,
-        block_size: Callable[[], int],
-        budget: float,
-    ) -> None:
-        self._todo, self._ledger = todo, ledger
-        self._block_size, self._budget = block_size, budget
-        self._block = _Block()
+    todo: Iterator[Item]
+    ledger: LedgerPort | None
+    block_size: Callable[[], int]
+    budget: float
+    #: How many inputs turned out to need no job.
+    settled: int = 0
+    _block: _Block = field(default_factory=_Block)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # whether nobody else has submitted what was looked up last
+    _is_ahead: bool = False
+
+    def __post_init__(self) -> None:
         self._next_block = asyncio.create_task(self._read_block())
-        self._lock = asyncio.Lock()
-        # whether nobody else has submitted what was looked up last
-        self._is_ahead = False
-        #: How many inputs turned out to need no job.
-        self.settled = 0
 
     async def take(self) -> Item | None:
         """
@@ -99,7 +96,7 @@ class Inputs:
         """Take an input back that the service did not accept. Others may have submitted it meanwhile."""
         async with self._lock:
             self._block.items.append(item)
-            if self._ledger is not None:
+            if self.ledger is not None:
                 self._block.look_up_at = 0.0
 
     async def close(self) -> None:
@@ -116,9 +113,9 @@ class Inputs:
 
     async def _read_block(self) -> _Block:
         while True:
-            read = partial(in_daemon_thread, list, islice(self._todo, self._block_size()))
-            # an iterator that has failed is over
-            block = _Block(deque(await call_store("read the inputs", read, self._budget, is_retried=False)))
+            read = partial(in_daemon_thread, list, islice(self.todo, self.block_size()))
+            # an iterator that has failed yields nothing more
+            block = _Block(deque(await call_store("read the inputs", read, self.budget, is_retried=False)))
             if not block.items:
                 return block
             await self._look_up(block)
@@ -126,21 +123,21 @@ class Inputs:
                 return block
 
     async def _look_up(self, block: _Block) -> None:
-        if self._ledger is None:
+        if self.ledger is None:
             return
-        if await self._find(self._ledger, block):
+        if await self._find(self.ledger, block):
             self._is_ahead = False
-        if block.items and self._ledger.has_company and not self._is_ahead:
+        if block.items and self.ledger.has_company and not self._is_ahead:
             # what another run has submitted costs no time, so that both would go on in step
             await asyncio.sleep(random.uniform(*_YIELD_TIME))  # noqa: S311 - jitter
-            self._is_ahead = not await self._find(self._ledger, block)
-        lifetime = _SHORT_LIFETIME if self._ledger.has_company else LOOKUP_LIFETIME
+            self._is_ahead = not await self._find(self.ledger, block)
+        lifetime = _SHORT_LIFETIME if self.ledger.has_company else LOOKUP_LIFETIME
         block.look_up_at = time.monotonic() + lifetime
 
     async def _find(self, ledger: LedgerPort, block: _Block) -> int:
         """Look a block up, and return how many of its inputs need no job any more."""
         find = partial(in_daemon_thread, ledger.find, [number for number, _ in block.items])
-        settled = set(ledger.note(await call_store("look inputs up in the ledger", find, self._budget)))
+        settled = set(ledger.note(await call_store("look inputs up in the ledger", find, self.budget)))
         self.settled += len(settled)
         block.items = deque(item for item in block.items if item[0] not in settled)
         return len(settled)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
-from collections.abc import Callable, Collection
-from concurrent.futures import Future
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 from airflow_provider_rungen.client.daemon_threads import begin, in_daemon_thread
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.execution.sending.inputs import LedgerPort
-from airflow_provider_rungen.execution.sending.saver import Saver
 from airflow_provider_rungen.execution.sending.store_writer import StoreWriter
+from airflow_provider_rungen.runs.jobs import Jobs
+from airflow_provider_rungen.runs.log import RunLog
 from airflow_provider_rungen.runs.place import Place
 
+log = logging.getLogger(__name__)
+
+# Seconds between the tries to save at once what the service did, and how long one may take: a kill waits.
+PAUSES = (0.1, 0.4)
+SAVE_TIME = 1.0
+# Seconds between two tries to save during a wait.
+SAVE_EVERY = 5.0
 # Seconds that the last ids may take in the log, and then in the spare place, when nothing more is sent.
 LAST_TIME = 2.0
 # Seconds that a kill waits for the log, and for all places together.
@@ -24,6 +34,90 @@ LAST_SAVES = 0.75
 _POLL = 0.05
 
 
+class Saver:
+    """
+    Saves in bounded time. What a place does not take stays due, and is saved later.
+
+    :param jobs: the jobs.
+    :param run_log: their log.
+    """
+
+    def __init__(self, jobs: Jobs, run_log: RunLog) -> None:
+        self.jobs = jobs
+        self.run_log = run_log
+        #: A write that did not end in time. The next one waits for its end.
+        self.late: Future[None] | None = None
+        self._next_try = 0.0
+
+    @contextmanager
+    def writing(self, parts: Iterable[int] | None = None) -> Iterator[Future[None]]:
+        """
+        Write in a daemon thread while the block waits for it. It fails if the block leaves it too early.
+
+        :param parts: see `RunLog.snapshots`.
+        """
+        with self.run_log.saving(self.jobs, parts) as files:
+            write: Future[None] = Future()
+            if files:
+                write = begin(self.run_log.place.put, files)
+            else:
+                write.set_result(None)
+            try:
+                yield write
+            finally:
+                self.late = None if write.done() else write
+            write.result(0)
+
+    def save(
+        self,
+        parts: Iterable[int] | None = None,
+        *,
+        within: float = SAVE_TIME,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """
+        Try a few times to save, and return whether that succeeded.
+
+        :param parts: see `RunLog.snapshots`.
+        :param within: the seconds that one try may take.
+        :param is_stopping: returns whether to wait no longer.
+        """
+        parts = None if parts is None else list(parts)
+        for pause in (*PAUSES, None):
+            try:
+                self._try(parts, within, is_stopping)
+            except Exception as error:
+                log.warning("Could not save in the run log: %s; saving continues", _reason(error))
+            else:
+                return True
+            if pause is None or self.late is not None:
+                break
+            time.sleep(pause)
+        return False
+
+    def save_between_polls(self) -> None:
+        """Try once to save what is due, if the last try is some time ago."""
+        if time.monotonic() >= self._next_try:
+            with suppress(Exception):
+                self._try(None, SAVE_TIME, lambda: False)
+            self._next_try = time.monotonic() + SAVE_EVERY
+
+    def _try(self, parts: list[int] | None, within: float, is_stopping: Callable[[], bool]) -> None:
+        give_up_at = time.monotonic() + within
+
+        def wait_for(write: Future[None]) -> None:
+            while not write.done() and time.monotonic() < give_up_at and not is_stopping():
+                wait([write], _POLL)
+            if not write.done():
+                raise TimeoutError("it does not answer")
+
+        if self.late is not None:
+            wait_for(self.late)
+        with self.writing(parts) as write:
+            wait_for(write)
+
+
+@dataclass(eq=False)
 class LogWriter:
     """
     Writes intents and ids to the log, and ids to the ledger beside it.
@@ -35,30 +129,24 @@ class LogWriter:
     :param is_more_due_soon: see `StoreWriter`.
     """
 
-    def __init__(
-        self,
-        saver: Saver,
-        ledger: LedgerPort | None,
-        spare: Place | None,
-        *,
-        budget: float,
-        is_stopping: Callable[[], bool],
-        is_more_due_soon: Callable[[], bool],
-    ) -> None:
-        self._saver, self._jobs, self._run_log = saver, saver.jobs, saver.run_log
-        self._ledger, self._spare = ledger, spare
-        self._is_stopping = is_stopping
-        self._in_log = StoreWriter("save job ids in the run log", self._write_log, budget, is_more_due_soon)
-        self._in_ledger = StoreWriter(
-            "save job ids in the ledger", self._write_ledger, budget, is_more_due_soon
-        )
+    saver: Saver
+    ledger: LedgerPort | None
+    spare: Place | None
+    budget: float
+    is_stopping: Callable[[], bool]
+    is_more_due_soon: Callable[[], bool]
+    #: The inputs that wait until they may be sent.
+    announcing: set[int] = field(init=False, default_factory=set)
+    # the jobs that the ledger does not have, and those that no later attempt would find
+    _unledgered: dict[int, str] = field(init=False, default_factory=dict)
+    _at_risk: dict[int, str] = field(init=False, default_factory=dict)
+    _killed_at: float = field(init=False, default=math.inf)
+
+    def __post_init__(self) -> None:
+        both = self.budget, self.is_more_due_soon
+        self._in_log = StoreWriter("save job ids in the run log", self._write_log, *both)
+        self._in_ledger = StoreWriter("save job ids in the ledger", self._write_ledger, *both)
         self._in_spare = StoreWriter("save job ids in the spare place", self._write_spare, LAST_TIME)
-        #: The inputs that wait until they may be sent.
-        self.announcing: set[int] = set()
-        # the jobs that the ledger does not have, and those that no later attempt would find
-        self._unledgered: dict[int, str] = {}
-        self._at_risk: dict[int, str] = {}
-        self._killed_at = math.inf
 
     def unsaved_ids(self) -> list[str]:
         """Return the jobs that no later attempt would find, also while a last write goes on."""
@@ -72,7 +160,7 @@ class LogWriter:
 
         :raises Exception: a store failed for too long, or a later attempt has begun.
         """
-        self._jobs.announce([number])
+        self.saver.jobs.announce([number])
         self.announcing.add(number)
         writes = [self._in_log.flush()]
         if self._unledgered:
@@ -81,7 +169,7 @@ class LogWriter:
             # others wait for them, too
             await asyncio.gather(*map(asyncio.shield, writes))
         except BaseException:
-            self._jobs.withdraw([number])
+            self.saver.jobs.withdraw([number])
             raise
         finally:
             self.announcing.discard(number)
@@ -90,7 +178,7 @@ class LogWriter:
         """Note the job of an input. It is written soon."""
         self._at_risk[number] = job_id
         self._in_log.flush()
-        if self._ledger is not None:
+        if self.ledger is not None:
             self._unledgered[number] = job_id
             self._in_ledger.flush()
 
@@ -109,7 +197,7 @@ class LogWriter:
         in_log, in_ledger = self._in_log.flush(), self._in_ledger.flush()
         await self._wait_for([in_log], LAST_TIME, LOG_TIME_OF_KILL)
         saves = [in_ledger]
-        if self._spare is not None and self._is_savable:
+        if self.spare is not None and self._is_savable:
             saves.append(self._in_spare.flush())
         await self._wait_for(saves, math.inf, LAST_SAVES, is_enough=lambda: not self._is_savable)
         for writer in (self._in_log, self._in_ledger, self._in_spare):
@@ -132,7 +220,7 @@ class LogWriter:
         """
         give_up_at = time.monotonic() + seconds
         while time.monotonic() < give_up_at and not all(write.done() for write in writes):
-            if self._is_stopping():
+            if self.is_stopping():
                 if self._killed_at == math.inf:
                     self._killed_at = time.monotonic()
                     self._in_ledger.retry_now()
@@ -144,42 +232,45 @@ class LogWriter:
     @property
     def _is_savable(self) -> bool:
         """Whether a job is at risk, and a store could take it."""
-        return bool(self._at_risk) and (self._run_log.place.is_durable or self._ledger is not None)
+        return bool(self._at_risk) and (self.saver.run_log.place.is_durable or self.ledger is not None)
 
     # --- one try each ---
 
     async def _write_log(self) -> None:
-        has_intents = bool(self.announcing)
-        if self._saver.late is not None:
+        if self.saver.late is not None:
             with suppress(Exception):
-                await asyncio.wrap_future(self._saver.late)
-        ids = list(self._at_risk)
-        with self._saver.writing() as write:
-            if self._run_log.place.is_durable:
-                write.add_done_callback(partial(self._forget, ids))
-            await asyncio.wrap_future(write)
+                await asyncio.wrap_future(self.saver.late)
+        has_intents = bool(self.announcing)
+        with self.saver.writing() as write:
+            await self._wait_for_ids(write, is_durable=self.saver.run_log.place.is_durable)
         if has_intents:
-            await in_daemon_thread(self._run_log.fence)
+            await in_daemon_thread(self.saver.run_log.fence)
 
     async def _write_ledger(self) -> None:
-        if self._ledger is None or not self._unledgered:
-            return
-        ids = dict(self._unledgered)
-        write = begin(self._ledger.add_pending, ids)
-        write.add_done_callback(partial(self._forget, ids))
-        await asyncio.wrap_future(write)
-        for number in ids:
-            del self._unledgered[number]
+        if self.ledger is not None and (ids := dict(self._unledgered)):
+            await self._wait_for_ids(begin(self.ledger.add_pending, ids))
+            for number in ids:
+                del self._unledgered[number]
 
     async def _write_spare(self) -> None:
-        if self._spare is not None:
-            snapshots = self._run_log.snapshots(self._jobs)
-            write = begin(self._spare.put, {name: file.encode() for name, file in snapshots.items()})
-            write.add_done_callback(partial(self._forget, list(self._at_risk)))
-            await asyncio.wrap_future(write)
+        if self.spare is not None:
+            snapshots = self.saver.run_log.snapshots(self.saver.jobs)
+            files = {name: file.encode() for name, file in snapshots.items()}
+            await self._wait_for_ids(begin(self.spare.put, files))
 
-    def _forget(self, numbers: Collection[int], write: Future[None]) -> None:
-        """Note that jobs are at risk no more. Called in any thread, also after the event loop has ended."""
-        if not write.cancelled() and write.exception() is None:
-            for number in numbers:
-                self._at_risk.pop(number, None)
+    async def _wait_for_ids(self, write: Future[None], *, is_durable: bool = True) -> None:
+        """Wait for a write that has all ids which are at risk now."""
+        numbers = list(self._at_risk) if is_durable else []
+
+        def note(write: Future[None]) -> None:
+            # called in any thread, also after the event loop has ended
+            if not write.cancelled() and write.exception() is None:
+                for number in numbers:
+                    self._at_risk.pop(number, None)
+
+        write.add_done_callback(note)
+        await asyncio.wrap_future(write)
+
+
+def _reason(error: Exception) -> str:
+    return clean_text(f"{type(error).__name__}: {error}", 300)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, cast
 
 from airflow_provider_rungen.client import endpoints, retry
@@ -18,8 +19,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenSubmissionUnknownError,
 )
 from airflow_provider_rungen.execution.sending.inputs import Inputs, Item, LedgerPort
-from airflow_provider_rungen.execution.sending.log_writer import LogWriter
-from airflow_provider_rungen.execution.sending.saver import Saver
+from airflow_provider_rungen.execution.sending.log_writer import LogWriter, Saver
 from airflow_provider_rungen.execution.sending.throttle import Throttle
 from airflow_provider_rungen.runs.place import Place
 
@@ -34,6 +34,7 @@ LAST_ANSWERS = 1.0
 _POLL = 0.05
 
 
+@dataclass(eq=False)
 class Sender:
     """
     Submits inputs concurrently, and backs off when the service is busy or in trouble.
@@ -48,48 +49,38 @@ class Sender:
     :param deadline: the time (seconds since 1970) after which no more are started.
     :param is_stopping: returns whether to stop at once.
     :param stop_after: stop when so many inputs in a row were refused.
-    :param refusals: how many in a row were refused before.
+    :param refusals: how many in a row were refused, up to the last answer.
     :param spare: where the files of the log go if its own place fails at the end.
     """
 
-    def __init__(
-        self,
-        perform: Callable[[Flow[Job]], Awaitable[Job]],
-        app_id: str,
-        saver: Saver,
-        ledger: LedgerPort | None,
-        *,
-        throttle: Throttle,
-        deadline: float,
-        is_stopping: Callable[[], bool],
-        stop_after: int | None = None,
-        refusals: int = 0,
-        spare: Place | None = None,
-    ) -> None:
-        self._perform = perform
-        self._app_id = app_id
-        self._jobs = saver.jobs
-        self._ledger = ledger
-        self._throttle = throttle
-        self._deadline, self._is_stopping = deadline, is_stopping
-        self._stop_after = stop_after
+    perform: Callable[[Flow[Job]], Awaitable[Job]]
+    app_id: str
+    saver: Saver
+    ledger: LedgerPort | None
+    _: KW_ONLY
+    throttle: Throttle
+    deadline: float
+    is_stopping: Callable[[], bool]
+    stop_after: int | None = None
+    refusals: int = 0
+    spare: Place | None = None
+    #: Why inputs were refused, or have an unknown fate.
+    errors: dict[int, RunGenError] = field(init=False, default_factory=dict)
+    #: Whether so many were refused in a row that it stopped.
+    is_broken: bool = field(init=False, default=False)
+    _in_flight: set[asyncio.Task[None]] = field(init=False, default_factory=set)
+    _has_ended: bool = field(init=False, default=False)
+    _submitted: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
         self._writer = LogWriter(
-            saver,
-            ledger,
-            spare,
+            self.saver,
+            self.ledger,
+            self.spare,
             budget=STORE_RETRY_BUDGET,
-            is_stopping=is_stopping,
+            is_stopping=self.is_stopping,
             is_more_due_soon=self._is_more_due_soon,
         )
-        self._in_flight: set[asyncio.Task[None]] = set()
-        self._has_ended = False
-        self._submitted = 0
-        #: Why inputs were refused, or have an unknown fate.
-        self.errors: dict[int, RunGenError] = {}
-        #: How many inputs in a row were refused, up to the last answer.
-        self.refusals = refusals
-        #: Whether so many were refused in a row that it stopped.
-        self.is_broken = False
 
     async def run(self, todo: Iterator[Item], total: int) -> None:
         """
@@ -100,10 +91,8 @@ class Sender:
         :raises RunGenError: no input can be submitted.
         :raises Exception: the inputs cannot be read, or intents or ids not be saved.
         """
-        inputs = Inputs(
-            todo, self._ledger, block_size=lambda: self._throttle.limit, budget=STORE_RETRY_BUDGET
-        )
-        count = min(self._throttle.max_concurrency, total)
+        inputs = Inputs(todo, self.ledger, block_size=lambda: self.throttle.limit, budget=STORE_RETRY_BUDGET)
+        count = min(self.throttle.max_concurrency, total)
         workers = [asyncio.create_task(self._work(inputs)) for _ in range(count)]
         try:
             await self._watch(workers, inputs, total)
@@ -126,27 +115,27 @@ class Sender:
                 return
             if (now := time.monotonic()) - logged_at >= PROGRESS_INTERVAL:
                 logged_at = now
-                left = total - self._submitted - inputs.settled - len(self.errors)
-                progress = pace(total - left, left, now - started_at)
+                unsent = total - self._submitted - inputs.settled - len(self.errors)
+                progress = pace(total - unsent, unsent, now - started_at)
                 log.info(
-                    "Submitted %d of %d inputs to app %s%s", self._submitted, total, self._app_id, progress
+                    "Submitted %d of %d inputs to app %s%s", self._submitted, total, self.app_id, progress
                 )
 
     @property
     def _has_to_stop(self) -> bool:
-        return self._has_ended or self.is_broken or self._is_stopping() or time.time() >= self._deadline
+        return self._has_ended or self.is_broken or self.is_stopping() or time.time() >= self.deadline
 
     def _is_more_due_soon(self) -> bool:
         """Return whether more workers are about to wait for a write."""
         in_flight, waiting = len(self._in_flight), len(self._writer.announcing)
         # while most submissions are in flight, some of them end soon
-        return in_flight + waiting < self._throttle.in_use or waiting < in_flight
+        return in_flight + waiting < self.throttle.in_use or waiting < in_flight
 
     # --- one worker ---
 
     async def _work(self, inputs: Inputs) -> None:
         while not self._has_to_stop:
-            async with self._throttle:
+            async with self.throttle:
                 if self._has_to_stop or (item := await inputs.take()) is None:
                     return
                 if not await self._submit(*item):
@@ -156,43 +145,43 @@ class Sender:
         """Announce an input, and submit it. Return whether that is settled, however it ended."""
         await self._writer.announce(number)
         if self._has_to_stop:
-            self._jobs.withdraw([number])
+            self.saver.jobs.withdraw([number])
             return False
         worker = cast("asyncio.Task[None]", asyncio.current_task())
         self._in_flight.add(worker)
         try:
-            job = await self._perform(endpoints.run_job(self._app_id, job_input, attempts=1))
+            job = await self.perform(endpoints.run_job(self.app_id, job_input, attempts=1))
             self._note_job(number, job)
         except RunGenSubmissionUnknownError as error:  # it stays announced
             self.errors[number] = error
-            self._throttle.note_failure(error)
+            self.throttle.note_failure(error)
         except RunGenBadRequestError as error:
             self.errors[number] = error
-            self._jobs.refuse(number, error.message)
+            self.saver.jobs.refuse(number, error.message)
             self.refusals += 1
-            self.is_broken |= self._stop_after is not None and self.refusals >= self._stop_after
+            self.is_broken |= self.stop_after is not None and self.refusals >= self.stop_after
         except RunGenError as error:
-            self._jobs.withdraw([number])
+            self.saver.jobs.withdraw([number])
             if not retry.was_not_accepted(error):
                 raise
-            self._throttle.note_failure(error)
+            self.throttle.note_failure(error)
             return False
         finally:
             self._in_flight.discard(worker)
         return True
 
     def _note_job(self, number: int, job: Job) -> None:
-        if not self._jobs.accept(number, job.id):
+        if not self.saver.jobs.accept(number, job.id):
             # the first keeps it: one of the two has no job, or an unknown one
             raise RunGenSubmissionUnknownError(
-                f"Fate unknown: RunGen may have created a job of app {self._app_id}. Its answer names "
+                f"Fate unknown: RunGen may have created a job of app {self.app_id}. Its answer names "
                 f"job {job.id}, which is that of another input",
                 hint="Look at the app's jobs first",
             )
         self._writer.add(number, job.id)
         self._submitted += 1
         self.refusals = 0
-        self._throttle.note_success()
+        self.throttle.note_success()
 
     # --- the end ---
 
@@ -211,7 +200,7 @@ class Sender:
             log.warning(
                 "Fate unknown: %d submissions to app %s got no answer in time. Their jobs may have been "
                 "created, and cannot be canceled",
-                *(len(unanswered), self._app_id),
+                *(len(unanswered), self.app_id),
             )
         for worker in unanswered:
             worker.cancel()
@@ -224,6 +213,6 @@ class Sender:
     async def _await_answers(self) -> None:
         give_up_at, is_killed = time.monotonic() + retry.RETRY_BUDGET, False
         while self._in_flight and time.monotonic() < give_up_at:
-            if self._is_stopping() and not is_killed:
+            if self.is_stopping() and not is_killed:
                 give_up_at, is_killed = time.monotonic() + LAST_ANSWERS, True
             await asyncio.wait(self._in_flight, timeout=_POLL)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_4_PLUS, AirflowTaskTimeout, TaskInstanceState
 from airflow_provider_rungen.client.daemon_threads import begin
@@ -15,6 +15,8 @@ from airflow_provider_rungen.runs.attempt_record import End
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
+
+T = TypeVar("T")
 
 #: From Airflow 3.4 on, a clear of a task discards its task state store, unless the user keeps it.
 CLEAR_DISCARDS_STATE = AIRFLOW_V_3_4_PLUS
@@ -106,27 +108,27 @@ def ask_for_state(
     :param then: called with the state, within the same time.
     :param within: see `call_briefly`.
     """
-    answers: list[str | None] = []
 
-    def ask() -> None:
+    def ask() -> str | None:
         state = task_state(ti)
         then(state)
-        answers.append(state)
+        return state
 
-    call_briefly(ask, within)
-    return answers[0] if answers else None
+    return call_briefly(ask, within)
 
 
-def call_briefly(call: Callable[[], None], within: float) -> None:
+def call_briefly(call: Callable[[], T], within: float) -> T | None:
     """
     Do something while a task is killed: in a bounded time, whether it succeeds or not.
 
-    In a thread of its own: the kill may have interrupted a call to Airflow's supervisor, which holds a lock.
+    It runs in another thread, because the kill may have interrupted a call to Airflow's supervisor, which
+    holds a lock.
 
-    :param within: the seconds that are left for it. It gets 1.5 s at most.
+    :param within: the seconds that it may take. It gets 1.5 s at most.
     """
     with suppress(Exception):
-        begin(call).result(min(within, _CALL_TIME))
+        return begin(call).result(min(within, _CALL_TIME))
+    return None
 
 
 def was_ended_by_user(state: str | None) -> bool:

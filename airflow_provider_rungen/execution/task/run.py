@@ -184,24 +184,21 @@ class TaskRun(Generic[Options]):
                 event = self.context["outlet_events"][outlet]
                 event.extra = {**event.extra, **outcome.extra()}
 
-    def known_outcome(self) -> TaskOutcome | None:
-        """Return what is known of a task that did not get to its end, or has nothing else to report."""
-        outcome = TaskOutcome(self.known_app_id, self.job_ids) if self.known_app_id else None
-        return outcome and self._with_usage(outcome)
-
     def _with_usage(self, outcome: TaskOutcome) -> TaskOutcome:
         usage = self.usage_report.value()
         return outcome if usage is None else replace(outcome, usage=usage)
 
     def lineage(self) -> OperatorLineage[Any, Any] | None:
         """Return what was read and stored; ``None`` where OpenLineage's provider is not installed."""
-        outcome, base_url = self.outcome or self.known_outcome(), ""
+        # a task that failed, or has nothing else to report, is about its app
+        known = TaskOutcome(self.known_app_id, self.job_ids) if self.known_app_id else None
+        outcome, base_url = self.outcome or known, ""
         if outcome is not None:
             try:
                 base_url = self.hook.settings.base_url
             except RunGenError:
                 outcome = None
-        return lineage_of(outcome, base_url)
+        return lineage_of(outcome and self._with_usage(outcome), base_url)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +24,7 @@ class Usage:
     """What is known of the jobs that one attempt ran or collected."""
 
     def __init__(self) -> None:
-        # whether each job completed; None while it is not known to be over
+        # whether each job completed; None while its end is not known
         self._jobs: dict[str, bool | None] = {}
         self._reused: set[str] = set()
         self._seconds: dict[str, float] = {}
@@ -36,7 +35,7 @@ class Usage:
             self._jobs.setdefault(job_id, None)
 
     def note(self, job: Job) -> None:
-        """Note a job that is over."""
+        """Note a job that has ended."""
         self.note_end(job.id, is_completed=job.status is JobStatus.COMPLETED, seconds=job.execution_time)
 
     def note_end(self, job_id: str, *, is_completed: bool, seconds: float | None = None) -> None:
@@ -77,8 +76,7 @@ class UsageReport:
         self.used: Callable[[], Mapping[str, Any] | None] = lambda: None
         self._guard = guard
         self._push = push
-        self._counted: Counter[str] = Counter()
-        self._reported: Mapping[str, Any] | None = None
+        self._reported: Mapping[str, Any] = {}
         # whether Airflow calls on_kill next, since execution_timeout has passed
         self._is_timing_out = False
 
@@ -106,17 +104,15 @@ class UsageReport:
         used = self.used()
         if used is None or used == self._reported:
             return
-        self._reported = used
+        before, self._reported = self._reported, used
         if used["jobs"] or used["reused"]:
             log.info("Used %s", format_usage(used))
         for name, value in used.items():
-            count = round(value or 0)
-            metrics.incr(f"usage.{name}", count - self._counted[name])
-            self._counted[name] = count
+            metrics.incr(f"usage.{name}", round(value or 0) - round(before.get(name) or 0))
         self._push(USAGE_KEY, dict(used), "what the jobs used")
 
     def push_at_kill(self) -> None:
-        """Report after the cancels if the time of the task is over: else another attempt may follow."""
+        """Report after the cancels if the task timed out. Otherwise another attempt may follow."""
         if self._is_timing_out:
             attempts.call_briefly(self.push, self._guard.time_left())
 
