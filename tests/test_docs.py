@@ -13,7 +13,7 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -32,7 +32,6 @@ from airflow_provider_rungen import (
     operators,
     sensors,
 )
-from airflow_provider_rungen._airflow import AIRFLOW_VERSION
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.emulator.__main__ import _parser as emulator_arguments
 from airflow_provider_rungen.emulator.faults import OPERATIONS
@@ -51,8 +50,6 @@ EXTERNAL = {
     "https://jsonlines.org",
     "https://github.com/apache/airflow/pull/73298",
 }
-# By module, the packages that a page may need and that not every environment has.
-OPTIONAL = {"airflow.providers.http": "apache-airflow-providers-http", "duckdb": "duckdb", "pandas": "pandas"}
 PORT = "http://127.0.0.1:8765"
 BUCKETS = ("s3://my-bucket", "s3://bucket", "s3://aws_default@pictures")
 pytestmark = pytest.mark.timeout(600)  # the first test runs all pages: half a minute on an idle machine
@@ -217,24 +214,16 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
         return Shown(tmp_path_factory.mktemp("pages"), emulator)
 
 
-def _skip_what_needs_more(block: Block) -> None:
-    if "photos_by_day" in block.text and AIRFLOW_VERSION < (3, 2):
-        pytest.skip("runs have no partition")
-    for module, package in OPTIONAL.items():
-        if re.search(rf"^ *(?:import|from) {module}\b", block.text, re.MULTILINE) and not find_spec(module):
-            pytest.skip(f"needs {package}")
-
-
 @blocks("python")
 def test_python_does_what_it_shows(block: Block, shown: Shown) -> None:
-    _skip_what_needs_more(block)
+    if "airflow.providers.http" in block.text:
+        pytest.importorskip("airflow.providers.http")
     failure = shown.outcomes[block.name]
     assert not failure, failure + shown.log.partition(f"===== {block.name}\n")[2][:20_000]
 
 
 @pytest.mark.parametrize("block", LEDGERS, ids=[block.name for block in LEDGERS])
 def test_a_second_run_of_a_dag_with_a_ledger_buys_nothing(block: Block, shown: Shown) -> None:
-    _skip_what_needs_more(block)
     first, second = shown.jobs[block.name]
     assert first > 0
     assert second == 0
