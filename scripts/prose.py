@@ -1,4 +1,4 @@
-"""The prose linter of ``make lint``: finds words that may not come back, and sentences that are too long.
+"""The prose linter of ``make lint``: finds words that may not come back, and texts that are too long.
 
 Arguments: the files to check, by default the whole project. ``--counts`` prints only numbers.
 """
@@ -28,6 +28,8 @@ PAGE_SOURCES = (
     "compat/private_names.py",
 )
 MAX_WORDS = 25
+# In all pages of `docs`, as `wc -w` counts them.
+MAX_DOCS_WORDS = 25_000
 
 # What may not come back, as a pattern, and what to use.
 WORDS = {
@@ -130,6 +132,8 @@ def main() -> int:
     parser.add_argument("--counts", action="store_true", help="print the number of findings by file")
     options = parser.parse_args()
     findings = [found for file in options.files or project_files() for found in check(file.resolve())]
+    if not options.files:
+        findings += check_size((ROOT / "docs").rglob("*.md"))
     if options.counts:
         for file, count in sorted(Counter(found.file for found in findings).items()):
             print(f"{count:5} {file}")
@@ -253,7 +257,14 @@ def _instead_of(word: str) -> str:
     return next(chain(uses, spelled))
 
 
-# --- sentences ---
+# --- lengths ---
+
+
+def check_size(pages: Iterable[Path]) -> Iterator[Finding]:
+    """Find whether pages have more than `MAX_DOCS_WORDS` words together; tables and code count, too."""
+    words = sum(len(page.read_text().split()) for page in pages)
+    if words > MAX_DOCS_WORDS:
+        yield Finding("docs", 1, f"{words} words", f"at most {MAX_DOCS_WORDS}, with each fact once")
 
 
 def check_lengths(name: str, page: str) -> Iterator[Finding]:
