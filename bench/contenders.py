@@ -11,51 +11,45 @@ from typing import Any
 import aiohttp
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from bench.service import APP, KEY
+from bench.processes import APP, KEY
 
 OURS, POOLED, SESSION = "ours", "pooled", "session per poll"
-_OVER = ("COMPLETED", "FAILED", "CANCELED")
+_ENDED = ("COMPLETED", "FAILED", "CANCELED")
 # The package's trigger does not fire within this time after the deferral.
 _SETTLED = 60.0
 
 
 class SessionPerPollTrigger(BaseTrigger):
-    """Polls one job with a new session for each poll."""
+    """
+    Polls one job with a new session for each poll.
 
-    def __init__(self, *, url: str, app_id: str, job_id: str, poll_interval: float, delay: float) -> None:
+    :param delay: seconds before the first poll.
+    """
+
+    def __init__(self, *, url: str, job_id: str, poll_interval: float, delay: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
-        self.url = url
-        self.app_id = app_id
-        self.job_id = job_id
+        self.url = f"{url}/app/{APP}/job/{job_id}"
         self.poll_interval = poll_interval
         self.delay = delay
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        return f"{type(self).__module__}.{type(self).__qualname__}", {
-            "url": self.url,
-            "app_id": self.app_id,
-            "job_id": self.job_id,
-            "poll_interval": self.poll_interval,
-            "delay": self.delay,
-        }
+        raise NotImplementedError
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         await asyncio.sleep(self.delay)
         while True:
             status = await self._status()
-            if status in _OVER:
+            if status in _ENDED:
                 break
             await asyncio.sleep(self.poll_interval)
-        unsuccessful = [] if status == "COMPLETED" else [{"id": self.job_id, "status": status}]
-        yield TriggerEvent({"outcome": "over", "unsuccessful": unsuccessful})
+        yield TriggerEvent({"outcome": "go on", "unsuccessful": [] if status == "COMPLETED" else [status]})
 
     async def _status(self) -> str:
         async with aiohttp.ClientSession() as session:
             return await self._ask(session)
 
     async def _ask(self, session: aiohttp.ClientSession) -> str:
-        url = f"{self.url}/app/{self.app_id}/job/{self.job_id}"
-        async with session.get(url, headers={"x-api-key": KEY}) as answer:
+        async with session.get(self.url, headers={"x-api-key": KEY}) as answer:
             answer.raise_for_status()
             return str((await answer.json())["data"]["status"])
 
@@ -103,13 +97,8 @@ def make_triggers(
     chance = random.Random(0)
     trigger = PooledTrigger if kind == POOLED else SessionPerPollTrigger
     # spreads the first polls over one interval
+    delays = [chance.uniform(0, poll_interval) for _ in job_ids]
     return [
-        trigger(
-            url=url,
-            app_id=APP,
-            job_id=job_id,
-            poll_interval=poll_interval,
-            delay=chance.uniform(0, poll_interval),
-        )
-        for job_id in job_ids
+        trigger(url=url, job_id=job_id, poll_interval=poll_interval, delay=delay)
+        for job_id, delay in zip(job_ids, delays, strict=True)
     ]

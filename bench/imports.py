@@ -1,17 +1,26 @@
-"""Measures what an import costs a DAG file that has imported `airflow.sdk`."""
+"""
+Imports.
+
+What an import costs a DAG file that has imported `airflow.sdk`, in a new process, with garbage collection
+frozen. Without bytecode, what is imported after `airflow.sdk` has to be compiled. A DAG file pays for the
+operators that it names; the package alone loads none.
+"""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
+from collections.abc import Iterator
+from statistics import median
 
-from bench.service import ROOT, clean_environment
+from bench.page import Row
+from bench.processes import run_python
 
-OPERATOR = "from airflow_provider_rungen.operators import RunGenRunJobOperator"
-ALL = "from airflow_provider_rungen.operators import *"
-PACKAGE = "import airflow_provider_rungen.operators"
-HTTP = "from airflow.providers.http.operators.http import HttpOperator"
+_HTTP = "from airflow.providers.http.operators.http import HttpOperator"
+_OURS = {
+    "`airflow_provider_rungen.operators`": "import airflow_provider_rungen.operators",
+    "`RunGenRunJobOperator` from it": "from airflow_provider_rungen.operators import RunGenRunJobOperator",
+    "all operators from it": "from airflow_provider_rungen.operators import *",
+}
 # A new process, since what the benchmark itself imports would not be counted.
 _PROGRAM = """
 import airflow.sdk
@@ -26,29 +35,24 @@ print(time.perf_counter() - began)
 """
 
 
-def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Return the seconds of each round, by statement, with and without existing bytecode."""
-    seconds: dict[str, dict[str, list[float]]] = {"warm": {}, "cold": {}}
+def measure(rounds: int, scale: float) -> Iterator[Row]:
+    """Import each in turn, with and without existing bytecode."""
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(rounds + 1):
-            for temperature, of_statement in seconds.items():
-                for statement in (OPERATOR, ALL, PACKAGE, HTTP):
-                    took = _measure(folder, statement, is_cold=temperature == "cold")
-                    if number:  # the first round writes the bytecode
-                        of_statement.setdefault(statement, []).append(took)
-    return seconds
+        environment = {"AIRFLOW_HOME": folder, "PYTHONPYCACHEPREFIX": f"{folder}/bytecode"}
 
+        def seconds(statement: str, *, is_cold: bool) -> float:
+            program = _PROGRAM.format(is_cold=is_cold, folder=folder, statement=statement)
+            took: float = run_python("-c", program, **environment)
+            return took
 
-def _measure(folder: str, statement: str, *, is_cold: bool) -> float:
-    environment = clean_environment(AIRFLOW_HOME=folder, PYTHONPYCACHEPREFIX=f"{folder}/bytecode")
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    program = _PROGRAM.format(is_cold=is_cold, folder=folder, statement=statement)
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env=environment,
-    )
-    return float(done.stdout.splitlines()[-1])
+        for is_cold, words in ((False, "with bytecode"), (True, "without bytecode")):
+            statements = [*_OURS.values(), _HTTP]
+            # the first round writes the bytecode
+            each = [[seconds(one, is_cold=is_cold) for one in statements] for _ in range(rounds + 1)][1:]
+            *ours, http = (median(values) * 1000 for values in zip(*each, strict=True))
+            for what, took in zip(_OURS, ours, strict=True):
+                figure = f"{took:.1f} ms ({took / http:.2f} ×)"
+                is_reached = took <= http / 10
+                yield Row(
+                    f"{what}, {words}", figure, f"`HttpOperator`: {http:.1f} ms", "≤ a tenth", is_reached
+                )

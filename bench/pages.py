@@ -19,7 +19,8 @@ from pathlib import Path
 from urllib.parse import quote
 from urllib.request import ProxyHandler, Request, build_opener
 
-from bench.service import ROOT, Service
+from airflow_provider_rungen.emulator import Emulator
+from bench.processes import ROOT, peak_memory
 
 sys.path.append(str(ROOT / "scripts"))
 from airflow_instance import AirflowInstance
@@ -93,7 +94,7 @@ def measure(airflow: AirflowInstance, jobs: int) -> dict[str, float]:
         "pictures_cpu_s": processor_time(airflow) - after_pages,
         "version_worst_s": max(waits),
         "version_median_s": sorted(waits)[len(waits) // 2],
-        "memory_mb": max(memory(pid) for pid in servers(airflow)),
+        "memory_mb": max(peak_memory(pid) for pid in servers(airflow)) / 1e6,
     }
 
 
@@ -107,20 +108,14 @@ def processor_time(airflow: AirflowInstance) -> float:
     return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
 
 
-def memory(pid: int) -> float:
-    """Return the most memory that a process had, in megabytes."""
-    [peak] = re.findall(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(peak) / 1000
-
-
 def main(sizes: list[int]) -> None:
-    with tempfile.TemporaryDirectory() as home, Service(workers=1000) as service:
+    with tempfile.TemporaryDirectory() as home, Emulator(workers=1000) as emulator:
         dags = Path(home, "dags")
         dags.mkdir()
         for jobs in sizes:
             text = _DAG.format(jobs=jobs, folder=Path(home, str(jobs)).as_uri())
             (dags / f"bench_page_{jobs}.py").write_text(text)
-        environment = {"AIRFLOW_CONN_RUNGEN_DEFAULT": service.connection}
+        environment = {"AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection()}
         with AirflowInstance(Path(home, "airflow"), dags, environment=environment) as airflow:
             for jobs in sizes:
                 print({name: round(value, 3) for name, value in measure(airflow, jobs).items()}, flush=True)

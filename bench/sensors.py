@@ -1,4 +1,10 @@
-"""Measures many sensors in a real Airflow: the processor time of each way to wait."""
+"""
+Sensors.
+
+Processor time of the machine for 50 sensors that wait at the same time, each for a job of 30 s, in an
+`airflow standalone` on PostgreSQL. Counted is the work of all processes from the submission of the jobs to
+the end of the run, without what they work in the same time when Airflow runs nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +12,37 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from statistics import median
 
-from bench.service import ROOT, Service
+from airflow_provider_rungen.emulator import Emulator
+from bench.page import Row
+from bench.processes import ROOT, submit
 
 sys.path.append(str(ROOT / "scripts"))
 from airflow_instance import AirflowInstance
 from local_services import LocalPostgres
 
-SENSORS = 50
-JOB_SECONDS = 30.0
-POKE, DEFERRABLE, STRAIGHT = "bench_sensors_poke", "bench_sensors_deferrable", "bench_sensors_straight"
+_SENSORS = 50
+_DAGS = ("bench_sensors_straight", "bench_sensors_poke", "bench_sensors_deferrable")
 _IDLE = 30.0
 _TIMEOUT = 600
 
 
-def measure(rounds: int, count: int) -> dict[str, Any]:
-    """
-    Return the processor seconds of the machine, minus those of an idle Airflow, and the duration.
-
-    :param count: how many sensors wait, each for one job.
-    """
-    spent: dict[str, list[float]] = {}
-    took: dict[str, list[float]] = {}
+def measure(rounds: int, scale: float) -> Iterator[Row]:
+    """Run sensors in three ways, in turn."""
+    count = max(4, round(_SENSORS * scale))
+    spent: dict[str, list[float]] = {dag_id: [] for dag_id in _DAGS}
     with (
         tempfile.TemporaryDirectory() as home,
-        Service(workers=count, job_seconds=JOB_SECONDS) as service,
+        Emulator(workers=count, job_seconds=30) as emulator,
         LocalPostgres() as database,
     ):
         environment = {
             # SQLite fails with fifty workers at once: its file is locked, and parts of Airflow end
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database.url,
-            "AIRFLOW_CONN_RUNGEN_DEFAULT": service.connection,
-            "BENCH_JOBS": "1",
-            "BENCH_TASKS": "1",
+            "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
             "BENCH_SENSORS": str(count),
             # all of them start at once, which delays the answers to their workers
             "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
@@ -48,23 +50,27 @@ def measure(rounds: int, count: int) -> dict[str, Any]:
             "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": str(count),
         }
         with AirflowInstance(Path(home), ROOT / "bench" / "dags", environment=environment) as airflow:
-            for dag_id in (POKE, DEFERRABLE, STRAIGHT):
+            for dag_id in _DAGS:
                 airflow.unpause(dag_id)
             before = _busy()
             time.sleep(_IDLE)
             idle = (_busy() - before) / _IDLE
-            for _ in range(rounds):
-                for dag_id in (POKE, DEFERRABLE, STRAIGHT):
-                    before, began = _busy(), time.monotonic()
-                    ids = service.submit([{"prompt": f"job {place}"} for place in range(count)])
-                    run_id = airflow.trigger(dag_id, {"ids": ids})
-                    state = airflow.wait_for_run(dag_id, run_id, _TIMEOUT)
-                    if state != "success":
-                        raise RuntimeError(f"{dag_id}: {state}")
-                    seconds = time.monotonic() - began
-                    took.setdefault(dag_id, []).append(seconds)
-                    spent.setdefault(dag_id, []).append(_busy() - before - idle * seconds)
-    return {"sensors": count, "job_seconds": JOB_SECONDS, "idle": idle, "cpu": spent, "seconds": took}
+            for dag_id in _DAGS * rounds:
+                before, began = _busy(), time.monotonic()
+                ids = submit(emulator.service, [{"prompt": f"job {place}"} for place in range(count)])
+                state = airflow.wait_for_run(dag_id, airflow.trigger(dag_id, {"ids": ids}), _TIMEOUT)
+                if state != "success":
+                    raise RuntimeError(f"{dag_id}: {state}")
+                spent[dag_id].append(_busy() - before - idle * (time.monotonic() - began))
+    straight, poke, deferrable = (median(spent[dag_id]) for dag_id in _DAGS)
+    least = min(poke, deferrable)
+    yield Row(
+        f"{count} sensors, `start_from_trigger` and `end_from_trigger`",
+        f"{straight:.0f} s ({straight / least:.2f} ×)",
+        f"poke mode: {poke:.0f} s; deferrable: {deferrable:.0f} s",
+        "less than either",
+        straight < least,
+    )
 
 
 def _busy() -> float:

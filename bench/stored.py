@@ -8,7 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.service import ROOT, Service
+from airflow_provider_rungen.emulator import Emulator
+from bench.processes import APP, ROOT
 
 sys.path.append(str(ROOT / "scripts"))
 from distributed_airflow import DistributedAirflow
@@ -31,13 +32,13 @@ _ROWS = {
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, Service(workers=0) as service:
+    with tempfile.TemporaryDirectory() as folder, Emulator(workers=0) as emulator:
         dags = Path(folder) / "dags"
         dags.mkdir()
         inputs = Path(folder) / "inputs.jsonl"
         inputs.write_text("".join(json.dumps({"prompt": f"job {place}"}) + "\n" for place in range(JOBS)))
         (dags / "stored.py").write_text(_DAG.format(inputs=inputs.as_uri()))
-        environment = {"AIRFLOW_CONN_RUNGEN_DEFAULT": service.connection}
+        environment = {"AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection()}
         with DistributedAirflow(
             Path(folder) / "home", dags, environment=environment, workers=1, triggerers=1
         ) as airflow:
@@ -49,8 +50,8 @@ def main() -> None:
                 time.sleep(1)
             print(f"deferred after {time.monotonic() - began:.0f} s on worker-1")
             _tell(airflow)
-            service.scale(JOBS)
-            print(airflow.wait_for_run("stored", run_id, _TIMEOUT), service.requests())
+            emulator.service.scale(APP, JOBS)
+            print(airflow.wait_for_run("stored", run_id, _TIMEOUT), emulator.service.stats()["requests"])
             _tell(airflow)
 
 

@@ -1,127 +1,126 @@
-"""Measures tables of which most rows were paid for before. As a program, it runs one task."""
+"""
+Tables of which rows were paid for before.
+
+A table runs as a task does, without Airflow's database, in a process of its own. The stored jobs, with one
+small file each, are written before. The bare loop reads the table, and for each row the entry of the
+ledger, the manifest and the size of the file. Memory is the most that the process held in the worst round,
+imports of Airflow included.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from bench.child import peak_memory, run_module
-from bench.remembered import FILE_NAME, remember
-from bench.service import APP, Service
+from airflow_provider_rungen.emulator import Emulator
+from bench.page import Row
+from bench.processes import APP, peak_memory, run_python
 
 TABLE, BATCH, BARE = "table", "batch", "bare"
 CHANGED_SHARE = 0.01
 _ROWS_AT_A_TIME = 10_000
+_FILE_NAME, _FILE = "0-output.png", b"a picture"
+_CREATED_AT = "2026-11-01T12:00:00+00:00"
 
 
-def measure(rounds: int, *, reused_rows: int, changed_rows: int) -> dict[str, list[dict[str, Any]]]:
+def measure(rounds: int, scale: float) -> Iterator[Row]:
+    """Run tables whose outputs are stored, in turn with what they are compared with."""
+    yield from _all_reused(rounds, round(100_000 * scale))
+    yield from _few_changed(rounds, round(10_000 * scale))
+
+
+def _all_reused(rounds: int, rows: int) -> Iterator[Row]:
+    with Emulator() as emulator, tempfile.TemporaryDirectory() as folder:
+        _write_table(Path(folder), rows)
+        _run("remember", folder, emulator)
+        runs = [[_run(kind, folder, emulator) for kind in (TABLE, BARE)] for _ in range(rounds)]
+    seconds, bare = (median(run["seconds"] for run in found) for found in zip(*runs, strict=True))
+    peak, bare_peak = (max(run["peak"] for run in found) / 1e6 for found in zip(*runs, strict=True))
+    requests = max(run["requests"] for run, _ in runs)
+    yield Row(
+        f"{rows:,} rows in Parquet, all stored already",
+        f"{seconds:.1f} s ({seconds / bare:.1f} ×)",
+        f"a bare loop over the same files, without checks: {bare:.1f} s",
+        "≤ 60 s",
+        seconds <= 60,
+    )
+    yield Row("memory for the same", f"{peak:.0f} MB", f"{bare_peak:.0f} MB", "< 300 MB", peak < 300)
+    yield Row("requests for the same", f"{requests:.0f}", "", "1", requests == 1)
+
+
+def _few_changed(rounds: int, rows: int) -> Iterator[Row]:
+    with Emulator(workers=rows, job_seconds=0) as emulator, tempfile.TemporaryDirectory() as folder:
+        _write_table(Path(folder), rows)
+        _run(TABLE, folder, emulator)
+        runs = []
+        for night in range(1, rounds + 1):
+            _write_table(Path(folder), rows, night)
+            runs.append([_run(kind, folder, emulator) for kind in (TABLE, BATCH)])
+    table, batch = (
+        [median(run[name] for run in found) for name in ("seconds", "requests", "jobs")]
+        for found in zip(*runs, strict=True)
+    )
+    yield Row(
+        f"{rows:,} rows of which 1 % changed, jobs of 0 s",
+        "{:.1f} s, {:,.0f} requests, {:,.0f} jobs".format(*table),
+        "`RunGenRunBatchOperator` and `RunGenCollectResultsOperator`: "
+        "{:.1f} s, {:,.0f} requests, {:,.0f} jobs".format(*batch),
+        "1 % of the jobs",
+        table[2] == round(rows * CHANGED_SHARE),
+    )
+
+
+def _run(kind: str, folder: str, emulator: Emulator) -> dict[str, Any]:
+    """Run a task, and return what it took."""
+    emulator.service.reset()
+    environment = {"AIRFLOW_HOME": f"{folder}/home"}
+    environment["AIRFLOW_CONN_RUNGEN_DEFAULT"] = emulator.airflow_connection()
+    found: dict[str, Any] = run_python("-m", "bench.tables", kind, folder, **environment)
+    sent = emulator.service.stats()["requests"]
+    return {**found, "requests": sum(sent.values()), "jobs": sent.get("run", 0)}
+
+
+def _write_table(folder: Path, rows: int, night: int = 0) -> None:
     """
-    Run tables whose outputs are stored, in turn with what they are compared with.
+    Write the table, as Parquet.
 
-    :param reused_rows: the rows of a table of which none has changed.
-    :param changed_rows: the rows of a table of which a few have changed.
+    :param night: every so often, a row is another one than in the nights before.
     """
-    return {"reused": _all_reused(rounds, reused_rows), "changed": _few_changed(rounds, changed_rows)}
+    import pyarrow as pa
+    from pyarrow import parquet
 
-
-def _all_reused(rounds: int, rows: int) -> list[dict[str, Any]]:
-    with Service() as service, tempfile.TemporaryDirectory() as folder:
-        task = _Task(service, Path(folder))
-        task.write_table(rows)
-        task.run("remember")
-        return [task.run(kind) for _ in range(rounds) for kind in (TABLE, BARE)]
-
-
-def _few_changed(rounds: int, rows: int) -> list[dict[str, Any]]:
-    runs = []
-    with Service(workers=rows, job_seconds=0) as service, tempfile.TemporaryDirectory() as folder:
-        task = _Task(service, Path(folder))
-        task.write_table(rows)
-        task.run(TABLE)
-        for number in range(1, rounds + 1):
-            task.write_table(rows, night=number)
-            runs += [task.run(kind) for kind in (TABLE, BATCH)]
-    return runs
-
-
-class _Task:
-    """A table, and where tasks put what they make of it."""
-
-    def __init__(self, service: Service, folder: Path) -> None:
-        self._service = service
-        self._folder = folder
-        self._rows = 0
-
-    def write_table(self, rows: int, night: int = 0) -> None:
-        """
-        Write the table, as Parquet.
-
-        :param night: every so often, a row is another one than in the nights before.
-        """
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        self._rows = rows
-        every = round(1 / CHANGED_SHARE)
-        titles = [
-            f"product {number}" + (f" of night {night}" if night and number % every == 0 else "")
-            for number in range(rows)
-        ]
-        columns = {
-            "sku": [f"sku-{number:06}" for number in range(rows)],
-            "title": titles,
-            "color": [("red", "blue", "green")[number % 3] for number in range(rows)],
-            "price": [number / 7 for number in range(rows)],
-        }
-        parquet.write_table(pa.table(columns), self._folder / "table.parquet")
-
-    def run(self, kind: str) -> dict[str, Any]:
-        """Run a task, and return what it took."""
-        before = self._service.requests()
-        found = run_module(
-            "bench.tables",
-            *(kind, str(self._folder)),
-            AIRFLOW_HOME=str(self._folder / "home"),
-            AIRFLOW_CONN_RUNGEN_DEFAULT=self._service.connection,
-        )
-        after = self._service.requests()
-        sent = {name: count - before.get(name, 0) for name, count in after.items()}
-        return {
-            "kind": kind,
-            "rows": self._rows,
-            **found,
-            "requests": sum(sent.values()),
-            "jobs": sent.get("run", 0),
-        }
+    every = round(1 / CHANGED_SHARE)
+    titles = [
+        f"product {number}" + (f" of night {night}" if night and number % every == 0 else "")
+        for number in range(rows)
+    ]
+    columns = {
+        "sku": [f"sku-{number:06}" for number in range(rows)],
+        "title": titles,
+        "color": [("red", "blue", "green")[number % 3] for number in range(rows)],
+        "price": [number / 7 for number in range(rows)],
+    }
+    parquet.write_table(pa.table(columns), folder / "table.parquet")
 
 
 # --- in the process of a task ---
 
 
-class _TaskInstance:
-    """What an operator needs of Airflow's task instance, without a database."""
+def _make_context() -> Any:
+    from airflow_provider_rungen.emulator.fakes import FakeTaskInstance
 
-    dag_id = "bench"
-    task_id = "task"
-    map_index = -1
-    try_number = 1
-    max_tries = 0
-
-    def __init__(self) -> None:
-        self.run_id = f"run {time.time_ns()}"
-        self._pushed: dict[str, Any] = {}
-
-    def xcom_push(self, key: str, value: Any, **_: Any) -> None:
-        self._pushed[key] = value
-
-    def xcom_pull(self, key: str, **_: Any) -> Any:
-        return self._pushed.get(key)
+    ti = FakeTaskInstance()
+    ti.run_id = f"run {time.time_ns()}"
+    return {"ti": ti}
 
 
 def _picture(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,8 +148,7 @@ def _run_table(folder: Path) -> None:
         results=(folder / "results.parquet").as_uri(),
         ledger=Ledger((folder / "ledger").as_uri()),
     )
-    context: Any = {"ti": _TaskInstance()}
-    summary = task.execute(context)
+    summary = task.execute(_make_context())
     if summary["completed"] != summary["rows"]:
         raise RuntimeError(f"a table ended with {summary}")
 
@@ -159,8 +157,7 @@ def _run_batch(folder: Path) -> None:
     """Run what a DAG had before there were tables: a batch, and a task that stores what it made."""
     from airflow_provider_rungen.operators import RunGenCollectResultsOperator, RunGenRunBatchOperator
 
-    context: Any = {"ti": _TaskInstance()}
-    inputs = list(map(_picture, _table_rows(folder)))
+    context, inputs = _make_context(), list(map(_picture, _table_rows(folder)))
     job_ids = RunGenRunBatchOperator(task_id="run", inputs=inputs).execute(context)
     collect = RunGenCollectResultsOperator(
         task_id="collect", job_id=job_ids, destination=(folder / f"photos-{time.time_ns()}").as_uri()
@@ -182,15 +179,67 @@ def _run_bare(folder: Path) -> None:
         entry = json.loads((ledger / key[:2] / f"{key}.json").read_bytes())
         manifest = json.loads((folder / "photos" / entry["job_id"] / "manifest.json").read_bytes())
         [output] = manifest["outputs"]
-        if os.stat(folder / "photos" / entry["job_id"] / FILE_NAME).st_size != output["size"]:
+        if os.stat(folder / "photos" / entry["job_id"] / _FILE_NAME).st_size != output["size"]:
             raise RuntimeError(f"{output['uri']} is not complete")
         found.append({"sku": row["sku"], "job_id": entry["job_id"], "output": output["uri"]})
     parquet.write_table(pa.Table.from_pylist(found), folder / "bare.parquet")
 
 
 def _remember_all(folder: Path) -> None:
-    inputs = map(_picture, _table_rows(folder))
-    remember((folder / "ledger").as_uri(), (folder / "photos").as_uri(), _model(), inputs)
+    """Store a job with one file for each row, and remember it in the ledger, as an earlier run does."""
+    from airflow_provider_rungen.execution.archive.storage import Storage
+    from airflow_provider_rungen.execution.archive.threads import batches
+    from airflow_provider_rungen.execution.ledger.book import LedgerBook
+    from airflow_provider_rungen.operators import Ledger
+
+    storage = Storage((folder / "photos").as_uri()).prepare()
+    book = LedgerBook(Ledger((folder / "ledger").as_uri()), _model(), "b" * 36)
+    book.open()
+    for inputs in batches(map(_picture, _table_rows(folder)), _ROWS_AT_A_TIME):
+        files: dict[Any, bytes] = {}
+        jobs = {}
+        for job_input in inputs:
+            key = book.key(job_input)
+            jobs[key] = _add_job(storage, str(uuid.uuid5(uuid.NAMESPACE_OID, key)), job_input, files)
+        storage.write_all(files)
+        book.add_done(jobs)
+
+
+def _add_job(storage: Any, job_id: str, job_input: Mapping[str, Any], files: dict[Any, bytes]) -> Any:
+    """Add the files of a job to those that are written, and return the job."""
+    from airflow_provider_rungen.execution.archive.manifests import MANIFEST, manifest_text
+    from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+
+    uri = storage.uri_of(job_id, _FILE_NAME)
+    output = {
+        "uri": uri,
+        "size": len(_FILE),
+        "sha256": hashlib.sha256(_FILE).hexdigest(),
+        "content_type": "image/png",
+    }
+    manifest = {
+        "job_id": job_id,
+        "app_id": APP,
+        "complete": True,
+        "status": "COMPLETED",
+        "created_at": _CREATED_AT,
+        "execution_time": 2.0,
+        "landed_at": _CREATED_AT,
+        "input": job_input,
+        "result": {"images": [uri]},
+        "outputs": [{**output, "at": "result.images[0]"}],
+    }
+    files[job_id, _FILE_NAME] = _FILE
+    files[job_id, MANIFEST] = manifest_text(manifest)
+    return StoredJob(
+        app_id=APP,
+        job_id=job_id,
+        manifest=storage.uri_of(job_id, MANIFEST),
+        outputs=[output],
+        result=manifest["result"],
+        execution_seconds=2.0,
+        created_at=_CREATED_AT,
+    )
 
 
 def _model() -> str:

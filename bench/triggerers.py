@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.service import ROOT, Service
+from airflow_provider_rungen.emulator import Emulator
+from bench.processes import APP, ROOT, submit
 from bench.watching import Load
 
 sys.path.append(str(ROOT / "scripts"))
@@ -72,11 +73,11 @@ class Spent:
 
 def measure(sizes: Sequence[int], triggerers: int) -> None:
     """Measure triggerers that wait for given numbers of jobs, and print the resources they use."""
-    with tempfile.TemporaryDirectory() as folder, Service(workers=0) as service:
+    with tempfile.TemporaryDirectory() as folder, Emulator(workers=0) as emulator:
         dags = Path(folder) / "dags"
         dags.mkdir()
         environment = {
-            "AIRFLOW_CONN_RUNGEN_DEFAULT": service.connection,
+            "AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection(),
             "AIRFLOW__TRIGGERER__CAPACITY": str(max(sizes)),
             "AIRFLOW__SCHEDULER__MAX_TIS_PER_QUERY": "500",
             "AIRFLOW__CORE__MAX_MAP_LENGTH": str(max(sizes)),
@@ -93,47 +94,50 @@ def measure(sizes: Sequence[int], triggerers: int) -> None:
             idle = {"cpu_waiting": (after.seconds - before.seconds) / _WATCHED, "memory": after.memory}
             print(json.dumps({"triggerers": triggerers, "jobs": 0, **idle}), flush=True)
             for size in sizes:
-                print(json.dumps(_one(airflow, service, dags, size, triggerers)), flush=True)
+                print(json.dumps(_one(airflow, emulator, dags, size)), flush=True)
 
 
-def _one(airflow: DistributedAirflow, service: Service, dags: Path, size: int, count: int) -> dict[str, Any]:
-    service.scale(0)
-    load = Load(size)
-    ids = service.submit(load.inputs(0))
-    dag_id = f"wait_{size}_{count}"
+def _one(airflow: DistributedAirflow, emulator: Emulator, dags: Path, size: int) -> dict[str, Any]:
+    service, load = emulator.service, Load(size)
+    service.scale(APP, 0)
+    ids = submit(service, load.inputs(0))
+    dag_id = f"wait_{size}"
+
+    def asked() -> int:
+        return service.count("get") + service.count("get_app")
+
     (dags / f"{dag_id}.py").write_text(_DAG.format(dag_id=dag_id, ids=ids))
     airflow.unpause(dag_id, 180)
     run_id = airflow.trigger(dag_id)
     first, began = Spent.by(airflow), time.monotonic()
     _defer(airflow, dag_id, run_id, ids)
-    while _held(airflow) < size:
+    while sum(_shares(airflow)) < size:
         if time.monotonic() - began > _TIMEOUT:
-            raise RuntimeError(f"only {_held(airflow)} of {size} triggers were started")
+            raise RuntimeError(f"triggers were not started in time: {_shares(airflow)} of {size}")
         time.sleep(1)
     time.sleep(_SETTLING)
-    asked, before = service.requests(), Spent.by(airflow)
+    asked_before, before = asked(), Spent.by(airflow)
     time.sleep(_WATCHED)
-    waiting, after = service.requests(), Spent.by(airflow)
-    shares = sorted(len(airflow.triggers_of(name)) for name in airflow.parts("triggerer"))
-    service.scale(load.workers)
+    asked_waiting, after = asked(), Spent.by(airflow)
+    shares = _shares(airflow)
+    service.scale(APP, load.workers)
     released = time.monotonic()
     state = airflow.wait_for_run(dag_id, run_id, _TIMEOUT)
     if state != "success":
         raise RuntimeError(f"{dag_id}: {state}")
-    drained, end = service.requests(), Spent.by(airflow)
+    end = Spent.by(airflow)
     return {
-        "triggerers": count,
         "jobs": size,
         "shares": shares,
         "cpu_per_begin": (before.seconds - first.seconds) / size,
         "cpu_waiting": (after.seconds - before.seconds) / _WATCHED,
         "cpu_waiting_running": (after.running - before.running) / _WATCHED,
         "memory": after.memory,
-        "requests_waiting": (_asked(waiting) - _asked(asked)) / _WATCHED,
-        "requests_per_job": (_asked(drained) - _asked(waiting)) / size,
+        "requests_waiting": (asked_waiting - asked_before) / _WATCHED,
+        "requests_per_job": (asked() - asked_waiting) / size,
         "cpu_per_end": (end.seconds - after.seconds) / size,
         "seconds_to_drain": time.monotonic() - released,
-        "late": _lateness(airflow, service, ids, dag_id),
+        "late": _lateness(airflow, emulator, ids, dag_id),
     }
 
 
@@ -149,17 +153,14 @@ def _defer(airflow: DistributedAirflow, dag_id: str, run_id: str, ids: Sequence[
     airflow.run(sys.executable, ROOT / "bench" / "defer.py", given=json.dumps(given))
 
 
-def _held(airflow: DistributedAirflow) -> int:
-    return sum(len(airflow.triggers_of(name)) for name in airflow.parts("triggerer"))
+def _shares(airflow: DistributedAirflow) -> list[int]:
+    """Return how many triggers each triggerer runs."""
+    return sorted(len(airflow.triggers_of(name)) for name in airflow.parts("triggerer"))
 
 
-def _asked(requests: dict[str, int]) -> int:
-    return requests.get("get", 0) + requests.get("get_app", 0)
-
-
-def _lateness(airflow: DistributedAirflow, service: Service, ids: Sequence[str], dag_id: str) -> float:
+def _lateness(airflow: DistributedAirflow, emulator: Emulator, ids: Sequence[str], dag_id: str) -> float:
     """Return the 95th percentile of the seconds from a job's end to its task's end."""
-    finished = {job["id"]: job["finished"] for job in service.jobs()}
+    finished = {job["id"]: job["finished"] for job in emulator.service.jobs()}
     rows = airflow.database.query(
         "SELECT map_index, extract(epoch FROM end_date) FROM task_instance "  # noqa: S608 - a DAG of ours
         f"WHERE dag_id = '{dag_id}'"

@@ -1,7 +1,6 @@
 """``python -m bench.waiter``: a process that waits for jobs like the triggerer, and measures itself.
 
-It prints ``ready`` after its imports, reads the ids of the jobs from its input, and writes the measurements
-to a file.
+It prints ``ready`` after its imports, reads the ids of the jobs from its input, and prints the measurements.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
 
-BEAT = 0.005
+_BEAT = 0.005
 _SAMPLE_EVERY = 0.5
 _IDLE_SECONDS = 2.0
 
@@ -32,10 +31,10 @@ def memory() -> int:
 
 
 async def beat(gaps: list[float]) -> None:
-    """Record the seconds between two beats, which should be `BEAT`."""
+    """Record the seconds between two beats."""
     before = time.perf_counter()
     while True:
-        await asyncio.sleep(BEAT)
+        await asyncio.sleep(_BEAT)
         now = time.perf_counter()
         gaps.append(now - before)
         before = now
@@ -58,14 +57,13 @@ async def wait(
 ) -> list[tuple[float, Any]]:
     """Run triggers as the triggerer does, and measure their cost."""
     samples: list[tuple[float, int]] = []
-    aside = [asyncio.create_task(sample(samples))]
     gaps: list[float] = []
+    aside = [asyncio.create_task(sample(samples))]
     if with_heart:
-        heart = asyncio.create_task(beat(gaps))
+        aside.append(asyncio.create_task(beat(gaps)))
         await asyncio.sleep(_IDLE_SECONDS)
         result["idle_gap"] = max(gaps)
         gaps.clear()
-        aside.append(heart)
     cpu, began = time.process_time(), time.time()
     tasks = []
     for trigger in triggers:
@@ -74,27 +72,21 @@ async def wait(
         tasks.append(asyncio.create_task(first_event(trigger)))
     events = await asyncio.gather(*tasks)
     result["cpu"] = time.process_time() - cpu
-    result["seconds"] = time.time() - began
     for task in aside:
         task.cancel()
     first = min(at for at, _ in events)
-    result["memory_waiting"] = max((held for at, held in samples if began < at < first), default=memory())
-    result["memory_most"] = max(held for _, held in samples)
-    if gaps:
-        result["gap"] = max(gaps)
-        result["gaps_over_50_ms"] = sum(gap > 0.05 for gap in gaps)
+    result["waiting"] = max((held for at, held in samples if began < at < first), default=memory())
+    result["gap"] = max(gaps, default=0.0)
     return events
 
 
 async def main(settings: dict[str, Any]) -> dict[str, Any]:
-    importlib.import_module(
-        "airflow.jobs.triggerer_job_runner"
-    )  # everything that the triggerer imports itself
-    result: dict[str, Any] = {"memory_before": memory()}
+    # everything that the triggerer imports itself
+    importlib.import_module("airflow.jobs.triggerer_job_runner")
+    result: dict[str, Any] = {"before": memory()}
     from bench.contenders import OURS, PooledTrigger, make_triggers
 
-    kind = settings["kind"]
-    if kind == OURS:
+    if settings["kind"] == OURS:
         import airflow_provider_rungen.triggers  # noqa: F401 - its import is not what is measured
         from airflow_provider_rungen.client.senders import AsyncSender
         from airflow_provider_rungen.client.settings import Settings
@@ -104,28 +96,19 @@ async def main(settings: dict[str, Any]) -> dict[str, Any]:
     # garbage collection skips the imported objects, for all contenders alike
     gc.collect()
     gc.freeze()
-    result["memory_ready"] = memory()
+    result["ready"] = memory()
     logging.disable(logging.WARNING)
     print("ready", flush=True)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the parent reads no further
     job_ids = json.loads(sys.stdin.readline())
-    triggers = make_triggers(
-        kind,
-        job_ids,
-        url=settings["url"],
-        poll_interval=settings["poll_interval"],
-        is_settled=settings["is_settled"],
-    )
-    events = await wait(triggers, result, with_heart=settings["with_heart"])
+    with_heart = settings.pop("with_heart")
+    events = await wait(make_triggers(job_ids=job_ids, **settings), result, with_heart=with_heart)
     await PooledTrigger.close()
-    result["events"] = {
-        job_id: [at, payload["outcome"], [job["status"] for job in payload.get("unsuccessful", ())]]
-        for job_id, (at, payload) in zip(job_ids, events, strict=True)
-    }
+    for _, payload in events:
+        if payload["outcome"] != "go on" or payload["unsuccessful"]:
+            raise RuntimeError(f"a job did not complete: {payload}")
+    result["events"] = {job_id: at for job_id, (at, _) in zip(job_ids, events, strict=True)}
     return result
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    measured = asyncio.run(main(given))
-    Path(given["output"]).write_text(json.dumps(measured))
+    print("\n" + json.dumps(asyncio.run(main(json.loads(sys.argv[1])))))

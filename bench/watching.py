@@ -1,4 +1,18 @@
-"""Measures contenders that wait for the same load, each with its own service and process, concurrently."""
+"""
+Waiting for 1,000 jobs of 10 to 60 s.
+
+- **Each job polled** are two triggers written for this page, as many providers have them: ask for the one
+  job, sleep for the interval of 5 s, ask again; over one shared session, or with a session opened for each
+  poll. Their first polls are spread over one interval, and they do not look up an Airflow connection.
+- **In order**: an app with a worker for every 20 jobs, first come, first served. The jobs end evenly
+  between 10 and 60 s. **In any order**: all jobs run at once, each for a time between 10 and 60 s by
+  chance.
+- The three wait side by side, each in a process and with an emulator of its own. The emulator counts the
+  requests, and knows when a job ended.
+- Processor time is that of the waiting process, from the start of the first trigger to the last event,
+  without imports and with logging turned off. Memory is what the process holds when all wait, more than
+  after it imported what the triggerer imports.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +23,21 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from statistics import median
 from typing import Any
 
-from bench.service import ROOT, Service, clean_environment
+from airflow_provider_rungen.emulator import Emulator
+from bench.contenders import OURS, POOLED, SESSION
+from bench.page import Row
+from bench.processes import APP, ROOT, clean_environment, submit
 
-QUEUE, AT_ONCE = "queue", "at once"
 _ROUNDS_OF_QUEUE = 20
 # The package's trigger does not fire within this time, see its SETTLING_TIME.
 _SETTLING = 7.0
+INTERVAL = 5.0
 
 
 @dataclass(frozen=True)
@@ -30,25 +45,25 @@ class Load:
     """
     Jobs that end between ``first`` and ``last`` seconds.
 
-    :param order: ``queue``: workers take one job after the other, so that they end in the order of
-        submission. ``at once``: all run at once, for random times.
+    :param in_order: whether workers take one job after the other, so that they end in the order of
+        submission. Otherwise all run at once, for random times.
     """
 
     jobs: int = 1000
-    order: str = QUEUE
+    in_order: bool = True
     first: float = 10.0
     last: float = 60.0
 
     @property
     def workers(self) -> int:
-        return self.jobs if self.order == AT_ONCE else max(1, self.jobs // _ROUNDS_OF_QUEUE)
+        return max(1, self.jobs // _ROUNDS_OF_QUEUE) if self.in_order else self.jobs
 
     def inputs(self, seed: int) -> list[dict[str, Any]]:
         chance = random.Random(seed)
         length = (self.last - self.first) / _ROUNDS_OF_QUEUE
         seconds = []
         for place in range(self.jobs):
-            if self.order == AT_ONCE:
+            if not self.in_order:
                 seconds.append(chance.uniform(self.first, self.last))
             elif place < self.workers:
                 seconds.append(self.first + length * place / self.workers)
@@ -65,140 +80,114 @@ class Plan:
     """
     One contender's wait for one load.
 
-    :param counters: the job counters of the service: ``honest``, ``frozen``, ``zero`` or ``absent``.
-    :param big: the bytes of the first job's answer; 0 for the usual few.
-    :param is_big_of_numbers: whether this answer has numbers instead of one text.
+    :param kind: the contender.
+    :param with_heart: whether a heartbeat is measured beside the triggers.
+    :param first_job: more instructions to the emulator for the first job.
     """
 
     kind: str
-    load: Load = field(default_factory=Load)
-    poll_interval: float = 5.0
-    counters: str = "honest"
+    load: Load
+    poll_interval: float = INTERVAL
     with_heart: bool = False
-    big: int = 0
-    is_big_of_numbers: bool = False
-
-    def name(self) -> str:
-        return f"{self.kind}, {self.load.jobs} jobs, {self.load.order}, counters {self.counters}"
+    first_job: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run(plans: Sequence[Plan], seed: int = 0) -> list[dict[str, Any]]:
-    """Carry out plans concurrently."""
+def measure(rounds: int, scale: float) -> Iterator[Row]:
+    """Wait for jobs that end in their order, and for others that do not."""
+    kinds = (OURS, POOLED, SESSION)
+    grown: list[dict[str, Any]] = []
+    for in_order, words in ((True, "in order"), (False, "in any order")):
+        load = Load(round(1000 * scale), in_order)
+        runs = [run([Plan(kind, load) for kind in kinds], seed) for seed in range(rounds)]
+        ours, pooled, session = (
+            {name: median(each[place][name] for each in runs) for name in runs[0][place]}
+            for place in range(3)
+        )
+        grown = [ours, pooled]
+        yield Row(
+            f"requests per job, {words}",
+            f"{ours['requests']:.2f}",
+            f"each job polled: {pooled['requests']:.2f}",
+            "≤ 1.1",
+            ours["requests"] <= 1.1,
+            "The counters tell how many jobs have ended, not which: the ended ones are searched for.",
+        )
+        yield Row(
+            f"processor time, {words}",
+            f"{ours['cpu']:.2f} s ({ours['cpu'] / session['cpu']:.2f} ×)",
+            f"session per poll: {session['cpu']:.2f} s; one session: {pooled['cpu']:.2f} s",
+            "≤ a tenth of session per poll",
+            ours["cpu"] <= session["cpu"] / 10,
+            "It follows the number of requests.",
+        )
+        yield Row(
+            f"from the end of a job to its event, 95th percentile, {words}",
+            f"{ours['late']:.2f} s",
+            f"each job polled: {pooled['late']:.2f} s",
+            f"≤ {INTERVAL + 1:g} s",
+            ours["late"] <= INTERVAL + 1,
+        )
+    figures = [
+        f"{(each['waiting'] - each['before']) / 1e6:.1f} MB "
+        f"({(each['waiting'] - each['ready']) / load.jobs / 1e3:.1f} kB a task, the rest is imports)"
+        for each in grown
+    ]
+    ours, pooled = grown
+    yield Row(
+        "memory that the triggerer grows by",
+        figures[0],
+        f"each job polled: {figures[1]}",
+        "less",
+        ours["waiting"] - ours["before"] < pooled["waiting"] - pooled["before"],
+        "A waiting job is known to its trigger and to the poller, and the package is imported.",
+    )
+
+
+def run(plans: Sequence[Plan], seed: int) -> list[dict[str, float]]:
+    """Carry out plans at the same time, and return the figures of each."""
     ready = threading.Barrier(len(plans))
     with ThreadPoolExecutor(len(plans)) as pool:
         return list(pool.map(lambda plan: _carry_out(plan, seed, ready), plans))
 
 
-def _carry_out(plan: Plan, seed: int, ready: threading.Barrier) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder, Service() as service:
-        output = Path(folder) / "output.json"
+def _carry_out(plan: Plan, seed: int, ready: threading.Barrier) -> dict[str, float]:
+    inputs = plan.load.inputs(seed)
+    inputs[0]["emulator"].update(plan.first_job)
+    with tempfile.TemporaryDirectory() as home, Emulator(workers=0) as emulator:
         settings = {
             "kind": plan.kind,
-            "url": service.url,
+            "url": emulator.url,
             "poll_interval": plan.poll_interval,
             "is_settled": plan.load.first < _SETTLING,
             "with_heart": plan.with_heart,
-            "output": str(output),
         }
+        connection = {"AIRFLOW_CONN_RUNGEN_DEFAULT": emulator.airflow_connection()}
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.waiter", json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=clean_environment(AIRFLOW_HOME=folder, AIRFLOW_CONN_RUNGEN_DEFAULT=service.connection),
+            env=clean_environment(AIRFLOW_HOME=home, **connection),
         )
         try:
-            samples = _watch(plan, seed, service, process, ready)
+            assert process.stdout is not None  # noqa: S101 - for the type checker
+            while (line := process.stdout.readline()) != "ready\n":
+                if not line:
+                    raise RuntimeError(f"{plan}: the waiting process ended early")
+            ids = submit(emulator.service, inputs)
+            ready.wait(300)  # all start at the same time
+            # the heartbeat first runs alone
+            start = threading.Timer(2.0 * plan.with_heart, emulator.service.scale, (APP, plan.load.workers))
+            start.start()
+            output, _ = process.communicate(json.dumps(ids) + "\n")
+            if process.returncode:
+                raise RuntimeError(f"{plan.kind}: the waiting process ended with code {process.returncode}")
         finally:
             process.kill()
             process.wait()
-        return _summary(plan, json.loads(output.read_text()), service, samples)
-
-
-def _watch(
-    plan: Plan, seed: int, service: Service, process: subprocess.Popen[str], ready: threading.Barrier
-) -> list[tuple[float, int]]:
-    assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - for the type checker
-    while process.stdout.readline().strip() != "ready":
-        if process.poll() is not None:
-            raise RuntimeError(f"{plan.name()}: the waiting process ended early")
-    ids = service.submit(_inputs(plan, seed))
-    _lie(plan, service)
-    ready.wait(300)  # all start at the same time
-    process.stdin.write(json.dumps(ids) + "\n")
-    process.stdin.flush()
-    if plan.with_heart:
-        time.sleep(2.0)  # the heartbeat first runs alone
-    service.scale(plan.load.workers)
-    began = time.monotonic()
-    samples = []
-    while process.poll() is None:
-        samples.append((time.monotonic() - began, _asked(service.requests())))
-        time.sleep(1.0)
-    if process.returncode:
-        raise RuntimeError(f"{plan.name()}: the waiting process ended with code {process.returncode}")
-    return samples
-
-
-def _inputs(plan: Plan, seed: int) -> list[dict[str, Any]]:
-    inputs = plan.load.inputs(seed)
-    if plan.is_big_of_numbers:
-        # half of the bytes, since the answer repeats the input
-        numbers = [place / 8 for place in range(1_000_000, 1_000_000 + plan.big // 2 // 11)]
-        inputs[0]["emulator"]["result"] = numbers
-    elif plan.big:
-        inputs[0]["emulator"]["result_bytes"] = plan.big
-    return inputs
-
-
-def _lie(plan: Plan, service: Service) -> None:
-    running = min(plan.load.workers, plan.load.jobs)
-    counters = {
-        "frozen": {
-            "completed": 0,
-            "failed": 0,
-            "in_progress": running,
-            "in_queue": plan.load.jobs - running,
-            "retried": 0,
-        },
-        "zero": {"completed": 0, "failed": 0, "in_progress": 0, "in_queue": 0, "retried": 0},
-        "absent": None,
-    }
-    if plan.counters != "honest":
-        service.answer_counters(counters[plan.counters])
-
-
-def _asked(requests: Mapping[str, int]) -> int:
-    return sum(count for operation, count in requests.items() if operation != "run")
-
-
-def _summary(
-    plan: Plan, result: dict[str, Any], service: Service, samples: list[tuple[float, int]]
-) -> dict[str, Any]:
-    requests = service.requests()
-    samples.append((result["seconds"], _asked(requests)))
-    finished = {job["id"]: job["finished"] for job in service.jobs()}
-    events = result.pop("events")
-    late = [at - finished[job_id] for job_id, (at, _, _) in events.items()]
-    outcomes = Counter(" ".join([outcome, *statuses]) for _, outcome, statuses in events.values())
-    return {
-        "kind": plan.kind,
-        "jobs": plan.load.jobs,
-        "order": plan.load.order,
-        "ends_between_seconds": [plan.load.first, plan.load.last],
-        "poll_interval": plan.poll_interval,
-        "counters": plan.counters,
-        "requests": {name: count for name, count in requests.items() if name != "run"},
-        "requests_per_job": _asked(requests) / plan.load.jobs,
-        "outcomes": dict(outcomes),
-        "late": quantiles(late),
-        "requests_over_time": [[round(at, 1), count] for at, count in samples],
-        **result,
-    }
-
-
-def quantiles(values: Sequence[float]) -> list[float]:
-    """Return the percentiles 0, 1, … 100."""
-    inner = statistics.quantiles(values, n=100, method="inclusive") if len(values) > 1 else [values[0]] * 99
-    return [round(value, 4) for value in (min(values), *inner, max(values))]
+        result: dict[str, Any] = json.loads(output.splitlines()[-1])
+        asked = sum(emulator.service.stats()["requests"].values()) - len(ids)
+        finished = {job["id"]: job["finished"] for job in emulator.service.jobs()}
+        late = [at - finished[job_id] for job_id, at in result.pop("events").items()]
+        return {**result, "requests": asked / len(ids), "late": statistics.quantiles(late, n=20)[-1]}
