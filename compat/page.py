@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from compat.environments import AIRFLOWS, PRE_RELEASES, PYTHONS, ROOT, matrix
-from compat.private_names import PRIVATE_NAMES, PrivateName
 
 PAGE = ROOT / "docs" / "compatibility.md"
 RESULTS = ROOT / "docs" / "compatibility.json"
@@ -44,21 +43,6 @@ Some versions of Airflow do not work with the newest version of every package. A
 which an installation should use, take that into account. These runs use
 `compat/constraints` in the repository instead.
 """
-_PRIVATE = """
-## Undocumented names of Airflow
-
-The package uses these names, which are not part of Airflow's public interface. A release of Airflow may move
-them, so the tests look up each one on every Airflow. *from* and *before* are the versions between which the
-package uses a name.
-
-"""
-_ADDED = """
-## Added packages
-
-These packages are installed in addition to Airflow's own. Their sizes are on disk and include bytecode. Each
-run of the checks verifies the licenses of all dependencies.
-
-"""
 
 
 def load() -> dict[str, Any]:
@@ -80,11 +64,6 @@ def write(results: dict[str, Any]) -> None:
         _BOUNDS,
         _FEATURES,
         features_table(results["runs"]),
-        skips(results["runs"]),
-        _PRIVATE,
-        private_names_table(),
-        _ADDED,
-        added_table(results["runs"]),
     ]
     PAGE.write_text("".join(parts))
 
@@ -142,25 +121,6 @@ def features_table(runs: dict[str, Any]) -> str:
     return _table(rows)
 
 
-def added_table(runs: dict[str, Any]) -> str:
-    rows = [["Airflow", "packages", "megabytes", "names and licenses"]]
-    of_airflow = {run["airflow"]: run["added"] for run in runs.values() if "added" in run}
-    for airflow, packages in sorted(of_airflow.items()):
-        names = ", ".join(f"{each['name']} ({each['license']})" for each in packages) or "none"
-        megabytes = sum(each["size"] for each in packages) / 1e6
-        rows.append([airflow, str(len(packages)), f"{megabytes:.1f}", names])
-    return _table(rows)
-
-
-def private_names_table() -> str:
-    rows = [["name", "needed for", "from", "before", "seen in"]]
-    for name in PRIVATE_NAMES:
-        versions = (".".join(map(str, each)) for each in (name.since, name.before))
-        since, before = versions if name.before < PrivateName.before else (next(versions), "")
-        rows.append([f"`{name.path}`", name.use, since, before, name.seen])
-    return _table(rows)
-
-
 def _cell(seen: list[dict[str, Any]]) -> str:
     passed, failed = (sum(each.get(name, 0) for each in seen) for name in ("passed", "failed"))
     if failed:
@@ -168,19 +128,6 @@ def _cell(seen: list[dict[str, Any]]) -> str:
     if any(each.get("skipped") for each in seen):
         return "in part" if passed else "no"
     return "yes" if passed else NOT_RUN
-
-
-def skips(runs: dict[str, Any]) -> str:
-    """List the reasons for skipped tests, and where they apply."""
-    where: dict[str, list[str]] = {}
-    for name, run in runs.items():
-        for reason in run["reasons"]:
-            where.setdefault(reason, []).append(name)
-    lines = [
-        f"- {reason}: {'everywhere' if set(names) == set(runs) else ', '.join(sorted(names))}\n"
-        for reason, names in sorted(where.items())
-    ]
-    return "\nTests were skipped because:\n\n" + "".join(lines) if lines else ""
 
 
 def _outcome(run: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from compat import weight
 from compat.environments import own_dependencies
 
 
@@ -69,12 +68,10 @@ class Recorder:
             "python": platform.python_version(),
             "day": f"{datetime.now(UTC):%Y-%m-%d}",
             "dependencies": ours,
-            "added": weight.added(),
             "passed": counts["passed"],
             "failed": counts["failed"],
             "skipped": counts["skipped"],
             "failures": sorted(test for test, outcome in self._outcomes.items() if outcome == "failed"),
-            "reasons": dict(sorted(Counter(self._reasons.values()).items())),
             "features": dict(sorted(features.items())),
         }
         self.path.write_text(json.dumps(record, indent=1) + "\n")

@@ -17,6 +17,7 @@ import airflow  # noqa: E402 - it reads its settings when imported
 import airflow_provider_rungen as package  # noqa: E402
 from airflow_provider_rungen import emulator, operators  # noqa: E402
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_3_PLUS  # noqa: E402
+from airflow_provider_rungen.emulator.fakes import FakeTaskInstance  # noqa: E402
 
 # a program, what needs pytest, and what needs a newer Airflow
 _NOT_HERE = {"__main__", "pytest_plugin"} | (set() if AIRFLOW_V_3_3_PLUS else {"retries"})
@@ -38,19 +39,9 @@ def main() -> None:
         task = operators.RunGenRunJobOperator(
             task_id="run", input={"prompt": "a lighthouse"}, wait_for_completion=True, poll_interval=0.1
         )
-        context: Any = {"ti": _TaskInstance()}
+        context: Any = {"ti": FakeTaskInstance(task)}
         job_id = task.execute(context)
     print(f"ran job {job_id} on Airflow {airflow.__version__}, Python {sys.version.split()[0]}")
-
-
-class _TaskInstance:
-    """The parts of a task instance that a task uses."""
-
-    task_id, run_id, dag_id = "run", "smoke", "smoke"
-    map_index, try_number, max_tries = -1, 1, 0
-
-    def xcom_push(self, key: str, value: object) -> None:
-        print(f"XCom {key}: {value}")
 
 
 if __name__ == "__main__":

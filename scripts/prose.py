@@ -20,7 +20,7 @@ PYTHON = ("airflow_provider_rungen", "bench", "compat", "docs", "example_dags", 
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "compat/header.md", "docs/**/*.md")
 # `make bench` and `make test-compat` write these pages, with texts that all stand in these sources.
 GENERATED = ("docs/benchmarks/README.md", "docs/compatibility.md")
-PAGE_SOURCES = ("bench/page.py", "compat/page.py", "compat/private_names.py")
+PAGE_SOURCES = ("bench/page.py", "compat/page.py")
 MAX_WORDS = 25
 # In all pages of `docs`, as `wc -w` counts them.
 MAX_DOCS_WORDS = 25_000

@@ -17,7 +17,7 @@ from airflow_provider_rungen._airflow import (
     parse_version,
     place_of,
 )
-from compat.private_names import PRIVATE_NAMES, PrivateName
+from compat.private_names import look_up, names_used_on
 
 # On older versions, these are other objects than those of common-compat.
 _OTHER_FALL_BACKS = {"SET_DURING_EXECUTION"}
@@ -43,22 +43,15 @@ def test_a_name_is_the_one_that_airflow_gives_to_providers(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Airflow's web server and its libraries
-@pytest.mark.parametrize(
-    "name", [each for each in PRIVATE_NAMES if each.is_used_on(AIRFLOW_VERSION)], ids=lambda name: name.path
-)
-def test_a_private_name_is_where_it_was_seen(name: PrivateName) -> None:
-    assert name.look_up() is not None
-
-
-@pytest.mark.parametrize("name", PRIVATE_NAMES, ids=lambda name: name.path)
-def test_a_private_name_was_seen_where_it_is_used(name: PrivateName) -> None:
-    assert name.is_used_on(parse_version(name.seen))
+@pytest.mark.parametrize("name", names_used_on(AIRFLOW_VERSION))
+def test_a_private_name_is_where_it_was_seen(name: str) -> None:
+    assert look_up(name) is not None
 
 
 def test_a_private_name_that_moved_is_found_out() -> None:
     for path in ("airflow.no_such_module:Name", "airflow.exceptions:NoSuchName", "airflow.no:Name"):
         with pytest.raises((ImportError, AttributeError)):
-            PrivateName(path, "").look_up()
+            look_up(path)
 
 
 def test_type_checkers_know_the_names_of_the_table() -> None:
