@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,30 +51,6 @@ FIRST_WORDS = {
     "Tells?|Says?": "Return, log or describe",
     "Lets?": "a verb for what it does",
 }
-_IZE = (
-    "author|categor|character|custom|emphas|final|general|initial|material|maxim|minim|normal|optim|organ|"
-    "priorit|random|real|recogn|serial|special|stabil|standard|summar|synchron|token|util|visual"
-)
-_OR = "behavi|col|endeav|fav|flav|harb|hon|hum|lab|neighb|rum|vap"
-# British spellings, as a pattern, and what to replace in them.
-SPELLINGS = {
-    rf"(?:un|de|re)?(?:{_IZE})is(?:e|es|ed|er|ers|ing|able|ation|ations)": ("is", "iz"),
-    rf"(?:{_OR})our(?:s|ed|ing|ful|ite|ites|able)?": ("our", "or"),
-    "(?:cancel|fuel|label|model|signal|travel|tunnel)l(?:ed|ing|er|ers)": ("ll", "l"),
-    "analys(?:e|ed|es|ing)": ("s(?=[ei])", "z"),
-    "artefacts?": ("te", "ti"),
-    "centres?": ("re", "er"),
-    "defence": ("ce", "se"),
-    "greys?": ("ey", "ay"),
-    "licences?": ("ce(?=s?$)", "se"),
-    "whilst": ("ilst", "ile"),
-}
-# What is not checked, as a pattern, and why.
-ALLOWED = {
-    "CANCELLED": "a status that RunGen may send",
-    "ui-field-behaviour": "a key of Airflow's provider info",
-}
-
 _LOGS = {"debug", "info", "warning", "error", "exception", "critical"}
 _CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
 _COMMENT = re.compile(r"(?:^\s*|  )#[: ] *(?!noqa|type:)(.*)")
@@ -224,16 +199,14 @@ def _compile(words: Iterable[str]) -> re.Pattern[str]:
 
 
 _WORDS = [(_compile([pattern]), use) for pattern, use in WORDS.items()]
-_SPELLINGS = [(_compile([pattern]), old, new) for pattern, (old, new) in SPELLINGS.items()]
-_ANY_WORD = _compile([*WORDS, *SPELLINGS])
+_ANY_WORD = _compile(WORDS)
 _ANY_FIRST_WORD = re.compile(rf"\s*(?P<word>{'|'.join(FIRST_WORDS)})\b")
-_ANY_ALLOWED = re.compile("|".join(ALLOWED))
 
 
 def check_words(name: str, texts: Iterable[Text]) -> Iterator[Finding]:
     """Find words that may not come back; text in backticks is code."""
     for text in texts:
-        prose = _ANY_ALLOWED.sub("", _CODE.sub(_blank, text.text))
+        prose = _CODE.sub(_blank, text.text)
         if text.is_docstring and (first := _ANY_FIRST_WORD.match(prose)):
             yield Finding(name, text.line, first["word"], _instead_of_first(first["word"]))
         for found in _ANY_WORD.finditer(prose):
@@ -246,9 +219,7 @@ def _instead_of_first(word: str) -> str:
 
 
 def _instead_of(word: str) -> str:
-    uses = (use for pattern, use in _WORDS if pattern.match(word))
-    spelled = (re.sub(f"(?i){old}", new, word) for pattern, old, new in _SPELLINGS if pattern.match(word))
-    return next(chain(uses, spelled))
+    return next(use for pattern, use in _WORDS if pattern.match(word))
 
 
 # --- lengths ---

@@ -23,21 +23,13 @@ WORDS = [
     ("It waits for\never.", "for ever", "forever, or name what never ends"),
     ("A retry takes the job up.", "takes the job up", "resume"),
     ("A retry took it up.", "took it up", "resume"),
-    ("The app initialises.", "initialises", "initializes"),
-    ("Authorisation and behaviour", "Authorisation", "Authorization"),
-    ("The colours of it", "colours", "colors"),
-    ("It was Cancelled.", "Cancelled", "Canceled"),
-    ("two licences", "licences", "licenses"),
-    ("to analyse it", "analyse", "analyze"),
 ]
 FINE = [
     "It takes up to four seconds.",
-    "The field `behaviour` and ``told``",
-    "RunGen may send CANCELLED.",
-    "[a page](guides/colour.md)",
+    "The field ``told``",
+    "[a page](guides/told.md)",
     "```python\ntold = True\n```",
     "<!-- faults: begin -->\nhopeless\n<!-- faults: end -->",
-    "A precise promise of users: advise, exercise, four hours.",
     "Look at the app's jobs.",
 ]
 PROSE_OF_PYTHON = [

@@ -717,7 +717,7 @@ class TestMemory:
         assert control("POST", "reset").status == 200
         assert control("GET", "jobs").json == []
         for name, body in (
-            ("options", {"colour": 1}),
+            ("options", {"size": 1}),
             ("faults", {"x": 1}),
             ("workers", {"app_id": "none", "workers": 1}),
         ):
