@@ -355,15 +355,6 @@ def test_the_index_leads_to_each_page() -> None:
     assert {name for name in names if name.removesuffix(".md") not in toctrees.splitlines()} == set()
 
 
-def test_the_drawing_of_the_architecture_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("grimp")
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import architecture
-
-    drawing = architecture.draw(architecture.read_graph())
-    assert architecture.DRAWING.read_text() == drawing, "run python scripts/architecture.py"
-
-
 def _text(*names: str) -> str:
     return "\n".join(page.read_text() for name in names for page in sorted(DOCS.glob(name)))
 
