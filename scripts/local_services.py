@@ -11,24 +11,19 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from airflow_instance import free_ports
 
-# Debian installs each version of PostgreSQL in a folder in here.
 _POSTGRES_VERSIONS = Path("/usr/lib/postgresql")
-# Debian's packages run it to ask whether they may start their service.
-_START_POLICY = Path("/usr/sbin/policy-rc.d")
 _SETPRIV = "/usr/bin/setpriv"
-_INSTALL_TIMEOUT = 300.0
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 10.0
 
 
 class ServiceError(Exception):
-    """A service could not be installed or started; the message holds its output."""
+    """A service is not installed, or could not be started; the message says which, or holds its output."""
 
 
 class LocalService:
@@ -78,7 +73,11 @@ class LocalService:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _find_programs(self) -> None:
-        """Find the programs, and install their package if necessary."""
+        """
+        Find the programs.
+
+        :raises ServiceError: they are not installed.
+        """
         raise NotImplementedError
 
     def _start(self) -> None:
@@ -159,10 +158,11 @@ class LocalPostgres(LocalService):
         return {"PATH": os.environ["PATH"], "PGPASSWORD": self.password}
 
     def _find_programs(self) -> None:
-        if not (versions := _postgres_versions()):
-            _install("postgresql")
-            versions = _postgres_versions()
-        self._programs = versions[-1] / "bin"
+        # Debian installs each version in a folder of its own
+        found = sorted(_POSTGRES_VERSIONS.glob("*/bin/initdb"), key=lambda path: float(path.parents[1].name))
+        if not found:
+            raise ServiceError("PostgreSQL is missing: apt-get install postgresql")
+        self._programs = found[-1].parent
 
     def _start(self) -> None:
         data, password = self.folder / "data", self.folder / "password"
@@ -204,7 +204,7 @@ class LocalRedis(LocalService):
 
     def _find_programs(self) -> None:
         if not shutil.which("redis-server"):
-            _install("redis-server")
+            raise ServiceError("Redis is missing: apt-get install redis-server")
 
     def _start(self) -> None:
         # through its input, since all users can read the arguments of a process
@@ -221,48 +221,3 @@ class LocalRedis(LocalService):
         environment = {"PATH": os.environ["PATH"], "REDISCLI_AUTH": self.password}
         command = ["redis-cli", "-h", "127.0.0.1", "-p", str(self.port), "ping"]
         return self._run(*command, env=environment).stdout.strip() == b"PONG"
-
-
-def _postgres_versions() -> list[Path]:
-    found = [program.parents[1] for program in _POSTGRES_VERSIONS.glob("*/bin/initdb")]
-    return sorted(found, key=lambda folder: float(folder.name))
-
-
-def _install(package: str) -> None:
-    """
-    Install a Debian package without starting its service.
-
-    :raises ServiceError: it cannot be installed.
-    """
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise ServiceError(f"Debian's {package} is missing. Install it, or run this as root.")
-    with _no_service_starts():
-        _apt_get("update")
-        _apt_get("install", "--yes", "--no-install-recommends", package)
-
-
-def _apt_get(*arguments: str) -> None:
-    done = subprocess.run(
-        ["apt-get", *arguments],  # noqa: S607 - Debian's
-        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_INSTALL_TIMEOUT,
-    )
-    if done.returncode:
-        raise ServiceError(f"apt-get {' '.join(arguments)}: {done.stdout}{done.stderr}")
-
-
-@contextlib.contextmanager
-def _no_service_starts() -> Iterator[None]:
-    """Keep packages from starting their services, unless the machine has its own policy for that."""
-    if _START_POLICY.exists():
-        yield
-        return
-    _START_POLICY.write_text("#!/bin/sh\nexit 101\n")
-    _START_POLICY.chmod(0o755)
-    try:
-        yield
-    finally:
-        _START_POLICY.unlink()
