@@ -40,60 +40,43 @@ def main() -> int:
             with AirflowInstance(HOME / "airflow", ROOT / "example_dags", environment=environment) as airflow:
                 spent = time.monotonic() - started
                 print(f"Airflow {airflow.version()} is up after {spent:.0f} s: {airflow.url}")
-                is_success = _first_job(airflow) and _catalogue(airflow) and _descriptions(airflow)
+                for show in (_first_job, _catalogue, _descriptions):
+                    show(airflow)
                 print("\nStopping Airflow ...", flush=True)
         except AirflowError as error:
             print(f"\n{error}", file=sys.stderr)
             return 1
-    print(f"Done in {time.monotonic() - started:.0f} s. " if is_success else "The run failed. ", end="")
-    print(f"Airflow's own output: {_relative(airflow.log_file)}")
-    return 0 if is_success else 1
+    print(f"Done in {time.monotonic() - started:.0f} s. Airflow's own output: {_relative(airflow.log_file)}")
+    return 0
 
 
-def _first_job(airflow: AirflowInstance) -> bool:
-    dag_id = "rungen_first_job"
-    run_id = airflow.trigger(dag_id)
-    print(f"\nRunning example_dags/{dag_id}.py", flush=True)
-    if not _is_success(airflow, dag_id, run_id):
-        return False
-    for output in airflow.xcom(dag_id, run_id, "paint")["outputs"]:
+def _first_job(airflow: AirflowInstance) -> None:
+    run_id = _run(airflow, "rungen_first_job")
+    for output in airflow.xcom("rungen_first_job", run_id, "paint")["outputs"]:
         print(f"Picture: {_relative(output['uri'])} ({output['size']:,} bytes)")
-    return True
 
 
-def _catalogue(airflow: AirflowInstance) -> bool:
+def _catalogue(airflow: AirflowInstance) -> None:
     dag_id, next_dag_id = "rungen_catalogue", "rungen_contact_sheet"
-    run_id = airflow.trigger(dag_id)
-    print(f"\nRunning example_dags/{dag_id}.py", flush=True)
-    if not _is_success(airflow, dag_id, run_id):
-        return False
+    run_id = _run(airflow, dag_id)
     print(format_summary(airflow.xcom(dag_id, run_id, "paint")))
     table = change_two_colors(HOME / "changed_catalogue.csv")
-    print(f"\nRunning it again, with other colors of two products: {_relative(table)}", flush=True)
+    print(f"\nWith other colors of two products: {_relative(table)}", end="")
     airflow.unpause(next_dag_id)  # a paused DAG would miss the asset's event
-    run_id = airflow.trigger(dag_id, {"catalogue": str(table)})
-    if not _is_success(airflow, dag_id, run_id):
-        return False
+    run_id = _run(airflow, dag_id, {"catalogue": str(table)})
     summary = airflow.xcom(dag_id, run_id, "paint")
     print(f"{format_summary(summary)}\nTable: {_relative(summary['results'])}")
-    print(f"\nRunning example_dags/{next_dag_id}.py, started by the asset of the pictures", flush=True)
     run_id = airflow.wait_for_a_run(next_dag_id, RUN_TIMEOUT)
-    if not _is_success(airflow, next_dag_id, run_id):
-        return False
+    print(f"\nRunning example_dags/{next_dag_id}.py, started by the asset of the pictures", flush=True)
+    _wait(airflow, next_dag_id, run_id)
     [page] = airflow.xcom(next_dag_id, run_id, "lay_out")
     print(f"Contact sheet for a browser: {_relative(page)}")
-    return True
 
 
-def _descriptions(airflow: AirflowInstance) -> bool:
-    dag_id = "rungen_descriptions"
-    run_id = airflow.trigger(dag_id)
-    print(f"\nRunning example_dags/{dag_id}.py", flush=True)
-    if not _is_success(airflow, dag_id, run_id):
-        return False
-    summary = airflow.xcom(dag_id, run_id, "describe")
+def _descriptions(airflow: AirflowInstance) -> None:
+    run_id = _run(airflow, "rungen_descriptions")
+    summary = airflow.xcom("rungen_descriptions", run_id, "describe")
     print(f"{format_summary(summary)}\nTable: {_relative(summary['results'])}")
-    return True
 
 
 def change_two_colors(path: Path) -> Path:
@@ -110,8 +93,20 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     return f"{summary['rows']} rows: {', '.join(parts)}"
 
 
-def _is_success(airflow: AirflowInstance, dag_id: str, run_id: str) -> bool:
-    """Wait for the end of a run, and print changes of task states, and the logs of failed tasks."""
+def _run(airflow: AirflowInstance, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
+    """Run a DAG, and return the id of the run."""
+    run_id = airflow.trigger(dag_id, conf)
+    print(f"\nRunning example_dags/{dag_id}.py", flush=True)
+    _wait(airflow, dag_id, run_id)
+    return run_id
+
+
+def _wait(airflow: AirflowInstance, dag_id: str, run_id: str) -> None:
+    """
+    Wait for the end of a run, and print changes of task states.
+
+    :raises AirflowError: it fails. The message ends with the logs of the failed tasks.
+    """
     printed: dict[str, str | None] = {}
     started = time.monotonic()
 
@@ -122,14 +117,10 @@ def _is_success(airflow: AirflowInstance, dag_id: str, run_id: str) -> bool:
                 printed[name] = state
                 print(f"  {time.monotonic() - started:4.0f} s  {name:11} {state}", flush=True)
 
-    if airflow.wait_for_run(dag_id, run_id, RUN_TIMEOUT, print_changes) == "success":
-        return True
-    for task in airflow.task_instances(dag_id, run_id):
-        if task["state"] == "failed":
-            print(f"\nThe log of {task['task_id']}:", file=sys.stderr)
-            log = airflow.log(dag_id, run_id, task["task_id"], max(task["try_number"], 1))
-            print(log, file=sys.stderr)
-    return False
+    if airflow.wait_for_run(dag_id, run_id, RUN_TIMEOUT, print_changes) != "success":
+        failed = (task for task in airflow.task_instances(dag_id, run_id) if task["state"] == "failed")
+        logs = [airflow.log(dag_id, run_id, each["task_id"], max(each["try_number"], 1)) for each in failed]
+        raise AirflowError("\n\n".join([f"{dag_id} failed.", *logs]))
 
 
 def _relative(path: Path | str) -> Path:

@@ -76,14 +76,7 @@ def check_metadata(wheel: Path) -> None:
         metadata: Message = email.message_from_bytes(archive.read(name))
         [name] = [name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt")]
         entry_points = archive.read(name).decode()
-    for field in (
-        "Summary",
-        "Keywords",
-        "License-Expression",
-        "License-File",
-        "Requires-Python",
-        "Project-URL",
-    ):
+    for field in ("Summary", "Keywords", "License-Expression", "License-File", "Project-URL"):
         assert metadata[field], f"the metadata has no {field}"
     classifiers = metadata.get_all("Classifier") or []
     assert "Framework :: Apache Airflow :: Provider" in classifiers
