@@ -203,21 +203,6 @@ def test_a_sheet_needs_a_destination() -> None:
 # --- whole or not at all ---
 
 
-def test_a_sheet_that_cannot_be_written_leaves_the_earlier_one_and_fails_nothing(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    ids = submitted(job())
-    folder = tmp_path / "index.html"
-    folder.mkdir()
-    op = RunGenCollectResultsOperator(
-        task_id="collect", job_id=ids, destination=str(tmp_path), contact_sheet=True
-    )
-    outcome = run_task(op, context)
-    assert outcome.error is None
-    assert "No contact sheet: " in caplog.text
-    assert not [name for name in os.listdir(tmp_path) if name.startswith((".", "index-"))]
-
-
 class FailingStorage(Storage):
     """A store that goes down after some files."""
 

@@ -10,7 +10,6 @@ from conftest import APP
 from sqlalchemy.exc import OperationalError
 
 from airflow_provider_rungen.plugins import airflow_data, connections
-from airflow_provider_rungen.plugins.bounded import Cache
 from plugins.conftest import World
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
@@ -75,15 +74,6 @@ def test_a_value_of_many_levels_hides_no_other_task(world: World, depth: int) ->
     assert answer.status_code == 200
     assert "The XCom rungen_page is missing: it could not be read" in answer.text
     assert "manual" in world.get(f"/connections/rungen_default/apps/{app}").text
-
-
-def test_what_is_too_large_to_keep_takes_the_room_of_nothing_else() -> None:
-    cache = Cache(max_size=10)
-    cache.put("a", "kept", 60, size=4)
-    cache.put("b", "too large", 60, size=11)
-    assert (cache.get("a"), cache.get("b")) == ("kept", None)
-    cache.put("a", "too large", 60, size=11)
-    assert cache.get("a") is None
 
 
 def test_a_connection_that_cannot_be_looked_up_gives_a_notice(

@@ -1,0 +1,334 @@
+"""What a page costs the API server is limited, whatever a task has, and whatever others pushed or stored."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.io import attach
+from airflow.utils.session import create_session
+from conftest import APP
+from fsspec.implementations.memory import MemoryFileSystem
+
+from airflow_provider_rungen.execution.archive.manifests import Manifest
+from airflow_provider_rungen.pages.models import JobView
+from airflow_provider_rungen.plugins import airflow_data, task_pages, xcoms
+from airflow_provider_rungen.plugins.bounded import MAX_VALUES, Cache, TooComplexError, parse_bounded
+from airflow_provider_rungen.plugins.gather import Gathering
+from airflow_provider_rungen.plugins.stored import StoredOutputs
+from airflow_provider_rungen.plugins.task_record import TaskRecord
+from airflow_provider_rungen.plugins.threads import Kind, TooSlowError, charge, run_within
+from airflow_provider_rungen.plugins.urls import Urls
+from airflow_provider_rungen.plugins.views import job_view
+from plugins.conftest import World, links
+
+pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
+
+# Lists in a list: a parser needs a second and 100 MB for each, and none of the checks between reads sees it.
+BOMB = f"[{'[],' * 1_300_000}[]]"
+HALF = "\ud800"
+LARGE = ["x" * 1000] * 10_000
+RECORD = {"connection": "none", "app": APP}
+SIGNED = "https://files.example.org/a.png?X-Amz-Signature=SECRET"
+PROSE = "It was dark, and a = b; 100% of the ships returned. See https://example.org/story?a=b for more.\n"
+PICTURE = b"\x89PNG\r\n\x1a\n" + b"x" * 100
+
+
+def manifest_text(folder: str, job_id: str, outputs: int, input: Any, result: str) -> str:
+    of_file = {"at": "image", "size": len(PICTURE), "sha256": "0" * 64, "content_type": "image/png"}
+    entries = [{"uri": f"{folder}/{job_id}/{number}.png", **of_file} for number in range(outputs)]
+    fields = {"app_id": APP, "job_id": job_id, "status": "COMPLETED", "complete": True, "outputs": entries}
+    return f'{json.dumps(fields | {"input": input})[:-1]}, "result": {result}}}'
+
+
+def store(folder: Path, job_id: str, *, outputs: int = 1, input: Any = None, result: str = "null") -> None:
+    """Write the outputs and the manifest of a job."""
+    (folder / job_id).mkdir()
+    for number in range(outputs):
+        (folder / job_id / f"{number}.png").write_bytes(PICTURE)
+    text = manifest_text(folder.as_uri(), job_id, outputs, input, result)
+    (folder / job_id / "manifest.json").write_text(text)
+
+
+def save_jobs(world: World, ids: list[str], **more: Any) -> str:
+    record = RECORD | {"destination": world.folder.as_uri()}
+    return world.save(xcoms={"rungen_page": record, "job_ids": ids, "failed": []} | more)
+
+
+# --- XComs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["rungen_page", "job_ids", "job_id", "failed", "usage", "bill", "scaled"])
+def test_only_what_a_page_needs_and_can_hold_leaves_the_database(world: World, key: str) -> None:
+    path = save_jobs(world, ["a"], **{key: LARGE}, return_value=LARGE, rungen_log=LARGE)
+    place = xcoms.Place(world.ti.dag_id, world.ti.run_id, world.ti.task_id, -1)
+    with create_session() as session:
+        found = xcoms.find(session, place)
+        found += [stored for _, stored in xcoms.find_recent(session, [world.ti.dag_id], [key])]
+    assert key in [stored.key for stored in found]
+    assert all(stored.text is None or len(stored.text) <= xcoms.LIMITS[stored.key] for stored in found)
+    assert f"The XCom {key} is missing: it has more than" in world.get(path).text
+    for below in ("/progress", "/jobs/a/files/0"):
+        assert world.get(path + below).status_code in (200, 404)
+    assert world.get("/").status_code == 200
+
+
+def test_pictures_read_no_xcom_once_the_page_is_open(world: World, parsed: list[int]) -> None:
+    store(world.folder, "a")
+    path = save_jobs(world, ["a", *map(str, range(10_000))])
+    [picture] = links(world.get(path).text, "/files/")
+    parsed.clear()
+    assert world.get(picture).status_code == 200
+    assert max(parsed, default=0) < 10_000
+
+
+def test_a_cleared_task_shows_its_new_jobs(world: World) -> None:
+    for job_id in "ab":
+        store(world.folder, job_id)
+    path = save_jobs(world, ["a"])
+    assert links(world.get(path).text, "/files/") == [f"{path}/jobs/a/files/0"]
+    world.database.push(world.ti, "job_ids", ["b"])
+    assert links(world.get(path).text, "/files/") == [f"{path}/jobs/b/files/0"]
+    assert world.get(f"{path}/jobs/a/files/0").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "xcoms",
+    [
+        {"job_ids": [HALF, f"a{HALF}"]},
+        {"job_id": HALF},
+        {"failed": [{"index": 0, "error": HALF}], "job_ids": ["j"]},
+        *({"rungen_page": RECORD | {name: HALF}} for name in ("connection", "app", "results", "destination")),
+        {"rungen_page": RECORD | {"new_ledger": HALF, HALF: HALF}},
+    ],
+    ids=str,
+)
+def test_half_characters_in_xcoms_are_replaced(world: World, xcoms: dict[str, Any]) -> None:
+    page = world.get(world.save(xcoms={"rungen_page": RECORD} | xcoms))
+    assert page.status_code == 200
+    assert {world.get(each).status_code for each in links(page.text, "/jobs/")} <= {200}
+    assert world.get("/").status_code == 200
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------
+
+
+def test_json_of_many_values_is_not_parsed() -> None:
+    few = f"[{'0,' * (MAX_VALUES - 1)}0]"
+    assert len(parse_bounded(few)) == len(parse_bounded(few.encode())) == MAX_VALUES
+    for text in (f"[{few}]", f"[{few}]".encode(), BOMB):
+        with pytest.raises(TooComplexError):
+            parse_bounded(text)
+
+
+def test_an_xcom_of_many_values_is_not_parsed(world: World, request: pytest.FixtureRequest) -> None:
+    path = world.save(xcoms={"rungen_page": RECORD, "job_ids": [[]] * 600_000})
+    parsed = request.getfixturevalue("parsed")
+    for each in (path, f"{path}/jobs/j/files/0", "/"):
+        assert world.get(each).status_code in (200, 404)
+    assert "The XCom job_ids is missing: it has more values" in world.get(path).text
+    assert max(parsed) < 100_000
+
+
+def test_json_in_the_text_of_an_xcom_is_not_parsed_either() -> None:
+    escaped = json.dumps(BOMB).replace("[", "\\u005b").replace(",", "\\u002c")
+    [error] = xcoms.read([xcoms.StoredXCom("job_ids", 1, escaped)])
+    assert isinstance(error, TooComplexError)
+
+
+def test_a_manifest_of_many_values_is_not_parsed(world: World, request: pytest.FixtureRequest) -> None:
+    store(world.folder, "a")
+    store(world.folder, "b", result=BOMB)
+    path = save_jobs(world, ["a", "b"])
+    parsed = request.getfixturevalue("parsed")
+    page = world.get(path).text
+    assert "The files of 1 job are missing" in page
+    assert links(page, "/files/") == [f"{path}/jobs/a/files/0"]
+    assert "The files of 1 job are missing" in world.get(f"{path}/jobs/b").text
+    assert world.get(f"{path}/jobs/b/files/0").status_code == 404
+    assert max(parsed) < 100_000
+
+
+def test_half_characters_in_what_is_stored_are_replaced(world: World) -> None:
+    store(world.folder, "a", result=json.dumps({HALF: HALF}))
+    path = save_jobs(world, ["a", HALF])
+    for each in (path, f"{path}/jobs/a"):
+        assert world.get(each).status_code == 200, each
+
+
+# --- manifests and texts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "result", [json.dumps("x" * (3 << 20)), f"[{'[],' * 150_000}[]]"], ids=["bytes", "values"]
+)
+def test_the_manifests_of_a_page_are_bounded_together(tmp_path: Path, parsed: list[int], result: str) -> None:
+    ids = [f"job-{number}" for number in range(30)]
+    for job_id in ids:
+        store(tmp_path, job_id, result=result)
+    parsed.clear()
+    found = StoredOutputs(tmp_path.as_uri(), APP, 60).manifests(ids)
+    shown = [job_id for job_id, manifest in found.items() if manifest is not None]
+    assert 0 < len(shown) < 10
+    assert len(found) == 30, "the others are too large for the page"
+    assert sum(parsed) < 30 * len(result) / 5
+    # on a page of its own it is shown
+    assert StoredOutputs(tmp_path.as_uri(), APP, 60).manifests(["job-29"])["job-29"] is not None
+    parsed.clear()
+    with pytest.raises(TooSlowError):
+        StoredOutputs(tmp_path.as_uri(), APP, -1).manifests(ids)
+    assert parsed == []
+
+
+def test_a_job_with_many_outputs_shows_a_hundred_at_a_time(world: World) -> None:
+    store(world.folder, "j", outputs=1000)
+    of_task = save_jobs(world, ["j"])
+    path = f"{of_task}/jobs/j"
+    first, second, last = (world.get(f"{path}?page={page}").text for page in (1, 2, 10))
+    for page, start in ((first, 0), (second, 100), (last, 900)):
+        assert links(page, "/files/") == [f"{path}/files/{number}" for number in range(start, start + 100)]
+        assert page.count('loading="lazy"') == 99
+    assert [f"{path}?page=1", f"{path}?page=3"] == links(second, "?page=")
+    assert world.get(f"{path}/files/999").content == PICTURE
+    page = world.get(of_task).text
+    assert len(links(page, "/files/")) < 20
+    assert "987 more" in page
+
+
+class CountingStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """A store that counts how often a manifest is read."""
+
+    reads = 0
+
+    def cat_file(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        self.reads += path.endswith("manifest.json")
+        return super().cat_file(path, *args, **kwargs)
+
+
+def test_a_manifest_is_read_once_for_all_pictures_of_a_page(world: World) -> None:
+    fs = CountingStore()
+    attach("memory", conn_id="counts", fs=fs).fs = fs
+    place = "memory://counts@bucket/outputs"
+    fs.pipe_file("/bucket/outputs/j/manifest.json", manifest_text(place, "j", 20, None, "null").encode())
+    for number in range(20):
+        fs.pipe_file(f"/bucket/outputs/j/{number}.png", PICTURE)
+    path = world.save(xcoms={"job_id": "j", "rungen_page": RECORD | {"destination": place}})
+    for number in range(20):
+        assert world.get(f"{path}/jobs/j/files/{number}").status_code == 200
+    assert fs.reads == 1
+
+
+def test_a_page_of_large_texts_does_not_hold_up_the_event_loop(world: World) -> None:
+    text = PROSE * 300
+    ids = [f"job-{number}" for number in range(100)]
+    result = json.dumps({"text": text, "all": [text]})
+    for job_id in ids:
+        store(world.folder, job_id, outputs=0, input={"prompt": "a fox", "document": text}, result=result)
+    save_jobs(world, ids)
+    task = airflow_data.find_task(world.ti.dag_id, world.ti.run_id, world.ti.task_id, -1)
+    assert task is not None
+    gaps: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            before = time.thread_time()  # not of other threads and processes
+            await asyncio.sleep(0.01)
+            gaps.append(time.thread_time() - before)
+
+    async def make() -> Any:
+        ticking = asyncio.create_task(tick())
+        page = await task_pages.task_page(Gathering(task, may_ask=True), Urls("/rungen"), 1)
+        ticking.cancel()
+        return page
+
+    page = asyncio.run(make())
+    assert len(page.jobs) == 100
+    assert all(job.text.startswith("It was dark") and job.input is None for job in page.jobs)
+    assert max(gaps) < 0.2
+
+
+@pytest.mark.parametrize("length", [0, 3900, 7900, 7950, 7990, 8100])
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_text_that_is_cut_has_no_signed_url(length: int, is_whole: bool) -> None:
+    text = ("word " * 2000)[:length] + f" {SIGNED} https://user:SECRET@example.org/ " + "word " * 1000
+    view = job_view(
+        JobView(index=0, status="completed", job_id="j"),
+        task=TaskRecord(dag_id="d", run_id="r", task_id="t", state="success"),
+        urls=Urls("/rungen"),
+        manifest=Manifest({}, True, 0, status="COMPLETED", input={"prompt": text}, result={"text": text}),
+        is_whole=is_whole,
+    )
+    assert view.text is not None
+    assert len(view.text) <= 4000
+    assert "SECRET" not in f"{view}"
+    assert view.prompt.startswith(text.strip()[:3900] if length > 3900 else "")
+
+
+def test_the_page_of_a_job_has_its_whole_input(world: World) -> None:
+    store(world.folder, "j", input={"prompt": "a fox", "document": f"{PROSE * 200}the end"})
+    assert "the end" in world.get(f"{save_jobs(world, ['j'])}/jobs/j").text
+
+
+# --- threads and memory -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["dag", "user", "store"])
+def test_what_hangs_fills_only_its_own_share_of_the_threads(kind: Kind) -> None:
+    go, begun = threading.Event(), []
+
+    async def attempt(name: str, function: Callable[[], Any]) -> None:
+        charge(kind, name)
+        await run_within(0.2, "store", function)
+
+    async def attempts(name: str, function: Callable[[], Any]) -> None:
+        tasks = [asyncio.create_task(attempt(name, function)) for _ in range(50)]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(outcome, TooSlowError) for outcome in outcomes)
+
+    async def main() -> None:
+        try:
+            await attempts("hanging", go.wait)
+            await attempts("hanging", lambda: begun.append(1))
+            assert not begun, "what nobody waits for any more is not begun"
+            await asyncio.create_task(attempt("other", lambda: begun.append(2)))
+            assert begun == [2]
+        finally:
+            go.set()
+        await asyncio.create_task(attempt("hanging", lambda: begun.append(3)))  # the threads are free again
+
+    asyncio.run(main())
+    assert begun == [2, 3]
+
+
+def test_so_many_threads_may_hang() -> None:
+    go, running = threading.Event(), 0
+
+    def hang() -> None:
+        nonlocal running
+        running += 1
+        go.wait()
+
+    async def main() -> None:
+        try:
+            await asyncio.gather(*(run_within(1, "files", hang) for _ in range(60)), return_exceptions=True)
+            assert running == 48
+        finally:
+            go.set()
+        await run_within(5, "files", lambda: None)
+
+    asyncio.run(main())
+
+
+def test_what_is_too_large_to_keep_takes_the_room_of_nothing_else() -> None:
+    cache = Cache(max_size=10)
+    cache.put("a", "kept", 60, size=4)
+    cache.put("b", "too large", 60, size=11)
+    assert (cache.get("a"), cache.get("b")) == ("kept", None)
+    cache.put("a", "too large", 60, size=11)
+    assert cache.get("a") is None
