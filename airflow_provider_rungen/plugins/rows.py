@@ -46,6 +46,11 @@ class JobRows:
         """Whether the page has all rows."""
         return len(self.rows) == self.total
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether it is known how many rows have each status."""
+        return self.is_whole or bool(self.counts)
+
 
 def pushed_rows(task: TaskRecord, page: int) -> JobRows:
     """

@@ -35,6 +35,7 @@ _UNSTORED = "The files of these jobs are only at RunGen. Set destination on the 
 _NOT_THERE = "Some files are not in {place}. They were not stored, or were moved or removed since."
 _NEW_LEDGER = "The ledger {ledger} was new, so that nothing was reused."
 _UNCOUNTED = "The last attempt did not record its end, so that only the rows of this page are known."
+_TOO_MANY = "The task has too many rows to count them while it runs."
 _NO_RECORD = "The last attempt did not record its end: it was killed, or its worker was lost."
 
 Live = Mapping[str, Job | RunGenError]
@@ -58,8 +59,8 @@ async def task_page(gathering: Gathering, urls: Urls, page: int) -> TaskPage:
     live = await gathering.jobs([*unstored, *failed[:_MAX_ASKED], *billing])
     if not task.is_moving:
         _note_unstored(gathering, map(live.get, unstored))
-        if not jobs.counts and not jobs.is_whole:
-            gathering.notices.append(_UNCOUNTED)
+    if not jobs.is_counted:
+        gathering.notices.append(_TOO_MANY if task.is_moving else _UNCOUNTED)
     if ledger := task.page.new_ledger:
         gathering.notices.append(_NEW_LEDGER.format(ledger=shown_text(ledger)))
     # not in the event loop: there may be many large inputs and results
@@ -178,7 +179,7 @@ def _progress(task: TaskRecord, jobs: JobRows, live: Live) -> Progress | None:
         if task.is_moving or UNKNOWN not in seen or not counts:
             counts, copies = seen, 0
     total = max(jobs.total, task.page.rows) - copies
-    if not total:
+    if not total or not jobs.is_counted:
         return None
     progress = Progress(
         total=total,
