@@ -39,7 +39,7 @@ _READ_TIME = 30.0
 # The largest that the database can compare.
 _MAX_INDEX = 2**31 - 1
 _LOGGED_IN = "rungen_login"
-_NO_FILE = HTTPException(404, "This task has no such file.")
+_NO_FILE = "This task has no such file."
 
 
 async def get_user(user: Annotated[Any, Depends(airflow_data.get_user)]) -> Any:
@@ -151,7 +151,7 @@ async def send_file(request: Request, task: Task, job_id: str, number: str, task
     """Send a file that a manifest names, or a range of it, from the destination that the task has pushed."""
     is_number = number.isdecimal() and len(number) < 9
     if not task.page.destination or not is_number or not await _has_job(task, job_id, task_page):
-        raise _NO_FILE
+        raise HTTPException(404, _NO_FILE)
     asked = request.headers.get("range", "")
     try:
         file, sent = await run_within(_OPEN_TIME, "files", _open, task, job_id, int(number), asked)
@@ -173,7 +173,7 @@ def _open(task: TaskRecord, job_id: str, number: int, asked: str) -> tuple[OpenF
     outputs = StoredOutputs(task.page.destination, task.page.app, STORE_TIME)
     stored = outputs.file(job_id, number)
     if stored is None:
-        raise _NO_FILE
+        raise HTTPException(404, _NO_FILE)
     part = headers.requested_range(asked, stored.size)
     file = OpenFile(outputs.storage, job_id, stored, part)
     is_inline = file.kind != "download"

@@ -230,9 +230,18 @@ def test_the_page_of_a_task_learns_early_what_it_shows(
 
 @with_pages
 @OF_MANY
-def test_the_page_knows_the_jobs_that_others_submitted(
-    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, make: Make
+@MODES
+def test_the_page_knows_the_jobs_before_the_wait(
+    rungen_emulator: Emulator, context: Any, ti: FakeTaskInstance, make: Make, deferrable: bool
 ) -> None:
-    assert run_task(make(False, given(), given()), context).error is None
-    known = ti.xcoms.get("job_ids") or ti.xcoms[PAGE_KEY]["jobs"]
+    op = make(deferrable, given(), given())
+    early: dict[str, Any] = {}
+
+    def note(key: str, value: Any) -> None:
+        if not rungen_emulator.service.count("get"):
+            early[key] = value
+
+    ti.on_push = note
+    assert run_task(op, context).error is None
+    known = early.get("job_ids") or early[PAGE_KEY]["jobs"]
     assert known == [job["id"] for job in rungen_emulator.service.jobs()]

@@ -239,16 +239,12 @@ def test_a_character_that_is_cut_at_the_end_of_the_head_is_text() -> None:
 @pytest.mark.parametrize(
     ("name", "claimed", "kind"),
     [
-        ("0-a.png", "", "image"),
         ("0-a.PNG", "text/html", "image"),
         ("0-a", "image/jpeg", "image"),
         ("0-a.svg", "image/png", "download"),
-        ("0-a.html", "image/png", "download"),
         ("0-a", "image/svg+xml", "download"),
         ("0-a", "", "download"),
-        ("0-a.mp3", "", "audio"),
         ("0-a.webm", "", "video"),
-        ("0-a.txt", "", "text"),
     ],
 )
 def test_the_name_decides_where_nothing_can_be_read(name: str, claimed: str, kind: str) -> None:

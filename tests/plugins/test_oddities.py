@@ -9,7 +9,7 @@ import pytest
 from conftest import APP
 from sqlalchemy.exc import OperationalError
 
-from airflow_provider_rungen.plugins import airflow_data, connections
+from airflow_provider_rungen.plugins import airflow_data
 from plugins.conftest import World
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
@@ -34,7 +34,7 @@ def test_a_database_out_of_order_gives_a_notice(world: World, monkeypatch: pytes
     assert "SELECT" not in answer.text
 
 
-@pytest.mark.parametrize("seconds", ["inf", "-inf", "nan", "1e300", -1, 1e30, "1" * 400, True, None, []])
+@pytest.mark.parametrize("seconds", ["nan", -1, 1e30, "1" * 400, []])
 def test_impossible_times_are_left_out(world: World, seconds: Any) -> None:
     record = {"connection": "rungen_default", "app": APP, "rows": seconds}
     path = world.save(
@@ -74,17 +74,3 @@ def test_a_value_of_many_levels_hides_no_other_task(world: World, depth: int) ->
     assert answer.status_code == 200
     assert "The XCom rungen_page is missing: it could not be read" in answer.text
     assert "manual" in world.get(f"/connections/rungen_default/apps/{app}").text
-
-
-def test_a_connection_that_cannot_be_looked_up_gives_a_notice(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = world.save(xcoms={"rungen_page": {"connection": "another", "app": APP}})
-
-    def fail(*_: Any) -> Any:
-        raise OperationalError("SELECT secret", {}, Exception("gone"))
-
-    monkeypatch.setattr(connections, "may_read_connection", fail)
-    answer = world.get(path)
-    assert answer.status_code == 503
-    assert "This page could not be made (OperationalError)." in answer.text
