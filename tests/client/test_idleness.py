@@ -62,18 +62,6 @@ def test_an_app_is_idle_when_it_was_so_for_long_enough() -> None:
     ]
 
 
-@pytest.mark.parametrize("write", [float, str, lambda count: f"{count}.0"], ids=["2.0", "'2'", "'2.0'"])
-def test_counts_may_be_written_as_floats_and_text(write: Callable[[int], Any]) -> None:
-    jobs = {name: write(count) for name, count in JOBS.items()}
-    workers = {name: write(count) for name, count in WORKERS.items()}
-    idle = app(active_workers=write(1), jobs=jobs, workers=workers)
-    assert note((0, idle), (10, idle)) == [False, True]
-
-
-def test_a_single_answer_is_never_enough() -> None:
-    assert note((10_000, app())) == [False]
-
-
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -116,21 +104,6 @@ def test_what_speaks_against_it(answer: App, reason: str) -> None:
 )
 def test_what_changes_begins_a_new_period(answer: App) -> None:
     assert note((0, app()), (10, answer), (19, answer), (20, answer)) == [False, False, False, True]
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        app(without="jobs.retried"),
-        app(status="running"),
-        app(status="DEGRADED"),
-        app(status=None),
-        app(workers={"idle": 0, "ready": 0, "unhealthy": 2}),
-        app(workers={"throttled": 1}),
-    ],
-)
-def test_other_spellings_and_bad_workers_are_billed_and_idle(answer: App) -> None:
-    assert note((0, answer), (10, answer)) == [False, True]
 
 
 def test_absent_counters_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -214,21 +187,6 @@ def test_without_scaling_down_each_period_is_reported_once(direct: Via, poll: Ca
     assert [poll(scale_down=False), poll(1, scale_down=False)] == [None, None]
     assert poll(10, scale_down=False)["idle_seconds"] == 600.0
     assert (workers(direct), direct.service.count("update_app")) == (2, 0)
-
-
-def test_a_job_that_ran_between_two_polls_is_noticed(direct: Via, poll: Callable[..., Any]) -> None:
-    poll()
-    direct.clock.now += 60
-    submit(direct, 1)
-    assert poll(9) is None, "it has ended since, and is counted"
-    assert poll(9) is None
-    assert poll(1)
-
-
-def test_a_long_job_keeps_the_app_up(direct: Via, poll: Callable[..., Any]) -> None:
-    submit(direct, 3600)
-    assert [poll(each) for each in (0, 10, 10, 10, 10, 10)] == [None] * 6
-    assert workers(direct) == 2
 
 
 def test_a_job_that_comes_in_before_the_last_poll_is_noticed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -294,25 +294,3 @@ def test_workers_on_their_way_out_are_waited_for(direct: Via) -> None:
     direct.service.inject(Fault(on="delete_app", status=409, times=None))
     with pytest.raises(RunGenConflictError):
         remove(direct, "stubborn", within=30)
-
-
-def test_the_bill_of_an_app_stops_with_its_workers(direct: Via) -> None:
-    direct.service.add_app("dear", init_seconds=10)
-
-    def bill() -> Any:
-        stats = direct.service.stats()
-        return stats["worker_seconds"]["dear"], stats["active_workers"]["dear"]
-
-    def status_of(step: Callable[[], Any]) -> str:
-        step()
-        return direct.service.handle(
-            "GET", "/app/dear", {"x-api-key": direct.service.api_key}, b""
-        ).body.decode()
-
-    assert '"STOPPED"' in status_of(lambda: None)
-    assert '"INITIALIZING"' in status_of(lambda: direct.service.scale("dear", 2))
-    assert '"RUNNING"' in status_of(lambda: direct.clock.sleep(10))
-    assert bill() == (20.0, 2)
-    assert '"STOPPED"' in status_of(lambda: direct.service.scale("dear", 0))
-    direct.clock.sleep(100)
-    assert bill() == (20.0, 0)

@@ -120,29 +120,6 @@ def test_of_one_job_max_failed_allows_nothing(
 
 
 @MODES
-def test_results_of_those_that_may_fail_are_none(
-    rungen_emulator: Emulator, deferrable: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    given = [saying("one"), saying("two", fail="x"), saying("three")]
-    outcome = Attempts(given, max_failed=1, deferrable=deferrable).attempt()
-    assert outcome.value == ["You said: one", None, "You said: three"]
-    [line] = [line for line in caplog.messages if "as max_failed allows" in line]
-    assert line.startswith("Failed: 1 of 3 inputs")
-
-
-@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
-def test_a_retry_with_equal_inputs_takes_the_jobs_up(rungen_emulator: Emulator, many: bool) -> None:
-    given = saying("a fox")
-    task = Attempts(*([[given, given]] * 2 if many else [given, dict(reversed(given.items()))]))
-    assert isinstance(task.attempt(dying_at="job_ids" if many else "job_id").error, SystemExit)
-    ids = [job["id"] for job in rungen_emulator.service.jobs()]
-    assert len(ids) == 1 + many
-    assert task.attempt().error is None
-    assert [job["id"] for job in rungen_emulator.service.jobs()] == ids
-    assert task.calls == 2
-
-
-@MODES
 @pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
 def test_outputs_are_stored_where_they_are_wanted(
     rungen_emulator: Emulator, tmp_path: Path, deferrable: bool, many: bool
@@ -155,13 +132,6 @@ def test_outputs_are_stored_where_they_are_wanted(
     for item in manifests:
         [file] = item["outputs"]
         assert (tmp_path / item["job_id"] / file["uri"].rpartition("/")[2]).stat().st_size == file["size"]
-
-
-def test_a_result_that_is_too_large_for_xcom_is_refused(rungen_emulator: Emulator) -> None:
-    outcome = Attempts(saying("a fox"), max_xcom_bytes=10).attempt()
-    assert isinstance(outcome.error, AirflowFailException)
-    assert "max_xcom_bytes" in str(outcome.error)
-    assert rungen_emulator.service.stats()["cancels_received"] == 0
 
 
 def test_nothing_is_sent_when_results_could_not_be_stored(rungen_emulator: Emulator) -> None:
@@ -252,15 +222,6 @@ def test_a_function_that_fails_keeps_jobs_only_for_a_next_attempt(
     for status in statuses:
         assert task.attempt().error is error
         assert [job["status"] for job in rungen_emulator.service.jobs()] == [status]
-
-
-@MODES
-def test_a_clear_resumes_where_it_is_told_to(rungen_emulator: Emulator, deferrable: bool) -> None:
-    task = Attempts(saying("a fox"), saying("a fox"), deferrable=deferrable, on_clear="resume")
-    result = task.attempt().value
-    task.cleared = 1
-    assert task.attempt().value == result
-    assert rungen_emulator.service.stats()["jobs_created"] == 1
 
 
 def test_a_kill_ends_the_function_and_nothing_is_sent(rungen_emulator: Emulator, context: Any) -> None:

@@ -19,8 +19,6 @@ from client_mistakes import early_retries
 from conftest import APP, SOON, FakeTaskInstance, run_task
 
 from airflow_provider_rungen._airflow import AirflowSensorTimeout
-from airflow_provider_rungen.client.polling import wait_for_jobs
-from airflow_provider_rungen.client.senders import MAX_IN_FLIGHT
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenJobQueuedTimeoutError, RunGenJobTimeoutError
 from airflow_provider_rungen.hooks import RunGenHook
@@ -64,20 +62,6 @@ def test_what_is_not_over_soon_is_deferred(rungen_emulator: Emulator, context: A
     op = RunGenRunJobOperator(task_id="run", input=job_input(60), defer_after=0.5, **WAITING)
     deferral(op, context)
     assert rungen_emulator.service.count("get") > 1
-
-
-def test_a_batch_that_is_over_soon_is_not_deferred(rungen_emulator: Emulator, context: Any) -> None:
-    rungen_emulator.service.scale("flux-schnell", 50)
-    op = RunGenRunBatchOperator(task_id="run", inputs=[job_input(0.5)] * 30, **WAITING)
-    outcome = run_task(op, context)
-    assert len(outcome.value) == 30
-    assert outcome.events == []
-
-
-@pytest.mark.parametrize("defer_after", [-1, True, "5", float("inf")])
-def test_a_defer_after_that_is_no_time_is_told(defer_after: Any) -> None:
-    with pytest.raises((ValueError, TypeError), match="defer_after"):
-        RunGenRunJobOperator(task_id="run", input={}, defer_after=defer_after)
 
 
 ENDS_THERE = pytest.mark.skipif(not AIRFLOW_V_3_3_PLUS, reason="a worker is started for it")
@@ -197,23 +181,6 @@ def test_a_wait_with_a_time_limit_is_over_in_time_though_the_service_hangs(runge
         begun_at = time.monotonic()
         with pytest.raises(RunGenJobTimeoutError):
             hook.wait_for_job(job_id=job.id, timeout=2)
-    assert time.monotonic() - begun_at < SOON
-
-
-@pytest.mark.usefixtures("on_the_wire")
-def test_many_jobs_that_hang_do_not_outlast_the_deadline(rungen_emulator: Emulator) -> None:
-    """Only so many are asked for at a time: the others must not have the whole time again."""
-    rungen_emulator.service.inject(
-        Fault(on="get_app", status=200, body={"data": {"status": "RUNNING"}}, times=None)
-    )
-    with RunGenHook() as hook:
-        healthy, *stuck = [hook.run_job(input=job_input(60)).id for _ in range(8 * MAX_IN_FLIGHT)]
-        for job_id in stuck:
-            rungen_emulator.service.inject(Fault(on="get", kind="hang", job_id=job_id, times=None))
-        flow = wait_for_jobs(APP, [healthy, *stuck], poll_interval=0.2, deadline=time.time() + 2)
-        begun_at = time.monotonic()
-        with pytest.raises(RunGenJobTimeoutError):
-            hook.perform_concurrently(flow)
     assert time.monotonic() - begun_at < SOON
 
 

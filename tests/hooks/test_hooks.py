@@ -9,13 +9,12 @@ import json
 import pickle
 import time
 from datetime import timedelta
-from types import MappingProxyType
 from typing import Any
 
 import pytest
 import requests
 from bad_answers import Fault
-from conftest import APP, SOON, wait_for_jobs
+from conftest import APP, SOON
 
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.models import JobStatus
@@ -129,13 +128,6 @@ def test_a_change_leaves_what_it_does_not_name(rungen_emulator: Emulator) -> Non
     assert bodies == [{"configuration": {"active_workers": 2}}, {"description": "what for"}]
 
 
-def test_an_input_may_be_any_mapping(rungen_emulator: Emulator) -> None:
-    given: Any = MappingProxyType({"prompt": "a fox", "more": MappingProxyType({"n": 1})})
-    with RunGenHook() as hook:
-        job = hook.run_job(input=given)
-        assert hook.get_job(job_id=job.id).input == {"prompt": "a fox", "more": {"n": 1}}
-
-
 def test_the_connection_is_a_session_of_requests(rungen_emulator: Emulator) -> None:
     with RunGenHook() as hook:
         session = hook.get_conn()
@@ -183,12 +175,6 @@ def test_waiting_takes_a_timedelta_and_ends_in_time(rungen_emulator: Emulator) -
     assert rungen_emulator.service.count("cancel") == 0
 
 
-def test_a_wait_may_have_no_limit(rungen_emulator: Emulator) -> None:
-    with RunGenHook() as hook:
-        job = hook.run_job(input=INPUT)
-        assert hook.wait_for_job(job_id=job.id, poll_interval=0.02, timeout=None).is_terminal
-
-
 @pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), "5", True, timedelta(0), None, []])
 def test_an_invalid_duration_is_named(rungen_emulator: Emulator, bad: Any) -> None:
     with RunGenHook() as hook:
@@ -213,18 +199,6 @@ def test_bad_ids_and_inputs_send_nothing(rungen_emulator: Emulator) -> None:
             with pytest.raises(RunGenInputError):
                 call()
     assert rungen_emulator.service.records() == []
-
-
-def test_any_flow_can_be_performed_in_an_event_loop(rungen_emulator: Emulator) -> None:
-    async def work() -> list[Any]:
-        async with RunGenHook() as hook:
-            jobs = await asyncio.gather(*(hook.aperform(endpoints.run_job(APP, INPUT)) for _ in range(5)))
-            ids = [job.id for job in jobs]
-            return await hook.aperform(wait_for_jobs(APP, ids, poll_interval=0.02))
-
-    jobs = asyncio.run(work())
-    assert [job.status for job in jobs] == [JobStatus.COMPLETED] * 5
-    assert rungen_emulator.service.stats()["jobs_created"] == 5
 
 
 def test_a_hook_serves_one_event_loop_after_another(rungen_emulator: Emulator) -> None:

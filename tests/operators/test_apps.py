@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import threading
 import time
@@ -127,18 +126,6 @@ def test_going_down_does_not_wait_for_running(emulator: Emulator, context: Any) 
     assert numbers(emulator) == [0]
 
 
-@MODES
-def test_progress_is_in_the_log(
-    emulator: Emulator, context: Any, deferrable: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    run_task(scale_op(deferrable=deferrable), context)
-    told = [line for line in caplog.messages if line.startswith(("INITIALIZING", "RUNNING"))]
-    assert told[0] == f"INITIALIZING, 2 workers: 2 initializing (app {APP})"
-    assert told[-1].startswith("RUNNING, 2 workers: ")
-    assert KEY not in caplog.text
-
-
 @pytest.mark.parametrize(
     ("deferrable", "before", "limit"),
     pairwise([False, True], [0, 1], [{"timeout": 0.3}, {"execution_timeout": timedelta(seconds=0.3)}]),
@@ -230,30 +217,6 @@ def test_a_lowering_that_fails_is_said_loudly(
     assert f"STILL BILLED: app {APP} may still have 2 workers: " in caplog.text
     assert any(record.levelname == "ERROR" for record in caplog.records)
     assert store.get("scaled")["before"] == 0, "the next attempt knows"
-
-
-@MODES
-def test_a_lowering_that_was_not_done_is_sent_again(
-    emulator: Emulator, context: Any, deferrable: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.scaling.PAUSE", 0.01)
-    emulator.service.add_app(APP, init_seconds=60)
-    raising = iter([after_raising])
-    context["ti"].on_push = lambda key, _: [each(emulator) for each in raising] if key == "scaled" else None
-    outcome = run_task(scale_op(deferrable=deferrable, timeout=0.5), context)
-    assert isinstance(outcome.error, RunGenAppTimeoutError)
-    assert (numbers(emulator), workers(emulator)) == ([2, 0, 0], 0)
-
-
-def after_raising(emulator: Emulator) -> None:
-    """Make the service accept the next number but one, and ignore it."""
-
-    def wait() -> None:
-        while not workers(emulator):
-            time.sleep(0.01)
-        app_that_tells(emulator, "update_app", configuration={"active_workers": 2})
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _failing(emulator: Emulator) -> Any:
@@ -615,14 +578,6 @@ def test_a_corrupt_record_of_a_creation_is_no_app_of_ours(
     monkeypatch.setattr("airflow_provider_rungen.execution.apps.creation.LISTED_WITHIN", 0.01)
     context["task_state_store"] = FakeStore()
     context["task_state_store"].set("rungen_app", value)
-    assert [run_task(create_op(), context).value] == apps(emulator)
-
-
-def test_a_creation_that_was_not_taken_is_tried_again(
-    emulator: Emulator, context: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
-    emulator.service.inject(Fault(on="create_app", status=503))
     assert [run_task(create_op(), context).value] == apps(emulator)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowException
 from bad_answers import Fault
 from conftest import KEY, SOON, FakeTaskInstance, Outcome, signal_when
 
@@ -110,14 +110,6 @@ def test_without_an_idle_app_there_is_no_wait(emulator: Emulator, context: Any) 
     assert workers(emulator) == 2
 
 
-def test_a_job_during_the_wait_keeps_the_app_up(emulator: Emulator, context: Any) -> None:
-    task = Watchdog([APP, OTHER])
-    task.meanwhile = lambda: submit(APP, 0)
-    assert without_times(task.attempt(context).value) == [event(OTHER)]
-    assert [job["status"] for job in emulator.service.jobs()] == ["COMPLETED"]
-    assert workers(emulator) == 2
-
-
 def test_an_app_that_is_deleted_during_the_wait_is_fine(emulator: Emulator, context: Any) -> None:
     def delete() -> None:
         with RunGenHook() as hook:
@@ -163,21 +155,6 @@ def test_many_failures_are_one_short_error(emulator: Emulator, context: Any) -> 
     outcome = Watchdog([f"gone-{number}" for number in range(5)]).attempt(context)
     assert str(outcome.error).startswith("STILL BILLED: 5 apps may be idle: Could not get the app (404)")
     assert "; and 2 more" in str(outcome.error)
-
-
-@pytest.mark.parametrize("given", [[], "['a/b']"])
-def test_apps_must_be_named(emulator: Emulator, context: Any, given: Any) -> None:
-    # not when the DAG is parsed: it is a template field
-    outcome = Watchdog(given).attempt(context)
-    assert isinstance(outcome.error, AirflowFailException)
-    assert "app_ids" in str(outcome.error)
-    assert emulator.service.records() == []
-
-
-@pytest.mark.parametrize("wrong", [0, -1, "15", None])
-def test_the_time_is_checked_when_the_dag_is_parsed(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="idle_for"):
-        Watchdog(idle_for=wrong)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -65,19 +65,6 @@ def test_the_sensor_waits_for_all(rungen_emulator: Emulator, context: Any, defer
 
 
 @MODES
-@pytest.mark.parametrize("many", [str, list, tuple, iter])
-def test_one_id_or_many(rungen_emulator: Emulator, context: Any, deferrable: bool, many: Any) -> None:
-    [job_id] = submitted(0.1)
-    outcome = run_task(sensor(job_id if many is str else many([job_id]), deferrable=deferrable), context)
-    if many is iter:
-        # an iterator is used up by the first look; that must not pass for "all are over"
-        assert outcome.error is not None or states(rungen_emulator) == ["COMPLETED"]
-        return
-    assert outcome.error is None
-    assert states(rungen_emulator) == ["COMPLETED"]
-
-
-@MODES
 def test_no_jobs_are_over(rungen_emulator: Emulator, context: Any, deferrable: bool) -> None:
     assert run_task(sensor([], deferrable=deferrable), context) == Outcome()
     assert rungen_emulator.service.records() == []
@@ -86,16 +73,6 @@ def test_no_jobs_are_over(rungen_emulator: Emulator, context: Any, deferrable: b
 def test_jobs_that_are_over_are_not_deferred_for(rungen_emulator: Emulator, context: Any) -> None:
     outcome = run_task(sensor(submitted(0, 0), deferrable=True), context)
     assert outcome == Outcome()
-
-
-@MODES
-def test_an_input_of_a_batch_that_has_no_job_is_passed_over(
-    rungen_emulator: Emulator, context: Any, deferrable: bool
-) -> None:
-    first, last = submitted(0, 0.3)
-    outcome = run_task(sensor([first, None, last, None], deferrable=deferrable), context)
-    assert outcome.error is None
-    assert states(rungen_emulator) == ["COMPLETED"] * 2
 
 
 @pytest.mark.usefixtures("on_the_wire")
@@ -164,17 +141,6 @@ def test_a_result_that_does_not_fit_its_schema_is_hopeless(
     )
 
 
-@pytest.mark.parametrize("deferrable", [False, True])
-def test_a_result_is_checked_without_a_wait(
-    rungen_emulator: Emulator, context: Any, deferrable: bool
-) -> None:
-    ids = submitted(0) + submitted(0, result=7)
-    outcome = run_task(sensor(ids, deferrable=deferrable, result_schema="flux-schnell"), context)
-    assert type(outcome.error) is AirflowFailException
-    assert outcome.events == []
-    assert "result: 7 is not of type 'object'" in str(outcome.error)
-
-
 def test_many_results_are_checked_after_a_deferral(rungen_emulator: Emulator, context: Any) -> None:
     rungen_emulator.service.scale(APP, 1000)
     ids = submitted(*[0.3] * 150)
@@ -184,14 +150,6 @@ def test_many_results_are_checked_after_a_deferral(rungen_emulator: Emulator, co
     outcome = run_task(sensor(ids, **options), context)
     assert len(outcome.events) == 1
     assert ids[140] in str(outcome.error)
-
-
-def test_the_sensor_holds_no_results(rungen_emulator: Emulator, context: Any) -> None:
-    ids = submitted(0, 0, 0)
-    task = sensor(ids, result_schema="flux-schnell")
-    assert task.poke(context) is True
-    run: Any = task._run
-    assert [job.result for job in run._poller.finished.values()] == [None] * 3
 
 
 def test_a_check_of_results_needs_a_worker(rungen_emulator: Emulator, context: Any) -> None:
@@ -305,19 +263,6 @@ def test_a_refusal_that_lasts_is_hopeless(
     assert type(outcome.error) is AirflowFailException
     assert "403" in str(outcome.error)
     assert KEY not in str(outcome.error)
-
-
-@MODES
-def test_an_outage_is_outlasted(
-    rungen_emulator: Emulator, context: Any, deferrable: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
-    [job_id] = submitted(0.2)
-    for kind in ("reset_before", "html", "garbage", "empty"):
-        rungen_emulator.service.inject(Fault(on="get", kind=kind))
-    outcome = run_task(sensor(job_id, deferrable=deferrable), context)
-    assert outcome.error is None
-    assert states(rungen_emulator) == ["COMPLETED"]
 
 
 @KILLED
@@ -450,14 +395,6 @@ def test_a_poke_in_a_new_process_reports_a_refusal_that_lasts(
     rungen_emulator.service.inject(Fault(on="get", status=401, times=None))
     with pytest.raises(AirflowFailException, match="401"):
         sensor(job_id, mode="reschedule").poke(context)
-
-
-def test_pokes_for_many_jobs_go_by_the_counters(rungen_emulator: Emulator, context: Any) -> None:
-    rungen_emulator.service.scale(APP, 1000)
-    task = sensor(submitted(*[60] * 50))
-    for _ in range(4):
-        assert not task.poke(context)
-    assert rungen_emulator.service.count("get") <= 60
 
 
 @SINCE_3_3

@@ -21,7 +21,6 @@ from conftest import APP, KEY
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS, BaseEventTrigger
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.triggers import RunGenIdleAppTrigger
 
 IDLE_FOR = 0.3
@@ -63,12 +62,6 @@ def run(*triggers: RunGenIdleAppTrigger, until: Callable[[list[Any]], bool]) -> 
 def workers(emulator: Emulator, app_id: str = APP) -> int:
     count: int = emulator.service.stats()["active_workers"][app_id]
     return count
-
-
-def submit(seconds: float, app_id: str = APP) -> str:
-    with RunGenHook() as hook:
-        job_input: dict[str, Any] = {"prompt": "a red fox", "emulator": {"seconds": seconds}}
-        return hook.run_job(app_id=app_id, input=job_input).id
 
 
 def polled(emulator: Emulator, times: int, app_id: str = APP) -> Callable[[Any], bool]:
@@ -144,22 +137,6 @@ def test_an_idle_app_is_scaled_to_zero_and_its_bill_stands_still(rungen_emulator
     assert rungen_emulator.service.stats()["worker_seconds"][APP] == bill
 
 
-def test_an_app_that_works_stays_up_beside_one_that_does_not(rungen_emulator: Emulator) -> None:
-    submit(60)
-    enough = polled(rungen_emulator, 40)
-    events = run(trigger([APP, OTHER]), until=lambda events: bool(events) and enough([]))
-    assert [event["app_id"] for event in events] == [OTHER]
-    assert (workers(rungen_emulator), workers(rungen_emulator, OTHER)) == (2, 0)
-
-
-def test_an_app_is_scaled_down_when_its_jobs_have_ended(rungen_emulator: Emulator) -> None:
-    for _ in range(3):
-        submit(0.2)
-    [event] = run(trigger(), until=bool)
-    assert event["scaled_down"]
-    assert [job["status"] for job in rungen_emulator.service.jobs()] == ["COMPLETED"] * 3
-
-
 def test_no_answer_ends_it(rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     for status in (500, 403, 404, 429, 503):
@@ -172,14 +149,6 @@ def test_no_answer_ends_it(rungen_emulator: Emulator, caplog: pytest.LogCaptureF
     assert len(outages) == 1, "each outage is logged once"
     assert "RunGen answers again" in caplog.messages
     assert KEY not in caplog.text
-
-
-def test_an_app_that_does_not_exist_does_not_disturb_the_others(
-    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
-) -> None:
-    [event] = run(trigger(["gone", APP]), until=bool)
-    assert event["app_id"] == APP
-    assert "Could not get the app (404)" in caplog.text
 
 
 @pytest.mark.usefixtures("on_the_wire")

@@ -141,16 +141,6 @@ def test_a_connection_that_is_missing_during_a_wait_is_waited_for_and_named_at_t
     assert "'no_such_connection' does not exist" in event["error"]["message"]
 
 
-def test_an_outage_is_no_event(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.01)
-    ids = submitted(0.2)
-    for kind in ("reset_before", "truncate", "html", "garbage"):
-        rungen_emulator.service.inject(Fault(on="get", kind=kind))
-    rungen_emulator.service.inject(Fault(on="get", status=503, times=3))
-    [event] = fire(trigger(ids))
-    assert event["outcome"] == "go on"
-
-
 def test_a_trigger_does_not_fire_while_the_deferring_process_goes_down(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,24 +153,6 @@ def test_a_trigger_does_not_fire_while_the_deferring_process_goes_down(
     started = time.monotonic()
     fire(trigger(submitted(0), deferred_at=deferred_at - 40))
     assert time.monotonic() - started < SOON
-
-
-def test_many_triggers_wait_side_by_side(rungen_emulator: Emulator) -> None:
-    rungen_emulator.service.scale(APP, 100)
-    ids = submitted(*[0.3] * 60)
-    started = time.monotonic()
-    events = fire(*[trigger([job_id], poll_interval=0.2) for job_id in ids])
-    assert time.monotonic() - started < SOON
-    assert [event["in_flight"] for event in events] == [0] * 60
-    assert {event["outcome"] for event in events} == {"go on"}
-
-
-def test_one_bad_job_does_not_disturb_the_triggers_of_others(rungen_emulator: Emulator) -> None:
-    good, other = submitted(0.2, 0.3)
-    rungen_emulator.service.inject(Fault(on="get", job_id=other, status=404, times=None))
-    events = fire(trigger([good]), trigger([other]), trigger(["unknown"]))
-    assert [event["outcome"] for event in events] == ["go on"] * 3
-    assert [event["failed"] for event in events] == ["", "0", "0"]
 
 
 @pytest.mark.usefixtures("on_the_wire")
