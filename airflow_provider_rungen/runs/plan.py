@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from airflow_provider_rungen.runs import records
 from airflow_provider_rungen.runs.records import InvalidRecordError
@@ -16,6 +16,10 @@ PLAN_ROWS = 1024
 # With more bytes of inputs, a part is closed earlier.
 _MAX_INPUT_BYTES = 1 << 22
 _INPUT_DIGEST_BYTES = 12
+
+
+#: What a manifest says of a part: the number of its rows, and the names of its two files.
+PartEntry: TypeAlias = tuple[int, str, str]
 
 
 def input_digest(job_input: Any) -> str:
@@ -48,34 +52,12 @@ class PlannedRow:
         return bool(self.digest) and self.first is None
 
 
-@dataclass(frozen=True, slots=True)
-class PlanPart:
+def plan_parts(rows: Iterable[tuple[PlannedRow, Any]]) -> Iterator[tuple[PartEntry, dict[str, bytes]]]:
     """
-    The content of a part. The inputs are a file of their own, since they are deleted at the end of the run.
+    Yield the parts of a plan: what the manifest says of each, and its files by name.
 
-    :param count: the number of its rows.
-    :param rows: JSON Lines, one a row.
-    :param inputs: JSON Lines, one for each row with an input.
-    """
-
-    count: int
-    rows: bytes
-    inputs: bytes
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        """Both files, by the names that the manifest has for them."""
-        return {_name(content): content for content in (self.rows, self.inputs)}
-
-    @property
-    def entry(self) -> tuple[int, str, str]:
-        """What the manifest says of the part."""
-        return self.count, _name(self.rows), _name(self.inputs)
-
-
-def plan_parts(rows: Iterable[tuple[PlannedRow, Any]]) -> Iterator[PlanPart]:
-    """
-    Yield the parts of a plan.
+    Both files are JSON Lines: one has a line for each row, the other one for each row with an input. The
+    inputs are apart, since they are deleted at the end of the run.
 
     :param rows: each row with its input, or ``None``. A part in memory is no larger than it has to be.
     """
@@ -88,10 +70,16 @@ def plan_parts(rows: Iterable[tuple[PlannedRow, Any]]) -> Iterator[PlanPart]:
             inputs.append(_line(job_input))
             size += len(inputs[-1])
         if len(lines) == PLAN_ROWS or size > _MAX_INPUT_BYTES:
-            yield PlanPart(len(lines), b"".join(lines), b"".join(inputs))
+            yield _part(lines, inputs)
             lines, inputs, size = [], [], 0
     if lines:
-        yield PlanPart(len(lines), b"".join(lines), b"".join(inputs))
+        yield _part(lines, inputs)
+
+
+def _part(lines: list[bytes], inputs: list[bytes]) -> tuple[PartEntry, dict[str, bytes]]:
+    contents = b"".join(lines), b"".join(inputs)
+    names = _name(contents[0]), _name(contents[1])
+    return (len(lines), *names), dict(zip(names, contents, strict=True))
 
 
 def read_rows(content: bytes, name: str) -> list[PlannedRow]:
@@ -122,14 +110,14 @@ class Manifest:
     What a plan consists of. It is written last, and its digest is the plan's name.
 
     :param app_id: the app that is to run.
-    :param parts: of each part, the number of rows, and the names of its two files.
+    :param parts: its parts, in order.
     :param columns: the names of the values of a row.
     :param types: their types.
     :param sources: the URIs that were read.
     """
 
     app_id: str
-    parts: Sequence[tuple[int, str, str]]
+    parts: Sequence[PartEntry]
     columns: Sequence[str] = ()
     types: Sequence[str] = ()
     sources: Sequence[str] = ()

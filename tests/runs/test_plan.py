@@ -39,30 +39,30 @@ def planned(job_input: Any) -> tuple[PlannedRow, Any]:
 def test_a_plan_can_be_read_back(job_inputs: list[Any]) -> None:
     rows = [planned(each) for each in job_inputs]
     parts = list(plan_parts(rows))
-    manifest = Manifest("flux", [part.entry for part in parts], ["id"], ["text"])
+    manifest = Manifest("flux", [entry for entry, _ in parts], ["id"], ["text"])
     assert Manifest.decode(manifest.encode(), manifest.digest).count == len(rows)
-    for part in parts:
-        _, rows_name, inputs_name = part.entry
-        assert read_rows(part.rows, rows_name) == [row for row, _ in rows]
-        assert read_lines(part.inputs, inputs_name) == [each for each in job_inputs if each is not None]
+    submitted = [each for each in job_inputs if each is not None]
+    for (_, rows_name, inputs_name), files in parts:
+        assert read_rows(files[rows_name], rows_name) == [row for row, _ in rows]
+        assert read_lines(files[inputs_name], inputs_name) == submitted
 
 
 def test_a_large_plan_has_parts_of_their_own() -> None:
     rows = [planned({"prompt": str(number)}) for number in range(PLAN_ROWS + 1)]
     first, second = plan_parts(rows)
     again, other = plan_parts([*rows[:-1], planned({"prompt": "another"})])
-    assert again.entry == first.entry
-    assert other.entry != second.entry
+    assert again == first
+    assert other != second
 
 
 @given(st.data())
 def test_a_changed_plan_is_not_read(data: st.DataObject) -> None:
-    [part] = plan_parts([planned({"prompt": "a kettle"})])
-    _, rows_name, inputs_name = part.entry
-    manifest = Manifest("flux", [part.entry])
+    [(entry, files)] = plan_parts([planned({"prompt": "a kettle"})])
+    _, rows_name, inputs_name = entry
+    manifest = Manifest("flux", [entry])
     for content, read in (
-        (part.rows, lambda some: read_rows(some, rows_name)),
-        (part.inputs, lambda some: read_lines(some, inputs_name)),
+        (files[rows_name], lambda some: read_rows(some, rows_name)),
+        (files[inputs_name], lambda some: read_lines(some, inputs_name)),
         (manifest.encode(), lambda some: Manifest.decode(some, manifest.digest)),
     ):
         at = data.draw(st.integers(0, len(content) - 1))

@@ -58,12 +58,12 @@ class Plan:
         :param about: returns the other fields of the manifest, when all is read.
         :raises RunGenOutputError: the folder for temporary files cannot be used.
         """
-        files = _TemporaryFiles()
+        temporary = _TemporaryFiles()
         parts = []
-        for part in plan_parts(rows):
-            files.add(part.files)
-            parts.append(part.entry)
-        return cls(Manifest(app_id, parts, **about()), files.load)
+        for entry, files in plan_parts(rows):
+            temporary.add(files)
+            parts.append(entry)
+        return cls(Manifest(app_id, parts, **about()), temporary.load)
 
     @classmethod
     def saved(cls, place: ReadablePlace, digest: str) -> Self:
