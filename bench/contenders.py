@@ -42,7 +42,7 @@ class SessionPerPollTrigger(BaseTrigger):
             if status in _ENDED:
                 break
             await asyncio.sleep(self.poll_interval)
-        yield TriggerEvent({"outcome": "go on", "unsuccessful": [] if status == "COMPLETED" else [status]})
+        yield TriggerEvent({"outcome": "go on", "failed": "" if status == "COMPLETED" else "0"})
 
     async def _status(self) -> str:
         async with aiohttp.ClientSession() as session:

@@ -104,7 +104,7 @@ async def main(settings: dict[str, Any]) -> dict[str, Any]:
     events = await wait(make_triggers(job_ids=job_ids, **settings), result, with_heart=with_heart)
     await PooledTrigger.close()
     for _, payload in events:
-        if payload["outcome"] != "go on" or payload["unsuccessful"]:
+        if payload["outcome"] != "go on" or payload["failed"]:
             raise RuntimeError(f"a job did not complete: {payload}")
     result["events"] = {job_id: at for job_id, (at, _) in zip(job_ids, events, strict=True)}
     return result
