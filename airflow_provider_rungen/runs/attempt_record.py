@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -72,12 +72,11 @@ class AttemptRecord:
 
     def encode(self) -> bytes:
         """Return the content of the file."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = asdict(self)
         # a record that could not be read again would stop all later attempts
         values |= {name: values[name][:_MAX_TEXT] for name in ("error", "hint")}
         values |= {name: float(values[name]) for name in ("began", "deadline")}
         values["still_billing"] = self.still_billing[:MAX_LISTED]
-        values["totals"] = asdict(self.totals)
         return records.to_lines([{"version": records.VERSION} | values])
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from enum import IntEnum
 
 from airflow_provider_rungen.runs.part_files import PART_ROWS, PartFile
@@ -34,6 +34,7 @@ class Change(IntEnum):
     ID = 2
 
 
+@dataclass(eq=False)
 class Jobs:
     """
     The parts of a plan that an attempt has loaded.
@@ -44,31 +45,22 @@ class Jobs:
     :param writer: the attempt.
     :param since: the first attempt whose jobs count. Jobs of earlier ones are billed, and canceled.
     :param stores: whether outputs are stored.
-    :param closed: the totals of the parts that were dropped before a deferral.
+    :param closed: the totals of the parts that were dropped.
     """
 
-    def __init__(
-        self,
-        plan: str,
-        writer: Writer,
-        *,
-        since: int = 1,
-        stores: bool = False,
-        closed: Totals = Totals(),  # noqa: B008 - it is frozen
-    ) -> None:
-        self.plan = plan
-        self.writer = writer
-        self.since = since
-        self._stores = stores
-        #: The rows, and what other writers know of them.
-        self.table = Table()
-        # the inputs whose rows have changed since they were saved
-        self._changes: dict[int, Change] = {}
-        #: The totals of the parts that were dropped.
-        self.closed = closed
-        #: When the jobs that were loaded had been submitted (seconds since 1970), according to storage. The
-        #: service may not know a job until some seconds later.
-        self.submitted_by = 0.0
+    plan: str
+    writer: Writer
+    _: KW_ONLY
+    since: int = 1
+    stores: bool = False
+    closed: Totals = Totals()  # noqa: RUF009 - it is frozen
+    #: The rows, and what other writers know of them.
+    table: Table = field(init=False, default_factory=Table)
+    #: When the jobs that were loaded had been submitted (seconds since 1970), according to storage. The
+    #: service may not know a job until some seconds later.
+    submitted_by: float = field(init=False, default=0.0)
+    # the inputs whose rows have changed since they were saved
+    _changes: dict[int, Change] = field(init=False, default_factory=dict)
 
     def load(self, numbers: Iterable[int], *files: PartFile) -> None:
         """
@@ -266,7 +258,7 @@ class Jobs:
 
     def _is_done(self, part: int) -> bool:
         rows = self.table.part(part)
-        return all(row.is_done(self.writer, self.since, stores=self._stores) for _, row in rows)
+        return all(row.is_done(self.writer, self.since, stores=self.stores) for _, row in rows)
 
     def _saved_row(self, row: Row) -> Row:
         intent = row.intent_of(self.writer)

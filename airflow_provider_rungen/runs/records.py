@@ -24,7 +24,7 @@ _MAX_TEXT = 1000
 _HEX = re.compile(r"[0-9a-f]{8,64}")
 _KINDS: Mapping[str, set[type[Any]]] = {
     "int": {int},
-    "float": {float},
+    "float": {float, int},
     "str": {str},
     "int | None": {int, NoneType},
 }

@@ -57,14 +57,6 @@ class TaskInstance:
 
 
 @pytest.mark.parametrize("knows_clears", [True, False])
-@pytest.mark.parametrize("retries", [0, 1, 2, 5])
-def test_a_clear_is_no_retry(retries: int, knows_clears: bool) -> None:
-    ti = TaskInstance(retries, knows_clears=knows_clears)
-    ti.clear()
-    assert ti.was_cleared
-
-
-@pytest.mark.parametrize("knows_clears", [True, False])
 @pytest.mark.parametrize("attempts", [1, 2, 3])
 def test_a_clear_after_retries_were_lowered_is_no_retry(attempts: int, knows_clears: bool) -> None:
     ti = TaskInstance(3, knows_clears=knows_clears)
@@ -75,21 +67,6 @@ def test_a_clear_after_retries_were_lowered_is_no_retry(attempts: int, knows_cle
     ti.clear()
     assert ti.max_tries == before  # which is what hid it
     assert ti.was_cleared
-
-
-@pytest.mark.parametrize("lowered", [0, 1, 2, 3])
-def test_a_retry_after_retries_were_lowered_is_no_clear(lowered: int) -> None:
-    ti = TaskInstance(3)
-    ti.retries -= lowered
-    ti.retry()
-    assert not ti.was_cleared
-
-
-def test_a_retry_after_another_task_was_cleared_is_no_clear() -> None:
-    ti = TaskInstance(3)
-    ti.clear_another_task()
-    ti.retry()
-    assert not ti.was_cleared
 
 
 @pytest.mark.parametrize("knows_clears", [True, False])

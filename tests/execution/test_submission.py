@@ -32,7 +32,7 @@ from airflow_provider_rungen.execution.sending import log_writer
 from airflow_provider_rungen.execution.task import attempts as attempt
 from airflow_provider_rungen.execution.task.outcomes import error_to_json
 from airflow_provider_rungen.operators import RunGenRunJobOperator
-from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
+from airflow_provider_rungen.runs.place import SupersededError
 from airflow_provider_rungen.triggers import base as triggers
 
 INPUT = {"prompt": "a lighthouse"}
@@ -389,22 +389,6 @@ def test_a_proxy_that_hides_the_answer_buys_one_job_for_one_task(emulator: Emula
     assert emulator.service.count("run") == len(task.job_ids()) == 1
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault(on="run", status=503),
-        Fault(on="run", status=429, body={"error": {"message": "slow down"}}),
-        Fault(on="run", kind="html", status=503, headers={"Retry-After": "0"}),
-    ],
-    ids=["error", "nested error", "retry-after"],
-)
-def test_the_services_own_word_that_it_is_busy_is_believed(emulator: Emulator, fault: Fault) -> None:
-    task = Task(emulator, on_unknown_submission="fail")
-    emulator.service.inject(fault)
-    assert task.attempt().value == task.job_ids()[0]
-    assert emulator.service.count("run") == 2
-
-
 # --- a store that fails -------------------------------------------------------------------------------------
 
 
@@ -640,14 +624,6 @@ def test_a_kill_without_an_answer_of_airflow_leaves_the_job(waiting: Task) -> No
     assert waiting.statuses() == ["RUNNING"]
 
 
-def test_a_kill_whose_question_fails_leaves_the_job(waiting: Task) -> None:
-    def fail() -> None:
-        raise OSError("the supervisor is gone")
-
-    killed(waiting, "failed", on_ask=fail)
-    assert waiting.statuses() == ["RUNNING"]
-
-
 @pytest.mark.parametrize("reason", ["no tries", "not durable", "no store"])
 def test_a_kill_that_no_attempt_follows_cancels_the_job_unasked(waiting: Task, reason: str) -> None:
     changes: dict[str, Any] = {}
@@ -660,14 +636,6 @@ def test_a_kill_that_no_attempt_follows_cancels_the_job_unasked(waiting: Task, r
     killed(waiting, **changes)
     assert waiting.ti.asked == 0
     assert waiting.statuses() == ["CANCELED"]
-
-
-def test_a_kill_that_no_attempt_follows_is_followed_by_a_clear(waiting: Task) -> None:
-    """Even by one while the task ran, which leaves all of its numbers as they are."""
-    waiting.max_tries = 0
-    killed(waiting, "restarting")
-    waiting.emulator.service.inject(Fault(on="get", status=200, body={"data": {"status": "COMPLETED"}}))
-    assert waiting.attempt(wait_for_completion=False).value == waiting.job_ids()[1]
 
 
 def test_a_kill_names_a_job_that_it_was_told_to_leave(waiting: Task) -> None:
@@ -823,20 +791,6 @@ def test_what_is_no_way_to_clear_breaks_the_dag_file() -> None:
 
 
 # --- values that nobody wrote -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("garbage", ["text", 7, [], {}, {"name": "jobs/x", "content": "!"}])
-def test_a_log_that_somebody_changed_is_an_error_and_nothing_is_sent(task: Task, garbage: Any) -> None:
-    job_id = die_after_submission(task)
-    assert task.store is not None
-    kept = dict(task.store.kept)
-    task.store.kept |= {key: json.dumps(garbage) for key in kept if key.startswith("rungen_1_")}
-    error = task.attempt().error
-    assert isinstance(error, DamagedLogError)
-    assert "nothing more is sent" in str(error)
-    task.store.kept |= kept
-    assert task.attempt().value == job_id
-    assert task.job_ids() == [job_id]
 
 
 def test_an_answer_that_names_the_job_of_an_earlier_attempt_is_of_unknown_fate(emulator: Emulator) -> None:

@@ -57,50 +57,6 @@ def read(place: MemoryPlace) -> Jobs:
 # --- the intent, and the fence ---
 
 
-@pytest.mark.parametrize("what", ["forbidden", "lost", "unanswered", "late"])
-@pytest.mark.parametrize(("on", "nth"), [("put", 2), ("list", 1)])
-def test_nothing_may_be_sent_when_the_intent_cannot_be_saved(on: str, nth: int, what: str) -> None:
-    place = MemoryPlace((Trouble(on, nth, what),))
-    log, jobs = begin(place)
-    jobs.load(range(3))
-    with pytest.raises(OutageError):
-        announce(log, jobs, range(3))
-    assert jobs.inputs(InputState.UNSENT) == [0, 1, 2]
-    # and once it can, it goes on, whatever is left of the first write
-    submit(log, jobs, range(3))
-    log.save(jobs)
-    place.settle()
-    assert read(place).totals().submitted == 3
-
-
-def test_an_attempt_that_was_cut_off_announces_nothing_more() -> None:
-    place = MemoryPlace()
-    log, jobs = begin(place)
-    submit(log, jobs, range(4))
-    later, _ = begin(place, turn=2)
-    with pytest.raises(SupersededError):
-        submit(log, jobs, range(4, 8))
-    assert jobs.inputs(InputState.UNSENT) == [4, 5, 6, 7]
-    assert not read(place).inputs(InputState.UNKNOWN)
-    # what it knows is welcome
-    log.save(jobs)
-    assert read(place).totals().submitted == 4
-    later.fence()
-
-
-def test_what_was_announced_is_read_by_whoever_is_not_seen() -> None:
-    seen: list[bool] = []
-    place = MemoryPlace()
-    log, jobs = begin(place)
-    jobs.load(range(3))
-    place.before = lambda kind, name: seen.append(
-        f"{FOLDER}/000000.{log.attempt.writer}.0.jsonl" in place.files
-    )
-    announce(log, jobs, range(3))
-    # the list comes after the file
-    assert seen == [False, True]
-
-
 def test_an_attempt_that_was_cut_off_before_it_began_does_not_begin() -> None:
     earlier = [AttemptRecord(1, "0" * 8, 1, try_number=2, began=5.5)]
     with pytest.raises(SupersededError):
@@ -121,13 +77,12 @@ def test_of_two_attempts_that_begin_together_the_later_one_goes_on() -> None:
         first.fence()
 
 
-def test_nothing_is_sent_when_the_list_lacks_the_attempt_itself() -> None:
+def test_an_attempt_that_is_not_listed_may_be_fenced_off() -> None:
     place = MemoryPlace()
-    log, jobs = begin(place)
+    log, _ = begin(place)
     place.hidden.add(f"attempts/{attempt_name(log.attempt.writer)}")
     with pytest.raises(DamagedLogError, match="it is missing"):
-        submit(log, jobs, range(3))
-    assert jobs.inputs(InputState.UNSENT) == [0, 1, 2]
+        log.fence()
 
 
 # --- a save in steps ---

@@ -55,7 +55,7 @@ class Collecting:
                 continue
             self._uncounted.append(job.id)
             self._run.report.note_over(job)
-            self._log.end(job.id, ENDS[job.status], seconds=job.execution_time, why=job.error or "")
+            self._log.jobs.end(job.id, ENDS[job.status], seconds=job.execution_time, why=job.error or "")
             if job.status is JobStatus.COMPLETED and self._stores:
                 self._to_store.append(job.id)
         self._run.submitting.forget([job.id for job in over if job.status is not JobStatus.COMPLETED])
@@ -107,7 +107,7 @@ class Collecting:
                 continue
             if jobs.table.job(job_id).state is JobState.OPEN:
                 seconds = error.execution_time
-                self._log.end(job_id, end_of(error), seconds=seconds, why=error.message)
+                self._log.jobs.end(job_id, end_of(error), seconds=seconds, why=error.message)
 
     def store(self) -> bool:
         """Store the outputs of jobs that are over, while others run; return whether everything fails."""
@@ -130,7 +130,7 @@ class Collecting:
         # first the ledger: once the log says so, nobody looks again
         self._run.submitting.remember(new)
         for stored in new:
-            self._log.end(stored.job_id, JobState.COMPLETED, seconds=stored.execution_seconds)
+            self._log.jobs.end(stored.job_id, JobState.COMPLETED, seconds=stored.execution_seconds)
             if stored.job_id in jobs.table.input_of:
                 jobs.store(stored.job_id)
         errors = {

@@ -191,28 +191,21 @@ class LogHome:
         return f"{self.token}{self.numbers.max_tries & 0xFFFF:04x}"
 
     def read_parts(
-        self,
-        plan: str,
-        only: Collection[int] = _ANY_PART,
-        *,
-        also: Collection[Writer] = (),
-        is_whole: bool = False,
+        self, plan: str, only: Collection[int] | None = None, *, also: Collection[Writer] = ()
     ) -> Iterator[tuple[int, list[PartFile]]]:
         """
         Yield what attempts know of a plan, part by part. Exhaust it before anything is sent.
 
-        :param only: the parts to read.
+        :param only: the parts to read; all if left out. Only then is it an error if a file is missing.
         :param also: other attempts than the earlier ones.
-        :param is_whole: whether all parts are read, and it is an error if a file is missing.
-        :raises DamagedLogError: a file cannot be read.
+        :raises DamagedLogError: a file is missing, or cannot be read.
         """
         writers = {*(record.writer for record in self.earlier), *also}
         least = {record.writer: record.begun for record in self.earlier if record.plan == plan}
-        for place in (self.spare, self.place):
-            if place is not None:
-                # nobody knows what the spare place should have
-                is_checked = is_whole and place is self.place
-                yield from read_parts(place, plan, writers, only=None if is_checked else only, least=least)
+        if self.spare is not None:
+            # nobody knows what it should have
+            yield from read_parts(self.spare, plan, writers, only=_ANY_PART if only is None else only)
+        yield from read_parts(self.place, plan, writers, only=only, least=least)
 
     def _attempts(self) -> list[AttemptRecord]:
         return read_attempts(self.place) if self.place.is_durable else []

@@ -129,7 +129,7 @@ class Resuming:
         jobs = self.task_log.jobs
         is_ours = isinstance(outcome, Job) and self._is_ours(job_id, outcome)
         if isinstance(outcome, RunGenNotFoundError | RunGenBadRequestError):
-            self.task_log.end(job_id, JobState.LOST)
+            self.task_log.jobs.end(job_id, JobState.LOST)
             self.lost.append(job_id)
         elif isinstance(outcome, RunGenError):
             raise outcome
@@ -143,7 +143,7 @@ class Resuming:
                 jobs.disown(job_id)
             if outcome.is_terminal:
                 state = ENDS[outcome.status]
-                self.task_log.end(job_id, state, seconds=outcome.execution_time, why=outcome.error or "")
+                self.task_log.jobs.end(job_id, state, seconds=outcome.execution_time, why=outcome.error or "")
 
     def _is_ours(self, job_id: str, job: Job) -> bool:
         ours = self.input_of(self.task_log.jobs.table.input_of[job_id])
@@ -200,7 +200,7 @@ class Resuming:
         """Cancel jobs of the app, and note it."""
         self.wait.cancel(self.app_id, job_ids, within=CANCEL_TIME + len(job_ids) / 10)
         for job_id in self.wait.canceled.intersection(job_ids):
-            self.task_log.end(job_id, JobState.CANCELED)
+            self.task_log.jobs.end(job_id, JobState.CANCELED)
 
     def cancel_unwanted(self, unwanted: Sequence[Unwanted]) -> None:
         """Cancel jobs of earlier plans (``cancel_on_kill``) that are certainly ours, and bill all of them."""

@@ -61,7 +61,7 @@ class Stopping:
         left = self._run.wait.cancel(self._run.ending.app_id, job_ids, within=within)
         canceled = self._run.wait.canceled.intersection(job_ids)
         for job_id in canceled:
-            self._log.end(job_id, JobState.CANCELED, why=why)
+            self._log.jobs.end(job_id, JobState.CANCELED, why=why)
             self._run.report.note_canceled(job_id, why)
         # a kill leaves little time, and the next attempt finds out that they were canceled
         call_briefly(lambda: self._run.submitting.forget(canceled), self._run.guard.time_left())

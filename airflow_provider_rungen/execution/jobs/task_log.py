@@ -128,7 +128,7 @@ class TaskLog:
 
     def _read_parts(self, numbers_of: Callable[[int], Collection[int]]) -> None:
         """Load the parts that writers know something of. What is done is dropped at once."""
-        for part, files in self.home.read_parts(self.jobs.plan, is_whole=True):
+        for part, files in self.home.read_parts(self.jobs.plan):
             self.jobs.load(numbers_of(part), *files)
             self.loaded.add(part)
         self.jobs.close_parts()
@@ -200,15 +200,11 @@ class TaskLog:
         jobs = (job for row in self.jobs.table.rows.values() for job in row.jobs)
         return [job.id for job in jobs if job.state is JobState.OPEN and job.is_shared]
 
-    def end(self, job_id: str, state: JobState, *, seconds: float | None = None, why: str = "") -> None:
-        """Note how a job ended, if it is one of those that are loaded."""
-        self.jobs.end(job_id, state, seconds=seconds, why=why)
-
     def end_useless(self, job_id: str, state: JobState, *, seconds: float | None, why: str) -> None:
         """Note that the result of a job cannot be used, so that a retry runs its input again."""
-        self.end(job_id, state, seconds=seconds, why=why)
+        self.jobs.end(job_id, state, seconds=seconds, why=why)
         if job_id in self.jobs.table.input_of and self.jobs.table.job(job_id).state is JobState.COMPLETED:
-            self.end(job_id, JobState.INVALID, why=why)
+            self.jobs.end(job_id, JobState.INVALID, why=why)
 
     @property
     def completed(self) -> list[str]:

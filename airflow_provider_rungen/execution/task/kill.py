@@ -54,14 +54,15 @@ class KillGuard:
     @contextmanager
     def defer_signals(self) -> Iterator[None]:
         """Defer kills and time limits to the end of the block. A request in flight gets one second more."""
-        if threading.current_thread() is threading.main_thread():
+        # only the main thread may set handlers, and gets signals
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main:
             self._enter()
-            try:
-                yield
-            finally:
-                self._leave()
-        else:
+        try:
             yield
+        finally:
+            if is_main:
+                self._leave()
         if self.is_killed:
             self.kill()
 

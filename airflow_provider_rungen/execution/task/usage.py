@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from airflow_provider_rungen._airflow import AirflowTaskTimeout, metrics
+from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.texts import format_count
@@ -77,8 +77,6 @@ class UsageReport:
         self._guard = guard
         self._push = push
         self._reported: Mapping[str, Any] = {}
-        # whether Airflow calls on_kill next, since execution_timeout has passed
-        self._is_timing_out = False
 
     def value(self) -> dict[str, Any] | None:
         """Return what was used; ``None`` while that is nothing."""
@@ -90,9 +88,6 @@ class UsageReport:
         """Report when the block ends, also if it fails. A deferral does not end it."""
         try:
             yield
-        except AirflowTaskTimeout:
-            self._is_timing_out = True  # what is canceled then is used, too
-            raise
         except Exception:
             if not self._guard.is_killed:
                 self.push()
@@ -113,7 +108,7 @@ class UsageReport:
 
     def push_at_kill(self) -> None:
         """Report after the cancels if the task timed out. Otherwise another attempt may follow."""
-        if self._is_timing_out:
+        if attempts.is_timing_out():
             attempts.call_briefly(self.push, self._guard.time_left())
 
 
