@@ -10,10 +10,8 @@ import shlex
 import subprocess
 import sys
 import urllib.request
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -21,9 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
-from bad_answers import Fault
 from conftest import HOME
-from odd_answers import OddService
 
 from airflow_provider_rungen import (
     __version__,
@@ -385,124 +381,3 @@ def test_each_option_of_the_emulator_is_documented() -> None:
     assert [option.name for option in options() if f"| `{option.name}` |" not in page] == []
     names = {*UsersFault.kinds, *OPERATIONS} - {"unknown"}
     assert [name for name in names if f"`{name}`" not in page] == []
-
-
-# --- docs/moving.md, the column "by hand" ---
-
-
-@pytest.fixture
-def by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Emulator]]:
-    """Return the tasks that the page writes by hand, and the service that they talk to."""
-    if not AIRFLOW_V_3_0_PLUS:
-        pytest.skip("the pages are written for Airflow 3 (airflow.sdk)")
-    pytest.importorskip("airflow.providers.http")
-    [block] = [block for block in BLOCKS if '"by_hand"' in block.text]
-    (tmp_path / "by_hand.py").write_text(block.text)
-    with Emulator(OddService(job_seconds=0)) as emulator, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they are Airflow's own
-        for name, value in _environment(tmp_path, emulator).items():
-            if name.startswith("AIRFLOW_CONN_"):
-                monkeypatch.setenv(name, value)
-        spec = spec_from_file_location("by_hand", tmp_path / "by_hand.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module, emulator
-
-
-@pytest.mark.parametrize(
-    "fault", [Fault(on="run", kind="reset_after"), Fault(on="run", kind="html", taken=True)]
-)
-def test_by_hand_a_retry_buys_a_second_job(by_hand: tuple[Any, Emulator], context: Any, fault: Fault) -> None:
-    module, emulator = by_hand
-    emulator.service.inject(fault)
-    with pytest.raises(Exception, match=r"Connection|JSON|Expecting"):
-        module.submit.execute(context)
-    assert emulator.service.stats()["jobs_created"] == 1
-    assert module.submit.execute(context)
-    assert emulator.service.stats()["jobs_created"] == 2
-
-
-@pytest.mark.parametrize("status", [403, 429, 503])
-def test_by_hand_every_refusal_is_retried_by_airflow_alone(
-    by_hand: tuple[Any, Emulator], context: Any, status: int
-) -> None:
-    from airflow.providers.common.compat.sdk import AirflowFailException
-
-    module, emulator = by_hand
-    emulator.service.inject(Fault(on="run", status=status, headers={"Retry-After": "1"}))
-    with pytest.raises(Exception, match=str(status)) as caught:
-        module.submit.execute(context)
-    assert not isinstance(caught.value, AirflowFailException)
-    assert emulator.service.count("run") == 1
-
-
-def _look(module: Any, job_id: str, context: Any) -> Any:
-    module.wait.endpoint = f"app/YOUR-APP-ID/job/{job_id}"
-    return module.wait.poke(context)
-
-
-def test_by_hand_one_bad_look_ends_the_sensor(by_hand: tuple[Any, Emulator], context: Any) -> None:
-    module, emulator = by_hand
-    job_id = module.submit.execute(context)
-    emulator.service.inject(Fault(on="get", status=502))
-    with pytest.raises(Exception, match="502"):
-        _look(module, job_id, context)
-    assert _look(module, job_id, context) is True
-
-
-def test_by_hand_some_ends_are_not_seen(by_hand: tuple[Any, Emulator], context: Any) -> None:
-    module, emulator = by_hand
-    assert _look(module, "no-such-job", context) is False
-    emulator.service.configure({"style": {"words": "alternate"}})
-    module.submit.data = json.dumps({"input": {"prompt": "fail: out of memory"}})
-    assert _look(module, module.submit.execute(context), context) is False
-    assert emulator.service.stats()["jobs_failed"] == 1
-
-
-def test_by_hand_the_key_follows_a_redirect(by_hand: tuple[Any, Emulator], context: Any) -> None:
-    module, emulator = by_hand
-    with Emulator() as elsewhere:
-        elsewhere.service.add_app("YOUR-APP-ID", workers=1)
-        place = {"Location": f"{elsewhere.url}/app/YOUR-APP-ID/run_async"}
-        emulator.service.inject(Fault(on="run", kind="redirect", status=307, headers=place))
-        module.submit.execute(context)
-        [record] = elsewhere.service.records()
-    assert record.headers["x-api-key"] == emulator.service.api_key
-
-
-def test_by_hand_a_sensor_with_a_check_does_not_defer(by_hand: tuple[Any, Emulator], context: Any) -> None:
-    from airflow.providers.common.compat.sdk import AirflowSensorTimeout
-
-    module, emulator = by_hand
-    emulator.service.configure({"job_seconds": 600})
-    kind = type(module.wait)
-    sensor = kind(
-        task_id="wait",
-        http_conn_id="rungen_http",
-        endpoint=f"app/YOUR-APP-ID/job/{module.submit.execute(context)}",
-        response_check=module.is_over,
-        deferrable=True,
-        poke_interval=0.05,
-        timeout=0.2,
-    )
-    with pytest.raises(AirflowSensorTimeout):
-        sensor.execute(context)
-
-
-def test_by_hand_nothing_bounds_the_wait_for_an_answer(
-    by_hand: tuple[Any, Emulator], context: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from requests import Session  # what the HTTP provider sends with
-
-    module, _ = by_hand
-    send, timeouts = Session.send, []
-
-    def spy(self: Session, *args: Any, **kwargs: Any) -> Any:
-        timeouts.append(kwargs["timeout"])
-        return send(self, *args, **kwargs)
-
-    monkeypatch.setattr(Session, "send", spy)
-    module.submit.execute(context)
-    assert timeouts == [None]
