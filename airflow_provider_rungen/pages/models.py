@@ -185,12 +185,14 @@ class TaskEnd:
 
     :param error: why it failed.
     :param hint: what to do about it.
+    :param again: what a retry and a clear submit.
     :param still_billing: jobs that may still run and be billed.
     :param more_billing: how many more of these there are.
     """
 
     error: str
     hint: str = ""
+    again: str = ""
     still_billing: Sequence[Link] = ()
     more_billing: int = 0
 

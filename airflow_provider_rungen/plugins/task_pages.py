@@ -36,6 +36,7 @@ _NOT_THERE = "Some files are not in {place}. They were not stored, or were moved
 _NEW_LEDGER = "The ledger {ledger} was new, so that nothing was reused."
 _UNCOUNTED = "The last attempt did not record its end, so that only the rows of this page are known."
 _TOO_MANY = "The task has too many rows to count them while it runs."
+_AGAIN = "A retry submits {:,} of {:,} rows, a clear {:,}."
 _NO_RECORD = "The last attempt did not record its end: it was killed, or its worker was lost."
 
 Live = Mapping[str, Job | RunGenError]
@@ -124,10 +125,12 @@ def _end(task: TaskRecord, jobs: JobRows, urls: Urls, live: Live) -> TaskEnd | N
     if error and attempt.try_number != task.try_number:
         error = f"Attempt {attempt.try_number}: {error}"
     ended = {job_id for job_id, job in live.items() if isinstance(job, Job) and job.is_terminal}
+    again = _AGAIN.format(attempt.retry_submits, jobs.total, attempt.clear_submits)
     billing = [job_id for job_id in attempt.still_billing if job_id not in ended]
     return TaskEnd(
         error=shown_text(error),
         hint=shown_text(attempt.hint),
+        again=again if attempt.error else "",
         still_billing=[Link(label=job_id, href=urls.job(task, job_id)) for job_id in billing[:_MAX_ASKED]],
         more_billing=max(0, len(billing) - _MAX_ASKED),
     )

@@ -43,6 +43,8 @@ class AttemptRecord:
     :param error: why it failed.
     :param hint: what to do next.
     :param still_billing: the first of the jobs that may still run.
+    :param retry_submits: how many inputs a retry submits again, if it failed.
+    :param clear_submits: how many inputs a clear of the task submits again, if it failed.
     :param begun: how often it had begun parts of the log (see `PartFile.nth`), as far as the record knows.
     :param totals: what its inputs amounted to at its end; empty until then.
     """
@@ -63,6 +65,8 @@ class AttemptRecord:
     error: str = ""
     hint: str = ""
     still_billing: tuple[str, ...] = ()
+    retry_submits: int = 0
+    clear_submits: int = 0
     begun: int = 0
     totals: Totals = Totals()  # noqa: RUF009 - it is frozen
 

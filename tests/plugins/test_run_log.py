@@ -256,6 +256,14 @@ def test_a_failed_task_says_why_and_what_to_do(world: World) -> None:
     assert "May still run" not in page
 
 
+@pytest.mark.parametrize(("on_clear", "clear"), [("new", 3), ("resume", 1)])
+def test_a_failed_task_says_what_a_retry_and_a_clear_pay_for(world: World, on_clear: str, clear: int) -> None:
+    inputs = [given("one"), given("two"), given("bad", fail="out of memory")]
+    op = RunGenRunBatchOperator(inputs=inputs, destination=world.folder.as_uri(), on_clear=on_clear, **POLL)
+    assert world.perform(op).error is not None
+    assert f"A retry submits 1 of 3 rows, a clear {clear}." in world.get(world.save("failed")).text
+
+
 def test_a_failed_task_names_the_jobs_that_may_still_run(world: World) -> None:
     billing = tuple(f"open-{number}" for number in range(60))
     end: dict[str, Any] = {

@@ -116,8 +116,16 @@ class Ending:
         self._note_end(End.UNKNOWN if self.has_next(error) else End.FAILED, message, hint)
 
     def _note_end(self, end: End, error: str = "", hint: str = "") -> None:
-        running, totals = tuple(self._log.running), self._log.jobs.totals()
-        self._log.note(end=end, error=error, hint=hint, still_billing=running, totals=totals)
+        retry = self._log.unfinished_count if self.is_durable else self._log.count
+        self._log.note(
+            end=end,
+            error=error,
+            hint=hint,
+            still_billing=tuple(self._log.running),
+            retry_submits=retry,
+            clear_submits=self._log.count if self.on_clear == "new" else retry,
+            totals=self._log.jobs.totals(),
+        )
 
     @contextmanager
     def _leaving_when_refused(self) -> Iterator[None]:

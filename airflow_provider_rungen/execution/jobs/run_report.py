@@ -258,8 +258,7 @@ class RunReport:
     def clear_hint(self) -> str:
         """Return what to do about inputs that no retry can help, and what that submits."""
         task_log, ending = self._run.task_log, self._run.ending
-        totals = task_log.jobs.totals()
-        some, everything = totals.inputs - totals.completed, task_log.count
+        some, everything = task_log.unfinished_count, task_log.count
         advice = "Correct them, and clear the task"
         if some >= everything:
             return advice

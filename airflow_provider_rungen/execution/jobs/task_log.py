@@ -178,6 +178,12 @@ class TaskLog:
         loaded = self.jobs.closed.inputs + len(self.jobs.table.rows)
         return self.count - loaded + len(self.jobs.inputs(*SUBMITTABLE))
 
+    @property
+    def unfinished_count(self) -> int:
+        """How many inputs have no job that completed, or that may still run."""
+        done = self.jobs.totals().completed + len(self.running) + len(self.shared)
+        return max(self.count - done, 0)
+
     def stop_submitting(self) -> int:
         """Submit nothing more, and return how many inputs are not submitted."""
         unsent = self.unsent_count
