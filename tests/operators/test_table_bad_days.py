@@ -269,15 +269,6 @@ def test_an_app_that_cannot_be_read(run: Callable[..., Table], kind: str) -> Non
     assert task.created == 2
 
 
-@pytest.mark.parametrize("status", [403, 404, 500])
-def test_an_app_that_is_refused(run: Callable[..., Table], status: int) -> None:
-    task = run(products(2))
-    task.emulator.service.inject(Fault(on="get_app", status=status, times=None))
-    outcome = task.attempt()
-    assert outcome.error is not None
-    assert task.created == 0
-
-
 # --- storage that fails ---
 
 

@@ -257,7 +257,7 @@ def test_a_failed_task_says_why_and_what_to_do(world: World) -> None:
 
 
 @pytest.mark.parametrize(("on_clear", "clear"), [("new", 3), ("resume", 1)])
-def test_a_failed_task_says_what_a_retry_and_a_clear_pay_for(world: World, on_clear: str, clear: int) -> None:
+def test_a_failed_task_says_what_a_retry_and_a_clear_pay_for(world: World, on_clear: Any, clear: int) -> None:
     inputs = [given("one"), given("two"), given("bad", fail="out of memory")]
     op = RunGenRunBatchOperator(inputs=inputs, destination=world.folder.as_uri(), on_clear=on_clear, **POLL)
     assert world.perform(op).error is not None

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 #: The values of a row by column, as JSON has them.
 Values: TypeAlias = dict[str, Any]
-# A row group of Parquet has so many rows, or fewer when they are large.
-_GROUP_ROWS = 10_000
+# A row group of Parquet has so many rows, or fewer when they are large. Python needs about 3 kB for each.
+_GROUP_ROWS = 4_000
 _GROUP_CHARS = 8 << 20
 _INT64 = range(-(2**63), 2**63)
 
