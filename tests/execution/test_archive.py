@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -11,14 +10,15 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +35,6 @@ from conftest import APP, KEY, SOON, Outcome, OutletEvents, run_task, signal_whe
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen.client import retry
-from airflow_provider_rungen.client.download import Downloader
 from airflow_provider_rungen.client.flow import Flow, Request
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.client.settings import Settings
@@ -47,11 +46,12 @@ from airflow_provider_rungen.exceptions import (
     RunGenOutputError,
     RunGenResultError,
 )
-from airflow_provider_rungen.execution.archive import archiver, job_archiver
-from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
+from airflow_provider_rungen.execution.archive import job_archiver, output_store
+from airflow_provider_rungen.execution.archive.manifests import Manifest, parse_manifest
+from airflow_provider_rungen.execution.archive.output_store import OutputStore
 from airflow_provider_rungen.execution.archive.storage import Storage
-from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, read_stored_jobs
-from airflow_provider_rungen.execution.jobs.job_wait import JobWait
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.task.options import CollectOptions
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 
@@ -90,9 +90,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def archive_results(
-    folder: Path, results: dict[str, list[Any]], *, max_concurrency: int = 4
-) -> dict[str, StoredJob | RunGenError]:
+def archive_results(folder: Path, results: dict[str, list[Any]]) -> dict[str, StoredJob | RunGenError]:
     """Store jobs with these results, of which each request gets the next; return the outcomes."""
 
     async def perform(flow: Flow[Job]) -> Job:
@@ -105,21 +103,16 @@ def archive_results(
         result = left.pop(0) if len(left) > 1 else left[0]
         return Job(job_id, APP, JobStatus.COMPLETED, result)
 
+    async def close() -> None:
+        pass
+
+    hook = SimpleNamespace(settings=Settings("http://127.0.0.1:1", KEY), aperform=perform, aclose=close)
+    guard = SimpleNamespace(defer_signals=nullcontext, check=lambda: None)
+    options = CollectOptions.of(collect_op("x", folder.as_uri(), max_concurrency=4))
+    run: Any = SimpleNamespace(hook=hook, guard=guard)
     stored: dict[str, StoredJob | RunGenError] = {}
-
-    async def run() -> dict[str, RunGenError]:
-        downloader = Downloader(Settings("http://127.0.0.1:1", KEY), max_bytes=10**6, at_once=4)
-        store = OutputArchiver(
-            *(perform, APP, Storage(folder.as_uri()), downloader),
-            max_concurrency=max_concurrency,
-            on_stored=lambda job: stored.update({job.job_id: job}),
-        )
-        try:
-            return await store.run(list(results), lambda: None)
-        finally:
-            await downloader.close()
-
-    return stored | asyncio.run(run())
+    store = OutputStore(run, options, None)
+    return stored | store.store(APP, list(results), lambda job: stored.update({job.job_id: job}))
 
 
 def manifest_of(folder: Path, job_id: str) -> dict[str, Any]:
@@ -263,35 +256,6 @@ def test_a_result_that_is_nested_deeply_is_stored(
     while not isinstance(result, str):
         [result] = result if isinstance(result, list) else result.values()
     assert json.loads(result)
-
-
-ODD_RESULTS: dict[str, Any] = {
-    "infinity": [float("inf"), float("-inf"), float("nan")],
-    "surrogate": "\ud800",
-    "surrogate key": {"\ud800": 1},
-    "nul": "\0",
-    "nul key": {"\0": 1},
-    "large": [2**64, -(2**63) - 1, 10**300],
-    "class": {"__classname__": "airflow.sdk.definitions.connection.Connection", "__version__": 1},
-    "old class": {"__type": "airflow.sdk.definitions.connection.Connection", "__var": {"conn_id": "x"}},
-}
-
-
-@pytest.mark.parametrize("result", ODD_RESULTS.values(), ids=ODD_RESULTS)
-def test_what_xcom_cannot_hold_is_stored(tmp_path: Path, result: Any) -> None:
-    outcome = archive_results(tmp_path, {"job": [result]})["job"]
-    assert isinstance(outcome, StoredJob)
-    assert outcome.summary == {
-        "job_id": "job",
-        "manifest": (tmp_path / "job" / "manifest.json").as_uri(),
-        "outputs": [],
-    }
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is not JSON")
-
-    stored = json.loads((tmp_path / "job" / "manifest.json").read_text(), parse_constant=refuse)["result"]
-    assert stored == (["Infinity", "-Infinity", "NaN"] if result is ODD_RESULTS["infinity"] else result)
 
 
 def test_nothing_leaves_the_folder_of_the_job(
@@ -533,35 +497,6 @@ def test_the_manifest_of_many_outputs_is_written_once_a_second_at_most(
         assert len({name for name in counting.names() if job_id in name}) == count + 1
 
 
-@pytest.mark.usefixtures("on_the_wire")
-@pytest.mark.parametrize("images", [3, 40])
-def test_an_attempt_after_a_kill_fetches_only_what_is_missing_in_a_store(
-    rungen_emulator: Emulator, context: Any, counting: Counting, images: int
-) -> None:
-    [job_id] = submitted(job(images=images, output_bytes=500))
-    half = images // 2
-    rungen_emulator.service.inject(Fault(on="output", kind="hang", times=None, skip=half))
-    op = collect_op(job_id, "memory://bucket/x", wait_for_completion=False)
-
-    def is_half() -> bool:
-        contents = {name: counting.cat_file(name) for name in counting.names()}
-        return (
-            counting.sent["outputs"] >= half
-            and rungen_emulator.service.count("output") > half
-            and are_listed(contents)
-        )
-
-    with signal_when(signal.SIGTERM, is_half, op.on_kill):
-        assert "killed" in str(run_task(op, context).error)
-    there = sum("manifest" not in name for name in counting.names())
-    assert there == half
-    rungen_emulator.service.clear_faults()
-    before = fetches(rungen_emulator)
-    assert run_task(collect_op(job_id, "memory://bucket/x"), context).error is None
-    assert sum((fetches(rungen_emulator) - before).values()) == images - there
-    assert len(counting.names()) == images + 1
-
-
 # --- many small files at once -------------------------------------------------------------------------------
 
 
@@ -637,41 +572,7 @@ def test_links_are_not_followed_in_many_files(tmp_path: Path) -> None:
         storage.list_all(["a", "b"])
 
 
-def test_a_stored_job_is_read_as_it_was_stored(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path
-) -> None:
-    ids = submitted(job(images=2), job(result="a text"), job())
-    smalls = archive(context, ids, tmp_path).value
-    (tmp_path / ids[2] / "0-0.png").write_bytes(b"half a picture")
-    storage = Storage(tmp_path.as_uri())
-    jobs = dict.fromkeys([*ids, "unknown"], APP)
-    stored = read_stored_jobs(storage, jobs, lambda job: job, are_remembered=True)
-    assert [stored[job_id].summary for job_id in ids[:2]] == smalls[:2]
-    assert stored.keys() == set(ids[:2])
-    for job_id in ids[:2]:
-        manifest = manifest_of(tmp_path, job_id)
-        assert stored[job_id].app_id == APP
-        assert stored[job_id].result == manifest["result"]
-        assert stored[job_id].created_at == manifest["created_at"]
-        assert stored[job_id].execution_seconds == manifest["execution_time"]
-    others = dict.fromkeys(ids, "another")
-    assert read_stored_jobs(storage, others, lambda job: job, are_remembered=True) == {}
-
-
 # --- what is there already ----------------------------------------------------------------------------------
-
-
-def test_what_is_there_is_not_fetched_again(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    ids = submitted(job(images=3), job())
-    first = archive(context, ids, tmp_path)
-    before = files(tmp_path)
-    assert archive(context, ids, tmp_path).value == first.value
-    assert files(tmp_path) == before
-    assert sum(fetches(rungen_emulator).values()) == 4
-    assert f"Reused 2 jobs: stored in {tmp_path.as_uri()}" in caplog.text
 
 
 @MODES
@@ -685,14 +586,17 @@ def test_the_service_is_not_asked_for_what_is_stored(  # noqa: PLR0917 - fixture
     deferrable: bool,
     wait: bool,
     images: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     ids = submitted(job(images=images), job(images=images))
     first = archive(context, ids, tmp_path)
     before = files(tmp_path)
     forget(rungen_emulator)
     requests = len(rungen_emulator.service.records())
+    caplog.set_level("INFO")
     again = archive(context, ids, tmp_path, deferrable=deferrable, wait_for_completion=wait)
     assert (again.value, again.events) == (first.value, [])
+    assert f"Reused 2 jobs: stored in {tmp_path.as_uri()}" in caplog.text
     assert len(rungen_emulator.service.records()) == requests
     assert ti.xcoms["failed"] == []
     assert files(tmp_path) == before
@@ -713,18 +617,6 @@ def test_the_service_is_asked_for_the_others_alone(
     assert gets_of(rungen_emulator, other) > 0
 
 
-def test_a_store_is_asked_in_place_of_the_service(
-    rungen_emulator: Emulator, context: Any, uploads: Uploads
-) -> None:
-    ids = submitted(job(images=3), job(images=12))
-    op = collect_op(ids, "memory://bucket/x")
-    first = run_task(op, context).value
-    forget(rungen_emulator)
-    requests = len(rungen_emulator.service.records())
-    assert run_task(op, context).value == first
-    assert len(rungen_emulator.service.records()) == requests
-
-
 @pytest.mark.parametrize("options", [{}, {"wait_for_completion": False, "max_failed": 1}], ids=str)
 def test_a_store_that_cannot_be_read_fails_the_task_and_can_be_tried_again(
     rungen_emulator: Emulator, context: Any, uploads: Uploads, options: dict[str, Any]
@@ -740,28 +632,6 @@ def test_a_store_that_cannot_be_read_fails_the_task_and_can_be_tried_again(
     assert len(rungen_emulator.service.records()) == before
     uploads.unreadable = 0
     assert run_task(collect_op(job_id, "memory://bucket/x"), context).value == first
-
-
-@pytest.mark.parametrize(
-    "harm",
-    [
-        {"complete": False},
-        {"complete": None},
-        {"app_id": "another"},
-        {"status": "FAILED"},
-    ],
-    ids=str,
-)
-def test_a_manifest_that_is_not_whole_is_not_believed(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, harm: dict[str, Any]
-) -> None:
-    [job_id] = submitted(job())
-    first = archive(context, job_id, tmp_path).value
-    path = tmp_path / job_id / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | harm))
-    asked = gets_of(rungen_emulator, job_id)
-    assert archive(context, job_id, tmp_path).value == first
-    assert gets_of(rungen_emulator, job_id) > asked
 
 
 def test_what_is_stored_has_to_fit_the_schema(
@@ -831,17 +701,44 @@ POISONS: dict[str, Any] = {
     "a size that is a bool": {"size": True},
     "a size that is a number": {"size": 1e999},
     "a digest that is none": {"sha256": {"__type": "dict", "__var": 1}},
-    "a URI elsewhere": {"uri": "file:///etc/passwd"},
     "a URI that is none": {"uri": {}},
     "a place that is none": {"at": ["result"]},
-    "another size": {"size": 7},
 }
 
 
-@pytest.mark.parametrize("is_complete", [True, False])
+ENTRY = {"uri": "/x/0.png", "at": "result", "size": 1, "sha256": "0" * 64, "content_type": None}
+
+
+def parsed(**fields: Any) -> Manifest:
+    manifest = {"app_id": APP, "job_id": "job", "complete": True, "outputs": [ENTRY], **fields}
+    return parse_manifest(json.dumps(manifest).encode(), APP, "job")
+
+
+def test_only_known_fields_of_an_entry_are_read() -> None:
+    entry = {**ENTRY, "__classname__": "airflow.sdk.Connection", "more": "x"}
+    assert list(parsed(outputs=[entry]).entries.values()) == [ENTRY]
+
+
 @pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS)
-def test_a_poisoned_manifest_is_not_believed(  # noqa: PLR0917 - fixtures
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, poison: Any, is_complete: bool, caplog: Any
+def test_an_invalid_entry_is_counted_and_left_out(poison: Any) -> None:
+    manifest = parsed(outputs=[{**ENTRY, **poison}, {**ENTRY, "at": "else"}])
+    assert ([at for _, at in manifest.entries], manifest.invalid_count) == (["else"], 1)
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+@pytest.mark.parametrize(
+    ("poison", "is_invalid"),
+    [({"size": None}, True), ({"size": 7}, False), ({"uri": "file:///etc/passwd"}, False)],
+    ids=str,
+)
+def test_what_a_poisoned_manifest_names_is_fetched_again(  # noqa: PLR0917 - fixtures
+    rungen_emulator: Emulator,
+    context: Any,
+    tmp_path: Path,
+    poison: Any,
+    is_invalid: bool,
+    is_complete: bool,
+    caplog: Any,
 ) -> None:
     [job_id] = submitted(job(images=2))
     first = archive(context, job_id, tmp_path).value
@@ -854,21 +751,7 @@ def test_a_poisoned_manifest_is_not_believed(  # noqa: PLR0917 - fixtures
     assert fetches(rungen_emulator)[f"/outputs/{job_id}/0.png"] == 2
     assert sum(fetches(rungen_emulator).values()) == 3
     assert sorted(files(tmp_path)) == [f"{job_id}/{name}" for name in ("0-0.png", "1-1.png", "manifest.json")]
-    is_odd = poison not in ({"size": 7}, {"uri": "file:///etc/passwd"})
-    assert ("Ignored 1 invalid manifest entries" in caplog.text) == is_odd
-
-
-def test_what_a_manifest_says_beside_is_not_returned(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path
-) -> None:
-    [job_id] = submitted(job())
-    first = archive(context, job_id, tmp_path).value
-    path = tmp_path / job_id / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["outputs"][0] |= {"__classname__": "airflow.sdk.Connection", "more": "x"}
-    path.write_text(json.dumps(manifest))
-    assert archive(context, job_id, tmp_path).value == first
-    assert sum(fetches(rungen_emulator).values()) == 1
+    assert ("Ignored 1 invalid manifest entries" in caplog.text) == is_invalid
 
 
 @pytest.mark.parametrize("name", ["", "manifest.json"])
@@ -949,17 +832,6 @@ def test_files_that_another_attempt_is_at_work_on_are_left_alone(tmp_path: Path)
     assert files(tmp_path) == {"job/0-a.png": b"image"}
 
 
-def test_the_manifest_of_another_app_is_not_believed(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path
-) -> None:
-    [job_id] = submitted(job())
-    archive(context, job_id, tmp_path)
-    path = tmp_path / job_id / "manifest.json"
-    path.write_text(json.dumps({**manifest_of(tmp_path, job_id), "app_id": "other"}))
-    archive(context, job_id, tmp_path)
-    assert sum(fetches(rungen_emulator).values()) == 2
-
-
 # --- faults -------------------------------------------------------------------------------------------------
 
 
@@ -983,16 +855,6 @@ def test_a_fault_that_may_pass_is_outlasted(
     assert sum(fetches(rungen_emulator).values()) == 4
     assert early_retries(rungen_emulator.service) == 0
     assert len(files(tmp_path)) == 4
-
-
-def test_the_log_shows_the_delay(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, caplog: Any
-) -> None:
-    [job_id] = submitted(job())
-    rungen_emulator.service.inject(Fault(on="output", status=429, headers={"Retry-After": "1"}))
-    assert archive(context, job_id, tmp_path).error is None
-    [line] = [line for line in caplog.messages if line.startswith("Retrying")]
-    assert line.startswith("Retrying in 1 s: 127.0.0.1 answered 429")
 
 
 def test_a_fault_that_does_not_pass_may_the_next_time_and_the_rest_is_kept(
@@ -1024,7 +886,7 @@ def test_an_outage_stops_before_everything_was_tried(
     assert type(outcome.error) is RunGenOutputError
     assert outcome.error.retryable
     assert "40 jobs were not collected" in str(outcome.error)
-    assert len(fetches(rungen_emulator)) <= archiver.OUTAGE_FAILURES + 2
+    assert len(fetches(rungen_emulator)) <= output_store.OUTAGE_FAILURES + 2
 
 
 def test_a_few_that_are_broken_are_no_outage(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
@@ -1256,11 +1118,6 @@ def test_more_without_a_job_than_may_fail_are_reported_at_once(
     assert rungen_emulator.service.records() == []
 
 
-def test_all_may_fail(rungen_emulator: Emulator, context: Any, ti: Any, tmp_path: Path) -> None:
-    assert archive(context, [None, None], tmp_path, max_failed=2).value == [None, None]
-    assert [each["index"] for each in ti.xcoms["failed"]] == [0, 1]
-
-
 def test_what_is_not_over_is_no_failure_that_may_be(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
@@ -1353,27 +1210,12 @@ def test_a_thousand_outputs_are_stored_few_at_a_time(
     assert rungen_emulator.service.count("output") == 1000
 
 
-def test_what_waits_to_be_stored_is_not_held(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held: list[Any] = []
-    wait = JobWait.wait
-
-    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        held.extend(jobs := wait(self, *args, **kwargs))
-        return jobs
-
-    monkeypatch.setattr(JobWait, "wait", noting)
-    assert archive(context, submitted(job(), job()), tmp_path).error is None
-    assert [(one.result, one.input) for one in held] == [(None, None)] * 2
-
-
 @pytest.mark.usefixtures("on_the_wire")
 def test_the_log_shows_the_progress(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(archiver, "PROGRESS_INTERVAL", 0.0)
+    monkeypatch.setattr(output_store, "PROGRESS_INTERVAL", 0.0)
     ids = submitted(*[job() for _ in range(5)])
     rungen_emulator.service.inject(Fault(on="output", kind="drip", job_id=ids[4], drip_seconds=0.0005))
     archive(context, ids, tmp_path, max_concurrency=1)
@@ -1383,27 +1225,6 @@ def test_the_log_shows_the_progress(
 
 
 # --- kills --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("on_the_wire")
-def test_a_file_appears_whole(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
-    [job_id] = submitted(job(images=1, output_bytes=400))
-    rungen_emulator.service.inject(Fault(on="output", kind="drip", drip_seconds=0.001))
-    sizes, over = set(), threading.Event()
-
-    def watch() -> None:
-        while not over.is_set():
-            for path in (tmp_path / job_id).glob("0-*"):
-                sizes.add(path.stat().st_size)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        assert archive(context, job_id, tmp_path).error is None
-    finally:
-        over.set()
-        watcher.join()
-    assert sizes <= {400}
 
 
 @pytest.mark.usefixtures("on_the_wire")

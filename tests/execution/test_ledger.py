@@ -208,11 +208,6 @@ def test_a_broken_entry_is_none(content: bytes) -> None:
     assert parse_entry(KEY, content) is None
 
 
-def test_the_id_of_a_pending_job_can_be_the_name_of_a_folder() -> None:
-    assert parse_entry(KEY, entry_text(KEY, replace(PENDING, job_id="é" * 127))) is not None
-    assert parse_entry(KEY, entry_text(KEY, replace(PENDING, job_id="é" * 128))) is None
-
-
 @pytest.mark.parametrize(
     "place",
     [
@@ -764,51 +759,6 @@ def test_what_cannot_be_removed_is_logged(
     [warning] = warnings(caplog)
     assert warning.startswith("Could not remove 3 entries from the ledger: ")
     assert "S3CRET" not in warning
-
-
-@pytest.mark.parametrize("what", ["entry", "manifest", "output", "folder"])
-def test_symbolic_links_are_not_followed(tmp_path: Path, what: str) -> None:
-    book = open_book(tmp_path.as_uri())
-    keys = [book.key({"number": number}) for number in range(2)]
-    jobs = {key: store(f"{tmp_path}/photos", f"job-{i}") for i, key in enumerate(keys)}
-    book.add_done(jobs)
-    path = {
-        "entry": tmp_path / "ledger" / keys[0][:2] / f"{keys[0]}.json",
-        "manifest": tmp_path / "photos" / "job-0" / "manifest.json",
-        "output": tmp_path / "photos" / "job-0" / "0-fox.png",
-        "folder": tmp_path / "photos" / "job-0",
-    }[what]
-    path.rename(tmp_path / "moved")
-    path.symlink_to(tmp_path / "moved")
-    assert find(book, keys).stored == {keys[1]: jobs[keys[1]]}
-
-
-def test_a_shard_that_is_a_link_is_reported(tmp_path: Path) -> None:
-    book = open_book(tmp_path.as_uri())
-    key = book.key(INPUT)
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "ledger" / key[:2]).symlink_to(tmp_path / "elsewhere")
-    for call in (lambda: find(book, [key]), lambda: book.add_pending("flux", {key: "job-1"})):
-        with pytest.raises(RunGenOutputError, match="symbolic link"):
-            call()
-    assert list((tmp_path / "elsewhere").iterdir()) == []
-
-
-def test_the_folder_of_the_ledger_may_be_a_link(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "ledger").symlink_to(tmp_path / "real")
-    book = open_book(tmp_path.as_uri())
-    key = book.key(INPUT)
-    book.add_pending("flux", {key: "job-1"})
-    assert find(open_book(tmp_path.as_uri()), [key]).pending[key].job_id == "job-1"
-
-
-def test_a_destination_that_is_only_read_is_not_created(tmp_path: Path) -> None:
-    book = open_book(tmp_path.as_uri())
-    key = book.key(INPUT)
-    book.add_pending("flux", {key: "job-1"})
-    assert find(book, [key], tmp_path / "photos").pending.keys() == {key}
-    assert not (tmp_path / "photos").exists()
 
 
 @pytest.mark.parametrize("run", ["", "a run", "../x", "AB"])

@@ -7,14 +7,14 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
-from faulty_s3 import FaultyS3, S3Fault
+from faulty_s3 import FaultyS3
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen.exceptions import RunGenJobFailedError, RunGenOutputError, RunGenResultError
@@ -161,19 +161,6 @@ def test_a_block_in_s3_costs_a_get_for_each_input(faulty_s3: FaultyS3, s3: str) 
     assert [request.operation for request in faulty_s3.requests] == ["GET"] * (BLOCK + 1)
 
 
-@pytest.mark.parametrize(
-    "fault", [S3Fault(403, "ExpiredToken"), S3Fault(404, "NoSuchBucket"), S3Fault(503, "SlowDown")], ids=str
-)
-def test_nothing_in_an_outage_of_s3_is_missing(faulty_s3: FaultyS3, s3: str, fault: S3Fault) -> None:
-    run = Run(s3.replace("my_s3", "faulty_s3"))
-    faulty_s3.find_fault = lambda request: fault
-    with pytest.raises(RunGenOutputError) as outage:
-        run.look_up(0)
-    assert outage.value.retryable
-    faulty_s3.reset()
-    assert run.look_up(0) == []
-
-
 @pytest.mark.parametrize("is_mount", [True, False])
 def test_nothing_is_missing_in_a_folder_that_is_gone(base: str, tmp_path: Path, is_mount: bool) -> None:
     run = Run(base)
@@ -285,17 +272,6 @@ def test_an_input_whose_shared_job_has_no_use_runs_once_itself(base: str, end: J
     assert later.jobs.state(0) is InputState.TO_REPEAT
 
 
-def test_a_refusal_in_place_of_a_shared_job_counts(base: str) -> None:
-    Run(base, B).buy(0, "job-b")
-    run = Run(base)
-    run.look_up(0)
-    run.jobs.end("job-b", JobState.FAILED)
-    run.jobs.announce([0])
-    assert run.jobs.state(0) is InputState.ANNOUNCED
-    run.jobs.refuse(0, "no")
-    assert run.jobs.state(0) is InputState.REFUSED
-
-
 @pytest.mark.parametrize("next_token", [A, B], ids=["retry", "next run"])
 def test_what_does_not_fit_runs_again(base: str, next_token: str, caplog: pytest.LogCaptureFixture) -> None:
     first = Run(base)
@@ -336,15 +312,6 @@ def test_a_plan_is_looked_up_at_once(base: str, caplog: pytest.LogCaptureFixture
     elsewhere.destination = f"{base}/elsewhere"
     assert elsewhere.look_up(1) == [1]
     assert elsewhere.taken == ["job-1"]
-
-
-def test_what_expired_or_is_refreshed_runs_again_but_not_in_a_retry(base: str) -> None:
-    key, old = key_of(0), datetime.now(UTC) - timedelta(hours=1)
-    Run(base)
-    entry = entry_text(key, Entry("flux", "job-0", B, old))
-    Storage(f"{base}/ledger").write_all({(key[:2], f"{key}.json"): entry})
-    assert Run(base, A, expires=60).look_up(0) == Run(base, A, refresh=True).look_up(0) == []
-    assert Run(base, B, expires=60, refresh=True, turn=2).look_up(0) == [0]
 
 
 # --- what the ledger learns ---------------------------------------------------------------------------------

@@ -132,15 +132,6 @@ def test_no_outage_of_s3_buys_again_what_is_stored(task: Task, proxy: FaultyS3, 
     assert bought_in(task, faults, cause, proxy.reset) == {name_of(fault): 0 for fault in faults}
 
 
-def test_a_destination_that_refuses_everything_buys_nothing(task: Task, proxy: FaultyS3) -> None:
-    proxy.find_fault = lambda request: (
-        S3Fault(403, "AccessDenied") if in_folder("photos", *EVERYTHING)(request) else None
-    )
-    for attempt in range(3):
-        assert retryable(task.run(retry=attempt > 0))
-    assert task.bought == 0
-
-
 @pytest.mark.parametrize(
     "operations", [["PUT"], ["GET", "HEAD"], ["LIST"], ["DELETE", "BULK_DELETE"]], ids=str
 )
@@ -300,16 +291,6 @@ def test_a_destination_on_a_missing_mount_buys_nothing(local: Task, tmp_path: Pa
     mount.rmdir()
     (tmp_path / "elsewhere").rename(mount)
     assert local.run(ledger=ledger, retry=True).value["reused"] == ROWS
-
-
-def test_a_destination_that_is_a_missing_mount_itself_buys_nothing(local: Task, tmp_path: Path) -> None:
-    photos, ledger = tmp_path / "mount" / "photos", Ledger(str(tmp_path / "ledger"))
-    assert local.run(ledger=ledger).error is None
-    photos.rename(tmp_path / "elsewhere")
-    photos.mkdir()
-    for attempt in range(3):
-        assert retryable(local.run(ledger=ledger, retry=attempt > 0))
-    assert local.bought == ROWS
 
 
 def test_a_ledger_that_had_to_be_created_is_named(

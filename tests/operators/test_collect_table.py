@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import tracemalloc
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, Asset
 from conftest import APP, KEY, Outcome, OutletEvents, run_task
 
 from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.exceptions import RunGenInputError, RunGenJobError, RunGenJobTimeoutError
+from airflow_provider_rungen.exceptions import RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.sinks.failures import MAX_FAILED
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
@@ -102,18 +100,6 @@ def test_results_are_written_in_the_order_of_the_jobs(
     }
 
 
-@pytest.mark.parametrize("kind", ["parquet", "csv"])
-def test_the_suffix_is_the_format(rungen_emulator: Emulator, context: Any, tmp_path: Path, kind: str) -> None:
-    [job_id] = submitted(job(result={"a": [1]}))
-    path = tmp_path / f"results.{kind}"
-    assert collect(context, [job_id], tmp_path, results=path).value["results"] == str(path)
-    if kind == "parquet":
-        [row] = import_module("pyarrow.parquet").read_table(path).to_pylist()
-    else:
-        [row] = csv.DictReader(path.read_text().splitlines())
-    assert (row["job_id"], json.loads(row["result"])) == (job_id, {"a": [1]})
-
-
 @MODES
 @pytest.mark.parametrize("images", [2, 0])
 def test_stored_files_are_in_the_table(  # noqa: PLR0917 - fixtures
@@ -160,18 +146,6 @@ def test_no_signed_url_is_kept(  # noqa: PLR0917 - fixtures
     everything = f"{(tmp_path / 'results.jsonl').read_text()} {outcome} {ti.pushed} {caplog.text}"
     assert "X-Amz-Signature" not in everything
     assert KEY not in everything
-
-
-def test_one_id_gives_one_row(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
-    [job_id] = submitted(job(result=7))
-    assert collect(context, job_id, tmp_path).value["rows"] == 1
-    assert columns(table_in(tmp_path), "job_id", "result") == [(job_id, 7)]
-
-
-def test_no_jobs_give_no_rows(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
-    value = collect(context, [], tmp_path).value
-    assert (value["rows"], value["jobs"], value["execution_seconds"]) == (0, 0, 0)
-    assert table_in(tmp_path) == []
 
 
 def test_what_xcom_cannot_hold_is_in_the_table(
@@ -238,15 +212,6 @@ def test_the_table_is_written_when_the_service_goes_away(
     assert "403" in rows[1]["error"]
 
 
-def test_jobs_that_are_not_over_are_in_the_table(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path
-) -> None:
-    ids = submitted(job(60), job(result="done"))
-    outcome = collect(context, ids, tmp_path, wait_for_completion=False)
-    assert type(outcome.error) is RunGenJobError
-    assert columns(table_in(tmp_path), "status", "result") == [("failed", None), ("completed", "done")]
-
-
 def test_an_error_of_the_only_job_is_in_the_table(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
@@ -278,12 +243,6 @@ def test_an_error_of_the_task_counts_more_than_that_of_its_table(
     outcome = collect(context, [running], tmp_path, timeout=0.2)
     assert type(outcome.error) is RunGenJobTimeoutError
     assert "Could not write the results table" in caplog.text
-
-
-def test_results_is_a_template(tmp_path: Path) -> None:
-    op = RunGenCollectResultsOperator(task_id="collect", job_id="j", results="s3://shop/{{ ds }}.parquet")
-    op.render_template_fields({"ds": "2025-01-11"})
-    assert op.results == "s3://shop/2025-01-11.parquet"
 
 
 def test_xcom_stays_small_however_many_fail(

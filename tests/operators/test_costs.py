@@ -12,8 +12,10 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, task
 from conftest import Clock, Outcome, OutletEvents, TrackedTaskInstance, run_task
 
-from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.hooks import RunGenHook
+from airflow_provider_rungen.client.price import parse_price
+from airflow_provider_rungen.emulator import Emulator
+from airflow_provider_rungen.execution.costs.bill import add_costs
+from airflow_provider_rungen.execution.table.results import ResultRow, Status
 from airflow_provider_rungen.operators import (
     Ledger,
     RunGenCollectResultsOperator,
@@ -110,6 +112,20 @@ def set_price(emulator: Emulator, monkeypatch: pytest.MonkeyPatch, price: str = 
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(conn))
 
 
+@pytest.mark.parametrize(
+    ("seconds", "price", "cost"),
+    [
+        *((0.2, PRICE, Decimal("0.2")), (0, PRICE, Decimal(0)), (None, PRICE, None)),
+        (0.2, "0.01 USD/h", Decimal("0.00000056")),
+    ],
+)
+def test_a_row_costs_its_seconds_times_the_price(
+    seconds: float | None, price: str, cost: Decimal | None
+) -> None:
+    row = ResultRow(index=0, status=Status.FAILED, execution_seconds=seconds)
+    assert [each.cost for each in add_costs([row], parse_price(price))] == [cost]
+
+
 # --- in a block of scaled_app -------------------------------------------------------------------------------
 
 
@@ -150,14 +166,6 @@ def test_failed_rows_have_a_cost_and_skipped_ones_have_none(night: Night) -> Non
     assert (float(failed or 0), float(completed or 0)) == pytest.approx((0.2, 0.6)), "it ran, too"
 
 
-def test_a_table_that_fails_has_costs(night: Night, emulator: Emulator) -> None:
-    with night.dag, scaled_app(APP, 2, price=PRICE, poll_interval=0.02) as gpu:
-        paint = night.table(2, first={"fail": "no luck"})
-    night.scale_up(gpu)
-    assert night.run(paint).error is not None
-    assert [float(cost or 0) for cost in night.costs()] == pytest.approx([0.2, 0.4])
-
-
 def test_a_task_that_collects_in_the_block_has_its_price(night: Night) -> None:
     with night.dag, scaled_app(APP, 2, price=PRICE, poll_interval=0.02) as gpu:
         inputs = [{"prompt": "x", "emulator": {"seconds": 0.3}}] * 2
@@ -169,25 +177,6 @@ def test_a_task_that_collects_in_the_block_has_its_price(night: Night) -> None:
     collect.job_id = night.run(paint).value
     assert night.run(collect).error is None
     assert [float(cost or 0) for cost in night.costs("collect")] == pytest.approx([0.3, 0.3])
-
-
-def test_the_bill_counts_each_job_once(night: Night) -> None:
-    with night.dag, scaled_app(APP, 2, price=PRICE, poll_interval=0.02) as gpu:
-        paint = night.table(2)
-        inputs = [{"prompt": f"x {number}", "emulator": {"seconds": 0.3}} for number in range(3)]
-        submit = RunGenRunBatchOperator(task_id="submit", inputs=inputs, wait_for_completion=False, **FAST)
-        first, second = (
-            RunGenCollectResultsOperator(task_id=name, job_id=submit.output, **FAST) for name in ("a", "b")
-        )
-    night.scale_up(gpu)
-    first.job_id = second.job_id = night.run(submit).value
-    for task_of_block in (first, second, paint):
-        assert night.run(task_of_block).error is None
-    night.run(gpu.down)
-    bill, jobs = night.xcoms[gpu.down.task_id, "bill"], night.emulator.service.jobs()
-    assert bill["jobs"] == len(jobs) == 5
-    ran = sum(job["finished"] - job["started"] for job in jobs)
-    assert float(bill["busy_seconds"]) == pytest.approx(ran, abs=0.01)
 
 
 def test_the_price_may_be_the_output_of_a_task(night: Night) -> None:
@@ -232,44 +221,6 @@ def test_elsewhere_a_job_costs_what_it_ran(
     assert sum(filter(None, night.costs())) == Decimal("0.6")
 
 
-def test_a_cheap_job_costs_something(
-    night: Night, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    set_price(emulator, monkeypatch, "0.01 USD/h")
-    emulator.service.scale(APP, 1)
-    with night.dag:
-        paint = night.table(1)
-    assert night.run(paint).error is None
-    assert night.rows()[0]["cost"] == "0.00000056"
-
-
-def test_rows_that_share_a_job_show_what_it_cost(
-    night: Night, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    set_price(emulator, monkeypatch)
-    emulator.service.scale(APP, 1)
-    with RunGenHook() as hook:
-        job_id = hook.run_job(app_id=APP, input={"prompt": "x", "emulator": {"seconds": 0.2}}).id
-    with night.dag:
-        collect = RunGenCollectResultsOperator(
-            task_id="collect", job_id=[job_id, None, job_id], max_failed=1, results=night.uri("c"), **FAST
-        )
-    assert night.run(collect).error is None
-    assert night.costs("c") == [Decimal("0.2"), None, Decimal("0.2")]
-
-
-def test_seconds_that_nobody_knows_cost_nobody_knows_what(
-    night: Night, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    set_price(emulator, monkeypatch)
-    emulator.service.scale(APP, 1)
-    with night.dag:
-        paint = night.table(1, timeout=0.5, first={"seconds": 60})
-    assert night.run(paint).error is not None
-    assert [row["status"] for row in night.rows()] == ["canceled"]
-    assert night.costs() == [None]
-
-
 def test_without_a_price_there_is_no_cost(night: Night) -> None:
     with night.dag, scaled_app(APP, 2, poll_interval=0.02) as gpu:
         paint = night.table(2)
@@ -302,17 +253,3 @@ def test_parquet_has_decimals(
 def read_parquet() -> Callable[[Path], Any]:
     read: Callable[[Path], Any] = pytest.importorskip("pyarrow.parquet").read_table
     return read
-
-
-def test_jobs_that_took_no_time_cost_nothing(
-    night: Night, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    set_price(emulator, monkeypatch)
-    emulator.service.scale(APP, 2)
-    body: dict[str, Any] = {"status": "COMPLETED", "result": {}, "execution_time": "0"}
-    with night.dag:
-        paint = night.table(3)
-    emulator.service.inject(Fault(on="get", status=200, body=body, times=None))
-    assert night.run(paint).error is None
-    assert [row["execution_seconds"] for row in night.rows()] == [0] * 3
-    assert night.costs() == [0] * 3

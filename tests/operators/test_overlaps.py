@@ -13,7 +13,7 @@ from conftest import Outcome
 from test_table import MODES, Table, products
 
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.local_files import LocalFiles
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 
@@ -65,13 +65,13 @@ def test_slow_storage_adds_a_fifth_to_the_time_of_the_jobs_at_most(
     task = Table(rungen_emulator, tmp_path, products(200), poll_interval=0.1, ledger=None)
     rungen_emulator.service.scale("flux-schnell", 13)
     rungen_emulator.service.job_seconds = 1.0
-    put = Storage.put
+    put = LocalFiles.put
 
     def put_slowly(*args: Any) -> None:
         time.sleep(0.2)
         put(*args)
 
-    monkeypatch.setattr(Storage, "put", put_slowly)
+    monkeypatch.setattr(LocalFiles, "put", put_slowly)
     assert task.attempt().error is None
     ended, jobs = time.time(), rungen_emulator.service.jobs()
     begun, over = min(job["created"] for job in jobs), max(job["finished"] for job in jobs)

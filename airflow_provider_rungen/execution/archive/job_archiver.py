@@ -42,7 +42,7 @@ from airflow_provider_rungen.execution.archive.manifests import (
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.execution.archive.archiver import OutputArchiver
+    from airflow_provider_rungen.execution.archive.output_store import OutputStore
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +64,14 @@ class JobArchiver:
     """
     Store the outputs of one job.
 
-    :param archiver: what all jobs share: storage, downloader, limits and figures.
+    :param store: what all jobs share: storage, downloader, limits and figures.
     :param job: the completed job.
     :raises RunGenOutputError: it has too many outputs.
     """
 
-    def __init__(self, archiver: OutputArchiver, job: Job) -> None:
-        self._archiver = archiver
-        self._storage = archiver.storage
+    def __init__(self, store: OutputStore, job: Job) -> None:
+        self._store = store
+        self._storage = store.storage
         self._job = job
         self._outputs = find_outputs(job.result, MAX_OUTPUTS + 1)
         if len(self._outputs) > MAX_OUTPUTS:
@@ -99,8 +99,8 @@ class JobArchiver:
         """
         try:
             await self._retry(in_daemon_thread, self._load)
-            self._archiver.figures.add(self._stored.values(), are_new=False)
-            await self._store_all([each for each in self._outputs if each.name not in self._stored])
+            self._store.figures.add(self._stored.values(), are_new=False)
+            await self._download_all([each for each in self._outputs if each.name not in self._stored])
             if self._is_unsaved or not (self._was_complete or self._errors):
                 await self._retry(partial(self._save, is_complete=not self._errors))
         except RunGenOutputError as error:
@@ -194,21 +194,21 @@ class JobArchiver:
 
     # --- the files ---
 
-    async def _store_all(self, outputs: Sequence[Output]) -> None:
+    async def _download_all(self, outputs: Sequence[Output]) -> None:
         has_ended = asyncio.Event()
         saving = asyncio.ensure_future(self._save_regularly(has_ended))
         try:
-            await gather_limited(self._store, outputs, self._archiver.max_concurrency)
+            await gather_limited(self._store_output, outputs, self._store.max_concurrency)
             has_ended.set()
             # two writes at a time could replace the later manifest with the earlier one
             await saving
         finally:
             saving.cancel()
 
-    async def _store(self, output: Output) -> None:
+    async def _store_output(self, output: Output) -> None:
         storage, job = self._storage, self._job
         try:
-            async with self._archiver.slots:
+            async with self._store.slots:
                 with storage.incoming(job.id, output.name) as (file, path):
                     download = await self._download(output, file)
                     await self._retry(in_daemon_thread, storage.put, file, path, job.id, output.name)
@@ -222,11 +222,11 @@ class JobArchiver:
                 "sha256": download.sha256,
                 "content_type": download.content_type,
             }
-            self._archiver.figures.add([entry])
+            self._store.figures.add([entry])
 
     async def _download(self, output: Output, file: BinaryIO) -> Download:
         """Download an output. If its host refuses it, ask the service for a new URL."""
-        fetch = self._archiver.downloader.fetch
+        fetch = self._store.downloader.fetch
         url = (self._renewed_urls or {}).get(output.url, output.url)
         try:
             return await self._retry(fetch, url, file)
@@ -250,7 +250,7 @@ class JobArchiver:
                 job = self._job
                 ids = format_ids(job.app_id, job.id)
                 log.info("Renewing URLs: %s was refused %s", output.at, ids)
-                renewed = await self._archiver.perform(endpoints.get_job(job.app_id, job.id))
+                renewed = await self._store.hook.aperform(endpoints.get_job(job.app_id, job.id))
                 # by place, because one URL in two places may have become two
                 pairs = zip(find_urls(job.result), find_urls(renewed.result), strict=False)
                 self._renewed_urls = {old: new for (at, old), (new_at, new) in pairs if at == new_at}

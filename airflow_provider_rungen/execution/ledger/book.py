@@ -49,13 +49,13 @@ class Found:
     :param stored: those whose job completed, and whose outputs are stored.
     :param pending: those that were submitted. Only the service knows their status.
     :param unnoted: the keys of stored jobs whose entries do not say so: an attempt was killed before that.
-    :param own: the keys of jobs that this task submitted in this DAG run, whatever was cleared since.
+    :param of_task: the keys of jobs that this task submitted in this DAG run, whatever was cleared since.
     """
 
     stored: dict[str, Entry] = field(default_factory=dict)
     pending: dict[str, Entry] = field(default_factory=dict)
     unnoted: set[str] = field(default_factory=set)
-    own: set[str] = field(default_factory=set)
+    of_task: set[str] = field(default_factory=set)
 
 
 class LedgerBook:
@@ -147,7 +147,7 @@ class LedgerBook:
             if self._counts(entry):
                 (found.stored if entry.manifest else found.pending)[key] = entry
                 if is_same_task(entry.run, self._run):
-                    found.own.add(key)
+                    found.of_task.add(key)
         stored = self.find_again(found.stored.values(), on_stored)
         for key in [key for key, entry in found.stored.items() if entry.job_id not in stored]:
             del found.stored[key]

@@ -32,13 +32,13 @@ class Found:
 
     :param stored: the jobs whose outputs are stored.
     :param pending: the jobs that may still run.
-    :param own: the inputs whose jobs this task submitted in this DAG run.
+    :param of_task: the inputs whose jobs this task submitted in this DAG run.
     :param untaken: the stored jobs that nobody has taken yet.
     """
 
     stored: Mapping[int, Entry]
     pending: Mapping[int, Entry]
-    own: Collection[int] = ()
+    of_task: Collection[int] = ()
     untaken: Collection[StoredJob] = ()
 
 
@@ -127,9 +127,9 @@ class PaidInputs:
             number
             for entries in (found.stored, found.pending)
             for number in sorted(entries)
-            if self._add(number, entries[number], is_own=number in found.own)
+            if self._add(number, entries[number], is_of_task=number in found.of_task)
         ]
-        self.has_company |= any(n in found.pending and n not in found.own for n in noted)
+        self.has_company |= any(n in found.pending and n not in found.of_task for n in noted)
         times = (found.pending[number].at.timestamp() for number in noted if number in found.pending)
         # whoever can write an entry can write any time
         self.submitted_at = max([self.submitted_at, *(min(at, time.time()) for at in times)])
@@ -221,9 +221,9 @@ class PaidInputs:
             log.warning("%d stored results do not fit result_schema, and their inputs run again", unfit)
         # nobody can wait for the jobs of another app
         pending = {keys[key]: entry for key, entry in found.pending.items() if entry.app_id == self._app_id}
-        return Found(stored, pending, {keys[key] for key in found.own}, untaken)
+        return Found(stored, pending, {keys[key] for key in found.of_task}, untaken)
 
-    def _add(self, number: int, entry: Entry, *, is_own: bool) -> bool:
+    def _add(self, number: int, entry: Entry, *, is_of_task: bool) -> bool:
         """Add a job, unless its input has one by now, or the job is known: then it failed, or is not ours."""
         jobs, job_id = self.jobs, entry.job_id
         table = jobs.table
@@ -241,7 +241,7 @@ class PaidInputs:
             # one that does not count any more (durable=False), and that the ledger has kept
             if known_number != number or not table.job(job_id).use:
                 return False
-        elif not is_own:
+        elif not is_of_task:
             return jobs.share(number, job_id, stored=entry.manifest)
         job = Job(
             job_id,

@@ -17,14 +17,14 @@ class Stopped:
     :param cause: what happened, with the figures.
     :param canceled: how many of its jobs were canceled.
     :param unsent: how many inputs were not submitted.
-    :param left: the jobs that could not be canceled.
+    :param not_canceled: the jobs that could not be canceled.
     :param retryable: whether a retry may have more success.
     """
 
     cause: str
     canceled: int
     unsent: int
-    left: Sequence[str]
+    not_canceled: Sequence[str]
     retryable: bool
 
 

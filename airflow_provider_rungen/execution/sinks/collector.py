@@ -16,9 +16,9 @@ from airflow_provider_rungen.exceptions import (
     RunGenInputError,
     RunGenOutputError,
 )
+from airflow_provider_rungen.execution.archive.output_store import OutputStore
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 from airflow_provider_rungen.execution.sinks.contact_sheet import SheetWriter, describe_job
-from airflow_provider_rungen.execution.sinks.output_store import OutputStore
 from airflow_provider_rungen.execution.table.job_rows import JobRows
 from airflow_provider_rungen.execution.table.results import ResultRow, Status
 from airflow_provider_rungen.execution.task.outcomes import is_useless
@@ -80,12 +80,12 @@ class Collector:
         self._store = OutputStore(run, options, self._schema) if self.stores else None
         has_sheet = self.stores and options.contact_sheet
         self._sheet = SheetWriter(options.destination, key) if has_sheet else None
-        self._takers: list[XComValues | JobRows] = []
+        self._results: list[XComValues | JobRows] = []
         if values is not None:
-            self._takers.append(values)
+            self._results.append(values)
         if values is None or has_sheet:
             self._rows = JobRows(describe_job if has_sheet else None)
-            self._takers.append(self._rows)
+            self._results.append(self._rows)
         self._shown_destination = redact(str(options.destination)) if self.stores else None
         # the jobs whose results were taken
         self._taken: set[str] = set()
@@ -104,8 +104,8 @@ class Collector:
 
     def close(self) -> None:
         """Free what is held of results."""
-        for taker in self._takers:
-            taker.close()
+        for results in self._results:
+            results.close()
 
     # --- how jobs ended ---
 
@@ -145,8 +145,8 @@ class Collector:
 
     def add_stored(self, stored: StoredJob) -> None:
         """Take a job whose outputs are stored."""
-        for taker in self._takers:
-            taker.add_stored(stored)
+        for results in self._results:
+            results.add_stored(stored)
         self._note_taken(stored.job_id)
         self.stored.append(replace(stored, input=None, result=None, outputs=()))
 
@@ -189,13 +189,13 @@ class Collector:
             if self._schema is not None:
                 self._schema.check_result(job)
         except RunGenError as error:
-            for taker in self._takers:
-                taker.add_failed(job, error)
+            for results in self._results:
+                results.add_failed(job, error)
             self.errors[job.id] = error
         else:
             self._note_taken(job.id)
-            for taker in self._takers:
-                if problem := taker.add_job(job):
+            for results in self._results:
+                if problem := results.add_job(job):
                     self.errors[job.id] = problem
 
     def _take(self, app_id: str, job_ids: list[str]) -> None:

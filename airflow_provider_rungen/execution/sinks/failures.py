@@ -138,8 +138,8 @@ def stop_error(
         f"Stopped: {stopped.cause}: {reasons}. {not_bought} of {count} inputs were not bought "
         f"({stopped.canceled} jobs canceled, {stopped.unsent} inputs not submitted)"
     )
-    if stopped.left:
-        message += f". {len(stopped.left)} jobs could not be canceled and may still run"
+    if stopped.not_canceled:
+        message += f". {len(stopped.not_canceled)} jobs could not be canceled and may still run"
     hint = advice.clear_hint()
     if stopped.retryable:
         hint = f"Check the app. {advice.retry_hint('only what did not complete', 'all inputs again')}"

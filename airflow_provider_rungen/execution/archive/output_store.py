@@ -1,0 +1,216 @@
+"""Find and store the outputs of jobs in the destination of one attempt.
+
+A limited number of jobs is stored at a time, each on its own, until an outage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen.client import endpoints
+from airflow_provider_rungen.client.durations import format_duration
+from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.output_urls import redact_value
+from airflow_provider_rungen.client.polling import concerns_one_job
+from airflow_provider_rungen.client.progress import PROGRESS_INTERVAL, pace
+from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.texts import format_count, format_ids
+from airflow_provider_rungen.client.transport import gather_limited
+from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError, RunGenOutputError
+from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.stored_jobs import Figures, StoredJob, read_stored_jobs
+from airflow_provider_rungen.schemas import Schema
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.client.download import Downloader
+    from airflow_provider_rungen.execution.task.options import CollectOptions
+    from airflow_provider_rungen.execution.task.run import TaskRun
+
+log = logging.getLogger(__name__)
+
+# So many failures in a row are an outage, and not single broken files.
+OUTAGE_FAILURES = 16
+_KILL_CHECK_SECONDS = 0.1
+
+
+class OutputStore:
+    """
+    Where an attempt stores the outputs of jobs.
+
+    :param run: the attempt.
+    :param options: the operator's parameters.
+    :param schema: what every result has to fit.
+    :raises RunGenInputError: there can be no such place.
+    """
+
+    #: What downloads outputs, while they are stored.
+    downloader: Downloader
+    #: One for each download in progress.
+    slots: asyncio.Semaphore
+
+    def __init__(self, run: TaskRun[Any], options: CollectOptions, schema: Schema | None) -> None:
+        self.hook = run.hook
+        self.storage = Storage(options.destination)
+        self.max_concurrency = options.max_concurrency
+        self.figures = Figures()
+        self._guard = run.guard
+        self._options = options
+        self._schema = schema
+        self._is_prepared = False
+        self._errors: dict[str, RunGenError] = {}
+        self._failures_in_a_row = 0
+        self._seconds = 0.0
+
+    def prepare(self, *, create: bool = True) -> None:
+        """
+        Find out whether outputs can be stored, once.
+
+        :param create: see `Storage.prepare`.
+        :raises RunGenInputError: they cannot be stored now.
+        """
+        if not self._is_prepared:
+            self.storage.prepare(create=create)
+            self._is_prepared = True
+
+    def find(self, app_id: str, job_ids: Sequence[str], on_found: Callable[[StoredJob], object]) -> None:
+        """
+        Find the jobs that are stored as a whole, without asking the service.
+
+        :param on_found: takes each, as it is found.
+        :raises RunGenOutputError: the destination cannot be read now.
+        """
+
+        def note(stored: StoredJob) -> None:
+            if self.accepts(stored):
+                on_found(stored)
+
+        found = read_stored_jobs(self.storage, dict.fromkeys(job_ids, app_id), note, are_remembered=False)
+        if len(found) < len(job_ids):
+            # a folder that is not there has none of them, but it may be a mount that is missing
+            self.prepare(create=False)
+
+    def accepts(self, stored: StoredJob) -> bool:
+        """
+        Return whether a stored result fits the schema.
+
+        The schema is about what the service returns, so a URL stands in for each stored URI. A result that
+        does not fit like this may still fit as it was: then the service is asked for the job.
+        """
+        if self._schema is None:
+            return True
+        urls = {
+            output["uri"]: f"https://stored.invalid/{output['uri'].rpartition('/')[2]}"
+            for output in stored.outputs
+        }
+        result = redact_value(stored.result, urls)
+        try:
+            self._schema.check_result(Job(stored.job_id, stored.app_id, JobStatus.COMPLETED, result))
+        except RunGenJobError:
+            return False
+        return True
+
+    # --- storing ---
+
+    def store(
+        self, app_id: str, job_ids: Sequence[str], on_stored: Callable[[StoredJob], object]
+    ) -> dict[str, RunGenError]:
+        """
+        Store the outputs of jobs. Return, by job id, the errors of those that could not be stored.
+
+        :param on_stored: takes each job that is stored.
+        :raises RunGenError: an error that concerns all jobs and is not retryable.
+        """
+        self._errors, self._failures_in_a_row = {}, 0
+        begun_at = time.monotonic()
+        # a kill is let through between two steps, so that it leaves no half file
+        with self._guard.defer_signals():
+            try:
+                asyncio.run(self._store(app_id, job_ids, on_stored))
+            finally:
+                self._seconds += time.monotonic() - begun_at
+        return self._errors
+
+    async def _store(
+        self, app_id: str, job_ids: Sequence[str], on_stored: Callable[[StoredJob], object]
+    ) -> None:
+        # it imports aiohttp
+        from airflow_provider_rungen.client.download import Downloader
+
+        self.slots = asyncio.Semaphore(self.max_concurrency)
+        self.downloader = Downloader(
+            self.hook.settings, max_bytes=self._options.max_output_bytes, at_once=self.max_concurrency
+        )
+
+        async def store_one(job_id: str) -> None:
+            await self._store_one(app_id, job_id, on_stored)
+
+        work = asyncio.ensure_future(gather_limited(store_one, job_ids, self.max_concurrency))
+        try:
+            await self._watch(work, len(job_ids))
+        finally:
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await work
+            await self.downloader.close()
+            await self.hook.aclose()
+
+    async def _watch(self, work: asyncio.Future[None], count: int) -> None:
+        """Wait for the end of the work, log how far it is, and raise if the task is killed."""
+        begun_at = logged_at = time.monotonic()
+        before = self.figures.jobs
+        while not work.done():
+            await asyncio.wait([work], timeout=_KILL_CHECK_SECONDS)
+            self._guard.check()
+            if (now := time.monotonic()) - logged_at >= PROGRESS_INTERVAL:
+                logged_at, done = now, self.figures.jobs - before + len(self._errors)
+                rate = pace(done, count - done, now - begun_at)
+                log.info("Stored so far: %s of %d of %d jobs%s", self.figures, done, count, rate)
+        work.result()
+
+    async def _store_one(self, app_id: str, job_id: str, on_stored: Callable[[StoredJob], object]) -> None:
+        from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
+
+        job: Job | None = None
+        try:
+            self._check_outage(app_id, job_id)
+            job = await self.hook.aperform(endpoints.get_job(app_id, job_id))
+            job.raise_for_status()
+            if self._schema is not None:
+                self._schema.check_result(job)
+            on_stored(await JobArchiver(self, job).run())
+        except RunGenError as error:
+            is_of_job = isinstance(error, RunGenJobError)
+            if isinstance(error, RunGenJobError) and job is not None:
+                error.execution_time = job.execution_time
+            if not error.retryable and not is_of_job and not concerns_one_job(error):
+                raise
+            self._errors[job_id] = error
+            # how a job ended, and a permanent error, are no sign of an outage
+            if error.retryable and (not is_of_job or isinstance(error, RunGenOutputError)):
+                self._failures_in_a_row += 1
+        else:
+            self._failures_in_a_row = 0
+            self.figures.jobs += 1
+
+    def _check_outage(self, app_id: str, job_id: str) -> None:
+        if self._failures_in_a_row >= max(OUTAGE_FAILURES, 2 * self.max_concurrency):
+            raise RunGenOutputError(
+                f"Skipped: the last {self._failures_in_a_row} jobs could not be stored "
+                f"{format_ids(app_id, job_id)}",
+                app_id=app_id,
+                job_id=job_id,
+            )
+
+    def log_total(self) -> None:
+        """Log what was stored."""
+        if jobs := self.figures.jobs:
+            log.info(
+                "Stored %s of %s in %s; %s",
+                *(self.figures, format_count(jobs, "job"), redact(str(self._options.destination))),
+                format_duration(self._seconds),
+            )
