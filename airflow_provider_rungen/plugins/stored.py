@@ -67,7 +67,7 @@ class BoundedStorage:
         found = {file: self._take(content) for file, content in contents.items() if file not in large}
         for some in batches(large, _FEW):
             self._check_time()
-            limit = max(0, self._budget // _FEW)
+            limit = max(0, self._budget // len(some))
             for file, content in self.storage.read_all(some, limit).items():
                 found[file] = None if len(content) > limit else self._take(content)
         return found

@@ -367,6 +367,11 @@ def test_a_file_that_is_none_of_the_log_is_explained(
     assert world.get(f"{path}/jobs/job-0/files/0").status_code == 404
 
 
+def test_a_part_of_a_plan_of_some_megabytes_is_read(world: World) -> None:
+    write_log(world.ti, world.folder, [DONE] * 300, key="s{number}" + "x" * 10_000, end=End.SUCCEEDED)
+    assert "s299x" in world.get(f"{save_task(world)}?page=3").text
+
+
 def test_many_files_are_read_up_to_a_size_together(world: World) -> None:
     write_log(world.ti, world.folder, [DONE], end=End.SUCCEEDED)
     [record] = tokens(world, "attempts/*")
