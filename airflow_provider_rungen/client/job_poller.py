@@ -248,22 +248,26 @@ class JobPoller:
         """
         now = yield Sleep(0)
         self.app, state = None, self._app_state
-        if not state.is_in_flight and now >= state.not_before - 0.001:
-            poll = self._poll_app(self._budget.timeout(now))
-            [outcome] = yield Gather([poll], wait_at_most=self._wait_at_most(self._budget, now))
-            if isinstance(outcome, Pending):
-                self.outages.silent.add(state)
-        return self.app
+        if state.is_in_flight or now < state.not_before - 0.001:
+            return None
+        poll = self._poll_app(self._budget.timeout(now))
+        [outcome] = yield Gather([poll], wait_at_most=self._wait_at_most(self._budget, now))
+        if isinstance(outcome, Pending):
+            self.outages.silent.add(state)
+            return None
+        answer: App | RunGenError | None = outcome
+        return answer  # not self.app, which a round that began meanwhile has reset
 
-    def _poll_app(self, timeout: float) -> Flow[None]:
+    def _poll_app(self, timeout: float) -> Flow[App | RunGenError | None]:
         state = self._app_state
         answer = yield from in_flight(state, get_app(self.app_id, attempts=1, timeout=timeout, is_lean=True))
         now = yield Sleep(0)
         if isinstance(answer, RunGenError) and is_unanswered(answer):
             self.outages.note_failure(state, answer, now)
-        else:
-            self.app = answer
-            self.outages.note_answer(state, now, ends_outage=False)
+            return None
+        self.app = answer
+        self.outages.note_answer(state, now, ends_outage=False)
+        return answer
 
     def poll(self, job_ids: Sequence[str], budget: PollBudget | None = None) -> Flow[None]:
         """Poll these jobs, as long as any answers, in the time of the round or another."""

@@ -200,7 +200,7 @@ class SharedPoller:
             )
             if poll.done() and not waiter.done.done():
                 answer, is_in_flight = poll.result(), self._poller.is_in_flight(waiter.waiting)
-                if waiter.target:  # a round that begins meanwhile drops the answer about the app
+                if waiter.target:
                     self._deliver_app(answer)
                     is_in_flight = answer is None and self._poller.is_app_in_flight
                 if is_in_flight:

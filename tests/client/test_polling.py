@@ -736,3 +736,15 @@ def test_jobs_that_hang_one_after_the_other_do_not_outlast_the_deadline() -> Non
     with pytest.raises(RunGenJobTimeoutError):
         slow.perform(wait_for_jobs(APP, ids, poll_interval=EVERY, deadline=deadline))
     assert slow.clock.now - deadline < 2
+
+
+def test_an_answer_about_the_app_is_not_lost_to_a_round_that_begins_meanwhile() -> None:
+    poller = JobPoller(APP, lambda *_: None)
+    flow = poller.poll_app()
+    next(flow)
+    gather: Any = flow.send(0.0)
+    answer = drive(gather.flows[0], lambda _: Response(200, {}, b'{"id": "%s"}' % APP.encode()))
+    poller.app = None  # as a round does at its begin
+    with pytest.raises(StopIteration) as end:
+        flow.send([answer])
+    assert end.value.value.id == APP
