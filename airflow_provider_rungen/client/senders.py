@@ -23,6 +23,7 @@ from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
 from airflow_provider_rungen.client.failures import ExchangeState, connection_failed, proxy_failed, timed_out
 from airflow_provider_rungen.client.flow import Request, Response
 from airflow_provider_rungen.client.settings import Settings, environment_ca, tls_context
+from airflow_provider_rungen.exceptions import RunGenConnectionError
 
 if TYPE_CHECKING:
     import aiohttp
@@ -249,7 +250,11 @@ class _SenderThread:
         return self._thread.is_alive()
 
     def send(self, request: Request, is_interrupted: Callable[[], bool]) -> Response:
-        """Send a request. An error that a signal handler raises cancels it."""
+        """
+        Send a request. An error that a signal handler raises cancels it.
+
+        :raises RunGenConnectionError: there was no answer, or another thread has closed the connections.
+        """
         tasks: list[asyncio.Task[Response]] = []
         done: queue.SimpleQueue[asyncio.Task[Response]] = queue.SimpleQueue()
         ends_soon = False
@@ -260,13 +265,16 @@ class _SenderThread:
 
         try:
             _call_in(self._loop, begin)
-            while True:
+            while self.is_alive():
                 with suppress(queue.Empty):
                     return done.get(timeout=CHECK_INTERVAL).result()
                 ends_soon = is_interrupted()  # asked here, since it may depend on the thread
+        except asyncio.CancelledError:
+            pass  # by the end of the event loop
         except BaseException:
             _call_in(self._loop, lambda: [task.cancel() for task in tasks])
             raise
+        raise RunGenConnectionError(request.failure("the connection was closed meanwhile"))
 
 
 async def _keep_open(settings: Settings, opened: queue.SimpleQueue[Any]) -> None:

@@ -187,6 +187,22 @@ def test_a_sender_goes_on_after_a_request_without_an_answer(serve: Any) -> None:
     sender.close()
 
 
+@pytest.mark.usefixtures("limited")
+def test_a_request_ends_when_another_thread_closes_the_sender(serve: Any) -> None:
+    server = serve(endless(b"HTTP/1.1 200 ", b"O", 0.02))
+    sender = Sender(settings_for(server.url, read_timeout=30.0))
+
+    def close() -> None:
+        while not server.heard:
+            time.sleep(0.01)
+        sender.close()
+
+    threading.Thread(target=close, daemon=True).start()
+    with pytest.raises(RunGenConnectionError) as caught:
+        sender(POST)
+    assert caught.value.sent
+
+
 def test_a_sender_ends_its_thread_and_connections_with_itself(rungen_emulator: Emulator) -> None:
     def threads() -> int:
         return sum(thread.name == "rungen-sender" for thread in threading.enumerate())
