@@ -61,16 +61,6 @@ def busiest_triggerer(airflow: DistributedAirflow) -> str:
 
 
 @pytest.mark.parametrize("dag_id", ["batch_blocking", "batch_deferred"])
-def test_a_batch_runs_each_input_once(
-    airflow: DistributedAirflow, start: Callable[..., Run], dag_id: str
-) -> None:
-    run = start(dag_id, seconds=8, count=INPUTS)
-    assert run.wait_for_end() == "success"
-    assert len(run.jobs()) == INPUTS
-    assert_in_order(airflow, run, INPUTS)
-
-
-@pytest.mark.parametrize("dag_id", ["batch_blocking", "batch_deferred"])
 def test_a_worker_lost_while_a_batch_submits(
     airflow: DistributedAirflow, start: Callable[..., Run], dag_id: str
 ) -> None:
@@ -180,22 +170,6 @@ def test_a_deferred_task_marked_failed_cancels_its_jobs_once(
     assert run.wait_for_end() == "failed"
     assert set(cancels(emulator, run).values()) == {1}
     assert len(run.jobs()) == 20
-
-
-def test_a_deferred_task_that_is_cleared_cancels_its_job_and_runs_a_new_one(
-    emulator: Emulator, start: Callable[..., Run], scale: Callable[[int], None]
-) -> None:
-    scale(0)
-    run = start("batch_deferred", seconds=1, count=1)
-    run.wait_for_trigger()
-    [job] = run.jobs()
-    run.clear()
-    run.wait_for_jobs(1, "CANCELED")
-    scale(100)
-    assert run.wait_for_end() == "success"
-    assert run.jobs_by_status() == {"CANCELED": 1, "COMPLETED": 1}
-    assert cancels(emulator, run)[job["id"]] >= 1
-    assert set(cancels(emulator, run)) == {job["id"]}
 
 
 def test_the_key_is_nowhere(distributed: DistributedAirflow, emulator: Emulator) -> None:

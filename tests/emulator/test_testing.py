@@ -17,8 +17,6 @@ from airflow.providers.common.compat.sdk import (
     DAG,
     AirflowFailException,
     AirflowSkipException,
-    Asset,
-    AssetAlias,
     BaseOperator,
 )
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -32,10 +30,8 @@ from airflow_provider_rungen.exceptions import RunGenJobFailedError
 from airflow_provider_rungen.ledger import Ledger
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
-    RunGenRunBatchOperator,
     RunGenRunJobOperator,
     RunGenRunTableOperator,
-    RunGenScaleAppOperator,
     scaled_app,
 )
 from airflow_provider_rungen.sensors import RunGenJobSensor
@@ -132,13 +128,6 @@ def test_a_variable_and_a_connection_may_have_a_default(rungen_emulator: Emulato
     assert run_operator(op).rendered["input"] == {"prompt": "blue none"}
 
 
-def test_native_templates_make_numbers(rungen_emulator: Emulator) -> None:
-    with DAG("d", schedule=None, params={"width": 512}, render_template_as_native_obj=True):
-        op = RunGenRunJobOperator(task_id="x", input={"prompt": "x", "width": "{{ params.width }}"})
-    assert run_operator(op).error is None
-    assert rungen_emulator.service.jobs()[0]["input"]["width"] == 512
-
-
 def test_what_earlier_tasks_returned_is_pulled(rungen_emulator: Emulator) -> None:
     with DAG("d", schedule=None):
         paint = job()
@@ -177,29 +166,6 @@ def test_a_decorated_function_can_be_run(rungen_emulator: Emulator) -> None:
     assert result.rendered["inputs"] == [{"prompt": "a kettle on 2026-01-31"}]
 
 
-def test_asset_events_start_the_next_dag(rungen_emulator: Emulator) -> None:
-    outlet, others = Asset("s3://bucket/pictures"), AssetAlias("others")
-    inputs = [{"prompt": "x"}]
-    op = RunGenRunBatchOperator(task_id="x", inputs=inputs, outlets=[outlet, others], poll_interval=0.05)
-    result = run_operator(op)
-    assert result.asset_events["s3://bucket/pictures"]["job_ids"] == result.value
-
-    with DAG("d", schedule=None):
-        by_name = "{{ triggering_asset_events['s3://bucket/pictures'][-1].extra['job_ids'] }}"
-        collect = RunGenCollectResultsOperator(task_id="collect", job_id=by_name, poll_interval=0.05)
-    collected = run_operator(collect, triggered_by=result)
-    assert collected.rendered["job_id"] == str(result.value)
-
-
-def test_it_scales_an_app(rungen_emulator: Emulator) -> None:
-    rungen_emulator.service.add_app("gpu", init_seconds=0.2)
-    op = RunGenScaleAppOperator(
-        task_id="up", app_id="gpu", active_workers=2, deferrable=True, defer_after=0, poll_interval=0.05
-    )
-    result = run_operator(op, emulator=rungen_emulator)
-    assert (result.value, result.error, len(result.events)) == ("gpu", None, 1)
-
-
 @pytest.mark.parametrize(
     ("upstream", "has_run"),
     [
@@ -219,20 +185,6 @@ def test_the_teardown_of_a_block_knows_whether_its_setup_has_run(
     assert result.error is None
     assert rungen_emulator.service.stats()["active_workers"]["flux-schnell"] == (0 if has_run else 2)
     assert ("Nothing to scale down" in result.log) != has_run
-
-
-@pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="a task cannot ask for others")
-def test_a_teardown_leaves_the_app_to_a_block_that_is_still_to_end(rungen_emulator: Emulator) -> None:
-    with DAG("d", schedule=None):
-        with scaled_app(name="first", poll_interval=0.05) as first:
-            job()
-        with scaled_app(name="second", poll_interval=0.05) as second:
-            RunGenRunJobOperator(task_id="draw", input={"prompt": "x"})
-    results: dict[str, Any] = {}
-    for op, workers in ((first.up, 1), (second.up, 1), (first.down, 1), (second.down, 0)):
-        results[op.task_id] = run_operator(op, upstream=results)
-        assert rungen_emulator.service.stats()["active_workers"]["flux-schnell"] == workers
-    assert "stays up until second_down of run run scales it down" in results["first_down"].log
 
 
 # --- mapped tasks ---
@@ -322,12 +274,6 @@ def test_rows_of_a_task_without_a_table_are_an_error(rungen_emulator: Emulator) 
 # --- dates ---
 
 DATED = "{{ dag_run.logical_date or 'none' }} {{ ds is defined }}"
-
-
-def test_a_run_has_the_date_that_is_given(rungen_emulator: Emulator) -> None:
-    op = job("{{ ds }} {{ ts_nodash }} {{ dag_run.logical_date | ds }}")
-    result = run_operator(op, logical_date=datetime(2026, 1, 31, tzinfo=UTC))
-    assert result.rendered["input"]["prompt"] == "2026-01-31 20260131T000000 2026-01-31"
 
 
 @pytest.mark.skipif(not AIRFLOW_V_3_0_PLUS, reason="each run has a logical date")

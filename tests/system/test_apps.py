@@ -89,27 +89,6 @@ def test_an_app_is_paid_for_while_its_tasks_run(start: Callable[..., Run], paid:
     assert run.jobs_by_status() == {"COMPLETED": 2}
 
 
-@pytest.mark.parametrize(("todo", "state"), [("fail", "failed"), ("skip", "success")])
-def test_a_run_that_stops_in_the_middle(
-    start: Callable[..., Run], paid: Callable[..., Paid], todo: str, state: str
-) -> None:
-    app = paid()
-    run = start("scaled", seconds=1, app_id=app.id, middle=todo)
-    assert run.wait_for_end() == state
-    app.assert_over()
-    assert app.numbers() == [UP, DOWN]
-    assert states(run)["app_down"] == "success"
-
-
-def test_a_run_that_fails_before_costs_nothing(start: Callable[..., Run], paid: Callable[..., Paid]) -> None:
-    app = paid()
-    run = start("scaled", seconds=1, app_id=app.id, before="fail")
-    assert run.wait_for_end() == "failed"
-    assert app.numbers() == []
-    assert states(run)["app_up"] == "upstream_failed"
-    assert "Nothing to scale down" in run.log(task_id="app_down")
-
-
 @pytest.mark.parametrize("dag_id", ["scaled", "scaled_without_retries"])
 def test_a_worker_killed_while_the_app_initializes(
     airflow: AirflowInstance, start: Callable[..., Run], paid: Callable[..., Paid], dag_id: str
@@ -203,17 +182,6 @@ def test_a_scale_up_that_fails_and_is_retried_is_on_the_bill(
     app.assert_agrees(run)
     assert app.numbers() == [UP, DOWN, UP, DOWN, DOWN]
     assert app.bill > 2 * 2 * 6, "both attempts: the timeout also covers what comes before the scaling"
-
-
-def test_an_app_stays_down_when_there_is_nothing_to_run(
-    start: Callable[..., Run], paid: Callable[..., Paid]
-) -> None:
-    app = paid()
-    run = start("scaled_if_needed", seconds=1, app_id=app.id, rows=0)
-    assert run.wait_for_end() == "success"
-    assert app.numbers() == []
-    assert set(states(run).values()) == {"success"}
-    assert run.airflow.xcom(run.dag_id, run.id, "app_down", "bill")["worker_seconds"] == "0.000"
 
 
 def test_a_teardown_that_fails_fails_the_run(
@@ -329,16 +297,3 @@ def test_an_idle_app_is_scaled_down_although_its_dag_is_paused_or_deleted(
     airflow.unpause(run.dag_id)
     run.wait_for_end()
     watched.assert_over()
-
-
-def test_idle_apps_are_scaled_down_by_a_task(start: Callable[..., Run], paid: Callable[..., Paid]) -> None:
-    idle, stopped = paid(0.0), paid(0.0)
-    idle.service.scale(idle.id, 2)
-    run = start("scale_down_idle_apps", seconds=0, app_ids=[idle.id, stopped.id])
-    assert run.wait_for_end() == "success"
-    idle.assert_over()
-    assert (idle.numbers(), stopped.numbers()) == ([DOWN], [])
-    [event] = run.airflow.xcom(run.dag_id, run.id, "run")
-    assert 10 <= event.pop("idle_seconds") < 60
-    assert event == {"app_id": idle.id, "active_workers": 2, "scaled_down": True}
-    assert run.task()["try_number"] == 1

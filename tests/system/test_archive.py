@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from client_mistakes import keys_leaked
 
 from airflow_provider_rungen.emulator import Emulator, Fault
 from system.stage import AirflowInstance, Place, Run, task_processes, until
@@ -34,21 +33,6 @@ def check(airflow: AirflowInstance, run: Run, place: Place) -> None:
         content = place.read(stored["uri"])
         assert content.startswith(b"\x89PNG")
         assert (stored["size"], stored["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
-
-
-def test_outputs_are_stored(
-    airflow: AirflowInstance, emulator: Emulator, start: Callable[..., Run], place: Place
-) -> None:
-    asked = emulator.service.count("output")
-    run = start("landing", seconds=8, count=30, destination=place.uri)
-    assert run.wait_for_end() == "success"
-    assert run.task("land")["try_number"] == 1
-    assert emulator.service.count("output") - asked == 30
-    check(airflow, run, place)
-    log = run.log(task_id="land")
-    assert "X-Amz-Signature" not in log
-    assert "30 files" in log
-    assert keys_leaked(emulator.service) == 0
 
 
 def test_an_attempt_after_a_kill_fetches_what_is_missing(

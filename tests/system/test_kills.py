@@ -172,29 +172,6 @@ def test_a_sensor_that_starts_in_the_triggerer_needs_no_worker(start: Callable[.
         assert run.log(task_id="each.wait", map_index=waited["map_index"]).count("Pre Execute") == 0
 
 
-def test_the_chain_of_run_sensor_and_collect_makes_one_job(
-    airflow: AirflowInstance, start: Callable[..., Run]
-) -> None:
-    run = start("chain", seconds=4)
-    assert run.wait_for_end() == "success"
-    assert run.jobs_by_status() == {"COMPLETED": 1}
-    assert airflow.xcom("chain", run.id, "collect")["images"]
-
-
-def test_an_asset_event_names_the_job_in_every_mode(
-    airflow: AirflowInstance, start: Callable[..., Run]
-) -> None:
-    run = start("events", seconds=6)
-    assert run.wait_for_end() == "success"
-    events = airflow.request("GET", "/assets/events", source_dag_id="events")["asset_events"]
-    extras = {event["source_task_id"]: event["extra"] for event in events}
-    for task_id in ("blocking", "deferred"):
-        job_id = airflow.xcom("events", run.id, task_id)
-        expected = {"app_id": "flux-schnell", "job_ids": [job_id], "job_count": 1, "failed_count": 0}
-        assert extras[task_id] == extras[task_id] | expected
-    assert run.jobs_by_status() == {"COMPLETED": 2}
-
-
 def test_a_key_that_is_replaced_ends_no_deferred_task(airflow: AirflowInstance) -> None:
     with Emulator(workers=10, api_key="the-first-key-that-appears-nowhere") as emulator:
         connection = {"connection_id": "rungen_rotating", "conn_type": "rungen", "host": emulator.url}

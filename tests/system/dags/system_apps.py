@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, AirflowSkipException, task
+from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunJobOperator, scaled_app
@@ -21,12 +21,9 @@ DEFAULTS = {
 
 @task(retries=0)
 def meddle(at: str, **context: Any) -> None:
-    """Do what the run's conf lists for this task."""
-    todo = context["dag_run"].conf.get(at)
-    if todo == "fail":
+    """Fail if the run's conf asks for it."""
+    if context["dag_run"].conf.get(at) == "fail":
         raise RuntimeError("failed as asked")
-    if todo == "skip":
-        raise AirflowSkipException("skipped as asked")
 
 
 def run(task_id: str) -> RunGenRunJobOperator:
@@ -44,11 +41,10 @@ def leave_a_job(**context: Any) -> None:
 
 def chain(dag_id: str, timeout: float = 100, **options: Any) -> None:
     with DAG(dag_id, schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS) as dag:
-        before = meddle.override(task_id="before")("before")
         with scaled_app(APP, 2, timeout=timeout, price="3600 USD/h", **options) as gpu:
             first = run("first")
             middle = meddle.override(task_id="middle")("middle")
-            before >> first >> middle >> run("last")
+            first >> middle >> run("last")
         first >> meddle.override(task_id="after")("after")
         gpu.down.retries = 2
         gpu.down.retry_delay = timedelta(seconds=1)
@@ -60,12 +56,6 @@ chain("scaled_deferred", deferrable=True, defer_after=1)
 chain("scaled_without_retries", retries=0)
 chain("scaled_and_forgotten")
 chain("scaled_impatient", timeout=8)
-
-with (
-    DAG("scaled_if_needed", schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS),
-    scaled_app(APP, 2, only_if="{{ dag_run.conf['rows'] }}"),
-):
-    meddle.override(task_id="first")("first")
 
 with DAG("scaled_draining", schedule=None, render_template_as_native_obj=True, default_args=DEFAULTS):
     with scaled_app(APP, 2, drain=True) as gpu:

@@ -1,4 +1,4 @@
-"""DAGs that scale idle apps to zero: one watches an app in the triggerer, one polls twice in each run."""
+"""A DAG that watches an app in the triggerer, and scales it to zero when it is idle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetWatcher, task
 
-from airflow_provider_rungen.operators import RunGenScaleDownIdleAppsOperator
 from airflow_provider_rungen.triggers import RunGenIdleAppTrigger
 
 # longer than the pauses between the tasks of a run, on a busy machine
@@ -27,7 +26,3 @@ with DAG("watch_idle_apps", schedule=[Asset("idle_apps", watchers=[watcher])], c
                 )
 
     report()
-
-
-with DAG("scale_down_idle_apps", schedule=None, render_template_as_native_obj=True):
-    RunGenScaleDownIdleAppsOperator(task_id="run", app_ids="{{ dag_run.conf['app_ids'] }}", idle_for=10)

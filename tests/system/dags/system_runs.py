@@ -6,7 +6,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, Asset, task, task_group
+from airflow.providers.common.compat.sdk import DAG, task, task_group
 
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
@@ -109,18 +109,6 @@ with dag("no_worker", retries=0):
         RunGenJobSensor(task_id="wait", job_id=inner.output, end_from_trigger=True, **straight)
 
     each.expand(job_input=[{"prompt": "one of a group"}, {"prompt": "another of a group"}])
-
-# read from the events of the asset
-PICTURES = Asset("s3://bucket/pictures")
-
-with dag("events", wait_for_completion=True):
-    RunGenRunJobOperator(task_id="blocking", input=INPUT, deferrable=False, outlets=[PICTURES])
-    RunGenRunJobOperator(task_id="deferred", input=INPUT, deferrable=True, defer_after=1, outlets=[PICTURES])
-
-with dag("chain", deferrable=False):
-    run = RunGenRunJobOperator(task_id="run", input=INPUT)
-    wait = RunGenJobSensor(task_id="wait", job_id=run.output, mode="reschedule", poke_interval=2)
-    wait >> RunGenCollectResultsOperator(task_id="collect", job_id=run.output)
 
 with dag("landing"):
     painted = RunGenRunBatchOperator(
