@@ -127,8 +127,6 @@ def check(file: Path) -> list[Finding]:
     source = file.read_text()
     if file.suffix != ".md":
         return sorted(set(check_words(name, python_texts(source, is_page=name in PAGE_SOURCES))))
-    if file.name == "CHANGELOG.md":  # released sections stay as they were
-        return sorted(check_words(name, page_texts(unreleased(source))))
     return sorted([*check_words(name, page_texts(source)), *check_lengths(name, source)])
 
 
@@ -167,12 +165,6 @@ def _strings(nodes: Iterable[ast.AST]) -> Iterator[Text]:
 
 def page_texts(page: str) -> Iterator[Text]:
     yield Text(1, _prose(page))
-
-
-def unreleased(changelog: str) -> str:
-    """Blank all sections but the one of what is not released."""
-    head, title, rest = changelog.partition("\n## [Unreleased]")
-    return "\n" * head.count("\n") + title + rest.partition("\n## [")[0]
 
 
 def _prose(page: str) -> str:

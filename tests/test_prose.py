@@ -100,8 +100,3 @@ def test_the_pages_together_are_not_too_long(tmp_path: Path) -> None:
     assert list(prose.check_size(tmp_path.iterdir())) == []
     (tmp_path / "two.md").write_text("| word |")
     assert [found.what for found in prose.check_size(tmp_path.iterdir())] == ["25002 words"]
-
-
-def test_released_sections_of_the_changelog_stay(tmp_path: Path) -> None:
-    text = "# Changelog\n\n## [Unreleased]\n\n- told\n\n## [0.1.0]\n\n- told\n"
-    assert [line for line, *_ in findings(tmp_path, text, "CHANGELOG.md")] == [5]
