@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.jobs.plans import Plan
@@ -87,29 +88,33 @@ def _read(place: _LogReader, attempts: Sequence[AttemptRecord], task: TaskRecord
         values = dict(zip(plan.manifest.columns, row.values, strict=False))
         key = ", ".join(str(values.get(name, ""))[:_MAX_KEY_CHARS] for name in task.page.key)
         rows.append(_job_view(number, key, row, table.row(inputs[number]), attempt, is_moving=task.is_moving))
-    shown = {row.index for row in rows}
-    elsewhere = [row for row in failed_rows(task) if row.index not in shown]
     totals = attempt.totals
     if is_counted:
         of_rows = (Totals.of(row, attempt.writer, attempt.since) for row in table.rows.values())
         totals = sum(of_rows, Totals())
-    known = totals != Totals()
-    skipped, refused = task.page.skipped, task.page.refused
-    counts = {
-        "completed": totals.completed,
-        "failed": totals.failed,
-        "refused": totals.refused + refused,
-        "skipped": skipped,
-    }
-    has_all = known and not is_counted
-    return JobRows(
+    shown = {row.index for row in rows}
+    elsewhere = [row for row in failed_rows(task) if row.index not in shown]
+    jobs = JobRows(
         rows=rows,
         total=plan.count,
         failed=[*failed_of(rows), *elsewhere],
-        counts=counts if known else {},
-        reused=totals.shared if known else sum(row.reused for row in rows),
-        copies=max(0, plan.count - totals.inputs - skipped - refused) if has_all else 0,
+        reused=sum(row.reused for row in rows),
         attempt=attempt,
+    )
+    if not is_counted and totals == Totals():  # the attempt did not record its end
+        return jobs
+    skipped, refused = task.page.skipped, task.page.refused
+    return replace(
+        jobs,
+        counts={
+            "completed": totals.completed,
+            "failed": totals.failed,
+            "refused": totals.refused + refused,
+            "skipped": skipped,
+        },
+        reused=totals.shared,
+        # while the task runs, the others are not submitted yet
+        copies=0 if is_counted else max(0, plan.count - totals.inputs - skipped - refused),
     )
 
 

@@ -130,13 +130,17 @@ def test_too_many_rows_are_not_counted_while_the_task_runs(world: World) -> None
     assert world.get(f"{path}/progress").json()["is_moving"] is True
 
 
-def test_progress_counts_the_rows_of_all_pages(world: World) -> None:
-    write_log(world.ti, world.folder, [DONE] * 150 + [FAILED] * 3 + [OPEN] * 60 + [None] * 37)
+@pytest.mark.parametrize(("completed", "failed"), [(150, 3), (0, 0)])
+def test_progress_counts_the_rows_of_all_pages(world: World, completed: int, failed: int) -> None:
+    submitted = [DONE] * completed + [FAILED] * failed
+    write_log(world.ti, world.folder, [*submitted, *[None] * (250 - len(submitted))])
     path = save_task(world, "running", rows=250)
     answer = world.get(f"{path}/progress").json()
-    assert (answer["done"], answer["total"], answer["is_moving"]) == (153, 250, True)
-    assert [part["count"] for part in answer["parts"][:2]] == [150, 3]
-    assert "153 of 250 done" in world.get(f"{path}?page=3").text
+    assert (answer["done"], answer["total"], answer["is_moving"]) == (completed + failed, 250, True)
+    assert [part["count"] for part in answer["parts"][:2]] == [completed, failed]
+    page = world.get(f"{path}?page=3").text
+    assert f"{completed + failed} of 250 done" in page
+    assert "too many rows" not in page
 
 
 # --- the numbers --------------------------------------------------------------------------------------------
