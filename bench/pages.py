@@ -7,7 +7,6 @@ Six connections load the pictures, as a browser does, while another one asks for
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from html import unescape
 from pathlib import Path
 from urllib.parse import quote
 from urllib.request import ProxyHandler, Request, build_opener
+
+import psutil
 
 from airflow_provider_rungen.emulator import Emulator
 from bench.processes import ROOT, peak_memory
@@ -104,8 +105,7 @@ def servers(airflow: AirflowInstance) -> list[int]:
 
 def processor_time(airflow: AirflowInstance) -> float:
     """Return the seconds that the API server has worked."""
-    stats = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in servers(airflow))
-    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in servers(airflow))
 
 
 def main(sizes: list[int]) -> None:

@@ -8,13 +8,14 @@ the end of the run, without what they work in the same time when Airflow runs no
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+
+import psutil
 
 from airflow_provider_rungen.emulator import Emulator
 from bench.page import Row
@@ -75,5 +76,5 @@ def measure(rounds: int, scale: float) -> Iterator[Row]:
 
 def _busy() -> float:
     """Return the seconds that the processors of this machine were busy, with any process."""
-    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    times = psutil.cpu_times()
+    return float(sum(times[:3]) + times.irq + times.softirq)

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import statistics
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from airflow_provider_rungen.emulator import Emulator
 from bench.processes import APP, ROOT, submit
@@ -31,7 +32,6 @@ POLL_INTERVAL = 5
 _SETTLING = 15.0
 _WATCHED = 40.0
 _TIMEOUT = 600.0
-_TICKS = os.sysconf("SC_CLK_TCK")
 # Its pool has no slots, so that no worker runs it.
 _DAG = """\
 from airflow.sdk import DAG
@@ -58,17 +58,17 @@ class Spent:
 
     @classmethod
     def by(cls, airflow: DistributedAirflow) -> Spent:
-        ticks = running = memory = 0
+        seconds, running, memory = 0.0, 0.0, 0
         for name in airflow.parts("triggerer"):
             for pid, title in airflow.part(name).items():
-                words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                ticks += sum(map(int, words[11:13]))
+                process = psutil.Process(pid)
+                spent = sum(process.cpu_times()[:2])
+                seconds += spent
                 # the other two serve the log and write to the database; the session leader is one of them
-                running += sum(map(int, words[11:13])) * ("triggerer" in title and words[3] != str(pid))
+                running += spent * ("triggerer" in title and os.getsid(pid) != pid)
                 # shared memory is counted proportionally
-                told = re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
-                memory += 1024 * int(told.group(1)) if told else 0
-        return cls(ticks / _TICKS, running / _TICKS, memory)
+                memory += process.memory_full_info().pss
+        return cls(seconds, running, memory)
 
 
 def measure(sizes: Sequence[int], triggerers: int) -> None:

@@ -18,6 +18,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlencode
 from urllib.request import ProxyHandler, Request, build_opener
 
+import psutil
+
 OVER = ("success", "failed")
 _POLL_INTERVAL = 0.5
 _STOP_TIMEOUT = 10.0
@@ -122,12 +124,12 @@ class AirflowInstance:
         if process is None:
             return
         try:
-            self._signal_group(signal.SIGTERM)
+            self._signal_groups(signal.SIGTERM)
             deadline = time.monotonic() + _STOP_TIMEOUT
             while self.is_running() and time.monotonic() < deadline:
                 time.sleep(0.1)
         finally:  # even when a second Ctrl-C ends the wait
-            self._signal_group(signal.SIGKILL)
+            self._signal_groups(signal.SIGKILL)
             for pid in self.processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -138,7 +140,7 @@ class AirflowInstance:
 
     def processes(self, name: str = "") -> dict[int, str]:
         """
-        Return the titles of the running processes of this instance, by pid. Empty without ``/proc``.
+        Return the titles of the running processes of this instance, by pid.
 
         :param name: a part of the titles to find, such as ``airflow triggerer`` or ``airflow worker``.
         """
@@ -201,21 +203,13 @@ class AirflowInstance:
 
     def is_running(self) -> bool:
         """Return whether any of its processes is left."""
-        if self._process is None:
-            return False
-        is_leader_running = self._process.poll() is None
-        if Path("/proc/self/stat").exists():
-            return bool(self.processes())
-        return is_leader_running or self._signal_group(0)
+        return bool(self.processes())
 
-    def _signal_group(self, number: int) -> bool:
+    def _signal_groups(self, number: int) -> None:
         assert self._process is not None  # noqa: S101 - for the type checker
-        was_sent = False
         for process in (self._process, *self._components):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, number)
-                was_sent = True
-        return was_sent
 
     def _end_of_log(self, lines: int = 40) -> str:
         text = self.log_file.read_text(errors="replace").splitlines()
@@ -400,16 +394,13 @@ def processes_of(sessions: Collection[int], name: str = "") -> dict[int, str]:
     :param name: a part of the titles to find.
     """
     found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            # state, parent, group and session follow the name, which may hold anything
-            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except (OSError, ValueError):
-            continue
-        title = " ".join(words).strip()
-        if int(session) in sessions and state not in "ZX" and name in title:
-            found[int(folder.name)] = title
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if os.getsid(process.pid) not in sessions or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            title = " ".join(process.cmdline()).strip()
+            if name in title:
+                found[process.pid] = title
     return found
 
 
