@@ -103,7 +103,9 @@ class StoreWriter:
     def retry_now(self) -> None:
         """Wait no longer to retry a write that failed, and use the store again if it was given up."""
         self._hurry.set()
-        if self._last is not None and self._last.done():
+        last = self._last
+        # one that succeeded stays: a write that waits for it has to be the only one
+        if last is not None and last.done() and (last.cancelled() or last.exception() is not None):
             self._last = self._next = None
 
     async def stop(self) -> None:
