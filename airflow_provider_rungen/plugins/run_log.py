@@ -21,7 +21,7 @@ from airflow_provider_rungen.plugins.rows import (
 )
 from airflow_provider_rungen.plugins.stored import BoundedStorage
 from airflow_provider_rungen.plugins.task_record import TaskRecord
-from airflow_provider_rungen.runs.attempt_record import AttemptRecord
+from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
 from airflow_provider_rungen.runs.log import read_attempts, read_parts
 from airflow_provider_rungen.runs.part_files import PART_ROWS
 from airflow_provider_rungen.runs.plan import PlannedRow
@@ -101,7 +101,8 @@ def _read(place: _LogReader, attempts: Sequence[AttemptRecord], task: TaskRecord
         reused=sum(row.reused for row in rows),
         attempt=attempt,
     )
-    if not is_counted and totals == Totals():  # the attempt did not record its end
+    # one that had nothing to submit has none, too
+    if not is_counted and totals == Totals() and attempt.end is End.UNKNOWN:
         return jobs
     skipped, refused = task.page.skipped, task.page.refused
     return replace(

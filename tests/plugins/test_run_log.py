@@ -175,6 +175,11 @@ def test_without_a_record_of_the_end_no_number_is_made_up(world: World) -> None:
     assert "it was killed, or its worker was lost" in page
 
 
+def test_an_attempt_without_anything_to_submit_has_recorded_its_end(world: World) -> None:
+    write_log(world.ti, world.folder, [None] * 250, end=End.SUCCEEDED, totals=Totals())
+    assert "only the rows of this page are known" not in world.get(save_task(world)).text
+
+
 def test_all_pages_of_ten_thousand_jobs_are_light(world: World) -> None:
     write_log(world.ti, world.folder, ([DONE] * 49 + [FAILED]) * 200, end=End.SUCCEEDED)
     path = save_task(world)
