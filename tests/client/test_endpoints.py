@@ -387,6 +387,11 @@ def test_an_http_date_is_read_by_the_services_own_clock(direct: Via) -> None:
 
 LOST = ["reset_before", "reset_after", "truncate"]
 UNREADABLE = ["html", "empty", "garbage", "no_id"]
+QUESTIONS: dict[str, Callable[[str], Flow[Any]]] = {
+    "get": lambda job_id: endpoints.get_job(APP, job_id),
+    "get_app": lambda _: endpoints.get_app(APP),
+    "list_apps": lambda _: endpoints.list_apps(),
+}
 
 
 @pytest.mark.parametrize("kind", [*LOST, *UNREADABLE])
@@ -432,12 +437,7 @@ def test_a_question_is_asked_again_after_an_accident(via: Via, operation: str, k
     job = via(endpoints.run_job(APP, INPUT))
     via.service.inject(Fault(on=operation, kind=kind, times=2))
     via.slept.clear()
-    flows: dict[str, Callable[[], Flow[Any]]] = {
-        "get": lambda: endpoints.get_job(APP, job.id),
-        "get_app": lambda: endpoints.get_app(APP),
-        "list_apps": endpoints.list_apps,
-    }
-    answer = via(flows[operation]())
+    answer = via(QUESTIONS[operation](job.id))
     if operation == "list_apps":
         assert [app.id for app in answer] == [APP, "llama-text"]
     else:
@@ -449,13 +449,8 @@ def test_a_question_is_asked_again_after_an_accident(via: Via, operation: str, k
 def test_wrong_types_in_an_answer_are_a_model_or_an_error_of_ours(via: Via, operation: str) -> None:
     job = via(endpoints.run_job(APP, INPUT))
     via.service.inject(Fault(on=operation, kind="wrong_types", times=None))
-    flows: dict[str, Callable[[], Flow[Any]]] = {
-        "get": lambda: endpoints.get_job(APP, job.id),
-        "get_app": lambda: endpoints.get_app(APP),
-        "list_apps": endpoints.list_apps,
-    }
     with pytest.raises(RunGenResponseError):
-        via(flows[operation]())
+        via(QUESTIONS[operation](job.id))
 
 
 @pytest.mark.parametrize("kind", LOST)

@@ -127,16 +127,8 @@ def test_times_are_utc(value: str, want: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        None,
-        "",
-        "yesterday",
-        0,
-        1736613934,
-        1.5,
-        [],
-        {},
-        "0001-01-01T00:00:00+23:59",
-        "9999-12-31T23:59:59-23:59",
+        *(None, "", "yesterday", 0, 1736613934, 1.5, [], {}),
+        *("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"),
     ],
 )
 def test_a_strange_time_is_no_time(value: Any) -> None:
@@ -271,20 +263,7 @@ def test_a_worker_count_may_stand_outside_of_the_configuration() -> None:
 
 
 STRANGE_COUNTS: list[Any] = [
-    None,
-    "two",
-    True,
-    1.5,
-    "1.5",
-    -1,
-    -1.0,
-    "-1",
-    [],
-    math.nan,
-    math.inf,
-    "nan",
-    "1e3",
-    "9" * 5000,
+    *(None, "two", True, 1.5, "1.5", -1, -1.0, "-1", [], math.nan, math.inf, "nan", "1e3", "9" * 5000)
 ]
 
 
