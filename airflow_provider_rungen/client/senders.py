@@ -235,12 +235,15 @@ class _SenderThread:
     def __init__(self, settings: Settings) -> None:
         import aiohttp  # noqa: F401 - here, since the first request would wait for it in the loop
 
-        opened: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, AsyncSender, asyncio.Event]]
-        opened = queue.SimpleQueue()
+        opened: queue.SimpleQueue[
+            tuple[asyncio.AbstractEventLoop, AsyncSender, asyncio.Event] | BaseException
+        ] = queue.SimpleQueue()
         work = _keep_open(settings, opened)  # no method: the thread ends when nobody has this object
         self._thread = threading.Thread(target=asyncio.run, args=(work,), name="rungen-sender", daemon=True)
         self._thread.start()
-        self._loop, self._sender, stop = opened.get()
+        if isinstance(answer := opened.get(), BaseException):
+            raise answer
+        self._loop, self._sender, stop = answer
         #: Closes the connections, and ends the thread.
         self.close = weakref.finalize(self, _call_in, self._loop, stop.set)
         self.close.atexit = False
@@ -278,8 +281,11 @@ class _SenderThread:
 
 
 async def _keep_open(settings: Settings, opened: queue.SimpleQueue[Any]) -> None:
-    stop = asyncio.Event()
-    sender = AsyncSender(settings)
+    try:
+        sender, stop = AsyncSender(settings), asyncio.Event()
+    except Exception as error:
+        opened.put(error)  # whoever opens it waits for an answer
+        return
     opened.put((asyncio.get_running_loop(), sender, stop))
     try:
         await stop.wait()

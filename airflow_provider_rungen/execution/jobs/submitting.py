@@ -10,10 +10,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
 from airflow_provider_rungen.client.retry import ATTEMPTS
 from airflow_provider_rungen.exceptions import RunGenError, RunGenSubmissionUnknownError
 from airflow_provider_rungen.execution.jobs import resuming
@@ -23,14 +21,11 @@ from airflow_provider_rungen.execution.sending.throttle import Throttle
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.client.flow import Flow
-    from airflow_provider_rungen.client.models import Job
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
     from airflow_provider_rungen.execution.jobs.plans import Plan
     from airflow_provider_rungen.execution.jobs.runner import Runner
     from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.execution.sending.paid import Found, PaidInputs
-    from airflow_provider_rungen.hooks.rungen import RunGenHook
 
 log = logging.getLogger(__name__)
 
@@ -242,10 +237,9 @@ class Submitting:
 
     def _send(self, todo: Iterator[tuple[int, Any]], count: int, deadline: float) -> bool:
         run, hook, options = self._run, self._run.hook, self._run.options
-        if is_single := self._log.count == 1:
-            _ = hook.settings  # not all of Airflow's versions can be asked for them in another thread
+        is_single = self._log.count == 1
         sender = Sender(
-            partial(_perform_in_thread, hook) if is_single else hook.aperform,
+            hook.aperform,
             self._log.app_id,
             self._log.saver,
             self.paid,
@@ -317,8 +311,3 @@ class Submitting:
                     some = ", ".join(lost[start : start + _IDS_IN_A_LINE])
                     log.warning("No retry resumes these jobs of app %s: %s", self._log.app_id, some)
             raise
-
-
-async def _perform_in_thread(hook: RunGenHook, flow: Flow[Job]) -> Job:
-    """Perform a flow without aiohttp: one request is not worth its import."""
-    return await in_daemon_thread(lambda: hook.perform(flow))
