@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.models import Job, JobStatus
@@ -36,6 +37,8 @@ class Collecting:
         self._to_store: list[str] = []
         # the jobs that are over, and not counted in `failures`
         self._uncounted: list[str] = []
+        # the stored jobs that are being written to the ledger
+        self._remembering: tuple[Future[None] | None, list[str]] = (None, [])
 
     def find_unstored(self, lost: list[str] | None = None) -> None:
         """
@@ -45,6 +48,7 @@ class Collecting:
         """
         if lost and self._stores:
             self.gather(lost)
+            self.note_stored()
         self._to_store = self._log.completed if self._stores else []
 
     def note_over(self, over: Collection[Job]) -> None:
@@ -127,12 +131,12 @@ class Collecting:
 
     def _note_collected(self, job_ids: list[str], stored_before: int) -> None:
         jobs, new = self._log.jobs, self._run.sink.stored[stored_before:]
-        # first the ledger: once the log says so, nobody looks again
-        self._run.submitting.remember(new)
         for stored in new:
-            self._log.jobs.end(stored.job_id, JobState.COMPLETED, seconds=stored.execution_seconds)
-            if stored.job_id in jobs.table.input_of:
-                jobs.store(stored.job_id)
+            jobs.end(stored.job_id, JobState.COMPLETED, seconds=stored.execution_seconds)
+        self.note_stored()
+        self._remembering = self._run.submitting.remember(new), [stored.job_id for stored in new]
+        if self._remembering[0] is None:
+            self.note_stored()
         errors = {
             job_id: self._run.sink.errors[job_id] for job_id in job_ids if job_id in self._run.sink.errors
         }
@@ -142,10 +146,20 @@ class Collecting:
                 self._log.end_useless(job_id, end_of(error), seconds=seconds, why=error.message)
         self._run.submitting.forget_useless(errors)
 
+    def note_stored(self) -> None:
+        """Note which jobs are stored, once the ledger has them, which is written while others are stored."""
+        (write, job_ids), self._remembering = self._remembering, (None, [])
+        if write is not None:
+            write.result()
+        for job_id in job_ids:
+            if job_id in self._log.jobs.table.input_of:
+                self._log.jobs.store(job_id)
+
     def collect_rest(self) -> None:
         """Collect the jobs that are over, and nobody has collected yet."""
         reused = self._run.submitting.read_reused()
         self.gather([job_id for job_id in self._run.report.result().job_ids if job_id not in reused])
+        self.note_stored()
 
     def let_go(self) -> None:
         """Save what is over, so that it need not be in memory."""

@@ -49,6 +49,7 @@ class Deferral:
         """
         # a signal in the middle of a call to the supervisor would leave it out of step
         with self._run.guard.defer_signals():
+            self._run.collecting.note_stored()
             self._run.collecting.note_over(over)
             state = keep_state(self._log, lambda: self._run.guard.is_pending) | {
                 "failures": self._run.collecting.failures,

@@ -8,6 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -173,11 +174,12 @@ class Submitting:
         """The time (seconds since 1970) until which the service may not know the jobs of other runs."""
         return 0.0 if self.paid is None else self.paid.submitted_at + resuming.RESUBMISSION_GRACE
 
-    def remember(self, stored: Sequence[StoredJob]) -> None:
-        """Note in the ledger which jobs are stored."""
+    def remember(self, stored: Sequence[StoredJob]) -> Future[None] | None:
+        """Begin to note in the ledger, if there is one, which jobs are stored."""
         numbers = self._log.jobs.table.input_of
-        if self.paid is not None and stored:
-            self.paid.add_done({numbers[job.job_id]: job for job in stored if job.job_id in numbers})
+        if self.paid is None or not stored:
+            return None
+        return self.paid.add_done({numbers[job.job_id]: job for job in stored if job.job_id in numbers})
 
     def remember_resumed(self) -> None:
         """Note jobs of earlier attempts in the ledger, which an outage may have kept from it."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
+from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
 from airflow_provider_rungen.execution.ledger.entries import Entry, destination_of
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
@@ -168,14 +170,14 @@ class PaidInputs:
         """
         self._ledger.add_missing(self._app_id, self._by_key(jobs))
 
-    def add_done(self, stored: Mapping[int, StoredJob]) -> None:
+    def add_done(self, stored: Mapping[int, StoredJob]) -> Future[None]:
         """
-        Remember stored jobs. Call it before the log says that they are stored, since nobody asks again then.
+        Begin to remember stored jobs. Until that is done, the log must not say so: nobody asks again then.
 
         :param stored: by input.
-        :raises RunGenOutputError: the ledger cannot be read or written.
+        :return: fails with a `RunGenOutputError` if the ledger cannot be read or written.
         """
-        self._ledger.add_done(self._by_key(stored))
+        return begin(self._ledger.add_done, self._by_key(stored))
 
     def forget(self, job_ids: Iterable[str]) -> None:
         """Forget jobs that failed or were canceled. A failure to do so is logged."""
