@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -244,10 +243,10 @@ def test_jobs_that_are_canceled_at_the_deadline_failed(rungen_emulator: Emulator
 class LateCancel(Service):
     """A service whose jobs are over when the first cancel comes."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.ahead = 0.0
-        self.clock = lambda: time.time() + self.ahead
+    ahead = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.ahead
 
     def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
         if method != "GET" and "/job/" in path:
