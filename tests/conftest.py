@@ -357,7 +357,7 @@ class Clock:
         self._ahead = 0.0
         real = time.time
         monkeypatch.setattr(time, "time", lambda: real() + self._ahead)
-        emulator.service.clock = time.time
+        monkeypatch.setattr(emulator.service, "now", time.time)
         # what performs flows has kept the real clock
         for name in ("drive", "adrive"):
             perform = getattr(import_module("airflow_provider_rungen.client.transport"), name)
