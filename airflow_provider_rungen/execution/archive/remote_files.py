@@ -51,8 +51,8 @@ class RemoteFiles:
 
     def read(self, folder: str, name: str, max_bytes: int | None) -> bytes:
         # from the first byte on, s3fs does not ask for the size before
-        part = () if max_bytes is None else (0, max_bytes + 1)
-        content: bytes = self._fs.cat_file(self._path(folder, name), *part)
+        part = {} if max_bytes is None else {"start": 0, "end": max_bytes + 1}
+        content: bytes = self._fs.cat_file(self._path(folder, name), **part)
         return content
 
     @contextlib.contextmanager
