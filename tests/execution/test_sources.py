@@ -33,6 +33,7 @@ def read(source: Source) -> list[tuple[PlannedRow, Any]]:
 
 def table(rows: Any, to_input: ToInput | None = None, **options: Any) -> TableRows:
     about = {"table": rows, "key": ["sku"], "columns": [], "results": None, "destination": "file:///out"}
+    about |= {"rungen_conn_id": "rungen_default", "app_id": "flux-schnell"}
     given = {name: options.pop(name) for name in about.keys() & options.keys()}
     return TableRows(TableOptions(**about | given), to_input, **options)
 

@@ -327,7 +327,7 @@ def test_no_key_and_no_signed_url_is_on_any_page(world: World) -> None:
     [
         ("bytes=0-99", 206, slice(0, 100)),
         ("bytes=300-", 206, slice(300, None)),
-        ("bytes=2000-999999999", 206, slice(2000, None)),
+        ("bytes=200-999999999", 206, slice(200, None)),
         ("bytes=-7", 206, slice(-7, None)),
         ("bytes=-999999999", 206, slice(None)),
         ("bytes=999999999-", 200, slice(None)),
