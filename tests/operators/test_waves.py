@@ -974,14 +974,16 @@ def test_an_event_that_is_none_leaves_the_jobs_to_the_retry(make: Callable[..., 
 
 @pytest.mark.parametrize("kind", [STORED, TABLE])
 @pytest.mark.parametrize("part", ["runs", "runs/*/attempts", "runs/*/jobs"])
+@pytest.mark.parametrize("more", [0, 1], ids=["the same inputs", "one more"])
 def test_a_log_that_airflow_knows_of_and_that_is_gone_buys_nothing(
-    make: Callable[..., Task], kind: str, part: str
+    make: Callable[..., Task], kind: str, part: str, more: int
 ) -> None:
     task = make(kind, failing(), deferrable=False, stop_after=None)
     assert task.attempt().error is not None
     made = len(task.jobs)
     [log] = (task.folder / "out" / ".rungen").glob(part)
     log.rename(task.folder / "elsewhere")
+    task.given = [*failing(), *inputs(more)]
     outcome = task.attempt()
     assert re.search("The log of the task run is missing|files of attempt .* are missing", str(outcome.error))
     assert len(task.jobs) == made
@@ -990,7 +992,7 @@ def test_a_log_that_airflow_knows_of_and_that_is_gone_buys_nothing(
     # after a clear, nobody needs it
     task.max_tries = 9
     task.attempt()
-    assert len(task.jobs) == made + COUNT
+    assert len(task.jobs) == made + COUNT + more
 
 
 @pytest.mark.parametrize("kind", [STORED, TABLE])
