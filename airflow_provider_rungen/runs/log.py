@@ -122,7 +122,7 @@ class _Written:
 
     :param copy: see `PartName`.
     :param nth: see `PartFile`; ``None`` until a file is durable.
-    :param digest: the fingerprint of the file that is durable.
+    :param digest: the fingerprint of the file that is durable under this name.
     """
 
     copy: int = 0
@@ -203,7 +203,7 @@ class RunLog:
         except BaseException:
             for file in snapshots.values():
                 written = self._written_of(file.number)
-                self._written[file.number] = replace(written, copy=written.copy + 1)
+                self._written[file.number] = replace(written, copy=written.copy + 1, digest="")
             raise
         self.begun += any(self._written_of(file.number).nth is None for file in snapshots.values())
         for name, file in snapshots.items():
