@@ -107,7 +107,8 @@ class Collecting:
         jobs = self._log.jobs
         for job_id in ended:
             error = self._run.sink.errors.get(job_id)
-            if not isinstance(error, RunGenJobError) or job_id not in jobs.table.input_of:
+            is_running = type(error) is RunGenJobError  # the trigger was wrong
+            if not isinstance(error, RunGenJobError) or is_running or job_id not in jobs.table.input_of:
                 continue
             if jobs.table.job(job_id).state is JobState.OPEN:
                 seconds = error.execution_time

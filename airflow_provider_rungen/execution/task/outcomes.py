@@ -26,7 +26,7 @@ JOB_IS_OVER = (RunGenJobFailedError, RunGenJobCanceledError)
 _USELESS = (*JOB_IS_OVER, RunGenNotFoundError, RunGenResultError)
 # The event of a wait that has come as far as it should.
 GO_ON = "go on"
-_RANGES = re.compile(r"(?:\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)?")
+_RANGES = re.compile(r"(?:\d{1,9}(?:-\d{1,9})?(?:,\d{1,9}(?:-\d{1,9})?)*)?")
 # What an event says of an error beside its message.
 _ABOUT = ("app_id", "job_id", "status_code")
 
