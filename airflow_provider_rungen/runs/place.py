@@ -51,7 +51,10 @@ class Place(ReadablePlace, Protocol):
 class DamagedLogError(RunGenError):
     """The log of the task run cannot be read as a whole, so nothing is submitted."""
 
-    default_hint = "Restore its files, then retry. If you remove its folder, all inputs are submitted again"
+    default_hint = (
+        "Restore its files, then retry. Jobs that they name may still run: look at the app's jobs. If you "
+        "remove its folder, all inputs are submitted again"
+    )
 
 
 class SupersededError(RunGenError):

@@ -497,6 +497,17 @@ def test_a_refusal_of_the_key_cancels_no_job_and_a_retry_takes_them_up(
     assert len(set(task.attempt().value)) == task.created == 60
 
 
+def test_a_refusal_of_the_key_that_no_retry_follows_names_all_jobs(
+    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    rungen_emulator.service.inject(Fault(on="run", status=403, times=None, skip=25))
+    task = Task(rungen_emulator, inputs=prompts(60, seconds=60), wait_for_completion=False)
+    task.max_tries = 0
+    assert type(task.attempt().error) is RunGenForbiddenError
+    assert all(job["id"] in caplog.text for job in rungen_emulator.service.jobs())
+    assert task.statuses() == ["RUNNING"] * 25
+
+
 @pytest.mark.parametrize("ends", ["refused", "store", "push"])
 def test_jobs_that_no_retry_resumes_are_named_when_their_ids_are_not_pushed(
     rungen_emulator: Emulator, ends: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -13,9 +13,9 @@ from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.task import attempts
-from airflow_provider_rungen.execution.task.job_ids import format_jobs
+from airflow_provider_rungen.execution.task.job_ids import format_jobs, log_jobs
 from airflow_provider_rungen.runs.attempt_record import End
-from airflow_provider_rungen.runs.place import SupersededError
+from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.jobs.task_log import TaskLog
@@ -142,6 +142,8 @@ class Ending:
         else:
             return
         running = self._log.running
+        if not self.has_next():
+            log_jobs(f"May still run, jobs of app {self.app_id}", running)
         raise failure.revised(
             f"{failure.message}. Canceled nothing: {format_jobs(running)} of app {self.app_id} may still run",
             hint=f"Check the Airflow connection {self._options.rungen_conn_id!r}. {self._how_to_resume()}",
@@ -177,6 +179,21 @@ class Ending:
             is_left = self._guard.is_killed or is_refusal(error) or isinstance(error, SupersededError)
             if not is_left and self._log.running:
                 self._leave_or_cancel(error)
+            raise
+
+    @contextmanager
+    def noticing_successor(self) -> Iterator[None]:
+        """Raise a `SupersededError` if a later attempt has begun, whose files this one takes for damage."""
+        try:
+            yield
+        except DamagedLogError as error:
+            if self._log.has_begun:
+                try:
+                    self._log.run_log.fence()
+                except SupersededError as superseded:
+                    raise superseded from error
+                except RunGenError:
+                    pass  # the first error counts
             raise
 
     def _leave_or_cancel(self, error: Exception) -> None:

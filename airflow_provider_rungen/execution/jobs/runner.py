@@ -130,8 +130,7 @@ class Runner(TaskRun["JobOptions"]):
         self._make_source, self.was_deferred = make_source, True
         with self._working():
             self.deferral.restore(make_source)
-            event = self.deferral.check_event(event)
-            if self.collecting.look_at_ended(event):
+            if self.collecting.look_at_ended(self.deferral.check_event(event)):
                 self.stopping.stop_failing()
                 return self._finish()
             return self._go_on()
@@ -161,6 +160,7 @@ class Runner(TaskRun["JobOptions"]):
                 self.usage_report.at_end(),
                 self.submitting.naming_lost_jobs(),
                 self.ending.canceling(),
+                self.ending.noticing_successor(),
             ):
                 yield
         finally:

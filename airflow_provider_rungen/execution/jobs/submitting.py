@@ -19,6 +19,7 @@ from airflow_provider_rungen.execution.jobs import resuming
 from airflow_provider_rungen.execution.jobs.log_state import rows_of
 from airflow_provider_rungen.execution.sending.sender import Sender
 from airflow_provider_rungen.execution.sending.throttle import Throttle
+from airflow_provider_rungen.execution.task.job_ids import log_jobs
 from airflow_provider_rungen.runs.rows import SUBMITTABLE, InputState
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.sending.paid import Found, PaidInputs
 
 log = logging.getLogger(__name__)
-
-_IDS_IN_A_LINE = 50
 
 
 class Submitting:
@@ -309,7 +308,5 @@ class Submitting:
             if self._is_submitting:
                 running = self._log.running
                 lost = self.unsaved_ids() if self._run.ending.has_next(error) else running
-                for start in range(0, len(lost), _IDS_IN_A_LINE):
-                    some = ", ".join(lost[start : start + _IDS_IN_A_LINE])
-                    log.warning("No retry resumes these jobs of app %s: %s", self._log.app_id, some)
+                log_jobs(f"No retry resumes these jobs of app {self._log.app_id}", lost)
             raise

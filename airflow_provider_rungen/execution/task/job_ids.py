@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from airflow_provider_rungen.client.codec import path_segment
 from airflow_provider_rungen.exceptions import RunGenInputError
+
+log = logging.getLogger(__name__)
+
+_IDS_IN_A_LINE = 50
 
 
 def parse_job_ids(value: Any) -> list[str | None]:
@@ -80,3 +85,9 @@ def untemplated(value: Any) -> Any:
 def format_jobs(job_ids: list[str]) -> str:
     """Return the id of one job, or the number of several."""
     return f"job {job_ids[0]}" if len(job_ids) == 1 else f"{len(job_ids)} jobs"
+
+
+def log_jobs(what: str, job_ids: Sequence[str]) -> None:
+    """Warn about jobs, and name all of them, some in a line."""
+    for start in range(0, len(job_ids), _IDS_IN_A_LINE):
+        log.warning("%s: %s", what, ", ".join(job_ids[start : start + _IDS_IN_A_LINE]))
