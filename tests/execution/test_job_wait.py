@@ -85,13 +85,13 @@ def test_many_short_waits_poll_no_more_than_a_long_one(
     service, counts = rungen_emulator.service, []
     for is_long in (True, False):
         ids, before = submitted(12, 31, 50, 90), service.count("get")
-        begun_at = service.clock()
+        begun_at = service.now()
         if is_long:
             wait().wait(APP, ids, deadline=begun_at + DAY)
         else:
             assert by_ones(wait(), ids, begun_at + DAY) == ids
         counts.append(service.count("get") - before)
-        assert 90 <= service.clock() - begun_at <= 96
+        assert 90 <= service.now() - begun_at <= 96
     assert counts[1] <= counts[0] < 90
 
 
@@ -107,7 +107,7 @@ def test_jobs_that_are_added_are_waited_for_and_each_is_returned_once_with_the_r
     running = submitted(10, 20)
     for _ in range(4):
         goal = WaitGoal(left=len(running) - 1)
-        jobs = waits.wait(APP, running, deadline=service.clock() + DAY, goal=goal, on_finished=keep)
+        jobs = waits.wait(APP, running, deadline=service.now() + DAY, goal=goal, on_finished=keep)
         returned += jobs
         running = [job_id for job_id in running if job_id not in {job.id for job in jobs}] + submitted(10)
     assert all(result for _, result in results)
@@ -125,7 +125,7 @@ def test_an_error_of_a_job_makes_it_a_failed_one_though_no_other_is_left(
         told.append(job)
         return job
 
-    [job] = wait().wait(APP, ["gone"], deadline=rungen_emulator.service.clock() + DAY, on_finished=keep)
+    [job] = wait().wait(APP, ["gone"], deadline=rungen_emulator.service.now() + DAY, on_finished=keep)
     assert job.status is JobStatus.FAILED
     assert isinstance(job.cause, RunGenNotFoundError)
     assert told == [job]
@@ -146,7 +146,7 @@ def test_the_time_is_over(
     service.scale(APP, 0 if limit else 1000)
     waits = wait(queued_timeout=limit, deferrable=deferrable, defer_after=DAY)
     with pytest.raises(kind, match="no active workers" if limit else "RUNNING for 1 min"):
-        waits.wait(APP, ids, deadline=service.clock() + 60)
+        waits.wait(APP, ids, deadline=service.now() + 60)
     assert waits.in_flight == (ids if limit else ids[1:])
 
 
@@ -156,12 +156,12 @@ def test_a_deferral_hands_over_what_is_in_flight(
     service, saved = rungen_emulator.service, []
 
     def save(over: list[Job]) -> dict[str, Any]:
-        saved.append((service.clock(), [job.id for job in over]))
+        saved.append((service.now(), [job.id for job in over]))
         return {"attempt": "0001-0001-ab", "on_clear": "keep"}
 
     failing = submitted(1, fail="x")
     ids = [*failing, *submitted(60, 60, 60)]
-    deadline = service.clock() + DAY
+    deadline = service.now() + DAY
     with pytest.raises(DeferralError) as caught:
         wait(deferrable=True).wait(
             APP,
@@ -179,7 +179,7 @@ def test_a_deferral_hands_over_what_is_in_flight(
     wanted |= {"attempt": "0001-0001-ab", "on_clear": "keep", "cancel_on_kill": True}
     _, kwargs = RunGenJobTrigger(**arguments).serialize()
     assert {name: kwargs[name] for name in wanted} == wanted
-    assert kwargs["deferred_at"] == pytest.approx(service.clock(), abs=1)
+    assert kwargs["deferred_at"] == pytest.approx(service.now(), abs=1)
 
 
 def test_a_trigger_that_may_end_the_task_sees_all_jobs(
@@ -190,7 +190,7 @@ def test_a_trigger_that_may_end_the_task_sees_all_jobs(
         wait(deferrable=True).wait(
             APP,
             ids,
-            deadline=rungen_emulator.service.clock() + DAY,
+            deadline=rungen_emulator.service.now() + DAY,
             before_defer=lambda over: {"end_from_trigger": True},
         )
     assert caught.value.arguments["job_id"] == ids
@@ -199,18 +199,18 @@ def test_a_trigger_that_may_end_the_task_sees_all_jobs(
 def test_the_time_to_a_deferral_counts_from_the_first_wait(
     rungen_emulator: Emulator, clock: Clock, wait: Callable[..., JobWait]
 ) -> None:
-    waits, begun_at = wait(deferrable=True), rungen_emulator.service.clock()
+    waits, begun_at = wait(deferrable=True), rungen_emulator.service.now()
     ids = submitted(8, 16, 24, 32)
     with pytest.raises(DeferralError) as caught:
         by_ones(waits, ids, begun_at + DAY)
     assert caught.value.arguments["job_id"] == ids[2:]
-    assert rungen_emulator.service.clock() - begun_at < 22
+    assert rungen_emulator.service.now() - begun_at < 22
 
 
 def test_a_task_that_cannot_go_on_after_a_deferral_waits_here(
     rungen_emulator: Emulator, clock: Clock, wait: Callable[..., JobWait]
 ) -> None:
-    ids, deadline = submitted(60), rungen_emulator.service.clock() + DAY
+    ids, deadline = submitted(60), rungen_emulator.service.now() + DAY
     assert wait(deferrable=True).wait(APP, ids, deadline=deadline, may_defer=False)
 
 
@@ -219,7 +219,7 @@ def test_what_a_trigger_found_over_is_polled_first_and_nothing_else(
 ) -> None:
     service = rungen_emulator.service
     ids, over = submitted(*[60] * 10), submitted(*[0] * 10)
-    jobs = wait().wait(APP, ids + over, deadline=service.clock() + DAY, goal=WaitGoal(left=10), ended=over)
+    jobs = wait().wait(APP, ids + over, deadline=service.now() + DAY, goal=WaitGoal(left=10), ended=over)
     assert [job.id for job in jobs] == over
     assert (service.count("get"), service.count("get_app")) == (10, 0)
 

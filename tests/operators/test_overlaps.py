@@ -63,9 +63,9 @@ def test_a_run_that_overlaps_another_buys_nothing_that_the_other_has_submitted(
 def test_slow_storage_adds_a_fifth_to_the_time_of_the_jobs_at_most(
     rungen_emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    task = Table(rungen_emulator, tmp_path, products(200), poll_interval=0.1, **options)
+    task = Table(rungen_emulator, tmp_path, products(100), poll_interval=0.1, **options)
     rungen_emulator.service.scale("flux-schnell", 13)
-    rungen_emulator.service.job_seconds = 1.25
+    rungen_emulator.service.job_seconds = 2.5
     put = LocalFiles.put
 
     def put_slowly(*args: Any) -> None:
