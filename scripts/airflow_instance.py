@@ -21,6 +21,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 import psutil
 
 OVER = ("success", "failed")
+# Seconds between the tries of a request that found the database busy.
+_BUSY_PAUSES = (1, 2, 4)
 _POLL_INTERVAL = 0.5
 _STOP_TIMEOUT = 10.0
 
@@ -224,17 +226,21 @@ class AirflowInstance:
         :raises AirflowError: it was refused, or not answered.
         """
         target = f"/api/v2{path}" + (f"?{urlencode(query)}" if query else "")
-        try:
-            return self._send(method, target, body)
-        except HTTPError as error:
-            if error.code == 401 and not self._token:
-                # before Airflow 3.2 even an administrator needs a token
-                self._token = str(self._send("GET", "/auth/token")["access_token"])
-                return self.request(method, path, body, **query)
-            answer = error.read().decode(errors="replace")[:2000]
-            raise AirflowError(f"{method} {path}: {error.code} {answer}") from None
-        except (URLError, OSError) as error:
-            raise AirflowError(f"{method} {path}: {error}") from None
+        pauses = iter(_BUSY_PAUSES)
+        while True:
+            try:
+                return self._send(method, target, body)
+            except HTTPError as error:
+                if error.code == 401 and not self._token:
+                    # before Airflow 3.2 even an administrator needs a token
+                    self._token = str(self._send("GET", "/auth/token")["access_token"])
+                    return self.request(method, path, body, **query)
+                answer = error.read().decode(errors="replace")[:2000]
+                if "Database error" not in answer or (pause := next(pauses, None)) is None:
+                    raise AirflowError(f"{method} {path}: {error.code} {answer}") from None
+            except (URLError, OSError) as error:
+                raise AirflowError(f"{method} {path}: {error}") from None
+            time.sleep(pause)  # SQLite was busy, so that nothing was written
 
     def _send(self, method: str, target: str, body: Any = None) -> Any:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
