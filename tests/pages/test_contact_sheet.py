@@ -9,7 +9,7 @@ import tracemalloc
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -208,11 +208,11 @@ class FailingStorage(Storage):
 
     writes_left = 10**9
 
-    def write(self, job_id: str, name: str, content: bytes) -> None:
+    def put(self, file: BinaryIO, path: str, folder: str, name: str) -> None:
         if self.writes_left <= 0:
             raise OSError("the store is down")
         FailingStorage.writes_left -= 1
-        super().write(job_id, name, content)
+        super().put(file, path, folder, name)
 
 
 def rows(count: int) -> Iterator[ResultRow]:

@@ -42,8 +42,10 @@ class StoreLife(Life):
 
     @property
     def files(self) -> Mapping[str, bytes]:
-        values = (_decode(content) for content in self.place.files.values())
-        return {name: content for name, content in values if "/" in name}
+        values = [_decode(content) for content in self.place.files.values()]
+        # a file is there once the names of its attempt have it
+        listed = {each for name, content in values if name == "names" for each in json.loads(content)}
+        return {name: content for name, content in values if name in listed}
 
 
 @lru_cache(1000)

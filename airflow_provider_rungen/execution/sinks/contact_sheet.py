@@ -102,11 +102,17 @@ class SheetWriter:
             if number == 1:
                 first = content
             else:
-                self._storage.write("", name, content)
-        self._storage.write("", INDEX, first)
+                self._put_page(name, content)
+        self._put_page(INDEX, first)
         older = [name for name in self._storage.list_folder("") if _PAGE.fullmatch(name)]
         self._storage.remove(("", name) for name in set(older) - set(names))
         return counts.runnable
+
+    def _put_page(self, name: str, content: bytes) -> None:
+        """Write a page as a file, from whose name a store derives the content type."""
+        with self._storage.incoming("", name) as (file, path):
+            file.write(content)
+            self._storage.put(file, path, "", name)
 
     def _job(self, row: ResultRow) -> JobView:
         about = row.about or {}
