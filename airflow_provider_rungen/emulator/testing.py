@@ -165,8 +165,11 @@ def _as_task_runner(operator: Any, replaced: Iterable[str]) -> Iterator[None]:
     names = (*operator.template_fields, "defer_after", *replaced)
     before = {name: attributes[name] for name in names if name in attributes}
     attributes["_lock_for_execution"] = True  # or Airflow would take a rendered field for one of the DAG
+    safeguard = import_module(module).ExecutorSafeguard
+    if not AIRFLOW_V_3_0_PLUS and not hasattr(safeguard._sentinel, "callers"):
+        safeguard._sentinel.callers = {}  # Airflow 2 has it in the main thread alone
     try:
-        with patch.object(import_module(module).ExecutorSafeguard, "test_mode", True):
+        with patch.object(safeguard, "test_mode", True):
             yield
     finally:
         attributes.update(before, _lock_for_execution=False)
