@@ -14,6 +14,7 @@ import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 from conftest import FakeStore
 from faulty_s3 import CUT, HANG, FaultyS3, S3Fault
+from places import AttemptStore, announce
 
 from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.jobs.places import MemoryPlace, StorePlace
@@ -337,31 +338,27 @@ class Store(FakeStore):
 def test_a_log_in_the_store_costs_few_requests() -> None:
     store = Store()
     log, jobs = begin(StorePlace(store, 1))
-    # its names, and twice which attempt is the latest; its record, its names, and that it is the latest
-    assert store.requests() == {"get": 3, "set": 3}
+    # its names; its record, and its names
+    assert store.requests() == {"get": 1, "set": 2}
     assert list(read_parts(log.place, PLAN, [])) == []
     assert store.requests() == {}
     for block in range(4):
         submit(log, jobs, range(16 * block, 16 * block + 16))
         # a new part has a name, too
-        assert store.requests() == {"get": 1, "set": 1 + (block == 0)}
+        assert store.requests() == {"set": 1 + (block == 0)}
     for part in range(1, 100):
         jobs.load([part * PART_ROWS])
     announce(log, jobs, range(PART_ROWS, 100 * PART_ROWS, PART_ROWS))
-    assert store.requests() == {"get": 1, "set": 100 + 1}
+    assert store.requests() == {"set": 100 + 1}
     later, _ = begin(StorePlace(store, 2), try_number=2)
     # as the first one, and the names and the record of that
-    assert store.requests() == {"get": 3 + 2, "set": 3}
+    assert store.requests() == {"get": 1 + 2, "set": 2}
     after = Jobs(PLAN, later.attempt.writer)
     for _, files in read_parts(later.place, PLAN, [log.attempt.writer]):
         after.load((), *files)
     # each file, and their names
     assert store.requests() == {"get": 100 + 1}
-    later.fence()
-    assert store.requests() == {"get": 1}
     assert len(after.running) == PART_ROWS
-    with pytest.raises(SupersededError):
-        log.fence()
 
 
 @pytest.mark.parametrize("is_done", [False, True])
@@ -392,18 +389,14 @@ def test_a_write_that_fails_hides_nothing_of_what_follows(nth: int, then: str, i
         assert each.get(sorted(certain)) == {name: contents[name] for name in certain}
 
 
-def test_an_attempt_is_fenced_off_though_the_next_ones_left_nothing() -> None:
-    store = FakeStore()
-    log, jobs = begin(StorePlace(store, 2), try_number=2)
-    late = StorePlace(store, 1)  # began before, and was cut off
-    begin(StorePlace(store, 5), try_number=5)
+def test_an_attempt_that_has_a_successor_sends_nothing_more() -> None:
+    store, latest = FakeStore(), 1
+    log, jobs = begin(StorePlace(AttemptStore(store, lambda: latest > 1), 1))
+    submit(log, jobs, range(4))
+    latest = 2  # it has begun, and left nothing yet
     with pytest.raises(SupersededError):
-        submit(log, jobs, range(4))
-    with pytest.raises(SupersededError):
-        next_turn(read_attempts(late), 1, 0.0)
-    late.put({"jobs/aa/0": b"0"})
-    assert [record.try_number for record in read_attempts(StorePlace(store, 6))] == [2, 5]
-    assert list(StorePlace(store, 6).list("jobs/aa")) == ["0"]
+        submit(log, jobs, range(4, 8))
+    assert len(read_attempts(StorePlace(store, 2))) == 1
 
 
 def test_an_outage_of_the_store_is_not_an_absence() -> None:
@@ -413,7 +406,7 @@ def test_an_outage_of_the_store_is_not_an_absence() -> None:
         store.asked.clear()
         store.fails_at = {"get": nth}
         with pytest.raises(ConnectionError):
-            StorePlace(store, 1).list("attempts")
+            StorePlace(store, 2).list("attempts")
 
 
 @pytest.mark.parametrize(
@@ -423,7 +416,6 @@ def test_an_outage_of_the_store_is_not_an_absence() -> None:
         7,
         [],
         {"name": "attempts/x"},
-        {"try_number": "1"},
         {"names": "attempts/x"},
         {"names": [1]},
         {"name": "another", "content": "", "more": []},
@@ -465,16 +457,6 @@ def begin(place: Place, try_number: int = 1) -> tuple[RunLog, Jobs]:
     log = RunLog(place, record, clock)
     log.note()
     return log, Jobs(PLAN, record.writer, stores=True)
-
-
-def announce(log: RunLog, jobs: Jobs, numbers: range) -> None:
-    jobs.announce(numbers)
-    try:
-        log.save(jobs)
-        log.fence()
-    except BaseException:
-        jobs.withdraw(numbers)
-        raise
 
 
 def submit(log: RunLog, jobs: Jobs, numbers: range) -> None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from lives import Life
-from places import MemoryPlace
+from places import AttemptStore, MemoryPlace
 
 from airflow_provider_rungen.execution.jobs.places import StorePlace
 from airflow_provider_rungen.runs.place import Place
@@ -38,7 +38,7 @@ class StoreLife(Life):
     """One task run without storage."""
 
     def place_of(self, attempt: int) -> Place:
-        return StorePlace(_Store(self.place), attempt)
+        return StorePlace(AttemptStore(_Store(self.place), lambda: self.attempt > attempt), attempt)
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -55,6 +55,4 @@ def _decode(content: bytes) -> tuple[str, bytes]:
     except ValueError:  # half of one
         return "", b""
     # each file of these lives is one value
-    if "content" not in value:  # which attempt is the latest
-        return "", b""
     return value["name"], zlib.decompress(base64.b64decode(value["content"]))

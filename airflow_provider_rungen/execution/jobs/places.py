@@ -8,11 +8,12 @@ import json
 import threading
 import zlib
 from collections.abc import Collection, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, ClassVar
 
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.runs.log import ATTEMPTS
-from airflow_provider_rungen.runs.place import DamagedLogError
+from airflow_provider_rungen.runs.place import DamagedLogError, SupersededError
 
 # Characters of content in a value of the task state store, which takes 64 KB.
 _VALUE_SIZE = 48_000
@@ -20,15 +21,14 @@ _VALUE_SIZE = 48_000
 _MOST_BYTES = 1 << 28
 #: The file with the names of all others of an attempt.
 _NAMES = "names"
-_LATEST_KEY = "rungen_latest"
 
 
 class StorePlace:
     """
     Airflow's task state store, which has keys and values, and no list of them.
 
-    So each attempt keeps the names of its files in one of them, and one value says which attempt has begun
-    last. A file is one value, or if it is large, one that names the others.
+    So each attempt keeps the names of its files in one of them. A file is one value, or if it is large, one
+    that names the others. Airflow takes no value from an attempt that has a successor.
 
     Threads take turns: one that waits for a store which does not answer may have been given up.
 
@@ -65,35 +65,16 @@ class StorePlace:
             if len(ours) > self._listed:
                 self._write(_NAMES, json.dumps([*ours]).encode())
             self._listed = len(ours)
-            if any(name.startswith(f"{ATTEMPTS}/") for name in files):
-                self._find_latest()
 
     def list(self, folder: str) -> Collection[str]:
         with self._turns:
             self._our_names()
-            latest = self._try_number
-            if folder == ATTEMPTS:
-                latest = self._find_latest()
-            for other in {*range(1, self._try_number), latest} - {self._try_number}:
+            for other in range(1, self._try_number):
                 # others go on to write, but nothing before their record
                 if folder != ATTEMPTS or not self._names.get(other):
                     self._names[other] = self._read_names(other)
             paths = (name.rpartition("/") for names in self._names.values() for name in names)
             return {name for parent, _, name in paths if parent == folder}
-
-    def _find_latest(self) -> int:
-        """Return which attempt has begun last, after making sure that the store knows of this one."""
-        match self._store.get(_LATEST_KEY):
-            case None:
-                latest = 0
-            case {"try_number": int(latest)}:
-                pass
-            case _:
-                raise _damaged(_LATEST_KEY)
-        has_begun = any(name.startswith(f"{ATTEMPTS}/") for name in self._our_names())
-        if latest < self._try_number and has_begun:
-            self._store.set(_LATEST_KEY, {"try_number": self._try_number})
-        return max(latest, self._try_number)
 
     # --- names ---
 
@@ -144,8 +125,18 @@ class StorePlace:
         token = _token(text)
         more = [f"{key}_{token}_{number}" for number in range(len(others))]
         for other, piece in zip(more, others, strict=True):
-            self._store.set(other, {"name": name, "content": piece, "more": []})
-        self._store.set(key, {"name": name, "content": first, "more": more})
+            self._set(other, {"name": name, "content": piece, "more": []})
+        self._set(key, {"name": name, "content": first, "more": more})
+
+    def _set(self, key: str, value: Mapping[str, Any]) -> None:
+        try:
+            self._store.set(key, value)
+        except Exception as error:
+            detail = getattr(getattr(error, "error", None), "detail", None) or {}
+            # a retry and a clear give the task instance another id, and that of this attempt is no more
+            if detail.get("status_code") not in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+                raise
+            raise SupersededError(f"Attempt {self._try_number} is cut off: a later one has begun") from error
 
 
 class MemoryPlace:

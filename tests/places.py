@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog
@@ -118,6 +119,33 @@ class MemoryPlace:
                     raise OutageError(trouble.what)
                 return trouble.what
         return ""
+
+
+class GoneError(Exception):
+    """What Airflow answers to an attempt whose task instance has another id by now."""
+
+    error = SimpleNamespace(detail={"status_code": 404})
+
+
+@dataclass
+class AttemptStore:
+    """
+    Airflow's task state store, as one attempt sees it.
+
+    :param store: the store of the task.
+    :param is_over: returns whether a later attempt has begun. Then it is empty, and takes nothing.
+    """
+
+    store: Any
+    is_over: Callable[[], bool]
+
+    def get(self, key: str) -> Any:
+        return None if self.is_over() else self.store.get(key)
+
+    def set(self, key: str, value: Any) -> None:
+        if self.is_over():
+            raise GoneError
+        self.store.set(key, value)
 
 
 def announce(log: RunLog, jobs: Jobs, numbers: Collection[int]) -> None:
