@@ -121,7 +121,6 @@ class Jobs:
 
     def adopt(self, number: int, earlier: Row) -> None:
         """Note what is known of an equal input of an earlier plan."""
-        self._expect(number, *SUBMITTABLE)
         for job in earlier.jobs:
             self.table.merge_job(number, job)
             self._note(number, Change.OUTCOME)
@@ -296,11 +295,16 @@ def adopt_rows(jobs: Jobs, digests: Mapping[int, str], earlier: Iterable[tuple[s
     """
     waiting: defaultdict[str, list[Row]] = defaultdict(list)
     for digest, row in earlier:
-        known = [job for job in row.jobs if job.id in jobs.table.input_of]
-        for job in known:
-            jobs.table.merge_job(jobs.table.input_of[job.id], job)
-        if not known and (row.jobs or row.intents):
-            waiting[digest].append(row)
+        owners = {job.id: jobs.table.input_of[job.id] for job in row.jobs if job.id in jobs.table.input_of}
+        for job in row.jobs:
+            if job.id in owners:
+                jobs.table.merge_job(owners[job.id], job)
+        rest = replace(row, jobs=tuple(job for job in row.jobs if job.id not in owners))
+        equal = [number for number in owners.values() if digests.get(number) == digest]
+        if equal:  # the new plan was an earlier one, too, and other plans came between
+            jobs.adopt(equal[0], rest)
+        elif rest != Row():
+            waiting[digest].append(rest)
     for rows in waiting.values():
         rows.sort(key=lambda row: _usefulness(row, jobs.since))
     for number in jobs.inputs(*SUBMITTABLE):

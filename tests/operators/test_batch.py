@@ -90,6 +90,18 @@ def mode(request: pytest.FixtureRequest) -> bool:
     return MODES[request.param]
 
 
+def test_inputs_that_change_and_change_back_are_bought_and_billed_once(
+    rungen_emulator: Emulator, mode: bool
+) -> None:
+    before = [*prompts(149), *prompts(1, fail="no luck")]
+    changed = [{"prompt": "another"}, *before[1:100], *reversed(before[100:])]
+    task = Task(rungen_emulator, deferrable=mode)
+    task.max_tries = 5
+    for inputs, created in ((before, 150), (changed, 152), (before, 153), (changed, 154)):
+        assert task.attempt(inputs=inputs).error is not None
+        assert (task.created, task.ti.xcoms["usage"]["jobs"]) == (created, created)
+
+
 @pytest.mark.parametrize("count", [1, 3, 40, 250])
 def test_ids_come_in_the_order_of_the_inputs(rungen_emulator: Emulator, mode: bool, count: int) -> None:
     task = Task(rungen_emulator, inputs=prompts(count), deferrable=mode)

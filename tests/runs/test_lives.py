@@ -77,6 +77,15 @@ def scripts(draw: st.DrawFn) -> Script:
 
 @lives
 @given(script=scripts())
+@example(  # the fourth attempt has the plan of the first, and the second repeated what failed there
+    Script(
+        seed=1866160,
+        inputs=("input 0", "input 1", "input 2"),
+        answers=((1, "lost"), (7, "lost")),
+        ends=((1, JobState.FAILED), (2, JobState.FAILED), (3, JobState.FAILED)),
+        changes=((2, "shuffle"), (4, "shuffle")),
+    )
+)
 def test_no_life_buys_more_than_its_blocks_twice(script: Script) -> None:
     judge(Life(script).lead())
 

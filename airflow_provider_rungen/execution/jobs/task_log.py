@@ -77,6 +77,7 @@ class TaskLog:
             last = self.home.earlier[-1]
             self.jobs = Jobs(plans[-1], last.writer, since=last.since, stores=self.stores)
             self._read_parts(lambda part: ())
+            self.jobs.close_parts()
 
     def begin(
         self, plan: Plan, *, app_id: str, model: str, deadline: float, resumes: bool, saves_inputs: bool
@@ -124,14 +125,16 @@ class TaskLog:
         if not earlier:
             return []
         self._read_parts(plan.numbers)
-        return adopt_earlier(self, app_id)
+        # before parts are dropped: the jobs of those that are done may be known from other plans, too
+        unwanted = adopt_earlier(self, app_id)
+        self.jobs.close_parts()
+        return unwanted
 
     def _read_parts(self, numbers_of: Callable[[int], Collection[int]]) -> None:
-        """Load the parts that writers know something of. What is done is dropped at once."""
+        """Load the parts that writers know something of."""
         for part, files in self.home.read_parts(self.jobs.plan):
             self.jobs.load(numbers_of(part), *files)
             self.loaded.add(part)
-        self.jobs.close_parts()
 
     # --- the inputs to submit ---
 
