@@ -427,6 +427,20 @@ def test_a_result_that_does_not_fit_is_not_reused(
     assert task.created == (2 if fits else 4)
 
 
+def test_a_schema_that_no_result_fits_costs_other_tasks_nothing(
+    run: Callable[..., Table], mode: bool
+) -> None:
+    task = run(products(4), deferrable=mode, max_failed=4)
+    strict = {"result_schema": {"type": "object", "required": ["text"]}}
+    assert task.attempt(**strict).value["failed"] == 4
+    for number, bought in enumerate((4, 8, 12)):
+        task.next_run(f"any {number}")
+        assert task.attempt().value["completed"] == 4
+        assert task.created == bought
+        task.next_run(f"strict {number}")
+        assert task.attempt(**strict).value["failed"] == 4
+
+
 def test_a_job_whose_outputs_expired_is_bought_again(
     run: Callable[..., Table], mode: bool, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_rungen.client.daemon_threads import begin
-from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
+from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError, RunGenResultError
 from airflow_provider_rungen.execution.ledger.entries import Entry, destination_of
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.outcomes import is_useless
@@ -187,11 +187,15 @@ class PaidInputs:
 
     def forget_useless(self, errors: Mapping[str, RunGenError]) -> None:
         """
-        Forget the jobs that no attempt can use.
+        Forget the jobs that nobody can use. Without this task's ``result_schema``, others may use a result.
 
         :param errors: by job, why this attempt cannot.
         """
-        useless = {job_id: error for job_id, error in errors.items() if is_useless(error)}
+        useless = {
+            job_id: error
+            for job_id, error in errors.items()
+            if is_useless(error) and not isinstance(error, RunGenResultError)
+        }
         if expired := [job_id for job_id, each in useless.items() if isinstance(each, RunGenOutputError)]:
             log.warning("Outputs expired: %s; its input is paid for again", format_jobs(expired))
         self.forget(useless)
