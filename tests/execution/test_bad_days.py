@@ -815,7 +815,7 @@ class Life:
                 continue  # then somebody else has to answer for it
             if made.id in text and not re.search(r" is (QUEUED|RUNNING) ", text):
                 return True
-            if re.search(r"Could not cancel \d+ more jobs|\d+ jobs.*may still run|resumes \d+ jobs", text):
+            if re.search(r"resumes \d+ jobs", text):
                 return True
             if number == last and re.search(r" and \d+ more, app ", text):
                 return True

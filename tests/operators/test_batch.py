@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import signal
 import time
 import traceback
@@ -88,6 +89,18 @@ def prompts(count: int, **emulator: Any) -> list[dict[str, Any]]:
 @pytest.fixture(params=MODES)
 def mode(request: pytest.FixtureRequest) -> bool:
     return MODES[request.param]
+
+
+def test_each_job_that_may_still_run_is_named(
+    rungen_emulator: Emulator, mode: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    rungen_emulator.service.inject(Fault(on="cancel", status=409, times=None))
+    task = Task(rungen_emulator, inputs=prompts(14, seconds=600), deferrable=mode)
+    task.max_tries = 0
+    assert task.attempt(timeout=0.5).error is not None
+    assert set(task.statuses()) == {"RUNNING"}
+    said = [message for message in caplog.messages if re.search("still run|Could not cancel", message)]
+    assert all(any(job["id"] in line for line in said) for job in rungen_emulator.service.jobs())
 
 
 def test_inputs_that_change_and_change_back_are_bought_and_billed_once(

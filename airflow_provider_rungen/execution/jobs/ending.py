@@ -243,6 +243,7 @@ class Ending:
             if left := self._cancel(left, within=within):
                 sentences.append(_format_left(self.app_id, left))
         elif left:
+            log_jobs(f"May still run, jobs of app {self.app_id}", left)
             sentences.append(f"{_sentence(left, self.app_id)} may still run (cancel_on_kill)")
         if kept:
             sentences.append(f"The next attempt resumes {format_jobs(kept)} of app {self.app_id}")

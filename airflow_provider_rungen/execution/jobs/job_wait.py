@@ -23,7 +23,7 @@ from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.client.wait_goal import WaitGoal
 from airflow_provider_rungen.exceptions import RunGenConflictError, RunGenError
 from airflow_provider_rungen.execution.jobs.poll_rounds import PollRounds
-from airflow_provider_rungen.execution.task.job_ids import format_jobs
+from airflow_provider_rungen.execution.task.job_ids import format_jobs, log_jobs
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.task.options import JobOptions
@@ -258,8 +258,7 @@ class JobWait:
             log.info("Canceled %s of app %s", format_jobs(canceled), app_id)
         for error in list(failures.values())[:MAX_LOGGED_CANCELS]:
             log.warning("%s", error.message)
-        if (more := len(failures) - MAX_LOGGED_CANCELS) > 0:
-            log.warning("Could not cancel %d more jobs of app %s", more, app_id)
+        log_jobs(f"Could not cancel more jobs of app {app_id}", list(failures)[MAX_LOGGED_CANCELS:])
         return list(failures)
 
     def cancel_on_kill(self) -> None:
