@@ -277,34 +277,26 @@ class AppView:
     :param app: the app, as the service describes it.
     :param is_billed: whether it is billed now; ``None`` if that is unknown.
     :param gpu_tier: its kind of GPU.
-    :param up_since: since when it has workers, if known.
-    :param used_by: the tasks that use it.
     :param href: the page of the app.
     """
 
     app: App
     is_billed: bool | None = None
     gpu_tier: str = ""
-    up_since: datetime | None = None
-    used_by: Sequence[Link] = ()
     href: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppPage:
     """
-    One app, and what it costs.
+    One app.
 
     :param app: the app.
-    :param scaled_by: the run that scaled it up.
-    :param bill: what it has cost.
     :param notice: what is missing on the page and why.
     """
 
     app: AppView
     conn_id: str = ""
-    scaled_by: Link | None = None
-    bill: Facts = ()
     notice: str = ""
 
 

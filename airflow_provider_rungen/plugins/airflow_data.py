@@ -6,7 +6,7 @@ These functions block, except for those with ``async``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from airflow.api_fastapi.app import get_auth_manager
@@ -17,10 +17,7 @@ from airflow.utils.session import create_session
 from fastapi import HTTPException, Request
 from sqlalchemy import select
 
-from airflow_provider_rungen.execution.costs.bill import BILL_KEY
-from airflow_provider_rungen.execution.costs.scale_state import KEY as SCALE_KEY
 from airflow_provider_rungen.execution.jobs.log_home import token_of
-from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
 from airflow_provider_rungen.plugins import xcoms
 from airflow_provider_rungen.plugins.bounded import CACHE, FRESH, LASTING
 from airflow_provider_rungen.plugins.connections import find_dag_connection
@@ -103,21 +100,6 @@ def find_task(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskRec
     return task
 
 
-def recent_tasks(dag_ids: Collection[str]) -> list[TaskRecord]:
-    """Return the tasks that used RunGen last, the latest first, with what they did to their apps."""
-    with create_session() as session:
-        found = xcoms.find_recent(session, dag_ids, [PAGE_KEY, SCALE_KEY, BILL_KEY])
-    tasks: dict[xcoms.Place, dict[str, Any]] = {}
-    for (place, stored), value in zip(found, xcoms.read([stored for _, stored in found]), strict=True):
-        if not isinstance(value, Exception):
-            tasks.setdefault(place, {})[stored.key] = value
-    return [TaskRecord(**place._asdict(), **_fields(values)) for place, values in tasks.items()]
-
-
 def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a task by the values of its XComs."""
     return {xcoms.FIELDS.get(key, key): value for key, value in values.items()}
-
-
-def readable_dag_ids(user: Any) -> set[str]:
-    return set(get_auth_manager().get_authorized_dag_ids(user=user, method="GET"))

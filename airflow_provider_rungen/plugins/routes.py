@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
@@ -27,12 +27,8 @@ from airflow_provider_rungen.plugins.urls import Urls
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-# Seconds to read the XComs of a task, and those of the latest tasks, where they are not in the database.
+# Seconds to read the XComs of a task, where they are not in the database.
 _XCOM_TIME = 2.5
-_RECENT_TIME = 1.0
 # Seconds to open a file, and to read a part of it.
 _OPEN_TIME = 4.5
 _READ_TIME = 30.0
@@ -63,20 +59,16 @@ async def get_task(
     request.state.began = time.monotonic()
     charge("dag", dag_id)
     if -1 <= index <= _MAX_INDEX:
-        task = await _read(_XCOM_TIME, airflow_data.find_task, dag_id, run_id, task_id, index)
+        find = functools.partial(airflow_data.find_task, dag_id, run_id, task_id, index)
+        # XComs that are elsewhere may hang
+        is_elsewhere = xcoms.uses_files()
+        task = await (run_within(_XCOM_TIME, "store", find) if is_elsewhere else run_in_threadpool(find))
     if task is None:
         raise HTTPException(404, "This task has not run, or Airflow has deleted the run.")
     charge("connection", task.page.connection)
     for place in (task.log, task.page.destination):
         charge("store", store_of(place))
     return task
-
-
-async def _read(seconds: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Read in Airflow's database, and the XComs that are elsewhere, which may hang."""
-    if xcoms.uses_files():
-        return await run_within(seconds, "store", function, *args, **kwargs)
-    return await run_in_threadpool(function, *args, **kwargs)
 
 
 def get_urls(request: Request) -> Urls:
@@ -214,12 +206,11 @@ async def show_job(
 
 
 @of_task.get("/apps/{app_id}")
-async def show_app(user: User, gathering: Gathered, urls: PageUrls, app_id: str) -> Response:
+async def show_app(gathering: Gathered, urls: PageUrls, app_id: str) -> Response:
     task = gathering.task
     if app_id != task.page.app:
         raise HTTPException(404, "This task does not use this app.")
-    tasks = [*await _tasks_visible_to(user), task]
-    found = await app_pages.app_page(task.page.connection, app_id, tasks, urls, may_ask=gathering.may_ask)
+    found = await app_pages.app_page(task.page.connection, app_id, urls, may_ask=gathering.may_ask)
     return await _html(found, urls)
 
 
@@ -235,8 +226,7 @@ async def show_task(gathering: Gathered, urls: PageUrls, page: str = "1") -> Res
 @router.get("/")
 async def show_apps(user: User, urls: PageUrls) -> Response:
     conn_ids = await run_in_threadpool(_connections_visible_to, user)
-    tasks = await _tasks_visible_to(user) if conn_ids else []
-    found = await app_pages.apps_page(conn_ids, tasks, urls)
+    found = await app_pages.apps_page(conn_ids, urls)
     return await _html(found, urls)
 
 
@@ -244,23 +234,13 @@ async def show_apps(user: User, urls: PageUrls) -> Response:
     "/connections/{connection_id}/apps/{app_id}", dependencies=[Depends(airflow_data.can_read_connection)]
 )
 async def show_connection_app(user: User, urls: PageUrls, connection_id: str, app_id: str) -> Response:
-    tasks = await _tasks_visible_to(user)
-    found = await app_pages.app_page(connection_id, app_id, tasks, urls)
+    found = await app_pages.app_page(connection_id, app_id, urls)
     return await _html(found, urls)
 
 
 def _connections_visible_to(user: Any) -> list[str]:
     conn_ids = connections.rungen_connection_ids()
     return [conn_id for conn_id in conn_ids if connections.may_read_connection(user, conn_id)]
-
-
-async def _tasks_visible_to(user: Any) -> list[TaskRecord]:
-    try:
-        dag_ids = await run_in_threadpool(airflow_data.readable_dag_ids, user)
-        return await _read(_RECENT_TIME, airflow_data.recent_tasks, dag_ids)
-    except Exception as error:  # the page is worth showing without them
-        log.warning("Could not find the tasks that use RunGen (%s)", type(error).__name__)
-        return []
 
 
 # --- answers ------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from urllib.parse import unquote
 
-from airflow_provider_rungen.client.worker_history import WorkerHistory
 from airflow_provider_rungen.plugins.xcoms import Failure, Figures, PageXCom
 
 # The states in which a task has not ended.
@@ -44,7 +43,6 @@ class TaskRecord:
     failed: Sequence[Failure] | None = None
     usage: Figures = field(default_factory=dict)
     bill: Figures = field(default_factory=dict)
-    scaled: WorkerHistory = WorkerHistory()  # noqa: RUF009 - it is frozen
     job_link: str = ""
     notices: Sequence[str] = ()
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.output_urls import find_outputs, redact_value
-from airflow_provider_rungen.client.worker_history import WorkerHistory
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.pages.describe import MAX_TEXT, cut, find_facts, find_prompt, find_text
@@ -147,11 +145,3 @@ def figures(values: Figures) -> Facts:
     """Return the figures of an XCom, by the names that they have there."""
     named = ((name.replace("_", " ").capitalize(), value) for name, value in values.items())
     return [(shown_text(name, 50), shown_text(str(value), 100)) for name, value in named if value is not None]
-
-
-def up_since(history: WorkerHistory) -> datetime | None:
-    """Return since when an app has workers, or ``None`` if it has none."""
-    up_at: float | None = None
-    for at, workers in history.changes:
-        up_at = (at if up_at is None else up_at) if workers else None
-    return None if up_at is None else datetime.fromtimestamp(up_at, UTC)

@@ -7,7 +7,7 @@ The functions block.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from airflow.models.xcom import XComModel
@@ -17,7 +17,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     Field,
-    PlainValidator,
     StrictFloat,
     StrictInt,
     StrictStr,
@@ -26,11 +25,8 @@ from pydantic import (
 from sqlalchemy import Text, case, cast, func, null, select
 
 from airflow_provider_rungen._airflow import ObjectStoragePath, conf
-from airflow_provider_rungen.client.worker_history import WorkerHistory
 from airflow_provider_rungen.execution.archive.threads import run_concurrently
 from airflow_provider_rungen.execution.costs.bill import BILL_KEY
-from airflow_provider_rungen.execution.costs.scale_state import KEY as SCALE_KEY
-from airflow_provider_rungen.execution.costs.scale_state import read_history
 from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
 from airflow_provider_rungen.execution.task.usage import USAGE_KEY
 from airflow_provider_rungen.links import RunGenJobLink
@@ -76,7 +72,6 @@ _KINDS: Mapping[str, tuple[int, Any]] = {
     "job_ids": (4 << 20, Ids),
     "failed": (1 << 20, list[Failure]),
     PAGE_KEY: (1 << 20, PageXCom),
-    SCALE_KEY: (1 << 18, Annotated[WorkerHistory, PlainValidator(read_history)]),
     BILL_KEY: (1 << 16, Figures),
     "job_id": (1 << 16, PlainText),
     USAGE_KEY: (1 << 16, Figures),
@@ -86,12 +81,6 @@ _KINDS: Mapping[str, tuple[int, Any]] = {
 FIELDS = {PAGE_KEY: "page", RunGenJobLink.key: "job_link"}
 LIMITS = {key: limit for key, (limit, _) in _KINDS.items()}
 _TYPES: Mapping[str, TypeAdapter[Any]] = {key: TypeAdapter(kind) for key, (_, kind) in _KINDS.items()}
-# Of the tasks that used RunGen last: how many XComs are looked at, the same where each is a file, and their
-# bytes.
-MAX_RECENT = 1000
-_MAX_RECENT_FILES = 100
-_MAX_RECENT_BYTES = 8 << 20
-_FETCHED_AT_ONCE = 10
 # How JSON in a text begins.
 _JSON = ("[", "{", '"')
 _OBJECT_STORAGE = "airflow.providers.common.io.xcom.backend"
@@ -146,27 +135,6 @@ def find(session: Any, place: Place) -> list[StoredXCom]:
     """Return the XComs of a task that pages need."""
     query = select(_model.key, _size, _value).where(*_at(place)).order_by(_model.key)
     return [StoredXCom(*row) for row in session.execute(query)]
-
-
-def find_recent(
-    session: Any, dag_ids: Collection[str], keys: Collection[str]
-) -> list[tuple[Place, StoredXCom]]:
-    """Return the XComs with certain keys that were pushed last, the latest first, and their tasks."""
-    query = (
-        select(*_place, _model.key, _size, _value)
-        .where(_model.dag_id.in_(dag_ids), _model.key.in_(keys))
-        .order_by(_model.timestamp.desc())
-        .limit(_MAX_RECENT_FILES if uses_files() else MAX_RECENT)
-        .execution_options(yield_per=_FETCHED_AT_ONCE)
-    )
-    found = []
-    budget = _MAX_RECENT_BYTES
-    for *place, key, size, text in session.execute(query):
-        budget -= min(size, LIMITS[key])
-        if budget < 0:
-            break
-        found.append((Place(*place), StoredXCom(key, size, text)))
-    return found
 
 
 def read(found: Sequence[StoredXCom]) -> list[Any]:

@@ -229,8 +229,6 @@ def app(index: int = 0, *, workers: int = 2, status: str = "RUNNING", **counts: 
         ),
         is_billed=bool(workers),
         gpu_tier="PERFORMANCE",
-        up_since=NOON if workers else None,
-        used_by=[Link(label="rungen_catalogue.take_pictures", href="task.html")] if index != 2 else (),
         href="app.html",
     )
 
@@ -239,8 +237,6 @@ def app_page() -> AppPage:
     return AppPage(
         app=app(ready=1, running=1, initializing=0),
         conn_id="rungen_default",
-        scaled_by=Link(label="rungen_catalogue, scheduled__2026-03-04T02:00:00+00:00", href="run.html"),
-        bill=[("Worker time", "34 min"), ("Rate", "1.10 USD an hour"), ("Cost so far", "0.62 USD")],
     )
 
 

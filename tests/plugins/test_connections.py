@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from conftest import APP, SOON, FakeTaskInstance
+from conftest import APP, SOON
 
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.operators import RunGenRunJobOperator
-from airflow_provider_rungen.plugins import airflow_data, connections, xcoms
+from airflow_provider_rungen.plugins import connections
 from plugins.conftest import World, submit
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
@@ -152,18 +152,3 @@ def threads_of_pages() -> int:
     return sum(
         any("plugins/live.py" in each.filename for each in traceback.extract_stack(frame)) for frame in frames
     )
-
-
-def test_the_tasks_of_other_dags_do_not_hide_those_that_a_user_may_see(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world.save(xcoms={"rungen_page": {"connection": "c", "app": APP}})
-    monkeypatch.setattr(xcoms, "MAX_RECENT", 3)
-    for number in range(3):
-        other = FakeTaskInstance()
-        other.dag_id, other.run_id = "another", f"{world.ti.run_id}_{number}"
-        world.database.save(other, xcoms={"rungen_page": {"connection": "c", "app": APP}})
-    found = airflow_data.recent_tasks([world.ti.dag_id])
-    assert world.ti.run_id in [task.run_id for task in found]
-    assert {task.dag_id for task in found} == {world.ti.dag_id}
-    assert not airflow_data.recent_tasks([])

@@ -9,13 +9,12 @@ import pytest
 from conftest import APP
 
 from airflow_provider_rungen.client.models import Job, JobStatus
-from airflow_provider_rungen.client.worker_history import WorkerHistory
 from airflow_provider_rungen.pages.models import JobView
 from airflow_provider_rungen.plugins import headers
 from airflow_provider_rungen.plugins.rows import pushed_rows
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
-from airflow_provider_rungen.plugins.views import figures, job_view, up_since
+from airflow_provider_rungen.plugins.views import figures, job_view
 from airflow_provider_rungen.plugins.xcoms import Failure, PageXCom
 
 
@@ -63,14 +62,6 @@ def test_a_completed_job_whose_result_is_of_no_use_has_failed() -> None:
     assert (view.status, view.error) == ("failed", "the schema does not fit")
     canceled = replace(live, status=JobStatus.CANCELED)
     assert job_view(row, task=record(), urls=Urls("/rungen"), live=canceled).status == "canceled"
-
-
-def test_the_app_is_up_since_its_last_start() -> None:
-    changes = ((1.0, 1), (2.0, 0), (3.0, 2), (4.0, 3))
-    since = up_since(WorkerHistory(changes))
-    assert since is not None
-    assert since.timestamp() == 3.0
-    assert up_since(WorkerHistory(changes[:2])) is None
 
 
 def test_a_bill_is_readable() -> None:

@@ -87,7 +87,6 @@ def test_pages_read_xcoms_through_their_backend(
     assert world.get(picture).headers["content-type"] == "image/png"
     assert [world.get(each).status_code for each in links(page.text, "/jobs/")] == [200] * 3
     assert world.get(f"{path}/progress").json()["done"] == 2
-    assert path in links(world.get("/").text)
 
 
 def test_a_file_that_is_larger_than_a_page_needs_is_not_read(world: World, object_storage: Path) -> None:
@@ -122,7 +121,7 @@ def test_only_files_of_the_backend_are_read(world: World, object_storage: Path) 
 def test_a_backend_that_hangs_is_explained(world: World, elsewhere: None) -> None:
     path = world.save(xcoms={"job_ids": ["a"]})
     Elsewhere.is_answering.clear()
-    for each, status in ((path, 504), (f"{path}/jobs/a/files/0", 504), ("/", 200)):
+    for each in (path, f"{path}/jobs/a/files/0"):
         started = time.monotonic()
-        assert world.get(each).status_code == status
+        assert world.get(each).status_code == 504
         assert time.monotonic() - started < SOON
