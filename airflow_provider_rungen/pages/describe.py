@@ -1,4 +1,4 @@
-"""Find what people want to see first: the prompt, the text of a result, why jobs failed. No I/O."""
+"""Find what people want to see first: the prompt, the text of a result, why jobs failed, the bill. No I/O."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.pages.models import FAILED, Facts, FailureGroup, JobView
 
 #: Characters of a prompt or a text at most.
@@ -14,6 +16,7 @@ MAX_TEXT = 4000
 MAX_GROUPS = 20
 MAX_EXAMPLES = 5
 _OTHER = "other reasons"
+_BILLED_WORKERS = ("idle", "initializing", "ready", "running", "throttled", "unhealthy")
 _SAME_FOR_ALL = re.compile(r"^Failed: | \((?:job [^()]*, )?app [^()]*\)")
 _PROMPTS = ("prompt", "text", "question", "instruction", "query", "message", "input")
 _TEXTS = ("text", "output", "answer", "response", "content", "generated_text", "completion", "result")
@@ -77,6 +80,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def shown_text(text: Any, limit: int = 1000) -> str:
+    """Return an untrusted text as a page may show it: without secrets, and cut."""
+    return clean_text(str(text), limit)
+
+
 def cut(text: str, limit: int = MAX_TEXT) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -109,3 +117,8 @@ def group_failures(jobs: Iterable[JobView]) -> Sequence[FailureGroup]:
             shown.append(job if reason == _OTHER else replace(job, error=""))
     ranked = sorted(counts, key=lambda reason: (reason == _OTHER, -counts[reason]))
     return [FailureGroup(reason=each, count=counts[each], examples=examples[each]) for each in ranked]
+
+
+def is_billed(app: App) -> bool:
+    """Return whether an app is known to be billed now."""
+    return bool(app.active_workers) or any(app.workers.get(name) for name in _BILLED_WORKERS)

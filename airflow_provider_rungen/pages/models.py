@@ -1,5 +1,5 @@
 """
-What pages show, as frozen values. No Airflow, no I/O.
+What pages show of jobs, as frozen values. No Airflow, no I/O.
 
 Texts are plain text, and may come from strangers: a page escapes them. They must be redacted before, as must
 `JobView.input`: a page has no keys and no signed URLs. An ``href`` is relative, or begins with ``http``. In a
@@ -10,10 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Literal, TypeAlias
-
-from airflow_provider_rungen.client.models import App
 
 #: Labels and their values, in the order in which they are shown.
 Facts: TypeAlias = Sequence[tuple[str, str]]
@@ -21,19 +18,6 @@ Facts: TypeAlias = Sequence[tuple[str, str]]
 OutputKind: TypeAlias = Literal["image", "audio", "video", "text", "download"]
 #: The statuses of jobs that failed; ``refused`` is that of an input without a job.
 FAILED = frozenset(["failed", "canceled", "refused"])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """
-    A link, or only its label if there is nothing to lead to.
-
-    :param label: its text.
-    :param href: where it leads; empty for none.
-    """
-
-    label: str
-    href: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +39,6 @@ class OutputFile:
     size: int | None = None
     width: int | None = None
     height: int | None = None
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether it is shown in place."""
-        return self.kind != "download"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,163 +140,6 @@ class Pager:
     pages: int
     previous_href: str = ""
     next_href: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """
-    Where the parts of all pages are.
-
-    :param style_href: ``style.css``; see `render.read_asset`.
-    :param script_href: ``page.js``.
-    :param apps_href: the page of all apps; empty for none.
-    """
-
-    style_href: str = "style.css"
-    script_href: str = "page.js"
-    apps_href: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskEnd:
-    """
-    How a task ended that did not succeed.
-
-    :param error: why it failed.
-    :param hint: what to do about it.
-    :param again: what a retry and a clear submit.
-    :param still_billing: jobs that may still run and be billed.
-    :param more_billing: how many more of these there are.
-    """
-
-    error: str
-    hint: str = ""
-    again: str = ""
-    still_billing: Sequence[Link] = ()
-    more_billing: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskPage:
-    """
-    One attempt of a task, and its jobs.
-
-    :param map_index: -1 for a task that is not mapped.
-    :param state: Airflow's word for the state of the task.
-    :param operator: the name of the operator's class.
-    :param jobs: those of one page, in input order.
-    :param pager: which page it is, if there are several.
-    :param end: how the task ended, if it did not succeed.
-    :param failures: failures, grouped.
-    :param usage: what the jobs used.
-    :param bill: what the app cost.
-    :param files: what the task wrote as a whole: a results table, a folder, …
-    :param notice: what is missing on the page and why: the service or the store does not answer, …
-    :param refresh_href: answers with `render.progress_json`; empty if nothing moves.
-    :param airflow_href: the task in Airflow.
-    """
-
-    dag_id: str
-    task_id: str
-    run_id: str
-    state: str = ""
-    map_index: int = -1
-    try_number: int = 1
-    operator: str = ""
-    app_id: str = ""
-    app_href: str = ""
-    conn_id: str = ""
-    progress: Progress | None = None
-    jobs: Sequence[JobView] = ()
-    pager: Pager | None = None
-    end: TaskEnd | None = None
-    failures: Sequence[FailureGroup] = ()
-    usage: Facts = ()
-    bill: Facts = ()
-    files: Sequence[Link] = ()
-    notice: str = ""
-    refresh_href: str = ""
-    airflow_href: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobPage:
-    """
-    One job.
-
-    :param job: the job, with the outputs of one page.
-    :param pager: which page of its outputs it is, if there are several.
-    :param created_at: when RunGen accepted it, if known.
-    :param result_text: the result as indented JSON, redacted and cut; empty for none.
-    :param advice: what to do if it failed.
-    :param notice: what is missing on the page and why.
-    :param task: the page of the task that runs it.
-    :param is_moving: whether the job is not over, so that the page asks again.
-    """
-
-    job: JobView
-    app_id: str
-    pager: Pager | None = None
-    app_href: str = ""
-    conn_id: str = ""
-    created_at: datetime | None = None
-    result_text: str = ""
-    advice: str = ""
-    notice: str = ""
-    task: Link | None = None
-    airflow_href: str = ""
-    is_moving: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppView:
-    """
-    One app.
-
-    :param app: the app, as the service describes it.
-    :param is_billed: whether it is billed now; ``None`` if that is unknown.
-    :param gpu_tier: its kind of GPU.
-    :param href: the page of the app.
-    """
-
-    app: App
-    is_billed: bool | None = None
-    gpu_tier: str = ""
-    href: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppPage:
-    """
-    One app.
-
-    :param app: the app.
-    :param notice: what is missing on the page and why.
-    """
-
-    app: AppView
-    conn_id: str = ""
-    notice: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionApps:
-    """
-    The apps of one connection.
-
-    :param notice: why the apps are missing.
-    """
-
-    conn_id: str
-    apps: Sequence[AppView] = ()
-    notice: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppsPage:
-    """The apps of all connections that the user may see."""
-
-    connections: Sequence[ConnectionApps] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,57 +4,51 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
 from functools import lru_cache, partial
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.texts import format_bytes
-from airflow_provider_rungen.pages.describe import failure_reason
-from airflow_provider_rungen.pages.models import AppPage, AppsPage, ContactSheet, JobPage, TaskPage
+from airflow_provider_rungen.pages.describe import failure_reason, is_billed, shown_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from airflow_provider_rungen.pages.models import Progress, Site
+    from airflow_provider_rungen.pages.models import ContactSheet, Progress
 
-Page: TypeAlias = "TaskPage | JobPage | AppPage | AppsPage | ContactSheet"
-#: The files that `Site` has the addresses of.
+#: The files that pages load.
 ASSETS = ("style.css", "page.js")
 # What a browser takes for a scheme; it ignores control characters and spaces in it.
 _SCHEME = re.compile(r"[^/?#]*:")
-_TIMES = {"minute": "%Y-%m-%d %H:%M UTC", "second": "%Y-%m-%d %H:%M:%S UTC"}
 _TONES = {
     "good": ("completed", "success", "ready", "done"),
     "bad": ("failed", "refused", "upstream_failed", "unhealthy", "error"),
     "busy": ("deferred", "initializing", "up_for_retry", "restarting", "throttled"),
 }
 _TONE_OF = {word: tone for tone, words in _TONES.items() for word in words}
-_TEMPLATES = {
-    TaskPage: "task.html",
-    JobPage: "job.html",
-    AppPage: "app.html",
-    AppsPage: "apps.html",
-    ContactSheet: "contact_sheet.html",
-}
 
 
-def render(page: Page, site: Site | None = None) -> str:
+def render(page: ContactSheet) -> str:
+    """Return the HTML of a page of a contact sheet. Its style is inside."""
+    return render_template("contact_sheet.html", page=page)
+
+
+def render_template(name: str, **values: Any) -> str:
     """
     Return the HTML of a page.
 
-    :param page: what it shows.
-    :param site: where the other pages are. A contact sheet needs none: its style is inside.
+    :param name: its template.
+    :param values: what the template shows.
     """
-    text = _environment().get_template(_TEMPLATES[type(page)]).render(page=page, site=site)
+    text = _environment().get_template(name).render(values)
     # JSON may hold half a character, which no file can
     return text.encode("utf-8", "replace").decode()
 
 
 def progress_json(progress: Progress, state: str = "") -> dict[str, Any]:
     """
-    Return the answer of `TaskPage.refresh_href`, which ``page.js`` asks for.
+    Return the progress of a task, as ``page.js`` asks for it.
 
     :param state: Airflow's word for the state of the task.
     """
@@ -73,10 +67,7 @@ def read_asset(name: str) -> str:
     Return an asset.
 
     :param name: one of `ASSETS`.
-    :raises KeyError: there is no such asset.
     """
-    if name not in ASSETS:
-        raise KeyError(name)
     return files(__package__).joinpath("templates", name).read_text("utf-8")
 
 
@@ -94,16 +85,16 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         duration=format_duration,
-        iso=iso,
         json=partial(json.dumps, indent=2, ensure_ascii=False, default=str),
         number="{:,}".format,
         progress_parts=progress_parts,
         reason=failure_reason,
         safe_href=safe_href,
+        shown=shown_text,
         size=format_bytes,
         tone=tone,
-        utc=utc,
     )
+    environment.tests["billed"] = is_billed
     # the package's own text, which holds no markup
     environment.globals["style"] = Markup(read_asset("style.css"))  # noqa: S704 - our own file
     return environment
@@ -128,29 +119,10 @@ def tone(word: str, running: str = "busy") -> str:
     return running if word.lower() == "running" else _TONE_OF.get(word.lower(), "calm")
 
 
-def utc(at: datetime, form: str = "minute") -> str:
-    """
-    Format a time.
-
-    :param form: ``minute`` or ``second``.
-    """
-    return _in_utc(at).strftime(_TIMES[form])
-
-
-def iso(at: datetime) -> str:
-    return _in_utc(at).isoformat(timespec="seconds")
-
-
-def _in_utc(at: datetime) -> datetime:
-    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
-
-
 def progress_parts(progress: Progress) -> dict[str, Any]:
     """Return the texts of a progress bar, and its parts in percent, as the page and its script show them."""
-    counts = {
-        name: getattr(progress, name)
-        for name in ("completed", "failed", "canceled", "skipped", "running", "queued")
-    }
+    names = ("completed", "failed", "canceled", "skipped", "running", "queued")
+    counts = {name: getattr(progress, name) for name in names}
     whole = max(progress.total, sum(counts.values()), 1)
     parts, before = [], 0
     for name, count in counts.items():

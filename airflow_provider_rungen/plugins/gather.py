@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
@@ -14,35 +14,31 @@ from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.texts import format_count
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
+from airflow_provider_rungen.pages.describe import shown_text
 from airflow_provider_rungen.pages.models import JobView
-from airflow_provider_rungen.plugins import live, run_log
-from airflow_provider_rungen.plugins.rows import UNKNOWN, JobRows, pushed_rows, shown_text
-from airflow_provider_rungen.plugins.stored import StoredOutputs
+from airflow_provider_rungen.plugins import database, live
+from airflow_provider_rungen.plugins.limits import Pool, TooSlowError, charge, run_within
+from airflow_provider_rungen.plugins.rows import UNKNOWN, JobRows, logged_rows, pushed_rows
+from airflow_provider_rungen.plugins.stored import read_manifests
 from airflow_provider_rungen.plugins.task_record import TaskRecord
-from airflow_provider_rungen.plugins.threads import Pool, TooSlowError, run_within
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 T = TypeVar("T")
-# Seconds until a page is sent, whatever does not answer.
+#: Seconds until a page is sent, whatever does not answer.
 PAGE_TIME = 4.0
+#: Seconds for one question to the store.
 STORE_TIME = 2.5
 _LEAST_TIME = 0.5
-NOT_ASKED = (
+_NOT_ASKED = (
     "RunGen is not asked, so that live figures are missing: the task does not name connection {conn_id} "
     "in its DAG, and you may not read it."
 )
-# What does not answer, and what a page lacks then.
-_PARTS: dict[Pool, tuple[str, str]] = {
-    "store": ("The storage", "results"),
-    "service": ("RunGen", "live figures"),
-}
 
 
-def explain(pool: Pool, error: Exception) -> str:
+def _explain(pool: Pool, error: Exception) -> str:
     """Return what a page says about an error of the storage or of the service."""
-    name, missing = _PARTS[pool]
+    name, missing = ("RunGen", "live figures") if pool == "service" else ("The storage", "results")
     if isinstance(error, TooSlowError):
         return f"{name} did not answer in time, so that {missing} are missing."
     if isinstance(error, RunGenError):
@@ -51,21 +47,36 @@ def explain(pool: Pool, error: Exception) -> str:
     return f"{name} could not be asked ({type(error).__name__})."
 
 
+async def ask_service(
+    conn_id: str, function: Callable[..., T], *args: Any, within: float = PAGE_TIME
+) -> tuple[T | None, str]:
+    """
+    Return what the service answers, or ``None`` and what a page says about it.
+
+    :param function: a function of `live`, which takes the connection, ``args``, and seconds.
+    """
+    charge("connection", conn_id)
+    try:
+        return await run_within(within, "service", function, conn_id, *args, within), ""
+    except Exception as error:
+        return None, _explain("service", error)
+
+
 @dataclass
 class Gathering:
     """
     What one page has found so far, and what is missing.
 
     :param task: the task.
-    :param may_ask: whether the service may be asked, with the connection of the task.
+    :param user: who asks.
     :param began: when the page was asked for, by the monotonic clock.
     """
 
     task: TaskRecord
-    may_ask: bool
+    user: Any
     began: float = field(default_factory=time.monotonic)
     notices: list[str] = field(init=False)
-    _errors: dict[Pool, Exception] = field(default_factory=dict)
+    _is_store_slow: bool = False
 
     def __post_init__(self) -> None:
         self.notices = list(self.task.notices)
@@ -74,31 +85,23 @@ class Gathering:
     def notice(self) -> str:
         return " ".join(dict.fromkeys(self.notices))
 
-    async def _ask(
-        self, pool: Pool, seconds: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> T | None:
-        """Return what a function returns, or ``None`` after an error, which the page explains."""
-        try:
-            return await run_within(seconds, pool, function, *args, **kwargs)
-        except Exception as error:
-            self._note(pool, error)
-            return None
-
-    def _note(self, pool: Pool, error: Exception) -> None:
-        self._errors[pool] = error
-        self.notices.append(explain(pool, error))
-
     def _seconds_left(self) -> float:
         return max(_LEAST_TIME, self.began + PAGE_TIME - time.monotonic())
 
     # --- the store ---
 
+    async def _ask_store(self, function: Callable[..., T], *args: Any) -> T | None:
+        seconds = min(STORE_TIME, self._seconds_left())
+        try:
+            return await run_within(seconds, "store", function, *args, seconds)
+        except Exception as error:
+            self._is_store_slow = isinstance(error, TooSlowError)
+            self.notices.append(_explain("store", error))
+            return None
+
     async def rows(self, page: int) -> JobRows:
         """Return the rows of a page: those of the run log, or else those that the task has pushed."""
-        rows = None
-        if self.task.log:
-            seconds = min(STORE_TIME, self._seconds_left())
-            rows = await self._ask("store", seconds, run_log.read_page, self.task, page, seconds)
+        rows = await self._ask_store(logged_rows, self.task, page) if self.task.log else None
         return rows if rows is not None else await run_in_threadpool(pushed_rows, self.task, page)
 
     async def row_of(self, job_id: str, page: int) -> JobView | None:
@@ -115,21 +118,16 @@ class Gathering:
         billing = () if rows.attempt is None else rows.attempt.still_billing
         if self.task.has_pushed(job_id) or job_id in billing:
             return JobView(index=0, status=UNKNOWN, job_id=job_id)
-        if isinstance(error := self._errors.get("store"), TooSlowError):
-            raise error
+        if self._is_store_slow:
+            raise TooSlowError
         return None
 
     async def manifests(self, job_ids: Sequence[str]) -> dict[str, Manifest]:
         """Return what is stored of jobs."""
-        task = self.task
-        if not task.page.destination or not job_ids:
+        page = self.task.page
+        if not page.destination or not job_ids:
             return {}
-        seconds = min(STORE_TIME, self._seconds_left())
-
-        def read() -> dict[str, Manifest | None]:
-            return StoredOutputs(task.page.destination, task.page.app, seconds).manifests(job_ids)
-
-        found = await self._ask("store", seconds, read) or {}
+        found = await self._ask_store(read_manifests, page.destination, page.app, job_ids) or {}
         manifests = {job_id: manifest for job_id, manifest in found.items() if manifest is not None}
         if left_out := len(found) - len(manifests):
             jobs = format_count(left_out, "job")
@@ -140,20 +138,23 @@ class Gathering:
 
     # --- the service ---
 
+    async def may_ask(self) -> bool:
+        """Return whether the service may be asked with the connection of the task. If not, note it."""
+        if await run_in_threadpool(database.may_use_connection, self.user, self.task):
+            return True
+        self.notices.append(_NOT_ASKED.format(conn_id=shown_text(self.task.page.connection, 200)))
+        return False
+
     async def jobs(self, job_ids: Sequence[str]) -> dict[str, Job | RunGenError]:
         """Ask the service for jobs."""
-        task = self.task
-        if not job_ids or not task.page.app or not task.page.connection:
-            return {}
-        if not self.may_ask:
-            self.notices.append(NOT_ASKED.format(conn_id=shown_text(task.page.connection, 200)))
+        page = self.task.page
+        if not job_ids or not page.app or not page.connection or not await self.may_ask():
             return {}
         seconds = self._seconds_left()
-        found = await self._ask(
-            "service", seconds, live.get_jobs, task.page.connection, task.page.app, job_ids, seconds
-        )
-        found = found or {}
-        errors = [outcome for outcome in found.values() if isinstance(outcome, RunGenError)]
-        if errors and len(errors) == len(found):
-            self._note("service", errors[0])
-        return found
+        found, notice = await ask_service(page.connection, live.get_jobs, page.app, job_ids, within=seconds)
+        errors = [outcome for outcome in (found or {}).values() if isinstance(outcome, RunGenError)]
+        if found and len(errors) == len(found):
+            notice = _explain("service", errors[0])
+        if notice:
+            self.notices.append(notice)
+        return found or {}

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from airflow_provider_rungen.client import endpoints
 from airflow_provider_rungen.client.flow import Flow, Gather
@@ -16,8 +16,8 @@ from airflow_provider_rungen.client.settings import Settings
 from airflow_provider_rungen.exceptions import RunGenConnectionError, RunGenError
 from airflow_provider_rungen.hooks.base import FlowHook
 from airflow_provider_rungen.hooks.rungen import LOOK_UP_EVERY
-from airflow_provider_rungen.plugins import connections
-from airflow_provider_rungen.plugins.bounded import CACHE, FRESH, LASTING
+from airflow_provider_rungen.plugins import database
+from airflow_provider_rungen.plugins.limits import CACHE, FRESH, LASTING
 
 # How many requests are in flight at a time, for one page.
 _MAX_AT_A_TIME = 12
@@ -25,8 +25,6 @@ _MAX_AT_A_TIME = 12
 _MAX_CHARS = 32_000
 # Each answer counts as so many bytes, besides what is large in it.
 _LEAST_BYTES = 2000
-# What an answer is about: the kind of it, and ids.
-Key: TypeAlias = tuple[str, ...]
 T = TypeVar("T")
 
 
@@ -35,7 +33,7 @@ class PageHook(FlowHook):
 
     @classmethod
     def get_connection(cls, conn_id: str) -> Any:
-        return connections.get_connection(conn_id)
+        return database.get_connection(conn_id)
 
     @classmethod
     async def aget_connection(cls, conn_id: str) -> Any:
@@ -51,7 +49,7 @@ def get_apps(conn_id: str, within: float) -> list[App]:
 
     :raises RunGenError: the service refused, or did not answer in time.
     """
-    return _ask_one(conn_id, ("apps",), endpoints.list_apps(attempts=1), within)
+    return _ask_one(conn_id, endpoints.list_apps(attempts=1), within, "apps")
 
 
 def get_app(conn_id: str, app_id: str, within: float) -> App:
@@ -60,7 +58,7 @@ def get_app(conn_id: str, app_id: str, within: float) -> App:
 
     :raises RunGenError: the service refused, or did not answer in time.
     """
-    return _ask_one(conn_id, ("app", app_id), endpoints.get_app(app_id, attempts=1), within)
+    return _ask_one(conn_id, endpoints.get_app(app_id, attempts=1), within, "app", app_id)
 
 
 def get_jobs(
@@ -71,50 +69,48 @@ def get_jobs(
 
     :raises RunGenError: the connection cannot be read.
     """
-    flows: dict[Key, Flow[Job]] = {
-        ("job", app_id, job_id): endpoints.get_job(app_id, job_id, attempts=1)
-        for job_id in dict.fromkeys(job_ids)
-    }
-    return {key[-1]: answer for key, answer in _ask(conn_id, flows, within).items()}
+    flows = {job_id: endpoints.get_job(app_id, job_id, attempts=1) for job_id in job_ids}
+    return _ask(conn_id, flows, within, "job", app_id)
 
 
-def _ask_one(conn_id: str, key: Key, flow: Flow[T], within: float) -> T:
-    [answer] = _ask(conn_id, {key: flow}, within).values()
+def _ask_one(conn_id: str, flow: Flow[T], within: float, *about: str) -> T:
+    [answer] = _ask(conn_id, {"": flow}, within, *about).values()
     if isinstance(answer, RunGenError):
         raise answer
     return answer
 
 
-def _ask(conn_id: str, flows: Mapping[Key, Flow[T]], within: float) -> dict[Key, T | RunGenError]:
-    """Return what flows return, by key, or their errors. What was asked for lately is not asked for again."""
-    answers = {key: CACHE.get((conn_id, *key)) for key in flows}
-    missing = [key for key, answer in answers.items() if answer is None]
+def _ask(
+    conn_id: str, flows: Mapping[str, Flow[T]], within: float, *about: str
+) -> dict[str, T | RunGenError]:
+    """
+    Return what flows return, by name, or their errors. What was asked for lately is not asked for again.
 
-    def ask() -> Flow[None]:
-        for start in range(0, len(missing), _MAX_AT_A_TIME):
-            part = missing[start : start + _MAX_AT_A_TIME]
-            answers.update(zip(part, (yield Gather([flows[key] for key in part])), strict=True))
-
-    if missing:
-        _hook(conn_id, within).perform_concurrently(ask())
-    for key in missing:
-        _keep((conn_id, *key), answers[key])
-    return answers
-
-
-def _hook(conn_id: str, within: float) -> PageHook:
-    hook = PageHook(conn_id, LOOK_UP_EVERY)
+    :param about: what they ask for.
+    """
+    answers = {name: CACHE.get((conn_id, *about, name)) for name in flows}
+    missing = [name for name, answer in answers.items() if answer is None]
     end = time.monotonic() + within
 
     def check() -> None:
         if time.monotonic() > end:
             raise RunGenConnectionError("RunGen did not answer in time", sent=True)
 
-    hook.checkpoint = check
-    return hook
+    def ask() -> Flow[None]:
+        for start in range(0, len(missing), _MAX_AT_A_TIME):
+            part = missing[start : start + _MAX_AT_A_TIME]
+            answers.update(zip(part, (yield Gather([flows[name] for name in part])), strict=True))
+
+    if missing:
+        hook = PageHook(conn_id, LOOK_UP_EVERY)
+        hook.checkpoint = check
+        hook.perform_concurrently(ask())
+    for name in missing:
+        _keep((conn_id, *about, name), answers[name])
+    return answers
 
 
-def _keep(key: Key, answer: Any) -> None:
+def _keep(key: tuple[str, ...], answer: Any) -> None:
     size = 0
     if isinstance(answer, Job):
         try:

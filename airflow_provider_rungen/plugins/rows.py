@@ -1,22 +1,51 @@
-"""The jobs of a task as rows: some on a page, and how many there are of each status. No I/O."""
+"""
+The jobs of a task as rows: from its run log, or else from what it has pushed.
+
+It blocks, in bounded memory, and writes nothing.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.exceptions import RunGenError
+from airflow_provider_rungen.execution.jobs.plans import Plan
+from airflow_provider_rungen.execution.jobs.storage_place import RUNS, without_seal
+from airflow_provider_rungen.pages.describe import shown_text
 from airflow_provider_rungen.pages.models import FAILED, JobView
+from airflow_provider_rungen.plugins.limits import CACHE, FRESH, LASTING
+from airflow_provider_rungen.plugins.stored import BoundedStorage
 from airflow_provider_rungen.plugins.task_record import TaskRecord
-from airflow_provider_rungen.runs.attempt_record import AttemptRecord
+from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
+from airflow_provider_rungen.runs.log import read_attempts, read_parts
+from airflow_provider_rungen.runs.part_files import PART_ROWS
+from airflow_provider_rungen.runs.plan import PlannedRow
+from airflow_provider_rungen.runs.rows import InputState, JobState, Row, Totals
+from airflow_provider_rungen.runs.table import Table
 
 #: Jobs on one page.
 PAGE_SIZE = 100
-MAX_PAGE = 10_000_000
 #: The status of a job of which no more is known.
 UNKNOWN = "unknown"
-NOT_SUBMITTED = "not submitted"
+_NOT_SUBMITTED = "not submitted"
+# Of all files that one page reads.
+_MAX_BYTES = 8 << 20
+# Up to so many rows are counted while their task runs: that takes a hundred small files.
+_MAX_COUNTED = 100 * PART_ROWS
+_MAX_KEY_CHARS = 1000
+_STATUS = {
+    InputState.COMPLETED: "completed",
+    InputState.REFUSED: "refused",
+    InputState.FAILED: "failed",
+    InputState.TO_REPEAT: "failed",
+}
+_FATE_UNKNOWN = "RunGen may have created a job that nobody knows."
+_NO_LOG = (
+    "there is no run log in {place}: it was removed, the task failed before it submitted anything, or "
+    "[api] base_url is another one than that of the workers. This page shows what Airflow knows"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +81,9 @@ class JobRows:
         return self.is_whole or bool(self.counts)
 
 
+# --- from what the task has pushed --------------------------------------------------------------------------
+
+
 def pushed_rows(task: TaskRecord, page: int) -> JobRows:
     """
     Return the jobs that a task has pushed.
@@ -59,9 +91,9 @@ def pushed_rows(task: TaskRecord, page: int) -> JobRows:
     :param page: the number of the page, from 1.
     """
     ids = task.known_job_ids
-    failed = {row.index: row for row in failed_rows(task) if row.index < len(ids)}
+    failed = {row.index: row for row in _failed_rows(task) if row.index < len(ids)}
     with_job = "completed" if task.has_reported and task.page.waits else UNKNOWN
-    without_job = UNKNOWN if task.is_moving else NOT_SUBMITTED
+    without_job = UNKNOWN if task.is_moving else _NOT_SUBMITTED
     start = (page - 1) * PAGE_SIZE
     rows = [
         failed.get(index)
@@ -75,8 +107,7 @@ def pushed_rows(task: TaskRecord, page: int) -> JobRows:
     return JobRows(rows=rows, total=len(ids), failed=list(failed.values()), counts=counts)
 
 
-def failed_rows(task: TaskRecord) -> list[JobView]:
-    """Return the inputs that a task has pushed as failed."""
+def _failed_rows(task: TaskRecord) -> list[JobView]:
     return [
         JobView(
             index=failure.index,
@@ -88,10 +119,129 @@ def failed_rows(task: TaskRecord) -> list[JobView]:
     ]
 
 
-def failed_of(rows: Sequence[JobView]) -> list[JobView]:
-    return [row for row in rows if row.status in FAILED]
+# --- from the run log ---------------------------------------------------------------------------------------
 
 
-def shown_text(text: str | None, limit: int = 1000) -> str:
-    """Return a text of a stranger as a page may show it."""
-    return clean_text(text or "", limit)
+def logged_rows(task: TaskRecord, page: int, within: float) -> JobRows | None:
+    """
+    Return the rows of a page of a task from its log, or ``None`` while there is no log yet.
+
+    :param page: its number, from 1.
+    :param within: seconds. Whoever asked waits no longer.
+    :raises RunGenError: there is no log, or it cannot be read.
+    :raises TooSlowError: it was not read in time.
+    """
+    key = ("log", task.log, task.token, task.try_number, task.is_moving, page)
+    known: JobRows | None = CACHE.get(key)
+    if known is None:
+        log = _Log(task, within)
+        attempts = read_attempts(log)
+        if not attempts and task.is_moving:
+            return None
+        if not attempts:
+            raise RunGenError(_NO_LOG.format(place=shown_text(task.log, 200)))
+        known = _read_rows(log, attempts, task, page)
+        size = sum(len(row.key) + len(row.error) + PAGE_SIZE for row in (*known.rows, *known.failed))
+        CACHE.put(key, known, FRESH if task.is_moving else LASTING, size)
+    return known
+
+
+class _Log:
+    """
+    The log of a task in storage, as a page reads it.
+
+    :param task: the task.
+    :param within: seconds. Whoever asked waits no longer.
+    :raises RunGenError: it cannot be opened.
+    """
+
+    def __init__(self, task: TaskRecord, within: float) -> None:
+        self._storage = BoundedStorage(task.log, _MAX_BYTES, within)
+        self._root = f"{RUNS}/{task.token}"
+
+    def vouches(self, name: str) -> bool:
+        """Return that anybody may have written it: nothing is sent or canceled because of it."""
+        return False
+
+    def get(self, names: Sequence[str]) -> dict[str, bytes]:
+        """
+        Return the contents of files, by name. Those that are missing are left out.
+
+        :raises RunGenError: one is larger than a page reads.
+        """
+        files = {name: (f"{self._root}/{name}".rpartition("/")[::2]) for name in names}
+        contents = self._storage.read(list(files.values()))
+        for name, file in files.items():
+            if contents.get(file, b"") is None:
+                raise RunGenError(f"the run log has a file that is too large for this page: {name}")
+        return {name: without_seal(contents[file] or b"") for name, file in files.items() if file in contents}
+
+    def list(self, folder: str) -> Collection[str]:
+        """Return the names of the files in a folder, without those that are being written."""
+        return [name for name in self._storage.list(f"{self._root}/{folder}") if not name.startswith(".")]
+
+
+def _read_rows(log: _Log, attempts: Sequence[AttemptRecord], task: TaskRecord, page: int) -> JobRows:
+    """Read one part of the plan, or two, and those parts of its jobs that the page needs."""
+    attempt, first, table = attempts[-1], (page - 1) * PAGE_SIZE, Table()
+    plan = Plan.saved(log, attempt.plan)
+    planned = dict(enumerate(plan.rows(first, first + PAGE_SIZE), first))
+    # equal inputs share the job of the first
+    inputs = {number: number if row.first is None else row.first for number, row in planned.items()}
+    parts: Collection[int] = {inputs[number] // PART_ROWS for number, row in planned.items() if row.digest}
+    if is_counted := task.is_moving and PAGE_SIZE < plan.count <= _MAX_COUNTED:
+        parts = range(plan.count // PART_ROWS + 1)
+    for _, files in read_parts(log, plan.digest, {each.writer for each in attempts}, only=parts):
+        for file in files:
+            table.merge(file)
+    rows = []
+    for number, row in planned.items():
+        values = dict(zip(plan.manifest.columns, row.values, strict=False))
+        key = ", ".join(str(values.get(name, ""))[:_MAX_KEY_CHARS] for name in task.page.key)
+        found = _row(row, table.row(inputs[number]), attempt, is_moving=task.is_moving)
+        rows.append(replace(found, index=number, key=key))
+    totals = attempt.totals
+    if is_counted:
+        of_rows = (Totals.of(row, attempt.writer, attempt.since) for row in table.rows.values())
+        totals = sum(of_rows, Totals())
+    shown = {row.index for row in rows}
+    elsewhere = [row for row in _failed_rows(task) if row.index not in shown]
+    jobs = JobRows(
+        rows=rows,
+        total=plan.count,
+        failed=[*(row for row in rows if row.status in FAILED), *elsewhere],
+        reused=sum(row.reused for row in rows),
+        attempt=attempt,
+    )
+    # one that had nothing to submit has none, too
+    if not is_counted and totals == Totals() and attempt.end is End.UNKNOWN:
+        return jobs
+    skipped, refused = task.page.skipped, task.page.refused
+    counts = {
+        "completed": totals.completed,
+        "failed": totals.failed,
+        "refused": totals.refused + refused,
+        "skipped": skipped,
+    }
+    # while the task runs, the others are not submitted yet
+    copies = 0 if is_counted else max(0, plan.count - totals.inputs - skipped - refused)
+    return replace(jobs, counts=counts, reused=totals.shared, copies=copies)
+
+
+def _row(planned: PlannedRow, row: Row, attempt: AttemptRecord, *, is_moving: bool) -> JobView:
+    """Return a row of the plan, without its number and its key."""
+    if planned.status:
+        return JobView(index=0, status=planned.status, error=planned.why)
+    state, job = row.state(attempt.writer, attempt.since), row.current(attempt.since)
+    status, error = _STATUS.get(state, UNKNOWN), "" if job is None else job.why
+    if job is not None and status == "failed" and job.state is JobState.CANCELED:
+        status = "canceled"
+    elif state is InputState.REFUSED:
+        intent = row.intent_of(attempt.writer)
+        error = (intent and intent.refusal) or ""
+    elif state is InputState.UNSENT and not is_moving:
+        status = _NOT_SUBMITTED
+    elif state is InputState.UNKNOWN or (state is InputState.ANNOUNCED and not is_moving):
+        error = _FATE_UNKNOWN
+    view = JobView(index=0, status=status, error=error)
+    return view if job is None else replace(view, job_id=job.id, seconds=job.seconds, reused=job.is_shared)

@@ -1,21 +1,17 @@
-"""What a task stored: manifests and files. It blocks, in bounded memory."""
+"""What a task stored: manifests and their files. It blocks, in bounded memory."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from airflow_provider_rungen.execution.archive.manifests import MANIFEST, Manifest, parse_manifest
 from airflow_provider_rungen.execution.archive.storage import File, Storage
 from airflow_provider_rungen.execution.archive.stored_jobs import files_of
 from airflow_provider_rungen.execution.archive.threads import batches
-from airflow_provider_rungen.pages.output_kinds import HEAD_BYTES, detect
-from airflow_provider_rungen.plugins.bounded import CACHE, FRESH, MAX_VALUES, count_values
-from airflow_provider_rungen.plugins.threads import TooSlowError
+from airflow_provider_rungen.plugins.limits import CACHE, FRESH, MAX_VALUES, TooSlowError, count_values
 
 # Of the manifests of one page together.
 _MAX_BYTES = 16 << 20
@@ -25,7 +21,6 @@ _FEW = 4
 # A value counts as so many bytes, since it takes more memory than its text.
 _BYTES_OF_VALUE = 20
 _BYTES_OF_FILE = 300
-CHUNK_BYTES = 256 * 1024
 _LOCAL = ("", "file", "local")
 
 
@@ -84,8 +79,29 @@ class BoundedStorage:
             raise TooSlowError
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFile:
+def read_manifests(
+    destination: str, app_id: str, job_ids: Sequence[str], within: float
+) -> dict[str, Manifest | None]:
+    """
+    Return the manifests of jobs whose outputs are all stored.
+
+    :param destination: the folder, as the task pushed it.
+    :param within: seconds. Whoever asked waits no longer.
+    :return: by job; ``None`` for a manifest that is too large for the page.
+    :raises RunGenError: the storage cannot be read.
+    :raises TooSlowError: they were not read in time.
+    """
+    bounded = BoundedStorage(destination, _MAX_BYTES, within)
+    contents = bounded.read([(job_id, MANIFEST) for job_id in job_ids])
+    found: dict[str, Manifest | None] = {}
+    for (job_id, _), content in contents.items():
+        manifest = None if content is None else parse_manifest(content, app_id, job_id)
+        if manifest is None or files_of(bounded.storage, job_id, manifest) is not None:
+            found[job_id] = manifest
+    return found
+
+
+class StoredFile(NamedTuple):
     """
     A file that a manifest names.
 
@@ -98,107 +114,28 @@ class StoredFile:
     claimed_type: str
 
 
-class StoredOutputs:
-    """
-    The outputs of jobs in a destination.
-
-    :param destination: the folder, as the task pushed it.
-    :param app_id: the app of the jobs.
-    :param within: seconds to read manifests in. Whoever asked waits no longer.
-    :raises RunGenError: it cannot be opened.
-    """
-
-    def __init__(self, destination: str, app_id: str, within: float) -> None:
-        self._bounded = BoundedStorage(destination, _MAX_BYTES, within)
-        self.storage = self._bounded.storage
-        self._app_id = app_id
-        self._key = ("files", destination, app_id)
-
-    def manifests(self, job_ids: Sequence[str]) -> dict[str, Manifest | None]:
-        """
-        Return the manifests of jobs whose outputs are all stored.
-
-        :return: by job; ``None`` for a manifest that is too large for the page.
-        :raises RunGenError: the storage cannot be read.
-        :raises TooSlowError: they were not read in time.
-        """
-        contents = self._bounded.read([(job_id, MANIFEST) for job_id in job_ids])
-        found: dict[str, Manifest | None] = {}
-        for (job_id, _), content in contents.items():
-            manifest = None if content is None else parse_manifest(content, self._app_id, job_id)
-            if manifest is None or files_of(self.storage, job_id, manifest) is not None:
-                found[job_id] = manifest
-        return found
-
-    def file(self, job_id: str, number: int) -> StoredFile | None:
-        """
-        Return a file of a job by its number, or ``None`` if no manifest names it.
-
-        :raises RunGenError: the storage cannot be read.
-        :raises TooSlowError: the manifest was not read in time.
-        """
-        key = (*self._key, job_id)
-        files: Sequence[StoredFile] | None = CACHE.get(key)  # a browser asks for many files of a job
-        if files is None:
-            manifest = self.manifests([job_id]).get(job_id)
-            files = [] if manifest is None else stored_files(manifest)
-            CACHE.put(key, files, FRESH, _BYTES_OF_FILE * (1 + len(files)))
-        return files[number] if number < len(files) else None
-
-
 def stored_files(manifest: Manifest, start: int = 0, stop: int | None = None) -> list[StoredFile]:
     """Return the files of a manifest, or some of them, in the order of its outputs."""
     return [
-        StoredFile(
-            name=entry["uri"].rpartition("/")[2],
-            size=entry["size"],
-            claimed_type=entry["content_type"] or "",
-        )
+        StoredFile(entry["uri"].rpartition("/")[2], entry["size"], entry["content_type"] or "")
         for entry in islice(manifest.entries.values(), start, stop)
     ]
 
 
-class OpenFile:
+def find_files(destination: str, app_id: str, job_id: str, within: float) -> Sequence[StoredFile]:
     """
-    A file that is sent in chunks.
+    Return the files of a job; none if no manifest names them. See `read_manifests`.
 
-    :param storage: the destination.
-    :param job_id: the job of the file.
-    :param part: the first byte to send, and the one after the last.
-    :raises RunGenError: it cannot be read.
+    :raises RunGenError: the storage cannot be read.
+    :raises TooSlowError: the manifest was not read in time.
     """
-
-    def __init__(
-        self, storage: Storage, job_id: str, file: StoredFile, part: tuple[int, int] | None = None
-    ) -> None:
-        start, stop = part or (0, file.size)
-        self._stack = contextlib.ExitStack()
-        try:
-            self._opened = self._stack.enter_context(storage.opened(job_id, file.name))
-            head = self._opened.read(HEAD_BYTES)
-            if start:
-                self._opened.seek(start)
-        except BaseException:
-            self._stack.close()
-            raise
-        self.kind, self.media_type = detect(head, file.claimed_type, is_whole=len(head) >= file.size)
-        self._head = b"" if start else head
-        self._unsent = stop - start
-
-    def read(self) -> bytes:
-        """Return the next part, and nothing at the end. Never more than the manifest says."""
-        chunk = self._head or self._opened.read(CHUNK_BYTES)
-        self._head, chunk = b"", chunk[: self._unsent]
-        self._unsent -= len(chunk)
-        return chunk
-
-    def close(self) -> None:
-        """Close it, without waiting for a read that hangs."""
-        threading.Thread(target=self._close, name="rungen-close", daemon=True).start()
-
-    def _close(self) -> None:
-        with contextlib.suppress(Exception):
-            self._stack.close()
+    key = "files", destination, app_id, job_id
+    files: Sequence[StoredFile] | None = CACHE.get(key)  # a browser asks for many files of a job
+    if files is None:
+        manifest = read_manifests(destination, app_id, [job_id], within).get(job_id)
+        files = [] if manifest is None else stored_files(manifest)
+        CACHE.put(key, files, FRESH, _BYTES_OF_FILE * (1 + len(files)))
+    return files
 
 
 def store_of(uri: str) -> str:

@@ -5,14 +5,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Annotated, TypeAlias
 from urllib.parse import unquote
 
-from airflow_provider_rungen.plugins.xcoms import Failure, Figures, PageXCom
+from pydantic import AfterValidator, BaseModel, Field, StrictFloat, StrictInt, StrictStr
 
 # The states in which a task has not ended.
 _MOVING = frozenset(
     {"scheduled", "queued", "running", "deferred", "restarting", "up_for_retry", "up_for_reschedule"}
 )
+
+Count = Annotated[StrictInt, Field(ge=0)]
+# JSON may hold half a character, which no page and no URL can
+PlainText = Annotated[StrictStr, AfterValidator(lambda text: text.encode(errors="replace").decode())]
+Ids: TypeAlias = list[PlainText | None]
+#: The figures of a bill, or of what jobs used, by name.
+Figures: TypeAlias = dict[PlainText, PlainText | StrictInt | StrictFloat | None]
+
+
+class PageXCom(BaseModel):
+    """The XCom ``rungen_page``: see `page_record`."""
+
+    connection: PlainText = ""
+    app: PlainText = ""
+    destination: PlainText = ""
+    results: PlainText = ""
+    key: list[PlainText] = []
+    waits: bool = True
+    rows: Count = 0
+    skipped: Count = 0
+    refused: Count = 0
+    reused: Count = 0
+    new_ledger: PlainText = ""
+    jobs: Ids | None = None
+
+
+class Failure(BaseModel):
+    """An entry of the XCom ``failed``."""
+
+    index: Count
+    job_id: PlainText | None = None
+    error: PlainText = ""
 
 
 @dataclass(frozen=True, kw_only=True)

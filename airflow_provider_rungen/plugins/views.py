@@ -1,81 +1,226 @@
-"""Make what pages show of jobs and apps, from what the service, the store and Airflow know. No I/O."""
+"""Find what the template of each page shows: a function returns the values for one template."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+from starlette.concurrency import run_in_threadpool
 
 from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.client.output_urls import find_outputs, redact_value
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
-from airflow_provider_rungen.pages.describe import MAX_TEXT, cut, find_facts, find_prompt, find_text
-from airflow_provider_rungen.pages.models import Facts, JobView, OutputFile
+from airflow_provider_rungen.pages.describe import (
+    MAX_TEXT,
+    cut,
+    find_facts,
+    find_prompt,
+    find_text,
+    group_failures,
+    shown_text,
+)
+from airflow_provider_rungen.pages.models import JobView, OutputFile, Pager, Progress
 from airflow_provider_rungen.pages.output_kinds import guess
-from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, shown_text
+from airflow_provider_rungen.plugins import live
+from airflow_provider_rungen.plugins.gather import Gathering, ask_service
+from airflow_provider_rungen.plugins.rows import PAGE_SIZE, UNKNOWN, JobRows
 from airflow_provider_rungen.plugins.stored import stored_files
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
-from airflow_provider_rungen.plugins.xcoms import Figures
 
-#: Files of a job on the page of its task.
-OUTPUTS_OF_JOB = 13
-#: What to do about a job, by how it ended.
-ADVICE = {
-    "failed": "Read the error and the input. If the input is right, clear the task in Airflow: it runs only "
-    "what failed. If the input is wrong, correct it first: a retry fails in the same way.",
-    "canceled": "A timeout, a user or somebody outside of Airflow canceled it. Clear the task to run it.",
-    "refused": "RunGen did not accept the input. Correct it, and clear the task.",
-}
-# Of a result on the page of its job.
-_MAX_RESULT_CHARS = 100_000
+# So many failures, and so many jobs that may still run, the service is asked for.
+_MAX_ASKED = 40
+# Files of a job on the page of its task.
+_OUTPUTS_OF_JOB = 13
 # Of a text, before it is redacted, which takes time, and cut to what is shown.
 _TO_REDACT = 2 * MAX_TEXT
-_BILLED_WORKERS = ("idle", "initializing", "ready", "running", "throttled", "unhealthy")
+_UNSTORED = "The files of these jobs are only at RunGen. Set destination on the task to store and see them."
+_NOT_THERE = "Some files are not in {place}. They were not stored, or were moved or removed since."
+_NEW_LEDGER = "The ledger {ledger} was new, so that nothing was reused."
+_UNCOUNTED = "The last attempt did not record its end, so that only the rows of this page are known."
+_TOO_MANY = "The task has too many rows to count them while it runs."
+
+#: What the service says of a job, or why it does not.
+Answer: TypeAlias = Job | RunGenError | None
 
 
-def status_of(row: JobView, live: Job | RunGenError | None) -> str:
+# --- a task -------------------------------------------------------------------------------------------------
+
+
+async def task_page(gathering: Gathering, urls: Urls, page: int) -> dict[str, Any]:
     """
-    Return the status of a job.
+    Return what the page of a task shows.
 
-    :param row: what the run log or Airflow knows.
-    :param live: what the service says of it, or why it does not.
+    :param page: the number of the page of jobs, from 1.
     """
-    if not isinstance(live, Job) or row.status not in (UNKNOWN, "failed", "completed"):
-        return row.status
-    if row.status == "failed" and live.status is JobStatus.COMPLETED:
-        return row.status  # it completed with a result that is of no use
-    return live.status.value.lower()
+    task = gathering.task
+    jobs = await gathering.rows(page)
+    manifests = {}
+    if not task.is_moving:
+        manifests = await gathering.manifests([row.job_id for row in jobs.rows if row.job_id])
+    ended = [row.job_id for row in jobs.rows if row.job_id and row.status != UNKNOWN]
+    unstored = [job_id for job_id in (*ended, *_open_jobs(task, jobs)) if job_id not in manifests]
+    failed = [row.job_id for row in jobs.failed if row.job_id]
+    attempt = None if task.is_moving or task.is_successful else jobs.attempt
+    billing = () if attempt is None else attempt.still_billing
+    answers = await gathering.jobs([*unstored, *failed[:_MAX_ASKED], *billing[:_MAX_ASKED]])
+    if not task.is_moving:
+        _note_unstored(gathering, map(answers.get, unstored))
+    if not jobs.is_counted:
+        gathering.notices.append(_TOO_MANY if task.is_moving else _UNCOUNTED)
+    if ledger := task.page.new_ledger:
+        gathering.notices.append(_NEW_LEDGER.format(ledger=shown_text(ledger)))
+
+    def view(row: JobView) -> JobView:
+        return job_view(row, task, urls, manifests.get(row.job_id), answers.get(row.job_id))
+
+    def views() -> dict[str, Any]:
+        return {"jobs": list(map(view, jobs.rows)), "failures": group_failures(map(view, jobs.failed))}
+
+    return {
+        "task": task,
+        "progress": _progress(task, jobs, answers),
+        "pager": _pager(urls.task(task), jobs.total, page),
+        "row_count": jobs.total,
+        "failed_attempt": attempt,
+        "still_billing": [job_id for job_id in billing if not _has_ended(answers.get(job_id))],
+        "notice": gathering.notice,
+        # not in the event loop: there may be many large inputs and results
+        **await run_in_threadpool(views),
+    }
+
+
+async def task_progress(gathering: Gathering) -> Progress:
+    """Return how far a task is."""
+    task = gathering.task
+    jobs = await gathering.rows(1)
+    answers = await gathering.jobs(_open_jobs(task, jobs))
+    return _progress(task, jobs, answers) or Progress(total=0, is_moving=task.is_moving)
+
+
+def _open_jobs(task: TaskRecord, jobs: JobRows) -> list[str]:
+    """Return the jobs of a page that may run. Of many, the first: a page of a task that moves asks often."""
+    open_jobs = [row.job_id for row in jobs.rows if row.job_id and row.status == UNKNOWN]
+    return open_jobs[:_MAX_ASKED] if task.is_moving else open_jobs
+
+
+def _progress(task: TaskRecord, jobs: JobRows, answers: Mapping[str, Answer]) -> Progress | None:
+    """Return how the jobs of a task ended, as far as the page, its log or Airflow knows."""
+    counts, copies = jobs.counts, jobs.copies
+    if jobs.is_whole:
+        seen = Counter(_status_of(row, answers.get(row.job_id)) for row in jobs.rows)
+        # what the log knows of the end is more than what the service did not say
+        if task.is_moving or UNKNOWN not in seen or not counts:
+            counts, copies = seen, 0
+    total = max(jobs.total, task.page.rows) - copies
+    if not total or not jobs.is_counted:
+        return None
+    progress = Progress(
+        total=total,
+        failed=counts.get("failed", 0) + counts.get("refused", 0),
+        reused=jobs.reused,
+        is_moving=task.is_moving,
+        **{name: counts.get(name, 0) for name in ("completed", "canceled", "skipped", "running", "queued")},
+    )
+    done = progress.done - progress.reused - progress.skipped
+    seconds = (datetime.now(UTC) - task.started_at).total_seconds() if task.started_at else 0
+    if done <= 0 or seconds <= 0:
+        return progress
+    rate = done / seconds
+    return replace(progress, rate=rate, seconds_left=(total - progress.done) / rate)
+
+
+def _note_unstored(gathering: Gathering, answers: Iterable[Answer]) -> None:
+    """Explain why a page lacks files that jobs made."""
+    if gathering.notices:  # it may be the store that is down
+        return
+    if any(isinstance(answer, Job) and find_outputs(answer.result, 1) for answer in answers):
+        place = shown_text(gathering.task.page.destination)
+        gathering.notices.append(_NOT_THERE.format(place=place) if place else _UNSTORED)
+
+
+def _has_ended(answer: Answer) -> bool:
+    return isinstance(answer, Job) and answer.is_terminal
+
+
+def _pager(here: str, total: int, page: int) -> Pager | None:
+    here, pages = f"{here}{'&' if '?' in here else '?'}", max(1, -(-total // PAGE_SIZE))
+    if pages == 1 and page == 1:
+        return None
+    return Pager(
+        page=page,
+        pages=pages,
+        previous_href=f"{here}page={min(page - 1, pages)}" if page > 1 else "",
+        next_href=f"{here}page={page + 1}" if page < pages else "",
+    )
+
+
+# --- a job --------------------------------------------------------------------------------------------------
+
+
+async def job_page(
+    gathering: Gathering, urls: Urls, job_id: str, page_of_task: int, page: int
+) -> dict[str, Any] | None:
+    """
+    Return what the page of a job shows, or ``None`` if it is none of the task's.
+
+    :param page_of_task: the page of the task that has the job, from 1.
+    :param page: the number of the page of its outputs, from 1.
+    """
+    task = gathering.task
+    row = await gathering.row_of(job_id, page_of_task)
+    if row is None:
+        return None
+    manifest = (await gathering.manifests([job_id])).get(job_id)
+    answer = (await gathering.jobs([job_id])).get(job_id)
+    if manifest is None and not task.is_moving:
+        _note_unstored(gathering, [answer])
+
+    def view() -> dict[str, Any]:
+        job = answer if isinstance(answer, Job) else None
+        found = manifest if manifest is not None else job
+        shown = job_view(row, task, urls, manifest, answer, page=page)
+        return {
+            "task": task,
+            "job": shown,
+            "live": job,
+            "pager": _pager(shown.href, 0 if manifest is None else len(manifest.entries), page),
+            "result": None if found is None else redact_value(found.result),
+            "notice": gathering.notice,
+        }
+
+    return await run_in_threadpool(view)
 
 
 def job_view(
     row: JobView,
-    *,
     task: TaskRecord,
     urls: Urls,
     manifest: Manifest | None = None,
-    live: Job | RunGenError | None = None,
-    is_whole: bool = False,
-    page: int = 1,
+    answer: Answer = None,
+    *,
+    page: int | None = None,
 ) -> JobView:
     """
     Return what is known of a job.
 
     :param row: what the run log or Airflow knows.
     :param manifest: what is stored of it.
-    :param live: what the service says of it, or why it does not.
-    :param is_whole: whether the view has the whole input, which takes time to redact, and a page of outputs.
-    :param page: which page of outputs, from 1.
+    :param page: the page of its outputs, from 1, if it has a page of its own. That has the whole input, too,
+        which takes time to redact.
     """
-    status, error, seconds, result, given = status_of(row, live), row.error, row.seconds, None, None
-    if isinstance(live, Job):
-        error = error or live.error
-        seconds = live.execution_time if seconds is None else seconds
-        result, given = live.result, live.input
-    elif live is not None and status == UNKNOWN:
-        error = error or live.message
+    status, error, seconds, result, given = _status_of(row, answer), row.error, row.seconds, None, None
+    if isinstance(answer, Job):
+        error = error or answer.error
+        seconds = answer.execution_time if seconds is None else seconds
+        result, given = answer.result, answer.input
+    elif answer is not None and status == UNKNOWN:
+        error = error or answer.message
     if manifest is not None:
         status = "completed" if status == UNKNOWN else status
         result = manifest.result if result is None else result
@@ -85,9 +230,8 @@ def job_view(
         status = "waiting"
     text = find_text(result, _TO_REDACT)
     count = 0 if manifest is None else len(manifest.entries)
-    start = (page - 1) * PAGE_SIZE
-    stop = start + (PAGE_SIZE if is_whole else OUTPUTS_OF_JOB)
-    files = [] if manifest is None else stored_files(manifest, start, stop)
+    start, most = (0, _OUTPUTS_OF_JOB) if page is None else ((page - 1) * PAGE_SIZE, PAGE_SIZE)
+    files = [] if manifest is None else stored_files(manifest, start, start + most)
     return replace(
         row,
         status=status,
@@ -95,7 +239,7 @@ def job_view(
         seconds=seconds,
         error="" if status == "completed" else shown_text(error),
         prompt=_redacted(find_prompt(given, _TO_REDACT)),
-        input=redact_value(given) if is_whole and isinstance(given, Mapping) else None,
+        input=redact_value(given) if page is not None and isinstance(given, Mapping) else None,
         facts=find_facts(given),
         outputs=[
             OutputFile(
@@ -107,10 +251,18 @@ def job_view(
             )
             for number, file in enumerate(files, start)
         ],
-        more_outputs=0 if is_whole else count - len(files),
+        more_outputs=count - len(files) if page is None else 0,
         text=None if count or text is None else _redacted(text),
         href=urls.job(task, row.job_id, row=row.index) if row.job_id else "",
     )
+
+
+def _status_of(row: JobView, answer: Answer) -> str:
+    if not isinstance(answer, Job) or row.status not in (UNKNOWN, "failed", "completed"):
+        return row.status
+    if row.status == "failed" and answer.status is JobStatus.COMPLETED:
+        return row.status  # it completed with a result that is of no use
+    return answer.status.value.lower()
 
 
 def _redacted(text: str) -> str:
@@ -121,27 +273,28 @@ def _redacted(text: str) -> str:
     return cut(str(redact_value(text)))
 
 
-def has_unstored_files(live: Job | RunGenError | None) -> bool:
-    """Return whether a job made files that only the service has."""
-    return isinstance(live, Job) and bool(find_outputs(live.result, 1))
+# --- apps ---------------------------------------------------------------------------------------------------
 
 
-def result_text(result: Any) -> str:
-    """Return a result as indented JSON, redacted and cut; empty for none."""
-    if result is None:
-        return ""
-    text = json.dumps(redact_value(result), indent=2, ensure_ascii=False)
-    return text if len(text) <= _MAX_RESULT_CHARS else f"{text[:_MAX_RESULT_CHARS]}\n…"
+async def app_page(conn_id: str, app_id: str) -> dict[str, Any]:
+    """Return what the page of an app shows."""
+    app, notice = await ask_service(conn_id, live.get_app, app_id)
+    return {"app": app or App(id=app_id), "conn_id": conn_id, "notice": notice}
 
 
-def is_billed(app: App) -> bool | None:
-    """Return whether an app is billed now, or ``None`` if its answer does not tell."""
-    if app.active_workers or any(app.workers.get(name) for name in _BILLED_WORKERS):
-        return True
-    return None if app.active_workers is None and not app.workers else False
+async def app_page_of_task(gathering: Gathering) -> dict[str, Any]:
+    """Return what the page of the app of a task shows."""
+    app_id, conn_id = gathering.task.page.app, gathering.task.page.connection
+    if await gathering.may_ask():
+        return await app_page(conn_id, app_id)
+    return {"app": App(id=app_id), "conn_id": conn_id, "notice": gathering.notice}
 
 
-def figures(values: Figures) -> Facts:
-    """Return the figures of an XCom, by the names that they have there."""
-    named = ((name.replace("_", " ").capitalize(), value) for name, value in values.items())
-    return [(shown_text(name, 50), shown_text(str(value), 100)) for name, value in named if value is not None]
+async def apps_page(conn_ids: Iterable[str]) -> dict[str, Any]:
+    """Return what the page of all apps of some connections shows."""
+
+    async def apps_of(conn_id: str) -> dict[str, Any]:
+        apps, notice = await ask_service(conn_id, live.get_apps)
+        return {"conn_id": conn_id, "apps": apps or [], "notice": notice}
+
+    return {"connections": await asyncio.gather(*map(apps_of, conn_ids))}

@@ -1,5 +1,5 @@
 """
-What tasks have pushed, as far as pages need it: a few keys, each up to a size, and each of a type.
+What a task has pushed, as far as its page needs it: a few keys, each up to a size, and each of a type.
 
 The functions block.
 """
@@ -8,20 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from airflow.models.xcom import XComModel
 from airflow.sdk.bases.xcom import BaseXCom
 from airflow.sdk.execution_time.comms import XComResult
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    Field,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    TypeAdapter,
-)
+from pydantic import TypeAdapter
 from sqlalchemy import Text, case, cast, func, null, select
 
 from airflow_provider_rungen._airflow import ObjectStoragePath, conf
@@ -30,42 +22,10 @@ from airflow_provider_rungen.execution.costs.bill import BILL_KEY
 from airflow_provider_rungen.execution.task.page_record import PAGE_KEY
 from airflow_provider_rungen.execution.task.usage import USAGE_KEY
 from airflow_provider_rungen.links import RunGenJobLink
-from airflow_provider_rungen.plugins.bounded import TooComplexError, parse_bounded
+from airflow_provider_rungen.plugins.limits import TooLargeError, parse_bounded
+from airflow_provider_rungen.plugins.task_record import Failure, Figures, Ids, PageXCom, PlainText
 
 log = logging.getLogger(__name__)
-
-Count = Annotated[StrictInt, Field(ge=0)]
-# JSON may hold half a character, which no page and no URL can
-PlainText = Annotated[StrictStr, AfterValidator(lambda text: text.encode(errors="replace").decode())]
-Ids = list[PlainText | None]
-#: The figures of a bill, or of what jobs used, by name.
-Figures = dict[PlainText, PlainText | StrictInt | StrictFloat | None]
-
-
-class PageXCom(BaseModel):
-    """The XCom ``rungen_page``: see `page_record`."""
-
-    connection: PlainText = ""
-    app: PlainText = ""
-    destination: PlainText = ""
-    results: PlainText = ""
-    key: list[PlainText] = []
-    waits: bool = True
-    rows: Count = 0
-    skipped: Count = 0
-    refused: Count = 0
-    reused: Count = 0
-    new_ledger: PlainText = ""
-    jobs: Ids | None = None
-
-
-class Failure(BaseModel):
-    """An entry of the XCom ``failed``."""
-
-    index: Count
-    job_id: PlainText | None = None
-    error: PlainText = ""
-
 
 # The XComs that pages read: the most bytes of each, and its type. An id of a job takes 40 bytes.
 _KINDS: Mapping[str, tuple[int, Any]] = {
@@ -86,21 +46,11 @@ _JSON = ("[", "{", '"')
 _OBJECT_STORAGE = "airflow.providers.common.io.xcom.backend"
 
 _model: Any = XComModel
-_place = (_model.dag_id, _model.run_id, _model.task_id, _model.map_index)
 # not JSON, which SQLAlchemy parses whatever it is
 _text = cast(_model.value, Text)
 _size = func.coalesce(func.length(_text), 0)
 # what is too large does not leave the database
 _value = case((_size <= case(LIMITS, value=_model.key), _text), else_=null())
-
-
-class Place(NamedTuple):
-    """Where a task is."""
-
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int
 
 
 class StoredXCom(NamedTuple):
@@ -112,10 +62,6 @@ class StoredXCom(NamedTuple):
     text: str | None
 
 
-class TooLargeError(Exception):
-    """A value is larger than a page needs."""
-
-
 def uses_files() -> bool:
     """Return whether XComs may be in files, or wherever else the XCom backend has them."""
     return _backend() is not BaseXCom
@@ -125,23 +71,28 @@ def _backend() -> Any:
     return conf.getimport("core", "xcom_backend")
 
 
-def version(session: Any, place: Place) -> Any:
-    """Return what changes with each push of a task."""
-    query = select(_model.key, _model.timestamp).where(*_at(place)).order_by(_model.key)
-    return tuple(map(tuple, session.execute(query)))
+def version(session: Any, place: Mapping[str, Any]) -> Any:
+    """
+    Return what changes with each push of a task.
+
+    :param place: its DAG, run, id and map index, as columns.
+    """
+    return tuple(map(tuple, _select(session, place, _model.key, _model.timestamp)))
 
 
-def find(session: Any, place: Place) -> list[StoredXCom]:
+def find(session: Any, place: Mapping[str, Any]) -> list[StoredXCom]:
     """Return the XComs of a task that pages need."""
-    query = select(_model.key, _size, _value).where(*_at(place)).order_by(_model.key)
-    return [StoredXCom(*row) for row in session.execute(query)]
+    return [StoredXCom(*row) for row in _select(session, place, _model.key, _size, _value)]
+
+
+def _select(session: Any, place: Mapping[str, Any], *columns: Any) -> Any:
+    query = select(*columns).where(_model.key.in_(LIMITS)).order_by(_model.key)
+    return session.execute(query.where(*(getattr(_model, name) == value for name, value in place.items())))
 
 
 def read(found: Sequence[StoredXCom]) -> list[Any]:
     """Return the values of XComs, each of its type; an error for one that cannot be read."""
-    if uses_files():
-        return run_concurrently(_read_one, found)
-    return list(map(_read_one, found))
+    return run_concurrently(_read_one, found) if uses_files() else list(map(_read_one, found))
 
 
 def _read_one(stored: StoredXCom) -> Any:
@@ -160,43 +111,31 @@ def _read_one(stored: StoredXCom) -> Any:
 
 
 def _through_backend(key: str, value: Any) -> Any:
+    """
+    Return the value that the XCom backend has in a place of its own.
+
+    :raises TooLargeError: it is a file that is larger, once decompressed.
+    """
     backend = _backend()
-    # its own method reads a file whatever its size
-    if backend.deserialize_value.__module__ == _OBJECT_STORAGE:
-        return _of_file(value, LIMITS[key])
-    return backend.deserialize_value(XComResult(key=key, value=value))
-
-
-def _of_file(value: Any, limit: int) -> Any:
-    """
-    Return what a file has, if the value is the path of one that the backend wrote, or else the value.
-
-    :raises TooLargeError: it is larger, once decompressed.
-    """
+    # the method of this one reads a file whatever its size
+    if backend.deserialize_value.__module__ != _OBJECT_STORAGE:
+        return backend.deserialize_value(XComResult(key=key, value=value))
     if not isinstance(value, str) or "://" not in value:
         return value
-    folder = ObjectStoragePath(conf.get("common.io", "xcom_objectstorage_path"))
     path = ObjectStoragePath(value)
+    folder = ObjectStoragePath(conf.get("common.io", "xcom_objectstorage_path"))
     if not path.is_relative_to(folder) or ".." in path.parts:
         return value
     with path.open("rb", compression="infer") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        content = file.read(LIMITS[key] + 1)
+    if len(content) > LIMITS[key]:
         raise TooLargeError
     return parse_bounded(content)
 
 
 def notice(key: str, error: Exception) -> str:
     """Return what a page says of an XCom that it lacks."""
-    match error:
-        case TooLargeError():
-            reason = f"it has more than the {LIMITS[key] >> 10:,} KiB that a page reads"
-        case TooComplexError():
-            reason = "it has more values than a page reads"
-        case _:
-            reason = f"it could not be read ({type(error).__name__})"
+    reason = f"it could not be read ({type(error).__name__})"
+    if isinstance(error, TooLargeError):
+        reason = "it has more than a page reads"
     return f"The XCom {key} is missing: {reason}."
-
-
-def _at(place: Place) -> list[Any]:
-    return [column == value for column, value in zip(_place, place, strict=True)] + [_model.key.in_(LIMITS)]

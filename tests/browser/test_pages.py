@@ -84,9 +84,7 @@ def site(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def progress() -> None:
-    progress = samples.moving().progress
-    assert progress is not None
-    Handler.progress = progress
+    Handler.progress = samples.MOVING
 
 
 @pytest.fixture

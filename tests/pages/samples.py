@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_rungen.client.models import App
+import pendulum
+
+from airflow_provider_rungen.client.models import App, Job, JobStatus
 from airflow_provider_rungen.emulator.png import draw
 from airflow_provider_rungen.pages import render
 from airflow_provider_rungen.pages.describe import find_facts
 from airflow_provider_rungen.pages.models import (
-    AppPage,
-    AppsPage,
-    AppView,
-    ConnectionApps,
     ContactSheet,
     FailureGroup,
-    JobPage,
     JobView,
-    Link,
     OutputFile,
     Pager,
     Progress,
-    Site,
-    TaskEnd,
-    TaskPage,
 )
+from airflow_provider_rungen.plugins.task_record import PageXCom, TaskRecord
+from airflow_provider_rungen.runs.attempt_record import AttemptRecord, End
 
-NOON = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
+NOON = pendulum.datetime(2026, 3, 4, 12)
 THINGS = ("an oak table", "a wicker chair", "a brass lamp", "a wool rug", "a walnut shelf", "a linen sofa")
 SCENES = (
     "on a terrace in the morning",
@@ -89,56 +82,95 @@ def text_job(index: int) -> JobView:
     )
 
 
-def task_page(jobs: Sequence[JobView], **changes: Any) -> TaskPage:
+class SampleUrls:
+    """The addresses of the samples, in one folder."""
+
+    overview = "apps.html"
+
+    def asset(self, name: str) -> str:
+        return name
+
+    def task(self, task: TaskRecord, *below: str) -> str:
+        return {"progress": "progress.json", "apps": "app.html"}.get(below[0], "") if below else "task.html"
+
+    def job(self, task: TaskRecord, job_id: str) -> str:
+        return "job.html"
+
+    def app(self, conn_id: str, app_id: str) -> str:
+        return "app.html"
+
+    def in_airflow(self, task: TaskRecord) -> str:
+        return f"/dags/{task.dag_id}"
+
+
+class HostileUrls(SampleUrls):
+    """Addresses that would run something."""
+
+    def task(self, task: TaskRecord, *below: str) -> str:
+        return "javascript:alert(7)"
+
+    def job(self, task: TaskRecord, job_id: str) -> str:
+        return "javascript:alert(8)"
+
+    def in_airflow(self, task: TaskRecord) -> str:
+        return "javascript:alert(9)"
+
+
+URLS = SampleUrls()
+PAGE = PageXCom(
+    connection="rungen_default", app="flux-schnell", results="s3://bucket/catalog/results.parquet"
+)
+TASK = TaskRecord(
+    dag_id="rungen_catalogue",
+    task_id="take_pictures",
+    run_id="scheduled__2026-03-04T02:00:00+00:00",
+    state="success",
+    operator="RunGenRunTableOperator",
+    page=PAGE,
+    usage={"jobs": 200, "execution_seconds": "492.1", "seconds_per_job": "2.4"},
+    bill={"worker_seconds": "2040.000", "price": "1.10 USD an hour", "cost": "0.62", "currency": "USD"},
+)
+RUNNING = replace(TASK, state="deferred", try_number=2, usage={}, bill={}, page=PageXCom(app="flux-schnell"))
+
+
+def task_page(jobs: Sequence[JobView], task: TaskRecord = TASK, **changes: Any) -> str:
     count = len(jobs)
-    page = TaskPage(
-        dag_id="rungen_catalogue",
-        task_id="take_pictures",
-        run_id="scheduled__2026-03-04T02:00:00+00:00",
-        state="success",
-        operator="RunGenRunTableOperator",
-        app_id="flux-schnell",
-        app_href="app.html",
-        conn_id="rungen_default",
-        progress=Progress(
+    values: dict[str, Any] = {
+        "task": task,
+        "urls": URLS,
+        "progress": Progress(
             total=count,
             completed=sum(job.status == "completed" for job in jobs),
             failed=sum(job.status == "failed" for job in jobs),
         ),
-        jobs=jobs,
-        usage=[("Jobs bought", f"{count}"), ("Execution time", "8 min 12 s"), ("Seconds a job", "2.4")],
-        bill=[("Worker time", "34 min"), ("Rate", "1.10 USD an hour"), ("Cost", "0.62 USD")],
-        files=[Link(label="s3://bucket/catalog/results.parquet")],
-        airflow_href="/dags/rungen_catalogue",
-    )
-    return replace(page, **changes)
+        "jobs": jobs,
+        "pager": None,
+        "failures": (),
+        "failed_attempt": None,
+        "still_billing": (),
+        "row_count": count,
+        "notice": "",
+    }
+    return render.render_template("task.html", **values | changes)
 
 
-def moving() -> TaskPage:
+MOVING = Progress(
+    total=12, completed=7, failed=1, running=3, queued=1, rate=0.27, seconds_left=15, is_moving=True
+)
+
+
+def moving() -> str:
     jobs = [done(index) for index in range(8)]
     jobs += [
         done(index, outputs=0, status="running" if index < 11 else "queued", seconds=None)
         for index in range(8, 12)
     ]
     jobs[3] = failed(3)
-    progress = Progress(
-        total=12, completed=7, failed=1, running=3, queued=1, rate=0.27, seconds_left=15, is_moving=True
-    )
     failures = [FailureGroup(reason="out of memory", count=1, examples=[jobs[3]])]
-    return task_page(
-        jobs,
-        state="deferred",
-        progress=progress,
-        failures=failures,
-        refresh_href="progress.json",
-        try_number=2,
-        usage=(),
-        bill=(),
-        files=(),
-    )
+    return task_page(jobs, RUNNING, progress=MOVING, failures=failures)
 
 
-def large() -> TaskPage:
+def large() -> str:
     jobs = [done(index, reused=index % 3 == 0) for index in range(200)]
     progress = Progress(total=10_000, completed=9_962, failed=38, reused=3_321)
     failures = [
@@ -175,86 +207,76 @@ def hostile_job(index: int = 0) -> JobView:
     )
 
 
-def hostile() -> TaskPage:
+HOSTILE_TASK = TaskRecord(
+    dag_id=HOSTILE,
+    task_id=HOSTILE,
+    run_id=HOSTILE,
+    state=HOSTILE,
+    operator=HOSTILE,
+    page=PageXCom(app=HOSTILE, connection=HOSTILE, results=HOSTILE, destination=HOSTILE),
+    usage={HOSTILE: HOSTILE},
+    bill={HOSTILE: HOSTILE},
+)
+
+
+def hostile() -> str:
     job = hostile_job()
-    words = dict.fromkeys(
-        ("dag_id", "task_id", "run_id", "state", "operator", "app_id", "conn_id", "notice"), HOSTILE
-    )
+    attempt = AttemptRecord(turn=1, nonce="", since=1, end=End.FAILED, error=HOSTILE, hint=HOSTILE)
     return task_page(
         [job, failed(1, "x" * 4000)],
-        end=TaskEnd(
-            error=HOSTILE, hint=HOSTILE, still_billing=[Link(label=HOSTILE, href="javascript:alert(9)")]
-        ),
+        HOSTILE_TASK,
+        urls=HostileUrls(),
+        failed_attempt=attempt,
+        still_billing=[HOSTILE],
         failures=[FailureGroup(reason=HOSTILE, count=1, examples=[job])],
-        usage=[(HOSTILE, HOSTILE)],
-        bill=[(HOSTILE, HOSTILE)],
-        files=[Link(label=HOSTILE, href="javascript:alert(6)")],
-        airflow_href="javascript:alert(7)",
-        refresh_href="javascript:alert(8)",
-        **words,
+        notice=HOSTILE,
     )
 
 
-def job_page(**changes: Any) -> JobPage:
-    page = JobPage(
-        job=done(7),
-        app_id="flux-schnell",
-        app_href="app.html",
-        conn_id="rungen_default",
-        created_at=NOON,
-        result_text=json.dumps({"images": [{"image": "s3://bucket/catalog/15df/0-image.png"}]}, indent=2),
-        task=Link(label="take_pictures", href="task.html"),
-    )
-    return replace(page, **changes)
+def job_page(job: JobView, result: Any = None, **changes: Any) -> str:
+    values: dict[str, Any] = {
+        "task": TASK,
+        "urls": URLS,
+        "job": job,
+        "live": Job(id=job.job_id, app_id="flux-schnell", status=JobStatus.COMPLETED, created_at=NOON),
+        "pager": None,
+        "result": result,
+        "notice": "",
+    }
+    return render.render_template("job.html", **values | changes)
 
 
-def failed_job_page() -> JobPage:
-    return job_page(
-        job=failed(7),
-        result_text="",
-        advice="Use a smaller height and width, or an app with a larger GPU.",
-    )
-
-
-def app(index: int = 0, *, workers: int = 2, status: str = "RUNNING", **counts: int) -> AppView:
-    return AppView(
-        app=App(
-            id=("flux-schnell", "llama-3-8b", "whisper-large", "sdxl-lora")[index % 4],
-            name=("Catalog pictures", "Descriptions", "", "Campaign")[index % 4],
-            description="FLUX Schnell with the studio's LoRA.",
-            status=status,
-            configuration={"active_workers": workers},
-            jobs={"completed": 10_482, "failed": 38, "in_progress": 2, "in_queue": 417, "retried": 3},
-            workers=counts,
-        ),
-        is_billed=bool(workers),
-        gpu_tier="PERFORMANCE",
-        href="app.html",
+def app(index: int = 0, *, workers: int = 2, status: str = "RUNNING", **counts: int) -> App:
+    return App(
+        id=("flux-schnell", "llama-3-8b", "whisper-large", "sdxl-lora")[index % 4],
+        name=("Catalog pictures", "Descriptions", "", "Campaign")[index % 4],
+        description="FLUX Schnell with the studio's LoRA.",
+        status=status,
+        configuration={"active_workers": workers, "gpu_tier": "PERFORMANCE"},
+        jobs={"completed": 10_482, "failed": 38, "in_progress": 2, "in_queue": 417, "retried": 3},
+        workers=counts,
     )
 
 
-def app_page() -> AppPage:
-    return AppPage(
-        app=app(ready=1, running=1, initializing=0),
-        conn_id="rungen_default",
-    )
+def app_page() -> str:
+    shown = app(ready=1, running=1, initializing=0)
+    return render.render_template("app.html", urls=URLS, app=shown, conn_id="rungen_default", notice="")
 
 
-def apps_page() -> AppsPage:
-    views = [
+def apps_page() -> str:
+    apps = [
         app(0, ready=1, running=1),
         app(1, workers=1, status="INITIALIZING", initializing=1, ready=0),
         app(2, workers=0, status="STOPPED"),
         app(3, workers=0, status="STOPPED"),
     ]
-    notice = "RunGen did not answer within 5 s. Reload the page to try again."
-    return AppsPage(
-        connections=[
-            ConnectionApps(conn_id="rungen_default", apps=views),
-            ConnectionApps(conn_id="rungen_marketing", notice=notice),
-            ConnectionApps(conn_id="rungen_test"),
-        ]
-    )
+    notice = "RunGen did not answer in time, so that live figures are missing."
+    connections: list[dict[str, Any]] = [
+        {"conn_id": "rungen_default", "apps": apps, "notice": ""},
+        {"conn_id": "rungen_marketing", "apps": [], "notice": notice},
+        {"conn_id": "rungen_test", "apps": [], "notice": ""},
+    ]
+    return render.render_template("apps.html", urls=URLS, connections=connections)
 
 
 def contact_sheet() -> ContactSheet:
@@ -276,7 +298,7 @@ def contact_sheet() -> ContactSheet:
     )
 
 
-def mixed() -> TaskPage:
+def mixed() -> str:
     sound = OutputFile(name="0-speech.mp3", href="files/0.mp3", kind="audio", size=88_000)
     report = OutputFile(name="1-report.pdf", href="files/1.pdf", size=1_250_000)
     return task_page([text_job(0), replace(text_job(1), outputs=[sound, report]), failed(2), text_job(3)])
@@ -284,28 +306,20 @@ def mixed() -> TaskPage:
 
 def pages() -> Mapping[str, Callable[[], str]]:
     """Return what makes the HTML of each sample, by name."""
-    site = Site(apps_href="apps.html")
-    tasks: dict[str, TaskPage] = {
-        "task": moving(),
-        "large": large(),
-        "empty": task_page(
-            [], progress=Progress(total=0, is_moving=True), state="running", usage=(), bill=(), files=()
-        ),
-        "texts": mixed(),
-        "hostile": hostile(),
-        "down": task_page(
-            [], notice="The store s3://bucket/catalog does not answer. Reload the page to try again."
-        ),
-    }
+    result = {"images": [{"image": "s3://bucket/catalog/15df/0-image.png"}]}
+    down = "The store s3://bucket/catalog does not answer. Reload the page to try again."
     return {
-        **{name: (lambda page=page: render.render(page, site)) for name, page in tasks.items()},  # type: ignore[misc]
-        "job": lambda: render.render(job_page(), site),
-        "job_failed": lambda: render.render(failed_job_page(), site),
-        "job_hostile": lambda: render.render(
-            job_page(job=hostile_job(), advice=HOSTILE, result_text=HOSTILE), site
-        ),
-        "app": lambda: render.render(app_page(), site),
-        "apps": lambda: render.render(apps_page(), site),
+        "task": moving,
+        "large": large,
+        "empty": lambda: task_page([], RUNNING, progress=Progress(total=0, is_moving=True)),
+        "texts": mixed,
+        "hostile": hostile,
+        "down": lambda: task_page([], notice=down),
+        "job": lambda: job_page(done(7), result),
+        "job_failed": lambda: job_page(failed(7)),
+        "job_hostile": lambda: job_page(hostile_job(), HOSTILE, task=HOSTILE_TASK, urls=HostileUrls()),
+        "app": app_page,
+        "apps": apps_page,
         "contact_sheet": lambda: render.render(contact_sheet()),
     }
 

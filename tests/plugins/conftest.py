@@ -311,7 +311,7 @@ def submit(*inputs: dict[str, Any]) -> list[str]:
 @pytest.fixture(autouse=True)
 def _no_cached_answers() -> Iterator[None]:
     """Forget what an earlier test asked the service for, and read."""
-    from airflow_provider_rungen.plugins.bounded import CACHE
+    from airflow_provider_rungen.plugins.limits import CACHE
 
     CACHE.clear()
     yield

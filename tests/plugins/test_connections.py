@@ -14,7 +14,7 @@ from conftest import APP, SOON
 
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.operators import RunGenRunJobOperator
-from airflow_provider_rungen.plugins import connections
+from airflow_provider_rungen.plugins import database
 from plugins.conftest import World, submit
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
@@ -30,7 +30,7 @@ def add_connection(world: World) -> Any:
     added = []
 
     def add(conn_id: str, **fields: Any) -> None:
-        known = connections.get_connection("rungen_default")
+        known = database.get_connection("rungen_default")
         same = {
             name: getattr(known, name)
             for name in ("conn_type", "host", "port", "schema", "password", "extra")

@@ -121,7 +121,8 @@ def test_a_store_that_hangs_holds_up_no_other_user_and_no_other_store(
 
 def test_a_file_that_hangs_is_closed_without_waiting_for_it(hanging: HangingStore) -> None:
     """The event loop closes it, and a file that is being read may wait for that to end."""
-    from airflow_provider_rungen.plugins.stored import OpenFile, StoredFile, StoredOutputs
+    from airflow_provider_rungen.plugins.files import OpenFile
+    from airflow_provider_rungen.plugins.stored import StoredFile
 
     closed = threading.Event()
 
@@ -132,8 +133,7 @@ def test_a_file_that_hangs_is_closed_without_waiting_for_it(hanging: HangingStor
             closed.set()
 
     hanging.opened = HangingFile(b"x" * 1000)
-    outputs = StoredOutputs("memory://hangs@bucket/x", APP, SOON)
-    file = OpenFile(outputs.storage, "j", StoredFile("a.txt", 1000, "text/plain"))
+    file = OpenFile("memory://hangs@bucket/x", "j", StoredFile("a.txt", 1000, "text/plain"))
     assert file.read()
     file.close()
     assert not closed.is_set()

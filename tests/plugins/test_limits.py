@@ -18,12 +18,20 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.pages.models import JobView
-from airflow_provider_rungen.plugins import airflow_data, task_pages, xcoms
-from airflow_provider_rungen.plugins.bounded import MAX_VALUES, Cache, TooComplexError, parse_bounded
+from airflow_provider_rungen.plugins import database, views, xcoms
 from airflow_provider_rungen.plugins.gather import Gathering
-from airflow_provider_rungen.plugins.stored import StoredOutputs
+from airflow_provider_rungen.plugins.limits import (
+    MAX_VALUES,
+    Cache,
+    Kind,
+    TooLargeError,
+    TooSlowError,
+    charge,
+    parse_bounded,
+    run_within,
+)
+from airflow_provider_rungen.plugins.stored import read_manifests
 from airflow_provider_rungen.plugins.task_record import TaskRecord
-from airflow_provider_rungen.plugins.threads import Kind, TooSlowError, charge, run_within
 from airflow_provider_rungen.plugins.urls import Urls
 from airflow_provider_rungen.plugins.views import job_view
 from plugins.conftest import World, links
@@ -67,7 +75,7 @@ def save_jobs(world: World, ids: list[str], **more: Any) -> str:
 @pytest.mark.parametrize("key", ["rungen_page", "job_ids", "job_id", "failed", "usage", "bill"])
 def test_only_what_a_page_needs_and_can_hold_leaves_the_database(world: World, key: str) -> None:
     path = save_jobs(world, ["a"], **{key: LARGE}, return_value=LARGE, rungen_log=LARGE)
-    place = xcoms.Place(world.ti.dag_id, world.ti.run_id, world.ti.task_id, -1)
+    place = {"dag_id": world.ti.dag_id, "run_id": world.ti.run_id, "task_id": world.ti.task_id}
     with create_session() as session:
         found = xcoms.find(session, place)
     assert key in [stored.key for stored in found]
@@ -120,7 +128,7 @@ def test_json_of_many_values_is_not_parsed() -> None:
     few = f"[{'0,' * (MAX_VALUES - 1)}0]"
     assert len(parse_bounded(few)) == len(parse_bounded(few.encode())) == MAX_VALUES
     for text in (f"[{few}]", f"[{few}]".encode(), BOMB):
-        with pytest.raises(TooComplexError):
+        with pytest.raises(TooLargeError):
             parse_bounded(text)
 
 
@@ -129,14 +137,14 @@ def test_an_xcom_of_many_values_is_not_parsed(world: World, request: pytest.Fixt
     parsed = request.getfixturevalue("parsed")
     for each in (path, f"{path}/jobs/j/files/0"):
         assert world.get(each).status_code in (200, 404)
-    assert "The XCom job_ids is missing: it has more values" in world.get(path).text
+    assert "The XCom job_ids is missing: it has more than a page reads" in world.get(path).text
     assert max(parsed) < 100_000
 
 
 def test_json_in_the_text_of_an_xcom_is_not_parsed_either() -> None:
     escaped = json.dumps(BOMB).replace("[", "\\u005b").replace(",", "\\u002c")
     [error] = xcoms.read([xcoms.StoredXCom("job_ids", 1, escaped)])
-    assert isinstance(error, TooComplexError)
+    assert isinstance(error, TooLargeError)
 
 
 def test_a_manifest_of_many_values_is_not_parsed(world: World, request: pytest.FixtureRequest) -> None:
@@ -170,16 +178,16 @@ def test_the_manifests_of_a_page_are_bounded_together(tmp_path: Path, parsed: li
     for job_id in ids:
         store(tmp_path, job_id, result=result)
     parsed.clear()
-    found = StoredOutputs(tmp_path.as_uri(), APP, 60).manifests(ids)
+    found = read_manifests(tmp_path.as_uri(), APP, ids, 60)
     shown = [job_id for job_id, manifest in found.items() if manifest is not None]
     assert 0 < len(shown) < 10
     assert len(found) == 30, "the others are too large for the page"
     assert sum(parsed) < 30 * len(result) / 5
     # on a page of its own it is shown
-    assert StoredOutputs(tmp_path.as_uri(), APP, 60).manifests(["job-29"])["job-29"] is not None
+    assert read_manifests(tmp_path.as_uri(), APP, ["job-29"], 60)["job-29"] is not None
     parsed.clear()
     with pytest.raises(TooSlowError):
-        StoredOutputs(tmp_path.as_uri(), APP, -1).manifests(ids)
+        read_manifests(tmp_path.as_uri(), APP, ids, -1)
     assert parsed == []
 
 
@@ -228,7 +236,7 @@ def test_a_page_of_large_texts_does_not_hold_up_the_event_loop(world: World) -> 
     for job_id in ids:
         store(world.folder, job_id, outputs=0, input={"prompt": "a fox", "document": text}, result=result)
     save_jobs(world, ids)
-    task = airflow_data.find_task(world.ti.dag_id, world.ti.run_id, world.ti.task_id, -1)
+    task = database.find_task(world.ti.dag_id, world.ti.run_id, world.ti.task_id, -1)
     assert task is not None
     gaps: list[float] = []
 
@@ -240,26 +248,26 @@ def test_a_page_of_large_texts_does_not_hold_up_the_event_loop(world: World) -> 
 
     async def make() -> Any:
         ticking = asyncio.create_task(tick())
-        page = await task_pages.task_page(Gathering(task, may_ask=True), Urls("/rungen"), 1)
+        page = await views.task_page(Gathering(task, user=None), Urls("/rungen"), 1)
         ticking.cancel()
         return page
 
     page = asyncio.run(make())
-    assert len(page.jobs) == 100
-    assert all(job.text.startswith("It was dark") and job.input is None for job in page.jobs)
+    assert len(page["jobs"]) == 100
+    assert all(job.text.startswith("It was dark") and job.input is None for job in page["jobs"])
     assert max(gaps) < 0.2
 
 
 @pytest.mark.parametrize("length", [0, 3900, 7900, 7950, 7990, 8100])
-@pytest.mark.parametrize("is_whole", [False, True])
-def test_a_text_that_is_cut_has_no_signed_url(length: int, is_whole: bool) -> None:
+@pytest.mark.parametrize("page", [None, 1])
+def test_a_text_that_is_cut_has_no_signed_url(length: int, page: int | None) -> None:
     text = ("word " * 2000)[:length] + f" {SIGNED} https://user:SECRET@example.org/ " + "word " * 1000
     view = job_view(
         JobView(index=0, status="completed", job_id="j"),
         task=TaskRecord(dag_id="d", run_id="r", task_id="t", state="success"),
         urls=Urls("/rungen"),
         manifest=Manifest({}, True, 0, status="COMPLETED", input={"prompt": text}, result={"text": text}),
-        is_whole=is_whole,
+        page=page,
     )
     assert view.text is not None
     assert len(view.text) <= 4000

@@ -9,7 +9,7 @@ import pytest
 from conftest import APP
 from sqlalchemy.exc import OperationalError
 
-from airflow_provider_rungen.plugins import airflow_data
+from airflow_provider_rungen.plugins import database
 from plugins.conftest import World
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
@@ -28,7 +28,7 @@ def test_a_database_out_of_order_gives_a_notice(world: World, monkeypatch: pytes
     def fail() -> Any:
         raise OperationalError("SELECT secret", {}, Exception("gone"))
 
-    monkeypatch.setattr(airflow_data, "create_session", fail)
+    monkeypatch.setattr(database, "create_session", fail)
     answer = world.get(path)
     assert answer.status_code == 503
     assert "SELECT" not in answer.text

@@ -136,7 +136,7 @@ def test_progress_moves_while_the_task_is_deferred(world: World, count: int) -> 
     with RunGenHook() as hook:
         for job_id in ids[:3]:
             hook.cancel_job(job_id=job_id)
-    from airflow_provider_rungen.plugins.bounded import CACHE
+    from airflow_provider_rungen.plugins.limits import CACHE
 
     CACHE.clear()
     after = world.get(html.unescape(address).removeprefix("/rungen")).json()

@@ -10,12 +10,11 @@ from conftest import APP
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.pages.models import JobView
-from airflow_provider_rungen.plugins import headers
+from airflow_provider_rungen.plugins.files import disposition
 from airflow_provider_rungen.plugins.rows import pushed_rows
-from airflow_provider_rungen.plugins.task_record import TaskRecord
+from airflow_provider_rungen.plugins.task_record import Failure, PageXCom, TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
-from airflow_provider_rungen.plugins.views import figures, job_view
-from airflow_provider_rungen.plugins.xcoms import Failure, PageXCom
+from airflow_provider_rungen.plugins.views import job_view
 
 
 def record(state: str = "success", **xcoms: Any) -> TaskRecord:
@@ -58,19 +57,15 @@ def test_rows_are_counted_beyond_the_page() -> None:
 def test_a_completed_job_whose_result_is_of_no_use_has_failed() -> None:
     row = JobView(index=0, status="failed", job_id="j", error="the schema does not fit")
     live = Job(id="j", app_id=APP, status=JobStatus.COMPLETED)
-    view = job_view(row, task=record(), urls=Urls("/rungen"), live=live)
+    view = job_view(row, task=record(), urls=Urls("/rungen"), answer=live)
     assert (view.status, view.error) == ("failed", "the schema does not fit")
     canceled = replace(live, status=JobStatus.CANCELED)
-    assert job_view(row, task=record(), urls=Urls("/rungen"), live=canceled).status == "canceled"
-
-
-def test_a_bill_is_readable() -> None:
-    assert figures({"worker_seconds": "21.329", "down_at": None}) == [("Worker seconds", "21.329")]
+    assert job_view(row, task=record(), urls=Urls("/rungen"), answer=canceled).status == "canceled"
 
 
 @pytest.mark.parametrize("name", ['a".png', "a\r\nX: 1.png", "ä.png", "\ud800.png"])
 def test_the_name_of_a_file_cannot_add_a_header(name: str) -> None:
-    disposition = headers.of_file(name, "image/png", is_inline=True, size=1, part=None)["Content-Disposition"]
-    assert disposition.isascii()
-    assert disposition.isprintable()
-    assert disposition.count('"') == 2
+    header = disposition(name, "inline")
+    assert header.isascii()
+    assert header.isprintable()
+    assert header.count('"') == 2
