@@ -1,24 +1,72 @@
-"""The URLs that the connection gives for apps and jobs."""
+"""Where links lead: to a page of the plugin, or to what the connection names."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
 
-from airflow_provider_rungen.client.codec import path_segment
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_0_PLUS
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.settings import Settings
 
-
-def app_url(settings: Settings, app_id: str) -> str:
-    """Return the URL of an app by the connection's ``app_url``; empty without one."""
-    return (settings.app_url or "").replace("{app_id}", path_segment(app_id))
+#: Where the plugin is mounted, below Airflow's own address.
+PREFIX = "/rungen"
 
 
-def job_url(settings: Settings, app_id: str, job_id: str) -> str:
-    """Return the URL of a job by the connection's ``job_url``; empty without one."""
-    return (
-        (settings.job_url or "")
-        .replace("{app_id}", path_segment(app_id))
-        .replace("{job_id}", path_segment(job_id, "job_id"))
-    )
+def are_pages_enabled() -> bool:
+    """Return whether this Airflow can have the pages, and ``[rungen] pages`` does not turn them off."""
+    if not AIRFLOW_V_3_0_PLUS:
+        return False
+    # that of the core, which every component has read: the SDK's reads the providers first
+    from airflow.configuration import conf
+
+    return bool(conf.getboolean("rungen", "pages", fallback=True))
+
+
+def page_url(ti: Any, *below: str) -> str:
+    """
+    Return the URL of the page of a task, relative to Airflow's host; empty where there are no pages.
+
+    :param ti: the task instance.
+    :param below: a page below it, such as ``"jobs"`` and an id.
+    """
+    if not are_pages_enabled():
+        return ""
+    map_index = -1 if ti.map_index is None else ti.map_index
+    return mount_path() + task_path(ti.dag_id, ti.run_id, ti.task_id, map_index) + path(*below)
+
+
+def app_url(ti: Any, settings: Settings, app_id: str) -> str:
+    """Return the URL of an app by the connection's ``app_url``; without one, of its page."""
+    return _fill(settings.app_url, app_id=app_id) or page_url(ti, "apps", app_id)
+
+
+def job_url(ti: Any, settings: Settings, app_id: str, job_id: str) -> str:
+    """Return the URL of a job by the connection's ``job_url``; without one, of its page."""
+    return _fill(settings.job_url, app_id=app_id, job_id=job_id) or page_url(ti, "jobs", job_id)
+
+
+def _fill(pattern: str | None, **ids: str) -> str:
+    from airflow_provider_rungen.client.codec import path_segment
+
+    url = pattern or ""
+    for name, value in ids.items():
+        url = url.replace(f"{{{name}}}", path_segment(value, name))
+    return url
+
+
+def mount_path() -> str:
+    """Return the path of the plugin on Airflow's host: ``[api] base_url`` may have a path of its own."""
+    from airflow.configuration import conf
+
+    return urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/") + PREFIX
+
+
+def task_path(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """Return the path of the page of a task, below the plugin."""
+    return path("dags", dag_id, "runs", run_id, "tasks", task_id, str(map_index))
+
+
+def path(*segments: str) -> str:
+    return "".join(f"/{quote(segment, safe='')}" for segment in segments)

@@ -6,15 +6,12 @@ Every component of Airflow imports this module. The pages themselves are importe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
 from airflow_provider_rungen._airflow import AIRFLOW_V_3_4_PLUS
-from airflow_provider_rungen.links.pages import PREFIX, are_pages_enabled, mount_path
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+from airflow_provider_rungen.links.urls import PREFIX, are_pages_enabled, mount_path
 
 # Airflow's names for the classes whose tasks have a page.
 OPERATORS = (
@@ -41,12 +38,7 @@ class LazyApp:
 
     _app: Any = None
 
-    async def __call__(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self._app is None:
             # in a thread: the imports take a second
             from asyncio import to_thread

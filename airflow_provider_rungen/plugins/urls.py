@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from airflow_provider_rungen import __version__
-from airflow_provider_rungen.links.pages import PREFIX, path, task_path
+from airflow_provider_rungen.links.urls import PREFIX, path, task_path
 from airflow_provider_rungen.plugins.rows import PAGE_SIZE
 from airflow_provider_rungen.plugins.task_record import TaskRecord
 

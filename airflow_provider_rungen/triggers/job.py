@@ -30,8 +30,7 @@ from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS, PA
 from airflow_provider_rungen.execution.task.usage import USAGE_KEY, Usage
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
-from airflow_provider_rungen.links.pages import are_pages_enabled, page_url
-from airflow_provider_rungen.links.urls import app_url, job_url
+from airflow_provider_rungen.links.urls import app_url, are_pages_enabled, job_url, page_url
 from airflow_provider_rungen.triggers import base
 from airflow_provider_rungen.triggers.base import RunGenBaseTrigger, ask_airflow
 from airflow_provider_rungen.triggers.watcher import shared_poller
@@ -192,10 +191,10 @@ class RunGenJobTrigger(RunGenBaseTrigger):
         ti: Any = self.task_instance
         links = {
             RunGenResultsLink.key: page_url(ti),
-            RunGenAppLink.key: app_url(settings, app_id) or page_url(ti, "apps", app_id),
+            RunGenAppLink.key: app_url(ti, settings, app_id),
         }
         for job_id in job_ids[:1]:
-            links[RunGenJobLink.key] = job_url(settings, app_id, job_id) or page_url(ti, "jobs", job_id)
+            links[RunGenJobLink.key] = job_url(ti, settings, app_id, job_id)
         record = {"connection": self.rungen_conn_id, "app": app_id, "jobs": job_ids[:MAX_PAGE_JOBS]}
         page = {PAGE_KEY: record} if are_pages_enabled() else {}
         return {key: url for key, url in links.items() if url} | page

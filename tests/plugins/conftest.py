@@ -23,7 +23,7 @@ from airflow_provider_rungen.execution.jobs.log_home import token_of
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
 from airflow_provider_rungen.hooks import RunGenHook
-from airflow_provider_rungen.links.pages import are_pages_enabled, task_path
+from airflow_provider_rungen.links.urls import are_pages_enabled, task_path
 from airflow_provider_rungen.runs.attempt_record import AttemptRecord
 from airflow_provider_rungen.runs.jobs import Jobs
 from airflow_provider_rungen.runs.log import RunLog

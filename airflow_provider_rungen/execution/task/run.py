@@ -17,8 +17,7 @@ from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS, PA
 from airflow_provider_rungen.execution.task.usage import UsageReport
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.links import RunGenAppLink, RunGenJobLink, RunGenResultsLink
-from airflow_provider_rungen.links.pages import page_url
-from airflow_provider_rungen.links.urls import app_url, job_url
+from airflow_provider_rungen.links.urls import app_url, job_url, page_url
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -138,15 +137,15 @@ class TaskRun(Generic[Options]):
     def link_to(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
         """Push the links to the page of the task, to the app, and to the first job."""
         self.note_app(app_id, job_ids)
-        self._push_link(RunGenAppLink.key, app_url(self.hook.settings, app_id), "apps", app_id)
-        self._push_link(RunGenResultsLink.key, "")
+        self._push_link(RunGenAppLink.key, app_url(self.ti, self.hook.settings, app_id))
+        self._push_link(RunGenResultsLink.key, page_url(self.ti))
         self.push_page(app_id, job_ids[:MAX_PAGE_JOBS])
         for job_id in job_ids[:1]:
             self.link_to_job(app_id, job_id)
 
     def link_to_job(self, app_id: str, job_id: str) -> None:
         """Push the link to a job."""
-        self._push_link(RunGenJobLink.key, job_url(self.hook.settings, app_id, job_id), "jobs", job_id)
+        self._push_link(RunGenJobLink.key, job_url(self.ti, self.hook.settings, app_id, job_id))
 
     def push_page(self, app_id: str, job_ids: Sequence[str] = ()) -> None:
         """Push what the task is about: see `page_record`."""
@@ -159,9 +158,8 @@ class TaskRun(Generic[Options]):
         """Return what else the page of the task has to know; see `page_record`."""
         return {}
 
-    def _push_link(self, key: str, url: str, *below: str) -> None:
-        """Push a link to a URL, or if that is empty, to a page of the plugin, where there is one."""
-        url = url or page_url(self.ti, *below)
+    def _push_link(self, key: str, url: str) -> None:
+        """Push a link, if there is anything to lead to."""
         if not url:
             return
         self.links = self.links | {key: url}
