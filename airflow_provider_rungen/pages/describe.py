@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from airflow_provider_rungen.client.models import App
+from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.pages.models import FAILED, Facts, FailureGroup, JobView
 
@@ -33,17 +34,17 @@ _FACTS = (
 )
 
 
-def find_prompt(input: Any, limit: int = MAX_TEXT) -> str:
-    """Return what the model was asked, or nothing if the input does not have it. It is cut to a limit."""
+def find_prompt(input: Any) -> str:
+    """Return what the model was asked, redacted and cut, or nothing if the input does not have it."""
     if not isinstance(input, Mapping):
         return ""
     for name in _PROMPTS:
         if isinstance(value := input.get(name), str) and value.strip():
-            return cut(value.strip(), limit)
+            return _excerpt(value.strip())
     messages = input.get("messages")
     if isinstance(messages, list) and messages and isinstance(messages[-1], Mapping):
         content = messages[-1].get("content")
-        return cut(content.strip(), limit) if isinstance(content, str) else ""
+        return _excerpt(content.strip()) if isinstance(content, str) else ""
     return ""
 
 
@@ -61,11 +62,11 @@ def find_facts(input: Any) -> Facts:
     return list(facts.items())
 
 
-def find_text(result: Any, limit: int = MAX_TEXT) -> str | None:
-    """Return the text of a result, or ``None`` if it is not text. It is cut to a limit."""
+def find_text(result: Any) -> str | None:
+    """Return the text of a result, redacted and cut, or ``None`` if it is not text."""
     for _ in range(_MAX_DEPTH):
         if isinstance(result, str):
-            return cut(result, limit)
+            return _excerpt(result)
         if isinstance(result, list):
             # a model that could give several answers gave one
             result = result[0] if len(result) == 1 else None
@@ -80,13 +81,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _excerpt(text: str) -> str:
+    # it takes time to redact a text, and a URL that is cut can no longer be redacted
+    text = redact(text, most=2 * MAX_TEXT)
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
 def shown_text(text: Any, limit: int = 1000) -> str:
     """Return an untrusted text as a page may show it: without secrets, and cut."""
     return clean_text(str(text), limit)
-
-
-def cut(text: str, limit: int = MAX_TEXT) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def failure_reason(job: JobView) -> str:

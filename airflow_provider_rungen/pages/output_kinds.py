@@ -8,6 +8,7 @@ is unknown is a download.
 
 from __future__ import annotations
 
+import re
 from typing import cast
 
 from airflow_provider_rungen.pages.models import OutputKind
@@ -33,23 +34,25 @@ _TYPES = {
     "webm": "video/webm",
     "txt": _TEXT,
 }
-_SIGNATURES = (
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF87a", "image/gif"),
-    (b"GIF89a", "image/gif"),
-    (b"OggS", "audio/ogg"),
-    (b"fLaC", "audio/flac"),
-    (b"ID3", "audio/mpeg"),
-    (b"\x1aE\xdf\xa3", "video/webm"),
-)
-# What follows the first eight bytes of containers.
-_RIFF = {b"WEBP": "image/webp", b"WAVE": "audio/wav"}
-_ISO_BRANDS = {
-    **dict.fromkeys((b"avif", b"avis"), "image/avif"),
-    **dict.fromkeys((b"M4A ", b"M4B "), "audio/mp4"),
-    **dict.fromkeys((b"heic", b"heix", b"qt  "), ""),
-}
+# What files of these types begin with. The brand of an ISO container follows "ftyp".
+_SIGNATURES = [
+    (re.compile(pattern, re.DOTALL), media_type)
+    for pattern, media_type in (
+        (rb"\x89PNG\r\n\x1a\n", "image/png"),
+        (rb"\xff\xd8\xff", "image/jpeg"),
+        (rb"GIF8[79]a", "image/gif"),
+        (rb"RIFF.{4}WEBP", "image/webp"),
+        (rb"RIFF.{4}WAVE", "audio/wav"),
+        (rb"OggS", "audio/ogg"),
+        (rb"fLaC", "audio/flac"),
+        # with a tag, or a frame header of layer 3
+        (rb"ID3|\xff[\xe2\xe3\xea\xeb\xf2\xf3\xfa\xfb][^\xf0-\xff]", "audio/mpeg"),
+        (rb"\x1aE\xdf\xa3", "video/webm"),
+        (rb".{4}ftyp(avi[fs]|(mif1|miaf|msf1).{4,48}avif)", "image/avif"),
+        (rb".{4}ftypM4[AB] ", "audio/mp4"),
+        (rb".{4}ftyp(?!mif1|miaf|msf1|heic|heix|qt  )", "video/mp4"),
+    )
+]
 
 
 def detect(head: bytes, claimed_type: str = "", *, is_whole: bool = True) -> tuple[OutputKind, str]:
@@ -60,7 +63,8 @@ def detect(head: bytes, claimed_type: str = "", *, is_whole: bool = True) -> tup
     :param claimed_type: what the host or the manifest calls it. Only plain text needs the claim.
     :param is_whole: whether ``head`` is the whole file, so that a cut character at its end is an error.
     """
-    media_type = _sniff(head)
+    found = (media_type for signature, media_type in _SIGNATURES if signature.match(head))
+    media_type = next(found, "")
     if not media_type and _base_type(claimed_type) == _TEXT and _is_text(head, is_whole=is_whole):
         media_type = _TEXT
     return _kind(media_type), media_type or _DOWNLOAD
@@ -86,24 +90,6 @@ def _kind(media_type: str) -> OutputKind:
 
 def _base_type(media_type: str) -> str:
     return media_type.partition(";")[0].strip().lower()
-
-
-def _sniff(head: bytes) -> str:
-    """Return the content type that the first bytes prove, or nothing."""
-    for signature, media_type in _SIGNATURES:
-        if head.startswith(signature):
-            return media_type
-    brand = head[8:12]
-    if head[:4] == b"RIFF":
-        return _RIFF.get(brand, "")
-    if head[4:8] == b"ftyp":
-        if brand in (b"mif1", b"miaf", b"msf1"):
-            return "image/avif" if b"avif" in head[16:64] else ""
-        return _ISO_BRANDS.get(brand, "video/mp4")
-    # MPEG audio without a tag: a frame header of layer 3
-    if len(head) > 2 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2 and head[2] & 0xF0 != 0xF0:
-        return "audio/mpeg"
-    return ""
 
 
 def _is_text(head: bytes, *, is_whole: bool) -> bool:

@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 ASSETS = ("style.css", "page.js")
 # What a browser takes for a scheme; it ignores control characters and spaces in it.
 _SCHEME = re.compile(r"[^/?#]*:")
-_TONES = {
-    "good": ("completed", "success", "ready", "done"),
-    "bad": ("failed", "refused", "upstream_failed", "unhealthy", "error"),
-    "busy": ("deferred", "initializing", "up_for_retry", "restarting", "throttled"),
-}
-_TONE_OF = {word: tone for tone, words in _TONES.items() for word in words}
 
 
 def render(page: ContactSheet) -> str:
@@ -92,7 +86,6 @@ def _environment() -> Environment:
         safe_href=safe_href,
         shown=shown_text,
         size=format_bytes,
-        tone=tone,
     )
     environment.tests["billed"] = is_billed
     # the package's own text, which holds no markup
@@ -108,15 +101,6 @@ def safe_href(href: str) -> str:
     if _SCHEME.match(href) and not href.lower().startswith(("http://", "https://")):
         return ""
     return href
-
-
-def tone(word: str, running: str = "busy") -> str:
-    """
-    Return the class for the color of a state.
-
-    :param running: the class of ``running``, which is an end for an app, but none for a job.
-    """
-    return running if word.lower() == "running" else _TONE_OF.get(word.lower(), "calm")
 
 
 def progress_parts(progress: Progress) -> dict[str, Any]:

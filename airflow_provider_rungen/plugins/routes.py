@@ -183,13 +183,12 @@ async def _parts(file: OpenFile) -> AsyncIterator[bytes]:
         file.close()
 
 
-async def send_asset(name: str) -> Response:
+@router.get("/style.css")
+@router.get("/page.js")
+async def send_asset(request: Request) -> Response:
+    name = request.url.path.rpartition("/")[2]
     kind = "text/css" if name.endswith(".css") else "text/javascript"
     return Response(render.read_asset(name), media_type=kind, headers=_ASSET)
-
-
-for asset in render.ASSETS:
-    router.get(f"/{asset}")(functools.partial(send_asset, asset))
 
 
 # --- pages of a task ----------------------------------------------------------------------------------------

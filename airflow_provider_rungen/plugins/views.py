@@ -16,8 +16,6 @@ from airflow_provider_rungen.client.output_urls import find_outputs, redact_valu
 from airflow_provider_rungen.exceptions import RunGenError
 from airflow_provider_rungen.execution.archive.manifests import Manifest
 from airflow_provider_rungen.pages.describe import (
-    MAX_TEXT,
-    cut,
     find_facts,
     find_prompt,
     find_text,
@@ -37,8 +35,6 @@ from airflow_provider_rungen.plugins.urls import Urls
 _MAX_ASKED = 40
 # Files of a job on the page of its task.
 _OUTPUTS_OF_JOB = 13
-# Of a text, before it is redacted, which takes time, and cut to what is shown.
-_TO_REDACT = 2 * MAX_TEXT
 _UNSTORED = "The files of these jobs are only at RunGen. Set destination on the task to store and see them."
 _NOT_THERE = "Some files are not in {place}. They were not stored, or were moved or removed since."
 _NEW_LEDGER = "The ledger {ledger} was new, so that nothing was reused."
@@ -223,12 +219,10 @@ def job_view(
         error = error or answer.message
     if manifest is not None:
         status = "completed" if status == UNKNOWN else status
-        result = manifest.result if result is None else result
-        given = manifest.input if given is None else given
         seconds = manifest.execution_seconds if seconds is None else seconds
+        result, given = manifest.result, manifest.input or given
     if status == UNKNOWN and task.is_moving:
         status = "waiting"
-    text = find_text(result, _TO_REDACT)
     count = 0 if manifest is None else len(manifest.entries)
     start, most = (0, _OUTPUTS_OF_JOB) if page is None else ((page - 1) * PAGE_SIZE, PAGE_SIZE)
     files = [] if manifest is None else stored_files(manifest, start, start + most)
@@ -238,7 +232,7 @@ def job_view(
         key=shown_text(row.key, 300),
         seconds=seconds,
         error="" if status == "completed" else shown_text(error),
-        prompt=_redacted(find_prompt(given, _TO_REDACT)),
+        prompt=find_prompt(given),
         input=redact_value(given) if page is not None and isinstance(given, Mapping) else None,
         facts=find_facts(given),
         outputs=[
@@ -252,7 +246,7 @@ def job_view(
             for number, file in enumerate(files, start)
         ],
         more_outputs=count - len(files) if page is None else 0,
-        text=None if count or text is None else _redacted(text),
+        text=None if count else find_text(result),
         href=urls.job(task, row.job_id, row=row.index) if row.job_id else "",
     )
 
@@ -263,14 +257,6 @@ def _status_of(row: JobView, answer: Answer) -> str:
     if row.status == "failed" and answer.status is JobStatus.COMPLETED:
         return row.status  # it completed with a result that is of no use
     return answer.status.value.lower()
-
-
-def _redacted(text: str) -> str:
-    """Return a text of up to `_TO_REDACT` characters as a page shows it."""
-    if len(text) == _TO_REDACT:
-        # without the last word: redaction does not know a part of a URL for what it is
-        text = f"{text.rsplit(None, 1)[0]} …"
-    return cut(str(redact_value(text)))
 
 
 # --- apps ---------------------------------------------------------------------------------------------------
