@@ -293,6 +293,17 @@ def test_deep_and_long_values() -> None:
     assert len(find_prompt({"prompt": "x" * 10**6})) == MAX_TEXT
 
 
+@pytest.mark.parametrize("length", [0, 3900, 3990, 7900, 7950, 7990, 8100])
+def test_a_text_that_is_cut_has_no_secret(length: int) -> None:
+    begin = ("word " * 2000)[:length]
+    text = f"{begin} https://a.example/b.png?X-Amz-Signature=SECRET https://user:SECRET@a.example " + begin
+    for found in (find_prompt({"prompt": text}), find_text({"text": text})):
+        assert found is not None
+        assert len(found) <= MAX_TEXT
+        assert "SEC" not in found
+        assert found.startswith(begin[:3900].strip())
+
+
 def test_facts_of_an_input() -> None:
     given = {"width": 640, "height": 512, "seed": 0, "num_inference_steps": 4, "steps": 9, "strength": True}
     assert find_facts(given) == [("size", "640 x 512"), ("seed", "0"), ("steps", "4")]

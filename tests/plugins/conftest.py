@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import APP, FakeTaskInstance, run_task
+from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_rungen._airflow import conf
 from airflow_provider_rungen.emulator import Emulator
@@ -330,3 +331,34 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(json, "loads", count)
     return sizes
+
+
+class CountingStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """A store that notes which files are read, and refuses to be written to if it is asked to."""
+
+    cachable = False
+    store: dict[str, Any] = {}
+    pseudo_dirs = [""]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[str] = []
+        self.is_read_only = False
+
+    def cat_file(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        self.reads.append(path)
+        return super().cat_file(path, *args, **kwargs)
+
+    def pipe_file(self, path: str, value: bytes, **kwargs: Any) -> None:
+        assert not self.is_read_only, path
+        super().pipe_file(path, value, **kwargs)
+
+
+@pytest.fixture
+def counting() -> CountingStore:
+    """A store at ``memory://counts@bucket``."""
+    from airflow.sdk.io import attach
+
+    fs = CountingStore()
+    attach("memory", conn_id="counts", fs=fs).fs = fs
+    return fs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from conftest import APP
 
 from airflow_provider_rungen.client.models import Job, JobStatus
 from airflow_provider_rungen.pages.models import JobView
-from airflow_provider_rungen.plugins.files import disposition
+from airflow_provider_rungen.plugins.files import OpenFile, disposition
 from airflow_provider_rungen.plugins.rows import pushed_rows
+from airflow_provider_rungen.plugins.stored import StoredFile
 from airflow_provider_rungen.plugins.task_record import Failure, PageXCom, TaskRecord
 from airflow_provider_rungen.plugins.urls import Urls
 from airflow_provider_rungen.plugins.views import job_view
@@ -69,3 +71,33 @@ def test_the_name_of_a_file_cannot_add_a_header(name: str) -> None:
     assert header.isascii()
     assert header.isprintable()
     assert header.count('"') == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "stop"),
+    [
+        ("bytes=0-99", 0, 100),
+        ("bytes=300-", 300, 1000),
+        ("bytes=200-999999999", 200, 1000),
+        ("bytes=-7", 993, 1000),
+        ("bytes=-999999999", 0, 1000),
+        *((asked, None, None) for asked in ("", "bytes=999999999-", "bytes=9-3", "bytes=-", "lines=0-1")),
+        ("bytes=0-1,5-6", None, None),
+    ],
+)
+def test_a_player_gets_the_range_that_it_asks_for(
+    tmp_path: Path, asked: str, start: int | None, stop: int | None
+) -> None:
+    content = bytes(number % 251 for number in range(1000))
+    (tmp_path / "j").mkdir()
+    (tmp_path / "j" / "a.mp4").write_bytes(content)
+    file = OpenFile(tmp_path.as_uri(), "j", StoredFile("a.mp4", 1000, "video/mp4"), asked)
+    sent = b"".join(iter(file.read, b""))
+    file.close()
+    assert sent == content[start:stop]
+    assert file.headers["Content-Length"] == str(len(sent))
+    assert file.headers["Accept-Ranges"] == "bytes"
+    assert "sandbox" in file.headers["Content-Security-Policy"]
+    assert file.status == (200 if stop is None else 206)
+    expected = None if stop is None else f"bytes {start}-{stop - 1}/1000"
+    assert file.headers.get("Content-Range") == expected

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import html
-import json
 import os
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.io import attach
-from conftest import APP, signal_when
-from fsspec.implementations.memory import MemoryFileSystem
+from conftest import APP
 
 from airflow_provider_rungen.execution.jobs.log_home import token_of
+from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunTableOperator
 from airflow_provider_rungen.runs.attempt_record import End
 from airflow_provider_rungen.runs.rows import JobState, Totals
-from plugins.conftest import World, given, links, write_log
+from plugins.conftest import CountingStore, World, given, links, submit, write_log
 
 pytestmark = [pytest.mark.usefixtures("unsettled"), pytest.mark.filterwarnings("ignore")]
 
@@ -193,34 +190,6 @@ def test_all_pages_of_ten_thousand_jobs_are_light(world: World) -> None:
         assert "10,000 jobs" in answer.text
 
 
-class CountingStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """A store that notes which files are read, and refuses to be written to."""
-
-    cachable = False
-    store: dict[str, Any] = {}
-    pseudo_dirs = [""]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads: list[str] = []
-        self.is_read_only = False
-
-    def cat_file(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        self.reads.append(path)
-        return super().cat_file(path, *args, **kwargs)
-
-    def pipe_file(self, path: str, value: bytes, **kwargs: Any) -> None:
-        assert not self.is_read_only, path
-        super().pipe_file(path, value, **kwargs)
-
-
-@pytest.fixture
-def counting() -> CountingStore:
-    fs = CountingStore()
-    attach("memory", conn_id="counts", fs=fs).fs = fs
-    return fs
-
-
 def test_only_what_a_page_shows_is_read_and_nothing_is_written(world: World, counting: CountingStore) -> None:
     folder = "memory://counts@bucket/results"
     write_log(world.ti, folder, [DONE] * 3000, end=End.SUCCEEDED)
@@ -290,40 +259,23 @@ def test_a_failed_task_names_the_jobs_that_may_still_run(world: World) -> None:
     assert "it was stopped" not in world.get(save_task(replace(world.again(), folder=world.folder))).text
 
 
-def test_a_killed_task_names_the_jobs_that_may_still_run(world: World) -> None:
-    op = RunGenRunBatchOperator(
-        inputs=[given("slow", seconds=60)],
-        destination=world.folder.as_uri(),
-        cancel_on_kill=False,
-        **POLL,
-    )
-    with signal_when(signal.SIGTERM, lambda: "job_ids" in world.ti.xcoms, op.on_kill):
-        assert "killed" in str(world.perform(op).error)
-    page = world.get(world.save("failed")).text
-    assert "It was killed" in page
+def test_a_job_that_has_ended_is_not_named_as_one_that_may_run(world: World) -> None:
+    ended, running = submit(given(seconds=60), given(seconds=60))
+    with RunGenHook() as hook:
+        hook.cancel_job(job_id=ended)
+    end: dict[str, Any] = {"end": End.FAILED, "error": "it was killed", "still_billing": (ended, running)}
+    write_log(world.ti, world.folder, [DONE], **end)
+    page = world.get(save_task(world, "failed", connection="rungen_default")).text
     assert "May still run, and be billed" in page
-    assert world.ti.xcoms["job_ids"][0] in page
+    assert running in page
+    assert ended not in page
 
 
-def test_a_job_that_is_over_is_not_named_as_one_that_may_run(world: World) -> None:
+def test_a_log_that_is_gone_is_explained(world: World) -> None:
     op = RunGenRunBatchOperator(inputs=[given("one")], destination=world.folder.as_uri(), **POLL)
-    assert world.perform(op).error is None
-    [record] = tokens(world, "attempts/*.json")
-    fields = json.loads(record.read_bytes().splitlines()[0])
-    [job] = world.ti.xcoms["job_ids"]
-    fields |= {"end": "failed", "error": "it was killed", "still_billing": [job]}
-    record.write_text(f"{json.dumps(fields, separators=(',', ':'))}\n")
-    page = world.get(world.save("failed")).text
-    assert "it was killed" in page
-    assert "May still run" not in page
-
-
-@pytest.mark.parametrize("state", ["success", "failed"])
-def test_a_log_that_is_gone_is_explained(world: World, state: str) -> None:
-    op = RunGenRunBatchOperator(inputs=[given("one")], destination=world.folder.as_uri(), **POLL)
-    assert world.perform(op).error is None
+    path = world.run(op)
     shutil.rmtree(world.folder / ".rungen")
-    page = world.get(world.save(state)).text
+    page = world.get(path).text
     assert f"there is no run log in {world.folder.as_uri()}" in page
     # what Airflow knows
     assert len(links(page, "/files/")) == 1
