@@ -40,14 +40,9 @@ def render_template(name: str, **values: Any) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def progress_json(progress: Progress, state: str = "") -> dict[str, Any]:
-    """
-    Return the progress of a task, as ``page.js`` asks for it.
-
-    :param state: Airflow's word for the state of the task.
-    """
+def progress_json(progress: Progress) -> dict[str, Any]:
+    """Return the progress of a task, as ``page.js`` asks for it."""
     return {
-        "state": state,
         "is_moving": progress.is_moving,
         "done": progress.done,
         "total": progress.total,

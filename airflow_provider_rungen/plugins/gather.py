@@ -75,15 +75,13 @@ class Gathering:
     task: TaskRecord
     user: Any
     began: float = field(default_factory=time.monotonic)
-    notices: list[str] = field(init=False)
+    notices: list[str] = field(default_factory=list)
     _is_store_slow: bool = False
-
-    def __post_init__(self) -> None:
-        self.notices = list(self.task.notices)
 
     @property
     def notice(self) -> str:
-        return " ".join(dict.fromkeys(self.notices))
+        """Why something is missing on the page."""
+        return " ".join(dict.fromkeys([*self.task.notices, *self.notices]))
 
     def _seconds_left(self) -> float:
         return max(_LEAST_TIME, self.began + PAGE_TIME - time.monotonic())

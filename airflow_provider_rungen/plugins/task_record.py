@@ -35,7 +35,6 @@ class PageXCom(BaseModel):
     rows: Count = 0
     skipped: Count = 0
     refused: Count = 0
-    reused: Count = 0
     new_ledger: PlainText = ""
     jobs: Ids | None = None
 

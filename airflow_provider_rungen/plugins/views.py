@@ -133,7 +133,7 @@ def _progress(task: TaskRecord, jobs: JobRows, answers: Mapping[str, Answer]) ->
 
 def _note_unstored(gathering: Gathering, answers: Iterable[Answer]) -> None:
     """Explain why a page lacks files that jobs made."""
-    if gathering.notices:  # it may be the store that is down
+    if gathering.notice:  # it may be the store that is down
         return
     if any(isinstance(answer, Job) and find_outputs(answer.result, 1) for answer in answers):
         place = shown_text(gathering.task.page.destination)

@@ -49,7 +49,7 @@ class Handler(SimpleHTTPRequestHandler):
         if not self.path.startswith("/progress.json"):
             super().do_GET()
             return
-        content = json.dumps(render.progress_json(Handler.progress, "deferred")).encode()
+        content = json.dumps(render.progress_json(Handler.progress)).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
