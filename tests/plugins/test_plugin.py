@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import Any
 
 from airflow_provider_rungen import get_provider_info, operators, sensors
-from airflow_provider_rungen._airflow import AIRFLOW_V_3_4_PLUS, BaseOperator
+from airflow_provider_rungen._airflow import AIRFLOW_V_3_4_PLUS
 from airflow_provider_rungen.operators.base import RunGenBaseOperator
 from airflow_provider_rungen.plugins import OPERATORS
 
@@ -66,15 +65,13 @@ def test_the_provider_names_the_plugin_that_the_entry_point_loads() -> None:
     assert entry_point.load().name == plugin["name"]
 
 
-def classes() -> Iterator[type[BaseOperator]]:
-    for package in (operators, sensors, import_module("airflow_provider_rungen.decorators")):
-        for module in iter_modules(package.__path__, f"{package.__name__}."):
-            for each in vars(import_module(module.name)).values():
-                if isinstance(each, type) and issubclass(each, RunGenBaseOperator):
-                    yield each
-
-
 def test_the_tab_is_shown_for_each_operator() -> None:
-    assert sorted(
-        {each.__name__ for each in classes()} - {"RunGenBaseOperator", "RunGenBaseSensor"}
-    ) == sorted(OPERATORS)
+    packages = (operators, sensors, import_module("airflow_provider_rungen.decorators"))
+    modules = [
+        import_module(module.name)
+        for package in packages
+        for module in iter_modules(package.__path__, f"{package.__name__}.")
+    ]
+    classes = [each for module in modules for each in vars(module).values() if isinstance(each, type)]
+    names = {each.__name__ for each in classes if issubclass(each, RunGenBaseOperator)}
+    assert sorted(names - {"RunGenBaseOperator", "RunGenBaseSensor"}) == sorted(OPERATORS)
