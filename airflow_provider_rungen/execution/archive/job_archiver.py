@@ -1,24 +1,17 @@
-"""Store the outputs of one job: download each, move it to its target, and record it in the manifest.
-
-The manifest only lists files that are there. It is written every second while files arrive, and at the end.
-After a kill, the next attempt downloads again what arrived in the last second.
-"""
+"""Store the outputs of one job: first its files, and last the manifest that lists them."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client import endpoints, retry
 from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
-from airflow_provider_rungen.client.download import Download, ExpiredUrlError
+from airflow_provider_rungen.client.download import ExpiredUrlError
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.output_urls import (
@@ -46,11 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 # A result with more is no list of pictures. Its manifest would not fit into memory.
 MAX_OUTPUTS = 10_000
-# Seconds between two writes of a manifest while files arrive.
-SAVE_INTERVAL = 1.0
 # How a host answers to an expired URL. Proxies answer like this, too.
 _REFUSED_STATUSES = (401, 403, 404, 410)
 _REFUSED_HINT = (
@@ -75,84 +65,86 @@ class JobArchiver:
         self._job = job
         self._outputs = find_outputs(job.result, MAX_OUTPUTS + 1)
         if len(self._outputs) > MAX_OUTPUTS:
-            raise self._error(
-                RunGenOutputError(
-                    f"it has more than {MAX_OUTPUTS:,} outputs, which is the limit",
-                    hint="Let the model return fewer outputs, or one archive of them",
-                    retryable=False,
-                )
-            )
-        # the manifest entries of the files that are stored, by name, and how many of them it lists
-        self._stored: dict[str, dict[str, Any]] = {}
-        self._saved_count = 0
-        self._was_complete = False
-        self._errors: list[RunGenOutputError] = []
-        # by URL, the one that replaced it after a refusal; None before the service was asked
+            message = f"it has more than {MAX_OUTPUTS:,} outputs, which is the limit"
+            hint = "Let the model return fewer outputs, or one archive of them"
+            raise self._error(RunGenOutputError(message, hint=hint, retryable=False))
+        # by URL, the one that replaces it; None until the service was asked for new ones
         self._renewed_urls: dict[str, str] | None = None
-        self._renewal = asyncio.Lock()
+        # the manifest entries of the stored files, by name; None until the manifest was read
+        self._entries: dict[str, dict[str, Any]] | None = None
+        # how many files the manifest lists, and whether it says that these are all
+        self._saved = (0, False)
 
     async def run(self) -> StoredJob:
         """
         Store the outputs that are not stored yet, and return what is stored.
 
+        After a retryable error, the rest is tried again with new URLs, as often as an API request.
+
         :raises RunGenOutputError: an output, or the manifest, could not be stored.
+        :raises RunGenError: the service did not return new URLs.
         """
+        failures, give_up_at = 0, math.inf
+        while True:
+            try:
+                return await self._store_missing()
+            except RunGenOutputError as error:
+                cause = error.__cause__
+                delay = retry.retry_delay(failures, cause if isinstance(cause, RunGenError) else error)
+                now = time.monotonic()
+                failures += 1
+                give_up_at = min(give_up_at, now + retry.RETRY_BUDGET)
+                if not error.retryable or failures == retry.ATTEMPTS or now + delay > give_up_at:
+                    raise
+                log.warning("Retrying in %s: %s", format_duration(delay), error.message)
+            await asyncio.sleep(delay)
+            await self._renew_urls()
+
+    async def _store_missing(self) -> StoredJob:
         try:
-            await self._retry(in_daemon_thread, self._load)
-            self._store.figures.add(self._stored.values(), are_new=False)
-            await self._download_all([each for each in self._outputs if each.name not in self._stored])
-            if self._is_unsaved or not (self._was_complete or self._errors):
-                await self._retry(partial(self._save, is_complete=not self._errors))
+            if self._entries is None:
+                self._entries = await in_daemon_thread(self._load)
+                self._store.figures.add(self._entries.values(), are_new=False)
+            failed = await self._download_missing(self._entries)
+            entries = [self._entries[each.name] for each in self._outputs if each.name in self._entries]
+            stored, state = self._stored_job(entries), (len(entries), not failed)
+            if state != self._saved:
+                await in_daemon_thread(self._save, stored, entries, is_complete=not failed)
+                self._saved = state
         except RunGenOutputError as error:
             raise self._error(error) from error
-        if self._errors:
-            raise next((error for error in self._errors if not error.retryable), self._errors[0])
-        return self._stored_job()
+        if failed:
+            # what no retry can help, or what asks for the longest wait
+            cause, output = min(failed, key=_retry_order)
+            raise self._error(cause, f"{output.at}: ") from cause
+        return stored
 
     # --- the manifest ---
 
-    def _load(self) -> None:
-        """Find the files that an earlier attempt has stored."""
+    def _load(self) -> dict[str, dict[str, Any]]:
+        """Return the manifest entries of the files that an earlier attempt has stored."""
         storage, job = self._storage, self._job
         storage.remove_leftovers(job.id)
         content = storage.read_all([(job.id, MANIFEST)], MAX_MANIFEST_BYTES).get((job.id, MANIFEST))
         if content is None:
-            return
+            return {}
         manifest, sizes = parse_manifest(content, job.app_id, job.id), storage.list_folder(job.id)
-        self._was_complete = manifest.is_complete
+        entries = {}
         for output in self._outputs:
             entry = manifest.entries.get((storage.uri_of(job.id, output.name), output.at))
             # files appear as a whole, so there is no need to read them for their digest
             if entry and sizes.get(output.name) == entry["size"]:
-                self._stored[output.name] = entry
-        self._saved_count = len(self._stored)
+                entries[output.name] = entry
+        self._saved = len(entries), manifest.is_complete
         if manifest.invalid_count:
             uri = redact(storage.uri_of(job.id, MANIFEST))
             log.warning(
                 "Ignored %d invalid manifest entries (job %s, %s)", manifest.invalid_count, job.id, uri
             )
+        return entries
 
-    @property
-    def _is_unsaved(self) -> bool:
-        """Whether files are stored that the manifest does not list yet."""
-        return len(self._stored) > self._saved_count
-
-    async def _save_regularly(self, has_ended: asyncio.Event) -> None:
-        """Write the manifest whenever files were added. What fails is tried again."""
-        pause = SAVE_INTERVAL
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(has_ended.wait(), pause)
-                return
-            begun_at = time.monotonic()
-            if self._is_unsaved:
-                with contextlib.suppress(RunGenOutputError):
-                    await self._save(is_complete=False)
-            # a large manifest takes a while to write, and is not to take most of the time
-            pause = max(SAVE_INTERVAL, 9 * (time.monotonic() - begun_at))
-
-    async def _save(self, *, is_complete: bool) -> None:
-        job, stored, count = self._job, self._stored_job(), len(self._stored)
+    def _save(self, stored: StoredJob, entries: list[dict[str, Any]], *, is_complete: bool) -> None:
+        job = self._job
         fields = {
             "job_id": job.id,
             "app_id": job.app_id,
@@ -163,30 +155,20 @@ class JobArchiver:
             "landed_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "input": stored.input,
             "result": stored.result,
-            "outputs": self._entries,
+            "outputs": entries,
         }
-        await in_daemon_thread(self._write, fields)
-        self._saved_count = count
+        self._storage.write(job.id, MANIFEST, manifest_text(fields))
 
-    def _write(self, fields: dict[str, Any]) -> None:
-        self._storage.write(self._job.id, MANIFEST, manifest_text(fields))
-
-    @property
-    def _entries(self) -> list[dict[str, Any]]:
-        """The entries of the stored files, in the order of the outputs."""
-        return [self._stored[output.name] for output in self._outputs if output.name in self._stored]
-
-    def _stored_job(self) -> StoredJob:
+    def _stored_job(self, entries: list[dict[str, Any]]) -> StoredJob:
         """Return what is stored, with the URIs of the files in place of their URLs."""
-        job = self._job
-        stored = (output for output in self._outputs if output.name in self._stored)
-        uris = {output.url: self._stored[output.name]["uri"] for output in stored}
+        job, stored = self._job, {entry["uri"] for entry in entries}
+        uris = {each.url: self._storage.uri_of(job.id, each.name) for each in self._outputs}
         return StoredJob(
             job.app_id,
             job.id,
             self._storage.uri_of(job.id, MANIFEST),
-            [{name: entry[name] for name in RETURNED_FIELDS} for entry in self._entries],
-            redact_value(job.result, uris),
+            [{name: entry[name] for name in RETURNED_FIELDS} for entry in entries],
+            redact_value(job.result, {url: uri for url, uri in uris.items() if uri in stored}),
             job.execution_time,
             None if job.created_at is None else job.created_at.isoformat(),
             redact_value(job.input),
@@ -194,78 +176,60 @@ class JobArchiver:
 
     # --- the files ---
 
-    async def _download_all(self, outputs: Sequence[Output]) -> None:
-        has_ended = asyncio.Event()
-        saving = asyncio.ensure_future(self._save_regularly(has_ended))
-        try:
-            await gather_limited(self._store_output, outputs, self._store.max_concurrency)
-            has_ended.set()
-            # two writes at a time could replace the later manifest with the earlier one
-            await saving
-        finally:
-            saving.cancel()
+    async def _download_missing(self, entries: dict[str, dict[str, Any]]) -> list[tuple[RunGenError, Output]]:
+        """Store the files that have no entry, and add their entries. Return what failed."""
+        failed: list[tuple[RunGenError, Output]] = []
 
-    async def _store_output(self, output: Output) -> None:
-        storage, job = self._storage, self._job
-        try:
-            async with self._store.slots:
-                with storage.incoming(job.id, output.name) as (file, path):
-                    download = await self._download(output, file)
-                    await self._retry(in_daemon_thread, storage.put, file, path, job.id, output.name)
-        except RunGenError as error:
-            self._errors.append(self._error(error, f"{output.at}: "))
-        else:
-            self._stored[output.name] = entry = {
-                "uri": storage.uri_of(job.id, output.name),
-                "at": output.at,
-                "size": download.size,
-                "sha256": download.sha256,
-                "content_type": download.content_type,
-            }
-            self._store.figures.add([entry])
-
-    async def _download(self, output: Output, file: BinaryIO) -> Download:
-        """Download an output. If its host refuses it, ask the service for a new URL."""
-        fetch = self._store.downloader.fetch
-        url = (self._renewed_urls or {}).get(output.url, output.url)
-        try:
-            return await self._retry(fetch, url, file)
-        except RunGenAPIError as error:
-            if not _is_refusal(error):
-                raise
-        url = await self._renewed_url(output) or url
-
-        async def fetch_renewed() -> Download:
+        async def store(output: Output) -> None:
             try:
-                return await fetch(url, file)
+                async with self._store.slots:
+                    entries[output.name] = await self._store_output(output)
+            except RunGenError as error:
+                failed.append((error, output))
+            else:
+                self._store.figures.add([entries[output.name]])
+
+        missing = [output for output in self._outputs if output.name not in entries]
+        await gather_limited(store, missing, self._store.max_concurrency)
+        return failed
+
+    async def _store_output(self, output: Output) -> dict[str, Any]:
+        """Store a file, and return its manifest entry."""
+        storage, job_id = self._storage, self._job.id
+        url = (self._renewed_urls or {}).get(output.url, output.url)
+        with storage.incoming(job_id, output.name) as (file, path):
+            try:
+                download = await self._store.downloader.fetch(url, file)
             except RunGenAPIError as error:
-                raise self._refusal_error(url, error) if _is_refusal(error) else error from None
+                is_refusal = error.status_code in _REFUSED_STATUSES or isinstance(error, ExpiredUrlError)
+                raise self._refusal_error(url, error) if is_refusal else error from None
+            await in_daemon_thread(storage.put, file, path, job_id, output.name)
+        return {
+            "uri": storage.uri_of(job_id, output.name),
+            "at": output.at,
+            "size": download.size,
+            "sha256": download.sha256,
+            "content_type": download.content_type,
+        }
 
-        return await self._retry(fetch_renewed)
-
-    async def _renewed_url(self, output: Output) -> str | None:
-        """Return the current URL of an output. The service is asked once for all outputs of the job."""
-        async with self._renewal:
-            if self._renewed_urls is None:
-                job = self._job
-                ids = format_ids(job.app_id, job.id)
-                log.info("Renewing URLs: %s was refused %s", output.at, ids)
-                renewed = await self._store.hook.aperform(endpoints.get_job(job.app_id, job.id))
-                # by place, because one URL in two places may have become two
-                pairs = zip(find_urls(job.result), find_urls(renewed.result), strict=False)
-                self._renewed_urls = {old: new for (at, old), (new_at, new) in pairs if at == new_at}
-        return self._renewed_urls.get(output.url)
+    async def _renew_urls(self) -> None:
+        """Ask the service for the URLs again, since they may have expired."""
+        job = self._job
+        renewed = await self._store.hook.aperform(endpoints.get_job(job.app_id, job.id))
+        # by place, because one URL in two places may have become two
+        pairs = zip(find_urls(job.result), find_urls(renewed.result), strict=False)
+        self._renewed_urls = {old: new for (at, old), (new_at, new) in pairs if at == new_at}
 
     def _refusal_error(self, url: str, refusal: RunGenAPIError) -> RunGenOutputError:
         """
         Return the error of an output that its host refuses.
 
-        The output has expired only if its time is over, or if the host says so. Otherwise, a proxy may have
-        refused it, and the job that was paid for must not be given up.
+        The output has expired only if a new URL is refused, and its time is over or the host says so.
+        Otherwise, a proxy may have refused it, and the job that was paid for must not be given up.
         """
         expires_at, when = expiry_time(url, self._job.created_at), ""
         is_past = expires_at is not None and expires_at <= datetime.now(UTC)
-        if not is_past and not isinstance(refusal, ExpiredUrlError):
+        if self._renewed_urls is None or not (is_past or isinstance(refusal, ExpiredUrlError)):
             message = f"{refusal.message}; check that the worker may reach it"
             return RunGenOutputError(message, hint=_REFUSED_HINT)
         if expires_at is not None:
@@ -274,24 +238,6 @@ class JobArchiver:
         error = RunGenOutputError(message, hint=_EXPIRED_HINT, retryable=False)
         error.is_expired = True
         return error
-
-    # --- errors ---
-
-    async def _retry(self, action: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Do something, again after a retryable error, as often as an API request is retried."""
-        failures, give_up_at = 0, math.inf
-        while True:
-            try:
-                return await action(*args)
-            except RunGenError as error:
-                delay, now = retry.retry_delay(failures, error), time.monotonic()
-                failures += 1
-                give_up_at = min(give_up_at, now + retry.RETRY_BUDGET)
-                if not error.retryable or failures == retry.ATTEMPTS or now + delay > give_up_at:
-                    raise
-                pause = format_duration(delay)
-                log.warning("Retrying in %s: %s (job %s)", pause, error.message, self._job.id)
-            await asyncio.sleep(delay)
 
     def _error(self, cause: RunGenError, place: str = "") -> RunGenOutputError:
         job = self._job
@@ -306,5 +252,7 @@ class JobArchiver:
         return error
 
 
-def _is_refusal(error: RunGenAPIError) -> bool:
-    return error.status_code in _REFUSED_STATUSES or isinstance(error, ExpiredUrlError)
+def _retry_order(failed: tuple[RunGenError, Output]) -> tuple[bool, float]:
+    """Sort what no retry can help first, then by how long to wait."""
+    error, _ = failed
+    return error.retryable, -(getattr(error, "retry_after", None) or 0.0)
