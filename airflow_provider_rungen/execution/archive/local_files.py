@@ -8,7 +8,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from airflow_provider_rungen.client.texts import clean_text
@@ -36,12 +36,12 @@ class LocalFiles:
         os.makedirs(self._root or "/", exist_ok=True)
 
     def folders(self) -> list[str]:
-        with self._opened_folder("") as number, os.scandir(number) as entries:
+        with os.scandir(self._path("")) as entries:
             return [entry.name for entry in entries if entry.is_dir()]
 
     def list_folder(self, folder: str) -> dict[str, int]:
         sizes = {}
-        with self._opened_folder(folder) as number, os.scandir(number) as entries:
+        with os.scandir(self._path(folder)) as entries:
             for entry in entries:
                 # others rename their temporary files meanwhile: that is no missing folder
                 with contextlib.suppress(FileNotFoundError):
@@ -50,14 +50,17 @@ class LocalFiles:
         return sizes
 
     def size(self, folder: str, name: str) -> int | None:
-        with self._opened_folder(folder) as number:
-            status = os.stat(name, dir_fd=number, follow_symlinks=False)
-        return status.st_size if stat.S_ISREG(status.st_mode) else None
+        with contextlib.suppress(RunGenOutputError):  # a link has no size
+            status = os.stat(self._path(folder, name), follow_symlinks=False)
+            return status.st_size if stat.S_ISREG(status.st_mode) else None
+        return None
 
-    @contextlib.contextmanager
-    def open(self, folder: str, name: str) -> Iterator[BinaryIO]:
-        with self._opened_folder(folder) as number, open(name, "rb", opener=_opener_in(number)) as file:
-            yield file
+    def open(self, folder: str, name: str) -> BinaryIO:
+        path = self._path(folder, name)
+        try:
+            return open(path, "rb", opener=_open_no_link)
+        except OSError as error:
+            raise _link_error(path) if error.errno == errno.ELOOP else error from None
 
     def read(self, folder: str, name: str, max_bytes: int | None) -> bytes:
         with self.open(folder, name) as file:
@@ -67,22 +70,20 @@ class LocalFiles:
 
     @contextlib.contextmanager
     def incoming(self, folder: str, name: str) -> Iterator[tuple[BinaryIO, str]]:
-        path = temporary_name()
-        with self._opened_folder(folder, create=True) as number:
-            # not by tempfile, whose files only their owner may read
-            file = open(path, "xb", opener=_opener_in(number))  # noqa: SIM115 - closed below
+        path = self._path(folder, temporary_name(), create=True)
+        # not by tempfile, whose files only their owner may read
+        file = open(path, "xb")  # noqa: SIM115 - closed below
         _try_lock(file)
         try:
             yield file, path
         finally:
             with contextlib.suppress(OSError):  # closing fails on a full disk
                 file.close()
-            with contextlib.suppress(OSError, RunGenOutputError):
-                self.remove(folder, path)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
     def put(self, path: str, folder: str, name: str) -> None:
-        with self._opened_folder(folder) as number:
-            os.replace(path, name, src_dir_fd=number, dst_dir_fd=number)
+        os.replace(path, self._path(folder, name))
 
     def write(self, folder: str, name: str, content: bytes) -> None:
         with self.incoming(folder, name) as (file, path):
@@ -91,8 +92,7 @@ class LocalFiles:
             self.put(path, folder, name)
 
     def remove(self, folder: str, name: str) -> None:
-        with self._opened_folder(folder) as number:
-            os.unlink(name, dir_fd=number)
+        os.unlink(self._path(folder, name))
 
     def remove_leftovers(self, folder: str) -> None:
         """Remove the temporary files of killed attempts, but not those that another attempt has locked."""
@@ -103,61 +103,35 @@ class LocalFiles:
                         if _try_lock(file):
                             self.remove(folder, name)
 
-    @contextlib.contextmanager
-    def _opened_folder(self, folder: str, *, create: bool = False) -> Iterator[int]:
+    def _path(self, folder: str, name: str = "", *, create: bool = False) -> str:
         """
-        Open a folder, and return its file descriptor.
+        Return the path of a file, or of a folder.
 
         :param create: whether to create each folder below the root that is missing.
-        :raises RunGenOutputError: there is a symbolic link below the root.
+        :raises RunGenOutputError: a folder below the root is a symbolic link.
         """
-        # the dot follows a link in the place of the root
-        first, *below = (folder or ".").split("/")
-        with contextlib.ExitStack() as stack:
-            parent: int | None = None
-            for name in (f"{self._root}/{first}", *below):
-                if create:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(name, dir_fd=parent)
-                parent = _open_folder(name, parent)
-                stack.callback(os.close, parent)
-            assert parent is not None  # noqa: S101 - for mypy: there is a first name
-            yield parent
+        path = self._root
+        for part in filter(None, folder.split("/")):
+            path = f"{path}/{part}"
+            if create:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(path)
+            if os.path.islink(path):
+                raise _link_error(path)
+        return f"{path}/{name}"
 
 
-def _open_folder(name: str, parent: int | None) -> int:
-    try:
-        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    except OSError as error:
-        raise _link_error(name) if _is_link(name, parent) else error from None
-
-
-def _is_link(name: str, parent: int | None) -> bool:
-    try:
-        return stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
-    except OSError:
-        return False
-
-
-def _opener_in(folder: int) -> Callable[[str, int], int]:
-    """Return an ``opener`` for `open` that opens the regular files of a folder."""
-
-    def opener(name: str, flags: int) -> int:
-        try:
-            return open_regular(name, flags | os.O_NOFOLLOW, folder)
-        except OSError as error:
-            raise _link_error(name) if error.errno == errno.ELOOP else error from None
-
-    return opener
-
-
-def open_regular(name: str, flags: int, folder: int | None = None) -> int:
+def open_regular(path: str, flags: int) -> int:
     """Open a file, as an ``opener`` for `open`, without waiting for the other end of a pipe."""
-    number = os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
+    number = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
-        raise IsADirectoryError(errno.EISDIR, "it is not a regular file", name)
+        raise IsADirectoryError(errno.EISDIR, "it is not a regular file", path)
     return number
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return open_regular(path, flags | os.O_NOFOLLOW)
 
 
 def _try_lock(file: BinaryIO) -> bool:
