@@ -698,6 +698,21 @@ def test_a_ledger_that_cannot_be_used_is_reported_before_anything_is_sent(
     assert "sig=S3CRET" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "header", [b'{"version": 2}\n', b"", b"{", b"[1]", b"\xff", b'{"version": "1"}', b"x" * 100_000]
+)
+def test_a_ledger_of_another_version_is_refused_and_left_alone(base: str, header: bytes) -> None:
+    storage, file = Storage(f"{base}/ledger").prepare(), ("", "ledger.json")
+    storage.write(*file, header)
+    with pytest.raises(
+        RunGenInputError, match="version 2" if b"2" in header else "not the header"
+    ) as refused:
+        open_book(base)
+    assert not refused.value.retryable
+    assert f"{base}/ledger/ledger.json" in str(refused.value)
+    assert storage.read_all([file]) == {file: header}
+
+
 @pytest.mark.parametrize("uri", ["some/folder", "nosuch://bucket/x", "/proc/no", "file:///dev/null/x"])
 def test_a_ledger_in_no_place_is_reported(uri: str) -> None:
     with pytest.raises(RunGenInputError, match="ledger"):
