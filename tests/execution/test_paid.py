@@ -208,9 +208,9 @@ def test_a_job_of_another_run_is_shared_and_one_of_this_task_is_adopted(base: st
 def test_a_stored_job_is_taken_when_it_is_noted(base: str) -> None:
     other, own = Run(base, B), Run(base, A)
     other.buy(0, "job-b")
-    other.paid.add_done({0: store(other.destination, "job-b")})
+    other.paid.add_done({0: store(other.destination, "job-b")}).result()
     own.buy(1, "job-a")
-    own.paid.add_done({1: store(own.destination, "job-a")})
+    own.paid.add_done({1: store(own.destination, "job-a")}).result()
     run = Run(base, A, turn=2)
     found = run.paid.find([0, 1])
     assert run.taken == []
@@ -231,7 +231,7 @@ def test_a_pending_job_of_another_app_is_not_waited_for_but_a_stored_one_is_used
     )
     other.buy(0, "job-0")
     other.buy(1, "job-1")
-    other.paid.add_done({1: store(other.destination, "job-1", "flux-of-yesterday")})
+    other.paid.add_done({1: store(other.destination, "job-1", "flux-of-yesterday")}).result()
     run = Run(base)
     assert run.look_up(0, 1) == [1]
     # after a deferral, the log does not say which app it was
@@ -278,7 +278,7 @@ def test_what_does_not_fit_runs_again(base: str, next_token: str, caplog: pytest
     for number in range(2):
         first.buy(number, f"job-{number}")
     job = store(first.destination, "job-0")
-    first.paid.add_done({0: job})
+    first.paid.add_done({0: job}).result()
     store(first.destination, "job-1")  # a kill came before the ledger was written
     caplog.clear()
     run = Run(base, next_token, turn=2, accepts=lambda _: False)
@@ -295,7 +295,7 @@ def test_a_plan_is_looked_up_at_once(base: str, caplog: pytest.LogCaptureFixture
     one = Run(base, B)
     for number in range(3):
         one.buy(number, f"job-{number}")
-    one.paid.add_done({0: store(one.destination, "job-0")})
+    one.paid.add_done({0: store(one.destination, "job-0")}).result()
     store(one.destination, "job-1")  # a kill came before the ledger was written
     caplog.clear()
     run = Run(base)
@@ -320,7 +320,7 @@ def test_a_plan_is_looked_up_at_once(base: str, caplog: pytest.LogCaptureFixture
 def test_what_an_outage_kept_from_the_ledger_is_written_again(base: str) -> None:
     run = Run(base)
     run.buy(0, "job-0")
-    run.paid.add_done({0: store(run.destination, "job-0")})
+    run.paid.add_done({0: store(run.destination, "job-0")}).result()
     run.accept(1, "job-1")
     later = Run(base, turn=2)
     later.paid.add_missing({0: "job-0", 1: "job-1"})

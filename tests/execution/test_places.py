@@ -249,7 +249,7 @@ STEPS: dict[str, tuple[set[str], str, Callable[[Place], object]]] = {
     "read": (READS, TOKEN, lambda place: place.get(["attempts/1.json"])),
     "list": ({"LIST"}, TOKEN, lambda place: place.list("attempts")),
     "read and list": (READS | {"LIST"}, TOKEN, lambda place: place.get(["attempts/1.json"])),
-    "read nothing": ({"LIST"}, TOKEN[::-1], lambda place: place.get(["attempts/1.json"])),
+    "read nothing": (READS | {"LIST"}, TOKEN[::-1], lambda place: place.get(["attempts/1.json"])),
     "list nothing": ({"LIST"}, TOKEN[::-1], lambda place: place.list("attempts")),
     "write": ({"PUT"}, TOKEN, lambda place: place.put({"attempts/1.json": b"2"})),
 }

@@ -19,7 +19,7 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
 from airflow_provider_rungen.execution.archive.local_files import LocalFiles, temporary_name
 from airflow_provider_rungen.execution.archive.remote_files import RemoteFiles
-from airflow_provider_rungen.execution.archive.threads import batches, run_concurrently
+from airflow_provider_rungen.execution.archive.threads import run_concurrently
 
 T = TypeVar("T")
 #: The folder of a file and its name. The folder of a file directly in the destination is empty.
@@ -31,10 +31,6 @@ _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss"}
 # Where a store is tried. In the destination itself, a listing would have all its jobs.
 _PROBE_FOLDER = ".rungen"
-# So many files are read at a time, and so many bytes of them are in memory. As objects, JSON takes several
-# times as much.
-_BATCH = 1000
-_BATCH_BYTES = 8 << 20
 
 
 class Storage:
@@ -69,10 +65,9 @@ class Storage:
             raise RunGenInputError(
                 clean_text(f"{name} {text!r} cannot be used: {reason}"), hint=self._hint
             ) from None
-        self._is_local = base.protocol in ("", "file", "local")
         self._is_object_store = base.protocol in _OBJECT_STORES
         self._files: LocalFiles | RemoteFiles = RemoteFiles(fs, root, is_atomic=self._is_object_store)
-        if self._is_local:
+        if base.protocol in ("", "file", "local"):
             self._files = LocalFiles(root)
 
     def uri_of(self, folder: str, name: str) -> str:
@@ -154,48 +149,15 @@ class Storage:
 
         :raises RunGenOutputError: the place, or a folder that it has, cannot be listed.
         """
-
-        def list_one(folder: str) -> dict[str, int]:
-            with self._wrap_errors():
-                try:
-                    return self._files.list_folder(folder)
-                except FileNotFoundError:
-                    if folder in self._folders():
-                        raise
-            return {}
-
-        # a store needs several requests to find that a folder is missing
         with self._wrap_errors():
-            existing = self._folders()
-        folders = [folder for folder in folders if folder in existing]
-        listed = zip(folders, run_concurrently(list_one, folders), strict=True)
-        return {(folder, name): size for folder, names in listed for name, size in names.items()}
+            # a store needs several requests to find that a folder is missing
+            existing = [*self._folders().intersection(folders)]
+            listed = zip(existing, run_concurrently(self._files.list_folder, existing), strict=True)
+            return {(folder, name): size for folder, names in listed for name, size in names.items()}
 
     def sizes_of(self, files: Iterable[File]) -> dict[File, int]:
         """Return the sizes of those of many files that exist, concurrently. Links do not exist."""
-
-        def size(file: File) -> int | None:
-            try:
-                with self._wrap_errors(), contextlib.suppress(*_MISSING):
-                    return self._files.size(*file)
-            except RunGenOutputError as error:
-                if error.retryable:
-                    raise
-            return None
-
-        files = list(files)
-        sizes = zip(files, run_concurrently(size, files), strict=True)
-        return {file: size for file, size in sizes if size is not None}
-
-    def check_unlisted(self, files: Collection[File]) -> None:
-        """
-        Check that files that could not be read are missing.
-
-        :raises RunGenOutputError: one is listed, or the place cannot be listed.
-        """
-        if files:
-            listed = self.list_all({folder for folder, _ in files})
-            self._refuse_listed(file for file in files if file in listed)
+        return self._for_existing(self._files.size, files)
 
     def confirm_missing(self, files: Collection[File]) -> None:
         """
@@ -210,11 +172,7 @@ class Storage:
                 hint="Check that it is mounted on this worker. If the files were removed on purpose, set "
                 "refresh=True for one run",
             )
-        if not self._is_local:
-            self.check_unlisted(files)
-
-    def _refuse_listed(self, files: Iterable[File]) -> None:
-        for file in files:
+        for file in self.list_all({folder for folder, _ in files}).keys() & files:
             raise self._error(f"{self.uri_of(*file)} is listed, but cannot be read")
 
     # --- reading ---
@@ -223,17 +181,7 @@ class Storage:
         """Open a file to read it. What goes wrong is an error of the storage's own library."""
         return self._files.open(folder, name)
 
-    def read_with(self, folder: str, name: str, read: Callable[[BinaryIO], T]) -> T | None:
-        """Return what a function reads in a file, or ``None`` if it is missing."""
-        with self._wrap_errors(), contextlib.ExitStack() as stack:
-            try:
-                file = stack.enter_context(self.opened(folder, name))
-            except _MISSING:
-                return None
-            # what was opened is there, whatever goes wrong from here on
-            return read(file)
-
-    def read_all(self, files: Collection[File], max_bytes: int | None = None) -> dict[File, bytes]:
+    def read_all(self, files: Iterable[File], max_bytes: int | None = None) -> dict[File, bytes]:
         """
         Return the contents of the files that exist, concurrently.
 
@@ -243,38 +191,19 @@ class Storage:
         :param max_bytes: of a larger file, so many bytes and one more are returned.
         :raises RunGenOutputError: one cannot be read, or is behind a symbolic link.
         """
+        return self._for_existing(lambda folder, name: self._files.read(folder, name, max_bytes), files)
 
-        def read(file: File) -> bytes | None:
+    def _for_existing(self, call: Callable[[str, str], T | None], files: Iterable[File]) -> dict[File, T]:
+        """Call a function with each file, concurrently. Return the results for those that exist."""
+
+        def call_one(file: File) -> T | None:
             with self._wrap_errors(), contextlib.suppress(*_MISSING):
-                return self._files.read(*file, max_bytes)
+                return call(*file)
             return None
 
-        contents = zip(files, run_concurrently(read, files), strict=True)
-        return {file: content for file, content in contents if content is not None}
-
-    def read_listed(self, sizes: Mapping[File, int]) -> Iterator[dict[File, bytes]]:
-        """
-        Yield the contents of many files that are there, some megabytes at a time.
-
-        :param sizes: their sizes, as they were listed.
-        :raises RunGenOutputError: one cannot be read, unless it was removed meanwhile.
-        """
-        for batch in batches(sizes, _BATCH, sizes.__getitem__, _BATCH_BYTES):
-            contents = self.read_all(batch)
-            self.check_unlisted([file for file in batch if file not in contents])
-            yield contents
-
-    def read_confirmed(self, files: Collection[File]) -> dict[File, bytes]:
-        """
-        Return the contents of small files that were not listed. Those that no listing has are left out.
-
-        :raises RunGenOutputError: one cannot be read, though it is there, or nobody can tell.
-        """
-        contents = self.read_all(files)
-        missing = [file for file in files if file not in contents]
-        listed = {folder: self.list_folder(folder) for folder in {folder for folder, _ in missing}}
-        self._refuse_listed((folder, name) for folder, name in missing if name in listed[folder])
-        return contents
+        files = list(files)
+        results = zip(files, run_concurrently(call_one, files), strict=True)
+        return {file: result for file, result in results if result is not None}
 
     # --- writing ---
 
@@ -303,12 +232,7 @@ class Storage:
 
     def remove(self, files: Iterable[File]) -> None:
         """Remove those of many files that exist, concurrently."""
-
-        def remove(file: File) -> None:
-            with self._wrap_errors(), contextlib.suppress(FileNotFoundError):
-                self._files.remove(*file)
-
-        run_concurrently(remove, files)
+        self._for_existing(self._files.remove, files)
 
     def remove_leftovers(self, folder: str) -> None:
         """Remove the temporary files that killed attempts left in a folder."""

@@ -19,8 +19,10 @@ from airflow_provider_rungen.execution.archive.storage import File, Storage
 from airflow_provider_rungen.execution.archive.threads import batches
 
 T = TypeVar("T")
-# The sizes of so many manifests are requested before they are read.
+# So many manifests are read at a time, and so many bytes of them are in memory. As objects, JSON takes
+# several times as much.
 _BATCH = 1000
+_BATCH_BYTES = 8 << 20
 _MAX_NAME_BYTES = 255
 
 
@@ -95,23 +97,25 @@ def read_stored_jobs(
     :raises RunGenOutputError: the destination cannot be read.
     """
     stored: dict[str, T] = {}
-    missing: list[File] = []
-    for batch in batches(jobs, _BATCH):
-        manifests = [(job_id, MANIFEST) for job_id in batch]
+    missing: set[File] = set()
+    for some in batches(jobs, _BATCH):
+        manifests = {(job_id, MANIFEST) for job_id in some}
         sizes = storage.sizes_of(manifests)
-        missing += [file for file in manifests if file not in sizes]
-        readable = {file: size for file, size in sizes.items() if size <= MAX_MANIFEST_BYTES}
-        for contents in storage.read_listed(readable):
+        missing |= manifests - sizes.keys()
+        readable = [file for file, size in sizes.items() if size <= MAX_MANIFEST_BYTES]
+        for batch in batches(readable, _BATCH, sizes.__getitem__, _BATCH_BYTES):
+            contents = storage.read_all(batch)
+            missing |= set(batch) - contents.keys()
             found: dict[str, tuple[Manifest, dict[File, int]]] = {}
             for (job_id, _), content in contents.items():
                 manifest = parse_manifest(content, jobs[job_id], job_id)
                 files = files_of(storage, job_id, manifest)
                 if files is not None:
                     found[job_id] = manifest, files
-            sizes = storage.sizes_of(file for _, files in found.values() for file in files)
-            missing += [file for _, files in found.values() for file in files if file not in sizes]
+            existing = storage.sizes_of(file for _, files in found.values() for file in files)
             for job_id, (manifest, files) in found.items():
-                if all(sizes.get(file) == size for file, size in files.items()):
+                missing |= files.keys() - existing.keys()
+                if all(existing.get(file) == size for file, size in files.items()):
                     stored[job_id] = on_stored(_stored_job(storage, job_id, manifest))
     if missing and are_remembered:
         storage.confirm_missing(missing)

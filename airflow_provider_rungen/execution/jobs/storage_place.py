@@ -70,13 +70,11 @@ class StoragePlace:
             ) from None
 
     def get(self, names: Sequence[str]) -> dict[str, bytes]:
-        files = {name: self._file(name) for name in names}
-        contents = self._storage.read_confirmed(list(files.values()))
+        files = {self._file(name): name for name in names}
+        contents = self._storage.read_all(files)
         if len(contents) < len(files):
-            self._check_presence()
-        return {
-            name: self._unsealed(name, contents[file]) for name, file in files.items() if file in contents
-        }
+            self._check_presence("read", self._storage.read_all([self._mark()]))
+        return {files[file]: self._unsealed(files[file], content) for file, content in contents.items()}
 
     def put(self, files: Mapping[str, bytes]) -> None:
         sealed = {name: content + self._sealed_end(name, content) for name, content in files.items()}
@@ -109,8 +107,8 @@ class StoragePlace:
         path, _ = self._file(f"{folder}/")
         names = self._storage.list_folder(path)
         if not names:
-            self._check_presence()
-            return ()
+            _, mark = self._mark()
+            self._check_presence("listed", mark in self._storage.list_folder(self._root))
         return [name for name in names if not name.startswith(".")]
 
     def remove(self, names: Collection[str]) -> None:
@@ -120,18 +118,23 @@ class StoragePlace:
         folder, _, file = name.rpartition("/")
         return f"{self._root}/{folder}".rstrip("/"), file
 
-    def _check_presence(self) -> None:
+    def _mark(self) -> File:
+        """Return a file that is there for certain, since this attempt has written it."""
+        file = self._root, _ABOUT
+        if not self._is_marked:
+            self._storage.write(*file, _ABOUT_TEXT)
+            self._is_marked = True
+        return file
+
+    def _check_presence(self, done: str, is_there: object) -> None:
         """
-        Check that what is not found is missing: that the place lists a file which is there for certain.
+        Check that what is not found is missing: that the file which is there for certain is found.
 
         A bucket or a mount that is gone looks like an empty folder, and so do all of its files.
         """
-        if not self._is_marked:
-            self._storage.write_all({(self._root, _ABOUT): _ABOUT_TEXT})
-            self._is_marked = True
-        if _ABOUT not in (self._storage.list_folder(self._root) or {}):
+        if not is_there:
             uri = clean_text(redact(self._storage.uri_of(self._root, _ABOUT)), 200)
             raise RunGenOutputError(
-                f"the destination cannot be used: {uri} was written, but is not listed",
-                hint="Check that it is mounted, and that the worker may list it",
+                f"the destination cannot be used: {uri} was written, but cannot be {done}",
+                hint="Check that it is mounted, and that the worker may read and list it",
             )

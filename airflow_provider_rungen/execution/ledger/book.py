@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,6 @@ from airflow_provider_rungen.execution.ledger.entries import (
     destination_of,
     entry_text,
     is_manifest_uri,
-    is_run,
     is_same_task,
     ledger_key,
     parse_entry,
@@ -35,27 +34,11 @@ log = logging.getLogger(__name__)
 
 # To list all shards takes about as many requests as to read so many entries.
 _MAX_DIRECT = 256
-# The names in so many folders are in memory at a time.
+# The names in so many folders, and so many entries, are in memory at a time.
 _SHARDS_AT_A_TIME = 16
+_BATCH = 1000
 _HEADER: File = ("", "ledger.json")
 _HEADER_TEXT = b'{"version": %d}\n' % VERSION
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """
-    What a ledger knows about some inputs, by key.
-
-    :param stored: those whose job completed, and whose outputs are stored.
-    :param pending: those that were submitted. Only the service knows their status.
-    :param unnoted: the keys of stored jobs whose entries do not say so: an attempt was killed before that.
-    :param of_task: the keys of jobs that this task submitted in this DAG run, whatever was cleared since.
-    """
-
-    stored: dict[str, Entry] = field(default_factory=dict)
-    pending: dict[str, Entry] = field(default_factory=dict)
-    unnoted: set[str] = field(default_factory=set)
-    of_task: set[str] = field(default_factory=set)
 
 
 class LedgerBook:
@@ -69,8 +52,6 @@ class LedgerBook:
     """
 
     def __init__(self, ledger: Ledger, model: str, run: str) -> None:
-        if not is_run(run):
-            raise ValueError(f"run must consist of hexadecimal digits, not {run!r}")
         self._ledger = ledger
         self._model = model
         self._run = run
@@ -119,6 +100,10 @@ class LedgerBook:
         """
         return ledger_key(job_input, self._model, self._ledger.version, self._ledger.ignore)
 
+    def is_of_task(self, entry: Entry) -> bool:
+        """Return whether this task wrote an entry in this DAG run, whatever was cleared since."""
+        return is_same_task(entry.run, self._run)
+
     # --- reading ---
 
     def find(
@@ -128,50 +113,47 @@ class LedgerBook:
         *,
         destination: Any = None,
         without: Collection[str] = (),
-    ) -> Found:
+    ) -> dict[str, Entry]:
         """
-        Return what the ledger knows about inputs at this moment.
+        Return the entries of inputs at this moment: of jobs that are stored, or that were submitted.
 
         :param keys: the keys of the inputs.
         :param on_stored: takes each job that is stored, as it is found.
-        :param destination: where this task stores outputs. A pending job that is stored there counts as
-            stored.
+        :param destination: where this task stores outputs. If a submitted job is stored there, the ledger
+            remembers it: an attempt may have been killed before that.
         :param without: jobs that do not count.
-        :raises RunGenOutputError: the ledger or a destination cannot be read.
+        :raises RunGenOutputError: the ledger or a destination cannot be read, or the ledger not be written.
         """
-        found = Found()
         if self._is_missing:
-            return found
-        entries = {key: each for key, each in self._read(set(keys)).items() if each.job_id not in without}
-        for key, entry in entries.items():
-            if self._counts(entry):
-                (found.stored if entry.manifest else found.pending)[key] = entry
-                if is_same_task(entry.run, self._run):
-                    found.of_task.add(key)
-        stored = self.find_again(found.stored.values(), on_stored)
-        for key in [key for key, entry in found.stored.items() if entry.job_id not in stored]:
-            del found.stored[key]
-        self._known |= {entry.job_id for key, entry in entries.items() if key not in found.stored}
-        if destination is not None and found.pending:
-            self._find_unnoted(found, Storage(destination, read_only=True), on_stored)
-        return found
+            return {}
+        entries = {key: each for key, each in self._read(keys).items() if each.job_id not in without}
+        done = {key: entry for key, entry in entries.items() if entry.manifest and self._counts(entry)}
+        stored = self.find_again(done.values(), on_stored)
+        self._known |= {entry.job_id for entry in entries.values()} - stored
+        pending = {key: each for key, each in entries.items() if not each.manifest and self._counts(each)}
+        if destination is not None and pending:
+            pending |= self._complete(pending, Storage(destination, read_only=True), on_stored)
+        return {key: entry for key, entry in done.items() if entry.job_id in stored} | pending
 
-    def _find_unnoted(
-        self, found: Found, destination: Storage, on_stored: Callable[[StoredJob], object]
-    ) -> None:
-        def note(job: StoredJob) -> StoredJob:
+    def _complete(
+        self, pending: Mapping[str, Entry], destination: Storage, on_stored: Callable[[StoredJob], object]
+    ) -> dict[str, Entry]:
+        """Remember the submitted jobs that are stored in a destination, and return their entries."""
+        manifests: dict[str, tuple[str, float | None]] = {}
+
+        def note(job: StoredJob) -> None:
             on_stored(job)
-            return replace(job, input=None, result=None, outputs=())
+            manifests[job.job_id] = job.manifest, job.execution_seconds
 
-        apps = {entry.job_id: entry.app_id for entry in found.pending.values()}
-        jobs = read_stored_jobs(destination, apps, note, are_remembered=False)
-        for key, entry in list(found.pending.items()):
-            if job := jobs.get(entry.job_id):
-                found.stored[key] = replace(
-                    entry, manifest=job.manifest, execution_seconds=job.execution_seconds
-                )
-                found.unnoted.add(key)
-                del found.pending[key]
+        apps = {entry.job_id: entry.app_id for entry in pending.values()}
+        read_stored_jobs(destination, apps, note, are_remembered=False)
+        stored = {}
+        for key, entry in pending.items():
+            if entry.job_id in manifests:
+                manifest, seconds = manifests[entry.job_id]
+                stored[key] = replace(entry, manifest=manifest, execution_seconds=seconds)
+        self.add_done(stored)
+        return stored
 
     def find_again(self, entries: Iterable[Entry], on_stored: Callable[[StoredJob], object]) -> set[str]:
         """
@@ -214,53 +196,44 @@ class LedgerBook:
         age = (datetime.now(UTC) - entry.at).total_seconds()
         return not self._ledger.refresh and (self._expires is None or age <= self._expires)
 
-    def _read(self, keys: set[str]) -> dict[str, Entry]:
-        """Return the valid entries of some keys, as cheaply as possible."""
-        entries = self._read_directly(keys) if len(keys) <= _MAX_DIRECT else None
-        return self._read_listed(keys) if entries is None else entries
-
-    def _read_directly(self, keys: set[str]) -> dict[str, Entry] | None:
+    def _read(self, keys: Iterable[str]) -> dict[str, Entry]:
         """
-        Return the valid entries of a few keys, without a listing: a shard may have thousands of others.
+        Return the valid entries of some keys. Others are named in a warning.
 
-        :return: ``None`` if anything is unusual. Then a listing shows whether it is an outage.
-        :raises RunGenOutputError: the ledger is gone.
+        :raises RunGenOutputError: they cannot be read, or the ledger is gone.
         """
-        if not keys:
-            return {}
-        try:
-            contents = self._storage.read_all([_HEADER, *map(_file, keys)], MAX_ENTRY_BYTES)
-        except RunGenOutputError:
-            return None
-        # what is not there while the header is, is missing
-        if not contents.pop(_HEADER, b""):
-            self._storage.confirm_missing([_HEADER])
-            return None
-        entries = _parse(contents)
-        return entries if len(entries) == len(contents) else None
-
-    def _read_listed(self, keys: set[str]) -> dict[str, Entry]:
-        """Return the valid entries of many keys. Others are named in a warning."""
-        shards: defaultdict[str, list[File]] = defaultdict(list)
-        for key in keys:
-            shards[key[:2]].append(_file(key))
         entries: dict[str, Entry] = {}
         invalid: list[File] = []
-        for some in batches(sorted(shards), _SHARDS_AT_A_TIME):
-            sizes = self._storage.list_all(some)
-            existing = [file for shard in some for file in shards[shard] if file in sizes]
-            small = {file: sizes[file] for file in existing if sizes[file] <= MAX_ENTRY_BYTES}
-            valid: dict[str, Entry] = {}
-            for contents in self._storage.read_listed(small):
-                valid |= _parse(contents)
-            invalid += [file for file in existing if _key(file) not in valid]
-            entries |= valid
+        for files in self._batches({_file(key) for key in keys}):
+            contents = self._storage.read_all([_HEADER, *files], MAX_ENTRY_BYTES)
+            # what is not there while the header is, is missing
+            if contents.pop(_HEADER, None) is None:
+                self._storage.confirm_missing([])
+                raise RunGenOutputError(
+                    f"the ledger cannot be used: {redact(self._storage.uri_of(*_HEADER))} is missing",
+                    hint="The next task run with this ledger writes it again",
+                )
+            for file, content in contents.items():
+                key = file[1].removesuffix(".json")
+                entry = parse_entry(key, content)
+                if entry is None:
+                    invalid.append(file)
+                else:
+                    entries[key] = entry
         if invalid:
             log.warning(
                 "Ignored %d invalid entries of the ledger: %s",
                 *(len(invalid), redact(self._storage.uri_of(*min(invalid)))),
             )
         return entries
+
+    def _batches(self, files: set[File]) -> Iterator[list[File]]:
+        """Yield those of some files that may exist: a few as they are, and many after a listing."""
+        if len(files) <= _MAX_DIRECT:
+            yield from [[*files]] if files else []
+            return
+        for shards in batches(sorted({folder for folder, _ in files}), _SHARDS_AT_A_TIME):
+            yield from batches(self._storage.list_all(shards).keys() & files, _BATCH)
 
     # --- writing ---
 
@@ -281,7 +254,7 @@ class LedgerBook:
 
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
-        counting = {key for key, entry in self._read(set(jobs)).items() if self._counts(entry)}
+        counting = {key for key, entry in self._read(jobs).items() if self._counts(entry)}
         self.add_pending(app_id, {key: job_id for key, job_id in jobs.items() if key not in counting})
 
     def add_done(self, jobs: Mapping[str, StoredJob | Entry]) -> None:
@@ -292,25 +265,26 @@ class LedgerBook:
         :raises RunGenOutputError: the ledger cannot be read or written.
         """
         now = datetime.now(UTC)
-        current = self._read(set(jobs))
-        refused = {key: job for key, job in jobs.items() if not is_manifest_uri(job.manifest, job.job_id)}
+        current = self._read(jobs)
+        refused = [job.manifest for job in jobs.values() if not is_manifest_uri(job.manifest, job.job_id)]
         twice = sum(
             entry.run != self._run and entry.job_id != jobs[key].job_id and entry.job_id not in self._known
             for key, entry in current.items()
         )
+        # an entry keeps its time, so that a job that is reused again and again expires
+        remembered = {(key, entry.job_id, entry.manifest) for key, entry in current.items()}
         self._write(
             {
                 key: Entry(job.app_id, job.job_id, self._run, now, job.manifest, job.execution_seconds)
                 for key, job in jobs.items()
-                # an entry keeps its time, so that a job that is reused again and again expires
-                if key not in refused and not _says(current.get(key), job)
+                if job.manifest not in refused and (key, job.job_id, job.manifest) not in remembered
             }
         )
         if refused:
             log.warning(
                 "Not remembered: %d stored jobs, since their destination has a password, a query string "
                 "or an empty part of a path: %s",
-                *(len(refused), redact(next(iter(refused.values())).manifest)),
+                *(len(refused), redact(refused[0])),
             )
         if twice:
             log.warning("Bought twice: %d inputs, since another run submitted them at the same time", twice)
@@ -322,7 +296,7 @@ class LedgerBook:
         :param jobs: the id of each job, by key.
         """
         try:
-            entries = self._read(set(jobs))
+            entries = self._read(jobs)
             self._storage.remove(_file(key) for key, each in entries.items() if each.job_id == jobs[key])
         except RunGenError as error:
             log.warning("Could not remove %d entries from the ledger: %s", len(jobs), error.message)
@@ -332,19 +306,5 @@ class LedgerBook:
         self._known |= {entry.job_id for entry in entries.values()}
 
 
-def _says(entry: Entry | None, job: StoredJob | Entry) -> bool:
-    return entry is not None and (entry.job_id, entry.manifest) == (job.job_id, job.manifest)
-
-
-def _parse(contents: Mapping[File, bytes]) -> dict[str, Entry]:
-    """Return the valid entries, by key."""
-    parsed = {_key(file): parse_entry(_key(file), content) for file, content in contents.items()}
-    return {key: entry for key, entry in parsed.items() if entry is not None}
-
-
 def _file(key: str) -> File:
     return key[:2], f"{key}.json"
-
-
-def _key(file: File) -> str:
-    return file[1].removesuffix(".json")

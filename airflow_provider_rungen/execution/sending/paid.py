@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,7 +19,7 @@ from airflow_provider_rungen.runs.rows import SUBMITTABLE, Job, JobState, Row
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
-    from airflow_provider_rungen.execution.ledger import book
+    from airflow_provider_rungen.execution.ledger.book import LedgerBook
     from airflow_provider_rungen.runs.jobs import Jobs
 
 log = logging.getLogger(__name__)
@@ -34,13 +34,11 @@ class Found:
 
     :param stored: the jobs whose outputs are stored.
     :param pending: the jobs that may still run.
-    :param of_task: the inputs whose jobs this task submitted in this DAG run.
     :param untaken: the stored jobs that nobody has taken yet.
     """
 
     stored: Mapping[int, Entry]
     pending: Mapping[int, Entry]
-    of_task: Collection[int] = ()
     untaken: Collection[StoredJob] = ()
 
 
@@ -61,7 +59,7 @@ class PaidInputs:
 
     def __init__(
         self,
-        ledger: book.LedgerBook,
+        ledger: LedgerBook,
         jobs: Jobs,
         destination: str,
         app_id: str,
@@ -95,16 +93,13 @@ class PaidInputs:
         :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
         """
         copies = copies or {}
-        found = self._ledger.find(keys, self._take(self._on_stored), destination=self._destination)
-        usable = self._usable(found)
-        if unnoted := {key: usable[key] for key in found.unnoted if key in usable}:
-            self._ledger.add_done(unnoted)
+        found = self._find(keys, self._on_stored, destination=self._destination)
         equal = sum(copies.values())
-        if reused := sum(1 + copies.get(key, 0) for key in usable):
+        if reused := sum(1 + copies.get(key, 0) for key, number in keys.items() if number in found.stored):
             log.info("Reused %d of %d inputs, which are stored already", reused, len(keys) + equal)
         if equal:
             log.info("%d of %d inputs are equal to others, whose jobs they share", equal, len(keys) + equal)
-        return self._by_number(found, keys)
+        return found
 
     def find(self, numbers: Iterable[int]) -> Found:
         """
@@ -112,10 +107,9 @@ class PaidInputs:
 
         :raises RunGenOutputError: the ledger, or a place of stored jobs, cannot be read.
         """
-        keys = {self._key_of(number): number for number in numbers}
         untaken: list[StoredJob] = []
-        found = self._ledger.find(keys, self._take(untaken.append), without=self._unfit)
-        return self._by_number(found, keys, untaken)
+        found = self._find({self._key_of(number): number for number in numbers}, untaken.append)
+        return replace(found, untaken=untaken)
 
     def note(self, found: Found) -> list[int]:
         """
@@ -125,16 +119,13 @@ class PaidInputs:
         """
         for stored_job in found.untaken:
             self._on_stored(stored_job)
-        noted = [
-            number
-            for entries in (found.stored, found.pending)
-            for number in sorted(entries)
-            if self._add(number, entries[number], is_of_task=number in found.of_task)
-        ]
-        self.has_company |= any(n in found.pending and n not in found.of_task for n in noted)
-        times = (found.pending[number].at.timestamp() for number in noted if number in found.pending)
+        entries = [*sorted(found.stored.items()), *sorted(found.pending.items())]
+        noted = [number for number, entry in entries if self._add(number, entry)]
+        pending = [found.pending[number] for number in noted if number in found.pending]
+        self.has_company |= not all(map(self._ledger.is_of_task, pending))
         # whoever can write an entry can write any time
-        self.submitted_at = max([self.submitted_at, *(min(at, time.time()) for at in times)])
+        times = (min(entry.at.timestamp(), time.time()) for entry in pending)
+        self.submitted_at = max([self.submitted_at, *times])
         return noted
 
     def read_again(self, jobs: Mapping[int, Job]) -> set[int]:
@@ -205,31 +196,36 @@ class PaidInputs:
     def _by_key(self, values: Mapping[int, T]) -> dict[str, T]:
         return {self._key_of(number): value for number, value in values.items()}
 
-    def _take(self, take: Callable[[StoredJob], object]) -> Callable[[StoredJob], None]:
-        """Return a function that takes the stored jobs that can be used, and notes the others."""
+    def _find(
+        self, keys: Mapping[str, int], take: Callable[[StoredJob], object], *, destination: str | None = None
+    ) -> Found:
+        """
+        Look inputs up.
+
+        :param keys: the input of each key.
+        :param take: takes the stored jobs that can be used.
+        :param destination: see `LedgerBook.find`.
+        """
 
         def take_if_accepted(job: StoredJob) -> None:
             if self._accepts(job):
                 take(job)
             else:
-                self._unfit.add(job.job_id)
+                unfit.add(job.job_id)
 
-        return take_if_accepted
+        unfit: set[str] = set()
+        entries = self._ledger.find(keys, take_if_accepted, destination=destination, without=self._unfit)
+        if unfit:
+            log.warning("%d stored results do not fit result_schema, and their inputs run again", len(unfit))
+            self._unfit |= unfit
+        found = {keys[key]: entry for key, entry in entries.items() if entry.job_id not in unfit}
+        return Found(
+            {number: entry for number, entry in found.items() if entry.manifest},
+            # nobody can wait for the jobs of another app
+            {n: entry for n, entry in found.items() if not entry.manifest and entry.app_id == self._app_id},
+        )
 
-    def _usable(self, found: book.Found) -> dict[str, Entry]:
-        return {key: entry for key, entry in found.stored.items() if entry.job_id not in self._unfit}
-
-    def _by_number(
-        self, found: book.Found, keys: Mapping[str, int], untaken: Collection[StoredJob] = ()
-    ) -> Found:
-        stored = {keys[key]: entry for key, entry in self._usable(found).items()}
-        if unfit := len(found.stored) - len(stored):
-            log.warning("%d stored results do not fit result_schema, and their inputs run again", unfit)
-        # nobody can wait for the jobs of another app
-        pending = {keys[key]: entry for key, entry in found.pending.items() if entry.app_id == self._app_id}
-        return Found(stored, pending, {keys[key] for key in found.of_task}, untaken)
-
-    def _add(self, number: int, entry: Entry, *, is_of_task: bool) -> bool:
+    def _add(self, number: int, entry: Entry) -> bool:
         """Add a job, unless its input has one by now, or the job is known: then it failed, or is not ours."""
         jobs, job_id = self.jobs, entry.job_id
         table = jobs.table
@@ -247,7 +243,7 @@ class PaidInputs:
             # one that does not count any more (durable=False), and that the ledger has kept
             if known_number != number or not table.job(job_id).use:
                 return False
-        elif not is_of_task:
+        elif not self._ledger.is_of_task(entry):
             return jobs.share(number, job_id, stored=entry.manifest)
         job = Job(
             job_id,
