@@ -1,5 +1,5 @@
 """
-Remove secrets from the URLs in a text: passwords, and what signs or authorizes a request. No I/O.
+Remove secrets from texts: the API key, and what signs or authorizes a request in URLs. No I/O.
 
 A URL loses its password and its query string, whether it stands as it is or is escaped for JSON, HTML or
 another URL. Parameters that are known to be secret are found everywhere. The time is linear in the length of
@@ -8,6 +8,7 @@ the text.
 
 from __future__ import annotations
 
+import html.entities
 import re
 from functools import lru_cache
 
@@ -225,3 +226,50 @@ def _delimiters(level: int) -> tuple[re.Pattern[str], re.Pattern[str]]:
         slash += f"|{_percent('/', repeat)}"
         query += f"|{_percent('?', repeat)}|{_percent('#', repeat)}"
     return re.compile(slash, re.IGNORECASE), re.compile(query, re.IGNORECASE)
+
+
+# --- the API key ---
+
+# A shorter key could be an ordinary word.
+_SHORTEST_KEY = 8
+
+
+def mask_key(body: bytes, key: str) -> bytes:
+    """Return a body with each occurrence of the key masked."""
+    return body if len(key) < _SHORTEST_KEY else _key_pattern(key).sub(_MARK.encode(), body)
+
+
+def mask_key_in_text(text: str, key: str) -> str:
+    """Return the text of a header with each occurrence of the key masked."""
+    return mask_key(text.encode("utf-8", "surrogateescape"), key).decode("utf-8", "surrogateescape")
+
+
+@lru_cache(maxsize=8)
+def _key_pattern(key: str) -> re.Pattern[bytes]:
+    # a run of backslashes matches from its beginning only, or a body of nothing else would take long
+    forms = [_key_forms(char, begin="" if index else r"(?<!\\)") for index, char in enumerate(key)]
+    return re.compile("".join(forms).encode())
+
+
+def _key_forms(char: str, begin: str) -> str:
+    """Return a pattern of all forms of a character, escaped once or more (such as JSON in JSON)."""
+    code = ord(char)
+    hexadecimal = "".join(f"[{d}{d.upper()}]" if d.isalpha() else d for d in f"{code:02x}")
+    number = rf"#(?:0{{0,6}}{code}|[xX]0{{0,6}}{hexadecimal})"
+    entities = {name.removesuffix(";") for name, text in html.entities.html5.items() if text == char}
+    names = "".join(f"|{name}" for name in sorted(entities, key=len, reverse=True))
+    slashes = rf"{begin}\\+" if char == "\\" else rf"{begin}\\++"
+    forms = [
+        rf"{slashes}(?:[uU]\{{?0{{0,6}}{hexadecimal}\}}?|x{hexadecimal})",
+        rf"%(?:25){{0,4}}{hexadecimal}",
+        rf"&(?:amp;){{0,4}}(?:{number}{names});?",
+    ]
+    if char == " ":
+        forms.append(r"\+")  # as in a form
+    if char == "\\":
+        forms.append(slashes)
+    elif char.isalnum():
+        forms.append(char)
+    else:
+        forms.append(rf"{begin}\\*+{re.escape(char)}")
+    return f"(?:{'|'.join(forms)})"
