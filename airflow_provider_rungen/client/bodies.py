@@ -39,8 +39,6 @@ class Decoder:
             raise UnknownEncodingError(self.encoding)
         self._step = step
         self._unzip: zlib._Decompress | None = None
-        self._held = b""
-        self._has_padding = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """
@@ -53,21 +51,13 @@ class Decoder:
             for start in range(0, len(data), self._step):
                 yield data[start : start + self._step]
             return
-        rest = self._held + data
-        self._held = b""
-        while rest and not self._has_padding:
-            if self._unzip is None:
+        while data:
+            if self._unzip is None or self._unzip.eof:
+                if self._unzip is not None and not data.startswith(b"\x1f"):
+                    return  # no other gzip member, but padding, which gzip ignores, too
                 self._unzip = zlib.decompressobj(_GZIP)
-            elif self._unzip.eof:
-                if rest == b"\x1f":  # half of what begins another gzip member
-                    self._held = rest
-                    return
-                if not rest.startswith(b"\x1f\x8b"):  # padding, which gzip ignores, too
-                    self._has_padding = True
-                    return
-                self._unzip = zlib.decompressobj(_GZIP)
-            yield self._unzip.decompress(rest, self._step)
-            rest = self._unzip.unused_data or self._unzip.unconsumed_tail
+            yield self._unzip.decompress(data, self._step)
+            data = self._unzip.unused_data or self._unzip.unconsumed_tail
 
     def finish(self) -> bytes:
         """

@@ -148,7 +148,9 @@ class Downloader:
                 return redirect_target(target, answer.headers.get("Location", ""))
             if answer.status != 200:
                 raise await _error_of(target, answer)
-            return await self._read(answer, file)
+            self._check_size(answer.content_length or 0)
+            content_type = clean_text(answer.headers.get("Content-Type", ""), MAX_CONTENT_TYPE_CHARS)
+            return await self._save(_decoded_chunks(answer), file, content_type or None)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
@@ -157,11 +159,6 @@ class Downloader:
                 hint="Raise max_output_bytes if that size is right",
                 retryable=False,
             )
-
-    async def _read(self, answer: aiohttp.ClientResponse, file: BinaryIO) -> Download:
-        self._check_size(answer.content_length or 0)
-        content_type = clean_text(answer.headers.get("Content-Type", ""), MAX_CONTENT_TYPE_CHARS)
-        return await self._save(_decoded_chunks(answer), file, content_type or None)
 
     async def _save(self, chunks: AsyncIterator[bytes], file: BinaryIO, content_type: str | None) -> Download:
         size, digest, begun_at = 0, hashlib.sha256(), time.monotonic()
