@@ -13,7 +13,7 @@ from conftest import Outcome
 from test_table import MODES, Table, products
 
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.execution.archive.local_files import LocalFiles
+from airflow_provider_rungen.execution.archive.files import LocalFiles
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 

@@ -17,8 +17,7 @@ from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.redaction import redact, redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
-from airflow_provider_rungen.execution.archive.local_files import LocalFiles, temporary_name
-from airflow_provider_rungen.execution.archive.remote_files import RemoteFiles
+from airflow_provider_rungen.execution.archive.files import LocalFiles, RemoteFiles, temporary_name
 from airflow_provider_rungen.execution.archive.threads import run_concurrently
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from airflow_provider_rungen.client.redaction import redact_error
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError
-from airflow_provider_rungen.execution.archive.local_files import open_regular
+from airflow_provider_rungen.execution.archive.files import open_regular
 from airflow_provider_rungen.execution.table.formats import RowError
 
 _FORMATS = {
