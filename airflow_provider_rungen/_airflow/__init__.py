@@ -76,15 +76,13 @@ AIRFLOW_V_3_4_PLUS = AIRFLOW_VERSION >= (3, 4)
 # the code for an older version.
 _EXCEPTIONS = {(3, 2): "airflow.sdk.exceptions", (2, 11): "airflow.exceptions"}
 _DECORATORS = {(3, 0): "airflow.sdk.bases.decorator", (2, 11): "airflow.decorators.base"}
+_RETRIES = {(3, 3): "airflow.sdk.definitions.retry_policy"}
 PLACES: dict[str, dict[Version, str]] = {
-    "AirflowException": _EXCEPTIONS,
-    "AirflowFailException": _EXCEPTIONS,
-    "AirflowNotFoundException": _EXCEPTIONS,
-    "AirflowSensorTimeout": _EXCEPTIONS,
-    "AirflowSkipException": _EXCEPTIONS,
-    "AirflowTaskTimeout": _EXCEPTIONS,
-    "DuplicateTaskIdFound": _EXCEPTIONS,
-    "TaskDeferred": _EXCEPTIONS,
+    **dict.fromkeys(("AirflowException", "AirflowFailException", "AirflowNotFoundException"), _EXCEPTIONS),
+    **dict.fromkeys(("AirflowSensorTimeout", "AirflowSkipException", "AirflowTaskTimeout"), _EXCEPTIONS),
+    **dict.fromkeys(("DuplicateTaskIdFound", "TaskDeferred"), _EXCEPTIONS),
+    **dict.fromkeys(("DecoratedOperator", "TaskDecorator", "task_decorator_factory"), _DECORATORS),
+    **dict.fromkeys(("RetryDecision", "RetryPolicy"), _RETRIES),
     "Asset": {(3, 0): "airflow.sdk", (2, 11): "airflow.datasets:Dataset"},
     # an asset cannot be watched before 3.0, but the module of the trigger can be imported
     "BaseEventTrigger": {(3, 0): "airflow.triggers.base", (2, 11): "airflow.triggers.base:BaseTrigger"},
@@ -103,17 +101,12 @@ PLACES: dict[str, dict[Version, str]] = {
     "XCom": {(3, 0): "airflow.sdk.execution_time.xcom", (2, 11): "airflow.models.xcom"},
     "XComArg": {(3, 0): "airflow.sdk", (2, 11): "airflow.models.xcom_arg"},
     "EnvironmentVariablesBackend": {(2, 11): "airflow.secrets.environment_variables"},
-    "DecoratedOperator": _DECORATORS,
-    "TaskDecorator": _DECORATORS,
-    "task_decorator_factory": _DECORATORS,
     "determine_kwargs": {(3, 2): "airflow.sdk.bases.decorator", (2, 11): "airflow.utils.operator_helpers"},
     "context_merge": {(3, 1): "airflow.sdk.definitions.context", (2, 11): "airflow.utils.context"},
     "SET_DURING_EXECUTION": {
         (3, 0): "airflow.sdk.definitions._internal.types",
         (2, 11): "airflow.utils.types:NOTSET",
     },
-    "RetryDecision": {(3, 3): "airflow.sdk.definitions.retry_policy"},
-    "RetryPolicy": {(3, 3): "airflow.sdk.definitions.retry_policy"},
     "conf": {(3, 2): "airflow.sdk.configuration", (2, 11): "airflow.configuration"},
     "mask_secret": {
         (3, 1): "airflow.sdk.log",
