@@ -37,7 +37,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.flow import Flow, Request
 from airflow_provider_rungen.client.models import Job, JobStatus
+from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS
 from airflow_provider_rungen.client.settings import Settings
+from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenError,
@@ -674,6 +676,12 @@ def parsed(**fields: Any) -> Manifest:
 def test_only_known_fields_of_an_entry_are_read() -> None:
     entry = {**ENTRY, "__classname__": "airflow.sdk.Connection", "more": "x"}
     assert list(parsed(outputs=[entry]).entries.values()) == [ENTRY]
+
+
+@pytest.mark.parametrize("name", ["image/png", "x" * 999, "\0" * 999, "\U0001f600\ue000" * 99])
+def test_the_type_that_a_host_names_is_valid_once_it_is_cleaned(name: str) -> None:
+    content_type = clean_text(name, MAX_CONTENT_TYPE_CHARS)
+    assert parsed(outputs=[{**ENTRY, "content_type": content_type}]).invalid_count == 0
 
 
 @pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS)

@@ -10,7 +10,6 @@ from typing import Any
 
 from airflow_provider_rungen.client.output_urls import MAX_CONTENT_TYPE_CHARS
 from airflow_provider_rungen.client.parsing import to_number, to_text, to_time
-from airflow_provider_rungen.client.texts import clean_text
 
 MANIFEST = "manifest.json"
 # Of a manifest that is read.
@@ -101,7 +100,8 @@ def _parse_entry(entry: Any) -> dict[str, Any] | None:
 
 
 def _is_content_type(value: Any) -> bool:
-    return isinstance(value, str) and clean_text(value, MAX_CONTENT_TYPE_CHARS) == value
+    # each character may be escaped by up to ten
+    return isinstance(value, str) and len(value) <= 10 * MAX_CONTENT_TYPE_CHARS + 1 and value.isprintable()
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> bytes:
