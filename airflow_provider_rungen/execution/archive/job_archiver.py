@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,11 @@ from airflow_provider_rungen.exceptions import RunGenAPIError, RunGenError, RunG
 from airflow_provider_rungen.execution.archive.manifests import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
-    RETURNED_FIELDS,
+    Manifest,
     manifest_text,
     parse_manifest,
 )
-from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob, stored_job
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.archive.output_store import OutputStore
@@ -72,8 +73,8 @@ class JobArchiver:
         self._renewed_urls: dict[str, str] | None = None
         # the manifest entries of the stored files, by name; None until the manifest was read
         self._entries: dict[str, dict[str, Any]] | None = None
-        # how many files the manifest lists, and whether it says that these are all
-        self._saved = (0, False)
+        # what is in storage
+        self._manifest = Manifest({}, is_complete=False, invalid_count=0)
 
     async def run(self) -> StoredJob:
         """
@@ -106,18 +107,19 @@ class JobArchiver:
                 self._entries = await in_daemon_thread(self._load)
                 self._store.figures.add(self._entries.values(), are_new=False)
             failed = await self._download_missing(self._entries)
-            entries = [self._entries[each.name] for each in self._outputs if each.name in self._entries]
-            stored, state = self._stored_job(entries), (len(entries), not failed)
-            if state != self._saved:
-                await in_daemon_thread(self._save, stored, entries, is_complete=not failed)
-                self._saved = state
+            saved, entries = (
+                self._manifest,
+                {(each["uri"], each["at"]): each for each in self._entries.values()},
+            )
+            if (saved.entries, saved.is_complete, saved.invalid_count) != (entries, not failed, 0):
+                self._manifest = await in_daemon_thread(self._save, self._entries, is_complete=not failed)
         except RunGenOutputError as error:
             raise self._error(error) from error
         if failed:
             # what no retry can help, or what asks for the longest wait
             cause, output = min(failed, key=_retry_order)
             raise self._error(cause, f"{output.at}: ") from cause
-        return stored
+        return stored_job(self._storage, self._job.id, self._manifest)
 
     # --- the manifest ---
 
@@ -135,7 +137,7 @@ class JobArchiver:
             # files appear as a whole, so there is no need to read them for their digest
             if entry and sizes.get(output.name) == entry["size"]:
                 entries[output.name] = entry
-        self._saved = len(entries), manifest.is_complete
+        self._manifest = manifest
         if manifest.invalid_count:
             uri = redact(storage.uri_of(job.id, MANIFEST))
             log.warning(
@@ -143,36 +145,24 @@ class JobArchiver:
             )
         return entries
 
-    def _save(self, stored: StoredJob, entries: list[dict[str, Any]], *, is_complete: bool) -> None:
-        job = self._job
+    def _save(self, entries: Mapping[str, dict[str, Any]], *, is_complete: bool) -> Manifest:
+        """Write the manifest, with URIs of files in place of their URLs, and return it as it is read."""
+        job, stored = self._job, [each for each in self._outputs if each.name in entries]
         fields = {
             "job_id": job.id,
             "app_id": job.app_id,
             "complete": is_complete,
             "status": str(job.status),
-            "created_at": stored.created_at,
+            "created_at": None if job.created_at is None else job.created_at.isoformat(),
             "execution_time": job.execution_time,
             "landed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "input": stored.input,
-            "result": stored.result,
-            "outputs": entries,
+            "input": redact_value(job.input),
+            "result": redact_value(job.result, {each.url: entries[each.name]["uri"] for each in stored}),
+            "outputs": [entries[each.name] for each in stored],
         }
-        self._storage.write(job.id, MANIFEST, manifest_text(fields))
-
-    def _stored_job(self, entries: list[dict[str, Any]]) -> StoredJob:
-        """Return what is stored, with the URIs of the files in place of their URLs."""
-        job, stored = self._job, {entry["uri"] for entry in entries}
-        uris = {each.url: self._storage.uri_of(job.id, each.name) for each in self._outputs}
-        return StoredJob(
-            job.app_id,
-            job.id,
-            self._storage.uri_of(job.id, MANIFEST),
-            [{name: entry[name] for name in RETURNED_FIELDS} for entry in entries],
-            redact_value(job.result, {url: uri for url, uri in uris.items() if uri in stored}),
-            job.execution_time,
-            None if job.created_at is None else job.created_at.isoformat(),
-            redact_value(job.input),
-        )
+        content = manifest_text(fields)
+        self._storage.write(job.id, MANIFEST, content)
+        return parse_manifest(content, job.app_id, job.id)
 
     # --- the files ---
 

@@ -116,7 +116,7 @@ def read_stored_jobs(
             for job_id, (manifest, files) in found.items():
                 missing |= files.keys() - existing.keys()
                 if all(existing.get(file) == size for file, size in files.items()):
-                    stored[job_id] = on_stored(_stored_job(storage, job_id, manifest))
+                    stored[job_id] = on_stored(stored_job(storage, job_id, manifest))
     if missing and are_remembered:
         storage.confirm_missing(missing)
     return stored
@@ -136,7 +136,8 @@ def files_of(storage: Storage, job_id: str, manifest: Manifest) -> dict[File, in
     return files
 
 
-def _stored_job(storage: Storage, job_id: str, manifest: Manifest) -> StoredJob:
+def stored_job(storage: Storage, job_id: str, manifest: Manifest) -> StoredJob:
+    """Return a job as its manifest describes it."""
     return StoredJob(
         app_id=manifest.app_id,
         job_id=job_id,
