@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Any
 
 from airflow_provider_rungen.client.endpoints import delete_app, get_app, scale_app
 from airflow_provider_rungen.client.flow import Flow, Sleep
@@ -15,7 +15,7 @@ from airflow_provider_rungen.client.poll_state import POLL_TIMEOUT, Outages, Pol
 from airflow_provider_rungen.client.polling import outlast_refusal, poll_until
 from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.texts import format_count, format_ids
-from airflow_provider_rungen.client.workers import KNOWN_STATUSES, describe
+from airflow_provider_rungen.client.workers import KNOWN_STATUSES, ScaleRecord, describe, workers_of
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
     RunGenAppTimeoutError,
@@ -155,69 +155,47 @@ def wait_for_app(target: AppTarget, *, poll_interval: float, deadline: float) ->
 # --- up and down -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ScaleRecord:
-    """
-    What was done to an app.
-
-    :param app_id: the app.
-    :param active_workers: the number of workers that it was set to.
-    :param before: the number that it had, where that is known.
-    :param at: the time (seconds since 1970).
-    """
-
-    app_id: str
-    active_workers: int
-    before: int | None
-    at: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @property
-    def was_raised(self) -> bool:
-        """Whether there is something to lower."""
-        return self.active_workers > 0 and (self.before is None or self.before < self.active_workers)
+def see_app(app_id: str) -> Flow[App]:
+    """Ask for an app once. One that is gone has no workers, and one without an answer an unknown number."""
+    try:
+        return (yield from get_app(app_id, attempts=1))
+    except RunGenNotFoundError:
+        return App(app_id, configuration={"active_workers": 0})
+    except RunGenError:
+        return App(app_id)
 
 
-def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) -> Flow[bool | None]:
+def restore_workers(raised: ScaleRecord, *, retry_budget: float = RETRY_BUDGET) -> Flow[ScaleRecord]:
     """
     Set an app back to what it was before it was raised, unless somebody else has set yet another number.
 
     :param retry_budget: seconds after which no further attempt is made.
-    :return: whether it was set back; ``None``, with a line in the log, if that is not certain.
+    :return: what is known then. If it is not certain that the app was set back, the log says so, and it is
+        still raised.
     """
-    app_id, before = raised.app_id, raised.before
+    app_id, before, wanted = raised.app_id, raised.before, raised.active_workers or 0
+    app = yield from see_app(app_id)
+    now, workers = (yield Sleep(0)), workers_of(app)
+    record = raised.seen(app, now)
+    # fewer than asked for may be all that the service had
+    if workers is not None and not (before or 0) <= workers <= wanted:
+        line = "Left at %s, which somebody else has set %s"
+        log.warning(line, format_count(workers, "worker"), format_ids(app_id))
+        return record.settled(workers, now)
     pause, within = retry_budget / 4, min(2 * retry_budget, CONFIRM_TIME)
     try:
         if before is None:
             raise RunGenAppError("The number of workers before is unknown", app_id=app_id)
-        if not (yield from _is_as_raised(raised)):
-            return False
-        yield from set_workers(app_id, before, poll_interval=pause, within=within, retry_budget=retry_budget)
+        with suppress(RunGenNotFoundError):  # it is gone, and so are its workers
+            yield from set_workers(
+                app_id, before, poll_interval=pause, within=within, retry_budget=retry_budget
+            )
     except RunGenError as error:
-        workers = format_count(raised.active_workers, "worker")
         line = "STILL BILLED: app %s may still have %s: %s. Scale it down yourself."
-        log.error(line, app_id, workers, error.message)
-        return None
+        log.error(line, app_id, format_count(wanted, "worker"), error.message)
+        return record
     log.info("Scaled back to %s %s", format_count(before, "worker"), format_ids(app_id))
-    return True
-
-
-def _is_as_raised(raised: ScaleRecord) -> Flow[bool]:
-    """Return whether nobody else has set the app since, or that is not known: lowering it matters more."""
-    try:
-        workers = (yield from get_app(raised.app_id, attempts=1)).active_workers
-    except RunGenNotFoundError:
-        return False
-    except RunGenError:
-        return True
-    # fewer than asked for may be all that the service had
-    if workers is None or (raised.before or 0) <= workers <= raised.active_workers:
-        return True
-    line = "Left at %s, which somebody else has set %s"
-    log.warning(line, format_count(workers, "worker"), format_ids(raised.app_id))
-    return False
+    return record.settled(before, (yield Sleep(0)))
 
 
 def set_workers(

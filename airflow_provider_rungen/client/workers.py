@@ -1,6 +1,10 @@
-"""How many workers an app has, and how they are named in logs and errors. No I/O."""
+"""How many workers an app has and had, and what a task has done to their number. No I/O."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.texts import format_count
@@ -8,6 +12,8 @@ from airflow_provider_rungen.client.texts import format_count
 # The order in which the states of workers are named.
 _WORKER_STATES = ("ready", "running", "idle", "initializing", "throttled", "unhealthy")
 KNOWN_STATUSES = ("STOPPED", "INITIALIZING", "RUNNING", "")
+# Seconds by which the clock of the service may differ from this one.
+_CLOCK_SKEW = 60.0
 
 
 def workers_of(app: App) -> int | None:
@@ -37,3 +43,111 @@ def describe_workers(app: App) -> str:
         return f"workers: {counts}" if counts else ""
     count = format_count(app.active_workers, "worker")
     return f"{count}: {counts}" if counts else count
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHistory:
+    """
+    The numbers of workers that an app had, as far as they were set and seen.
+
+    :param changes: pairs of a time (seconds since 1970) and the number from then on, in order.
+    """
+
+    changes: tuple[tuple[float, int], ...] = ()
+
+    @property
+    def most(self) -> int:
+        """The largest number."""
+        return max((workers for _, workers in self.changes), default=0)
+
+    @property
+    def up_at(self) -> float | None:
+        """The time of the first worker."""
+        return next((at for at, workers in self.changes if workers), None)
+
+    @property
+    def down_at(self) -> float | None:
+        """The time since when there is no worker; ``None`` if there still is one, or never was."""
+        return self.changes[-1][0] if self.most and not self.changes[-1][1] else None
+
+    def changed(self, workers: int, at: float) -> WorkerHistory:
+        """Return the history with a number from a time on."""
+        is_new = not self.changes or self.changes[-1][1] != workers
+        return WorkerHistory((*self.changes, (at, workers))) if is_new else self
+
+    def worker_seconds(self, until: float) -> float:
+        """Return the number of workers times the seconds that the app had it."""
+        return sum(workers * seconds for workers, seconds in self._spans(until))
+
+    def seconds_up(self, until: float) -> float:
+        """Return the seconds in which the app had any worker."""
+        return sum(seconds for workers, seconds in self._spans(until) if workers)
+
+    def _spans(self, until: float) -> list[tuple[int, float]]:
+        ends = (*self.changes, (until, 0))
+        return [(workers, max(end - start, 0.0)) for (start, workers), (end, _) in pairwise(ends)]
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleRecord:
+    """
+    What a task has done to an app.
+
+    :param app_id: the app.
+    :param active_workers: the number of workers that it was set to; ``None`` if it was left as it is.
+    :param before: the number to restore if something goes wrong, where that is known.
+    :param sent_at: the time (seconds since 1970) from which the app may have the number, until that is known.
+    :param history: the workers that the app had, in earlier attempts, too.
+    """
+
+    app_id: str
+    active_workers: int | None = None
+    before: int | None = None
+    sent_at: float | None = None
+    history: WorkerHistory = WorkerHistory()
+
+    @property
+    def was_raised(self) -> bool:
+        """Whether there is something to restore."""
+        wanted = self.active_workers or 0
+        return wanted > 0 and (self.before is None or self.before < wanted)
+
+    def seen(self, app: App, now: float) -> ScaleRecord:
+        """
+        Return the record with what an answer shows.
+
+        The service says when it last changed an app. That may have been another change, so it is only the
+        latest time at which the number can have changed.
+
+        :param app: the answer.
+        :param now: its time (seconds since 1970).
+        """
+        workers, history = workers_of(app), self.history
+        changed_at = 0.0 if app.updated_at is None else app.updated_at.timestamp()
+        if self.sent_at is not None:
+            is_changed = changed_at >= self.sent_at - _CLOCK_SKEW
+            if is_changed or workers in (None, self.active_workers):
+                history = history.changed(self.active_workers or 0, self.sent_at)
+        if workers is not None:
+            last = history.changes[-1][0] if history.changes else now
+            is_changed = changed_at >= last - _CLOCK_SKEW
+            history = history.changed(workers, min(max(changed_at, last), now) if is_changed else now)
+        return replace(self, sent_at=None, history=history)
+
+    def confirmed(self, at: float) -> ScaleRecord:
+        """Return the record of an app that has had the number since a time."""
+        return replace(self, sent_at=None, history=self.history.changed(self.active_workers or 0, at))
+
+    def settled(self, workers: int, at: float) -> ScaleRecord:
+        """Return the record of an app that has a number since a time, and needs no restoring."""
+        return replace(self, active_workers=workers, before=workers).confirmed(at)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain data."""
+        return {
+            "app_id": self.app_id,
+            "active_workers": self.active_workers,
+            "before": self.before,
+            "sent_at": self.sent_at,
+            "changes": [{"at": at, "workers": workers} for at, workers in self.history.changes],
+        }

@@ -82,8 +82,8 @@ class RunGenNoOpOperator(BaseOperator):
     def execute(self, context: Context) -> None: ...
 
 
-# Tasks that report no jobs.
-_WITHOUT_JOBS = (RunGenNoOpOperator, RunGenScaleAppOperator, RunGenScaleDownOperator)
+# Tasks of the provider that report no jobs.
+_WITHOUT_JOBS = (RunGenScaleAppOperator, RunGenScaleDownOperator)
 
 
 class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
@@ -199,22 +199,15 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
     def _bill_jobs_of(self, inside: Mapping[str, Any]) -> None:
         """Hand the tasks to the bill. Those of a block inside this one are on the bill of its own app."""
         inner = [task for task in inside.values() if isinstance(task, RunGenScaleDownOperator)]
-        billed = {task_id for down in inner for task_id in (*down.job_task_ids, *down.collect_task_ids)}
+        billed = {task_id for down in inner for task_id in down.jobs_of}
         tasks = {
             task_id: task
             for task_id, task in sorted(inside.items())
-            if task_id not in billed and not isinstance(task, _WITHOUT_JOBS)
+            if task_id not in billed and is_of_provider(task) and not isinstance(task, _WITHOUT_JOBS)
         }
-        runners = [task_id for task_id, task in tasks.items() if not is_job_consumer(task)]
-        runners_of = {
-            task_id: _runners_of(task, {each: tasks[each] for each in runners})
-            for task_id, task in tasks.items()
-            if is_job_consumer(task)
-        }
-        runners_of = {task_id: of for task_id, of in runners_of.items() if not billed.issuperset(of)}
-        self.down.job_task_ids = tuple(runners)
-        self.down.collect_task_ids = tuple(runners_of)
-        self.down.runners_of = runners_of
+        runners = {task_id for task_id, task in tasks.items() if not is_job_consumer(task)}
+        jobs_of = {task_id: _runners_of(task, runners) for task_id, task in tasks.items()}
+        self.down.jobs_of = {task_id: of for task_id, of in jobs_of.items() if not billed.issuperset(of)}
 
     def _add_end(self) -> str:
         """Add the last task, and return the prefix, which the DAG (or the task group) does not have yet."""
@@ -258,11 +251,12 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         )
 
 
-def _runners_of(task: Any, runners: Mapping[str, Any]) -> Sequence[str]:
-    """Return the tasks whose jobs a task collects: all before it, if no ``.output`` tells. Else, itself."""
-    before = task.get_flat_relative_ids(upstream=True) & runners.keys()
-    likely = [task_id for task_id in sorted(before) if is_of_provider(runners[task_id])]
-    return job_sources_of(task) or likely or [task.task_id]
+def _runners_of(task: Any, runners: set[str]) -> Sequence[str]:
+    """Return the tasks that run the jobs of a task: of a collector, all before it if no ``.output`` tells."""
+    if task.task_id in runners:
+        return [task.task_id]
+    before = sorted(task.get_flat_relative_ids(upstream=True) & runners)
+    return job_sources_of(task) or before or [task.task_id]
 
 
 def _tasks_before(task: Any, inside: Mapping[str, Any]) -> list[Any]:

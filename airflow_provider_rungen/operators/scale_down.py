@@ -34,12 +34,8 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
 
     template_fields: Sequence[str] = (*RunGenBaseOperator.template_fields, "price")
 
-    #: The tasks of the block whose jobs the bill counts.
-    job_task_ids: Sequence[str] = ()
-    #: Those that only wait for the jobs of others, or collect them.
-    collect_task_ids: Sequence[str] = ()
-    #: For each of these, the tasks that run its jobs.
-    runners_of: Mapping[str, Sequence[str]] = MappingProxyType({})
+    #: For each task of the block that runs, collects or waits for jobs, the tasks that run them.
+    jobs_of: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     def __init__(
         self,
@@ -65,5 +61,4 @@ class RunGenScaleDownOperator(RunGenBaseOperator):
         """
         from airflow_provider_rungen.execution.apps.scale_down import ScaleDownOptions, ScaleDownRun
 
-        run = self._start(ScaleDownRun(self, context, ScaleDownOptions.of(self)))
-        run.execute(task for task in context["dag"].tasks if isinstance(task, RunGenScaleDownOperator))
+        self._start(ScaleDownRun(self, context, ScaleDownOptions.of(self))).execute()

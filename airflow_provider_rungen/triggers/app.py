@@ -10,7 +10,7 @@ from typing import Any
 from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.scaling import AppTarget, restore_workers
 from airflow_provider_rungen.client.texts import format_ids
-from airflow_provider_rungen.execution.costs.scale_state import read_scale_record
+from airflow_provider_rungen.execution.apps.scale_record import read_scale_record
 from airflow_provider_rungen.execution.task.outcomes import GO_ON
 from airflow_provider_rungen.hooks.rungen import RunGenHook
 from airflow_provider_rungen.triggers import base
@@ -35,7 +35,7 @@ class RunGenAppTrigger(RunGenBaseTrigger):
     :param poll_interval: seconds between two polls.
     :param deadline: the time (seconds since 1970) to stop waiting at.
     :param deferred_at: the time (seconds since 1970) of the deferral.
-    :param raised: what to restore when a user marks or clears the task, as `scaling.ScaleRecord.to_json`.
+    :param raised: what to restore when a user marks or clears the task, as `ScaleRecord.to_json`.
     """
 
     rungen_conn_id: str = RunGenHook.default_conn_name

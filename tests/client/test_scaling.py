@@ -16,7 +16,6 @@ from airflow_provider_rungen.client.poll_state import REFUSAL_PAUSE
 from airflow_provider_rungen.client.scaling import (
     MAX_MISSING_COUNTERS,
     AppTarget,
-    ScaleRecord,
     drain_app,
     remove_app,
     restore_workers,
@@ -24,7 +23,7 @@ from airflow_provider_rungen.client.scaling import (
     wait_for_app,
 )
 from airflow_provider_rungen.client.transport import drive
-from airflow_provider_rungen.client.workers import workers_of
+from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory, workers_of
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
@@ -201,6 +200,9 @@ def puts(sent: list[Request]) -> list[Any]:
     return [body["configuration"]["active_workers"] for body in bodies]
 
 
+RAISED = ScaleRecord(APP, 3, 1, history=WorkerHistory(((0.0, 3),)))
+
+
 @pytest.mark.parametrize(
     ("answer", "sent"),
     [
@@ -216,17 +218,26 @@ def puts(sent: list[Request]) -> list[Any]:
     ],
 )
 def test_an_app_is_lowered_unless_somebody_else_has_set_it(answer: Any, sent: list[int]) -> None:
-    _, requests = play(restore_workers(ScaleRecord(APP, 3, 1, 0.0)), [answer, app("RUNNING", 1)])
+    record, requests = play(restore_workers(RAISED), [answer, app("RUNNING", 1)])
     assert puts(requests) == sent
+    assert not record.was_raised
+    assert record.history.changes[-1][1] == record.active_workers
+
+
+def test_an_app_that_is_gone_needs_no_lowering(caplog: pytest.LogCaptureFixture) -> None:
+    record, _ = play(restore_workers(ScaleRecord(APP, 3, 0)), [404])
+    assert not record.was_raised
+    assert "BILLED" not in caplog.text
 
 
 def test_an_app_of_which_nobody_knows_what_it_had_is_not_lowered(caplog: pytest.LogCaptureFixture) -> None:
-    assert play(restore_workers(ScaleRecord(APP, 3, None, 0.0)), [app("RUNNING", 3)]) == (None, [])
+    record, requests = play(restore_workers(ScaleRecord(APP, 3)), [app("RUNNING", 3)])
+    assert (record.was_raised, puts(requests)) == (True, [])
     assert f"STILL BILLED: app {APP} may still have 3 workers: The number of workers before is" in caplog.text
 
 
 def test_an_app_was_raised_if_it_had_fewer_workers() -> None:
-    assert [ScaleRecord(APP, 2, before, 0).was_raised for before in (0, 1, 2, 3, None)] == [
+    assert [ScaleRecord(APP, 2, before).was_raised for before in (0, 1, 2, 3, None)] == [
         *(True, True, False, False, True)
     ]
 

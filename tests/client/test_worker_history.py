@@ -9,12 +9,11 @@ import pytest
 from conftest import APP, Via
 
 from airflow_provider_rungen.client.models import App
-from airflow_provider_rungen.client.scaling import ScaleRecord
-from airflow_provider_rungen.client.worker_history import MAX_CHANGES, WorkerHistory, see_app
+from airflow_provider_rungen.client.scaling import see_app
+from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Fault
 
 UP = WorkerHistory(((1000.0, 0), (1001.0, 2)))
-RECORD = ScaleRecord(APP, 2, 0, 1000.5)
 
 
 def app(workers: int | None = None, changed_at: float | None = None) -> App:
@@ -57,7 +56,8 @@ def test_an_app_that_never_had_workers() -> None:
     ],
 )
 def test_another_number_counts_since_the_app_was_changed(seen: App, worker_seconds: float) -> None:
-    assert UP.seen(seen, 1101.0, RECORD).worker_seconds(1101.0) == worker_seconds
+    record = ScaleRecord(APP, 2, 0, history=UP).seen(seen, 1101.0)
+    assert record.history.worker_seconds(1101.0) == worker_seconds
 
 
 @pytest.mark.parametrize(
@@ -76,19 +76,14 @@ def test_another_number_counts_since_the_app_was_changed(seen: App, worker_secon
 )
 def test_a_scaling_of_unknown_fate_counts_if_the_app_was_changed(seen: App, worker_seconds: float) -> None:
     before = WorkerHistory(((1000.5, 0),))
-    assert before.seen(seen, 1100.0, RECORD).worker_seconds(1100.0) == worker_seconds
+    record = ScaleRecord(APP, 2, 0, 1000.5, before).seen(seen, 1100.0)
+    assert record.history.worker_seconds(1100.0) == worker_seconds
+    # what an answer decided stays so
+    assert record.seen(app(), 1200.0).history == record.history
 
 
 def test_an_app_that_was_up_before_counts_from_the_first_answer() -> None:
-    history = WorkerHistory().seen(app(4, 10.0), 1000.0)
-    assert history.worker_seconds(1010.0) == 40
-
-
-def test_the_history_is_bounded() -> None:
-    history = WorkerHistory()
-    for number in range(2 * MAX_CHANGES):
-        history = history.changed(number % 2, float(number))
-    assert len(history.changes) == MAX_CHANGES
+    assert ScaleRecord(APP).seen(app(4, 10.0), 1000.0).history.worker_seconds(1010.0) == 40
 
 
 def test_an_app_that_is_gone_has_no_workers(direct: Via) -> None:

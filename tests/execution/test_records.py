@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_rungen.client.scaling import ScaleRecord
-from airflow_provider_rungen.execution.costs.scale_state import read_history, read_scale_record
+from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
+from airflow_provider_rungen.execution.apps.scale_record import read_history, read_scale_record
 
-RAISED = ScaleRecord("app", 2, 0, time.time())
+RAISED = ScaleRecord("app", 2, 0, time.time(), WorkerHistory(((1.0, 0), (2.0, 2))))
 
 READ: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "scaled": (read_scale_record, RAISED.to_json()),

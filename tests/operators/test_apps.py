@@ -31,7 +31,7 @@ from conftest import (
 
 from airflow_provider_rungen import triggers
 from airflow_provider_rungen.client.endpoints import create_app
-from airflow_provider_rungen.client.scaling import ScaleRecord
+from airflow_provider_rungen.client.workers import ScaleRecord
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
@@ -340,7 +340,7 @@ def test_a_retry_goes_on_and_knows_what_to_lower_to(emulator: Emulator, context:
     killed_after_raising(emulator, context)
     assert isinstance(run_task(scale_op(timeout=0.2), context).error, RunGenAppTimeoutError)
     assert (numbers(emulator), workers(emulator)) == ([2, 0], 0)
-    assert context["task_state_store"].get("scaled") is None
+    assert context["task_state_store"].get("scaled")["active_workers"] == 0
 
 
 def test_a_retry_knows_what_to_lower_to_where_no_number_is_told(emulator: Emulator, context: Any) -> None:
@@ -410,7 +410,7 @@ def test_a_user_who_ends_the_deferred_task_lowers_an_app_that_does_not_answer_qu
         poll_interval=1,
         deadline=0,
         deferred_at=0,
-        raised=ScaleRecord(APP, 2, 0, 0.0).to_json(),
+        raised=ScaleRecord(APP, 2, 0).to_json(),
     )
     trigger.task_instance = context["ti"]
     asyncio.run(trigger.on_kill())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import time
 from collections.abc import Callable
 from importlib import import_module
 from types import SimpleNamespace
@@ -19,7 +18,7 @@ from airflow_provider_rungen import triggers
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenAppTimeoutError
-from airflow_provider_rungen.execution.costs.scale_state import read_history
+from airflow_provider_rungen.execution.apps.scale_record import read_history
 from airflow_provider_rungen.execution.task import task_instances
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
@@ -87,8 +86,7 @@ class Block:
         ti.get_task_states = lambda **_: {"run": {"app_up": self.up_state, "app_down": "running"}, **others}
         ti.get_dr_count = lambda **_: 1 + len(others)
         ti.get_dagrun_state = lambda *_: "running"
-        job_task_ids = options.pop("job_task_ids", ())
-        runners_of = options.pop("runners_of", {})
+        jobs_of = options.pop("jobs_of", {})
         own: dict[str, Any] = {
             "task_id": "app_down",
             "app_id": APP,
@@ -97,8 +95,7 @@ class Block:
         }
         op = RunGenScaleDownOperator(**(own | {"price": PRICE} | options))
         op.outlets = [OUTLET]
-        op.job_task_ids = job_task_ids
-        op.collect_task_ids, op.runners_of = tuple(runners_of), runners_of
+        op.jobs_of = jobs_of
         ti.task = op
         self.down_op, self.events = op, OutletEvents()
         return run_task(op, {"ti": ti, "dag": SimpleNamespace(tasks=[op]), "outlet_events": self.events})
@@ -161,7 +158,7 @@ def test_a_bill(block: Block, clock: Clock, caplog: pytest.LogCaptureFixture) ->
     block.usage = {"paint": [{"jobs": 830, "execution_seconds": 878.4}], "load": [None]}
     block.up()
     clock.advance(720)
-    assert block.down(job_task_ids=["paint", "load"]) == Outcome()
+    assert block.down(jobs_of={"paint": ["paint"], "load": ["load"]}) == Outcome()
     block.assert_agrees(1440)
     bill = block.bill
     assert set(bill) == {
@@ -242,7 +239,7 @@ def test_a_templated_price_that_cannot_be_read_keeps_no_app_up(
     assert outcome == Outcome()
     assert block.workers() == 0
     assert block.bill["cost"] is None
-    assert "The bill has no cost: price must be the price of one worker" in caplog.text
+    assert "No costs without a price: ValueError: must be the price of one worker" in caplog.text
 
 
 def report(jobs: int, seconds: Any) -> list[Any]:
@@ -299,7 +296,7 @@ def test_each_job_counts_once(
     block.usage = usage
     block.up()
     clock.advance(10)
-    block.down(job_task_ids=[each for each in usage if each not in runners_of], runners_of=runners_of)
+    block.down(jobs_of={each: runners_of.get(each, [each]) for each in usage})
     assert (block.bill["jobs"], block.bill["busy_seconds"]) == counted
 
 
@@ -308,7 +305,7 @@ def test_the_only_report_may_come_unpacked(block: Block) -> None:
     pull = block._pull
     block._pull = lambda key, **which: report if key == "usage" else pull(key, **which)  # type: ignore[method-assign]
     block.up()
-    block.down(job_task_ids=["paint"])
+    block.down(jobs_of={"paint": ["paint"]})
     assert (block.bill["jobs"], block.bill["busy_seconds"]) == (3, "4.000")
 
 
@@ -319,7 +316,7 @@ def test_the_only_report_may_come_unpacked(block: Block) -> None:
 def test_what_is_no_report_of_jobs_counts_nothing(block: Block, usage: Any) -> None:
     block.usage = {"paint": [usage]}
     block.up()
-    assert block.down(job_task_ids=["paint"]) == Outcome()
+    assert block.down(jobs_of={"paint": ["paint"]}) == Outcome()
     assert not block.bill["jobs"]
     assert block.bill["busy_seconds"] is None
 
@@ -426,31 +423,11 @@ def killed_attempt(block: Block, where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "where",
-    ["apps.scale.wait_or_defer", "costs.scale_state.ScaleState.note"],
-    ids=["waiting", "right after the PUT"],
+    "where", ["apps.scale.wait_or_defer", "apps.scale.ScaleRun._note"], ids=["waiting", "right after the PUT"]
 )
 @pytest.mark.parametrize("retries", [0, 1])
-def test_a_killed_scale_up_is_paid_for(
-    block: Block, clock: Clock, where: str, retries: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if where.endswith("note"):
-        from airflow_provider_rungen.execution.costs.scale_state import ScaleState
-
-        note = ScaleState.note
-
-        def note_or_die(self: ScaleState, history: Any) -> None:
-            if history.workers:
-                raise Death
-            note(self, history)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ScaleState, "note", note_or_die)
-            op, context = block.attempt_up(scale_down_on_failure=False)
-            with pytest.raises(Death):
-                op.execute(context)
-    else:
-        killed_attempt(block, where)
+def test_a_killed_scale_up_is_paid_for(block: Block, clock: Clock, where: str, retries: int) -> None:
+    killed_attempt(block, where)
     assert block.workers() == 2
     block.up_state = "failed"
     clock.advance(200)
@@ -540,12 +517,12 @@ def test_a_retry_of_the_teardown_bills_it_all(block: Block, clock: Clock, emulat
 def test_an_app_that_is_left_up_has_a_bill_so_far(
     block: Block, clock: Clock, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from airflow_provider_rungen.client.scaling import ScaleRecord
+    from airflow_provider_rungen.client.workers import ScaleRecord
 
     caplog.set_level(logging.INFO)
     block.up()
     clock.advance(100)
-    record = ScaleRecord(APP, 2, 2, time.time()).to_json()
+    record = ScaleRecord(APP, 2, 2).to_json()
     pull = block._pull
     block._pull = lambda key, **which: record if "run_id" in which else pull(key, **which)  # type: ignore[method-assign]
     assert block.down(others={"other": {"app_down": None}}) == Outcome()
@@ -648,9 +625,11 @@ def test_the_bill_counts_the_jobs_of_the_block() -> None:
             with scaled_app("other", name="inner") as inner:
                 job("inside")
         job("after") << before
-    assert outer.down.job_task_ids == ("first", "mapped")
-    assert outer.down.collect_task_ids == ("collect", "wait")
-    assert inner.down.job_task_ids == ("inside",)
+    assert outer.down.jobs_of == {
+        **{each: [each] for each in ("first", "mapped")},
+        **{each: ["first"] for each in ("collect", "wait")},
+    }
+    assert inner.down.jobs_of == {"inside": ["inside"]}
 
 
 class Collecting(RunGenCollectResultsOperator):
@@ -671,8 +650,9 @@ def test_the_bill_knows_whose_jobs_are_collected() -> None:
             with scaled_app("other", name="inner"):
                 inside = job("inside")
             Collecting(task_id="after", job_id=inside.output)
-    assert gpu.down.job_task_ids == ("first", "second")
-    assert gpu.down.runners_of == {
+    assert gpu.down.jobs_of == {
+        "first": ["first"],
+        "second": ["second"],
         "subclass": ["first"],
         "mapped": ["second"],
         "both": ["first", "second"],
@@ -680,7 +660,6 @@ def test_the_bill_knows_whose_jobs_are_collected() -> None:
         "unknown": ["unknown"],
         "template": ["first"],
     }
-    assert set(gpu.down.collect_task_ids) == set(gpu.down.runners_of)
 
 
 @pytest.mark.parametrize("price", ["1.20", "cheap", "1.20 $/h", "1.20 USD/week", 1.2])
@@ -727,7 +706,7 @@ def test_the_bill_is_counted_once_it_is_final(
     emulator.service.inject(Fault(on="update_app", status=403))
     assert block.down().error
     assert counts() == {}
-    block.down(job_task_ids=["paint"])
+    block.down(jobs_of={"paint": ["paint"]})
     assert counts() == {
         "bill.worker_seconds": pytest.approx(3600, abs=TOLERANCE),
         "bill.busy_seconds": 120,

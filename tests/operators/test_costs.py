@@ -14,7 +14,7 @@ from conftest import Clock, Outcome, OutletEvents, TrackedTaskInstance, run_task
 
 from airflow_provider_rungen.client.price import parse_price
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.execution.costs.bill import add_costs
+from airflow_provider_rungen.execution.apps.bill import add_costs
 from airflow_provider_rungen.execution.table.results import ResultRow, Status
 from airflow_provider_rungen.operators import (
     Ledger,
@@ -202,7 +202,7 @@ def test_a_price_that_cannot_be_read_fails_no_table(night: Night, caplog: pytest
     night.scale_up(gpu)
     assert night.run(paint).error is None
     assert night.costs() == [None]
-    assert "The results table has no costs: ValueError: must be the price of one worker" in caplog.text
+    assert "No costs without a price: ValueError: must be the price of one worker" in caplog.text
 
 
 # --- elsewhere ----------------------------------------------------------------------------------------------

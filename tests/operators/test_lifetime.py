@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import DAG, TaskGroup, TriggerRule, tas
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 from conftest import FakeTaskInstance, Outcome, run_task
 
-from airflow_provider_rungen.client.scaling import ScaleRecord
+from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator, scaled_app
@@ -228,7 +228,6 @@ class TaskInstance3(FakeTaskInstance):
         super().__init__()
         self.states: dict[str, dict[str, str | None]] = {"run": {"app_up": "success", "app_down": "running"}}
         self.scaled: dict[str, Any] = {}
-        self.left: str | None = None
         self.run_states: dict[str, str] = {"run": "running"}
         self.usage: dict[str, Any] = {}
 
@@ -251,8 +250,6 @@ class TaskInstance3(FakeTaskInstance):
     def xcom_pull(self, task_ids: Any = None, key: str = "", default: Any = None, **which: Any) -> Any:
         if key == "usage":
             return [self.usage.get(task_id) for task_id in task_ids]
-        if key == "left":
-            return self.left
         assert key == "scaled"
         name = which.get("run_id", "run")
         return self.scaled.get(name if task_ids == "app_up" else f"{name} {task_ids}")
@@ -262,7 +259,8 @@ class TaskInstance3(FakeTaskInstance):
 def ti() -> TaskInstance3:
     ti = TaskInstance3()
     ti.task_id = "app_down"
-    ti.scaled["run"] = ScaleRecord(APP, 2, 0, time.time() - 3723).to_json()
+    history = WorkerHistory(((time.time() - 3723, 2),))
+    ti.scaled["run"] = ScaleRecord(APP, 2, 0, history=history).to_json()
     return ti
 
 
@@ -430,7 +428,7 @@ def test_a_block_takes_no_workers_from_another_one(
     emulator.service.scale(APP, 3)
     ti.task_id = "small_up"
     ti.states["run"] = {"big_up": "success", "big_down": big_down, "small_down": None}
-    ti.scaled = {"run big_up": ScaleRecord(APP, 3, 0, time.time() - 60).to_json()}
+    ti.scaled = {"run big_up": ScaleRecord(APP, 3, 0).to_json()}
     assert run_task(small.up, {"ti": ti, "dag": both}).value == APP
     assert workers(emulator) == want
     line = f"Left at 3 workers until big_down of run run scales down (app {APP})"
@@ -459,7 +457,7 @@ def test_an_app_is_left_to_another_run_that_is_going_to_scale_it_down(
     ti.run_states |= {"other": run_state, "third": "running"}
     ti.states["other"] = {"app_up": "success", "app_down": down}
     if app_id:
-        ti.scaled["other"] = ScaleRecord(app_id, 2, 0, 0.0).to_json()
+        ti.scaled["other"] = ScaleRecord(app_id, 2, 0).to_json()
     assert run_task(down_op(), context) == Outcome()
     assert workers(emulator) == want
 
@@ -472,6 +470,6 @@ def test_an_app_is_left_to_another_block_of_the_same_run(
     assert run_task(down_op(), context) == Outcome()
     assert workers(emulator) == 0, "it has not scaled up yet"
     emulator.service.scale(APP, 2)
-    ti.scaled["run app_2_up"] = ScaleRecord(APP, 2, 2, 0.0).to_json()
+    ti.scaled["run app_2_up"] = ScaleRecord(APP, 2, 2).to_json()
     assert run_task(down_op(), context) == Outcome()
     assert workers(emulator) == want

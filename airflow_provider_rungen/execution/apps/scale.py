@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import TaskDeferred
@@ -17,20 +17,19 @@ from airflow_provider_rungen.client.retry import RETRY_BUDGET
 from airflow_provider_rungen.client.scaling import (
     AppTarget,
     LoweredError,
-    ScaleRecord,
     restore_workers,
+    see_app,
     set_workers,
 )
 from airflow_provider_rungen.client.texts import format_count, format_ids
-from airflow_provider_rungen.client.worker_history import see_app
-from airflow_provider_rungen.client.workers import workers_of
+from airflow_provider_rungen.client.workers import ScaleRecord, workers_of
 from airflow_provider_rungen.exceptions import (
     RunGenAppTimeoutError,
     RunGenError,
     RunGenInputError,
 )
 from airflow_provider_rungen.execution.apps.app_wait import Defer, wait_or_defer
-from airflow_provider_rungen.execution.costs.scale_state import KEY, LEFT_KEY, ScaleState, other_teardowns
+from airflow_provider_rungen.execution.apps.scale_record import KEY, other_teardowns, read_scale_record
 from airflow_provider_rungen.execution.task import attempts
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.outcomes import raise_for_event
@@ -60,6 +59,9 @@ class ScaleRun(TaskRun[ScaleOptions]):
     """
     An attempt that scales an app.
 
+    Its record is an XCom, for the worker after a deferral and for the teardown. Airflow wipes that when an
+    attempt starts, so the record is in the task state store, too (Airflow 3.3).
+
     :param task: the operator.
     :param context: Airflow's context of the attempt.
     :param options: the operator's parameters.
@@ -69,8 +71,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
     def __init__(self, task: BaseOperator, context: Context, options: ScaleOptions, defer: Defer) -> None:
         super().__init__(task, context, options)
         self._defer = defer
-        self._state = ScaleState(self.ti, context.get("task_state_store"))
-        # what is restored when something goes wrong
+        self._store = context.get("task_state_store")
         self._record: ScaleRecord | None = None
 
     def execute(self) -> str:
@@ -90,6 +91,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
             with self._restoring():
                 is_up = self._set_workers(app_id, wanted, deadline)
                 if is_up and options.wait_until_running:
+                    raised = self._raised
                     wait_or_defer(
                         self,
                         AppTarget(app_id, active_workers=wanted),
@@ -97,7 +99,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
                         poll_interval=options.poll_interval,
                         defer_at=time.time() + options.defer_after if options.deferrable else math.inf,
                         deadline=deadline,
-                        raised=None if self._record is None else self._record.to_json(),
+                        raised=None if raised is None else raised.to_json(),
                     )
                 return self._finish(app_id)
 
@@ -109,83 +111,46 @@ class ScaleRun(TaskRun[ScaleOptions]):
         """
         with fail_without_retry(), self.opened():
             self.note_app(event.get("app_id") or self.known_app_id)
-            self._restore_later(self._state.adopt(self.xcom_pull(KEY)))
+            self._record = read_scale_record(self.xcom_pull(KEY))
             with self._restoring():
                 raise_for_event(event)
                 return self._finish(event.get("app_id") or self.app_id)
 
-    def cleanup(self) -> str:
-        """
-        Restore the number of workers, unless the next attempt goes on with the app.
-
-        An attempt may be asked to stop because it was cut off, after its successor began to wait for the app.
-        """
-        record = self._record
-        if record is None:
-            return ""
-        self._record = None
-        if self._is_left_to_next():
-            workers = format_count(record.active_workers, "worker")
-            return f"STILL BILLED: app {record.app_id} keeps {workers} for the next attempt, which resumes."
-        within = max(self.guard.time_left() - 1, 1)
-        self.hook.perform_with_deadline(restore_workers(record, retry_budget=within / 4), within=within)
-        return ""
-
-    def _is_left_to_next(self) -> bool:
-        is_resumed = self._state.is_durable and attempts.Attempt.of(self.context, self.task).has_next
-        return (
-            is_resumed
-            and not attempts.is_timing_out()
-            and not attempts.was_ended_by_user(attempts.ask_for_state(self.ti))
-        )
-
     def _leave(self, app_id: str) -> str:
         """Leave the app as it is. If an earlier attempt scaled it up, the teardown needs to know."""
         log.info("Nothing to run (only_if): left as it is %s", format_ids(app_id))
-        kept = self._state.load(app_id)
-        if kept is not None and kept.was_raised:
-            self._state.push(kept)
-        else:
-            self.ti.xcom_push(key=LEFT_KEY, value=app_id)
+        earlier = self._load(app_id)
+        self._save(earlier if earlier.was_raised else ScaleRecord(app_id))
         return app_id
 
     def _set_workers(self, app_id: str, wanted: int, deadline: float) -> bool:
         """Set the number if need be, with a record before, and return whether the app goes up."""
-        kept = self._state.load(app_id)
-        app = self.hook.get_app(app_id=app_id)
-        before, now = workers_of(app), time.time()
-        if before is not None and wanted < before and self._is_needed_elsewhere(app_id, before):
-            wanted = before
-        history = self._state.history.seen(app, now, kept)
-        record = ScaleRecord(app_id, wanted, before, now)
-        if kept is not None and kept.was_raised and before in (None, kept.active_workers):
-            workers = format_count(kept.active_workers, "worker")
+        earlier = self._load(app_id)
+        app, now = self.hook.get_app(app_id=app_id), time.time()
+        has = before = workers_of(app)
+        if has is not None and wanted < has and self._is_needed_elsewhere(app_id, has):
+            wanted = has
+        if earlier.was_raised and has in (None, earlier.active_workers):
+            workers = format_count(earlier.active_workers, "worker")
             log.info("Resuming: an earlier attempt scaled to %s %s", workers, format_ids(app_id))
-            record = replace(kept, active_workers=wanted)
-        self._state.note(history)
-        self._state.push(record)
-        if before == wanted:
-            self._restore_later(record)
+            before = earlier.before
+        history = earlier.seen(app, now).history
+        record = ScaleRecord(app_id, wanted, before, None if has == wanted else now, history)
+        self._save(record)
+        if has == wanted:
             log.info("Has %s already %s", format_count(wanted, "worker"), format_ids(app_id))
             return wanted > 0
-        self._state.keep(record)
-        self._restore_later(record)
         log.info(
             "Scaling from %s to %s %s",
-            *(format_count(before, "worker"), format_count(wanted, "worker"), format_ids(app_id)),
+            *(format_count(has, "worker"), format_count(wanted, "worker"), format_ids(app_id)),
         )
-        changed_at = self._send(record, deadline)
-        self._state.note(history.confirmed(wanted, changed_at))
+        self._note(record.confirmed(self._send(record, deadline)))
         self.guard.check()  # a kill may have come while Airflow was asked
         return record.was_raised
 
     def _is_needed_elsewhere(self, app_id: str, workers: int) -> bool:
         """Return whether another block of the DAG has the app up, whose workers must not be taken away."""
-        if not self.task.is_setup:
-            return False
-        downs = [task for task in self.context["dag"].tasks if hasattr(task, "scale_up_task_id")]
-        own = next((down.task_id for down in downs if down.scale_up_task_id == self.task.task_id), "")
-        others = other_teardowns(self.ti, downs, app_id, own)
+        others = other_teardowns(self.context, app_id, self.task.task_id) if self.task.is_setup else []
         if others:
             line = "Left at %s until %s scales down %s"
             log.info(line, format_count(workers, "worker"), " or ".join(others), format_ids(app_id))
@@ -193,7 +158,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
 
     def _send(self, record: ScaleRecord, deadline: float) -> float:
         """Set the number, and return the first time (seconds since 1970) at which that may have happened."""
-        app_id, wanted, since = record.app_id, record.active_workers, time.time()
+        app_id, wanted, since = record.app_id, record.active_workers or 0, time.time()
         try:
             if not record.was_raised:
                 self.hook.perform(set_workers(app_id, wanted, poll_interval=self.options.poll_interval))
@@ -202,28 +167,73 @@ class ScaleRun(TaskRun[ScaleOptions]):
             app = self.hook.perform(scale_app(app_id, wanted, retry_budget=budget))
         except RunGenError as error:
             # refused, but perhaps not the first time it was sent, when the answer was lost
-            if not error.retryable and self._has_workers(app_id, record.before):
-                self._record = None
+            has = None if error.retryable else workers_of(self.hook.perform(see_app(app_id)))
+            if has is not None and has == record.before:
+                self._note(record.settled(has, since))
             raise
         changed_at = 0.0 if app.updated_at is None else app.updated_at.timestamp()
         # the clock of the service may differ
         return changed_at if since <= changed_at <= time.time() else since
 
-    def _has_workers(self, app_id: str, count: int | None) -> bool:
-        try:
-            return workers_of(self.hook.get_app(app_id=app_id, attempts=1)) == count
-        except RunGenError:
-            return False
-
     def _finish(self, app_id: str) -> str:
-        self._state.forget(with_history=True)  # it got there: from now on this is what it had
+        if self._store is not None:
+            self._store.delete(KEY)  # it got there: from now on this is what it had
         return app_id
+
+    # --- the record ---
+
+    def _load(self, app_id: str) -> ScaleRecord:
+        """Return what earlier attempts have done to the app."""
+        earlier = None if self._store is None else read_scale_record(self._store.get(KEY))
+        return earlier if earlier is not None and earlier.app_id == app_id else ScaleRecord(app_id)
+
+    def _save(self, record: ScaleRecord) -> None:
+        """Save what is about to be done."""
+        self.ti.xcom_push(key=KEY, value=record.to_json())
+        if self._store is not None:
+            self._store.set(KEY, record.to_json())
+        self._record = record
+
+    def _note(self, record: ScaleRecord) -> None:
+        """Save what was done. The bill is not worth a failure."""
+        self._record = record
+        try:
+            self._save(record)
+        except Exception as error:
+            log.warning("Could not save the workers of the app for its bill: %s", type(error).__name__)
 
     # --- when something goes wrong ---
 
-    def _restore_later(self, record: ScaleRecord | None) -> None:
-        if self.options.scale_down_on_failure and record is not None and record.was_raised:
-            self._record = record
+    @property
+    def _raised(self) -> ScaleRecord | None:
+        """What is restored when something goes wrong."""
+        record = self._record
+        is_restored = self.options.scale_down_on_failure and record is not None and record.was_raised
+        return record if is_restored else None
+
+    def cleanup(self) -> str:
+        """
+        Restore the number of workers, unless the next attempt goes on with the app.
+
+        An attempt may be asked to stop because it was cut off, after its successor began to wait for the app.
+        """
+        raised, self._record = self._raised, None
+        if raised is None:
+            return ""
+        if self._is_left_to_next():
+            workers = format_count(raised.active_workers, "worker")
+            return f"STILL BILLED: app {raised.app_id} keeps {workers} for the next attempt, which resumes."
+        within = max(self.guard.time_left() - 1, 1)
+        self.hook.perform_with_deadline(restore_workers(raised, retry_budget=within / 4), within=within)
+        return ""
+
+    def _is_left_to_next(self) -> bool:
+        is_resumed = self._store is not None and attempts.Attempt.of(self.context, self.task).has_next
+        return (
+            is_resumed
+            and not attempts.is_timing_out()
+            and not attempts.was_ended_by_user(attempts.ask_for_state(self.ti))
+        )
 
     @contextmanager
     def _restoring(self) -> Iterator[None]:
@@ -233,28 +243,16 @@ class ScaleRun(TaskRun[ScaleOptions]):
         except TaskDeferred:
             raise
         except LoweredError as error:
-            if self._record is not None:
+            if self._raised is not None:
                 log.warning("Left as somebody else has set it %s", format_ids(error.app_id))
             raise
         except BaseException as error:
-            self._restore()
+            raised = self._raised
+            if raised is not None and not self.guard.is_killed:  # then cleanup() has decided
+                self._note(self.hook.perform(restore_workers(raised)))
             if isinstance(error, RunGenAppTimeoutError):
                 error.hint = f"Raise timeout (now {format_duration(self.options.timeout)}) if it needs longer"
             raise
-
-    def _restore(self) -> None:
-        record = self._record
-        if record is None or self.guard.is_killed:  # then cleanup() has decided
-            return
-        app = self.hook.perform(see_app(record.app_id))
-        history = self._state.history.seen(app, time.time(), record)
-        is_restored = self.hook.perform(restore_workers(record))
-        if is_restored and record.before is not None:
-            history = history.confirmed(record.before, time.time())
-        self._state.note(history)
-        if is_restored is not None:
-            self._record = None
-            self._state.forget(with_history=False)
 
 
 def whole_number(value: Any, name: str) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
-from airflow_provider_rungen.execution.costs.bill import add_costs, find_price
+from airflow_provider_rungen.execution.apps.bill import add_costs, find_price
 from airflow_provider_rungen.execution.sinks.collector import Collector, Refetch
 from airflow_provider_rungen.execution.sinks.failures import (
     Advice,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rungen._airflow import metrics
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.price import Price, parse_price
-from airflow_provider_rungen.client.texts import clean_text
-from airflow_provider_rungen.client.worker_history import WorkerHistory
+from airflow_provider_rungen.client.texts import clean_text, format_count
+from airflow_provider_rungen.client.workers import WorkerHistory
+from airflow_provider_rungen.execution.apps.scale_record import teardowns
 from airflow_provider_rungen.execution.task.usage import USAGE_KEY
 
 if TYPE_CHECKING:
@@ -32,32 +34,6 @@ _COST = Decimal("0.00000001")
 
 
 @dataclass(frozen=True, slots=True)
-class JobUsage:
-    """
-    What the tasks of a block report about their jobs.
-
-    :param jobs: how many there were.
-    :param busy_seconds: how long they ran, where the service reports it.
-    """
-
-    jobs: int
-    busy_seconds: Decimal | None
-
-    @classmethod
-    def total(cls, reports: Iterable[Any]) -> JobUsage | None:
-        """Return the sum of what tasks pushed as ``usage``; ``None`` if none of them did."""
-        jobs, seconds = [], []
-        for report in reports:
-            if not isinstance(report, Mapping):
-                continue
-            count = read_decimal(report.get("jobs"))
-            jobs.append(0 if count is None else int(count))
-            if (ran := read_decimal(report.get("execution_seconds"))) is not None:
-                seconds.append(ran)
-        return cls(sum(jobs), sum(seconds, Decimal()) if seconds else None) if jobs else None
-
-
-@dataclass(frozen=True, slots=True)
 class Bill:
     """
     What the workers of an app cost while a block had them.
@@ -66,27 +42,23 @@ class Bill:
     :param history: the workers that it had.
     :param until: the time (seconds since 1970) of the bill.
     :param is_final: whether the app was scaled down.
-    :param usage: what the tasks of the block report about their jobs.
+    :param jobs: how many jobs the tasks of the block report, if they do.
+    :param busy_seconds: how long these ran, where the service reports it.
     :param price: the declared price of a worker.
     """
 
     app_id: str
     history: WorkerHistory
     until: float
-    is_final: bool = True
-    usage: JobUsage | None = None
-    price: Price | None = None
+    is_final: bool
+    jobs: int | None
+    busy_seconds: Decimal | None
+    price: Price | None
 
     @property
     def worker_seconds(self) -> Decimal:
         """The number of workers times the seconds that the app had it."""
         return Decimal(self.history.worker_seconds(self.until)).quantize(_MILLISECOND)
-
-    @property
-    def busy_seconds(self) -> Decimal | None:
-        """The seconds that the jobs of the block ran, if the tasks report it."""
-        busy = None if self.usage is None else self.usage.busy_seconds
-        return None if busy is None else busy.quantize(_MILLISECOND)
 
     @property
     def utilization(self) -> Decimal | None:
@@ -101,13 +73,13 @@ class Bill:
 
     def to_json(self) -> dict[str, Any]:
         """Return the bill as plain data: decimals and times are text."""
-        price = self.price
+        price, busy = self.price, self.busy_seconds
         return {
             "app_id": self.app_id,
             "worker_seconds": str(self.worker_seconds),
-            "busy_seconds": _text(self.busy_seconds),
+            "busy_seconds": None if busy is None else str(busy.quantize(_MILLISECOND)),
             "utilization": _text(self.utilization),
-            "jobs": self.usage and self.usage.jobs,
+            "jobs": self.jobs,
             "up_at": _time(self.history.up_at),
             "down_at": _time(self.history.down_at) if self.is_final else None,
             "price": _text(price),
@@ -119,20 +91,19 @@ class Bill:
     def __str__(self) -> str:
         """Return the bill as one line for people."""
         parts = [f"Bill of app {self.app_id}{'' if self.is_final else ' so far'}: {self._describe_workers()}"]
-        if self.utilization is not None and self.usage is not None:
-            parts.append(f"{self.utilization:.0%} busy with {self.usage.jobs} jobs".replace("%", " %"))
+        if self.utilization is not None:
+            parts.append(f"{self.utilization:.0%} busy with {self.jobs} jobs".replace("%", " %"))
         if (cost := self.cost) is not None and self.price is not None:
             amount = f"about {cost:.2f}" if cost >= Decimal("0.005") or not cost else "less than 0.01"
             parts.append(f"{amount} {self.price.currency} ({_SOURCE})")
         return ", ".join(parts)
 
     def _describe_workers(self) -> str:
-        most = self.history.most
-        if not most:
-            return "no workers"
         numbers = {workers for _, workers in self.history.changes if workers}
+        if not numbers:
+            return "no workers"
+        workers = f"{'' if len(numbers) == 1 else 'up to '}{format_count(max(numbers), 'worker')}"
         up_for = format_duration(self.history.seconds_up(self.until))
-        workers = f"{'' if len(numbers) == 1 else 'up to '}{most} worker{'' if most == 1 else 's'}"
         return f"{workers} for {up_for} ({self.worker_seconds:,.0f} worker seconds)"
 
     def send_metrics(self) -> None:
@@ -143,52 +114,44 @@ class Bill:
             metrics.incr(f"bill.cost.{self.price.currency.lower()}", round(1000 * (self.cost or 0)))
 
 
-def read_usage(
-    ti: Any,
-    runners: Iterable[str],
-    collectors: Iterable[str],
-    *,
-    runners_of: Mapping[str, Sequence[str]],
-) -> JobUsage | None:
+def read_usage(ti: Any, jobs_of: Mapping[str, Sequence[str]]) -> tuple[int | None, Decimal | None]:
     """
-    Return what the tasks of a block have pushed about their jobs.
+    Return how many jobs the tasks of a block report, and how long these ran, as far as they do.
 
-    :param runners: the tasks that may run jobs.
-    :param collectors: the tasks that collect or wait for jobs of others.
-    :param runners_of: for each of them, the tasks that ran its jobs.
+    :param jobs_of: for each task that runs, collects or waits for jobs, the tasks that run them.
     """
-    pulled = {task_id: JobUsage.total(_pull(ti, task_id)) for task_id in (*runners, *collectors)}
-    found = {task_id: usage for task_id, usage in pulled.items() if usage is not None}
-    if not found:
-        return None
-    jobs = _count_once({task_id: Decimal(usage.jobs) for task_id, usage in found.items()}, runners_of)
-    seconds = {
-        task_id: usage.busy_seconds for task_id, usage in found.items() if usage.busy_seconds is not None
-    }
-    busy = _count_once(seconds, runners_of)
+    jobs: dict[str, Decimal] = defaultdict(Decimal)
+    seconds: dict[str, Decimal] = defaultdict(Decimal)
+    for task_id in jobs_of:
+        for report in _pull_reports(ti, task_id):
+            jobs[task_id] += read_decimal(report.get("jobs")) or 0
+            if (ran := read_decimal(report.get("execution_seconds"))) is not None:
+                seconds[task_id] += ran
+    if not jobs:
+        return None, None
+    count, busy = _count_once(jobs, jobs_of), _count_once(seconds, jobs_of)
     # a task without jobs knows nothing about those of others
-    return JobUsage(int(jobs), busy if busy or (seconds and not jobs) else None)
+    return int(count), busy if busy or (seconds and not count) else None
 
 
-def _count_once(reported: Mapping[str, Decimal], runners_of: Mapping[str, Sequence[str]]) -> Decimal:
+def _count_once(reported: Mapping[str, Decimal], jobs_of: Mapping[str, Sequence[str]]) -> Decimal:
     """Return the sum of what tasks report. Of what several report about the same jobs, the most counts."""
-    counts = {task_id: count for task_id, count in reported.items() if task_id not in runners_of}
+    counts: dict[str, Decimal] = defaultdict(Decimal)
     # first those that are about the jobs of one task
-    for task_id in sorted(reported.keys() & runners_of.keys(), key=lambda each: len(runners_of[each])):
-        first, *others = runners_of[task_id]
-        counts[first] = max(
-            counts.get(first, Decimal()),
-            reported[task_id] - sum(counts.get(other, Decimal()) for other in others),
-        )
+    for task_id in sorted(reported, key=lambda each: len(jobs_of[each])):
+        first, *others = jobs_of[task_id]
+        of_first = reported[task_id] - sum(counts[other] for other in others)
+        counts[first] = max(counts[first], of_first)
     return sum(counts.values(), Decimal())
 
 
-def _pull(ti: Any, task_id: str) -> Iterable[Any]:
+def _pull_reports(ti: Any, task_id: str) -> list[Mapping[str, Any]]:
     # in a mapped task group, of the same index only; elsewhere, all indexes of a mapped task
     index = {"map_indexes": ti.map_index} if ti.map_index is not None and ti.map_index >= 0 else {}
     pulled = ti.xcom_pull(task_ids=[task_id], key=USAGE_KEY, **index)
     # the first releases of Airflow 3.0 unpack the only one
-    return (pulled,) if pulled is None or isinstance(pulled, Mapping) else pulled
+    reports = [pulled] if isinstance(pulled, Mapping) else pulled or []
+    return [report for report in reports if isinstance(report, Mapping)]
 
 
 # --- rows ---
@@ -206,22 +169,21 @@ def add_costs(rows: Iterable[ResultRow], price: Price | None) -> Iterator[Result
 
 def find_price(run: TaskRun[Any]) -> Price | None:
     """
-    Return what a worker costs: the price of the ``scaled_app`` block around the task, or the connection's.
+    Return what a worker costs: the price of the ``scaled_app`` block of the task, or the connection's.
 
     It is not worth a failure.
     """
     try:
-        dag = run.context.get("dag")
-        downs: list[Any] = [task for task in dag.tasks if hasattr(task, "scale_up_task_id")] if dag else []
-        for down in downs:
-            if run.task.task_id in (*down.job_task_ids, *down.collect_task_ids) and down.price is not None:
-                return parse_price(run.task.render_template(down.price, run.context))
+        task = run.task
+        for down in teardowns(run.context):
+            if down.price is not None and task.task_id in (down.task_id, *down.jobs_of):
+                return parse_price(task.render_template(down.price, run.context))
         return run.hook.settings.price
     except Exception as error:
         if run.guard.is_killed:
             raise
         reason = clean_text(f"{type(error).__name__}: {error}", 200)
-        log.warning("The results table has no costs: %s", reason)
+        log.warning("No costs without a price: %s", reason)
         return None
 
 

@@ -1,1 +1,0 @@
-"""What apps and jobs cost."""
