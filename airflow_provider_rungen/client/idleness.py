@@ -21,7 +21,11 @@ from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, Ru
 log = logging.getLogger(__name__)
 
 # An app is never taken for idle without these.
-_COUNTERS = ("in_queue", "in_progress", "completed", "failed")
+_FIGURES = (
+    "active_workers",
+    *("jobs.in_queue", "jobs.in_progress", "jobs.completed", "jobs.failed"),
+    "workers.running",
+)
 _UNKNOWN = "the service does not report"
 # Counters of jobs that ended. Not every answer has the last one.
 _ENDS = ("completed", "failed", "retried")
@@ -68,23 +72,17 @@ def why_not_idle(app: App) -> str | None:
         return "it has no workers"
     if app.status == "INITIALIZING" or app.workers.get("initializing"):
         return "it is initializing"
-    missing = [
-        *(() if app.active_workers is not None else ("active_workers",)),
-        *(f"jobs.{name}" for name in _COUNTERS if name not in app.jobs),
-        *(() if "running" in app.workers else ("workers.running",)),
-    ]
-    return f"{_UNKNOWN} {', '.join(missing)}" if missing else _why_busy(app)
-
-
-def _why_busy(app: App) -> str | None:
+    known = {*(f"jobs.{name}" for name in app.jobs), *(f"workers.{name}" for name in app.workers)}
+    known |= set() if app.active_workers is None else {"active_workers"}
+    if missing := [name for name in _FIGURES if name not in known]:
+        return f"{_UNKNOWN} {', '.join(missing)}"
     if app.pending_jobs:
         return f"{app.pending_jobs} jobs are queued or running"
     # the counters of jobs may be frozen, or lag behind
     if app.workers["running"]:
         return f"{app.workers['running']} workers are running"
-    if not app.has_status("RUNNING") and not any(app.workers.get(name) for name in ("idle", "ready")):
-        return f"no worker is up, and the status is {app.status or 'not reported'}"
-    return None
+    is_up = app.has_status("RUNNING") or app.workers.get("idle") or app.workers.get("ready")
+    return None if is_up else f"no worker is up, and the status is {app.status or 'not reported'}"
 
 
 @dataclass
@@ -109,13 +107,15 @@ class IdleWatch:
     figures: tuple[int, ...] = ()
     is_reported: bool = False
     reason: str | None = None
-    _is_warned: bool = False
 
     def note(self, app: App, now: float) -> bool:
         """Record an answer, and return whether the app has been idle for long enough."""
-        self.reason = why_not_idle(app)
+        before, self.reason = self.reason or "", why_not_idle(app)
         if self.reason is not None:
-            self._log_busy(self.reason)
+            is_unknown = self.reason.startswith(_UNKNOWN)
+            if not before or (is_unknown and not before.startswith(_UNKNOWN)):
+                level = logging.WARNING if is_unknown else logging.INFO
+                log.log(level, "Not idle: %s %s", self.reason, format_ids(self.app_id))
             self.restart()
             return False
         figures = (app.active_workers or 0, *(app.jobs.get(name, 0) for name in _ENDS))
@@ -139,13 +139,6 @@ class IdleWatch:
             "scaled_down": scaled_down,
         }
 
-    def _log_busy(self, reason: str) -> None:
-        if reason.startswith(_UNKNOWN) and not self._is_warned:
-            self._is_warned = True
-            log.warning("Never taken for idle: %s %s", reason, format_ids(self.app_id))
-        elif self.since is not None:
-            log.info("No longer idle: %s %s", reason, format_ids(self.app_id))
-
 
 def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPTS) -> Flow[IdleEvent | None]:
     """
@@ -155,44 +148,32 @@ def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPT
     :param scale_down: whether to scale it to zero, or only to report it.
     :param attempts: how many times to send a poll at most.
     """
-    if not (yield from _has_been_idle(watch, attempts)) or watch.is_reported:
-        return None
+    app_id = watch.app_id
+    # the second poll is sent since a single answer may be old, and a job may have come in
+    for _ in range(2 if scale_down else 1):
+        app = yield from get_app(app_id, attempts=attempts)
+        if not watch.note(app, (yield Sleep(0))) or watch.is_reported:
+            return None
+    event = watch.event((yield Sleep(0)), scaled_down=scale_down)
     if not scale_down:
         watch.is_reported = True
-        return watch.event((yield Sleep(0)), scaled_down=False)
-    # again, since a single answer may be old, and a job may have come in
-    if not (yield from _has_been_idle(watch, attempts)):
-        return None
-    event = watch.event((yield Sleep(0)), scaled_down=True)
+        return event
+    before = event["active_workers"]
+    workers = format_count(before, "worker")
     try:
-        is_down = yield from _scale_to_zero(watch.app_id, event["active_workers"])
+        app = yield from set_workers(app_id, 0)
+        if app.pending_jobs:
+            jobs = format_count(app.pending_jobs, "job")
+            log.warning("Scaling back to %s: %s came in meanwhile %s", workers, jobs, format_ids(app_id))
+            yield from set_workers(app_id, before)
     except RunGenNotFoundError:
         raise
     except RunGenError as error:
-        log.error("STILL BILLED: app %s is idle, and may not be scaled down: %s", watch.app_id, error)
+        log.error("STILL BILLED: app %s is idle, and may not be scaled down: %s", app_id, error)
         raise
     watch.restart()
-    if not is_down:
+    if app.pending_jobs:
         return None
     idle = format_duration(event["idle_seconds"])
-    workers = format_count(event["active_workers"], "worker")
-    log.info("Scaled from %s to 0, idle for %s %s", workers, idle, format_ids(watch.app_id))
+    log.info("Scaled from %s to 0, idle for %s %s", workers, idle, format_ids(app_id))
     return event
-
-
-def _has_been_idle(watch: IdleWatch, attempts: int) -> Flow[bool]:
-    app = yield from get_app(watch.app_id, attempts=attempts)
-    return watch.note(app, (yield Sleep(0)))
-
-
-def _scale_to_zero(app_id: str, before: int) -> Flow[bool]:
-    """Scale an app to zero. Return ``False`` if jobs came in meanwhile, and it got its workers back."""
-    app = yield from set_workers(app_id, 0)
-    if not app.pending_jobs:
-        return True
-    log.warning(
-        "Scaling back to %s: %s came in meanwhile %s",
-        *(format_count(before, "worker"), format_count(app.pending_jobs, "job"), format_ids(app_id)),
-    )
-    yield from set_workers(app_id, before)
-    return False

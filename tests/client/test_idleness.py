@@ -108,14 +108,16 @@ def test_what_changes_begins_a_new_period(answer: App) -> None:
 
 def test_absent_counters_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     watch = IdleWatch(APP, IDLE_FOR)
-    note((0, app(without="jobs")), (1, app(without="jobs")), (2, app(without="workers")), watch=watch)
+    starting = app(status="INITIALIZING")
+    note((0, starting), (1, app(without="jobs")), (2, app(without="workers")), watch=watch)
     [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert line.startswith("Never taken for idle: the service does not report jobs.in_queue")
+    assert line.startswith("Not idle: the service does not report jobs.in_queue")
 
 
 def test_a_new_app_without_workers_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     new = App.from_json({"id": APP, "status": "STOPPED", "configuration": {"active_workers": 0}})
-    note((0, new), (1, app(status="INITIALIZING", without="jobs")))
+    with caplog.at_level(logging.WARNING):
+        note((0, new), (1, app(status="INITIALIZING", without="jobs")))
     assert caplog.records == []
 
 

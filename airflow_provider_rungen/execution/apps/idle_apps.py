@@ -8,21 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_rungen.client.durations import format_duration
-from airflow_provider_rungen.client.idleness import (
-    IdleEvent,
-    IdleWatch,
-    check_app_ids,
-    poll_idle_app,
-)
-from airflow_provider_rungen.client.texts import format_count, format_ids
+from airflow_provider_rungen.client.idleness import IdleEvent, IdleWatch, check_app_ids, poll_idle_app
+from airflow_provider_rungen.client.texts import clean_text, format_count, format_ids
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution.task.job_ids import untemplated
 from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 
 log = logging.getLogger(__name__)
-
-_MAX_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +44,6 @@ class IdleAppsRun(TaskRun[IdleAppsOptions]):
             self.link_to(app_ids[0])
             watches = [IdleWatch(app_id, idle_for) for app_id in app_ids]
             self._poll(watches, failures)
-            for watch in watches:
-                if watch.reason is not None:
-                    log.info("Not idle: %s %s", watch.reason, format_ids(watch.app_id))
             idle = [watch for watch in watches if watch.since is not None]
             if idle:
                 line = "Polling %d of %d apps again in %s"
@@ -62,7 +52,9 @@ class IdleAppsRun(TaskRun[IdleAppsOptions]):
                 self.hook.sleep(max(last_poll + idle_for - time.time(), 0))
             events = self._poll(idle, failures)
             if failures:
-                raise _failure(failures)
+                apps, reasons = format_count(len(failures), "app"), clean_text("; ".join(failures.values()))
+                message = f"STILL BILLED: {apps} may be idle: {reasons}"
+                raise RunGenAppError(message, app_id=next(iter(failures)))
             return events
 
     def _poll(self, watches: list[IdleWatch], failures: dict[str, str]) -> list[IdleEvent]:
@@ -71,24 +63,11 @@ class IdleAppsRun(TaskRun[IdleAppsOptions]):
         for watch in watches:
             try:
                 event = self.hook.perform(poll_idle_app(watch, scale_down=self.options.scale_down))
-            except RunGenNotFoundError as error:
-                if watch.since is None:
-                    failures[watch.app_id] = error.message
-                else:
-                    log.info("Gone already %s", format_ids(watch.app_id))
             except RunGenError as error:
-                failures[watch.app_id] = error.message
+                if watch.since is not None and isinstance(error, RunGenNotFoundError):
+                    log.info("Gone already %s", format_ids(watch.app_id))
+                else:
+                    failures[watch.app_id] = error.message
             else:
                 events += [event] if event is not None else []
         return events
-
-
-def _failure(failures: dict[str, str]) -> RunGenAppError:
-    """Return the error for apps that could not be polled or scaled down. A retry may always help."""
-    reasons = list(failures.values())
-    more = f"; and {len(reasons) - _MAX_NAMED} more" if len(reasons) > _MAX_NAMED else ""
-    apps = format_count(len(reasons), "app")
-    return RunGenAppError(
-        f"STILL BILLED: {apps} may be idle: {'; '.join(reasons[:_MAX_NAMED])}{more}",
-        app_id=next(iter(failures)),
-    )
