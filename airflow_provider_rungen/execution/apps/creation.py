@@ -13,12 +13,10 @@ from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.scaling import remove_app
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import (
-    RunGenAPIError,
     RunGenAppError,
-    RunGenConnectionError,
+    RunGenError,
     RunGenInputError,
     RunGenNotFoundError,
-    RunGenResponseError,
 )
 from airflow_provider_rungen.execution.apps.scale import whole_number
 from airflow_provider_rungen.execution.task.options import RunOptions
@@ -95,21 +93,17 @@ class CreateAppRun(TaskRun[CreateOptions]):
                 retryable=False,
             )
         log.info("Using app %s: an app named %r exists already%s", app.id, options.name, also)
-        given = (
-            ("gpu_tier", options.configuration, app.configuration),
-            ("model_url", options.workflow, app.workflow),
-        )
-        for field, wanted, actual in given:
-            if field in actual and actual[field] != wanted.get(field):
-                log.warning(
-                    "Its %s is %s, not %s: it is used as it is", field, actual[field], wanted.get(field)
-                )
+        wanted, actual = {**options.configuration, **options.workflow}, {**app.configuration, **app.workflow}
+        for field in actual.keys() & {"gpu_tier", "model_url"}:
+            if actual[field] != wanted.get(field):
+                line = "Its %s is %s, not %s: it is used as it is"
+                log.warning(line, field, actual[field], wanted.get(field))
         return app.id
 
     def _create(self, body: dict[str, Any]) -> App:
         try:
             return self.hook.create_app(**body)
-        except (RunGenConnectionError, RunGenResponseError, RunGenAPIError) as error:
+        except RunGenError as error:
             if not error.retryable or retry.was_not_accepted(error):
                 raise
             failure = error
@@ -132,18 +126,15 @@ def _app_body(options: CreateOptions) -> dict[str, Any]:
 
     :raises RunGenInputError: a template left no text, or no object.
     """
-    kinds = {"name": str, "configuration": Mapping, "workflow": Mapping}
-    for field, kind in kinds.items():
-        if not (value := getattr(options, field)) or not isinstance(value, kind):
-            wanted = "text" if kind is str else "an object (a dict)"
-            found = clean_text(repr(value), 80)
-            raise RunGenInputError(f"{field} must be {wanted}, not {found}; nothing was sent")
-    configuration = dict(options.configuration)
-    if "active_workers" in configuration:  # a template makes text of a number
-        count = whole_number(configuration["active_workers"], "configuration.active_workers")
-        configuration["active_workers"] = count
-    body = {"name": options.name, "configuration": configuration, "workflow": options.workflow}
-    return body if options.description is None else {**body, "description": options.description}
+    body = {name: getattr(options, name) for name in ("name", "description", "configuration", "workflow")}
+    for name, kind in (("name", str), ("configuration", Mapping), ("workflow", Mapping)):
+        if not isinstance(body[name], kind) or not body[name]:
+            wanted, found = "text" if kind is str else "an object (a dict)", clean_text(repr(body[name]), 80)
+            raise RunGenInputError(f"{name} must be {wanted}, not {found}; nothing was sent")
+    if "active_workers" in body["configuration"]:  # a template makes text of a number
+        count = whole_number(body["configuration"]["active_workers"], "configuration.active_workers")
+        body["configuration"] = {**body["configuration"], "active_workers": count}
+    return body
 
 
 class DeleteAppRun(TaskRun[RunOptions]):
