@@ -90,7 +90,7 @@ class AppPoller:
 @dataclass
 class AppTarget(AppPoller):
     """
-    What an app is waited for to become, and what was seen of it.
+    The status and the workers that an app is waited for to have.
 
     :param app_id: the app.
     :param status: the status that it must have, such as ``RUNNING``.
@@ -99,8 +99,7 @@ class AppTarget(AppPoller):
 
     status: str = "RUNNING"
     active_workers: int | None = None
-    _seen: str = field(default="", repr=False)
-    _workers: int | None = field(default=None, repr=False)
+    _app: App | None = field(default=None, repr=False)
     _had_workers: bool = field(default=False, repr=False)
     _lowered: int = field(default=0, repr=False)
 
@@ -110,29 +109,29 @@ class AppTarget(AppPoller):
 
         :raises LoweredError: somebody took away the workers that are waited for.
         """
-        if (seen := describe(app)) != self._seen:
+        if self._app is None or describe(app) != describe(self._app):
             level = logging.INFO if app.status in KNOWN_STATUSES else logging.WARNING
-            log.log(level, "%s %s", seen, format_ids(self.app_id))
-            self._seen = seen
-        wanted, self._workers = self.active_workers, app.active_workers
-        workers = self._workers
-        if wanted is not None and workers is not None:
-            if workers < wanted:
-                self._lowered += self._had_workers
-                if self._lowered >= CONFIRMATIONS:
-                    count, ids = format_count(workers, "worker"), format_ids(self.app_id)
-                    message = f"Somebody else set the app to {count} on its way to {wanted} {ids}"
-                    raise LoweredError(message, app_id=self.app_id)
-                return False
-            self._had_workers, self._lowered = True, 0
-        return app.has_status(self.status)
+            log.log(level, "%s %s", describe(app), format_ids(self.app_id))
+        self._app = app
+        wanted, workers = self.active_workers, app.active_workers
+        if wanted is None or workers is None or workers >= wanted:
+            self._had_workers, self._lowered = self._had_workers or workers is not None, 0
+            return app.has_status(self.status)
+        self._lowered += self._had_workers
+        if self._lowered >= CONFIRMATIONS:
+            count, ids = format_count(workers, "worker"), format_ids(self.app_id)
+            message = f"Somebody else set the app to {count} on its way to {wanted} {ids}"
+            raise LoweredError(message, app_id=self.app_id)
+        return False
 
     def timeout_error(self) -> RunGenAppTimeoutError:
         """Return the error for an app that did not get there in time, with what was last seen."""
-        seen = f"it is {self._seen}" if self._seen else "the service did not answer"
-        missed, wanted = f"Not {self.status}", self.active_workers
-        if wanted is not None and self._workers is not None and 0 < self._workers < wanted:
-            missed = f"Only {self._workers} of {wanted} workers"
+        missed, seen = f"Not {self.status}", "the service did not answer"
+        if self._app is not None:
+            seen = f"it is {describe(self._app)}"
+            workers, wanted = self._app.active_workers or 0, self.active_workers or 0
+            if 0 < workers < wanted:
+                missed = f"Only {workers} of {wanted} workers"
         message = f"{missed} in time: {seen} {format_ids(self.app_id)}"
         return RunGenAppTimeoutError(message, app_id=self.app_id)
 
