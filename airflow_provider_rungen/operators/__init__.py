@@ -1,13 +1,16 @@
 """The operators of the provider."""
 
 from airflow_provider_rungen.ledger import Ledger
-from airflow_provider_rungen.operators.app import RunGenCreateAppOperator, RunGenDeleteAppOperator
+from airflow_provider_rungen.operators.app import (
+    RunGenCreateAppOperator,
+    RunGenDeleteAppOperator,
+    RunGenScaleAppOperator,
+    RunGenScaleDownIdleAppsOperator,
+)
 from airflow_provider_rungen.operators.batch import RunGenRunBatchOperator
 from airflow_provider_rungen.operators.collect import RunGenCollectResultsOperator
-from airflow_provider_rungen.operators.idle_apps import RunGenScaleDownIdleAppsOperator
 from airflow_provider_rungen.operators.job import RunGenCancelJobOperator, RunGenRunJobOperator
 from airflow_provider_rungen.operators.lifetime import scaled_app
-from airflow_provider_rungen.operators.scale import RunGenScaleAppOperator
 from airflow_provider_rungen.operators.table import RunGenPlanTableOperator, RunGenRunTableOperator
 
 __all__ = [

@@ -1,18 +1,22 @@
-"""The operators that create and delete apps."""
+"""The operators that create, delete and scale apps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow_provider_rungen.checks import set_parameters
-from airflow_provider_rungen.operators.base import RunGenBaseOperator
+from airflow_provider_rungen.exceptions import RunGenAppError
+from airflow_provider_rungen.operators.base import DEFAULT_DEFERRABLE, RunGenBaseOperator
 from airflow_provider_rungen.parameters import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from typing import Unpack
 
     from airflow_provider_rungen._airflow import Context, XComArg
+    from airflow_provider_rungen.client.idleness import IdleEvent
+    from airflow_provider_rungen.execution.apps.scale import ScaleRun
     from airflow_provider_rungen.parameters import Duration, JsonObject, OperatorArguments
 
 
@@ -56,9 +60,9 @@ class RunGenCreateAppOperator(RunGenBaseOperator):
 
         :return: the app's id.
         """
-        from airflow_provider_rungen.execution.apps.creation import CreateAppRun, CreateOptions
+        from airflow_provider_rungen.execution.apps.creation import CreateAppRun
 
-        return self._start(CreateAppRun(self, context, CreateOptions.of(self))).execute()
+        return self._start(CreateAppRun(self, context)).execute()
 
 
 class RunGenDeleteAppOperator(RunGenBaseOperator):
@@ -88,8 +92,165 @@ class RunGenDeleteAppOperator(RunGenBaseOperator):
     def execute(self, context: Context) -> None:
         """Delete the app."""
         from airflow_provider_rungen.execution.apps.creation import DeleteAppRun
-        from airflow_provider_rungen.execution.task.options import RunOptions
 
-        options = RunOptions.of(self)
-        run = self._start(DeleteAppRun(self, context, options))
-        run.execute(options.app_id or "", poll_interval=self.poll_interval, timeout=self.timeout)
+        self._start(DeleteAppRun(self, context)).execute()
+
+
+class RunGenScaleAppOperator(RunGenBaseOperator):
+    """
+    Bring an app to a number of workers. Going up, wait until it is ``RUNNING``. Return the app's id.
+
+    An app that has the number already is sent nothing. RunGen bills the app from the first worker until the
+    number is 0. `scaled_app` makes sure that it gets there.
+
+    :param active_workers: the number of workers to have. 0 stops the app and its bill (templated).
+    :param app_id: the app. The connection's ``app_id`` when left out (templated).
+    :param only_if: how much there is to run: a number, or a boolean. With 0, ``False`` or ``None`` the app
+        is left as it is (templated, or a task's ``.output``).
+    :param rungen_conn_id: the Airflow connection (templated).
+    :param wait_until_running: going up, wait until the app is ``RUNNING``.
+    :param deferrable: wait in the triggerer, without a worker slot.
+    :param defer_after: seconds to poll on the worker first. A deferral takes longer than that.
+    :param poll_interval: seconds between two polls.
+    :param timeout: seconds that the app may take to be ``RUNNING``.
+    :param scale_down_on_failure: restore the number of workers that the app had when it is not ``RUNNING`` in
+        time, or when the task fails or is killed or cleared on the way.
+    """
+
+    template_fields: Sequence[str] = ("app_id", "active_workers", "only_if", "rungen_conn_id")
+
+    def __init__(
+        self,
+        *,
+        active_workers: int | str | XComArg,
+        app_id: str | XComArg | None = None,
+        only_if: bool | int | str | XComArg | None = True,
+        rungen_conn_id: str = DEFAULT_CONN_ID,
+        wait_until_running: bool = True,
+        deferrable: bool = DEFAULT_DEFERRABLE,
+        defer_after: Duration = 5,
+        poll_interval: Duration = 5,
+        timeout: Duration = 1800,
+        scale_down_on_failure: bool = True,
+        **kwargs: Unpack[OperatorArguments],
+    ) -> None:
+        super().__init__(**kwargs)
+        set_parameters(self, locals())
+
+    def execute(self, context: Context) -> str:
+        """
+        Set the number of workers, and wait for the app.
+
+        :return: the app's id.
+        """
+        return self._scale_run(context).execute()
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
+        """
+        Go on after the wait in the triggerer.
+
+        :return: the app's id.
+        """
+        return self._scale_run(context).complete(event)
+
+    def _end_deferral(self, context: Context, reason: str) -> None:
+        from airflow_provider_rungen.execution.task.outcomes import error_to_json
+
+        error = RunGenAppError(f"Airflow ended the wait for the app in the triggerer: {reason}")
+        self._scale_run(context).complete({"error": error_to_json(error)})
+
+    def _scale_run(self, context: Context) -> ScaleRun:
+        from airflow_provider_rungen.execution.apps.scale import ScaleRun
+
+        return self._start(ScaleRun(self, context, self._defer_for_app))
+
+
+class RunGenScaleDownOperator(RunGenBaseOperator):
+    """
+    The teardown of `scaled_app`: scale the app to zero, if this run has scaled it up, and push its ``bill``.
+
+    :param app_id: the app. The connection's ``app_id`` when left out (templated).
+    :param scale_up_task_id: the task that scaled it up.
+    :param rungen_conn_id: the Airflow connection (templated).
+    :param drain: wait until the app's own counters report no queued or running job.
+    :param drain_timeout: seconds that may take. Then the app is scaled down all the same.
+    :param keep_if_busy: leave the app up when its counters report jobs.
+    :param price: what a worker costs, such as ``1.20 USD/h``. The connection's ``price`` when left out
+        (templated).
+    :param poll_interval: seconds between two polls.
+    """
+
+    template_fields: Sequence[str] = (*RunGenBaseOperator.template_fields, "price")
+
+    #: For each task of the block that runs, collects or waits for jobs, the tasks that run them.
+    jobs_of: Mapping[str, Sequence[str]] = MappingProxyType({})
+
+    def __init__(
+        self,
+        *,
+        app_id: str | XComArg | None,
+        scale_up_task_id: str,
+        rungen_conn_id: str = DEFAULT_CONN_ID,
+        drain: bool = False,
+        drain_timeout: Duration = 3600,
+        keep_if_busy: bool = False,
+        price: str | XComArg | None = None,
+        poll_interval: Duration = 5,
+        **kwargs: Unpack[OperatorArguments],
+    ) -> None:
+        super().__init__(**kwargs)
+        set_parameters(self, locals())
+
+    def execute(self, context: Context) -> None:
+        """
+        Scale the app to zero, and see that it reports so.
+
+        :raises RunGenAppError: it may still have workers, and be billed. A retry may always help.
+        """
+        from airflow_provider_rungen.execution.apps.scale_down import ScaleDownRun
+
+        self._start(ScaleDownRun(self, context)).execute()
+
+
+class RunGenScaleDownIdleAppsOperator(RunGenBaseOperator):
+    """
+    Scale apps to zero that are idle: poll them, wait ``idle_for``, and poll them again.
+
+    An app is idle if it has workers and, at both polls, its counters report that no job is queued or running,
+    none has ended in between, and no worker is running or initializing. An app whose counters are absent is
+    never idle. Without an idle app at the first poll, the task ends at once. To watch apps without a worker
+    slot, use `RunGenIdleAppTrigger`.
+
+    Return a list of ``{"app_id", "idle_seconds", "active_workers", "scaled_down"}``, one for each app that
+    was idle, with the number of workers before.
+
+    :param app_ids: the apps that may be scaled to zero, and no others. A text is one app (templated).
+    :param idle_for: seconds that an app must have been idle.
+    :param scale_down: scale to zero. Otherwise, idle apps are only reported.
+    :param rungen_conn_id: the Airflow connection (templated).
+    """
+
+    template_fields: Sequence[str] = ("app_ids", "rungen_conn_id")
+
+    def __init__(
+        self,
+        *,
+        app_ids: str | XComArg | Sequence[str],
+        idle_for: Duration,
+        scale_down: bool = True,
+        rungen_conn_id: str = DEFAULT_CONN_ID,
+        **kwargs: Unpack[OperatorArguments],
+    ) -> None:
+        super().__init__(**kwargs)
+        set_parameters(self, locals())
+
+    def execute(self, context: Context) -> list[IdleEvent]:
+        """
+        Scale down the apps that are idle.
+
+        :return: what was idle.
+        :raises RunGenAppError: an app may be idle, and billed. The others are dealt with.
+        """
+        from airflow_provider_rungen.execution.apps.idle_apps import IdleAppsRun
+
+        return self._start(IdleAppsRun(self, context)).execute()

@@ -46,7 +46,6 @@ class RunGenAppSensor(RunGenBaseSensor):
         set_parameters(self, locals())
 
     def _make_run(self, context: Context) -> AppSensorRun:
-        from airflow_provider_rungen.execution.apps.app_wait import AppSensorOptions, AppSensorRun
+        from airflow_provider_rungen.execution.apps.app_wait import AppSensorRun
 
-        options = AppSensorOptions.of(self)
-        return self._start(AppSensorRun(self, context, options, self._defer_for_app))
+        return self._start(AppSensorRun(self, context, self._defer_for_app))

@@ -26,7 +26,7 @@ from airflow_provider_rungen.operators import (
     RunGenScaleAppOperator,
     scaled_app,
 )
-from airflow_provider_rungen.operators.scale_down import RunGenScaleDownOperator
+from airflow_provider_rungen.operators.app import RunGenScaleDownOperator
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")

@@ -20,7 +20,7 @@ from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenAppError
 from airflow_provider_rungen.operators import RunGenRunBatchOperator, RunGenRunJobOperator, scaled_app
-from airflow_provider_rungen.operators.scale_down import RunGenScaleDownOperator
+from airflow_provider_rungen.operators.app import RunGenScaleDownOperator
 
 APP = "gpu"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rungen.client.models import normalize_status
@@ -17,7 +16,7 @@ from airflow_provider_rungen.execution.task.outcomes import raise_for_event
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen._airflow import Context
 
 #: Defers the task with arguments of `RunGenAppTrigger`, and the seconds until its deadline.
 Defer = Callable[[dict[str, Any], float], NoReturn]
@@ -66,26 +65,17 @@ def wait_or_defer(
     defer(given | arguments, deadline - now)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AppSensorOptions(RunOptions):
-    """What a sensor waits for. The fields are named and described as the sensor's parameters are."""
-
-    status: str
-    poll_interval: float
-
-
-class AppSensorRun(TaskRun[AppSensorOptions]):
+class AppSensorRun(TaskRun[RunOptions]):
     """
     An attempt of a sensor that waits for an app.
 
     :param task: the sensor.
     :param context: Airflow's context of the attempt.
-    :param options: the sensor's parameters.
     :param defer: defers the task; see `wait_or_defer`.
     """
 
-    def __init__(self, task: BaseOperator, context: Context, options: AppSensorOptions, defer: Defer) -> None:
-        super().__init__(task, context, options)
+    def __init__(self, task: Any, context: Context, defer: Defer) -> None:
+        super().__init__(task, context)
         self._defer = defer
         self._target: AppTarget | None = None
         #: The error of a time-out that may come before the next poke.
@@ -106,7 +96,7 @@ class AppSensorRun(TaskRun[AppSensorOptions]):
         :param timeout: seconds to wait at most.
         :raises RunGenAppTimeoutError: the time has passed.
         """
-        now, interval = time.time(), self.options.poll_interval
+        now, interval = time.time(), self.task.poll_interval
         ends: dict[str, float] = {"defer_at": now, "deadline": self.deadline(now + timeout)}
         with fail_without_retry(), self.opened():
             wait_or_defer(self, self._known_target(), self._defer, poll_interval=interval, **ends)
@@ -119,7 +109,7 @@ class AppSensorRun(TaskRun[AppSensorOptions]):
 
     def _known_target(self) -> AppTarget:
         """Return what to wait for, with what earlier polls have seen."""
-        status = normalize_status(self.options.status or "RUNNING")
+        status = normalize_status(self.task.status or "RUNNING")
         self._target = self._target or AppTarget(self.app_id, status)
         if not self.links:
             self.link_to(self._target.app_id)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.models import App
@@ -30,18 +29,7 @@ KEY = "rungen_app"
 LISTED_WITHIN = 10.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class CreateOptions(RunOptions):
-    """The app to create. The fields are named and described as the operator's parameters are."""
-
-    name: str
-    configuration: Any
-    workflow: Any
-    description: str | None
-    if_exists: Literal["use", "fail"]
-
-
-class CreateAppRun(TaskRun[CreateOptions]):
+class CreateAppRun(TaskRun[RunOptions]):
     """An attempt that creates an app."""
 
     def execute(self) -> str:
@@ -57,43 +45,43 @@ class CreateAppRun(TaskRun[CreateOptions]):
             return app_id
 
     def _find_or_create(self) -> str:
-        options, store = self.options, self.context.get("task_state_store")
-        body = _app_body(options)
+        task, store = self.task, self.context.get("task_state_store")
+        body = _app_body(task)
         # the name of an app that did not exist when an earlier attempt was about to create it
         announced = None if store is None else store.get(KEY)
         is_retry = announced is not None or self.ti.try_number > 1
         apps = self._wait_until_listed(LISTED_WITHIN if is_retry else 0)
-        if apps and announced == options.name:
+        if apps and announced == task.name:
             log.info("Using app %s, which an earlier attempt created", apps[0].id)
             return apps[0].id
         if apps:
             return self._use(apps)
         if store is not None:
-            store.set(KEY, options.name)
+            store.set(KEY, task.name)
         with self.guard.defer_signals():
             app = self._create(body)
-        log.info("Created app %s (%s)", app.id, app.name or options.name)
+        log.info("Created app %s (%s)", app.id, app.name or task.name)
         return app.id
 
     def _of_this_name(self) -> list[App]:
         """Return the apps of this name, the oldest first where their ages are known."""
-        name = clean_text(self.options.name).strip()
+        name = clean_text(self.task.name).strip()
         apps = [app for app in self.hook.list_apps() if app.name.strip() == name]
         return sorted(apps, key=lambda app: app.created_at.timestamp() if app.created_at else float("inf"))
 
     def _use(self, apps: list[App]) -> str:
         """Return the id of an app that exists already, with a warning where it differs."""
-        app, options = apps[0], self.options
+        app, task = apps[0], self.task
         also = f", and {len(apps) - 1} more of this name" if len(apps) > 1 else ""
-        if options.if_exists == "fail":
+        if task.if_exists == "fail":
             raise RunGenAppError(
-                f"An app named {options.name!r} exists already: {app.id}{also}",
+                f"An app named {task.name!r} exists already: {app.id}{also}",
                 app_id=app.id,
                 hint="Delete it, take another name, or set if_exists='use'",
                 retryable=False,
             )
-        log.info("Using app %s: an app named %r exists already%s", app.id, options.name, also)
-        wanted, actual = {**options.configuration, **options.workflow}, {**app.configuration, **app.workflow}
+        log.info("Using app %s: an app named %r exists already%s", app.id, task.name, also)
+        wanted, actual = {**task.configuration, **task.workflow}, {**app.configuration, **app.workflow}
         for field in actual.keys() & {"gpu_tier", "model_url"}:
             if actual[field] != wanted.get(field):
                 line = "Its %s is %s, not %s: it is used as it is"
@@ -120,13 +108,13 @@ class CreateAppRun(TaskRun[CreateOptions]):
         return apps
 
 
-def _app_body(options: CreateOptions) -> dict[str, Any]:
+def _app_body(task: Any) -> dict[str, Any]:
     """
     Return the body that creates an app. The service checks its fields.
 
     :raises RunGenInputError: a template left no text, or no object.
     """
-    body = {name: getattr(options, name) for name in ("name", "description", "configuration", "workflow")}
+    body = {name: getattr(task, name) for name in ("name", "description", "configuration", "workflow")}
     for name, kind in (("name", str), ("configuration", Mapping), ("workflow", Mapping)):
         if not isinstance(body[name], kind) or not body[name]:
             wanted, found = "text" if kind is str else "an object (a dict)", clean_text(repr(body[name]), 80)
@@ -140,17 +128,17 @@ def _app_body(options: CreateOptions) -> dict[str, Any]:
 class DeleteAppRun(TaskRun[RunOptions]):
     """An attempt that deletes an app."""
 
-    def execute(self, app_id: str, *, poll_interval: float, timeout: float) -> None:
+    def execute(self) -> None:
         """
         Scale the app to zero, wait until it has stopped, and delete it.
 
         :raises RunGenAppTimeoutError: it did not stop in time.
         """
         with fail_without_retry(), self.opened() as hook:
-            deadline = self.deadline(time.time() + timeout)
+            app_id, deadline = self.known_app_id, self.deadline(time.time() + self.task.timeout)
             self.link_to(app_id)
             try:
-                hook.perform(remove_app(app_id, poll_interval=poll_interval, deadline=deadline))
+                hook.perform(remove_app(app_id, poll_interval=self.task.poll_interval, deadline=deadline))
             except RunGenNotFoundError:
                 log.info("App %s is gone already", app_id)
             else:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
-from typing import Any
 
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.idleness import IdleEvent, IdleWatch, check_app_ids, poll_idle_app
@@ -18,16 +16,7 @@ from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_ret
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class IdleAppsOptions(RunOptions):
-    """Which apps are scaled down, and when. The fields are named and described as the parameters are."""
-
-    app_ids: Any
-    idle_for: float
-    scale_down: bool
-
-
-class IdleAppsRun(TaskRun[IdleAppsOptions]):
+class IdleAppsRun(TaskRun[RunOptions]):
     """An attempt that scales idle apps to zero."""
 
     def execute(self) -> list[IdleEvent]:
@@ -37,10 +26,10 @@ class IdleAppsRun(TaskRun[IdleAppsOptions]):
         :return: the events of the apps that were idle.
         :raises RunGenAppError: an app may be idle and billed. The others are dealt with.
         """
-        idle_for = self.options.idle_for
+        idle_for = self.task.idle_for
         failures: dict[str, str] = {}
         with fail_without_retry(), self.opened():
-            app_ids = check_app_ids(untemplated(self.options.app_ids))
+            app_ids = check_app_ids(untemplated(self.task.app_ids))
             self.link_to(app_ids[0])
             watches = [IdleWatch(app_id, idle_for) for app_id in app_ids]
             self._poll(watches, failures)
@@ -62,7 +51,7 @@ class IdleAppsRun(TaskRun[IdleAppsOptions]):
         events = []
         for watch in watches:
             try:
-                event = self.hook.perform(poll_idle_app(watch, scale_down=self.options.scale_down))
+                event = self.hook.perform(poll_idle_app(watch, scale_down=self.task.scale_down))
             except RunGenError as error:
                 if watch.since is not None and isinstance(error, RunGenNotFoundError):
                     log.info("Gone already %s", format_ids(watch.app_id))

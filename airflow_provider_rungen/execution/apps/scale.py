@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import TaskDeferred
@@ -36,26 +35,12 @@ from airflow_provider_rungen.execution.task.outcomes import raise_for_event
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen._airflow import Context
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScaleOptions(RunOptions):
-    """How an app is scaled. The fields are named and described as the operator's parameters are."""
-
-    active_workers: Any
-    only_if: Any
-    wait_until_running: bool
-    deferrable: bool
-    defer_after: float
-    poll_interval: float
-    timeout: float
-    scale_down_on_failure: bool
-
-
-class ScaleRun(TaskRun[ScaleOptions]):
+class ScaleRun(TaskRun[RunOptions]):
     """
     An attempt that scales an app.
 
@@ -64,12 +49,11 @@ class ScaleRun(TaskRun[ScaleOptions]):
 
     :param task: the operator.
     :param context: Airflow's context of the attempt.
-    :param options: the operator's parameters.
     :param defer: defers the task; see `wait_or_defer`.
     """
 
-    def __init__(self, task: BaseOperator, context: Context, options: ScaleOptions, defer: Defer) -> None:
-        super().__init__(task, context, options)
+    def __init__(self, task: Any, context: Context, defer: Defer) -> None:
+        super().__init__(task, context)
         self._defer = defer
         self._store = context.get("task_state_store")
         self._record: ScaleRecord | None = None
@@ -80,24 +64,24 @@ class ScaleRun(TaskRun[ScaleOptions]):
 
         :return: the app's id.
         """
-        options = self.options
+        task = self.task
         with fail_without_retry(), self.opened():
             app_id = self.app_id
             self.link_to(app_id)
-            if not is_wanted(options.only_if):
+            if not is_wanted(task.only_if):
                 return self._leave(app_id)
-            wanted = whole_number(options.active_workers, "active_workers")
-            deadline = self.deadline(time.time() + options.timeout)
+            wanted = whole_number(task.active_workers, "active_workers")
+            deadline = self.deadline(time.time() + task.timeout)
             with self._restoring():
                 is_up = self._set_workers(app_id, wanted, deadline)
-                if is_up and options.wait_until_running:
+                if is_up and task.wait_until_running:
                     raised = self._raised
                     wait_or_defer(
                         self,
                         AppTarget(app_id, active_workers=wanted),
                         self._defer,
-                        poll_interval=options.poll_interval,
-                        defer_at=time.time() + options.defer_after if options.deferrable else math.inf,
+                        poll_interval=task.poll_interval,
+                        defer_at=time.time() + task.defer_after if task.deferrable else math.inf,
                         deadline=deadline,
                         raised=None if raised is None else raised.to_json(),
                     )
@@ -161,7 +145,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
         app_id, wanted, since = record.app_id, record.active_workers or 0, time.time()
         try:
             if not record.was_raised:
-                self.hook.perform(set_workers(app_id, wanted, poll_interval=self.options.poll_interval))
+                self.hook.perform(set_workers(app_id, wanted, poll_interval=self.task.poll_interval))
                 return since
             budget = min(RETRY_BUDGET, max(deadline - since, 0))
             app = self.hook.perform(scale_app(app_id, wanted, retry_budget=budget))
@@ -208,7 +192,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
     def _raised(self) -> ScaleRecord | None:
         """What is restored when something goes wrong."""
         record = self._record
-        is_restored = self.options.scale_down_on_failure and record is not None and record.was_raised
+        is_restored = self.task.scale_down_on_failure and record is not None and record.was_raised
         return record if is_restored else None
 
     def cleanup(self) -> str:
@@ -251,7 +235,7 @@ class ScaleRun(TaskRun[ScaleOptions]):
             if raised is not None and not self.guard.is_killed:  # then cleanup() has decided
                 self._note(self.hook.perform(restore_workers(raised)))
             if isinstance(error, RunGenAppTimeoutError):
-                error.hint = f"Raise timeout (now {format_duration(self.options.timeout)}) if it needs longer"
+                error.hint = f"Raise timeout (now {format_duration(self.task.timeout)}) if it needs longer"
             raise
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
@@ -35,19 +33,7 @@ _NOT_STARTED = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScaleDownOptions(RunOptions):
-    """How an app is scaled down. The fields are named and described as the operator's parameters are."""
-
-    scale_up_task_id: str
-    drain: bool
-    drain_timeout: float
-    keep_if_busy: bool
-    poll_interval: float
-    jobs_of: Mapping[str, Sequence[str]]
-
-
-class ScaleDownRun(TaskRun[ScaleDownOptions]):
+class ScaleDownRun(TaskRun[RunOptions]):
     """An attempt of the teardown of ``scaled_app``."""
 
     def execute(self) -> None:
@@ -56,7 +42,7 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
 
         :raises RunGenAppError: it may still have workers, and be billed. A retry may always help.
         """
-        setup = self.options.scale_up_task_id
+        setup = self.task.scale_up_task_id
         record = pull_record(self.ti, setup)
         if record.active_workers is None if record else not _has_started(self.context, setup):
             log.info("Nothing to scale down: this run did not scale the app up")
@@ -85,7 +71,7 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
             self._record = self._record.seen(self.hook.perform(see_app(app_id)), time.time())
             if is_needed:
                 return False
-            self.hook.perform(set_workers(app_id, 0, poll_interval=self.options.poll_interval))
+            self.hook.perform(set_workers(app_id, 0, poll_interval=self.task.poll_interval))
             up_at = self._record.history.up_at
             up = "" if up_at is None else f" after {format_duration(max(time.time() - up_at, 0))}"
             log.info("Scaled to 0 workers%s %s", up, format_ids(app_id))
@@ -103,14 +89,14 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
 
     def _is_kept_up(self, app_id: str) -> bool:
         """Wait for the app's jobs, as far as asked for, and return whether it has to stay up for them."""
-        options = self.options
-        if not options.drain and not options.keep_if_busy:
+        task = self.task
+        if not task.drain and not task.keep_if_busy:
             return False
-        by = time.time() + (options.drain_timeout if options.drain else COUNTER_GRACE)
-        left = self.hook.perform(drain_app(app_id, poll_interval=options.poll_interval, deadline=by))
+        by = time.time() + (task.drain_timeout if task.drain else COUNTER_GRACE)
+        left = self.hook.perform(drain_app(app_id, poll_interval=task.poll_interval, deadline=by))
         if left is None:
             log.warning("Scaling down without counted jobs: the service counts none %s", format_ids(app_id))
-        elif left and options.keep_if_busy:
+        elif left and task.keep_if_busy:
             line = "STILL BILLED: app %s is left up: %s queued or running (keep_if_busy)"
             log.warning(line, app_id, format_count(left, "job"))
             return True
@@ -123,7 +109,7 @@ class ScaleDownRun(TaskRun[ScaleDownOptions]):
         """Push and log what the block cost. It is not worth a failure."""
         app_id = record.app_id
         try:
-            jobs, busy_seconds = read_usage(self.ti, self.options.jobs_of)
+            jobs, busy_seconds = read_usage(self.ti, self.task.jobs_of)
             price = find_price(self)
             bill = Bill(app_id, record.history, time.time(), is_final, jobs, busy_seconds, price)
             self.ti.xcom_push(key=BILL_KEY, value=bill.to_json())

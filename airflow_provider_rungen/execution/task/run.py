@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from airflow_provider_rungen._airflow import AirflowFailException, Asset
 from airflow_provider_rungen.exceptions import RunGenError, RunGenJobError
 from airflow_provider_rungen.execution.task.kill import KillGuard
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome, lineage_of
+from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS, PAGE_KEY
 from airflow_provider_rungen.execution.task.usage import UsageReport
 from airflow_provider_rungen.hooks.rungen import RunGenHook
@@ -22,12 +23,11 @@ from airflow_provider_rungen.links.urls import app_url, job_url, page_url
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_provider_rungen._airflow import BaseOperator, Context
-    from airflow_provider_rungen.execution.task.options import RunOptions
+    from airflow_provider_rungen._airflow import Context
 
 log = logging.getLogger(__name__)
 
-Options = TypeVar("Options", bound="RunOptions")
+Options = TypeVar("Options", bound=RunOptions)
 
 
 class TaskRun(Generic[Options]):
@@ -36,25 +36,25 @@ class TaskRun(Generic[Options]):
 
     :param task: the operator.
     :param context: Airflow's context of the attempt.
-    :param options: the operator's parameters.
+    :param options: the operator's parameters, if more of them are copied than those of every operator.
     """
 
-    def __init__(self, task: BaseOperator, context: Context, options: Options) -> None:
+    def __init__(self, task: Any, context: Context, options: Options | None = None) -> None:
         self.task = task
+        self.options = cast("Options", options or RunOptions.of(task))
         self.context = context
         self.guard = KillGuard(self._clean_up)
-        self.hook = RunGenHook(options.rungen_conn_id)
+        self.hook = RunGenHook(self.options.rungen_conn_id)
         self.hook.checkpoint = self.guard.check
         self.hook.is_interrupted = self.guard.is_interrupted
         self.hook.around_lookup = self.guard.defer_signals
         #: The links that were pushed, by XCom key.
         self.links: dict[str, str] = {}
         self.outcome: TaskOutcome | None = None
-        self.options = options
         #: Reports what the jobs of the attempt used, once its ``used`` is set.
         self.usage_report = UsageReport(self.guard, self.push_quietly)
         self._is_connected = False
-        self.note_app(options.app_id or "")
+        self.note_app(self.options.app_id or "")
 
     @property
     def ti(self) -> Any:
