@@ -130,15 +130,6 @@ class IdleWatch:
         """Begin a new period with the next poll."""
         self.since, self.is_reported = None, False
 
-    def event(self, now: float, *, scaled_down: bool) -> IdleEvent:
-        """Return what to report of the period."""
-        return {
-            "app_id": self.app_id,
-            "idle_seconds": round(now - (self.since or now), 1),
-            "active_workers": self.figures[0],
-            "scaled_down": scaled_down,
-        }
-
 
 def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPTS) -> Flow[IdleEvent | None]:
     """
@@ -152,13 +143,14 @@ def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPT
     # the second poll is sent since a single answer may be old, and a job may have come in
     for _ in range(2 if scale_down else 1):
         app = yield from get_app(app_id, attempts=attempts)
-        if not watch.note(app, (yield Sleep(0))) or watch.is_reported:
+        now = yield Sleep(0)
+        if not watch.note(app, now) or watch.is_reported:
             return None
-    event = watch.event((yield Sleep(0)), scaled_down=scale_down)
+    idle_seconds, before = round(now - (watch.since or now), 1), watch.figures[0]
+    event = IdleEvent(app_id=app_id, idle_seconds=idle_seconds, active_workers=before, scaled_down=scale_down)
     if not scale_down:
         watch.is_reported = True
         return event
-    before = event["active_workers"]
     workers = format_count(before, "worker")
     try:
         app = yield from set_workers(app_id, 0)
@@ -174,6 +166,6 @@ def poll_idle_app(watch: IdleWatch, *, scale_down: bool, attempts: int = ATTEMPT
     watch.restart()
     if app.pending_jobs:
         return None
-    idle = format_duration(event["idle_seconds"])
+    idle = format_duration(idle_seconds)
     log.info("Scaled from %s to 0, idle for %s %s", workers, idle, format_ids(app_id))
     return event

@@ -8,8 +8,6 @@ from decimal import Decimal
 
 _PRICE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) *([A-Z]{3}) */ *(h|min|s)")
 _UNITS = {"h": 3600, "min": 60, "s": 1}
-# A hundredth of a cent.
-_COST = Decimal("0.0001")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +27,9 @@ class Price:
     def __str__(self) -> str:
         return f"{self.amount} {self.currency}/{self.unit}"
 
-    @property
-    def per_second(self) -> Decimal:
-        """What a worker costs in a second."""
-        return self.amount / _UNITS[self.unit]
-
-    def cost(self, worker_seconds: Decimal) -> Decimal:
-        """Return what these seconds of workers cost, to a hundredth of a cent."""
-        return (worker_seconds * self.amount / _UNITS[self.unit]).quantize(_COST)
+    def cost(self, worker_seconds: Decimal, digits: Decimal) -> Decimal:
+        """Return what these seconds of workers cost, with as many digits as a number has."""
+        return (worker_seconds * self.amount / _UNITS[self.unit]).quantize(digits)
 
 
 def parse_price(text: str) -> Price:

@@ -56,11 +56,6 @@ class WorkerHistory:
     changes: tuple[tuple[float, int], ...] = ()
 
     @property
-    def most(self) -> int:
-        """The largest number."""
-        return max((workers for _, workers in self.changes), default=0)
-
-    @property
     def up_at(self) -> float | None:
         """The time of the first worker."""
         return next((at for at, workers in self.changes if workers), None)
@@ -68,7 +63,8 @@ class WorkerHistory:
     @property
     def down_at(self) -> float | None:
         """The time since when there is no worker; ``None`` if there still is one, or never was."""
-        return self.changes[-1][0] if self.most and not self.changes[-1][1] else None
+        is_down = self.up_at is not None and not self.changes[-1][1]
+        return self.changes[-1][0] if is_down else None
 
     def changed(self, workers: int, at: float) -> WorkerHistory:
         """Return the history with a number from a time on."""

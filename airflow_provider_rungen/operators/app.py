@@ -162,7 +162,7 @@ class RunGenScaleAppOperator(RunGenBaseOperator):
     def _scale_run(self, context: Context) -> ScaleRun:
         from airflow_provider_rungen.execution.apps.scale import ScaleRun
 
-        return self._start(ScaleRun(self, context, self._defer_for_app))
+        return self._start(ScaleRun(self, context))
 
 
 class RunGenScaleDownOperator(RunGenBaseOperator):

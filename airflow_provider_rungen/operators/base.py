@@ -133,7 +133,13 @@ class RunGenBaseOperator(BaseOperator):
 
         self._defer_to(RunGenJobTrigger(**arguments), seconds)
 
-    def _defer_for_app(self, arguments: dict[str, Any], seconds: float) -> NoReturn:
+    def defer_for_app(self, arguments: dict[str, Any], seconds: float) -> NoReturn:
+        """
+        Go on in the triggerer, which waits for an app.
+
+        :param arguments: those of `RunGenAppTrigger`.
+        :param seconds: how long that may take.
+        """
         from airflow_provider_rungen.triggers import RunGenAppTrigger
 
         self._defer_to(RunGenAppTrigger(**arguments), seconds)

@@ -53,22 +53,16 @@ _NO_WORKER: dict[str, Any] = {
 }
 
 _UP_DOC = """\
-**Billing starts.** Gives the app its workers, and waits until the app is `RUNNING`. RunGen bills it from the
-first worker.
-
-The tasks of the block wait for this one. `{down}` scales the app down, whatever happens.
+**Billing starts.** Gives the app its workers, and waits until it is `RUNNING`. The tasks of the block
+wait for it. `{name}_down` scales the app down, whatever happens.
 """
 _DOWN_DOC = """\
-**Billing ends.** Scales the app to zero workers when the tasks of the block have ended, whether they
-succeeded or not.
-
-- The log ends with the bill: how long the app was up, and what it cost.
-- If this task fails, the app may still be billed. The log says so, and the run fails.
+**Billing ends.** Scales the app to zero when the tasks of the block have ended, in whatever state. The log
+ends with the bill. If this task fails, the app may still be billed. The log says so, and the run fails.
 """
 _END_DOC = """\
-Succeeds when `{name}_up` and `{name}_down` did. Otherwise it fails the run: the app may still be billed.
-
-The scheduler ends this task by itself, without a worker. That is why **its log is empty**.
+Succeeds when `{name}_up` and `{name}_down` did. Otherwise it fails the run: the app may still be billed. The
+scheduler ends this task by itself, without a worker. That is why **its log is empty**.
 """
 
 
@@ -139,19 +133,15 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         known = parameter_names(scaled_app) | parameter_names(RunGenScaleAppOperator)
         check_names(options, known, "scaled_app")
         self._name = name
-        self._app: dict[str, Any] = {
+        both = {
             "app_id": app_id,
             "rungen_conn_id": rungen_conn_id,
             "poll_interval": poll_interval,
             "pool": pool,
         }
-        self._up: dict[str, Any] = {"active_workers": active_workers, "only_if": only_if, **options}
-        self._down = {
-            "drain": drain,
-            "drain_timeout": drain_timeout,
-            "keep_if_busy": keep_if_busy,
-            "price": price,
-        }
+        waits = {"drain": drain, "drain_timeout": drain_timeout, "keep_if_busy": keep_if_busy}
+        self._up: dict[str, Any] = {**both, "active_workers": active_workers, "only_if": only_if, **options}
+        self._down: dict[str, Any] = {**_OWN_POLICY, **both, **waits, "price": price}
 
     def __enter__(self) -> Self:
         name = self._add_end()
@@ -162,7 +152,14 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
             )
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._make_group(name))
-            self._add_up_and_down(name)
+            texts = {"task_display_name": f"{name} billing starts", "doc_md": _UP_DOC.format(name=name)}
+            #: The setup that scales up.
+            self.up = RunGenScaleAppOperator(task_id=f"{name}_up", **(texts | self._up))
+            texts = {"task_display_name": f"{name} billing ends", "doc_md": _DOWN_DOC}
+            #: The teardown that scales down.
+            self.down = RunGenScaleDownOperator(
+                task_id=f"{name}_down", scale_up_task_id=self.up.task_id, **(texts | self._down)
+            )
             self._group = stack.pop_all()
         # a results table in the block needs the price, too
         XComArg.apply_upstream_relationship(self.up, self._down["price"])
@@ -184,7 +181,7 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         if kind is not None:
             return
         tasks = self.dag.task_dict
-        inside = {task_id: tasks[task_id] for task_id in tasks if task_id not in self._before}
+        inside = {task_id: task for task_id, task in tasks.items() if task_id not in self._before}
         for task in inside.values():
             if not task.upstream_task_ids & inside.keys():
                 for before in _tasks_before(task, inside):
@@ -229,25 +226,6 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         if outer is not None and outer.group_id and outer.prefix_group_id:
             return contextlib.nullcontext()
         return TaskGroup(f"{name}_is_up", prefix_group_id=False, tooltip="The app is billed while these run.")
-
-    def _add_up_and_down(self, name: str) -> None:
-        ids = {"up": f"{name}_up", "down": f"{name}_down"}
-        up: dict[str, Any] = {
-            "task_display_name": f"{name} billing starts",
-            "doc_md": _UP_DOC.format(**ids),
-            **self._app,
-            **self._up,
-        }
-        #: The setup that scales up.
-        self.up = RunGenScaleAppOperator(task_id=ids["up"], **up)
-        #: The teardown that scales down.
-        self.down = RunGenScaleDownOperator(
-            task_id=ids["down"],
-            task_display_name=f"{name} billing ends",
-            doc_md=_DOWN_DOC.format(**ids),
-            scale_up_task_id=self.up.task_id,
-            **(_OWN_POLICY | self._app | self._down),
-        )
 
 
 def _runners_of(task: Any, runners: set[str]) -> Sequence[str]:

@@ -48,4 +48,4 @@ class RunGenAppSensor(RunGenBaseSensor):
     def _make_run(self, context: Context) -> AppSensorRun:
         from airflow_provider_rungen.execution.apps.app_wait import AppSensorRun
 
-        return self._start(AppSensorRun(self, context, self._defer_for_app))
+        return self._start(AppSensorRun(self, context))

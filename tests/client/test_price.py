@@ -42,4 +42,4 @@ def test_what_is_no_price(text: str) -> None:
     ],
 )
 def test_the_cost_of_worker_seconds(text: str, cost: str) -> None:
-    assert str(parse_price(text).cost(Decimal(1440))) == cost
+    assert str(parse_price(text).cost(Decimal(1440), Decimal("0.0001"))) == cost

@@ -431,7 +431,7 @@ def test_a_block_takes_no_workers_from_another_one(
     ti.scaled = {"run big_up": ScaleRecord(APP, 3, 0).to_json()}
     assert run_task(small.up, {"ti": ti, "dag": both}).value == APP
     assert workers(emulator) == want
-    line = f"Left at 3 workers until big_down of run run scales down (app {APP})"
+    line = f"STILL BILLED: app {APP} stays up until big_down of run run scales it down"
     assert (line in caplog.messages) == (want == 3)
 
 

@@ -4,82 +4,58 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 from airflow_provider_rungen.client.models import normalize_status
 from airflow_provider_rungen.client.scaling import AppTarget, wait_for_app
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenAppTimeoutError
-from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.outcomes import raise_for_event
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
-
-if TYPE_CHECKING:
-    from airflow_provider_rungen._airflow import Context
-
-#: Defers the task with arguments of `RunGenAppTrigger`, and the seconds until its deadline.
-Defer = Callable[[dict[str, Any], float], NoReturn]
 
 log = logging.getLogger(__name__)
 
 
 def wait_or_defer(
-    run: TaskRun[Any],
-    target: AppTarget,
-    defer: Defer,
-    *,
-    poll_interval: float,
-    defer_at: float,
-    deadline: float,
-    **arguments: Any,
+    run: TaskRun[Any], target: AppTarget, *, defer_at: float, deadline: float, **arguments: Any
 ) -> None:
     """
     Wait until an app is as it must be.
 
     :param run: the attempt, whose hook is open.
-    :param poll_interval: seconds between two polls.
     :param defer_at: the time (seconds since 1970) to go on in the triggerer; after one poll if it has passed.
     :param deadline: the time (seconds since 1970) to stop at.
-    :param arguments: further arguments of the trigger.
+    :param arguments: further arguments of `RunGenAppTrigger`.
     :raises RunGenAppTimeoutError: the deadline passed.
     """
-    until = min(defer_at, deadline)
+    task, until = run.task, min(defer_at, deadline)
     try:
-        run.hook.perform(wait_for_app(target, poll_interval=poll_interval, deadline=until))
+        run.hook.perform(wait_for_app(target, poll_interval=task.poll_interval, deadline=until))
         return
     except RunGenAppTimeoutError:
         now = time.time()
         if now >= deadline:
             raise
     log.info("Waiting in the triggerer for %s %s", target.status, format_ids(target.app_id))
-    given = {
-        "rungen_conn_id": run.options.rungen_conn_id,
+    arguments |= {
+        "rungen_conn_id": task.rungen_conn_id,
         "app_id": target.app_id,
         "status": target.status,
         "active_workers": target.active_workers,
-        "poll_interval": poll_interval,
+        "poll_interval": task.poll_interval,
         "deadline": deadline,
         "deferred_at": now,
     }
-    defer(given | arguments, deadline - now)
+    task.defer_for_app(arguments, deadline - now)
 
 
-class AppSensorRun(TaskRun[RunOptions]):
-    """
-    An attempt of a sensor that waits for an app.
+class AppSensorRun(TaskRun[Any]):
+    """An attempt of a sensor that waits for an app."""
 
-    :param task: the sensor.
-    :param context: Airflow's context of the attempt.
-    :param defer: defers the task; see `wait_or_defer`.
-    """
-
-    def __init__(self, task: Any, context: Context, defer: Defer) -> None:
-        super().__init__(task, context)
-        self._defer = defer
-        self._target: AppTarget | None = None
-        #: The error of a time-out that may come before the next poke.
-        self.late: RunGenAppTimeoutError | None = None
+    _target: AppTarget | None = None
+    #: The error of a time-out that may come before the next poke.
+    late: RunGenAppTimeoutError | None = None
 
     def poke(self) -> bool:
         """Poll the app once, and return whether it has the status."""
@@ -96,10 +72,10 @@ class AppSensorRun(TaskRun[RunOptions]):
         :param timeout: seconds to wait at most.
         :raises RunGenAppTimeoutError: the time has passed.
         """
-        now, interval = time.time(), self.task.poll_interval
-        ends: dict[str, float] = {"defer_at": now, "deadline": self.deadline(now + timeout)}
+        now = time.time()
         with fail_without_retry(), self.opened():
-            wait_or_defer(self, self._known_target(), self._defer, poll_interval=interval, **ends)
+            deadline = self.deadline(now + timeout)
+            wait_or_defer(self, self._known_target(), defer_at=now, deadline=deadline)
 
     def complete(self, event: Mapping[str, Any], timeout: float) -> None:
         """Go on after the wait in the triggerer, which has taken all of the time."""

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen._airflow import metrics
@@ -29,7 +29,10 @@ BILL_KEY = "bill"
 _SOURCE = "declared price"
 _MILLISECOND = Decimal("0.001")
 _SHARE = Decimal("0.0001")
-# The digits of the column ``cost``.
+# A longer time is no time that a job ran.
+_MAX_SECONDS = 1e12
+# The digits of a bill, and of the column ``cost``.
+_CENTS = Decimal("0.0001")
 _COST = Decimal("0.00000001")
 
 
@@ -69,15 +72,15 @@ class Bill:
     @property
     def cost(self) -> Decimal | None:
         """What it costs at the declared price."""
-        return None if self.price is None else self.price.cost(self.worker_seconds)
+        return None if self.price is None else self.price.cost(self.worker_seconds, _CENTS)
 
     def to_json(self) -> dict[str, Any]:
         """Return the bill as plain data: decimals and times are text."""
-        price, busy = self.price, self.busy_seconds
+        price = self.price
         return {
             "app_id": self.app_id,
             "worker_seconds": str(self.worker_seconds),
-            "busy_seconds": None if busy is None else str(busy.quantize(_MILLISECOND)),
+            "busy_seconds": _text(self.busy_seconds),
             "utilization": _text(self.utilization),
             "jobs": self.jobs,
             "up_at": _time(self.history.up_at),
@@ -90,21 +93,18 @@ class Bill:
 
     def __str__(self) -> str:
         """Return the bill as one line for people."""
-        parts = [f"Bill of app {self.app_id}{'' if self.is_final else ' so far'}: {self._describe_workers()}"]
+        numbers = {workers for _, workers in self.history.changes if workers}
+        parts = ["no workers"]
+        if numbers:
+            workers = f"{'' if len(numbers) == 1 else 'up to '}{format_count(max(numbers), 'worker')}"
+            up_for = format_duration(self.history.seconds_up(self.until))
+            parts = [f"{workers} for {up_for} ({self.worker_seconds:,.0f} worker seconds)"]
         if self.utilization is not None:
             parts.append(f"{self.utilization:.0%} busy with {self.jobs} jobs".replace("%", " %"))
         if (cost := self.cost) is not None and self.price is not None:
             amount = f"about {cost:.2f}" if cost >= Decimal("0.005") or not cost else "less than 0.01"
             parts.append(f"{amount} {self.price.currency} ({_SOURCE})")
-        return ", ".join(parts)
-
-    def _describe_workers(self) -> str:
-        numbers = {workers for _, workers in self.history.changes if workers}
-        if not numbers:
-            return "no workers"
-        workers = f"{'' if len(numbers) == 1 else 'up to '}{format_count(max(numbers), 'worker')}"
-        up_for = format_duration(self.history.seconds_up(self.until))
-        return f"{workers} for {up_for} ({self.worker_seconds:,.0f} worker seconds)"
+        return f"Bill of app {self.app_id}{'' if self.is_final else ' so far'}: {', '.join(parts)}"
 
     def send_metrics(self) -> None:
         """Count what was paid for, through Airflow's metrics."""
@@ -124,14 +124,15 @@ def read_usage(ti: Any, jobs_of: Mapping[str, Sequence[str]]) -> tuple[int | Non
     seconds: dict[str, Decimal] = defaultdict(Decimal)
     for task_id in jobs_of:
         for report in _pull_reports(ti, task_id):
-            jobs[task_id] += read_decimal(report.get("jobs")) or 0
-            if (ran := read_decimal(report.get("execution_seconds"))) is not None:
-                seconds[task_id] += ran
+            jobs[task_id] += Decimal(report["jobs"])
+            if (ran := report["execution_seconds"]) is not None:
+                seconds[task_id] += Decimal(str(ran))
     if not jobs:
         return None, None
     count, busy = _count_once(jobs, jobs_of), _count_once(seconds, jobs_of)
     # a task without jobs knows nothing about those of others
-    return int(count), busy if busy or (seconds and not count) else None
+    is_known = busy or (seconds and not count)
+    return int(count), busy.quantize(_MILLISECOND) if is_known else None
 
 
 def _count_once(reported: Mapping[str, Decimal], jobs_of: Mapping[str, Sequence[str]]) -> Decimal:
@@ -160,11 +161,11 @@ def _pull_reports(ti: Any, task_id: str) -> list[Mapping[str, Any]]:
 def add_costs(rows: Iterable[ResultRow], price: Price | None) -> Iterator[ResultRow]:
     """Yield rows with their costs, as far as it is known how long their jobs ran."""
     for row in rows:
-        seconds = read_decimal(row.execution_seconds)
-        if price is None or seconds is None:
+        seconds = row.execution_seconds
+        if price is None or seconds is None or seconds > _MAX_SECONDS:
             yield row
         else:
-            yield replace(row, cost=(seconds * price.per_second).quantize(_COST))
+            yield replace(row, cost=price.cost(Decimal(str(seconds)), _COST))
 
 
 def find_price(run: TaskRun[Any]) -> Price | None:
@@ -185,17 +186,6 @@ def find_price(run: TaskRun[Any]) -> Price | None:
         reason = clean_text(f"{type(error).__name__}: {error}", 200)
         log.warning("No costs without a price: %s", reason)
         return None
-
-
-def read_decimal(value: Any) -> Decimal | None:
-    """Return a number that is neither negative nor absurd; ``None`` if it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = Decimal(str(value))
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() and 0 <= number < 10**12 else None
 
 
 def _text(value: Any) -> str | None:

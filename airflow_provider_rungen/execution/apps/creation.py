@@ -18,7 +18,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenNotFoundError,
 )
 from airflow_provider_rungen.execution.apps.scale import whole_number
-from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ KEY = "rungen_app"
 LISTED_WITHIN = 10.0
 
 
-class CreateAppRun(TaskRun[RunOptions]):
+class CreateAppRun(TaskRun[Any]):
     """An attempt that creates an app."""
 
     def execute(self) -> str:
@@ -125,7 +124,7 @@ def _app_body(task: Any) -> dict[str, Any]:
     return body
 
 
-class DeleteAppRun(TaskRun[RunOptions]):
+class DeleteAppRun(TaskRun[Any]):
     """An attempt that deletes an app."""
 
     def execute(self) -> None:

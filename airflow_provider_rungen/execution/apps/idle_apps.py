@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.idleness import IdleEvent, IdleWatch, check_app_ids, poll_idle_app
 from airflow_provider_rungen.client.texts import clean_text, format_count, format_ids
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution.task.job_ids import untemplated
-from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 
 log = logging.getLogger(__name__)
 
 
-class IdleAppsRun(TaskRun[RunOptions]):
+class IdleAppsRun(TaskRun[Any]):
     """An attempt that scales idle apps to zero."""
 
     def execute(self) -> list[IdleEvent]:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow_provider_rungen._airflow import TaskDeferred
 from airflow_provider_rungen.client.durations import format_duration
@@ -27,36 +27,24 @@ from airflow_provider_rungen.exceptions import (
     RunGenError,
     RunGenInputError,
 )
-from airflow_provider_rungen.execution.apps.app_wait import Defer, wait_or_defer
-from airflow_provider_rungen.execution.apps.scale_record import KEY, other_teardowns, read_scale_record
+from airflow_provider_rungen.execution.apps.app_wait import wait_or_defer
+from airflow_provider_rungen.execution.apps.scale_record import KEY, is_needed, read_scale_record
 from airflow_provider_rungen.execution.task import attempts
-from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.outcomes import raise_for_event
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
-
-if TYPE_CHECKING:
-    from airflow_provider_rungen._airflow import Context
 
 log = logging.getLogger(__name__)
 
 
-class ScaleRun(TaskRun[RunOptions]):
+class ScaleRun(TaskRun[Any]):
     """
     An attempt that scales an app.
 
     Its record is an XCom, for the worker after a deferral and for the teardown. Airflow wipes that when an
     attempt starts, so the record is in the task state store, too (Airflow 3.3).
-
-    :param task: the operator.
-    :param context: Airflow's context of the attempt.
-    :param defer: defers the task; see `wait_or_defer`.
     """
 
-    def __init__(self, task: Any, context: Context, defer: Defer) -> None:
-        super().__init__(task, context)
-        self._defer = defer
-        self._store = context.get("task_state_store")
-        self._record: ScaleRecord | None = None
+    _record: ScaleRecord | None = None
 
     def execute(self) -> str:
         """
@@ -75,16 +63,10 @@ class ScaleRun(TaskRun[RunOptions]):
             with self._restoring():
                 is_up = self._set_workers(app_id, wanted, deadline)
                 if is_up and task.wait_until_running:
-                    raised = self._raised
-                    wait_or_defer(
-                        self,
-                        AppTarget(app_id, active_workers=wanted),
-                        self._defer,
-                        poll_interval=task.poll_interval,
-                        defer_at=time.time() + task.defer_after if task.deferrable else math.inf,
-                        deadline=deadline,
-                        raised=None if raised is None else raised.to_json(),
-                    )
+                    target, raised = AppTarget(app_id, active_workers=wanted), self._raised
+                    defer_at = time.time() + task.defer_after if task.deferrable else math.inf
+                    to_undo = None if raised is None else raised.to_json()
+                    wait_or_defer(self, target, defer_at=defer_at, deadline=deadline, raised=to_undo)
                 return self._finish(app_id)
 
     def complete(self, event: Mapping[str, Any]) -> str:
@@ -112,7 +94,7 @@ class ScaleRun(TaskRun[RunOptions]):
         earlier = self._load(app_id)
         app, now = self.hook.get_app(app_id=app_id), time.time()
         has = before = workers_of(app)
-        if has is not None and wanted < has and self._is_needed_elsewhere(app_id, has):
+        if has is not None and wanted < has and self.task.is_setup and is_needed(self.context, app_id):
             wanted = has
         if earlier.was_raised and has in (None, earlier.active_workers):
             workers = format_count(earlier.active_workers, "worker")
@@ -131,14 +113,6 @@ class ScaleRun(TaskRun[RunOptions]):
         self._note(record.confirmed(self._send(record, deadline)))
         self.guard.check()  # a kill may have come while Airflow was asked
         return record.was_raised
-
-    def _is_needed_elsewhere(self, app_id: str, workers: int) -> bool:
-        """Return whether another block of the DAG has the app up, whose workers must not be taken away."""
-        others = other_teardowns(self.context, app_id, self.task.task_id) if self.task.is_setup else []
-        if others:
-            line = "Left at %s until %s scales down %s"
-            log.info(line, format_count(workers, "worker"), " or ".join(others), format_ids(app_id))
-        return bool(others)
 
     def _send(self, record: ScaleRecord, deadline: float) -> float:
         """Set the number, and return the first time (seconds since 1970) at which that may have happened."""
@@ -165,6 +139,11 @@ class ScaleRun(TaskRun[RunOptions]):
         return app_id
 
     # --- the record ---
+
+    @property
+    def _store(self) -> Any:
+        """Airflow's task state store, where there is one."""
+        return self.context.get("task_state_store")
 
     def _load(self, app_id: str) -> ScaleRecord:
         """Return what earlier attempts have done to the app."""

@@ -13,9 +13,8 @@ from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord
 from airflow_provider_rungen.exceptions import RunGenAppError, RunGenError, RunGenNotFoundError
 from airflow_provider_rungen.execution.apps.bill import BILL_KEY, Bill, find_price, read_usage
-from airflow_provider_rungen.execution.apps.scale_record import other_teardowns, pull_record, task_states
+from airflow_provider_rungen.execution.apps.scale_record import is_needed, pull_record, task_states
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
-from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.run import TaskRun
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ _NOT_STARTED = (
 )
 
 
-class ScaleDownRun(TaskRun[RunOptions]):
+class ScaleDownRun(TaskRun[Any]):
     """An attempt of the teardown of ``scaled_app``."""
 
     def execute(self) -> None:
@@ -67,9 +66,9 @@ class ScaleDownRun(TaskRun[RunOptions]):
     def _scale_down(self, app_id: str) -> bool:
         """Scale the app to zero, unless it has to stay up; return whether it is down."""
         try:
-            is_needed = self._is_needed_elsewhere(app_id) or self._is_kept_up(app_id)
+            stays_up = is_needed(self.context, app_id) or self._is_kept_up(app_id)
             self._record = self._record.seen(self.hook.perform(see_app(app_id)), time.time())
-            if is_needed:
+            if stays_up:
                 return False
             self.hook.perform(set_workers(app_id, 0, poll_interval=self.task.poll_interval))
             up_at = self._record.history.up_at
@@ -79,13 +78,6 @@ class ScaleDownRun(TaskRun[RunOptions]):
             log.info("Gone already %s", format_ids(app_id))
         self._record = self._record.settled(0, time.time())
         return True
-
-    def _is_needed_elsewhere(self, app_id: str) -> bool:
-        others = other_teardowns(self.context, app_id, self.task.task_id)
-        if others:
-            line = "STILL BILLED: app %s stays up until %s scales it down"
-            log.warning(line, app_id, " or ".join(others))
-        return bool(others)
 
     def _is_kept_up(self, app_id: str) -> bool:
         """Wait for the app's jobs, as far as asked for, and return whether it has to stay up for them."""

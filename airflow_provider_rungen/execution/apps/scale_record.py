@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from airflow_provider_rungen.runs import records
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import Context
+
+log = logging.getLogger(__name__)
 
 #: The key, in XCom and in Airflow's task state store, of the `ScaleRecord` of a task.
 KEY = "scaled"
@@ -60,22 +63,22 @@ def teardowns(context: Context) -> list[Any]:
     return [task for task in dag.tasks if hasattr(task, "scale_up_task_id")] if dag else []
 
 
-def other_teardowns(context: Context, app_id: str, task_id: str) -> list[str]:
+def is_needed(context: Context, app_id: str) -> bool:
     """
-    Return the teardowns of this DAG, in any of its runs, that are still to scale the same app down.
+    Return whether another block of the DAG, in any of its runs, has the app up, and will scale it down.
 
-    :param task_id: the setup or teardown of the block that asks.
+    :param context: that of the setup or teardown that asks.
     """
     ti: Any = context["ti"]
     if not hasattr(ti, "get_task_states"):
-        return []
+        return False
     setups = {down.task_id: down.scale_up_task_id for down in teardowns(context)}
     is_alone = ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) < 2
     runs: dict[str, Any] = {"run_ids": [ti.run_id]} if is_alone else {}
     others = []
     for run_id, states in task_states(ti, list(setups), **runs).items():
         for down_id, state in states.items():
-            is_same_block = run_id == ti.run_id and task_id in (down_id, setups[down_id])
+            is_same_block = run_id == ti.run_id and ti.task_id in (down_id, setups[down_id])
             # one that runs right now decides like this one does: both scale down
             if state not in _TO_COME or is_same_block:
                 continue
@@ -83,7 +86,10 @@ def other_teardowns(context: Context, app_id: str, task_id: str) -> list[str]:
             is_up = record and record.app_id == app_id and record.active_workers is not None
             if is_up and ti.get_dagrun_state(ti.dag_id, run_id) == "running":
                 others.append(f"{down_id} of run {run_id}")
-    return others
+    if others:
+        line = "STILL BILLED: app %s stays up until %s scales it down"
+        log.warning(line, app_id, " or ".join(others))
+    return bool(others)
 
 
 def pull_record(ti: Any, scale_up_task_id: str, **of_run: str) -> ScaleRecord | None:
