@@ -224,6 +224,13 @@ def test_an_app_is_lowered_unless_somebody_else_has_set_it(answer: Any, sent: li
     assert record.history.changes[-1][1] == record.active_workers
 
 
+def test_a_lowering_that_fails_is_loud(caplog: pytest.LogCaptureFixture) -> None:
+    record, _ = play(restore_workers(RAISED), [app("RUNNING", 3), 403])
+    assert record.was_raised
+    assert f"STILL BILLED: app {APP} may still have 3 workers: " in caplog.text
+    assert any(line.levelname == "ERROR" for line in caplog.records)
+
+
 def test_an_app_that_is_gone_needs_no_lowering(caplog: pytest.LogCaptureFixture) -> None:
     record, _ = play(restore_workers(ScaleRecord(APP, 3, 0)), [404])
     assert not record.was_raised

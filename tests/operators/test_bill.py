@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import signal
-from collections.abc import Callable
+from decimal import Decimal
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Asset, TaskDeferred, task
-from conftest import Clock, FakeStore, FakeTaskInstance, Outcome, OutletEvents, run_task, signal_when
+from airflow.providers.common.compat.sdk import DAG, Asset, task
+from conftest import Clock, FakeStore, FakeTaskInstance, Outcome, OutletEvents, run_task
 
-from airflow_provider_rungen import triggers
 from airflow_provider_rungen.client import retry
+from airflow_provider_rungen.client.price import parse_price
+from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.exceptions import RunGenAppError, RunGenAppTimeoutError
+from airflow_provider_rungen.exceptions import RunGenAppError, RunGenAppTimeoutError, RunGenInputError
+from airflow_provider_rungen.execution.apps.bill import Bill, read_usage
+from airflow_provider_rungen.execution.apps.scale import is_wanted
 from airflow_provider_rungen.execution.apps.scale_record import read_history
-from airflow_provider_rungen.execution.task import task_instances
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunJobOperator,
@@ -34,7 +34,6 @@ pytestmark = pytest.mark.usefixtures("unsettled")
 APP = "gpu"
 PRICE = "1.20 USD/h"
 OUTLET = Asset("s3://bucket/bills")
-KILLED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 # The service tells the time of a change to the second, and the tests take a moment.
 TOLERANCE = 2 * 1.5
 
@@ -153,6 +152,21 @@ def stuck(emulator: Emulator) -> None:
 # --- what the bill holds ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("changes", "price", "line"),
+    [
+        ((), "1 USD/h", "no workers, about 0.00 USD (declared price)"),
+        (((0, 1), (60, 0)), "0.01 USD/h", "1 worker for 1 min (60 worker seconds), less than 0.01 USD ("),
+        (((0, 2), (60, 5), (120, 0)), None, "up to 5 workers for 2 min (420 worker seconds)"),
+    ],
+)
+def test_a_bill_as_a_line(changes: Any, price: str | None, line: str) -> None:
+    bill = Bill(APP, WorkerHistory(changes), 500, True, None, None, parse_price(price) if price else None)
+    assert f"Bill of app {APP}: {line}" in str(bill)
+    assert (bill.to_json()["cost"] is None) == (price is None)
+    assert "busy" not in str(bill)
+
+
 def test_a_bill(block: Block, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     block.usage = {"paint": [{"jobs": 830, "execution_seconds": 878.4}], "load": [None]}
@@ -174,16 +188,6 @@ def test_a_bill(block: Block, clock: Clock, caplog: pytest.LogCaptureFixture) ->
     assert "61 % busy with 830 jobs, about 0.48 USD (declared price)" in caplog.text
 
 
-def test_workers_that_the_service_does_not_have_are_not_billed(
-    block: Block, emulator: Emulator, clock: Clock
-) -> None:
-    emulator.service.add_app(APP, max_workers=1)
-    assert block.up(timeout=0.2, scale_down_on_failure=False).error
-    clock.advance(720)
-    block.down()
-    block.assert_agrees(720)
-
-
 def test_two_changes_at_one_time_stay_in_their_order() -> None:
     changes = [{"at": 0.0, "workers": workers} for workers in (0, 1, 0)]
     assert read_history({"changes": changes}).worker_seconds(3600.0) == 0
@@ -203,43 +207,6 @@ def test_the_wait_before_a_refused_scaling_is_sent_again_is_not_billed(
     clock.advance(720)
     block.down()
     block.assert_agrees(1440)
-
-
-def test_without_a_price_there_is_no_cost(block: Block, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    block.up()
-    block.down(price=None)
-    nothing = {"price": None, "cost": None, "currency": None, "source": None}
-    assert block.bill | nothing | {"busy_seconds": None, "utilization": None, "jobs": None} == block.bill
-    assert "USD" not in caplog.text
-    assert "busy" not in caplog.text
-
-
-def test_the_price_may_be_in_the_connection(
-    block: Block, emulator: Emulator, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import json
-
-    conn = json.loads(emulator.airflow_connection())
-    conn["extra"] = {**conn.get("extra", {}), "price": "0.02 EUR/min"}
-    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", json.dumps(conn))
-    block.up()
-    clock.advance(300)
-    block.down(price=None)
-    assert (block.bill["price"], block.bill["currency"]) == ("0.02 EUR/min", "EUR")
-    assert float(block.bill["cost"]) == pytest.approx(0.20, abs=0.002)
-
-
-def test_a_templated_price_that_cannot_be_read_keeps_no_app_up(
-    block: Block, caplog: pytest.LogCaptureFixture
-) -> None:
-    block.up()
-    op_price = "{{ 'cheap' }}"
-    outcome = block.down(price=op_price)
-    assert outcome == Outcome()
-    assert block.workers() == 0
-    assert block.bill["cost"] is None
-    assert "No costs without a price: ValueError: must be the price of one worker" in caplog.text
 
 
 def report(jobs: int, seconds: Any) -> list[Any]:
@@ -285,28 +252,18 @@ COUNTED = {
         (6, "3.000"),
     ),
     "a service that reports no seconds": ({"paint": report(6, None), "other": report(0, 0)}, {}, (6, None)),
-    "nothing to run": ({"paint": report(0, 0)}, {}, (0, "0.000")),
+    "nothing to run": ({"paint": report(0, 0)}, {}, (0, Decimal(0))),
+    "the first releases of Airflow 3.0": ({"paint": report(3, 4)[0]}, {}, (3, "4.000")),
 }
 
 
 @pytest.mark.parametrize(("usage", "runners_of", "counted"), COUNTED.values(), ids=COUNTED)
 def test_each_job_counts_once(
-    block: Block, clock: Clock, usage: dict[str, Any], runners_of: dict[str, Any], counted: tuple[int, Any]
+    usage: dict[str, Any], runners_of: dict[str, Any], counted: tuple[int, Any]
 ) -> None:
-    block.usage = usage
-    block.up()
-    clock.advance(10)
-    block.down(jobs_of={each: runners_of.get(each, [each]) for each in usage})
-    assert (block.bill["jobs"], block.bill["busy_seconds"]) == counted
-
-
-def test_the_only_report_may_come_unpacked(block: Block) -> None:
-    report = {"jobs": 3, "execution_seconds": 4}
-    pull = block._pull
-    block._pull = lambda key, **which: report if key == "usage" else pull(key, **which)  # type: ignore[method-assign]
-    block.up()
-    block.down(jobs_of={"paint": ["paint"]})
-    assert (block.bill["jobs"], block.bill["busy_seconds"]) == (3, "4.000")
+    ti = SimpleNamespace(map_index=-1, xcom_pull=lambda task_ids, **_: usage[task_ids[0]])
+    jobs, seconds = read_usage(ti, {each: runners_of.get(each, [each]) for each in usage})
+    assert (jobs, seconds and str(seconds)) == counted
 
 
 @pytest.mark.parametrize("usage", ["many", {}, {"jobs": "many"}, {"jobs": 1, "execution_seconds": "NaN"}])
@@ -370,16 +327,6 @@ def test_a_retry_adds_to_what_the_failed_attempts_cost(block: Block, clock: Cloc
 
 
 @pytest.mark.usefixtures("stuck")
-def test_before_airflow_3_3_the_failed_attempts_are_missed(emulator: Emulator, clock: Clock) -> None:
-    block = Block(emulator, store=None)
-    failed_attempt(block, clock)
-    block.up(wait_until_running=False)
-    clock.advance(300)
-    block.down()
-    assert float(block.bill["worker_seconds"]) == pytest.approx(600, abs=TOLERANCE)
-    assert block.billed == pytest.approx(800, abs=TOLERANCE)
-
-
 @pytest.mark.usefixtures("stuck")
 def test_the_workers_of_another_app_are_not_on_the_bill(
     block: Block, clock: Clock, emulator: Emulator
@@ -426,53 +373,6 @@ def test_a_killed_scale_up_is_paid_for(block: Block, clock: Clock, where: str, r
     block.assert_agrees(600)
 
 
-@KILLED
-@pytest.mark.usefixtures("stuck")
-def test_a_kill_that_lowers_the_app_is_paid_for(block: Block, clock: Clock, emulator: Emulator) -> None:
-    op, context = block.attempt_up()
-    context["ti"].max_tries = 0
-
-    def is_up() -> bool:
-        if emulator.service.count("get_app") <= 3:
-            return False
-        clock.advance(100)
-        return True
-
-    with signal_when(signal.SIGTERM, is_up, op.on_kill):
-        assert run_task(op, context).error
-    assert block.workers() == 0
-    block.up_state = "failed"
-    clock.advance(400)
-    assert block.down() == Outcome()
-    block.assert_agrees(200)
-    assert float(block.bill["worker_seconds"]) < 300
-
-
-@pytest.mark.usefixtures("stuck")
-@pytest.mark.parametrize("is_cleared", [False, True])
-def test_a_user_who_ends_the_deferred_setup_pays_until_then(
-    block: Block, clock: Clock, monkeypatch: pytest.MonkeyPatch, is_cleared: bool
-) -> None:
-    monkeypatch.setattr(task_instances, "task_state", lambda _: "failed")
-    op, context = block.attempt_up(deferrable=True)
-    with pytest.raises(TaskDeferred) as deferral:
-        op.execute(context)
-    clock.advance(300)
-    kind, kwargs = deferral.value.trigger.serialize()
-    trigger = getattr(triggers, kind.rpartition(".")[2])(**kwargs)
-    trigger.task_instance = context["ti"]
-    asyncio.run(trigger.on_kill())
-    assert block.workers() == 0
-    block.up_state = "failed"
-    clock.advance(300)
-    if is_cleared:
-        block.up(wait_until_running=False)
-        clock.advance(100)
-    assert block.down() == Outcome()
-    block.assert_agrees(800 if is_cleared else 600)
-    assert float(block.bill["worker_seconds"]) < 1000
-
-
 @pytest.mark.parametrize("status", [403, 500])
 def test_a_scale_up_that_is_refused_costs_nothing(
     block: Block, clock: Clock, emulator: Emulator, status: int, monkeypatch: pytest.MonkeyPatch
@@ -486,32 +386,16 @@ def test_a_scale_up_that_is_refused_costs_nothing(
     assert (block.bill["up_at"], block.bill["down_at"]) == (None, None)
 
 
-def test_a_retry_of_the_teardown_bills_it_all(block: Block, clock: Clock, emulator: Emulator) -> None:
-    block.up()
-    clock.advance(100)
-    emulator.service.inject(Fault(on="update_app", status=403))
-    assert isinstance(block.down().error, RunGenAppError)
-    so_far = block.bill
-    assert so_far["down_at"] is None
-    assert float(so_far["worker_seconds"]) == pytest.approx(200, abs=TOLERANCE)
-    clock.advance(30)
-    assert block.down() == Outcome()
-    block.assert_agrees(260)
-
-
 # --- apps that others use, too ------------------------------------------------------------------------------
 
 
 def test_an_app_that_is_left_up_has_a_bill_so_far(
-    block: Block, clock: Clock, emulator: Emulator, caplog: pytest.LogCaptureFixture
+    block: Block, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from airflow_provider_rungen.client.workers import ScaleRecord
-
     caplog.set_level(logging.INFO)
     block.up()
     clock.advance(100)
-    record = ScaleRecord(APP, 2, 2).to_json()
-    pull = block._pull
+    record, pull = ScaleRecord(APP, 2, 2).to_json(), block._pull
     block._pull = lambda key, **which: record if "run_id" in which else pull(key, **which)  # type: ignore[method-assign]
     assert block.down(others={"other": {"app_down": None}}) == Outcome()
     assert block.workers() == 2
@@ -520,61 +404,32 @@ def test_an_app_that_is_left_up_has_a_bill_so_far(
     assert f"Bill of app {APP} so far: 2 workers for 1 min 40 s" in caplog.text
 
 
-def test_an_app_that_was_up_before_counts_from_the_setup_on(
-    block: Block, clock: Clock, emulator: Emulator
-) -> None:
-    emulator.service.scale(APP, 2)
-    clock.advance(1000)
-    block.up()
-    clock.advance(100)
-    block.down()
-    assert float(block.bill["worker_seconds"]) == pytest.approx(200, abs=TOLERANCE)
-
-
-def set_workers(emulator: Emulator, count: int) -> None:
-    body = b'{"configuration": {"active_workers": %d}}' % count
-    headers = {"x-api-key": emulator.service.api_key, "Content-Type": "application/json"}
-    assert emulator.service.handle("PUT", f"/app/{APP}", headers, body).status == 200
-
-
-@pytest.mark.parametrize("count", [0, 5])
-def test_a_number_that_somebody_else_has_set_counts_since_then(
-    block: Block, clock: Clock, emulator: Emulator, count: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    block.up()
-    clock.advance(100)
-    set_workers(emulator, count)
-    clock.advance(100)
-    block.down()
-    block.assert_agrees(200 + 100 * count)
-    assert ("up to 5 workers for 3 min" in caplog.text) == (count == 5)
-
-
 # --- nothing to run -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [0, "0", False, "False", "false", None, "None", "", " 0 "])
-def test_with_nothing_to_run_the_app_stays_down(block: Block, emulator: Emulator, value: Any) -> None:
-    assert block.up(only_if=value) == Outcome(value=APP)
-    assert block.down() == Outcome()
-    assert emulator.service.records() == [], "nothing is asked for, either"
-    assert (block.bill["worker_seconds"], block.bill["cost"]) == ("0.000", "0.0000")
+WANTED = {
+    False: [0, "0", False, "False", "false", None, "None", "", " 0 "],
+    True: [1, "17", True, "True", 10_000],
+}
 
 
-@pytest.mark.parametrize("value", [1, "17", True, "True", 10_000])
-def test_with_something_to_run_the_app_goes_up(block: Block, value: Any) -> None:
-    assert block.up(only_if=value) == Outcome(value=APP)
-    assert block.workers() == 2
-    block.down()
-    assert block.workers() == 0
+@pytest.mark.parametrize(("value", "is_up"), [(value, is_up) for is_up in WANTED for value in WANTED[is_up]])
+def test_whether_there_is_something_to_run(value: Any, is_up: bool) -> None:
+    assert is_wanted(value) is is_up
 
 
-def test_an_app_of_others_is_left_up_when_there_is_nothing_to_run(block: Block, emulator: Emulator) -> None:
+@pytest.mark.parametrize("value", [-1, 1.5, "many", [], {}, "-1"])
+def test_what_says_neither_yes_nor_no_is_refused(value: Any) -> None:
+    with pytest.raises(RunGenInputError, match="only_if"):
+        is_wanted(value)
+
+
+def test_with_nothing_to_run_the_app_is_left_as_it_is(block: Block, emulator: Emulator) -> None:
     emulator.service.scale(APP, 1)
-    block.up(only_if=0)
-    block.down()
-    assert block.workers() == 1
+    assert block.up(only_if=0) == Outcome(value=APP)
+    assert block.down() == Outcome()
+    assert (block.workers(), emulator.service.records()) == (1, []), "nothing is asked for, either"
+    assert (block.bill["worker_seconds"], block.bill["cost"]) == ("0.000", "0.0000")
 
 
 def test_what_an_earlier_attempt_scaled_up_is_scaled_down(block: Block, clock: Clock) -> None:
@@ -587,14 +442,6 @@ def test_what_an_earlier_attempt_scaled_up_is_scaled_down(block: Block, clock: C
     block.assert_agrees(200)
 
 
-@pytest.mark.parametrize("value", [-1, 1.5, "many", [], {}, "-1"])
-def test_what_says_neither_yes_nor_no_is_refused(block: Block, emulator: Emulator, value: Any) -> None:
-    outcome = block.up(only_if=value)
-    assert isinstance(outcome.error, AirflowFailException)
-    assert "only_if" in str(outcome.error)
-    assert emulator.service.records() == []
-
-
 # --- the DAG ------------------------------------------------------------------------------------------------
 
 
@@ -602,58 +449,40 @@ def job(task_id: str) -> RunGenRunJobOperator:
     return RunGenRunJobOperator(task_id=task_id, input={"prompt": "x"})
 
 
-def test_the_bill_counts_the_jobs_of_the_block() -> None:
-    with DAG("d", schedule=None):
-        before = job("before")
-        with scaled_app(APP) as outer:
-            first = job("first")
-            RunGenRunJobOperator.partial(task_id="mapped").expand(input=[{}])
-            RunGenCollectResultsOperator(task_id="collect", job_id=first.output)
-            RunGenJobSensor(task_id="wait", job_id=first.output)
-            with scaled_app("other", name="inner") as inner:
-                job("inside")
-        job("after") << before
-    assert outer.down.jobs_of == {
-        **{each: [each] for each in ("first", "mapped")},
-        **{each: ["first"] for each in ("collect", "wait")},
-    }
-    assert inner.down.jobs_of == {"inside": ["inside"]}
-
-
 class Collecting(RunGenCollectResultsOperator):
     """A collect operator of a user's."""
 
 
-def test_the_bill_knows_whose_jobs_are_collected() -> None:
+def test_the_bill_knows_whose_jobs_the_tasks_of_the_block_report() -> None:
     with DAG("d", schedule=None):
         before = job("before")
-        with scaled_app(APP) as gpu:
+        with scaled_app(APP) as outer:
             first, second = job("first"), job("second")
+            RunGenRunJobOperator.partial(task_id="mapped").expand(input=[{}])
+            RunGenJobSensor(task_id="wait", job_id=first.output)
             Collecting(task_id="subclass", job_id=first.output)
-            Collecting.partial(task_id="mapped").expand(job_id=second.output)
+            Collecting.partial(task_id="mapped_collector").expand(job_id=second.output)
             Collecting(task_id="both", job_id=[first.output, second.output])
             Collecting(task_id="outside", job_id=before.output)
             Collecting(task_id="unknown", job_id=["some", "ids"])
             Collecting(task_id="template", job_id="{{ ti.xcom_pull('first') }}") << first
-            with scaled_app("other", name="inner"):
+            with scaled_app("other", name="inner") as inner:
                 inside = job("inside")
             Collecting(task_id="after", job_id=inside.output)
-    assert gpu.down.jobs_of == {
-        "first": ["first"],
-        "second": ["second"],
-        "subclass": ["first"],
-        "mapped": ["second"],
+        job("outside_of_it") << before
+    assert inner.down.jobs_of == {"inside": ["inside"]}
+    assert outer.down.jobs_of == {
+        **{each: [each] for each in ("first", "second", "mapped", "unknown")},
+        **{each: ["first"] for each in ("wait", "subclass", "template")},
+        "mapped_collector": ["second"],
         "both": ["first", "second"],
         "outside": ["before"],
-        "unknown": ["unknown"],
-        "template": ["first"],
     }
 
 
-@pytest.mark.parametrize("price", ["1.20", "cheap", "1.20 $/h", "1.20 USD/week", 1.2])
-def test_a_price_that_cannot_be_read_is_refused_when_the_dag_is_parsed(price: Any) -> None:
+def test_a_price_that_cannot_be_read_is_refused_when_the_dag_is_parsed() -> None:
     with DAG("d", schedule=None), pytest.raises(ValueError, match="price must be the price of one worker"):
-        scaled_app(APP, price=price).__enter__()
+        scaled_app(APP, price="1.20 $/h").__enter__()
 
 
 def test_a_price_and_a_condition_may_be_outputs_of_tasks() -> None:
@@ -677,25 +506,23 @@ def test_a_price_and_a_condition_may_be_outputs_of_tasks() -> None:
 # --- elsewhere ----------------------------------------------------------------------------------------------
 
 
-def counts_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, int]]:
-    module = import_module("airflow_provider_rungen._airflow.metrics")
-    sent: dict[str, int] = {}
-    monkeypatch.setattr(module, "incr", lambda name, count=1: sent.update({name: count}))
-    return lambda: {name: count for name, count in sent.items() if name.startswith("bill.")}
-
-
-def test_the_bill_is_counted_once_it_is_final(
+def test_a_retry_of_the_teardown_bills_and_counts_it_all(
     block: Block, clock: Clock, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counts = counts_of(monkeypatch)
+    sent: dict[str, int] = {}
+    module = import_module("airflow_provider_rungen._airflow.metrics")
+    monkeypatch.setattr(module, "incr", lambda name, count=1: sent.update({name: count}))
     block.usage = {"paint": [{"jobs": 1, "execution_seconds": 120}]}
     block.up()
-    clock.advance(1800)
+    clock.advance(1770)
     emulator.service.inject(Fault(on="update_app", status=403))
-    assert block.down().error
-    assert counts() == {}
-    block.down(jobs_of={"paint": ["paint"]})
-    assert counts() == {
+    assert isinstance(block.down().error, RunGenAppError)
+    assert (block.bill["down_at"], [name for name in sent if name.startswith("bill.")]) == (None, [])
+    assert float(block.bill["worker_seconds"]) == pytest.approx(2 * 1770, abs=TOLERANCE)
+    clock.advance(30)
+    assert block.down(jobs_of={"paint": ["paint"]}) == Outcome()
+    block.assert_agrees(3600)
+    assert {name: count for name, count in sent.items() if name.startswith("bill.")} == {
         "bill.worker_seconds": pytest.approx(3600, abs=TOLERANCE),
         "bill.busy_seconds": 120,
         "bill.cost.usd": pytest.approx(1200, abs=2),
