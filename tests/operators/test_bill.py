@@ -16,7 +16,7 @@ from airflow_provider_rungen.client import retry
 from airflow_provider_rungen.client.price import parse_price
 from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Emulator, Fault
-from airflow_provider_rungen.exceptions import RunGenAppError, RunGenAppTimeoutError, RunGenInputError
+from airflow_provider_rungen.exceptions import RunGenAppError, RunGenInputError
 from airflow_provider_rungen.execution.apps.bill import Bill, read_usage
 from airflow_provider_rungen.execution.apps.scale import is_wanted
 from airflow_provider_rungen.execution.apps.scale_record import read_history
@@ -280,26 +280,6 @@ def test_a_bill_that_cannot_be_made_keeps_no_app_up(
 # --- failed scale-ups, retries and kills --------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("stuck")
-@pytest.mark.parametrize("deferrable", [False, True])
-def test_a_scale_up_that_fails_is_paid_for(block: Block, clock: Clock, deferrable: bool) -> None:
-    op, context = block.attempt_up(deferrable=deferrable, timeout=0.3)
-    push, pushes = context["ti"].xcom_push, iter(range(100))
-
-    def wait_after_raising(key: str, value: Any) -> None:
-        push(key, value)
-        if key == "scaled" and next(pushes) == 1:
-            clock.advance(600)
-
-    context["ti"].xcom_push = wait_after_raising
-    assert isinstance(run_task(op, context).error, RunGenAppTimeoutError)
-    block.up_state = "failed"
-    clock.advance(600)  # it is down by now
-    assert block.down() == Outcome()
-    block.assert_agrees(1200)
-    assert float(block.bill["worker_seconds"]) < 1300
-
-
 def failed_attempt(block: Block, clock: Clock) -> None:
     """Run an attempt that pays for 100 s, and restores the app."""
     op, context = block.attempt_up(timeout=0.1)
@@ -326,7 +306,6 @@ def test_a_retry_adds_to_what_the_failed_attempts_cost(block: Block, clock: Cloc
     block.assert_agrees(2 * (100 + 100 + 300))
 
 
-@pytest.mark.usefixtures("stuck")
 @pytest.mark.usefixtures("stuck")
 def test_the_workers_of_another_app_are_not_on_the_bill(
     block: Block, clock: Clock, emulator: Emulator
@@ -544,14 +523,3 @@ def test_a_teardown_that_fails_reports_the_app_and_the_bill_so_far(block: Block,
     lineage: Any = block.down_op.get_openlineage_facets_on_failure(None)
     assert [dataset.name for dataset in lineage.inputs] == [f"app/{APP}"]
     assert lineage.run_facets["rungen_bill"].worker_seconds == block.bill["worker_seconds"]
-
-
-def test_a_facet_of_the_run_is_the_bill(block: Block) -> None:
-    serde = pytest.importorskip("openlineage.client.serde").Serde
-    block.up()
-    block.down()
-    facets = block.down_op.get_openlineage_facets_on_complete(None)
-    assert facets is not None
-    facet = serde.to_dict(facets.run_facets["rungen_bill"])
-    known = {name: value for name, value in block.bill.items() if value is not None}
-    assert {name: value for name, value in facet.items() if not name.startswith("_")} == known

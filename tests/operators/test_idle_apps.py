@@ -66,8 +66,8 @@ def submit(app_id: str, seconds: float) -> None:
         hook.run_job(app_id=app_id, input={"prompt": "x", "emulator": {"seconds": seconds}})
 
 
-def event(app_id: str = APP, *, scaled_down: bool = True) -> dict[str, Any]:
-    return {"app_id": app_id, "active_workers": 2, "scaled_down": scaled_down}
+def event(app_id: str = APP) -> dict[str, Any]:
+    return {"app_id": app_id, "active_workers": 2, "scaled_down": True}
 
 
 def without_times(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -107,12 +107,6 @@ def test_an_app_that_is_deleted_during_the_wait_is_fine(emulator: Emulator, cont
     task = Watchdog([APP, OTHER])
     task.meanwhile = delete
     assert without_times(task.attempt(context).value) == [event(OTHER)]
-
-
-def test_without_scaling_down_it_only_reports(emulator: Emulator, context: Any) -> None:
-    outcome = Watchdog(scale_down=False).attempt(context)
-    assert without_times(outcome.value) == [event(scaled_down=False)]
-    assert (workers(emulator), emulator.service.count("update_app")) == (2, 0)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from airflow_provider_rungen.operators import (
     Ledger,
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,
-    RunGenRunJobOperator,
     RunGenRunTableOperator,
 )
 
@@ -36,10 +35,6 @@ def job_input(number: int, **more: Any) -> dict[str, Any]:
 
 
 INPUTS = [job_input(0), job_input(1), job_input(2, fail="no luck")]
-
-
-def run_job(folder: Path, **options: Any) -> Any:
-    return RunGenRunJobOperator(task_id="x", input=INPUTS[2], wait_for_completion=True, **options)
 
 
 def run_batch(folder: Path, **options: Any) -> Any:
@@ -94,18 +89,6 @@ def test_the_jobs_are_counted(
     seconds = usage.pop("execution_seconds")
     assert usage == {"jobs": 3, "completed": 2, "failed": 1, "reused": 0}
     assert seconds == pytest.approx(3 * SECONDS), "what failed ran, too"
-
-
-@MODES
-def test_a_failed_job_is_counted(rungen_emulator: Emulator, tmp_path: Path, deferrable: bool) -> None:
-    usage, outcome = usage_of(run_job(tmp_path, deferrable=deferrable, **FAST))
-    assert outcome.error is not None
-    assert (usage["jobs"], usage["completed"], usage["failed"]) == (1, 0, 1)
-
-
-def test_without_a_wait_nothing_is_known_of_the_end(rungen_emulator: Emulator) -> None:
-    usage, _ = usage_of(RunGenRunBatchOperator(task_id="x", inputs=INPUTS, wait_for_completion=False))
-    assert usage == {"jobs": 3, "completed": 0, "failed": 0, "reused": 0, "execution_seconds": None}
 
 
 @MODES
@@ -184,16 +167,6 @@ def test_seconds_that_the_service_does_not_report_are_unknown(
     assert "of execution" not in outcome.log
 
 
-def test_unknown_seconds_of_an_earlier_wave_are_unknown_after_a_deferral(
-    silent: Emulator, tmp_path: Path
-) -> None:
-    options = FAST | {"deferrable": True, "max_failed": 1, "max_in_flight": 1}
-    usage, outcome = usage_of(run_batch(tmp_path, **options))
-    assert outcome.error is None
-    assert len(outcome.events) > 1
-    assert (usage["jobs"], usage["execution_seconds"]) == (3, None)
-
-
 @pytest.mark.parametrize("max_in_flight", [None, 1])
 def test_unknown_seconds_are_unknown_when_the_task_ends_in_the_triggerer(
     silent: Emulator, tmp_path: Path, max_in_flight: int | None
@@ -204,21 +177,6 @@ def test_unknown_seconds_are_unknown_when_the_task_ends_in_the_triggerer(
     usage, outcome = usage_of(op)
     assert outcome.error is None
     assert (usage["jobs"], usage["completed"], usage["execution_seconds"]) == (2, 2, None)
-
-
-def test_a_task_without_jobs_used_no_seconds(rungen_emulator: Emulator) -> None:
-    usage, _ = usage_of(RunGenRunBatchOperator(task_id="x", inputs=[]))
-    assert (usage["jobs"], usage["execution_seconds"]) == (0, 0)
-
-
-def test_unknown_seconds_are_no_fact_of_the_run(silent: Emulator, tmp_path: Path) -> None:
-    serde = pytest.importorskip("openlineage.client.serde").Serde
-    op = run_batch(tmp_path, max_failed=1, **FAST)
-    usage_of(op)
-    facets: Any = op.get_openlineage_facets_on_complete(None)
-    facet = serde.to_dict(facets.run_facets["rungen_usage"])
-    assert facet["jobs"] == 3
-    assert "execution_seconds" not in facet
 
 
 # --- jobs that the task cancels -----------------------------------------------------------------------------

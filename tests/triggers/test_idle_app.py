@@ -172,24 +172,6 @@ def test_a_service_that_asks_for_a_pause_gets_it(rungen_emulator: Emulator) -> N
     assert early_retries(rungen_emulator.service) == 0
 
 
-def test_a_rotated_key_is_picked_up(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.hooks.rungen.LOOK_UP_EVERY", 0.05)
-    was_rotated: list[bool] = []
-
-    def rotate(events: list[Any]) -> bool:
-        if not was_rotated and polled_once([]):
-            rungen_emulator.service.configure({"api_key": "another-key"})
-            was_rotated.append(True)
-        if was_rotated and refused([]):
-            monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", rungen_emulator.airflow_connection())
-        return bool(events)
-
-    polled_once, refused = polled(rungen_emulator, 1), polled(rungen_emulator, 6)
-    [event] = run(trigger(), until=rotate)
-    assert event["scaled_down"]
-    assert was_rotated
-
-
 def test_a_connection_that_is_missing_is_waited_for(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -202,13 +184,6 @@ def test_a_connection_that_is_missing_is_waited_for(
 
     [event] = run(trigger(), until=create)
     assert event["scaled_down"]
-
-
-def test_without_scaling_down_it_only_reports(rungen_emulator: Emulator) -> None:
-    enough = polled(rungen_emulator, 60)
-    [event] = run(trigger(scale_down=False), until=lambda events: bool(events) and enough([]))
-    assert not event["scaled_down"]
-    assert (workers(rungen_emulator), rungen_emulator.service.count("update_app")) == (2, 0)
 
 
 @pytest.mark.usefixtures("on_the_wire")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
 from airflow_provider_rungen.client.durations import format_duration
@@ -16,9 +16,6 @@ from airflow_provider_rungen.execution.apps.bill import BILL_KEY, Bill, find_pri
 from airflow_provider_rungen.execution.apps.scale_record import is_needed, pull_record, task_states
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.run import TaskRun
-
-if TYPE_CHECKING:
-    from airflow_provider_rungen._airflow import Context
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +40,7 @@ class ScaleDownRun(TaskRun[Any]):
         """
         setup = self.task.scale_up_task_id
         record = pull_record(self.ti, setup)
-        if record.active_workers is None if record else not _has_started(self.context, setup):
+        if record.active_workers is None if record else not self._has_started(setup):
             log.info("Nothing to scale down: this run did not scale the app up")
             if record is not None:
                 self._push_bill(record, is_final=True)
@@ -62,6 +59,16 @@ class ScaleDownRun(TaskRun[Any]):
                     hint=error.hint,
                 ) from error
             self._push_bill(self._record, is_final=is_down)
+
+    def _has_started(self, task_id: str) -> bool:
+        """Return whether a task of this run was ever started, as far as Airflow knows."""
+        ti = self.ti
+        if hasattr(ti, "get_task_states"):  # Airflow 3
+            state = task_states(ti, [task_id], run_ids=[ti.run_id]).get(ti.run_id, {}).get(task_id)
+        else:
+            dag_run: Any = self.context["dag_run"]
+            state = getattr(dag_run.get_task_instance(task_id, map_index=ti.map_index), "state", None)
+        return state not in _NOT_STARTED
 
     def _scale_down(self, app_id: str) -> bool:
         """Scale the app to zero, unless it has to stay up; return whether it is down."""
@@ -112,16 +119,3 @@ class ScaleDownRun(TaskRun[Any]):
         except Exception as error:
             line = "No bill: %s %s"
             log.warning(line, type(error).__name__, format_ids(app_id), exc_info=True)
-
-
-def _has_started(context: Context, task_id: str) -> bool:
-    """Return whether a task of this run was ever started, as far as Airflow knows."""
-    ti = context["ti"]
-    if hasattr(ti, "get_task_states"):  # Airflow 3
-        states = task_states(ti, [task_id], run_ids=[ti.run_id])
-        state = states.get(ti.run_id, {}).get(task_id)
-    else:
-        dag_run: Any = context["dag_run"]
-        other = dag_run.get_task_instance(task_id, map_index=ti.map_index)
-        state = None if other is None else other.state
-    return state not in _NOT_STARTED
