@@ -116,16 +116,16 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         return super()._source_of(given)
 
     def _sink(self, run: Runner) -> Sink:
-        from airflow_provider_rungen.execution.sinks.returned import Results
+        from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
         from airflow_provider_rungen.execution.task.options import CollectOptions
 
-        return Results(
+        return ResultSink(
             run,
             CollectOptions.of(self),
             refetch=run.wait.refetch,
             is_single=run.is_single,
             pushes_keys=self.multiple_outputs and self.destination is None,
-            advice=run,
+            runner=run,
         )
 
     def _runner(self, context: Context) -> Runner:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
-from airflow_provider_rungen.execution.sinks.returned import Results
-from airflow_provider_rungen.execution.sinks.table_results import TableResults
+from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
 from airflow_provider_rungen.execution.task.job_ids import format_jobs, is_single, parse_job_ids
 from airflow_provider_rungen.execution.task.outcomes import (
     JOB_IS_OVER,
@@ -31,25 +29,27 @@ from airflow_provider_rungen.runs.plan import Manifest, PlannedRow
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen.client.models import Job
     from airflow_provider_rungen.execution.task.options import CollectOptions, JobOptions
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class CollectedPlan:
     """
     The plan of a task that collects: a row for each id, without columns.
 
-    :param app_id: the app of the jobs.
+    :param manifest: its app.
     :param count: how many ids there are.
     """
 
-    def __init__(self, app_id: str, count: int) -> None:
-        self.manifest = Manifest(app_id, ())
-        self._count = count
+    manifest: Manifest
+    count: int
 
     def rows(self) -> Iterable[PlannedRow]:
-        return repeat(PlannedRow(), self._count)
+        """Return the rows."""
+        return repeat(PlannedRow(), self.count)
 
 
 class CollectRun(TaskRun["JobOptions"]):
@@ -76,30 +76,19 @@ class CollectRun(TaskRun["JobOptions"]):
     ) -> None:
         super().__init__(task, context, options)
         self.usage = Usage()
-        self.usage_report.used = self._used
-        self._sink: Results | TableResults | None = None
+        self.usage_report.used = self.usage.to_json
         self._wait = JobWait(self, defer)
         self._collect_options = collect
         self._wait_timeout = wait_timeout
         self._shown_ids: Sequence[str | None] = ()
 
-    def execute(self, job_id: Any) -> Any:
+    def run(self, job_id: Any, event: Mapping[str, Any] | None = None) -> Any:
         """
         Collect the results, after the wait.
 
+        :param event: what the trigger sent, after a wait in the triggerer.
         :return: the result or small manifest, or the list of them; or what the results table has.
         """
-        return self._run(job_id, None)
-
-    def complete(self, job_id: Any, event: Mapping[str, Any]) -> Any:
-        """
-        Collect the results after the wait in the triggerer.
-
-        :return: the result or small manifest, or the list of them; or what the results table has.
-        """
-        return self._run(job_id, event)
-
-    def _run(self, job_id: Any, event: Mapping[str, Any] | None) -> Any:
         with fail_without_retry(*JOB_IS_OVER), self.opened(), self.usage_report.at_end():
             app_id, ids = (event or {}).get("app_id") or self.app_id, self._ids(job_id)
             job_ids = [each for each in dict.fromkeys(ids) if each is not None]
@@ -109,98 +98,65 @@ class CollectRun(TaskRun["JobOptions"]):
                 self.link_to(app_id, job_ids)
             else:
                 self.note_app(app_id, job_ids)
-            with closing(self._make_sink(is_single=is_single(job_id))) as self._sink:
+            table = self._collect_options.results
+            sink = ResultSink(
+                self,
+                self._collect_options,
+                refetch=self._wait.refetch,
+                table=None if table is None else str(table),
+                is_single=is_single(job_id),
+                usage=self.usage,
+            )
+            with closing(sink):
                 if event is None:
-                    self._sink.prepare()
-                return self._collect(self._sink, app_id, ids, event)
-
-    def _make_sink(self, *, is_single: bool) -> Results | TableResults:
-        if self._collect_options.results is not None:
-            return TableResults(self, self._collect_options, refetch=self._refetch)
-        return Results(self, self._collect_options, refetch=self._refetch, is_single=is_single)
+                    sink.prepare()
+                return self._collect(sink, app_id, ids, event)
 
     def _collect(
-        self,
-        sink: Results | TableResults,
-        app_id: str,
-        ids: list[str | None],
-        event: Mapping[str, Any] | None,
+        self, sink: ResultSink, app_id: str, ids: list[str | None], event: Mapping[str, Any] | None
     ) -> Any:
         no_job = RunGenError("it has no job", retryable=False)
         result = BatchResult(ids, {index: no_job for index, each in enumerate(ids) if each is None})
-        plan = CollectedPlan(app_id, len(ids))
+        plan = CollectedPlan(Manifest(app_id, ()), len(ids))
         try:
+            result = self._with_reused(sink, app_id, result)
             if event is not None:
                 raise_for_event(event)
-            result = self._with_reused(sink, app_id, result)
             pending = [job_id for job_id in result.job_ids if job_id not in result.shared]
-            are_over = event is not None and are_all_over(event)
-            jobs = self._wait_for(sink, app_id, pending, are_over=are_over)
-            return sink.finish(replace(result, jobs=jobs), plan)
+            have_ended = event is not None and are_all_over(event)
+            result = replace(result, jobs=self._wait_for(sink, app_id, pending, have_ended=have_ended))
+            return sink.finish(result, plan)
         except RunGenError as error:
             if isinstance(error, RunGenJobTimeoutError) and self._collect_options.results is not None:
-                # those that are over are paid for
-                with suppress(RunGenError):
-                    result = self._with_reused(sink, app_id, result)
+                with suppress(RunGenError):  # those that have ended are paid for
                     sink.gather(app_id, ids)
             sink.report(result, plan, error)
             raise
 
-    def _with_reused(self, sink: Results | TableResults, app_id: str, result: BatchResult) -> BatchResult:
+    def _with_reused(self, sink: ResultSink, app_id: str, result: BatchResult) -> BatchResult:
         """Find the jobs that were stored before, and return the result with them."""
         if not sink.stores:
             return result
         unstored = set(sink.find_stored(app_id, result.job_ids))
-        reused = [job_id for job_id in result.job_ids if job_id not in unstored]
-        for job_id in reused:
-            self.usage.note_reused(job_id)
-        if reused:
+        if reused := [job_id for job_id in result.job_ids if job_id not in unstored]:
+            self.usage.note_reused(reused)
             shown = redact(str(self._collect_options.destination))
             log.info("Reused %s: stored in %s", format_jobs(reused), shown)
         return replace(result, shared=frozenset(reused))
 
     def _wait_for(
-        self, sink: Results | TableResults, app_id: str, job_ids: Sequence[str], *, are_over: bool
+        self, sink: ResultSink, app_id: str, job_ids: Sequence[str], *, have_ended: bool
     ) -> list[Job]:
         """
         Wait for jobs.
 
-        :param are_over: whether a trigger has seen their ends.
+        :param have_ended: whether a trigger has seen their ends.
         """
-        if self._wait_timeout is None or (are_over and sink.stores):
+        if self._wait_timeout is None or (have_ended and sink.stores):
             return []  # collecting fetches each of them
-
-        def hold(job: Job) -> Job:
-            self.usage.note(job)
-            return sink.hold(job)
-
-        return self._wait.wait(
-            app_id,
-            job_ids,
-            deadline=self.deadline(time.time() + self._wait_timeout),
-            on_finished=hold,
-            ended=job_ids if are_over else (),
-        )
-
-    def _refetch(
-        self, app_id: str, job_ids: Sequence[str], on_outcome: Callable[[str, Job | RunGenError], None]
-    ) -> None:
-        def note(job_id: str, outcome: Job | RunGenError) -> None:
-            if isinstance(outcome, Job) and outcome.is_terminal:
-                self.usage.note(outcome)
-            on_outcome(job_id, outcome)
-
-        self._wait.refetch(app_id, job_ids, note)
-
-    def _used(self) -> dict[str, Any]:
-        """Return the XCom ``usage``. Storing outputs tells how jobs ended, too."""
-        if self._sink is not None:
-            for stored in self._sink.stored:
-                self.usage.note_end(stored.job_id, is_completed=True, seconds=stored.execution_seconds)
-            for job_id, error in self._sink.errors.items():
-                if isinstance(error, JOB_IS_OVER):
-                    self.usage.note_end(job_id, is_completed=False, seconds=error.execution_time)
-        return self.usage.to_json()
+        deadline = self.deadline(time.time() + self._wait_timeout)
+        ended = job_ids if have_ended else ()
+        return self._wait.wait(app_id, job_ids, deadline=deadline, on_finished=sink.hold, ended=ended)
 
     def cleanup(self) -> str:
         self._wait.cancel_on_kill()

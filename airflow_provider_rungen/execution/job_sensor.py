@@ -84,15 +84,13 @@ class JobSensorRun(TaskRun["JobOptions"]):
             app_id, job_ids = event.get("app_id") or self.app_id, parse_known_job_ids(self._job_id)
             self.note_app(app_id, job_ids)
             raise_for_event(event)
-            places = parse_ranges(event.get("failed"), len(job_ids))
-            self._raise_for_failed(app_id, [job_ids[place] for place in places])
+            failed = [job_ids[place] for place in parse_ranges(event.get("failed"), len(job_ids))]
+            raise_for_jobs(self._fetch(app_id, failed[:_MAX_FAILED]), len(failed))
             self._read_schema()
             if not are_all_over(event):
                 self._wait_for(app_id, job_ids, timeout)
                 return
-            if self._schema is not None:
-                self._wait.refetch(app_id, job_ids, self._check_refetched)
-            self._finish(app_id, job_ids, [])
+            self._finish(app_id, job_ids, [] if self._schema is None else self._fetch(app_id, job_ids))
 
     def poke(self) -> bool:
         """Poll the jobs once, and return whether all are over."""
@@ -160,15 +158,15 @@ class JobSensorRun(TaskRun["JobOptions"]):
         raise_for_jobs(jobs)
         self.record_outcome(TaskOutcome(app_id, job_ids))
 
-    def _raise_for_failed(self, app_id: str, job_ids: Sequence[str]) -> None:
-        """Raise the errors of jobs that the trigger found to have failed."""
+    def _fetch(self, app_id: str, job_ids: Sequence[str]) -> list[Job]:
+        """Fetch jobs that have ended, and check their results."""
         found: list[Job] = []
 
         def note(job_id: str, outcome: Job | RunGenError) -> None:
-            found.append(job_of(outcome, app_id, job_id))
+            found.append(self._check(job_of(outcome, app_id, job_id)))
 
-        self._wait.refetch(app_id, job_ids[:_MAX_FAILED], note)
-        raise_for_jobs(found, len(job_ids))
+        self._wait.refetch(app_id, job_ids, note)
+        return found
 
     def _read_schema(self) -> None:
         self._schema = self._schema or Schema.of(self._result_schema, "result_schema")
@@ -178,9 +176,3 @@ class JobSensorRun(TaskRun["JobOptions"]):
         if self._schema is not None and job.status is JobStatus.COMPLETED:
             self._schema.check_result(job)
         return strip_payloads(job)
-
-    def _check_refetched(self, _: str, job: Job | RunGenError) -> None:
-        if isinstance(job, RunGenError):
-            raise job
-        job.raise_for_status()
-        self._check(job)

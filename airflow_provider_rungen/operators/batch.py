@@ -157,13 +157,13 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
 
     def _sink(self, run: Runner) -> Sink:
         from airflow_provider_rungen.execution.sinks.job_sinks import JobIds
-        from airflow_provider_rungen.execution.sinks.returned import Results
+        from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
         from airflow_provider_rungen.execution.task.options import CollectOptions
 
         if self.destination is not None:
-            return Results(run, CollectOptions.of(self), refetch=run.wait.refetch, advice=run)
+            return ResultSink(run, CollectOptions.of(self), refetch=run.wait.refetch, runner=run)
         waits, max_failed = self.wait_for_completion, self.max_failed
-        return JobIds(run, advice=run, is_single=False, waits=waits, max_failed=max_failed)
+        return JobIds(run, is_single=False, waits=waits, max_failed=max_failed)
 
     def _runner(self, context: Context) -> Runner:
         return self._runner_of(context, self._sink, folder=self.destination)

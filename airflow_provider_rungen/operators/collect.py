@@ -111,7 +111,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
 
         :return: the result or small manifest, or the list of them; or what the results table has.
         """
-        return self._collect_run(context).execute(self.job_id)
+        return self._collect_run(context).run(self.job_id)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """
@@ -119,7 +119,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
 
         :return: the result or small manifest, or the list of them; or what the results table has.
         """
-        return self._collect_run(context).complete(self.job_id, event)
+        return self._collect_run(context).run(self.job_id, event)
 
     def _collect_run(self, context: Context) -> CollectRun:
         from airflow_provider_rungen.execution.collect_run import CollectRun

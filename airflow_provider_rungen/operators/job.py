@@ -116,7 +116,7 @@ class RunGenRunJobOperator(RunGenBaseOperator):
     def _runner(self, context: Context) -> Runner:
         from airflow_provider_rungen.execution.sinks.job_sinks import JobIds
 
-        return self._runner_of(context, lambda run: JobIds(run, advice=run, is_single=True))
+        return self._runner_of(context, lambda run: JobIds(run, is_single=True))
 
 
 class RunGenCancelJobOperator(RunGenBaseOperator):

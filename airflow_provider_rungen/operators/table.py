@@ -173,29 +173,35 @@ class RunGenRunTableOperator(RunGenBaseOperator):
 
     def _source(self, context: Context) -> Source:
         from airflow_provider_rungen.execution.sources.table_rows import TableRows
-        from airflow_provider_rungen.execution.task.options import TableOptions
         from airflow_provider_rungen.schemas import Schema
 
         return TableRows(
-            TableOptions.of(self),
+            self.table,
             self._row_function(context),
             Schema.of(self.input_schema, "input_schema"),
+            key=self.key,
+            columns=self.columns,
+            written=self._results_uri(),
             format=self.format,
             shares_equal=self.ledger is not None,
         )
 
     def _sink(self, run: Runner) -> Sink:
-        from airflow_provider_rungen.execution.sinks.table_results import TableResults
+        from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
         from airflow_provider_rungen.execution.task.options import CollectOptions
 
-        return TableResults(run, CollectOptions.of(self), refetch=run.wait.refetch, key=self.key, advice=run)
+        refetch, uri = run.wait.refetch, self._results_uri()
+        return ResultSink(run, CollectOptions.of(self), refetch=refetch, table=uri, key=self.key, runner=run)
+
+    def _results_uri(self) -> str:
+        if self.results is not None:
+            return str(self.results)
+        return f"{str(self.destination).removesuffix('/')}/results.jsonl"
 
     def _runner(self, context: Context) -> Runner:
         from airflow_provider_rungen.client.redaction import redact
-        from airflow_provider_rungen.execution.table.results import results_uri
-        from airflow_provider_rungen.execution.task.options import TableOptions
 
-        uri = results_uri(TableOptions.of(self))
+        uri = self._results_uri()
         return self._runner_of(
             context,
             self._sink,

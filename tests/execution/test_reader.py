@@ -446,6 +446,23 @@ def test_rows_that_need_smaller_batches_are_read_once_each(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "rows"),
     [
+        (b'{"a": 1}\r\n{"a": 2}\r\n', [{"a": 1}, {"a": 2}]),
+        (b'\xef\xbb\xbf{"a": 1}\n{"a": 2}', [{"a": 1}, {"a": 2}]),
+        (b'\n\n \t\n{"a": 1}\n\n', [{"a": 1}]),
+        ('{"a": "\u2028"}\n'.encode(), [{"a": "\u2028"}]),
+        (b'{"a": "%s"}\n{"a": 2}' % (b"x" * 300_000), [{"a": "x" * 300_000}, {"a": 2}]),
+        (b"", []),
+        (b"\xef\xbb\xbf", []),
+    ],
+)
+def test_every_usual_json_lines_file_is_read(tmp_path: Path, content: bytes, rows: list[Any]) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    assert list(open_rows(tmp_path / "rows.jsonl")) == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
         (b"", []),
         (b"a,b\n", []),
         (b"\xef\xbb\xbfa,b\n1,2", [{"a": "1", "b": "2"}]),

@@ -25,8 +25,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenServerError,
 )
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
-from airflow_provider_rungen.execution.sinks.returned import Results
-from airflow_provider_rungen.execution.sinks.table_results import TableResults
+from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
 from airflow_provider_rungen.execution.task.options import CollectOptions, RunOptions
 from airflow_provider_rungen.execution.task.outcomes import is_useless
 from airflow_provider_rungen.execution.task.run import TaskRun
@@ -87,12 +86,13 @@ class Task:
         attempt.note_app(APP)
         return attempt
 
-    def sink(self, kind: Any = TableResults) -> Any:
+    def sink(self, *, has_table: bool = True) -> ResultSink:
         """Return the sink of a new attempt."""
-        attempt = self.next_attempt()
-        sink: Any = Results(attempt, self.collect, refetch=attempt.refetch, advice=attempt)
-        if kind is TableResults:
-            sink = TableResults(attempt, self.collect, refetch=attempt.refetch, key=["sku"], advice=attempt)
+        attempt: Any = self.next_attempt()
+        table = (self.folder / "photos" / "results.jsonl").as_uri() if has_table else None
+        sink = ResultSink(
+            attempt, self.collect, refetch=attempt.refetch, table=table, key=["sku"], runner=attempt
+        )
         sink.prepare()
         return sink
 
@@ -173,11 +173,13 @@ def test_a_job_that_the_service_has_just_returned_is_not_looked_for_in_storage(t
     assert task.gets == 2
 
 
-@pytest.mark.parametrize("kind", [TableResults, Results])
-def test_what_failed_for_a_while_is_tried_again_and_what_is_useless_is_not(task: Task, kind: Any) -> None:
+@pytest.mark.parametrize("has_table", [True, False])
+def test_what_failed_for_a_while_is_tried_again_and_what_is_useless_is_not(
+    task: Task, has_table: bool
+) -> None:
     good, bad = task.submit(1) + task.submit(1, fail="no memory")
     task.emulator.service.inject(Fault(on="get", status=500, times=None, job_id=good))
-    sink = task.sink(kind)
+    sink = task.sink(has_table=has_table)
     gather(task, sink, [good, bad])
     assert isinstance(sink.errors[good], RunGenServerError)
     assert {each: is_useless(error) for each, error in sink.errors.items()} == {good: False, bad: True}

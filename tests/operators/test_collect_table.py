@@ -13,7 +13,7 @@ from conftest import APP, KEY, Outcome, OutletEvents, run_task
 
 from airflow_provider_rungen.emulator import Emulator, Fault
 from airflow_provider_rungen.exceptions import RunGenInputError, RunGenJobTimeoutError
-from airflow_provider_rungen.execution.sinks.failures import MAX_FAILED
+from airflow_provider_rungen.execution.sinks.batch_result import MAX_FAILED
 from airflow_provider_rungen.hooks import RunGenHook
 from airflow_provider_rungen.operators import RunGenCollectResultsOperator
 

@@ -80,7 +80,11 @@ class RunReport:
     @staticmethod
     def about(source: Source) -> dict[str, Any]:
         """Return what the manifest of a plan says about its source."""
-        return {"columns": list(source.columns), "types": list(source.types), "sources": list(source.uris)}
+        return {
+            "columns": list(source.types),
+            "types": list(source.types.values()),
+            "sources": list(source.uris),
+        }
 
     def job_ids(self) -> list[str]:
         """Return the jobs of the inputs, as far as they are known without a look at storage."""

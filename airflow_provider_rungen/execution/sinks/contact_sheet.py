@@ -78,27 +78,40 @@ class SheetWriter:
             )
 
     def _write(self, rows: Callable[[], Iterable[ResultRow]], ti: Any, app_id: str) -> int:
+        from airflow_provider_rungen.pages.render import render
+
         counts = ResultCounts()
         failures = group_failures(map(self._job, counts.count(rows())))
-        names = _page_names(counts.runnable)
-        facts = [
-            ("DAG", str(ti.dag_id)),
-            ("run", str(ti.run_id)),
-            ("app", app_id),
-            ("written", _now()),
-        ]
-        first = b""
+        ended = counts.by_status
+        progress = Progress(
+            total=counts.rows,
+            completed=ended[Status.COMPLETED],
+            failed=counts.failed - ended[Status.CANCELED],
+            canceled=ended[Status.CANCELED],
+            skipped=ended[Status.SKIPPED],
+            reused=counts.reused,
+        )
+        written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        facts = [("DAG", str(ti.dag_id)), ("run", str(ti.run_id)), ("app", app_id), ("written", written)]
+        token, page_count = secrets.token_hex(4), max(1, -(-counts.runnable // JOBS_A_PAGE))
+        names = [INDEX, *(f"index-{token}-{number}.html" for number in range(2, page_count + 1))]
         jobs = (job for job in map(self._job, rows()) if job.status != Status.SKIPPED)
+        first = b""
         for number, name in enumerate(names, 1):
             page = ContactSheet(
                 title=str(ti.task_id),
                 facts=facts,
-                progress=_progress(counts),
+                progress=progress,
                 jobs=list(itertools.islice(jobs, JOBS_A_PAGE)),
                 failures=failures if number == 1 else (),
-                pager=_pager(names, number),
+                pager=Pager(
+                    page=number,
+                    pages=page_count,
+                    previous_href=names[number - 2] if number > 1 else "",
+                    next_href=names[number] if number < page_count else "",
+                ),
             )
-            content = _render(page)
+            content = render(page).encode()
             if number == 1:
                 first = content
             else:
@@ -150,42 +163,6 @@ class SheetWriter:
                 width=width,
                 height=height,
             )
-
-
-def _progress(counts: ResultCounts) -> Progress:
-    return Progress(
-        total=counts.rows,
-        completed=counts.completed,
-        failed=counts.failed - counts.canceled,
-        canceled=counts.canceled,
-        skipped=counts.skipped,
-        reused=counts.reused,
-    )
-
-
-def _page_names(count: int) -> list[str]:
-    token = secrets.token_hex(4)
-    pages = max(1, -(-count // JOBS_A_PAGE))
-    return [INDEX, *(f"index-{token}-{number}.html" for number in range(2, pages + 1))]
-
-
-def _pager(names: Sequence[str], number: int) -> Pager:
-    return Pager(
-        page=number,
-        pages=len(names),
-        previous_href=names[number - 2] if number > 1 else "",
-        next_href=names[number] if number < len(names) else "",
-    )
-
-
-def _render(page: ContactSheet) -> bytes:
-    from airflow_provider_rungen.pages.render import render
-
-    return render(page).encode()
-
-
-def _now() -> str:
-    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _text_of(row: ResultRow) -> str | None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.texts import clean_text, format_ids
-from airflow_provider_rungen.exceptions import RunGenError, RunGenOutputError
+from airflow_provider_rungen.exceptions import RunGenOutputError
 from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
 
 # Airflow 3.3 reads fewer than 200 levels, and 190 if lists and dicts alternate.
@@ -81,13 +81,6 @@ class XComValues:
         """Add the small manifest of a stored job."""
         self._values[stored.job_id] = stored.summary
 
-    def add_failed(self, job: Job, error: RunGenError) -> None:
-        """Do nothing: a job that failed has no value."""
-
-    def close(self) -> None:
-        """Forget all values."""
-        self._values.clear()
-
     def of(self, ids: Sequence[str | None]) -> list[Any]:
         """Return the values of jobs, with ``None`` for those that have none."""
         return [None if job_id is None else self._values.get(job_id) for job_id in ids]
@@ -129,9 +122,9 @@ def _find_problem(value: Any, depth: int) -> tuple[str, str]:
         return "", f"is nested deeper than {MAX_DEPTH} levels"
     if problem := _problem_of(value):
         return "", problem
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, Mapping | list):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    items: Any = value.items() if isinstance(value, Mapping) else ()
+    if isinstance(value, list):
+        items = enumerate(value)
     for key, item in items:
         path, problem = _find_problem(item, depth + 1)
         if problem:
@@ -142,21 +135,18 @@ def _find_problem(value: Any, depth: int) -> tuple[str, str]:
 
 def _problem_of(value: Any) -> str:
     """Return what is wrong with a value itself, apart from the values inside it."""
-    if isinstance(value, str):
-        return _problem_of_text(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return _problem_of_number(value)
-    if isinstance(value, Mapping):
-        return next(filter(None, map(_problem_of_key, value)), "")
-    is_json = value is None or isinstance(value, bool | list)
-    return "" if is_json else f"is a {type(value).__name__}, which is not valid JSON"
-
-
-def _problem_of_number(value: float) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"is {value}, which is not valid JSON"
-    # floats, too, because PostgreSQL returns them as integers
-    return "" if _MIN_INT <= value < _INT_LIMIT else "is a number that does not fit into 64 bits"
+    match value:
+        case None | bool() | list():
+            return ""
+        case str():
+            return _problem_of_text(value)
+        case float() if not math.isfinite(value):
+            return f"is {value}, which is not valid JSON"
+        case int() | float():  # PostgreSQL returns floats as integers
+            return "" if _MIN_INT <= value < _INT_LIMIT else "is a number that does not fit into 64 bits"
+        case Mapping():
+            return next(filter(None, map(_problem_of_key, value)), "")
+    return f"is a {type(value).__name__}, which is not valid JSON"
 
 
 def _problem_of_text(text: str) -> str:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client import codec
@@ -36,9 +37,8 @@ class Source:
     The attributes are complete when `read` is exhausted.
     """
 
-    #: The names of the values of a row, and their types.
-    columns: Sequence[str] = ()
-    types: Sequence[str] = ()
+    #: The types of the values of a row, by column.
+    types: Mapping[str, str] = MappingProxyType({})
     #: The URIs of the files that were read, without secrets.
     uris: Sequence[str] = ()
     #: Whether there is one input, and the error of its job is that of the task.

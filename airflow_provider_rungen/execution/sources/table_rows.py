@@ -19,12 +19,11 @@ from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
 from airflow_provider_rungen.execution.sources.inputs import KeyOf, Source, first_equal
 from airflow_provider_rungen.execution.table.reader import open_rows
-from airflow_provider_rungen.execution.table.results import FIXED_COLUMNS, Status, results_uri
+from airflow_provider_rungen.execution.table.results import FIXED_COLUMNS, Status
 from airflow_provider_rungen.execution.task.outcomes import max_failures
 from airflow_provider_rungen.runs.plan import PlannedRow
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen.execution.task.options import TableOptions
     from airflow_provider_rungen.schemas import Schema
 
 log = logging.getLogger(__name__)
@@ -39,18 +38,24 @@ class TableRows(Source):
     """
     The rows of a table.
 
-    :param options: the table, its key, and the columns to repeat.
+    :param table: what `open_rows` reads.
     :param to_input: makes the input of a row, or ``None`` for a row without a job. Without it, the row is the
         input.
     :param schema: what an input has to fit. A row that does not is refused.
+    :param key: the columns that identify a row.
+    :param columns: the other columns that the results repeat.
+    :param written: the URI of the results table, which is not read.
     :param format: the format of the files, if it is not that of their suffix.
     :param shares_equal: whether rows with equal inputs share one job.
     """
 
-    options: TableOptions
+    table: Any
     to_input: ToInput | None = None
     schema: Schema | None = None
     _: KW_ONLY
+    key: Sequence[str]
+    columns: Sequence[str] = ()
+    written: str = ""
     format: str | None = None
     shares_equal: bool = False
 
@@ -60,18 +65,13 @@ class TableRows(Source):
         self._first_refusal = ""
 
     def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
-        options = self.options
         rows = open_rows(
-            options.table,
-            format=self.format,
-            name="table",
-            written=results_uri(options),
-            are_folders_columns=True,
+            self.table, format=self.format, name="table", written=self.written, are_folders_columns=True
         )
-        columns = _Columns(options.key, options.columns, rows.column_types())
-        self.columns, self.types = list(columns.types), list(columns.types.values())
+        columns = _Columns(self.key, self.columns, rows.column_types())
+        self.types = columns.types
         self.uris = [redact(rows.uri)] if rows.uri else []
-        keys, numbers = _Keys(options.key), dict[bytes, int]()
+        keys, numbers = _Keys(self.key), dict[bytes, int]()
         for number, row in enumerate(rows):
             place = rows.place
             if not isinstance(row, Mapping):
@@ -91,7 +91,7 @@ class TableRows(Source):
                 yield PlannedRow(values, digest, first=first), job_input
         if self._counts:  # of no rows, nothing is known
             # JSON Lines are often written without what is null
-            columns.check(options.key if rows.uri else self.columns)
+            columns.check(self.key if rows.uri else list(self.types))
         keys.check()
         log.info(
             "Read %d rows of %s: %d to run or reuse, %d skipped, %d refused",

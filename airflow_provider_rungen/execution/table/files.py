@@ -56,18 +56,15 @@ class SourceFile:
     def open(self) -> Iterator[Any]:
         """Open the file, decompressed."""
         is_parquet = self.format == "parquet"
-        with self._open(is_parquet) as file:
-            if is_parquet or not self.path.lower().endswith(".gz"):
-                yield file
-            else:
-                with gzip.GzipFile(fileobj=file) as decompressed:
-                    yield decompressed
-
-    def _open(self, is_parquet: bool) -> Any:
-        if self.is_local:
-            return open(self.path, "rb", opener=open_regular)
         # what a cache reads ahead in one column is discarded when another one is read
-        return self.fs.open(self.path, "rb", **({"cache_type": "none"} if is_parquet else {}))
+        options = {"cache_type": "none"} if is_parquet else {}
+        with contextlib.ExitStack() as stack:
+            if self.is_local:
+                file: Any = stack.enter_context(open(self.path, "rb", opener=open_regular))
+            else:
+                file = stack.enter_context(self.fs.open(self.path, "rb", **options))
+            is_compressed = self.path.lower().endswith(".gz") and not is_parquet
+            yield stack.enter_context(gzip.GzipFile(fileobj=file)) if is_compressed else file
 
 
 @contextlib.contextmanager

@@ -75,8 +75,7 @@ def write_parquet(file: BinaryIO, columns: Mapping[str, str], rows: Iterable[Val
 
 def _typed(columns: Mapping[str, str], rows: Iterable[Values]) -> Iterator[Values]:
     """Yield rows whose values have the types of the columns."""
-    # by column, how many values are not of its type, and the first row that has one
-    misfits: dict[str, tuple[int, int]] = {}
+    misfits: set[str] = set()
     for row in rows:
         typed = {}
         for name, kind in columns.items():
@@ -84,16 +83,15 @@ def _typed(columns: Mapping[str, str], rows: Iterable[Values]) -> Iterator[Value
                 typed[name] = None if row[name] is None else _CONVERTERS[kind](row[name])
             except (ValueError, TypeError, OverflowError):
                 # its job is paid for, so the table is written
-                count, first = misfits.get(name, (0, row["index"]))
-                misfits[name] = (count + 1, first)
                 typed[name] = None
+                if name not in misfits:
+                    misfits.add(name)
+                    log.warning(
+                        "Column %s of the results table has null where a value is not of its type, "
+                        "as in row %d",
+                        *(clean_text(name, 100), row["index"]),
+                    )
         yield typed
-    for name, (count, first) in misfits.items():
-        log.warning(
-            "Wrote null for %d values of column %s of the results table, which are not of its type; "
-            "the first is in row %d",
-            *(count, clean_text(name, 100), first),
-        )
 
 
 def _groups(rows: Iterable[Values]) -> Iterator[list[Values]]:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
+from airflow_provider_rungen.client.models import Job
+from airflow_provider_rungen.client.output_urls import redact_value
 from airflow_provider_rungen.client.parsing import to_time
 from airflow_provider_rungen.client.redaction import redact, redact_error
 from airflow_provider_rungen.client.texts import clean_text
-from airflow_provider_rungen.exceptions import RunGenInputError, RunGenOutputError
+from airflow_provider_rungen.exceptions import (
+    RunGenError,
+    RunGenInputError,
+    RunGenJobCanceledError,
+    RunGenOutputError,
+)
 from airflow_provider_rungen.execution.archive.storage import Storage
+from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+from airflow_provider_rungen.execution.spool import Spool
 from airflow_provider_rungen.execution.table.arrow import load_pyarrow
 from airflow_provider_rungen.execution.table.result_files import WRITERS, Values, json_text
-
-if TYPE_CHECKING:
-    from airflow_provider_rungen.execution.task.options import CollectOptions, TableOptions
+from airflow_provider_rungen.execution.task.outcomes import MAX_REASONS
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +46,6 @@ FIXED_COLUMNS = {
     "cost": "decimal",
     "created_at": "time",
 }
-# How many failed rows an error names.
-_MAX_NAMED = 10
 _HINT = "Check results, and that the worker may write to it"
 
 
@@ -113,8 +119,8 @@ class ResultCounts:
     """The rows of a table by how they ended, and the jobs behind them."""
 
     def __init__(self) -> None:
-        self.rows = self.completed = self.canceled = self.refused = self.skipped = 0
-        self.reused = self.new_jobs = self.file_count = 0
+        self.rows = self.reused = self.new_jobs = self.file_count = 0
+        self.by_status: Counter[Status] = Counter()
         self.execution_seconds = 0.0
         #: The first rows that were to have a result, and have none.
         self.first_failed: list[ResultRow] = []
@@ -124,23 +130,20 @@ class ResultCounts:
     @property
     def runnable(self) -> int:
         """The rows that were to have a result."""
-        return self.rows - self.skipped
+        return self.rows - self.by_status[Status.SKIPPED]
 
     @property
     def failed(self) -> int:
         """The rows that were to have a result, and have none."""
-        return self.runnable - self.completed
+        return self.runnable - self.by_status[Status.COMPLETED]
 
     def count(self, rows: Iterable[ResultRow]) -> Iterator[ResultRow]:
         """Yield rows as they are, and count them."""
         for row in rows:
             self.rows += 1
             self.reused += row.reused
-            self.completed += row.status is Status.COMPLETED
-            self.canceled += row.status is Status.CANCELED
-            self.refused += row.status is Status.REFUSED
-            self.skipped += row.status is Status.SKIPPED
-            if row.status not in (Status.COMPLETED, Status.SKIPPED) and len(self.first_failed) < _MAX_NAMED:
+            self.by_status[row.status] += 1
+            if row.status not in (Status.COMPLETED, Status.SKIPPED) and len(self.first_failed) < MAX_REASONS:
                 self.first_failed.append(row)
             if row.job_id is not None and row.job_id not in self._jobs:
                 self._jobs.add(row.job_id)
@@ -159,13 +162,99 @@ class ResultCounts:
         return {
             "results": redact(uri),
             "rows": self.rows,
-            "completed": self.completed,
+            "completed": self.by_status[Status.COMPLETED],
             "failed": self.failed,
-            "skipped": self.skipped,
+            "skipped": self.by_status[Status.SKIPPED],
             "reused": self.reused,
             "jobs": self.new_jobs,
             "execution_seconds": round(self.execution_seconds, 3),
         }
+
+
+#: Returns what to keep of the input and the outputs of a job.
+Describe: TypeAlias = Callable[[Any, Sequence[Mapping[str, Any]]], Any]
+
+
+class JobRows:
+    """
+    The rows of jobs, by job id, in a temporary file, since results may be large. Close it at the end.
+
+    :param describe: what else to keep of each job.
+    :raises RunGenOutputError: a method could not use the folder for temporary files.
+    """
+
+    def __init__(self, describe: Describe | None = None) -> None:
+        self._describe = describe
+        self._spool = Spool()
+        # by job, where its row is
+        self._positions: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._spool.close()
+
+    def add_stored(self, stored: StoredJob) -> None:
+        """Add a job whose outputs are stored."""
+        self._add(
+            stored.job_id,
+            input=stored.input,
+            files=stored.outputs,
+            status=Status.COMPLETED,
+            outputs=[output["uri"] for output in stored.outputs],
+            sha256=stored.outputs[0]["sha256"] if stored.outputs else None,
+            result=stored.result,
+            has_result=True,
+            execution_seconds=stored.execution_seconds,
+            created_at=stored.created_at,
+        )
+
+    def add_job(self, job: Job) -> None:
+        """Add a job that completed."""
+        self._add_ended(job, status=Status.COMPLETED, result=job.result, has_result=True)
+
+    def add_failed(self, job: Job, error: RunGenError) -> None:
+        """Add a job that ended, and counts as failed."""
+        self._add_ended(job, **_failure(error))
+
+    def row(
+        self, index: int, job_id: str, error: RunGenError, *, values: Mapping[str, Any], is_reused: bool
+    ) -> ResultRow:
+        """
+        Return a row.
+
+        :param error: why the job has no result, if it was not added.
+        :param is_reused: whether the job was paid for before.
+        """
+        position = self._positions.get(job_id)
+        fields = _failure(error) if position is None else self._spool.at(position)
+        fields["status"] = Status(fields["status"])
+        return ResultRow(index=index, job_id=job_id, values=values, reused=is_reused, **fields)
+
+    def _add_ended(self, job: Job, **fields: Any) -> None:
+        created_at = job.created_at and job.created_at.isoformat()
+        seconds = job.execution_time
+        self._add(job.id, input=job.input, execution_seconds=seconds, created_at=created_at, **fields)
+
+    def _add(
+        self,
+        job_id: str,
+        *,
+        input: Any = None,
+        files: Sequence[Mapping[str, Any]] = (),
+        result: Any = None,
+        **fields: Any,
+    ) -> None:
+        # signed URLs are removed before anything is on a disk. Those of stored files are none.
+        stored = {output["uri"]: output["uri"] for output in files}
+        fields["result"] = redact_value(result, stored)
+        if self._describe is not None:
+            fields["about"] = self._describe(redact_value(input), files)
+        self._positions[job_id] = self._spool.append(fields)
+
+
+def _failure(error: RunGenError) -> dict[str, Any]:
+    is_canceled = isinstance(error, RunGenJobCanceledError)
+    return {"status": Status.CANCELED if is_canceled else Status.FAILED, "error": error.message}
 
 
 class ResultsTable:
@@ -173,21 +262,19 @@ class ResultsTable:
     A table of results.
 
     :param uri: the file to write, as `ObjectStoragePath` accepts it. Its suffix is the format.
-    :param columns: the types of the table's own columns, by name: see `write_parquet`.
     :raises RunGenInputError: it cannot be written: its place, its suffix, or pyarrow is missing.
     """
 
-    def __init__(self, uri: Any, columns: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(self, uri: Any) -> None:
         self.uri = str(uri)
-        self._columns = columns
-        folder, slash, self._name = self.uri.rpartition("/")
+        self.folder, slash, self._name = self.uri.rpartition("/")
         self._suffix = next((each for each in WRITERS if self._name.lower().endswith(each)), "")
         if not self._suffix:
             shown = clean_text(self.uri, 200)
             raise RunGenInputError(f"results {shown!r} must end in {' or '.join(WRITERS)}")
         if self._suffix == ".parquet":
             load_pyarrow()
-        self._storage = Storage(folder + slash, "results")
+        self._storage = Storage(self.folder + slash, "results")
 
     def prepare(self) -> None:
         """
@@ -197,18 +284,19 @@ class ResultsTable:
         """
         self._storage.prepare()
 
-    def write(self, rows: Iterable[ResultRow]) -> None:
+    def write(self, rows: Iterable[ResultRow], columns: Mapping[str, str] = MappingProxyType({})) -> None:
         """
         Write the table. It replaces an older one once it is complete.
 
+        :param columns: the types of the table's own columns, by name: see `write_parquet`.
         :raises RunGenOutputError: it could not be written. An older table is still there.
         """
         reason = f"Could not write the results table {clean_text(self.uri, 200)}"
-        written = (row.written(self._columns) for row in rows)
+        written = (row.written(columns) for row in rows)
         try:
             self._storage.remove_leftovers("")
             with self._storage.incoming("", self._name) as (file, path):
-                WRITERS[self._suffix](file, {**self._columns, **FIXED_COLUMNS}, written)
+                WRITERS[self._suffix](file, {**columns, **FIXED_COLUMNS}, written)
                 self._storage.put(file, path, "", self._name)
         # neither is chained, because the text of its cause would be logged unredacted
         except RunGenOutputError as error:
@@ -218,10 +306,3 @@ class ResultsTable:
             message = f"{reason}: {clean_text(redact_error(error, self.uri), 200)}"
             raise RunGenOutputError(message, hint=_HINT, retryable=True) from None
         log.info("Wrote the results table %s", clean_text(self.uri))
-
-
-def results_uri(options: CollectOptions | TableOptions) -> str:
-    """Return the URI of the results table of a task."""
-    if options.results is not None:
-        return str(options.results)
-    return f"{str(options.destination).removesuffix('/')}/results.jsonl"

@@ -6,7 +6,6 @@ All fields are named and described as the parameters are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -52,17 +51,6 @@ class JobOptions(RunOptions):
     max_in_flight: int | None = None
     max_failed: float = 0
     stop_after: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableOptions(RunOptions):
-    """What a table is made of, and where its results go."""
-
-    table: Any
-    key: Sequence[str]
-    columns: Sequence[str]
-    results: Any
-    destination: Any
 
 
 @dataclass(frozen=True, kw_only=True)

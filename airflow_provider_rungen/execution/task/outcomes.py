@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -102,6 +102,15 @@ def are_all_over(event: Mapping[str, Any]) -> bool:
     return event.get("outcome") == GO_ON and event.get("in_flight") == 0
 
 
+def error_of(job: Job) -> RunGenError | None:
+    """Return why a job did not complete."""
+    try:
+        job.raise_for_status()
+    except RunGenError as error:
+        return error
+    return None
+
+
 def raise_for_jobs(jobs: Iterable[Job], count: int = 0) -> None:
     """
     Raise if a job did not complete: its own error for one, an error that names the first ten for more.
@@ -109,13 +118,8 @@ def raise_for_jobs(jobs: Iterable[Job], count: int = 0) -> None:
     :param count: how many did not complete, when ``jobs`` does not hold all of them.
     :raises RunGenJobError: a job did not complete.
     """
-    errors: list[RunGenError] = []
-    for job in {job.id: job for job in jobs}.values():
-        try:
-            job.raise_for_status()
-        except RunGenError as error:
-            errors.append(error)
-    if errors:
+    by_job = {job.id: error_of(job) for job in jobs}
+    if errors := [error for error in by_job.values() if error is not None]:
         raise combined_error(errors, max(count, len(errors)), "did not complete")
 
 
@@ -131,9 +135,8 @@ def combined_error(errors: Iterable[RunGenError], count: int, problem: str) -> R
     first = errors[0]
     if len(errors) == 1:
         return first
-    more = f"; and {count - MAX_REASONS} more" if count > MAX_REASONS else ""
-    reasons = "; ".join(brief_reason(error) for error in errors[:MAX_REASONS])
-    message = f"{count} jobs {problem}: {reasons}{more}"
+    reasons = join_reasons([brief_reason(error) for error in errors[:MAX_REASONS]], count)
+    message = f"{count} jobs {problem}: {reasons}"
     return first.revised(message, hint=first.hint, retryable=first.retryable)
 
 
@@ -159,8 +162,11 @@ def max_failures(max_failed: float, count: int) -> int:
     return max_failed
 
 
-def format_reasons(reasons: Mapping[int, str]) -> str:
-    """Return why inputs failed, by their index: the first ten."""
-    failed = sorted(reasons)
-    more = f"; and {len(failed) - MAX_REASONS} more" if len(failed) > MAX_REASONS else ""
-    return "; ".join(f"input {index}: {reasons[index]}" for index in failed[:MAX_REASONS]) + more
+def join_reasons(reasons: Sequence[str], count: int) -> str:
+    """
+    Return some of many reasons as one text.
+
+    :param count: how many reasons there are.
+    """
+    more = [f"and {count - len(reasons)} more"] if count > len(reasons) else []
+    return "; ".join([*reasons, *more])

@@ -44,9 +44,9 @@ class Usage:
         if seconds is not None:
             self._seconds[job_id] = seconds
 
-    def note_reused(self, job_id: str) -> None:
-        """Note a job whose outputs were stored before."""
-        self._reused.add(job_id)
+    def note_reused(self, job_ids: Iterable[str]) -> None:
+        """Note jobs whose outputs were stored before."""
+        self._reused.update(job_ids)
 
     def to_json(self) -> dict[str, Any]:
         """Return the value to push."""

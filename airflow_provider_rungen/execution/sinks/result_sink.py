@@ -1,0 +1,244 @@
+"""Returns the results of jobs, or small manifests of what is stored of them, or writes a results table."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rungen.client.redaction import redact
+from airflow_provider_rungen.client.texts import clean_text
+from airflow_provider_rungen.exceptions import RunGenBadRequestError, RunGenError
+from airflow_provider_rungen.execution.apps.bill import add_costs, find_price
+from airflow_provider_rungen.execution.sinks.batch_result import (
+    NOT_SUBMITTED,
+    BatchResult,
+    check_collected,
+    check_failures,
+    check_inputs,
+    check_single,
+    push_failed,
+)
+from airflow_provider_rungen.execution.sinks.collector import Collector, Refetch
+from airflow_provider_rungen.execution.sinks.contact_sheet import SheetWriter, describe_job
+from airflow_provider_rungen.execution.sinks.xcom_values import XComValues
+from airflow_provider_rungen.execution.table.results import (
+    JobRows,
+    ResultCounts,
+    ResultRow,
+    ResultsTable,
+    Status,
+)
+from airflow_provider_rungen.execution.task.job_ids import format_jobs
+from airflow_provider_rungen.execution.task.lineage import TaskOutcome
+from airflow_provider_rungen.execution.task.outcomes import join_reasons
+
+if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.jobs.runner import Runner
+    from airflow_provider_rungen.execution.sinks.job_sinks import SinkPlan
+    from airflow_provider_rungen.execution.task.options import CollectOptions
+    from airflow_provider_rungen.execution.task.run import TaskRun
+    from airflow_provider_rungen.execution.task.usage import Usage
+
+log = logging.getLogger(__name__)
+
+
+class ResultSink(Collector):
+    """
+    Takes the results of jobs. What prevents it from keeping them raises here, before the wait.
+
+    :param run: the attempt.
+    :param options: what to do with results.
+    :param refetch: see `Collector`.
+    :param table: the URI of the results table. Without it, results or small manifests are returned.
+    :param key: the columns that identify a row.
+    :param is_single: whether there is one job, whose error and value are those of the task.
+    :param pushes_keys: whether each key of a result becomes an XCom of its own, too.
+    :param runner: the attempt, if it runs the jobs; ``None`` if it collects those of another task.
+    :param usage: see `Collector`.
+    :raises RunGenInputError: the schema, the destination or the results table cannot be used.
+    """
+
+    def __init__(
+        self,
+        run: TaskRun[Any],
+        options: CollectOptions,
+        *,
+        refetch: Refetch,
+        table: str | None = None,
+        key: Sequence[str] = (),
+        is_single: bool = False,
+        pushes_keys: bool = False,
+        runner: Runner | None = None,
+        usage: Usage | None = None,
+    ) -> None:
+        has_sheet = options.destination is not None and options.contact_sheet
+        rows = JobRows(describe_job if has_sheet else None) if has_sheet or table is not None else None
+        self._values = XComValues(options.max_xcom_bytes, pushes_keys=pushes_keys)
+        values = self._values if table is None else None
+        super().__init__(run, options, refetch=refetch, values=values, rows=rows, usage=usage)
+        self._table = None if table is None else ResultsTable(table)
+        self._sheet = SheetWriter(options.destination, key) if has_sheet else None
+        self._key = key
+        self._is_single = is_single
+        self._runner = runner
+        self._is_written = False
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self._table is not None and self._table.folder != str(self._options.destination).removesuffix("/"):
+            self._table.prepare()
+
+    def finish(self, result: BatchResult, plan: SinkPlan) -> Any:
+        """
+        Collect what was not collected before, write the table and the sheet, and return the task's value.
+
+        :raises RunGenError: too many jobs failed.
+        """
+        app_id = self._run.known_app_id
+        try:
+            self.gather(app_id, [each for each in result.ids if each not in self.errors], result.jobs)
+        finally:
+            if self._store is not None:
+                self._store.log_total()
+        errors = result.errors(self.errors)
+        counts = self._write(result, plan)
+        self._check(result, errors, counts)
+        done = [job_id for job_id in result.job_ids if job_id not in self.errors]
+        outcome = TaskOutcome(app_id, done, len(errors))
+        if self.stores:
+            outcome = replace(outcome, destination=redact(str(self._options.destination)))
+        if self._table is None:
+            value = self._value(result)
+            if self.stores:
+                outcome = replace(outcome, manifests=self._values.of(done))
+            log.info("Collected the results of %s", format_jobs(done))
+        else:
+            value = counts.summary(self._table.uri)
+            outcome = replace(
+                outcome,
+                failed_count=counts.failed,
+                results=value["results"],
+                sources=plan.manifest.sources,
+                file_count=counts.file_count,
+            )
+        self._run.record_outcome(outcome)
+        return value
+
+    def report(self, result: BatchResult, plan: SinkPlan, error: BaseException) -> None:
+        """Write what is known before an error ends the task. A failure is logged."""
+        what = "contact sheet" if self._table is None else "results table"
+        if self._is_written or (self._table is None and not (self._sheet and result.ids)):
+            return
+        try:
+            if not any(result.ids):
+                self.prepare()  # the folder may not be there yet
+            self.gather_known(self._run.known_app_id, result.ids, result.jobs)
+            cause = error if isinstance(error, RunGenError) else error.__cause__
+            if isinstance(cause, RunGenError):
+                missing = cause.message
+            else:
+                missing = clean_text(f"{type(error).__name__}: {error}")
+            self._write(result, plan, missing)
+        except Exception as failure:
+            log.warning("Could not write the %s: %s", what, clean_text(str(failure)))
+
+    # --- the value ---
+
+    def _value(self, result: BatchResult) -> Any:
+        values = self._values.of(result.ids)
+        value = values[0] if self._is_single else values
+        if not self.stores:
+            self._values.check_size(len(json.dumps(value)))
+        return value
+
+    def _check(self, result: BatchResult, errors: Mapping[int, RunGenError], counts: ResultCounts) -> None:
+        """Raise if too many jobs failed."""
+        ti, max_failed = self._run.ti, self._options.max_failed
+        if self._runner is None:
+            check_collected(ti, result, errors, max_failed)
+        elif self._table is not None:
+            self._check_rows(self._runner, self._table.uri, result, errors, counts)
+        elif self._is_single:
+            push_failed(ti, result.ids, errors)
+            check_single(self._run.known_app_id, errors)
+        else:
+            check_inputs(self._runner, result, errors, max_failed)
+
+    def _check_rows(
+        self,
+        runner: Runner,
+        uri: str,
+        result: BatchResult,
+        errors: Mapping[int, RunGenError],
+        counts: ResultCounts,
+    ) -> None:
+        log.info(
+            "%d rows: %d bought, %d reused, %d skipped, %d failed",
+            *(counts.rows, counts.new_jobs, counts.reused, counts.by_status[Status.SKIPPED], counts.failed),
+        )
+        reasons = [
+            clean_text(f"{', '.join(str(row.values[name]) for name in self._key)}: {row.error}", 300)
+            for row in counts.first_failed
+        ]
+        check_failures(
+            runner,
+            result,
+            errors,
+            counts.failed,
+            counts.runnable,
+            max_failed=self._options.max_failed,
+            what="rows",
+            reasons=join_reasons(reasons, counts.failed),
+            job_id=next(iter(self.errors), ""),
+            retryable=counts.failed > counts.by_status[Status.REFUSED],
+            where=f"All reasons are in {redact(uri)}. ",
+        )
+
+    # --- the table and the sheet ---
+
+    def _write(self, result: BatchResult, plan: SinkPlan, missing: str = "") -> ResultCounts:
+        """
+        Write the table and the sheet, as far as they are wanted.
+
+        :param missing: the error of jobs of which nothing is known.
+        """
+        counts, manifest, rows = ResultCounts(), plan.manifest, self._rows
+        if rows is None:
+            return counts
+
+        def result_rows() -> Iterator[ResultRow]:
+            return self._result_rows(rows, result, plan, missing)
+
+        if self._table is not None:
+            columns = dict(zip(manifest.columns, manifest.types, strict=True))
+            self._table.write(counts.count(add_costs(result_rows(), find_price(self._run))), columns)
+            if result.submitted is not None:
+                counts.new_jobs = result.submitted
+        self._is_written = True
+        if self._sheet is not None:
+            self._sheet.write(result_rows, self._run.ti, self._run.known_app_id)
+        return counts
+
+    def _result_rows(
+        self, rows: JobRows, result: BatchResult, plan: SinkPlan, missing: str
+    ) -> Iterator[ResultRow]:
+        """Yield a row for each row of the plan."""
+        columns = plan.manifest.columns
+        for number, (planned, job_id) in enumerate(zip(plan.rows(), result.ids, strict=True)):
+            values = dict(zip(columns, planned.values, strict=True))
+            if planned.status:
+                status, why = Status(planned.status), planned.why or None
+                yield ResultRow(index=number, status=status, values=values, error=why)
+            elif job_id is None or number in result.refused:
+                error = result.refused.get(number)
+                is_refused = isinstance(error, RunGenBadRequestError)
+                status = Status.REFUSED if is_refused else Status.FAILED
+                why = error.message if error else f"not submitted: {missing}" if missing else NOT_SUBMITTED
+                yield ResultRow(index=number, status=status, values=values, error=why)
+            else:
+                failure = self.errors.get(job_id) or RunGenError(missing)
+                is_reused = job_id in result.shared
+                yield rows.row(number, job_id, failure, values=values, is_reused=is_reused)
