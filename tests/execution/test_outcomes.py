@@ -24,6 +24,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.execution.task.outcomes import (
     error_to_json,
     format_ranges,
+    max_failures,
     parse_ranges,
     raise_for_event,
 )
@@ -81,6 +82,23 @@ def test_a_job_that_failed_is_named_beside_one_that_is_unknown(
     assert type(error) in (RunGenJobFailedError, RunGenNotFoundError)
     assert "out of memory" in str(error)
     assert "404" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("max_failed", "count", "allowed"),
+    [
+        (0, 3, 0),
+        (0.5, 0, 0),
+        (1, 1, 1),
+        (0.99, 1, 0),
+        (0.3, 3, 0),
+        (0.34, 3, 1),
+        (1000, 4, 1000),
+        (0.29, 100, 29),
+    ],
+)
+def test_a_share_allows_as_many_failures_as_it_says(max_failed: float, count: int, allowed: int) -> None:
+    assert max_failures(max_failed, count) == allowed
 
 
 # --- events -------------------------------------------------------------------------------------------------

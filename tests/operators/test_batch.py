@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import re
 import signal
 import time
-import traceback
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException
 from bad_answers import Fault
-from client_mistakes import early_retries
 from conftest import APP, SOON, FakeStore, Outcome, TrackedTaskInstance, run_task, signal_when
 
 from airflow_provider_rungen.client.models import Job
@@ -28,9 +25,8 @@ from airflow_provider_rungen.exceptions import RunGenForbiddenError
 from airflow_provider_rungen.execution.jobs.places import StorePlace
 from airflow_provider_rungen.execution.sending import sender
 from airflow_provider_rungen.links import RunGenAppLink
-from airflow_provider_rungen.operators import Ledger, RunGenCollectResultsOperator, RunGenRunBatchOperator
+from airflow_provider_rungen.operators import RunGenRunBatchOperator
 from airflow_provider_rungen.runs.log import read_attempts, read_parts
-from airflow_provider_rungen.sensors import RunGenJobSensor
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 MODES = {"blocking": False, "deferred": True}
@@ -137,84 +133,6 @@ def test_without_waiting_the_jobs_run_on(rungen_emulator: Emulator) -> None:
     assert rungen_emulator.service.count("get") == 0
 
 
-def test_a_json_lines_file_is_read(rungen_emulator: Emulator, tmp_path: Path) -> None:
-    path = tmp_path / "inputs.jsonl"
-    path.write_text("\n".join(json.dumps(item) for item in prompts(30)) + "\n\n")
-    task = Task(rungen_emulator, inputs=f"file://{path}")
-    ids = task.attempt().value
-    assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(30)]
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        (b'{"prompt": "a"}\r\n{"prompt": "b"}\r\n', 2),
-        (b'\xef\xbb\xbf{"prompt": "a"}\n{"prompt": "b"}', 2),
-        (b'\xef\xbb\xbf\n{"prompt": "a"}\n', 1),
-        (b'\n\n \t\n{"prompt": "a"}\n\n{"prompt": "b"}\n\n', 2),
-        ('{"prompt": "a\u2028b"}\n'.encode(), 1),
-        (b'{"prompt": "%s"}\n{"prompt": "b"}' % (b"x" * 300_000), 2),
-        (b"", 0),
-        (b"\xef\xbb\xbf", 0),
-    ],
-    ids=[
-        "crlf",
-        "bom",
-        "bom alone",
-        "blank lines",
-        "other separators",
-        "long line",
-        "empty",
-        "nothing but bom",
-    ],
-)
-def test_every_usual_json_lines_file_is_read(
-    rungen_emulator: Emulator, tmp_path: Path, text: bytes, count: int
-) -> None:
-    path = tmp_path / "inputs.jsonl"
-    path.write_bytes(text)
-    assert len(Task(rungen_emulator, inputs=str(path)).attempt().value) == count
-
-
-def test_a_sequence_that_airflow_reads_as_it_goes_is_read(rungen_emulator: Emulator) -> None:
-    class LazySequence(Sequence[Any]):
-        """The output of a mapped task."""
-
-        def __len__(self) -> int:
-            return 7
-
-        def __getitem__(self, index: Any) -> Any:
-            return prompts(7)[index]
-
-    task = Task(rungen_emulator, inputs=LazySequence())
-    ids = task.attempt().value
-    assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(7)]
-
-
-@pytest.mark.parametrize(
-    ("count", "failing", "max_failed", "fails"),
-    [
-        (0, 0, 0, False),
-        (0, 0, 0.5, False),
-        (1, 1, 0, True),
-        (1, 1, 1, False),
-        (1, 1, 0.99, True),
-        (3, 1, 0.3, True),
-        (3, 1, 0.34, False),
-        (4, 3, 2, True),
-        (4, 4, 1000, False),
-    ],
-)
-def test_as_many_may_fail_as_is_said(
-    rungen_emulator: Emulator, count: int, failing: int, max_failed: float, fails: bool
-) -> None:
-    inputs = [{"prompt": "fail: x"}] * failing + prompts(count - failing)
-    task = Task(rungen_emulator, inputs=inputs, max_failed=max_failed)
-    outcome = task.attempt()
-    assert bool(outcome.error) is fails
-    assert [each["index"] for each in task.ti.xcoms["failed"]] == list(range(failing))
-
-
 @pytest.mark.parametrize(
     ("inputs", "told"),
     [
@@ -227,33 +145,6 @@ def test_nothing_is_sent_when_an_input_is_wrong(rungen_emulator: Emulator, input
     outcome = Task(rungen_emulator, inputs=inputs).attempt()
     with pytest.raises(Exception, match=told):
         raise outcome.error or AssertionError("no error")
-    assert rungen_emulator.service.count("run") == 0
-
-
-@pytest.mark.parametrize(
-    ("inputs", "told"),
-    [
-        ([{"prompt": "a"}, "b"], r"inputs\[1\] is a str"),
-        ({"prompt": "a"}, "not a dict"),
-        (7, "not a int"),
-    ],
-)
-def test_nothing_is_sent_when_the_inputs_of_a_mapped_task_are_wrong(
-    rungen_emulator: Emulator, context: Any, inputs: Any, told: str
-) -> None:
-    with DAG("d", schedule=None):
-        mapped: Any = RunGenRunBatchOperator.partial(task_id="run").expand(inputs=[[{"prompt": "a"}]])
-    outcome = run_task(mapped.unmap({"inputs": inputs}), context)
-    with pytest.raises(Exception, match=told):
-        raise outcome.error or AssertionError("no error")
-    assert rungen_emulator.service.count("run") == 0
-
-
-def test_a_line_that_is_no_json_is_named(rungen_emulator: Emulator, tmp_path: Path) -> None:
-    path = tmp_path / "inputs.jsonl"
-    path.write_text('{"prompt": "a"}\n\n{"prompt": \n')
-    outcome = Task(rungen_emulator, inputs=str(path)).attempt()
-    assert "line 3" in str(outcome.error)
     assert rungen_emulator.service.count("run") == 0
 
 
@@ -272,50 +163,6 @@ def test_what_failed_is_named_with_its_line_job_and_reason(
         "job_id": ids[1],
         "error": f"out of memory (job {ids[1]}, app {APP})",
     }
-
-
-@pytest.mark.parametrize(
-    "line", ['{"prompt": ', "7", '{"prompt": NaN}', '{"prompt": "a", "width": -1}', None]
-)
-def test_the_query_of_a_signed_uri_is_not_told(
-    rungen_emulator: Emulator, tmp_path: Path, line: str | None
-) -> None:
-    path = tmp_path / "inputs.jsonl?X-Amz-Signature=S3CR3T"
-    if line is not None:
-        path.write_text(line)
-    outcome = Task(rungen_emulator, inputs=str(path), input_schema="flux-schnell").attempt()
-    assert outcome.error is not None
-    assert "inputs.jsonl?X-Amz-Signature=***" in str(outcome.error)
-    assert "S3CR3T" not in "".join(traceback.format_exception(outcome.error))
-    assert rungen_emulator.service.records() == []
-
-
-@pytest.mark.parametrize("kind", ["list", "file"])
-def test_every_input_is_held_against_the_schema_before_the_first_is_sent(
-    rungen_emulator: Emulator, tmp_path: Path, kind: str
-) -> None:
-    inputs: Any = [{**item, "width": 64} for item in prompts(50)]
-    inputs[43]["width"] = -1
-    name = "inputs[43].width"
-    if kind == "file":
-        path = tmp_path / "inputs.jsonl"
-        path.write_text("\n".join(map(json.dumps, inputs)))
-        inputs, name = str(path), f"{path}: {name}"
-    task = Task(rungen_emulator, inputs=inputs, input_schema="flux-schnell")
-    outcome = task.attempt()
-    assert type(outcome.error) is AirflowFailException
-    assert str(outcome.error).startswith(
-        f"{name}: -1 is less than the minimum of 1 (input_schema flux-schnell)"
-    )
-    assert rungen_emulator.service.records() == []
-    assert len(task.attempt(input_schema={"required": ["prompt"]}, max_failed=1).value) == 50
-
-
-def test_a_schema_that_cannot_be_read_sends_nothing(rungen_emulator: Emulator) -> None:
-    outcome = Task(rungen_emulator, inputs=prompts(3), input_schema="s.json").attempt()
-    assert type(outcome.error) is AirflowFailException
-    assert "input_schema s.json cannot be read" in str(outcome.error)
-    assert rungen_emulator.service.records() == []
 
 
 @pytest.mark.usefixtures("on_the_wire")
@@ -356,20 +203,6 @@ def test_failures_that_are_allowed_are_told(rungen_emulator: Emulator, mode: boo
     assert [each["index"] for each in task.ti.xcoms["failed"]] == FAILED_OF_40
 
 
-@pytest.mark.parametrize("max_failed", [-1, 1.0, 1.5, True, "1", float("nan")])
-def test_a_max_failed_that_is_none_is_told_when_the_dag_is_parsed(max_failed: Any) -> None:
-    with pytest.raises(ValueError, match="max_failed"):
-        RunGenRunBatchOperator(task_id="t", inputs=[], max_failed=max_failed)
-
-
-def test_more_failures_than_an_event_holds_are_all_told(rungen_emulator: Emulator) -> None:
-    inputs = [{"prompt": f"fail: {n}"} for n in range(130)]
-    task = Task(rungen_emulator, inputs=inputs, deferrable=True, max_failed=130, stop_after=None)
-    outcome = task.attempt()
-    assert len(json.dumps(outcome.events)) < 64_000
-    assert [each["index"] for each in task.ti.xcoms["failed"]] == list(range(130))
-
-
 def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
     rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,13 +213,6 @@ def test_more_jobs_than_an_event_holds_that_the_service_forgot_have_failed(
     task = Task(rungen_emulator, inputs=prompts(130), deferrable=True, stop_after=None)
     assert "130 of 130 inputs failed" in str(task.attempt().error)
     assert [each["index"] for each in task.ti.xcoms["failed"]] == list(range(130))
-
-
-@pytest.mark.parametrize(("allowed", "fails"), [(0.29, False), (0.289, True)])
-def test_a_share_is_meant_as_it_is_written(rungen_emulator: Emulator, allowed: float, fails: bool) -> None:
-    inputs = [{"prompt": "" if n < 29 else "picture"} for n in range(100)]
-    outcome = Task(rungen_emulator, inputs=inputs, max_failed=allowed, stop_after=None).attempt()
-    assert bool(outcome.error) is fails
 
 
 def test_a_retry_runs_only_what_failed(rungen_emulator: Emulator, mode: bool) -> None:
@@ -413,23 +239,6 @@ def test_a_retry_in_an_outage_does_not_ask_for_every_job(
     assert task.created == 600
 
 
-def test_a_retry_runs_more_than_are_under_way_at_a_time(rungen_emulator: Emulator) -> None:
-    task = Task(rungen_emulator, inputs=[{"prompt": f"fail: {n}"} for n in range(40)], max_concurrency=2)
-    task.attempt()
-    task.attempt()
-    assert task.created == 80
-
-
-def test_inputs_that_are_refused_are_not_tried_again(rungen_emulator: Emulator, mode: bool) -> None:
-    inputs = [*prompts(5), *[{"prompt": ""}] * 20]
-    outcome = Task(rungen_emulator, inputs=inputs, deferrable=mode).attempt()
-    assert isinstance(outcome.error, AirflowFailException)
-    assert "20 of 25 inputs failed" in str(outcome.error)
-    assert str(outcome.error).count("(400)") == 10
-    assert "; and 10 more. Correct them, and clear the task. That submits all 25" in str(outcome.error)
-    assert not any(twice in str(outcome.error) for twice in ("..", ".;"))
-
-
 @pytest.mark.parametrize(
     ("options", "advice"),
     [
@@ -441,59 +250,9 @@ def test_the_advice_says_what_a_clear_submits(
     rungen_emulator: Emulator, options: dict[str, Any], advice: str
 ) -> None:
     task = Task(rungen_emulator, inputs=[*prompts(3), {"prompt": ""}], **options)
-    assert str(task.attempt().error).endswith(advice)
-
-
-@pytest.mark.parametrize("durable", [False, True])
-def test_what_a_retry_runs_is_told(rungen_emulator: Emulator, mode: bool, durable: bool) -> None:
-    task = Task(
-        rungen_emulator, inputs=[*prompts(2), {"prompt": "fail: x"}], deferrable=mode, durable=durable
-    )
-    told = str(task.attempt().error)
-    assert told.endswith(f"A retry runs {'only these' if durable else 'all inputs'} again.")
-    before = task.created
-    task.attempt()
-    assert task.created - before == (1 if durable else 3)
-
-
-def test_with_a_ledger_a_retry_runs_only_what_failed(
-    rungen_emulator: Emulator, mode: bool, tmp_path: Path
-) -> None:
-    task = Task(
-        rungen_emulator,
-        inputs=[*prompts(2), {"prompt": "fail: x"}],
-        deferrable=mode,
-        durable=False,
-        destination=str(tmp_path / "stored"),
-        ledger=Ledger(str(tmp_path / "ledger")),
-    )
-    assert str(task.attempt().error).endswith("A retry runs only these again.")
-    before = task.created
-    task.attempt()
-    assert task.created - before == 1
-
-
-def test_a_busy_service_is_given_time(rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
-    rungen_emulator.service.inject(
-        Fault(on="run", status=429, headers={"Retry-After": "1"}, times=10, skip=20)
-    )
-    task = Task(rungen_emulator, inputs=prompts(80))
-    with caplog.at_level(logging.WARNING):
-        assert len(set(task.attempt().value)) == 80
-    assert task.created == 80
-    assert early_retries(rungen_emulator.service) == 0
-    assert [line for line in caplog.messages if "continuing with 8 in flight" in line]
-
-
-def test_a_service_that_is_full_is_waited_for(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As long as there is time: it may take no more until some of the batch's own jobs have ended."""
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 0.5)
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.2)
-    rungen_emulator.service.inject(Fault(on="run", status=429, times=4, skip=5))
-    task = Task(rungen_emulator, inputs=prompts(10), max_concurrency=1)
-    assert len(set(task.attempt().value)) == 10
+    error = task.attempt().error
+    assert isinstance(error, AirflowFailException)
+    assert str(error).endswith(advice)
 
 
 @pytest.mark.parametrize("status", [402, 404])
@@ -642,18 +401,6 @@ def test_a_proxy_that_hides_the_answers_buys_one_job_for_each_input(rungen_emula
     assert sorted(task.prompts().values()) == [f"picture {n}" for n in range(4)]
 
 
-def test_a_service_in_trouble_is_not_sent_all_inputs(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 1.0)
-    rungen_emulator.service.inject(Fault(on="run", status=500, times=None))
-    task = Task(rungen_emulator, inputs=prompts(500))
-    assert "(500)" in str(task.attempt().error)
-    assert rungen_emulator.service.count("run") < 40
-    rungen_emulator.service.clear_faults()
-    assert len(set(task.attempt().value)) == 500
-
-
 class LargeResult:
     """Stands for megabytes."""
 
@@ -702,29 +449,6 @@ def test_a_store_that_fails_loses_no_job(rungen_emulator: Emulator, monkeypatch:
     task.store.times = 0
     assert len(set(task.attempt().value)) == 200
     assert task.statuses().count("RUNNING") == 200
-
-
-@pytest.mark.parametrize("created", [1, 60, 120])
-def test_a_store_that_fails_for_a_while_ends_no_batch(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch, created: int
-) -> None:
-    monkeypatch.setattr("airflow_provider_rungen.client.retry.BACKOFF", 0.05)
-    task = Task(rungen_emulator, inputs=prompts(120, seconds=60), wait_for_completion=False)
-    task.store = FailingStore(lambda: task.created >= created, times=3)
-    ids = task.attempt().value
-    assert len(set(ids)) == task.created == 120
-    assert saved_ids(task.store) == set(ids)
-
-
-def test_submitting_pauses_while_the_store_fails(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sender, "STORE_RETRY_BUDGET", 1.0)
-    task = Task(rungen_emulator, inputs=prompts(300, seconds=60), max_concurrency=4)
-    task.store = FailingStore(lambda: task.created > 0)
-    assert "the store is down" in str(task.attempt().error)
-    assert 0 < task.created <= 4
-    assert set(task.statuses()) == {"CANCELED"}
 
 
 def test_ids_that_are_saved_at_last_are_not_canceled(
@@ -814,45 +538,6 @@ def test_an_attempt_that_died_is_gone_on_with(rungen_emulator: Emulator, writes:
     assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(150)]
 
 
-def test_a_slow_store_never_lags_behind_by_more_than_is_under_way(rungen_emulator: Emulator) -> None:
-    class SlowStore(FakeStore):
-        def set(self, key: str, value: Any, **_: Any) -> None:
-            time.sleep(0.02)
-            lags.append(task.created - len(saved_ids(self)))
-            super().set(key, value)
-
-    lags: list[int] = []
-    task = Task(rungen_emulator, inputs=prompts(120), max_concurrency=4)
-    task.store = SlowStore()
-    assert len(set(task.attempt().value)) == 120
-    assert max(lags) <= 4
-
-
-@pytest.mark.parametrize("status", [429, 403])
-def test_what_was_certainly_not_taken_has_no_unknown_fate(
-    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture, status: int
-) -> None:
-    """Though it counts as sent, since that is noted before it is."""
-    rungen_emulator.service.inject(Fault(on="run", status=status, times=None, skip=10))
-    task = Task(rungen_emulator, inputs=prompts(300), on_unknown_submission="fail")
-    assert task.attempt(timeout=1.5).error is not None
-    rungen_emulator.service.clear_faults()
-    assert len(set(task.attempt().value)) == 300
-    assert not [line for line in caplog.messages if "it is not known" in line]
-
-
-def test_a_retry_that_got_no_answer_for_what_failed_has_an_unknown_fate(
-    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
-) -> None:
-    task = Task(rungen_emulator, inputs=[*[{"prompt": "fail: x"}] * 3, *prompts(3)])
-    task.attempt()
-    rungen_emulator.service.inject(Fault(on="run", kind="reset_after", skip=1))
-    task.attempt()
-    assert len([line for line in caplog.messages if "1 inputs may have jobs already" in line]) == 0
-    task.attempt()
-    assert len([line for line in caplog.messages if "1 inputs may have jobs already" in line]) == 1
-
-
 def test_a_clear_cancels_what_runs_and_submits_anew(rungen_emulator: Emulator) -> None:
     task = Task(rungen_emulator, inputs=prompts(20, seconds=60), wait_for_completion=False)
     first = task.attempt().value
@@ -860,19 +545,6 @@ def test_a_clear_cancels_what_runs_and_submits_anew(rungen_emulator: Emulator) -
     second = task.attempt().value
     assert not set(first) & set(second)
     assert task.statuses() == ["CANCELED"] * 20 + ["RUNNING"] * 20
-
-
-def test_a_kill_leaves_what_is_saved_to_the_next_attempt(rungen_emulator: Emulator) -> None:
-    task = Task(rungen_emulator, inputs=prompts(30, seconds=60))
-    with signal_when(
-        signal.SIGTERM,
-        lambda: rungen_emulator.service.count("get_app") > 0,
-        lambda: task.op.on_kill(),  # noqa: PLW0108 - there is no operator yet
-    ):
-        error = task.attempt().error
-    assert str(error).endswith("The next attempt resumes 30 jobs of app flux-schnell.")
-    assert task.statuses() == ["RUNNING"] * 30
-    assert len(task.attempt(wait_for_completion=False).value) == task.created == 30
 
 
 @pytest.mark.parametrize(
@@ -940,15 +612,6 @@ def test_a_retry_after_the_time_was_up_has_the_whole_time(rungen_emulator: Emula
     assert task.created == 16
 
 
-def test_the_time_may_be_up_while_inputs_are_submitted(rungen_emulator: Emulator) -> None:
-    rungen_emulator.service.inject(
-        Fault(on="run", status=429, headers={"Retry-After": "30"}, times=None, skip=10)
-    )
-    task = Task(rungen_emulator, inputs=prompts(40, seconds=60), timeout=0.5)
-    assert "Not over in time" in str(task.attempt().error)
-    assert task.statuses() == ["CANCELED"] * 10
-
-
 @pytest.mark.parametrize("operation", ["run", "get_app"])
 def test_a_kill_cancels_every_job_that_was_submitted(rungen_emulator: Emulator, operation: str) -> None:
     count = 400
@@ -1009,14 +672,6 @@ def test_a_kill_that_waits_for_answers_ends_before_airflow_does_it(rungen_emulat
     assert rungen_emulator.service.count("cancel") > 0
 
 
-def test_an_id_that_cannot_be_used_is_a_failure_of_its_input_alone(rungen_emulator: Emulator) -> None:
-    rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": "../app"}, skip=3))
-    task = Task(rungen_emulator, inputs=prompts(10), max_failed=1)
-    ids = task.attempt().value
-    assert [each["index"] for each in task.ti.xcoms["failed"]] == [ids.index(None)]
-    assert len([job_id for job_id in ids if job_id]) == 9
-
-
 def test_only_what_is_not_over_is_canceled(
     rungen_emulator: Emulator, capsys: pytest.CaptureFixture[str], mode: bool
 ) -> None:
@@ -1065,22 +720,19 @@ def test_results_are_not_held(rungen_emulator: Emulator, mode: bool, monkeypatch
     assert max(most) < 10
 
 
-def test_sensor_and_collect_take_its_output(rungen_emulator: Emulator, context: Any) -> None:
-    ids = Task(rungen_emulator, inputs=prompts(12)).attempt().value
-    assert run_task(RunGenJobSensor(task_id="s", job_id=ids, poke_interval=0.1), context).error is None
-    results = run_task(RunGenCollectResultsOperator(task_id="c", job_id=ids), context).value
-    assert [result["images"][0]["image"].split("/")[4] for result in results] == ids
+@pytest.mark.parametrize("max_failed", [-1, 1.0, 1.5, True, "1", float("nan")])
+def test_a_max_failed_that_is_none_is_told_when_the_dag_is_parsed(max_failed: Any) -> None:
+    with pytest.raises(ValueError, match="max_failed"):
+        RunGenRunBatchOperator(task_id="t", inputs=[], max_failed=max_failed)
 
 
-@pytest.mark.usefixtures("on_the_wire")
-def test_a_submission_that_its_deadline_ends_logs_how_many_were_submitted(
-    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
+def test_a_service_in_trouble_is_not_sent_all_inputs(
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level("INFO")
-    rungen_emulator.service.inject(Fault(on="run", kind="hang", taken=False, times=None, skip=8))
-    task = Task(rungen_emulator, inputs=prompts(40), max_concurrency=2, timeout=1.0, max_failed=40)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 0.5)
-        task.attempt()
-    assert task.created == 8
-    assert "Submitted 8 of 40 inputs to app flux-schnell" in caplog.messages
+    monkeypatch.setattr("airflow_provider_rungen.client.retry.RETRY_BUDGET", 1.0)
+    rungen_emulator.service.inject(Fault(on="run", status=500, times=None))
+    task = Task(rungen_emulator, inputs=prompts(500))
+    assert "(500)" in str(task.attempt().error)
+    assert rungen_emulator.service.count("run") < 40
+    rungen_emulator.service.clear_faults()
+    assert len(set(task.attempt().value)) == 500
