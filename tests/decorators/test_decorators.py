@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, task
-from conftest import APP, SOON, FakeStore, FakeTaskInstance, Outcome, run_task, signal_when
+from conftest import APP, FakeStore, FakeTaskInstance, Outcome, run_task
 
 from airflow_provider_rungen.decorators import rungen_task
 from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.exceptions import RunGenJobFailedError, RunGenOutputError
+from airflow_provider_rungen.exceptions import RunGenOutputError
 
 pytestmark = pytest.mark.usefixtures("unsettled")
 
@@ -95,14 +93,6 @@ def test_a_list_is_a_batch_and_its_results_keep_the_order(
 
 
 @MODES
-def test_a_failed_job_has_its_own_error(rungen_emulator: Emulator, deferrable: bool) -> None:
-    outcome = Attempts(saying("x", fail="out of memory"), deferrable=deferrable).attempt()
-    [job] = rungen_emulator.service.jobs()
-    assert type(outcome.error) is RunGenJobFailedError
-    assert f"Failed: out of memory (job {job['id']}, app llama-text). " in str(outcome.error)
-
-
-@MODES
 @pytest.mark.parametrize(
     ("emulator", "options", "told"),
     [
@@ -132,12 +122,6 @@ def test_outputs_are_stored_where_they_are_wanted(
     for item in manifests:
         [file] = item["outputs"]
         assert (tmp_path / item["job_id"] / file["uri"].rpartition("/")[2]).stat().st_size == file["size"]
-
-
-def test_nothing_is_sent_when_results_could_not_be_stored(rungen_emulator: Emulator) -> None:
-    task = Attempts(saying("a fox"), destination="nosuchscheme://bucket/prefix")
-    assert isinstance(task.attempt().error, AirflowFailException)
-    assert rungen_emulator.service.count("run") == 0
 
 
 def test_a_destination_that_is_lost_in_the_wait_keeps_no_job_from_being_canceled(
@@ -222,23 +206,6 @@ def test_a_function_that_fails_keeps_jobs_only_for_a_next_attempt(
     for status in statuses:
         assert task.attempt().error is error
         assert [job["status"] for job in rungen_emulator.service.jobs()] == [status]
-
-
-def test_a_kill_ends_the_function_and_nothing_is_sent(rungen_emulator: Emulator, context: Any) -> None:
-    begun: list[float] = []
-
-    def say() -> dict[str, Any]:
-        begun.append(time.monotonic())
-        for _ in range(300):  # a signal just before a sleep does not shorten it
-            time.sleep(0.1)
-        return saying("too late")
-
-    op = operator(say)
-    with signal_when(signal.SIGTERM, lambda: bool(begun), op.on_kill):
-        outcome = run_task(op, context)
-    assert "killed" in str(outcome.error)
-    assert time.monotonic() - begun[0] < SOON
-    assert rungen_emulator.service.count("run") == 0
 
 
 def test_a_result_is_one_xcom_whatever_the_function_is_annotated_with() -> None:

@@ -10,12 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_task
-
-from airflow_provider_rungen.emulator import Emulator
-from airflow_provider_rungen.exceptions import RunGenError
-from airflow_provider_rungen.execution.table.reader import open_rows
-from airflow_provider_rungen.operators import RunGenRunTableOperator
 
 pytest.importorskip("pyarrow")
 
@@ -25,7 +19,6 @@ import sys
 import pyarrow as pa, pyarrow.parquet as pq
 
 MIB = 1 << 20
-SMALL = ["s"] * 50
 
 def write(name, columns, **options):
     pq.write_table(pa.table(columns), f"{sys.argv[1]}/{name}.parquet", compression="zstd", **options)
@@ -33,9 +26,6 @@ def write(name, columns, **options):
 write("small", {"text": ["a", "b"]})
 write("one", {"text": ["x" * (40 * MIB)]})
 write("wide", {f"c{number}": ["x" * (2 * MIB)] for number in range(20)})
-write("among_1000", {"text": [*SMALL, "x" * (40 * MIB), *SMALL * 19]})
-texts = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), ["x" * (15 * MIB)])
-write("list_of_one", {"texts": pa.ListArray.from_arrays(pa.array([0, 1, 100], pa.int32()), texts)})
 """
 READ = """
 import json, sys
@@ -88,27 +78,3 @@ def test_rows_that_are_too_large_by_the_footer_are_refused_before_they_are_decod
         assert f"{folder}/{name}.parquet" in found["error"]
         assert "fewer rows in each row group" in found["error"]
         assert found["mib"] < 30, name
-
-
-def test_a_list_that_has_one_large_text_many_times_is_refused_with_its_row(folder: Path) -> None:
-    with pytest.raises(RunGenError) as raised:
-        list(open_rows(folder / "list_of_one.parquet"))
-    assert "row 2 " in raised.value.message
-    assert "more than 16 MiB, 1485 of them in column 'texts'" in raised.value.message
-
-
-def test_nothing_is_sent_of_a_table_with_a_cell_that_is_too_large(
-    rungen_emulator: Emulator, context: Any, folder: Path
-) -> None:
-    operator = RunGenRunTableOperator(
-        task_id="task",
-        table=str(folder / "among_1000.parquet"),
-        key="text",
-        to_input=lambda row: {"prompt": row["text"]},
-        destination=str(folder / "photos"),
-        deferrable=False,
-    )
-    error = run_task(operator, context).error
-    assert "row 51 " in str(error)
-    assert "has more than 16 MiB, 40 of them in column 'text'" in str(error)
-    assert rungen_emulator.service.stats()["jobs_created"] == 0

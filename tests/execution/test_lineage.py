@@ -23,7 +23,6 @@ from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
     RunGenRunBatchOperator,
     RunGenRunJobOperator,
-    RunGenScaleAppOperator,
 )
 from airflow_provider_rungen.sensors import RunGenJobSensor
 
@@ -113,12 +112,6 @@ def test_an_extra_is_small_however_many_jobs_there_are() -> None:
     assert len(extra["job_ids"]) == MAX_LISTED_JOBS
     assert (extra["job_count"], extra["failed_count"]) == (5000, 3)
     assert len(json.dumps(extra)) < 8000
-
-
-def test_a_destination_is_reported_with_the_number_of_files() -> None:
-    extra = TaskOutcome(APP, ["j"], destination="s3://bucket/x", manifests=[manifest(3), manifest(0)]).extra()
-    assert (extra["destination"], extra["file_count"]) == ("s3://bucket/x", 3)
-    assert "uri" not in str(extra)
 
 
 # --- OpenLineage --------------------------------------------------------------------------------------------
@@ -249,22 +242,6 @@ def test_a_task_that_cannot_connect_reports_an_empty_lineage(
     assert [record for record in caplog.records if "openlineage" in record.name] == []
 
 
-@MODES
-@pytest.mark.parametrize("status", ["RUNNING", "STUCK"], ids=["succeeds", "fails"])
-@pytest.mark.feature("lineage")
-def test_scaling_an_app_reports_the_app(
-    rungen_emulator: Emulator, context: Any, ti: Any, deferrable: bool, status: str
-) -> None:
-    seconds = 0.2 if status == "RUNNING" else 100
-    rungen_emulator.service.add_app("gpu", init_seconds=seconds)
-    op = RunGenScaleAppOperator(
-        task_id="up", app_id="gpu", active_workers=1, timeout=1, deferrable=deferrable, **FAST
-    )
-    assert (run_task(op, context).error is None) == (status == "RUNNING")
-    report: Any = op.get_openlineage_facets_on_failure(ti)
-    assert named(report.inputs) == [(rungen_emulator.url, "app/gpu")]
-
-
 def test_without_openlineage_nothing_is_reported(
     rungen_emulator: Emulator, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,9 +251,3 @@ def test_without_openlineage_nothing_is_reported(
     op = RunGenRunJobOperator(task_id="run", input=INPUT)
     run_task(op, context)
     assert op.get_openlineage_facets_on_complete(ti) is None
-
-
-def test_an_empty_batch_names_its_app(rungen_emulator: Emulator, context: Any) -> None:
-    op = RunGenRunBatchOperator(task_id="t", inputs=[], wait_for_completion=False, outlets=[OUTLET])
-    outcome, extra = run(context, op)
-    assert (outcome.value, extra["app_id"], extra["job_count"]) == ([], APP, 0)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import resource
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -314,34 +312,6 @@ def test_a_table_is_uploaded_as_a_whole(store: Store, tmp_path: Path, suffix: st
     (tmp_path / f"results.{suffix}").write_bytes(store.cat_file(uri))
     assert len(read(tmp_path / f"results.{suffix}")) == 1
     assert len(store.store) == 1
-
-
-def test_a_folder_that_is_a_link_is_written_to(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    ResultsTable(tmp_path / "link" / "results.csv").write([BARE])
-    assert len(read(tmp_path / "real" / "results.csv")) == 1
-
-
-def test_a_disk_that_is_full_is_an_error_of_the_output(tmp_path: Path) -> None:
-    script = """
-import resource, signal, sys
-from airflow_provider_rungen.exceptions import RunGenOutputError
-from airflow_provider_rungen.execution.table.results import ResultRow, ResultsTable, Status
-table = ResultsTable(sys.argv[1])
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    table.write(ResultRow(index=n, status=Status.COMPLETED, error="x" * 1000) for n in range(1000))
-except RunGenOutputError as error:
-    sys.exit(7 if "Could not write the results table" in str(error) else 1)
-"""
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] in (resource.RLIM_INFINITY, 2**63 - 1)
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "results.jsonl")], check=False, capture_output=True
-    )
-    assert done.returncode == 7, done.stderr.decode()[-500:]
-    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("size", [10, 5000])

@@ -103,18 +103,6 @@ def test_a_job_is_asked_of_the_app_that_ran_it(
     assert requests(rungen_emulator) == {TEXT_APP}
 
 
-def test_the_jobs_of_a_batch_are_asked_of_the_app_that_ran_them(
-    rungen_emulator: Emulator, dag: DAG, consumer: Callable[..., Any]
-) -> None:
-    run = Run()
-    many = RunGenRunBatchOperator(
-        task_id="many", inputs=[INPUT] * 3, app_id=TEXT_APP, wait_for_completion=False
-    )
-    after = consumer(task_id="after", job_id=many.output)
-    run.perform(after, job_id=run.perform(many))
-    assert requests(rungen_emulator) == {TEXT_APP}
-
-
 def test_the_outputs_of_several_tasks_are_one_list_of_jobs(
     rungen_emulator: Emulator, dag: DAG, consumer: Callable[..., Any]
 ) -> None:
@@ -128,23 +116,6 @@ def test_the_outputs_of_several_tasks_are_one_list_of_jobs(
     assert outcome.error is None
     assert {request.path.split("/")[4] for request in about_jobs(rungen_emulator)} == set(ids)
     assert requests(rungen_emulator) == {TEXT_APP}
-
-
-def test_the_results_of_several_batches_are_in_the_order_of_their_jobs(
-    rungen_emulator: Emulator, dag: DAG
-) -> None:
-    batches = [
-        RunGenRunBatchOperator(
-            task_id=name,
-            inputs=[{"prompt": f"{name}{number}"} for number in range(2)],
-            app_id=TEXT_APP,
-            poll_interval=0.02,
-        )
-        for name in ("a", "b")
-    ]
-    collect = RunGenCollectResultsOperator(task_id="collect", job_id=[each.output for each in batches])
-    outcome = run_operator(collect, upstream={each.task_id: run_operator(each) for each in batches})
-    assert outcome.value == [f"You said: {prompt}" for prompt in ("a0", "a1", "b0", "b1")]
 
 
 @pytest.mark.usefixtures("on_the_wire")
