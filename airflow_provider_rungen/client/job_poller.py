@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
 
 from airflow_provider_rungen.client.codec import path_segment
 from airflow_provider_rungen.client.endpoints import get_app, get_job
@@ -86,7 +85,6 @@ class JobPoller:
     def __post_init__(self) -> None:
         self.outages = Outages(self.log)
         self._search = JobSearch(self)
-        self._places = count()
         self.queue = QueueWatch(self)
 
     @property
@@ -129,11 +127,7 @@ class JobPoller:
             path_segment(job_id, "job_id")
         for job_id in job_ids:
             if job_id not in self.waiting and job_id not in self.finished:
-                self.waiting[job_id] = PollState(now, visible_by, not_before, place=self.next_place())
-
-    def next_place(self) -> int:
-        """Return the place of a job that is queued behind all others."""
-        return next(self._places)
+                self.waiting[job_id] = PollState(now, visible_by, not_before)
 
     def forget(self, job_ids: Iterable[str]) -> None:
         """Stop waiting for jobs, and drop their results."""
@@ -347,10 +341,9 @@ class JobPoller:
             state.status_since = state.added_at
         elif before.status is not job.status:
             state.status_since = now
-        self._search.note_job(state, job)
+        self._search.note_job(job)
         if job.is_terminal:
             self.finished[job.id] = job
-            self.found += 1
             del self.waiting[job.id]
         self._log_status(before, job)
         if job.is_terminal:

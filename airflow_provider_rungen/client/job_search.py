@@ -20,7 +20,6 @@ from airflow_provider_rungen.client.models import App, Job, JobStatus
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.client.job_poller import JobPoller
-    from airflow_provider_rungen.client.poll_state import PollState
 
 # Asking for the counters costs a request, so as few jobs are simply polled.
 COUNTER_THRESHOLD = 4
@@ -32,10 +31,9 @@ CHECK_PAUSE = 5.0
 CHECK_SIZE = 32
 # Seconds for which the counters are not trusted once they were wrong.
 DISTRUST_TIME = 300.0
-# While the counters miss jobs, every job is polled within so many seconds. Each round polls at most so many
-# times as many jobs for that as for the rest.
-SWEEP_TIME = 40.0
-SWEEP_FACTOR = 3
+# Jobs that others cancel are not counted. Seconds to a search for them, and how many jobs it polls at most.
+SCAN_PAUSE = 50.0
+SCAN_SIZE = 1000
 
 
 def read_counters(app: App) -> tuple[int, int] | None:
@@ -51,7 +49,7 @@ class JobSearch:
     """
     Searches for the jobs that have ended.
 
-    :param poller: polls the jobs.
+    :param poller: polls the jobs. It keeps them in the order of the queue, as far as that is known.
     """
 
     def __init__(self, poller: JobPoller) -> None:
@@ -59,24 +57,18 @@ class JobSearch:
         # ended jobs in the last report of the counters
         self._reported: int | None = None
         # reported ends that no poll has found, or less than zero: found ends that are not reported yet
-        self._unlocated = 0
+        self._unfound = 0
         # since when the counters are trusted; in the future after they were wrong
         self._trusted_from = 0.0
         self._checked_at = self._last_poll_at = 0.0
-        # the place in the queue of the youngest job that has started
-        self._youngest_started = -1
+        # since when jobs are missing that are neither active nor reported to have ended
+        self._missing_since = math.inf
         # the jobs that were polled in this round
         self._polled: set[str] = set()
 
-    def note_job(self, state: PollState, job: Job) -> None:
-        """Note what a poll has found."""
-        if job.status in (JobStatus.COMPLETED, JobStatus.FAILED):  # counters do not count other ends
-            self._unlocated -= 1
-        if job.status is JobStatus.QUEUED:
-            if state.place < self._youngest_started:  # it was overtaken, or has lost its worker
-                state.place = self._poller.next_place()
-        elif job.status is not JobStatus.CANCELED:
-            self._youngest_started = max(self._youngest_started, state.place)
+    def note_job(self, job: Job) -> None:
+        """Note what a poll has found. Counters count no other ends."""
+        self._unfound -= job.status in (JobStatus.COMPLETED, JobStatus.FAILED)
 
     def search(
         self, due: Iterable[str], counters: tuple[int, int] | None, *, poll_interval: float, asked_at: float
@@ -84,38 +76,35 @@ class JobSearch:
         """
         Poll those of the jobs that may have ended.
 
-        :param due: the jobs that may be polled.
+        :param due: the jobs that may be polled, in the order of the queue.
         :param counters: what the app counts, see `read_counters`.
         :param poll_interval: seconds to the next round.
         :param asked_at: when the counters were asked for (seconds since 1970). They know older jobs.
         """
-        order = sorted(due, key=lambda job_id: self._poller.waiting[job_id].place)
-        running = [job_id for job_id in order if self._is_running(job_id)]
-        queue = [job_id for job_id in order if not self._is_running(job_id)]
-        self._polled = set()
+        due, self._polled = list(due), set()
+        running = [job_id for job_id in due if self._has_started(job_id)]
+        queue = [job_id for job_id in due if not self._has_started(job_id)]
         is_check = counters is None or self._is_check_due(counters, poll_interval, asked_at)
         is_full = counters is None or asked_at < self._trusted_from
         if not is_full:
-            yield from self._search(running)
-            yield from self._advance(queue, is_full=is_check)
+            yield from self._find(running, max(self._unfound, 0))
+            yield from self._find(queue, len(queue) if is_check else max(self._unfound, 0), is_queue=True)
             is_idle = not self._polled and asked_at >= self._last_poll_at + CHECK_PAUSE - 0.1
-            size = CHECK_SIZE if is_check else int(is_idle)
-            yield from self._poll(sorted(self._unpolled(running), key=self._polled_at)[:size])
-            is_full = self._unlocated < 0
+            yield from self._poll(self._stale(running)[: CHECK_SIZE if is_check else 2 * is_idle])
+            is_full = self._unfound < 0
         if is_full:
-            yield from self._poll(self._unpolled(running))
-            yield from self._advance(self._unpolled(queue), is_full=True)
+            yield from self._poll(running)
+            yield from self._find(queue, len(queue), is_queue=True)
         if is_full or is_check:
             self._checked_at = asked_at
+            # the service may start jobs in another order
+            yield from self._poll(self._stale(due)[: 1 + len(self._polled) // 16])
         if self._polled:
             self._last_poll_at = asked_at
-        missing = 0 if counters is None else self._compare(counters[1], asked_at, is_full=is_full)
-        if missing:
-            size = max(math.ceil(len(order) * poll_interval / SWEEP_TIME), LOOK_AHEAD)
-            size = min(size, SWEEP_FACTOR * len(self._polled))
-        else:  # the service may start jobs in another order
-            size = 1 + len(self._polled) // 16 if is_check else 0
-        yield from self._poll(sorted(self._unpolled(order), key=self._polled_at)[:size])
+        self._move_overtaken()
+        if counters is not None:
+            self._compare(counters[1], asked_at, is_full=is_full)
+            yield from self._scan(due, counters[1], asked_at)
 
     # --- counters ---
 
@@ -124,85 +113,100 @@ class JobSearch:
         ended, active = counters
         if self._reported is None:
             # those that ended before the first report
-            self._unlocated = max(self._known_by(now) - active, 0)
+            self._unfound = max(self._known_by(now) - active, 0)
             self._trusted_from = self._checked_at = self._last_poll_at = now
         else:
-            self._unlocated += ended - self._reported
-            if self._unlocated < 0 or ended < self._reported:
-                self._unlocated = 0
+            self._unfound += ended - self._reported
+            if self._unfound < 0 or ended < self._reported:
+                self._unfound = 0
                 self._trusted_from = now + DISTRUST_TIME
         self._reported = ended
         # the longer the counters are right, the less often they are checked
         pause = max(CHECK_PAUSE, 2 * poll_interval, (self._checked_at - self._trusted_from) / 2)
         return now >= self._checked_at + pause - 0.1
 
-    def _compare(self, active: int, asked_at: float, *, is_full: bool) -> int:
-        """Compare the counters with what polls have found; return how many jobs have ended in another way."""
+    def _compare(self, active: int, asked_at: float, *, is_full: bool) -> None:
+        """Compare the counters with what polls have found."""
         seen = sum(state.polled_at >= asked_at for state in self._poller.waiting.values())
-        uncounted = -self._unlocated if is_full else 0
-        if active < seen or uncounted > max(1, len(self._polled) // 16):  # a few ended after the report
+        # a few may have ended after the report
+        if active < seen or (is_full and -self._unfound > max(1, len(self._polled) // 16)):
             self._trusted_from = asked_at + DISTRUST_TIME
-        missing = max(self._known_by(asked_at) - active, 0)
-        self._unlocated = min(self._unlocated, missing)  # the others are ends of foreign jobs
-        return missing if asked_at >= self._trusted_from else 0
+        # the others are ends of foreign jobs
+        self._unfound = min(self._unfound, max(self._known_by(asked_at) - active, 0))
 
     def _known_by(self, at: float) -> int:
         return sum(state.added_at <= at for state in self._poller.waiting.values())
 
     # --- polling ---
 
-    def _search(self, job_ids: Sequence[str]) -> Flow[None]:
-        """Poll jobs, in this order, until all reported ends are found."""
-        poller = self._poller
-        polled, found, answers = 0, poller.found, poller.answers
-        while polled < len(job_ids) and self._unlocated > 0 and not poller.outages.failed_rounds:
-            # half as many more as found nothing: few if the jobs end in order, soon all if they do not
-            step = max(self._unlocated, (polled - (poller.found - found)) // 2)
-            if polled and poller.answers == answers:
-                step = len(job_ids)  # a step takes long when none of its jobs answers
-            yield from self._poll(job_ids[polled : polled + step])
-            polled += step
+    def _find(self, order: Sequence[str], wanted: int, *, is_queue: bool = False) -> Flow[None]:
+        """
+        Poll jobs in this order until so many are found to have ended.
 
-    def _advance(self, queue: Sequence[str], *, is_full: bool) -> Flow[None]:
-        """Poll jobs that may have started, until one is queued, or all reported ends are found."""
-        places = {job_id: self._poller.waiting[job_id].place for job_id in self._unpolled(queue)}
+        :param is_queue: whether to stop at a queued one, since those behind it have not started.
+        """
+        waiting, rest, polled, found = self._poller.waiting, self._unpolled(order), 0, 0
         is_slow = False
-        while places and (is_full or self._unlocated > 0) and not self._poller.outages.failed_rounds:
-            polled = len(queue) - len(places)
-            step = max(polled // 4, 2) if is_full else min(self._unlocated, max(polled, LOOK_AHEAD))
-            if is_slow:
-                step = len(places)
-            batch = {job_id: places.pop(job_id) for job_id in list(places)[:step]}
-            yield from self._poll(list(batch))
-            # a step takes long when one of its jobs does not answer
-            is_slow = any(self._is_silent(job_id) for job_id in batch)
-            if any(self._is_queued(job_id) and batch[job_id] > self._youngest_started for job_id in batch):
-                # one that is queued again must not hide those behind it
-                ahead = sorted(list(places)[:LOOK_AHEAD], key=self._polled_at)[:1]
+        while rest and found < wanted and not self._poller.outages.failed_rounds:
+            lacking = wanted - found
+            # half as many more as found nothing: few if the jobs end in order, soon all if they do not
+            step = min(lacking, max(polled // 4, 2)) if is_queue else max(lacking, (polled - found) // 2)
+            batch = rest[: len(rest) if is_slow else step]
+            del rest[: len(batch)]
+            yield from self._poll(batch)
+            # another step would take as long
+            is_slow = any(waiting[job_id].is_silent for job_id in batch if job_id in waiting)
+            polled, found = polled + len(batch), found + sum(job_id not in waiting for job_id in batch)
+            if is_queue and rest and found < wanted and self._is_queued(batch[-1]):
+                # one that was queued again must not hide those behind it
+                ahead = self._stale(rest[:LOOK_AHEAD])[:1]
                 yield from self._poll(ahead)
                 if all(map(self._is_queued, ahead)):
                     return
-                del places[ahead[0]]
+                rest.remove(ahead[0])
 
-    def _poll(self, job_ids: Sequence[str]) -> Flow[None]:
+    def _scan(self, due: Sequence[str], active: int, asked_at: float) -> Flow[None]:
+        """Poll all jobs, the longest unpolled first, some time after others have canceled one."""
+        if asked_at < self._trusted_from or self._known_by(asked_at) - active <= self._unfound:
+            self._missing_since = math.inf
+        elif asked_at < self._missing_since + SCAN_PAUSE - 0.1:
+            self._missing_since = min(self._missing_since, asked_at)
+        else:
+            self._missing_since = math.inf
+            yield from self._poll(self._stale(due)[:SCAN_SIZE])
+
+    def _move_overtaken(self) -> None:
+        """Move queued jobs to the end that younger ones have overtaken: they have lost their worker."""
+        waiting, queued, overtaken = self._poller.waiting, list[str](), list[str]()
+        for job_id, state in waiting.items():
+            if self._has_started(job_id):
+                overtaken += queued
+                queued = []
+            elif job_id in self._polled and not state.was_overtaken:
+                queued.append(job_id)
+        for job_id in overtaken:
+            waiting[job_id] = state = waiting.pop(job_id)
+            state.was_overtaken = True
+
+    def _poll(self, job_ids: Iterable[str]) -> Flow[None]:
         if not self._poller.outages.failed_rounds:
+            job_ids = self._unpolled(job_ids)
             self._polled.update(job_ids)
             yield from self._poller.poll(job_ids)
 
     def _unpolled(self, job_ids: Iterable[str]) -> list[str]:
         return self._poller.pollable(job_id for job_id in job_ids if job_id not in self._polled)
 
-    def _polled_at(self, job_id: str) -> float:
-        return self._poller.waiting[job_id].polled_at
+    def _stale(self, job_ids: Iterable[str]) -> list[str]:
+        """Return the jobs that were not polled in this round, the longest unpolled first."""
+        return sorted(self._unpolled(job_ids), key=lambda job_id: self._poller.waiting[job_id].polled_at)
 
-    def _is_running(self, job_id: str) -> bool:
-        state = self._poller.waiting.get(job_id)
-        return state is not None and state.job is not None and state.job.status is not JobStatus.QUEUED
-
-    def _is_silent(self, job_id: str) -> bool:
-        state = self._poller.waiting.get(job_id)
-        return state is not None and (state.failures > 0 or state.is_cut_off or state.is_in_flight)
+    def _has_started(self, job_id: str) -> bool:
+        return self._status(job_id) not in (None, JobStatus.QUEUED)
 
     def _is_queued(self, job_id: str) -> bool:
+        return self._status(job_id) is JobStatus.QUEUED
+
+    def _status(self, job_id: str) -> JobStatus | None:
         state = self._poller.waiting.get(job_id)
-        return state is not None and state.job is not None and state.job.status is JobStatus.QUEUED
+        return None if state is None or state.job is None else state.job.status

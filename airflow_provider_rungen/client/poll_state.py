@@ -38,7 +38,7 @@ class PollState:
     :param polled_at: when a poll of it was last answered, 0 if none was.
     :param job: the last answer.
     :param status_since: since when it has the status of that answer, as far as it was seen.
-    :param place: where it stands in the queue: a job that is queued again has a new place behind all others.
+    :param was_overtaken: whether younger jobs have started before it, so that it was moved to the end.
     :param failures: polls in a row that failed.
     :param is_cut_off: whether the last poll was ended early because too many others were slow.
     :param is_in_flight: whether a poll of it is under way.
@@ -50,10 +50,15 @@ class PollState:
     polled_at: float = 0.0
     job: Job | None = None
     status_since: float = 0.0
-    place: int = 0
+    was_overtaken: bool = False
     failures: int = 0
     is_cut_off: bool = False
     is_in_flight: bool = False
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the last poll was not answered, or not yet."""
+        return self.failures > 0 or self.is_in_flight or self.is_cut_off
 
     def may_appear(self, now: float) -> bool:
         """Note that the service does not know the job; return whether it may know it later."""
