@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import count
 from typing import Any
 
 from airflow_provider_rungen.client.codec import encode, encode_input, path_segment
-from airflow_provider_rungen.client.flow import Flow, Request, Sleep
+from airflow_provider_rungen.client.flow import Flow, Gather, Request, Sleep
 from airflow_provider_rungen.client.models import App, Job, JobStatus
-from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET, call, retry_delay, was_not_accepted
+from airflow_provider_rungen.client.retry import (
+    ATTEMPTS,
+    RETRY_BUDGET,
+    call,
+    is_transient,
+    retry,
+    send,
+    was_not_accepted,
+)
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
@@ -126,41 +133,55 @@ def cancel_job(app_id: str, job_id: str, *, retry_budget: float = RETRY_BUDGET) 
     """
     request = _job_request("PUT", app_id, job_id, "cancel the job", as_user=True, is_lean=True)
     read = partial(Job.from_json, app_id=app_id, job_id=job_id, status=JobStatus.CANCELED)
-    now = yield Sleep(0)
-    give_up_at = now + retry_budget
-    for failures in count():
+
+    def attempt(_: int) -> Flow[Job]:
         try:
-            return (yield from call(request, read, retry_budget=give_up_at - now))
-        except (RunGenConflictError, RunGenNotFoundError) as error:
+            return (yield from send(request, read))
+        except RunGenConflictError as error:
             refusal = error
+        status = "its status is unknown"
+        try:
+            job = yield from get_job(app_id, job_id, attempts=1, is_lean=True)
+        except RunGenNotFoundError:
+            raise refusal from None
+        except RunGenError:
+            pass
+        else:
+            if job.status is JobStatus.CANCELED:  # by an earlier attempt, whose answer was lost
+                return job
+            if job.is_terminal:
+                raise refusal
+            status = f"it is {job.status}"
+        message = f"{refusal.message.removesuffix(request.about).rstrip()}, but {status} {request.about}"
+        raise RunGenAPIError(message, status_code=409, retry_after=refusal.retry_after, retryable=True)
+
+    def may_retry(error: RunGenError) -> bool:
         # what was submitted a moment ago may not be known yet
-        is_known = isinstance(refusal, RunGenConflictError)
-        job = (yield from _find_job(app_id, job_id, refusal)) if is_known else None
-        # an earlier attempt whose answer was lost may have canceled it
-        if job is not None and job.status is JobStatus.CANCELED:
-            return job
-        if job is not None and job.is_terminal:
-            raise refusal
-        delay = retry_delay(failures, refusal)
-        now = yield Sleep(0)
-        if failures + 1 == ATTEMPTS or now + delay > give_up_at:
-            break
-        now = yield Sleep(delay)
-    if not is_known:
-        raise refusal
-    status = "its status is unknown" if job is None else f"it is {job.status}"
-    message = f"{refusal.message.removesuffix(request.about).rstrip()}, but {status} {request.about}"
-    raise RunGenAPIError(message, status_code=409, retryable=True)
+        return isinstance(error, RunGenNotFoundError) or is_transient(error)
+
+    return (yield from retry(attempt, may_retry, retry_budget=retry_budget))
 
 
-def _find_job(app_id: str, job_id: str, conflict: RunGenAPIError) -> Flow[Job | None]:
-    """Return a job that the service does not cancel; ``None`` if it cannot be read now."""
-    try:
-        return (yield from get_job(app_id, job_id, attempts=1, is_lean=True))
-    except RunGenNotFoundError:
-        raise conflict from None
-    except RunGenError:
-        return None
+def cancel_jobs(
+    app_id: str, job_ids: Sequence[str], outcomes: dict[str, RunGenError | None], *, retry_budget: float
+) -> Flow[None]:
+    """
+    Cancel many jobs.
+
+    :param app_id: their app.
+    :param job_ids: the jobs.
+    :param outcomes: gets for each job, once it is known, why it was not canceled, or ``None``.
+    :param retry_budget: seconds after which a request is not sent again.
+    """
+
+    def cancel(job_id: str) -> Flow[None]:
+        try:
+            yield from cancel_job(app_id, job_id, retry_budget=retry_budget)
+            outcomes[job_id] = None
+        except RunGenError as error:
+            outcomes[job_id] = error
+
+    yield Gather([cancel(job_id) for job_id in job_ids])
 
 
 def list_apps(*, attempts: int = ATTEMPTS) -> Flow[list[App]]:
@@ -238,4 +259,14 @@ def delete_app(app_id: str) -> Flow[None]:
 
     :param app_id: the app.
     """
-    yield from call(_app_request("DELETE", app_id, "delete the app"), lambda _: None)
+    request = _app_request("DELETE", app_id, "delete the app")
+
+    def attempt(number: int) -> Flow[None]:
+        try:
+            yield from send(request, lambda _: None)
+        except RunGenNotFoundError:
+            if number == 1:
+                raise
+            # an earlier attempt, whose answer was lost, deleted it
+
+    yield from retry(attempt, is_transient)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 from airflow_provider_rungen.client.codec import decode
@@ -16,7 +17,6 @@ from airflow_provider_rungen.exceptions import (
     RunGenConnectionError,
     RunGenError,
     RunGenForbiddenError,
-    RunGenNotFoundError,
     RunGenResponseError,
 )
 
@@ -51,22 +51,46 @@ def call(
     :param retry_budget: seconds after which the request is not sent again.
     :raises RunGenError: the error of the last attempt.
     """
+    may_retry = was_not_accepted if request.method == "POST" else is_transient
+    return (
+        yield from retry(
+            lambda _: send(request, read), may_retry, attempts=attempts, retry_budget=retry_budget
+        )
+    )
+
+
+def send(request: Request, read: Callable[[Any], T]) -> Flow[T]:
+    """Send a request once, and return the answer; see `call`."""
+    now = yield Sleep(0)
+    return read(decode((yield request), request, now))
+
+
+def retry(
+    attempt: Callable[[int], Flow[T]],
+    may_retry: Callable[[RunGenError], bool],
+    *,
+    attempts: int = ATTEMPTS,
+    retry_budget: float = RETRY_BUDGET,
+) -> Flow[T]:
+    """
+    Attempt something until it succeeds.
+
+    :param attempt: makes the flow of one attempt, given its number, from 1.
+    :param may_retry: returns whether another attempt may succeed after an error, and is safe.
+    :param attempts: how many attempts to make at most.
+    :param retry_budget: seconds after which no other attempt begins.
+    :raises RunGenError: the error of the last attempt.
+    """
     now = yield Sleep(0)
     give_up_at = now + retry_budget
-    for attempt in range(1, attempts + 1):
-        failure: RunGenError
+    for number in count(1):
         try:
-            return read(decode((yield request), request, now))
-        except RunGenNotFoundError as error:
-            if request.method == "DELETE" and attempt > 1:
-                return read(None)  # an earlier attempt, whose answer was lost, deleted it
-            failure = error
+            return (yield from attempt(number))
         except RunGenError as error:
             failure = error
-        may_retry = was_not_accepted(failure) if request.method == "POST" else is_transient(failure)
-        if not may_retry or attempt == attempts:
+        if number == attempts or not may_retry(failure):
             break
-        delay = retry_delay(attempt - 1, failure)
+        delay = retry_delay(number - 1, failure)
         now = yield Sleep(0)
         if now + delay > give_up_at:
             break
@@ -74,10 +98,10 @@ def call(
             "%s; retrying in %s (attempt %d of %d)",
             failure.message,
             format_duration(delay),
-            attempt,
+            number,
             attempts,
         )
-        now = yield Sleep(delay)
+        yield Sleep(delay)
     raise failure
 
 

@@ -15,44 +15,24 @@ import weakref
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.bodies import CHUNK, ResponseBody
 from airflow_provider_rungen.client.daemon_threads import in_daemon_thread
 from airflow_provider_rungen.client.failures import ExchangeState, connection_failed, proxy_failed, timed_out
 from airflow_provider_rungen.client.flow import Request, Response
-from airflow_provider_rungen.client.settings import Settings, environment_ca, tls_context
+from airflow_provider_rungen.client.settings import Settings, tls_context
 from airflow_provider_rungen.exceptions import RunGenConnectionError
 
 if TYPE_CHECKING:
     import aiohttp
-    import requests
 
 MAX_IN_FLIGHT = 32
 # Seconds between two checks whether the caller is interrupted.
 CHECK_INTERVAL = 0.1
 # Seconds that a request in flight may take once its caller is interrupted.
 FINAL_GRACE = 1.0
-
-
-class RateLimiter:
-    """
-    Spreads requests over time.
-
-    :param per_second: how many may begin in a second; ``None`` for any number.
-    """
-
-    def __init__(self, per_second: float | None) -> None:
-        self._gap = 1 / per_second if per_second else 0.0
-        self._next = 0.0
-
-    def reserve(self) -> float:
-        """Reserve the next slot, and return the seconds until it begins."""
-        now = time.monotonic()
-        begin = max(now, self._next)
-        self._next = begin + self._gap
-        return begin - now
 
 
 class AsyncSender:
@@ -70,9 +50,10 @@ class AsyncSender:
         self.settings = settings
         self._is_interrupted = is_interrupted
         self._proxy = settings.proxy_for(settings.base_url)
-        self._limiter = RateLimiter(settings.max_requests_per_second)
+        self._gap = 1 / (settings.max_requests_per_second or inf)
+        self._next_begin = 0.0
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
-        self._verify = (environment_ca() or True) if settings.verify is True else settings.verify
+        self._verify = settings.trusted()
         # no headers here: aiohttp sends those of the session to a proxy, in the clear
         self.session: aiohttp.ClientSession = aiohttp.ClientSession(
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -101,13 +82,12 @@ class AsyncSender:
         import aiohttp
 
         async with self._in_flight:
-            if wait := self._limiter.reserve():
-                await asyncio.sleep(wait)
-            limit, exchange = self.settings.time_limit(request), ExchangeState()
-            scope = asyncio.timeout(limit)
+            limit, exchange, scope = self.settings.time_limit(request), ExchangeState(), asyncio.timeout(None)
             watch = is_interrupted and asyncio.ensure_future(_end_soon(scope, exchange, is_interrupted))
             try:
                 async with scope:
+                    await asyncio.sleep(self._reserve())
+                    _end_within(limit, scope)
                     return await self._exchange(request, exchange)
             except (aiohttp.ClientError, OSError, ValueError, EOFError, zlib.error) as error:
                 if scope.expired():
@@ -121,6 +101,13 @@ class AsyncSender:
                     watch.cancel()
             # raised out here, so that the library's error, which holds the headers, is not its context
             raise failure
+
+    def _reserve(self) -> float:
+        """Reserve the next moment at which a request may begin, and return the seconds until then."""
+        now = time.monotonic()
+        begin = max(now, self._next_begin)
+        self._next_begin = begin + self._gap
+        return begin - now
 
     async def _exchange(self, request: Request, exchange: ExchangeState) -> Response:
         from yarl import URL
@@ -158,8 +145,13 @@ async def _end_soon(
     while not is_interrupted():  # noqa: ASYNC110 - it may depend on the thread
         await asyncio.sleep(CHECK_INTERVAL)
     exchange.is_interrupted = True
-    end = asyncio.get_running_loop().time() + (FINAL_GRACE if exchange.is_sent else 0.0)
+    _end_within(FINAL_GRACE if exchange.is_sent else 0.0, scope)
+
+
+def _end_within(seconds: float, scope: asyncio.Timeout) -> None:
+    """End a scope after some seconds, unless it ends before."""
     if not scope.expired():
+        end = asyncio.get_running_loop().time() + seconds
         scope.reschedule(min(scope.when() or end, end))
 
 
@@ -167,125 +159,73 @@ class Sender:
     """
     Sends requests, blocking, through an `AsyncSender` in the event loop of a daemon thread.
 
-    So a signal can end the call at any time, and the limit of a request holds whatever a server does.
+    So a signal can end the call at any time, and the limit of a request holds whatever a server does. Callers
+    share no lock with the thread, since signal handlers may raise in the main thread at any time.
 
     :param settings: how to reach the service.
-    :param sleep: sleeps until a request may begin.
     :param is_interrupted: returns whether the caller has to end soon, so that a request in flight gets
         little time.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        sleep: Callable[[float], None] = time.sleep,
-        is_interrupted: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def __init__(self, settings: Settings, *, is_interrupted: Callable[[], bool] = lambda: False) -> None:
         self.settings = settings
-        self._sleep = sleep
         self._is_interrupted = is_interrupted
-        self._limiter = RateLimiter(settings.max_requests_per_second)
-        self._session: requests.Session | None = None
-        self._thread: _SenderThread | None = None
-
-    @property
-    def session(self) -> requests.Session:
-        """A session for the service, which sends the API key. It shares nothing with the other requests."""
-        if self._session is None:
-            from airflow_provider_rungen.client.sessions import open_session
-
-            self._session = open_session(self.settings)
-        return self._session
+        self._thread: threading.Thread | None = None
 
     def __call__(self, request: Request) -> Response:
         """
         Send a request and read the whole answer, as `AsyncSender` does.
 
-        :param request: the request.
-        :raises RunGenConnectionError: there was no whole answer in time.
+        :param request: the request. An error that a signal handler raises cancels it.
+        :raises RunGenConnectionError: there was no whole answer in time, or another thread has closed the
+            connections.
         :raises RunGenResponseError: the answer is too large, or encoded in an unknown way.
         """
-        if wait := self._limiter.reserve():
-            self._sleep(wait)
         if self._thread is None or not self._thread.is_alive():  # no thread survives a fork
-            # it does not pace requests: `sleep` does, which a kill can end
-            self._thread = _SenderThread(replace(self.settings, max_requests_per_second=None))
-        return self._thread.send(request, self._is_interrupted)
-
-    def close(self) -> None:
-        """Close the connections. The sender can be used again."""
-        if self._thread is not None:
-            self._thread.close()
-            self._thread = None
-        if self._session is not None:
-            self._session.close()
-            self._session = None
-
-
-class _SenderThread:
-    """
-    An `AsyncSender` in the event loop of a daemon thread.
-
-    Callers share no lock with it, since signal handlers may raise in the main thread at any time.
-
-    :param settings: how to reach the service.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        import aiohttp  # noqa: F401 - here, since the first request would wait for it in the loop
-
-        opened: queue.SimpleQueue[
-            tuple[asyncio.AbstractEventLoop, AsyncSender, asyncio.Event] | BaseException
-        ] = queue.SimpleQueue()
-        work = _keep_open(settings, opened)  # no method: the thread ends when nobody has this object
-        self._thread = threading.Thread(target=asyncio.run, args=(work,), name="rungen-sender", daemon=True)
-        self._thread.start()
-        if isinstance(answer := opened.get(), BaseException):
-            raise answer
-        self._loop, self._sender, stop = answer
-        #: Closes the connections, and ends the thread.
-        self.close = weakref.finalize(self, _call_in, self._loop, stop.set)
-        self.close.atexit = False
-
-    def is_alive(self) -> bool:
-        """Return whether it can send."""
-        return self._thread.is_alive()
-
-    def send(self, request: Request, is_interrupted: Callable[[], bool]) -> Response:
-        """
-        Send a request. An error that a signal handler raises cancels it.
-
-        :raises RunGenConnectionError: there was no answer, or another thread has closed the connections.
-        """
+            self._open()
+        thread, loop, sender = self._thread, self._loop, self._async_sender
         tasks: list[asyncio.Task[Response]] = []
         done: queue.SimpleQueue[asyncio.Task[Response]] = queue.SimpleQueue()
         ends_soon = False
 
         def begin() -> None:
-            tasks.append(asyncio.ensure_future(self._sender.send(request, lambda: ends_soon)))
+            tasks.append(asyncio.ensure_future(sender.send(request, lambda: ends_soon)))
             tasks[0].add_done_callback(done.put)
 
         try:
-            _call_in(self._loop, begin)
-            while self.is_alive():
+            _call_in(loop, begin)
+            while thread is not None and thread.is_alive():
                 with suppress(queue.Empty):
                     return done.get(timeout=CHECK_INTERVAL).result()
-                ends_soon = is_interrupted()  # asked here, since it may depend on the thread
+                ends_soon = self._is_interrupted()  # asked here, since it may depend on the thread
         except asyncio.CancelledError:
             pass  # by the end of the event loop
         except BaseException:
-            _call_in(self._loop, lambda: [task.cancel() for task in tasks])
+            _call_in(loop, lambda: [task.cancel() for task in tasks])
             raise
         raise RunGenConnectionError(request.failure("the connection was closed meanwhile"))
 
+    def _open(self) -> None:
+        import aiohttp  # noqa: F401 - here, since the first request would wait for it in the loop
+
+        opened: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, AsyncSender, asyncio.Event]]
+        opened = queue.SimpleQueue()
+        work = _keep_open(self.settings, opened)  # no method: the thread ends when nobody has this object
+        self._thread = threading.Thread(target=asyncio.run, args=(work,), name="rungen-sender", daemon=True)
+        self._thread.start()
+        self._loop, self._async_sender, stop = opened.get()
+        self._end_thread = weakref.finalize(self, _call_in, self._loop, stop.set)
+        self._end_thread.atexit = False
+
+    def close(self) -> None:
+        """Close the connections. The sender can be used again."""
+        if self._thread is not None:
+            self._end_thread()
+            self._thread = None
+
 
 async def _keep_open(settings: Settings, opened: queue.SimpleQueue[Any]) -> None:
-    try:
-        sender, stop = AsyncSender(settings), asyncio.Event()
-    except Exception as error:
-        opened.put(error)  # whoever opens it waits for an answer
-        return
+    sender, stop = AsyncSender(settings), asyncio.Event()
     opened.put((asyncio.get_running_loop(), sender, stop))
     try:
         await stop.wait()

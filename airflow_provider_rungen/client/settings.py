@@ -9,6 +9,7 @@ import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from airflow_provider_rungen import __version__
@@ -17,6 +18,9 @@ from airflow_provider_rungen.client.flow import Request, Response
 from airflow_provider_rungen.client.price import Price
 from airflow_provider_rungen.client.redaction import mask_key, mask_key_in_text
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenResponseError
+
+if TYPE_CHECKING:
+    import requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Settings:
     :param app_url: the address of an app for people, with ``{app_id}`` in it. Default: its API address.
     :param job_url: the address of a job for people, with ``{app_id}`` and ``{job_id}``. Default: likewise.
     :param price: what one worker of an app costs, as declared.
+    :param app_id: the app to use by default.
     """
 
     base_url: str
@@ -53,6 +58,7 @@ class Settings:
     app_url: str | None = None
     job_url: str | None = None
     price: Price | None = None
+    app_id: str | None = None
 
     def headers(self) -> dict[str, str]:
         """Return the headers of every request."""
@@ -79,6 +85,24 @@ class Settings:
         """
         # aiohttp's trust_env would send ~/.netrc, too
         return None if is_loopback(urlsplit(url).hostname or "") else self.proxy or proxy_of_environment(url)
+
+    def session(self) -> requests.Session:
+        """Return a session that sends the key, follows no redirects, and reads no ``~/.netrc``."""
+        import requests
+
+        session, proxy, parts = requests.Session(), self.proxy_for(self.base_url), urlsplit(self.base_url)
+        # requests would send requests to this machine through the environment's proxy
+        session.trust_env = False
+        session.proxies = {f"{parts.scheme}://{parts.hostname}": proxy} if proxy else {}
+        session.verify = self.trusted()
+        session.headers.update(self.headers())
+        # a redirect would take the key to another host
+        session.get_redirect_target = lambda resp: None  # type: ignore[method-assign]
+        return session
+
+    def trusted(self) -> bool | str:
+        """Return whether to verify TLS, or the path of a CA bundle: the environment's one by default."""
+        return (environment_ca() or True) if self.verify is True else self.verify
 
     def response(self, status: int, headers: Mapping[str, str], chunks: list[bytes]) -> Response:
         """Return an answer with the key masked in it, so that a service that repeats it leaks nothing."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
@@ -50,7 +50,7 @@ def drive(
     :param clock: returns the time, in seconds since 1970.
     """
 
-    def perform(step: Step) -> Any:
+    async def perform(step: Step) -> Any:
         if isinstance(step, Sleep):
             if step.seconds > 0:
                 sleep(step.seconds)
@@ -59,18 +59,11 @@ def drive(
             return [drive(_caught(each), send, sleep, clock) for each in step.flows]
         return send(step)
 
-    # an error that somebody holds keeps this frame, and so the flow, which may have state to reset
-    with closing(flow):
-        resume: Callable[[], Step] = partial(next, flow)
-        while True:
-            try:
-                step = resume()
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]  # typed by the generator's own annotation
-            try:
-                resume = partial(flow.send, perform(step))
-            except RunGenError as error:
-                resume = partial(flow.throw, error)
+    try:
+        _perform_steps(flow, perform).send(None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # typed by the coroutine's own annotation
+    raise AssertionError("a blocking step does not suspend")
 
 
 async def adrive(
@@ -101,7 +94,12 @@ async def adrive(
             return await _gather(flows, step.wait_at_most, background)
         return await send(step)
 
-    with closing(flow):  # see drive
+    return await _perform_steps(flow, perform)
+
+
+async def _perform_steps(flow: Flow[T], perform: Callable[[Step], Awaitable[Any]]) -> T:
+    # an error that somebody holds keeps this frame, and so the flow, which may have state to reset
+    with closing(flow):
         resume: Callable[[], Step] = partial(next, flow)
         while True:
             try:
@@ -194,19 +192,10 @@ async def gather_limited(
             worker.cancel()
 
 
-def sleep_with_checks(seconds: float, check: Callable[[], None]) -> None:
-    """Sleep, and call ``check`` again and again. An error of it ends the sleep."""
+def short_sleeps(seconds: float, check: Callable[[], None]) -> Iterator[float]:
+    """Yield short times to sleep that add up to some seconds, and call ``check`` before and after each."""
     end = time.monotonic() + seconds
     check()
     while (rest := end - time.monotonic()) > 0:
-        time.sleep(min(rest, CHECK_INTERVAL))
-        check()
-
-
-async def asleep_with_checks(seconds: float, check: Callable[[], None]) -> None:
-    """Do the same in an event loop."""
-    end = time.monotonic() + seconds
-    check()
-    while (rest := end - time.monotonic()) > 0:
-        await asyncio.sleep(min(rest, CHECK_INTERVAL))
+        yield min(rest, CHECK_INTERVAL)
         check()

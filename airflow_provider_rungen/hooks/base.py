@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
+from airflow_provider_rungen import _airflow
 from airflow_provider_rungen._airflow import BaseHook, metrics
+from airflow_provider_rungen._airflow.masking import amask, mask, proxy_passwords
+from airflow_provider_rungen.client.daemon_threads import begin
 from airflow_provider_rungen.client.flow import Flow, Request, Response, T
 from airflow_provider_rungen.client.injected import AsyncInjectedSender, InjectedSender, Transport
 from airflow_provider_rungen.client.senders import AsyncSender, Sender
 from airflow_provider_rungen.client.settings import Settings
-from airflow_provider_rungen.client.transport import adrive, asleep_with_checks, drive, sleep_with_checks
-from airflow_provider_rungen.exceptions import RunGenConfigError
-from airflow_provider_rungen.hooks.lookup import ConnectionLookup, find_connection
+from airflow_provider_rungen.client.transport import adrive, drive, short_sleeps
+from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenConnectionError
+from airflow_provider_rungen.hooks.connection import explaining, find_connection, is_allowed, read_connection
 
 if TYPE_CHECKING:
     import requests  # for the type of get_conn() only
 
     from airflow_provider_rungen._airflow import Connection
 
+log = logging.getLogger(__name__)
+
+# Seconds that a request may take for a task that is killed.
+PART = 15.0
 _REFUSED = (401, 403)
 
 
@@ -47,20 +56,21 @@ class FlowHook(BaseHook):
         if transport is not None:
             self.transport = transport
         self.rungen_conn_id = rungen_conn_id
-        self._lookup = ConnectionLookup(rungen_conn_id, type(self), self._around_lookup, renew_every)
+        self._renew_every = renew_every
+        self._renew_from = 0.0
+        self._settings: Settings | None = None
+        self._is_of_environment = False
+        self._lookup_lock = asyncio.Lock()
         self._sender: Sender | InjectedSender | None = None
-        self._async_sender: AsyncSender | AsyncInjectedSender | None = None
-        self._retired: list[AsyncSender | AsyncInjectedSender] = []
-        self._stragglers: set[asyncio.Task[Any]] = set()
+        # requests may be in flight on those before the last one
+        self._async_senders: list[tuple[Settings, AsyncSender | AsyncInjectedSender]] = []
+        self._background: set[asyncio.Task[Any]] = set()
         #: Called before each request, and again and again while waiting. An error of it ends the call.
         self.checkpoint: Callable[[], None] | None = None
         #: Returns whether the caller has to end soon. A request in flight then gets one more second.
         self.is_interrupted: Callable[[], bool] | None = None
         #: A context in which a blocking call asks Airflow for the connection.
         self.around_lookup: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
-
-    def _around_lookup(self) -> AbstractContextManager[None]:
-        return self.around_lookup()
 
     # --- the connection ---
 
@@ -71,11 +81,67 @@ class FlowHook(BaseHook):
 
         :raises RunGenConfigError: the connection is missing or invalid; the message names the field.
         """
-        return self._lookup.get()
+        return self._get_settings()
 
     async def asettings(self) -> Settings:
         """Return the settings of the Airflow connection, in an event loop; see `settings`."""
-        return await self._lookup.aget()
+        return await self._aget_settings()
+
+    def _get_settings(self, refused: Settings | None = None) -> Settings:
+        """
+        Return the settings.
+
+        :param refused: the settings whose key was just refused. The connection may then be looked up again.
+        """
+        settings = self._settings
+        if settings is None or self._is_outdated(settings, refused):
+            with self.around_lookup(), explaining(self.rungen_conn_id):
+                settings = self._read(self.get_connection(self.rungen_conn_id))
+                mask(proxy_passwords(settings.proxy))
+            settings = self._adopt(settings)
+        return settings
+
+    async def _aget_settings(self, refused: Settings | None = None) -> Settings:
+        settings = self._settings
+        if settings is None or refused is not None or self._is_outdated(settings, None):
+            async with self._lookup_lock:
+                settings = self._settings
+                if settings is None or self._is_outdated(settings, refused):
+                    with explaining(self.rungen_conn_id):
+                        conn = await _airflow.get_async_connection(self.rungen_conn_id, type(self))
+                        settings = self._read(conn)
+                        await amask(proxy_passwords(settings.proxy))
+                    settings = self._adopt(settings)
+        return settings
+
+    def _is_outdated(self, settings: Settings, refused: Settings | None) -> bool:
+        """Return whether to look up again. Of many requests that are refused, one is enough."""
+        if not is_allowed(settings, is_of_environment=self._is_of_environment):
+            return True
+        is_due = settings is refused and time.monotonic() >= self._renew_from
+        if is_due:
+            self._renew_from = time.monotonic() + self._renew_every
+        return is_due
+
+    def _read(self, conn: Connection) -> Settings:
+        settings = read_connection(conn, self.rungen_conn_id)
+        self._is_of_environment = find_connection(self.rungen_conn_id) is not None
+        if not is_allowed(settings, is_of_environment=self._is_of_environment):
+            raise RunGenConfigError(
+                f"Airflow connection {self.rungen_conn_id!r} leads to {settings.base_url}, which a test must "
+                "not reach; nothing was sent",
+                hint="Use the fixture rungen_emulator, or point the connection at an emulator with "
+                f"emulator.connection({self.rungen_conn_id!r}), or name another stand-in in RUNGEN_EMULATOR",
+            )
+        return settings
+
+    def _adopt(self, settings: Settings) -> Settings:
+        """Use settings from now on, unless they are as before: others may hold connections of those."""
+        if self._settings is None or settings != self._settings:
+            if self._settings is not None:
+                log.info("Airflow connection %r has changed: using its new settings", self.rungen_conn_id)
+            self._settings = settings
+        return self._settings
 
     def resolve_app_id(self, app_id: str | None = None) -> str:
         """
@@ -84,9 +150,7 @@ class FlowHook(BaseHook):
         :param app_id: the app; the connection's ``app_id`` if omitted.
         :raises RunGenConfigError: neither names one.
         """
-        if not app_id:
-            _ = self.settings
-            app_id = self._lookup.app_id
+        app_id = app_id or self.settings.app_id
         if not app_id:
             raise RunGenConfigError(
                 "There is no app_id",
@@ -103,14 +167,13 @@ class FlowHook(BaseHook):
 
     def get_conn(self) -> requests.Session:
         """
-        Return the session of the blocking calls. It sends the API key: use it for RunGen's host only.
+        Return a new session. It sends the API key: use it for RunGen's host only.
 
         :raises RunGenConfigError: the hook has a transport, and so no session.
         """
-        sender = self._get_sender()
-        if not isinstance(sender, Sender):
+        if self.transport is not None:
             raise RunGenConfigError("A hook with a transport has no session")
-        return sender.session
+        return self.settings.session()
 
     @classmethod
     def get_connection(cls, conn_id: str) -> Connection:
@@ -130,50 +193,46 @@ class FlowHook(BaseHook):
         def send(request: Request) -> Response:
             self._check()
             settings = self.settings
-            response = self._send(request)
-            if response.status in _REFUSED and self._lookup.get(refused=settings) is not settings:
-                response = self._send(request)
+            response = self._send(request, settings)
+            if response.status in _REFUSED:
+                renewed = self._get_settings(refused=settings)
+                if renewed is not settings:
+                    response = self._send(request, renewed)
             return response
 
         return drive(flow, send, self.sleep)
 
     def sleep(self, seconds: float) -> None:
         """Sleep, and call `checkpoint` again and again."""
-        sleep_with_checks(seconds, self._check)
+        for part in short_sleeps(seconds, self._check):
+            time.sleep(part)
 
     def _check(self) -> None:
         if self.checkpoint is not None:
             self.checkpoint()
 
-    def _get_sender(self) -> Sender | InjectedSender:
-        settings = self.settings
-        if self._sender is not None and self._sender.settings is not settings:
+    def _send(self, request: Request, settings: Settings) -> Response:
+        if self._sender is None or self._sender.settings is not settings:
             self.close()  # the connection has changed
-        if self._sender is None:
-            self._sender = self._open_sender(
-                settings,
-                sleep=self.sleep,
-                is_interrupted=lambda: self.is_interrupted is not None and self.is_interrupted(),
-            )
-        return self._sender
+            self._sender = self._open_sender(settings)
+        response = None
+        try:
+            response = self._sender(request)
+        finally:
+            metrics.count_request(request, response)
+        return response
 
-    def _open_sender(self, settings: Settings, **options: Any) -> Sender | InjectedSender:
+    def _open_sender(self, settings: Settings) -> Sender | InjectedSender:
         if self.transport is not None:
             return InjectedSender(settings, self.transport)
-        return Sender(settings, **options)
+        return Sender(
+            settings, is_interrupted=lambda: self.is_interrupted is not None and self.is_interrupted()
+        )
 
     def _open_async_sender(self, settings: Settings, **options: Any) -> AsyncSender | AsyncInjectedSender:
         if self.transport is not None:
             return AsyncInjectedSender(settings, self.transport)
         return AsyncSender(settings, **options)
-
-    def _send(self, request: Request) -> Response:
-        response = None
-        try:
-            response = self._get_sender()(request)
-        finally:
-            metrics.count_request(request, response)
-        return response
 
     def perform_concurrently(self, flow: Flow[T]) -> T:
         """Perform a flow, blocking, with as many requests at a time as it allows."""
@@ -184,24 +243,42 @@ class FlowHook(BaseHook):
 
         return asyncio.run(run())
 
-    def perform_with_deadline(self, flow: Flow[T], *, within: float) -> T:
+    def perform_with_deadline(self, flow: Flow[T], *, within: float, is_paced: bool = False) -> T:
         """
-        Perform a flow of a few requests on a connection of its own, without asking Airflow for anything.
+        Perform a flow on connections of its own, without asking Airflow for anything.
 
-        For a task that is killed: its usual session may be in the middle of a request.
+        For a task that is killed: its usual connections may be in the middle of a request.
 
         :param flow: the flow.
-        :param within: seconds it may take; each request gets a quarter of them.
+        :param within: seconds it may take; each request gets a quarter of them at most.
+        :param is_paced: whether the limit of requests a second applies. Their turn may come after the end.
+        :raises RunGenConnectionError: it took longer.
         """
-        part = within / 4
-        # without the limit of requests a second: their turn may come after the end
-        sender = self._open_sender(
-            replace(self.settings, connect_timeout=part, read_timeout=part, max_requests_per_second=None)
-        )
-        try:
-            return drive(flow, sender)
-        finally:
-            sender.close()
+        part = min(within / 4, PART)
+        settings = replace(self.settings, connect_timeout=part, read_timeout=part)
+        settings = settings if is_paced else replace(settings, max_requests_per_second=None)
+
+        async def run() -> T:
+            sender, end = self._open_async_sender(settings), time.monotonic() + within
+
+            async def send(request: Request) -> Response:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(end - time.monotonic()):
+                        return await sender(request)
+                raise RunGenConnectionError(request.failure("there was no time left"), retryable=False)
+
+            async def sleep(seconds: float) -> None:
+                await asyncio.sleep(min(seconds, end - time.monotonic()))
+
+            try:
+                return await adrive(flow, send, sleep)
+            finally:
+                await sender.close()
+
+        with contextlib.suppress(TimeoutError):
+            # in a thread: this one may have an event loop that runs
+            return begin(asyncio.run, run()).result(within + 0.5)
+        raise RunGenConnectionError("There was no time left", retryable=False)
 
     # --- in an event loop ---
 
@@ -211,37 +288,32 @@ class FlowHook(BaseHook):
         async def send(request: Request) -> Response:
             self._check()
             settings = await self.asettings()
-            response = await self._asend(request)
-            if response.status in _REFUSED and await self._lookup.aget(refused=settings) is not settings:
-                response = await self._asend(request)
+            response = await self._asend(request, settings)
+            if response.status in _REFUSED:
+                renewed = await self._aget_settings(refused=settings)
+                if renewed is not settings:
+                    response = await self._asend(request, renewed)
             return response
 
         async def sleep(seconds: float) -> None:
             if self.checkpoint is None:  # in a triggerer, thousands may sleep at the same time
                 await asyncio.sleep(seconds)
-            else:
-                await asleep_with_checks(seconds, self._check)
+                return
+            for part in short_sleeps(seconds, self.checkpoint):
+                await asyncio.sleep(part)
 
-        return await adrive(flow, send, sleep, background=self._stragglers)
+        return await adrive(flow, send, sleep, background=self._background)
 
-    async def _get_async_sender(self) -> AsyncSender | AsyncInjectedSender:
-        settings = self.settings
-        if self._async_sender is not None and self._async_sender.settings is not settings:
-            self._retired.append(self._async_sender)  # other requests may be in flight on it
-            self._async_sender = None
-        if self._async_sender is None:
+    async def _asend(self, request: Request, settings: Settings) -> Response:
+        if self.transport is None and not self._async_senders:
             # in a thread: importing it blocks the event loop for a third of a second
-            if self.transport is None:
-                await asyncio.to_thread(import_module, "aiohttp")
-            self._async_sender = self._async_sender or self._open_async_sender(
-                settings, is_interrupted=self.is_interrupted
-            )
-        return self._async_sender
-
-    async def _asend(self, request: Request) -> Response:
-        sender, response = await self._get_async_sender(), None
+            await asyncio.to_thread(import_module, "aiohttp")
+        if not self._async_senders or self._async_senders[-1][0] is not settings:
+            sender = self._open_async_sender(settings, is_interrupted=self.is_interrupted)
+            self._async_senders.append((settings, sender))
+        response = None
         try:
-            response = await sender(request)
+            response = await self._async_senders[-1][1](request)
         finally:
             metrics.count_request(request, response)
         return response
@@ -256,23 +328,14 @@ class FlowHook(BaseHook):
 
     async def aclose(self) -> None:
         """Close the connections of the asynchronous calls, and end what continues in the background."""
-        stragglers = list(self._stragglers)
-        for straggler in stragglers:
-            straggler.cancel()
-        self._lookup.end_loop()
-        senders, self._retired = self._retired, []
-        if self._async_sender is not None:
-            senders.append(self._async_sender)
-            self._async_sender = None
-        canceled: asyncio.CancelledError | None = None
-        for sender in senders:
-            try:
-                await sender.close()
-            except asyncio.CancelledError as error:  # an event loop that ends cancels this, too
-                canceled = error
-        if canceled is not None:
-            raise canceled
-        await asyncio.gather(*stragglers, return_exceptions=True)
+        unfinished, senders = list(self._background), self._async_senders
+        self._async_senders, self._lookup_lock = [], asyncio.Lock()  # another event loop may come
+        for task in unfinished:
+            task.cancel()
+        async with contextlib.AsyncExitStack() as stack:  # each is closed, even if this is canceled
+            for _, sender in senders:
+                stack.push_async_callback(sender.close)
+        await asyncio.gather(*unfinished, return_exceptions=True)
 
     def __enter__(self) -> Self:
         return self

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from airflow_provider_rungen import get_provider_info
+from airflow_provider_rungen._airflow import AirflowNotFoundException
 from airflow_provider_rungen.client.address_policy import is_loopback
 from airflow_provider_rungen.client.durations import to_seconds
 from airflow_provider_rungen.client.price import parse_price
@@ -27,9 +29,9 @@ class _FieldError(Exception):
     """A field is missing, unknown or invalid. The text begins with its name."""
 
 
-def read_connection(conn: Connection, conn_id: str) -> tuple[Settings, str | None]:
+def read_connection(conn: Connection, conn_id: str) -> Settings:
     """
-    Return the settings, and the default app, of an Airflow connection.
+    Return the settings of an Airflow connection.
 
     :param conn: the connection.
     :param conn_id: its id, for the error.
@@ -45,9 +47,29 @@ def read_connection(conn: Connection, conn_id: str) -> tuple[Settings, str | Non
     except _FieldError as error:
         raise RunGenConfigError(f"Airflow connection {conn_id!r}: {error}") from None
     connect_timeout, read_timeout = extra.pop("timeout", (10.0, 60.0))
-    app_id = extra.pop("app_id", None)
     timeouts = {"connect_timeout": connect_timeout, "read_timeout": read_timeout}
-    return Settings(base_url=base_url, api_key=key, **timeouts, **extra), app_id
+    return Settings(base_url=base_url, api_key=key, **timeouts, **extra)
+
+
+@contextlib.contextmanager
+def explaining(conn_id: str) -> Iterator[None]:
+    """Name the connection if Airflow does not find it, or cannot be asked. Both may be transient."""
+    try:
+        yield
+    except RunGenConfigError:
+        raise
+    except Exception as error:
+        problem, hint = f"could not be read ({type(error).__name__})", ""
+        if isinstance(error, AirflowNotFoundException):
+            problem = "does not exist"
+            hint = (
+                "Add one of type RunGen.AI under Admin → Connections, or set the environment variable "
+                f"AIRFLOW_CONN_{conn_id.upper()}, or correct rungen_conn_id"
+            )
+        failure = RunGenConfigError(f"Airflow connection {conn_id!r} {problem}", hint=hint, retryable=True)
+    else:
+        return
+    raise failure
 
 
 def _read_key(conn: Connection) -> str:
@@ -235,6 +257,41 @@ _EXTRAS: dict[str, Callable[[Any], Any]] = {
     "job_url": lambda value: _link(value, "app_id", "job_id"),
     "price": parse_price,
 }
+
+
+# --- tests of DAGs reach the emulator alone, whatever connections this Airflow has ----
+
+# The test kit sets it to the URLs of its emulators, separated by spaces. No others may then be used. If there
+# are none, a service on this machine may be used that is in a connection of the environment.
+EMULATORS = "RUNGEN_EMULATOR"
+
+
+def is_allowed(settings: Settings, *, is_of_environment: bool) -> bool:
+    """
+    Return whether requests may be sent: anywhere, or in a test to its emulators.
+
+    :param is_of_environment: whether `find_connection` found the connection.
+    """
+    emulators = os.environ.get(EMULATORS)
+    if emulators is None:
+        return True
+    if not emulators:
+        return is_of_environment and is_loopback(urlsplit(settings.base_url).hostname or "")
+    return any(f"{settings.base_url}/".startswith(f"{url.rstrip('/')}/") for url in emulators.split())
+
+
+def find_connection(conn_id: str) -> Connection | None:
+    """
+    Return the connection of a test, if there is one.
+
+    It is in the environment, which Airflow asks only after a configured secrets backend.
+    """
+    if EMULATORS not in os.environ:
+        return None
+    from airflow_provider_rungen._airflow import EnvironmentVariablesBackend
+
+    found: Connection | None = EnvironmentVariablesBackend().get_connection(conn_id)
+    return found
 
 
 # --- the form of Airflow before 3.2; later versions read the data of the provider by themselves ----

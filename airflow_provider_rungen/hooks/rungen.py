@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 from airflow_provider_rungen.client import endpoints
@@ -16,13 +15,11 @@ from airflow_provider_rungen.client.injected import Transport
 from airflow_provider_rungen.client.models import App, Job, JsonValue
 from airflow_provider_rungen.client.polling import FIRST_INTERVAL, wait_for_jobs
 from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET
-from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenError
-from airflow_provider_rungen.hooks.base import FlowHook
-from airflow_provider_rungen.hooks.cancel import cancel_concurrently
+from airflow_provider_rungen.client.texts import format_ids
+from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenConnectionError, RunGenError
+from airflow_provider_rungen.hooks.base import PART, FlowHook
 from airflow_provider_rungen.hooks.connection import form_widgets, ui_field_behaviour
 
-# Seconds that a request to cancel one of many jobs may take.
-PART = 15.0
 # Seconds between two look-ups of the Airflow connection while RunGen refuses its key.
 LOOK_UP_EVERY = 5.0
 
@@ -161,20 +158,15 @@ class RunGenHook(FlowHook):
         :return: the jobs, each with the error that kept it from being canceled, or ``None``.
         """
         app_id = self.resolve_app_id(app_id)
-        part = min(within / 4, PART)
-        if len(job_ids) > 1:
-            settings = replace(self.settings, connect_timeout=part, read_timeout=part)
-            open_sender = partial(self._open_async_sender, settings)
-            return cancel_concurrently(open_sender, app_id, job_ids, within=within, retry_budget=part)
         outcomes: dict[str, RunGenError | None] = {}
-        for job_id in job_ids:  # without the import of aiohttp, which takes long
-            cancel = endpoints.cancel_job(app_id, job_id, retry_budget=part)
-            try:
-                self.perform_with_deadline(cancel, within=4 * part)
-                outcomes[job_id] = None
-            except RunGenError as error:
-                outcomes[job_id] = error
-        return outcomes
+        flow = endpoints.cancel_jobs(app_id, job_ids, outcomes, retry_budget=min(within / 4, PART))
+        late = "Could not cancel the job: there was no time left"
+        with suppress(RunGenConnectionError):
+            self.perform_with_deadline(flow, within=within, is_paced=len(job_ids) > 1)
+        return {
+            job_id: outcomes.get(job_id, RunGenError(f"{late} {format_ids(app_id, job_id)}"))
+            for job_id in job_ids
+        }
 
     # --- apps ---
 
@@ -261,7 +253,7 @@ class RunGenHook(FlowHook):
     def test_connection(self) -> tuple[bool, str]:
         """Request the apps once, and return whether all is well, with a message for the UI."""
         try:
-            base_url = self.settings.base_url
+            settings = self.settings
         except RunGenConfigError as error:
             # the UI tests a copy of the connection, whose id would mean nothing to the user
             return False, str(error).removeprefix(f"Airflow connection {self.rungen_conn_id!r}: ")
@@ -269,12 +261,12 @@ class RunGenHook(FlowHook):
             with self:
                 apps = self.perform(endpoints.list_apps(attempts=1))
         except RunGenError as error:
-            return False, f"{str(error).rstrip('.')}. The Base URL is {base_url}"
+            return False, f"{str(error).rstrip('.')}. The Base URL is {settings.base_url}"
         found = f"{len(apps)} app{'s' * (len(apps) != 1)}" + _format_apps(apps)
-        default = self._lookup.app_id
+        default = settings.app_id
         if default is None or any(app.id == default for app in apps):
-            return True, f"Connected to {base_url}: {found}"
-        hint = f"Correct Default app ID, or check API key and Team ID. The Base URL is {base_url}"
+            return True, f"Connected to {settings.base_url}: {found}"
+        hint = f"Correct Default app ID, or check API key and Team ID. The Base URL is {settings.base_url}"
         return False, f"Default app ID {default!r} is not among the {found}. {hint}"
 
     @classmethod

@@ -108,7 +108,7 @@ def _field(name: str) -> str:
     return f'[name="element_{name}"]'
 
 
-def _read(sent: dict[str, Any]) -> tuple[Settings, str | None]:
+def _read(sent: dict[str, Any]) -> Settings:
     """Read what the form sent in the way of the hook."""
     from airflow.providers.common.compat.sdk import Connection
 
@@ -143,7 +143,7 @@ def test_the_form_labels_explains_and_masks_its_fields(connections: Connections,
 def test_a_form_with_nothing_but_the_key_gives_the_defaults(connections: Connections) -> None:
     connections.add("key_only")
     connections.form.get_by_label("API key").fill(KEY)
-    assert _read(connections.save()) == (Settings(base_url="https://api.rungen.ai", api_key=KEY), None)
+    assert _read(connections.save()) == Settings(base_url="https://api.rungen.ai", api_key=KEY)
 
 
 def test_what_is_typed_into_the_form_is_what_the_hook_reads(
@@ -158,7 +158,7 @@ def test_what_is_typed_into_the_form_is_what_the_hook_reads(
     console = "https://console.example/{app_id}"
     connections.fill(max_response_bytes="1000", app_url=console, job_url=console + "/{job_id}")
     connections.show("allow_http").press("Space")
-    settings, app_id = _read(connections.save())
+    settings = _read(connections.save())
     assert settings == Settings(
         base_url="http://rungen.example:8080/v1",
         api_key=KEY,
@@ -172,8 +172,8 @@ def test_what_is_typed_into_the_form_is_what_the_hook_reads(
         max_requests_per_second=2.5,
         app_url=console,
         job_url=console + "/{job_id}",
+        app_id=APP,
     )
-    assert app_id == APP
     shown = airflow.request("GET", "/connections/all_fields")
     assert (shown["password"], json.loads(shown["extra"])["proxy"]) == ("***", "***")
     connections.edit("all_fields")

@@ -515,8 +515,9 @@ def test_requests_is_imported_for_those_who_use_it_only() -> None:
             "import sys",
             "from airflow_provider_rungen.client.senders import Sender",
             "from airflow_provider_rungen.client.settings import Settings",
-            "sender = Sender(Settings('https://rungen.example', 'key'))",
-            "print('requests' in sys.modules, sender.session is not None and 'requests' in sys.modules)",
+            "settings = Settings('https://rungen.example', 'key')",
+            "sender = Sender(settings)",
+            "print('requests' in sys.modules, settings.session() is not None and 'requests' in sys.modules)",
         ]
     )
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True)

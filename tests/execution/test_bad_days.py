@@ -46,6 +46,7 @@ from airflow_provider_rungen.execution.jobs.places import StorePlace
 from airflow_provider_rungen.execution.jobs.storage_place import StoragePlace
 from airflow_provider_rungen.execution.sending import log_writer, sender
 from airflow_provider_rungen.execution.task import attempts, task_instances
+from airflow_provider_rungen.hooks import base as hook_base
 from airflow_provider_rungen.hooks import rungen as hooks
 from airflow_provider_rungen.operators import (
     RunGenCollectResultsOperator,
@@ -846,7 +847,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten every wait, in proportion."""
     scales: list[tuple[Any, dict[str, Any]]] = [
         (retry, {"BACKOFF": 0.02, "BACKOFF_CAP": 0.2, "REFUSAL_GRACE": 0.4, "RETRY_BUDGET": 1.5}),
-        (hooks, {"LOOK_UP_EVERY": 0.05, "PART": 0.3}),
+        (hooks, {"LOOK_UP_EVERY": 0.05}),
+        (hook_base, {"PART": 0.3}),
         (resuming, {"RESUBMISSION_GRACE": 0.3, "CANCEL_TIME": 1.0}),
         (runner, {"VISIBILITY_GRACE": 0.4, "GONE_GRACE": 0.2}),
         (log_writer, {"PAUSES": (0.01, 0.02), "SAVE_EVERY": 0.05}),

@@ -35,12 +35,10 @@ CONN = "AIRFLOW_CONN_RUNGEN_DEFAULT"
 def read(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Read a connection given as JSON fields, or as a URI."""
 
-    def reading(uri: str | None = None, **fields: Any) -> tuple[Settings, str | None]:
+    def reading(uri: str | None = None, **fields: Any) -> Settings:
         text = uri or json.dumps({"conn_type": "rungen", "password": SECRET, **fields})
         monkeypatch.setenv(CONN, text)
-        hook = RunGenHook()
-        settings = hook.settings
-        return settings, hook._lookup.app_id
+        return RunGenHook().settings
 
     return reading
 
@@ -60,9 +58,8 @@ def refused(read: Any, *words: str, uri: str | None = None, **fields: Any) -> st
 
 
 def test_a_key_is_enough(read: Any) -> None:
-    settings, app_id = read()
+    settings = read()
     assert settings == Settings(base_url="https://api.rungen.ai", api_key=SECRET)
-    assert app_id is None
     assert (settings.connect_timeout, settings.read_timeout) == (10.0, 60.0)
     assert (settings.verify, settings.proxy, settings.team_id, settings.user_id) == (True, None, None, None)
     assert settings.max_response_bytes == 32 * 1024 * 1024
@@ -70,7 +67,7 @@ def test_a_key_is_enough(read: Any) -> None:
 
 def test_every_field_is_read_from_json(read: Any) -> None:
     bundle = certifi.where()
-    settings, app_id = read(
+    settings = read(
         host="https://rungen.example/",
         schema="v1",
         port=8443,
@@ -95,14 +92,14 @@ def test_every_field_is_read_from_json(read: Any) -> None:
         verify=bundle,
         proxy="http://me:pw@proxy.example:3128",
         max_response_bytes=1000,
+        app_id="a",
     )
-    assert app_id == "a"
 
 
 def test_every_field_is_read_from_a_uri(read: Any) -> None:
     query = "team_id=t&app_id=a&user_id=u&timeout=30&verify=false&max_response_bytes=1000&allow_http=True"
     key = "k/e y+%:@"
-    settings, app_id = read(f"rungen://:{quote(key, safe='')}@rungen.example:8443/v1?{query}")
+    settings = read(f"rungen://:{quote(key, safe='')}@rungen.example:8443/v1?{query}")
     assert settings == Settings(
         base_url="https://rungen.example:8443/v1",
         api_key=key,
@@ -112,22 +109,22 @@ def test_every_field_is_read_from_a_uri(read: Any) -> None:
         read_timeout=30.0,
         verify=False,
         max_response_bytes=1000,
+        app_id="a",
     )
-    assert app_id == "a"
 
 
 def test_extra_may_be_json_text_and_named_as_airflow_2_named_it(read: Any) -> None:
     extra = {"extra__rungen__team_id": "t", "extra__rungen__app_id": "", "extra__rungen__verify": None}
-    settings, app_id = read(extra=json.dumps(extra))
-    assert (settings.team_id, app_id, settings.verify) == ("t", None, True)
+    settings = read(extra=json.dumps(extra))
+    assert (settings.team_id, settings.app_id, settings.verify) == ("t", None, True)
 
 
 def test_empty_fields_of_the_form_are_no_fields(read: Any) -> None:
     names = get_provider_info()["connection-types"][0]["conn-fields"]
-    settings, app_id = read(host="", schema="", login="", extra=dict.fromkeys(names, ""))
-    assert (settings, app_id) == (Settings(base_url="https://api.rungen.ai", api_key=SECRET), None)
-    settings, app_id = read(host=None, extra=dict.fromkeys(names))
-    assert (settings, app_id) == (Settings(base_url="https://api.rungen.ai", api_key=SECRET), None)
+    settings = read(host="", schema="", login="", extra=dict.fromkeys(names, ""))
+    assert settings == Settings(base_url="https://api.rungen.ai", api_key=SECRET)
+    settings = read(host=None, extra=dict.fromkeys(names))
+    assert settings == Settings(base_url="https://api.rungen.ai", api_key=SECRET)
 
 
 @pytest.mark.parametrize("name", get_provider_info()["connection-types"][0]["conn-fields"])
@@ -146,7 +143,7 @@ def test_spaces_around_what_was_pasted_are_no_part_of_it(read: Any, name: str) -
 
 
 def test_a_key_from_a_file_may_end_in_a_newline(read: Any) -> None:
-    settings, _ = read(password=f" {SECRET}\n")
+    settings = read(password=f" {SECRET}\n")
     assert settings.api_key == SECRET
 
 
@@ -179,11 +176,11 @@ def test_a_key_from_a_file_may_end_in_a_newline(read: Any) -> None:
     ],
 )
 def test_forms_of_the_host(read: Any, fields: dict[str, Any], url: str) -> None:
-    assert read(**fields)[0].base_url == url
+    assert read(**fields).base_url == url
 
 
 def test_an_ipv6_host_in_a_uri(read: Any) -> None:
-    assert read(f"rungen://:{SECRET}@[::1]:5000/http")[0].base_url == "http://[::1]:5000"
+    assert read(f"rungen://:{SECRET}@[::1]:5000/http").base_url == "http://[::1]:5000"
 
 
 @pytest.mark.parametrize(
@@ -193,14 +190,14 @@ def test_an_ipv6_host_in_a_uri(read: Any) -> None:
      ("{'connect': 3, 'read': 9}", (3.0, 9.0))],
 )  # fmt: skip
 def test_forms_of_the_timeout(read: Any, value: Any, want: tuple[float, float]) -> None:
-    settings, _ = read(extra={"timeout": value})
+    settings = read(extra={"timeout": value})
     assert (settings.connect_timeout, settings.read_timeout) == want
 
 
 @pytest.mark.parametrize("value", [True, "true", "True", " TRUE ", "y"])
 def test_forms_of_true(read: Any, value: Any) -> None:
-    assert read(extra={"verify": value})[0].verify is True
-    assert read(host="http://rungen.example", extra={"allow_http": value})[0].base_url
+    assert read(extra={"verify": value}).verify is True
+    assert read(host="http://rungen.example", extra={"allow_http": value}).base_url
 
 
 # --- what is refused ----------------------------------------------------------------------------------------
@@ -311,7 +308,7 @@ def test_an_extra_that_is_not_an_object(extra: str) -> None:
 
 
 def test_neither_key_nor_proxy_password_is_in_the_repr(read: Any) -> None:
-    settings, _ = read(extra={"proxy": "http://me:hidden@proxy.example"})
+    settings = read(extra={"proxy": "http://me:hidden@proxy.example"})
     assert SECRET not in repr(settings)
     assert "hidden" not in repr(settings)
 
@@ -368,7 +365,7 @@ def test_the_patterns_of_links_are_read(read: Any) -> None:
         "app_url": "https://console.example.com/apps/{app_id}?tab=jobs",
         "job_url": "http://[::1]:8080/#/{app_id}/{job_id}",
     }
-    settings, _ = read(extra=patterns)
+    settings = read(extra=patterns)
     assert {name: getattr(settings, name) for name in patterns} == patterns
 
 

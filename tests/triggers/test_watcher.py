@@ -342,7 +342,7 @@ def test_the_last_waiter_need_not_wait_for_an_answer_that_never_comes(stage: Sta
         task.cancel()
         await asyncio.wait([task])
         await until(lambda: watchers() == [])
-        assert watcher._hook._async_sender is None, "its session is closed"
+        assert watcher._hook._async_senders == [], "its session is closed"
 
     play(scene())
 
