@@ -18,68 +18,14 @@ _STRING = rb'"' + _IN_STRING + rb'"'
 _SCALAR = rb'[^ \t\r\n"\[\]{},:]++'
 _TOKEN = re.compile(_STRING + rb"|[\[\]{},:]|[ \t\r\n]++|" + _SCALAR, re.DOTALL)
 _REST_OF_STRING = re.compile(_IN_STRING, re.DOTALL)
-_STRINGS = re.compile(_STRING, re.DOTALL)
-_BRACKETS_AND_STRINGS = re.compile(rb"[\[\]{}]|" + _STRING, re.DOTALL)
-_UP_TO_HALF_A_STRING = re.compile(rb'(?:[^"]++|' + _STRING + rb")*+", re.DOTALL)
-_SQUARE = bytes.maketrans(b"{}", b"[]")
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_PLAIN = rb'[^"\[\]{}]++|' + _STRING
+_FLAT = rb"[\[{](?:" + _PLAIN + rb")*+[\]}]"  # faster than a step for each bracket
+_UP_TO_BRACKET_OR_HALF_STRING = re.compile(rb"(?:" + _PLAIN + rb"|" + _FLAT + rb")*+", re.DOTALL)
+_RUN = re.compile(rb'"|[\[{]++|[\]}]++')
 
 
 class TooLongError(ValueError):
     """More of a body would have to be kept than is allowed."""
-
-
-class _DroppedValue:
-    """
-    Finds the end of an array, an object or a string that arrives in pieces.
-
-    :param first: its first byte.
-    """
-
-    def __init__(self, first: bytes) -> None:
-        self._depth = int(first != b'"')
-        self._in_string = first == b'"'
-        self._is_escaped = False  # the last byte was a backslash
-
-    def end_in(self, data: bytes, at: int) -> int | None:
-        """Return where in ``data``, from ``at`` on, the value ends, or ``None`` if it continues after it."""
-        while at < len(data):
-            at = self._pass_string(data, at) if self._in_string else self._pass_brackets(data, at)
-            if not self._depth and not self._in_string:
-                return at
-        return None
-
-    def _pass_string(self, data: bytes, at: int) -> int:
-        found = _REST_OF_STRING.match(data, at + self._is_escaped)
-        end = len(data) if found is None else found.end()
-        self._is_escaped = data[end:] == b"\\"
-        self._in_string = data[end : end + 1] != b'"'
-        return end + 1
-
-    def _pass_brackets(self, data: bytes, at: int) -> int:
-        found = _UP_TO_HALF_A_STRING.match(data, at)
-        end = at if found is None else found.end()
-        brackets = _unpaired(_STRINGS.sub(b"", data[at:end]))
-        closing = brackets.count(b"]")
-        if closing < self._depth:
-            self._depth += len(brackets) - 2 * closing
-            self._in_string = end < len(data)
-            return end + 1
-        for token in _BRACKETS_AND_STRINGS.finditer(data, at, end):
-            self._depth += (token[0] in b"[{") - (token[0] in b"]}")
-            if not self._depth:
-                return token.end()
-        raise AssertionError("the value ends in this part")
-
-
-def _unpaired(data: bytes) -> bytes:
-    """Return the brackets of a text without strings, as square ones, and without pairs of them."""
-    brackets = data.translate(_SQUARE, _NO_BRACKETS)
-    for depth in (64, 1):
-        pairs = b"[" * depth + b"]" * depth
-        while pairs in brackets:
-            brackets = brackets.replace(pairs, b"")
-    return brackets
 
 
 class LeanFilter:
@@ -99,7 +45,8 @@ class LeanFilter:
         self._level = 1  # the depth of the members that are looked at: 2 inside the field data
         self._last = b""  # the last token of a member
         self._key = ""  # the member whose value comes next
-        self._dropped: _DroppedValue | None = None
+        self._dropped_depth = 0  # of the brackets that are open in a dropped value
+        self._in_dropped_string = False
 
     def feed(self, data: bytes) -> Iterator[None]:
         """
@@ -123,10 +70,11 @@ class LeanFilter:
     def _read(self) -> None:
         data, keep_from, at = self._rest, 0, 0
         while at < len(data):
-            if self._dropped is not None:
-                end = self._dropped.end_in(data, at)
-                at = keep_from = len(data) if end is None else end
-                self._dropped = self._dropped if end is None else None
+            if self._dropped_depth or self._in_dropped_string:
+                end = self._skip(data, at)
+                if end == at:
+                    break
+                at = keep_from = end
                 continue
             token = _TOKEN.match(data, at)
             text = b'"' if token is None else token[0]  # half a string has only begun
@@ -134,11 +82,10 @@ class LeanFilter:
                 if token is not None and token.end() == len(data) and text[0] not in b'"[{':
                     break  # a number or word that may go on
                 self._out += data[keep_from:at] + b"null"
-                if token is None or text in (b"[", b"{"):
-                    self._dropped, at = _DroppedValue(text), at + 1
-                else:
-                    at = token.end()
-                keep_from, self._key = at, ""
+                self._dropped_depth = int(text in (b"[", b"{"))
+                self._in_dropped_string = token is None
+                at = keep_from = at + 1 if token is None else token.end()
+                self._key = ""
             elif token is None:
                 break
             else:
@@ -146,6 +93,29 @@ class LeanFilter:
                 at = token.end()
         self._out += data[keep_from:at]
         self._rest = data[at:]
+
+    def _skip(self, data: bytes, at: int) -> int:
+        """Return the end of a dropped value, or of as much of it as can be skipped: not half an escape."""
+        while at < len(data):
+            pattern = _REST_OF_STRING if self._in_dropped_string else _UP_TO_BRACKET_OR_HALF_STRING
+            if found := pattern.match(data, at):
+                at = found.end()
+            run = _RUN.match(data, at)
+            if run is None:
+                break
+            if run[0] == b'"':
+                self._in_dropped_string = not self._in_dropped_string
+                at += 1
+            elif run[0][:1] in (b"[", b"{"):
+                self._dropped_depth += len(run[0])
+                at = run.end()
+            else:
+                closed = min(len(run[0]), self._dropped_depth)
+                self._dropped_depth -= closed
+                at += closed
+            if not self._dropped_depth and not self._in_dropped_string:
+                break
+        return at
 
     def _note(self, token: bytes) -> None:
         """Note a token that is kept."""
