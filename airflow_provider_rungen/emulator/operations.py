@@ -46,15 +46,15 @@ class Operations:
         # how far its time is behind the clock, and its time in a pause
         self._delay = 0.0
         self._paused_at: float | None = None
-        # the apps of connections, and their teams
-        self._connected: list[tuple[str, str | None]] = []
+        # the teams of the apps that connections added
+        self._connected: dict[str, str | None] = {}
         self.reset()
 
     def reset(self) -> None:
         """
         Begin again: with the options of the start, the default apps, and no jobs.
 
-        The apps of open `Emulator.connection` blocks are added again.
+        The apps that `Emulator.connection` added are added again.
         """
         with self._lock:
             for name, value in self._initial.items():
@@ -68,8 +68,8 @@ class Operations:
             self._past_bills: dict[str, float] = defaultdict(float)
             self.add_app(self.app_id, name="FLUX Schnell", workers=self.workers)
             self.add_app("llama-text", name="Llama", kind="text", workers=self.workers)
-            for app_id, team_id in self._connected:
-                self._add_connected(app_id, team_id)
+            for app_id, team_id in self._connected.items():
+                self.add_app(app_id, workers=self.workers, owner_team_id=team_id)
 
     # --- time ---
 
@@ -96,29 +96,20 @@ class Operations:
 
     # --- apps ---
 
-    @contextmanager
-    def connected(self, app_id: str, team_id: str | None) -> Iterator[None]:
+    def connect(self, app_id: str, team_id: str | None) -> None:
         """
-        Have an app for a ``with`` block, and after a reset in it, too. It stays when it was there.
+        Add the app of a connection if there is none. A reset adds it again.
 
         :raises ValueError: the app is another team's.
         """
         with self._lock:
-            self._add_connected(app_id, team_id)
-            self._connected.append((app_id, team_id))
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._connected.remove((app_id, team_id))
-
-    def _add_connected(self, app_id: str, team_id: str | None) -> None:
-        app = self._apps.get(app_id)
-        if app is None:
-            self.add_app(app_id, workers=self.workers, owner_team_id=team_id)
-        elif app.owner_team_id != team_id:
-            owner = "no team" if app.owner_team_id is None else f"team {app.owner_team_id}"
-            raise ValueError(f"app {app_id} belongs to {owner}")
+            app = self._apps.get(app_id)
+            if app is None:
+                self._connected[app_id] = team_id
+                self.add_app(app_id, workers=self.workers, owner_team_id=team_id)
+            elif app.owner_team_id != team_id:
+                owner = "no team" if app.owner_team_id is None else f"team {app.owner_team_id}"
+                raise ValueError(f"app {app_id} belongs to {owner}")
 
     def add_app(
         self,

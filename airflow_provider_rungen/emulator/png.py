@@ -28,7 +28,7 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 
 
 def _paint(prompt: str, width: int, height: int) -> list[bytearray]:
-    """Paint a sky, a sun, some balloons and three ranges of hills."""
+    """Paint a sky, a sun and three ranges of hills."""
     dice = random.Random(hashlib.sha256(prompt.encode("utf-8", "replace")).digest())  # noqa: S311 - a picture
     hue, size = dice.random(), min(width, height)
     sky = _strip((hue, 0.65, 0.45), (hue + 0.12, 0.35, 1.0), width + height)
@@ -42,13 +42,8 @@ def _paint(prompt: str, width: int, height: int) -> list[bytearray]:
                 rows[row][3 * left : 3 * right] = fill[3 * (row + left) : 3 * (row + right)]
 
     sun, radius = (dice.uniform(0.15, 0.85) * width, dice.uniform(0.15, 0.5) * height), dice.uniform(0.1, 0.2)
-    for halo, light in ((1.6, 0.4), (1.3, 0.5), (1.0, 0.6)):
-        fill = _strip((hue + 0.48, light, 1.0), (hue + 0.53, 0.3, 1.0), width + height)
-        ellipse(*sun, radius * halo * size, radius * halo * size, fill)
-    for _ in range(dice.randint(2, 6)):
-        tint, r = dice.random(), dice.uniform(0.03, 0.09) * size
-        fill = _strip((tint, 0.5, 1.0), (tint, 0.9, 0.7), width + height)
-        ellipse(dice.random() * width, dice.uniform(0.05, 0.6) * height, r, r * 1.2, fill)
+    fill = _strip((hue + 0.48, 0.6, 1.0), (hue + 0.53, 0.3, 1.0), width + height)
+    ellipse(*sun, radius * size, radius * size, fill)
     for layer in range(3):
         tint, light = hue + 0.4 + dice.uniform(-0.08, 0.08), 0.75 - 0.2 * layer
         fill = _strip((tint, 0.5, light), (tint, 0.75, light - 0.2), width + height)

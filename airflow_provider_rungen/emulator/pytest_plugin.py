@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,36 +12,35 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.emulator.server import Emulator
 
 
-def _run_emulator(patch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    from airflow_provider_rungen.emulator.environment import EMULATORS, including
+@contextmanager
+def _run_emulator() -> Iterator[Emulator]:
     from airflow_provider_rungen.emulator.server import Emulator
 
-    with Emulator(job_seconds=0.05) as emulator:
-        patch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", emulator.airflow_connection())
-        patch.setenv(EMULATORS, including(emulator.url))
+    with Emulator(job_seconds=0.05) as emulator, emulator.connection():
         yield emulator
 
 
 @pytest.fixture
-def rungen_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+def rungen_emulator() -> Iterator[Emulator]:
     """
     Run an emulator with fast jobs for one test.
 
     The connection ``rungen_default`` uses it, whatever secrets backend is configured. A hook whose connection
     leads elsewhere raises an error and sends nothing.
     """
-    yield from _run_emulator(monkeypatch)
+    with _run_emulator() as emulator:
+        yield emulator
 
 
 @pytest.fixture(scope="module")
 def rungen_emulator_module() -> Iterator[Emulator]:
     """Run an emulator for all tests of a module. ``emulator.service.reset()`` makes it as new."""
-    with pytest.MonkeyPatch.context() as patch:
-        yield from _run_emulator(patch)
+    with _run_emulator() as emulator:
+        yield emulator
 
 
 @pytest.fixture(scope="session")
 def rungen_emulator_session() -> Iterator[Emulator]:
     """Run an emulator for all tests. ``emulator.service.reset()`` makes it as new."""
-    with pytest.MonkeyPatch.context() as patch:
-        yield from _run_emulator(patch)
+    with _run_emulator() as emulator:
+        yield emulator

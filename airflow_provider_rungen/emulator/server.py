@@ -15,11 +15,12 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from airflow_provider_rungen.emulator.environment import EMULATORS, including, variable
 from airflow_provider_rungen.emulator.faults import hang
 from airflow_provider_rungen.emulator.messages import Reply
 from airflow_provider_rungen.emulator.service import Service
 
+# While it is set, hooks reach the emulators that it names, and nothing else.
+EMULATORS = "RUNGEN_EMULATOR"
 # How long a request that hangs holds up the end.
 _SECONDS_TO_END = 0.1
 
@@ -94,8 +95,8 @@ class Emulator:
             app_id = self.service.app_id + (f"-{team_id}" if team_id else "")
         team = {"team_id": team_id} if team_id else {}
         connection = self.airflow_connection(app_id=app_id, **team, **extra)
+        self.service.connect(app_id, team_id)
         with (
-            self.service.connected(app_id, team_id),
             variable(f"AIRFLOW_CONN_{conn_id.upper()}", connection),
             variable(EMULATORS, including(self.url)),
         ):
@@ -187,3 +188,25 @@ class _Counted(web.Server):
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
         self._emulator.service.connection(-1)
         super().connection_lost(handler, exc)
+
+
+# --- tasks of this process, and of processes that it starts ---
+
+
+def including(url: str) -> str:
+    """Return a value of `EMULATORS` with one more emulator."""
+    return " ".join(dict.fromkeys(f"{os.environ.get(EMULATORS, '')} {url}".split()))
+
+
+@contextlib.contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """Set a variable of the environment for a ``with`` block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before

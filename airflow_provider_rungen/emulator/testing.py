@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
-from airflow_provider_rungen.emulator.environment import EMULATORS, including, variable
 from airflow_provider_rungen.emulator.fakes import (
     RETURN_VALUE,
     TODAY,
@@ -23,9 +22,7 @@ from airflow_provider_rungen.emulator.fakes import (
     make_dag_run,
 )
 from airflow_provider_rungen.emulator.performing import Performance, interrupting, is_task
-
-if TYPE_CHECKING:
-    from airflow_provider_rungen.emulator.server import Emulator
+from airflow_provider_rungen.emulator.server import EMULATORS, Emulator, including, variable
 
 __all__ = ["TaskResult", "run_operator"]
 
