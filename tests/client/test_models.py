@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -65,21 +64,17 @@ def test_what_is_not_an_object_is_not_a_job(body: Any) -> None:
         Job.from_json(body, app_id="a", job_id="j")
 
 
-@pytest.mark.parametrize("bad", [None, "", "  ", True, False, 1.5, [], {}, ["j"]])
-def test_a_job_without_an_id_is_refused(bad: Any) -> None:
+@pytest.mark.parametrize("bad", [None, "", "  ", True, [], {}, ["j"]])
+def test_a_job_without_an_id_or_a_status_is_refused(bad: Any) -> None:
     with pytest.raises(RunGenResponseError, match=r"job id.*out of paper"):
-        Job.from_json({"data": {"id": bad, "status": "QUEUED"}, "error": "out of paper"} | {}, app_id="a")
+        Job.from_json({"data": {"id": bad, "status": "QUEUED"}, "error": "out of paper"}, app_id="a")
+    with pytest.raises(RunGenResponseError, match="status"):
+        job(status=bad)
 
 
 def test_an_id_may_be_a_number() -> None:
     assert Job.from_json({"id": 17, "status": "QUEUED"}, app_id="a").id == "17"
     assert App.from_json({"id": 17}).id == "17"
-
-
-@pytest.mark.parametrize("bad", [None, "", "  ", 1, True, [], {}, ["COMPLETED"]])
-def test_a_job_without_a_status_is_refused(bad: Any) -> None:
-    with pytest.raises(RunGenResponseError, match="status"):
-        job(status=bad)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +149,7 @@ def test_a_strange_execution_time_is_none(value: Any) -> None:
 )
 def test_the_result_is_returned_unchanged(result: Any) -> None:
     assert job(status="COMPLETED", result=result).result == result
+    assert "result" not in repr(job(status="COMPLETED", result=result))  # it may hold signed URLs
 
 
 @pytest.mark.parametrize(
@@ -179,10 +175,6 @@ def test_the_reason_of_a_failure_is_found(where: dict[str, Any]) -> None:
         failed.raise_for_status()
 
 
-def test_the_reason_may_stand_beside_the_data() -> None:
-    assert Job.from_json({"data": {**JOB, "status": "failed"}, "error": "why"}, app_id="a").error == "why"
-
-
 def test_a_failure_without_a_reason_is_reported_as_such() -> None:
     with pytest.raises(
         RunGenJobFailedError, match=r"^Failed: the service gave no reason \(status ERRORED\) \(job j, app a\)"
@@ -191,8 +183,9 @@ def test_a_failure_without_a_reason_is_reported_as_such() -> None:
     assert (caught.value.app_id, caught.value.job_id) == ("a", "j")
 
 
-def test_only_a_failed_job_has_an_error() -> None:
+def test_only_a_failed_job_has_an_error_which_may_stand_beside_the_data() -> None:
     assert job(status="COMPLETED", message="all is well").error == ""
+    assert Job.from_json({"data": {**JOB, "status": "failed"}, "error": "why"}, app_id="a").error == "why"
 
 
 def test_the_end_of_a_job_is_an_error_unless_it_completed() -> None:
@@ -221,10 +214,6 @@ def test_the_input_is_found(fields: dict[str, Any], want: Any) -> None:
     assert "prompt" not in repr(job(**fields))
 
 
-def test_the_result_is_not_in_the_repr() -> None:
-    assert "secret" not in repr(job(status="COMPLETED", result="https://x/y?X-Amz-Signature=secret"))
-
-
 # --- apps ---------------------------------------------------------------------------------------------------
 
 
@@ -248,28 +237,21 @@ def test_an_app_is_read_whole() -> None:
         assert app.created_at == pendulum.datetime(2025, 1, 11, 16, 45, 34)
 
 
-@pytest.mark.parametrize("count", ["2", 2.0, "2.0", "2.00"])
-def test_a_count_may_be_text_or_a_whole_float(count: Any) -> None:
-    counts = {"in_queue": count}
-    app = App.from_json({"id": "a", "configuration": {"active_workers": count}, "jobs": counts})
-    assert (app.active_workers, app.pending_jobs) == (2, 2)
-    assert type(app.active_workers) is int
-
-
-def test_a_worker_count_may_stand_outside_of_the_configuration() -> None:
-    assert App.from_json({"id": "a", "active_workers": 2}).active_workers == 2
-    body = {"id": "a", "active_workers": 2, "configuration": {"active_workers": 1}}
-    assert App.from_json(body).active_workers == 1
-
-
-STRANGE_COUNTS: list[Any] = [
-    *(None, "two", True, 1.5, "1.5", -1, -1.0, "-1", [], math.nan, math.inf, "nan", "1e3", "9" * 5000)
+COUNTS: list[tuple[Any, int | None]] = [
+    *((count, 2) for count in (2, "2", 2.0, "2.0", "2.00")),
+    *((count, None) for count in (None, "two", True, 1.5, "1.5", -1, -1.0, "-1", [], math.nan)),
+    *((count, None) for count in (math.inf, "nan", "1e3", "9" * 5000)),
 ]
 
 
-@pytest.mark.parametrize("count", STRANGE_COUNTS, ids=lambda count: repr(count)[:9])
-def test_strange_worker_counts_are_none(count: Any) -> None:
-    assert App.from_json({"id": "a", "configuration": {"active_workers": count}}).active_workers is None
+@pytest.mark.parametrize(("count", "want"), COUNTS, ids=lambda count: repr(count)[:9])
+def test_a_count_may_be_text_or_a_whole_float(count: Any, want: int | None) -> None:
+    inside = {"active_workers": count}
+    for body in ({"configuration": inside}, inside, {**inside, "configuration": {"active_workers": count}}):
+        app = App.from_json({"id": "a", "jobs": {"in_queue": count}, **body})
+        assert (app.active_workers, app.pending_jobs) == (want, want)
+        assert type(app.active_workers) is type(want)
+    assert App.from_json({"id": "a", "active_workers": 7, "configuration": {}}).active_workers == 7
 
 
 def test_an_app_without_an_id_is_refused_unless_it_was_asked_for() -> None:
@@ -282,12 +264,8 @@ def test_an_app_without_an_id_is_refused_unless_it_was_asked_for() -> None:
 def test_what_is_not_a_list_is_not_a_list_of_apps(body: Any) -> None:
     with pytest.raises(RunGenResponseError, match="did not return a list"):
         App.list_from_json(body)
-
-
-def test_a_list_of_apps_is_read_wrapped_or_not() -> None:
-    for body in ([{"id": "a"}, {"id": "b"}], {"data": [{"id": "a"}, {"id": "b"}]}):
-        assert [app.id for app in App.list_from_json(body)] == ["a", "b"]
-    assert App.list_from_json([]) == []
+    for answer in ([{"id": "a"}, {"id": "b"}], {"data": [{"id": "a"}, {"id": "b"}]}):
+        assert [app.id for app in App.list_from_json(answer)] == ["a", "b"]
 
 
 # --- whatever the service sends -----------------------------------------------------------------------------
@@ -426,11 +404,6 @@ def test_clean_text_keeps_plain_words() -> None:
     assert clean_text("The width, 3 px, is too small? Yes: #1.") == "The width, 3 px, is too small? Yes: #1."
     assert clean_text("a\tb\nc\x00\u202e") == r"a\tb\nc\x00\u202e"
     assert len(clean_text("x" * 10_000)) == 501
-
-
-def test_clean_text_is_quick_on_hostile_text() -> None:
-    hostile = "http://" * 1500 + "X-Amz-" * 1500
-    assert not re.search(r"\?", clean_text(hostile * 10))
 
 
 @given(_json)
