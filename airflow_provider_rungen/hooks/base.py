@@ -250,11 +250,11 @@ class FlowHook(BaseHook):
         For a task that is killed: its usual connections may be in the middle of a request.
 
         :param flow: the flow.
-        :param within: seconds it may take; each request gets a quarter of them at most.
+        :param within: seconds it may take; each request gets half of them at most, so that it can be repeated.
         :param is_paced: whether the limit of requests a second applies. Their turn may come after the end.
         :raises RunGenConnectionError: it took longer.
         """
-        part = min(within / 4, PART)
+        part = min(within / 2, PART)
         settings = replace(self.settings, connect_timeout=part, read_timeout=part)
         settings = settings if is_paced else replace(settings, max_requests_per_second=None)
 

@@ -17,7 +17,7 @@ from airflow_provider_rungen.client.polling import FIRST_INTERVAL, wait_for_jobs
 from airflow_provider_rungen.client.retry import ATTEMPTS, RETRY_BUDGET
 from airflow_provider_rungen.client.texts import format_ids
 from airflow_provider_rungen.exceptions import RunGenConfigError, RunGenConnectionError, RunGenError
-from airflow_provider_rungen.hooks.base import PART, FlowHook
+from airflow_provider_rungen.hooks.base import FlowHook
 from airflow_provider_rungen.hooks.connection import form_widgets, ui_field_behaviour
 
 # Seconds between two look-ups of the Airflow connection while RunGen refuses its key.
@@ -159,7 +159,7 @@ class RunGenHook(FlowHook):
         """
         app_id = self.resolve_app_id(app_id)
         outcomes: dict[str, RunGenError | None] = {}
-        flow = endpoints.cancel_jobs(app_id, job_ids, outcomes, retry_budget=min(within / 4, PART))
+        flow = endpoints.cancel_jobs(app_id, job_ids, outcomes, retry_budget=within)
         late = "Could not cancel the job: there was no time left"
         with suppress(RunGenConnectionError):
             self.perform_with_deadline(flow, within=within, is_paced=len(job_ids) > 1)

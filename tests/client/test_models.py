@@ -237,10 +237,11 @@ def test_an_app_is_read_whole() -> None:
         assert app.created_at == pendulum.datetime(2025, 1, 11, 16, 45, 34)
 
 
+_NO_COUNTS: list[Any] = [None, "two", True, 1.5, "1.5", -1, -1.0, "-1", [], math.nan]
+_NO_COUNTS += [math.inf, "nan", "1e3", "9" * 5000]
 COUNTS: list[tuple[Any, int | None]] = [
     *((count, 2) for count in (2, "2", 2.0, "2.0", "2.00")),
-    *((count, None) for count in (None, "two", True, 1.5, "1.5", -1, -1.0, "-1", [], math.nan)),
-    *((count, None) for count in (math.inf, "nan", "1e3", "9" * 5000)),
+    *((count, None) for count in _NO_COUNTS),
 ]
 
 

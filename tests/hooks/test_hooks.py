@@ -8,6 +8,7 @@ import inspect
 import json
 import pickle
 import time
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -293,6 +294,24 @@ def test_a_quick_cancel_is_quick_whatever_the_service_does(
         assert time.monotonic() - started < SOON
     assert list(outcomes) == ids
     assert all(isinstance(error, RunGenError) for error in outcomes.values())
+
+
+@pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [(Fault(on="cancel", kind="hang"), 1), (Fault(on="cancel", status=503), 2)],
+    ids=["hang", "503"],
+)
+def test_a_quick_cancel_is_repeated_as_long_as_there_is_time(
+    rungen_emulator: Emulator, fault: Fault, times: int, count: int
+) -> None:
+    with RunGenHook() as hook:
+        ids = [hook.run_job(input={**INPUT, "emulator": {"seconds": 60}}).id for _ in range(count)]
+        for job_id in ids:
+            rungen_emulator.service.inject(replace(fault, job_id=job_id, times=times))
+        outcomes = hook.cancel_jobs(job_ids=ids, within=3.6)
+    assert outcomes == dict.fromkeys(ids)
+    assert rungen_emulator.service.stats()["jobs_cancelled"] == count
 
 
 def test_a_hook_can_be_pickled_and_copied() -> None:
