@@ -71,16 +71,21 @@ class MemoryPlace:
                 found[name] = self.files[name]
         return found
 
-    def put(self, files: Mapping[str, bytes]) -> None:
-        """Put all files in any order. A kill leaves some of them; one that fails does not stop the rest."""
+    def put(self, files: Mapping[str, bytes], check: Callable[[], None] = lambda: None) -> None:
+        """
+        Put all files in any order. A kill leaves some of them; one that fails does not stop the rest.
+
+        :param check: called at the moment in which a file is put. It may raise an error.
+        """
         names = list(files)
         self.shuffle(names)
-        troubles = [trouble for name in names if (trouble := self._put(name, files[name]))]
+        troubles = [trouble for name in names if (trouble := self._put(name, files[name], check))]
         if troubles:
             raise OutageError(troubles[0])
 
-    def _put(self, name: str, content: bytes) -> str:
+    def _put(self, name: str, content: bytes, check: Callable[[], None]) -> str:
         trouble = self._request("put", name, may_raise=False)
+        check()
         self.written += len(content)
         if trouble == "half":
             self.files[f"{name}.3f5a.part"] = content[: len(content) // 2]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from lives import Life
-from places import AttemptStore, MemoryPlace
+from places import GoneError, MemoryPlace
 
 from airflow_provider_rungen.execution.jobs.places import StorePlace
 from airflow_provider_rungen.runs.place import Place
@@ -21,24 +21,30 @@ class _Store:
     A store that fails as a place does.
 
     :param values: where the values are, by key.
+    :param check: raises an error if a later attempt has begun.
     """
 
-    def __init__(self, values: MemoryPlace) -> None:
+    def __init__(self, values: MemoryPlace, check: Callable[[], None]) -> None:
         self._values = values
+        self._check = check
 
     def get(self, key: str) -> Any:
         content = self._values.get([key]).get(key)
         return None if content is None else json.loads(content)
 
     def set(self, key: str, value: Any) -> None:
-        self._values.put({key: json.dumps(value).encode()})
+        self._values.put({key: json.dumps(value).encode()}, self._check)
 
 
 class StoreLife(Life):
     """One task run without storage."""
 
     def place_of(self, attempt: int) -> Place:
-        return StorePlace(AttemptStore(_Store(self.place), lambda: self.attempt > attempt), attempt)
+        def check() -> None:
+            if self.attempt > attempt:
+                raise GoneError
+
+        return StorePlace(_Store(self.place, check), attempt)
 
     @property
     def files(self) -> Mapping[str, bytes]:
