@@ -80,6 +80,8 @@ def find_outputs(result: Any, limit: int | None = None) -> list[Output]:
     """
     Find every text in a result that is a URL as a whole, or a data URL. One in several places is one output.
 
+    White space around it does not count: a model may write a line feed after it.
+
     :param limit: how many outputs to find at most; ``None`` for all.
     """
     first: dict[str, str] = {}
@@ -99,7 +101,7 @@ def find_urls(result: Any) -> Iterator[tuple[str, str]]:
         if value is None:
             stack.pop()
         elif isinstance(value, str):
-            yield clean_text(at, MAX_PLACE_CHARS), value
+            yield clean_text(at, MAX_PLACE_CHARS), value.strip()
         else:
             stack.append(_children(at, value))
 
@@ -121,8 +123,8 @@ def _step(key: Any) -> str:
 
 def _is_url_or_container(value: Any) -> bool:
     if isinstance(value, str):
-        is_short = len(value) <= MAX_URL_CHARS
-        return (is_short and _URL.fullmatch(value) is not None) or is_data_url(value)
+        text = value.strip()
+        return (len(text) <= MAX_URL_CHARS and _URL.fullmatch(text) is not None) or is_data_url(text)
     return isinstance(value, Mapping | list)
 
 
@@ -158,7 +160,7 @@ def redact_value(value: Any, stored_uris: Mapping[str, str] | None = None) -> An
 
     def copy(value: Any, depth: int) -> Any:
         if isinstance(value, str):
-            return uris.get(value) or without_secrets(value)
+            return uris.get(value.strip()) or without_secrets(value)
         if isinstance(value, float) and not math.isfinite(value):
             return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
         if not isinstance(value, Mapping | list):

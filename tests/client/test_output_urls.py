@@ -44,6 +44,8 @@ def found(result: Any) -> list[tuple[str, str]]:
             [("result.b.c[0][0]", "0-a.png"), ("result.a", "1-a.png")],
         ),
         ([SIGNED, {"again": SIGNED}], [("result[0]", "0-a.png")]),
+        ([f"{SIGNED}\n", f" {SIGNED}"], [("result[0]", "0-a.png")]),
+        ("\tdata:image/png;base64,YQ==\n", [("result", "0-output.png")]),
         ("HTTPS://storage.example/b.webp", [("result", "0-b.webp")]),
         ("s3://bucket/x.png", [("result", "0-x.png")]),
         ({"image": "data:image/png;base64,YQ=="}, [("result.image", "0-output.png")]),
@@ -59,8 +61,8 @@ def test_outputs_are_found_wherever_they_stand(result: Any, expected: list[tuple
 @pytest.mark.parametrize(
     "result",
     [
-        *("text", f"see {URL}", f"{URL} ", f"{URL}\n", "a:b", "://x", "", "data:a,b"),
-        *("data:image/png;base64,", "data:image/png;base64,YQ", "data:image/png;base64,YQ=\n"),
+        *("text", f"see {URL}", f"{URL} {URL}", "a:b", "://x", "", "data:a,b"),
+        *("data:image/png;base64,", "data:image/png;base64,YQ", "data:image/png;base64,YQ="),
         *("data:image/png;base64,=YQ=", "data:image/png;base64,Y_-=", "see data:image/png;base64,YQ=="),
         *("data:image/../png;base64,YQ==", "data:;base64,YQ==", "data:image/png,YQ=="),
         *(None, True, 7, 1.5, [], {}, {SIGNED: 1}),
@@ -135,7 +137,7 @@ def test_names_of_one_job_differ_whatever_the_case() -> None:
 def test_what_was_stored_takes_the_place_of_the_urls() -> None:
     result = {
         "images": [{"image": SIGNED}, {"image": f"{URL}?other"}],
-        "again": SIGNED,
+        "again": f"{SIGNED}\n",
         "n": 1,
         SIGNED: "key",
     }
@@ -145,7 +147,7 @@ def test_what_was_stored_takes_the_place_of_the_urls() -> None:
         "n": 1,
         URL: "key",
     }
-    assert result["again"] == SIGNED
+    assert result["again"] == f"{SIGNED}\n"
 
 
 @pytest.mark.parametrize(
