@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from decimal import Decimal
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -209,61 +208,45 @@ def test_the_wait_before_a_refused_scaling_is_sent_again_is_not_billed(
     block.assert_agrees(1440)
 
 
-def report(jobs: int, seconds: Any) -> list[Any]:
-    return [{"jobs": jobs, "execution_seconds": seconds}]
-
-
-PAIR = {"submit": report(6, None), "collect": report(6, 3)}
+PAIR = {"submit": [(6, None)], "collect": [(6, 3)]}
+PAID = {"paint": [(2, 1)]}
 COUNTED = {
-    "a mapped task": ({"paint": [*report(1, 3), *report(1, "4.5")]}, {}, (2, "7.500")),
-    "a pair beside a task that waits": (
-        {**PAIR, "paint": report(2, 1)},
-        {"collect": ["submit"]},
-        (8, "4.000"),
-    ),
+    "a mapped task": ({"paint": [(1, 3), (1, "4.5")]}, {}, (2, 7.5)),
+    "a pair beside a task that waits": (PAIR | PAID, {"collect": ["submit"]}, (8, 4)),
     "jobs that are waited for and collected": (
-        {"paint": report(2, 1), "collect": report(2, 1), "again": report(2, 1)},
+        PAID | {"collect": [(2, 1)], "again": [(2, 1)]},
         {"collect": ["paint"], "again": ["paint"]},
-        (2, "1.000"),
+        (2, 1),
     ),
     "two collectors of one task": (
-        {**PAIR, "again": report(6, 3)},
+        PAIR | {"again": [(6, 3)]},
         {"collect": ["submit"], "again": ["submit"]},
-        (6, "3.000"),
+        (6, 3),
     ),
     "collectors of one task and of two": (
-        {**PAIR, "paint": report(2, 1), "both": report(8, 4)},
+        PAIR | PAID | {"both": [(8, 4)]},
         {"both": ["paint", "submit"], "collect": ["submit"]},
-        (8, "4.000"),
+        (8, 4),
     ),
-    "a collector of some of the jobs": (
-        {"paint": report(6, 3), "collect": report(2, 1)},
-        {"collect": ["paint"]},
-        (6, "3.000"),
-    ),
-    "jobs of tasks outside the block": (
-        {"paint": report(2, 1), "collect": report(6, 3), "other": report(1, 2)},
-        {"collect": ["outside"], "other": ["other"]},
-        (9, "6.000"),
-    ),
-    "a task that fails before it reports": (
-        {"submit": [None], "collect": report(6, 3)},
-        {"collect": ["submit"]},
-        (6, "3.000"),
-    ),
-    "a service that reports no seconds": ({"paint": report(6, None), "other": report(0, 0)}, {}, (6, None)),
-    "nothing to run": ({"paint": report(0, 0)}, {}, (0, Decimal(0))),
-    "the first releases of Airflow 3.0": ({"paint": report(3, 4)[0]}, {}, (3, "4.000")),
+    "a collector of some of the jobs": ({"paint": [(6, 3)], "c": [(2, 1)]}, {"c": ["paint"]}, (6, 3)),
+    "jobs of tasks outside the block": (PAID | {"c": [(6, 3)], "d": [(1, 2)]}, {"c": ["outside"]}, (9, 6)),
+    "a task that fails before it reports": (PAIR | {"submit": []}, {"collect": ["submit"]}, (6, 3)),
+    "a service that reports no seconds": ({"paint": [(6, None)], "other": [(0, 0)]}, {}, (6, None)),
+    "nothing to run": ({"paint": [(0, 0)]}, {}, (0, 0)),
 }
 
 
+@pytest.mark.parametrize("is_unpacked", [False, True], ids=["packed", "as in Airflow 3.0"])
 @pytest.mark.parametrize(("usage", "runners_of", "counted"), COUNTED.values(), ids=COUNTED)
-def test_each_job_counts_once(
-    usage: dict[str, Any], runners_of: dict[str, Any], counted: tuple[int, Any]
-) -> None:
-    ti = SimpleNamespace(map_index=-1, xcom_pull=lambda task_ids, **_: usage[task_ids[0]])
-    jobs, seconds = read_usage(ti, {each: runners_of.get(each, [each]) for each in usage})
-    assert (jobs, seconds and str(seconds)) == counted
+def test_each_job_counts_once(usage: Any, runners_of: Any, counted: Any, is_unpacked: bool) -> None:
+    def pull(task_ids: list[str], **_: Any) -> Any:
+        reports: list[Any] = [
+            {"jobs": jobs, "execution_seconds": seconds} for jobs, seconds in usage[task_ids[0]]
+        ]
+        return reports[0] if is_unpacked and len(reports) == 1 else reports or [None]
+
+    ti = SimpleNamespace(map_index=-1, xcom_pull=pull)
+    assert read_usage(ti, {each: runners_of.get(each, [each]) for each in usage}) == counted
 
 
 @pytest.mark.parametrize("usage", ["many", {}, {"jobs": "many"}, {"jobs": 1, "execution_seconds": "NaN"}])
