@@ -22,11 +22,7 @@ from airflow_provider_rungen.client.scaling import (
 )
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord, workers_of
-from airflow_provider_rungen.exceptions import (
-    RunGenAppTimeoutError,
-    RunGenError,
-    RunGenInputError,
-)
+from airflow_provider_rungen.exceptions import RunGenAppTimeoutError, RunGenError, RunGenInputError
 from airflow_provider_rungen.execution.apps.app_wait import wait_or_defer
 from airflow_provider_rungen.execution.apps.scale_record import KEY, is_needed, read_scale_record
 from airflow_provider_rungen.execution.task import attempts
@@ -106,10 +102,8 @@ class ScaleRun(TaskRun[Any]):
         if has == wanted:
             log.info("Has %s already %s", format_count(wanted, "worker"), format_ids(app_id))
             return wanted > 0
-        log.info(
-            "Scaling from %s to %s %s",
-            *(format_count(has, "worker"), format_count(wanted, "worker"), format_ids(app_id)),
-        )
+        workers = f"{format_count(has, 'worker')} to {format_count(wanted, 'worker')}"
+        log.info("Scaling from %s %s", workers, format_ids(app_id))
         self._note(record.confirmed(self._send(record, deadline)))
         self.guard.check()  # a kill may have come while Airflow was asked
         return record.was_raised

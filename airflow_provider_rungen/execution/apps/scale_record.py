@@ -19,12 +19,7 @@ log = logging.getLogger(__name__)
 #: The key, in XCom and in Airflow's task state store, of the `ScaleRecord` of a task.
 KEY = "scaled"
 # The states of a teardown that is still to run.
-_TO_COME = (
-    None,
-    TaskInstanceState.SCHEDULED,
-    TaskInstanceState.QUEUED,
-    TaskInstanceState.UP_FOR_RETRY,
-)
+_TO_COME = (None, TaskInstanceState.SCHEDULED, TaskInstanceState.QUEUED, TaskInstanceState.UP_FOR_RETRY)
 
 
 def read_scale_record(value: Any) -> ScaleRecord | None:
