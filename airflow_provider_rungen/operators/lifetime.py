@@ -184,8 +184,10 @@ class scaled_app:  # noqa: N801 - used as `with scaled_app(…):`
         inside = {task_id: task for task_id, task in tasks.items() if task_id not in self._before}
         for task in inside.values():
             if not task.upstream_task_ids & inside.keys():
-                for before in _tasks_before(task, inside):
-                    self.up.set_upstream(before)
+                for before in task.upstream_list:
+                    # one that waits for a task inside cannot come before it
+                    if not before.get_flat_relative_ids(upstream=True) & inside.keys():
+                        self.up.set_upstream(before)
                 self.up.set_downstream(task)
             # before 3.3, Airflow only lets a teardown wait for the tasks right before it
             if not AIRFLOW_V_3_3_PLUS or not task.downstream_task_ids & inside.keys():
@@ -234,12 +236,3 @@ def _runners_of(task: Any, runners: set[str]) -> Sequence[str]:
         return [task.task_id]
     before = sorted(task.get_flat_relative_ids(upstream=True) & runners)
     return job_sources_of(task) or before or [task.task_id]
-
-
-def _tasks_before(task: Any, inside: Mapping[str, Any]) -> list[Any]:
-    """Return the tasks outside that a task waits for, without those that wait for a task inside."""
-    return [
-        before
-        for before in task.upstream_list
-        if not before.get_flat_relative_ids(upstream=True) & inside.keys()
-    ]

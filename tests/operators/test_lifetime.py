@@ -271,7 +271,8 @@ def test_the_teardown_stops_the_app_and_says_how_long_it_was_up(
     caplog.set_level(logging.INFO)
     assert run_task(down_op(), context) == Outcome()
     assert workers(emulator) == 0
-    assert f"Scaled to 0 workers after 1 h 2 min (app {APP})" in caplog.text
+    assert f"Scaled to 0 workers (app {APP})" in caplog.messages
+    assert f"Bill of app {APP}: 2 workers for 1 h 2 min" in caplog.text
 
 
 def test_an_app_that_is_gone_is_fine(emulator: Emulator, context: Any, ti: TaskInstance3) -> None:

@@ -84,7 +84,7 @@ def test_an_app_is_paid_for_while_its_tasks_run(start: Callable[..., Run], paid:
     app.assert_over()
     assert app.numbers() == [UP, DOWN]
     assert set(states(run).values()) == {"success"}
-    assert "Scaled to 0 workers after " in run.log(task_id="app_down")
+    assert f"Scaled to 0 workers (app {app.id})" in run.log(task_id="app_down")
     app.assert_agrees(run)
     assert run.jobs_by_status() == {"COMPLETED": 2}
 

@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 from airflow_provider_rungen._airflow import TaskInstanceState
-from airflow_provider_rungen.client.durations import format_duration
 from airflow_provider_rungen.client.scaling import drain_app, see_app, set_workers
 from airflow_provider_rungen.client.texts import format_count, format_ids
 from airflow_provider_rungen.client.workers import ScaleRecord
@@ -78,9 +77,7 @@ class ScaleDownRun(TaskRun[Any]):
             if stays_up:
                 return False
             self.hook.perform(set_workers(app_id, 0, poll_interval=self.task.poll_interval))
-            up_at = self._record.history.up_at
-            up = "" if up_at is None else f" after {format_duration(max(time.time() - up_at, 0))}"
-            log.info("Scaled to 0 workers%s %s", up, format_ids(app_id))
+            log.info("Scaled to 0 workers %s", format_ids(app_id))
         except RunGenNotFoundError:
             log.info("Gone already %s", format_ids(app_id))
         self._record = self._record.settled(0, time.time())
