@@ -23,7 +23,7 @@ from airflow_provider_rungen.client.scaling import (
     wait_for_app,
 )
 from airflow_provider_rungen.client.transport import drive
-from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory, workers_of
+from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
 from airflow_provider_rungen.emulator import Fault
 from airflow_provider_rungen.exceptions import (
     RunGenAppError,
@@ -179,22 +179,6 @@ def test_a_single_poll_outlasts_a_stray_refusal_but_no_outage(monkeypatch: pytes
 # --- up and down --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("answer", "workers"),
-    [
-        (app("RUNNING", 2), 2),
-        (app("RUNNING", "1"), 1),
-        (app("STOPPED"), 0),
-        (app("STOPPED", 1), 1),
-        (app(None, 0), 0),
-        (app("RUNNING"), None),
-        (app(), None),
-    ],
-)
-def test_what_an_app_had_before(answer: Any, workers: int | None) -> None:
-    assert workers_of(App.from_json(answer)) == workers
-
-
 def puts(sent: list[Request]) -> list[Any]:
     bodies = [json.loads(request.body or b"") for request in sent if request.method == "PUT"]
     return [body["configuration"]["active_workers"] for body in bodies]
@@ -241,12 +225,6 @@ def test_an_app_of_which_nobody_knows_what_it_had_is_not_lowered(caplog: pytest.
     record, requests = play(restore_workers(ScaleRecord(APP, 3)), [app("RUNNING", 3)])
     assert (record.was_raised, puts(requests)) == (True, [])
     assert f"STILL BILLED: app {APP} may still have 3 workers: The number of workers before is" in caplog.text
-
-
-def test_an_app_was_raised_if_it_had_fewer_workers() -> None:
-    assert [ScaleRecord(APP, 2, before).was_raised for before in (0, 1, 2, 3, None)] == [
-        *(True, True, False, False, True)
-    ]
 
 
 def test_a_number_of_workers_is_set_until_an_answer_confirms_it() -> None:

@@ -45,27 +45,18 @@ class Block:
         self.store = store
         self.up_state: str | None = None
         self.usage: dict[str, Any] = {}
-        self._up: dict[str, Any] = {}
         self.pushed: dict[str, Any] = {}
+        self._up: Any = FakeTaskInstance()
         self._attempts = 0
 
     def attempt_up(self, **options: Any) -> tuple[RunGenScaleAppOperator, Any]:
         """Return a new attempt of the setup, and its context."""
-        self._up.clear()
         self.up_state = "running"
         self._attempts += 1
-        ti: Any = FakeTaskInstance()
+        self._up = ti = FakeTaskInstance()
         ti.task_id, ti.try_number, ti.max_tries = "app_up", self._attempts, 3
-        ti.xcom_push = lambda key, value: self._up.update({key: value})
-        ti.xcom_pull = lambda key, **_: self._up.get(key)
-        own: dict[str, Any] = {
-            "task_id": "app_up",
-            "app_id": APP,
-            "active_workers": 2,
-            "poll_interval": 0.02,
-            "defer_after": 0,
-        }
-        op = RunGenScaleAppOperator(**(own | options))
+        own: dict[str, Any] = {"app_id": APP, "active_workers": 2, "poll_interval": 0.02, "defer_after": 0}
+        op = RunGenScaleAppOperator(task_id="app_up", **(own | options))
         return op, {"ti": ti, "task_instance": ti, "task_state_store": self.store}
 
     def up(self, **options: Any) -> Outcome:
@@ -85,13 +76,8 @@ class Block:
         ti.get_dr_count = lambda **_: 1 + len(others)
         ti.get_dagrun_state = lambda *_: "running"
         jobs_of = options.pop("jobs_of", {})
-        own: dict[str, Any] = {
-            "task_id": "app_down",
-            "app_id": APP,
-            "scale_up_task_id": "app_up",
-            "poll_interval": 0.02,
-        }
-        op = RunGenScaleDownOperator(**(own | {"price": PRICE} | options))
+        own: dict[str, Any] = {"app_id": APP, "poll_interval": 0.02, "price": PRICE}
+        op = RunGenScaleDownOperator(task_id="app_down", scale_up_task_id="app_up", **(own | options))
         op.outlets = [OUTLET]
         op.jobs_of = jobs_of
         ti.task = op
@@ -101,7 +87,7 @@ class Block:
     def _pull(self, key: str, task_ids: Any, **_: Any) -> Any:
         if key == "usage":
             return [report for task_id in task_ids for report in self.usage.get(task_id, [None])]
-        return self._up.get(key)
+        return self._up.xcoms.get(key)
 
     @property
     def bill(self) -> dict[str, Any]:
@@ -266,14 +252,13 @@ def test_a_bill_that_cannot_be_made_keeps_no_app_up(
 def failed_attempt(block: Block, clock: Clock) -> None:
     """Run an attempt that pays for 100 s, and restores the app."""
     op, context = block.attempt_up(timeout=0.1)
-    push, pushes = context["ti"].xcom_push, iter(range(100))
+    pushes = iter(range(100))
 
-    def push_and_wait(key: str, value: Any) -> None:
-        push(key, value)
+    def wait_once_it_is_up(key: str, _: Any) -> None:
         if key == "scaled" and next(pushes) == 1:
             clock.advance(100)
 
-    context["ti"].xcom_push = push_and_wait
+    context["ti"].on_push = wait_once_it_is_up
     assert run_task(op, context).error
 
 

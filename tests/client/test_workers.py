@@ -1,4 +1,4 @@
-"""The workers of an app over time, as far as they were set and seen."""
+"""How many workers an app has and had, as far as they were set and seen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conftest import APP, Via
 
 from airflow_provider_rungen.client.models import App
 from airflow_provider_rungen.client.scaling import see_app
-from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory
+from airflow_provider_rungen.client.workers import ScaleRecord, WorkerHistory, workers_of
 from airflow_provider_rungen.emulator import Fault
 
 UP = WorkerHistory(((1000.0, 0), (1001.0, 2)))
@@ -94,3 +94,24 @@ def test_an_answer_that_does_not_come_is_not_waited_for(direct: Via) -> None:
     direct.service.inject(Fault(on="get_app", status=500, times=1))
     assert direct(see_app(APP)).active_workers is None
     assert direct.service.count("get_app") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "workers"),
+    [
+        ({"status": "RUNNING", "active_workers": "1"}, 1),
+        ({"status": "STOPPED"}, 0),
+        ({"status": "STOPPED", "active_workers": 1}, 1),
+        ({"active_workers": 0}, 0),
+        ({"status": "RUNNING"}, None),
+        ({}, None),
+    ],
+)
+def test_how_many_workers_an_app_is_paid_for(answer: Any, workers: int | None) -> None:
+    assert workers_of(App.from_json({"id": APP, **answer})) == workers
+
+
+def test_an_app_was_raised_if_it_had_fewer_workers() -> None:
+    assert [ScaleRecord(APP, 2, before).was_raised for before in (0, 1, 2, 3, None)] == [
+        *(True, True, False, False, True)
+    ]
