@@ -266,13 +266,10 @@ def remove_app(app_id: str, *, poll_interval: float, deadline: float) -> Flow[No
     :raises RunGenNotFoundError: it was gone before.
     :raises RunGenAppTimeoutError: it did not stop by the deadline.
     """
-    target = AppTarget(app_id, "STOPPED")
-    app = yield from get_app(app_id)
-    if not (target.is_met(app) and app.active_workers == 0):
-        # an app may say STOPPED while it is not: before it begins to start
-        within = deadline - (yield Sleep(0))
-        yield from set_workers(app_id, 0, poll_interval=poll_interval, within=within)
-        yield from wait_for_app(target, poll_interval=poll_interval, deadline=deadline)
+    within = deadline - (yield Sleep(0))
+    # also if it says STOPPED: it may be about to start
+    yield from set_workers(app_id, 0, poll_interval=poll_interval, within=within)
+    yield from wait_for_app(AppTarget(app_id, "STOPPED"), poll_interval=poll_interval, deadline=deadline)
     while True:
         try:
             return (yield from delete_app(app_id))

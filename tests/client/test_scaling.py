@@ -275,12 +275,6 @@ def test_an_app_is_stopped_and_deleted(via: Via) -> None:
         remove(via, "doomed")
 
 
-def test_an_app_that_is_stopped_is_only_deleted(direct: Via) -> None:
-    direct.service.add_app("doomed")
-    remove(direct, "doomed")
-    assert direct.service.count("update_app") == 0
-
-
 def test_workers_on_their_way_out_are_waited_for(direct: Via) -> None:
     direct.service.add_app("doomed", workers=1)
     direct.service.inject(Fault(on="delete_app", status=409, times=2))

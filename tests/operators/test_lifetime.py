@@ -340,7 +340,7 @@ def test_draining_waits_for_the_apps_jobs(
     submit(emulator, 60)
     run_task(down_op(drain=True, drain_timeout=0.2), context)
     assert workers(emulator) == 0
-    assert f"Scaling down with 1 job queued or running (drain_timeout) (app {APP})" in caplog.text
+    assert f"Scaling down with 1 job queued or running (app {APP})" in caplog.text
 
 
 def test_an_app_may_stay_up_for_the_jobs_of_others(
@@ -360,6 +360,7 @@ def test_an_app_may_stay_up_for_the_jobs_of_others(
     emulator.service.inject(Fault(on="get_app", status=200, body={"id": APP}, times=None))
     assert run_task(down_op(keep_if_busy=True), context) == Outcome()
     assert workers(emulator) == 0
+    assert "Scaling down with an unknown number of jobs queued or running" in caplog.text
 
 
 # other blocks and runs of the DAG

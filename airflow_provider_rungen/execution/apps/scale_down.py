@@ -90,15 +90,13 @@ class ScaleDownRun(TaskRun[Any]):
             return False
         by = time.time() + (task.drain_timeout if task.drain else COUNTER_GRACE)
         left = self.hook.perform(drain_app(app_id, poll_interval=task.poll_interval, deadline=by))
-        if left is None:
-            log.warning("Scaling down without counted jobs: the service counts none %s", format_ids(app_id))
-        elif left and task.keep_if_busy:
+        jobs = format_count(left, "job")
+        if left and task.keep_if_busy:
             line = "STILL BILLED: app %s is left up: %s queued or running (keep_if_busy)"
-            log.warning(line, app_id, format_count(left, "job"))
+            log.warning(line, app_id, jobs)
             return True
-        elif left:
-            line = "Scaling down with %s queued or running (drain_timeout) %s"
-            log.warning(line, format_count(left, "job"), format_ids(app_id))
+        if left != 0:
+            log.warning("Scaling down with %s queued or running %s", jobs, format_ids(app_id))
         return False
 
     def _push_bill(self, record: ScaleRecord, *, is_final: bool) -> None:
