@@ -102,8 +102,6 @@ class Progress:
     :param total: how many there are.
     :param reused: how many of ``completed`` an earlier run paid for.
     :param skipped: how many rows were skipped. They count as done.
-    :param rate: jobs a second, if known.
-    :param seconds_left: how long the rest may take, if known.
     :param is_moving: whether the task runs or is deferred, so that the page asks again.
     """
 
@@ -115,8 +113,6 @@ class Progress:
     queued: int = 0
     skipped: int = 0
     reused: int = 0
-    rate: float | None = None
-    seconds_left: float | None = None
     is_moving: bool = False
 
     @property

@@ -40,16 +40,6 @@ def render_template(name: str, **values: Any) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def progress_json(progress: Progress) -> dict[str, Any]:
-    """Return the progress of a task, as ``page.js`` asks for it."""
-    return {
-        "is_moving": progress.is_moving,
-        "done": progress.done,
-        "total": progress.total,
-        **progress_parts(progress),
-    }
-
-
 @lru_cache(maxsize=len(ASSETS))
 def read_asset(name: str) -> str:
     """
@@ -99,7 +89,7 @@ def safe_href(href: str) -> str:
 
 
 def progress_parts(progress: Progress) -> dict[str, Any]:
-    """Return the texts of a progress bar, and its parts in percent, as the page and its script show them."""
+    """Return the progress of a task, and the parts of its bar in percent, for a page and for its script."""
     names = ("completed", "failed", "canceled", "skipped", "running", "queued")
     counts = {name: getattr(progress, name) for name in names}
     whole = max(progress.total, sum(counts.values()), 1)
@@ -108,19 +98,13 @@ def progress_parts(progress: Progress) -> dict[str, Any]:
         left, right = round(100 * before / whole, 3), round(100 * (before + count) / whole, 3)
         parts.append({"name": name, "count": count, "x": left, "width": round(right - left, 3)})
         before += count
-    return {"headline": _headline(progress), "pace": _pace(progress), "parts": parts}
-
-
-def _headline(progress: Progress) -> str:
+    headline = f"{progress.total:,} {'job' if progress.total == 1 else 'jobs'}"
     if progress.is_moving or progress.done < progress.total:
-        return f"{progress.done:,} of {progress.total:,} done"
-    return f"{progress.total:,} {'job' if progress.total == 1 else 'jobs'}"
-
-
-def _pace(progress: Progress) -> str:
-    parts = []
-    if progress.is_moving and progress.rate:
-        parts.append(f"{progress.rate:.2g}/s" if progress.rate < 10 else f"{progress.rate:,.0f}/s")
-    if progress.is_moving and progress.seconds_left is not None:
-        parts.append(f"about {format_duration(progress.seconds_left)} left")
-    return ", ".join(parts)
+        headline = f"{progress.done:,} of {progress.total:,} done"
+    return {
+        "is_moving": progress.is_moving,
+        "done": progress.done,
+        "total": progress.total,
+        "headline": headline,
+        "parts": parts,
+    }

@@ -81,7 +81,6 @@ def find_task(dag_id: str, run_id: str, task_id: str, map_index: int) -> TaskRec
             "state": str(ti.state or ""),
             "try_number": ti.try_number,
             "operator": str(ti.operator_name or ""),
-            "started_at": ti.start_date,
             "token": token_of(ti),
         }
         cache_key = "task", *attempt.values(), xcoms.version(session, place)

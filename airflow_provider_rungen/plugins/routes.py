@@ -197,7 +197,7 @@ async def send_asset(request: Request) -> Response:
 @of_task.get("/progress")
 async def show_progress(gathering: Gathered) -> Response:
     progress = await views.task_progress(gathering)
-    return JSONResponse(render.progress_json(progress), headers=_DATA)
+    return JSONResponse(render.progress_parts(progress), headers=_DATA)
 
 
 @of_task.get("/jobs/{job_id}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Annotated, TypeAlias
 from urllib.parse import unquote
 
@@ -66,7 +65,6 @@ class TaskRecord:
     state: str = ""
     try_number: int = 1
     operator: str = ""
-    started_at: datetime | None = None
     token: str = ""
     dag_conn_id: str = ""
     page: PageXCom = field(default_factory=PageXCom)

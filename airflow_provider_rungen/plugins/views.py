@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from starlette.concurrency import run_in_threadpool
@@ -116,19 +115,14 @@ def _progress(task: TaskRecord, jobs: JobRows, answers: Mapping[str, Answer]) ->
     total = max(jobs.total, task.page.rows) - copies
     if not total or not jobs.is_counted:
         return None
-    progress = Progress(
+    names = ("completed", "canceled", "skipped", "running", "queued")
+    return Progress(
         total=total,
         failed=counts.get("failed", 0) + counts.get("refused", 0),
         reused=jobs.reused,
         is_moving=task.is_moving,
-        **{name: counts.get(name, 0) for name in ("completed", "canceled", "skipped", "running", "queued")},
+        **{name: counts.get(name, 0) for name in names},
     )
-    done = progress.done - progress.reused - progress.skipped
-    seconds = (datetime.now(UTC) - task.started_at).total_seconds() if task.started_at else 0
-    if done <= 0 or seconds <= 0:
-        return progress
-    rate = done / seconds
-    return replace(progress, rate=rate, seconds_left=(total - progress.done) / rate)
 
 
 def _note_unstored(gathering: Gathering, answers: Iterable[Answer]) -> None:

@@ -49,7 +49,7 @@ class Handler(SimpleHTTPRequestHandler):
         if not self.path.startswith("/progress.json"):
             super().do_GET()
             return
-        content = json.dumps(render.progress_json(Handler.progress)).encode()
+        content = json.dumps(render.progress_parts(Handler.progress)).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
@@ -130,7 +130,7 @@ def test_a_page_can_be_read_without_scripts(browser: Browser, site: str, name: s
 def test_progress_moves_by_itself(page: Page, site: str, complaints: list[str]) -> None:
     page.goto(f"{site}/task.html")
     expect(page.get_by_text("8 of 12 done")).to_be_visible()
-    Handler.progress = Progress(total=12, completed=10, failed=1, running=1, rate=0.3, is_moving=True)
+    Handler.progress = Progress(total=12, completed=10, failed=1, running=1, is_moving=True)
     expect(page.get_by_text("11 of 12 done")).to_be_visible()
     expect(page.locator('[data-count="queued"]')).to_be_hidden()
     expect(page.locator('[data-bar="completed"]')).to_have_attribute("width", "83.333")

@@ -154,9 +154,7 @@ def task_page(jobs: Sequence[JobView], task: TaskRecord = TASK, **changes: Any) 
     return render.render_template("task.html", **values | changes)
 
 
-MOVING = Progress(
-    total=12, completed=7, failed=1, running=3, queued=1, rate=0.27, seconds_left=15, is_moving=True
-)
+MOVING = Progress(total=12, completed=7, failed=1, running=3, queued=1, is_moving=True)
 
 
 def moving() -> str:

@@ -98,7 +98,7 @@ def test_a_large_page_is_rendered_in_time(html: dict[str, str]) -> None:
 
 def test_what_moves_can_be_read_without_a_script(html: dict[str, str]) -> None:
     text = Reader(html["task"]).text
-    for words in ("8 of 12 done", "0.27/s, about 15 s left", "3 running", "out of memory", "deferred"):
+    for words in ("8 of 12 done", "3 running", "out of memory", "deferred"):
         assert words in " ".join(text.split())
 
 
@@ -106,7 +106,7 @@ def test_what_moves_can_be_read_without_a_script(html: dict[str, str]) -> None:
 
 
 def test_the_script_gets_what_the_page_shows(html: dict[str, str]) -> None:
-    answer = render.progress_json(samples.MOVING)
+    answer = render.progress_parts(samples.MOVING)
     json.dumps(answer)
     assert (answer["done"], answer["total"], answer["is_moving"]) == (8, 12, True)
     assert sum(part["width"] for part in answer["parts"]) == pytest.approx(100, abs=0.01)
@@ -116,20 +116,19 @@ def test_the_script_gets_what_the_page_shows(html: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("progress", "headline", "pace"),
+    ("progress", "headline"),
     [
-        (Progress(total=0), "0 jobs", ""),
-        (Progress(total=1, completed=1), "1 job", ""),
-        (Progress(total=1000, completed=1000, rate=5, seconds_left=0), "1,000 jobs", ""),
-        (Progress(total=3, completed=1), "1 of 3 done", ""),
-        (Progress(total=3, completed=1, is_moving=True, rate=12), "1 of 3 done", "12/s"),
-        (Progress(total=3, is_moving=True, seconds_left=90), "0 of 3 done", "about 1 min 30 s left"),
-        (Progress(total=2, completed=3), "2 jobs", ""),
+        (Progress(total=0), "0 jobs"),
+        (Progress(total=1, completed=1), "1 job"),
+        (Progress(total=1000, completed=1000), "1,000 jobs"),
+        (Progress(total=3, completed=1), "1 of 3 done"),
+        (Progress(total=3, completed=3, is_moving=True), "3 of 3 done"),
+        (Progress(total=2, completed=3), "2 jobs"),
     ],
 )
-def test_progress(progress: Progress, headline: str, pace: str) -> None:
+def test_progress(progress: Progress, headline: str) -> None:
     shown = render.progress_parts(progress)
-    assert (shown["headline"], shown["pace"]) == (headline, pace)
+    assert shown["headline"] == headline
     assert all(0 <= part["x"] <= 100 and 0 <= part["width"] <= 100 for part in shown["parts"])
 
 

@@ -12,10 +12,8 @@
   // --- progress ---
 
   function setProgress(shown) {
-    for (const name of ["headline", "pace"]) {
-      const element = document.querySelector(`[data-part="${name}"]`);
-      if (element && element.textContent !== shown[name]) element.textContent = shown[name];
-    }
+    const headline = document.querySelector('[data-part="headline"]');
+    if (headline && headline.textContent !== shown.headline) headline.textContent = shown.headline;
     for (const part of shown.parts) {
       const bar = document.querySelector(`[data-bar="${part.name}"]`);
       const count = document.querySelector(`[data-count="${part.name}"]`);
