@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,41 +82,35 @@ def text_job(index: int) -> JobView:
     )
 
 
+@dataclass
 class SampleUrls:
     """The addresses of the samples, in one folder."""
 
-    overview = "apps.html"
+    root: str = ""
+
+    @property
+    def overview(self) -> str:
+        return f"{self.root}apps.html"
 
     def asset(self, name: str) -> str:
         return name
 
     def task(self, task: TaskRecord, *below: str) -> str:
-        return {"progress": "progress.json", "apps": "app.html"}.get(below[0], "") if below else "task.html"
+        pages = {"progress": "progress.json", "apps": "app.html"}
+        return self.root + (pages[below[0]] if below else "task.html")
 
     def job(self, task: TaskRecord, job_id: str) -> str:
-        return "job.html"
+        return f"{self.root}job.html"
 
     def app(self, conn_id: str, app_id: str) -> str:
-        return "app.html"
+        return f"{self.root}app.html"
 
     def in_airflow(self, task: TaskRecord) -> str:
-        return f"/dags/{task.dag_id}"
-
-
-class HostileUrls(SampleUrls):
-    """Addresses that would run something."""
-
-    def task(self, task: TaskRecord, *below: str) -> str:
-        return "javascript:alert(7)"
-
-    def job(self, task: TaskRecord, job_id: str) -> str:
-        return "javascript:alert(8)"
-
-    def in_airflow(self, task: TaskRecord) -> str:
-        return "javascript:alert(9)"
+        return f"{self.root}/dags/{task.dag_id}"
 
 
 URLS = SampleUrls()
+HOSTILE_URLS = SampleUrls("javascript:alert(7)")
 PAGE = PageXCom(
     connection="rungen_default", app="flux-schnell", results="s3://bucket/catalog/results.parquet"
 )
@@ -223,7 +217,7 @@ def hostile() -> str:
     return task_page(
         [job, failed(1, "x" * 4000)],
         HOSTILE_TASK,
-        urls=HostileUrls(),
+        urls=HOSTILE_URLS,
         failed_attempt=attempt,
         still_billing=[HOSTILE],
         failures=[FailureGroup(reason=HOSTILE, count=1, examples=[job])],
@@ -315,7 +309,7 @@ def pages() -> Mapping[str, Callable[[], str]]:
         "down": lambda: task_page([], notice=down),
         "job": lambda: job_page(done(7), result),
         "job_failed": lambda: job_page(failed(7)),
-        "job_hostile": lambda: job_page(hostile_job(), HOSTILE, task=HOSTILE_TASK, urls=HostileUrls()),
+        "job_hostile": lambda: job_page(hostile_job(), HOSTILE, task=HOSTILE_TASK, urls=HOSTILE_URLS),
         "app": app_page,
         "apps": apps_page,
         "contact_sheet": lambda: render.render(contact_sheet()),

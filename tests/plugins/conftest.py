@@ -9,8 +9,9 @@ import re
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,13 @@ class Pages:
 
     server: Any
     role: str | None = "admin"
-    _clients: list[Any] = field(default_factory=list)
 
     def get(self, path: str, **kwargs: Any) -> Any:
         """Request a page below the plugin. Redirects are not followed."""
-        if not self._clients:
-            self._clients.append(self._client())
         headers = {"accept": "text/html", **kwargs.pop("headers", {})}
-        return self._clients[0].get(f"/rungen{path}", headers=headers, follow_redirects=False, **kwargs)
+        return self._client.get(f"/rungen{path}", headers=headers, follow_redirects=False, **kwargs)
 
+    @cached_property
     def _client(self) -> Any:
         from fastapi.testclient import TestClient
 
@@ -135,7 +134,10 @@ def pages(server: Any) -> Pages:
     return Pages(server)
 
 
-@dataclass
+def _place(ti: FakeTaskInstance) -> dict[str, Any]:
+    return {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": ti.map_index}
+
+
 class Database:
     """Writes tasks into Airflow's database, as the scheduler and the workers do."""
 
@@ -154,27 +156,21 @@ class Database:
         from sqlalchemy import insert
 
         now = datetime.now(UTC)
+        run: dict[str, Any] = {"run_type": "manual", "state": "running"}
+        run |= {"run_after": now, "logical_date": now}
+        task = {"id": uuid.uuid4(), **_place(ti), "state": state, "try_number": 1, "max_tries": 0}
+        task |= {"pool": "default_pool", "pool_slots": 1, "operator": operator, "start_date": now}
+        columns = TaskInstance.__table__.columns
+        if columns["id"].type.python_type is str:  # before Airflow 3.2
+            task["id"] = str(task["id"])
+        if "map_index" not in columns:  # since Airflow 3.4
+            task["region_index"] = task.pop("map_index")
         with create_session() as session:
             self._add_dag(session, ti.dag_id)
-            run: dict[str, Any] = {
-                "run_type": "manual",
-                "run_after": now,
-                "logical_date": now,
-                "state": "running",
-            }
             session.add(DagRun(dag_id=ti.dag_id, run_id=ti.run_id, **run))
             session.flush()
-            task = {"id": uuid.uuid4(), "task_id": ti.task_id, "dag_id": ti.dag_id, "run_id": ti.run_id}
-            task |= {"map_index": ti.map_index, "state": state, "try_number": 1, "max_tries": 0}
-            task |= {"pool": "default_pool", "pool_slots": 1, "operator": operator, "start_date": now}
-            columns = TaskInstance.__table__.columns
-            if columns["id"].type.python_type is str:  # before Airflow 3.2
-                task["id"] = str(task["id"])
-            if "map_index" not in columns:  # since Airflow 3.4
-                task["region_index"] = task.pop("map_index")
-            session.execute(
-                insert(TaskInstance.__table__).values({columns[name]: each for name, each in task.items()})
-            )
+            values: Any = {columns[name]: each for name, each in task.items()}
+            session.execute(insert(TaskInstance.__table__).values(values))
         for key, value in (ti.xcoms if xcoms is None else xcoms).items():
             self.push(ti, key, value)
         return task_path(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
@@ -182,18 +178,15 @@ class Database:
     def push(self, ti: FakeTaskInstance, key: str, value: Any) -> None:
         """Write an XCom of a task, as a worker does."""
         backend = conf.getimport("core", "xcom_backend")
-        place = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": ti.map_index}
-        self.write(ti, key, backend.serialize_value(value, key=key, **place))
+        self.write(ti, key, backend.serialize_value(value, key=key, **_place(ti)))
 
     def write(self, ti: FakeTaskInstance, key: str, value: Any) -> None:
         """Write what the database has of an XCom, as the API server does."""
         from airflow.models.xcom import XComModel
         from airflow.utils.session import create_session
 
-        place: dict[str, Any] = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id}
-        place |= {"map_index": ti.map_index}
         with create_session() as session:
-            XComModel.set(key=key, value=value, serialize=False, session=session, **place)
+            XComModel.set(key=key, value=value, serialize=False, session=session, **_place(ti))
 
     def render(self, ti: FakeTaskInstance, **fields: Any) -> None:
         """Write the rendered fields of a task, as the API server does for a worker that begins it."""
@@ -201,9 +194,9 @@ class Database:
         from airflow.utils.session import create_session
         from sqlalchemy import insert
 
-        place = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": ti.map_index}
         with create_session() as session:
-            session.execute(insert(RenderedTaskInstanceFields).values(**place, rendered_fields=fields))
+            values = {**_place(ti), "rendered_fields": fields}
+            session.execute(insert(RenderedTaskInstanceFields).values(**values))
 
     def write_dag(self, ti: FakeTaskInstance, dag: Any) -> None:
         """Write the DAG of a task, as the DAG processor does."""
@@ -227,13 +220,14 @@ class Database:
         from airflow.models.dag import DagModel
         from airflow.models.dagbundle import DagBundleModel
 
-        if session.get(DagModel, dag_id) is None:
-            if session.get(DagBundleModel, "bundle") is None:
-                session.add(DagBundleModel(name="bundle"))
-            session.flush()
-            model: Any = DagModel
-            session.add(model(dag_id=dag_id, bundle_name="bundle", fileloc="dag.py"))
-            session.flush()
+        for model, key, fields in (
+            (DagBundleModel, "bundle", {"name": "bundle"}),
+            (DagModel, dag_id, {"dag_id": dag_id, "bundle_name": "bundle", "fileloc": "dag.py"}),
+        ):
+            if session.get(model, key) is None:
+                made: Any = model
+                session.add(made(**fields))
+                session.flush()
 
 
 @pytest.fixture
