@@ -64,20 +64,22 @@ async def task_page(gathering: Gathering, urls: Urls, page: int) -> dict[str, An
     attempt = None if task.is_moving or task.is_successful else jobs.attempt
     billing = () if attempt is None else attempt.still_billing
     answers = await gathering.jobs([*unstored, *failed[:_MAX_ASKED], *billing[:_MAX_ASKED]])
-    if not task.is_moving:
-        _note_unstored(gathering, map(answers.get, unstored))
-    if not jobs.is_counted:
-        gathering.notices.append(_TOO_MANY if task.is_moving else _UNCOUNTED)
-    if ledger := task.page.new_ledger:
-        gathering.notices.append(_NEW_LEDGER.format(ledger=shown_text(ledger)))
 
     def view(row: JobView) -> JobView:
         return job_view(row, task, urls, manifests.get(row.job_id), answers.get(row.job_id))
 
     def views() -> dict[str, Any]:
+        if not task.is_moving:
+            _note_unstored(gathering, map(answers.get, unstored))
         return {"jobs": list(map(view, jobs.rows)), "failures": group_failures(map(view, jobs.failed))}
 
-    return {
+    # not in the event loop: there may be many large inputs and results
+    found = await run_in_threadpool(views)
+    if not jobs.is_counted:
+        gathering.notices.append(_TOO_MANY if task.is_moving else _UNCOUNTED)
+    if ledger := task.page.new_ledger:
+        gathering.notices.append(_NEW_LEDGER.format(ledger=shown_text(ledger)))
+    return found | {
         "task": task,
         "progress": _progress(task, jobs, answers),
         "pager": _pager(urls.task(task), jobs.total, page),
@@ -85,8 +87,6 @@ async def task_page(gathering: Gathering, urls: Urls, page: int) -> dict[str, An
         "failed_attempt": attempt,
         "still_billing": [job_id for job_id in billing if not _has_ended(answers.get(job_id))],
         "notice": gathering.notice,
-        # not in the event loop: there may be many large inputs and results
-        **await run_in_threadpool(views),
     }
 
 
@@ -168,10 +168,10 @@ async def job_page(
         return None
     manifest = (await gathering.manifests([job_id])).get(job_id)
     answer = (await gathering.jobs([job_id])).get(job_id)
-    if manifest is None and not task.is_moving:
-        _note_unstored(gathering, [answer])
 
     def view() -> dict[str, Any]:
+        if manifest is None and not task.is_moving:
+            _note_unstored(gathering, [answer])
         job = answer if isinstance(answer, Job) else None
         found = manifest if manifest is not None else job
         shown = job_view(row, task, urls, manifest, answer, page=page)
