@@ -7,6 +7,7 @@ allowed. Import this module where it is used: it imports aiohttp.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import re
@@ -31,9 +32,8 @@ from airflow_provider_rungen.client.failures import describe_cause
 from airflow_provider_rungen.client.flow import Response
 from airflow_provider_rungen.client.output_urls import (
     MAX_CONTENT_TYPE_CHARS,
+    content_of,
     content_type_of,
-    decoded_chunks,
-    decoded_size,
     is_data_url,
 )
 from airflow_provider_rungen.client.senders import resolver
@@ -115,8 +115,9 @@ class Downloader:
         :raises RunGenOutputError: it must not be downloaded from there, is too large, or cannot be written.
         """
         if is_data_url(url):
-            self._check_size(decoded_size(url))
-            return await self._save(_data_chunks(url), file, content_type_of(url))
+            content = content_of(url)
+            self._check_size(len(content) // 4 * 3 - content.count("=", -2))
+            return await self._save(_decoded_data(content), file, content_type_of(url))
         target = parse_url(url)
         for _ in range(MAX_REDIRECTS + 1):
             try:
@@ -249,9 +250,9 @@ async def _decoded_chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes
     yield decoder.finish()
 
 
-async def _data_chunks(url: str) -> AsyncIterator[bytes]:
-    for chunk in decoded_chunks(url):
-        yield chunk
+async def _decoded_data(text: str) -> AsyncIterator[bytes]:
+    for start in range(0, len(text), _CHUNK_BYTES):
+        yield base64.b64decode(text[start : start + _CHUNK_BYTES])
         await asyncio.sleep(0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
@@ -40,7 +39,6 @@ _DATA_HEAD = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _DATA_CONTENT = re.compile(r"[A-Za-z0-9+/]+={0,2}")
-_CHUNK_CHARS = 256 * 1024
 _SUFFIXES = {
     "application/json": ".json",
     "application/pdf": ".pdf",
@@ -218,17 +216,6 @@ def content_type_of(url: str) -> str | None:
     return None if head is None else head[1].lower()
 
 
-def decoded_size(url: str) -> int:
-    """Return how many bytes a data URL has."""
-    return (len(url) - _content_start(url)) // 4 * 3 - url.count("=", -2)
-
-
-def decoded_chunks(url: str) -> Iterator[bytes]:
-    """Yield the bytes of a data URL in small parts."""
-    for start in range(_content_start(url), len(url), _CHUNK_CHARS):
-        yield base64.b64decode(url[start : start + _CHUNK_CHARS])
-
-
-def _content_start(url: str) -> int:
-    head = _DATA_HEAD.match(url)
-    return len(url) if head is None else head.end()
+def content_of(url: str) -> str:
+    """Return the base64 text in a data URL."""
+    return url.partition(",")[2]

@@ -105,12 +105,8 @@ def _is_content_type(value: Any) -> bool:
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> bytes:
-    """Return the text of a manifest: JSON, with a line for each field and for each file."""
-    lines = []
-    for name, value in manifest.items():
-        if name == "outputs" and value:
-            text = "[\n" + ",\n".join(f"  {json.dumps(entry, allow_nan=False)}" for entry in value) + "\n ]"
-        else:
-            text = json.dumps(value, allow_nan=False)
-        lines.append(f" {json.dumps(name)}: {text}")
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+    """Return the text of a manifest: JSON, with a line for each field."""
+    fields = (
+        f" {json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in manifest.items()
+    )
+    return ("{\n" + ",\n".join(fields) + "\n}\n").encode()

@@ -175,18 +175,23 @@ class OutputStore:
     async def _store_one(self, app_id: str, job_id: str, on_stored: Callable[[StoredJob], object]) -> None:
         from airflow_provider_rungen.execution.archive.job_archiver import JobArchiver
 
-        job: Job | None = None
+        execution_time: float | None = None
         try:
-            self._check_outage(app_id, job_id)
+            if self._failures_in_a_row >= max(OUTAGE_FAILURES, 2 * self.max_concurrency):
+                reason = f"the last {self._failures_in_a_row} jobs could not be stored"
+                raise RunGenOutputError(
+                    f"Skipped: {reason} {format_ids(app_id, job_id)}", app_id=app_id, job_id=job_id
+                )
             job = await self.hook.aperform(endpoints.get_job(app_id, job_id))
+            execution_time = job.execution_time
             job.raise_for_status()
             if self._schema is not None:
                 self._schema.check_result(job)
             on_stored(await JobArchiver(self, job).run())
         except RunGenError as error:
             is_of_job = isinstance(error, RunGenJobError)
-            if isinstance(error, RunGenJobError) and job is not None:
-                error.execution_time = job.execution_time
+            if isinstance(error, RunGenJobError):
+                error.execution_time = execution_time
             if not error.retryable and not is_of_job and not concerns_one_job(error):
                 raise
             self._errors[job_id] = error
@@ -196,15 +201,6 @@ class OutputStore:
         else:
             self._failures_in_a_row = 0
             self.figures.jobs += 1
-
-    def _check_outage(self, app_id: str, job_id: str) -> None:
-        if self._failures_in_a_row >= max(OUTAGE_FAILURES, 2 * self.max_concurrency):
-            raise RunGenOutputError(
-                f"Skipped: the last {self._failures_in_a_row} jobs could not be stored "
-                f"{format_ids(app_id, job_id)}",
-                app_id=app_id,
-                job_id=job_id,
-            )
 
     def log_total(self) -> None:
         """Log what was stored."""
