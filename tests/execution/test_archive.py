@@ -203,7 +203,7 @@ def test_one_id_gives_one_manifest(rungen_emulator: Emulator, context: Any, tmp_
     assert sum(fetches(rungen_emulator).values()) == 1
 
 
-@pytest.mark.parametrize("result", [None, "some text", 7, {"text": f"see {SIGNED}"}, []])
+@pytest.mark.parametrize("result", [None, {"text": f"see {SIGNED}"}])
 def test_a_job_without_outputs_has_its_manifest(
     rungen_emulator: Emulator, context: Any, tmp_path: Path, result: Any
 ) -> None:
@@ -235,7 +235,7 @@ def test_one_url_in_two_places_is_fetched_once(
     assert sum(fetches(rungen_emulator).values()) == 1
 
 
-@pytest.mark.parametrize("depth", [250, 300, 900, 950])
+@pytest.mark.parametrize("depth", [250, 950])
 def test_a_result_that_is_nested_deeply_is_stored(
     rungen_emulator: Emulator, tmp_path: Path, depth: int
 ) -> None:
@@ -262,18 +262,7 @@ def test_a_result_that_is_nested_deeply_is_stored(
 def test_nothing_leaves_the_folder_of_the_job(
     rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
-    names = [
-        "../../evil",
-        "/etc/evil",
-        "..\\..\\evil",
-        "..",
-        ".",
-        ".hidden",
-        "a\n\x1b[31mb",
-        "x" * 250 + ".png",
-        "A",
-        "a",
-    ]
+    names = ["../../evil", "..\\..\\evil", "..", ".", ".hidden", "a\n\x1b[31mb", "x" * 250 + ".png", "A", "a"]
     [job_id] = submitted(job(result=[f"output:{name}" for name in [*names, "manifest.json"]], output_bytes=9))
     folder = tmp_path / "in" / "here"
     outputs = archive(context, job_id, folder).value["outputs"]
@@ -281,18 +270,6 @@ def test_nothing_leaves_the_folder_of_the_job(
     assert {Path(name).parent for name in files(tmp_path)} == {Path("in/here") / job_id}
     assert len(files(tmp_path)) == len(names) + 2
     assert manifest_of(folder, job_id)["complete"] is True
-
-
-def test_files_may_be_read_by_whom_the_umask_lets(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path
-) -> None:
-    before = os.umask(0o022)
-    try:
-        [job_id] = submitted(job())
-        archive(context, job_id, tmp_path)
-    finally:
-        os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in (tmp_path / job_id).iterdir()} == {0o644}
 
 
 # --- where --------------------------------------------------------------------------------------------------
@@ -366,12 +343,6 @@ def test_no_secret_of_a_destination_is_shown(
     assert isinstance(outcome.error, RunGenInputError | AirflowFailException)
     assert "destination" in str(outcome.error)
     assert "S3CRET" not in "".join(traceback.format_exception(outcome.error)) + caplog.text
-
-
-def test_a_destination_is_a_template() -> None:
-    op = collect_op("j", "file:///data/{{ ds }}")
-    op.render_template_fields({"ds": "2025-01-11"})
-    assert op.destination == "file:///data/2025-01-11"
 
 
 @pytest.mark.parametrize("name", ["max_concurrency", "max_output_bytes", "max_xcom_bytes", "max_failed"])
@@ -536,7 +507,6 @@ def test_links_are_not_followed_in_many_files(tmp_path: Path) -> None:
 
 @MODES
 @pytest.mark.parametrize("wait", [True, False])
-@pytest.mark.parametrize("images", [0, 2, 12])
 def test_the_service_is_not_asked_for_what_is_stored(  # noqa: PLR0917 - fixtures
     rungen_emulator: Emulator,
     context: Any,
@@ -544,10 +514,9 @@ def test_the_service_is_not_asked_for_what_is_stored(  # noqa: PLR0917 - fixture
     tmp_path: Path,
     deferrable: bool,
     wait: bool,
-    images: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    ids = submitted(job(images=images), job(images=images))
+    ids = submitted(job(images=2), job(images=0))
     first = archive(context, ids, tmp_path)
     before = files(tmp_path)
     forget(rungen_emulator)
@@ -633,22 +602,6 @@ def test_what_is_not_as_it_was_stored_is_fetched_again(
     assert fetches(rungen_emulator)[f"/outputs/{job_id}/1.png"] == (1 if harm == "folder" else 2)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"[]", b"null", b'{"app_id": 1}', b"[" * 100_000, b'{"outputs": [{}], "complete": true}'],
-    ids=lambda content: content[:20],
-)
-def test_a_manifest_that_is_none_is_none(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, content: bytes
-) -> None:
-    [job_id] = submitted(job())
-    (tmp_path / job_id).mkdir()
-    (tmp_path / job_id / "manifest.json").write_bytes(content)
-    (tmp_path / job_id / "0-0.png").write_bytes(b"whatever")
-    assert archive(context, job_id, tmp_path).error is None
-    assert manifest_of(tmp_path, job_id)["complete"] is True
-
-
 POISONS: dict[str, Any] = {
     "a long type": {"content_type": "x" * 3_000_000},
     "a type that is none": {"content_type": {"__classname__": "airflow.sdk.Connection"}},
@@ -673,6 +626,11 @@ def parsed(**fields: Any) -> Manifest:
     return parse_manifest(json.dumps(manifest).encode(), APP, "job")
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"app_id": 1}', b"[" * 100_000])
+def test_a_manifest_that_is_none_has_no_entries(content: bytes) -> None:
+    assert parse_manifest(content, APP, "job") == Manifest({}, is_complete=False, invalid_count=1)
+
+
 def test_only_known_fields_of_an_entry_are_read() -> None:
     entry = {**ENTRY, "__classname__": "airflow.sdk.Connection", "more": "x"}
     assert list(parsed(outputs=[entry]).entries.values()) == [ENTRY]
@@ -690,7 +648,6 @@ def test_an_invalid_entry_is_counted_and_left_out(poison: Any) -> None:
     assert ([at for _, at in manifest.entries], manifest.invalid_count) == (["else"], 1)
 
 
-@pytest.mark.parametrize("is_complete", [True, False])
 @pytest.mark.parametrize(
     ("poison", "is_invalid"),
     [({"size": None}, True), ({"size": 7}, False), ({"uri": "file:///etc/passwd"}, False)],
@@ -702,7 +659,6 @@ def test_what_a_poisoned_manifest_names_is_fetched_again(  # noqa: PLR0917 - fix
     tmp_path: Path,
     poison: Any,
     is_invalid: bool,
-    is_complete: bool,
     caplog: Any,
 ) -> None:
     [job_id] = submitted(job(images=2))
@@ -710,7 +666,6 @@ def test_what_a_poisoned_manifest_names_is_fetched_again(  # noqa: PLR0917 - fix
     path = tmp_path / job_id / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["outputs"][0] |= poison
-    manifest["complete"] = is_complete
     path.write_text(json.dumps(manifest))
     assert archive(context, job_id, tmp_path).value == first
     assert fetches(rungen_emulator)[f"/outputs/{job_id}/0.png"] == 2
@@ -863,21 +818,6 @@ def test_a_few_that_are_broken_are_no_outage(rungen_emulator: Emulator, context:
     assert [small and small["job_id"] for small in outcome.value] == [None] * 3 + ids[3:]
 
 
-@pytest.mark.parametrize("option", [{"max_output_bytes": 100}, {}])
-def test_a_file_that_is_too_large_fails_permanently(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, option: Any
-) -> None:
-    [job_id] = submitted(job(images=1, output_bytes=101))
-    outcome = archive(context, job_id, tmp_path, **option)
-    if not option:
-        assert outcome.error is None
-        return
-    assert type(outcome.error) is AirflowFailException
-    assert "result.images[0].image: the file has over 100 bytes (max_output_bytes)" in str(outcome.error)
-    assert files(tmp_path) == {}
-    assert sum(fetches(rungen_emulator).values()) == 1
-
-
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_job_has_so_many_outputs_at_most(  # noqa: PLR0917 - fixtures
     rungen_emulator: Emulator,
@@ -900,13 +840,10 @@ def test_a_job_has_so_many_outputs_at_most(  # noqa: PLR0917 - fixtures
         assert "Could not store the outputs: it has more than 12 outputs" in str(error)
 
 
-@pytest.mark.parametrize(
-    "url", ["file:///etc/passwd", "http://10.0.0.1/x?k=s3cret", "http://169.254.169.254/x?k=s3cret"]
-)
 def test_what_must_not_be_downloaded_fails_permanently(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, url: str
+    rungen_emulator: Emulator, context: Any, tmp_path: Path
 ) -> None:
-    [job_id] = submitted(job(result={"x": url}))
+    [job_id] = submitted(job(result={"x": "http://169.254.169.254/x?k=s3cret"}))
     outcome = archive(context, job_id, tmp_path)
     assert type(outcome.error) is AirflowFailException
     assert "result.x" in str(outcome.error)
@@ -915,28 +852,19 @@ def test_what_must_not_be_downloaded_fails_permanently(
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_a_refused_url_is_renewed_once(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, status: int
+@pytest.mark.parametrize("times", [1, retry.ATTEMPTS - 1])
+def test_a_url_that_is_refused_before_it_expires_is_renewed(
+    rungen_emulator: Emulator, context: Any, tmp_path: Path, status: int, times: int
 ) -> None:
     [job_id] = submitted(job())
-    rungen_emulator.service.inject(Fault(on="output", status=status))
+    rungen_emulator.service.inject(Fault(on="output", status=status, times=times))
     gets = []
     for _ in range(2):
         before = rungen_emulator.service.count("get")
         assert archive(context, job_id, tmp_path).error is None
         gets.append(rungen_emulator.service.count("get") - before)
-    assert gets == [3, 0], "a poll, the result, and once more for the new URLs"
-    assert set(fetches(rungen_emulator).values()) == {2}
-
-
-@pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_what_is_refused_before_it_expires_is_tried_again(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, status: int
-) -> None:
-    [job_id] = submitted(job())
-    rungen_emulator.service.inject(Fault(on="output", status=status, times=retry.ATTEMPTS - 1))
-    assert archive(context, job_id, tmp_path).error is None
-    assert set(fetches(rungen_emulator).values()) == {retry.ATTEMPTS}
+    assert gets == [2 + times, 0], "a poll, the result, and new URLs"
+    assert set(fetches(rungen_emulator).values()) == {1 + times}
 
 
 def test_a_new_url_is_found_by_its_place(rungen_emulator: Emulator, tmp_path: Path) -> None:
@@ -957,22 +885,6 @@ def test_a_new_url_is_found_by_its_place(rungen_emulator: Emulator, tmp_path: Pa
     assert set(fetches(rungen_emulator).values()) == {2}
 
 
-def test_outputs_that_have_expired_are_reported_with_the_time(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path
-) -> None:
-    rungen_emulator.service.url_seconds = 0
-    [job_id] = submitted(job())
-    outcome = archive(context, job_id, tmp_path)
-    assert type(outcome.error) is AirflowFailException
-    today = time.strftime("%Y-%m-%d", time.gmtime())
-    message = str(outcome.error)
-    assert message.startswith("Could not store the outputs: result.images[0].image: ")
-    assert f"the outputs of the job expired on {today} " in message
-    assert "403 AccessDenied" in str(outcome.error)
-    assert "Run the job again" in str(outcome.error)
-    assert fetches(rungen_emulator) == {f"/outputs/{job_id}/0.png": 2}
-
-
 def test_a_data_url_is_stored_as_a_file(rungen_emulator: Emulator, context: Any, tmp_path: Path) -> None:
     text = "data:image/png;base64," + base64.b64encode(b"\x89PNG picture").decode()
     [job_id] = submitted(job(result={"images": [{"image": text}, {"image": "output:0.png"}]}))
@@ -991,23 +903,24 @@ def test_a_data_url_is_stored_as_a_file(rungen_emulator: Emulator, context: Any,
     assert "result.images[0].image: the file has over 5 bytes (max_output_bytes)" in str(error)
 
 
-def test_outputs_that_expired_early_are_reported_so(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path
-) -> None:
-    body = "<Error><Code>ExpiredToken</Code></Error>"
-    rungen_emulator.service.inject(Fault(on="output", status=400, times=None, body=body))
-    [job_id] = submitted(job())
-    outcome = archive(context, job_id, tmp_path)
-    assert type(outcome.error) is AirflowFailException
-    assert "expired early, before 20" in str(outcome.error)
-    assert "400 ExpiredToken" in str(outcome.error)
-    assert set(fetches(rungen_emulator).values()) == {2}
+EXPIRED = "<Error><Code>ExpiredToken</Code></Error>"
 
 
-@pytest.mark.parametrize("status", [403, 404])
-@pytest.mark.parametrize("days", [6, 8])
-def test_what_is_refused_has_expired_only_after_seven_days(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path, status: int, days: int
+@pytest.mark.parametrize(
+    ("status", "body", "days", "expired"),
+    [
+        *((403, "no", 8, "expired on 20"), (404, "no", 8, "expired on 20")),
+        *((403, "no", 6, ""), (404, "no", 6, ""), (400, EXPIRED, 6, "expired early, before 20")),
+    ],
+)
+def test_a_refused_output_has_expired_if_its_time_is_over_or_its_host_says_so(  # noqa: PLR0917 - fixtures
+    rungen_emulator: Emulator,
+    context: Any,
+    tmp_path: Path,
+    status: int,
+    body: str,
+    days: int,
+    expired: str,
 ) -> None:
     [job_id] = submitted(job())
     old_job = {
@@ -1018,14 +931,16 @@ def test_what_is_refused_has_expired_only_after_seven_days(
         "result": {"image": f"{rungen_emulator.url}/outputs/{job_id}/0.png"},
     }
     rungen_emulator.service.inject(Fault(on="get", status=200, times=None, body={"data": old_job}))
-    rungen_emulator.service.inject(Fault(on="output", status=status, times=None))
+    rungen_emulator.service.inject(Fault(on="output", status=status, body=body, times=None))
     error = archive(context, job_id, tmp_path).error
     text = str(error)
+    assert text.startswith("Could not store the outputs: result.image: ")
     assert f"127.0.0.1 answered {status}" in text
-    if days > 7:
+    if expired:
         assert type(error) is AirflowFailException
-        assert "the outputs of the job expired on 20" in text
+        assert f"the outputs of the job {expired}" in text
         assert "paid for again" in text
+        assert set(fetches(rungen_emulator).values()) == {2}
     else:
         assert type(error) is RunGenOutputError
         assert error.retryable

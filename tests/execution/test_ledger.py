@@ -27,7 +27,6 @@ from airflow_provider_rungen.execution.ledger.book import LedgerBook
 from airflow_provider_rungen.execution.ledger.entries import (
     MAX_ENTRY_BYTES,
     Entry,
-    destination_of,
     entry_text,
     is_manifest_uri,
     ledger_key,
@@ -158,10 +157,6 @@ def test_a_parameter_after_a_secret_one_stays_in_an_escaped_url() -> None:
 @pytest.mark.parametrize("entry", [DONE, PENDING, replace(DONE, execution_seconds=None)])
 def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
     assert parse_entry(KEY, entry_text(KEY, entry)) == entry
-
-
-def test_the_destination_is_where_the_folder_of_the_job_is() -> None:
-    assert destination_of(MANIFEST, "job-1") == "s3://my_s3@bucket/photos"
 
 
 def changed(**fields: Any) -> bytes:
@@ -753,9 +748,7 @@ def test_an_outage_is_not_mistaken_for_a_miss(failing: Failing, access: str) -> 
     assert find(book, [key]).stored == {key: job}
 
 
-def test_an_outage_of_a_destination_is_not_mistaken_for_a_miss(
-    failing: Failing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outage_of_a_destination_is_not_mistaken_for_a_miss(failing: Failing, tmp_path: Path) -> None:
     book = open_book(tmp_path.as_uri())
     key = book.key(INPUT)
     book.add_done({key: (job := store("memory://bucket/photos", "job-1"))})
