@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+
+def _networks(*blocks: str) -> Collection[IPv4Network | IPv6Network]:
+    return tuple(map(ip_network, blocks))
+
+
 # The service itself may be in one of these networks.
-_PRIVATE = tuple(
-    ip_network(block)
-    for block in ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+_PRIVATE = (
+    *map(_networks, ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")),
+    _networks("127.0.0.0/8", "::1/128"),
 )
-_LOOPBACK = tuple(ip_network(block) for block in ("127.0.0.0/8", "::1/128"))
 # Clouds hand out credentials at these addresses outside the link-local range.
-_METADATA = frozenset(
-    ip_address(text)
-    for text in (
-        *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:42::42"),
-        *("100.100.100.200", "168.63.129.16"),
-    )
+_METADATA = _networks(
+    *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:42::42", "100.100.100.200", "168.63.129.16")
 )
 # Of IANA's special-purpose registries, and multicast, since `is_global` differs between versions of Python.
 # 192.0.0.0/24 has the metadata of a cloud. In IPv6, only 2000::/3 is public.
-_SPECIAL = tuple(
-    ip_network(block)
-    for block in (
-        *("0.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24"),
-        *("192.52.193.0/24", "192.88.99.0/24", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24"),
-        *("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
-        *("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20"),
-    )
+_SPECIAL = _networks(
+    *("0.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24"),
+    *("192.52.193.0/24", "192.88.99.0/24", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24"),
+    *("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+    *("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20"),
 )
 _PUBLIC_IPV6 = ip_network("2000::/3")
 _NAT64 = ip_network("64:ff9b::/96")
@@ -76,9 +73,9 @@ def may_be_reached(address: str, service: Iterable[str]) -> bool:
     :param service: the addresses of the service.
     """
     ip = _target(address)
-    if ip in _METADATA:
+    if _is_in(ip, _METADATA):
         return False
-    for blocks in (_LOOPBACK, *((block,) for block in _PRIVATE)):
+    for blocks in _PRIVATE:
         if _is_in(ip, blocks):
             return any(_is_in(_target(each), blocks) for each in service)
     return not _is_in(ip, _SPECIAL) and (isinstance(ip, IPv4Address) or ip in _PUBLIC_IPV6)
