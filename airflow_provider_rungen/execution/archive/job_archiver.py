@@ -83,7 +83,6 @@ class JobArchiver:
         After a retryable error, the rest is tried again with new URLs, as often as an API request.
 
         :raises RunGenOutputError: an output, or the manifest, could not be stored.
-        :raises RunGenError: the service did not return new URLs.
         """
         failures, give_up_at = 0, math.inf
         while True:
@@ -99,7 +98,11 @@ class JobArchiver:
                     raise
                 log.warning("Retrying in %s: %s", format_duration(delay), error.message)
             await asyncio.sleep(delay)
-            await self._renew_urls()
+            try:
+                await self._renew_urls()
+            except RunGenError as error:
+                # the old ones may do, and the next attempt finds out what became of the job
+                log.warning("Could not renew the URLs of outputs: %s", error.message)
 
     async def _store_missing(self) -> StoredJob:
         try:
