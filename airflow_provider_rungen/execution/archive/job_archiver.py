@@ -101,7 +101,7 @@ class JobArchiver:
             try:
                 await self._renew_urls()
             except RunGenError as error:
-                # the old ones may do, and the next attempt finds out what became of the job
+                # the old ones may do, and the next attempt asks for the job again
                 log.warning("Could not renew the URLs of outputs: %s", error.message)
 
     async def _store_missing(self) -> StoredJob:
