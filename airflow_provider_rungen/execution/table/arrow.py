@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.table.formats import (
+from airflow_provider_rungen.execution.table.files import (
     LARGE_ROW_HINT,
     MAX_ROW_BYTES,
     NumberedRow,

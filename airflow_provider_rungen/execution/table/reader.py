@@ -10,14 +10,21 @@ from typing import Any
 
 from airflow_provider_rungen.client.texts import clean_text
 from airflow_provider_rungen.exceptions import RunGenInputError
-from airflow_provider_rungen.execution.table import arrow, formats
-from airflow_provider_rungen.execution.table.files import SourceFile, find_files, wrap_errors
-from airflow_provider_rungen.execution.table.formats import RowError, TableContent
+from airflow_provider_rungen.execution.table import arrow
+from airflow_provider_rungen.execution.table.files import (
+    RowError,
+    SourceFile,
+    TableContent,
+    find_files,
+    read_csv,
+    read_json_lines,
+    wrap_errors,
+)
 
 #: By format, what reads an open file, and what its rows are counted in.
 _FORMATS: dict[str, tuple[Callable[[Any], TableContent], str]] = {
-    "jsonl": (formats.read_json_lines, "line"),
-    "csv": (formats.read_csv, "line"),
+    "jsonl": (read_json_lines, "line"),
+    "csv": (read_csv, "line"),
     "parquet": (arrow.read_parquet, "row"),
 }
 
