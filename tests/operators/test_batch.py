@@ -378,29 +378,6 @@ def test_an_unknown_fate_says_what_a_clear_submits(
         assert str(task.attempt().error).endswith(f"then clear the task to submit {what} again.")
 
 
-def test_jobs_that_were_canceled_are_not_named(
-    rungen_emulator: Emulator, caplog: pytest.LogCaptureFixture
-) -> None:
-    rungen_emulator.service.inject(Fault(on="run", status=402, times=None, skip=20))
-    rungen_emulator.service.inject(Fault(on="cancel", status=500, times=None, skip=15))
-    task = Task(rungen_emulator, inputs=prompts(40, seconds=60), max_concurrency=4)
-    task.store = None
-    assert "(402)" in str(task.attempt().error)
-    running = {job["id"] for job in rungen_emulator.service.jobs() if job["status"] == "RUNNING"}
-    assert 0 < len(running) < task.created
-    [named] = [line for line in caplog.messages if line.startswith("No retry resumes these jobs")]
-    assert set(named.partition(": ")[2].split(", ")) == running
-
-
-def test_a_proxy_that_hides_the_answers_buys_one_job_for_each_input(rungen_emulator: Emulator) -> None:
-    rungen_emulator.service.inject(Fault(on="run", kind="html", status=503, taken=True, times=None))
-    task = Task(rungen_emulator, inputs=prompts(4), on_unknown_submission="fail")
-    for _ in range(2):
-        assert task.attempt().error is not None
-    assert task.created == 4
-    assert sorted(task.prompts().values()) == [f"picture {n}" for n in range(4)]
-
-
 class LargeResult:
     """Stands for megabytes."""
 
@@ -473,78 +450,11 @@ def test_an_id_that_all_answers_name_is_the_job_of_the_first_input_alone(rungen_
     assert task.created == 5
 
 
-def test_an_id_that_an_earlier_attempt_knew_is_no_new_job(rungen_emulator: Emulator) -> None:
-    task = Task(rungen_emulator, inputs=[{"prompt": "fail: x"}, *prompts(2)])
-    task.attempt()
-    failed = next(job["id"] for job in rungen_emulator.service.jobs() if job["status"] == "FAILED")
-    rungen_emulator.service.inject(Fault(on="run", status=201, body={"id": failed}))
-    assert failed in str(task.attempt().error)
-    assert task.ti.xcoms["job_ids"][0] is None
-
-
-def test_ids_that_cannot_be_pushed_leave_no_job_behind(rungen_emulator: Emulator) -> None:
-    def fail(key: str, value: Any) -> None:
-        raise OSError("the API server is gone")
-
-    task = Task(rungen_emulator, inputs=prompts(20, seconds=60))
-    task.on_push = fail
-    for status in ("RUNNING", "RUNNING", "CANCELED"):
-        assert isinstance(task.attempt().error, OSError)
-        assert task.statuses() == [status] * 20
-
-
 def test_a_batch_that_fails_for_good_without_waiting_leaves_no_job_behind(rungen_emulator: Emulator) -> None:
     inputs = [*prompts(20, seconds=60), {"prompt": ""}]
     task = Task(rungen_emulator, inputs=inputs, wait_for_completion=False)
     assert isinstance(task.attempt().error, AirflowFailException)
     assert task.statuses() == ["CANCELED"] * 20
-
-
-def test_a_file_that_changes_while_it_is_submitted_is_submitted_as_it_was(
-    rungen_emulator: Emulator, tmp_path: Path
-) -> None:
-    path = tmp_path / "inputs.jsonl"
-    path.write_text("\n".join(json.dumps(item) for item in prompts(200, seconds=60)))
-    task = Task(rungen_emulator, inputs=str(path), wait_for_completion=False)
-
-    class BreakingStore(FakeStore):
-        def set(self, key: str, value: Any, **_: Any) -> None:
-            super().set(key, value)
-            path.write_text("{")
-
-    task.store = BreakingStore()
-    ids = task.attempt().value
-    assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(200)]
-
-
-@pytest.mark.parametrize("writes", [1, 2, 3, 4, 6, 9])
-def test_an_attempt_that_died_is_gone_on_with(rungen_emulator: Emulator, writes: int, mode: bool) -> None:
-    task = Task(rungen_emulator, inputs=prompts(150), deferrable=mode)
-    task.store = DyingStore(writes)
-    died = False
-    try:
-        task.attempt()
-    except Died:
-        died = True
-    known, before = saved_ids(task.store), task.created
-    ids = task.attempt().value
-    assert died or before == 150
-    assert known <= set(ids)
-    assert len(set(ids)) == 150
-    bought = Counter(task.prompts().values())
-    assert {bought[task.prompts()[job_id]] for job_id in known} <= {
-        1
-    }  # nothing that was known is bought again
-    assert [task.prompts()[job_id] for job_id in ids] == [item["prompt"] for item in prompts(150)]
-
-
-def test_a_clear_cancels_what_runs_and_submits_anew(rungen_emulator: Emulator) -> None:
-    task = Task(rungen_emulator, inputs=prompts(20, seconds=60), wait_for_completion=False)
-    first = task.attempt().value
-    task.max_tries += 1
-    second = task.attempt().value
-    assert not set(first) & set(second)
-    assert task.statuses() == ["CANCELED"] * 20 + ["RUNNING"] * 20
 
 
 @pytest.mark.parametrize(
@@ -596,13 +506,6 @@ def test_too_late_cancels_all_of_them(rungen_emulator: Emulator, mode: bool) -> 
     outcome = task.attempt()
     assert " and 29 more, app " in str(outcome.error)
     assert task.statuses() == ["CANCELED"] * 30
-
-
-def test_the_last_look_before_the_time_is_up_trusts_no_counters(rungen_emulator: Emulator) -> None:
-    busy = {"completed": 0, "failed": 0, "in_progress": 1000, "in_queue": 0}
-    rungen_emulator.service.inject(Fault(on="get_app", status=200, body={"jobs": busy}, times=None))
-    task = Task(rungen_emulator, inputs=prompts(30, seconds=0.2), timeout=3, deferrable=True, defer_after=5)
-    assert len(set(task.attempt().value)) == 30
 
 
 def test_a_retry_after_the_time_was_up_has_the_whole_time(rungen_emulator: Emulator, mode: bool) -> None:

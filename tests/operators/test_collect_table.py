@@ -212,15 +212,6 @@ def test_the_table_is_written_when_the_service_goes_away(
     assert "403" in rows[1]["error"]
 
 
-def test_an_error_of_the_only_job_is_in_the_table(
-    rungen_emulator: Emulator, context: Any, tmp_path: Path
-) -> None:
-    assert collect(context, "no-such-job", tmp_path, wait_for_completion=False).error is not None
-    [row] = table_in(tmp_path)
-    assert (row["status"], row["job_id"]) == ("failed", "no-such-job")
-    assert "404" in row["error"]
-
-
 @pytest.mark.parametrize(
     ("results", "kind"),
     [("results.txt", AirflowFailException), ("file/results.csv", RunGenInputError)],  # the latter may pass

@@ -26,7 +26,6 @@ from airflow_provider_rungen.decorators.rungen import RunGenDecoratedOperator
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
     RunGenAPIError,
-    RunGenError,
     RunGenJobCanceledError,
     RunGenJobError,
     RunGenJobFailedError,
@@ -215,28 +214,6 @@ def test_a_job_that_takes_too_long_is_canceled(
     assert states(rungen_emulator) == ["CANCELED"]
 
 
-def test_airflows_own_limit_of_a_deferral_comes_after_ours(rungen_emulator: Emulator, context: Any) -> None:
-    outcome = run_task(run_op(input=LONG, wait_for_completion=True, deferrable=True, timeout=0.2), context)
-    [limit] = outcome.timeouts
-    assert limit >= timedelta(minutes=1)
-
-
-@MODES
-def test_an_event_is_small_and_holds_no_url(
-    rungen_emulator: Emulator, context: Any, deferrable: bool
-) -> None:
-    op = run_op(
-        input=taking(0.2, fail="cannot read https://x.example/y?X-Amz-Signature=SECRET"),
-        wait_for_completion=True,
-        deferrable=deferrable,
-    )
-    outcome = run_task(op, context)
-    assert "cannot read" in str(outcome.error)
-    assert "SECRET" not in str(outcome.error)
-    assert "SECRET" not in str(outcome.events)
-    assert KEY not in str(outcome.events)
-
-
 HOPELESS: dict[str, Any] = {
     "bad input": (lambda e: None, {"input": {"prompt": ""}}, "prompt"),
     "input of no kind": (lambda e: None, {"input": "{{ {'prompt': 'x'} }}"}, "dict"),
@@ -406,21 +383,6 @@ def test_a_time_limit_that_strikes_during_the_submission_does_not_lose_the_job(
     assert sent
     assert ti.xcoms.get("job_id") == job["id"]
     assert job["status"] == "CANCELED"
-
-
-@pytest.mark.usefixtures("on_the_wire")
-@KILLED
-@pytest.mark.feature("kill")
-def test_a_kill_is_over_in_time_however_many_jobs_there_are(rungen_emulator: Emulator, context: Any) -> None:
-    ids = submitted(*[LONG] * 80)
-    rungen_emulator.service.inject(Fault(on="cancel", kind="hang", times=None))
-    op = collect_op(ids, cancel_on_kill=True, timeout=60)
-    service = rungen_emulator.service
-    asked = lambda: service.count("get") + service.count("get_app") > 0  # noqa: E731
-    with signal_when(signal.SIGTERM, asked, op.on_kill) as sent:
-        outcome = run_task(op, context)
-    assert isinstance(outcome.error, AirflowException)
-    assert time.monotonic() - sent[0] < SOON
 
 
 # --- collect ------------------------------------------------------------------------------------------------
@@ -677,18 +639,6 @@ def test_the_template_fields_are_plain_attributes() -> None:
     for op in (run_op(), collect_op("j"), RunGenCancelJobOperator(task_id="c", job_id="j")):
         for name in op.template_fields:
             assert name in vars(op), "a template field must not be computed: Airflow reads it when it parses"
-
-
-def test_making_an_operator_reaches_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AIRFLOW_CONN_RUNGEN_DEFAULT", raising=False)
-
-    def fail(*_: Any, **__: Any) -> Any:
-        raise AssertionError("a DAG file must parse without a connection")
-
-    monkeypatch.setattr(RunGenHook, "get_connection", fail)
-    assert run_op().input == INPUT
-    assert collect_op("j").job_id == "j"
-    assert isinstance(RunGenError("x"), Exception)
 
 
 @pytest.mark.parametrize("deferrable", [False, True])

@@ -162,15 +162,6 @@ def test_each_row_has_a_row(run: Callable[..., Table], mode: bool) -> None:
     assert "signature" not in text.lower()
 
 
-def test_xcom_stays_small(run: Callable[..., Table], mode: bool) -> None:
-    task = run(products(120), deferrable=mode)
-    value = task.attempt().value
-    pushed = json.dumps([value, task.ti.pushed])
-    assert len(pushed) < 3000
-    assert "sku-" not in pushed
-    assert value["rows"] == 120
-
-
 def test_rows_may_be_skipped_refused_and_failed(run: Callable[..., Table], mode: bool) -> None:
     schema = {"type": "object", "properties": {"prompt": {"type": "string"}}}
     task = run(products(5), to_input=to_input, deferrable=mode, max_failed=2, input_schema=schema)
@@ -399,22 +390,6 @@ def test_sigterm_cancels_and_forgets(run: Callable[..., Table]) -> None:
     task.state = "running"
     value = task.attempt(to_input=picture).value
     assert value["jobs"] == 6
-
-
-def test_another_dag_takes_up_running_jobs_and_does_not_cancel_them(run: Callable[..., Table]) -> None:
-    slow = {"emulator": {"seconds": 2}}
-    to_input: Any = lambda row: picture(row) | slow  # noqa: E731
-    task = run(products(4), to_input=to_input)
-    task.store = FakeStore()
-    task.attempt_until("rungen_job_link")
-    task.store = None
-    task.dag_id = "another"
-    task.next_run("x")
-    outcome = task.attempt(timeout=0.3)
-    assert outcome.error is not None
-    assert "CANCELED" not in task.statuses()
-    assert task.attempt().value["completed"] == 4
-    assert task.created == 4
 
 
 def test_the_assets_and_lineage_name_the_table(run: Callable[..., Table], tmp_path: Path, mode: bool) -> None:

@@ -286,18 +286,6 @@ def test_a_results_table_that_cannot_be_written_costs_nothing(run: Callable[...,
 # --- parameters ---
 
 
-def test_what_is_ignored_may_be_any_collection(run: Callable[..., Table]) -> None:
-    task = run(products(2), to_input=lambda row: picture(row) | {"seed": row["seed"], "id": row["seed"]})
-    names = {"seed", "id"}
-    collections: list[Any] = [names, list(names), (name for name in names)]
-    for seed, ignore in enumerate(collections):
-        task.next_run(str(seed))
-        ledger = Ledger((task.folder / "ledger").as_uri(), ignore=ignore)
-        assert task.attempt(table=products(2, seed=seed), ledger=ledger).error is None
-    assert task.created == 2
-    assert repr(Ledger("/x", ignore={"b", "a", "c"})) == repr(Ledger("/x", ignore=["c", "b", "a"]))
-
-
 def test_a_share_is_one_of_the_rows_that_run(run: Callable[..., Table], mode: bool) -> None:
     bad = {"prompt": "x", "emulator": {"fail": "no memory"}}
     inputs = {"sku-0": None, "sku-1": None, "sku-2": bad}
