@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import Context, TaskDecorator
     from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.sinks.job_sinks import Sink
+    from airflow_provider_rungen.execution.sinks.batch_result import Sink
     from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import DecoratorArguments, SchemaSource
 
@@ -122,7 +122,6 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
         return ResultSink(
             run,
             CollectOptions.of(self),
-            refetch=run.wait.refetch,
             is_single=run.is_single,
             pushes_keys=self.multiple_outputs and self.destination is None,
             runner=run,

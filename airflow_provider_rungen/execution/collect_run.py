@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
-from itertools import repeat
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.exceptions import RunGenError, RunGenInputError, RunGenJobTimeoutError
 from airflow_provider_rungen.execution.jobs.job_wait import Defer, JobWait
+from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
 from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
 from airflow_provider_rungen.execution.task.job_ids import format_jobs, is_single, parse_job_ids
@@ -25,7 +25,6 @@ from airflow_provider_rungen.execution.task.outcomes import (
 from airflow_provider_rungen.execution.task.page_record import MAX_PAGE_JOBS
 from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_retry
 from airflow_provider_rungen.execution.task.usage import Usage
-from airflow_provider_rungen.runs.plan import Manifest, PlannedRow
 
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
@@ -33,23 +32,6 @@ if TYPE_CHECKING:
     from airflow_provider_rungen.execution.task.options import CollectOptions, JobOptions
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CollectedPlan:
-    """
-    The plan of a task that collects: a row for each id, without columns.
-
-    :param manifest: its app.
-    :param count: how many ids there are.
-    """
-
-    manifest: Manifest
-    count: int
-
-    def rows(self) -> Iterable[PlannedRow]:
-        """Return the rows."""
-        return repeat(PlannedRow(), self.count)
 
 
 class CollectRun(TaskRun["JobOptions"]):
@@ -77,7 +59,7 @@ class CollectRun(TaskRun["JobOptions"]):
         super().__init__(task, context, options)
         self.usage = Usage()
         self.usage_report.used = self.usage.to_json
-        self._wait = JobWait(self, defer)
+        self.wait = JobWait(self, defer)
         self._collect_options = collect
         self._wait_timeout = wait_timeout
         self._shown_ids: Sequence[str | None] = ()
@@ -102,7 +84,6 @@ class CollectRun(TaskRun["JobOptions"]):
             sink = ResultSink(
                 self,
                 self._collect_options,
-                refetch=self._wait.refetch,
                 table=None if table is None else str(table),
                 is_single=is_single(job_id),
                 usage=self.usage,
@@ -117,7 +98,7 @@ class CollectRun(TaskRun["JobOptions"]):
     ) -> Any:
         no_job = RunGenError("it has no job", retryable=False)
         result = BatchResult(ids, {index: no_job for index, each in enumerate(ids) if each is None})
-        plan = CollectedPlan(Manifest(app_id, ()), len(ids))
+        plan = Plan.unread("", len(ids))
         try:
             result = self._with_reused(sink, app_id, result)
             if event is not None:
@@ -156,11 +137,11 @@ class CollectRun(TaskRun["JobOptions"]):
             return []  # collecting fetches each of them
         deadline = self.deadline(time.time() + self._wait_timeout)
         ended = job_ids if have_ended else ()
-        return self._wait.wait(app_id, job_ids, deadline=deadline, on_finished=sink.hold, ended=ended)
+        return self.wait.wait(app_id, job_ids, deadline=deadline, on_finished=sink.hold, ended=ended)
 
     def cleanup(self) -> str:
-        self._wait.cancel_on_kill()
-        for job_id in self._wait.canceled:
+        self.wait.cancel_on_kill()
+        for job_id in self.wait.canceled:
             self.usage.note_end(job_id, is_completed=False)
         return ""
 

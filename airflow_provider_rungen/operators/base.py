@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import BaseOperatorLink, Context
     from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.sinks.job_sinks import Sink
+    from airflow_provider_rungen.execution.sinks.batch_result import Sink
     from airflow_provider_rungen.execution.task.run import TaskRun
     from airflow_provider_rungen.parameters import OperatorArguments
 

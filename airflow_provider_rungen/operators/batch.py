@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import Context, XComArg
     from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.sinks.job_sinks import Sink
+    from airflow_provider_rungen.execution.sinks.batch_result import Sink
     from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import (
         Destination,
@@ -156,14 +156,13 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
         return ManyInputs(inputs, schema, format=self.format, shares_equal=self.ledger is not None)
 
     def _sink(self, run: Runner) -> Sink:
-        from airflow_provider_rungen.execution.sinks.job_sinks import JobIds
+        from airflow_provider_rungen.execution.sinks.batch_result import JobIds
         from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
         from airflow_provider_rungen.execution.task.options import CollectOptions
 
-        if self.destination is not None:
-            return ResultSink(run, CollectOptions.of(self), refetch=run.wait.refetch, runner=run)
-        waits, max_failed = self.wait_for_completion, self.max_failed
-        return JobIds(run, is_single=False, waits=waits, max_failed=max_failed)
+        if self.destination is None:
+            return JobIds(run)
+        return ResultSink(run, CollectOptions.of(self), runner=run)
 
     def _runner(self, context: Context) -> Runner:
         return self._runner_of(context, self._sink, folder=self.destination)

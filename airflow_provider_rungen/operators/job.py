@@ -114,9 +114,9 @@ class RunGenRunJobOperator(RunGenBaseOperator):
         return OneInput(self.input, lambda: Schema.of(self.input_schema, "input_schema"))
 
     def _runner(self, context: Context) -> Runner:
-        from airflow_provider_rungen.execution.sinks.job_sinks import JobIds
+        from airflow_provider_rungen.execution.sinks.batch_result import JobIds
 
-        return self._runner_of(context, lambda run: JobIds(run, is_single=True))
+        return self._runner_of(context, JobIds)
 
 
 class RunGenCancelJobOperator(RunGenBaseOperator):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_rungen._airflow import Context, XComArg
     from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.sinks.job_sinks import Sink
+    from airflow_provider_rungen.execution.sinks.batch_result import Sink
     from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.parameters import (
         Destination,
@@ -190,8 +190,8 @@ class RunGenRunTableOperator(RunGenBaseOperator):
         from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
         from airflow_provider_rungen.execution.task.options import CollectOptions
 
-        refetch, uri = run.wait.refetch, self._results_uri()
-        return ResultSink(run, CollectOptions.of(self), refetch=refetch, table=uri, key=self.key, runner=run)
+        table = self._results_uri()
+        return ResultSink(run, CollectOptions.of(self), table=table, key=self.key, runner=run)
 
     def _results_uri(self) -> str:
         if self.results is not None:

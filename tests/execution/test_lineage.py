@@ -117,18 +117,8 @@ def test_an_extra_is_small_however_many_jobs_there_are() -> None:
 # --- OpenLineage --------------------------------------------------------------------------------------------
 
 
-def manifest(count: int, place: str = "s3://aws@bucket/x") -> dict[str, Any]:
-    outputs = [
-        {"uri": f"{place}/{n}.png", "size": 10 + n, "sha256": "0" * 64, "content_type": "image/png"}
-        for n in range(count)
-    ]
-    return {
-        "job_id": "j",
-        "app_id": APP,
-        "status": "COMPLETED",
-        "manifest": f"{place}/j.json",
-        "outputs": outputs,
-    }
+def files_in(count: int, place: str = "s3://aws@bucket/x") -> list[dict[str, Any]]:
+    return [{"uri": f"{place}/{number}.png", "size": 10 + number} for number in range(count)]
 
 
 def named(datasets: Any) -> list[tuple[str, str]]:
@@ -137,7 +127,7 @@ def named(datasets: Any) -> list[tuple[str, str]]:
 
 def test_the_app_is_an_input_and_the_files_are_outputs() -> None:
     lineage: Any = lineage_of(
-        TaskOutcome(APP, ["j"], manifests=[manifest(1), manifest(2, "file:///data/x")]), URL
+        TaskOutcome(APP, ["j"], files=[*files_in(1), *files_in(2, "file:///data/x")]), URL
     )
     assert named(lineage.inputs) == [(URL, f"app/{APP}")]
     assert named(lineage.outputs) == [
@@ -158,7 +148,7 @@ def test_the_app_is_an_input_and_the_files_are_outputs() -> None:
     ],
 )
 def test_the_folder_of_many_files_is_reported(place: str, dataset: tuple[str, str]) -> None:
-    done = TaskOutcome(APP, ["j"], destination=place, manifests=[manifest(MAX_LISTED_FILES), manifest(1)])
+    done = TaskOutcome(APP, ["j"], destination=place, files=[*files_in(MAX_LISTED_FILES), *files_in(1)])
     [output] = ((lineage := lineage_of(done, URL)) and lineage.outputs) or []
     assert (output.namespace, output.name) == dataset
     assert output.outputFacets["outputStatistics"].size == sum(10 + n for n in range(MAX_LISTED_FILES)) + 10

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from airflow_provider_rungen.exceptions import (
     RunGenResultError,
     RunGenServerError,
 )
+from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
 from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
 from airflow_provider_rungen.execution.task.options import CollectOptions, RunOptions
@@ -37,6 +37,10 @@ pytestmark = pytest.mark.usefixtures("rungen_emulator")
 
 class Attempt(TaskRun["RunOptions"]):
     """An attempt that runs nothing."""
+
+    @property
+    def wait(self) -> Any:
+        return self
 
     def refetch(self, app_id: str, job_ids: Sequence[str], on_outcome: Any) -> None:
         for job_id in job_ids:
@@ -52,19 +56,13 @@ class Attempt(TaskRun["RunOptions"]):
         return {}
 
 
-class Plan:
-    """A plan in memory."""
-
-    def __init__(self, *rows: PlannedRow) -> None:
-        self.manifest: Any = SimpleNamespace(columns=["sku"], types=["text"], sources=[])
-        self._rows = rows
-
-    def rows(self) -> Iterable[PlannedRow]:
-        return self._rows
+def plan_of(*rows: PlannedRow) -> Plan:
+    source: Any = ((row, {} if row.digest else None) for row in rows)
+    return Plan.of_source(APP, source, lambda: {"columns": ["sku"], "types": ["text"]})
 
 
 def planned(count: int) -> Plan:
-    return Plan(*(PlannedRow([f"sku-{number}"], "00") for number in range(count)))
+    return plan_of(*(PlannedRow([f"sku-{number}"], "00") for number in range(count)))
 
 
 class Task:
@@ -90,9 +88,7 @@ class Task:
         """Return the sink of a new attempt."""
         attempt: Any = self.next_attempt()
         table = (self.folder / "photos" / "results.jsonl").as_uri() if has_table else None
-        sink = ResultSink(
-            attempt, self.collect, refetch=attempt.refetch, table=table, key=["sku"], runner=attempt
-        )
+        sink = ResultSink(attempt, self.collect, table=table, key=["sku"], runner=attempt)
         sink.prepare()
         return sink
 
@@ -260,7 +256,7 @@ def test_each_row_says_why_it_has_no_result(task: Task) -> None:
     ids = [good, None, None, None, None, None, bad]
     sink = task.sink()
     with pytest.raises(RunGenJobFailedError, match="5 of 6 rows failed") as caught:
-        finish(task, sink, BatchResult(ids, refused, [failed]), Plan(*rows))
+        finish(task, sink, BatchResult(ids, refused, [failed]), plan_of(*rows))
     assert "misfit: input.prompt" in caught.value.message
     assert caught.value.hint.endswith("A retry runs only these again")
     statuses = ["completed", "skipped", "refused", "refused", "failed", "failed", "failed"]

@@ -46,7 +46,7 @@ def lines(path: Path, *rows: Any) -> str:
 def test_a_single_input_needs_neither_the_reader_nor_pyarrow() -> None:
     script = """
 import sys
-from airflow_provider_rungen.execution.sinks.job_sinks import JobIds
+from airflow_provider_rungen.execution.sinks.batch_result import JobIds
 from airflow_provider_rungen.execution.sources.inputs import OneInput
 [(row, job_input)] = OneInput({"prompt": "a"}).read(lambda job_input: "00")
 heavy = ("pyarrow", "aiohttp", "fsspec", "jsonschema", "airflow_provider_rungen.execution.table.reader")

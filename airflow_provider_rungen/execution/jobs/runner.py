@@ -35,7 +35,7 @@ from airflow_provider_rungen.runs.plan import input_digest
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.execution.jobs.job_wait import Defer
-    from airflow_provider_rungen.execution.sinks.job_sinks import Sink
+    from airflow_provider_rungen.execution.sinks.batch_result import Sink
     from airflow_provider_rungen.execution.sources.inputs import Source
     from airflow_provider_rungen.execution.task.options import JobOptions
 

@@ -1,13 +1,14 @@
-"""The result of a batch: the job of each input, why inputs have no result, and whether too many have none."""
+"""The result of a batch: the job of each input, whether too many failed, and the sink of ids alone."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job
 from airflow_provider_rungen.client.texts import clean_text, format_ids
 from airflow_provider_rungen.exceptions import (
@@ -17,17 +18,25 @@ from airflow_provider_rungen.exceptions import (
     RunGenJobFailedError,
     RunGenJobTimeoutError,
 )
+from airflow_provider_rungen.execution.task.lineage import TaskOutcome
 from airflow_provider_rungen.execution.task.outcomes import (
     MAX_REASONS,
     brief_reason,
     combined_error,
+    error_of,
     is_permanent,
     join_reasons,
     max_failures,
 )
 
 if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.archive.stored_jobs import StoredJob
+    from airflow_provider_rungen.execution.jobs.plans import Plan
     from airflow_provider_rungen.execution.jobs.runner import Runner
+    from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
+
+    #: Takes the jobs of a task as they end: see `Collector`.
+    Sink: TypeAlias = "JobIds | ResultSink"
 
 log = logging.getLogger(__name__)
 
@@ -116,76 +125,48 @@ def check_single(app_id: str, errors: Mapping[int, RunGenError]) -> None:
 
 
 def check_inputs(
-    run: Runner, result: BatchResult, errors: Mapping[int, RunGenError], max_failed: float
-) -> None:
-    """
-    Report which inputs of a batch failed: in the log and as the XCom ``failed``.
-
-    :param errors: why they have no result, by index.
-    :param max_failed: how many may fail: a number, or a share below 1.
-    :raises RunGenJobFailedError: more failed, or the batch was stopped.
-    """
-    push_failed(run.ti, result.ids, errors, run.locate(errors))
-    # a retry runs a job that failed again, and is refused what was refused
-    ended = {job.id for job in result.jobs}
-    # what keeps a result from being returned says how it can be
-    hints = [error.hint for index, error in sorted(errors.items()) if result.ids[index] and error.hint]
-    check_failures(
-        run,
-        result,
-        errors,
-        len(errors),
-        len(result.ids),
-        max_failed=max_failed,
-        what="inputs",
-        reasons=_reasons(errors),
-        job_id=next((job_id for index in sorted(errors) if (job_id := result.ids[index])), ""),
-        retryable=any(error.retryable or result.ids[index] in ended for index, error in errors.items()),
-        hint=hints[0] if hints else "",
-    )
-
-
-def check_failures(
     run: Runner,
     result: BatchResult,
     errors: Mapping[int, RunGenError],
-    failed: int,
-    count: int,
     *,
     max_failed: float,
-    what: str,
-    reasons: str,
-    job_id: str,
-    retryable: bool,
-    hint: str = "",
+    count: int,
+    what: str = "inputs",
+    reasons: Sequence[str] = (),
     where: str = "",
 ) -> None:
     """
-    Raise if too much failed, and warn if something did.
+    Raise if too many inputs of a batch failed, and warn if some did.
 
-    :param errors: why inputs have no result, by index.
-    :param failed: how many failed.
-    :param count: of how many.
+    :param errors: why they have no result, by index.
     :param max_failed: how many may fail: a number, or a share below 1.
-    :param what: what failed, in the plural.
-    :param job_id: the first job that failed.
-    :param retryable: whether a retry may help.
-    :param hint: what to do if no retry helps. By default, that of the attempt.
+    :param count: how many there are.
+    :param what: what they are, in the plural.
+    :param reasons: the first reasons. By default, they name the inputs by their indexes.
     :param where: where more of the reasons are.
     :raises RunGenJobFailedError: more failed, or the batch was stopped.
     """
     if result.stopped is not None:
-        raise _stop_error(run, result.stopped, errors, len(result.ids), where)
-    if failed > (allowed := max_failures(max_failed, count)):
-        hint = hint or run.clear_hint()
-        if retryable:
-            hint = run.retry_hint("only these again", f"all {what} again")
-        message = f"{failed} of {count} {what} failed, {allowed} may (max_failed): {reasons}"
-        app_id = run.known_app_id
-        raise RunGenJobFailedError(
-            message, app_id=app_id, job_id=job_id, hint=where + hint, retryable=retryable
-        )
-    _warn_of_failures(failed, count, what, reasons)
+        raise _stop_error(run, result.stopped, errors, count, where)
+    why = join_reasons(reasons, len(errors)) if reasons else _reasons(errors)
+    if len(errors) <= (allowed := max_failures(max_failed, count)):
+        _warn_of_failures(len(errors), count, what, why)
+        return
+    # a retry runs a job that failed again, and is refused what was refused
+    ended = {job.id for job in result.jobs}
+    retryable = any(error.retryable or result.ids[index] in ended for index, error in errors.items())
+    # what keeps a result from being returned says how it can be
+    hints = [error.hint for index, error in sorted(errors.items()) if result.ids[index] and error.hint]
+    hint = hints[0] if hints else run.clear_hint()
+    if retryable:
+        hint = run.retry_hint("only these again", f"all {what} again")
+    raise RunGenJobFailedError(
+        f"{len(errors)} of {count} {what} failed, {allowed} may (max_failed): {why}",
+        app_id=run.known_app_id,
+        job_id=next((job_id for index in sorted(errors) if (job_id := result.ids[index])), ""),
+        hint=where + hint,
+        retryable=retryable,
+    )
 
 
 def check_collected(
@@ -260,3 +241,55 @@ def _warn_of_failures(failed: int, count: int, what: str, reasons: str) -> None:
 def _reasons(errors: Mapping[int, RunGenError]) -> str:
     named = [f"input {index}: {brief_reason(errors[index])}" for index in sorted(errors)[:MAX_REASONS]]
     return join_reasons(named, len(errors))
+
+
+# --- ids ---
+
+
+class JobIds:
+    """
+    Return the ids of jobs. There is nothing else to take.
+
+    :param run: the attempt.
+    """
+
+    stores = False
+    hold = staticmethod(strip_payloads)
+
+    def __init__(self, run: Runner) -> None:
+        self.errors: dict[str, RunGenError] = {}
+        self.stored: list[StoredJob] = []
+        self._run = run
+
+    def prepare(self) -> None:
+        pass
+
+    def accepts(self, stored: StoredJob) -> bool:
+        return True
+
+    def add_stored(self, stored: StoredJob) -> None:
+        pass
+
+    def gather(self, app_id: str, job_ids: Iterable[str], jobs: Iterable[Job] = ()) -> None:
+        pass
+
+    def finish(self, result: BatchResult, plan: Plan) -> Any:
+        run, job_ids = self._run, result.job_ids
+        by_job = {job.id: error for job in result.jobs if (error := error_of(job)) is not None}
+        errors = result.errors(by_job)
+        if run.is_single:
+            check_single(run.known_app_id, errors)
+        else:
+            push_failed(run.ti, result.ids, errors, run.locate(errors))
+            check_inputs(run, result, errors, max_failed=run.options.max_failed, count=len(result.ids))
+            if not errors:
+                state = "completed" if run.options.wait_for_completion else "were submitted"
+                log.info("All %d jobs %s %s", len(result.ids), state, format_ids(run.known_app_id))
+        run.record_outcome(TaskOutcome(run.known_app_id, job_ids, len(errors)))
+        return next(iter(job_ids), None) if run.is_single else result.ids
+
+    def report(self, result: BatchResult, plan: Plan, error: BaseException) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

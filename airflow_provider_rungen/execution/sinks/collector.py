@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 from airflow_provider_rungen.client.job_poller import strip_payloads
 from airflow_provider_rungen.client.models import Job, JobStatus
@@ -16,14 +16,12 @@ from airflow_provider_rungen.execution.task.outcomes import JOB_IS_OVER, is_usel
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.collect_run import CollectRun
+    from airflow_provider_rungen.execution.jobs.runner import Runner
     from airflow_provider_rungen.execution.sinks.xcom_values import XComValues
     from airflow_provider_rungen.execution.table.results import JobRows
     from airflow_provider_rungen.execution.task.options import CollectOptions
-    from airflow_provider_rungen.execution.task.run import TaskRun
     from airflow_provider_rungen.execution.task.usage import Usage
-
-#: Fetches jobs that have ended: see `JobWait.refetch`.
-Refetch: TypeAlias = Callable[[str, Sequence[str], Callable[[str, Job | RunGenError], None]], None]
 
 
 class Collector:
@@ -32,7 +30,6 @@ class Collector:
 
     :param run: the attempt.
     :param options: the operator's parameters.
-    :param refetch: fetches the results of jobs that have ended.
     :param values: takes results for what the task returns.
     :param rows: takes results for a table or a contact sheet.
     :param usage: takes what the jobs used, if nothing else knows it.
@@ -41,10 +38,9 @@ class Collector:
 
     def __init__(
         self,
-        run: TaskRun[Any],
+        run: Runner | CollectRun,
         options: CollectOptions,
         *,
-        refetch: Refetch,
         values: XComValues | None,
         rows: JobRows | None,
         usage: Usage | None,
@@ -60,7 +56,6 @@ class Collector:
         self.hold: Callable[[Job], Job] = strip_payloads if self.stores else self._hold
         self._run = run
         self._options = options
-        self._refetch = refetch
         self._schema = Schema.of(options.result_schema, "result_schema")
         self._store = OutputStore(run, options, self._schema) if self.stores else None
         self._rows = rows
@@ -97,9 +92,11 @@ class Collector:
         """
         returned = self._add_unsuccessful(jobs)
         rest = self._unsettled(job_ids)
-        # the service may have forgotten what it has not just returned
-        self._search(app_id, [each for each in rest if each not in returned])
-        if rest := [each for each in self._unsettled(rest) if each in returned or each in self._searched]:
+        if self._store is not None:
+            # the service may have forgotten what it has not just returned
+            self._search(app_id, [each for each in rest if each not in returned])
+            rest = [each for each in self._unsettled(rest) if each in returned or each in self._searched]
+        if rest:
             self._take(app_id, rest)
 
     def gather_known(self, app_id: str, job_ids: Iterable[str | None], jobs: Iterable[Job] = ()) -> None:
@@ -116,7 +113,7 @@ class Collector:
         unsure = [each for each in job_ids if each not in self._searched]
         if self._store is not None and unsure:
             self._store.find(app_id, unsure, self.add_stored)
-        self._searched.update(unsure)
+            self._searched.update(unsure)
         return [each for each in job_ids if each not in self._taken]
 
     def add_stored(self, stored: StoredJob) -> None:
@@ -191,7 +188,7 @@ class Collector:
             self._add(job_of(found, app_id, job_id))
 
         if self._store is None:
-            self._refetch(app_id, job_ids, note)
+            self._run.wait.refetch(app_id, job_ids, note)
         else:
             errors = self._store.store(app_id, job_ids, self.add_stored)
             self.errors |= errors

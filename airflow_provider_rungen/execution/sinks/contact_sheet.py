@@ -35,13 +35,14 @@ _PAGE = re.compile(r"index-[0-9a-f]{8}-\d+\.html")
 _MAX_VALUE_CHARS = 200
 
 
-def describe_job(input: Any, outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def describe_job(input: Any, outputs: Sequence[Mapping[str, Any]], result: Any = None) -> dict[str, Any]:
     """Return what a sheet shows of a job, besides what is in the results table."""
     sides = [input.get(name) for name in ("width", "height")] if isinstance(input, Mapping) else []
     return {
         "prompt": find_prompt(input),
         "facts": find_facts(input),
         "sides": sides if all(type(side) is int and side > 0 for side in sides) else [],
+        "text": None if outputs else find_text(result),
         "files": [[output.get("size"), output.get("content_type")] for output in outputs],
     }
 
@@ -143,7 +144,7 @@ class SheetWriter:
                 *((label, value) for label, value in about.get("facts", ())),
             ],
             outputs=list(self._files(row, about)),
-            text=_text_of(row),
+            text=about.get("text") and redact(about["text"]),
             reused=row.reused,
         )
 
@@ -163,13 +164,6 @@ class SheetWriter:
                 width=width,
                 height=height,
             )
-
-
-def _text_of(row: ResultRow) -> str | None:
-    if row.outputs or not row.has_result:
-        return None
-    text = find_text(row.result)
-    return None if text is None else redact(text)
 
 
 def _format_value(value: Any) -> str:

@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
-from airflow_provider_rungen.exceptions import RunGenBadRequestError, RunGenError
+from airflow_provider_rungen.exceptions import (
+    RunGenBadRequestError,
+    RunGenError,
+    RunGenInputError,
+    RunGenJobTimeoutError,
+)
 from airflow_provider_rungen.execution.apps.bill import add_costs, find_price
 from airflow_provider_rungen.execution.sinks.batch_result import (
     NOT_SUBMITTED,
     BatchResult,
     check_collected,
-    check_failures,
     check_inputs,
     check_single,
     push_failed,
 )
-from airflow_provider_rungen.execution.sinks.collector import Collector, Refetch
+from airflow_provider_rungen.execution.sinks.collector import Collector
 from airflow_provider_rungen.execution.sinks.contact_sheet import SheetWriter, describe_job
 from airflow_provider_rungen.execution.sinks.xcom_values import XComValues
 from airflow_provider_rungen.execution.table.results import (
@@ -33,13 +37,12 @@ from airflow_provider_rungen.execution.table.results import (
 )
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
-from airflow_provider_rungen.execution.task.outcomes import join_reasons
 
 if TYPE_CHECKING:
+    from airflow_provider_rungen.execution.collect_run import CollectRun
+    from airflow_provider_rungen.execution.jobs.plans import Plan
     from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.sinks.job_sinks import SinkPlan
     from airflow_provider_rungen.execution.task.options import CollectOptions
-    from airflow_provider_rungen.execution.task.run import TaskRun
     from airflow_provider_rungen.execution.task.usage import Usage
 
 log = logging.getLogger(__name__)
@@ -51,7 +54,6 @@ class ResultSink(Collector):
 
     :param run: the attempt.
     :param options: what to do with results.
-    :param refetch: see `Collector`.
     :param table: the URI of the results table. Without it, results or small manifests are returned.
     :param key: the columns that identify a row.
     :param is_single: whether there is one job, whose error and value are those of the task.
@@ -63,10 +65,9 @@ class ResultSink(Collector):
 
     def __init__(
         self,
-        run: TaskRun[Any],
+        run: Runner | CollectRun,
         options: CollectOptions,
         *,
-        refetch: Refetch,
         table: str | None = None,
         key: Sequence[str] = (),
         is_single: bool = False,
@@ -78,20 +79,22 @@ class ResultSink(Collector):
         rows = JobRows(describe_job if has_sheet else None) if has_sheet or table is not None else None
         self._values = XComValues(options.max_xcom_bytes, pushes_keys=pushes_keys)
         values = self._values if table is None else None
-        super().__init__(run, options, refetch=refetch, values=values, rows=rows, usage=usage)
+        super().__init__(run, options, values=values, rows=rows, usage=usage)
         self._table = None if table is None else ResultsTable(table)
         self._sheet = SheetWriter(options.destination, key) if has_sheet else None
         self._key = key
         self._is_single = is_single
         self._runner = runner
         self._is_written = False
+        # why rows have no result, by index
+        self._row_errors: dict[int, RunGenError] = {}
 
     def prepare(self) -> None:
         super().prepare()
         if self._table is not None and self._table.folder != str(self._options.destination).removesuffix("/"):
             self._table.prepare()
 
-    def finish(self, result: BatchResult, plan: SinkPlan) -> Any:
+    def finish(self, result: BatchResult, plan: Plan) -> Any:
         """
         Collect what was not collected before, write the table and the sheet, and return the task's value.
 
@@ -113,7 +116,8 @@ class ResultSink(Collector):
         if self._table is None:
             value = self._value(result)
             if self.stores:
-                outcome = replace(outcome, manifests=self._values.of(done))
+                files = [file for manifest in self._values.of(done) for file in manifest["outputs"]]
+                outcome = replace(outcome, files=files)
             log.info("Collected the results of %s", format_jobs(done))
         else:
             value = counts.summary(self._table.uri)
@@ -127,7 +131,7 @@ class ResultSink(Collector):
         self._run.record_outcome(outcome)
         return value
 
-    def report(self, result: BatchResult, plan: SinkPlan, error: BaseException) -> None:
+    def report(self, result: BatchResult, plan: Plan, error: BaseException) -> None:
         """Write what is known before an error ends the task. A failure is logged."""
         what = "contact sheet" if self._table is None else "results table"
         if self._is_written or (self._table is None and not (self._sheet and result.ids)):
@@ -156,50 +160,37 @@ class ResultSink(Collector):
 
     def _check(self, result: BatchResult, errors: Mapping[int, RunGenError], counts: ResultCounts) -> None:
         """Raise if too many jobs failed."""
-        ti, max_failed = self._run.ti, self._options.max_failed
-        if self._runner is None:
+        run, ti, max_failed = self._runner, self._run.ti, self._options.max_failed
+        if run is None:
             check_collected(ti, result, errors, max_failed)
         elif self._table is not None:
-            self._check_rows(self._runner, self._table.uri, result, errors, counts)
-        elif self._is_single:
-            push_failed(ti, result.ids, errors)
-            check_single(self._run.known_app_id, errors)
+            skipped = counts.by_status[Status.SKIPPED]
+            log.info(
+                "%d rows: %d bought, %d reused, %d skipped, %d failed",
+                *(counts.rows, counts.new_jobs, counts.reused, skipped, counts.failed),
+            )
+            check_inputs(
+                run,
+                result,
+                self._row_errors,
+                max_failed=max_failed,
+                count=counts.runnable,
+                what="rows",
+                reasons=[
+                    clean_text(f"{', '.join(str(row.values[name]) for name in self._key)}: {row.error}", 300)
+                    for row in counts.first_failed
+                ],
+                where=f"All reasons are in {redact(self._table.uri)}. ",
+            )
         else:
-            check_inputs(self._runner, result, errors, max_failed)
-
-    def _check_rows(
-        self,
-        runner: Runner,
-        uri: str,
-        result: BatchResult,
-        errors: Mapping[int, RunGenError],
-        counts: ResultCounts,
-    ) -> None:
-        log.info(
-            "%d rows: %d bought, %d reused, %d skipped, %d failed",
-            *(counts.rows, counts.new_jobs, counts.reused, counts.by_status[Status.SKIPPED], counts.failed),
-        )
-        reasons = [
-            clean_text(f"{', '.join(str(row.values[name]) for name in self._key)}: {row.error}", 300)
-            for row in counts.first_failed
-        ]
-        check_failures(
-            runner,
-            result,
-            errors,
-            counts.failed,
-            counts.runnable,
-            max_failed=self._options.max_failed,
-            what="rows",
-            reasons=join_reasons(reasons, counts.failed),
-            job_id=next(iter(self.errors), ""),
-            retryable=counts.failed > counts.by_status[Status.REFUSED],
-            where=f"All reasons are in {redact(uri)}. ",
-        )
+            push_failed(ti, result.ids, errors, run.locate(errors))
+            if self._is_single:
+                check_single(self._run.known_app_id, errors)
+            check_inputs(run, result, errors, max_failed=max_failed, count=len(result.ids))
 
     # --- the table and the sheet ---
 
-    def _write(self, result: BatchResult, plan: SinkPlan, missing: str = "") -> ResultCounts:
+    def _write(self, result: BatchResult, plan: Plan, missing: str = "") -> ResultCounts:
         """
         Write the table and the sheet, as far as they are wanted.
 
@@ -223,7 +214,7 @@ class ResultSink(Collector):
         return counts
 
     def _result_rows(
-        self, rows: JobRows, result: BatchResult, plan: SinkPlan, missing: str
+        self, rows: JobRows, result: BatchResult, plan: Plan, missing: str
     ) -> Iterator[ResultRow]:
         """Yield a row for each row of the plan."""
         columns = plan.manifest.columns
@@ -231,14 +222,18 @@ class ResultSink(Collector):
             values = dict(zip(columns, planned.values, strict=True))
             if planned.status:
                 status, why = Status(planned.status), planned.why or None
-                yield ResultRow(index=number, status=status, values=values, error=why)
+                row = ResultRow(index=number, status=status, values=values, error=why)
+                failure: RunGenError = RunGenInputError(planned.why)
             elif job_id is None or number in result.refused:
-                error = result.refused.get(number)
-                is_refused = isinstance(error, RunGenBadRequestError)
+                text = f"not submitted: {missing}" if missing else NOT_SUBMITTED
+                failure = result.refused.get(number) or RunGenJobTimeoutError(text)
+                is_refused = isinstance(failure, RunGenBadRequestError)
                 status = Status.REFUSED if is_refused else Status.FAILED
-                why = error.message if error else f"not submitted: {missing}" if missing else NOT_SUBMITTED
-                yield ResultRow(index=number, status=status, values=values, error=why)
+                row = ResultRow(index=number, status=status, values=values, error=failure.message)
             else:
                 failure = self.errors.get(job_id) or RunGenError(missing)
                 is_reused = job_id in result.shared
-                yield rows.row(number, job_id, failure, values=values, is_reused=is_reused)
+                row = rows.row(number, job_id, failure, values=values, is_reused=is_reused)
+            if row.status not in (Status.COMPLETED, Status.SKIPPED):
+                self._row_errors[number] = failure
+            yield row

@@ -60,10 +60,6 @@ class Source:
         :raises RunGenInputError: it cannot be sent, or these are more.
         """
 
-    def name(self, number: int) -> str:
-        """Return the name of an input, for an error."""
-        raise NotImplementedError
-
     def places(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
         """Return the ``file`` and ``line`` of inputs that are in files, by number."""
         return {}
@@ -103,9 +99,6 @@ class OneInput(Source):
         if (schema := self.schema()) is not None:
             schema.check_input(self._as_sent())
 
-    def name(self, number: int) -> str:
-        return "input"
-
 
 @dataclass
 class ManyInputs(Source):
@@ -124,13 +117,6 @@ class ManyInputs(Source):
     format: str | None = None
     shares_equal: bool = False
 
-    def __post_init__(self) -> None:
-        # a single job does not need it
-        from airflow_provider_rungen.execution.table.reader import is_path
-
-        self._has_files = is_path(self.source)
-        self._prefix = f"{clean_text(str(self.source))}: " if self._has_files else ""
-
     def read(self, key_of: KeyOf) -> Iterator[tuple[PlannedRow, Any]]:
         rows = self._open()
         numbers: dict[bytes, int] = {}
@@ -141,13 +127,12 @@ class ManyInputs(Source):
             first = first_equal(numbers, digest, number) if self.shares_equal else None
             yield PlannedRow(digest=digest, first=first), job_input
 
-    def name(self, number: int) -> str:
-        return f"{self._prefix}inputs[{number}]"
-
     def places(self, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
         """Return the ``file`` and ``line`` of inputs. The files are read again, up to the last of them."""
+        from airflow_provider_rungen.execution.table.reader import is_path
+
         wanted = set(islice(sorted(numbers), _MAX_PLACES))
-        if not wanted or not self._has_files:
+        if not wanted or not is_path(self.source):
             return {}
         try:
             rows = self._open()
@@ -164,7 +149,7 @@ class ManyInputs(Source):
 
     def _checked(self, item: Any, number: int, rows: Rows) -> Any:
         """Return an input as JSON has it."""
-        name = self.name(number)
+        name = f"inputs[{number}]" if rows.uri is None else f"{clean_text(rows.uri)}: inputs[{number}]"
         try:
             if not isinstance(item, dict):
                 raise RunGenInputError(f"{name} is a {type(item).__name__}, not an object; nothing was sent")
@@ -172,7 +157,7 @@ class ManyInputs(Source):
             if self.schema is not None:
                 self.schema.check_input(job_input, name)
         except RunGenInputError as error:
-            if self._has_files:
+            if rows.uri is not None:
                 error.add_hint(f"It is {rows.place}")
             raise
         return job_input

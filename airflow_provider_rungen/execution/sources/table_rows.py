@@ -79,7 +79,7 @@ class TableRows(Source):
             # before the function, which may change what is in the row
             values = columns.take(row, place)
             keys.add(row, place)
-            job_input = self._make_input(row, place)
+            job_input = self._make_input(dict(row), place)
             why = self._refusal(job_input)
             status = Status.SKIPPED if job_input is None else Status.REFUSED if why else ""
             self._counts[status] += 1
@@ -107,13 +107,26 @@ class TableRows(Source):
                 f"{allowed} may (max_failed): {self._first_refusal}; nothing was sent"
             )
 
-    def name(self, number: int) -> str:
-        return f"table[{number}]"
-
-    def _make_input(self, row: Mapping[str, Any], place: str) -> Any:
+    def _make_input(self, row: dict[str, Any], place: str) -> Any:
         """Return the input of a row as JSON has it, or ``None`` for a row without a job."""
-        job_input = dict(row) if self.to_input is None else _call(self.to_input, dict(row), place)
-        return None if job_input is None else json.loads(codec.encode(job_input, f"the input of {place}"))
+        try:
+            job_input = row if self.to_input is None else self.to_input(row)
+        except AirflowException as error:  # the function decides how the task ends
+            error.add_note(f"to_input raised this for {place}")
+            raise
+        except Exception as error:
+            reason = clean_text(f"{type(error).__name__}: {error}")
+            raise RunGenInputError(
+                f"to_input failed for {place}: {reason}; nothing was sent", retryable=True
+            ) from error
+        if job_input is None:
+            return None
+        if not isinstance(job_input, Mapping):
+            kind = type(job_input).__name__
+            raise RunGenInputError(
+                f"to_input returned a {kind} for {place}, not a dict or None; nothing was sent"
+            )
+        return json.loads(codec.encode(job_input, f"the input of {place}"))
 
     def _refusal(self, job_input: Any) -> str:
         """Return why an input does not fit the schema. Other rows may be sent, so this is no error."""
@@ -137,9 +150,9 @@ class _Columns:
 
     def __init__(self, key: Sequence[str], others: Sequence[str], types: Mapping[str, str] | None) -> None:
         names = tuple(dict.fromkeys([*key, *others]))
-        # those that no row had yet, and the columns of the rows before
+        # the columns that no row had yet, and those of the last row
         self._absent = set(names)
-        self._seen: dict[str, None] = {}
+        self._last: Mapping[str, Any] = {}
         if types is not None:
             self._note(types)
             self.check(names)
@@ -177,15 +190,15 @@ class _Columns:
         for name in sorted(self._absent):
             if name in required:
                 raise RunGenInputError(
-                    f"table has no column {name!r}, only {clean_text(', '.join(self._seen), 500)}; "
+                    f"table has no column {name!r}, only {clean_text(', '.join(map(str, self._last)), 500)}; "
                     "nothing was sent"
                 )
             log.warning("No row of the table has the column %r, so it is null", name)
 
-    def _note(self, names: Mapping[str, Any]) -> None:
-        if self._absent:  # a row may leave out what others have
-            self._absent.difference_update(names)
-            self._seen |= dict.fromkeys(map(str, names))
+    def _note(self, row: Mapping[str, Any]) -> None:
+        # a row may leave out what others have
+        self._absent.difference_update(row)
+        self._last = row
 
 
 class _Keys:
@@ -241,22 +254,3 @@ def _key_texts(value: Any) -> tuple[str, ...]:
     if isinstance(value, float) and value.is_integer():
         return json.dumps(int(value)), json.dumps(value)
     return (json.dumps(value),)
-
-
-def _call(to_input: ToInput, row: dict[str, Any], place: str) -> Mapping[str, Any] | None:
-    try:
-        job_input = to_input(row)
-    except AirflowException as error:  # the function decides how the task ends
-        error.add_note(f"to_input raised this for {place}")
-        raise
-    except Exception as error:
-        reason = clean_text(f"{type(error).__name__}: {error}")
-        raise RunGenInputError(
-            f"to_input failed for {place}: {reason}; nothing was sent", retryable=True
-        ) from error
-    if job_input is not None and not isinstance(job_input, Mapping):
-        kind = type(job_input).__name__
-        raise RunGenInputError(
-            f"to_input returned a {kind} for {place}, not a dict or None; nothing was sent"
-        )
-    return job_input

@@ -70,10 +70,9 @@ class ResultRow:
     :param reused: whether its job was stored before.
     :param outputs: the URIs of its stored files.
     :param sha256: the digest of the first file.
-    :param result: what the model returned, without the secrets of its URLs.
-    :param has_result: whether the model returned a result, which may be ``None``.
+    :param result: what the model returned, as JSON text without the secrets of its URLs.
     :param cost: what its job cost, in the currency of the price.
-    :param created_at: when its job was created (ISO 8601). A manifest may hold any text.
+    :param created_at: when its job was created (ISO 8601, in UTC).
     :param about: what only a contact sheet shows; see `contact_sheet.describe_job`.
     """
 
@@ -85,8 +84,7 @@ class ResultRow:
     reused: bool = False
     outputs: Sequence[str] = ()
     sha256: str | None = None
-    result: Any = None
-    has_result: bool = False
+    result: str | None = None
     execution_seconds: float | None = None
     cost: Decimal | None = None
     created_at: str | None = None
@@ -103,16 +101,9 @@ class ResultRow:
 
         :param columns: the table's own columns.
         """
-        created_at = to_time(self.created_at)
         repeated = {name: self.values.get(name) for name in columns}
         fixed = {name: getattr(self, name) for name in FIXED_COLUMNS}
-        return {
-            **repeated,
-            **fixed,
-            "result": json_text(self.result) if self.has_result else None,
-            "cost": None if self.cost is None else f"{self.cost:f}",
-            "created_at": None if created_at is None else created_at.isoformat(),
-        }
+        return {**repeated, **fixed, "cost": None if self.cost is None else f"{self.cost:f}"}
 
 
 class ResultCounts:
@@ -171,8 +162,8 @@ class ResultCounts:
         }
 
 
-#: Returns what to keep of the input and the outputs of a job.
-Describe: TypeAlias = Callable[[Any, Sequence[Mapping[str, Any]]], Any]
+#: Returns what to keep of the input, the outputs and the result of a job.
+Describe: TypeAlias = Callable[[Any, Sequence[Mapping[str, Any]], Any], Any]
 
 
 class JobRows:
@@ -195,22 +186,22 @@ class JobRows:
 
     def add_stored(self, stored: StoredJob) -> None:
         """Add a job whose outputs are stored."""
+        uris = {output["uri"]: output["uri"] for output in stored.outputs}
         self._add(
             stored.job_id,
-            input=stored.input,
-            files=stored.outputs,
+            stored.input,
+            stored.created_at,
+            stored.outputs,
             status=Status.COMPLETED,
-            outputs=[output["uri"] for output in stored.outputs],
+            outputs=list(uris),
             sha256=stored.outputs[0]["sha256"] if stored.outputs else None,
-            result=stored.result,
-            has_result=True,
+            result=redact_value(stored.result, uris),
             execution_seconds=stored.execution_seconds,
-            created_at=stored.created_at,
         )
 
     def add_job(self, job: Job) -> None:
         """Add a job that completed."""
-        self._add_ended(job, status=Status.COMPLETED, result=job.result, has_result=True)
+        self._add_ended(job, status=Status.COMPLETED, result=redact_value(job.result))
 
     def add_failed(self, job: Job, error: RunGenError) -> None:
         """Add a job that ended, and counts as failed."""
@@ -231,24 +222,23 @@ class JobRows:
         return ResultRow(index=index, job_id=job_id, values=values, reused=is_reused, **fields)
 
     def _add_ended(self, job: Job, **fields: Any) -> None:
-        created_at = job.created_at and job.created_at.isoformat()
-        seconds = job.execution_time
-        self._add(job.id, input=job.input, execution_seconds=seconds, created_at=created_at, **fields)
+        created_at = None if job.created_at is None else job.created_at.isoformat()
+        self._add(job.id, job.input, created_at, (), execution_seconds=job.execution_time, **fields)
 
     def _add(
         self,
         job_id: str,
-        *,
-        input: Any = None,
-        files: Sequence[Mapping[str, Any]] = (),
-        result: Any = None,
+        input: Any,
+        created_at: str | None,
+        files: Sequence[Mapping[str, Any]],
         **fields: Any,
     ) -> None:
-        # signed URLs are removed before anything is on a disk. Those of stored files are none.
-        stored = {output["uri"]: output["uri"] for output in files}
-        fields["result"] = redact_value(result, stored)
+        # signed URLs are removed before anything is on a disk
         if self._describe is not None:
-            fields["about"] = self._describe(redact_value(input), files)
+            fields["about"] = self._describe(redact_value(input), files, fields.get("result"))
+        if "result" in fields:
+            fields["result"] = json_text(fields["result"])
+        fields["created_at"] = (at := to_time(created_at)) and at.isoformat()
         self._positions[job_id] = self._spool.append(fields)
 
 

@@ -25,8 +25,8 @@ class TaskOutcome:
     :param job_ids: the jobs that it ran or collected.
     :param failed_count: how many inputs or jobs failed, as ``max_failed`` allows.
     :param destination: the folder where files were stored.
-    :param manifests: of each job, the ``outputs`` that were stored there, with ``uri`` and ``size``.
-    :param file_count: how many files were stored, when ``manifests`` does not list them.
+    :param files: the files that were stored there, each with ``uri`` and ``size``.
+    :param file_count: how many files were stored, when ``files`` does not list them.
     :param results: the URI of the results table.
     :param sources: the URIs of the tables that were read.
     :param usage: what its jobs used.
@@ -37,17 +37,12 @@ class TaskOutcome:
     job_ids: Sequence[str]
     failed_count: int = 0
     destination: str | None = None
-    manifests: Sequence[Mapping[str, Any]] = ()
+    files: Sequence[Mapping[str, Any]] = ()
     file_count: int | None = None
     results: str | None = None
     sources: Sequence[str] = ()
     usage: Mapping[str, Any] | None = None
     bill: Mapping[str, Any] | None = None
-
-    @property
-    def files(self) -> list[Mapping[str, Any]]:
-        """The files that were stored."""
-        return [file for manifest in self.manifests for file in manifest["outputs"]]
 
     def extra(self) -> dict[str, Any]:
         """Return the extra of an asset event. It is always small, and holds no signed URL."""
