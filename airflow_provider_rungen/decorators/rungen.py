@@ -117,11 +117,9 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
 
     def _sink(self, run: Runner) -> Sink:
         from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
-        from airflow_provider_rungen.execution.task.options import CollectOptions
 
         return ResultSink(
             run,
-            CollectOptions.of(self),
             is_single=run.is_single,
             pushes_keys=self.multiple_outputs and self.destination is None,
             runner=run,

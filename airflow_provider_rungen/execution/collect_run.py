@@ -29,7 +29,7 @@ from airflow_provider_rungen.execution.task.usage import Usage
 if TYPE_CHECKING:
     from airflow_provider_rungen._airflow import BaseOperator, Context
     from airflow_provider_rungen.client.models import Job
-    from airflow_provider_rungen.execution.task.options import CollectOptions, JobOptions
+    from airflow_provider_rungen.execution.task.options import JobOptions
 
 log = logging.getLogger(__name__)
 
@@ -40,28 +40,15 @@ class CollectRun(TaskRun["JobOptions"]):
 
     :param task: the operator.
     :param context: Airflow's context of the attempt.
-    :param options: how to wait.
+    :param options: the operator's parameters.
     :param defer: see `JobWait`.
-    :param collect: what to do with the results.
-    :param wait_timeout: seconds to wait at most; ``None`` to wait for nothing.
     """
 
-    def __init__(
-        self,
-        task: BaseOperator,
-        context: Context,
-        options: JobOptions,
-        defer: Defer,
-        *,
-        collect: CollectOptions,
-        wait_timeout: float | None,
-    ) -> None:
+    def __init__(self, task: BaseOperator, context: Context, options: JobOptions, defer: Defer) -> None:
         super().__init__(task, context, options)
         self.usage = Usage()
         self.usage_report.used = self.usage.to_json
         self.wait = JobWait(self, defer)
-        self._collect_options = collect
-        self._wait_timeout = wait_timeout
         self._shown_ids: Sequence[str | None] = ()
 
     def run(self, job_id: Any, event: Mapping[str, Any] | None = None) -> Any:
@@ -80,14 +67,8 @@ class CollectRun(TaskRun["JobOptions"]):
                 self.link_to(app_id, job_ids)
             else:
                 self.note_app(app_id, job_ids)
-            table = self._collect_options.results
-            sink = ResultSink(
-                self,
-                self._collect_options,
-                table=None if table is None else str(table),
-                is_single=is_single(job_id),
-                usage=self.usage,
-            )
+            table = self.options.results and str(self.options.results)
+            sink = ResultSink(self, table=table, is_single=is_single(job_id), usage=self.usage)
             with closing(sink):
                 if event is None:
                     sink.prepare()
@@ -108,7 +89,7 @@ class CollectRun(TaskRun["JobOptions"]):
             result = replace(result, jobs=self._wait_for(sink, app_id, pending, have_ended=have_ended))
             return sink.finish(result, plan)
         except RunGenError as error:
-            if isinstance(error, RunGenJobTimeoutError) and self._collect_options.results is not None:
+            if isinstance(error, RunGenJobTimeoutError) and self.options.results is not None:
                 with suppress(RunGenError):  # those that have ended are paid for
                     sink.gather(app_id, ids)
             sink.report(result, plan, error)
@@ -121,7 +102,7 @@ class CollectRun(TaskRun["JobOptions"]):
         unstored = set(sink.find_stored(app_id, result.job_ids))
         if reused := [job_id for job_id in result.job_ids if job_id not in unstored]:
             self.usage.note_reused(reused)
-            shown = redact(str(self._collect_options.destination))
+            shown = redact(str(self.options.destination))
             log.info("Reused %s: stored in %s", format_jobs(reused), shown)
         return replace(result, shared=frozenset(reused))
 
@@ -133,9 +114,9 @@ class CollectRun(TaskRun["JobOptions"]):
 
         :param have_ended: whether a trigger has seen their ends.
         """
-        if self._wait_timeout is None or (have_ended and sink.stores):
+        if not self.options.wait_for_completion or (have_ended and sink.stores):
             return []  # collecting fetches each of them
-        deadline = self.deadline(time.time() + self._wait_timeout)
+        deadline = self.deadline(time.time() + self.options.timeout)
         ended = job_ids if have_ended else ()
         return self.wait.wait(app_id, job_ids, deadline=deadline, on_finished=sink.hold, ended=ended)
 
@@ -146,7 +127,7 @@ class CollectRun(TaskRun["JobOptions"]):
         return ""
 
     def page_details(self) -> dict[str, Any]:
-        places = {"destination": self._collect_options.destination, "results": self._collect_options.results}
+        places = {"destination": self.options.destination, "results": self.options.results}
         details = {name: redact(str(place)) for name, place in places.items() if place is not None}
         # those without a job among them: failures are known by their index
         return {**details, "jobs": self._shown_ids}
@@ -158,7 +139,7 @@ class CollectRun(TaskRun["JobOptions"]):
         :raises RunGenInputError: something in it cannot be an id, or more have no job than may fail.
         """
         ids = parse_job_ids(job_id)
-        absent, allowed = ids.count(None), max_failures(self._collect_options.max_failed, len(ids))
+        absent, allowed = ids.count(None), max_failures(self.options.max_failed, len(ids))
         if absent > allowed:
             raise RunGenInputError(f"job_id: {absent} of {len(ids)} have no job, {allowed} may (max_failed)")
         return ids

@@ -26,7 +26,7 @@ from airflow_provider_rungen.execution.task.run import TaskRun, fail_without_ret
 from airflow_provider_rungen.schemas import Schema
 
 if TYPE_CHECKING:
-    from airflow_provider_rungen._airflow import BaseOperator, Context
+    from airflow_provider_rungen._airflow import Context
     from airflow_provider_rungen.execution.task.options import JobOptions
 
 # Of more jobs that failed, an error names no reasons.
@@ -39,26 +39,14 @@ class JobSensorRun(TaskRun["JobOptions"]):
 
     :param task: the sensor.
     :param context: Airflow's context of the attempt.
-    :param options: how to wait.
+    :param options: the sensor's parameters.
     :param defer: see `JobWait`.
-    :param job_id: the jobs, as the sensor was given them.
-    :param result_schema: what every result has to fit.
     """
 
-    def __init__(
-        self,
-        task: BaseOperator,
-        context: Context,
-        options: JobOptions,
-        defer: Defer,
-        *,
-        job_id: Any,
-        result_schema: Any,
-    ) -> None:
+    def __init__(self, task: Any, context: Context, options: JobOptions, defer: Defer) -> None:
         super().__init__(task, context, options)
         self._wait = JobWait(self, defer)
-        self._job_id = job_id
-        self._result_schema = result_schema
+        self._job_id, self._result_schema = task.job_id, task.result_schema
         self._schema: Schema | None = None
         self._poller: JobPoller | None = None
         self._timer: QueueTimer | None = None

@@ -158,11 +158,10 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
     def _sink(self, run: Runner) -> Sink:
         from airflow_provider_rungen.execution.sinks.batch_result import JobIds
         from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
-        from airflow_provider_rungen.execution.task.options import CollectOptions
 
         if self.destination is None:
             return JobIds(run)
-        return ResultSink(run, CollectOptions.of(self), runner=run)
+        return ResultSink(run, runner=run)
 
     def _runner(self, context: Context) -> Runner:
         return self._runner_of(context, self._sink, folder=self.destination)

@@ -123,15 +123,7 @@ class RunGenCollectResultsOperator(RunGenBaseOperator):
 
     def _collect_run(self, context: Context) -> CollectRun:
         from airflow_provider_rungen.execution.collect_run import CollectRun
-        from airflow_provider_rungen.execution.task.options import CollectOptions, JobOptions
+        from airflow_provider_rungen.execution.task.options import JobOptions
 
         follow_job_sources(self, context)
-        run = CollectRun(
-            self,
-            context,
-            JobOptions.of(self),
-            self._defer_for_jobs,
-            collect=CollectOptions.of(self),
-            wait_timeout=self.timeout if self.wait_for_completion else None,
-        )
-        return self._start(run)
+        return self._start(CollectRun(self, context, JobOptions.of(self), self._defer_for_jobs))

@@ -188,10 +188,8 @@ class RunGenRunTableOperator(RunGenBaseOperator):
 
     def _sink(self, run: Runner) -> Sink:
         from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
-        from airflow_provider_rungen.execution.task.options import CollectOptions
 
-        table = self._results_uri()
-        return ResultSink(run, CollectOptions.of(self), table=table, key=self.key, runner=run)
+        return ResultSink(run, table=self._results_uri(), key=self.key, runner=run)
 
     def _results_uri(self) -> str:
         if self.results is not None:

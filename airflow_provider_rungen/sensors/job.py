@@ -96,15 +96,7 @@ class RunGenJobSensor(RunGenBaseSensor):
         from airflow_provider_rungen.execution.task.options import JobOptions
 
         follow_job_sources(self, context)
-        run = JobSensorRun(
-            self,
-            context,
-            JobOptions.of(self),
-            self._defer_for_jobs,
-            job_id=self.job_id,
-            result_schema=self.result_schema,
-        )
-        return self._start(run)
+        return self._start(JobSensorRun(self, context, JobOptions.of(self), self._defer_for_jobs))
 
     def _get_next_poke_interval(
         self, started_at: Any, run_duration: Callable[[], float], *args: Any, **kwargs: Any

@@ -26,7 +26,7 @@ from airflow_provider_rungen.exceptions import (
 from airflow_provider_rungen.execution.jobs.plans import Plan
 from airflow_provider_rungen.execution.sinks.batch_result import BatchResult
 from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
-from airflow_provider_rungen.execution.task.options import CollectOptions, RunOptions
+from airflow_provider_rungen.execution.task.options import RunOptions
 from airflow_provider_rungen.execution.task.outcomes import is_useless
 from airflow_provider_rungen.execution.task.run import TaskRun
 from airflow_provider_rungen.operators import RunGenRunTableOperator
@@ -79,7 +79,6 @@ class Task:
         task = RunGenRunTableOperator(
             task_id="task", table=[], key="sku", **self.options, result_schema={"type": ["object", "array"]}
         )
-        self.collect = CollectOptions.of(task)
         self.attempt = attempt = Attempt(task, self._context, RunOptions.of(task))
         attempt.note_app(APP)
         return attempt
@@ -88,7 +87,7 @@ class Task:
         """Return the sink of a new attempt."""
         attempt: Any = self.next_attempt()
         table = (self.folder / "photos" / "results.jsonl").as_uri() if has_table else None
-        sink = ResultSink(attempt, self.collect, table=table, key=["sku"], runner=attempt)
+        sink = ResultSink(attempt, table=table, key=["sku"], runner=attempt)
         sink.prepare()
         return sink
 

@@ -37,12 +37,12 @@ from airflow_provider_rungen.execution.table.results import (
 )
 from airflow_provider_rungen.execution.task.job_ids import format_jobs
 from airflow_provider_rungen.execution.task.lineage import TaskOutcome
+from airflow_provider_rungen.execution.task.options import CollectOptions
 
 if TYPE_CHECKING:
     from airflow_provider_rungen.execution.collect_run import CollectRun
     from airflow_provider_rungen.execution.jobs.plans import Plan
     from airflow_provider_rungen.execution.jobs.runner import Runner
-    from airflow_provider_rungen.execution.task.options import CollectOptions
     from airflow_provider_rungen.execution.task.usage import Usage
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,6 @@ class ResultSink(Collector):
     Takes the results of jobs. What prevents it from keeping them raises here, before the wait.
 
     :param run: the attempt.
-    :param options: what to do with results.
     :param table: the URI of the results table. Without it, results or small manifests are returned.
     :param key: the columns that identify a row.
     :param is_single: whether there is one job, whose error and value are those of the task.
@@ -66,7 +65,6 @@ class ResultSink(Collector):
     def __init__(
         self,
         run: Runner | CollectRun,
-        options: CollectOptions,
         *,
         table: str | None = None,
         key: Sequence[str] = (),
@@ -75,6 +73,7 @@ class ResultSink(Collector):
         runner: Runner | None = None,
         usage: Usage | None = None,
     ) -> None:
+        options = CollectOptions.of(run.task)
         has_sheet = options.destination is not None and options.contact_sheet
         rows = JobRows(describe_job if has_sheet else None) if has_sheet or table is not None else None
         self._values = XComValues(options.max_xcom_bytes, pushes_keys=pushes_keys)

@@ -46,6 +46,7 @@ class JobOptions(RunOptions):
     input_schema: Any = None
     format: str | None = None
     destination: Any = None
+    results: Any = None
     ledger: Ledger | None = None
     max_concurrency: int = 1
     max_in_flight: int | None = None
