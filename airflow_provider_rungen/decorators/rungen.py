@@ -118,12 +118,7 @@ class RunGenDecoratedOperator(DecoratedOperator, RunGenRunBatchOperator):
     def _sink(self, run: Runner) -> Sink:
         from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
 
-        return ResultSink(
-            run,
-            is_single=run.is_single,
-            pushes_keys=self.multiple_outputs and self.destination is None,
-            runner=run,
-        )
+        return ResultSink(run, pushes_keys=self.multiple_outputs and self.destination is None)
 
     def _runner(self, context: Context) -> Runner:
         return self._runner_of(

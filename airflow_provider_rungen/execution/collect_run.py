@@ -49,6 +49,7 @@ class CollectRun(TaskRun["JobOptions"]):
         self.usage = Usage()
         self.usage_report.used = self.usage.to_json
         self.wait = JobWait(self, defer)
+        self.is_single = False  #: Whether one job is named, and not a list.
         self._shown_ids: Sequence[str | None] = ()
 
     def run(self, job_id: Any, event: Mapping[str, Any] | None = None) -> Any:
@@ -67,8 +68,8 @@ class CollectRun(TaskRun["JobOptions"]):
                 self.link_to(app_id, job_ids)
             else:
                 self.note_app(app_id, job_ids)
-            table = self.options.results and str(self.options.results)
-            sink = ResultSink(self, table=table, is_single=is_single(job_id), usage=self.usage)
+            table, self.is_single = self.options.results, is_single(job_id)
+            sink = ResultSink(self, table=table and str(table), usage=self.usage)
             with closing(sink):
                 if event is None:
                     sink.prepare()

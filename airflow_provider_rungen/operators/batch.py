@@ -161,7 +161,7 @@ class RunGenRunBatchOperator(RunGenBaseOperator):
 
         if self.destination is None:
             return JobIds(run)
-        return ResultSink(run, runner=run)
+        return ResultSink(run)
 
     def _runner(self, context: Context) -> Runner:
         return self._runner_of(context, self._sink, folder=self.destination)

@@ -189,7 +189,7 @@ class RunGenRunTableOperator(RunGenBaseOperator):
     def _sink(self, run: Runner) -> Sink:
         from airflow_provider_rungen.execution.sinks.result_sink import ResultSink
 
-        return ResultSink(run, table=self._results_uri(), key=self.key, runner=run)
+        return ResultSink(run, table=self._results_uri(), key=self.key)
 
     def _results_uri(self) -> str:
         if self.results is not None:

@@ -142,29 +142,6 @@ def test_a_destination_that_is_lost_in_the_wait_keeps_no_job_from_being_canceled
     assert [job["status"] for job in rungen_emulator.service.jobs()] == ["CANCELED"]
 
 
-def test_a_retry_with_other_inputs_runs_them(rungen_emulator: Emulator) -> None:
-    task = Attempts(saying("a fox"), saying("a hare"))
-    assert task.attempt().value == "You said: a fox"
-    assert task.attempt().value == "You said: a hare"
-
-
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        (None, "not a NoneType"),
-        (7, "not a int"),
-        (["x"], r"inputs[0] is a str"),
-        ({"prompt": float("nan")}, "input.prompt is nan"),
-        ([{"prompt": {1, 2}}], "inputs[0].prompt"),
-    ],
-)
-def test_what_is_no_input_is_told(rungen_emulator: Emulator, given: Any, told: str) -> None:
-    outcome = Attempts(given).attempt()
-    assert isinstance(outcome.error, AirflowFailException)
-    assert told in str(outcome.error)
-    assert rungen_emulator.service.count("run") == 0
-
-
 def test_what_the_function_returns_is_no_template(rungen_emulator: Emulator) -> None:
     prompt = "{{ conn.rungen_default.password }} {% raw"
     assert Attempts(saying(prompt)).attempt().value == f"You said: {prompt}"

@@ -38,6 +38,8 @@ pytestmark = pytest.mark.usefixtures("rungen_emulator")
 class Attempt(TaskRun["RunOptions"]):
     """An attempt that runs nothing."""
 
+    is_single = False
+
     @property
     def wait(self) -> Any:
         return self
@@ -87,7 +89,7 @@ class Task:
         """Return the sink of a new attempt."""
         attempt: Any = self.next_attempt()
         table = (self.folder / "photos" / "results.jsonl").as_uri() if has_table else None
-        sink = ResultSink(attempt, table=table, key=["sku"], runner=attempt)
+        sink = ResultSink(attempt, table=table, key=["sku"])
         sink.prepare()
         return sink
 

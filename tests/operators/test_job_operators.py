@@ -436,16 +436,6 @@ def test_collecting_a_failed_job_is_hopeless(
     assert good not in str(outcome.error)
 
 
-def test_many_failed_jobs_are_told_shortly(rungen_emulator: Emulator, context: Any) -> None:
-    ids = submitted(*[taking(0, fail=f"reason {number}") for number in range(13)])
-    outcome = run_task(collect_op(ids), context)
-    assert isinstance(outcome.error, AirflowFailException)
-    assert "13 jobs" in str(outcome.error)
-    assert "3 more" in str(outcome.error)
-    assert ids[9] in str(outcome.error)
-    assert ids[10] not in str(outcome.error)
-
-
 def test_a_failed_job_that_is_named_twice_is_told_once(rungen_emulator: Emulator, context: Any) -> None:
     [bad] = submitted(taking(0, fail="x"))
     outcome = run_task(collect_op([bad, bad]), context)

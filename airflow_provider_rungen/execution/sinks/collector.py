@@ -32,7 +32,7 @@ class Collector:
     :param options: the operator's parameters.
     :param values: takes results for what the task returns.
     :param rows: takes results for a table or a contact sheet.
-    :param usage: takes what the jobs used, if nothing else knows it.
+    :param usage: takes what the jobs used, if the attempt has no log that knows it.
     :raises RunGenInputError: the schema or the destination cannot be used.
     """
 

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_rungen.client.redaction import redact
 from airflow_provider_rungen.client.texts import clean_text
@@ -55,10 +55,8 @@ class ResultSink(Collector):
     :param run: the attempt.
     :param table: the URI of the results table. Without it, results or small manifests are returned.
     :param key: the columns that identify a row.
-    :param is_single: whether there is one job, whose error and value are those of the task.
     :param pushes_keys: whether each key of a result becomes an XCom of its own, too.
-    :param runner: the attempt, if it runs the jobs; ``None`` if it collects those of another task.
-    :param usage: see `Collector`.
+    :param usage: takes what the jobs used, if the attempt collects those of another task.
     :raises RunGenInputError: the schema, the destination or the results table cannot be used.
     """
 
@@ -68,9 +66,7 @@ class ResultSink(Collector):
         *,
         table: str | None = None,
         key: Sequence[str] = (),
-        is_single: bool = False,
         pushes_keys: bool = False,
-        runner: Runner | None = None,
         usage: Usage | None = None,
     ) -> None:
         options = CollectOptions.of(run.task)
@@ -82,8 +78,7 @@ class ResultSink(Collector):
         self._table = None if table is None else ResultsTable(table)
         self._sheet = SheetWriter(options.destination, key) if has_sheet else None
         self._key = key
-        self._is_single = is_single
-        self._runner = runner
+        self._runner = cast("Runner", run) if usage is None else None
         self._is_written = False
         # why rows have no result, by index
         self._row_errors: dict[int, RunGenError] = {}
@@ -152,7 +147,7 @@ class ResultSink(Collector):
 
     def _value(self, result: BatchResult) -> Any:
         values = self._values.of(result.ids)
-        value = values[0] if self._is_single else values
+        value = values[0] if self._run.is_single else values
         if not self.stores:
             self._values.check_size(len(json.dumps(value)))
         return value
@@ -183,7 +178,7 @@ class ResultSink(Collector):
             )
         else:
             push_failed(ti, result.ids, errors, run.locate(errors))
-            if self._is_single:
+            if self._run.is_single:
                 check_single(self._run.known_app_id, errors)
             check_inputs(run, result, errors, max_failed=max_failed, count=len(result.ids))
 
