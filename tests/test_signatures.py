@@ -23,72 +23,16 @@ KINDS: list[Any] = [
 ]
 #: The order of all parameters; the first is what the task is about.
 ORDER = [
-    "python_callable",
-    "op_args",
-    "op_kwargs",
-    "input",
-    "inputs",
-    "uri",
-    "version",
-    "ignore",
-    "expires",
-    "refresh",
-    "table",
-    "key",
-    "to_input",
-    "format",
-    "columns",
-    "job_id",
-    "name",
-    "configuration",
-    "workflow",
-    "active_workers",
-    "app_ids",
-    "idle_for",
-    "scale_down",
-    "app_id",
-    "scale_up_task_id",
-    "only_if",
-    "rungen_conn_id",
-    "description",
-    "if_exists",
-    "fail_if_over",
-    "status",
-    "wait_for_completion",
-    "wait_until_running",
-    "deferrable",
-    "defer_after",
-    "end_from_trigger",
-    "start_from_trigger",
-    "drain",
-    "drain_timeout",
-    "keep_if_busy",
-    "price",
-    "poll_interval",
-    "timeout",
-    "queued_timeout",
-    "cancel_on_kill",
-    "scale_down_on_failure",
-    "durable",
-    "on_unknown_submission",
-    "on_clear",
-    "input_schema",
-    "destination",
-    "contact_sheet",
-    "results",
-    "ledger",
-    "result_schema",
-    "max_concurrency",
-    "max_in_flight",
-    "max_failed",
-    "stop_after",
-    "max_output_bytes",
-    "max_xcom_bytes",
-    "uri",
-    "version",
-    "ignore",
-    "expires",
-    "refresh",
+    *("python_callable", "op_args", "op_kwargs", "input", "inputs", "uri", "version", "ignore"),
+    *("expires", "refresh", "table", "key", "to_input", "format", "columns", "job_id", "name"),
+    *("configuration", "workflow", "active_workers", "app_ids", "idle_for", "scale_down", "app_id"),
+    *("scale_up_task_id", "only_if", "rungen_conn_id", "description", "if_exists", "fail_if_over"),
+    *("status", "wait_for_completion", "wait_until_running", "deferrable", "defer_after"),
+    *("end_from_trigger", "start_from_trigger", "drain", "drain_timeout", "keep_if_busy", "price"),
+    *("poll_interval", "timeout", "queued_timeout", "cancel_on_kill", "scale_down_on_failure"),
+    *("durable", "on_unknown_submission", "on_clear", "input_schema", "destination", "contact_sheet"),
+    *("results", "ledger", "result_schema", "max_concurrency", "max_in_flight", "max_failed"),
+    *("stop_after", "max_output_bytes", "max_xcom_bytes"),
 ]
 EACH = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
@@ -115,12 +59,8 @@ def documented(kind: Any) -> list[str]:
 
 
 @EACH
-def test_the_docstring_names_each_parameter_in_order(kind: Any) -> None:
+def test_each_parameter_is_documented_in_order_and_typed(kind: Any) -> None:
     assert documented(kind) == list(parameters(kind))
-
-
-@EACH
-def test_each_parameter_has_a_type_that_is_not_any(kind: Any) -> None:
     for name, each in parameters(kind).items():
         assert each.annotation not in (inspect.Parameter.empty, "Any"), name
 
@@ -182,20 +122,15 @@ def airflow_names(kind: Any) -> set[str]:
     return set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs", "multiple_outputs", "args"}
 
 
-def test_a_type_checker_knows_what_every_airflow_task_takes() -> None:
-    assert airflow_names(BaseOperator) - typed_names("OperatorArguments") <= {
-        # of Airflow 2 alone
-        "sla",
-        "task_concurrency",
-        "queue",
-    }
-
-
-def test_a_type_checker_knows_what_every_airflow_sensor_takes() -> None:
+def test_a_type_checker_knows_what_every_airflow_task_and_sensor_takes() -> None:
+    of_airflow_2 = {"sla", "task_concurrency", "queue"}
+    assert airflow_names(BaseOperator) - typed_names("OperatorArguments") <= of_airflow_2
     assert airflow_names(BaseSensorOperator) <= typed_names("SensorArguments")
+    scaling_up = set(parameters(operators.RunGenScaleAppOperator))
+    assert scaling_up <= typed_names("ScaleUpArguments") | set(parameters(operators.scaled_app))
 
 
-DECORATED = pytest.mark.parametrize(
+@pytest.mark.parametrize(
     ("kind", "operator", "lacks", "types"),
     [
         (
@@ -212,25 +147,11 @@ DECORATED = pytest.mark.parametrize(
         ),
     ],
 )
-
-
-@DECORATED
-def test_a_type_checker_knows_what_a_decorator_takes(
+def test_a_decorator_takes_and_renders_what_its_operator_does(
     kind: Any, operator: Any, lacks: set[str], types: str
 ) -> None:
     taken = set(parameters(kind)) - {"python_callable", "op_args", "op_kwargs"} | set(parameters(operator))
     assert taken - lacks <= typed_names(types)
     assert not lacks & typed_names(types)
-
-
-@DECORATED
-def test_a_decorator_has_the_template_fields_of_its_operator(
-    kind: Any, operator: Any, lacks: set[str], types: str
-) -> None:
     assert {*operator.template_fields, "op_args", "op_kwargs"} <= set(kind.template_fields)
     assert documented(kind) == list(parameters(kind))
-
-
-def test_a_type_checker_knows_what_scaling_up_takes() -> None:
-    own = set(parameters(operators.RunGenScaleAppOperator))
-    assert own <= typed_names("ScaleUpArguments") | set(parameters(operators.scaled_app))

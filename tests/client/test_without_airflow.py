@@ -13,7 +13,7 @@ import airflow_provider_rungen
 from airflow_provider_rungen.emulator import Emulator
 
 PARTS = ("__init__.py", "exceptions.py", "client")
-PERFORMING = ("daemon_threads", "download", "injected", "senders", "sessions", "settings", "transport")
+PERFORMING = ("daemon_threads", "download", "injected", "senders", "settings", "transport")
 
 
 @pytest.fixture(scope="module")
