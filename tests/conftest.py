@@ -279,7 +279,7 @@ class Via:
         settings = self.settings()
         if settings.base_url != self.emulator.url:
             raise RunGenConnectionError(request.failure("connection refused"), sent=False)
-        headers = settings.headers() | settings.headers_for(request)
+        headers = settings.headers(request)
         reply = self.service.handle(request.method, f"/{request.path}", headers, request.body or b"")
         if reply.send not in (None, bad_answers.stream):
             raise RunGenConnectionError(request.failure("lost"), sent=True)

@@ -64,7 +64,7 @@ class InjectedSender:
         :raises RunGenResponseError: the answer is too large.
         """
         settings = self.settings
-        headers = settings.headers() | settings.headers_for(request)
+        headers = settings.headers(request)
         url = f"{settings.base_url}/{request.path}"
         try:
             answer = self._transport.handle_request(request.method, url, headers, request.body)

@@ -117,7 +117,7 @@ class AsyncSender:
             request.method,
             URL(f"{settings.base_url}/{request.path}", encoded=True),
             data=request.body,
-            headers=settings.headers() | settings.headers_for(request),
+            headers=settings.headers(request),
             allow_redirects=False,
             proxy=self._proxy,
             ssl=tls_context(verify) if isinstance(verify, str) else verify,

@@ -60,22 +60,25 @@ class Settings:
     price: Price | None = None
     app_id: str | None = None
 
-    def headers(self) -> dict[str, str]:
-        """Return the headers of every request."""
+    def headers(self, request: Request | None = None) -> dict[str, str]:
+        """
+        Return the headers of a request.
+
+        :param request: the request; without it, what all have in common.
+        """
         headers = {
             "Accept": "application/json",
             "Accept-Encoding": "gzip",  # no more than `bodies` can decode
             "User-Agent": f"airflow-provider-rungen/{__version__}",
             "x-api-key": self.api_key,
         }
-        return headers | ({"x-team-id": self.team_id} if self.team_id else {})
-
-    def headers_for(self, request: Request) -> dict[str, str]:
-        """Return the headers of one request alone."""
-        headers = {} if request.body is None else {"Content-Type": "application/json"}
-        return headers | (
-            {"X-Authenticated-User-Id": self.user_id} if request.as_user and self.user_id else {}
-        )
+        if self.team_id:
+            headers["x-team-id"] = self.team_id
+        if request is not None and request.body is not None:
+            headers["Content-Type"] = "application/json"
+        if request is not None and request.as_user and self.user_id:
+            headers["X-Authenticated-User-Id"] = self.user_id
+        return headers
 
     def proxy_for(self, url: str) -> str | None:
         """

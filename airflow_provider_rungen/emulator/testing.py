@@ -131,9 +131,9 @@ def run_operator(
                 raise
             performance.end()
         if interrupted:
-            raise _overrun(performance, timeout, lines)
+            raise _overrun(performance, timeout, lines.getvalue().rstrip())
         result.rendered = {name: getattr(performance.task, name, None) for name in operator.template_fields}
-    result.log = "\n".join(lines)
+    result.log = lines.getvalue().rstrip()
     result.xcoms = {**getattr(ready["ti"], "xcoms", {})}
     if result.value is not None and performance.task.do_xcom_push:
         result.xcoms[RETURN_VALUE] = result.value
@@ -142,13 +142,13 @@ def run_operator(
     return result
 
 
-def _overrun(performance: Performance, timeout: float | None, lines: list[str]) -> TimeoutError:
-    last = lines[-1] if lines else "nothing"
+def _overrun(performance: Performance, timeout: float | None, log: str) -> TimeoutError:
+    last = log.rpartition("\n")[2] or "nothing"
     error = TimeoutError(
         f"task {performance.task.task_id!r} did not end within {timeout:g} s: it was {performance.state}. "
         f"Its log ends with: {last}. Let its jobs end sooner, or raise timeout"
     )
-    error.add_note("Its log:\n" + "\n".join(lines))
+    error.add_note(f"Its log:\n{log}")
     return error
 
 
@@ -173,9 +173,11 @@ def _as_task_runner(operator: Any, replaced: Iterable[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _recorded() -> Iterator[list[str]]:
+def _recorded() -> Iterator[io.StringIO]:
     """Record what is logged: the package's messages from INFO, and others as they are configured."""
-    recorder, package, of_tasks = _Recorder(), logging.getLogger(_PACKAGE), logging.getLogger("airflow.task")
+    lines, package, of_tasks = io.StringIO(), logging.getLogger(_PACKAGE), logging.getLogger("airflow.task")
+    recorder = logging.StreamHandler(lines)
+    recorder.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     # Airflow 2.11 does not pass on what a task logs
     loggers = [logging.getLogger(), *([] if of_tasks.propagate else [of_tasks])]
     level = package.level
@@ -184,21 +186,11 @@ def _recorded() -> Iterator[list[str]]:
     for logger in loggers:
         logger.addHandler(recorder)
     try:
-        yield recorder.lines
+        yield lines
     finally:
         for logger in loggers:
             logger.removeHandler(recorder)
         package.setLevel(level)
-
-
-class _Recorder(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
 
 
 def _read_rows(uri: str) -> list[dict[str, Any]]:

@@ -208,15 +208,14 @@ def _size(value: Any) -> int:
     return int(value)
 
 
+# the name or address of a host, and a port
+_HOST = r"(\[[0-9A-Fa-f:.]+\]|[^][\s/?#@:{}<>\"\\]+)(:[1-9]\d{0,4})?"
+
+
 def _proxy(value: Any) -> str:
     url = _string(value)
-    try:
-        parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        is_split = "@" in f"{parts.path}{parts.query}{parts.fragment}"  # by a / ? or # in the password
-    except ValueError:  # its text may hold a piece of the password
-        is_address = is_split = False
-    if not is_address or is_split:
+    # a / ? # or [ in a password that is not encoded would split it
+    if not re.fullmatch(rf"(?i:https?)://([^][\s/?#@]*@)?{_HOST}/?", url):
         raise ValueError("must be the URL of an http or https proxy, with its password percent-encoded")
     return url
 
@@ -224,21 +223,11 @@ def _proxy(value: Any) -> str:
 def _link(value: Any, *names: str) -> str:
     pattern = _string(value)
     known = [f"{{{name}}}" for name in names]
-    rest = pattern
-    for placeholder in known:
-        rest = rest.replace(placeholder, "")
-    if "{" in rest or "}" in rest:
+    if re.search("[{}]", re.sub("|".join(map(re.escape, known)), "", pattern)):
         raise ValueError(f"may have no braces but {' and '.join(known)}")
     if known[-1] not in pattern:
         raise ValueError(f"must have {known[-1]}")
-    try:
-        parts = urlsplit(pattern)
-        is_address = (
-            parts.scheme in ("http", "https") and parts.hostname and not re.search("[{@]", parts.netloc)
-        )
-    except ValueError:
-        is_address = False
-    if not is_address or re.search(r"[\s<>\"]", pattern):
+    if not re.fullmatch(rf"(?i:https?)://{_HOST}([/?#][^\s<>\"]*)?", pattern):
         raise ValueError("must be an address without a user, such as https://console.example.com/{app_id}")
     return pattern
 
