@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from airflow_provider_rungen.client.failures import ExchangeState, connection_failed, timed_out
@@ -88,7 +88,7 @@ class AsyncInjectedSender:
         self.settings = settings
         self._sender = InjectedSender(settings, transport)
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, request: Request, _: Callable[[], bool] | None = None) -> Response:
         await asyncio.sleep(0)  # a task that is canceled sends nothing
         return self._sender(request)
 

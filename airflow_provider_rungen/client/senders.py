@@ -40,15 +40,12 @@ class AsyncSender:
     Sends requests over one `aiohttp.ClientSession`. The event loop that uses it must make and close it.
 
     :param settings: how to reach the service.
-    :param is_interrupted: returns whether the caller has to end soon, so that a request in flight gets
-        little time.
     """
 
-    def __init__(self, settings: Settings, *, is_interrupted: Callable[[], bool] | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         import aiohttp
 
         self.settings = settings
-        self._is_interrupted = is_interrupted
         self._proxy = settings.proxy_for(settings.base_url)
         self._gap = 1 / (settings.max_requests_per_second or inf)
         self._next_begin = 0.0
@@ -67,18 +64,16 @@ class AsyncSender:
         # aiohttp would send a request again by itself, and a deletion would seem to be refused
         self.session._retry_connection = False
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, request: Request, is_interrupted: Callable[[], bool] | None = None) -> Response:
         """
         Send a request and read the whole answer.
 
         :param request: the request.
+        :param is_interrupted: returns whether the caller has to end soon, so that a request in flight gets
+            little time.
         :raises RunGenConnectionError: there was no whole answer in time.
         :raises RunGenResponseError: the answer is too large, or encoded in an unknown way.
         """
-        return await self.send(request, self._is_interrupted)
-
-    async def send(self, request: Request, is_interrupted: Callable[[], bool] | None) -> Response:
-        """Send a request, whose caller may be interrupted by something else; see `__call__`."""
         import aiohttp
 
         async with self._in_flight:
@@ -189,7 +184,7 @@ class Sender:
         ends_soon = False
 
         def begin() -> None:
-            tasks.append(asyncio.ensure_future(sender.send(request, lambda: ends_soon)))
+            tasks.append(asyncio.ensure_future(sender(request, lambda: ends_soon)))
             tasks[0].add_done_callback(done.put)
 
         try:

@@ -229,10 +229,10 @@ class FlowHook(BaseHook):
             settings, is_interrupted=lambda: self.is_interrupted is not None and self.is_interrupted()
         )
 
-    def _open_async_sender(self, settings: Settings, **options: Any) -> AsyncSender | AsyncInjectedSender:
+    def _open_async_sender(self, settings: Settings) -> AsyncSender | AsyncInjectedSender:
         if self.transport is not None:
             return AsyncInjectedSender(settings, self.transport)
-        return AsyncSender(settings, **options)
+        return AsyncSender(settings)
 
     def perform_concurrently(self, flow: Flow[T]) -> T:
         """Perform a flow, blocking, with as many requests at a time as it allows."""
@@ -309,11 +309,10 @@ class FlowHook(BaseHook):
             # in a thread: importing it blocks the event loop for a third of a second
             await asyncio.to_thread(import_module, "aiohttp")
         if not self._async_senders or self._async_senders[-1][0] is not settings:
-            sender = self._open_async_sender(settings, is_interrupted=self.is_interrupted)
-            self._async_senders.append((settings, sender))
+            self._async_senders.append((settings, self._open_async_sender(settings)))
         response = None
         try:
-            response = await self._async_senders[-1][1](request)
+            response = await self._async_senders[-1][1](request, self.is_interrupted)
         finally:
             metrics.count_request(request, response)
         return response

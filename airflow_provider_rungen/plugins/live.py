@@ -39,8 +39,8 @@ class PageHook(FlowHook):
     async def aget_connection(cls, conn_id: str) -> Any:
         return await asyncio.to_thread(cls.get_connection, conn_id)
 
-    def _open_async_sender(self, settings: Settings, **options: Any) -> Any:
-        return super()._open_async_sender(replace(settings, connect_timeout=2, read_timeout=3), **options)
+    def _open_async_sender(self, settings: Settings) -> Any:
+        return super()._open_async_sender(replace(settings, connect_timeout=2, read_timeout=3))
 
 
 def get_apps(conn_id: str, within: float) -> list[App]:

@@ -18,13 +18,12 @@ from bad_answers import Fault
 from conftest import APP, SOON
 
 from airflow_provider_rungen.client import endpoints
+from airflow_provider_rungen.client.flow import Flow, Sleep
 from airflow_provider_rungen.client.models import JobStatus
 from airflow_provider_rungen.emulator import Emulator
 from airflow_provider_rungen.exceptions import (
-    RunGenConfigError,
     RunGenConflictError,
     RunGenError,
-    RunGenInputError,
     RunGenJobTimeoutError,
     RunGenNotFoundError,
 )
@@ -45,6 +44,8 @@ def test_a_job_by_the_methods_of_the_hook(rungen_emulator: Emulator) -> None:
         assert hook.cancel_job(job_id=slow.id, app_id=APP).status is JobStatus.CANCELED
         with pytest.raises(RunGenConflictError):
             hook.cancel_job(job_id=job.id)
+    for record in rungen_emulator.service.records():
+        assert not {"x-team-id", "x-authenticated-user-id"} & set(record.headers)
 
 
 def test_an_app_by_the_methods_of_the_hook(rungen_emulator: Emulator) -> None:
@@ -79,19 +80,16 @@ def test_the_methods_take_keywords_only(name: str) -> None:
     assert all(each.kind is each.KEYWORD_ONLY for each in parameters)
 
 
-TWINS = {
-    "run_job": "arun_job",
-    "get_job": "aget_job",
-    "cancel_job": "acancel_job",
-    "wait_for_job": "await_for_job",
-}
-
-
-@pytest.mark.parametrize("name", TWINS)
-def test_an_asynchronous_method_has_the_parameters_of_its_blocking_twin(name: str) -> None:
-    twin = getattr(RunGenHook, TWINS[name])
-    assert inspect.iscoroutinefunction(twin)
-    assert inspect.signature(twin) == inspect.signature(getattr(RunGenHook, name))
+@pytest.mark.parametrize(
+    ("name", "twin"),
+    [
+        *(("run_job", "arun_job"), ("get_job", "aget_job"), ("cancel_job", "acancel_job")),
+        ("wait_for_job", "await_for_job"),
+    ],
+)
+def test_an_asynchronous_method_has_the_parameters_of_its_blocking_twin(name: str, twin: str) -> None:
+    assert inspect.iscoroutinefunction(getattr(RunGenHook, twin))
+    assert inspect.signature(getattr(RunGenHook, twin)) == inspect.signature(getattr(RunGenHook, name))
 
 
 def test_a_job_by_the_asynchronous_methods(rungen_emulator: Emulator) -> None:
@@ -136,31 +134,6 @@ def test_the_connection_is_a_session_of_requests(rungen_emulator: Emulator) -> N
         assert session.get(f"{rungen_emulator.url}/app", timeout=5).status_code == 200
 
 
-def test_the_user_is_named_only_on_cancel_and_the_team_always(
-    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri = rungen_emulator.airflow_connection(team_id="team", user_id="user", app_id="mine")
-    monkeypatch.setenv("AIRFLOW_CONN_OTHER", uri)
-    service = rungen_emulator.service
-    service.add_app("mine", owner_team_id="team", workers=1)
-    with RunGenHook("other") as hook:
-        job = hook.run_job(input={**INPUT, "emulator": {"seconds": 60}})
-        hook.get_job(job_id=job.id)
-        hook.list_apps()
-        hook.cancel_job(job_id=job.id)
-    users = {record.operation: record.headers.get("x-authenticated-user-id") for record in service.records()}
-    assert users == {"run": None, "get": None, "list_apps": None, "cancel": "user"}
-    assert {record.headers["x-team-id"] for record in service.records()} == {"team"}
-
-
-def test_no_team_and_no_user_are_no_headers(rungen_emulator: Emulator) -> None:
-    with RunGenHook() as hook:
-        job = hook.run_job(input={**INPUT, "emulator": {"seconds": 60}})
-        hook.cancel_job(job_id=job.id)
-    for record in rungen_emulator.service.records():
-        assert not {"x-team-id", "x-authenticated-user-id"} & set(record.headers)
-
-
 def test_waiting_takes_a_timedelta_and_ends_in_time(rungen_emulator: Emulator) -> None:
     with RunGenHook() as hook:
         job = hook.run_job(input={**INPUT, "emulator": {"seconds": 60}})
@@ -175,50 +148,25 @@ def test_waiting_takes_a_timedelta_and_ends_in_time(rungen_emulator: Emulator) -
     assert rungen_emulator.service.count("cancel") == 0
 
 
-@pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), "5", True, timedelta(0), None, []])
+@pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), "5", True, timedelta(0), []])
 def test_an_invalid_duration_is_named(rungen_emulator: Emulator, bad: Any) -> None:
-    with RunGenHook() as hook:
-        with pytest.raises(ValueError, match="poll_interval"):
-            hook.wait_for_job(job_id="j", poll_interval=bad)
-        if bad is not None:
-            with pytest.raises(ValueError, match="timeout"):
-                hook.wait_for_job(job_id="j", timeout=bad)
+    for name in ("poll_interval", "timeout", "queued_timeout"):
+        with pytest.raises(ValueError, match=name):
+            RunGenHook().wait_for_job(job_id="j", **{name: bad})
     assert rungen_emulator.service.records() == []
 
 
-def test_bad_ids_and_inputs_send_nothing(rungen_emulator: Emulator) -> None:
-    bad: Any = None
-    with RunGenHook() as hook:
-        for call in (
-            lambda: hook.get_job(job_id=bad),
-            lambda: hook.cancel_job(job_id=""),
-            lambda: hook.wait_for_job(job_id="a/b"),
-            lambda: hook.delete_app(app_id=bad),
-            lambda: hook.run_job(input=bad),
-        ):
-            with pytest.raises(RunGenInputError):
-                call()
-    assert rungen_emulator.service.records() == []
-
-
-def test_a_hook_serves_one_event_loop_after_another(rungen_emulator: Emulator) -> None:
+def test_a_closed_hook_can_be_used_again(rungen_emulator: Emulator) -> None:
     hook = RunGenHook()
 
     async def work() -> int:
         async with hook:
             return len(await hook.aperform(endpoints.list_apps()))
 
-    assert asyncio.run(work()) == 2
-    assert asyncio.run(work()) == 2
-
-
-def test_a_closed_hook_can_be_used_again(rungen_emulator: Emulator) -> None:
-    hook = RunGenHook()
-    assert len(hook.list_apps()) == 2
-    hook.close()
-    hook.close()
-    assert len(hook.list_apps()) == 2
-    hook.close()
+    for _ in range(2):
+        assert asyncio.run(work()) == len(hook.list_apps()) == 2
+        hook.close()
+        hook.close()
 
 
 def test_closing_closes_the_connections(rungen_emulator: Emulator) -> None:
@@ -229,14 +177,6 @@ def test_closing_closes_the_connections(rungen_emulator: Emulator) -> None:
     while rungen_emulator.service.connections_open and time.monotonic() < give_up_at:
         time.sleep(0.005)
     assert rungen_emulator.service.connections_open == 0
-
-
-def test_one_connection_serves_a_whole_wait(rungen_emulator: Emulator) -> None:
-    with RunGenHook() as hook:
-        job = hook.run_job(input={**INPUT, "emulator": {"seconds": 0.3}})
-        hook.wait_for_job(job_id=job.id, poll_interval=0.02)
-    assert rungen_emulator.service.count("get") > 5
-    assert rungen_emulator.service.stats()["connections_opened"] == 1
 
 
 def test_the_connection_is_looked_up_once_and_not_before_it_is_needed(
@@ -250,13 +190,6 @@ def test_the_connection_is_looked_up_once_and_not_before_it_is_needed(
     hook.close()
 
 
-def test_a_missing_app_is_an_error(rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", rungen_emulator.airflow_connection(app_id=None))
-    with RunGenHook() as hook, pytest.raises(RunGenConfigError, match="app_id"):
-        hook.run_job(input=INPUT)
-    assert rungen_emulator.service.records() == []
-
-
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_quick_cancel_reports_the_outcome_of_each_job(rungen_emulator: Emulator, count: int) -> None:
     with RunGenHook() as hook:
@@ -268,32 +201,54 @@ def test_a_quick_cancel_reports_the_outcome_of_each_job(rungen_emulator: Emulato
     assert rungen_emulator.service.stats()["jobs_cancelled"] == count - 1
 
 
+SLOW: dict[str, list[Fault]] = {
+    "hang": [Fault(on="cancel", kind="hang", times=None)],
+    "drip": [Fault(on="cancel", kind="drip", times=None)],
+    "retry-after": [Fault(on="cancel", status=503, headers={"Retry-After": "30"}, times=None)],
+    "409, 503": [Fault(on="cancel", status=409, times=None), Fault(on="get", status=503, times=None)],
+    "409, hang": [Fault(on="cancel", status=409, times=None), Fault(on="get", kind="hang", times=None)],
+    "reset": [Fault(on="cancel", kind="reset_before", times=None)],
+}
+
+
 @pytest.mark.parametrize("count", [1, 40])
-@pytest.mark.parametrize(
-    "faults",
-    [
-        [Fault(on="cancel", kind="hang", times=None)],
-        [Fault(on="cancel", kind="drip", times=None)],
-        [Fault(on="cancel", status=503, times=None)],
-        [Fault(on="cancel", status=503, headers={"Retry-After": "30"}, times=None)],
-        [Fault(on="cancel", status=409, times=None), Fault(on="get", status=503, times=None)],
-        [Fault(on="cancel", status=409, times=None), Fault(on="get", kind="hang", times=None)],
-        [Fault(on="cancel", kind="reset_before", times=None)],
-    ],
-    ids=["hang", "drip", "503", "retry-after", "409 then 503", "409 then hang", "reset"],
-)
+@pytest.mark.parametrize("name", SLOW)
 def test_a_quick_cancel_is_quick_whatever_the_service_does(
-    rungen_emulator: Emulator, faults: list[Fault], count: int
+    rungen_emulator: Emulator, name: str, count: int
 ) -> None:
     with RunGenHook() as hook:
         ids = [hook.run_job(input={**INPUT, "emulator": {"seconds": 60}}).id for _ in range(count)]
-        for fault in faults:
+        for fault in SLOW[name]:
             rungen_emulator.service.inject(fault)
         started = time.monotonic()
         outcomes = hook.cancel_jobs(job_ids=ids, within=1.0)
         assert time.monotonic() - started < SOON
     assert list(outcomes) == ids
-    assert all(isinstance(error, RunGenError) for error in outcomes.values())
+    for job_id, error in outcomes.items():
+        assert isinstance(error, RunGenError)
+        assert job_id in error.message
+
+
+def test_what_is_performed_with_a_deadline_fails_in_words_once_it_has_passed(
+    rungen_emulator: Emulator,
+) -> None:
+    """The flow gets the error, so it can name what it leaves behind."""
+    rungen_emulator.service.inject(Fault(on="get_app", status=503, headers={"Retry-After": "1"}, times=None))
+    caught: list[RunGenError] = []
+
+    def flow() -> Flow[str]:
+        yield Sleep(30)
+        try:
+            yield from endpoints.get_app(APP)
+        except RunGenError as error:
+            caught.append(error)
+        return "still billed"
+
+    started = time.monotonic()
+    assert RunGenHook().perform_with_deadline(flow(), within=0.5) == "still billed"
+    assert time.monotonic() - started < SOON
+    assert "there was no time left (app flux-schnell)" in caught[0].message
+    assert rungen_emulator.service.records() == []
 
 
 @pytest.mark.parametrize("count", [1, 20])
