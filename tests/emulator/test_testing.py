@@ -62,30 +62,22 @@ def test_an_error_is_returned(rungen_emulator: Emulator) -> None:
     assert "return_value" not in result.xcoms
 
 
-@pytest.mark.parametrize("job_seconds", [0, 0.2])
+@pytest.mark.parametrize("defer_after", [0, 60])
 def test_a_deferrable_operator_defers_and_comes_back(
-    rungen_emulator: Emulator, job_seconds: float, monkeypatch: pytest.MonkeyPatch
+    rungen_emulator: Emulator, defer_after: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_rungen.triggers.base.SETTLING_TIME", 60.0)
-    rungen_emulator.service.configure({"job_seconds": job_seconds or 0.01})
-    began = time.monotonic()
-    result = run_operator(job(deferrable=True, defer_after=0, **WAITING), emulator=rungen_emulator)
-    assert time.monotonic() - began < SOON, "the trigger waits for no process to end"
+    op = job(deferrable=True, defer_after=defer_after, **WAITING)
+    began, billed = time.monotonic(), worker_seconds(rungen_emulator)
+    result = run_operator(op, emulator=rungen_emulator)
+    took = time.monotonic() - began
+    assert took < SOON, "the trigger waits for no process to end"
+    assert 2 * took - (worker_seconds(rungen_emulator) - billed) < SOON, "the clock soon went on"
     assert result.error is None
     assert result.value == result.xcoms["job_id"]
     assert [event["outcome"] for event in result.events] == ["go on"]
     assert result.timeouts == [pytest.approx(timedelta(days=1, minutes=10), abs=timedelta(seconds=10))]
-
-
-def test_a_deferrable_operator_defers_at_once_with_an_emulator(rungen_emulator: Emulator) -> None:
-    op = job(deferrable=True, defer_after=60, **WAITING)
-    began, billed = time.monotonic(), worker_seconds(rungen_emulator)
-    result = run_operator(op, emulator=rungen_emulator)
-    took = time.monotonic() - began
-    assert [event["outcome"] for event in result.events] == ["go on"]
-    assert took < SOON
-    assert 2 * took - (worker_seconds(rungen_emulator) - billed) < SOON, "the clock soon went on"
-    assert op.defer_after == 60
+    assert op.defer_after == defer_after
 
 
 def worker_seconds(emulator: Emulator) -> float:
@@ -154,16 +146,19 @@ def test_what_earlier_tasks_returned_is_pulled(rungen_emulator: Emulator) -> Non
     assert isinstance(run_operator(collect).error, AirflowFailException), "no id"
 
 
-def test_a_decorated_function_can_be_run(rungen_emulator: Emulator) -> None:
+def test_a_decorated_function_can_be_run_mapped_or_not(rungen_emulator: Emulator) -> None:
     @rungen_task(poll_interval=0.05, app_id="llama-text")
     def describe(name: str, ds: str | None = None) -> dict[str, Any]:
         return {"prompt": f"{name} on {ds}"}
 
     with DAG("d", schedule=None):
         described = describe("a kettle")
+        mapped = describe.expand(name=["a kettle", "a desk"])
     result = run_operator(described, context={"ds": "2026-01-31"})
     assert result.value == "You said: a kettle on 2026-01-31"
     assert result.rendered["inputs"] == [{"prompt": "a kettle on 2026-01-31"}]
+    result = run_operator(mapped, map_index=1, context={"ds": "2026-01-31"})
+    assert result.value == "You said: a desk on 2026-01-31"
 
 
 @pytest.mark.parametrize(
@@ -227,16 +222,6 @@ def test_a_mapped_operator_maps_over_what_earlier_tasks_returned(rungen_emulator
     assert pairs == [("j0", "a"), ("j0", "b"), ("j1", "a"), ("j1", "b")]
 
 
-def test_a_mapped_function_can_be_run(rungen_emulator: Emulator) -> None:
-    @rungen_task(poll_interval=0.05, app_id="llama-text")
-    def describe(name: str) -> dict[str, Any]:
-        return {"prompt": name}
-
-    with DAG("d", schedule=None):
-        described = describe.expand(name=["a kettle", "a desk"])
-    assert run_operator(described, map_index=1).value == "You said: a desk"
-
-
 # --- tables ---
 
 
@@ -264,9 +249,6 @@ def test_the_rows_of_a_table_are_at_hand(rungen_emulator: Emulator, tmp_path: Pa
     assert again["job_id"] == row["job_id"], "the ledger has it"
     assert op.table == "s3://bucket/products.parquet"
     assert "no parameter 'folder'" in str(run_operator(op, replace={"folder": []}).error)
-
-
-def test_rows_of_a_task_without_a_table_are_an_error(rungen_emulator: Emulator) -> None:
     with pytest.raises(ValueError, match="no results table"):
         _ = run_operator(job()).rows
 
@@ -391,33 +373,21 @@ class Deferring(BaseOperator):
 
 
 def test_any_operator_can_be_run() -> None:
-    assert run_operator(Deferring(how="fires", task_id="x")) == TaskResult(
-        ("fires", 1, "x"), None, events=["fires"], timeouts=[timedelta(seconds=0.2)]
-    )
+    result = run_operator(Deferring(how="fires", task_id="x"))
+    assert result == TaskResult(("fires", 1, "x"), events=["fires"], timeouts=[timedelta(seconds=0.2)])
+    for how, reason in (("raises", "Trigger failure"), ("hangs", "Trigger timeout")):
+        result = run_operator(Deferring(how=how, task_id="x"))
+        assert type(result.error).__name__ in ("TaskDeferralError", "TaskDeferralTimeout")
+        assert (str(result.error), result.events) == (reason, [])
 
 
-@pytest.mark.parametrize(("how", "reason"), [("raises", "Trigger failure"), ("hangs", "Trigger timeout")])
-def test_a_trigger_that_fails_or_takes_too_long_fails_the_task(how: str, reason: str) -> None:
-    result = run_operator(Deferring(how=how, task_id="x"))
-    assert type(result.error).__name__ in ("TaskDeferralError", "TaskDeferralTimeout")
-    assert str(result.error) == reason
-    assert result.events == []
-
-
-@pytest.mark.usefixtures("guarded")
 def test_neither_the_kit_nor_a_sensor_is_reported_as_called_outside_of_a_task(
-    rungen_emulator: Emulator,
+    rungen_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    [module] = [kind.__module__ for kind in BaseOperator.__mro__ if kind.__name__ == "BaseOperator"][:1]
+    # outside of its own tests, Airflow warns of an `execute` that other code calls
+    monkeypatch.setattr(import_module(module).ExecutorSafeguard, "test_mode", False)
     made = run_operator(job())
-    results = [made, run_operator(RunGenJobSensor(task_id="wait", job_id=made.value, poke_interval=0.05))]
-    assert [result.error for result in results] == [None, None]
-    assert "cannot be called outside" not in "".join(result.log for result in results)
-
-
-@pytest.fixture
-def guarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warn of an ``execute`` that other code calls, as Airflow does outside of its own tests."""
-    module = import_module(
-        next(kind.__module__ for kind in BaseOperator.__mro__ if kind.__name__ == "BaseOperator")
-    )
-    monkeypatch.setattr(module.ExecutorSafeguard, "test_mode", False)
+    waited = run_operator(RunGenJobSensor(task_id="wait", job_id=made.value, poke_interval=0.05))
+    assert (made.error, waited.error) == (None, None)
+    assert "cannot be called outside" not in made.log + waited.log

@@ -86,20 +86,20 @@ def test_jobs_are_canceled_through_the_transport(emulator: Emulator) -> None:
     assert emulator.service.stats()["jobs_cancelled"] == 4
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError(), TimeoutError(), BrokenPipeError()])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        *((error, RunGenSubmissionUnknownError) for error in (ConnectionResetError(), TimeoutError())),
+        (ConnectionRefusedError(), RunGenConnectionError),
+    ],
+)
 def test_a_submission_whose_answer_the_transport_loses_is_unknown(
-    emulator: Emulator, error: Exception
+    emulator: Emulator, error: Exception, kind: type[Exception]
 ) -> None:
     transport = Canned(error=error)
-    with pytest.raises(RunGenSubmissionUnknownError):
+    with pytest.raises(kind):
         RunGenHook(transport=transport).run_job(input=INPUT)
-    assert len(transport.heard) == 1
-
-
-def test_what_a_transport_refuses_to_send_was_not_sent(emulator: Emulator) -> None:
-    with pytest.raises(RunGenConnectionError) as caught:
-        RunGenHook(transport=Canned(error=ConnectionRefusedError())).run_job(input=INPUT)
-    assert not caught.value.sent
+    assert (len(transport.heard) == 1) is (kind is RunGenSubmissionUnknownError)
 
 
 def test_an_answer_of_a_transport_is_held_to_the_same_rules(
@@ -112,9 +112,6 @@ def test_an_answer_of_a_transport_is_held_to_the_same_rules(
     monkeypatch.setenv("AIRFLOW_CONN_RUNGEN_DEFAULT", emulator.airflow_connection(max_response_bytes=1000))
     with pytest.raises(RunGenResponseError, match="max_response_bytes"):
         RunGenHook(transport=Canned(body=b" " * 1001)).list_apps()
-
-
-def test_a_hook_with_a_transport_has_no_session(emulator: Emulator) -> None:
     with pytest.raises(RunGenConfigError, match="transport"):
         RunGenHook(transport=emulator).get_conn()
 
