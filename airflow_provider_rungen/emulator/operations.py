@@ -18,8 +18,16 @@ from urllib.parse import quote, urlencode
 
 from airflow_provider_rungen.emulator import png
 from airflow_provider_rungen.emulator.apps import App, Job, State, format_time
-from airflow_provider_rungen.emulator.checks import check_body, check_workflow, picture_size
-from airflow_provider_rungen.emulator.messages import Refusal, Reply, Request, StorageRefusal, json_reply
+from airflow_provider_rungen.emulator.messages import (
+    Refusal,
+    Reply,
+    Request,
+    StorageRefusal,
+    check_body,
+    check_workflow,
+    json_reply,
+    picture_size,
+)
 
 
 def _option(default: Any, help: str) -> Any:
