@@ -206,11 +206,12 @@ class Sender:
         opened: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, AsyncSender, asyncio.Event]]
         opened = queue.SimpleQueue()
         work = _keep_open(self.settings, opened)  # no method: the thread ends when nobody has this object
-        self._thread = threading.Thread(target=asyncio.run, args=(work,), name="rungen-sender", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=asyncio.run, args=(work,), name="rungen-sender", daemon=True)
+        thread.start()
         self._loop, self._async_sender, stop = opened.get()
         self._end_thread = weakref.finalize(self, _call_in, self._loop, stop.set)
         self._end_thread.atexit = False
+        self._thread = thread  # at last, since a signal handler may raise before
 
     def close(self) -> None:
         """Close the connections. The sender can be used again."""

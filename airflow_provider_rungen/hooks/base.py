@@ -275,9 +275,12 @@ class FlowHook(BaseHook):
             finally:
                 await sender.close()
 
-        with contextlib.suppress(TimeoutError):
-            # in a thread: this one may have an event loop that runs
-            return begin(asyncio.run, run()).result(within + 0.5)
+        performed = begin(asyncio.run, run())  # in a thread: this one may have an event loop that runs
+        try:
+            return performed.result(within + 0.5)
+        except TimeoutError:
+            if performed.done():  # it is an error of the flow
+                raise
         raise RunGenConnectionError("There was no time left", retryable=False)
 
     # --- in an event loop ---
@@ -316,8 +319,6 @@ class FlowHook(BaseHook):
         finally:
             metrics.count_request(request, response)
         return response
-
-    # --- the end ---
 
     def close(self) -> None:
         """Close the connections of the blocking calls. The hook can be used again."""

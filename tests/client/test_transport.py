@@ -520,6 +520,27 @@ def test_a_connection_that_the_server_closed_meanwhile_is_made_anew(serve: Any) 
     assert len(server.heard) == 2
 
 
+def test_a_signal_while_the_sender_opens_leaves_it_usable(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender = Sender(settings_for(serve(OK).url))
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr("queue.SimpleQueue", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sender(GET)
+    assert sender(GET).status == 200
+    sender.close()
+
+
+class Interrupted:
+    """A queue whose reader a signal handler interrupts."""
+
+    def put(self, item: Any) -> None: ...
+
+    def get(self) -> Any:
+        raise KeyboardInterrupt
+
+
 def test_no_more_begin_than_there_are() -> None:
     tasks: list[int] = []
 
