@@ -52,11 +52,7 @@ def call(
     :raises RunGenError: the error of the last attempt.
     """
     may_retry = was_not_accepted if request.method == "POST" else is_transient
-    return (
-        yield from retry(
-            lambda _: send(request, read), may_retry, attempts=attempts, retry_budget=retry_budget
-        )
-    )
+    return retry(lambda _: send(request, read), may_retry, attempts=attempts, retry_budget=retry_budget)
 
 
 def send(request: Request, read: Callable[[Any], T]) -> Flow[T]:
